@@ -97,7 +97,7 @@ class Entrepot(FastAPI):
         self.openapi_document = documentation.OpenAPIDocument(self.openapi)
         self.telemetry = telemetry
         self.request_recorder = telemetry.requests
-        """What the server tells about each request (`registry.server.connection.request_reports`)."""
+        """The server reports each request to this object (`registry.server.connection.request_reports`)."""
         self._in_flight_cell = telemetry.metrics.in_flight.first
         self.running_requests = 0
         """Number of requests in progress, except those that the response cache answers."""
@@ -117,7 +117,7 @@ class Entrepot(FastAPI):
         self.event_streams: set[object] = set()
         """The streams of events that are open (`registry.admin.event_stream`)."""
         self.pages: Pages | None = None
-        """What the pages for people are made with; None: there are none."""
+        """The objects that make the pages for people; None: this registry has no such pages."""
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
         self._app_outside_v2: AsgiApp = SecurityHeaders(  # around FastAPI's own `__call__`
             RateLimitedApp(super().__call__, factory.rate_limit, self._refuse),
@@ -169,7 +169,7 @@ class Entrepot(FastAPI):
                 with telemetry.tracing.request(scope):
                     await self._answer(scope, receive, send)
             elif telemetry.metrics_port is None and is_distribution(raw_path(scope)):
-                await self.service.distribution(scope, receive, send)  # as `_answer` does, without a coroutine more
+                await self.service.distribution(scope, receive, send)  # as `_answer` does, but without its coroutine
             else:
                 await self._answer(scope, receive, send)
         finally:
@@ -189,7 +189,8 @@ class Entrepot(FastAPI):
                 await self._app_outside_v2(scope, metered_receive, metered_send)
 
     async def _refuse(self, scope: Scope, send: Send, error: TooManyRequests) -> None:
-        """Answers a request outside `/v2` beyond the rate limit: with a page where a page was asked for."""
+        """Answers a request outside `/v2` that the rate limit refuses. Sends a page if the request asked for a page,
+        and JSON otherwise."""
         if self.pages is not None and site.is_page(scope["path"]):
             await send_too_many(self.pages, scope, send, error)
         else:
@@ -268,8 +269,9 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
 
 
 async def _start_or_hand_over_work(app: Entrepot) -> None:
-    """Starts the background work if `app` has taken over from another application while its store was opened. Hands the
-    work over if another application has replaced `app` in that time."""
+    """Starts or hands over the background work of `app` after its store has been opened for writing. Opening takes
+    time: meanwhile `app` may have replaced another application (then this starts the work), or another application may
+    have replaced `app` (then this hands the work over)."""
     try:
         if app.work is not None and app.starts_work and not app.is_retiring:
             await app.work.start()

@@ -36,10 +36,16 @@ if TYPE_CHECKING:
 
 
 class Backend(NamedTuple):
-    """The opened store, which is the hosted registry; the router that passes each call to it or to a mirror; the work
-    of upkeep on them; the recorder of the pulls that this process serves; the same pulls as events (None: nobody wants
-    these); what a server does beside its requests; the mirrors by the names of their upstreams; and the search of an
-    upstream to which searches are passed on (None: there is none)."""
+    """The store, the mirrors, and the objects that work on them.
+
+    - `store`: the opened store, which is the hosted registry.
+    - `router`: passes each call to the store or to a mirror.
+    - `upkeep`: what upkeep of the store and the mirrors needs.
+    - `pulls`: records the pulls that this process serves.
+    - `pull_events`: makes an event of each pull; None: the settings ask for no such events.
+    - `work`: what a server does in the background.
+    - `mirrors`: the mirrors, by the names of their upstreams.
+    - `upstream_search`: the search of the upstream to which searches are passed on; None: there is none."""
 
     store: StoredRegistry
     router: Router
@@ -56,7 +62,7 @@ def make_mirror(
 ) -> Mirror:
     """Returns the mirror of an upstream, which caches the upstream's content in `store`. Makes no connection yet. The
     caller closes the mirror with `aclose`, which also closes the mirror's HTTP client. `clock` returns seconds since
-    1970. `observer` counts the mirror's work; None: nobody does."""
+    1970. `observer` counts the mirror's work; None: the work is not counted."""
     from registry.mirror.mirror import Mirror
     from registry.mirror.observer import UNOBSERVED
     from registry.upstream.client import make_upstream_client
@@ -121,11 +127,12 @@ async def open_backend(
     - `collect_every`: seconds between two rounds of garbage collection; None: no rounds.
     - `serving`: whether the process is a server. A server logs when the disk becomes full, and does the work in the
       background that `BackgroundWork` describes.
-    - `starts_work`: whether a server starts this work now. False: the caller starts it later with `Backend.work`.
+    - `starts_work`: whether a server starts its background work now. False: the caller starts it later with
+      `Backend.work`.
     - `may_open_read_only`: what happens if the disk is too full to open the database for writing. True: it is opened
       only for reading. False: raises StorageFull.
     - `clock`: returns seconds since 1970.
-    - `telemetry`: counts what the store and the mirrors do; None: nobody does."""
+    - `telemetry`: counts what the store and the mirrors do; None: this is not counted."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(
             open_registry(

@@ -1,8 +1,17 @@
 """`BackgroundWork`: what a server process does beside answering requests.
 
-It runs queued jobs, queues those that are due, stores the pulls that it has served, counts the use of space, keeps the
-search index up, stores how much happens, evicts cached images, fetches images ahead of requests, looks at tags whose
-cooldown runs, tells webhooks of events, and collects garbage. For most of this, leases choose one process at a time.
+This work is:
+
+- to queue jobs that are due, and to run queued jobs;
+- to store the pulls that the process has served, and the numbers of pulls, pushes and mirrored requests;
+- to count the space that repositories and caches use;
+- to update the search index;
+- to evict cached images, and to fetch images ahead of requests;
+- to check tags whose cooldown has not ended;
+- to send events to webhooks;
+- to collect garbage.
+
+For most of this, a lease lets only one process at a time do the work.
 """
 
 from __future__ import annotations
@@ -58,8 +67,9 @@ class BackgroundWork:
         delivery_observer: DeliveryObserver | None = None,
         activity: ActivityCounts | None = None,
     ) -> None:
-        """`pull_events`: the pulls as events; None: nobody wants these. `delivery_observer` is told what webhooks are
-        told; None: nobody is. `activity`: how much happens; None: nobody counts it."""
+        """`pull_events`: makes an event of each pull; None: the settings ask for no such events. `delivery_observer`
+        counts the deliveries to webhooks; None: they are not counted. `activity`: the numbers of pulls, pushes and
+        mirrored requests; None: they are not counted."""
         self._settings = settings
         self._store = store
         self._router = router
@@ -73,7 +83,7 @@ class BackgroundWork:
         self._activity = None if activity is None else ActivityRecorder(store.activity, store.leases, activity, clock)
         self._is_started = False
         self._tasks: list[asyncio.Task[None]] = []  # the job runner and the pull recorder
-        self._schedules: list[asyncio.Task[None]] = []  # what follows the settings, and ends with `hand_over`
+        self._schedules: list[asyncio.Task[None]] = []  # depend on the settings; `hand_over` ends them
         self._watches = AsyncExitStack()  # warming and cooldowns
 
     def on_job_ended(self, function: Callable[[str, JobState], None]) -> None:
@@ -163,8 +173,9 @@ class BackgroundWork:
 
 
 def search_indexer(settings: Settings, store: StoredRegistry) -> SearchIndexer:
-    """Returns what keeps the search index up. The labels in an image config of a private upstream can be found only
-    after the upstream has confirmed that the repository has this config: only then can clients pull it."""
+    """Returns the object that keeps the search index up to date. The labels in an image config of a private upstream
+    can be found only after the upstream has confirmed that the repository has this config: only then can clients pull
+    it."""
     private = {upstream.name for upstream in settings.upstream if upstream.has_private_repositories}
 
     async def may_read(repo: RepositoryName, digest: Digest) -> bool:

@@ -4,7 +4,8 @@ Each set of settings has an application of its own (`Entrepot`) with its own sto
 settings opens a second application and then passes new requests to it. A request belongs to one application from its
 start to its end. The old application is closed when its requests, jobs and downloads have ended.
 
-Two stores in one process exclude each other like those of two processes, because their locks belong to open files.
+The locks of a store belong to its open files. So the locks of two stores exclude each other even if one process has
+opened both.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class LiveApp:
         self._make_app = make_app
         self._current = _Running(make_app(settings, True))
         self.request_recorder = self._current.app.request_recorder
-        """What the server tells about each request. All applications share it."""
+        """The server reports each request to this object. All applications share it."""
         self._prepared: _Running | None = None
         self._server_state: dict[str, Any] = {}
         """The server's values in the lifespan state. Each application gets a copy."""

@@ -79,7 +79,7 @@ class LineRecord(logging.LogRecord):
 
 class LineFormatter(logging.Formatter):
     """Formats records as `2026-01-31 12:00:00,123 INFO registry.calls[77] what happened`: local time, level, logger,
-    process id, message. Formats the parts before the process id only once for consecutive records with the same."""
+    process id, message. Consecutive records with the same time, level and logger share these formatted parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,8 +150,9 @@ class BufferedHandler(logging.Handler):
 
     def write_later(self, name: str, make_message: Callable[..., str], *arguments: Any) -> None:
         """Adds a message of level INFO and of the logger `name` as a line of text, without a log record. The message is
-        `make_message(*arguments)`, which is called when the buffered lines are written: it takes a third of the time in
-        a loop over many lines. Raises nothing: errors go to `handleError`, as in `emit`."""
+        `make_message(*arguments)`, which is called when the buffered lines are written. A loop over many lines needs
+        only a third of the time that the separate calls would need. Raises nothing: errors go to `handleError`, as in
+        `emit`."""
         try:
             with self.lock or nullcontext():
                 line = (time.time(), name, make_message, arguments)

@@ -87,12 +87,13 @@ class Service:
     - `readiness` says whether the service can serve.
     - `access`: the parts for accounts; None: the service has no accounts and cannot get any.
     - `storage_problem` returns a sentence that says why nothing can be stored now; None: no problem is known.
-    - `is_store_read_only`: the store was opened only for reading, because the disk was too full to open it for writing.
+    - `is_store_read_only`: whether the store was opened only for reading, because the disk was too full to open it for
+      writing.
     - `work`: the background work; None: there is none.
-    - `retire_read_only_store` closes such a store, after another service has replaced this one. Every later call on the
-      store raises StorageFull. Does nothing to a store that is open for writing.
+    - `retire_read_only_store` closes a store that was opened only for reading, after another service has replaced this
+      one. Every later call on the store raises StorageFull. Does nothing to a store that is open for writing.
     - `endpoint_health` returns what this process knows about the endpoints of each upstream.
-    - `pages`: what pages need; None: there are no pages."""
+    - `pages`: the objects that the pages for people need; None: this service has no such pages."""
 
     distribution: DistributionAPI
     unchecked_registry: Registry
@@ -110,7 +111,7 @@ class ServiceFactory:
     """Builds the services of one worker. A worker opens a second one if its first one could only be opened read-only.
 
     `rate_limit`: the rate limit that all workers share (`shared_rate_limit`); None: no limit. `telemetry` counts what
-    the service does; None: nobody does. `clock` returns seconds since 1970."""
+    the service does; None: this is not counted. `clock` returns seconds since 1970."""
 
     def __init__(
         self,
@@ -228,8 +229,8 @@ class ServiceFactory:
         )
 
     def _browser(self, backend: Backend, policy: Policy, live: Registry) -> RepositoryBrowser:
-        """Returns what shows the content to people, with the rights of each request. `live`: the guarded registry that
-        clients use."""
+        """Returns the object that reads the content for pages and the management API. Each read needs the rights of the
+        current request. `live`: the guarded registry that clients use."""
         store, router = backend.store, backend.router
         private = [upstream.name for upstream in self.settings.upstream if upstream.has_private_repositories]
         stored = stored_content(
@@ -243,8 +244,8 @@ class ServiceFactory:
         return RepositoryBrowser(guard, live, store)
 
     def _page_components(self, backend: Backend, components: AuthComponents, policy: Policy) -> PageComponents:
-        """Returns what pages need. Their registry leads every name to the store, so that no page waits for an
-        upstream, or uses up what it allows."""
+        """Returns the objects that the pages for people need. Their registry reads every repository from the store and
+        asks no upstream. So no page waits for an upstream, and no page uses up the requests that an upstream allows."""
         store, naming = backend.store, backend.router.naming
         stored_only = Router(store, dict.fromkeys(naming.upstreams, store), store.is_known_repository, naming)
         guard = Guarded(
@@ -258,7 +259,8 @@ class ServiceFactory:
         return PageComponents(self._observe(guard), naming, cross_site)
 
     def _with_admission(self, registry: Registry, store: StoredRegistry) -> Registry:
-        """Returns `registry` with a check whether there is room for pushes, if the settings limit it."""
+        """Returns `registry` with a check that there is room for each push. Returns `registry` itself if the settings
+        limit neither the space of repositories nor the free space of the disk."""
         if not self.settings.quota and min_free_space(self.settings) is None:
             return registry
         return Admission(registry, store.push_refusal, store.usage.check_room if self.settings.quota else None)
@@ -330,8 +332,9 @@ class RateLimitMemory:
 
 
 def shared_rate_limit(settings: Settings, memory: RateLimitMemory | None = None) -> RateLimit | None:
-    """Returns the rate limit in the settings, which counts the requests of all workers in `memory`; None: they set no
-    limit. Without `memory`, it makes its own; then it must be called before the workers are forked.
+    """Returns the rate limit in the settings, which counts the requests of all workers in `memory`. Returns None if the
+    settings have no rate limit. If `memory` is None, creates it; then the caller has to call this before the workers
+    are forked.
 
     Health checks have a limit of their own: the same rate, but at least `MIN_HEALTH_CHECKS_PER_SECOND`."""
     per_second = settings.limits.requests_per_second

@@ -55,13 +55,14 @@ class ActivityPeriod(BaseModel):
 
     @classmethod
     def from_stored(
-        cls, found: Sequence[ActivityBucket], unstored: Activity, now: float, seconds: int, count: int
+        cls, buckets: Sequence[ActivityBucket], unstored: Activity, now: float, seconds: int, count: int
     ) -> Self:
-        """Converts stored buckets of `seconds`. `unstored`: what belongs to the running bucket besides. `count`: how
-        many buckets there are up to `now`, in seconds since 1970; those that nothing is stored of are empty."""
+        """Converts stored buckets. `seconds`: the length of a bucket. `unstored`: activity of the running bucket that
+        is not stored yet. `now`: seconds since 1970. `count`: the number of buckets in the result, the last of which
+        contains `now`. A bucket is empty if nothing is stored for it."""
         running = int(now) // seconds * seconds
         starts = range(running - (count - 1) * seconds, running + 1, seconds)
-        by_start = {bucket.start: bucket.activity for bucket in found}
+        by_start = {bucket.start: bucket.activity for bucket in buckets}
         by_start[running] = _sum([by_start.get(running, Activity()), unstored])
         shown = [ActivityBucket(start, by_start.get(start, Activity())) for start in starts]
         return cls(
@@ -82,8 +83,8 @@ class ActivityResponse(BaseModel):
 
 @router.get("/activity", tags=["status"])
 async def read_activity(request: Request, caller: AdminCaller) -> ActivityResponse:
-    """Returns how much was pulled and pushed, what the mirrors answered from what is stored, and how many bytes they
-    fetched and saved. A pull is a GET or HEAD of a manifest. Hours and days are kept for a month."""
+    """Returns how much was pulled and pushed, how many requests the mirrors answered from the cache, and how many bytes
+    they fetched and saved. A pull is a GET or HEAD of a manifest. Hours and days are kept for a month."""
     return await read_activity_for(request, caller)
 
 
@@ -97,8 +98,8 @@ async def activity_until(stored: ActivityLog, unstored: Activity, now: float) ->
     """Returns the activity until `now`, in seconds since 1970. `unstored`: what is not in the store yet."""
 
     async def period(seconds: int, count: int) -> ActivityPeriod:
-        found = await stored.buckets(now - (count - 1) * seconds, seconds)
-        return ActivityPeriod.from_stored(found, unstored, now, seconds, count)
+        buckets = await stored.buckets(now - (count - 1) * seconds, seconds)
+        return ActivityPeriod.from_stored(buckets, unstored, now, seconds, count)
 
     return ActivityResponse(day=await period(HOUR_SECONDS, HOURS), month=await period(DAY_SECONDS, DAYS))
 

@@ -25,7 +25,7 @@ _RANGE: Final = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18})
 """A request for one range. A client that asks for several gets the whole archive."""
 _SLOW_BYTES: Final = 256 * 1024
 _SLOW_SECONDS: Final = 30.0
-"""A client that takes this long for `_SLOW_BYTES` is slow."""
+"""A client that needs this many seconds to receive `_SLOW_BYTES` is slow."""
 
 
 class RunningDownload:
@@ -41,7 +41,8 @@ class RunningDownload:
 
     @contextmanager
     def sending(self, count: int) -> Iterator[None]:
-        """A context manager within which `count` bytes are sent, as fast as the client takes them."""
+        """A context manager for a block that sends `count` bytes. Measures how long the client needs to receive
+        them."""
         time = asyncio.get_running_loop().time
         since = self._waiting_since = time()
         try:
@@ -200,10 +201,10 @@ def is_not_modified(archive: ImageArchive, headers: Mapping[str, str]) -> bool:
 def _requested_span(archive: ImageArchive, headers: Mapping[str, str]) -> tuple[int, int] | None:
     """Returns the offsets of the first byte that the client asks for, and of the byte after the last one; None if it
     asks for the whole archive, or for the rest of another one (If-Range)."""
-    found = _RANGE.fullmatch(headers.get("range", "").strip())
-    if found is None or headers.get("if-range", archive.etag).strip() != archive.etag:
+    match = _RANGE.fullmatch(headers.get("range", "").strip())
+    if match is None or headers.get("if-range", archive.etag).strip() != archive.etag:
         return None
-    first, last, suffix = found.groups()
+    first, last, suffix = match.groups()
     if suffix is not None:
         start, stop = max(0, archive.size - int(suffix)), archive.size
     else:

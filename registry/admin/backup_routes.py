@@ -60,8 +60,8 @@ class NewBackup(BaseModel):
 async def list_backups(caller: AdminCaller) -> models.ListPage[BackupResponse]:
     """Lists the complete backups in the directory that `[backup] target` names, newest first."""
     directory = BackupDirectory(_target(caller), System())
-    found = await asyncio.to_thread(directory.snapshots)
-    return models.ListPage(items=[BackupResponse.from_stored(each) for each in reversed(found)], next=None)
+    snapshots = await asyncio.to_thread(directory.snapshots)
+    return models.ListPage(items=[BackupResponse.from_stored(each) for each in reversed(snapshots)], next=None)
 
 
 @router.post("/backups", tags=["backups"], status_code=202)

@@ -1,4 +1,4 @@
-"""Logins of people with a browser, for the pages that offer them: neither HTML nor JSON.
+"""Logins of people with a browser. Pages and routes call this module; it contains no HTML and no JSON.
 
 `BrowserLogin` starts and ends sessions. A session begins with the account's password, or with a login at the OpenID
 provider. `login_problem` says what a page shows after a login that failed, and `local_path` checks the path to which

@@ -29,7 +29,7 @@ class CachePartResponse(BaseModel):
     blobs: int
     tags: int
     images: int = Field(description="Number of images. The manifests of an index count as one image")
-    oldest_pull: datetime | None = Field(description="When the image that goes first was last pulled")
+    oldest_pull: datetime | None = Field(description="When the image that would be evicted first was last pulled")
     complete: bool = Field(description="False while the content is still being counted")
 
     @classmethod

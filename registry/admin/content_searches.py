@@ -1,4 +1,4 @@
-"""Searches on behalf of somebody (`ContentSearches`): what is found is what this principal may pull."""
+"""Searches the content for a principal (`ContentSearches`), and finds only what this principal may pull."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ContentSearches:
         return await self._store.search.is_indexing()
 
     def check_may_search(self, principal: Principal) -> None:
-        """Raises Unauthorized for an anonymous client that may pull nothing, so that it logs in."""
+        """Raises Unauthorized for an anonymous client that may pull nothing, which makes the client log in."""
         if principal.is_anonymous and not principal.open and not _readable(principal).patterns:
             raise Unauthorized("log in to search")
 
@@ -87,9 +87,9 @@ class ContentSearches:
                 continue
             for stored in candidates:
                 if principal.may(Action.PULL, stored, pasted.repository):
-                    found = await self._find(stored, pasted.reference)
-                    if found is not None:
-                        return found
+                    match = await self._find(stored, pasted.reference)
+                    if match is not None:
+                        return match
         return None
 
     async def _find(self, stored: RepositoryName, reference: Reference | None) -> SearchTarget | None:
@@ -119,19 +119,20 @@ class ContentSearches:
         the upstream."""
         if self._upstream_search is None or not _may_pull_below(principal, self._upstream_search.upstream):
             return []
-        found, readable = [], _readable(principal)
+        hits, readable = [], _readable(principal)
         for result in await self._upstream_search.find(text, count, page):
             with suppress(NameInvalid, NameUnknown):
                 naming, upstream = self._router.naming, self._upstream_search.upstream
                 stored = naming.mirrored_name(naming.with_upstream(upstream, RepositoryName(result.name)), upstream)
                 if stored in readable:
-                    found.append((stored, result))
-        return found
+                    hits.append((stored, result))
+        return hits
 
 
 def _readable(principal: Principal) -> NameSet:
-    """Returns the names in which a principal may find something: those that a list of repositories shows. The access of
-    a bearer token that is not for the list shortens them."""
+    """Returns the names of the repositories in which `principal` may find something. These are the repositories that a
+    list shows to `principal`. If the request has a bearer token that does not allow the list, they are only those that
+    the token allows to pull."""
     return principal.listable_names if principal.may_list else principal.names(Action.PULL)
 
 

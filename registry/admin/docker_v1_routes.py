@@ -45,8 +45,8 @@ class V1Result(BaseModel):
 
 
 class V1Results(BaseModel):
-    """A page of results. `num_results` counts those up to this page, and one more if there is a next page: nobody
-    counts all."""
+    """A page of results. `num_results` is the number of results up to the end of this page, plus one if there is a next
+    page: the total number is not known."""
 
     query: str
     page: int
@@ -58,7 +58,7 @@ class V1Results(BaseModel):
 
 @router.get("/_ping")
 async def ping(response: Response) -> dict[str, Any]:
-    """Says that this is a registry that needs no other one for logins."""
+    """Says that this registry handles its logins itself (`standalone`)."""
     response.headers.update(_HEADERS)
     return {"standalone": True}
 

@@ -22,7 +22,8 @@ from storage.outbox import Delivery, Event, EventAction, NewEvent
 
 router = management_router()
 MAX_PAGES_READ = 10
-"""Largest number of pages that are read for one response, most of whose events the caller may not see."""
+"""Largest number of pages of events that are read for one response. The caller may not be allowed to see most of these
+events."""
 NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
 
 
@@ -94,8 +95,8 @@ class DeliveryResponse(BaseModel):
 
 
 class RetryBody(BaseModel):
-    """Which dead letters to send again: those of one webhook, or of one event, or of one webhook and event. Without
-    both: all."""
+    """Which dead letters to send again. With `webhook`: those of this webhook. With `event`: those of this event. With
+    both: that of this webhook and event. With neither: all."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -134,12 +135,12 @@ async def list_events(
     if not caller.upkeep.settings.events.keep:
         raise Unsupported(NOT_KEPT)
     position = _number_or_none(last_event_id or after)
-    wanted = _Wanted(caller, action, repository)
+    event_filter = _EventFilter(caller, action, repository)
     if EVENT_STREAM_TYPE in accept:
-        stream = EventStream(request, position, wanted.as_json)
+        stream = EventStream(request, position, event_filter.as_json)
         headers = {"x-accel-buffering": "no"}  # nginx would collect the events otherwise
         return StreamingResponse(await stream.open(), headers=headers, media_type=EVENT_STREAM_TYPE)
-    return await _read_page(caller, wanted, position, limit)
+    return await _read_page(caller, event_filter, position, limit)
 
 
 @router.get("/events/deliveries", tags=["events"])
@@ -152,13 +153,14 @@ async def list_deliveries(
 ) -> models.ListPage[DeliveryResponse]:
     """Lists the events that are not delivered to webhooks yet, and the dead letters, newest first."""
     outbox = caller.upkeep.store.outbox
-    found = await outbox.deliveries(webhook, _number_or_none(after), limit + 1, only_dead=dead)
-    # A page ends at an event, because the next one begins with the event before it.
-    shown = found[:limit]
-    if len(found) > limit and (cut := found[limit].event.number) == shown[-1].event.number:
+    deliveries = await outbox.deliveries(webhook, _number_or_none(after), limit + 1, only_dead=dead)
+    # The next page begins with the event before the last one on this page. So a page has all deliveries of its last
+    # event, if they fit.
+    shown = deliveries[:limit]
+    if len(deliveries) > limit and (cut := deliveries[limit].event.number) == shown[-1].event.number:
         whole = [delivery for delivery in shown if delivery.event.number != cut]
         shown = whole or shown
-    following = str(shown[-1].event.number) if len(found) > limit else None
+    following = str(shown[-1].event.number) if len(deliveries) > limit else None
     return models.ListPage(items=[DeliveryResponse.from_stored(delivery) for delivery in shown], next=following)
 
 
@@ -172,11 +174,11 @@ async def recent_events(caller: Caller, limit: int) -> list[EventResponse]:
     """Returns the newest events that a caller with an account may see; nothing if no events are kept."""
     if not caller.upkeep.settings.events.keep:
         return []
-    return (await _read_page(caller, _Wanted(caller, None, None), None, limit)).items
+    return (await _read_page(caller, _EventFilter(caller, None, None), None, limit)).items
 
 
-class _Wanted:
-    """Which events a caller gets, and how."""
+class _EventFilter:
+    """Selects the events that a caller asked for and may see, and converts them to responses."""
 
     def __init__(self, caller: Caller, action: EventAction | None, repository: str | None) -> None:
         self.action = action
@@ -197,20 +199,22 @@ class _Wanted:
 
     def as_json(self, event: Event, caller: Caller) -> tuple[str, str] | None:
         """Returns the action of an event and the event as JSON, for a stream."""
-        found = self.response(event, caller)
-        return None if found is None else (found.action, found.model_dump_json())
+        response = self.response(event, caller)
+        return None if response is None else (response.action, response.model_dump_json())
 
 
-async def _read_page(caller: Caller, wanted: _Wanted, before: int | None, limit: int) -> models.ListPage[EventResponse]:
+async def _read_page(
+    caller: Caller, event_filter: _EventFilter, before: int | None, limit: int
+) -> models.ListPage[EventResponse]:
     """Returns a page of events, newest first. It may have fewer than `limit` although more follow, because the work for
     one page is bounded."""
     items: list[EventResponse] = []
     outbox = caller.upkeep.store.outbox
     for _ in range(MAX_PAGES_READ):
-        page = await outbox.before(before, limit + 1, action=wanted.action, repository=wanted.repository)
+        page = await outbox.before(before, limit + 1, action=event_filter.action, repository=event_filter.repository)
         for event in page[:limit]:
-            if (found := wanted.response(event, caller)) is not None:
-                items.append(found)
+            if (response := event_filter.response(event, caller)) is not None:
+                items.append(response)
             before = event.number
             if len(items) == limit:
                 break

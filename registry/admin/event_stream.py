@@ -1,10 +1,10 @@
 """Follows the list of events (`follow`), and sends it to one client as a stream (`EventStream`): Server-Sent Events, as
 the HTML standard (9.2) defines them.
 
-The rights of the client are checked again while the stream is open, at most a second after they change; if it has no
-account any more, or the credential has expired, the stream ends. It also ends when the server stops, reloads its
-settings or replaces this process, which need not wait for clients that never leave. A client then connects again, with
-the number of the last event it got.
+While the stream is open, the rights of the client are checked again at most a second after they change. If the account
+no longer exists or the credential has expired, the stream ends. It also ends when the server stops, reloads its
+settings or replaces this process. Otherwise these steps would wait for clients that never disconnect. After the end, a
+client connects again and sends the number of the last event that it got.
 
 Memory is bounded: one page of events is read at a time, and the next one only when the client has received most of it.
 The server closes the connection of a client that has stopped reading (`registry.server.connection.timeouts`).
@@ -26,7 +26,7 @@ from storage.errors import RegistryError, TooManyRequests
 from storage.outbox import Event, Outbox
 
 POLL_SECONDS: Final = 0.25
-"""Time between two looks whether a process has changed anything."""
+"""Seconds between two checks whether any process has changed the store."""
 PAGE_EVENTS: Final = 200
 """Largest number of events that are in memory at a time."""
 EVENT_STREAM_TYPE: Final = "text/event-stream"
@@ -60,7 +60,7 @@ async def follow(
             yielded_at = time()
         is_caught_up = len(page) < PAGE_EVENTS
         while is_caught_up and version() == current and time() - yielded_at < idle_seconds:  # noqa: ASYNC110
-            await asyncio.sleep(POLL_SECONDS)  # other processes add events, too, so there is nothing to wait for
+            await asyncio.sleep(POLL_SECONDS)  # no object can signal the events of other processes
 
 
 class EventStream:
@@ -85,8 +85,8 @@ class EventStream:
     async def _send(self) -> AsyncIterator[bytes]:
         self._streams.add(self)
         try:
-            yield b""  # for `open`: the stream counts from then on, and whoever drops the iterator ends it
-            with suppress(RegistryError):  # such as a credential that is not valid any more: the stream ends
+            yield b""  # `open` discards this part: from here on, the stream counts, and closing the iterator ends it
+            with suppress(RegistryError):  # ends the stream, for example if the credential is no longer valid
                 async for part in self._parts():
                     yield part
         finally:
@@ -95,11 +95,12 @@ class EventStream:
     async def _parts(self) -> AsyncIterator[bytes]:
         caller = await self._caller()
         store = caller.upkeep.store
-        # Read before the first byte is sent: a client that has got one gets every event from then on.
+        # The number is read before the first byte is sent, so that a client which has received this byte gets every
+        # later event.
         newest = await store.outbox.newest()
         after = newest if self._after is None else min(self._after, newest)
         yield b"retry: %d\n\n" % RECONNECT_MILLISECONDS
-        # The numbers begin again in a registry that was restored from a backup.
+        # After a restore from a backup, the newest number may be lower than the number that the client has.
         if after + 1 < (oldest := await store.outbox.oldest()) or after < (self._after or 0):
             yield b"event: gap\ndata: %b\n\n" % json.dumps({"oldest": oldest}).encode()
         checked_version, checked_at = store.metadata.version(), self._now()
@@ -125,8 +126,8 @@ class EventStream:
         """Returns the messages for the events of a page that the caller gets."""
         messages = []
         for event in page:
-            if (found := self._as_json(event, caller)) is not None:
-                action, data = found
+            if (shown := self._as_json(event, caller)) is not None:
+                action, data = shown
                 messages.append(f"id: {event.number}\nevent: {action}\ndata: {data}\n\n")
         return "".join(messages).encode()
 

@@ -24,7 +24,8 @@ from storage.upstream_tags import FrozenTag
 _BATCH_SIZE: Final = 100
 """Number of frozen tags to read and filter before the event loop may run other requests."""
 MAX_REFERENCE_CHARACTERS: Final = 600
-"""The longest repository name, tag and digest together are shorter."""
+"""Maximum length of a reference in a request. The longest possible repository name, tag and digest together are
+shorter."""
 ReferenceQuery = Annotated[
     str,
     Query(description="The tag, as in `docker pull`", max_length=MAX_REFERENCE_CHARACTERS, examples=["ubuntu:24.04"]),
@@ -81,10 +82,10 @@ async def list_frozen_tags(
 async def freeze(caller: LoggedInCaller, body: TagToFreeze) -> FrozenTagResponse:
     """Freezes a mirrored tag: it stays at its digest, and the upstream is not asked for it any more. You have to be an
     admin, or have the action `admin` on the repository."""
-    wanted = parse_tag_reference(body.reference)
-    await check_may_manage(caller, wanted.repository)
+    tag_reference = parse_tag_reference(body.reference)
+    await check_may_manage(caller, tag_reference.repository)
     upkeep = caller.upkeep
-    result = await freeze_tag(upkeep.router, upkeep.store.upstream_tags, wanted, by=caller.actor)
+    result = await freeze_tag(upkeep.router, upkeep.store.upstream_tags, tag_reference, by=caller.actor)
     return FrozenTagResponse.from_stored(result.frozen)
 
 
@@ -92,9 +93,9 @@ async def freeze(caller: LoggedInCaller, body: TagToFreeze) -> FrozenTagResponse
 async def unfreeze(caller: LoggedInCaller, reference: ReferenceQuery) -> None:
     """Unfreezes a tag: from now on the upstream and the cooldown decide what pulls get. You have to be an admin, or
     have the action `admin` on the repository."""
-    wanted = parse_tag_reference(reference)
-    await check_may_manage(caller, wanted.repository)
-    await unfreeze_tag(caller.upkeep.router, caller.upkeep.store.upstream_tags, wanted, by=caller.actor)
+    tag_reference = parse_tag_reference(reference)
+    await check_may_manage(caller, tag_reference.repository)
+    await unfreeze_tag(caller.upkeep.router, caller.upkeep.store.upstream_tags, tag_reference, by=caller.actor)
 
 
 async def check_may_manage(caller: Caller, repository: RepositoryName) -> None:

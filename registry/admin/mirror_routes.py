@@ -186,8 +186,8 @@ async def list_cached_images(
     frozen: dict[RepositoryName, set[str]] = {}
     for image in page.images:
         if image.repository not in frozen:
-            found = await store.upstream_tags.frozen_in(image.repository)
-            frozen[image.repository] = {each.tag for each in found}
+            frozen_tags = await store.upstream_tags.frozen_in(image.repository)
+            frozen[image.repository] = {each.tag for each in frozen_tags}
     end = after + len(page.images)
     return CachedImageList(
         items=[CachedImageResponse.from_stored(image, frozen[image.repository]) for image in page.images],

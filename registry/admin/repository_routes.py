@@ -1,9 +1,9 @@
 """The routes of `/api/v1/repositories/{name}` that show what is in a repository. The docstrings of the routes are the
 descriptions in the OpenAPI document.
 
-The name of a repository in the path may contain slashes. Each path ends with words of its own, so it belongs to one
-route only, also if the name contains such words. The routes show what this registry stores: they never ask the upstream
-of a mirrored repository.
+The name of a repository in the path may contain slashes. No two paths here end with the same words, so a path belongs
+to one route only, even if the name of the repository contains such words. The routes show what this registry stores:
+they never ask the upstream of a mirrored repository.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from storage.tag_removal import MAX_REMOVED_TAGS
 
 router = management_router()
 large_router = management_router(LargeBodyRoute)
-"""The routes whose bodies may be large."""
+"""The routes that accept large request bodies."""
 
 
 async def path_reference(reference: Annotated[str, Path(examples=["v1"], max_length=200)]) -> Reference:
@@ -64,11 +64,11 @@ async def list_tags(
     ] = "",
     order: Annotated[
         TagOrder,
-        Query(description="`version`: numbers as numbers, `1.9` before `1.10`. `size`: only up to 2000 matching tags"),
+        Query(description="`version`: `1.9` comes before `1.10`. `size`: only if at most 2000 tags match"),
     ] = TagOrder.NAME,
     descending: Annotated[bool, Query(description="Reverses the order")] = False,
     referrer_tags: Annotated[
-        bool, Query(description="With tags such as `sha256-….sig`, which belong to the image that they name")
+        bool, Query(description="Also list tags such as `sha256-….sig`, which belong to the image that they name")
     ] = False,
     after: Annotated[str | None, Query(description="The field `next` of the previous page", max_length=200)] = None,
     limit: Annotated[int, Query(description="Maximum number of tags", ge=1, le=MAX_PAGE_TAGS)] = 50,
@@ -113,8 +113,8 @@ async def read_raw_config(caller: AnyCaller, name: PathRepository, reference: Pa
 
 @router.get("/repositories/{name:path}/manifests/{reference}/referrers", tags=["repositories"])
 async def list_referrers(caller: AnyCaller, name: PathRepository, reference: PathReference) -> ReferrersView:
-    """Lists what refers to a manifest, in groups by artifact type: signatures, SBOMs, attestations and other artifacts,
-    also those under cosign's old tags and those that BuildKit lists in an index. Needs `pull` on the repository."""
+    """Lists what refers to a manifest, in groups by artifact type: signatures, SBOMs, attestations and other artifacts.
+    Includes those under cosign's old tags and those that BuildKit lists in an index. Needs `pull` on the repository."""
     stored = await readable_repository(caller, name)
     return await caller.browser.referrers(caller.request_on(stored), stored, reference)
 
@@ -157,8 +157,8 @@ class ExpectedTagsToRemove(TagsToRemove):
     digests: dict[str, str] = Field(
         default_factory=dict,
         max_length=MAX_REMOVED_TAGS,
-        description="For some or all of the tags, the digest that the plan has shown. A tag that points at another one "
-        "by now is left alone",
+        description="For some or all of the tags, the digest that the plan has shown. A tag that points at another "
+        "digest by now is left alone",
         examples=[{"v1": "sha256:" + 64 * "0"}],
     )
 
@@ -228,7 +228,7 @@ class NewDescription(models.BodyModel):
 
     text: str = Field(description="Markdown, up to 256 KiB; empty: removes the description", examples=["# Our app"])
     revision: int | None = Field(
-        default=None, ge=0, description="The revision that you have changed; 412 if it is not the current one any more"
+        default=None, ge=0, description="The revision on which your text is based; 412 if there is a newer one"
     )
 
 

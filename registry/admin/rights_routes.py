@@ -55,14 +55,14 @@ class RightsResponse(BaseModel):
     repositories: list[RepositoryRightsResponse]
 
     @classmethod
-    def from_explanation(cls, found: RightsExplanation) -> Self:
+    def from_explanation(cls, explanation: RightsExplanation) -> Self:
         return cls(
-            account=found.account,
-            stored=found.is_stored,
-            enabled=found.is_enabled,
-            admin=found.is_admin,
-            open=found.is_open,
-            repositories=[RepositoryRightsResponse.from_rights(rights) for rights in found.repositories],
+            account=explanation.account,
+            stored=explanation.is_stored,
+            enabled=explanation.is_enabled,
+            admin=explanation.is_admin,
+            open=explanation.is_open,
+            repositories=[RepositoryRightsResponse.from_rights(rights) for rights in explanation.repositories],
         )
 
 

@@ -34,7 +34,7 @@ class ScrubRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    rate: int | None = Field(default=None, gt=0, description="Bytes per second; null: that of the settings")
+    rate: int | None = Field(default=None, gt=0, description="Bytes per second; null: the rate in the settings")
     keep_going: bool = Field(default=False, description="Go on after twenty damaged blobs in a row")
 
 
@@ -120,7 +120,7 @@ class QuarantinedResponse(BaseModel):
     """Damaged bytes that the registry keeps for inspection. `damaged`: whether the blob is still damaged."""
 
     digest: str
-    place: str = Field(description="Where they are; for a registry with files, the path in the data directory")
+    place: str = Field(description="Where the bytes are: a path in the data directory, if blobs are stored as files")
     size: int
     since: datetime
     damaged: bool
@@ -179,11 +179,11 @@ async def show_scrub(caller: AdminCaller) -> ScrubStatus:
 async def start_scrub(caller: AdminCaller, request: ScrubRequest | None = None) -> JobResponse:
     """Starts a job that completes the current round of scrub. If there is none, the job starts a new round. After a
     restart, the server continues the job. Answers 409 if such a job is queued or running."""
-    wanted = request or ScrubRequest()
+    scrub_request = request or ScrubRequest()
     jobs = caller.upkeep.store.jobs
     if active := await jobs.active(KIND):
         raise JobRunning(f"{active[0].actor} has started scrub already (job {active[0].id})")
-    return await queue_job(caller, KIND, scrub_arguments(wanted.rate, keep_going=wanted.keep_going))
+    return await queue_job(caller, KIND, scrub_arguments(scrub_request.rate, keep_going=scrub_request.keep_going))
 
 
 @router.get("/damaged", tags=["scrub"])

@@ -124,9 +124,9 @@ async def search(
         return {"repository": name, "mirrored_from": searches.upstream_of(name)}
 
     async def found(
-        wanted: str, find: Callable[..., Awaitable[SearchPage[FoundT]]], to_model: Callable[[FoundT], ItemT]
+        result_kind: str, find: Callable[..., Awaitable[SearchPage[FoundT]]], to_model: Callable[[FoundT], ItemT]
     ) -> FoundList[ItemT] | None:
-        if kind not in (None, wanted):
+        if kind not in (None, result_kind):
             return None
         return FoundList[Any].from_page(await find(principal, q, offset, limit), offset, to_model)
 
@@ -154,15 +154,15 @@ async def search(
     )
 
 
-def _target(found: SearchTarget | None, searches: ContentSearches) -> FoundTarget | None:
-    if found is None:
+def _target(target: SearchTarget | None, searches: ContentSearches) -> FoundTarget | None:
+    if target is None:
         return None
-    name, reference = found.repository, found.reference
+    name, reference = target.repository, target.reference
     place: dict[str, Any] = {"repository": name, "mirrored_from": searches.upstream_of(name)}
     if reference is None:
         return FoundTarget(**place, kind="repository")
     if isinstance(reference, Digest):
-        return FoundTarget(**place, kind="blob" if found.is_blob else "manifest", digest=reference)
+        return FoundTarget(**place, kind="blob" if target.is_blob else "manifest", digest=reference)
     return FoundTarget(**place, kind="tag", tag=reference)
 
 

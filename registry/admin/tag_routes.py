@@ -1,8 +1,8 @@
 """The routes of `/api/v1/repositories/{name}/tags`: the history of tags, and changes of tags. The docstrings of the
 routes are the descriptions in the OpenAPI document.
 
-The name of a repository in the path may contain slashes. All routes end with `/tags/`, a tag, and at most one more
-word, or with a word of their own, so a path belongs to one route only, also if the name itself contains `/tags/`.
+The name of a repository in the path may contain slashes. A path ends with `/tags/` and a tag, with `/tags/`, a tag and
+one word, or with `/tag-history`. So it belongs to one route only, even if the name of the repository contains `/tags/`.
 """
 
 from __future__ import annotations

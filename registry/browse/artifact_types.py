@@ -44,7 +44,7 @@ _BUNDLE_PREFIX: Final = "application/vnd.dev.sigstore.bundle"
 _BY_TAG: Final[Mapping[str, Purpose]] = MappingProxyType(
     {".sig": Purpose.SIGNATURE, ".sbom": Purpose.SBOM, ".att": Purpose.ATTESTATION}
 )
-"""By what follows the digest in the name of a tag of older versions of cosign."""
+"""Purposes by the suffix that older versions of cosign write after the digest in a tag."""
 _SBOM_PREDICATES: Final = ("https://spdx.dev/", "https://cyclonedx.org/")
 SIGNATURE_PREDICATE: Final = "https://sigstore.dev/cosign/sign/"
 """The type of the statement in a Sigstore bundle that is a signature of cosign."""

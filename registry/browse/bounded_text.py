@@ -1,5 +1,5 @@
-"""Cuts what an image says about itself to what fits on a page: an image may have labels of a megabyte, or a thousand of
-them."""
+"""Cuts the texts in an image's config and annotations to what fits on a page: an image may have labels of a megabyte,
+or a thousand of them."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def _summarize_config(digest: Digest, data: bytes) -> ConfigSummary:
 
 
 def _predicates(layers: Iterable[Descriptor]) -> frozenset[str]:
-    """Returns the first types of what the layers state."""
+    """Returns the first predicate types of the layers."""
     found: set[str] = set()
     for layer in layers:
         predicate = (layer.annotations or {}).get(_PREDICATE)
@@ -255,7 +255,8 @@ def _bytes_of(texts: Iterable[str]) -> int:
 
 
 class _Kept(Generic[T]):
-    """The values that were used last. Together they take at most `_MAX_KEPT_BYTES`; `bytes_of` says what each takes."""
+    """The most recently used values. Together they take at most `_MAX_KEPT_BYTES`; `bytes_of` returns the size of
+    each."""
 
     def __init__(self, bytes_of: Callable[[T], int]) -> None:
         self._bytes_of = bytes_of

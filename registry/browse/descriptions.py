@@ -59,8 +59,7 @@ class DescriptionPages:
         return await self._view(repo, await self._descriptions.put_description(repo, text, by=by, revision=revision))
 
     async def preview(self, text: str) -> str:
-        """Returns a text as HTML, as a description with this text would have it. Raises RequestInvalid as `put`
-        does."""
+        """Returns the HTML that a description with this text would have. Raises RequestInvalid as `put` does."""
         _check(text)
         async with self._thread:
             return await asyncio.to_thread(render_markdown, text)
@@ -101,8 +100,8 @@ def _check(text: str) -> None:
 
 
 def render_markdown(text: str) -> str:
-    """Returns Markdown (CommonMark, with tables and strikethrough) as safe HTML. Of a very long text, the end is shown
-    as it is."""
+    """Returns Markdown (CommonMark, with tables and strikethrough) as safe HTML. The end of a very long text is
+    returned as plain text."""
     # Imported with the first description: most servers never show one.
     import nh3
     from markdown_it import MarkdownIt

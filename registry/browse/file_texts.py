@@ -61,7 +61,7 @@ def find_statement(document: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _text(data: bytes) -> str | None:
-    """Returns data as text; None if it is none."""
+    """Returns data as text; None if it is not text."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:

@@ -171,7 +171,7 @@ def _wrong_size(digest: Digest) -> BlobUnknown:
 def _contents(
     manifest: Manifest, blobs: Sequence[Descriptor], name: str | None, platform: Mapping[str, object] | None
 ) -> Iterator[bytes | Descriptor]:
-    """Yields what the archive consists of. The small files that say what is in it come first."""
+    """Yields the parts of the archive. The small files that describe it come first."""
     assert manifest.config is not None
     root = replace(manifest.descriptor, annotations=None, artifact_type=None, platform=platform).as_json()
     if name is not None:

@@ -94,8 +94,8 @@ def parse_object(data: bytes) -> dict[str, Any] | None:
 
 
 def parse_time(value: object) -> datetime | None:
-    """Parses a time (RFC 3339). Returns None for other values, and for the year 1, which builders write that give no
-    time."""
+    """Parses a time (RFC 3339). Returns None for other values, and for the year 1, which builders write if they state
+    no time."""
     if not isinstance(value, str) or len(value) > 64:
         return None
     try:
@@ -131,8 +131,8 @@ def _history(parts: Sequence[object]) -> list[HistoryEntry]:
 
 
 def readable_command(created_by: str) -> str:
-    """Returns the command of a step as it stood in the Dockerfile, as far as that can be told. Builders put the shell
-    in front of it, and classic docker marks steps without a layer by `#(nop)`."""
+    """Returns the command of a step as in the Dockerfile, as far as that is known. Builders put the shell in front of
+    it, and classic docker marks steps without a layer by `#(nop)`."""
     text = _BUILDKIT.sub("", created_by).strip()
     instruction = _INSTRUCTION.match(text)
     if instruction:  # BuildKit: `RUN /bin/sh -c apt-get update # buildkit`

@@ -86,7 +86,7 @@ class OverviewReader:
         return overviews
 
     async def _summaries(self, repo: RepositoryName, sizes: Mapping[Digest, int]) -> dict[Digest, ManifestSummary]:
-        """Returns the summaries of manifests with these sizes. What is beyond `_MAX_PAGE_BYTES` is not read."""
+        """Returns the summaries of manifests with these sizes. Manifests beyond `_MAX_PAGE_BYTES` are not read."""
         found, remaining = {}, _MAX_PAGE_BYTES
         for number, (digest, size) in enumerate(sizes.items()):
             if number % _BATCH == 0:

@@ -189,7 +189,8 @@ def _purpose(view: ReferrerView) -> Purpose:
 
 
 def _predicates(view: ReferrerView) -> list[str]:
-    """Returns the types of what a referrer states. Sigstore's bundles have it as an annotation of the manifest."""
+    """Returns the predicate types that a referrer states. Sigstore's bundles have it as an annotation of the
+    manifest."""
     own: Iterable[str] = [view.annotations.get("dev.sigstore.bundle.predicateType", "")]
     return [predicate for predicate in (*own, *(file.predicate_type for file in view.files)) if predicate]
 

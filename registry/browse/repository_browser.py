@@ -47,7 +47,7 @@ _LISTS: Final = Limits(at_once=4, at_once_for_one=1, waiting=200, waiting_for_on
 """Lists are read one after the other in a thread, in which a reader has one list at a time: then another reader waits
 for at most one list of each reader."""
 _ANSWER_BYTES: Final = 32 * MIB
-"""How much memory the manifests and configs that are sent as they were pushed may take together."""
+"""How much memory manifests and configs that are being sent may take together."""
 
 
 class ContentStore(Protocol):

@@ -1,7 +1,7 @@
-"""A registry that reads what is stored here, and never asks an upstream (`stored_content`).
+"""A registry that reads what is stored here, and sends no upstream requests (`stored_content`).
 
-Pages show mirrored content as far as it is cached. A look at a page must neither fetch anything, nor use up an
-upstream's rate limit, nor wait for an upstream that does not answer.
+Pages show mirrored content as far as it is cached. Looking at a page must not fetch anything, use up an upstream's rate
+limit, or wait for an upstream that does not respond.
 """
 
 from __future__ import annotations

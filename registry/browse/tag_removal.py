@@ -80,7 +80,7 @@ class TagRemover:
         )
 
     async def _removable(self, repo: RepositoryName, tags: Sequence[Tag], is_immutable: IsImmutable) -> TagRemovalPlan:
-        """Returns the plan for those of the tags that are not immutable. The others stay, and so does what they
+        """Returns the plan for those of the tags that are not immutable. The others stay, with the manifests that they
         need."""
         plan = await self._removals.plan(repo, [tag for tag in dict.fromkeys(tags) if not is_immutable(tag)])
         return replace(plan, tags=[tag for tag in plan.tags if not is_immutable(tag.name)])
@@ -121,8 +121,8 @@ class _Removal:
         self.problem: str | None = None
 
     async def run(self, tags: Sequence[PlannedTag]) -> None:
-        """Deletes the named tags, the manifests that nothing uses then, the referrer tags of these manifests, and so
-        on. The referrer tags of a manifest that stays, stay with it."""
+        """Deletes the given tags, the manifests that become unused, the referrer tags of these manifests, and so on. A
+        manifest that stays keeps its referrer tags."""
         batch = [tag for tag in tags if tag.is_named]
         waiting = [tag for tag in tags if not tag.is_named]
         while batch:
@@ -144,8 +144,8 @@ class _Removal:
         return True
 
     async def _delete_unused(self, digests: Iterable[Digest]) -> None:
-        """Deletes those of the manifests that nothing uses, and what nothing uses afterwards. Each deletion checks in
-        its own transaction that the manifest is unused."""
+        """Deletes those of the manifests that nothing uses, and then what nothing uses any more. Each deletion checks
+        in its own transaction that the manifest is unused."""
         pending = deque(dict.fromkeys(digests))
         while pending:
             batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]

@@ -104,8 +104,8 @@ def list_events(
     async def read(upkeep: UpkeepComponents) -> list[Event]:
         if not upkeep.settings.events.keep:
             fail(f"{NOT_KEPT}. `entrepot events list --pending` shows the events that wait for delivery")
-        wanted = None if action is None else EventAction(action)
-        return list(await upkeep.store.outbox.before(None, limit, action=wanted, repository=repository))
+        event_action = None if action is None else EventAction(action)
+        return list(await upkeep.store.outbox.before(None, limit, action=event_action, repository=repository))
 
     events = with_upkeep(config, data, read)
     if as_json:

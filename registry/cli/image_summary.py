@@ -63,7 +63,7 @@ async def summarize_image(
 async def _tags_of(registry: Registry, repo: RepositoryName, digest: Digest) -> list[Tag]:
     """Returns the tags that point at the manifest. If the repository is deleted meanwhile, returns those found so
     far."""
-    found: list[Tag] = []
+    tags: list[Tag] = []
     after: str | None = None
     try:
         while True:
@@ -71,26 +71,26 @@ async def _tags_of(registry: Registry, repo: RepositoryName, digest: Digest) -> 
             for tag in page.items:
                 try:
                     if (await registry.resolve_manifest(repo, tag)).digest == digest:
-                        found.append(tag)
+                        tags.append(tag)
                 except ManifestUnknown:
                     pass  # deleted after the page was read
             if not page.more or not page.items:
-                return found
+                return tags
             after = page.items[-1]
     except NameUnknown:
-        return found
+        return tags
 
 
 async def _referrers(registry: Registry, repo: RepositoryName, digest: Digest) -> list[dict[str, object]]:
     """Returns the descriptors of all manifests whose `subject` is the manifest with this digest, such as its
     signatures."""
-    found: list[dict[str, object]] = []
+    referrers: list[dict[str, object]] = []
     after: str | None = None
     while True:
         page = await registry.referrers(repo, digest, None, after, PAGE_SIZE)
-        found += [descriptor.as_json() for descriptor in page.items]
+        referrers += [descriptor.as_json() for descriptor in page.items]
         if not page.more or not page.items:
-            return found
+            return referrers
         after = page.items[-1].digest
 
 

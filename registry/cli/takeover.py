@@ -13,8 +13,8 @@ from registry.server.process.successor import Handover, Successor
 
 
 def successor(settings: Settings, *, bound_to_loopback: bool) -> Successor:
-    """Returns the program that takes over at a restart: this command, as it was started. `bound_to_loopback`: whether
-    only this machine reaches the server's port."""
+    """Returns the program that takes over at a restart: this command, with the arguments with which it was started.
+    `bound_to_loopback`: whether only this machine can connect to the server's port."""
     arguments = sys.argv[1:]
     command = sys.orig_argv[1:]
     if not arguments or command[-len(arguments) :] != arguments:
@@ -30,8 +30,9 @@ def successor(settings: Settings, *, bound_to_loopback: bool) -> Successor:
 
 
 def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
-    """Checks whether this version can take over from a running one with these `facts`, as far as that is possible
-    beside it. Ends the command with an error message if not. Raises DataDirectoryError."""
+    """Checks whether this version can take over from a running server, as far as a check is possible while that server
+    runs. `facts`: what the running server has told about itself. Ends the command with an error message if this version
+    cannot take over. Raises DataDirectoryError."""
     from registry.app import create_app
     from registry.cli.server_preparation import prepare
     from registry.client_addresses import is_loopback
@@ -41,7 +42,7 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
         fail("data takes effect only at a start: stop the server and start it again")
     if settings.workers < 2:
         fail("workers cannot become 1 in a restart: stop the server and start it again")
-    # The socket that the old version passes on may come from systemd; then the setting does not tell its address.
+    # If the old version got its socket from systemd, the setting `listen` does not tell the socket's address.
     bound_to_loopback = facts.get("loopback") == "yes"
     metrics = metrics_address(settings)
     with ExitStack() as stack:
@@ -58,16 +59,17 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
 
 
 def metrics_address(settings: Settings) -> str | None:
-    """Returns the address that serves nothing but the metrics; None if there is none."""
+    """Returns the address of the port that serves only the metrics; None if there is no such port."""
     return settings.metrics.listen if settings.metrics.enabled else None
 
 
 def listening_sockets(
     settings: Settings, handover: Handover | None
 ) -> tuple[list[socket.socket], socket.socket | None]:
-    """Returns the sockets to listen on: those of the old version, unless the setting `listen` has changed; those that
-    systemd has opened; or a new one. Also returns the socket that serves nothing but the metrics; None if there is
-    none. The old version passes that one last. Ends the command with an error message if a socket cannot be opened."""
+    """Returns the sockets to listen on, and the socket that serves only the metrics (None: there is none). The first
+    are those of the old version (`handover`), unless the setting `listen` has changed; without an old version, those
+    that systemd has opened; otherwise a new one. The old version passes its socket for the metrics last. Ends the
+    command with an error message if a socket cannot be opened."""
     from registry.server.gate.listener import ListenError, bind
     from registry.server.process.systemd import activated_sockets, listening_socket
 

@@ -54,7 +54,8 @@ def _docker(address: RegistryAddress, hosts: Sequence[MirroredHost], has_account
 
 
 def _open_docker_mirror_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> list[Hint]:
-    """Returns a hint for docker's mirror of Docker Hub: docker says nothing if the mirror refuses it."""
+    """Returns a hint for docker's mirror of Docker Hub, because docker shows no error if the mirror refuses its
+    requests."""
     if not has_accounts or not is_docker_mirror(hosts):
         return []
     return [

@@ -74,9 +74,11 @@ class CachedAnswer:
     rendered: Any = None
     """The server stores the encoded answer here when it sends the answer for the first time; None until then."""
     count_cells: Any = None
-    """The metrics store here where they count the requests with this answer (`registry.telemetry.request_recorder`)."""
+    """`registry.telemetry.request_recorder` stores here the counters of the requests that get this answer; None until
+    the first such request."""
     log_fields: Any = None
-    """The access log stores a part of the answer's log lines here (`registry.telemetry.access_log`)."""
+    """`registry.telemetry.access_log` stores here the part that all log lines about this answer have in common; None
+    until the first such line."""
 
 
 class AnswerCache:
@@ -95,8 +97,8 @@ class AnswerCache:
     ) -> None:
         self._is_always_hosted = is_always_hosted
         self._by_host = by_host
-        # Names of the headers on which a cached answer may depend: those that no request for a cached answer has, and
-        # those from which the cache key is made.
+        # A cached answer may depend only on the headers with these names. The key of the cache contains the values of
+        # some of them. A request with any of the others bypasses the cache.
         self._covered_headers = _BYPASSING_HEADERS | {b"authorization"} | ({b"host"} if by_host else set())
         self._answers: VersionedCache[CachedAnswer] = VersionedCache(version, CACHE_BYTES)
 

@@ -36,12 +36,12 @@ the 1,024 ranges that a request may have would block the loop for 100 ms."""
 async def head_blob(exchange: Exchange) -> None:
     """Sends the headers of a blob. Ignores Range, which has a meaning only in a GET (RFC 9110, 14.2)."""
     digest = Digest(exchange.item)
-    found = await exchange.registry.resolve_blob(exchange.repo, digest)
-    headers = blob_headers(digest, verified=found.verified)
-    if is_not_modified(exchange, _etag_digest(found)):
+    descriptor = await exchange.registry.resolve_blob(exchange.repo, digest)
+    headers = blob_headers(digest, verified=descriptor.verified)
+    if is_not_modified(exchange, _etag_digest(descriptor)):
         await exchange.send_empty(304, *headers)
         return
-    await exchange.send_head(200, [OCTET_STREAM, (b"content-length", b"%d" % found.size), *headers])
+    await exchange.send_head(200, [OCTET_STREAM, (b"content-length", b"%d" % descriptor.size), *headers])
     await exchange.send_part(b"")
 
 
@@ -80,9 +80,9 @@ async def delete_blob(exchange: Exchange) -> None:
     await exchange.send_empty(202)
 
 
-def _etag_digest(found: Descriptor) -> Digest | None:
+def _etag_digest(descriptor: Descriptor) -> Digest | None:
     """Returns the digest that is the blob's entity tag; None while the blob has not been verified."""
-    return found.digest if found.verified else None
+    return descriptor.digest if descriptor.verified else None
 
 
 async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) -> None:

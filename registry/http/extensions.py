@@ -46,7 +46,7 @@ of `storage.tag_history.TagHistory.changes`. Raises NameUnknown, Unauthorized.""
 
 
 async def list_extensions(exchange: Exchange) -> None:
-    """Lists the extensions, to everybody who may use this registry at all: they are the same for everybody."""
+    """Lists the extensions of this registry. All clients that may use the registry get the same list."""
     await exchange.send_whole(200, _EXTENSIONS, JSON, REVALIDATE)
 
 
@@ -88,7 +88,8 @@ def _entry(change: TagChange) -> dict[str, Any]:
 
 
 def _number(exchange: Exchange, name: str) -> int | None:
-    """Returns a number in the query; None if there is none. Raises RequestInvalid."""
+    """Returns the query parameter `name` as a number. Returns None if the query does not have it. Raises RequestInvalid
+    if it is not a number."""
     text = exchange.query.one(name)
     if text is None:
         return None

@@ -26,31 +26,31 @@ async def get_manifest(exchange: Exchange) -> None:
     A large manifest counts against the worker's memory budget for responses (`BodyMemory`). If the budget has no room,
     the manifest is released while the request waits for memory, and read again after the wait."""
     reference = as_reference(exchange.item)
-    found: Descriptor | None = None
+    descriptor: Descriptor | None = None
     manifest: Manifest | None = None
     if exchange.body_memory.is_response_budget_half_full:
         # Finds out the size first, so that a large manifest is read only when there is memory for it.
-        found = await exchange.registry.resolve_manifest(exchange.repo, reference)
-    if found is None or found.size <= UNCOUNTED_RESPONSE_BYTES:
+        descriptor = await exchange.registry.resolve_manifest(exchange.repo, reference)
+    if descriptor is None or descriptor.size <= UNCOUNTED_RESPONSE_BYTES:
         manifest = await exchange.registry.get_manifest(exchange.repo, reference)
         exchange.pull = exchange.repo, manifest.digest
         if len(manifest.body) <= UNCOUNTED_RESPONSE_BYTES:
             await _send(exchange, reference, manifest)
             return
-        found = Descriptor(manifest.media_type, manifest.digest, len(manifest.body))
-    exchange.pull = exchange.repo, found.digest
-    if is_not_modified(exchange, found.digest):
+        descriptor = Descriptor(manifest.media_type, manifest.digest, len(manifest.body))
+    exchange.pull = exchange.repo, descriptor.digest
+    if is_not_modified(exchange, descriptor.digest):
         manifest = None  # must not stay in memory while a slow client receives the response
-        await _send_unchanged(exchange, reference, found.digest)
+        await _send_unchanged(exchange, reference, descriptor.digest)
         return
     # The store caches manifests, so responses with the same manifest send the same bytes in memory. With the digest as
     # the key, these bytes count only once.
-    share = exchange.body_memory.response_share(key=found.digest)
-    if not share.try_grow(found.size):
+    share = exchange.body_memory.response_share(key=descriptor.digest)
+    if not share.try_grow(descriptor.size):
         manifest = None  # must not stay in memory while `hold_response` waits
-    async with exchange.body_memory.hold_response(share, found.size):
+    async with exchange.body_memory.hold_response(share, descriptor.size):
         if manifest is None:
-            manifest = await exchange.registry.get_manifest(exchange.repo, found.digest)
+            manifest = await exchange.registry.get_manifest(exchange.repo, descriptor.digest)
         await _send(exchange, reference, manifest)
 
 
@@ -79,14 +79,14 @@ def _headers(exchange: Exchange, reference: Reference, digest: Digest) -> list[H
 async def head_manifest(exchange: Exchange) -> None:
     """Sends the headers of a manifest: the type, the length and the digest."""
     reference = as_reference(exchange.item)
-    found: Descriptor = await exchange.registry.resolve_manifest(exchange.repo, reference)
-    exchange.pull = exchange.repo, found.digest
-    if is_not_modified(exchange, found.digest):
-        await _send_unchanged(exchange, reference, found.digest)
+    descriptor: Descriptor = await exchange.registry.resolve_manifest(exchange.repo, reference)
+    exchange.pull = exchange.repo, descriptor.digest
+    if is_not_modified(exchange, descriptor.digest):
+        await _send_unchanged(exchange, reference, descriptor.digest)
         return
-    content_type = (b"content-type", found.media_type.encode("ascii"))
-    headers = _headers(exchange, reference, found.digest)
-    await exchange.send_head(200, [content_type, (b"content-length", b"%d" % found.size), *headers])
+    content_type = (b"content-type", descriptor.media_type.encode("ascii"))
+    headers = _headers(exchange, reference, descriptor.digest)
+    await exchange.send_head(200, [content_type, (b"content-length", b"%d" % descriptor.size), *headers])
     await exchange.send_part(b"")
 
 
@@ -176,10 +176,10 @@ def _read_media_type(exchange: Exchange) -> str | None:
 def _read_query_tags(exchange: Exchange) -> list[Tag]:
     """Returns the values of the query parameter `tag`, without repetitions. Raises TooManyTags, and TagInvalid for a
     value that is not a tag."""
-    given = exchange.query.all("tag")
-    if len(given) > exchange.limits.tags_per_put:
-        raise TooManyTags(f"{len(given)} tags in one request; at most {exchange.limits.tags_per_put} are accepted")
-    return list(dict.fromkeys(map(Tag, given)))
+    names = exchange.query.all("tag")
+    if len(names) > exchange.limits.tags_per_put:
+        raise TooManyTags(f"{len(names)} tags in one request; at most {exchange.limits.tags_per_put} are accepted")
+    return list(dict.fromkeys(map(Tag, names)))
 
 
 def _too_large(exchange: Exchange, max_bytes: int) -> ManifestTooLarge:

@@ -24,7 +24,7 @@ RateLimit = Callable[[str], float]
 does not count the request, and returns the seconds after which the client may send it again."""
 
 Refuse = Callable[[Scope, Send, TooManyRequests], Awaitable[None]]
-"""Sends the response to a request beyond the limit, which has this scope."""
+"""Sends the response to a request that the rate limit refuses. The first argument is the ASGI scope of the request."""
 
 
 def rate_key(name: str, is_account: bool, address: str) -> str:

@@ -94,8 +94,8 @@ def _mount_source(exchange: Exchange) -> str | None:
     """Returns the repository from which the request asks to mount a blob. Returns None if the request asks for no
     mount, names no source repository, or has an invalid query."""
     try:
-        given = exchange.query.one("from") if exchange.query.all("mount") else None
-        return None if given is None else RepositoryName(given)
+        source = exchange.query.one("from") if exchange.query.all("mount") else None
+        return None if source is None else RepositoryName(source)
     except RegistryError:  # the handler reports an invalid query, once the client has a token
         return None
 

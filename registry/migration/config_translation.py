@@ -1,5 +1,5 @@
-"""Translates the settings of a CNCF Distribution registry (`registry:2`, `registry:3`) into those of this registry:
-`translate`.
+"""`translate`: translates the settings of a CNCF Distribution registry (`registry:2`, `registry:3`) into those of this
+registry.
 
 The input is the text of its `config.yml`, and the environment variables `REGISTRY_…` that override single keys, as in
 `REGISTRY_HTTP_ADDR`. The output is a settings file in TOML. A key without a counterpart becomes a comment that says

@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 INSTANCE_HEADER: Final = "x-entrepot-instance"
 """The header of `/livez` with the id of the run."""
 REPORT_SECONDS: Final = 1.0
-"""Time between two looks at what there is to report. A report that says nothing new is not written."""
+"""Seconds between two checks whether there is something new to report. A report that says nothing new is not
+written."""
 HEARTBEAT_SECONDS: Final = 10.0
 """A report is written at least this often."""
 LATE_SECONDS: Final = 30.0
-"""If a report is older than this, its process hangs, or the disk takes no writes."""
+"""If a report is older than this many seconds, its process hangs, or the disk takes no writes."""
 CLOSE_SECONDS: Final = 0.5
 """How long the end of the process waits for a report that is being written."""
 _MEMORY_STEP_BYTES: Final = 1 << 20

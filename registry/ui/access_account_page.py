@@ -1,4 +1,5 @@
-"""The page about one account, for admins: its rights, groups, API tokens and login sessions, and what changes it."""
+"""The page about one account, for admins: its rights, groups, API tokens and login sessions, and the forms that change
+it."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ async def account(request: Request, name: str) -> Response:
 
 @forms.post(f"{ACCOUNTS_PATH}/{{name}}")
 async def change_account(request: Request, name: str) -> Response:
-    """Does with an account what the field `do` says, a key of `_DEEDS`. Shows the page again if that was not possible.
+    """Changes an account as the field `do` says, a key of `_DEEDS`. Shows the page again if that was not possible.
     Raises Unauthorized, Denied, AccountInvalid, AccountUnknown."""
     caller, form = await admin_of(request), await read_form(request)
     deed = _DEEDS.get(form.one("do") or "")
@@ -87,7 +88,7 @@ def _list_path(found: Account) -> str:
 
 
 async def _disable(request: Request, caller: Caller, found: Account, form: Query) -> Response:
-    """Disables an account, after a question."""
+    """Disables an account, after a confirmation."""
     if not is_confirmed(form):
         question = Question(
             title=translatable("Disable %(name)s?"),
@@ -115,7 +116,7 @@ async def _set_enabled(caller: Caller, found: Account, enabled: bool) -> Respons
 
 
 async def _make_admin(request: Request, caller: Caller, found: Account, form: Query) -> Response:
-    """Lets a person do everything, after a question."""
+    """Makes a person an admin, after a confirmation."""
     if not is_confirmed(form):
         question = Question(
             title=translatable("Make %(name)s an admin?"),
@@ -137,7 +138,7 @@ async def _unmake_admin(request: Request, caller: Caller, found: Account, form: 
 
 
 async def _set_password(request: Request, caller: Caller, found: Account, form: Query) -> Response:
-    """Sets the password of another person. Generates one, and shows it, if the form has none."""
+    """Sets the password of another person. If the form has none, generates one and shows it."""
     if caller.rights.name == found.name:
         raise Denied("you change your own password on the page about your account")
     generated = await change_password(caller, found.name, "", form.one("password") or None)
@@ -147,7 +148,7 @@ async def _set_password(request: Request, caller: Caller, found: Account, form: 
 
 
 async def _delete(request: Request, caller: Caller, found: Account, form: Query) -> Response:
-    """Removes an account, after a question."""
+    """Removes an account, after a confirmation."""
     if not is_confirmed(form):
         question = Question(
             title=translatable("Delete the account %(name)s?"),

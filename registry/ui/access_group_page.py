@@ -1,4 +1,4 @@
-"""The page about one group, for admins: its members and its grants, and what changes them."""
+"""The page about one group, for admins: its members and its grants, and the forms that change them."""
 
 from __future__ import annotations
 

@@ -101,8 +101,8 @@ async def tokens(request: Request) -> Response:
 
 @forms.post(ACCESS_PATH)
 async def add_person(request: Request) -> Response:
-    """Adds a person. Shows the generated password if the form has none; otherwise leads to the page of the account. The
-    first account has to be an admin. Raises Unauthorized, Denied."""
+    """Adds a person. If the form has no password, generates one and shows it; otherwise leads to the page of the
+    account. The first account has to be an admin. Raises Unauthorized, Denied."""
     caller, form = await admin_of(request), await read_form(request)
     password, is_first = form.one("password") or None, caller.is_registry_open
     try:
@@ -225,7 +225,7 @@ async def _groups_page(request: Request, problem: FormProblem | None = None, for
 
 
 def _entered(form: Query | None) -> dict[str, str]:
-    """Returns what stands in the fields of a form that is shown again. A password does not."""
+    """Returns the values for the fields of a form that is shown again. A password is not shown again."""
     names = ("name", "note", "admin")
     return {name: "" if form is None else text_of(form, name) for name in names}
 

@@ -1,4 +1,4 @@
-"""The pages to log in and out, and the choice of the language."""
+"""The pages to log in and out, and the form that chooses the language."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def log_out(request: Request) -> Response:
 
 @_forms.post(LANGUAGE_PATH)
 async def choose_language(request: Request) -> Response:
-    """Keeps the language that the visitor chose, in a cookie, and returns to the page. Raises RequestInvalid."""
+    """Stores the language that the visitor chose in a cookie, and returns to the page. Raises RequestInvalid."""
     form = await read_form(request)
     language = form.one("language")
     if language not in LANGUAGES:
@@ -112,7 +112,7 @@ async def _start_session(request: Request, user: str, password: str) -> str:
 
 
 async def _login_page(request: Request, status: int, next_path: str, user: str = "", problem: str = "") -> Response:
-    """Returns the page with the form. `user`: what stands in its first field. `problem`: what went wrong."""
+    """Returns the page with the form. `user`: the value of its first field. `problem`: what went wrong."""
     query = f"?next={quote(next_path, safe='/')}"
     return await page_response(
         request,

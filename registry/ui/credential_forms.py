@@ -1,4 +1,4 @@
-"""The API tokens and login sessions of an account, which the account's own page shows, and the one for admins."""
+"""The API tokens and login sessions of an account, for the page of the visitor's own account and the one for admins."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def grants_that_apply(caller: Caller, account: str, groups: Iterable[str] = ()) 
 
 
 async def add_token(request: Request, caller: Caller, account: AccountName, form: Query, back: str) -> Response:
-    """Makes an API token as a form asks for it, and returns the page with its secret. Raises AccountInvalid, Denied."""
+    """Makes the API token that a form describes, and returns the page with its secret. Raises AccountInvalid,
+    Denied."""
     caller.rights.check_may_change_credentials(account)
     days = text_of(form, "days")
     if days not in LIFETIMES:
@@ -81,7 +82,7 @@ async def add_token(request: Request, caller: Caller, account: AccountName, form
 
 
 def _limits(text: str) -> list[TokenLimit]:
-    """Returns the limits of a token, of which each line of a text has one. Raises AccountInvalid."""
+    """Parses the limits of a token, one on each line. Raises AccountInvalid."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > _MAX_LIMITS:
         raise AccountInvalid(f"an API token has at most {_MAX_LIMITS} limits")
@@ -89,7 +90,7 @@ def _limits(text: str) -> list[TokenLimit]:
 
 
 async def revoke_token(request: Request, caller: Caller, form: Query, back: str) -> Response:
-    """Revokes the API token that a form names, after a question. Raises AccountUnknown, Denied."""
+    """Revokes the API token that a form names, after a confirmation. Raises AccountUnknown, Denied."""
     token, _secret_hash = caller.accounts.token(text_of(form, "token"))
     caller.rights.check_may_revoke(token)
     if not is_confirmed(form):

@@ -43,7 +43,7 @@ _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
 
 
 def description_html(html: str) -> Markup:
-    """Returns the HTML of a description, which `registry.browse.descriptions` has made safe, with lower headings."""
+    """Returns the HTML of a description, which `registry.browse.descriptions` has made safe, with lowered headings."""
     from markupsafe import Markup  # imported late, as all that only pages need
 
     return Markup(_HEADING.sub(lambda found: f"{found[1]}{min(6, int(found[2]) + _HEADING_DEPTH)}", html))

@@ -1,5 +1,5 @@
-"""What forms of several pages answer besides a redirect: a question before something is done that cannot be undone, a
-secret that is shown once, and what was wrong with the form."""
+"""Responses to forms besides redirects: the question before something that cannot be undone, a secret that is shown
+once, and what was wrong with the form."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from storage.access import AccountExists, AccountInvalid, AccountUnknown, LastAd
 from storage.errors import NameInvalid, NameUnknown, RegistryError
 
 FORM_ERRORS: Final = (AccountInvalid, AccountUnknown, AccountExists, LastAdmin, NameInvalid, NameUnknown)
-"""Errors that the visitor can mend in the form."""
+"""Errors that the visitor can correct in the form."""
 _CONFIRMED: Final = "confirmed"
 _PROBLEM_TEXTS: Final[Mapping[type[RegistryError], str]] = {
     AccountExists: translatable("This name is taken."),
     LastAdmin: translatable("This is the last admin who is enabled. Make another account an admin first."),
     AccountUnknown: translatable("It does not exist any more, or never did."),
 }
-"""What an error means, where the error's own words are no more exact."""
+"""Texts for errors whose own messages say no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,11 @@ def text_of(form: Query, name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a visitor is asked before something is done.
+    """A question that a visitor has to confirm before something is done.
 
     - `title`, `consequence` and `button` have translations, with `%(name)s` for `name`.
-    - `fields`: the fields of the form, which come again with the answer.
-    - `back`: the path of the page on which the form was. `section`: its section."""
+    - `fields`: the fields of the form, which the confirmation sends again.
+    - `back`: the path of the page with the form. `section`: its section."""
 
     title: str
     consequence: str
@@ -69,7 +69,7 @@ class Question:
 
 
 def is_confirmed(form: Query) -> bool:
-    """Returns whether a form comes from the page that asks the question."""
+    """Returns whether a form was sent by the page that asks the question."""
     return form.one(_CONFIRMED) == "yes"
 
 

@@ -1,4 +1,4 @@
-"""The pages *Grants* and *What may … do?*, for admins: who may do what, what changes it, and a test of it."""
+"""The pages *Grants* and *What may … do?*, for admins: who may do what, the forms that change it, and a test of it."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ async def grants(request: Request) -> Response:
 
 @forms.post(GRANTS_PATH)
 async def change_grants(request: Request) -> Response:
-    """Adds the grant that the form describes, or removes one after a question, as the field `do` says. Shows the page
-    again if that was not possible. Raises Unauthorized, Denied."""
+    """Adds the grant that the form describes, or removes one after a confirmation, as the field `do` says. Shows the
+    page again if that was not possible. Raises Unauthorized, Denied."""
     caller, form = await admin_of(request), await read_form(request)
     try:
         if form.one("do") == "put":

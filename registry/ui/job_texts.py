@@ -1,4 +1,4 @@
-"""What the kinds and states of jobs are called on pages, and how a form stops a job."""
+"""Names of the kinds and states of jobs for pages, and the form that stops a job."""
 
 from __future__ import annotations
 

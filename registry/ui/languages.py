@@ -27,8 +27,8 @@ _MAX_RANGES: Final = 30
 
 def choose_language(chosen: str, accept_language: str) -> str:
     """Returns a key of `LANGUAGES`. `chosen`: what the visitor chose on a page, or an empty string. `accept_language`:
-    the header of the browser, in which the language with the highest weight that there is wins. Every kind of Chinese
-    leads to the simplified one, which its visitors prefer to English."""
+    the browser's header; the available language with the highest weight wins. Every kind of Chinese leads to simplified
+    Chinese, which readers of the others prefer to English."""
     if chosen in LANGUAGES:
         return chosen
     languages = {tag.partition("-")[0]: tag for tag in LANGUAGES}
@@ -44,9 +44,8 @@ def choose_language(chosen: str, accept_language: str) -> str:
 
 
 def load_translations(language: str) -> gettext.NullTranslations:
-    """Returns the translations into a language, which are those of English texts to themselves for English. Reads the
-    catalogue, which takes some tens of milliseconds. Raises OSError if it cannot be read, and ValueError for what is
-    no catalogue."""
+    """Returns the translations into a language. Those for English leave texts as they are. Reads the catalogue, which
+    takes some tens of milliseconds. Raises OSError if it cannot be read, and ValueError if it is no catalogue."""
     if language not in CATALOGUES:
         return gettext.NullTranslations()
     # Imported late: Babel takes time to import, and a server that shows no page does not need it.

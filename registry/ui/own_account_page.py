@@ -1,4 +1,5 @@
-"""The page *Your account*, for everyone who is logged in: own rights, API tokens, login sessions, and the password."""
+"""The page *Your account*, for everyone who is logged in: the visitor's rights, API tokens, login sessions, and
+password."""
 
 from __future__ import annotations
 
@@ -51,8 +52,8 @@ async def own_account(request: Request) -> Response:
 
 @forms.post(OWN_ACCOUNT_PATH)
 async def change_own_account(request: Request) -> Response:
-    """Does with the account of the visitor what the field `do` of the form says. Shows the page again if that was not
-    possible. Raises Unauthorized, Denied."""
+    """Changes the visitor's account as the field `do` of the form says. Shows the page again if that was not possible.
+    Raises Unauthorized, Denied."""
     caller, form = await require_login(caller_of(request)), await read_form(request)
     name = AccountName(caller.rights.account_name)
     try:
@@ -66,7 +67,7 @@ async def change_own_account(request: Request) -> Response:
 
 
 class _WrongPassword(Exception):
-    """A password in the form is not right; `problem` says which."""
+    """A password in the form is wrong; `problem` says which."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)

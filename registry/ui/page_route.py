@@ -1,7 +1,8 @@
-"""What all pages share: `Visit`, who looks at a page and in which language; `PageRoute`, the route class that finds out
-the visit, keeps to the limits and turns errors into pages; `FormRoute`, the one for forms; and `page_response`.
+"""What all pages share: `Visit`, who looks at a page and in which language; `PageRoute`, the route class that
+identifies the visitor, applies the limits and turns errors into pages; `FormRoute`, the one for forms; and
+`page_response`.
 
-A page knows its visitor by the session cookie alone. An Authorization header is for programs, which use the API.
+A page identifies its visitor by the session cookie alone. An Authorization header is for programs, which use the API.
 """
 
 from __future__ import annotations
@@ -114,9 +115,9 @@ async def page_slot(request: Request) -> AsyncIterator[None]:
 
 
 async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Query:
-    """Returns the fields of a form. Its route should be a `FormRoute`, and checks the visitor's rights before if
-    `max_bytes`, the largest size, is more than usual. Raises HTTPException (403) if a page of another site sent it;
-    FormInvalid, FormTooLarge and RequestInvalid if it cannot be read."""
+    """Returns the fields of a form. The route should be a `FormRoute`. If `max_bytes`, the largest size, is more than
+    usual, the caller checks the visitor's rights first. Raises HTTPException (403) if a page of another site sent the
+    form; FormInvalid, FormTooLarge and RequestInvalid if it cannot be read."""
     cookies_of(request).check_same_origin()
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
         raise FormInvalid(f"the body has to be {_FORM_TYPE}")
@@ -131,12 +132,12 @@ async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Query:
 
 
 def cookies_of(request: Request) -> BrowserCookies:
-    """Returns what reads and sets the browser's cookies."""
+    """Returns the object that reads and sets the browser's cookies."""
     return BrowserCookies(request, request.app.service.access.management.public_url)
 
 
 def image_host(request: Request) -> str:
-    """Returns the host with which the names of this registry's images begin."""
+    """Returns the host that the names of this registry's images begin with."""
     return RegistryAddress(cookies_of(request).origin).host
 
 
@@ -171,7 +172,7 @@ class PageRoute(APIRoute):
 
 class FormRoute(PageRoute):
     """A route that takes a form. Its handler holds no slot while the form arrives or while a password is hashed, which
-    can take long; where it makes a page, it takes a slot itself."""
+    can take long. When it makes a page, it takes a slot itself."""
 
     async def _run(self, request: Request, handler: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
         return await handler(request)
@@ -191,8 +192,8 @@ def redirect(path: str) -> Response:
 
 
 async def send_too_many(pages: Pages, scope: Scope, send: Send, error: TooManyRequests) -> None:
-    """Sends the page that says that a browser sends too many requests. It is rendered once for each language: a limit
-    on requests must not cost more than it saves."""
+    """Sends the page that says that a browser sends too many requests. It is rendered once for each language, since
+    refusing a request must not cost more than serving it."""
     body = await _too_many_page(pages, _language(scope))
     headers = {**HEADERS, "content-type": "text/html; charset=utf-8", "retry-after": str(error.retry_after)}
     headers["content-length"] = str(len(body))
@@ -308,7 +309,8 @@ async def _too_many_page(pages: Pages, language: str) -> bytes:
 
 
 def _to_login(visit: Visit) -> Response:
-    """Returns the way to the login page, which leads back. htmx must not put that page into a part of another one."""
+    """Returns a redirect to the login page, which leads back. htmx must not put that page into a part of another
+    one."""
     from urllib.parse import quote
 
     path = f"{LOGIN_PAGE_PATH}?next={quote(visit.path, safe='/')}"

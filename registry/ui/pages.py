@@ -1,4 +1,4 @@
-"""`Pages`: what an application keeps to make pages with. `PageComponents`: what pages need of the service that answers
+"""`Pages`: what an application keeps to make pages with. `PageComponents`: what pages need of the service that serves
 requests now."""
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from storage.interface import Registry
 class PageComponents:
     """What pages need of a service.
 
-    - `content`: the content that is stored here, hosted and cached. It checks the rights of the visitor, never asks an
-      upstream, and refuses changes.
+    - `content`: the content that is stored here, hosted and cached. It checks the rights of the visitor, sends no
+      upstream requests, and refuses changes.
     - `naming`: tells hosted and mirrored names apart.
-    - `cross_site`: refuses what a page of another site makes a browser ask for, while there are no accounts."""
+    - `cross_site`: refuses requests that a page of another site makes a browser send, while there are no accounts."""
 
     content: Registry
     naming: NamingRules

@@ -1,7 +1,7 @@
 """`PageRenderer`: makes HTML of templates and values, in the language of the visitor.
 
 Jinja2 is imported, and a template compiled, when a process first needs them. Rendering runs in a thread, one page at a
-time, so that it takes little from the event loop that answers pulls.
+time, so that it takes little time from the event loop that serves pulls.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The pages *Repositories* and *Repository*: which repositories there are, and the tags of one. Its routes lead to the
-pages of tags and digests as well."""
+"""The pages *Repositories* and *Repository*: the list of repositories, and the tags of one. The routes also lead to the
+pages of tags and digests."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _tag_query(text: str, sort: str) -> TagQuery:
 
 
 def _sort_links(tags: TagQuery) -> Iterator[SortLink]:
-    """Yields a link for each order; that of the present order reverses it. Versions, times and sizes begin with the
+    """Yields a link for each order. The link of the current order reverses it. Versions, times and sizes begin with the
     largest."""
     for order, text in _ORDERS.items():
         is_current = order is tags.order

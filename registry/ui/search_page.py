@@ -139,7 +139,7 @@ async def _find(searches: ContentSearches, principal: Principal, text: str, kind
 
 
 def _only_path(text: str, target: SearchTarget | None, lists: Sequence[HitList]) -> str | None:
-    """Returns the path of the page to which a text leads that is a tag, a digest or a command, and thus matches one
+    """Returns the path of the page that a text leads to if it is a tag, a digest or a command and so matches only one
     thing; None for other texts."""
     if target is not None and not target.is_blob and (target.reference is not None or len(text.split()) > 1):
         return _path(target.repository, target.reference)

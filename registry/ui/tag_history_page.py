@@ -1,4 +1,4 @@
-"""The page *History*: what a tag of a repository pointed at, or all of its tags, and the form that restores a tag."""
+"""The page *History*: what one tag of a repository, or all of them, pointed at, and the form that restores a tag."""
 
 from __future__ import annotations
 

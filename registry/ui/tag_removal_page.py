@@ -1,4 +1,4 @@
-"""The pages that delete several tags at once: a preview of what goes, the removal, and its undo."""
+"""The pages that delete several tags at once: a preview of what would be deleted, the removal, and its undo."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def remove_tags(request: Request, path: str) -> Response:
 
 @router.get(TAG_RESTORATION_PATH + "/{path:path}")
 async def tag_restoration(path: str) -> Response:
-    """Leads to the history, which a visitor needs whose session ended before the undo. Raises NameUnknown."""
+    """Leads to the history, for a visitor whose session ended before the undo. Raises NameUnknown."""
     return redirect(f"{TAG_HISTORY_PATH}/{path_of(repository_in(path), None)}")
 
 

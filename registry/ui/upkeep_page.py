@@ -91,7 +91,7 @@ async def jobs(request: Request) -> Response:
 
 @router.get(NEWEST_JOBS_PATH)
 async def newest_jobs(request: Request) -> Response:
-    """Shows the newest jobs, for the page that loads them again and again. Raises Unauthorized, Denied."""
+    """Shows the newest jobs, for the page that loads them repeatedly. Raises Unauthorized, Denied."""
     caller = await admin_of(request)
     found = (await list_jobs(caller, None, None, SHOWN_JOBS)).items
     return await page_response(request, "newest_jobs.html", section="upkeep", jobs=found, **_job_values())
@@ -143,7 +143,7 @@ async def start(request: Request) -> Response:
 
 
 async def _upkeep_page(request: Request, caller: Caller, problem: RegistryError | None = None) -> Response:
-    """Returns the page. `problem`: why what a form wanted was not started."""
+    """Returns the page. `problem`: why the work that a form asked for was not started."""
     settings = caller.upkeep.settings
     backups, backup_problem = await _backups(caller)
     damaged = await list_damaged(caller, None, SHOWN_DAMAGED)
@@ -211,7 +211,7 @@ def _rules(caller: Caller) -> list[dict[str, Any]]:
 
 
 def _every(seconds: float | None) -> str:
-    """Returns a duration as text; an empty text for 0 and None, which mean that something is never done."""
+    """Returns an interval as text; an empty text for 0 and None, which mean never."""
     return format_duration(seconds) if seconds else ""
 
 

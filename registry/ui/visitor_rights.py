@@ -1,4 +1,4 @@
-"""What a visitor may do with a repository (`VisitorRights`), so that a page offers that and nothing else."""
+"""What a visitor may do with a repository (`VisitorRights`). A page offers that and nothing else."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class VisitorRights:
 
 
 async def visitor_rights(caller: Caller, name: RepositoryName) -> VisitorRights:
-    """Returns what the visitor may do with the repository with this stored name. Pages offer by this; the routes that
-    change something check for themselves."""
+    """Returns what the visitor may do with the repository with this stored name. Pages use it to decide what they
+    offer; the routes that change something check again."""
     return VisitorRights(
         may_push=await _is_allowed(pushable_repository(caller, name)),
         may_delete=await _is_allowed(deletable_repository(caller, name)),

@@ -141,8 +141,8 @@ async def read_cache_use(settings: Settings, store: StoredRegistry) -> list[Cach
     """Returns the use of each upstream, and then of all of them together, if there is any upstream. Takes microseconds,
     unlike `read_cache_status`, which counts all images."""
     limits = [(upstream_scope(upstream.name), upstream.name, upstream.cache_max) for upstream in settings.upstream]
-    found = [await _use(store, scope, name, max_size) for scope, name, max_size in limits]
-    return [*found, await _use(store, CACHE_SCOPE, None, settings.cache.max)] if found else []
+    uses = [await _use(store, scope, name, max_size) for scope, name, max_size in limits]
+    return [*uses, await _use(store, CACHE_SCOPE, None, settings.cache.max)] if uses else []
 
 
 async def _use(store: StoredRegistry, scope: str, upstream: str | None, max_size: int | None) -> CacheUse:

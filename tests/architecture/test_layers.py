@@ -1,4 +1,4 @@
-"""What may import what, and the rules of the house that a program can check."""
+"""Which modules may import which, and the rules of the project that a program can check."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.fakes.server_process import ROOT
 LINES = 400
 VOCABULARY = {
     *("storage.interface", "storage.names", "storage.patterns", "storage.content", "storage.errors", "storage.access"),
-    *("storage.jobs", "storage.backups", "storage.upstream_tags"),  # their errors
+    *("storage.jobs", "storage.backups", "storage.upstream_tags"),  # for their errors
     *("storage.versioned_cache", "storage.imports", "storage.tag_history"),
 }
 MODULES = sorted(path for part in ("registry", "storage") for path in (ROOT / part).rglob("*.py"))
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The modules a file imports, wherever in it that stands."""
+    """Returns the modules that a file imports, wherever in the file it does so."""
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -33,14 +33,14 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def test_contracts_of_import_linter_hold() -> None:
-    """The layers that pyproject.toml draws are kept."""
+    """The layers defined in pyproject.toml are kept."""
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def offenders(breaks_rule: Callable[[Path, ast.Module], bool], paths: Iterable[Path] = MODULES) -> list[str]:
-    """The modules that break a rule."""
+    """Returns the modules that break a rule."""
     return [path.relative_to(ROOT).as_posix() for path in paths if breaks_rule(path, tree_of(path))]
 
 
@@ -75,12 +75,12 @@ def test_only_what_uvicorn_documents_is_imported() -> None:
 
 
 def test_modules_are_small() -> None:
-    """No module is longer than 400 lines; above 300, think about its one idea."""
+    """No module is longer than 400 lines. A module above 300 lines should be checked for a second purpose."""
     assert offenders(lambda path, _: len(path.read_text().splitlines()) > LINES) == []
 
 
 def test_print_belongs_to_the_command() -> None:
-    """Only the command writes to stdout; what else has something to say logs it. stderr is for a start that fails."""
+    """Only the command writes to stdout; all other modules log. stderr is for a start that fails."""
 
     def prints(path: Path, tree: ast.Module) -> bool:
         return (ROOT / "registry" / "cli") not in path.parents and any(
@@ -95,7 +95,7 @@ def test_print_belongs_to_the_command() -> None:
 
 
 def test_signals_can_end_every_event_loop() -> None:
-    """A command runs its event loop by `registry.cli.interrupts.run_interruptible`, which a signal ends whatever is
+    """A command runs its event loop with `registry.cli.interrupts.run_interruptible`, so a signal ends it whatever is
     stuck."""
 
     def runs_loop(path: Path, tree: ast.Module) -> bool:

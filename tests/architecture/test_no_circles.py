@@ -19,7 +19,7 @@ MODULES = {module_name(path): path for part in ("registry", "storage") for path 
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules of the product that a file imports: at its top, in functions, and for types alone."""
+    """Returns the modules of the product that a file imports: at its top, in functions, and only for types."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names if name.name in MODULES)
@@ -39,6 +39,6 @@ def test_no_module_imports_itself_through_others() -> None:
 
 
 def test_the_circles_would_be_found() -> None:
-    """The files are read, and their imports are understood."""
+    """The test above reads the files, and understands their imports."""
     assert "registry.http.exchange" in set(imported(MODULES["registry.http.blobs"]))
     assert len(MODULES) > 150

@@ -25,7 +25,7 @@ def test_quartiles_of_seven() -> None:
 
 
 def test_one_sample_is_its_own_spread() -> None:
-    """A single round gives figures too."""
+    """A single round has figures as well."""
     seen = spread([3.0])
     assert (seen.low, seen.median, seen.high) == (3.0, 3.0, 3.0)
 

@@ -76,7 +76,7 @@ def test_nginx_logs_what_was_sent(server: RegistryServer, held: PushedImage, tmp
 
 
 def test_nginx_limits_a_request(server: RegistryServer, held: PushedImage, tmp_path: Path) -> None:
-    """nginx gets the limit."""
+    """The configuration of nginx has the limit."""
     with running_nginx(server.port, tmp_path / "gate", limit="64m") as before:
         assert pull_image(PullOrder(before.port, held.repo, TAG)).size == held.size
     assert "limit_rate 64m;" in (tmp_path / "gate" / "nginx.conf").read_text()
@@ -155,7 +155,7 @@ def test_docker_registry_is_set_up_as_a_mirror(tmp_path: Path) -> None:
 
 
 def test_goals_name_rows_and_figures_that_are_measured() -> None:
-    """No goal is passed over because its row or figure is spelt otherwise."""
+    """Every goal names an existing row and figure, so none is skipped because of a typing error."""
     measured = {(row.name, figure.key) for row in all_mirror_rows() for figure in row.figures}
     assert {(goal.row, goal.key) for goal in MIRROR_GOALS} <= measured
     assert len({row.name for row in all_mirror_rows()}) == len(all_mirror_rows())

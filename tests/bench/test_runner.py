@@ -49,7 +49,8 @@ def recorder(seen: list[Trial]) -> Callable[[Trial], Sample]:
 
 
 def test_order_of_servers_alternates() -> None:
-    """A machine that becomes slower during a round slows down neither server more than the other."""
+    """The order alternates, so a machine that becomes slower during a round does not slow down one server more than the
+    other."""
     seen = list[Trial]()
     run(2, Row("row", "a row", (RATE,), recorder(seen)))
     assert seen == [(OURS.name, 0), (PEER.name, 0), (PEER.name, 1), (OURS.name, 1)]

@@ -45,8 +45,8 @@ SCOPES = [
     ScopeDefinition(f"cache {UPSTREAM}", (f"{UPSTREAM}/",), upstream=UPSTREAM),
     ScopeDefinition("cache", (f"{UPSTREAM}/",)),
 ]
-# Ids and times are not compared. Neither is the queue of the collector, from which a collection takes what a push put
-# there, nor the audit log, which has lines for what the clients of a test do.
+# Ids and times are not compared. Neither is the queue of the collector, which a collection empties after pushes, nor
+# the audit log, which records the requests of a test's clients.
 IN_REPOSITORY = "JOIN repository r ON r.id = x.repository"
 OF_MANIFEST = f"JOIN manifest m ON m.id = x.manifest {IN_REPOSITORY.replace('x.', 'm.')}"
 ROWS = {
@@ -86,7 +86,7 @@ async def push_images(store: StoredRegistry, name: str, *, mirrored: bool) -> No
 
 
 async def prepare(data: Path) -> None:
-    """Makes a store that a server with the mirror's settings has served, and that has the config."""
+    """Makes a store that a server with the mirror's settings has run on, and that has the config."""
     prepare_data_dir(data)
     async with open_registry(data) as store:
         await count_scopes(store.usage, store.leases, SCOPES)
@@ -96,7 +96,7 @@ async def prepare(data: Path) -> None:
 
 @pytest.fixture
 async def filled(tmp_path: Path) -> AsyncIterator[tuple[UpkeepStore, StoredRegistry]]:
-    """A filled store, and the same opened as a server does."""
+    """Returns a filled store, and the same store as a server opens it."""
     await prepare(tmp_path)
     content = UpkeepStore(tmp_path, SIZE, CONFIG)
     content.fill()
@@ -165,7 +165,7 @@ async def test_nothing_is_wrong_in_a_filled_store(filled: tuple[UpkeepStore, Sto
 
 
 async def test_a_collection_removes_the_garbage_alone(filled: tuple[UpkeepStore, StoredRegistry]) -> None:
-    """Garbage is a sound part of the store until it goes, with its files."""
+    """Garbage is a valid part of the store until a collection removes it with its files."""
     content, store = filled
     added = content.add_garbage(25)
     assert await check(store) == []
@@ -176,7 +176,7 @@ async def test_a_collection_removes_the_garbage_alone(filled: tuple[UpkeepStore,
 
 
 async def test_an_eviction_removes_the_stale_images_alone(filled: tuple[UpkeepStore, StoredRegistry]) -> None:
-    """The images that were added go before all others, and with them just the bytes that they added."""
+    """The added images are evicted before all others, and only the bytes that they added are freed."""
     content, store = filled
     added = content.add_stale_images(25)
     assert await check(store) == []
@@ -186,7 +186,7 @@ async def test_an_eviction_removes_the_stale_images_alone(filled: tuple[UpkeepSt
 
 
 async def test_what_stays_or_goes_too_much_fails_the_trial(filled: tuple[UpkeepStore, StoredRegistry]) -> None:
-    """A blob that is still there, only its file, or another blob that is gone."""
+    """A trial fails if a blob is left, if only its file is left, or if another blob is missing."""
     content, store = filled
     added = content.add_garbage(2)
     with pytest.raises(TrialFailed, match="2 rows and 2 files are left"):
@@ -199,7 +199,8 @@ async def test_what_stays_or_goes_too_much_fails_the_trial(filled: tuple[UpkeepS
 
 
 async def test_seconds_of_a_job_leave_out_the_queue(filled: tuple[UpkeepStore, StoredRegistry]) -> None:
-    """The time of a job that has ended before anybody looked is not measured; a failed job fails the trial."""
+    """The time of a job does not include its wait in the queue, even if it ended before the first look. A failed job
+    fails the trial."""
     content, store = filled
     done = await store.jobs.add("gc", {}, actor="bench")
     await store.jobs.start(done.id, "test")

@@ -31,7 +31,7 @@ def repo() -> str:
 
 @pytest.fixture
 def push(client: httpx2.Client, repo: str) -> Pusher:
-    """Makes content in the test's repository."""
+    """Returns a pusher for the test's repository."""
     return Pusher(client, repo)
 
 

@@ -1,4 +1,4 @@
-"""Content for the tests, and the plain requests that bring it into a repository."""
+"""Content for the tests, and the plain requests that push it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
 MIB = 1024 * 1024
 CONNECTIONS = 8
-"""Fresh connections that between them reach every worker."""
+"""So many new connections together reach every worker."""
 
 Document = dict[str, Any]
 
@@ -33,7 +33,7 @@ def digest_of(data: bytes, algorithm: str = "sha256") -> str:
 
 
 def encode(document: Document) -> bytes:
-    """Not the most compact form: bytes have to be kept as they are."""
+    """Encodes a document, not in the most compact form, because its bytes have to be kept as they are."""
     return json.dumps(document, indent=3).encode()
 
 
@@ -42,22 +42,22 @@ def describe(data: bytes, media_type: str, algorithm: str = "sha256", **more: An
 
 
 def with_query(location: str, **parameters: str) -> str:
-    """`location` with more parameters, added as clients do: what is there already stays."""
+    """Adds parameters to `location`, as clients do: the query that it has stays."""
     return location + ("&" if "?" in location else "?") + urlencode(parameters)
 
 
 def make_client(url: str | httpx2.URL) -> httpx2.Client:
-    """A client for plain HTTP: without `verify` it does not load every certificate authority there is."""
+    """Returns a client for plain HTTP. Without `verify` it does not load every certificate authority."""
     return httpx2.Client(base_url=url, timeout=60, trust_env=False, verify=False)
 
 
 def fresh(client: httpx2.Client) -> httpx2.Client:
-    """A client on a connection of its own."""
+    """Returns a client with a connection of its own."""
     return make_client(client.base_url)
 
 
 def everywhere(client: httpx2.Client, method: str, path: str) -> set[int]:
-    """The statuses that fresh connections get, so that each worker is asked."""
+    """Returns the statuses that several new connections get, so that each worker is asked."""
     statuses = set()
     for _ in range(CONNECTIONS):
         with fresh(client) as other:
@@ -66,7 +66,7 @@ def everywhere(client: httpx2.Client, method: str, path: str) -> set[int]:
 
 
 def error_codes(answer: httpx2.Response) -> list[str]:
-    """The codes of an error; the answer must have the spec's shape ("Error Codes")."""
+    """Returns the codes of an error. The response must have the spec's form ("Error Codes")."""
     assert answer.headers["content-type"] == "application/json"
     document = answer.json()
     assert set(document) == {"errors"}
@@ -80,7 +80,7 @@ def error_codes(answer: httpx2.Response) -> list[str]:
 
 @dataclass
 class Pusher:
-    """Brings content into one repository; each step must succeed."""
+    """Pushes content to one repository. Each step must succeed."""
 
     client: httpx2.Client
     repo: str
@@ -90,13 +90,13 @@ class Pusher:
         return f"/v2/{self.repo}"
 
     def start(self, **parameters: str) -> str:
-        """An upload session's location."""
+        """Starts an upload session. Returns its location."""
         answer = self.client.post(with_query(f"{self.root}/blobs/uploads/", **parameters))
         assert answer.status_code == 202, answer.text
         return answer.headers["location"]
 
     def blob(self, data: bytes | None = None, algorithm: str = "sha256") -> str:
-        """A blob's digest; without `data` nobody else has pushed that one."""
+        """Pushes a blob. Returns its digest. Without `data` the blob is one that nobody else has pushed."""
         data = os.urandom(64) if data is None else data
         digest = digest_of(data, algorithm)
         answer = self.client.put(with_query(self.start(), digest=digest), content=data)
@@ -115,7 +115,7 @@ class Pusher:
         return digest
 
     def image(self, algorithm: str = "sha256", **more: Any) -> Document:
-        """An image manifest whose config and layer are there."""
+        """Returns an image manifest, after pushing its config and layer."""
         config, layer = encode({"nonce": os.urandom(8).hex()}), os.urandom(100)
         self.blob(config, algorithm)
         self.blob(layer, algorithm)
@@ -128,7 +128,7 @@ class Pusher:
         return document | more
 
     def artifact(self, subject: Document | None = None, artifact_type: str | None = None, **more: Any) -> Document:
-        """An artifact's manifest, with the empty config."""
+        """Returns an artifact's manifest with the empty config."""
         self.blob(b"{}")
         document: Document = {
             "schemaVersion": 2,
@@ -147,7 +147,7 @@ class Pusher:
         return document | more
 
     def tag(self, *tags: str) -> bytes:
-        """A new image under each of `tags`; its bytes."""
+        """Pushes a new image under each of `tags`. Returns its bytes."""
         body = encode(self.image())
         for tag in tags:
             self.put(body, tag)

@@ -32,7 +32,7 @@ TAGS = ["0", "A", "B", "_", "a", "a-b", "a.b", "a0", "b", "v1.10", "v1.9", "z"]
 
 
 def next_of(answer: httpx2.Response) -> str | None:
-    """Where Link leads (RFC 8288)."""
+    """Returns the target of Link (RFC 8288)."""
     if "link" not in answer.headers:
         return None
     found = NEXT.fullmatch(answer.headers["link"])
@@ -41,7 +41,7 @@ def next_of(answer: httpx2.Response) -> str | None:
 
 
 def pages(client: httpx2.Client, path: str | None) -> list[Any]:
-    """Each page's document, as Link leads, each on a connection of its own."""
+    """Returns each page's document. Follows Link, with a new connection for each page."""
     found: list[Any] = []
     while path is not None:
         with fresh(client) as other:
@@ -62,7 +62,7 @@ def tagged(push: Pusher) -> Pusher:
 
 
 def test_listing_tags(tagged: Pusher) -> None:
-    """200 with the name and all tags in ASCII order (end-8a)."""
+    """The response is 200 with the name and all tags in ASCII order (end-8a)."""
     answer = tagged.client.get(f"{tagged.root}/tags/list")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
@@ -72,7 +72,7 @@ def test_listing_tags(tagged: Pusher) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5, 11, 12, 13, 1000, 10**17])
 def test_listing_tags_in_pages(tagged: Pusher, count: int) -> None:
-    """`n` limits a page; Link leads to the next; together the pages are the list (end-8b)."""
+    """`n` limits a page, Link leads to the next one, and the pages together are the list (end-8b)."""
     found = [page["tags"] for page in pages(tagged.client, f"{tagged.root}/tags/list?n={count}")]
     assert [tag for page in found for tag in page] == sorted(TAGS)
     assert all(len(page) == count for page in found[:-1])
@@ -89,7 +89,7 @@ def test_listing_no_tags(tagged: Pusher) -> None:
 @pytest.mark.parametrize("last", [*TAGS, "Z", "a.", "zz", "%21", "a%2Fb"])
 @pytest.mark.parametrize("count", [None, 3])
 def test_listing_tags_after(tagged: Pusher, last: str, count: int | None) -> None:
-    """`last` starts strictly after it, with or without `n`, whether or not it is a tag (end-8b)."""
+    """The list starts strictly after `last`, with or without `n`, whether or not `last` is a tag (end-8b)."""
     plain = last.replace("%21", "!").replace("%2F", "/")
     expected = [tag for tag in sorted(TAGS) if tag > plain][:count]
     size = "" if count is None else f"&n={count}"
@@ -97,14 +97,14 @@ def test_listing_tags_after(tagged: Pusher, last: str, count: int | None) -> Non
 
 
 def test_listing_tags_of_a_repository_without(push: Pusher) -> None:
-    """Where all tags were deleted the list is empty, never null (end-8a)."""
+    """If all tags were deleted, the list is empty and never null (end-8a)."""
     push.tag("only")
     assert push.client.delete(f"{push.root}/manifests/only").status_code == 202
     assert push.client.get(f"{push.root}/tags/list").json() == {"name": push.repo, "tags": []}
 
 
 def test_listing_tags_of_an_unknown_repository(push: Pusher) -> None:
-    """An unknown repository: 404 NAME_UNKNOWN (end-8a)."""
+    """An unknown repository gets 404 NAME_UNKNOWN (end-8a)."""
     answer = push.client.get(f"{push.root}/tags/list")
     assert answer.status_code == 404
     assert error_codes(answer) == ["NAME_UNKNOWN"]
@@ -114,14 +114,14 @@ def test_listing_tags_of_an_unknown_repository(push: Pusher) -> None:
     "query", ["n=-1", "n=x", "n=1.5", "n=", "n=1&n=2", "n=%31%00", "last=%ff", "n=9999999999999999999"]
 )
 def test_listing_tags_with_a_bad_query(tagged: Pusher, query: str) -> None:
-    """A count that is none is 400, not guessed at (end-8b)."""
+    """An invalid count gets 400 (end-8b)."""
     answer = tagged.client.get(f"{tagged.client.base_url}{tagged.root}/tags/list?{query}")
     assert answer.status_code == 400
     error_codes(answer)
 
 
 def test_the_catalog(push: Pusher) -> None:
-    """`/v2/_catalog` lists the repositories in pages; those without content are not there (Docker's API)."""
+    """`/v2/_catalog` lists the repositories in pages, without those that have no content (Docker's API)."""
     names = sorted(f"{push.repo}/{name}" for name in ("a", "b", "b-c", "b/c", "d"))
     for name in names:
         Pusher(push.client, name).tag("x")
@@ -142,7 +142,7 @@ def listed(push: Pusher, subject: str, artifact_type: str | None = None) -> list
 
 
 def test_listing_referrers_of_nothing(push: Pusher, algorithm: str) -> None:
-    """200 with an empty index, whether subject or repository exist or not (end-12a)."""
+    """The response is 200 with an empty index, whether or not subject and repository exist (end-12a)."""
     missing = digest_of(b"missing", algorithm)
     for _ in range(2):
         answer = push.client.get(f"{push.root}/referrers/{missing}")
@@ -178,7 +178,8 @@ def test_listing_referrers(push: Pusher, algorithm: str, order: str) -> None:
 
 
 def test_artifact_types_of_referrers(push: Pusher) -> None:
-    """artifactType is the manifest's own; else an image has its config's mediaType, an index has none (end-12a)."""
+    """artifactType is that of the manifest. Otherwise an image has its config's mediaType, and an index has none
+    (end-12a)."""
     target = encode(push.image())
     subject = describe(target, OCI_MANIFEST)
     own = push.put(push.artifact(subject, "a/own"))
@@ -212,7 +213,8 @@ def test_filtering_referrers(push: Pusher) -> None:
 
 
 def test_many_referrers_come_in_pages(push: Pusher) -> None:
-    """What does not fit into one manifest comes in pages below 4 MiB, and Link leads on, filter and all (end-12a)."""
+    """Referrers that do not fit into one manifest are listed in pages below 4 MiB. Link leads to the next page and
+    keeps the filter (end-12a)."""
     target = encode(push.image())
     subject = describe(target, OCI_MANIFEST)
     kinds = ["a/even", "a/odd"]
@@ -237,7 +239,7 @@ def test_many_referrers_come_in_pages(push: Pusher) -> None:
 
 
 def test_referrers_of_deleted_manifests(push: Pusher) -> None:
-    """A deleted referrer is gone from the list at once; a deleted subject's referrers stay (end-12a, end-9)."""
+    """A deleted referrer is not listed any more, at once. The referrers of a deleted subject stay (end-12a, end-9)."""
     target = encode(push.image())
     push.put(target)
     subject = describe(target, OCI_MANIFEST)
@@ -260,8 +262,8 @@ def test_referrers_belong_to_a_repository(push: Pusher) -> None:
 
 @pytest.mark.parametrize("order", ["index last", "index first"])
 def test_enabling_the_referrers_api(push: Pusher, algorithm: str, order: str) -> None:
-    """Manifests listed in an index at the fallback tag of their subject are in the answer, as the clients of registries
-    without the API leave them (Enabling the Referrers API)."""
+    """Clients of registries without the API list manifests in an index at the fallback tag of their subject. The
+    response has these manifests as well (Enabling the Referrers API)."""
     target = encode(push.image())
     subject = describe(target, OCI_MANIFEST, algorithm)
     kind, _, encoded = digest_of(target, algorithm).partition(":")

@@ -21,7 +21,7 @@ from tests.fakes.server_process import running_server
 
 
 def test_deleting_tags(push: Pusher) -> None:
-    """DELETE of a tag is 202; then the tag is 404 on every worker, and the manifest stays (end-9)."""
+    """DELETE of a tag gets 202. Then the tag is 404 on every worker, and the manifest stays (end-9)."""
     body = push.tag("one", "two")
     assert push.client.delete(f"{push.root}/manifests/one").status_code == 202
     assert everywhere(push.client, "GET", f"{push.root}/manifests/one") == {404}
@@ -31,7 +31,7 @@ def test_deleting_tags(push: Pusher) -> None:
 
 
 def test_deleting_manifests(push: Pusher, algorithm: str) -> None:
-    """DELETE by digest is 202; then the digest and every tag at it are 404 on every worker (end-9)."""
+    """DELETE by digest gets 202. Then the digest and every tag that points at it are 404 on every worker (end-9)."""
     body = encode(push.image())
     digest = digest_of(body, algorithm)
     path = f"{push.root}/manifests/{digest}?tag=one&tag=two"
@@ -46,7 +46,7 @@ def test_deleting_manifests(push: Pusher, algorithm: str) -> None:
 
 
 def test_deleting_blobs(push: Pusher, algorithm: str) -> None:
-    """DELETE of a blob is 202; then it is 404 on every worker (end-10)."""
+    """DELETE of a blob gets 202. Then it is 404 on every worker (end-10)."""
     path = f"{push.root}/blobs/{push.blob(algorithm=algorithm)}"
     assert push.client.delete(path).status_code == 202
     for method in ("GET", "HEAD"):
@@ -54,9 +54,9 @@ def test_deleting_blobs(push: Pusher, algorithm: str) -> None:
 
 
 def test_deleting_blobs_in_use(push: Pusher) -> None:
-    """DELETE of a blob that a manifest refers to is 405, with a sentence that says what to do, and breaks no image; it
-    is 202 once the manifest is deleted. The specification's conformance program allows 405 where it does not delete the
-    manifest first."""
+    """DELETE of a blob that a manifest refers to gets 405, with a sentence that says what to do, and breaks no image.
+    Once the manifest is deleted, it gets 202. The specification's conformance program accepts 405 where it does not
+    delete the manifest first."""
     image = push.image()
     digest, config = push.put(encode(image), "used"), image["config"]["digest"]
     answer = push.client.delete(f"{push.root}/blobs/{config}")
@@ -69,7 +69,7 @@ def test_deleting_blobs_in_use(push: Pusher) -> None:
 
 
 def test_pushing_what_was_deleted(push: Pusher) -> None:
-    """What was deleted can be pushed again at once (Content Management)."""
+    """Deleted content can be pushed again at once (Content Management)."""
     data, body = b"again " + push.repo.encode(), encode(push.image())
     for _ in range(3):
         blob, manifest = push.blob(data), push.put(body, "again")
@@ -91,7 +91,7 @@ def test_deleting_what_is_missing(push: Pusher, algorithm: str) -> None:
 
 
 def test_deleting_twice(push: Pusher) -> None:
-    """The second time it is gone: 404 (end-9, end-10)."""
+    """A second DELETE gets 404 (end-9, end-10)."""
     push.tag("once")
     blob = push.blob()
     for path in ("manifests/once", f"blobs/{blob}"):
@@ -100,7 +100,7 @@ def test_deleting_twice(push: Pusher) -> None:
 
 
 def test_deleting_an_index_keeps_its_manifests(push: Pusher) -> None:
-    """An index's manifests are content of their own (end-9)."""
+    """When an index is deleted, the manifests that it lists stay (end-9)."""
     body = push.tag("child")
     digest = push.put(push.index(describe(body, OCI_MANIFEST)), "index")
     assert push.client.delete(f"{push.root}/manifests/{digest}").status_code == 202
@@ -109,7 +109,7 @@ def test_deleting_an_index_keeps_its_manifests(push: Pusher) -> None:
 
 @pytest.fixture(scope="module")
 def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
-    """A client of a server that deletes nothing."""
+    """Yields a client of a server that deletes nothing."""
     with (
         running_server(tmp_path_factory.mktemp("keeping"), env={"ENTREPOT_DELETE": "false"}) as server,
         make_client(server.url) as client,
@@ -118,7 +118,7 @@ def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]
 
 
 def test_disabled_deletes(keeping: httpx2.Client, repo: str) -> None:
-    """With deletion disabled, tags, manifests and blobs are answered 405, and stay (Content Management)."""
+    """With deletion disabled, DELETE of tags, manifests and blobs gets 405, and they stay (Content Management)."""
     push = Pusher(keeping, repo)
     body = push.tag("kept")
     blob = push.blob()
@@ -130,5 +130,6 @@ def test_disabled_deletes(keeping: httpx2.Client, repo: str) -> None:
 
 
 def test_disabled_deletes_leave_uploads_alone(keeping: httpx2.Client, repo: str) -> None:
-    """Cancelling an upload deletes no content, so it works all the same (Cancel a blob upload)."""
+    """With deletion disabled, an upload can still be cancelled, since that deletes no content (Cancel a blob
+    upload)."""
     assert keeping.delete(Pusher(keeping, repo).start()).status_code == 204

@@ -1,4 +1,4 @@
-"""Spec, "Determining Support", and what every answer carries."""
+"""Spec, "Determining Support", and headers of every response."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.conformance.pusher import Pusher, error_codes
 
 @pytest.mark.parametrize("path", ["/v2/", "/v2"])
 def test_the_endpoint_says_yes(client: httpx2.Client, path: str) -> None:
-    """GET /v2/ answers 200 (end-1)."""
+    """GET /v2/ gets 200 (end-1)."""
     assert client.get(path).status_code == 200
     assert client.head(path).status_code == 200
 
@@ -20,7 +20,7 @@ def test_the_endpoint_says_yes(client: httpx2.Client, path: str) -> None:
     ["/v2/", "/v2/_catalog", "/v2/none/tags/list", "/v2/none/manifests/x", "/v2/A/manifests/x", "/v2/x", "/nowhere"],
 )
 def test_every_answer_names_the_api_version(client: httpx2.Client, path: str) -> None:
-    """`Docker-Distribution-Api-Version: registry/2.0` on all answers (Legacy Docker support HTTP headers)."""
+    """Every response has `Docker-Distribution-Api-Version: registry/2.0` (Legacy Docker support HTTP headers)."""
     assert client.get(path).headers["docker-distribution-api-version"] == "registry/2.0"
 
 
@@ -35,14 +35,14 @@ def test_every_answer_names_the_api_version(client: httpx2.Client, path: str) ->
     ],
 )
 def test_extensions_are_not_repositories(client: httpx2.Client, path: str) -> None:
-    """Paths with a part that starts with `_` are kept for extensions; unknown ones are answered 404 (Endpoints)."""
+    """Paths with a part that starts with `_` are reserved for extensions; unknown ones get 404 (Endpoints)."""
     answer = client.get(path)
     assert answer.status_code == 404
     error_codes(answer)
 
 
 def test_unknown_paths_are_not_found(push: Pusher) -> None:
-    """What is none of the endpoints is answered 404, in the shape of errors (Endpoints)."""
+    """Paths that are no endpoint get 404 in the form of errors (Endpoints)."""
     for path in ("/v2/a", "/v2/a/b", f"{push.root}/tags", f"{push.root}/tags/other", f"{push.root}/blob/x"):
         answer = push.client.get(path)
         assert answer.status_code == 404, path
@@ -60,7 +60,7 @@ def test_unknown_paths_are_not_found(push: Pusher) -> None:
     ],
 )
 def test_other_methods_are_not_allowed(push: Pusher, method: str, rest: str, allowed: str) -> None:
-    """A method an endpoint does not have is answered 405 with the ones it has (RFC 9110, 15.5.6)."""
+    """A method that an endpoint does not have gets 405 with the list of those it has (RFC 9110, 15.5.6)."""
     answer = push.client.request(method, f"{push.root}/{rest}")
     assert answer.status_code == 405
     assert answer.headers["allow"] == allowed

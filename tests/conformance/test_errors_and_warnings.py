@@ -88,7 +88,7 @@ def test_error_codes(push: Pusher, cause: str) -> None:
 
 
 def test_errors_are_not_kept(push: Pusher) -> None:
-    """No cache may keep an error: what is missing now may be there in a moment (RFC 9111, 5.2.2.5)."""
+    """No cache may store an error: missing content may be pushed a moment later (RFC 9111, 5.2.2.5)."""
     for cause in ("unknown blob", "unknown manifest", "unknown name", "bad name"):
         assert CAUSES[cause][2](push).headers["cache-control"] == "no-store"
 
@@ -103,7 +103,7 @@ def test_errors_keep_the_connection(push: Pusher) -> None:
 
 
 def test_messages_do_not_echo_control_characters(push: Pusher) -> None:
-    """What a client sent comes back escaped, never raw (Error Codes)."""
+    """Text that a client sent is escaped in messages (Error Codes)."""
     answer = push.client.get(f"{push.client.base_url}{push.root}/manifests/%1b%5b31m%0d%0aX-Evil:%201")
     assert answer.status_code == 400
     assert not re.search(rb"[\x00-\x09\x0b-\x1f\x7f-\xff]", answer.content)
@@ -111,7 +111,7 @@ def test_messages_do_not_echo_control_characters(push: Pusher) -> None:
 
 
 def test_warnings(push: Pusher) -> None:
-    """A Warning is `299 - "text"` without a date, all together at most 4096 bytes; a hosted image needs none."""
+    """A Warning is `299 - "text"` without a date, and all together have at most 4096 bytes. A hosted image has none."""
     push.tag("plain")
     for path in ("/v2/", f"{push.root}/manifests/plain", f"{push.root}/tags/list", f"{push.root}/manifests/missing"):
         found = push.client.get(path).headers.get_list("warning")

@@ -15,7 +15,7 @@ def mount_path(push: Pusher, digest: str, source: str | None = None) -> str:
 
 
 def test_mount(push: Pusher, algorithm: str) -> None:
-    """A blob of the named repository is mounted: 201, and Location can be pulled (end-11)."""
+    """A blob of the repository that `from` names is mounted: 201 with a Location that can be pulled (end-11)."""
     data = os.urandom(100)
     digest = push.blob(data, algorithm)
     answer = push.client.post(mount_path(push, digest, push.repo))
@@ -28,7 +28,7 @@ def test_mount(push: Pusher, algorithm: str) -> None:
 
 @pytest.mark.parametrize("source", [None, ""])
 def test_mount_without_from(push: Pusher, algorithm: str, source: str | None) -> None:
-    """Without `from` any repository's blob will do (end-11)."""
+    """Without `from`, a blob of any repository is mounted (end-11)."""
     data = os.urandom(100)
     digest = push.blob(data, algorithm)
     answer = push.client.post(mount_path(push, digest, source))
@@ -38,7 +38,7 @@ def test_mount_without_from(push: Pusher, algorithm: str, source: str | None) ->
 
 @pytest.mark.parametrize("source", ["this", "empty", None])
 def test_mount_of_what_is_missing(push: Pusher, algorithm: str, source: str | None) -> None:
-    """A blob that cannot be mounted: 202 with a session that takes it (end-11)."""
+    """If a blob cannot be mounted, the response is 202 with a session to upload it (end-11)."""
     data = os.urandom(100)
     digest = digest_of(data, algorithm)
     given = {"this": push.repo, "empty": f"{push.repo}/never", None: None}[source]
@@ -51,28 +51,28 @@ def test_mount_of_what_is_missing(push: Pusher, algorithm: str, source: str | No
 
 
 def test_mount_from_the_wrong_repository(push: Pusher) -> None:
-    """`from` is taken at its word: a blob that lies elsewhere is not mounted (end-11)."""
+    """A blob that only another repository than `from` has is not mounted (end-11)."""
     digest = push.blob()
     assert push.client.post(mount_path(push, digest, f"{push.repo}/elsewhere")).status_code == 202
     assert push.client.head(f"{push.root}/mounted/blobs/{digest}").status_code == 404
 
 
 def test_mount_into_the_same_repository(push: Pusher) -> None:
-    """A repository can mount its own blob: it is there (end-11)."""
+    """A repository can mount a blob that it has (end-11)."""
     digest = push.blob()
     path = with_query(f"{push.root}/blobs/uploads/", mount=digest, **{"from": push.repo})
     assert push.client.post(path).status_code == 201
 
 
 def test_mount_from_an_invalid_name(push: Pusher) -> None:
-    """`from` outside the grammar of names: 400 (Pulling manifests)."""
+    """An invalid name in `from` gets 400 (Pulling manifests)."""
     answer = push.client.post(mount_path(push, push.blob(), "NOT/a/name"))
     assert answer.status_code == 400
     assert error_codes(answer) == ["NAME_INVALID"]
 
 
 def test_mount_of_a_deleted_blob(push: Pusher) -> None:
-    """A blob deleted from its only repository is not mounted from there any more (end-11)."""
+    """A blob that was deleted from its only repository cannot be mounted from there (end-11)."""
     digest = push.blob()
     assert push.client.delete(f"{push.root}/blobs/{digest}").status_code == 202
     assert push.client.post(mount_path(push, digest, push.repo)).status_code == 202

@@ -46,8 +46,8 @@ def test_valid_names_hold_content(client: httpx2.Client, name: str) -> None:
     [("GET", "manifests/tag"), ("PUT", "manifests/tag"), ("POST", "blobs/uploads/"), ("GET", "tags/list")],
 )
 def test_invalid_names_are_refused(client: httpx2.Client, name: str, method: str, rest: str) -> None:
-    """Anything outside the grammar, or longer than 255 characters, is no name (Pulling manifests): NAME_INVALID, or 404
-    where the path is none of the API's (a part that starts with `_` is kept for extensions)."""
+    """An invalid name, or one longer than 255 characters, gets NAME_INVALID (Pulling manifests). It gets 404 if the
+    path is no endpoint: a part that starts with `_` is reserved for extensions."""
     answer = client.request(method, f"{client.base_url}/v2/{name}/{rest}", content=b"")
     if name.startswith("_"):
         assert answer.status_code in (400, 404)
@@ -58,7 +58,7 @@ def test_invalid_names_are_refused(client: httpx2.Client, name: str, method: str
 
 @pytest.mark.parametrize("tag", VALID_TAGS)
 def test_valid_tags(push: Pusher, tag: str) -> None:
-    """A tag is up to 128 characters of `[a-zA-Z0-9_][a-zA-Z0-9._-]*` (Pulling manifests)."""
+    """A tag has up to 128 characters of `[a-zA-Z0-9_][a-zA-Z0-9._-]*` (Pulling manifests)."""
     body = push.tag(tag)
     assert push.client.get(f"{push.root}/manifests/{tag}").content == body
     assert push.client.get(f"{push.root}/tags/list").json()["tags"] == [tag]
@@ -67,7 +67,7 @@ def test_valid_tags(push: Pusher, tag: str) -> None:
 @pytest.mark.parametrize("tag", INVALID_TAGS)
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
 def test_invalid_tags_are_refused(push: Pusher, tag: str, method: str) -> None:
-    """A reference is a tag or a digest and nothing else (Pulling manifests): 400."""
+    """A reference that is neither a tag nor a digest gets 400 (Pulling manifests)."""
     body = push.tag("good")
     reference = tag.replace("%", "%25")
     answer = push.client.request(method, f"{push.root}/manifests/{reference}", content=body)
@@ -77,7 +77,7 @@ def test_invalid_tags_are_refused(push: Pusher, tag: str, method: str) -> None:
 
 
 def test_tags_differ_by_case(push: Pusher) -> None:
-    """`v1` and `V1` are two tags: the grammar knows both cases (Pulling manifests)."""
+    """`v1` and `V1` are two tags (Pulling manifests)."""
     lower, upper = push.tag("v1"), push.tag("V1")
     assert push.client.get(f"{push.root}/manifests/v1").content == lower
     assert push.client.get(f"{push.root}/manifests/V1").content == upper
@@ -98,7 +98,7 @@ BAD_DIGESTS = [
 
 @pytest.mark.parametrize("digest", BAD_DIGESTS)
 def test_bad_digests_are_refused_on_push(push: Pusher, digest: str) -> None:
-    """An invalid digest or an algorithm not supported is answered 400 in every form of upload (Pushing blobs)."""
+    """An invalid digest, or one of an unsupported algorithm, gets 400 in every form of upload (Pushing blobs)."""
     client = push.client
     answers = [
         client.put(with_query(push.start(), digest=digest), content=b"data"),
@@ -114,7 +114,7 @@ def test_bad_digests_are_refused_on_push(push: Pusher, digest: str) -> None:
 @pytest.mark.parametrize("digest", BAD_DIGESTS)
 @pytest.mark.parametrize("kind", ["manifests", "blobs", "referrers"])
 def test_bad_digests_are_refused_on_pull(push: Pusher, digest: str, kind: str) -> None:
-    """What is no digest is not looked for (Pulling manifests, Listing Referrers): 400."""
+    """A pull of an invalid digest gets 400 (Pulling manifests, Listing Referrers)."""
     push.tag("exists")
     answer = push.client.get(f"{push.root}/{kind}/{digest}")
     assert answer.status_code == 400
@@ -122,7 +122,7 @@ def test_bad_digests_are_refused_on_pull(push: Pusher, digest: str, kind: str) -
 
 
 def test_both_algorithms_name_the_same_bytes(push: Pusher) -> None:
-    """Bytes pushed under sha256 and under sha512 are there under both, each a content of its own (Pulling blobs)."""
+    """The same bytes pushed under sha256 and under sha512 can be pulled under both, as two blobs (Pulling blobs)."""
     data = b"one content, two digests " + push.repo.encode()
     for algorithm in ("sha256", "sha512"):
         push.blob(data, algorithm)

@@ -39,7 +39,7 @@ def test_pulling_manifests_gives_the_pushed_bytes(push: Pusher, algorithm: str) 
 
 
 def test_pulling_manifests_names_the_digest(push: Pusher, algorithm: str) -> None:
-    """Docker-Content-Digest on GET and HEAD: the digest that was asked for, in its algorithm (Pulling manifests)."""
+    """GET and HEAD have Docker-Content-Digest with the requested digest, in its algorithm (Pulling manifests)."""
     body = encode(push.image(algorithm))
     digest = push.put(body, algorithm=algorithm)
     for method in ("GET", "HEAD"):
@@ -59,7 +59,7 @@ def test_pulling_manifests_keeps_the_content_type(push: Pusher) -> None:
 
 @pytest.mark.parametrize("accept", [None, "*/*", OCI_INDEX, "text/html", f"{DOCKER_MANIFEST}, {DOCKER_LIST}"])
 def test_pulling_manifests_converts_nothing(push: Pusher, accept: str | None) -> None:
-    """What is stored is served, even when Accept does not list it (Content Negotiation)."""
+    """The stored manifest is served even if Accept does not list its type (Content Negotiation)."""
     body = push.tag("plain")
     answer = push.client.get(f"{push.root}/manifests/plain", headers={"Accept": accept} if accept else {})
     assert answer.status_code == 200
@@ -68,7 +68,7 @@ def test_pulling_manifests_converts_nothing(push: Pusher, accept: str | None) ->
 
 
 def test_pulling_docker_manifests(push: Pusher) -> None:
-    """Docker's schema 2 manifest and its list come back under their own types (Pulling manifests)."""
+    """Docker's schema 2 manifest and its manifest list are served with their own types (Pulling manifests)."""
     config, layer = b'{"os":"linux"}', os.urandom(50)
     push.blob(config)
     push.blob(layer)
@@ -112,7 +112,7 @@ def test_pulling_blobs(push: Pusher, algorithm: str, size: int) -> None:
 
 
 def test_pulling_blobs_on_any_worker(push: Pusher) -> None:
-    """What one worker took, each of them serves at once (Pulling blobs)."""
+    """A blob pushed to one worker is served by all workers at once (Pulling blobs)."""
     digest = push.blob()
     assert everywhere(push.client, "GET", f"{push.root}/blobs/{digest}") == {200}
 
@@ -127,7 +127,7 @@ def test_pulling_blobs_that_are_missing(push: Pusher, algorithm: str) -> None:
 
 
 def test_pulling_blobs_of_another_repository(push: Pusher) -> None:
-    """A blob is found in the repository it was pushed to, and in no other (Pulling blobs)."""
+    """A blob can be pulled from the repository that it was pushed to, and from no other (Pulling blobs)."""
     digest = push.blob()
     assert push.client.get(f"{push.root}/other/blobs/{digest}").status_code == 404
 

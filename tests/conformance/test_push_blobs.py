@@ -23,7 +23,7 @@ def pieces(data: bytes, count: int = 3) -> list[bytes]:
 
 
 def stream(data: bytes) -> Iterator[bytes]:
-    """A body whose length is not told ahead: chunked transfer coding."""
+    """Yields a body without a declared length, for chunked transfer coding."""
     yield from pieces(data, 5)
 
 
@@ -40,7 +40,7 @@ def single_post(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
 
 
 def chunks(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
-    """Each chunk on a connection of its own, so on any worker."""
+    """Pushes each chunk on a connection of its own, so to any worker."""
     return push.client.put(with_query(send_chunks(push, pieces(data)), digest=digest))
 
 
@@ -102,7 +102,8 @@ forms = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 @forms
 @pytest.mark.parametrize("size", SIZES)
 def test_every_form(push: Pusher, form: Form, size: int, algorithm: str) -> None:
-    """201 with a Location from which the blob can be pulled, whatever the form and the size (Pushing blobs)."""
+    """Every form of upload, with blobs of every size, gets 201 with a Location that the blob can be pulled from
+    (Pushing blobs)."""
     data = os.urandom(size)
     digest = digest_of(data, algorithm)
     answer = form(push, data, digest)
@@ -116,7 +117,7 @@ def test_every_form(push: Pusher, form: Form, size: int, algorithm: str) -> None
 
 @forms
 def test_a_wrong_digest(push: Pusher, form: Form, algorithm: str) -> None:
-    """Content with another digest than declared is refused with 400 in every form, and is not there (Pushing blobs)."""
+    """Content with another digest than declared gets 400 in every form of upload, and is not stored (Pushing blobs)."""
     data, claimed = os.urandom(3000), digest_of(b"something else", algorithm)
     answer = form(push, data, claimed)
     assert answer.status_code == 400
@@ -127,7 +128,7 @@ def test_a_wrong_digest(push: Pusher, form: Form, algorithm: str) -> None:
 
 @forms
 def test_pushing_again(push: Pusher, form: Form) -> None:
-    """A blob that is there already can be pushed again (Pushing blobs)."""
+    """An existing blob can be pushed again (Pushing blobs)."""
     data = os.urandom(500)
     for _ in range(2):
         assert form(push, data, digest_of(data)).status_code == 201
@@ -135,26 +136,26 @@ def test_pushing_again(push: Pusher, form: Form) -> None:
 
 
 def test_a_session_has_its_own_location(push: Pusher) -> None:
-    """POST is answered 202 with a Location that holds a UUID, another one each time (POST then PUT)."""
+    """POST gets 202 with a Location that contains a new UUID each time (POST then PUT)."""
     found = [UUID.search(push.start()) for _ in range(5)]
     assert all(found)
     assert len({match[0] for match in found if match}) == 5
 
 
 def test_a_location_stays_on_the_host(push: Pusher) -> None:
-    """Locations are relative: the host a client sees is not the registry's to know (POST then PUT)."""
+    """Locations are relative, because the registry does not know the host that a client sees (POST then PUT)."""
     location = push.start()
     assert location.startswith("/v2/")
     assert push.client.put(with_query(location, digest=digest_of(b""))).headers["location"].startswith("/v2/")
 
 
 def test_an_upload_without_trailing_slash(push: Pusher) -> None:
-    """POST to `…/blobs/uploads` works as well; clients differ there (Endpoints, end-4a)."""
+    """POST to `…/blobs/uploads` starts an upload as well, because some clients omit the slash (Endpoints, end-4a)."""
     assert push.client.post(f"{push.root}/blobs/uploads").status_code == 202
 
 
 def test_there_is_no_smallest_chunk(push: Pusher) -> None:
-    """The registry takes chunks of any size, so it names no least one (Pushing a blob in chunks)."""
+    """The registry accepts chunks of any size, so no header states a minimum (Pushing a blob in chunks)."""
     answer = push.client.post(f"{push.root}/blobs/uploads/")
     assert "oci-chunk-min-length" not in answer.headers
     data = os.urandom(7)
@@ -163,14 +164,14 @@ def test_there_is_no_smallest_chunk(push: Pusher) -> None:
 
 
 def test_an_unknown_digest_algorithm(push: Pusher) -> None:
-    """`digest-algorithm` with an algorithm not supported: 400 (Pushing blobs, end-4c)."""
+    """`digest-algorithm` with an unsupported algorithm gets 400 (Pushing blobs, end-4c)."""
     answer = push.client.post(f"{push.root}/blobs/uploads/?digest-algorithm=md5")
     assert answer.status_code == 400
     assert error_codes(answer) == ["DIGEST_INVALID"]
 
 
 def test_a_digest_of_another_algorithm_than_declared(push: Pusher) -> None:
-    """A session declared for sha512 can still be closed with sha256: the digest is what counts (end-4c, end-6)."""
+    """A session that was declared for sha512 can be closed with a sha256 digest: the digest counts (end-4c, end-6)."""
     data = os.urandom(2000)
     location = send_chunks(push, pieces(data), push.start(**{"digest-algorithm": "sha512"}))
     assert push.client.put(with_query(location, digest=digest_of(data))).status_code == 201
@@ -179,8 +180,8 @@ def test_a_digest_of_another_algorithm_than_declared(push: Pusher) -> None:
 @pytest.mark.parametrize("where", ["PATCH", "PUT"])
 @pytest.mark.parametrize("at", [0, 50, 101, 5000])
 def test_chunks_out_of_order(push: Pusher, where: str, at: int) -> None:
-    """A chunk that does not follow the last is answered 416, also in the closing PUT; GET tells where to go on
-    (Pushing a blob in chunks)."""
+    """A chunk that does not follow the last one gets 416, also in the closing PUT. GET says where to continue (Pushing
+    a blob in chunks)."""
     data = os.urandom(200)
     location = send_chunks(push, [data[:100]])
     target = with_query(location, digest=digest_of(data)) if where == "PUT" else location
@@ -204,7 +205,7 @@ def send_patch(push: Pusher, location: str, data: bytes, at: int) -> str:
 
 
 def test_the_first_chunk_starts_at_zero(push: Pusher) -> None:
-    """The first chunk's range begins with 0; any other is out of order: 416 (Pushing a blob in chunks)."""
+    """A first chunk whose range does not begin with 0 is out of order and gets 416 (Pushing a blob in chunks)."""
     location = push.start()
     answer = push.client.patch(location, content=b"0123456789", headers={"Content-Range": "1-10"})
     assert answer.status_code == 416
@@ -213,7 +214,8 @@ def test_the_first_chunk_starts_at_zero(push: Pusher) -> None:
 
 @pytest.mark.parametrize("given", ["bytes 0-9/10", "bytes=0-9", "0-9/10", "9-0", "-9", "0-", "a-b", "", "0-9,20-29"])
 def test_a_malformed_content_range(push: Pusher, given: str) -> None:
-    """Content-Range is `^[0-9]+-[0-9]+$`; anything else is 400 and takes nothing (Pushing a blob in chunks)."""
+    """A Content-Range that does not match `^[0-9]+-[0-9]+$` gets 400, and nothing is stored (Pushing a blob in
+    chunks)."""
     location = push.start()
     answer = push.client.patch(location, content=b"0123456789", headers={"Content-Range": given})
     assert answer.status_code == 400
@@ -223,7 +225,7 @@ def test_a_malformed_content_range(push: Pusher, given: str) -> None:
 
 @pytest.mark.parametrize("given", ["0-4", "0-19"])
 def test_a_content_range_of_another_length(push: Pusher, given: str) -> None:
-    """A Content-Range that declares another length than Content-Length: SIZE_INVALID (Pushing a blob in chunks)."""
+    """A Content-Range whose length differs from Content-Length gets SIZE_INVALID (Pushing a blob in chunks)."""
     location = push.start()
     answer = push.client.patch(location, content=b"0123456789", headers={"Content-Range": given})
     assert answer.status_code == 400
@@ -231,7 +233,7 @@ def test_a_content_range_of_another_length(push: Pusher, given: str) -> None:
 
 
 def test_the_status_of_a_session(push: Pusher) -> None:
-    """GET of a session is 204 with Location and Range, on each worker; a fresh one says 0-0 (end-13)."""
+    """GET of a session gets 204 with Location and Range on each worker. The Range of a new session is 0-0 (end-13)."""
     location = push.start()
     answer = push.client.get(location)
     assert answer.status_code == 204
@@ -247,7 +249,7 @@ def test_the_status_of_a_session(push: Pusher) -> None:
 
 
 def test_a_session_survives_status_requests(push: Pusher) -> None:
-    """Asking for the status disturbs nothing (end-13)."""
+    """Status requests do not disturb the upload (end-13)."""
     data = os.urandom(600)
     location = send_chunks(push, [data[:300]])
     for _ in range(5):
@@ -258,8 +260,7 @@ def test_a_session_survives_status_requests(push: Pusher) -> None:
 
 @pytest.mark.parametrize("sent", [0, 1000])
 def test_cancel(push: Pusher, sent: int) -> None:
-    """DELETE of a session is 204; from then on the session is unknown to every method and worker (Cancel a blob
-    upload)."""
+    """DELETE of a session gets 204. Then the session is unknown to every method and worker (Cancel a blob upload)."""
     location = send_chunks(push, [os.urandom(sent)]) if sent else push.start()
     assert push.client.delete(location).status_code == 204
     assert everywhere(push.client, "GET", location) == {404}
@@ -279,7 +280,7 @@ def test_a_closed_session_is_gone(push: Pusher) -> None:
 
 @pytest.mark.parametrize("upload", ["00000000-0000-4000-8000-000000000000", "no-uuid", "..", "%2e%2e", "a" * 500])
 def test_unknown_sessions(push: Pusher, upload: str) -> None:
-    """A session nobody started is 404 for every method (end-5, end-6, end-13, end-14)."""
+    """A session that was never started is 404 for every method (end-5, end-6, end-13, end-14)."""
     url = f"{push.client.base_url}{push.root}/blobs/uploads/{upload}"
     for method in ("GET", "PATCH", "PUT", "DELETE"):
         answer = push.client.request(method, f"{url}?digest={digest_of(b'')}")
@@ -288,14 +289,14 @@ def test_unknown_sessions(push: Pusher, upload: str) -> None:
 
 
 def test_a_session_belongs_to_its_repository(push: Pusher) -> None:
-    """A session is known in the repository it was started in, and in no other (POST then PUT)."""
+    """A session is known only in the repository that it was started in (POST then PUT)."""
     location = push.start().replace(push.root, f"{push.root}/other")
     assert push.client.get(location).status_code == 404
     assert push.client.put(with_query(location, digest=digest_of(b""))).status_code == 404
 
 
 def test_a_closing_put_without_digest(push: Pusher) -> None:
-    """The closing PUT must name the digest of the whole blob: 400 without, and the session stays."""
+    """A closing PUT without the digest of the whole blob gets 400, and the session stays."""
     data = os.urandom(10)
     location = send_chunks(push, [data])
     answer = push.client.put(location)
@@ -305,7 +306,7 @@ def test_a_closing_put_without_digest(push: Pusher) -> None:
 
 
 def test_query_parameters_of_a_location_are_kept(push: Pusher) -> None:
-    """A client may add its own parameters to a Location; they do no harm (POST then PUT)."""
+    """Parameters that a client adds to a Location do not disturb the upload (POST then PUT)."""
     data = os.urandom(10)
     location = with_query(push.start(), state="kept")
     assert push.client.patch(location, content=data).status_code == 202
@@ -313,7 +314,7 @@ def test_query_parameters_of_a_location_are_kept(push: Pusher) -> None:
 
 
 def test_sessions_time_out(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A session that nobody continues ends by itself, with its bytes (Cancel a blob upload)."""
+    """A session that nobody continues is deleted with its bytes (Cancel a blob upload)."""
     env = {"ENTREPOT_UPLOADS__EXPIRE": "100ms", "ENTREPOT_GC__INTERVAL": "200ms"}
     with running_server(tmp_path_factory.mktemp("expiry"), env=env) as server:
         with make_client(server.url) as client:

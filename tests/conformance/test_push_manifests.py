@@ -28,11 +28,11 @@ from tests.conformance.pusher import (
 )
 
 LIMIT = 8 * MIB
-"""Of a manifest, by default."""
+"""Default limit of a manifest."""
 
 
 def padded(document: Document, size: int) -> bytes:
-    """The document in exactly `size` bytes."""
+    """Returns the document in exactly `size` bytes."""
     empty = len(encode(document | {"annotations": {"padding": ""}}))
     body = encode(document | {"annotations": {"padding": "x" * (size - empty)}})
     assert len(body) == size
@@ -46,7 +46,8 @@ def put(push: Pusher, reference: str, body: bytes, kind: str | None = OCI_MANIFE
 
 @pytest.mark.parametrize("by", ["tag", "digest"])
 def test_push(push: Pusher, algorithm: str, by: str) -> None:
-    """201 with the digest and a Location from which the very bytes can be pulled, on each worker (end-7a)."""
+    """A push gets 201 with the digest and a Location. The same bytes can be pulled from there, on each worker
+    (end-7a)."""
     body = encode(push.image(algorithm))
     digest = digest_of(body, algorithm if by == "digest" else "sha256")
     answer = put(push, digest if by == "digest" else "v1", body)
@@ -57,7 +58,8 @@ def test_push(push: Pusher, algorithm: str, by: str) -> None:
 
 
 def test_exact_bytes(push: Pusher) -> None:
-    """Spaces, order of names, escapes and a last line end are kept: the bytes are the manifest (Pushing Manifests)."""
+    """Spaces, the order of names, escapes and a final line end are kept, since the bytes are the manifest (Pushing
+    Manifests)."""
     text = json.dumps(push.image() | {"annotations": {"a": "\u00e4\U0001f40b", "z": "/"}})
     body = b" \n" + text.replace("/", "\\/").encode() + b"\r\n\t "
     digest = push.put(body, "spaced")
@@ -67,7 +69,7 @@ def test_exact_bytes(push: Pusher) -> None:
 
 
 def test_a_wrong_digest(push: Pusher, algorithm: str) -> None:
-    """A manifest under another digest than its own: 400, and nothing is there (Pushing Manifests)."""
+    """A manifest under another digest than its own gets 400, and is not stored (Pushing Manifests)."""
     body, claimed = encode(push.image()), digest_of(b"other", algorithm)
     answer = put(push, claimed, body)
     assert answer.status_code == 400
@@ -77,7 +79,8 @@ def test_a_wrong_digest(push: Pusher, algorithm: str) -> None:
 
 
 def test_a_tag_moves(push: Pusher) -> None:
-    """A tag points at what was pushed last; the former manifest stays under its digest (Pushing Manifests)."""
+    """A tag points at the manifest that was pushed last. The former manifest can be pulled by its digest (Pushing
+    Manifests)."""
     first, second = push.tag("latest"), push.tag("latest")
     assert push.client.get(f"{push.root}/manifests/latest").content == second
     assert push.client.get(f"{push.root}/manifests/{digest_of(first)}").content == first
@@ -85,21 +88,22 @@ def test_a_tag_moves(push: Pusher) -> None:
 
 @pytest.mark.parametrize("kind", [f"{OCI_MANIFEST}; charset=utf-8", f"{OCI_MANIFEST};a=b;c=d", OCI_MANIFEST, None])
 def test_content_type_parameters(push: Pusher, kind: str | None) -> None:
-    """Parameters of Content-Type are ignored; without one the body's own mediaType counts (Pushing Manifests)."""
+    """Parameters of Content-Type are ignored. Without Content-Type, the body's own mediaType counts (Pushing
+    Manifests)."""
     assert put(push, "typed", encode(push.image()), kind).status_code == 201
     assert push.client.get(f"{push.root}/manifests/typed").headers["content-type"] == OCI_MANIFEST
 
 
 @pytest.mark.parametrize("kind", [OCI_INDEX, DOCKER_MANIFEST, "application/json"])
 def test_content_type_against_media_type(push: Pusher, kind: str) -> None:
-    """Content-Type other than the body's mediaType: 400 MANIFEST_INVALID (Pushing Manifests)."""
+    """A Content-Type that differs from the body's mediaType gets 400 MANIFEST_INVALID (Pushing Manifests)."""
     answer = put(push, "typed", encode(push.image()), kind)
     assert answer.status_code == 400
     assert error_codes(answer) == ["MANIFEST_INVALID"]
 
 
 def test_a_manifest_without_media_type(push: Pusher) -> None:
-    """mediaType in the body is a SHOULD: Content-Type alone will do (Pushing Manifests)."""
+    """The body may lack mediaType, which is a SHOULD; then Content-Type counts (Pushing Manifests)."""
     document = push.image()
     del document["mediaType"]
     assert put(push, "untyped", encode(document)).status_code == 201
@@ -143,7 +147,7 @@ def shapes(push: Pusher) -> dict[str, Document]:
     ],
 )
 def test_shapes(push: Pusher, shape: str, algorithm: str) -> None:
-    """Every shape the image spec allows is stored as it is (Pushing Manifests)."""
+    """Every form of manifest that the image spec allows is stored as it is (Pushing Manifests)."""
     body = encode(shapes(push)[shape])
     digest = push.put(body, algorithm=algorithm)
     assert push.client.get(f"{push.root}/manifests/{digest}").content == body
@@ -151,7 +155,8 @@ def test_shapes(push: Pusher, shape: str, algorithm: str) -> None:
 
 @pytest.mark.parametrize("what", ["config", "layer", "child"])
 def test_missing_references(push: Pusher, what: str, algorithm: str) -> None:
-    """A manifest whose config, layer or child is not in the repository: MANIFEST_BLOB_UNKNOWN (Pushing Manifests)."""
+    """A manifest whose config, layer or child is not in the repository gets MANIFEST_BLOB_UNKNOWN (Pushing
+    Manifests)."""
     missing = os.urandom(20)
     document = {
         "config": push.image() | {"config": describe(missing, OCI_CONFIG, algorithm)},
@@ -166,7 +171,7 @@ def test_missing_references(push: Pusher, what: str, algorithm: str) -> None:
 
 
 def test_references_of_another_repository(push: Pusher) -> None:
-    """Content of another repository is not in this one: it has to be mounted first (Pushing Manifests)."""
+    """Content of another repository has to be mounted before a manifest can refer to it (Pushing Manifests)."""
     body = encode(push.image())
     other = Pusher(push.client, f"{push.repo}/other")
     assert error_codes(put(other, "x", body)) == ["MANIFEST_BLOB_UNKNOWN"]
@@ -180,14 +185,14 @@ def test_references_of_another_repository(push: Pusher) -> None:
     ],
 )
 def test_layers_held_elsewhere(push: Pusher, kind: str) -> None:
-    """Non-distributable layers need not be here (Pushing Manifests; image spec, layer media types)."""
+    """Non-distributable layers need not be stored (Pushing Manifests; image spec, layer media types)."""
     layer = describe(os.urandom(20), kind, urls=["https://example.test/layer"])
     assert put(push, "windows", encode(push.image() | {"layers": [layer]})).status_code == 201
 
 
 @pytest.mark.parametrize("size", [4 * MIB, LIMIT])
 def test_large_manifests(push: Pusher, size: int) -> None:
-    """At least 4 MiB are taken, and up to the limit to the byte (Pushing Manifests)."""
+    """A manifest of 4 MiB is accepted, and so is one of exactly the limit (Pushing Manifests)."""
     body = padded(push.image(), size)
     digest = push.put(body, "large")
     assert push.client.get(f"{push.root}/manifests/{digest}").content == body
@@ -195,7 +200,7 @@ def test_large_manifests(push: Pusher, size: int) -> None:
 
 @pytest.mark.parametrize("framing", ["Content-Length", "chunked"])
 def test_too_large_manifests(push: Pusher, framing: str) -> None:
-    """One byte above the limit: 413, however the length is told (Pushing Manifests)."""
+    """A manifest of one byte more than the limit gets 413, however its length is declared (Pushing Manifests)."""
     body = padded(push.image(), LIMIT + 1)
     content = body if framing == "Content-Length" else (body[at : at + MIB] for at in range(0, len(body), MIB))
     answer = push.client.put(f"{push.root}/manifests/large", content=content, headers={"Content-Type": OCI_MANIFEST})
@@ -206,7 +211,7 @@ def test_too_large_manifests(push: Pusher, framing: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 10, 64])
 def test_tag_parameters(push: Pusher, algorithm: str, count: int) -> None:
-    """`?tag=` sets each tag, ten and more at once, and OCI-Tag names each that was set (end-7b)."""
+    """`?tag=` sets each tag, also ten and more at once. OCI-Tag names each tag that was set (end-7b)."""
     body = encode(push.image())
     digest = digest_of(body, algorithm)
     tags = [f"v{number}" for number in range(count)]
@@ -221,7 +226,7 @@ def test_tag_parameters(push: Pusher, algorithm: str, count: int) -> None:
 
 
 def test_too_many_tag_parameters(push: Pusher) -> None:
-    """Too many tags: 414, and none of them is set (end-7b)."""
+    """Too many tags get 414, and none of them is set (end-7b)."""
     body = encode(push.image())
     query = "&".join(f"tag=v{number}" for number in range(500))
     answer = put(push, f"{digest_of(body)}?{query}", body)
@@ -231,7 +236,7 @@ def test_too_many_tag_parameters(push: Pusher) -> None:
 
 
 def test_an_invalid_tag_parameter(push: Pusher) -> None:
-    """One invalid tag: 400, and neither the manifest nor any tag is there (end-7b)."""
+    """One invalid tag gets 400, and neither the manifest nor any tag is stored (end-7b)."""
     body = encode(push.image())
     answer = put(push, f"{digest_of(body)}?tag=good&tag=.bad", body)
     assert answer.status_code == 400
@@ -249,7 +254,7 @@ def test_no_tag_parameters(push: Pusher) -> None:
 @pytest.mark.parametrize("shape", ["image", "index"])
 @pytest.mark.parametrize("there", [True, False])
 def test_subject(push: Pusher, algorithm: str, shape: str, there: bool) -> None:
-    """OCI-Subject names the subject, which need not be there (Pushing Manifests with Subject)."""
+    """OCI-Subject names the subject, which need not be stored (Pushing Manifests with Subject)."""
     target = encode(push.image())
     if there:
         push.put(target, algorithm=algorithm)
@@ -266,7 +271,8 @@ def test_no_subject(push: Pusher) -> None:
 
 
 def test_conditional_push(push: Pusher) -> None:
-    """If-Match and If-None-Match guard a tag: 412 when it moved (Referrers Tag Schema; RFC 9110, 13.1)."""
+    """If-Match and If-None-Match protect a tag: if it has moved, the push gets 412 (Referrers Tag Schema; RFC 9110,
+    13.1)."""
     path = f"{push.root}/manifests/guarded"
     first, second = encode(push.image()), encode(push.image())
 
@@ -303,20 +309,20 @@ def test_conditional_push(push: Pusher) -> None:
     ids=lambda body: body[:30].decode("latin-1") or "empty",
 )
 def test_what_is_no_manifest(push: Pusher, body: bytes) -> None:
-    """What cannot be read as a manifest: 400 MANIFEST_INVALID (Pushing Manifests)."""
+    """A body that cannot be read as a manifest gets 400 MANIFEST_INVALID (Pushing Manifests)."""
     answer = put(push, "bad", body)
     assert answer.status_code == 400
     assert error_codes(answer) == ["MANIFEST_INVALID"]
 
 
 def test_pull_of_a_nonexistent_repository(push: Pusher) -> None:
-    """An attempt to pull a nonexistent repository is 404 (Pushing Manifests)."""
+    """A pull from a repository that does not exist gets 404 (Pushing Manifests)."""
     for path in ("manifests/latest", f"blobs/{digest_of(b'')}", "tags/list"):
         assert push.client.get(f"{push.root}/{path}").status_code == 404
 
 
 def test_pushing_again(push: Pusher) -> None:
-    """Pushing what is there already is 201 again (Pushing Manifests)."""
+    """A push of an existing manifest gets 201 again (Pushing Manifests)."""
     body = encode(push.image())
     for reference in ("a", "a", "b", digest_of(body), digest_of(body)):
         assert put(push, reference, body).status_code == 201

@@ -1,4 +1,4 @@
-"""Spec, "Pulling blobs": Range in accordance with RFC 9110, section 14; conditions after section 13."""
+"""Spec, "Pulling blobs": Range (RFC 9110, section 14) and conditions (section 13)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def get(client: httpx2.Client, path: str, asked: str, **more: str) -> httpx2.Res
 
 
 def parts_of(answer: httpx2.Response) -> list[Message]:
-    """The parts, as any MIME reader finds them."""
+    """Returns the parts, as a MIME parser finds them."""
     kind = answer.headers["content-type"]
     document = BytesParser().parsebytes(b"Content-Type: " + kind.encode() + b"\r\n\r\n" + answer.content)
     assert document.get_content_type() == "multipart/byteranges"
@@ -49,7 +49,8 @@ def parts_of(answer: httpx2.Response) -> list[Message]:
     ],
 )
 def test_a_range(client: httpx2.Client, blob: str, asked: str, start: int, stop: int) -> None:
-    """206 with those bytes, Content-Range and Content-Length; an end beyond the blob is cut to it (14.1.2, 15.3.7)."""
+    """A range gets 206 with those bytes, Content-Range and Content-Length. An end beyond the blob is cut to it (14.1.2,
+    15.3.7)."""
     answer = get(client, blob, asked)
     assert answer.status_code == 206
     assert answer.content == DATA[start:stop]
@@ -60,7 +61,7 @@ def test_a_range(client: httpx2.Client, blob: str, asked: str, start: int, stop:
 
 @pytest.mark.parametrize("asked", ["bytes=500-0", f"bytes={SIZE}-", f"bytes={SIZE * 9}-{SIZE * 10}", "bytes=-0"])
 def test_a_range_outside(client: httpx2.Client, blob: str, asked: str) -> None:
-    """A range that ends before it starts, or starts beyond the end: 416 with the blob's size (15.5.17)."""
+    """A range that ends before it starts, or starts beyond the end, gets 416 with the blob's size (15.5.17)."""
     answer = get(client, blob, asked)
     assert answer.status_code == 416
     assert answer.headers["content-range"] == f"bytes */{SIZE}"
@@ -71,7 +72,8 @@ def test_a_range_outside(client: httpx2.Client, blob: str, asked: str) -> None:
     "asked", ["lines=1-2", "bytes", "bytes=", "bytes=a-b", "bytes=1", "bytes=1-2-3", "bytes=--1", "0-5"]
 )
 def test_a_range_that_cannot_be_read(client: httpx2.Client, blob: str, asked: str) -> None:
-    """An unknown unit or a malformed Range is ignored: 200 with all of the blob (14.2)."""
+    """A Range with an unknown unit or of a malformed form is ignored: the response is 200 with the whole blob
+    (14.2)."""
     answer = get(client, blob, asked)
     assert answer.status_code == 200
     assert answer.content == DATA
@@ -86,7 +88,7 @@ def test_an_empty_blob_has_no_range(push: Pusher, algorithm: str) -> None:
 
 
 def test_several_ranges(client: httpx2.Client, blob: str) -> None:
-    """Several ranges come as multipart/byteranges, in the order asked for, each with its Content-Range (14.6)."""
+    """Several ranges get multipart/byteranges in the requested order, each part with its Content-Range (14.6)."""
     spans = [(10, 20), (100, 101), (5, 8), (SIZE - 7, SIZE)]
     answer = get(client, blob, "bytes=10-19, 100-100,5-7, -7")
     assert answer.status_code == 206
@@ -98,7 +100,8 @@ def test_several_ranges(client: httpx2.Client, blob: str) -> None:
 
 
 def test_several_ranges_of_which_one_lies_inside(client: httpx2.Client, blob: str) -> None:
-    """Ranges outside are left out while another lies inside; a lone one left comes as a plain 206 (14.2, 15.3.7.2)."""
+    """Ranges outside the blob are left out if another one lies inside. If only one is left, the response is a plain 206
+    (14.2, 15.3.7.2)."""
     answer = get(client, blob, f"bytes={SIZE}-,3-4")
     assert answer.status_code == 206
     assert answer.content == DATA[3:5]
@@ -106,27 +109,28 @@ def test_several_ranges_of_which_one_lies_inside(client: httpx2.Client, blob: st
 
 
 def test_several_ranges_outside(client: httpx2.Client, blob: str) -> None:
-    """No range of several inside: 416 (15.5.17)."""
+    """If none of several ranges lies inside the blob, the response is 416 (15.5.17)."""
     answer = get(client, blob, f"bytes={SIZE}-,{SIZE + 5}-{SIZE + 9}")
     assert answer.status_code == 416
     assert answer.headers["content-range"] == f"bytes */{SIZE}"
 
 
 def test_ranges_that_ask_for_more_than_all(client: httpx2.Client, blob: str) -> None:
-    """Overlapping ranges that add up to more than the blob get the blob once: nobody is made to send more (17.15)."""
+    """Overlapping ranges that add up to more than the blob get the blob once, so that no client can make the server
+    send more (17.15)."""
     answer = get(client, blob, "bytes=0-,0-,0-")
     assert answer.status_code == 200
     assert answer.content == DATA
 
 
 def test_too_many_ranges(client: httpx2.Client, blob: str) -> None:
-    """A thousand and more ranges are refused with 400, which clients answer by asking for fewer (17.15)."""
+    """A thousand ranges and more get 400; clients then request fewer (17.15)."""
     assert get(client, blob, "bytes=" + ",".join(["0-0"] * 1025)).status_code == 400
     assert get(client, blob, "bytes=" + ",".join(f"{n}-{n}" for n in range(1024))).status_code == 206
 
 
 def test_if_range(client: httpx2.Client, blob: str) -> None:
-    """Range counts while If-Range names this content; else the blob comes whole (13.1.5)."""
+    """Range counts only if If-Range names this content; otherwise the whole blob is sent (13.1.5)."""
     etag = client.head(blob).headers["etag"]
     assert get(client, blob, "bytes=1-2", If_Range=etag).status_code == 206
     for validator in ('"other"', f"W/{etag}", "Thu, 01 Jan 1970 00:00:00 GMT"):
@@ -136,7 +140,7 @@ def test_if_range(client: httpx2.Client, blob: str) -> None:
 
 
 def test_head_knows_no_range(client: httpx2.Client, blob: str) -> None:
-    """Range is for GET: HEAD tells of the whole blob (14.2)."""
+    """Range is for GET: the response to HEAD describes the whole blob (14.2)."""
     answer = client.head(blob, headers={"Range": "bytes=1-2"})
     assert answer.status_code == 200
     assert answer.headers["content-length"] == str(SIZE)
@@ -145,7 +149,7 @@ def test_head_knows_no_range(client: httpx2.Client, blob: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_if_none_match(push: Pusher, algorithm: str, method: str) -> None:
-    """The ETag is the quoted digest; with it in If-None-Match the answer is 304 without a body (13.1.2)."""
+    """The ETag is the quoted digest. A request with it in If-None-Match gets 304 without a body (13.1.2)."""
     blob = push.blob(DATA, algorithm)
     manifest = push.put(push.image(algorithm), algorithm=algorithm)
     push.tag("moving")
@@ -164,7 +168,7 @@ def test_if_none_match(push: Pusher, algorithm: str, method: str) -> None:
 
 
 def test_a_moved_tag_is_sent_again(push: Pusher) -> None:
-    """If-None-Match with a tag's former content gets the new one (13.1.2)."""
+    """If-None-Match with the former content of a tag gets the new content (13.1.2)."""
     push.tag("moving")
     path = f"{push.root}/manifests/moving"
     etag = push.client.head(path).headers["etag"]
@@ -175,7 +179,7 @@ def test_a_moved_tag_is_sent_again(push: Pusher) -> None:
 
 
 def test_caches(push: Pusher, algorithm: str) -> None:
-    """What a digest names may be kept for ever; what a tag names is asked for each time (RFC 9111, 5.2.2)."""
+    """Content requested by digest may be cached for ever; a tag has to be revalidated each time (RFC 9111, 5.2.2)."""
     blob = push.blob(DATA, algorithm)
     manifest = push.put(push.image(algorithm), algorithm=algorithm)
     push.tag("moving")

@@ -1,4 +1,4 @@
-"""Spec, "Registry Proxying", of what is hosted here."""
+"""Spec, "Registry Proxying", for hosted content."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.conformance.pusher import Pusher, describe, digest_of, encode
 
 @pytest.mark.parametrize("host", ["docker.io", "registry.example.org:5000", "", "NOT A HOST"])
 def test_ns_is_ignored(push: Pusher, host: str) -> None:
-    """`ns` names the host in a client's reference; a registry that hosts the name may ignore it, and then sends no
+    """`ns` names the host in a client's reference. A registry that hosts the name may ignore it, and then sends no
     OCI-Namespace."""
     body = encode(push.image())
     digest = push.put(body, "here")
@@ -22,7 +22,7 @@ def test_ns_is_ignored(push: Pusher, host: str) -> None:
 
 
 def test_ns_on_a_push(push: Pusher) -> None:
-    """Clients add `ns` to pushes as well where the host differs: nothing changes."""
+    """Clients also add `ns` to pushes if the host differs: it changes nothing."""
     data = b"with ns"
     answer = push.client.post(f"{push.root}/blobs/uploads/?ns=docker.io")
     assert answer.status_code == 202
@@ -37,7 +37,7 @@ def test_ns_on_a_push(push: Pusher) -> None:
 
 
 def test_stray_credentials_are_ignored(push: Pusher) -> None:
-    """Credentials meant for another registry are neither needed nor refused here (Registry Proxying)."""
+    """Credentials for another registry are neither required nor refused (Registry Proxying)."""
     push.tag("open")
     for value in ("Basic dXNlcjpwYXNz", "Bearer abc.def.ghi", "Negotiate x", "", "no scheme at all ="):
         answer = push.client.get(f"{push.root}/manifests/open", headers={"Authorization": value})

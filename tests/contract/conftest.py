@@ -1,4 +1,5 @@
-"""The kinds of registry that the contract holds for; each test runs once on each. Checks that several modules use."""
+"""The kinds of registry that the contract holds for. Each test runs once on each kind. Checks that several modules
+use."""
 
 from __future__ import annotations
 
@@ -68,18 +69,18 @@ def _router(hosted: MemoryRegistry, default: str | None = None) -> Router:
 
 @asynccontextmanager
 async def _routed(_: Path) -> AsyncIterator[Registry]:
-    """Names are hosted unless they are an upstream's."""
+    """Yields a router that treats names as hosted unless they are an upstream's."""
     yield _router(MemoryRegistry())
 
 
 @asynccontextmanager
 async def _routed_with_default(_: Path) -> AsyncIterator[Registry]:
-    """Names are asked of an upstream, which has nothing, until they are pushed."""
+    """Yields a router with a default upstream that has no content: names lead to it until they are pushed."""
     yield _router(MemoryRegistry(), default="docker.io")
 
 
 class AsAdmin:
-    """Calls on a guarded registry, each made by somebody who may do everything."""
+    """A guarded registry on which every call is made with all rights."""
 
     def __init__(self, guarded: Guarded) -> None:
         self._guarded = guarded
@@ -114,7 +115,7 @@ async def _stored_twice(data: Path) -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def _in_objects(data: Path) -> AsyncIterator[Registry]:
-    """Blobs in an object store, whose parts are small enough that a test fills several."""
+    """Yields a registry with its blobs in an object store, whose parts are small enough that a test fills several."""
     prepare_data_dir(data)
     async with open_registry(data, open_content=open_objects(data / "bucket", PART_BYTES)) as registry:
         yield registry
@@ -143,7 +144,7 @@ KINDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Registry]]] = {
 
 
 DAILY = ("memory", "stored")
-"""The kinds of `make check`: the others wrap these or hand calls on to them."""
+"""The kinds that `make check` runs: the others wrap these or pass calls on to them."""
 
 
 @pytest.fixture(

@@ -1,4 +1,4 @@
-"""Two registries asked the same thing: their answers must agree."""
+"""Makes the same calls on two registries, and checks that the results are equal."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 
 EVERYTHING = 10_000
 ARTIFACT_TYPES = ["sig/x", "application/vnd.oci.image.layer.v1.tar"]
-"""One that manifests have of their own, and one that they have from their config."""
+"""A type that manifests state themselves, and one that their config states."""
 
 
 @dataclass(frozen=True)
 class Raised:
-    """A call's error, as far as the interface fixes it."""
+    """The error of a call, as far as the interface specifies it."""
 
     kind: str
     position: int | None = None
@@ -28,14 +28,14 @@ class Raised:
 def _told(error: RegistryError) -> Raised:
     if isinstance(error, RangeInvalid):
         return Raised("RangeInvalid", error.size if error.offset is None else error.offset)
-    # The interface leaves open which of the two a writer raises whose session is over.
+    # The interface does not say which of the two a writer raises whose session has ended.
     if isinstance(error, BlobUploadInvalid | BlobUploadUnknown):
         return Raised("the session is not this caller's")
     return Raised(type(error).__name__)
 
 
 def _plain(answer: Any) -> Any:
-    """What must be equal in an answer, in values that compare."""
+    """Returns the part of a result that must be equal, as values that can be compared."""
     match answer:
         case Page():
             return [_plain(item) for item in answer.items], answer.more
@@ -48,7 +48,7 @@ def _plain(answer: Any) -> Any:
 
 
 async def answer_of(call: Awaitable[Any]) -> Any:
-    """The call's answer or error, ready to be compared."""
+    """Returns the call's result or error in a form that can be compared."""
     try:
         return _plain(await call)
     except RegistryError as error:
@@ -70,7 +70,7 @@ async def described(registry: Registry, repo: RepositoryName, reference: Referen
 
 @dataclass
 class UploadPair:
-    """One session in each registry: the writers that own it (None: nobody does), and those that lost it."""
+    """One session in each registry. `writers`: those that own it; None: no writer does. `old`: those that lost it."""
 
     repo: RepositoryName
     ids: list[Any]
@@ -80,14 +80,14 @@ class UploadPair:
 
 
 class RegistryPair:
-    """The model and the one under test, on a loop of their own."""
+    """The model and the registry under test, on an event loop of their own."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, model: Registry, tested: Registry) -> None:
         self.loop = loop
         self.both: list[Registry] = [model, tested]
 
     def ask(self, call: Callable[..., Awaitable[Any]], *what: object) -> Any:
-        """Makes the call on both; returns the answer on which they agree."""
+        """Makes the call on both registries. Returns their common result."""
         return self.compare([call(registry, *what) for registry in self.both])
 
     def compare(self, calls: list[Awaitable[Any]]) -> Any:
@@ -96,7 +96,7 @@ class RegistryPair:
         return expected
 
     def get(self, calls: list[Awaitable[Any]]) -> list[Any]:
-        """The answers as they are; both or none raise."""
+        """Returns the results as they are. Either both calls raise or none does."""
         answers: list[Any] = []
         told: list[Raised | None] = []
         for call in calls:
@@ -109,7 +109,7 @@ class RegistryPair:
         return answers
 
     def compare_all(self, repos: list[RepositoryName], digests: list[Digest], tags: list[Tag]) -> None:
-        """Everything that can be seen is the same in both."""
+        """Checks that everything that can be read is the same in both registries."""
         questions: list[tuple[Callable[..., Awaitable[Any]], tuple[object, ...]]] = [(_repositories, ())]
         for repo in repos:
             questions.append((_tags, (repo,)))

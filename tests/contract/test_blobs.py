@@ -116,7 +116,7 @@ async def test_a_reader_may_be_closed_at_any_time(registry: Registry, repo: Repo
 
 
 async def test_an_open_reader_outlives_the_link(registry: Registry, repo: RepositoryName) -> None:
-    """Who opened a blob before it was deleted reads it to its end."""
+    """A reader that was opened before its blob was deleted reads it to the end."""
     data = os.urandom(2_000_000)
     await push_blob(registry, repo, data)
     reader = await registry.open_blob(repo, digest_of(data))
@@ -126,7 +126,7 @@ async def test_an_open_reader_outlives_the_link(registry: Registry, repo: Reposi
 
 
 async def test_an_unknown_blob(registry: Registry, repo: RepositoryName) -> None:
-    """A digest never pushed is unknown, in a known repository and in an unknown one, for every way to ask."""
+    """A digest that was never pushed is unknown to every call, in a known repository and in an unknown one."""
     await push_blob(registry, repo, b"something else")
     for name in (repo, NOWHERE):
         for algorithm in ("sha256", "sha512"):
@@ -142,7 +142,8 @@ async def test_an_unknown_blob(registry: Registry, repo: RepositoryName) -> None
 
 
 async def test_knowing_a_digest_opens_nothing(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
-    """A blob of one repository is unknown in another, even one that is nested in it and has content of its own."""
+    """A blob of one repository is unknown in another one, even in one whose name is nested in the first and that has
+    content."""
     await push_blob(registry, repo, DATA)
     await push_image(registry, other, "something of its own", "latest")
     with pytest.raises(BlobUnknown):
@@ -173,7 +174,7 @@ async def test_a_manifest_is_no_blob(registry: Registry, repo: RepositoryName) -
 
 
 async def test_a_mount_from_a_repository(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
-    """A mount gives the blob to the target without a byte being sent; both have it then."""
+    """A mount gives the target a blob without an upload. Afterwards both repositories have it."""
     await push_blob(registry, repo, DATA)
     mounted = await registry.mount_blob(other, digest_of(DATA), repo, BY)
     assert (mounted.digest, mounted.size) == (digest_of(DATA), SIZE)
@@ -183,7 +184,7 @@ async def test_a_mount_from_a_repository(registry: Registry, repo: RepositoryNam
 
 
 async def test_a_mount_from_anywhere(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
-    """Without a source, any repository's blob can be mounted; sha512 ones too."""
+    """Without a source, a blob of any repository can be mounted, also a sha512 blob."""
     await push_blob(registry, repo, DATA, "sha512")
     mounted = await registry.mount_blob(other, digest_of(DATA, "sha512"), ALL_NAMES, BY)
     assert (mounted.digest, mounted.size) == (digest_of(DATA, "sha512"), SIZE)
@@ -191,7 +192,7 @@ async def test_a_mount_from_anywhere(registry: Registry, repo: RepositoryName, o
 
 
 async def test_a_mount_from_a_set(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
-    """Of a set of names, only repositories in it are a source, however many others have the blob."""
+    """With a set of names, only repositories in the set are a source, however many others have the blob."""
     for name in (repo, other):
         await push_blob(registry, name, DATA)
     target = RepositoryName("target")
@@ -206,7 +207,7 @@ async def test_a_mount_from_a_set(registry: Registry, repo: RepositoryName, othe
 
 
 async def test_a_mount_of_what_is_there(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
-    """A mount of a blob that the target has already succeeds, from itself, from another, from anywhere."""
+    """A mount of a blob that the target has already succeeds, whatever its source."""
     await push_blob(registry, repo, DATA)
     await push_blob(registry, other, DATA)
     for source in (repo, other, ALL_NAMES):
@@ -217,7 +218,8 @@ async def test_a_mount_of_what_is_there(registry: Registry, repo: RepositoryName
 async def test_a_mount_of_what_the_source_has_not(
     registry: Registry, repo: RepositoryName, other: RepositoryName
 ) -> None:
-    """A mount from a repository without the blob fails, even when a third one has it, and leaves the target unknown."""
+    """A mount from a repository without the blob fails, even if a third repository has it, and leaves the target
+    unknown."""
     await push_blob(registry, repo, DATA)
     await push_blob(registry, other, b"something else")
     target = RepositoryName("target")
@@ -237,7 +239,8 @@ async def test_a_mount_of_what_the_source_has_not(
 async def test_a_mounted_blob_outlives_its_source(
     registry: Registry, repo: RepositoryName, other: RepositoryName
 ) -> None:
-    """Deleted from the source, a mounted blob stays in the target; deleted everywhere, it can be mounted no more."""
+    """A mounted blob stays in the target when it is deleted from the source. When it is deleted everywhere, it cannot
+    be mounted any more."""
     await push_blob(registry, repo, DATA)
     await registry.mount_blob(other, digest_of(DATA), repo, BY)
     await registry.delete_blob(repo, digest_of(DATA), by=BY)
@@ -252,7 +255,7 @@ async def test_a_mounted_blob_outlives_its_source(
 
 
 async def test_a_deleted_blob_is_gone_at_once(registry: Registry, repo: RepositoryName) -> None:
-    """After its deletion a blob is unknown to every call; deleting it again says so; others stay."""
+    """After its deletion a blob is unknown to every call, also to another deletion. Other blobs stay."""
     await push_blob(registry, repo, DATA)
     await push_blob(registry, repo, b"another")
     await registry.delete_blob(repo, digest_of(DATA), by=BY)
@@ -267,7 +270,7 @@ async def test_a_deleted_blob_is_gone_at_once(registry: Registry, repo: Reposito
 
 async def test_a_blob_in_use_stays(registry: Registry, repo: RepositoryName) -> None:
     """A blob that a manifest of the repository refers to, as a layer or as its config, is not deleted: the error names
-    a manifest that has to go first. When all of those are gone, it is deleted."""
+    a manifest that has to be deleted first. Once all of these are deleted, the blob can be deleted."""
     one = await push_image(registry, repo, "one", "latest")
     layer, config = one.layers[0].digest, one.config.digest if one.config else one.layers[0].digest
     for digest in (layer, config):
@@ -283,7 +286,7 @@ async def test_a_blob_in_use_stays(registry: Registry, repo: RepositoryName) -> 
 async def test_a_blob_that_another_repository_uses(
     registry: Registry, repo: RepositoryName, other: RepositoryName
 ) -> None:
-    """It is deleted here, and stays there."""
+    """A blob that another repository uses is deleted from this one, and stays in the other one."""
     image = await push_image(registry, other, "one", "latest")
     layer = image.layers[0].digest
     await registry.mount_blob(repo, layer, other, BY)

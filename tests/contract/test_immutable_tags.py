@@ -1,4 +1,4 @@
-"""Immutable tags: they keep what they point at, whoever pushes or deletes."""
+"""Immutable tags keep what they point at, whoever pushes or deletes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ V1, LATEST = Tag("v1"), Tag("latest")
 
 @pytest.fixture(params=["memory", "stored", pytest.param("stored, by two", marks=pytest.mark.slow)])
 async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Registry]:
-    """A registry with the rules `RULES`."""
+    """Yields a registry with the rules `RULES`."""
     if request.param == "memory":
         yield MemoryRegistry(immutable_tags=RULES)
         return
@@ -51,12 +51,12 @@ async def test_other_content_is_denied(registry: Registry, repo: RepositoryName)
     with pytest.raises(Denied) as denied:
         await push_image(registry, repo, "second", "latest", "v1")
     assert denied.value.message == f"team/app:v1 is immutable and points at {first.digest}; push another tag"
-    for tag in (V1, LATEST):  # one tag of the push is immutable, so none moved
+    for tag in (V1, LATEST):  # one tag of the push is immutable, so no tag was moved
         assert (await registry.resolve_manifest(repo, tag)).digest == first.digest
 
 
 async def test_the_same_content_again_is_fine(registry: Registry, repo: RepositoryName) -> None:
-    """A push that was cut off is repeated."""
+    """An interrupted push of the same content can be repeated."""
     first = await push_image(registry, repo, "first", "v1")
     again = await push_image(registry, repo, "first", "v1", "v1.0")
     assert first.digest == again.digest
@@ -64,7 +64,7 @@ async def test_the_same_content_again_is_fine(registry: Registry, repo: Reposito
 
 
 async def test_a_condition_is_checked_first(registry: Registry, repo: RepositoryName) -> None:
-    """A client that asked for "only if there is none" learns that there is one."""
+    """A client that pushes only if the tag is absent learns that it exists."""
     await push_image(registry, repo, "first", "v1")
     second = await push_image(registry, repo, "second")
     with pytest.raises(PreconditionFailed):
@@ -72,7 +72,8 @@ async def test_a_condition_is_checked_first(registry: Registry, repo: Repository
 
 
 async def test_it_cannot_be_deleted(registry: Registry, repo: RepositoryName) -> None:
-    """Neither the tag nor its manifest, nor a manifest of the index that it points at; other content can."""
+    """Neither the tag, nor its manifest, nor a manifest of the index that it points at can be deleted. Other content
+    can."""
     child = await push_image(registry, repo, "child")
     inner = index_of([child.descriptor])
     await registry.put_manifest(repo, inner, by=BY)
@@ -90,7 +91,7 @@ async def test_it_cannot_be_deleted(registry: Registry, repo: RepositoryName) ->
 
 
 async def test_what_does_not_exist_is_unknown(registry: Registry, repo: RepositoryName) -> None:
-    """Also by a name that would be immutable."""
+    """A missing tag is unknown, also if its name would be immutable."""
     image = await push_image(registry, repo, "first", "latest")
     with pytest.raises(ManifestUnknown):
         await registry.delete_tag(repo, V1, by=BY)
@@ -103,7 +104,7 @@ async def test_what_does_not_exist_is_unknown(registry: Registry, repo: Reposito
     ("name", "tag"), [("team/app", "latest"), ("team/app", "release-10"), ("other", "v1"), ("docker.io/x/y", "always")]
 )
 async def test_other_tags_move(registry: Registry, name: str, tag: str) -> None:
-    """A rule holds for whole names and whole tags; a mirrored repository follows its upstream."""
+    """A rule matches whole names and whole tags. A mirrored repository follows its upstream."""
     repo = RepositoryName(name)
     await push_image(registry, repo, "first", tag)
     second = await push_image(registry, repo, "second", tag)
@@ -113,7 +114,7 @@ async def test_other_tags_move(registry: Registry, name: str, tag: str) -> None:
 
 
 async def test_one_of_two_pushes_wins(registry: Registry, repo: RepositoryName) -> None:
-    """Of pushes at the same time, one makes the tag and all others are denied."""
+    """Of concurrent pushes, one creates the tag, and all others are denied."""
     images = [await push_image(registry, repo, str(number)) for number in range(20)]
     outcomes = await asyncio.gather(
         *(registry.put_manifest(repo, image, [V1], by=BY) for image in images), return_exceptions=True

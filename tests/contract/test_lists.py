@@ -49,7 +49,7 @@ CURSORS = [
         "\\",
     ),
 ]
-"""What a client may send as `last`."""
+"""Values that a client may send as `last`."""
 
 
 async def tag_all(registry: Registry, repo: RepositoryName) -> list[str]:
@@ -69,7 +69,7 @@ async def push_all(registry: Registry) -> list[str]:
 
 
 async def walk(ask: Callable[[str | None], Awaitable[Page[Any]]], limit: int) -> list[str]:
-    """All pages, each asked for after the last item of the one before."""
+    """Returns all pages. Each is requested after the last item of the one before."""
     found: list[str] = []
     while True:
         page = await ask(found[-1] if found else None)
@@ -82,7 +82,7 @@ async def walk(ask: Callable[[str | None], Awaitable[Page[Any]]], limit: int) ->
 
 
 async def test_tags_are_in_byte_order(registry: Registry, repo: RepositoryName) -> None:
-    """Tags are listed in the order of their bytes, capitals before small letters, and all at once if they fit."""
+    """Tags are listed in the order of their bytes, capitals before small letters, and on one page if they fit."""
     expected = await tag_all(registry, repo)
     page = await registry.tags(repo, None, 1000)
     assert (list(page.items), page.more) == (expected, False)
@@ -117,7 +117,8 @@ SETS = [
 
 @pytest.mark.parametrize("limit", [1, 3, len(NAMES)])
 async def test_a_walk_through_the_repositories_of_a_set(registry: Registry, limit: int) -> None:
-    """What is outside the set is as if it were not there: pages are full, in order, and the last one knows it is."""
+    """Repositories outside the set are treated as missing: pages are full and in order, and the last page says that
+    nothing follows."""
     names = await push_all(registry)
     for within in SETS:
         inside = [name for name in names if name in within]
@@ -144,7 +145,7 @@ async def test_lists_start_strictly_after(registry: Registry, repo: RepositoryNa
 
 
 async def test_repositories_start_strictly_after(registry: Registry) -> None:
-    """The list of repositories takes any `after` too."""
+    """The list of repositories accepts any `after` as well."""
     names = await push_all(registry)
     for after in (*CURSORS, *names):
         following = [name for name in names if name.encode() > after.encode()]
@@ -160,7 +161,7 @@ async def test_a_page_of_nothing(registry: Registry, repo: RepositoryName) -> No
 
 
 async def test_a_list_while_it_changes(registry: Registry, repo: RepositoryName) -> None:
-    """Tags that are there during the whole walk are met once, though the one last seen was deleted meanwhile."""
+    """Tags that exist during the whole walk are listed once, even if the last listed tag was deleted meanwhile."""
     await tag_all(registry, repo)
     found: list[Tag] = []
     while True:
@@ -211,7 +212,7 @@ async def test_a_blob_makes_a_repository_without_tags(registry: Registry, repo: 
 
 
 async def test_a_repository_emptied(registry: Registry, repo: RepositoryName) -> None:
-    """With everything in it deleted, a repository is not in the catalog, and its list of tags is empty."""
+    """A repository whose whole content was deleted is not in the catalog, and its list of tags is empty."""
     manifest = await push_image(registry, repo, "one", "latest")
     assert list((await registry.repositories(None, 10)).items) == [repo]
     await registry.delete_manifest(repo, manifest.digest, by=BY)
@@ -244,7 +245,7 @@ async def test_lists_of_tags_do_not_mix(registry: Registry, repo: RepositoryName
 
 
 async def push_referrers(registry: Registry, repo: RepositoryName, subject: Digest, count: int) -> list[Digest]:
-    """Pushes `count` referrers, every other one of type `sig/x`; gives their digests in order."""
+    """Pushes `count` referrers, every other one of type `sig/x`. Returns their digests in order."""
     digests = []
     for number in range(count):
         fields = {"artifactType": "sig/x" if number % 2 else "sbom/y", "annotations": {"number": str(number)}}
@@ -263,8 +264,8 @@ async def test_referrers_are_listed_by_digest(registry: Registry, repo: Reposito
 
 
 async def test_a_referrers_descriptor_is_whole(registry: Registry, repo: RepositoryName) -> None:
-    """A listed referrer has type, size, artifact type and annotations; the artifact type of an image without one is its
-    config's type, an index without one has none."""
+    """A listed referrer has type, size, artifact type and annotations. An image without an artifact type has that of
+    its config, an index without one has none."""
     subject = digest_of(b"subject")
     config = descriptor_of(b"{}", CONFIG_TYPE)
     await push_blob(registry, repo, b"{}")
@@ -294,7 +295,8 @@ async def test_a_referrers_descriptor_is_whole(registry: Registry, repo: Reposit
 
 
 async def test_referrers_by_artifact_type(registry: Registry, repo: RepositoryName) -> None:
-    """With an artifact type only those of this type are listed; a config's type counts where there is no own one."""
+    """With an artifact type only referrers of this type are listed. For a manifest without one, its config's type
+    counts."""
     subject = digest_of(b"subject")
     expected = await push_referrers(registry, repo, subject, 5)
     config = descriptor_of(b"{}", CONFIG_TYPE)
@@ -332,7 +334,7 @@ async def test_a_walk_through_the_referrers(
 
 
 async def test_referrers_of_what_nobody_refers_to(registry: Registry, repo: RepositoryName) -> None:
-    """A manifest without referrers, and a digest that is not here, have an empty list."""
+    """A manifest without referrers has an empty list, and so has a digest that is not stored."""
     manifest = await push_image(registry, repo, "one", "latest")
     for subject in (manifest.digest, digest_of(b"not here"), digest_of(b"not here", "sha512")):
         page = await registry.referrers(repo, subject, None, None, 10)
@@ -340,7 +342,7 @@ async def test_referrers_of_what_nobody_refers_to(registry: Registry, repo: Repo
 
 
 async def test_a_referrer_comes_before_its_subject_and_stays_after_it(registry: Registry, repo: RepositoryName) -> None:
-    """A referrer is listed before its subject is pushed, while it is here, and after it was deleted."""
+    """A referrer is listed before its subject is pushed, while the subject is stored, and after it was deleted."""
     subject = await push_image(registry, RepositoryName("elsewhere"), "subject")
     referrer = await push_image(registry, repo, "signature", subject=subject.digest)
     for step in (None, "push", "delete"):
@@ -352,7 +354,8 @@ async def test_a_referrer_comes_before_its_subject_and_stays_after_it(registry: 
 
 
 async def test_a_deleted_referrer_is_listed_no_more(registry: Registry, repo: RepositoryName) -> None:
-    """Deleting a referrer takes it out of the list at once; deleting just its tag does not; pushed again it is back."""
+    """A deleted referrer is not listed any more, at once. Deleting only its tag does not remove it, and a repeated push
+    lists it again."""
     subject = digest_of(b"subject")
     stays = await push_image(registry, repo, "stays", subject=subject)
     goes = await push_image(registry, repo, "goes", "signature", subject=subject)

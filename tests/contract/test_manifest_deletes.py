@@ -1,4 +1,4 @@
-"""Deletes of manifests and tags: what is gone afterwards, and what stays."""
+"""Deletes of manifests and tags: what they remove, and what stays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tests.fakes.registry_content import BY, NOWHERE, all_tags, index_of, push_b
 
 
 async def test_deleting_a_manifest_takes_its_tags(registry: Registry, repo: RepositoryName) -> None:
-    """A deleted manifest and every tag at it are gone at once; other manifests and their tags stay."""
+    """A delete of a manifest removes it and every tag that points at it at once. Other manifests and their tags
+    stay."""
     gone = await push_image(registry, repo, "gone", "latest", "v1", "v1.2")
     stays = await push_image(registry, repo, "stays", "v2")
     await registry.delete_manifest(repo, gone.digest, by=BY)
@@ -40,7 +41,7 @@ async def test_deleting_a_manifest_in_one_repository(
 
 
 async def test_a_deleted_manifest_can_be_pushed_again(registry: Registry, repo: RepositoryName) -> None:
-    """Deleting and pushing the same manifest, over and over, works; its old tags do not come back by themselves."""
+    """A manifest can be deleted and pushed again repeatedly. Its old tags do not come back."""
     manifest = await push_image(registry, repo, "one", "first")
     for _ in range(3):
         await registry.delete_manifest(repo, manifest.digest, by=BY)
@@ -60,7 +61,7 @@ async def test_a_child_can_be_deleted(registry: Registry, repo: RepositoryName) 
 
 
 async def test_deleting_a_tag_takes_only_the_tag(registry: Registry, repo: RepositoryName) -> None:
-    """A deleted tag is gone at once; the manifest and its other tags stay."""
+    """A delete of a tag removes it at once; the manifest and its other tags stay."""
     manifest = await push_image(registry, repo, "one", "latest", "v1")
     await registry.delete_tag(repo, LATEST, by=BY)
     await assert_unknown(registry, repo, LATEST)
@@ -75,7 +76,7 @@ async def test_deleting_a_tag_takes_only_the_tag(registry: Registry, repo: Repos
 
 
 async def test_deleting_a_tag_that_has_moved(registry: Registry, repo: RepositoryName) -> None:
-    """With a condition, a tag is deleted only while the condition holds for it."""
+    """With a condition, a tag is deleted only if the condition holds for it."""
     old = await push_image(registry, repo, "old", "latest")
     new = await push_image(registry, repo, "new", "latest")
     with pytest.raises(PreconditionFailed):
@@ -86,7 +87,7 @@ async def test_deleting_a_tag_that_has_moved(registry: Registry, repo: Repositor
 
 
 async def test_deleting_in_an_unknown_repository(registry: Registry) -> None:
-    """Where nothing was ever pushed, deleting a manifest or a tag raises NameUnknown."""
+    """In a repository that was never pushed to, deleting a manifest or a tag raises NameUnknown."""
     with pytest.raises(NameUnknown):
         await registry.delete_manifest(NOWHERE, digest_of(b"x"), by=BY)
     with pytest.raises(NameUnknown):

@@ -1,4 +1,4 @@
-"""Manifests: kept byte for byte, found by tag and digest, refused when what they refer to is missing."""
+"""Manifests are kept byte for byte, found by tag and by digest, and refused if what they refer to is missing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_a_manifest_is_found_by_tag_and_digest(registry: Registry, repo: R
 
 
 async def test_putting_says_what_was_put(registry: Registry, repo: RepositoryName) -> None:
-    """The answer to a put is the manifest's descriptor."""
+    """A put returns the manifest's descriptor."""
     manifest = image_of(await push_blob(registry, repo, b"{}"))
     put = await registry.put_manifest(repo, manifest, [LATEST], by=BY)
     assert (put.digest, put.media_type, put.size) == (manifest.digest, OCI_MANIFEST, len(manifest.body))
@@ -86,7 +86,7 @@ async def test_many_tags_in_one_put(registry: Registry, repo: RepositoryName) ->
     ],
 )
 async def test_the_bytes_are_kept_exactly(registry: Registry, repo: RepositoryName, text: str) -> None:
-    """White space, order, escapes and unknown fields come back as they were sent."""
+    """White space, order, escapes and unknown fields are returned as they were sent."""
     config = await push_blob(registry, repo, b"{}")
     body = (text % {"type": OCI_MANIFEST, "config": json.dumps(config.as_json())}).encode()
     manifest = Manifest.parse(body, OCI_MANIFEST)
@@ -105,7 +105,7 @@ async def test_a_manifest_of_four_mebibytes(registry: Registry, repo: Repository
 
 @pytest.mark.parametrize("media_type", [OCI_MANIFEST, DOCKER_MANIFEST])
 async def test_image_manifests_of_both_families(registry: Registry, repo: RepositoryName, media_type: str) -> None:
-    """OCI's and Docker's image manifests come back with their own type."""
+    """OCI's and Docker's image manifests are returned with their own type."""
     config, layer = await push_blob(registry, repo, b"{}"), await push_blob(registry, repo, b"layer")
     manifest = image_of(config, [layer], media_type=media_type)
     await registry.put_manifest(repo, manifest, [LATEST], by=BY)
@@ -114,7 +114,7 @@ async def test_image_manifests_of_both_families(registry: Registry, repo: Reposi
 
 @pytest.mark.parametrize("media_type", [OCI_INDEX, DOCKER_LIST])
 async def test_indexes_of_both_families(registry: Registry, repo: RepositoryName, media_type: str) -> None:
-    """OCI's index and Docker's list come back with their own type, and so does an empty one."""
+    """OCI's index and Docker's list are returned with their own type, also if they are empty."""
     children = [(await push_image(registry, repo, seed)).descriptor for seed in ("amd64", "arm64")]
     for name, parts in (("full", children), ("empty", [])):
         manifest = index_of(parts, media_type=media_type)
@@ -123,7 +123,7 @@ async def test_indexes_of_both_families(registry: Registry, repo: RepositoryName
 
 
 async def test_an_artifact_manifest(registry: Registry, repo: RepositoryName) -> None:
-    """The artifact manifest of OCI 1.1's release candidates is kept; its blobs must be there."""
+    """The artifact manifest of OCI 1.1's release candidates is accepted. Its blobs must exist."""
     blob = descriptor_of(b"sbom")
     manifest = manifest_from(
         {"mediaType": OCI_ARTIFACT, "artifactType": "a/b", "blobs": [blob.as_json()]}, OCI_ARTIFACT
@@ -136,7 +136,7 @@ async def test_an_artifact_manifest(registry: Registry, repo: RepositoryName) ->
 
 
 async def test_an_index_of_indexes(registry: Registry, repo: RepositoryName) -> None:
-    """Indexes nest; each level is checked against what is in the repository."""
+    """Indexes can be nested. Each level is checked against the content of the repository."""
     image = await push_image(registry, repo, "one")
     inner = index_of([image.descriptor])
     outer = index_of([inner.descriptor, image.descriptor])
@@ -151,7 +151,8 @@ async def test_an_index_of_indexes(registry: Registry, repo: RepositoryName) -> 
 
 
 async def test_an_index_that_lists_blobs(registry: Registry, repo: RepositoryName) -> None:
-    """An index's child whose type is no manifest's may be a blob of the repository: BuildKit's cache index has such."""
+    """An index's child whose type is not a manifest's may be a blob of the repository: BuildKit's cache index has such
+    children."""
     layer = await push_blob(registry, repo, b"cached layer")
     config = Descriptor("application/vnd.buildkit.cacheconfig.v0", descriptor_of(b"{}").digest, 2)
     manifest = index_of([layer, config])
@@ -165,7 +166,7 @@ async def test_an_index_that_lists_blobs(registry: Registry, repo: RepositoryNam
 
 
 async def test_a_child_manifest_pushed_as_a_blob_does_not_count(registry: Registry, repo: RepositoryName) -> None:
-    """A child of a manifest's type must be a manifest here: a blob with its bytes could not be pulled as one."""
+    """A child with a manifest's type must be stored as a manifest: a blob with its bytes could not be pulled as one."""
     child = image_of(await push_blob(registry, repo, b"{}"))
     await push_blob(registry, repo, child.body)
     with pytest.raises(ManifestBlobUnknown):
@@ -173,7 +174,8 @@ async def test_a_child_manifest_pushed_as_a_blob_does_not_count(registry: Regist
 
 
 async def test_a_layer_pushed_as_a_manifest_does_not_count(registry: Registry, repo: RepositoryName) -> None:
-    """A blob that a manifest refers to must be a blob here: a manifest with its bytes could not be pulled as one."""
+    """A blob that a manifest refers to must be stored as a blob: a manifest with its bytes could not be pulled as
+    one."""
     inner = image_of(await push_blob(registry, repo, b"{}"))
     await registry.put_manifest(repo, inner, by=BY)
     with pytest.raises(ManifestBlobUnknown):
@@ -181,7 +183,7 @@ async def test_a_layer_pushed_as_a_manifest_does_not_count(registry: Registry, r
 
 
 async def test_missing_blobs_are_named(registry: Registry, repo: RepositoryName) -> None:
-    """A manifest whose blobs are missing is refused, the error's detail names every one, and nothing is kept."""
+    """A manifest whose blobs are missing is refused and not stored. The error's detail names every missing blob."""
     there = await push_blob(registry, repo, b"there")
     missing = [descriptor_of(b"config"), descriptor_of(b"layer 1"), descriptor_of(b"layer 2", algorithm="sha512")]
     manifest = image_of(missing[0], [there, *missing[1:]])
@@ -195,7 +197,7 @@ async def test_missing_blobs_are_named(registry: Registry, repo: RepositoryName)
 
 
 async def test_a_refused_put_leaves_tags_and_repository_alone(registry: Registry, repo: RepositoryName) -> None:
-    """A refused put moves no tag, and does not make an unknown repository known."""
+    """A refused put moves no tag and creates no repository."""
     before = await push_image(registry, repo, "one", "latest")
     refused = image_of(descriptor_of(b"missing"))
     for name in (repo, NOWHERE):
@@ -210,7 +212,7 @@ async def test_a_refused_put_leaves_tags_and_repository_alone(registry: Registry
 async def test_another_repositorys_content_is_missing_here(
     registry: Registry, repo: RepositoryName, other: RepositoryName
 ) -> None:
-    """Blobs and children count only where they are: another repository's are missing."""
+    """Blobs and children of another repository count as missing."""
     image = await push_image(registry, repo, "one", "latest")
     with pytest.raises(ManifestBlobUnknown):
         await registry.put_manifest(other, image, [LATEST], by=BY)
@@ -244,7 +246,7 @@ async def test_a_blob_is_no_manifest(registry: Registry, repo: RepositoryName) -
 
 
 async def test_sparse_manifests_may_lack_everything(registry: Registry, repo: RepositoryName) -> None:
-    """A sparse put keeps a manifest whose blobs and children are not here."""
+    """A sparse put accepts a manifest whose blobs and children are not stored."""
     image = image_of(descriptor_of(b"config", CONFIG_TYPE), [descriptor_of(b"layer")])
     await registry.put_manifest(repo, image, [LATEST], by=BY, sparse=True)
     index = index_of([image_of(descriptor_of(b"never")).descriptor])
@@ -255,7 +257,7 @@ async def test_sparse_manifests_may_lack_everything(registry: Registry, repo: Re
 
 @pytest.mark.parametrize("media_type", [FOREIGN, NONDISTRIBUTABLE])
 async def test_foreign_layers_may_be_missing(registry: Registry, repo: RepositoryName, media_type: str) -> None:
-    """Layers that may not be distributed need not be here; the others must."""
+    """Layers that may not be distributed need not be stored; the others must be."""
     foreign = descriptor_of(b"windows", media_type)
     with pytest.raises(ManifestBlobUnknown) as refused:
         await registry.put_manifest(repo, image_of(descriptor_of(b"config"), [foreign]), [LATEST], by=BY)
@@ -266,7 +268,7 @@ async def test_foreign_layers_may_be_missing(registry: Registry, repo: Repositor
 
 
 async def test_an_unknown_subject_is_fine(registry: Registry, repo: RepositoryName) -> None:
-    """A manifest or an index may have a subject that is not here (spec: MUST accept)."""
+    """A manifest or an index may have a subject that is not stored (spec: MUST accept)."""
     nowhere = digest_of(b"no such subject")
     image = await push_image(registry, repo, "signature", "latest", subject=nowhere)
     index = index_of([], subject=nowhere)
@@ -276,7 +278,7 @@ async def test_an_unknown_subject_is_fine(registry: Registry, repo: RepositoryNa
 
 
 async def test_a_manifest_pushed_twice(registry: Registry, repo: RepositoryName) -> None:
-    """Pushing a manifest again changes nothing; a new tag in the second put is set, the old one stays."""
+    """Pushing a manifest again changes nothing. A new tag in the second put is set, and the old one stays."""
     manifest = await push_image(registry, repo, "one", "latest")
     await registry.put_manifest(repo, manifest, [LATEST], by=BY)
     await registry.put_manifest(repo, manifest, [Tag("second")], by=BY)
@@ -286,7 +288,7 @@ async def test_a_manifest_pushed_twice(registry: Registry, repo: RepositoryName)
 
 
 async def test_a_tag_moves(registry: Registry, repo: RepositoryName) -> None:
-    """A tag put again points at the newest manifest; the older one is still found by digest."""
+    """A tag that is put again points at the newest manifest; the older manifest is still found by digest."""
     older = await push_image(registry, repo, "older", "latest", "v1")
     newer = await push_image(registry, repo, "newer", "latest")
     await assert_is(registry, repo, LATEST, newer)
@@ -305,7 +307,7 @@ async def test_tags_tell_capitals_apart(registry: Registry, repo: RepositoryName
 
 
 async def test_a_sha512_manifest(registry: Registry, repo: RepositoryName) -> None:
-    """A manifest pushed under sha512, over sha512 blobs, is found under that digest and its tag, not under sha256."""
+    """A manifest pushed under sha512 with sha512 blobs is found under that digest and its tag, not under sha256."""
     config = descriptor_of(b"{}", CONFIG_TYPE, "sha512")
     await push_blob(registry, repo, b"{}", "sha512")
     manifest = image_of(config, algorithm="sha512")
@@ -343,7 +345,7 @@ async def test_nested_names_are_repositories_of_their_own(registry: Registry) ->
 
 @pytest.mark.parametrize("case", ["absent", "another", "none of these"])
 async def test_a_condition_that_holds(registry: Registry, repo: RepositoryName, case: str) -> None:
-    """A put goes through when the tag is what the condition asks for."""
+    """A put succeeds if the tag meets the condition."""
     old = await push_image(registry, repo, "old", "old")
     manifest = await push_image(registry, repo, "new")
     tag, condition = {
@@ -356,7 +358,7 @@ async def test_a_condition_that_holds(registry: Registry, repo: RepositoryName, 
 
 
 async def test_if_match_anything(registry: Registry, repo: RepositoryName) -> None:
-    """`If-Match: *` asks that the tag exists, whatever it points at."""
+    """`If-Match: *` requires that the tag exists, whatever it points at."""
     manifest = await push_image(registry, repo, "old", "latest")
     await registry.put_manifest(repo, manifest, [LATEST], by=BY, condition=Condition())
     with pytest.raises(PreconditionFailed):
@@ -365,7 +367,7 @@ async def test_if_match_anything(registry: Registry, repo: RepositoryName) -> No
 
 @pytest.mark.parametrize("case", ["exists", "moved", "no tag", "one of these", "unknown repository"])
 async def test_a_condition_that_does_not_hold(registry: Registry, repo: RepositoryName, case: str) -> None:
-    """A put whose condition does not hold is refused and keeps nothing: no manifest, no tag, no repository."""
+    """A put whose condition is not met is refused and stores nothing: no manifest, no tag, no repository."""
     old = await push_image(registry, repo, "old", "old")
     manifest = index_of([], annotations={"made": "now"})
     name, tag, condition = {
@@ -385,7 +387,7 @@ async def test_a_condition_that_does_not_hold(registry: Registry, repo: Reposito
 
 
 async def test_a_condition_is_for_the_first_tag(registry: Registry, repo: RepositoryName) -> None:
-    """Of several tags only the first is held against the condition; all move when it holds."""
+    """Of several tags only the first has to meet the condition; if it does, all are moved."""
     await push_image(registry, repo, "old", "there")
     manifest = await push_image(registry, repo, "new")
     absent = Condition(negated=True)
@@ -397,7 +399,7 @@ async def test_a_condition_is_for_the_first_tag(registry: Registry, repo: Reposi
 
 
 async def test_of_many_puts_that_want_a_new_tag_one_wins(registry: Registry, repo: RepositoryName) -> None:
-    """Puts at the same time, each asking that the tag be absent: one goes through, the tag is its."""
+    """Of concurrent puts that require the tag to be absent, one succeeds, and the tag points at its manifest."""
     manifests = [await push_image(registry, repo, f"candidate {number}") for number in range(6)]
     answers = await asyncio.gather(
         *(

@@ -1,6 +1,7 @@
-"""The stored registry answers as the reference model does, whatever is asked of it in whatever order.
+"""The stored registry returns the same as the reference model, for any calls in any order.
 
-`ENTREPOT_MODEL_RUNS=2000` makes a night's run of it; the steps are random there, and the same each time otherwise.
+`ENTREPOT_MODEL_RUNS=2000` makes this a run of several hours with random steps; otherwise the steps are the same each
+time.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ spans = st.none() | st.builds(Span, st.integers(-20, 60), st.none()) | st.builds
 
 
 class Agreement(UploadAgreement):
-    """Drives both through blobs, manifests, lists and collection as well."""
+    """Drives both registries through blobs, manifests, lists and collection as well."""
 
     manifests: Bundle[Manifest] = Bundle("manifests")
 
@@ -121,7 +122,7 @@ class Agreement(UploadAgreement):
 
     @rule(repo=repos, manifest=manifests, names=st.lists(tags, max_size=2))
     def push_image(self, repo: RepositoryName, manifest: Manifest, names: list[Tag]) -> None:
-        """As a client does: the blobs first."""
+        """Pushes the blobs first, as a client does."""
         self.push_blobs(repo, manifest)
         self.put_manifest(repo, manifest, names, sparse=False)
 
@@ -151,7 +152,7 @@ class Agreement(UploadAgreement):
 
     @rule(repo=repos, manifest=manifests)
     def delete_manifest(self, repo: RepositoryName, manifest: Manifest) -> None:
-        """Mostly one that is not there."""
+        """Deletes a manifest, which mostly does not exist."""
         self.change(lambda registry: registry.delete_manifest(repo, manifest.digest, by=BY))
 
     @precondition(lambda self: self.placed)
@@ -163,7 +164,7 @@ class Agreement(UploadAgreement):
     @precondition(lambda self: self.placed)
     @rule(number=st.integers(0, 100))
     def ask_for_its_blobs(self, number: int) -> None:
-        """A client that finds a blob there relies on it for the grace period."""
+        """Asks for the blobs of a manifest. A client that finds a blob relies on it for the grace period."""
         repo, manifest = self.placed[number % len(self.placed)]
         for part in manifest.blobs:
             self.resolve_blob(repo, part.digest)
@@ -204,7 +205,7 @@ class Agreement(UploadAgreement):
 
     @rule(hours=st.sampled_from([0, 0, 1, 5]), grace=st.sampled_from([0.0, 0.5 * HOUR, 3.5 * HOUR]))
     def collect(self, hours: int, grace: float) -> None:
-        """Both take the same blobs from the same repositories, and keep the same ones."""
+        """Collects in both: they delete the same blobs from the same repositories, and keep the same ones."""
         self.wait(hours)
         self.model.collect(grace)
         expire = 1000 * 24 * HOUR
@@ -221,7 +222,8 @@ class Agreement(UploadAgreement):
         grace=st.sampled_from([0.5 * HOUR, 3.5 * HOUR]),
     )
     def age(self, repo: RepositoryName, manifest: Manifest, needed: str, grace: float) -> None:
-        """An image or its blobs grow old; then something needs the blobs once more, and they are collected in time."""
+        """Lets an image or its blobs grow old. Then something uses the blobs once more, and they are collected in
+        time."""
         if needed == "deleted":
             self.push_image(repo, manifest, [])
         else:
@@ -240,7 +242,7 @@ class Agreement(UploadAgreement):
 
 
 class AgreementInObjects(Agreement):
-    """The same over an object store. A layer of the model has several parts."""
+    """The same test with an object store. A layer of the model has several parts."""
 
     def content(self) -> OpenContent:
         return open_objects(self.data / "bucket", min_part_bytes=100)

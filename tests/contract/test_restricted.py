@@ -1,4 +1,4 @@
-"""`Restricted`: what is switched off is refused, all else goes on."""
+"""`Restricted` refuses what is switched off, and passes on all other calls."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ DELETES: dict[str, Callable[[Registry], Awaitable[object]]] = {
     "delete_tag": lambda registry: registry.delete_tag(REPO, LATEST, by=BY),
     "delete_manifest": lambda registry: registry.delete_manifest(REPO, image_of(BLOB).digest, by=BY),
 }
-"""In an order in which each finds what it deletes."""
+"""Deletes, in an order in which each finds the content that it deletes."""
 
 
 async def filled() -> tuple[MemoryRegistry, UploadID]:
-    """A registry with an image, and the id of an open session."""
+    """Returns a registry with an image, and the id of an open session."""
     registry = MemoryRegistry()
     await push_blob(registry, REPO, b"{}")
     await registry.put_manifest(REPO, image_of(BLOB), [LATEST], by=BY)
@@ -62,7 +62,7 @@ async def assert_readable(registry: Registry) -> None:
 
 @pytest.mark.parametrize("call", WRITES)
 async def test_read_only_refuses_writes(call: str) -> None:
-    """With `read_only`, each write raises Unsupported and changes nothing; without, it goes on."""
+    """With `read_only`, each write raises Unsupported and changes nothing; without it, writes are passed on."""
     inner, upload = await filled()
     with pytest.raises(Unsupported):
         await WRITES[call](Restricted(inner, read_only=True), upload)
@@ -81,7 +81,7 @@ async def test_deletes_switched_off(switches: dict[str, bool]) -> None:
 
 
 async def test_deletes_switched_on() -> None:
-    """As it comes, deletes go on."""
+    """By default deletes are passed on."""
     inner, _ = await filled()
     for call in DELETES.values():
         await call(Restricted(inner))
@@ -95,7 +95,7 @@ async def test_reading_is_never_switched_off() -> None:
 
 
 async def test_a_session_may_be_cancelled_where_deletes_are_off() -> None:
-    """Cancelling one's own upload is no delete: it works without `delete`."""
+    """Without `delete`, an upload can still be cancelled, since that is no delete."""
     inner, upload = await filled()
     registry = Restricted(inner, delete=False)
     await (await registry.resume_upload(REPO, upload)).cancel()

@@ -1,4 +1,4 @@
-"""Upload sessions: written, resumed, taken over, committed, cancelled."""
+"""Upload sessions are written, resumed, taken over, committed and cancelled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.fakes.registry_content import BY, push_blob, read_blob
 
 MIB = 1 << 20
 SESSION_OVER = (BlobUploadInvalid, BlobUploadUnknown)
-"""What a writer raises whose session is over: the interface leaves open which."""
+"""A writer whose session has ended raises one of these; the interface does not say which."""
 
 
 def some_bytes(size: int, seed: int = 0) -> bytes:
@@ -59,7 +59,7 @@ async def test_a_blob_reads_back_as_it_was_written(
 
 
 async def test_writing_nothing_changes_nothing(registry: Registry, repo: RepositoryName) -> None:
-    """An empty write is no error and moves nothing."""
+    """An empty write is no error and changes nothing."""
     writer = await registry.start_upload(repo)
     for piece in (b"", b"abc", b"", b"def", b""):
         await writer.write(piece)
@@ -72,7 +72,7 @@ async def test_writing_nothing_changes_nothing(registry: Registry, repo: Reposit
 async def test_a_commit_may_use_another_algorithm_than_was_declared(
     registry: Registry, repo: RepositoryName, declared: str, asked: str
 ) -> None:
-    """The closing request may bring a digest of another algorithm; the blob is there under that one only."""
+    """The commit may have a digest of another algorithm than declared; the blob exists only under that digest."""
     data = some_bytes(200_000)
     writer = await registry.start_upload(repo, declared)
     await write_in_chunks(writer, data, 70_001)
@@ -83,7 +83,7 @@ async def test_a_commit_may_use_another_algorithm_than_was_declared(
 
 
 async def test_an_undeclared_algorithm_after_a_resume(registry: Registry, repo: RepositoryName) -> None:
-    """A session that changed hands can still be closed with an undeclared sha512 digest."""
+    """A session that was taken over can still be committed with an undeclared sha512 digest."""
     data = some_bytes(100_000)
     first = await registry.start_upload(repo)
     await first.write(data[:30_000])
@@ -97,7 +97,7 @@ async def test_an_undeclared_algorithm_after_a_resume(registry: Registry, repo: 
 
 
 async def test_the_same_bytes_under_two_algorithms_are_two_blobs(registry: Registry, repo: RepositoryName) -> None:
-    """Pushed under sha256 and sha512, bytes are two blobs; deleting one leaves the other."""
+    """The same bytes pushed under sha256 and sha512 are two blobs; deleting one leaves the other."""
     data = b"the same bytes"
     await push_blob(registry, repo, data)
     await push_blob(registry, repo, data, "sha512")
@@ -125,7 +125,7 @@ async def test_sessions_have_ids_of_their_own(registry: Registry, repo: Reposito
 
 
 async def test_a_session_is_kept_after_aclose(registry: Registry, repo: RepositoryName) -> None:
-    """After `aclose` the session has all bytes taken, says so, and goes on from there."""
+    """After `aclose` the session has all accepted bytes, says so, and can be resumed there."""
     data = some_bytes(300_000)
     digest = digest_of(data)
     writer = await registry.start_upload(repo)
@@ -143,7 +143,7 @@ async def test_a_session_is_kept_after_aclose(registry: Registry, repo: Reposito
 
 
 async def test_a_closing_request_without_a_body(registry: Registry, repo: RepositoryName) -> None:
-    """A handle that wrote nothing itself may commit what others wrote."""
+    """A handle that wrote nothing itself may commit what other handles wrote."""
     writer = await registry.start_upload(repo)
     await writer.write(b"all of it")
     await writer.aclose()
@@ -154,7 +154,7 @@ async def test_a_closing_request_without_a_body(registry: Registry, repo: Reposi
 
 
 async def test_an_empty_session_is_kept_too(registry: Registry, repo: RepositoryName) -> None:
-    """A session that nothing was written to can be left, resumed at 0 and committed as the empty blob."""
+    """A session without bytes can be left, resumed at 0 and committed as the empty blob."""
     writer = await registry.start_upload(repo)
     await writer.aclose()
     assert await registry.upload_offset(repo, writer.id) == 0
@@ -163,7 +163,7 @@ async def test_an_empty_session_is_kept_too(registry: Registry, repo: Repository
 
 
 async def test_read_at_gives_what_was_written(registry: Registry, repo: RepositoryName) -> None:
-    """Bytes already written can be read from any place; past the end there are none; writing goes on after it."""
+    """Written bytes can be read from any offset, and none past the end. Afterwards writing continues at the end."""
     writer = await registry.start_upload(repo)
     await writer.write(b"0123456789")
     assert await writer.read_at(0, 10) == b"0123456789"
@@ -179,7 +179,7 @@ async def test_read_at_gives_what_was_written(registry: Registry, repo: Reposito
 
 @pytest.mark.parametrize("wrong", [0, 3, 5, 4_000_000_000])
 async def test_a_resume_at_the_wrong_offset(registry: Registry, repo: RepositoryName, wrong: int) -> None:
-    """A resume elsewhere than where the session stands says where that is, and nobody loses the session."""
+    """The error of a resume at the wrong offset names the right one, and nobody loses the session."""
     first = await registry.start_upload(repo)
     await first.write(b"0123")
     await first.aclose()
@@ -193,7 +193,8 @@ async def test_a_resume_at_the_wrong_offset(registry: Registry, repo: Repository
 
 
 async def test_a_newer_request_takes_the_session_over(registry: Registry, repo: RepositoryName) -> None:
-    """Once resumed elsewhere, every call of the old writer raises BlobUploadInvalid; the new one is not disturbed."""
+    """After another request has resumed the session, every call of the old writer raises BlobUploadInvalid, and the new
+    one is not disturbed."""
     data = some_bytes(250_000)
     old = await registry.start_upload(repo)
     await old.write(data[:100_000])
@@ -224,7 +225,7 @@ async def test_a_newer_request_takes_the_session_over(registry: Registry, repo: 
 async def test_bytes_that_come_too_late_are_not_acknowledged(
     registry: Registry, repo: RepositoryName, before: int, late: int
 ) -> None:
-    """What is written after the takeover fails, at `aclose` at the latest: nobody is told that such bytes are kept."""
+    """A write after a takeover fails, at the latest in `aclose`: nobody is told that such bytes are stored."""
     old = await registry.start_upload(repo)
     await old.write(some_bytes(before))
     new = await registry.resume_upload(repo, old.id)
@@ -237,7 +238,7 @@ async def test_bytes_that_come_too_late_are_not_acknowledged(
 
 
 async def write_and_close(writer: BlobWriter, data: bytes) -> None:
-    """What a request does that sends a chunk: its answer goes out after `aclose`."""
+    """Does what a request that sends a chunk does: it gets its response after `aclose`."""
     await writer.write(data)
     await writer.aclose()
 
@@ -257,7 +258,7 @@ async def test_a_session_can_be_taken_over_many_times(registry: Registry, repo: 
 
 
 async def test_of_many_resumes_at_once_one_owns_the_session(registry: Registry, repo: RepositoryName) -> None:
-    """Of resumes made at the same moment, one writer can commit; the others raise."""
+    """Of concurrent resumes, one writer can commit, and the others raise."""
     first = await registry.start_upload(repo)
     await first.write(b"bytes")
     await first.aclose()
@@ -269,7 +270,7 @@ async def test_of_many_resumes_at_once_one_owns_the_session(registry: Registry, 
 
 
 async def test_an_old_writer_after_the_new_one_committed(registry: Registry, repo: RepositoryName) -> None:
-    """A writer that was overtaken cannot touch a session that has been committed meanwhile."""
+    """A writer that has lost its session cannot change the blob that was committed meanwhile."""
     old = await registry.start_upload(repo)
     await old.write(b"content")
     await old.aclose()
@@ -284,7 +285,7 @@ async def test_an_old_writer_after_the_new_one_committed(registry: Registry, rep
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 async def test_a_commit_under_a_wrong_digest(registry: Registry, repo: RepositoryName, algorithm: str) -> None:
-    """A commit under a wrong digest fails, the blob is there under neither digest, and the session is over."""
+    """A commit under a wrong digest fails, the blob exists under neither digest, and the session has ended."""
     writer = await registry.start_upload(repo)
     await writer.write(b"what was sent")
     wrong = digest_of(b"what was meant", algorithm)
@@ -313,7 +314,7 @@ async def test_a_wrong_digest_does_not_touch_the_blob_of_that_digest(registry: R
 
 
 async def test_nothing_works_after_a_commit(registry: Registry, repo: RepositoryName) -> None:
-    """After `commit` the session is gone: no write, no second commit, no resume; the blob stays as it is."""
+    """After `commit` the session is unknown: no write, no second commit, no resume. The blob stays as it is."""
     writer = await registry.start_upload(repo)
     await writer.write(b"once")
     await writer.commit(digest_of(b"once"))
@@ -331,7 +332,7 @@ async def test_nothing_works_after_a_commit(registry: Registry, repo: Repository
 
 
 async def test_a_cancelled_session_is_gone(registry: Registry, repo: RepositoryName) -> None:
-    """After `cancel` the session is unknown, and its bytes are nobody's blob."""
+    """After `cancel` the session is unknown, and its bytes are no blob."""
     writer = await registry.start_upload(repo)
     await writer.write(b"never mind")
     await writer.cancel()
@@ -349,7 +350,7 @@ async def test_a_cancelled_session_is_gone(registry: Registry, repo: RepositoryN
 
 
 async def test_a_resumed_session_can_be_cancelled(registry: Registry, repo: RepositoryName) -> None:
-    """A DELETE of the session comes through another handle than the one that wrote."""
+    """A session can be cancelled through another handle than the one that wrote."""
     writer = await registry.start_upload(repo)
     await writer.write(b"never mind")
     await (await registry.resume_upload(repo, writer.id)).cancel()
@@ -360,7 +361,7 @@ async def test_a_resumed_session_can_be_cancelled(registry: Registry, repo: Repo
 
 
 async def test_a_session_nobody_started(registry: Registry, repo: RepositoryName) -> None:
-    """An id that no session has is unknown."""
+    """An id without a session is unknown."""
     with pytest.raises(BlobUploadUnknown):
         await registry.resume_upload(repo, UploadID.random())
     with pytest.raises(BlobUploadUnknown):
@@ -372,7 +373,7 @@ async def test_a_session_nobody_started(registry: Registry, repo: RepositoryName
 async def test_a_session_belongs_to_its_repository(
     registry: Registry, repo: RepositoryName, other: RepositoryName
 ) -> None:
-    """Another repository does not know the session, and asking there takes it from nobody."""
+    """A session is unknown in another repository, and a request for it there does not take it over."""
     writer = await registry.start_upload(repo)
     await writer.write(b"mine")
     with pytest.raises(BlobUploadUnknown):
@@ -386,8 +387,8 @@ async def test_a_session_belongs_to_its_repository(
 
 
 async def test_a_session_belongs_to_who_started_it(registry: Registry, repo: RepositoryName) -> None:
-    """Somebody else does not know it, and asking takes it from nobody; another request of its owner's goes on with it,
-    wherever that one comes from, and so does code that asks for nobody."""
+    """A session is unknown to another account, and a request of that account does not take it over. Another request of
+    the owner continues it, from any address, and so does code without an account."""
     writer = await registry.start_upload(repo, by=BY)
     await writer.write(b"mine")
     somebody = Actor("somebody else", BY.address)
@@ -406,7 +407,7 @@ async def test_a_session_belongs_to_who_started_it(registry: Registry, repo: Rep
 
 
 async def test_a_session_of_nobody(registry: Registry, repo: RepositoryName) -> None:
-    """One that was started for nobody is everybody's."""
+    """A session that was started without an account can be continued by every account."""
     writer = await registry.start_upload(repo)
     await writer.aclose()
     assert await registry.upload_offset(repo, writer.id, by=BY) == 0
@@ -414,7 +415,7 @@ async def test_a_session_of_nobody(registry: Registry, repo: RepositoryName) -> 
 
 
 async def test_a_blob_pushed_twice_is_one_blob(registry: Registry, repo: RepositoryName) -> None:
-    """Pushing what is there already succeeds, one after the other and at the same time."""
+    """Pushing an existing blob succeeds, one push after the other and concurrently."""
     data = some_bytes(100_000)
     await push_blob(registry, repo, data)
     await push_blob(registry, repo, data)
@@ -432,7 +433,7 @@ async def test_one_blob_pushed_to_many_repositories_at_once(registry: Registry) 
 
 
 async def test_a_blob_can_be_pushed_again_after_its_deletion(registry: Registry, repo: RepositoryName) -> None:
-    """What was deleted can be pushed again at once, and is there again."""
+    """A deleted blob can be pushed again at once."""
     for _ in range(3):
         await push_blob(registry, repo, b"back again")
         assert await read_blob(registry, repo, digest_of(b"back again")) == b"back again"
@@ -443,7 +444,7 @@ async def test_a_blob_can_be_pushed_again_after_its_deletion(registry: Registry,
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13])
 async def test_a_cancelled_commit_is_done_or_not(registry: Registry, repo: RepositoryName, turns: int) -> None:
-    """A client that goes during the commit leaves the whole blob or none, and the next push of it succeeds."""
+    """A client that disconnects during the commit leaves the whole blob or none, and the next push of it succeeds."""
     data = some_bytes(400_000, turns)
     writer = await registry.start_upload(repo)
     await writer.write(data)
@@ -463,7 +464,8 @@ async def test_a_cancelled_commit_is_done_or_not(registry: Registry, repo: Repos
 async def test_a_cancelled_write_keeps_what_was_written_before(
     registry: Registry, repo: RepositoryName, turns: int
 ) -> None:
-    """A client that goes during a write can resume: what was written before is there, the rest is true bytes."""
+    """A client that disconnects during a write can resume. Earlier bytes are stored, and those of that write which are
+    stored are correct."""
     data = some_bytes(1_500_000, turns)
     writer = await registry.start_upload(repo)
     await writer.write(data[:500_000])

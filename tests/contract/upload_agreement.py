@@ -1,4 +1,4 @@
-"""Drives the stored registry and the reference model through uploads and restarts, and compares their answers."""
+"""Drives the stored registry and the reference model through uploads and restarts, and compares their results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ people = st.sampled_from([None, BY, Actor("somebody else")])
 
 
 class UploadAgreement(RuleBasedStateMachine):
-    """Drives both through uploads; each rule compares their answers. Time stands still unless a rule lets it pass."""
+    """Drives both registries through uploads; each rule compares their results. Time passes only in rules that say
+    so."""
 
     uploads: Bundle[UploadPair] = Bundle("uploads")
 
@@ -56,7 +57,7 @@ class UploadAgreement(RuleBasedStateMachine):
 
     @invariant()
     def alike(self) -> None:
-        """After each change everything that can be seen is the same."""
+        """Checks after each change that everything that can be read is the same."""
         if self.changed:
             self.changed = False
             self.pair.compare_all(REPOS, sorted(self.known), TAGS)
@@ -69,7 +70,7 @@ class UploadAgreement(RuleBasedStateMachine):
         return self.now
 
     def content(self) -> OpenContent:
-        """Where the bytes lie."""
+        """Returns the store of the bytes."""
         return open_files
 
     def open(self) -> StoredRegistry:
@@ -83,7 +84,7 @@ class UploadAgreement(RuleBasedStateMachine):
         self.loop.run_until_complete(self.opened.__aexit__(None, None, None))
 
     def teardown(self) -> None:
-        """At the end, and after a restart, everything that can be seen is the same."""
+        """Checks at the end, after a restart, that everything that can be read is the same."""
         try:
             self.restart()
             self.alike()
@@ -141,7 +142,7 @@ class UploadAgreement(RuleBasedStateMachine):
 
     @rule(upload=uploads, asked=st.sampled_from(["right", "right", "none", "wrong"]))
     def resume(self, upload: UploadPair, asked: str) -> None:
-        """By someone else, at once: whoever has the session loses it, and with it what is not in the store yet."""
+        """Another request resumes the session. Its owner loses it, with the bytes that are not in the store yet."""
         self.land(upload)
         offset = {"right": len(upload.taken), "none": None, "wrong": len(upload.taken) + 1}[asked]
         resumed = self.pair.get(
@@ -157,7 +158,7 @@ class UploadAgreement(RuleBasedStateMachine):
             upload.writers = resumed
 
     def land(self, upload: UploadPair) -> None:
-        """Reading back makes a writer bring what it has gathered to the store."""
+        """Reads back, which makes a writer store the bytes that it has gathered."""
         if upload.writers is not None:
             self.pair.compare([writer.read_at(0, 0) for writer in upload.writers])
 
@@ -183,7 +184,7 @@ class UploadAgreement(RuleBasedStateMachine):
 
     @rule(upload=uploads, by=people)
     def ask_for_it_as(self, upload: UploadPair, by: Actor | None) -> None:
-        """Nobody loses it by that, whether it is theirs or not."""
+        """Asks for the session as an account. No owner loses it by that, whoever asks."""
         self.land(upload)
         pairs = list(zip(self.pair.both, upload.ids, strict=True))
         self.pair.compare([registry.upload_offset(upload.repo, number, by=by) for registry, number in pairs])
@@ -202,14 +203,14 @@ class UploadAgreement(RuleBasedStateMachine):
 
     @rule(repo=repos, data=contents, algorithm=algorithms)
     def commit_wrongly(self, repo: RepositoryName, data: bytes, algorithm: str) -> None:
-        """What is sent is not what was announced: nothing of it stays."""
+        """Commits other bytes than announced: none of them stay."""
         upload = self.begin(repo, "sha256")
         self.write(upload, data + b"broken")
         self.end(upload, [writer.commit(digest_of(data, algorithm)) for writer in upload.writers or ()])
 
     @rule(repo=repos, data=contents, call=st.sampled_from(["write", "commit", "read_at"]))
     def take_over(self, repo: RepositoryName, data: bytes, call: str) -> None:
-        """A push that breaks off, is resumed while its old connection lives on, and is ended by the new one."""
+        """Makes a push that breaks off, is resumed while its old connection is alive, and is ended by the new one."""
         upload = self.begin(repo, "sha256")
         self.write(upload, data[:3])
         self.resume(upload, "right")
@@ -234,7 +235,7 @@ class UploadAgreement(RuleBasedStateMachine):
 
     @rule(upload=uploads, call=st.sampled_from(["write", "commit", "read_at"]))
     def try_what_was_lost(self, upload: UploadPair, call: str) -> None:
-        """A writer that lost its session, or let it go, can do nothing with it."""
+        """Tries a writer that lost its session or closed it: every call fails."""
         for writers in upload.old[-1:]:
             calls: dict[str, Callable[[Any], Awaitable[Any]]] = {
                 "write": lambda writer: self.write_and_close(writer),
@@ -256,7 +257,7 @@ class UploadAgreement(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """The store is closed and opened again; sessions that somebody had are there to be resumed."""
+        """Closes the store and opens it again. Sessions that had an owner can be resumed."""
         for upload in self.held:
             self.let_go(upload)
             upload.old.clear()

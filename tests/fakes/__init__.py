@@ -1,1 +1,1 @@
-"""What tests share: servers to start, fake upstreams and providers, clients, content."""
+"""What tests share: servers that they start, fake upstreams and providers, clients, and content."""

@@ -1,4 +1,4 @@
-"""A registry with accounts, and those who call its management API."""
+"""A registry with accounts, and calls of its management API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Auth = tuple[str, str] | None
 
 @dataclass
 class AdminSite:
-    """A running server whose admin is `root`. Names that `name` makes are nobody else's."""
+    """A running server with the admin `root`. `name` makes names that no other test uses."""
 
     server: RegistryServer
     folder: Path
@@ -38,20 +38,20 @@ class AdminSite:
         headers: dict[str, str] | None = None,
         **query: Any,
     ) -> httpx2.Response:
-        """One request on a connection of its own, so it comes to any of the workers."""
+        """Sends one request on a connection of its own, so that it reaches any of the workers."""
         with plain_client(f"{self.server.url}/api/v1", timeout=60) as client:
             return client.request(method, path, json=body, auth=auth, headers=headers, params=query or None)
 
     def done(
         self, method: str, path: str, body: object | None = None, *, auth: Auth = (ADMIN, PASSWORD), **query: Any
     ) -> Any:
-        """What a request gives that has to go well."""
+        """Sends a request that has to succeed, and returns the JSON of its response."""
         answer = self.call(method, path, body, auth=auth, **query)
         assert answer.is_success, (answer.status_code, answer.text)
         return answer.json() if answer.content else None
 
     def user(self, **more: Any) -> tuple[str, str]:
-        """A new one: name and password."""
+        """Adds a user, and returns its name and password."""
         name = self.name()
         self.done("POST", "/users", {"name": name, "password": PASSWORD, **more})
         return name, PASSWORD
@@ -62,17 +62,17 @@ class AdminSite:
         return name
 
     def token(self, account: str, **more: Any) -> str:
-        """The secret of a new one."""
+        """Adds an API token, and returns its secret."""
         secret: str = self.done("POST", "/tokens", {"account": account, **more})["secret"]
         return secret
 
     def command(self, *args: str, given: str | None = None) -> str:
-        """What `entrepot` says that works on the data directory beside this server."""
+        """Runs `entrepot` on the data directory of this server, and returns its output."""
         return entrepot_output(*args, folder=self.folder, given=given)
 
 
 def code_of(answer: httpx2.Response) -> str:
-    """The error's code, of an answer in the OCI spec's shape."""
+    """Returns the error code of a response in the format of the OCI spec."""
     (error,) = answer.json()["errors"]
     assert set(error) <= {"code", "message", "detail"}
     code: str = error["code"]

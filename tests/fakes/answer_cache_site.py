@@ -1,4 +1,5 @@
-"""An application over a real store with an image in it, asked as a server does that asks for ready answers."""
+"""An application over a real store with an image, and requests as our server sends them, which uses the response cache.
+A *ready* answer is a response in this cache."""
 
 from __future__ import annotations
 
@@ -19,11 +20,12 @@ APP = RepositoryName("team/app")
 V2 = "/v2/team/app"
 TAG = f"{V2}/manifests/latest"
 MANY = 20
-"""Requests until one has to be ready: what the application writes by itself may come between."""
+"""After this many equal requests, one has to be answered from the cache. Before that, the application's own writes to
+the store can prevent it."""
 
 
 class AnswerCacheSite:
-    """`image` and `blob` are what is there."""
+    """`image` and `blob`: the content of the store."""
 
     def __init__(self, service: AppInProcess, folder: Path, image: Manifest) -> None:
         self.service = service
@@ -34,12 +36,13 @@ class AnswerCacheSite:
 
     @asynccontextmanager
     async def beside(self) -> AsyncIterator[StoredRegistry]:
-        """The same data directory, opened once more, as another process does it."""
+        """Opens the same data directory once more, as another process does."""
         async with open_registry(self.folder) as registry:
             yield registry
 
     async def ready(self, target: str, method: str = "GET", headers: dict[str, str] | None = None) -> AsgiAnswer:
-        """A ready answer, which is the one that was found out before."""
+        """Sends the same request until its answer comes from the cache, and checks that it equals the first
+        response."""
         found = await self.ask(method, target, headers)
         for _ in range(MANY):
             again = await self.ask(method, target, headers)
@@ -56,11 +59,11 @@ class AnswerCacheSite:
         return answer
 
     def has_ready(self, target: str, headers: dict[str, str] | None = None) -> bool:
-        """Whether there is an answer, without asking for one where there is none."""
+        """Returns whether the cache has an answer. Does not send the request if it has none."""
         scope = {**scope_of("GET", target, headers or {}), "extensions": {CACHED_ANSWER_EXTENSION: {}}}
         return self.service.app.answer_at_once(scope) is not None
 
 
 def plain(answer: AsgiAnswer) -> AsgiAnswer:
-    """Without what is new each time."""
+    """Returns a response without the headers that differ each time."""
     return replace(answer, fields=[field for field in answer.fields if field[0] != "x-request-id"])

@@ -1,4 +1,4 @@
-"""The whole application over a real store, in this process, with accounts that log in by API tokens."""
+"""The whole application over a real store, in this process, with accounts that log in with API tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.fakes.store_accounts import BY, add_account
 
 
 class AppInProcess:
-    """A running application: `client` asks it, `accounts` and `hosted` are what it is over."""
+    """A running application. `client` sends requests to it; `accounts` and `hosted` are its stores."""
 
     def __init__(self, app: Entrepot, data: Path) -> None:
         assert app.service.access is not None
@@ -36,18 +36,18 @@ class AppInProcess:
         self.audit_buffer = app.service.access.components.audit_buffer
 
     async def user(self, name: str, *, admin: bool = False, robot: bool = False) -> str:
-        """A new account; the Authorization header of a login with an API token."""
+        """Adds an account, and returns the Authorization header of a login with an API token."""
         await add_account(self.accounts, name, admin=admin, robot=robot)
         return await self.token(name)
 
     async def token(self, name: str, limits: Iterable[TokenLimit] | None = None) -> str:
-        """The same of another token, perhaps a limited one."""
+        """Adds an API token, with `limits` if given, and returns the Authorization header of a login with it."""
         made = api_tokens.make(AccountName(name), now=0.0, limits=None if limits is None else tuple(limits))
         await self.accounts.add_token(made.token, made.secret_hash, by=BY)
         return "Basic " + base64.b64encode(f"{name}:{made.text}".encode()).decode()
 
     async def bearer(self, login: str | None, *scopes: str) -> str:
-        """The Authorization header with a token of `/token` for these scopes."""
+        """Gets a bearer token from `/token` for these scopes, and returns its Authorization header."""
         query = "&".join(f"scope={quote(scope)}" for scope in scopes)
         answer = await self.client("GET", f"/token?service=entrepot&{query}", {"authorization": login} if login else {})
         assert answer.status == 200, answer.body
@@ -59,7 +59,7 @@ class AppInProcess:
 async def running_app(
     folder: Path, clock: Callable[[], float] = time.time, **settings: Any
 ) -> AsyncIterator[AppInProcess]:
-    """The application over a new store in `folder`."""
+    """Runs the application over a new store in `folder`."""
     prepare_data_dir(folder)
     made = Settings(data=folder, **settings)
     app = create_app(made, rate_limit=shared_rate_limit(made), clock=clock)

@@ -1,4 +1,4 @@
-"""A small, strict ASGI driver: one request in, one whole answer out, every message checked on the way."""
+"""A small, strict ASGI client: it sends one request, returns one complete response, and checks every message."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Headers = dict[str, str] | Sequence[tuple[str, str]]
 
 @dataclass
 class AsgiAnswer:
-    """What came back. `cut`: what the application raised after it had begun to answer."""
+    """A response. `cut`: the exception that the application raised after it had sent the status; None: none."""
 
     status: int = 0
     fields: list[tuple[str, str]] = field(default_factory=list)
@@ -45,7 +45,7 @@ class AsgiAnswer:
 
     @property
     def code(self) -> str:
-        """The error's code; the body has exactly the OCI spec's shape."""
+        """The error code. Checks that the body has exactly the format of the OCI spec."""
         document = self.json
         assert set(document) == {"errors"}
         (error,) = document["errors"]
@@ -57,8 +57,9 @@ class AsgiAnswer:
 
 
 class AsgiConnection:
-    """A client's end: `parts` of a body, then silence, or a hang-up (`leaves`) once `after` is set. `sent`: how many
-    messages brought the answer's body, how many of them as parts of a file."""
+    """The client's end of a connection: it sends the `parts` of a body, then nothing, or disconnects (`leaves`) once
+    `after` is set. `sent`: how many messages had the body of the response, and how many of them were parts of a
+    file."""
 
     def __init__(
         self, method: str, parts: Iterable[bytes], *, leaves: bool, after: asyncio.Event | None = None
@@ -125,8 +126,8 @@ def scope_of(method: str, target: str | bytes, headers: Headers) -> Scope:
 
 
 class AsgiClient:
-    """Sends requests to an ASGI application. `zero_copy`: as a server that can send files. `sent` is the last one's,
-    see Connection."""
+    """Sends requests to an ASGI application. `zero_copy`: acts as a server that can send files. `sent`: that of the
+    last connection, see `AsgiConnection`."""
 
     def __init__(self, app: Any, *, zero_copy: bool = False) -> None:
         self.app = app
@@ -144,8 +145,8 @@ class AsgiClient:
         leaves: bool = False,
         after: asyncio.Event | None = None,
     ) -> AsgiAnswer:
-        """`body` as bytes is sent with Content-Length, as a list in chunks. With `leaves` the client hangs up after it,
-        and the answer may be empty."""
+        """Sends a request. `body`: bytes are sent with Content-Length, a list in chunks. With `leaves`, the client
+        disconnects after the body, and the response may be empty."""
         given = list((headers or {}).items()) if isinstance(headers, dict) or headers is None else list(headers)
         names = {name.lower() for name, _ in given}
         parts = [body] if isinstance(body, bytes) else list(body)
@@ -177,8 +178,8 @@ class AsgiClient:
 
 
 class CachedAnswerClient(AsgiClient):
-    """As a server that asks for ready answers, and calls the application where there is none. It reports ready answers
-    that it has sent. `ready`: whether there was one the last time."""
+    """Acts as our server: asks for a cached answer first, and calls the application if there is none. Reports cached
+    answers that it has sent. `ready`: whether the last answer came from the cache."""
 
     def __init__(self, app: Any, *, zero_copy: bool = False) -> None:
         super().__init__(app, zero_copy=zero_copy)

@@ -1,4 +1,4 @@
-"""A registry's store with accounts in it, and what checks credentials over it, as one process has them."""
+"""A store with accounts, and the objects that check credentials, as one process has them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALICE, BOB, CI = AccountName("alice"), AccountName("bob"), AccountName("ci")
 
 
 class AuthClock:
-    """Seconds since 1970, as the test wants them."""
+    """Returns seconds since 1970, which the test sets."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:
         self.now = now
@@ -43,7 +43,7 @@ class AuthClock:
 
 @dataclass
 class AuthWorker:
-    """One worker: the store as it has it, and what it remembers."""
+    """One worker: its view of the store, and its caches."""
 
     registry: StoredRegistry
     access: AuthComponents
@@ -73,14 +73,15 @@ class AuthWorker:
         await self.accounts.put_grant(given, by=ADMIN)
 
     async def audited(self, action: str = "login") -> list[AuditEntry]:
-        """The lines, newest first, with those that were still being gathered."""
+        """Returns the entries of the audit log, newest first, including those that are not written yet."""
         await self.access.audit_buffer.flush()
         return list(self.accounts.audit(AuditQuery(action=action), 100).items)
 
 
 @functools.cache
 def _hash_for(_: AccountName, password: str) -> str:
-    """Made once for each account's name in a test process: a hash costs what it costs an attacker."""
+    """Returns a password hash. Made once for each account name in a test process, because hashing is slow on
+    purpose."""
     return hash_password(password)
 
 
@@ -88,7 +89,7 @@ def _hash_for(_: AccountName, password: str) -> str:
 async def auth_worker(
     data: Path, clock: AuthClock, settings: Mapping[str, Any] | None = None
 ) -> AsyncIterator[AuthWorker]:
-    """A worker on this data directory; opened twice it is as two of them."""
+    """Opens a worker on this data directory. A second call for the same directory opens a second worker."""
     prepare_data_dir(data)
     made = Settings(data=data, **(settings or {}))
     async with (
@@ -99,5 +100,5 @@ async def auth_worker(
 
 
 def basic(user: str, secret: str) -> str:
-    """The header's value."""
+    """Returns the value of the Authorization header."""
     return "Basic " + base64.b64encode(f"{user}:{secret}".encode()).decode()

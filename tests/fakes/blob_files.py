@@ -1,4 +1,4 @@
-"""The files behind a stored registry."""
+"""The paths of the files of an opened registry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An authority of the tests' own and what it signs, made by openssl."""
+"""A certificate authority for tests, and the certificates that it signs with openssl."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-d
 
 @dataclass(frozen=True)
 class CertificateBundle:
-    """PEM files."""
+    """Paths of PEM files."""
 
     authority: Path
-    """What a client has to trust."""
+    """The certificate of the authority, which a client has to trust."""
     server: Path
-    """For 127.0.0.1 and localhost."""
+    """The certificate of a server, for 127.0.0.1 and localhost."""
     key: Path
 
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A certificate and its key, PEM files."""
+    """Paths of the PEM files with a certificate and its key."""
 
     certificate: Path
     key: Path
 
 
 class CertificateAuthority:
-    """A new one. Everything it makes lies in a folder of its own below `tmp_path`."""
+    """A new authority. All its files are in a folder of its own below `tmp_path`."""
 
     def __init__(self, tmp_path: Path) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="certificates-", dir=tmp_path))
@@ -43,7 +43,8 @@ class CertificateAuthority:
         self._openssl("req", "-x509", *NEW_KEY, *named, "-addext", usage)
 
     def sign(self, name: str, *, client: bool = False, also: str = "") -> KeyPair:
-        """For a server on this machine, and on another at the address `also`; or for a client."""
+        """Makes a certificate for a server on this machine (`also`: for the address of another machine as well), or for
+        a client."""
         pair = KeyPair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         signed = ["-CA", str(self.certificate), "-CAkey", str(self._key)]
         files = ["-keyout", str(pair.key), "-out", str(pair.certificate)]
@@ -58,13 +59,13 @@ class CertificateAuthority:
         return pair
 
     def expired(self, pair: KeyPair) -> KeyPair:
-        """The same name and key, signed by itself and good until yesterday."""
+        """Makes a self-signed certificate with the same name and key that expired yesterday."""
         old = pair.certificate.with_suffix(".old.pem")
         self._openssl("x509", "-in", str(pair.certificate), "-signkey", str(pair.key), "-days", "-1", "-out", str(old))
         return KeyPair(old, pair.key)
 
     def locked(self, pair: KeyPair) -> KeyPair:
-        """The same with a password on the key."""
+        """Returns the same certificate with a key that is encrypted with a password."""
         key = pair.key.with_suffix(".locked.key")
         self._openssl("pkey", "-in", str(pair.key), "-aes256", "-passout", "pass:secret", "-out", str(key))
         return KeyPair(pair.certificate, key)
@@ -77,7 +78,7 @@ class CertificateAuthority:
 
 
 def certificates(tmp_path: Path) -> CertificateBundle:
-    """A new authority, and what it has signed."""
+    """Makes an authority and certificates that it has signed."""
     authority = CertificateAuthority(tmp_path)
     pair = authority.sign("localhost")
     return CertificateBundle(authority.certificate, pair.certificate, pair.key)

@@ -1,4 +1,4 @@
-"""Images from real files: busybox and bytes that do not compress, with every byte known before any client sees it."""
+"""Images of real files: busybox, and bytes that cannot be compressed. All bytes are known before a client sees them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class ImagePart:
-    """Bytes with the media type they go under: a manifest, a config or a layer."""
+    """The bytes of a manifest, config or layer, with their media type."""
 
     body: bytes = field(repr=False)
     media_type: str
@@ -51,7 +51,7 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class ClientImage:
-    """A manifest or an index with all that it points at."""
+    """A manifest or index, with everything that it refers to."""
 
     manifest: ImagePart
     config: ImagePart | None = None
@@ -64,13 +64,13 @@ class ClientImage:
 
     @property
     def manifests(self) -> dict[str, ImagePart]:
-        """Every manifest of the tree by digest, its own last."""
+        """All manifests of the tree by digest, the top one last."""
         found = {digest: content for child in self.children for digest, content in child.manifests.items()}
         return {**found, self.digest: self.manifest}
 
     @property
     def blobs(self) -> dict[str, ImagePart]:
-        """Every config and layer of the tree by digest."""
+        """All configs and layers of the tree by digest."""
         own = [*([self.config] if self.config else []), *self.layers]
         found = {digest: content for child in self.children for digest, content in child.blobs.items()}
         return {**found, **{content.digest: content for content in own}}
@@ -81,12 +81,12 @@ def digest_of(body: bytes) -> str:
 
 
 def noise(seed: str, size: int) -> bytes:
-    """Bytes that do not compress and are the same in every run."""
+    """Returns bytes that cannot be compressed and are the same in every run."""
     return random.Random(seed).randbytes(size)
 
 
 def layer(files: Mapping[str, bytes], media_type: str = OCI_LAYER_GZIP) -> ImagePart:
-    """A layer of the given files; the same files give the same bytes."""
+    """Returns a layer with these files. The same files give the same bytes."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, body in sorted(files.items()):
@@ -98,7 +98,7 @@ def layer(files: Mapping[str, bytes], media_type: str = OCI_LAYER_GZIP) -> Image
 
 @cache
 def rootfs(media_type: str = OCI_LAYER_GZIP) -> ImagePart:
-    """A root filesystem that runs: a static busybox and links to it."""
+    """Returns a root filesystem that runs: a static busybox, and links to it."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         folder = tarfile.TarInfo("bin")
@@ -122,7 +122,7 @@ def image(
     media_type: str = OCI_MANIFEST,
     layer_type: str = OCI_LAYER_GZIP,
 ) -> ClientImage:
-    """An image that prints its greeting when it is run; the greeting's layer has a few hundred bytes."""
+    """Returns an image that prints its greeting when it is run. The layer with the greeting has a few hundred bytes."""
     layers = (rootfs(layer_type), layer({"greeting": f"{greeting}\n".encode()}, layer_type), *more)
     config_type = DOCKER_CONFIG if media_type == DOCKER_MANIFEST else OCI_CONFIG
     config = ImagePart(
@@ -142,7 +142,7 @@ def image(
 
 
 def index(*children: tuple[ClientImage, str]) -> ClientImage:
-    """An OCI index; each child comes with its architecture."""
+    """Returns an OCI index. Each child is given with its architecture."""
     entries = [
         child.manifest.descriptor(platform={"architecture": architecture, "os": "linux"})
         for child, architecture in children
@@ -152,7 +152,7 @@ def index(*children: tuple[ClientImage, str]) -> ClientImage:
 
 
 def artifact(subject: ClientImage, text: str, artifact_type: str) -> ClientImage:
-    """An OCI artifact with an empty config, one blob, annotations and a subject."""
+    """Returns an OCI artifact with an empty config, one blob, annotations and a subject."""
     config = ImagePart(b"{}", OCI_EMPTY)
     blob = ImagePart(text.encode(), "text/plain")
     extra = {
@@ -164,7 +164,7 @@ def artifact(subject: ClientImage, text: str, artifact_type: str) -> ClientImage
 
 
 def write_layout(folder: Path, images: Mapping[str, ClientImage]) -> Path:
-    """An OCI layout directory that holds each image under its tag; skopeo reads it as `oci:folder:tag`."""
+    """Writes an OCI image layout with each image under its tag. skopeo reads it as `oci:folder:tag`."""
     blobs = folder / "blobs" / "sha256"
     blobs.mkdir(parents=True, exist_ok=True)
     for each in images.values():
@@ -179,7 +179,7 @@ def write_layout(folder: Path, images: Mapping[str, ClientImage]) -> Path:
 
 
 def write_dir(folder: Path, one: ClientImage) -> Path:
-    """skopeo's `dir:` form, which keeps a manifest of any media type as it is."""
+    """Writes skopeo's format `dir:`, which keeps a manifest of any media type without changes."""
     folder.mkdir(parents=True, exist_ok=True)
     for digest, content in one.blobs.items():
         (folder / digest.partition(":")[2]).write_bytes(content.body)
@@ -189,7 +189,7 @@ def write_dir(folder: Path, one: ClientImage) -> Path:
 
 
 def write_archive(path: Path, one: ClientImage, name: str) -> Path:
-    """A docker-archive for `docker load`, which names the image `name`."""
+    """Writes an archive for `docker load` that gives the image the name `name`."""
     assert one.config is not None
     members = {f"{one.config.digest.partition(':')[2]}.json": one.config.body}
     names = []
@@ -206,7 +206,8 @@ def write_archive(path: Path, one: ClientImage, name: str) -> Path:
 
 
 def digests_in(body: bytes) -> Iterator[tuple[str, int, bool]]:
-    """Every digest a manifest points at, with its size, and whether it is a manifest; a subject is not part of it."""
+    """Returns every digest that a manifest lists, with its size, and whether it is a manifest. Leaves out the
+    subject."""
     document = json.loads(body)
     for entry in document.get("manifests", []):
         yield entry["digest"], entry["size"], True

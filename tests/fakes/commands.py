@@ -1,6 +1,6 @@
-"""Commands that have to end, and what they were doing where they do not.
+"""Runs commands and waits for their end. If a command does not end, the error shows what it was doing.
 
-The command as a person runs it: a process, its two outputs, its exit code.
+A command runs as a person runs it: as a process with two outputs and an exit code.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import Any
 from tests.fakes.forked_process import NO_CERTIFICATES, ROOT, ForkedProcess
 
 STACK_DUMP = str(ROOT / "tests" / "fakes" / "stack_dump")
-"""To be the first of a command's PYTHONPATH, so that `wait_for_output` can show its stacks."""
+"""The folder that has to be first in a command's PYTHONPATH, so that `wait_for_output` can show the command's
+stacks."""
 STACK_DUMP_SITE = f"{STACK_DUMP}/sitecustomize.py"
 
 
 def wait_for_output(
     process: subprocess.Popen[str] | ForkedProcess, timeout: float = 100.0, given: str | None = None
 ) -> tuple[str, str]:
-    """What the command wrote to its two outputs, once it has ended. Raises AssertionError with the stacks of its tasks
-    and threads when it does not, and ends it."""
+    """Returns the two outputs of the command after it has ended. If it does not end in time, ends it and raises
+    AssertionError with the stacks of its tasks and threads."""
     try:
         return process.communicate(given, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -39,14 +40,14 @@ def wait_for_output(
 
 
 def has_received_signals(process: subprocess.Popen[Any] | ForkedProcess) -> bool:
-    """Whether the kernel has handed the process all signals that were sent to it (proc(5)). Two of the same number that
-    wait together are one."""
+    """Returns whether the kernel has delivered all signals to the process (proc(5)). Two pending signals with the same
+    number count as one."""
     status = _status(process.pid)
     return "ShdPnd:\t0000000000000000" in status and "SigPnd:\t0000000000000000" in status
 
 
 def is_waiting_for_lock(process: subprocess.Popen[str] | ForkedProcess) -> bool:
-    """Whether a thread of the process waits for a lock on a file (proc(5), locks)."""
+    """Returns whether a thread of the process waits for a lock on a file (proc(5), locks)."""
     lines = Path("/proc/locks").read_text().splitlines()
     return any(line.split()[1] == "->" and line.split()[5] == str(process.pid) for line in lines)
 
@@ -64,9 +65,9 @@ TIMEOUT = 200.0
 def entrepot(
     *args: str | Path, folder: Path, given: str | None = None, site: str = STACK_DUMP_SITE, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `entrepot` in `folder` with no ENTREPOT_* variables but these, and waits for its end. `given` is its stdin;
-    None: it has none. `site` is a Python file that the process runs first. The process is a fork of one that has the
-    program imported (`forked_process`)."""
+    """Runs `entrepot` in `folder` and waits for its end. Of all ENTREPOT_* variables, it gets only these. `given`: the
+    text on its stdin; None: it has no stdin. `site`: a Python file that the process runs first. The process is a fork
+    of one that has imported the program (`forked_process`)."""
     with ForkedProcess(
         "registry",
         *map(str, args),
@@ -80,7 +81,7 @@ def entrepot(
 
 
 def entrepot_program(*args: str | Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs `entrepot` as a person does: by an interpreter of its own, with no stdin."""
+    """Runs `entrepot` as a person does: in a new interpreter, without stdin."""
     with subprocess.Popen(
         [sys.executable, "-m", "registry", *map(str, args)],
         cwd=folder,
@@ -95,21 +96,23 @@ def entrepot_program(*args: str | Path, folder: Path, **variables: str) -> subpr
 
 
 def command_environment(**variables: str) -> dict[str, str]:
-    """This process's environment with no ENTREPOT_* variables but these; the command can show its stacks."""
+    """Returns the environment of this process, with only these ENTREPOT_* variables. With it, a command can show its
+    stacks."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
     own = {"PYTHONPATH": f"{STACK_DUMP}:{ROOT}", "COLUMNS": "200"}
     return {**inherited, **NO_CERTIFICATES, **own, **variables}
 
 
 def entrepot_output(*args: str | Path, folder: Path, given: str | None = None, **variables: str) -> str:
-    """What `entrepot` wrote to stdout; it must have ended well."""
+    """Runs `entrepot`, which must succeed, and returns what it wrote to stdout."""
     done = entrepot(*args, folder=folder, given=given, **variables)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def error_line(done: subprocess.CompletedProcess[str], code: int) -> str:
-    """What a failed command said, which must be one line on stderr and nothing else."""
+    """Returns the error of a failed command. Checks that it is one line on stderr, and that there is no other
+    output."""
     assert done.returncode == code, (done.stdout, done.stderr)
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -118,8 +121,8 @@ def error_line(done: subprocess.CompletedProcess[str], code: int) -> str:
 
 
 def json_lines(output: str) -> list[dict[str, Any]]:
-    """What an upkeep command has printed with --json, whose form is the same for all: each line has the key `event`,
-    and the last one, and no other, is `done`."""
+    """Returns the lines that an upkeep command has printed with --json. Checks their common form: each line has the key
+    `event`, and only the last one has the event `done`."""
     lines: list[dict[str, Any]] = [json.loads(line) for line in output.splitlines()]
     assert [number for number, line in enumerate(lines, 1) if line["event"] == "done"] == [len(lines)]
     return lines

@@ -1,5 +1,5 @@
-"""`python -m tests.fakes.die_with_parent PARENT PROGRAM …` becomes the program, which the kernel kills when PARENT
-ends."""
+"""`python -m tests.fakes.die_with_parent PARENT PROGRAM …` runs the program in its own place. The kernel kills the
+program when the process PARENT ends."""
 
 from __future__ import annotations
 

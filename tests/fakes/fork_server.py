@@ -1,17 +1,17 @@
-"""`python -m tests.fakes.fork_server DESCRIPTOR`: a process that has the product imported and forks on request.
+"""`python -m tests.fakes.fork_server DESCRIPTOR`: a process that has imported the product and forks on request.
 
-An interpreter needs most of a second to start and import the service; a fork of one that has done so needs
-milliseconds. Each request is a message on the socket DESCRIPTOR: a `ForkRequest` as JSON, with the child's stdin,
-stdout and stderr and a socket for its state. The child becomes `python -m MODULE …` in a session of its own. The socket
-gets the child's pid with its pidfd, and later its exit code as `subprocess` counts it. The process ends when DESCRIPTOR
-is closed.
+An interpreter needs most of a second to start and to import the service. A fork of a process that has done this needs
+milliseconds. Each request is a message on the socket DESCRIPTOR: a `ForkRequest` as JSON, with the stdin, stdout and
+stderr of the child, and a socket for its state. The child becomes `python -m MODULE …` in a session of its own. The
+socket gets the pid and the pidfd of the child, and later its exit code, as `subprocess` counts it. The process ends
+when DESCRIPTOR is closed.
 
-What each child would do anew, and what takes most of its time, is done here once or not at all: the commands of the
-program are built before the fork, and a child that has ended does not free its memory. To free what it shares with this
-process would copy it first.
+Steps that each child would repeat, and that take most of its time, are made before the fork or not at all: the commands
+of the program are built before the fork, and a child does not free its memory at its end. To free memory that it shares
+with this process, it would first have to copy it.
 
-It has one thread, so that a fork copies all of it. The kernel kills the children when this process ends, so that tests
-that are killed leave nothing behind. See `forked_process` for the other end.
+The process has one thread, so that a fork copies all of it. The kernel kills the children when this process ends, so
+that killed tests leave no processes behind. `forked_process` is the other end of the socket.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ _LATE = ("encodings.idna", "importlib.resources.readers", "typer._adapters", "ty
 
 @dataclass(frozen=True)
 class ForkRequest:
-    """What a child becomes. `env` is its whole environment; `site`: a `sitecustomize.py` to run first, or ""."""
+    """The program that a child becomes. `env`: its whole environment. `site`: a `sitecustomize.py` to run first; empty:
+    none."""
 
     module: str
     args: list[str]
@@ -60,7 +61,7 @@ class ForkRequest:
 
 
 def import_everything() -> None:
-    """Imports what children use. Modules named `__main__` are left to them."""
+    """Imports the modules that children use, except those named `__main__`."""
     for library in _LIBRARIES:
         package = importlib.import_module(library)
         for module in pkgutil.walk_packages(package.__path__, f"{library}."):
@@ -71,7 +72,7 @@ def import_everything() -> None:
 
 
 def build_commands() -> None:
-    """Builds the commands of `entrepot` from their functions, as Typer does it at each call of the program."""
+    """Builds the commands of `entrepot` from their functions. Typer otherwise does this in each process."""
     from registry.cli.command import app
 
     build = typer.main.get_command
@@ -80,7 +81,7 @@ def build_commands() -> None:
 
 
 def serve(control: socket.socket) -> ForkRequest | None:
-    """Forks until `control` is closed, then returns None. Returns the request in each child."""
+    """Forks until `control` is closed, and then returns None. In each child, returns the request."""
     waiting: dict[int, tuple[int, socket.socket]] = {}
     poll = select.poll()
     poll.register(control, select.POLLIN)
@@ -131,8 +132,8 @@ def _take_over(request: ForkRequest, files: list[int]) -> None:
 
 
 def run(request: ForkRequest) -> None:
-    """Runs the program of the request in a child, and ends the child as the interpreter would. An exception that the
-    program does not catch, or output that nobody takes, is left to the interpreter."""
+    """Runs the program of the request in a child, and ends the child as the interpreter would. The interpreter handles
+    an exception that the program does not catch, and output that cannot be written."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if request.site:
         runpy.run_path(request.site)

@@ -1,9 +1,9 @@
-"""Python programs as processes of their own that need no start of an interpreter: forks of `fork_server`.
+"""Python programs as separate processes that need no start of an interpreter: forks of `fork_server`.
 
-`ForkedProcess` is what `subprocess.Popen` is for `python -m MODULE …`, as far as tests use it. Each has its own process
-tree, session, environment and files; what it shares with others is memory that was written before the fork, and the
-secret of `hash`. A test that measures a process's memory, sets its limits or looks at how a command starts needs a
-process started by `subprocess` instead.
+`ForkedProcess` takes the place of `subprocess.Popen` for `python -m MODULE …`, as far as tests use it. Each process has
+its own process tree, session, environment and files. It shares with others the memory that was written before the fork,
+and the secret of `hash`. A test that measures the memory of a process, sets its limits or looks at how a command starts
+needs a process of `subprocess` instead.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _UMASK = re.compile(r"^Umask:\t(\d+)$", re.MULTILINE)
 
 
 class ForkedProcess:
-    """`python -m module *args`, running. Its output and input are text. `stdin`, `stdout`, `stderr` as for Popen:
-    a file's number, PIPE, DEVNULL, and for `stderr` STDOUT. `env` is the whole environment."""
+    """A running `python -m module *args`, with text as its input and output. `stdin`, `stdout`, `stderr`: as for Popen,
+    a file descriptor, PIPE, DEVNULL, or STDOUT for `stderr`. `env`: the whole environment."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class ForkedProcess:
         self.pid = int(message)
 
     def poll(self) -> int | None:
-        """The exit code, or None while it runs."""
+        """Returns the exit code; None while the process runs."""
         with self._lock:
             if self.returncode is None:
                 self._state.settimeout(0)
@@ -74,7 +74,7 @@ class ForkedProcess:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code, after the end. Raises subprocess.TimeoutExpired."""
+        """Waits for the end and returns the exit code. Raises subprocess.TimeoutExpired."""
         with self._lock:
             if self.returncode is None:
                 self._state.settimeout(timeout)
@@ -84,7 +84,7 @@ class ForkedProcess:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Sends nothing to a process that has ended."""
+        """Sends a signal. Does nothing if the process has ended."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):  # it has ended since
                 signal.pidfd_send_signal(self._pidfd, number)
@@ -93,8 +93,8 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, given: str | None = None, timeout: float | None = None) -> tuple[str, str]:
-        """Writes `given`, reads both outputs to their ends, and waits for the end. Raises subprocess.TimeoutExpired;
-        a further call then goes on."""
+        """Writes `given`, reads both outputs to their ends, and waits for the end of the process. Raises
+        subprocess.TimeoutExpired; another call then continues."""
         if not self._readers:
             self._readers = [_read_in_thread(self.stdout), _read_in_thread(self.stderr)]
             if self.stdin is not None:
@@ -147,28 +147,29 @@ class ForkServer:
             )
 
     def fork(self, request: ForkRequest, files: list[int]) -> socket.socket:
-        """Asks for a child with these three files; returns the socket that tells its state."""
+        """Requests a child with these three files, and returns the socket that tells the child's state."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             socket.send_fds(self._control, [request.to_message()], [*files, theirs.fileno()])
         return ours
 
     def close(self) -> None:
-        """Ends it, and with it the children that are left."""
+        """Ends the process and its remaining children."""
         self._control.close()
         self._process.wait()
 
 
 @functools.cache
 def _fork_server() -> ForkServer:
-    """One for this process, started when the first program is."""
+    """Returns the fork server of this process, and starts it at the first call."""
     made = ForkServer()
     atexit.register(made.close)
     return made
 
 
 def _open_end(kind: int, theirs: list[int], *, writing: bool = False) -> tuple[int, IO[str] | None]:
-    """The child's end, and ours for a pipe. What is to be closed once the child has it goes into `theirs`."""
+    """Returns the child's end of a stream, and this process's end of a pipe. Adds to `theirs` what has to be closed
+    once the child has it."""
     if kind == subprocess.PIPE:
         reader, writer = os.pipe()
         child, own = (reader, writer) if writing else (writer, reader)
@@ -188,7 +189,7 @@ def _current_umask() -> int:
 
 
 def _read_in_thread(stream: IO[str] | None) -> tuple[threading.Thread, list[str]]:
-    """The thread that reads, and where the text is when it has ended."""
+    """Returns a thread that reads the stream, and the place where the text is after the thread has ended."""
     text: list[str] = []
 
     def read() -> None:

@@ -1,4 +1,4 @@
-"""A call of each method of `Registry`, principals with certain rights, and what such a call tells a client."""
+"""A call of each method of `Registry`, principals with certain rights, and the outcome of such a call for a client."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CALLS = {**READS, **WRITES, **DELETES, **OTHERS}
 def who(
     name: str | None, *access: tuple[str, Action], token: Mapping[str, Action] | None = None, limits: str | None = None
 ) -> Principal:
-    """Somebody with these rights, perhaps by a token."""
+    """Returns a principal with these rights, optionally with a token or limits."""
     actions: dict[Action, list[str]] = {}
     for pattern, allowed in access:
         for action in Action:
@@ -71,7 +71,7 @@ ROOT = Principal(Identity("root"), Rights.everything(admin=True))
 
 
 async def outcome(call: Awaitable[object]) -> tuple[object, ...]:
-    """What a client is told: what came, or the error's class and all that is in it."""
+    """Returns what a client learns from the call: its result, or the class of the error with all that is in it."""
     try:
         return ("OK", repr(await call))
     except RegistryError as error:

@@ -1,4 +1,4 @@
-"""One import into a store, as a command runs it, with what it told (`ImportRun`)."""
+"""Imports into a store, as a command runs them, with their reported steps (`ImportRun`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ ImportWork = Callable[[StoredRegistry, Router, JobContext], Awaitable[JSON]]
 
 
 class ImportRun:
-    """Runs imports one after another. `arguments`: those of every job. `steps`: the problems and notes of the last."""
+    """Runs imports one after another. `arguments`: the arguments of every job. `steps`: the problems and notes of the
+    last import."""
 
     def __init__(self, store: StoredRegistry, kind: str, work: ImportWork, **arguments: JSON) -> None:
         self.store = store
@@ -27,7 +28,7 @@ class ImportRun:
         self.steps: list[Mapping[str, JSON]] = []
 
     async def __call__(self, *, upstreams: tuple[str, ...] = (), **arguments: JSON) -> Any:
-        """Gives the counts. `upstreams`: the names of the mirrors."""
+        """Runs an import and returns its counts. `upstreams`: the names of the mirrors."""
         router = Router(self.store, {}, self.store.is_known_repository, NamingRules(upstreams))
 
         async def work(context: JobContext) -> JSON:
@@ -40,7 +41,7 @@ class ImportRun:
         )
 
     def told(self, event: str = "problem") -> list[tuple[str, str]]:
-        """What was told: the image or repository, and why."""
+        """Returns the reported problems (or notes) of the last import: the image or repository, and the reason."""
         return [
             (f"{step['repository']}:{step.get('tag') or step.get('digest') or ''}", str(step["reason"]))
             for step in self.steps
@@ -49,7 +50,7 @@ class ImportRun:
 
 
 async def assert_whole(store: StoredRegistry, repo: str, image: ImageTree) -> None:
-    """Every byte of the image must be in the repository."""
+    """Checks that every byte of the image is in the repository."""
     name = RepositoryName(repo)
     for digest, (body, media_type) in image.manifests.items():
         manifest = await store.get_manifest(name, Digest(digest))

@@ -1,4 +1,4 @@
-"""How long one turn of the event loop takes."""
+"""Measures how long one turn of the event loop takes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 MAX_SECONDS = 0.1
-"""Seconds of processor time: generous, since this machine may be busy. What was mended took whole seconds."""
+"""Largest allowed turn of the event loop, in seconds of processor time. The value is large, because the machine may be
+busy. The errors that these tests prevent took whole seconds."""
 
 
 class LoopHold:
-    """`longest`: seconds of this thread's processor time between two turns of a task that always wants the next one.
-    It is not the time on the clock, so that it is the same on a machine that is busy with other things."""
+    """`longest`: the longest processor time in seconds of this thread between two steps of a task that is always ready
+    to run. It is not wall-clock time, so it does not depend on how busy the machine is."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -28,9 +29,9 @@ class LoopHold:
 
 @asynccontextmanager
 async def watch_loop() -> AsyncIterator[LoopHold]:
-    """Watches the loop while the block runs. The objects that exist before stay frozen from then on, as the server
-    freezes what it inherits: a full collection of all that a process with thousands of tests holds takes a second, and
-    is not what is measured."""
+    """Measures the loop while the block runs. The objects that exist before stay frozen from then on, as in the server,
+    which freezes what it inherits. Otherwise a full garbage collection of a process with thousands of tests would take
+    a second and spoil the measurement."""
     gc.freeze()
     held = LoopHold()
 

@@ -1,4 +1,4 @@
-"""A real server with two workers before stand-ins for Hub, and clients that are told apart by the worker they reach."""
+"""A real server with two workers and fake Hubs as its upstream, and clients that can choose the worker they reach."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ REPO = "library/app"
 
 
 class BackgroundGet:
-    """A client that asks once, over a connection of its own, in a thread of its own. `body` is what came so far; while
-    `hold` is not set it reads none of it."""
+    """A client that sends one GET, over its own connection and in its own thread. `body`: the bytes received so far.
+    While `hold` is not set, it reads none of the body."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class BackgroundGet:
 
     @property
     def whole(self) -> bool:
-        """Whether all that the headers promised has come."""
+        """Whether the complete body, by its Content-Length, was received."""
         return self.status in (200, 206) and len(self.body) == int(self.headers["content-length"])
 
     def answered(self) -> BackgroundGet:
@@ -63,17 +63,17 @@ class BackgroundGet:
         return self._until(lambda: self.status > 0)
 
     def reached(self, count: int) -> BackgroundGet:
-        """Waits until so many bytes have come."""
+        """Waits until `count` bytes were received."""
         return self._until(lambda: len(self.body) >= count)
 
     def ended(self) -> BackgroundGet:
-        """Waits for the end, whichever."""
+        """Waits until the response has ended, completely or not."""
         self._thread.join(TIMEOUT)
         assert not self._thread.is_alive(), f"no end after {len(self.body)} bytes"
         return self
 
     def leave(self) -> None:
-        """Hangs up."""
+        """Disconnects."""
         with suppress(OSError):
             self._connection.sock.shutdown(socket.SHUT_RDWR)
         self.ended()
@@ -108,7 +108,7 @@ class BackgroundGet:
 
 
 class MirrorSite:
-    """`image` is at the upstream as `library/app:1`; `blob` is its last layer."""
+    """`image` is at the upstream as `library/app:1`. `blob` is its last layer."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder = folder
@@ -121,8 +121,8 @@ class MirrorSite:
         self.http: httpx2.Client
 
     def start(self, *sizes: int, settings: str = "", more: str = "", endpoints: int = 1, **switches: Any) -> MirrorSite:
-        """`sizes`: of the layers; `settings` of the upstream, `more` before it. With two `endpoints` the first is
-        `hub`, the second `other`."""
+        """Starts the upstream and the server. `sizes`: of the layers. `settings`: of the upstream; `more`: further
+        settings before them. With two `endpoints`, the first is `hub` and the second `other`."""
         self.image = self.content.add(REPO, noise_image("app", *(sizes or (1000, SIZE))), "1", "latest")
         switches = {"auth": "bearer", "redirects": True, "send_buffer": 65536, **switches}
         hubs = [self.upstream(self.content, **switches) for _ in range(endpoints)]
@@ -135,17 +135,17 @@ class MirrorSite:
         return self
 
     def upstream(self, content: UpstreamContent, **switches: Any) -> Hub:
-        """One more stand-in."""
+        """Starts one more fake Hub."""
         return self._stack.enter_context(hub(self.folder, content, **switches))
 
     def serve(self) -> None:
-        """Starts the server, again on the same data if need be."""
+        """Starts the server, also a second time on the same data."""
         config = str(self.folder / "entrepot.toml")
         self.server = self._stack.enter_context(running_server(self.folder, "--config", config))
         self.http = self._stack.enter_context(plain_client(self.server.url, timeout=TIMEOUT))
 
     def inspect(self, reference: str = "1") -> httpx2.Response:
-        """The manifest, as a pull begins with."""
+        """Gets the manifest, with which a pull begins."""
         answer = self.http.get(f"/v2/{REPO}/manifests/{reference}")
         assert answer.status_code == 200, answer.text
         return answer
@@ -164,7 +164,7 @@ class MirrorSite:
 
     @property
     def encoded(self) -> str:
-        """What is in the path of the blob's bytes at the upstream."""
+        """The part of the path of the blob's bytes at the upstream by which requests for them are recognised."""
         return self.digest.partition(":")[2]
 
     @property
@@ -180,12 +180,13 @@ class MirrorSite:
         hold: threading.Event | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> BackgroundGet:
-        """Asks for the blob, or `path`; `span` as in `bytes=SPAN`; at one worker, or any."""
+        """Requests the blob, or `path`. `span`: as in `bytes=SPAN`. `worker`: the worker to reach; None: any."""
         all_headers = {**(headers or {}), **({"Range": f"bytes={span}"} if span else {})}
         return BackgroundGet(self._connect(worker, slow=hold is not None), path or self.path, all_headers, hold)
 
     def finish(self, begun: BackgroundGet) -> bytes:
-        """The blob, from what came and, where that was broken off, by Range from there on, as often as it takes."""
+        """Returns the blob: the bytes that were received, and the rest by Range requests, repeated after each
+        interruption."""
         body = bytes(begun.ended().body)
         for _ in range(20):
             if len(body) == self.size:
@@ -210,14 +211,15 @@ class MirrorSite:
         raise AssertionError(f"no connection came to worker {worker}")
 
     def asked(self, kind: HubRequestKind | None = None, *, match: str = "", far: Hub | None = None) -> int:
-        """How many requests the upstream let in, HEADs of manifests left out, which cost nothing there."""
+        """Returns how many requests the upstream has authorized, without HEADs of manifests, which do not count
+        there."""
         found = [seen for seen in (far or self.hub).requests(kind, match=match) if seen.status != 401]
         return sum(1 for seen in found if (seen.kind, seen.method) != ("manifest", "HEAD"))
 
     # What lies on the disk
 
     def extents(self) -> list[Interval]:
-        """Which bytes of the blob on its way in are here, as its owner told all processes."""
+        """Returns which bytes of the partial blob are stored, as its owner has told all processes."""
         state = self._state()
         for _ in range(1000):
             fd = os.open(state, os.O_RDONLY)
@@ -229,7 +231,7 @@ class MirrorSite:
         raise AssertionError("the state file cannot be read")
 
     def owner(self) -> int:
-        """The worker that has the lock on the first byte of the blob's state (proc(5), fdinfo)."""
+        """Returns the worker that has the lock on the first byte of the state of the partial blob (proc(5), fdinfo)."""
         state = str(self._state())
         for pid in self.server.worker_pids():
             for fd in open_files(pid, state):
@@ -242,23 +244,23 @@ class MirrorSite:
         return layout.partial_state(layout.partial_name(Digest(self.digest), self.size, "docker.io"))
 
     def kept(self) -> list[str]:
-        """Files that hold bytes of the blob."""
+        """Returns the files with bytes of the blob."""
         return [str(path) for path in self.server.data.rglob(f"*{self.encoded}*")]
 
     def refetched(self, here: Collection[Interval], since: float) -> list[Interval]:
-        """What upstream was asked for after `since` of what was `here`."""
+        """Returns which of the bytes that were `here` the upstream was asked for after `since`."""
         asked = [seen for seen in self.hub.requests("blob", digest=self.digest) if seen.begun > since]
         return overlap((seen.interval for seen in asked), here)
 
 
 def overlap(first: Iterable[Interval], second: Collection[Interval]) -> list[Interval]:
-    """What is in one of the first and in one of the second."""
+    """Returns the intervals that are in one of the first and in one of the second."""
     found = [(max(a, c), min(b, d)) for a, b in first for c, d in second]
     return [each for each in found if each[0] < each[1]]
 
 
 def wait_until(true: Callable[[], bool], what: str) -> None:
-    """Looks again and again."""
+    """Calls `true` again and again until it returns True."""
     deadline = time.monotonic() + TIMEOUT
     while not true():
         assert time.monotonic() < deadline, f"waited in vain: {what}"
@@ -266,7 +268,7 @@ def wait_until(true: Callable[[], bool], what: str) -> None:
 
 
 def worker_of(server: RegistryServer, port: int) -> int:
-    """The worker that has accepted the connection from that port of ours."""
+    """Returns the worker that has accepted the connection from this port of the test."""
     deadline = time.monotonic() + TIMEOUT
     while (pid := accepting_process(server.port, port, server.worker_pids())) is None:
         assert time.monotonic() < deadline, f"no worker has the connection from {port}"

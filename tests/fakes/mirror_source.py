@@ -1,4 +1,5 @@
-"""A far registry in memory, with faults: the mirror's edge, and strict about what it is asked."""
+"""An upstream in memory, with faults. It takes the place of the HTTP client of a mirror, and checks its arguments
+strictly."""
 
 from __future__ import annotations
 
@@ -20,13 +21,14 @@ CHUNK = 64 * 1024
 
 @dataclass
 class SourceFaults:
-    """`drops`: after how many bytes each coming request breaks off. `corrupt`: endpoints that send wrong bytes.
-    `gates`: a request that comes to that offset waits until the gate is opened. `down`: raised by every call."""
+    """The faults of the upstream. `drops`: after how many bytes each of the next responses breaks off. `corrupt`:
+    endpoints that send wrong bytes. `gates`: at each of these offsets, a response waits until the event is set. `down`:
+    the error that every call raises."""
 
     down: RegistryError | None = None
     ranges: bool = True
     refuses_ranges: bool = False
-    """What asks for a part gets an error."""
+    """A request for a range gets an error."""
     drops: list[int] = field(default_factory=list)
     corrupt: set[str] = field(default_factory=set)
     away: set[str] = field(default_factory=set)
@@ -40,7 +42,7 @@ class SourceFaults:
 
 
 class FakeSource:
-    """A `UpstreamClient`. `calls` counts requests by kind; `sent` has every span of bytes that was really sent."""
+    """An `UpstreamClient`. `calls` counts the requests by kind. `sent` has every span of bytes that was sent."""
 
     name = "docker.io"
 
@@ -60,7 +62,7 @@ class FakeSource:
         self._sending: set[_Sending] = set()
 
     def cut(self) -> None:
-        """Breaks off what is being sent."""
+        """Interrupts the responses that are being sent."""
         for sending in list(self._sending):
             sending.cancelled.set()
 
@@ -177,7 +179,7 @@ class FakeSource:
 
 
 class _Sending:
-    """One response, in a thread of its own; a cancellation ends it before the next chunk."""
+    """One response, in a thread of its own. A cancellation ends it before the next chunk."""
 
     def __init__(
         self, far: FakeSource, digest: Digest, endpoint: str, data: bytes, start: int, stop: int, sink: BlobSink

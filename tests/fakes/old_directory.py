@@ -1,7 +1,7 @@
-"""The data directory of a CNCF Distribution registry, written as that registry writes it (`OldDirectory`).
+"""The data directory of a CNCF Distribution registry, in the format in which that registry writes it (`OldDirectory`).
 
-tests/system/migration has the same from Debian's real docker-registry; this one is for directories that are broken in
-ways the real one does not show.
+tests/system/migration uses Debian's real docker-registry for the same. This module can make directories with faults
+that the real registry does not make.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class OldDirectory:
         (self.root / "repositories").mkdir(parents=True)
 
     def push(self, repo: str, image: ImageTree, *tags: str) -> ImageTree:
-        """Writes an image with all below it, and gives it back."""
+        """Writes an image with everything below it, and returns it."""
         content = UpstreamContent()
         content.add(repo, image, *tags)
         held = content.repositories[repo]
@@ -55,12 +55,12 @@ class OldDirectory:
         path.chmod(0o644)
 
     def write_link(self, path: Path, digest: str, at: float | None = None) -> None:
-        """`at`: when it was written; None: now."""
+        """Writes a link file. `at`: its time; None: now."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(digest)
         if at is not None:
             os.utime(path, (at, at))
 
     def snapshot(self) -> dict[str, bytes]:
-        """Every file with its bytes."""
+        """Returns every file with its bytes."""
         return {str(path): path.read_bytes() for path in sorted(self.path.rglob("*")) if path.is_file()}

@@ -1,4 +1,4 @@
-"""An OpenID provider as a company has one, on loopback: strict where the protocol is, wrong where a test wants it."""
+"""An OpenID provider on loopback. It is strict about the protocol, and has faults that tests can set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DAY = 86400
 
 @dataclass
 class CodeGrant:
-    """What an authorization code is for."""
+    """The request for which an authorization code was issued."""
 
     challenge: str
     redirect_uri: str
@@ -33,15 +33,15 @@ class CodeGrant:
 
 @functools.cache
 def _provider_key() -> IssuerKey:
-    """One for all providers of a test process: RSA keys take long to make."""
+    """Returns the key of all providers of a test process, because RSA keys take long to make."""
     return IssuerKey("sso-1", "RS256")
 
 
 @dataclass
 class FakeOpenIDProvider:
-    """Logs in whoever comes as `person`, at once. `altered` changes an ID token's claims, `signed` signs them; `error`
-    sends the browser back with that; `described` replaces parts of its description; `statuses` answers a path with
-    that status. While `open` is clear, paths in `held` wait for it."""
+    """Logs in the account `person` at once. `altered`: changes the claims of an ID token; `signed`: signs them.
+    `error`: the error with which the browser is sent back. `described`: replaces parts of the metadata. `statuses`: the
+    status for a path. While `open` is clear, requests for the paths in `held` wait."""
 
     secret: str | None = SECRET
     post: bool = False
@@ -63,7 +63,7 @@ class FakeOpenIDProvider:
     grants: dict[str, CodeGrant] = field(default_factory=dict)
 
     def clear_faults(self) -> None:
-        """Without the faults of the test before."""
+        """Removes the faults that an earlier test has set."""
         self.person, self.altered, self.signed = {"preferred_username": "alice"}, dict, None
         self.error, self.sends_issuer = "", None
         self.described, self.statuses, self.held = {}, {}, set()
@@ -87,7 +87,7 @@ class FakeOpenIDProvider:
         return self.altered({**base, **self.person})
 
     def authorize(self, query: dict[str, str]) -> str:
-        """Where the browser goes on. Refuses what a strict provider does."""
+        """Returns the URL to which the browser is redirected. Refuses invalid requests, as a strict provider does."""
         assert query["response_type"] == "code"
         assert query["client_id"] == CLIENT
         assert "openid" in query["scope"].split(" ")
@@ -106,7 +106,7 @@ class FakeOpenIDProvider:
         return f"{query['redirect_uri']}?{urlencode(answer)}"
 
     def exchange(self, form: dict[str, str], authorization: str) -> tuple[int, dict[str, Any]]:
-        """An ID token for a code, once, for the client that has the secret and the verifier."""
+        """Returns an ID token for a code, once, if the client has the secret and the verifier."""
         self.forms.append(form)
         if not self._knows(form, authorization):
             return 401, {"error": "invalid_client"}

@@ -1,4 +1,4 @@
-"""A collector for OpenTelemetry, which takes what a real server sends."""
+"""A collector for OpenTelemetry, which accepts what a real server sends."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 class Collector:
-    """Takes OTLP over HTTP. `spans`: what has arrived. `metrics`: the last ones of each service instance, by its id.
-    With the status 503, it takes nothing."""
+    """Accepts OTLP over HTTP. `spans`: the received spans. `metrics`: the last metrics of each service instance, by its
+    id. With the status 503, it accepts nothing."""
 
     def __init__(self, status: int = 200) -> None:
         self.spans: list[Any] = []

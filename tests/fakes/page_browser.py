@@ -1,7 +1,7 @@
 """A real browser for the pages: Debian's Chromium, driven by Playwright.
 
-`PageBrowser.tab` opens a tab whose console and requests are recorded. When the tab is closed, there must have been no
-error in the console, and no request to another site than the registry.
+`PageBrowser.tab` opens a tab and records its console and its requests. When the tab is closed, the test fails if the
+console had an error, or if a request went to another site than the registry.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Tab:
         self.page.goto(f"{self.own}{path}", wait_until="load")
 
     def log_in(self, name: str, password: str) -> None:
-        """Fills in the form, and waits for the page that follows."""
+        """Fills in the login form, and waits for the next page."""
         self.open("/ui/login")
         self.page.fill("#user", name)
         self.page.fill("#password", password)
@@ -48,7 +48,7 @@ class Tab:
         self.page.wait_for_url("**/ui/overview")
 
     def accessibility_problems(self, *rules: str) -> list[str]:
-        """What axe finds on the page, checked by all rules or by these."""
+        """Returns what axe finds on the page with these rules, or with all rules."""
         chosen = {"type": "rule", "values": list(rules)} if rules else {"type": "tag", "values": AA_RULES}
         devtools = self.page.context.new_cdp_session(self.page)
         try:
@@ -74,7 +74,7 @@ class Tab:
         return answer["result"].get("value")
 
     def check(self) -> None:
-        """Fails if the console had an error, or a request left the site."""
+        """Fails if the console had an error, or if a request went to another site."""
         unexpected = [error for error in self.errors if not any(part in error for part in self.allowed_errors)]
         assert unexpected == []
         foreign = {url for url in self.urls if urlsplit(url).netloc != urlsplit(self.own).netloc}
@@ -105,7 +105,7 @@ class PageBrowser:
         width: int = 1200,
         **more: Any,
     ) -> Iterator[Tab]:
-        """A tab of a fresh profile, closed and checked at the end. `own`: the URL of the registry."""
+        """Opens a tab with a new profile. Closes and checks it at the end. `own`: the URL of the registry."""
         context = self._browser.new_context(
             locale=language,
             color_scheme="dark" if dark else "light",
@@ -129,7 +129,8 @@ class PageBrowser:
 
 @contextmanager
 def page_browser(*arguments: str) -> Iterator[PageBrowser]:
-    """Starts Chromium with a fresh profile, and ends it. While it runs, the thread cannot run another event loop."""
+    """Starts Chromium with a new profile, and ends it at the end of the block. Meanwhile, this thread cannot run
+    another event loop."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *arguments])
         try:

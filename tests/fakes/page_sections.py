@@ -27,19 +27,19 @@ _SHAPES: Final = [
     (re.compile(r"\b(cli:)[\w-]+"), r"\1ACTOR"),
     (re.compile(r"[ \t]+"), " "),
 ]
-"""What differs from run to run, and what stands for it."""
+"""Patterns of text that differs between runs, and the text that replaces it."""
 _LOOSE_SHAPES: Final = [
     (re.compile(r"\bruns for [^,]+"), "runs for TIME"),
     (re.compile(r"\b\d\d:\d\d:\d\d\b"), "TIME"),
     (re.compile(r"\d+"), "N"),
     (re.compile(r"\bN (\w+?)s\b"), r"N \1"),
 ]
-"""The same for what a server does at the moment, where numbers differ as well."""
+"""Further patterns for the state of a server, in which numbers differ as well."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of a page, with the output that the page shows and the exit code that it should have."""
+    """A command on a page, with the output that the page shows, and the expected exit code."""
 
     line: str
     output: tuple[str, ...]
@@ -99,17 +99,17 @@ def _joined(lines: Sequence[str]) -> list[str]:
 
 
 def shape_of(line: str, *, is_loose: bool = False) -> str:
-    """Returns a line of output without what differs from run to run: digests, times, sizes, the width of tables.
-    `is_loose`: and without numbers."""
+    """Returns a line of output without the parts that differ between runs: digests, times, sizes, and the widths of
+    tables. `is_loose`: also without numbers."""
     for pattern, name in [*_SHAPES, *(_LOOSE_SHAPES if is_loose else [])]:
         line = pattern.sub(name, line)
     return line.strip()
 
 
 def has_shape(output: str, expected: Sequence[str], *, is_loose: bool = False) -> bool:
-    """Returns whether a command printed lines of the shapes that the page shows, in this order and no others, except
-    where the page has `…`. `is_loose`: numbers may be others; and lines that begin with two spaces continue the line
-    before them in the output as well."""
+    """Returns whether a command has printed exactly the lines whose shapes the page shows, in this order, except where
+    the page has `…`. `is_loose`: numbers may differ, and lines that begin with two spaces continue the line before them
+    in the output as well."""
     shapes = [
         ".*?" if line == "…" else re.escape(shape_of(line, is_loose=is_loose) + "\n") for line in expected if line
     ]

@@ -1,7 +1,7 @@
-"""Somebody else who fills or follows partial blobs, in a process of its own.
+"""Another process that fills or follows partial blobs.
 
-Run as `python -m tests.fakes.partial_peer DATA`, it takes one JSON command a line, [name, …], and answers each with one
-line. `PartialPeer` is the test's end of it.
+It is run as `python -m tests.fakes.partial_peer DATA`. It reads one command in JSON, [name, …], from each line of
+stdin, and answers each with one line. `PartialPeer` is the test's end.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def digest(seed: int, size: int) -> Digest:
 
 
 class PartialPeer:
-    """A process that acts as it is told."""
+    """A process that carries out commands."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
 
     async def ask(self, *command: object) -> Any:
-        """What the command gave, or the name of the error it raised."""
+        """Returns the result of the command, or the name of the error that it raised."""
         await self.start(*command)
         return await self.answer()
 
@@ -63,7 +63,7 @@ class PartialPeer:
         return json.loads(line)
 
     async def kill(self) -> None:
-        """SIGKILL."""
+        """Kills the process with SIGKILL."""
         self.process.kill()
         await self.process.wait()
 

@@ -8,10 +8,10 @@ import httpx2
 
 
 def plain_client(base_url: str = "", **options: Any) -> httpx2.Client:
-    """As `httpx2.Client`, without loading the certificate authorities, which takes longer than many a test."""
+    """Returns an `httpx2.Client` that does not load the certificate authorities, which takes longer than many tests."""
     return httpx2.Client(base_url=base_url, verify=False, trust_env=False, **options)
 
 
 def plain_request(method: str, url: str | httpx2.URL, **options: Any) -> httpx2.Response:
-    """As `httpx2.request`, without loading the certificate authorities."""
+    """Sends a request like `httpx2.request`, without loading the certificate authorities."""
     return httpx2.request(method, url, verify=False, trust_env=False, **options)

@@ -1,4 +1,4 @@
-"""What a process tree holds: memory and open files, as the kernel counts them."""
+"""The memory and the open files of a process tree, as the kernel counts them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _OWN_MEMORY = ("Pss_Anon:", "Pss_Shmem:")
 
 
 def pss_of(pids: Iterable[int]) -> int:
-    """Bytes of memory that processes have of their own (proc(5), smaps_rollup): anonymous and shared-memory pages.
-
-    Pages that several of them share count once. Pages of files are left out: their share changes when any other process
-    comes or goes that maps the same library. A process that has ended counts nothing."""
+    """Returns the bytes of private and shared memory of the processes (proc(5), smaps_rollup): anonymous pages and
+    pages of shared memory. Pages that several of the processes share count once. Pages of files do not count, because a
+    process's share of them changes whenever another process that maps the same library starts or ends. A process that
+    has ended counts nothing."""
     total = 0
     for pid in pids:
         try:
@@ -29,7 +29,7 @@ def pss_of(pids: Iterable[int]) -> int:
 
 
 class MemoryPeak:
-    """Samples the memory of a process tree for the length of a `with` block and keeps the highest value."""
+    """Samples the memory of a process tree during a `with` block, and keeps the highest value."""
 
     def __init__(self, pids: Callable[[], Sequence[int]], every: float = 0.05) -> None:
         self._pids, self._every = pids, every
@@ -61,18 +61,18 @@ TIMEOUT_SECONDS = 20.0
 
 
 def open_files(pids: Iterable[int]) -> dict[int, int]:
-    """Open file descriptors of each process."""
+    """Returns the open file descriptors of each process."""
     return {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in pids}
 
 
 def files_below(*folders: Path) -> int:
-    """Files below those folders."""
+    """Returns the files below these folders."""
     return sum(len(files) for folder in folders for _, _, files in os.walk(folder))
 
 
 def eventually(fact: Callable[[], bool], patience: float = TIMEOUT_SECONDS) -> bool:
-    """Whether `fact` becomes true within `patience` seconds. The kernel tells nobody when another process closes a
-    file or a socket, so it is asked again and again."""
+    """Returns whether `fact` becomes true within `patience` seconds. Calls it again and again, because the kernel does
+    not report when another process closes a file or socket."""
     until = time.monotonic() + patience
     while not fact():
         if time.monotonic() > until:

@@ -1,6 +1,7 @@
-"""A client's side of a connection, byte for byte: nothing is normalised, retried or hidden.
+"""The client's side of an HTTP connection, byte for byte. It normalises, retries and hides nothing.
 
-Answers are read strictly (RFC 9112): a wrong length, a missing line end or bytes between two answers fail the test.
+Responses are parsed strictly (RFC 9112): a wrong length, a missing line end or bytes between two responses fail the
+test.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ TIMEOUT = 30.0
 
 
 class ConnectionClosed(Exception):
-    """The server closed the connection before the first byte of an answer."""
+    """The server has closed the connection before the first byte of a response."""
 
 
 class Malformed(AssertionError):
-    """What came is not an HTTP answer, or not a whole one."""
+    """The received bytes are not a complete HTTP response."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class RawAnswer:
         return bool(self.all(name))
 
     def __getitem__(self, name: str) -> str:
-        """The header's one value."""
+        """Returns the value of a header that occurs exactly once."""
         (value,) = self.all(name)
         return value
 
@@ -56,7 +57,7 @@ class RawAnswer:
 
     @property
     def codes(self) -> list[str]:
-        """The codes of an error in the spec's shape."""
+        """Returns the error codes in a body of the spec's format."""
         return [error["code"] for error in self.json()["errors"]]
 
 
@@ -69,7 +70,7 @@ def message(
     host: str = "registry.test",
     version: str = "1.1",
 ) -> bytes:
-    """A request's bytes. Content-Length is added for a body, and to PUT, POST and PATCH that lack framing."""
+    """Returns the bytes of a request. Adds Content-Length for a body, and to a PUT, POST or PATCH without framing."""
     pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
     names = {name.lower() for name, _ in pairs}
     framed = names & {"content-length", "transfer-encoding"}
@@ -82,7 +83,7 @@ def message(
 
 
 def chunked(*pieces: bytes) -> bytes:
-    """A body in chunked transfer coding, whole."""
+    """Returns a complete body in chunked transfer coding."""
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece) + b"0\r\n\r\n"
 
 
@@ -127,16 +128,16 @@ class RawConnection:
         *,
         version: str = "1.1",
     ) -> RawAnswer:
-        """One request, and its answer."""
+        """Sends one request and returns its response."""
         self.send(message(method, target, headers, body, version=version))
         return self.answer(method)
 
     def shut(self) -> None:
-        """Ends the sending side; answers can still come."""
+        """Closes the sending side. Responses can still be received."""
         self.socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        """Cuts the connection with a RST, as a crash or a pulled cable's time-out does."""
+        """Resets the connection (RST), as a crash or a broken network does."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
@@ -146,7 +147,7 @@ class RawConnection:
     # -- receiving
 
     def _more(self) -> bool:
-        """Takes what comes; False at the end."""
+        """Receives the next bytes. Returns False at the end."""
         if not self.ended:
             data = self.socket.recv(262144)
             self.received += data
@@ -162,7 +163,7 @@ class RawConnection:
         return line
 
     def read(self, count: int) -> bytes:
-        """Exactly `count` bytes."""
+        """Receives exactly `count` bytes."""
         while len(self.received) < count:
             if not self._more():
                 raise Malformed(f"the connection ended {count - len(self.received)} bytes early")
@@ -171,7 +172,7 @@ class RawConnection:
         return data
 
     def rest(self) -> bytes:
-        """All that comes until the server closes."""
+        """Receives everything until the server closes the connection."""
         while self._more():
             pass
         data = bytes(self.received)
@@ -179,7 +180,8 @@ class RawConnection:
         return data
 
     def head(self) -> RawAnswer:
-        """Status and headers of the next answer, 1xx ones passed over. Raises Closed, Malformed."""
+        """Receives the status and headers of the next response, and skips 1xx responses. Raises ConnectionClosed,
+        Malformed."""
         interim: list[int] = []
         while True:
             answer = self._one_head(tuple(interim))
@@ -203,7 +205,7 @@ class RawConnection:
         return RawAnswer(version.decode(), int(rest[:3]), tuple(fields), b"", interim)
 
     def answer(self, method: str = "GET") -> RawAnswer:
-        """The next answer, whole, to a request of `method`. Raises Closed, Malformed."""
+        """Receives the next complete response, to a request with `method`. Raises ConnectionClosed, Malformed."""
         found = self.head()
         return RawAnswer(found.version, found.status, found.fields, self._body(found, method), found.interim)
 
@@ -225,7 +227,7 @@ class RawConnection:
         return self.rest()
 
     def at_end(self) -> bool:
-        """Waits for the server's close; whether nothing came before it."""
+        """Waits until the server closes the connection. Returns whether no byte came before that."""
         try:
             return self.rest() == b""
         except ConnectionResetError:

@@ -1,4 +1,4 @@
-"""Plain steps to prepare content for a script and to look at what it left."""
+"""Pushes over raw connections, to prepare content for a test and to check it afterwards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def describe(data: bytes, media_type: str, **more: Any) -> Document:
 
 
 def image(config: bytes, *layers: bytes) -> bytes:
-    """An image manifest of those blobs."""
+    """Returns an image manifest of these blobs."""
     return encode(
         {
             "schemaVersion": 2,
@@ -45,7 +45,7 @@ def image(config: bytes, *layers: bytes) -> bytes:
 
 @dataclass
 class RawPushes:
-    """Requests on one connection to one repository; each must succeed."""
+    """Sends requests for one repository on one connection. Each must succeed."""
 
     wire: RawConnection
     repo: str
@@ -55,20 +55,20 @@ class RawPushes:
         return f"/v2/{self.repo}"
 
     def start(self) -> str:
-        """An upload session's location."""
+        """Starts an upload session and returns its location."""
         answer = self.wire.ask("POST", f"{self.root}/blobs/uploads/")
         assert answer.status == 202
         return answer["location"]
 
     def blob(self, data: bytes) -> str:
-        """Pushes a blob; its path."""
+        """Pushes a blob and returns its path."""
         digest = digest_of(data)
         answer = self.wire.ask("PUT", f"{self.start()}?digest={digest}", body=data)
         assert answer.status == 201
         return f"{self.root}/blobs/{digest}"
 
     def manifest(self, body: bytes, reference: str, media_type: str = OCI_MANIFEST) -> str:
-        """Pushes a manifest; its path."""
+        """Pushes a manifest and returns its path."""
         path = f"{self.root}/manifests/{reference}"
         answer = self.wire.ask("PUT", path, {"Content-Type": media_type}, body)
         assert answer.status == 201

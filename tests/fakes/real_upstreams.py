@@ -37,7 +37,7 @@ LISTENING = re.compile(r"listening on (127\.0\.0\.1:\d+)")
 
 @dataclass(frozen=True)
 class RunningProgram:
-    """A program that serves."""
+    """A running server program."""
 
     url: str
     log: Path
@@ -49,7 +49,7 @@ class RunningProgram:
         return urlsplit(self.url).netloc
 
     def stop(self) -> None:
-        """Kills it, as when an upstream is switched off: from then on its port refuses connections."""
+        """Kills the program, as if the upstream were switched off: its port then refuses connections."""
         self.process.kill()
         self.process.wait()
 
@@ -58,7 +58,8 @@ class RunningProgram:
 def docker_registry(
     tmp_path: Path, content: UpstreamContent | None = None, *, remote: str = "", listen: str = "127.0.0.1:0"
 ) -> Iterator[RunningProgram]:
-    """Debian's docker-registry with this content. `remote`: it is a pull-through cache of the registry there."""
+    """Runs Debian's docker-registry with this content. `remote`: the URL of the registry of which it is a pull-through
+    cache; empty: it is no cache."""
     folder = Path(tempfile.mkdtemp(prefix="docker-registry-", dir=tmp_path))
     config: dict[str, object] = {
         "version": "0.1",
@@ -93,8 +94,8 @@ def docker_registry(
 def slow_link(
     tmp_path: Path, url: str, rate: str = "0", certificates: CertificateBundle | None = None
 ) -> Iterator[RunningProgram]:
-    """nginx before the server at `url`. `rate`: bytes a second for each request, as nginx writes them (`8m`); 0: no
-    limit. With certificates it speaks TLS."""
+    """Runs nginx in front of the server at `url`. `rate`: bytes per second for each request, in nginx's notation
+    (`8m`); 0: no limit. `certificates`: it uses TLS with them."""
     folder = Path(tempfile.mkdtemp(prefix="nginx-", dir=tmp_path))
     log = folder / "log"
     # Held, but not listened on, the port is nginx's alone.
@@ -111,7 +112,7 @@ def slow_link(
 
 @contextlib.contextmanager
 def entrepot(tmp_path: Path, content: UpstreamContent | None = None, *args: str, workers: int = 2) -> Iterator[str]:
-    """`entrepot serve` with this content; gives its URL."""
+    """Runs `entrepot serve` with this content, and yields its URL."""
     with running_server(Path(tempfile.mkdtemp(prefix="entrepot-", dir=tmp_path)), *args, workers=workers) as server:
         if content:
             push(server.address, content)
@@ -119,7 +120,7 @@ def entrepot(tmp_path: Path, content: UpstreamContent | None = None, *args: str,
 
 
 def push(address: str, content: UpstreamContent) -> None:
-    """Pushes all of it to the registry at `host:port`."""
+    """Pushes all content to the registry at `host:port`."""
     with contextlib.closing(http.client.HTTPConnection(address, timeout=TIMEOUT)) as connection:
         for repo, held in content.repositories.items():
             for blob in held.blobs.values():
@@ -147,7 +148,7 @@ def _ask(
     body: bytes | Iterator[memoryview],
     headers: Mapping[str, str],
 ) -> str:
-    """One request that must go well; gives the Location of the answer."""
+    """Sends a request that must succeed, and returns the Location of the response."""
     connection.request(method, target, body, dict(headers))
     response = connection.getresponse()
     said = response.read()

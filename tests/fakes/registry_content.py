@@ -1,4 +1,5 @@
-"""Content for the contract: manifests made from documents, blobs pushed and read the short way."""
+"""Content for the contract tests: manifests that are made from documents, and short functions to push and read
+blobs."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ BY = Actor(name="tester", address="127.0.0.1")
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 NOWHERE = RepositoryName("never/pushed/to")
-"""A repository that no test puts anything into."""
+"""A repository that stays empty in all tests."""
 
 
 def descriptor_of(data: bytes, media_type: str = LAYER_TYPE, algorithm: str = "sha256") -> Descriptor:
-    """The descriptor of a blob that holds `data`."""
+    """Returns the descriptor of a blob with the bytes `data`."""
     return Descriptor(media_type, digest_of(data, algorithm), len(data))
 
 
@@ -47,7 +48,7 @@ def image_of(
     algorithm: str = "sha256",
     **fields: object,
 ) -> Manifest:
-    """An image manifest; `fields` stand in the document as they are."""
+    """Returns an image manifest. `fields`: further members of the document."""
     document = {
         "schemaVersion": 2,
         "mediaType": media_type,
@@ -78,7 +79,7 @@ def index_of(
 
 
 async def push_blob(registry: Registry, repo: RepositoryName, data: bytes, algorithm: str = "sha256") -> Descriptor:
-    """Pushes `data` in one session; gives its descriptor as a layer."""
+    """Pushes `data` in one session, and returns its descriptor as a layer."""
     writer = await registry.start_upload(repo, algorithm)
     await writer.write(data)
     await writer.commit(digest_of(data, algorithm))
@@ -89,7 +90,7 @@ async def push_blob(registry: Registry, repo: RepositoryName, data: bytes, algor
 async def push_image(
     registry: Registry, repo: RepositoryName, seed: str, *tags: str, subject: Digest | None = None, **fields: Any
 ) -> Manifest:
-    """Pushes an image of a config and one layer that no other `seed` gives."""
+    """Pushes an image with a config and one layer, whose bytes differ for each `seed`."""
     config = await push_blob(registry, repo, json.dumps({"seed": seed}).encode())
     layer = await push_blob(registry, repo, f"layer of {seed}".encode())
     manifest = image_of(config, [layer], subject=subject, **fields)

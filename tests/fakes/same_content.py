@@ -1,4 +1,4 @@
-"""Whether two running registries serve the same: every tag, every manifest below it, every blob, byte by byte."""
+"""Compares the content of two running registries: every tag, every manifest below it, and every blob, byte by byte."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from tests.fakes.clients.registry_client import RegistryClient
 
 
 def catalog(wire: RegistryClient) -> list[str]:
-    """The names of all repositories that have a manifest."""
+    """Returns the names of all repositories that have a manifest."""
     reply = wire.ask("GET", "/v2/_catalog?n=1000")
     assert reply.status == 200, reply.body
     return sorted(json.loads(reply.body)["repositories"])
 
 
 def tags(wire: RegistryClient, repo: str) -> list[str]:
-    """The tags of a repository; none if it has none left."""
+    """Returns the tags of a repository; empty if it has none."""
     reply = wire.ask("GET", f"/v2/{repo}/tags/list")
     return sorted(json.loads(reply.body)["tags"] or []) if reply.status == 200 else []
 
 
 def assert_same_content(old: RegistryClient, new: RegistryClient) -> int:
-    """Every repository with tags of `old` must be the same at `new`. Gives the number of manifests and blobs."""
+    """Checks that every repository of `old` with tags is the same in `new`. Returns the numbers of manifests and
+    blobs."""
     names = [repo for repo in catalog(old) if tags(old, repo)]
     assert names == catalog(new)
     seen: set[tuple[str, str]] = set()
@@ -36,7 +37,7 @@ def assert_same_content(old: RegistryClient, new: RegistryClient) -> int:
 def assert_same_manifest(
     old: RegistryClient, new: RegistryClient, repo: str, reference: str, seen: set[tuple[str, str]]
 ) -> None:
-    """A manifest with all below it must be the same. `seen`: what was compared already."""
+    """Checks that a manifest and everything below it is the same. `seen`: the digests that were compared already."""
     if (repo, reference) in seen:
         return
     seen.add((repo, reference))

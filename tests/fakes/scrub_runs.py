@@ -1,4 +1,4 @@
-"""Runs scrub on an opened registry, and damages what it stores."""
+"""Runs scrub on an opened registry, and damages its content."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Steps = list[dict[str, Any]]
 
 
 def file_of(registry: StoredRegistry, digest: Digest) -> Path:
-    """The file of a blob."""
+    """Returns the file of a blob."""
     return layout_behind(registry).blob(digest)
 
 
 def quarantined_file(registry: StoredRegistry, digest: Digest) -> Path:
-    """Where the damaged bytes of a blob are kept."""
+    """Returns the file with the damaged bytes of a blob."""
     layout = layout_behind(registry)
     return layout.path_of(layout.quarantine_place(digest))
 
@@ -38,7 +38,7 @@ def flip_byte(file: Path, offset: int = 0) -> None:
 
 
 def cut(file: Path) -> None:
-    """Drops the last byte."""
+    """Deletes the last byte of a file."""
     with file.open("r+b") as opened:
         opened.truncate(file.stat().st_size - 1)
 

@@ -1,7 +1,7 @@
-"""An Entrepot server as a real process tree, for every suite that talks to one over a socket.
+"""A running Entrepot server with real processes, for every test that talks to one over a socket.
 
-`running_server` starts `entrepot serve` on a free loopback port with its own data directory, waits until it says
-where it listens, and ends it with SIGTERM. The exit code must be 0, so every suite that uses it tests the drain too.
+`running_server` starts `entrepot serve` on a free loopback port with its own data directory, waits until it says where
+it listens, and ends it with SIGTERM. The exit code must be 0, so every test that uses it also tests a clean shutdown.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ STOP_TIMEOUT = 60.0
 
 
 class ServerFailed(AssertionError):
-    """The server did not start, did not end, or ended with a code that is not 0. The text holds its log."""
+    """The server did not start, did not end, or ended with an exit code that is not 0. The text has its log."""
 
 
 @dataclass
 class RegistryServer:
-    """A running `entrepot serve` and the ways to end it."""
+    """A running `entrepot serve`, and the ways to end it."""
 
     process: subprocess.Popen[str] | ForkedProcess
     data: Path
@@ -44,7 +44,7 @@ class RegistryServer:
 
     @property
     def address(self) -> str:
-        """`host:port`, as an image reference wants it."""
+        """`host:port`, as in an image reference."""
         return urlsplit(self.url).netloc
 
     @property
@@ -55,7 +55,7 @@ class RegistryServer:
 
     @property
     def pid(self) -> int:
-        """The parent's process id."""
+        """The process id of the parent."""
         return self.process.pid
 
     @property
@@ -63,40 +63,42 @@ class RegistryServer:
         return self.process.poll() is not None
 
     def log_text(self) -> str:
-        """All that the process tree has written so far."""
+        """Returns what all processes have written so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def pids(self) -> list[int]:
-        """The whole process tree, the parent first."""
+        """Returns the process ids of the whole tree, the parent first."""
         found = [self.pid]
         for pid in found:
             found.extend(_children(pid))
         return found
 
     def worker_pids(self) -> list[int]:
-        """The processes that serve: the tree without its parent, or the parent where it is alone."""
+        """Returns the ids of the processes that serve: all but the parent, or the parent if there is no other."""
         return self.pids()[1:] or [self.pid]
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> int:
-        """SIGTERM to the parent, then wait for the whole tree. Gives the exit code; ServerFailed when it hangs."""
+        """Sends SIGTERM to the parent, waits for the end of the whole tree, and returns the exit code. Raises
+        ServerFailed if it does not end."""
         if not self.ended:
             self.process.send_signal(signal.SIGTERM)
         return self._wait(timeout, "after SIGTERM")
 
     def kill(self, timeout: float = STOP_TIMEOUT) -> None:
-        """SIGKILL to every process of the tree at once, as a crash would; returns when all of them are gone."""
+        """Sends SIGKILL to every process of the tree at once, as in a crash. Returns when all have ended."""
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._wait(timeout, "after SIGKILL of the tree")
 
     def kill_parent(self, timeout: float = STOP_TIMEOUT) -> None:
-        """SIGKILL to the parent alone; returns when the workers have gone as well."""
+        """Sends SIGKILL to the parent only. Returns when the workers have ended as well."""
         self.process.kill()
         self._wait(timeout, "after SIGKILL of the parent: workers still live")
 
     def _wait(self, timeout: float, when: str) -> int:
-        """The tree is gone when nobody holds the writing end of its output any more."""
+        """Waits until all processes of the tree have ended: then no process has the writing end of their output
+        open."""
         assert self._reader is not None
         self._reader.join(timeout)
         if self._reader.is_alive():
@@ -131,13 +133,13 @@ def start_server(
     soft_descriptors: int | None = None,
     own_interpreter: bool = False,
 ) -> RegistryServer:
-    """Starts `entrepot serve` with its data and log below `folder` and waits until it listens; the caller ends it.
+    """Starts `entrepot serve` with its data and log below `folder`, and waits until it listens. The caller ends it.
 
-    `args` are further flags and come last, so they win. `descriptors`: how many files each process may have open,
-    `soft_descriptors` at the start. A second start on the same folder finds the same data and appends to the same log.
-    `own_interpreter` and `descriptors` start the program as a person would; otherwise it is a `ForkedProcess`, which
-    starts sooner. Raises ServerFailed when the process ends or stays silent.
-    """
+    `args`: further flags, which come last and so override the others. `descriptors`: how many files each process may
+    open; `soft_descriptors`: how many at the start. A second start on the same folder uses the same data and appends to
+    the same log. With `own_interpreter` or `descriptors`, the program is started as a person would start it; otherwise
+    it is a `ForkedProcess`, which starts faster. Raises ServerFailed if the process ends or does not say that it
+    listens."""
     data, log = folder / "data", folder / "server.log"
     folder.mkdir(parents=True, exist_ok=True)
     command = ["serve", "--data", str(data), "--listen", listen, "--workers", str(workers), *args]
@@ -163,7 +165,7 @@ def start_server(
 def _start_program(
     folder: Path, args: list[str], env: Mapping[str, str], *before: str
 ) -> subprocess.Popen[str] | ForkedProcess:
-    """Starts `entrepot` by its interpreter, with `before` in front of the command."""
+    """Starts `entrepot` in an interpreter, with `before` in front of the command."""
     return subprocess.Popen(
         [*before, sys.executable, "-m", "registry", *args],
         cwd=folder,
@@ -188,10 +190,10 @@ def running_server(
     soft_descriptors: int | None = None,
     own_interpreter: bool = False,
 ) -> Iterator[RegistryServer]:
-    """`start_server` for the length of a `with` block; ends by SIGTERM and demands exit code 0.
+    """Runs `start_server` during a `with` block. Ends the server with SIGTERM and checks that the exit code is 0.
 
-    A server that the block ended itself (stop, kill) is left as it is. When the block fails, the log is printed.
-    """
+    Does nothing at the end if the block has ended the server itself (`stop`, `kill`). If the block fails, prints the
+    log."""
     server = start_server(
         tmp_path,
         *args,
@@ -217,7 +219,7 @@ def running_server(
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without settings of the person who runs the tests."""
+    """Returns the environment of this process without the settings of the person who runs the tests."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
     path = os.pathsep.join(filter(None, [str(ROOT), inherited.get("PYTHONPATH", "")]))
     return {**inherited, **NO_CERTIFICATES, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **extra}

@@ -22,7 +22,7 @@ READ = re.compile(r'"((?:GET|HEAD) /v2/[^\s?]+)\S* HTTP/1\.1" \d')
 
 
 class SwitchableRegistry:
-    """It keeps its address, and each time it is switched on it holds all of `content`."""
+    """A docker-registry that keeps its address. Each time it is switched on, it has all of `content`."""
 
     def __init__(self, folder: Path, content: UpstreamContent) -> None:
         self.content = content
@@ -45,7 +45,7 @@ class SwitchableRegistry:
         return f"http://{self.address}"
 
     def add(self, repo: str, holding: ImageTree, *tags: str) -> ImageTree:
-        """As `UpstreamContent.add`, while it runs; gives the holding back."""
+        """Pushes an image tree to the running registry, as `UpstreamContent.add` does, and returns the tree."""
         self.content.add(repo, holding, *tags)
         added = UpstreamContent()
         added.add(repo, holding, *tags)
@@ -53,12 +53,12 @@ class SwitchableRegistry:
         return holding
 
     def read(self) -> Counter[str]:
-        """How often what was read, such as `GET /v2/app/tags/list`. A request counts from the end of its answer on."""
+        """Returns the requests that were answered, such as `GET /v2/app/tags/list`, with their numbers."""
         return Counter(READ.findall("".join(log.read_text() for log in self._logs)))
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
-        """It is killed, and started again at the end."""
+        """Kills the registry, and starts it again at the end of the block."""
         self._stop()
         try:
             yield
@@ -79,7 +79,7 @@ class SwitchableRegistry:
 
 @contextlib.contextmanager
 def switchable_registry(tmp_path: Path, content: UpstreamContent) -> Iterator[SwitchableRegistry]:
-    """Runs until the block ends."""
+    """Runs the registry until the block ends."""
     with contextlib.closing(SwitchableRegistry(tmp_path, content)) as far:
         far._start()
         yield far

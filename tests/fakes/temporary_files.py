@@ -1,6 +1,6 @@
-"""Where tests put their files: in memory, or on a disk where that matters.
+"""Where tests put their files: in memory, or on a disk if that matters.
 
-Most tests make a data directory, which syncs and reserves room on the disk; on a disk that takes longer than the test.
+Most tests make a data directory, which syncs and reserves space. On a disk, this can take longer than the test itself.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _ROOM = 4 << 30
 
 
 def memory_root() -> Path | None:
-    """A file system in memory with enough room, or None."""
+    """Returns a file system in memory with enough room; None if there is none."""
     roomy = _MEMORY_DISK.is_dir() and shutil.disk_usage(_MEMORY_DISK).free > _ROOM
     return _MEMORY_DISK if roomy else None
 
 
 @contextmanager
 def disk_folder() -> Iterator[Path]:
-    """An empty folder on the system's disk, for the length of the block: for what a page cache holds, or for more than
-    memory should."""
+    """Yields an empty folder on the system's disk during the block, for tests of the page cache, and for more data than
+    fits into memory."""
     with tempfile.TemporaryDirectory(prefix="entrepot-", ignore_cleanup_errors=True) as name:
         yield Path(name)

@@ -1,4 +1,4 @@
-"""Somebody else who issues tokens: keys of their own, a key set, and a server that hands it out."""
+"""A trusted issuer of tokens, with its own keys, a key set, and a server for the key set."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ AUDIENCE = "registry.example.com"
 
 
 def signed_token(header: Mapping[str, Any], claims: Mapping[str, Any], key: Key | None = None) -> str:
-    """A token with any header, also a wrong one, signed as its `alg` says."""
+    """Returns a token with any header, even a wrong one, signed as its `alg` says."""
     text = ".".join(_base64url(json.dumps(part).encode()) for part in (header, claims))
     return f"{text}.{_base64url(JWSRegistry.algorithms[header['alg']].sign(text.encode(), key))}"
 
 
 def claims_of(text: str) -> dict[str, Any]:
-    """The claims of a token, unchecked."""
+    """Returns the claims of a token without a check."""
     found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(text.split(".")[1] + "=="))
     return found
 
@@ -46,13 +46,13 @@ class IssuerKey:
             self.private = rsa.generate_private_key(65537, bits)
 
     def jwk(self, **more: Any) -> dict[str, Any]:
-        """The public part, as it stands in a key set."""
+        """Returns the public part as an entry of a key set."""
         public = self.private.public_key()
         key = ECKey(public, public) if self.algorithm.startswith("ES") else RSAKey(public, public)
         return {**key.as_dict(), "kid": self.id, **more}
 
     def sign(self, claims: dict[str, Any], **header: Any) -> str:
-        """`kid=None`: the header names no key."""
+        """Returns a signed token. `kid=None`: its header names no key."""
         fields = {"alg": self.algorithm, "typ": "JWT", "kid": self.id, **header}
         named = {name: value for name, value in fields.items() if value is not None}
         key = ECKey if self.algorithm.startswith("ES") else RSAKey
@@ -64,7 +64,7 @@ def key_set(*keys: dict[str, Any]) -> bytes:
 
 
 class KeySetServer:
-    """Hands out a key set over HTTP and counts how often. While `open` is clear, requests wait for it."""
+    """Serves a key set over HTTP and counts the requests. While `open` is clear, requests wait."""
 
     def __init__(self) -> None:
         self.body = key_set()

@@ -1,4 +1,4 @@
-"""A store with a clock that tests set, for the work of upkeep."""
+"""A store with a clock that tests set, for tests of upkeep."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from storage.store.stored_registry import StoredRegistry
 APP = RepositoryName("team/app")
 DAY = 86400.0
 START = 1_700_000_000.0
-"""What the clock says at first, in seconds since 1970."""
+"""The time that the clock shows at first, in seconds since 1970."""
 
 
 class Clock:
-    """Says what it is set to."""
+    """A clock that shows the time to which it is set."""
 
     def __init__(self, now: float = START) -> None:
         self.now = now
@@ -32,12 +32,12 @@ class Clock:
 
 @asynccontextmanager
 async def clocked_store(folder: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
-    """A store in `folder`, new or not."""
+    """Opens a store in `folder`, which is created if it is missing."""
     prepare_data_dir(folder)
     async with open_registry(folder, clock=clock) as opened:
         yield opened
 
 
 async def pull(store: StoredRegistry, repo: RepositoryName, digest: Digest, clock: Clock) -> None:
-    """A pull of a hosted manifest that was stored."""
+    """Stores a pull of a hosted manifest."""
     await store.pulls.save([PullCount(repo, digest, "", clock(), 1)])

@@ -1,9 +1,9 @@
-"""What an upstream of the tests holds: blobs, manifests and tags, the same bytes in every run.
+"""The content of an upstream in tests: blobs, manifests and tags with the same bytes in every run.
 
-`UpstreamContent` is filled by hand or with `add(repo, holding, *tags)`; a `ImageTree` is a manifest with all below it,
-made by `noise_image` (layers of any size, for clients that look at bytes only), `index_of`, `image_tree_of` (the real
-images of tests/fakes/client_images.py) or `ubuntu` (an image docker pulls and runs). Noise costs no memory: 2 GiB of it
-are a seed.
+`UpstreamContent` is filled by hand or with `add(repo, holding, *tags)`. An `ImageTree` is a manifest with everything
+below it. `noise_image` makes one with layers of any size, for clients that look at bytes only; `index_of` makes an
+index; `image_tree_of` makes one from the real images of tests/fakes/client_images.py; `ubuntu` makes an image that
+docker can run. Noise takes no memory: 2 GiB of it are stored as a seed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.fakes.client_images import (
 )
 
 PERIOD = (1 << 23) - 15
-"""Noise begins anew after so many bytes: a prime, so that a piece at a wrong place has wrong bytes."""
+"""Noise repeats after this many bytes. This is a prime number, so that a piece at a wrong offset has wrong bytes."""
 PIECE = MIB
 
 
@@ -53,18 +53,18 @@ def _noise_digest(seed: str, size: int) -> str:
 
 @dataclass(frozen=True)
 class Noise:
-    """Bytes without a pattern, made when they are read."""
+    """Bytes without a pattern, which are generated when they are read."""
 
     seed: str
     size: int
 
     @property
     def digest(self) -> str:
-        """Costs a pass over all bytes, once per process."""
+        """The digest. Reads all bytes, once per process."""
         return _noise_digest(self.seed, self.size)
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
-        """The bytes from `start` to `stop` in views of at most 1 MiB; nothing is copied."""
+        """Yields the bytes from `start` to `stop` in views of at most 1 MiB, without a copy."""
         ring = memoryview(_ring(self.seed, min(self.size, PERIOD)))
         while start < stop:
             first = start % PERIOD
@@ -92,7 +92,7 @@ class UpstreamBlob:
         return len(self.body) if isinstance(self.body, bytes) else self.body.size
 
     def read(self, start: int = 0, stop: int | None = None) -> bytes:
-        """The bytes from `start` to `stop`, or to the end."""
+        """Returns the bytes from `start` to `stop`, or to the end."""
         stop = self.size if stop is None else stop
         return self.body[start:stop] if isinstance(self.body, bytes) else self.body.read(start, stop)
 
@@ -102,12 +102,12 @@ class UpstreamBlob:
 
 @dataclass(frozen=True)
 class ImageTree:
-    """A manifest or an index with all that it points at."""
+    """A manifest or an index with everything that it refers to."""
 
     body: bytes = field(repr=False)
     media_type: str
     blobs: Mapping[str, UpstreamBlob] = field(default_factory=dict, repr=False)
-    """Its own and those of its children, by digest."""
+    """The blobs of the manifest and of its children, by digest."""
     children: tuple[ImageTree, ...] = ()
 
     @property
@@ -116,7 +116,7 @@ class ImageTree:
 
     @property
     def layers(self) -> list[UpstreamBlob]:
-        """In the manifest's order; an index has none."""
+        """The layers, in the order of the manifest. An index has none."""
         return [self.blobs[each["digest"]] for each in json.loads(self.body).get("layers", [])]
 
     @property
@@ -125,7 +125,7 @@ class ImageTree:
 
     @property
     def manifests(self) -> dict[str, tuple[bytes, str]]:
-        """Body and media type of every manifest of the tree by digest, its own last."""
+        """Body and media type of all manifests of the tree by digest, the top one last."""
         found = {digest: pair for child in self.children for digest, pair in child.manifests.items()}
         return {**found, self.digest: (self.body, self.media_type)}
 
@@ -135,7 +135,7 @@ class ImageTree:
 
 @dataclass
 class UpstreamRepository:
-    """What lies under one name."""
+    """The content of one repository."""
 
     blobs: dict[str, UpstreamBlob] = field(default_factory=dict)
     manifests: dict[str, tuple[bytes, str]] = field(default_factory=dict)
@@ -145,12 +145,12 @@ class UpstreamRepository:
 
 @dataclass
 class UpstreamContent:
-    """All that an upstream holds."""
+    """All content of an upstream."""
 
     repositories: dict[str, UpstreamRepository] = field(default_factory=dict)
 
     def add(self, repo: str, holding: ImageTree, *tags: str) -> ImageTree:
-        """Puts a manifest with all below it under `repo`, and gives it back."""
+        """Adds a manifest with everything below it to `repo`, and returns it."""
         held = self.repositories.setdefault(repo, UpstreamRepository())
         held.blobs.update(holding.blobs)
         held.manifests.update(holding.manifests)
@@ -158,7 +158,7 @@ class UpstreamContent:
         return holding
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Writes the bytes below `folder`; what comes back is JSON that says where all is (see `wire.Shelf`)."""
+        """Writes the bytes below `folder`. Returns JSON that says where all content is, for the fake Hub."""
         folder.mkdir(parents=True, exist_ok=True)
         blobs: dict[str, Any] = {}
         repositories: dict[str, Any] = {}
@@ -183,12 +183,12 @@ def _file_name(digest: str) -> str:
 
 
 def _write(path: Path, body: bytes) -> None:
-    if not path.exists():  # a running stand-in has it mapped
+    if not path.exists():  # a running fake Hub has the existing file mapped
         path.write_bytes(body)
 
 
 def noise_blob(seed: str, size: int, media_type: str = OCI_LAYER_GZIP) -> UpstreamBlob:
-    """A layer of no pattern. No client can unpack it."""
+    """Returns a layer of noise, which clients cannot unpack."""
     return UpstreamBlob(Noise(seed, size), media_type)
 
 
@@ -200,7 +200,7 @@ def noise_image(
     subject: ImageTree | None = None,
     annotations: Mapping[str, str] | None = None,
 ) -> ImageTree:
-    """A manifest over a small config and layers of these sizes, whose bytes no other seed has."""
+    """Returns an image with a small config and layers of these sizes. The bytes differ for each seed."""
     layers = [
         noise_blob(f"{seed} {number}", size, DOCKER_LAYER if docker else OCI_LAYER_GZIP)
         for number, size in enumerate(sizes)
@@ -224,7 +224,7 @@ def manifest_of(
     subject: ImageTree | None = None,
     annotations: Mapping[str, str] | None = None,
 ) -> ImageTree:
-    """An image manifest, as docker or as OCI writes it."""
+    """Returns an image manifest in the format of docker or of OCI."""
     media_type = DOCKER_MANIFEST if docker else OCI_MANIFEST
     document: dict[str, Any] = {"schemaVersion": 2, "mediaType": media_type}
     if artifact_type:
@@ -238,7 +238,7 @@ def manifest_of(
 
 
 def index_of(*children: tuple[ImageTree, str], docker: bool = False) -> ImageTree:
-    """An OCI index or a docker manifest list; each child comes with its architecture."""
+    """Returns an OCI index or a docker manifest list. Each child is given with its architecture."""
     media_type = DOCKER_LIST if docker else OCI_INDEX
     entries = [
         child.descriptor(platform={"architecture": architecture, "os": "linux"}) for child, architecture in children
@@ -247,18 +247,19 @@ def index_of(*children: tuple[ImageTree, str], docker: bool = False) -> ImageTre
 
 
 def fallback_index(*referrers: ImageTree) -> ImageTree:
-    """What the fallback tag (`fallback_tag`) of a registry without referrers API holds (spec: Referrers Tag Schema)."""
+    """Returns the index under the fallback tag (`fallback_tag`) of a registry without the referrers API (spec:
+    Referrers Tag Schema)."""
     return _index(OCI_INDEX, [referrer_descriptor(each.body, each.media_type) for each in referrers], referrers)
 
 
 def fallback_tag(digest: str) -> str:
-    """The tag under which clients list the referrers of `digest` where there is no referrers API."""
+    """Returns the tag under which clients list the referrers of `digest` if there is no referrers API."""
     algorithm, _, encoded = digest.partition(":")
     return f"{algorithm[:32]}-{encoded[:64]}"
 
 
 def referrer_descriptor(body: bytes, media_type: str) -> dict[str, Any]:
-    """How a referrers list names this manifest (spec: Listing Referrers)."""
+    """Returns the descriptor of this manifest in a list of referrers (spec: Listing Referrers)."""
     document = json.loads(body)
     found = {"mediaType": media_type, "digest": digest_of(body), "size": len(body)}
     artifact_type = document.get("artifactType") or document.get("config", {}).get("mediaType")
@@ -267,14 +268,15 @@ def referrer_descriptor(body: bytes, media_type: str) -> dict[str, Any]:
 
 
 def image_tree_of(real: ClientImage) -> ImageTree:
-    """An image of tests/fakes/client_images.py."""
+    """Returns the tree of an image of tests/fakes/client_images.py."""
     blobs = {digest: UpstreamBlob(content.body, content.media_type) for digest, content in real.blobs.items()}
     children = tuple(image_tree_of(child) for child in real.children)
     return ImageTree(real.manifest.body, real.manifest.media_type, blobs, children)
 
 
 def ubuntu(greeting: str = "bionic") -> ImageTree:
-    """Stands for ubuntu:18.04: a docker manifest list of two platforms. docker runs it, and it prints its greeting."""
+    """Returns an image in place of ubuntu:18.04: a docker manifest list of two platforms. docker can run it, and it
+    prints its greeting."""
     children = []
     for architecture in ("amd64", "arm64"):
         real = image(

@@ -1,4 +1,4 @@
-"""What the tests of the far registry share: sources over real records, sinks, and a server of single answers."""
+"""What the tests of upstream clients share: clients over real records, sinks, and a server with scripted responses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOGIN = {"username": "ann", "password": "correct horse"}
 
 
 class CollectingSink:
-    """A sink that keeps what it is given. `hook` is called in the thread, before each piece is kept."""
+    """A sink that keeps the bytes that it gets. Calls `hook` in the thread before it keeps a piece."""
 
     def __init__(self, hook: Callable[[int], object] | None = None) -> None:
         self.begun: list[tuple[str, int, int, int]] = []
@@ -51,7 +51,7 @@ class CollectingSink:
 
 
 class UpstreamClock:
-    """Seconds since 1970, as the test wants them."""
+    """Returns seconds since 1970, which the test sets."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -69,7 +69,8 @@ def logged_in(folder: Path, password: str = LOGIN["password"]) -> dict[str, Any]
 
 @contextlib.asynccontextmanager
 async def opened_registry(data: Path) -> AsyncIterator[StoredRegistry]:
-    """A process's registry in this data directory; opened twice it is as two processes'."""
+    """Opens the registry in this data directory, as one process does. A second call opens it as a second process
+    does."""
     prepare_data_dir(data)
     async with open_registry(data) as registry:
         yield registry
@@ -77,7 +78,7 @@ async def opened_registry(data: Path) -> AsyncIterator[StoredRegistry]:
 
 @cache
 def system_trust() -> TrustStore:
-    """The certificate authorities of the system: one for all tests, because reading them takes 30 ms."""
+    """Returns the certificate authorities of the system. They are read once for all tests, because this takes 30 ms."""
     return TrustStore(None)
 
 
@@ -91,7 +92,7 @@ async def upstream_source(
     observer: MirrorObserver = UNOBSERVED,
     **more: Any,
 ) -> AsyncIterator[UpstreamClient]:
-    """A source at these endpoints, closed at the end."""
+    """Yields a client of these endpoints, which is closed at the end."""
     settings = Upstream.model_validate({"name": name, "endpoints": list(endpoints), **more})
     trust = system_trust() if settings.ca_file is None else None
     source = HttpUpstreamClient(settings, registry.records, registry.leases, clock, classify, trust, observer)
@@ -102,19 +103,19 @@ async def upstream_source(
 
 
 async def fetch(source: UpstreamClient, digest: str, span: Span | None = None, **more: object) -> CollectingSink:
-    """The sink after a blob was fetched."""
+    """Fetches a blob and returns the sink."""
     sink = CollectingSink()
     await source.fetch_blob(REPO, Digest(digest), span or Span(0), sink, **more)  # type: ignore[arg-type]
     return sink
 
 
 Reply = Callable[[str], bytes | Awaitable[bytes]]
-"""Gives the bytes of an answer to a request's head."""
+"""Returns the bytes of the response to a request with this head."""
 
 
 class ScriptedServer:
-    """A server that answers each request with the bytes that `reply` gives for its head, whatever they are.
-    It closes the connection after an answer with `Connection: close`."""
+    """A server that answers each request with the bytes that `reply` returns for the request's head. It closes the
+    connection after a response with `Connection: close`."""
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
@@ -157,7 +158,7 @@ class ScriptedServer:
 
 @contextlib.asynccontextmanager
 async def scripted_server(reply: Reply, host: str = "127.0.0.1") -> AsyncIterator[ScriptedServer]:
-    """Runs one on the test's own loop."""
+    """Runs a scripted server on the event loop of the test."""
     script = ScriptedServer(reply)
     server = await asyncio.start_server(script.serve, host, 0)
     script.url = f"http://{host}:{server.sockets[0].getsockname()[1]}"
@@ -170,7 +171,7 @@ async def scripted_server(reply: Reply, host: str = "127.0.0.1") -> AsyncIterato
 
 
 def answer(status: int, body: bytes | str = b"", **headers: str) -> bytes:
-    """The bytes of a response; `content_type=` becomes Content-Type. A length is added unless one is given."""
+    """Returns the bytes of a response. `content_type=` becomes Content-Type. Adds Content-Length unless it is given."""
     body = body.encode() if isinstance(body, str) else body
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     fields.setdefault("content-length", str(len(body)))
@@ -179,5 +180,5 @@ def answer(status: int, body: bytes | str = b"", **headers: str) -> bytes:
 
 
 def always(given: bytes) -> Reply:
-    """Always the same answer."""
+    """Returns a `reply` that always gives the same response."""
     return lambda head: given

@@ -1,4 +1,4 @@
-"""A receiver of webhooks on loopback: keeps what it is sent, and answers as a test wants."""
+"""A receiver of webhooks on loopback: it keeps the requests that it gets, and answers as a test wants."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEADLINE = 150.0
 
 @dataclass(frozen=True)
 class Posted:
-    """A request that the receiver got, and the status that it answered."""
+    """A request that the receiver got, and the status of its response."""
 
     headers: dict[str, str]
     body: bytes
@@ -36,8 +36,8 @@ class Posted:
 
 @dataclass
 class WebhookReceiver:
-    """`status` chooses the answer to a request, from its parsed body. While `open` is clear, no request is answered.
-    `location`: sent with each answer."""
+    """`status`: returns the status of a response, from the parsed body of the request. While `open` is clear, no
+    request is answered. `location`: a header of each response."""
 
     status: Callable[[dict[str, Any]], int] = lambda _: 204
     location: str = ""
@@ -51,12 +51,12 @@ class WebhookReceiver:
         return urlsplit(self.url).port or 0
 
     def accepted(self) -> list[dict[str, Any]]:
-        """The bodies of the requests that were answered 2xx, in their order."""
+        """The bodies of the requests that were answered with 2xx, in their order."""
         with self.changed:
             return [posted.document for posted in self.requests if posted.status < 300]
 
     def wait_for(self, done: Callable[[], bool], what: str) -> None:
-        """Waits until `done` is true; looks after each request."""
+        """Waits until `done` returns True. Calls it after each request."""
         deadline = time.monotonic() + DEADLINE
         with self.changed:
             while not done():
@@ -66,13 +66,13 @@ class WebhookReceiver:
 
 
 def first_events(bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """CloudEvents without those that came before with the same id."""
+    """Returns the CloudEvents without repeated ones, which have the id of an earlier one."""
     return list({body["id"]: body for body in reversed(bodies)}.values())[::-1]
 
 
 @contextlib.contextmanager
 def receiver_running(port: int = 0, pair: KeyPair | None = None) -> Iterator[WebhookReceiver]:
-    """A receiver that listens until the end of the block. `pair`: speaks TLS with this certificate."""
+    """Runs a receiver until the end of the block. `pair`: it uses TLS with this certificate."""
     receiver = WebhookReceiver()
     receiver.open.set()
     connections: list[socket.socket] = []

@@ -1,7 +1,7 @@
-"""A data directory as the release before this one left it, made of plain files and SQL.
+"""A data directory as the previous release has written it, made of plain files and SQL.
 
-Nothing here uses the code that wrote such directories: what it wrote stands here as text, so that a change of a path, a
-table's meaning or a record's bytes shows.
+This module uses none of the code that writes such directories. What that code has written is here as text, so that a
+change of a path, of the meaning of a table, or of the bytes of a record makes a test fail.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PARTIAL_STOP = 40_000
 
 @dataclass(frozen=True)
 class Written:
-    """What the directory holds."""
+    """The content of the directory."""
 
     manifest: bytes
     far_manifest: bytes
@@ -56,7 +56,7 @@ def image(*blobs: bytes) -> bytes:
 
 
 def write_data_dir(data: Path, boot: str) -> Written:
-    """Makes the directory; `boot` names the run of the machine that wrote it."""
+    """Creates the directory. `boot`: the id of the boot of the machine that has written it."""
     for name in ("locks", "uploads", "partials", "trash"):
         (data / name).mkdir(parents=True)
     for algorithm in ("sha256", "sha512"):

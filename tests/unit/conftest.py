@@ -27,6 +27,6 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
-    """A store whose time is that of `clock`."""
+    """Opens a store that reads the time from `clock`."""
     async with clocked_store(tmp_path, clock) as opened:
         yield opened

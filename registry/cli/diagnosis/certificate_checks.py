@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 CHECK: Final = "certificate"
 SOON_FRACTION: Final = 1 / 10
-"""A certificate of whose time less than this part is left, and less than `SOON_DAYS`, should have been renewed."""
+"""A certificate should be renewed before the rest of its lifetime is less than this fraction. A longer rest is enough
+if it is at least `SOON_DAYS`."""
 SOON_DAYS: Final = 21.0
 _RENEW: Final = "renew it, and see why that did not happen by itself; the server reads new files without a restart"
 
@@ -146,10 +147,10 @@ def _is_trusted_root(certificate: Certificate) -> bool:
     """Returns whether an authority that this machine trusts has signed the certificate."""
     import ssl
 
-    wanted = sorted(str(attribute.value) for attribute in certificate.issuer)
+    issuer_values = sorted(str(attribute.value) for attribute in certificate.issuer)
     for authority in ssl.create_default_context().get_ca_certs():
         names: Any = authority["subject"]  # a tuple of names, each a tuple of pairs
-        if sorted(value for parts in names for _, value in parts) == wanted:
+        if sorted(value for parts in names for _, value in parts) == issuer_values:
             return True
     return False
 

@@ -54,8 +54,8 @@ def check_client(
     files = ClientFiles(program, root or Path("/"), home)
     target = Target(address, hosts, default, SETUPS[program](address, hosts), answer)
     findings = CHECKS[program](files, target)
-    # If only this machine does not trust the certificate, there is no problem: the client needs to trust it. The check
-    # above looks for that in the client's files.
+    # It does not matter whether this machine trusts the certificate, only whether the client does. The check above
+    # looks for that in the client's files.
     if answer is not None and answer.error is not ProbeError.UNTRUSTED:
         findings = [*answer_findings(program, answer), *findings]
     return findings

@@ -55,7 +55,7 @@ class ClientFiles:
         try:
             return any(self.path(name).glob("*.crt"))
         except PermissionError:
-            return True  # nobody knows, so it is no finding
+            return True  # this user cannot know, so there is no finding
 
     def names(self, folder: str, pattern: str) -> list[str]:
         """Returns the sorted paths of the files in a directory whose names match the pattern. Raises FileUnusable."""
@@ -171,8 +171,8 @@ class Target:
         return self.answer is not None and self.answer.status == 401
 
     def lines_for(self, name: str) -> str:
-        """Returns the content of the file with the path `name` that `entrepot client` prints; of its only file if none
-        has this path."""
+        """Returns the content that `entrepot client` prints for the file with the path `name`. If it prints one file
+        only, returns the content of this file, whatever its path."""
         return next((text for path, text in self.setup.files if path == name), self.setup.files[0][1])
 
 

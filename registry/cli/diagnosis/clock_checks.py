@@ -40,8 +40,8 @@ def _against_program(now: float) -> Iterator[Finding]:
 
 
 def _against_upstreams(dates: Mapping[str, tuple[str, float]]) -> Iterator[Finding]:
-    """Yields a finding if the clock differs from those of the upstreams. One upstream may be wrong itself; if there are
-    several, the one decides that agrees best."""
+    """Yields a finding if the clock of this machine differs from those of all upstreams. The finding names the upstream
+    with the smallest difference, because the clock of one upstream may be wrong itself."""
     differences: dict[str, float] = {}
     for url, (text, arrived) in dates.items():
         with suppress(ValueError, TypeError, OverflowError):

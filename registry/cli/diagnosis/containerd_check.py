@@ -1,10 +1,10 @@
 """Checks whether containerd on a machine pulls through this registry: `config.toml`, and `hosts.toml` in the
 directories that its `config_path` names.
 
-Where `config_path` stands depends on the version of the file: version 1 and 2 belong to containerd 1.x, which 2.x
-still reads, and version 3 to containerd 2.x. A `config_path` may be a list, separated by colons. containerd 1.x looks
-in each of its directories. From 2.1 on, images are pulled by the transfer service, which takes the whole list as the
-path of one directory, and says nothing (containerd #12415, #12636, #12808). It is the default of 2.1 and 2.2.
+The section with `config_path` depends on the version of the file. Versions 1 and 2 belong to containerd 1.x (2.x still
+reads them), version 3 to containerd 2.x. A `config_path` may be a list, separated by colons. containerd 1.x looks in
+each of its directories. From 2.1 on, images are pulled by the transfer service, which takes the whole list as the path
+of one directory, and says nothing (containerd #12415, #12636, #12808). It is the default of 2.1 and 2.2.
 
 Sources: containerd, docs/hosts.md and docs/cri/registry.md; core/remotes/docker/config/hosts.go.
 """
@@ -52,7 +52,7 @@ class ContainerdConfig:
 
     @property
     def pulls_locally(self) -> bool:
-        """A setting switches off the transfer service, through which containerd 2.x pulls by default."""
+        """Whether a setting switches off the transfer service, through which containerd 2.x pulls by default."""
         plugin = self.plugins.get(self.section)
         if self.version < 3 or not isinstance(plugin, dict):
             return False
@@ -96,7 +96,7 @@ def _check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
     if not directories and isinstance(mirrors, dict) and mirrors:
         return [*findings, *_check_inline(config, mirrors, target)]
     hosts = _check_hosts(files, directories or [CERTS], target)
-    # Files that nobody reads are not fine.
+    # If containerd does not read the hosts.toml files, no finding says that one of them is right.
     return [*findings, *(finding for finding in hosts if finding.level is not Level.OK or not is_unread)]
 
 
@@ -148,7 +148,7 @@ def _wrong(name: str, key: str, what: str) -> FileUnusable:
 
 def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
     """Yields what is wrong with `config.toml` itself."""
-    file, wanted = config.file, _config_lines(config.version)
+    file, config_lines = config.file, _config_lines(config.version)
     step = f"write this to {file}, {_RESTART}"
     if any(plugin.rpartition(".")[2] in ("cri", "images") for plugin in config.disabled):
         yield warning(
@@ -167,7 +167,7 @@ def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
                 f"containerd does not read [plugins.{section!r}.registry] in such a file",
                 step,
                 file=file,
-                lines=wanted,
+                lines=config_lines,
             )
             return
     if path and config.registry().get("mirrors"):
@@ -184,7 +184,7 @@ def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
             "Kubernetes reads no hosts.toml then, and pulls straight from the upstreams. nerdctl reads them anyway",
             step,
             file=file,
-            lines=wanted,
+            lines=config_lines,
         )
     elif path and ":" in str(path):
         yield _list_finding(config, str(path))

@@ -111,13 +111,13 @@ def _check_owner(name: str, data: Path) -> Iterator[Finding]:
         yield problem(name, what, "", f"run it as that user: sudo -u {_user(status.st_uid)} entrepot doctor …")
     for path in _own_files(data):
         try:
-            found = path.stat()
+            path_status = path.stat()
         except OSError:
             continue
-        if found.st_uid != status.st_uid:
+        if path_status.st_uid != status.st_uid:
             yield problem(
                 name,
-                f"{path} belongs to {_user(found.st_uid)}, and the directory to {_user(status.st_uid)}",
+                f"{path} belongs to {_user(path_status.st_uid)}, and the directory to {_user(status.st_uid)}",
                 "the server, which runs as the owner of the directory, cannot change this file",
                 f"chown -R --reference={data} {data}",
             )
@@ -204,7 +204,8 @@ def _check_sync(settings: Settings) -> list[Finding]:
 
 
 def _check_locks(settings: Settings) -> list[Finding]:
-    """Checks that two openings of a file exclude each other, on which all changes rely."""
+    """Checks that a lock on a file excludes a second lock on the same file. Every change of the store relies on
+    this."""
     name, data = "locks", settings.data.absolute()
     step = "use a local file system for the data directory"
     try:

@@ -137,7 +137,8 @@ def _is_insecure(entries: Any, host: str) -> bool:
 
 
 def _misspelt_keys(name: str, daemon: dict[str, Any]) -> list[Finding]:
-    """Returns a finding for each key that is nearly one of the two that matter here: docker does not start with it."""
+    """Returns a finding for each key that looks like a misspelt `registry-mirrors` or `insecure-registries`. With such
+    a key, docker does not start."""
     findings = []
     for key in daemon:
         close = difflib.get_close_matches(key.lower().replace("_", "-"), (_MIRRORS, _INSECURE), 1, 0.8)
@@ -148,23 +149,24 @@ def _misspelt_keys(name: str, daemon: dict[str, Any]) -> list[Finding]:
 
 
 def _merged(daemon: dict[str, Any] | None, target: Target) -> str:
-    """Returns the whole daemon.json with what is missing, so that nobody has to merge two files."""
+    """Returns the whole content that daemon.json should have: its present keys and those that it lacks."""
     merged = {key: value for key, value in (daemon or {}).items() if key not in (_MIRRORS, _INSECURE)}
-    wanted = json.loads(target.lines_for(_FILES[0]))
+    required = json.loads(target.lines_for(_FILES[0]))
     for key in (_MIRRORS, _INSECURE):
         before = (daemon or {}).get(key)
         others = [
             entry
             for entry in (before if isinstance(before, list) else [])
-            if entry not in wanted.get(key, []) and not (key == _MIRRORS and _is_useless(entry, target))
+            if entry not in required.get(key, []) and not (key == _MIRRORS and _is_useless(entry, target))
         ]
-        if entries := [*wanted.get(key, []), *others]:
+        if entries := [*required.get(key, []), *others]:
             merged[key] = entries
     return json.dumps(merged, indent=2) + "\n"
 
 
 def _is_useless(mirror: Any, target: Target) -> bool:
-    """Returns whether docker would refuse the mirror, or it is this registry under an address that does not work."""
+    """Returns whether the merged file leaves out the entry `mirror`. That is so if docker would refuse the entry, or if
+    it names this registry, whose right address is added anyway."""
     if not isinstance(mirror, str) or not _is_valid_mirror(mirror):
         return True
     return target.is_at_other_scheme(mirror) or target.is_at(mirror)

@@ -129,8 +129,8 @@ def _of_systemd(files: ClientFiles) -> _Proxies | None:
     drop_ins: dict[str, str] = {}  # a file replaces one of the same name in an earlier folder
     units = [f"{folder}/docker.service" for folder in _UNIT_FOLDERS]
     for folder in _UNIT_FOLDERS:
-        found = files.names(f"{folder}/docker.service.d", "*.conf")
-        drop_ins |= {path.rpartition("/")[2]: path for path in found}
+        paths = files.names(f"{folder}/docker.service.d", "*.conf")
+        drop_ins |= {path.rpartition("/")[2]: path for path in paths}
     unit = next((path for path in reversed(units) if files.first(path)), None)
     set_by: dict[str, tuple[str, str]] = {}  # variable -> its value, and the file that sets it
     environment_files: list[str] = []

@@ -94,8 +94,8 @@ class NoLeases:
 async def open_endpoint(
     upstream: Upstream, url: str, clock: Callable[[], float] = time.time
 ) -> AsyncIterator[tuple[HttpUpstreamClient, ForgetfulRecords]]:
-    """Yields a client that sends all requests to the endpoint `url` of the upstream, and what it has learned. `clock`
-    returns seconds since 1970."""
+    """Yields a client that sends all requests to the endpoint `url` of the upstream, and the records that the client
+    writes. `clock` returns seconds since 1970."""
     # Without a handler, Python would print logged warnings on stderr. The command prints what it finds.
     logging.getLogger("registry").addHandler(logging.NullHandler())
     records = ForgetfulRecords()

@@ -144,13 +144,15 @@ async def _measure_content(client: HttpUpstreamClient, repo: RepositoryName, tag
     try:
         await client.fetch_blob(repo, layer.digest, Span(0, min(layer.size, MAX_BYTES)), sink)
     finally:
-        # Also if the time is over: what has arrived until then is enough.
+        # This also runs when the time limit ends the download, because a part of the blob is enough to compute its
+        # speed.
         if sink.started is not None and sink.bytes:
             speed.bytes, speed.blob = sink.bytes, max(time.monotonic() - sink.started, 1e-6)
 
 
 async def _image_manifest(client: HttpUpstreamClient, repo: RepositoryName, tag: Reference) -> Manifest:
-    """Returns the manifest of an image; of an index, that of linux/amd64, or else its first."""
+    """Returns the manifest of an image. For an index, returns the manifest for linux/amd64, or the first one if there
+    is none for linux/amd64."""
     manifest = await client.get_manifest(repo, tag)
     if not manifest.manifests:
         return manifest

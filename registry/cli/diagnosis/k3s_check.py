@@ -20,13 +20,13 @@ from registry.clients.client_setup import MirroredHost
 CHECK = "containerd"
 _CA_FILE = "/etc/rancher/entrepot-ca.crt"
 _EVERY_HOST = "*"
-"""The name of the mirror for each host that has none of its own."""
+"""The name of the mirror entry that applies to every host without an entry of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kubernetes:
-    """A distribution of Kubernetes. `file`: its `registries.yaml`. `written`: what it makes of that. `restart`: how it
-    is restarted."""
+    """A distribution of Kubernetes. `file`: its `registries.yaml`. `written`: the configuration of containerd that it
+    generates from this file. `restart`: the command that restarts it."""
 
     name: str
     file: str
@@ -149,7 +149,7 @@ def _table(kubernetes: Kubernetes, document: dict[str, Any] | None, key: str) ->
 
 
 def _merged(document: dict[str, Any], target: Target) -> str:
-    """Returns the whole file with what is missing, so that nobody has to merge two files."""
+    """Returns the whole content that the file should have: its present keys and those that it lacks."""
     import yaml
 
     merged = {key: copy.deepcopy(value) for key, value in document.items() if key in ("mirrors", "configs", "auths")}
@@ -168,7 +168,8 @@ def _merged(document: dict[str, Any], target: Target) -> str:
 
 
 def _needs_plain_http(target: Target) -> bool:
-    """Returns whether containerd must be told that the registry speaks plain HTTP. It expects that of this machine."""
+    """Returns whether containerd must be told that the registry speaks plain HTTP. For a loopback address, containerd
+    expects plain HTTP anyway."""
     return target.address.is_plain_http and not target.address.is_trusted_by_docker
 
 

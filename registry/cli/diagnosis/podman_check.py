@@ -143,11 +143,11 @@ def _places(entry: RegistryEntry, host: MirroredHost, target: Target) -> Iterato
     host. If the entry's prefix has a path, the location needs the same path: an entry for `docker.io/team` needs
     `HOST/docker.io/team`, where HOST is this registry."""
     rest = entry.prefix.removeprefix(host.prefix)
-    wanted = {f"{target.address.host}/{host.name}{rest}", f"{target.address.host}/{host.prefix}{rest}"}
+    registry_locations = {f"{target.address.host}/{host.name}{rest}", f"{target.address.host}/{host.prefix}{rest}"}
     if target.default == host.name and not rest:
-        wanted.add(target.address.host)
+        registry_locations.add(target.address.host)
     for place in [*(entry.values.get("mirror") or []), entry.values]:
-        if isinstance(place, dict) and str(place.get("location") or "").rstrip("/") in wanted:
+        if isinstance(place, dict) and str(place.get("location") or "").rstrip("/") in registry_locations:
             yield place
 
 

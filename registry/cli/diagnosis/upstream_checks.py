@@ -109,8 +109,8 @@ class _EndpointCheck:
         return [ok(self._name, f"{self._url} answers in {seconds * 1000:.0f} ms{through}")]
 
     async def _speaks_plain_http(self) -> bool:
-        """Returns whether an endpoint to which TLS should be spoken answers plain HTTP. Some servers do not answer the
-        beginning of TLS at all, so that the error does not show it."""
+        """Returns whether an endpoint whose URL begins with https:// answers plain HTTP. The error of the TLS
+        connection does not always show this, because some servers do not answer a TLS handshake at all."""
         parts = urlsplit(self._url)
         if parts.scheme != "https" or parts.port is None:
             return False

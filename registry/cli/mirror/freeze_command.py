@@ -44,10 +44,10 @@ def freeze(
 ) -> None:
     """Freezes each tag. Ends the command with exit code 1 if this failed for one of them, otherwise with 0."""
 
-    async def freeze_one(router: Router, stored: StoredRegistry, wanted: TagReference) -> tuple[FrozenTag, str]:
+    async def freeze_one(router: Router, stored: StoredRegistry, reference: TagReference) -> tuple[FrozenTag, str]:
         from registry.upkeep.frozen_tags import freeze_tag
 
-        frozen, is_new = await freeze_tag(router, stored.upstream_tags, wanted, by=operator_actor())
+        frozen, is_new = await freeze_tag(router, stored.upstream_tags, reference, by=operator_actor())
         if is_new:
             return frozen, f"frozen at {frozen.digest}"
         return frozen, f"frozen already at {frozen.digest}, since {local_time(frozen.at)} by {frozen.actor}"
@@ -64,10 +64,10 @@ def unfreeze(
 ) -> None:
     """Unfreezes each tag. Ends the command with exit code 1 if this failed for one of them, otherwise with 0."""
 
-    async def unfreeze_one(router: Router, stored: StoredRegistry, wanted: TagReference) -> tuple[FrozenTag, str]:
+    async def unfreeze_one(router: Router, stored: StoredRegistry, reference: TagReference) -> tuple[FrozenTag, str]:
         from registry.upkeep.frozen_tags import unfreeze_tag
 
-        was = await unfreeze_tag(router, stored.upstream_tags, wanted, by=operator_actor())
+        was = await unfreeze_tag(router, stored.upstream_tags, reference, by=operator_actor())
         return was, f"no longer frozen; it was at {was.digest} since {local_time(was.at)}"
 
     _run_for_each(
@@ -82,22 +82,22 @@ def list_frozen(
     settings = load_mirror_settings(config, data, mirror)
 
     async def read(_: Router, stored: StoredRegistry) -> list[FrozenTag]:
-        found: list[FrozenTag] = []
+        frozen_tags: list[FrozenTag] = []
         more = True
         while more:
-            page = await stored.upstream_tags.frozen_tags(str(found[-1]) if found else None, _PAGE_SIZE)
-            found += page.items
+            page = await stored.upstream_tags.frozen_tags(str(frozen_tags[-1]) if frozen_tags else None, _PAGE_SIZE)
+            frozen_tags += page.items
             more = page.more
-        return found
+        return frozen_tags
 
     with one_line_errors():
-        found = run_on_mirrors(settings, read, create_data_directory=False)
+        frozen_tags = run_on_mirrors(settings, read, create_data_directory=False)
     if as_json:
         from registry.admin.frozen_tag_routes import FrozenTagResponse
 
-        print_json([FrozenTagResponse.from_stored(frozen) for frozen in found])
+        print_json([FrozenTagResponse.from_stored(frozen) for frozen in frozen_tags])
     else:
-        rows = [(str(frozen), frozen.digest, local_time(frozen.at), frozen.actor) for frozen in found]
+        rows = [(str(frozen), frozen.digest, local_time(frozen.at), frozen.actor) for frozen in frozen_tags]
         print_rows(("tag", "digest", "since", "frozen by"), rows, "no tag is frozen")
 
 
@@ -112,10 +112,10 @@ def _run_for_each(
     as_json: bool,
     create_data_directory: bool,
 ) -> None:
-    """Runs `action` for each reference, and prints the text that it returns, or with `as_json` the tag as one line of
-    JSON with this `event`, and at the end how many tags there were. After an error, prints it on stderr and continues
-    with the next one. Ends the command with exit code 1 if there was an error, otherwise with 0; with 2, before it does
-    anything, if a reference is not valid."""
+    """Runs `action` for each reference, and prints the text that `action` returns. With `as_json`, prints each tag as
+    one line of JSON with the key `event`, and at the end the number of tags. After an error, prints the error on stderr
+    and continues with the next reference. Ends the command with exit code 1 if there was an error, otherwise with 0. If
+    a reference is not valid, does nothing and ends the command with exit code 2."""
     settings = load_mirror_settings(config, data, mirror)
     with one_line_errors():
         from registry.upkeep.frozen_tags import parse_tag_reference
@@ -130,14 +130,14 @@ def _run_for_each(
 
         async def work(router: Router, stored: StoredRegistry) -> int:
             failed = 0
-            for text, wanted in parsed:
+            for text, reference in parsed:
                 try:
-                    frozen, said = await action(router, stored, wanted)
+                    frozen, said = await action(router, stored, reference)
                 except RegistryError as error:
                     typer.echo(f"entrepot: {text}: {error.message}", err=True)
                     failed += 1
                 else:
-                    _print_result(event, f"{wanted.repository}:{wanted.tag}", frozen, said, as_json=as_json)
+                    _print_result(event, f"{reference.repository}:{reference.tag}", frozen, said, as_json=as_json)
             if as_json:
                 print_done({"tags": len(parsed) - failed, "failed": failed})
             return min(failed, 1)

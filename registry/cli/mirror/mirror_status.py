@@ -66,33 +66,33 @@ async def _upstream_status(upstream: Upstream, stored: StoredRegistry, inventory
 
 async def _frozen_tags(upstream: Upstream, tags: UpstreamTags) -> list[str]:
     """Returns the frozen tags of the upstream, in the form `REPOSITORY:TAG`, in order."""
-    prefix, found = f"{upstream.name}/", list[str]()
+    prefix, frozen_tags = f"{upstream.name}/", list[str]()
     after = f"{prefix}:"  # sorts before all tags of the upstream
     while True:
         page = await tags.frozen_tags(after, 1000)
-        found += [str(frozen) for frozen in page.items if frozen.repository.startswith(prefix)]
+        frozen_tags += [str(frozen) for frozen in page.items if frozen.repository.startswith(prefix)]
         if not page.more or not page.items[-1].repository.startswith(prefix):
-            return found
+            return frozen_tags
         after = str(page.items[-1])
 
 
 async def _held_back_tags(
     upstream: Upstream, tags: UpstreamTags, inventory: Inventory, frozen: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Returns for JSON the cached tags that the cooldown holds back, without those in `frozen`: the digest that is
-    served ("served"; None: none is), the digest that the tag points at at the upstream ("newest"), and from when on
-    that one is served ("from")."""
+    """Returns for JSON the cached tags that the cooldown holds back, without those in `frozen`. Of each tag, "served"
+    is the digest that pulls get (None: none), "newest" the digest at the upstream, and "from" the time from which on
+    pulls get the newest."""
     if not upstream.cooldown:
         return []
-    served_tags, ignored, found = ServedTags(tags, upstream, time.time), set(frozen), []
+    served_tags, ignored, held_back = ServedTags(tags, upstream, time.time), set(frozen), []
     for repo, tag in inventory.tags_below(upstream.name):
         choice = await served_tags.choose(repo, tag)
         if choice is not None and choice.newest_matures_at is not None and f"{repo}:{tag}" not in ignored:
             served = choice.candidates[0] if choice.candidates else None
-            found.append(
+            held_back.append(
                 {"tag": f"{repo}:{tag}", "served": served, "newest": choice.newest, "from": choice.newest_matures_at}
             )
-    return found
+    return held_back
 
 
 async def _count_stale_tags(

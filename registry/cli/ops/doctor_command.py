@@ -77,7 +77,8 @@ def diagnose(
     settings, address = loaded.settings, registry_address(loaded.settings)
     has_file = config is not None or bool(os.environ.get(CONFIG_VARIABLE))
     findings = settings_findings(settings, loaded.warnings, has_file=has_file)
-    # In this thread, because `become_owner` has to be called while there is no other.
+    # This check runs in the current thread, because `become_owner` below has to be called while there is no other
+    # thread.
     findings += run_interruptible(
         run_checks({"certificate": partial(_at_once, certificate_findings, settings, address.url, clock())})
     )
@@ -155,17 +156,17 @@ def _client_checks(settings: Settings) -> dict[str, Check]:
 
 
 def _client_findings(settings: Settings, program: str) -> list[Finding]:
-    """Returns what is found about a client program of this machine. It is no problem of the registry if the program
-    does not use it, so nothing is worse than a warning."""
+    """Returns what is found about a client program of this machine. No finding is worse than a warning, because a
+    client that does not use the registry is no problem of the registry."""
     from registry.cli.diagnosis.client_check import check_client
     from registry.cli.diagnosis.finding import Level, warning
     from registry.clients.client_setup import mirrored_hosts
     from registry.clients.registry_address import registry_address
 
     hosts = [host for upstream in settings.upstream for host in mirrored_hosts(upstream)]
-    found = check_client(program, registry_address(settings), hosts, settings.default_upstream, offline=True)
-    worst = next((finding for finding in found if finding.level is not Level.OK), None)
+    findings = check_client(program, registry_address(settings), hosts, settings.default_upstream, offline=True)
+    worst = next((finding for finding in findings if finding.level is not Level.OK), None)
     if worst is None:
-        return found
+        return findings
     step = f"entrepot client check {program} says what to write, if {program} shall use this registry"
     return [warning(f"client {program}", worst.what, worst.why, step)]

@@ -62,11 +62,11 @@ def show_job(
     async def read(upkeep: UpkeepComponents) -> Job:
         return await upkeep.store.jobs.job(job)
 
-    found = JobResponse.from_stored(with_upkeep(config, data, read))
+    response = JobResponse.from_stored(with_upkeep(config, data, read))
     if as_json:
-        print_json(found)
+        print_json(response)
     else:
-        fields = found.model_dump(mode="json")
+        fields = response.model_dump(mode="json")
         rows = [(name, "-" if value in (None, "") else str(value)) for name, value in fields.items()]
         print_rows(("field", "value"), rows, "")
 

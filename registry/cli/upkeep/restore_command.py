@@ -97,9 +97,9 @@ def _read_list(target: Path) -> list[SnapshotManifest]:
     return with_backup_errors(f"cannot read {target}", read)
 
 
-def _print_list(found: list[SnapshotManifest], *, as_json: bool) -> None:
+def _print_list(snapshots: list[SnapshotManifest], *, as_json: bool) -> None:
     if as_json:
-        for each in found:
+        for each in snapshots:
             print_json_line({"name": each.name, **each.as_json()})
         return
     rows = [
@@ -111,6 +111,6 @@ def _print_list(found: list[SnapshotManifest], *, as_json: bool) -> None:
             human_size(each.totals.size),
             str(len(each.missing)),
         )
-        for each in found
+        for each in snapshots
     ]
     print_rows(("backup", "made", "tags", "blobs", "size", "missing"), rows, "there is no complete backup")

@@ -105,8 +105,8 @@ def _print_step(step: Mapping[str, Any]) -> None:
 def _summary(result: Mapping[str, Any]) -> str:
     """Returns what a round has found, as one line."""
     read = f"{_count(result['blobs'], 'blob')} and {_count(result['manifests'], 'manifest')}"
-    found = f"found damaged: {result['damaged']}, fetched again: {result['fetched']}"
-    return f"read {read} ({human_size(result['bytes'])}); {found}, still damaged: {result['still_damaged']}"
+    damage = f"found damaged: {result['damaged']}, fetched again: {result['fetched']}"
+    return f"read {read} ({human_size(result['bytes'])}); {damage}, still damaged: {result['still_damaged']}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -133,15 +133,15 @@ def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOp
         damaged = [DamagedBlobResponse.from_stored(blob) for blob in page.items]
         return FullStatus(**dict(await scrub_status(upkeep.store)), damaged_blobs=damaged)
 
-    found = with_upkeep(config, data, read)
+    response = with_upkeep(config, data, read)
     if as_json:
-        print_json(found)
+        print_json(response)
         return
-    _print_rounds(found)
-    _print_damaged(found, found.damaged_blobs)
+    _print_rounds(response)
+    _print_damaged(response, response.damaged_blobs)
 
 
-def _print_rounds(found: ScrubStatus) -> None:
+def _print_rounds(scrub_status: ScrubStatus) -> None:
     rows = [
         (
             local_time(each.started.timestamp()),
@@ -151,17 +151,17 @@ def _print_rounds(found: ScrubStatus) -> None:
             str(each.manifests),
             str(each.damaged),
         )
-        for each in found.rounds
+        for each in scrub_status.rounds
     ]
     print_rows(("started", "ended", "read", "blobs", "manifests", "damaged"), rows, "no content was scrubbed yet")
-    if found.job is not None:
-        job = found.job
+    if scrub_status.job is not None:
+        job = scrub_status.job
         typer.echo(f"entrepot: job {job.id} is {job.state}; `entrepot jobs stop {job.id}` stops it", err=True)
 
 
-def _print_damaged(found: ScrubStatus, blobs: list[DamagedBlobResponse]) -> None:
+def _print_damaged(scrub_status: ScrubStatus, blobs: list[DamagedBlobResponse]) -> None:
     rows = [("blob", each.digest, ", ".join(each.repositories), each.reason) for each in blobs]
-    rows += [("manifest", each.digest, each.repository, each.reason) for each in found.damaged_manifests]
+    rows += [("manifest", each.digest, each.repository, each.reason) for each in scrub_status.damaged_manifests]
     print_rows(("damaged", "digest", "repositories", "reason"), rows, "nothing is known to be damaged")
 
 

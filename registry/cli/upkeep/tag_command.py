@@ -52,14 +52,16 @@ def history(
 
     async def read(upkeep: UpkeepComponents) -> list[TagChange]:
         stored = await upkeep.router.stored_name(repo)
-        found: list[TagChange] = []
-        while len(found) < limit:
-            before = found[-1].id if found else None
-            page = await upkeep.store.tag_history.changes(stored, tag, before, min(limit - len(found), _PAGE_SIZE))
-            found += page.items
+        tag_changes: list[TagChange] = []
+        while len(tag_changes) < limit:
+            before = tag_changes[-1].id if tag_changes else None
+            page = await upkeep.store.tag_history.changes(
+                stored, tag, before, min(limit - len(tag_changes), _PAGE_SIZE)
+            )
+            tag_changes += page.items
             if not page.more:
                 break
-        return found
+        return tag_changes
 
     changes = with_upkeep(config, data, read)
     if as_json:
@@ -157,12 +159,12 @@ def move(
 
     repo, tag = _parse_tag_or_fail(reference)
     with one_line_errors():
-        wanted = as_reference(target)
+        target_reference = as_reference(target)
 
     async def work(upkeep: UpkeepComponents) -> TagMove:
         stored = await upkeep.router.hosted_repository(repo)
         changes = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
-        return await changes.move(stored, tag, wanted, by=operator_actor(), force=force)
+        return await changes.move(stored, tag, target_reference, by=operator_actor(), force=force)
 
     _print_move(repo, with_upkeep(config, data, work), as_json)
 

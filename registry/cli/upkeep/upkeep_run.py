@@ -86,8 +86,8 @@ def run_as_job(
 
 
 def print_done(totals: Mapping[str, JSON]) -> None:
-    """Prints the last line of a command with --json. `totals`: the result of the work. Leaves out its lists of what the
-    steps have told already."""
+    """Prints the last line of a command with --json. `totals`: the result of the work. Leaves out the lists in this
+    result that repeat the steps."""
     print_json_line({"event": "done", **{name: value for name, value in totals.items() if name not in _TOLD_BY_STEPS}})
 
 

@@ -26,9 +26,10 @@ class Decision:
 def decide(
     rule: RetentionRule, tag: TagFacts, now: float, *, newest: TagPosition | None, is_protected: bool = False
 ) -> Decision:
-    """Returns the decision of a rule on a tag at the time `now`. `newest`: the position of the last of the newest
-    `rule.keep_last` tags of the repository; None: it has no more tags than that. `is_protected`: the tag is immutable,
-    so it is never deleted. A signature or another tag that belongs to a manifest stays as long as the manifest does."""
+    """Returns the decision of a rule on a tag at the time `now`. `newest`: the position of the oldest among the newest
+    `rule.keep_last` tags of the repository; None: the repository has at most `rule.keep_last` tags. `is_protected`: the
+    tag is immutable, so it is never deleted. A signature or another tag that belongs to a manifest stays as long as the
+    manifest does."""
     if is_protected:
         return Decision(True, "it is immutable")
     if tag.subject is not None:

@@ -1,4 +1,4 @@
-"""podman, buildah and skopeo with storage, policy and logins of their own."""
+"""podman, buildah and skopeo, with storage, policy and logins of their own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INSECURE = "--tls-verify=false"
 
 @dataclass(frozen=True)
 class ContainerTools:
-    """The three programs; podman and buildah share one storage."""
+    """The three programs. podman and buildah share one storage."""
 
     podman: ForeignProgram
     buildah: ForeignProgram
@@ -39,10 +39,10 @@ class ContainerTools:
     folder: Path
 
     def copy(self, source: str, target: str, *options: str, exact: bool = True) -> None:
-        """`skopeo copy`, with plain HTTP on both sides.
+        """Runs `skopeo copy`, with plain HTTP on both sides.
 
-        Unless it has to be exact, skopeo may send a layer in another compressed form that it has met before.
-        """
+        Unless `exact` is true, skopeo may send a layer in another compressed form that it knows from an earlier
+        copy."""
         options = ("--src-tls-verify=false", "--dest-tls-verify=false", *options)
         self.skopeo("copy", "--quiet", *(["--preserve-digests"] if exact else []), *options, source, target)
 
@@ -50,12 +50,12 @@ class ContainerTools:
         return "sha256:" + self.podman("image", "inspect", "--format", "{{.Id}}", name).out.strip()
 
     def output_of(self, name: str, *args: str) -> str:
-        """What a podman container of the image prints."""
+        """Runs a podman container of the image and returns its output."""
         return self.podman("run", *RUN, name, *args).out
 
 
 def container_tools(folder: Path) -> ContainerTools:
-    """Writes the settings below `folder` and gives the programs that use them."""
+    """Writes the settings below `folder`, and returns the programs that use them."""
     home = folder / "home"
     env = environment(
         home,

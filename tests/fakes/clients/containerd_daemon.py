@@ -1,4 +1,4 @@
-"""A containerd of our own, and `ctr` on it."""
+"""A containerd for tests, and `ctr` on it."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ class Containerd:
         self("images", "push", "--plain-http", *options, name, source)
 
     def load(self, image: ClientImage, name: str, folder: Path) -> None:
-        """Brings an image into the daemon under the name without asking any registry; `folder` is new."""
+        """Imports an image into the daemon under the name, without a registry. `folder` has to be new."""
         repo, _, tag = name.rpartition(":")
         with tarfile.open(folder.with_suffix(".tar"), "w") as archive:
             archive.add(write_layout(folder, {tag: image}), "")
         self("images", "import", "--base-name", repo, "--snapshotter", "native", str(folder.with_suffix(".tar")))
 
     def forget(self, *names: str) -> None:
-        """Removes the names and collects what they held, so that the next pull has to fetch it."""
+        """Removes the names and their content, so that the next pull has to fetch it."""
         self("images", "remove", "--sync", *names)
 
     def held(self) -> set[str]:
-        """The digest of everything in the content store."""
+        """Returns the digests of everything in the content store."""
         return set(self("content", "ls", "--quiet").out.split())
 
     def has_same_bytes(self, image: ClientImage) -> bool:
-        """Exports nothing and unpacks nothing: the content store's own files, compared with the original bytes."""
+        """Compares the files of the content store with the original bytes. Neither exports nor unpacks the image."""
         store = self.folder / "root" / "io.containerd.content.v1.content" / "blobs" / "sha256"
         return all(
             (store / digest.partition(":")[2]).read_bytes() == content.body
@@ -72,7 +72,8 @@ class Containerd:
 
 @contextlib.contextmanager
 def running_containerd(folder: Path) -> Iterator[Containerd]:
-    """A containerd below `folder` (absolute and short: a socket's path has at most 107 bytes)."""
+    """Runs a containerd below `folder`, which has to be absolute and short: the path of a socket has at most 107
+    bytes."""
     config, log = folder / "config.toml", folder / "containerd.log"
     config.write_text(CONFIG.format(folder=folder))
     env = environment(folder / "home")
@@ -90,7 +91,7 @@ def running_containerd(folder: Path) -> Iterator[Containerd]:
 
 
 def blobs_of_export(archive: Path) -> dict[str, bytes]:
-    """The blobs of an exported OCI archive by digest; each must fit its name."""
+    """Returns the blobs of an exported OCI archive by digest. Checks that each has the digest in its name."""
     found = {}
     with tarfile.open(archive) as tar:
         for member in tar.getmembers():

@@ -1,4 +1,5 @@
-"""A TCP proxy that cuts a connection after a given number of bytes, as a broken line would, or gets slow there."""
+"""A TCP proxy that resets a connection after a given number of bytes, as a broken network would, or slows it down
+there."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ REQUEST = re.compile(rb"([A-Z]+ [^ ]+) HTTP/1\.[01]\r\n")
 
 
 class CuttingProxy:
-    """Passes every byte between clients and the server, counts them, and cuts once when told to."""
+    """Passes bytes between clients and the server, counts them, and resets one connection when it is told to."""
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
@@ -38,23 +39,23 @@ class CuttingProxy:
         return f"{host}:{port}"
 
     def cut_upload_after(self, size: int) -> None:
-        """The connection whose upload brings the total, from now on, to `size` bytes is cut; once."""
+        """Resets, once, the connection whose upload brings the total from now on to `size` bytes."""
         with self._lock:
             self._left["up"] = size
 
     def cut_download_after(self, size: int) -> None:
-        """The same for bytes that the server sends."""
+        """Resets, once, the connection whose download brings the total from now on to `size` bytes."""
         with self._lock:
             self._left["down"] = size
 
     def slow_upload_after(self, size: int) -> None:
-        """The connection whose upload brings the total to `size` bytes crawls from there, a byte a second, until
-        `speed_up`; once."""
+        """Slows down, once, the connection whose upload brings the total to `size` bytes: from there on it passes one
+        byte a second, until `speed_up`."""
         with self._lock:
             self._left["crawl"] = size
 
     def speed_up(self) -> None:
-        """What crawls goes at full speed again."""
+        """Lets the slow connection pass at full speed again."""
         self._fast.set()
 
     def close(self) -> None:
@@ -123,7 +124,7 @@ class CuttingProxy:
             self.asked.append(found[1].decode())
 
     def _crawl(self, piece: bytes, target: socket.socket) -> bytes:
-        """What is left when the line is fast again."""
+        """Passes a piece one byte a second. Returns the rest once the connection has full speed again."""
         self.slow.set()
         while len(piece) > 1 and not self._fast.wait(1.0):
             target.sendall(piece[:1])
@@ -152,7 +153,7 @@ class CuttingProxy:
 
 
 class Tunnel(CuttingProxy):
-    """The same for clients that ask for a tunnel (CONNECT): whatever they name, it leads to the server."""
+    """A proxy for clients that ask for a tunnel (CONNECT). Whatever host they name, the tunnel leads to the server."""
 
     def _serve(self, client: socket.socket, server: socket.socket) -> None:
         head = b""
@@ -165,7 +166,7 @@ class Tunnel(CuttingProxy):
 
 @contextlib.contextmanager
 def cutting_proxy(target: str, *, tunnel: bool = False) -> Iterator[CuttingProxy]:
-    """A proxy in front of `host:port` for the length of a block."""
+    """Runs a proxy in front of `host:port` during the block."""
     proxy = (Tunnel if tunnel else CuttingProxy)(target)
     try:
         yield proxy

@@ -1,4 +1,4 @@
-"""A dockerd of our own, without networking and without the host's storage, and its command line."""
+"""A dockerd for tests, without networking and without the host's storage, and its command line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DockerEngine:
         return self.call(*args, timeout=timeout)
 
     def load(self, image: ClientImage, name: str) -> None:
-        """Brings an image into the daemon under the name, and nothing else."""
+        """Imports only this image into the daemon, under the name."""
         # An archive has no default tag.
         name = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
         archive = write_archive(self.folder / f"{image.digest[-12:]}.tar", image, name)
@@ -46,7 +46,7 @@ class DockerEngine:
         self("rmi", "--force", self.image_id(name))
 
     def output_of(self, name: str, *args: str) -> str:
-        """What a container of the image prints."""
+        """Runs a container of the image and returns its output."""
         return self("run", "--rm", "--network", "host", name, *args).out
 
 

@@ -1,4 +1,4 @@
-"""A registry with accounts, and people and robots of a test's own who log in to it with real clients."""
+"""A registry with accounts. Each test makes its own users and robots, who log in with real clients."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ WRONG = "not the password"
 
 @dataclass(frozen=True)
 class ClientLogin:
-    """What somebody types."""
+    """A user name and a password, or an API token in its place."""
 
     name: str
     secret: str
 
     @property
     def basic(self) -> str:
-        """The `Authorization` header."""
+        """The value of the `Authorization` header."""
         return "Basic " + self.encoded
 
     @property
     def encoded(self) -> str:
-        """As docker's config.json keeps it."""
+        """The login in the form of docker's config.json."""
         return base64.b64encode(f"{self.name}:{self.secret}".encode()).decode()
 
 
 ROOT = ClientLogin(ADMIN, PASSWORD)
-"""May do everything, and looks at what others have pushed."""
+"""An admin, with which tests check what others have pushed."""
 
 
 @dataclass
 class MemberSite(AdminSite):
-    """A site whose tests make members of their own. Rights are by pattern: `{"team/**": "pull,push"}`."""
+    """A site whose tests add accounts of their own. Rights are given by pattern: `{"team/**": "pull,push"}`."""
 
     @property
     def address(self) -> str:
         return self.server.address
 
     def person(self, rights: Mapping[str, str] | None = None) -> ClientLogin:
-        """Somebody new, with a password."""
+        """Adds a user with a password."""
         name, password = self.user()
         self.grant(f"user:{name}", rights or {})
         return ClientLogin(name, password)
 
     def machine(self, rights: Mapping[str, str] | None = None) -> ClientLogin:
-        """A new robot, with an API token."""
+        """Adds a robot with an API token."""
         name = self.robot()
         self.grant(f"robot:{name}", rights or {})
         return ClientLogin(name, self.token(name))
@@ -63,7 +63,7 @@ class MemberSite(AdminSite):
             self.done("PUT", "/grants", {"subject": subject, "pattern": pattern, "actions": actions.split(",")})
 
     def allow_everyone(self, pattern: str) -> None:
-        """Everybody may pull it, without a login as well."""
+        """Lets everyone pull from repositories that match the pattern, also without a login."""
         self.grant("everyone", {pattern: "pull"})
 
     def wire(self, login: ClientLogin = ROOT) -> RegistryClient:
@@ -71,12 +71,12 @@ class MemberSite(AdminSite):
 
 
 def logged_out(docker: DockerEngine, folder: Path) -> DockerEngine:
-    """The same daemon for a person who has logged in nowhere yet; their logins are kept in `folder`."""
+    """Returns docker on the same daemon for a person without any login. Its logins are stored in `folder`."""
     return replace(docker, call=docker.call.with_variables(DOCKER_CONFIG=str(folder)))
 
 
 def tools_logged_out(tools: ContainerTools, folder: Path) -> ContainerTools:
-    """The same for podman, buildah and skopeo."""
+    """Returns podman, buildah and skopeo for a person without any login. Their logins are stored in `folder`."""
     kept = str(folder / "auth.json")
     (folder / "auth.json").write_text("{}")
     podman, buildah, skopeo = (

@@ -1,4 +1,4 @@
-"""Two real upstreams, a mirror before them, and clients without any image that are set up for it."""
+"""Two real upstreams, a mirror of both, and clients without images that are set up to use the mirror."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .container_tools import ContainerTools, container_tools
 from .docker_engine import DockerEngine, running_docker
 
 HELD = ("library/ubuntu:18.04", "org/app:1", "far.example/library/ubuntu:18.04")
-"""What the upstreams have at first, by its names at the mirror."""
+"""The content of the upstreams at the start, by its names at the mirror."""
 
-# Tags are trusted for no time at all: each pull asks the upstream, if it can.
+# A cached tag is never fresh: each pull asks the upstream, if it can.
 SETTINGS = """
 [[upstream]]
 name = "docker.io"
@@ -39,10 +39,10 @@ tag_ttl = "0s"
 
 @dataclass(frozen=True)
 class TwoRegistries:
-    """Debian's docker-registry as `docker.io` and as `far.example`; under one name they hold different images.
+    """Two docker-registry programs of Debian as the upstreams `docker.io` and `far.example`. The same repository name
+    has different images in the two.
 
-    Neither Docker Hub nor far.example can be reached: an image that comes has come through a mirror.
-    """
+    Neither Docker Hub nor far.example can be reached, so an image that a client gets has come through a mirror."""
 
     hub: SwitchableRegistry
     far: SwitchableRegistry
@@ -50,18 +50,18 @@ class TwoRegistries:
 
     @contextlib.contextmanager
     def mirror(self, folder: Path) -> Iterator[RegistryServer]:
-        """A mirror of the two that has nothing yet, with two workers."""
+        """Starts a mirror of both with an empty store and two workers."""
         with running_server(folder, "--config", str(self.settings)) as running:
             yield running
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
-        """Both are switched off."""
+        """Switches both upstreams off during the block."""
         with self.hub.off(), self.far.off():
             yield
 
     def printed(self, mirror: RegistryServer, program: str, *args: str) -> str:
-        """What `entrepot client` prints for a program."""
+        """Returns what `entrepot client` prints for a program."""
         args = (program, "--url", mirror.url, "--config", str(self.settings), *args)
         done = entrepot("client", *args, folder=self.settings.parent)
         assert done.returncode == 0, done.stderr
@@ -70,7 +70,7 @@ class TwoRegistries:
 
 @contextlib.contextmanager
 def two_registries(folder: Path) -> Iterator[TwoRegistries]:
-    """Both, on, until the block ends."""
+    """Runs both upstreams until the block ends."""
     for_hub, for_far = UpstreamContent(), UpstreamContent()
     for_hub.add("library/ubuntu", ubuntu(), "18.04")
     for_hub.add("org/app", image_tree_of(image("org/app")), "1")
@@ -83,7 +83,7 @@ def two_registries(folder: Path) -> Iterator[TwoRegistries]:
 
 @contextlib.contextmanager
 def docker_for(mirror: RegistryServer, short_folder: Path) -> Iterator[DockerEngine]:
-    """A dockerd without any image, whose daemon.json names the mirror as the README does."""
+    """Runs a dockerd without images, whose daemon.json names the mirror as in the README."""
     folder = Path(tempfile.mkdtemp(prefix="m", dir=short_folder))
     (folder / "daemon.json").write_text(json.dumps({"registry-mirrors": [mirror.url]}))
     with running_docker(folder, "--config-file", str(folder / "daemon.json")) as running:
@@ -91,7 +91,8 @@ def docker_for(mirror: RegistryServer, short_folder: Path) -> Iterator[DockerEng
 
 
 def tools_for(mirror: RegistryServer, beyond: TwoRegistries, short_folder: Path) -> ContainerTools:
-    """podman, buildah and skopeo without any image, with the registries.conf that is printed for them."""
+    """Returns podman, buildah and skopeo without images, with the registries.conf that `entrepot client` prints for
+    them."""
     # With a long path podman waits 20 s for a container's end.
     folder = Path(tempfile.mkdtemp(prefix="t", dir=short_folder))
     made = container_tools(folder)

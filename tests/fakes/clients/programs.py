@@ -1,4 +1,4 @@
-"""Foreign programs: one call of a client, and daemons that live for a whole session."""
+"""Programs of other projects: calls of clients, and daemons that run for a whole test session."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CALL_TIMEOUT = 110.0
 
 
 class CommandFailed(AssertionError):
-    """A client ended with a code that is not 0; the text holds the command and all its output."""
+    """A client ended with an exit code that is not 0. The text has the command and all its output."""
 
 
 @dataclass(frozen=True)
 class ProgramResult:
-    """What one call of a program gave."""
+    """The exit code and the output of one call."""
 
     command: tuple[str, ...]
     code: int
@@ -43,17 +43,17 @@ class ProgramResult:
 
 @dataclass(frozen=True)
 class ForeignProgram:
-    """A program with the flags and the environment that keep it away from the host's own settings and storage."""
+    """A program with flags and an environment that separate it from the host's settings and storage."""
 
     prefix: tuple[str, ...]
     env: Mapping[str, str]
 
     def __call__(self, *args: str, given: str = "", timeout: float = CALL_TIMEOUT) -> ProgramResult:
-        """Runs the program; raises CommandFailed unless it ends with 0."""
+        """Runs the program. Raises CommandFailed if its exit code is not 0."""
         return self.attempt(*args, given=given, timeout=timeout).demand()
 
     def attempt(self, *args: str, given: str = "", timeout: float = CALL_TIMEOUT) -> ProgramResult:
-        """Runs the program with `given` on its stdin, and gives whatever came of it."""
+        """Runs the program with `given` on its stdin, and returns the result, whatever the exit code is."""
         command = (*self.prefix, *args)
         done = subprocess.run(
             command, env=dict(self.env), input=given.encode(), capture_output=True, timeout=timeout, cwd=ROOT
@@ -63,12 +63,12 @@ class ForeignProgram:
         )
 
     def with_variables(self, **variables: str) -> ForeignProgram:
-        """The same program in an environment with these as well."""
+        """Returns the same program with these additional environment variables."""
         return replace(self, env={**self.env, **variables})
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
-    """A clean environment: Debian's programs, a home of its own, no proxy, no setting of the host."""
+    """Returns a clean environment: Debian's programs, its own home directory, no proxy, and no settings of the host."""
     home.mkdir(parents=True, exist_ok=True)
     return {"PATH": PATH, "HOME": str(home), "LANG": "C.UTF-8", "TMPDIR": str(home), "NO_PROXY": "*", **extra}
 
@@ -77,7 +77,8 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
 def running_daemon(
     command: Sequence[str], env: Mapping[str, str], log: Path, answers: Callable[[], bool], timeout: float = 60.0
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a daemon until the block ends; it is ready when `answers` says so. Ended by SIGTERM to its own id."""
+    """Runs a daemon until the block ends, which begins when `answers` returns True. Ends the daemon by SIGTERM to its
+    process id."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -100,7 +101,8 @@ def wait_until(
     complaint: Callable[[], str],
     process: subprocess.Popen[bytes] | None = None,
 ) -> None:
-    """Asks again and again; raises AssertionError with the complaint when time is up or the process has ended."""
+    """Calls `true` until it returns True. Raises AssertionError with the complaint when the time is up or the process
+    has ended."""
     deadline = time.monotonic() + timeout
     while not true():
         if time.monotonic() > deadline or (process is not None and process.poll() is not None):
@@ -109,7 +111,7 @@ def wait_until(
 
 
 def is_gone(pid: int) -> bool:
-    """Whether no process has this id any more (one that ended and waits for its parent counts as gone)."""
+    """Returns whether no process has this id. A zombie counts as gone."""
     try:
         return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
@@ -117,12 +119,12 @@ def is_gone(pid: int) -> bool:
 
 
 def unmount_below(folder: Path) -> None:
-    """Unmounts what a daemon left mounted below its own folder, the deepest first."""
+    """Unmounts what a daemon has left mounted below its folder, the deepest mounts first."""
     points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for point in sorted((p for p in points if p.startswith(f"{folder}/")), key=len, reverse=True):
         subprocess.run(["umount", "--lazy", point], env={**os.environ, "PATH": PATH}, check=True)
 
 
 def log_tail(log: Path, size: int = 4000) -> str:
-    """The end of a log file, or a note that there is none."""
+    """Returns the end of a log file, or a note that the file does not exist."""
     return log.read_text(errors="replace")[-size:] if log.exists() else f"{log}: no log"

@@ -1,4 +1,4 @@
-"""Plain HTTP to the registry, and the check that ends most tests: every byte is what it was."""
+"""Plain HTTP requests to a registry, and the check at the end of most tests: every byte is as it was pushed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RegistryReply:
 
 @dataclass(frozen=True)
 class RegistryClient:
-    """Requests to `host:port`, each on a connection of its own, with a header that says who asks."""
+    """Sends requests to `host:port`, each on a new connection, with a User-Agent of its own."""
 
     address: str
     authorization: str = field(default="", repr=False)
@@ -53,7 +53,7 @@ class RegistryClient:
                 return RegistryReply(reply.status, reply.headers, reply.read())
 
     def manifest(self, repo: str, reference: str) -> RegistryReply:
-        """The manifest; the header's digest must be that of the bytes."""
+        """Returns a manifest. Checks that its bytes have the digest in the header."""
         reply = self.ask("GET", f"/v2/{repo}/manifests/{reference}")
         assert reply.status == 200, f"{repo} {reference}: {reply.status} {reply.body!r}"
         assert reply.headers["Docker-Content-Digest"] == digest_of(reply.body)
@@ -76,7 +76,7 @@ class RegistryClient:
         return list(reply.json()["tags"])
 
     def push(self, repo: str, reference: str, image: ClientImage) -> None:
-        """Pushes every blob and manifest with one POST and one PUT each, the image's own manifest under `reference`."""
+        """Pushes each blob with one POST, and each manifest with one PUT, the top manifest under `reference`."""
         for digest, content in image.blobs.items():
             start = self.ask("POST", f"/v2/{repo}/blobs/uploads/")
             assert start.status == 202, start.body
@@ -92,7 +92,7 @@ class RegistryClient:
 
 
 def pull_all(wire: RegistryClient, repo: str, reference: str) -> set[str]:
-    """Fetches a manifest and all below it: every digest and size must fit the bytes. Gives all the digests."""
+    """Fetches a manifest and everything below it. Checks every digest and size. Returns all digests."""
     body = wire.manifest(repo, reference).body
     found = {digest_of(body)}
     for digest, size, is_manifest in digests_in(body):
@@ -107,7 +107,7 @@ def pull_all(wire: RegistryClient, repo: str, reference: str) -> set[str]:
 
 
 def assert_same_image(wire: RegistryClient, repo: str, reference: str, image: ClientImage) -> None:
-    """Every manifest and blob of the image is served byte by byte as it was made, under the same media type."""
+    """Checks that every manifest and blob of the image is served with its exact bytes and media type."""
     served = wire.manifest(repo, reference)
     assert served.body == image.manifest.body
     for digest, content in image.manifests.items():
@@ -118,7 +118,8 @@ def assert_same_image(wire: RegistryClient, repo: str, reference: str, image: Cl
 
 
 def assert_same_files(wire: RegistryClient, repo: str, reference: str, image: ClientImage) -> None:
-    """For clients that compress layers themselves: unpacked, every layer is what it was, and so is the config."""
+    """Checks an image from a client that compresses layers itself: every unpacked layer, and the config, are as they
+    were."""
     assert image.config is not None
     pull_all(wire, repo, reference)
     document = wire.manifest(repo, reference).json()
@@ -130,7 +131,8 @@ def assert_same_files(wire: RegistryClient, repo: str, reference: str, image: Cl
 
 
 def noise_stream(seed: str, size: int) -> Iterator[bytes]:
-    """A long body in pieces of 1 MiB, never held whole: one block of noise, each time with its number in front."""
+    """Yields a long body in pieces of 1 MiB without holding it in memory. The pieces are one block of noise with a
+    number in front."""
     block = bytearray(noise(seed, PIECE))
     for number in range(-(-size // PIECE)):
         block[:8] = number.to_bytes(8, "big")

@@ -1,4 +1,4 @@
-"""strace on running processes: which steps they took, in order."""
+"""strace on running processes: the system calls that they made, in order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESUMED = re.compile(r"^<\.\.\. \w+ resumed>(?P<end>.*)$")
 
 @dataclass(frozen=True)
 class SystemCall:
-    """One system call: when it began and when it ended (numbers of lines), and its text."""
+    """One system call: its text, and the numbers of the lines at which it began and ended."""
 
     began: int
     ended: int
@@ -36,13 +36,13 @@ class SystemCall:
 
 
 class Trace:
-    """The record of a traced stretch; complete when the `tracing` block has ended."""
+    """The recorded system calls. The record is complete after the `tracing` block."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
 
     def steps(self) -> list[SystemCall]:
-        """Every call, in the order in which the calls ended."""
+        """Returns all calls, in the order in which they ended."""
         found, open_calls = [], {}
         for number, line in enumerate(self.output.read_text(errors="replace").splitlines()):
             match = LINE.match(line)
@@ -61,7 +61,7 @@ class Trace:
 
 @contextlib.contextmanager
 def tracing(pids: Sequence[int], folder: Path) -> Iterator[Trace]:
-    """Attaches strace to the processes and all their threads, also those to come, until the block ends."""
+    """Attaches strace to the processes and to all their present and future threads, until the block ends."""
     output, messages = folder / "strace.out", folder / "strace.err"
     threads = {int(task.name) for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()}
     command = ["strace", "-f", "-y", "-s", "300", "-e", f"trace={CALLS}", "-o", str(output)]
@@ -83,7 +83,7 @@ def tracing(pids: Sequence[int], folder: Path) -> Iterator[Trace]:
 
 
 def _traced(thread: int) -> bool:
-    """Whether somebody traces the thread; one that has ended needs no tracing."""
+    """Returns whether the thread is traced. A thread that has ended needs no tracing."""
     try:
         status = Path(f"/proc/{thread}/status").read_text()
     except OSError:

@@ -1,6 +1,7 @@
-"""The fake Hub's process, and the port on which a test controls it.
+"""The process of the fake Hub, and the socket by which a test controls it.
 
-Started by `hub.py` with its set-up on the first line of stdin. It ends with stdin, so it never outlives the test.
+`hub.py` starts it, with its set-up on the first line of stdin. It ends when stdin is closed, so it never outlives the
+test.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ CONTROL_LIMIT = 64 << 20
 
 
 class Control:
-    """The calls of the test: a line of JSON `[name, arguments]` is answered with a line of JSON."""
+    """The calls of the test: a line of JSON `[name, arguments]` gets a line of JSON in response."""
 
     def __init__(self, front: HubServer) -> None:
         self._front = front

@@ -80,7 +80,7 @@ class Hub:
         return urlsplit(self.url).netloc
 
     def set(self, **switches: Any) -> None:
-        """Changes switches. A new `limit` starts counting at zero."""
+        """Changes switches. A new `limit` starts to count at zero."""
         if unknown := set(switches) - SWITCHES:
             raise HubFailed(f"there is no switch {', '.join(sorted(unknown))}")
         self._call("set", **switches)
@@ -98,7 +98,7 @@ class Hub:
         self._call("release")
 
     def refuse(self, *, cut: bool = True) -> None:
-        """Refuses connections, and resets existing ones unless told otherwise."""
+        """Refuses new connections. Resets existing ones unless `cut` is false."""
         self._call("refuse")
         if cut:
             self.cut()
@@ -151,17 +151,17 @@ class Hub:
         return [interval for interval in found if interval[0] < interval[1]]
 
     def forget(self) -> None:
-        """Empties the record of requests, running ones included."""
+        """Deletes the record of requests, including the running ones."""
         self._call("forget")
 
     @property
     def open(self) -> int:
-        """Open connections from clients, on all three ports."""
+        """The number of open connections of clients, on all three ports."""
         return int(self._call("state")["open"])
 
     @property
     def opened(self) -> int:
-        """Connections accepted from clients so far."""
+        """The number of connections of clients accepted so far."""
         return int(self._call("state")["opened"])
 
     @property

@@ -24,7 +24,7 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 @dataclass(frozen=True)
 class HubTarget:
-    """The meaning of a path."""
+    """The resource that a path names."""
 
     kind: HubRequestKind
     repo: str = ""
@@ -46,7 +46,8 @@ def target_of(path: str, *, redirects: bool) -> HubTarget:
 
 @dataclass
 class HubApi:
-    """The content and its rules. Beside requests it counts manifests (for the rate limit) and uses of links."""
+    """The content of the fake Hub and the rules for it. Also counts manifests, for the rate limit, and uses of redirect
+    links."""
 
     shelf: HubContent
     switches: Switches

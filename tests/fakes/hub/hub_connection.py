@@ -28,7 +28,7 @@ ARRIVAL_TIMEOUT = 30.0
 
 
 class PeerGone(Exception):
-    """The client has closed the connection, or does not speak HTTP."""
+    """The client has closed the connection, or does not send HTTP."""
 
 
 class ConnectionDropped(Exception):
@@ -51,7 +51,7 @@ class HubRequest:
 
     @property
     def query(self) -> dict[str, str]:
-        """Returns the query's parameters; of a repeated one, the last value."""
+        """Returns the parameters of the query. For a repeated parameter, the last value counts."""
         return dict(parse_qsl(urlsplit(self.target).query, keep_blank_values=True))
 
     @property
@@ -75,7 +75,7 @@ class HubConnection:
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
     async def request(self) -> HubRequest | None:
-        """Returns the next request; None when the client is done. Raises PeerGone."""
+        """Returns the next request; None when the client has sent its last one. Raises PeerGone."""
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
             if len(self._buffer) > MAX_HEAD:
                 raise PeerGone
@@ -169,7 +169,7 @@ class HubConnection:
                 raise PeerGone from error
 
     async def arrived(self) -> None:
-        """Returns when the client's kernel has all sent bytes, so that a reset destroys none of them."""
+        """Returns when the client's kernel has received all sent bytes, so that a reset destroys none of them."""
         deadline = time.monotonic() + ARRIVAL_TIMEOUT
         while time.monotonic() < deadline:
             waiting = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")

@@ -1,4 +1,5 @@
-"""The fake Hub's content, as `UpstreamContent.save` wrote it. Bytes come from mapped files or from noise."""
+"""The content of the fake Hub, as `UpstreamContent.save` has written it. Bytes come from mapped files, or are generated
+noise."""
 
 from __future__ import annotations
 

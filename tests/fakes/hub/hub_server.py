@@ -22,14 +22,14 @@ BACKLOG = 1024
 
 @dataclass
 class PendingFault:
-    """A fault that is not used up."""
+    """A fault that still applies to some requests."""
 
     fault: Fault
     skip: int
     left: int | None
 
     def take(self, seen: SeenRequest, answer: HubAnswer) -> bool:
-        """Returns whether the fault applies to this request, which uses it up once."""
+        """Returns whether the fault applies to this request. If so, counts one use."""
         fault = self.fault
         if self.left == 0 or fault.on not in ("any", seen.kind) or fault.match not in seen.path:
             return False
@@ -60,8 +60,8 @@ class HubServer:
         self.opened = 0
         """Connections that were accepted so far."""
         self._released = asyncio.Event()
-        self._lines: dict[asyncio.Task[None], HubConnection] = {}
-        self._held: dict[Role, socket.socket] = {role: _bound(host, 0) for role, host in HOSTS.items()}
+        self._connections: dict[asyncio.Task[None], HubConnection] = {}
+        self._reserved_ports: dict[Role, socket.socket] = {role: _bound(host, 0) for role, host in HOSTS.items()}
         self._listening: dict[asyncio.Task[None], socket.socket] = {}
 
     @property
@@ -69,20 +69,20 @@ class HubServer:
         return self.registry.switches
 
     def url(self, role: Role) -> str:
-        host, port = self._held[role].getsockname()
+        host, port = self._reserved_ports[role].getsockname()
         return f"http://{host}:{port}"
 
     @property
     def open(self) -> int:
         """The number of open connections."""
-        return len(self._lines)
+        return len(self._connections)
 
     def listen(self) -> None:
         """Accepts connections, on the same ports as before."""
         if self._listening:
             return
-        for role, held in self._held.items():
-            listener = _bound(HOSTS[role], held.getsockname()[1])
+        for role, reserved in self._reserved_ports.items():
+            listener = _bound(HOSTS[role], reserved.getsockname()[1])
             listener.listen(BACKLOG)
             self._listening[asyncio.ensure_future(self._accept(listener, role))] = listener
 
@@ -96,11 +96,11 @@ class HubServer:
 
     async def cut(self) -> None:
         """Resets every connection."""
-        lines = dict(self._lines)
-        for task in lines:
+        connections = dict(self._connections)
+        for task in connections:
             task.cancel()
-        if lines:
-            await asyncio.wait(lines)
+        if connections:
+            await asyncio.wait(connections)
 
     def release(self) -> None:
         """Continues the stalled responses. Responses that stall later wait for the next release."""
@@ -111,17 +111,17 @@ class HubServer:
         loop = asyncio.get_running_loop()
         while True:
             sock, _ = await loop.sock_accept(listener)
-            line = HubConnection(sock, loop)
-            task = asyncio.ensure_future(self._serve(line, role))
-            self._lines[task] = line
-            task.add_done_callback(lambda done: self._lines.pop(done))
+            connection = HubConnection(sock, loop)
+            task = asyncio.ensure_future(self._serve(connection, role))
+            self._connections[task] = connection
+            task.add_done_callback(lambda done: self._connections.pop(done))
             self.opened += 1
 
-    async def _serve(self, line: HubConnection, role: Role) -> None:
+    async def _serve(self, connection: HubConnection, role: Role) -> None:
         reset = False
         try:
-            while request := await line.request():
-                if not await self._one(line, role, request):
+            while request := await connection.request():
+                if not await self._serve_one(connection, role, request):
                     break
         except PeerGone:
             pass
@@ -132,9 +132,9 @@ class HubServer:
         except Exception:
             self.errors.append(traceback.format_exc())
         finally:
-            line.close(reset=reset)
+            connection.close(reset=reset)
 
-    async def _one(self, line: HubConnection, role: Role, request: HubRequest) -> bool:
+    async def _serve_one(self, connection: HubConnection, role: Role, request: HubRequest) -> bool:
         """Answers one request and records it. Returns False if the connection must be closed."""
         target = target_of(request.path, redirects=self.switches.redirects)
         if role == "cdn":
@@ -144,7 +144,7 @@ class HubServer:
         seen = SeenRequest(target.kind, request.method, request.target, headers, authorization, time.monotonic())
         self.seen.append(seen)
         try:
-            keep = await self._answer(line, role, request, target, seen)
+            keep = await self._answer(connection, role, request, target, seen)
         except PeerGone:
             seen.end = "gone"
             raise
@@ -161,18 +161,18 @@ class HubServer:
             seen.ended = time.monotonic()
 
     async def _answer(
-        self, line: HubConnection, role: Role, request: HubRequest, target: HubTarget, seen: SeenRequest
+        self, connection: HubConnection, role: Role, request: HubRequest, target: HubTarget, seen: SeenRequest
     ) -> bool:
         if self.switches.latency:
             await asyncio.sleep(self.switches.latency)
         if self.switches.send_buffer:
-            line.set_send_buffer(self.switches.send_buffer)
-        answer, let_in = self._plan(role, request, target, seen)
+            connection.set_send_buffer(self.switches.send_buffer)
+        answer, is_authorized = self._plan(role, request, target, seen)
         fault = Fault()
-        if let_in:
+        if is_authorized:
             fault = next((each.fault for each in self.pending if each.take(seen, answer)), fault)
         if fault.stall:
-            await line.wait(self._released)
+            await connection.wait(self._released)
         if fault.hangup:
             raise ConnectionDropped(reset=fault.reset)
         answer = _faulty(answer, fault)
@@ -180,10 +180,10 @@ class HubServer:
         if not self.switches.lengths and answer.status in (200, 206) and target.kind in ("manifest", "blob"):
             answer, close = without_length(answer), True
         seen.status = answer.status
-        await line.send(answer.head(close=close))
+        await connection.send(answer.head(close=close))
         if request.method != "HEAD":
             seen.start, seen.stop = answer.start, answer.stop
-            await self._send(line, answer, fault, seen)
+            await self._send(connection, answer, fault, seen)
         return not close
 
     def _plan(self, role: Role, request: HubRequest, target: HubTarget, seen: SeenRequest) -> tuple[HubAnswer, bool]:
@@ -202,21 +202,21 @@ class HubServer:
             return refused, False
         return self.registry.answer(request, target, seen, self.url("cdn")), True
 
-    async def _send(self, line: HubConnection, answer: HubAnswer, fault: Fault, seen: SeenRequest) -> None:
+    async def _send(self, connection: HubConnection, answer: HubAnswer, fault: Fault, seen: SeenRequest) -> None:
         """Sends the body, with its faults."""
         stalls = sorted({answer.start + each for each in (fault.stall_after, fault.drop_after) if each is not None})
-        at = answer.start
+        position = answer.start
         for stop in [*(each for each in stalls if each < answer.stop), answer.stop]:
-            for piece in answer.body.pieces(at, stop):
-                # The rate may be changed meanwhile: it is looked at for every piece.
-                await line.send(piece, seen, self.switches.rate)
-            at = stop
-            if at == answer.stop:
+            for piece in answer.body.pieces(position, stop):
+                # The test may change the rate meanwhile, so it is read for every piece.
+                await connection.send(piece, seen, self.switches.rate)
+            position = stop
+            if position == answer.stop:
                 break
-            if fault.stall_after is not None and at == answer.start + fault.stall_after:
-                await line.wait(self._released)
-            if fault.drop_after is not None and at == answer.start + fault.drop_after:
-                await line.arrived()
+            if fault.stall_after is not None and position == answer.start + fault.stall_after:
+                await connection.wait(self._released)
+            if fault.drop_after is not None and position == answer.start + fault.drop_after:
+                await connection.arrived()
                 raise ConnectionDropped(reset=fault.reset)
 
 
@@ -234,7 +234,8 @@ def _faulty(answer: HubAnswer, fault: Fault) -> HubAnswer:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Returns a socket that holds its port without listening. Two sockets may hold it, and one of them may listen."""
+    """Returns a socket that holds its port without listening. Two sockets may hold the same port, and one of them may
+    listen."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((host, port))

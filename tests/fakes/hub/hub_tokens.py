@@ -15,7 +15,7 @@ from .switches import Switches
 @dataclass
 class HubToken:
     scopes: frozenset[str]
-    """`repository:library/ubuntu:pull`, one action each."""
+    """Such as `repository:library/ubuntu:pull`, each with one action."""
     expires: float
     uses: int | None
 
@@ -25,13 +25,13 @@ class TokenRefusal:
     """Why a request is not authorized."""
 
     error: str = ""
-    """The challenge's `error`; empty when there was no token at all."""
+    """The `error` of the challenge; empty if the request had no token."""
     scope: str = ""
 
 
 @dataclass
 class HubTokens:
-    """Issued tokens by their text."""
+    """The issued tokens by their text."""
 
     issued: dict[str, HubToken] = field(default_factory=dict)
 
@@ -55,7 +55,7 @@ class HubTokens:
         return {"token": text, "access_token": text, "expires_in": seconds, "issued_at": issued_at}
 
     def refuse(self, request: HubRequest, repo: str, switches: Switches) -> TokenRefusal | None:
-        """Returns why a request is refused; None: it is authorized. `repo` is empty for paths outside repositories."""
+        """Returns why a request is refused; None: it is authorized. `repo`: empty for paths outside repositories."""
         authorization = request.headers.get("authorization", "")
         scope = f"repository:{repo}:pull" if repo else ""
         if switches.auth == "off":

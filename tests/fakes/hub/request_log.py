@@ -18,26 +18,27 @@ class SeenRequest:
     kind: HubRequestKind
     method: str
     path: str
-    """With the query, as it came."""
+    """With the query, as the client sent it."""
     headers: dict[str, str] = field(repr=False)
     """By name in lower case; Authorization is left out."""
     authorization: bool
-    """Whether it carried Authorization."""
+    """Whether it had an Authorization header."""
     begun: float
-    """On the monotonic clock, which is the same in all processes."""
+    """When it arrived, by the monotonic clock, which is the same in all processes."""
     digest: str = ""
-    """The blob that was asked for, or the manifest that was meant."""
+    """The digest of the requested blob, or of the manifest in the response."""
     status: int = 0
     start: int = 0
     stop: int = 0
-    """The bytes of the blob or manifest that the answer's headers promise."""
+    """The bytes from `start` to `stop` of the blob or manifest are in the response, by its headers."""
     sent: int = 0
-    """Bytes of body handed to the socket, so far."""
+    """Number of bytes of the body handed to the socket so far."""
     first_byte: float = 0.0
-    """When the first of them was."""
+    """When the first byte was handed to the socket."""
     ended: float = 0.0
     end: str = ""
-    """`whole`; `dropped` by a fault; `gone`: the client has closed; `cut` by the test. Empty while it lasts."""
+    """How the response ended: `whole`; `dropped` by a fault; `gone`: the client has closed the connection; `cut` by the
+    test. Empty until it has ended."""
 
     @property
     def range(self) -> str:

@@ -1,4 +1,4 @@
-"""The fake Hub's behaviour: `Switches` apply until they are changed, a `Fault` applies to some requests."""
+"""The behaviour of the fake Hub: `Switches` apply until they are changed, a `Fault` applies to some requests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 HubRequestKind = Literal["ping", "token", "manifest", "redirect", "blob", "tags", "referrers", "other"]
-"""What was asked for. `blob` is an answer with a blob's bytes, wherever it comes from; `redirect` the one that only
-says where they are."""
+"""The kind of a request. `blob`: its response has the bytes of a blob, from whichever port. `redirect`: its response
+has only the URL of these bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,55 +19,58 @@ class Switches:
     """The token service's URL as told to clients; empty: /token on the registry's own port. `hub.auth_url` is one on
     another host."""
     realms: dict[str, str] = field(default_factory=dict)
-    """Another one for some repositories."""
+    """The URL of another token service for some repositories."""
     service: str = "registry.docker.io"
     username: str = ""
     password: str = ""
-    """The only login there is. Without a login, tokens for public repositories are given to everybody."""
+    """With `username`, the only login. Without a login, a client gets tokens for public repositories only."""
     private: tuple[str, ...] = ()
-    """Repositories for which one must have logged in."""
+    """Repositories that need a login."""
     token_seconds: float = 300.0
-    """How long a token is good, as `expires_in` says."""
+    """Lifetime of a token in seconds, which clients learn as `expires_in`."""
     token_uses: int | None = None
-    """After so many requests a token is good no more, whatever `expires_in` said."""
+    """After this many requests, a token is refused, whatever its lifetime is. None: it is not refused."""
     hide_unknown: bool = False
     """Unknown repositories get 401 instead of 404, as on Hub."""
 
     redirects: bool = False
-    """Blobs are answered with 307 to the second port, which refuses requests that carry Authorization."""
+    """A request for a blob is redirected (307) to the second port, which refuses requests with Authorization."""
     cdn: str = ""
-    """The URL redirects begin with, such as that of a link before `hub.cdn_url`, which stands where this is empty."""
+    """The URL to which redirects lead, such as that of a slow link in front of `hub.cdn_url`. Empty: `hub.cdn_url`
+    itself."""
     link_uses: int | None = None
-    """How often the target of one redirect may be asked; then it says 403."""
+    """How often the target of one redirect may be requested. After that, it answers 403."""
     ranges: bool = True
-    """Off: Range is not looked at, blobs come whole with 200."""
+    """Off: Range is ignored, and blobs are sent whole with 200."""
     referrers: bool = True
-    """Off: 404, as a registry without that API; see `upstream_content.fallback_tag`."""
+    """Off: the referrers API answers 404, as in a registry without this API; see `upstream_content.fallback_tag`."""
     digests: bool = True
-    """Off: manifests come without Docker-Content-Digest."""
+    """Off: manifests are sent without Docker-Content-Digest."""
     heads: bool = True
     """Off: HEAD of a manifest gets 405."""
     negotiates: bool = False
-    """Manifests are 404 for whoever does not name their media type in Accept."""
+    """A manifest gets 404 if the request does not list its media type in Accept."""
     lengths: bool = True
-    """Off: manifests and blobs come without Content-Length; the connection's end is theirs."""
+    """Off: manifests and blobs are sent without Content-Length, and end with the connection."""
     page: int = 1000
-    """Most entries in a list of tags or referrers."""
+    """Largest number of entries on a page of tags or referrers."""
 
     limit: int | None = None
-    """So many GETs of manifests are answered, with `ratelimit-*` headers on all; then 429. HEADs are free."""
+    """After this many GETs of manifests, further ones get 429. All responses have `ratelimit-*` headers. HEADs do not
+    count."""
     retry_after: int | None = 2
-    """The Retry-After of these 429s, in seconds; without: none."""
+    """The Retry-After of these 429s in seconds; None: they have none."""
 
     latency: float = 0.0
-    """Seconds before each answer."""
+    """Seconds before each response."""
     rate: float = 0.0
     """Bytes of body per second and connection, in slices of 10 ms; 0: no limit."""
     gzip: bool = False
-    """Answers are compressed for whoever accepts that: a client that does so gets wrong bytes."""
+    """Responses are compressed for clients that accept this. Such a client gets wrong bytes."""
     keep_alive: bool = True
     send_buffer: int = 0
-    """SO_SNDBUF of the connections in bytes, so that little is handed to the kernel that never arrives."""
+    """SO_SNDBUF of the connections in bytes; 0: the system's default. With a small value, few sent bytes are lost if
+    the client disconnects."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Switches:
@@ -79,37 +82,39 @@ SWITCHES = frozenset(each.name for each in fields(Switches))
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What goes wrong, and for which requests. An authorized request meets the first fault that matches and is not used
-    up. A response that ends before the offset of a stall or a drop does not match."""
+    """A fault, and the requests to which it applies. An authorized request gets the first fault that matches and is not
+    used up. A response that ends before the offset of a stall or a drop does not match."""
 
     on: HubRequestKind | Literal["any"] = "blob"
     method: str = "GET"
-    """Empty: all."""
+    """The method of the requests; empty: any."""
     match: str = ""
-    """Text that is in the path, such as a digest, a tag or a repository."""
+    """Text in the path of the requests, such as a digest, a tag or a repository."""
     skip: int = 0
-    """So many requests are let off first."""
+    """The first requests, to which the fault does not apply yet."""
     times: int | None = 1
-    """So many requests are hit; None: for ever."""
+    """The number of requests to which the fault applies; None: it is not limited."""
 
     status: int = 0
-    """This status, with an error of the specification where it has one, else a page of HTML."""
+    """The status of the response. Its body is an error in the format of the spec if the spec defines the status, and
+    otherwise an HTML page."""
     retry_after: str = ""
     page: bool = False
-    """The status comes with a page of HTML, as from a firewall or proxy before the registry."""
+    """The body is an HTML page in any case, as from a firewall or proxy in front of the registry."""
     hangup: bool = False
-    """The connection is closed without any answer."""
+    """The connection is closed without a response."""
     stall: bool = False
-    """No answer until `hub.release()`."""
+    """No response is sent until `hub.release()`."""
     stall_after: int | None = None
-    """After so many bytes of body nothing comes until `hub.release()`."""
+    """After this many bytes of the body, nothing is sent until `hub.release()`."""
     drop_after: int | None = None
-    """After so many bytes of body have arrived the connection is closed: with FIN, or with RST where `reset`."""
+    """After this many bytes of the body have arrived, the connection is closed: with FIN, or with RST if `reset` is
+    true."""
     reset: bool = False
     corrupt: int | None = None
-    """The byte of the blob or manifest at this offset is another one. Answers without that byte are no match."""
+    """The byte of the blob or manifest at this offset is changed. Responses without this byte do not match."""
     shift: int = 0
-    """A range begins so many bytes later than it was asked for, and says so."""
+    """A range begins this many bytes later than requested, and its Content-Range says so."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

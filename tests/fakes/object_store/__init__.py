@@ -1,1 +1,1 @@
-"""A blob store over an object store such as S3, to hold the `BlobStore` Protocol against."""
+"""A blob store over an object store such as S3. It checks that the `BlobStore` Protocol does not assume files."""

@@ -1,7 +1,7 @@
 """A bucket as an S3 client sees it (`Bucket`).
 
-Objects appear whole or not at all, and every later call of every process sees them. An object is never appended to,
-renamed, or changed in place. Each object is one file of a folder, so that several processes can share the bucket.
+An object appears completely or not at all, and every later call of every process sees it. It cannot be appended to,
+renamed, or changed in place. Each object is one file in a folder, so that several processes can share the bucket.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ MOST_PARTS = 10_000
 
 
 class NoSuchKey(Exception):
-    """404."""
+    """Status 404."""
 
 
 class PreconditionFailed(Exception):
-    """412: `If-None-Match: *` was sent, and the object exists."""
+    """Status 412: the request has `If-None-Match: *`, and the object exists."""
 
 
 class EntityTooSmall(Exception):
-    """400: a part before the last one is smaller than the least size."""
+    """Status 400: a part that is not the last one is smaller than the smallest allowed size."""
 
 
 class ObjectInfo(NamedTuple):
@@ -43,7 +43,7 @@ class ObjectInfo(NamedTuple):
 
 
 class Bucket:
-    """All calls block. `before(operation, key)` runs before each one that changes something."""
+    """All calls block. `before(operation, key)` runs before each call that changes something."""
 
     def __init__(
         self,
@@ -66,7 +66,8 @@ class Bucket:
         self._appear(temporary, key)
 
     def get(self, key: str, start: int = 0) -> BinaryIO:
-        """GetObject from the byte `start` on: a stream that goes on when the object is deleted. Raises NoSuchKey."""
+        """GetObject from the byte `start` on. The returned stream continues even if the object is deleted. Raises
+        NoSuchKey."""
         try:
             stream = open(self._file(key), "rb")  # noqa: SIM115  the caller closes it
         except FileNotFoundError:
@@ -84,7 +85,7 @@ class Bucket:
         return self._file(key).exists()
 
     def size(self, key: str) -> int | None:
-        """HeadObject: the length of an object; None for one that does not exist."""
+        """HeadObject: the length of an object; None if it does not exist."""
         try:
             return self._file(key).stat().st_size
         except FileNotFoundError:
@@ -111,7 +112,7 @@ class Bucket:
         self._file(key).unlink(missing_ok=True)
 
     def list_objects(self, prefix: str) -> list[ObjectInfo]:
-        """ListObjectsV2, all pages: in the order of the keys."""
+        """ListObjectsV2, all pages, in the order of the keys."""
         found = []
         for entry in os.scandir(self._objects):
             if (key := unquote(entry.name)).startswith(prefix):
@@ -155,7 +156,7 @@ class Bucket:
         shutil.rmtree(self._uploads / upload, ignore_errors=True)
 
     def open_multiparts(self) -> int:
-        """ListMultipartUploads: how many there are."""
+        """ListMultipartUploads: the number of open uploads."""
         return sum(entry.is_dir() for entry in os.scandir(self._uploads))
 
     def _file(self, key: str) -> Path:

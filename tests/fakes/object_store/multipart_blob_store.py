@@ -38,7 +38,7 @@ SHARDS = "0123456789abcdef"
 
 
 class ObjectReader:
-    """A ranged GET that has begun (`BlobReader`)."""
+    """A GET of a range that has begun (`BlobReader`)."""
 
     file: OpenFile | None = None
     location: str | None = None
@@ -75,10 +75,10 @@ class ObjectReader:
 
 
 class MultipartSession:
-    """Collects a part in memory; puts it as an object when it is full, or when the session is flushed."""
+    """Collects a part in memory. Stores it as an object when it is full, or when the session is flushed."""
 
     def __init__(self, disk: Disk, objects: UploadObjects, running: RunningDigest, stored: int = 0) -> None:
-        """`running` covers the `stored` bytes."""
+        """`running`: the digest of the first `stored` bytes."""
         self._disk = disk
         self._objects = objects
         self._running = running
@@ -90,7 +90,8 @@ class MultipartSession:
 
     @classmethod
     def resumed(cls, disk: Disk, objects: UploadObjects, algorithm: str, checkpoint: Checkpoint) -> MultipartSession:
-        """Blocking. A last chunk that is smaller than a part is taken into memory, to become one."""
+        """Resumes a session. Blocks. Reads a last chunk that is smaller than a part into memory, so that it can
+        grow."""
         stored = objects.size()
         checkpoint.check_not_truncated(stored)
         running, covered = restore_digest(algorithm, checkpoint.state), checkpoint.offset
@@ -166,7 +167,7 @@ class MultipartSession:
 
 
 class ClaimedObjects:
-    """A session that was just taken over (`ClaimedUpload`)."""
+    """A session that was taken over (`ClaimedUpload`)."""
 
     def __init__(self, disk: Disk, objects: UploadObjects) -> None:
         self._disk = disk
@@ -180,11 +181,11 @@ class ClaimedObjects:
             await MultipartSession(self._disk, self._objects, start_digest("sha256")).discard()
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Does nothing, because no lock is held."""
 
 
 class UploadedObjects:
-    """The chunks of a session, whose digest is right (`VerifiedContent`)."""
+    """The chunks of a session with a verified digest (`VerifiedContent`)."""
 
     def __init__(self, disk: Disk, objects: UploadObjects, digest: Digest, size: int) -> None:
         self.digest = digest
@@ -214,7 +215,7 @@ class UploadedObjects:
             self._assemble(bucket)
 
     def _is_stored(self, bucket: Bucket) -> bool:
-        """Whether the object at the place has the right bytes; a real store would compare its checksum."""
+        """Returns whether the object at the place has the right bytes. A real store would compare its checksum."""
         running = start_digest(self.digest.algorithm)
         running.update(bucket.read(self.place))
         return running.digest() == self.digest
@@ -233,13 +234,13 @@ class UploadedObjects:
 
 
 class MultipartBlobStore:
-    """Everything is durable at once, so nothing depends on the machine's run."""
+    """Blobs in a bucket. Every write is durable at once, so nothing depends on the boot of the machine."""
 
     boot = ""
     shard_count = len(SHARDS)
 
     def __init__(self, disk: Disk, bucket: Bucket) -> None:
-        """`disk` lends its threads."""
+        """`disk`: its threads are used."""
         self.bucket = bucket
         self._disk = disk
 
@@ -268,7 +269,7 @@ class MultipartBlobStore:
         return await self._disk.run(UploadObjects(self.bucket, upload).size)
 
     async def discard_upload(self, upload: UploadID) -> None:
-        """Also one whose commit was stopped in its midst."""
+        """Deletes the objects of a session, also of one whose commit was interrupted."""
         await self._disk.run(UploadObjects(self.bucket, upload).delete)
 
     async def list_uploads(self) -> list[tuple[UploadID, float]]:
@@ -288,7 +289,7 @@ class MultipartBlobStore:
             await self._disk.run(lambda: self.bucket.delete(place))
 
     async def reclaim_space(self) -> None:
-        """Nothing: what is deleted takes no space."""
+        """Does nothing, because deleted objects take no space."""
 
     async def unreclaimed_size(self) -> int:
         return 0
@@ -332,7 +333,7 @@ class MultipartBlobStore:
         return f"quarantine/{digest}"
 
     async def quarantine(self, digest: Digest, place: str) -> None:
-        """Objects cannot be renamed: a copy, then a delete."""
+        """Copies the object and deletes the old one, because objects cannot be renamed."""
 
         def move() -> None:
             with suppress(NoSuchKey):
@@ -360,8 +361,8 @@ OpenObjects = Callable[[Disk, str, Metadata, DigestLocks], AbstractAsyncContextM
 
 
 def open_objects(folder: Path, min_part_bytes: int, before: Callable[[str, str], None] | None = None) -> OpenObjects:
-    """For `open_registry`: blobs and uploads in the bucket in `folder`. Partial blobs are filled in files, and copied
-    to the bucket once they are complete."""
+    """An argument for `open_registry`: keeps blobs and uploads in the bucket in `folder`. Partial blobs are files,
+    which are copied into the bucket when they are complete."""
 
     @asynccontextmanager
     async def opened(

@@ -1,12 +1,12 @@
-"""The objects of an upload session, and who owns it.
+"""The objects of an upload session, and its owner.
 
     uploads/UUID/claims/GENERATION                  who may write; the newest claim owns the session
-    uploads/UUID/bases/GENERATION                   the chunks that counted when that generation took the session over
+    uploads/UUID/bases/GENERATION                   the valid chunks when that generation took the session over
     uploads/UUID/chunks/START-LENGTH-GENERATION     bytes
 
-A claim is put only if it does not exist, so of several that take a session over at once one wins. A chunk counts if the
-newest base names it, or its own generation wrote that base: what a former owner puts later counts for nothing. A commit
-ends the session with a claim that is closed.
+A claim is stored only if it does not exist. So of several requests that take a session over at once, one succeeds. A
+chunk is valid if the newest base lists it, or if its own generation has written that base. A chunk that a former owner
+stores later is not valid. A commit ends the session with a closed claim.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Chunk:
 
 
 class UploadObjects:
-    """The session `upload` as `generation` sees it; 0: nobody has begun it. All calls block; those that write raise
-    BlobUploadInvalid for who is not the owner."""
+    """The session `upload` as `generation` sees it; 0: the session was not begun. All calls block. Calls that write
+    raise BlobUploadInvalid if the generation is not the owner."""
 
     def __init__(self, bucket: Bucket, upload: UploadID, generation: int = 0) -> None:
         self.bucket = bucket
@@ -57,7 +57,7 @@ class UploadObjects:
 
     @classmethod
     def take_over(cls, bucket: Bucket, upload: UploadID) -> UploadObjects:
-        """Raises BlobUploadUnknown: the session is being ended."""
+        """Takes the session over. Raises BlobUploadUnknown if the session is being ended."""
         while True:
             objects = cls(bucket, upload)
             newest, closed = objects._newest_claim()
@@ -72,14 +72,15 @@ class UploadObjects:
             return objects
 
     def begin(self) -> None:
-        """Begins the session, if that was not done."""
+        """Begins the session, unless it was begun already."""
         if not self.generation:
             self._claim(1)
             self.generation = 1
             self._put_base([])
 
     def chunks(self) -> list[Chunk]:
-        """The chunks that count, in order and without a gap. Where several begin at one byte, the longest does."""
+        """Returns the valid chunks, in order and without a gap. If several begin at the same byte, the longest one
+        counts."""
         bases = self.bucket.list_objects(f"{self._prefix}bases/")
         if not bases:
             return []
@@ -101,14 +102,15 @@ class UploadObjects:
         return chunks[-1].stop if chunks else 0
 
     def put_chunk(self, start: int, data: bytes) -> None:
-        """Who lost the session meanwhile learns of it here, and so acknowledges nothing."""
+        """Stores a chunk. Raises BlobUploadInvalid if another request has taken the session over meanwhile, so that the
+        chunk is not acknowledged."""
         self.check_owner()
         chunk = Chunk(start, len(data), self.generation)
         self.bucket.put(self.key(chunk), data)
         self.check_owner()
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """The bytes, fewer where they end."""
+        """Returns the bytes from `start` to `stop`, or fewer at the end of the session."""
         for chunk in self.chunks():
             at, end = max(start, chunk.start), min(stop, chunk.stop)
             while at < end:
@@ -124,8 +126,9 @@ class UploadObjects:
             raise BlobUploadInvalid(TAKEN_OVER)
 
     def end(self) -> None:
-        """Nobody can take the session over from here on. If it was taken over and deleted just before, the name of the
-        next claim is free again; but then the claim before it, this one's own, was deleted first."""
+        """Makes sure that nobody can take the session over any more. If it was taken over and deleted just before, the
+        name of the next claim is free again; but then the claim before it, that of this generation, was deleted
+        first."""
         self.check_owner()
         self._claim(self.generation + 1, closed=True)
         if not self.bucket.exists(self._claim_key(self.generation)):
@@ -133,7 +136,7 @@ class UploadObjects:
             raise BlobUploadInvalid(TAKEN_OVER)
 
     def delete(self) -> None:
-        """The claims last: as long as there are bytes, a former owner finds that they are not its own."""
+        """Deletes the claims last: as long as there are bytes, a former owner finds that it does not own them."""
         for kind in ("chunks/", "bases/", "claims/"):
             for listed in self.bucket.list_objects(self._prefix + kind):
                 self.bucket.delete(listed.key)

@@ -1,5 +1,5 @@
-"""Loaded by a command that a test starts, before anything else: on SIGUSR1 it shows what its tasks wait for, and when
-SIGABRT ends it, where its threads are. Both go to stderr."""
+"""A command that a test starts loads this module first. On SIGUSR1, it shows what the tasks of the command wait for.
+When SIGABRT ends it, it shows where its threads are. Both outputs go to stderr."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 
 
 def show_tasks(*_: object) -> None:
-    """In the main thread, between two steps of the event loop or while it waits."""
+    """Runs in the main thread, between two steps of the event loop or while it waits."""
     loop = asyncio._get_running_loop()
     for task in asyncio.all_tasks(loop) if loop else ():
         print(f"{task!r} cancelling={task.cancelling()}", file=sys.stderr)

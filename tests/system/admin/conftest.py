@@ -16,7 +16,7 @@ WARMED = noise_image("warm", 3000, 200_000)
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
-    """Yields one site for all tests. Each test makes its own names."""
+    """Yields one server for all tests. Each test uses names of its own."""
     folder = tmp_path_factory.mktemp("site")
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
     with running_server(folder, workers=2) as server:
@@ -25,8 +25,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
 
 @pytest.fixture(scope="session")
 def mirror_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
-    """A site that mirrors docker.io, with `library/app:1`, `team/app:1` and others there. Tests leave no
-    tag frozen."""
+    """Yields a server that mirrors docker.io, with `library/app:1`, `team/app:1` and other images there. No test leaves
+    a tag frozen."""
     folder = tmp_path_factory.mktemp("site")
     content = UpstreamContent()
     content.add("library/app", MIRRORED, "1", "2", "3")

@@ -33,7 +33,7 @@ def test_users(site: AdminSite) -> None:
 
 
 def test_disabling_holds_at_the_next_request(site: AdminSite) -> None:
-    """Disabling an account ends its cached logins at the next request, on every worker."""
+    """After an account was disabled, every worker refuses its next request, even if the login is cached."""
     user = site.user()
     for _ in range(8):
         assert site.call("GET", "/me", auth=user).status_code == 200
@@ -103,7 +103,7 @@ def test_errors(site: AdminSite, method: str, path: str, body: object, status: i
 
 
 def test_groups_and_grants(site: AdminSite) -> None:
-    """A grant to a group counts for its members, and the query `for` shows it."""
+    """A grant to a group applies to its members. The query parameter `for` shows it."""
     group, user = site.name("group"), site.user()
     assert site.done("POST", "/groups", {"name": group}) == {"name": group, "members": []}
     site.done("PUT", f"/groups/{group}/members/{user[0]}")
@@ -124,8 +124,8 @@ def test_groups_and_grants(site: AdminSite) -> None:
 
 
 def test_rights(site: AdminSite) -> None:
-    """What an account may do and why: an admin asks about everyone, others about themselves and about everyone
-    without a login."""
+    """The API shows what an account may do, and by which grants. An admin may ask about every account, others about
+    their own and about clients without a login."""
     user = site.user()
     group = site.name("group")
     site.done("POST", "/groups", {"name": group})
@@ -178,7 +178,7 @@ def test_who_may_grant(site: AdminSite) -> None:
 
 @pytest.mark.parametrize("pattern", ["*/app", "team/*/app", "**/app", "a*b"])
 def test_new_patterns_are_simple(site: AdminSite, pattern: str) -> None:
-    """A grant and a token limit take an exact name, or a prefix with one star form at its end."""
+    """The pattern of a new grant or token limit is an exact name, or a prefix that ends with `*` or `**`."""
     user = site.user()
     grant = {"subject": f"user:{user[0]}", "pattern": pattern, "actions": ["pull"]}
     limits = [{"pattern": pattern, "actions": ["pull"]}]
@@ -192,8 +192,8 @@ def test_new_patterns_are_simple(site: AdminSite, pattern: str) -> None:
 
 
 def test_tokens(site: AdminSite) -> None:
-    """A token is made by its owner with the password, or by an admin. It is shown once, logs in as Basic or Bearer, and
-    ends at the request after its revocation."""
+    """The account with its password, or an admin, can make a token. Its secret is shown once. It logs in as Basic or
+    Bearer, and is refused at the next request after its revocation."""
     user = site.user()
     made = site.done("POST", "/tokens", {"note": "laptop", "expires_in": "90d"}, auth=user)
     assert made["account"] == user[0]
@@ -212,7 +212,7 @@ def test_tokens(site: AdminSite) -> None:
 
 @pytest.mark.parametrize("wrong", ["0s", "37000d", "99999999999999w"])
 def test_when_tokens_expire(site: AdminSite, wrong: str) -> None:
-    """An expiry that no calendar can express is refused: no list could show it."""
+    """An expiry that a calendar cannot express is refused, because no list could show it."""
     user = site.user()
     answer = site.call("POST", "/tokens", {"expires_in": wrong}, auth=user)
     assert (answer.status_code, code_of(answer)) == (400, "ACCOUNT_INVALID")
@@ -257,7 +257,7 @@ def test_a_key_that_others_have(site: AdminSite) -> None:
 
 
 def test_audit(site: AdminSite) -> None:
-    """A line of the audit log has the actor, the action and the origin. Pages go back in time."""
+    """An entry of the audit log has the actor, the action and the address. Later pages have older entries."""
     group = site.name("group")
     site.done("POST", "/groups", {"name": group})
     site.done("DELETE", f"/groups/{group}")

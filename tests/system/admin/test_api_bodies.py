@@ -1,4 +1,4 @@
-"""Which requests the management API accepts, and what its answers and the log never show."""
+"""Which requests the management API accepts, and what its responses and the log never show."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def client(site: AdminSite) -> Iterator[httpx2.Client]:
     "kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/json"]
 )
 def test_only_json(client: httpx2.Client, kind: str | None) -> None:
-    """A body that a form of another site could send is refused."""
+    """A body of a type that a form on another site could send is refused."""
     headers = {} if kind is None else {"content-type": kind}
     for path, body in (("/users", b'{"name": "eve", "admin": true}'), ("/keys", b"{}"), ("/keys", b"")):
         refused = client.post(path, content=body, headers=headers)
@@ -32,7 +32,7 @@ def test_only_json(client: httpx2.Client, kind: str | None) -> None:
 
 
 def test_other_sites(client: httpx2.Client) -> None:
-    """Only pages of this registry may change anything, by what the browser says about the origin."""
+    """Only pages of this registry may change something. The browser's headers tell the origin of the page."""
     for place in ("cross-site", "same-site"):
         refused = client.post("/keys", json={}, headers={"sec-fetch-site": place})
         assert (refused.status_code, code_of(refused)) == (403, "DENIED")
@@ -78,7 +78,7 @@ def test_errors_do_not_show_what_came(client: httpx2.Client, site: AdminSite, pa
 
 
 def test_a_password_that_is_no_text(client: httpx2.Client) -> None:
-    """Half of a surrogate pair in a password is refused, and causes no failure."""
+    """A password with half of a surrogate pair is refused, and causes no internal error."""
     answer = client.post(
         "/users", content=b'{"name":"x","password":"\\ud800abcdefgh"}', headers={"content-type": "application/json"}
     )
@@ -86,8 +86,8 @@ def test_a_password_that_is_no_text(client: httpx2.Client) -> None:
 
 
 def test_secrets_are_nowhere(site: AdminSite) -> None:
-    """Passwords and API tokens that were used in every way are in no log, no file of the data directory, and no list of
-    the API."""
+    """Passwords and API tokens, used in every possible way, are in no log, no file of the data directory, and no list
+    of the API."""
     user, _ = site.user()
     given = "a password of mine"
     made = site.done("PUT", f"/users/{user}/password", {})["password"]
@@ -129,7 +129,7 @@ def _lines(site: AdminSite, part: str, count: int) -> list[str]:
 
 
 def test_half_a_request(site: AdminSite) -> None:
-    """A client that disconnects during its body disturbs no other request."""
+    """If a client disconnects in the middle of its body, other requests are not affected."""
     with socket.create_connection(("127.0.0.1", site.server.port)) as raw:
         raw.sendall(
             b"POST /api/v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"

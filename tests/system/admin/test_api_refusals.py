@@ -1,4 +1,4 @@
-"""Refusals of the management API: every route, for every kind of caller."""
+"""What the management API refuses: every route, for every kind of caller."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_wrong_credentials(site: AdminSite, route: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("route", sorted(set(ROUTES) - OWN), ids=" ".join)
 def test_for_admins_alone(site: AdminSite, route: tuple[str, str]) -> None:
-    """Every other caller gets 403, also an admin with a limited token, whatever exists."""
+    """Every caller who is not an admin gets 403, also an admin with a limited token, whatever exists."""
     user = site.user()
     admin = site.user(admin=True)
     limited = site.token(admin[0], limits=[{"pattern": "**", "actions": ["pull", "push", "delete", "admin"]}])
@@ -139,7 +139,7 @@ def test_for_admins_alone(site: AdminSite, route: tuple[str, str]) -> None:
 
 
 def test_denials_are_in_the_audit_log(site: AdminSite) -> None:
-    """A denial is recorded with account, operation and address, up to a second late."""
+    """A denial is recorded with account, operation and address, at most a second later."""
     user = site.user()
     site.call("DELETE", "/groups/some", auth=user)
     while not (lines := site.done("GET", "/audit", actor=user[0], outcome="denied")["items"]):
@@ -149,7 +149,7 @@ def test_denials_are_in_the_audit_log(site: AdminSite) -> None:
 
 
 def test_a_denial_steers_no_terminal(site: AdminSite) -> None:
-    """The audit log holds the path percent-encoded, as it came."""
+    """The audit log has the path in its percent-encoded form, as the client sent it."""
     user = site.user()
     site.call("DELETE", "/groups/%1b[2J%0d", auth=user)
     while not (lines := site.done("GET", "/audit", actor=user[0], outcome="denied")["items"]):
@@ -159,7 +159,7 @@ def test_a_denial_steers_no_terminal(site: AdminSite) -> None:
 
 
 def test_the_list_of_the_others_is_right() -> None:
-    """`OWN` lists no route that does not exist."""
+    """All routes in `OWN` exist."""
     assert set(ROUTES) >= OWN
 
 
@@ -175,7 +175,7 @@ def test_the_list_of_the_others_is_right() -> None:
     ],
 )
 def test_others_are_as_if_they_were_not(site: AdminSite, method: str, path: str, body: object) -> None:
-    """An existing account that the caller may not see answers like one that does not exist."""
+    """An existing account that the caller may not see gets the same response as one that does not exist."""
     user = site.user()
     answers = [site.call(method, path.format(name), body, auth=user) for name in ("root", "not-there")]
     assert [answer.status_code for answer in answers] == [404, 404]
@@ -183,7 +183,7 @@ def test_others_are_as_if_they_were_not(site: AdminSite, method: str, path: str,
 
 
 def test_others_tokens_are_as_if_they_were_not(site: AdminSite) -> None:
-    """A caller cannot make or revoke a token of another account, and cannot tell whether it exists."""
+    """A caller cannot make or revoke a token of another account, and cannot find out whether it exists."""
     user = site.user()
     theirs = site.token("root").split("_")[1]
     answers = [site.call("DELETE", f"/tokens/{token}", auth=user) for token in (theirs, "not-there")]

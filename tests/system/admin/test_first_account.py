@@ -22,7 +22,7 @@ ROOT = {"name": "root", "password": PASSWORD, "admin": True}
 
 @asynccontextmanager
 async def api(folder: Path, address: str = "127.0.0.1", *, proxied: bool = False) -> AsyncIterator[httpx2.AsyncClient]:
-    """Yields a client of the application, at any address."""
+    """Yields a client of the application with this address."""
     settings = Settings(data=folder / "data", trusted_proxies=["192.0.2.0/24"] if proxied else [])
     prepare_data_dir(settings.data)
     app = create_app(settings)
@@ -54,7 +54,7 @@ async def test_the_first_one_is_an_admin(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7", "10.0.0.1"])
 async def test_from_elsewhere(tmp_path: Path, address: str) -> None:
-    """From another machine only `/me` answers. All other answers name the command to run."""
+    """From another machine, only `/me` answers. All other responses name the command that adds the first account."""
     async with api(tmp_path, address) as client:
         me = (await client.get("/me")).json()
         assert (me["open"], me["admin"]) == (True, False)
@@ -65,8 +65,9 @@ async def test_from_elsewhere(tmp_path: Path, address: str) -> None:
 
 
 async def test_a_page_of_another_host(tmp_path: Path) -> None:
-    """A page whose host name leads to this machine (DNS rebinding) can neither read nor change anything in a registry
-    without accounts, although a browser takes the registry for the page's own site. Without a browser it can."""
+    """In a registry without accounts, a web page whose host name leads to this machine (DNS rebinding) can neither read
+    nor change anything, although the browser takes the registry for the page's own site. A program other than a browser
+    can."""
     evil = {"host": "evil.example:5000", "sec-fetch-site": "same-origin", "accept-language": "en"}
     async with api(tmp_path) as client:
         for answer in (

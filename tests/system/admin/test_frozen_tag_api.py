@@ -14,8 +14,8 @@ def frozen_tags(site: AdminSite, **more: Any) -> list[str]:
 
 
 def test_an_admin(mirror_site: AdminSite) -> None:
-    """An admin freezes a tag at what it is now or at a digest, sees all frozen tags in pages, and unfreezes them; all
-    workers and the command see that at once. The audit log names the admin."""
+    """An admin freezes a tag at its present digest or at a given one, sees all frozen tags in pages, and unfreezes
+    them. All workers and the command see this at once. The audit log names the admin."""
     site = mirror_site
     one = site.done("PUT", "/mirror/frozen", {"reference": "app:1"})
     assert (one["repository"], one["tag"], one["digest"]) == ("docker.io/library/app", "1", MIRRORED.digest)
@@ -40,7 +40,7 @@ def test_an_admin(mirror_site: AdminSite) -> None:
 
 
 def test_the_admin_of_a_repository(mirror_site: AdminSite) -> None:
-    """An account with the action admin on a repository freezes, sees and unfreezes its tags, and no others."""
+    """An account with the action admin on a repository can freeze, see and unfreeze its tags, and no others."""
     site = mirror_site
     user = site.user()
     site.done("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": "docker.io/team/**", "actions": ["admin"]})
@@ -60,7 +60,7 @@ def test_the_admin_of_a_repository(mirror_site: AdminSite) -> None:
 
 
 def test_bad_references(mirror_site: AdminSite) -> None:
-    """What cannot be frozen is refused with a sentence, and nothing is frozen."""
+    """A reference that cannot be frozen is refused with an error, and nothing is frozen."""
     site = mirror_site
     for reference, status in (
         ("app:none", 404),

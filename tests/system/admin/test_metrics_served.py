@@ -1,4 +1,4 @@
-"""`/metrics` of a real server: who may read it, and that its counts are exact."""
+"""`/metrics` of a real server: who may read it, and whether its counts are exact."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def with_settings(folder: Path, text: str) -> str:
 
 
 class Load:
-    """Requests over several connections at once. `answered`: the complete answers. `lost`: requests without one."""
+    """Requests over several connections at the same time. `answered`: the complete responses. `lost`: requests without
+    a response."""
 
     def __init__(self, server: RegistryServer) -> None:
         self._port = server.port
@@ -48,7 +49,7 @@ class Load:
                 done.result()
 
     def _ask(self, number: int) -> None:
-        """Sends each request until it is answered, over one connection as long as that is there."""
+        """Sends each request until it has a response, over one connection as long as that is open."""
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         for round_number in range(ROUNDS):
             body = f"{number} {round_number}".encode()
@@ -78,7 +79,7 @@ class Load:
 
 
 def counted(found: Scrape) -> Answered:
-    """What the metrics say, apart from the scrapes themselves."""
+    """Returns the counts in the metrics, without those of the scrapes themselves."""
     return Counter(
         {
             (labels["route"], labels["method"], labels["status"]): int(value)
@@ -89,8 +90,8 @@ def counted(found: Scrape) -> Answered:
 
 
 def scrape_until(url: str, is_true: Callable[[Scrape], bool]) -> Scrape:
-    """The first scrape for which it is true; after a minute, the last one. A server notices the end of a connection
-    a little later than its client."""
+    """Returns the first scrape for which `is_true` returns True, or the last one after a minute. The server notices the
+    end of a connection a little later than its client."""
     deadline = time.monotonic() + 60
     while not is_true(found := scrape(url)) and time.monotonic() < deadline:
         pass
@@ -98,7 +99,7 @@ def scrape_until(url: str, is_true: Callable[[Scrape], bool]) -> Scrape:
 
 
 def test_two_workers_count_together(tmp_path: Path) -> None:
-    """Whichever of them answers, the counts are those of both, and exactly what was answered."""
+    """Whichever worker answers a scrape, the counts are those of both, and equal the number of responses."""
     with running_server(tmp_path, "--config", with_settings(tmp_path, ALLOWED)) as server:
         load = Load(server)
         load.run()
@@ -115,8 +116,8 @@ def test_two_workers_count_together(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_loses_no_count(tmp_path: Path) -> None:
-    """One of two workers is killed by SIGKILL in the middle of a load: what was answered is counted, exactly; only a
-    request that the kill has cut off may be counted or not."""
+    """While requests run, one of two workers is killed by SIGKILL. All responses are counted exactly. Only a request
+    that the kill has cut off may or may not be counted."""
     with running_server(tmp_path, "--config", with_settings(tmp_path, ALLOWED)) as server:
         load = Load(server)
         working = threading.Thread(target=load.run)
@@ -140,7 +141,7 @@ def test_a_killed_worker_loses_no_count(tmp_path: Path) -> None:
 
 
 def test_who_may_read_the_metrics(site: AdminSite) -> None:
-    """An account that may administrate the registry; nobody else, unless the settings allow the address."""
+    """Admins may read the metrics. Other clients may only if the settings allow their address."""
     ask = httpx2.Client(base_url=site.server.url, trust_env=False)
     with ask:
         assert ask.get("/metrics").status_code == 401
@@ -152,13 +153,13 @@ def test_who_may_read_the_metrics(site: AdminSite) -> None:
 
 
 def test_a_registry_without_accounts_shows_its_metrics(tmp_path: Path) -> None:
-    """To whoever reaches it, like all else."""
+    """Without accounts, every client may read the metrics."""
     with running_server(tmp_path, workers=1) as server:
         assert scrape(server.url).total("entrepot_workers") == 1
 
 
 def test_a_port_of_its_own_serves_nothing_else(tmp_path: Path) -> None:
-    """Every client that reaches it may read the metrics there; the registry is not there."""
+    """Every client that can connect to the port for metrics may read them there. The port serves nothing else."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with running_server(
@@ -172,7 +173,8 @@ def test_a_port_of_its_own_serves_nothing_else(tmp_path: Path) -> None:
 
 
 def test_names_of_distribution(tmp_path: Path) -> None:
-    """Are there where the settings ask for them, with Distribution's labels, and say the same."""
+    """If the settings ask for them, there are metrics with Distribution's names and labels, and with the same
+    values."""
     settings = ALLOWED + "distribution_names = true\n"
     with running_server(tmp_path, "--config", with_settings(tmp_path, settings)) as server:
         with httpx2.Client(base_url=server.url, trust_env=False) as ask:
@@ -195,7 +197,7 @@ def test_names_of_distribution(tmp_path: Path) -> None:
 
 
 def test_no_label_has_the_name_of_a_repository(tmp_path: Path) -> None:
-    """However the clients name what they ask for."""
+    """No label of a metric has the name of a repository, whatever clients request."""
     with running_server(tmp_path, "--config", with_settings(tmp_path, ALLOWED), workers=1) as server:
         with httpx2.Client(base_url=server.url, trust_env=False) as ask:
             for path in ("/v2/secretname/app/manifests/1", "/v2/secretname/tags/list", "/secretname", "/v2/%zz"):
@@ -206,7 +208,7 @@ def test_no_label_has_the_name_of_a_repository(tmp_path: Path) -> None:
 
 
 def test_figures_of_the_store(tmp_path: Path) -> None:
-    """What is stored, what quotas count, and the disk."""
+    """The metrics have the sizes of the stored content, the use of quotas, and the space of the disk."""
     settings = ALLOWED + '[[quota]]\nprefix = "team/"\nmax_size = "1GiB"\nmax_tags = 5\n'
     with running_server(tmp_path, "--config", with_settings(tmp_path, settings), workers=1) as server:
         with httpx2.Client(base_url=server.url, trust_env=False) as ask:
@@ -226,7 +228,7 @@ def test_figures_of_the_store(tmp_path: Path) -> None:
 
 
 def test_logins_and_denials_are_counted(site: AdminSite) -> None:
-    """By method and outcome, and by the action that was denied."""
+    """Logins are counted by method and outcome, denials by the denied action."""
     user, password = site.user()
     with httpx2.Client(base_url=site.server.url, trust_env=False) as ask:
         before = parse(ask.get("/metrics", auth=(ADMIN, PASSWORD)).text)

@@ -1,4 +1,4 @@
-"""`/api/v1/mirror`: the state of the upstreams, cached images, and changes of what is cached."""
+"""`/api/v1/mirror`: the state of the upstreams, cached images, and changes of the cached content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WARM = "docker.io/library/warm"
 
 
 def ended(site: AdminSite, job: dict[str, Any]) -> dict[str, Any]:
-    """The job, once it has ended."""
+    """Waits until the job has ended, and returns it."""
     deadline = time.monotonic() + 60
     while job["ended"] is None:
         assert time.monotonic() < deadline
@@ -29,8 +29,8 @@ def images(site: AdminSite, **query: Any) -> list[dict[str, Any]]:
 
 
 def test_what_is_cached(mirror_site: AdminSite) -> None:
-    """A job fetches an image, which is listed then; a refresh asks the upstream about it, and a purge deletes it. The
-    audit log names who purged. A second job fetches nothing again, and one whose image nobody has fails."""
+    """A job fetches an image, which is listed after that. A refresh asks the upstream about it, and a purge deletes it.
+    The audit log names who purged it. A second job fetches nothing again. A job whose image does not exist fails."""
     site = mirror_site
     body = {"references": ["warm:1", f"{WARM}:2"], "platforms": ["all"]}
     job = ended(site, site.done("POST", "/mirror/warm", body))
@@ -75,7 +75,8 @@ def test_what_is_cached(mirror_site: AdminSite) -> None:
 
 
 def test_who_may_change_the_cache(mirror_site: AdminSite) -> None:
-    """The admins, and whoever has the action admin on the repository; the rest is for admins."""
+    """Admins, and accounts with the action admin on the repository, may change what is cached of it. All other routes
+    are for admins only."""
     site = mirror_site
     user = site.user()
     site.done("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": "docker.io/team/**", "actions": ["admin"]})

@@ -1,4 +1,4 @@
-"""Retention of a running server: previews and runs by the API, and by the command beside the server."""
+"""Retention on a running server: previews and runs, by the API and by the command."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ tags = "1.*"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
-    """A server with rules, which runs them only if it is asked to."""
+    """A server with retention rules, which it applies only on request."""
     folder = tmp_path_factory.mktemp("retention")
     (folder / "entrepot.toml").write_text(SETTINGS)
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
@@ -47,7 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
 
 
 def push(site: AdminSite, repo: str, *tags: str) -> None:
-    """Pushes an image of its own for each tag, one after the other."""
+    """Pushes a different image for each tag, one after the other."""
     with plain_client(f"{site.server.url}/v2/{repo}", auth=(ADMIN, PASSWORD)) as client:
         for tag in tags:
             blobs = [f"{role} of {repo}:{tag}".encode() for role in ("config", "layer")]
@@ -66,7 +66,7 @@ def tags(site: AdminSite, repo: str) -> list[str]:
 
 
 def run_job(site: AdminSite) -> Any:
-    """Starts a job, and waits for its end."""
+    """Starts a job and waits for its end."""
     job = site.done("POST", "/retention", {})
     deadline = time.monotonic() + 60
     while (found := site.done("GET", f"/jobs/{job['id']}"))["ended"] is None:
@@ -76,7 +76,7 @@ def run_job(site: AdminSite) -> Any:
 
 
 def test_a_preview_names_each_tag_and_the_reason(site: AdminSite) -> None:
-    """In pages; the first has the totals."""
+    """A preview lists each tag with the reason, in pages. The first page has the totals."""
     push(site, "team/preview", "a", "b", "c", "v1")
     first = site.done("GET", "/retention/preview", repository="team/preview", limit=3)
     assert first["rule"] == "rule 1 (team/**)"
@@ -90,7 +90,7 @@ def test_a_preview_names_each_tag_and_the_reason(site: AdminSite) -> None:
 
 
 def test_a_preview_needs_rights_on_the_repository(site: AdminSite) -> None:
-    """The action admin on it suffices, and others are refused whatever exists."""
+    """A preview needs the action admin on the repository. Other callers get the same error whether or not it exists."""
     user = site.user()
     for repo in ("team/mine", "team/none"):
         answer = site.call("GET", "/retention/preview", auth=user, repository=repo)
@@ -108,7 +108,7 @@ def test_previews_of_nothing(site: AdminSite, repository: str | None, status: in
 
 
 def test_a_run_deletes_what_the_preview_said(site: AdminSite) -> None:
-    """The pulls that clients made meanwhile are in the next preview."""
+    """A run deletes what the preview has listed. Pulls by clients since then count in the next preview."""
     push(site, "team/run", "kept")  # so that the pattern of the first rule applies to something
     push(site, "scratch/run", "a", "b", "c")
     assert tags(site, "scratch/run") == ["a", "b", "c"]
@@ -121,7 +121,7 @@ def test_a_run_deletes_what_the_preview_said(site: AdminSite) -> None:
 
 
 def test_the_command_beside_the_server(site: AdminSite) -> None:
-    """It says the same as text and as lines of JSON, and the server sees what it deletes."""
+    """The command prints the same as text and as lines of JSON. The server sees what it deletes."""
     push(site, "team/command", "kept")  # so that the pattern of the first rule applies to something
     push(site, "scratch/command", "a", "b")
     options = ("--config", "entrepot.toml")
@@ -156,7 +156,7 @@ def test_the_command_beside_the_server(site: AdminSite) -> None:
 
 
 def test_an_immutable_tag_stays(site: AdminSite) -> None:
-    """The preview says so."""
+    """An immutable tag stays, and the preview says so."""
     push(site, "scratch/fixed", "1.0", "a", "b")
     options = ("--config", "entrepot.toml")
     shown = entrepot_output("retention", "preview", "scratch/fixed", *options, folder=site.folder).splitlines()
@@ -174,7 +174,8 @@ def test_a_repository_without_a_rule(site: AdminSite) -> None:
 
 
 def test_a_rule_that_deletes_everything_is_confirmed(tmp_path: Path) -> None:
-    """By its own setting when the server starts, and by --yes for the command."""
+    """A rule that deletes all tags needs a confirmation: its own setting when the server starts, and --yes for the
+    command."""
     rule = '[[retention]]\nrepositories = "scratch/**"\nkeep_last = 0\n'
     (tmp_path / "entrepot.toml").write_text(rule)
     refused = entrepot("serve", "--config", "entrepot.toml", folder=tmp_path)
@@ -195,7 +196,7 @@ def test_a_rule_that_deletes_everything_is_confirmed(tmp_path: Path) -> None:
 
 
 def test_the_server_runs_the_rules_by_itself(tmp_path: Path) -> None:
-    """At the interval, in one of the workers."""
+    """One of the workers applies the rules at the interval in the settings."""
     (tmp_path / "entrepot.toml").write_text(
         '[upkeep]\nretention_every = "1s"\n[[retention]]\nrepositories = "team/**"\nkeep_last = 1\n'
     )

@@ -1,4 +1,4 @@
-"""Searches over the management API, those of Docker's first API, and the extensions of /v2."""
+"""Searches over the management API, over Docker's first API, and the extensions of /v2."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ROOT = (ADMIN, PASSWORD)
 
 
 def get(site: AdminSite, path: str, auth: Auth = ROOT, **query: Any) -> httpx2.Response:
-    """A request outside of the management API."""
+    """Sends a request outside the management API."""
     with plain_client(site.server.url, timeout=60) as client:
         return client.get(path, auth=auth, params=query or None)
 
 
 def until(is_done: Callable[[], bool]) -> None:
-    """Waits until the index has followed."""
+    """Waits until the index contains the content, so that `is_done` returns True."""
     while not is_done():
         time.sleep(0.02)
 
@@ -82,7 +82,8 @@ def test_pages(site: AdminSite) -> None:
 
 
 def test_others_find_what_they_may_pull(site: AdminSite, repo: str) -> None:
-    """With every kind of search, and with the old API; a limited token finds less."""
+    """With every kind of search, and with the old API, an account finds only what it may pull. A limited token finds
+    less."""
     digest = indexed(site, repo)
     hidden = repo.replace("found", "hidden")
     indexed(site, hidden)
@@ -104,7 +105,7 @@ def test_others_find_what_they_may_pull(site: AdminSite, repo: str) -> None:
 
 
 def test_nobody_has_to_log_in(site: AdminSite, repo: str) -> None:
-    """Where not everyone may pull something. What everyone may pull is found without a login."""
+    """If everyone may pull something, a search needs no login and finds that. Otherwise it asks for a login."""
     indexed(site, repo)
     for answer in (site.call("GET", "/search", auth=None, q="app"), get(site, "/v1/search", None, q="app")):
         assert (answer.status_code, code_of(answer)) == (401, "UNAUTHORIZED")
@@ -120,7 +121,7 @@ def test_nobody_has_to_log_in(site: AdminSite, repo: str) -> None:
 
 
 def test_the_old_api(site: AdminSite) -> None:
-    """The fields and headers that Docker's client wants."""
+    """The old API has the fields and headers that Docker's client needs."""
     area = site.name("old")
     digests = [indexed(site, f"{area}/app{number}") for number in range(3)]
     answer = get(site, "/v1/_ping", None)
@@ -144,13 +145,13 @@ def test_the_old_api(site: AdminSite) -> None:
 
 
 def test_extensions(site: AdminSite) -> None:
-    """The list of extensions names what there is."""
+    """The list of extensions names all of them."""
     [oci, own] = get(site, "/v2/_oci/ext/discover", None).json()["extensions"]
     assert (oci["name"], own["name"], own["endpoints"]) == ("_oci", "_entrepot", ["_entrepot/history"])
 
 
 def test_history_over_v2(site: AdminSite, repo: str) -> None:
-    """Newest first, in pages, without addresses; for those who may pull."""
+    """The history is listed newest first, in pages, without addresses, for clients that may pull."""
     digests = [put(site, repo, "v1", text) for text in ("first", "second", "third")]
     path = f"/v2/{repo}/_entrepot/history/v1"
     page = get(site, path, None, n=2)

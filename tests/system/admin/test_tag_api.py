@@ -1,4 +1,4 @@
-"""Tags over the management API: their history, and changes, for those who may pull and push."""
+"""Tags over the management API: their history, and changes by accounts that may push."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def basic(auth: tuple[str, str]) -> str:
 
 
 def put(site: AdminSite, repo: str, tag: str, text: str, auth: tuple[str, str] = ROOT) -> str:
-    """Pushes an index over /v2; returns its digest."""
+    """Pushes an index over /v2, and returns its digest."""
     body, digest = index(text)
     url = f"{site.server.url}/v2/{repo}/manifests/{tag}"
     answer = plain_request("PUT", url, content=body, headers={"content-type": KIND, "authorization": basic(auth)})
@@ -30,7 +30,7 @@ def put(site: AdminSite, repo: str, tag: str, text: str, auth: tuple[str, str] =
 
 
 def v2_status(site: AdminSite, method: str, repo: str, tag: str, auth: Auth) -> int:
-    """The status of a read or push over /v2."""
+    """Returns the status of a read or push over /v2."""
     headers = {"accept": KIND, "content-type": KIND} | ({} if auth is None else {"authorization": basic(auth)})
     content = index("by v2")[0] if method == "PUT" else None
     url = f"{site.server.url}/v2/{repo}/manifests/{tag}"
@@ -47,7 +47,7 @@ def history(site: AdminSite, repo: str, tag: str, auth: Auth = ROOT, **query: An
 
 
 def test_history_and_restore(site: AdminSite) -> None:
-    """A pusher sees what happened and puts the tag back. The history names the account."""
+    """An account that may push sees the history of a tag and restores the tag. The history names the account."""
     repo = f"team/{site.name('repo')}"
     pusher = site.user()
     grant(site, pusher[0], repo, "pull", "push")
@@ -90,7 +90,8 @@ def test_pages(site: AdminSite) -> None:
 
 @pytest.mark.parametrize("name", ["one", "a/b/c", "a/tags/b", "tags/v1/history", "tags/tags"])
 def test_names_with_slashes(site: AdminSite, name: str) -> None:
-    """Also percent-encoded, and if the name has the words of the path."""
+    """The name of the repository in the path may have slashes, also percent-encoded ones, and may contain the words of
+    the path."""
     repo = f"{site.name('repo')}/{name}"
     first, second = put(site, repo, "tags", "first"), put(site, repo, "history", "second")
     assert [entry["digest"] for entry in history(site, repo, "tags")["items"]] == [first]
@@ -101,8 +102,8 @@ def test_names_with_slashes(site: AdminSite, name: str) -> None:
 
 
 def test_rights_are_those_of_v2(site: AdminSite) -> None:
-    """For every right, and for a repository that exists and one that does not: the history answers as a read of the
-    tag does, and a change as a push."""
+    """For every right, and for existing and missing repositories: the history answers as a read of the tag over /v2
+    does, and a change as a push does."""
     repo = f"team/{site.name('repo')}"
     put(site, repo, "v1", "first")
     put(site, repo, "v1", "second")
@@ -136,7 +137,7 @@ def test_invisible_and_unknown_look_alike(site: AdminSite) -> None:
 
 
 def test_a_limited_token_limits(site: AdminSite) -> None:
-    """As in /v2: 401, since another login of the account would do."""
+    """A limited token gets 401, as in /v2, because another login of the account would be accepted."""
     repo = f"team/{site.name('repo')}"
     put(site, repo, "v1", "first")
     name, _ = site.user()
@@ -148,7 +149,7 @@ def test_a_limited_token_limits(site: AdminSite) -> None:
 
 
 def test_pullers_do_not_see_addresses(site: AdminSite) -> None:
-    """They see who changed the tag and when, but not where from."""
+    """An account that may only pull sees who changed the tag and when, but not from which address."""
     repo = f"team/{site.name('repo')}"
     put(site, repo, "v1", "first")
     name, password = site.user()
@@ -189,7 +190,8 @@ def test_bad_requests(site: AdminSite, method: str, path: str, body: object, sta
 
 
 def test_the_history_of_all_tags(site: AdminSite) -> None:
-    """It has the changes of each tag, also of one that was deleted, in pages, for those who may pull."""
+    """The history of a repository has the changes of all its tags, also of deleted ones, in pages, for accounts that
+    may pull."""
     repo = f"team/{site.name('repo')}"
     put(site, repo, "v1", "first")
     put(site, repo, "v2", "second")

@@ -41,8 +41,8 @@ def folder(tmp_path: Path, unchanged: Path) -> Path:
 
 
 def test_the_first_account(tmp_path: Path) -> None:
-    """The first account creates the data directory, and the command says that the registry is closed and what to do
-    next. It says so only once. stdout has the generated password and nothing else."""
+    """The first account creates the data directory. The command says that the registry is closed and what to do next,
+    and says this only once. stdout has only the generated password."""
     done = entrepot("user", "add", "alice", "--admin", "--generate", folder=tmp_path)
     assert (done.returncode, bool(MADE.fullmatch(done.stdout))) == (0, True)
     assert f"The registry at {tmp_path / 'data'} is closed from now on" in done.stderr
@@ -67,14 +67,15 @@ def test_an_account_only_if_it_is_the_first(tmp_path: Path) -> None:
 
 
 def test_a_robot_first(tmp_path: Path) -> None:
-    """A robot closes the registry too, and the command says that there is no admin yet."""
+    """If the first account is a robot, the registry is closed as well, and the command says that there is no admin
+    yet."""
     said = entrepot("robot", "add", "ci", folder=tmp_path).stderr
     assert "is closed from now on" in said
     assert "entrepot user add NAME --admin   (there is none yet)" in said
 
 
 def test_users(folder: Path) -> None:
-    """The commands add, list, show, disable and remove people and make them admins."""
+    """The commands add, list, show, disable and remove people, and make them admins."""
     entrepot_output("user", "add", "bob", "--note", "on call", "--generate", folder=folder)
     alice, bob = listed("user", "list", folder=folder)
     assert (alice["name"], alice["admin"], alice["enabled"]) == ("alice", True, True)
@@ -94,7 +95,8 @@ def test_users(folder: Path) -> None:
 
 
 def test_passwords_come_from_a_file(folder: Path) -> None:
-    """The password is the file's first line, without the line end. There is no other way without a terminal."""
+    """The password is the first line of the file, without the line end. Without a terminal, there is no other way to
+    give it."""
     (folder / "password.txt").write_bytes(b"sesame open\r\nanother line\n")
     entrepot_output("user", "add", "bob", "--password-file", "password.txt", folder=folder)
     for given, said in (("", "no password on stdin"), ("short\n", "a password has 8 to")):
@@ -109,7 +111,7 @@ def test_passwords_come_from_a_file(folder: Path) -> None:
 
 
 def test_a_password_is_asked_for_at_a_terminal(folder: Path) -> None:
-    """The command asks twice and does not echo what is typed."""
+    """The command asks twice, and does not show what is typed."""
     master, terminal = os.openpty()
     command = [sys.executable, "-m", "registry", "user", "add", "bob"]
     with subprocess.Popen(
@@ -155,7 +157,8 @@ def test_a_name_that_is_taken(unchanged: Path) -> None:
 
 
 def test_the_last_admin(folder: Path) -> None:
-    """The last admin cannot be disabled, removed or made less without --force; with a second admin they can."""
+    """Without --force, the last admin cannot be disabled, removed or made an ordinary account. If there is a second
+    admin, the first one can."""
     changes = (("user", "disable", "alice"), ("user", "admin", "alice", "--off"), ("user", "remove", "alice"))
     for change in changes:
         assert "alice is the last admin who is enabled" in error_line(entrepot(*change, folder=folder), 1)
@@ -224,8 +227,8 @@ def test_errors_are_one_line(unchanged: Path, args: tuple[str, ...], said: str) 
 
 
 def test_groups(folder: Path) -> None:
-    """Accounts join and leave groups. The command mentions members without an account here, since it may be a typing
-    error."""
+    """Accounts join and leave groups. The command names members that have no account here, because the name may be
+    mistyped."""
     entrepot_output("robot", "add", "ci", folder=folder)
     entrepot_output("group", "add", "dev", folder=folder)
     done = entrepot("group", "join", "dev", "alice", "ci", "zoe", folder=folder)
@@ -241,7 +244,7 @@ def test_groups(folder: Path) -> None:
 
 
 def test_grants(folder: Path) -> None:
-    """Grants are added, replaced, removed, and listed by subject or by the account that they count for."""
+    """Grants are added, replaced, removed, and listed by subject or by the account to which they apply."""
     entrepot_output("group", "add", "dev", folder=folder)
     entrepot_output("group", "join", "dev", "alice", folder=folder)
     entrepot_output("grant", "add", "team/**", "pull", "group:dev", "user:bob", folder=folder)
@@ -291,14 +294,14 @@ def test_audit(folder: Path) -> None:
 
 
 def test_looking_makes_nothing(tmp_path: Path) -> None:
-    """Listing creates no data directory and says that there is none."""
+    """A list command creates no data directory, and says that there is none."""
     for kind in ("user", "grant"):
         assert "no data directory" in error_line(entrepot(kind, "list", folder=tmp_path), 1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_yet(folder: Path) -> None:
-    """An empty list says on stderr how to add to it. As JSON it is an empty list."""
+    """If a list is empty, stderr says how to add to it. In JSON, it is an empty array."""
     done = entrepot("robot", "list", folder=folder)
     assert (done.returncode, done.stdout) == (0, "")
     assert "entrepot robot add" in done.stderr
@@ -306,8 +309,8 @@ def test_nothing_yet(folder: Path) -> None:
 
 
 def test_secrets_are_nowhere(folder: Path) -> None:
-    """Passwords and token secrets are neither in the data directory nor in any output or the audit log. Signing keys
-    are in the database and in no output."""
+    """Passwords and secrets of tokens are neither in the data directory nor in any output or the audit log. Signing
+    keys are in the database, and in no output."""
     secrets = [PASSWORD, entrepot_output("user", "add", "bob", "--generate", folder=folder).strip()]
     secrets.append(entrepot_output("user", "password", "bob", "--generate", folder=folder).strip())
     token = entrepot_output("token", "add", "alice", folder=folder).strip()

@@ -24,7 +24,7 @@ SHORT_GRACE = {"ENTREPOT_GC__GRACE": "2", "ENTREPOT_GC__INTERVAL": "0.2"}
 
 
 def push(server: RegistryServer, repo: str, tag: str, size: int = 100_000) -> tuple[str, bytes]:
-    """Pushes an image that nobody else pushes; gives the path of its manifest, and its bytes."""
+    """Pushes an image that no other test pushes. Returns the path of its manifest, and its bytes."""
     with RawConnection(("127.0.0.1", server.port)) as wire:
         pushes = RawPushes(wire, repo)
         config, layer = os.urandom(2000), os.urandom(size)
@@ -35,7 +35,7 @@ def push(server: RegistryServer, repo: str, tag: str, size: int = 100_000) -> tu
 
 
 def check_whole(server: RegistryServer, path: str, body: bytes) -> None:
-    """The server has the manifest, and every blob of it with the right bytes."""
+    """Checks that the server has the manifest, and every blob of it with the right bytes."""
     root = path.partition("/manifests/")[0]
     with plain_client(server.url) as client:
         assert client.get(path).content == body
@@ -50,9 +50,8 @@ def lines(text: str) -> list[Any]:
 
 @pytest.mark.slow
 def test_a_backup_under_push_load(tmp_path: Path) -> None:
-    """While threads push and delete images, and collection removes what was deleted, backups are made. Each restores
-    into an empty directory, and each manifest that was acknowledged before the backup began, and not deleted, pulls
-    whole."""
+    """Backups are made while threads push and delete images and garbage is collected. Each backup can be restored. Each
+    manifest that was acknowledged before the backup began, and was not deleted, can be pulled completely."""
     done: list[tuple[str, bytes]] = []
     stop = threading.Event()
 
@@ -119,7 +118,7 @@ def test_what_the_commands_say(tmp_path: Path) -> None:
 
 
 def test_rotten_bytes(tmp_path: Path) -> None:
-    """A restore names the digest of rotten bytes and makes no registry."""
+    """If the backup has wrong bytes, the restore names their digest and makes no registry."""
     with running_server(tmp_path) as server:
         push(server, "team/app", "v1")
         entrepot_output("backup", "backups", "--copy", folder=tmp_path)
@@ -137,7 +136,7 @@ def test_rotten_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_full_target(tmp_path: Path) -> None:
-    """A backup into a disk that is too small says so, and goes on when there is more space."""
+    """A backup onto a full disk ends with an error, and continues when there is space."""
     with running_server(tmp_path) as server:
         for number in range(4):
             push(server, "team/app", f"v{number}", 2_000_000)
@@ -165,7 +164,8 @@ def test_a_full_target(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed(tmp_path: Path) -> None:
-    """A backup that is killed in the middle holds back no collection, and the next one goes on."""
+    """A backup that is killed in the middle does not delay garbage collection any more. The next backup continues
+    it."""
     with running_server(tmp_path, env=SHORT_GRACE) as server:
         path, body = push(server, "team/app", "v1", 30_000_000)
         for number in range(5):
@@ -194,7 +194,7 @@ def test_killed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_restore(tmp_path: Path) -> None:
-    """No server starts on what a killed restore left; the next one goes on, and its registry is whole."""
+    """No server starts on a killed restore. The next restore continues it, and its registry is complete."""
     with running_server(tmp_path) as server:
         pushed = [push(server, "team/app", f"v{number}", 10_000_000) for number in range(6)]
         entrepot_output("backup", "backups", folder=tmp_path)
@@ -238,8 +238,8 @@ def test_backups_by_the_api(tmp_path: Path, is_configured: bool) -> None:
 
 
 def test_lost_and_damaged_blobs(tmp_path: Path) -> None:
-    """A backup fails over a blob that turns out to be lost. Once the registry knows of the damage, the backup only says
-    so."""
+    """A backup that finds a missing blob fails. Once the registry knows that the blob is damaged, the backup only
+    reports it."""
     with running_server(tmp_path) as server:
         push(server, "team/app", "v1")
         victim = max((tmp_path / "data/blobs").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())

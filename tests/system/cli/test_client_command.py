@@ -41,7 +41,7 @@ def test_docker_on_this_machine(tmp_path: Path) -> None:
 
 
 def test_docker_on_other_machines(tmp_path: Path) -> None:
-    """Plain HTTP on other machines must be allowed in daemon.json; HTTPS need not."""
+    """On other machines, daemon.json has to allow plain HTTP. HTTPS needs no entry."""
     shown = json.loads(printed(tmp_path, "docker", "--url", "registry.example.com:5000"))
     assert shown == {"registry-mirrors": [REMOTE], "insecure-registries": ["registry.example.com:5000"]}
     shown = json.loads(printed(tmp_path, "docker", "--url", "https://registry.example.com"))
@@ -65,14 +65,14 @@ def test_what_docker_trusts(url: str, trusted: bool) -> None:
 
 
 def test_docker_mirrors_hub_only(tmp_path: Path) -> None:
-    """docker has no setting for other upstreams; the hint says how to name their images."""
+    """docker has no setting for mirrors of other upstreams. A hint says how to name their images."""
     hint = f"docker pull {REMOTE.partition('//')[2]}/ghcr.io/NAME"
     shown = json.loads(printed(tmp_path, "docker", "--url", REMOTE, "--upstream", "ghcr.io", said=hint))
     assert shown == {"insecure-registries": ["registry.example.com:5000"]}
 
 
 def test_docker_needs_hub_to_be_the_default(tmp_path: Path) -> None:
-    """If names without a host mean another upstream, docker would get the wrong images: the command refuses."""
+    """If names without a host mean another upstream, docker would get wrong images, so the command refuses."""
     (tmp_path / "a.toml").write_text('[[upstream]]\nname = "docker.io"\n[[upstream]]\nname = "ghcr.io"\ndefault = true')
     said = error_line(entrepot("client", "docker", "--config", "a.toml", folder=tmp_path), 2)
     assert "set default = true for the upstream docker.io" in said
@@ -102,7 +102,7 @@ name = "ghcr.io"
 
 def test_an_upstream_with_a_port(tmp_path: Path) -> None:
     """Clients know the upstream by its alias, a host with a port. The files are for the alias, with the endpoint at
-    that host as the server. The upstream's own name is only in the mirror's path."""
+    this host as the server. Only the path of the mirror has the upstream's name."""
     (tmp_path / "a.toml").write_text(CORP)
     here = ("--config", "a.toml", "--url", REMOTE)
     files = printed(tmp_path, "containerd", *here)
@@ -138,7 +138,7 @@ def test_podman(tmp_path: Path) -> None:
 
 
 def test_buildkit(tmp_path: Path) -> None:
-    """Each upstream has this registry as its mirror. Plain HTTP is set for this registry's host alone."""
+    """Each upstream has this registry as its mirror. Plain HTTP is allowed for this registry's host only."""
     (tmp_path / "a.toml").write_text(TWO)
     host = "registry.example.com:5000"
     mirrors = {"mirrors": [host]}
@@ -149,7 +149,7 @@ def test_buildkit(tmp_path: Path) -> None:
 
 
 def test_address_from_the_settings(tmp_path: Path) -> None:
-    """`public_url` wins over `listen`. An address for all interfaces becomes localhost, with a hint."""
+    """`public_url` has precedence over `listen`. A wildcard address becomes localhost, with a hint."""
     assert "http://127.0.0.1:7000" in printed(tmp_path, "docker", "--listen", "127.0.0.1:7000")
     shown = printed(tmp_path, "docker", "--listen", "0.0.0.0:7000", said="clients on the same machine")
     assert json.loads(shown)["registry-mirrors"] == ["http://localhost:7000"]

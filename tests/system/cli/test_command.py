@@ -64,7 +64,7 @@ def options_of(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", EVERY_COMMAND)
 def test_neighbours_take_the_same_options(name: str) -> None:
-    """Each command with `--config` takes `--data` too, and each command that shows something takes `--json`."""
+    """Each command with `--config` has `--data` too, and each command that shows something has `--json`."""
     options = options_of(name)
     assert "--config" not in options or "--data" in options
     if name.split()[-1] in ("list", "show", "status", "inspect", "config", "audit"):
@@ -73,8 +73,8 @@ def test_neighbours_take_the_same_options(name: str) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(tmp_path: Path, shell: str) -> None:
-    """The command prints the completion of the shell that it is started from. It knows the shell by its program's name,
-    so a copy of bash by that name will do."""
+    """The command prints the completion for the shell that starts it. It recognises the shell by its program name, so
+    the test uses a copy of bash with another name."""
     program = shutil.copy(shutil.which("bash") or "/bin/bash", tmp_path / shell)
     command = f"{shlex.quote(sys.executable)} -m registry --show-completion; exit $?"
     done = subprocess.run(
@@ -94,7 +94,7 @@ def test_completion_of_a_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("args", [["--no-such"], ["no-such"], ["serve", "extra"], ["inspect"]])
 def test_bad_usage(tmp_path: Path, args: list[str]) -> None:
-    """Bad usage exits with 2 and says on stderr what is wrong, without a traceback."""
+    """For wrong usage, the exit code is 2, and stderr says what is wrong, without a traceback."""
     done = entrepot_program(*args, folder=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -118,7 +118,7 @@ def test_bad_usage(tmp_path: Path, args: list[str]) -> None:
     ],
 )
 def test_a_data_directory_that_cannot_be_read(tmp_path: Path, line: str) -> None:
-    """If the system does not even say what is at the path, a command says why in one line."""
+    """If the system refuses to look at the path of the data directory, the command gives the reason in one line."""
     done = entrepot(*line.split(), "--data", tmp_path / ("a" * 300), folder=tmp_path)
     assert done.returncode == 1
     assert "File name too long" in done.stderr

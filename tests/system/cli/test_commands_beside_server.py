@@ -1,4 +1,4 @@
-"""Commands for accounts while a server runs: every worker knows of a change at its next request."""
+"""Commands for accounts while a server runs: for every worker, the change counts at the next request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRIES = 6
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A server with the admin root, and with bob, who has no rights."""
+    """A server with the admin root and with bob, who has no rights."""
     folder = tmp_path_factory.mktemp("beside")
     with running_server(folder, workers=2) as started:
         for name, *flags in (("root", "--admin"), ("bob",)):
@@ -35,7 +35,7 @@ def said(server: RegistryServer, *args: str) -> str:
 
 
 def pushed(server: RegistryServer, name: str, auth: tuple[str, str] | None) -> set[int]:
-    """Returns the statuses of several pushes of a manifest, each over its own connection."""
+    """Pushes a manifest several times, each over a new connection, and returns the statuses."""
     url = f"{server.url}/v2/{name}/manifests/1"
     headers = {"content-type": KIND}
     return {plain_request("PUT", url, content=INDEX, headers=headers, auth=auth).status_code for _ in range(TRIES)}
@@ -47,7 +47,8 @@ def pulled(server: RegistryServer, name: str, auth: tuple[str, str] | None) -> s
 
 
 def test_grants(server: RegistryServer) -> None:
-    """A right counts from the next request after the command, and no longer from the next request after its removal."""
+    """A grant counts from the next request after the command on. After its removal, it no longer counts at the next
+    request."""
     assert pushed(server, "granted/app", BOB) == {403}
     said(server, "grant", "add", "granted/**", "pull,push", "user:bob")
     assert pushed(server, "granted/app", BOB) == {201}
@@ -62,7 +63,7 @@ def test_grants(server: RegistryServer) -> None:
 
 
 def test_groups(server: RegistryServer) -> None:
-    """An account has a group's rights as long as it is a member."""
+    """An account has the rights of a group as long as it is a member."""
     said(server, "group", "add", "pushers")
     said(server, "grant", "add", "grouped/**", "push", "group:pushers")
     assert pushed(server, "grouped/app", BOB) == {403}
@@ -91,7 +92,7 @@ def test_tokens(server: RegistryServer) -> None:
 
 
 def test_people(server: RegistryServer) -> None:
-    """After an account is disabled or gets another password, the next request with the old login is refused."""
+    """After an account was disabled or got another password, the next request with the old login is refused."""
     folder = server.data.parent
     entrepot_output("user", "add", "carol", "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
     assert pulled(server, "none/none", ("carol", PASSWORD)) == {404}
@@ -107,7 +108,7 @@ def test_people(server: RegistryServer) -> None:
 
 
 def test_what_the_server_says_is_in_the_audit_log(server: RegistryServer, tmp_path: Path) -> None:
-    """One log has the server's logins and refusals and the changes made by commands."""
+    """One audit log has the server's logins and refusals, and the changes by commands."""
     pushed(server, "denied/app", BOB)
     while not (
         lines := json.loads(

@@ -1,7 +1,7 @@
-"""Root on a data directory of another owner leaves no root-owned files behind.
+"""When root uses a data directory of another owner, no file in it belongs to root afterwards.
 
-As root the directory belongs to uid 65534; as another user it belongs to that user. Either way: every file in it
-belongs to the directory's owner afterwards.
+If the tests run as root, the directory belongs to uid 65534, otherwise to the user of the tests. In both cases, every
+file in it belongs to the owner of the directory afterwards.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder with a data directory that its owner can reach. pytest's own temporary folders are closed to other
-    users."""
+    """A folder with a data directory that its owner can reach. Other users cannot reach pytest's own temporary
+    folders."""
     made = Path(tempfile.mkdtemp(prefix="entrepot-owner-", dir=memory_root()))
     made.chmod(0o755)
     (made / "data").mkdir(mode=0o700)
@@ -84,7 +84,7 @@ def test_served_again_after_root(folder: Path) -> None:
 
 
 def test_nothing_changes_for_the_owner(tmp_path: Path) -> None:
-    """On its own directory, and on one that does not exist, a process keeps its user and groups."""
+    """If the directory belongs to the process's own user, or does not exist, the process keeps its user and groups."""
     before = (os.geteuid(), os.getegid(), os.getgroups())
     become_owner(tmp_path)
     become_owner(tmp_path / "missing")

@@ -1,4 +1,5 @@
-"""`entrepot export` and `entrepot import`: what goes out comes back byte by byte, and a damaged file is refused."""
+"""`entrepot export` and `entrepot import`: an exported image can be imported byte by byte, and a damaged file is
+refused."""
 
 from __future__ import annotations
 
@@ -65,7 +66,7 @@ def refused(target: RegistryServer, *args: str | Path, code: int = 1) -> str:
 
 @pytest.mark.parametrize("to", ["layout", "layout.tar"])
 def test_there_and_back(server: RegistryServer, target: RegistryServer, tmp_path: Path, to: str) -> None:
-    """All platforms, the media types and the signature come back, under the same names or another."""
+    """All platforms, the media types and the signature are imported again, under the same names or others."""
     export(server, "team/one:v1", "team/multi:v2", "--to", tmp_path / to)
     lines = import_(target, tmp_path / to)
     wire = RegistryClient(target.address)
@@ -84,8 +85,8 @@ def test_there_and_back(server: RegistryServer, target: RegistryServer, tmp_path
 
 
 def test_names_in_a_layout(server: RegistryServer, tmp_path: Path) -> None:
-    """The tag alone names an image of one repository; with two repositories it is the whole name. A second export into
-    the directory adds to it and writes no blob again."""
+    """If all images are of one repository, the layout names each by its tag; otherwise by the repository and the tag. A
+    second export into the directory adds images, and writes no blob again."""
     export(server, "team/one:v1", "--to", tmp_path / "layout", "--no-referrers")
     entries = json.loads((tmp_path / "layout/index.json").read_text())["manifests"]
     (annotations,) = [entry["annotations"] for entry in entries]
@@ -103,7 +104,7 @@ def test_names_in_a_layout(server: RegistryServer, tmp_path: Path) -> None:
 
 
 def test_platforms(server: RegistryServer, target: RegistryServer, tmp_path: Path) -> None:
-    """One platform of an index is exported as its manifest; a platform that the image lacks is an error."""
+    """One platform of an index is exported as its manifest. A platform that the image does not have is an error."""
     export(server, "team/multi:v2", "--platform", "linux/arm64", "--to", tmp_path / "arm.tar")
     import_(target, tmp_path / "arm.tar", "--as", "team/arm")
     assert_same_image(RegistryClient(target.address), "team/arm", "v2", MULTI.children[1])
@@ -120,8 +121,8 @@ def test_platforms(server: RegistryServer, target: RegistryServer, tmp_path: Pat
 
 
 def test_archives_of_docker_save(target: RegistryServer, tmp_path: Path) -> None:
-    """The old form gets manifests, always the same ones; layers are compared with the config. Links in the archive are
-    followed, and the archive may be compressed."""
+    """An archive of the old form gets manifests, which are the same each time. Its layers are compared with the config,
+    links in it are followed, and it may be compressed."""
     old = write_archive(tmp_path / "old.tar", ONE, "localhost:5000/team/old:v1")
     lines = import_(target, old)
     wire = RegistryClient(target.address)
@@ -152,8 +153,8 @@ def _named(member: tarfile.TarInfo, name: str) -> tarfile.TarInfo:
 
 
 def test_a_part_of_an_index(target: RegistryServer, tmp_path: Path) -> None:
-    """Newer versions of docker save an index of which only one platform is in the file. The registry gets an index of
-    what is there, and the command says so."""
+    """Newer versions of docker save an index although the file has only one of its platforms. The registry gets an
+    index of this platform, and the command says so."""
     layout = write_layout(tmp_path / "layout", {"v1": MULTI})
     assert MULTI.children[1].config is not None
     (layout / "blobs/sha256" / MULTI.children[1].config.digest.partition(":")[2]).unlink()
@@ -176,7 +177,8 @@ def test_a_part_of_an_index(target: RegistryServer, tmp_path: Path) -> None:
     ],
 )
 def test_names_of_docker(tmp_path: Path, stated: str, here: str) -> None:
-    """This registry's own host, Docker Hub's and hosts with a port are left out; another host is a part of the name."""
+    """In names of images, the registry's own host, Docker Hub's and hosts with a port are left out. Any other host
+    stays a part of the name."""
     write_archive(tmp_path / "x.tar", image("names"), stated)
     said = entrepot_output("import", "x.tar", folder=tmp_path, ENTREPOT_PUBLIC_URL="https://registry.example.com")
     assert said.startswith(f"{here}: sha256:")
@@ -188,7 +190,7 @@ def _damaged(layout: Path, part: ImagePart) -> None:
 
 
 def test_damaged_files(target: RegistryServer, tmp_path: Path) -> None:
-    """Damaged and incomplete files are refused in one line that names the digest, and no tag appears."""
+    """Damaged and incomplete files are refused with one line that names the digest, and no tag is set."""
     wire = RegistryClient(target.address)
     for number, part in enumerate((ONE.layers[-1], ONE.manifest)):
         layout = write_layout(tmp_path / f"layout{number}", {"v1": ONE})
@@ -231,7 +233,7 @@ def test_unclear_names(target: RegistryServer, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_export_leaves_no_file(server: RegistryServer, tmp_path: Path) -> None:
-    """Neither does one whose blob is damaged in the store."""
+    """An interrupted export leaves no file, and neither does one that finds a damaged blob in the store."""
     victim = image("victim", layer({"noise": noise("victim", MIB)}))
     RegistryClient(server.address).push("team/victim", "v1", victim)
     digest = victim.layers[-1].digest.partition(":")[2]
@@ -246,7 +248,7 @@ def test_an_interrupted_export_leaves_no_file(server: RegistryServer, tmp_path: 
 
 
 def test_a_mirrored_image(tmp_path: Path) -> None:
-    """An export fetches what the mirror lacks, and can be imported under a name that is not mirrored."""
+    """An export fetches blobs that the mirror does not have. The file can be imported under a hosted name."""
     content = UpstreamContent()
     amd64, arm64 = noise_image("amd64", 1000, 2 * MIB), noise_image("arm64", 2000, architecture="arm64")
     content.add("library/app", index_of((amd64, "amd64"), (arm64, "arm64")), "1")
@@ -265,7 +267,8 @@ def test_a_mirrored_image(tmp_path: Path) -> None:
 
 
 def test_docker_archives_are_of_runnable_images(server: RegistryServer, tmp_path: Path) -> None:
-    """An artifact cannot be loaded by docker. The archive has the files that all versions of docker look for."""
+    """An artifact cannot be exported for docker, which could not load it. An archive has the files that all versions of
+    docker read."""
     arguments = ("--format", "docker-archive", "--data", server.data)
     said = error_line(
         entrepot("export", f"team/one@{SIGNATURE.digest}", "--to", "a.tar", *arguments, folder=tmp_path), 1
@@ -280,8 +283,8 @@ def test_docker_archives_are_of_runnable_images(server: RegistryServer, tmp_path
 
 
 def test_an_immutable_tag_stays(server: RegistryServer, tmp_path: Path) -> None:
-    """It is told as a problem with the sentence that a push gets. The other images of the file come, and referrers of
-    the refused image do not."""
+    """An immutable tag is reported with the error of a push. The other images of the file are imported, and referrers
+    of the refused image are not."""
     (tmp_path / "entrepot.toml").write_text('[[immutable]]\nrepositories = "team/**"\ntags = "v1"\n')
     options = ("--config", "entrepot.toml", "--data", "data")
     export(server, "team/one:v1", "team/multi:v2", "--to", tmp_path / "both")

@@ -63,8 +63,8 @@ def served(server: RegistryServer) -> set[tuple[str, str]]:
 
 
 def test_freezing_beside_a_server(tmp_path: Path, upstream: Hub) -> None:
-    """All workers serve a frozen tag at its digest, with a Warning, and do not ask the upstream for the tag. After
-    unfreezing they serve what the upstream has."""
+    """All workers serve a frozen tag at its digest, with a Warning, and do not ask the upstream for the tag. After it
+    is unfrozen, they serve what the upstream has."""
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml"), "--workers", "2") as server:
         assert served(server) == {(FIRST.digest, "")}
         assert done(tmp_path, "freeze", "app:1") == [f"app:1: frozen at {FIRST.digest}"]
@@ -84,7 +84,8 @@ def test_freezing_beside_a_server(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_freezing_at_a_digest(tmp_path: Path, upstream: Hub) -> None:
-    """A tag can be frozen at a digest that it does not have, if the upstream has the digest. The lists show it."""
+    """A tag can be frozen at a digest at which it does not point, if the upstream has the digest. The lists show this
+    digest."""
     content = UpstreamContent()
     content.add("library/app", SECOND)
     upstream.put(content)
@@ -104,7 +105,7 @@ def test_freezing_at_a_digest(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_what_cannot_be_frozen(tmp_path: Path, upstream: Hub) -> None:
-    """Each refusal is one line that says why, and freezes nothing. The other references are handled all the same."""
+    """Each refusal is one line with the reason, and freezes nothing. The other references are still handled."""
     unknown = "sha256:" + "0" * 64
     ended = mirror(tmp_path, "freeze", "app:none", f"app:1@{unknown}", "local.test/app:1", "app:1")
     assert ended.returncode == 1
@@ -120,8 +121,8 @@ def test_what_cannot_be_frozen(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_a_purge_spares_frozen_tags(tmp_path: Path, upstream: Hub) -> None:
-    """Unless it is forced: neither the tag, nor a digest that it needs, nor its whole repository. Then the next pull
-    fetches the frozen digest again."""
+    """Unless it is forced, a purge deletes neither a frozen tag, nor a digest that it needs, nor its repository. After
+    a forced purge, the next pull fetches the frozen digest again."""
     content = UpstreamContent()
     content.add("library/app", multi := index_of((FIRST, "amd64")), "1", "2")
     content.add("library/app", SECOND, "3")
@@ -146,7 +147,7 @@ def test_a_purge_spares_frozen_tags(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_a_cooldown_in_the_commands(tmp_path: Path, upstream: Hub) -> None:
-    """`refresh`, `status`, `inspect` and `warm` agree with what a pull gets while a cooldown holds a tag back."""
+    """While a cooldown holds a tag back, `refresh`, `status`, `inspect` and `warm` show the digest that pulls get."""
     configure(tmp_path, upstream, 'cooldown = "3d"\n')
     assert done(tmp_path, "refresh", "app:1") == [f"app:1: new here: {FIRST.digest}"]
     assert status(tmp_path)["held_back"] == []
@@ -169,7 +170,7 @@ def test_a_cooldown_in_the_commands(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_new_tags_are_refused(tmp_path: Path, upstream: Hub) -> None:
-    """With `cooldown_new = "refuse"` a pull of a new tag is denied with a sentence that says what to do, and a pull by
+    """With `cooldown_new = "refuse"`, the pull of a new tag is denied with a text that says what to do. A pull by
     digest works."""
     configure(tmp_path, upstream, 'cooldown = "3d"\ncooldown_new = "refuse"\n')
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:

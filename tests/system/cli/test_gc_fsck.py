@@ -1,4 +1,4 @@
-"""`entrepot gc` and `entrepot fsck`, and the same by the API, beside a running server."""
+"""`entrepot gc` and `entrepot fsck`, and the same work by the API, while a server runs."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ NO_GRACE = {"ENTREPOT_GC__GRACE": "0s"}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A server that collects once an hour, so not during a test."""
+    """A server that collects garbage once an hour, so never during a test."""
     with running_server(tmp_path_factory.mktemp("upkeep"), workers=2, env=NO_GRACE) as started:
         yield started
 
 
 def push(server: RegistryServer, repo: str, tag: str, *blobs: bytes) -> str:
-    """Pushes an image of a config and layers; returns its digest."""
+    """Pushes an image with a config and layers, and returns its digest."""
     for blob in blobs:
         url = f"{server.url}/v2/{repo}/blobs/uploads/?digest={digest_of(blob)}"
         assert plain_request("POST", url, content=blob).status_code == 201
@@ -52,7 +52,7 @@ def pulls(server: RegistryServer, repo: str, blob: bytes) -> bool:
 
 
 def lines(*args: str, server: RegistryServer, code: int = 0) -> list[dict[str, Any]]:
-    """What a command prints with --json: the steps, and the result as the last line."""
+    """Runs a command with --json, and returns its lines: the steps, and the result as the last one."""
     done = entrepot(*args, "--json", folder=server.data.parent, **NO_GRACE)
     assert done.returncode == code, done.stderr
     return json_lines(done.stdout)
@@ -64,8 +64,8 @@ def blob_file(server: RegistryServer, blob: bytes) -> Path:
 
 
 def test_collection_beside_the_server(server: RegistryServer) -> None:
-    """A dry run says what goes, with the reason and the bytes; the run removes it, and the server no longer has it.
-    What is still in use stays."""
+    """A dry run lists what would be removed, with the reason and the bytes. The run removes it, and the server no
+    longer has it. Content in use stays."""
     push(server, "gc/app", "kept", b"config of kept", b"layer of both")
     gone = push(server, "gc/app", "gone", b"config of gone", b"layer of both")
     assert plain_request("DELETE", f"{server.url}/v2/gc/app/manifests/{gone}").status_code == 202
@@ -96,7 +96,8 @@ def strays_found(result: dict[str, Any]) -> int:
 
 
 def test_strays_are_looked_for_in_all_shards_on_demand(server: RegistryServer) -> None:
-    """By default a round lists only a part of the blobs, so that it costs what the garbage costs."""
+    """By default, a round lists only a part of the blobs, so that its cost depends on the amount of garbage. With
+    --strays, it lists all."""
     strays = [f"stray {number}".encode() for number in range(64)]
     for blob in strays:
         blob_file(server, blob).parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ def test_strays_are_looked_for_in_all_shards_on_demand(server: RegistryServer) -
 
 
 def test_a_check_finds_damage_and_a_push_heals_it(server: RegistryServer) -> None:
-    """Exit code 1 as long as something is wrong. After --repair the next push stores the blob again."""
+    """The exit code is 1 as long as something is damaged. After --repair, the next push stores the blob again."""
     blobs = b"config of damaged", b"layer of damaged"
     push(server, "fsck/app", "latest", *blobs)
     assert lines("fsck", "--hash", server=server) == [
@@ -135,7 +136,7 @@ def test_a_check_finds_damage_and_a_push_heals_it(server: RegistryServer) -> Non
 
 
 def job_of(server: RegistryServer, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Starts a job by the API, and returns it once it has ended."""
+    """Starts a job by the API, waits for its end, and returns it."""
     started = plain_request("POST", f"{server.url}/api/v1/{path}", json=body)
     assert started.status_code == 202, started.text
     while True:
@@ -145,7 +146,7 @@ def job_of(server: RegistryServer, path: str, body: dict[str, Any]) -> dict[str,
 
 
 def test_the_api_starts_both(server: RegistryServer) -> None:
-    """The server runs them as jobs, whose results have the totals and the records."""
+    """The API starts both as jobs. Their results have the totals and the records."""
     gone = push(server, "api/app", "gone", b"config by api", b"layer by api")
     assert plain_request("DELETE", f"{server.url}/v2/api/app/manifests/{gone}").status_code == 202
     preview = job_of(server, "gc", {"dry_run": True})
@@ -159,7 +160,7 @@ def test_the_api_starts_both(server: RegistryServer) -> None:
 
 
 async def test_a_second_command_says_who_is_at_work(server: RegistryServer) -> None:
-    """In one line, with exit code 1."""
+    """A second command at the same time ends with exit code 1, and with one line that says who runs the first."""
     async with (
         open_registry(server.data) as registry,
         registry.leases.try_slot(slot_name(GC), count=1),
@@ -171,7 +172,7 @@ async def test_a_second_command_says_who_is_at_work(server: RegistryServer) -> N
 
 
 async def push_blobs(data: Path, number: int) -> None:
-    """Pushes so many blobs to which no manifest refers."""
+    """Pushes `number` blobs to which no manifest refers."""
     prepare_data_dir(data)
     async with open_registry(data) as registry:
         for content in range(number):
@@ -183,7 +184,8 @@ def blob_files(data: Path) -> list[Path]:
 
 
 def test_a_killed_collection_is_finished_by_the_next(tmp_path: Path) -> None:
-    """Nothing is left over, and nothing is wrong with the store, whatever the killed process was doing."""
+    """After a killed round, the next one removes the rest, and the store has no problem, at whatever step the process
+    was killed."""
     asyncio.run(push_blobs(tmp_path / "data", 40))
     command = [sys.executable, "-m", "registry", "gc", "--json"]
     environment = command_environment(**NO_GRACE)

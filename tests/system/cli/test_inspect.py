@@ -37,7 +37,8 @@ async def put(registry: Registry, kind: str, tags: list[str], **document: object
 
 @pytest.fixture
 async def pushed(tmp_path: Path) -> dict[str, Manifest]:
-    """An image for each of two platforms, an index of both as `latest` and `1`, and a signature of the first image."""
+    """A server with an image for each of two platforms, an index of both as `latest` and `1`, and a signature of the
+    first image."""
     prepare_data_dir(tmp_path / "data")
     async with open_registry(tmp_path / "data") as registry:
         made: dict[str, Manifest] = {}
@@ -70,7 +71,8 @@ def inspect(folder: Path, reference: str) -> dict[str, Any]:
 
 
 def test_index(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
-    """No tag means `latest`; an index shows its platforms, the size of each, and every tag at it."""
+    """Without a tag, the tag `latest` is shown. For an index, the command shows its platforms with their sizes, and all
+    its tags."""
     seen = inspect(tmp_path, "team/app")
     assert seen["reference"] == "team/app:latest"
     assert seen["digest"] == pushed["index"].digest
@@ -81,7 +83,7 @@ def test_index(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
 
 
 def test_image(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
-    """An image shows its config, layers, platform and the artifacts that refer to it. A layer that occurs twice counts
+    """For an image, the command shows its config, layers, platform and referrers. A layer that occurs twice counts
     once."""
     seen = inspect(tmp_path, f"team/app@{pushed['amd64'].digest}")
     assert (seen["platform"], seen["created"]) == ("linux/amd64", "2026-01-02T03:04:05Z")
@@ -92,7 +94,7 @@ def test_image(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
 
 
 def test_artifact(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
-    """An artifact shows its type and its subject; it has no tag and no platform."""
+    """For an artifact, the command shows its type and its subject. It has no tag and no platform."""
     seen = inspect(tmp_path, f"team/app@{pushed['signature'].digest}")
     assert seen["artifactType"] == "application/vnd.example.signature"
     assert seen["subject"] == pushed["amd64"].digest
@@ -100,8 +102,8 @@ def test_artifact(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
 
 
 def test_for_people(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
-    """The table has whole digests and sizes for people. It has no colour codes outside a terminal, and text from the
-    content is not taken as markup."""
+    """The table has whole digests, and sizes with units. It has no colour codes outside a terminal. Text of the content
+    is not interpreted as markup."""
     shown = entrepot("inspect", "team/app", folder=tmp_path).stdout
     assert pushed["index"].digest in shown
     assert pushed["arm64"].digest in shown
@@ -115,13 +117,13 @@ def test_for_people(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
 
 
 def test_unknown_reference(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
-    """Unknown tags and repositories and invalid references are one line each."""
+    """For unknown tags and repositories and for invalid references, the error is one line."""
     for reference in ("team/app:none", "team/none", "Team/App", "team/app:", "team/app@sha256:abc"):
         error_line(entrepot("inspect", reference, folder=tmp_path), 1)
 
 
 def test_a_database_that_is_none(tmp_path: Path) -> None:
-    """A broken database file is one line that names the file."""
+    """For a broken database file, the error is one line that names the file."""
     file = tmp_path / "data" / "entrepot.db"
     file.parent.mkdir()
     file.write_bytes(b"not a database" * 1000)
@@ -130,7 +132,7 @@ def test_a_database_that_is_none(tmp_path: Path) -> None:
 
 
 def test_no_data_directory(tmp_path: Path) -> None:
-    """Inspecting creates neither a data directory nor anything in a directory without a registry."""
+    """The command creates neither a data directory nor files in a directory without a registry."""
     assert "no data directory" in error_line(entrepot("inspect", "a", folder=tmp_path), 1)
     (tmp_path / "data").mkdir()
     assert "holds no registry" in error_line(entrepot("inspect", "a", folder=tmp_path), 1)
@@ -152,8 +154,8 @@ def test_no_data_directory(tmp_path: Path) -> None:
     ],
 )
 def test_references_people_paste(text: str, place: str) -> None:
-    """A host with a port and `localhost` are dropped from the front. A first part with dots may be a repository name
-    here and stays."""
+    """A host with a port, or `localhost`, at the beginning of a reference is removed. Another first part with dots
+    stays, because it may be part of a repository name."""
     assert str(parse_image_reference(text)) == place
 
 

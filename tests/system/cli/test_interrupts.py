@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end every command, whatever it waits for."""
+"""SIGINT and SIGTERM end every command, whatever the command waits for."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ Command = subprocess.Popen[str] | ForkedProcess
 
 @contextmanager
 def started(folder: Path, *args: str, before: tuple[str, ...] = ()) -> Iterator[Command]:
-    """Runs the command while the block runs: with something `before` it as a program, else as a fork."""
+    """Runs the command during the block. With `before`, starts it as a program with these words in front; otherwise as
+    a fork."""
     with _start(folder, list(args), before) as process:
         try:
             yield process
@@ -137,7 +138,7 @@ def test_upstream_stalls(tmp_path: Path, upstream: Hub, stall: str, number: int)
 
 @pytest.mark.parametrize("command", ["warm", "refresh"])
 def test_started_with_interrupts_ignored(tmp_path: Path, upstream: Hub, command: str) -> None:
-    """A script starts background commands with SIGINT ignored. They still end when they receive one."""
+    """A script starts background commands with SIGINT ignored. They end on SIGINT nevertheless."""
     upstream.fault(on="manifest", method="", stall=True, times=None)
     config = settings(tmp_path, upstream.url)
     with started(tmp_path, "mirror", command, "app:1", *config, before=IGNORING) as process:
@@ -161,13 +162,13 @@ def test_upstream_does_not_take_the_connection(tmp_path: Path) -> None:
 
 
 def connecting(port: int) -> int:
-    """Returns how many connections to that port are being opened (proc(5), net/tcp)."""
+    """Returns the number of connections to this port that are being opened (proc(5), net/tcp)."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(line[2].endswith(f":{port:04X}") and line[3] == "02" for line in lines)
 
 
 def test_upstream_says_nothing_under_tls(tmp_path: Path) -> None:
-    """An upstream that accepts the connection and never answers does not delay the exit."""
+    """An upstream that accepts the connection and never answers the TLS handshake does not delay the exit."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = settings(tmp_path, f"https://127.0.0.1:{silent.getsockname()[1]}")
         with started(tmp_path, "mirror", "refresh", "app:1", *config) as process:
@@ -190,8 +191,8 @@ def test_a_thread_that_nothing_wakes(tmp_path: Path) -> None:
 
 @contextmanager
 def feeding(pipe: Path, process: Command) -> Iterator[None]:
-    """Holds the write end of a named pipe open from the moment on that the process reads from it, so that the read
-    never ends."""
+    """From the moment at which the process reads from a named pipe, holds the write end open, so that the read never
+    ends."""
     writers: list[int] = []
 
     def opened() -> bool:
@@ -210,7 +211,7 @@ def feeding(pipe: Path, process: Command) -> Iterator[None]:
 
 @pytest.mark.parametrize("command", [*READING, *WRITING], ids=" ".join)
 def test_while_it_begins(tmp_path: Path, command: list[str]) -> None:
-    """Each command ends at once while it still reads its settings, with SIGINT ignored or not."""
+    """A command that is still reading its settings ends at once, with SIGINT ignored or not."""
     os.mkfifo(tmp_path / "settings.toml")
     with (
         started(tmp_path, *command, "--config", "settings.toml", before=IGNORING) as process,
@@ -229,7 +230,7 @@ def held(lock: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("command", WRITING[:-1], ids=" ".join)
 def test_another_process_holds_the_lock(tmp_path: Path, command: list[str]) -> None:
-    """A command that waits for another process's lock on the metadata ends, and has changed nothing."""
+    """A command that waits for another process's lock on the metadata ends without having changed anything."""
     prepare_data_dir(tmp_path / "data")
     with held(tmp_path / "data" / "locks" / "metadata"), started(tmp_path, *command) as process:
         until(lambda: is_waiting_for_lock(process), process)
@@ -239,7 +240,7 @@ def test_another_process_holds_the_lock(tmp_path: Path, command: list[str]) -> N
 
 @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
 def test_second_signal(tmp_path: Path, numbers: tuple[int, int]) -> None:
-    """The second signal ends the command at once: the exit code is that of the second signal."""
+    """The second signal ends the command at once, with the exit code of the second signal."""
     prepare_data_dir(tmp_path / "data")
     with held(tmp_path / "data" / "locks" / "metadata"), started(tmp_path, "group", "add", "dev") as process:
         until(lambda: is_waiting_for_lock(process), process)

@@ -34,7 +34,7 @@ DEADLINE_SECONDS = 60.0
 
 
 class OperationsPlace(Place):
-    """The server of the page has two workers, and its data and settings where the page says. Clients' files are
+    """A server with two workers, and with its data and settings at the paths of the page. The files of clients are
     below the folder."""
 
     @property
@@ -53,8 +53,8 @@ class OperationsPlace(Place):
         return self.folder / "etc" / "entrepot" / "entrepot.toml"
 
     def run(self, command: Command) -> None:
-        """Runs a command of the page again and again until it prints what the page shows, because the workers report
-        what they do only once a second. Raises AssertionError if it does not."""
+        """Runs a command of the page again and again until its output is that of the page, because the workers report
+        their state only once a second. Raises AssertionError if the output stays different."""
         assert self.server
         deadline = time.monotonic() + DEADLINE_SECONDS
         while True:
@@ -79,13 +79,13 @@ class OperationsPlace(Place):
         return entrepot(*words, folder=self.folder, ENTREPOT_DATA=data, ENTREPOT_CONFIG=str(self.settings_file))
 
     def change_settings(self) -> None:
-        """Those that the page's reload names."""
+        """Changes the settings as in the page's example of a reload."""
         self._settings = UPSTREAM.format(url=HUB) + "tag_ttl = 60\n[gc]\ngrace = 100\n"
         assert self.server
         self.settings_file.write_text(UPSTREAM.format(url=HUB) + "tag_ttl = 70\n[gc]\ngrace = 200\n")
 
     def start_busy_server(self) -> None:
-        """An upload is open, and the upstream has told how many pulls are left."""
+        """Starts a server with an open upload, whose upstream has said how many pulls are left."""
         content = UpstreamContent()
         content.add("library/app", noise_image("app", 1000), "1")
         self.addresses[HUB] = self._stack.enter_context(hub(self.folder, content, limit=100)).url
@@ -95,7 +95,7 @@ class OperationsPlace(Place):
         assert self.client.ask("PATCH", location, b"x" * 1000).status == 202
 
     def write_node(self) -> None:
-        """containerd's default settings, and a hosts.toml that leads to the registry."""
+        """Writes containerd's default settings, and a hosts.toml that leads to the registry."""
         folder = self.folder / "etc" / "containerd"
         (folder / "certs.d" / "docker.io").mkdir(parents=True)
         (folder / "config.toml").write_text(texts.CONTAINERD_2_2_DEFAULT)
@@ -112,7 +112,7 @@ PREPARATIONS: dict[str, Callable[[OperationsPlace], None]] = {
 
 @pytest.mark.parametrize("section", RUN, ids=lambda section: section.title.partition(",")[0])
 def test_the_commands_print_what_the_page_shows(tmp_path: Path, section: Section) -> None:
-    """Each with the exit code that the page shows, or 0, and with output of the same shape. Numbers may differ."""
+    """Each command has the exit code that the page shows, or 0, and an output of the same shape. Numbers may differ."""
     with ExitStack() as stack:
         place = OperationsPlace(tmp_path, section, stack)
         for part in section.parts:
@@ -123,7 +123,7 @@ def test_the_commands_print_what_the_page_shows(tmp_path: Path, section: Section
 
 
 def test_the_page_is_read_as_its_author_meant_it() -> None:
-    """Every block is run here or by a test that exists, and every preparation is used."""
+    """Every block of the page is run here or by another existing test, and every preparation is used."""
     found: dict[str, list[str]] = {}
     for section in SECTIONS:
         found |= section.elsewhere

@@ -1,4 +1,4 @@
-"""`entrepot scrub` beside a running server, and the API's side of it."""
+"""`entrepot scrub` while a server runs, and the routes of the API about scrub."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.fakes.server_process import running_server
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[AdminSite]:
-    """A server with two workers, the admin root, and a grant for everyone to push. Each test has one of its own,
+    """A server with two workers, the admin root, and a grant for everyone to push. Each test has its own server,
     because images share layers."""
     folder = tmp_path
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
@@ -56,8 +56,8 @@ def scrub_json(site: AdminSite, *more: str, code: int) -> list[dict[str, Any]]:
 
 
 def test_the_command_finds_and_a_push_heals(site: AdminSite, wire: RegistryClient) -> None:
-    """Exit code 1 and one JSON line for each damaged blob; every worker answers HEAD with 404 at once, so a client
-    sends the layer again; afterwards every byte is right. The status and the quarantine tell the same."""
+    """The exit code is 1, and there is one JSON line for each damaged blob. Every worker answers HEAD with 404 at once,
+    so that a client sends the layer again. After that, every byte is right. The status and the quarantine agree."""
     made = push(wire, "scrubbed/one")
     digest = made.layers[0].digest
     assert wire.blob_status("scrubbed/one", digest) == 200
@@ -98,8 +98,8 @@ def test_the_command_finds_and_a_push_heals(site: AdminSite, wire: RegistryClien
 
 
 def test_no_cache_serves_damaged_bytes(site: AdminSite, wire: RegistryClient) -> None:
-    """A worker answers repeated GETs of a small blob from its memory. After the scrub of another process, the same
-    worker, on the same connection, answers 404."""
+    """A worker answers repeated GETs of a small blob from memory. After a scrub by another process, the same worker
+    answers 404 on the same connection."""
     made = push(wire, "scrubbed/small")
     assert made.config is not None
     digest = digest_of(made.config.body)
@@ -116,8 +116,8 @@ def test_no_cache_serves_damaged_bytes(site: AdminSite, wire: RegistryClient) ->
 
 
 def test_a_job_of_the_api(site: AdminSite, wire: RegistryClient) -> None:
-    """POST queues a job, which a worker runs. While one is active, a second is refused, and so is the command, in a
-    sentence that says who is at work."""
+    """A POST queues a job, which a worker runs. While a job is queued or runs, a second one is refused, and so is the
+    command. The error says who started the first."""
     made = push(wire, "scrubbed/two")
     flip_byte(layer_file(site, made))
     slow = site.done("POST", "/scrub", {"rate": 1})

@@ -22,8 +22,8 @@ from tests.fakes.server_process import RegistryServer, running_server
 
 
 def test_start_says_what_a_person_needs(server: RegistryServer) -> None:
-    """The banner has the version, the address with the real port, the absolute data directory, a push to try and how to
-    stop. The server answers at that address."""
+    """The banner has the version, the address with the real port, the absolute data directory, a push to try, and how
+    to stop the server. The server answers at this address."""
     assert plain_request("GET", server.url + "/v2/").status_code == 200
     assert server.stop() == 0
     lines = server.log_text().splitlines()
@@ -47,7 +47,7 @@ def test_start_of_a_read_only_registry(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", ":0", "[::]:0"])
 def test_start_on_every_address_without_accounts(tmp_path: Path, listen: str) -> None:
-    """Without accounts, listening on all interfaces ends with one line that says what to do."""
+    """Without accounts, a start on all addresses ends with one line that says what to do."""
     line = error_line(entrepot("serve", "--listen", listen, folder=tmp_path), 1)
     assert "there are no accounts" in line
     assert "`entrepot user add NAME --admin`" in line
@@ -55,7 +55,7 @@ def test_start_on_every_address_without_accounts(tmp_path: Path, listen: str) ->
 
 
 def test_start_on_every_address_insecurely(tmp_path: Path) -> None:
-    """With the flag or the variable it starts, and the banner says what that means."""
+    """With the flag or the variable, the server starts, and the banner says what this means."""
     with running_server(tmp_path, "--insecure-open", workers=1, listen="0.0.0.0:0") as server:
         pass
     assert "there are no accounts" in server.log_text()
@@ -65,7 +65,7 @@ def test_start_on_every_address_insecurely(tmp_path: Path) -> None:
 
 
 def test_start_on_every_address_with_an_account(tmp_path: Path) -> None:
-    """Once there was an account, it starts without a warning, even if that account is gone."""
+    """If there was an account once, the server starts without a warning, even if the account was removed."""
     prepare_data_dir(tmp_path / "data")
     asyncio.run(_add_and_remove(tmp_path / "data"))
     with running_server(tmp_path, workers=1, listen="0.0.0.0:0") as server:
@@ -83,14 +83,14 @@ async def _add_and_remove(data: Path) -> None:
 @pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize("insecure", [True, False])
 def test_who_may_be_let_in(loopback: bool, closed: bool, insecure: bool) -> None:
-    """Only an open registry that other machines reach, without insecure_open, does not start."""
+    """The start is refused only if the registry is open, other machines can connect, and `insecure_open` is not set."""
     allowed = loopback or closed or insecure
     with nullcontext() if allowed else pytest.raises(InsecureOpenError):
         check_insecure_open(bound_to_loopback=loopback, closed=closed, insecure_open=insecure)
 
 
 def test_public_url_is_what_people_are_told(tmp_path: Path) -> None:
-    """Behind a proxy, the push to try has the proxy's address."""
+    """With `public_url`, the push to try has this address."""
     url = "https://registry.example.com"
     with running_server(tmp_path, workers=1, env={"ENTREPOT_PUBLIC_URL": url + "/"}) as server:
         pass
@@ -98,7 +98,7 @@ def test_public_url_is_what_people_are_told(tmp_path: Path) -> None:
 
 
 def test_start_of_a_mirror_says_what_to_pull(tmp_path: Path) -> None:
-    """The banner lists the upstreams and a pull through the default one. No upstream is asked for that."""
+    """The banner lists the upstreams and a pull through the default one. The start sends no request to an upstream."""
     with running_server(tmp_path, "--mirror", "docker.io", "--mirror", "ghcr.io", workers=1) as server:
         pass
     text = server.log_text()
@@ -107,7 +107,7 @@ def test_start_of_a_mirror_says_what_to_pull(tmp_path: Path) -> None:
 
 
 def test_start_of_a_mirror_without_a_default(tmp_path: Path) -> None:
-    """The pull to try has the upstream's name."""
+    """Without a default upstream, the pull to try has the name of an upstream."""
     (tmp_path / "a.toml").write_text('[[upstream]]\nname = "ghcr.io"\n')
     with running_server(tmp_path, "--config", "a.toml", workers=1) as server:
         pass
@@ -125,7 +125,7 @@ def test_log_level(tmp_path: Path) -> None:
 
 
 def test_port_in_use(tmp_path: Path) -> None:
-    """A port in use is one line, and the data directory is not created."""
+    """If the port is in use, the error is one line, and no data directory is created."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         line = error_line(entrepot("serve", "--listen", listen, folder=tmp_path), 1)
@@ -135,7 +135,7 @@ def test_port_in_use(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("listen", ["5000", "127.0.0.1:99999", "no-such-host.invalid:5000", "127.0.0.1:x"])
 def test_bad_address(tmp_path: Path, listen: str) -> None:
-    """An address that cannot be listened on is one line."""
+    """If the address cannot be listened on, the error is one line."""
     assert listen in error_line(entrepot("serve", "--listen", listen, folder=tmp_path), 1)
 
 
@@ -144,19 +144,20 @@ def serve_fails(folder: Path, data: Path) -> str:
 
 
 def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
-    """A file in place of the data directory is one line."""
+    """If the path of the data directory is a file, the error is one line."""
     (tmp_path / "file").touch()
     assert "is not a directory" in serve_fails(tmp_path, tmp_path / "file")
 
 
 def test_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
-    """A data directory below a file cannot be created; the error is one line."""
+    """If the path of the data directory is below a file, the error is one line."""
     (tmp_path / "file").touch()
     assert str(tmp_path / "file" / "data") in serve_fails(tmp_path, tmp_path / "file" / "data")
 
 
 def test_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
-    """A directory that its owner cannot write to is one line. Root becomes that owner and cannot write to it either."""
+    """If the owner of the directory cannot write to it, the error is one line. Root becomes the owner and cannot write
+    to it either."""
     data = tmp_path / "data"
     data.mkdir(mode=0o500)
     os.chown(data, owner := 65534 if os.geteuid() == 0 else os.geteuid(), -1)
@@ -166,7 +167,7 @@ def test_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_data_directory_of_a_newer_version(tmp_path: Path) -> None:
-    """A database of a newer version is one line, and stays as it is."""
+    """For a database of a newer version, the error is one line, and the database does not change."""
     prepare_data_dir(tmp_path / "data")
     db = apsw.Connection(str(tmp_path / "data" / "entrepot.db"))
     db.pragma("user_version", 9999)
@@ -177,7 +178,7 @@ def test_data_directory_of_a_newer_version(tmp_path: Path) -> None:
 
 
 def test_data_directory_with_a_broken_database(tmp_path: Path) -> None:
-    """A broken database is one line."""
+    """For a broken database, the error is one line."""
     prepare_data_dir(tmp_path / "data")
     for name in ("entrepot.db-wal", "entrepot.db-shm"):
         (tmp_path / "data" / name).unlink(missing_ok=True)

@@ -71,8 +71,8 @@ def fails(folder: Path, **settings: str | Path) -> str:
 
 
 def test_a_start_that_cannot_be(tmp_path: Path, authority: CertificateAuthority, pair: KeyPair) -> None:
-    """Missing, mismatched and expired files and contradicting settings end the start with one line and exit code 1,
-    before anything is created."""
+    """With missing, mismatched or expired files, or contradicting settings, the start ends with one line and exit code
+    1, and creates nothing."""
     other, certificate, key = authority.sign("other"), pair.certificate, pair.key
     assert "no such file" in fails(tmp_path, certificate=tmp_path / "none.pem", key=key)
     assert "no such file" in fails(tmp_path, certificate=certificate, key=tmp_path / "none.key")
@@ -87,7 +87,7 @@ def test_a_start_that_cannot_be(tmp_path: Path, authority: CertificateAuthority,
 
 
 def test_a_key_that_only_root_can_read(tmp_path: Path, authority: CertificateAuthority, pair: KeyPair) -> None:
-    """The key is read before root becomes the owner of the data directory."""
+    """The key is read before the process changes from root to the owner of the data directory."""
     data = tmp_path / "data"
     data.mkdir()
     os.chown(data, owner := 65534 if os.geteuid() == 0 else os.geteuid(), -1)
@@ -102,7 +102,7 @@ def test_a_key_that_only_root_can_read(tmp_path: Path, authority: CertificateAut
 def test_a_client_ca_alone_asks_for_certificates(
     tmp_path: Path, authority: CertificateAuthority, pair: KeyPair
 ) -> None:
-    """`client_ca` without `client_auth` refuses clients without a certificate."""
+    """With `client_ca` and without `client_auth`, clients without a certificate are refused."""
     env = {**variables(pair), "ENTREPOT_TLS__CLIENT_CA": str(authority.certificate)}
     own = authority.sign("client", client=True)
     context = ssl.create_default_context(cafile=authority.certificate)
@@ -130,7 +130,7 @@ def push(client: httpx2.Client, body: bytes) -> str:
 
 
 def test_a_blob_and_its_ranges(client: httpx2.Client) -> None:
-    """A pushed blob can be pulled as a whole, by range, and by several ranges."""
+    """A pushed blob can be pulled completely, by one range, and by several ranges."""
     body = os.urandom(SIZE)
     path = push(client, body)
     for _ in range(2):
@@ -145,7 +145,7 @@ def test_a_blob_and_its_ranges(client: httpx2.Client) -> None:
 
 
 def test_a_blob_in_chunks(client: httpx2.Client) -> None:
-    """An upload can be sent in several PATCHes, the first of which is larger than a buffer."""
+    """An upload can be sent in several PATCHes, of which the first is larger than a buffer."""
     body = os.urandom(SIZE)
     where = client.post("/v2/team/app/blobs/uploads/").headers["location"]
     for start, stop in ((0, 3 * MIB), (3 * MIB, 3 * MIB + 1), (3 * MIB + 1, SIZE)):
@@ -169,8 +169,8 @@ def test_curl(server: RegistryServer, client: httpx2.Client, authority: Certific
 
 
 def test_a_blob_that_is_still_coming(tmp_path: Path, authority: CertificateAuthority, pair: KeyPair) -> None:
-    """While a blob arrives from the upstream, clients get what is there and then the rest. A client that disconnects
-    does not affect the others."""
+    """While a blob is being downloaded from the upstream, clients get the bytes as they arrive. If one client
+    disconnects, the others are not affected."""
     content = UpstreamContent()
     image = content.add("library/app", noise_image("app", 1000, SIZE), "1")
     layer = image.layers[-1]

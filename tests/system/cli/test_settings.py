@@ -27,8 +27,8 @@ def in_force(folder: Path, *args: str, **variables: str) -> dict[str, Any]:
 
 
 def test_precedence(tmp_path: Path) -> None:
-    """A flag wins over a variable, a variable over the file, the file over the default. The output names each
-    origin."""
+    """A flag overrides a variable, a variable the file, the file the default. The output names the origin of each
+    value."""
     file = tmp_path / "entrepot.toml"
     file.write_text('workers = 4\nlisten = "127.0.0.1:4"\ndata = "from-file"\n')
     seen = in_force(
@@ -42,7 +42,7 @@ def test_precedence(tmp_path: Path) -> None:
 
 
 def test_sources_mix_inside_a_group(tmp_path: Path) -> None:
-    """A variable for one setting of a group leaves the group's other settings to the file."""
+    """A variable sets one setting of a group. The other settings of the group still come from the file."""
     (tmp_path / "a.toml").write_text('[gc]\ngrace = "1h"\ninterval = "5m"\n')
     seen = in_force(tmp_path, "--config", "a.toml", ENTREPOT_GC__GRACE="90m")
     assert seen["gc.grace"] == {"value": "1h30m", "origin": "ENTREPOT_GC__GRACE"}
@@ -58,13 +58,13 @@ def test_file_named_by_variable(tmp_path: Path) -> None:
 
 
 def test_no_file_is_read_unasked(tmp_path: Path) -> None:
-    """No file is read unless it is named, whatever its name."""
+    """No file is read unless it is named, whatever name it has."""
     (tmp_path / "entrepot.toml").write_text("workers = 5\n")
     assert in_force(tmp_path)["workers"]["origin"] == "default"
 
 
 def test_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
-    """An empty variable counts as not set, since compose files leave variables empty."""
+    """An empty variable counts as not set, because compose files leave variables empty."""
     assert in_force(tmp_path, ENTREPOT_PUBLIC_URL="")["public_url"] == {"value": None, "origin": "default"}
 
 
@@ -248,7 +248,7 @@ def test_page_of_settings_holds_the_defaults(tmp_path: Path) -> None:
 
 
 def test_an_upstream_needs_its_name_alone(tmp_path: Path) -> None:
-    """The endpoint follows from the name. Docker Hub's address and token service are built in."""
+    """The endpoint follows from the upstream's name. Docker Hub's address and token service are built in."""
     (tmp_path / "a.toml").write_text(HUB + GHCR + "endpoints = []")
     hub, ghcr = load_settings({}, tmp_path / "a.toml").settings.upstream
     assert (hub.endpoints, hub.realms) == (["https://registry-1.docker.io"], ["https://auth.docker.io/token"])
@@ -256,7 +256,7 @@ def test_an_upstream_needs_its_name_alone(tmp_path: Path) -> None:
 
 
 def test_an_address_replaces_what_is_known(tmp_path: Path) -> None:
-    """With `endpoints` set, `docker.io` uses these alone."""
+    """If `endpoints` is set for `docker.io`, only these are used."""
     (tmp_path / "a.toml").write_text(HUB + "endpoints = ['http://127.0.0.1:5001/']")
     (hub,) = load_settings({}, tmp_path / "a.toml").settings.upstream
     assert (hub.endpoints, hub.realms) == (["http://127.0.0.1:5001"], [])
@@ -325,7 +325,7 @@ def test_config_shows_upstreams_and_no_secret(tmp_path: Path) -> None:
 
 
 def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path: Path) -> None:
-    """The error does not repeat an address that may hold a password."""
+    """The error does not repeat an address that may contain a password."""
     (tmp_path / "a.toml").write_text(GHCR + "endpoints = ['https://me:hunter2@ghcr.io']")
     line = error_line(entrepot("config", "-c", "a.toml", folder=tmp_path), 2)
     assert line.startswith(

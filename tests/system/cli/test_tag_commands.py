@@ -1,4 +1,4 @@
-"""`entrepot tag` beside a running server: what a tag pointed at, and how it gets that back."""
+"""`entrepot tag` while a server runs: the history of a tag, and changes of the tag."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def repo(request: pytest.FixtureRequest) -> str:
 
 
 def index(text: str) -> tuple[bytes, str]:
-    """An index of no manifests that no other text gives, and its digest."""
+    """Returns an index without manifests that differs for each text, and its digest."""
     document = {"schemaVersion": 2, "mediaType": KIND, "manifests": [], "annotations": {"text": text}}
     body = json.dumps(document).encode()
     return body, "sha256:" + hashlib.sha256(body).hexdigest()
@@ -69,7 +69,7 @@ def head(server: RegistryServer, name: str, tag: str) -> str | None:
 
 
 def run(server: RegistryServer, *args: str, code: int = 0) -> str:
-    """Runs `entrepot tag`; returns its stdout, or its stderr if it has to fail."""
+    """Runs `entrepot tag`. Returns its stdout, or its stderr if it has to fail."""
     folder = server.data.parent
     done = entrepot("tag", *args, "--config", "entrepot.toml", folder=folder)
     assert done.returncode == code, (done.stdout, done.stderr)
@@ -77,7 +77,7 @@ def run(server: RegistryServer, *args: str, code: int = 0) -> str:
 
 
 def test_somebody_overwrote_a_tag(server: RegistryServer, repo: str) -> None:
-    """The history shows it, and one command undoes it for every client at once."""
+    """The history shows that a tag was overwritten. One command undoes this for all clients at once."""
     first, second = put(server, repo, "v1", "first"), put(server, repo, "v1", "second")
     table = run(server, "history", f"{repo}:v1").splitlines()
     assert re.split(r"\s{2,}", table[0].strip()) == ["time", "tag", "points at", "actor", "address", "can be restored"]
@@ -92,7 +92,7 @@ def test_somebody_overwrote_a_tag(server: RegistryServer, repo: str) -> None:
 
 
 def test_somebody_deleted_an_image(server: RegistryServer, repo: str) -> None:
-    """The tag and its manifest come back."""
+    """A deleted tag is restored with its manifest."""
     digest = put(server, repo, "v1", "first")
     delete(server, repo, digest)
     assert head(server, repo, "v1") is None
@@ -105,7 +105,7 @@ def test_somebody_deleted_an_image(server: RegistryServer, repo: str) -> None:
 
 
 def test_a_point_in_time(server: RegistryServer, repo: str) -> None:
-    """As a date, and as a duration before now."""
+    """`--at` accepts a date, and a duration before now."""
     first = put(server, repo, "v1", "first")
     between = datetime.fromtimestamp(time.time()).isoformat()
     put(server, repo, "v1", "second")
@@ -132,7 +132,7 @@ def test_move_and_delete(server: RegistryServer, repo: str) -> None:
 
 
 def test_an_immutable_tag(server: RegistryServer, repo: str) -> None:
-    """No client changes it. An operator does by --force, and the audit log says so."""
+    """No client can change an immutable tag. An operator can with --force, and the audit log says so."""
     repo = repo.replace("team/", "fixed/")
     first, second = put(server, repo, "v1", "first"), put(server, repo, "latest", "second")
     put(server, repo, "v1", "first")
@@ -160,7 +160,8 @@ def test_an_immutable_tag(server: RegistryServer, repo: str) -> None:
 
 
 def test_one_of_many_pushes_makes_an_immutable_tag(server: RegistryServer, repo: str) -> None:
-    """Of pushes to two workers at once, one is accepted and all others are denied."""
+    """Of several pushes of different images to a new immutable tag, over two workers at the same time, one succeeds and
+    all others are denied."""
     url = f"{server.url}/v2/{repo.replace('team/', 'fixed/')}/manifests/v1"
 
     def push(number: int) -> httpx2.Response:
@@ -189,7 +190,7 @@ def test_one_of_many_pushes_makes_an_immutable_tag(server: RegistryServer, repo:
     ],
 )
 def test_bad_usage(server: RegistryServer, args: list[str], code: int, error: str) -> None:
-    """One line that says what is wrong."""
+    """For wrong usage, the error is one line that says what is wrong."""
     shown = run(server, *args, code=code)
     assert error in shown
     assert shown.startswith("entrepot: ")
@@ -227,7 +228,7 @@ def test_no_tag_yet(server: RegistryServer, repo: str) -> None:
     ],
 )
 def test_bad_rules(tmp_path: Path, rule: str, error: str) -> None:
-    """The server refuses them when it starts."""
+    """The server refuses invalid rules about immutable tags when it starts."""
     (tmp_path / "bad.toml").write_text(f'mirror = ["ghcr.io"]\n[[immutable]]\n{rule}\n')
     done = entrepot("serve", "--config", "bad.toml", folder=tmp_path)
     assert done.returncode == 2

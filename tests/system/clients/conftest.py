@@ -33,7 +33,7 @@ def short_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """The server all clients share; SIGTERM at the end must give exit code 0."""
+    """The server that all clients share. SIGTERM at the end must give exit code 0."""
     with running_server(tmp_path_factory.mktemp("entrepot")) as running:
         yield running
     shutil.rmtree(running.data)
@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
 
 @pytest.fixture(scope="session")
 def club(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemberSite]:
-    """A server of two workers that has accounts; its tokens expire as soon as tokens may."""
+    """A server with two workers and with accounts, whose tokens have the shortest possible lifetime."""
     folder = tmp_path_factory.mktemp("club")
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
     with running_server(folder, env={"ENTREPOT_AUTH__TOKEN_TTL": "60s"}) as running:
@@ -79,7 +79,7 @@ def tools(short_folder: Path) -> ContainerTools:
 
 @pytest.fixture
 def repo(request: pytest.FixtureRequest) -> str:
-    """A repository name of the test's own: its images and layers meet nobody else's."""
+    """A repository name for one test, whose images and layers no other test uses."""
     return "team/" + re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
 
 
@@ -91,26 +91,26 @@ def fresh(repo: str) -> ClientImage:
 
 @pytest.fixture(scope="session")
 def big() -> ClientImage:
-    """An image with layers from a few hundred bytes to 80 MiB that do not compress."""
+    """An image with layers from a few hundred bytes to 80 MiB, which cannot be compressed."""
     sizes = {"few": 3, "middle": 256 * 1024, "large": 80 * MIB}
     return image("big", *[layer({name: noise(name, size)}) for name, size in sizes.items()])
 
 
 @pytest.fixture(scope="session")
 def multi() -> ClientImage:
-    """An index of two platforms; both children run only as what they say, the layers are real files."""
+    """An index of two platforms with layers of real files. Each child runs on its own platform only."""
     return index((image("on amd64"), "amd64"), (image("on arm64", architecture="arm64"), "arm64"))
 
 
 @pytest.fixture(scope="session")
 def layout(tmp_path_factory: pytest.TempPathFactory, big: ClientImage, multi: ClientImage) -> Path:
-    """The session's images as an OCI layout: `big` and `multi`."""
+    """The images `big` and `multi` as an OCI image layout."""
     return write_layout(tmp_path_factory.mktemp("layout"), {"big": big, "multi": multi})
 
 
 @pytest.fixture
 def proxy(server: RegistryServer) -> Iterator[CuttingProxy]:
-    """A line to the shared server that can be cut."""
+    """A proxy in front of the shared server that can interrupt connections."""
     with cutting_proxy(server.address) as running:
         yield running
 
@@ -119,7 +119,7 @@ def proxy(server: RegistryServer) -> Iterator[CuttingProxy]:
 def pytest_runtest_makereport(
     item: pytest.Function, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failed test shows the end of the server's and the daemons' logs."""
+    """Adds the end of the logs of the server and of the daemons to a failed test."""
     report = yield
     if report.failed:
         for name, log in _logs(item.funcargs):

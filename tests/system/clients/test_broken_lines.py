@@ -1,4 +1,4 @@
-"""Broken lines, several clients at once, a server that is restarted or killed."""
+"""Broken connections, several clients at the same time, and a server that is restarted or killed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from tests.fakes.server_process import RegistryServer, running_server
 
 @pytest.mark.timeout(300)
 def test_docker_upload_cut_midway(docker: DockerEngine, proxy: CuttingProxy, wire: RegistryClient, repo: str) -> None:
-    """A line that breaks in the middle of a 24 MiB layer costs a retry or a second push, never a byte."""
+    """If the connection breaks in the middle of a 24 MiB layer, docker retries or needs a second push, and no byte is
+    wrong."""
     made = image("cut", layer({"heavy": noise(repo, 24 * MIB)}))
     name = f"{proxy.address}/{repo}"
     docker.load(made, name)
@@ -33,7 +34,7 @@ def test_docker_upload_cut_midway(docker: DockerEngine, proxy: CuttingProxy, wir
 
 @pytest.mark.timeout(300)
 def test_docker_download_cut_midway(docker: DockerEngine, proxy: CuttingProxy, wire: RegistryClient, repo: str) -> None:
-    """A pull that is cut in the middle of a layer goes on with the rest of it."""
+    """After an interruption in the middle of a layer, docker continues the pull with the rest of the layer."""
     made = image("cut", layer({"heavy": noise(repo, 24 * MIB)}))
     wire.push(repo, "latest", made)
     name = f"{proxy.address}/{repo}"
@@ -49,7 +50,8 @@ def test_docker_download_cut_midway(docker: DockerEngine, proxy: CuttingProxy, w
 def test_skopeo_upload_cut_midway(
     tools: ContainerTools, proxy: CuttingProxy, wire: RegistryClient, repo: str, tmp_path: Path, after: int
 ) -> None:
-    """A push that is cut leaves no tag, and of each layer all or nothing; pushed again the image is whole."""
+    """After an interrupted push there is no tag, and each layer is stored completely or not at all. After a second push
+    the image is complete."""
     made = image(f"cut {after}", layer({"heavy": noise(repo, 24 * MIB)}))
     write_layout(tmp_path, {"x": made})
     name = f"docker://{proxy.address}/{repo}:x"
@@ -69,7 +71,8 @@ def test_skopeo_upload_cut_midway(
 def test_two_clients_push_one_image_at_once(
     docker: DockerEngine, tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """docker, podman and two skopeos push one image to one repository at once: all succeed, all is whole."""
+    """docker, podman and two skopeos push one image to one repository at the same time. All succeed, and the image is
+    complete."""
     made = image("at once", layer({"heavy": noise(repo, 8 * MIB)}))
     name = f"{server.address}/{repo}"
     write_layout(tmp_path, {"x": made})
@@ -92,7 +95,8 @@ def test_two_clients_push_one_image_at_once(
 def test_two_images_race_for_one_tag(
     docker: DockerEngine, tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """docker and skopeo push different images under one tag at once: the tag is one of the two, and it is whole."""
+    """docker and skopeo push different images under one tag at the same time. The tag points at one of the two, which
+    is complete."""
     mine, yours = image(f"mine {repo}"), image(f"yours {repo}")
     name = f"{server.address}/{repo}:tag"
     write_layout(tmp_path, {"x": yours})
@@ -111,7 +115,8 @@ def test_two_images_race_for_one_tag(
 def test_restart_between_push_and_pull(
     tools: ContainerTools, layout: Path, big: ClientImage, multi: ClientImage, tmp_path: Path, end: str
 ) -> None:
-    """What was pushed is there after a restart, be it after SIGTERM or after SIGKILL of the tree or the parent."""
+    """Pushed content is there after a restart, whether the server was ended by SIGTERM or by SIGKILL of the tree or of
+    the parent."""
     with running_server(tmp_path / "server") as first:
         address = first.address
         tools.copy(f"oci:{layout}:big", f"docker://{address}/team/app:big")
@@ -131,7 +136,7 @@ def test_restart_between_push_and_pull(
 
 
 def test_docker_pulls_after_a_restart(docker: DockerEngine, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """docker, which keeps connections open, pulls from the restarted server what it pushed to the first."""
+    """docker, which keeps connections open, pulls from the restarted server what it has pushed before."""
     with running_server(tmp_path / "server") as first:
         address = first.address
         name = f"{address}/{repo}"

@@ -1,7 +1,7 @@
-"""What `entrepot client` prints, given to the clients as it is: they pull an image of Docker Hub through the mirror.
+"""Clients use the output of `entrepot client` without changes, and pull an image of Docker Hub through the mirror.
 
-Docker Hub is a stand-in here, and the real one cannot be reached: an image that comes has come through the mirror.
-BuildKit is missing: Debian has no buildkitd, so tests/system/cli looks at its file as TOML only.
+The real Docker Hub cannot be reached, and a fake one takes its place. So an image that a client gets has come through
+the mirror. BuildKit is missing, because Debian has no buildkitd; tests/system/cli only parses its file as TOML.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory, held: ImageTree) -> Itera
 
 @pytest.fixture
 def mirror(tmp_path: Path, upstream: Hub) -> Iterator[RegistryServer]:
-    """A mirror that has nothing yet."""
+    """A mirror without cached content."""
     file = tmp_path / "entrepot.toml"
     file.write_text(SETTINGS.format(url=upstream.url))
     upstream.forget()
@@ -53,19 +53,19 @@ def mirror(tmp_path: Path, upstream: Hub) -> Iterator[RegistryServer]:
 
 
 def printed(mirror: RegistryServer, program: str, *args: str) -> str:
-    """The command's output, as `> file` would take it."""
+    """Returns the output of the command, as `> file` would write it."""
     done = entrepot("client", program, "--url", mirror.url, *args, folder=mirror.data.parent)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def fetched(upstream: Hub) -> int:
-    """Manifests that the upstream gave; one that wanted a token first counts once."""
+    """Returns the manifests that the upstream has sent. A request that first got a 401 counts once."""
     return sum(seen.status == 200 for seen in upstream.requests("manifest", "GET"))
 
 
 def test_docker(short_folder: Path, mirror: RegistryServer, upstream: Hub) -> None:
-    """dockerd takes the daemon.json, and a plain `docker pull ubuntu:18.04` comes through the mirror."""
+    """dockerd accepts the daemon.json, and `docker pull ubuntu:18.04` goes through the mirror."""
     folder = short_folder / "docker-mirror"
     folder.mkdir()
     (folder / "daemon.json").write_text(printed(mirror, "docker"))
@@ -78,7 +78,7 @@ def test_docker(short_folder: Path, mirror: RegistryServer, upstream: Hub) -> No
 
 
 def test_containerd(tmp_path: Path, ctr: Containerd, mirror: RegistryServer, upstream: Hub) -> None:
-    """containerd finds hosts.toml by the upstream's name and asks the mirror with `?ns=docker.io`."""
+    """containerd finds hosts.toml by the upstream's name, and requests images from the mirror with `?ns=docker.io`."""
     folder = tmp_path / "certs.d" / "docker.io"
     folder.mkdir(parents=True)
     (folder / "hosts.toml").write_text(printed(mirror, "containerd", "--upstream", "docker.io"))
@@ -92,8 +92,8 @@ def test_containerd(tmp_path: Path, ctr: Containerd, mirror: RegistryServer, ups
 def test_podman_and_skopeo(
     short_folder: Path, mirror: RegistryServer, upstream: Hub, held: ImageTree, name: str
 ) -> None:
-    """Both ask the mirror, with and without `library/` in the name. skopeo finds the file where it goes without root,
-    podman by its variable."""
+    """Both ask the mirror, with and without `library/` in the name. skopeo finds the file at its path for users, podman
+    by an environment variable."""
     # With a long path podman waits 20 s for a container's end.
     folder = Path(tempfile.mkdtemp(prefix="t", dir=short_folder))
     tools = container_tools(folder)

@@ -1,4 +1,4 @@
-"""Real clients over TLS, with an authority of their own to trust and a certificate of their own to show."""
+"""Real clients over TLS, which trust an authority of their own and send a client certificate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def authority(tmp_path: Path) -> CertificateAuthority:
 
 @pytest.fixture
 def server(tmp_path: Path, authority: CertificateAuthority) -> Iterator[RegistryServer]:
-    """A server that lets nobody in without a certificate."""
+    """A server that accepts only clients with a certificate."""
     pair = authority.sign("localhost")
     settings = {"CERTIFICATE": pair.certificate, "KEY": pair.key, "CLIENT_CA": authority.certificate}
     with running_server(tmp_path, env={f"ENTREPOT_TLS__{name}": str(path) for name, path in settings.items()}) as it:
@@ -32,7 +32,7 @@ def server(tmp_path: Path, authority: CertificateAuthority) -> Iterator[Registry
 
 @pytest.fixture
 def folder(tmp_path: Path, authority: CertificateAuthority) -> Path:
-    """What the clients' `--cert-dir` wants; docker's `certs.d/HOST` is the same."""
+    """The folder for the clients' `--cert-dir`, which is the same as docker's `certs.d/HOST`."""
     own = authority.sign("client", client=True)
     made = tmp_path / "certs"
     made.mkdir()
@@ -48,7 +48,7 @@ def some() -> ClientImage:
 
 
 def test_skopeo(tools: ContainerTools, server: RegistryServer, folder: Path, some: ClientImage, tmp_path: Path) -> None:
-    """An image goes in and out, byte by byte; without the certificate nothing is to be had."""
+    """skopeo pushes and pulls an image byte by byte. Without the certificate, it gets nothing."""
     write_layout(tmp_path / "in", {"x": some})
     name = f"docker://{server.address}/team/app:1"
     tools.skopeo("copy", "--dest-cert-dir", str(folder), f"oci:{tmp_path / 'in'}:x", name)
@@ -60,7 +60,7 @@ def test_skopeo(tools: ContainerTools, server: RegistryServer, folder: Path, som
 
 
 def test_podman(tools: ContainerTools, server: RegistryServer, folder: Path, some: ClientImage, tmp_path: Path) -> None:
-    """An image is pulled, and pushed under another name."""
+    """podman pulls an image, and pushes it under another name."""
     write_layout(tmp_path / "in", {"x": some})
     name = f"{server.address}/team/app"
     tools.skopeo("copy", "--dest-cert-dir", str(folder), f"oci:{tmp_path / 'in'}:x", f"docker://{name}:1")

@@ -15,7 +15,7 @@ from tests.fakes.server_process import RegistryServer
 def test_pull_by_tag_and_by_digest(
     ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
 ) -> None:
-    """Tag and digest both bring the pushed bytes into the content store."""
+    """Pulls by tag and by digest bring the pushed bytes into the content store."""
     wire.push(repo, "v1", fresh)
     for name in (f"{server.address}/{repo}:v1", f"{server.address}/{repo}@{fresh.digest}"):
         ctr.pull(name)
@@ -26,7 +26,7 @@ def test_pull_by_tag_and_by_digest(
 
 
 def test_push(ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str) -> None:
-    """containerd pushes what it holds, byte by byte, to another repository."""
+    """containerd pushes its content byte by byte to another repository."""
     made = image(f"ctr {repo}", layer({"heavy": noise(repo, 5_000_000)}))
     source, target = f"{server.address}/{repo}/one:x", f"{server.address}/{repo}/two:y"
     wire.push(f"{repo}/one", "x", made)
@@ -40,7 +40,7 @@ def test_push(ctr: Containerd, server: RegistryServer, wire: RegistryClient, rep
 def test_all_platforms(
     ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
 ) -> None:
-    """An index pulled for all platforms, exported and pushed again is the same in every byte."""
+    """An index that is pulled for all platforms, exported and pushed again has the same bytes."""
     wire.push(repo, "multi", multi)
     name, again = f"{server.address}/{repo}:multi", f"{server.address}/{repo}/again:multi"
     ctr.pull(name, "--all-platforms")
@@ -54,7 +54,7 @@ def test_all_platforms(
 
 
 def test_one_platform(ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str) -> None:
-    """Asked for one platform, containerd fetches that child's blobs and not the other's."""
+    """For one platform, containerd fetches the blobs of this child only."""
     children = [image(f"{each} of {repo}", architecture=each) for each in ("amd64", "arm64")]
     made = index((children[0], "amd64"), (children[1], "arm64"))
     wire.push(repo, "multi", made)
@@ -68,7 +68,7 @@ def test_one_platform(ctr: Containerd, server: RegistryServer, wire: RegistryCli
 def test_large_layers(
     ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str, big: ClientImage
 ) -> None:
-    """80 MiB in one PUT with the body, as containerd pushes, and back."""
+    """80 MiB are pushed in one PUT with the body, as containerd does, and pulled again."""
     wire.push(repo, "big", big)
     name, other = f"{server.address}/{repo}:big", f"{server.address}/{repo}/other:big"
     ctr.pull(name)

@@ -30,7 +30,7 @@ def upstream(tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def mirror(tmp_path: Path, upstream: Hub) -> Iterator[RegistryServer]:
-    """Two upstreams with the same content; one refuses new tags."""
+    """A mirror of two upstreams with the same content, one of which refuses new tags."""
     (tmp_path / "entrepot.toml").write_text(
         "".join(
             f'[[upstream]]\nname = "{name}"\nendpoints = ["{upstream.url}"]\ntag_ttl = "0s"\ncooldown = "3d"\n{more}\n'
@@ -42,14 +42,14 @@ def mirror(tmp_path: Path, upstream: Hub) -> Iterator[RegistryServer]:
 
 
 def copied(tools: ContainerTools, source: str, folder: Path) -> str:
-    """Returns the digest of the image that skopeo has copied, with all blobs, to a new folder."""
+    """Copies an image with all blobs to a new folder with skopeo, and returns its digest."""
     tools.skopeo("copy", "--src-tls-verify=false", "--preserve-digests", f"docker://{source}", f"dir:{folder}")
     return "sha256:" + hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
 
 
 def test_skopeo(tools: ContainerTools, mirror: RegistryServer, upstream: Hub, tmp_path: Path) -> None:
-    """skopeo copies the image that has held the tag, and by digest the newer one. If new tags are refused, it shows the
-    registry's sentence."""
+    """skopeo copies the image that has held the tag for the cooldown, and the newer one by digest. If new tags are
+    refused, it shows the registry's error."""
     name = f"{mirror.address}/far.test/org/app"
     assert copied(tools, f"{name}:1", tmp_path / "one") == FIRST.digest
     upstream.put(content_of(SECOND, "1", "2"))

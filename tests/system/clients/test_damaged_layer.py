@@ -17,8 +17,8 @@ from tests.fakes.server_process import RegistryServer
 def test_a_docker_push_heals(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
 ) -> None:
-    """Before the scrub, docker finds the layer there and sends nothing. After it, the same push sends the layer again,
-    although the manifest is there; another host can pull the image then."""
+    """Before the scrub, docker finds that the layer exists, and does not send it. After the scrub, the same push sends
+    the layer again, although the manifest exists. Another host can then pull the image."""
     name = f"{server.address}/{repo}"
     docker.load(fresh, name)
     docker("push", name)

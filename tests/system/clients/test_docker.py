@@ -17,7 +17,7 @@ from tests.fakes.server_process import RegistryServer
 def test_push_and_pull_without_a_tag(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
 ) -> None:
-    """A push and a pull that name no tag mean `latest`, and the container prints what the image holds."""
+    """A push and a pull without a tag mean the tag `latest`. The container prints the text of the image."""
     name = f"{server.address}/{repo}"
     docker.load(fresh, name)
     assert "latest: digest: sha256:" in docker("push", name).out
@@ -32,7 +32,7 @@ def test_push_and_pull_without_a_tag(
 def test_pull_by_tag_and_by_digest(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
 ) -> None:
-    """Tag and digest lead to the same image id, and RepoDigests is the registry's digest."""
+    """Pulls by tag and by digest give the same image id. RepoDigests has the registry's digest."""
     name = f"{server.address}/{repo}"
     docker.load(fresh, f"{name}:v1.0")
     docker("push", f"{name}:v1.0")
@@ -46,7 +46,7 @@ def test_pull_by_tag_and_by_digest(
 
 @pytest.mark.parametrize("path", ["app", "a/b/c/d/e", "with.dot/under_score/dash-dash/two__under/1"])
 def test_nested_and_odd_names(docker: DockerEngine, server: RegistryServer, wire: RegistryClient, path: str) -> None:
-    """A repository name may have one part or many, with every separator the grammar knows."""
+    """A repository name may have one part or many, with every separator that the grammar allows."""
     name = f"{server.address}/{path}:x"
     made = image(f"odd {path}")
     docker.load(made, name)
@@ -61,7 +61,7 @@ def test_nested_and_odd_names(docker: DockerEngine, server: RegistryServer, wire
 def test_large_layer(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, big: ClientImage
 ) -> None:
-    """Layers from three bytes to 80 MiB come back as they were."""
+    """Layers from three bytes to 80 MiB are pulled as they were pushed."""
     name = f"{server.address}/{repo}"
     docker.load(big, name)
     image_id = docker.image_id(name)
@@ -74,7 +74,7 @@ def test_large_layer(
 
 
 def test_push_again(docker: DockerEngine, proxy: CuttingProxy, repo: str, fresh: ClientImage) -> None:
-    """The second push of an image finds every layer there and sends no layer."""
+    """The second push of an image finds that every layer exists, and sends none."""
     name = f"{proxy.address}/{repo}"
     docker.load(fresh, name)
     docker("push", name)
@@ -87,7 +87,7 @@ def test_push_again(docker: DockerEngine, proxy: CuttingProxy, repo: str, fresh:
 def test_mount_from_another_repository(
     docker: DockerEngine, proxy: CuttingProxy, wire: RegistryClient, repo: str
 ) -> None:
-    """Pushed to a second repository, layers are mounted: no layer's bytes are sent, yet the repository has them."""
+    """In a push to a second repository, layers are mounted: the repository has them, although no layer was sent."""
     made = image("mount", layer({"heavy": noise(repo, 8 * MIB)}))
     name, other = f"{proxy.address}/{repo}/one", f"{proxy.address}/{repo}/two"
     docker.load(made, name)
@@ -104,7 +104,7 @@ def test_mount_from_another_repository(
 def test_parallel_pushes_of_shared_layers(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str
 ) -> None:
-    """Six images with common layers, pushed at once to one repository and to several, are all whole."""
+    """Six images with common layers, pushed at the same time to one repository and to several, are all complete."""
     shared = layer({"shared": noise(repo, 4 * MIB)})
     names = [f"{repo}/{number % 3}" for number in range(6)]
     made = [image(f"parallel {number}", shared) for number in range(6)]
@@ -119,7 +119,7 @@ def test_parallel_pushes_of_shared_layers(
 def test_build_from_a_pulled_image(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """`docker build` pulls its base from the registry, and what it builds can be pushed and run."""
+    """`docker build` pulls its base image from the registry. The built image can be pushed and run."""
     base, name = f"{server.address}/{repo}/base", f"{server.address}/{repo}/built:1"
     docker.load(fresh, base)
     docker("push", base)
@@ -137,7 +137,8 @@ def test_build_from_a_pulled_image(
 
 
 def test_manifest_list(docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str) -> None:
-    """`docker manifest` reads the registry's manifests, joins two to a list, pushes it; a pull takes its platform."""
+    """`docker manifest` reads two manifests of the registry, joins them to a list, and pushes it. A pull of the list
+    gets the image for its platform."""
     name = f"{server.address}/{repo}"
     made = {
         architecture: image(f"list {architecture}", architecture=architecture) for architecture in ("amd64", "arm64")
@@ -157,7 +158,7 @@ def test_manifest_list(docker: DockerEngine, server: RegistryServer, wire: Regis
 
 
 def test_pull_of_what_is_not_there(docker: DockerEngine, server: RegistryServer, repo: str) -> None:
-    """An unknown repository or tag is a clear error of the client, not a broken answer."""
+    """For an unknown repository or tag, docker shows a clear error."""
     refused = docker.call.attempt("pull", f"{server.address}/{repo}:none")
     assert refused.code != 0
     assert "not found" in refused.err or "manifest unknown" in refused.err, refused.err
@@ -166,7 +167,7 @@ def test_pull_of_what_is_not_there(docker: DockerEngine, server: RegistryServer,
 def test_pull_of_an_oci_index(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage
 ) -> None:
-    """docker pulls its own platform out of an OCI index that another client pushed."""
+    """docker pulls the image for its platform from an OCI index that another client has pushed."""
     wire.push(repo, "multi", multi)
     name = f"{server.address}/{repo}:multi"
     docker("pull", name)

@@ -1,4 +1,5 @@
-"""What strace sees of one push: bytes and metadata are on the disk before the client is told so."""
+"""The system calls of a push, seen by strace: bytes and metadata are on the disk before the client gets the
+response."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ SEND = {"write", "writev", "sendto", "sendmsg"}
 
 
 def first(steps: list[SystemCall], what: str, after: int, fits: Callable[[SystemCall], bool]) -> SystemCall:
-    """The first such step that began after the line; an assertion with the record when there is none."""
+    """Returns the first step of this kind that began after the line. Raises AssertionError with the record if there is
+    none."""
     for step in steps:
         if step.began > after and step.worked and fits(step):
             return step
@@ -34,7 +36,8 @@ def answers(steps: list[SystemCall], status: int) -> list[SystemCall]:
 
 
 def paths_of(rename: SystemCall) -> tuple[Path, Path]:
-    """The two paths of a rename; a path that is relative to an open directory is joined to it."""
+    """Returns the two paths of a rename. Joins a path that is relative to an open directory with the directory's
+    path."""
     found = re.findall(r'(?:(?:AT_FDCWD|\d+)(?:<([^>]*)>)?, )?"([^"]*)"', rename.text)
     source, target = (Path(folder or "/") / path for folder, path in found)
     return source, target
@@ -49,7 +52,7 @@ def is_wal_sync(step: SystemCall) -> bool:
 
 
 def ask(connection: http.client.HTTPConnection, method: str, path: str, body: bytes, **headers: str) -> str:
-    """One request on the open connection; gives the Location of a 201 or 202."""
+    """Sends one request on the open connection, and returns the Location of a 201 or 202."""
     connection.request(method, path, body, headers)
     with connection.getresponse() as reply:
         text = reply.read()
@@ -58,7 +61,7 @@ def ask(connection: http.client.HTTPConnection, method: str, path: str, body: by
 
 
 def push_traced(server: RegistryServer, folder: Path, made: ClientImage) -> list[SystemCall]:
-    """Pushes one layer (POST, PATCH, PUT) and the manifest on one connection while strace watches the workers."""
+    """Pushes one layer (POST, PATCH, PUT) and the manifest on one connection while strace records the workers."""
     wire, last = RegistryClient(server.address), made.layers[-1]
     wire.push("team/traced", "before", image("before"))
     assert made.config is not None
@@ -81,7 +84,8 @@ def push_traced(server: RegistryServer, folder: Path, made: ClientImage) -> list
 
 @pytest.mark.timeout(180)
 def test_everything_is_synced_before_the_201(tmp_path: Path) -> None:
-    """fsync of the blob's file, rename, fsync of the directory, fsync of the metadata's WAL: then the 201 is sent."""
+    """These steps come before the 201 is sent: fsync of the blob's file, rename, fsync of the directory, fsync of the
+    metadata's WAL."""
     made = image("traced", layer({"traced": noise("traced", MIB)}))
     with running_server(tmp_path / "server") as server:
         steps = push_traced(server, tmp_path, made)

@@ -1,4 +1,4 @@
-"""The server's memory stays flat, whatever passes through it."""
+"""The server's memory does not grow with the size of the blobs that pass through it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REPO = "team/large"
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[RegistryServer]:
-    """A server whose workers have all served pushes and pulls, so that what comes first only once is behind them."""
+    """A server whose workers have all served pushes and pulls, so that memory for first requests is already in use."""
     with running_server(tmp_path, own_interpreter=True) as running:
         wire = RegistryClient(running.address)
         made = image("warm", layer({"warm": noise("warm", 4 * MIB)}))
@@ -40,7 +40,7 @@ def own(tmp_path: Path) -> Iterator[RegistryServer]:
 
 
 class HashingBody:
-    """A long body that is hashed while it is sent."""
+    """A long body that is hashed while it is being sent."""
 
     def __init__(self, seed: str, size: int) -> None:
         self._pieces = noise_stream(seed, size)
@@ -57,7 +57,8 @@ class HashingBody:
 
 
 def send(address: str, method: str, path: str, body: Iterator[bytes] | None, headers: dict[str, str]) -> str:
-    """A request with a streamed body (chunked, unless Content-Length is given); gives status and Location."""
+    """Sends a request with a streamed body (chunked, unless Content-Length is given). Returns the status and the
+    Location."""
     with closing(http.client.HTTPConnection(address, timeout=120)) as connection:
         connection.request(method, path, body, headers, encode_chunked="Content-Length" not in headers)
         with connection.getresponse() as reply:
@@ -67,7 +68,7 @@ def send(address: str, method: str, path: str, body: Iterator[bytes] | None, hea
 
 
 def pull(address: str, digest: str, size: int) -> None:
-    """Reads a blob to its end in pieces; the bytes must have the digest."""
+    """Reads a blob to its end in pieces, and checks its digest."""
     running, left = hashlib.sha256(), size
     with closing(http.client.HTTPConnection(address, timeout=120)) as connection:
         connection.request("GET", f"/v2/{REPO}/blobs/{digest}")
@@ -85,7 +86,8 @@ def with_digest(location: str, digest: str) -> str:
 
 @pytest.mark.timeout(300)
 def test_a_gib_in_one_chunked_patch(own: RegistryServer) -> None:
-    """A GiB pushed as docker does (one chunked PATCH, a PUT without body) and pulled: less than 32 MiB of growth."""
+    """A GiB is pushed as docker does (one chunked PATCH, and a PUT without a body) and pulled again. The memory grows
+    by less than 32 MiB."""
     body = HashingBody("patch", SIZE)
     with MemoryPeak(own.pids) as push:
         start = send(own.address, "POST", f"/v2/{REPO}/blobs/uploads/", None, {"Content-Length": "0"})
@@ -103,7 +105,7 @@ def test_a_gib_in_one_chunked_patch(own: RegistryServer) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_large_layer_in_one_put(own: RegistryServer) -> None:
-    """256 MiB pushed as containerd does (one PUT with the body) grow the server by less than 32 MiB as well."""
+    """256 MiB are pushed as containerd does (one PUT with the body). The memory grows by less than 32 MiB."""
     digest = HashingBody("put", SIZE // 4)
     for _ in digest:
         pass

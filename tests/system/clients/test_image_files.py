@@ -1,4 +1,4 @@
-"""docker and skopeo read what `entrepot export` writes, and `entrepot import` reads what they write."""
+"""docker and skopeo read the output of `entrepot export`, and `entrepot import` reads theirs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(server: RegistryServer, *args: str | Path) -> str:
 def test_docker_load(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """docker loads an exported image under its name, with the same id, and runs it."""
+    """docker loads an exported image under its name and with the same id, and runs it."""
     wire.push(repo, "v1", fresh)
     run(server, "export", f"{repo}:v1", "--to", tmp_path / "x.tar", "--format", "docker-archive")
     assert f"Loaded image: {repo}:v1" in docker("load", "--input", str(tmp_path / "x.tar")).out
@@ -37,7 +37,8 @@ def test_docker_load(
 def test_docker_load_of_a_download(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """docker loads an image that was downloaded over the API in two parts, and skopeo reads it in both of its forms."""
+    """docker loads an image that was downloaded over the API in two parts. skopeo reads the file in both of its
+    formats."""
     wire.push(repo, "v1", fresh)
     url = f"{server.url}/api/v1/repositories/{repo}/manifests/v1/archive"
     first = httpx2.get(url, headers={"range": "bytes=0-99999"})
@@ -57,7 +58,7 @@ def test_docker_load_of_a_download(
 def test_docker_load_of_one_platform(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
 ) -> None:
-    """Without --platform, an archive for docker has the platform of this machine."""
+    """Without --platform, an archive for docker has this machine's platform."""
     wire.push(repo, "v1", multi)
     run(server, "export", f"{repo}:v1", "--to", tmp_path / "x.tar", "--format", "docker-archive")
     docker("load", "--input", str(tmp_path / "x.tar"))
@@ -67,7 +68,8 @@ def test_docker_load_of_one_platform(
 def test_docker_save(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """What docker saves is imported under the names that docker has for it; docker pulls the same image id."""
+    """An archive of `docker save` is imported under the names that docker has for the image. docker pulls the same
+    image id."""
     archive = tmp_path / "saved.tar"
     docker.load(fresh, f"{repo}:v1")
     docker("tag", f"{repo}:v1", f"{server.address}/{repo}:v2")
@@ -85,7 +87,7 @@ def test_docker_save(
 def test_docker_save_of_old_versions(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """Before version 25, the archive had no `index.json`."""
+    """An archive of docker before version 25, without `index.json`, can be imported."""
     docker.load(fresh, f"{repo}:v1")
     docker("save", "--output", str(tmp_path / "saved.tar"), f"{repo}:v1")
     with tarfile.open(tmp_path / "saved.tar") as saved, tarfile.open(tmp_path / "old.tar", "w") as old:
@@ -130,7 +132,7 @@ def test_what_skopeo_writes(
     tmp_path: Path,
     form: str,
 ) -> None:
-    """Layouts and archives of skopeo are imported; the manifest of a layout stays as it is."""
+    """Layouts and archives of skopeo can be imported. The manifest of a layout keeps its bytes."""
     wire.push(repo, "v1", fresh)
     path = tmp_path / ("x" if form == "oci" else "x.tar")
     name = f"{repo}-copy:v1" if form == "docker-archive" else "v1"

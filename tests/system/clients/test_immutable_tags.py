@@ -1,4 +1,4 @@
-"""What clients show when they push other content to an immutable tag."""
+"""What clients show when they push another image to an immutable tag."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ RULES = json.dumps([{"repositories": ["fixed/**"], "tags": ["v*"]}])
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A server whose tags `v…` below `fixed` are immutable."""
+    """A server on which the tags `v…` below `fixed` are immutable."""
     with running_server(tmp_path_factory.mktemp("strict"), env={"ENTREPOT_IMMUTABLE": RULES}) as running:
         yield running
 
 
 def test_docker_shows_why(docker: DockerEngine, strict: RegistryServer) -> None:
-    """The same image again goes well; another one is refused in a sentence that names the tag and its digest."""
+    """A push of the same image succeeds. A push of another image is refused with an error that names the tag and its
+    digest."""
     name = f"{strict.address}/fixed/docker:v1"
     docker.load(image("first"), name)
     docker("push", name)

@@ -1,4 +1,4 @@
-"""containerd at a registry with accounts."""
+"""containerd with a registry that has accounts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def user(login: ClientLogin) -> tuple[str, str]:
 
 
 def refused(ctr: Containerd, verb: str, *args: str) -> str:
-    """What ctr says of a pull or push that must fail."""
+    """Returns the error of ctr for a pull or push that must fail."""
     options = ("--plain-http", *(("--snapshotter", "native") if verb == "pull" else ()))
     done = ctr.call.attempt("images", verb, *options, *args)
     assert done.code != 0, done.text
@@ -24,7 +24,7 @@ def refused(ctr: Containerd, verb: str, *args: str) -> str:
 
 
 def test_push_and_pull(ctr: Containerd, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """With a login, containerd asks for its token by POST, pushes and pulls; without one it may not."""
+    """With a login, containerd gets its token by POST, and pushes and pulls. Without a login it is refused."""
     login = club.person({f"{repo}/**": "pull,push"})
     source = f"localhost/{repo}:1"
     ctr.load(fresh, source, tmp_path / "in")
@@ -43,7 +43,7 @@ def test_push_and_pull(ctr: Containerd, club: MemberSite, repo: str, fresh: Clie
 
 
 def test_a_token_of_a_robot(ctr: Containerd, club: MemberSite, repo: str, fresh: ClientImage) -> None:
-    """An API token is a password; revoked, it is none at the next command."""
+    """An API token works as the password. After its revocation, the next command is refused."""
     robot = club.machine({f"{repo}/**": "pull"})
     club.wire().push(f"{repo}/app", "1", fresh)
     name = f"{club.address}/{repo}/app:1"
@@ -55,7 +55,7 @@ def test_a_token_of_a_robot(ctr: Containerd, club: MemberSite, repo: str, fresh:
 
 
 def test_anonymous_pull(ctr: Containerd, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """What everybody may pull comes without a login, and with one that may nothing of its own."""
+    """containerd pulls public images without a login, and with the login of an account that has no rights."""
     club.wire().push(f"{repo}/open", "1", fresh)
     club.allow_everyone(f"{repo}/open")
     name, other = f"{club.address}/{repo}/open:1", f"localhost/{repo}:2"
@@ -69,7 +69,7 @@ def test_anonymous_pull(ctr: Containerd, club: MemberSite, repo: str, fresh: Cli
 
 
 def test_denied(ctr: Containerd, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """A push is forbidden, a pull finds nothing, a wrong password is no login."""
+    """A push without the right is denied, a pull without it finds nothing, and a wrong password is refused."""
     login, source = club.person({f"{repo}/read": "pull"}), f"localhost/{repo}:1"
     ctr.load(fresh, source, tmp_path / "in")
     club.wire().push(f"{repo}/private", "1", fresh)
@@ -86,8 +86,8 @@ def test_denied(ctr: Containerd, club: MemberSite, repo: str, fresh: ClientImage
 
 
 def test_mounts(ctr: Containerd, club: MemberSite, repo: str) -> None:
-    """containerd mounts what it pulled from a repository that the login may pull. Where it may not any more, the
-    layers are sent."""
+    """containerd mounts layers from a repository from which it has pulled and from which the login may pull. If the
+    login may no longer pull there, the layers are sent."""
     made = image("mounted", layer({"heavy": noise(repo, 4 * MIB)}))
     club.wire().push(f"{repo}/one", "1", made)
     both = club.person({f"{repo}/one": "pull", f"{repo}/two": "pull,push"})

@@ -1,4 +1,4 @@
-"""docker with a real dockerd at a registry with accounts."""
+"""docker, with a real dockerd, and a registry that has accounts."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ INVALID = "unauthorized: the credentials are not valid"
 
 @pytest.fixture
 def me(docker: DockerEngine, tmp_path: Path) -> DockerEngine:
-    """A docker command that has logged in nowhere."""
+    """A docker command without any login."""
     (tmp_path / "me").mkdir()
     return logged_out(docker, tmp_path / "me")
 
 
 @pytest.fixture
 def you(docker: DockerEngine, tmp_path: Path) -> DockerEngine:
-    """Somebody else's."""
+    """The docker command of another person."""
     (tmp_path / "you").mkdir()
     return logged_out(docker, tmp_path / "you")
 
 
 def attempt_login(docker: DockerEngine, address: str, login: ClientLogin) -> ProgramResult:
-    """`echo SECRET | docker login ADDRESS -u NAME --password-stdin`, as CI jobs do it."""
+    """Runs `echo SECRET | docker login ADDRESS -u NAME --password-stdin`, as CI jobs do."""
     return docker.call.attempt("login", address, "-u", login.name, "--password-stdin", given=f"{login.secret}\n")
 
 
@@ -43,21 +43,21 @@ def log_in(docker: DockerEngine, address: str, login: ClientLogin) -> None:
 
 
 def refused(docker: DockerEngine, *args: str) -> str:
-    """What docker says of a command that must fail."""
+    """Returns the error of docker for a command that must fail."""
     done = docker.call.attempt(*args)
     assert done.code != 0, done.text
     return done.err
 
 
 def kept(docker: DockerEngine, address: str) -> dict[str, Any]:
-    """What config.json has for the registry."""
+    """Returns what config.json contains for the registry."""
     config = json.loads((Path(docker.call.env["DOCKER_CONFIG"]) / "config.json").read_text())
     found: dict[str, Any] = config["auths"].get(address, {})
     return found
 
 
 def test_login_and_logout(me: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage) -> None:
-    """After a login docker pushes and pulls; after the logout it may not any more."""
+    """After a login docker pushes and pulls. After the logout it is refused."""
     login, name = club.person({f"{repo}/**": "pull,push"}), f"{club.address}/{repo}/app:1"
     me.load(fresh, name)
     assert f"unauthorized: log in to push to {repo}/app" in refused(me, "push", name)
@@ -73,7 +73,7 @@ def test_login_and_logout(me: DockerEngine, club: MemberSite, repo: str, fresh: 
 
 
 def test_bad_logins(me: DockerEngine, club: MemberSite) -> None:
-    """A wrong password, an account that is not there and a name that none can have fail with the same words."""
+    """A wrong password, a missing account and an invalid name fail with the same error."""
     login = club.person()
     said = set()
     for bad in (
@@ -91,7 +91,7 @@ def test_bad_logins(me: DockerEngine, club: MemberSite) -> None:
 def test_anonymous_pull_beside_authenticated_push(
     me: DockerEngine, you: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage
 ) -> None:
-    """One pushes with a login, another pulls without any, and may not push."""
+    """One person pushes with a login. Another one pulls without a login, and may not push."""
     name = f"{club.address}/{repo}/open:1"
     log_in(me, club.address, club.person({f"{repo}/**": "pull,push"}))
     club.allow_everyone(f"{repo}/open")
@@ -108,7 +108,7 @@ def test_anonymous_pull_beside_authenticated_push(
 
 
 def test_denied_push(me: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage) -> None:
-    """docker says who may not push to what, be there something already or nothing yet, and nothing arrives."""
+    """docker shows who may not push to which repository, whether or not the repository exists. Nothing is stored."""
     login, name = club.person({f"{repo}/read": "pull"}), f"{club.address}/{repo}"
     club.wire().push(f"{repo}/read", "1", fresh)
     other = image(f"another {repo}")
@@ -124,8 +124,8 @@ def test_denied_push(me: DockerEngine, club: MemberSite, repo: str, fresh: Clien
 def test_a_private_image_looks_as_if_it_were_not_there(
     me: DockerEngine, you: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage
 ) -> None:
-    """To who may not pull it docker says the same of a private image as of one that is not there. Without a login it
-    says to log in."""
+    """For an account without the right to pull, docker shows the same error for a private image as for a missing one.
+    Without a login, it says to log in."""
     club.wire().push(f"{repo}/private", "1", fresh)
     log_in(me, club.address, club.person({"elsewhere/**": "pull,push"}))
     for path in ("private", "none"):
@@ -140,7 +140,7 @@ def test_a_private_image_looks_as_if_it_were_not_there(
 
 
 def test_a_robot_in_ci_and_its_end(me: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage) -> None:
-    """A robot logs in with an API token; once that is revoked, the next command is refused, and so is a login."""
+    """A robot logs in with an API token. After its revocation, the next command is refused, and so is a new login."""
     robot, name = club.machine({f"{repo}/**": "pull,push"}), f"{club.address}/{repo}/app:1"
     log_in(me, club.address, robot)
     assert kept(me, club.address) == {"auth": robot.encoded}
@@ -154,8 +154,8 @@ def test_a_robot_in_ci_and_its_end(me: DockerEngine, club: MemberSite, repo: str
 
 
 def test_a_disabled_account(me: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage) -> None:
-    """Who is disabled is refused at the next command, whatever docker has kept of the login; enabled again, the same
-    password counts, and what docker kept does not."""
+    """After an account was disabled, the next command is refused, whatever docker has stored of the login. After it was
+    enabled again, the same password is accepted, and what docker has stored is not."""
     login, name = club.person({f"{repo}/**": "pull,push"}), f"{club.address}/{repo}/app:1"
     log_in(me, club.address, login)
     me.load(fresh, name)
@@ -171,8 +171,8 @@ def test_a_disabled_account(me: DockerEngine, club: MemberSite, repo: str, fresh
 
 
 def test_docker_keeps_no_password(me: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage) -> None:
-    """A login with a password leaves a token in config.json and not the password; docker pushes with the token, which
-    is listed and revoked like any other."""
+    """After a login with a password, config.json has a token and not the password. docker pushes with this token, which
+    can be listed and revoked like any other."""
     login, name = club.person({f"{repo}/**": "pull,push"}), f"{club.address}/{repo}/app:1"
     log_in(me, club.address, login)
     found = kept(me, club.address)
@@ -189,7 +189,7 @@ def test_docker_keeps_no_password(me: DockerEngine, club: MemberSite, repo: str,
 
 
 def test_another_password_ends_the_logins(me: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage) -> None:
-    """With a new password, what docker kept of a login with the old one counts no more."""
+    """After a new password was set, what docker has stored of a login with the old one is refused."""
     login, name = club.person({f"{repo}/**": "pull,push"}), f"{club.address}/{repo}/app:1"
     log_in(me, club.address, login)
     me.load(fresh, name)
@@ -203,14 +203,14 @@ def test_another_password_ends_the_logins(me: DockerEngine, club: MemberSite, re
 
 @pytest.fixture
 def line(club: MemberSite) -> Iterator[CuttingProxy]:
-    """A way to the registry that counts bytes."""
+    """A proxy in front of the registry that counts bytes."""
     with cutting_proxy(club.address) as running:
         yield running
 
 
 def test_mounts(me: DockerEngine, you: DockerEngine, club: MemberSite, line: CuttingProxy, repo: str) -> None:
-    """docker mounts layers from a repository that it may pull. From one that it may not it mounts none and sends them;
-    it is not told that they are there."""
+    """docker mounts layers from a repository from which it may pull. Layers of any other repository are not mounted but
+    sent, and docker does not learn that they exist."""
     made = image("mount", layer({"heavy": noise(repo, 4 * MIB)}))
     first, second, third = (f"{line.address}/{repo}/{path}" for path in ("one", "two", "three"))
     log_in(me, line.address, club.person({f"{repo}/**": "pull,push"}))

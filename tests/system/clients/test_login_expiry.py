@@ -1,4 +1,4 @@
-"""Pushes that take longer than a token lives."""
+"""Pushes that take longer than the lifetime of a token."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ LIFETIME = 60.0
 def test_a_token_that_expires_in_the_middle_of_a_push(
     docker: DockerEngine, tools: ContainerTools, ctr: Containerd, club: MemberSite, repo: str, tmp_path: Path
 ) -> None:
-    """docker, podman, skopeo and containerd each push a layer over a line that crawls until their token has expired.
-    What is under way goes on; for the next request they get another token, and the image arrives whole."""
+    """docker, podman, skopeo and containerd each push a layer over a connection that is very slow until their token has
+    expired. The running request continues. For the next request they get another token, and the image is complete."""
     login = club.person({f"{repo}/**": "pull,push"})
     made = image(repo, layer({"heavy": noise(repo, 4 * MIB)}))
     user, layout = f"{login.name}:{login.secret}", write_layout(tmp_path / "in", {"x": made})

@@ -1,4 +1,4 @@
-"""Real clients at a mirror with accounts: some of what is upstream is for everybody, some is not."""
+"""Real clients and a mirror with accounts: everyone may pull some of the mirrored content, and not the rest."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def beyond(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRegistries]:
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory, beyond: TwoRegistries) -> Iterator[MemberSite]:
-    """Everybody may pull Docker Hub's own images; other names of Hub's, and another upstream, take a grant."""
+    """A mirror from which everyone may pull Docker Hub's official images. Other repositories of Docker Hub, and another
+    upstream, need a grant."""
     folder = tmp_path_factory.mktemp("mirror")
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
     with beyond.mirror(folder) as running:
@@ -59,8 +60,8 @@ def me(docker: DockerEngine, folder: Path, **logins: dict[str, Any]) -> DockerEn
 
 @pytest.mark.parametrize("stray", STRAY, ids=["none", "password", "odd name", "refresh token"])
 def test_docker_shows_a_mirror_its_login_at_hub(docker: DockerEngine, tmp_path: Path, stray: dict[str, Any]) -> None:
-    """docker sends every mirror what it logs in to Docker Hub with. It is worth nothing here, and what everybody may
-    pull comes all the same."""
+    """docker sends its login for Docker Hub to every mirror. The login is not valid here, and docker can still pull
+    what everyone may pull."""
     mine = me(docker, tmp_path, **{HUB: stray})
     for _ in range(4):  # on either worker
         mine("pull", "--quiet", "ubuntu:18.04")
@@ -72,7 +73,8 @@ def test_docker_shows_a_mirror_its_login_at_hub(docker: DockerEngine, tmp_path: 
 def test_docker_is_told_nothing_of_the_rest(
     docker: DockerEngine, mirror: MemberSite, beyond: TwoRegistries, tmp_path: Path, stray: dict[str, Any]
 ) -> None:
-    """What takes a grant does not come that way, be it cached here or not, and is not asked for upstream."""
+    """An image that needs a grant cannot be pulled with this login, whether or not it is cached, and is not requested
+    from the upstream."""
     mirror.wire().manifest("far.example/library/ubuntu", "18.04")
     before = beyond.hub.read() + beyond.far.read()
     mine = me(docker, tmp_path, **{HUB: stray})
@@ -82,7 +84,8 @@ def test_docker_is_told_nothing_of_the_rest(
 
 
 def test_docker_shows_a_mirror_a_login_that_counts(docker: DockerEngine, mirror: MemberSite, tmp_path: Path) -> None:
-    """Kept in the place of the login at Docker Hub, an API token of ours opens names of Hub's by the mirror."""
+    """If docker has an API token of this registry in place of its login for Docker Hub, it can pull repositories of
+    Docker Hub that need a grant."""
     robot = mirror.machine({"docker.io/org/**": "pull"})
     mine = me(docker, tmp_path, **{HUB: {"auth": robot.encoded}})
     mine("pull", "--quiet", "org/app:1")
@@ -95,7 +98,7 @@ def test_docker_shows_a_mirror_a_login_that_counts(docker: DockerEngine, mirror:
 
 
 def test_docker_logged_in_at_the_mirror(docker: DockerEngine, mirror: MemberSite, tmp_path: Path) -> None:
-    """By the mirror's address everybody pulls with their own login, and nobody pushes there."""
+    """At the mirror's own address, each person pulls with their own login. Nobody can push there."""
     login = mirror.person({"docker.io/org/**": "pull,push", "far.example/**": "pull"})
     mine = me(docker, tmp_path)
     mine.call("login", mirror.address, "-u", login.name, "--password-stdin", given=login.secret)
@@ -110,7 +113,7 @@ def test_docker_logged_in_at_the_mirror(docker: DockerEngine, mirror: MemberSite
 
 
 def test_podman(short_folder: Path, mirror: MemberSite, beyond: TwoRegistries, tmp_path: Path) -> None:
-    """podman and skopeo, set up with `entrepot client`, show a mirror the login they have for its address."""
+    """podman and skopeo, set up with `entrepot client`, send to a mirror their login for its address."""
     mine = tools_logged_out(tools_for(mirror.server, beyond, short_folder), tmp_path)
     mine.podman("pull", "--quiet", "docker.io/library/ubuntu:18.04")
     assert mine.output_of("docker.io/library/ubuntu:18.04") == "bionic amd64\n"
@@ -125,7 +128,7 @@ def test_podman(short_folder: Path, mirror: MemberSite, beyond: TwoRegistries, t
 
 
 def hosts_dir(mirror: RegistryServer, beyond: TwoRegistries, folder: Path) -> tuple[str, str]:
-    """What `entrepot client` prints for containerd, in the place where ctr looks for it."""
+    """Writes the output of `entrepot client` for containerd where ctr looks for it."""
     for upstream in ("docker.io", "far.example"):
         (folder / upstream).mkdir(parents=True)
         printed = beyond.printed(mirror, "containerd", "--upstream", upstream)
@@ -134,7 +137,8 @@ def hosts_dir(mirror: RegistryServer, beyond: TwoRegistries, folder: Path) -> tu
 
 
 def test_containerd(ctr: Containerd, mirror: MemberSite, beyond: TwoRegistries, tmp_path: Path) -> None:
-    """One path at two upstreams, told apart by `?ns=` alone: rights are those on what is meant."""
+    """The same path exists at two upstreams, and only `?ns=` tells them apart. The rights of the named upstream
+    count."""
     pull = ("images", "pull", "--snapshotter", "native", *hosts_dir(mirror.server, beyond, tmp_path / "certs.d"))
     hub, far = (f"{upstream}/library/ubuntu:18.04" for upstream in ("docker.io", "far.example"))
     some, none = mirror.person({"far.example/**": "pull"}), mirror.person()

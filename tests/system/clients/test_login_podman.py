@@ -1,4 +1,4 @@
-"""podman, skopeo and buildah at a registry with accounts."""
+"""podman, skopeo and buildah with a registry that has accounts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .test_podman import loaded
 
 @pytest.fixture
 def mine(tools: ContainerTools, tmp_path: Path) -> ContainerTools:
-    """The programs of somebody who has logged in nowhere; all three share their logins."""
+    """The three programs of a person without any login. They share their logins."""
     return tools_logged_out(tools, tmp_path)
 
 
@@ -28,7 +28,7 @@ def attempt_login(program: ForeignProgram, address: str, login: ClientLogin) -> 
 
 
 def refused(program: ForeignProgram, *args: str) -> str:
-    """What a command says that must fail."""
+    """Returns the error of a command that must fail."""
     done = program.attempt(*args)
     assert done.code != 0, done.text
     return done.err
@@ -37,7 +37,7 @@ def refused(program: ForeignProgram, *args: str) -> str:
 def test_login_push_pull_and_logout(
     mine: ContainerTools, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """What podman logs in to, skopeo and buildah use as well, until the logout."""
+    """skopeo and buildah use podman's login until the logout."""
     name = f"{club.address}/{repo}/app"
     loaded(mine, fresh, name, tmp_path / "in")
     assert "unauthorized" in refused(mine.podman, "push", INSECURE, name)
@@ -62,7 +62,7 @@ def test_login_push_pull_and_logout(
 
 
 def test_bad_logins(mine: ContainerTools, club: MemberSite) -> None:
-    """A wrong password and an account that is not there are the same to all three, and nothing is kept."""
+    """All three show the same error for a wrong password and for a missing account. No login is stored."""
     login = club.person()
     for bad in (ClientLogin(login.name, WRONG), ClientLogin(club.name("nobody"), WRONG)):
         for program in (mine.podman, mine.skopeo, mine.buildah):
@@ -73,7 +73,7 @@ def test_bad_logins(mine: ContainerTools, club: MemberSite) -> None:
 
 
 def test_anonymous_pull(mine: ContainerTools, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """What everybody may pull comes without a login, and with a login that may nothing of its own."""
+    """They pull public images without a login, and with the login of an account that has no rights."""
     club.wire().push(f"{repo}/open", "1", fresh)
     club.allow_everyone(f"{repo}/open")
     name = f"{club.address}/{repo}/open:1"
@@ -86,7 +86,8 @@ def test_anonymous_pull(mine: ContainerTools, club: MemberSite, repo: str, fresh
 
 
 def test_denied(mine: ContainerTools, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """All say who may not push to what. What may not be pulled looks as if it were not there."""
+    """All three show who may not push to which repository. A repository from which the account may not pull looks like
+    a missing one."""
     login = club.person({f"{repo}/read": "pull"})
     for path in ("read", "private"):
         club.wire().push(f"{repo}/{path}", "1", fresh)
@@ -108,8 +109,8 @@ def test_denied(mine: ContainerTools, club: MemberSite, repo: str, fresh: Client
 
 
 def test_a_copy_between_repositories_mounts(mine: ContainerTools, club: MemberSite, repo: str, tmp_path: Path) -> None:
-    """skopeo mounts from a repository that the login may pull, with no layer on the line; from one that it may not it
-    does not, and sends what it has."""
+    """skopeo mounts layers from a repository from which the login may pull, and sends none. From another repository it
+    cannot mount, and sends the layers."""
     made = image("mounted", layer({"heavy": noise(repo, 4 * MIB)}))
     write_layout(tmp_path / "in", {"x": made})
     both = club.person({f"{repo}/one": "pull,push", f"{repo}/two": "pull,push"})
@@ -130,7 +131,7 @@ def test_a_copy_between_repositories_mounts(mine: ContainerTools, club: MemberSi
 def test_a_robot_and_its_end(
     mine: ContainerTools, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """An API token in a password's place; disabled, the robot is refused at the next command."""
+    """An API token works as the password. After the robot was disabled, the next command is refused."""
     robot, name = club.machine({f"{repo}/**": "pull,push"}), f"docker://{club.address}/{repo}/app:1"
     write_layout(tmp_path / "in", {"x": fresh})
     attempt_login(mine.skopeo, club.address, robot).demand()
@@ -145,7 +146,7 @@ def test_a_robot_and_its_end(
 def test_a_token_that_docker_keeps(
     mine: ContainerTools, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """skopeo takes the identity token of a `docker login` from a config.json, and changes it for others by POST."""
+    """skopeo reads the identity token of a `docker login` from a config.json, and exchanges it for tokens by POST."""
     login, name = club.person({f"{repo}/**": "pull,push"}), f"docker://{club.address}/{repo}/app:1"
     write_layout(tmp_path / "in", {"x": fresh})
     query = f"/token?service=entrepot&offline_token=true&client_id=tests&account={login.name}"

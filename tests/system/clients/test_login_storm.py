@@ -1,4 +1,4 @@
-"""docker while somebody guesses passwords."""
+"""docker while an attacker guesses passwords."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .test_login_docker import attempt_login, log_in
 def test_docker_logs_in_to_the_account_that_is_guessed_at(
     docker: DockerEngine, club: MemberSite, tmp_path: Path
 ) -> None:
-    """From where somebody has logged in before, they log in while others guess at that account from 16 addresses, as
-    often as they like. No guess gets in, and who holds a token is served meanwhile."""
+    """From an address with an earlier login, a person can log in while an attacker guesses at the account from 16
+    addresses without a pause. No guess succeeds, and clients with a token are served meanwhile."""
     me, login = logged_out(docker, tmp_path), ClientLogin(GUESSED_ACCOUNT, "a password of its own")
     club.done("POST", "/users", {"name": login.name, "password": login.secret})
     log_in(me, club.address, login)

@@ -1,4 +1,4 @@
-"""Real clients that log in over TLS, with an authority of our own."""
+"""Real clients that log in over TLS, with an authority of the tests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALICE, EVE = ClientLogin("alice", "a password of alice"), ClientLogin("eve", "a 
 
 @dataclass(frozen=True)
 class TlsServer:
-    """A server that speaks TLS. `trusted`: a folder with ca.crt, as docker's certs.d has one for each registry."""
+    """A server with TLS. `trusted`: a folder with ca.crt, as docker's certs.d has for each registry."""
 
     server: RegistryServer
     trusted: Path
@@ -48,7 +48,7 @@ class TlsServer:
 
 @pytest.fixture(scope="module")
 def secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
-    """alice may push below `team`, everybody may pull below `team/open`, eve has an account."""
+    """alice may push below `team`, everyone may pull below `team/open`, and eve has an account without grants."""
     folder = tmp_path_factory.mktemp("secret")
     authority = CertificateAuthority(folder)
     pair, trusted = authority.sign("localhost", also=FAR), folder / "trusted"
@@ -66,7 +66,7 @@ def secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
 
 @pytest.fixture(scope="module")
 def far_docker(secret: TlsServer, short_folder: Path) -> Iterator[DockerEngine]:
-    """A dockerd that comes to the registry as FAR, and has its authority for port 5000 alone."""
+    """A dockerd that connects to the registry as FAR. It has the registry's authority for port 5000 only."""
     folder = Path(tempfile.mkdtemp(prefix="s", dir=short_folder))
     certs = folder / "etc" / "certs.d" / f"{FAR}:5000"
     certs.mkdir(parents=True)
@@ -85,8 +85,8 @@ def log_in(docker: DockerEngine, address: str, login: ClientLogin) -> tuple[int,
 
 
 def test_docker(far_docker: DockerEngine, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """docker with certs.d logs in, pushes, is refused, and pulls without a login. Without the authority's certificate
-    it says that it does not know who signed."""
+    """With certs.d, docker logs in, pushes, is refused, and pulls without a login. Without the authority's certificate,
+    it says that the authority is unknown."""
     me, name, opened = logged_out(far_docker, tmp_path), f"{FAR}:5000/{repo}:1", f"{FAR}:5000/team/open/docker:1"
     code, said = log_in(me, f"{FAR}:5001", ALICE)
     assert (code, "certificate signed by unknown authority" in said) == (1, True), said
@@ -116,8 +116,7 @@ def _push(docker: DockerEngine, image: ClientImage, name: str) -> str:
 def test_podman_and_skopeo(
     tools: ContainerTools, secret: TlsServer, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """podman and skopeo with `--cert-dir` log in, push, pull and are refused; without it they go no further than the
-    handshake."""
+    """With `--cert-dir`, podman and skopeo log in, push, pull and are refused. Without it, the TLS handshake fails."""
     mine, cert, name = tools_logged_out(tools, tmp_path), str(secret.trusted), f"{secret.address}/{repo}:1"
     loaded(mine, fresh, name, tmp_path / "in")
     login = ("login", "-u", ALICE.name, "--password-stdin", secret.address)
@@ -140,7 +139,7 @@ def test_podman_and_skopeo(
 
 
 def test_containerd(ctr: Containerd, secret: TlsServer, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """containerd with `ca` in hosts.toml pushes, pulls and is refused."""
+    """With `ca` in hosts.toml, containerd pushes, pulls and is refused."""
     host, name = f'[host."https://{secret.address}"]\n', f"{secret.address}/{repo}:1"
     strange, trusting = (
         _hosts(tmp_path / which, secret.address, lines)
@@ -169,8 +168,8 @@ def _hosts(folder: Path, host: str, lines: str) -> tuple[str, str]:
 def test_curl_and_skopeo_by_an_identity_token(
     tools: ContainerTools, secret: TlsServer, repo: str, tmp_path: Path
 ) -> None:
-    """curl shows name and password to the registry itself, and gets a refresh token that skopeo logs in with; the
-    realm of the challenge is https."""
+    """curl logs in with a password at the registry itself, and gets a refresh token with which skopeo logs in. The
+    realm of the challenge begins with https."""
     curl = ForeignProgram(("curl", "--silent", "--show-error", "--cacert", secret.authority), {"PATH": PATH})
     root = f"https://{secret.address}"
     assert f'realm="{root}/token"' in curl("--include", f"{root}/v2/").out

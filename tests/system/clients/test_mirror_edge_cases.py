@@ -1,5 +1,5 @@
-"""What else goes through a mirror of a real registry: stray logins, one platform of many, referrers, lists, tags that
-move, pushes that it refuses."""
+"""Special cases of a mirror of a real registry: stray logins, one platform of many, referrers, lists, tags that move,
+and pushes that are refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def tools(short_folder: Path, mirror: RegistryServer, beyond: TwoRegistries) -> 
 
 
 def test_docker_with_a_login_at_hub(docker: DockerEngine, mirror: RegistryServer, tmp_path: Path) -> None:
-    """Who is logged in at Docker Hub pulls through the mirror as well."""
+    """A docker that is logged in at Docker Hub can pull through the mirror."""
     login = base64.b64encode(b"somebody:secret").decode()
     logins = {"auths": {"https://index.docker.io/v1/": {"auth": login}, mirror.address: {"auth": login}}}
     (tmp_path / "config.json").write_text(json.dumps(logins))
@@ -60,14 +60,14 @@ def test_docker_with_a_login_at_hub(docker: DockerEngine, mirror: RegistryServer
 
 @pytest.mark.parametrize("header", [f"Basic {base64.b64encode(b'somebody:secret').decode()}", "Bearer of-docker-hub"])
 def test_a_stray_login(wire: RegistryClient, header: str) -> None:
-    """A login that nobody asked for is neither used nor refused."""
+    """If the registry has no accounts, a login is neither used nor refused."""
     for path in ("/v2/", "/v2/library/ubuntu/manifests/18.04"):
         assert wire.ask("GET", path, headers={"Authorization": header}).status == 200
 
 
 def test_one_platform_of_many(docker: DockerEngine, mirror: RegistryServer, beyond: TwoRegistries) -> None:
-    """Of an index only what docker asks for comes from the upstream, each thing once; the mirror fetches ahead no other
-    platform."""
+    """Of an index, only the content that docker requests is fetched from the upstream, once. The mirror prefetches no
+    other platform."""
     held = {
         architecture: image(
             f"many {architecture}",
@@ -91,13 +91,14 @@ def test_one_platform_of_many(docker: DockerEngine, mirror: RegistryServer, beyo
 
 
 def requests(repo: str, of: ClientImage) -> set[str]:
-    """The requests that fetch an image."""
+    """Returns the requests that fetch an image."""
     manifests = {f"GET /v2/{repo}/manifests/{digest}" for digest in of.manifests}
     return manifests | {f"GET /v2/{repo}/blobs/{digest}" for digest in of.blobs}
 
 
 def test_referrers(wire: RegistryClient, beyond: TwoRegistries) -> None:
-    """A signature that the upstream lists under its fallback tag is listed here by the API, and comes whole."""
+    """A signature that the upstream has under its fallback tag is listed by the referrers API, and can be pulled
+    completely."""
     subject = image("signed")
     signature = artifact(subject, "a signature", "application/vnd.example.signature")
     signed = beyond.hub.add("org/signed", image_tree_of(subject), "1")
@@ -111,14 +112,15 @@ def test_referrers(wire: RegistryClient, beyond: TwoRegistries) -> None:
 
 @pytest.mark.parametrize("name", ["org/listed", "docker.io/org/listed"])
 def test_list_of_tags(tools: ContainerTools, mirror: RegistryServer, beyond: TwoRegistries, name: str) -> None:
-    """All the upstream's tags are listed, in order, also those that nobody pulled."""
+    """All tags of the upstream are listed, in order, also those that were never pulled."""
     beyond.hub.add("org/listed", image_tree_of(image("listed")), "b", "a", "v10", "v9")
     listed = tools.skopeo("list-tags", INSECURE, f"docker://{mirror.address}/{name}").out
     assert json.loads(listed)["Tags"] == ["a", "b", "v10", "v9"]
 
 
 def test_a_tag_that_moves(docker: DockerEngine, beyond: TwoRegistries, tmp_path: Path) -> None:
-    """While the upstream is off docker pulls what the tag was; when it is on again, what it is now, and new tags."""
+    """While the upstream is off, docker pulls what the tag pointed at before. When it is on again, docker pulls what
+    the tag points at now, and new tags."""
     old, new = (image_tree_of(image(f"the {age} one")) for age in ("old", "new"))
     beyond.hub.add("org/moving", old, "1")
     # A mirror of its own: it takes a while to trust an upstream that was off.
@@ -143,7 +145,7 @@ def test_a_tag_that_moves(docker: DockerEngine, beyond: TwoRegistries, tmp_path:
 
 @pytest.mark.parametrize("path", ["library/ubuntu", "docker.io/library/ubuntu", "far.example/team/app"])
 def test_a_push_to_a_mirrored_name(docker: DockerEngine, mirror: RegistryServer, path: str) -> None:
-    """docker shows why it is refused and what to do instead."""
+    """docker shows why the push is refused, and what to do instead."""
     name = f"{mirror.address}/{path}:mine"
     docker.load(image("mine"), name)
     refused = docker.call.attempt("push", name)

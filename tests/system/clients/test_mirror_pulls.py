@@ -1,4 +1,5 @@
-"""Real clients through a mirror of a real registry: while that is on, and from what is here while it is off."""
+"""Real clients pull through a mirror of a real registry: while the upstream is on, and from the cache while it is
+off."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def beyond(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRegistries]:
 def mirror(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, beyond: TwoRegistries
 ) -> Iterator[RegistryServer]:
-    """A mirror that has nothing yet; or one that has all of `HELD`, and whose upstreams are off."""
+    """A mirror without cached content; or one with all of `HELD` in its cache, whose upstreams are off."""
     with beyond.mirror(tmp_path_factory.mktemp("mirror")) as running:
         if request.param == "on":
             yield running
@@ -41,7 +42,7 @@ def mirror(
 
 @pytest.fixture
 def is_on(request: pytest.FixtureRequest) -> bool:
-    """Whether the upstreams are."""
+    """Whether the upstreams are on."""
     return bool(request.node.callspec.params["mirror"] == "on")
 
 
@@ -68,7 +69,8 @@ def tools(short_folder: Path, mirror: RegistryServer, beyond: TwoRegistries) -> 
     ],
 )
 def test_docker(docker: DockerEngine, mirror: RegistryServer, name: str, said: str) -> None:
-    """dockerd pulls plain names by `registry-mirrors`, others by the mirror's address, and runs what it pulled."""
+    """dockerd pulls Docker Hub's names through `registry-mirrors`, other names at the mirror's address, and runs the
+    images."""
     name = name.format(mirror=mirror.address)
     docker("pull", "--quiet", name)
     assert docker.output_of(name) == f"{said}\n"
@@ -76,7 +78,7 @@ def test_docker(docker: DockerEngine, mirror: RegistryServer, name: str, said: s
 
 
 def test_docker_by_digest(docker: DockerEngine, beyond: TwoRegistries) -> None:
-    """The digest that docker shows for a plain name is the upstream's, and can be pulled by."""
+    """The digest that docker shows is the upstream's digest, and can be used for a pull."""
     digest = beyond.hub.content.repositories["library/ubuntu"].tags["18.04"]
     docker("pull", "--quiet", "ubuntu:18.04")
     assert docker.inspect("ubuntu:18.04")["RepoDigests"] == [f"ubuntu@{digest}"]
@@ -87,7 +89,7 @@ def test_docker_by_digest(docker: DockerEngine, beyond: TwoRegistries) -> None:
 
 
 def test_containerd(short_folder: Path, tmp_path: Path, mirror: RegistryServer, beyond: TwoRegistries) -> None:
-    """containerd asks for one path at two upstreams, told apart by `?ns=` alone, and gets the bytes of each."""
+    """containerd requests the same path of two upstreams, which only `?ns=` tells apart, and gets the bytes of each."""
     certs = tmp_path / "certs.d"
     for upstream in ("docker.io", "far.example"):
         (certs / upstream).mkdir(parents=True)
@@ -116,14 +118,14 @@ def test_containerd(short_folder: Path, tmp_path: Path, mirror: RegistryServer, 
     ],
 )
 def test_podman(tools: ContainerTools, mirror: RegistryServer, name: str, said: str) -> None:
-    """podman pulls by registries.conf, from any of the upstreams, and by the mirror's address."""
+    """podman pulls from all upstreams through registries.conf, and at the mirror's address."""
     name = name.format(mirror=mirror.address)
     tools.podman("pull", "--quiet", name)
     assert tools.output_of(name) == f"{said}\n"
 
 
 def test_buildah(tools: ContainerTools) -> None:
-    """buildah builds on an image of the upstream."""
+    """buildah builds from an image of the upstream."""
     container = tools.buildah("from", "--quiet", "docker.io/library/ubuntu:18.04").out.split()[-1]
     said = tools.buildah("run", "--isolation", "chroot", container, "/bin/cat", "/greeting").out
     assert said == "bionic amd64\n"
@@ -131,7 +133,7 @@ def test_buildah(tools: ContainerTools) -> None:
 
 
 def test_skopeo(tools: ContainerTools, beyond: TwoRegistries, tmp_path: Path) -> None:
-    """A copy of all platforms has every byte that the upstream has."""
+    """A copy of all platforms has the same bytes as at the upstream."""
     tools.skopeo("copy", "--quiet", "--all", "docker://docker.io/library/ubuntu:18.04", f"dir:{tmp_path / 'copy'}")
     held = beyond.hub.content.repositories["library/ubuntu"]
     files = {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()}
@@ -143,7 +145,7 @@ def test_skopeo(tools: ContainerTools, beyond: TwoRegistries, tmp_path: Path) ->
 def test_a_private_image_beside_the_mirror(
     docker: DockerEngine, tools: ContainerTools, mirror: RegistryServer, beyond: TwoRegistries, is_on: bool
 ) -> None:
-    """docker pushes a name of our own, podman pulls it back, and the upstream never hears of it."""
+    """docker pushes an image under a hosted name, podman pulls it, and the upstream gets no request for this name."""
     path = f"team/{'on' if is_on else 'off'}"
     name = f"{mirror.address}/{path}:1"
     docker.load(image(f"hello from {path}"), name)
@@ -155,7 +157,7 @@ def test_a_private_image_beside_the_mirror(
 
 
 def test_what_is_told_of_an_old_tag(mirror: RegistryServer, is_on: bool) -> None:
-    """While the upstream is off, the answer says so; while it is on, there is nothing to say."""
+    """While the upstream is off, the response has a warning. While it is on, it has none."""
     wire = RegistryClient(mirror.address)
     for reply in (wire.ask("HEAD", "/v2/library/ubuntu/manifests/18.04"), wire.manifest("library/ubuntu", "18.04")):
         warning = reply.headers["Warning"]

@@ -21,7 +21,8 @@ from tests.fakes.server_process import RegistryServer, running_server
 
 @dataclass(frozen=True)
 class OldRegistry:
-    """Debian's docker-registry with what three clients have pushed. `deleted`: the digest of a deleted manifest."""
+    """Debian's docker-registry with what three clients have pushed. `deleted`: the digest of a manifest that was
+    deleted there."""
 
     program: RunningProgram
     deleted: str
@@ -68,7 +69,8 @@ def new(tmp_path: Path) -> Iterator[RegistryServer]:
 
 
 def assert_moved(old: OldRegistry, new: RegistryServer, docker: DockerEngine) -> None:
-    """The new server has what the old one serves, and not what was deleted there; docker runs an image of it."""
+    """Checks that the new server has what the old one serves, and not what was deleted there. docker runs an image of
+    it."""
     wire = RegistryClient(new.address)
     assert assert_same_content(old.wire, wire) >= 18
     assert catalog(wire) == ["by/buildah", "by/docker", "by/skopeo", "other/docker"]
@@ -81,7 +83,7 @@ def assert_moved(old: OldRegistry, new: RegistryServer, docker: DockerEngine) ->
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_directory(old: OldRegistry, new: RegistryServer, docker: DockerEngine, tmp_path: Path) -> None:
-    """Beside both running servers; files are linked, and a second run has nothing to do."""
+    """The directory is imported while both servers run. Files are linked, and a second run changes nothing."""
     command = ("import-registry", old.directory, "--data", new.data)
     count = sum(len(tags(old.wire, repo)) for repo in catalog(old.wire))
     done = entrepot(*command, folder=tmp_path)
@@ -100,7 +102,8 @@ def test_the_directory(old: OldRegistry, new: RegistryServer, docker: DockerEngi
 def test_over_the_network(
     old: OldRegistry, new: RegistryServer, docker: DockerEngine, tools: ContainerTools, tmp_path: Path, big: ClientImage
 ) -> None:
-    """The same content comes by the list of repositories; a second run brings what was pushed meanwhile."""
+    """The same content is imported over the network, by the list of repositories. A second run imports what was pushed
+    meanwhile."""
     command = ("import", old.program.url, "--data", new.data)
     done = entrepot(*command, folder=tmp_path)
     assert done.returncode == 0, (done.stdout, done.stderr)

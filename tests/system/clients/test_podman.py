@@ -13,7 +13,7 @@ from tests.fakes.server_process import RegistryServer
 
 
 def loaded(tools: ContainerTools, image: ClientImage, name: str, folder: Path) -> None:
-    """Brings an image into podman's storage under the name without asking any registry."""
+    """Imports an image into podman's storage under the name, without a registry."""
     write_layout(folder, {"x": image})
     image_id = tools.podman("pull", "--quiet", f"oci:{folder}:x").out.split()[-1]
     tools.podman("tag", image_id, name)
@@ -22,7 +22,7 @@ def loaded(tools: ContainerTools, image: ClientImage, name: str, folder: Path) -
 def test_push_pull_and_run(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """podman pushes and pulls without a tag, by tag and by digest; the container prints what the image holds."""
+    """podman pushes, and pulls without a tag, by tag and by digest. The container prints the text of the image."""
     name = f"{server.address}/{repo}"
     loaded(tools, fresh, name, tmp_path)
     image_id = tools.image_id(name)
@@ -40,7 +40,7 @@ def test_push_pull_and_run(
 def test_push_again_and_mount(
     tools: ContainerTools, proxy: CuttingProxy, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """A second push sends no layer, and neither does a push to another repository, which mounts them."""
+    """A second push sends no layer. Neither does a push to another repository, which mounts the layers."""
     made = image("again", layer({"heavy": noise(repo, 4 * MIB)}))
     name = f"{proxy.address}/{repo}"
     loaded(tools, made, name, tmp_path)
@@ -57,7 +57,7 @@ def test_push_again_and_mount(
 def test_manifest_push_all(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
 ) -> None:
-    """`podman manifest` joins two pushed platforms; `push --all` carries index and children."""
+    """`podman manifest` joins two pushed platforms. `push --all` pushes the index and its children."""
     name, index = f"{server.address}/{repo}", f"localhost/{repo}:index"
     for child, tag in zip(multi.children, ("amd64", "arm64"), strict=True):
         wire.push(f"{repo}/parts", tag, child)
@@ -77,7 +77,8 @@ def test_manifest_push_all(
 def test_buildah_builds_on_a_pulled_image(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """buildah starts from a pulled image, adds a file, commits, pushes; what podman then pulls has both files."""
+    """buildah starts from a pulled image, adds a file, commits and pushes. podman then pulls an image with both
+    files."""
     base, name = f"{server.address}/{repo}/base", f"{server.address}/{repo}/built:2"
     wire.push(f"{repo}/base", "latest", fresh)
     container = tools.buildah("from", "--quiet", INSECURE, base).out.split()[-1]
@@ -96,7 +97,7 @@ def test_buildah_builds_on_a_pulled_image(
 def test_podman_and_docker_share(
     tools: ContainerTools, docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """What podman pushes docker runs, and the other way round, with one image id."""
+    """docker runs images that podman has pushed, and the other way round, with the same image id."""
     for number, greeting in enumerate(["from podman", "from docker"]):
         name = f"{server.address}/{repo}:{number}"
         made = image(f"{greeting} {repo}")

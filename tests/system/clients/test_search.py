@@ -15,7 +15,7 @@ from tests.fakes.server_process import RegistryServer
 
 
 def until_found(wire: RegistryClient, repo: str) -> None:
-    """Waits until the index has the repository."""
+    """Waits until the search index has the repository."""
 
     def is_found() -> bool:
         results = wire.ask("GET", f"/v1/search?q={repo}").json()["results"]
@@ -39,8 +39,8 @@ def test_docker_search(
 def test_docker_search_with_a_login(
     docker: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """docker finds what its login may pull, also without TLS: the login gave it a token to get others with. Without a
-    login it finds what everyone may pull, and is asked to log in if that is nothing."""
+    """docker finds what its login may pull, also without TLS, because it gets a token with the refresh token of its
+    login. Without a login it finds what everyone may pull. If that is nothing, it is asked to log in."""
     mine, term = logged_out(docker, tmp_path), repo.removeprefix("team/")
     opened, hidden = f"{repo}/open", f"{repo}/hidden"
     for name in (repo, opened, hidden):
@@ -59,7 +59,7 @@ def test_docker_search_with_a_login(
 def test_podman_search(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
 ) -> None:
-    """By name, and the tags of a repository."""
+    """podman finds repositories by name, and lists the tags of a repository."""
     wire.push(repo, "v1", fresh)
     until_found(wire, repo)
     name = f"{server.address}/{repo}"
@@ -72,7 +72,8 @@ def test_podman_search(
 def test_podman_search_with_a_login(
     tools: ContainerTools, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """podman sends no login to the old API. It gets a 401 there, and reads the list of repositories with its login."""
+    """podman sends no login to the old API and gets a 401 there. It then reads the list of repositories with its
+    login."""
     mine = tools_logged_out(tools, tmp_path)
     club.wire().push(repo, "v1", fresh)
     until_found(club.wire(), repo)

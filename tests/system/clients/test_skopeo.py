@@ -34,7 +34,7 @@ SYNC = ("--all", "--preserve-digests")
 
 
 def blobs_below(layout: Path) -> dict[str, bytes]:
-    """Every file of an OCI layout's store by digest."""
+    """Returns every file in the blobs of an OCI image layout, by digest."""
     return {f"sha256:{path.name}": path.read_bytes() for path in (layout / "blobs" / "sha256").iterdir()}
 
 
@@ -47,7 +47,7 @@ def test_copy_in_and_out(
     big: ClientImage,
     tmp_path: Path,
 ) -> None:
-    """An OCI image of 80 MiB copied in and out again is the same, manifest and blobs, byte by byte."""
+    """An OCI image of 80 MiB that is copied to the registry and back is the same, byte by byte."""
     name = f"docker://{server.address}/{repo}:big"
     tools.copy(f"oci:{layout}:big", name)
     assert_same_image(wire, repo, "big", big)
@@ -59,7 +59,7 @@ def test_copy_in_and_out(
 def test_copy_by_digest_and_default_tag(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """No tag means `latest`; the digest leads to the same bytes."""
+    """Without a tag, `latest` is meant. The digest leads to the same bytes."""
     write_layout(tmp_path / "in", {"x": fresh})
     name = f"docker://{server.address}/{repo}"
     tools.copy(f"oci:{tmp_path / 'in'}:x", name)
@@ -81,7 +81,7 @@ def test_copy_of_an_index(
     option: str,
     tmp_path: Path,
 ) -> None:
-    """An index with all its platforms goes in and out again unchanged."""
+    """An index with all its platforms is copied to the registry and back without a change."""
     name = f"docker://{server.address}/{repo}:multi"
     tools.copy(f"oci:{layout}:multi", name, option)
     assert_same_image(wire, repo, "multi", multi)
@@ -94,7 +94,7 @@ def test_copy_of_an_index(
 def test_one_platform_of_an_index(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
 ) -> None:
-    """Asked for one platform, skopeo gets exactly that child."""
+    """For one platform, skopeo gets exactly this child."""
     wire.push(repo, "multi", multi)
     name = f"docker://{server.address}/{repo}:multi"
     tools.skopeo(
@@ -109,7 +109,7 @@ def test_one_platform_of_an_index(
 def test_index_only(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, layout: Path
 ) -> None:
-    """An index whose children are there already can be pushed alone."""
+    """If the children of an index exist already, the index alone can be pushed."""
     for number, child in enumerate(multi.children):
         wire.push(repo, f"child-{number}", child)
     tools.copy(f"oci:{layout}:multi", f"docker://{server.address}/{repo}:multi", "--multi-arch=index-only")
@@ -119,7 +119,7 @@ def test_index_only(
 def test_inspect_and_list_tags(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
 ) -> None:
-    """`inspect` and `list-tags` see digest, layers, platform and every tag, in order."""
+    """`inspect` and `list-tags` show the digest, the layers, the platform, and every tag in order."""
     for tag in ("b", "a", "latest", "v10", "v9"):
         wire.push(repo, tag, fresh)
     name = f"docker://{server.address}/{repo}"
@@ -133,7 +133,8 @@ def test_inspect_and_list_tags(
 def test_delete(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
 ) -> None:
-    """After a delete the digest and every tag on it answer 404 at once; another image of the repository stays."""
+    """After a delete, the digest and every tag that pointed at it get 404 at once. Another image of the repository
+    stays."""
     other = image(f"other {repo}")
     wire.push(repo, "other", other)
     for tag in ("one", "two"):
@@ -155,7 +156,7 @@ def test_sync_to_a_directory_and_back(
     multi: ClientImage,
     tmp_path: Path,
 ) -> None:
-    """`skopeo sync` takes every tag of a repository to a directory and brings it back elsewhere unchanged."""
+    """`skopeo sync` copies every tag of a repository to a directory and to another repository without a change."""
     wire.push(repo, "plain", fresh)
     wire.push(repo, "multi", multi)
     source = f"{server.address}/{repo}"
@@ -175,7 +176,7 @@ def test_sync_between_registries(
     fresh: ClientImage,
     multi: ClientImage,
 ) -> None:
-    """`skopeo sync` from registry to registry carries every tag and every byte."""
+    """`skopeo sync` between two registries copies every tag and every byte."""
     wire.push(repo, "plain", fresh)
     wire.push(repo, "multi", multi)
     options = (*SYNC, "--src", "docker", "--dest", "docker", "--src-tls-verify=false", "--dest-tls-verify=false")
@@ -189,8 +190,8 @@ def test_sync_between_registries(
 def test_conversion_to_docker_schema_2(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, layout: Path, big: ClientImage
 ) -> None:
-    """The client may convert to schema 2 on its way; the registry keeps what it was sent. The client may also send a
-    layer as it has met it elsewhere, without compression."""
+    """The client may convert an image to schema 2, and the registry stores what it gets. The client may also send a
+    layer without compression, if it knows it in this form."""
     tools.copy(f"oci:{layout}:big", f"docker://{server.address}/{repo}:v2s2", "--format", "v2s2", exact=False)
     reply = wire.manifest(repo, "v2s2")
     assert reply.headers["Content-Type"] == reply.json()["mediaType"] == DOCKER_MANIFEST
@@ -200,7 +201,7 @@ def test_conversion_to_docker_schema_2(
 def test_docker_schema_2_is_kept(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """A Docker schema 2 image goes in and out unchanged, media types and odd white space included."""
+    """A Docker schema 2 image is copied without a change, with its media types and unusual white space."""
     made = image("schema 2", media_type=DOCKER_MANIFEST, layer_type=DOCKER_LAYER)
     assert made.config is not None
     assert made.config.media_type == DOCKER_CONFIG
@@ -214,7 +215,7 @@ def test_docker_schema_2_is_kept(
 def test_zstd_layers_are_kept(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """zstd layers go in and out as zstd, byte by byte."""
+    """zstd layers are copied byte by byte."""
     made = image("zstd", layer({"x": noise(repo, MIB)}, OCI_LAYER_ZSTD), layer_type=OCI_LAYER_ZSTD)
     write_layout(tmp_path / "in", {"z": made})
     tools.copy(f"oci:{tmp_path / 'in'}:z", f"docker://{server.address}/{repo}:z")
@@ -241,7 +242,7 @@ def test_compression_to_zstd(
 def test_artifact_with_a_subject(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """An artifact that skopeo pushes is kept as it is and listed as a referrer of its subject."""
+    """An artifact that skopeo pushes is stored without a change, and listed as a referrer of its subject."""
     made = artifact(fresh, f"signed {repo}", "application/vnd.example.signature")
     write_layout(tmp_path / "in", {"x": fresh, "signature": made})
     for tag in ("x", "signature"):
@@ -258,7 +259,7 @@ def test_artifact_with_a_subject(
 def test_ten_parallel_copies_of_a_shared_blob(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """Ten images with one large blob in common, pushed at once to five repositories, are all there as they were."""
+    """Ten images with one large common blob, pushed at the same time to five repositories, are all complete."""
     shared = layer({"shared": noise(repo, 8 * MIB)})
     made = {f"t{number}": image(f"ten {number}", shared) for number in range(10)}
     write_layout(tmp_path, made)

@@ -1,4 +1,4 @@
-"""A script's day of accounts and rights, and what stands after each of its steps."""
+"""A script of changes to accounts and rights, and the facts that hold after each of its steps."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ STEPS = {
 
 
 def after(before: frozenset[Fact], name: str) -> frozenset[Fact]:
-    """What stands after a step."""
+    """Returns the facts that hold after a step."""
     step = STEPS[name]
     return (before - step.ends) | step.makes | {("line", name)}
 
 
 def facts(accounts: Accounts) -> frozenset[Fact]:
-    """What stands."""
+    """Returns the facts that hold now."""
     found: set[Fact] = {("closed",)} if accounts.has_had_account() else set()
     for account in accounts.accounts(None, None, 10).items:
         found |= {("account", account.name), ("password", str(accounts.password_hash(account.name)))}

@@ -1,4 +1,4 @@
-"""Where the crash suites keep their data."""
+"""Where the crash tests store their data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def quick(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory, where there is one: these tests decide themselves what a crash leaves."""
+    """Yields a folder in memory if there is room: these tests decide themselves what a crash leaves."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
         yield Path(folder)

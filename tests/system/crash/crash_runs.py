@@ -1,8 +1,8 @@
 """Work that ends at a durable step, by SIGKILL or by a power cut, and what must hold after each end.
 
-A *run* is a coroutine function that does the work on a data directory with a given `System`. For SIGKILL, a program of
-its own forks a process for each durable step that is tried (`die_before_each_step`), and the test checks what each has
-left (`check_killed_runs`). For a power cut, the test records one run and replays it (`check_power_cuts`).
+A *run* is a coroutine function that does the work on a data directory with a given `System`. For SIGKILL, a program
+forks one process for each tried durable step (`die_before_each_step`), and the test checks what each has left
+(`check_killed_runs`). For a power cut, the test records one run and replays it (`check_power_cuts`).
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ async def find_problems(store: StoredRegistry, options: CheckOptions | None = No
 async def assert_consistent(
     store: StoredRegistry, expected: Set[ProblemCode] = NOTHING, options: CheckOptions | None = None
 ) -> None:
-    """Demands that a check finds nothing but problems of the kinds `expected`."""
+    """Checks that the store has no problems except those of the kinds in `expected`."""
     found = [finding.problem for finding in await find_problems(store, options)]
     unexpected = [problem for problem in found if problem.code not in expected]
     assert not unexpected, unexpected
 
 
 async def pulled_blobs(store: StoredRegistry, repo: RepositoryName, reference: Reference) -> set[Digest]:
-    """The blobs of an image with all platforms and referrers, each of which must be there."""
+    """Returns the blobs of an image with all its platforms and referrers. Checks that each of them exists."""
     manifest = await store.get_manifest(repo, reference)
     blobs = {blob.digest for blob in manifest.blobs}
     for digest in blobs:
@@ -70,9 +70,9 @@ async def pulled_blobs(store: StoredRegistry, repo: RepositoryName, reference: R
 
 
 def die_before_each_step(folder: Path, run: Run, steps: Iterator[int] | None = None) -> None:
-    """For each step n that is tried (`steps`, or what `durable_steps` chooses) a forked process does the work on
+    """For each tried step n (`steps`, or those that `durable_steps` chooses), a forked process does the work on
     FOLDER/n, a copy of FOLDER/start if there is one, and kills itself with SIGKILL before its nth durable step. Prints
-    one line for each process, with n and the exit code. The last process comes through."""
+    one line for each process, with n and the exit code. The last process completes the work."""
     for number in steps or _chosen_steps(folder, run):
         data = folder / str(number)
         if (folder / "start").exists():
@@ -91,7 +91,7 @@ def die_before_each_step(folder: Path, run: Run, steps: Iterator[int] | None = N
 
 
 def _chosen_steps(folder: Path, run: Run) -> Iterator[int]:
-    """The steps to die before, and then the numbers that no step of the work has."""
+    """Returns the steps before which processes die, and after these, numbers beyond the last step."""
     data = folder / "recorded"
     if (folder / "start").exists():
         shutil.copytree(folder / "start", data)
@@ -109,7 +109,7 @@ def check_killed_runs(
     module: str, folder: Path, *arguments: str, check: Callable[[Path, int], Coroutine[Any, Any, None]]
 ) -> int:
     """Runs `python -m module FOLDER ARGUMENTS…`, which calls `die_before_each_step`, and awaits `check(FOLDER/n, n)`
-    for each of its processes. Returns how many durable steps the work has."""
+    for each of its processes. Returns the number of durable steps."""
     command = [sys.executable, "-m", module, str(folder), *arguments]
     environment = {**os.environ, CHOICE: str(random.random())}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as helper:
@@ -141,12 +141,12 @@ async def check_power_cuts(
     look_at: Callable[[DiskAfterCut], None] = lambda _: None,
     check_end: Callable[[Path], Awaitable[None]] | None = None,
 ) -> int:
-    """Does the work on the directory `made`, and then awaits `check(data, n)` for the disks that a power cut after any
-    of its durable steps could leave; `data` is laid out as the nth of them. Checks each disk once, and only each
-    `every`th of them and the last. Returns the number of different disks.
+    """Does the work on the directory `made`. Then awaits `check(data, n)` for the disks that a power cut after any
+    durable step could leave: `data` has the content of the nth disk. Checks each different disk once, and of these only
+    each `every`th and the last. Returns the number of different disks.
 
-    `look_at` is called with all of them. `check_end` is awaited with the least that a cut after the end of the work
-    leaves. `lay_out` makes a directory look like a disk. `system` records the work."""
+    `look_at` is called with all disks. `check_end` is awaited with the least that a power cut after the end of the work
+    leaves. `lay_out` gives a directory the content of a disk. `system` records the work."""
     data = made.with_name(f"{made.name} after a cut")
     shutil.copytree(made, data)
     system = system or RecordingSystem(made)

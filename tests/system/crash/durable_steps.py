@@ -1,8 +1,9 @@
-"""The durable steps of a run: which there are, which of them are tried, and a `System` that dies at one of them.
+"""The durable steps of a run: which there are, which of them are tried, and a `System` that kills its process at one of
+them.
 
-A run has many steps that are alike, such as the first write of each of ten uploads. Of four of a kind that follow each
-other, one is tried, chosen at random; a step that is the only one of its kind is always tried. The seed of the test run
-decides, so runs with other seeds try others. The environment variable ENTREPOT_EVERY_STEP makes a run try all of them.
+Many steps of a run are alike, such as the first write of each of ten uploads. Of four consecutive steps of a kind, one
+is tried, chosen at random. A step that is the only one of its kind is always tried. The seed of the test run decides,
+so runs with other seeds try other steps. With the environment variable ENTREPOT_EVERY_STEP, a run tries all of them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ ALIKE = 4
 
 
 class KillingSystem(System):
-    """Kills its process before or after durable step `number`, counted from 1. An open counts where it may create."""
+    """Kills its process before or after the durable step `number`, counted from 1. Opening a file counts as a step if
+    it may create the file."""
 
     def __init__(self, number: int, after: bool) -> None:
         super().__init__()
@@ -80,8 +82,8 @@ class KillingSystem(System):
 
 
 class StepRecorder(KillingSystem):
-    """Kills nothing, and notes of which kind each durable step is: what it does, with which kind of file below `root`,
-    and `during` what, which the caller sets."""
+    """Kills nothing. Records the kind of each durable step: what it does, with which kind of file below `root`, and
+    `during` which part of the work, which the caller sets."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(0, after=False)

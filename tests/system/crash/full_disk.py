@@ -1,6 +1,6 @@
 """A real server on a real disk of 24 MiB: `python -m tests.system.crash.full_disk RESULTS_FOLDER`.
 
-Run it in a mount namespace of its own (`unshare --mount`): it mounts a tmpfs on FOLDER/data, which goes with it.
+Run it in its own mount namespace (`unshare --mount`), because it mounts a tmpfs on FOLDER/data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Answer = tuple[int, bytes, dict[str, str]]
 
 
 def ask(server: RegistryServer, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
-    """One request on a connection of its own. An answer that comes before the body was taken counts as well."""
+    """Sends one request on a new connection. A response before the whole body was sent counts as well."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     try:
         connection.connect()
@@ -45,7 +45,7 @@ def start(server: RegistryServer, repo: str) -> str:
 
 
 def push(server: RegistryServer, repo: str, body: bytes) -> Answer:
-    """POST, then one PUT with the whole body."""
+    """Sends a POST, and then one PUT with the whole body."""
     location = start(server, repo)
     joined = location + ("&" if "?" in location else "?")
     return ask(server, "PUT", f"{joined}digest=sha256:{hashlib.sha256(body).hexdigest()}", body)
@@ -87,14 +87,14 @@ def main(folder: Path) -> None:
 
 
 def _whole(server: RegistryServer, large: bytes, data: Path, before: int) -> None:
-    """One body larger than the disk."""
+    """Pushes one body that is larger than the disk."""
     assert_storage_full(push(server, "team/app", large))
     assert before - free(data) < MIB, "the refused push still takes room"
     assert pull(server, "team/app", large) is None
 
 
 def _in_chunks(server: RegistryServer, large: bytes, data: Path, before: int) -> None:
-    """Chunks until the disk is full."""
+    """Pushes chunks until the disk is full."""
     location = start(server, "team/app")
     for at in range(0, len(large), 2 * MIB):
         chunk = large[at : at + 2 * MIB]
@@ -108,7 +108,7 @@ def _in_chunks(server: RegistryServer, large: bytes, data: Path, before: int) ->
 
 
 def _metadata(server: RegistryServer, data: Path, config: bytes) -> None:
-    """No room for the database either: a manifest is refused, and goes in once there is room again."""
+    """If there is no room for the database, a manifest is refused. Once there is room, it can be pushed."""
     part = {"mediaType": "application/json", "digest": digest_of(config), "size": len(config)}
     body = json.dumps(
         {

@@ -1,8 +1,7 @@
-"""A disk without a free byte is emptied through the registry: `python -m tests.system.crash.full_disk_emptied
-RESULTS_FOLDER KIND`.
+"""A full disk is emptied through the registry: `python -m tests.system.crash.full_disk_emptied RESULTS_FOLDER KIND`.
 
-KIND is `tmpfs`, or `ext4` for an image of that file system (which takes root). Run it in a mount namespace of its own
-(`unshare --mount`): what it mounts on FOLDER/data goes with it.
+KIND is `tmpfs`, or `ext4` for an image of that file system (which needs root). Run it in its own mount namespace
+(`unshare --mount`), because it mounts a file system on FOLDER/data.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def mount(data: Path, kind: str, size: str = "48m", options: str = "") -> None:
 
 
 def fill(data: Path, name: str = "filler") -> Path:
-    """A stranger's file takes all that is left, to the last byte."""
+    """Fills the disk to the last byte with a file that is not the registry's."""
     filler = data / name
     with filler.open("ab", buffering=0) as file:
         for size in (MIB, 65536, 4096, 512, 1):
@@ -80,7 +79,7 @@ def health(server: RegistryServer, which: str) -> tuple[int, dict[str, str]]:
 
 
 def push_image(server: RegistryServer, image: OneLayerImage) -> int:
-    """The status of the first step that was refused, or 201."""
+    """Pushes an image. Returns the status of the first refused request, or 201."""
     status = push(server, "team/app", image.layer)[0]
     if status != 201:
         return status
@@ -107,7 +106,7 @@ def check_reads(server: RegistryServer, images: list[OneLayerImage]) -> None:
 
 
 def check_told(server: RegistryServer) -> None:
-    """Who watches the server learns of it, and who pushes gets a sentence."""
+    """Checks that health checks report the full disk, and that a push gets an error that explains it."""
     status, told = health(server, "ready")
     assert (status, told["status"]) == (200, "disk full"), told
     assert "disk" in told["reason"]
@@ -128,7 +127,7 @@ def delete(server: RegistryServer, images: list[OneLayerImage]) -> None:
 
 
 def restarted(folder: Path) -> contextlib.AbstractContextManager[RegistryServer]:
-    """A server whose log of the database is still empty."""
+    """Starts a server whose log of the database is still empty."""
     return running_server(folder, workers=2, env=COLLECTING)
 
 

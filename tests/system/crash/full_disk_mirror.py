@@ -1,7 +1,7 @@
 """A mirror on a disk of 24 MiB that fills up in the middle of a blob: `python -m tests.system.crash.full_disk_mirror
 RESULTS_FOLDER`.
 
-Run it in a mount namespace of its own (`unshare --mount`): it mounts a tmpfs on FOLDER/data, which goes with it.
+Run it in its own mount namespace (`unshare --mount`), because it mounts a tmpfs on FOLDER/data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SIZE = 12 * MIB
 
 
 def fill(data: Path) -> Path:
-    """Until not a byte more can be written."""
+    """Fills the disk until no byte can be written."""
     filler = data / "filler"
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(b"\1" * 65536):

@@ -1,7 +1,6 @@
-"""Starts, commands and logs on a disk without a free byte: `python -m tests.system.crash.full_disk_starts
-RESULTS_FOLDER SCENARIO`.
+"""Starts, commands and logs on a full disk: `python -m tests.system.crash.full_disk_starts RESULTS_FOLDER SCENARIO`.
 
-Run it in a mount namespace of its own (`unshare --mount`): it mounts a tmpfs on FOLDER/data, which goes with it.
+Run it in its own mount namespace (`unshare --mount`), because it mounts a tmpfs on FOLDER/data.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ PASSWORD = "correct horse battery staple"
 
 
 def stored(folder: Path, count: int = 4) -> list[OneLayerImage]:
-    """A data directory with images, and no server any more."""
+    """Makes a data directory with images. No server runs on it."""
     images = [make_image(number) for number in range(count)]
     with running_server(folder) as server:
         for image in images:
@@ -51,7 +50,7 @@ def release(filler: Path, count: int) -> None:
 
 
 def without_reserve(folder: Path) -> None:
-    """Of an earlier version, so it has no reserve and no lock files; nor has it a log or an index of it."""
+    """A data directory of an earlier version, without a reserve, lock files, a log, or an index of the log."""
     data = folder / "data"
     mount(data, "tmpfs", "24m")
     images = stored(folder)
@@ -78,7 +77,7 @@ def without_reserve(folder: Path) -> None:
 
 
 def killed(folder: Path) -> None:
-    """After a kill, with a log that has to be read first."""
+    """A data directory after a kill, with a log that has to be read first."""
     data = folder / "data"
     mount(data, "tmpfs", "24m")
     images = [make_image(number) for number in range(4)]
@@ -96,7 +95,7 @@ def killed(folder: Path) -> None:
 
 
 def no_inodes(folder: Path) -> None:
-    """Bytes enough, and not a single file more can be made."""
+    """A disk with free bytes on which no file can be created."""
     data = folder / "data"
     mount(data, "tmpfs", "48m", ",nr_inodes=2000")
     images = stored(folder)
@@ -122,7 +121,7 @@ def command(folder: Path, *args: str, stdin: str = "") -> subprocess.CompletedPr
 
 
 def rights(folder: Path) -> None:
-    """What takes rights away works, beside a server and without one, and failed logins are counted."""
+    """Commands and requests that remove rights work, with and without a server, and failed logins are counted."""
     data = folder / "data"
     mount(data, "tmpfs", "24m")
     for name in ("admin", "anna", "bert"):
@@ -149,7 +148,7 @@ def _login(server: RegistryServer, name: str, password: str = PASSWORD) -> int:
 
 
 def log_beside(folder: Path) -> None:
-    """The server's output goes to a file on the full disk."""
+    """The output of the server goes to a file on the full disk."""
     data = folder / "data"
     mount(data, "tmpfs", "24m")
     images = stored(folder)
@@ -178,7 +177,7 @@ def log_beside(folder: Path) -> None:
 
 
 def _is_full(server: RegistryServer, data: Path) -> bool:
-    """Fills the disk again where the collector has freed what was deleted before."""
+    """Fills the disk again if garbage collection has freed space."""
     if health(server, "ready")[1]["status"] == "disk full":
         return True
     fill(data)
@@ -194,7 +193,7 @@ def _answers(server: RegistryServer) -> bool:
 
 
 def empty(folder: Path) -> None:
-    """The very first start is refused in one line, and works once there is room."""
+    """The first start on an empty data directory is refused in one line, and works once there is room."""
     data = folder / "data"
     mount(data, "tmpfs", "24m")
     filler = fill(data)

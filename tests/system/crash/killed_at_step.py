@@ -1,9 +1,9 @@
-"""Processes that are killed at a durable step: `python -m tests.system.crash.killed_at_step RESULTS_FOLDER
-before|after SEED`.
+"""Processes that are killed at a durable step: `python -m tests.system.crash.killed_at_step RESULTS_FOLDER before|after
+SEED`.
 
-A fresh process for each step that is tried (`durable_steps`) runs the script on a data directory of its own, FOLDER/n,
-and kills itself with SIGKILL before (after) its nth durable step. One JSON line a process says what it had been told
-until then; the last line is of the process that came through.
+For each tried step (`durable_steps`), a new process runs the script on its own data directory, FOLDER/n, and kills
+itself with SIGKILL before (after) its nth durable step. One JSON line for each process says what it had acknowledged
+until then. The last line is that of a process that completed the script.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def _live(data: Path, number: int, after: bool, report: int) -> None:
 
 
 def _chosen(data: Path, after: bool, chance: random.Random) -> tuple[list[int], int]:
-    """The numbers of the steps to die at, and how many steps there are.
+    """Returns the numbers of the tried steps, and the number of all steps.
 
-    A death after a step leaves the same disk as one before the next step. But the last step of an event is done then,
-    and not acknowledged. So the deaths after a step are tried at the last steps of events."""
+    A death after a step leaves the same disk as a death before the next step. But the last step of an event is then
+    done and not acknowledged. So deaths after a step are tried only at the last steps of events."""
     prepare_data_dir(data)
     recorder, ends = StepRecorder(data), list[int]()
 

@@ -1,7 +1,7 @@
 """Backups and restores that are killed at a durable step: `python -m tests.system.crash.killed_backup FOLDER SOURCE
 backup|restore` (see `crash_runs`).
 
-Many steps are alike, since each makes or syncs one of the 512 directories of blobs. Of these, only some are tried.
+Many steps are alike, because each makes or syncs one of the 512 directories of blobs. Only some of these are tried.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ LARGE = bytes(range(256)) * 1000
 
 
 async def make_source(data: Path, backups: Path) -> Manifest:
-    """Makes a store, backs it up, and then changes it: an image goes, and another comes. Returns the image that is in
-    both states."""
+    """Makes a store, backs it up, and changes it after that: one image is deleted, another one added. Returns an image
+    that the store has before and after the change."""
     prepare_data_dir(data)
     async with open_registry(data, grace=0, boot=BOOT) as store:
         large = await push_blob(store, APP, LARGE)
@@ -55,7 +55,7 @@ def quiet_reporter() -> PlainReporter:
 
 
 async def back_up(source: Path, backups: Path, system: System, now: float = SECOND) -> None:
-    """Backs the data directory `source` up, and keeps only this backup."""
+    """Backs up the data directory `source`, and keeps only this backup."""
     async with open_registry(source, grace=0, system=system, boot=BOOT) as store:
         parts = store.snapshots, store.blobs, store.leases, BackupOptions(backups, keep=1), quiet_reporter()
         made: Any = await make_backup(*parts, clock=lambda: now, holder="test", system=system)
@@ -73,7 +73,7 @@ async def restore_in(backups: Path, folder: Path, system: System) -> None:
 
 
 def chosen_steps(count: int) -> list[int]:
-    """The numbers of the steps that are tried, out of `count`."""
+    """Returns the numbers of the tried steps, out of `count`."""
     return sorted({*range(1, 12, 2), *range(12, count, 397), *range(max(count - 30, 1), count, 3), count, count + 1})
 
 

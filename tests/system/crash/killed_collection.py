@@ -1,5 +1,5 @@
-"""Collections that are killed at a durable step, in a store with deleted manifests, tags that are restored and moved,
-and leftovers: `python -m tests.system.crash.killed_collection FOLDER` (see `crash_runs`)."""
+"""Collections that are killed at a durable step, in a store with deleted manifests, with tags that are restored and
+moved, and with garbage: `python -m tests.system.crash.killed_collection FOLDER` (see `crash_runs`)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def tag_changes(store: StoredRegistry) -> TagChanges:
 
 
 async def make_store(data: Path) -> tuple[dict[str, Digest], Digest]:
-    """Makes a store in which all that a collection removes is there. Returns what the tags in `RESTORED` pointed at,
-    and the digest of a manifest that is left without a tag."""
+    """Makes a store with everything that a collection can remove. Returns what the tags in `RESTORED` pointed at, and
+    the digest of a manifest without a tag."""
     clock = Clock()
     prepare_data_dir(data)
     async with open_registry(data, boot=BOOT, clock=clock) as store:
@@ -62,7 +62,8 @@ async def make_store(data: Path) -> tuple[dict[str, Digest], Digest]:
 
 
 async def run(data: Path, system: System) -> None:
-    """Collects before, between and after the changes of tags, the last time when every grace period is over."""
+    """Collects garbage before, between and after the changes of tags, the last time when every grace period has
+    ended."""
     clock = Clock(START + 2.5 * GRACE)
     async with open_registry(data, grace=GRACE, expire=GRACE, system=system, boot=BOOT, clock=clock) as store:
         await store.collector.collect()

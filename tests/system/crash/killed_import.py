@@ -16,7 +16,7 @@ from tests.system.crash.durable_steps import BOOT
 
 
 async def import_once(old: Path, data: Path, system: System | None = None, boot: str = BOOT) -> None:
-    """Imports the directory `old`, and demands that all of it could be imported."""
+    """Imports the directory `old`, and checks that there were no problems."""
     async with open_registry(data, grace=0, system=system, boot=boot) as store:
         result = await ImportRun(store, KIND, import_directory, path=str(old))()
     assert result["problems"] == 0

@@ -51,7 +51,7 @@ async def make_store(data: Path) -> None:
 
 
 async def run(data: Path, system: System) -> None:
-    """Opens the store, a few days later, and runs the job."""
+    """Opens the store a few days later, and runs the job."""
     clock = Clock(START + 1_000_000)
     async with open_registry(data, system=system, clock=clock) as store:
         await run_retention(store, clock)

@@ -36,8 +36,8 @@ async def push_all(registry: StoredRegistry) -> Manifest:
 
 
 async def make_damaged_store(data: Path) -> None:
-    """Stores an image with three damaged layers. One of them was damaged before: the last process was killed between
-    the record of the damage and the move of the bytes."""
+    """Stores an image with three damaged layers. One of them was damaged before: the earlier process was killed after
+    it had recorded the damage, and before it moved the bytes."""
     prepare_data_dir(data)
     async with open_registry(data, boot=BOOT) as registry:
         await push_all(registry)

@@ -1,10 +1,11 @@
-"""A recorder of durable steps, and the disks that a power cut could leave after any of them.
+"""Records durable steps, and computes the disks that a power cut after any of them could leave.
 
-What is assumed of a disk: a sync of a file makes all bytes written to it so far durable, and nothing else; a sync of a
-directory makes the entries made, moved and removed in it so far durable, and nothing else. Without them, each entry and
-each byte may or may not be there afterwards, in any mixture: a rename's new entry without its old one gone, a name
-without bytes, a length with zeros. This is less than ext4, XFS and Btrfs promise. The metadata database keeps its own
-promise (SQLite's): after a power cut it stands as after some commit, and not before the last durable one.
+Assumptions about a disk: a sync of a file makes durable all bytes that were written to it so far, and nothing else. A
+sync of a directory makes durable the entries that were created, moved and removed in it so far, and nothing else.
+Without a sync, each entry and each byte may or may not be there afterwards, in any combination: the new entry of a
+rename while the old one is still there, a name without bytes, a length with zeros. ext4, XFS and Btrfs promise more
+than this. The metadata database keeps SQLite's promise: after a power cut it has the state after some commit, but not
+one before the last durable commit.
 """
 
 from __future__ import annotations
@@ -30,9 +31,8 @@ Entry = tuple[Any, ...]
 
 
 class RecordingSystem(System):
-    """Does everything for real, below `data`, and writes down what it did, in order, together with what was told.
-
-    A file that others write, such as a copy of the database, is written down as a whole when it is synced."""
+    """Makes every step for real, below `data`, and records the steps and acknowledgements in order. A file that other
+    code writes, such as a copy of the database, is recorded completely when it is synced."""
 
     def __init__(self, data: Path) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class RecordingSystem(System):
         self.log.append(("create", name, self._made))
 
     def record_existing(self) -> None:
-        """Writes down that what is below `data` now is durable."""
+        """Records that everything below `data` is durable now."""
         for folder, folders, names in os.walk(self._data):
             here = Path(folder)
             for name in names:
@@ -81,7 +81,7 @@ class RecordingSystem(System):
             self.log.append(("sync directory", self._name(here)))
 
     def trust(self, folder: Path) -> None:
-        """Takes the bytes of all files in `folder`, which is not below `data`, for durable."""
+        """Takes the bytes of all files in `folder`, which is outside `data`, as durable."""
         self._synced.update(file.stat().st_ino for file in folder.rglob("*") if file.is_file())
 
     def _take_over(self, inode: int, file: Path) -> None:
@@ -157,7 +157,7 @@ class RecordingSystem(System):
             self.log.append(("commit", self.snapshot(), durable))
 
     def snapshot(self) -> bytes:
-        """The metadata as it stands; nothing, where there is none."""
+        """Returns the current metadata; empty if there is none."""
         if not (self._data / "entrepot.db").exists():
             return b""
         db = apsw.Connection(str(self._data / "entrepot.db"))
@@ -169,13 +169,13 @@ class RecordingSystem(System):
 
 @dataclass
 class ReplayedFile:
-    """A file's bytes, on the disk and as processes saw them."""
+    """The bytes of a file, on the disk and as processes see them."""
 
     durable: bytes = b""
     seen: bytes = b""
 
     def left(self, mood: random.Random | None, *, zeros: bool) -> bytes:
-        """What is there after the cut. Without a `mood`: what was synced, filled up with zeros or not."""
+        """Returns the bytes after the power cut. Without a `mood`, only synced bytes, filled with zeros or not."""
         if mood is None:
             return self.durable.ljust(len(self.seen), b"\0") if zeros else self.durable
         kept = self.durable + self.seen[len(self.durable) :]
@@ -192,13 +192,13 @@ class DiskAfterCut:
     metadata: bytes
 
     def lay_out_anew(self, root: Path) -> None:
-        """Makes `root` look like this disk, which need not be a data directory."""
+        """Gives `root`, which need not be a data directory, the content of this disk."""
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir()
         self._make_names(root)
 
     def lay_out(self, data: Path) -> None:
-        """Makes the prepared directory `data` look like this disk."""
+        """Gives the prepared directory `data` the content of this disk."""
         for folder, _, names in os.walk(data):
             for name in names:
                 if folder != str(data / "locks") and name != "reserve":
@@ -219,7 +219,7 @@ class DiskAfterCut:
 
 @dataclass
 class ReplayedDisk:
-    """Follows a log. `entries` are changes of directories that nothing has made durable yet."""
+    """Replays a log. `entries`: changes of directories that no sync has made durable yet."""
 
     metadata: bytes
     maybe: list[bytes] = field(default_factory=list)
@@ -277,8 +277,8 @@ class ReplayedDisk:
         self.entries = rest
 
     def cuts(self, seed: int, mixtures: int) -> Iterator[DiskAfterCut]:
-        """What a power cut now could leave: the least, the most names with the fewest bytes (none, or zeros), and some
-        mixtures."""
+        """Returns disks that a power cut now could leave: the one with the least content, those with all names and the
+        fewest bytes (none, or zeros), and some random combinations."""
         latest = self.maybe[-1] if self.maybe else self.metadata
         yield self._left("least", self.durable, self.metadata, None, zeros=False)
         yield self._left("names without bytes", self.seen, latest, None, zeros=False)
@@ -304,12 +304,12 @@ class ReplayedDisk:
 
 @cache
 def _directories_of(name: str) -> tuple[str, ...]:
-    """The directories that the entry is in."""
+    """Returns the directories that contain the entry."""
     return tuple(str(folder) for folder in Path(name).parents[:-1])
 
 
 def kinds_of(log: Sequence[Entry]) -> list[Hashable]:
-    """Returns the same value for entries of a log that are alike: the same is done to the same kind of file in the same
+    """Returns the same value for entries of a log that are alike: the same step with the same kind of file in the same
     kind of event."""
     kinds, files, during = list[Hashable](), dict[int, Hashable](), None
     for entry in log:
@@ -329,7 +329,7 @@ def kinds_of(log: Sequence[Entry]) -> list[Hashable]:
 
 
 def _is_kept(name: str) -> bool:
-    """Whether a file of a data directory is not a part of the replayed disk."""
+    """Returns whether a file of a data directory is not part of the replayed disk."""
     return name.startswith(("locks/", "entrepot.db")) or name == "reserve"
 
 

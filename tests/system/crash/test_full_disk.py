@@ -1,4 +1,4 @@
-"""Disks that are really full."""
+"""Tests on disks that are really full."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from tests.system.crash.full_disk import MIB, assert_storage_full, pull, push
 
 
 def test_a_full_disk_refuses_with_507_and_works_again_once_there_is_room(tmp_path: Path) -> None:
-    """On a disk of 24 MiB a larger push gets 507 in the OCI shape, in one body and in chunks, and gives the room back;
-    then a small push works. With no room for the metadata a manifest gets 507, and goes in once there is room."""
+    """On a disk of 24 MiB, a larger push gets 507 in the format of the OCI spec, in one body and in chunks, and its
+    space is freed. Then a small push works. If there is no room for the metadata, a manifest gets 507, and can be
+    pushed once there is room."""
     run_alone("tests.system.crash.full_disk", tmp_path)
 
 
 def test_a_disk_that_fills_up_under_a_mirror(tmp_path: Path) -> None:
-    """In the middle of a blob: its readers are cut at both workers, and the room it took is free again; who asks for it
-    next gets it from the upstream without its being stored, what is here is served as before. Once there is room the
-    blob is stored."""
+    """If the disk becomes full in the middle of a blob, the readers of both workers are cut off, and the space of the
+    blob is freed. The next client gets the blob from the upstream, without it being stored. Cached content is served as
+    before. Once there is room, the blob is stored."""
     run_alone("tests.system.crash.full_disk_mirror", tmp_path)
 
 
 def test_a_full_disk_is_emptied_through_the_registry(tmp_path: Path) -> None:
-    """Without a byte free, whoever took it: reads work, the server starts, its health and its log say what is wrong,
-    pushes get 507, each DELETE is done, and what it frees is free after the next collection. Then pushes work again
-    without a restart, and the reserve is taken back."""
+    """Without a free byte, reads work, the server starts, its health checks and its log say what is wrong, pushes get
+    507, and each DELETE succeeds. The next collection frees the space. Then pushes work again without a restart, and
+    the reserve has its space again."""
     run_alone("tests.system.crash.full_disk_emptied", tmp_path, "tmpfs")
 
 
@@ -48,12 +49,12 @@ SCENARIOS = {
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_server_on_a_full_disk(scenario: str, tmp_path: Path) -> None:
-    """What `SCENARIOS` says of each, on a disk without a byte or an inode free."""
+    """On a disk without a free byte or inode, what `SCENARIOS` says of each scenario is true."""
     run_alone("tests.system.crash.full_disk_starts", tmp_path, scenario)
 
 
 def run_alone(module: str, folder: Path, *args: str) -> None:
-    """In a mount namespace of its own."""
+    """Runs a program in its own mount namespace."""
     alone = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     run = subprocess.run(
         [*alone, sys.executable, "-m", module, str(folder), *args],
@@ -63,8 +64,8 @@ def run_alone(module: str, folder: Path, *args: str) -> None:
 
 
 def test_a_blob_above_the_largest_file_the_system_allows_is_refused_with_507(tmp_path: Path) -> None:
-    """Where the system refuses files above a size (RLIMIT_FSIZE), a larger blob gets 507 and leaves nothing; a smaller
-    one works."""
+    """If the system limits the size of files (RLIMIT_FSIZE), a larger blob gets 507 and leaves nothing. A smaller one
+    works."""
     with running_server(tmp_path, workers=2) as server:
         for pid in server.worker_pids():
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (4 * MIB, 4 * MIB))

@@ -1,5 +1,5 @@
-"""An import that ends at a durable step, by SIGKILL or by a power cut: no image is half there, and the next import
-brings the rest."""
+"""An import that ends at a durable step, by SIGKILL or by a power cut: no image is incomplete, and the next import
+completes the work."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def images() -> list[ImageTree]:
 
 @pytest.fixture
 def old(quick: Path, images: list[ImageTree]) -> OldDirectory:
-    """Two repositories with the same images; a part of the files cannot be linked, so they are copied."""
+    """An old registry with two repositories with the same images. Some of its files cannot be linked, so they are
+    copied."""
     made = OldDirectory(quick / "old")
     for repo in REPOSITORIES:
         for number, image in enumerate(images):
@@ -46,7 +47,7 @@ def old(quick: Path, images: list[ImageTree]) -> OldDirectory:
 
 
 async def assert_nothing_half(store: StoredRegistry, images: list[ImageTree]) -> None:
-    """Each manifest that is here has all that it refers to."""
+    """Checks that each stored manifest has everything to which it refers."""
     trees = [tree for image in images for tree in (image, *image.children)]
     for repo in REPOSITORIES:
         for image in trees:
@@ -58,7 +59,8 @@ async def assert_nothing_half(store: StoredRegistry, images: list[ImageTree]) ->
 
 
 async def check_next_import(data: Path, old: OldDirectory, images: list[ImageTree], boot: str) -> None:
-    """What is there is whole; the next import completes it; garbage collection leaves nothing else."""
+    """Checks that the stored images are complete, that the next import completes the work, and that garbage collection
+    then leaves only needed content."""
     async with open_registry(data, grace=0, boot=boot) as store:
         # A linked file is as old as the one it was linked from. So a link whose row is missing may be old enough to be
         # reported; the collection below removes it.
@@ -91,7 +93,8 @@ def test_an_import_that_is_killed_at_a_durable_step(quick: Path, old: OldDirecto
 
 @pytest.mark.slow
 async def test_an_import_that_a_power_cut_ends(quick: Path, old: OldDirectory, images: list[ImageTree]) -> None:
-    """For all disks that a cut could leave, what is there is whole; for each seventh, the next import completes it."""
+    """For all disks that a power cut could leave, the stored images are complete. For each seventh disk, the next
+    import completes the work."""
     start = quick / "start"
     prepare_data_dir(start)
 

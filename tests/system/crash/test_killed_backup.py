@@ -1,5 +1,5 @@
 """SIGKILL before the durable steps of a backup and of a restore, and power cuts after them: a snapshot that counts as
-complete restores whole, and the next run completes what was interrupted."""
+complete can be restored completely, and the next run completes the interrupted work."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ OLD_TAGS, NEW_TAGS = ["kept", "old"], ["again", "kept", "new"]
 
 
 def snapshot_names(folder: Path) -> list[str]:
-    """The names of the complete snapshots."""
+    """Returns the names of the complete snapshots."""
     return [snapshot.name for snapshot in BackupDirectory(folder / "backups", System()).snapshots()]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The bytes of all files below `folder`, by name."""
+    """Returns the bytes of all files below `folder`, by name."""
     return {file.name: file.read_bytes() for file in files_below(folder)}
 
 
 async def check_data(data: Path, kept: Manifest) -> list[str]:
-    """Demands that a restored store is whole. Returns its tags."""
+    """Checks that a restored store is complete. Returns its tags."""
     prepare_data_dir(data)
     async with open_registry(data) as store:
         await assert_consistent(store)
@@ -55,14 +55,14 @@ async def check_data(data: Path, kept: Manifest) -> list[str]:
 
 
 async def check_newest(folder: Path, kept: Manifest, tags: list[str]) -> None:
-    """Restores the newest snapshot and demands that it is whole and has these tags."""
+    """Restores the newest snapshot, and checks that it is complete and has these tags."""
     await restore_in(folder / "backups", folder / "restored", System())
     assert await check_data(folder / "restored" / "data", kept) == tags
     shutil.rmtree(folder / "restored")
 
 
 async def check_backups(folder: Path, source: Path, kept: Manifest) -> None:
-    """There is a complete snapshot, and it is whole; the next backup can be made."""
+    """Checks that there is a complete snapshot, that it can be restored, and that the next backup succeeds."""
     names = snapshot_names(folder)
     assert names
     await check_newest(folder, kept, OLD_TAGS if names[-1].startswith("2001") else NEW_TAGS)
@@ -70,7 +70,7 @@ async def check_backups(folder: Path, source: Path, kept: Manifest) -> None:
 
 
 async def check_next(folder: Path, source: Path) -> None:
-    """The next backup has all blobs of the store byte for byte, and leaves nothing else."""
+    """Checks that the next backup has all blobs of the store byte for byte, and no other files."""
     await back_up_in(source, folder, System())
     assert len(snapshot_names(folder)) == 1
     assert len(list((folder / "backups" / "snapshots").iterdir())) == 1
@@ -79,7 +79,7 @@ async def check_next(folder: Path, source: Path) -> None:
 
 
 async def check_restored(folder: Path, backups: Path, kept: Manifest) -> None:
-    """The restore has ended, or the next one completes it."""
+    """Checks that the restore is complete, or that the next one completes it."""
     data = folder / "data"
     if not has_data(data) or Layout(data).restore_marker.exists():
         await restore_in(backups, folder, System())
@@ -87,7 +87,7 @@ async def check_restored(folder: Path, backups: Path, kept: Manifest) -> None:
 
 
 def look_at_backups(disk: DiskAfterCut) -> None:
-    """A complete snapshot has its database, byte for byte, and all blobs that it names."""
+    """Checks that a complete snapshot has its database, byte for byte, and all blobs that it names."""
     manifests = [name for name in disk.names if name.startswith("backups/snapshots/") and name.endswith(".json")]
     for name in manifests:
         fields = json.loads(disk.names[name] or b"")
@@ -102,7 +102,7 @@ def look_at_backups(disk: DiskAfterCut) -> None:
 
 
 def look_at_restored(disk: DiskAfterCut) -> None:
-    """A directory that contains anything is marked as unfinished, or has its database."""
+    """Checks that a directory with any content is marked as unfinished, or has its database."""
     if any(name.startswith("data/") for name in disk.names):
         assert "data/restore.json" in disk.names or "data/entrepot.db" in disk.names
 
@@ -120,7 +120,8 @@ def test_a_backup_that_is_killed(quick: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_backup_that_a_power_cut_ends(quick: Path) -> None:
-    """The checks that take long look only at a sample of the disks. A backup that has returned is there after a cut."""
+    """A backup that has returned is there after a power cut. The checks that take long run only for a sample of the
+    disks."""
     source, start = quick / "source", quick / "start"
     kept = await make_source(source, start / "backups")
     system = RecordingSystem(start)
@@ -142,7 +143,7 @@ async def test_a_backup_that_a_power_cut_ends(quick: Path) -> None:
 
 @pytest.mark.slow
 async def test_the_first_backup_that_a_power_cut_ends(quick: Path) -> None:
-    """It is complete or not there, and it is complete when it has returned."""
+    """The first backup is complete or absent. If it has returned, it is complete."""
     source, start = quick / "source", quick / "start"
     kept = await make_source(source, quick / "other backups")
     start.mkdir()
@@ -180,8 +181,8 @@ def test_a_restore_that_is_killed(quick: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("may_link", [False, True])
 async def test_a_restore_that_a_power_cut_ends(quick: Path, *, may_link: bool) -> None:
-    """No server takes what an unfinished restore has left for a registry. For a sample of the disks, the next restore
-    completes it. A restore that has returned is there after a cut."""
+    """No server starts on an unfinished restore. For a sample of the disks, the next restore completes it. A restore
+    that has returned is there after a power cut."""
     backups, start = quick / "backups", quick / "start"
     kept = await make_source(quick / "source", backups)
     start.mkdir()

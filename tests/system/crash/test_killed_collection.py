@@ -1,5 +1,5 @@
-"""SIGKILL before a durable step of a collection, and a power cut after each: what can be put back is whole, and the
-next collection leaves only what is needed."""
+"""SIGKILL before a durable step of a collection, and a power cut after each: what can be put back is complete, and the
+next collection leaves only needed content."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.system.crash.workload import files_below
 
 
 async def check_store(data: Path, restored: dict[str, Digest], untagged: Digest, boot: str) -> None:
-    """Whatever was left: all tags can be pulled, those in `restored` can be put back if they were not yet, and then
-    nothing else is left by the next collection."""
+    """Checks whatever the process has left: all tags can be pulled, those in `restored` can be put back unless they
+    were already, and the next collection then leaves nothing else."""
     prepare_data_dir(data)
     clock = Clock(START + 2.6 * GRACE)
     async with open_registry(data, grace=GRACE, boot=boot, clock=clock) as store:
@@ -56,7 +56,7 @@ async def check_store(data: Path, restored: dict[str, Digest], untagged: Digest,
 
 @pytest.mark.slow
 def test_a_collection_is_completed_after_a_kill(quick: Path) -> None:
-    """For the durable steps that are tried, among them each kind of step."""
+    """For the tried durable steps, which include each kind of step, the next collection completes the work."""
     restored, untagged = asyncio.run(make_store(quick / "start"))
 
     async def check(data: Path, _: int) -> None:
@@ -67,7 +67,8 @@ def test_a_collection_is_completed_after_a_kill(quick: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_collection_is_completed_after_a_power_cut(quick: Path) -> None:
-    """For each ninth of the disks that a power cut after any durable step could leave."""
+    """For each ninth of the disks that a power cut after any durable step could leave, the next collection completes
+    the work."""
     restored, untagged = await make_store(quick / "start")
 
     async def check(data: Path, _: int) -> None:

@@ -1,5 +1,5 @@
 """SIGKILL before a durable step of an eviction, and a power cut after each: the counts stay exact, and the next
-eviction goes on."""
+eviction continues."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ async def fill(data: Path) -> Digest:
 
 
 async def check(data: Path, mounted: Digest, boot: str) -> None:
-    """What is left is whole. After one more eviction and a collection, only the hosted blob is left."""
+    """Checks that the remaining content is complete. After one more eviction and a collection, only the hosted blob is
+    left."""
     prepare_data_dir(data)
     async with open_registry(data, boot=boot, clock=lambda: NOW) as store:
         # The clock is ahead of the files, so bytes that the next collection removes count as strays already.
@@ -87,7 +88,7 @@ def test_an_eviction_that_is_killed_goes_on(quick: Path) -> None:
 
 @pytest.mark.slow
 async def test_an_eviction_that_a_power_cut_ends_goes_on(quick: Path) -> None:
-    """For each fourth of the disks that a cut could leave."""
+    """For each fourth of the disks that a power cut could leave, the next eviction continues."""
     mounted = await fill(quick / "start")
 
     async def check_cut(data: Path, _: int) -> None:

@@ -1,4 +1,5 @@
-"""SIGKILL at durable steps: what was acknowledged is there, nothing partial shows, nothing is in the way."""
+"""SIGKILL at durable steps: acknowledged content is there, no partial content is visible, and later work is not
+disturbed."""
 
 from __future__ import annotations
 
@@ -43,9 +44,10 @@ async def _check(data: Path, told: StepLog, *, thorough: bool) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_nothing_acknowledged_is_lost_when_the_process_is_killed_at_a_durable_step(when: str, quick: Path) -> None:
-    """For the durable steps of a day that are tried, among them each kind of step: a process killed there leaves all
-    that it acknowledged, byte for byte, no partial blob, upload sessions that tell the truth, and no garbage that the
-    collector does not find. After a fourth of them, a check of the whole store finds no problem."""
+    """For the tried durable steps of the script, which include each kind of step: a process killed there leaves
+    everything that it has acknowledged, byte for byte, no partial blob, upload sessions whose status is true, and no
+    garbage that the collector does not find. For a fourth of these steps, a check of the whole store finds no
+    problem."""
     command = [sys.executable, "-m", "tests.system.crash.killed_at_step", str(quick), when, str(random.random())]
     deaths = 0
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as helper:

@@ -25,8 +25,8 @@ REPAIRS = 7
 
 
 async def make_damaged_store(data: Path) -> tuple[Manifest, Manifest]:
-    """Makes a store with garbage and with damage of several kinds. Returns an image that is whole, and one whose layer
-    is missing."""
+    """Makes a store with garbage and several kinds of damage. Returns a complete image, and one whose layer is
+    missing."""
     prepare_data_dir(data)
     async with open_registry(data, boot=BOOT) as registry:
         whole = await push_image(registry, APP, "whole", "whole")
@@ -56,7 +56,7 @@ async def make_damaged_store(data: Path) -> tuple[Manifest, Manifest]:
 
 
 async def check_copy(data: Path, whole: Manifest, broken: Manifest, boot: str) -> None:
-    """Checks that a second run finishes what the killed one has begun, and that nothing in use is lost."""
+    """Checks that a second run completes what the killed one has begun, and that no content in use is lost."""
     prepare_data_dir(data)
     # An hour later, so that what the killed process has left is not kept as something that was just written.
     clock = lambda: time.time() + 3600  # noqa: E731
@@ -78,8 +78,8 @@ async def check_copy(data: Path, whole: Manifest, broken: Manifest, boot: str) -
 
 @pytest.mark.slow
 def test_a_killed_repair_is_finished_by_the_next(quick: Path) -> None:
-    """For the durable steps that are tried: nothing is wrong after the second run, nothing that is in use is lost, and
-    no garbage is left."""
+    """For the tried durable steps: after the second run there are no problems, no content in use is lost, and no
+    garbage is left."""
     whole, broken = asyncio.run(make_damaged_store(quick / "start"))
 
     async def check(data: Path, _: int) -> None:
@@ -90,7 +90,7 @@ def test_a_killed_repair_is_finished_by_the_next(quick: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_repair_that_a_power_cut_ends_is_finished_by_the_next(quick: Path) -> None:
-    """The same for each third of the disks that a power cut after any durable step could leave."""
+    """The same holds for each third of the disks that a power cut after any durable step could leave."""
     whole, broken = await make_damaged_store(quick / "start")
 
     async def check(data: Path, _: int) -> None:

@@ -1,5 +1,5 @@
-"""SIGKILL or a power cut at a durable step of retention: what is kept is whole, and the next run completes the
-work."""
+"""SIGKILL or a power cut at a durable step of retention: the remaining content is complete, and the next run completes
+the work."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ async def check(data: Path, _: int) -> None:
 
 @pytest.mark.slow
 def test_retention_is_completed_after_a_kill(quick: Path) -> None:
-    """For the durable steps that are tried: all that has a tag can be pulled, the next run deletes the rest, and the
-    collector then leaves no blob that nothing needs."""
+    """For the tried durable steps: every tag can be pulled, the next run deletes the rest, and garbage collection then
+    leaves no blob without a use."""
     asyncio.run(make_store(quick / "start"))
     assert check_killed_runs("tests.system.crash.killed_retention", quick, check=check) > 10
 
 
 @pytest.mark.slow
 async def test_retention_is_completed_after_a_power_cut(quick: Path) -> None:
-    """The same for each third of the disks that a power cut after any durable step could leave."""
+    """The same holds for each third of the disks that a power cut after any durable step could leave."""
     await make_store(quick / "start")
     assert await check_power_cuts(quick / "start", run, check, every=3) > 10

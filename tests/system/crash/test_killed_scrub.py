@@ -1,5 +1,5 @@
-"""SIGKILL before a durable step of scrub, and a power cut after each: damaged bytes are never served as right ones,
-and nothing is lost."""
+"""SIGKILL before a durable step of scrub, and a power cut after each: damaged bytes are never served, and nothing is
+lost."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ async def _is_served(registry: StoredRegistry, name: str) -> bool:
 
 
 async def _check(data: Path, boot: str, *, kept: tuple[int, ...] = (1,), thorough: bool) -> None:
-    """Whatever the process left: the next scrub completes its work, a push of the image makes all whole, and, looked at
-    if `thorough`, there is no garbage that the collector does not find. `kept`: how many blobs' damaged bytes the
-    quarantine may have."""
+    """Checks that the next scrub completes the work and that a push of the image heals it. With `thorough`, also checks
+    that there is no garbage that the collector does not find. `kept`: the possible numbers of blobs in the
+    quarantine."""
     prepare_data_dir(data)
     async with open_registry(data, grace=0, boot=boot) as registry:
         for blob in (await registry.damage.damaged_blobs(None, 10)).items:
@@ -74,7 +74,7 @@ def test_scrub_killed_before_a_durable_step(quick: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_power_cut_after_each_durable_step_of_scrub(quick: Path) -> None:
-    """Each third of the disks that a cut could leave."""
+    """The checks hold for each third of the disks that a power cut could leave."""
     await make_damaged_store(quick / "start")
 
     async def check(data: Path, number: int) -> None:

@@ -20,7 +20,7 @@ GONE = (OSError, http.client.HTTPException)
 
 
 class PushingThread(threading.Thread):
-    """Pushes blobs and manifests until the server is gone; keeps what was acknowledged."""
+    """Pushes blobs and manifests until the server ends. Keeps what was acknowledged."""
 
     def __init__(
         self, server: RegistryServer, seed: str, reached: threading.Semaphore, killing: threading.Event
@@ -76,9 +76,9 @@ class PushingThread(threading.Thread):
 
 
 def test_what_a_killed_server_acknowledged_is_there_after_the_restart(tmp_path: Path) -> None:
-    """Whenever the server is killed while clients push, every blob and manifest it answered 201 for is there, byte for
-    byte, after the restart; and a session it acknowledged a chunk of stands at least there, and can be finished, unless
-    its end was under way."""
+    """Whenever the server is killed while clients push, every blob and manifest that got a 201 is there byte for byte
+    after the restart. A session with an acknowledged chunk has at least this chunk and can be finished, unless its
+    closing request was running."""
     blobs: list[bytes] = []
     for number in range(ROUNDS):
         server = start_server(tmp_path)

@@ -1,4 +1,5 @@
-"""A power cut after a durable step, replayed on the disks it could leave (see `recording` for what is assumed)."""
+"""A power cut after a durable step, replayed on the disks that it could leave (see `power_cut_disk` for the
+assumptions)."""
 
 from __future__ import annotations
 
@@ -48,9 +49,9 @@ async def _check(data: Path, told: StepLog, thorough: bool) -> None:
 
 
 async def test_nothing_acknowledged_is_lost_in_a_power_cut_after_any_step(quick: Path) -> None:
-    """For the durable steps of a day that are tried, among them each kind of step, and for each disk that a power cut
-    after them could leave: what was acknowledged is there, byte for byte; nothing partial is served; upload sessions
-    say truly how far they are, and can be finished."""
+    """For the tried durable steps of the script, which include each kind of step, and for each disk that a power cut
+    after them could leave: acknowledged content is there, byte for byte; no partial content is served; the status of
+    upload sessions is true, and they can be finished."""
     disk, system = await _record(quick / "recorded")
     data = quick / "data"
     prepare_data_dir(data)

@@ -1,4 +1,5 @@
-"""A disk that refuses one durable step: the caller is told, nothing partial shows, and the next push works."""
+"""A disk that refuses one durable step: the caller gets an error, no partial content is visible, and the next push
+works."""
 
 from __future__ import annotations
 
@@ -25,9 +26,10 @@ SPARE = ("tell", "tidy")
 
 
 class RefusingSystem(System):
-    """Fails the step `number`, counted from 1, with `code`; of a write half is done before. `refused` says which. It
-    refuses what a disk could refuse: on a full one nothing that frees bytes, and no directory that is there already.
-    `kinds`: the kind of each step that it could have refused until then; the caller sets `during`."""
+    """Refuses the step `number`, counted from 1, with the error number `code`. Of a refused write, half is done.
+    `refused`: the refused step. Refuses only what a disk could refuse: on a full disk, no step that frees bytes, and no
+    creation of a directory that exists. `kinds`: the kind of each step so far that it could have refused; the caller
+    sets `during`."""
 
     def __init__(self, number: int, code: int) -> None:
         super().__init__()
@@ -39,7 +41,7 @@ class RefusingSystem(System):
         self._is_stopped = False
 
     def stop(self) -> None:
-        """Refuses nothing any more."""
+        """Refuses nothing from now on."""
         self._left = 0
         self._is_stopped = True
 
@@ -116,8 +118,8 @@ async def _day(data: Path, system: RefusingSystem, code: int, thorough: bool) ->
 
 
 def _freed(data: Path, told: StepLog, event: Event, refused: str) -> None:
-    """A session that met the full disk has given its bytes back, and they are not elsewhere. (One that could not even
-    be taken over, which is a rename, keeps what it had.)"""
+    """Checks that a session which met the full disk has freed its bytes. A session that could not even be taken over,
+    because that needs a rename, keeps its bytes."""
     state = ExpectedState()
     for acknowledged in told.acknowledged:
         state.apply(acknowledged)
@@ -138,10 +140,10 @@ def _freed(data: Path, told: StepLog, event: Event, refused: str) -> None:
 async def test_a_refused_step_is_told_and_leaves_nothing_partial(
     code: int, error: type[RegistryError], quick: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For the durable steps that are tried, among them each kind of step: if the disk (full, or broken) refuses it, the
-    request under way fails and says so, a full disk gets the session's bytes back, what else was acknowledged stays,
-    and the same content can be pushed again. On a full disk a removal is done all the same: its commit gets room from
-    the reserve, its file is unlinked at once."""
+    """For the tried durable steps, which include each kind of step: if the disk refuses the step because it is full or
+    broken, the running request fails with an error, a full disk gets the session's bytes back, other acknowledged
+    content stays, and the same content can be pushed again. On a full disk, a delete succeeds: its commit gets space
+    from the reserve, and its file is deleted at once."""
     refusals: set[str] = set()
     reliefs = 0
     every = 3 if code == errno.ENOSPC else 9  # a broken disk gives nothing back that a thorough check could find

@@ -1,4 +1,4 @@
-"""SIGKILL of a server that scrubs: the next one continues the job where it was."""
+"""SIGKILL of a server that scrubs: the next server continues the job at the same place."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def scrub_round(server: RegistryServer) -> Any:
 
 @pytest.mark.slow
 def test_the_next_server_continues(tmp_path: Path) -> None:
-    """The same job ends the same round, and counts each blob once."""
+    """The same job completes the same round, and counts each blob once."""
     server = start_server(tmp_path)
     try:
         with closing(RawConnection(("127.0.0.1", server.port))) as connection:

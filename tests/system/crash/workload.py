@@ -1,7 +1,7 @@
-"""A scripted day of a registry, told step by step, and what must hold whenever it is broken off.
+"""A script of requests to a registry, step by step, and what must hold whenever it is interrupted.
 
-Each step is announced before it starts and acknowledged after it returned; from these two lists a checker knows what
-must be there, what must be gone, and what may be either (the one step that was under way).
+Each step is announced before it starts, and acknowledged after it has returned. From these two lists a checker knows
+what must exist, what must not exist, and what may or may not exist (the one step that was running).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ BY_DIGEST = {manifest.digest: manifest for manifest in IMAGES.values()}
 
 @dataclass
 class StepLog:
-    """What a broken-off run had announced and acknowledged."""
+    """What an interrupted run has announced and acknowledged."""
 
     acknowledged: list[Event] = field(default_factory=list)
     open: list[Event] = field(default_factory=list)
@@ -94,8 +94,8 @@ class StepLog:
 
 
 class Workload:
-    """Runs the day. `tell("begin" | "done" | "failed", event)`; a step that fails for the storage's sake is told as
-    failed and the day goes on, but not past one that a step before it needed."""
+    """Runs the script. `tell("begin" | "done" | "failed", event)`. If the storage fails in a step, the step is told as
+    failed, and the script continues with the steps that do not need it."""
 
     def __init__(self, registry: StoredRegistry, tell: Tell, failures: list[RegistryError] | None = None) -> None:
         self.registry = registry
@@ -174,7 +174,7 @@ class Workload:
         await self._step(["cancel", repo, upload], step)
 
     async def bring(self, name: str, *pieces: tuple[int, int]) -> None:
-        """Bytes from an upstream, which are nobody's yet."""
+        """Writes bytes from an upstream into a partial blob."""
 
         async def step() -> None:
             partial = await self.registry.partials.claim(digest(name), SIZES[name])
@@ -187,7 +187,7 @@ class Workload:
         await self._step(["partial", digest(name), *(bound for piece in pieces for bound in piece)], step)
 
     async def keep(self, repo: RepositoryName, name: str) -> None:
-        """What was brought becomes a blob; what an earlier step could not bring comes now."""
+        """Makes the partial blob a blob. First writes the bytes that an earlier step could not write."""
 
         async def step() -> None:
             partial = await self.registry.partials.claim(digest(name), SIZES[name])
@@ -208,12 +208,12 @@ class Workload:
         )
 
     async def manage(self) -> None:
-        """Who may do what."""
+        """Changes accounts and rights."""
         for name, step in account_workload.STEPS.items():
             await self._step(["right", name], partial(step.change, self.registry.accounts))
 
     async def run(self) -> None:
-        """The whole day."""
+        """Runs the whole script."""
         registry = self.registry
         for name, pieces in (("config", 1), ("small", 3), ("big", 5)):
             await self.push(APP, name, pieces)
@@ -263,7 +263,7 @@ async def _close(writer: BlobWriter) -> None:
 
 @dataclass
 class ExpectedState:
-    """What the registry must hold after the acknowledged steps."""
+    """The content that the registry must have after the acknowledged steps."""
 
     blobs: set[tuple[str, str]] = field(default_factory=set)
     manifests: set[tuple[str, str]] = field(default_factory=set)
@@ -306,9 +306,9 @@ class ExpectedState:
 
 @dataclass
 class StateCheck:
-    """Holds a registry against what was told. `survived`: the machine kept running, so what an upload session had
-    acknowledged is there; after a power cut it may have less, but must say so. `faults`: the storage refused a step,
-    and the session it belonged to may have been dropped for that."""
+    """Compares a registry with the acknowledged steps. `survived`: the machine kept running, so acknowledged bytes of
+    upload sessions are there; after a power cut a session may have fewer bytes, but its status must be true. `faults`:
+    the storage refused a step, and the session of this step may have been deleted."""
 
     registry: StoredRegistry
     told: StepLog
@@ -337,7 +337,7 @@ class StateCheck:
         await self.push_again()
 
     async def blobs(self) -> None:
-        """What was acknowledged is there; whatever is there has the bytes its digest says."""
+        """Acknowledged blobs exist, and every blob has the bytes of its digest."""
         for repo in (APP, WEB):
             for wanted, name in DIGESTS.items():
                 have = await read(self.registry, repo, wanted)
@@ -346,7 +346,7 @@ class StateCheck:
                 assert (have is not None) in may, f"{name} in {repo}: {have is not None}; {self.told.open}"
 
     async def manifests(self) -> None:
-        """Manifests and tags stand as acknowledged, and every blob they name is there."""
+        """Manifests and tags are as acknowledged, and every blob that they need exists."""
         for repo in (APP, WEB):
             for made in IMAGES.values():
                 may = {(repo, made.digest) in state.manifests for state in self.states}
@@ -366,7 +366,7 @@ class StateCheck:
             assert found in [{t: to for (r, t), to in state.tags.items() if r == repo} for state in self.states]
 
     async def uploads(self) -> None:
-        """A session says how far it is, the bytes up to there are the ones that were sent, and it can be finished."""
+        """The status of a session is true, its bytes are those that were sent, and it can be finished."""
         for repo, upload in {key for state in self.states for key in state.uploads}:
             name = next(state.uploads[repo, upload][0] for state in self.states if (repo, upload) in state.uploads)
             known = [state.uploads.get((repo, upload)) for state in self.states]
@@ -392,7 +392,7 @@ class StateCheck:
             assert await read(self.registry, where, digest(name)) == content(name)
 
     async def partials(self) -> None:
-        """What was brought is there while the machine runs, and can be gone on with until it is a blob."""
+        """The bytes of a partial blob are there while the machine runs, and it can be completed."""
         acknowledged = self.told.acknowledged
         for event in [event for event in acknowledged if event[0] == "partial"]:
             of, bounds = Digest(str(event[1])), [int(bound) for bound in event[2:]]
@@ -412,8 +412,8 @@ class StateCheck:
             partial.close()
 
     def accounts(self) -> None:
-        """Accounts and rights stand as acknowledged; a step that was broken off is done with its line in the audit log,
-        or not at all."""
+        """Accounts and rights are as acknowledged. An interrupted step is either done, with its entry in the audit log,
+        or not done at all."""
         found, may = account_workload.facts(self.registry.accounts), [state.standing for state in self.states]
         if not self.faults:
             assert found in may, f"{sorted(found)}; {self.told.open}"
@@ -421,7 +421,7 @@ class StateCheck:
             assert (fact in found) in {fact in state for state in may}, f"{fact}; {self.told.open}"
 
     async def push_again(self) -> None:
-        """The same content can be pushed anew, whatever was left lying about."""
+        """The same content can be pushed again, whatever files are left."""
         for wanted, name in DIGESTS.items():
             if wanted.algorithm == "sha512" and name != "long":
                 continue
@@ -433,7 +433,7 @@ class StateCheck:
 
 
 async def read(registry: Registry, repo: RepositoryName, wanted: Digest) -> bytes | None:
-    """The blob's bytes; None where the repository has none."""
+    """Returns the bytes of a blob; None if the repository does not have it."""
     try:
         reader = await registry.open_blob(repo, wanted)
     except BlobUnknown:
@@ -445,7 +445,7 @@ async def read(registry: Registry, repo: RepositoryName, wanted: Digest) -> byte
 
 
 async def sweep(registry: StoredRegistry) -> None:
-    """Enough rounds of the collector to look at every shard."""
+    """Runs enough rounds of garbage collection to cover every shard."""
     for _ in range(33):
         await registry.collector.collect()
 
@@ -455,5 +455,5 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def referred_files(data: Path, repos: Sequence[tuple[str, str]]) -> set[Path]:
-    """Where the blobs lie that `repos`, pairs of repository and digest, refer to."""
+    """Returns the files of the blobs to which `repos`, pairs of repository and digest, refer."""
     return {data / "blobs" / Digest(d).algorithm / Digest(d).encoded[:2] / Digest(d).encoded for _, d in repos}

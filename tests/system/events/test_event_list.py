@@ -1,4 +1,4 @@
-"""The list and the stream of events, with accounts: over HTTP and with `entrepot events`."""
+"""The list and the stream of events in a registry with accounts: over HTTP and with `entrepot events`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def reader_of(site: AdminSite, repo: str, *actions: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def stream(site: AdminSite, auth: Auth, after: int | None = None, **query: Any) -> Iterator[Iterator[dict[str, Any]]]:
-    """An open stream, as its messages: each a dictionary of its fields."""
+    """Opens a stream and yields its messages, each as a dictionary of its fields."""
     headers = {"accept": "text/event-stream"} | ({} if after is None else {"last-event-id": str(after)})
     with (
         plain_client(site.server.url, timeout=60) as client,
@@ -87,8 +87,8 @@ def last_number(site: AdminSite) -> int:
 
 
 def test_an_admin_lists_all_and_a_reader_what_it_may_pull(site: AdminSite) -> None:
-    """A reader gets the events of the repositories that it may pull from, without the address of the client; with the
-    right to push, with it."""
+    """An account gets the events of repositories from which it may pull, without the address of the client. If it may
+    push, the events have the address."""
     mine, other = f"team/{site.name('repo')}", f"team/{site.name('repo')}"
     pushed(site, mine, "v1", "first")
     pushed(site, other, "v1", "second")
@@ -104,7 +104,7 @@ def test_an_admin_lists_all_and_a_reader_what_it_may_pull(site: AdminSite) -> No
 
 
 def test_pages_and_filters(site: AdminSite) -> None:
-    """Pages follow each other without a gap; filters choose an action and a repository."""
+    """The pages have every event once. Filters select an action and a repository."""
     repo = f"team/{site.name('repo')}"
     for number in range(5):
         pushed(site, repo, "v1", f"{repo} {number}")
@@ -125,7 +125,7 @@ def test_pages_and_filters(site: AdminSite) -> None:
 
 
 def test_a_stream_sends_what_happens_next_and_goes_on_after_a_break(site: AdminSite) -> None:
-    """A stream begins with the next event. One that names the last event it got misses none."""
+    """A stream begins with the next event. A stream that names the last event that the client got misses none."""
     repo = f"team/{site.name('repo')}"
     with stream(site, ROOT) as messages:
         pushed(site, repo, "v1", f"{repo} 1")
@@ -141,7 +141,8 @@ def test_a_stream_sends_what_happens_next_and_goes_on_after_a_break(site: AdminS
 
 
 def test_a_stream_has_what_the_reader_may_pull_and_ends_with_its_account(site: AdminSite) -> None:
-    """A reader's stream leaves out other repositories. It ends when the account is disabled."""
+    """A stream has only events of repositories from which the account may pull. It ends when the account is
+    disabled."""
     mine, other = f"team/{site.name('repo')}", f"team/{site.name('repo')}"
     reader = reader_of(site, mine)
     with stream(site, reader) as messages:
@@ -154,8 +155,8 @@ def test_a_stream_has_what_the_reader_may_pull_and_ends_with_its_account(site: A
 
 @pytest.mark.slow
 async def test_a_reader_that_stops_reading_is_cut_off(tmp_path: Path) -> None:
-    """A client that stops reading its stream of 20 MB does not make the server keep it in memory. The server closes the
-    connection, and answers others meanwhile."""
+    """If a client stops reading a stream of 20 MB, the server does not keep it in memory. It closes the connection, and
+    answers other clients meanwhile."""
     prepare_data_dir(tmp_path / "data")
     async with open_registry(tmp_path / "data") as store:
         await store.outbox.configure([EventReader(LIST_READER, frozenset(EventAction), ("**",))])
@@ -183,7 +184,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def test_a_server_that_stops_ends_its_streams(tmp_path: Path) -> None:
-    """A stop does not wait for the clients of streams: it takes less than the time that requests may take."""
+    """A stop of the server ends the streams, and so takes less time than running requests would be given."""
     with event_site(tmp_path, KEPT, workers=1) as server:
         with plain_client(server.url, timeout=60) as client:
             headers = {"accept": "text/event-stream"}
@@ -199,7 +200,7 @@ def test_a_server_that_stops_ends_its_streams(tmp_path: Path) -> None:
 
 
 def test_without_kept_events(tmp_path: Path) -> None:
-    """A registry that keeps no events says so, and which setting keeps them."""
+    """If the registry keeps no events, the error names the setting that keeps them."""
     with event_site(tmp_path, 'log_level = "info"\n', workers=1) as server, plain_client(server.url) as client:
         answer = client.get("/api/v1/events")
         assert (answer.status_code, code_of(answer)) == (405, "UNSUPPORTED")
@@ -211,7 +212,7 @@ def test_without_kept_events(tmp_path: Path) -> None:
 
 
 def test_the_command_lists_events(site: AdminSite) -> None:
-    """`events list` shows a table, and with --json the fields of the API."""
+    """`events list` prints a table. With --json, it prints the fields of the API."""
     repo = f"team/{site.name('repo')}"
     pushed(site, repo, "v1", f"{repo} 1")
     table = entrepot_output("events", "list", "--repository", repo, *SETTINGS, folder=site.folder)
@@ -240,7 +241,7 @@ def test_the_command_follows_events(site: AdminSite) -> None:
 
 
 def test_retry_without_dead_letters(site: AdminSite) -> None:
-    """There is nothing to send again; the command needs to be told what."""
+    """Without dead letters, `events retry` sends nothing. It needs to be told which ones to send."""
     assert site.done("POST", "/events/retry", {}) == {"retried": 0}
     assert entrepot("events", "retry", "--all", *SETTINGS, folder=site.folder).returncode == 1
     assert entrepot("events", "retry", *SETTINGS, folder=site.folder).returncode == 2

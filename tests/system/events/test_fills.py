@@ -1,4 +1,4 @@
-"""Events of a mirror, with a real server in front of a stand-in for Docker Hub."""
+"""Events of a mirror, with a real server in front of a fake Docker Hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.fakes.webhook_receiver import first_events, receiver_running
 
 
 def test_a_pull_through_the_mirror_has_its_fills(tmp_path: Path) -> None:
-    """A webhook that wants fills is told of the manifest and of each blob that the mirror fetches, once, and of no
+    """A webhook that wants fills gets one event for the manifest and for each blob that the mirror fetches, and no
     push."""
     with receiver_running() as receiver, ExitStack() as stack:
         more = webhook_table(receiver.url, actions=["fill", "push"])

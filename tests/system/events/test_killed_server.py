@@ -20,8 +20,8 @@ PUSHERS = 4
 
 @dataclass
 class Pushes:
-    """What a client pushed to its repository until the server was killed. `acknowledged`: in this order. `started`:
-    also those without an answer."""
+    """The pushes of a client to its repository until the server was killed. `acknowledged`: those with a response, in
+    order. `started`: also those without a response."""
 
     repository: str
     started: list[str] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Pushes:
     failure: BaseException | None = None
 
     def run(self, server: RegistryServer, killing: threading.Event, done: threading.Semaphore) -> None:
-        """Pushes until the server is gone."""
+        """Pushes until the server ends."""
         try:
             with plain_client(server.url, timeout=60) as client:
                 while True:
@@ -48,7 +48,7 @@ class Pushes:
 
 
 def kill_under_load(folder: Path, kills: int) -> None:
-    """Kills the server so often while clients push and a receiver gets events, then checks the events."""
+    """Kills the server `kills` times while clients push and a receiver gets events, and checks the events."""
     pushes = [Pushes(f"team/app{number}") for number in range(PUSHERS)]
     chance = random.Random(kills)
     with receiver_running() as receiver:
@@ -85,11 +85,11 @@ def kill_under_load(folder: Path, kills: int) -> None:
 
 
 def test_a_server_that_is_killed_three_times_loses_no_event(tmp_path: Path) -> None:
-    """Each acknowledged push has its event, in the order of its repository; a push without an answer may have one."""
+    """Each acknowledged push has its event, in the order of its repository. A push without a response may have one."""
     kill_under_load(tmp_path, 3)
 
 
 @pytest.mark.slow
 def test_a_server_that_is_killed_twenty_times_loses_no_event(tmp_path: Path) -> None:
-    """The same with 20 kills."""
+    """The same holds for 20 kills."""
     kill_under_load(tmp_path, 20)

@@ -23,7 +23,7 @@ SETTINGS = ("--config", "entrepot.toml", "--data", "data")
 
 
 def deliveries(folder: Path, *more: str) -> list[dict[str, Any]]:
-    """What webhooks have not been told, as the command says."""
+    """Returns the pending deliveries as the command lists them."""
     found: list[dict[str, Any]] = json.loads(
         entrepot_output("events", "list", "--json", *(more or ("--pending",)), *SETTINGS, folder=folder)
     )
@@ -63,7 +63,7 @@ def test_a_webhook_is_told_of_pushes_moves_and_deletes(tmp_path: Path) -> None:
 
 
 def openssl_hmac(body: bytes, secret: str) -> str:
-    """The HMAC-SHA256 in hexadecimal, as openssl computes it."""
+    """Returns the HMAC-SHA256 in hexadecimal, as openssl computes it."""
     command = ["openssl", "dgst", "-sha256", "-hmac", secret, "-hex"]
     done = subprocess.run(command, input=body, capture_output=True, check=True)
     return done.stdout.decode().split()[-1]
@@ -98,7 +98,7 @@ def test_the_form_of_distribution(tmp_path: Path) -> None:
 
 
 def test_filters(tmp_path: Path) -> None:
-    """A webhook gets only the actions and repositories that it names. A push that moves a tag counts as a move."""
+    """A webhook gets only events with its actions and repositories. A push that moves a tag counts as a move."""
     with receiver_running() as moves, receiver_running() as other:
         settings = webhook_table(moves.url, "moves", actions=["move"], repositories=["team/**"])
         settings += webhook_table(other.url, "other", repositories=["other/*"])
@@ -120,8 +120,8 @@ def test_filters(tmp_path: Path) -> None:
 
 
 def test_pulls_where_wanted(tmp_path: Path) -> None:
-    """A webhook that wants pulls gets each of them, also those that the server answers from memory. One that does not
-    name them gets none."""
+    """A webhook that wants pulls gets an event for each pull, also for those that the response cache answers. A webhook
+    that does not want them gets none."""
     with receiver_running() as pulls, receiver_running() as other:
         settings = webhook_table(pulls.url, "pulls", actions=["pull"]) + webhook_table(other.url, "other")
         with event_site(tmp_path, settings) as server, plain_client(server.url) as client:
@@ -136,8 +136,8 @@ def test_pulls_where_wanted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["answers 500", "never answers", "redirects", "is not there"])
 def test_a_receiver_with_a_fault_harms_no_push(tmp_path: Path, fault: str) -> None:
-    """Pushes go on while a receiver has a fault, another receiver gets its events meanwhile, and the log has a line
-    that says what is wrong."""
+    """While one receiver has a fault, pushes succeed, another receiver gets its events, and the log has a line that
+    says what is wrong."""
     with receiver_running() as bad, receiver_running() as good, receiver_running() as elsewhere:
         url = bad.url
         if fault == "answers 500":
@@ -171,7 +171,7 @@ def test_a_receiver_with_a_fault_harms_no_push(tmp_path: Path, fault: str) -> No
 
 
 def test_a_private_address_needs_the_setting(tmp_path: Path) -> None:
-    """Without `private_network`, nothing is sent to an address of this machine, also by a name."""
+    """Without `private_network`, nothing is sent to an address of this machine, even if the URL has a host name."""
     with receiver_running() as receiver:
         by_name = receiver.url.replace("127.0.0.1", "localhost")
         settings = webhook_table(receiver.url, "address", private_network=False)
@@ -186,7 +186,8 @@ def test_a_private_address_needs_the_setting(tmp_path: Path) -> None:
 
 
 def test_tls_with_an_own_authority(tmp_path: Path) -> None:
-    """A receiver whose certificate the authority of `ca_file` has signed gets events; without it, none."""
+    """A receiver gets events if the authority in `ca_file` has signed its certificate. Without `ca_file`, it gets
+    none."""
     authority = CertificateAuthority(tmp_path)
     with receiver_running(pair=authority.sign("receiver")) as receiver:
         settings = webhook_table(receiver.url, "trusted", ca_file=str(authority.certificate))
@@ -200,8 +201,8 @@ def test_tls_with_an_own_authority(tmp_path: Path) -> None:
 
 
 def test_a_refused_event_becomes_a_dead_letter_and_can_be_sent_again(tmp_path: Path) -> None:
-    """An event that the receiver refuses again and again is given up, and later events of the repository come. `events
-    retry` sends it again. The metrics say so."""
+    """An event that the receiver refuses repeatedly becomes a dead letter, and later events of the repository are
+    delivered. `events retry` sends it again. The metrics count this."""
     with receiver_running() as receiver:
         receiver.status = lambda body: 400 if body["subject"] == "team/app:bad" else 200
         settings = '[metrics]\nallow = ["127.0.0.1"]\n' + webhook_table(receiver.url, max_attempts=2)
@@ -226,8 +227,8 @@ def test_a_refused_event_becomes_a_dead_letter_and_can_be_sent_again(tmp_path: P
 
 
 def test_more_events_than_may_wait(tmp_path: Path) -> None:
-    """If a receiver is down for so long that too many events wait, the oldest are dropped with an error in the log, and
-    pushes go on."""
+    """If a receiver is down for so long that too many events wait, the oldest are deleted with an error in the log, and
+    pushes succeed."""
     with receiver_running() as receiver:
         receiver.status = lambda _: 503
         settings = "[events]\nmax_pending = 100\n" + webhook_table(receiver.url)
@@ -242,7 +243,7 @@ def test_more_events_than_may_wait(tmp_path: Path) -> None:
 
 
 def down_for(tmp_path: Path, seconds: float) -> None:
-    """Checks that a receiver that is down for so long gets every event, in order for each repository."""
+    """Checks that a receiver that was down for `seconds` gets every event, in order for each repository."""
     repositories = [f"team/app{number}" for number in range(5)]
     expected: dict[str, list[tuple[str, str]]] = {name: [] for name in repositories}
     with receiver_running() as receiver, event_site(tmp_path, webhook_table(receiver.url)) as server:
@@ -273,11 +274,11 @@ def down_for(tmp_path: Path, seconds: float) -> None:
 
 
 def test_a_receiver_that_is_down_for_a_moment_misses_nothing(tmp_path: Path) -> None:
-    """After two seconds at which it answered 503."""
+    """A receiver that answers 503 for two seconds gets every event after that."""
     down_for(tmp_path, 2)
 
 
 @pytest.mark.slow
 def test_a_receiver_that_is_down_for_a_minute_misses_nothing(tmp_path: Path) -> None:
-    """After a minute at which it answered 503."""
+    """A receiver that answers 503 for a minute gets every event after that."""
     down_for(tmp_path, 60)

@@ -1,1 +1,1 @@
-"""Tests of the fake upstream itself."""
+"""Tests of the fake upstream."""

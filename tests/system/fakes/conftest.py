@@ -1,4 +1,4 @@
-"""A fake Hub with one image, a client, and requests that are written by hand."""
+"""A fake Hub with one image, a client, and requests that are written byte by byte."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def manifest_url(upstream: Hub, reference: str = "1", repo: str = REPO) -> str:
 
 
 def ask(upstream: Hub, path: str, *lines: str) -> socket.socket:
-    """Sends a GET by hand."""
+    """Sends a GET that is written byte by byte."""
     host, port = upstream.address.split(":")
     sock = socket.create_connection((host, int(port)), 30)
     sock.sendall("\r\n".join([f"GET {path} HTTP/1.1", "Host: hub", *lines, "", ""]).encode())
@@ -59,7 +59,7 @@ def ask(upstream: Hub, path: str, *lines: str) -> socket.socket:
 
 
 def rest(sock: socket.socket) -> tuple[bytes, bool]:
-    """All that still comes, and whether a reset ended it."""
+    """Returns all bytes that follow, and whether a reset ended the connection."""
     found = b""
     try:
         while piece := sock.recv(1 << 20):
@@ -76,7 +76,7 @@ def body_of(answer: bytes) -> bytes:
 
 
 def token_for(client: httpx2.Client, refused: httpx2.Response, auth: tuple[str, str] | None = None) -> httpx2.Response:
-    """Asks the token service that a 401 names, for what it names."""
+    """Requests a token from the token service that a 401 names, for the scope that it names."""
     scheme, _, text = refused.headers["WWW-Authenticate"].partition(" ")
     assert scheme == "Bearer"
     challenge = {name: value.strip('"') for name, _, value in (part.partition("=") for part in text.split(","))}

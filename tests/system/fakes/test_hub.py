@@ -1,4 +1,4 @@
-"""The fake Hub serves content as a registry does: a fake that lies would make every test with it worthless."""
+"""The fake Hub serves content as a registry does. If it were wrong, the tests that use it would be worthless."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.system.fakes.conftest import REPO, SIZE, ask, bearer, blob_url, manif
 
 
 def test_manifests_by_tag_and_by_digest_are_byte_exact(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """GET and HEAD have the digest, the media type and the length; HEAD has no body, an unknown tag is a 404."""
+    """GET and HEAD have the digest, the media type and the length. HEAD has no body. An unknown tag gets 404."""
     for reference in ("1", held.digest):
         got = client.get(manifest_url(upstream, reference))
         head = client.head(manifest_url(upstream, reference))
@@ -49,7 +49,7 @@ def test_manifests_by_tag_and_by_digest_are_byte_exact(upstream: Hub, client: ht
 
 
 def test_a_blob_has_the_bytes_its_digest_promises(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """Whole and by range, from files and from noise; what was sent is on record to the byte."""
+    """Blobs from files and from noise have the right bytes, whole and by range. The record has the exact sent bytes."""
     for blob in (held.config, *held.layers):
         whole = client.get(blob_url(upstream, blob.digest)).content
         assert "sha256:" + hashlib.sha256(whole).hexdigest() == blob.digest
@@ -73,7 +73,7 @@ def test_a_blob_has_the_bytes_its_digest_promises(upstream: Hub, client: httpx2.
 
 
 def test_noise_is_the_same_wherever_it_is_read() -> None:
-    """Any piece of it is what the whole has at that place, beyond the period as well."""
+    """Any piece of noise equals the same part of the whole, also beyond the period."""
     noise = Noise("n", 20 * MIB)
     whole = noise.read(0, noise.size)
     assert len(whole) == noise.size
@@ -83,7 +83,7 @@ def test_noise_is_the_same_wherever_it_is_read() -> None:
 
 
 def test_without_ranges_a_blob_comes_whole(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """Range is not looked at, and nothing says that it would be."""
+    """Without `ranges`, Range is ignored, and no header says that ranges are supported."""
     upstream.set(ranges=False)
     got = client.get(blob_url(upstream, held.layers[0].digest), headers={"Range": "bytes=5-9"})
     assert (got.status_code, len(got.content)) == (200, 1000)
@@ -91,7 +91,8 @@ def test_without_ranges_a_blob_comes_whole(upstream: Hub, client: httpx2.Client,
 
 
 def test_tokens_are_asked_for_and_end(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """401 with a challenge, then a token that is good for two requests, then `invalid_token`."""
+    """The first request gets a 401 with a challenge. A token is then accepted for two requests, and after that refused
+    with `invalid_token`."""
     upstream.set(auth="bearer", token_uses=2, realm=f"{upstream.auth_url}/token")
     refused = client.get(manifest_url(upstream))
     assert refused.status_code == 401
@@ -113,7 +114,8 @@ def test_tokens_are_asked_for_and_end(upstream: Hub, client: httpx2.Client, held
 
 
 def test_logins(upstream: Hub, client: httpx2.Client) -> None:
-    """A private repository wants the one login there is; a wrong one gets 401 from the token service, or by Basic."""
+    """A private repository needs the only login. A wrong login gets 401, from the token service or by Basic
+    authentication."""
     upstream.set(auth="bearer", username="ann", password="right", private=(REPO,))
     refused = client.get(manifest_url(upstream))
     anonymous = client.get(manifest_url(upstream), headers=bearer(token_for(client, refused)))
@@ -130,7 +132,8 @@ def test_logins(upstream: Hub, client: httpx2.Client) -> None:
 
 
 def test_the_second_port_refuses_authorization(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """Blobs are redirected to it; with Authorization it answers 400, and a link may be good for a while only."""
+    """Blobs are redirected to the second port. It answers 400 to requests with Authorization. The number of uses of a
+    link can be limited."""
     digest = held.layers[1].digest
     upstream.set(redirects=True, link_uses=1)
     moved = client.get(blob_url(upstream, digest))
@@ -146,7 +149,7 @@ def test_the_second_port_refuses_authorization(upstream: Hub, client: httpx2.Cli
 
 
 def test_whoever_accepts_gzip_gets_it(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """Only then, for blobs and manifests."""
+    """Only clients that accept gzip get compressed blobs and manifests."""
     upstream.set(gzip=True)
     url = blob_url(upstream, held.layers[0].digest)
     assert client.get(url).content == held.layers[0].read()
@@ -158,7 +161,7 @@ def test_whoever_accepts_gzip_gets_it(upstream: Hub, client: httpx2.Client, held
 def test_who_does_not_accept_a_media_type_gets_no_manifest(
     upstream: Hub, client: httpx2.Client, held: ImageTree
 ) -> None:
-    """With the switch `negotiates`: a client that forgets Accept is found out."""
+    """With the switch `negotiates`, a client that does not send Accept gets no manifest."""
     upstream.set(negotiates=True)
     assert client.get(manifest_url(upstream)).status_code == 404
     assert client.get(manifest_url(upstream), headers={"Accept": f"x/y, {held.media_type}"}).content == held.body
@@ -167,7 +170,7 @@ def test_who_does_not_accept_a_media_type_gets_no_manifest(
 
 
 def test_tags_come_in_pages(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """In order, after `last`, no more than `n` or the switch `page`, with a Link while there are more."""
+    """A page has tags in order, after `last`, at most `n` or the switch `page`, with a Link if there are more."""
     for tag in ("3", "2"):
         upstream.tag(REPO, tag, held.digest)
     url = f"{upstream.url}/v2/{REPO}/tags/list"
@@ -188,7 +191,7 @@ def test_tags_come_in_pages(upstream: Hub, client: httpx2.Client, held: ImageTre
 
 
 def test_referrers_by_the_api_or_by_the_fallback_tag(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """Descriptors with artifactType and annotations, filtered when asked; switched off it is a 404."""
+    """Referrers have artifactType and annotations, and can be filtered. If the API is switched off, it answers 404."""
     signature = noise_image("signature", 10, subject=held, annotations={"by": "ann"})
     more = UpstreamContent()
     more.add(REPO, signature)
@@ -208,7 +211,7 @@ def test_referrers_by_the_api_or_by_the_fallback_tag(upstream: Hub, client: http
 
 
 def test_an_image_of_several_platforms(upstream: Hub, client: httpx2.Client) -> None:
-    """The list, its children and their blobs are all there, as docker's media types have it."""
+    """The list, its children and their blobs can be pulled, with docker's media types."""
     made = UpstreamContent()
     listed = made.add("library/ubuntu", ubuntu(), "18.04")
     upstream.put(made)
@@ -224,7 +227,8 @@ def test_an_image_of_several_platforms(upstream: Hub, client: httpx2.Client) -> 
 
 
 def test_unknown_content(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """404 for a repository, and for a blob that only another one has; 401 as on Hub where that is switched on."""
+    """An unknown repository gets 404, and so does a blob that only another repository has. With the switch
+    `hide_unknown`, it is 401, as at Docker Hub."""
     other = UpstreamContent()
     other.add("library/other", noise_image("other", 10), "1")
     upstream.put(other)
@@ -238,7 +242,7 @@ def test_unknown_content(upstream: Hub, client: httpx2.Client, held: ImageTree) 
 
 
 def test_large_content_costs_no_memory(tmp_path: Path) -> None:
-    """256 MiB are sent in less memory than a fifth of them, and they have the digest that the test knows."""
+    """256 MiB are sent with less memory than a fifth of that, and have the expected digest."""
     content = UpstreamContent()
     blob = content.add(REPO, noise_image("large", 256 * MIB), "1").layers[0]
     with hub(tmp_path, content) as upstream, ask_whole(upstream, blob.digest) as sock:
@@ -253,13 +257,13 @@ def test_large_content_costs_no_memory(tmp_path: Path) -> None:
 
 
 def peak_kib(pid: int) -> int:
-    """The most memory that the process has had (proc(5), VmHWM)."""
+    """Returns the largest memory of the process so far (proc(5), VmHWM)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def ask_whole(upstream: Hub, digest: str) -> socket.socket:
-    """A connection that has read the headers of a blob's answer."""
+    """Opens a connection that has read the headers of a response with a blob."""
     sock = ask(upstream, f"/v2/{REPO}/blobs/{digest}", "Connection: close")
     head = b""
     while not head.endswith(b"\r\n\r\n"):
@@ -274,7 +278,7 @@ def pieces(sock: socket.socket) -> Iterator[bytes]:
 
 
 def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    """Killed tests leave nothing behind."""
+    """The process ends when the test that started it is killed."""
     program = (
         "import sys, time; from pathlib import Path; from tests.fakes.hub.hub import hub\n"
         "with hub(Path(sys.argv[1])) as upstream:\n    print(upstream.pid, flush=True); time.sleep(60)"

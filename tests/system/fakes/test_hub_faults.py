@@ -1,4 +1,5 @@
-"""The fake Hub fails as a test asks it to: connections that break or stall, wrong bytes, limits, and other answers."""
+"""The fake Hub has the faults that a test sets: connections that break or stall, wrong bytes, limits, and other
+responses."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from tests.system.fakes.conftest import REPO, SIZE, ask, blob_url, body_of, mani
 
 
 def test_the_rate_limit_counts_gets(upstream: Hub, client: httpx2.Client) -> None:
-    """HEADs are free; after two GETs there is 429 with Retry-After, until the limit is set anew."""
+    """HEADs do not count. After two GETs, there is 429 with Retry-After, until the limit is set again."""
     upstream.set(limit=2, retry_after=7)
     assert client.head(manifest_url(upstream)).headers["ratelimit-remaining"] == "2;w=21600"
     answers = [client.get(manifest_url(upstream)) for _ in range(3)]
@@ -27,7 +28,7 @@ def test_the_rate_limit_counts_gets(upstream: Hub, client: httpx2.Client) -> Non
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_drop_ends_the_connection_after_so_many_bytes(upstream: Hub, held: ImageTree, reset: bool) -> None:
-    """All that was sent arrives, then comes the end, by FIN or by RST; the next request is well again."""
+    """All sent bytes arrive, and then the connection is closed by FIN or RST. The next request succeeds."""
     layer = held.layers[1]
     upstream.fault(drop_after=1_000_001, reset=reset)
     rest(ask(upstream, f"/v2/{REPO}/blobs/{held.layers[0].digest}", "Connection: close"))  # too short for it
@@ -45,7 +46,7 @@ def test_a_drop_ends_the_connection_after_so_many_bytes(upstream: Hub, held: Ima
 
 
 def test_a_wrong_byte_is_at_its_place(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """Only answers that have the byte are hit, and so many of them; manifests too."""
+    """Only responses with this byte are changed, and only as many as the fault says. The same holds for manifests."""
     layer = held.layers[1]
     upstream.fault(corrupt=2_000_000, times=2)
     url = blob_url(upstream, layer.digest)
@@ -61,7 +62,8 @@ def test_a_wrong_byte_is_at_its_place(upstream: Hub, client: httpx2.Client, held
 
 
 def test_statuses_and_hangups(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """The next requests of a kind get a status, or no answer; `skip` lets some off, and others never notice."""
+    """The next requests of a kind get a status, or no response. `skip` leaves some of them out, and requests of other
+    kinds are not affected."""
     upstream.fault(on="manifest", method="", status=503, times=2, skip=1, retry_after="3")
     answers = [client.head(manifest_url(upstream)) for _ in range(4)]
     assert [answer.status_code for answer in answers] == [200, 503, 503, 200]
@@ -75,7 +77,8 @@ def test_statuses_and_hangups(upstream: Hub, client: httpx2.Client, held: ImageT
 
 
 def test_stalls_hold_until_they_are_released(upstream: Hub, held: ImageTree) -> None:
-    """Before the headers and in the middle of the body; a client that leaves meanwhile is noticed."""
+    """A response can stall before its headers and in the middle of its body. A client that disconnects meanwhile is
+    noticed."""
     layer = held.layers[1]
     path = f"/v2/{REPO}/blobs/{layer.digest}"
     upstream.fault(stall=True, times=2)
@@ -99,7 +102,8 @@ def test_stalls_hold_until_they_are_released(upstream: Hub, held: ImageTree) -> 
 
 
 def test_connections_are_refused_and_taken_again(upstream: Hub, client: httpx2.Client) -> None:
-    """On the same port; what was open is reset, unless it is to be left."""
+    """Connections are refused and later accepted again at the same port. Open connections are reset, unless the test
+    wants to keep them."""
     assert client.get(manifest_url(upstream)).status_code == 200
     upstream.refuse(cut=False)
     assert client.get(manifest_url(upstream)).status_code == 200
@@ -114,7 +118,8 @@ def test_connections_are_refused_and_taken_again(upstream: Hub, client: httpx2.C
 
 
 def test_the_rate_is_kept_per_connection(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """A connection gets no more than its rate, smoothly: the answer's record says when it began and ended."""
+    """A connection gets no more than its rate, without bursts. The record has the times at which the response began and
+    ended."""
     upstream.set(rate=8 * MIB)
     digest = held.layers[1].digest
     client.get(blob_url(upstream, digest), headers={"Range": f"bytes=0-{2 * MIB - 1}"})
@@ -125,7 +130,7 @@ def test_the_rate_is_kept_per_connection(upstream: Hub, client: httpx2.Client, h
 
 
 def test_latency_comes_before_each_answer(upstream: Hub, client: httpx2.Client) -> None:
-    """No answer's first byte leaves sooner."""
+    """The first byte of no response is sent before the latency is over."""
     upstream.set(latency=0.05)
     client.get(manifest_url(upstream))
     [seen] = upstream.requests()
@@ -133,7 +138,7 @@ def test_latency_comes_before_each_answer(upstream: Hub, client: httpx2.Client) 
 
 
 def test_answers_without_a_length(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """They end with their connection; one that is dropped looks like a whole one."""
+    """Responses without a length end with their connection. One that is dropped looks like a complete one."""
     upstream.set(lengths=False)
     layer = held.layers[1]
     got = client.get(blob_url(upstream, layer.digest), headers={"Range": "bytes=7-"})
@@ -145,7 +150,7 @@ def test_answers_without_a_length(upstream: Hub, client: httpx2.Client, held: Im
 
 
 def test_a_range_may_begin_elsewhere(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """It says so in Content-Range, and the record has what was sent."""
+    """A shifted range has its real offset in Content-Range, and the record has the sent bytes."""
     layer = held.layers[1]
     upstream.fault(shift=10)
     got = client.get(blob_url(upstream, layer.digest), headers={"Range": "bytes=7-99"})
@@ -155,7 +160,7 @@ def test_a_range_may_begin_elsewhere(upstream: Hub, client: httpx2.Client, held:
 
 
 def test_a_mistake_in_a_test_is_told(upstream: Hub) -> None:
-    """A switch or a fault that does not exist is an error, where it is asked for."""
+    """An unknown switch or fault raises an error in the call that sets it."""
     with pytest.raises(HubFailed, match="no switch ratte"):
         upstream.set(ratte=1)
     with pytest.raises(TypeError, match="dorp"):

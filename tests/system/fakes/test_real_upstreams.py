@@ -1,4 +1,4 @@
-"""The real upstreams hold what was pushed to them, and are as slow as they were told to be."""
+"""The real upstreams have the content that was pushed to them, and are as slow as a test sets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def client() -> Iterator[httpx2.Client]:
 
 
 def check(client: httpx2.Client, url: str, content: UpstreamContent) -> None:
-    """Every manifest, by tag and digest, and every blob is there to the byte."""
+    """Checks that every manifest, by tag and digest, and every blob is there byte by byte."""
     for repo, held in content.repositories.items():
         for reference in (*held.manifests, *held.tags):
             body, media_type = held.manifests[held.tags.get(reference, reference)]
@@ -47,7 +47,7 @@ def check(client: httpx2.Client, url: str, content: UpstreamContent) -> None:
 
 
 def test_docker_registry_holds_what_was_pushed(tmp_path: Path, client: httpx2.Client, content: UpstreamContent) -> None:
-    """Images of docker and of OCI; once it is stopped, its port refuses connections."""
+    """docker-registry has images in the formats of docker and OCI. After a stop, its port refuses connections."""
     with docker_registry(tmp_path, content) as far:
         check(client, far.url, content)
         far.stop()
@@ -58,7 +58,8 @@ def test_docker_registry_holds_what_was_pushed(tmp_path: Path, client: httpx2.Cl
 def test_docker_registry_as_a_cache_before_the_stand_in(
     tmp_path: Path, client: httpx2.Client, content: UpstreamContent
 ) -> None:
-    """A real client of Hub takes the stand-in for it: tokens, a realm elsewhere, redirects that refuse them."""
+    """A real client of Docker Hub works with the fake Hub: with tokens, with a realm at another host, and with
+    redirects to a port that refuses tokens."""
     with hub(tmp_path, content, auth="bearer", redirects=True, limit=100) as upstream:
         upstream.set(realm=f"{upstream.auth_url}/token")
         with docker_registry(tmp_path, remote=upstream.url) as proxy:
@@ -68,13 +69,13 @@ def test_docker_registry_as_a_cache_before_the_stand_in(
 
 
 def test_entrepot_holds_what_was_pushed(tmp_path: Path, client: httpx2.Client, content: UpstreamContent) -> None:
-    """With its own server as upstream of itself, a test needs no other."""
+    """Entrepot itself can be the upstream in a test."""
     with entrepot(tmp_path, content) as url:
         check(client, url, content)
 
 
 def test_a_link_by_tls(tmp_path: Path, client: httpx2.Client, content: UpstreamContent) -> None:
-    """Who trusts its authority gets everything, others do not come in."""
+    """A client that trusts the authority gets everything. Others fail."""
     made = certificates(tmp_path)
     with hub(tmp_path, content) as upstream, slow_link(tmp_path, upstream.url, certificates=made) as link:
         assert link.url.startswith("https://")
@@ -85,7 +86,7 @@ def test_a_link_by_tls(tmp_path: Path, client: httpx2.Client, content: UpstreamC
 
 
 def test_a_slow_link(tmp_path: Path, client: httpx2.Client) -> None:
-    """nginx holds each request to its rate, and changes no byte."""
+    """nginx limits each request to its rate, and changes no byte."""
     content = UpstreamContent()
     held: ImageTree = content.add(REPO, noise_image("slow", 3 * MIB), "1")
     with docker_registry(tmp_path, content) as far, slow_link(tmp_path, far.url, "4m") as link:

@@ -1,1 +1,1 @@
-"""Bad input and faults: thousands of malformed requests, and each kind by name."""
+"""Bad input: thousands of generated malformed requests, and tests for each kind of them."""

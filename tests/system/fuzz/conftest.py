@@ -1,4 +1,4 @@
-"""A server with two workers for these tests alone: they count what it holds."""
+"""A server with two workers for these tests only, because they count its processes, files and rows."""
 
 from __future__ import annotations
 

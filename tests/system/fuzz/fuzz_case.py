@@ -1,4 +1,4 @@
-"""One malformed request, and what may come of it."""
+"""One malformed request, and the allowed responses."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ SESSION = b"{session}"
 
 @dataclass(frozen=True)
 class FuzzCase:
-    """`raw` is sent as it is. Every answer must be one of `statuses`, in the shape of errors.
+    """`raw`: the bytes to send. Every response must have one of `statuses`, and the format of errors.
 
-    `end` is what the client does then:
-    - answer: it reads one answer, and uses the connection again if that is kept;
-    - all: it ends its sending side and reads answers, at least one, until the server closes;
-    - maybe: the same, but no answer is fine as well (the request was not whole);
-    - leave, reset: it closes at once, in order or with a RST, and reads nothing;
-    - hold: it keeps the connection open, says no more, and closes much later.
-    """
+    `end`: what the client does after that:
+
+    - answer: it reads one response, and uses the connection again if it stays open;
+    - all: it closes its sending side and reads responses, at least one, until the server closes the connection;
+    - maybe: the same, but no response is also allowed, because the request was not complete;
+    - leave, reset: it closes the connection at once, normally or with a RST, and reads nothing;
+    - hold: it keeps the connection open, sends nothing more, and closes it much later."""
 
     kind: str
     raw: bytes = field(repr=False)
@@ -58,5 +58,5 @@ class FuzzCase:
         return SESSION in self.raw
 
     def filled(self, session: str) -> bytes:
-        """The bytes to send."""
+        """Returns the bytes to send, with the path of an upload session filled in."""
         return self.raw.replace(SESSION, session.encode())

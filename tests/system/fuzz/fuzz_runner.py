@@ -1,4 +1,4 @@
-"""Sends cases and judges what comes back."""
+"""Sends malformed requests and checks the responses."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ CANARY = 7
 
 
 def make_case(seed: int, index: int) -> FuzzCase:
-    """The case of that number: the same each time, whatever came before."""
+    """Returns the case with this number. It is the same each time, whatever cases were made before."""
     rng = random.Random(f"{seed}/{index}")
     return GENERATORS[index % len(GENERATORS)](rng)
 
 
 def judge(case: FuzzCase, answer: RawAnswer) -> None:
-    """Raises AssertionError for an answer that is not as it should be."""
+    """Raises AssertionError if the response is not as the case allows."""
     assert answer.status in case.statuses, f"status {answer.status}: {answer.body[:300]!r}"
     assert answer["docker-distribution-api-version"] == "registry/2.0"
     for name, value in answer.fields:
@@ -53,7 +53,7 @@ def judge(case: FuzzCase, answer: RawAnswer) -> None:
 
 @dataclass
 class FuzzConnection:
-    """One connection at a time, used again as long as the server keeps it."""
+    """One connection at a time, which is used again as long as the server keeps it open."""
 
     server: RegistryServer
     seed: int
@@ -142,7 +142,8 @@ class FuzzConnection:
 
 
 def run_batch(server: RegistryServer, seed: int, indices: Sequence[int], lanes: int = LANES) -> None:
-    """Sends those cases over `lanes` connections. Raises AssertionError with all that is needed to repeat a failure."""
+    """Sends these cases over `lanes` connections. Raises AssertionError with everything that is needed to repeat a
+    failure."""
     with ExitStack() as stack, ThreadPoolExecutor(lanes) as pool:
         opened = [FuzzConnection(server, seed) for _ in range(lanes)]
         for lane in opened:
@@ -153,12 +154,12 @@ def run_batch(server: RegistryServer, seed: int, indices: Sequence[int], lanes: 
 
 
 def prepare(server: RegistryServer) -> None:
-    """What the cases expect to be there."""
+    """Pushes the content that the cases expect."""
     push_and_pull(server)
 
 
 def push_and_pull(server: RegistryServer) -> None:
-    """A sound push, always of the same content, and its pull."""
+    """Pushes valid content, always the same, and pulls it."""
     with RawConnection(("127.0.0.1", server.port)) as wire:
         steps = RawPushes(wire, REPO)
         path = steps.blob(BLOB)
@@ -173,15 +174,15 @@ def push_and_pull(server: RegistryServer) -> None:
 
 @dataclass(frozen=True)
 class StoreCounts:
-    """What lies in the data directory."""
+    """The numbers of files and rows in the data directory."""
 
     files: int
     rows: tuple[tuple[str, int], ...]
 
 
 def store_counts(server: RegistryServer) -> StoreCounts:
-    """Counts files of content and of uploads, and the rows of each table of the metadata. History may grow, and pulls
-    are stored later."""
+    """Counts the files of content and uploads, and the rows of each table of the metadata. Leaves out history, which
+    may grow, and pulls, which are stored later."""
     data = server.data
     db = apsw.Connection(str(data / "entrepot.db"), flags=apsw.SQLITE_OPEN_READONLY)
     try:
@@ -195,7 +196,8 @@ def store_counts(server: RegistryServer) -> StoreCounts:
 
 
 def settled(server: RegistryServer) -> StoreCounts:
-    """The same, at a moment without a session of a request that an earlier test sent and did not wait for."""
+    """Returns the same counts, at a moment without an upload session of a request for which an earlier test did not
+    wait."""
     counts = store_counts(server)
 
     def has_no_session() -> bool:

@@ -1,4 +1,4 @@
-"""Malformed content of requests that are sound HTTP: names, digests, tags, queries, ranges, manifests."""
+"""Malformed content in valid HTTP requests: names, digests, tags, queries, ranges, manifests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _session_body(rng: Random) -> bytes:
 
 
 def _spoil(rng: Random, text: str, spoilers: list[str]) -> str:
-    """`text` with one of `spoilers` at some place in it."""
+    """Returns `text` with one of `spoilers` inserted at some position."""
     at = rng.randint(0, len(text))
     return text[:at] + rng.choice(spoilers) + text[at:]
 
@@ -140,7 +140,7 @@ def bad_closing_digest(rng: Random) -> FuzzCase:
 
 
 def other_digest(rng: Random) -> FuzzCase:
-    """Sound, but not that of the content."""
+    """Returns a valid digest that is not that of the content."""
     body = rng.randbytes(rng.choice([0, 1, 100, 70_000]))
     digest = rng.choice([UNKNOWN, "sha512:" + "34" * 64])
     target = rng.choice([f"{SESSION.decode()}?digest={digest}", f"/v2/{REPO}/blobs/uploads/?digest={digest}"])
@@ -348,7 +348,7 @@ Spoiler = Callable[[Random, Document], None]
 
 
 def _wrong(rng: Random, *fine: Any) -> Any:
-    """A value of a wrong kind; those in `fine` would be taken."""
+    """Returns a JSON value of a wrong type. Values of the types in `fine` would be accepted."""
     return rng.choice([value for value in WRONG if not any(value is one or value == one for one in fine)])
 
 
@@ -432,7 +432,7 @@ def bad_media_type(rng: Random) -> FuzzCase:
 
 
 def too_large_manifest(rng: Random) -> FuzzCase:
-    """Declared, not sent: refused before a byte of it comes."""
+    """Declares a body that is too large, and does not send it: the request is refused before any byte of it."""
     headers = {"Content-Type": OCI_MANIFEST, "Content-Length": str(rng.choice([8 * 2**20 + 1, 10**9, 2**62]))}
     return FuzzCase("too large manifest", message("PUT", f"/v2/{REPO}/manifests/{TAG}", headers), _statuses(413))
 

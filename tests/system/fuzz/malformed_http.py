@@ -293,7 +293,7 @@ def garbage(rng: Random) -> FuzzCase:
 
 
 def garbage_after_a_request(rng: Random) -> FuzzCase:
-    """The first request is sound, but what it asks for is missing; what follows is none."""
+    """The first request is valid, but requests missing content. Garbage follows."""
     body = sound_manifest()
     first = rng.choice(
         [
@@ -324,7 +324,7 @@ def injection(rng: Random) -> FuzzCase:
 
 
 def early_answer(rng: Random) -> FuzzCase:
-    """`Expect`, or a large body, where the answer is clear before the body comes."""
+    """A request with `Expect` or with a large body, whose response is known before the body arrives."""
     method, target = rng.choice(
         [
             ("PUT", f"/v2/{REPO}/blobs/uploads/00000000-0000-4000-8000-000000000000?digest={UNKNOWN}"),
@@ -348,7 +348,7 @@ def odd_expect(rng: Random) -> FuzzCase:
 
 
 def _sound(rng: Random) -> bytes:
-    """A request that would succeed if it were whole."""
+    """Returns a request that would succeed if it were complete."""
     body = rng.randbytes(rng.choice([1, 100, 70_000]))
     return rng.choice(
         [
@@ -374,7 +374,7 @@ def truncated(rng: Random) -> FuzzCase:
 
 
 def slow(rng: Random) -> FuzzCase:
-    """Begun, never ended, while others are served."""
+    """A request that begins and never ends, while others are served."""
     raw = rng.choice(
         [PING, PING + b"X: y", b"G", b"", b"POST /v2/ HTTP/1.1\r\n" + HOST + b"Content-Length: 100\r\n\r\nabc"]
     )
@@ -382,7 +382,7 @@ def slow(rng: Random) -> FuzzCase:
 
 
 def left_alone(rng: Random) -> FuzzCase:
-    """The client leaves while the answer, an error or a blob, is on its way."""
+    """The client disconnects while the response, an error or a blob, is being sent."""
     raw = rng.choice([message("GET", NOT_FOUND), message("GET", f"/v2/{REPO}/blobs/{BLOB_DIGEST}"), PING + b"\r\n"])
     return FuzzCase("left alone", raw * rng.choice([1, 5]), end=rng.choice(["leave", "reset"]))
 

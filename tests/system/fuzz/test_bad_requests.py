@@ -1,4 +1,5 @@
-"""Bad input and faults, each by name: its 4xx in the spec's shape, nothing left, the next request undisturbed."""
+"""Bad requests, by kind: each gets a 4xx in the format of the spec, leaves nothing, and does not disturb the next
+request."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ NO_SESSION = f"{ROOT}/blobs/uploads/00000000-0000-4000-8000-000000000000"
 
 @dataclass
 class RequestProbe:
-    """Sends one bad request, and looks at what is left."""
+    """Sends one bad request, and checks what it leaves."""
 
     server: RegistryServer
     wire: RawConnection
@@ -32,8 +33,9 @@ class RequestProbe:
         return RawConnection(("127.0.0.1", self.server.port))
 
     def refuse(self, raw: bytes, *statuses: int, code: str | None = None, kept_alive: bool = True) -> RawAnswer:
-        """The answer, which must be one of `statuses` in the shape of errors. The next request is served: on the same
-        connection when `kept_alive`; else the connection is at its end, and a new one serves."""
+        """Returns the response, which must have one of `statuses` and the format of errors. Checks that the next
+        request is served: with `kept_alive`, on the same connection; otherwise the connection must be closed, and a new
+        one is used."""
         case = FuzzCase("by name", raw, frozenset(statuses))
         self.wire.send(raw)
         answer = self.wire.answer(case.method)
@@ -65,7 +67,7 @@ class RequestProbe:
 
 @pytest.fixture
 def bench(server: RegistryServer) -> Iterator[RequestProbe]:
-    """After the test the data directory holds what it held before, and the log tells of no failure."""
+    """After the test, the data directory has the same files and rows as before, and the log has no failure."""
     before = settled(server)
     bench = RequestProbe(server, RawConnection(("127.0.0.1", server.port)), before)
     try:
@@ -79,7 +81,7 @@ def bench(server: RegistryServer) -> Iterator[RequestProbe]:
 @pytest.mark.parametrize("name", ["Team/app", "team//app", "team/.app", "-app", "a" * 256, "team/%C3%A4", "team%2Fapp"])
 @pytest.mark.parametrize(("method", "rest"), [("GET", "tags/list"), ("PUT", "manifests/x"), ("POST", "blobs/uploads/")])
 def test_a_bad_name(bench: RequestProbe, name: str, method: str, rest: str) -> None:
-    """A name outside the grammar is NAME_INVALID, and no repository comes of it."""
+    """A name that the grammar does not allow is NAME_INVALID, and creates no repository."""
     bench.refuse(message(method, f"/v2/{name}/{rest}"), 400, code="NAME_INVALID")
 
 
@@ -90,7 +92,7 @@ def test_a_bad_name(bench: RequestProbe, name: str, method: str, rest: str) -> N
     "form", ["GET blobs/{}", "DELETE blobs/{}", "POST blobs/uploads/?digest={}", "GET referrers/{}"]
 )
 def test_a_bad_digest(bench: RequestProbe, digest: str, form: str) -> None:
-    """A digest that is none is refused wherever it is named."""
+    """An invalid digest is refused everywhere."""
     method, _, rest = form.partition(" ")
     bench.refuse(message(method, f"{ROOT}/{rest.format(digest)}"), 400)
 
@@ -98,20 +100,20 @@ def test_a_bad_digest(bench: RequestProbe, digest: str, form: str) -> None:
 @pytest.mark.parametrize("tag", [".x", "-x", "x" * 129, "a%20b", "a%2Fb", "%00", "a+b"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
 def test_a_bad_tag(bench: RequestProbe, tag: str, method: str) -> None:
-    """A tag outside the grammar is refused, with or without a manifest for it."""
+    """An invalid tag is refused, with and without a valid manifest."""
     body = sound_manifest() if method == "PUT" else b""
     bench.refuse(message(method, f"{ROOT}/manifests/{tag}", body=body), 400)
 
 
 @pytest.mark.parametrize("asked", ["2-", "-0", "1-0", "99999999999999999999-", "5-9,7-8"])
 def test_a_range_outside_the_blob(bench: RequestProbe, asked: str) -> None:
-    """A range in which the blob has no byte is 416 with the blob's size."""
+    """A range without any byte of the blob gets 416 with the blob's size."""
     answer = bench.refuse(message("GET", f"{ROOT}/blobs/{BLOB_DIGEST}", {"Range": f"bytes={asked}"}), 416)
     assert answer["content-range"] == f"bytes */{len(BLOB)}"
 
 
 def test_json_too_deep(bench: RequestProbe) -> None:
-    """A manifest nested deeper than any reader should follow is MANIFEST_INVALID; no stack overflows."""
+    """A manifest that is nested too deeply is MANIFEST_INVALID. It causes no stack overflow."""
     for depth in (65, 1000, 100_000, 1_000_000):
         for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
             inner = opening * depth + b"1" + closing * depth
@@ -121,13 +123,14 @@ def test_json_too_deep(bench: RequestProbe) -> None:
 
 
 def test_json_too_large(bench: RequestProbe) -> None:
-    """A manifest above the limit is 413 as soon as its length is known; what was announced is not waited for."""
+    """A manifest above the limit gets 413 as soon as its length is known, before its body arrives."""
     headers = {"Content-Type": OCI_MANIFEST, "Content-Length": str(1 << 40)}
     bench.refuse(message("PUT", f"{ROOT}/manifests/x", headers), 413, code="MANIFEST_INVALID", kept_alive=False)
 
 
 def test_json_too_large_in_chunks(bench: RequestProbe) -> None:
-    """The same without a length told ahead: 413 once the limit is passed, readable although more is being sent."""
+    """Without a declared length, it gets 413 when the limit is exceeded. The client can read the response although it
+    is still sending."""
     wire = bench.wire
     wire.send(message("PUT", f"{ROOT}/manifests/x", {"Content-Type": OCI_MANIFEST, "Transfer-Encoding": "chunked"}))
     for _ in range(9):
@@ -143,7 +146,7 @@ def test_json_too_large_in_chunks(bench: RequestProbe) -> None:
     [b',"schemaVersion":2', b',"annotations":{"a":"1","a":"2"}', b',"config":{}', b',"x":{"y":1,"y":1}'],
 )
 def test_duplicate_keys(bench: RequestProbe, more: bytes) -> None:
-    """A name twice in one object means different things to different readers: MANIFEST_INVALID."""
+    """An object with a repeated name is MANIFEST_INVALID, because readers interpret it differently."""
     body = sound_manifest()[:-1] + more + b"}"
     raw = message("PUT", f"{ROOT}/manifests/x", {"Content-Type": OCI_MANIFEST}, body)
     bench.refuse(raw, 400, code="MANIFEST_INVALID")
@@ -151,7 +154,7 @@ def test_duplicate_keys(bench: RequestProbe, more: bytes) -> None:
 
 @pytest.mark.parametrize("declared", ["0-8", "0-10", "0-0", "0-99999"])
 def test_wrong_lengths(bench: RequestProbe, declared: str) -> None:
-    """A chunk of another length than its Content-Range says is SIZE_INVALID, and the session takes nothing of it."""
+    """A chunk with another length than its Content-Range is SIZE_INVALID, and the session stores nothing of it."""
     session = bench.start()
     bench.refuse(message("PATCH", session, {"Content-Range": declared}, b"0123456789"), 400, code="SIZE_INVALID")
     assert bench.wire.ask("GET", session)["range"] == "0-0"
@@ -159,7 +162,7 @@ def test_wrong_lengths(bench: RequestProbe, declared: str) -> None:
 
 
 def test_a_body_shorter_than_its_length(bench: RequestProbe) -> None:
-    """A body that ends before its Content-Length is no body: nothing is stored, whatever its digest."""
+    """A body that ends before its Content-Length is not stored, whatever its digest is."""
     data = b"0123456789"
     raw = message("POST", f"{ROOT}/blobs/uploads/?digest={digest_of(data)}", {"Content-Length": "11"}, data)
     bench.wire.send(raw)
@@ -172,7 +175,7 @@ def test_a_body_shorter_than_its_length(bench: RequestProbe) -> None:
 
 
 def test_a_body_longer_than_its_length(bench: RequestProbe) -> None:
-    """What follows a body is the next request, and when it is none, the connection ends with a 400."""
+    """Bytes after a body are the next request. If they are not a valid request, the connection ends with a 400."""
     raw = message("PUT", f"{ROOT}/manifests/x", {"Content-Length": "10"}, sound_manifest())
     bench.wire.send(raw)
     first, second = bench.wire.answer("PUT"), bench.wire.answer("PUT")
@@ -196,42 +199,43 @@ def test_a_body_longer_than_its_length(bench: RequestProbe) -> None:
     ],
 )
 def test_path_tricks(bench: RequestProbe, path: str) -> None:
-    """A path is what it says: dots, escaped slashes and doubled ones lead nowhere."""
+    """Dots, escaped slashes and repeated slashes in a path lead to no other resource."""
     for method in ("GET", "HEAD", "PUT", "DELETE"):
         bench.refuse(message(method, path), 400, 404, 405)
 
 
 @pytest.mark.parametrize("path", ["/v2/%00/tags/list", f"{ROOT}/manifests/a%00", f"{ROOT}/tags/list?last=%00", "/%00"])
 def test_nul(bench: RequestProbe, path: str) -> None:
-    """An escaped NUL is no part of any name."""
+    """A name with an escaped NUL is invalid."""
     bench.refuse(message("GET", path), 400, 404)
 
 
 def test_a_raw_nul(bench: RequestProbe) -> None:
-    """A NUL byte in the request line is no HTTP; the connection ends, since nothing after it can be trusted."""
+    """A NUL byte in the request line gets 400, and the connection is closed, because the bytes after it cannot be
+    trusted."""
     bench.refuse(b"GET /v2/\0 HTTP/1.1\r\n" + HOST + b"\r\n", 400, kept_alive=False)
 
 
 @pytest.mark.parametrize("size", [33_000, 1_000_000])
 def test_overlong_headers(bench: RequestProbe, size: int) -> None:
-    """Headers above the limit are 431, however much of them comes."""
+    """Headers above the limit get 431, however long they are."""
     raw = b"GET /v2/ HTTP/1.1\r\n" + HOST + b"X: " + b"x" * size + b"\r\n\r\n"
     bench.refuse(raw, 431, kept_alive=False)
 
 
 def test_headers_within_the_limit(bench: RequestProbe) -> None:
-    """Large headers below the limit are fine: tokens grow."""
+    """Large headers below the limit are accepted, because tokens can be large."""
     assert bench.wire.ask("GET", "/v2/", {"Authorization": "Bearer " + "x" * 30_000}).status == 200
 
 
 def test_an_overlong_target(bench: RequestProbe) -> None:
-    """A request target above the limit is 414."""
+    """A request target above the limit gets 414."""
     bench.refuse(b"GET /v2/" + b"a" * 40_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414, kept_alive=False)
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_content_length_with_transfer_encoding(bench: RequestProbe, order: int) -> None:
-    """Both framings in one request are 400, and what follows is not run as a request of its own (RFC 9112, 6.1)."""
+    """A request with both framings gets 400, and the bytes after it are not run as a request (RFC 9112, 6.1)."""
     lines = [b"Content-Length: 4\r\n", b"Transfer-Encoding: chunked\r\n"][::order]
     hidden = b"0\r\n\r\nGET /v2/ HTTP/1.1\r\n" + HOST + b"\r\n"
     raw = b"POST /v2/ HTTP/1.1\r\n" + HOST + b"".join(lines) + b"\r\n" + hidden
@@ -240,13 +244,13 @@ def test_content_length_with_transfer_encoding(bench: RequestProbe, order: int) 
 
 @pytest.mark.parametrize("given", ["-1", "5, 5", "0x10", "+1", "9" * 30, "a"])
 def test_bad_content_lengths(bench: RequestProbe, given: str) -> None:
-    """A Content-Length that is no number is 400 (RFC 9112, 6.3)."""
+    """A Content-Length that is not a number gets 400 (RFC 9112, 6.3)."""
     bench.refuse(message("GET", "/v2/", {"Content-Length": given}), 400, kept_alive=False)
 
 
 @pytest.mark.parametrize("body", [b"g\r\n", b"-1\r\n", b"5\r\nabcdeXX\r\n", b"5\nabcde", b"f" * 20 + b"\r\n"])
 def test_bad_chunk_framing(bench: RequestProbe, body: bytes) -> None:
-    """A chunk that is none ends the request with a 400; the session stays and can be cancelled."""
+    """An invalid chunk ends the request with 400. The session stays and can be cancelled."""
     session = bench.start()
     bench.refuse(message("PATCH", session, {"Transfer-Encoding": "chunked"}) + body, 400, kept_alive=False)
     bench.cancel(session)
@@ -255,7 +259,7 @@ def test_bad_chunk_framing(bench: RequestProbe, body: bytes) -> None:
 @pytest.mark.parametrize("method", ["GET", "PATCH", "PUT", "DELETE"])
 @pytest.mark.parametrize("upload", ["00000000-0000-4000-8000-000000000000", "x", "..%2fx", "%00"])
 def test_unknown_upload_ids(bench: RequestProbe, method: str, upload: str) -> None:
-    """A session nobody started is unknown to every method, a body to it is not taken."""
+    """An unknown session gets 404 for every method, and its body is not read."""
     body = b"0123456789" if method in ("PATCH", "PUT") else b""
     target = f"{ROOT}/blobs/uploads/{upload}?digest={BLOB_DIGEST}"
     bench.refuse(message(method, target, body=body), 400, 404)
@@ -263,7 +267,7 @@ def test_unknown_upload_ids(bench: RequestProbe, method: str, upload: str) -> No
 
 @pytest.mark.parametrize("method", ["PATCH", "PUT"])
 def test_chunks_out_of_order(bench: RequestProbe, method: str) -> None:
-    """A chunk that does not follow is 416 and tells where the session stands; the right one is taken then."""
+    """A chunk in the wrong order gets 416, which says where the session ends. The right chunk is then accepted."""
     session, data = bench.start(), b"0123456789"
     assert bench.wire.ask("PATCH", session, {"Content-Range": "0-4"}, data[:5]).status == 202
     target = f"{session}?digest={digest_of(data)}" if method == "PUT" else session
@@ -276,7 +280,7 @@ def test_chunks_out_of_order(bench: RequestProbe, method: str) -> None:
 @pytest.mark.parametrize("digest", [UNKNOWN, "sha512:" + "0" * 128])
 @pytest.mark.parametrize("form", ["POST", "PUT", "PUT in chunks", "PUT after PATCH"])
 def test_a_digest_that_differs(bench: RequestProbe, digest: str, form: str) -> None:
-    """Content with another digest is DIGEST_INVALID, and neither the blob nor the session is there."""
+    """Content with another digest is DIGEST_INVALID. Neither the blob nor the session exists after that."""
     data = b"not what was promised"
     if form == "POST":
         bench.refuse(message("POST", f"{ROOT}/blobs/uploads/?digest={digest}", body=data), 400, code="DIGEST_INVALID")
@@ -298,8 +302,8 @@ def test_a_digest_that_differs(bench: RequestProbe, digest: str, form: str) -> N
 
 @pytest.mark.parametrize("size", [1, 10**4, 10**12])
 def test_expect_answered_early(bench: RequestProbe, size: int) -> None:
-    """`Expect: 100-continue` where the answer is clear already: no 100, the final answer, and the end of the
-    connection, for whether a body follows is not to be known."""
+    """If the response to a request with `Expect: 100-continue` is known already, the server sends it without a 100 and
+    closes the connection, because it cannot know whether a body follows."""
     headers = {"Expect": "100-continue", "Content-Length": str(size)}
     for method, target in (("PUT", f"{NO_SESSION}?digest={UNKNOWN}"), ("PUT", f"{ROOT}/manifests/.x"), ("POST", "/x")):
         bench.refuse(message(method, target, headers), 400, 404, kept_alive=False)
@@ -308,20 +312,21 @@ def test_expect_answered_early(bench: RequestProbe, size: int) -> None:
 
 
 def test_a_small_body_answered_early(bench: RequestProbe) -> None:
-    """A body that nobody wants is thrown away while it is small, and the connection goes on."""
+    """A small unwanted body is read and discarded, and the connection stays open."""
     bench.refuse(message("POST", "/nowhere", body=bytes(60_000)), 404)
     bench.refuse(message("PATCH", NO_SESSION, body=bytes(60_000)), 404, code="BLOB_UPLOAD_UNKNOWN")
 
 
 def test_a_large_body_answered_early(bench: RequestProbe) -> None:
-    """A large one costs the connection: the answer says so before the client has sent the rest."""
+    """With a large unwanted body, the response is sent before the client has sent the rest, and the connection is
+    closed."""
     raw = message("PATCH", NO_SESSION, {"Content-Length": str(1 << 40)}) + bytes(10_000)
     bench.refuse(raw, 404, code="BLOB_UPLOAD_UNKNOWN", kept_alive=False)
 
 
 @pytest.mark.parametrize("target", ["/v2/%", "/v2/%zz/tags/list", f"{ROOT}/tags/list?n=%f", f"{ROOT}/manifests/%4"])
 def test_bad_percent_escapes(bench: RequestProbe, target: str) -> None:
-    """A '%' without two hex digits is refused, not guessed at."""
+    """A '%' without two hex digits is refused."""
     bench.refuse(message("GET", target), 400, 404)
 
 
@@ -329,13 +334,13 @@ def test_bad_percent_escapes(bench: RequestProbe, target: str) -> None:
     "raw", [b"/v2/\xc3\xa4", b"/v2/\xff\xfe", b"/v2/a b", b"/v2/\x7f", b"ftp://x/", b"http:///v2/"]
 )
 def test_bad_targets(bench: RequestProbe, raw: bytes) -> None:
-    """Bytes that a request target may not hold are 400 (RFC 9112, 3.2)."""
+    """A request target with bytes that are not allowed gets 400 (RFC 9112, 3.2)."""
     bench.refuse(b"GET " + raw + b" HTTP/1.1\r\n" + HOST + b"\r\n", 400, kept_alive=False)
 
 
 @pytest.mark.parametrize("hosts", [b"", HOST * 2, b"Host: a b\r\n"], ids=["none", "two", "with a space"])
 def test_bad_hosts(bench: RequestProbe, hosts: bytes) -> None:
-    """An HTTP/1.1 request has exactly one sound Host (RFC 9112, 3.2)."""
+    """An HTTP/1.1 request without exactly one valid Host gets 400 (RFC 9112, 3.2)."""
     bench.refuse(b"GET /v2/ HTTP/1.1\r\n" + hosts + b"\r\n", 400, kept_alive=False)
 
 
@@ -350,7 +355,7 @@ def test_bad_hosts(bench: RequestProbe, hosts: bytes) -> None:
     ids=["HTTP/2", "TLS", "SSH", "noise"],
 )
 def test_other_protocols(bench: RequestProbe, raw: bytes) -> None:
-    """Who speaks another protocol is told in HTTP/1.1, and the connection ends."""
+    """A client of another protocol gets an HTTP/1.1 response, and the connection is closed."""
     bench.wire.send(raw)
     answer = bench.wire.answer()
     judge(FuzzCase("other protocol", b"GET /", frozenset({400})), answer)
@@ -360,7 +365,7 @@ def test_other_protocols(bench: RequestProbe, raw: bytes) -> None:
 
 @pytest.mark.parametrize("method", ["FOO", "get", "CONNECT", "TRACE", "PROPFIND"])
 def test_odd_methods(bench: RequestProbe, method: str) -> None:
-    """A method the registry does not have is 405, one HTTP does not have 400."""
+    """A method that the registry does not support gets 405. A text that HTTP does not allow as a method gets 400."""
     raw = f"{method} /v2/ HTTP/1.1\r\n".encode() + HOST + b"\r\n"
     bench.wire.send(raw)
     answer = bench.wire.answer()
@@ -370,7 +375,7 @@ def test_odd_methods(bench: RequestProbe, method: str) -> None:
 
 
 def test_header_injection(bench: RequestProbe) -> None:
-    """Line ends in what a client names never become headers of an answer."""
+    """Line breaks in text of the client never become headers of a response."""
     evil = "%0d%0aX-Evil:%201"
     for target in (f"/v2/{evil}/tags/list", f"{ROOT}/manifests/{evil}", f"{ROOT}/tags/list?n={evil}", f"/{evil}"):
         answer = bench.refuse(message("GET", target), 400, 404)
@@ -379,7 +384,7 @@ def test_header_injection(bench: RequestProbe) -> None:
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_client_that_leaves_midway(bench: RequestProbe, reset: bool) -> None:
-    """A push whose client goes away within the body leaves neither a blob nor a session nobody knows of."""
+    """If the client disconnects in the middle of a push, neither a blob nor an unknown session is left."""
     data = bytes(200_000)
     for target in (f"{ROOT}/blobs/uploads/?digest={digest_of(data)}", f"{ROOT}/manifests/x"):
         method = "POST" if "uploads" in target else "PUT"
@@ -392,7 +397,7 @@ def test_a_client_that_leaves_midway(bench: RequestProbe, reset: bool) -> None:
 
 
 def test_a_client_that_does_not_go_on(bench: RequestProbe) -> None:
-    """Connections that say nothing, or half a request, hold nobody up."""
+    """Connections that send nothing, or only a part of a request, delay no other client."""
     starts = [b"", b"GET /v2/", b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX:"]
     wires = [bench.open() for _ in range(60)]
     try:

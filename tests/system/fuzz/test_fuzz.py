@@ -1,4 +1,4 @@
-"""Malformed requests from a seeded generator. `ENTREPOT_FUZZ_CASES=100000` makes a night's run of it."""
+"""Malformed requests from a generator with a seed. `ENTREPOT_FUZZ_CASES=100000` makes a run that takes a night."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ GROWTH = 16 * 1024 * 1024
 
 @pytest.mark.timeout(max(300, COUNT / 10))
 def test_malformed_requests(server: RegistryServer) -> None:
-    """Each is answered 4xx in the spec's shape of errors; no 5xx, no traceback, no crash. Memory and open files stay,
-    nothing is left in the data directory, and after every 500 a sound push and pull work."""
+    """Each request gets a 4xx in the format of errors; there is no 5xx, no traceback and no crash. Memory and open
+    files do not grow, the data directory does not change, and after every 500 requests a valid push and pull
+    succeed."""
     run_batch(server, SEED - 1, range(3 * len(GENERATORS)))
     push_and_pull(server)
     pids, workers = server.pids(), server.worker_pids()
@@ -52,14 +53,14 @@ def test_malformed_requests(server: RegistryServer) -> None:
 
 
 def test_the_generator_repeats_itself() -> None:
-    """A case depends on seed and number alone, so one that failed can be sent again by itself."""
+    """A case depends only on the seed and its number, so a failed case can be sent again alone."""
     for index in range(0, 500, 7):
         assert make_case(SEED, index) == make_case(SEED, index)
         assert make_case(SEED, index).raw == make_case(SEED, index).raw
 
 
 def test_the_generator_covers_its_kinds() -> None:
-    """Each kind comes up equally often, and thousands of the requests are different ones."""
+    """Each kind of case is equally frequent, and thousands of the requests differ."""
     cases = [make_case(SEED, index) for index in range(10_000)]
     counts = Counter(case.kind for case in cases)
     assert len(counts) == len(GENERATORS)
@@ -68,7 +69,7 @@ def test_the_generator_covers_its_kinds() -> None:
 
 
 def test_nothing_outside_the_data_directory_was_read(server: RegistryServer, tmp_path: Path) -> None:
-    """Path tricks of every encoding reach no file: what lies beside the data directory is never served."""
+    """Path tricks in all encodings reach no file outside the data directory."""
     secret = server.data.parent / "secret.txt"
     secret.write_text("not for you")
     tricks = [

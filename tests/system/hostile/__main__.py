@@ -1,4 +1,4 @@
-"""Prints how long each kind of request holds a worker; words of names pick some of them."""
+"""Prints for how long each kind of request blocks a worker. Arguments are words that select kinds by their names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.system.hostile.stalls import BOUND, TRIES, StallResult, all_attacks, 
 
 
 def main() -> int:
-    """1 when one of them is above the bound."""
+    """Returns 1 if a kind is above the limit."""
     wanted = [word.lower() for word in sys.argv[1:] if word != "--once"]
     tries = 1 if "--once" in sys.argv else TRIES
     results: dict[str, StallResult] = {}

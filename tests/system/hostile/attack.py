@@ -1,4 +1,4 @@
-"""A kind of request."""
+"""One kind of expensive request."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ KIB = 1 << 10
 
 @dataclass(frozen=True)
 class Attack:
-    """`limit`: what bounds it, or how far it goes. `attack` sends it once and gives the last answer; each call asks for
-    something that was not asked for before, where an answer could be remembered."""
+    """`limit`: the limit that applies, or how large the request is. `attack` sends the request once and returns the
+    last response. Each call requests something new, so that no cache has the response."""
 
     name: str
     limit: str

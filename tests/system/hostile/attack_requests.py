@@ -1,4 +1,4 @@
-"""Requests written by hand, byte by byte: no HTTP library would send most of them."""
+"""Requests that are written byte by byte, because HTTP libraries would not send most of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_KEPT = 1 << 20
 
 @dataclass(frozen=True)
 class AttackAnswer:
-    """What came until the server closed the connection. `status` is 0 where nothing came."""
+    """The bytes that were received until the server closed the connection. `status`: 0 if there was no response."""
 
     status: int
     data: bytes
@@ -24,11 +24,11 @@ class AttackAnswer:
 
     @property
     def count(self) -> int:
-        """Answers, roughly: status lines."""
+        """The approximate number of responses, by their status lines."""
         return self.data.count(b"HTTP/1.1 ")
 
     def header(self, name: bytes) -> str:
-        """Of the first answer; empty where it has none."""
+        """Returns a header of the first response; empty if it does not have it."""
         head = self.data.partition(b"\r\n\r\n")[0]
         for line in head.split(b"\r\n")[1:]:
             key, _, value = line.partition(b":")
@@ -40,7 +40,7 @@ class AttackAnswer:
 def head(
     method: str, target: str, headers: Mapping[str, str] | None = None, *, length: int | None = None, keep: bool = False
 ) -> bytes:
-    """A request's head."""
+    """Returns the head of a request."""
     lines = [f"{method} {target} HTTP/1.1", "Host: localhost"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     lines += [] if length is None else [f"Content-Length: {length}"]
@@ -55,7 +55,7 @@ def connect(port: int) -> socket.socket:
 
 
 def talk(port: int, pieces: bytes | Iterable[bytes]) -> AttackAnswer:
-    """Sends it all, while what comes is read, and waits until the server closes."""
+    """Sends all pieces, reads responses meanwhile, and waits until the server closes the connection."""
     with connect(port) as sock:
         sending = threading.Thread(target=send, args=(sock, [pieces] if isinstance(pieces, bytes) else pieces))
         sending.start()
@@ -69,20 +69,20 @@ def talk(port: int, pieces: bytes | Iterable[bytes]) -> AttackAnswer:
 def ask(
     port: int, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
 ) -> AttackAnswer:
-    """One request with its body."""
+    """Sends one request with its body, and returns the response."""
     first = head(method, target, headers, length=None if body is None else len(body))
     return talk(port, first + (body or b""))
 
 
 def send(sock: socket.socket, pieces: Iterable[bytes]) -> None:
-    """As much of it as the server takes."""
+    """Sends as much as the server accepts."""
     with contextlib.suppress(OSError):  # a server may answer before it has read everything
         for piece in pieces:
             sock.sendall(piece)
 
 
 def read(sock: socket.socket, keep: int = MOST_KEPT) -> AttackAnswer:
-    """Until the end of the connection, however it ends."""
+    """Reads until the end of the connection, however it ends."""
     kept, size = bytearray(), 0
     with contextlib.suppress(OSError):
         while data := sock.recv(PIECE):
@@ -94,7 +94,7 @@ def read(sock: socket.socket, keep: int = MOST_KEPT) -> AttackAnswer:
 
 
 def chunks(body: bytes, size: int, extension: bytes = b"") -> bytes:
-    """In chunked transfer coding, with that many bytes in each chunk."""
+    """Returns the body in chunked transfer coding, with `size` bytes in each chunk."""
     parts = bytearray()
     for start in range(0, len(body), size):
         part = body[start : start + size]

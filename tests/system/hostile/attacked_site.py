@@ -1,4 +1,4 @@
-"""What is attacked: a server with two workers over a large store, with accounts and bad upstreams."""
+"""The attacked server: two workers over a large store, with accounts and bad upstreams."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ENVIRONMENT = {"ENTREPOT_LOG_LEVEL": "warning"}
 
 @dataclass
 class AttackedSite:
-    """A running server, who may log in there, and its upstreams. `fresh()` gives a text that was not used before, so
-    that no request is answered from what an earlier one left behind."""
+    """A running server, its logins and its upstreams. `fresh()` returns a text that was not used before, so that no
+    cache has the response to a request with it."""
 
     server: RegistryServer
     logins: Mapping[str, str]
@@ -45,18 +45,18 @@ class AttackedSite:
         *,
         login: str = "",
     ) -> AttackAnswer:
-        """One request, by an account or by anybody."""
+        """Sends one request, by an account or anonymously."""
         shown = {"Authorization": self.logins[login]} if login else {}
         return attack_requests.ask(self.port, method, target, {**shown, **(headers or {})}, body)
 
     def talk(self, data: bytes) -> AttackAnswer:
-        """Bytes as they are."""
+        """Sends these bytes."""
         return attack_requests.talk(self.port, data)
 
 
 @contextlib.contextmanager
 def running_site(folder: Path, logins: Mapping[str, str]) -> Iterator[AttackedSite]:
-    """Serves the store that `large_store.build` made in `folder / "data"`, for the length of the block."""
+    """Runs a server on the store that `large_store.build` has made in `folder / "data"` during the block."""
     with bad_upstreams(folder) as upstreams:
         settings = folder / "entrepot.toml"
         settings.write_text(upstreams.settings())

@@ -1,4 +1,4 @@
-"""What HTTP/1.1 allows, and what it does not."""
+"""Expensive requests at the level of HTTP/1.1, valid and invalid."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _head_of(lines: bytes) -> bytes:
 
 
 def _dripped(data: bytes, size: int, port: int) -> AttackAnswer:
-    """In pieces, each a segment of its own."""
+    """Sends the data in pieces, each as a TCP segment."""
 
     def pieces() -> Iterator[bytes]:
         for start in range(0, len(data), size):
@@ -34,7 +34,7 @@ def _dripped(data: bytes, size: int, port: int) -> AttackAnswer:
 
 
 def _upload(coded: bytes, site: AttackedSite) -> AttackAnswer:
-    """A body in chunked coding, into an upload session."""
+    """Sends a chunked body into an upload session."""
     started = site.ask("POST", f"/v2/{REPO}/blobs/uploads/")
     headers = {"Transfer-Encoding": "chunked"}
     return site.talk(attack_requests.head("PATCH", started.header(b"location"), headers) + coded)
@@ -46,7 +46,7 @@ def _trailers(site: AttackedSite) -> AttackAnswer:
 
 
 def _huge_chunk(site: AttackedSite) -> AttackAnswer:
-    """A chunk of 2^60 bytes, of which one comes; then the client leaves."""
+    """Declares a chunk of 2^60 bytes, sends one byte, and disconnects."""
     started = site.ask("POST", f"/v2/{REPO}/blobs/uploads/")
     with attack_requests.connect(site.port) as sock:
         headers = {"Transfer-Encoding": "chunked"}
@@ -55,7 +55,7 @@ def _huge_chunk(site: AttackedSite) -> AttackAnswer:
 
 
 def _kept_busy(site: AttackedSite) -> AttackAnswer:
-    """A thousand requests on one connection, each after the answer to the last."""
+    """Sends a thousand requests on one connection, each after the response to the last one."""
     with attack_requests.connect(site.port) as sock:
         for _ in range(1000):
             sock.sendall(b"GET /v2/none/tags/list HTTP/1.1\r\nHost: localhost\r\n\r\n")

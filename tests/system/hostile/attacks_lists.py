@@ -1,4 +1,4 @@
-"""Lists over a large store: repositories, tags, referrers, and those of the management API."""
+"""Lists over a large store: repositories, tags, referrers, and lists of the management API."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.system.hostile.attacked_site import AttackedSite
 
 
 def _listed(target: str, login: str, site: AttackedSite) -> AttackAnswer:
-    """`FRESH` in the target becomes a number that no answer is remembered for."""
+    """Requests a list. `FRESH` in the target is replaced by a new number, so that no cache has the response."""
     return site.ask("GET", target.replace("FRESH", str(site.number())), login=login)
 
 
 def _paged(target: str, login: str, pages: int, site: AttackedSite) -> AttackAnswer:
-    """That list, and those that its Link leads to."""
+    """Requests a list and the pages to which its Link headers lead."""
     answer = site.ask("GET", target, login=login)
     for _ in range(pages - 1):
         link = answer.header(b"link")
@@ -33,14 +33,14 @@ def _posted(target: str, body: bytes, method: str, site: AttackedSite) -> Attack
 
 
 def _limits(site: AttackedSite) -> AttackAnswer:
-    """An API token with the most patterns, and the worst."""
+    """Makes an API token with the largest number of the most expensive patterns."""
     patterns = ["a*" * 127 + str(number % 10) for number in range(50)]
     limits = [{"pattern": pattern, "actions": ["pull"]} for pattern in patterns]
     return _posted("/api/v1/tokens", json.dumps({"account": "admin", "limits": limits}).encode(), "POST", site)
 
 
 def _grants(site: AttackedSite) -> AttackAnswer:
-    """Patterns that are compared with each other."""
+    """Makes grants whose patterns are compared with each other."""
     pattern = f"{'a*' * 100}{site.fresh()}"
     body = {"subject": "everyone", "pattern": pattern, "actions": ["pull"]}
     return _posted("/api/v1/grants", json.dumps(body).encode(), "PUT", site)

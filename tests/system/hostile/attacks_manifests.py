@@ -1,4 +1,4 @@
-"""Manifests as clients push and read them."""
+"""Pushes and pulls of expensive manifests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REPO = "hostile/app"
 
 
 def prepare(site: AttackedSite) -> None:
-    """Pushes the one blob that the manifests refer to."""
+    """Pushes the blob to which the manifests refer."""
     answer = site.ask("POST", f"/v2/{REPO}/blobs/uploads/?digest={costly_bodies.EMPTY}", body=b"{}")
     assert answer.status == 201, answer.data
 
@@ -39,7 +39,7 @@ def _pushed(make: Callable[[int], bytes], size: int, kind: str, site: AttackedSi
 
 
 def _read(make: Callable[[int], bytes], method: str, site: AttackedSite) -> AttackAnswer:
-    """Pushed, and read by several."""
+    """Pushes a manifest, and reads it several times at once."""
     tag = site.fresh()
     answer = put(site, make(LARGEST), reference=tag)
     for _ in range(3):
@@ -48,7 +48,7 @@ def _read(make: Callable[[int], bytes], method: str, site: AttackedSite) -> Atta
 
 
 def _dripped(site: AttackedSite) -> AttackAnswer:
-    """A byte every few milliseconds."""
+    """Sends a byte every few milliseconds."""
     body = costly_bodies.manifest(note=site.fresh())
     first = attack_requests.head(
         "PUT", f"/v2/{REPO}/manifests/{site.fresh()}", {"Content-Type": OCI_MANIFEST}, length=len(body)
@@ -71,7 +71,7 @@ def _single_byte_chunks(site: AttackedSite) -> AttackAnswer:
 
 
 def _cut_off(site: AttackedSite) -> AttackAnswer:
-    """The client says 8 MiB, sends half, and leaves."""
+    """Declares 8 MiB, sends half of them, and disconnects."""
     first = attack_requests.head(
         "PUT", f"/v2/{REPO}/manifests/{site.fresh()}", {"Content-Type": OCI_MANIFEST}, length=LARGEST
     )
@@ -93,7 +93,7 @@ def _too_long(site: AttackedSite) -> AttackAnswer:
 
 
 def _subjects(site: AttackedSite) -> AttackAnswer:
-    """A hundred manifests, each the subject of the next."""
+    """Pushes a hundred manifests, each the subject of the next."""
     answer, subject = AttackAnswer(0, b"", 0), costly_bodies.EMPTY
     for _ in range(100):
         answer = put(site, costly_bodies.with_subject(site.fresh(), subject, 0))
@@ -111,13 +111,13 @@ def _tags(count: int, site: AttackedSite) -> AttackAnswer:
 
 
 def _deleted_layers(site: AttackedSite) -> AttackAnswer:
-    """A manifest with as many layers as one may have, pushed and deleted."""
+    """Pushes and deletes a manifest with the largest number of layers."""
     answer = put(site, costly_bodies.same_layers(LARGEST))
     return site.ask("DELETE", f"/v2/{REPO}/manifests/{answer.header(b'docker-content-digest') or costly_bodies.EMPTY}")
 
 
 def _nested_files(site: AttackedSite) -> AttackAnswer:
-    """The files of an artifact that names the same blob ten times: an envelope with a deeply nested statement."""
+    """Reads the files of an artifact that lists the same blob ten times: an envelope with a deeply nested statement."""
     statement = f'{{"{site.fresh()}":{"[" * 900}{",".join("1" * 20_000)}{"]" * 900}}}'
     data = json.dumps({"payload": base64.b64encode(statement.encode()).decode()}).encode()
     blob = f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -129,7 +129,7 @@ def _nested_files(site: AttackedSite) -> AttackAnswer:
 
 
 def _deleted(name: str, what: str, site: AttackedSite) -> AttackAnswer:
-    """One of those manifests that were made to be deleted."""
+    """Deletes one of the manifests that were made for this."""
     from tests.system.hostile import large_store
 
     repo = f"{name}{site.number() % large_store.SPARE}"

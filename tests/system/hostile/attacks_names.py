@@ -30,7 +30,7 @@ def _blob(headers: Mapping[str, str], site: AttackedSite) -> AttackAnswer:
 
 
 def _large_blob(site: AttackedSite) -> str:
-    """A blob of 1 MiB, pushed if it is not there yet."""
+    """Pushes a blob of 1 MiB, unless it exists already."""
     import hashlib
 
     body = b"blob" * (256 * KIB)
@@ -45,7 +45,7 @@ def _token_form(form: bytes, site: AttackedSite) -> AttackAnswer:
 
 
 def _passwords(site: AttackedSite) -> AttackAnswer:
-    """Wrong ones, one after the other."""
+    """Sends wrong passwords, one after the other."""
     answer = AttackAnswer(0, b"", 0)
     for _ in range(20):
         shown = base64.b64encode(f"admin:{site.fresh()}{'x' * 10_000}".encode()).decode()

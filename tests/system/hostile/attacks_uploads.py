@@ -21,7 +21,7 @@ def _start(site: AttackedSite, query: str = "") -> str:
 
 
 def _many_patches(site: AttackedSite) -> AttackAnswer:
-    """A byte in each, on one connection."""
+    """Sends many PATCHes with one byte each on one connection."""
     place = _start(site)
     with attack_requests.connect(site.port) as sock:
         for number in range(300):
@@ -34,7 +34,7 @@ def _many_patches(site: AttackedSite) -> AttackAnswer:
 
 
 def _closed(algorithm: str, site: AttackedSite) -> AttackAnswer:
-    """A large blob that is closed by a digest of another algorithm than it was begun with, where that is so."""
+    """Closes the session of a large blob with a digest of `algorithm`, which may be another one than at its start."""
     piece = random.Random(site.number()).randbytes(MIB)
     place = _start(site)
 
@@ -51,7 +51,7 @@ def _closed(algorithm: str, site: AttackedSite) -> AttackAnswer:
 
 
 def _sessions(site: AttackedSite) -> AttackAnswer:
-    """Many of them, on one connection."""
+    """Starts many sessions on one connection."""
     with attack_requests.connect(site.port) as sock:
         for _ in range(300):
             sock.sendall(attack_requests.head("POST", f"/v2/{REPO}/blobs/uploads/", length=0, keep=True))
@@ -62,7 +62,7 @@ def _sessions(site: AttackedSite) -> AttackAnswer:
 
 
 def _mounts(source: str, site: AttackedSite) -> AttackAnswer:
-    """Pipelined, as many as are looked at."""
+    """Sends the largest number of pipelined mounts."""
     target = f"/v2/hostile/mounted{site.fresh()}/blobs/uploads/?mount={costly_bodies.EMPTY}{source}"
     one = attack_requests.head("POST", target, length=0, keep=True)
     return site.talk(one * 63 + attack_requests.head("POST", target, length=0))
@@ -73,7 +73,7 @@ def _ranged(value: str, site: AttackedSite) -> AttackAnswer:
 
 
 def _cancelled(site: AttackedSite) -> AttackAnswer:
-    """A session with much in it is given up."""
+    """Cancels a session with many bytes."""
     place = _start(site)
     site.ask("PATCH", place, body=b"a" * (32 * MIB))
     return site.ask("DELETE", place)

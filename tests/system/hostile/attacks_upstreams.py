@@ -1,4 +1,4 @@
-"""What upstreams answer, as a client's pull brings it in."""
+"""Bad responses of upstreams, which pulls of clients cause."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.system.hostile.bad_upstreams import ANSWERS
 
 
 def _pulled(name: str, item: str, site: AttackedSite) -> AttackAnswer:
-    """`FRESH` becomes a text that was not asked for before."""
+    """Pulls from a bad upstream. `FRESH` is replaced by a new text."""
     repo = site.upstreams.repository(name, site.fresh())
     return site.ask("GET", f"/v2/{repo}/{item.replace('FRESH', site.fresh())}")
 

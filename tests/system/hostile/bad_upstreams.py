@@ -1,8 +1,8 @@
-"""Far registries whose answers are as bad as they can be, in a process of their own.
+"""Upstreams with the most expensive responses, in a separate process.
 
-Each has a port of its own and one way to answer, which `ANSWERS` gives a name. The server knows each as an upstream of
-that name, so that what one does to the server's opinion of it is nothing to the others. A way to answer is a function
-of the request's target that gives the bytes to send, piece by piece; after it the connection is closed.
+Each has its own port and sends one kind of response, which has a name in `ANSWERS`. The server mirrors each as an
+upstream of this name, so that the failures of one do not affect the others. A kind of response is a function of the
+request's target that yields the bytes to send. After the response, the connection is closed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DOMAIN = ".bad.test"
 def respond(
     body: bytes, status: str = "200 OK", kind: str = "application/json", headers: Iterable[str] = (), size: int = 0
 ) -> Iterator[bytes]:
-    """An answer with its length; `size`: bytes in a piece."""
+    """Yields a response with its length. `size`: the number of bytes in a piece."""
     lines = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", f"Content-Length: {len(body)}", *headers]
     yield ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
     step = size or MIB
@@ -48,7 +48,7 @@ def chunked(pieces: Iterable[bytes], kind: str = "application/json") -> Iterator
 
 
 def manifest(make: Callable[[int], bytes], kind: str = OCI_MANIFEST, size: int = 8 * MIB) -> Answering:
-    """The same manifest for every reference, made when it is first asked for."""
+    """Returns a response with the same manifest for every reference. The manifest is made at the first request."""
     make_once = lru_cache(maxsize=1)(make)
 
     def answer(target: str) -> Iterator[bytes]:
@@ -75,7 +75,7 @@ def _long_headers(target: str) -> Iterator[bytes]:
 
 
 def _token(body: bytes) -> Answering:
-    """A challenge that leads to a token service with this answer."""
+    """Returns a challenge that leads to a token service with this response."""
 
     def answer(target: str) -> Iterator[bytes]:
         if target.startswith("/token"):
@@ -101,7 +101,7 @@ def _many_challenges(target: str) -> Iterator[bytes]:
 
 
 def _tag_pages(target: str) -> Iterator[bytes]:
-    """One tag on a page, and always another page."""
+    """Yields pages with one tag, each with a link to another page."""
     number = int(target.rpartition("page=")[2]) + 1 if "page=" in target else 0
     link = f'Link: <{target.partition("?")[0]}?page={number}>; rel="next"'
     return respond(json.dumps({"name": "a", "tags": [f"t{number}"]}).encode(), headers=(link,))
@@ -120,7 +120,7 @@ def _tags(target: str) -> Iterator[bytes]:
 
 
 def _tags_of_pages(target: str) -> Iterator[bytes]:
-    """Four large pages of tags."""
+    """Yields four large pages of tags."""
     number = int(target.rpartition("page=")[2]) + 1 if "page=" in target else 0
     link = (f'Link: <{target.partition("?")[0]}?page={number}>; rel="next"',) if number < 3 else ()
     return respond(_tag_list(f"p{number}"), headers=link)
@@ -147,12 +147,12 @@ def _long_redirect(target: str) -> Iterator[bytes]:
 
 
 def _blob(target: str) -> Iterator[bytes]:
-    """Other bytes than those asked for."""
+    """Yields other bytes than the requested ones."""
     return respond(b"wrong" * (MIB // 5), kind="application/octet-stream")
 
 
 def _blob_bytes(target: str) -> Iterator[bytes]:
-    """A byte at a time, in chunks, and of no digest. They are more than what is read at once."""
+    """Yields single bytes, in chunks, that have no digest. They are more than the registry reads at once."""
     yield b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-24999/25000\r\nTransfer-Encoding: chunked\r\n\r\n"
     yield b"1\r\nx\r\n" * 25_000 + b"0\r\n\r\n"
 
@@ -199,17 +199,17 @@ ANSWERS: Mapping[str, Answering] = {
 
 @dataclass(frozen=True)
 class BadUpstreams:
-    """Which port answers in which way."""
+    """The ports of the kinds of responses."""
 
     ports: Mapping[str, int]
 
     @staticmethod
     def repository(name: str, rest: str) -> str:
-        """The name of a repository of one of them, as clients ask for it."""
+        """Returns the repository name of a bad upstream, as clients request it."""
         return f"{name}{DOMAIN}/{rest}"
 
     def settings(self) -> str:
-        """The server's settings, TOML."""
+        """Returns the server's settings in TOML."""
         return "\n".join(
             f'[[upstream]]\nname = "{name}{DOMAIN}"\nendpoints = ["http://127.0.0.1:{port}"]\n'
             for name, port in self.ports.items()
@@ -218,7 +218,7 @@ class BadUpstreams:
 
 @contextlib.contextmanager
 def bad_upstreams(folder: Path) -> Iterator[BadUpstreams]:
-    """Runs them for the length of the block."""
+    """Runs the upstreams during the block."""
     with (folder / "upstreams.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
@@ -243,7 +243,7 @@ def _serve(listener: socket.socket, answering: Answering) -> None:
 
 
 def _answer(sock: socket.socket, answering: Answering) -> None:
-    """Answers one request. What it says of `HOST` is this address."""
+    """Answers one request. `HOST` in the response is replaced by this server's address."""
     host, port = sock.getsockname()
     with sock, contextlib.suppress(OSError):
         asked = b""
@@ -265,7 +265,7 @@ def _answer(sock: socket.socket, answering: Answering) -> None:
 
 
 def main() -> None:
-    """Says its ports in a line of JSON, and serves until its input ends."""
+    """Prints its ports as a line of JSON, and serves until stdin is closed."""
     ports = {}
     for name, answering in ANSWERS.items():
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)

@@ -1,4 +1,4 @@
-"""What two hundred clients do at once to make the workers take memory."""
+"""Loads of two hundred clients at the same time that make the workers use memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEEN = "hostile/seen"
 
 
 def prepare(site: AttackedSite) -> None:
-    """Pushes what is read: a blob of 64 MiB, and manifests of 8 MiB."""
+    """Pushes the content that is read: a blob of 64 MiB, and manifests of 8 MiB."""
     for repo in (REPO, SEEN):
         site.ask("POST", f"/v2/{repo}/blobs/uploads/?digest={costly_bodies.EMPTY}", body=b"{}")
     answer = site.ask(
@@ -37,7 +37,7 @@ def _get(target: Callable[[int], str], login: str = "") -> Callable[[int], Seque
 
 
 def _put(make: Callable[[int], bytes], size: int = LARGEST, less: int = 0) -> Callable[[int], Sequence[bytes]]:
-    """A manifest under a tag of its own; the last `less` bytes are not sent."""
+    """Pushes a manifest under a tag of its own. The last `less` bytes are not sent."""
     body = _once(make)
 
     def request(number: int) -> Sequence[bytes]:
@@ -63,13 +63,13 @@ def _posted(target: str, kind: str, body: bytes, site: AttackedSite) -> Callable
 
 
 def _uploaded(number: int) -> Sequence[bytes]:
-    """8 MiB of a blob, of which the end never comes."""
+    """Sends 8 MiB of a blob and never the end."""
     target = f"/v2/{REPO}/blobs/uploads/?digest={costly_bodies.EMPTY}"
     return [attack_requests.head("POST", target, length=LARGEST), bytes(LARGEST - 1)]
 
 
 def _far(name: str, item: str, site: AttackedSite) -> ClientLoad:
-    """Each asks for another repository of a bad upstream."""
+    """Makes each client request another repository of a bad upstream."""
     mark = site.fresh()
     return ClientLoad(_get(lambda number: f"/v2/{site.upstreams.repository(name, f'{mark}c{number}')}/{item}"))
 

@@ -1,4 +1,4 @@
-"""The server that is attacked: one for each module, over a store that is built once for all of them."""
+"""The attacked server: one for each module, over a store that is built once for all of them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.system.hostile.attacked_site import AttackedSite, running_site
 
 @pytest.fixture(scope="session")
 def store() -> Iterator[tuple[Path, Mapping[str, str]]]:
-    """The folder of a large store, and who may log in there."""
+    """Yields the folder of a large store, and its logins."""
     with disk_folder() as folder:
         yield folder, large_store.build(folder / "data")
 
 
 @pytest.fixture(scope="module")
 def site(store: tuple[Path, Mapping[str, str]]) -> Iterator[AttackedSite]:
-    """Running for as long as the module's tests do."""
+    """Runs the server during the tests of the module."""
     with running_site(*store) as started:
         attacks_manifests.prepare(started)
         yield started

@@ -1,4 +1,4 @@
-"""Manifests and lists that are valid, or nearly, and cost the most to read: each as large as it is asked for."""
+"""Manifests and lists that are valid, or nearly valid, and expensive to parse. Each has the requested size."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def digest(number: int) -> str:
 
 
 def manifest(note: str = "", **more: object) -> bytes:
-    """An image manifest with one blob, `{}`."""
+    """Returns an image manifest with one blob, `{}`."""
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": CONFIG, "layers": []}
     return json.dumps({**document, **({"annotations": {"note": note}} if note else {}), **more}).encode()
 
 
 def _with(member: str) -> tuple[bytes, bytes]:
-    """What stands before and after the value of one more member of a manifest."""
+    """Returns the bytes before and after the value of one more member of a manifest."""
     return manifest()[:-1] + f', "{member}": '.encode(), b"}"
 
 
 def _filled(size: int, member: str, opening: bytes, part: bytes, closing: bytes) -> bytes:
-    """A manifest with one more member: `part` as often as there is room, with commas between."""
+    """Returns a manifest with one more member: `part` as often as there is room, separated by commas."""
     before, after = _with(member)
     room = size - len(before) - len(after) - len(opening) - len(closing)
     count = (room + 1) // (len(part) + 1)
@@ -40,7 +40,7 @@ def _filled(size: int, member: str, opening: bytes, part: bytes, closing: bytes)
 
 
 def _numbered(size: int, member: str, opening: bytes, part: Callable[[int], bytes], closing: bytes) -> bytes:
-    """The same with parts that differ; all are of one length."""
+    """Returns the same with parts that differ and have the same length."""
     before, after = _with(member)
     room = size - len(before) - len(after) - len(opening) - len(closing)
     count = (room + 1) // (len(part(0)) + 1)
@@ -48,7 +48,7 @@ def _numbered(size: int, member: str, opening: bytes, part: Callable[[int], byte
 
 
 def repeated_names(size: int) -> bytes:
-    """An object with many names, the last of which is there twice."""
+    """An object with many names, of which the last one is repeated."""
     body = _numbered(size - 20, "annotations", b"{", lambda number: b'"%07d":""' % number, b"}")
     return body[:-2] + b"," + body[-14:]
 
@@ -71,7 +71,7 @@ def empty_lists(size: int) -> bytes:
 
 
 def nested_lists(size: int) -> bytes:
-    """Many small trees, each as deep as is allowed."""
+    """Many small trees, each as deep as allowed."""
     return _filled(size, "extra", b"[", b"[" * 60 + b"]" * 60, b"]")
 
 
@@ -82,7 +82,7 @@ def deep(size: int) -> bytes:
 
 
 def opened(size: int) -> bytes:
-    """Brackets that are never closed."""
+    """Brackets that are not closed."""
     return b"[" * size
 
 
@@ -130,7 +130,7 @@ def half_surrogates(size: int) -> bytes:
 
 
 def late_half_surrogate(size: int) -> bytes:
-    """Many objects, and what is wrong stands at the end."""
+    """Many objects, with an error at the end."""
     return _filled(size, "extra", b"[", b"{}", b',"\\ud800"]')
 
 
@@ -139,7 +139,7 @@ def bad_utf8(size: int) -> bytes:
 
 
 def marked(size: int) -> bytes:
-    """A byte order mark before it."""
+    """A manifest with a byte order mark in front."""
     return b"\xef\xbb\xbf" + empty_objects(size - 3)
 
 
@@ -153,7 +153,7 @@ def unfinished(size: int) -> bytes:
 
 
 def many_layers(size: int) -> bytes:
-    """Layers with digests of their own."""
+    """Many layers with different digests."""
     return _layers(size, lambda number: digest(number))
 
 
@@ -172,14 +172,14 @@ def _layers(size: int, digest_at: Callable[[int], str]) -> bytes:
 
 
 def bare_layers(count: int) -> bytes:
-    """A count of layers that are all the same blob, which is there."""
+    """`count` layers that are the same existing blob."""
     layer = {"mediaType": "a", "digest": EMPTY, "size": 2}
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": CONFIG, "layers": [layer] * count}
     return json.dumps(document, separators=(",", ":")).encode()
 
 
 def many_children(size: int) -> bytes:
-    """An index of manifests that are not here."""
+    """An index of manifests that do not exist."""
     start = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX})[:-1].encode()
 
     def part(number: int) -> bytes:
@@ -190,7 +190,7 @@ def many_children(size: int) -> bytes:
 
 
 def platforms(size: int) -> bytes:
-    """An index whose one entry has a platform with many members."""
+    """An index with one entry, whose platform has many members."""
     entry = b'{"mediaType":"x","digest":"%b","size":2,"platform":{' % EMPTY.encode()
     start = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX})[:-1].encode() + b',"manifests":[' + entry
     count = (size - len(start) - 4) // 15
@@ -216,7 +216,7 @@ def with_subject(note: str, subject: str, size: int) -> bytes:
 
 
 def upstream_tags(mark: str = "") -> bytes:
-    """About 8 MiB of tags, in no order."""
+    """About 8 MiB of tags, without an order."""
     room, found = (8 << 20) - 100, []
     for number in itertools.count():
         tag = f"{hashlib.sha256(f'{mark}{number}'.encode()).hexdigest()[:8]}"
@@ -228,7 +228,7 @@ def upstream_tags(mark: str = "") -> bytes:
 
 
 def upstream_referrers(annotated: bool) -> bytes:
-    """About 4 MiB of descriptors; `annotated`: each with many small annotations."""
+    """About 4 MiB of descriptors. `annotated`: each has many small annotations."""
     notes = {f"n{number}": "" for number in range(500)} if annotated else {}
     part = {"mediaType": OCI_MANIFEST, "size": 2, "artifactType": "a/b", "annotations": notes}
     size = len(json.dumps({**part, "digest": EMPTY})) + 2
@@ -237,7 +237,7 @@ def upstream_referrers(annotated: bool) -> bytes:
 
 
 def error_codes() -> bytes:
-    """About 64 KiB of the specification's errors."""
+    """About 64 KiB of errors in the format of the spec."""
     return json.dumps({"errors": [{"code": f"X{number:05d}"} for number in range(3200)]}).encode()[: 64 << 10]
 
 

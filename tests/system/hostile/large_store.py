@@ -1,4 +1,4 @@
-"""A data directory with as much in it as somebody could push: its rows are made in bulk, beside no server.
+"""A data directory with as much content as an attacker could push. Its rows are inserted in bulk, without a server.
 
 The rows are those that pushes would leave, except that the manifests of `many` repositories are small and alike.
 """
@@ -51,12 +51,12 @@ SLOW_LIMITS = [f"{'*/' * (number % 3 + 1)}*0{number}z" for number in range(40)]
 
 
 def login(name: str, text: str) -> str:
-    """An Authorization header's value."""
+    """Returns the value of an Authorization header."""
     return "Basic " + base64.b64encode(f"{name}:{text}".encode()).decode()
 
 
 def build(data: Path) -> dict[str, str]:
-    """The directory that is served; the Authorization header of each account by name."""
+    """Makes the data directory. Returns the Authorization header of each account by name."""
     prepare_data_dir(data)
     with _writing(data) as rows:
         rows.add_repositories("r/%06d/app", REPOSITORIES)
@@ -72,14 +72,14 @@ def build(data: Path) -> dict[str, str]:
 
 
 def build_links(data: Path) -> None:
-    """A directory with many links that nothing refers to."""
+    """Makes a data directory with many links without references."""
     prepare_data_dir(data)
     with _writing(data) as rows:
         rows.add_garbage(rows.repository("left/over", 0), GARBAGE)
 
 
 def build_sessions(data: Path) -> None:
-    """A directory with upload sessions that nobody went on with, and many folders of sessions that nobody knows."""
+    """Makes a data directory with many abandoned upload sessions, and many folders of unknown sessions."""
     prepare_data_dir(data)
     with _writing(data) as rows:
         rows.add_stale_uploads("left/over", STALE)
@@ -92,7 +92,7 @@ def build_sessions(data: Path) -> None:
 
 @contextmanager
 def _writing(data: Path) -> Iterator[Rows]:
-    """One transaction, made durable by the checkpoint after it."""
+    """A context manager for one transaction, which a checkpoint then makes durable."""
     db = create(layout_of(data).metadata)
     try:
         db.pragma("synchronous", "OFF")
@@ -105,7 +105,7 @@ def _writing(data: Path) -> Iterator[Rows]:
 
 
 class Rows:
-    """Inserts inside a transaction."""
+    """Inserts rows inside a transaction."""
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
@@ -117,7 +117,7 @@ class Rows:
         return int(self._db.execute(sql, (name, self._now, manifests)).get)
 
     def add_repositories(self, name: str, count: int) -> None:
-        """Each with one manifest and one tag."""
+        """Adds `count` repositories, each with one manifest and one tag."""
         first = self._next + 1
         self._next += count
         numbers = range(first, first + count)
@@ -132,7 +132,7 @@ class Rows:
         )
 
     def add_tags(self, name: str, count: int, history: bool = True) -> None:
-        """Of one manifest."""
+        """Adds `count` tags of one manifest."""
         repository, manifest = self.repository(name, 1), self._take()
         self._add_manifests([(manifest, repository, name, None, "")])
         self._db.executemany(
@@ -156,7 +156,7 @@ class Rows:
         )
 
     def add_wide_manifest(self, name: str, count: int) -> None:
-        """One that refers to many blobs."""
+        """Adds a manifest that refers to many blobs."""
         repository, manifest = self.repository(name, 1), self._take()
         self._add_manifests([(manifest, repository, name, None, "")])
         self._db.executemany(
@@ -172,8 +172,8 @@ class Rows:
         )
 
     def add_accounts(self) -> dict[str, str]:
-        """Everybody may pull, push and delete; `limited` shows a token with slow patterns, `many` has thousands of
-        grants that match nothing."""
+        """Adds accounts. Everyone may pull, push and delete. `limited` has a token with slow patterns, `many` has
+        thousands of grants that match nothing."""
         self._db.execute("UPDATE access SET closed = 1, epoch = epoch + 1")
         everything = [("everyone", "", "**", 7)]
         many = [("user", "many", f"team{number}/*/*-{number}/*b", 1) for number in range(GRANTS)]
@@ -205,7 +205,7 @@ class Rows:
         return login(name, made.text)
 
     def add_garbage(self, repository: int, count: int) -> None:
-        """Links whose blobs no manifest refers to; their files are gone."""
+        """Adds links to whose blobs no manifest refers. The files of these blobs do not exist."""
         digests = sorted(digest(f"garbage {number}") for number in range(count))
         self._db.executemany(
             "INSERT INTO blob (id, digest, size, place, created) VALUES (?, ?, 0, ?, ?)",
@@ -239,7 +239,8 @@ class Rows:
         return self._next
 
     def _add_manifests(self, manifests: Iterable[tuple[int, int, str, str | None, str]]) -> None:
-        """By number, repository, a text that its digest is of, subject and annotations."""
+        """Adds manifests. Each is given by its number, its repository, the text whose digest it has, its subject and
+        its annotations."""
 
         def rows() -> Iterator[tuple[object, ...]]:
             for number, repository, text, subject, notes in manifests:

@@ -1,4 +1,4 @@
-"""How much memory the workers take while two hundred clients ask for the same kind of thing at once."""
+"""How much memory the workers use while two hundred clients send the same kind of request at the same time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_SECONDS = 40.0
 
 @dataclass(frozen=True)
 class Growth:
-    """Bytes above what the workers took before: at the most, and in the end."""
+    """Bytes of memory above the start: the peak, and the rest at the end."""
 
     peak: int
     kept: int
@@ -40,8 +40,8 @@ class Growth:
 
 @dataclass(frozen=True)
 class ClientLoad:
-    """What each of the clients does: it sends `request(number)`, and then reads, or not; `holds`: it stays after all
-    it has to say was said, until memory grows no more."""
+    """What each client does: it sends `request(number)`, and then reads the response or not. `holds`: after it has sent
+    everything, it keeps the connection until the memory no longer grows."""
 
     request: Callable[[int], Sequence[bytes]]
     reads: bool = True
@@ -72,12 +72,13 @@ class _Client:
                 self.status = attack_requests.read(self._sock, keep=64).status
 
     def done(self, steady: bool) -> bool:
-        """Whether it has its answer; one that waits for none is done when memory is steady."""
+        """Returns whether the client has its response. A client that waits for none is done when the memory is
+        `steady`."""
         waits = self._crowd.holds or not self._crowd.reads
         return steady if waits else not self.thread.is_alive()
 
     def leave(self) -> None:
-        """Hangs up."""
+        """Disconnects."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self.thread.join()
@@ -85,9 +86,9 @@ class _Client:
 
 
 def grow(server: RegistryServer, crowd: ClientLoad, before: int, clients: int = CLIENTS) -> Growth:
-    """Lets all clients loose at once and watches the workers' memory until they have gone and it is given back, or time
-    is up. `before`: bytes that count as none. A server that takes far too much is killed, so that the machine does not
-    suffer."""
+    """Runs all clients at the same time, and watches the memory of the workers until the clients have gone and the
+    memory is released, or until the time is up. `before`: the bytes at the start. A server that uses far too much
+    memory is killed, so that the machine keeps working."""
     pids = server.worker_pids()
     start = threading.Barrier(clients + 1)
     running = [_Client(server.port, crowd.request(number), crowd, start) for number in range(clients)]
@@ -111,8 +112,8 @@ def grow(server: RegistryServer, crowd: ClientLoad, before: int, clients: int = 
 
 
 def _watch(pids: Sequence[int], before: int, running: Sequence[_Client]) -> int:
-    """The most that processes took: until all clients have their answers, or memory grows no more where they wait for
-    none."""
+    """Returns the peak of the processes' memory, until all clients have their responses, or, if they wait for none,
+    until the memory no longer grows."""
     peak, since, until = 0, 0, time.monotonic() + MAX_SECONDS
     while time.monotonic() < until:
         now = pss_of(pids)

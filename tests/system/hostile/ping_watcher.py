@@ -39,11 +39,11 @@ PING = b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 @dataclass(frozen=True)
 class Stall:
-    """The ping that a worker kept waiting longest. Milliseconds.
+    """The slowest ping of a worker, in milliseconds.
 
-    `held`: without the time that nobody had a CPU for. `took`: as the client saw it. `ran`: the CPU time of the
-    worker's main thread meanwhile, `other` that of the busiest other thread: whether the loop itself was busy, or the
-    interpreter lock was held elsewhere."""
+    `held`: without the time in which no CPU was free. `took`: as the client measured it. `ran`: the CPU time of the
+    worker's main thread during the ping; `other`: that of the busiest other thread. They show whether the event loop
+    itself was busy, or another thread held the interpreter lock."""
 
     pid: int
     held: float = 0.0
@@ -86,12 +86,12 @@ class PingWatcher:
         self._process.stdout.close()
 
     def begin(self) -> None:
-        """Forgets what was seen so far."""
+        """Forgets all earlier pings."""
         self._write("begin")
         self._read()
 
     def end(self) -> list[Stall]:
-        """The worst since `begin`, of each worker. Waits for the answers to the pings that are under way."""
+        """Returns the slowest ping of each worker since `begin`. Waits for the responses to running pings."""
         self._write("end")
         return [Stall(**each) for each in self._read()]
 
@@ -115,13 +115,14 @@ class PingWatcher:
 
 
 class _ThreadTimes:
-    """The times of one thread, in milliseconds."""
+    """The CPU times of one thread, in milliseconds."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDONLY)
 
     def read(self) -> tuple[float, float]:
-        """CPU time, and time it was ready to run without a CPU. Raises OSError when it is gone."""
+        """Returns the CPU time, and the time for which the thread was ready and had no CPU. Raises OSError if it has
+        ended."""
         ran, waited, *_ = os.pread(self._file, 100, 0).split()
         return int(ran) / 1e6, int(waited) / 1e6
 
@@ -130,7 +131,7 @@ class _ThreadTimes:
 
 
 class _Worker:
-    """One worker's connection and its worst ping."""
+    """The connection to one worker, and its slowest ping."""
 
     def __init__(self, pid: int, sock: socket.socket) -> None:
         self.pid = pid
@@ -152,7 +153,7 @@ class _Worker:
         self.sock.sendall(PING)
 
     def answered(self, late: float) -> None:
-        """Its answer is here. `late`: milliseconds that the watcher itself had no CPU for since it last looked."""
+        """Records a response. `late`: milliseconds for which the watcher itself had no CPU since the last look."""
         if not self.sock.recv(65536):
             raise WatchFailed(f"worker {self.pid} has closed the connection of the pings")
         assert self.sent is not None
@@ -195,7 +196,8 @@ class _Worker:
 
 
 def connect_to_each(port: int, pids: list[int]) -> dict[int, socket.socket]:
-    """A connection to each worker of the server on that port, answered once. Raises WatchFailed."""
+    """Returns one connection to each worker of the server at this port, each of which has had a response. Raises
+    WatchFailed."""
     found: dict[int, socket.socket] = {}
     others = []
     for _ in range(CONNECTIONS):
@@ -218,7 +220,7 @@ def connect_to_each(port: int, pids: list[int]) -> dict[int, socket.socket]:
 
 
 def _watch(workers: list[_Worker]) -> None:
-    """Until nobody listens any more."""
+    """Pings until the test closes its end."""
     selector = selectors.DefaultSelector()
     for worker in workers:
         selector.register(worker.sock, selectors.EVENT_READ, worker)
@@ -256,7 +258,7 @@ def _say(what: object) -> None:
 
 
 def main() -> None:
-    """`PORT PID...`"""
+    """Runs the watcher with the arguments `PORT PID...`."""
     port, *pids = map(int, sys.argv[1:])
     found = connect_to_each(port, pids)
     _watch([_Worker(pid, sock) for pid, sock in found.items()])

@@ -1,4 +1,4 @@
-"""Collection of much garbage, and the start after a crash, hold no worker either."""
+"""Garbage collection of much garbage, and the start after a crash, do not block a worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DONE = 100
 
 
 def _links(data: Path) -> int:
-    """How many are left."""
+    """Returns the number of remaining links."""
     db = connect(layout_of(data).metadata, read_only=True)
     try:
         return int(db.execute("SELECT count(*) FROM blob_link").get)
@@ -39,7 +39,7 @@ def _folders(data: Path) -> int:
 
 
 def _collected(server: RegistryServer, left: Callable[[Path], int], most: int) -> Stall:
-    """The worst until no more than `most` are left."""
+    """Returns the slowest ping until at most `most` things are left."""
     with PingWatcher(server) as watcher:
         watcher.begin()
         until = time.monotonic() + PATIENCE
@@ -60,8 +60,8 @@ def _collected(server: RegistryServer, left: Callable[[Path], int], most: int) -
 def test_a_collection_holds_no_worker(
     tmp_path: Path, build: Callable[[Path], None], left: Callable[[Path], int], count: int
 ) -> None:
-    """With 100,000 links without a manifest, or 2,000 stale sessions beside 20,000 folders of sessions that nobody
-    knows, a ping to either worker waits less than 50 ms, from the start on."""
+    """With 100,000 links without a manifest, or with 2,000 stale sessions and 20,000 folders of unknown sessions, a
+    ping to each worker takes less than 50 ms, from the start on."""
     worst = []
     for number in range(TRIES):
         folder = tmp_path / str(number)

@@ -1,4 +1,5 @@
-"""Two hundred requests at once, of any kind, cost two workers less than 300 MiB, and only for as long as they last."""
+"""Two hundred requests of any kind at the same time make two workers use less than 300 MiB more, and only while the
+requests last."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ WARM = 20
 
 
 class SharedSite:
-    """One server for all tests, as long as none of them has to kill it."""
+    """One server for all tests, unless a test has to kill it."""
 
     def __init__(self, store: tuple[Path, Mapping[str, str]], stack: ExitStack) -> None:
         self._store = store
@@ -26,7 +27,8 @@ class SharedSite:
         self._site: AttackedSite | None = None
 
     def get(self) -> tuple[AttackedSite, int]:
-        """A running site whose workers have done a little of what is usual, and the bytes they take now."""
+        """Returns a running site whose workers have served some usual requests, and the bytes of memory that they
+        use."""
         if self._site is None or self._site.server.ended:
             self._site = self._stack.enter_context(running_site(*self._store))
             client_loads.prepare(self._site)
@@ -45,7 +47,7 @@ def sites(store: tuple[Path, Mapping[str, str]]) -> Iterator[SharedSite]:
 
 @pytest.fixture(scope="module")
 def growths() -> Iterator[dict[str, Growth]]:
-    """What was measured; printed at the end, the most first."""
+    """Collects the results, which are printed at the end, the largest first."""
     found: dict[str, Growth] = {}
     yield found
     print()
@@ -55,8 +57,8 @@ def growths() -> Iterator[dict[str, Growth]]:
 
 @pytest.mark.parametrize("name", LOADS)
 def test_many_at_once(sites: SharedSite, growths: dict[str, Growth], name: str) -> None:
-    """Two hundred clients that do this at once make both workers together grow by less than 300 MiB; when they have
-    gone, most of it is given back, and the workers are the same processes as before."""
+    """Two hundred clients that do this at the same time make both workers together grow by less than 300 MiB. After
+    that, most of the memory is released, and the workers are the same processes."""
     site, before = sites.get()
     workers = site.server.worker_pids()
     growth = growths[name] = grow(site.server, LOADS[name](site), before)

@@ -1,4 +1,4 @@
-"""The watcher sees what keeps a worker from answering, whatever that is, and tells it from a machine that is busy."""
+"""The watcher sees every kind of delay by a worker, and tells it from a delay by a busy machine."""
 
 from __future__ import annotations
 
@@ -80,19 +80,18 @@ def _seen(worker: RegistryServer, path: str) -> Stall:
 
 @pytest.mark.parametrize("path", ["/runs", "/blocks", "/lock"])
 def test_what_holds_a_worker(worker: RegistryServer, path: str) -> None:
-    """Python on its loop for 80 ms, a call that blocks as long, and a thread that does not let go of the interpreter
-    lock are above the bound."""
+    """These are above the limit: Python on the event loop for 80 ms, a blocking call of this time, and a thread that
+    does not release the interpreter lock."""
     assert any(_seen(worker, path).held > BOUND for _ in range(3))
 
 
 def test_what_holds_none(worker: RegistryServer) -> None:
-    """A long calculation in a thread that lets go of the interpreter lock is not."""
+    """A long calculation in a thread that releases the interpreter lock is below the limit."""
     assert min(_seen(worker, "/thread").held for _ in range(3)) < BOUND
 
 
 def test_a_busy_machine(worker: RegistryServer) -> None:
-    """Neither is a request beside four times as many busy processes as there are processors, although pings take
-    longer."""
+    """If four times as many processes as processors are busy, pings take longer, but the result is below the limit."""
     with contextlib.ExitStack() as stack:
         for _ in range(4 * (os.cpu_count() or 1)):
             busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))

@@ -1,4 +1,4 @@
-"""No request of any kind holds a worker's loop longer than 50 ms."""
+"""No kind of request blocks the event loop of a worker for longer than 50 ms."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def watcher(site: AttackedSite) -> Iterator[PingWatcher]:
 
 @pytest.fixture(scope="module")
 def results() -> Iterator[dict[str, StallResult]]:
-    """What was measured; printed at the end, the worst first."""
+    """Collects the results, which are printed at the end, the worst first."""
     found: dict[str, StallResult] = {}
     yield found
     print(f"\n{table(found)}\n\n{summary(found)}")
 
 
 def test_there_are_many_kinds() -> None:
-    """At least sixty kinds of requests are tried."""
+    """There are at least sixty kinds of requests."""
     assert len(KINDS) >= 60
 
 
@@ -38,8 +38,8 @@ def test_there_are_many_kinds() -> None:
 def test_no_request_holds_a_worker(
     site: AttackedSite, watcher: PingWatcher, results: dict[str, StallResult], name: str
 ) -> None:
-    """A ping to either worker waits less than 50 ms for it, whatever this request asks of them, and no answer says that
-    the registry failed."""
+    """While a worker handles this request, a ping takes less than 50 ms, and no response says that the registry
+    failed."""
     result = results[name] = measure(site, watcher, KINDS[name])
     assert result.held < BOUND, str(result)
     assert result.status not in (0, 500), str(result)

@@ -29,7 +29,7 @@ class LiveSite:
         return entrepot(command, "--data", self.server.data, folder=self.folder)
 
     def start(self, command: str) -> Callable[[], CompletedProcess[str]]:
-        """The same in the background. Returns the function that waits for its end."""
+        """Runs the command in the background. Returns a function that waits for its end."""
         results: list[CompletedProcess[str]] = []
         thread = threading.Thread(target=lambda: results.append(self.run(command)))
         thread.start()
@@ -41,7 +41,7 @@ class LiveSite:
         return wait
 
     def may_push(self) -> bool:
-        """Whether a new connection may start a push. With `read_only = true` it may not."""
+        """Returns whether a push over a new connection can start. With `read_only = true` it cannot."""
         with RawConnection(("127.0.0.1", self.server.port)) as connection:
             status = connection.ask("POST", "/v2/live/a/blobs/uploads/", {"Connection": "close"}).status
         assert status in (202, 405)
@@ -50,7 +50,7 @@ class LiveSite:
 
 @pytest.fixture(params=[2])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LiveSite]:
-    """A server with as many workers as the parameter says."""
+    """A server with the number of workers in the parameter."""
     file = tmp_path / "settings.toml"
     file.write_text("")
     with running_server(tmp_path, "--config", str(file), workers=request.param) as server:

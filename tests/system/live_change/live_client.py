@@ -1,7 +1,7 @@
-"""Clients that keep their connections, and count a request without an answer as lost.
+"""Clients that keep their connections open, and count a request without a response as lost.
 
-A connection may end only after an answer with `Connection: close`. Anything else raises: a reset, an end without an
-answer, a connection that is refused.
+A connection may end only after a response with `Connection: close`. Everything else raises an error: a reset, an end
+without a response, a refused connection.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SLICES = 6
 
 
 class LiveConnection:
-    """A kept-alive connection, opened again only after the server has said that it closes it."""
+    """A persistent connection. It is opened again only after the server has said that it closes it."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -33,8 +33,8 @@ class LiveConnection:
     async def ask(
         self, method: str, target: str, body: bytes = b"", *, slow: float = 0.0, **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
-        """Sends a request and returns status, headers and body of its answer. `slow`: pause in seconds between the
-        parts of the body."""
+        """Sends a request and returns status, headers and body of its response. `slow`: the pause in seconds between
+        the parts of the body."""
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
             self.opened += 1

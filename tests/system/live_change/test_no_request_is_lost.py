@@ -1,4 +1,4 @@
-"""The configuration and the workers change under load, and no request fails."""
+"""While the settings and the workers change under load, no request fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAUSE_SECONDS = 0.1
 
 
 def write_settings(folder: Path, number: int) -> Path:
-    """Writes a settings file that differs from that of other numbers."""
+    """Writes a settings file that differs for each number."""
     file = folder / "settings.toml"
     temporary = folder / "settings.toml.new"
     temporary.write_text(f"[gc]\ngrace = {1000 + number}\n")
@@ -32,7 +32,8 @@ def write_settings(folder: Path, number: int) -> Path:
 
 
 async def read(server: RegistryServer, requests: itertools.count[int], stop: asyncio.Event) -> int:
-    """Reads on one connection until the load is complete and `stop` is set. Returns how many connections it took."""
+    """Sends requests on one connection until the load is complete and `stop` is set. Returns how many connections this
+    took."""
     async with LiveConnection(server.port) as connection:
         targets = itertools.cycle(["/v2/", "/v2/live/a/manifests/latest", "/v2/live/a/tags/list", "/livez-not-there"])
         while next(requests) < REQUESTS or not stop.is_set():
@@ -44,7 +45,7 @@ async def read(server: RegistryServer, requests: itertools.count[int], stop: asy
 
 
 async def push_until(server: RegistryServer, number: int, stop: asyncio.Event) -> int:
-    """Pushes again and again. Returns the number of pushes."""
+    """Pushes again and again until `stop` is set. Returns the number of pushes."""
     async with LiveConnection(server.port) as connection:
         for count in itertools.count(1):
             data = f"{number} {count}".encode().ljust(60_000, b".")
@@ -55,7 +56,7 @@ async def push_until(server: RegistryServer, number: int, stop: asyncio.Event) -
 
 
 async def change(server: RegistryServer, folder: Path) -> None:
-    """Reloads and restarts by turns."""
+    """Reloads and restarts in turn."""
     for number in range(RELOADS):
         write_settings(folder, number + 1)
         done = await asyncio.to_thread(entrepot, "reload", "--data", server.data, folder=folder)

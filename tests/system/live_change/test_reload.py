@@ -17,7 +17,8 @@ both = pytest.mark.parametrize("site", [1, 2], indirect=True)
 
 
 def refusal(site: LiveSite) -> str:
-    """Reloads, and returns the reason of the refusal. The log has it as well, and the old settings stay in force."""
+    """Reloads, and returns the reason of the refusal. Checks that the log has it as well, and that the old settings are
+    in force."""
     done = site.run("reload")
     assert (done.returncode, done.stdout) == (1, "")
     reason = done.stderr.removeprefix("entrepot: ").strip()
@@ -29,7 +30,7 @@ def refusal(site: LiveSite) -> str:
 
 @both
 def test_change(site: LiveSite) -> None:
-    """When the command has ended, every worker has the new settings, and all workers are still the same."""
+    """When the command has ended, every worker has the new settings, and the workers are the same processes."""
     workers = site.server.worker_pids()
     site.write('read_only = true\n[gc]\ngrace = "2h"\n')
     done = site.run("reload")
@@ -44,7 +45,7 @@ def test_change(site: LiveSite) -> None:
 
 @both
 def test_kept_connections(site: LiveSite) -> None:
-    """A connection from before the reload gets answers by the new settings."""
+    """A connection from before the reload gets responses by the new settings."""
     with RawConnection(("127.0.0.1", site.server.port)) as connection:
         assert connection.ask("POST", "/v2/live/a/blobs/uploads/").status == 202
         site.write("read_only = true\n")
@@ -54,7 +55,8 @@ def test_kept_connections(site: LiveSite) -> None:
 
 @both
 def test_a_push_goes_on(site: LiveSite) -> None:
-    """A request that runs during a reload ends by the settings of its start; the upload session goes on after it."""
+    """A request that runs during a reload ends by the settings at its start. Its upload session can continue after
+    that."""
     with RawConnection(("127.0.0.1", site.server.port)) as connection:
         location = connection.ask("POST", "/v2/live/a/blobs/uploads/")["location"]
         connection.send(f"PATCH {location} HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\nhalf".encode())
@@ -80,14 +82,14 @@ def test_a_push_goes_on(site: LiveSite) -> None:
     ],
 )
 def test_refused(site: LiveSite, text: str, reason: str) -> None:
-    """A configuration that is not valid, or that a reload cannot put in force, changes nothing."""
+    """A configuration that is invalid, or that a reload cannot put in force, changes nothing."""
     site.write(text)
     assert reason in refusal(site)
     assert site.may_push()
 
 
 def test_only_names_are_shown(site: LiveSite) -> None:
-    """The command and the log name the settings that have changed. They do not show values, which may be secret."""
+    """The command and the log name the changed settings. They show no values, because these may be secret."""
     upstream = '[[upstream]]\nname = "ghcr.io"\nusername = "{}"\npassword_file = "{}"\n'
     site.write(upstream.format("somebody", "/one"))
     assert site.run("reload").stdout == "reloaded: upstream[ghcr.io]\n"
@@ -114,7 +116,7 @@ def test_a_worker_that_is_killed(site: LiveSite) -> None:
 
 
 def is_preparing(site: LiveSite, stopped: int) -> bool:
-    """Whether the other worker has opened a second store, which the stopped one cannot do."""
+    """Returns whether the other worker has opened a second store. The stopped worker cannot open one."""
     other = next(pid for pid in site.server.worker_pids() if pid != stopped)
     files = [os.readlink(file) for file in Path(f"/proc/{other}/fd").iterdir() if file.is_symlink()]
     return sum(file.endswith("/locks/turns") for file in files) == 2
@@ -147,7 +149,7 @@ def test_a_worker_that_starts_later(site: LiveSite) -> None:
 
 
 def test_no_server(tmp_path: Path) -> None:
-    """Without a server on the data directory, the command says so."""
+    """If no server runs on the data directory, the command says so."""
     (tmp_path / "data").mkdir()
     done = entrepot("reload", "--data", "data", folder=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
@@ -155,7 +157,7 @@ def test_no_server(tmp_path: Path) -> None:
 
 
 def test_only_the_owner_may_use_the_socket(site: LiveSite) -> None:
-    """The control socket has mode 0600, and is gone after the stop."""
+    """The control socket has mode 0600. It is deleted when the server stops."""
     control = site.server.data / "control"
     assert control.stat().st_mode & 0o777 == 0o600
     assert site.server.stop() == 0
@@ -164,7 +166,8 @@ def test_only_the_owner_may_use_the_socket(site: LiveSite) -> None:
 
 @both
 def test_the_socket_during_a_stop(site: LiveSite) -> None:
-    """A server that stops takes no more commands, and leaves its place to the next server, while it still answers."""
+    """A server that is stopping accepts no more commands. The next server can open the socket while the old one still
+    answers requests."""
     with RawConnection(("127.0.0.1", site.server.port)) as connection:
         location = connection.ask("POST", "/v2/live/a/blobs/uploads/")["location"]
         connection.send(f"PATCH {location} HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\nhalf".encode())

@@ -22,14 +22,14 @@ from tests.system.server.app_process import children, wait_for
 
 
 def is_replaced(site: LiveSite, before: list[int]) -> bool:
-    """Whether two new workers run, and none of those `before`."""
+    """Returns whether two new workers run, and none of those in `before`."""
     now = site.server.worker_pids()
     return len(now) == 2 and not set(now) & set(before)
 
 
 def test_restart(site: LiveSite) -> None:
     """A restart executes the program again in the same process and replaces all workers. A setting that a reload
-    refuses takes effect. What was counted before still counts."""
+    refuses takes effect. The counts of the metrics continue."""
     before, parent = site.server.worker_pids(), site.server.pid
     site.write('restart_grace = 60\nmetrics.allow = ["127.0.0.0/8"]\n')
     assert site.run("reload").returncode == 1
@@ -49,7 +49,7 @@ def test_restart(site: LiveSite) -> None:
 
 
 def test_a_push_goes_on(site: LiveSite) -> None:
-    """A push that runs during a restart is completed: the request by its old worker, its session by the new ones."""
+    """A push that runs during a restart is completed: its request by the old worker, its session by the new ones."""
     data = b"half" + b"rest"
     with RawConnection(("127.0.0.1", site.server.port)) as connection:
         location = connection.ask("POST", "/v2/live/a/blobs/uploads/")["location"]
@@ -90,7 +90,7 @@ def test_a_port_that_is_taken(site: LiveSite) -> None:
 
 @pytest.mark.parametrize("site", [1], indirect=True)
 def test_a_single_worker(site: LiveSite) -> None:
-    """A server with one worker has nobody to take over its connections, and says so."""
+    """A server with one worker refuses a restart and says so, because no other worker could serve meanwhile."""
     done = site.run("restart")
     assert done.returncode == 1
     assert "set workers = 2 or more" in done.stderr
@@ -110,8 +110,8 @@ os.execv(sys.executable, [sys.executable, "-m", "registry", "serve", "--data", "
 
 def test_socket_activation(tmp_path: Path) -> None:
     """The server listens on a socket that systemd has opened, and tells systemd when it is ready, restarts and stops.
-    Clients that connect before the start wait for it. Only this machine reaches the socket, so the registry may be open
-    to everyone, whatever address is in the settings."""
+    Clients that connect before the start wait for it. Only this machine can connect to the socket, so the registry may
+    be open, whatever address the settings have."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"\0entrepot-{tmp_path.name}-{os.getpid()}")
         manager.settimeout(60)
@@ -141,13 +141,13 @@ def test_socket_activation(tmp_path: Path) -> None:
 
 
 def test_parent_is_killed_after_a_restart(site: LiveSite) -> None:
-    """The workers of the new version end with their parent, as those of the old one did."""
+    """The workers of the new version end with their parent, like those of the old version."""
     assert site.run("restart").returncode == 0
     site.server.kill_parent()
 
 
 def test_stop_during_a_restart(site: LiveSite) -> None:
-    """A server that is told to stop while a new version checks its start stops in order. The command fails."""
+    """A server that is told to stop while a new version checks its start stops cleanly. The restart command fails."""
     wait = site.start("restart")
     wait_for(lambda: len(site.server.worker_pids()) > 2)  # the check is one more child
     assert site.server.stop() == 0
@@ -180,6 +180,6 @@ def test_number_of_workers(tmp_path: Path) -> None:
 
 
 def is_renewed(parent: int, count: int, before: list[int]) -> bool:
-    """Whether the parent has as many workers as `count`, and none of those `before`."""
+    """Returns whether the parent has `count` workers, and none of those in `before`."""
     now = children(parent)
     return len(now) == count and not set(now) & set(before)

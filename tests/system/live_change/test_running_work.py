@@ -1,4 +1,4 @@
-"""Downloads and jobs go on while the server changes."""
+"""Downloads and jobs continue while the server changes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def mirror(tmp_path: Path) -> Iterator[MirrorSite]:
 
 @pytest.mark.parametrize("command", ["reload", "restart"])
 def test_a_download_goes_on(mirror: MirrorSite, command: str) -> None:
-    """The download of a blob that a change finds half done is completed by the worker that began it, with its reader
-    and without one byte fetched twice. A later reader joins it."""
+    """If a blob's download is running when the server changes, the worker that began it completes it. Its reader gets
+    all bytes, and none is fetched twice. A later reader joins it."""
     mirror.start(settings='prefetch = "off"\nconnections = 1')
     mirror.inspect()
     mirror.hub.fault(on="blob", match=mirror.encoded, stall_after=MIB)
@@ -47,8 +47,8 @@ def test_a_download_goes_on(mirror: MirrorSite, command: str) -> None:
 
 
 async def test_a_job_goes_on(tmp_path: Path) -> None:
-    """A job that runs during a reload is completed by the application that began it, which is closed afterwards. The
-    new application starts the next job."""
+    """A job that runs during a reload is completed by the application that began it, which is then closed. The new
+    application starts the next job."""
     prepare_data_dir(tmp_path)
     gates = [asyncio.Event(), asyncio.Event()]
     begun: list[int] = []
@@ -63,7 +63,7 @@ async def test_a_job_goes_on(tmp_path: Path) -> None:
             await asyncio.sleep(0.05)
 
     def hold(number: int) -> None:
-        """Replaces the work of an application's jobs by one that waits for its gate."""
+        """Replaces the work of an application's jobs by work that waits for its gate."""
         service = apps[number].service
         assert service.work is not None
 

@@ -1,4 +1,4 @@
-"""Imports that are killed, that meet another one, or that a server runs."""
+"""Imports that are killed, imports at the same time, and imports that a server runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.fakes.upstream_content import UpstreamContent, index_of, noise_image
 
 @pytest.fixture
 def content() -> UpstreamContent:
-    """Images of all kinds in three repositories, some layers in several of them."""
+    """Images of all kinds in three repositories, some of which share layers."""
     made = UpstreamContent()
     for number in range(12):
         amd64 = noise_image(f"amd64 {number // 2}", 300_000, docker=True)
@@ -52,7 +52,8 @@ def blob_count(data: Path) -> int:
 
 
 def kill_at(process: ForkedProcess, data: Path, count: int) -> bool:
-    """Kills the process when it has stored a blob and the data directory has so many. Returns False if it ended."""
+    """Kills the process when it has stored a blob and the data directory has `count` blobs. Returns False if it has
+    ended before."""
     at_start = blob_count(data)
     while process.poll() is None:
         if blob_count(data) >= max(count, at_start + 1):
@@ -65,7 +66,8 @@ def kill_at(process: ForkedProcess, data: Path, count: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["links", "copies", "network"])
 def test_killed_again_and_again(tmp_path: Path, content: UpstreamContent, way: str) -> None:
-    """Whenever an import is killed, the next one continues; in the end all is here, and nothing is left over."""
+    """Whenever an import is killed, the next one continues. In the end, all content is imported, and no garbage is
+    left."""
     data = tmp_path / "data"
     with docker_registry(tmp_path, content) as old, running_server(tmp_path) as server:
         source = old.url if way == "network" else old.log.parent / "data"
@@ -93,7 +95,7 @@ def test_killed_again_and_again(tmp_path: Path, content: UpstreamContent, way: s
 
 
 def test_a_killed_download_continues(tmp_path: Path) -> None:
-    """No byte of a blob that has arrived is fetched again."""
+    """Bytes of a blob that have arrived are not fetched again."""
     content = UpstreamContent()
     image = content.add("team/app", noise_image("large", 24 * MIB), "1")
     layer = image.layers[0].digest
@@ -119,13 +121,13 @@ def test_a_killed_download_continues(tmp_path: Path) -> None:
 
 
 def _stored(data: Path) -> int:
-    """Bytes of the disk that partial blobs take up."""
+    """Returns the bytes of disk space that partial blobs use."""
     return sum(path.stat().st_blocks * 512 for path in (data / "partials").glob("*.data"))
 
 
 @pytest.fixture
 def stalling(tmp_path: Path) -> Iterator[Hub]:
-    """A registry whose answers wait for `release`."""
+    """A registry whose responses wait for `release`."""
     content = UpstreamContent()
     content.add("team/app", noise_image("image", 10), "1")
     with hub(tmp_path, content) as running:
@@ -134,7 +136,7 @@ def stalling(tmp_path: Path) -> Iterator[Hub]:
 
 
 def test_two_at_once(tmp_path: Path, stalling: Hub) -> None:
-    """The second command says who is at work, and does no harm."""
+    """A second command at the same time says who runs the first, and changes nothing."""
     (tmp_path / "names").write_text("team/app\n")
     command = ("import", stalling.url, "--repositories", "names", "--data", "data")
     with start(*command, folder=tmp_path) as first:
@@ -150,7 +152,7 @@ def test_two_at_once(tmp_path: Path, stalling: Hub) -> None:
 
 
 def test_ctrl_c_ends_an_import(tmp_path: Path, stalling: Hub) -> None:
-    """At once, with the job marked as stopped; the next import brings the rest."""
+    """Ctrl-C ends an import at once, and its job is marked as stopped. The next import imports the rest."""
     (tmp_path / "names").write_text("team/app\n")
     command = ("import", stalling.url, "--repositories", "names", "--data", "data")
     with start(*command, folder=tmp_path) as first:
@@ -166,7 +168,7 @@ def test_ctrl_c_ends_an_import(tmp_path: Path, stalling: Hub) -> None:
 
 
 def test_the_server_runs_an_import(tmp_path: Path) -> None:
-    """The API queues a job, which a worker runs; a bad request names what is wrong."""
+    """A request to the API queues a job, which a worker runs. For a bad request, the error says what is wrong."""
     old = OldDirectory(tmp_path / "old")
     image = old.push("team/app", noise_image("image", 1000), "1")
     broken = old.push("team/app", noise_image("broken", 1000), "broken")

@@ -29,7 +29,7 @@ def content() -> UpstreamContent:
 
 
 def test_tls(tmp_path: Path, content: UpstreamContent) -> None:
-    """A certificate of one's own making needs its authority, or `--insecure`."""
+    """A self-signed certificate needs its authority, or `--insecure`."""
     bundle = certificates(tmp_path)
     with docker_registry(tmp_path, content) as old, slow_link(tmp_path, old.url, certificates=bundle) as link:
         names = tmp_path / "names"
@@ -42,7 +42,7 @@ def test_tls(tmp_path: Path, content: UpstreamContent) -> None:
 
 
 def test_another_entrepot_with_accounts(tmp_path: Path, content: UpstreamContent) -> None:
-    """Its list of repositories and its referrers come with the login, and only what the account may see."""
+    """With a login, the repositories and referrers that the account may see are imported."""
     folder = tmp_path / "old"
     folder.mkdir()
     with running_server(folder) as old:
@@ -69,7 +69,7 @@ def test_another_entrepot_with_accounts(tmp_path: Path, content: UpstreamContent
 
 
 def test_the_server_copies_from_an_upstream(tmp_path: Path, content: UpstreamContent) -> None:
-    """The API imports from the upstreams in the settings, and a job that a restart interrupted is continued."""
+    """The API imports from the upstreams in the settings. A job that a restart has interrupted is continued."""
     with docker_registry(tmp_path, content) as old:
         config = tmp_path / "entrepot.toml"
         config.write_text(f'[[upstream]]\nname = "old.test"\nendpoints = ["{old.url}"]\n')

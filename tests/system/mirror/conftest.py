@@ -11,6 +11,6 @@ from tests.fakes.mirror_site import MirrorSite
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[MirrorSite]:
-    """A mirror to be started with `start`."""
+    """A mirror, which a test starts with `start`."""
     with ExitStack() as stack:
         yield MirrorSite(tmp_path, stack)

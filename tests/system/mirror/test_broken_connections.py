@@ -15,7 +15,8 @@ QUICK = 'prefetch = "off"\nidle_timeout = "400ms"'
 
 @pytest.mark.parametrize(("size", "reset"), [(SIZE, False), (SIZE, True), (12 * MIB, True)])
 def test_dropped_connections(site: MirrorSite, size: int, reset: bool) -> None:
-    """A broken connection is resumed where it stopped: the client notices nothing, and no byte is sent twice."""
+    """After a broken connection, the download continues at the next byte. The client notices nothing, and no byte is
+    sent twice."""
     site.start(1000, size, settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, drop_after=300_000, reset=reset, times=3)
@@ -27,7 +28,8 @@ def test_dropped_connections(site: MirrorSite, size: int, reset: bool) -> None:
 
 
 def test_an_answer_that_stalls(site: MirrorSite) -> None:
-    """A response that stalls in the middle of a blob is cut after the idle timeout, and the rest is requested again."""
+    """A response that stalls in the middle of a blob is ended after the idle timeout, and the rest is requested
+    again."""
     site.start(settings=QUICK)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
@@ -37,8 +39,8 @@ def test_an_answer_that_stalls(site: MirrorSite) -> None:
 
 
 def test_an_upstream_without_ranges(site: MirrorSite) -> None:
-    """Blobs are fetched whole, ranges are served from them, and a broken connection costs its bytes but not the
-    pull."""
+    """Blobs are fetched completely, and ranges are served from them. After a broken connection, the blob is fetched
+    from its start, and the pull succeeds."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"', ranges=False)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, drop_after=5 * MIB)
@@ -58,7 +60,7 @@ def test_an_upstream_without_lengths(site: MirrorSite) -> None:
 
 @pytest.mark.parametrize("status", [500, 503])
 def test_an_upstream_that_fails(site: MirrorSite, status: int) -> None:
-    """Content that is not cached is answered with 502 within 10 s."""
+    """A request for content that is not cached gets 502 within 10 s."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="any", method="", status=status, times=None)
@@ -71,7 +73,7 @@ def test_an_upstream_that_fails(site: MirrorSite, status: int) -> None:
 
 
 def test_a_failure_that_passes(site: MirrorSite) -> None:
-    """One bad response to a blob's request costs the client nothing."""
+    """One bad response to the request for a blob is retried, so the client notices nothing."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="redirect", match=site.encoded, status=503)
@@ -79,8 +81,8 @@ def test_a_failure_that_passes(site: MirrorSite) -> None:
 
 
 def test_an_upstream_that_says_nothing(site: MirrorSite) -> None:
-    """504 whatever the idle timeout, for all that has to be asked for first, before docker goes elsewhere: it waits
-    15 s."""
+    """Whatever the idle timeout is, each request that the upstream has to answer first gets 504 before docker gives up,
+    which is after 15 s."""
     site.start(settings='prefetch = "off"\nidle_timeout = "1h"')
     site.hub.fault(on="any", method="", stall=True, times=None)
     begun = time.monotonic()
@@ -94,7 +96,7 @@ def test_an_upstream_that_says_nothing(site: MirrorSite) -> None:
 
 
 def test_a_blob_that_does_not_begin(site: MirrorSite) -> None:
-    """504 after the idle timeout, at both workers; the next request can succeed."""
+    """A blob that does not begin gets 504 after the idle timeout, at both workers. The next request can succeed."""
     site.start(settings=QUICK)
     site.inspect()
     site.hub.fault(on="any", method="", stall=True, times=None)
@@ -108,8 +110,8 @@ def test_a_blob_that_does_not_begin(site: MirrorSite) -> None:
 
 
 def test_an_upstream_that_is_started_anew(site: MirrorSite) -> None:
-    """The only endpoint refuses connections until its breaker opens: readers in the middle of a blob, at every worker,
-    wait and get the whole blob once it is back."""
+    """The only endpoint refuses connections until its circuit breaker opens. Readers in the middle of a blob, at every
+    worker, wait, and get the whole blob once the endpoint is back."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
@@ -123,8 +125,8 @@ def test_an_upstream_that_is_started_anew(site: MirrorSite) -> None:
 
 
 def test_one_connection_that_stalls(site: MirrorSite) -> None:
-    """Whatever the idle timeout: when all other bytes are stored, the rest of a stalled connection's piece is fetched
-    over another, and no byte twice."""
+    """Whatever the idle timeout is: when all other bytes are stored, the rest of the piece of a stalled connection is
+    fetched over another one, and no byte twice."""
     site.start(1000, 24 * MIB, settings='prefetch = "off"\nidle_timeout = "1h"', rate=4 * MIB)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
@@ -142,7 +144,7 @@ def test_ranges_that_are_refused(site: MirrorSite) -> None:
 
 
 def test_an_endpoint_that_is_gone(site: MirrorSite) -> None:
-    """The next endpoint is used, also in the middle of a blob."""
+    """If an endpoint fails, the next one is used, also in the middle of a blob."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"\nconnections = 1', endpoints=2)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)

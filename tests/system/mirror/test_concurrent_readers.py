@@ -13,7 +13,8 @@ ALONE = 'prefetch = "off"\nconnections = 1'
 
 
 def test_a_slow_reader_slows_nobody(site: MirrorSite) -> None:
-    """While one client reads nothing, the fill completes and other clients have read all; then it gets all as well."""
+    """While one client reads nothing, the fill completes, and other clients get the whole blob. Then the slow client
+    gets it as well."""
     site.start(1000, 16 * MIB, settings='prefetch = "off"')
     site.inspect()
     hold = threading.Event()
@@ -29,7 +30,7 @@ def test_a_slow_reader_slows_nobody(site: MirrorSite) -> None:
 
 
 def test_a_reader_that_leaves_takes_nothing_along(site: MirrorSite) -> None:
-    """The fill goes on for the others, at its own worker and at the other one."""
+    """If a reader disconnects, the fill continues for the others, at its own worker and at the other one."""
     site.start(settings=ALONE)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
@@ -43,7 +44,7 @@ def test_a_reader_that_leaves_takes_nothing_along(site: MirrorSite) -> None:
 
 
 def test_a_blob_whose_only_reader_leaves(site: MirrorSite) -> None:
-    """The blob is fetched to its end and stored."""
+    """If the only reader disconnects, the blob is fetched to its end and stored."""
     site.start(settings=ALONE)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
@@ -56,8 +57,8 @@ def test_a_blob_whose_only_reader_leaves(site: MirrorSite) -> None:
 
 
 def test_headers_of_a_huge_blob_come_at_once(site: MirrorSite) -> None:
-    """The headers and first bytes of a cold 1 GiB blob arrive when the upstream has sent next to nothing of it. HEAD
-    fetches nothing."""
+    """The headers and first bytes of a 1 GiB blob that is not stored arrive when the upstream has sent only a little of
+    it. A HEAD fetches nothing."""
     site.start(1000, GIB, settings='prefetch = "off"', rate=MIB)
     site.inspect()
     head = site.http.head(site.path)
@@ -79,7 +80,8 @@ SPANS = ["0-0", "1000000-1999999", f"{SIZE - 10}-", "-1000", f"0-{SIZE - 1}"]
 
 
 def test_ranges_of_what_is_not_here(site: MirrorSite) -> None:
-    """A range of a cold blob gets 206 with the right bytes. The whole blob, requested next, costs no byte twice."""
+    """A range of a blob that is not stored gets 206 with the right bytes. If the whole blob is requested next, no byte
+    is fetched twice."""
     site.start(*(SIZE - place for place in range(len(SPANS))), settings='prefetch = "off"')
     site.inspect()
     for layer, span in zip(site.image.layers, SPANS, strict=True):
@@ -100,8 +102,7 @@ def bounds(span: str, size: int) -> tuple[int, int]:
 
 
 def test_ranges_of_what_is_on_its_way(site: MirrorSite) -> None:
-    """At both workers, stored bytes are sent while the upstream holds back the rest; the rest is sent once it
-    arrives."""
+    """At both workers, stored bytes are sent while the upstream delays the rest. The rest is sent when it arrives."""
     site.start(settings=ALONE)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)

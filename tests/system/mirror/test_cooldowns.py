@@ -1,4 +1,4 @@
-"""Cooldowns over an upstream that speaks HTTP, with a clock that the test sets: what clients get at each moment."""
+"""Cooldowns of an upstream over HTTP, with a clock that the test sets: what clients get at each moment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IMAGES = [noise_image(f"image {number}", 1000 + number) for number in range(4)]
 
 
 class CooldownSite:
-    """A data directory, its upstream, and the time."""
+    """A data directory, its upstream, and the clock."""
 
     def __init__(self, folder: Path, upstream: Hub) -> None:
         self.upstream = upstream
@@ -69,8 +69,8 @@ async def pull(registry: Registry) -> str:
 
 
 async def test_a_tag_that_moves_three_times(site: CooldownSite) -> None:
-    """At each moment two processes serve whole images of the right digest: the newest that has held the tag for the
-    cooldown. A restart changes nothing, nor does an upstream that is down."""
+    """At each moment, two processes serve complete images with the right digest: the newest that has held the tag for
+    the cooldown. This does not change after a restart, or while the upstream is down."""
     moves = {0.0: 0, 10.0: 1, 11.0: 2, 20.0: 3}
     before_third = [(0.0, 0), (9.0, 0), (10.0, 0)]
     after_third = [(11.0, 0), (12.9, 0), (13.1, 0), (13.9, 0), (14.0, 2)]  # the second was replaced after a day
@@ -92,8 +92,8 @@ async def test_a_tag_that_moves_three_times(site: CooldownSite) -> None:
 
 
 async def test_the_cooldown_ends_while_the_upstream_is_down(site: CooldownSite) -> None:
-    """The held-back digest is served on time if its manifest is cached, although the upstream does not answer. Its
-    blobs come when the upstream is back."""
+    """If its manifest is cached, the digest that was held back is served on time although the upstream is down. Its
+    blobs are fetched when the upstream is back."""
     enter_request(request := RequestContext())
     site.move(IMAGES[0])
     async with site.process() as backend:
@@ -111,7 +111,7 @@ async def test_the_cooldown_ends_while_the_upstream_is_down(site: CooldownSite) 
 
 
 async def test_a_digest_is_pulled_at_once(site: CooldownSite) -> None:
-    """A held-back image can be pulled whole by its digest."""
+    """An image that is held back can be pulled completely by its digest."""
     site.move(IMAGES[0])
     async with site.process() as backend:
         await pull(backend.router)

@@ -29,7 +29,7 @@ def scrub(site: MirrorSite, code: int) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("damage", [lambda file: flip_byte(file, SIZE // 2), delete], ids=["flip", "delete"])
 def test_scrub_fetches_a_damaged_blob_again(site: MirrorSite, damage: Callable[[Path], None]) -> None:
-    """Both workers serve the right bytes afterwards, and nobody had to pull."""
+    """After a scrub, both workers serve the right bytes, without a pull."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     assert site.get().ended().body == site.blob
@@ -52,7 +52,7 @@ def test_scrub_fetches_a_damaged_blob_again(site: MirrorSite, damage: Callable[[
 
 def test_a_pull_fetches_it_again(site: MirrorSite) -> None:
     """While the upstream is down, scrub leaves the blob damaged and says so. No client gets the damaged bytes: a pull
-    fails, and the first one that reaches the upstream heals it."""
+    fails. The first pull after the upstream is back heals the blob."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     assert site.get().ended().body == site.blob
@@ -70,7 +70,7 @@ def test_a_pull_fetches_it_again(site: MirrorSite) -> None:
 
 
 def test_a_pull_of_a_lost_file(site: MirrorSite) -> None:
-    """Somebody has deleted the file: the pull that notices it already gets the right bytes."""
+    """If the file was deleted, the pull that notices this gets the right bytes."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     assert site.get().ended().body == site.blob

@@ -16,7 +16,7 @@ SLOW = 2 * MIB
 
 
 def begun(site: MirrorSite) -> dict[int, list[BackgroundGet]]:
-    """Starts two readers at each worker, in the middle of the blob."""
+    """Starts two readers at each worker, which are in the middle of the blob."""
     site.start(1000, BIG, settings='prefetch = "off"', rate=SLOW)
     site.inspect()
     readers = {pid: [site.get(worker=pid) for _ in range(2)] for pid in site.server.worker_pids()}
@@ -27,8 +27,8 @@ def begun(site: MirrorSite) -> dict[int, list[BackgroundGet]]:
 
 
 def test_the_owner_is_killed(site: MirrorSite) -> None:
-    """The readers of the other worker notice nothing. Those of the killed one continue by Range. No stored byte is
-    requested again."""
+    """The readers of the other worker notice nothing. The readers of the killed worker continue with Range. No stored
+    byte is requested again."""
     readers = begun(site)
     owner = site.owner()
     here, before = site.extents(), time.monotonic()
@@ -46,8 +46,8 @@ def test_the_owner_is_killed(site: MirrorSite) -> None:
 
 
 def test_one_owner_after_another_is_killed(site: MirrorSite) -> None:
-    """Each worker is killed as soon as it owns the fill: every reader has the right bytes in the end, and no stored
-    byte is lost."""
+    """Each worker is killed as soon as it owns the fill. In the end, every reader has the right bytes, and no stored
+    byte was lost."""
     readers = begun(site)
     for _ in range(3):
         at = site.extents()[0][1]
@@ -66,7 +66,7 @@ def test_one_owner_after_another_is_killed(site: MirrorSite) -> None:
 
 
 def test_a_worker_that_only_follows_is_killed(site: MirrorSite) -> None:
-    """The fill goes on, and no byte is sent twice."""
+    """If a worker that only follows is killed, the fill continues, and no byte is sent twice."""
     readers = begun(site)
     owner = site.owner()
     (follower,) = set(readers) - {owner}
@@ -82,7 +82,7 @@ def test_a_worker_that_only_follows_is_killed(site: MirrorSite) -> None:
 
 
 def test_the_server_is_killed(site: MirrorSite) -> None:
-    """After a restart the fill continues from the stored bytes."""
+    """After a restart, the fill continues after the stored bytes."""
     readers = begun(site)
     here, before = site.extents(), time.monotonic()
     site.server.kill()
@@ -96,8 +96,8 @@ def test_the_server_is_killed(site: MirrorSite) -> None:
 
 
 def test_the_server_is_stopped(site: MirrorSite) -> None:
-    """SIGTERM does not wait for a fill. After a restart it continues from the stored bytes, without another request for
-    the manifest."""
+    """SIGTERM does not wait for a fill. After a restart, the fill continues after the stored bytes, without another
+    request for the manifest."""
     readers = begun(site)
     for reader in (each for pair in readers.values() for each in pair):
         reader.leave()

@@ -1,4 +1,4 @@
-"""A failed login for one repository keeps its tags and does not affect other repositories."""
+"""If the login fails for one repository, its tags are kept, and other repositories are not affected."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ FAILURES: dict[str, Callable[[MirrorSite], str]] = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_repository_that_cannot_be_logged_in_for(site: MirrorSite, failure: str) -> None:
-    """Through both workers, again and again: cached content of the repository is served with a Warning, nothing is
-    dropped; all other repositories, new ones too, answer without a Warning."""
+    """Repeatedly and through both workers: cached content of this repository is served with a Warning and not deleted.
+    All other repositories, also new ones, are served without a Warning."""
     site.content.add(BAD, noise_image("bad", 2000), *TAGS)
     for number in range(8):
         site.content.add(f"library/new{number}", noise_image(f"new{number}", 500), "1")
@@ -52,7 +52,8 @@ def test_a_repository_that_cannot_be_logged_in_for(site: MirrorSite, failure: st
 
 
 def test_a_repository_that_is_gone(site: MirrorSite) -> None:
-    """The registry issues a token and says that it grants nothing, as Docker Hub does: the tag is dropped."""
+    """If the upstream issues a token that grants nothing, as Docker Hub does for a deleted repository, the tag is
+    deleted."""
     site.content.add(BAD, noise_image("bad", 2000), "1")
     site.start(settings=NO_TTL, hide_unknown=True)
     assert site.http.get(f"/v2/{BAD}/manifests/1").status_code == 200
@@ -64,8 +65,8 @@ def test_a_repository_that_is_gone(site: MirrorSite) -> None:
 
 
 def test_a_redirect_to_another_network(site: MirrorSite) -> None:
-    """An upstream on this machine redirects to a private or link-local address, or to 0.0.0.0: the client gets an error
-    at once, and other blobs still arrive."""
+    """If an upstream on this machine redirects to a private or link-local address, or to 0.0.0.0, the client gets an
+    error at once. Other blobs still arrive."""
     site.start()
     site.inspect()
     config = next(digest for digest in site.image.blobs if digest != site.digest)

@@ -1,4 +1,4 @@
-"""Many clients at once cost the upstream as much as one."""
+"""Many clients at the same time cost the upstream as much as one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fetch_checked(site: MirrorSite, kind: str, digest: str) -> bytes:
 
 
 def pull(site: MirrorSite, start: threading.Barrier) -> None:
-    """Pulls as docker does: index, manifest, then all blobs at once."""
+    """Pulls as docker does: index, manifest, then all blobs at the same time."""
     start.wait()
     index: dict[str, Any] = json.loads(fetch(site, "manifests/many"))
     (entry,) = (each for each in index["manifests"] if each["platform"]["architecture"] == "amd64")
@@ -41,8 +41,8 @@ def pull(site: MirrorSite, start: threading.Barrier) -> None:
 
 
 def test_a_crowd_pulls_a_cold_image(site: MirrorSite) -> None:
-    """32 clients pull through two workers: the upstream sends every byte, every manifest and one token once, all
-    digests match, and the other platform is not fetched."""
+    """32 clients pull through two workers. The upstream sends every byte, every manifest and one token once, all
+    digests are right, and the other platform is not fetched."""
     ours = noise_image("crowd", 1000, 2 * MIB, 9 * MIB)
     theirs = noise_image("arm", 2000, MIB, architecture="arm64")
     index = site.content.add(REPO, index_of((ours, "amd64"), (theirs, "arm64")), "many")
@@ -63,8 +63,8 @@ def test_a_crowd_pulls_a_cold_image(site: MirrorSite) -> None:
 
 
 def test_a_crowd_asks_for_what_is_not_there(site: MirrorSite) -> None:
-    """Every client is told so. The upstream was asked once: for a blob by a HEAD for its size, and by a GET to see who
-    answers."""
+    """Each client gets an error, and the upstream was asked only once: for a blob by a HEAD for its size, and by a GET
+    that shows which server answers."""
     site.start(latency=0.05)
     path, zeros = f"/v2/{REPO}", f"sha256:{'0' * 64}"
     for what, requests in (("manifests/none", 1), (f"manifests/{zeros}", 1), (f"blobs/{zeros}", 2)):

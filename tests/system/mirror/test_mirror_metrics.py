@@ -12,7 +12,8 @@ OF = {"upstream": "docker.io"}
 
 
 def test_where_answers_were_found(site: MirrorSite) -> None:
-    """First at the upstream, then in the cache; bytes fetched and bytes served; and nothing is left running."""
+    """The metrics say where responses were found, first at the upstream and then in the cache, how many bytes were
+    fetched and served, and that no fill is running."""
     site.start(settings='tag_ttl = "1h"\nprefetch = "off"', more=ALLOWED)
     manifest = site.inspect().content
     for _ in range(2):
@@ -43,7 +44,7 @@ def test_where_answers_were_found(site: MirrorSite) -> None:
 
 
 def test_a_confirmed_tag_is_revalidated(site: MirrorSite) -> None:
-    """Where the upstream was asked and the cached copy was current."""
+    """If the upstream was asked and the cached copy was current, the response counts as revalidated."""
     site.start(settings='tag_ttl = "0s"', more=ALLOWED)
     for _ in range(3):
         site.inspect()
@@ -53,7 +54,8 @@ def test_a_confirmed_tag_is_revalidated(site: MirrorSite) -> None:
 
 
 def test_an_upstream_that_is_down(site: MirrorSite) -> None:
-    """Cached content counts as stale, the errors of the upstream by kind, and its breaker as open."""
+    """Cached content counts as stale, the errors of the upstream are counted by kind, and its circuit breaker is
+    open."""
     site.start(settings='tag_ttl = "0s"', more=ALLOWED)
     site.inspect()
     site.hub.fault(on="any", method="", status=503, times=None)
@@ -66,7 +68,7 @@ def test_an_upstream_that_is_down(site: MirrorSite) -> None:
 
 
 def test_the_log_says_where_the_answer_was_found(site: MirrorSite) -> None:
-    """In the line of the request."""
+    """The log line of a request says where the response was found."""
     site.start(settings='tag_ttl = "1h"', more=ALLOWED)
     for _ in range(2):
         site.inspect()

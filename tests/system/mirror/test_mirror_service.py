@@ -106,8 +106,8 @@ def test_one_image_by_all_its_names(site: HubAndServer) -> None:
 
 
 def test_a_look_asks_no_upstream_and_a_download_does(site: HubAndServer) -> None:
-    """What is not cached is unknown to those who look, and nobody asks the upstream. A download fetches it; then it is
-    shown under each of its names."""
+    """Content that is not cached is unknown to requests that only look, and they send nothing upstream. A download
+    fetches it; from then on it is listed under each of its names."""
     site.serve()
     paths = [f"/api/v1/repositories/{name}" for name in ("app", "library/app", "docker.io/library/app")]
     for path in paths:
@@ -206,7 +206,7 @@ def test_a_cold_blob_leaves_as_it_comes(site: HubAndServer) -> None:
 
 
 def test_ranges_of_a_cold_blob(site: HubAndServer) -> None:
-    """One range and several, before and after the blob is stored."""
+    """A single range and several ranges are served before and after the blob is stored."""
     site.serve(upstream='prefetch = "off"')
     site.http.get("/v2/app/manifests/1")
     path = f"/v2/app/blobs/{site.layer}"
@@ -259,7 +259,7 @@ def test_what_cannot_be_had(site: HubAndServer) -> None:
 
 
 def test_an_upstream_that_says_nothing(site: HubAndServer) -> None:
-    """A silent upstream is answered with 504, soon."""
+    """Clients of a silent upstream soon get 504."""
     site.serve(upstream='idle_timeout = "300ms"')
     site.hub.fault(on="any", method="", stall=True, times=None)
     answer = site.http.get("/v2/app/manifests/1")
@@ -267,7 +267,7 @@ def test_an_upstream_that_says_nothing(site: HubAndServer) -> None:
 
 
 def test_an_upstream_that_limits_us(site: HubAndServer) -> None:
-    """429 is passed on with Retry-After if there is no cached copy."""
+    """A 429 of the upstream is passed on with its Retry-After if there is no cached copy."""
     site.serve()
     site.hub.set(limit=0, retry_after=7)
     answer = site.http.get("/v2/app/manifests/1")
@@ -275,7 +275,7 @@ def test_an_upstream_that_limits_us(site: HubAndServer) -> None:
 
 
 def test_a_read_only_server_goes_on_mirroring(site: HubAndServer) -> None:
-    """Clients can change nothing; what they pull is fetched and stored."""
+    """On a read-only server clients can change nothing, and what they pull is still fetched and stored."""
     site.serve("--read-only")
     assert site.http.get("/v2/app/manifests/1").content == site.image.body
     assert site.http.get(f"/v2/app/blobs/{site.layer}").content == site.content
@@ -306,7 +306,7 @@ def test_lists_of_an_upstream(site: HubAndServer) -> None:
 
 
 def test_stray_credentials_of_clients_do_no_harm(site: HubAndServer) -> None:
-    """docker sends its Hub login to a mirror: it is neither required nor passed on."""
+    """docker sends its login for Docker Hub to a mirror. The mirror neither requires nor forwards it."""
     site.serve()
     answer = site.http.get("/v2/app/manifests/1", headers={"Authorization": "Basic c3RyYXk6bG9naW4="})
     assert answer.status_code == 200

@@ -77,7 +77,7 @@ def heads(site: MirrorSite, repo: str) -> int:
 
 
 def test_a_known_digest_opens_no_blob_of_another_repository(site: MirrorSite) -> None:
-    """An account whose own repository names a cached layer of another one gets the upstream's answer: 404, for HEAD,
+    """An account whose own repository names a cached layer of another one gets the upstream's response: 404, for HEAD,
     GET and ranges, by every name, from one upstream request."""
     start(site)
     reader = account(site, "reader", f"docker.io/{SECRET}")
@@ -94,7 +94,7 @@ def test_a_known_digest_opens_no_blob_of_another_repository(site: MirrorSite) ->
 
 
 def test_a_known_digest_opens_no_blob_that_is_on_its_way_in(site: MirrorSite) -> None:
-    """Nor can it follow a running fill of that layer, at either worker."""
+    """Such an account cannot read a running fill of that layer either, at any worker."""
     start(site, send_buffer=65536)
     reader = account(site, "reader", f"docker.io/{SECRET}")
     attacker = account(site, "attacker", "docker.io/attacker/**")
@@ -161,7 +161,7 @@ def test_links_that_nobody_has_confirmed_are_asked_for(site: MirrorSite) -> None
 
 
 def test_what_is_fetched_ahead_is_entitled_as_well(site: MirrorSite) -> None:
-    """A layer that a manifest names and its repository does not have is not prefetched from stored content."""
+    """A layer that a manifest names but its repository does not have is not prefetched from stored content."""
     start(site, prefetch="layers")
     reader = account(site, "reader", f"docker.io/{SECRET}")
     attacker = account(site, "attacker", "docker.io/attacker/**")

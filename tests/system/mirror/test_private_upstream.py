@@ -32,8 +32,8 @@ def account(site: MirrorSite, name: str, *patterns: str) -> dict[str, str]:
 
 
 def test_a_grant_on_everything_is_none_on_a_private_upstream(site: MirrorSite) -> None:
-    """A grant on everything does not include a private upstream, nor does a registry without accounts; a pattern that
-    starts with its name does. Cached content is not opened by any name."""
+    """Neither a grant on everything nor a registry without accounts opens a private upstream; a pattern that starts
+    with the upstream's name does. Cached content is not served under any name without such a grant."""
     (site.folder / "password").write_text(PASSWORD)
     site.start(
         settings=f'username = "me"\npassword_file = "{site.folder / "password"}"',
@@ -64,8 +64,8 @@ def test_a_grant_on_everything_is_none_on_a_private_upstream(site: MirrorSite) -
 
 
 def test_what_a_private_upstream_has_cannot_be_mounted_or_brought_over(site: MirrorSite) -> None:
-    """An account without a grant cannot mount or copy content of the upstream into a name it may push to, also if that
-    name would lead to the upstream."""
+    """An account without a grant cannot mount or copy the upstream's content into a name that it may push to, even if
+    that name would lead to the upstream."""
     (site.folder / "password").write_text(PASSWORD)
     site.start(
         settings=f'username = "me"\npassword_file = "{site.folder / "password"}"',

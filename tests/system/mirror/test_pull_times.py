@@ -1,4 +1,4 @@
-"""Pulls through two workers of a real server: of pushed and of mirrored images, by every name that means them."""
+"""Pulls of pushed and of mirrored images through two workers of a real server, by every name of the image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIG = b"{}"
 
 
 def push(site: MirrorSite, repo: str) -> str:
-    """Pushes an image without layers; its digest."""
+    """Pushes an image without layers. Returns its digest."""
     site.http.post(f"/v2/{repo}/blobs/uploads/", params={"digest": digest_of(CONFIG)}, content=CONFIG)
     body = image(CONFIG)
     answer = site.http.put(f"/v2/{repo}/manifests/1", content=body, headers={"content-type": OCI_MANIFEST})
@@ -24,7 +24,7 @@ def push(site: MirrorSite, repo: str) -> str:
 
 
 def record(site: MirrorSite, repo: str, digest: str) -> PullRecord | None:
-    """What is stored, after the server has ended."""
+    """Returns the stored record of the image. The server must have stopped."""
 
     async def read() -> PullRecord | None:
         async with open_registry(site.server.data) as store:
@@ -34,7 +34,8 @@ def record(site: MirrorSite, repo: str, digest: str) -> PullRecord | None:
 
 
 def test_pulls_of_pushed_images_are_counted(site: MirrorSite) -> None:
-    """Those of both workers, also the ones that the response cache answers, and stored when the server stops."""
+    """The pulls of both workers are counted, also those served by the response cache, and are stored when the server
+    stops."""
     site.start()
     digest = push(site, "team/app")
     for pid in site.server.worker_pids():
@@ -50,7 +51,8 @@ def test_pulls_of_pushed_images_are_counted(site: MirrorSite) -> None:
 
 
 def test_pulls_of_mirrored_images_are_counted(site: MirrorSite) -> None:
-    """Under the stored name, whatever name the client used; what `mirror warm` fetches is no pull."""
+    """Pulls are counted under the stored name, whatever name the client used. Images that `mirror warm` fetches count
+    as not pulled."""
     site.start()
     config = str(site.folder / "entrepot.toml")
     entrepot_output("mirror", "warm", f"{REPO}:1", "--config", config, "--platform", "all", folder=site.folder)
@@ -66,7 +68,7 @@ def test_pulls_of_mirrored_images_are_counted(site: MirrorSite) -> None:
 
 
 def test_a_warmed_image_has_never_been_pulled(site: MirrorSite) -> None:
-    """But it has a record, so that the least recently pulled images can be found."""
+    """A warmed image that was never pulled has a record, so that it is found among the least recently pulled images."""
     site.start()
     config = str(site.folder / "entrepot.toml")
     entrepot_output("mirror", "warm", f"{REPO}:1", "--config", config, "--platform", "all", folder=site.folder)

@@ -1,4 +1,4 @@
-"""Tags while the upstream limits requests or is away: cached content is served and marked as stale."""
+"""Tags while the upstream limits requests or is down: cached content is served and marked as stale."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_too_many_requests(site: MirrorSite) -> None:
 
 
 def test_requests_that_run_out(site: MirrorSite) -> None:
-    """After the last request that the upstream allows, cached content is served without asking."""
+    """After the last request that the upstream allows, cached content is served without an upstream request."""
     site.start(settings=NO_TTL, limit=1)
     pulled(site)
     moved(site)
@@ -50,7 +50,7 @@ def test_requests_that_run_out(site: MirrorSite) -> None:
 
 
 def test_a_limit_reached_while_a_blob_comes(site: MirrorSite) -> None:
-    """A 429 for one client's image does not disturb readers of a blob: its next pieces are requested."""
+    """A 429 for one client's image does not disturb readers of a blob: the fill goes on requesting its pieces."""
     site.content.add(REPO, noise_image("second", 3000), "2")
     site.start(12 * MIB, settings='connections = 1\nprefetch = "off"', rate=4 * MIB)
     site.inspect()
@@ -63,8 +63,8 @@ def test_a_limit_reached_while_a_blob_comes(site: MirrorSite) -> None:
 
 
 def test_a_fallback_that_has_less(site: MirrorSite) -> None:
-    """While the first endpoint is off, "not found" from the second drops no cached tag, and is not reported for an
-    unknown one."""
+    """While the first endpoint is down, "not found" from the second one deletes no cached tag, and is not passed on for
+    an unknown tag."""
     site.start(settings=NO_TTL, endpoints=2)
     pulled(site)
     for tag in ("1", "latest"):
@@ -79,7 +79,8 @@ def test_a_fallback_that_has_less(site: MirrorSite) -> None:
 
 @pytest.mark.parametrize("status", [404, 403])
 def test_a_page_that_is_no_registry_s(site: MirrorSite, status: int) -> None:
-    """A firewall or proxy that refuses instead of the upstream drops nothing; the upstream itself does."""
+    """A firewall or proxy that refuses in place of the upstream deletes no cached content; a refusal by the upstream
+    itself does."""
     site.start(settings=NO_TTL, auth="off")
     pulled(site)
     site.hub.fault(on="manifest", method="", status=status, page=True, times=None)
@@ -93,8 +94,8 @@ def test_a_page_that_is_no_registry_s(site: MirrorSite, status: int) -> None:
 
 
 def test_the_upstream_is_off(site: MirrorSite) -> None:
-    """All that was pulled can be pulled again: by tag with a Warning, by digest without, with all blobs; also after a
-    restart. Anything else is 502."""
+    """All that was pulled can be pulled again: by tag with a Warning, by digest without one, with all blobs, and also
+    after a restart. Anything else gets 502."""
     site.start(settings=NO_TTL)
     pulled(site)
     site.hub.refuse()
@@ -116,7 +117,8 @@ def test_the_upstream_is_off(site: MirrorSite) -> None:
 
 @pytest.mark.parametrize("how", ["status", "stall"])
 def test_the_upstream_is_ill(site: MirrorSite, how: str) -> None:
-    """The same if it answers with errors or not at all: a client that can get a stale copy waits 3 s at most."""
+    """If the upstream returns errors or does not respond, cached content is served as well, and a client that can get a
+    stale copy waits 3 s at most."""
     site.start(settings=NO_TTL)
     pulled(site)
     wrong = {"status": 503} if how == "status" else {"stall": True}

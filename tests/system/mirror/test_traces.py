@@ -27,8 +27,8 @@ def collector() -> Iterator[Collector]:
 
 
 def test_a_push_and_its_parts(tmp_path: Path, collector: Collector) -> None:
-    """The request's span is a child of the client's, the call on the registry is a child of the request's, and the
-    change of the metadata is below that."""
+    """The request's span is a child of the client's span. The call of the registry is a child of the request's span,
+    and the change of the metadata is below that."""
     body = b"x"
     digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
     with running_server(tmp_path, env={"ENTREPOT_OTEL__ENDPOINT": collector.url}) as server:
@@ -55,7 +55,7 @@ def test_a_push_and_its_parts(tmp_path: Path, collector: Collector) -> None:
 
 
 def test_requests_to_an_upstream(site: MirrorSite, collector: Collector) -> None:
-    """They are below the request that caused them."""
+    """Spans of upstream requests are below the request that caused them."""
     site.start(settings='prefetch = "off"', more=f'[otel]\nendpoint = "{collector.url}/"')
     site.inspect()
     site.server.stop()
@@ -66,7 +66,7 @@ def test_requests_to_an_upstream(site: MirrorSite, collector: Collector) -> None
 
 
 def test_metrics(tmp_path: Path, collector: Collector) -> None:
-    """Each worker sends what it has counted, labels and histograms included, and what remains when it ends."""
+    """Each worker sends its counts with labels and histograms, and sends the rest when it stops."""
     with running_server(tmp_path, env={"ENTREPOT_OTEL__ENDPOINT": collector.url}) as server:
         for _ in range(30):
             assert plain_request("GET", f"{server.url}/v2/").status_code == 200
@@ -90,7 +90,7 @@ def test_metrics(tmp_path: Path, collector: Collector) -> None:
 
 
 def test_a_collector_that_refuses_holds_up_nothing(tmp_path: Path) -> None:
-    """Requests are answered, and the server stops."""
+    """While the collector refuses all data, requests are served, and the server can be stopped."""
     collector = Collector(status=503)
     with running_server(tmp_path, workers=1, env={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}) as server:
         for _ in range(20):
@@ -114,7 +114,7 @@ def test_a_collector_that_refuses_holds_up_nothing(tmp_path: Path) -> None:
 def test_traces_are_made_only_where_a_collector_is_named(
     endpoint: str | None, environment: dict[str, str], expected: bool
 ) -> None:
-    """By the settings, or by the variables of OpenTelemetry."""
+    """Traces are made only if the settings or the variables of OpenTelemetry name a collector."""
     assert are_traces_sent(endpoint, environment) == expected
 
 
@@ -132,11 +132,11 @@ def test_traces_are_made_only_where_a_collector_is_named(
 def test_metrics_are_sent_only_where_a_collector_is_named(
     endpoint: str | None, environment: dict[str, str], expected: bool
 ) -> None:
-    """By the settings, or by the variables of OpenTelemetry."""
+    """Metrics are sent only if the settings or the variables of OpenTelemetry name a collector."""
     assert are_metrics_sent(endpoint, environment) == expected
 
 
 def test_the_sdk_is_not_imported_without_a_collector() -> None:
-    """It would take memory and time in each start."""
+    """Without a collector the SDK is not imported: it would take memory, and time at each start."""
     code = "import sys, registry.app; sys.exit('opentelemetry.sdk' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ IMMUTABLE = "max-age=31536000, immutable"
 
 
 def held(site: MirrorSite, **fault: int) -> None:
-    """Fetches the blob up to its first MiB, for a client that reads it."""
+    """Fetches the first MiB of the blob, for a client that reads it, and stops there."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB, **fault)
@@ -21,7 +21,7 @@ def held(site: MirrorSite, **fault: int) -> None:
 
 
 def unverified(site: MirrorSite, headers: Mapping[str, str]) -> bool:
-    """Returns whether the headers mark the blob as unverified; they name its digest all the same."""
+    """Returns whether the headers mark the blob as unverified. Its digest is in the headers in either case."""
     assert headers["docker-content-digest"] == site.digest
     assert headers["accept-ranges"] == "bytes"
     if headers["cache-control"] == "no-store":
@@ -33,8 +33,9 @@ def unverified(site: MirrorSite, headers: Mapping[str, str]) -> bool:
 
 @pytest.mark.parametrize("span", ["", "0-9", "0-1,5-9", "100-", "1000-1000"])
 def test_a_cold_answer_is_kept_by_no_cache(site: MirrorSite, span: str) -> None:
-    """Whole or in ranges, at either worker: also a range that ends long before the blob, which is complete before the
-    digest is checked. After the check, the same response may be cached for ever."""
+    """No response from a blob that is being filled may be cached: neither the whole nor ranges, at any worker. That
+    includes a range which is complete long before the digest is checked. After the check, the same response may be
+    cached for ever."""
     held(site)
     for worker in site.server.worker_pids():
         cold = site.get(span=span, worker=worker).answered()
@@ -47,7 +48,7 @@ def test_a_cold_answer_is_kept_by_no_cache(site: MirrorSite, span: str) -> None:
 
 
 def test_a_head_of_what_is_not_here(site: MirrorSite) -> None:
-    """HEAD states what the upstream or a manifest says, unverified."""
+    """The response to HEAD states what the upstream or a manifest says, and is marked as unverified."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     answer = site.http.head(site.path)
@@ -58,8 +59,8 @@ def test_a_head_of_what_is_not_here(site: MirrorSite) -> None:
 
 
 def test_conditions_do_not_hold_for_what_is_not_checked(site: MirrorSite) -> None:
-    """There is no validator to compare with: If-Range returns the whole, If-None-Match a 200, and If-Match fails (RFC
-    9110, 13.1 and 13.2)."""
+    """An unverified blob has no validator to compare with: If-Range returns the whole, If-None-Match a 200, and
+    If-Match fails (RFC 9110, 13.1 and 13.2)."""
     held(site)
     tag = f'"{site.digest}"'
     ranged = site.get(span="0-9", headers={"If-Range": tag}).answered()

@@ -1,4 +1,4 @@
-"""Logins through the whole service: tokens, redirects, logins, and credentials of clients."""
+"""Logins at an upstream through the whole service: tokens, redirects, passwords, and credentials of clients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pull(site: MirrorSite, headers: Mapping[str, str] | None = None) -> None:
 
 
 def test_tokens_that_end_in_the_middle_of_a_pull(site: MirrorSite) -> None:
-    """With tokens that are good for two requests, whatever lifetime they state, a pull of many requests succeeds."""
+    """A pull of many requests succeeds although each token is valid for two requests, whatever lifetime it states."""
     site.start(1000, MIB, 12 * MIB, settings='prefetch = "off"\nconnections = 1', token_uses=2)
     pull(site)
     assert site.hub.count("token") > 2
@@ -60,14 +60,15 @@ def test_redirects_are_followed_without_credentials(site: MirrorSite) -> None:
 
 
 def test_links_that_are_good_once(site: MirrorSite) -> None:
-    """Each piece of a large blob requests a redirect of its own, or a new one when the old one is refused."""
+    """Redirect URLs may be valid for one request: each piece of a large blob requests one of its own, and a new one if
+    it is refused."""
     site.start(1000, 12 * MIB, link_uses=1)
     pull(site)
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["404", "401"])
 def test_what_is_unknown(site: MirrorSite, hidden: bool) -> None:
-    """404, whether the upstream says so or answers everybody with 401."""
+    """Unknown content gets 404, whether the upstream says so or refuses everybody with 401."""
     site.start(hide_unknown=hidden)
     for path in ("team/none/manifests/1", "team/none/blobs/" + site.digest, "app/manifests/none"):
         answer = site.get(f"/v2/{path}").ended()
@@ -76,7 +77,7 @@ def test_what_is_unknown(site: MirrorSite, hidden: bool) -> None:
 
 
 def test_what_is_private(site: MirrorSite) -> None:
-    """Without a login private content does not exist."""
+    """Without a login at the upstream, private content is unknown."""
     site.content.add("team/secret", noise_image("secret", 1000), "1")
     site.start(private=("team/secret",))
     assert site.get("/v2/team/secret/manifests/1").ended().status == 404
@@ -86,7 +87,8 @@ def test_what_is_private(site: MirrorSite) -> None:
 
 @pytest.mark.parametrize("auth", ["bearer", "basic"])
 def test_a_login_that_is_refused(site: MirrorSite, auth: str) -> None:
-    """403 DENIED, so that the administrator notices. No log contains the password."""
+    """If the upstream refuses the login, clients get 403 DENIED, so that the administrator notices. No log contains the
+    password."""
     wrong = "wrong-pony-capacitor"
     (site.folder / "password").write_text(wrong)
     settings = f'username = "me"\npassword_file = "{site.folder / "password"}"\nrequire_grant = false'
@@ -99,7 +101,7 @@ def test_a_login_that_is_refused(site: MirrorSite, auth: str) -> None:
 
 @pytest.mark.parametrize("auth", ["off", "bearer"])
 def test_what_clients_send_of_their_own(site: MirrorSite, auth: str) -> None:
-    """A client's login or token is passed on to nobody, fails no pull, and is in no log."""
+    """A client's login or token is not forwarded, fails no pull, and is in no log."""
     login, token = encoded("stray", "login-of-a-client"), "stray-token-of-a-client"
     site.start(more='log_level = "debug"', auth=auth)
     for own in (f"Bearer {token}", f"Basic {login}", "Negotiate"):
@@ -123,8 +125,8 @@ def not_in_log(site: MirrorSite, *secrets: str) -> bool:
 
 
 def test_clients_that_have_it_already(site: MirrorSite) -> None:
-    """If-None-Match with the current digest gets 304: for a manifest that is fetched for it, and for a blob once it is
-    stored and verified. With another digest the content follows, also of a tag that has moved."""
+    """If-None-Match with the current digest gets 304: for a manifest that is fetched for this request, and for a blob
+    once it is stored and verified. With another digest the content is sent, also for a tag that has moved."""
     site.start(settings='tag_ttl = "0s"\nprefetch = "off"')
     manifest, blob = f"/v2/{REPO}/manifests/1", site.path
     etag, stale = f'"{site.image.digest}"', f'"{site.digest}"'
@@ -150,7 +152,7 @@ def test_clients_that_have_it_already(site: MirrorSite) -> None:
 
 
 def test_a_condition_on_what_is_not_there(site: MirrorSite) -> None:
-    """A condition changes nothing: 404."""
+    """A conditional request for unknown content gets 404 like any other."""
     site.start()
     digest = "sha256:" + "0" * 64
     for path in (f"/v2/{REPO}/manifests/none", f"/v2/{REPO}/manifests/{digest}", f"/v2/{REPO}/blobs/{digest}"):

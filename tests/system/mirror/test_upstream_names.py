@@ -80,7 +80,7 @@ def test_one_name_at_two_upstreams(pair: TwoUpstreams) -> None:
 
 
 def test_a_host_nobody_mirrors(pair: TwoUpstreams) -> None:
-    """`ns` and hosts select from a closed list: no other host is contacted."""
+    """`ns` and hosts select from the configured upstreams: no other host is contacted."""
     site = pair.site
     assert site.get(f"/v2/{NAME}/manifests/1?ns=quay.io").ended().status in (400, 404)
     assert site.get(f"/v2/{NAME}/manifests/1?ns={pair.far.address}").ended().status in (400, 404)
@@ -90,8 +90,8 @@ def test_a_host_nobody_mirrors(pair: TwoUpstreams) -> None:
 
 
 def test_pushes_to_what_is_mirrored(pair: TwoUpstreams) -> None:
-    """Each step with which docker may start a push gets 403 DENIED in the form that docker prints; the image does not
-    change."""
+    """Every request with which docker may start a push gets 403 DENIED in the form that docker prints. The image does
+    not change."""
     for name in (REPO, "docker.io/team/app", f"ghcr.io/{NAME}"):
         check_refusals(pair, f"/v2/{name}")
     assert pair.site.inspect().content == pair.site.image.body
@@ -117,8 +117,8 @@ def check_refusals(pair: TwoUpstreams, base: str) -> None:
 
 
 def test_what_is_hosted_beside_it(pair: TwoUpstreams) -> None:
-    """A push of team/app succeeds while the upstreams are off, is complete on both workers, and is never requested
-    upstream; mirrored content still works afterwards."""
+    """A push of team/app succeeds while the upstreams are down, is complete on both workers, and is never requested
+    upstream. Mirrored content can still be pulled afterwards."""
     site, ours = pair.site, noise_image("ours", 1000, 200_000)
     site.hub.refuse()
     pair.far.refuse()

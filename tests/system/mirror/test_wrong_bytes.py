@@ -19,7 +19,7 @@ def test_a_wrong_byte(site: MirrorSite, place: int) -> None:
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, corrupt=place, stall_after=MIB)
     workers = site.server.worker_pids()
-    # Those who are there already when it comes to an end: later ones would begin anew.
+    # These clients read when the fill ends; later ones would start a new one.
     readers = [site.get(worker=pid).reached(MIB) for pid in workers]
     readers += [site.get(span=span, worker=pid).answered() for pid in workers for span in ("-1", "-1000", "100-")]
     site.hub.release()
@@ -31,7 +31,7 @@ def test_a_wrong_byte(site: MirrorSite, place: int) -> None:
 
 
 def test_a_wrong_byte_in_one_of_many_pieces(site: MirrorSite) -> None:
-    """The same for a blob that is fetched over several connections."""
+    """Clients are cut off in the same way if the blob is fetched over several connections."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, corrupt=7 * MIB)
@@ -41,7 +41,7 @@ def test_a_wrong_byte_in_one_of_many_pieces(site: MirrorSite) -> None:
 
 
 def test_the_next_endpoint_is_tried(site: MirrorSite) -> None:
-    """After corrupt bytes from one endpoint, a retry gets those of the next, at every worker."""
+    """After corrupt bytes from one endpoint, a retry at any worker gets the blob from the next endpoint."""
     site.start(settings='prefetch = "off"', endpoints=2)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, corrupt=0, times=None)
@@ -62,7 +62,7 @@ def test_a_small_blob_comes_right_at_once(site: MirrorSite) -> None:
 
 
 def test_a_wrong_manifest(site: MirrorSite) -> None:
-    """A corrupt manifest is served to nobody, by tag or by digest; the next one can be right."""
+    """A corrupt manifest is not served, by tag or by digest; the next response of the upstream can be right."""
     site.start(settings='prefetch = "off"')
     for reference in (site.image.digest, "1"):
         site.hub.fault(on="manifest", corrupt=20)
@@ -86,8 +86,8 @@ def errors(site: MirrorSite) -> list[str]:
 
 
 def test_wrong_bytes_are_one_line_in_the_log(site: MirrorSite) -> None:
-    """However many clients are cut off at both workers, one line names the endpoint, the repository and the digest. No
-    cut connection is logged as a crash."""
+    """However many clients are cut off at both workers, one line names the endpoint, the repository and the digest. A
+    cut connection is not logged as a crash."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, corrupt=5, stall_after=MIB)
@@ -102,8 +102,8 @@ def test_wrong_bytes_are_one_line_in_the_log(site: MirrorSite) -> None:
 
 
 def test_a_client_that_comes_again_at_once(site: MirrorSite) -> None:
-    """The client is told which upstream sent corrupt bytes for what, and when to retry; the upstream is not asked
-    meanwhile. After a repair the blob can be pulled within seconds."""
+    """The client is told which upstream sent corrupt bytes for which content, and when to retry. Until then the
+    upstream is not contacted. After a repair the blob can be pulled within seconds."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, corrupt=5, times=None)

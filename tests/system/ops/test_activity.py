@@ -26,8 +26,8 @@ def expect_total(server: RegistryServer, pulls: int, pushes: int) -> None:
 
 
 def test_activity_survives_restarts(tmp_path: Path) -> None:
-    """The figures are those of all workers, at once. The death of one loses none of them, and neither does the end of
-    the server; what was stored is not counted again."""
+    """The figures count the requests of all workers at once. None are lost when a worker is killed or the server stops,
+    and stored ones are not counted twice."""
 
     def pull() -> None:
         assert plain_request("GET", f"{server.url}/v2/team/app/manifests/v1").status_code == 200

@@ -1,5 +1,5 @@
-"""`entrepot client check` and a real client agree: what the command calls wrong does not reach the registry, and what
-it says to write does."""
+"""`entrepot client check` and a real client agree: a configuration that the command calls wrong does not reach the
+registry, and one with the suggested lines does."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def checked(server: RegistryServer, root: Path) -> tuple[int, list[dict[str, Any
 @pytest.mark.slow
 @pytest.mark.parametrize("case", WRONG)
 def test_skopeo_agrees(tmp_path: Path, case: str) -> None:
-    """skopeo reads the same file: it gets nothing through the registry as long as the command finds a problem, and
-    everything once the lines of the finding were written."""
+    """skopeo reads the same file: as long as the command finds a problem, it gets nothing through the registry. With
+    the suggested lines it gets everything."""
     content = UpstreamContent()
     held = content.add("library/app", noise_image("a", 1000), "1")
     tools = container_tools(tmp_path)

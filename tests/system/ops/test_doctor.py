@@ -1,4 +1,4 @@
-"""`entrepot doctor` as a command, against what is really broken."""
+"""`entrepot doctor` as a command, with real faults."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def findings_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 
 def problem(done: subprocess.CompletedProcess[str], check: str) -> dict[str, Any]:
-    """The one problem that the check has found."""
+    """Returns the only problem that the check has found."""
     (finding,) = (each for each in findings_of(done) if each["level"] == "problem" and each["check"].startswith(check))
     return finding
 
@@ -47,8 +47,8 @@ def doctor(folder: Path, *args: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_server_that_is_well(tmp_path: Path) -> None:
-    """Beside a server that is well there is no problem, and its address leads to it. An address that leads to another
-    server is a problem, in words and as exit code."""
+    """For a healthy server no problem is reported, and its address leads to it. An address that leads to another server
+    is a problem, in the text and in the exit code."""
     with running_server(tmp_path / "one", workers=1) as server, running_server(tmp_path / "two", workers=1) as other:
         for _ in range(2):
             findings = findings_of(doctor(tmp_path, "--data", server.data, "--listen", server.address))
@@ -78,8 +78,8 @@ BROKEN_DISKS = {
 
 @pytest.mark.parametrize("case", BROKEN_DISKS)
 def test_a_broken_disk(tmp_path: Path, case: str) -> None:
-    """A file system that has become read-only, as ext4 does after an error of the disk, and one that is full: in a
-    mount namespace of its own."""
+    """A file system that has become read-only, as ext4 does after a disk error, and a full one are problems. The test
+    mounts them in a mount namespace of its own."""
     command, check, what = BROKEN_DISKS[case]
     alone = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     script = f"""
@@ -115,14 +115,15 @@ def test_an_expired_certificate(tmp_path: Path) -> None:
 
 
 def upstream(folder: Path, url: str, more: str = "", name: str = "docker.io") -> Path:
-    """A settings file with one upstream."""
+    """Writes a settings file with one upstream."""
     file = folder / "entrepot.toml"
     file.write_text(f'[[upstream]]\nname = "{name}"\ndefault = true\nendpoints = ["{url}"]\n{more}')
     return file
 
 
 def test_a_dead_upstream(tmp_path: Path) -> None:
-    """Nothing listens; no such name; TLS where plain HTTP is spoken; a web server that is no registry."""
+    """Four faults are told apart: nothing listens, the name does not exist, TLS meets plain HTTP, and a web server is
+    no registry."""
     with hub(tmp_path) as live:
         live.refuse()
         finding = problem(doctor(tmp_path, "-c", upstream(tmp_path, live.url)), "upstream")
@@ -141,7 +142,7 @@ def test_a_dead_upstream(tmp_path: Path) -> None:
 
 
 def test_login_and_allowance(tmp_path: Path) -> None:
-    """A login that the upstream takes, and what is left of its allowance; a login that it refuses."""
+    """For an accepted login the check shows how many pulls the upstream still allows; a refused login is a problem."""
     (tmp_path / "right").write_text("secret\n")
     (tmp_path / "wrong").write_text("guess\n")
     content = UpstreamContent()
@@ -166,7 +167,7 @@ def test_login_and_allowance(tmp_path: Path) -> None:
 
 
 def test_a_wrong_clock(tmp_path: Path) -> None:
-    """A clock that is two hours ahead of the upstream's."""
+    """A clock that is two hours ahead of the upstream's is a problem."""
     prepare_data_dir(tmp_path / "data")
     with web_server(200) as url:
         loaded = load_settings({"data": str(tmp_path / "data")}, upstream(tmp_path, url, name="far.test"))
@@ -180,7 +181,7 @@ def test_a_wrong_clock(tmp_path: Path) -> None:
 
 @contextmanager
 def web_server(status: int) -> Iterator[str]:
-    """A server that answers every GET with this status and the right Date. Yields its URL."""
+    """Runs a server that sends this status and the right Date for every GET. Yields its URL."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -25,8 +25,8 @@ def measured(folder: Path, *args: str) -> tuple[int, dict[str, Any], str]:
 
 
 def test_two_endpoints(tmp_path: Path) -> None:
-    """The slow endpoint is first in the settings: the command names the fast one, and the lines to write are valid. A
-    dead endpoint is told, and left out of them; the layer is fetched in part only."""
+    """The settings list the slow endpoint first. The command names the fast one, and the lines that it suggests are
+    valid. A dead endpoint is reported and left out of them. Only a part of the layer is fetched."""
     content = UpstreamContent()
     held = content.add("library/alpine", noise_image("a", 1000, 12 * MIB), "latest")
     with hub(tmp_path, content, rate=MIB, latency=0.05) as slow, hub(tmp_path, content) as fast:
@@ -62,7 +62,7 @@ def test_two_endpoints(tmp_path: Path) -> None:
 
 
 def test_a_slow_endpoint_works(tmp_path: Path) -> None:
-    """A blob that does not arrive whole within the time is measured by what has arrived, and that is no error."""
+    """A blob that is not complete within the time limit is measured by the bytes that have arrived, and is no error."""
     content = UpstreamContent()
     content.add("team/app", noise_image("c", 1000, 8 * MIB), "1")
     with hub(tmp_path, content, rate=MIB // 16) as slow:
@@ -75,7 +75,7 @@ def test_a_slow_endpoint_works(tmp_path: Path) -> None:
 
 
 def test_an_endpoint_that_does_not_answer() -> None:
-    """The error names the time limit that was over."""
+    """The error names the time limit that was exceeded."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         upstream = Upstream(name="corp.test", endpoints=[url])
@@ -84,8 +84,8 @@ def test_an_endpoint_that_does_not_answer() -> None:
 
 
 def test_an_upstream_without_a_known_image(tmp_path: Path) -> None:
-    """Connections are measured, and stderr says how to measure more. `--endpoint` and `--image` name what to
-    measure."""
+    """Connections are measured, and stderr says how to measure downloads too. `--endpoint` and `--image` select what is
+    measured."""
     content = UpstreamContent()
     content.add("team/app", noise_image("b", 100_000), "1")
     with hub(tmp_path, content) as live:
@@ -101,7 +101,7 @@ def test_an_upstream_without_a_known_image(tmp_path: Path) -> None:
 
 
 def test_wrong_use(tmp_path: Path) -> None:
-    """An unknown upstream, and an endpoint that is no URL, end the command with 2."""
+    """An unknown upstream and an endpoint that is no URL end the command with exit code 2."""
     for args in (["quay.io"], ["docker.io", "--endpoint", "ftp://x"], ["docker.io", "--image", "A B"]):
         done = entrepot("mirror", "test", "--mirror", "docker.io", *args, folder=tmp_path)
         assert done.returncode == 2, done.stdout

@@ -27,7 +27,7 @@ def shown(server: RegistryServer, *args: str) -> dict[str, Any]:
 
 
 def until(server: RegistryServer, pids: list[int]) -> dict[str, Any]:
-    """The status, as soon as these workers have reported. Fails after some time."""
+    """Returns the status as soon as these workers have reported. Fails after a while."""
     deadline = time.monotonic() + DEADLINE
     while True:
         found = shown(server)
@@ -37,8 +37,8 @@ def until(server: RegistryServer, pids: list[int]) -> dict[str, Any]:
 
 
 def test_status_of_a_server(tmp_path: Path) -> None:
-    """The command and the API show the same workers. A killed worker is gone from both at once, and the one that takes
-    its place appears. Without a server the command says what to do, and exits with 3."""
+    """The command and the API show the same workers. A killed worker disappears from both at once, and its replacement
+    appears. Without a running server the command says what to do, and exits with 3."""
     with running_server(tmp_path, workers=2) as server:
         before = until(server, server.worker_pids())
         assert before["running"]
@@ -68,7 +68,7 @@ def test_status_of_a_server(tmp_path: Path) -> None:
 
 
 def test_status_of_a_dead_upstream(tmp_path: Path) -> None:
-    """After failures the upstream's endpoint has its last error; later its breaker is open."""
+    """After failures the upstream's endpoint has its last error; after more of them its breaker is open."""
     settings = tmp_path / "entrepot.toml"
     settings.write_text(
         '[[upstream]]\nname = "dead.test"\ndefault = true\nendpoints = ["http://127.0.0.1:9"]\nconnect_timeout = 1\n'
@@ -89,7 +89,7 @@ def test_status_of_a_dead_upstream(tmp_path: Path) -> None:
 
 
 def test_watch_in_a_terminal(tmp_path: Path) -> None:
-    """In a terminal `--watch` shows a new picture every second, until Ctrl-C."""
+    """In a terminal `--watch` redraws the status every second, until Ctrl-C."""
     with running_server(tmp_path, workers=1) as server:
         until(server, server.worker_pids())
         ours, theirs = pty.openpty()
@@ -115,11 +115,11 @@ def test_watch_in_a_terminal(tmp_path: Path) -> None:
             os.close(ours)
         assert b"a second" in shown_text
         assert b"entrepot: interrupted" in shown_text
-        assert b"\x1b[?25h" in shown_text  # the cursor is there again
+        assert b"\x1b[?25h" in shown_text  # the cursor is shown again
 
 
 def test_watch_needs_a_terminal(tmp_path: Path) -> None:
-    """`--watch` into a pipe is refused, with what to do instead."""
+    """`--watch` into a pipe is refused, and the message says what to do instead."""
     with running_server(tmp_path, workers=1) as server:
         done = entrepot("status", "--watch", "--data", server.data, folder=tmp_path)
         assert done.returncode == 2

@@ -20,7 +20,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemberSite]:
 
 @pytest.fixture(scope="module")
 def browser(site: MemberSite) -> Iterator[PageBrowser]:
-    """Ends with the module, because other tests need an event loop of their own. `site` needs one to start, so it
-    starts first."""
+    """Runs a browser for one module, because other tests need an event loop of their own. `site` needs an event loop to
+    start, so it starts first."""
     with page_browser() as started:
         yield started

@@ -25,7 +25,7 @@ def log_in(tab: Tab, name: str, password: str = PASSWORD) -> Page:
 @pytest.mark.parametrize("javascript", [True, False])
 def test_a_robot_gets_rights_and_a_token(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
     """An admin adds a robot and a grant, and the tester says what the robot may do. The secret of its token is shown
-    once, works, and is refused after the token was revoked."""
+    once, can be used, and is refused after the token was revoked."""
     name = site.name("robot")
     with browser.tab(site.server.url, javascript=javascript) as tab:
         page = log_in(tab, ADMIN)
@@ -68,8 +68,8 @@ def test_a_robot_gets_rights_and_a_token(site: MemberSite, browser: PageBrowser,
 
 @pytest.mark.parametrize("javascript", [True, False])
 def test_a_person_looks_after_the_own_account(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """Sees what they may do, ends the session in another browser, and changes the password without being logged out
-    here."""
+    """People see what they may do, end the session in another browser, and change their password without being logged
+    out here."""
     name, password = site.user()
     site.grant(f"user:{name}", {f"{name}/**": "pull"})
     new = "another long password"
@@ -101,7 +101,8 @@ def test_a_person_looks_after_the_own_account(site: MemberSite, browser: PageBro
 
 
 def test_the_audit_log_follows_the_filters(site: MemberSite, browser: PageBrowser) -> None:
-    """A choice changes the rows without a new page, rows are added at the end, and the address can be kept."""
+    """A filter changes the rows without loading the page, more rows are added at the end, and the address can be
+    bookmarked."""
     name, _ = site.user()
     for number in range(55):
         site.grant(f"user:{name}", {f"{name}/{number}": "pull"})
@@ -129,7 +130,7 @@ def test_the_audit_log_follows_the_filters(site: MemberSite, browser: PageBrowse
 
 
 def test_a_form_of_another_site_does_nothing(site: MemberSite, browser: PageBrowser) -> None:
-    """The browser of an admin sends it, and says that it comes from elsewhere."""
+    """The browser of an admin sends a form of another site, and says that it comes from there: it is refused."""
     name = site.name("robot")
     with browser.tab(site.server.url) as tab:
         tab.allowed_errors.append("the server responded with a status of 4")
@@ -145,7 +146,7 @@ def test_a_form_of_another_site_does_nothing(site: MemberSite, browser: PageBrow
 
 
 def test_no_page_keeps_a_secret(site: MemberSite) -> None:
-    """The answer to a form with a password is not kept by browsers, and has no address of its own."""
+    """The response to a form with a password is not stored by browsers, and has no address of its own."""
     with httpx2.Client(base_url=site.server.url) as client:
         from_page = {"sec-fetch-site": "same-origin"}
         client.post("/ui/login", data={"user": ADMIN, "password": PASSWORD}, headers=from_page)

@@ -1,4 +1,4 @@
-"""Bad content, an upstream that hangs, and what other sites try, in a real browser."""
+"""Invalid content, an upstream that hangs, and attacks by other sites, in a real browser."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def _fill(data: Path) -> None:
 
 
 def _spoil(data: Path) -> None:
-    """Writes into the rows what no push could write."""
+    """Writes rows into the database that no push could write."""
     db = apsw.Connection(str(layout_of(data).metadata))
     of_repo = "FROM repository r WHERE r.name = ? AND r.id = manifest.repository"
     db.execute(f"UPDATE manifest SET body = ?, size = ? {of_repo}", (HOSTILE.encode(), len(HOSTILE), "odd/damaged"))
@@ -50,14 +50,14 @@ def _spoil(data: Path) -> None:
 
 @contextmanager
 def silent_upstream() -> Iterator[str]:
-    """The URL of a server that accepts connections and never answers."""
+    """Yields the URL of a server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """Yields a registry without accounts that has the odd content, and an upstream that never answers."""
+    """Yields a registry without accounts that has the odd content, and an upstream that never responds."""
     folder = tmp_path_factory.mktemp("odd")
     prepare_data_dir(folder / "data")
     with ThreadPoolExecutor(1) as pool:  # the browser may have an event loop in this thread
@@ -71,8 +71,8 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
 
 @pytest.mark.parametrize("javascript", [True, False])
 def test_odd_content_is_harmless(odd: RegistryServer, browser: PageBrowser, javascript: bool) -> None:
-    """A manifest that is no JSON or of an unknown type, many layers, many platforms, many tags: each page is short,
-    says what is left out, and has no markup of the content."""
+    """The content is a manifest that is no JSON, one of an unknown type, many layers, many platforms, and many tags.
+    Each page is short, says what is left out, and contains no markup of the content."""
     with browser.tab(odd.url, javascript=javascript) as tab:
         page = tab.page
         for path, shown in (
@@ -97,7 +97,7 @@ def test_odd_content_is_harmless(odd: RegistryServer, browser: PageBrowser, java
 
 
 def test_an_upstream_that_hangs_holds_up_no_page(odd: RegistryServer, browser: PageBrowser) -> None:
-    """While a client waits for it, all pages of mirrored content are answered."""
+    """While a client waits for the upstream, all pages of mirrored content are served."""
     with plain_client(odd.url, timeout=300) as client, ThreadPoolExecutor(1) as pool, browser.tab(odd.url) as tab:
         waiting = pool.submit(client.get, "/v2/docker.io/library/nginx/manifests/latest")
         for path, heading in (
@@ -113,7 +113,7 @@ def test_an_upstream_that_hangs_holds_up_no_page(odd: RegistryServer, browser: P
 
 @pytest.mark.parametrize("path", ["/ui/logout", "/ui/login", "/ui/language"])
 def test_another_site_cannot_send_a_form(site: MemberSite, browser: PageBrowser, path: str) -> None:
-    """A page that is not of this registry sends a form in a visitor's browser: it does nothing."""
+    """A page of another site sends a form in a visitor's browser: it is refused."""
     name, password = site.user()
     with browser.tab(site.server.url) as tab:
         tab.allowed_errors.append("the server responded with a status of 403")
@@ -131,7 +131,7 @@ def test_another_site_cannot_send_a_form(site: MemberSite, browser: PageBrowser,
 
 
 def test_the_set_up_page_sees_the_visitor_s_client(site: MemberSite, browser: PageBrowser) -> None:
-    """Whichever worker has answered it."""
+    """The page shows the visitor's client, whichever worker serves it."""
     with browser.tab(site.server.url) as tab, plain_client(site.server.url) as docker:
         tab.open("/ui/setup?client=buildkit")
         assert "No request of this client" in tab.page.locator("main").inner_text()

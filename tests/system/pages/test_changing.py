@@ -19,7 +19,7 @@ def tags_on(page: Page) -> list[str]:
 
 @pytest.mark.parametrize("javascript", [True, False])
 def test_delete_two_tags_and_undo(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """An admin chooses tags, sees what would go, deletes them, and puts them back. All by the keyboard."""
+    """An admin selects tags, sees what would be deleted, deletes them, and restores them, all with the keyboard."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         page = tab.page
         tab.log_in(ADMIN, PASSWORD)
@@ -44,7 +44,7 @@ def test_delete_two_tags_and_undo(site: MemberSite, browser: PageBrowser, javasc
 
 @pytest.mark.parametrize("javascript", [True, False])
 def test_restore_and_compare(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """The history of a tag leads to what it was before, and back again. Two tags are compared from the list."""
+    """The history of a tag restores an earlier state, and then the later one. Two tags of the list are compared."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         page = tab.page
         tab.log_in(ADMIN, PASSWORD)
@@ -66,7 +66,8 @@ def test_restore_and_compare(site: MemberSite, browser: PageBrowser, javascript:
 
 @pytest.mark.parametrize("javascript", [True, False])
 def test_write_a_description(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """A member with the right to push sees a preview, saves, and removes it again. Markup in it does nothing."""
+    """A member with the right to push sees a preview, saves the description, and removes it again. Markup in it is
+    shown as text."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         page = tab.page
         tab.log_in(MEMBER, PASSWORD)

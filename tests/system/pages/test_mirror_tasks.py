@@ -14,8 +14,8 @@ UBUNTU = "docker.io/library/ubuntu"
 
 
 def test_the_progress_follows_by_itself(site: MemberSite, browser: PageBrowser) -> None:
-    """A form starts a job that fetches images. The page shows how it ends, without being loaded again, although the
-    upstream does not answer; what has the focus keeps it."""
+    """A form starts a job that fetches images. The page shows the end of the job without being loaded again, although
+    the upstream does not respond, and the focus stays where it is."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.log_in(ADMIN, PASSWORD)
@@ -33,8 +33,8 @@ def test_the_progress_follows_by_itself(site: MemberSite, browser: PageBrowser) 
 
 @pytest.mark.parametrize("javascript", [True, False])
 def test_find_an_image_and_change_it(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """From the upstream to the cached image, which is frozen and unfrozen; a purge asks first, and can be cancelled. A
-    reference with markup is text."""
+    """From the upstream the way leads to the cached image, which is frozen and unfrozen. A purge asks for confirmation,
+    and can be cancelled. Markup in a reference is shown as text."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         tab.allowed_errors.append("the server responded with a status of 4")
         page = tab.page

@@ -1,4 +1,4 @@
-"""Whom the pages make a browser ask, by the browser's own log of its network."""
+"""Which hosts the pages make a browser contact, by the browser's own log of its network."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.fakes.page_site import MEMBER
 
 
 def hosts_asked(log: Path) -> set[str]:
-    """The hosts of all requests for documents, and of all that an origin caused. The browser asks for updates and the
-    like by itself, in the name of no origin."""
+    """Returns the hosts of all requests for documents, and of all requests that an origin caused. The browser's own
+    requests, such as those for updates, have no origin."""
     document = json.loads(log.read_text())
     started = document["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
     requests = [event["params"] for event in document["events"] if event["type"] == started and "params" in event]
@@ -27,7 +27,7 @@ def hosts_asked(log: Path) -> set[str]:
 
 
 def test_the_browser_asks_nobody_else(site: MemberSite, tmp_path: Path) -> None:
-    """A visit leads to requests to the registry alone."""
+    """A visit leads to requests to the registry only."""
     log = tmp_path / "net.json"
     with page_browser(f"--log-net-log={log}") as browser, browser.tab(site.server.url) as tab:
         tab.log_in(MEMBER, PASSWORD)

@@ -1,4 +1,4 @@
-"""The overview in a real browser: the part about the present, the charts, and what becomes of counts."""
+"""The overview in a real browser: the part about the present, the charts, and how counts get there."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PRESENT = f"{OVERVIEW_PATH}/now"
 
 
 def test_the_present_updates_itself(site: MemberSite, browser: PageBrowser) -> None:
-    """The rest of the page stays as it is, and so does the focus. A visitor can stop it; a session that has ended leads
-    to the login page and back."""
+    """The rest of the page stays as it is, and so does the focus. A visitor can stop the updates. When the session
+    ends, the page leads to the login page and back."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.log_in(ADMIN, PASSWORD)
@@ -48,7 +48,8 @@ def number_in(text: str) -> int:
 
 @pytest.mark.parametrize("javascript", [True, False])
 def test_charts_count_pulls(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """Of all workers, at once; as a picture with a description, and as a table."""
+    """The charts count the pulls of all workers at once, and are shown as a picture with a description and as a
+    table."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         tab.log_in(ADMIN, PASSWORD)
         figure = tab.page.locator("#today + dl div dd").first
@@ -77,7 +78,7 @@ def test_charts_count_pulls(site: MemberSite, browser: PageBrowser, javascript: 
 
 
 def test_others_see_what_they_may_pull(site: MemberSite, browser: PageBrowser) -> None:
-    """A member and an anonymous visitor, with ways to the lists."""
+    """A member and an anonymous visitor see what they may pull, and links to the lists."""
     with browser.tab(site.server.url) as tab:
         tab.open(OVERVIEW_PATH)
         assert tab.page.locator(".facts dt").all_inner_texts() == ["Hosted"]

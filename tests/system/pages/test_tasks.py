@@ -29,8 +29,8 @@ def test_the_language_stays(site: MemberSite, browser: PageBrowser) -> None:
 
 @pytest.mark.parametrize("javascript", [True, False])
 def test_log_in_and_out(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """A page that needs an account leads to the form, and the form back to the page. The form says if the password is
-    wrong, and keeps the name."""
+    """A page that needs an account leads to the login form, and the form back to the page. If the password is wrong,
+    the form says so and keeps the name."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         tab.allowed_errors.append("the server responded with a status of 4")
         page = tab.page
@@ -50,7 +50,8 @@ def test_log_in_and_out(site: MemberSite, browser: PageBrowser, javascript: bool
 
 
 def test_filter_and_load_on(site: MemberSite, browser: PageBrowser) -> None:
-    """The list follows the typing, and grows at the end, without a new page. The address of the filter can be kept."""
+    """The list is filtered while one types, and grows at the end, without loading the page again. The address with the
+    filter can be bookmarked."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.open("/ui/repositories")
@@ -74,7 +75,7 @@ def test_filter_and_load_on(site: MemberSite, browser: PageBrowser) -> None:
 @pytest.mark.parametrize("javascript", [True, False])
 def test_from_a_pull_command_to_a_layer(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
     """The search field of every page leads from a pull command to the tag, and from there to a platform, a signature
-    and back. Hostile texts are texts."""
+    and back. Markup from images and descriptions is shown as text."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         page = tab.page
         tab.open("/ui/setup")
@@ -97,7 +98,7 @@ def test_from_a_pull_command_to_a_layer(site: MemberSite, browser: PageBrowser, 
 
 
 def test_search_while_typing(site: MemberSite, browser: PageBrowser) -> None:
-    """The results follow the typing. Enter loads the page, and a tag leads to its own."""
+    """The results appear while one types. Enter loads the page of results, and a tag in it leads to the tag's page."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.open("/ui/search")
@@ -112,7 +113,7 @@ def test_search_while_typing(site: MemberSite, browser: PageBrowser) -> None:
 
 
 def test_sort_and_filter_tags(site: MemberSite, browser: PageBrowser) -> None:
-    """A click on an order sorts by it, and another one reverses it; the filter stays."""
+    """A click on an order sorts the tags by it, and another one reverses it; the filter stays."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.open("/ui/repositories/public/app")
@@ -129,7 +130,7 @@ def test_sort_and_filter_tags(site: MemberSite, browser: PageBrowser) -> None:
 
 
 def test_the_keyboard_suffices(site: MemberSite, browser: PageBrowser) -> None:
-    """The first key leads to the link that skips the navigation. What has the focus is visible."""
+    """The first Tab leads to the link that skips the navigation. The focused element is visible."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.open("/ui/repositories")
@@ -179,7 +180,8 @@ def test_copy_and_times(site: MemberSite, browser: PageBrowser) -> None:
 
 
 def test_a_session_that_ends_between_two_clicks(site: MemberSite, browser: PageBrowser) -> None:
-    """The next click shows what everyone may see, and says why. A part that htmx asks for leads to the form."""
+    """After the session has ended, the next click shows what everyone may see, and says why. A part that htmx requests
+    leads to the login form."""
     name, password = site.user()
     site.grant(f"user:{name}", {"crew/**": "pull"})
     with browser.tab(site.server.url) as tab:

@@ -11,7 +11,7 @@ from tests.fakes.page_browser import PageBrowser
 
 
 def test_a_job_is_followed(site: MemberSite, browser: PageBrowser) -> None:
-    """A button starts a job, whose end the page shows without being loaded again."""
+    """A button starts a job, and the page shows its end without being loaded again."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.log_in(ADMIN, PASSWORD)
@@ -26,7 +26,7 @@ def test_a_job_is_followed(site: MemberSite, browser: PageBrowser) -> None:
 
 @pytest.mark.parametrize("javascript", [True, False])
 def test_what_retention_would_delete(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """From the question whether the rules are to be applied, to what they say about a repository."""
+    """The question whether to apply the rules leads to what they would delete in a repository."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         page = tab.page
         tab.log_in(ADMIN, PASSWORD)

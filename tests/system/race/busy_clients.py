@@ -27,7 +27,8 @@ def shared_layer(number: int) -> bytes:
 
 @dataclass
 class Acknowledged:
-    """What the server said it has: for each manifest its type, the digests of its blobs, and of its children."""
+    """The manifests that the server has acknowledged. Each has its type, the digests of its blobs, and those of its
+    children."""
 
     manifests: dict[tuple[str, str], tuple[str, tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
     tags: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -35,8 +36,8 @@ class Acknowledged:
 
 @dataclass
 class Counts:
-    """What the clients did, to show that the load was one: manifests pushed, refused and deleted, images pulled whole,
-    through the mirror as well (`mirrored`), and blobs mounted."""
+    """Counts that show how much load there was: manifests pushed, refused and deleted, images pulled whole, those of
+    them that came through the mirror (`mirrored`), and blobs mounted."""
 
     pushed: int = 0
     refused: int = 0
@@ -47,7 +48,7 @@ class Counts:
 
 
 class BusyClient:
-    """One client, in a thread. `failure` says what it saw that must not be."""
+    """One client, in a thread. `failure` says what went wrong, if anything did."""
 
     def __init__(self, port: int, number: int, stop: threading.Event, mirrored: tuple[str, ...] = ()) -> None:
         self.name = f"client {number}"
@@ -223,7 +224,7 @@ class BusyClient:
             is_gone = not (self._pull_blobs(wire, repo, blobs) and self._pull_children(wire, repo, children))
         if is_gone:
             assert repo == self.scratch, f"something of {repo}@{digest} is gone"
-            expect(wire.ask("GET", path), 404)  # not only a part of it
+            expect(wire.ask("GET", path), 404)  # the manifest must be gone too
             del self.acknowledged.manifests[repo, digest]
             return False
         self.counts.pulled += 1

@@ -1,4 +1,4 @@
-"""Two who use one data directory: the test's own registry, and a peer in this process or in another one."""
+"""Two users of one data directory: the test's own registry, and a peer in this process or in another one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.system.race.gated_system import GatedSystem, PeerRegistry, open_gated
 
 
 def later() -> float:
-    """Far enough on that the collector takes every file for an old one."""
+    """Returns a time so late that the collector considers every file old."""
     return time.time() + 3600
 
 

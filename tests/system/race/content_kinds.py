@@ -1,4 +1,4 @@
-"""The stores of content that the races are run over, and where each can be stopped."""
+"""The content stores that the races are run over, and the steps at which each can be stopped."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from tests.fakes.object_store.multipart_blob_store import open_objects, place_of
 
 PART_BYTES = 64 * 1024
 Step = tuple[str, str]
-"""A call's name, and a part of the path or key it is made for."""
+"""A call's name, and a part of its path or key."""
 
 
 class ContentKind(Protocol):
-    """Steps: `verify` comes before the content is sure to survive, `publish` before it is in its place, `published`
-    before that is sure to survive or the session is gone, `remove` before it leaves its place, `write` in the midst of
-    a write, `take_over` before a session has its new owner."""
+    """A content store. Its steps: `verify` comes before the content is durable, `publish` before it is in its place,
+    `published` before that is durable or the session is gone, `remove` before it leaves its place, `write` in the
+    middle of a write, `take_over` before a session has its new owner."""
 
     name: str
     steps: dict[str, Step]
     keeps_half_writes: bool
-    """Whether some bytes of a write that is stopped in its midst are stored."""
+    """Whether some bytes of a write that is stopped in the middle are stored."""
 
     def opener(self, data: Path, before: Callable[[str, str], None]) -> OpenContent:
-        """For `open_registry`. `before` is called before each step."""
+        """Returns the opener for `open_registry`. `before` is called before each step."""
         ...
 
     def leave_stray(self, data: Path, digest: Digest, body: bytes) -> None:
-        """Puts something in the blob's place, as a crash leaves it there."""
+        """Puts something in the blob's place, as a crash would leave it."""
         ...
 
 
@@ -73,7 +73,7 @@ class Objects:
         return open_objects(data / "bucket", PART_BYTES, before)
 
     def leave_stray(self, data: Path, digest: Digest, body: bytes) -> None:
-        """A stopped put leaves nothing, so the object is whole."""
+        """Puts the whole object: an interrupted put leaves nothing."""
         Bucket(data / "bucket", PART_BYTES).put(place_of(digest), body)
 
 
@@ -81,6 +81,6 @@ KINDS: dict[str, ContentKind] = {"files": Files(), "objects": Objects()}
 
 
 async def is_stored(registry: StoredRegistry, digest: Digest) -> bool:
-    """Whether the store has the blob's bytes, whatever the metadata says."""
+    """Returns whether the store has the blob's bytes, whatever the metadata says."""
     blobs = registry.blobs
     return digest in {listed.digest for number in range(blobs.shard_count) for listed in await blobs.list_shard(number)}

@@ -1,4 +1,4 @@
-"""Barriers: a System that stops at a step until the test lets it go on, and others who use the same data directory."""
+"""Gates: a System that stops at a step until the test lets it go on, and peers that use the same data directory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BOOT = "one run of the machine"
 
 
 class StepGate:
-    """Stops whoever comes first to a step `name` whose path contains `where`."""
+    """Stops the first caller that comes to a step `name` whose path contains `where`."""
 
     def __init__(self, name: str, where: str) -> None:
         self.name = name
@@ -37,21 +37,22 @@ class StepGate:
         self._open = threading.Event()
 
     async def reached(self) -> None:
-        """Returns when somebody stands at the gate."""
+        """Returns when a caller stands at the gate."""
         assert await asyncio.to_thread(self._reached.wait, TIMEOUT_SECONDS), f"nobody came to {self.name} {self.where}"
 
     def open(self) -> None:
         self._open.set()
 
     def enter(self, name: str, where: str) -> None:
-        """Called at each step; waits where this is the gate's, and it is still shut."""
+        """Called at each step. Waits if the step is the gate's and the gate is still shut."""
         if name == self.name and self.where in where and not self._reached.is_set():
             self._reached.set()
             assert self._open.wait(TIMEOUT_SECONDS), "the test left the gate shut"
 
 
 class GatedSystem(System):
-    """Waits at its gate, if it has one, before the step; of a write half is done before."""
+    """A System that waits at its gate, if it has one, before the gate's step. At a write it waits when half the bytes
+    are written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class GatedSystem(System):
         return self.gate
 
     def enter(self, name: str, where: str = "") -> None:
-        """Waits at the gate, if this is its step."""
+        """Waits at the gate if this is its step."""
         if self.gate is not None:
             self.gate.enter(name, where)
 
@@ -116,7 +117,7 @@ async def pull(registry: StoredRegistry, repo: RepositoryName, digest: Digest) -
 
 
 async def act(registry: StoredRegistry, what: str, repo: str, body: bytes) -> None:
-    """One thing somebody does with the blob `body`: push, delete, mount (from anywhere), manifest, collect, sweep."""
+    """Does one thing with the blob `body`: push, delete, mount (from anywhere), manifest, collect, or sweep."""
     name = RepositoryName(repo)
     match what:
         case "push":
@@ -135,14 +136,14 @@ async def act(registry: StoredRegistry, what: str, repo: str, body: bytes) -> No
 
 
 class PeerRegistry(Protocol):
-    """Somebody else at the same data directory."""
+    """Another user of the same data directory."""
 
     async def start(self, what: str, repo: str, body: bytes, gate: tuple[str, str]) -> None:
-        """Begins to act; returns when it stands at the gate."""
+        """Starts the action. Returns when it stands at the gate."""
         ...
 
     async def finish(self) -> str | None:
-        """Lets it go on, and waits for its end. Returns the error's code, None for success."""
+        """Lets the action go on, and waits for its end. Returns the error's code, or None for success."""
         ...
 
 
@@ -203,7 +204,7 @@ async def _told(registry: StoredRegistry, what: str, repo: str, body: bytes) -> 
 def open_gated(
     data: Path, kind: ContentKind, system: GatedSystem, clock: Callable[[], float], boot: str = BOOT
 ) -> AbstractAsyncContextManager[StoredRegistry]:
-    """A registry all of whose steps can be stopped at."""
+    """Opens a registry that can be stopped at each of its steps."""
     content = kind.opener(data, system.enter)
     return open_registry(data, grace=0, system=system, boot=boot, clock=clock, open_content=content)
 

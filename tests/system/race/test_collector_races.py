@@ -1,4 +1,4 @@
-"""The collector against everybody who wants what it is about to take."""
+"""The collector against requests that need the content it is about to delete."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIGEST = digest_of(BODY)
 
 
 async def _dropped(registry: StoredRegistry) -> None:
-    """The blob's file is there and waits for the collector."""
+    """Makes a blob whose file waits for the collector."""
     await push(registry, APP, BODY)
     await registry.delete_blob(APP, DIGEST, by=BY)
 
@@ -31,15 +31,15 @@ async def _dropped(registry: StoredRegistry) -> None:
 async def test_a_push_under_way_keeps_its_blob_from_the_collector(
     gate: str, registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
-    """A collection that starts while a push of the same digest stands before its rename, before the directory's sync,
-    or before a commit, does not take the blob that the push then acknowledges."""
+    """A push stands before its rename, before the directory's sync, or before a commit, when a collection starts. The
+    collection does not delete the blob that the push then acknowledges."""
     await _dropped(registry)
     await peer.start("push", APP, BODY, kind.steps[gate])
     collecting = asyncio.create_task(act(registry, "collect", APP, BODY))
     await asyncio.wait([collecting], timeout=0.05)
     assert await peer.finish() is None
     await collecting
-    # Without a manifest, and without any grace, it may be the collector's by now; but then all of it.
+    # Without a manifest and without any grace period, the blob may have been collected, but then as a whole.
     there = await is_stored(registry, DIGEST)
     try:
         assert await pull(registry, APP, DIGEST) == BODY
@@ -51,7 +51,8 @@ async def test_a_push_under_way_keeps_its_blob_from_the_collector(
 async def test_a_pushed_blob_that_a_manifest_needs_survives_a_collection_beside_it(
     gate: str, registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
-    """The same with a manifest that refers to the blob: after push and collection it is served, byte for byte."""
+    """If a manifest refers to the pushed blob, the blob is served, byte for byte, after both the push and the
+    collection."""
     await push(registry, APP, BODY)
     await registry.put_manifest(APP, manifest_of(BODY), by=BY)
     await registry.delete_blob(APP, DIGEST, by=BY, even_if_referenced=True)
@@ -82,7 +83,7 @@ async def test_a_collection_under_way_does_not_take_what_is_pushed_meanwhile(
 async def test_a_stray_file_is_not_swept_away_under_a_push(
     registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind, data: Path
 ) -> None:
-    """A file without a row, which the sweep is just taking, is pushed again: the push's bytes stay."""
+    """A file without a row is pushed again while the sweep is deleting it: the bytes of the push stay."""
     kind.leave_stray(data, DIGEST, BODY)
     await peer.start("sweep", APP, BODY, kind.steps["remove"])
     pushing = asyncio.create_task(_push_for_good(registry))
@@ -94,7 +95,7 @@ async def test_a_stray_file_is_not_swept_away_under_a_push(
 
 
 async def _push_for_good(registry: StoredRegistry) -> None:
-    """So that the rounds which follow leave it alone."""
+    """Pushes the blob with a manifest, so that later collections keep it."""
     await registry.put_manifest(APP, manifest_of(BODY), by=BY, sparse=True)
     await push(registry, APP, BODY)
 
@@ -122,7 +123,7 @@ async def test_a_mount_of_what_is_collected_either_fails_or_keeps_it(
 async def test_a_manifest_and_the_collection_of_its_blob_come_in_one_order_or_the_other(
     registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
-    """A manifest that is put while its blob is being taken is refused; one that is being put keeps its blob."""
+    """A manifest is refused if its blob is being collected; a manifest that is being put keeps its blob."""
     await push(registry, APP, BODY)
     await peer.start("collect", APP, BODY, kind.steps["commit"])
     putting = asyncio.create_task(registry.put_manifest(APP, manifest_of(BODY), by=BY))
@@ -143,8 +144,8 @@ async def test_a_manifest_and_the_collection_of_its_blob_come_in_one_order_or_th
 async def test_a_manifest_and_the_deletion_of_its_blob_come_in_one_order_or_the_other(
     registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
-    """While a manifest is being committed, a deletion of its blob waits and is then refused; so is a manifest while the
-    deletion is being committed. Never are both acknowledged."""
+    """While a manifest is being committed, a deletion of its blob waits and is then refused. While the deletion is
+    being committed, the manifest waits and is refused. Both are never acknowledged."""
     await push(registry, APP, BODY)
     await peer.start("manifest", APP, BODY, kind.steps["commit"])
     deleting = asyncio.create_task(registry.delete_blob(APP, DIGEST, by=BY))
@@ -164,7 +165,7 @@ async def test_a_manifest_and_the_deletion_of_its_blob_come_in_one_order_or_the_
 
 
 async def test_pulls_under_way_end_well_when_the_blob_is_deleted_and_collected(registry: StoredRegistry) -> None:
-    """Readers that had opened the blob get all of it; whoever comes later is told it is not there."""
+    """Readers that opened the blob before its deletion get all of it; later ones get "unknown"."""
     body = random.Random(2).randbytes(5 * 1024 * 1024)
     await push(registry, APP, body)
     readers = [await registry.open_blob(APP, digest_of(body)) for _ in range(20)]
@@ -183,7 +184,8 @@ async def test_pulls_under_way_end_well_when_the_blob_is_deleted_and_collected(r
 async def test_two_pushes_of_one_digest_both_succeed(
     registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
-    """Two who push the same content at once, into two repositories, are both acknowledged, and both can pull."""
+    """Two clients that push the same content at once, into two repositories, are both acknowledged, and both can pull
+    it."""
     await peer.start("push", WEB, BODY, kind.steps["published"])
     pushing = asyncio.create_task(push(registry, APP, BODY))
     await asyncio.wait([pushing], timeout=0.05)
@@ -193,7 +195,7 @@ async def test_two_pushes_of_one_digest_both_succeed(
 
 
 async def test_pulls_race_with_deletes_collections_and_pushes(registry: StoredRegistry, system: GatedSystem) -> None:
-    """Whatever the order, a pull gives the right bytes or says that there is no such blob; nothing else."""
+    """In whatever order they run, a pull returns the right bytes or says that there is no such blob."""
 
     done = asyncio.Event()
 

@@ -34,7 +34,7 @@ def _write(data: Path, names: list[str]) -> None:
 
 
 async def test_writers_of_two_processes_never_fail_and_lose_nothing(data: Path) -> None:
-    """Two processes with eight writers each make 200 changes a writer: none fails, and all are there."""
+    """Two processes with eight writers each make 200 changes a writer: none fails, and all changes are stored."""
     names = ["one", "two"]
     _write(data, names)
     async with open_registry(data) as registry:

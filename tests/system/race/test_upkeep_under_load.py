@@ -34,7 +34,7 @@ COMMANDS = (
     (("gc",), ("retention", "apply"), ("fsck",)),
     (("cache", "evict", "--to", "1MiB"), ("scrub", "--rate", "1GiB"), ("backup", "backups", "--keep", "2")),
 )
-"""What runs at the same time: each of these, one command after another, again and again."""
+"""Commands that run at the same time. Each list is run again and again, one command after the other."""
 EFFECTS = {
     "gc": ("bytes",),
     "retention": ("tags_deleted", "manifests_deleted"),
@@ -42,13 +42,13 @@ EFFECTS = {
     "scrub": ("blobs", "manifests"),
     "backup": ("copied_blobs",),
 }
-"""What the commands count in their results, to show that they had work to do."""
+"""Counts in the commands' results that show that they had work to do."""
 UNTAGGED_AT_ONCE = str(Path(__file__).with_name("untagged_at_once.py"))
 
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A registry with images that the server mirrors. Each has a layer of its own, and one that others have too."""
+    """Runs a registry with images that the server mirrors. Each image has a layer of its own and one that it shares."""
     with running_server(tmp_path_factory.mktemp("upstream"), workers=1) as server:
         numbers = random.Random(7)
         shared = [numbers.randbytes(MIRRORED_BYTES // 3) for _ in range(MIRRORED_IMAGES // 4)]
@@ -82,8 +82,8 @@ cache_max = "3MiB"
 
 
 def test_nothing_acknowledged_is_lost(server: RegistryServer, tmp_path: Path) -> None:
-    """After the load each acknowledged manifest pulls whole, `fsck` is clean, the files are the linked blobs, and the
-    last backup restores to a clean store."""
+    """After the load each acknowledged manifest can be pulled whole, `fsck` finds nothing, the stored files are those
+    of the linked blobs, and the last backup restores to a clean store."""
     stop = threading.Event()
     mirrored = tuple(f"up.test/org/app{number}" for number in range(MIRRORED_IMAGES))
     clients = [BusyClient(server.port, number, stop, mirrored) for number in range(CLIENTS)]
@@ -111,7 +111,7 @@ def test_nothing_acknowledged_is_lost(server: RegistryServer, tmp_path: Path) ->
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda client: pull_everything(client, server.port), clients))
-    for _ in range(2):  # the links that the last pulls have touched go in the second
+    for _ in range(2):  # links that the last pulls have touched are deleted in the second round
         assert entrepot("gc", *options, folder=tmp_path).returncode == 0
     # The last backup was made under the load.
     restored = tmp_path / "restored"
@@ -152,7 +152,7 @@ def run_commands(options: tuple[str | Path, ...], folder: Path, is_failed: Calla
 
 
 def pull_everything(client: BusyClient, port: int) -> None:
-    """Pulls all that the server has acknowledged to the client, and looks at the tags that no rule deletes."""
+    """Pulls all that the server has acknowledged to the client, and checks the tags that no rule deletes."""
     known = client.acknowledged
     with RawConnection(("127.0.0.1", port)) as wire:
         for repo, digest in list(known.manifests):
@@ -165,7 +165,8 @@ def pull_everything(client: BusyClient, port: int) -> None:
 
 
 def check_files(data: Path) -> None:
-    """The blobs' files have the bytes of the linked blobs and no more, and nothing unfinished is left."""
+    """Checks that the blobs' files have the bytes of the linked blobs and no more, and that nothing unfinished is
+    left."""
     with closing(apsw.Connection(str(data / "entrepot.db"), flags=apsw.SQLITE_OPEN_READONLY)) as db:
         linked: int = db.execute("SELECT sum(size) FROM blob WHERE id IN (SELECT blob FROM blob_link)").get
     assert sum(path.stat().st_size for path in (data / "blobs").rglob("*") if path.is_file()) == linked

@@ -1,4 +1,4 @@
-"""One upload session, several who want it."""
+"""Several requests for one upload session."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OTHER = random.Random(4).randbytes(3_000_000)
 
 @pytest.fixture
 async def second(data: Path, kind: ContentKind) -> AsyncIterator[StoredRegistry]:
-    """Another worker's registry over the same data."""
+    """Opens another worker's registry over the same data."""
     async with open_gated(data, kind, GatedSystem(), later) as opened:
         yield opened
 
@@ -34,8 +34,8 @@ async def second(data: Path, kind: ContentKind) -> AsyncIterator[StoredRegistry]
 async def test_a_stalled_owner_cannot_change_a_byte_after_a_takeover(
     registry: StoredRegistry, second: StoredRegistry, system: GatedSystem, kind: ContentKind
 ) -> None:
-    """A newer request takes a session over while the old owner stands in the middle of a write: it counts what landed,
-    the old owner's later bytes never land, and the blob is byte-right."""
+    """A newer request takes over a session whose old owner is in the middle of a write. It counts the bytes stored so
+    far, later bytes of the old owner are never stored, and the blob has the right bytes."""
     old = await registry.start_upload(APP)
     await old.write(BODY[:100_000])
     await old.aclose()
@@ -70,7 +70,8 @@ async def _write_and_close(writer: object, body: bytes) -> RegistryError | None:
 
 
 async def test_of_many_takeovers_at_once_one_owns_the_session(registry: StoredRegistry, second: StoredRegistry) -> None:
-    """Eight requests resume one session at once, on two workers: one of them can finish it; the blob is byte-right."""
+    """Eight requests resume one session at once, on two workers. One of them can finish it, and the blob has the right
+    bytes."""
     first = await registry.start_upload(APP)
     await first.write(BODY[:500_000])
     await first.aclose()
@@ -100,8 +101,8 @@ async def test_of_many_takeovers_at_once_one_owns_the_session(registry: StoredRe
 async def test_a_commit_and_whoever_takes_the_session_meanwhile_have_one_winner(
     act: str, step: str, kind: ContentKind, registry: StoredRegistry, second: StoredRegistry, system: GatedSystem
 ) -> None:
-    """A takeover or a cancel that meets a commit: either the commit is acknowledged and the blob is there, or the
-    other one has the session; never both, never neither."""
+    """A takeover or a cancel meets a commit: either the commit is acknowledged and the blob is stored, or the other
+    request has the session. It is never both, and never neither."""
     old = await registry.start_upload(APP)
     await old.write(BODY)
     await old.aclose()
@@ -147,8 +148,8 @@ async def test_a_commit_and_whoever_takes_the_session_meanwhile_have_one_winner(
 async def test_a_file_is_not_closed_under_a_thread_that_still_writes_to_it(
     registry: StoredRegistry, system: GatedSystem, tmp_path: Path
 ) -> None:
-    """A request that is cancelled while its last bytes are being written does not close the file before they are: the
-    number would be the next opened file's, and the bytes would land there."""
+    """A request that is cancelled while its last bytes are being written closes the file only after the write.
+    Otherwise the next opened file could get the same number, and the bytes."""
     writer = await registry.start_upload(APP)
     pieces = [BODY[at : at + 100] for at in range(0, 90_000, 100)]
     for piece in pieces:
@@ -178,8 +179,8 @@ async def test_a_file_is_not_closed_under_a_thread_that_still_writes_to_it(
 async def test_a_takeover_after_a_reboot_by_two_keeps_what_the_first_acknowledged(
     data: Path, kind: ContentKind
 ) -> None:
-    """After a power cut two requests resume a session at once; what the first of them then acknowledges is not cut off
-    by the second, although both had read the session's state from before."""
+    """After a power cut two requests that have read the session's old state resume it at once. The second does not cut
+    off what the first acknowledged since."""
     async with open_gated(data, kind, GatedSystem(), later, "first run") as before:
         writer = await before.start_upload(APP)
         await writer.write(BODY[:1_100_000])
@@ -211,7 +212,7 @@ async def _append(registry: StoredRegistry, upload: object, body: bytes) -> None
 
 
 async def test_two_pushes_of_different_content_do_not_mix(registry: StoredRegistry, second: StoredRegistry) -> None:
-    """Twenty pushes at once on two workers, each with its own bytes: each blob is byte-right."""
+    """Twenty pushes at once on two workers, each with its own bytes, give twenty blobs with the right bytes."""
     bodies = [random.Random(100 + n).randbytes(200_000 + n) for n in range(20)]
     await asyncio.gather(*(push((registry, second)[n % 2], APP, body) for n, body in enumerate(bodies)))
     for body in bodies:

@@ -1,4 +1,4 @@
-"""What two workers of a real server see of each other, and what a client that hangs up leaves behind."""
+"""When one worker of a real server sees the changes of another one, and what is left after a client hangs up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIB = 1024 * 1024
 
 
 def _blob_files(server: RegistryServer) -> int:
-    """Blob and session files that the workers have open."""
+    """Returns the blob and session files that the workers have open."""
     found = 0
     for pid in server.worker_pids():
         for fd in os.listdir(f"/proc/{pid}/fd"):
@@ -30,7 +30,7 @@ def _blob_files(server: RegistryServer) -> int:
 
 
 def test_a_reader_that_hangs_up_midway_leaves_no_open_file(tmp_path: Path) -> None:
-    """Thirty clients go away in the middle of a blob: the server closes its files, and goes on serving."""
+    """Thirty clients hang up in the middle of a blob: the server closes its files, and goes on serving."""
     body = random.Random(1).randbytes(30 * MIB)
     with running_server(tmp_path, workers=2) as server:
         assert push(server, "team/app", body)[0] == 201
@@ -48,7 +48,7 @@ def test_a_reader_that_hangs_up_midway_leaves_no_open_file(tmp_path: Path) -> No
 
 
 def test_a_tag_that_one_worker_moves_is_seen_by_the_next_request_on_any(tmp_path: Path) -> None:
-    """Each PUT of a tag is seen by the very next GET, HEAD and list, whichever worker takes them."""
+    """Each PUT of a tag is visible to the very next GET, HEAD and list, whichever worker serves them."""
     with running_server(tmp_path, workers=2) as server:
         config = b"{}"
         assert push(server, "team/app", config)[0] == 201

@@ -1,4 +1,4 @@
-"""Run before a command: its retention deletes untagged manifests however short ago they were pushed."""
+"""Run before a command: retention then deletes untagged manifests however recently they were pushed."""
 
 from registry.upkeep.retention import decision
 

@@ -1,5 +1,5 @@
-"""Eight writers of small changes in one process: `python -m tests.system.race.writer_process DATA NAME`; a line starts
-them."""
+"""Eight writers of small changes in one process: `python -m tests.system.race.writer_process DATA NAME`. They start
+when a line comes in on stdin."""
 
 from __future__ import annotations
 

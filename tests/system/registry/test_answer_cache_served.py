@@ -1,4 +1,4 @@
-"""Ready answers of a real server with two workers: no connection is ever told what no longer holds."""
+"""Cached responses of a real server with two workers: no connection gets one that is out of date."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ APP = RepositoryName("team/app")
 V2 = "/v2/team/app"
 TAG = f"{V2}/manifests/latest"
 CONNECTIONS = 3
-"""Kept open, to each worker."""
+"""How many connections to each worker stay open."""
 AGAIN = 3
-"""Requests for the same on each: the later ones are ready."""
+"""How often each connection requests the same: the responses after the first are cached."""
 Answer = tuple[int, bytes, dict[str, str]]
 
 
 class KeptConnections:
-    """Connections that stay open, to each of the workers."""
+    """Connections to each of the workers that stay open."""
 
     def __init__(self, server: RegistryServer, stack: ExitStack) -> None:
         self._connections: list[http.client.HTTPConnection] = []
         workers = server.worker_pids()
         assert len(workers) == 2
         for stopped in workers:
-            os.kill(stopped, signal.SIGSTOP)  # so it is the other one that takes them
+            os.kill(stopped, signal.SIGSTOP)  # so the other worker accepts them
             try:
                 for _ in range(CONNECTIONS):
                     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
                     stack.enter_context(closing(connection))
                     assert _ask(connection, "GET", "/v2/none/tags/list", {})[0] == 404
-                    connection.auto_open = 0  # whatever is asked, it is asked on this one
+                    connection.auto_open = 0  # no request opens another connection
                     self._connections.append(connection)
             finally:
                 os.kill(stopped, signal.SIGCONT)
 
     def ask(self, target: str, method: str = "GET", login: str | None = None, times: int = 1) -> list[Answer]:
-        """The answers of all connections."""
+        """Returns the responses on all connections."""
         headers = {"authorization": login} if login else {}
         return [_ask(connection, method, target, headers) for _ in range(times) for connection in self._connections]
 
@@ -81,7 +81,7 @@ def kept(server: RegistryServer) -> Iterator[KeptConnections]:
 
 
 def beside(server: RegistryServer, change: Callable[[StoredRegistry], Awaitable[object]]) -> None:
-    """A change by another process."""
+    """Makes a change in another process."""
 
     async def run() -> None:
         async with open_registry(server.data) as registry:
@@ -99,14 +99,14 @@ def statuses(answers: list[Answer]) -> set[int]:
 
 
 def workers(server: RegistryServer) -> set[str]:
-    """Those that kept connections came to."""
+    """Returns the workers that have logged requests for manifests."""
     return set(re.findall(r"registry\.access\[(\d+)\] GET \S+/manifests/", server.log_text()))
 
 
 def test_what_another_process_changes_is_seen_on_every_connection(
     server: RegistryServer, kept: KeptConnections
 ) -> None:
-    """A tag that moves, again and again; a tag, a manifest, a blob that goes."""
+    """A tag is moved again and again, and a tag, a manifest and a blob are deleted."""
     for number in range(5):
         beside(server, partial(_push, seed=f"image {number}"))
         found = kept.ask(TAG, times=AGAIN)
@@ -129,7 +129,7 @@ def test_what_another_process_changes_is_seen_on_every_connection(
 
 
 def test_what_one_worker_changes_is_seen_on_every_connection(server: RegistryServer, kept: KeptConnections) -> None:
-    """A tag goes and comes back: each time the next answer on all connections is the right one."""
+    """A tag is deleted and pushed again: each time the next response on every connection is the right one."""
     beside(server, partial(_push, seed="x"))
     body = kept.ask(TAG, times=AGAIN)[0][1]
     put = {"content-type": json.loads(body)["mediaType"]}
@@ -146,7 +146,8 @@ def test_what_one_worker_changes_is_seen_on_every_connection(server: RegistrySer
 
 
 def test_rights_that_go_are_gone_on_every_connection(server: RegistryServer, kept: KeptConnections) -> None:
-    """The first account, a grant that is withdrawn, a token that is revoked, with the same header as before."""
+    """The first account is created, a grant is withdrawn, and a token is revoked, while requests have the same header
+    as before."""
 
     async def change(what: str) -> str:
         alice = AccountName("alice")
@@ -176,7 +177,8 @@ def test_rights_that_go_are_gone_on_every_connection(server: RegistryServer, kep
 
 
 def test_each_answer_has_its_line_in_the_log(server: RegistryServer, kept: KeptConnections) -> None:
-    """Found by the id that the client was told, in one line, with who asked for what from where."""
+    """Each response has one log line, found by the request id in its headers, that says who requested what from
+    where."""
     beside(server, partial(_push, seed="x"))
     ids = [headers["x-request-id"] for _, _, headers in kept.ask(TAG, times=5)]
     assert len(set(ids)) == len(ids)
@@ -188,7 +190,7 @@ def test_each_answer_has_its_line_in_the_log(server: RegistryServer, kept: KeptC
 
 
 def test_a_limit_of_requests_holds_over_all_workers(tmp_path: Path) -> None:
-    """However many answers were ready, no more than the limit are given, and then each is a 429."""
+    """However many responses are cached, no more than the limit are sent, and each one after that is a 429."""
     (tmp_path / "entrepot.toml").write_text("[limits]\nrequests_per_second = 0.001\nburst = 40\n")
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server, ExitStack() as stack:
         kept = KeptConnections(server, stack)

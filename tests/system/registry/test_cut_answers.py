@@ -1,4 +1,4 @@
-"""What a real server's log says of answers that break off: a line for what the operator should know, no crash."""
+"""What a real server logs about responses that break off: a line for what the operator should know, and no crash."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def server(tmp_path: Path) -> Iterator[RegistryServer]:
 
 
 def problems(server: RegistryServer) -> list[str]:
-    """The log's lines from warnings on, once all of them are there."""
+    """Returns the log lines of warnings and errors. Stops the server first, so that all of them are written."""
     server.stop()
     assert "Traceback" not in server.log_text()
     return [line for line in server.log_text().splitlines() if " ERROR " in line or " WARNING " in line]
 
 
 def test_a_file_that_lost_its_end(server: RegistryServer) -> None:
-    """The connection is cut where the file ends; one line says which request and why."""
+    """The connection is cut where the file ends, and one line says for which request and why."""
     os.truncate(Layout(server.data).blob(DIGEST), 5_000_000)
     with plain_client(server.url) as client, pytest.raises(httpx2.TransportError):
         client.get(PATH)
@@ -46,7 +46,7 @@ def test_a_file_that_lost_its_end(server: RegistryServer) -> None:
 
 
 def test_a_file_that_is_gone(server: RegistryServer) -> None:
-    """It is answered before anything is sent, as a blob that is not there, and is one line as well."""
+    """A missing file is noticed before the response starts. The client gets "unknown", and the log one line."""
     Layout(server.data).blob(DIGEST).unlink()
     assert plain_request("GET", f"{server.url}{PATH}").status_code == 404
     (line,) = problems(server)
@@ -55,7 +55,7 @@ def test_a_file_that_is_gone(server: RegistryServer) -> None:
 
 
 def test_a_client_that_leaves(server: RegistryServer) -> None:
-    """Nothing is wrong with that."""
+    """A client that hangs up is no problem to log."""
     with plain_client(server.url) as client:
         for _ in range(3):
             with client.stream("GET", PATH) as answer:

@@ -32,11 +32,11 @@ SILENCE = {
     "half a head": (b"GET /v2/ HTTP/1.1\r\nHost: registry\r\nX-", 9),
     "a whole request": (b"GET /v2/ HTTP/1.1\r\nHost: registry\r\n\r\n", 9),
 }
-"""What strangers say, and from how many addresses."""
+"""What strangers send before they fall silent, and from how many addresses."""
 
 
 class KeptClient:
-    """A client with one connection that is kept."""
+    """A client with one connection that stays open."""
 
     def __init__(self, server: RegistryServer) -> None:
         self._http = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)
@@ -46,14 +46,14 @@ class KeptClient:
         self._http.connect()
 
     def call(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes, str]:
-        """Status, body and Location."""
+        """Returns status, body and Location."""
         self._http.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         answer = self._http.getresponse()
         self.headers = {name.lower(): value for name, value in answer.getheaders()}
         return answer.status, answer.read(), answer.getheader("location", "")
 
     def push(self, name: str, content: bytes) -> str:
-        """Pushes an image of one layer; the layer's digest."""
+        """Pushes an image of one layer. Returns the layer's digest."""
         layer, config = (self._push_blob(name, blob) for blob in (content, b"{}"))
         manifest = {
             "schemaVersion": 2,
@@ -93,7 +93,7 @@ def stack() -> Iterator[ExitStack]:
 
 
 def start(stack: ExitStack, folder: Path, descriptors: int = LIMIT) -> tuple[RegistryServer, ImageTree]:
-    """A server with two workers and a mirror, and the image that its upstream has."""
+    """Starts a server with two workers and a mirror. Returns it, and the image that its upstream has."""
     content, image = cold_image()
     upstream = stack.enter_context(hub(folder, content))
     (folder / "entrepot.toml").write_text(
@@ -106,7 +106,7 @@ def start(stack: ExitStack, folder: Path, descriptors: int = LIMIT) -> tuple[Reg
 def silent_connections(
     stack: ExitStack, server: RegistryServer, said: bytes, addresses: int, count: int = STRANGERS
 ) -> None:
-    """Connections from so many addresses that say that and then nothing more."""
+    """Opens connections from so many addresses that send `said` and then nothing more."""
     for number in range(count):
         sock = stack.enter_context(socket.socket())
         sock.settimeout(TIMEOUT)
@@ -118,7 +118,7 @@ def silent_connections(
 
 
 def wait_until_settled(server: RegistryServer) -> None:
-    """Waits until the workers have taken all connections that wait, or as many as they want to."""
+    """Waits until the workers have accepted all waiting connections, or as many as they want to."""
     before: list[int] = []
     for _ in range(100):
         now = [open_files(pid) for pid in server.worker_pids()]
@@ -138,9 +138,9 @@ def lines(server: RegistryServer, text: str) -> list[str]:
 
 @pytest.mark.parametrize(("said", "addresses"), SILENCE.values(), ids=SILENCE)
 def test_silent_strangers(stack: ExitStack, tmp_path: Path, said: bytes, addresses: int) -> None:
-    """900 connections that fall silent, whatever they have said and from however many addresses, take nothing from
-    clients that are connected: they pull, push, and fill the mirror on the connections they have. New clients get in.
-    The log has one line for it from each worker, and no traceback."""
+    """900 connections fall silent, whatever they have sent and from however many addresses. Connected clients are not
+    disturbed: they pull, push, and fill the mirror on the connections they have. New clients are accepted. The log has
+    one line about it from each worker, and no traceback."""
     server, image = start(stack, tmp_path)
     early = [KeptClient(server) for _ in range(6)]
     for client in early:
@@ -166,9 +166,9 @@ def test_silent_strangers(stack: ExitStack, tmp_path: Path, said: bytes, address
 
 
 def test_without_descriptors_a_request_is_told_to_come_again(stack: ExitStack, tmp_path: Path) -> None:
-    """Where no descriptor is left, for what reason ever, requests that need one get 503, when to come again and a
-    sentence; the others are answered. The log has a line for each, and no traceback. Once there are descriptors, all
-    goes on."""
+    """Where no descriptor is left, for whatever reason, requests that need one get 503 with Retry-After and a sentence,
+    and the others are served. The log has a line for each, and no traceback. Once there are descriptors, all requests
+    are served again."""
     server = stack.enter_context(running_server(tmp_path, workers=1, descriptors=LIMIT))
     client = KeptClient(server)
     stack.callback(client.close)
@@ -194,7 +194,7 @@ def test_without_descriptors_a_request_is_told_to_come_again(stack: ExitStack, t
 
 
 def test_the_soft_limit_is_raised(tmp_path: Path) -> None:
-    """A server that was started with fewer descriptors than it may have takes them all, in each worker."""
+    """A server started with a soft limit below its hard limit raises it, in each worker."""
     with running_server(tmp_path, descriptors=LIMIT, soft_descriptors=64) as server:
         for pid in server.pids():
             assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (LIMIT, LIMIT)

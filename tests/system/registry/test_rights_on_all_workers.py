@@ -1,4 +1,4 @@
-"""The same over sockets: a server of two workers, and what a client can send that no HTTP library would."""
+"""Rights on a server of two workers, over sockets, with requests that no HTTP library would send."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.fakes.store_accounts import BY, add_account, add_grant
 
 PATH = "/v2/team/app/tags/list"
 ROUNDS = 20
-"""Connections that are tried, each a new one: they come to both workers."""
+"""How many new connections are tried: they reach both workers."""
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def server(tmp_path: Path) -> Iterator[RegistryServer]:
 
 
 def change(server: RegistryServer, what: str) -> str:
-    """A change of the accounts by another process, as a command makes it; for `alice`, her login."""
+    """Changes the accounts in another process, as a command does. For `alice`, returns her login."""
     return asyncio.run(_change(server, what))
 
 
@@ -64,7 +64,7 @@ async def _login(accounts: Accounts, name: AccountName) -> str:
 
 
 def codes(server: RegistryServer, login: str | None) -> set[tuple[int, str]]:
-    """The answers of many connections."""
+    """Returns the statuses of many connections."""
     found = set()
     for _ in range(ROUNDS):
         with plain_client(server.url) as client:
@@ -80,8 +80,8 @@ def bearer(server: RegistryServer, login: str) -> str:
 
 
 def test_a_change_holds_on_every_worker_at_the_next_request(server: RegistryServer) -> None:
-    """The first account, a grant, a revoked token; for tokens of `/token` as well. With a grant or without, what is not
-    there looks the same."""
+    """The first account, a grant and a revoked token count from the next request on, also for tokens of `/token`. With
+    or without a grant, missing content looks the same."""
     missing = (404, "there is no repository team/app")
     out = (401, "log in to pull from team/app")
     gone = (401, "the credentials are not valid")
@@ -100,7 +100,7 @@ def test_a_change_holds_on_every_worker_at_the_next_request(server: RegistryServ
 
 
 def raw(server: RegistryServer, request: bytes) -> list[bytes]:
-    """Status lines of all answers on one connection."""
+    """Returns the status lines of all responses on one connection."""
     with closing(socket.create_connection(("127.0.0.1", server.port), timeout=20)) as connection:
         connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
@@ -115,7 +115,8 @@ def head(login: str, *lines: str) -> bytes:
 
 
 def test_no_framing_lends_one_request_the_login_of_another(server: RegistryServer) -> None:
-    """A request behind a request, in its body or between two lengths, is answered for what it shows itself, or not."""
+    """A request that follows another one, in its body or between two lengths, gets the rights of its own login, or no
+    response."""
     login = change(server, "alice")
     plain = f"GET {PATH} HTTP/1.1\r\nHost: registry.test\r\n\r\n".encode()
     ok, refused = b"HTTP/1.1 404 Not Found", b"HTTP/1.1 401 Unauthorized"
@@ -132,7 +133,7 @@ def test_no_framing_lends_one_request_the_login_of_another(server: RegistryServe
 
 
 def test_an_absolute_target_decides_the_realm_as_a_host_does(server: RegistryServer) -> None:
-    """RFC 9112, 3.2.2: it replaces Host, and is held to the same form; two hosts are refused."""
+    """An absolute target replaces Host (RFC 9112, 3.2.2) and must have the same form; two hosts are refused."""
     change(server, "alice")
     for target, host, realm in (
         (f"http://registry.test{PATH}", "other.test", "http://registry.test/token"),
@@ -150,7 +151,7 @@ def test_an_absolute_target_decides_the_realm_as_a_host_does(server: RegistrySer
 
 
 def test_a_push_that_is_refused_is_told_so_while_it_sends(server: RegistryServer) -> None:
-    """A client that sends a large body without waiting gets the whole answer, not a broken connection."""
+    """A client that sends a large body without waiting gets the whole response, not a broken connection."""
     change(server, "alice")
     body = b"x" * (8 << 20)
     for method, path in (
@@ -166,7 +167,7 @@ def test_a_push_that_is_refused_is_told_so_while_it_sends(server: RegistryServer
 
 @pytest.mark.parametrize(("what", "status"), [("revoke", 401), ("disable", 401), ("grant", 403), ("other", 201)])
 def test_a_body_that_takes_its_time_keeps_no_right(server: RegistryServer, what: str, status: int) -> None:
-    """Whoever begins to push a manifest and sends its end when the right is gone pushes nothing."""
+    """A manifest whose last bytes arrive after the right was withdrawn is not pushed."""
     login = change(server, "alice")
     change(server, "push")
     body = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
@@ -177,7 +178,7 @@ def test_a_body_that_takes_its_time_keeps_no_right(server: RegistryServer, what:
     )
     with closing(socket.create_connection(("127.0.0.1", server.port), timeout=20)) as sock:
         sock.sendall(head.encode())
-        assert sock.recv(64 * 1024) == b"HTTP/1.1 100 Continue\r\n\r\n"  # so the body is being read
+        assert sock.recv(64 * 1024) == b"HTTP/1.1 100 Continue\r\n\r\n"  # the server is reading the body
         change(server, what)
         sock.sendall(body)
         assert sock.recv(64 * 1024).startswith(b"HTTP/1.1 %d " % status)

@@ -1,4 +1,4 @@
-"""Runs the server as a real process; raw sockets to talk to it."""
+"""Runs the server as a real process, and talks to it through raw sockets."""
 
 from __future__ import annotations
 

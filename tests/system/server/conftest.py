@@ -36,7 +36,7 @@ def server() -> Iterator[AppProcess]:
 
 @pytest.fixture(scope="session")
 def impatient() -> Iterator[AppProcess]:
-    """The same with very short timeouts."""
+    """A shared server with very short timeouts."""
     seconds = {
         "header_seconds": 1.0,
         "keep_alive_seconds": 1.0,

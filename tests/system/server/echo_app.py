@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-if os.environ.get("NO_UVLOOP"):  # as on a platform it has no wheel for
+if os.environ.get("NO_UVLOOP"):  # as on a platform without a wheel of uvloop
     sys.modules["uvloop"] = None  # type: ignore[assignment]
 
 from registry.server.gate.certificates import CertificateFiles, Certificates
@@ -52,7 +52,7 @@ class EchoApp:
             raise DiskFull
         if self.start == "bug":
             raise ZeroDivisionError("a bug")
-        if self.start == "marked":  # fails from the moment on that a file is there
+        if self.start == "marked":  # fails once the mark file exists
             raise PermissionError(13, "Permission denied", "/data")
         await send({"type": "lifespan.startup.complete"})
         await receive()

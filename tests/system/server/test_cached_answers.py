@@ -98,7 +98,7 @@ def test_the_answer_to_head_has_no_body(ready: AppProcess) -> None:
 
 
 def test_a_head_that_comes_in_pieces_gets_its_ready_answer(ready: AppProcess) -> None:
-    """A head may be cut anywhere."""
+    """Wherever a head is cut into pieces, it gets the cached response."""
     whole = request("text=abc")
     with ready.connect() as sock:
         for cut in range(1, len(whole)):
@@ -113,7 +113,7 @@ def test_a_head_that_comes_in_pieces_gets_its_ready_answer(ready: AppProcess) ->
     [("Content-Length: 3", b"abc"), ("Transfer-Encoding: chunked", b"3\r\nabc\r\n0\r\n\r\n")],
 )
 def test_a_request_with_a_body_is_not_answered_before_that(ready: AppProcess, given: str, sent: bytes) -> None:
-    """The application is called, and what follows the body is another request."""
+    """The application is called for a request with a body, and the bytes after the body are another request."""
     with ready.connect() as sock:
         sock.sendall(request("text=first", given) + sent + request("text=second"))
         _, headers, body = read_response(sock)
@@ -137,7 +137,8 @@ def test_an_upgrade_that_is_ignored_leaves_the_connection_whole(ready: AppProces
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_a_connection_that_ends_after_its_answer_still_does(ready: AppProcess, version: str) -> None:
-    """After `Connection: close`, and in HTTP/1.0 whatever its `Connection` says, what follows is ignored."""
+    """What follows `Connection: close` is ignored, and so is what follows a request in HTTP/1.0, whatever its
+    `Connection` says."""
     said = "Connection: close" if version == "1.1" else "Connection: keep-alive"
     data = ready.talk(request("text=last", said, version=version) + request("text=never"))
     assert data.count(b"HTTP/1.1") == 1
@@ -146,7 +147,7 @@ def test_a_connection_that_ends_after_its_answer_still_does(ready: AppProcess, v
 
 
 def test_a_client_that_shuts_its_side_gets_the_answers_before_that(ready: AppProcess) -> None:
-    """It gets all responses, and then the end of the connection."""
+    """A client that shuts its sending side gets all responses, and then the end of the connection."""
     with ready.connect() as sock:
         sock.sendall(request(f"size={SIZE}") + request("text=second"))
         sock.shutdown(socket.SHUT_WR)
@@ -216,7 +217,7 @@ def test_what_nobody_takes_is_not_prepared(ready: AppProcess) -> None:
         sock.connect(ready.address)
         for _ in range(2000):
             sock.sendall(request(f"size={SIZE}"))
-            given = counted(ready) - before  # an answer to somebody else, too: what was sent has been looked at
+            given = counted(ready) - before  # counts the response to another client too: earlier requests were seen
         assert 0 < given < 300
         assert resident(ready) - memory < 8 << 20
         data = read_all(sock)

@@ -251,7 +251,7 @@ def test_sighup(start: Start, context: ssl.SSLContext, live: KeyPair, second: Ke
     old = shown(running, context)
     put(second, live)
     os.kill(running.pid, signal.SIGHUP)
-    # A worker that goes may end a connection before its first request, as any server does that closes.
+    # A worker that ends may close a connection before its first request, as any server does that stops.
     wait_for(lambda: again(running, context) not in ("", old))
     wait_for(lambda: all(again(running, context) not in ("", old) for _ in range(20)))
 

@@ -89,7 +89,7 @@ def _read(sock: socket.socket) -> bytes:
 
 
 def test_nothing_is_disturbed(server: AppProcess) -> None:
-    """After all of these the worker still answers, and has logged nothing."""
+    """After all of these requests the worker still serves others, and has logged nothing."""
     for request_bytes in MALFORMED.values():
         server.talk(request_bytes)
     assert server.get()["size"] == 0
@@ -119,7 +119,7 @@ def test_errors_keep_their_place(server: AppProcess) -> None:
 
 @pytest.mark.parametrize("bad", ["bad Host", "no Host", "LF only", "chunk size"])
 def test_malformed_after_an_upgrade(server: AppProcess, bad: str) -> None:
-    """The same holds after a request whose upgrade was ignored."""
+    """A malformed request is also refused in its place after a request whose upgrade was ignored."""
     with server.connect() as sock:
         upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc"
         sock.sendall(POST + upgrade + MALFORMED[bad])
@@ -129,7 +129,7 @@ def test_malformed_after_an_upgrade(server: AppProcess, bad: str) -> None:
 
 
 def test_broken_body_sent_ahead(server: AppProcess) -> None:
-    """The same holds if its body breaks while the request before is being answered."""
+    """A body that breaks while the request before it is being answered is refused after that response."""
     bad = POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
     with server.connect() as sock:
         sock.sendall(b"GET /slow?seconds=0.1 HTTP/1.1\r\nHost: test\r\n\r\n" + bad)
@@ -170,7 +170,7 @@ def test_eight_mebibytes_of_headers(server: AppProcess) -> None:
     """A client that keeps sending headers gets its response, and no reset before it."""
     with server.connect() as sock:
         sock.settimeout(0.5)
-        with contextlib.suppress(OSError):  # it stops reading: the answer is there
+        with contextlib.suppress(OSError):  # the server has responded and stopped reading
             sock.sendall(HEAD + b"X: " + b"a" * (8 << 20))
         sock.settimeout(TIMEOUT_SECONDS)
         assert read_error(_until_end(sock))[0] == 431
@@ -202,7 +202,7 @@ def test_large_trailers_and_extensions(server: AppProcess) -> None:
     assert read_error(server.talk(b"\r\n" * 20_000))[0] == 431
     with server.connect() as sock:
         sock.sendall(chunked + b"1;")
-        for _ in range(60):  # what comes in one read with the headers is not counted, so: more than one read
+        for _ in range(60):  # what is read together with the headers is not counted, so this is more than one read
             sock.sendall(b"a" * 8192)
         assert read_error(_read(sock))[0] == 431
 

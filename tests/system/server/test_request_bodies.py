@@ -285,7 +285,7 @@ def test_many_bodies_have_small_buffers() -> None:
 
 
 def test_a_client_that_takes_nothing_of_a_large_answer(start: Start) -> None:
-    """It is cut off when it does not take a slice in time; a client that reads gets the whole response."""
+    """A client that does not read a slice in time is cut off; one that reads gets the whole response."""
     running = start(limits={"response_slice_seconds": 0.3})
     request = b"GET /whole?size=50000000 HTTP/1.1\r\nHost: test\r\n\r\n"
     with running.connect() as watching:

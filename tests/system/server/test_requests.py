@@ -150,7 +150,7 @@ def test_early_answer(server: AppProcess, framing: str) -> None:
             while sent < size:
                 sent += sock.send(piece)
         except TimeoutError:
-            pass  # reading has stopped
+            pass  # the server has stopped reading
         assert sent < 20_000_000
         sock.settimeout(10)
         status, headers, body = read_response(sock)
@@ -171,7 +171,7 @@ def test_short_rest_is_drained(server: AppProcess) -> None:
     never parsed as a request."""
     with server.connect() as sock, server.connect() as other:
         sock.sendall(b"PUT /refuse HTTP/1.1\r\nHost: test\r\nContent-Length: 60000\r\n\r\n")
-        for _ in range(3):  # what was sent before has been looked at by then
+        for _ in range(3):  # by then the server has read what was sent before
             other.sendall(HEAD + b"\r\n")
             read_response(other)
         assert select.select([sock], [], [], 0)[0] == []
@@ -220,7 +220,7 @@ def test_expect_answered_early(server: AppProcess, follows: bytes) -> None:
 
 
 def test_expect_in_http_1_0(server: AppProcess) -> None:
-    """HTTP/1.0 knows no 100."""
+    """An HTTP/1.0 client gets no 100, since HTTP/1.0 does not define it."""
     with server.connect() as sock:
         sock.sendall(b"POST /echo HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc")
         data = read_all(sock)

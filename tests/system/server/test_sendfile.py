@@ -280,7 +280,7 @@ def test_small_requests_beside_large_files(sender: AppProcess, large: Path) -> N
 @pytest.mark.parametrize("make_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=IDS)
 @pytest.mark.real_disk
 def test_the_loop_does_not_wait_for_the_disk(tmp_path: Path, data: bytes, make_loop: MakeLoop, is_local: bool) -> None:
-    """What is in memory is sent at once, the rest is read by a thread while the event loop turns; for local and remote
+    """What is in memory is sent at once, and a thread reads the rest while the event loop turns; for local and remote
     clients."""
     path = tmp_path / "file"
     path.write_bytes(data)
@@ -393,10 +393,10 @@ def test_a_cancelled_sending(large: Path, make_loop: MakeLoop) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
         await loop.shutdown_default_executor()
-        await asyncio.sleep(0)  # what a thread has left behind goes now
+        await asyncio.sleep(0)  # frees what a thread has left behind
 
     with asyncio.Runner(loop_factory=make_loop) as runner:
-        runner.run(asyncio.sleep(0))  # a process's first loop opens what it keeps
+        runner.run(asyncio.sleep(0))  # the first loop of a process opens descriptors that stay open
     before = os.listdir("/proc/self/fd")
     for turns in (0, 1, 2, 10):
         with asyncio.Runner(loop_factory=make_loop) as runner:

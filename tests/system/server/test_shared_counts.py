@@ -82,8 +82,8 @@ def test_never_more_than_allowed(pauses: list[float], per_second: float, burst: 
 
 
 def test_processes_share_a_pace() -> None:
-    """A request that one process counts is gone for all; processes that take at the same moment let at most one more
-    pass each."""
+    """A request that one process counts is counted for all. Processes that count at the same moment let at most one
+    request too many pass each."""
     pace = SharedRateLimiter(0.001, 100)
     codes = in_children(4, lambda _: sum(1 for _ in range(100) if pace.take("a") == 0.0))
     assert 100 <= sum(codes) <= 100 + 3 * 100
@@ -95,7 +95,7 @@ def test_processes_share_a_pace() -> None:
 
 @pytest.mark.parametrize(("per_second", "burst"), [(0.0, 1), (-1.0, 1), (1.0, 0)])
 def test_a_pace_that_is_none(per_second: float, burst: int) -> None:
-    """A rate of 0, or no burst, is an error."""
+    """A rate of 0 and a burst of 0 are errors."""
     with pytest.raises(ValueError, match="a rate limit needs"):
         SharedRateLimiter(per_second, burst)
 
@@ -190,8 +190,8 @@ def open_some(running: AppProcess, count: int) -> tuple[list[socket.socket], int
 
 
 def test_connections_of_an_address(start: Start) -> None:
-    """An address has at most the configured connections over two workers; those beyond are closed, and one that ends
-    makes room. One log line tells of it."""
+    """An address has at most the configured number of connections over two workers. Those beyond are closed, and room
+    is made when one ends. One log line tells of it."""
     running = start(workers=2, connections=6)
     good, refused = open_some(running, 16)
     assert (len(good), refused) == (6, 10)

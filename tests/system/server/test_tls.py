@@ -115,7 +115,7 @@ def test_what_is_no_handshake(tls: AppProcess, said: bytes) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 100])
 def test_a_client_that_goes_before_the_handshake_is_over(tls: AppProcess, context: ssl.SSLContext, count: int) -> None:
-    """Nothing of it is left, wherever it stopped."""
+    """Nothing is left of a client that hangs up during the handshake, wherever it stopped."""
     with tls_connection(tls, context) as watching:
         before = descriptors(watching)
         hello = first_flight(context)
@@ -140,7 +140,7 @@ def test_silence(tls: AppProcess) -> None:
 
 
 def first_flight(context: ssl.SSLContext) -> bytes:
-    """A ClientHello."""
+    """Returns a ClientHello."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     half = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
     with contextlib.suppress(ssl.SSLWantReadError):
@@ -253,7 +253,7 @@ def test_a_body_that_streams_takes_no_room_from_answers(
 
 
 def test_an_answer_to_a_client_that_waits(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """A client that takes nothing of a GiB makes the server hold a few hundred KiB, and gets the rest later."""
+    """A client that reads nothing of a GiB makes the server hold a few hundred KiB, and gets the rest when it reads."""
     with tls_connection(tls, context) as warm:
         warm.sendall(b"GET /big?size=67108864 HTTP/1.1\r\nHost: test\r\n\r\n")
         read_response(warm)
@@ -328,7 +328,7 @@ def test_an_error_while_the_client_sends(tls: AppProcess, context: ssl.SSLContex
 
 
 def test_a_client_that_takes_nothing(start: Start, env: dict[str, str], context: ssl.SSLContext, pair: KeyPair) -> None:
-    """It is cut off; a client that takes a little again and again is not."""
+    """A client that reads nothing is cut off; one that reads a little again and again is not."""
     limits = {"send_idle_seconds": 1.0, "timeout_check_seconds": 0.05}
     running = start(env, tls=named(pair), limits=limits)
     request = b"GET /big?size=1073741824 HTTP/1.1\r\nHost: test\r\n\r\n"

@@ -66,7 +66,7 @@ def test_a_trusted_proxy(proxied: AppProcess) -> None:
 
 
 def test_requests_of_one_connection_are_told_apart(proxied: AppProcess) -> None:
-    """The headers of one request do not apply to the next one on the same connection."""
+    """The headers of one request do not apply to the next request on the same connection."""
     first = b"GET /echo HTTP/1.1\r\nHost: test\r\nX-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n\r\n"
     with proxied.connect() as sock:
         sock.sendall(first + b"GET /echo HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -146,7 +146,7 @@ def test_trust() -> None:
 
 
 def test_addresses() -> None:
-    """The first 64 bits of an IPv6 address count, and all of an IPv4 address, also on an IPv6 socket."""
+    """An IPv6 address counts by its first 64 bits, an IPv4 address as a whole, also on an IPv6 socket."""
     assert plain_address("::ffff:192.0.2.1") == "192.0.2.1"
     assert plain_address("::ffff:1") == "::ffff:1"
     assert plain_address("192.0.2.1") == "192.0.2.1"

@@ -23,7 +23,7 @@ LOOPS: list[Loop] = ["uvloop", "asyncio"]
 
 @contextmanager
 def serving(loop: Loop, limits: ServerLimits | None = None) -> Iterator[int]:
-    """Runs a server in a thread. Gives its port."""
+    """Runs a server in a thread. Yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         http = uvicorn_protocol_class(limits)
         server = uvicorn.Server(uvicorn.Config(EchoApp(""), http=http, loop=loop, log_config=None, lifespan="off"))
@@ -52,7 +52,7 @@ def test_requests(loop: Loop) -> None:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_malformed_request(loop: Loop) -> None:
-    """It gets the server's own error, and the connection ends."""
+    """A malformed request gets the server's own error, and the connection ends."""
     with serving(loop) as port, socket.create_connection(("127.0.0.1", port)) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
         status, headers, _ = read_response(sock)

@@ -60,7 +60,7 @@ def test_stop(start: Start, workers: int, number: int) -> None:
 
 
 def test_stop_of_the_group(start: Start) -> None:
-    """Ctrl-C, and a SIGTERM to the whole group, end it in the same orderly way."""
+    """Ctrl-C and a SIGTERM to the whole group end the server in the same orderly way."""
     for number in STOPS:
         running = start(workers=2)
         os.killpg(running.pid, number)
@@ -97,11 +97,11 @@ def test_grace_is_bounded(start: Start, workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_second_interrupt(start: Start, workers: int) -> None:
-    """A second Ctrl-C ends it at once, whatever the grace period."""
+    """A second Ctrl-C ends the server at once, whatever the grace period."""
     running = start(workers=workers, grace=600)
     with begin_slow(running, 600):
         os.kill(running.pid, signal.SIGINT)
-        wait_for(lambda: refuses(running))  # the first was seen
+        wait_for(lambda: refuses(running))  # the first Ctrl-C was seen
         os.kill(running.pid, signal.SIGINT)
         assert running.end() == 130
 
@@ -353,7 +353,7 @@ PATIENT = {"keep_alive_seconds": 3600, "header_seconds": 3600}
 
 def test_renewal_waits_for_idle_connections(start: Start) -> None:
     """A connection without a request stays open in its old worker, also one that has sent nothing yet. It ends only
-    after an answer that says so."""
+    after a response with `Connection: close`."""
     running = start(workers=2, limits=PATIENT)
     before = running.children()
     socks = [running.connect() for _ in range(8)]

@@ -11,6 +11,6 @@ from tests.fakes.mirror_site import MirrorSite
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[MirrorSite]:
-    """A mirror to be started with `start`."""
+    """Yields a mirror that tests start with `start`."""
     with ExitStack() as stack:
         yield MirrorSite(tmp_path, stack)

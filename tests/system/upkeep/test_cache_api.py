@@ -1,4 +1,4 @@
-"""`/api/v1/cache` and `/api/v1/quotas`, with a real server before a stand-in for Hub."""
+"""`/api/v1/cache` and `/api/v1/quotas` of a real server that mirrors a fake Hub."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_cache_by_the_api(site: MirrorSite) -> None:
         ended = api.done("GET", f"/jobs/{job}")
         assert (ended["state"], ended["started_by"]) == ("done", ADMIN)
         for image in ended["result"]["evicted"]:
-            del image["last_pulled"]  # the pulls above are stored some seconds later, perhaps between two jobs
+            del image["last_pulled"]  # the pulls above are stored after some seconds, perhaps between two jobs
         return ended["result"]
 
     plan = evict(to=sizes[2], dry_run=True)

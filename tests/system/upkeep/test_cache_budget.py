@@ -1,4 +1,4 @@
-"""The budget of the mirror's cache, with a real server of two workers before a stand-in for Hub."""
+"""The budget of the mirror's cache, with a real server of two workers that mirrors a fake Hub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMAGE = 2 * MIB
 
 
 def stored_bytes(site: MirrorSite) -> int:
-    """The bytes of the files of blobs."""
+    """Returns the bytes of all blob files."""
     size = 0
     for path in (site.server.data / "blobs").rglob("*"):
         try:
@@ -50,8 +50,8 @@ def status(site: MirrorSite) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_cache_stays_within_its_budget(site: MirrorSite) -> None:
-    """Four clients pull three times as much as the budget: at no time are more bytes stored than the budget and what is
-    in flight, all pulls succeed, and what was pulled last is still there."""
+    """Four clients pull three times as much as the budget allows. At no time are more bytes stored than the budget and
+    what is in flight, all pulls succeed, and the most recently pulled images stay."""
     images = [
         site.content.add(f"library/app{number}", noise_image(f"app{number}", IMAGE // 2, IMAGE // 2), "1")
         for number in range(IMAGES)
@@ -93,8 +93,8 @@ def test_a_cache_stays_within_its_budget(site: MirrorSite) -> None:
 
 
 def test_the_commands(site: MirrorSite) -> None:
-    """`cache status` shows sizes and budgets. `cache evict` shows what it would do, and does it beside a server.
-    What is kept by a pattern stays."""
+    """`cache status` shows sizes and budgets. `cache evict` shows what it would evict, and evicts it beside a running
+    server. Images that match a `keep` pattern stay."""
     images = [site.content.add(f"library/app{number}", noise_image(f"app{number}", 1000), "1") for number in range(4)]
     site.start(1000, more='[cache]\nkeep = ["docker.io/library/app0"]')
     for number, image in enumerate(images):

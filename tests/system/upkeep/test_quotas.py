@@ -50,14 +50,14 @@ def digest_of(data: bytes) -> str:
 
 
 def push(server: RegistryServer, repo: str, data: bytes) -> httpx2.Response:
-    """A POST, then a PUT of all bytes."""
+    """Pushes by a POST, then a PUT of all bytes."""
     with plain_client(server.url) as client:
         location = client.post(f"/v2/{repo}/blobs/uploads/").headers["location"]
         return client.put(location, params={"digest": digest_of(data)}, content=data)
 
 
 def answer_before_body(server: RegistryServer, method: str, path: str, length: int) -> tuple[int, dict[str, Any]]:
-    """The answer to a request that announces a body and does not send it."""
+    """Returns the response to a request that announces a body and does not send it."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     try:
         connection.putrequest(method, path)
@@ -70,7 +70,7 @@ def answer_before_body(server: RegistryServer, method: str, path: str, length: i
 
 
 def test_parallel_pushes_never_exceed_a_quota(server: RegistryServer, tmp_path: Path) -> None:
-    """Of 30 pushes of 1 KiB over two workers exactly ten fit; the others get DENIED with the numbers."""
+    """Of 30 pushes of 1 KiB over two workers exactly ten fit. The others get DENIED with the numbers."""
     blobs = [f"{number}".encode().ljust(KIB, b".") for number in range(30)]
     with ThreadPoolExecutor(15) as clients:
         answers = list(clients.map(lambda number: push(server, f"team/app{number % 3}", blobs[number]), range(30)))
@@ -91,7 +91,8 @@ def test_parallel_pushes_never_exceed_a_quota(server: RegistryServer, tmp_path: 
 
 
 def test_an_announced_size_is_refused_before_the_body(server: RegistryServer) -> None:
-    """A POST, a PATCH and a PUT whose Content-Length does not fit. A blob that the scope has is let in."""
+    """A POST, a PATCH and a PUT whose Content-Length does not fit are refused. A blob that the scope has already is
+    accepted."""
     data = b"a" * 8 * KIB
     assert push(server, "team/app", data).status_code == 201
     too_long = 3 * KIB
@@ -137,7 +138,7 @@ def test_tags_and_mounts_count(server: RegistryServer) -> None:
 
 @pytest.mark.slow
 def test_an_existing_store_is_counted(tmp_path: Path) -> None:
-    """A quota that is new in the settings counts what is there; a removed one has no effect."""
+    """A quota that is new in the settings counts what is stored; a removed one has no effect."""
     data = [bytes([number]) * 6 * KIB for number in range(3)]
     with start(tmp_path, "") as server:
         assert push(server, "team/app", data[0]).status_code == 201
@@ -153,7 +154,7 @@ def test_an_existing_store_is_counted(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_little_free_space(tmp_path: Path) -> None:
-    """Pushes get 507 before their bytes are received, and the health check says why. Pulls and deletes work, and an
+    """Pushes get 507 before their bytes are received, and the health check says why. Pulls and deletes succeed, and an
     upload can be cancelled."""
     data = b"a" * KIB
     with start(tmp_path, "") as server, plain_client(server.url) as client:
@@ -173,7 +174,7 @@ def test_little_free_space(tmp_path: Path) -> None:
         assert client.post("/v2/team/app/blobs/uploads/").status_code == 507
         assert answer_before_body(server, "PUT", "/v2/team/app/manifests/v1", 100 << 40)[0] == 507
         with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
-            connection.request("PUT", "/v2/team/app/manifests/v1", b"{}" * KIB)  # is read, though not used
+            connection.request("PUT", "/v2/team/app/manifests/v1", b"{}" * KIB)  # this body is read, but not used
             assert (answer := connection.getresponse()).status == 507
             assert "almost full" in answer.read().decode()
             kept = connection.sock
@@ -191,7 +192,8 @@ def test_little_free_space(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_mirror_serves_its_cache_when_little_space_is_free(site: MirrorSite) -> None:
-    """What is cached is served. Another blob passes through without being stored, each time, also a part of it."""
+    """Cached content is served. A blob that is not cached is passed on without being stored, at each request, also for
+    a range."""
     site.start(1000, 2000, settings='prefetch = "off"')
     layers = site.image.layers
     site.inspect()

@@ -44,7 +44,7 @@ async def registry(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 
 @pytest.fixture(scope="session")
 def held() -> ImageTree:
-    """An image of three blobs: a config, 1000 bytes, and 3 MiB and a bit."""
+    """Returns an image of three blobs: a config, 1000 bytes, and a little more than 3 MiB."""
     return noise_image("app", 1000, 3 * MIB + 11)
 
 

@@ -39,7 +39,7 @@ async def test_a_connection_that_breaks(registry: StoredRegistry, upstream: Hub,
 
 
 async def test_an_upstream_that_stalls_in_a_body(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """No bytes for idle_timeout is a timeout. The sink keeps its bytes."""
+    """A body without bytes for idle_timeout is a timeout. The sink keeps the bytes it has."""
     upstream.fault(stall_after=500_000)
     async with upstream_source(registry, upstream.url, idle_timeout=2) as source:
         sink = CollectingSink()
@@ -136,7 +136,7 @@ async def test_a_kept_connection_that_was_closed(registry: StoredRegistry) -> No
         def reply(head: str) -> bytes:
             nonlocal calls
             calls += 1
-            return b"" if calls == 1 else answer(200, b"12345")  # nothing: it closes
+            return b"" if calls == 1 else answer(200, b"12345")  # no response: the server closes the connection
 
         server.reply = reply
         assert bytes((await fetch(source, ABSENT)).body) == b"12345"

@@ -48,7 +48,7 @@ async def test_connections_that_do_not_come_about(registry: StoredRegistry) -> N
         full.bind(("127.0.0.1", 0))
         full.listen(0)
         host, port = full.getsockname()
-        # Whoever connects beyond what the queue holds waits for an answer that never comes.
+        # A connection beyond what the queue holds waits for a response that never comes.
         queued = [await _connecting(host, port) for _ in range(4)]
         try:
             async with upstream_source(
@@ -71,7 +71,7 @@ async def _connecting(host: str, port: int) -> socket.socket:
 
 
 async def test_names_that_do_not_resolve(registry: StoredRegistry) -> None:
-    """A name that does not resolve is reported, with the name."""
+    """The error for a name that does not resolve contains the name."""
     async with upstream_source(registry, "http://absent.invalid") as source:
         with pytest.raises(UpstreamUnavailable, match=r"absent\.invalid"):
             await source.get_manifest(REPO, TAG)
@@ -133,7 +133,8 @@ async def test_the_breaker(registry: StoredRegistry, upstream: Hub) -> None:
 
 
 async def test_a_closed_client_has_no_open_breakers(registry: StoredRegistry, upstream: Hub) -> None:
-    """Otherwise the metric would count the endpoints of a client that a reload has replaced."""
+    """A closed client counts no open breakers. Otherwise the metric would count the endpoints of a client that a reload
+    has replaced."""
     clock, metrics = UpstreamClock(), Metrics(["far.test"], workers=1)
     metrics.start_worker()
     counts = UpstreamCounts(metrics.mirror, metrics.cells, "far.test")
@@ -151,8 +152,8 @@ async def test_a_closed_client_has_no_open_breakers(registry: StoredRegistry, up
 
 
 async def test_what_an_open_breaker_refuses_is_counted(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
-    """Otherwise the rate of errors would fall to almost nothing during an outage. A request that another endpoint
-    serves is no error."""
+    """Requests that an open breaker refuses count as errors. Otherwise the rate of errors would fall to almost nothing
+    during an outage. A request that another endpoint serves is no error."""
     clock, metrics = UpstreamClock(), Metrics(["far.test"], workers=1)
     metrics.start_worker()
     counts = UpstreamCounts(metrics.mirror, metrics.cells, "far.test")
@@ -196,8 +197,8 @@ async def test_a_probe_that_is_cancelled(registry: StoredRegistry, upstream: Hub
 
 
 async def test_a_probe_that_takes_long(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """A blob may be the request that tries an endpoint. Once its headers arrive, other requests are let through, and
-    later failures are counted from zero."""
+    """The request that tries an endpoint may be for a blob. Once its headers arrive, other requests are let through,
+    and later failures are counted from zero."""
     clock = UpstreamClock()
     upstream.fault(on="any", status=503, times=FAILURES_TO_OPEN)
     async with upstream_source(registry, upstream.url, clock=clock) as source:
@@ -255,8 +256,8 @@ async def test_the_one_that_failed_comes_later(
 async def test_only_the_first_says_what_tags_there_are(
     registry: StoredRegistry, upstream: Hub, trouble: str, says: int
 ) -> None:
-    """While the first endpoint fails, another endpoint's "not found" is no answer for content without a digest. It is
-    again when the first one answers."""
+    """While the first endpoint fails, "not found" from another endpoint is not believed for content without a digest.
+    Once the first endpoint answers, its "not found" counts."""
     body = '{"errors": [{"code": "MANIFEST_UNKNOWN"}]}'
     clock = UpstreamClock()
     async with (

@@ -34,7 +34,7 @@ def test_next_pages(link: str, found: str | None) -> None:
 
 @pytest.mark.parametrize("url", ["https://./", "https://../x", f"https://{'a.' * 127}a/", f"https://{'a' * 64}\u00e9/"])
 def test_hosts_that_are_none(url: str) -> None:
-    """Refused: a missing host, one that is too long, and one that has no form in the DNS."""
+    """A missing host, one that is too long, and one that has no form in the DNS are refused."""
     with pytest.raises(ValueError, match=r"name|label"):
         origin(url)
 

@@ -120,7 +120,7 @@ async def test_a_remembered_challenge_that_became_wrong(registry: StoredRegistry
     async with scripted_server(reply) as server, upstream_source(registry, server.url, clock=clock) as source:
         assert (await source.get_manifest(BAD, TAG)).digest == held.digest
         name = "second"
-        clock.now += 100  # the token is over, the challenge is remembered
+        clock.now += 100  # the token has expired, the challenge is still cached
         assert (await source.get_manifest(BAD, TAG)).digest == held.digest
         hang.set()
 

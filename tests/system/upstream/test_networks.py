@@ -32,7 +32,7 @@ from tests.system.upstream.test_tls_and_proxies import http_proxy
 
 NONE = Digest("sha256:" + "0" * 64)
 OUTSIDE = "127.0.0.2"
-"""An address that these tests take for a public one."""
+"""An address that these tests treat as public."""
 
 
 def outside(address: str) -> NetworkClass:
@@ -81,7 +81,8 @@ def outside(address: str) -> NetworkClass:
     ],
 )
 def test_networks(address: str, network: NetworkClass) -> None:
-    """The network class of an address, and of the IPv4 address embedded in an IPv6 address."""
+    """An address is classified by its network. An IPv6 address with an embedded IPv4 address has the class of that
+    address."""
     assert classify_address(address) is network
 
 
@@ -126,7 +127,7 @@ def test_addresses_in_urls(host: str, found: str | None) -> None:
 
 
 def test_settings() -> None:
-    """`redirects` lists hosts with ports; without a port, those of http and https are meant."""
+    """`redirects` lists hosts with ports; without a port, the ports of http and https are meant."""
     settings = Upstream.model_validate(
         {"name": "x.test", "redirects": ["Storage.corp:9000", "cdn.corp", "[fd00::1]:1"]}
     )
@@ -177,7 +178,7 @@ async def test_a_redirect_inside(registry: StoredRegistry, inside: ScriptedServe
 
 @pytest.mark.parametrize("request_", ["GET of a manifest", "blob"])
 async def test_a_second_redirect_inside(registry: StoredRegistry, inside: ScriptedServer, request_: str) -> None:
-    """The same through another public host."""
+    """A redirect over another public host to an internal address makes no connection there either."""
     async with (
         scripted_server(lambda head: answer(302, location=f"{inside.url}/x"), OUTSIDE) as other,
         scripted_server(lambda head: answer(307, location=f"{other.url}/x"), OUTSIDE) as server,

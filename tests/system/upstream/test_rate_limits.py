@@ -87,7 +87,7 @@ async def test_the_next_is_asked_where_one_limits(
             await requests[kind]()
         assert full.count == 1
         upstream.refuse()
-        with pytest.raises(TooManyRequests):  # and not "unknown", nor "unavailable": it says when to come again
+        with pytest.raises(TooManyRequests):  # neither "unknown" nor "unavailable": it has a Retry-After
             await requests[kind]()
 
 

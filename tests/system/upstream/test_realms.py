@@ -25,7 +25,7 @@ from storage.errors import UpstreamUnavailable
     ],
 )
 def test_sites(host: str, own: str) -> None:
-    """The part of a host name that has one owner."""
+    """The site of a host name is the part that has one owner."""
     assert registrable_domain(host) == own
 
 
@@ -63,7 +63,7 @@ def test_a_long_host_has_no_site() -> None:
     ],
 )
 def test_realms(endpoint: str, realm: str, allowed: bool) -> None:
-    """Allowed: https on the upstream's domain or listed; http only from an http endpoint to its own host."""
+    """A realm may be https on the upstream's domain or on a listed host, or http on an http endpoint's own host."""
     settings = Upstream.model_validate(
         {
             "name": "docker.io" if "docker" in endpoint else "example.com",
@@ -100,8 +100,8 @@ def test_realms(endpoint: str, realm: str, allowed: bool) -> None:
     ],
 )
 def test_who_gets_the_password(endpoint: str, realm: str, allowed: bool) -> None:
-    """Another port may be another service. Unless `realms` says otherwise, only the endpoint's own port gets a
-    password, and port 443 of other hosts of the domain. Without a login there is no password to protect."""
+    """Another port may be another service. Unless `realms` says otherwise, the password goes only to the endpoint's own
+    port, and to port 443 of other hosts of the domain. Without a login there is no password to protect."""
     settings = Upstream.model_validate(
         {
             "name": "docker.io" if "docker" in endpoint else "example.com",

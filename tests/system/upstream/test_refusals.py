@@ -31,7 +31,7 @@ from tests.fakes.upstream_source import REPO, TAG, always, answer, fetch, script
     ],
 )
 async def test_what_a_status_means(registry: StoredRegistry, status: int, error: type[RegistryError]) -> None:
-    """The error for each status, for manifests by GET and HEAD and for blobs, without a login."""
+    """Each status leads to its error, for manifests by GET and HEAD and for blobs, without a login."""
     async with scripted_server(lambda head: answer(status)) as server, upstream_source(registry, server.url) as source:
         with pytest.raises(error) as raised:
             await source.get_manifest(REPO, TAG)
@@ -94,7 +94,7 @@ async def test_a_refusal_after_a_token_was_got(registry: StoredRegistry, upstrea
 
 @pytest.mark.parametrize("body", [CODE, PAGE, ""])
 async def test_a_token_service_s_refusal_is_doubtful(registry: StoredRegistry, body: str) -> None:
-    """A token service that refuses anonymous clients says nothing about the manifest: the answer is unconfirmed."""
+    """A token service that refuses anonymous clients says nothing about the manifest: the refusal is unconfirmed."""
 
     def reply(head: str) -> bytes:
         if "/token" in head.split()[1]:
@@ -155,7 +155,8 @@ async def test_a_head_that_is_wrong(registry: StoredRegistry, held: ImageTree) -
 
 
 async def test_a_doubtful_answer_is_none(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """After an unconfirmed answer the next endpoint is asked, also for a tag, but its "not found" is not final."""
+    """After an unconfirmed response the next endpoint is asked, also for a tag, but a "not found" of that endpoint is
+    not final."""
     async with (
         scripted_server(lambda head: answer(404, PAGE)) as first,
         upstream_source(registry, first.url, upstream.url) as source,
@@ -179,7 +180,7 @@ async def test_refusals_with_a_login(registry: StoredRegistry, tmp_path: Path) -
 
 
 async def test_codes_in_a_400(registry: StoredRegistry) -> None:
-    """A registry that answers 400 for a name it would never store says that there is none."""
+    """A registry that answers 400 for a name it would never store has no such repository."""
     body = '{"errors": [{"code": "NAME_INVALID"}]}'
     async with (
         scripted_server(lambda head: answer(400, body)) as server,
@@ -190,7 +191,8 @@ async def test_codes_in_a_400(registry: StoredRegistry) -> None:
 
 
 async def test_a_redirect_s_target_that_refuses_us(registry: StoredRegistry) -> None:
-    """A redirect whose URL has expired says nothing about access to the blob: it is a failure that can be retried."""
+    """A redirect target that refuses an expired URL says nothing about access to the blob: it is a failure, and the
+    request can be retried."""
     async with (
         scripted_server(lambda head: answer(403)) as cdn,
         scripted_server(lambda head: answer(307, location=f"{cdn.url}/x")) as server,

@@ -159,7 +159,7 @@ async def test_500_says_nothing_of_the_endpoint(registry: StoredRegistry) -> Non
 
 
 async def test_an_ill_endpoint(registry: StoredRegistry) -> None:
-    """When so many repositories get no good response, the endpoint's breaker opens for all."""
+    """Once requests for enough different repositories fail, the endpoint's breaker opens for all."""
     clock = UpstreamClock()
     async with (
         scripted_server(lambda head: answer(503)) as server,

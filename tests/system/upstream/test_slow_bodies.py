@@ -22,7 +22,7 @@ CHUNKED = (
 
 @contextlib.asynccontextmanager
 async def dripping(head: bytes, drop: bytes, pause: float = 0.02) -> AsyncIterator[str]:
-    """A server that sends `head`, and then `drop` again and again."""
+    """Runs a server that sends `head`, and then `drop` again and again."""
     tasks: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -73,7 +73,7 @@ async def test_a_chunked_body_that_ends(registry: StoredRegistry) -> None:
 
 
 async def test_a_blob_that_drips(registry: StoredRegistry) -> None:
-    """A blob that sends some bytes a second is cut."""
+    """A blob of which only some bytes arrive each second is cut off."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
     async with dripping(head, b"x") as url, upstream_source(registry, url, idle_timeout=0.2) as source:
         async with asyncio.timeout(15):
@@ -94,7 +94,7 @@ async def test_a_blob_that_drips(registry: StoredRegistry) -> None:
     ],
 )
 async def test_what_comes_before_a_blob_drips(registry: StoredRegistry, head: bytes, drop: bytes) -> None:
-    """Slow headers, error bodies, redirect bodies, chunk sizes and trailers are cut."""
+    """Slow headers, error bodies, redirect bodies, chunk sizes and trailers are cut off."""
     async with (
         dripping(head, drop) as url,
         upstream_source(registry, url, idle_timeout=0.2, connect_timeout=0.2) as source,

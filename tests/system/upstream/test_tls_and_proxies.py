@@ -98,7 +98,7 @@ async def test_a_ca_file_that_cannot_be_read(registry: StoredRegistry, upstream:
 async def test_cancelled_under_tls(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, trusted: CertificateBundle, tmp_path: Path
 ) -> None:
-    """Cancelling a stalled body under TLS is as fast as without."""
+    """Cancelling a stalled body under TLS is as fast as without TLS."""
     upstream.fault(stall_after=100_000)
     sink = CollectingSink()
     with slow_link(tmp_path, upstream.url, certificates=trusted) as link:

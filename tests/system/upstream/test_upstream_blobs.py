@@ -199,7 +199,7 @@ async def test_whose_refusal_of_a_blob_it_is(registry: StoredRegistry, status: i
 
 
 async def test_a_doubtful_no_of_one_endpoint(registry: StoredRegistry) -> None:
-    """ "Unknown" from one endpoint and a firewall's page from the other are together unconfirmed."""
+    """An "unknown" from one endpoint and a firewall's page from the other one are unconfirmed together."""
     gone = answer(404, '{"errors": [{"code": "BLOB_UNKNOWN"}]}')
     async with (
         scripted_server(always(gone)) as one,
@@ -213,7 +213,7 @@ async def test_a_doubtful_no_of_one_endpoint(registry: StoredRegistry) -> None:
 async def test_another_endpoint_has_it(
     registry: StoredRegistry, tmp_path: Path, upstream: Hub, held: ImageTree
 ) -> None:
-    """Whatever the first endpoint answers for a digest, the next is asked; those in `avoid` come last."""
+    """Whatever the first endpoint answers for a digest, the next one is asked; the endpoints in `avoid` come last."""
     layer = held.layers[1]
     async with upstream_source(registry) as nobody:
         assert nobody.connections == 8
@@ -234,7 +234,7 @@ async def test_another_endpoint_has_it(
 
 
 async def test_endpoints_that_differ_in_their_failure(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
-    """ "Unknown" is reported only if all endpoints say so: one that is down might have the blob."""
+    """An "unknown" is reported only if all endpoints say so: one that is down might have the blob."""
     with hub(tmp_path, UpstreamContent()) as down:
         down.refuse()
         for order in ((down.url, upstream.url), (upstream.url, down.url)):

@@ -98,7 +98,7 @@ async def test_a_long_list_is_read_once(registry: StoredRegistry, upstream: Hub,
 
 
 async def test_lists_are_kept_for_a_moment() -> None:
-    """Lists are cached for a short time and within a memory limit; the last one always."""
+    """Lists are cached for a short time and within a memory limit. The last list is always cached."""
     now, read = 1000.0, 0
 
     async def reading() -> CompleteList[str]:
@@ -136,7 +136,7 @@ async def test_few_lists_are_read_at_a_time(registry: StoredRegistry, upstream: 
 
 
 async def test_an_upstream_that_refuses_our_page_size(registry: StoredRegistry) -> None:
-    """If the upstream refuses our page size, it chooses its own."""
+    """If the upstream refuses our page size, the list is requested without one."""
 
     def reply(head: str) -> bytes:
         return answer(400) if "n=" in head.split()[1] else answer(200, json.dumps({"tags": ["x"]}))
@@ -266,7 +266,7 @@ async def test_referrers_that_were_filtered_there(registry: StoredRegistry) -> N
 
 
 async def test_a_list_without_end(registry: StoredRegistry) -> None:
-    """Reading an endless list stops after a while."""
+    """Reading an endless list stops after a limited number of pages."""
     body = json.dumps({"tags": ["x"]})
     round_about = {"link": '</v2/x/tags/list?n=1>; rel="next"'}
     async with (

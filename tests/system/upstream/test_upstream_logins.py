@@ -77,7 +77,7 @@ async def test_anonymous_and_refused(registry: StoredRegistry, upstream: Hub, he
             await fetch(source, held.layers[0].digest)
         if auth == "bearer":
             assert (await source.referrers(REPO, Digest(held.digest), None, None, 10)).items == []
-        else:  # nobody was let in, so nobody said that there are none
+        else:  # nobody could log in, so nobody said that there are no referrers
             with pytest.raises(UnconfirmedNameUnknown):
                 await source.referrers(REPO, Digest(held.digest), None, None, 10)
 

@@ -209,7 +209,7 @@ async def test_a_token_service_that_knows_post_alone(registry: StoredRegistry, t
 async def test_a_realm_elsewhere_is_not_asked(
     registry: StoredRegistry, upstream: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A foreign realm is not contacted, with or without the password. The log says how to allow it."""
+    """A realm on a foreign host is not contacted, with or without a password. The log says how to allow it."""
     upstream.set(auth="bearer", realm=f"{upstream.auth_url}/token", **LOGIN)
     for login in ({}, logged_in(tmp_path)):
         async with upstream_source(registry, upstream.url, **login) as source:

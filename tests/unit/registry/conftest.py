@@ -1,4 +1,5 @@
-"""The API over the reference registry, ways to fill it, and a wait for a condition."""
+"""What the tests of the registry share: the API over the reference registry, functions that push content, and a wait
+for a condition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole application: what stands beside `/v2`, and that `/v2` is not the framework's."""
+"""The whole application: routes outside `/v2`, and that FastAPI does not handle `/v2`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def browser(app: Entrepot, *, raises: bool = True) -> httpx2.AsyncClient:
 
 
 async def test_v2_is_served_before_the_framework(app: Entrepot, registry: MemoryRegistry) -> None:
-    """`/v2` and below are the distribution API's, its 404s included; `/v2x` is not."""
+    """`/v2` and all paths below it belong to the distribution API, also those that get 404. `/v2x` does not."""
     await put_image(registry, "1")
     client = AsgiClient(app)
     for path in ("/v2", "/v2/", f"{V2}/manifests/1"):
@@ -47,14 +47,14 @@ async def test_v2_is_served_before_the_framework(app: Entrepot, registry: Memory
 async def test_the_frameworks_errors_have_the_shape_of_the_spec(
     app: Entrepot, method: str, path: str, status: int
 ) -> None:
-    """404 and 405 beside `/v2`; 405 keeps its Allow."""
+    """The errors 404 and 405 outside `/v2` have the format of the spec. 405 has an Allow header."""
     answer = await AsgiClient(app)(method, path)
     assert (answer.status, answer.code) == (status, "UNSUPPORTED")
     assert ("allow" in answer) == (status == 405)
 
 
 async def test_bad_parameters_of_the_framework_are_422_in_the_shape_of_the_spec(app: Entrepot) -> None:
-    """A router's own validation says which parameter is wrong."""
+    """The error for an invalid parameter has the format of the spec, and names the parameter."""
 
     @app.get("/count")
     async def count(n: int) -> int:
@@ -66,7 +66,7 @@ async def test_bad_parameters_of_the_framework_are_422_in_the_shape_of_the_spec(
 
 
 async def test_a_failure_in_the_framework_is_500_in_the_shape_of_the_spec(app: Entrepot) -> None:
-    """Without a word of the traceback."""
+    """A 500 has the format of the spec, and nothing of the traceback."""
 
     @app.get("/broken")
     async def broken() -> None:
@@ -80,7 +80,7 @@ async def test_a_failure_in_the_framework_is_500_in_the_shape_of_the_spec(app: E
 
 
 async def test_health(app: Entrepot, tmp_path: Path) -> None:
-    """Live as long as the process answers; ready as long as the registry does."""
+    """The process is live as long as it answers, and ready as long as the registry works."""
     async with browser(app) as client:
         assert (await client.get("/health/live")).json() == {"status": "ok"}
         assert (await client.get("/health/ready")).json() == {"status": "ok"}
@@ -91,14 +91,14 @@ async def test_health(app: Entrepot, tmp_path: Path) -> None:
 
 
 async def test_the_root_says_what_to_do(app: Entrepot) -> None:
-    """A person with a browser finds a line to try, with the address that the browser used."""
+    """`/` shows a command to try, with the address that the client used."""
     async with browser(app) as client:
         answer = await client.get("/")
     assert "docker push registry.test/team/app" in answer.text
 
 
 async def test_the_api_is_described(app: Entrepot) -> None:
-    """The description is there; pages that load scripts from the internet are not."""
+    """The OpenAPI document is served. FastAPI's own pages, which load scripts from the internet, are not."""
     async with browser(app) as client:
         assert "/health/ready" in (await client.get("/api/openapi.json")).json()["paths"]
         for path in ("/docs", "/redoc"):
@@ -108,7 +108,7 @@ async def test_the_api_is_described(app: Entrepot) -> None:
 async def test_settings_reach_the_api(
     tmp_path: Path, registry: MemoryRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """read_only, delete, public_url and the manifest limit count, and calls are logged."""
+    """The settings `read_only`, `delete`, `public_url` and the manifest limit take effect, and calls are logged."""
     await put_image(registry, "1")
     app = create_app(Settings(data=tmp_path, delete=False, public_url="https://registry.example.com"), registry)
     client = AsgiClient(app)
@@ -123,8 +123,8 @@ async def test_settings_reach_the_api(
 
 
 async def test_the_application_opens_the_store_itself(tmp_path: Path) -> None:
-    """Without a registry it opens the one in the (prepared) data directory when it is started, and closes it when it
-    ends; what was pushed is there the next time."""
+    """Without a registry, the application opens the store in the prepared data directory when it starts, and closes it
+    when it ends. Pushed content is there after the next start."""
     prepare_data_dir(tmp_path / "data")
     for status in (404, 200):
         app = create_app(Settings(data=tmp_path / "data"))
@@ -141,8 +141,9 @@ async def test_the_application_opens_the_store_itself(tmp_path: Path) -> None:
 async def test_a_store_is_opened_again_however_that_failed_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A worker that started on a full disk reads from a frozen database, and holds up everybody who writes. It tries to
-    open the store until it can, and an error of another kind than a full disk does not end that."""
+    """A worker that started on a full disk reads a frozen database, and no process can write meanwhile. The worker
+    tries to open the store for writing until that succeeds. An error that is not about the full disk does not end the
+    attempts."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     frozen = ImmutableDatabase(layout_of(data))
@@ -174,8 +175,8 @@ async def test_a_store_is_opened_again_however_that_failed_before(
 async def test_work_of_a_store_that_is_opened_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool, starts_work: bool, works: bool
 ) -> None:
-    """The background work starts only if the settings of the application are in force: not after a reload has
-    replaced it, and not before one puts it in force."""
+    """After the store was opened for writing, the background work starts only if the settings of the application are in
+    force: not after a reload has replaced the application, and not before its settings are in force."""
     monkeypatch.setattr("registry.app.REOPEN_SECONDS", 0.0)
     prepare_data_dir(tmp_path)
     app = create_app(Settings(data=tmp_path), starts_work=bool(starts_work))

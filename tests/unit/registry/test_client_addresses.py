@@ -1,4 +1,4 @@
-"""Client addresses, as limits and checks see them."""
+"""Client addresses in the forms that limits and checks use."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from registry.client_addresses import is_loopback, is_loopback_host
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.1", "::1"])
 def test_loopback(address: str) -> None:
-    """Every address of the loopback networks."""
+    """Every address of the loopback networks is a loopback address."""
     assert is_loopback(address)
     assert is_loopback_host(address)
 
 
 @pytest.mark.parametrize("address", ["", "192.0.2.1", "2001:db8::1", "localhost.example.com", "127.0.0.1.example.com"])
 def test_not_loopback(address: str) -> None:
-    """No name, however it begins."""
+    """A host name is not a loopback address, however it begins."""
     assert not is_loopback(address)
     assert not is_loopback_host(address)
 
 
 def test_localhost_is_a_host() -> None:
-    """The name is no address, but a host of this machine."""
+    """`localhost` is not a loopback address, but it is a loopback host."""
     assert not is_loopback("localhost")
     assert is_loopback_host("localhost")

@@ -1,4 +1,4 @@
-"""A worker's application whose settings change."""
+"""The application of a worker while its settings change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ async def may_push(live: LiveApp) -> bool:
 
 
 async def test_change(tmp_path: Path) -> None:
-    """What was prepared answers after the switch, not before, and never if it was discarded or cannot be opened."""
+    """A prepared application answers requests after the switch and not before. It never does if it was discarded or
+    cannot be opened."""
     prepare_data_dir(tmp_path / "data")
     settings, other = Settings(data=tmp_path / "data"), Settings(data=tmp_path / "data", read_only=True)
     live = LiveApp(settings, make_app)
@@ -65,7 +66,8 @@ def test_applications_share_their_routes(tmp_path: Path) -> None:
 
 
 async def test_replaced_applications_are_freed(tmp_path: Path) -> None:
-    """Nothing keeps an application after its last request, so any number of changes takes no memory."""
+    """A replaced application is freed after its last request, so the memory does not grow with the number of
+    changes."""
     prepare_data_dir(tmp_path)
     made: list[weakref.ref[Entrepot]] = []
 
@@ -96,7 +98,7 @@ async def all_closed(live: LiveApp) -> None:
 
 
 async def test_the_first_application_is_emptied(tmp_path: Path) -> None:
-    """A worker keeps the first application in memory for ever, but not its caches."""
+    """A worker never frees the first application, but drops its caches."""
     prepare_data_dir(tmp_path)
     apps: list[Entrepot] = []
 
@@ -123,7 +125,7 @@ def open_stores(data: Path) -> int:
 
 
 async def test_a_preparation_that_is_cut_off(tmp_path: Path) -> None:
-    """An application that takes too long to start is closed as soon as it has started."""
+    """An application whose start takes too long is closed as soon as it has started."""
     prepare_data_dir(tmp_path)
     starting = asyncio.Event()
 
@@ -148,7 +150,7 @@ async def test_a_preparation_that_is_cut_off(tmp_path: Path) -> None:
 
 
 async def test_work_that_takes_long_to_hand_over(tmp_path: Path) -> None:
-    """New requests get the new settings before the new background work has started."""
+    """New requests get the new settings even before the new background work has started."""
     prepare_data_dir(tmp_path)
     live = LiveApp(Settings(data=tmp_path), make_app)
     lifespan = Lifespan(live)

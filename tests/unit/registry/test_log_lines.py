@@ -1,4 +1,4 @@
-"""Log lines on their way to stderr."""
+"""Log lines and how they are written to stderr."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ def log(stream: io.StringIO) -> Iterator[logging.Logger]:
 
 
 def test_a_line_without_a_loop_is_written_at_once(log: logging.Logger, stream: io.StringIO) -> None:
-    """A command that runs no event loop loses no line by ending."""
+    """Without a running event loop, each line is written at once, so a command loses no line when it ends."""
     log.info("one %s", "fact")
     assert stream.getvalue().endswith(f" INFO a.logger[{os.getpid()}] one fact\n")
 
 
 async def test_information_is_gathered_and_a_warning_is_not(log: logging.Logger, stream: io.StringIO) -> None:
-    """A warning is written at once, with all that came before it, in order."""
+    """Lines below WARNING are buffered. A warning is written at once, together with all buffered lines before it, in
+    order."""
     log.info("first")
     log.info("second")
     assert stream.getvalue() == ""
@@ -47,7 +48,7 @@ async def test_information_is_gathered_and_a_warning_is_not(log: logging.Logger,
 
 
 async def test_gathered_lines_are_written_soon(log: logging.Logger, stream: io.StringIO) -> None:
-    """Nothing that was gathered waits for the next line."""
+    """Buffered lines are written soon, even if no other line follows."""
     written = asyncio.Event()
     stream.flush = written.set  # type: ignore[method-assign]
     log.info("alone")
@@ -57,7 +58,7 @@ async def test_gathered_lines_are_written_soon(log: logging.Logger, stream: io.S
 
 
 async def test_many_lines_do_not_pile_up(log: logging.Logger, stream: io.StringIO) -> None:
-    """No more than a portion is held, however many come before the loop has a turn."""
+    """The buffer has a largest size, however many lines are added before the event loop continues."""
     for number in range(3000):
         log.info("line %04d", number)
     line = len(stream.getvalue().splitlines()[0])
@@ -65,7 +66,7 @@ async def test_many_lines_do_not_pile_up(log: logging.Logger, stream: io.StringI
 
 
 async def test_an_error_shows_its_traceback(log: logging.Logger, stream: io.StringIO) -> None:
-    """What failed is told whole, at once."""
+    """An error is written at once, with its traceback."""
     try:
         raise ValueError("what went wrong")
     except ValueError:
@@ -95,7 +96,7 @@ def _raised() -> Any:
     ],
 )
 def test_a_short_record_gives_the_line_of_a_whole_one(text: object, args: Any, more: dict[str, Any]) -> None:
-    """Whatever is logged, and however: what a record does not look up is not in the line."""
+    """A short log record gives the same line as a full one: the fields that it leaves out are not in the line."""
     exception, stack = _raised() if more.get("exc_info") else None, more.get("sinfo")
     lines = []
     for kind in (logging.LogRecord, LineRecord):
@@ -106,14 +107,14 @@ def test_a_short_record_gives_the_line_of_a_whole_one(text: object, args: Any, m
 
 
 def test_other_formatters_find_what_they_ask_for() -> None:
-    """A library's own handler may show what our lines do not: it gets a placeholder, not an error."""
+    """If the handler of a library shows a field that a short record leaves out, it gets a placeholder, and no error."""
     record = LineRecord("a.logger", logging.INFO, "path", 7, "one %s", ("fact",), None)
     asked = "%(filename)s %(funcName)s %(lineno)d %(threadName)s %(relativeCreated)d %(message)s"
     assert logging.Formatter(asked).format(record) == "unknown unknown 0 None 0 one fact"
 
 
 def json_line(message: str, *args: Any, error: bool = False) -> dict[str, Any]:
-    """What the JSON format makes of a record."""
+    """Returns the line of a record in the JSON format."""
     record = LineRecord("a.logger", logging.INFO, "", 0, message, args, None)
     if error:
         try:
@@ -127,7 +128,7 @@ def json_line(message: str, *args: Any, error: bool = False) -> dict[str, Any]:
 
 
 def test_a_json_line_has_time_level_logger_process_and_message() -> None:
-    """The time is in UTC, as RFC 3339 writes it."""
+    """The time is in UTC, in the format of RFC 3339."""
     found = json_line("said %s", 'a "quote" \x1b')
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
     expected = {"level": "info", "logger": "a.logger", "process": os.getpid(), "message": 'said a "quote" \x1b'}
@@ -135,11 +136,12 @@ def test_a_json_line_has_time_level_logger_process_and_message() -> None:
 
 
 def test_a_json_line_has_the_fields_of_a_mapping() -> None:
-    """In place of a message: numbers stay numbers, and what JSON does not know becomes text."""
+    """If the argument is a mapping, its fields take the place of the message. Numbers stay numbers, and values that
+    JSON does not know become text."""
     found = json_line("%(status)s %(path)s", {"status": 200, "ms": 1.5, "path": Path("/v2")})
     assert (found["status"], found["ms"], found["path"], "message" in found) == (200, 1.5, "/v2", False)
 
 
 def test_a_json_line_holds_an_exception() -> None:
-    """With all lines of its text, in one line of the log."""
+    """An exception with all its lines is in one line of the log."""
     assert "ValueError: a\nb" in json_line("failed", error=True)["exception"]

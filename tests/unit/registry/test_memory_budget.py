@@ -1,4 +1,4 @@
-"""The memory budget that request bodies and answers share: who gets a share, who waits, and who is cut off."""
+"""The memory budget for request bodies and responses: who gets a share, who waits, and who is cut off."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.unit.registry.conftest import wait_until
 
 
 async def test_what_is_kept_in_a_block_is_held_until_it_ends() -> None:
-    """A share that comes after the end is closed at once."""
+    """A share is held until the end of the block. A share that is added after the end is closed at once."""
     memory = MemoryBudget(SMALL_SHARE_BYTES, "bodies")
 
     async def fetch(scope: ShareScope) -> None:
@@ -32,7 +32,7 @@ async def test_what_is_kept_in_a_block_is_held_until_it_ends() -> None:
 
 
 async def test_a_cancelled_wait_leaves_no_trace() -> None:
-    """Those behind it get in."""
+    """After a waiting share was cancelled, the shares behind it are served."""
     memory = MemoryBudget(4 * SMALL_SHARE_BYTES, "bodies", wait_seconds=30)
     first, second, third = memory.share(), memory.share(), memory.share()
     await first.grow(3 * SMALL_SHARE_BYTES)
@@ -46,7 +46,8 @@ async def test_a_cancelled_wait_leaves_no_trace() -> None:
 
 
 async def test_small_shares_do_not_starve_a_large_one() -> None:
-    """While a large one waits, small ones get the last quarter only, so what others give back goes to it."""
+    """While a large share waits, small shares get only the last quarter of the budget, so that the large share gets
+    what others release."""
     memory = MemoryBudget(16 * SMALL_SHARE_BYTES, "bodies", wait_seconds=30, slow_seconds=60)
     small = [memory.share() for _ in range(16)]
     for share in small:
@@ -64,7 +65,8 @@ async def test_small_shares_do_not_starve_a_large_one() -> None:
 
 
 async def test_slow_bodies_make_way_together() -> None:
-    """As many as the one that waits needs are cut off at once, those that have come in for longest."""
+    """As many slow requests are cut off at once as the waiting share needs, those that have held memory for the longest
+    time first."""
     memory = MemoryBudget(
         16 * SMALL_SHARE_BYTES, "bodies", wait_seconds=1, slow_seconds=0.0
     )  # one at a look would need two seconds
@@ -86,7 +88,8 @@ async def test_slow_bodies_make_way_together() -> None:
 
 @pytest.mark.slow
 async def test_many_who_wait_do_not_hold_the_loop() -> None:
-    """A bounded number waits, the others are refused at once; those who wait are not looked at one by one."""
+    """A limited number of shares may wait, and further ones are refused at once. The cost of a new share does not grow
+    with the number of waiting ones."""
     memory = MemoryBudget(16 * SMALL_SHARE_BYTES, "bodies", wait_seconds=1, slow_seconds=60)
     held = [memory.share() for _ in range(16)]
     for share in held:

@@ -19,7 +19,7 @@ from tests.fakes.metrics_reader import Scrape, parse
 
 
 class HangingClock:
-    """A clock that takes as long as a read from a hanging disk."""
+    """A clock that advances by the time that a read from a hanging disk takes."""
 
     def __init__(self) -> None:
         self.reads = 0
@@ -32,7 +32,8 @@ class HangingClock:
 
 
 async def test_scrapes_do_not_pile_up(tmp_path: Path) -> None:
-    """One read of the store runs. The scrapes leave its metrics out until it ends, and have the others."""
+    """While one read of the store hangs, no second read starts. Scrapes meanwhile have all metrics except those of the
+    store."""
     prepare_data_dir(tmp_path)
     settings, clock, app = Settings(data=tmp_path), HangingClock(), FastAPI()
     telemetry = Telemetry(settings)

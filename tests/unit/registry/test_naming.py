@@ -1,4 +1,4 @@
-"""From the name that a client asks for to the stored names that it may mean."""
+"""The stored names that a name in a request can mean."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ def candidates(name: str, rules: NamingRules = RULES) -> list[str]:
     ],
 )
 def test_candidates(name: str, stored: list[str]) -> None:
-    """An upstream's names are its own; hosts that are not mirrored, patterns of ours and names that would be too long
-    are hosted; any other may be ours or the default upstream's."""
+    """A name that begins with an upstream's name belongs to the upstream. Names with the host of a registry that is not
+    mirrored, names that match a hosted pattern, and names that would be too long are hosted. Any other name can be
+    hosted or belong to the default upstream."""
     assert candidates(name) == stored
 
 
 def test_without_a_default_upstream() -> None:
-    """Only names below an upstream's are mirrored."""
+    """Without a default upstream, only names that begin with an upstream's name are mirrored."""
     rules = NamingRules(UPSTREAMS)
     assert candidates("ubuntu", rules) == ["ubuntu"]
     assert candidates("library/ubuntu", rules) == ["library/ubuntu"]
@@ -51,7 +52,7 @@ def test_without_a_default_upstream() -> None:
 
 
 def test_without_upstreams() -> None:
-    """Every name is a stored one."""
+    """Without upstreams, every name is a stored name."""
     assert candidates("docker.io/ubuntu", NamingRules()) == ["docker.io/ubuntu"]
     assert NamingRules().possible_names("ubuntu") == ()
 
@@ -62,7 +63,7 @@ def test_the_bare_name_of_an_upstream_is_no_repository() -> None:
 
 
 def test_below() -> None:
-    """A name that is below the upstream already stays."""
+    """A name that begins with the upstream's name already is not changed."""
     assert RULES.with_upstream("ghcr.io", RepositoryName("a/b")) == "ghcr.io/a/b"
     assert RULES.with_upstream("ghcr.io", RepositoryName("ghcr.io/a")) == "ghcr.io/a"
     with pytest.raises(NameInvalid):
@@ -75,8 +76,8 @@ NAMES = st.lists(PARTS, min_size=1, max_size=3).map("/".join).filter(lambda name
 
 @given(NAMES, st.sampled_from([None, *UPSTREAMS]), st.sampled_from([None, *UPSTREAMS]))
 def test_a_token_covers_whatever_a_request_may_lead_to(name: str, named: str | None, default: str | None) -> None:
-    """For each name and upstream that a request may name: each stored name that the guard checks is the requested one
-    or one of `possible_names`, by which tokens are granted."""
+    """A token is granted on the names of `possible_names`. For each name and each upstream that a request can name,
+    every stored name that the guard checks is the requested name or one of these."""
     rules = NamingRules(UPSTREAMS, default=default)
     requested = RepositoryName(name)
     try:

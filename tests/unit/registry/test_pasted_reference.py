@@ -1,4 +1,4 @@
-"""What a pasted text can mean."""
+"""The references that a pasted text can mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The context of a request, and work that leaves it."""
+"""The context of a request, and tasks that leave it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from tests.unit.registry.conftest import V2, put_image
 
 
 async def test_without_a_request_nothing_is_allowed_or_kept() -> None:
-    """Nobody acts, a notice is dropped, and no caller can give rights to background work."""
+    """Outside a request, the principal has no rights, a notice is dropped, and no code can give rights to background
+    work."""
     assert current_request() is NO_REQUEST
     assert NO_REQUEST.principal is UNAUTHENTICATED
     assert not NO_REQUEST.may_pull("team/app")
@@ -40,7 +41,7 @@ async def test_without_a_request_nothing_is_allowed_or_kept() -> None:
 
 
 async def test_a_request_is_entered_and_left() -> None:
-    """Inside it is the current one; its notice is its own."""
+    """Between `enter_request` and `leave_request`, the context is the current one, with a notice of its own."""
     request = RequestContext(UNRESTRICTED, "team/app", "192.0.2.1", "r1")
     token = enter_request(request)
     set_notice("may be outdated")
@@ -54,7 +55,7 @@ async def test_a_request_is_entered_and_left() -> None:
 
 
 async def test_a_detached_task_sees_no_request() -> None:
-    """It acts for nobody, and what it says reaches no client."""
+    """A detached task acts for no client, and its notices reach no client."""
     enter_request(request := RequestContext(UNRESTRICTED))
 
     async def work() -> bool:
@@ -68,7 +69,7 @@ async def test_a_detached_task_sees_no_request() -> None:
 
 
 class Watching(ForwardingRegistry):
-    """Records the request that each manifest is read for."""
+    """Records the context in which each manifest is read."""
 
     def __init__(self, inner: MemoryRegistry) -> None:
         super().__init__(inner)
@@ -80,7 +81,7 @@ class Watching(ForwardingRegistry):
 
 
 async def test_a_call_sees_the_request_it_is_made_for(registry: MemoryRegistry) -> None:
-    """Its id, its address and the name that the client used; each request has its own."""
+    """A call sees the id, the address and the name in its own request."""
     await put_image(registry, "1")
     watching = Watching(registry)
     client = AsgiClient(DistributionAPI(watching))

@@ -1,4 +1,4 @@
-"""Who owns a name, call by call: what is read where, what is pushed where, and what is refused."""
+"""Which registry answers each call on a name: where reads and pushes go, and what is refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PATTERNS = ("team/**", "own-*", "one/app")
 
 
 class RecordingMirror(MemoryRegistry):
-    """What an upstream has and a mirror answers, by stored names. `asked`: whatever it was asked about."""
+    """A mirror with the content of its upstream, by stored names. `asked`: the repositories of all calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,8 @@ class RecordingMirror(MemoryRegistry):
 
 
 class FillingMirror(RecordingMirror):
-    """A mirror that leaves in `local`, the store it shares, each blob that was read through it."""
+    """A mirror that stores each blob that is read through it in `local`, the store that it shares with the hosted
+    registry."""
 
     def __init__(self, local: MemoryRegistry) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ class FillingMirror(RecordingMirror):
 
 
 class RouterSetup:
-    """A router, and what stands behind it."""
+    """A router, and the registries behind it."""
 
     def __init__(self, default: str | None = "docker.io", prefixes: Sequence[str] = PATTERNS) -> None:
         self.hosted = MemoryRegistry()
@@ -95,14 +96,14 @@ class RouterSetup:
         return {id(self.hosted): "hosted", id(self.hub): "hub", id(self.ghcr): "ghcr"}[id(registry)]
 
     async def leads(self, name: str) -> tuple[str, str]:
-        """Which registry answers reads of a name, and under which name."""
+        """Returns the registry that answers reads of a name, and the stored name."""
         place = await self.router.locate(RepositoryName(name))
         return self.name_of(place.registry), place.repo
 
 
 @pytest.fixture(autouse=True)
 async def request_without_accounts() -> None:
-    """The calls are those of a request that nobody has to authenticate."""
+    """The current request is one to a registry without accounts."""
     enter_request(RequestContext(UNRESTRICTED))
 
 
@@ -137,14 +138,14 @@ WITH_HUB = [
 
 @pytest.mark.parametrize(("name", "where", "stored"), WITH_HUB)
 async def test_where_reads_go(houses: RouterSetup, name: str, where: str, stored: str) -> None:
-    """With docker.io as default and ghcr.io beside it: each form of a name has one home and one stored name; a name
-    with the host of a registry that is not mirrored goes to nobody."""
+    """With docker.io as the default upstream and ghcr.io as another one, each form of a name has one registry and one
+    stored name. A name with the host of a registry that is not mirrored is hosted."""
     assert await houses.leads(name) == (where, stored)
 
 
 @pytest.mark.parametrize("name", ["ubuntu", "library/ubuntu", "someone/app", "quay.io/org/app", "team/app"])
 async def test_without_a_default_names_without_a_host_are_hosted(name: str) -> None:
-    """Upstreams that are not the default have their own names and no others."""
+    """Without a default upstream, names without a host are hosted."""
     houses = RouterSetup(default=None)
     assert await houses.leads(name) == ("hosted", name)
     assert await houses.leads("docker.io/ubuntu") == ("hub", "docker.io/library/ubuntu")
@@ -152,7 +153,7 @@ async def test_without_a_default_names_without_a_host_are_hosted(name: str) -> N
 
 
 async def test_another_default_adds_no_library() -> None:
-    """`library/` is Docker Hub's alone; a single name is asked of the default upstream as it is."""
+    """`library/` is added for Docker Hub only. With another default upstream, a name of one part is not changed."""
     houses = RouterSetup(default="ghcr.io")
     assert await houses.leads("app") == ("ghcr", "ghcr.io/app")
     assert await houses.leads("library/app") == ("ghcr", "ghcr.io/library/app")
@@ -161,14 +162,14 @@ async def test_another_default_adds_no_library() -> None:
 
 @pytest.mark.parametrize("name", ["a" * 255, "a/" + "b" * 253])
 async def test_a_name_too_long_to_be_mirrored_is_hosted(houses: RouterSetup, name: str) -> None:
-    """Below an upstream's name it would be no name any more; it can still be pushed and pulled."""
+    """A name that would be too long with the upstream's name in front is hosted, and can be pushed and pulled."""
     assert await houses.leads(name) == ("hosted", name)
     await push_image(houses.router, RepositoryName(name), "x", "latest")
 
 
 @pytest.mark.parametrize("name", ["docker.io", "ghcr.io"])
 async def test_an_upstream_is_no_repository(houses: RouterSetup, name: str) -> None:
-    """The bare name of an upstream is unknown, and takes no pushes."""
+    """A repository name that is only an upstream's name is unknown, and pushes to it are refused."""
     with pytest.raises(NameUnknown, match=f"pull {name}/NAME"):
         await houses.router.get_manifest(RepositoryName(name), LATEST)
     with pytest.raises(Denied):
@@ -180,7 +181,8 @@ MIRRORED = ["library/ubuntu", "docker.io/ubuntu", "docker.io/team/app", "ghcr.io
 
 @pytest.mark.parametrize("name", MIRRORED)
 async def test_pushes_to_mirrored_names_are_denied(houses: RouterSetup, name: str) -> None:
-    """Every call that writes, with a sentence that names the upstream and says what to do; nothing reaches a store."""
+    """Every call that writes to a mirrored name is denied. The error names the upstream and says what to do. No call
+    reaches a registry."""
     repo, router = RepositoryName(name), houses.router
     upload = (await houses.hosted.start_upload(repo)).id
     blob = await push_blob(houses.hosted, NOWHERE, b"x")
@@ -199,8 +201,8 @@ async def test_pushes_to_mirrored_names_are_denied(houses: RouterSetup, name: st
 
 @pytest.mark.parametrize("name", ["myapp", "someone/app", "team/app", "quay.io/org/app"])
 async def test_pushing_makes_a_name_ours_for_good(houses: RouterSetup, name: str) -> None:
-    """From the first blob on the upstream is never asked for it again: not by tag, not by digest, not for lists, and
-    not after everything was deleted; also where it has the same name."""
+    """From the first pushed blob on, the upstream is never asked for the name again: not by tag, not by digest, not for
+    lists, and not after everything was deleted, even if the upstream has a repository of this name."""
     repo, router = RepositoryName(name), houses.router
     theirs = await push_image(houses.hub, RepositoryName(f"docker.io/{name}"), "theirs", "latest", "only-there")
     ours = await push_image(router, repo, "ours", "latest")
@@ -221,7 +223,8 @@ async def test_pushing_makes_a_name_ours_for_good(houses: RouterSetup, name: str
 
 
 async def test_a_hosted_single_name_leaves_the_library_alone(houses: RouterSetup) -> None:
-    """A hosted `myapp` stays `myapp`; `library/myapp` and `docker.io/myapp` still mean Docker Hub's."""
+    """After a push to `myapp`, this name is hosted, and `library/myapp` and `docker.io/myapp` still mean Docker Hub's
+    repository."""
     await push_image(houses.router, RepositoryName("myapp"), "ours", "latest")
     theirs = await push_image(houses.hub, RepositoryName("docker.io/library/myapp"), "theirs", "latest")
     for name in ("library/myapp", "docker.io/myapp"):
@@ -229,8 +232,8 @@ async def test_a_hosted_single_name_leaves_the_library_alone(houses: RouterSetup
 
 
 async def test_a_push_elsewhere_counts_at_once(houses: RouterSetup) -> None:
-    """That a name is nobody's is never remembered: what another process pushed is seen by the next call. That it is
-    ours need not be asked again."""
+    """That nothing was pushed to a name is never cached: a push by another process counts for the next call. That
+    something was pushed is cached."""
     repo = RepositoryName("someone/app")
     assert await houses.leads(repo) == ("hub", "docker.io/someone/app")
     await push_blob(houses.hosted, repo, b"from another worker")
@@ -241,14 +244,15 @@ async def test_a_push_elsewhere_counts_at_once(houses: RouterSetup) -> None:
 
 
 async def test_a_name_of_a_pattern_is_never_looked_up(houses: RouterSetup) -> None:
-    """Neither upstream nor in the store: a pattern is enough."""
+    """For a name that matches a hosted pattern, neither the upstream nor the store is asked where it belongs."""
     with pytest.raises(ManifestUnknown):
         await houses.router.get_manifest(RepositoryName("team/app"), LATEST)
     assert (houses.hub.asked, houses.known_asked) == ([], 0)
 
 
 async def test_an_upload_of_a_mirrored_name_can_become_hosted(houses: RouterSetup) -> None:
-    """A name that was read from the default upstream can be pushed: what was mirrored stays under its own name."""
+    """A name that was read from the default upstream can be pushed to. The mirrored content stays under its own
+    name."""
     repo = RepositoryName("someone/app")
     theirs = await push_image(houses.hub, RepositoryName("docker.io/someone/app"), "theirs", "latest")
     assert (await houses.router.get_manifest(repo, LATEST)).digest == theirs.digest
@@ -260,7 +264,7 @@ async def test_an_upload_of_a_mirrored_name_can_become_hosted(houses: RouterSetu
 
 @pytest.mark.parametrize("name", ["ubuntu", "library/ubuntu", "docker.io/ubuntu", "docker.io/library/ubuntu"])
 async def test_deletes_of_mirrored_names_go_to_the_mirror(houses: RouterSetup, name: str) -> None:
-    """What the mirror keeps of it is dropped, however it is asked for."""
+    """A delete of a mirrored name deletes the cached content, whatever form of the name is used."""
     stored, repo = RepositoryName("docker.io/library/ubuntu"), RepositoryName(name)
     image = await push_image(houses.hub, stored, "x", "latest", "other")
     await houses.router.delete_tag(repo, Tag("other"), by=BY)
@@ -271,7 +275,8 @@ async def test_deletes_of_mirrored_names_go_to_the_mirror(houses: RouterSetup, n
 
 
 async def test_lists_follow_the_name(houses: RouterSetup) -> None:
-    """Tags and referrers come from who owns the name; repositories are the store's, by stored name."""
+    """Tags and referrers are listed by the registry that the name belongs to. The list of repositories is that of the
+    store, with stored names."""
     stored = RepositoryName("docker.io/library/ubuntu")
     image = await push_image(houses.hub, stored, "x", "22.04")
     await push_image(houses.hub, stored, "signature", subject=image.digest)
@@ -285,7 +290,8 @@ async def test_lists_follow_the_name(houses: RouterSetup) -> None:
 
 @pytest.mark.parametrize("source", ["ubuntu", "library/ubuntu", "docker.io/ubuntu", None])
 async def test_mounts_from_a_mirrored_name(houses: RouterSetup, source: str | None) -> None:
-    """The source may be any form of a mirrored name; what the store has of it is mounted into the hosted target."""
+    """The source of a mount may be any form of a mirrored name. A blob that the store has there is mounted into the
+    hosted repository."""
     blob = await push_blob(houses.hosted, RepositoryName("docker.io/library/ubuntu"), b"a layer")
     repo = RepositoryName("team/app")
     await houses.router.mount_blob(repo, blob.digest, RepositoryName(source) if source else ALL_NAMES, BY)
@@ -293,7 +299,7 @@ async def test_mounts_from_a_mirrored_name(houses: RouterSetup, source: str | No
 
 
 async def test_a_mount_fetches_nothing(houses: RouterSetup) -> None:
-    """What the mirror would have to fetch is not mounted: the client uploads it instead."""
+    """A blob that the mirror would have to fetch is not mounted, so the client uploads it."""
     blob = await push_blob(houses.hub, RepositoryName("docker.io/library/ubuntu"), b"a layer")
     with pytest.raises(BlobUnknown):
         await houses.router.mount_blob(RepositoryName("team/app"), blob.digest, RepositoryName("ubuntu"), BY)
@@ -301,8 +307,8 @@ async def test_a_mount_fetches_nothing(houses: RouterSetup) -> None:
 
 
 async def test_a_push_of_blobs_that_the_mirror_said_were_there(houses: RouterSetup) -> None:
-    """A client that was told by the mirror that the blobs are there uploads none of them; its manifest is taken all the
-    same, and the blobs are in the hosted repository. What the store has is not fetched."""
+    """If the mirror has told a client that the blobs exist, the client does not upload them. Its manifest is accepted,
+    and the blobs are copied into the hosted repository. Blobs that are stored already are not fetched."""
     there, repo = RepositoryName("docker.io/someone/app"), RepositoryName("someone/app")
     config, layer = await push_blob(houses.hub, there, b"{}"), await push_blob(houses.hub, there, b"layer")
     houses.hosted.add_blob(there, layer.digest, b"layer")  # it was pulled before
@@ -317,7 +323,7 @@ async def test_a_push_of_blobs_that_the_mirror_said_were_there(houses: RouterSet
 
 
 async def test_a_push_of_an_index_whose_children_the_mirror_has(houses: RouterSetup) -> None:
-    """The manifests below an index come over as well, with their blobs."""
+    """The manifests that a pushed index lists are copied as well, with their blobs."""
     there, repo = RepositoryName("docker.io/library/tool"), RepositoryName("tool")
     child = await push_image(houses.hub, there, "child", "latest")
     houses.hosted.add_blob(there, child.blobs[0].digest, await read_blob(houses.hub, there, child.blobs[0].digest))
@@ -329,8 +335,8 @@ async def test_a_push_of_an_index_whose_children_the_mirror_has(houses: RouterSe
 
 
 async def test_a_name_that_is_ours_takes_only_what_is_here(houses: RouterSetup) -> None:
-    """Once a blob was pushed the upstream is not asked for the others: what is in the store is mounted, what is not is
-    MANIFEST_BLOB_UNKNOWN."""
+    """After the first push of a blob, the upstream is not asked for the others. Those that the store has are mounted,
+    others are MANIFEST_BLOB_UNKNOWN."""
     there, repo = RepositoryName("docker.io/someone/app"), RepositoryName("someone/app")
     here, far = await push_blob(houses.hosted, there, b"here"), await push_blob(houses.hub, there, b"far")
     pushed = await push_blob(houses.router, repo, b"pushed")
@@ -342,7 +348,8 @@ async def test_a_name_that_is_ours_takes_only_what_is_here(houses: RouterSetup) 
 
 @pytest.mark.parametrize("name", ["team/app", "quay.io/org/app"])
 async def test_a_name_never_asked_upstream_takes_nothing_from_there(houses: RouterSetup, name: str) -> None:
-    """A manifest pushed to it needs its blobs pushed, even where the mirrored name of the same words has them."""
+    """If nothing was pulled under the name, a push needs all its blobs, even if the mirrored repository of the same
+    name has them."""
     blob = await push_blob(houses.hosted, RepositoryName(f"docker.io/{name}"), b"theirs")
     with pytest.raises(ManifestBlobUnknown):
         await houses.router.put_manifest(RepositoryName(name), image_of(blob), by=BY)
@@ -350,8 +357,8 @@ async def test_a_name_never_asked_upstream_takes_nothing_from_there(houses: Rout
 
 
 async def test_a_push_of_a_new_name_asks_nobody(houses: RouterSetup) -> None:
-    """Which blobs are there is answered here while nothing was pulled by that name: pushes go through while the
-    upstream is down, and it learns no private names. A pull asks."""
+    """While nothing was pulled under a name, the upstream is not asked which blobs exist. So a push succeeds while the
+    upstream is down, and the upstream learns no private names. A pull asks the upstream."""
     houses.hub.down = True
     repo = RepositoryName("someone/app")
     blob = await push_blob(houses.hub, RepositoryName("docker.io/someone/app"), b"x")
@@ -367,7 +374,7 @@ async def test_a_push_of_a_new_name_asks_nobody(houses: RouterSetup) -> None:
 
 @pytest.mark.parametrize("down", [False, True])
 async def test_a_manifest_with_a_blob_that_nobody_has(houses: RouterSetup, down: bool) -> None:
-    """It is refused as without a mirror, whether the upstream answers or not."""
+    """A manifest with a blob that is nowhere is refused as without a mirror, whether or not the upstream answers."""
     houses.hub.down = down
     houses.hosted.add_blob(
         RepositoryName("docker.io/someone/app"), descriptor_of(b"x").digest, b"x"
@@ -378,6 +385,6 @@ async def test_a_manifest_with_a_blob_that_nobody_has(houses: RouterSetup, down:
 
 
 def test_a_default_that_is_not_mirrored() -> None:
-    """It is refused when the rules are made."""
+    """A default upstream that is not mirrored is refused when the naming rules are made."""
     with pytest.raises(ValueError, match=r"docker\.io is not mirrored"):
         NamingRules((), default="docker.io")

@@ -1,4 +1,4 @@
-"""What answers beside `/v2` tell browsers and caches."""
+"""The security headers for browsers and caches in responses outside `/v2`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def browser(app: Entrepot, url: str = "http://registry.test") -> httpx2.AsyncCli
 
 @pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/api/openapi.json", "/nothing", "/broken"])
 async def test_every_answer_has_them(tmp_path: Path, registry: MemoryRegistry, path: str) -> None:
-    """Pages, data, what is not there and what fails; each once."""
+    """Every response has each header once: pages, data, 404s and errors."""
     app = made(tmp_path, registry)
 
     @app.get("/broken")
@@ -47,7 +47,7 @@ async def test_every_answer_has_them(tmp_path: Path, registry: MemoryRegistry, p
 
 
 async def test_a_route_has_its_own(tmp_path: Path, registry: MemoryRegistry) -> None:
-    """What a route says itself stands, and stands alone."""
+    """If a route sets one of the headers, only the route's value is sent."""
     app = made(tmp_path, registry)
 
     @app.get("/page")
@@ -62,7 +62,7 @@ async def test_a_route_has_its_own(tmp_path: Path, registry: MemoryRegistry) -> 
 
 
 async def test_v2_is_left_alone(tmp_path: Path, registry: MemoryRegistry) -> None:
-    """The distribution API has its own."""
+    """The responses of the distribution API do not get these headers."""
     async with browser(made(tmp_path, registry, public_url="https://registry.test")) as client:
         headers = (await client.get("/v2/")).headers
     assert headers["x-content-type-options"] == "nosniff"
@@ -83,6 +83,6 @@ async def test_v2_is_left_alone(tmp_path: Path, registry: MemoryRegistry) -> Non
 async def test_https_only_where_there_is_https(
     tmp_path: Path, registry: MemoryRegistry, settings: dict[str, Any], url: str, told: bool
 ) -> None:
-    """Browsers are told to come by https only by who can be reached so."""
+    """Browsers are told to use only https if all clients use https."""
     async with browser(made(tmp_path, registry, **settings), url) as client:
         assert (HSTS in (await client.get("/")).headers) == told

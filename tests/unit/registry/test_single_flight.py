@@ -77,7 +77,8 @@ async def test_a_cancelled_caller_leaves_the_task_running() -> None:
 
 
 async def test_closing_ends_tasks_and_starts_no_more() -> None:
-    """Waiting callers, and later ones, get the error for a server that stops. `settle` just returns."""
+    """After `aclose`, waiting and later callers get the error that the server is stopping. `settle` does not raise it
+    for a task that was cancelled."""
     flights, work = SingleFlight[int](), GatedWork()
     caller = asyncio.create_task(flights.run("a", work))
     settled = asyncio.create_task(flights.settle("a", work))

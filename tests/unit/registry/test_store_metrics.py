@@ -1,4 +1,4 @@
-"""The metrics of the store: what they cost, and what happens if the store cannot be read."""
+"""The metrics of the store: how often they are read, and what happens if the store cannot be read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ APP = RepositoryName("team/app")
 
 
 def values(metrics: StoreMetrics) -> dict[str, float]:
-    """The samples without labels."""
+    """Returns the samples without labels, by name."""
     return {sample.name: sample.value for metric in metrics.collect() for sample in metric.samples if not sample.labels}
 
 
 async def test_figures_are_used_again_for_some_time(tmp_path: Path) -> None:
-    """A scrape does not read the database each time, and does not show old figures for long."""
+    """A scrape uses the figures of an earlier scrape, but not for long."""
     prepare_data_dir(tmp_path)
     now = 0.0
     metrics = StoreMetrics(Settings(data=tmp_path), monotonic=lambda: now)
@@ -39,7 +39,7 @@ async def test_figures_are_used_again_for_some_time(tmp_path: Path) -> None:
 
 
 def test_figures_that_take_long_are_read_seldom(tmp_path: Path) -> None:
-    """In a large store, the reads take a small share of the time."""
+    """If reading the figures takes long, they are read more rarely, so that reading takes a small part of the time."""
     prepare_data_dir(tmp_path)
     times = itertools.chain([0.0, 10.0], itertools.repeat(10.0 + CACHED_PER_READ * 10.0 - 1), [1e9])
     metrics = StoreMetrics(Settings(data=tmp_path), monotonic=lambda: next(times))
@@ -48,12 +48,13 @@ def test_figures_that_take_long_are_read_seldom(tmp_path: Path) -> None:
 
 
 def test_a_store_that_cannot_be_read(tmp_path: Path) -> None:
-    """Says so, and hides no other metric of the scrape."""
+    """If the store cannot be read, a metric says so, and all other metrics of the scrape are there."""
     assert values(StoreMetrics(Settings(data=tmp_path / "missing"))) == {"entrepot_store_readable": 0}
 
 
 async def test_what_waits_for_webhooks(tmp_path: Path) -> None:
-    """Each webhook in the settings has a backlog, with the age of its oldest event; without one it is 0."""
+    """Each webhook in the settings has metrics of its backlog, with the age of its oldest event, or 0 if there is
+    none."""
     prepare_data_dir(tmp_path)
     clock = Clock()
     webhooks = [{"name": name, "url": "http://hook.test"} for name in ("slow", "idle")]

@@ -32,8 +32,8 @@ from tests.fakes.upkeep_store import Clock
 
 
 class SearchServer:
-    """An upstream's search. `answer`: the body that it sends; None: it never answers. It answers while `gate` is
-    set."""
+    """The search of an upstream. `answer`: the body of its responses; None: it never responds. It responds only while
+    `gate` is set."""
 
     def __init__(self) -> None:
         self.answer: bytes | None = json.dumps({"results": [{"name": "nginx", "star_count": 5}]}).encode()
@@ -70,7 +70,7 @@ async def searched(clock: Clock) -> AsyncIterator[tuple[SearchServer, UpstreamSe
 
 
 async def test_answers_are_cached() -> None:
-    """One request for many searches, also at the same time, until the answer is old."""
+    """The same search sends one request until the response is old, also if several searches run at the same time."""
     clock = Clock()
     async with searched(clock) as (fake, search):
         found = await asyncio.gather(*(search.find("nginx & co", 25, 1) for _ in range(5)))
@@ -82,7 +82,7 @@ async def test_answers_are_cached() -> None:
 
 
 async def test_bad_answers() -> None:
-    """They are nothing found, and then the upstream is left alone for a while."""
+    """After a malformed response, the search finds nothing, and no request is sent for a while."""
     clock = Clock()
     async with searched(clock) as (fake, search):
         fake.answer = json.dumps(
@@ -100,7 +100,7 @@ async def test_bad_answers() -> None:
 
 
 async def test_an_upstream_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search waits for a moment, the next ones not at all."""
+    """The first search waits for a moment. The next ones do not wait."""
     async with searched(Clock()) as (fake, search):
         assert await search.find("warm up", 25, 1)  # the first request makes the HTTP client
         monkeypatch.setattr(hub_search, "TIMEOUT_SECONDS", 0.2)
@@ -111,7 +111,7 @@ async def test_an_upstream_that_does_not_answer(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_refused_search_stops_no_other() -> None:
-    """An upstream can refuse what somebody searches for; its search works all the same."""
+    """If the upstream refuses one search, other searches are still passed on."""
     async with searched(Clock()) as (fake, search):
         for status in REFUSED_SEARCHES:
             fake.status = status
@@ -121,7 +121,7 @@ async def test_a_refused_search_stops_no_other() -> None:
 
 
 async def test_many_searches_stop_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those without a turn find nothing, and later ones are passed on again."""
+    """If too many searches run, a further one finds nothing. Later searches are passed on again."""
     monkeypatch.setattr(hub_search, "MAX_WAITING", 1)
     monkeypatch.setattr(hub_search, "TIMEOUT_SECONDS", 60)
     async with searched(Clock()) as (fake, search):
@@ -136,7 +136,8 @@ async def test_many_searches_stop_no_other(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_the_wait_for_a_turn_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the upstream: a search that waits in vain finds nothing, and makes no other one pause."""
+    """If a search waits too long for its turn, it finds nothing. This does not count as a failure of the upstream, so
+    other searches are still passed on."""
     monkeypatch.setattr(hub_search, "TIMEOUT_SECONDS", 60)
     async with searched(Clock()) as (fake, search):
         fake.gate.clear()
@@ -152,8 +153,8 @@ async def test_the_wait_for_a_turn_is_no_failure(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_results_have_the_names_of_here(tmp_path: Path) -> None:
-    """Those under which they can be pulled here; what the principal may not pull is left out, and so is what is no
-    name. The upstream is not asked for somebody who may pull nothing of it."""
+    """Results have the names under which they can be pulled here. Results that the principal may not pull are left out,
+    and so are invalid names. If the principal may pull nothing of the upstream, it is not asked."""
     fake = SearchServer()
     results = [{"name": name} for name in ("nginx", "bitnami/nginx", "No Name", "x" * 300)]
     fake.answer = json.dumps({"results": results}).encode()
@@ -176,8 +177,8 @@ async def test_results_have_the_names_of_here(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_private", [True, False])
 async def test_labels_of_a_private_upstream(tmp_path: Path, is_private: bool) -> None:
-    """They can be found only after the upstream has confirmed that its repository has the config. A link alone proves
-    nothing: it comes with any manifest that names the digest."""
+    """Labels of an image of a private upstream can be found only after the upstream has confirmed that its repository
+    has the config. A link is not enough, because any manifest that names the digest creates a link."""
     upstream = Upstream(name="hub.example", endpoints=["http://127.0.0.1:9"], require_grant=is_private)
     settings = Settings(data=tmp_path, upstream=[upstream])
     repo, data = RepositoryName("hub.example/team/app"), b'{"config": {"Labels": {"color": "red"}}}'

@@ -1,4 +1,4 @@
-"""The wrappers: what refuses, what restricts, what writes log lines."""
+"""The wrappers around a registry: those that refuse calls, those that restrict them, and those that write log lines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def calls_of(*protocols: type) -> list[str]:
 
 
 def arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments that a call takes."""
+    """Returns valid arguments for a call."""
     given: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         "resolve_blob": ((REPO, DIGEST), {}),
         "open_blob": ((REPO, DIGEST), {}),
@@ -59,7 +59,7 @@ def arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 async def outcome(registry: Registry, name: str) -> str:
-    """The error a call ends with, or nothing."""
+    """Returns the error with which a call ends; None if it succeeds."""
     positional, named = arguments(name)
     try:
         await getattr(registry, name)(*positional, **named)
@@ -70,20 +70,21 @@ async def outcome(registry: Registry, name: str) -> str:
 
 @pytest.mark.parametrize("wrapper", [RefusingRegistry, ForwardingRegistry, Restricted, Observed, Guarded, Router])
 def test_no_call_of_the_interface_is_inherited_from_the_protocol(wrapper: type) -> None:
-    """A method that the interface gains must be given a meaning here: a Protocol's own body would answer None."""
+    """Each wrapper defines every method of the interface, because the method of the Protocol itself would return
+    None."""
     for name in calls_of(Registry):
         assert getattr(wrapper, name).__module__ != "storage.interface", name
 
 
 @pytest.mark.parametrize("name", calls_of(Registry))
 async def test_refusing_refuses(name: str) -> None:
-    """Each call of the interface, with Unsupported."""
+    """`RefusingRegistry` raises Unsupported for each call."""
     assert await outcome(RefusingRegistry(), name) == "Unsupported"
 
 
 @pytest.mark.parametrize("name", calls_of(Registry))
 async def test_forwarding_answers_alike(name: str) -> None:
-    """Each call answers as the inner registry does."""
+    """`ForwardingRegistry` returns what the inner registry returns."""
     assert await outcome(ForwardingRegistry(MemoryRegistry()), name) == await outcome(MemoryRegistry(), name)
 
 
@@ -100,8 +101,8 @@ class Recording(RefusingRegistry):
 
 @pytest.mark.parametrize("name", calls_of(Registry))
 async def test_a_call_says_what_it_does(name: str) -> None:
-    """Its action is that of the Protocol that declares it, so that no wrapper takes a write for a read; it names the
-    repository; and made again, it has the same arguments."""
+    """A call has the action of the Protocol that declares its method, so that no wrapper mistakes a write for a read.
+    It names the repository. If the call is made again, it has the same arguments."""
     protocols = {Reader: Action.PULL, Lister: Action.PULL, Writer: Action.PUSH, Deleter: Action.DELETE}
     first, again = Recording(), Recording()
     await outcome(first, name)
@@ -116,7 +117,7 @@ async def test_a_call_says_what_it_does(name: str) -> None:
 
 
 def test_nothing_is_wrapped_where_nothing_is_switched_off() -> None:
-    """A usual server has no wrapper there."""
+    """If nothing is restricted, `restrict` adds no wrapper."""
     inner = MemoryRegistry()
     assert restrict(inner, read_only=False, delete=True) is inner
     assert isinstance(restrict(inner, read_only=False, delete=False), Restricted)
@@ -125,7 +126,7 @@ def test_nothing_is_wrapped_where_nothing_is_switched_off() -> None:
 @pytest.mark.parametrize("name", calls_of(Registry))
 @pytest.mark.parametrize(("read_only", "delete"), [(False, True), (False, False), (True, True), (True, False)])
 async def test_restricted(name: str, read_only: bool, delete: bool) -> None:
-    """Exactly what is switched off is refused; all else answers as the inner registry does."""
+    """Only the restricted calls are refused. All others return what the inner registry returns."""
     off = (read_only and name in calls_of(Writer, Deleter)) or (not delete and name in calls_of(Deleter))
     expected = "Unsupported" if off else await outcome(MemoryRegistry(), name)
     assert await outcome(Restricted(MemoryRegistry(), read_only=read_only, delete=delete), name) == expected
@@ -136,7 +137,7 @@ async def test_restricted(name: str, read_only: bool, delete: bool) -> None:
 async def test_observed_answers_alike_and_writes_one_line(
     name: str, level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each call: the inner registry's answer, and one line at DEBUG that names it and how it came out."""
+    """Each call returns what the inner registry returns, and writes one DEBUG line with its operation and outcome."""
     with caplog.at_level(level, "registry.calls"):
         failed = await outcome(Observed(MemoryRegistry()), name)
     assert failed == await outcome(MemoryRegistry(), name)
@@ -148,7 +149,7 @@ async def test_observed_answers_alike_and_writes_one_line(
 
 
 async def test_a_line_says_whose_call_it_was(caplog: pytest.LogCaptureFixture) -> None:
-    """Reads too: the client's address and the request id that the answer carries."""
+    """The line has the client's address and the request id that the response has, also for reads."""
     registry = MemoryRegistry()
     digest = await put_blob(registry, b"x")
     with caplog.at_level(logging.DEBUG, "registry.calls"):
@@ -160,7 +161,7 @@ async def test_a_line_says_whose_call_it_was(caplog: pytest.LogCaptureFixture) -
 
 
 async def test_an_upload_has_lines_for_its_start_and_end(caplog: pytest.LogCaptureFixture) -> None:
-    """Not for each chunk."""
+    """An upload writes a line at its start and one at its end, and none for each chunk."""
     observed = Observed(MemoryRegistry())
     with caplog.at_level(logging.DEBUG, "registry.calls"):
         writer = await observed.start_upload(REPO)
@@ -176,7 +177,8 @@ async def test_an_upload_has_lines_for_its_start_and_end(caplog: pytest.LogCaptu
 
 
 async def test_switched_off_over_http(registry: MemoryRegistry) -> None:
-    """405 with the reason, in the shape of the spec (MUST 400 or 405 where deletion is disabled)."""
+    """A restricted call gets 405 with the reason, in the format of the spec (the spec allows 400 and 405 for a disabled
+    delete)."""
     await put_image(registry, "1")
     client = AsgiClient(DistributionAPI(Restricted(registry, delete=False)))
     answer = await client("DELETE", f"{V2}/manifests/1")

@@ -1,4 +1,4 @@
-"""An opened registry, for the suites of its parts; a small database, for those of what reads one."""
+"""What the tests of storage share: a data directory and a small database."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def writing(file: Path) -> Iterator[apsw.Connection]:
-    """A connection that may change it."""
+    """A connection that may change the database."""
     db = connect(file)
     yield db
     db.close()

@@ -1,4 +1,4 @@
-"""Digests that are put down and taken up again."""
+"""Digests whose state is saved and restored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def _cuts(seed: int, most: int = 12) -> list[int]:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("seed", range(40))
 def test_a_digest_saved_and_restored_at_any_place_is_that_of_all_bytes(algorithm: str, seed: int) -> None:
-    """However the bytes are cut, and whether the digest is handed on at each cut, it equals hashlib's at each cut."""
+    """However the bytes are cut, and whether or not the state is saved and restored at a cut, the digest at each cut
+    equals that of hashlib."""
     running, at = start_digest(algorithm), 0
     for cut in _cuts(seed):
         running.update(BODY[at:cut])
@@ -38,7 +39,7 @@ def test_a_digest_saved_and_restored_at_any_place_is_that_of_all_bytes(algorithm
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_digest_that_goes_on_does_not_change_what_was_saved(algorithm: str) -> None:
-    """A saved state stays as it was while the digest it was taken of goes on."""
+    """A saved state does not change when its digest is updated."""
     running = start_digest(algorithm)
     running.update(BODY[:1000])
     saved = running.save()
@@ -51,7 +52,7 @@ def test_a_digest_that_goes_on_does_not_change_what_was_saved(algorithm: str) ->
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data))])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_kind_of_buffer_is_digested_alike(algorithm: str, kind: Callable[[bytes], Data]) -> None:
-    """bytes, bytearray and memoryviews, writable or not, and empty ones, give one digest."""
+    """bytes, bytearray and memoryviews, writable or not, and empty buffers, give the same digest."""
     running = start_digest(algorithm)
     running.update(kind(b""))
     running.update(kind(BODY[:777]))
@@ -60,7 +61,8 @@ def test_every_kind_of_buffer_is_digested_alike(algorithm: str, kind: Callable[[
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_state_that_is_none_is_not_restored(algorithm: str) -> None:
-    """No state, one of another length, and another algorithm's: the bytes have to be read again."""
+    """An empty state, one of a wrong length, and one of another algorithm are not restored: the bytes have to be read
+    again."""
     state = start_digest("sha512" if algorithm == "sha256" else "sha256").save()
     assert restore_digest(algorithm, None) is None
     assert restore_digest(algorithm, b"short") is None
@@ -69,7 +71,7 @@ def test_a_state_that_is_none_is_not_restored(algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_digest_that_cannot_be_saved_is_right_as_well(algorithm: str) -> None:
-    """The one over hashlib agrees, and has no state."""
+    """The digest over hashlib gives the same result, and has no state."""
     running = HashlibDigest(algorithm)
     running.update(BODY[:10])
     running.update(memoryview(BODY)[10:])
@@ -79,6 +81,6 @@ def test_the_digest_that_cannot_be_saved_is_right_as_well(algorithm: str) -> Non
 
 @pytest.mark.parametrize("algorithm", ["md5", "SHA256", "", "sha256 "])
 def test_an_algorithm_that_is_not_supported_is_refused(algorithm: str) -> None:
-    """Nothing but sha256 and sha512, in lower case."""
+    """Only sha256 and sha512, in lower case, are supported."""
     with pytest.raises(DigestInvalid):
         start_digest(algorithm)

@@ -1,4 +1,4 @@
-"""Jobs: queued ones are run by a server process, one of a kind at a time; a command runs its own."""
+"""Jobs: a server process runs queued jobs, one of a kind at a time. A command runs its own job."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ async def test_lists_of_jobs(store: StoredRegistry) -> None:
 
 
 async def test_a_runner_that_takes_no_more(store: StoredRegistry) -> None:
-    """It completes the job that it runs, and leaves later ones to others."""
+    """A runner that was told to stop completes its job, and leaves later jobs to other processes."""
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def work(_: JobContext) -> object:

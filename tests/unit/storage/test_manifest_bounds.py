@@ -1,4 +1,4 @@
-"""What a manifest's JSON may hold, and that nothing in it holds up the other threads of a process."""
+"""What the JSON of a manifest may contain. No manifest blocks the other threads of a process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def image(**more: object) -> bytes:
 
 
 def filled(before: bytes, repeated: bytes, after: bytes = b"", most: int = MOST) -> bytes:
-    """An image with a member `x`, as large as a manifest may be."""
+    """Returns an image with a member `x`, as large as a manifest may be."""
     head = image()[:-1] + b',"x":' + before
     return head + repeated * ((most - len(head) - len(after) - 1) // len(repeated)) + after + b"}"
 
@@ -76,8 +76,8 @@ WORST: dict[str, Callable[[], bytes]] = {
 
 
 class ThreadWatch:
-    """The longest time for which this thread could not run although the process did: in CPU seconds, so that a busy
-    machine does not count."""
+    """Measures the longest time for which this thread could not run although the process did. The time is in CPU
+    seconds, so that a busy machine does not count."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -108,7 +108,7 @@ def parse(body: bytes) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WORST)
 def test_no_manifest_holds_up_the_other_threads(kind: str) -> None:
-    """Read in a thread, whatever stands in it: others get their turn within 50 ms."""
+    """While a manifest of any content is parsed in a thread, the other threads run at least every 50 ms."""
     body = WORST[kind]()
     longest = []
     for _ in range(3):
@@ -122,7 +122,7 @@ def test_no_manifest_holds_up_the_other_threads(kind: str) -> None:
 @pytest.mark.parametrize("kind", WORST)
 @pytest.mark.slow
 def test_every_manifest_is_read_in_time_that_grows_with_its_size(kind: str) -> None:
-    """A second of CPU time is enough for any."""
+    """Any manifest is parsed in a second of CPU time."""
     body = WORST[kind]()
     began = time.thread_time()
     parse(body)
@@ -130,7 +130,7 @@ def test_every_manifest_is_read_in_time_that_grows_with_its_size(kind: str) -> N
 
 
 def test_a_name_that_stands_twice_is_named() -> None:
-    """Wherever it stands."""
+    """If an object has a name twice, at any depth, the error tells the name."""
     with pytest.raises(ManifestInvalid, match="names 'z' twice"):
         Manifest.parse(names(10), OCI_MANIFEST)
 
@@ -151,14 +151,14 @@ def test_a_name_that_stands_twice_is_named() -> None:
     ],
 )
 def test_what_is_too_large_is_refused_by_name(body: bytes, why: str) -> None:
-    """The error names the bound, and no more of the manifest than fits into a line."""
+    """The error names the limit that was exceeded, and shows only as much of the manifest as fits into a line."""
     with pytest.raises(ManifestInvalid, match=why) as raised:
         Manifest.parse(body, OCI_MANIFEST)
     assert len(raised.value.message) < 200
 
 
 def test_a_long_media_type_is_not_repeated() -> None:
-    """A manifest's own type that is not known is shown shortened."""
+    """The error for an unknown media type of a manifest shows only the beginning of a long type."""
     with pytest.raises(ManifestInvalid, match="are not taken here") as raised:
         Manifest.parse(image(mediaType="x" * 100_000), None)
     assert len(raised.value.message) < 200
@@ -166,7 +166,8 @@ def test_a_long_media_type_is_not_repeated() -> None:
 
 @pytest.mark.slow
 def test_what_real_manifests_hold_is_taken() -> None:
-    """Types as long as RFC 6838 lets them be, indexes of thousands, documents inside annotations."""
+    """These are accepted: types of the length that RFC 6838 allows, indexes with thousands of entries, and documents
+    inside annotations."""
     kind = "a" * 127 + "/" + "b" * 127
     assert len(kind) == MAX_TYPE_LENGTH
     assert Manifest.parse(image(artifactType=kind), OCI_MANIFEST).artifact_type == kind
@@ -179,7 +180,7 @@ def test_what_real_manifests_hold_is_taken() -> None:
 
 
 def test_what_was_stored_before_is_still_a_manifest() -> None:
-    """The store's bytes are never checked again: only what they say is not read where that would hold others up."""
+    """Manifests that were stored earlier are not checked again. Parts that would block other threads are not parsed."""
     body = image(artifactType="a" * 1000)
     manifest = Manifest(body, OCI_MANIFEST, digest_of(body))
     assert manifest.is_readable
@@ -190,7 +191,7 @@ def test_what_was_stored_before_is_still_a_manifest() -> None:
 
 @pytest.mark.parametrize("cut", range(7))
 def test_texts_do_not_count(cut: int) -> None:
-    """What stands inside texts is no structure, however the slices of the check fall."""
+    """Braces and other characters inside strings do not count as structure, whatever pieces the check reads."""
     text = json.dumps('[{,}]"\\' * 20_000)
     body = (" " * (UNCHECKED_BYTES + cut) + "[" + text + ",1]").encode()
     check_bounds(body, Bounds(values=3))
@@ -199,7 +200,7 @@ def test_texts_do_not_count(cut: int) -> None:
 
 
 def test_other_documents_are_read_within_bounds() -> None:
-    """Lists of tags, and whatever else is read from outside."""
+    """Lists of tags and other documents from outside are parsed within limits."""
     assert load_bounded(b'{"tags":["a"]}') == {"tags": ["a"]}
     with pytest.raises(OutOfBounds):
         load_bounded(b"[" + b"1," * 200_000 + b"1]")
@@ -208,7 +209,7 @@ def test_other_documents_are_read_within_bounds() -> None:
 
 
 def test_annotations_are_kept_as_they_are_stored() -> None:
-    """Those of a large manifest are JSON from the start, and read like any others."""
+    """The annotations of a large manifest are kept as JSON, and read like any others."""
     text = 'é"\\\n\U0001f600' * 5000
     manifest = Manifest.parse(image(annotations={"a": text, "b": ""}), OCI_MANIFEST)
     assert isinstance(manifest.annotations, JsonAnnotations)

@@ -1,4 +1,4 @@
-"""Manifests pushed more than once: the same bytes are checked once, and always against what is said of them."""
+"""Manifests that are pushed more than once: the same bytes are parsed once, and compared with the request each time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def _body(**more: object) -> bytes:
 
 
 def test_the_same_bytes_are_checked_once() -> None:
-    """An image that is pushed under several tags."""
+    """The bytes of an image that is pushed under several tags are parsed once."""
     body = _body(annotations={"which": "the same"})
     assert Manifest.parse(body, OCI_MANIFEST) is Manifest.parse(bytes(bytearray(body)), OCI_MANIFEST)
 
 
 def test_the_type_counts_as_well() -> None:
-    """The same bytes under another Content-Type are another manifest, or none."""
+    """With another Content-Type, the same bytes are another manifest, or none."""
     body = _body()
     assert Manifest.parse(body, OCI_MANIFEST).media_type == OCI_MANIFEST
     assert Manifest.parse(body, DOCKER_MANIFEST).media_type == DOCKER_MANIFEST
@@ -34,7 +34,8 @@ def test_the_type_counts_as_well() -> None:
 
 
 def test_the_digest_is_looked_at_each_time() -> None:
-    """Known bytes under a digest that is not theirs, and under one of another algorithm."""
+    """Known bytes with a wrong digest are refused. With a digest of another algorithm, they are accepted if it is
+    theirs."""
     body = _body()
     Manifest.parse(body, OCI_MANIFEST)
     with pytest.raises(DigestInvalid):
@@ -45,7 +46,7 @@ def test_the_digest_is_looked_at_each_time() -> None:
 
 
 def test_large_manifests_are_not_kept() -> None:
-    """What is remembered has a bound."""
+    """The cache of parsed manifests is limited in size."""
     body = _body(annotations={"much": "x" * MAX_CACHED_MANIFEST_BYTES})
     assert Manifest.parse(body, OCI_MANIFEST) == Manifest.parse(body, OCI_MANIFEST)
     assert Manifest.parse(body, OCI_MANIFEST) is not Manifest.parse(body, OCI_MANIFEST)

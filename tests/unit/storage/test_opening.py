@@ -13,7 +13,7 @@ from storage.composition import layout_of, open_registry, prepare_data_dir
 
 
 def lock_database(data: Path) -> apsw.Connection:
-    """Locks the database like another program that uses it alone, until the connection is closed."""
+    """Locks the database as another program would that uses it alone, until the connection is closed."""
     db = apsw.Connection(str(layout_of(data).metadata))
     db.pragma("locking_mode", "exclusive")
     db.execute("BEGIN EXCLUSIVE; COMMIT")
@@ -27,8 +27,8 @@ def open_files_below(data: Path) -> list[str]:
 
 
 async def test_a_locked_database(tmp_path: Path) -> None:
-    """The open waits for another program that has locked the database. The event loop goes on, as only it can end the
-    wait here."""
+    """The open waits while another program has locked the database. The event loop runs meanwhile: in this test, it is
+    what ends the lock."""
     prepare_data_dir(tmp_path)
     locked = lock_database(tmp_path)
     context = open_registry(tmp_path)
@@ -42,7 +42,7 @@ async def test_a_locked_database(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_open(tmp_path: Path) -> None:
-    """Leaves no file open. It ends when SQLite does not wait any more."""
+    """A cancelled open ends when SQLite no longer waits, and leaves no file open."""
     prepare_data_dir(tmp_path)
     before = open_files_below(tmp_path)
     locked = lock_database(tmp_path)

@@ -39,7 +39,7 @@ def test_patterns(pattern: str, matches: list[str], not_matches: list[str]) -> N
 
 
 def matches_as_said(pattern: str, name: str) -> bool:
-    """Matches by the definition of the stars, trying every text that they may stand for."""
+    """Returns whether a name matches, by the definition of the stars: tries every text that a star may stand for."""
     if not pattern:
         return not name
     star = next((star for star in ("**", "*") if pattern.startswith(star)), "")
@@ -64,7 +64,7 @@ def test_meaning(pattern: str, name: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["*a" * 100 + "*b", "**a" * 84 + "b", "*/" * 100 + "**a*a*b", "**a*a*a*a*a*b"])
 def test_no_pattern_is_slow(pattern: str) -> None:
-    """Users write patterns, so none may be slow. Backtracking would take years for these."""
+    """No pattern is slow, because users write patterns. Backtracking would take years for these patterns."""
     name = "a" * 255
     with count_instructions() as count:
         assert not NamePattern(pattern).matches(name)
@@ -74,7 +74,7 @@ def test_no_pattern_is_slow(pattern: str) -> None:
 
 
 def test_many_patterns_are_not_slow() -> None:
-    """The most patterns of one subject, with many stars, are matched together."""
+    """The largest number of patterns of one subject, with many stars, is matched in one pass."""
     kinds = (
         [f"team{number}/**" for number in range(5000)],
         [f"team{number}/*" for number in range(5000)],
@@ -115,8 +115,8 @@ def test_prefixes(pattern: str, prefix: str, whole: bool) -> None:
 
 
 def test_sets() -> None:
-    """A name is in a set if one of the patterns matches; below a guarded segment only patterns count that begin with
-    it."""
+    """A name is in a set if one of the patterns matches. Below a guarded segment, only patterns that begin with this
+    segment count."""
     names = NameSet.of(["**", "ghcr.io/team/**"], guarded=["ghcr.io", "quay.io"])
     inside = ["app", "docker.io/library/ubuntu", "ghcr.io/team/app"]
     outside = ["ghcr.io/other/app", "quay.io/team/app", "quay.io"]
@@ -147,8 +147,8 @@ _PATTERNS = st.lists(st.sampled_from(_PATTERN_SEGMENTS), min_size=1, max_size=3)
 def test_sets_as_said(
     patterns: set[str], guarded: set[str], limits: set[str] | None, names: set[str], first: str
 ) -> None:
-    """A set holds the names that match one of its patterns and one of its limits; below a guarded segment only patterns
-    count that begin with it. `seek` skips no name of the set."""
+    """A set has the names that match one of its patterns and one of its limits. Below a guarded segment, only patterns
+    that begin with this segment count. `seek` skips no name of the set."""
     made = NameSet.of(patterns, guarded, limits)
 
     def inside(name: str) -> bool:
@@ -200,13 +200,13 @@ OLD = ["*/app", "**/app", "team/*/app", "a*b", "team/**x", "*/*", "team/*/**", "
 
 @pytest.mark.parametrize("pattern", SIMPLE)
 def test_simple_patterns(pattern: str) -> None:
-    """An exact name is simple, and a prefix with one star form at its end."""
+    """An exact name is a simple pattern. So is a prefix with `*` or `**` at its end."""
     assert require_simple(NamePattern(pattern)) == pattern
 
 
 @pytest.mark.parametrize("pattern", OLD)
 def test_patterns_that_are_not_simple(pattern: str) -> None:
-    """The error shows the forms that exist. The pattern goes on matching."""
+    """For a pattern that is not simple, the error shows the simple forms. The pattern itself still matches."""
     with pytest.raises(ValueError, match=r"star before its end; .* team/app-\*, team/\*, team/\*\* or \*\*"):
         require_simple(NamePattern(pattern))
     assert any(NamePattern(pattern).matches(name) for name in ("a/app", "team/x/app", "ab", "team/x", "a/b/c"))
@@ -249,7 +249,7 @@ def test_covering_is_never_wrong(
 @example("a*", "ab*")
 @example("a/**", "a/*")
 def test_covering_of_simple_patterns_is_complete(outer: str, inner: str) -> None:
-    """If a simple pattern does not cover another one, some name shows why."""
+    """If one simple pattern does not cover another, there is a name that only the other one matches."""
     if not NameSet.of([outer]).covers(NamePattern(inner)):
         names = {inner.rstrip("*") + rest for rest in ("", "b", "b/b")}
         assert [name for name in names if NamePattern(inner).matches(name) and not NamePattern(outer).matches(name)]
@@ -286,7 +286,8 @@ def test_covering_is_an_order(one: NamePattern, others: set[NamePattern]) -> Non
     ],
 )
 def test_covering(outer: str, inner: str, expected: bool) -> None:
-    """In the last case the pattern does lie below, but only a simple pattern covers a pattern other than itself."""
+    """In the last case, the set has every name of the pattern, but does not cover it: among different patterns, only a
+    simple one covers another."""
     assert NameSet.of([outer]).covers(NamePattern(inner)) is expected
 
 
@@ -304,7 +305,7 @@ def test_covering(outer: str, inner: str, expected: bool) -> None:
     ],
 )
 def test_covering_below_guarded_segments(outer: str, inner: str, expected: bool) -> None:
-    """Below a guarded segment only a pattern counts that begins with it. Any other pattern matches nothing there."""
+    """Below a guarded segment, only a pattern that begins with this segment matches names."""
     assert NameSet.of([outer], ["docker.io"]).covers(NamePattern(inner)) is expected
 
 
@@ -318,7 +319,7 @@ def test_limits_cover_too() -> None:
 
 
 def test_covering_is_quick() -> None:
-    """Whatever patterns a set has, a question takes one lookup for each character of the pattern."""
+    """Whatever patterns a set has, `covers` needs one lookup for each character of the pattern."""
     names = NameSet.of([*(f"*{'a*' * 50}{number}" for number in range(200)), *(f"team{n}/**" for n in range(5000))])
     for question in (f"team/*{'b*' * 50}0", "a" * 250 + "0*"):
         pattern = NamePattern(question)
@@ -329,7 +330,7 @@ def test_covering_is_quick() -> None:
 
 
 def _kept_by(make: Callable[[int], NameSet]) -> float:
-    """Returns the megabytes that 100 sets of names use once each was asked for names with every letter."""
+    """Returns how many megabytes 100 sets of names use after each was asked for names with every letter."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -348,12 +349,13 @@ def _large(seed: str) -> frozenset[NamePattern]:
 
 @pytest.mark.slow
 def test_equal_sets_share_what_matches_them() -> None:
-    """Equal sets share one matcher: a thousand tokens may have many patterns each, mostly the same."""
+    """Equal sets share one matcher, because a thousand tokens may have many patterns each, which are mostly the
+    same."""
     assert _kept_by(lambda _: NameSet(_large("a"), limits=_large("b"))) < 12
 
 
 @pytest.mark.slow
 def test_what_matches_large_sets_is_bounded() -> None:
-    """A process keeps a bounded number of large matchers, however many different sets there are."""
+    """A process keeps a limited number of large matchers, however many different sets there are."""
     patterns = [_large(str(number)) for number in range(100)]
     assert _kept_by(lambda number: NameSet(patterns[number])) < 15

@@ -26,7 +26,7 @@ VERSIONS = [
 
 
 def test_versions_are_sorted_as_people_do() -> None:
-    """Numbers are compared as numbers, stages come before the release, and a leading `v` makes no difference."""
+    """Numbers are compared by value, pre-releases come before the release, and a leading `v` makes no difference."""
     expected = [version for version in VERSIONS if version != "1.0-rc2-2"]
     shuffled = random.Random(1).sample(expected, len(expected))
     assert sorted(shuffled, key=version_key) == expected

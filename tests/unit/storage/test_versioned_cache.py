@@ -1,4 +1,4 @@
-"""Answers that are kept until what they were made of changes."""
+"""A cache of answers that are valid until the thing from which they were made changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROOM = 100 * MAX_VALUE_DIVISOR
 
 
 class VersionedThing:
-    """A thing that changes, and the mark of its state."""
+    """A thing that changes, with a version for each of its states."""
 
     def __init__(self) -> None:
         self.state = 0
@@ -30,14 +30,15 @@ def remembered(thing: VersionedThing) -> VersionedCache[str]:
 
 
 def test_what_was_kept_is_given_while_nothing_changes(remembered: VersionedCache[str]) -> None:
-    """Under its own key, and no other."""
+    """An answer is returned under its own key only, as long as nothing changes."""
     remembered.put("key", "answer", 1, version=0)
     assert remembered.get("key") == remembered.get("key") == "answer"
     assert remembered.get("other") is None
 
 
 def test_a_change_ends_all_answers(thing: VersionedThing, remembered: VersionedCache[str]) -> None:
-    """At the next question, whether or not the answer would be another; going back to an old state brings none back."""
+    """After a change, no old answer is returned, whether or not it is still right. A return to an old state does not
+    bring old answers back."""
     remembered.put("key", "answer", 1, version=0)
     thing.state = 1
     assert remembered.get("key") is None
@@ -46,7 +47,8 @@ def test_a_change_ends_all_answers(thing: VersionedThing, remembered: VersionedC
 
 
 def test_an_answer_from_before_a_change_is_not_kept(thing: VersionedThing, remembered: VersionedCache[str]) -> None:
-    """Looked up before the change and offered after it: it may be stale."""
+    """An answer that was looked up before a change and offered after it is not cached, because it may be out of
+    date."""
     assert remembered.get("key") is None
     thing.state = 1
     remembered.put("key", "stale", 1, version=0)
@@ -58,7 +60,7 @@ def test_an_answer_from_before_a_change_is_not_kept(thing: VersionedThing, remem
 
 
 def test_what_is_kept_has_a_bound(remembered: VersionedCache[str]) -> None:
-    """The oldest give way; what was kept last is there."""
+    """The size of the cache is limited: the oldest answers are evicted, and the newest stays."""
     for number in range(3 * MAX_VALUE_DIVISOR):
         remembered.put(number, str(number), ROOM // MAX_VALUE_DIVISOR, version=0)
         assert remembered.get(number) == str(number)
@@ -68,7 +70,7 @@ def test_what_is_kept_has_a_bound(remembered: VersionedCache[str]) -> None:
 
 
 def test_one_large_answer_does_not_drive_out_all_others(remembered: VersionedCache[str]) -> None:
-    """It is simply not kept."""
+    """A very large answer is not cached."""
     remembered.put("small", "answer", 1, version=0)
     remembered.put("large", "answer", ROOM // MAX_VALUE_DIVISOR + 1, version=0)
     assert remembered.get("large") is None
@@ -76,7 +78,7 @@ def test_one_large_answer_does_not_drive_out_all_others(remembered: VersionedCac
 
 
 def test_keeping_an_answer_twice_takes_its_room_once(remembered: VersionedCache[str]) -> None:
-    """Two that ask at once both offer what they found."""
+    """If two callers offer the same answer, its size counts once."""
     remembered.put("first", "answer", ROOM // MAX_VALUE_DIVISOR, version=0)
     for _ in range(3 * MAX_VALUE_DIVISOR):
         remembered.put("again", "answer", ROOM // MAX_VALUE_DIVISOR, version=0)
@@ -84,7 +86,8 @@ def test_keeping_an_answer_twice_takes_its_room_once(remembered: VersionedCache[
 
 
 def test_what_was_asked_once_is_not_wanted_yet(thing: VersionedThing, remembered: VersionedCache[str]) -> None:
-    """The second time it is, a change in between or not; what was asked very long ago counts no more."""
+    """An answer is worth caching from the second request for it on, even if there was a change in between. Requests
+    that were long ago do not count."""
     assert not remembered.should_cache("key")
     thing.state = 1
     assert remembered.should_cache("key")

@@ -1,4 +1,4 @@
-"""A data directory of the release before this one is opened, served and continued."""
+"""A data directory that the previous release has written is opened, served and continued."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ async def read(registry: StoredRegistry, repo: RepositoryName, digest: Digest) -
 
 
 def test_a_server_brings_it_up_to_date(written: before.Written, tmp_path: Path) -> None:
-    """Commands ask for that. Before as well as after it, its partial blob is listed, and it had an account."""
+    """Commands ask for a start of the server, which migrates the directory. Before and after that, its partial blob is
+    listed, and it is known that it had an account."""
     with pytest.raises(DataDirectoryError, match="start `entrepot serve` once to bring it up to date"):
         check_version(tmp_path / "data")
     check_what_is_read(tmp_path)
@@ -62,7 +63,7 @@ def check_what_is_read(tmp_path: Path) -> None:
 
 
 async def test_its_content_is_served(registry: StoredRegistry, written: before.Written) -> None:
-    """Hosted and mirrored images, by tag, byte for byte."""
+    """Hosted and mirrored images are served by tag, byte for byte."""
     assert (await registry.get_manifest(APP, LATEST)).body == written.manifest
     assert (await registry.get_manifest(UBUNTU, LATEST)).body == written.far_manifest
     for repo, blob in ((APP, before.CONFIG), (APP, before.LAYER), (UBUNTU, before.FAR_LAYER)):
@@ -70,7 +71,7 @@ async def test_its_content_is_served(registry: StoredRegistry, written: before.W
 
 
 async def test_nothing_is_wrong_with_it(registry: StoredRegistry) -> None:
-    """A check finds no problem in what the release before wrote."""
+    """A check finds no problem in what the previous release has written."""
     found: list[Finding] = []
 
     async def on_finding(finding: Finding) -> None:
@@ -84,7 +85,7 @@ async def test_nothing_is_wrong_with_it(registry: StoredRegistry) -> None:
 
 
 async def test_its_uploads_go_on(registry: StoredRegistry) -> None:
-    """A session with bytes goes on after them, without one, from its start."""
+    """An upload session with bytes continues after them, one without bytes from its start."""
     rest = b"and the other half"
     upload = UploadID(before.UPLOAD)
     assert await registry.upload_offset(APP, upload, by=ALICE) == len(before.HALF)
@@ -98,7 +99,7 @@ async def test_its_uploads_go_on(registry: StoredRegistry) -> None:
 
 
 async def test_its_partial_blob_is_completed(registry: StoredRegistry, tmp_path: Path) -> None:
-    """Only what is missing has to come."""
+    """Only the missing bytes of the partial blob are downloaded."""
     size = len(before.PARTIAL)
     partial = await registry.partials.claim(digest_of(before.PARTIAL), size, "docker.io")
     assert partial.missing() == [(before.PARTIAL_STOP, size)]
@@ -110,7 +111,7 @@ async def test_its_partial_blob_is_completed(registry: StoredRegistry, tmp_path:
 
 
 async def test_its_accounts_and_records_are_known(registry: StoredRegistry, written: before.Written) -> None:
-    """Accounts, groups, grants and keys; what the mirror remembers of its upstreams."""
+    """Accounts, groups, grants and keys are there, and the mirror's records of its upstreams."""
     accounts, records = registry.accounts, registry.records
     assert (accounts.has_had_account(), accounts.epoch()) == (True, 5)
     assert accounts.account(AccountName("alice")).admin
@@ -129,7 +130,7 @@ async def test_its_accounts_and_records_are_known(registry: StoredRegistry, writ
 
 
 async def test_its_garbage_is_collected(registry: StoredRegistry, tmp_path: Path) -> None:
-    """The trash goes, and an image that is deleted; what is referred to stays."""
+    """The trash and a deleted image are collected. Content that is in use stays."""
     manifest = await registry.resolve_manifest(UBUNTU, LATEST)
     await registry.delete_manifest(UBUNTU, manifest.digest, by=ALICE)
     registry.collector.grace = 0.0
@@ -140,7 +141,8 @@ async def test_its_garbage_is_collected(registry: StoredRegistry, tmp_path: Path
 
 
 def test_partial_records_are_written_as_before(tmp_path: Path) -> None:
-    """Byte for byte, so that a process of the release before, which still runs, reads them."""
+    """Records of partial blobs have the same bytes as before, because a process of the previous release that still runs
+    reads them."""
     from storage.blobs.files.partial_state_format import Progress, decode_progress
 
     record = Progress("boot", 10, extents=[(0, 4)]).encode()

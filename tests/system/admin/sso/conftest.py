@@ -32,7 +32,8 @@ class Browser:
         return self.client.get(path if path.startswith("http") else self.site.server.url + path, **more)
 
     def to_provider(self, path: str = "/login/openid") -> httpx2.Response:
-        """Returns the parameters of the provider's redirect back to the registry."""
+        """Follows the redirect to the provider, and returns the parameters of the provider's redirect back to the
+        registry."""
         begun = self.get(path)
         assert begun.status_code == 303, begun.text
         answer = self.get(begun.headers["location"])
@@ -44,7 +45,7 @@ class Browser:
         return self.get(self.to_provider(path).headers["location"])
 
     def submit(self, user: str, password: str, *, origin: str | None = None, **fields: str) -> httpx2.Response:
-        """Sends the form of the login page, from this registry's page or from another one."""
+        """Sends the form of the login page. `origin`: the site of the page that sends it; None: this registry."""
         headers = {"origin": self.own if origin is None else origin}
         form = {"user": user, "password": password, **fields}
         return self.client.post(f"{self.own}/login", data=form, headers=headers)
@@ -78,7 +79,7 @@ def failed(site: AdminSite, part: str) -> list[dict[str, Any]]:
 
 
 def assert_refused(browser: Browser, answer: httpx2.Response, status: int = 403) -> None:
-    """Checks that the answer is a short page without a session."""
+    """Checks that the response is a short page and starts no session."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert (

@@ -18,7 +18,8 @@ from tests.system.admin.sso.conftest import ATTEMPT, SESSION, Browser, failed, v
 
 
 def test_a_login(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """After a login the browser is at the API's documentation, and its session counts at the API on every worker."""
+    """After a login, the browser is at the documentation of the API, and every worker accepts its session at the
+    API."""
     answer = browser.login()
     assert (answer.status_code, answer.headers["location"]) == (303, "/api/docs")
     assert browser.get("/api/docs").status_code == 200
@@ -74,7 +75,8 @@ def assert_kept(answer: httpx2.Response, name: str, seconds: int) -> None:
 
 
 def test_https(sso: FakeOpenIDProvider, tmp_path: Path) -> None:
-    """With a public https URL the cookies have the `__Host-` prefix, and cookies of plain http do not count."""
+    """If `public_url` begins with https, the cookies have the prefix `__Host-`, and cookies that were set over plain
+    http do not count."""
     public = "https://registry.example.com"
     sso.person = {"preferred_username": ADMIN}
     entrepot_output("user", "add", ADMIN, "--admin", "--generate", folder=tmp_path)
@@ -101,7 +103,7 @@ def test_https(sso: FakeOpenIDProvider, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["/", "/api/docs#/tokens", "/api/v1/me?a=b&c=d", "/%2F/evil.example.com"])
 def test_places_to_come_back_to(browser: Browser, sso: FakeOpenIDProvider, place: str) -> None:
-    """Any path of this registry can be the page after the login."""
+    """After the login, the browser can return to any path of this registry."""
     begun = browser.get("/login/openid", params={"next": place})
     answer = browser.get(browser.get(begun.headers["location"]).headers["location"])
     assert answer.headers["location"] == place
@@ -124,7 +126,7 @@ def test_places_to_come_back_to(browser: Browser, sso: FakeOpenIDProvider, place
     ],
 )
 def test_other_places(browser: Browser, place: str) -> None:
-    """No login redirects to another site."""
+    """A login never redirects to another site."""
     for answer in (
         browser.get("/login", params={"next": place}),
         browser.get("/login/openid", params={"next": place}),
@@ -153,7 +155,7 @@ def test_groups(browser: Browser, sso: FakeOpenIDProvider) -> None:
 
 
 def test_a_provider_that_is_down(tmp_path: Path) -> None:
-    """The server starts and serves without the provider. A login gets an error that asks to try again."""
+    """The server starts and serves while the provider is down. A login gets an error that says to try again."""
     with openid_provider() as gone:
         env = variables(gone, tmp_path)
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=tmp_path, given=PASSWORD)

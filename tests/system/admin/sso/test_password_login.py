@@ -17,7 +17,7 @@ POLICY = "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancesto
 
 
 def assert_form_again(browser: Browser, answer: httpx2.Response, status: int, text: str) -> None:
-    """Checks that the answer shows the form with an error, and starts no session."""
+    """Checks that the response has the form again, with an error, and starts no session."""
     assert answer.status_code == status, answer.text
     assert f'<p role="alert">{html.escape(text)}' in answer.text
     assert '<form method="post" action="/login">' in answer.text
@@ -27,8 +27,8 @@ def assert_form_again(browser: Browser, answer: httpx2.Response, status: int, te
 
 
 def test_a_login(browser: Browser) -> None:
-    """`/login` leads to the login page, and the form shown again offers both ways. After a login with the form the
-    browser goes where it wanted to, and its session counts on every worker."""
+    """`/login` leads to the login page, which offers both ways to log in, also when it is shown again. After a login
+    with the form, the browser is at the page that it wanted, and every worker accepts its session."""
     wanted = '/api/v1/me?a=b&c="<d>'
     page = browser.get("/login", params={"next": wanted})
     assert (page.status_code, page.headers["cache-control"]) == (303, "no-store")
@@ -52,8 +52,8 @@ def test_a_login(browser: Browser) -> None:
 
 
 def test_logins_that_fail(browser: Browser) -> None:
-    """A wrong password, an unknown account and an empty form get the same answer. The audit log has the reason. After
-    too many failures the page says so, also to the right password."""
+    """A wrong password, an unknown account and an empty form get the same response. The audit log has the reason. After
+    too many failures, the page says so, even if the password is right."""
     name, password = browser.site.user()
     wrong = "The user name or the password is not right."
     for user, secret in ((name, "wrong"), ("nobody-at-all", password), ("<b>", "x"), ("", ""), (name, "")):
@@ -69,7 +69,8 @@ def test_logins_that_fail(browser: Browser) -> None:
 
 
 def test_tokens_are_no_passwords(browser: Browser) -> None:
-    """An API token starts no session: the session would outlive it, and would not have its limits."""
+    """An API token cannot start a session, because the session could live longer than the token, and would not have its
+    limits."""
     name, _ = browser.site.user()
     token = browser.site.token(name, limits=[{"pattern": "team/**", "actions": ["pull"]}])
     robot = browser.site.robot()
@@ -80,15 +81,15 @@ def test_tokens_are_no_passwords(browser: Browser) -> None:
 
 @pytest.mark.parametrize("origin", ["https://evil.example.com", "null", ""])
 def test_a_page_of_another_site_logs_nobody_in(browser: Browser, origin: str) -> None:
-    """A form on another site cannot log a browser in to an account of its choice."""
+    """A form on another site cannot log a browser in to an account that the site has chosen."""
     answer = browser.submit(ADMIN, PASSWORD, origin=origin)
     assert answer.status_code == 403
     assert "set-cookie" not in answer.headers
 
 
 def test_no_session_is_planted(browser: Browser, other: Browser) -> None:
-    """A login always makes a new session, and ends the one that the browser had. So nobody can give a person a session
-    that they know, and wait for the login."""
+    """A login always makes a new session and ends the old session of the browser. So an attacker cannot give a person a
+    session that the attacker knows, and wait for the person's login."""
     attacker, victim = browser.site.user(), browser.site.user()
     assert other.submit(*attacker).status_code == 303
     planted = other.session or ""
@@ -115,7 +116,7 @@ def test_no_session_is_planted(browser: Browser, other: Browser) -> None:
     ids=["twice", "escape", "JSON", "large"],
 )
 def test_forms_that_cannot_be_read(browser: Browser, body: bytes, kind: str, status: int) -> None:
-    """A form that is no form gets a page that says so."""
+    """A request whose body is not a form gets a page that says so."""
     headers = {"origin": browser.own, "content-type": kind}
     answer = browser.client.post(f"{browser.own}/login", content=body, headers=headers)
     assert answer.status_code == status
@@ -124,8 +125,8 @@ def test_forms_that_cannot_be_read(browser: Browser, body: bytes, kind: str, sta
 
 
 def test_without_accounts_and_provider(tmp_path: Path) -> None:
-    """A registry without accounts says that nobody needs a login. Without a provider there are no pages for one.
-    Without the pages for people, `/login` has the form itself."""
+    """A registry without accounts says that nobody needs a login. Without a provider, the routes of its login do not
+    exist. Without the pages for people, `/login` shows the form itself."""
     without_pages = {"ENTREPOT_PAGES__ENABLED": "false"}
     with (
         running_server(tmp_path, workers=1, env=without_pages) as server,

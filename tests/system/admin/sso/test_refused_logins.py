@@ -87,7 +87,7 @@ def with_crit(sso: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
 def test_signatures_that_are_refused(
     browser: Browser, sso: FakeOpenIDProvider, sign: Callable[[FakeOpenIDProvider, dict[str, Any]], str]
 ) -> None:
-    """Only a key of the provider's key set counts, with an asymmetric algorithm."""
+    """Only a signature by a key of the provider's key set, with an asymmetric algorithm, is accepted."""
     sso.signed = lambda claims: sign(sso, claims)
     assert_refused(browser, browser.login())
     assert failed(browser.site, "the ID token: ")
@@ -95,8 +95,7 @@ def test_signatures_that_are_refused(
 
 @pytest.mark.parametrize("name", ["nobody", "Alice", "", "alice ", "system", None, 5, ["alice"], "<b>alice</b>"])
 def test_who_has_no_account(browser: Browser, sso: FakeOpenIDProvider, name: object) -> None:
-    """A name that has no account, or cannot have one, is refused. Names are taken as they are, so Alice is not
-    alice."""
+    """A name without an account, or one that no account can have, is refused. Case matters: Alice is not alice."""
     sso.person = {"preferred_username": name}
     answer = browser.login()
     assert_refused(browser, answer)
@@ -104,7 +103,7 @@ def test_who_has_no_account(browser: Browser, sso: FakeOpenIDProvider, name: obj
 
 
 def test_who_may_not_log_in(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """A disabled account and a robot get the same answer as a missing account."""
+    """A disabled account and a robot get the same response as a missing account."""
     user, robot = browser.site.user()[0], browser.site.robot()
     browser.site.done("PATCH", f"/users/{user}", {"enabled": False})
     for name, reason in ((user, "the account is disabled"), (robot, "the account is a robot's")):
@@ -117,7 +116,7 @@ def test_who_may_not_log_in(browser: Browser, sso: FakeOpenIDProvider) -> None:
 
 
 def test_the_provider_says_no(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """The page tells what to do and shows nothing of the request. The audit log has the provider's error code."""
+    """The page says what to do, and shows nothing of the request. The audit log has the provider's error code."""
     sso.error = "access_denied"
     assert_refused(browser, browser.login())
     assert failed(browser.site, "the provider says access_denied")
@@ -129,8 +128,8 @@ def test_the_provider_says_no(browser: Browser, sso: FakeOpenIDProvider) -> None
 
 
 def test_another_state(browser: Browser, other: Browser, sso: FakeOpenIDProvider) -> None:
-    """A response for another login is refused, whether or not this browser has begun one, and a login that has begun
-    can still end."""
+    """A response with the state of another login is refused, whether or not this browser has begun a login. A login
+    that has begun can still be finished."""
     theirs = other.to_provider().headers["location"]
     assert_refused(browser, browser.get(theirs), 400)
     own = browser.to_provider().headers["location"]

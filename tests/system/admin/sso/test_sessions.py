@@ -16,7 +16,7 @@ from tests.system.admin.sso.conftest import SESSION, Browser
 
 
 def test_where_it_counts(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """A session counts at the management API only, and as a cookie only; not at `/v2` or `/token`."""
+    """A session is accepted only as a cookie, and only by the management API: not at `/v2` or `/token`."""
     browser.login()
     assert browser.call("GET", "/me").status_code == 200
     session = browser.session
@@ -49,7 +49,8 @@ def test_a_token_is_no_session(browser: Browser, sso: FakeOpenIDProvider) -> Non
 
 
 def test_what_ends_it(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """Disabling the account, a new password and removing it end the session at the next request."""
+    """After the account was disabled, got a new password or was removed, the next request with the session is
+    refused."""
     changes: list[Callable[[str], Any]] = [
         lambda name: browser.site.done("PATCH", f"/users/{name}", {"enabled": False}),
         lambda name: browser.site.done("PUT", f"/users/{name}/password", {}),
@@ -66,7 +67,7 @@ def test_what_ends_it(browser: Browser, sso: FakeOpenIDProvider) -> None:
 
 
 def test_a_login_goes_before_it(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """Credentials in a header have precedence over the session, also wrong ones."""
+    """Credentials in a header have precedence over the session, even if they are wrong."""
     browser.login()
     me = f"{browser.own}/api/v1/me"
     assert browser.client.get(me, auth=(ADMIN, PASSWORD)).json()["name"] == ADMIN
@@ -88,7 +89,7 @@ def test_a_login_goes_before_it(browser: Browser, sso: FakeOpenIDProvider) -> No
     ids=str,
 )
 def test_other_sites_change_nothing(browser: Browser, sso: FakeOpenIDProvider, headers: dict[str, str]) -> None:
-    """A request that does not come from a page of this registry changes nothing in a session, and does not log out."""
+    """With a session, a request from a page of another site changes nothing, and does not log the person out."""
     browser.login()
     for method, path, body in (("POST", "/tokens", {}), ("DELETE", "/tokens/none", None), ("PUT", "/grants", {})):
         assert browser.call(method, path, body, **headers).status_code == 403
@@ -99,7 +100,7 @@ def test_other_sites_change_nothing(browser: Browser, sso: FakeOpenIDProvider, h
 
 
 def test_another_site_lies_in_neither(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """Sec-Fetch-Site counts, whatever Origin holds."""
+    """If Sec-Fetch-Site names another site, the request is refused, whatever Origin says."""
     browser.login()
     headers = {"sec-fetch-site": "same-site", "origin": browser.own}
     assert browser.call("POST", "/tokens", {}, **headers).status_code == 403
@@ -107,7 +108,8 @@ def test_another_site_lies_in_neither(browser: Browser, sso: FakeOpenIDProvider)
 
 @pytest.mark.parametrize("how", ["origin", "sec-fetch-site"])
 def test_a_person_makes_api_tokens(browser: Browser, sso: FakeOpenIDProvider, how: str) -> None:
-    """A page of this registry may do what the person may. docker can log in with an API token made there."""
+    """With a session, a page of this registry may do what the person may do. docker can log in with an API token made
+    there."""
     browser.login()
     headers = {"origin": browser.own} if how == "origin" else {"sec-fetch-site": "same-origin"}
     made = browser.call("POST", "/tokens", {"note": "laptop"}, **headers)
@@ -119,7 +121,7 @@ def test_a_person_makes_api_tokens(browser: Browser, sso: FakeOpenIDProvider, ho
 
 
 def test_logout(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """The logout button ends the session, and the person can log in again."""
+    """The logout button ends the session. The person can log in again."""
     browser.login()
     page = browser.get("/logout")
     assert page.status_code == 200
@@ -145,8 +147,8 @@ def test_logout(browser: Browser, sso: FakeOpenIDProvider) -> None:
 
 
 def test_list_and_end_one_by_one(browser: Browser, other: Browser, sso: FakeOpenIDProvider) -> None:
-    """A person sees where they are logged in and ends what they choose. An admin does so for others, and nobody else
-    does."""
+    """A person sees the browsers in which they are logged in, and can end each session. An admin can do so for others,
+    and nobody else can."""
     name, password = browser.site.user()
     sso.person = {"preferred_username": name}
     browser.login()

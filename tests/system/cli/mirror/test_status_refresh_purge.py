@@ -42,8 +42,8 @@ def test_status(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> 
 
 
 def test_status_of_a_limit(tmp_path: Path, upstream: Hub) -> None:
-    """All commands see a 429 until its time is over. An upstream with several endpoints is limited when all of them
-    are."""
+    """After a 429, all commands show the pause until it is over. An upstream with several endpoints is paused only if
+    all of them are."""
     upstream.set(limit=0, retry_after=600)
     before = time.time()
     assert "wants fewer requests" in error_line(mirror(tmp_path, "refresh", "app:1"), 1)
@@ -58,7 +58,7 @@ def test_status_of_a_limit(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_status_counts_stale_tags(tmp_path: Path, upstream: Hub) -> None:
-    """A tag past its time to live is stale. The command does not ask the upstream."""
+    """A tag past its time to live counts as stale. The command does not ask the upstream."""
     done(tmp_path, "warm", "app:1", *FOR_AMD64)
     (tmp_path / "entrepot.toml").write_text(settings(upstream).replace('"1h"', '"0s"'))
     upstream.forget()
@@ -67,7 +67,7 @@ def test_status_counts_stale_tags(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_status_of_nothing(tmp_path: Path, upstream: Hub) -> None:
-    """The command creates no data directory."""
+    """Without a data directory, the command creates none."""
     assert "no data directory" in error_line(mirror(tmp_path, "status"), 1)
     assert not (tmp_path / "data").exists()
 
@@ -76,7 +76,7 @@ def test_status_of_nothing(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_refresh(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """The upstream is asked although the tag is fresh, and its answer is served from then on."""
+    """The command asks the upstream although the tag is fresh. From then on, the new manifest is served."""
     first, second = images["index"].digest, noise_image("second", 10)
     assert done(tmp_path, "refresh", "app:1") == [f"app:1: new here: {first}"]
     upstream.forget()
@@ -94,7 +94,7 @@ def test_refresh_after_wrong_bytes(
     tmp_path: Path, upstream: Hub, images: dict[str, ImageTree], by_digest: bool
 ) -> None:
     """A layer that came with corrupt bytes several times is not fetched for a while. After the command, every worker
-    fetches it at once. The command takes the image, or the reference in the error's text."""
+    can fetch it at once. The command accepts the image, or the reference in the error."""
     layer = images["amd64"].layers[1].digest
     upstream.fault(on="blob", match=layer, corrupt=5, times=None)
     with (
@@ -117,14 +117,14 @@ def test_refresh_after_wrong_bytes(
 
 
 def get(client: httpx2.Client, path: str) -> httpx2.Response | None:
-    """Returns the response, or None when it was cut off."""
+    """Returns the response; None if it was cut off."""
     with suppress(httpx2.TransportError):
         return client.get(path)
     return None
 
 
 def test_refresh_of_a_tag_that_is_gone(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """The error is one line, and the cached tag is dropped."""
+    """If the upstream has deleted the tag, the error is one line, and the cached tag is deleted."""
     done(tmp_path, "refresh", "app:1")
     upstream.remove("library/app", "1")
     said = error_line(mirror(tmp_path, "refresh", "app:1"), 1)
@@ -134,7 +134,7 @@ def test_refresh_of_a_tag_that_is_gone(tmp_path: Path, upstream: Hub, images: di
 
 
 def test_refresh_when_the_upstream_is_off(tmp_path: Path, upstream: Hub) -> None:
-    """The error is one line. The cached tag stays, and is as fresh as before."""
+    """If the upstream is down, the error is one line. The cached tag stays, and is as fresh as before."""
     done(tmp_path, "refresh", "app:1")
     upstream.refuse()
     assert "is served as it was" in error_line(mirror(tmp_path, "refresh", "app:1"), 1)
@@ -143,8 +143,8 @@ def test_refresh_when_the_upstream_is_off(tmp_path: Path, upstream: Hub) -> None
 
 
 def test_refresh_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """All workers of a server on the same data directory serve what the refresh found, without asking the upstream. A
-    tag that is gone is gone there too."""
+    """All workers of a server on the same data directory serve the result of the refresh without asking the upstream. A
+    tag that the upstream has deleted is gone there as well."""
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml"), "--workers", "2") as server:
         assert digests_served(server) == {images["index"].digest}
         second = noise_image("second", 10)
@@ -166,7 +166,8 @@ def test_refresh_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str
 
 
 def test_purge_a_tag(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """The cached copy is dropped. The output says how much is freed and when. The next pull fetches it again."""
+    """The cached copy is deleted. The output says how many bytes are freed, and when. The next pull fetches the tag
+    again."""
     done(tmp_path, "warm", "app:1", *FOR_AMD64)
     (line,) = done(tmp_path, "purge", "app:1")
     assert line.startswith("app:1: dropped 1 tag and 2 manifests; 3.0 MiB are freed after ")
@@ -178,7 +179,7 @@ def test_purge_a_tag(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]
 
 
 def test_purge_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """A server on the same data directory no longer has the dropped tag and manifests, and fetches them at the next
+    """A server on the same data directory no longer has the deleted tag and manifests, and fetches them at the next
     request. A client that is reading a layer gets all of it."""
     layer = images["amd64"].layers[1]
     with (
@@ -200,7 +201,7 @@ def test_purge_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str, 
 
 
 def test_purge_a_repository(tmp_path: Path, upstream: Hub) -> None:
-    """With --all the whole repository is dropped. Other repositories stay."""
+    """With --all, the whole repository is deleted from the cache. Other repositories stay."""
     done(tmp_path, "warm", "app:1", "app:latest", "team/tool:2", "--all-platforms")
     (line,) = done(tmp_path, "purge", "--all", "app")
     assert line.startswith("app: dropped 2 tags and 3 manifests; 4.0 MiB are freed after ")
@@ -221,7 +222,7 @@ def test_purge_what_is_not_here(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_hosted_names_are_left_alone(tmp_path: Path, upstream: Hub) -> None:
-    """Names that are hosted here have no upstream. They cannot be warmed, refreshed or purged."""
+    """The commands refuse hosted repositories, because these have no upstream."""
     (tmp_path / "entrepot.toml").write_text(settings(upstream, '[hosted]\nprefixes = ["ours/**"]\n'))
     for command in ("warm", "refresh"):
         ended = mirror(tmp_path, command, "ours/app:1")
@@ -245,14 +246,15 @@ def test_hosted_names_are_left_alone(tmp_path: Path, upstream: Hub) -> None:
     ],
 )
 def test_wrong_use_in_one_line(tmp_path: Path, args: list[str], said: str) -> None:
-    """A wrong reference, platform or file is one line with exit code 2, before the data directory is opened."""
+    """For an invalid reference, platform or file, the error is one line and the exit code is 2. The data directory is
+    not opened."""
     (tmp_path / "two.txt").write_text("# two\napp:1 app:2\n")
     assert said in error_line(entrepot("mirror", *args, "--mirror", "docker.io", folder=tmp_path), 2)
     assert not (tmp_path / "data").exists()
 
 
 def test_nothing_is_mirrored(tmp_path: Path) -> None:
-    """Without an upstream, each command says how to name one."""
+    """Without an upstream in the settings, the error of each command says how to name one."""
     for command in (["warm", "app"], ["status"], ["refresh", "app"], ["purge", "app"]):
         said = error_line(entrepot("mirror", *command, folder=tmp_path), 2)
         assert said.startswith("nothing is mirrored: name an upstream with --mirror docker.io")

@@ -50,8 +50,8 @@ def test_warm_several_platforms(tmp_path: Path, upstream: Hub, images: dict[str,
 
 
 def test_warm_by_digest_and_other_names(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """References are those of a pull: by digest, with the upstream's name, with `library/`. The same image is fetched
-    once."""
+    """References are written as for a pull: by digest, with the upstream's name, or with `library/`. The same image is
+    fetched once."""
     digest = images["arm64"].digest
     lines = done(tmp_path, "warm", f"docker.io/library/app@{digest}", f"app@{digest}", "docker.io/team/tool:2")
     assert lines[-1].startswith("3 references cached; ")
@@ -72,7 +72,7 @@ def test_warmed_images_are_served_without_upstream(tmp_path: Path, upstream: Hub
 
 
 def test_warm_beside_a_server_that_fetches(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """The command waits for what the server is just fetching for a client, and does not fetch it twice."""
+    """If a server is fetching a blob for a client, the command waits for it and does not fetch it again."""
     layer = images["amd64"].layers[1]
     upstream.fault(on="blob", match=layer.digest, stall_after=MIB)
     with (
@@ -94,7 +94,8 @@ def test_warm_beside_a_server_that_fetches(tmp_path: Path, upstream: Hub, images
 
 
 def test_warm_says_what_failed(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """Each image that failed is one line with the reason, and the exit code is 1. All others are fetched."""
+    """For each image that failed there is one line with the reason, and the exit code is 1. All other images are
+    fetched."""
     ended = mirror(tmp_path, "warm", "app:1", "app:none", "team/none:1", *FOR_AMD64)
     assert ended.returncode == 1
     assert sorted(line.partition(": ")[2].partition(": ")[0] for line in ended.stderr.splitlines()) == [
@@ -104,7 +105,8 @@ def test_warm_says_what_failed(tmp_path: Path, upstream: Hub, images: dict[str, 
 
 
 def test_warm_says_which_platforms_there_are(tmp_path: Path, upstream: Hub) -> None:
-    """For a platform that is not in the index, the error lists those that are. The other platforms are fetched."""
+    """For a platform that the index does not have, the error lists the platforms that it has. The other platforms are
+    fetched."""
     ended = mirror(tmp_path, "warm", "app:1", "--platform", "linux/s390x", *FOR_AMD64)
     assert ended.returncode == 1
     assert "does not exist for linux/s390x, only for linux/amd64, linux/arm64" in ended.stderr
@@ -125,7 +127,8 @@ def test_warm_what_the_settings_name(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_warm_when_the_upstream_is_off(tmp_path: Path, upstream: Hub) -> None:
-    """The error is one line that names the upstream. A cached copy that could not be updated is an error too."""
+    """If the upstream is down, the error is one line that names it. A cached copy that could not be checked is an error
+    as well."""
     upstream.refuse()
     said = mirror(tmp_path, "warm", "app:1")
     assert said.returncode == 1
@@ -169,7 +172,7 @@ def test_warm_after_wrong_bytes(tmp_path: Path, upstream: Hub, images: dict[str,
 
 def test_bars_in_a_terminal(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
     """If stderr is a terminal, it shows a bar for each blob that is being fetched. stdout has the same lines as without
-    one."""
+    a terminal."""
     layer = images["amd64"].layers[1]
     upstream.fault(on="blob", match=layer.digest, stall_after=MIB, times=100)
     ours, theirs = pty.openpty()
@@ -191,8 +194,8 @@ def test_bars_in_a_terminal(tmp_path: Path, upstream: Hub, images: dict[str, Ima
 
 
 def test_the_schedule(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """The server fetches the images in `[warm]`, and later what their tags point at then. One worker does it for
-    all."""
+    """The server fetches the images in `[warm]`, and fetches them again when their tags have moved. One worker does
+    this for all."""
     more = '[warm]\nreferences = ["app:1"]\nplatforms = ["linux/amd64"]\ninterval = "1s"\n'
     (tmp_path / "entrepot.toml").write_text(settings(upstream, more).replace('"1h"', '"0s"'))
     later = noise_image("later", 700)
@@ -225,8 +228,8 @@ def asked_for(upstream: Hub, image: ImageTree) -> bool:
 
 
 def warming(server: RegistryServer) -> list[int]:
-    """Returns the worker that holds the lock for the schedule (proc(5), fdinfo). While something is being fetched,
-    other workers may have a lock on that file too."""
+    """Returns the worker that holds the lock for the schedule (proc(5), fdinfo). During a download, other workers may
+    hold a lock on the same file."""
     found = []
     for pid in server.worker_pids():
         for fd in Path(f"/proc/{pid}/fd").iterdir():

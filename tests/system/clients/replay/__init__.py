@@ -1,1 +1,1 @@
-"""What newer clients send, replayed byte by byte where they cannot be installed."""
+"""Requests of newer clients, replayed byte by byte, because these clients cannot be installed here."""

@@ -1,4 +1,4 @@
-"""One server with two workers for all scripts, connections to it, and a repository for each test."""
+"""One server with two workers for all replayed clients, connections to it, and a repository for each test."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
 
 @pytest.fixture
 def connect(server: RegistryServer) -> Iterator[Connect]:
-    """Opens connections; those still open at the test's end are closed."""
+    """Opens connections to the server. Those that are still open at the end of the test are closed."""
     with ExitStack() as stack:
 
         def open_wire(*, receive_buffer: int | None = None) -> RawConnection:
@@ -44,5 +44,5 @@ def repo() -> str:
 
 @pytest.fixture
 def steps(connect: Connect, repo: str) -> RawPushes:
-    """The plain steps with which a test prepares and checks, on a connection of their own."""
+    """Plain requests, on a separate connection, with which a test prepares content and checks the result."""
     return RawPushes(connect(), repo)

@@ -19,7 +19,7 @@ ACCEPT = f"application/vnd.docker.distribution.manifest.v2+json, {OCI_MANIFEST},
 
 
 def push_blob(connect: Connect, repo: str, data: bytes, query: str = "") -> None:
-    """HEAD, which has to be 404, then POST, then one PUT with all of the body."""
+    """Sends a HEAD, which has to get 404, then a POST, then one PUT with the whole body."""
     digest = digest_of(data)
     wire = connect()
     head = wire.ask("HEAD", f"/v2/{repo}/blobs/{digest}{query and '?' + query}", AGENT)
@@ -34,7 +34,7 @@ def push_blob(connect: Connect, repo: str, data: bytes, query: str = "") -> None
 
 @pytest.mark.parametrize("query", ["", "ns=docker.io"])
 def test_push(connect: Connect, repo: str, query: str) -> None:
-    """Blobs in one PUT each, then the manifest: by digest, then by tag; `ns` changes nothing."""
+    """Each blob is pushed with one PUT, then the manifest by digest and by tag. `ns` changes nothing."""
     config, layer = os.urandom(600), os.urandom(5 << 20)
     for data in (config, layer):
         push_blob(connect, repo, data, query)
@@ -50,7 +50,7 @@ def test_push(connect: Connect, repo: str, query: str) -> None:
 
 
 def test_a_blob_that_is_there_is_not_sent(connect: Connect, steps: RawPushes) -> None:
-    """HEAD of a blob the registry has is 200 with its size and digest: the client skips it."""
+    """A HEAD of an existing blob gets 200 with its size and digest, so the client does not send the blob."""
     data = os.urandom(100)
     path = steps.blob(data)
     head = connect().ask("HEAD", path, AGENT)
@@ -59,7 +59,8 @@ def test_a_blob_that_is_there_is_not_sent(connect: Connect, steps: RawPushes) ->
 
 @pytest.mark.parametrize("agent", [AGENT, DOCKER])
 def test_pull_with_ns(connect: Connect, steps: RawPushes, agent: dict[str, str]) -> None:
-    """A registry used as a mirror gets `?ns=docker.io` on each request, and serves what it has."""
+    """A registry that clients use as a mirror gets `?ns=docker.io` in each request, and serves the content that it
+    has."""
     config, layer = os.urandom(300), os.urandom(1 << 20)
     for data in (config, layer):
         steps.blob(data)
@@ -80,7 +81,8 @@ def test_pull_with_ns(connect: Connect, steps: RawPushes, agent: dict[str, str])
 
 @pytest.mark.parametrize("encodings", [ENCODINGS, "zstd, gzip, deflate", "gzip", "*", "identity;q=0, *;q=1", "br"])
 def test_nothing_is_ever_encoded(connect: Connect, steps: RawPushes, encodings: str) -> None:
-    """Whatever Accept-Encoding offers, blobs and manifests come as they are: no Content-Encoding, no other length."""
+    """Whatever Accept-Encoding says, blobs and manifests are sent as they are: without Content-Encoding, and with the
+    same length."""
     data = b"compressible " * 10_000
     blob = steps.blob(data)
     config = steps.blob(b"{}")
@@ -95,8 +97,8 @@ def test_nothing_is_ever_encoded(connect: Connect, steps: RawPushes, encodings: 
 
 
 def test_headers_come_before_the_body(connect: Connect, steps: RawPushes) -> None:
-    """The headers of a large blob are there although not one byte of the body was read yet: the client gives them 30
-    seconds, the body any time."""
+    """The headers of a large blob are sent before the client reads any byte of the body. The client waits 30 seconds
+    for the headers, and any time for the body."""
     data = os.urandom(16 << 20)
     path = steps.blob(data)
     wire = connect(receive_buffer=4096)
@@ -108,8 +110,8 @@ def test_headers_come_before_the_body(connect: Connect, steps: RawPushes) -> Non
 
 
 def test_parallel_ranged_fetch(connect: Connect, steps: RawPushes, server: RegistryServer) -> None:
-    """Many connections ask for `bytes=offset-` and each is cut off once it has its part. The parts are the blob, the
-    server holds nothing of them afterwards, and serves on."""
+    """Many connections request `bytes=offset-`, and the client closes each one when it has its part. The parts are the
+    whole blob. After that, the server holds none of it in memory, and still serves."""
     data = os.urandom(24 << 20)
     path = steps.blob(data)
     size, part = len(data), 1 << 20
@@ -141,7 +143,7 @@ def test_parallel_ranged_fetch(connect: Connect, steps: RawPushes, server: Regis
 
 
 def test_a_range_on_a_kept_connection(connect: Connect, steps: RawPushes) -> None:
-    """Ranges that are read whole leave the connection usable for the next."""
+    """After a range was read completely, the connection can be used for the next request."""
     data = os.urandom(100_000)
     path = steps.blob(data)
     wire = connect()

@@ -15,7 +15,7 @@ API = {**AGENT, "Docker-Distribution-Api-Version": "registry/2.0"}
 
 
 def upload(connect: Connect, repo: str, data: bytes) -> None:
-    """POST, a streamed PATCH, PUT with the digest."""
+    """Sends a POST, a streamed PATCH, and a PUT with the digest."""
     wire = connect()
     started = wire.ask("POST", f"/v2/{repo}/blobs/uploads/", API)
     assert started.status == 202
@@ -29,7 +29,8 @@ def upload(connect: Connect, repo: str, data: bytes) -> None:
 
 
 def test_ping(connect: Connect) -> None:
-    """GET /v2/ over plain HTTP, after https failed: a TLS hello gets no TLS and does no harm."""
+    """The client sends GET /v2/ over plain HTTP after https has failed. A TLS handshake on this port gets no TLS answer
+    and does no harm."""
     hello = connect()
     hello.send(bytes.fromhex("1603010200010001fc0303") + bytes(200))
     assert hello.answer().status == 400
@@ -38,8 +39,8 @@ def test_ping(connect: Connect) -> None:
 
 
 def test_push_with_anonymous_mount(connect: Connect, repo: str) -> None:
-    """A blob nobody has: the mount without `from` is answered with a session, which is cancelled; then a new one takes
-    the blob. A blob somebody has is mounted."""
+    """For an unknown blob, a mount without `from` gets an upload session, which the client cancels. It then uploads the
+    blob in a new session. A known blob is mounted."""
     config, layer = os.urandom(300), os.urandom(2 << 20)
     root, digest = f"/v2/{repo}", digest_of(layer)
     wire = connect()
@@ -59,7 +60,8 @@ def test_push_with_anonymous_mount(connect: Connect, repo: str) -> None:
 
 
 def read_parts(answer: RawAnswer) -> list[bytes]:
-    """The body as Go's mime/multipart reads it: a delimiter line, headers, the content up to the next delimiter."""
+    """Parses a body as Go's mime/multipart does: a delimiter line, the headers, and the content up to the next
+    delimiter."""
     kind, _, boundary = answer["content-type"].partition("; boundary=")
     assert kind == "multipart/byteranges"
     delimiter = b"--" + boundary.strip('"').encode()
@@ -80,8 +82,8 @@ def read_parts(answer: RawAnswer) -> list[bytes]:
 
 @pytest.mark.parametrize("count", [2, 10, 1024])
 def test_zstd_chunked(connect: Connect, steps: RawPushes, count: int) -> None:
-    """Partial pull of a zstd:chunked layer: the footer by one range, then the missing chunks by many; they come as
-    multipart/byteranges, in the order asked for, the server merging none of them."""
+    """For a partial pull of a zstd:chunked layer, the client requests the footer by one range and the missing chunks by
+    many. They are sent as multipart/byteranges, in the requested order, without merged ranges."""
     data = os.urandom(1 << 20)
     path = steps.blob(data)
     wire = connect()
@@ -98,7 +100,7 @@ def test_zstd_chunked(connect: Connect, steps: RawPushes, count: int) -> None:
 
 
 def test_zstd_chunked_with_neighbours(connect: Connect, steps: RawPushes) -> None:
-    """Chunks that touch are still parts of their own: the client counts them."""
+    """Adjacent chunks are sent as separate parts, because the client counts the parts."""
     data = os.urandom(10_000)
     path = steps.blob(data)
     answer = connect().ask("GET", path, {**AGENT, "Range": "bytes=0-99,100-199,200-200,5000-5009"})
@@ -106,7 +108,7 @@ def test_zstd_chunked_with_neighbours(connect: Connect, steps: RawPushes) -> Non
 
 
 def test_zstd_chunked_asks_for_fewer(connect: Connect, steps: RawPushes) -> None:
-    """More ranges than are served at once: 400, upon which the client asks again with half as many."""
+    """Too many ranges get 400. The client then requests half as many."""
     path = steps.blob(os.urandom(10_000))
     asked = ",".join(f"{at}-{at}" for at in range(0, 6000, 4))
     wire = connect()
@@ -116,7 +118,7 @@ def test_zstd_chunked_asks_for_fewer(connect: Connect, steps: RawPushes) -> None
 
 
 def test_skopeo_delete(connect: Connect, steps: RawPushes) -> None:
-    """`skopeo delete`: GET the manifest with its types, then DELETE the digest the header names."""
+    """`skopeo delete` sends a GET of the manifest with its types, and then a DELETE of the digest in the header."""
     steps.blob(b"{}")
     path = steps.manifest(image(b"{}"), "doomed")
     wire = connect()

@@ -1,4 +1,4 @@
-"""The docker engine with its classic image store: 20.10 to 28, and upgraded hosts since."""
+"""The docker engine with its classic image store: versions 20.10 to 28, and hosts that were upgraded since."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ AGENT = {"User-Agent": "docker/27.5.1 go/go1.22.11 kernel/6.1 os/linux arch/amd6
 
 
 def push_layer(connect: Connect, repo: str, data: bytes) -> None:
-    """HEAD, POST, one streaming PATCH in chunked transfer coding, PUT, HEAD: each checked as the engine checks it."""
+    """Sends HEAD, POST, one streaming PATCH in chunked transfer coding, PUT and HEAD, and checks each response as the
+    engine does."""
     root, digest = f"/v2/{repo}", digest_of(data)
     wire = connect()
     assert wire.ask("HEAD", f"{root}/blobs/{digest}", AGENT).status == 404
@@ -50,7 +51,8 @@ def schema2(config: bytes, *layers: bytes) -> bytes:
 
 
 def test_push_and_pull(connect: Connect, repo: str) -> None:
-    """A push with streaming PATCHes, then HEAD of the tag and GET by the digest it names."""
+    """The engine pushes with streaming PATCHes. It pulls with a HEAD of the tag and a GET by the digest in the
+    response."""
     config, layer = os.urandom(700), os.urandom(3 << 20)
     for data in (layer, config):
         push_layer(connect, repo, data)
@@ -72,7 +74,8 @@ def test_push_and_pull(connect: Connect, repo: str) -> None:
 
 
 def test_an_interrupted_download_is_resumed(connect: Connect, steps: RawPushes) -> None:
-    """A layer whose connection broke is asked for from the byte that is missing; 206 with the exact Content-Range."""
+    """After a broken connection, the engine requests a layer from the first missing byte, and gets 206 with the exact
+    Content-Range."""
     data = os.urandom(4 << 20)
     path = steps.blob(data)
     first = connect()
@@ -87,7 +90,7 @@ def test_an_interrupted_download_is_resumed(connect: Connect, steps: RawPushes) 
 
 
 def test_a_cross_repository_mount(connect: Connect, steps: RawPushes) -> None:
-    """A layer known in another repository is mounted: 201 with the digest, and no session."""
+    """A layer of another repository is mounted: the response is 201 with the digest, and there is no session."""
     data = os.urandom(1000)
     steps.blob(data)
     answer = connect().ask(
@@ -101,7 +104,8 @@ def test_a_cross_repository_mount(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_pushing_a_manifest_list(connect: Connect, steps: RawPushes) -> None:
-    """`docker manifest push`: mount each platform's blobs, put its manifest by digest, then the list under the tag."""
+    """`docker manifest push` mounts the blobs of each platform, pushes each manifest by digest, and then the list under
+    the tag."""
     platforms = []
     for architecture in ("amd64", "arm64"):
         source = RawPushes(steps.wire, f"{steps.repo}/{architecture}")
@@ -124,7 +128,8 @@ def test_pushing_a_manifest_list(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_five_uploads_at_once(connect: Connect, repo: str) -> None:
-    """The engine pushes five layers at a time, each request written in small pieces, all sessions open together."""
+    """The engine pushes five layers at the same time. Each request is sent in small pieces, and all sessions are open
+    together."""
     layers = [os.urandom(400_000) for _ in range(5)]
     wires = [connect() for _ in layers]
     locations = [wire.ask("POST", f"/v2/{repo}/blobs/uploads/", AGENT)["location"] for wire in wires]

@@ -34,7 +34,7 @@ def opened(club: MemberSite) -> Iterator[Open]:
 
 
 class Signed(RawConnection):
-    """A connection whose requests are all made with the same `Authorization`."""
+    """A connection whose requests all have the same Authorization header."""
 
     def __init__(self, port: int, authorization: str) -> None:
         super().__init__(("127.0.0.1", port))
@@ -48,7 +48,7 @@ class Signed(RawConnection):
 
 
 def challenge(answer: RawAnswer) -> dict[str, str]:
-    """The parameters of a refusal's Bearer challenge."""
+    """Returns the parameters of the Bearer challenge in a 401."""
     assert answer.status == 401
     shown = answer["www-authenticate"]
     assert shown.startswith("Bearer ")
@@ -64,20 +64,21 @@ def bearer(answer: RawAnswer) -> dict[str, str]:
 
 
 def get_token(wire: RawConnection, shown: dict[str, str], login: ClientLogin | None, *scopes: str) -> RawAnswer:
-    """As ggcr and oras ask: GET of the realm with Basic, a parameter for each scope."""
+    """Requests a token as ggcr and oras do: a GET of the realm with Basic authentication, and a parameter for each
+    scope."""
     query = urlencode([("service", shown["service"]), *(("scope", scope) for scope in scopes)])
     headers = {"Authorization": login.basic} if login else {}
     return wire.ask("GET", f"{urlsplit(shown['realm']).path}?{query}", headers)
 
 
 def post_token(wire: RawConnection, **fields: str) -> RawAnswer:
-    """As BuildKit and containerd ask: a form, all scopes in one field."""
+    """Requests a token as BuildKit and containerd do: a form with all scopes in one field."""
     head = {"Content-Type": "application/x-www-form-urlencoded", "User-Agent": "buildkit/v0.26"}
     return wire.ask("POST", "/token", head, urlencode({"service": "entrepot", **fields}).encode())
 
 
 def fill(club: MemberSite, repo: str) -> bytes:
-    """A manifest with its blob, tag `v1`."""
+    """Pushes a manifest with its blob under the tag `v1`."""
     with Signed(club.server.port, club.person({repo: "pull,push"}).basic) as wire:
         steps = RawPushes(wire, repo)
         steps.blob(b"{}")
@@ -86,7 +87,8 @@ def fill(club: MemberSite, repo: str) -> bytes:
 
 
 def test_crane_pull(club: MemberSite, opened: Open, repo: str) -> None:
-    """Ping, token, pull: the realm is where the client came from, and one connection does for all."""
+    """crane sends a ping, requests a token, and pulls. The realm is at the host to which the client connected, and one
+    connection is enough for all requests."""
     body = fill(club, repo)
     login, wire = club.person({repo: "pull"}), opened()
     shown = challenge(wire.ask("GET", "/v2/", {"Host": club.address}))
@@ -98,7 +100,7 @@ def test_crane_pull(club: MemberSite, opened: Open, repo: str) -> None:
 
 
 def test_crane_pull_of_what_is_for_everybody(club: MemberSite, opened: Open, repo: str) -> None:
-    """Without a login the same, by the token that anybody gets."""
+    """Without a login, crane pulls public content with an anonymous token."""
     body = fill(club, repo)
     club.allow_everyone(repo)
     wire = opened()
@@ -109,7 +111,8 @@ def test_crane_pull_of_what_is_for_everybody(club: MemberSite, opened: Open, rep
 
 
 def test_crane_asks_for_more_when_it_is_told_to(club: MemberSite, opened: Open, repo: str) -> None:
-    """A token for pulls alone is refused for a push, with the scope that it takes; with that the push goes on."""
+    """With a token for pulls only, a push is refused with the scope that it needs. With a token of this scope, the push
+    succeeds."""
     login, wire = club.person({repo: "pull,push"}), opened()
     shown = challenge(wire.ask("GET", "/v2/"))
     token = bearer(get_token(wire, shown, login, f"repository:{repo}:pull"))
@@ -124,7 +127,8 @@ def test_crane_asks_for_more_when_it_is_told_to(club: MemberSite, opened: Open, 
 
 
 def test_crane_copy_mounts_with_a_scope_for_the_source(club: MemberSite, opened: Open, repo: str) -> None:
-    """With the source's scope in the token the blob is mounted. Without it a session starts, as for any push."""
+    """If the token's scope includes the source, the blob is mounted. Otherwise an upload session starts, as for any
+    push."""
     fill(club, f"{repo}/one")
     login = club.person({f"{repo}/one": "pull", f"{repo}/two": "pull,push"})
     wire, digest = opened(), digest_of(b"{}")
@@ -139,7 +143,8 @@ def test_crane_copy_mounts_with_a_scope_for_the_source(club: MemberSite, opened:
 
 
 def test_buildkit_asks_for_several_repositories_at_once(club: MemberSite, opened: Open, repo: str) -> None:
-    """One POST, one token for all; what may not be done is left out, and the answer says what is in it."""
+    """One POST gets one token for several repositories. Actions that the account may not do are left out, and the
+    response lists the granted scopes."""
     for path in ("base", "cache", "secret"):
         fill(club, f"{repo}/{path}")
     login, wire = club.person({f"{repo}/base": "pull", f"{repo}/cache": "pull,push"}), opened()
@@ -155,7 +160,8 @@ def test_buildkit_asks_for_several_repositories_at_once(club: MemberSite, opened
 
 
 def test_a_refresh_token_is_changed_for_tokens(club: MemberSite, opened: Open, repo: str) -> None:
-    """`access_type=offline` gives a refresh token that is good for tokens of any scope, and is no password."""
+    """`access_type=offline` gets a refresh token. It can be exchanged for tokens of any scope, and cannot be used as a
+    password."""
     body = fill(club, repo)
     login, wire = club.person({repo: "pull"}), opened()
     first = post_token(
@@ -176,7 +182,8 @@ def test_a_refresh_token_is_changed_for_tokens(club: MemberSite, opened: Open, r
 
 
 def test_bad_logins_are_told_in_both_ways(club: MemberSite, opened: Open) -> None:
-    """GET answers as the registry does; POST as OAuth has it too, so that clients of both kinds understand."""
+    """A wrong login gets an error in the registry's format by GET, and by POST also in OAuth's format, so that both
+    kinds of clients understand it."""
     wire, shown = opened(), {"realm": "/token", "service": "entrepot"}
     login = club.person()
     for bad in (ClientLogin(login.name, WRONG), ClientLogin(club.name("nobody"), WRONG)):
@@ -188,8 +195,8 @@ def test_bad_logins_are_told_in_both_ways(club: MemberSite, opened: Open) -> Non
 
 
 def test_what_is_revoked_is_refused_on_every_worker(club: MemberSite, opened: Open, repo: str) -> None:
-    """On connections to both workers that are kept open, an API token and what was made of it count until it is
-    revoked, and no request longer; so does a password, until the account is disabled."""
+    """On open connections to both workers, an API token, and tokens that were made with it, are accepted until the API
+    token is revoked, and refused from the next request on. So is a password, until the account is disabled."""
     fill(club, repo)
     robot, login = club.machine({repo: "pull"}), club.person({repo: "pull"})
     wires = [opened() for _ in range(CONNECTIONS)]
@@ -212,8 +219,8 @@ def test_what_is_revoked_is_refused_on_every_worker(club: MemberSite, opened: Op
 
 
 def test_no_guess_is_told_from_another(club: MemberSite, repo: str) -> None:
-    """Whoever has guessed too often is refused the right password as well, at the registry and at `/token`, on every
-    worker, though its owner shows it meanwhile and is served."""
+    """A client that has guessed too often is refused even with the right password, at the registry and at `/token`, on
+    every worker. The owner at another address can log in meanwhile."""
     fill(club, repo)
     login = club.person({repo: "pull"})
 
@@ -236,7 +243,7 @@ def test_no_guess_is_told_from_another(club: MemberSite, repo: str) -> None:
 
 
 def test_curl(club: MemberSite, repo: str) -> None:
-    """curl with a name and a password, or an API token, at the registry itself: no token service is asked."""
+    """curl logs in with a password or an API token at the registry itself, without the token endpoint."""
     login, robot = club.person({f"{repo}/**": "pull,push"}), club.machine({f"{repo}/**": "pull"})
     curl = ForeignProgram(("curl", "--silent", "--show-error", "--fail-with-body"), {"PATH": PATH})
     root = f"http://{club.address}/v2/{repo}/app"

@@ -29,8 +29,8 @@ ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
 
 
 def test_crane_push(connect: Connect, server: RegistryServer, repo: str) -> None:
-    """HEAD, POST with a mount that fails, streamed PATCH, PUT; every Location is relative or on the same host, which is
-    what the client demands before it follows."""
+    """crane sends HEAD, a POST with a mount that fails, a streamed PATCH, and PUT. Every Location is relative or at the
+    same host, which crane requires."""
     data = os.urandom(1 << 20)
     base, digest = server.url, digest_of(data)
     wire = connect()
@@ -53,7 +53,8 @@ def test_crane_push(connect: Connect, server: RegistryServer, repo: str) -> None
 
 
 def test_crane_head(connect: Connect, steps: RawPushes) -> None:
-    """HEAD of a manifest without Content-Type, Content-Length or Docker-Content-Digest is an error to this client."""
+    """A HEAD of a manifest has Content-Type, Content-Length and Docker-Content-Digest. Without one of them, crane
+    fails."""
     steps.blob(b"{}")
     body = image(b"{}")
     path = steps.manifest(body, "v1")
@@ -63,7 +64,8 @@ def test_crane_head(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_crane_retries(connect: Connect, steps: RawPushes) -> None:
-    """An answer that got lost: the blob is there, the same PUT again is 404, and a whole new push is 201."""
+    """If a response was lost, the blob is stored nevertheless. The same PUT again gets 404, and a complete new push
+    gets 201."""
     data = os.urandom(5000)
     location = steps.start()
     target = f"{location}?digest={digest_of(data)}"
@@ -80,7 +82,7 @@ def test_crane_retries(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_buildkit_cache_export(connect: Connect, steps: RawPushes) -> None:
-    """`--cache-to type=registry`: an index whose entries are layers and a config, no manifest among them."""
+    """`--cache-to type=registry` pushes an index whose entries are layers and a config, and no manifests."""
     layers, config = [os.urandom(2000), os.urandom(3000)], b'{"layers":[],"records":[]}'
     for data in (*layers, config):
         steps.blob(data)
@@ -96,7 +98,7 @@ def test_buildkit_cache_export(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_buildkit_cache_with_a_missing_layer(connect: Connect, steps: RawPushes) -> None:
-    """A cache whose layer was never pushed is refused like any manifest."""
+    """A cache is refused if one of its layers was not pushed, like any manifest."""
     entry = describe(os.urandom(20), OCI_LAYER)
     body = encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]})
     answer = connect().ask("PUT", f"{steps.root}/manifests/buildcache", {"Content-Type": OCI_INDEX}, body)
@@ -105,7 +107,7 @@ def test_buildkit_cache_with_a_missing_layer(connect: Connect, steps: RawPushes)
 
 
 def test_buildkit_cache_as_a_manifest(connect: Connect, steps: RawPushes) -> None:
-    """`image-manifest=true`: the same as an image manifest with a cacheconfig as its config."""
+    """With `image-manifest=true`, the cache is an image manifest with a cacheconfig as its config."""
     layer, config = os.urandom(2000), b'{"layers":[]}'
     for data in (layer, config):
         steps.blob(data)
@@ -120,7 +122,7 @@ def test_buildkit_cache_as_a_manifest(connect: Connect, steps: RawPushes) -> Non
 
 
 def signed(steps: RawPushes) -> tuple[bytes, bytes]:
-    """An image, and an artifact whose subject it is, not pushed yet."""
+    """Returns an image that was pushed, and an artifact with this image as its subject that was not pushed yet."""
     for data in (b"{}", b"a signature"):
         steps.blob(data)
     target = image(b"{}")
@@ -138,7 +140,7 @@ def signed(steps: RawPushes) -> tuple[bytes, bytes]:
 
 
 def test_oras_attach(connect: Connect, steps: RawPushes) -> None:
-    """`oras attach`: OCI-Subject tells the client that no fallback tag is wanted; `oras discover` finds it."""
+    """OCI-Subject tells `oras attach` that no fallback tag is needed. `oras discover` finds the artifact."""
     target, artifact = signed(steps)
     wire = connect()
     path = f"{steps.root}/manifests/{digest_of(artifact)}"
@@ -151,7 +153,8 @@ def test_oras_attach(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_a_client_that_knows_only_the_fallback_tag(connect: Connect, steps: RawPushes) -> None:
-    """An older client keeps its own index at `sha256-<hex>`: it is stored, and each referrer is listed once."""
+    """An older client pushes its own index under the tag `sha256-<hex>`. This index is stored, and each referrer is
+    listed once."""
     target, artifact = signed(steps)
     tag = digest_of(target).replace(":", "-")
     wire = connect()
@@ -166,7 +169,8 @@ def test_a_client_that_knows_only_the_fallback_tag(connect: Connect, steps: RawP
 
 
 def test_cosign_tags(connect: Connect, steps: RawPushes) -> None:
-    """`cosign sign` without referrers: a manifest at `sha256-<hex>.sig`, with a payload of its own type."""
+    """`cosign sign` without referrers pushes a manifest under the tag `sha256-<hex>.sig`, with a payload of its own
+    media type."""
     target, _ = signed(steps)
     payload = encode({"critical": {"image": {"docker-manifest-digest": digest_of(target)}}})
     steps.blob(payload)
@@ -185,7 +189,8 @@ def test_cosign_tags(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_oras_artifact_manifest(connect: Connect, steps: RawPushes) -> None:
-    """The artifact manifest of the 1.1 release candidates is still out there; it has blobs, a subject, no config."""
+    """The artifact manifest of the release candidates of version 1.1 is still in use. It has blobs and a subject, and
+    no config."""
     target, _ = signed(steps)
     document: Document = {
         "mediaType": ARTIFACT,
@@ -201,7 +206,8 @@ def test_oras_artifact_manifest(connect: Connect, steps: RawPushes) -> None:
 
 @pytest.mark.parametrize("cut", [0, 1, 300_000, 2_500_000])
 def test_regclient_resumes_after_a_broken_connection(connect: Connect, steps: RawPushes, cut: int) -> None:
-    """The connection breaks within a chunk. GET tells how far the session came, and the upload goes on from there."""
+    """After a connection broke in the middle of a chunk, a GET tells how many bytes the session has, and the upload
+    continues after them."""
     data = os.urandom(3_000_000)
     location = steps.start()
     broken = begin(connect, location, {"Content-Length": str(len(data)), "Content-Range": f"0-{len(data) - 1}"})
@@ -212,7 +218,7 @@ def test_regclient_resumes_after_a_broken_connection(connect: Connect, steps: Ra
 
 
 def begin(connect: Connect, location: str, headers: dict[str, str]) -> RawConnection:
-    """A PATCH that the server has surely begun with: 100 says that it waits for the body."""
+    """Sends the head of a PATCH, and waits for the 100 with which the server says that it waits for the body."""
     wire = connect()
     wire.send(message("PATCH", location, headers | {"Expect": "100-continue"}))
     assert wire.read(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -220,8 +226,8 @@ def begin(connect: Connect, location: str, headers: dict[str, str]) -> RawConnec
 
 
 def finish(connect: Connect, location: str, data: bytes) -> None:
-    """Goes on where the session stands, and asks again when it has moved meanwhile: what a broken connection delivered
-    may still be on its way."""
+    """Continues a session after its last byte. Asks again if the session has moved, because bytes of a broken
+    connection may still arrive."""
     wire = connect()
     for attempt in range(20):
         status = wire.ask("GET", location)
@@ -242,8 +248,8 @@ def finish(connect: Connect, location: str, data: bytes) -> None:
 
 @pytest.mark.parametrize("sent", [10, 300_000, 2_500_000])
 def test_a_newer_request_takes_over(connect: Connect, steps: RawPushes, sent: int) -> None:
-    """The old connection is only half dead: it exists, and sends nothing. A newer request does not wait for it, and
-    what the old one sends later changes nothing."""
+    """An old connection still exists and sends nothing. A newer request does not wait for it, and bytes that the old
+    one sends later change nothing."""
     data = os.urandom(3_000_000)
     location = steps.start()
     old = begin(connect, location, {"Content-Length": str(len(data))})

@@ -1,4 +1,4 @@
-"""What HTTP itself lets clients do: old versions, pipelines, Expect, kept connections."""
+"""Features of HTTP that clients may use: old versions, pipelining, Expect, persistent connections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tests.system.clients.replay.conftest import Connect
 
 
 def test_http_1_0(connect: Connect, steps: RawPushes) -> None:
-    """An HTTP/1.0 client pulls and pushes: no chunks are sent to it, and the connection ends after each answer."""
+    """An HTTP/1.0 client can pull and push. It gets no chunked responses, and the connection is closed after each
+    response."""
     data = os.urandom(300_000)
     path = steps.blob(data)
     for method, body in (("GET", data), ("HEAD", b"")):
@@ -31,7 +32,7 @@ def test_http_1_0(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_pipelined_requests(connect: Connect, steps: RawPushes) -> None:
-    """Requests sent ahead are answered in their order, those that fail among them."""
+    """Pipelined requests are answered in their order, also if some of them fail."""
     blobs = [os.urandom(50_000 * number + 1) for number in range(6)]
     paths = [steps.blob(data) for data in blobs]
     missing = f"{steps.root}/blobs/{digest_of(b'missing')}"
@@ -44,7 +45,7 @@ def test_pipelined_requests(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_pipelined_pushes(connect: Connect, steps: RawPushes) -> None:
-    """Pushes sent ahead with their bodies are taken one after the other."""
+    """Pipelined requests with bodies are processed one after the other."""
     blobs = [os.urandom(10_000 + number) for number in range(5)]
     wire = connect()
     target = f"{steps.root}/blobs/uploads/?digest="
@@ -54,7 +55,8 @@ def test_pipelined_pushes(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_expect_as_curl_does(connect: Connect, steps: RawPushes) -> None:
-    """PUT with `Expect: 100-continue`: 100 comes before the body is sent, then the answer, and the connection stays."""
+    """For a PUT with `Expect: 100-continue`, 100 is sent before the body, then the response, and the connection stays
+    open."""
     data = os.urandom(200_000)
     target = f"{steps.start()}?digest={digest_of(data)}"
     wire = connect()
@@ -66,8 +68,8 @@ def test_expect_as_curl_does(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_expect_in_vain(connect: Connect, steps: RawPushes) -> None:
-    """`Expect: 100-continue` on a PUT that fails anyway: the final answer comes at once, no 100, and the connection
-    ends, for nobody knows whether the body follows."""
+    """If a PUT with `Expect: 100-continue` fails anyway, the final response is sent at once and without a 100. The
+    connection is closed, because the server cannot know whether the body follows."""
     wire = connect()
     target = f"{steps.root}/blobs/uploads/00000000-0000-4000-8000-000000000000?digest={digest_of(b'')}"
     wire.send(message("PUT", target, {"Expect": "100-continue", "Content-Length": "1000000"}))
@@ -79,7 +81,7 @@ def test_expect_in_vain(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_expect_with_the_body_at_once(connect: Connect, steps: RawPushes) -> None:
-    """A client that does not wait for the 100 is served as well."""
+    """A client that sends the body without waiting for the 100 is served as well."""
     data = os.urandom(100_000)
     target = f"{steps.start()}?digest={digest_of(data)}"
     wire = connect()
@@ -89,7 +91,7 @@ def test_expect_with_the_body_at_once(connect: Connect, steps: RawPushes) -> Non
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_a_large_body_to_nowhere(connect: Connect, steps: RawPushes, framing: str) -> None:
-    """A large body to an unknown session: the client, still sending, reads the 404, not a reset."""
+    """A client that sends a large body to an unknown session gets the 404 while it is still sending, and no reset."""
     size = 8 << 20
     target = f"{steps.root}/blobs/uploads/00000000-0000-4000-8000-000000000000"
     wire = connect()
@@ -106,7 +108,8 @@ def test_a_large_body_to_nowhere(connect: Connect, steps: RawPushes, framing: st
 
 
 def test_a_kept_connection(connect: Connect, steps: RawPushes) -> None:
-    """404, 416, 405, 304, 204, HEAD and small refused bodies leave the connection to the next request."""
+    """After 404, 416, 405, 304, 204, HEAD, and refused requests with small bodies, the connection can be used for the
+    next request."""
     path = steps.blob(b"0123456789")
     steps.blob(b"{}")
     etag = steps.get(path)["etag"]
@@ -135,7 +138,7 @@ def test_a_kept_connection(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_connection_close(connect: Connect, steps: RawPushes) -> None:
-    """`Connection: close` is kept: the whole answer, then the end."""
+    """With `Connection: close`, the complete response is sent, and then the connection is closed."""
     data = os.urandom(1 << 20)
     path = steps.blob(data)
     wire = connect()
@@ -147,7 +150,7 @@ def test_connection_close(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_a_client_that_shuts_its_side(connect: Connect, steps: RawPushes) -> None:
-    """A client that ends its sending side after the request still gets all of the answer."""
+    """A client that closes its sending side after the request still gets the complete response."""
     data = os.urandom(1 << 20)
     path = steps.blob(data)
     wire = connect()
@@ -157,7 +160,7 @@ def test_a_client_that_shuts_its_side(connect: Connect, steps: RawPushes) -> Non
 
 
 def test_a_request_in_single_bytes(connect: Connect, steps: RawPushes) -> None:
-    """However the bytes arrive, the request is the same."""
+    """A request that arrives in single bytes is the same request."""
     data = os.urandom(50)
     target = f"{steps.start()}?digest={digest_of(data)}"
     wire = connect()
@@ -167,7 +170,7 @@ def test_a_request_in_single_bytes(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_chunk_extensions_and_trailers(connect: Connect, steps: RawPushes) -> None:
-    """Chunk extensions and trailers are legal, and mean nothing here (RFC 9112, 7.1)."""
+    """Chunk extensions and trailers are allowed, and are ignored (RFC 9112, 7.1)."""
     data = b"0123456789"
     target = f"{steps.start()}?digest={digest_of(data)}"
     wire = connect()
@@ -178,14 +181,14 @@ def test_chunk_extensions_and_trailers(connect: Connect, steps: RawPushes) -> No
 
 
 def test_absolute_form(connect: Connect, steps: RawPushes) -> None:
-    """A request target with scheme and host, as proxies get it, means its path (RFC 9112, 3.2.2)."""
+    """A request target with scheme and host, as for a proxy, means its path (RFC 9112, 3.2.2)."""
     path = steps.blob(b"absolute")
     wire = connect()
     assert wire.ask("GET", f"http://registry.test{path}").body == b"absolute"
 
 
 def test_an_upgrade_is_ignored(connect: Connect, steps: RawPushes) -> None:
-    """A client that offers h2c is served in HTTP/1.1, its body included (RFC 9110, 7.8)."""
+    """A client that offers h2c is served over HTTP/1.1, with the body of its request (RFC 9110, 7.8)."""
     data = os.urandom(1000)
     target = f"{steps.start()}?digest={digest_of(data)}"
     headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}

@@ -1,4 +1,4 @@
-"""Administration: the patterns of new grants and new token limits, and older ones that go on."""
+"""Administration: new grants and new limits of tokens have simple patterns, and older patterns stay in force."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def administration(worker: AuthWorker) -> Administration:
 
 
 async def test_new_grants_take_simple_patterns(worker: AuthWorker, administration: Administration) -> None:
-    """One pattern that is not simple refuses the whole call, and nothing is stored."""
+    """If one pattern of a call is not simple, the whole call is refused, and nothing is stored."""
     simple = [Grant(SUBJECT, NamePattern(text), Action.PULL) for text in ("team/app", "team/a-*", "team/*", "team/**")]
     with pytest.raises(AccountInvalid, match="a star before its end"):
         await administration.put_grants([*simple, Grant(SUBJECT, OLD, Action.PULL)], by=ADMIN)

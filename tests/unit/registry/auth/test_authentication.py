@@ -58,7 +58,7 @@ async def test_while_there_are_no_accounts_credentials_are_not_looked_at(
 
 
 async def test_the_first_account_closes_the_registry_at_the_next_request(open_service: AppInProcess) -> None:
-    """The first account closes the registry also for an existing connection."""
+    """The first account closes the registry, also for requests on an existing connection."""
     assert await status(open_service, None) == 200
     await add_account(open_service.accounts, "alice")
     assert await status(open_service, None) == 401
@@ -67,7 +67,8 @@ async def test_the_first_account_closes_the_registry_at_the_next_request(open_se
 
 @pytest.mark.parametrize("way", ["basic", "bearer"])
 async def test_what_changes_in_the_store_holds_at_the_next_request(service: AppInProcess, way: str) -> None:
-    """Adding and removing a grant, and disabling an account, hold for cached credentials too."""
+    """After a grant was added or removed, or an account disabled, the next request is judged anew, even if its
+    credential is cached."""
     login = await service.token("alice")
     shown = login if way == "basic" else await service.bearer(login, "repository:team/app:pull")
     accounts, subject, pattern = service.accounts, Grantee.parse("user:alice"), NamePattern("team/**")
@@ -86,7 +87,7 @@ async def test_what_changes_in_the_store_holds_at_the_next_request(service: AppI
 
 @pytest.mark.parametrize("way", ["basic", "bearer"])
 async def test_a_revoked_api_token_ends_what_was_made_of_it(service: AppInProcess, way: str) -> None:
-    """Revoking an API token ends it and the bearer tokens made with it, at the next request."""
+    """A revoked API token is refused at the next request, and so are the bearer tokens that were made with it."""
     login = await service.token("alice")
     shown = login if way == "basic" else await service.bearer(login, "repository:team/app:pull")
     assert await status(service, shown) == 200
@@ -119,7 +120,8 @@ async def test_a_bad_token_is_told_from_a_bad_password(service: AppInProcess) ->
 
 
 async def test_what_is_remembered_holds_no_secret_and_is_bounded(service: AppInProcess) -> None:
-    """The cache holds keyed hashes of headers; a header that proves nothing is not cached."""
+    """The cache has keyed hashes of Authorization headers, and no secrets. A header that proves nothing is not
+    cached."""
     access = service.app.service.access
     assert access is not None
     cache = access.components.credential_verifier.cache
@@ -171,7 +173,7 @@ async def test_a_refusal_comes_before_the_body_is_read(
 async def test_who_acts_is_in_the_log_and_owns_what_they_begin(
     service: AppInProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The account's name is in the log line of the call, and the upload session belongs to the account."""
+    """The log line of a call has the account's name, and an upload session belongs to the account that started it."""
     await add_account(service.accounts, "bob")
     await add_grant(service.accounts, "user:bob", "team/**", "pull,push")
     alice, bob = await service.token("alice"), await service.token("bob")

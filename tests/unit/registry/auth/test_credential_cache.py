@@ -31,8 +31,8 @@ def test_keys_differ() -> None:
 
 
 def test_the_header_of_a_credential() -> None:
-    """It is the header that clients send. A user name with a colon, which only a form can hold, does not look like a
-    shorter name."""
+    """The header is the same that clients send. A user name with a colon, which only a form can contain, does not
+    become the same header as a shorter name."""
     assert header_of(LOGIN) == b"Basic " + base64.b64encode(b"alice:secret")
     assert header_of(TOKEN) == b"Bearer abc.def.ghi"
     assert header_of(Basic("alice", "a:b")) != header_of(Basic("alice:a", "b"))
@@ -46,7 +46,7 @@ def test_an_entry_expires_with_its_identity() -> None:
 
 
 def test_it_is_bounded() -> None:
-    """The oldest entries are evicted. Bearer tokens, of which anyone can have many, evict no logins."""
+    """The oldest entries are evicted. Bearer tokens do not evict logins, because anyone can have many bearer tokens."""
     cache = CredentialCache()
     login = cache.key_of(header_of(LOGIN), "")
     cache.put(login, VerifiedCredential(Identity("alice"), 1, 1.0), LOGIN)
@@ -65,7 +65,7 @@ def test_it_is_bounded() -> None:
 
 
 async def test_the_principal_is_made_once_for_each_epoch(worker: AuthWorker) -> None:
-    """The principal is cached, and made anew after a change in the store."""
+    """The principal of a credential is cached, and made anew after the epoch of the store has changed."""
     policy = Policy(worker.accounts, worker.access.revocation_check)
     verifier = worker.access.credential_verifier
     first = await principal_of(policy, await verifier.verify(Basic(ALICE, PASSWORD), AT_HOME))

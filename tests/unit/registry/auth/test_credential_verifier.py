@@ -52,7 +52,7 @@ async def test_right_and_wrong(worker: AuthWorker) -> None:
 
 @pytest.mark.slow
 async def test_no_password(worker: AuthWorker) -> None:
-    """No text is the password of a robot, or of an account without a password."""
+    """A robot, and an account without a password, cannot log in with any password."""
     await worker.add_user(BOB, None)
     await worker.add_robot()
     for name in (BOB, CI):
@@ -61,7 +61,7 @@ async def test_no_password(worker: AuthWorker) -> None:
 
 
 async def test_unknown_costs_what_wrong_costs(worker: AuthWorker, hashed: list[bytes]) -> None:
-    """A wrong password is hashed once, whether its account exists, does not, has no password, or is disabled."""
+    """A wrong password causes one hashing, whether the account exists or not, has no password, or is disabled."""
     await worker.add_user(BOB, None)
     off = AccountName("off")
     await worker.add_user(off)
@@ -77,8 +77,8 @@ async def test_unknown_costs_what_wrong_costs(worker: AuthWorker, hashed: list[b
 
 
 async def test_remembered(worker: AuthWorker, hashed: list[bytes]) -> None:
-    """A password that comes with every request is hashed once an hour for each address. Another password is not taken
-    for it."""
+    """A password that comes with every request is hashed once an hour for each address. Another password does not use
+    this cached result."""
     verify = worker.access.credential_verifier.verify_basic
     for _ in range(5):
         assert (await verify(ALICE, PASSWORD, AT_HOME)).name == ALICE
@@ -107,8 +107,8 @@ async def test_what_is_remembered_is_no_help_in_guessing(worker: AuthWorker) -> 
 
 
 async def test_remembered_until_something_changes(worker: AuthWorker, data: Path, clock: AuthClock) -> None:
-    """A new password, disabling, and removing the account end cached logins on every worker. The same password set
-    again counts as a new one."""
+    """A new password, disabling and removal of the account end cached logins on every worker, even if the new password
+    is the same as the old one."""
     async with auth_worker(data, clock) as other:
         verify = worker.access.credential_verifier.verify_basic
         assert await verify(ALICE, PASSWORD, AT_HOME)
@@ -212,8 +212,9 @@ def file(tmp_path: Path) -> Path:
 
 
 async def test_htpasswd(data: Path, clock: AuthClock, file: Path) -> None:
-    """A line's password proves its name. An account of the store has precedence. A removed or changed line, and one
-    whose name the store takes, ends at the next request, also in a bearer token."""
+    """A password of a line in the htpasswd file logs in under the line's name. An account of the store has precedence
+    over a line of the same name. If a line is removed or changed, or the store gets an account of its name, the next
+    request is refused, also one with a bearer token."""
     async with auth_worker(data, clock, {"auth": {"htpasswd": str(file)}}) as worker:
         await worker.add_user(ALICE)
         verify = worker.access.credential_verifier.verify_basic
@@ -263,8 +264,8 @@ async def test_without_the_file_its_tokens_end(data: Path, clock: AuthClock, fil
 
 
 async def test_audit(worker: AuthWorker, caplog: pytest.LogCaptureFixture) -> None:
-    """A login is recorded once an hour for each credential and address; failures are recorded with their reason, equal
-    ones counted. No password is recorded, and no user name that cannot be an account's."""
+    """A login is recorded once an hour for each credential and address. Failures are recorded with their reason, and
+    equal failures are counted. The log has no password, and no user name that cannot be an account's name."""
     verify = worker.access.credential_verifier.verify_basic
     by = Actor(address="192.0.2.1", request_id="one", user_agent="docker/29")
     with caplog.at_level(logging.DEBUG):
@@ -306,8 +307,8 @@ def entry(clock: AuthClock, **more: Any) -> AuditEntry:
 
 
 async def test_notes_are_gathered(worker: AuthWorker, clock: AuthClock) -> None:
-    """Lines that differ only in their time become one line with a count. It is written after a moment, or when the
-    process ends."""
+    """Lines of the audit log that differ only in their time become one line with a count. It is written after a moment,
+    or when the process ends."""
     notes = AuditBuffer(worker.accounts, clock, interval=0.0)
     for _ in range(1000):
         clock.now += 0.001
@@ -358,7 +359,7 @@ async def test_refusals_do_not_fill_the_disk(worker: AuthWorker, clock: AuthCloc
 
 
 def test_kept_is_bounded() -> None:
-    """`SecretCache` evicts the oldest entries. A replaced value counts once, as a new one."""
+    """`SecretCache` evicts the oldest entries. A value that replaces another one counts as the newest entry."""
     kept = SecretCache[int](max_entries=3)
     keys = [kept.key_of(str(number)) for number in range(5)]
     for number, key in enumerate(keys):
@@ -373,7 +374,7 @@ def test_kept_is_bounded() -> None:
 
 
 def test_kept_keys_differ() -> None:
-    """Different lists of secrets have different keys, and so has the same list in another process."""
+    """Different lists of secrets have different keys. Another process has another key for the same list."""
     kept = SecretCache[int]()
     lists = [("ab", "c"), ("a", "bc"), ("abc",), ("abc", ""), ("", "abc"), ("2:ab1:c",), ("a", "b", "c")]
     assert len({kept.key_of(*each) for each in lists}) == len(lists)

@@ -1,4 +1,4 @@
-"""Two images of a repository, compared over the API."""
+"""The API that compares two images of a repository."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ async def push_index(site: Site, tag: str, *architectures: str) -> list[Manifest
 
 
 async def test_indexes(site: Site) -> None:
-    """Compares images for the same platform: the usual one, or one that both have, or the one that is asked for."""
+    """Of two indexes, the images for one platform are compared: the platform in the request, otherwise the usual one,
+    otherwise one that both indexes have."""
     first = await push_index(site, "v1", "amd64", "arm64")
     second = await push_index(site, "v2", "arm64", "s390x")
     third = await push_index(site, "v3", "arm64", "amd64")
@@ -71,7 +72,7 @@ async def test_indexes(site: Site) -> None:
 
 
 async def test_a_config_that_is_no_json(site: Site) -> None:
-    """Only the layers are compared."""
+    """If a config is not JSON, only the layers are compared."""
     await site.image("v1", config=b"no JSON", layers=[b"shared"])
     await site.image("v2", layers=[b"shared"])
     found = await compared(site)

@@ -1,4 +1,4 @@
-"""What is kept in memory of the manifests that people look at."""
+"""The summaries of manifests that the content reader keeps in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONFIG = descriptor_of(b"{}", CONFIG_TYPE)
 
 
 def stating(predicates: int, characters: int = 0) -> Manifest:
-    """An image whose layers state this many different things."""
+    """Returns an image whose layers name `predicates` different predicate types, of `characters` characters each."""
     layer = descriptor_of(b"layer")
     notes = [{"in-toto.io/predicate-type": f"{number}" + "x" * characters} for number in range(predicates)]
     return image_of(CONFIG, [replace(layer, annotations=note) for note in notes])
@@ -27,7 +27,7 @@ def index(number: int, entries: int = 50) -> Manifest:
 
 
 def kept(reader: ContentReader, manifests: list[Manifest]) -> int:
-    """How many of these manifests' summaries are still in memory."""
+    """Returns how many of the summaries of these manifests are still in memory."""
     return sum(reader._manifests.get(manifest.digest) is not None for manifest in manifests)
 
 
@@ -37,7 +37,7 @@ def test_a_summary_names_a_limited_number_of_predicates() -> None:
 
 
 async def test_summaries_take_a_limited_amount_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that were used last are kept: many small ones, or few large ones."""
+    """The summaries that were used last stay in memory: many small ones, or few large ones."""
     monkeypatch.setattr(content_reader, "_MAX_KEPT_BYTES", 100_000)
     reader = ContentReader(MemoryRegistry())
     small, large = [index(number, 1) for number in range(100)], [index(number) for number in range(100)]

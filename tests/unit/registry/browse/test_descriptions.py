@@ -1,4 +1,4 @@
-"""Descriptions of repositories: who writes them, and what becomes of them on a page."""
+"""Descriptions of repositories: who may write them, and the HTML that is made from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATH = f"{APP}/description"
 
 @pytest.fixture
 async def writer(site: Site) -> None:
-    """`writer` may push, and there is something in the repository."""
+    """The account `writer` may push, and the repository has content."""
     site.logins["writer"] = await site.app.user("writer")
     await add_grant(site.app.accounts, "user:writer", "team/**", "pull,push")
     await site.image("v1")
@@ -29,7 +29,7 @@ async def put(site: Site, text: str, **more: Any) -> Any:
 
 @pytest.mark.usefixtures("writer")
 async def test_a_description(site: Site) -> None:
-    """Whoever may push writes it, and whoever may pull reads it."""
+    """An account that may push can write the description, and an account that may pull can read it."""
     empty = await site.json(PATH)
     assert empty == {"text": "", "html": "", "revision": 0, "changed": None, "changed_by": None}
     written = await put(site, "# Hello", revision=0)
@@ -53,7 +53,7 @@ async def test_rights(site: Site) -> None:
 
 @pytest.mark.usefixtures("writer")
 async def test_limits(site: Site) -> None:
-    """A text has at most 256 KiB of UTF-8, however it is escaped in JSON."""
+    """A description has at most 256 KiB in UTF-8. The escapes in the JSON of the request do not count."""
     longest = "文" * (MAX_DESCRIPTION_BYTES // 3)
     assert (await put(site, longest))["text"] == longest
     for text in (longest + "文", "x" * (MAX_DESCRIPTION_BYTES + 1), "\ud800"):
@@ -62,7 +62,7 @@ async def test_limits(site: Site) -> None:
 
 
 def test_markdown() -> None:
-    """CommonMark, with tables and strikethrough."""
+    """Descriptions are CommonMark, with tables and strikethrough."""
     rendered = render_markdown("*a* **b** ~~c~~ `d`\n\n| x |\n| - |\n| y |\n\n1. one\n\n```sh\nls\n```\n\n> quote\n")
     for part in ("<em>a</em>", "<strong>b</strong>", "<s>c</s>", "<code>d</code>", "<td>y</td>", "<li>one</li>"):
         assert part in rendered
@@ -70,8 +70,8 @@ def test_markdown() -> None:
 
 
 def test_links() -> None:
-    """They tell the other host nothing, and give it no weight in searches. Relative ones would lead to this registry,
-    so they are no links."""
+    """Links to other hosts have attributes that send no referrer and give the target no weight in search engines.
+    Relative links are shown as text, because they would lead to this registry."""
     assert render_markdown('[a](https://example.org/?a=1&b=2 "t")') == (
         '<p><a href="https://example.org/?a=1&amp;b=2" title="t" rel="nofollow noreferrer">a</a></p>\n'
     )
@@ -80,7 +80,7 @@ def test_links() -> None:
 
 
 def test_images_are_links() -> None:
-    """No page requests anything from another host."""
+    """An image becomes a link, so that a page loads nothing from another host."""
     assert render_markdown("![a <b>](https://example.org/a.png)") == (
         '<p><a href="https://example.org/a.png" rel="nofollow noreferrer">a &lt;b&gt;</a></p>\n'
     )
@@ -119,7 +119,7 @@ ATTACKS = [
 
 @pytest.mark.parametrize("text", ATTACKS)
 def test_attacks(text: str) -> None:
-    """What is left has no elements, attributes and targets but harmless ones."""
+    """The HTML of hostile texts has only harmless elements, attributes and link targets."""
     rendered = render_markdown(text)
     for tag, attributes in re.findall(r"<\s*/?\s*([^\s>/]+)([^>]*)>", rendered):
         assert tag in {"p", "a", "code", "pre", "table", "thead", "tbody", "tr", "th", "td"}, rendered
@@ -131,7 +131,8 @@ def test_attacks(text: str) -> None:
 
 
 def test_long_texts_take_no_long_time() -> None:
-    """The longest text of what is slowest to parse. Its end is shown as it is, and is as harmless."""
+    """A text of the largest length, of the kind that is slowest to parse, is parsed up to a limit. The rest is shown as
+    plain text and is as harmless."""
     text = "![" * 30_000 + "\n" + "<script>" * ((MAX_DESCRIPTION_BYTES - 60_001) // 8)
     rendered = render_markdown(text)
     assert rendered.startswith("<p>![![")

@@ -48,7 +48,7 @@ def blob(digest: Digest) -> str:
 
 
 def check(archive: bytes, image: Manifest, name: str | None) -> None:
-    """The archive has the image, for docker and as an OCI layout, and nothing else."""
+    """Checks that the archive has exactly the image, as a docker archive and as an OCI layout."""
     files = files_of(archive)
     assert image.config is not None
     assert files[blob(image.digest)] == image.body
@@ -75,8 +75,8 @@ async def test_an_image(site: Site) -> None:
 
 
 async def test_the_rest_of_a_download(site: Site) -> None:
-    """The bytes are the same each time, so a download can be continued anywhere: at each border of a part, and one
-    byte beside it."""
+    """The archive has the same bytes each time, so a download can be continued at any offset: at each border of a part,
+    and a byte before and after it."""
     await site.image("v1", layers=LAYERS)
     whole = await download(site)
     borders = {0, 1, 511, 512, 513, len(whole.body) - 1}
@@ -96,7 +96,7 @@ async def test_the_rest_of_a_download(site: Site) -> None:
 
 
 async def test_ranges_of_another_archive(site: Site) -> None:
-    """A tag that has moved is a new archive: the client gets all of it."""
+    """After the tag has moved, the archive is another one, so the client gets all of it."""
     await site.image("v1", layers=[b"old"])
     old = await download(site)
     await site.image("v1", layers=[b"new"])
@@ -111,7 +111,7 @@ async def test_ranges_of_another_archive(site: Site) -> None:
 
 
 async def test_an_index(site: Site) -> None:
-    """One platform has to be chosen, unless there is only one."""
+    """Of an index, the request has to name the platform, unless the index has only one."""
     images = [await site.image(config={"os": "linux", "architecture": each}) for each in ("amd64", "arm64")]
     entries = [
         replace(image.descriptor, platform={"os": "linux", "architecture": each})
@@ -128,7 +128,7 @@ async def test_an_index(site: Site) -> None:
 
 
 async def test_what_cannot_be_sent(site: Site) -> None:
-    """Artifacts, and an image with a layer that has another size than its manifest says."""
+    """An artifact is refused, and so is an image with a layer that has another size than its manifest states."""
     image = await site.image()
     wrong = image.body.replace(b'"size": 5', b'"size": 6')
     assert wrong != image.body
@@ -139,7 +139,7 @@ async def test_what_cannot_be_sent(site: Site) -> None:
 
 
 async def test_rights(site: Site) -> None:
-    """Without the right to pull, nobody finds anything."""
+    """For a client without the right to pull, the image does not exist."""
     await site.image("v1")
     assert (await download(site, who="other")).status == 404
     assert (await download(site, who=None)).status == 401
@@ -147,7 +147,7 @@ async def test_rights(site: Site) -> None:
 
 @pytest.fixture(params=["everyone", "accounts", "nobody"])
 async def setting(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[str, Site]]:
-    """A registry from which everyone may pull, with each value of `downloads.allow`."""
+    """The value of `downloads.allow`, for a registry from which everyone may pull."""
     value: Any = request.param
     async with running_app(tmp_path / "other", downloads={"allow": value}) as app:
         made = Site(app)
@@ -156,7 +156,8 @@ async def setting(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
 
 async def test_who_may_download(setting: tuple[str, Site]) -> None:
-    """The setting says who of those may download that may pull. While there are no accounts, everyone is an account."""
+    """Of the clients that may pull, the setting says which may download. While there are no accounts, every client
+    counts as an account."""
     value, site = setting
     assert (await download(site, who=None)).status == (405 if value == "nobody" else 200)
     site.logins["someone"] = await site.app.user("someone")
@@ -187,8 +188,8 @@ async def enter(downloads: RunningDownloads, reader: str) -> None:
 
 
 async def test_a_client_that_takes_nothing_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When somebody else is refused, the download of a client ends that has taken too little for too long. One that
-    takes its bytes, or whose bytes the registry does not have yet, goes on."""
+    """When another download is refused, the download of a client that has received too little for too long ends. A
+    download goes on if its client receives the bytes, or if the registry itself waits for them."""
     monkeypatch.setattr(archive_response, "_SLOW_SECONDS", 0.0)
     downloads, started, gate = RunningDownloads(2), [asyncio.Event(), asyncio.Event()], asyncio.Event()
     ended: list[str] = []
@@ -224,7 +225,8 @@ async def test_a_client_that_takes_nothing_makes_room(monkeypatch: pytest.Monkey
 
 
 async def test_a_download_needs_a_slot_before_it_is_planned(site: Site) -> None:
-    """Who is refused causes no work, and the error is an answer. What is planned in vain leaves its slot free."""
+    """A download that is refused causes no work, and its client gets an error response. If planning fails, the slot
+    becomes free again."""
     await site.image("v1")
     downloads = site.app.app.service.access.management.downloads  # type: ignore[union-attr]
     async with downloads.slot("account reader"), downloads.slot("account reader"):
@@ -236,7 +238,7 @@ async def test_a_download_needs_a_slot_before_it_is_planned(site: Site) -> None:
 
 
 async def test_large_images_cannot_be_sent(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image with very many layers is refused. A blob that is named in several ways is in the archive once."""
+    """An image with too many layers is refused. A blob that the manifest lists several times is in the archive once."""
     monkeypatch.setattr(image_archive, "MAX_LAYERS", 3)
     image = await site.image("v1", layers=[b"same"] * 3)
     changed = image.body.replace(b"layer.v1.tar", b"layer.v1.tar+gzip", 1)
@@ -249,7 +251,8 @@ async def test_large_images_cannot_be_sent(site: Site, monkeypatch: pytest.Monke
 
 
 async def test_memory_of_documents_that_are_sent() -> None:
-    """A manifest or config that finds no room in the budget is refused, and gives its memory back after it was sent."""
+    """A manifest or config for which the memory budget has no room is refused. After a response was sent, its memory is
+    released."""
     memory, sent = MemoryBudget(1 << 20, "documents"), asyncio.Queue[Any]()
     body, gate = b"x" * (600 << 10), asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Configs of images, as people see them."""
+"""Reading the config of an image for people."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ def test_what_is_no_config(data: bytes) -> None:
 
 
 def test_members_of_any_type() -> None:
-    """A wrong type counts as missing. Half a surrogate pair becomes a question mark, so the result is UTF-8."""
+    """A member of a wrong type counts as missing. A lone surrogate becomes a question mark, so that the result can be
+    encoded in UTF-8."""
     wrong: list[Any] = [None, 1, "text", [], {}, [[1]], {"a": {"b": []}}]
     for value in wrong:
         names = ("Env", "Labels", "Cmd", "ExposedPorts", "Volumes", "User", "Healthcheck")
@@ -106,7 +107,7 @@ def test_members_of_any_type() -> None:
 
 
 def test_large_configs_are_cut() -> None:
-    """A label of a megabyte, a thousand labels, and texts that are too much together."""
+    """Long labels, many labels, and texts that are too long together are cut."""
     long = parsed({"config": {"Labels": {"big": "x" * 1_000_000, "small": "y"}}}).view
     assert (len(long.labels["big"]), long.labels["small"], long.truncated) == (MAX_TEXT_CHARACTERS + 1, "y", True)
     many = parsed({"config": {"Labels": {f"l{n}": "v" for n in range(1000)}}}).view

@@ -1,4 +1,4 @@
-"""One manifest in detail, over the API."""
+"""The API that shows one manifest in detail."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def entry(command: str, *, is_empty: bool = False) -> HistoryEntry:
 
 
 async def test_an_image(site: Site) -> None:
-    """Each step has its command and its layer; steps without a layer are there, too."""
+    """Each step of the history has its command and its layer. Steps without a layer are listed as well."""
     config = {
         "os": "linux",
         "architecture": "amd64",
@@ -59,7 +59,7 @@ async def test_an_image(site: Site) -> None:
 
 
 async def test_an_index(site: Site) -> None:
-    """Shows the usual platform, or the one that is asked for by name or digest."""
+    """Of an index, the usual platform is shown, or the one that the request names by platform or digest."""
     images = [await site.image(config={"os": "linux", "architecture": arch}) for arch in ("arm64", "amd64")]
     entries = [
         replace(image.descriptor, platform={"os": "linux", "architecture": arch})
@@ -80,7 +80,7 @@ async def test_an_index_without_manifests(site: Site) -> None:
 
 
 async def test_an_artifact(site: Site) -> None:
-    """Shows its files with their names, and no image."""
+    """An artifact is shown with the names of its files, and without an image."""
     blob = await push_blob(site.registry, APP, b"report")
     config = await push_blob(site.registry, APP, b"{}")
     titled = replace(blob, annotations={"org.opencontainers.image.title": "<report>.txt"})
@@ -92,7 +92,8 @@ async def test_an_artifact(site: Site) -> None:
 
 
 async def test_large_images(site: Site) -> None:
-    """Five hundred layers are shown; the picture has the largest, and the rest as one part."""
+    """An image with five hundred layers is shown. The parts of its size are the largest layers, and all others together
+    as one part."""
     await site.image("v1", layers=[b"a", b"bb", b"ccc", b"dddd", b"eeeee"] * 100)
     shown = (await details(site))["image"]
     assert (len(shown["steps"]), shown["more_steps"]) == (500, 0)
@@ -101,7 +102,7 @@ async def test_large_images(site: Site) -> None:
 
 
 async def test_a_large_manifest(site: Site) -> None:
-    """A manifest of a megabyte is shown, except that its text is asked for separately."""
+    """A manifest of a megabyte is shown without its text, which a separate request returns."""
     await site.image("v1", annotations={f"a{number}": "x" * 5000 for number in range(250)})
     found = await details(site)
     assert (found["raw"], len(found["annotations"]), found["annotations_truncated"]) == (None, 64, True)
@@ -109,7 +110,7 @@ async def test_a_large_manifest(site: Site) -> None:
 
 
 async def test_a_config_that_is_no_json(site: Site) -> None:
-    """The layers are shown without commands."""
+    """If the config is not JSON, the layers are shown without commands."""
     await site.image("v1", config=b"no JSON", layers=[b"a"])
     shown = (await details(site))["image"]
     assert (shown["config"], [step["command"] for step in shown["steps"]]) == (None, [""])
@@ -125,7 +126,8 @@ async def test_unknown(site: Site) -> None:
 
 
 def test_histories_that_do_not_fit_the_layers() -> None:
-    """Layers without an entry follow without a command; entries without a layer have none."""
+    """Layers without an entry in the history follow the others, without a command. Entries without a layer have
+    none."""
     layers = [descriptor_of(text, OCI_MANIFEST) for text in (b"a", b"b")]
     steps = build_steps(layers, [entry("ENV", is_empty=True), entry("COPY")], {layers[1].digest})
     assert [(step.command, step.layer and step.layer.present) for step in steps] == [
@@ -137,7 +139,7 @@ def test_histories_that_do_not_fit_the_layers() -> None:
 
 
 def test_parts_of_the_size() -> None:
-    """The largest layer comes first, and names its step."""
+    """The parts of the size begin with the largest layer, and name its step."""
     layers = [descriptor_of(text) for text in (b"a", b"bbb")]
     parts = size_parts(build_steps(layers, [entry("x", is_empty=True)], set()), 2, 10)
     assert [(part.kind, part.size, part.step) for part in parts] == [

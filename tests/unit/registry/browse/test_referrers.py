@@ -1,4 +1,4 @@
-"""What refers to a manifest, over the API."""
+"""The API that lists what refers to a manifest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPDX = "https://spdx.dev/Document"
 
 
 async def artifact(site: Site, subject: Digest | None, *files: Descriptor, tag: str = "", **fields: Any) -> Manifest:
-    """An artifact with these files."""
+    """Pushes an artifact with these files."""
     config = replace(await push_blob(site.registry, APP, b"{}"), media_type=EMPTY)
     manifest = image_of(config, files, subject=subject, **fields)
     await site.registry.put_manifest(APP, manifest, [Tag(tag)] if tag else [], by=BY)
@@ -38,7 +38,7 @@ async def groups(site: Site, reference: str = "v1") -> list[dict[str, Any]]:
 
 
 async def test_groups(site: Site) -> None:
-    """Signatures come first, then SBOMs, attestations and others, whatever `oras attach` puts there."""
+    """Signatures come first, then SBOMs, attestations and other artifacts, in the forms that `oras attach` pushes."""
     image = await site.image("v1")
     for kind in ("x/other", "application/spdx+json", "application/vnd.cncf.notary.signature", "x/other"):
         titled = await file(site, b"text", **{"org.opencontainers.image.title": "<a>.txt"})
@@ -71,7 +71,7 @@ async def test_cosigns_old_tags(site: Site) -> None:
 
 
 async def test_attestations_of_buildkit(site: Site) -> None:
-    """They are in the index, and are about one of its images."""
+    """BuildKit's attestations are entries of the index, and refer to one of its images."""
     image = await site.image()
     layer = await file(site, b"{}", "application/vnd.in-toto+json", **{"in-toto.io/predicate-type": SPDX})
     attestation = await artifact(site, None, layer)
@@ -88,7 +88,8 @@ async def test_attestations_of_buildkit(site: Site) -> None:
 
 
 async def test_bundles_are_what_they_state(site: Site) -> None:
-    """Sigstore's bundles have one artifact type for signatures and attestations."""
+    """Sigstore's bundles have the same artifact type for signatures and attestations, so their annotations tell which
+    they are."""
     image = await site.image("v1")
     kind = "application/vnd.dev.sigstore.bundle.v0.3+json"
     for predicate in ("https://sigstore.dev/cosign/sign/v1", "https://slsa.dev/provenance/v1", SPDX):
@@ -106,7 +107,7 @@ async def contents(site: Site, *files: Descriptor) -> list[dict[str, Any]]:
 
 
 async def test_files(site: Site) -> None:
-    """Small texts are shown; large files and others are not."""
+    """The texts of small files are shown, those of large files and of binary files are not."""
     found = await contents(
         site,
         await file(site, b'{"a": "<script>"}', "application/json"),
@@ -125,7 +126,8 @@ async def test_files(site: Site) -> None:
 
 
 async def test_statements(site: Site) -> None:
-    """The statement in an envelope is shown, also if the envelope is in a bundle. What is none harms nothing."""
+    """The statement in an envelope is shown, also if the envelope is in a bundle. Content that is no statement does no
+    harm."""
     payload = base64.b64encode(json.dumps({"predicateType": SPDX, "subject": []}).encode()).decode()
     envelope = {"payloadType": "application/vnd.in-toto+json", "payload": payload}
     odd: list[Any] = [{"payload": "%"}, {"payload": 1}, {"dsseEnvelope": []}, {"payload": "WzFd"}, [], {"payload": ""}]
@@ -145,8 +147,8 @@ def nested(depth: int) -> str:
 
 
 def test_statements_that_would_become_large() -> None:
-    """A statement that is nested deeply would have megabytes of indentation. It is not shown, and neither is one that
-    is too long with its indentation. The file itself is shown as it is."""
+    """A statement is not shown if it would be too long with its indentation, for example because it is nested deeply.
+    The file itself is shown without changes."""
     assert read_file(envelope(nested(MAX_STATEMENT_DEPTH))).statement is not None
     wide = "[" * 25 + ",".join("1" * 5000) + "]" * 25
     for statement in (nested(MAX_STATEMENT_DEPTH + 1), nested(7000), f'{{"predicateType": "{SPDX}", "a": {wide}}}'):
@@ -161,7 +163,7 @@ def test_statements_that_would_become_large() -> None:
 
 
 def test_texts_that_nest_very_deeply() -> None:
-    """They are no error of the parser, whatever it does with them."""
+    """Deeply nested JSON causes no error, whatever the parser raises."""
     for data in (b"[" * MAX_FILE_BYTES, nested(MAX_FILE_BYTES // 6).encode()):
         shown = read_file(data)
         assert (shown.text, shown.statement) == (data.decode(), None)
@@ -181,7 +183,8 @@ async def test_one_budget_for_all_referrers(site: Site, monkeypatch: pytest.Monk
 
 
 async def test_an_index_that_states_wrong_sizes(site: Site) -> None:
-    """An index that lists an attestation many times, with any size, shows it once, with the size that it has."""
+    """If an index lists an attestation many times with wrong sizes, the attestation is shown once, with its real
+    size."""
     attestation = await artifact(site, None, await file(site, b"{}"))
     annotations = {"vnd.docker.reference.type": "attestation-manifest"}
     entries = [replace(attestation.descriptor, annotations=annotations, size=size) for size in (1, 2, 1 << 40)]

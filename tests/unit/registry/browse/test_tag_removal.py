@@ -1,4 +1,4 @@
-"""Removing several tags at once, and undoing that, over the API."""
+"""The API that removes several tags at once, and the API that undoes this."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.registry.browse.conftest import APP, Site
 
 @pytest.fixture(autouse=True)
 async def cleaner(site: Site) -> None:
-    """`cleaner` may also delete and push."""
+    """The account `cleaner` may also push and delete."""
     site.logins["cleaner"] = await site.app.user("cleaner")
     await add_grant(site.app.accounts, "user:cleaner", "team/**", "pull,push,delete")
 
@@ -45,12 +45,13 @@ async def restore(site: Site, removed: dict[str, Any]) -> dict[str, Any]:
 
 
 async def manifests(site: Site, *digests: Digest) -> list[int]:
-    """The status of each of these manifests."""
+    """Returns the status of a request for each of these manifests."""
     return [(await site.get(f"{APP}/manifests/{digest}/raw")).status for digest in digests]
 
 
 async def test_what_only_these_tags_hold_goes_and_comes_back(site: Site) -> None:
-    """The plan names it, the removal removes it, and the undo puts all of it back."""
+    """The plan lists the manifests that only these tags keep, the removal deletes them, and the undo restores all of
+    them."""
     single = await site.image("v1", layers=[b"own", b"shared"])
     shared = await site.image("v2", "other", layers=[b"shared"])
     child = await site.image(layers=[b"child"])
@@ -91,7 +92,7 @@ async def test_an_undo_changes_no_newer_tag(site: Site) -> None:
 
 
 async def test_tags_that_are_removed_already(site: Site) -> None:
-    """A second removal finds nothing, and is no error."""
+    """A second removal of the same tags removes nothing, and is no error."""
     await site.image("v1")
     await remove(site, "v1", "v1")
     nothing = {"removed": [], "refused": [], "manifests": 0, "restorable": True, "problem": None}
@@ -99,7 +100,7 @@ async def test_tags_that_are_removed_already(site: Site) -> None:
 
 
 async def test_tags_that_moved_stay(site: Site) -> None:
-    """A tag that does not point at what the caller has seen is refused, and its image and signature stay."""
+    """A tag that no longer points at the digest that the caller has seen stays, with its image and signature."""
     old = await site.image("v1", layers=[b"old"])
     await site.image("v2", layers=[b"other"])
     new = await site.image("v1", layers=[b"new"])
@@ -114,7 +115,8 @@ async def test_tags_that_moved_stay(site: Site) -> None:
 
 
 class Obstacle(ForwardingRegistry):
-    """Does something before each tag is deleted: another client that moves it, or a disk that fails."""
+    """Runs a function before each tag is deleted, such as a move of the tag by another client, or a failure of the
+    disk."""
 
     def __init__(self, inner: Registry, act: Callable[[Tag], Awaitable[None]]) -> None:
         super().__init__(inner)
@@ -136,7 +138,8 @@ def remover(site: Site, act: Callable[[Tag], Awaitable[None]], **parts: Any) -> 
 
 
 async def test_a_tag_that_moves_during_the_removal_stays(site: Site) -> None:
-    """It is refused with what belongs to it, and the undo list has only what was deleted."""
+    """A tag that moves during the removal stays, with its manifests. The list for the undo has only what was
+    deleted."""
     await site.image("v1", layers=[b"old"])
     other = await site.image("v2", layers=[b"other"])
 
@@ -151,7 +154,8 @@ async def test_a_tag_that_moves_during_the_removal_stays(site: Site) -> None:
 
 
 async def test_an_error_halfway_keeps_the_undo_list(site: Site) -> None:
-    """What is deleted before and after the error is in the answer. A signature stays with its image."""
+    """After an error in the middle, the response lists what was deleted before and after the error. The signature of an
+    image that stays also stays."""
     images = [await site.image(f"v{number}", layers=[str(number).encode()]) for number in range(3)]
     signature = f"sha256-{images[1].digest.encoded}.sig"
     await site.image(signature, layers=[b"signature"])
@@ -169,7 +173,7 @@ async def test_an_error_halfway_keeps_the_undo_list(site: Site) -> None:
 
 
 class FailingRetention:
-    """Deletes no manifests: the disk fails, or is too full to keep them."""
+    """Deletes no manifest: the disk fails, or is too full to store what is needed to put the manifest back."""
 
     def __init__(self, orphans: DeletedOrphans | None) -> None:
         self._orphans = orphans
@@ -188,7 +192,7 @@ class FailingRetention:
     ],
 )
 async def test_a_full_disk(site: Site, orphans: DeletedOrphans | None, outcome: tuple[int, bool, str | None]) -> None:
-    """The answer says that manifests were not removed, or cannot be put back."""
+    """The response says that manifests were not removed, or that they cannot be put back."""
     await site.image("v1")
 
     async def nothing(tag: Tag) -> None:
@@ -200,7 +204,7 @@ async def test_a_full_disk(site: Site, orphans: DeletedOrphans | None, outcome: 
 
 
 class FailingHistory:
-    """Puts back nothing but `v2`."""
+    """Puts back no tag except `v2`."""
 
     async def move(self, repo: RepositoryName, tag: Tag, digest: Digest, **_: Any) -> TagMove:
         if tag == "v0":
@@ -211,7 +215,7 @@ class FailingHistory:
 
 
 async def test_what_cannot_be_put_back(site: Site) -> None:
-    """Each tag that cannot be put back is in the answer, whatever the reason, with those that were."""
+    """The response lists each tag that could not be put back, with the reason, and those that were put back."""
     store: Any = site.app.app.service.access.management.upkeep.store  # type: ignore[union-attr]
     history: Any = FailingHistory()
     undo = TagRemover(site.registry, store.tag_removals, store.retention, history, store.immutable_tags)
@@ -222,8 +226,8 @@ async def test_what_cannot_be_put_back(site: Site) -> None:
 
 
 async def test_rights(site: Site) -> None:
-    """Removing needs `delete`, and the undo `push`, as in /v2. Whether the repository exists makes no difference to
-    those who may not."""
+    """The removal needs `delete` and the undo needs `push`, as in `/v2`. For a caller without these rights, the error
+    does not tell whether the repository exists."""
     await site.image("v1")
     digest = "sha256:" + 64 * "0"
     bodies = {
@@ -276,7 +280,7 @@ async def strict_site(tmp_path: Path) -> AsyncIterator[Site]:
 
 
 async def test_immutable_tags_stay(strict_site: Site) -> None:
-    """And so does what they need: their images, and the signatures of these."""
+    """Immutable tags stay, with their images and the signatures of these images."""
     image = await strict_site.image("v1", "latest")
     await strict_site.image(f"sha256-{image.digest.encoded}.sig", layers=[b"signature"])
     planned = await plan(strict_site, "v1", "latest")

@@ -1,4 +1,4 @@
-"""The tags of a repository as rows, over the API."""
+"""The API that lists the tags of a repository as rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def platform(architecture: str) -> dict[str, object]:
 
 
 async def test_an_image(site: Site) -> None:
-    """A row has the platform and the time from the config, and the size that the manifest states."""
+    """The row of an image has the platform and the time from its config, and the size that the manifest states."""
     image = await site.image("v1")
     [row] = await rows(site)
     size = sum(blob.size for blob in image.blobs)
@@ -56,7 +56,8 @@ async def test_an_image(site: Site) -> None:
 
 
 async def test_an_index(site: Site) -> None:
-    """The platforms have their sizes. BuildKit's attestations are a mark and no platform."""
+    """The row of an index has the size of each platform. BuildKit's attestations are shown as a mark, and not as a
+    platform."""
     small, large = [await site.image(layers=[b"x" * size]) for size in (10, 1000)]
     layer = await push_blob(site.registry, APP, b"sbom")
     annotated = replace(layer, annotations={"in-toto.io/predicate-type": "https://spdx.dev/Document"})
@@ -100,7 +101,8 @@ async def test_marks_by_referrers(site: Site, artifact_type: str, mark: str | No
 
 
 async def test_marks_by_cosigns_old_tags(site: Site) -> None:
-    """The tags are marks and no rows, unless somebody asks for them."""
+    """cosign's old tags are shown as marks of the image that they name. They are rows only if the request asks for
+    them."""
     image = await site.image("v1")
     names = [f"{image.digest.replace(':', '-')}.{kind}" for kind in ("att", "sbom", "sig")]
     await site.image(*names, layers=[b"signature"])
@@ -110,8 +112,8 @@ async def test_marks_by_cosigns_old_tags(site: Site) -> None:
 
 
 async def test_artifacts_and_broken_configs(site: Site) -> None:
-    """What is no image has a kind and no platform. A config that is no JSON, or has labels of a megabyte, harms
-    nothing."""
+    """A manifest that is no image has a kind and no platform. A config that is not JSON, or has labels of a megabyte,
+    causes no error."""
     chart = image_of(descriptor_of(b"{}", "application/vnd.cncf.helm.config.v1+json"), [])
     await push_blob(site.registry, APP, b"{}")
     await site.registry.put_manifest(APP, chart, [Tag("chart")], by=BY)
@@ -126,7 +128,7 @@ async def test_artifacts_and_broken_configs(site: Site) -> None:
 
 
 async def test_a_config_that_is_larger_than_its_manifest_says(site: Site) -> None:
-    """A list does not read it. The details show it."""
+    """A list does not read a config that is larger than its manifest states. The details of the image show it."""
     config = {"os": "linux", "architecture": "amd64", "author": "x" * MAX_ROW_BYTES}
     image = await site.image(config=config)
     assert image.config is not None
@@ -138,7 +140,7 @@ async def test_a_config_that_is_larger_than_its_manifest_says(site: Site) -> Non
 
 
 async def test_lists_are_paged_sorted_and_filtered(site: Site) -> None:
-    """`next` leads through the list; other positions are refused."""
+    """`next` leads through the pages. Invalid positions are refused."""
     await site.image("v1.10", "v1.9", "v1.2", "other")
     found, after = [], ""
     while True:
@@ -153,8 +155,8 @@ async def test_lists_are_paged_sorted_and_filtered(site: Site) -> None:
 
 
 async def test_who_may_not_pull_sees_what_does_not_exist(site: Site) -> None:
-    """For each route: with the right, it answers. Without it, an existing repository and image answer as those that
-    do not exist, and clients without a login get 401."""
+    """Every route answers a caller with the right to pull. For a caller without it, an existing repository or image
+    looks like one that does not exist. A client without a login gets 401."""
     await site.image("v1")
     routes = ["tag-list", "manifests/v1/details", "manifests/v1/raw", "manifests/v1/config"]
     for route in routes:
@@ -181,7 +183,7 @@ NAMING = NamingRules(["docker.io", "private.example"], default="docker.io")
 
 @pytest.fixture
 def browser(site: Site) -> RepositoryBrowser:
-    """Looks at the site's store as if two upstreams were mirrored, one of them private."""
+    """A browser over the site's store, with two upstreams in its settings, one of them private."""
     assert site.app.app.service.access is not None
     store: StoredRegistry = site.app.app.service.access.management.upkeep.store
     stored = stored_content(
@@ -199,7 +201,7 @@ def anybody() -> RequestContext:
 
 
 async def mirror_index(site: Site, repo: RepositoryName, count: int) -> Digest:
-    """An index of `count` platforms, of which the mirror has only the one in the middle, and of that no layer."""
+    """Pushes an index of `count` platforms. The mirror has only the manifest in the middle, and no layer of it."""
     store: Any = site.app.app.service.access.management.upkeep.store  # type: ignore[union-attr]
     config = await push_blob(store, repo, b'{"os": "linux", "architecture": "cpu"}')
     images = [
@@ -216,7 +218,7 @@ async def mirror_index(site: Site, repo: RepositoryName, count: int) -> Digest:
 async def test_a_page_lists_a_limited_number_of_platforms(
     site: Site, browser: RepositoryBrowser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if many tags point at the same index: the others are counted."""
+    """A page lists a limited number of platforms and counts the others, even if many tags point at the same index."""
     monkeypatch.setattr(image_overview, "MAX_PAGE_PLATFORMS", 8)
     monkeypatch.setattr(tag_rows, "MAX_PAGE_PLATFORMS", 8)
     await mirror_index(site, UBUNTU, 5)
@@ -228,7 +230,8 @@ async def test_a_page_lists_a_limited_number_of_platforms(
 
 
 async def test_large_manifests_below_an_index(site: Site) -> None:
-    """A list does not read them, whatever size the index states. The details of such an image are shown."""
+    """A list does not read large manifests below an index, whatever size the index states. The details of such an image
+    are shown."""
     note = {"note": "x" * MAX_ROW_BYTES}
     large = await site.image(annotations=note)
     entries = [replace(large.descriptor, annotations=None, size=7, platform=platform("amd64"))]
@@ -275,8 +278,8 @@ async def test_a_reader_leaves_room_for_others(site: Site, browser: RepositoryBr
 
 
 async def test_platforms_that_are_not_here(site: Site, browser: RepositoryBrowser) -> None:
-    """Of an index with 150 platforms, the first hundred are listed, and one of them is present. Nobody asks the
-    upstream, so this is no error and takes no time."""
+    """Of an index with 150 platforms, the first hundred are listed, and one of them is stored. The upstream is not
+    asked, so the others are no error and take no time."""
     digest = await mirror_index(site, UBUNTU, 150)
     page = await browser.tags(anybody(), UBUNTU, TagQuery(), None, 10)
     [row] = page.items

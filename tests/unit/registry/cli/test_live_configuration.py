@@ -13,7 +13,8 @@ from storage.composition import layout_of, prepare_data_dir
 
 
 def test_a_store_that_cannot_be_read(tmp_path: Path) -> None:
-    """If nobody can say whether the store has accounts, the change is refused."""
+    """If the store cannot be read, it is not known whether there are accounts, and the change of the settings is
+    refused."""
     prepare_data_dir(tmp_path)
     flags = {"data": tmp_path}
     source = LiveConfiguration(load_settings(flags, None).settings, flags, None, bound_to_loopback=True)

@@ -19,19 +19,21 @@ class Row(BaseModel):
     [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB"), (1 << 60, "1048576.0 TiB")],
 )
 def test_sizes(count: int, text: str) -> None:
-    """Binary units with one digit; bytes as they are."""
+    """Sizes are written in binary units with one digit after the point. Numbers of bytes have no digits after the
+    point."""
     assert human_size(count) == text
 
 
 def test_small_texts() -> None:
-    """One of a thing has no s; what there is none of is a dash, or what the caller says."""
+    """The noun for one thing has no plural s. An empty list or a missing time is written as a dash, or as the text that
+    the caller gives."""
     assert [plural(count, "blob") for count in (0, 1, 2)] == ["0 blobs", "1 blob", "2 blobs"]
     assert (comma_list(["a", "b"]), comma_list([])) == ("a, b", "-")
     assert (local_time(None), local_time(None, "never")) == ("-", "never")
 
 
 def test_times_are_local(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the minute, in the time zone of the machine."""
+    """Times are written with minutes, in the time zone of the machine."""
     import time
 
     monkeypatch.setenv("TZ", "UTC-2")
@@ -44,7 +46,8 @@ def test_times_are_local(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    """A table on stdout, without control characters and without markup; a sentence on stderr when there are no rows."""
+    """Rows are a table on stdout, without control characters and without markup. If there are no rows, a sentence on
+    stderr says so."""
     print_rows(("name", "note"), [("app", "\x1b[2J"), ("[bold]", "")], "nothing yet")
     shown = capsys.readouterr()
     assert [line.split() for line in shown.out.splitlines() if "─" not in line] == [
@@ -56,7 +59,7 @@ def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """One model is an object, several are a list."""
+    """One model is printed as a JSON object, several as an array."""
     print_json(Row(name="é"))
     assert json.loads(capsys.readouterr().out) == {"name": "é"}
     print_json([Row(name="a"), Row(name="b")])

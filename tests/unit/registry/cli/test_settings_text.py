@@ -22,12 +22,12 @@ from registry.config import RetentionRule, Settings, Upstream
     ],
 )
 def test_plain_values(path: tuple[str, ...], value: object) -> None:
-    """Durations and sizes as people write them, paths as text, nothing as None."""
+    """Durations and sizes are written as people write them, paths as text. A setting without a value is None."""
     assert plain_value(Settings(), path) == value
 
 
 def test_tables_have_what_is_set() -> None:
-    """A table of a list leaves out what has no value."""
+    """A table of a list of tables has only the settings with a value."""
     settings = Settings(upstream=[Upstream(name="ghcr.io", tag_ttls={"v*": 3600.0})])
     (table,) = plain_value(settings, ("upstream",))
     assert (table["name"], table["tag_ttl"], table["tag_ttls"]) == ("ghcr.io", "5m", {"v*": "1h"})
@@ -39,12 +39,12 @@ def test_tables_have_what_is_set() -> None:
     [(None, "(none)"), ([], "(none)"), (True, "true"), (["a", 1], "a, 1"), ({"v*": "1h"}, "v* = 1h"), (0, "0")],
 )
 def test_for_people(value: object, text: str) -> None:
-    """Booleans as in TOML, lists with commas."""
+    """For people, booleans are written as in TOML, and lists with commas."""
     assert display_text(value) == text
 
 
 def test_lines_of_a_file() -> None:
-    """Each group has its header once, and what is written reads back."""
+    """Each group has its header once. The written file can be read back."""
     lines = toml_lines(
         [
             (("data",), ["data = " + toml_value('a "b"')]),
@@ -60,7 +60,7 @@ def test_lines_of_a_file() -> None:
 
 
 def test_a_rule_of_retention_shows_durations() -> None:
-    """Also the one that has no default."""
+    """A duration in a retention rule is written as people write it, even if the setting has no default."""
     rule = RetentionRule(repositories=["team/**"], keep_last=3, delete_untagged_after=604800.0)
     [table] = plain_value(Settings(retention=[rule]), ("retention",))
     assert (table["delete_untagged_after"], table["keep_pushed_within"], table["keep_last"]) == ("7d", "0s", 3)

@@ -1,4 +1,4 @@
-"""The files and commands of the set-up page: valid for their programs, for each kind of registry."""
+"""The files and commands of the set-up page: their programs accept them, for each kind of registry."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GITLAB_KEYWORDS = {
 
 
 def parsed(path: str, content: str) -> Any:
-    """The content of a file, by the language that its name says."""
+    """Returns the parsed content of a file. The extension of its name tells the language."""
     if path.endswith(".json"):
         return json.loads(content)
     return yaml.safe_load(content) if path.endswith((".yaml", ".yml")) else tomllib.loads(content)
@@ -39,14 +39,14 @@ def files(setup: ClientSetup) -> dict[str, Any]:
 
 
 def hints(program: str, address: RegistryAddress, hosts: list[MirroredHost], has_accounts: bool) -> str:
-    """All hints for a client, one a line."""
+    """Returns all hints for a client, one in each line."""
     return "\n".join(map(str, PROGRAM_SETUPS[program](address, hosts, has_accounts).hints))
 
 
 @pytest.mark.parametrize("program", PROGRAM_SETUPS)
 def test_every_file_can_be_read(program: str) -> None:
-    """Over http and https, with mirrors and without, with accounts and without. Every sentence has its values, and
-    names no password that somebody could take for a real one."""
+    """Every file can be parsed: over http and https, with and without mirrors, with and without accounts. Every hint
+    has all its values, and no file has a password that looks like a real one."""
     host_lists: tuple[list[MirroredHost], ...] = ([], [HUB], [ADDITIONAL_HUB, GITHUB])
     for address, hosts, has_accounts in itertools.product((HTTP, HTTPS), host_lists, (True, False)):
         setup = PROGRAM_SETUPS[program](address, hosts, has_accounts)
@@ -58,7 +58,8 @@ def test_every_file_can_be_read(program: str) -> None:
 
 
 def test_k3s() -> None:
-    """Mirrors lead to this registry; its own images need an entry with plain HTTP only; accounts need a login."""
+    """The mirrors lead to this registry. Images of the registry itself need an entry only over plain HTTP, and a login
+    only if there are accounts."""
     shown = files(PROGRAM_SETUPS["k3s"](HTTP, [HUB, GITHUB], True))["/etc/rancher/k3s/registries.yaml"]
     here = {"endpoint": [HTTP.url]}
     assert shown == {
@@ -72,7 +73,7 @@ def test_k3s() -> None:
 
 
 def test_kind() -> None:
-    """The node gets the directory with containerd's files."""
+    """The configuration mounts the directory with containerd's files into the node."""
     shown = files(PROGRAM_SETUPS["kind"](HTTP, [HUB], False))
     (node,) = shown["kind.yaml"]["nodes"]
     assert node["extraMounts"] == [{"hostPath": "./certs.d", "containerPath": "/etc/containerd/certs.d"}]
@@ -82,7 +83,7 @@ def test_kind() -> None:
 
 
 def test_containerd_and_docker() -> None:
-    """containerd needs a file for this registry's own images with plain HTTP only; docker needs none with https and
+    """containerd needs a file for this registry's own images only over plain HTTP. docker needs no file over https and
     without a mirror."""
     own = f"/etc/containerd/certs.d/{HTTP.host}/hosts.toml"
     shown = files(PROGRAM_SETUPS["containerd"](HTTP, [HUB], False))
@@ -98,8 +99,8 @@ def test_containerd_and_docker() -> None:
 
 @pytest.mark.parametrize("program", ["docker", "nas", "ci"])
 def test_what_docker_cannot_mirror(program: str) -> None:
-    """docker names other upstreams in front of the image, whether or not it needs a file. So it does for a Docker Hub
-    that is not the default upstream, which gets no mirror."""
+    """For upstreams that docker cannot mirror, a hint says how to write the upstream's name in front of the image. This
+    includes a Docker Hub that is not the default upstream."""
     for address in (HTTP, HTTPS):
         assert f"docker pull {address.host}/ghcr.io/NAME" in hints(program, address, [GITHUB], False)
         setup = PROGRAM_SETUPS[program](address, [ADDITIONAL_HUB], True)
@@ -113,7 +114,8 @@ def test_what_docker_cannot_mirror(program: str) -> None:
 
 @pytest.mark.parametrize("program", ["docker", "nas", "ci", "containerd", "kind"])
 def test_mirrors_that_need_open_pulls(program: str) -> None:
-    """docker and containerd send no login to a mirror. With accounts, the page has the grant for each upstream."""
+    """docker and containerd send no login to a mirror. If the registry has accounts, a hint has the grant that each
+    upstream needs."""
     both = [HUB, GITHUB]
     for host in both if program in ("containerd", "kind") else [HUB]:
         assert f"entrepot grant add '{host.name}/**' pull everyone" in hints(program, HTTPS, both, True)
@@ -122,15 +124,15 @@ def test_mirrors_that_need_open_pulls(program: str) -> None:
 
 @pytest.mark.parametrize("program", ["k3s", "kind", "containerd"])
 def test_a_robot(program: str) -> None:
-    """Where NAME and TOKEN stand, a hint says how to make them, with the rights that the robot needs."""
+    """If a command has NAME and TOKEN, a hint says how to create them, with the rights that the robot needs."""
     shown = hints(program, HTTP, [], True)
     for command in ("robot add NAME", "token add NAME", "grant add 'team/**' pull,push robot:NAME"):
         assert f"entrepot {command}" in shown
 
 
 def test_ci_jobs() -> None:
-    """GitLab's docker service gets the mirror and shares its certificates, and GitHub's builder gets BuildKit's file,
-    also for a Docker Hub that is not the default upstream."""
+    """GitLab's docker service uses the mirror and shares its certificates with the job. GitHub's builder uses
+    BuildKit's file, even if Docker Hub is not the default upstream."""
     shown = PROGRAM_SETUPS["ci"](HTTP, [HUB], True)
     gitlab, github = (parsed(path, content) for path, content in shown.files)
     ((name, job),) = gitlab.items()

@@ -23,7 +23,7 @@ from registry.config import Settings, TLSSettings
     ],
 )
 def test_the_address_in_listen(listen: str, everywhere: bool, host: str) -> None:
-    """An address that means every interface becomes `localhost`; any other is used as it is."""
+    """A wildcard address in `listen` becomes `localhost`. Any other address is used without a change."""
     settings = Settings(listen=listen)
     assert listens_everywhere(settings) is everywhere
     assert registry_address(settings) == RegistryAddress(f"http://{host}")
@@ -39,7 +39,7 @@ def test_public_url_wins() -> None:
 
 
 def test_tls_changes_the_scheme() -> None:
-    """With a certificate the port speaks https."""
+    """If the settings name a certificate, the address begins with https."""
     assert registry_address(Settings()).is_plain_http
     settings = Settings(tls=TLSSettings(certificate=Path("cert.pem")))
     assert registry_address(settings).url == "https://127.0.0.1:5000"

@@ -49,7 +49,7 @@ def test_file(tmp_path: Path) -> None:
 
 
 def test_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable takes the issuers as JSON. A null value counts as not given."""
+    """A variable takes the issuers as JSON. The value null counts as not set."""
     table = {"issuer": "x", "audience": "y", "jwks_file": "keys", "account": "ci", "jwks_url": None}
     monkeypatch.setenv("ENTREPOT_ISSUER", json.dumps([table]))
     monkeypatch.setenv("ENTREPOT_AUTH__SERVICE", "registry.example.com")
@@ -91,7 +91,7 @@ ISSUER = '[[issuer]]\nissuer = "https://ci"\naudience = "r"\naccount = "ci"\njwk
     ],
 )
 def test_wrong(tmp_path: Path, text: str, said: str) -> None:
-    """Each error is one line with the place, and does not repeat what may be a password."""
+    """Each error is one line that names the setting. It does not repeat a value that may be a password."""
     file = tmp_path / "a.toml"
     file.write_text(text)
     with pytest.raises(ConfigError) as error:
@@ -102,7 +102,7 @@ def test_wrong(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_service() -> None:
-    """Tokens are for `auth.service`, or else for the host of `public_url`. A request has no influence."""
+    """The service of tokens is `auth.service`, or else the host of `public_url`. A request cannot change it."""
     settings = Settings(public_url="https://registry.example.com:8443")
     assert token_service_name(settings.auth, settings.public_url) == "registry.example.com:8443"
     assert token_service_name(Settings().auth, None) == "entrepot"
@@ -122,7 +122,7 @@ def test_what_closes_the_registry(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_files_are_looked_at_before_the_start(tmp_path: Path) -> None:
-    """The server does not start with an unusable htpasswd file or an incomplete provider."""
+    """The server does not start if the htpasswd file is unusable or the settings of the provider are incomplete."""
     check_auth_files(Settings())
     htpasswd = tmp_path / "htpasswd"
     with pytest.raises(HtpasswdError):

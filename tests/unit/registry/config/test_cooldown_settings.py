@@ -1,4 +1,4 @@
-"""The settings of a cooldown: what is accepted, and the errors for what is not."""
+"""The settings of a cooldown: which values are accepted, and the errors for others."""
 
 from __future__ import annotations
 

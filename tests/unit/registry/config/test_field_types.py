@@ -1,4 +1,4 @@
-"""The types that settings are made of."""
+"""The types of the settings' fields."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from registry.config.field_types import split_commas, split_http_url
     ("value", "parts"), [("a, b,,c ", ["a", "b", "c"]), ("", []), (["a,b"], ["a,b"]), (None, None), (3, 3)]
 )
 def test_commas(value: object, parts: object) -> None:
-    """Text is split at commas. Other values stay as they are, so that the model can judge them."""
+    """Text is split at commas. Values of other types are passed on unchanged, so that the model can check them."""
     assert split_commas(value) == parts
 
 
@@ -19,13 +19,13 @@ def test_commas(value: object, parts: object) -> None:
     "value", ["ftp://a", "a", "http://", "http://a:0", "http://a:x", "http://a:70000", "http://[a"]
 )
 def test_what_is_no_address(value: str) -> None:
-    """The message repeats what was given and shows an example."""
+    """The error repeats the given value and shows an example."""
     with pytest.raises(ValueError, match=r"is not an address like https://example\.com"):
         split_http_url(value, "https://example.com")
 
 
 def test_queries_and_fragments() -> None:
-    """They are allowed unless the caller says otherwise."""
+    """A URL may have a query and a fragment, unless the caller forbids them."""
     parts = split_http_url("https://a:8443/b?c#d", "https://example.com")
     assert (parts.hostname, parts.port, parts.path, parts.query, parts.fragment) == ("a", 8443, "/b", "c", "d")
     with pytest.raises(ValueError, match="is not an address"):

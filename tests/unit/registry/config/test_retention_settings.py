@@ -1,4 +1,5 @@
-"""The settings `[[retention]]` and `[upkeep]`: what is refused when the server starts, and how."""
+"""The settings `[[retention]]` and `[upkeep]`: which values are refused when the server starts, and with which
+errors."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ RULE = '[[retention]]\nrepositories = "team/**"\n'
 
 
 def test_a_rule(tmp_path: Path) -> None:
-    """One pattern needs no list; durations have units."""
+    """A single pattern need not be a list. Durations have units."""
     file = tmp_path / "entrepot.toml"
     file.write_text(
         RULE + 'keep_last = 10\nkeep_tags = ["v*", "latest"]\nkeep_pushed_within = "30d"\n'
@@ -62,7 +63,7 @@ def test_a_rule(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    """In one line, which says what to do."""
+    """Each error is one line that says what to do."""
     with pytest.raises(ConfigError) as refused:
         load(tmp_path, text)
     assert message in str(refused.value)
@@ -75,7 +76,7 @@ def test_a_rule_that_deletes_everything_says_so(tmp_path: Path) -> None:
 
 
 def test_rules_in_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are JSON, and a mistake names the variable."""
+    """In a variable, the rules are JSON. An error in it names the variable."""
     monkeypatch.setenv("ENTREPOT_RETENTION", '[{"repositories": "team/**", "keep_last": 3}]')
     assert load_settings({}).settings.retention[0].keep_last == 3
     monkeypatch.setenv("ENTREPOT_RETENTION", "team/**")

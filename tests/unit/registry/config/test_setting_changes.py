@@ -27,12 +27,13 @@ from registry.config.settings_sources import setting_fields
     ],
 )  # fmt: skip
 def test_changes(old: dict[str, Any], new: dict[str, Any], changes: list[tuple[str, str]]) -> None:
-    """Each setting that differs has its name, as people write it, and when it takes effect."""
+    """Each setting that differs is listed with its name in the file, and with the moment when its change takes
+    effect."""
     assert list(changed_settings(Settings(**{"workers": 2, **old}), Settings(**{"workers": 2, **new}))) == changes
 
 
 def test_every_setting_takes_effect() -> None:
-    """Those that belong to the processes and the port are the only ones that a reload cannot change."""
+    """A reload can change all settings except those of the processes and of the port."""
     marked = {".".join(path): takes_effect(Settings, path) for path, _ in setting_fields()}
     assert {name for name, effect in marked.items() if effect == "start"} == {"data"}
     assert {name for name, effect in marked.items() if effect == "restart"} == {

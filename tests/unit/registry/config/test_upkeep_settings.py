@@ -1,4 +1,5 @@
-"""The settings of quotas, of the cache and of free space: what is refused, with which words, and what they mean."""
+"""The settings of quotas, of the cache and of free space: which values are refused, with which errors, and what the
+others mean."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_scopes_and_limits(tmp_path: Path) -> None:
-    """A scope for each upstream, for all of them and for each quota. A quota of all names leaves out mirrored ones."""
+    """There is a usage scope for each upstream, for all upstreams together, and for each quota. A quota for all names
+    does not count mirrored repositories."""
     file = tmp_path / "entrepot.toml"
     file.write_text(
         '[cache]\nmax = "3GiB"\nkeep = ["docker.io/library/*"]\nmin_free = "10GiB"\n[disk]\nmin_free = "1GiB"\n'

@@ -11,7 +11,8 @@ from registry.config import Settings
 
 @pytest.mark.parametrize(("cores", "workers"), [(1, 1), (3, 3), (4, 4), (64, 4)])
 def test_one_worker_for_each_usable_core(monkeypatch: pytest.MonkeyPatch, cores: int, workers: int) -> None:
-    """Each core that the process may use gets a worker, up to four; the setting wins."""
+    """Without the setting, there is one worker for each core that the process may use, up to four. The setting
+    overrides this."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     assert Settings().workers == workers
     assert Settings(workers=7).workers == 7

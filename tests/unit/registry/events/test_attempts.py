@@ -1,4 +1,4 @@
-"""How long an endpoint that is down, and repositories whose events it does not take, have to wait."""
+"""How long deliveries wait when an endpoint is down, or when it refuses the events of a repository."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def health(clock: Clock) -> EndpointHealth:
 
 
 def fail(health: EndpointHealth, clock: Clock, repository: str, times: int) -> None:
-    """That many attempts for the repository find the endpoint down, one after the other."""
+    """Makes `times` attempts for the repository, one after the other, which all find the endpoint down."""
     for _ in range(times):
         assert health.on_down(repository, health.delivered) == 0.0
         assert health.is_paused
@@ -29,7 +29,8 @@ def fail(health: EndpointHealth, clock: Clock, repository: str, times: int) -> N
 
 
 def test_a_repository_that_fails_alone_delays_others_for_seconds(health: EndpointHealth, clock: Clock) -> None:
-    """However often its event has failed, and although it waits for minutes itself."""
+    """If only the events of one repository fail, the events of others wait for seconds, although this repository itself
+    waits for minutes."""
     fail(health, clock, A, 12)
     health.on_down(A, health.delivered)
     clock.now += LONGEST_ENDPOINT_PAUSE_SECONDS
@@ -39,7 +40,7 @@ def test_a_repository_that_fails_alone_delays_others_for_seconds(health: Endpoin
 
 
 def test_nobody_waits_when_the_endpoint_is_up_again(health: EndpointHealth, clock: Clock) -> None:
-    """Each of many repositories has failed; one success ends their pauses."""
+    """After failures of many repositories, one success ends the pauses of all of them."""
     for number in range(20):
         fail(health, clock, f"team/{number}", 1)
     health.on_down(A, health.delivered)
@@ -50,14 +51,15 @@ def test_nobody_waits_when_the_endpoint_is_up_again(health: EndpointHealth, cloc
 
 
 def test_failures_at_the_same_time_count_once(health: EndpointHealth) -> None:
-    """Such as those of four requests that were running when the endpoint went down."""
+    """Requests that were all running when the endpoint went down count as one failure."""
     for number in range(4):
         health.on_down(f"team/{number}", 0)
     assert health.failures == 1
 
 
 def test_a_repository_whose_events_alone_fail_waits_by_itself(health: EndpointHealth, clock: Clock) -> None:
-    """Longer each time; the endpoint does not pause, since it took other events during the attempt."""
+    """Each pause of a repository whose events fail is longer than the one before. The endpoint has no pause, because it
+    accepted other events during the attempt."""
     pauses = []
     for _ in range(6):
         before = health.delivered

@@ -30,7 +30,7 @@ BAD = RepositoryName("team/bad")
 
 
 class Counts:
-    """Counts what it is told."""
+    """A delivery observer that counts what it is told."""
 
     def __init__(self) -> None:
         self.attempts = dict.fromkeys(Outcome, 0)
@@ -66,7 +66,8 @@ def receiver() -> Iterator[WebhookReceiver]:
 
 @pytest.fixture
 def hanging(receiver: WebhookReceiver) -> Iterator[threading.Event]:
-    """What a receiver can wait for in a request; set when the test has ended."""
+    """An event on which the receiver waits in a request, so that the request hangs. It is set when the test has
+    ended."""
     event = threading.Event()
     yield event
     event.set()
@@ -80,7 +81,7 @@ async def delivering(
     limit: SenderLimit | None = None,
     **settings: Any,
 ) -> AsyncIterator[Counts]:
-    """A dispatcher at work until the end of the block."""
+    """A context manager that runs a dispatcher until the end of the block."""
     webhook = Webhook(name="hook", url=receiver.url, private_network=True, **settings)
     client, counts = WebhookClient(webhook, "http://registry.test"), Counts()
     limit = limit or SenderLimit()
@@ -115,7 +116,7 @@ async def until(true: Callable[[], Any]) -> None:
 
 
 async def until_left(store: StoredRegistry, count: int) -> Sequence[Delivery]:
-    """Waits until so many deliveries are left: what was delivered is written down a little later."""
+    """Waits until `count` deliveries are left. The dispatcher records a delivery a moment after it has sent it."""
     async with asyncio.timeout(60):
         while len(left := await store.outbox.deliveries("hook", None, 100, only_dead=False)) > count:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -125,8 +126,8 @@ async def until_left(store: StoredRegistry, count: int) -> Sequence[Delivery]:
 async def test_an_event_that_makes_the_receiver_hang_holds_up_its_repository_alone(
     store: StoredRegistry, receiver: WebhookReceiver, hanging: threading.Event
 ) -> None:
-    """Events of other repositories come, also those that are added later; what hangs stays pending and counts as no
-    refusal."""
+    """While a request for one repository hangs, the events of other repositories are delivered, also those that are
+    added later. The hanging delivery stays pending and does not count as refused."""
     receiver.status = lambda body: 204 if not body["subject"].startswith(BAD) or hanging.wait(60) else 500
     began = time.monotonic()
     async with delivering(store, receiver, lambda: START + time.monotonic() - began, timeout=1):
@@ -144,8 +145,8 @@ async def test_an_event_that_makes_the_receiver_hang_holds_up_its_repository_alo
 async def test_a_request_that_hangs_delays_no_other_repository(
     store: StoredRegistry, receiver: WebhookReceiver, hanging: threading.Event, clock: Clock
 ) -> None:
-    """While an endpoint does not answer for one repository, it gets the next events of the others, again and again, and
-    what it took is written down."""
+    """While a request for one repository hangs, the events of other repositories are delivered again and again, and
+    their deliveries are recorded."""
     receiver.status = lambda body: 204 if not body["subject"].startswith(BAD) or hanging.wait(150) else 500
     good = RepositoryName("team/good")
     async with delivering(store, receiver, clock, timeout=300):
@@ -160,7 +161,8 @@ async def test_a_request_that_hangs_delays_no_other_repository(
 async def test_an_endpoint_has_few_requests_at_a_time(
     store: StoredRegistry, receiver: WebhookReceiver, clock: Clock
 ) -> None:
-    """As many as the setting `connections` allows; if all webhooks together have too many, one."""
+    """An endpoint gets as many requests at a time as the setting `connections` allows, or one if all webhooks together
+    have too many."""
     running, most, lock = 0, 0, threading.Lock()
 
     def status(_: Any) -> int:
@@ -189,7 +191,7 @@ async def test_an_endpoint_has_few_requests_at_a_time(
 async def test_outcomes_that_cannot_be_written_down(
     tmp_path: Path, receiver: WebhookReceiver, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the store takes no change, nothing is sent twice, and nothing more is sent than was already read."""
+    """While the store refuses changes, no event is sent twice, and no event is sent that had not been read already."""
     monkeypatch.setattr(dispatcher, "STORE_RETRY_SECONDS", 0.1)
     prepare_data_dir(tmp_path)
     system = FullDisk()
@@ -224,7 +226,7 @@ async def test_an_endpoint_that_is_down_for_too_long(
 
 
 async def test_a_receiver_that_starts_again(store: StoredRegistry, clock: Clock) -> None:
-    """Its connections are gone; the next event reaches it all the same."""
+    """After a restart of the receiver, whose connections are gone, the next event is delivered."""
     async with AsyncExitStack() as stack:
         with receiver_running() as first:
             counts = await stack.enter_async_context(delivering(store, first, clock))
@@ -240,7 +242,7 @@ async def test_a_receiver_that_starts_again(store: StoredRegistry, clock: Clock)
 async def test_what_was_delivered_is_not_delivered_again(
     store: StoredRegistry, receiver: WebhookReceiver, clock: Clock
 ) -> None:
-    """A dispatcher that is stopped writes down what it has delivered, so that the next one begins behind it."""
+    """A dispatcher records its deliveries before it stops, so that the next dispatcher does not repeat them."""
     async with delivering(store, receiver, clock) as counts:
         for number in range(20):
             await push(store, BAD, f"v{number}")
@@ -255,7 +257,8 @@ async def test_what_was_delivered_is_not_delivered_again(
 async def test_a_secret_that_cannot_be_read(
     store: StoredRegistry, receiver: WebhookReceiver, clock: Clock, tmp_path: Path, secret: str
 ) -> None:
-    """Nothing is sent without the signature, and the delivery says why. It comes once the secret can be read."""
+    """If the secret cannot be read, no event is sent without a signature, and the delivery has the reason. The event is
+    delivered once the secret can be read."""
     file = tmp_path / "secret"
     if secret == "empty":
         file.write_text("\n")
@@ -274,7 +277,7 @@ async def test_a_secret_that_cannot_be_read(
 async def test_a_token_that_no_header_can_hold(
     store: StoredRegistry, receiver: WebhookReceiver, clock: Clock, tmp_path: Path, token: str
 ) -> None:
-    """The reason names the file, and shows nothing of the token."""
+    """If the token in a file cannot be in a header, the error names the file and shows nothing of the token."""
     file = tmp_path / "token"
     file.write_text(token)
     await push(store, BAD, "v1")
@@ -288,7 +291,7 @@ async def test_a_token_that_no_header_can_hold(
 async def test_a_token_with_spaces_around_it(
     store: StoredRegistry, receiver: WebhookReceiver, clock: Clock, tmp_path: Path
 ) -> None:
-    """It is sent without them."""
+    """Spaces around a token are not sent."""
     file = tmp_path / "token"
     file.write_text("s3cret \r\n")
     async with delivering(store, receiver, clock, token_file=file):
@@ -304,7 +307,7 @@ async def test_a_stop_while_the_store_fails(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A dispatcher that cannot write down what it has delivered ends all the same."""
+    """A dispatcher stops even if it cannot record its deliveries."""
     monkeypatch.setattr(dispatcher, "SETTLE_SECONDS", 60.0)  # it writes nothing down before the disk is full
     prepare_data_dir(tmp_path)
     system = FullDisk()

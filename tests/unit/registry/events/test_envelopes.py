@@ -1,4 +1,4 @@
-"""The two forms of an event."""
+"""The two formats of an event."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def test_every_action_has_both_forms(action: EventAction) -> None:
 
 
 def test_what_moves_and_deletes_are_for_distribution() -> None:
-    """A tag that moves is a push there. A deleted tag has no digest, because that would mean the manifest."""
+    """In the format of Distribution, a move of a tag is a push. A deleted tag has no digest, because with a digest it
+    would mean the manifest."""
 
     def record(of: Event) -> dict[str, Any]:
         (found,) = json.loads(distribution_envelope(of, ADDRESS)[1])["events"]
@@ -84,7 +85,7 @@ def test_what_moves_and_deletes_are_for_distribution() -> None:
 
 
 def test_blobs_are_for_distribution() -> None:
-    """Its receivers know a blob by its media type and URL."""
+    """In the format of Distribution, a blob has its media type and URL."""
     for action, expected in (
         (EventAction.BLOB_PUSH, "push"),
         (EventAction.BLOB_MOUNT, "mount"),
@@ -97,12 +98,12 @@ def test_blobs_are_for_distribution() -> None:
 
 
 def test_times() -> None:
-    """They are in UTC with milliseconds, also where rounding carries."""
+    """Times are in UTC with milliseconds, also if rounding changes the second."""
     assert rfc3339(0.9996) == "1970-01-01T00:00:01.000Z"
 
 
 def test_the_back_off_grows_to_five_minutes() -> None:
-    """Each pause is twice as long as the one before, of which half is random."""
+    """Each pause is twice as long as the one before, up to five minutes. Half of each pause is random."""
     assert [back_off(failures, lambda: 1.0) for failures in (1, 2, 3)] == [1.0, 2.0, 4.0]
     assert [back_off(failures, lambda: 0.0) for failures in (1, 2, 3)] == [0.5, 1.0, 2.0]
     assert back_off(1000, lambda: 1.0) == LONGEST_PAUSE_SECONDS

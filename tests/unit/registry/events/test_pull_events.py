@@ -1,4 +1,4 @@
-"""Pulls as events: what happens to more of them than there is room for."""
+"""Events of pulls, if there are more pulls than the process keeps in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fakes.upkeep_store import APP, Clock, clocked_store
 
 
 async def test_too_many_pulls_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Those for which there is no room have no event; a count and a line in the log say how many they are."""
+    """Pulls for which there is no room get no event. A counter and a line in the log give their number."""
 
     async def locate(_: RepositoryName) -> NoReturn:
         raise NameUnknown("it was deleted meanwhile")

@@ -20,7 +20,7 @@ LARGE = 100 * KIB
 
 
 def large_image(n: str = "") -> bytes:
-    """Returns an image manifest of a bit more than LARGE bytes. `n` makes it another one."""
+    """Returns an image manifest of a bit more than LARGE bytes. Another `n` makes another manifest."""
     return image(annotations={"a": "x" * LARGE, "n": n})
 
 
@@ -72,17 +72,17 @@ class PiecewiseSender:
 
 
 def api_of(registry: MemoryRegistry, intake: BodyMemory) -> DistributionAPI:
-    """Returns the API with a memory for request bodies and answers."""
+    """Returns the API over `registry`, with `intake` as the budgets for request bodies and responses."""
     return DistributionAPI(registry, body_memory=intake)
 
 
 def budget(size: int, **more: float) -> MemoryBudget:
-    """Returns a budget of so many bytes for request bodies."""
+    """Returns a budget of `size` bytes for request bodies."""
     return MemoryBudget(size, "request bodies", **more)
 
 
 class UnreadPut(PiecewiseSender):
-    """A client that reads nothing of its answer until `reads` is set."""
+    """A client that reads nothing of the response until `reads` is set."""
 
     def __init__(self, api: object, body: bytes, name: str = "t") -> None:
         super().__init__(api, body, name)

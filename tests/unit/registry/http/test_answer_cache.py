@@ -1,4 +1,5 @@
-"""Answers that are ready: the same as before, as long as nothing has changed, and never for what they do not fit."""
+"""The response cache. A *ready* answer is a response in the cache, which is sent without a call on the registry. It is
+equal to the response without the cache, as long as the store has not changed."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ async def site(tmp_path: Path) -> AsyncIterator[AnswerCacheSite]:
 @pytest.mark.parametrize("what", ["tag", "digest", "tags/list", "ping", "bare ping", "catalog", "referrers"])
 @pytest.mark.slow
 async def test_a_read_is_ready_the_next_time(site: AnswerCacheSite, what: str, method: str) -> None:
-    """Status, headers and body are those of the first answer; only the request's id is new."""
+    """The status, headers and body of a ready answer are those of the first response. Only the request's id differs."""
     target = {
         "tag": TAG,
         "digest": f"{V2}/manifests/{site.image.digest}",
@@ -51,19 +52,19 @@ async def test_a_read_is_ready_the_next_time(site: AnswerCacheSite, what: str, m
 
 @pytest.mark.parametrize("zero_copy", [False, True])
 async def test_a_small_blob_is_ready_the_next_time(site: AnswerCacheSite, zero_copy: bool) -> None:
-    """Whether the server can send files or not."""
+    """The response with a small blob is cached, whether or not the server can send files."""
     site.ask = CachedAnswerClient(site.service.app, zero_copy=zero_copy)
     assert (await site.ready(f"{V2}/blobs/{site.blob}")).body == b"layer of x"
 
 
 async def test_each_has_an_id_of_its_own(site: AnswerCacheSite) -> None:
-    """No two requests share one, however often they are the same."""
+    """Each response has an id of its own, even if the requests are the same."""
     found = {(await site.ask("GET", TAG))["x-request-id"] for _ in range(100)}
     assert len(found) == 100
 
 
 async def test_the_answer_to_one_method_is_not_that_to_another(site: AnswerCacheSite) -> None:
-    """Nor is that of one name the answer of another."""
+    """A ready answer is used only for its method and its path."""
     await site.ready(TAG)
     await site.ready(TAG, "HEAD")
     assert (await site.ask("POST", TAG)).status == 405
@@ -76,7 +77,8 @@ async def test_the_answer_to_one_method_is_not_that_to_another(site: AnswerCache
 
 
 async def test_a_tag_that_another_moves_is_seen_by_the_next_request(site: AnswerCacheSite) -> None:
-    """By tag the new manifest, each time; by digest the old one goes on."""
+    """After another process has moved a tag, the next request by tag gets the new manifest. A request by digest still
+    gets the old manifest."""
     async with site.beside() as other:
         for number in range(20):
             before = await site.ready(TAG)
@@ -90,7 +92,8 @@ async def test_a_tag_that_another_moves_is_seen_by_the_next_request(site: Answer
 @pytest.mark.parametrize("what", ["tag", "manifest", "blob"])
 @pytest.mark.slow
 async def test_what_another_deletes_is_gone_at_the_next_request(site: AnswerCacheSite, what: str) -> None:
-    """A tag by its name; a manifest by its digest and by every tag; a blob."""
+    """After another process has deleted content, the next request gets 404: for a tag, for a manifest by its digest and
+    its tags, and for a blob."""
     blob, digest = f"{V2}/blobs/{site.blob}", f"{V2}/manifests/{site.image.digest}"
     for target in (TAG, digest, blob):
         for method in ("GET", "HEAD")[: 1 if target == blob else 2]:
@@ -110,7 +113,7 @@ async def test_what_another_deletes_is_gone_at_the_next_request(site: AnswerCach
 
 
 async def test_what_another_pushes_is_listed_at_the_next_request(site: AnswerCacheSite) -> None:
-    """A tag among the tags, a repository in the catalog, a referrer."""
+    """After a push by another process, the next lists have the new tag, the new repository and the new referrer."""
     referrers = f"{V2}/referrers/{site.image.digest}"
     for target in (f"{V2}/tags/list", "/v2/_catalog", referrers):
         await site.ready(target)
@@ -123,7 +126,7 @@ async def test_what_another_pushes_is_listed_at_the_next_request(site: AnswerCac
 
 
 async def test_an_answer_that_was_on_its_way_when_something_changed_is_not_kept(site: AnswerCacheSite) -> None:
-    """It was right when it was looked up, and would be stale for the next one."""
+    """A response is not cached if the store changes while the response is being sent."""
     async with site.beside() as other:
         for number in range(5):
             connection = AsgiConnection("GET", [], leaves=False)
@@ -142,7 +145,7 @@ async def test_an_answer_that_was_on_its_way_when_something_changed_is_not_kept(
 
 
 async def test_the_end_of_the_application_is_the_end_of_its_answers(tmp_path: Path) -> None:
-    """The store is closed, and the memory that told of its changes is gone with it."""
+    """After the application has ended, it has no ready answers: its store is closed and no longer tells of changes."""
     async with running_app(tmp_path / "data") as service:
         site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
         await site.ready(TAG)
@@ -171,7 +174,8 @@ async def test_the_end_of_the_application_is_the_end_of_its_answers(tmp_path: Pa
 async def test_a_request_that_asks_for_more_than_the_name_is_looked_at(
     site: AnswerCacheSite, name: str, value: str, status: int
 ) -> None:
-    """A range, a condition, a body, a wish to be asked first: although the plain answer is ready, and it stays so."""
+    """A request with a range, a condition, a body or `Expect` is never answered from the cache, and does not remove the
+    ready answer for the plain request."""
     target = f"{V2}/blobs/{site.blob}"
     await site.ready(target)
     assert (await site.never_ready(target, headers={name: value})).status == status
@@ -179,7 +183,7 @@ async def test_a_request_that_asks_for_more_than_the_name_is_looked_at(
 
 
 async def test_a_query_is_looked_at(site: AnswerCacheSite) -> None:
-    """Of a list, and where it means nothing."""
+    """A request with a query is never answered from the cache, even if the query has no meaning."""
     await site.ready(f"{V2}/tags/list")
     assert (await site.never_ready(f"{V2}/tags/list?n=1")).json["tags"] == ["latest"]
     assert (await site.never_ready(f"{V2}/tags/list?last=latest")).json["tags"] == ["other"]
@@ -187,7 +191,8 @@ async def test_a_query_is_looked_at(site: AnswerCacheSite) -> None:
 
 
 async def test_who_asks_whether_a_blob_is_there_is_always_heard(site: AnswerCacheSite) -> None:
-    """The collector spares what was asked for, so HEAD is never ready; a GET before it changes nothing."""
+    """A HEAD of a blob is never answered from the cache, even after a GET of the blob: the store has to notice it,
+    because it protects the blob from garbage collection."""
     target = f"{V2}/blobs/{site.blob}"
     await site.ready(target)
     assert (await site.never_ready(target, "HEAD")).status == 200
@@ -195,13 +200,14 @@ async def test_who_asks_whether_a_blob_is_there_is_always_heard(site: AnswerCach
 
 @pytest.mark.parametrize("target", ["manifests/none", "blobs/sha256:" + "0" * 64, "tags/lists", "blobs/x"])
 async def test_what_is_not_there_is_looked_for_each_time(site: AnswerCacheSite, target: str) -> None:
-    """Only a 200 is kept."""
+    """Only responses with status 200 are cached."""
     for method in ("GET", "HEAD"):
         assert (await site.never_ready(f"{V2}/{target}", method)).status in (400, 404)
 
 
 async def test_how_far_an_upload_came_is_looked_at(site: AnswerCacheSite) -> None:
-    """Its bytes are counted in a file, of which the store is not told each time."""
+    """The status of an upload session is never cached, because writing to the session does not change the version of
+    the store."""
     location = (await site.ask("POST", f"{V2}/blobs/uploads/"))["location"]
     assert (await site.never_ready(location))["range"] == "0-0"
     assert (await site.ask("PATCH", location, {"content-type": "application/octet-stream"}, b"x" * 10)).status == 202
@@ -211,7 +217,7 @@ async def test_how_far_an_upload_came_is_looked_at(site: AnswerCacheSite) -> Non
 
 @pytest.mark.parametrize("zero_copy", [False, True])
 async def test_a_large_body_is_not_kept(site: AnswerCacheSite, zero_copy: bool) -> None:
-    """Up to a bound, which is met exactly."""
+    """A response with a body of the largest size is cached. One with a larger body is not."""
     site.ask = CachedAnswerClient(site.service.app, zero_copy=zero_copy)
     over = (await push_blob(site.service.hosted, APP, b"y" * (LARGEST_BODY_BYTES + 1))).digest
     assert len((await site.never_ready(f"{V2}/blobs/{over}")).body) == LARGEST_BODY_BYTES + 1
@@ -221,7 +227,7 @@ async def test_a_large_body_is_not_kept(site: AnswerCacheSite, zero_copy: bool) 
 
 
 async def test_a_server_that_does_not_ask_has_nothing_kept_for_it(site: AnswerCacheSite) -> None:
-    """Nothing of it would ever be given."""
+    """If the server does not ask for cached answers, no response is cached."""
     for _ in range(4):
         assert (await AsgiClient(site.service.app)("GET", TAG)).status == 200
     await site.ask("GET", TAG)
@@ -232,7 +238,7 @@ async def test_a_server_that_does_not_ask_has_nothing_kept_for_it(site: AnswerCa
 
 
 async def test_a_blob_that_is_sent_in_parts_is_not_gathered(site: AnswerCacheSite) -> None:
-    """Over TLS a blob passes through this process piece by piece; what was sent is not held until the last one."""
+    """A blob that is sent in parts, as over TLS, is not collected in memory for the cache."""
     size = 32 * MIB
     digest = (await push_blob(site.service.hosted, APP, bytes(size))).digest
     sent = 0
@@ -253,14 +259,15 @@ async def test_a_blob_that_is_sent_in_parts_is_not_gathered(site: AnswerCacheSit
 
 
 async def test_a_question_asked_once_leaves_nothing(site: AnswerCacheSite) -> None:
-    """Questions all over a store do not drive out the answers to those that come again."""
+    """The response to a request is cached only when the same request comes again. So requests for many different names
+    do not evict the ready answers."""
     assert (await site.ask("GET", TAG)).status == 200
     assert not site.has_ready(TAG)
     await site.ready(TAG)
 
 
 async def test_what_is_kept_has_a_bound(site: AnswerCacheSite) -> None:
-    """The bodies of ready answers never have more bytes than there is room for; the newest are among them."""
+    """The bodies of all ready answers together do not exceed the size of the cache. The newest answers stay."""
     digest = (await push_blob(site.service.hosted, APP, b"x" * LARGEST_BODY_BYTES)).digest
     targets = [
         f"{V2}/blobs/sha256:{_spelled(digest[7:], number)}" for number in range(3 * CACHE_BYTES // LARGEST_BODY_BYTES)
@@ -275,7 +282,7 @@ async def test_what_is_kept_has_a_bound(site: AnswerCacheSite) -> None:
 
 
 def _spelled(text: str, number: int) -> str:
-    """The same text in a path, in one of many ways to write it."""
+    """Returns `text` with some characters percent-encoded. Each `number` gives another spelling of the same text."""
     return "".join(f"%{ord(letter):x}" if number >> bit & 1 else letter for bit, letter in enumerate(text))
 
 
@@ -290,7 +297,8 @@ LINE = re.compile(
 async def test_a_ready_answer_writes_its_line(
     site: AnswerCacheSite, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    """What was asked for, for whom, from where, and under the id that the client is told: one line a request."""
+    """A ready answer writes one line to the access log: the method, the path, the principal, the address, and the id in
+    the response."""
     digest = str(site.image.digest)
     method, target, repo, reference = {
         "get_manifest": ("GET", TAG, APP, "latest"),
@@ -313,7 +321,8 @@ async def test_a_ready_answer_writes_its_line(
 
 
 async def test_ready_answers_count_under_a_limit_of_requests(tmp_path: Path) -> None:
-    """Whoever has asked often enough gets 429, ready or not, and others go on."""
+    """Ready answers count under the rate limit: a client that exceeds it gets 429, and other clients are still
+    answered."""
     limits: dict[str, Any] = {"requests_per_second": 0.001, "burst": 5}
     async with running_app(tmp_path / "data", limits=limits) as service:
         site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))

@@ -1,4 +1,5 @@
-"""Ready answers beside mirrors: what may be mirrored is never one, and the host decides what a name means."""
+"""The response cache beside mirrors: responses for mirrored repositories are never ready (in the cache). The Host
+header decides what a name means."""
 
 from __future__ import annotations
 
@@ -24,20 +25,21 @@ PULLED = RepositoryName("docker.io/library/app")
 
 @asynccontextmanager
 async def mirroring(folder: Path, **upstream: Any) -> AsyncIterator[AnswerCacheSite]:
-    """With an image that was pushed, and another that was pulled from the upstream."""
+    """A service with a mirror, one image that was pushed, and one image in the cache of the mirror."""
     async with running_app(folder, upstream=[{**HUB, **upstream}]) as service:
         yield AnswerCacheSite(service, folder, await push_image(service.hosted, APP, "x", "latest"))
 
 
 async def pulled(site: AnswerCacheSite) -> str:
-    """As if it had been: the digest."""
+    """Stores an image as if it had been pulled from the upstream, and returns its digest."""
     async with site.beside() as other:
         return str((await push_image(other, PULLED, "far")).digest)
 
 
 @pytest.mark.parametrize("default", [False, True])
 async def test_what_is_hosted_is_ready_beside_a_mirror(tmp_path: Path, default: bool) -> None:
-    """Its name is settled: by its form, or because it was pushed."""
+    """The response for a hosted repository is cached: the name is hosted because of its form, or because it was
+    pushed."""
     async with mirroring(tmp_path / "data", default=default) as site:
         assert (await site.ready(TAG)).body == site.image.body
         assert (await site.ready(f"{V2}/tags/list")).json["tags"] == ["latest"]
@@ -45,7 +47,8 @@ async def test_what_is_hosted_is_ready_beside_a_mirror(tmp_path: Path, default: 
 
 @pytest.mark.parametrize("name", ["docker.io/library/app", "docker.io/app", "library/app", "app"])
 async def test_what_is_mirrored_is_never_ready(tmp_path: Path, name: str) -> None:
-    """By whatever name it is asked for: when it was last looked at counts as well."""
+    """The response for a mirrored repository is not cached under any of its names, because it also depends on the time
+    of the last request to the upstream."""
     async with mirroring(tmp_path / "data", default=True) as site:
         target = f"/v2/{name}/manifests/{await pulled(site)}"
         for method in ("GET", "HEAD"):
@@ -53,7 +56,8 @@ async def test_what_is_mirrored_is_never_ready(tmp_path: Path, name: str) -> Non
 
 
 async def test_a_name_that_is_pushed_is_answered_from_here_at_once(tmp_path: Path) -> None:
-    """It was the mirror's until then; by the next request it is hosted, and then its answers are ready."""
+    """Before the first push, the mirror answers for the name, and the response is not cached. After the push, the next
+    request gets the pushed image, and the response is cached."""
     async with mirroring(tmp_path / "data", default=True) as site:
         assert (await site.never_ready(f"/v2/app/manifests/{await pulled(site)}")).status == 200
         async with site.beside() as other:
@@ -63,7 +67,7 @@ async def test_a_name_that_is_pushed_is_answered_from_here_at_once(tmp_path: Pat
 
 
 async def test_a_namespace_is_looked_at(tmp_path: Path) -> None:
-    """`ns` leads the same path elsewhere."""
+    """A request with `ns` is not answered from the cache, because `ns` gives the path another meaning."""
     async with mirroring(tmp_path / "data") as site:
         digest = await pulled(site)
         await push_image(site.service.hosted, RepositoryName("library/app"), "far", "1")
@@ -73,7 +77,8 @@ async def test_a_namespace_is_looked_at(tmp_path: Path) -> None:
 
 
 async def test_the_host_decides_what_a_path_means(tmp_path: Path) -> None:
-    """Where upstreams have hosts of their own, each host has its own answers: hosted by one, mirrored by another."""
+    """If upstreams have host names of their own, the cache distinguishes the hosts: the same path is hosted at one host
+    and mirrored at another."""
     async with mirroring(tmp_path / "data", hosts=["hub.test"]) as site:
         far = await pulled(site)
         near = str((await push_image(site.service.hosted, RepositoryName("library/app"), "near")).digest)
@@ -89,7 +94,8 @@ async def test_the_host_decides_what_a_path_means(tmp_path: Path) -> None:
 
 
 async def test_long_names_of_hosts_take_their_room(tmp_path: Path) -> None:
-    """Whoever makes them up gets no more memory than others."""
+    """The length of the Host header counts for the size of the cache, so clients cannot use more memory by long host
+    names."""
     async with mirroring(tmp_path / "data", hosts=["hub.test"]) as site:
         size, count = 16 * 1024, 1000
         shown = [{"host": f"{number}.{'x' * size}"} for number in range(count)]

@@ -1,4 +1,5 @@
-"""Ready answers and those who may have them: each only their own, and no longer than they may."""
+"""The response cache and rights: a ready answer (one in the cache) is sent only to the principal for whom it was made,
+and only as long as the rights of this principal hold."""
 
 from __future__ import annotations
 
@@ -29,14 +30,14 @@ CATALOG = "/v2/_catalog"
 
 @pytest.fixture
 async def open_site(tmp_path: Path) -> AsyncIterator[AnswerCacheSite]:
-    """Without an account."""
+    """A registry without an account."""
     async with running_app(tmp_path / "data") as service:
         yield AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
 
 
 @pytest.fixture
 async def site(open_site: AnswerCacheSite) -> AnswerCacheSite:
-    """`alice` may pull below team."""
+    """A registry where `alice` may pull from repositories below `team`."""
     await add_account(open_site.service.accounts, "alice")
     await add_grant(open_site.service.accounts, "user:alice", "team/**", "pull")
     return open_site
@@ -58,7 +59,8 @@ async def status(site: AnswerCacheSite, login: str | None, target: str = TAG) ->
 
 
 async def test_the_first_account_ends_what_everybody_had(open_site: AnswerCacheSite) -> None:
-    """Made by another process; nobody gets an answer from before, whatever they show."""
+    """After another process has added the first account, no request gets an answer from before, whatever credential it
+    has."""
     stray = "Basic " + base64.b64encode(b"hub:password").decode()
     await open_site.ready(TAG)
     await ready(open_site, stray)
@@ -75,7 +77,8 @@ async def test_the_first_account_ends_what_everybody_had(open_site: AnswerCacheS
 async def test_what_another_takes_away_is_gone_at_the_next_request(
     site: AnswerCacheSite, way: str, what: str, after: int
 ) -> None:
-    """A token, a grant, the account. With the same header."""
+    """After another process has removed a token, a grant or the account, or disabled the account, the next request with
+    the same header is refused."""
     login = await site.service.token("alice")
     shown = login if way == "basic" else await site.service.bearer(login, "repository:team/app:pull")
     for target in (TAG, f"{V2}/tags/list", "/v2/"):
@@ -97,7 +100,8 @@ async def test_what_another_takes_away_is_gone_at_the_next_request(
 
 
 async def test_a_changed_password_ends_what_the_old_one_got(site: AnswerCacheSite) -> None:
-    """At the next request, for the old one and a token that it got; the new one gets its own answers."""
+    """After a change of the password, the next request with the old password is refused, and so is one with a token
+    that was made with it. Requests with the new password get answers of their own."""
     name = AccountName("bob")
     held = hash_password(PASSWORD)
     await site.service.accounts.add_account(name, AccountKind.USER, password_hash=held, admin=False, by=BY)
@@ -116,7 +120,7 @@ async def test_a_changed_password_ends_what_the_old_one_got(site: AnswerCacheSit
 
 @pytest.mark.parametrize("way", ["basic", "bearer"])
 async def test_a_token_that_has_run_out_is_refused_although_nothing_changed(tmp_path: Path, way: str) -> None:
-    """The ready answer ends with it, to the second."""
+    """When a token expires, its ready answers are no longer sent, although the store has not changed."""
     clock = AuthClock(time.time())
     async with running_app(tmp_path / "data", clock) as service:
         site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
@@ -139,7 +143,8 @@ async def test_a_token_that_has_run_out_is_refused_although_nothing_changed(tmp_
 
 
 async def test_one_persons_answer_is_given_to_nobody_else(site: AnswerCacheSite) -> None:
-    """Not to another account, not to who shows nothing, not to who shows something wrong."""
+    """A ready answer for one account is not sent to another account, to a client without a credential, or to one with a
+    wrong credential."""
     alice = await site.service.token("alice")
     mallory = await site.service.user("mallory")
     await ready(site, alice)
@@ -155,7 +160,7 @@ async def test_one_persons_answer_is_given_to_nobody_else(site: AnswerCacheSite)
 
 
 async def test_everybody_sees_a_catalog_of_their_own(site: AnswerCacheSite) -> None:
-    """Each of them ready, and each time theirs."""
+    """Each account has its own ready answer with the list of repositories."""
     await push_image(site.service.hosted, APP.__class__("other/one"), "y", "1")
     alice, bob = await site.service.token("alice"), await site.service.user("bob")
     await add_grant(site.service.accounts, "user:bob", "other/*", "pull")
@@ -165,7 +170,8 @@ async def test_everybody_sees_a_catalog_of_their_own(site: AnswerCacheSite) -> N
 
 
 async def test_what_everyone_may_pull_is_ready_for_everyone(site: AnswerCacheSite) -> None:
-    """For who shows nothing and for each account by itself, until it is taken away."""
+    """What everyone may pull is cached for anonymous clients, and for each account separately, until the grant is
+    removed."""
     await add_grant(site.service.accounts, "everyone", "team/*", "pull")
     mallory = await site.service.user("mallory")
     await site.ready(TAG)
@@ -178,7 +184,7 @@ async def test_what_everyone_may_pull_is_ready_for_everyone(site: AnswerCacheSit
 
 
 async def test_two_logins_in_one_request_are_refused(site: AnswerCacheSite) -> None:
-    """Be one of them right and its answer ready, or both the same."""
+    """A request with two Authorization headers is refused, even if one has a ready answer or both are the same."""
     alice = await site.service.token("alice")
     await ready(site, alice)
     for pair in ((alice, alice), (alice, "Basic x"), ("Basic x", alice)):
@@ -188,8 +194,9 @@ async def test_two_logins_in_one_request_are_refused(site: AnswerCacheSite) -> N
 
 
 async def test_a_login_counts_for_the_address_that_showed_it(site: AnswerCacheSite) -> None:
-    """From elsewhere the first answer is never ready: to whoever is slowed down there, right looks like wrong. A login
-    and an address that run into each other are not those of somebody else."""
+    """A ready answer belongs to a credential and an address. From another address, the credential is checked again,
+    because the throttle may hold that address back. No other pair of credential and address has the same key, even if
+    the two texts, written one after the other, are the same."""
     alice = await site.service.token("alice")
     site.ask.address = "192.0.2.7"
     await ready(site, alice)
@@ -200,7 +207,8 @@ async def test_a_login_counts_for_the_address_that_showed_it(site: AnswerCacheSi
 
 
 async def test_who_stands_in_an_htpasswd_file_is_always_looked_up(tmp_path: Path) -> None:
-    """No change of that file shows in the store, so no answer to them is ready; a line that goes ends it at once."""
+    """Responses for an account of the htpasswd file are not cached, because a change of the file does not change the
+    version of the store. Once the line is removed, the next request is refused."""
     file = tmp_path / "htpasswd"
     file.write_bytes(b"carol:" + bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)) + b"\n")
     async with running_app(tmp_path / "data", auth={"htpasswd": file}) as service:

@@ -1,4 +1,4 @@
-"""401 and what it says: realm, service, scope, error; and that no request can write into it."""
+"""The challenge in a 401 response: realm, service, scope and error. No request can inject text into it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[App
 async def test_the_scope_is_what_the_request_takes(
     service: AppInProcess, method: str, path: str, scope: str | None
 ) -> None:
-    """By the name as it was asked, so that the next request can do with it."""
+    """The scope in the challenge is what the request needs, under the name that the client used."""
     answer = await service.client(method, path, {"host": "registry.test:5000"})
     assert answer.status == 401
     found = HEADER.fullmatch(answer["www-authenticate"])
@@ -70,7 +70,8 @@ async def test_the_scope_is_what_the_request_takes(
     "source", ['c"d', "c/d%22,x=%22", "C/D", "a//b", "../x", "a%0d%0ab", "%00", "%", "x" * 300, "", "&from=e/f"]
 )
 async def test_a_source_that_is_no_name_is_not_said_back(service: AppInProcess, source: str) -> None:
-    """Neither quotes nor line ends come into the header; a query that cannot be read is refused before anything."""
+    """If the source of a mount is not a valid name, it is not repeated in the challenge. A query that cannot be parsed
+    gets 400 without a challenge."""
     answer = await service.client("POST", f"/v2/a/b/blobs/uploads/?mount={DIGEST}&from={source}")
     if answer.status == 400:
         assert "www-authenticate" not in answer
@@ -109,7 +110,7 @@ async def test_a_source_that_is_no_name_is_not_said_back(service: AppInProcess, 
     ],
 )
 async def test_a_host_that_is_none_is_not_said_back(service: AppInProcess, host: str, said: bool) -> None:
-    """The realm lies at the server's own address then; nothing else of the answer speaks of the host."""
+    """If the Host header is not a valid host, the realm is at the server's own address."""
     answer = await service.client("GET", "/v2/a/manifests/1", {"host": host})
     found = HEADER.fullmatch(answer["www-authenticate"])
     assert found is not None
@@ -117,14 +118,14 @@ async def test_a_host_that_is_none_is_not_said_back(service: AppInProcess, host:
 
 
 async def test_without_a_host_the_realm_is_at_the_servers_address(service: AppInProcess) -> None:
-    """As HTTP/1.0 has it."""
+    """Without a Host header, as HTTP/1.0 allows, the realm is at the server's own address."""
     answer = await service.client("GET", "/v2/")
     assert answer["www-authenticate"].startswith('Bearer realm="http://127.0.0.1:5000/token"')
 
 
 async def test_the_public_address_is_the_realm_whatever_the_host(tmp_path: Path) -> None:
-    """Once `public_url` is set, no request decides where passwords are sent; it names the service as well, and where
-    uploads go on."""
+    """If `public_url` is set, the realm, the service and the Location headers are made from it, whatever the Host
+    header says."""
     async with running_app(tmp_path / "data", public_url="https://registry.example.com") as service:
         root = await service.user("root", admin=True)
         for host in ("evil.test", "registry.example.com"):
@@ -137,7 +138,7 @@ async def test_the_public_address_is_the_realm_whatever_the_host(tmp_path: Path)
 
 
 async def test_a_location_never_speaks_of_the_host(service: AppInProcess) -> None:
-    """Without a public address it is a path."""
+    """Without `public_url`, a Location header has a path without a host."""
     root = await service.token("root")
     answer = await service.client("POST", "/v2/a/b/blobs/uploads/", {"host": "evil.test", "authorization": root})
     assert answer["location"].startswith("/v2/a/b/blobs/uploads/")
@@ -145,7 +146,7 @@ async def test_a_location_never_speaks_of_the_host(service: AppInProcess) -> Non
 
 
 async def test_forwarded_headers_change_no_realm(service: AppInProcess) -> None:
-    """What a client says of the way it came is nobody's word here."""
+    """Headers such as X-Forwarded-Host do not change the realm, because any client can send them."""
     headers = {"host": "registry.test", "x-forwarded-host": "evil.test", "x-forwarded-proto": "https"}
     headers |= {"forwarded": "host=evil.test;proto=https", "x-original-host": "evil.test", "x-host": "evil.test"}
     answer = await service.client("GET", "/v2/", headers)
@@ -153,14 +154,14 @@ async def test_forwarded_headers_change_no_realm(service: AppInProcess) -> None:
 
 
 async def test_a_service_that_would_break_the_header_is_refused_at_the_start() -> None:
-    """It stands in each challenge."""
+    """A service name that would need escapes in the challenge is refused."""
     for service in ('a"b', "a\\b", "a\nb", "\u00e9"):
         with pytest.raises(ValueError, match="service"):
             Challenges(None, service)
 
 
 async def test_a_token_of_the_challenge_is_enough(tmp_path: Path) -> None:
-    """What docker does: ask, be told, get a token for that, ask again."""
+    """A token with the scope of the challenge is enough for the request, which is how docker gets its tokens."""
     async with running_app(tmp_path / "data") as service:
         await add_account(service.accounts, "root", admin=True)
         await push_image(service.hosted, RepositoryName("team/app"), "x", "latest")

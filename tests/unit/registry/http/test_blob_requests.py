@@ -27,7 +27,7 @@ async def path(registry: MemoryRegistry) -> str:
 
 
 def parts_of(answer: AsgiAnswer) -> list[tuple[dict[str, str], bytes]]:
-    """A multipart body, taken apart byte by byte: each part's headers and content."""
+    """Parses a multipart body byte by byte, and returns the headers and the content of each part."""
     kind, _, boundary = answer["content-type"].partition("; boundary=")
     assert kind == "multipart/byteranges"
     first, *middle, last = (b"\r\n" + answer.body.removeprefix(b"\r\n")).split(b"\r\n--" + boundary.encode())
@@ -43,7 +43,7 @@ def parts_of(answer: AsgiAnswer) -> list[tuple[dict[str, str], bytes]]:
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 @pytest.mark.parametrize("data", [b"", b"x", DATA, b"\xff" * (5 << 19)], ids=["empty", "one", "some", "chunks"])
 async def test_get_and_head_agree(client: AsgiClient, registry: MemoryRegistry, data: bytes, algorithm: str) -> None:
-    """The bytes, the digest that was asked for, the length, an ETag, and a year in any cache."""
+    """GET and HEAD have the same headers: the digest, the length, an ETag, and a lifetime of a year for caches."""
     digest = await put_blob(registry, data, algorithm=algorithm)
     got = await client("GET", f"{V2}/blobs/{digest}")
     head = await client("HEAD", f"{V2}/blobs/{digest}")
@@ -77,7 +77,8 @@ async def test_get_and_head_agree(client: AsgiClient, registry: MemoryRegistry, 
     ],
 )
 async def test_one_range(client: AsgiClient, path: str, asked: str, start: int, stop: int) -> None:
-    """206 with exactly those bytes, Content-Range and Content-Length; an end beyond the blob is cut to it."""
+    """A range gets 206 with exactly its bytes, Content-Range and Content-Length. A range that ends beyond the blob is
+    cut at the blob's end."""
     answer = await client("GET", path, {"Range": asked})
     assert answer.status == 206
     assert answer.body == DATA[start:stop]
@@ -92,7 +93,7 @@ async def test_one_range(client: AsgiClient, path: str, asked: str, start: int, 
     ],
 )
 async def test_a_range_outside_is_416(client: AsgiClient, path: str, asked: str) -> None:
-    """416 says how long the blob is, so that a client can do better."""
+    """A range outside of the blob gets 416 with the blob's size."""
     answer = await client("GET", path, {"Range": asked})
     assert (answer.status, answer.code) == (416, "BLOB_UPLOAD_INVALID")
     assert answer["content-range"] == f"bytes */{SIZE}"
@@ -103,25 +104,26 @@ async def test_a_range_outside_is_416(client: AsgiClient, path: str, asked: str)
     ["lines=0-5", "bytes=a-b", "bytes=5", "bytes=-", "bytes=", "bytes 0-5", "bytes=0-1,x", "bytes=1--2", "\xb2"],
 )
 async def test_a_range_that_cannot_be_read_is_ignored(client: AsgiClient, path: str, asked: str) -> None:
-    """Another unit or bad syntax: the whole blob with 200 (RFC 9110, 14.2)."""
+    """A Range with another unit or bad syntax is ignored: the whole blob is sent with 200 (RFC 9110, 14.2)."""
     answer = await client("GET", path, {"Range": asked})
     assert (answer.status, answer.body) == (200, DATA)
 
 
 async def test_two_range_fields_are_ignored(client: AsgiClient, path: str) -> None:
-    """Range is no list field; what two of them mean is anybody's guess."""
+    """Two Range headers are ignored, because Range is not a list."""
     answer = await client("GET", path, [("Range", "bytes=0-1"), ("Range", "bytes=2-3")])
     assert (answer.status, answer.body) == (200, DATA)
 
 
 async def test_head_ignores_range(client: AsgiClient, path: str) -> None:
-    """Range is for GET alone."""
+    """HEAD ignores Range, which has a meaning for GET only."""
     answer = await client("HEAD", path, {"Range": "bytes=0-1"})
     assert (answer.status, answer["content-length"]) == (200, str(SIZE))
 
 
 async def test_many_ranges_come_as_parts(client: AsgiClient, path: str) -> None:
-    """Every part in the order asked for, byte for byte, and Content-Length counts all of it (the driver checks)."""
+    """Several ranges are sent as parts in the requested order, with the exact bytes. Content-Length is the length of
+    the whole body (the test client checks this)."""
     answer = await client("GET", path, {"Range": "bytes=100-199, 0-9 ,-5,99999-,1000-1000"})
     assert answer.status == 206
     assert "content-range" not in answer
@@ -136,14 +138,15 @@ async def test_many_ranges_come_as_parts(client: AsgiClient, path: str) -> None:
 
 
 async def test_a_thousand_ranges_are_served(client: AsgiClient, path: str) -> None:
-    """Clients that read layers in part ask for up to 1024 at once."""
+    """A request for 1024 ranges is served, because clients that read parts of layers send such requests."""
     asked = "bytes=" + ",".join(f"{place * 2}-{place * 2}" for place in range(1024))
     answer = await client("GET", path, {"Range": asked})
     assert [content for _, content in parts_of(answer)] == [DATA[place * 2 : place * 2 + 1] for place in range(1024)]
 
 
 async def test_too_many_ranges_are_400(registry: MemoryRegistry, path: str) -> None:
-    """A client that gets 400 asks for fewer; 200 or 416 it would take for an answer."""
+    """Too many ranges get 400. Clients then request fewer ranges, but would accept a 200 or a 416 as the final
+    response."""
     client = AsgiClient(DistributionAPI(registry, limits=RequestLimits(ranges_per_request=3)))
     assert (await client("GET", path, {"Range": "bytes=0-0,2-2,4-4"})).status == 206
     answer = await client("GET", path, {"Range": "bytes=0-0,2-2,4-4,6-6"})
@@ -151,7 +154,7 @@ async def test_too_many_ranges_are_400(registry: MemoryRegistry, path: str) -> N
 
 
 async def test_overlapping_ranges_never_cost_more_than_the_blob(client: AsgiClient, path: str) -> None:
-    """Ranges that add up to more than the blob: the blob, once (RFC 9110, 14.2)."""
+    """If the ranges are together longer than the blob, the whole blob is sent once (RFC 9110, 14.2)."""
     answer = await client("GET", path, {"Range": "bytes=" + ",".join(["0-"] * 500)})
     assert (answer.status, answer.body) == (200, DATA)
 
@@ -172,7 +175,8 @@ async def test_if_range_with_a_date_never_matches(client: AsgiClient, path: str)
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_not_modified(client: AsgiClient, path: str, method: str) -> None:
-    """If-None-Match with the ETag, weak or in a list, or `*`: 304 with the same ETag and no body."""
+    """If-None-Match with the ETag (also as a weak tag, or in a list) or with `*` gets 304 with the same ETag and no
+    body."""
     digest = path.rpartition("/")[2]
     for given in (f'"{digest}"', f'W/"{digest}"', f'"a", "{digest}"', "*"):
         answer = await client(method, path, {"If-None-Match": given, "Range": "bytes=0-1"})
@@ -182,28 +186,29 @@ async def test_not_modified(client: AsgiClient, path: str, method: str) -> None:
 
 
 async def test_if_match_that_fails_is_412(client: AsgiClient, path: str) -> None:
-    """If-Match of other content: 412; of this content: the blob."""
+    """If-Match with another entity tag gets 412, with the blob's own entity tag the blob."""
     assert (await client("GET", path, {"If-Match": '"other"'})).status == 412
     assert (await client("GET", path, {"If-Match": f'"{path.rpartition("/")[2]}"'})).status == 200
     assert (await client("GET", path, {"If-Match": "*"})).status == 200
 
 
 async def test_conditions_open_nothing(client: AsgiClient) -> None:
-    """A blob that is not there is 404, whatever the client claims to have."""
+    """A blob that does not exist gets 404, whatever entity tags the client sends."""
     absent = f"{V2}/blobs/sha256:{'0' * 64}"
     assert (await client("GET", absent, {"If-None-Match": "*"})).status == 404
     assert (await client("GET", absent, {"Range": "bytes=0-1,3-4"})).status == 404
 
 
 async def test_delete(client: AsgiClient, path: str) -> None:
-    """202, and the blob is gone at once."""
+    """A DELETE gets 202, and the next request for the blob gets 404."""
     assert (await client("DELETE", path)).status == 202
     assert (await client("GET", path)).status == 404
     assert (await client("DELETE", path)).status == 404
 
 
 class EndlessReader:
-    """A blob of a tebibyte that lets its client go after the third chunk. `read` counts chunks."""
+    """A blob of a tebibyte. The client disconnects after the third chunk. `read`: the number of chunks that were
+    read."""
 
     def __init__(self, gone: asyncio.Event) -> None:
         self.descriptor = Descriptor(BLOB_TYPE, Digest("sha256:" + "a" * 64), 1 << 40)
@@ -240,7 +245,7 @@ class Endless(RefusingRegistry):
 
 
 async def test_reading_stops_when_the_client_has_left() -> None:
-    """A blob is not read to its end for nobody, and its reader is closed."""
+    """After the client has disconnected, the blob is not read further, and its reader is closed."""
     gone = asyncio.Event()
     reader = EndlessReader(gone)
     answer = await AsgiClient(DistributionAPI(Endless(reader)))(
@@ -253,7 +258,8 @@ async def test_reading_stops_when_the_client_has_left() -> None:
 
 
 async def test_the_boundary_differs_each_time(client: AsgiClient, path: str) -> None:
-    """Nobody can push a blob that holds the boundary of a later answer."""
+    """The boundary of multipart bodies is random, so that nobody can push a blob that contains the boundary of a later
+    response."""
     kinds = {(await client("GET", path, {"Range": "bytes=0-0,2-2"}))["content-type"] for _ in range(5)}
     assert len(kinds) == 5
     assert all(re.fullmatch(r"multipart/byteranges; boundary=[0-9a-f]{32}", kind) for kind in kinds)

@@ -23,7 +23,7 @@ from tests.unit.registry.http.conftest import KIB, LARGE, PiecewiseSender, api_o
 
 
 async def test_bodies_beyond_the_budget_are_429(registry: MemoryRegistry) -> None:
-    """Whoever finds no memory within the wait is told so, and when to come again; nothing of the body is read."""
+    """A request that finds no room in the budget in time gets 429 with Retry-After. Its body is not read."""
     intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=0.05, slow_seconds=60))
     await put_blob(registry, b"{}")
     first, second = (PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "ab")
@@ -40,7 +40,7 @@ async def test_bodies_beyond_the_budget_are_429(registry: MemoryRegistry) -> Non
 
 
 async def test_who_waits_gets_in_when_there_is_room(registry: MemoryRegistry) -> None:
-    """In the order of asking."""
+    """Requests that wait for memory get it in the order of their arrival."""
     intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
     await put_blob(registry, b"{}")
     senders = [PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "abc"]
@@ -65,7 +65,7 @@ async def test_a_received_small_manifest_needs_no_budget(registry: MemoryRegistr
 
 
 async def test_small_manifests_get_past_large_ones(registry: MemoryRegistry) -> None:
-    """A part of the budget is for bodies that are small, as nearly all manifests are."""
+    """A part of the budget is only for small bodies, so that they need not wait for large ones."""
     intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
     await put_blob(registry, b"{}")
     first, second = (PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "ab")
@@ -81,7 +81,8 @@ async def test_small_manifests_get_past_large_ones(registry: MemoryRegistry) -> 
 
 
 async def test_a_body_that_drips_is_408(registry: MemoryRegistry) -> None:
-    """After its grace, however fast the most of it came, and its memory is free again."""
+    """A body that comes more slowly than the minimum rate gets 408 after the time allowance, even if most of it came
+    fast. Its memory is released."""
     intake = BodyMemory(stall_seconds=0.05, bytes_per_second=1024 * KIB)
     sender = PiecewiseSender(api_of(registry, intake), large_image())
     sender.send(sender.body[:-10])
@@ -101,7 +102,7 @@ async def test_a_body_that_drips_is_408(registry: MemoryRegistry) -> None:
 
 
 async def test_a_slow_body_is_cut_when_others_wait(registry: MemoryRegistry) -> None:
-    """The one that takes longest makes room for the one that waits."""
+    """If a request waits for memory, the request that has held memory for the longest time is cut off."""
     intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=0.01))
     await put_blob(registry, b"{}")
     slow, other = (PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "ab")
@@ -115,7 +116,7 @@ async def test_a_slow_body_is_cut_when_others_wait(registry: MemoryRegistry) -> 
 
 
 async def test_a_body_of_unknown_length_counts_as_it_comes(registry: MemoryRegistry) -> None:
-    """Chunked transfer coding declares nothing."""
+    """A body in chunked transfer coding has no known length, so its share of the budget grows while it is received."""
     intake = BodyMemory(manifests=budget(400 * KIB))
     await put_blob(registry, b"{}")
     sender = PiecewiseSender(api_of(registry, intake), large_image(), declared=False)
@@ -130,7 +131,8 @@ async def test_a_body_of_unknown_length_counts_as_it_comes(registry: MemoryRegis
 
 
 async def test_who_leaves_the_queue_costs_nothing(registry: MemoryRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large manifests are read one at a time; one whose client has left meanwhile is not read at all."""
+    """Large manifests are parsed one at a time. If the client of a waiting request disconnects, its manifest is not
+    parsed."""
     read: list[bytes] = []
     begun, go = threading.Event(), threading.Event()
     parse = Manifest.parse.__func__  # type: ignore[attr-defined]
@@ -160,7 +162,7 @@ async def test_who_leaves_the_queue_costs_nothing(registry: MemoryRegistry, monk
 
 
 class SlowStore(MemoryRegistry):
-    """A registry that stores the manifest of one tag only after `go`: it waits for an upstream."""
+    """A registry that stores the manifest of one tag only after `go` is set, as if it waited for an upstream."""
 
     def __init__(self, tag: str) -> None:
         super().__init__()
@@ -184,7 +186,8 @@ class SlowStore(MemoryRegistry):
 
 
 async def test_storing_holds_no_other_manifest_up() -> None:
-    """Only the reading goes one at a time: to store one may take as long as an upstream takes to send its blobs."""
+    """While one manifest is being stored, others can be parsed and stored: only the parsing runs one at a time, because
+    storing may wait for an upstream."""
     far, intake = SlowStore("a"), BodyMemory()
     await put_blob(far, b"{}")
     first, second = (PiecewiseSender(api_of(far, intake), large_image(), name) for name in "ab")
@@ -202,8 +205,8 @@ async def test_storing_holds_no_other_manifest_up() -> None:
 
 
 async def test_forms_and_json_count_too() -> None:
-    """Bodies for what is not the distribution API: a budget of its own, which anybody may fill, the same
-    least rate, and an answer that says so."""
+    """Bodies of requests outside `/v2` count against a budget of their own, and have the same minimum rate. The error
+    says why the body is refused."""
     app = create_app(Settings(), MemoryRegistry())
     app.body_memory = BodyMemory(stall_seconds=0.05, bytes_per_second=1024 * KIB)
 
@@ -231,7 +234,8 @@ async def test_forms_and_json_count_too() -> None:
 
 @pytest.mark.parametrize(("size", "status"), [(2 * MIB, 429), (100, 408)])
 async def test_the_management_api_says_why_a_body_is_refused(size: int, status: int) -> None:
-    """No memory for it, or too slow: not a 400 as for a body that is no JSON."""
+    """If there is no memory for a body, or it comes too slowly, the management API says so. It does not answer 400 as
+    for a body that is not JSON."""
     app = create_app(Settings(), MemoryRegistry())
     app.body_memory = BodyMemory(forms=MemoryBudget(MIB, "forms", wait_seconds=0.05), stall_seconds=0.05)
     await app.body_memory.forms.share().grow(MIB - 1000)
@@ -256,7 +260,8 @@ async def test_the_management_api_says_why_a_body_is_refused(size: int, status: 
 
 
 def test_the_largest_manifest_leaves_room_for_others() -> None:
-    """Also where the settings take larger ones: it need not wait until nobody else sends or is sent anything."""
+    """The budgets have room for two manifests of the largest size that the settings allow. So such a manifest need not
+    wait until no other body is in memory."""
     most = 64 * MIB
     app = create_app(Settings.model_validate({"limits": {"manifest": most}}), MemoryRegistry())
 

@@ -1,4 +1,5 @@
-"""What pages in browsers make somebody send: refused where it changes something, and where it reads what is private."""
+"""Requests that a web page of another site makes a browser send. They are refused if they would change something, or
+would read what is private."""
 
 from __future__ import annotations
 
@@ -49,8 +50,8 @@ FOREIGN = [
 async def test_a_page_of_another_site_changes_nothing(
     registry: MemoryRegistry, sent: dict[str, str], is_open: bool
 ) -> None:
-    """Whatever it sends: a blob in one POST, a session, a manifest, a deletion. The question that a browser asks before
-    (a preflight) is refused as well, and no answer is one that a page may read."""
+    """Every change from a page of another site is refused: an upload of a blob in one POST, a new session, a manifest,
+    a delete. The browser's preflight request is refused as well. No response may be read by such a page."""
     client = client_of(registry, is_open=lambda: is_open)
     for method, path in (
         ("POST", UPLOADS),
@@ -81,13 +82,15 @@ async def test_a_page_of_another_site_changes_nothing(
     ids=str,
 )
 async def test_clients_and_own_pages_do(registry: MemoryRegistry, sent: dict[str, str]) -> None:
-    """Clients of registries send none of these headers; a page of the registry's own address may push."""
+    """Registry clients, which send none of the browsers' headers, may push, and so may a page of the registry's own
+    address."""
     client = client_of(registry, public_url="https://registry.example.com")
     assert (await client("POST", UPLOADS, {**HOST, **sent})).status == 202
 
 
 async def test_pages_of_other_sites_may_ask_to_read(registry: MemoryRegistry) -> None:
-    """The browser shows them nothing of the answer: no header allows it."""
+    """A GET from a page of another site is answered, but no header allows the browser to show the response to the
+    page."""
     answer = await client_of(registry)("GET", "/v2/_catalog", {**HOST, "origin": "https://evil.example"})
     assert answer.status == 200
     assert not [name for name, _ in answer.fields if name.startswith("access-control-")]
@@ -98,8 +101,8 @@ async def test_pages_of_other_sites_may_ask_to_read(registry: MemoryRegistry) ->
 async def test_a_name_that_was_made_to_point_here_reads_nothing(
     registry: MemoryRegistry, sent: dict[str, str], method: str
 ) -> None:
-    """On an open registry a browser on this machine is refused under a name that is not known to be the registry's (DNS
-    rebinding), with a sentence that says what to do."""
+    """If the registry has no accounts, a browser on its machine is refused under a host name that is not known to be
+    the registry's (DNS rebinding). The error says what to do."""
     await push_image(registry, RepositoryName("team/app"), "one", "latest")
     client = client_of(registry)
     path = UPLOADS if method == "POST" else "/v2/team/app/manifests/latest"
@@ -114,7 +117,8 @@ async def test_a_name_that_was_made_to_point_here_reads_nothing(
     "host", ["localhost:5000", "127.0.0.1:5000", "[::1]:5000", "192.0.2.1", "a.localhost", "mirror.example.com:80"]
 )
 async def test_known_names_read(registry: MemoryRegistry, host: str) -> None:
-    """Names of this machine, addresses, and names that the settings tell; a client under any name."""
+    """A browser may read under local names, IP addresses, and names in the settings. A registry client may read under
+    any name."""
     client = client_of(registry)
     assert (await client("GET", "/v2/_catalog", {"host": host, "accept-language": "en"})).status == 200
     assert (await client("GET", "/v2/_catalog", {"host": "in-etc-hosts:5000"})).status == 200
@@ -123,7 +127,8 @@ async def test_known_names_read(registry: MemoryRegistry, host: str) -> None:
 
 
 async def test_elsewhere_any_name_reads(registry: MemoryRegistry) -> None:
-    """From another machine, and where there are accounts, a name tells nothing that is not everybody's."""
+    """From another machine, and with accounts, any host name is accepted, because DNS rebinding gives access to nothing
+    that is not public."""
     sent = {"host": "evil.example", "accept-language": "en"}
     assert (await client_of(registry, address="192.0.2.7")("GET", "/v2/_catalog", sent)).status == 200
     assert (await client_of(registry, is_open=lambda: False)("GET", "/v2/_catalog", sent)).status == 200

@@ -1,4 +1,4 @@
-"""Errors over HTTP: statuses, shapes, and what a client never sees."""
+"""Errors over HTTP: their statuses and bodies, and that no response contains the cause of an internal error."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def family(kind: type[RegistryError]) -> Iterator[type[RegistryError]]:
 
 
 def ours() -> list[type[RegistryError]]:
-    """The classes of the program itself; other tests may define some of their own. What a mirror's source tells the
-    mirror reaches no client."""
+    """Returns the error classes of the product that can reach a client. Leaves out classes that other tests define, and
+    errors that an upstream's client raises to a mirror."""
     classes = [kind for kind in family(RegistryError) if kind.__module__.partition(".")[0] in ("storage", "registry")]
     return [kind for kind in classes if kind.__module__ != "registry.mirror.upstream_client"]
 
@@ -90,20 +90,19 @@ class Breaking(RefusingRegistry):
 
 
 def test_status_names_every_error() -> None:
-    """Each class of error has its own line in STATUS."""
+    """Each error class has an entry of its own in `STATUS`."""
     assert set(ours()) <= STATUS.keys()
 
 
 def test_an_error_with_a_client_status_has_a_code_of_the_spec() -> None:
-    """Codes outside the spec are only used where the server is at fault (5xx), and beside /v2, by the management
-    API."""
+    """Error codes that are not in the spec have a status of 500 or more, or are only used outside `/v2`."""
     beside = ("storage.access", "storage.jobs", "storage.backups", "storage.imports", "storage.upstream_tags")
     distribution = [kind for kind in ours() if kind.__module__ not in beside]
     assert {kind.code for kind in distribution if STATUS[kind] < 500} <= CODES
 
 
 def test_a_new_subclass_is_answered_like_its_base() -> None:
-    """Even a class that STATUS does not name has a status."""
+    """An error class without an entry in `STATUS` has the status of its base class."""
 
     class Newer(errors.ManifestUnknown):
         pass
@@ -113,7 +112,7 @@ def test_a_new_subclass_is_answered_like_its_base() -> None:
 
 @pytest.mark.parametrize("kind", ours(), ids=lambda kind: kind.__name__)
 async def test_every_error_reaches_the_client_in_the_shape_of_the_spec(kind: type[RegistryError]) -> None:
-    """Whatever a registry raises: its status, its code, JSON in the spec's shape."""
+    """Each error that a registry raises gets its status and its code, in JSON of the format of the spec."""
     answer = await AsgiClient(DistributionAPI(Failing(kind("what went wrong"))))("GET", f"{V2}/manifests/1")
     assert (answer.status, answer.code) == (STATUS[kind], kind.code)
     assert answer.json["errors"][0]["message"] == "what went wrong"
@@ -128,7 +127,7 @@ async def test_too_many_requests_says_when_to_come_back() -> None:
 
 
 async def test_an_unexpected_failure_is_500_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """The client is told a request id and nothing else; the log has the traceback under that id."""
+    """The response to an unexpected exception has the request id only. The log has the traceback once, with this id."""
     with caplog.at_level(logging.ERROR):
         answer = await AsgiClient(DistributionAPI(Failing(ValueError("secret"))))("GET", f"{V2}/manifests/1")
     assert (answer.status, answer.code) == (500, "UNKNOWN")
@@ -143,8 +142,8 @@ async def test_an_unexpected_failure_is_500_and_is_logged_once(caplog: pytest.Lo
 async def test_a_storage_failure_is_logged_with_its_cause(
     cause: Exception, strange: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """StorageFailed is 500 and the operator finds why in the log: in one line what the disk said, anything else with
-    its traceback."""
+    """StorageFailed gets 500. The log has the operating system's error in one line, and a traceback for any other
+    cause."""
     error = errors.StorageFailed()
     error.__cause__ = cause
     with caplog.at_level(logging.ERROR):
@@ -156,7 +155,7 @@ async def test_a_storage_failure_is_logged_with_its_cause(
 
 
 async def test_an_upstream_says_when_to_come_back() -> None:
-    """502 and 504 carry Retry-After where that is known."""
+    """Responses with 502 and 504 have Retry-After if the time is known."""
     for kind in (errors.UpstreamUnavailable, errors.UpstreamTimeout):
         for error, told in ((kind(retry_after=3), ["3"]), (kind(), [])):
             answer = await AsgiClient(DistributionAPI(Failing(error)))("GET", f"{V2}/manifests/1")
@@ -165,7 +164,8 @@ async def test_an_upstream_says_when_to_come_back() -> None:
 
 @pytest.mark.parametrize("error", [OSError("disk"), errors.StorageFailed()], ids=["unexpected", "expected"])
 async def test_a_blob_that_fails_midway_is_cut(error: Exception) -> None:
-    """The connection is cut: the promised length is not reached, and the reader is closed."""
+    """If reading a blob fails, the response ends before its Content-Length, the connection is closed, and so is the
+    reader."""
     reader = BrokenReader(error)
     answer = await AsgiClient(DistributionAPI(Breaking(reader)))("GET", f"{V2}/blobs/{DIGEST}")
     assert answer.cut is error
@@ -181,7 +181,7 @@ async def test_a_blob_that_fails_midway_is_cut(error: Exception) -> None:
     ],
 )
 async def test_an_unknown_path_is_404(client: AsgiClient, path: str) -> None:
-    """Unknown paths and extensions: 404 in the shape of the spec."""
+    """Unknown paths and extensions get 404 in the format of the spec."""
     answer = await client("GET", path)
     assert (answer.status, answer.code) == (404, "UNSUPPORTED")
 
@@ -196,14 +196,14 @@ async def test_an_unknown_path_is_404(client: AsgiClient, path: str) -> None:
     ],
 )
 async def test_a_bad_name_is_400(client: AsgiClient, path: str) -> None:
-    """No trick with dots, escapes or length becomes a name."""
+    """No combination of dots, escapes or lengths makes an invalid name valid."""
     method = "POST" if path.endswith("uploads/") else "GET"
     answer = await client(method, path)
     assert (answer.status, answer.code) == (400, "NAME_INVALID")
 
 
 async def test_raw_bytes_in_the_path_are_400(client: AsgiClient) -> None:
-    """Bytes outside ASCII, unescaped: UTF-8 or not."""
+    """Unescaped bytes outside ASCII in a path get 400, whether or not they are UTF-8."""
     for raw in (b"/v2/\xff/tags/list", b"/v2/\xc3\xa9/tags/list", b"/v2/a\0/tags/list"):
         assert (await client("GET", raw)).code == "NAME_INVALID"
 
@@ -230,7 +230,7 @@ async def test_raw_bytes_in_the_path_are_400(client: AsgiClient) -> None:
     ],
 )
 async def test_what_is_wrong_has_its_code(client: AsgiClient, path: str, status: int, code: str) -> None:
-    """References, digests, ids and queries that are wrong or name nothing."""
+    """Invalid references, digests, ids and queries have the error code for their kind."""
     answer = await client("GET", path)
     assert (answer.status, answer.code) == (status, code)
 
@@ -250,7 +250,7 @@ PATHS = {
 
 @pytest.mark.parametrize("kind", HANDLERS)
 async def test_a_method_that_is_not_there_is_405_with_allow(client: AsgiClient, kind: str) -> None:
-    """Allow lists what the path does, and OPTIONS lists the same (RFC 9110, 15.5.6)."""
+    """The Allow header lists the methods of the path, and OPTIONS lists the same (RFC 9110, 15.5.6)."""
     answer = await client("BREW", PATHS[kind])
     assert (answer.status, answer.code) == (405, "UNSUPPORTED")
     allowed = await client("OPTIONS", PATHS[kind])
@@ -259,14 +259,14 @@ async def test_a_method_that_is_not_there_is_405_with_allow(client: AsgiClient, 
 
 
 async def test_head_of_an_error_has_no_body(client: AsgiClient) -> None:
-    """An error's HEAD has the length of its GET and no body."""
+    """A HEAD that fails has the Content-Length of the GET and no body."""
     got, head = await client("GET", f"{V2}/manifests/1"), await client("HEAD", f"{V2}/manifests/1")
     assert head.status == got.status == 404
     assert head["content-length"] == got["content-length"]
 
 
 async def test_every_answer_has_its_own_request_id(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """Logs and clients name a request by it."""
+    """Each response has a request id of its own, by which logs and clients name the request."""
     await put_blob(registry, b"x")
     ids = {(await client("GET", "/v2/"))["x-request-id"] for _ in range(20)}
     assert len(ids) == 20
@@ -275,13 +275,14 @@ async def test_every_answer_has_its_own_request_id(client: AsgiClient, registry:
 @pytest.mark.parametrize("path", ["/v2", "/v2/"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_ping(client: AsgiClient, path: str, method: str) -> None:
-    """`/v2/` says 200 with `{}` (end-1), and so does `/v2`."""
+    """`/v2/` answers 200 with `{}` (end-1), and so does `/v2`."""
     answer = await client(method, path)
     assert (answer.status, answer["content-length"]) == (200, "2")
 
 
 async def test_a_query_with_too_many_parameters(client: AsgiClient) -> None:
-    """A thousand are read; with one more it is refused, since to read them holds the event loop."""
+    """A query with a thousand parameters is accepted. With one more it is refused, because parsing it would block the
+    event loop."""
     at_limit = "&".join(f"a{number}=" for number in range(MAX_PARAMETERS))
     assert (await client("GET", f"/v2/?{at_limit}")).status == 200
     refused = await client("GET", f"/v2/?{at_limit}&a=")

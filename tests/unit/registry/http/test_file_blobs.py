@@ -1,4 +1,4 @@
-"""Pulling blobs that lie in files: by a server that sends files, and by one that is handed the bytes."""
+"""Pulling blobs that are stored in files, from a server that can send files, and from one that needs the bytes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def file_of(stored: StoredRegistry, blob: Descriptor) -> Path:
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 65536, 65537, 1 << 20, len(LARGE)])
 async def test_a_whole_blob(client: AsgiClient, stored: StoredRegistry, size: int) -> None:
-    """Every byte, whatever the size; a large one leaves as a file where the server can send files."""
+    """The response has every byte, whatever the blob's size. A large blob is sent as a file if the server can send
+    files."""
     blob = await push(stored, LARGE[:size])
     answer = await client("GET", f"{V2}/blobs/{blob.digest}")
     assert answer.body == LARGE[:size]
@@ -58,14 +59,14 @@ async def test_a_whole_blob(client: AsgiClient, stored: StoredRegistry, size: in
 
 @pytest.mark.parametrize(("first", "last"), [(0, 0), (5, 99), (70_000, 2_000_000), (1_000_000, len(LARGE) - 1)])
 async def test_a_range(client: AsgiClient, stored: StoredRegistry, first: int, last: int) -> None:
-    """Exactly the bytes asked for."""
+    """A range gets exactly its bytes."""
     blob = await push(stored, LARGE)
     answer = await client("GET", f"{V2}/blobs/{blob.digest}", {"Range": f"bytes={first}-{last}"})
     assert (answer.status, answer.body) == (206, LARGE[first : last + 1])
 
 
 async def test_ranges(client: AsgiClient, stored: StoredRegistry) -> None:
-    """Small and large parts, each between its own boundaries."""
+    """Several ranges, small and large, are sent as parts, each between its boundaries."""
     blob = await push(stored, LARGE)
     answer = await client("GET", f"{V2}/blobs/{blob.digest}", {"Range": "bytes=1-2,100000-900000,7-7,1000000-1100000"})
     contents = [
@@ -80,7 +81,7 @@ def boundary(content_type: str) -> bytes:
 
 
 async def test_pulls_leave_nothing_open(client: AsgiClient, stored: StoredRegistry) -> None:
-    """Whole, in parts, or refused: no pull leaves a descriptor behind."""
+    """No pull leaves a file descriptor open, whether it is whole, in parts or refused."""
     small, large = await push(stored, SMALL), await push(stored, LARGE)
     for blob in (small, large):
         path = f"{V2}/blobs/{blob.digest}"
@@ -92,7 +93,8 @@ async def test_pulls_leave_nothing_open(client: AsgiClient, stored: StoredRegist
 
 
 async def test_a_small_blob_whose_file_is_cut(client: AsgiClient, stored: StoredRegistry) -> None:
-    """A small blob is read before it is answered: a file that lost bytes is a 500, not a broken connection."""
+    """A small blob is read before its status is sent. So if its file is too short, the client gets a 500, and not a
+    broken connection."""
     blob = await push(stored, SMALL)
     os.truncate(file_of(stored, blob), 100)
     answer = await client("GET", f"{V2}/blobs/{blob.digest}")
@@ -100,7 +102,7 @@ async def test_a_small_blob_whose_file_is_cut(client: AsgiClient, stored: Stored
 
 
 async def test_a_large_blob_whose_file_is_cut(stored: StoredRegistry) -> None:
-    """Bytes that are read to be sent break off where the file ends."""
+    """If the file of a large blob is too short, the response ends where the file ends."""
     blob = await push(stored, LARGE)
     os.truncate(file_of(stored, blob), 2_000_000)
     answer = await AsgiClient(DistributionAPI(stored))("GET", f"{V2}/blobs/{blob.digest}")
@@ -120,7 +122,8 @@ async def test_a_blob_whose_file_is_gone(client: AsgiClient, stored: StoredRegis
 
 
 async def test_a_blob_deleted_while_it_is_read(stored: StoredRegistry) -> None:
-    """Who has a blob open reads it to its end, and its room is given back afterwards."""
+    """A client that is reading a blob gets all of it even if the blob is deleted meanwhile. Its disk space is freed
+    afterwards."""
     blob = await push(stored, LARGE)
     reader = await stored.open_blob(RepositoryName(REPO), blob.digest)
     assert blob_descriptors(stored)
@@ -133,7 +136,7 @@ async def test_a_blob_deleted_while_it_is_read(stored: StoredRegistry) -> None:
 
 
 def blob_descriptors(stored: StoredRegistry) -> list[str]:
-    """This process's open files in the blob store."""
+    """Returns the files in the blob store that this process has open."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         try:

@@ -1,4 +1,5 @@
-"""Blobs that are still on their way in: sent as far as they are there, on as they grow, and cut when they fail."""
+"""Blobs that a mirror is still downloading: their bytes are sent as they arrive, and the response is cut off if the
+download fails."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ SIZE = len(DATA)
 
 
 class Growing(RefusingRegistry):
-    """One blob in a file, of which `here` bytes are there. `asked`: each place somebody waited for."""
+    """A registry with one blob in a file, which has `here` bytes so far. `asked`: the offsets for which readers have
+    waited."""
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -66,7 +68,7 @@ class Growing(RefusingRegistry):
         return self.here
 
     async def waiting(self, at: int) -> None:
-        """Returns when somebody waits for the byte at `at`."""
+        """Returns when a reader waits for the byte at the offset `at`."""
         async with self._news:
             await self._news.wait_for(lambda: at in self.asked)
 
@@ -117,7 +119,7 @@ def client(request: pytest.FixtureRequest, blob: Growing) -> AsgiClient:
 
 
 async def test_a_blob_is_sent_as_it_comes(client: AsgiClient, blob: Growing) -> None:
-    """The headers leave, then each stretch as soon as it is there; the whole is right."""
+    """The headers are sent first, then the bytes as they arrive. The client gets the right content."""
     await blob.grow(100)
     async with asyncio.TaskGroup() as group:
         asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
@@ -131,7 +133,7 @@ async def test_a_blob_is_sent_as_it_comes(client: AsgiClient, blob: Growing) -> 
 
 
 async def test_headers_wait_for_nothing(blob: Growing) -> None:
-    """The status is sent before the first byte is there."""
+    """The status is sent before the first byte has arrived."""
     started, api = asyncio.Event(), DistributionAPI(blob)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,7 +152,7 @@ async def test_headers_wait_for_nothing(blob: Growing) -> None:
 
 
 async def test_a_range_ahead_waits_for_its_own_bytes(client: AsgiClient, blob: Growing) -> None:
-    """And for no byte after them."""
+    """A range waits for its own bytes, and not for bytes after them."""
     await blob.grow(10)
     async with asyncio.TaskGroup() as group:
         asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=500-599"}))
@@ -164,7 +166,7 @@ async def test_a_range_ahead_waits_for_its_own_bytes(client: AsgiClient, blob: G
 
 
 async def test_many_ranges_of_a_growing_blob(client: AsgiClient, blob: Growing) -> None:
-    """Each part is sent as it comes, in the order asked for."""
+    """The parts of a multipart response are sent as they arrive, in the requested order."""
     async with asyncio.TaskGroup() as group:
         asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=2000-2099,0-9"}))
         await blob.waiting(2000)
@@ -180,7 +182,7 @@ async def test_many_ranges_of_a_growing_blob(client: AsgiClient, blob: Growing) 
 
 @pytest.mark.parametrize("headers", [{}, {"Range": "bytes=0-3999"}, {"Range": "bytes=0-99,200-3999"}])
 async def test_a_failure_midway_cuts_the_connection(client: AsgiClient, blob: Growing, headers: dict[str, str]) -> None:
-    """What was there was sent; the promised length is not reached."""
+    """If the download fails, the bytes that have arrived were sent, and the response ends before its Content-Length."""
     await blob.grow(150)
     async with asyncio.TaskGroup() as group:
         asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", headers))
@@ -208,8 +210,8 @@ async def test_a_failure_midway_cuts_the_connection(client: AsgiClient, blob: Gr
 async def test_a_cut_is_one_line_in_the_log(
     client: AsgiClient, blob: Growing, error: RegistryError, level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It says why, under the request's id, and has no traceback: nothing is wrong with the program. The server is told
-    that there is no more to say."""
+    """A response that is cut off is one line in the log, with the reason and the request's id, and without a traceback.
+    The error is marked as logged, so that the server does not log it again."""
     caplog.set_level(logging.INFO)
     await blob.grow(150)
     async with asyncio.TaskGroup() as group:
@@ -227,7 +229,7 @@ async def test_a_cut_is_one_line_in_the_log(
 
 @pytest.mark.slow
 async def test_a_client_that_leaves_is_not_waited_for(blob: Growing) -> None:
-    """Its reader is closed although no byte comes any more."""
+    """If the client disconnects while no byte arrives, the blob's reader is closed."""
     client, left = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
     await blob.grow(100)
     running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}", leaves=True, after=left))
@@ -240,7 +242,7 @@ async def test_a_client_that_leaves_is_not_waited_for(blob: Growing) -> None:
 
 @pytest.mark.slow
 async def test_a_client_that_leaves_before_the_first_byte(blob: Growing) -> None:
-    """Nor is it waited for when none of its bytes came."""
+    """The same holds if the client disconnects before the first byte has arrived."""
     client, left = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
     running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=9-"}, leaves=True, after=left))
     await blob.waiting(9)
@@ -251,7 +253,7 @@ async def test_a_client_that_leaves_before_the_first_byte(blob: Growing) -> None
 
 
 async def test_a_request_that_is_cancelled_stays_cancelled(blob: Growing) -> None:
-    """The end of the server's grace is no client's leaving."""
+    """If the server cancels the request, the cancellation is not mistaken for a disconnect of the client."""
     client = AsgiClient(DistributionAPI(blob), zero_copy=True)
     running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
     await blob.waiting(0)
@@ -262,7 +264,7 @@ async def test_a_request_that_is_cancelled_stays_cancelled(blob: Growing) -> Non
 
 
 async def test_a_whole_blob_is_one_piece(blob: Growing) -> None:
-    """It is asked about once, and leaves in one message."""
+    """A complete blob is sent in one message, after one call of `readable_until`."""
     await blob.grow(SIZE)
     blob.asked.clear()
     client = AsgiClient(DistributionAPI(blob), zero_copy=True)

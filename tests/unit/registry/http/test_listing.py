@@ -22,7 +22,7 @@ ABOUT = {"mediaType": OCI_MANIFEST, "digest": SUBJECT, "size": 7}
 
 
 def next_of(answer: AsgiAnswer) -> str | None:
-    """Where Link leads: a path, never another host."""
+    """Returns the path in the Link header, which never has a host."""
     if "link" not in answer:
         return None
     found = re.fullmatch(r'<(/v2/[!-;=?-~]+)>; rel="next"', answer["link"])
@@ -31,7 +31,7 @@ def next_of(answer: AsgiAnswer) -> str | None:
 
 
 async def walk(client: AsgiClient, path: str, key: str) -> list[list[str]]:
-    """Every page, by Link."""
+    """Follows the Link headers and returns the entries of all pages."""
     pages, following = [], path
     while following:
         answer = await client("GET", following)
@@ -42,7 +42,7 @@ async def walk(client: AsgiClient, path: str, key: str) -> list[list[str]]:
 
 
 async def test_tags_are_in_byte_order(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """Upper case before lower, '-' before digits: as Go sorts."""
+    """Tags are sorted by their bytes, as in Go: upper case before lower case, and '-' before digits."""
     tags = ["v10", "v2", "V1", "_x", "a-b", "a.b", "1"]
     await put_image(registry, *tags)
     answer = await client("GET", f"{V2}/tags/list")
@@ -52,7 +52,7 @@ async def test_tags_are_in_byte_order(client: AsgiClient, registry: MemoryRegist
 
 
 async def test_a_walk_over_tags_sees_each_once(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """n at a time, by Link; the last page has none, also when it is full."""
+    """The pages with `n` tags have each tag once. The last page has no Link, even if it is full."""
     tags = sorted(f"t{number}" for number in range(10))
     await put_image(registry, *tags)
     for count in (1, 3, 5, 10, 11):
@@ -63,7 +63,7 @@ async def test_a_walk_over_tags_sees_each_once(client: AsgiClient, registry: Mem
 
 
 async def test_last_without_n(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """Everything after `last`, which need not exist."""
+    """The list has all tags after `last`. There need not be a tag `last`."""
     await put_image(registry, "a", "b", "c")
     assert (await client("GET", f"{V2}/tags/list?last=a")).json["tags"] == ["b", "c"]
     assert (await client("GET", f"{V2}/tags/list?last=bb&n=5")).json["tags"] == ["c"]
@@ -71,7 +71,7 @@ async def test_last_without_n(client: AsgiClient, registry: MemoryRegistry) -> N
 
 
 async def test_n_zero(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """An empty list and no Link; an unknown repository is unknown all the same."""
+    """With `n=0`, the list is empty and has no Link. An unknown repository still gets 404."""
     await put_image(registry, "a")
     answer = await client("GET", f"{V2}/tags/list?n=0")
     assert (answer.json["tags"], "link" in answer) == ([], False)
@@ -82,7 +82,7 @@ async def test_n_zero(client: AsgiClient, registry: MemoryRegistry) -> None:
 
 @pytest.mark.parametrize("given", ["-1", "x", "", "1.5", "1e3", "+1", "%2B1", "0x1", "9" * 30, "\u0661"])
 async def test_a_bad_n_is_400(client: AsgiClient, registry: MemoryRegistry, given: str) -> None:
-    """n is a count in digits."""
+    """A value of `n` that is not a number in digits gets 400."""
     await put_image(registry, "a")
     for path in (f"{V2}/tags/list", "/v2/_catalog"):
         answer = await client("GET", f"{path}?n={given}".encode())
@@ -90,7 +90,8 @@ async def test_a_bad_n_is_400(client: AsgiClient, registry: MemoryRegistry, give
 
 
 async def test_pages_have_a_greatest_size(registry: MemoryRegistry) -> None:
-    """A larger n, or none, gives a page of the limit and a Link to the rest; a walk is whole."""
+    """Without `n`, or with a larger `n`, a page has the largest allowed size and a Link to the rest. All pages together
+    have every tag."""
     client = AsgiClient(
         DistributionAPI(registry, limits=RequestLimits(tags_per_page=4, default_catalog_page=2, max_catalog_page=3))
     )
@@ -106,13 +107,13 @@ async def test_pages_have_a_greatest_size(registry: MemoryRegistry) -> None:
 
 
 async def test_a_repository_without_tags_has_an_empty_list(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """Never null."""
+    """The list of a repository without tags is empty, and not null."""
     await put_image(registry)
     assert (await client("GET", f"{V2}/tags/list")).json == {"name": REPO, "tags": []}
 
 
 async def test_catalog(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """Repositories in byte order, page by page; names with '/' survive the walk."""
+    """The catalog has the repositories in byte order, in pages. Names with '/' work as `last`."""
     assert (await client("GET", "/v2/_catalog")).json == {"repositories": []}
     names = ["a/b", "a-b", "a", "z/y/x", "b"]
     for name in names:
@@ -122,14 +123,15 @@ async def test_catalog(client: AsgiClient, registry: MemoryRegistry) -> None:
 
 
 async def test_referrers_of_nothing_are_an_empty_index(client: AsgiClient) -> None:
-    """200 even for an unknown repository: a 404 would send clients to fallback tags."""
+    """An unknown repository gets 200 with an empty index, because a 404 would make clients use fallback tags."""
     answer = await client("GET", f"/v2/never/heard/referrers/{SUBJECT}")
     assert (answer.status, answer["content-type"]) == (200, OCI_INDEX)
     assert answer.json == {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
 
 
 async def test_referrers(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """Descriptors with artifact type (here the config's) and annotations; the filter says that it was applied."""
+    """Descriptors have their artifact type (here that of the config) and annotations. The response says that the filter
+    was applied."""
     plain = await put_image(registry, subject=ABOUT)
     signed = await put_image(
         registry, subject=ABOUT, artifactType="application/x+json", annotations={"k": "\u00e9\U0001f600"}
@@ -152,7 +154,8 @@ async def test_referrers(client: AsgiClient, registry: MemoryRegistry) -> None:
     "limits", [RequestLimits(referrers_per_page=3), RequestLimits(referrers_page_bytes=1000)], ids=["count", "bytes"]
 )
 async def test_referrers_come_in_pages(registry: MemoryRegistry, limits: RequestLimits) -> None:
-    """By count or by size, each once, the filter kept from page to page; one larger than a page still comes."""
+    """Pages are limited by count and by size. The pages have each referrer once and keep the filter. A referrer that is
+    larger than a page is a page of its own."""
     client = AsgiClient(DistributionAPI(registry, limits=limits))
     about: dict[str, Any] = {"subject": ABOUT, "artifactType": "application/x+json"}
     digests = {(await put_image(registry, **about, annotations={"n": str(n)})).digest for n in range(8)}
@@ -166,14 +169,14 @@ async def test_referrers_come_in_pages(registry: MemoryRegistry, limits: Request
 
 
 async def test_lists_are_revalidated(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """No cache keeps a list without asking."""
+    """Caches must revalidate a list before each use."""
     await put_blob(registry, b"x")
     for path in (f"{V2}/tags/list", "/v2/_catalog", f"{V2}/referrers/{SUBJECT}"):
         assert (await client("GET", path))["cache-control"] == "no-cache"
 
 
 class SlowListing(RefusingRegistry):
-    """Whoever asks for the repositories waits, until the request ends."""
+    """A registry whose list of repositories never comes: the call waits until the request ends."""
 
     def __init__(self) -> None:
         self.waiting, self.left = asyncio.Event(), asyncio.Event()
@@ -189,7 +192,7 @@ class SlowListing(RefusingRegistry):
 
 @pytest.mark.slow
 async def test_a_client_that_leaves_does_not_wait_for_a_list() -> None:
-    """One request of an account waits for the other; who hangs up meanwhile keeps no place in that queue."""
+    """Requests of one account for lists wait for each other. A client that disconnects leaves the queue."""
     queue, gone = SlowListing(), asyncio.Event()
     client = AsgiClient(DistributionAPI(queue))
     running = asyncio.create_task(client("GET", "/v2/_catalog", leaves=True, after=gone))

@@ -17,7 +17,7 @@ TYPE = {"Content-Type": OCI_MANIFEST}
 
 @pytest.fixture(autouse=True)
 async def config(registry: MemoryRegistry) -> None:
-    """The config that `image` refers to."""
+    """Pushes the config to which the manifests of `image` refer."""
     await put_blob(registry, b"{}")
 
 
@@ -27,7 +27,8 @@ async def put(client: AsgiClient, reference: str, body: bytes, headers: dict[str
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_pull_by_tag_and_digest(client: AsgiClient, registry: MemoryRegistry, method: str) -> None:
-    """Type, length, digest and ETag are there; only what a digest names may be kept without asking."""
+    """The response has the type, length, digest and ETag. Only a response to a request by digest may be cached without
+    revalidation."""
     stored = await put_image(registry, "1.0")
     for reference, caching in ((stored.digest, "max-age=31536000, immutable"), ("1.0", "no-cache")):
         answer = await client(method, f"{V2}/manifests/{reference}")
@@ -42,7 +43,7 @@ async def test_pull_by_tag_and_digest(client: AsgiClient, registry: MemoryRegist
 
 
 async def test_accept_converts_nothing(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """What was pushed is served, also to a client that did not ask for that type."""
+    """The manifest is sent as it was pushed, even if Accept does not list its type."""
     stored = await put_image(registry, "1.0")
     answer = await client("GET", f"{V2}/manifests/1.0", {"Accept": DOCKER_MANIFEST})
     assert (answer.status, answer["docker-content-digest"]) == (200, stored.digest)
@@ -50,7 +51,8 @@ async def test_accept_converts_nothing(client: AsgiClient, registry: MemoryRegis
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 async def test_push_by_digest(client: AsgiClient, algorithm: str) -> None:
-    """201 with the digest that was named, and the exact bytes at Location: white space and order included."""
+    """A push by digest gets 201 with this digest. Location leads to the exact bytes, with the same white space and
+    order."""
     body = b"\n" + image(annotations={"z": "1", "a": "\u00e9"}).replace(b", ", b"  ,\t") + b"\n"
     digest = digest_of(body, algorithm)
     answer = await put(client, digest, body)
@@ -60,7 +62,8 @@ async def test_push_by_digest(client: AsgiClient, algorithm: str) -> None:
 
 
 async def test_push_by_tag(client: AsgiClient) -> None:
-    """Location is the digest's address, whatever becomes of the tag; no OCI-Tag and no OCI-Subject without a cause."""
+    """Location has the digest, because the tag can move later. Without tags in the query and without a subject, the
+    response has no OCI-Tag and no OCI-Subject."""
     body = image()
     answer = await put(client, "1.0", body)
     assert answer["location"] == f"{V2}/manifests/{digest_of(body)}"
@@ -70,21 +73,21 @@ async def test_push_by_tag(client: AsgiClient) -> None:
 
 
 async def test_the_body_may_come_in_chunks(client: AsgiClient) -> None:
-    """Without a Content-Length as well."""
+    """A manifest may be sent without a Content-Length, in chunked transfer coding."""
     body = image()
     answer = await client("PUT", f"{V2}/manifests/1.0", TYPE, [body[:10], body[10:]])
     assert answer["docker-content-digest"] == digest_of(body)
 
 
 async def test_content_type_parameters_are_ignored(client: AsgiClient) -> None:
-    """The type is stored without them."""
+    """The media type is stored without the parameters of Content-Type."""
     answer = await put(client, "1.0", image(), {"Content-Type": f"{OCI_MANIFEST}; charset=utf-8"})
     assert answer.status == 201
     assert (await client("HEAD", f"{V2}/manifests/1.0"))["content-type"] == OCI_MANIFEST
 
 
 async def test_without_a_content_type_the_body_says(client: AsgiClient) -> None:
-    """A missing or empty Content-Type is no error."""
+    """If Content-Type is missing or empty, the media type in the body counts."""
     body = image()
     assert (await client("PUT", f"{V2}/manifests/1.0", {}, body)).status == 201
     assert (await client("PUT", f"{V2}/manifests/1.0", {"Content-Type": ""}, body)).status == 201
@@ -100,14 +103,15 @@ async def test_without_a_content_type_the_body_says(client: AsgiClient) -> None:
     ],
 )
 async def test_a_wrong_content_type_is_400(client: AsgiClient, headers: list[tuple[str, str]]) -> None:
-    """It contradicts the body, is no manifest's type, is there twice, or is no text."""
+    """A Content-Type gets 400 if it contradicts the body, is not a manifest's type, occurs twice, or is not text."""
     answer = await client("PUT", f"{V2}/manifests/1.0", headers, image())
     assert (answer.status, answer.code) == (400, "MANIFEST_INVALID")
 
 
 @pytest.mark.parametrize("text", ["\ud800", "x\udfff"])
 async def test_half_of_a_character_is_400(client: AsgiClient, text: str) -> None:
-    """JSON can escape a lone surrogate, which no text in UTF-8 can hold: it is refused before anything is stored."""
+    """A manifest with a lone surrogate in a JSON string gets 400, because UTF-8 cannot represent it. Nothing is
+    stored."""
     for more in ({"artifactType": text}, {"annotations": {text: "x"}}):
         answer = await put(client, "1.0", image(**more))
         assert (answer.status, answer.code) == (400, "MANIFEST_INVALID")
@@ -116,20 +120,20 @@ async def test_half_of_a_character_is_400(client: AsgiClient, text: str) -> None
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"a":1,"a":2}', b"[" * 100_000, b"{}" * 200_000])
 async def test_a_body_that_is_no_manifest_is_400(client: AsgiClient, body: bytes) -> None:
-    """Small ones and large ones, which are read in a thread."""
+    """A body that is not a manifest gets 400, whether it is small or so large that it is parsed in a thread."""
     answer = await put(client, "1.0", body)
     assert (answer.status, answer.code) == (400, "MANIFEST_INVALID")
     assert (await client("GET", f"{V2}/manifests/1.0")).status == 404
 
 
 async def test_another_digest_is_400(client: AsgiClient) -> None:
-    """The body's digest is not the path's."""
+    """A body with another digest than the path gets 400."""
     answer = await put(client, digest_of(b"other"), image())
     assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
 
 
 async def test_missing_content_is_named(client: AsgiClient) -> None:
-    """MANIFEST_BLOB_UNKNOWN, and the detail says what to push first."""
+    """The error MANIFEST_BLOB_UNKNOWN names in its detail the content that has to be pushed first."""
     missing = digest_of(b"missing")
     answer = await put(client, "1.0", image(b"missing"))
     assert (answer.status, answer.code) == (404, "MANIFEST_BLOB_UNKNOWN")
@@ -137,7 +141,7 @@ async def test_missing_content_is_named(client: AsgiClient) -> None:
 
 
 async def test_a_manifest_of_four_mebibytes_is_taken_and_a_larger_than_the_limit_is_413(client: AsgiClient) -> None:
-    """The limit counts declared bytes and received bytes; beyond it nothing more is read."""
+    """The limit applies to the declared length and to the received bytes. Beyond the limit, nothing more is read."""
     most = RequestLimits().manifest_bytes
     assert most >= 4 << 20
     large = image(annotations={"x": "y" * ((4 << 20) - 1000)})
@@ -152,7 +156,8 @@ async def test_a_manifest_of_four_mebibytes_is_taken_and_a_larger_than_the_limit
 
 
 async def test_a_hang_up_stores_nothing(client: AsgiClient) -> None:
-    """Half a manifest is no manifest, even where the half is one."""
+    """If the client disconnects in the middle of a manifest, nothing is stored, even if the received half is a valid
+    manifest."""
     body = image()
     answer = await client("PUT", f"{V2}/manifests/1.0", TYPE | {"Content-Length": "9999"}, body, leaves=True)
     assert answer.status == 0
@@ -160,7 +165,7 @@ async def test_a_hang_up_stores_nothing(client: AsgiClient) -> None:
 
 
 async def test_tags_in_the_query(client: AsgiClient) -> None:
-    """`?tag=` sets each tag with the manifest, and OCI-Tag names each once."""
+    """Each `?tag=` sets a tag to the manifest, and OCI-Tag names each tag once."""
     body = image()
     answer = await put(client, f"{digest_of(body)}?tag=1.2.3&tag=1.2&tag=1&tag=latest&tag=1", body)
     assert answer.status == 201
@@ -170,14 +175,15 @@ async def test_tags_in_the_query(client: AsgiClient) -> None:
 
 
 async def test_tags_in_the_query_beside_a_tag_in_the_path(client: AsgiClient) -> None:
-    """The spec speaks of digests only; here both are set."""
+    """If the path has a tag, the tags in the query are set as well, although the spec allows them only with a
+    digest."""
     answer = await put(client, "1?tag=2", image())
     assert answer.all("oci-tag") == ["2"]
     assert [(await client("HEAD", f"{V2}/manifests/{tag}")).status for tag in "12"] == [200, 200]
 
 
 async def test_too_many_tags_are_414_and_none_is_set(registry: MemoryRegistry) -> None:
-    """More than the limit: 414; a bad one among them: 400. Nothing is stored either way."""
+    """More tags than the limit get 414, an invalid tag among them gets 400. In both cases nothing is stored."""
     client = AsgiClient(DistributionAPI(registry, limits=RequestLimits(tags_per_put=10)))
     body = image()
     many = "&".join(f"tag=t{number}" for number in range(11))
@@ -189,14 +195,15 @@ async def test_too_many_tags_are_414_and_none_is_set(registry: MemoryRegistry) -
 
 
 async def test_subject_is_acknowledged(client: AsgiClient) -> None:
-    """OCI-Subject tells the client that it need not write a fallback tag; the subject may be missing."""
+    """OCI-Subject tells the client that it need not push a fallback tag. The subject need not exist."""
     subject = digest_of(b"later")
     body = image(subject={"mediaType": OCI_MANIFEST, "digest": subject, "size": 5})
     assert (await put(client, "1.0", body))["oci-subject"] == subject
 
 
 async def test_if_match_guards_a_tag(client: AsgiClient) -> None:
-    """A PUT goes through when the tag still points where the client saw it, else 412."""
+    """A PUT with If-Match succeeds only if the tag still points at the manifest that the client has seen. Otherwise it
+    gets 412."""
     first, second = image(), image(annotations={"n": "2"})
     assert (await put(client, "1", first, {"If-Match": "*"})).status == 412
     assert (await put(client, "1", first, {"If-None-Match": "*"})).status == 201
@@ -212,13 +219,13 @@ async def test_if_match_guards_a_tag(client: AsgiClient) -> None:
     "headers", [{"If-Match": "bare"}, {"If-None-Match": ""}, {"If-Match": '"a"', "If-None-Match": '"b"'}]
 )
 async def test_a_condition_that_cannot_be_read_is_400(client: AsgiClient, headers: dict[str, str]) -> None:
-    """It could protect something, so it is not ignored."""
+    """A condition that cannot be parsed gets 400: the client relies on it to protect content."""
     answer = await put(client, "1", image(), headers)
     assert (answer.status, answer.code) == (400, "UNSUPPORTED")
 
 
 async def test_a_condition_on_a_digest(client: AsgiClient) -> None:
-    """`If-None-Match: *` holds until the manifest is there, `If-Match: *` from then on."""
+    """For a PUT by digest, `If-None-Match: *` holds until the manifest exists, and `If-Match: *` from then on."""
     body = image()
     assert (await put(client, digest_of(body), body, {"If-Match": "*"})).status == 412
     assert (await put(client, digest_of(body), body, {"If-None-Match": "*"})).status == 201
@@ -227,7 +234,7 @@ async def test_a_condition_on_a_digest(client: AsgiClient) -> None:
 
 
 async def test_delete_a_tag(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """202; the tag is gone, the manifest stays."""
+    """A DELETE of a tag gets 202. The tag is deleted, its manifest stays."""
     stored = await put_image(registry, "1", "2")
     assert (await client("DELETE", f"{V2}/manifests/1")).status == 202
     assert [(await client("GET", f"{V2}/manifests/{ref}")).status for ref in ("1", "2", stored.digest)] == [
@@ -239,7 +246,8 @@ async def test_delete_a_tag(client: AsgiClient, registry: MemoryRegistry) -> Non
 
 
 async def test_delete_a_manifest(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """202; the manifest and every tag at it are gone at once. An unknown repository is 404."""
+    """A DELETE of a manifest gets 202. The manifest and all tags that point at it are deleted. An unknown repository
+    gets 404."""
     stored = await put_image(registry, "1", "2")
     assert (await client("DELETE", f"{V2}/manifests/{stored.digest}")).status == 202
     assert [(await client("GET", f"{V2}/manifests/{ref}")).status for ref in ("1", "2", stored.digest)] == [
@@ -252,7 +260,8 @@ async def test_delete_a_manifest(client: AsgiClient, registry: MemoryRegistry) -
 
 
 async def test_a_put_of_many_tags_is_answered_in_few_header_lines(client: AsgiClient) -> None:
-    """As many as are taken give an answer of fewer than the 100 lines that common clients read; more are 414."""
+    """The largest number of tags gives a response of fewer than 100 header lines, which is what common clients accept.
+    More tags get 414."""
     most = RequestLimits().tags_per_put
     body = image()
 
@@ -269,7 +278,7 @@ async def test_a_put_of_many_tags_is_answered_in_few_header_lines(client: AsgiCl
 
 
 async def test_a_long_type_is_400(client: AsgiClient) -> None:
-    """It would be held for every list and every HEAD."""
+    """A very long media type gets 400, because it would be repeated in every list and every HEAD."""
     for more in ({"artifactType": "a" * 300}, {"subject": _typed("a" * 300)}):
         answer = await client("PUT", f"{V2}/manifests/1", TYPE, image(**more))
         assert (answer.status, answer.code) == (400, "MANIFEST_INVALID")

@@ -1,4 +1,4 @@
-"""`ns` and Host: which upstream's names a request speaks of, and what its answer says about that."""
+"""`ns` and Host: they name the upstream that a request is for, and the response repeats `ns`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ async def known(registry: MemoryRegistry, repo: RepositoryName) -> bool:
 
 
 def client_of(registry: MemoryRegistry) -> AsgiClient:
-    """Over a router whose mirrors are the store itself: what it has below an upstream's name is what they answer."""
+    """Returns a client of a router whose mirrors are the store itself: a mirror serves what the store has below the
+    upstream's name."""
     naming = NamingRules(("docker.io", "ghcr.io"), default="docker.io")
     router = Router(registry, {"docker.io": registry, "ghcr.io": registry}, lambda repo: known(registry, repo), naming)
     namespaces = Namespaces(naming, HOSTS, hosts_of(PUBLIC), ALIASES)
@@ -63,8 +64,8 @@ PATHS = ["manifests/1", "manifests/{digest}", "blobs/{blob}", "tags/list", "refe
 async def test_ns_names_the_upstream(
     client: AsgiClient, registry: MemoryRegistry, path: str, name: str, query: str
 ) -> None:
-    """Each endpoint finds the upstream's repository, also where the path has the upstream in it already, and says so in
-    OCI-Namespace."""
+    """With `ns`, each endpoint serves the upstream's repository, even if the path begins with the upstream's name as
+    well. The response has OCI-Namespace."""
     image = await put_image(registry, "1", repo=HUB)
     blob = await put_blob(registry, b"{}", HUB)
     for method in ("GET", "HEAD"):
@@ -74,7 +75,7 @@ async def test_ns_names_the_upstream(
 
 
 async def test_ns_separates_names(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """The same path is another repository under another `ns`, and the hosted one without it."""
+    """The same path is another repository for each `ns`. Without `ns`, it is the hosted repository."""
     images = {}
     for ns, repo in (("docker.io", "docker.io/team/app"), ("ghcr.io", "ghcr.io/team/app"), ("", "team/app")):
         images[ns] = await put_image(registry, "1", repo=repo, annotations={"ns": ns})
@@ -85,8 +86,8 @@ async def test_ns_separates_names(client: AsgiClient, registry: MemoryRegistry) 
 
 
 async def test_ns_by_another_name(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """An upstream may be called otherwise as well, such as by its host and port, which cannot stand in a path. The
-    answer calls it as the client did, and so do the links to further pages."""
+    """`ns` may be an alias of an upstream, such as its host and port, which cannot be in a path. The response and the
+    links to further pages have the alias that the client used."""
     for repo in ("docker.io/team/app", "ghcr.io/team/app"):
         for tag in ("1", "2"):
             await put_image(registry, tag, repo=repo, annotations={"repo": repo})
@@ -102,7 +103,8 @@ async def test_ns_by_another_name(client: AsgiClient, registry: MemoryRegistry) 
 
 
 async def test_an_unknown_ns_is_never_dialled(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """404 NAME_UNKNOWN; neither what is mirrored here nor what is hosted under that path shows."""
+    """An unknown `ns` gets 404 NAME_UNKNOWN. The error does not tell which upstreams are mirrored, and content that is
+    hosted under this path is not served."""
     await put_image(registry, "1", repo="team/app")
     for ns in ("quay.io", "http://169.254.169.254", "docker.io/library", "ghcr.io:443", "registry.corp:80", "x" * 300):
         answer = await client("GET", f"/v2/team/app/manifests/1?ns={ns}")
@@ -112,7 +114,7 @@ async def test_an_unknown_ns_is_never_dialled(client: AsgiClient, registry: Memo
 
 
 async def test_two_ns_are_refused(client: AsgiClient) -> None:
-    """Nobody can tell which is meant."""
+    """A request with two `ns` is refused."""
     answer = await client("GET", "/v2/team/app/manifests/1?ns=docker.io&ns=ghcr.io")
     assert (answer.status, answer.code) == (400, "UNSUPPORTED")
 
@@ -131,7 +133,7 @@ async def test_two_ns_are_refused(client: AsgiClient) -> None:
 async def test_ns_of_this_very_server_means_nothing(
     client: AsgiClient, registry: MemoryRegistry, host: str, ns: str
 ) -> None:
-    """By the Host it was asked under, or by its public address: as if it were not there, for pushes too."""
+    """If `ns` is the Host of the request, or the host in `public_url`, it is ignored, also for pushes."""
     await put_image(registry, "1", repo="team/app")
     answer = await client("GET", f"/v2/team/app/manifests/1?ns={ns}", {"Host": host})
     assert answer.status == 200
@@ -141,7 +143,8 @@ async def test_ns_of_this_very_server_means_nothing(
 
 
 async def test_pushes_under_ns_are_denied(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """What `ns` names is mirrored: 403 with what to do instead, even for a name that is hosted here without it."""
+    """A push with `ns` gets 403 with a text that says what to do instead, even if the name is hosted here without
+    `ns`."""
     await put_image(registry, "1", repo="team/app")
     blob = await put_blob(registry, b"{}", "team/app")
     for method, path in (
@@ -161,14 +164,14 @@ async def _tag(registry: MemoryRegistry) -> Reference:
 
 
 async def test_deletes_under_ns_drop_the_cached_copy(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """202, and it is gone from the mirror's name."""
+    """A DELETE with `ns` gets 202 and deletes the mirror's copy."""
     await put_image(registry, "1", repo=HUB)
     assert (await client("DELETE", "/v2/library/ubuntu/manifests/1?ns=docker.io")).status == 202
     assert (await client("GET", "/v2/library/ubuntu/manifests/1?ns=docker.io")).status == 404
 
 
 async def test_lists_keep_the_name_and_ns_of_the_client(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """Who follows Link goes on with the same upstream, and reads the name it asked for."""
+    """The Link header of a list keeps `ns` and the name that the client used."""
     for tag in "abc":
         await put_image(registry, tag, repo=HUB)
     target, seen = "/v2/ubuntu/tags/list?n=1&ns=docker.io", []
@@ -191,7 +194,8 @@ async def test_lists_keep_the_name_and_ns_of_the_client(client: AsgiClient, regi
 async def test_a_host_of_its_own_names_the_upstream(
     client: AsgiClient, registry: MemoryRegistry, host: str, path: str
 ) -> None:
-    """With any port where the setting has none; no `ns` was given, so none is answered."""
+    """A request to the host of an upstream is for this upstream, at any port if the setting has no port. The response
+    has no OCI-Namespace, because the request has no `ns`."""
     image = await put_image(registry, "1", repo=HUB)
     answer = await client("GET", f"/v2/{path}/manifests/1", {"Host": host})
     assert (answer.status, answer["docker-content-digest"]) == (200, image.digest)
@@ -199,7 +203,7 @@ async def test_a_host_of_its_own_names_the_upstream(
 
 
 async def test_a_host_with_a_port_is_meant_with_it(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """On another port the same name is just this server."""
+    """If the setting has a port, the same host at another port is not the upstream's host."""
     image = await put_image(registry, "1", repo="ghcr.io/org/app")
     answer = await client("HEAD", "/v2/org/app/manifests/1", {"Host": "ghcr.example.com:8080"})
     assert answer["docker-content-digest"] == image.digest
@@ -207,8 +211,7 @@ async def test_a_host_with_a_port_is_meant_with_it(client: AsgiClient, registry:
 
 
 async def test_ns_goes_before_the_host(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """A request to an upstream's own host that names another upstream means the other; naming the host itself changes
-    nothing."""
+    """`ns` has precedence over the host. If both name the same upstream, the host changes nothing."""
     hub = await put_image(registry, "1", repo="docker.io/org/app")
     ghcr = await put_image(registry, "1", repo="ghcr.io/org/app", annotations={"of": "ghcr"})
     host = {"Host": "hub.example.com"}
@@ -219,25 +222,25 @@ async def test_ns_goes_before_the_host(client: AsgiClient, registry: MemoryRegis
 
 
 async def test_pushes_to_a_host_of_an_upstream_are_denied(client: AsgiClient) -> None:
-    """That host is the upstream's name."""
+    """A push to the host of an upstream is denied."""
     answer = await client("POST", "/v2/team/app/blobs/uploads/", {"Host": "hub.example.com"})
     assert (answer.status, answer.code) == (403, "DENIED")
 
 
 async def test_a_name_that_grows_too_long(client: AsgiClient) -> None:
-    """The limit holds for the name as it is stored."""
+    """The limit for the length of a name applies to the stored name."""
     answer = await client("GET", f"/v2/{'a' * 250}/manifests/1?ns=docker.io")
     assert (answer.status, answer.code) == (400, "NAME_INVALID")
 
 
 async def test_ping_and_catalog_take_any_ns(client: AsgiClient) -> None:
-    """They are about no repository."""
+    """Requests that name no repository accept any `ns`."""
     for path in ("/v2/", "/v2/_catalog"):
         assert (await client("GET", f"{path}?ns=quay.io")).status == 200
 
 
 async def test_without_upstreams_ns_means_nothing(registry: MemoryRegistry) -> None:
-    """Nothing is mirrored, so there is nothing to choose from."""
+    """If nothing is mirrored, `ns` is ignored."""
     await put_image(registry, "1", repo="team/app")
     answer = await AsgiClient(DistributionAPI(registry))("GET", "/v2/team/app/manifests/1?ns=quay.io")
     assert answer.status == 200
@@ -245,7 +248,7 @@ async def test_without_upstreams_ns_means_nothing(registry: MemoryRegistry) -> N
 
 
 async def test_location_keeps_ns(registry: MemoryRegistry) -> None:
-    """Were a push under `ns` taken, its Location would lead to the same repository."""
+    """A Location header keeps `ns`, so that it leads to the same repository."""
     client = AsgiClient(DistributionAPI(registry, namespaces=Namespaces(NamingRules(["docker.io"]))))
     location = urlsplit((await client("POST", "/v2/team/app/blobs/uploads/?ns=docker.io"))["location"])
     assert location.path.startswith("/v2/team/app/blobs/uploads/")
@@ -255,7 +258,7 @@ async def test_location_keeps_ns(registry: MemoryRegistry) -> None:
 
 
 class WarningRegistry(ForwardingRegistry):
-    """Tells something about tags that it answers."""
+    """A registry that sets a notice when it lists or resolves tags."""
 
     def __init__(self, inner: MemoryRegistry, notice: str) -> None:
         super().__init__(inner)
@@ -289,8 +292,8 @@ class WarningRegistry(ForwardingRegistry):
     ],
 )
 async def test_a_notice_is_a_warning(registry: MemoryRegistry, notice: str, header: str) -> None:
-    """Manifests by GET, HEAD and 304 carry it, and lists, as one header the client can read; the next answer does
-    not."""
+    """Responses to GET and HEAD of a manifest, also with 304, and lists have the notice as one Warning header. The next
+    response does not have it."""
     image = await put_image(registry, "stale", "fresh", repo=HUB)
     api = DistributionAPI(WarningRegistry(registry, notice), namespaces=Namespaces(NamingRules(["docker.io"])))
     client = AsgiClient(api)
@@ -308,7 +311,7 @@ async def test_a_notice_is_a_warning(registry: MemoryRegistry, notice: str, head
 
 
 async def test_a_long_notice_is_cut(registry: MemoryRegistry) -> None:
-    """The spec allows 4096 bytes of warnings."""
+    """The notice is cut, because the spec allows 4096 bytes of warnings."""
     await put_image(registry, "stale", repo=HUB)
     api = DistributionAPI(WarningRegistry(registry, '"' * 9000), namespaces=Namespaces(NamingRules(["docker.io"])))
     answer = await AsgiClient(api)("GET", f"/v2/{HUB}/manifests/stale")

@@ -27,7 +27,7 @@ def api(registry: MemoryRegistry, pulls: list[Pull]) -> DistributionAPI:
 async def test_a_read_of_a_manifest_is_a_pull(
     registry: MemoryRegistry, api: DistributionAPI, pulls: list[Pull], method: str
 ) -> None:
-    """By tag and by digest; of the manifest that the tag points at."""
+    """A request by tag or by digest counts as a pull of the manifest that it leads to."""
     digest = (await put_image(registry, "latest")).digest
     client = AsgiClient(api)
     for reference in ("latest", digest):
@@ -39,7 +39,7 @@ async def test_a_read_of_a_manifest_is_a_pull(
 async def test_a_client_that_has_the_manifest_pulls_it_too(
     registry: MemoryRegistry, api: DistributionAPI, pulls: list[Pull], method: str
 ) -> None:
-    """It is told that nothing has changed, and its image is in use."""
+    """A request that gets 304 counts as a pull, because the client uses the image."""
     digest = (await put_image(registry, "latest")).digest
     answer = await AsgiClient(api)(method, f"{V2}/manifests/latest", {"if-none-match": f'"{digest}"'})
     assert answer.status == 304
@@ -50,7 +50,7 @@ async def test_a_client_that_has_the_manifest_pulls_it_too(
 async def test_answers_of_the_response_cache_count(
     registry: MemoryRegistry, api: DistributionAPI, pulls: list[Pull], method: str
 ) -> None:
-    """Each time that one is sent."""
+    """Each response from the response cache counts as a pull."""
     digest = (await put_image(registry, "latest")).digest
     client = CachedAnswerClient(api)
     cached = 0
@@ -62,14 +62,15 @@ async def test_answers_of_the_response_cache_count(
 
 
 async def test_a_large_manifest_counts_once(registry: MemoryRegistry, api: DistributionAPI, pulls: list[Pull]) -> None:
-    """Although the handler looks it up twice when memory is short."""
+    """A pull of a large manifest counts once, although the handler looks it up twice when memory is short."""
     digest = (await put_image(registry, "latest", annotations={"a": "b" * 400_000})).digest
     assert (await AsgiClient(api)("GET", f"{V2}/manifests/latest")).status == 200
     assert pulls == [(REPO, digest)]
 
 
 async def test_other_requests_are_no_pulls(registry: MemoryRegistry, api: DistributionAPI, pulls: list[Pull]) -> None:
-    """Neither pushes, with or without conditions, nor lists, blobs, deletions, or reads of what does not exist."""
+    """Pushes, lists, requests for blobs, deletes, and requests for manifests that do not exist do not count as
+    pulls."""
     digest = (await put_image(registry, "latest")).digest
     client = AsgiClient(api)
     config = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"

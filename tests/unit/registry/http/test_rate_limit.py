@@ -1,4 +1,4 @@
-"""Limits of requests, in the application and over two workers."""
+"""The rate limit of requests, in one application and over two workers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.fakes.server_process import running_server
 
 
 class CountingLimiter:
-    """Lets `left` requests through; what it was asked for."""
+    """A rate limit that allows `left` requests. `keys`: the keys under which requests were counted."""
 
     def __init__(self, left: int, wait: float) -> None:
         self.left = left
@@ -39,7 +39,7 @@ class CountingLimiter:
 
 
 async def test_too_many_requests(registry: MemoryRegistry) -> None:
-    """429 in the spec's shape, with whole seconds to wait, at least one; what was asked for makes no difference."""
+    """Beyond the limit, every request gets 429 in the format of the spec, with the seconds to wait, rounded up."""
     pace = CountingLimiter(2, 0.2)
     client = AsgiClient(DistributionAPI(registry, rate_limit=pace.take))
     assert [(await client("GET", "/v2/")).status for _ in range(2)] == [200, 200]
@@ -52,7 +52,7 @@ async def test_too_many_requests(registry: MemoryRegistry) -> None:
 
 
 class DenyingAuth:
-    """Lets nobody in."""
+    """An authenticator that refuses every request."""
 
     async def authenticate(self, request: RequestContext) -> None:
         raise Unauthorized
@@ -65,7 +65,7 @@ class DenyingAuth:
 
 
 async def test_refused_requests_count(registry: MemoryRegistry) -> None:
-    """Wrong credentials, names and queries that are none: whoever sends them is slowed like anybody else."""
+    """Requests with wrong credentials, invalid names or invalid queries count under the limit as well."""
     pace = CountingLimiter(3, 1)
     client = AsgiClient(DistributionAPI(registry, rate_limit=pace.take, authenticator=DenyingAuth()))
     for path, status in (("/v2/", 401), ("/v2/A/tags/list", 400), ("/v2/?n=%", 400), ("/v2/", 429), ("/v2/A/x", 429)):
@@ -74,7 +74,7 @@ async def test_refused_requests_count(registry: MemoryRegistry) -> None:
 
 
 async def test_the_key_is_the_address(registry: MemoryRegistry) -> None:
-    """Of IPv6 the network of 64 bits."""
+    """Requests count under the client's IP address, or under its 64-bit network for IPv6."""
     pace = CountingLimiter(10, 1)
     api = DistributionAPI(registry, rate_limit=pace.take)
     client = AsgiClient(api)
@@ -85,8 +85,8 @@ async def test_the_key_is_the_address(registry: MemoryRegistry) -> None:
 
 
 async def test_all_that_is_asked_for_counts(tmp_path: Path) -> None:
-    """`/token`, `/api`, logins and paths that do not exist count with the other requests of that address, in one place;
-    a refusal has the headers that browsers want."""
+    """Requests for `/token`, `/api`, logins and paths that do not exist count under the same key as the others from
+    their address. A refusal has the security headers."""
     prepare_data_dir(tmp_path)
     pace = CountingLimiter(0, 1.5)
     app = create_app(Settings(data=tmp_path), rate_limit=pace.take)
@@ -112,8 +112,8 @@ async def test_all_that_is_asked_for_counts(tmp_path: Path) -> None:
 
 
 async def test_health_counts_by_itself(tmp_path: Path, registry: MemoryRegistry) -> None:
-    """Who watches is not refused because of others at the same address, and may ask often whatever the limit is; but
-    not as often as they like."""
+    """Health checks count under a key of their own, so they are not refused because of other requests from the same
+    address. Many of them are allowed whatever the limit is, but not any number."""
     take = shared_rate_limit(Settings(limits=LimitSettings(requests_per_second=0.001, burst=1)))
     assert take is not None
     transport = httpx2.ASGITransport(app=create_app(Settings(data=tmp_path), registry, rate_limit=take))
@@ -125,7 +125,8 @@ async def test_health_counts_by_itself(tmp_path: Path, registry: MemoryRegistry)
 
 
 def test_what_the_settings_say() -> None:
-    """Nothing set: no limit. Without a burst, ten seconds' worth of requests may come at once, at least one."""
+    """Without settings, there is no limit. Without a burst, as many requests may come at once as the rate allows in ten
+    seconds, and at least one."""
     assert shared_rate_limit(Settings()) is None
     for per_second, burst in ((2, 20), (0.01, 1)):
         take = shared_rate_limit(Settings(limits=LimitSettings(requests_per_second=per_second)))
@@ -138,7 +139,7 @@ def test_what_the_settings_say() -> None:
 
 @pytest.mark.slow
 def test_two_workers_have_one_limit(tmp_path: Path) -> None:
-    """However the requests fall to the workers, as many get through as the limit says."""
+    """However requests are distributed over the workers, only as many succeed as the limit allows."""
     env = {"ENTREPOT_LIMITS__REQUESTS_PER_SECOND": "0.001", "ENTREPOT_LIMITS__BURST": "20"}
     with running_server(tmp_path, env=env) as server:
         answers = [plain_request("GET", server.url + "/v2/") for _ in range(60)]

@@ -1,4 +1,5 @@
-"""Answers that clients do not read: they hold no request body, and use memory within a budget."""
+"""Responses that clients do not read: they do not keep the request's body in memory, and their own memory is within a
+budget."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from tests.unit.registry.http.conftest import KIB, LARGE, PiecewiseSender, Unrea
 
 @pytest.mark.parametrize("body", [large_image(), b"{" * LARGE], ids=["201", "400"])
 async def test_who_does_not_read_the_answer_holds_nobody_up(registry: MemoryRegistry, body: bytes) -> None:
-    """The turn and the body's memory are given back before the answer is sent, whether it is a 201 or a 400."""
+    """The memory of the request's body, and the turn to parse, are released before the response is sent, whether it is
+    a 201 or a 400."""
     await put_blob(registry, b"{}")
     intake = BodyMemory()
     silent, other = (
@@ -45,7 +47,7 @@ async def test_who_does_not_read_the_answer_holds_nobody_up(registry: MemoryRegi
 
 
 async def test_an_error_that_is_not_read_keeps_no_body(registry: MemoryRegistry) -> None:
-    """What went wrong refers to the body: that is let go before the answer is sent."""
+    """The traceback of an error refers to the body, so it is dropped before the error response is sent."""
     size = 4 * 1024 * KIB
     silent = UnreadPut(api_of(registry, BodyMemory()), b"{" * size)
     silent.send_all()
@@ -62,8 +64,8 @@ async def test_an_error_that_is_not_read_keeps_no_body(registry: MemoryRegistry)
 
 
 async def test_large_answers_wait_for_memory(registry: MemoryRegistry) -> None:
-    """What a client does not take is held; beyond the budget the next one waits, then it is 429. The same manifest for
-    several is held once."""
+    """A response that the client does not receive stays in memory. Beyond the budget, the next response waits, and then
+    gets 429. Responses with the same manifest count once."""
     intake = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
     await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
     await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
@@ -98,12 +100,12 @@ async def test_large_answers_wait_for_memory(registry: MemoryRegistry) -> None:
 
 
 class UnreadGet:
-    """A client's GET of a manifest that reads nothing of the answer until `reads` is set."""
+    """A client that sends a GET of a manifest and reads nothing of the response until `reads` is set."""
 
     def __init__(
         self, api: DistributionAPI, name: str, headers: dict[str, str] | None = None, part: str = "body"
     ) -> None:
-        """`part` of the answer is where it stops: the start, or the body."""
+        """`part`: where the client stops reading: "start" or "body" of the response."""
         self.status = 0
         self.reads = asyncio.Event()
         self._part = f"http.response.{part}"
@@ -123,7 +125,8 @@ class UnreadGet:
 
 @pytest.mark.parametrize("part", ["start", "body"])
 async def test_who_takes_an_answer_too_slowly_is_cut_when_others_wait(registry: MemoryRegistry, part: str) -> None:
-    """Those who hold one manifest together are cut together; whether they have taken the headers or not."""
+    """Slow clients are cut off when a request waits for memory. All that hold the same manifest are cut off together,
+    whether or not they have received the headers."""
     intake = BodyMemory(
         responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=30, slow_seconds=0.0)
     )
@@ -143,7 +146,7 @@ async def test_who_takes_an_answer_too_slowly_is_cut_when_others_wait(registry: 
 
 
 async def test_an_answer_without_a_body_needs_no_room(registry: MemoryRegistry) -> None:
-    """If-None-Match is looked at first."""
+    """A response with 304 needs no memory, so it is sent even if the budget has no room."""
     intake = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
     await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
     await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
@@ -160,7 +163,7 @@ async def test_an_answer_without_a_body_needs_no_room(registry: MemoryRegistry) 
 
 
 async def test_a_large_manifest_is_read_once() -> None:
-    """Where there is room for it: a second read would be a second line in the log."""
+    """If there is memory for a large manifest, it is read once."""
     read: list[Reference] = []
 
     class Counted(MemoryRegistry):
@@ -175,7 +178,7 @@ async def test_a_large_manifest_is_read_once() -> None:
 
 
 async def test_the_answer_to_a_form_holds_nothing_of_it() -> None:
-    """A client that does not read it keeps no memory of the form."""
+    """While a client does not read the response to its form, the form is not in memory."""
     app = create_app(Settings(), MemoryRegistry())
     app.body_memory = BodyMemory()
 

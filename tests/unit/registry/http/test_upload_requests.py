@@ -18,7 +18,7 @@ LOST = f"{UPLOADS}00000000-0000-4000-8000-000000000000"
 
 
 async def start(client: AsgiClient, query: str = "") -> str:
-    """A session's location."""
+    """Starts an upload session and returns its Location."""
     answer = await client("POST", UPLOADS + query, {"Content-Length": "0"})
     assert answer.status == 202
     location = answer["location"]
@@ -29,7 +29,7 @@ async def start(client: AsgiClient, query: str = "") -> str:
 
 
 async def stands(client: AsgiClient, location: str) -> str:
-    """What the session's status says."""
+    """Returns what a GET of the session says about the received bytes."""
     answer = await client("GET", location)
     assert (answer.status, answer["location"]) == (204, location)
     assert location.endswith(answer["docker-upload-uuid"])
@@ -37,7 +37,7 @@ async def stands(client: AsgiClient, location: str) -> str:
 
 
 async def pulled(client: AsgiClient, answer: AsgiAnswer) -> bytes:
-    """What lies at the address of a 201."""
+    """Returns the content at the Location of a 201."""
     assert answer.status == 201
     got = await client("GET", answer["location"])
     assert got.status == 200
@@ -46,7 +46,7 @@ async def pulled(client: AsgiClient, answer: AsgiAnswer) -> bytes:
 
 
 async def test_post_then_put(client: AsgiClient) -> None:
-    """A session, then the whole body in its closing PUT."""
+    """A POST starts a session, and the closing PUT sends the whole blob."""
     location = await start(client)
     answer = await client("PUT", f"{location}?digest={DIGEST}", body=DATA)
     assert await pulled(client, answer) == DATA
@@ -54,12 +54,12 @@ async def test_post_then_put(client: AsgiClient) -> None:
 
 
 async def test_post_without_the_last_slash(client: AsgiClient) -> None:
-    """`…/blobs/uploads` starts a session as well."""
+    """A POST to `…/blobs/uploads`, without the last slash, starts a session as well."""
     assert (await client("POST", UPLOADS.rstrip("/"))).status == 202
 
 
 async def test_stream_then_put(client: AsgiClient) -> None:
-    """What docker sends: one PATCH in chunked transfer coding without Content-Range, then a PUT without a body."""
+    """A PATCH in chunked transfer coding without Content-Range, and then a PUT without a body, as docker sends them."""
     location = await start(client)
     answer = await client("PATCH", location, body=[DATA[:7], DATA[7:500], DATA[500:]])
     assert (answer.status, answer["range"], answer["location"]) == (202, f"0-{len(DATA) - 1}", location)
@@ -69,7 +69,7 @@ async def test_stream_then_put(client: AsgiClient) -> None:
 
 
 async def test_chunks_with_content_range(client: AsgiClient) -> None:
-    """Chunks in order, the last one in the closing PUT."""
+    """Chunks with Content-Range in the right order, the last one in the closing PUT."""
     location = await start(client)
     assert (await client("PATCH", location, {"Content-Range": "0-399"}, DATA[:400])).status == 202
     answer = await client("PATCH", location, {"Content-Range": "400-699"}, DATA[400:700])
@@ -81,7 +81,7 @@ async def test_chunks_with_content_range(client: AsgiClient) -> None:
 @pytest.mark.parametrize("method", ["PATCH", "PUT"])
 @pytest.mark.parametrize("given", ["0-9", "300-309", "500-509"])
 async def test_a_chunk_out_of_order_is_416_and_changes_nothing(client: AsgiClient, method: str, given: str) -> None:
-    """416 says where the session stands; the session goes on from there."""
+    """A chunk with a wrong offset gets 416, and the response says where to continue. The session stays usable."""
     location = await start(client)
     await client("PATCH", location, body=DATA[:400])
     answer = await client(method, f"{location}?digest={DIGEST}", {"Content-Range": given}, DATA[:10])
@@ -96,7 +96,7 @@ async def test_a_chunk_out_of_order_is_416_and_changes_nothing(client: AsgiClien
     "given", ["bytes 0-9/10", "0-", "-9", "a-b", "0-9,10-19", "9-0", "0-9/10", " ", "0-" + "9" * 30]
 )
 async def test_a_bad_content_range_is_400(client: AsgiClient, given: str) -> None:
-    """Two positions and nothing else; the session is untouched."""
+    """A Content-Range that is not two positions gets 400, and the session does not change."""
     location = await start(client)
     answer = await client("PATCH", location, {"Content-Range": given}, DATA[:10])
     assert (answer.status, answer.code) == (400, "BLOB_UPLOAD_INVALID")
@@ -104,14 +104,14 @@ async def test_a_bad_content_range_is_400(client: AsgiClient, given: str) -> Non
 
 
 async def test_two_content_ranges_are_400(client: AsgiClient) -> None:
-    """Even two that agree."""
+    """Two Content-Range headers get 400, even if they are equal."""
     location = await start(client)
     answer = await client("PATCH", location, [("Content-Range", "0-9"), ("Content-Range", "0-9")], DATA[:10])
     assert answer.code == "BLOB_UPLOAD_INVALID"
 
 
 async def test_a_declared_length_that_differs_is_refused_before_reading(client: AsgiClient) -> None:
-    """Content-Range and Content-Length disagree: 400 SIZE_INVALID, and nothing is taken."""
+    """If Content-Range and Content-Length differ, the request gets 400 SIZE_INVALID, and nothing is stored."""
     location = await start(client)
     answer = await client("PATCH", location, {"Content-Range": "0-99"}, DATA[:50])
     assert (answer.status, answer.code) == (400, "SIZE_INVALID")
@@ -120,7 +120,8 @@ async def test_a_declared_length_that_differs_is_refused_before_reading(client: 
 
 @pytest.mark.parametrize(("sent", "kept"), [(DATA[:50], "0-49"), (DATA[:150], "0-99")], ids=["short", "long"])
 async def test_a_body_of_another_length_leaves_a_true_status(client: AsgiClient, sent: bytes, kept: str) -> None:
-    """In chunked transfer coding it is only seen at the end: the session keeps at most what was declared."""
+    """In chunked transfer coding, a wrong length shows only at the end. The session then has at most the bytes that
+    Content-Range declared, and its status says how many."""
     location = await start(client)
     answer = await client("PATCH", location, {"Content-Range": "0-99"}, [sent[:30], sent[30:]])
     assert (answer.status, answer.code) == (400, "SIZE_INVALID")
@@ -128,7 +129,7 @@ async def test_a_body_of_another_length_leaves_a_true_status(client: AsgiClient,
 
 
 async def test_a_hang_up_keeps_what_came(client: AsgiClient) -> None:
-    """The client leaves midway: no answer, and the session can be resumed from its status."""
+    """If the client disconnects, the session keeps the received bytes and can be resumed."""
     location = await start(client)
     answer = await client("PATCH", location, {"Content-Length": "1000"}, DATA[:300], leaves=True)
     assert answer.status == 0
@@ -138,7 +139,7 @@ async def test_a_hang_up_keeps_what_came(client: AsgiClient) -> None:
 
 
 async def test_a_hang_up_in_the_closing_put_commits_nothing(client: AsgiClient) -> None:
-    """Half a body never becomes a blob; the session stays."""
+    """If the client disconnects in the closing PUT, no blob is stored, and the session stays."""
     location = await start(client)
     url = f"{location}?digest={digest_of(DATA[:300])}"
     assert (await client("PUT", url, {"Content-Length": "1000"}, DATA[:300], leaves=True)).status == 0
@@ -150,7 +151,8 @@ async def test_a_hang_up_in_the_closing_put_commits_nothing(client: AsgiClient) 
     "query", ["", "?digest=", "?digest=sha256:short", "?digest=md5:aa", f"?digest={DIGEST}&digest={DIGEST}"]
 )
 async def test_a_closing_put_needs_one_good_digest(client: AsgiClient, query: str) -> None:
-    """400 DIGEST_INVALID before the body is read; the session stays as it was."""
+    """A closing PUT without exactly one valid digest gets 400 DIGEST_INVALID before its body is read. The session does
+    not change."""
     location = await start(client)
     answer = await client("PUT", location + query, body=DATA)
     assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
@@ -158,7 +160,8 @@ async def test_a_closing_put_needs_one_good_digest(client: AsgiClient, query: st
 
 
 async def test_a_wrong_digest_is_400_in_every_form(client: AsgiClient) -> None:
-    """POST+PUT, PATCH+PUT and single POST alike, and the blob is not there."""
+    """A blob with a wrong digest gets 400 and is not stored, whether it comes by POST and PUT, by PATCH and PUT, or by
+    a single POST."""
     wrong = digest_of(b"something else")
     first, second = await start(client), await start(client)
     await client("PATCH", second, body=DATA)
@@ -175,7 +178,7 @@ async def test_a_wrong_digest_is_400_in_every_form(client: AsgiClient) -> None:
 @pytest.mark.parametrize("data", [b"", DATA], ids=["empty", "some"])
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 async def test_single_post(client: AsgiClient, data: bytes, algorithm: str) -> None:
-    """The whole blob in the POST: 201."""
+    """A single POST with the whole blob gets 201."""
     digest = digest_of(data, algorithm)
     answer = await client("POST", f"{UPLOADS}?digest={digest}", {"Content-Length": str(len(data))}, data)
     assert await pulled(client, answer) == data
@@ -183,14 +186,14 @@ async def test_single_post(client: AsgiClient, data: bytes, algorithm: str) -> N
 
 
 async def test_a_hang_up_in_a_single_post_leaves_nothing(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """Nobody knows that session, so it is cancelled."""
+    """If the client disconnects in a single POST, the session is cancelled, because no client knows its id."""
     url = f"{UPLOADS}?digest={DIGEST}"
     assert (await client("POST", url, {"Content-Length": "1000"}, DATA[:300], leaves=True)).status == 0
     assert not registry._uploads
 
 
 async def test_digest_algorithm(client: AsgiClient) -> None:
-    """A session for sha512; a closing PUT may name any algorithm."""
+    """A session can be started for sha512. The closing PUT may name any algorithm."""
     for query in ("?digest-algorithm=sha512", "?digest-algorithm=sha256", ""):
         location = await start(client, query)
         await client("PATCH", location, body=DATA)
@@ -209,13 +212,13 @@ async def test_digest_algorithm(client: AsgiClient) -> None:
     ],
 )
 async def test_a_bad_start_is_400(client: AsgiClient, query: str) -> None:
-    """Unknown algorithms and bad digests start no session."""
+    """Unknown algorithms and invalid digests start no session."""
     answer = await client("POST", UPLOADS + query)
     assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
 
 
 async def test_mount(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """With and without `from`: 201 and the blob is here."""
+    """A mount gets 201, with and without `from`, and the repository then has the blob."""
     digest = await put_blob(registry, DATA, "other/app")
     other = await put_blob(registry, b"more", "other/app")
     for url in (
@@ -228,7 +231,8 @@ async def test_mount(client: AsgiClient, registry: MemoryRegistry) -> None:
 
 
 async def test_a_mount_that_cannot_be_done_is_a_session(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """202 and a session: the source lacks the blob, is unknown, or nobody has it."""
+    """If the blob cannot be mounted, the response is 202 with a session: the source does not have the blob, the source
+    is unknown, or no repository has the blob."""
     await put_blob(registry, b"x", "other/app")
     for query in ("&from=other/app", "&from=never/heard", ""):
         location = await start(client, f"?mount={DIGEST}{query}")
@@ -236,13 +240,13 @@ async def test_a_mount_that_cannot_be_done_is_a_session(client: AsgiClient, regi
 
 
 async def test_a_mount_from_a_bad_name_is_400(client: AsgiClient) -> None:
-    """What can be no repository's name is the client's mistake."""
+    """A mount from an invalid name gets 400."""
     answer = await client("POST", f"{UPLOADS}?mount={DIGEST}&from=../etc")
     assert (answer.status, answer.code) == (400, "NAME_INVALID")
 
 
 async def test_cancel(client: AsgiClient) -> None:
-    """204, and the session is gone for every method."""
+    """A DELETE of a session gets 204, and every later request for the session gets 404."""
     location = await start(client)
     await client("PATCH", location, body=DATA)
     assert (await client("DELETE", location)).status == 204
@@ -252,20 +256,21 @@ async def test_cancel(client: AsgiClient) -> None:
 
 
 async def test_a_session_belongs_to_its_repository(client: AsgiClient) -> None:
-    """Its id opens nothing under another name."""
+    """The id of a session is unknown in every other repository."""
     location = (await start(client)).replace(REPO, "other/app")
     for method in ("GET", "PATCH", "PUT", "DELETE"):
         assert (await client(method, f"{location}?digest={DIGEST}", body=b"")).status == 404
 
 
 async def test_an_unknown_session_is_404_before_the_body(client: AsgiClient) -> None:
-    """No byte of it is asked for."""
+    """A request for an unknown session gets 404 before its body is read."""
     for method in ("PATCH", "PUT"):
         assert (await client(method, f"{LOST}?digest={DIGEST}", body=DATA)).code == "BLOB_UPLOAD_UNKNOWN"
 
 
 async def test_a_newer_request_takes_the_session_over(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """The older writer is told so; what the newer one writes counts."""
+    """A newer request takes a session over. The older request gets an error, and the bytes of the newer one are
+    stored."""
     location = await start(client)
     older = await registry.resume_upload(REPO, UploadID(location.rpartition("/")[2]))
     assert (await client("PATCH", location, body=DATA)).status == 202
@@ -274,7 +279,7 @@ async def test_a_newer_request_takes_the_session_over(client: AsgiClient, regist
 
 
 async def test_public_url_goes_before_every_location(registry: MemoryRegistry) -> None:
-    """Behind a proxy that tells nobody its name, `public_url` makes addresses absolute."""
+    """With `public_url`, every Location is a URL below it."""
     client = AsgiClient(DistributionAPI(registry, public_url="https://registry.example.com/"))
     answer = await client("POST", UPLOADS)
     assert answer["location"].startswith(f"https://registry.example.com{UPLOADS}")

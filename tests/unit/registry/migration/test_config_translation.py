@@ -1,4 +1,5 @@
-"""The settings of a registry:2 become settings of this registry, or a sentence on why not."""
+"""Translation of the settings of a registry:2 into settings of this registry. A key without a counterpart becomes a
+comment that says why."""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ nonsense: {key: 1}
 
 
 def load(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """The settings in a translated file."""
+    """Writes a translated file, loads it, and returns the settings."""
     monkeypatch.delenv("ENTREPOT_CONFIG", raising=False)
     file = tmp_path / "entrepot.toml"
     file.write_text(text)
@@ -77,7 +78,7 @@ def load(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Settings
 
 
 def comments(text: str) -> dict[str, str]:
-    """What the comments at the end say, by key."""
+    """Returns the comments at the end of a translated file, by key."""
     lines = text.partition("# Without a counterpart:\n")[2].splitlines()
     return {key: reason for key, _, reason in (line.removeprefix("# ").partition(": ") for line in lines)}
 
@@ -127,7 +128,8 @@ def test_no_secret_is_written() -> None:
 
 
 def test_variables_override_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for the old registry, their values are YAML, and `REGISTRY_AUTH=htpasswd` chooses a kind."""
+    """Variables override the file. As for the old registry, their values are YAML, and `REGISTRY_AUTH=htpasswd` chooses
+    the kind of login."""
     variables = {
         "REGISTRY_HTTP_ADDR": "[::]:443",
         "REGISTRY_STORAGE_DELETE_ENABLED": "false",
@@ -150,7 +152,8 @@ def test_variables_override_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_an_open_registry_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without logins the old registry lets everybody push, which this one does only if it is told to."""
+    """Without logins, everybody may push to the old registry. The translated settings allow the same, which this
+    registry needs a setting for."""
     text = translate("version: 0.1\nhttp: {addr: ':5000'}", {})
     assert load(tmp_path, text, monkeypatch).insecure_open
     text = translate("version: 0.1\nhttp: {addr: 'localhost:5000'}", {})
@@ -204,7 +207,7 @@ def test_bad_files(text: str, reason: str) -> None:
 
 
 def test_hostile_values_stay_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value with quotes and newlines cannot add settings."""
+    """A value with quotes and newlines cannot add settings to the translated file."""
     text = translate('storage: {filesystem: {rootdirectory: "x\\nread_only = true"}}\n'
                      'http: {tls: {certificate: "a\\"\\nkey = \\"b"}, addr: "h\\nx:5000"}', {})  # fmt: skip
     settings = load(tmp_path, text, monkeypatch)

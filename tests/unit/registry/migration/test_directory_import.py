@@ -1,4 +1,4 @@
-"""The directory of a registry:2 becomes content of this registry; what is broken there is told and left out."""
+"""Import of the directory of a registry:2. Broken content is reported and left out."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ async def tag_digest(store: StoredRegistry, tag: str, repo: RepositoryName = APP
 
 
 async def test_all_of_a_repository_comes_over(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
-    """Tags, an index with its children, untagged manifests, signatures under their fallback tag."""
+    """The import takes over tags, an index with its children, untagged manifests, and signatures under their fallback
+    tags."""
     docker = old.push(APP, noise_image("docker", 1000, 200_000, docker=True), "1", "latest")
     index = old.push(APP, index_of((noise_image("a", 500), "amd64"), (noise_image("b", 500), "arm64")), "multi")
     untagged = old.push(APP, noise_image("untagged", 700))
@@ -92,7 +93,7 @@ async def test_all_of_a_repository_comes_over(store: StoredRegistry, old: OldDir
 
 
 async def test_files_are_linked(store: StoredRegistry, old: OldDirectory, run: ImportRun, tmp_path: Path) -> None:
-    """A blob is the old registry's file under a second name, and outlives the first."""
+    """A blob is a hard link to the file of the old registry, and stays when the old file is deleted."""
     image = old.push(APP, noise_image("linked", 300_000), "1")
     layer = image.layers[0].digest
     await run()
@@ -105,7 +106,7 @@ async def test_files_are_linked(store: StoredRegistry, old: OldDirectory, run: I
 
 
 async def test_copies(store: StoredRegistry, old: OldDirectory, run: ImportRun, tmp_path: Path) -> None:
-    """With `copy` a blob is a file of its own."""
+    """With `copy`, the file of a blob is a copy."""
     image = old.push(APP, noise_image("copied", 5_000_000), "1")
     result = await run(copy=True)
 
@@ -143,7 +144,7 @@ async def test_a_second_run_brings_what_changed(store: StoredRegistry, old: OldD
 
 
 async def test_a_tag_that_was_changed_here_stays(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
-    """An import moves only tags that imports have set, unless it is told to."""
+    """An import moves only tags that an earlier import has set, unless it is told to overwrite others."""
     old.push(APP, noise_image("first", 10), "pushed", "deleted", "left")
     await run()
     second = old.push(APP, noise_image("second", 10), "pushed", "deleted", "left")
@@ -171,7 +172,8 @@ async def test_a_tag_that_was_changed_here_stays(store: StoredRegistry, old: Old
 
 
 async def test_an_immutable_tag_is_a_problem_of_that_tag(tmp_path: Path, old: OldDirectory) -> None:
-    """The import says what a push would, and goes on with the others. What the tag should point at comes untagged."""
+    """An immutable tag that points at another manifest is reported with the error of a push, and the import continues.
+    The manifest for this tag is imported without a tag."""
     first = old.push(APP, noise_image("first", 10), "v1", "latest")
     prepare_data_dir(tmp_path / "data")
     rules = ImmutableTags([TagRule((NamePattern("team/**"),), (TagPattern("v*"),))])
@@ -189,7 +191,7 @@ async def test_an_immutable_tag_is_a_problem_of_that_tag(tmp_path: Path, old: Ol
 
 
 async def test_times_come_over(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
-    """A tag is as old here as it was there; the history names the import."""
+    """An imported tag has the time at which it was set in the old registry. The history of the tag names the import."""
     image = old.push(APP, noise_image("aged", 10))
     old.write_link(old.revision(APP, image.digest), image.digest, at=1_000_000.0)
     old.write_link(old.tag(APP, "1"), image.digest, at=2_000_000.0)
@@ -204,7 +206,7 @@ async def test_times_come_over(store: StoredRegistry, old: OldDirectory, run: Im
 
 
 async def test_blobs_come_once(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
-    """A layer that two repositories share is linked once and counted once."""
+    """A layer in two repositories is linked once and counted once."""
     image = noise_image("common", 1000)
     for repo in ("a", "b"):
         old.push(repo, image, "1")
@@ -216,7 +218,8 @@ async def test_blobs_come_once(store: StoredRegistry, old: OldDirectory, run: Im
 
 
 async def test_broken_content_is_told(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
-    """Each broken thing is named with its reason, whatever else is sound comes over, and nothing half is here."""
+    """Each broken tag, manifest or blob is reported with its reason. All other content is imported, and no image is
+    incomplete."""
     sound = old.push(APP, noise_image("sound", 10), "sound")
     missing = old.push(APP, noise_image("missing", 10), "missing")
     old.data(missing.layers[0].digest).unlink()
@@ -274,8 +277,8 @@ async def test_broken_content_is_told(store: StoredRegistry, old: OldDirectory, 
 async def test_a_broken_child_is_one_problem(
     store: StoredRegistry, old: OldDirectory, run: ImportRun, tag: str | None
 ) -> None:
-    """The line of the index names the child and the reason. The child has no line of its own, in whatever order the
-    manifests are looked at, unless a tag points at it."""
+    """A broken child of an index is one problem: that of the index, which names the child and the reason. This does not
+    depend on the order in which the manifests are read. A tag that points at the child is a problem of its own."""
     problems = {}
     for number in range(6):
         child = noise_image(f"broken {number}", 10)
@@ -328,7 +331,8 @@ async def test_no_registry(store: StoredRegistry, run: ImportRun, tmp_path: Path
 
 
 async def test_blobs_without_a_manifest_stay(store: StoredRegistry, old: OldDirectory, run: ImportRun) -> None:
-    """Only the blobs of images come over; a cache's index may list blobs, which are content of it."""
+    """Only blobs to which a manifest refers are imported. These include the blobs that the index of a build cache
+    lists."""
     stray = UpstreamBlob(b"stray", "application/octet-stream")
     cached = UpstreamBlob(b"cached", "application/vnd.buildkit.cacheconfig.v0")
     for blob in (stray, cached):
@@ -350,7 +354,7 @@ async def test_blobs_without_a_manifest_stay(store: StoredRegistry, old: OldDire
 async def test_a_stop_keeps_what_was_done(
     store: StoredRegistry, old: OldDirectory, run: ImportRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stopped import ends between two pieces of work, and the next one goes on."""
+    """A stopped import ends between two tags and keeps what it has imported. The next import continues."""
     images = [old.push(APP, noise_image(f"image {number}", 10), str(number)) for number in range(5)]
     monkeypatch.setattr("storage.upkeep.job_runner.SAVE_SECONDS", 0.0)
     router = Router(store, {}, store.is_known_repository, NamingRules())
@@ -377,7 +381,8 @@ async def test_a_stop_keeps_what_was_done(
 
 
 async def test_a_collection_in_between_removes_nothing(tmp_path: Path, old: OldDirectory) -> None:
-    """Garbage collection with no grace period at all runs all the time, and every image is whole at the end."""
+    """While garbage collection without a grace period runs all the time, every image is complete at the end of the
+    import."""
     images = [old.push(APP, noise_image(f"image {number}", 10, 20, 30), str(number)) for number in range(30)]
     prepare_data_dir(tmp_path / "data")
     async with open_registry(tmp_path / "data", grace=0) as store:
@@ -396,7 +401,7 @@ async def test_a_collection_in_between_removes_nothing(tmp_path: Path, old: OldD
 
 
 class WeakSystem(System):
-    """Refuses hard links, and has a full disk after `writes` writes of blobs."""
+    """Refuses hard links. After `writes` writes of blobs, the disk is full."""
 
     writes = 1 << 30
 
@@ -412,7 +417,7 @@ class WeakSystem(System):
 
 
 async def test_a_system_that_refuses_links(tmp_path: Path, old: OldDirectory) -> None:
-    """Its files are copied, and it is told once."""
+    """If the system refuses hard links, files are copied, and this is reported once."""
     images = [old.push(APP, noise_image(f"image {number}", 1000), str(number)) for number in range(3)]
     prepare_data_dir(tmp_path / "data")
     async with open_registry(tmp_path / "data", system=WeakSystem()) as store:
@@ -426,7 +431,8 @@ async def test_a_system_that_refuses_links(tmp_path: Path, old: OldDirectory) ->
 
 
 async def test_a_full_disk_ends_the_import(tmp_path: Path, old: OldDirectory) -> None:
-    """What was imported stays, the rest comes when there is space again."""
+    """A full disk ends the import. What was imported stays, and after space was freed, the next import adds the
+    rest."""
     images = [old.push(APP, noise_image(f"image {number}", 100_000), str(number)) for number in range(4)]
     prepare_data_dir(tmp_path / "data")
     system = WeakSystem()

@@ -1,4 +1,5 @@
-"""Content of another registry comes over the network, in spite of its faults; a second run brings only what changed."""
+"""Import of content over the network, from registries with various faults. A second run fetches only what has
+changed."""
 
 from __future__ import annotations
 
@@ -62,7 +63,7 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 
 
 class Pauses(list[float]):
-    """The pauses before retries, which take no time."""
+    """Records the pauses before retries, and ends them at once."""
 
     async def __call__(self, seconds: float) -> None:
         self.append(seconds)
@@ -111,7 +112,7 @@ async def test_images_come_with_all_platforms_and_signatures(
 async def test_an_immutable_tag_is_a_problem_of_that_tag(
     tmp_path: Path, old: Hub, content: UpstreamContent, pauses: Pauses
 ) -> None:
-    """The import goes on with the others, and fetches nothing for the tag."""
+    """An immutable tag is reported and its content is not fetched. The import continues with the other tags."""
     first = content.add(APP, noise_image("first", 10), "v1")
     old.put(content)
     rules = ImmutableTags([TagRule((NamePattern("team/**"),), (TagPattern("v*"),))])
@@ -136,7 +137,7 @@ async def test_an_immutable_tag_is_a_problem_of_that_tag(
 async def test_fallback_tags_are_tags(
     store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent
 ) -> None:
-    """From a registry without the referrers API, referrers come with the tag that replaces it."""
+    """From a registry without the referrers API, referrers are imported with the fallback tags."""
     image = content.add(APP, noise_image("image", 10), "1")
     signature = noise_image("signature", 10, subject=image)
     content.add(APP, fallback_index(signature), fallback_tag(image.digest))
@@ -187,7 +188,8 @@ async def test_a_tag_that_was_changed_here_stays(
 
 
 async def test_blobs_come_once(store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent) -> None:
-    """A layer of many images in several repositories, imported at the same time, is downloaded once."""
+    """A layer of several images in several repositories is downloaded once, although the images are imported at the
+    same time."""
     image = noise_image("common", 2 * MIB)
     names = ["a", "b", "c"]
     for name in names:
@@ -206,7 +208,8 @@ async def test_blobs_come_once(store: StoredRegistry, old: Hub, run: ImportRun, 
 async def test_faults_are_retried(
     store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent, pauses: Pauses
 ) -> None:
-    """Errors, broken connections and wrong bytes that pass cost pauses; a download continues where it broke."""
+    """Requests with temporary errors, broken connections or wrong bytes are repeated after pauses. An interrupted
+    download continues where it stopped."""
     image = content.add(APP, noise_image("image", 9 * MIB), "1")
     layer = image.layers[0].digest
     old.put(content)
@@ -226,7 +229,7 @@ async def test_faults_are_retried(
 async def test_what_does_not_pass_is_told(
     store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent
 ) -> None:
-    """The rest comes over, and the next run brings what was missing."""
+    """A permanent error is reported, the rest is imported, and the next run fetches what is missing."""
     sound = content.add(APP, noise_image("sound", 10), "sound")
     broken = content.add(APP, noise_image("broken", 10), "broken")
     gone = content.add(APP, noise_image("gone", 10), "gone")
@@ -259,7 +262,7 @@ async def test_what_does_not_pass_is_told(
 async def test_manifests_that_are_not_accepted(
     store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent, pauses: Pauses
 ) -> None:
-    """A schema 1 manifest is told at once: no retry would help."""
+    """A schema 1 manifest is reported without a retry, because a retry cannot help."""
     body = b'{"schemaVersion": 1, "name": "team/app", "tag": "old", "fsLayers": [], "history": []}'
     content.add(APP, ImageTree(body, "application/vnd.docker.distribution.manifest.v1+json"), "old")
     old.put(content)
@@ -272,7 +275,8 @@ async def test_manifests_that_are_not_accepted(
 async def test_foreign_layers_may_be_missing(
     store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent
 ) -> None:
-    """Clients fetch them from other servers; those that the old registry has come over."""
+    """Foreign layers need not be imported, because clients fetch them from other servers. Those that the old registry
+    has are imported."""
     foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
     config = UpstreamBlob(b"{}", "application/vnd.oci.image.config.v1+json")
     there, elsewhere = UpstreamBlob(b"there", foreign), UpstreamBlob(b"elsewhere", foreign)
@@ -289,7 +293,7 @@ async def test_foreign_layers_may_be_missing(
 async def test_a_dead_registry_ends_the_import(
     store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent
 ) -> None:
-    """After many failures in a row the import ends with a sentence, and the next one continues."""
+    """After many failed requests in a row, the import ends with an error. The next import continues."""
     for number in range(2 * FAILURES_TO_END):
         content.add(APP, noise_image(f"image {number}", 10), f"{number:02}")
     old.put(content)
@@ -305,7 +309,8 @@ async def test_a_dead_registry_ends_the_import(
 
 
 async def test_repositories_that_are_not_listed(run: ImportRun, old: Hub) -> None:
-    """Without a list the import says what to do; an unknown repository is told, not fatal."""
+    """If the old registry does not list its repositories, the error says what to do. An unknown repository is reported
+    and does not end the import."""
     with pytest.raises(ImportInvalid, match=r"does not give out the list .* pass it with --repositories FILE"):
         await run(repositories=None)
     result = await run(repositories=["team/none", "UPPER"])
@@ -314,7 +319,8 @@ async def test_repositories_that_are_not_listed(run: ImportRun, old: Hub) -> Non
 
 
 async def test_a_list_that_leads_in_a_circle(run: ImportRun) -> None:
-    """Its repositories are read once; the import then ends with what to do instead."""
+    """If the pages of the list lead in a circle, its repositories are imported once. Then the import ends with an error
+    that says what to do."""
     body = b'{"repositories": ["UPPER"]}'
 
     def reply(head: str) -> bytes:
@@ -336,7 +342,7 @@ async def test_a_list_that_leads_in_a_circle(run: ImportRun) -> None:
 async def test_login(
     store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A private repository comes with the login, by tokens; a wrong login is told."""
+    """A private repository is imported with a login, by tokens. A wrong login is reported."""
     image = content.add(APP, noise_image("image", 1000), "1")
     old.put(content)
     old.set(auth="bearer", username="ann", password="right", private=(str(APP),), redirects=True)

@@ -56,7 +56,7 @@ class SlowDisk(System):
 
 
 class MirrorWorker:
-    """A mirror and the store below it, as one process has them."""
+    """A mirror and its store, as one process has them."""
 
     def __init__(self, mirror: Mirror, store: StoredRegistry) -> None:
         self.mirror = mirror
@@ -64,7 +64,7 @@ class MirrorWorker:
 
 
 class MirrorStore:
-    """A data directory, its upstream, the clocks, and the settings of mirrors over them."""
+    """A data directory, its upstream, the clocks, and the settings of its mirrors."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
@@ -84,7 +84,8 @@ class MirrorStore:
 
     @asynccontextmanager
     async def worker(self, far: FakeSource | None = None) -> AsyncIterator[MirrorWorker]:
-        """Runs a mirror over the data directory, as one process does. `far`: an upstream of its own."""
+        """Runs a mirror over the data directory, as one process does. `far`: the upstream; None: the one of the
+        site."""
         async with open_registry(self.data, clock=self.clock, system=self.disk) as store:
             mirror = Mirror(
                 store,
@@ -126,7 +127,7 @@ async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
 
 
 async def begun(site: MirrorStore, worker: MirrorWorker, *layers: bytes) -> None:
-    """Adds an image to the upstream, and pulls its manifest."""
+    """Adds an image with these layers to the upstream, and pulls its manifest."""
     site.far.add_image(UPSTREAM_REPO, *(layers or (BIG,)))
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
 

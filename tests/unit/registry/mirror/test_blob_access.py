@@ -1,4 +1,4 @@
-"""Which blobs a repository of a mirror has: those that its upstream confirms or its manifests name, and no others."""
+"""Which blobs a repository of a mirror has: only those that its upstream confirms or that its manifests name."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ async def test_what_is_hosted_here_is_not_given_out(site: MirrorStore, worker: M
 
 
 async def test_repositories_of_one_upstream_share_what_is_stored(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A stored blob is served from another repository of the upstream whose manifest names it, without fetching it
-    again; but not from one that does not have it, as the upstream says."""
+    """A stored blob is served from another repository of the same upstream if a manifest there names it, without
+    another fetch. It is not served from a repository that does not have it, as the upstream says."""
     await begun(site, worker)
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
     await stored(worker, DIGEST, MIRRORED_REPO)
@@ -104,7 +104,7 @@ async def test_repositories_of_one_upstream_share_what_is_stored(site: MirrorSto
 
 @pytest.mark.parametrize("private", [False, True])
 async def test_what_is_stored_is_shared_on_a_full_disk(site: MirrorStore, private: bool) -> None:
-    """A repository can read a stored blob it is entitled to although the link cannot be recorded."""
+    """A stored blob is served from a repository that may have it, even if the disk is too full to record the link."""
     site.configure(require_grant=private)
     site.far.add_image(UPSTREAM_REPO, BIG)
     site.far.add_image("library/other", BIG)
@@ -155,8 +155,8 @@ async def test_a_private_upstream_is_asked_for_each_repository(site: MirrorStore
 
 @pytest.mark.parametrize("stored", [True, False])
 async def test_a_size_that_is_not_the_blob_s_entitles_nobody(site: MirrorStore, stored: bool) -> None:
-    """For a repository that may not have the blob, the upstream redirects to a login page: 200, with that page's
-    length. This opens neither the stored blob nor a running fill of another repository."""
+    """For a repository without the blob, the upstream redirects to a login page: status 200, with the length of this
+    page. Such a response gives access neither to the stored blob nor to a running fill of another repository."""
     site.configure(require_grant=True)
     site.far.add_image(UPSTREAM_REPO, BIG)
     page = b"<html>log in</html>"
@@ -187,8 +187,8 @@ async def test_a_size_that_is_not_the_blob_s_entitles_nobody(site: MirrorStore, 
 
 
 async def test_a_doubtful_no_is_not_remembered(site: MirrorStore, worker: MirrorWorker) -> None:
-    """When a firewall answers for the upstream, the client gets "unknown" and the next request asks again, for the size
-    and for the blob."""
+    """If a firewall answers in place of the upstream, the client gets BlobUnknown, but the next request asks the
+    upstream again, for the size and for the blob."""
     site.far.faults.down = UnconfirmedBlobUnknown()
     loose = site.far.add_blob(UPSTREAM_REPO, b"named by no manifest here")
     with pytest.raises(UnconfirmedBlobUnknown):

@@ -1,4 +1,5 @@
-"""Connections to an upstream while blobs are filled: all workers share a bounded number; none may hold up a blob."""
+"""Connections to an upstream during fills: all workers share a limited number of them, and one slow connection does not
+delay a blob."""
 
 from __future__ import annotations
 
@@ -109,7 +110,7 @@ async def test_headers_in_time_when_all_connections_are_busy(site: MirrorStore) 
 
 
 async def test_an_upstream_that_does_not_tell_a_size(site: MirrorStore) -> None:
-    """The client gets an error in time also if the upstream does not answer the question for the size."""
+    """If the upstream does not answer the request for the blob's size, the client gets an error in time."""
     site.start_timeout = 1.0
     loose = site.far.add_blob(UPSTREAM_REPO, b"named by no manifest here")
     hold = site.far.faults.hold = asyncio.Event()
@@ -124,7 +125,8 @@ async def test_an_upstream_that_does_not_tell_a_size(site: MirrorStore) -> None:
 
 @pytest.mark.parametrize("size", [1000, 12 * MIB])
 async def test_an_upstream_that_says_nothing(site: MirrorStore, size: int) -> None:
-    """The client gets an error before it gives up. Bytes that arrive later are kept."""
+    """If the upstream does not answer at all, the client gets an error before the client gives up. Bytes that arrive
+    later are stored."""
     site.start_timeout = 0.5
     data = BIG[:size]
     stall = site.far.faults.stall = asyncio.Event()

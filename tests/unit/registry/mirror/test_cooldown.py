@@ -28,12 +28,12 @@ moves_strategy = st.lists(
 
 
 def history(*moves: tuple[float, Digest]) -> list[Sighting]:
-    """Returns sightings at times after `START`."""
+    """Returns sightings of the tag at these times after `START`."""
     return [Sighting(START + at, digest) for at, digest in moves]
 
 
 def choice(sightings: Sequence[Sighting], at: float, *, serves_new: bool = True) -> TagChoice:
-    """Returns the choice at a time after `START`, of which the later sightings are not known."""
+    """Returns which digest is served at the time `at` after `START`. Later sightings are not yet known then."""
     known = [seen for seen in sightings if seen.since <= START + at]
     return choose_digest(known, COOLDOWN, START + at, serves_new=serves_new)
 
@@ -43,7 +43,7 @@ def served(sightings: Sequence[Sighting], at: float, *, serves_new: bool = True)
 
 
 def test_a_move_takes_effect_after_the_cooldown() -> None:
-    """A new digest is served from the moment on that it has held the tag for the cooldown."""
+    """A new digest is served from the moment at which it has held the tag for the cooldown."""
     seen = history((0, A), (10 * DAY, B))
     assert served(seen, 10 * DAY) == A
     assert served(seen, 13 * DAY - 1) == A
@@ -68,8 +68,8 @@ def test_a_move_back_takes_effect_at_once() -> None:
 
 
 def test_a_new_tag() -> None:
-    """The first digest is served at once, or not before it has held the tag for the cooldown, as the setting says. A
-    second one waits in either case."""
+    """Depending on the setting, the first digest of a tag is served at once, or only after it has held the tag for the
+    cooldown. A second digest waits in both cases."""
     seen = history((0, A), (DAY, B))
     assert served(seen[:1], 0) == A
     assert served(seen, DAY) == A
@@ -82,7 +82,8 @@ def test_a_new_tag() -> None:
 
 
 def test_the_second_best() -> None:
-    """Older mature digests follow the one that is served, each once."""
+    """The alternatives to the served digest are the older mature digests, each once. A digest is *mature* if it has
+    held the tag for the cooldown."""
     seen = history((0, A), (4 * DAY, B), (8 * DAY, A), (12 * DAY, C))
     assert choice(seen, 12 * DAY).candidates == (A, B)
     assert choice(seen, 15 * DAY).candidates == (C, A, B)
@@ -90,7 +91,7 @@ def test_the_second_best() -> None:
 
 @given(moves_strategy, st.floats(min_value=0, max_value=10 * DAY))
 def test_the_newest_mature_digest_is_served(moves: list[tuple[float, int]], rest: float) -> None:
-    """The served digest has held the tag long enough, and every digest that pointed there later has not."""
+    """The served digest has held the tag for the cooldown, and no digest that came later has."""
     at, seen = START, list[Sighting]()
     for pause, number in moves:
         at += pause
@@ -108,8 +109,8 @@ def test_the_newest_mature_digest_is_served(moves: list[tuple[float, int]], rest
 @settings(max_examples=12)
 @given(moves=st.lists(st.floats(min_value=0.01, max_value=4 * DAY), min_size=MAX_SIGHTINGS, max_size=3 * MAX_SIGHTINGS))
 def test_pruning_changes_nothing_that_is_served(moves: list[float], serves_new: bool) -> None:
-    """However often a tag moves to new digests, what is served is the same as with the whole history, of which few
-    sightings are kept."""
+    """Only few sightings of a tag are kept. If the tag moves to ever new digests, the served digest is the same as with
+    all sightings."""
     now, whole, kept = START, list[Sighting](), list[Sighting]()
     for number, pause in enumerate(moves):
         now += pause
@@ -128,7 +129,7 @@ def test_pruning_changes_nothing_that_is_served(moves: list[float], serves_new: 
 @settings(max_examples=12)
 @given(moves=st.lists(st.integers(min_value=0, max_value=3), min_size=60, max_size=150))
 def test_pruning_makes_no_digest_mature(moves: list[int], serves_new: bool) -> None:
-    """Even if a tag moves back and forth, a digest is served with the kept sightings only if it is mature by the whole
+    """If a tag moves back and forth, a digest that is served by the kept sightings is also mature by the whole
     history."""
     now, whole, kept = START, list[Sighting](), list[Sighting]()
     for step, number in enumerate(moves):
@@ -142,14 +143,14 @@ def test_pruning_makes_no_digest_mature(moves: list[int], serves_new: bool) -> N
 
 
 def test_the_same_digest_again() -> None:
-    """An answer that repeats the last one changes nothing."""
+    """A sighting of the same digest as the last one changes nothing."""
     seen = history((0, A))
     assert add_sighting(seen, A, START + DAY, COOLDOWN, serves_new=True) is seen
 
 
 def test_a_clock_set_back() -> None:
-    """Sightings from before the clock was set back keep their order, and become mature after the cooldown, not when the
-    old time comes again."""
+    """Sightings from before the clock was set back keep their order. They become mature after the cooldown, and not
+    only when the clock reaches the old time again."""
     seen = history((0, A), (100 * DAY, B), (200 * DAY, C))
     after = add_sighting(seen, C, START + 10 * DAY, COOLDOWN, serves_new=True)
     assert [sighting.digest for sighting in after] == [A, B, C]
@@ -160,6 +161,6 @@ def test_a_clock_set_back() -> None:
 
 
 def test_two_answers_at_the_same_time() -> None:
-    """Two moves within the resolution of the clock have different times."""
+    """Two moves within the resolution of the clock get different times."""
     seen = add_sighting(history((0, A)), B, START, COOLDOWN, serves_new=True)
     assert seen[0].since < seen[1].since

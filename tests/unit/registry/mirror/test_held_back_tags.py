@@ -42,7 +42,7 @@ def moved(site: MirrorStore, layer: bytes) -> Manifest:
 
 
 async def served(worker: MirrorWorker, tag: Tag = TAG, repo: RepositoryName = MIRRORED_REPO) -> str:
-    """Returns the digest that GET and HEAD of the tag agree on."""
+    """Returns the digest of the tag, on which GET and HEAD agree."""
     found = await worker.mirror.get_manifest(repo, tag)
     assert (await worker.mirror.resolve_manifest(repo, tag)).digest == found.digest
     return found.digest
@@ -110,8 +110,8 @@ async def test_a_digest_is_not_held_back(site: MirrorStore, worker: MirrorWorker
 
 
 async def test_a_served_digest_that_is_not_cached(site: MirrorStore, worker: MirrorWorker) -> None:
-    """The digest that is served is fetched by digest if it was removed from the cache. If nobody has it any more, the
-    tag is unknown, and the newer digest stays held back."""
+    """If the served digest was removed from the cache, it is fetched by digest. If the upstream does not have it any
+    more, the tag is unknown, and the newer digest is still held back."""
     first = moved(site, b"first")
     await served(worker)
     site.clock.now += 10 * DAY
@@ -126,8 +126,8 @@ async def test_a_served_digest_that_is_not_cached(site: MirrorStore, worker: Mir
 
 
 async def test_the_second_best_is_served(site: MirrorStore, worker: MirrorWorker) -> None:
-    """If the digest that is to be served cannot be fetched, an older one that is cached is served, with a notice. That
-    is so while the upstream is down, and if the upstream does not have the digest any more."""
+    """If the digest that should be served cannot be fetched, an older cached digest is served, with a notice. This
+    holds while the upstream is down, and if the upstream does not have the digest any more."""
     enter_request(request := RequestContext())
     first = moved(site, b"first")
     await served(worker)
@@ -152,7 +152,7 @@ async def test_the_second_best_is_served(site: MirrorStore, worker: MirrorWorker
 
 
 async def test_new_tags_are_refused(site: MirrorStore) -> None:
-    """With `refuse`, a tag is refused until a digest has held it for the cooldown; the error says until when. The
+    """With `refuse`, a tag is unknown until a digest has held it for the cooldown. The error says until when. The
     upstream is asked once per time to live. Pulls by digest work."""
     site.configure(tag_ttl=HOUR, cooldown=3 * DAY, cooldown_new="refuse")
     image = moved(site, b"first")
@@ -167,8 +167,8 @@ async def test_new_tags_are_refused(site: MirrorStore) -> None:
 
 
 async def test_what_the_cooldown_applies_to(site: MirrorStore) -> None:
-    """Only the tags in `cooldown_tags` are delayed, and of these not the exempt ones. Repositories of Docker Hub are
-    exempt by the names that people write, too."""
+    """The cooldown applies only to the tags in `cooldown_tags` that are not exempt. Repositories of Docker Hub can be
+    exempt by their short names as well."""
     site.configure(
         tag_ttl=HOUR,
         cooldown=3 * DAY,
@@ -198,8 +198,8 @@ async def test_what_the_cooldown_applies_to(site: MirrorStore) -> None:
 
 
 async def test_young_tags_are_looked_at(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Although nobody pulls a tag, a digest that the upstream withdraws within the cooldown does not become mature.
-    Only tags that have moved within the cooldown are asked for, and not while few requests are left."""
+    """Tags that have moved within the cooldown are checked even if nobody pulls them, so that a digest which the
+    upstream withdraws does not become mature. No tag is checked while few requests are left."""
     first = moved(site, b"first")
     site.far.add_image(UPSTREAM_REPO, b"other", tags=("old",))
     await served(worker)
@@ -234,8 +234,8 @@ async def test_young_tags_are_looked_at(site: MirrorStore, worker: MirrorWorker)
 
 
 async def test_one_process_looks_at_young_tags(site: MirrorStore, worker: MirrorWorker) -> None:
-    """The rounds go on after one in which the upstream is down. Only one of two processes runs them; the other one
-    takes over when that process ends."""
+    """Only one of two processes checks young tags. It continues after a round in which the upstream was down. If it
+    ends, the other process takes over."""
     moved(site, b"first")
     await served(worker)
     site.clock.now += HOUR
@@ -254,7 +254,7 @@ async def test_one_process_looks_at_young_tags(site: MirrorStore, worker: Mirror
 
 
 def test_the_time_between_rounds() -> None:
-    """It follows the shortest cooldown, within limits."""
+    """The time between two rounds of checks follows from the shortest cooldown, within limits."""
     assert round_interval([3 * DAY, 30 * DAY]) == HOUR
     assert round_interval([30 * DAY, 10 * HOUR]) == HOUR / 2
     assert round_interval([1.0]) == 60
@@ -273,7 +273,7 @@ async def test_signatures_are_not_held_back(site: MirrorStore, suffix: str) -> N
 
 
 async def test_a_cooldown_that_is_set_later(site: MirrorStore) -> None:
-    """What a tag pointed at before the cooldown was set counts."""
+    """Sightings from before the cooldown was set count."""
     site.configure(tag_ttl=HOUR)
     first = moved(site, b"first")
     async with site.worker() as worker:
@@ -290,7 +290,8 @@ async def test_a_cooldown_that_is_set_later(site: MirrorStore) -> None:
 
 
 async def test_a_tag_that_is_gone_at_the_upstream(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A cooldown does not delay that a tag is deleted. If the tag comes back with other content, that is held back."""
+    """A tag that the upstream has deleted is unknown at once, in spite of the cooldown. If the tag comes back with
+    other content, this content is held back."""
     first = moved(site, b"first")
     await served(worker)
     site.clock.now += 10 * DAY
@@ -305,7 +306,7 @@ async def test_a_tag_that_is_gone_at_the_upstream(site: MirrorStore, worker: Mir
 
 
 async def test_a_full_disk(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A move that cannot be recorded takes no effect."""
+    """A move of a tag takes no effect if the full disk does not allow to record it."""
     first = moved(site, b"first")
     await served(worker)
     site.clock.now += 10 * DAY
@@ -321,8 +322,8 @@ async def test_a_full_disk(site: MirrorStore, worker: MirrorWorker) -> None:
 
 
 async def test_a_frozen_tag(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A frozen tag is served at its digest, whatever the upstream and the cooldown say, by all processes, without a
-    request to the upstream. Afterwards the tag is what the cooldown says."""
+    """A frozen tag is served at its digest by all processes, whatever the upstream and the cooldown say, and without a
+    request to the upstream. After it is unfrozen, the cooldown decides again."""
     enter_request(request := RequestContext())
     first = moved(site, b"first")
     await served(worker)
@@ -351,8 +352,9 @@ async def test_a_frozen_digest_is_fetched(site: MirrorStore, worker: MirrorWorke
 
 
 async def test_what_a_frozen_tag_needs_cannot_be_deleted(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Neither the tag, nor its manifest, one that this lists, or a blob of these; the answer says what to do. Other
-    content of the repository can be deleted, and everything once the tag is not frozen any more."""
+    """While a tag is frozen, neither the tag, nor its manifest, nor manifests and blobs below it can be deleted, and
+    the error says what to do. Other content of the repository can be deleted, and all of it after the tag is
+    unfrozen."""
     other = site.far.add_image(UPSTREAM_REPO, b"other", tags=("2",))
     child = site.far.add_image(UPSTREAM_REPO, b"child", tags=())
     inner = site.far.add_manifest(UPSTREAM_REPO, index_of([child.descriptor]))
@@ -387,8 +389,8 @@ async def test_what_a_frozen_tag_needs_cannot_be_deleted(site: MirrorStore, work
 
 
 async def test_the_frozen_tags(site: MirrorStore, worker: MirrorWorker) -> None:
-    """They are listed in pages, in order. Freezing again at the same digest changes nothing. The audit log names who
-    froze and unfroze a tag."""
+    """Frozen tags are listed in pages, in order. To freeze a tag again at the same digest changes nothing. The audit
+    log names who froze and unfroze a tag."""
     one, two = moved(site, b"first").digest, moved(site, b"second").digest
     tags = worker.store.upstream_tags
     other = RepositoryName("docker.io/library/other")

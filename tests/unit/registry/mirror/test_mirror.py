@@ -1,4 +1,4 @@
-"""What a mirror refuses, lists and drops."""
+"""What a mirror refuses, lists and deletes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ async def test_writes_are_denied(site: MirrorStore, worker: MirrorWorker) -> Non
 
 
 async def test_a_delete_drops_a_blob_in_use(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A mirrored blob can be deleted while cached manifests refer to it. The next client gets it from the upstream."""
+    """A mirrored blob can be deleted although cached manifests refer to it. For the next client, it is fetched
+    again."""
     site.far.add_image(UPSTREAM_REPO, b"layer")
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"layer")) == b"layer"
@@ -44,7 +45,7 @@ async def test_a_delete_drops_a_blob_in_use(site: MirrorStore, worker: MirrorWor
 
 
 async def test_a_delete_drops_the_copy(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Deleting a mirrored tag, manifest or blob drops the cached copy. The next client gets what the upstream has
+    """A DELETE of a mirrored tag, manifest or blob deletes the cached copy. The next client gets what the upstream has
     now."""
     old = site.far.add_image(UPSTREAM_REPO, b"old")
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)

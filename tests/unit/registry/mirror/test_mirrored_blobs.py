@@ -53,7 +53,7 @@ async def test_many_readers_of_two_workers(site: MirrorStore) -> None:
 
 
 async def test_ranges_of_a_blob_on_its_way(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Any range of a cold blob can be read at once. Together the ranges cost each byte once."""
+    """Any range of a blob that is not stored can be read at once. All ranges together fetch each byte once."""
     await begun(site, worker)
     size = len(BIG)
     spans = [Span(0, 10), Span(-5), Span(size - 1), Span(7 * MIB, 7 * MIB + 100), Span(MIB, 9 * MIB), Span(11 * MIB)]
@@ -113,7 +113,7 @@ async def test_the_last_byte_waits_for_the_digest(site: MirrorStore, worker: Mir
 
 
 async def test_a_departed_client_ends_nothing(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A blob that a client requested is fetched to its end, also after the client has disconnected."""
+    """A blob that a client has requested is fetched to its end, even if the client disconnects."""
     await begun(site, worker)
     gate = site.far.faults.gates[MIB] = threading.Event()
     reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
@@ -155,7 +155,8 @@ async def test_head_fetches_nothing(site: MirrorStore, worker: MirrorWorker) -> 
 
 
 async def test_a_stop_keeps_what_came(site: MirrorStore) -> None:
-    """A server that stops during a fill cuts its readers. After the next start only the missing bytes are fetched."""
+    """If a server stops during a fill, the responses to its readers are cut off. After the next start, only the missing
+    bytes are fetched."""
     async with site.worker() as worker:
         await begun(site, worker)
         site.far.faults.gates[MIB] = threading.Event()

@@ -20,8 +20,8 @@ APP = RepositoryName("library/app")
 
 
 class Sender:
-    """An upstream that sends `data` in pieces of `piece` bytes, from a thread as the real one does, and then fails with
-    `error`."""
+    """An upstream that sends `data` in pieces of `piece` bytes, from a thread as the real client does, and then fails
+    with `error`."""
 
     name = "hub"
 
@@ -92,14 +92,14 @@ async def test_spans(span: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("piece", [1, 1000, 5000])
 async def test_wrong_bytes_are_never_complete(piece: int) -> None:
-    """The client gets all but the last byte of a blob with another digest."""
+    """If a blob has another digest, the client does not get its last byte."""
     with pytest.raises(DigestInvalid) as failed:
         await read(reader_of(Sender(b"x" * 2000, piece), expected=b"y" * 2000))
     assert failed.value.__notes__ == ["1999"]
 
 
 async def test_errors_of_the_upstream() -> None:
-    """Before the first byte, in the middle, and if it sends another size or too little."""
+    """The upstream fails before the first byte or in the middle, sends another size, or sends too few bytes."""
     error = UpstreamUnavailable("broken")
     with pytest.raises(UpstreamUnavailable, match="broken"):
         await read(reader_of(Sender(b"", size=5, error=error), expected=b"12345"))
@@ -112,7 +112,8 @@ async def test_errors_of_the_upstream() -> None:
 
 
 async def test_a_slow_client_bounds_the_memory() -> None:
-    """The upstream is read only as far as the client is, and stops when the client leaves."""
+    """The bytes are read from the upstream only as fast as the client receives them. Reading stops when the client
+    disconnects."""
     sender = Sender(bytes(8 * MAX_BUFFERED_BYTES), 100_000)
     reader = reader_of(sender)
     await reader.start()
@@ -123,7 +124,7 @@ async def test_a_slow_client_bounds_the_memory() -> None:
 
 
 async def test_nothing_stays_to_wait_for() -> None:
-    """Who needs the blob in the store, such as a mount, learns that there is no room."""
+    """A caller that needs the blob in the store, such as a mount, gets the error that there is no room."""
     reader = reader_of(Sender(b"123"))
     with pytest.raises(StorageFull):
         await reader.readable_until(2)

@@ -45,7 +45,7 @@ def image(site: MirrorStore) -> Manifest:
 
 
 async def idle(worker: MirrorWorker) -> None:
-    """Waits until nothing is fetched any more."""
+    """Waits until nothing is being fetched."""
     await wait_until(lambda: not worker.mirror.busy)
 
 
@@ -74,7 +74,7 @@ async def test_a_layer_brings_the_others(site: MirrorStore, worker: MirrorWorker
 
 
 async def test_looking_starts_nothing(site: MirrorStore, worker: MirrorWorker) -> None:
-    """HEAD requests, an index and the config start no layer."""
+    """HEAD requests, and requests for an index or a config, prefetch no layer."""
     made = image(site)
     site.far.add_manifest(UPSTREAM_REPO, index_of([made.descriptor]), "list")
     await worker.mirror.resolve_manifest(MIRRORED_REPO, TAG)
@@ -125,7 +125,7 @@ async def test_foreign_layers_are_left_alone(site: MirrorStore, worker: MirrorWo
 
 
 async def test_of_many_images_the_one_being_pulled(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A base layer of many images starts the layers of the image that is pulled, not of all."""
+    """A request for a base layer of many images prefetches only the layers of the image that is being pulled."""
     for number in range(3):
         site.far.add_image(UPSTREAM_REPO, LAYERS[0], b"top %d" % number, tags=(str(number),))
         await worker.mirror.resolve_manifest(MIRRORED_REPO, Tag(str(number)))
@@ -137,7 +137,7 @@ async def test_of_many_images_the_one_being_pulled(site: MirrorStore, worker: Mi
 
 
 async def test_a_layer_that_is_here_brings_the_others(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A client that starts with stored layers gets the missing ones fetched meanwhile."""
+    """If a client starts with layers that are stored already, the missing layers are prefetched meanwhile."""
     site.far.add_image("library/base", LAYERS[0], tags=("1",))
     base = type(MIRRORED_REPO)("docker.io/library/base")
     await worker.mirror.get_manifest(base, TAG)
@@ -154,8 +154,8 @@ async def test_a_layer_that_is_here_brings_the_others(site: MirrorStore, worker:
 
 
 async def test_an_image_that_is_here_is_looked_at_once(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Pulling an image that is completely stored starts nothing. Neither does a layer without the manifest, or long
-    after it."""
+    """A pull of an image that is completely stored prefetches nothing. Neither does a request for a layer without a
+    request for the manifest, or long after it."""
     image(site)
     for _ in range(3):
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
@@ -172,8 +172,8 @@ async def test_an_image_that_is_here_is_looked_at_once(site: MirrorStore, worker
 
 
 async def test_what_nobody_reads_stops(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A prefetched layer without readers is not fetched further once the pull is over. The stored bytes are kept: a
-    later client costs only the rest."""
+    """Once the pull is over, a prefetched layer without readers is not fetched further. Its stored bytes are kept, so
+    that for a later client only the rest is fetched."""
     site.far.add_image(UPSTREAM_REPO, LAYERS[0], BIG)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     gate = site.far.faults.gates[MIB] = threading.Event()
@@ -204,7 +204,7 @@ async def test_a_reader_keeps_the_pull_alive(site: MirrorStore, worker: MirrorWo
 
 
 async def test_what_somebody_waits_for_goes_first(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Prefetching never takes the last connections: a blob that a client requests starts at once."""
+    """Prefetching leaves some connections free, so that the fill of a blob that a client requests starts at once."""
     site.far.connections = 3
     layers = [BIG[start : start + 100_000] for start in range(10)]
     site.far.add_image(UPSTREAM_REPO, *layers)

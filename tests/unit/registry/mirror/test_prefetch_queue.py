@@ -38,8 +38,8 @@ def fetched(site: MirrorStore) -> list[Digest]:
 
 
 async def test_what_waits_costs_nothing(site: MirrorStore) -> None:
-    """While other fills hold the connections, queued blobs have no open file and no fill. Then they are fetched a few
-    at a time, in the image's order."""
+    """While other fills hold all connections, queued blobs have no open file and no fill. After that, they are fetched
+    a few at a time, in the order of the image."""
     site.configure(prefetch="layers")
     made = site.far.add_image(UPSTREAM_REPO, FIRST, *layers(40))
     site.far.connections = 8
@@ -108,7 +108,8 @@ async def test_what_is_stale_is_dropped(site: MirrorStore) -> None:
 
 @pytest.mark.slow
 async def test_a_monstrous_image(site: MirrorStore) -> None:
-    """A manifest with tens of thousands of layers queues no more blobs than an image may, and the queue is bounded."""
+    """A manifest with tens of thousands of layers queues only as many blobs as one image may queue. The length of the
+    queue is limited as well."""
     site.configure(prefetch="layers")
     assert MAX_IMAGE_BLOBS < MAX_QUEUED_BLOBS
     many = [b"%d" % number for number in range(2 * MAX_IMAGE_BLOBS)]

@@ -188,7 +188,8 @@ async def test_errors_without_anything_older(site: MirrorStore, worker: MirrorWo
 
 
 async def test_few_requests_left(site: MirrorStore, worker: MirrorWorker) -> None:
-    """When few requests are left, an expired tag is served as it was. A tag that is not cached is still requested."""
+    """If few requests are left, an expired tag is served without asking the upstream. A tag that is not cached is still
+    requested."""
     enter_request(request := RequestContext())
     await pulled(site, worker)
     other = site.far.add_image(UPSTREAM_REPO, b"other", tags=("2",))
@@ -205,7 +206,7 @@ async def test_few_requests_left(site: MirrorStore, worker: MirrorWorker) -> Non
 async def test_unknown_is_remembered_for_a_moment(
     site: MirrorStore, worker: MirrorWorker, reference: Tag | Digest
 ) -> None:
-    """No worker asks again for a short time for a manifest that the upstream does not have."""
+    """After the upstream has said that it does not have a manifest, no worker asks for it again for a short time."""
     async with site.worker() as other:
         for mirror in (worker.mirror, other.mirror, worker.mirror):
             with pytest.raises(ManifestUnknown):
@@ -267,7 +268,7 @@ async def test_a_clock_set_back(site: MirrorStore, worker: MirrorWorker) -> None
 
 
 async def test_a_forced_renewal(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A fresh tag can be checked with `force`, which returns whether the upstream answered."""
+    """With `force`, a fresh tag is checked at the upstream. The result says whether the upstream answered."""
     await pulled(site, worker)
     newer = site.far.add_image(UPSTREAM_REPO, b"a newer layer")
     assert await worker.mirror.revalidate(MIRRORED_REPO, TAG) is None
@@ -284,7 +285,8 @@ async def test_a_forced_renewal(site: MirrorStore, worker: MirrorWorker) -> None
 
 
 async def test_workers_do_not_wait_one_after_the_other(site: MirrorStore) -> None:
-    """When one worker waited long for an upstream that then failed, workers that waited for the lease fail as well."""
+    """If one worker waited for an upstream that then failed, the workers that waited for its lease fail at once,
+    instead of waiting for the upstream themselves."""
     site.stale_wait = 0.02
     site.far.faults.hold = asyncio.Event()
     site.far.faults.down = UpstreamTimeout()
@@ -300,8 +302,8 @@ async def test_workers_do_not_wait_one_after_the_other(site: MirrorStore) -> Non
 
 
 async def test_a_full_disk_takes_nothing_away(site: MirrorStore, worker: MirrorWorker) -> None:
-    """While nothing can be written, a cached tag is served, stale if the upstream has a newer one; unknown tags are
-    unknown."""
+    """While nothing can be written, a cached tag is served, even if the upstream has a newer one. Tags that are not
+    cached are unknown."""
     enter_request(request := RequestContext())
     image = await pulled(site, worker)
     site.disk.full = True

@@ -1,4 +1,4 @@
-"""What becomes of a connection that is closed before it is set up."""
+"""Connections that are closed before they are set up."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from registry.server.server_limits import ServerLimits
 
 
 class NewConnections(set[PendingConnection]):
-    """The worker's set of connections without a protocol object. Evicts each one as soon as it is added, which is
-    before the task that sets it up has made its first step."""
+    """The worker's set of connections that have no protocol object yet. Evicts each connection as soon as it is added,
+    before the task that sets the connection up has run."""
 
     def add(self, connection: PendingConnection) -> None:
         super().add(connection)

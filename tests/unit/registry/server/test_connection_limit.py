@@ -17,7 +17,7 @@ NOW = 1000.0
 
 
 class SilentPeer:
-    """A connection as the limit sees it; without a kind, its request is in progress."""
+    """A connection as the limit sees it. Without a kind, a request of the connection is in progress."""
 
     def __init__(
         self, there: set[EvictableConnection], kind: EvictionKind | None, since: float, address: str | None
@@ -34,7 +34,7 @@ class SilentPeer:
 
 
 class StillClock:
-    """A clock that tests move."""
+    """A clock that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now = NOW
@@ -58,12 +58,12 @@ class LimitedWorker:
         return [SilentPeer(self.there, kind, since + number, address) for number in range(count)]
 
     def closed(self, *groups: list[SilentPeer]) -> list[int]:
-        """Returns how many of each group were closed."""
+        """Returns how many connections of each group were closed."""
         return [sum(peer not in self.there for peer in group) for group in groups]
 
 
 def test_the_longest_silent_go_first() -> None:
-    """Of connections of the same kind, the one that has been silent for longest is closed first."""
+    """Of connections of the same kind, the one that has been silent for the longest time is closed first."""
     site = LimitedWorker()
     peers = site.add(10, "idle")
     assert site.limit.evict_connections(3)
@@ -71,7 +71,8 @@ def test_the_longest_silent_go_first() -> None:
 
 
 def test_new_ones_go_before_idle_ones() -> None:
-    """A flood of new connections does not close idle ones, and a flood of idle connections does not close new ones."""
+    """Many new connections do not make the limit close idle ones, and many idle connections do not make it close new
+    ones."""
     site = LimitedWorker()
     idle, new = site.add(10, "idle", address="b"), site.add(30, "new", since=500, address=None)
     site.limit.evict_connections(15)
@@ -83,8 +84,8 @@ def test_new_ones_go_before_idle_ones() -> None:
 
 
 def test_an_address_loses_its_own_first() -> None:
-    """An address with more than its share loses its oldest connections before others lose any; a trusted proxy has no
-    share."""
+    """If an address has more connections than its share, its oldest connections are closed before those of other
+    addresses. A trusted proxy has no such share."""
     site = LimitedWorker()
     others = site.add(FAIR_SHARE, "idle", address="b")
     proxied = site.add(40, "idle", since=100, address=None)
@@ -96,7 +97,8 @@ def test_an_address_loses_its_own_first() -> None:
 
 
 def test_who_is_at_work_stays() -> None:
-    """Connections with requests in progress are not closed unless they have stalled, and then after all others."""
+    """A connection with a request in progress is closed only if it has stalled, and only after all other kinds of
+    connections."""
     site = LimitedWorker()
     busy, stalled, new = site.add(5, None), site.add(2, "stalled", NOW - STALLED_SECONDS), site.add(2, "new")
     site.limit.evict_connections(2)
@@ -116,8 +118,8 @@ def test_a_request_makes_room_for_its_files() -> None:
 
 
 def test_a_full_worker_stands_back_first() -> None:
-    """It first leaves new connections to other workers, then closes silent ones; without any it accepts nothing for a
-    while."""
+    """A worker at its limit first leaves new connections to other workers. Then it closes silent connections. If it has
+    none, it accepts no connections for a while."""
     site = LimitedWorker()
     assert site.limit.accept_delay() == 0.0
     silent = site.add(site.limit.capacity, "new", address=None)
@@ -132,7 +134,8 @@ def test_a_full_worker_stands_back_first() -> None:
 
 
 def test_a_choice_looks_at_a_bounded_number() -> None:
-    """Of 16,000 connections a choice examines some, and the next choice others, until all were examined."""
+    """Of 16,000 connections, one choice examines some, and the next choices examine the others, until all were
+    examined."""
     limit = 20_000
     looked: list[SilentPeer] = []
 
@@ -158,7 +161,7 @@ def test_a_choice_looks_at_a_bounded_number() -> None:
 
 
 def test_that_nobody_is_silent_is_remembered_for_a_moment() -> None:
-    """The result that no connection was silent is cached for a quarter of a second."""
+    """If no connection was silent, this result is cached for a quarter of a second."""
     site = LimitedWorker()
     site.add(10, None)
     assert not site.limit.evict_connections(1)

@@ -1,4 +1,4 @@
-"""What a connection leaves behind when it is lost."""
+"""The memory that remains when a connection is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POST = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nabc"
 
 
 class RecordingTransport(asyncio.Transport):
-    """Takes everything that is written."""
+    """A transport that accepts everything that is written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class RecordingTransport(asyncio.Transport):
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Reads the body, and answers."""
+    """An application that reads the body and sends a response."""
     while (message := await receive())["type"] == "http.request" and message["more_body"]:
         pass
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
@@ -63,7 +63,7 @@ def no_collector() -> Iterator[None]:
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", GET, GET * 3, POST], ids=["nothing", "half", "one", "many", "body"])
 async def test_a_lost_connection_is_freed_at_once(no_collector: None, sent: bytes) -> None:
-    """It leaves no cycle of references for the garbage collector, whatever it was doing, and no task."""
+    """A lost connection leaves no cycle of references and no task, whatever it was doing."""
     loop = asyncio.get_running_loop()
     worker = WorkerContext(app, loop, ServerLimits(), UnsentBudget(0, loop.time))
     connection = RegistryProtocol(worker)

@@ -58,7 +58,7 @@ ACTIONS: dict[str, Action] = {
 
 
 def test_requests(tmp_path: Path) -> None:
-    """Each request gets the outcome of its action. A request for something else is refused with what is known."""
+    """Each request gets the outcome of its action. An unknown request is refused, with a list of the known ones."""
     path = tmp_path / "control"
     with served(path, ACTIONS):
         assert ask_server(path, {"do": "reload"}) == {"ok": True, "message": "done"}
@@ -69,7 +69,7 @@ def test_requests(tmp_path: Path) -> None:
 
 
 def test_long_path(tmp_path: Path) -> None:
-    """A path that is too long for an address works all the same."""
+    """A path that is too long for a socket address works as well."""
     path = tmp_path / ("d" * 120) / "control"
     path.parent.mkdir()
     with served(path, ACTIONS):
@@ -81,7 +81,7 @@ def test_long_path(tmp_path: Path) -> None:
 
 
 def test_second_server(tmp_path: Path) -> None:
-    """A second server does not take the socket of one that runs."""
+    """A second server cannot take over the socket of a server that runs."""
     path = tmp_path / "control"
     with served(path, ACTIONS):
         assert listen_for_control(path) is None
@@ -90,7 +90,7 @@ def test_second_server(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"no line", b"\xff\n", b"[]\n", b"x" * 5000 + b"\n", b"[" * 4000 + b"\n"])
 def test_bad_requests(tmp_path: Path, data: bytes) -> None:
-    """What is no request gets an error or a closed connection; the socket goes on."""
+    """A malformed request gets an error or a closed connection. The socket keeps working."""
     path = tmp_path / "control"
     with served(path, ACTIONS):
         with socket.socket(socket.AF_UNIX) as sock:

@@ -1,4 +1,4 @@
-"""Heads become scopes, however their bytes are cut."""
+"""Parsing the heads of requests into ASGI scopes, whatever pieces the bytes arrive in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD = b"PUT /v2/a%20b?x=1 HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\nExpect
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers nothing."""
+    """An application that sends no response."""
 
 
 class NoConnection:
@@ -26,11 +26,11 @@ class NoConnection:
         return None
 
     def evict(self) -> None:
-        """Nothing is open."""
+        """Does nothing, because there is no connection to close."""
 
 
 class Begun:
-    """Counts requests that begin; refuses those after `last`."""
+    """Counts the requests that begin. Refuses those after `last`."""
 
     def __init__(self, last: int = 100) -> None:
         self.count = 0
@@ -50,7 +50,7 @@ async def context() -> ConnectionContext:
 
 
 def feed(parser: HeadParser, data: bytes) -> list[RequestHead]:
-    """Feeds all of it; the heads that were complete."""
+    """Feeds all of `data` to the parser, and returns the complete heads."""
     heads, at = [], 0
     while at < len(data):
         at, head = parser.feed(data, at)
@@ -60,7 +60,7 @@ def feed(parser: HeadParser, data: bytes) -> list[RequestHead]:
 
 
 async def test_a_head_cut_anywhere(context: ConnectionContext) -> None:
-    """Whichever reads a head comes in, it becomes the same scope."""
+    """A head becomes the same scope, whatever pieces it arrives in."""
     for cut in range(1, len(HEAD)):
         parser = HeadParser(context, Begun())
         (head,) = feed(parser, HEAD[:cut]) + feed(parser, HEAD[cut:])
@@ -76,7 +76,7 @@ async def test_a_head_cut_anywhere(context: ConnectionContext) -> None:
 
 
 async def test_heads_behind_each_other(context: ConnectionContext) -> None:
-    """Each head ends where it ends: nothing behind it is looked at before it is asked for."""
+    """The parser stops at the end of a head, and parses the next one only when it is asked to."""
     begun = Begun()
     get = b"GET /%d HTTP/1.1\r\nHost: test\r\n\r\n"
     heads = feed(HeadParser(context, begun), b"".join(get % number for number in range(5)))
@@ -90,21 +90,21 @@ async def test_heads_behind_each_other(context: ConnectionContext) -> None:
     ids=["header", "target"],
 )
 async def test_a_head_that_is_too_large(context: ConnectionContext, head: bytes, status: int) -> None:
-    """It is refused with 431; with 414 if it is the target that is too long."""
+    """A head that is too large is refused with 431, or with 414 if the request's target is too long."""
     with pytest.raises(RefusedRequest) as refused:
         feed(HeadParser(context, Begun()), head + b"\r\n\r\n")
     assert refused.value.status == status
 
 
 async def test_a_malformed_head(context: ConnectionContext) -> None:
-    """It is refused with 400."""
+    """A malformed head is refused with 400."""
     with pytest.raises(RefusedRequest) as refused:
         feed(HeadParser(context, Begun()), b"GET / HTTP/1.1\nHost: test\n\n")
     assert refused.value.status == 400
 
 
 async def test_a_request_after_the_last(context: ConnectionContext) -> None:
-    """What the callback for a new request raises comes out of the parser."""
+    """An exception of the callback for a new request passes through the parser."""
     parser = HeadParser(context, Begun(last=1))
     with pytest.raises(RequestAfterLast):
         feed(parser, b"GET / HTTP/1.1\r\nHost: test\r\n\r\n" * 2)

@@ -28,7 +28,8 @@ from registry.server.server_limits import ServerLimits
 
 
 class Source:
-    """A configuration. With `error`, nobody can read it; with `accept_error`, nobody can put it in force."""
+    """A source of configurations. `error`: is raised when the configuration is read; `accept_error`: when it is put in
+    force."""
 
     def __init__(self, error: Exception | None = None, accept_error: Exception | None = None) -> None:
         self.error = error
@@ -47,7 +48,7 @@ class Source:
 
 
 class BrokenSupervisor:
-    """Every step of a restart fails in a way that nobody expects."""
+    """A supervisor in which every step of a restart raises an unexpected exception."""
 
     def begin_renewal(self) -> Any:
         raise ValueError("a bug")
@@ -64,7 +65,7 @@ class BrokenSupervisor:
 
 @pytest.fixture
 def pool() -> Iterator[WorkerPool]:
-    """A pool in which no worker runs."""
+    """A pool without running workers."""
     ends = os.pipe()
     with selectors.PollSelector() as selector:
         listener = ListenerOptions(per_address_limit=PerAddressLimit(1, 1))
@@ -79,7 +80,7 @@ def changes(pool: WorkerPool, source: Source) -> LiveChanges:
 
 
 async def test_a_single_process_drops_what_it_cannot_put_in_force() -> None:
-    """The application that was prepared is closed."""
+    """If a single process cannot put the new settings in force, it closes the application that it has prepared."""
     commands, done = list[str](), asyncio.get_running_loop().create_future()
 
     async def run_command(name: str, payload: bytes) -> None:
@@ -98,8 +99,8 @@ async def test_a_single_process_drops_what_it_cannot_put_in_force() -> None:
 
 
 def test_old_workers_refuse_the_reload(pool: WorkerPool) -> None:
-    """After a restart that was abandoned, workers with the settings of before still serve. The settings that this
-    process knows are not theirs, so nothing is compared with them until these workers have ended."""
+    """After an abandoned restart, workers with the old settings still serve. A reload is refused until these workers
+    have ended, because it would compare the new settings with those of this process, and not with theirs."""
     (ours, commands), (status, writer) = socket.socketpair(), os.pipe()
     fields = describe_worker(WorkerProcess(7, 1, status, 5.0, None, ours, ready=True))
     (worker,) = Handover([], (0, 1), None, [], [fields], {}).adopted_workers()
@@ -123,7 +124,7 @@ def test_old_workers_refuse_the_reload(pool: WorkerPool) -> None:
 
 @pytest.mark.parametrize("error", [ChangeRefused("it is wrong"), OSError(5, "it is wrong"), ValueError("it is wrong")])
 def test_errors_refuse_the_reload(pool: WorkerPool, error: Exception) -> None:
-    """Whatever fails in a reload, the server goes on, and the next reload works."""
+    """If a step of a reload fails, the server keeps running, and the next reload works."""
     source, outcomes = Source(error), list[Outcome]()
     live = changes(pool, source)
     live.request_reload(outcomes.append)
@@ -137,7 +138,7 @@ def test_errors_refuse_the_reload(pool: WorkerPool, error: Exception) -> None:
 
 
 def test_a_configuration_that_cannot_be_put_in_force(pool: WorkerPool) -> None:
-    """The reload is refused."""
+    """If the new configuration cannot be put in force, the reload is refused."""
     outcomes = list[Outcome]()
     live = changes(pool, Source(accept_error=ValueError("it is wrong")))
     live.request_reload(outcomes.append)
@@ -146,7 +147,7 @@ def test_a_configuration_that_cannot_be_put_in_force(pool: WorkerPool) -> None:
 
 
 def test_errors_refuse_the_restart(pool: WorkerPool) -> None:
-    """The same of a restart."""
+    """If a step of a restart fails, the server keeps running, and the next restart works."""
     outcomes = list[Outcome]()
     live = changes(pool, Source())
     live.request_restart(outcomes.append)
@@ -156,7 +157,7 @@ def test_errors_refuse_the_restart(pool: WorkerPool) -> None:
 
 
 def test_reload_without_workers(pool: WorkerPool) -> None:
-    """While no worker runs, a reload takes effect at once: the next workers have the new configuration."""
+    """If no worker runs, a reload takes effect at once: the next workers have the new configuration."""
     source, outcomes = Source(), list[Outcome]()
     live = changes(pool, source)
     live.request_reload(outcomes.append)
@@ -168,7 +169,7 @@ def test_reload_without_workers(pool: WorkerPool) -> None:
 
 @pytest.mark.parametrize("free", range(4))
 def test_no_process_can_be_started(pool: WorkerPool, free: int) -> None:
-    """A worker that cannot be started leaves nothing behind. `free`: how many more files the process may open; a worker
+    """If a worker cannot be started, no file stays open. `free`: how many more files the process may open; a worker
     needs four."""
     limit = pool._options.listener_options.per_address_limit
     assert limit is not None
@@ -189,7 +190,7 @@ def test_no_process_can_be_started(pool: WorkerPool, free: int) -> None:
 
 @pytest.mark.parametrize("ready", [False, True])
 def test_handed_over_worker(ready: bool) -> None:
-    """The new version knows of a worker that it takes over whether it is ready."""
+    """The new version of the program knows whether a worker that it takes over is ready."""
     ends = socket.socketpair()
     worker = WorkerProcess(7, 1, 99, 5.0, None, ends[0], ready=ready)
     handover = Handover([], (0, 1), None, [], [describe_worker(worker)], {})

@@ -23,8 +23,8 @@ class Cycle:
 
 @pytest.fixture
 def by_hand() -> Iterator[None]:
-    """Disables automatic garbage collection, and returns the free memory of earlier tests, so that the memory of a test
-    makes the process grow."""
+    """Disables automatic garbage collection, and returns the free memory of earlier tests to the system, so that the
+    memory of this test makes the process grow."""
     trim_memory()
     gc.disable()
     yield
@@ -33,8 +33,8 @@ def by_hand() -> Iterator[None]:
 
 @pytest.mark.parametrize(("connections", "collected"), [(FEW_CONNECTIONS, True), (FEW_CONNECTIONS + 1, False)])
 async def test_a_busy_worker_collects_only_what_is_new(by_hand: None, connections: int, collected: bool) -> None:
-    """With many connections only new garbage is collected: examining all objects of thousands of connections takes 100
-    ms."""
+    """A worker with many connections collects only new garbage, because to examine all objects of thousands of
+    connections would take 100 ms."""
     memory = MemoryTrimmer(asyncio.get_running_loop(), range(connections))
     old, new = Cycle(), None
     gc.collect()  # it is old now
@@ -48,7 +48,7 @@ async def test_a_busy_worker_collects_only_what_is_new(by_hand: None, connection
 
 
 async def test_memory_that_comes_and_goes_is_given_back_soon(by_hand: None) -> None:
-    """Attempts become rare while they find nothing, and frequent again once memory is used."""
+    """Attempts to release memory become rare while they find nothing, and frequent again after memory was used."""
     memory = MemoryTrimmer(asyncio.get_running_loop(), ())
     held, now = [b"x" * (2 * TRIM_BYTES)], 1000.0
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""The application is told of each request that the server refuses without calling it."""
+"""The server reports to the application each request that it refuses without calling the application."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class App:
-    """Answers after it has read the body, and keeps what it is told of refused requests."""
+    """An application that reads the body, sends a response, and keeps the reports of refused requests."""
 
     def __init__(self) -> None:
         self.request_recorder = self
@@ -57,7 +57,7 @@ class App:
 
 
 class Site:
-    """A listening server whose timeouts the test checks itself, with the clock that it says."""
+    """A listening server. The test checks the timeouts itself, at the time that the clock of the site shows."""
 
     def __init__(self, app: App, worker: WorkerContext, port: int) -> None:
         self.app = app
@@ -65,7 +65,7 @@ class Site:
         self.port = port
 
     async def talk(self, sent: bytes) -> bytes:
-        """Sends, and returns all that is answered until the server ends the connection."""
+        """Sends bytes, and returns all bytes that the server sends until it ends the connection."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(sent)
         answer = await reader.read()
@@ -110,7 +110,7 @@ async def site() -> AsyncIterator[Site]:
     ids=["no HTTP", "request line", "no host", "password in the target", "long head", "long target", "coding"],
 )
 async def test_a_malformed_head(site: Site, sent: bytes, seen: Seen) -> None:
-    """Is reported once, with the method and the path as far as they are known, and without anything secret."""
+    """A malformed head is reported once, with the method and the path as far as they are known, and without secrets."""
     assert (await site.talk(sent)).startswith(f"HTTP/1.1 {seen[2]} ".encode())
     ((method, path, status, reason),) = site.app.refused
     assert (method, path[:2000], status) == (seen[0], path[:2000] if seen[2] == 414 else seen[1], seen[2])
@@ -119,13 +119,14 @@ async def test_a_malformed_head(site: Site, sent: bytes, seen: Seen) -> None:
 
 
 async def test_the_headers_that_came_are_known(site: Site) -> None:
-    """So the line of the log has the client's program and its request id."""
+    """The report has the headers that have arrived, so that the log line has the client's program and the request
+    id."""
     await site.talk(b"GET / HTTP/1.1\r\nUser-Agent: docker/29\r\nAccept: */*\r\nbad\r\n\r\n")
     assert site.app.agents == [[(b"user-agent", b"docker/29")]]
 
 
 async def test_a_request_in_a_queue(site: Site) -> None:
-    """A malformed request behind a good one is reported as itself, after the response to the good one."""
+    """A malformed request after a good one on the same connection is reported after the response to the good one."""
     answer = await site.talk(b"GET /good HTTP/1.1\r\nHost: x\r\n\r\nGET /bad HTTP/1.1\r\n\r\n")
     assert (answer.count(b"HTTP/1.1 200 "), answer.count(b"HTTP/1.1 400 ")) == (1, 1)
     assert site.app.ended == [("GET", b"/good", 200, "")]
@@ -145,7 +146,8 @@ async def test_a_request_in_a_queue(site: Site) -> None:
     ids=["head", "body"],
 )
 async def test_a_request_that_does_not_come_in_time(site: Site, sent: bytes, is_refused: bool, reason: str) -> None:
-    """Has its reason. The application was called for a request whose body is missing, so it gets the end of that."""
+    """A request that does not arrive in time is reported with this reason. If only its body is missing, the application
+    was called already, and is told that the request has ended."""
     talk = asyncio.create_task(site.talk(sent))
     connection = await site.until_received()
     await until(lambda: is_refused or (connection._active is not None and connection._active.body.is_awaited))
@@ -160,7 +162,7 @@ async def test_a_request_that_does_not_come_in_time(site: Site, sent: bytes, is_
 
 
 async def test_a_request_that_makes_room_for_others(site: Site) -> None:
-    """A connection that is closed in the middle of a head has lost a request."""
+    """If a connection is closed in the middle of a head, to make room for others, its request is reported."""
     talk = asyncio.create_task(site.talk(b"GET /a HTTP/1.1\r\nHost"))
     (await site.until_received()).evict()
     with suppress(ConnectionResetError):
@@ -171,7 +173,7 @@ async def test_a_request_that_makes_room_for_others(site: Site) -> None:
 
 
 async def test_an_address_with_too_many_connections() -> None:
-    """Each connection beyond the limit is reported."""
+    """Each connection beyond the limit of its address is reported."""
     loop, app, limit = asyncio.get_running_loop(), App(), PerAddressLimit(1, workers=1)
     limit.use_column(limit.claim_column())
     limit.admit("127.0.0.1")

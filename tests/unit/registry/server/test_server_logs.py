@@ -10,7 +10,7 @@ from registry.server.server_log import LoopErrors
 
 
 async def test_loop_errors_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """A callback that fails repeatedly is logged once, with its traceback."""
+    """If a callback fails repeatedly, this is logged once, with its traceback."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(LoopErrors())
     logger = logging.getLogger("registry.server")

@@ -1,4 +1,4 @@
-"""The memory budget for responses that clients have not taken."""
+"""The memory budget for responses that clients have not received yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LIMIT = 100
 
 
 class BufferedTransport(asyncio.Transport):
-    """Holds as many bytes as it is told."""
+    """A transport that buffers as many bytes as the test says."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class BufferedTransport(asyncio.Transport):
 
 
 class Client:
-    """A connection with a share of the budget, whose client takes nothing."""
+    """A connection with a share of the budget, whose client receives nothing."""
 
     def __init__(self, budget: UnsentBudget, kind: EvictionKind | None = None) -> None:
         self.kind = kind
@@ -47,7 +47,7 @@ def budget() -> UnsentBudget:
 
 
 def test_responses_fit_up_to_the_limit() -> None:
-    """Shares add up to the limit, and no further."""
+    """The shares of the budget add up to the limit at most."""
     made = budget()
     assert Client(made).send(60)
     assert Client(made).send(40)
@@ -55,7 +55,7 @@ def test_responses_fit_up_to_the_limit() -> None:
 
 
 def test_what_was_taken_has_room_again() -> None:
-    """Bytes count only while the transport holds some of them."""
+    """The bytes of a response count as long as the transport buffers some of them."""
     made = budget()
     first, second = Client(made), Client(made)
     assert first.send(100)
@@ -68,7 +68,7 @@ def test_what_was_taken_has_room_again() -> None:
 
 
 def test_stalled_clients_are_dropped_first() -> None:
-    """Where bytes do not fit, connections that have stalled make room; those that are merely slow stay."""
+    """If the budget has no room, connections that have stalled are closed. Connections that are only slow stay."""
     made = budget()
     stalled, slow = Client(made, "stalled"), Client(made, "idle")
     assert stalled.send(50)
@@ -78,7 +78,7 @@ def test_stalled_clients_are_dropped_first() -> None:
 
 
 def test_a_lost_connection_holds_nothing() -> None:
-    """What a connection held is free once it is lost, and so is the connection."""
+    """When a connection is lost, its share of the budget and its memory are free."""
     made = budget()
     client = Client(made, "stalled")
     assert client.send(100)

@@ -1,4 +1,4 @@
-"""Whether a process can serve, and why not."""
+"""Whether a process can serve, and the reason if it cannot."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def visitor(app: Entrepot) -> httpx2.AsyncClient:
 
 
 async def test_everything_is_there(tmp_path: Path) -> None:
-    """A started server is ready and says what it looked at; `/livez` names the run."""
+    """A started server is ready and lists its checks. `/livez` has the id of the run."""
     prepare_data_dir(tmp_path / "data")
     app = create_app(Settings(data=tmp_path / "data"), run=ServerRun("one", 1.0))
     async with app.router.lifespan_context(app), visitor(app) as client:
@@ -42,7 +42,8 @@ async def test_everything_is_there(tmp_path: Path) -> None:
 
 
 async def test_the_reason_is_told(tmp_path: Path) -> None:
-    """A disk below its floor, and tables of another version, each have a reason; a probe may leave a check out."""
+    """A disk with too little free space, and a database of another version, are each reported with a reason. A probe
+    may exclude a check."""
     prepare_data_dir(tmp_path / "data")
     app = create_app(Settings(data=tmp_path / "data", disk=DiskSettings(min_free=ByteSize(1 << 60))))
     async with app.router.lifespan_context(app), visitor(app) as client:
@@ -62,13 +63,14 @@ async def test_the_reason_is_told(tmp_path: Path) -> None:
 
 
 async def test_an_application_without_a_store(tmp_path: Path, registry: MemoryRegistry) -> None:
-    """A registry that has no data directory is asked itself, and nothing else."""
+    """Without a data directory, only the registry itself is checked."""
     async with visitor(create_app(Settings(data=tmp_path), registry)) as client:
         assert [check["name"] for check in (await client.get("/readyz")).json()["checks"]] == ["database"]
 
 
 async def test_what_hangs_has_failed() -> None:
-    """A database that does not answer makes the answer late by the time limit only, and gets no second question."""
+    """If the database does not answer, the check fails after its time limit. No second check of the database starts
+    meanwhile."""
     asked, release = 0, asyncio.Event()
 
     class Hanging(MemoryRegistry):
@@ -89,13 +91,13 @@ async def test_what_hangs_has_failed() -> None:
 
 
 def test_a_directory_that_takes_no_file() -> None:
-    """The reason names the directory and what the system says."""
+    """The reason names the directory and has the system's error."""
     assert "cannot write to /proc" in (write_problem(Path("/proc")) or "")
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
 async def test_probes_count_as_health_checks(tmp_path: Path, registry: MemoryRegistry, path: str) -> None:
-    """They have the rate limit of health checks."""
+    """Probes count under the rate limit of health checks."""
     keys: list[str] = []
 
     def count(key: str) -> float:

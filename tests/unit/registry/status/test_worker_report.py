@@ -1,4 +1,4 @@
-"""The reports of workers, and the status that is made of them and of the store."""
+"""The reports of workers, and the status that is made from them and from the store."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_an_error_of_the_store_leaves_the_rest(tmp_path: Path) -> None:
 
 
 async def test_a_reporter_goes_on_after_an_error(tmp_path: Path) -> None:
-    """An error that nobody expects, for example that no thread can be started, does not end the reports."""
+    """After an unexpected error, for example that no thread can be started, a worker still writes reports."""
     prepare_data_dir(tmp_path)
     calls = 0
 

@@ -1,4 +1,4 @@
-"""The lines of the access log: the same text whether a log record is made for them or not."""
+"""The lines of the access log: their text is the same whether or not a log record is made for them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ TRACE = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 @pytest.fixture
 def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """What is written to stderr, by the only handler of the process. pytest adds handlers to the root logger before
-    each test, so the logger gets a root of its own, to look for handlers at."""
+    """Returns what is written to stderr by the only log handler. pytest adds handlers to the root logger before each
+    test, so the test gives the logger another root."""
     stream = io.StringIO()
     handler = BufferedHandler(stream)
     own_root = logging.RootLogger(logging.INFO)
@@ -69,7 +69,7 @@ def text_of(stream: io.StringIO) -> str:
 def test_a_line_without_a_record(
     scope: Scope, repo: str, item: str, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Has the text of a line with a record, for cached answers and for other requests."""
+    """A line without a log record has the same text as one with a record, for cached answers and for other requests."""
     answer = answer_for(scope, repo=repo, item=item)
     lines = []
     assert direct_handler(log) is not None
@@ -93,7 +93,7 @@ def test_a_line_without_a_record(
 def test_a_line_of_another_request(
     scope: Scope, status: int, note: str, reason: str, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Has the same text with and without a record, also if the server has refused the request."""
+    """The text is also the same if the server has refused the request."""
     lines = []
     for is_direct in (True, False):
         if not is_direct:
@@ -106,7 +106,7 @@ def test_a_line_of_another_request(
 
 
 def test_json(stream: io.StringIO) -> None:
-    """A line in the log format json has the fields of the line."""
+    """In the log format json, a line has the fields of the text."""
     logging.getLogger().handlers[0].setFormatter(JsonFormatter())
     write_cached_answer(SCOPES[1], answer_for(SCOPES[1]), "r1")
     line = json.loads(stream.getvalue())
@@ -119,21 +119,23 @@ def test_json(stream: io.StringIO) -> None:
 
 
 def test_a_handler_that_takes_warnings_only(stream: io.StringIO) -> None:
-    """Gets no line."""
+    """A handler for warnings only gets no line."""
     logging.getLogger().handlers[0].setLevel(logging.WARNING)
     write_cached_answer(SCOPES[1], answer_for(SCOPES[1]), "r1")
     assert stream.getvalue() == ""
 
 
 def test_a_line_that_cannot_be_written(stream: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
-    """Costs no request its response. The error is shown, as those of other log lines are."""
+    """If a line cannot be written, the request still gets its response. The error is shown like the errors of other log
+    lines."""
     stream.close()
     write_cached_answer(SCOPES[1], answer_for(SCOPES[1]), "r1")
     assert "I/O operation on closed file" in capsys.readouterr().err
 
 
 async def test_a_line_that_cannot_be_made(stream: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
-    """Is left out, and the error is shown. The lines before and after it are written."""
+    """If the text of a line cannot be made, the line is left out and the error is shown. The lines before and after it
+    are written."""
     handler = direct_handler(log)
     assert handler is not None
     for message in ("{}: first", "{1}", "{}: last"):

@@ -35,7 +35,7 @@ class Noted:
 
 
 class FullDisk(ActivityLog):
-    """Stores nothing until there is room."""
+    """An activity log that stores nothing until there is room."""
 
     def __init__(self) -> None:
         self.is_full = True
@@ -62,7 +62,7 @@ class Server:
         self.counts = self.metrics.activity
 
     def answer(self, method: str, status: int, sent: int = 0, *, whole: bool = True, **noted: str) -> None:
-        """Counts a request with this answer."""
+        """Counts a request with this method and this status of its response."""
         scope: Scope = {
             "type": "http",
             "method": method,
@@ -81,7 +81,8 @@ def server() -> Server:
 
 
 def test_what_is_counted(server: Server) -> None:
-    """Pulls and pushes are those of manifests that succeed. A mirror's answer is a hit unless it had to be fetched."""
+    """Pulls and pushes are successful requests for manifests. A response of a mirror is a hit unless its content had to
+    be fetched."""
     for method, status in (("GET", 200), ("HEAD", 200), ("GET", 304), ("GET", 404), ("PUT", 201), ("PUT", 400)):
         server.answer(method, status)
     server.answer("GET", 200, whole=False)
@@ -98,7 +99,8 @@ def test_what_is_counted(server: Server) -> None:
 
 
 async def test_activity_is_stored_once(server: Server, store: StoredRegistry, clock: Clock) -> None:
-    """By whichever process; the rest follows the next time, and nothing is written if there is none."""
+    """Whichever process stores the activity, it is stored once. Later activity is stored the next time. Without
+    activity, nothing is written."""
     clock.now = NOON + 600.0
     server.answer("GET", 200)
     await ActivityRecorder(store.activity, store.leases, server.counts, clock).store()
@@ -113,7 +115,7 @@ async def test_activity_is_stored_once(server: Server, store: StoredRegistry, cl
 
 
 async def test_a_new_version_of_the_program_goes_on(server: Server, store: StoredRegistry, clock: Clock) -> None:
-    """It takes over the counts, and with them how much is stored."""
+    """A new version of the program takes over the counts, and knows how much of them is stored."""
     server.answer("GET", 200)
     await ActivityRecorder(store.activity, store.leases, server.counts, clock).store()
     server.answer("PUT", 201)
@@ -128,7 +130,7 @@ def _copy(server: Server) -> int:
 
 
 async def test_a_full_disk_loses_nothing(server: Server, store: StoredRegistry, clock: Clock) -> None:
-    """What could not be stored is stored once there is room, with what came meanwhile."""
+    """Activity that could not be stored is stored once there is room, together with the activity since then."""
     disk = FullDisk()
     recorder = ActivityRecorder(disk, store.leases, server.counts, clock)
     server.answer("GET", 200)
@@ -142,7 +144,8 @@ async def test_a_full_disk_loses_nothing(server: Server, store: StoredRegistry, 
 
 
 async def test_a_process_without_memory_of_its_own_stores_nothing(store: StoredRegistry, clock: Clock) -> None:
-    """If too many processes run, one cannot say what it has stored, and leaves it to the others."""
+    """If too many processes run, a process without cells of its own cannot know what it has stored. It leaves the
+    storing to the others."""
     server = Server()
     server.answer("GET", 200)
     stranger = Metrics(["docker.io"], 1, server.metrics.memory._replace(descriptor=_copy(server)))
@@ -154,7 +157,7 @@ async def test_a_process_without_memory_of_its_own_stores_nothing(store: StoredR
 async def test_one_process_stores_at_fixed_times(
     server: Server, store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the end of an hour it stores what happened in that hour."""
+    """At the end of an hour, one process stores the activity of that hour."""
     monkeypatch.setattr(activity_recorder, "STORE_SECONDS", 0.01)
     clock.now = NOON + HOUR_SECONDS + 0.005
     disk = FullDisk()

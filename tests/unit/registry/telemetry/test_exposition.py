@@ -17,7 +17,7 @@ from tests.fakes.certificate_authority import CertificateAuthority
 
 
 def exposed(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """All samples, by name and labels, as Prometheus reads them."""
+    """Returns all samples as Prometheus reads them, by name and labels."""
     body, _ = render_metrics([CellCollector(metrics)], "")
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
@@ -34,7 +34,7 @@ def metrics() -> Metrics:
 
 
 def test_each_series_has_cells_of_its_own() -> None:
-    """No two series of any family share one."""
+    """No two series share a cell."""
     plan = CellPlan()
     families = [
         Counter(plan, "a_total", "A.", {"x": ("1", "2"), "y": ("3", "4", "other")}),
@@ -53,13 +53,13 @@ def test_each_series_has_cells_of_its_own() -> None:
 
 
 def test_an_unknown_value_counts_as_the_last_one() -> None:
-    """So a client cannot make series."""
+    """An unknown label value counts as the last known value, so that clients cannot create series."""
     family = Counter(CellPlan(), "a_total", "A.", {"method": ("GET", "other")})
     assert family.cell("BREW") == family.cell("other")
 
 
 def test_counts_are_exposed_and_zeros_are_not(metrics: Metrics) -> None:
-    """A series appears with its first count; a metric without labels is always there."""
+    """A series is exposed from its first count on. A metric without labels is always exposed."""
     metrics.cells.own[metrics.requests.cell("manifests", "GET", "200")] += 3
     found = exposed(metrics)
     labels = (("method", "GET"), ("route", "manifests"), ("status", "200"))
@@ -69,7 +69,7 @@ def test_counts_are_exposed_and_zeros_are_not(metrics: Metrics) -> None:
 
 
 def test_buckets_are_cumulative(metrics: Metrics) -> None:
-    """Each holds what is at most its bound; a value on a bound is in its bucket; the last holds all."""
+    """Each bucket counts the values up to its bound, including the bound. The last bucket counts all values."""
     first = metrics.seconds.cell("blobs", "GET")
     for seconds in (0.0, 0.001, 0.002, 0.05, 1000.0):
         metrics.seconds.observe(metrics.cells.own, first, seconds)
@@ -84,7 +84,8 @@ def test_buckets_are_cumulative(metrics: Metrics) -> None:
 
 
 def test_upstreams_have_their_names(metrics: Metrics) -> None:
-    """Also one that a changed configuration has brought; those beyond the capacity are `other`."""
+    """The label has the upstream's name, also for an upstream that a reload has added. Upstreams beyond the capacity
+    count as `other`."""
     for name in ("docker.io", "ghcr.io", *(f"{number}.example" for number in range(UPSTREAM_CAPACITY))):
         cell = metrics.mirror.requests.cell(metrics.mirror.label(name), "blobs", "hit")
         metrics.cells.own[cell] += 1
@@ -98,7 +99,7 @@ def test_upstreams_have_their_names(metrics: Metrics) -> None:
 
 
 def test_openmetrics_where_the_client_asks_for_it(metrics: Metrics) -> None:
-    """As Prometheus does."""
+    """A client that accepts OpenMetrics, such as Prometheus, gets OpenMetrics."""
     metrics.seconds.observe(metrics.cells.own, metrics.seconds.cell("ping", "GET"), 0.1)
     body, media_type = render_metrics([CellCollector(metrics)], "application/openmetrics-text;version=1.0.0")
     assert media_type.startswith("application/openmetrics-text")
@@ -109,7 +110,7 @@ def test_openmetrics_where_the_client_asks_for_it(metrics: Metrics) -> None:
 
 
 def test_names_follow_the_conventions(metrics: Metrics) -> None:
-    """The prefix, `_total` for counters, base units, a help text that is a sentence."""
+    """Metrics have the prefix, counters end with `_total`, units are base units, and the help text is a sentence."""
     for family in metrics.plan.families:
         assert family.name.startswith("entrepot_")
         assert family.name.endswith("_total") == (family.kind == "counter"), family.name

@@ -1,4 +1,4 @@
-"""When container clients were here."""
+"""When container clients last sent a request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Clock:
 
 
 def test_a_client_is_seen_from_its_own_network() -> None:
-    """Each program counts for itself, up to an hour. Of an IPv6 address, the network counts."""
+    """A client program is found for up to an hour after its last request from the same address. For IPv6, the network
+    counts as the address. Each program counts separately."""
     clock = Clock()
     recent = RecentClients(clock)
     for port, (program, agent) in enumerate(AGENTS.items()):
@@ -43,7 +44,7 @@ def test_a_client_is_seen_from_its_own_network() -> None:
 
 
 def test_a_connection_that_stays_is_noted_again() -> None:
-    """Also when a process has seen more connections than it remembers."""
+    """A connection that stays open is noted again, even if the process has seen more connections than it remembers."""
     clock = Clock()
     recent, docker = RecentClients(clock), request("192.0.2.1", AGENTS["docker"])
     recent.note(docker)
@@ -55,7 +56,8 @@ def test_a_connection_that_stays_is_noted_again() -> None:
 
 
 def test_what_no_client_sends_is_not_noted() -> None:
-    """Other programs, requests without a User-Agent, and clients at a Unix socket, which have no address."""
+    """Other programs, requests without a User-Agent, and clients at a Unix socket, which have no address, are not
+    noted."""
     recent = RecentClients()
     recent.note(request("192.0.2.1", b"Mozilla/5.0 docker/29"))
     recent.note({"client": ("192.0.2.1", 1), "headers": []})

@@ -1,4 +1,4 @@
-"""The recorder of requests: what it counts, and the line that it writes."""
+"""The recorder of requests: what it counts, and the log lines that it writes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def counts(metrics: Metrics, family: Family) -> dict[tuple[str, ...], float]:
 
 
 def test_a_complete_request(metrics: Metrics, recorder: RequestRecorder) -> None:
-    """Counts by route, method and status, with its bytes, and where the mirror found the answer."""
+    """A complete request counts by route, method and status, with its bytes, and with the state of the mirror's
+    cache."""
     recorder.on_request_end(scope_for("/v2/ubuntu/manifests/24.04", NotedRequest()), ENDED)
     assert counts(metrics, metrics.requests) == {("manifests", "GET", "200"): 1}
     assert counts(metrics, metrics.received_bytes) == {("manifests",): 10}
@@ -72,7 +73,7 @@ def test_a_complete_request(metrics: Metrics, recorder: RequestRecorder) -> None
 
 
 def test_a_request_that_was_cut_off(metrics: Metrics, recorder: RequestRecorder) -> None:
-    """Is no complete response, but its bytes count."""
+    """A response that was cut off does not count as complete, but its bytes count."""
     recorder.on_request_end(scope_for("/v2/ubuntu/manifests/24.04", NotedRequest()), CUT_OFF)
     assert counts(metrics, metrics.requests) == {}
     assert counts(metrics, metrics.aborted) == {("manifests", "GET"): 1}
@@ -80,7 +81,8 @@ def test_a_request_that_was_cut_off(metrics: Metrics, recorder: RequestRecorder)
 
 
 def test_what_the_server_refuses_itself(metrics: Metrics, recorder: RequestRecorder) -> None:
-    """Counts too, although nothing is known about it. A connection without a response is no request."""
+    """A request that the server refuses itself counts as well. A connection without a response does not count as a
+    request."""
     recorder.on_refused(partial_scope(None), RequestEnd(400, 0, 5, 0.0, is_complete=True, reason="bad"))
     recorder.on_refused(partial_scope(None), RequestEnd(0, 0, 0, 0.0, is_complete=False, reason="too many"))
     assert counts(metrics, metrics.requests) == {("other", "other", "400"): 1}
@@ -90,7 +92,8 @@ def test_what_the_server_refuses_itself(metrics: Metrics, recorder: RequestRecor
 def test_the_line_of_what_the_server_refuses_itself(
     recorder: RequestRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Says why, before the agent, which the client writes. What is not known is `-`."""
+    """The line of a request that the server refuses itself has the reason before the agent, because the client writes
+    the agent. Unknown values are `-`."""
     known = partial_scope(
         ("192.0.2.7", 1), "GET", b"/v2/", [(b"user-agent", b'a reason="none"'), (b"x-request-id", b"r2")]
     )
@@ -115,13 +118,13 @@ def test_the_line_of_what_the_server_refuses_itself(
     ],
 )
 def test_routes_outside_v2(metrics: Metrics, recorder: RequestRecorder, path: str, route: str) -> None:
-    """A path that does not exist is `other`, so that a client cannot make series."""
+    """A path that does not exist counts as the route `other`, so that clients cannot create series."""
     recorder.on_request_end(scope_for(path, method="BREW"), ENDED)
     assert counts(metrics, metrics.requests) == {(route, "other", "200"): 1}
 
 
 def test_the_line_of_a_request(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
-    """Has all that an operator searches for."""
+    """The line of a request has all fields that operators search for."""
     with caplog.at_level(logging.INFO, "registry.access"):
         recorder.on_request_end(scope_for("/v2/ubuntu/manifests/24.04", NotedRequest()), ENDED)
     assert caplog.messages == [
@@ -131,7 +134,8 @@ def test_the_line_of_a_request(recorder: RequestRecorder, caplog: pytest.LogCapt
 
 
 def test_the_line_of_an_incomplete_response(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
-    """Says so behind the status, and names the account that the management API has found."""
+    """The line of an incomplete response says so after the status. It names the account that the management API has
+    authenticated."""
     scope: Any = scope_for("/api/v1/users")
     scope["state"] = {"actor": Actor("bob", "192.0.2.7", "r3"), "request_id": "r3"}
     with caplog.at_level(logging.INFO, "registry.access"):
@@ -140,7 +144,7 @@ def test_the_line_of_an_incomplete_response(recorder: RequestRecorder, caplog: p
 
 
 def test_a_user_agent_cannot_act_on_a_terminal(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
-    """Nor make a second line, nor fill the disk."""
+    """A User-Agent cannot contain control characters in the log, start a second line, or fill the disk."""
     with caplog.at_level(logging.INFO, "registry.access"):
         recorder.on_request_end(scope_for("/", agent=b"a\x1b[2Jb\x9bc\n" + b"x" * 1000), ENDED)
     (line,) = caplog.messages
@@ -149,7 +153,8 @@ def test_a_user_agent_cannot_act_on_a_terminal(recorder: RequestRecorder, caplog
 
 
 def test_a_cached_answer(metrics: Metrics, recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
-    """Counts as a request like every other, and as one from the response cache; its line says so."""
+    """A response from the response cache counts as a request, and as a cached answer. Its line says that it was
+    cached."""
     answer = CachedAnswer([], [], b"12345", "alice", True, None, "manifests", "team/app", "1")
     with caplog.at_level(logging.INFO, "registry.access"):
         for _ in range(3):
@@ -164,7 +169,8 @@ def test_a_cached_answer(metrics: Metrics, recorder: RequestRecorder, caplog: py
 @pytest.mark.parametrize("size", [0, 1, 1024, 1025, 64 * 1024])
 @pytest.mark.parametrize(("kind", "method"), [("ping", "GET"), ("manifests", "HEAD"), ("session", "GET")])
 def test_a_cached_answer_counts_like_any_other(kind: str, method: str, size: int) -> None:
-    """In the same series and with the same numbers, and also as a cached one."""
+    """A cached answer counts in the same series and with the same numbers as any other response, and also as a cached
+    answer."""
     cached, answered = Metrics([], workers=1), Metrics([], workers=1)
     for metrics in (cached, answered):
         metrics.start_worker()
@@ -184,7 +190,8 @@ def test_a_cached_answer_counts_like_any_other(kind: str, method: str, size: int
 
 
 def test_a_reference_cannot_begin_a_line(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
-    """The last part of a path is decoded, and logged before anybody has checked it."""
+    """A reference with a line break cannot begin a line of the log. The last part of a path is decoded, and is logged
+    before it is checked."""
     noted = NotedRequest()
     noted.item = "x\n2026-01-01 00:00:00,000 INFO forged \x1b[31m" + 300 * "y"
     with caplog.at_level(logging.INFO, "registry.access"):

@@ -1,4 +1,4 @@
-"""Numbers and names that processes share: nothing is lost, whoever dies."""
+"""Numbers and names in memory that processes share. Nothing is lost when a process dies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def in_child(work: Callable[[], None], *, killed: bool = False) -> int:
 
 
 def test_numbers_of_all_processes_add_up() -> None:
-    """Also of those that were killed, and of those that took over their columns."""
+    """The numbers of all processes add up, including those of killed processes and of processes that took over their
+    columns."""
     cells = SharedCells(3, columns=2)
 
     def count() -> None:
@@ -44,7 +45,8 @@ def test_numbers_of_all_processes_add_up() -> None:
 
 
 def test_no_two_running_processes_share_a_column() -> None:
-    """Where all are taken, a process counts for itself, and fails nothing."""
+    """No two running processes have the same column. If all columns are taken, a process counts for itself, and nothing
+    fails."""
     cells = SharedCells(1, columns=1)
     assert cells.claim_column()
 
@@ -57,14 +59,14 @@ def test_no_two_running_processes_share_a_column() -> None:
 
 
 def test_before_a_column_is_claimed_nothing_is_counted() -> None:
-    """A parent that only forks workers adds nothing."""
+    """A parent process that only forks workers counts nothing."""
     cells = SharedCells(1, columns=1)
     cells.own[0] += 1
     assert cells.totals() == [0]
 
 
 def test_names_keep_their_numbers() -> None:
-    """In all processes, also those of names that one of them adds."""
+    """A name has the same number in all processes, also if one of them adds it later."""
     names = SharedNames(["docker.io", "ghcr.io"], capacity=3)
 
     def add() -> None:
@@ -79,12 +81,12 @@ def test_names_keep_their_numbers() -> None:
 
 @pytest.mark.parametrize("name", ["ä.example", "x" * 255])
 def test_long_and_foreign_names(name: str) -> None:
-    """Are read as they were written."""
+    """Long names and names in any script are read as they were written."""
     assert SharedNames([name], capacity=1).names() == [name]
 
 
 def test_what_a_dead_process_left_in_a_gauge_does_not_count() -> None:
-    """Nor does it count when its column is claimed again."""
+    """The values of a dead process in a gauge do not count, also when its column is claimed again."""
     cells = SharedCells(2, columns=2)
 
     def count() -> None:
@@ -103,7 +105,7 @@ def test_what_a_dead_process_left_in_a_gauge_does_not_count() -> None:
 
 
 def test_running_processes_are_seen_from_all_others() -> None:
-    """And a look does not take a column away from the process that looks."""
+    """Each process sees which processes run. Looking does not take a column away from the process that looks."""
     cells = SharedCells(1, columns=3)
     assert cells.claim_column()
 
@@ -118,8 +120,8 @@ def test_running_processes_are_seen_from_all_others() -> None:
 
 
 def test_the_counts_go_on_in_a_new_version() -> None:
-    """It maps the memory of the version before, whose workers count on until they have ended. Names keep their
-    numbers."""
+    """A new version of the program maps the memory of the old version, whose workers still count until they end. Names
+    keep their numbers."""
     old = Metrics(["docker.io", "ghcr.io"], workers=2)
 
     def count() -> None:
@@ -136,8 +138,8 @@ def test_the_counts_go_on_in_a_new_version() -> None:
 
 @pytest.mark.parametrize(("layout", "workers"), [("another", 2), ("", 1000)], ids=["layout", "number of workers"])
 def test_memory_that_does_not_suit(layout: str, workers: int, caplog: pytest.LogCaptureFixture) -> None:
-    """If the cells mean something else, or are too few, the counts begin at 0, the log says so, and the file is
-    closed."""
+    """If the cells in the memory have another meaning, or are too few, the counts begin at 0, the log says so, and the
+    file is closed."""
     old = Metrics([], workers=2)
     assert in_child(old.start_worker) == 0
     descriptor = os.dup(old.memory.descriptor)
@@ -149,7 +151,7 @@ def test_memory_that_does_not_suit(layout: str, workers: int, caplog: pytest.Log
 
 
 def test_the_layout_names_what_each_cell_means() -> None:
-    """Another label value, bucket or order is another layout."""
+    """Another label value, another bucket or another order makes another layout."""
 
     def layout(
         names: tuple[str, ...] = ("a_total", "b_total"), values: tuple[str, ...] = ("x",), bound: int = 1

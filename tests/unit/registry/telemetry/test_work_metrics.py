@@ -1,4 +1,4 @@
-"""The metrics of calls, mirrors, the database and upkeep: their lists of labels, and what counts as what."""
+"""The metrics of calls, mirrors, the database and upkeep: their label values, and what counts in which series."""
 
 from __future__ import annotations
 
@@ -53,21 +53,21 @@ def metrics() -> Metrics:
 
 
 def test_each_call_of_the_interface_has_a_series() -> None:
-    """None of them counts as `other`, and Distribution's actions are those of calls that exist."""
+    """No call of the interface counts as `other`, and the calls that are listed for Distribution's actions exist."""
     calls = {name for name, _ in inspect.getmembers(Registry, inspect.isfunction) if name[0] != "_"}
     assert set(OPERATIONS) == {*calls, "other"}
     assert set(ACTIONS) <= calls
 
 
 async def test_each_kind_of_job_has_a_series(tmp_path: Path) -> None:
-    """None of them counts as `other`."""
+    """No kind of job counts as `other`."""
     prepare_data_dir(tmp_path)
     async with open_backend(Settings(data=tmp_path)) as backend:
         assert set(JOB_KINDS) == {*backend.upkeep.works, "other"}
 
 
 def test_distributions_handlers_are_routes_of_ours() -> None:
-    """Each has one of its own."""
+    """Each handler in Distribution's metrics has a route of this registry."""
     assert set(HANDLERS) <= set(ROUTES)
     assert len(set(HANDLERS.values())) == len(HANDLERS)
 
@@ -86,14 +86,14 @@ def test_distributions_handlers_are_routes_of_ours() -> None:
     ],
 )
 def test_kinds_of_upstream_errors(metrics: Metrics, error: RegistryError, kind: str | None) -> None:
-    """That content does not exist is no error of an upstream."""
+    """That content does not exist does not count as an error of an upstream."""
     UpstreamCounts(metrics.mirror, metrics.cells, "docker.io").on_error(error)
     totals, family = metrics.totals(), metrics.mirror.errors
     assert [values for values, cell in family.series() if totals[cell]] == ([] if kind is None else [("0", kind)])
 
 
 def test_an_observer_that_counts_nothing_does_nothing() -> None:
-    """It takes each call."""
+    """An observer that counts nothing accepts each call."""
     observer: MirrorObserver = UNOBSERVED
     with observer.request("https://registry.example.com", "team/app"):
         pass
@@ -107,7 +107,7 @@ def test_an_observer_that_counts_nothing_does_nothing() -> None:
 
 
 def test_fills_come_and_go(metrics: Metrics) -> None:
-    """A failed one counts as failed, and wrong bytes as an error of the upstream."""
+    """A failed fill counts as failed, and wrong bytes count as an error of the upstream."""
     counts, mirror = UpstreamCounts(metrics.mirror, metrics.cells, "docker.io"), metrics.mirror
     counts.on_fill_started()
     counts.on_fill_started()
@@ -122,7 +122,7 @@ def test_fills_come_and_go(metrics: Metrics) -> None:
 
 
 def test_work_is_counted(metrics: Metrics) -> None:
-    """Each thing in its series."""
+    """Each kind of work counts in its own series."""
     work = metrics.work
     work.on_commit(7, 0.001, 0.002)
     work.on_denied(["pull", "push"])
@@ -145,7 +145,7 @@ def test_work_is_counted(metrics: Metrics) -> None:
 
 
 def test_what_webhooks_are_told_is_counted() -> None:
-    """By webhook, with its name; also one that the settings got later."""
+    """Deliveries count by the name of the webhook, also for a webhook that a reload has added."""
     metrics = Metrics([], workers=1, webhooks=["ci"])
     metrics.start_worker()
     observer: DeliveryObserver = metrics.events
@@ -170,7 +170,7 @@ def test_what_webhooks_are_told_is_counted() -> None:
 
 
 async def test_scrub_counts_the_bytes_that_it_reads(tmp_path: Path) -> None:
-    """Those of blobs and of manifests."""
+    """Scrub counts the bytes of blobs and of manifests."""
     prepare_data_dir(tmp_path)
     settings = Settings(data=tmp_path)
     telemetry = Telemetry(settings)
@@ -193,7 +193,7 @@ def samples(metrics: Metrics) -> Iterator[tuple[str, dict[str, str], float]]:
 
 
 def test_distributions_sizes(metrics: Metrics) -> None:
-    """Histograms by handler, with Distribution's buckets, of what each request received and sent."""
+    """Distribution's histograms have the sizes of requests and responses by handler, with Distribution's buckets."""
     recorder = RequestRecorder(metrics)
     scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "extensions": {}}
     for sent, kind in ((1024, "blobs"), (3_000_000, "blobs"), (5, "api")):
@@ -214,7 +214,8 @@ def test_distributions_sizes(metrics: Metrics) -> None:
 
 
 def test_distributions_proxy_counts(metrics: Metrics) -> None:
-    """All upstreams together; what need not be fetched is a hit."""
+    """Distribution's proxy metrics count all upstreams together. A hit is a request for content that need not be
+    fetched."""
     own = metrics.cells.own
     for upstream, cache in (("a", "miss"), ("b", "hit"), ("b", "stale"), ("b", "revalidated")):
         metrics.mirror.count_answer(own, upstream, "blobs", cache, 10)

@@ -39,7 +39,8 @@ def problem_on(answer: httpx2.Response) -> tuple[int, str]:
 
 
 async def test_for_admins_alone(tmp_path: Path) -> None:
-    """Nobody is led to the form, a member is refused whatever exists, and a refusal is in the audit log."""
+    """Anonymous visitors are led to the login form, a member is refused whether or not the page exists, and the refusal
+    is in the audit log."""
     async with site(tmp_path) as here:
         paths = [f"/ui/access{path}" for path in ADMIN_PAGES] + ["/ui/activity"]
         forms = ["/ui/access", "/ui/access/robots", "/ui/access/groups", "/ui/access/grants", "/ui/access/tokens"]
@@ -64,7 +65,7 @@ async def test_for_admins_alone(tmp_path: Path) -> None:
 
 
 async def test_forged_forms_change_nothing(tmp_path: Path) -> None:
-    """A page of another site cannot make an admin's browser do anything."""
+    """A page of another site cannot change accounts or rights through an admin's browser."""
     async with site(tmp_path) as here, here.browser() as browser:
         await here.log_in(browser, "root")
         for headers in ({"sec-fetch-site": "cross-site"}, {"origin": "https://evil.example"}, {}):
@@ -80,8 +81,8 @@ async def test_forged_forms_change_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_person_from_the_beginning_to_the_end(tmp_path: Path) -> None:
-    """Added with a password that is shown once, disabled and enabled, made an admin, given a password, and deleted.
-    What cannot be undone is asked for first."""
+    """A person is added with a password that is shown once, disabled and enabled, made an admin, given a password, and
+    deleted. What cannot be undone needs a confirmation."""
     async with site(tmp_path) as here, here.browser() as browser, here.browser() as theirs:
         await here.log_in(browser, "root")
         password = secret_on(await send(browser, "/ui/access", name="carol", note=EVIL))
@@ -117,7 +118,7 @@ async def test_a_person_from_the_beginning_to_the_end(tmp_path: Path) -> None:
 
 
 async def test_what_is_wrong_with_a_form_is_said(tmp_path: Path) -> None:
-    """On the page of the form, which keeps what was entered but passwords."""
+    """The page of the form says what was wrong, and keeps what was entered, except passwords."""
     async with site(tmp_path) as here, here.browser() as browser:
         await here.log_in(browser, "root")
         taken = await send(browser, "/ui/access", name="alice", note="a note", password="secret words here")
@@ -172,8 +173,8 @@ async def test_groups_and_grants(tmp_path: Path) -> None:
 
 
 async def test_api_tokens(tmp_path: Path) -> None:
-    """Of a robot by an admin, and of a member by themselves: shown once, limited, and revoked after a question. A
-    member revokes no token of another account."""
+    """An admin makes a token for a robot, and a member one for themselves: it is shown once, limited, and revoked after
+    a question. A member cannot revoke another account's token."""
     async with site(tmp_path) as here, here.browser() as browser, here.browser() as members:
         await here.log_in(browser, "root")
         await here.log_in(members, "alice")
@@ -205,8 +206,8 @@ async def test_api_tokens(tmp_path: Path) -> None:
 
 
 async def test_sessions_end_one_by_one(tmp_path: Path) -> None:
-    """The own ones on the page about the account, and those of others by admins alone. Who ends the present one is
-    logged out."""
+    """Visitors end their own sessions on the page about their account, and admins those of others. Ending the present
+    session logs the visitor out."""
     async with (
         site(tmp_path) as here,
         here.browser(**{"user-agent": EVIL}) as first,
@@ -236,7 +237,7 @@ async def test_sessions_end_one_by_one(tmp_path: Path) -> None:
 
 
 async def test_the_own_password(tmp_path: Path) -> None:
-    """Needs the old one; then every other session has ended, and this browser stays logged in."""
+    """A change needs the old password. Afterwards every other session has ended, and this browser stays logged in."""
     async with site(tmp_path) as here, here.browser() as browser, here.browser() as other:
         await here.log_in(browser, "alice")
         await here.log_in(other, "alice")
@@ -258,7 +259,7 @@ async def test_the_own_password(tmp_path: Path) -> None:
 
 
 async def test_own_rights(tmp_path: Path) -> None:
-    """The grants that apply to a member are shown, without buttons, and those of others are not."""
+    """A member sees the grants that apply to them, without buttons, and not those of others."""
     async with site(tmp_path) as here, here.browser() as browser:
         for subject in ("user:alice", "authenticated", "everyone", "user:bob"):
             await add_grant(here.app.accounts, subject, f"{subject.replace(':', '-')}/**", "pull")
@@ -269,7 +270,7 @@ async def test_own_rights(tmp_path: Path) -> None:
 
 
 async def activity(browser: httpx2.AsyncClient, query: str) -> list[str]:
-    """The actions in the rows of the page, with the targets."""
+    """Returns the actions in the rows of the page, with their targets."""
     answer = await browser.get(f"/ui/activity?{query}")
     assert answer.status_code == 200, answer.text
     rows = re.findall(
@@ -316,7 +317,8 @@ async def fill_audit_log(here: Site) -> None:
 
 
 async def test_the_first_account(tmp_path: Path) -> None:
-    """While there are none, only a browser on this very machine may add one, which is an admin's, and no robot's."""
+    """While there are no accounts, only a browser on this very machine may add one. It has to be an admin, and no
+    robot."""
     async with site(tmp_path, accounts=False) as here:
         async with here.browser() as far:
             assert (await far.get("/ui/access")).status_code == 403

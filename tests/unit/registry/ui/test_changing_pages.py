@@ -32,13 +32,13 @@ async def post(browser: httpx2.AsyncClient, path: str, **fields: str | list[str]
 
 
 def hidden(page: str, name: str = "tag") -> list[str]:
-    """The values of the hidden fields of a page."""
+    """Returns the values of the hidden fields of a page."""
     return [html.unescape(value) for value in re.findall(rf'<input type="hidden" name="{name}" value="([^"]*)"', page)]
 
 
 @asynccontextmanager
 async def logged_in(here: Site, name: str | None, actions: str = "") -> AsyncIterator[httpx2.AsyncClient]:
-    """A browser of this account, which gets these actions on team/**. `None`: of nobody in particular."""
+    """Returns a browser of this account, which gets these actions on team/**. `None`: of an anonymous visitor."""
     if actions:
         await add_grant(here.app.accounts, f"user:{name}", "team/**", actions)
     async with here.browser() as browser:
@@ -52,8 +52,8 @@ async def digest_of_tag(store: StoredRegistry, tag: str) -> str:
 
 
 async def test_tags_are_deleted_after_a_preview_and_come_back(tmp_path: Path) -> None:
-    """The preview changes nothing and says what would go and what stays. A tag that has moved since stays. The undo
-    puts the others back, but not one that exists again."""
+    """The preview changes nothing and says what would be deleted and what stays. A tag that has moved since stays. The
+    undo restores the others, except one that exists again."""
     async with site(tmp_path, immutable=[{"repositories": ["team/**"], "tags": ["v*"]}]) as here:
         only = await push_image(here.store, APP, "only", "old1", "old2")
         await push_image(here.store, APP, "shared", "old3", "v1")
@@ -94,8 +94,8 @@ async def test_tags_are_deleted_after_a_preview_and_come_back(tmp_path: Path) ->
 async def test_each_visitor_is_offered_what_they_may_do(
     tmp_path: Path, actions: str | None, deletes: bool, pushes: bool
 ) -> None:
-    """Buttons are there for those who have the right, and a forged form of another visitor changes nothing. `None`:
-    nobody in particular, who may only pull."""
+    """Buttons are shown to those who have the right, and a forged form of another visitor changes nothing. `None`: an
+    anonymous visitor, who may only pull."""
     async with site(tmp_path) as here:
         kept = await push_image(here.store, APP, "kept", "v1", "v2")
         await push_image(here.store, APP, "newer", "v2")
@@ -128,7 +128,8 @@ async def test_each_visitor_is_offered_what_they_may_do(
 
 
 async def test_forms_of_other_sites_and_wrong_forms_change_nothing(tmp_path: Path) -> None:
-    """Also those of an admin's browser. What is mirrored cannot be changed, and what cannot be read is not found."""
+    """Forms of other sites change nothing, not even through an admin's browser. Mirrored repositories cannot be
+    changed, and those that a visitor may not see are not found."""
     async with site(tmp_path) as here:
         image = await push_image(here.store, APP, "one", "v1")
         await add_cached(here.store, "docker.io/library/ubuntu", "1")
@@ -172,7 +173,8 @@ async def test_forms_of_other_sites_and_wrong_forms_change_nothing(tmp_path: Pat
 
 
 async def test_a_tag_gets_back_what_it_pointed_at(tmp_path: Path) -> None:
-    """By its history, which lists each change; also a deleted tag. An immutable tag stays, and the page says why."""
+    """The history lists each change and restores an earlier digest, also of a deleted tag. An immutable tag stays, and
+    the page says why."""
     async with site(tmp_path, immutable=[{"repositories": ["team/**"], "tags": ["fixed*"]}]) as here:
         first = await push_image(here.store, APP, "first", "v1", "fixed")
         second = await push_image(here.store, APP, "second", "v1")
@@ -203,7 +205,7 @@ async def test_a_tag_gets_back_what_it_pointed_at(tmp_path: Path) -> None:
 
 
 async def test_a_long_history_has_pages(tmp_path: Path) -> None:
-    """A later page still knows what the tag points at now."""
+    """Later pages still show what the tag points at now."""
     async with site(tmp_path, accounts=False) as here:
         images = [await push_image(here.store, APP, f"{n}") for n in range(2)]
         for n in range(60):
@@ -219,7 +221,7 @@ async def test_a_long_history_has_pages(tmp_path: Path) -> None:
 
 
 async def test_a_description_is_written(tmp_path: Path) -> None:
-    """With a preview, which saves nothing. Markup does nothing. Two writers do not overwrite each other unknowingly."""
+    """A preview saves nothing. Markup is shown as text. Two writers do not overwrite each other unknowingly."""
     text = "\n# Title\n\n<script>alert(1)</script> [x](javascript:alert(1)) ![p](https://evil.example/p.png)\n"
     async with site(tmp_path) as here:
         await push_image(here.store, APP, "one", "v1")

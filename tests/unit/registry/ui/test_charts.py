@@ -21,7 +21,7 @@ def test_bars_are_in_proportion() -> None:
 
 
 def test_every_part_is_inside() -> None:
-    """Values that are small beside the others can be seen, and nothing is outside or negative."""
+    """Values that are small beside the others are visible, and no part is outside or negative."""
     chart = Chart.of([1, 2**60, 1], [2**60, 1, 0], [1, 1, 1])
     assert len(chart.parts) == 8
     for part in chart.parts:

@@ -21,14 +21,15 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 def rows_below(page: str, heading: str) -> list[str]:
-    """The rows of the table below the heading with this id, as text."""
+    """Returns the rows of the table below the heading with this id, as text."""
     part = page.partition(f'id="{heading}"')[2].partition("</section>")[0]
     rows = part.partition("<tbody>")[2].split("</tr>")[:-1]
     return [html.unescape(" ".join(re.sub(r"<[^>]+>", " ", row).split())) for row in rows]
 
 
 async def test_two_tags_are_compared(tmp_path: Path) -> None:
-    """Layers that both have and that one has, and what differs in the configs. Markup in them does nothing."""
+    """The page shows the layers that both images have, those that one has, and the differences of the configs. Markup
+    in them is shown as text."""
     async with site(tmp_path, accounts=False) as here:
         await add_image(here.store, APP, "v1", [b"shared", b"old"], User="1", Env=["A=1", "B=2"], Labels={"x": HOSTILE})
         await add_image(here.store, APP, "v2", [b"shared", b"new 1", b"new 2"], Env=["A=2", "B=2"], Cmd=["run", "it"])
@@ -63,7 +64,8 @@ async def test_two_tags_are_compared(tmp_path: Path) -> None:
 
 
 async def test_an_unreadable_repository_is_not_compared(tmp_path: Path) -> None:
-    """It is like one that does not exist; a name of clients leads to the stored one."""
+    """A repository that a visitor may not see looks like a missing one; a client's name for a mirrored one leads to the
+    stored name."""
     async with site(tmp_path) as here:
         await add_image(here.store, APP, "v1", [b"layer"])
         await add_cached(here.store, "docker.io/library/ubuntu", "1")
@@ -90,7 +92,8 @@ async def download_links(here: Site, name: str | None) -> list[str]:
     ("allow", "offered"), [("nobody", (False, False)), ("accounts", (False, True)), ("everyone", (True, True))]
 )
 async def test_downloads_are_offered_to_those_who_may(tmp_path: Path, allow: str, offered: tuple[bool, bool]) -> None:
-    """To nobody in particular and to an account, by the setting; and the link leads to an archive with the image."""
+    """Anonymous visitors and accounts are offered downloads if the setting allows it. The link leads to an archive with
+    the image."""
     async with site(tmp_path, downloads={"allow": allow}) as here:
         await add_described(here.store, str(APP), "v1", "text")
         await add_grant(here.app.accounts, "everyone", str(APP), "pull")

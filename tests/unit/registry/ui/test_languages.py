@@ -41,7 +41,7 @@ def test_the_language_of_a_reader(chosen: str, accepted: str, language: str) -> 
 
 
 def texts() -> Iterator[str | tuple[str, ...]]:
-    """The texts in templates and code."""
+    """Returns the texts in templates and code."""
     methods = [("**.py", "python"), ("**/templates/**.html", "jinja2")]
     for folder in FOLDERS:
         for _, _, text, _, _ in extract_from_dir(
@@ -57,7 +57,7 @@ def catalogue(language: str) -> Catalog:
 
 @pytest.mark.parametrize("language", CATALOGUES)
 def test_a_catalogue_is_complete(language: str) -> None:
-    """Each text is translated, none is fuzzy or without use, and the values in it are the same."""
+    """Each text is translated, no entry is fuzzy or unused, and translations have the same placeholders."""
     messages = {message.id: message for message in catalogue(language) if message.id}
     assert set(messages) == set(texts())
     assert [message.id for message in messages.values() if message.fuzzy or not message.string] == []
@@ -73,7 +73,7 @@ def values_of(text: str) -> list[str]:
 
 
 def test_every_language_has_a_catalogue() -> None:
-    """English is what the texts are in."""
+    """Every language except English, which the texts are in, has a catalogue."""
     assert set(LANGUAGES) == {"en", *CATALOGUES}
     assert load_translations("zh-Hans").gettext("Repositories") == "仓库"
     assert load_translations("en").gettext("Repositories") == "Repositories"

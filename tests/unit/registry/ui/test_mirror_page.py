@@ -21,7 +21,8 @@ FORMS = ("refresh", "freeze", "unfreeze", "purge", "warm")
 
 
 async def test_it_is_for_admins(tmp_path: Path) -> None:
-    """Nobody else sees the pages, the link to them, or what a form answers. A page of another site sends no form."""
+    """Only admins see the pages, the link to them, and the responses of their forms. Forms of another site are
+    refused."""
     async with site(tmp_path) as here, here.browser() as browser:
         for path in PATHS:
             assert (await browser.get(path)).status_code == 303
@@ -50,7 +51,7 @@ async def test_without_an_upstream(tmp_path: Path) -> None:
 
 
 async def test_cached_images(tmp_path: Path) -> None:
-    """In the chosen order, with a filter, page by page."""
+    """Cached images are listed in the chosen order, with a filter, page by page."""
     async with site(tmp_path) as here, here.browser() as browser:
         await here.log_in(browser, "root")
         for number in range(27):
@@ -77,7 +78,7 @@ async def test_cached_images(tmp_path: Path) -> None:
 
 
 async def test_purge_asks_first(tmp_path: Path) -> None:
-    """Only the second form deletes. What a frozen tag needs stays, unless it is forced."""
+    """Only the confirmed form deletes. Content that a frozen tag needs stays, unless the form forces its deletion."""
     async with site(tmp_path) as here, here.browser() as browser:
         await here.log_in(browser, "root")
         image = await add_cached(here.store, UBUNTU, "24.04", "lts")
@@ -104,7 +105,7 @@ async def test_purge_asks_first(tmp_path: Path) -> None:
 
 
 async def test_an_upstream_that_does_not_answer(tmp_path: Path) -> None:
-    """The page is there at once, and a refresh says what is wrong. A wrong reference is shown as text."""
+    """The page is sent at once, and a refresh says what is wrong. A wrong reference is shown as text."""
     async with site(tmp_path) as here, here.browser() as browser:
         await here.log_in(browser, "root")
         await add_cached(here.store, UBUNTU, "24.04")
@@ -160,7 +161,7 @@ async def test_warming_and_stopping(tmp_path: Path) -> None:
 
 
 async def test_an_upstream_that_hangs(tmp_path: Path) -> None:
-    """Forms that wait for it keep no page from being made, and the job that waits can be stopped."""
+    """Forms that wait for the upstream do not delay other pages, and the waiting job can be stopped."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         upstream = {"name": "docker.io", "default": True, "endpoints": [f"http://127.0.0.1:{silent.getsockname()[1]}"]}
         async with site(tmp_path, upstream=[upstream]) as here, here.browser() as browser:

@@ -24,7 +24,7 @@ HTMX = {"hx-request": "true"}
 
 @pytest.fixture
 async def here(tmp_path: Path) -> AsyncIterator[Site]:
-    """A site with quotas and events, where alice may pull team/** and some cached images, and everyone public/**."""
+    """Yields a site with quotas and events. alice may pull team/** and some cached images, and everyone public/**."""
     settings: dict[str, Any] = {
         "quota": [{"prefix": "secret-quota/", "max_size": "10GiB", "max_tags": 100}],
         "events": {"keep": "24h"},
@@ -44,7 +44,7 @@ async def here(tmp_path: Path) -> AsyncIterator[Site]:
 
 
 async def test_admins_see_the_whole_registry(here: Site) -> None:
-    """Figures, charts with a table for those who do not see them, upstreams, budgets and the audit log."""
+    """Admins see figures, charts with a table for those who cannot see charts, upstreams, budgets and the audit log."""
     now = here.app.app.factory.clock()
     await here.store.activity.add(now, Activity(10, 2, 30, 10, 5 * 2**20, 9 * 2**20))
     await here.store.activity.add(now - 3 * DAY_SECONDS, Activity(pulls=1234))
@@ -68,7 +68,8 @@ async def test_admins_see_the_whole_registry(here: Site) -> None:
 
 
 async def test_pages_do_not_count_images(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That takes seconds where there are many, and the page asks every five seconds."""
+    """The page does not count images: that takes seconds where there are many, and the page is updated every five
+    seconds."""
 
     async def summary(upstream: str) -> CacheSummary:
         raise AssertionError("the images are counted")
@@ -81,8 +82,8 @@ async def test_pages_do_not_count_images(here: Site, monkeypatch: pytest.MonkeyP
 
 
 async def test_others_see_what_they_may_pull(here: Site) -> None:
-    """How many repositories, and for accounts what happened to them. No figure is about the whole registry, and no name
-    is one that they may not see."""
+    """Other visitors see how many repositories they may pull, and with an account what happened to these. They see no
+    figures of the whole registry, and no name of a repository that they may not pull."""
     for visitor, counted in (
         ("", {"Hosted": "1"}),
         ("alice", {"Hosted": "4", "Cached from docker.io": "1"}),
@@ -103,7 +104,7 @@ async def test_others_see_what_they_may_pull(here: Site) -> None:
 
 
 async def test_many_repositories_are_not_counted(here: Site) -> None:
-    """A page says that there are more."""
+    """If there are too many repositories to count, the page says that there are more."""
     for number in range(60):
         await add_cached(here.store, f"public/{number}", "1")
     async with here.browser() as browser:
@@ -111,14 +112,15 @@ async def test_many_repositories_are_not_counted(here: Site) -> None:
 
 
 async def test_somebody_who_may_see_nothing(here: Site) -> None:
-    """Is told so."""
+    """A visitor who may pull nothing is told so."""
     await here.app.accounts.remove_grant(Grantee.parse("everyone"), NamePattern("public/**"), by=BY)
     async with here.browser() as browser:
         assert "There is nothing here that you may see." in (await browser.get("/ui/overview")).text
 
 
 async def test_the_present_updates_itself(here: Site) -> None:
-    """htmx asks for that part alone; a visitor can switch it off. Without htmx its address leads to the page."""
+    """htmx requests that part alone, and a visitor can stop the updates. Without htmx the part's address leads to the
+    page."""
     await here.store.jobs.add("unknown", {}, actor="root")  # so nothing runs it
     async with here.browser() as browser:
         await here.log_in(browser, "root")
@@ -133,7 +135,7 @@ async def test_the_present_updates_itself(here: Site) -> None:
 
 
 async def test_a_registry_without_mirrors(tmp_path: Path) -> None:
-    """Has nothing about mirrors on the page."""
+    """Without mirrors the page has nothing about mirrors."""
     async with site(tmp_path, upstream=[]) as here, here.browser() as browser:
         await here.log_in(browser, "root")
         page = (await browser.get("/ui/overview")).text.partition("<main")[2]
@@ -143,7 +145,7 @@ async def test_a_registry_without_mirrors(tmp_path: Path) -> None:
 
 
 async def test_programs_get_the_same_figures(here: Site) -> None:
-    """With what is not stored yet. Only admins do."""
+    """The API has the same figures, including those that are not stored yet, for admins only."""
     app = here.app.app
     now = app.factory.clock()
     await here.store.activity.add(now - HOUR_SECONDS, Activity(pulls=5))

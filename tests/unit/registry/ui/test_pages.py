@@ -53,7 +53,7 @@ class Site:
 
 @cache
 def password_hash() -> str:
-    """Made once, because that takes a while on purpose."""
+    """Returns one hash for all tests, because hashing is slow on purpose."""
     return hash_password(PASSWORD)
 
 
@@ -111,7 +111,7 @@ async def test_readers_see_what_they_may_pull(tmp_path: Path) -> None:
 
 
 async def test_long_lists_have_pages(tmp_path: Path) -> None:
-    """Each name comes once, also where mirrored names stand between hosted ones, and with a prefix."""
+    """Each name is listed once, also where mirrored names sort between hosted ones, and with a prefix."""
     async with site(tmp_path, accounts=False) as here:
         hosted = sorted([f"a/{n:03}" for n in range(PAGE_SIZE + 5)] + [f"z/{n:03}" for n in range(PAGE_SIZE)])
         mirrored = [f"docker.io/m/{n:03}" for n in range(PAGE_SIZE + 1)]
@@ -143,8 +143,8 @@ async def test_long_lists_have_pages(tmp_path: Path) -> None:
 
 
 async def test_a_repository_shows_its_tags(tmp_path: Path) -> None:
-    """With digest, platforms and their sizes, and the command to pull; page by page. Platforms that are not here are
-    shown as such. Short names lead to the stored one."""
+    """Each tag has its digest, its platforms with their sizes, and the command to pull it. The list has pages.
+    Platforms that are not stored are shown as such. Short names lead to the stored one."""
     async with site(tmp_path, accounts=False) as here:
         manifest = await add_cached(here.store, "docker.io/library/ubuntu", *(f"t{n:02}" for n in range(30)))
         platforms = [("linux", "amd64"), ("linux", "arm64"), ("unknown", "unknown")]
@@ -166,12 +166,12 @@ async def test_a_repository_shows_its_tags(tmp_path: Path) -> None:
 
 
 def tags_on(page: str) -> list[str]:
-    """The tags in the rows of a page."""
+    """Returns the tags in the rows of a page."""
     return re.findall(r'<th scope="row">(?:<a [^>]+>)?([\w.-]+)', page)
 
 
 async def test_tags_are_sorted_and_filtered(tmp_path: Path) -> None:
-    """By the query of the page, whose links change one of them and keep the other."""
+    """The query of the page sorts and filters. Its links change one of them and keep the other."""
     async with site(tmp_path, accounts=False) as here, here.browser() as browser:
         for tag in ("1.9", "1.10", "2.0-rc1", "2.0"):
             await add_cached(here.store, "team/app", tag, of=tag)
@@ -192,7 +192,7 @@ async def test_tags_are_sorted_and_filtered(tmp_path: Path) -> None:
 
 
 async def test_a_description_is_shown(tmp_path: Path) -> None:
-    """Its headings are below those of the page, and its HTML is text."""
+    """The headings of a description are below those of the page, and HTML in it is shown as text."""
     async with site(tmp_path, accounts=False) as here, here.browser() as browser:
         await add_cached(here.store, "team/app", "1")
         assert 'class="description"' not in (await browser.get("/ui/repositories/team/app")).text
@@ -206,8 +206,8 @@ async def test_a_description_is_shown(tmp_path: Path) -> None:
 
 
 async def test_what_a_tag_leads_to(tmp_path: Path) -> None:
-    """Platforms, layers with commands, config, annotations, referrers and the manifest; each text in it is harmless.
-    What does not exist is not found, and whoever may not pull sees nothing."""
+    """The page has platforms, layers with commands, config, annotations, referrers and the manifest, and each text in
+    it is harmless. A missing reference is not found, and a visitor who may not pull sees nothing."""
     evil = "<script>alert(1)</script>"
     async with site(tmp_path) as here, here.browser() as browser:
         index = await add_described(here.store, "team/app", "v1", evil, label_bytes=100_000)
@@ -236,7 +236,7 @@ async def test_what_a_tag_leads_to(tmp_path: Path) -> None:
 
 
 async def test_a_pull_by_a_short_name_has_a_page(tmp_path: Path) -> None:
-    """It leads to the page of the stored name, and shows what a mirror has cached."""
+    """A short name leads to the page of the stored name, which shows what a mirror has cached."""
     async with site(tmp_path, accounts=False) as here, here.browser() as browser:
         await add_cached(here.store, "docker.io/library/ubuntu", "24.04")
         answer = await browser.get("/ui/repositories/ubuntu:24.04")
@@ -247,7 +247,8 @@ async def test_a_pull_by_a_short_name_has_a_page(tmp_path: Path) -> None:
 
 
 async def test_unusual_manifests(tmp_path: Path) -> None:
-    """500 layers, and an index with 100 platforms of which one is here: what is left out is counted."""
+    """Of 500 layers the page shows some, and counts the rest. Of an index with 100 platforms, the 99 that are not
+    stored are shown as such."""
     async with site(tmp_path, accounts=False) as here, here.browser() as browser:
         await add_cached(here.store, "team/app", "many", layers=500)
         page = (await browser.get("/ui/repositories/team/app:many")).text
@@ -306,7 +307,7 @@ async def test_search(tmp_path: Path) -> None:
 
 
 def found_in(page: str) -> list[str]:
-    """The paths to which the results on a page, or on a part of one, lead."""
+    """Returns the paths to which the results on a page, or on a part of one, lead."""
     return re.findall(r'<li><a href="([^"]+)">', page)
 
 
@@ -375,7 +376,7 @@ async def test_a_session_that_ended(tmp_path: Path) -> None:
 @pytest.mark.parametrize("headers", [{"sec-fetch-site": "cross-site"}, {"origin": "https://evil.example"}, {}])
 @pytest.mark.parametrize("path", ["/ui/login", "/ui/logout", "/ui/language"])
 async def test_forms_of_other_sites_do_nothing(tmp_path: Path, path: str, headers: dict[str, str]) -> None:
-    """They cannot log somebody in as another, log them out, or change the language."""
+    """Forms of other sites cannot log somebody in as another, log them out, or change the language."""
     async with site(tmp_path) as here, here.browser() as browser:
         fields = {"user": "alice", "password": PASSWORD, "language": "zh-Hans"}
         refused = await browser.post(path, data=fields, headers=headers)
@@ -455,7 +456,7 @@ async def test_too_many_pages_of_one_reader(tmp_path: Path, monkeypatch: pytest.
 
 
 async def test_forms_that_arrive_slowly_hold_up_no_pages(tmp_path: Path) -> None:
-    """Their number does not matter."""
+    """However many forms arrive slowly, other pages are made."""
     async with site(tmp_path) as here, here.browser() as browser:
         rest, arriving = asyncio.Event(), 0
 
@@ -481,7 +482,7 @@ async def test_forms_that_arrive_slowly_hold_up_no_pages(tmp_path: Path) -> None
 
 
 async def test_the_root_leads_browsers_to_the_pages(tmp_path: Path) -> None:
-    """Programs get the text as before; without pages everybody does."""
+    """`/` leads browsers to the pages, and programs get a text. Without pages everybody gets the text."""
     html = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     async with site(tmp_path / "a", accounts=False) as here, here.browser() as browser:
         assert (await browser.get("/", headers=html)).headers["location"] == "/ui/"
@@ -496,7 +497,7 @@ async def test_the_root_leads_browsers_to_the_pages(tmp_path: Path) -> None:
 
 
 async def test_files_are_kept_for_ever(tmp_path: Path) -> None:
-    """Under the path with the right hash; under another one they are asked for again."""
+    """Files are cached for ever under the path with the right hash, and not under another one."""
     async with site(tmp_path, accounts=False) as here, here.browser() as browser:
         page = (await browser.get("/ui/setup")).text
         paths = re.findall(r'(?:src|href)="(/ui/static/[^"]+)"', page)
@@ -509,7 +510,7 @@ async def test_files_are_kept_for_ever(tmp_path: Path) -> None:
 
 
 async def test_pages_never_ask_an_upstream(tmp_path: Path) -> None:
-    """The registry that pages read refuses changes, and what is not here is not here."""
+    """The registry that pages read refuses changes, and content that is not stored is unknown to it."""
     async with site(tmp_path, accounts=False) as here, here.browser() as browser:
         missing = await browser.get("/ui/repositories/docker.io/library/nginx")
         assert missing.status_code == 404
@@ -518,7 +519,7 @@ async def test_pages_never_ask_an_upstream(tmp_path: Path) -> None:
 
 
 def test_the_application_without_a_store_has_no_pages(tmp_path: Path) -> None:
-    """It has no accounts and no settings that pages could show."""
+    """Without a store there are no accounts and no settings that pages could show."""
     from registry.config import Settings
     from storage.memory_registry import MemoryRegistry
 

@@ -34,17 +34,17 @@ from tests.fakes.server_process import ROOT
     ],
 )
 def test_sizes(size: int, shown: str) -> None:
-    """Three digits and a binary unit."""
+    """A size has three digits and a binary unit."""
     assert format_size(size) == shown
 
 
 def test_digests_are_short() -> None:
-    """The algorithm stays."""
+    """A digest is shortened after its algorithm."""
     assert short_digest("sha256:" + "0123456789abcdef" * 4) == "sha256:0123456789ab"
 
 
 def test_times_are_utc_until_a_script_shows_them() -> None:
-    """Whatever the time zone of the value."""
+    """Times are written in UTC, whatever the time zone of the value."""
     template = make_environment("en", PageFiles()).from_string("{{ moment|time }}")
     for moment in (
         datetime(2026, 11, 29, 2, 3, 4, tzinfo=UTC),
@@ -67,7 +67,8 @@ def test_ages(language: str, seconds: int, shown: str) -> None:
 
 
 def test_values_are_escaped_and_must_exist() -> None:
-    """In texts with values as well, where the text is trusted and the value is not."""
+    """Values are escaped, also in translated texts, where the text is trusted and the value is not. A missing value is
+    an error."""
     environment = make_environment("zh-Hans", PageFiles())
     evil = "<script>\"'&"
     assert environment.from_string("{{ x }}").render(x=evil) == "&lt;script&gt;&#34;&#39;&amp;"
@@ -78,7 +79,8 @@ def test_values_are_escaped_and_must_exist() -> None:
 
 
 def test_no_template_has_scripts_or_styles_of_its_own() -> None:
-    """The content security policy would stop them; and nothing switches the escaping off."""
+    """Templates have no inline scripts or styles, which the content security policy would block, and none switches the
+    escaping off."""
     for path in TEMPLATES.iterdir():
         text = path.read_text()
         found = re.findall(
@@ -89,7 +91,7 @@ def test_no_template_has_scripts_or_styles_of_its_own() -> None:
 
 
 def test_files_have_one_version() -> None:
-    """htmx is the version that the pages are written for, and no file but these is there."""
+    """htmx has the version that the pages are written for, and there are no files but these."""
     files = PageFiles()
     assert files.path("page.css") == f"/ui/static/{files.version}/page.css"
     assert PageFiles().version == files.version
@@ -108,7 +110,7 @@ def test_a_start_does_not_wait_for_templates() -> None:
 
 
 async def test_a_template_that_fails_fails_its_page_alone() -> None:
-    """The next page is rendered."""
+    """After a template fails, the next page is rendered."""
     renderer = PageRenderer(PageFiles())
     with pytest.raises(jinja2.UndefinedError):
         await renderer.render("error.html", "en", {})
@@ -146,7 +148,7 @@ async def test_one_reader_leaves_room_for_others() -> None:
 
 
 async def test_a_cancelled_page_gives_its_slot_back() -> None:
-    """Also one that waits for it."""
+    """A cancelled page releases its slot, and one that waits for a slot leaves the queue."""
     limits = PageLimits()
     for _ in range(WAITING_FOR_ONE * 2):
         async with asyncio.TaskGroup() as tasks:

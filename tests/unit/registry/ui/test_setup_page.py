@@ -11,7 +11,7 @@ SEEN = "came through here from your address, 192.0.2.1"
 
 
 async def test_whether_the_client_was_here(tmp_path: Path) -> None:
-    """A request of k3s is one of containerd. Requests from elsewhere say nothing."""
+    """A request of k3s counts for containerd. Requests from other networks are not shown."""
     async with site(tmp_path, accounts=False) as here, here.browser() as browser:
         recent = here.app.app.telemetry.recent_clients
         assert recent is not None

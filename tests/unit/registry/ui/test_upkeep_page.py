@@ -28,7 +28,7 @@ async def without_jobs(here: Site) -> None:
 
 
 async def test_it_is_for_admins(tmp_path: Path) -> None:
-    """Nobody else sees the pages or starts anything, and no other site does."""
+    """Only admins see the pages and start work; forms of another site are refused."""
     async with site(tmp_path) as here, here.browser() as browser:
         for path in PATHS:
             assert (await browser.get(path)).status_code == 303
@@ -47,7 +47,8 @@ async def test_it_is_for_admins(tmp_path: Path) -> None:
 
 
 async def test_each_kind_of_work_is_started(tmp_path: Path) -> None:
-    """As a job of the visitor. What deletes content asks first. What cannot be started says why."""
+    """Work is started as a job of the visitor. Work that deletes content needs a confirmation. If work cannot be
+    started, the page says why."""
     async with site(tmp_path, retention=RULES, cache={"max": 10**9}) as here, here.browser() as browser:
         await here.log_in(browser, "root")
         await without_jobs(here)
@@ -76,7 +77,7 @@ async def test_each_kind_of_work_is_started(tmp_path: Path) -> None:
 
 
 async def test_budgets_quotas_and_backups(tmp_path: Path) -> None:
-    """With their limits; a directory that cannot be read says so."""
+    """Budgets and quotas are shown with their limits. If the directory of backups cannot be read, the page says so."""
     target = tmp_path / "backups"
     (target / "snapshots" / "bad").mkdir(parents=True)
     async with (

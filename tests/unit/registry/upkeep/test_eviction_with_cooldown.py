@@ -1,4 +1,4 @@
-"""Eviction spares what a cooldown serves, over a real store and the settings of an upstream."""
+"""Eviction keeps the images that a cooldown serves, with a real store and the settings of an upstream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TAG = Tag("1")
 
 
 async def evictor_of(store: StoredRegistry, clock: Clock, cooldown: float) -> Evictor:
-    """The evictor of a server whose cache may have one byte."""
+    """Returns the evictor of a server whose cache may have one byte."""
     settings = Settings(upstream=[Upstream(name="docker.io", cache_max=ByteSize(1), cooldown=cooldown)])
     router = Router(store, {}, store.is_known_repository, NamingRules(["docker.io"]))
     await count_scopes(store.usage, store.leases, scope_definitions(settings))
@@ -32,7 +32,7 @@ async def evictor_of(store: StoredRegistry, clock: Clock, cooldown: float) -> Ev
 
 
 async def mirror(store: StoredRegistry, clock: Clock, seed: str) -> Manifest:
-    """Stores an index of one image, which the upstream's tag points at from now on; returns the index."""
+    """Stores an index of one image and points the upstream's tag at it. Returns the index."""
     child = image_of(await push_blob(store, APP, f"config of {seed}".encode()), [])
     index = index_of([child.descriptor])
     await store.put_manifest(APP, child, by=BY, sparse=True)
@@ -44,7 +44,7 @@ async def mirror(store: StoredRegistry, clock: Clock, seed: str) -> Manifest:
 
 
 async def cached(store: StoredRegistry, *indexes: Manifest) -> list[bool]:
-    """Whether each index is cached with its image."""
+    """Returns for each index whether it is cached with its image."""
     found = []
     for index in indexes:
         try:
@@ -59,7 +59,7 @@ async def cached(store: StoredRegistry, *indexes: Manifest) -> list[bool]:
 
 
 async def test_what_a_cooldown_serves_stays(store: StoredRegistry, clock: Clock) -> None:
-    """Until the newest digest is served. What nobody is served goes."""
+    """An older image stays until the newest digest is served. Images that are not served are evicted."""
     evictor = await evictor_of(store, clock, 3 * DAY)
     oldest = await mirror(store, clock, "oldest")
     clock.pass_days(10)

@@ -24,7 +24,7 @@ def rule(**conditions: Any) -> RetentionRule:
 
 
 def tag(name: str = "tag", *, pushed: float = 50, pulled: float | None = None) -> TagFacts:
-    """A tag that was pushed and pulled so many days ago."""
+    """Returns the facts of a tag that was pushed and pulled this many days ago."""
     when_pulled = None if pulled is None else NOW - pulled * DAY
     return TagFacts(Tag(name), digest_of(name.encode()), 1, NOW - pushed * DAY, when_pulled)
 
@@ -69,7 +69,7 @@ def test_the_reason_of_a_deletion_says_all() -> None:
 
 
 def test_the_newest_tags_are_kept() -> None:
-    """Also all of them if there are no more."""
+    """The newest tags are kept, which are all tags if there are no more than `keep_last`."""
     newest = TagPosition(NOW - 5 * DAY, "m")
     judged = {
         (name, pushed): decide(rule(keep_last=3), tag(name, pushed=pushed), NOW, newest=newest).is_kept
@@ -81,7 +81,7 @@ def test_the_newest_tags_are_kept() -> None:
 
 
 def test_a_tag_that_may_have_been_pulled_is_kept() -> None:
-    """After the program was brought up to date, it knows only for a while that nobody pulls a tag."""
+    """A tag is kept as long as pulls from before the update of the program, which were not recorded, could keep it."""
     judged = replace(tag(pushed=50), unrecorded=NOW - 5 * DAY)
     decision = decide(rule(keep_pulled_within="14d"), judged, NOW, newest=None)
     assert decision == Decision(True, "may have been pulled within 14d: pulls are recorded since 2024-02-17")
@@ -125,7 +125,8 @@ def test_each_condition_alone_is_enough(
 
 
 def test_when_untagged_manifests_go() -> None:
-    """Never by default, nor within an hour of the push; a pull within `keep_pulled_within` keeps them as well."""
+    """Untagged manifests are not deleted by default, and never within an hour of their push. A pull within
+    `keep_pulled_within` keeps them as well."""
     assert unused_limits(rule(keep_last=1), NOW) is None
     assert unused_limits(rule(keep_last=1, delete_untagged_after="0s"), NOW) == UnusedLimits(NOW - 3600, NOW, NOW)
     week, fortnight = NOW - 7 * DAY, NOW - 14 * DAY
@@ -135,8 +136,8 @@ def test_when_untagged_manifests_go() -> None:
 
 
 def test_a_tag_that_belongs_to_a_manifest_stays_with_it() -> None:
-    """A signature of cosign, or a list of referrers, is kept as long as its manifest is here. It is none of the newest
-    tags: after its manifest it goes."""
+    """The tag of a cosign signature or of a list of referrers is kept as long as its manifest exists, and deleted after
+    that. It does not count as one of the newest tags."""
     subject = digest_of(b"signed")
     signature = tag(f"sha256-{subject.encoded}.sig", pushed=0)
     assert decide(rule(keep_last=5), replace(signature, subject=subject), NOW, newest=None).is_kept

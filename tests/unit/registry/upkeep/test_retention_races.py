@@ -1,4 +1,4 @@
-"""Retention and garbage collection while clients push, move and delete tags and pull, through two processes' stores."""
+"""Retention and garbage collection in one process, while the clients of another process push, move, delete and pull."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ RULE = RetentionRule(repositories=["**"], keep_last=1, keep_tags=["v*"], delete_
 
 
 class Client:
-    """Pushes images of two platforms that share some content with those of other clients. Pushes again what was
-    collected before it had a reference, as clients do that are told so."""
+    """Pushes images of two platforms that share some content with those of other clients. If content was collected
+    before a manifest referred to it, pushes it again, as real clients do after the error."""
 
     def __init__(self, store: StoredRegistry, number: int, clock: Clock) -> None:
         self._store = store
@@ -63,7 +63,7 @@ class Client:
 
 
 async def retain(store: StoredRegistry, clock: Clock) -> int:
-    """Runs the job once, and collects; the number of deleted manifests."""
+    """Runs the job once, then garbage collection. Returns the number of deleted manifests."""
     judge = RetentionJudge([RULE], NamingRules(), store.metadata, store.retention)
     work = RetentionWork(judge, store.retention, clock)
     result: dict[str, int] = await run_in_command(store.jobs, store.leases, KIND, {}, work, actor="test")
@@ -81,7 +81,8 @@ async def check_whole(store: StoredRegistry, repo: RepositoryName, reference: Re
 
 @pytest.mark.slow
 async def test_what_has_a_tag_is_whole(tmp_path: Path) -> None:
-    """Whatever happens at the same time; time passes quickly, so that all that has no tag is old."""
+    """An image with a tag is complete, whatever runs at the same time. The clock runs fast, so that everything without
+    a tag is old."""
     clock = Clock()
     prepare_data_dir(tmp_path)
     async with (

@@ -1,4 +1,4 @@
-"""The job `retention` over a real store: what it deletes, what it leaves, and how it goes on after a restart."""
+"""The job `retention` over a real store: what it deletes and keeps, and how it continues after a restart."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rule(repositories: str = "team/**", **conditions: Any) -> RetentionRule:
 
 
 class Run:
-    """Runs the job, and notes its steps. What it counts as deleted must be what it says in the end."""
+    """Runs the job and keeps its steps. Checks that the counted deletions are those of the result."""
 
     def __init__(self, store: StoredRegistry, clock: Clock, *rules: RetentionRule, **options: Any) -> None:
         self.store = store
@@ -62,14 +62,14 @@ class Run:
         return result
 
     async def preview(self, repo: RepositoryName | None = None) -> tuple[dict[str, bool], PreviewSummary]:
-        """Whether each tag would be kept, by its name or digest, and the totals."""
+        """Returns for each tag or digest whether it would be kept, and the totals."""
         lines: list[PreviewLine] = []
         summary = await RetentionPreview(self.judge, self.retention, self._clock).run(lines.append, repo)
         return {line.tag or line.digest: line.is_kept for line in lines}, summary
 
 
 class Interrupted:
-    """A `Retention` that lets something happen before each deletion of a tag."""
+    """A `Retention` that calls a function before each deletion of a tag."""
 
     def __init__(self, inner: Retention, before: Callable[[TagFacts], Awaitable[None]]) -> None:
         self._inner = inner
@@ -84,7 +84,7 @@ class Interrupted:
 
 
 async def push_daily(store: StoredRegistry, clock: Clock, repo: RepositoryName, *tags: str) -> list[Manifest]:
-    """Pushes an image a day."""
+    """Pushes one image a day with these tags."""
     images = []
     for tag in tags:
         images.append(await push_image(store, repo, f"{repo} {tag}", tag))
@@ -101,7 +101,8 @@ async def has(store: StoredRegistry, repo: RepositoryName, manifest: Manifest) -
 
 
 async def test_tags_that_no_condition_keeps_are_deleted(store: StoredRegistry, clock: Clock) -> None:
-    """Their manifests stay, the audit log names the actor, and other repositories are left alone."""
+    """Tags that no condition keeps are deleted. Their manifests stay, the audit log names the actor, and other
+    repositories do not change."""
     images = await push_daily(store, clock, APP, "v1", "a", "b", "c", "d")
     await push_daily(store, clock, RepositoryName("private/app"), "a", "b")
     await pull(store, APP, images[1].digest, clock)
@@ -129,7 +130,7 @@ async def test_the_first_rule_that_matches_applies(store: StoredRegistry, clock:
 
 
 async def test_mirrored_repositories_are_left_alone(store: StoredRegistry, clock: Clock) -> None:
-    """Whatever the pattern: their tags belong to the upstream."""
+    """Tags of mirrored repositories are kept, whatever pattern the rule has, because they follow the upstream."""
     await push_daily(store, clock, MIRRORED, "a", "b")
     result = await Run(store, clock, rule("**", keep_last=1))()
     assert await all_tags(store, MIRRORED) == ["a", "b"]
@@ -137,7 +138,7 @@ async def test_mirrored_repositories_are_left_alone(store: StoredRegistry, clock
 
 
 async def test_a_multi_platform_image_stays_whole(store: StoredRegistry, clock: Clock) -> None:
-    """A pull of one platform keeps the index, and so all of its children and referrers."""
+    """A pull of one platform keeps the index with all its children and referrers."""
     children = [await push_image(store, APP, platform) for platform in ("amd64", "arm64")]
     index = index_of([child.descriptor for child in children])
     await store.put_manifest(APP, index, [Tag("1")], by=BY)
@@ -157,7 +158,7 @@ async def test_a_multi_platform_image_stays_whole(store: StoredRegistry, clock: 
 
 
 async def test_a_manifest_stays_for_a_while_after_its_tag(store: StoredRegistry, clock: Clock) -> None:
-    """`delete_untagged_after` counts from the deletion of the tag, so that it can be put back."""
+    """`delete_untagged_after` counts from the deletion of the tag, so that the tag can be restored meanwhile."""
     old, _ = await push_daily(store, clock, APP, "old", "new")
     clock.pass_days(100)
     run = Run(store, clock, rule(keep_last=1, delete_untagged_after="7d"))
@@ -171,7 +172,7 @@ async def test_a_manifest_stays_for_a_while_after_its_tag(store: StoredRegistry,
 
 
 async def test_untagged_manifests_stay_by_default(store: StoredRegistry, clock: Clock) -> None:
-    """Deployments name them by digest."""
+    """Without `delete_untagged_after`, untagged manifests are kept, because deployments may name them by digest."""
     image = await push_image(store, APP, "untagged")
     clock.pass_days(1000)
     await Run(store, clock, rule(keep_last=1))()
@@ -193,7 +194,8 @@ async def test_a_push_between_judgement_and_deletion_wins(store: StoredRegistry,
 
 
 async def test_what_an_immutable_tag_needs_stays(store: StoredRegistry, clock: Clock) -> None:
-    """Its manifest, those below it, and their referrers. The preview says why."""
+    """The manifest of an immutable tag is kept, with the manifests below it and their referrers. The preview gives this
+    reason."""
     child = await push_image(store, APP, "child")
     index = index_of([child.descriptor])
     await store.put_manifest(APP, index, [Tag("v1"), Tag("other")], by=BY)
@@ -214,7 +216,7 @@ async def test_what_an_immutable_tag_needs_stays(store: StoredRegistry, clock: C
 
 
 async def test_what_retention_deletes_can_be_put_back(store: StoredRegistry, clock: Clock) -> None:
-    """For the grace period: a multi-platform image whole, with its signatures."""
+    """During the grace period, a deleted multi-platform image can be put back completely, with its signatures."""
     children = [await push_image(store, APP, platform) for platform in ("amd64", "arm64")]
     index = index_of([child.descriptor for child in children])
     await store.put_manifest(APP, index, [Tag("1")], by=BY)
@@ -243,7 +245,7 @@ async def test_what_retention_deletes_can_be_put_back(store: StoredRegistry, clo
 async def test_a_job_goes_on_where_it_was_stopped(
     store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a restart it does not look at the repositories that it has done, and its result counts all of them."""
+    """After a restart, the job skips the repositories that it has finished. Its result counts them."""
     monkeypatch.setattr("storage.upkeep.job_runner.SAVE_SECONDS", 0.0)
     names = [RepositoryName(f"team/{name}") for name in ("a", "b", "c")]
     for name in names:
@@ -269,7 +271,7 @@ async def test_a_job_goes_on_where_it_was_stopped(
 
 
 async def test_a_killed_deletion_of_an_index_is_completed(store: StoredRegistry, clock: Clock) -> None:
-    """If only the index is gone, the next run finds what belonged to it."""
+    """If the process is killed after the index was deleted, the next run deletes the manifests that belonged to it."""
     children = [await push_image(store, APP, platform) for platform in ("amd64", "arm64")]
     index = index_of([child.descriptor for child in children])
     await store.put_manifest(APP, index, by=BY)
@@ -280,7 +282,7 @@ async def test_a_killed_deletion_of_an_index_is_completed(store: StoredRegistry,
 
 
 async def test_a_large_untagged_index_goes_in_steps(store: StoredRegistry, clock: Clock) -> None:
-    """One transaction deletes only a few of its children."""
+    """One transaction deletes only a limited number of the children of an index."""
     children = [await push_image(store, APP, str(number)) for number in range(25)]
     await store.put_manifest(APP, index_of([child.descriptor for child in children]), by=BY)
     clock.pass_days(2)
@@ -289,7 +291,7 @@ async def test_a_large_untagged_index_goes_in_steps(store: StoredRegistry, clock
 
 
 async def test_a_preview_says_what_a_run_does(store: StoredRegistry, clock: Clock) -> None:
-    """It deletes nothing, and counts shared blobs once."""
+    """A preview predicts what a run deletes, deletes nothing itself, and counts shared blobs once."""
     old, new = await push_daily(store, clock, APP, "old", "new")
     await push_image(store, OTHER, f"{APP} old", "old")
     await push_image(store, OTHER, f"{APP} new", "new")
@@ -315,14 +317,15 @@ async def test_a_preview_says_what_a_run_does(store: StoredRegistry, clock: Cloc
 
 
 async def test_a_preview_says_what_stays_without_a_tag(store: StoredRegistry, clock: Clock) -> None:
-    """Without `delete_untagged_after`, deleting tags frees nothing."""
+    """Without `delete_untagged_after`, the preview says that deleting tags frees no space."""
     old, _ = await push_daily(store, clock, APP, "old", "new")
     _, summary = await Run(store, clock, rule(keep_last=1)).preview()
     assert (summary.bytes_freed, summary.bytes_left) == (0, sum(blob.size for blob in old.blobs))
 
 
 async def test_patterns_that_apply_to_nothing_are_said(store: StoredRegistry, clock: Clock) -> None:
-    """Also those that only match what an earlier rule takes."""
+    """A pattern that matches no repository is reported. So is one that matches only repositories for which an earlier
+    rule decides."""
     await push_daily(store, clock, APP, "a")
     run = Run(store, clock, rule("team/**,taem/**", keep_last=1), rule("team/app", keep_last=1))
     _, summary = await run.preview()
@@ -341,7 +344,7 @@ async def test_a_preview_of_a_repository_without_a_rule(store: StoredRegistry, c
 
 
 async def test_a_push_of_an_index_is_not_disturbed(store: StoredRegistry, clock: Clock) -> None:
-    """Its manifests come before it, and have no tag until then."""
+    """Manifests that are pushed before their index have no tag yet. They are kept until the index is pushed."""
     everything = rule(delete_all=True, delete_untagged_after="0s")
     child = await push_image(store, APP, "child")
     clock.now += 600

@@ -45,8 +45,8 @@ def router_of(store: StoredRegistry) -> Router:
 
 
 async def test_rounds_start_on_schedule(tmp_path: Path) -> None:
-    """The first one when the oldest blob has rested for the interval, the next ones an interval after the last; never
-    two at once."""
+    """The first round starts when the oldest blob is one interval old, each further round one interval after the end of
+    the last. Two rounds never run at the same time."""
     prepare_data_dir(tmp_path)
     clock, settings = Clock(), ScrubSettings(every=30 * DAY)
     async with open_registry(tmp_path, clock=clock) as store:
@@ -74,7 +74,7 @@ async def test_rounds_start_on_schedule(tmp_path: Path) -> None:
 
 
 async def test_a_stopped_round_continues_after_a_day(tmp_path: Path) -> None:
-    """Or after the interval, if that is shorter."""
+    """A stopped round continues after a day, or after the interval if that is shorter."""
     prepare_data_dir(tmp_path)
     clock = Clock()
     async with open_registry(tmp_path, clock=clock) as store:
@@ -86,7 +86,7 @@ async def test_a_stopped_round_continues_after_a_day(tmp_path: Path) -> None:
 
 
 async def test_a_server_continues_after_a_restart(tmp_path: Path) -> None:
-    """The job of a process that ended in the middle of a round is continued by the next one, where it was."""
+    """If a process ends in the middle of a round, the next process continues the job at the same place."""
     prepare_data_dir(tmp_path)
     settings = ScrubSettings(every=30 * DAY, rate=1)  # type: ignore[arg-type]  # slow enough to be interrupted
     async with open_registry(tmp_path) as store:

@@ -1,4 +1,5 @@
-"""A blob store over multipart objects: the rules of the object store, and what the contract cannot see."""
+"""A blob store over multipart objects: the rules of an object store, and behaviour that the contract tests cannot
+check."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def bucket(stored: StoredRegistry) -> Bucket:
 
 
 async def test_parts_have_the_least_size_but_the_last(stored: StoredRegistry, bucket: Bucket) -> None:
-    """However small the chunks are that a client sends in requests of its own; nothing but the blob stays."""
+    """Every part except the last has at least the smallest allowed size, however small the chunks are that a client
+    sends. At the end, only the blob's object stays."""
     writer = await stored.start_upload(APP)
     cuts = [0, 1, 70_000, MIN_PART_BYTES - 1, MIN_PART_BYTES + 5, len(BODY)]
     for start, stop in itertools.pairwise(cuts):
@@ -58,7 +60,8 @@ async def test_parts_have_the_least_size_but_the_last(stored: StoredRegistry, bu
 
 
 async def test_what_a_former_owner_puts_late_does_not_count(stored: StoredRegistry, bucket: Bucket) -> None:
-    """A part whose put was under way while somebody took the session over is no part of the content."""
+    """A part that the former owner of a session uploads after another request has taken the session over is not in the
+    content."""
     writer = await stored.start_upload(APP)
     await writer.write(b"first ")
     await writer.aclose()
@@ -74,7 +77,7 @@ async def test_what_a_former_owner_puts_late_does_not_count(stored: StoredRegist
 
 
 async def test_a_partial_blob_is_copied_into_the_bucket(stored: StoredRegistry, bucket: Bucket, tmp_path: Path) -> None:
-    """Mirrored content is collected in a file, and becomes an object once it is complete."""
+    """A mirrored blob is collected in a file, and becomes an object when it is complete."""
     partial = await stored.partials.claim(digest_of(BODY), len(BODY))
     partial.write_at(0, BODY)
     await partial.commit(APP)
@@ -85,7 +88,8 @@ async def test_a_partial_blob_is_copied_into_the_bucket(stored: StoredRegistry, 
 
 
 async def test_objects_without_a_row_are_swept(stored: StoredRegistry, bucket: Bucket) -> None:
-    """A commit that was stopped before its row leaves an object; the collector finds it in the listing."""
+    """A commit that stops before its row leaves an object. Garbage collection finds the object in the list of the
+    bucket."""
     bucket.put(place_of(digest_of(b"stray")), b"stray")
     stored.collector.grace = 0.0
     stored.collector._clock = lambda: 4e9
@@ -94,7 +98,8 @@ async def test_objects_without_a_row_are_swept(stored: StoredRegistry, bucket: B
 
 
 def test_the_bucket_keeps_the_rules_of_an_object_store(tmp_path: Path) -> None:
-    """No second put of a key, no small part but the last, no read of what is not there."""
+    """The fake bucket refuses a second put of a key, a small part that is not the last, and a read of a missing
+    object."""
     bucket = Bucket(tmp_path, min_part_bytes=4)
     bucket.put("a", b"abc")
     with pytest.raises(PreconditionFailed):
@@ -110,7 +115,7 @@ def test_the_bucket_keeps_the_rules_of_an_object_store(tmp_path: Path) -> None:
 
 
 async def test_scrub_quarantines_a_damaged_object(stored: StoredRegistry, bucket: Bucket) -> None:
-    """The rules of scrub hold over objects too: the damaged object is moved aside, and a push stores a new one."""
+    """Scrub works over objects as well: it moves a damaged object to the quarantine, and a push stores a new object."""
     writer = await stored.start_upload(APP)
     await writer.write(BODY)
     await writer.commit(digest_of(BODY))
@@ -134,7 +139,8 @@ async def test_scrub_quarantines_a_damaged_object(stored: StoredRegistry, bucket
 
 
 async def test_a_push_replaces_a_damaged_object(stored: StoredRegistry, bucket: Bucket) -> None:
-    """A crash has left the damaged object where it was, after the blob was marked as damaged."""
+    """After a crash that left the damaged object in its place, although the blob was marked as damaged, a push replaces
+    the object."""
     writer = await stored.start_upload(APP)
     await writer.write(BODY)
     await writer.commit(digest_of(BODY))

@@ -1,4 +1,4 @@
-"""The data directory: made, migrated, refused."""
+"""The data directory: creation, migration, and what is refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def _push(data: Path, body: bytes) -> None:
 
 
 async def test_prepare_can_be_repeated_and_keeps_what_is_there(tmp_path: Path) -> None:
-    """A second prepare changes nothing; what was pushed between the two is there after it."""
+    """A second prepare changes nothing. Content that was pushed between the two stays."""
     prepare_data_dir(tmp_path / "data")
     await _push(tmp_path / "data", b"hello")
     prepare_data_dir(tmp_path / "data")
@@ -58,7 +58,7 @@ async def test_prepare_can_be_repeated_and_keeps_what_is_there(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_prepare_may_run_in_several_processes_at_once(tmp_path: Path) -> None:
-    """Four processes that make one data directory at the same time all succeed."""
+    """Four processes that prepare the same data directory at the same time all succeed."""
     script = "import sys; from pathlib import Path; from storage.composition import prepare_data_dir\n"
     script += "sys.stdin.readline(); prepare_data_dir(Path(sys.argv[1]))"
     for turn in range(3):
@@ -76,7 +76,7 @@ def test_prepare_may_run_in_several_processes_at_once(tmp_path: Path) -> None:
 
 
 def test_the_migrations_are_numbered_without_a_gap() -> None:
-    """1, 2, 3, …"""
+    """The migrations have the numbers 1, 2, 3 and so on."""
     assert [number for number, _ in migrations()] == list(range(1, len(migrations()) + 1))
 
 
@@ -87,8 +87,9 @@ def _schema(data: Path) -> list[str]:
 
 @pytest.mark.parametrize("earlier", [0, 7], ids=["new", "of version 7"])
 def test_other_programs_can_open_the_database(tmp_path: Path, earlier: int) -> None:
-    """Also those with an older SQLite, such as the `sqlite3` of Debian 12. Before 3.47, `raise` takes only a constant
-    message, and one trigger that SQLite cannot parse makes the whole database unreadable."""
+    """Programs with an older SQLite can open the database, such as the `sqlite3` of Debian 12. Before version 3.47,
+    `raise` accepts only a constant message, and one trigger that SQLite cannot parse makes the whole database
+    unreadable."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     if earlier:
@@ -103,7 +104,7 @@ def test_other_programs_can_open_the_database(tmp_path: Path, earlier: int) -> N
 
 
 def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
-    """The message says what to do, in one line; the version stays."""
+    """The error says in one line what to do. The database does not change."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     db = apsw.Connection(str(data / "entrepot.db"))
@@ -116,7 +117,7 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path)
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
-    """In one line, and the file is left alone."""
+    """The error is one line, and the file does not change."""
     data = tmp_path / "data"
     data.mkdir()
     (data / "entrepot.db").write_bytes(b"this is something else altogether" * 100)
@@ -126,7 +127,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 class _Interrupted(System):
-    """Stops before directory sync `number`; notes what it synced."""
+    """Stops before the sync of directory `number`. Records which directories were synced."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -143,7 +144,8 @@ class _Interrupted(System):
 
 @pytest.mark.parametrize("number", range(1, 8))
 def test_a_prepare_that_was_broken_off_is_made_good_by_the_next(number: int, tmp_path: Path) -> None:
-    """Directories that were made but not synced when a prepare was stopped are synced by the next one."""
+    """If a prepare stopped after it had created directories and before it had synced them, the next prepare syncs
+    them."""
     data = tmp_path / "data"
     first, second = _Interrupted(number), _Interrupted(0)
     try:
@@ -158,7 +160,8 @@ def test_a_prepare_that_was_broken_off_is_made_good_by_the_next(number: int, tmp
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "ext4", "tmpfs", "overlay"])
 @pytest.mark.parametrize("name", ["plain", "with space", "Bücher", "back\\slash"])
 def test_the_file_system_is_told_from_mountinfo(kind: str, name: str, tmp_path: Path) -> None:
-    """The innermost mount counts, with its optional fields and escaped characters, wherever its line stands."""
+    """The innermost mount of a path is found, with its optional fields and escaped characters, on whichever line it
+    is."""
     inner = str(tmp_path / name).replace("\\", "\\134").replace(" ", "\\040")
     lines = [
         "22 1 8:1 / / rw,relatime shared:1 - xfs /dev/sda1 rw",
@@ -174,7 +177,7 @@ def test_the_file_system_is_told_from_mountinfo(kind: str, name: str, tmp_path: 
 
 
 def test_a_file_system_that_is_mounted_over_counts(tmp_path: Path) -> None:
-    """Of two mounts at one point the later one is seen."""
+    """Of two mounts at the same path, the later one is found."""
     text = f"1 0 8:1 / / rw - ext4 a rw\n2 1 0:1 / {tmp_path} rw - nfs b rw\n3 1 0:2 / {tmp_path} rw - tmpfs c rw"
     assert filesystem_of(tmp_path, text) == "tmpfs"
 
@@ -196,7 +199,7 @@ def _file(path: Path) -> Path:
 def test_a_directory_that_cannot_be_used_is_refused_in_one_line(
     make: Callable[[Path], Path], says: str, tmp_path: Path
 ) -> None:
-    """The message names the directory and what is wrong with it."""
+    """The error names the directory and says what is wrong with it."""
     path = make(tmp_path)
     with pytest.raises(DataDirectoryError, match=says) as caught:
         ensure_usable(path)
@@ -205,7 +208,7 @@ def test_a_directory_that_cannot_be_used_is_refused_in_one_line(
 
 
 def test_a_directory_without_the_right_to_write_is_refused(tmp_path: Path) -> None:
-    """Somebody else's directory is refused before anything is made in it."""
+    """A directory that this user may not write is refused before anything is created in it."""
     data = tmp_path / "data"
     data.mkdir(mode=0o555)
     data.chmod(0o555)
@@ -229,7 +232,8 @@ CONFIRMED = 5
 
 
 def _made_older(database: Path, version: int) -> None:
-    """The same rows in the tables of an earlier version, as far as it has them."""
+    """Returns a database with the tables of an earlier version and with the same rows, as far as that version has
+    them."""
     old = database.with_suffix(".old")
     db = apsw.Connection(str(old))
     for _, sql in migrations()[:version]:
@@ -252,8 +256,8 @@ def _made_older(database: Path, version: int) -> None:
 @pytest.mark.parametrize("version", range(1, len(migrations())))
 @pytest.mark.slow
 async def test_a_data_directory_of_an_earlier_version_becomes_one_of_this(tmp_path: Path, version: int) -> None:
-    """What was pushed is there, a session that was begun goes on, what has come new works, and others on the machine
-    cannot read its database any more."""
+    """After the migration, pushed content is there, an upload session can continue, new features work, and other users
+    of the machine can no longer read the database."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     await _push(data, b"hello")
@@ -285,7 +289,7 @@ async def test_a_data_directory_of_an_earlier_version_becomes_one_of_this(tmp_pa
 
 
 async def test_others_on_the_machine_read_nothing(tmp_path: Path) -> None:
-    """Whatever umask the server has: private images are no business of the machine's other users."""
+    """Other users of the machine cannot read the data, whatever umask the server has."""
     data = tmp_path / "data"
     umask = os.umask(0)
     try:
@@ -306,12 +310,12 @@ async def test_others_on_the_machine_read_nothing(tmp_path: Path) -> None:
 
 
 def _others(path: Path) -> int:
-    """What others may do there."""
+    """Returns the permission bits of other users on a path."""
     return path.stat().st_mode & 0o007
 
 
 class _NoTurns(System):
-    """Cannot open the file of the turns."""
+    """A system that cannot open the file of the leases."""
 
     def open(self, path: Path, flags: int, mode: int = 0o640) -> int:
         if path.name == "turns":
@@ -320,7 +324,8 @@ class _NoTurns(System):
 
 
 async def test_what_cannot_be_opened_leaves_nothing_open(data: Path) -> None:
-    """Where the last part of the registry cannot be opened, the others are closed: no file and no thread is left."""
+    """If the last part of the registry cannot be opened, the other parts are closed: no file stays open and no thread
+    runs."""
 
     def held() -> tuple[list[str], list[str]]:
         fds = [os.readlink(found) for found in Path("/proc/self/fd").iterdir() if found.is_symlink()]
@@ -336,8 +341,8 @@ async def test_what_cannot_be_opened_leaves_nothing_open(data: Path) -> None:
 
 
 def test_a_frozen_database_is_not_read_once_it_thawed(data: Path) -> None:
-    """Others may write from then on, so that what its connection still knows of the file is wrong. Who kept the
-    connection gets an error, never old or broken rows."""
+    """A frozen database is opened read-only on a full disk. Once other processes may write again, the cached pages of
+    its connection are out of date. So the connection raises an error, and never returns old or broken rows."""
     with closing(ImmutableDatabase(layout_of(data))) as frozen:
         assert frozen.db.execute("SELECT count(*) FROM repository").get == 0
         frozen.retire()

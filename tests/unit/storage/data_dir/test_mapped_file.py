@@ -1,4 +1,4 @@
-"""Which parts of a file are in memory is known to the byte, and asking has no side effects."""
+"""Which bytes of a file are in memory. The answer is exact, and the question has no side effects."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def counts(fd: int, start: int, at: int, stop: int) -> int:
 
 @pytest.mark.parametrize("start", [0, 5, PAGESIZE, 3 * PAGESIZE + 7])
 def test_what_was_just_written(fd: int, start: int) -> None:
-    """A file that was just written is in memory, from any byte to any byte."""
+    """All bytes of a file that was just written are in memory."""
     for at in (start, start + 1, start + PAGESIZE):
         for stop in (at + 1, at + PAGESIZE, SIZE - 1, SIZE):
             assert counts(fd, start, at, stop) == stop - at
 
 
 def test_beyond_the_end(fd: int) -> None:
-    """Bytes after the end of the file are not in memory."""
+    """Bytes beyond the end of the file are not in memory."""
     assert counts(fd, 0, 10, SIZE + 10 * PAGESIZE) == PAGES * PAGESIZE - 10
     assert counts(fd, 0, SIZE + PAGESIZE, SIZE + 2 * PAGESIZE) == 0
 
 
 def test_what_the_kernel_has_dropped(fd: int) -> None:
-    """A file dropped from memory stays cold however often one asks; after a read, the part that was read is in
-    memory."""
+    """Pages that the kernel has dropped are not in memory, however often the question is asked. After a read, the pages
+    that were read are in memory."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     if counts(fd, 0, 0, SIZE) == SIZE:
         return  # the file system lives in memory
@@ -64,7 +64,7 @@ def test_what_the_kernel_has_dropped(fd: int) -> None:
 
 
 def test_what_is_viewed(fd: int) -> None:
-    """A view has the file's bytes, from any byte to any byte, also after its pages were released."""
+    """A view has the bytes of the file, for any range, also after its pages were released."""
     data = os.pread(fd, SIZE, 0)
     for start in (0, 5, 3 * PAGESIZE + 7):
         mapped = MappedFile.try_map(fd, start, SIZE)
@@ -80,7 +80,7 @@ def test_what_is_viewed(fd: int) -> None:
 
 
 def test_what_is_let_go(fd: int) -> None:
-    """Viewed pages count as this process's memory until they are released."""
+    """The pages of a view count as memory of this process until they are released."""
     file = MappedFile.try_map(fd, 0, SIZE)
     assert file is not None
     with file.view(0, SIZE) as view:
@@ -103,6 +103,6 @@ def mapped(fd: int) -> int:
 
 
 def test_nobody_can_tell() -> None:
-    """A file that cannot be mapped gives None."""
+    """For a file that cannot be mapped, the answer is None."""
     with open("/proc/version", "rb") as file:
         assert MappedFile.try_map(file.fileno(), 0, 10) is None

@@ -1,4 +1,5 @@
-"""Space of the disk that stays free: pushes and new downloads are refused before the disk is full."""
+"""The free space that the settings keep on the disk: below it, pushes and new downloads are refused, before the disk is
+full."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ TIB = 1 << 40
 
 @pytest.fixture
 async def low(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
-    """A store with an image, whose disk has less free space than it should."""
+    """A store with an image, on a disk with less free space than the settings keep."""
     prepare_data_dir(tmp_path)
     async with open_registry(tmp_path) as store:
         await push_image(store, APP, "seed", "latest")
@@ -37,7 +38,7 @@ def test_the_greater_limit_counts() -> None:
 
 
 async def test_new_bytes_are_refused(low: StoredRegistry) -> None:
-    """Of an upload, and of a new download of a mirror. The sentence names the limit."""
+    """An upload and a new download of a mirror are refused. The error names the limit."""
     with pytest.raises(StorageFull, match="the disk is almost full: less than 1000 TiB would stay free"):
         await push_blob(low, APP, b"more")
     with pytest.raises(StorageFull, match="almost full"):
@@ -54,7 +55,7 @@ async def test_reads_deletes_and_collection_work(low: StoredRegistry) -> None:
 
 
 async def test_the_announced_size_counts(tmp_path: Path) -> None:
-    """What is announced must leave the free space."""
+    """A push is refused if its announced size would leave less free space."""
     prepare_data_dir(tmp_path)
     async with open_registry(tmp_path, min_free=MinFreeSpace(size=1)) as store:
         free = store.free_bytes()
@@ -67,7 +68,7 @@ async def test_the_announced_size_counts(tmp_path: Path) -> None:
 
 
 async def test_a_running_download_is_finished(tmp_path: Path) -> None:
-    """Its size was let in when it began."""
+    """A download that has begun is finished, because its size was admitted at its beginning."""
     prepare_data_dir(tmp_path)
     data = b"downloaded"
     async with open_registry(tmp_path) as store:

@@ -1,4 +1,4 @@
-"""The files in which processes report: only those of living processes count, and no reader sees half of a report."""
+"""The files in which processes report. Only reports of running processes count, and a reader gets no partial report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from storage.data_dir.system import System
 
 
 class FullDisk(System):
-    """Has no room for files in one directory."""
+    """A system without room for files in one directory."""
 
     def __init__(self, full: Path) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class FullDisk(System):
 
 
 def test_the_last_report_counts(tmp_path: Path) -> None:
-    """A shorter report replaces a longer one as a whole, and a closed file is gone."""
+    """A shorter report replaces a longer one completely. A closed file is deleted."""
     file = ReportFile(tmp_path / "workers", System())
     assert read_reports(tmp_path / "workers") == []
     file.write(b"a" * MAX_REPORT_BYTES)
@@ -50,7 +50,7 @@ def test_the_last_report_counts(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_reports_nothing(tmp_path: Path) -> None:
-    """The report of a process ends with the process. The file stays until a later process finds that it is old."""
+    """The report of a killed process does not count. Its file stays until a later process deletes it."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -75,7 +75,7 @@ def test_a_killed_process_reports_nothing(tmp_path: Path) -> None:
 
 
 def test_no_half_of_a_report(tmp_path: Path) -> None:
-    """Whatever a reader gets was written as a whole, while another thread writes as fast as it can."""
+    """Every report that a reader gets is complete, while another thread writes reports without a pause."""
     file, ended = ReportFile(tmp_path, System()), threading.Event()
     reports = [bytes([65 + number]) * (number * 1000 + 1) for number in range(8)]
     file.write(reports[0])
@@ -97,8 +97,8 @@ def test_no_half_of_a_report(tmp_path: Path) -> None:
 
 
 def test_a_foreign_directory_in_memory_is_refused(tmp_path: Path) -> None:
-    """Everybody may make the directory in memory first: a link to another directory, one in which others may write, or
-    one of another user. The server takes none of them, and deletes nothing there."""
+    """Any user may create the directory in memory first: as a link to another directory, as a directory in which others
+    may write, or as a directory of another user. The server uses none of these, and deletes nothing in them."""
     layout = Layout(tmp_path / "data")
     layout.root.mkdir()
     other = tmp_path / "other"
@@ -128,7 +128,7 @@ def test_a_foreign_directory_in_memory_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_report_is_a_pipe_or_a_link(tmp_path: Path) -> None:
-    """A pipe in the directory blocks nobody, and nobody follows a link."""
+    """A pipe in the directory does not block the reader, and links are not followed."""
     directory = tmp_path / "workers"
     other = ReportFile(tmp_path / "other", System())
     other.write(b"other")
@@ -151,7 +151,7 @@ def test_no_report_is_a_pipe_or_a_link(tmp_path: Path) -> None:
 
 
 def test_a_short_write_is_a_full_disk(tmp_path: Path) -> None:
-    """A report of which only a part was written raises, as on a full disk."""
+    """If only a part of a report can be written, the error is that of a full disk."""
 
     class ShortWrite(System):
         def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
@@ -164,14 +164,14 @@ def test_a_short_write_is_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    """A file that gets no room raises, and is deleted again."""
+    """If there is no room for a file, an error is raised, and the file is deleted."""
     with pytest.raises(OSError, match="No space"):
         ReportFile(tmp_path, FullDisk(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_reported_from_memory(tmp_path: Path) -> None:
-    """A process that finds no room for its file on the disk reports in memory, and readers find it there."""
+    """If there is no room for the file on the disk, the process writes its report in memory, where readers find it."""
     layout = Layout(tmp_path)
     file = open_report_file(layout, FullDisk(layout.workers))
     try:

@@ -1,4 +1,5 @@
-"""The reserve: room kept back for what frees room. The far edge here is a file system that says how much it has."""
+"""The reserve: a file that occupies space, which is given up for changes that free space on a full disk. A fake file
+system tells how much room there is."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ APP = RepositoryName("team/app")
 
 
 class QuotaSystem(System):
-    """Gives a file no more room than `most` bytes, and says no as `code` does."""
+    """A system that gives a file at most `most` bytes, and refuses more with the error number `code`."""
 
     def __init__(self, most: int = RESERVE_BYTES, code: int = errno.EDQUOT) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ def allocated(file: Path) -> int:
 
 
 def test_it_takes_its_room_when_it_is_made(tmp_path: Path, reserve: Reserve) -> None:
-    """It is whole, and its blocks are allocated, not a hole in a file. Nothing is wrong with the disk."""
+    """The reserve has its full size from the start, and its blocks are allocated. The disk has no problem."""
     assert reserve.is_whole
     assert allocated(tmp_path / "reserve") >= reserve.size == RESERVE_BYTES
     assert [reserve.allows(need) for need in ReserveUse] == [True, True, True]
@@ -73,7 +74,7 @@ def test_it_takes_its_room_when_it_is_made(tmp_path: Path, reserve: Reserve) -> 
 
 
 def test_a_hole_in_its_place_is_filled(tmp_path: Path, quota: QuotaSystem) -> None:
-    """Whoever copies a data directory may leave a file without blocks."""
+    """If a copy of a data directory has a reserve without blocks, its blocks are allocated."""
     (tmp_path / "reserve").touch()
     os.truncate(tmp_path / "reserve", RESERVE_BYTES)
     with closing(Reserve(tmp_path / "reserve", quota)) as reserve:
@@ -82,8 +83,8 @@ def test_a_hole_in_its_place_is_filled(tmp_path: Path, quota: QuotaSystem) -> No
 
 
 def test_little_is_given_up_first_and_taken_back(tmp_path: Path, reserve: Reserve) -> None:
-    """An attempt that needs little finds a small part given up, one that needs more a larger part, in the end all of
-    it. What is free afterwards is taken back, also when the attempt fails."""
+    """A change that needs little space gets a small part of the reserve, one that needs more gets a larger part, and at
+    most all of it. After the change, also after a failed one, the reserve takes the free space back."""
     sizes: list[int] = []
 
     def attempt() -> str:
@@ -102,8 +103,9 @@ def test_little_is_given_up_first_and_taken_back(tmp_path: Path, reserve: Reserv
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_while_it_is_not_whole_nothing_is_stored(code: int, quota: QuotaSystem, reserve: Reserve) -> None:
-    """What is taken back is what there is. Until all of it is back, growth is refused; small changes may use one half,
-    those that free room all of it. Once there is room it is taken back without anybody's help but a question."""
+    """After a change, the reserve takes back the space that is free. Until it has its full size, changes that store
+    content are refused, small changes may use one half of it, and changes that free space all of it. Once there is
+    space, the next question takes it back."""
     quota.most, quota.code = RESERVE_BYTES * 3 // 4, code
     reserve.spend(lambda: None, StorageFull)
     assert [reserve.allows(need) for need in ReserveUse] == [False, True, True]
@@ -125,7 +127,8 @@ def _refuse() -> None:
 
 
 def test_who_died_in_between_left_nothing_behind(tmp_path: Path, reserve: Reserve) -> None:
-    """A process that gave it up and was killed leaves a short file: the next who looks takes the rest back."""
+    """If a process is killed while it has given the reserve up, the file is too short. The next process that looks at
+    it takes the space back."""
     os.truncate(tmp_path / "reserve", 0)
     with closing(Reserve(tmp_path / "reserve", System())) as other:
         assert not other.is_whole
@@ -134,7 +137,7 @@ def test_who_died_in_between_left_nothing_behind(tmp_path: Path, reserve: Reserv
 
 
 def test_one_at_a_time_over_all_processes(tmp_path: Path, reserve: Reserve) -> None:
-    """While one has given it up, another neither takes it back nor waits for that."""
+    """While one process has given the reserve up, another process neither takes the space back nor waits."""
     with closing(Reserve(tmp_path / "reserve", System())) as other:
         reserve.spend(lambda: _holds(not other.restore() and not other.is_whole), StorageFull)
         assert other.is_whole
@@ -145,7 +148,7 @@ def _holds(fact: bool) -> None:
 
 
 class FullAt(System):
-    """Finds no room for any commit while the reserve is whole."""
+    """A system that has no room for a commit while the reserve has its full size."""
 
     def __init__(self, reserve: Path) -> None:
         super().__init__()
@@ -159,7 +162,7 @@ class FullAt(System):
 
 
 async def test_what_was_wrong_can_be_forgotten(tmp_path: Path) -> None:
-    """`entrepot mirror refresh` works on a full disk: it deletes notes."""
+    """`entrepot mirror refresh` deletes records, so it works on a full disk."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     digest = digest_of(b"x")
@@ -171,8 +174,8 @@ async def test_what_was_wrong_can_be_forgotten(tmp_path: Path) -> None:
 
 
 async def test_deletes_use_it_and_pushes_do_not(tmp_path: Path) -> None:
-    """On a disk that has room for no commit but from the reserve, a manifest is refused and one that is there can be
-    deleted; so can an account be disabled. The reserve is whole afterwards."""
+    """On a disk that has room for a commit only from the reserve, a push is refused, and a manifest can be deleted and
+    an account disabled. The reserve has its full size afterwards."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     manifest = Manifest.parse(
@@ -193,8 +196,8 @@ async def test_deletes_use_it_and_pushes_do_not(tmp_path: Path) -> None:
 
 
 class Broken(System):
-    """As long as `full`, it gives the reserve nothing back; as long as `broken`, it cannot sync a directory. The next
-    `strange` calls for room end in an error that nobody expects of a disk."""
+    """A system with faults. While `full` is true, it refuses room for the reserve. While `broken` is true, it cannot
+    sync a directory. The next `strange` calls for room raise an unexpected error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,7 +231,7 @@ def writing(data: Path, system: System) -> Iterator[CommitThread]:
 
 
 async def came_to(step: UncancellableFuture[object]) -> object:
-    """What a change comes to. A step cannot be cancelled, so one that does not end is left."""
+    """Returns the outcome of a change. A change cannot be cancelled, so one that does not end is left running."""
     await asyncio.wait([step], timeout=10)
     assert step.done(), "nobody ends the wait"
     return step.exception() or step.result()
@@ -239,8 +242,8 @@ def _insert(name: str) -> Callable[[apsw.Connection], object]:
 
 
 async def test_a_refused_change_leaves_the_database_alone(data: Path) -> None:
-    """On a full disk a change that stores something is refused before the database is touched. So a database that fails
-    at that moment does no harm: later changes are made."""
+    """On a full disk, a change that stores content is refused before it touches the database. So a failure of the
+    database at that moment does no harm, and later changes succeed."""
     system = Broken()
     with writing(data, system) as writer:
         system.full = system.broken = True
@@ -251,7 +254,7 @@ async def test_a_refused_change_leaves_the_database_alone(data: Path) -> None:
 
 
 async def test_the_writer_survives_what_nobody_foresaw(data: Path) -> None:
-    """Whoever waits for a change of that batch gets an error, and later changes are made."""
+    """After an unexpected error, all changes of the batch get an error, and later changes succeed."""
     system = Broken()
     with writing(data, system) as writer:
         system.strange = 1
@@ -261,7 +264,7 @@ async def test_the_writer_survives_what_nobody_foresaw(data: Path) -> None:
 
 
 class FailsAfterwards(Broken):
-    """Finds room for a commit at the second try, and nothing works once that one is made."""
+    """A system that has room for a commit at the second attempt. After that commit, nothing works."""
 
     tries = 0
 
@@ -274,7 +277,7 @@ class FailsAfterwards(Broken):
 
 
 async def test_what_is_committed_succeeds_whatever_follows(data: Path) -> None:
-    """An error after the commit, when room is taken back, does not make a failure of what is committed."""
+    """An error after the commit, when the reserve takes its space back, does not make the committed change fail."""
     system = FailsAfterwards()
     with writing(data, system) as writer:
         assert await came_to(writer.run(_insert("a"), reserve_use=ReserveUse.RELIEF)) == []
@@ -284,7 +287,8 @@ async def test_what_is_committed_succeeds_whatever_follows(data: Path) -> None:
 
 
 async def test_an_error_after_the_commit_is_not_the_changes(data: Path) -> None:
-    """Nor are they made a second time, when the database's version cannot be read after the commit."""
+    """If the version of the database cannot be read after the commit, the changes succeed, and are not made a second
+    time."""
     layout, marks = layout_of(data), iter([0])
     with (
         closing(Reserve(layout.reserve, System())) as reserve,
@@ -294,8 +298,8 @@ async def test_an_error_after_the_commit_is_not_the_changes(data: Path) -> None:
 
 
 async def test_what_adds_rights_leaves_half_of_the_reserve(data: Path) -> None:
-    """With less than half of it left, nothing is added to accounts, groups and grants; rights can be taken away, and a
-    password can be changed, since that shuts somebody out."""
+    """With less than half of the reserve left, accounts, groups and grants cannot be added. Rights can be removed, and
+    a password can be changed, because this may lock an attacker out."""
     system, by = Broken(), Actor("admin")
     alice, bob, dev, ops = map(AccountName, ("alice", "bob", "dev", "ops"))
     grant = Grant(Grantee(GranteeKind.GROUP, "dev"), NamePattern("team/*"), Action.PULL)
@@ -328,8 +332,8 @@ async def test_what_adds_rights_leaves_half_of_the_reserve(data: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
 def test_without_a_reserve_where_none_can_be(code: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file system that cannot give a file room in advance has no reserve: what is stored is admitted, the log says so
-    once, and nothing is wrong with the disk."""
+    """A file system that cannot allocate blocks in advance has no reserve. Changes are admitted, the log says so once,
+    and the disk counts as having no problem."""
     with closing(Reserve(tmp_path / "reserve", QuotaSystem(0, code))) as reserve:
         reserve.establish()
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Several processes' views of who may do what, over one data directory, and short ways to ask."""
+"""Two workers with accounts over one data directory, and short functions for tests."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ class AccountsClock:
 
 
 class TwoWorkers:
-    """`one` and `two` see one file, each through connections of its own. What was seen of the epoch is asserted of
-    both."""
+    """Two workers over one database, each with its own connections."""
 
     def __init__(self, one: Accounts, two: Accounts, clock: AccountsClock) -> None:
         self.one = one
@@ -45,14 +44,14 @@ class TwoWorkers:
         self._seen = one.epoch()
 
     def changed(self) -> bool:
-        """Whether the epoch is another one than the last time; both agree on it."""
+        """Returns whether the epoch has changed since the last call. Checks that both workers have the same epoch."""
         epoch = self.one.epoch()
         assert self.two.epoch() == epoch
         before, self._seen = self._seen, epoch
         return epoch != before
 
     def told(self, **query: str | float) -> list[tuple[str, str]]:
-        """Action and target of the audit log's lines, oldest first."""
+        """Returns the action and the target of each entry of the audit log, oldest first."""
         page = self.two.audit(AuditQuery(**query), 1000)  # type: ignore[arg-type]
         return [(entry.action, entry.target) for entry in reversed(page.items)]
 
@@ -65,7 +64,7 @@ async def two_workers(data: Path) -> AsyncIterator[TwoWorkers]:
 
 
 async def add_people(accounts: Accounts) -> None:
-    """alice, who is an admin, bob, the robot ci, and the group dev with bob in it."""
+    """Adds the admin alice, the user bob, the robot ci, and the group dev with the member bob."""
     await accounts.add_account(ALICE, AccountKind.USER, password_hash="$alice", admin=True, by=BY_ROOT)
     await accounts.add_account(BOB, AccountKind.USER, password_hash="$bob", by=BY_ROOT)
     await accounts.add_account(CI, AccountKind.ROBOT, password_hash=None, by=BY_ROOT)

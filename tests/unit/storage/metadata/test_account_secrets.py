@@ -1,4 +1,4 @@
-"""API tokens, signing keys and the pace of logins in the store, as several processes see them."""
+"""API tokens, signing keys and the throttle of logins in the store, as two workers see them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ async def both(data: Path) -> AsyncIterator[TwoWorkers]:
 
 
 async def test_a_token_is_as_it_was_made(both: TwoWorkers) -> None:
-    """With the hash of its secret and its limits. Making one is no change of rights, so nobody forgets what they
-    remember when somebody logs in."""
+    """A token is stored with the hash of its secret and with its limits. A new token does not change the epoch, so a
+    login clears no caches."""
     limits = (
         TokenLimit(NamePattern("team/**"), Action.PULL | Action.PUSH),
         TokenLimit(NamePattern("web"), Action.PULL),
@@ -55,7 +55,7 @@ async def test_a_token_is_as_it_was_made(both: TwoWorkers) -> None:
 
 
 async def test_a_revoked_token_is_gone_at_once(both: TwoWorkers) -> None:
-    """For every process, and with another epoch."""
+    """A revoked token is unknown to every process at once, and the epoch changes."""
     await both.one.add_token(api_token("t1"), b"hash", by=BY_ROOT)
     await both.two.revoke_token("t1", by=BY_ROOT)
     assert both.changed()
@@ -67,7 +67,7 @@ async def test_a_revoked_token_is_gone_at_once(both: TwoWorkers) -> None:
 
 
 async def test_an_expired_token_is_unknown(both: TwoWorkers) -> None:
-    """From that second on; the next change drops its row."""
+    """A token is unknown from the second of its expiry. The next change deletes its row."""
     await both.one.add_token(api_token("t1", expires=1_000_100.0), b"hash", by=BY_ROOT)
     await both.one.add_token(api_token("t2"), b"hash", by=BY_ROOT)
     both.clock.now = 1_000_099.9
@@ -84,7 +84,7 @@ async def test_an_expired_token_is_unknown(both: TwoWorkers) -> None:
 
 
 async def test_lists_of_tokens_go_by_id_in_pages(both: TwoWorkers) -> None:
-    """All of them, or an account's."""
+    """The tokens of all accounts, or of one account, are listed in pages, in the order of their ids."""
     for token_id, account in (("t3", CI), ("t1", BOB), ("t2", CI), ("t4", CI)):
         await both.one.add_token(api_token(token_id, account), b"hash", by=BY_ROOT)
     page = both.two.tokens(None, None, 3)
@@ -95,8 +95,8 @@ async def test_lists_of_tokens_go_by_id_in_pages(both: TwoWorkers) -> None:
 
 
 async def test_a_new_password_ends_logins(both: TwoWorkers) -> None:
-    """The refresh tokens that were given for the one before are gone; tokens that somebody made for themselves stay, as
-    do those of others."""
+    """A new password deletes the refresh tokens that were made with the old one. Tokens that the person made, and
+    tokens of others, stay."""
     await both.one.add_token(api_token("login", BOB, login=True), b"hash", by=BY_ROOT)
     await both.one.add_token(api_token("made", BOB), b"hash", by=BY_ROOT)
     await both.one.add_token(api_token("other", ALICE, login=True), b"hash", by=BY_ROOT)
@@ -106,7 +106,7 @@ async def test_a_new_password_ends_logins(both: TwoWorkers) -> None:
 
 
 async def test_the_use_of_a_token_is_noted(both: TwoWorkers) -> None:
-    """The latest one; that is no change of rights, and has no line in the audit log."""
+    """The time of the last use is stored. This does not change the epoch, and adds no entry to the audit log."""
     await both.one.add_token(api_token("t1"), b"hash", by=BY_ROOT)
     lines = both.told()
     await both.one.save_token_use("t1", 1_000_050.0)
@@ -118,7 +118,7 @@ async def test_the_use_of_a_token_is_noted(both: TwoWorkers) -> None:
 
 
 async def test_the_first_key_is_made_once(both: TwoWorkers) -> None:
-    """Whoever asks first makes it; afterwards nobody does."""
+    """The first call creates the signing key, later calls do not."""
     assert both.one.signing_keys() == []
     first, second = await asyncio.gather(
         both.one.ensure_key(lambda: key("k1"), by=BY_ROOT), both.two.ensure_key(lambda: key("k2"), by=BY_ROOT)
@@ -157,7 +157,7 @@ asyncio.run(main())
 
 @pytest.mark.slow
 async def test_processes_that_race_for_the_first_key_get_the_same(data: Path) -> None:
-    """Four start at once with keys of their own; one of these signs, for all of them."""
+    """Four processes propose their own keys at the same time. One of these keys becomes the signing key of all four."""
     racers = [
         await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", RACER, str(data), f"k{number}"),
@@ -187,7 +187,7 @@ async def test_processes_that_race_for_the_first_key_get_the_same(data: Path) ->
 
 
 async def test_a_rotated_key_is_taken_a_while_longer(both: TwoWorkers) -> None:
-    """The new one signs, first in the list; the one before counts until its time is over."""
+    """After a rotation, the new key signs and is first in the list. The old key is accepted until it expires."""
     await both.one.ensure_key(lambda: key("k1"), by=BY_ROOT)
     both.changed()
     both.clock.now += 10
@@ -207,7 +207,7 @@ async def test_a_rotated_key_is_taken_a_while_longer(both: TwoWorkers) -> None:
 
 
 async def test_a_key_that_others_know_is_dropped_at_once(both: TwoWorkers) -> None:
-    """With nothing to keep, no key before the new one counts, however long it was to be taken; its secret is in no row
+    """A rotation with immediate effect deletes all older keys, whatever time they had left. Their secrets are in no row
     any more."""
     await both.one.ensure_key(lambda: key("k1"), by=BY_ROOT)
     await both.one.rotate_key(key("k2"), keep=300.0, by=BY_ROOT)
@@ -218,7 +218,8 @@ async def test_a_key_that_others_know_is_dropped_at_once(both: TwoWorkers) -> No
 
 
 async def test_failures_add_up_for_all_processes(both: TwoWorkers) -> None:
-    """Each costs its seconds on top of what is left of those before; time pays for them, or a success."""
+    """Failed logins of all processes add up. Each failure adds seconds to the time that is left from earlier ones. Time
+    or a successful login reduces it."""
     await both.one.add_failures({"address": 10.0, "account": 3.0})
     await both.two.add_failures({"address": 10.0})
     assert both.one.throttled_until("address") == 1_000_020.0
@@ -237,7 +238,7 @@ async def test_failures_add_up_for_all_processes(both: TwoWorkers) -> None:
 
 
 async def test_failures_are_not_kept_without_end(data: Path, both: TwoWorkers) -> None:
-    """What has been paid for is dropped when the next one fails."""
+    """Failures whose time is over are deleted at the next failure."""
     for number in range(50):
         await both.one.add_failures({f"address {number}": 1.0})
         both.clock.now += 1
@@ -248,7 +249,8 @@ async def test_failures_are_not_kept_without_end(data: Path, both: TwoWorkers) -
 
 
 async def test_an_account_has_so_many_api_tokens_at_the_most(both: TwoWorkers) -> None:
-    """Another one is refused until one is revoked; another account's do not count, nor do those of logins."""
+    """An account has a largest number of API tokens. Another one is refused until one is revoked. Tokens of other
+    accounts, and refresh tokens, do not count."""
     for number in range(MOST_TOKENS):
         await both.one.add_token(api_token(f"t{number}"), b"hash", by=BY_ROOT)
     with pytest.raises(AccountInvalid, match="revoke some first"):

@@ -1,4 +1,4 @@
-"""Accounts, groups and grants in the store, as several processes see them."""
+"""Accounts, groups and grants in the store, as two workers see them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ async def both(data: Path) -> AsyncIterator[TwoWorkers]:
 
 
 async def test_the_first_account_closes_the_store_for_good(data: Path, both: TwoWorkers) -> None:
-    """Every process sees it from the commit on; removing the account opens nothing, nor does a restart."""
+    """Every process sees the first account from its commit on. Neither its removal nor a restart opens the registry
+    again."""
     assert not both.two.has_had_account()
     await both.one.add_group(DEV, by=BY_ROOT)
     assert not both.two.has_had_account()
@@ -61,7 +62,7 @@ async def test_the_first_account_closes_the_store_for_good(data: Path, both: Two
 
 @pytest.mark.full_store
 async def test_a_store_has_a_name_of_its_own(data: Path, tmp_path: Path, both: TwoWorkers) -> None:
-    """It stays the same; another store has another one."""
+    """A store keeps its random name, which differs from that of every other store."""
     name = both.one.instance_id()
     assert len(name) == 32
     prepare_data_dir(data)
@@ -72,7 +73,7 @@ async def test_a_store_has_a_name_of_its_own(data: Path, tmp_path: Path, both: T
 
 
 async def test_an_account_is_as_it_was_made(both: TwoWorkers) -> None:
-    """With its groups; a robot has no password."""
+    """An account is read as it was stored, with its groups. A robot has no password."""
     made = await both.one.add_account(BOB, AccountKind.USER, password_hash="$bob", note="Bob B.", by=BY_ROOT)
     assert both.two.account(BOB) == made
     assert (made.name, made.kind, made.enabled, made.admin) == (BOB, AccountKind.USER, True, False)
@@ -90,7 +91,7 @@ async def test_an_account_is_as_it_was_made(both: TwoWorkers) -> None:
 
 
 async def test_a_name_is_taken_for_people_robots_and_groups_alike(both: TwoWorkers) -> None:
-    """Whatever has it; a refused change changes nothing."""
+    """People, robots and groups share one set of names. A refused change changes nothing."""
     await add_people(both.one)
     assert both.changed()
     lines = both.told()
@@ -104,7 +105,8 @@ async def test_a_name_is_taken_for_people_robots_and_groups_alike(both: TwoWorke
 
 
 async def test_lists_of_accounts_go_by_name_in_pages(both: TwoWorkers) -> None:
-    """All of them or those of a kind, strictly after a name, which need not be one."""
+    """Accounts of all kinds or of one are listed in pages, in the order of their names, after a name that need not
+    exist."""
     await add_people(both.one)
     assert [account.name for account in both.two.accounts(None, None, 10).items] == [ALICE, BOB, CI]
     assert [account.name for account in both.two.accounts(AccountKind.ROBOT, None, 10).items] == [CI]
@@ -116,7 +118,8 @@ async def test_lists_of_accounts_go_by_name_in_pages(both: TwoWorkers) -> None:
 
 
 async def test_what_ends_proofs_raises_the_version_and_the_epoch(both: TwoWorkers) -> None:
-    """A new password, disabling, enabling, and the admin flag. Doing again what is done changes nothing."""
+    """A new password, disabling, enabling and a change of the admin flag increase the account's version and the epoch.
+    A change that changes nothing does not."""
     await add_people(both.one)
     versions = [both.two.account(BOB).version]
     both.changed()
@@ -146,8 +149,8 @@ async def test_what_ends_proofs_raises_the_version_and_the_epoch(both: TwoWorker
 
 
 async def test_nobody_inherits_what_an_account_of_the_same_name_had(both: TwoWorkers) -> None:
-    """With an account go its API tokens, memberships and grants; one that takes the name later starts with nothing, and
-    with a version the one before never had."""
+    """With an account, its API tokens, memberships and grants are deleted. A new account of the same name has none of
+    them, and a version that the old account never had."""
     await add_people(both.one)
     await both.one.put_grant(grant("user:bob", "team/**", "pull"), by=BY_ROOT)
     await both.one.add_token(api_token("t1", BOB), b"hash", by=BY_ROOT)
@@ -170,7 +173,7 @@ async def test_nobody_inherits_what_an_account_of_the_same_name_had(both: TwoWor
 
 
 async def test_a_better_hash_is_no_change(both: TwoWorkers) -> None:
-    """It takes the place of the one it was made from, and of no other; nothing that was proved ends by it."""
+    """A stronger hash replaces only the hash from which it was made, and ends no login."""
     await add_people(both.one)
     both.changed()
     version = both.one.account(BOB).version
@@ -183,7 +186,8 @@ async def test_a_better_hash_is_no_change(both: TwoWorkers) -> None:
 
 
 async def test_groups(both: TwoWorkers) -> None:
-    """Their members need not be in the store, and are no groups. Who is in one twice is in it once."""
+    """The members of a group need not be accounts in the store, and cannot be groups. A member that is added twice is
+    in the group once."""
     await add_people(both.one)
     far = AccountName("somebody.far")
     both.changed()
@@ -213,7 +217,7 @@ async def test_groups(both: TwoWorkers) -> None:
 
 
 async def test_a_group_takes_its_grants_along(both: TwoWorkers) -> None:
-    """One that takes its name later has none."""
+    """With a group, its grants are deleted. A new group of the same name has none."""
     await add_people(both.one)
     await both.one.put_grant(grant("group:dev", "team/**", "pull"), by=BY_ROOT)
     both.changed()
@@ -229,7 +233,8 @@ async def test_a_group_takes_its_grants_along(both: TwoWorkers) -> None:
 
 
 async def test_grants(both: TwoWorkers) -> None:
-    """One for each subject and pattern: a second one takes the place of the first. They are found by subject."""
+    """There is one grant for each subject and pattern: a second one replaces the first. Grants are found by their
+    subject."""
     await add_people(both.one)
     made = [
         grant("authenticated", "docker.io/**", "pull"),
@@ -260,7 +265,7 @@ async def test_grants(both: TwoWorkers) -> None:
 
 @pytest.mark.parametrize("subject", ["group:nobody", "robot:nobody"])
 async def test_grants_for_whom_there_is_not(both: TwoWorkers, subject: str) -> None:
-    """Groups and robots are in the store; people need not be."""
+    """A grant to a group or robot needs this group or robot in the store. A grant to a person does not."""
     await add_people(both.one)
     both.changed()
     with pytest.raises(AccountUnknown):
@@ -273,7 +278,7 @@ async def test_grants_for_whom_there_is_not(both: TwoWorkers, subject: str) -> N
 
 
 async def test_each_change_leaves_its_line(data: Path, both: TwoWorkers) -> None:
-    """By whom, from where, to whom; never a password or a secret."""
+    """Each change is in the audit log, with who made it, from where, and for whom. No password or secret is."""
     await add_people(both.one)
     await both.one.set_password(BOB, "$secret", by=BY_ROOT)
     await both.one.set_enabled(BOB, False, by=BY_ROOT)

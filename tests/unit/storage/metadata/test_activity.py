@@ -1,4 +1,4 @@
-"""The store of the activity over time."""
+"""The store of activity (numbers of pulls, pushes and mirrored requests) over time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DAY = 19_675 * DAY_SECONDS
 
 
 async def test_activity_adds_up(store: StoredRegistry) -> None:
-    """By hour, and by day; hours without any are left out."""
+    """Activity adds up by hour and by day. Hours without activity have no bucket."""
     log = store.activity
     await log.add(DAY + 1, Activity(pulls=1, fetched_bytes=2**40))
     await log.add(DAY + HOUR_SECONDS - 1, Activity(1, 2, 3, 4, 5, 6))
@@ -37,7 +37,7 @@ async def test_activity_adds_up(store: StoredRegistry) -> None:
 
 
 async def test_old_hours_are_deleted(store: StoredRegistry) -> None:
-    """When something is added to a later one. Each hour is kept for a month."""
+    """Each hour is kept for a month. It is deleted when activity of a later hour is added."""
     await store.activity.add(DAY, Activity(pulls=1))
     await store.activity.add(DAY + KEEP_SECONDS, Activity(pulls=2))
     assert len(await store.activity.buckets(0, HOUR_SECONDS)) == 2

@@ -1,4 +1,4 @@
-"""The audit log: its own lines and those of the tags' history, as one list."""
+"""The audit log: its own entries and those of the tag history, as one list."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def registry(data: Path, clock: AccountsClock) -> AsyncIterator[StoredRegi
 
 
 async def _image(registry: StoredRegistry, seed: bytes) -> Manifest:
-    """An image whose blobs are in APP, not yet put."""
+    """Returns an image whose blobs are in APP. Its manifest is not stored yet."""
     return image_of(await push_blob(registry, APP, b"config of " + seed), [await push_blob(registry, APP, seed)])
 
 
@@ -46,13 +46,14 @@ def lines(registry: StoredRegistry, **query: object) -> list[AuditEntry]:
 
 
 def told(registry: StoredRegistry, **query: object) -> list[str]:
-    """Newest first."""
+    """Returns the entries that match, newest first."""
     return [f"{entry.actor} {entry.action} {entry.target}" for entry in lines(registry, **query)]
 
 
 async def test_changes_of_content_leave_a_line_each(registry: StoredRegistry, clock: AccountsClock) -> None:
-    """Manifests, tags, mounts and deletions, by whom and from where. What changes nothing leaves none, nor does what
-    was refused; a manifest that came with its tags is in their lines."""
+    """Pushes of manifests and tags, mounts and deletes each have an entry, with who made them and from where. A change
+    that changes nothing, or was refused, has none. A manifest that was pushed with tags is in the entries of the
+    tags."""
     one, two = await _image(registry, b"one"), await _image(registry, b"two")
     for _ in range(2):
         await registry.put_manifest(APP, one, by=ALICE)
@@ -84,7 +85,7 @@ async def test_changes_of_content_leave_a_line_each(registry: StoredRegistry, cl
 
 
 async def test_both_tables_are_one_list_by_time(registry: StoredRegistry, clock: AccountsClock) -> None:
-    """Newest first, whichever table a line is in, and whatever the page's size, also where many have the same time."""
+    """The list has the entries of both tables, newest first, for any page size, also if many have the same time."""
     manifest = await _image(registry, b"one")
     for number in range(12):
         clock.now += number % 3 == 0
@@ -105,7 +106,7 @@ async def test_both_tables_are_one_list_by_time(registry: StoredRegistry, clock:
 
 
 async def test_a_page_goes_on_where_the_one_before_ended(registry: StoredRegistry, clock: AccountsClock) -> None:
-    """Lines that are written or dropped meanwhile shift nothing."""
+    """Entries that are added or deleted between two pages do not shift the pages."""
     for number in range(6):
         clock.now += 1
         await registry.accounts.add_audit_entries([AuditEntry(clock.now, "bob", "login", f"n{number}")])
@@ -121,7 +122,8 @@ async def test_a_page_goes_on_where_the_one_before_ended(registry: StoredRegistr
 
 
 async def test_lines_are_found_by_each_of_their_fields(registry: StoredRegistry, clock: AccountsClock) -> None:
-    """Alone or together; a repository's name finds all that is in it, a tag or a digest only itself."""
+    """Entries are found by each field, alone or combined. A repository's name as the target finds all entries in it. A
+    tag or digest finds only its own entries."""
     manifest = await _image(registry, b"one")
     await registry.put_manifest(APP, manifest, [Tag("v1"), Tag("v2")], by=ALICE)
     clock.now += 10
@@ -158,7 +160,7 @@ async def test_lines_are_found_by_each_of_their_fields(registry: StoredRegistry,
 
 
 async def test_old_lines_are_dropped(registry: StoredRegistry, clock: AccountsClock) -> None:
-    """In steps, if there are many; the history of tags stays."""
+    """Old entries are deleted, in steps if they are many. The tag history stays."""
     manifest = await _image(registry, b"one")
     await registry.put_manifest(APP, manifest, [Tag("v1")], by=ALICE)
     await registry.accounts.add_audit_entries([AuditEntry(float(number), "bob", "login") for number in range(12_000)])
@@ -185,7 +187,7 @@ QUERIES = {
 
 @pytest.mark.parametrize("asked", sorted(QUERIES))
 def test_each_way_to_ask_has_an_index(data: Path, asked: str) -> None:
-    """No question reads a whole table, nor sorts one."""
+    """No query of the audit log reads or sorts a whole table."""
     db = apsw.Connection(str(data / "entrepot.db"))
     plans: list[str] = []
 
@@ -207,7 +209,7 @@ def test_each_way_to_ask_has_an_index(data: Path, asked: str) -> None:
 
 
 async def test_a_tag_costs_no_statement_of_the_log(data: Path, registry: StoredRegistry) -> None:
-    """Its line in the tags' history is the log's."""
+    """A change of a tag needs no statement for the audit log, because its entry in the tag history is used."""
     manifest = await _image(registry, b"one")
     db = connect(data / "entrepot.db")
     statements: list[str] = []
@@ -226,7 +228,7 @@ async def test_a_tag_costs_no_statement_of_the_log(data: Path, registry: StoredR
 
 
 async def test_lines_past_their_time_go_with_the_garbage(tmp_path: Path) -> None:
-    """The round that collects drops the lines that are older than they are kept, and no others."""
+    """A round of garbage collection deletes exactly the entries that are older than the log keeps them."""
     prepare_data_dir(tmp_path)
     year = 365 * 86400.0
     old, young = AuditEntry(1.0, "alice", "login"), AuditEntry(year, "bob", "login")

@@ -27,7 +27,7 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 
 
 async def test_changes(store: StoredRegistry, tmp_path: Path) -> None:
-    """Each change has a new revision and a line in the audit log, and other processes see it."""
+    """Each change of a description has a new revision and an entry in the audit log. Other processes see it."""
     descriptions = store.descriptions
     assert await descriptions.description(APP) is None
     await descriptions.put_description(APP, "one", by=ALICE, revision=0)

@@ -1,4 +1,4 @@
-"""Manifests that are large, or refer to much, in the store: what they cost others."""
+"""Manifests that are large or refer to many blobs: what they cost other requests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def referrer(number: int, **more: object) -> Manifest:
 
 @pytest.mark.slow
 async def test_many_references_are_few_steps(registry: StoredRegistry) -> None:
-    """As many as a manifest may have: stored, let go and queued for collection in a time that others can wait."""
+    """A manifest with as many references as allowed is stored, deleted and queued for collection in few steps, so that
+    other changes do not wait long."""
     layers = [{"mediaType": "a/b", "digest": f"sha256:{n:064x}", "size": 1} for n in range(MAX_REFERENCES - 1)]
     large, small = image(layers=layers), image()
     began = time.process_time()
@@ -59,7 +60,7 @@ async def test_many_references_are_few_steps(registry: StoredRegistry) -> None:
 
 
 async def test_what_others_refer_to_is_not_queued(registry: StoredRegistry) -> None:
-    """Of what a deleted manifest referred to, only what nothing else does."""
+    """When a manifest is deleted, only blobs to which nothing else refers are queued for collection."""
     layer = [{"mediaType": "a/b", "digest": f"sha256:{n:064x}", "size": 1} for n in range(2)]
     both, one = image(layers=layer), image(layers=layer[:1])
     for manifest in (both, one):
@@ -70,7 +71,7 @@ async def test_what_others_refer_to_is_not_queued(registry: StoredRegistry) -> N
 
 
 async def test_an_index_of_blobs_and_manifests(registry: StoredRegistry) -> None:
-    """Entries of other types may be either."""
+    """Entries of an index with an unknown media type may be blobs or manifests."""
     blob = digest_of(b"layer")
     writer = await registry.start_upload(APP)
     await writer.write(b"layer")
@@ -86,7 +87,7 @@ async def test_an_index_of_blobs_and_manifests(registry: StoredRegistry) -> None
 
 
 async def test_those_who_read_the_same_large_manifest_share_it(registry: StoredRegistry) -> None:
-    """By tag or by digest; its bytes are in memory once."""
+    """Concurrent reads of the same manifest, by tag or by digest, have its bytes in memory once."""
     large = image(annotations={"a": "x" * 500_000})
     await registry.put_manifest(APP, large, [Tag("large")], by=BY, sparse=True)
     one = await registry.get_manifest(APP, Tag("large"))
@@ -95,7 +96,7 @@ async def test_those_who_read_the_same_large_manifest_share_it(registry: StoredR
 
 
 async def test_a_head_holds_no_annotations(registry: StoredRegistry) -> None:
-    """What it does not show is not read."""
+    """A HEAD of a manifest does not read its annotations."""
     large = image(annotations={"a": "x" * 500_000}, artifactType="a/c")
     await registry.put_manifest(APP, large, [Tag("large")], by=BY, sparse=True)
     found = await registry.resolve_manifest(APP, Tag("large"))
@@ -117,7 +118,7 @@ async def pages(registry: StoredRegistry, kind: str | None = None) -> list[list[
 
 
 async def test_pages_of_referrers_are_bounded_by_what_they_hold(registry: StoredRegistry) -> None:
-    """Annotations and types count; nobody is left out."""
+    """A page of referrers is limited by the size of annotations and types. All pages together have every referrer."""
     put = [referrer(n, annotations={"a": "é" * 150_000}) for n in range(12)]
     for each in put:
         await registry.put_manifest(APP, each, by=BY, sparse=True)
@@ -127,7 +128,7 @@ async def test_pages_of_referrers_are_bounded_by_what_they_hold(registry: Stored
 
 
 async def test_annotations_that_no_list_can_show(registry: StoredRegistry) -> None:
-    """The referrer is listed without them; the manifest has them."""
+    """A referrer whose annotations are too large for a list is listed without them. Its manifest has them."""
     put = [referrer(1, annotations={"a": "x" * MAX_ANNOTATIONS_BYTES}), referrer(2)]
     for each in put:
         await registry.put_manifest(APP, each, by=BY, sparse=True)
@@ -138,7 +139,8 @@ async def test_annotations_that_no_list_can_show(registry: StoredRegistry) -> No
 
 
 async def test_types_of_any_length_that_came_before(tmp_path: Path) -> None:
-    """A store of an earlier version may hold types of megabytes: lists leave those out, and stay bounded."""
+    """A store of an earlier version may have types of megabytes. Lists leave these types out and stay limited in
+    size."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     put = [referrer(n, artifactType="a/c") for n in range(20)]
@@ -157,7 +159,7 @@ async def test_types_of_any_length_that_came_before(tmp_path: Path) -> None:
 
 
 async def test_referrers_of_one_type_read_no_others(registry: StoredRegistry) -> None:
-    """An index finds them, however many others there are."""
+    """An index finds the referrers of one type, however many others there are."""
     for number in range(30):
         await registry.put_manifest(APP, referrer(number, artifactType=f"a/{number % 3}"), by=BY, sparse=True)
     assert len((await pages(registry, "a/1"))[0]) == 10

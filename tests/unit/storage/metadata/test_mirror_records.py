@@ -1,4 +1,4 @@
-"""What the mirror remembers of its upstreams."""
+"""The records of a mirror about its upstreams."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def _manifest(layers: list[Digest], number: int = 0) -> Manifest:
 async def test_a_check_is_remembered_with_its_time_and_outcome(
     registry: StoredRegistry, data: Path, clock: RecordsClock
 ) -> None:
-    """The last one counts, in other processes and after a restart as well; tags, digests and repositories each have
-    their own."""
+    """The last check at the upstream is stored with its time and outcome, for each tag, digest and repository. Other
+    processes see it, and it survives a restart."""
     records = registry.records
     digest = digest_of(b"1")
     assert await records.last_check(UBUNTU, LATEST) is None
@@ -76,7 +76,7 @@ async def test_a_check_is_remembered_with_its_time_and_outcome(
 
 
 async def test_what_is_said_of_a_blob_is_said_of_no_manifest(registry: StoredRegistry) -> None:
-    """The same digest may be asked about as either; both are forgotten with the repository."""
+    """The same digest has separate checks as a blob and as a manifest. Both are deleted with the repository."""
     records, digest = registry.records, digest_of(b"1")
     await records.save_check(UBUNTU, digest, False, blob=True)
     assert await records.last_check(UBUNTU, digest) is None
@@ -92,7 +92,8 @@ async def test_what_is_said_of_a_blob_is_said_of_no_manifest(registry: StoredReg
 
 
 async def test_being_asked_about_makes_no_repository_ours(registry: StoredRegistry) -> None:
-    """A name is known only once something was put there, and then for ever."""
+    """A check of a repository does not make its name known. A name is known once content was stored under it, and then
+    for ever."""
     repo = RepositoryName("team/app")
     await registry.records.save_check(repo, LATEST, False)
     await registry.records.save_check(repo, LATEST, True)
@@ -107,7 +108,7 @@ async def test_being_asked_about_makes_no_repository_ours(registry: StoredRegist
 async def test_what_an_upstream_does_not_have_is_not_remembered_without_end(
     registry: StoredRegistry, data: Path, clock: RecordsClock
 ) -> None:
-    """Of too many references that were asked for and not there, the oldest are forgotten; what was there stays."""
+    """Of too many negative checks, the oldest are deleted. Positive checks stay."""
     records = registry.records
     await records.save_check(UBUNTU, LATEST, True)
     db = apsw.Connection(str(data / "entrepot.db"))
@@ -131,7 +132,7 @@ async def test_what_an_upstream_does_not_have_is_not_remembered_without_end(
 async def test_the_manifests_that_name_a_blob_are_found_newest_first(
     registry: StoredRegistry, clock: RecordsClock
 ) -> None:
-    """As config or layer, only those of that repository, eight at the most."""
+    """The manifests of a repository that name the blob as config or layer are found, newest first, at most eight."""
     layer = digest_of(b"layer")
     manifests = [_manifest([layer], number) for number in range(10)]
     for manifest in manifests:
@@ -150,8 +151,9 @@ async def test_the_manifests_that_name_a_blob_are_found_newest_first(
 async def test_who_sent_wrong_bytes_is_remembered_for_a_while(
     registry: StoredRegistry, data: Path, clock: RecordsClock
 ) -> None:
-    """For each endpoint how often, in all processes, until nothing was heard of it for that long; what is old is not
-    kept, and a clock that is set back makes it old."""
+    """For each endpoint, the number of corrupt responses is stored for all processes, until a time without a further
+    one has passed. Old records are deleted. A record with a time in the future, after the clock was set back, counts as
+    old."""
     records, digest, other = registry.records, digest_of(b"1"), digest_of(b"2")
     await records.save_bad_senders("docker.io", digest, ["https://one", "https://two"], 60)
     clock.now += 59
@@ -178,7 +180,7 @@ async def test_who_sent_wrong_bytes_is_remembered_for_a_while(
 async def test_a_token_is_kept_until_it_expires_or_is_refused(
     registry: StoredRegistry, data: Path, clock: RecordsClock
 ) -> None:
-    """All processes have it; a refusal of an older one leaves a newer one alone; expired ones are not kept for ever."""
+    """All processes share a token. If an older token is refused, a newer one stays. Expired tokens are deleted."""
     records = registry.records
     assert await records.token("docker.io pull ubuntu") is None
     await records.save_token("docker.io pull ubuntu", "old", 1300.0)
@@ -198,7 +200,7 @@ async def test_a_token_is_kept_until_it_expires_or_is_refused(
 
 
 async def test_an_allowance_is_the_newest_that_was_noted(registry: StoredRegistry, data: Path) -> None:
-    """Whichever process notes it; what is unknown stays unknown."""
+    """The newest allowance counts, whichever process has stored it. Unknown values stay unknown."""
     records = registry.records
     assert await records.allowance("docker.io") is None
     await records.save_allowance("docker.io", Allowance(10.0, 99, 100))
@@ -211,8 +213,8 @@ async def test_an_allowance_is_the_newest_that_was_noted(registry: StoredRegistr
 
 
 async def test_a_wish_to_be_left_alone_outlasts_other_news(registry: StoredRegistry, data: Path) -> None:
-    """A process that did not hear of it says what is left, or that the wish ends earlier: the later end stays, from
-    whichever process and in whichever order."""
+    """If an upstream has asked for a pause, a process that does not know of the pause cannot end it or make it shorter:
+    the later end stays, whichever process stores its value last."""
     async with open_registry(data) as other:
         await registry.records.save_allowance("docker.io", Allowance(12.0, 5, 100, until=72.0))
         await other.records.save_allowance("docker.io", Allowance(13.0, 4, 100))
@@ -222,8 +224,9 @@ async def test_a_wish_to_be_left_alone_outlasts_other_news(registry: StoredRegis
 
 
 async def test_a_repository_is_confirmed_for_its_own_bytes(registry: StoredRegistry, data: Path) -> None:
-    """A blob whose bytes came for it, or which the upstream said it has. That goes with the blob's link; a mount alone
-    says nothing, and what is not there cannot be confirmed."""
+    """A repository is confirmed for a blob whose bytes came for it, or that the upstream has said it has. The
+    confirmation is deleted with the blob's link. A mount alone confirms nothing, and a blob without a link cannot be
+    confirmed."""
     digest, records = digest_of(b"layer"), registry.records
     partial = await registry.partials.claim(digest, 5)
     partial.write_at(0, b"layer")
@@ -245,8 +248,8 @@ async def test_a_repository_is_confirmed_for_its_own_bytes(registry: StoredRegis
 
 
 async def test_of_many_large_manifests_few_are_read(registry: StoredRegistry, data: Path) -> None:
-    """That a blob is in many large manifests of a repository does not make their bodies be read: the event loop would
-    stand still for it."""
+    """If many large manifests of a repository name a blob, only few of their bodies are read, because the event loop
+    waits for this."""
     layer = digest_of(b"layer")
     db = connect(data / "entrepot.db")
     with closing(db), db:
@@ -269,5 +272,5 @@ async def test_of_many_large_manifests_few_are_read(registry: StoredRegistry, da
 
 
 def bytes_read() -> int:
-    """By calls of this process, since it began."""
+    """Returns the number of bytes that this process has read since it started."""
     return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["rchar"])

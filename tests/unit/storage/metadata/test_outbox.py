@@ -1,4 +1,5 @@
-"""The outbox: each change adds its events in its own transaction, and webhooks' deliveries are kept in order."""
+"""The outbox: each change adds its events in its own transaction, and the deliveries to each webhook are kept in
+order."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
-    """A store whose events a list and a webhook get."""
+    """A store whose events are for a list and for a webhook."""
     async with clocked_store(tmp_path, clock) as opened:
         await opened.outbox.configure([reader(LIST_READER), reader(HOOK)])
         yield opened
@@ -58,13 +59,13 @@ def reader(name: str, actions: frozenset[EventAction] = frozenset(EventAction), 
 
 
 async def told(store: StoredRegistry) -> list[tuple[str, str | None, str | None, str | None]]:
-    """Action, tag, digest and previous digest of all events, oldest first."""
+    """Returns action, tag, digest and previous digest of all events, oldest first."""
     events = [event.content for event in await store.outbox.after(0, 1000)]
     return [(str(event.action), event.tag, event.digest, event.previous) for event in events]
 
 
 async def waiting(store: StoredRegistry, webhook: str = HOOK, now: float = 0.0) -> list[list[int]]:
-    """The numbers of the events that are due for a webhook, one list for each repository."""
+    """Returns the numbers of the events that are due for a webhook, as one list for each repository."""
     due = await store.outbox.due(webhook, now, 100, 100)
     return [[delivery.event.number for delivery in queue] for queue in due.queues]
 
@@ -76,8 +77,8 @@ async def push(store: StoredRegistry, seed: str, *tags: str, repo: RepositoryNam
 
 
 async def test_pushes(store: StoredRegistry) -> None:
-    """A push has an event for each tag, or one without a tag; also a push that changes nothing. A tag that moves names
-    what it pointed at before."""
+    """A push has one event for each tag, or one event without a tag, even if it changes nothing. The event of a tag
+    that moves has the previous digest."""
     first = await push(store, "first")
     await push(store, "first", "v1", "v2")
     await push(store, "first", "v1")
@@ -95,7 +96,7 @@ async def test_pushes(store: StoredRegistry) -> None:
 
 
 async def test_a_change_that_fails_has_no_event(store: StoredRegistry) -> None:
-    """Neither a push whose condition does not hold, nor a delete of an immutable tag."""
+    """A push whose condition does not hold, and a delete of an immutable tag, have no event."""
     await push(store, "first", "v1")
     index = index_of([], annotations={"seed": "second"})
     with pytest.raises(PreconditionFailed):
@@ -106,8 +107,8 @@ async def test_a_change_that_fails_has_no_event(store: StoredRegistry) -> None:
 
 
 async def test_deletes_and_moves(store: StoredRegistry) -> None:
-    """The tags of a deleted manifest have events of their own, before that of the manifest. Moving a tag back, which
-    puts the manifest back, is a move."""
+    """When a manifest is deleted, its tags have events of their own before that of the manifest. If moving a tag back
+    puts its manifest back, the event is a move."""
     first = await push(store, "first", "v1", "v2")
     second = await push(store, "second", "v1")
     await store.delete_manifest(APP, second, by=BY)
@@ -125,7 +126,7 @@ async def test_deletes_and_moves(store: StoredRegistry) -> None:
 
 
 async def test_what_retention_deletes(store: StoredRegistry, clock: Clock) -> None:
-    """Tags and manifests that retention deletes have the action `retention`."""
+    """The events of tags and manifests that retention deletes have the action `retention`."""
     first = await push(store, "first", "v1")
     (facts,) = await store.retention.tags(APP, None)
     clock.pass_days(1)
@@ -146,7 +147,7 @@ async def test_damage(store: StoredRegistry) -> None:
 
 
 async def test_fills(store: StoredRegistry) -> None:
-    """What a mirror stores is a fill, manifests and blobs, and no push."""
+    """Manifests and blobs that a mirror stores have the action `fill`, and not `push`."""
     repo = RepositoryName("hub.test/app")
     manifest = manifest_from({"schemaVersion": 2, "manifests": []}, "application/vnd.oci.image.index.v1+json")
     await store.put_manifest(repo, manifest, [Tag("v1")], by=Actor("mirror"), sparse=True)
@@ -157,8 +158,8 @@ async def test_fills(store: StoredRegistry) -> None:
 
 
 async def test_filters(store: StoredRegistry) -> None:
-    """A webhook gets the actions and repositories that it wants. A push that moves a tag is a move as well. What nobody
-    wants is not stored."""
+    """A webhook gets only events with its actions and repositories. A push that moves a tag also counts as a move. An
+    event that no reader wants is not stored."""
     moves = EventReader("moves", frozenset({EventAction.MOVE}), ("team/app*",))
     pushes = EventReader("pushes", frozenset({EventAction.PUSH}), ("team/other",))
     await store.outbox.configure([moves, pushes])
@@ -171,8 +172,8 @@ async def test_filters(store: StoredRegistry) -> None:
 
 
 async def test_the_list_has_what_it_wants(store: StoredRegistry, tmp_path: Path, clock: Clock) -> None:
-    """Events that only a webhook wants are not in the list, and do not push others out of it. They are deleted when the
-    webhook has been told."""
+    """Events that only a webhook wants are not in the list, and do not take the place of others in it. They are deleted
+    once the webhook has got them."""
     deletes = frozenset({EventAction.DELETE})
     await store.outbox.configure([reader(LIST_READER, deletes), reader(HOOK)])
     for number in range(3):
@@ -192,7 +193,7 @@ async def test_the_list_has_what_it_wants(store: StoredRegistry, tmp_path: Path,
 
 
 async def test_a_list_that_is_wanted_again_begins_with_the_next_event(store: StoredRegistry, clock: Clock) -> None:
-    """What was recorded for a webhook meanwhile is missing, and the list says so."""
+    """If the list was switched off for a while, the events of that time are missing, and the list says so."""
     await push(store, "first", "v1")
     await store.outbox.configure([reader(HOOK)])
     await push(store, "second", "v1")
@@ -203,8 +204,8 @@ async def test_a_list_that_is_wanted_again_begins_with_the_next_event(store: Sto
 
 
 async def test_blobs(store: StoredRegistry) -> None:
-    """A push, a mount and a deletion of a blob are events for who wants them, with the client. The manifest that the
-    blob belongs to does not matter."""
+    """A push, a mount and a delete of a blob have events with the client, if a reader wants them. Whether a manifest
+    refers to the blob does not matter."""
     image = await push_image(store, APP, "image", "v1")
     layer = image.blobs[1].digest
     await store.mount_blob(OTHER, layer, APP, BY)
@@ -220,7 +221,7 @@ async def test_blobs(store: StoredRegistry) -> None:
 
 
 async def test_who_pushes_a_blob(store: StoredRegistry) -> None:
-    """The event names the client that has completed the upload."""
+    """The event of a pushed blob names the client that completed the upload."""
     writer = await store.start_upload(APP, by=BY)
     await writer.write(b"half")
     await writer.aclose()
@@ -234,7 +235,7 @@ async def test_who_pushes_a_blob(store: StoredRegistry) -> None:
 
 
 async def test_removed_webhooks(store: StoredRegistry) -> None:
-    """The deliveries of a webhook that is no longer in the settings are deleted. The same readers again write
+    """The deliveries of a webhook that is no longer in the settings are deleted. Setting the same readers again writes
     nothing."""
     await push(store, "first", "v1")
     dropped = await store.outbox.configure([reader(LIST_READER), reader("new")])
@@ -246,15 +247,15 @@ async def test_removed_webhooks(store: StoredRegistry) -> None:
 
 
 async def test_without_readers(tmp_path: Path, clock: Clock) -> None:
-    """Nothing is recorded."""
+    """Without readers, no event is stored."""
     async with clocked_store(tmp_path, clock) as store:
         await push(store, "first", "v1")
         assert await told(store) == []
 
 
 async def test_the_order_of_a_repository(store: StoredRegistry) -> None:
-    """If the oldest event of a repository is not due, none of the repository is; others are. A dead letter holds up
-    nothing."""
+    """If the oldest event of a repository is not due, no later event of this repository is. Events of other
+    repositories are. A dead letter delays no event."""
     for number in range(3):
         await push(store, f"{number}", "v1")
         await push(store, f"{number}", "v1", repo=OTHER)
@@ -269,7 +270,7 @@ async def test_the_order_of_a_repository(store: StoredRegistry) -> None:
 
 
 async def test_dead_letters(store: StoredRegistry) -> None:
-    """They are listed, newest event first, and can be tried again: one, those of a webhook, or all."""
+    """Dead letters are listed, newest event first. They can be retried: one, all of a webhook, or all."""
     for number in range(3):
         await push(store, f"{number}", "v1")
     dead = [FailedDelivery(number, 10, 0.0, 50.0, "no") for number in (1, 2, 3)]
@@ -293,7 +294,7 @@ async def test_dead_letters(store: StoredRegistry) -> None:
 
 
 def stored_numbers(folder: Path) -> list[int]:
-    """The numbers of all events that the database has, in the list or not."""
+    """Returns the numbers of all events in the database, whether or not they are in the list."""
     db = apsw.Connection(str(folder / "entrepot.db"), flags=apsw.SQLITE_OPEN_READONLY)
     rows: list[Any] = db.execute("SELECT id FROM event ORDER BY id").fetchall()
     db.close()
@@ -301,8 +302,8 @@ def stored_numbers(folder: Path) -> list[int]:
 
 
 async def test_limits(store: StoredRegistry, clock: Clock, tmp_path: Path) -> None:
-    """Old events go, but not those that a webhook has to be told of. Of too many deliveries and dead letters, the
-    oldest go. The number of the newest event is never used again."""
+    """Old events are deleted, except those that a webhook still has to get. Of too many deliveries and dead letters,
+    the oldest are deleted. The number of the newest event is never used again."""
     for number in range(6):
         await push(store, f"{number}", "v1")
     await store.outbox.settle(HOOK, [1, 2], [FailedDelivery(number, 1, 0.0, 50.0, "no") for number in (3, 4)])
@@ -321,7 +322,7 @@ async def test_limits(store: StoredRegistry, clock: Clock, tmp_path: Path) -> No
 
 
 async def test_the_number_of_kept_events(store: StoredRegistry) -> None:
-    """Of too many events, the oldest go."""
+    """Of too many events, the oldest are deleted."""
     await store.outbox.configure([reader(LIST_READER)])
     for number in range(5):
         await push(store, f"{number}", "v1")
@@ -347,7 +348,7 @@ class FullDisk(System):
 
 
 async def test_a_full_disk(tmp_path: Path, clock: Clock) -> None:
-    """A push whose event finds no space fails as a whole: neither the tag nor the event is there."""
+    """If there is no space for its event, a push fails completely: neither the tag nor the event is stored."""
     prepare_data_dir(tmp_path)
     system = FullDisk()
     async with open_registry(tmp_path, clock=clock, system=system) as store:
@@ -364,8 +365,8 @@ async def test_a_full_disk(tmp_path: Path, clock: Clock) -> None:
 
 
 async def test_a_backup_has_no_events(store: StoredRegistry, tmp_path: Path) -> None:
-    """A restored registry tells nobody what happened before the backup, and records nothing until its server
-    has read its settings."""
+    """A restored registry has no events from before the backup, and stores none until its server has read its
+    settings."""
     await push(store, "first", "v1")
     copy = tmp_path / "copy.db"
     await store.snapshots.write(copy, lambda _done, _total: None)
@@ -376,7 +377,7 @@ async def test_a_backup_has_no_events(store: StoredRegistry, tmp_path: Path) -> 
 
 
 def test_what_webhooks_get_by_default() -> None:
-    """Neither pulls nor what a mirror fetches, nor what happens to blobs."""
+    """By default, a webhook gets no pulls, no fills of mirrors, and no events of blobs."""
     others = {EventAction.PULL, EventAction.FILL}
     blobs = {EventAction.BLOB_PUSH, EventAction.BLOB_MOUNT, EventAction.BLOB_DELETE}
     assert frozenset(EventAction) - CHANGES == others | blobs

@@ -24,7 +24,7 @@ UBUNTU = RepositoryName("docker.io/library/ubuntu")
 
 
 async def test_pulls_add_up(store: StoredRegistry) -> None:
-    """The latest time counts, whichever process stores it last."""
+    """Pulls add up, and the latest time counts, whichever process stores its pulls last."""
     image = await push_image(store, APP, "a", "1")
     assert await store.pulls.record(APP, image.digest) is None
     await store.pulls.save([PullCount(APP, image.digest, "", START + 50, 2)])
@@ -33,7 +33,7 @@ async def test_pulls_add_up(store: StoredRegistry) -> None:
 
 
 async def test_pulls_of_what_is_gone_are_ignored(store: StoredRegistry) -> None:
-    """A manifest can be deleted, or its repository be unknown, before its pulls are stored."""
+    """Pulls of a manifest or repository that was deleted before they are stored are ignored."""
     unknown = digest_of(b"unknown")
     image = await push_image(store, APP, "a", "1")
     nowhere = RepositoryName("never/pushed/to")
@@ -44,7 +44,7 @@ async def test_pulls_of_what_is_gone_are_ignored(store: StoredRegistry) -> None:
 
 
 async def test_pulls_go_with_their_manifest(store: StoredRegistry) -> None:
-    """A manifest that is pushed again after its deletion was never pulled."""
+    """When a manifest is deleted, its pulls are. If it is pushed again, it has no pulls."""
     image = await push_image(store, APP, "a", "1")
     await store.pulls.save([PullCount(APP, image.digest, "", START, 1)])
     await store.delete_manifest(APP, image.digest, by=BY)
@@ -53,7 +53,8 @@ async def test_pulls_go_with_their_manifest(store: StoredRegistry) -> None:
 
 
 async def test_a_mirrored_manifest_has_a_record_from_the_start(store: StoredRegistry, clock: Clock) -> None:
-    """It names the upstream, and stays when the mirror stores the manifest again or a client pulls it."""
+    """A mirrored manifest has a record of pulls from the beginning. The record names the upstream, and stays when the
+    mirror stores the manifest again or a client pulls it."""
     image = image_of(descriptor_of(b"config"))
     await store.put_manifest(UBUNTU, image, [Tag("1")], by=Actor("mirror"), sparse=True)
     assert await store.pulls.record(UBUNTU, image.digest) == PullRecord("docker.io", START, 0)
@@ -86,7 +87,7 @@ asyncio.run(main(sys.argv[1], RepositoryName(sys.argv[2]), Digest(sys.argv[3])))
 
 
 async def test_a_kill_loses_only_what_was_not_stored(tmp_path: Path, clock: Clock) -> None:
-    """What was stored before SIGKILL is there afterwards."""
+    """Pulls that were stored before SIGKILL are there afterwards."""
     async with clocked_store(tmp_path, clock) as store:
         image = await push_image(store, APP, "a", "1")
     killed = await asyncio.create_subprocess_exec(
@@ -100,8 +101,8 @@ async def test_a_kill_loses_only_what_was_not_stored(tmp_path: Path, clock: Cloc
 
 
 async def test_what_an_earlier_version_mirrored_has_a_record(tmp_path: Path, clock: Clock) -> None:
-    """As if it was pulled when the data directory was brought up to date, so that it can be evicted some day. What was
-    pushed has none."""
+    """Content that an earlier version has mirrored gets a record with the time of the migration, so that it can be
+    evicted later. Pushed content gets none."""
     written = before.write_data_dir(tmp_path / "data", boot_id())
     started = time.time()
     async with clocked_store(tmp_path / "data", clock) as store:

@@ -1,4 +1,4 @@
-"""What retention reads and deletes in the store: each deletion checks that nothing has changed since it was judged."""
+"""What retention reads and deletes in the store: each delete checks that nothing has changed since the decision."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ async def has(store: StoredRegistry, reference: Reference) -> bool:
 
 
 async def test_the_newest_tags(store: StoredRegistry, clock: Clock) -> None:
-    """Tags of the same moment are in the order of their names; a push of the same content makes a tag new again."""
+    """Tags that were pushed at the same time are in the order of their names. A push of the same content makes a tag
+    new again."""
     await push_image(store, APP, "a", "b", "a")
     clock.pass_days(1)
     await push_image(store, APP, "c", "c")
@@ -90,7 +91,8 @@ async def test_tags_come_in_pages(store: StoredRegistry) -> None:
 
 
 async def test_a_pull_of_a_child_counts_for_its_indexes(store: StoredRegistry, clock: Clock) -> None:
-    """At any depth; a pull of the index does not count for a child with a tag of its own."""
+    """A pull of a child counts for its indexes, at any depth. A pull of the index does not count for a child with a tag
+    of its own."""
     child = await push_image(store, APP, "child", "child")
     index = await push_index(store, [child], "index")
     outer = await push_index(store, [index], "outer")
@@ -104,7 +106,7 @@ async def test_a_pull_of_a_child_counts_for_its_indexes(store: StoredRegistry, c
 
 
 async def test_a_judged_tag_is_deleted(store: StoredRegistry) -> None:
-    """Its manifest stays, and the history names the actor."""
+    """The tag is deleted, its manifest stays, and the history names the actor."""
     image = await push_image(store, APP, "a", "old", "new")
     assert await store.retention.delete_tag(APP, await facts(store, "old"), RETENTION)
     assert await all_tags(store, APP) == ["new"]
@@ -123,7 +125,7 @@ async def test_an_immutable_tag_is_not_deleted(store: StoredRegistry) -> None:
 
 @pytest.mark.parametrize("change", ["moved", "pushed again", "pulled", "deleted"])
 async def test_a_tag_in_use_stays(store: StoredRegistry, clock: Clock, change: str) -> None:
-    """A push or pull between the judgement and the deletion keeps the tag, even of the same content."""
+    """A push or pull between the decision and the delete keeps the tag, even a push of the same content."""
     image = await push_image(store, APP, "a", "tag")
     judged = await facts(store, "tag")
     clock.now += 1
@@ -141,7 +143,8 @@ async def test_a_tag_in_use_stays(store: StoredRegistry, clock: Clock, change: s
 
 
 async def test_only_roots_are_untagged(store: StoredRegistry, clock: Clock) -> None:
-    """No child of an index, no referrer of a manifest that is there; a referrer without its subject is."""
+    """The children of an index, and the referrers of an existing manifest, do not count as untagged. A referrer without
+    its subject does."""
     child = await push_image(store, APP, "child")
     index = await push_index(store, [child])
     await push_image(store, APP, "signature", subject=index.digest)
@@ -152,7 +155,8 @@ async def test_only_roots_are_untagged(store: StoredRegistry, clock: Clock) -> N
 
 
 async def test_how_long_a_manifest_has_been_unused(store: StoredRegistry, clock: Clock) -> None:
-    """Since it was pushed, lost its last tag, or was pulled, whichever was last."""
+    """A manifest is unused since its push, since the loss of its last tag, or since its last pull, whichever was
+    last."""
     pushed = await push_image(store, APP, "pushed")
     moved = await push_image(store, APP, "moved", "a")
     deleted = await push_image(store, APP, "deleted", "b")
@@ -185,7 +189,8 @@ async def test_untagged_manifests_come_in_pages(store: StoredRegistry, monkeypat
 
 
 async def test_an_untagged_index_goes_with_its_children(store: StoredRegistry, clock: Clock) -> None:
-    """A child that has a tag or that another index lists stays; a referrer goes."""
+    """An untagged index is deleted with its children and referrers. A child with a tag, or one that another index
+    lists, stays."""
     exclusive = await push_image(store, APP, "exclusive")
     tagged = await push_image(store, APP, "tagged", "tag")
     shared = await push_image(store, APP, "shared")
@@ -207,7 +212,7 @@ async def test_an_untagged_index_goes_with_its_children(store: StoredRegistry, c
 
 @pytest.mark.parametrize("change", ["tagged", "listed", "pulled", "untagged again"])
 async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, change: str) -> None:
-    """What happens between the judgement and the deletion keeps the manifest."""
+    """A push or pull between the decision and the delete keeps the manifest."""
     image = await push_image(store, APP, "a")
     clock.pass_days(2)
     judged_at, limits = clock(), UnusedLimits(*[clock() - DAY] * 3)
@@ -230,7 +235,8 @@ async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, chan
 async def test_a_full_disk_does_not_keep_what_is_deleted(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Retention has to free space there, so it does not insist on keeping the manifest."""
+    """On a full disk, a manifest is deleted even if there is no space to store what is needed to put it back, because
+    retention has to free space."""
     disk = FullDisk()
     monkeypatch.setattr(sqlite_retention.log, "warning", lambda *_: setattr(disk, "is_full", False))
     prepare_data_dir(tmp_path / "full")
@@ -249,7 +255,8 @@ async def test_a_full_disk_does_not_keep_what_is_deleted(
 
 
 async def test_freed_bytes_count_shared_blobs_once(store: StoredRegistry) -> None:
-    """A blob is freed only if all manifests that refer to it go, in all repositories."""
+    """A blob counts as freed only if all manifests that refer to it, in all repositories, are deleted. It counts
+    once."""
     first = await push_image(store, APP, "same", "1")
     second = await push_image(store, OTHER, "same", "1")
     size = sum(blob.size for blob in first.blobs)
@@ -261,7 +268,7 @@ async def test_freed_bytes_count_shared_blobs_once(store: StoredRegistry) -> Non
 
 
 async def test_what_would_be_unused_without_some_tags(store: StoredRegistry) -> None:
-    """An index with two tags goes only without both; its children only with it."""
+    """An index with two tags is unused only without both of them, and its children only without the index."""
     child = await push_image(store, APP, "child")
     await push_index(store, [child], "1", "2")
     index = (await facts(store, "1")).manifest
@@ -274,8 +281,8 @@ async def test_what_would_be_unused_without_some_tags(store: StoredRegistry) -> 
 
 
 async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path) -> None:
-    """Pulls are recorded only since the data directory was brought up to date. Content that was pushed since then is
-    judged as in a new one."""
+    """Pulls are recorded only since the migration of the data directory, so older content may have been pulled before.
+    Content that was pushed later is judged as in a new data directory."""
     before.write_data_dir(tmp_path / "data", boot_id())
     started = time.time()
     clock = Clock()
@@ -300,8 +307,8 @@ async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path
 
 
 async def test_signatures_are_told_apart(store: StoredRegistry, clock: Clock) -> None:
-    """A tag of cosign or a fallback tag of the spec names the manifest that it belongs to, as long as the repository
-    has it, and is not counted among the newest tags."""
+    """A tag of cosign or a fallback tag of the spec belongs to the manifest that it names, as long as the repository
+    has this manifest. It does not count as one of the newest tags."""
     signed = await push_image(store, APP, "signed", "v1")
     for suffix in (".sig", ".att", ""):
         clock.now += 1

@@ -44,7 +44,7 @@ async def pages(store: StoredRegistry, query: TagQuery, limit: int = 2, repo: Re
 
 
 async def names(store: StoredRegistry, order: TagOrder = TagOrder.NAME, text: str = "", limit: int = 2) -> list[str]:
-    """The names of all pages, the same in both directions."""
+    """Returns the names on all pages. Checks that both directions have the same names."""
     listed = [
         [tag.name for page in await pages(store, TagQuery(text, order, is_descending), limit) for tag in page.items]
         for is_descending in (False, True)
@@ -77,7 +77,7 @@ async def test_equal_values_are_sorted_by_name(store: StoredRegistry, order: Tag
 
 @pytest.mark.parametrize("order", TagOrder)
 async def test_filter(store: StoredRegistry, order: TagOrder) -> None:
-    """A text selects tags that contain it, without regard to case. Characters of patterns have no meaning."""
+    """A text selects the tags that contain it, regardless of case. Characters such as `%` have no special meaning."""
     await push_image(store, APP, "one", "v1-Alpine", "v1_debian", "alpine", "other", SIGNATURE_TAG, SIGNATURE_TAG[:71])
     assert await names(store, order, "ALPINE") == ["alpine", "v1-Alpine"]
     assert await names(store, order, "1_d") == ["v1_debian"]
@@ -88,8 +88,8 @@ async def test_filter(store: StoredRegistry, order: TagOrder) -> None:
 
 
 async def test_versions_follow_changes(store: StoredRegistry) -> None:
-    """The list that is kept in memory is the current one after a push and a delete, also of another process, and a
-    change of another repository does not matter."""
+    """The list in memory is up to date after a push and a delete, also by another process. Changes of other
+    repositories have no influence."""
     await push_image(store, APP, "one", "1.9", "1.10")
     assert await names(store, TagOrder.VERSION) == ["1.9", "1.10"]
     await push_image(store, RepositoryName("team/other"), "one", "3")
@@ -100,7 +100,7 @@ async def test_versions_follow_changes(store: StoredRegistry) -> None:
 
 
 async def test_facts_about_a_tag(store: StoredRegistry, clock: Clock) -> None:
-    """Who pushed it and when, when it was pulled, what refers to it, and what it occupies."""
+    """The facts are who pushed the tag and when, when it was pulled, what refers to its manifest, and its size."""
     image = await push_image(store, APP, "one", "v1", "other")
     assert (await tag(store, "v1")).manifest.last_pulled is None
     clock.now += 10
@@ -120,7 +120,7 @@ async def test_facts_about_a_tag(store: StoredRegistry, clock: Clock) -> None:
 
 
 async def test_facts_about_an_index(store: StoredRegistry, clock: Clock) -> None:
-    """They are about all stored manifests below it, and count a blob that several of them share once."""
+    """The facts about an index cover all stored manifests below it. A blob that several of them have counts once."""
     layer = await push_blob(store, APP, b"shared")
     children = [image_of(await push_blob(store, APP, f"config {n}".encode()), [layer]) for n in range(2)]
     for child in children:
@@ -133,7 +133,7 @@ async def test_facts_about_an_index(store: StoredRegistry, clock: Clock) -> None
 
 
 async def test_what_is_too_large_is_not_added_up(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page reads a limited number of references to blobs; the tags after that have no size."""
+    """A page reads a limited number of references to blobs. Tags after that have no size."""
     for name in ("a", "b"):
         await push_image(store, APP, name, name)
     monkeypatch.setattr(sqlite_tag_listing, "_MAX_BLOB_ROWS", 3)
@@ -142,7 +142,7 @@ async def test_what_is_too_large_is_not_added_up(store: StoredRegistry, monkeypa
 
 
 async def test_many_manifests_are_not_looked_at(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page looks at a limited number of manifests below indexes. A list that would need more is not sorted by size.
+    """A page reads a limited number of manifests below indexes. A list that would need more is not sorted by size.
     Pulls of the manifest itself are counted nevertheless."""
     for name in ("a", "b"):
         children = [await push_image(store, APP, f"{name}{number}") for number in range(3)]
@@ -196,7 +196,7 @@ async def test_cached_content(store: StoredRegistry) -> None:
 
 
 async def test_unknown(store: StoredRegistry) -> None:
-    """A repository that never had content is unknown; one whose tags are deleted has an empty list."""
+    """A repository that never had content is unknown. One whose tags were all deleted has an empty list."""
     image = await push_image(store, APP, "one", "v1")
     await store.delete_manifest(APP, image.digest, by=BY)
     assert [page.items for page in await pages(store, TagQuery())] == [[]]
@@ -209,7 +209,7 @@ async def test_unknown(store: StoredRegistry) -> None:
 
 
 def add_tags(folder: Path, count: int) -> None:
-    """Adds tags `v1.N.M` of the newest manifest, with their history, as pushes would."""
+    """Adds `count` tags `v1.N.M` of the newest manifest, with their history, as pushes would."""
     db = connect(layout_of(folder / "data").metadata)
     numbers = f"WITH n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < {count - 1})"
     target = "(SELECT id, repository, digest FROM manifest ORDER BY id DESC LIMIT 1) m"
@@ -223,8 +223,8 @@ def add_tags(folder: Path, count: int) -> None:
 
 
 async def test_a_hundred_thousand_tags(store: StoredRegistry, tmp_path: Path) -> None:
-    """Each order gives the right first page and the right page after a position in the middle. By size, so many are
-    not sorted, and the page says so."""
+    """Each order has the right first page, and the right page after a position in the middle. So many tags are not
+    sorted by size, and the page says so."""
     await push_image(store, APP, "one")
     add_tags(tmp_path, 100_000)
     middle = TagCursor("v1.499.99", START + 49_999)

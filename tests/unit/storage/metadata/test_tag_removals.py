@@ -1,4 +1,4 @@
-"""What a removal of tags would remove."""
+"""What a removal of tags would delete."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 
 
 async def test_what_others_use_stays(store: StoredRegistry) -> None:
-    """An image stays that has another tag, that an index with a tag lists, or whose subject stays."""
+    """An image stays if it has another tag, if an index with a tag lists it, or if its subject stays."""
     tagged = await push_image(store, APP, "tagged", "a", "kept")
     child = await push_image(store, APP, "child", "b")
     referrer = await push_image(store, APP, "referrer", "c", subject=tagged.digest)
@@ -39,7 +39,8 @@ async def test_what_others_use_stays(store: StoredRegistry) -> None:
 
 
 async def test_signatures_of_signatures(store: StoredRegistry) -> None:
-    """A referrer tag goes with its image, and so does what refers to its manifest. Other tags that begin alike stay."""
+    """The tag of a referrer is deleted with its image, and so are the referrers of its manifest. Other tags that begin
+    with the same text stay."""
     image = await push_image(store, APP, "image", "v1")
     prefix = image.digest.replace(":", "-")
     first = await push_image(store, APP, "first", f"{prefix}.sig")

@@ -1,4 +1,4 @@
-"""What the store keeps of mirrored tags: what they pointed at, and their moves in order."""
+"""The records of mirrored tags: the digests that they pointed at, and their moves in order."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ A, B, C = (digest_of(name.encode()) for name in "ABC")
 
 
 async def test_sightings(registry: StoredRegistry, data: Path) -> None:
-    """Each tag has its own, in order of their times. New ones replace the old ones. Other processes see them, and they
-    outlive a restart."""
+    """Each tag has its own sightings, in the order of their times. New ones replace the old ones. Other processes see
+    them, and they survive a restart."""
     tags = registry.upstream_tags
     assert list(await tags.sightings(APP, ONE)) == []
     first = [Sighting(100.25, A), Sighting(200.0, B)]
@@ -52,7 +52,7 @@ async def test_unused_tags_are_forgotten(registry: StoredRegistry) -> None:
 
 
 async def test_moves_in_pages(registry: StoredRegistry) -> None:
-    """Moves of all tags are read in order, each once, from a time on; also those that have the same time."""
+    """The moves of all tags since a time are listed in order, each once, also if several have the same time."""
     tags = registry.upstream_tags
     expected = []
     for number in range(50):

@@ -1,4 +1,4 @@
-"""A store with a search index, and searches that say what they find in short."""
+"""A store with a search index, and searches that return short descriptions of what they find."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ EVERYTHING = 100
 
 @dataclass
 class SearchedStore:
-    """A store and its search."""
+    """A store and its search index."""
 
     store: StoredRegistry
 
     async def push(self, *references: str, **fields: Any) -> None:
-        """Pushes an image for each of `team/app:v1`, and indexes it."""
+        """Pushes an image for each reference, such as `team/app:v1`, and indexes it."""
         for reference in references:
             repo, _, tag = reference.partition(":")
             await push_image(self.store, RepositoryName(repo), reference, *([tag] if tag else []), **fields)
@@ -52,7 +52,7 @@ class SearchedStore:
         return [f"{found.repository}:{found.tag}" for found in page.items]
 
     async def digests(self, text: str, within: NameSet = ALL_NAMES) -> list[tuple[str, bool]]:
-        """The repositories, and whether it is a manifest there."""
+        """Searches for digests. Returns for each result the repository, and whether it is a manifest."""
         page = await self.store.search.digests(text, within, 0, EVERYTHING)
         return [(found.repository, found.is_manifest) for found in page.items]
 
@@ -66,6 +66,6 @@ async def searched(tmp_path: Path) -> AsyncIterator[SearchedStore]:
 
 @pytest.fixture(params=[search_scope.MAX_LISTED_REPOSITORIES, 0], ids=["few", "many"])
 def listed_repositories(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes searches list the repositories that a principal may see, or compare all that they find with the rights, as
-    they do if these repositories are many."""
+    """Runs a test twice. Searches either list the repositories that a principal may see, or compare all results with
+    the rights, as they do if these repositories are many."""
     monkeypatch.setattr(search_scope, "MAX_LISTED_REPOSITORIES", request.param)

@@ -1,4 +1,4 @@
-"""What a search finds, and in what order."""
+"""What a search finds, and in which order."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ APP = RepositoryName("team/app")
 
 
 async def test_names(searched: SearchedStore) -> None:
-    """The best matches come first: names that begin with the word, those whose last part it is, those with a part that
-    begins with it, and all others."""
+    """The best matches come first: names that begin with the word, then names whose last part is the word, then names
+    with a part that begins with it, then all others."""
     await searched.push("hub/library/nginx", "nginx-tools/x", "hub/nginx-unit/y", "a/my-nginx", "other/app")
     assert await searched.names("nginx") == ["nginx-tools/x", "hub/library/nginx", "hub/nginx-unit/y", "a/my-nginx"]
     assert await searched.names("NGINX hub") == ["hub/library/nginx", "hub/nginx-unit/y"]
@@ -31,7 +31,7 @@ async def test_names(searched: SearchedStore) -> None:
 
 @pytest.mark.parametrize(("text", "found"), [("o", ["other/app"]), ("ot", ["other/app"]), ("ap", ["other/app"])])
 async def test_short_words(searched: SearchedStore, text: str, found: list[str]) -> None:
-    """One letter finds beginnings of names, two letters beginnings of their parts."""
+    """One letter finds names that begin with it. Two letters find names with a part that begins with them."""
     await searched.push("other/app", "x/yz")
     assert await searched.names(text) == found
 
@@ -54,7 +54,8 @@ def test_words_of_a_tag() -> None:
 
 
 async def test_tags(searched: SearchedStore) -> None:
-    """By a word's beginning, in any case; other words are in the name or the tag."""
+    """A tag is found by the beginning of a word, regardless of case. The other words of the search have to be in the
+    name or in the tag."""
     await searched.push("team/app:1.2-Alpine", "team/app:latest", "other/db:1.2", "other/db:alpine")
     assert sorted(await searched.tags("alp")) == ["other/db:alpine", "team/app:1.2-Alpine"]
     assert await searched.tags("app 1.2") == await searched.tags("team/app:1.2") == ["team/app:1.2-Alpine"]
@@ -62,7 +63,7 @@ async def test_tags(searched: SearchedStore) -> None:
 
 
 async def test_what_is_deleted_is_not_found(searched: SearchedStore) -> None:
-    """At once, and the index forgets it."""
+    """Deleted content is not found from the delete on, and its rows are removed from the index."""
     await searched.push("team/app:v1", "team/app:v2", annotations={"org.note": "hello"})
     store = searched.store
     await store.delete_tag(APP, Tag("v1"), by=BY)
@@ -80,7 +81,7 @@ async def test_what_is_deleted_is_not_found(searched: SearchedStore) -> None:
 
 
 async def test_labels(searched: SearchedStore) -> None:
-    """Of manifests and configs, by whole words; an image of two platforms is found once."""
+    """The labels of manifests and configs are found by whole words. An image of two platforms is found once."""
     store = searched.store
     labels = {"maintainer": "Alice <alice@example.com>", "lines": "one\ntwo"}
     parts = []
@@ -101,7 +102,7 @@ async def test_labels(searched: SearchedStore) -> None:
 
 
 async def test_large_and_odd_labels(searched: SearchedStore) -> None:
-    """The index has the first labels of many, and stays small; what is no label does no harm."""
+    """Of many labels, the index has the first ones, and stays small. Values that are no labels cause no error."""
     store = searched.store
     for number, config in enumerate((
         {"config": {"Labels": {f"label{number:05d}": "x" * 100 for number in range(2000)}}},
@@ -125,7 +126,7 @@ async def test_large_and_odd_labels(searched: SearchedStore) -> None:
 
 
 async def test_a_config_that_comes_later(searched: SearchedStore) -> None:
-    """As in a mirror, which stores the manifest first."""
+    """A config that is stored after its manifest is indexed, as in a mirror, which stores the manifest first."""
     store, repo = searched.store, RepositoryName("hub.example/team/app")
     data = json.dumps({"config": {"Labels": {"color": "purple"}}}).encode()
     await store.metadata.put_manifest(repo, image_of(descriptor_of(data)), [Tag("v1")], BY, True, None)
@@ -137,7 +138,8 @@ async def test_a_config_that_comes_later(searched: SearchedStore) -> None:
 
 
 async def test_digests(searched: SearchedStore) -> None:
-    """By the first digits, with or without the algorithm; a blob counts where a manifest refers to it."""
+    """A digest is found by its first digits, with or without the algorithm. A blob is found in repositories where a
+    manifest refers to it."""
     store = searched.store
     made = await push_image(store, APP, "seed", "v1")
     await push_blob(store, RepositoryName("other/app"), b"layer of seed")
@@ -151,7 +153,7 @@ async def test_digests(searched: SearchedStore) -> None:
 
 
 async def test_a_row_id_that_is_used_again(searched: SearchedStore) -> None:
-    """SQLite gives the highest row id again after its row was deleted. The index then has the new manifest."""
+    """After the row with the highest id was deleted, SQLite uses this id again. The index then has the new manifest."""
     store = searched.store
     first = await push_image(store, APP, "first", "v1", annotations={"color": "red"})
     await searched.index()

@@ -1,4 +1,4 @@
-"""The index follows although ids are used again, files and rows are damaged, and documents are large."""
+"""The search index stays right although row ids are used again, files and rows are damaged, and documents are large."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_sql(searched: SearchedStore, sql: str, *values: Any) -> None:
-    """Changes the database behind the store's back."""
+    """Runs SQL on the database, without the store."""
     with closing(apsw.Connection(str(layout_behind(searched.store).metadata))) as db:
         db.execute(sql, values)
 
@@ -44,7 +44,7 @@ def config_with(color: str) -> bytes:
 
 
 async def push_colored(searched: SearchedStore, color: str, *tags: str) -> Manifest:
-    """Pushes an image whose config has a label; does not index it."""
+    """Pushes an image whose config has the label `color`. Does not index it."""
     config = await push_blob(searched.store, APP, config_with(color))
     manifest = image_of(config)
     await searched.store.put_manifest(APP, manifest, [Tag(tag) for tag in tags], by=BY)
@@ -52,14 +52,14 @@ async def push_colored(searched: SearchedStore, color: str, *tags: str) -> Manif
 
 
 async def add_mirrored(searched: SearchedStore, config: bytes, tag: str, **fields: Any) -> None:
-    """Adds a manifest as a mirror does, which stores it before its blobs."""
+    """Adds a manifest as a mirror does, which stores the manifest before its blobs."""
     manifest = image_of(descriptor_of(config), **fields)
     await searched.store.metadata.put_manifest(MIRRORED, manifest, [Tag(tag)], BY, True, None)
 
 
 @asynccontextmanager
 async def background(searched: SearchedStore, indexer: SearchIndexer | None = None) -> AsyncIterator[None]:
-    """Keeps the index up."""
+    """A context manager that runs the task which updates the index."""
     task = asyncio.create_task(keep_indexed(indexer or searched.store.search_indexer, searched.store.leases))
     try:
         yield
@@ -74,7 +74,7 @@ async def until_found(searched: SearchedStore, text: str, found: list[str]) -> N
 
 @pytest.mark.parametrize("is_ascending", [True, False])
 async def test_several_row_ids_that_are_used_again(searched: SearchedStore, is_ascending: bool) -> None:
-    """SQLite gives the ids after the highest one that is left, in whatever order the rows above it were deleted."""
+    """SQLite uses all ids after the highest remaining one again, in whatever order the rows were deleted."""
     store = searched.store
     made = [await push_image(store, APP, str(number), "v1") for number in range(4)]
     await searched.index()
@@ -86,7 +86,7 @@ async def test_several_row_ids_that_are_used_again(searched: SearchedStore, is_a
 
 
 async def test_blob_ids_that_are_used_again(searched: SearchedStore) -> None:
-    """A config that gets such an id is seen when it comes."""
+    """A config whose row gets the id of a deleted blob is indexed when it is stored."""
     store = searched.store
     await add_mirrored(searched, config_with("purple"), "v1")
     for number in range(3):
@@ -100,7 +100,7 @@ async def test_blob_ids_that_are_used_again(searched: SearchedStore) -> None:
 
 
 async def test_large_annotations_are_left_out(searched: SearchedStore) -> None:
-    """The manifest is in the index all the same."""
+    """A manifest with large annotations is indexed without them."""
     made = await push_image(searched.store, APP, "seed", "v1", annotations={"color": "red", "text": "x" * 70_000})
     [manifest] = (await searched.store.search_index.unindexed_manifests()).manifests
     assert manifest.annotations is None
@@ -120,7 +120,7 @@ async def test_a_batch_is_bounded_in_bytes(searched: SearchedStore, monkeypatch:
 
 
 async def test_many_manifests_wait_for_one_config(searched: SearchedStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few of them are indexed when it comes, and the others later."""
+    """When a config is stored for which many manifests wait, a few of them are indexed at once and the others later."""
     monkeypatch.setattr(index_tables, "MANIFESTS_PER_BATCH", 2)
     monkeypatch.setattr(index_tables, "INCOMPLETE_PER_PAGE", 2)
     config = config_with("purple")
@@ -135,7 +135,8 @@ async def test_many_manifests_wait_for_one_config(searched: SearchedStore, monke
 
 
 async def test_other_work_goes_on_between_two_manifests(searched: SearchedStore) -> None:
-    """Also if all files are small and cached, so that nothing waits for a disk."""
+    """The event loop runs other work between two manifests, even if all files are small and cached, so that nothing
+    waits for a disk."""
     for number in range(5):
         await push_colored(searched, f"red{number}")
     turns, seen = 0, []
@@ -158,7 +159,7 @@ async def test_other_work_goes_on_between_two_manifests(searched: SearchedStore)
 
 
 async def test_a_config_that_cannot_be_read(searched: SearchedStore) -> None:
-    """A file that is too short keeps nothing else out of the index, and is read again later."""
+    """A config whose file is too short does not keep other content out of the index. It is read again later."""
     config = config_with("red") + b" " * 100_000  # too large to be read as one piece
     for data in (config_with("dark"), config):
         blob = await push_blob(searched.store, APP, data)
@@ -174,7 +175,7 @@ async def test_a_config_that_cannot_be_read(searched: SearchedStore) -> None:
 
 @pytest.mark.parametrize("column", ["body", "annotations", "digest"])
 async def test_a_row_that_is_damaged(searched: SearchedStore, column: str) -> None:
-    """Text that is not UTF-8 keeps nothing else out of the index."""
+    """A row whose text is not UTF-8 does not keep other content out of the index."""
     damaged = await push_image(searched.store, APP, "damaged", "v1", annotations={"color": "red"})
     value = b'{"config": {"digest": "\xff"}}'
     kind = "BLOB" if column == "body" else "TEXT"
@@ -185,7 +186,7 @@ async def test_a_row_that_is_damaged(searched: SearchedStore, column: str) -> No
 
 
 async def test_an_error_that_nobody_foresaw(searched: SearchedStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is logged, and the task goes on."""
+    """An unexpected error is logged, and the task continues."""
     monkeypatch.setattr(search_indexing, "RETRY_SECONDS", 0.01)
     failures = iter((True, True))
 
@@ -201,7 +202,7 @@ async def test_an_error_that_nobody_foresaw(searched: SearchedStore, monkeypatch
 
 
 async def test_a_blob_that_the_repository_gets_later(searched: SearchedStore) -> None:
-    """Without a new blob, because the store has it already."""
+    """A config is also indexed if its repository gets a link to a blob that the store has already."""
     await push_colored(searched, "red", "v1")
     await add_mirrored(searched, config_with("red"), "v2")
     await searched.index()
@@ -212,7 +213,8 @@ async def test_a_blob_that_the_repository_gets_later(searched: SearchedStore) ->
 
 
 async def test_a_damaged_manifest_that_is_healed(searched: SearchedStore) -> None:
-    """Its config, which only the body names, is read then. A task that starts looks for such manifests at once."""
+    """When a damaged manifest is healed, its config, which only its body names, is indexed. A task that starts looks
+    for such manifests first."""
     image = await push_colored(searched, "red", "v1")
     run_sql(searched, "UPDATE manifest SET body = ? WHERE digest = ?", b"{}" + image.body[2:], image.digest)
     await scrub(searched.store)
@@ -226,7 +228,7 @@ async def test_a_damaged_manifest_that_is_healed(searched: SearchedStore) -> Non
 
 
 async def test_a_config_that_clients_may_not_read(searched: SearchedStore) -> None:
-    """Nobody finds its labels until they may."""
+    """The labels of a config are found only once clients may read the config."""
     allowed: set[RepositoryName] = set()
 
     async def may_read(repo: RepositoryName, digest: Digest) -> bool:
@@ -253,7 +255,7 @@ DAMAGES = (
 
 @pytest.mark.parametrize("damage", DAMAGES)
 async def test_a_damaged_index_is_built_again(searched: SearchedStore, damage: str) -> None:
-    """By the task that writes it, as soon as it meets the damage."""
+    """The task that updates the index builds it again when it finds that the index is damaged."""
     await searched.push("team/app:v1", annotations={"color": "red"})
     run_sql(searched, damage)
     async with background(searched):
@@ -264,7 +266,7 @@ async def test_a_damaged_index_is_built_again(searched: SearchedStore, damage: s
 
 
 async def until_found_at_last(searched: SearchedStore, is_done: Callable[[list[str]], bool]) -> None:
-    """Waits until the search for colors works and finds enough."""
+    """Waits until the search for colors succeeds and `is_done` accepts its result."""
     while True:
         try:
             if is_done(await searched.labels("color")):
@@ -275,7 +277,7 @@ async def until_found_at_last(searched: SearchedStore, is_done: Callable[[list[s
 
 
 async def test_a_search_in_a_damaged_index(searched: SearchedStore) -> None:
-    """It fails with an error of the store, and nothing else does."""
+    """A search in a damaged index raises an error of the store. Other calls work."""
     await searched.push("team/app:v1", annotations={"color": "red"})
     run_sql(searched, "DELETE FROM search_word_data")
     with pytest.raises(SearchIndexDamaged, match="fsck --repair"):

@@ -1,4 +1,4 @@
-"""How the index follows the content."""
+"""How content gets into the search index."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ async def opened(folder: Path) -> AsyncIterator[SearchedStore]:
 
 
 async def test_a_store_that_is_older_than_the_index(tmp_path: Path) -> None:
-    """All of it is indexed after the migration that makes the index, and searches say until then that it is not."""
+    """After the migration that adds the index, all old content is indexed. Until then, searches say that the index is
+    incomplete."""
     async with opened(tmp_path) as searched:
         await searched.push("team/app:v1", "team/app:v2-x", "other/db:v1", annotations={"color": "red"})
         digest = (await searched.store.resolve_manifest(APP, Tag("v1"))).digest
@@ -43,7 +44,7 @@ async def test_a_store_that_is_older_than_the_index(tmp_path: Path) -> None:
 
 
 async def test_more_than_a_batch(tmp_path: Path) -> None:
-    """Tags, manifests and repositories of several batches, old and new."""
+    """Old and new tags, manifests and repositories are indexed if there are more than one batch of them."""
     async with opened(tmp_path) as searched:
         made = await push_image(searched.store, APP, "seed", annotations={"color": "red"})
         for number in range(120):
@@ -61,7 +62,7 @@ async def test_more_than_a_batch(tmp_path: Path) -> None:
 
 
 async def test_the_background_task(tmp_path: Path) -> None:
-    """Two processes keep the index up together, and one goes on when the other ends."""
+    """Two processes update the index together. If one ends, the other one continues."""
     async with opened(tmp_path) as searched, opened(tmp_path) as other:
         tasks = [
             asyncio.create_task(keep_indexed(each.store.search_indexer, each.store.leases))
@@ -78,6 +79,6 @@ async def test_the_background_task(tmp_path: Path) -> None:
 
 
 async def until(searched: SearchedStore, is_found: Callable[[list[str]], bool]) -> None:
-    """Waits until the search for tags finds what it should."""
+    """Waits until `is_found` accepts the result of the search for tags."""
     while not is_found(await searched.tags("v")):  # noqa: ASYNC110 - another task writes the index
         await asyncio.sleep(0.02)

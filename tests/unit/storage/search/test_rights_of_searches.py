@@ -1,4 +1,4 @@
-"""A search finds what its principal may see: all of that, and nothing else."""
+"""A search finds all that its principal may see, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORDS = ("app", "we", "b", "x", "io app", "app/web", "ghcr")
 
 
 async def fill(searched: SearchedStore) -> dict[str, str]:
-    """Pushes to all names of up to two parts, and some of three; returns the digests."""
+    """Pushes to all names of up to two parts, and to some of three. Returns the digests."""
     names = [first for first in PARTS if "." not in first]
     names += [f"{first}/{second}" for first in PARTS for second in PARTS]
     names += [f"ghcr.io/{second}/{third}" for second in PARTS for third in ("app", "web")]
@@ -36,8 +36,8 @@ async def fill(searched: SearchedStore) -> dict[str, str]:
 
 @pytest.mark.usefixtures("listed_repositories")
 async def test_found_is_allowed(searched: SearchedStore) -> None:
-    """For hundreds of sets of patterns, guarded upstreams and limits: each search finds in a repository exactly if its
-    name is in the set."""
+    """For hundreds of sets of patterns, guarded upstreams and limits, each search finds content of a repository exactly
+    if the repository's name is in the set."""
     digests = await fill(searched)
     chance = random.Random(15)
     for _ in range(150):
@@ -59,7 +59,8 @@ async def test_found_is_allowed(searched: SearchedStore) -> None:
 
 
 def found_by_name(text: str, name: str) -> bool:
-    """A word of one letter alone finds beginnings of names, of two letters beginnings of parts."""
+    """Returns whether a search for `text` finds `name`. One letter finds beginnings of names, two letters beginnings of
+    their parts."""
     words = search_words(text)
     if len(words) == 1 and len(text) < 3:
         parts = [name] if len(text) == 1 else name.split("/")
@@ -68,7 +69,7 @@ def found_by_name(text: str, name: str) -> bool:
 
 
 async def test_work_is_bounded(searched: SearchedStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search that would have to look at too many rows of others ends, and says that it is not complete."""
+    """A search that would read too many rows of other repositories ends, and says that it is not complete."""
     for module in (search_queries, search_scope):
         monkeypatch.setattr(module, "MAX_ROWS", 5)
     monkeypatch.setattr(search_scope, "MAX_LISTED_REPOSITORIES", 0)
@@ -110,7 +111,7 @@ async def test_time_is_bounded(searched: SearchedStore, monkeypatch: pytest.Monk
 
 
 async def test_words_of_labels_are_bounded(searched: SearchedStore) -> None:
-    """Of a word with many parts, and of many words, the first parts count."""
+    """Of a word with many parts, and of many words, only the first parts are indexed."""
     parts = [f"p{number}" for number in range(20)]
     await searched.push("team/app:v1", annotations={"text": " ".join(parts[:8]), "more": " ".join(parts[10:18])})
     assert await searched.labels(".".join(parts)) == ["team/app:v1"]

@@ -1,4 +1,4 @@
-"""A partial blob of 3 MiB and a bit, and ways to write and read it."""
+"""A partial blob of a bit more than 3 MiB, and functions that write and read it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ STEP = 64 * 1024
 
 
 async def fill(partial: Partial, body: bytes = BODY) -> None:
-    """Writes the bytes that are missing."""
+    """Writes all missing bytes of the partial blob."""
     for start, stop in partial.missing():
         await asyncio.to_thread(partial.write_at, start, body[start:stop])
 
 
 def bytes_of(partial: Partial, start: int, stop: int) -> bytes:
-    """Returns these bytes of the partial as they are in its file."""
+    """Returns the bytes from `start` to `stop` of the partial blob's file."""
     return os.pread(partial.file.fd, stop - start, partial.file.offset + start)

@@ -1,4 +1,5 @@
-"""Claims of partial blobs, in one process: who owns one, what its owner learns, and when it expires."""
+"""Claims of partial blobs in one process: who is the owner, what the owner learns, and when a partial blob expires. A
+*partial blob* is a file with the bytes of a mirror's download that have arrived. Its *owner* downloads it."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from tests.unit.storage.store.conftest import BODY, DIGEST, SIZE, STEP, fill
 
 
 async def test_the_next_owner_goes_on_with_what_is_there(registry: StoredRegistry) -> None:
-    """When the owner lets go, who waits for a byte that is not there gets PartialLost, can become the owner, and needs
-    to bring only what is missing; of two, one becomes it."""
+    """When the owner closes a partial blob, a reader that waits for a missing byte gets PartialLost and can become the
+    owner. The new owner needs only the missing bytes. Of two such readers, one becomes the owner."""
     owner, second, third = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
     await asyncio.to_thread(owner.write_at, STEP, BODY[STEP : 2 * STEP])
     waiting = asyncio.create_task(second.wait(0))
@@ -45,8 +46,8 @@ async def test_the_next_owner_goes_on_with_what_is_there(registry: StoredRegistr
 
 
 async def test_sizes_that_cannot_be_are_refused(registry: StoredRegistry, data: Path) -> None:
-    """A negative one, bytes outside of it; one that cannot fit is refused before anything is fetched, and leaves
-    nothing."""
+    """A negative size, and bytes outside the size, are refused. A size for which the disk has no room is refused before
+    the download, and leaves no file."""
     partial = await registry.partials.claim(DIGEST, SIZE)
     for offset, piece in ((SIZE - 1, b"xy"), (-1, b"xy"), (SIZE + 5, b"x")):
         with pytest.raises(SizeInvalid):
@@ -60,8 +61,8 @@ async def test_sizes_that_cannot_be_are_refused(registry: StoredRegistry, data: 
 
 
 async def test_a_partial_of_another_size_is_another(registry: StoredRegistry, data: Path) -> None:
-    """Who has a wrong size for a blob is in nobody's way: it has an owner and bytes of its own, cannot become content,
-    and what had come of the right one stays."""
+    """A claim with a wrong size does not disturb other claims: its partial blob has its own owner and its own bytes,
+    and cannot become a blob. The bytes of the right one stay."""
     partial = await registry.partials.claim(DIGEST, SIZE)
     await asyncio.to_thread(partial.write_at, 0, BODY[:STEP])
     partial.close()
@@ -83,7 +84,8 @@ async def test_a_partial_of_another_size_is_another(registry: StoredRegistry, da
 
 
 async def test_the_owner_learns_that_somebody_waits(registry: StoredRegistry) -> None:
-    """Until that one lets go; its own wish it does not see. The others learn whether it has begun."""
+    """The owner sees that readers want the blob, until they close it. Its own interest does not count. Readers see
+    whether the download has begun."""
     owner, first, second = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
     owner.add_waiter()
     assert not owner.has_waiters
@@ -104,7 +106,7 @@ async def test_the_owner_learns_that_somebody_waits(registry: StoredRegistry) ->
 
 
 async def test_a_partial_that_was_dropped_is_claimed_anew(registry: StoredRegistry, data: Path) -> None:
-    """Whoever still has it open gets PartialLost and never becomes its owner."""
+    """A reader that still has a discarded partial blob open gets PartialLost, and cannot become its owner."""
     first = await registry.partials.claim(DIGEST, SIZE)
     await asyncio.to_thread(first.write_at, 0, BODY[:STEP])
     reader = await registry.partials.claim(DIGEST, SIZE)
@@ -121,7 +123,8 @@ async def test_a_partial_that_was_dropped_is_claimed_anew(registry: StoredRegist
 
 
 async def test_only_idle_partials_without_an_owner_expire(registry: StoredRegistry, data: Path) -> None:
-    """One that is owned or was written of late stays; files of a broken-off beginning or end go when they are old."""
+    """A partial blob that has an owner, or was written recently, stays. Files that an interrupted start or end has left
+    are deleted when they are old."""
     owned = await registry.partials.claim(DIGEST, SIZE)
     idle = await registry.partials.claim(digest(2, 10), 10)
     idle.close()
@@ -139,7 +142,7 @@ async def test_only_idle_partials_without_an_owner_expire(registry: StoredRegist
 
 
 async def test_the_collector_drops_idle_partials(data: Path) -> None:
-    """After the time that idle upload sessions have as well."""
+    """Garbage collection deletes idle partial blobs after the same time as idle upload sessions."""
     async with open_registry(data, boot=BOOT) as registry:
         (await registry.partials.claim(DIGEST, SIZE)).close()
         assert (await registry.collector.collect()).partials == 0
@@ -149,7 +152,7 @@ async def test_the_collector_drops_idle_partials(data: Path) -> None:
 
 
 async def test_partials_of_another_run_of_the_machine_are_collected_at_once(data: Path) -> None:
-    """They can never be gone on with."""
+    """Partial blobs from before a reboot are deleted at once, because they cannot be continued."""
     async with open_registry(data, boot="before") as registry:
         (await registry.partials.claim(DIGEST, SIZE)).close()
     async with open_registry(data, boot="after") as registry:
@@ -158,7 +161,7 @@ async def test_partials_of_another_run_of_the_machine_are_collected_at_once(data
 
 
 async def test_many_claims_at_once_have_one_owner_and_one_file(registry: StoredRegistry) -> None:
-    """Of a hundred at once, one owns it, and together they hold two files open."""
+    """Of a hundred claims at the same time, one is the owner. Together they have two files open."""
     before = len(os.listdir("/proc/self/fd"))
     partials = await asyncio.gather(*(registry.partials.claim(DIGEST, SIZE) for _ in range(100)))
     assert sum(partial.is_owner for partial in partials) == 1
@@ -170,7 +173,7 @@ async def test_many_claims_at_once_have_one_owner_and_one_file(registry: StoredR
 
 
 async def test_a_claim_that_is_cancelled_holds_nothing(registry: StoredRegistry) -> None:
-    """Neither an open file nor the owner's place."""
+    """A cancelled claim leaves no file open and does not own the partial blob."""
     before = len(os.listdir("/proc/self/fd"))
     for turns in range(6):
         claiming = asyncio.create_task(registry.partials.claim(DIGEST, SIZE))
@@ -187,8 +190,8 @@ async def test_a_claim_that_is_cancelled_holds_nothing(registry: StoredRegistry)
 
 
 async def test_why_an_owner_gave_up_is_told(data: Path) -> None:
-    """To all processes that follow, with a count, so that they know whether it was just now; the bytes stay, and the
-    next owner's reason takes its place."""
+    """When an owner gives up, followers in all processes learn the reason, with a count that tells them whether it is
+    new. The bytes stay. The reason of the next owner replaces the old one."""
     async with open_registry(data, boot=BOOT) as one, open_registry(data, boot=BOOT) as two:
         owner, follower = await one.partials.claim(DIGEST, SIZE), await two.partials.claim(DIGEST, SIZE)
         assert follower.owner_failures == PartialFailures()

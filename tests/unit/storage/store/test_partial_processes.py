@@ -1,4 +1,4 @@
-"""Blobs on their way in, followed and taken over by other processes."""
+"""Partial blobs (mirrored blobs that are being downloaded) that other processes follow and take over."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HALF = 1024 * 1024
 
 
 async def test_another_process_follows_and_reads_what_this_one_writes(registry: StoredRegistry, data: Path) -> None:
-    """It learns of each piece, and of the commit, without asking again."""
+    """Another process learns of each piece and of the commit, without asking repeatedly."""
     partial = await registry.partials.claim(DIGEST, SIZE)
     async with partial_peer(data) as there:
         assert await there.ask("claim", SEED, SIZE) is False
@@ -44,7 +44,8 @@ async def test_another_process_follows_and_reads_what_this_one_writes(registry: 
 
 
 async def test_this_process_follows_another_one(registry: StoredRegistry, data: Path) -> None:
-    """Its bytes can be read here as soon as they are told; the blob is here once it has committed."""
+    """This process can read the bytes of another process as soon as that process reports them. The blob exists here
+    once the other process has committed."""
     async with partial_peer(data) as there:
         assert await there.ask("claim", SEED, SIZE) is True
         partial = await registry.partials.claim(DIGEST, SIZE)
@@ -64,7 +65,7 @@ async def test_this_process_follows_another_one(registry: StoredRegistry, data: 
 
 
 async def test_wrong_bytes_are_told_to_those_who_follow_elsewhere(registry: StoredRegistry, data: Path) -> None:
-    """They get DigestInvalid as well, and the next claim starts over, in whatever process."""
+    """Followers in other processes get DigestInvalid as well. The next claim, in any process, starts with no bytes."""
     partial = await registry.partials.claim(DIGEST, SIZE)
     async with partial_peer(data) as there:
         await there.ask("claim", SEED, SIZE)
@@ -82,8 +83,8 @@ async def test_wrong_bytes_are_told_to_those_who_follow_elsewhere(registry: Stor
 async def test_an_owner_that_is_killed_is_followed_by_another_and_nothing_is_lost(
     registry: StoredRegistry, data: Path
 ) -> None:
-    """Who waits learns of it within a moment, one of them becomes the owner, has all that was told before, and the blob
-    comes whole; the other waits on."""
+    """When the owner is killed, the waiting processes learn of it within a moment. One becomes the owner and has all
+    bytes that were reported before. The blob is completed, and the other process keeps waiting."""
     async with partial_peer(data) as first, partial_peer(data) as second:
         assert await first.ask("claim", SEED, SIZE) is True
         assert await second.ask("claim", SEED, SIZE) is False
@@ -112,7 +113,8 @@ async def test_an_owner_that_is_killed_is_followed_by_another_and_nothing_is_los
 
 
 async def test_an_owner_that_lets_go_is_noticed_elsewhere(registry: StoredRegistry, data: Path) -> None:
-    """Within a tenth of a second, where the machine lets both processes run; the other process goes on."""
+    """When an owner closes the partial blob, another process notices it within a tenth of a second if both processes
+    get processor time, and continues the download."""
     async with partial_peer(data) as there:
         took: list[float] = []
         while len(took) < 3 or (min(took) >= 0.1 and len(took) < 20):
@@ -131,7 +133,7 @@ async def test_an_owner_that_lets_go_is_noticed_elsewhere(registry: StoredRegist
 async def test_many_processes_that_take_a_blob_over_again_and_again_bring_it_whole(
     registry: StoredRegistry, data: Path
 ) -> None:
-    """Each of six owners brings a part and is killed; the seventh has to bring only the rest."""
+    """Each of six owners downloads a part and is killed. The seventh needs only the rest."""
     part = SIZE // 7
     for turn in range(6):
         async with AsyncExitStack() as stack:
@@ -152,8 +154,8 @@ async def test_many_processes_that_take_a_blob_over_again_and_again_bring_it_who
 
 
 async def test_marks_reach_other_processes_and_fall_with_them(registry: StoredRegistry, data: Path) -> None:
-    """An owner sees that somebody waits in another process, the others that it has begun; a killed process says
-    nothing any more."""
+    """An owner sees that a reader waits in another process, and other processes see that the download has begun. The
+    marks of a killed process do not count."""
     async with partial_peer(data) as owner, partial_peer(data) as reader:
         assert await owner.ask("claim", SEED, SIZE) is True
         assert await reader.ask("claim", SEED, SIZE) is False

@@ -1,4 +1,5 @@
-"""Blobs on their way in, in one process: what is written, read, committed and kept."""
+"""Partial blobs (mirrored blobs that are being downloaded) in one process: what is written, read, committed and
+kept."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ from tests.unit.storage.store.conftest import BODY, DIGEST, SIZE, STEP, bytes_of
 
 
 async def test_what_was_written_in_any_order_becomes_a_blob(registry: StoredRegistry, data: Path) -> None:
-    """Pieces from four threads, in any order, one of them twice: the blob is there with its bytes, and nothing of its
-    way in is left."""
+    """Pieces that four threads write in any order, one of them twice, become the blob with its bytes. No file of the
+    partial blob stays."""
     partial = await registry.partials.claim(DIGEST, SIZE)
     assert partial.is_owner
     assert partial.missing() == [(0, SIZE)]
@@ -49,7 +50,7 @@ async def test_what_was_written_in_any_order_becomes_a_blob(registry: StoredRegi
 
 
 async def test_an_empty_blob_can_come_in(registry: StoredRegistry) -> None:
-    """It has nothing missing, and is content after its commit."""
+    """An empty partial blob has no missing bytes, and is a blob after its commit."""
     partial = await registry.partials.claim(digest_of(b""), 0)
     assert partial.missing() == []
     await partial.commit(UBUNTU)
@@ -59,8 +60,8 @@ async def test_an_empty_blob_can_come_in(registry: StoredRegistry) -> None:
 
 
 async def test_readers_follow_what_is_there_without_a_gap(registry: StoredRegistry) -> None:
-    """A reader learns how far the bytes reach from where it stands, whatever came elsewhere; the end is reached only
-    once the digest is checked."""
+    """A reader learns up to which byte it can read without a gap from its position. It reaches the last byte only after
+    the digest was checked."""
     owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
     assert not reader.is_owner
     assert not reader.take_ownership()
@@ -86,7 +87,7 @@ async def test_readers_follow_what_is_there_without_a_gap(registry: StoredRegist
 
 
 async def test_a_reader_that_goes_away_leaves_the_others_waiting(registry: StoredRegistry) -> None:
-    """Of two who wait for one byte, one is cancelled; the other gets it."""
+    """Of two readers that wait for the same byte, one is cancelled, and the other one gets the byte."""
     owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
     gone, stays = [asyncio.create_task(reader.wait(0)) for _ in range(2)]
     await asyncio.sleep(0)
@@ -99,8 +100,8 @@ async def test_a_reader_that_goes_away_leaves_the_others_waiting(registry: Store
 
 
 async def test_wrong_bytes_keep_nothing(registry: StoredRegistry, data: Path) -> None:
-    """The commit and all who wait get DigestInvalid, no repository has the blob, no file is left, and the next claim
-    starts with nothing."""
+    """With wrong bytes, the commit and all readers get DigestInvalid, no repository has the blob, no file stays, and
+    the next claim starts with no bytes."""
     owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
     waiting = asyncio.create_task(reader.wait(SIZE))
     await fill(owner, b"x" + BODY[1:])
@@ -122,8 +123,8 @@ async def test_wrong_bytes_keep_nothing(registry: StoredRegistry, data: Path) ->
 
 
 async def test_bytes_that_are_there_are_never_changed(registry: StoredRegistry) -> None:
-    """What comes a second time for a place, from another endpoint for instance, is left out, and only its new part is
-    written: nobody's bytes change after they were read or hashed."""
+    """Of bytes that arrive a second time, for example from another endpoint, only the new part is written. So bytes
+    never change after they were read or hashed."""
     partial = await registry.partials.claim(DIGEST, SIZE)
     await asyncio.to_thread(partial.write_at, 0, BODY[: 2 * STEP])
     await asyncio.to_thread(partial.write_at, STEP, b"\0" * STEP + BODY[2 * STEP :])
@@ -134,7 +135,7 @@ async def test_bytes_that_are_there_are_never_changed(registry: StoredRegistry) 
 
 
 async def test_what_has_come_survives_the_process_and_not_the_machine(data: Path) -> None:
-    """The next opening under the same run of the machine has all of it, one under another run nothing."""
+    """After a restart of the process, all bytes are there. After a reboot of the machine, none are."""
     for boot, missing in (("one", [(0, SIZE)]), ("one", [(STEP, SIZE)]), ("two", [(0, SIZE)])):
         async with open_registry(data, boot=boot) as registry:
             partial = await registry.partials.claim(DIGEST, SIZE)
@@ -145,7 +146,7 @@ async def test_what_has_come_survives_the_process_and_not_the_machine(data: Path
 
 
 async def test_a_commit_needs_all_bytes_and_the_owner(registry: StoredRegistry) -> None:
-    """Neither a reader nor an owner with a gap can commit; nothing is lost by trying."""
+    """Neither a reader, nor an owner while bytes are missing, can commit. The attempt loses nothing."""
     owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
     await asyncio.to_thread(owner.write_at, 1, BODY[1:])
     for partial in (owner, reader):
@@ -160,7 +161,7 @@ async def test_a_commit_needs_all_bytes_and_the_owner(registry: StoredRegistry) 
 
 
 async def test_a_commit_whose_caller_is_cancelled_is_made_all_the_same(registry: StoredRegistry) -> None:
-    """Also when the partial is closed at once: it is never half done."""
+    """A commit whose caller is cancelled is completed, also if the partial blob is closed at once."""
     owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
     await fill(owner)
     committing = asyncio.create_task(owner.commit(UBUNTU))
@@ -175,7 +176,7 @@ async def test_a_commit_whose_caller_is_cancelled_is_made_all_the_same(registry:
 
 
 async def test_a_blob_that_was_pushed_meanwhile_does_no_harm(registry: StoredRegistry) -> None:
-    """The commit gives the repository the blob all the same."""
+    """If the same blob was pushed meanwhile, the commit still adds it to the repository."""
     partial = await registry.partials.claim(DIGEST, SIZE)
     await fill(partial)
     writer = await registry.start_upload(RepositoryName("team/app"))
@@ -189,7 +190,8 @@ async def test_a_blob_that_was_pushed_meanwhile_does_no_harm(registry: StoredReg
 
 
 async def test_who_sent_wrong_bytes_is_noted_before_anybody_learns_of_them(registry: StoredRegistry) -> None:
-    """So that whoever begins anew knows it; also where noting it fails, the bytes go."""
+    """The endpoint that sent corrupt bytes is recorded before readers get the error, so that the next download knows
+    it. If it cannot be recorded, the bytes are deleted nevertheless."""
     for failing in (False, True):
         owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
         waiting = asyncio.create_task(reader.wait(SIZE))
@@ -211,7 +213,7 @@ async def test_who_sent_wrong_bytes_is_noted_before_anybody_learns_of_them(regis
 
 
 async def test_closing_while_threads_write_lets_them_finish(registry: StoredRegistry) -> None:
-    """The place is free once the last write has ended, and no write goes to a file that was closed."""
+    """The partial blob has no owner only after the last write has ended. No write goes to a closed file."""
     partial = await registry.partials.claim(DIGEST, SIZE)
     begun = threading.Barrier(5)
 
@@ -239,7 +241,7 @@ async def test_closing_while_threads_write_lets_them_finish(registry: StoredRegi
 
 
 async def test_more_extents_than_are_kept_cost_only_the_last_ones(registry: StoredRegistry) -> None:
-    """The next owner has the first of them, and the blob comes whole all the same."""
+    """If there are more extents than are recorded, the next owner has the first ones, and the blob is completed."""
     partial = await registry.partials.claim(DIGEST, SIZE)
 
     def write() -> None:
@@ -257,7 +259,7 @@ async def test_more_extents_than_are_kept_cost_only_the_last_ones(registry: Stor
 
 
 async def test_a_file_that_was_cut_short_is_told(registry: StoredRegistry, data: Path) -> None:
-    """Somebody cut the file of the bytes: the commit fails, and the next claim starts over."""
+    """If the file of the bytes is shortened from outside, the commit fails, and the next claim starts with no bytes."""
     partial = await registry.partials.claim(DIGEST, SIZE)
     await fill(partial)
     os.truncate(data / "partials" / f"sha256-{DIGEST.encoded}.{SIZE}.data", 2 * 1024 * 1024)
@@ -270,7 +272,7 @@ async def test_a_file_that_was_cut_short_is_told(registry: StoredRegistry, data:
 
 
 def test_a_state_that_is_not_whole_is_seen() -> None:
-    """A record that is cut short, or has another byte anywhere, is none; what follows it does not matter."""
+    """A record that is cut short or has a changed byte is not used. Bytes after the record do not matter."""
     whole = Progress("boot", 100, extents=[(0, 5), (10, 20)])
     encoded = whole.encode()
     assert decode_progress(encoded + b"rest") == whole
@@ -281,7 +283,8 @@ def test_a_state_that_is_not_whole_is_seen() -> None:
 
 
 async def test_a_poke_that_comes_late_finds_nobody(registry: StoredRegistry) -> None:
-    """Who waits, leaves and closes the file in the moment the owner lets go of it leaves no error behind."""
+    """If a reader stops waiting and closes the file in the moment in which the owner closes its own, no error
+    follows."""
     errors: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
     owner = await registry.partials.claim(DIGEST, len(BODY))

@@ -30,15 +30,15 @@ MIB = 1024 * 1024
 
 @pytest.mark.slow
 def test_uploads_work_in_a_python_whose_digests_cannot_be_saved(tmp_path: Path) -> None:
-    """Without libcrypto's hashes, chunks on two workers, declared and undeclared algorithms give the right blobs; after
-    a power cut a session starts over."""
+    """In a Python without libcrypto's hashes, chunks on two workers, with declared and undeclared algorithms, become
+    the right blobs. After a power cut, a session starts again without bytes."""
     command = [sys.executable, "-m", "tests.unit.storage.store.uploads_without_libcrypto", str(tmp_path / "data")]
     run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
     assert run.returncode == 0, run.stdout
 
 
 def _read(pids: list[int]) -> int:
-    """Bytes that the processes have read with read calls, from files or sockets."""
+    """Returns how many bytes the processes have read with read calls, from files or sockets."""
     found = 0
     for pid in pids:
         counts = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
@@ -48,7 +48,7 @@ def _read(pids: list[int]) -> int:
 
 @pytest.mark.slow
 def test_a_closing_put_without_a_body_does_not_read_the_blob_again(tmp_path: Path) -> None:
-    """After a chunk of 64 MiB, the PUT that closes the session reads less than a MiB, whichever worker takes it."""
+    """After a chunk of 64 MiB, the PUT that closes the session reads less than a MiB, whichever worker gets it."""
     body = random.Random(1).randbytes(64 * MIB)
     with running_server(tmp_path, workers=2) as server:
         for turn in range(3):
@@ -66,7 +66,7 @@ def test_a_closing_put_without_a_body_does_not_read_the_blob_again(tmp_path: Pat
 async def test_a_session_in_chunks_of_any_size_survives_a_reboot_that_lost_nothing(
     algorithm: str, tmp_path: Path
 ) -> None:
-    """Where the disk kept all bytes, a session stands after a reboot where it stood before, however it was cut."""
+    """If the disk kept all bytes, a session has the same bytes after a reboot as before, whatever the chunks were."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     body = random.Random(2).randbytes(300_000)
@@ -87,8 +87,8 @@ async def test_a_session_in_chunks_of_any_size_survives_a_reboot_that_lost_nothi
 
 
 async def test_a_session_whose_bytes_a_commit_took_is_unknown(tmp_path: Path) -> None:
-    """A commit that was stopped between the rename and the row: the session is gone, and does not start over under the
-    digest it had saved."""
+    """If a commit stops between the rename and the row, the session is unknown, and does not start again with the
+    digest that it had saved."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     async with open_registry(data, boot="one") as registry:
@@ -108,7 +108,8 @@ async def test_a_session_whose_bytes_a_commit_took_is_unknown(tmp_path: Path) ->
 async def test_a_large_file_is_not_closed_on_the_event_loop(
     end: str, registry: StoredRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file system may let a close wait for what is being written: so long nobody else would be answered."""
+    """A large file is closed in a thread, because the file system may let the close wait until everything is
+    written."""
     layout, close, body = layout_behind(registry), os.close, bytes(3 * MIB)
     places = (f"{layout.uploads}/", f"{layout.root}/blobs/")
     on_the_loop: list[bool] = []

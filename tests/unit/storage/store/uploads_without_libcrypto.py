@@ -1,6 +1,6 @@
 """Uploads in a Python without OpenSSL's hashes: `python -m tests.unit.storage.store.uploads_without_libcrypto DATA`.
 
-An import of `_hashlib` fails as it does in a Python that was built without it; hashlib then uses its own code.
+The import of `_hashlib` fails as in a Python that was built without it. hashlib then uses its own code.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ async def restore(target: Path, data: Path, *, system: System | None = None, **o
 
 
 async def check_image(data: Path, tag: str, digest: Digest) -> None:
-    """The restored data directory serves the image whole."""
+    """Checks that the restored data directory serves the complete image."""
     async with open_registry(data) as restored:
         manifest = await restored.get_manifest(REPO, Tag(tag))
         assert manifest.digest == digest
@@ -73,8 +73,8 @@ async def check_image(data: Path, tag: str, digest: Digest) -> None:
 
 
 async def test_a_backup_restores(store: StoredRegistry, tmp_path: Path) -> None:
-    """The restored registry has the same tags and blobs, no jobs or uploads that wait to go on, and no sessions of
-    browsers: one that was ended since the backup would be valid again."""
+    """The restored registry has the same tags and blobs. It has no unfinished jobs or uploads, and no browser sessions,
+    because a session that was ended after the backup would be valid again."""
     manifest = await push_image(store, REPO, "one", "v1")
     large = await push_blob(store, REPO, LARGE)
     upload = await store.start_upload(REPO)
@@ -111,7 +111,8 @@ async def test_a_second_backup_copies_what_is_new(store: StoredRegistry, tmp_pat
 
 
 async def test_files_on_one_file_system_are_linked(store: StoredRegistry, tmp_path: Path) -> None:
-    """And only if the caller allows it. The backup is for its owner alone."""
+    """Files on the same file system are hard-linked, but only if the caller allows it. Only the owner can read the
+    backup."""
     large = await push_blob(store, REPO, LARGE)
     row = await store.metadata.blob(REPO, large.digest)
     await backup(store, tmp_path / "linked")
@@ -140,7 +141,8 @@ async def test_old_snapshots_and_their_blobs_go(store: StoredRegistry, tmp_path:
 
 
 async def test_collection_leaves_the_blobs_of_a_running_backup(store: StoredRegistry, tmp_path: Path) -> None:
-    """An image that is deleted right after the database was copied is in the backup, and is collected afterwards."""
+    """An image that is deleted after the database was copied is in the backup. It is collected after the end of the
+    backup."""
     manifest = await push_image(store, REPO, "one", "v1")
     blobs = [await store.metadata.blob(REPO, blob.digest) for blob in manifest.blobs]
     reports: list[int] = []
@@ -165,7 +167,8 @@ async def test_collection_leaves_the_blobs_of_a_running_backup(store: StoredRegi
 
 
 async def test_a_blob_without_bytes_is_reported(store: StoredRegistry, tmp_path: Path) -> None:
-    """The backup is complete but for that blob, and names it; the restore wants to be told to do without it."""
+    """A backup without one blob is complete except for this blob, and names it. A restore has to be told that it may
+    leave it out."""
     large = await push_blob(store, REPO, LARGE)
     manifest = await push_image(store, REPO, "one", "v1")
     (tmp_path / "data" / (await store.metadata.blob(REPO, large.digest)).place).unlink()
@@ -190,8 +193,8 @@ async def test_a_blob_without_bytes_is_reported(store: StoredRegistry, tmp_path:
 
 
 async def test_damage_that_is_known_is_left_out(store: StoredRegistry, tmp_path: Path) -> None:
-    """The backup names the blob and ends well. So does a restore, and the restored registry knows of the damage. A
-    backup that has the blob's bytes already keeps them if they are right."""
+    """The backup names a blob that is known to be damaged, and ends without an error. So does a restore, and the
+    restored registry knows of the damage. If the backup has the blob's right bytes from before, it keeps them."""
     linked = await push_blob(store, REPO, LARGE + b"linked")
     await backup(store, tmp_path / "backups")
     before = await push_blob(store, REPO, LARGE + b"copied")
@@ -232,8 +235,8 @@ async def test_damage_that_is_known_is_left_out(store: StoredRegistry, tmp_path:
 async def test_right_bytes_of_a_damaged_blob_are_restored(
     store: StoredRegistry, tmp_path: Path, is_interrupted: bool
 ) -> None:
-    """The snapshot says that the blob is damaged, but its right bytes are in the backup: the restored registry serves
-    the blob and knows of no damage, also if the restore was interrupted. Wrong bytes there are not restored."""
+    """If the snapshot says that a blob is damaged, but the backup has its right bytes, the restored registry serves the
+    blob and knows of no damage, also after an interrupted restore. Wrong bytes are not restored."""
     image = await push_image(store, REPO, "one", "v1")
     healed, left = await push_blob(store, REPO, LARGE), await push_blob(store, REPO, LARGE + b"left")
     for blob in (healed, left):
@@ -271,8 +274,8 @@ def change_manifest(data: Path, digest: Digest) -> None:
 
 
 async def test_verify_finds_rotten_bytes(store: StoredRegistry, tmp_path: Path) -> None:
-    """A restore refuses them, by digest. A backup with `verify` replaces those in the backup, and never copies those of
-    the store."""
+    """A restore refuses wrong bytes by their digest. A backup with `verify` replaces wrong bytes in the backup, and
+    never copies wrong bytes from the store."""
     large = await push_blob(store, REPO, LARGE)
     await backup(store, tmp_path / "backups", may_link=False)
     copy = BackupDirectory(tmp_path / "backups", System()).blob(large.digest)
@@ -292,7 +295,8 @@ async def test_verify_finds_rotten_bytes(store: StoredRegistry, tmp_path: Path) 
 
 
 async def test_two_at_once(store: StoredRegistry, tmp_path: Path) -> None:
-    """The second backup says who makes the first, in the same store and in the same directory."""
+    """A second backup at the same time is refused, with the name of who runs the first, in the same store and in the
+    same directory."""
     await push_image(store, REPO, "one", "v1")
 
     async def work(context: JobContext) -> JSON:
@@ -313,7 +317,7 @@ async def test_two_at_once(store: StoredRegistry, tmp_path: Path) -> None:
 
 
 async def test_bad_directories(store: StoredRegistry, tmp_path: Path) -> None:
-    """A backup goes only into a new directory or one of backups, a restore only into an empty one."""
+    """A backup needs a new directory or one with backups. A restore needs an empty one."""
     await push_image(store, REPO, "one", "v1")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").touch()
@@ -346,11 +350,11 @@ async def test_a_backup_of_a_newer_version_is_refused(store: StoredRegistry, tmp
 
 
 class Ended(BaseException):
-    """Stands for the end of the process."""
+    """Takes the place of the end of the process."""
 
 
 class EndingSystem(System):
-    """Ends its process before step `number`, and makes no step after that."""
+    """A system that ends its process before step `number`, and makes no step after that."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -375,13 +379,14 @@ class EndingSystem(System):
 
 
 def chosen_steps(count: int) -> list[int]:
-    """The numbers of the steps before which a run is ended: all but most of those in the middle, which are alike."""
+    """Returns the numbers of the steps before which a run is ended: the first and the last ones, and a few of those in
+    the middle, which are alike."""
     return sorted({*range(1, min(30, count)), *range(30, count, 211), *range(max(count - 12, 30), count + 1)})
 
 
 @pytest.mark.slow
 async def test_ended_at_any_step(store: StoredRegistry, tmp_path: Path) -> None:
-    """After a backup that ended before any of its durable steps, the next one is whole; a snapshot that counts as
+    """If a backup ends before any of its durable steps, the next backup is complete, and each snapshot that counts as
     complete can be restored."""
     manifest = await push_image(store, REPO, "one", "v1")
     await push_blob(store, REPO, LARGE)
@@ -401,7 +406,7 @@ async def test_ended_at_any_step(store: StoredRegistry, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_restore_ended_at_any_step(store: StoredRegistry, tmp_path: Path) -> None:
-    """No server starts on what an ended restore left, unless it is whole; the next restore goes on."""
+    """No server starts on an incomplete restore. The next restore continues it."""
     manifest = await push_image(store, REPO, "one", "v1")
     await push_blob(store, REPO, LARGE)
     await backup(store, tmp_path / "backups")
@@ -429,7 +434,7 @@ async def test_a_restore_ended_at_any_step(store: StoredRegistry, tmp_path: Path
 
 
 async def test_stopped_in_the_middle(store: StoredRegistry, tmp_path: Path) -> None:
-    """A stopped backup leaves no snapshot, and holds back no collection any more."""
+    """A stopped backup leaves no snapshot, and no longer delays garbage collection."""
     manifest = await push_image(store, REPO, "one", "v1")
     for blob in range(20):
         await push_blob(store, REPO, LARGE + bytes([blob]))

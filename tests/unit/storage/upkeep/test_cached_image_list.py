@@ -17,8 +17,8 @@ def names(page: CachedImagePage) -> list[str]:
 
 
 async def test_images_are_listed_by_size_and_last_pull(cache: Cache) -> None:
-    """An index is one image with its parts: a pull of a part is one of the image, and each blob counts once. Blobs that
-    are not here have no size."""
+    """An index is one image with its parts: a pull of a part is a pull of the image, and each blob counts once. Blobs
+    that are not stored do not count."""
     small = await cache.fetch(APP, "one", tag="small")
     large = await cache.fetch(FAR, "one", "two", "three", tag="large")
     parts = [await cache.fetch(WEB, "shared", part) for part in ("amd64", "arm64")]
@@ -40,7 +40,8 @@ async def test_images_are_listed_by_size_and_last_pull(cache: Cache) -> None:
 
 
 async def test_a_filter_and_pages(cache: Cache) -> None:
-    """The text is a part of the repository's name; upstreams and pages are told apart."""
+    """The text of the filter is a part of the repository's name. The list can be limited to one upstream, and has
+    pages."""
     for number in range(3):
         await cache.fetch(APP, f"layer {number}", tag=f"t{number}")
     await cache.fetch(FAR, "far", tag="far")
@@ -56,7 +57,8 @@ async def test_a_filter_and_pages(cache: Cache) -> None:
 
 
 async def test_a_long_list_is_cut(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And says so. Without a filter, what eviction looks at first is in it."""
+    """A list that is too long is cut, and says so. Without a filter, it has the images that eviction would take
+    first."""
     monkeypatch.setattr(cached_image_list, "MAX_LISTED_IMAGES", 2)
     for number in range(3):
         await cache.fetch(APP, f"layer {number}", tag=f"t{number}")

@@ -1,5 +1,5 @@
-"""The check of a store finds each kind of damage by its code, repairs what can be repaired without losing anything, and
-finds nothing afterwards."""
+"""The check of a store: it finds each kind of damage and reports its code, repairs what can be repaired without losing
+content, and finds nothing after that."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ MAX_LOOP_SECONDS = 0.05
 
 @dataclass
 class Site:
-    """A store with an image, an index of two images, and a referrer of the image. `db` changes rows without any
-    check."""
+    """A store with an image, an index of two images, and a referrer of the image. `db`: a connection that changes rows
+    without any check."""
 
     store: StoredRegistry
     data: Path
@@ -81,7 +81,8 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 
 async def findings(store: StoredRegistry, *, damaged: int | None = None, **options: Any) -> list[Finding]:
-    """Checks the store. `damaged`: how many blobs and manifests must be known to be damaged."""
+    """Checks the store, and returns the findings. `damaged`: the expected number of blobs and manifests that are known
+    to be damaged."""
     found: list[Finding] = []
     progress: list[tuple[int, int]] = []
 
@@ -105,7 +106,7 @@ def codes(found: list[Finding]) -> set[ProblemCode]:
 
 
 async def test_nothing_is_wrong_with_a_sound_store(site: Site) -> None:
-    """Also if all bytes are hashed, and with --repair, which then changes nothing."""
+    """A store without damage has no findings, also if all bytes are hashed. A repair then changes nothing."""
     before = site.rows()
     assert await findings(site.store, hash_bytes=True, repair=True) == []
     assert site.rows() == before
@@ -217,7 +218,7 @@ def wrong_usage_totals(site: Site) -> None:
 
 
 def count_usage(site: Site) -> None:
-    """Counts a scope as the code that keeps the counts does."""
+    """Counts a usage scope as the code does that maintains the counts."""
     site.run("INSERT INTO usage_scope (id, name, prefixes, excluded, complete, blobs) VALUES "
              "(1, 'quota', '[\"team/\"]', '[]', 1, 0), (2, 'uncounted', '[\"team/\"]', '[]', 0, 7)")  # fmt: skip
     site.run("INSERT INTO usage_member (repository, scope) SELECT id, 1 FROM repository")
@@ -255,7 +256,8 @@ REPAIRABLE: dict[Callable[[Site], None], ProblemCode] = {
 @pytest.mark.parametrize("damage", REPAIRABLE, ids=lambda damage: damage.__name__)
 @pytest.mark.slow
 async def test_damage_is_found_and_repaired(site: Site, damage: Callable[[Site], None]) -> None:
-    """A check without --repair changes nothing. After a repair nothing is wrong, and no manifest is gone."""
+    """A check without `--repair` changes nothing. After a repair, there are no findings, and all manifests are still
+    there."""
     hash_bytes = damage is flip_byte
     manifests = site.run("SELECT count(*) FROM manifest")
     damage(site)
@@ -279,7 +281,7 @@ async def test_damage_is_found_and_repaired(site: Site, damage: Callable[[Site],
 
 
 async def test_a_repaired_tag_has_an_event(site: Site) -> None:
-    """Webhooks are told that the tag points at something again, and why."""
+    """When a repair makes a tag point at a manifest again, webhooks get an event with the reason."""
     await site.store.outbox.configure([EventReader(LIST_READER, CHANGES, ("**",))])
     lose_tagged_manifest(site)
     await findings(site.store, repair=True)
@@ -290,7 +292,7 @@ async def test_a_repaired_tag_has_an_event(site: Site) -> None:
 
 
 async def test_a_corrected_size_is_counted(site: Site) -> None:
-    """The use of space is right as well afterwards."""
+    """After the size of a blob was corrected, the usage counts are right as well."""
     wrong_size(site)
     count_usage(site)
     assert codes(await findings(site.store, repair=True)) == {ProblemCode.BLOB_FILE_SIZE}
@@ -298,7 +300,7 @@ async def test_a_corrected_size_is_counted(site: Site) -> None:
 
 
 async def test_a_repair_that_a_rule_forbids_is_left_undone(site: Site) -> None:
-    """Such as a link that a quota does not allow. The other repairs are made."""
+    """A repair that is not allowed, such as a link beyond a quota, is not made. The other repairs are."""
     lose_link(site)
     wrong_count(site)
     site.run("CREATE TRIGGER quota BEFORE INSERT ON blob_link BEGIN SELECT raise(ABORT, 'quota'); END")
@@ -308,7 +310,7 @@ async def test_a_repair_that_a_rule_forbids_is_left_undone(site: Site) -> None:
 
 
 async def test_a_repaired_index_keeps_its_children(site: Site) -> None:
-    """And a repaired referrer is listed again."""
+    """After a repair, an index has its children, and a referrer is listed again."""
     lose_child_reference(site)
     wrong_fields(site)
     await findings(site.store, repair=True)
@@ -358,7 +360,7 @@ BEYOND_REPAIR: dict[Callable[[Site], None], set[ProblemCode]] = {
 @pytest.mark.parametrize("damage", BEYOND_REPAIR, ids=lambda damage: damage.__name__)
 @pytest.mark.slow
 async def test_what_cannot_be_repaired_is_left_as_it_is(site: Site, damage: Callable[[Site], None]) -> None:
-    """It is reported again, and no row of it is touched."""
+    """A problem that cannot be repaired is reported again, and its rows do not change."""
     damage(site)
     before = {name: rows for name, rows in site.rows().items() if name in ("manifest", "tag", "blob_link")}
     for repair in (False, True, True):
@@ -370,8 +372,8 @@ async def test_what_cannot_be_repaired_is_left_as_it_is(site: Site, damage: Call
 @pytest.mark.parametrize("damage", [lose_file, cut_file, flip_byte])
 @pytest.mark.slow
 async def test_the_next_push_stores_damaged_bytes_again(site: Site, damage: Callable[[Site], None]) -> None:
-    """After the repair the damaged bytes are not served any more, and the blob is known to be damaged, with its bytes
-    in the quarantine. This is no problem for later checks."""
+    """After the repair, the damaged bytes are not served, the blob is known to be damaged, and its bytes are in the
+    quarantine. Later checks do not report it."""
     damage(site)
     bytes_before = None if damage is lose_file else site.file(digest_of(LAYER)).read_bytes()
     [finding] = await findings(site.store, hash_bytes=True, repair=True)
@@ -396,7 +398,7 @@ async def test_the_next_push_stores_damaged_bytes_again(site: Site, damage: Call
 
 
 async def test_a_damaged_manifest_is_known_after_a_repair(site: Site) -> None:
-    """The same as after a scrub. Its blobs stay in use, and a push heals it."""
+    """After a repair, a damaged manifest is known, as after a scrub. Its blobs stay, and a push heals it."""
     rot_manifest(site)
     [finding] = await findings(site.store, repair=True)
     [damaged] = await site.store.damage.damaged_manifests(10)
@@ -412,7 +414,8 @@ async def test_a_damaged_manifest_is_known_after_a_repair(site: Site) -> None:
 
 
 async def test_what_scrub_has_found_is_no_problem(site: Site) -> None:
-    """A check counts it, and reports nothing. The next scrub finds nothing new after a repair."""
+    """A check counts damage that scrub has found, and does not report it. After a repair, the next scrub finds nothing
+    new."""
     flip_byte(site)
     rot_manifest(site)
     await scrub(site.store)
@@ -423,7 +426,7 @@ async def test_what_scrub_has_found_is_no_problem(site: Site) -> None:
 
 
 async def test_a_repair_bounds_the_quarantine(site: Site) -> None:
-    """Like scrub, it deletes the oldest damaged bytes."""
+    """A repair deletes the oldest bytes in the quarantine if it is too large, as scrub does."""
     for blob in (LAYER, b"layer of child 0", b"layer of child 1"):
         site.file(digest_of(blob)).write_bytes(b"X" + blob[1:])
     size = len(b"layer of child 1")
@@ -433,7 +436,7 @@ async def test_a_repair_bounds_the_quarantine(site: Site) -> None:
 
 @pytest.mark.full_store
 async def test_an_unmounted_directory_is_no_damage(site: Site) -> None:
-    """A repair ends with an error, and does not take the blobs out of use."""
+    """If the directory of the blobs is not mounted, a repair ends with an error, and no blob counts as damaged."""
     folder = site.file(digest_of(LAYER)).parent
     folder.rename(site.data / "elsewhere")
     with pytest.raises(StorageFailed, match="is its file system mounted"):
@@ -443,7 +446,8 @@ async def test_an_unmounted_directory_is_no_damage(site: Site) -> None:
 
 
 async def test_a_mirror_may_lack_content(site: Site) -> None:
-    """Whether the settings name its upstream, or only the store knows that it was mirrored."""
+    """Missing content of a mirrored repository is no problem, whether its upstream is in the settings or only the store
+    knows that it was mirrored."""
     lose_whole_blob(site)
     lose_child(site)
     assert await findings(site.store, is_mirrored=lambda name: name == APP) == []
@@ -453,7 +457,7 @@ async def test_a_mirror_may_lack_content(site: Site) -> None:
 
 
 async def test_young_bytes_without_a_row_are_no_problem(site: Site) -> None:
-    """They belong to a push whose row comes in a moment."""
+    """Young files without a row are no problem, because they may belong to a push that adds the row in a moment."""
     path = site.file(digest_of(b"just written"))
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"just written")
@@ -461,7 +465,8 @@ async def test_young_bytes_without_a_row_are_no_problem(site: Site) -> None:
 
 
 async def test_a_damaged_database_is_reported_and_nothing_else(site: Site) -> None:
-    """With SQLite's own words. The check then ends, because its answers would mean nothing."""
+    """If SQLite finds that the database is damaged, its error is the only finding. The check ends, because further
+    answers of the database cannot be trusted."""
     site.db.execute("PRAGMA writable_schema = ON")
     site.db.execute("UPDATE sqlite_schema SET rootpage = 2 WHERE name = 'tag_manifest'")
     site.db.execute("PRAGMA writable_schema = RESET")
@@ -472,7 +477,8 @@ async def test_a_damaged_database_is_reported_and_nothing_else(site: Site) -> No
 
 @pytest.mark.parametrize("damage", ["DELETE FROM search_word_data", "DELETE FROM search_word_config"])
 async def test_a_damaged_search_index(site: Site, damage: str) -> None:
-    """It needs no backup: a repair drops it, and the server builds it again. All else is checked."""
+    """A damaged search index needs no backup: a repair deletes it, and the server builds it again. Everything else is
+    checked."""
     await site.store.search_indexer.run()
     site.db.execute(damage)
     site.run("DELETE FROM collect_queue")
@@ -485,7 +491,7 @@ async def test_a_damaged_search_index(site: Site, damage: str) -> None:
 
 
 async def test_a_check_can_be_stopped(site: Site) -> None:
-    """Between two pages."""
+    """A check can be stopped between two pages of rows."""
 
     async def stop(done: int, total: int, message: str) -> None:
         if done:
@@ -500,7 +506,7 @@ async def test_a_check_can_be_stopped(site: Site) -> None:
 
 @pytest.fixture
 def many(site: Site) -> int:
-    """So many wrong rows that each table has several pages."""
+    """Adds so many wrong rows that each table has several pages."""
     number = 1300
     with site.db:
         for row in range(number):
@@ -514,7 +520,7 @@ def many(site: Site) -> int:
 
 @pytest.mark.slow
 async def test_every_page_is_checked(site: Site, many: int) -> None:
-    """While the event loop stays free for requests."""
+    """All pages of each table are checked, and the event loop serves requests meanwhile."""
     async with watch_loop() as held:
         found = await findings(site.store)
     assert held.longest < MAX_LOOP_SECONDS

@@ -1,4 +1,4 @@
-"""A check of a store that other processes change at the same time gives no false alarm."""
+"""A check of a store that other processes change at the same time reports no false problems."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAYER = b"a layer"
 
 
 async def work(registry: StoredRegistry, seed: int) -> None:
-    """Pushes, mounts and deletes images of a few shared layers until it is cancelled, as clients do."""
+    """Pushes, mounts and deletes images with a few shared layers, as clients do, until it is cancelled."""
     choose = random.Random(seed)
     while True:
         name, other = choose.choice(NAMES), choose.choice(NAMES)
@@ -43,14 +43,14 @@ async def work(registry: StoredRegistry, seed: int) -> None:
 
 
 async def collect(registry: StoredRegistry) -> None:
-    """Collects garbage over and over."""
+    """Collects garbage again and again."""
     while True:
         await registry.collector.collect(all_shards=True)
         await asyncio.sleep(0)
 
 
 def age_files(data: Path) -> None:
-    """Makes all blob files old, so that one without a row would be a stray."""
+    """Makes all blob files old, so that a file without a row would be a stray."""
     for path in (data / "blobs").rglob("*"):
         with suppress(FileNotFoundError):
             if path.is_file():
@@ -59,8 +59,8 @@ def age_files(data: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_busy_store_is_sound(tmp_path: Path) -> None:
-    """While clients push, mount and delete, and the collector has no grace, checks find nothing; and a repair at the
-    same time breaks nothing."""
+    """While clients push, mount and delete, and the garbage collector has no grace period, checks find nothing, and a
+    repair does no damage."""
     prepare_data_dir(tmp_path)
     found: list[Finding] = []
 
@@ -87,8 +87,8 @@ async def test_a_busy_store_is_sound(tmp_path: Path) -> None:
 
 
 class Interruption:
-    """Lets somebody else change the registry at one call of one method of a part of the registry: `change` runs before
-    the call or, with `after`, after it. `is_due` says of the call's arguments whether this is the call."""
+    """Wraps a part of the registry, and changes the registry at one call of one of its methods. `change` runs before
+    the call or, with `after`, after it. `is_due` returns for the arguments of a call whether this is the call."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 
 
 async def check_during(store: StoredRegistry, **parts: Interruption) -> list[Finding]:
-    """Checks the store, with these parts of the checker replaced."""
+    """Checks the store with these parts of the checker replaced."""
     found: list[Finding] = []
 
     async def on_finding(finding: Finding) -> None:
@@ -153,13 +153,13 @@ async def collect_blob(store: StoredRegistry) -> None:
 async def test_a_blob_that_is_collected_after_its_row_was_read_is_not_missing(
     store: StoredRegistry, method: str
 ) -> None:
-    """Its row has gone as well when the check looks again."""
+    """The check looks again, and finds that the blob's row is gone as well."""
     blobs = Interruption(store.blobs, method, lambda: collect_blob(store))
     assert await check_during(store, blobs=blobs) == []
 
 
 async def test_a_blob_that_is_collected_after_its_file_was_listed_is_no_stray(store: StoredRegistry) -> None:
-    """Its file has gone as well when the check looks again."""
+    """The check looks again, and finds that the blob's file is gone as well."""
     [shard] = [number for number in range(store.blobs.shard_count) if await store.blobs.list_shard(number)]
     blobs = Interruption(
         store.blobs, "list_shard", lambda: collect_blob(store), after=True, is_due=lambda number: number == shard
@@ -168,7 +168,7 @@ async def test_a_blob_that_is_collected_after_its_file_was_listed_is_no_stray(st
 
 
 async def test_a_stray_that_becomes_a_blob_before_the_second_look_stays(store: StoredRegistry, tmp_path: Path) -> None:
-    """A check with --repair does not remove its bytes."""
+    """A check with `--repair` does not delete the file if it has become a blob meanwhile."""
     stray = digest_of(b"stray")
     path = tmp_path / "blobs" / stray.algorithm / stray.encoded[:2] / stray.encoded
     path.write_bytes(b"stray")

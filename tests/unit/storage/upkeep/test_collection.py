@@ -1,4 +1,4 @@
-"""A full round of garbage collection says what it removes; a dry run says the same and removes nothing."""
+"""A full round of garbage collection reports what it removes. A dry run reports the same and removes nothing."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def write_stray(data: Path, content: bytes, written: float) -> Digest:
 
 
 async def make_garbage(store: StoredRegistry, data: Path, clock: Clock) -> dict[str, Any]:
-    """Makes one thing of each kind that the next round may remove, and things beside it that must stay."""
+    """Makes one thing of each kind that the next round may remove, and similar things that must stay."""
     await push_image(store, APP, "kept", "latest")
     gone = await push_image(store, APP, "gone")
     shared = await push_blob(store, APP, b"in two repositories")
@@ -116,7 +116,7 @@ async def make_garbage(store: StoredRegistry, data: Path, clock: Clock) -> dict[
 
 
 async def test_a_dry_run_says_what_a_run_then_removes(store: StoredRegistry, data: Path, clock: Clock) -> None:
-    """Both give the same records; the dry run changes no file and no row."""
+    """The dry run and the run report the same records. The dry run changes no file and no row."""
     made = await make_garbage(store, data, clock)
     before = {path: path.stat().st_size for path in files(data)}
 
@@ -143,7 +143,7 @@ async def test_a_dry_run_says_what_a_run_then_removes(store: StoredRegistry, dat
 
 
 async def test_bytes_of_a_shared_blob_count_once(store: StoredRegistry, data: Path, clock: Clock) -> None:
-    """They are freed with the last link, and a link frees none by itself."""
+    """The bytes of a shared blob are freed with its last link. A link itself frees no bytes."""
     for number in range(4):
         await push_blob(store, RepositoryName(f"team/{number}"), b"the same layer")
     clock.now += HOUR + 1
@@ -157,7 +157,7 @@ async def test_bytes_of_a_shared_blob_count_once(store: StoredRegistry, data: Pa
 async def test_a_blob_that_one_repository_still_needs_is_not_counted(
     store: StoredRegistry, clock: Clock, kept: int
 ) -> None:
-    """Whichever of its repositories that is."""
+    """A blob does not count as freed while any repository needs it."""
     names = [RepositoryName(f"team/{number}") for number in range(3)]
     for name in names:
         layer = await push_blob(store, name, b"the same layer")
@@ -181,7 +181,7 @@ async def test_the_reason_names_the_repository_and_the_time(store: StoredRegistr
 
 @pytest.mark.slow
 async def test_many_things_are_listed_in_batches(store: StoredRegistry, data: Path, clock: Clock) -> None:
-    """A dry run over more garbage than one batch names each thing once."""
+    """A dry run over more garbage than one batch reports each thing once."""
     db = apsw.Connection(str(data / "entrepot.db"))
     with db:
         db.execute("INSERT INTO repository (id, name, created) VALUES (7, 'team/many', 0)")
@@ -214,7 +214,7 @@ async def run_job(store: StoredRegistry, steps: list[Mapping[str, JSON]], **argu
 
 
 async def test_the_job_gives_records_and_totals(store: StoredRegistry, data: Path, clock: Clock) -> None:
-    """Each removal is a step; the result has the totals by kind, after a dry run also the records."""
+    """Each removal is a step of the job. The result has the totals by kind, and after a dry run also the records."""
     await make_garbage(store, data, clock)
     planned: list[Mapping[str, JSON]] = []
     removed: list[Mapping[str, JSON]] = []
@@ -240,7 +240,7 @@ async def test_a_second_collection_says_who_is_at_work(store: StoredRegistry) ->
 
 
 async def test_a_stopped_collection_is_finished_by_the_next(store: StoredRegistry, clock: Clock) -> None:
-    """What it has removed stays removed; nothing is counted or removed twice."""
+    """What a stopped round has removed stays removed. Nothing is counted or removed twice."""
     for number in range(5):
         await push_blob(store, APP, str(number).encode())
     clock.now += HOUR + 1
@@ -259,7 +259,8 @@ async def test_a_stopped_collection_is_finished_by_the_next(store: StoredRegistr
 
 
 async def test_large_deleted_manifests_go_in_several_transactions(store: StoredRegistry, data: Path) -> None:
-    """So that no push waits long for one of them. A round deletes all of them nevertheless."""
+    """Large deleted manifests are removed in several transactions, so that no push waits long for one of them. One
+    round removes all of them."""
     db = apsw.Connection(str(data / "entrepot.db"))
     with db:
         for number in range(3):
@@ -275,7 +276,7 @@ async def test_large_deleted_manifests_go_in_several_transactions(store: StoredR
 
 
 async def test_untagged_manifests_stay(store: StoredRegistry, clock: Clock) -> None:
-    """With their blobs, however old they are."""
+    """Untagged manifests stay with their blobs, however old they are."""
     await push_image(store, APP, "untagged")
     clock.now += 1000 * HOUR
     assert await round_of(store, dry_run=False) == []

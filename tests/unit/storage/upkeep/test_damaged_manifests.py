@@ -1,4 +1,4 @@
-"""Manifests whose stored body is damaged: served to nobody, and healed by a push of the same manifest."""
+"""Manifests whose stored body is damaged: they are not served, and a push of the same manifest heals them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ APP = RepositoryName("team/app")
 
 
 def change_body(registry: StoredRegistry, digest: Digest, body: bytes) -> None:
-    """Changes a stored body behind the registry's back."""
+    """Changes a stored body in the database, without the registry."""
     db = apsw.Connection(str(layout_behind(registry).metadata))
     db.execute("UPDATE manifest SET body = ? WHERE digest = ?", (body, digest))
     assert db.changes()
@@ -30,7 +30,8 @@ def change_body(registry: StoredRegistry, digest: Digest, body: bytes) -> None:
 
 
 async def test_a_damaged_manifest_is_healed_by_a_push(registry: StoredRegistry) -> None:
-    """By tag and by digest it is unknown, it is no referrer, and an index that lists it is refused. Its tags stay."""
+    """A damaged manifest is unknown by tag and by digest, is not listed as a referrer, and an index that lists it is
+    refused. Its tags stay. A push heals it."""
     base = await push_image(registry, APP, "base", "base")
     signature = await push_image(registry, APP, "signature", "latest", subject=base.digest)
     change_body(registry, signature.digest, signature.body.replace(b"layer", b"lawyer"))
@@ -63,7 +64,7 @@ async def test_a_damaged_manifest_is_healed_by_a_push(registry: StoredRegistry) 
 
 
 async def test_a_damaged_manifest_can_be_deleted(data: Path) -> None:
-    """Its blobs are collected, and the record of the damage goes."""
+    """After the delete, its blobs are collected, and the record of the damage is deleted."""
     async with open_registry(data, grace=0) as registry:
         image = await push_image(registry, APP, "one", "latest")
         change_body(registry, image.digest, b"{}")
@@ -79,7 +80,8 @@ async def test_a_damaged_manifest_can_be_deleted(data: Path) -> None:
 
 
 async def test_a_body_that_is_right_after_all_comes_back(registry: StoredRegistry) -> None:
-    """What scrub has put aside because of a failing memory is served again once it hashes right."""
+    """A manifest that scrub has marked as damaged because of faulty memory is served again once its body has the right
+    hash."""
     image = await push_image(registry, APP, "one", "latest")
     change_body(registry, image.digest, b"{}")
     await scrub(registry)

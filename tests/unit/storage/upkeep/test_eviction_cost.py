@@ -1,4 +1,5 @@
-"""The search for unused links of mirrored repositories costs what the collect queue has, not what the store has."""
+"""The cost of the search for unused links of mirrored repositories depends on the collect queue, and not on the size of
+the store."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ MEMBERS = 200
 
 @pytest.mark.parametrize("links", [10, 1000])
 def test_unused_links_are_found_by_the_queue(tmp_path: Path, links: int) -> None:
-    """SQLite's steps stay the same however many links and repositories the mirror has."""
+    """The number of SQLite's steps does not depend on the number of links and repositories."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:

@@ -1,4 +1,4 @@
-"""Eviction of mirrored images, in a real store: what goes, in which order, and what stays."""
+"""Eviction of mirrored images in a real store: which images are evicted, in which order, and which stay."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Cache:
         )
 
     async def fetch(self, repo: RepositoryName, *layers: str, tag: str = "", complete: bool = True) -> Manifest:
-        """Stores an image as a mirror does, one second after the last one. A layer is named by the text in it."""
+        """Stores an image as a mirror does, one second after the previous one. `layers`: the texts in its layers."""
         self.clock.now += 1
         contents = [layer.encode().ljust(SIZE, b".") for layer in layers]
         image = image_of(descriptor_of(b"{}", CONFIG_TYPE), [descriptor_of(data) for data in contents])
@@ -115,7 +115,7 @@ class Cache:
         return True
 
     async def stored_bytes(self) -> int:
-        """The bytes of all files of blobs. The trash must be empty."""
+        """Returns the size of all files of blobs. Checks that the trash is empty."""
         root = Path(self.db.filename).parent
         assert list((root / "trash").iterdir()) == []
         return sum(file.stat().st_size for file in (root / "blobs").rglob("*") if file.is_file())
@@ -139,7 +139,8 @@ async def cache(tmp_path: Path) -> AsyncIterator[Cache]:
 
 
 async def test_what_was_not_pulled_for_the_longest_time_goes(cache: Cache) -> None:
-    """Down to 95 % of the budget, with tags, links and files. A pull counts, at any upstream."""
+    """The images that were not pulled for the longest time are evicted, down to 95 % of the budget, with their tags,
+    links and files. Pulls count for images of any upstream."""
     images = [await cache.fetch(repo, f"layer {n}", tag=f"t{n}") for n, repo in enumerate([APP, WEB, FAR] * 2)]
     cache.pull(images[0])
     assert await cache.used() == 6 * SIZE + 2
@@ -157,7 +158,7 @@ async def test_what_was_not_pulled_for_the_longest_time_goes(cache: Cache) -> No
 
 
 async def test_what_goes_has_events(cache: Cache) -> None:
-    """The tag and the manifest of an image that is evicted have an event each, and what was fetched has one."""
+    """The tag and the manifest of an evicted image have one event each. So has content that was fetched."""
     await cache.store.outbox.configure([EventReader(LIST_READER, frozenset(EventAction), ("**",))])
     image = await cache.fetch(APP, "layer", tag="v1")
     cache.clock.now += 1
@@ -178,7 +179,7 @@ async def test_nothing_goes_within_the_budget(cache: Cache) -> None:
 
 
 async def test_a_shared_layer_counts_once_and_stays(cache: Cache) -> None:
-    """While any kept image of any repository has it."""
+    """A shared layer counts once. It stays as long as any remaining image has it."""
     first = await cache.fetch(APP, "base", "one")
     second = await cache.fetch(WEB, "base", "two")
     third = await cache.fetch(APP, "base", "three")
@@ -192,7 +193,7 @@ async def test_a_shared_layer_counts_once_and_stays(cache: Cache) -> None:
 
 
 async def test_a_blob_that_was_mounted_by_a_hosted_repository_stays(cache: Cache) -> None:
-    """It leaves the cache's count, and its file stays."""
+    """A blob that a hosted repository has mounted no longer counts for the cache, and its file stays."""
     image = await cache.fetch(APP, "layer")
     await cache.store.mount_blob(RepositoryName("team/app"), image.blobs[1].digest, APP, BY)
     cache.clock.now += 1
@@ -202,7 +203,7 @@ async def test_a_blob_that_was_mounted_by_a_hosted_repository_stays(cache: Cache
 
 
 async def test_a_pull_of_a_child_counts_for_its_index(cache: Cache) -> None:
-    """The index and its children go together, a child with another index stays."""
+    """An index and its children are evicted together. A child that another index lists stays."""
     children = [await cache.fetch(APP, f"child {n}") for n in range(3)]
     old = await cache.list(APP, children[:2], "old")
     new = await cache.list(APP, children[1:], "new")
@@ -231,7 +232,8 @@ async def test_referrers_go_with_their_subject(cache: Cache) -> None:
 
 
 async def test_what_must_stay(cache: Cache) -> None:
-    """Images that a pattern or a frozen tag keeps, that are being downloaded, or that were begun a short time ago."""
+    """These images stay: those that a pattern or a frozen tag keeps, those that are being downloaded, and those whose
+    download began a short time ago."""
     kept = await cache.fetch(RepositoryName("hub/library/app"), "kept")
     frozen = await cache.fetch(APP, "frozen", tag="frozen")
     cache.db.execute("INSERT INTO frozen_tag VALUES (?, 'frozen', ?, 0, '')", (APP, frozen.digest))
@@ -254,7 +256,8 @@ async def test_what_must_stay(cache: Cache) -> None:
 
 
 async def test_a_frozen_tag_keeps_all_that_it_needs(cache: Cache) -> None:
-    """The index, its children and their blobs stay, although the tag points at something else now. The plan agrees."""
+    """The frozen index, its children and their blobs stay, although the tag points at another manifest now. The plan is
+    the same."""
     children = [await cache.fetch(APP, f"child {n}") for n in range(2)]
     index = await cache.list(APP, children, "1")
     await cache.store.upstream_tags.freeze(APP, Tag("1"), index.digest, by=BY)
@@ -274,7 +277,8 @@ async def test_a_frozen_tag_keeps_all_that_it_needs(cache: Cache) -> None:
 
 
 async def test_mirrored_manifests_are_not_kept_to_be_put_back(cache: Cache) -> None:
-    """Their pulls and their place in the order of eviction go with them."""
+    """An evicted manifest is not kept for the grace period. Its pulls and its place in the order of eviction are
+    deleted with it."""
     children = [await cache.fetch(APP, f"child {n}") for n in range(2)]
     await cache.list(APP, children, "1")
     cache.pull(children[0])
@@ -286,7 +290,7 @@ async def test_mirrored_manifests_are_not_kept_to_be_put_back(cache: Cache) -> N
 
 @pytest.mark.parametrize("restorable", [True, False])
 async def test_a_deleted_manifest_is_no_image_of_the_cache(cache: Cache, restorable: bool) -> None:
-    """A manifest that is stored later, maybe under the same row id, has pulls and a place of its own."""
+    """A manifest that is stored later, even with the same row id, has its own pulls and its own place."""
     first = await cache.fetch(APP, "first", tag="1")
     cache.pull(first)
     await cache.store.delete_manifest(APP, first.digest, by=BY, restorable=restorable)
@@ -301,7 +305,7 @@ async def test_a_deleted_manifest_is_no_image_of_the_cache(cache: Cache, restora
 
 
 async def test_free_space_of_the_disk(cache: Cache) -> None:
-    """Below the low mark, images go until the high mark is reached."""
+    """If less space than the low mark is free, images are evicted until the high mark is free."""
     images = [await cache.fetch(APP, f"layer {n}") for n in range(4)]
     before = await cache.stored_bytes()
     cache.clock.now += 1
@@ -321,7 +325,7 @@ async def test_free_space_of_the_disk(cache: Cache) -> None:
 
 
 async def test_the_plan_is_what_the_eviction_does(cache: Cache) -> None:
-    """With shared layers, indexes, pulls and images that stay."""
+    """The plan lists what an eviction evicts, with shared layers, indexes, pulls and images that stay."""
     children = [await cache.fetch(APP, "base", f"child {n}") for n in range(3)]
     await cache.list(APP, children[:2], "one")
     await cache.list(APP, children[1:], "two")
@@ -345,7 +349,8 @@ async def test_the_plan_is_what_the_eviction_does(cache: Cache) -> None:
 
 
 async def test_unused_links_go_when_no_image_is_left(cache: Cache) -> None:
-    """The blobs of a deleted manifest do not stay for the whole grace period if the budget is exceeded."""
+    """If the cache is above its budget, the blobs of a deleted manifest are evicted before the end of the grace
+    period."""
     image = await cache.fetch(APP, "layer")
     await cache.store.delete_manifest(APP, image.digest, by=BY)
     cache.clock.now += 30
@@ -357,7 +362,7 @@ async def test_unused_links_go_when_no_image_is_left(cache: Cache) -> None:
 
 
 async def test_existing_images_are_found(cache: Cache) -> None:
-    """Those that were stored before the upstream was in the settings."""
+    """Images that were stored before the upstream was in the settings can be evicted."""
     store = cache.store
     await count_scopes(store.usage, store.leases, [])
     assert cache.db.execute("SELECT count(*) FROM cached_manifest").get == 0
@@ -370,7 +375,7 @@ async def test_existing_images_are_found(cache: Cache) -> None:
 
 
 async def test_eviction_in_two_processes(cache: Cache, tmp_path: Path) -> None:
-    """One waits for the other; together they evict no more than needed."""
+    """Two processes do not evict at the same time. Together they evict no more than needed."""
     for n in range(20):
         await cache.fetch(APP, f"layer {n}")
     cache.clock.now += 1
@@ -379,7 +384,7 @@ async def test_eviction_in_two_processes(cache: Cache, tmp_path: Path) -> None:
 
 
 async def test_the_cost_follows_what_is_evicted(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Children and images that stay are looked at once, not at each eviction."""
+    """Children and images that stay are read once, and not for each evicted image."""
     pinned = RepositoryName("hub/library/app")
     children = [await cache.fetch(pinned, f"child {n}") for n in range(30)]
     await cache.list(pinned, children, "all")
@@ -404,7 +409,7 @@ async def test_the_cost_follows_what_is_evicted(cache: Cache, monkeypatch: pytes
 
 
 def links(cache: Cache) -> set[tuple[int, str]]:
-    """The manifests' blobs that their repositories have, as pairs of a manifest's row id and a digest."""
+    """Returns the blobs of manifests that their repositories have, as pairs of a manifest's row id and a digest."""
     rows = cache.db.execute(
         "SELECT g.manifest, g.digest FROM manifest_blob g JOIN blob b ON b.digest = g.digest "
         "JOIN blob_link l ON l.blob = b.id AND l.repository = g.repository"
@@ -415,8 +420,8 @@ def links(cache: Cache) -> set[tuple[int, str]]:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.slow
 async def test_what_is_kept_stays_whole(cache: Cache, seed: int) -> None:
-    """Whatever images, indexes, mounts and pulls there are: a kept manifest keeps each blob that it had, a kept index
-    its children, a hosted repository its mounts; the counts and the files are exact."""
+    """For any images, indexes, mounts and pulls: a remaining manifest has each blob that it had, a remaining index its
+    children, a hosted repository its mounts, and the counts and files are exact."""
     choice = random.Random(seed)
     hosted = RepositoryName("team/app")
     images: list[tuple[RepositoryName, Manifest]] = []

@@ -1,4 +1,4 @@
-"""Jobs are queued at an interval, which goes on over restarts."""
+"""Jobs are queued at an interval, which does not start again after a restart of the server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.fakes.upkeep_store import DAY, Clock
 
 
 async def checked(store: StoredRegistry, clock: Clock) -> list[Job]:
-    """The jobs after the schedules of two processes have looked many times."""
+    """Returns the jobs after the schedules of two processes have checked many times whether one is due."""
     looks, has_looked = 0, asyncio.Event()
 
     def counting_clock() -> float:
@@ -45,7 +45,7 @@ async def test_a_job_is_queued_once_in_the_interval(store: StoredRegistry, clock
 
 
 async def test_a_restart_does_not_start_the_interval_again(store: StoredRegistry, clock: Clock) -> None:
-    """The newest job counts, whoever started it and however it ended."""
+    """The interval begins with the newest job, whoever started it and however it ended."""
     started = await store.jobs.add("tidy", {}, actor="alice")
     await store.jobs.end(started.id, JobState.FAILED, "")
     clock.pass_days(0.9)

@@ -23,7 +23,7 @@ async def hosted(repo: RepositoryName) -> tuple[object, RepositoryName, str | No
 
 
 class FullDisk(Pulls):
-    """Stores nothing until there is room, then notes how large the batches are."""
+    """A store of pulls that stores nothing until there is room, and then records the sizes of the batches."""
 
     def __init__(self) -> None:
         self.is_full = True
@@ -60,7 +60,8 @@ async def test_pulls_are_stored_with_their_number_and_last_time(store: StoredReg
 
 
 async def test_pulls_are_stored_under_the_stored_name(store: StoredRegistry, clock: Clock) -> None:
-    """A name that means a mirrored repository brings the upstream with it; an unknown one is left out."""
+    """A pull under a name that means a mirrored repository is stored with the upstream. A pull of an unknown name is
+    not stored."""
 
     async def locate(repo: RepositoryName) -> tuple[object, RepositoryName, str | None]:
         if repo == "docker.io":
@@ -77,7 +78,7 @@ async def test_pulls_are_stored_under_the_stored_name(store: StoredRegistry, clo
 
 
 async def test_a_full_disk_loses_no_pulls(clock: Clock) -> None:
-    """They are stored once there is room, with those that came meanwhile."""
+    """Pulls that could not be stored are stored once there is room, together with later ones."""
     pulls = FullDisk()
     recorder = PullRecorder(pulls, hosted, clock)
     recorder.count(numbered(0))
@@ -100,7 +101,7 @@ async def test_batches_are_bounded(clock: Clock) -> None:
 
 
 async def test_what_is_counted_is_bounded(clock: Clock) -> None:
-    """On a full disk, further manifests are not counted, but the ones that are still are."""
+    """On a full disk, pulls of further manifests are not counted. Pulls of manifests that are counted already are."""
     pulls = FullDisk()
     recorder = PullRecorder(pulls, hosted, clock, capacity=2)
     for number in (0, 1, 2, 1):
@@ -111,7 +112,7 @@ async def test_what_is_counted_is_bounded(clock: Clock) -> None:
 
 
 async def test_a_full_recorder_stores_at_once(clock: Clock) -> None:
-    """It does not wait for the next multiple of 30 seconds."""
+    """A recorder that is full stores at once, and does not wait for the next multiple of 30 seconds."""
     pulls = FullDisk()
     pulls.is_full = False
     clock.now = STORE_SECONDS * 1000  # the next time to store is 30 seconds away
@@ -126,7 +127,7 @@ async def test_a_full_recorder_stores_at_once(clock: Clock) -> None:
 
 
 async def test_all_processes_store_at_the_same_time(clock: Clock) -> None:
-    """Whenever they were started: at the multiples of the interval."""
+    """All processes store at the multiples of the interval, whenever they were started."""
     clock.now = STORE_SECONDS * 1000 - 0.05
     pulls = FullDisk()
     pulls.is_full = False
@@ -139,7 +140,7 @@ async def test_all_processes_store_at_the_same_time(clock: Clock) -> None:
 
 
 def test_counting_costs_little() -> None:
-    """At most 2 µs: the hot path of a pull that the response cache answers takes about 25 µs."""
+    """Counting a pull takes at most 2 µs. A pull that the response cache answers takes about 25 µs in all."""
     recorder = PullRecorder(FullDisk(), hosted, time.time)
     pull = numbered(0)
     durations = []

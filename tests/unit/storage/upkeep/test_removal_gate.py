@@ -1,4 +1,4 @@
-"""While removals are held back nobody removes blobs, over all processes; many may remove at the same time otherwise."""
+"""While a backup holds removals back, no process removes blobs. Otherwise many may remove blobs at the same time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_several_remove_at_the_same_time(collector: FileLeases) -> None:
 
 
 async def test_holding_back_waits_for_a_running_removal(collector: FileLeases, backup: FileLeases) -> None:
-    """And no further removal begins during the wait, so that it ends."""
+    """A backup waits until running removals have ended. No further removal begins during this wait."""
     held = asyncio.Event()
 
     async def hold() -> None:

@@ -16,7 +16,7 @@ from storage.upkeep.schedule import cancel_all, run_rounds
 
 
 async def test_one_process_does_the_work_and_another_takes_it_over(tmp_path: Path) -> None:
-    """Of two that share a file of leases only one works at a time; when it ends, the other one does."""
+    """Of two processes with the same file of leases, only one works at a time. When it ends, the other one works."""
     working: set[str] = set()
     rounds = {"one": 0, "two": 0}
     changed = asyncio.Event()
@@ -51,7 +51,7 @@ async def test_one_process_does_the_work_and_another_takes_it_over(tmp_path: Pat
 async def test_an_error_of_the_store_ends_a_round_and_not_the_rounds(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged; the next round comes as usual."""
+    """An error of the store ends the round and is logged. The next round starts as usual."""
     rounds = 0
     second = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Scrub: damaged content is found, served to nobody, and healed by whoever stores it again."""
+"""Scrub finds damaged content. It is not served until it is stored again, which heals it."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ BODY = random.Random(3).randbytes(2_500_000)
 async def test_a_damaged_blob_is_taken_out_of_use_and_healed_by_a_push(
     registry: StoredRegistry, damage: Callable[[Path], None], reason: str, is_kept: bool
 ) -> None:
-    """GET, HEAD, mount and a manifest treat it as missing; its links and manifests stay. A push of the same bytes makes
-    it whole, for every repository that has it."""
+    """GET, HEAD, a mount and the push of a manifest treat a damaged blob as missing. Its links and manifests stay. A
+    push of the same bytes heals it for every repository that has it."""
     config = await push_blob(registry, APP, b"{}")
     layer = await push_blob(registry, APP, BODY)
     manifest = image_of(config, [layer])
@@ -88,7 +88,8 @@ async def test_a_damaged_blob_is_taken_out_of_use_and_healed_by_a_push(
 
 
 async def test_a_read_finds_that_the_file_is_missing(registry: StoredRegistry) -> None:
-    """The first GET already answers that the blob is unknown, so that HEAD says the same and a push heals."""
+    """If the file is missing, the first GET answers that the blob is unknown, so that HEAD answers the same and a push
+    heals the blob."""
     layer = await push_blob(registry, APP, BODY)
     delete(file_of(registry, layer.digest))
     with pytest.raises(BlobUnknown, match="push the image again"):
@@ -100,7 +101,7 @@ async def test_a_read_finds_that_the_file_is_missing(registry: StoredRegistry) -
 
 
 async def test_bytes_that_come_back_make_the_blob_whole(registry: StoredRegistry) -> None:
-    """Somebody has put a lost file back where it was: the next scrub takes the blob into use again."""
+    """If a lost file is put back in its place, the next scrub serves the blob again."""
     layer = await push_blob(registry, APP, BODY)
     delete(file_of(registry, layer.digest))
     assert (await scrub(registry))[0]["damaged"] == 1
@@ -112,7 +113,7 @@ async def test_bytes_that_come_back_make_the_blob_whole(registry: StoredRegistry
 
 @pytest.mark.full_store
 async def test_an_unmounted_directory_is_not_damage(registry: StoredRegistry) -> None:
-    """If not even the directory of a file exists, scrub stops and a GET fails; no blob is taken out of use."""
+    """If the directory of a file does not exist, scrub stops and a GET fails. No blob counts as damaged."""
     layer = await push_blob(registry, APP, BODY)
     shard = file_of(registry, layer.digest).parent
     shard.rename(shard.with_name("away"))
@@ -124,8 +125,8 @@ async def test_an_unmounted_directory_is_not_damage(registry: StoredRegistry) ->
 
 
 async def test_scrub_stops_when_all_is_damaged(registry: StoredRegistry) -> None:
-    """After many damaged blobs in a row scrub asks for a look at the disk. With `keep_going` it goes on where it
-    was."""
+    """After many damaged blobs in a row, scrub stops and asks the operator to check the disk. With `keep_going`, it
+    continues."""
     digests = [(await push_blob(registry, APP, b"%d" % number)).digest for number in range(30)]
     for digest in digests:
         delete(file_of(registry, digest))
@@ -139,7 +140,7 @@ async def test_scrub_stops_when_all_is_damaged(registry: StoredRegistry) -> None
 
 
 async def test_the_quarantine_is_bounded(registry: StoredRegistry) -> None:
-    """The oldest damaged bytes go first; `0` keeps none."""
+    """The oldest bytes in the quarantine are deleted first. With the limit `0`, none are kept."""
     for number, body in enumerate((b"a" * 600, b"b" * 600)):
         digest = (await push_blob(registry, APP, body)).digest
         flip_byte(file_of(registry, digest))
@@ -161,8 +162,8 @@ async def test_a_deleted_quarantine_is_made_again(registry: StoredRegistry) -> N
 
 
 async def test_the_collector_removes_a_damaged_blob(data: Path) -> None:
-    """A damaged blob that nothing refers to goes like any other. Its bytes stay in the quarantine, so that its removal
-    frees none, as a dry run says before."""
+    """A damaged blob without references is collected like any other. Its bytes stay in the quarantine, so its removal
+    frees none, as a dry run says."""
     async with open_registry(data, grace=0) as registry:
         layer = await push_blob(registry, APP, BODY)
         flip_byte(file_of(registry, layer.digest))
@@ -223,8 +224,8 @@ async def _current_round(registry: StoredRegistry) -> ScrubRound:
 
 
 async def test_the_rate_is_kept(registry: StoredRegistry) -> None:
-    """Measured by a clock that only the waits move: 2.5 MB at 100 kB a second take 25 s. No pause is long, so that the
-    scrub can be stopped at any rate."""
+    """By a clock that only the pauses move, 2.5 MB at 100 kB a second take 25 s. No pause is long, so that the scrub
+    can be stopped at any rate."""
     await push_blob(registry, APP, BODY)
     now, longest = 0.0, 0.0
 
@@ -256,7 +257,7 @@ async def test_a_reader_that_was_slow_catches_up_one_second() -> None:
 
 @pytest.mark.slow
 async def test_a_busy_registry_gives_no_false_alarm(data: Path) -> None:
-    """Blobs are pushed, deleted and collected while scrub reads them, again and again."""
+    """While blobs are pushed, deleted and collected, scrub finds no damage."""
     async with open_registry(data, grace=0) as registry:
         bodies = [random.Random(number).randbytes(20_000) for number in range(12)]
         await push_image(registry, WEB, "kept", "1")
@@ -285,8 +286,8 @@ async def test_a_busy_registry_gives_no_false_alarm(data: Path) -> None:
 
 @pytest.mark.parametrize("push_in_second_read", [False, True])
 async def test_a_replaced_file_is_no_damage(registry: StoredRegistry, push_in_second_read: bool) -> None:
-    """A push stores the bytes again while scrub reads the damaged ones, for the first or the second time: the blob
-    stays in use."""
+    """If a push stores the bytes again while scrub reads the damaged ones, for the first or the second time, the blob
+    does not count as damaged."""
     layer = await push_blob(registry, APP, BODY)
     flip_byte(file_of(registry, layer.digest))
     [stored] = await registry.damage.blobs_after(0, 1000, 10)

@@ -1,5 +1,6 @@
 """A round of garbage collection looks for strays in a few shards, and in fewer if they have many blobs, so that its
-cost does not follow the size of the store. Several rounds look at all."""
+cost does not depend on the size of the store. Several rounds cover all shards. A *stray* is a stored file without a
+row."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def add_strays(data: Path, shard: int, count: int) -> None:
 async def test_a_round_stops_after_enough_blobs(
     store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends with the shard that fills the measure, and the next round goes on with the shard after it."""
+    """A round ends with the shard in which the limit is reached. The next round begins with the shard after it."""
     monkeypatch.setattr(collector, "BLOBS_LISTED_PER_ROUND", 5)
     for shard, count in ((1, 3), (2, 4), (3, 1), (30, 2)):
         add_strays(tmp_path, shard, count)
@@ -46,7 +47,7 @@ async def test_a_round_stops_after_enough_blobs(
 async def test_all_shards_are_listed_on_request(
     store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many blobs they have."""
+    """On request, a round looks into all shards, however many blobs they have."""
     monkeypatch.setattr(collector, "BLOBS_LISTED_PER_ROUND", 5)
     for shard in (1, 100, 255):
         add_strays(tmp_path, shard, 9)

@@ -1,4 +1,4 @@
-"""Tags with a past: their history, and what can be put back."""
+"""The history of tags, and what can be put back."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def points_at(store: StoredRegistry, tag: Tag = V1) -> Digest:
 
 
 async def assert_whole(store: StoredRegistry, *manifests: Manifest) -> None:
-    """The repository has the manifests byte for byte, and all of their blobs."""
+    """Checks that the repository has the manifests byte for byte, and all of their blobs."""
     for manifest in manifests:
         assert (await store.get_manifest(APP, manifest.digest)).body == manifest.body
         for blob in manifest.blobs:
@@ -80,7 +80,8 @@ async def assert_whole(store: StoredRegistry, *manifests: Manifest) -> None:
 
 
 async def test_every_change_has_an_entry(store: StoredRegistry, clock: Clock) -> None:
-    """With what the tag pointed at before and after, who changed it, when and from where; newest first."""
+    """Each change of a tag has an entry, newest first: what the tag pointed at before and after, who changed it, when,
+    and from where."""
     first = await push_image(store, APP, "first", "latest")
     await store.put_manifest(APP, first, [V1], by=ALICE)
     clock.now += 1
@@ -97,7 +98,7 @@ async def test_every_change_has_an_entry(store: StoredRegistry, clock: Clock) ->
 
 
 async def test_pages_follow_each_other(store: StoredRegistry, clock: Clock) -> None:
-    """Also if changes have the same time, for one tag and for all tags."""
+    """The pages have each entry once, also if changes have the same time, for one tag and for all tags."""
     for number in range(12):
         await push_image(store, APP, str(number), "v1", "latest")
         clock.now += number % 3
@@ -115,7 +116,7 @@ async def test_pages_follow_each_other(store: StoredRegistry, clock: Clock) -> N
 
 
 async def test_a_moved_tag_moves_back(store: StoredRegistry, changes: TagChanges) -> None:
-    """And a second restore undoes the first."""
+    """A restore moves a tag back, and a second restore undoes the first."""
     first = await push_image(store, APP, "first", "v1")
     second = await push_image(store, APP, "second", "v1")
     assert await changes.restore(APP, V1, by=ALICE) == TagMove(V1, first.digest, second.digest, [])
@@ -133,7 +134,7 @@ async def test_a_deleted_tag_comes_back(store: StoredRegistry, changes: TagChang
 
 
 async def test_a_tag_that_was_deleted_and_pushed_again(store: StoredRegistry, changes: TagChanges) -> None:
-    """It gets what it pointed at before it was deleted."""
+    """A restore gives the tag what it pointed at before it was deleted."""
     first = await push_image(store, APP, "first", "v1")
     await store.delete_tag(APP, V1, by=BY)
     second = await push_image(store, APP, "second", "v1")
@@ -175,7 +176,7 @@ async def test_there_is_nothing_to_restore(store: StoredRegistry, changes: TagCh
 
 
 async def test_a_tag_that_changed_meanwhile_is_left(store: StoredRegistry) -> None:
-    """A restore moves only what it has read."""
+    """If the tag has changed since the restore has read it, the restore changes nothing."""
     first = await push_image(store, APP, "first", "v1")
     second = await push_image(store, APP, "second", "v1")
     with pytest.raises(PreconditionFailed, match=f"v1 points at {second.digest} now"):
@@ -188,7 +189,7 @@ async def test_a_tag_that_changed_meanwhile_is_left(store: StoredRegistry) -> No
 
 
 async def test_a_new_tag_is_made(store: StoredRegistry, changes: TagChanges) -> None:
-    """From a digest or from another tag."""
+    """A move creates a tag that does not exist, from a digest or from another tag."""
     image = await push_image(store, APP, "first", "v1")
     assert await changes.move(APP, LATEST, V1, by=ALICE) == TagMove(LATEST, image.digest, None, [])
     await changes.move(APP, Tag("third"), image.digest, by=ALICE)
@@ -212,7 +213,7 @@ async def push_family(store: StoredRegistry) -> list[Manifest]:
 
 
 async def test_a_deleted_family_comes_back(store: StoredRegistry, changes: TagChanges, clock: Clock) -> None:
-    """An index, the manifests below it, their signatures, and all blobs, until the grace period ends."""
+    """An index, the manifests below it, their signatures and all blobs can be put back until the grace period ends."""
     family = await push_family(store)
     outer = family[-1]
     for manifest in family:
@@ -241,7 +242,7 @@ async def test_a_deleted_family_comes_back(store: StoredRegistry, changes: TagCh
 
 
 async def test_a_deleted_child_comes_back(store: StoredRegistry, changes: TagChanges) -> None:
-    """Its index was not deleted, and is whole again."""
+    """A deleted child can be put back, and its index, which was not deleted, is complete again."""
     family = await push_family(store)
     amd64, outer = family[4], family[-1]
     await store.delete_manifest(APP, amd64.digest, by=BY)
@@ -251,7 +252,7 @@ async def test_a_deleted_child_comes_back(store: StoredRegistry, changes: TagCha
 
 
 async def test_after_the_grace_period_it_is_gone(store: StoredRegistry, changes: TagChanges, clock: Clock) -> None:
-    """The refusal says so, and so does the history."""
+    """After the grace period, the manifest cannot be put back. The error and the history say so."""
     first = await push_image(store, APP, "first", "v1")
     await store.delete_manifest(APP, first.digest, by=BY)
     clock.now += GRACE
@@ -264,7 +265,7 @@ async def test_after_the_grace_period_it_is_gone(store: StoredRegistry, changes:
 
 
 async def test_a_missing_blob_is_named(store: StoredRegistry, changes: TagChanges) -> None:
-    """A client has deleted it, and nothing is put back by halves."""
+    """If a client has deleted a blob of the manifest, the error names the blob, and nothing is put back."""
     family = await push_family(store)
     for manifest in family:
         await store.delete_manifest(APP, manifest.digest, by=BY)
@@ -289,7 +290,8 @@ async def test_a_missing_signature_is_left_out(store: StoredRegistry, changes: T
 async def test_shared_blobs_stay_for_the_last_deletion(
     store: StoredRegistry, changes: TagChanges, clock: Clock
 ) -> None:
-    """Of two images with a common layer, the one that was deleted last comes back whole to the end of its time."""
+    """Of two deleted images with a common layer, the one that was deleted last can be put back completely until the end
+    of its own grace period."""
     first = await push_image(store, APP, "same", "v1")
     second = await push_image(store, APP, "same", "latest", annotations={"n": "2"})
     await store.delete_manifest(APP, first.digest, by=BY)
@@ -304,7 +306,8 @@ async def test_shared_blobs_stay_for_the_last_deletion(
 
 
 async def test_a_dropped_link_takes_the_deleted_manifest_along(store: StoredRegistry, clock: Clock) -> None:
-    """Whoever removes a link, no manifest is left that seems restorable and lacks a blob."""
+    """When a link is deleted, deleted manifests that need it can no longer be put back. So no manifest seems restorable
+    that lacks a blob."""
     image = await push_image(store, APP, "first", "v1")
     await store.delete_manifest(APP, image.digest, by=BY)
     clock.now += GRACE
@@ -316,7 +319,7 @@ async def test_a_dropped_link_takes_the_deleted_manifest_along(store: StoredRegi
 
 
 async def test_a_pushed_manifest_is_not_a_deleted_one(store: StoredRegistry, clock: Clock) -> None:
-    """A push of the same manifest takes the deleted one's place."""
+    """If the same manifest is pushed again, it is no longer a deleted one."""
     await push_image(store, APP, "first", "v1")
     image = await push_image(store, APP, "first", "v1")
     await store.delete_manifest(APP, image.digest, by=BY)
@@ -328,7 +331,7 @@ async def test_a_pushed_manifest_is_not_a_deleted_one(store: StoredRegistry, clo
 
 
 async def test_a_mirror_keeps_nothing(store: StoredRegistry) -> None:
-    """What it deletes, it can fetch again."""
+    """A mirror's deletes cannot be undone, because the mirror can fetch the content again."""
     image = await push_image(store, APP, "first", "v1")
     await store.delete_manifest(APP, image.digest, by=BY, restorable=False)
     assert (await history(store))[1].availability is Availability.GONE
@@ -346,7 +349,7 @@ class FullDisk(System):
 
 
 async def test_a_full_disk_loses_the_deleted_manifest_only(tmp_path: Path) -> None:
-    """A delete has to work there, so it does not insist on keeping what it deletes."""
+    """On a full disk, a delete succeeds, even if there is no space to keep what is needed to put the manifest back."""
     disk = FullDisk()
     prepare_data_dir(tmp_path)
     async with open_registry(tmp_path, system=disk) as store:
@@ -386,7 +389,7 @@ async def test_with_grace_0_the_next_round_removes_it(tmp_path: Path, clock: Clo
 async def test_too_much_is_not_put_back(
     store: StoredRegistry, changes: TagChanges, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    """The work for one request is bounded. The refusal changes nothing."""
+    """The work for one request is limited. A request that would need more is refused and changes nothing."""
     monkeypatch.setattr(restore_plan, limit, 3)
     family = await push_family(store)
     for manifest in family:
@@ -400,7 +403,8 @@ async def test_too_much_is_not_put_back(
 async def test_many_manifests_come_back_in_several_transactions(
     store: StoredRegistry, changes: TagChanges, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
-    """A call that is cut off between two of them is repeated, and signatures are not forgotten."""
+    """If a call is interrupted between two transactions, it can be repeated, and the signatures are put back as
+    well."""
     monkeypatch.setattr(sqlite_tag_history, limit, value)
     family = await push_family(store)
     for manifest in family:
@@ -429,7 +433,7 @@ async def test_many_manifests_come_back_in_several_transactions(
 
 
 async def test_an_immutable_tag_moves_by_force_only(store: StoredRegistry, changes: TagChanges) -> None:
-    """And the audit log says that it was forced."""
+    """An immutable tag moves only by force, and the audit log says that it was forced."""
     fixed = Tag("fixed-1")
     first = await push_image(store, APP, "first", fixed)
     second = await push_image(store, APP, "second", "v1")
@@ -467,7 +471,7 @@ async def test_a_plain_delete(store: StoredRegistry, changes: TagChanges) -> Non
 
 
 async def test_a_referrer_that_lists_its_subject_comes_back(store: StoredRegistry, changes: TagChanges) -> None:
-    """It is put back after what it lists."""
+    """A referrer that also lists its subject is put back after the subject."""
     image = await push_image(store, APP, "image", "v1")
     listing = index_of([image.descriptor], subject=image.digest)
     await store.put_manifest(APP, listing, by=BY)

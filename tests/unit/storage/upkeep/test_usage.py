@@ -1,4 +1,5 @@
-"""The counts of what repositories use, and the quotas, in a real database."""
+"""The counts of what repositories use, and the quotas, in a real database. A usage scope is a set of repositories that
+are counted together."""
 
 from __future__ import annotations
 
@@ -49,14 +50,14 @@ async def count_all(store: StoredRegistry) -> None:
 
 
 async def assert_exact(store: StoredRegistry) -> None:
-    """Every scope is complete, and its counts equal a recount."""
+    """Checks that every scope is complete, and that its counts equal a recount."""
     for use in await store.usage.scopes():
         assert use.is_complete
         assert use == await store.usage.recount(use.definition.name)
 
 
 async def change_at_random(store: StoredRegistry, choice: random.Random) -> None:
-    """One change of any kind; many of them find nothing to change."""
+    """Makes one change of any kind. Many of these changes find nothing to change."""
     repo, data = choice.choice(NAMES), bytes([choice.randrange(8)]) * choice.randrange(1, 4)
     other, tag = choice.choice(NAMES), Tag(f"t{choice.randrange(4)}")
     source: RepositoryName | NameSet = other if choice.random() < 0.5 else ALL_NAMES
@@ -89,7 +90,7 @@ async def collect_later(store: StoredRegistry, seconds: float) -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 async def test_counts_equal_a_recount_after_any_changes(store: StoredRegistry, seed: int) -> None:
-    """Whatever is pushed, mounted, tagged, deleted and collected."""
+    """The counts are right after any pushes, mounts, tags, deletes and collections."""
     choice = random.Random(seed)
     await store.usage.configure(ALL)
     await count_all(store)
@@ -102,7 +103,7 @@ async def test_counts_equal_a_recount_after_any_changes(store: StoredRegistry, s
 async def test_a_store_is_counted_while_it_changes(
     store: StoredRegistry, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scopes that are defined, changed and removed while content comes and goes become exact."""
+    """The counts of scopes that are defined, changed and removed become exact while content changes."""
     monkeypatch.setattr(usage_tables, "BATCH_ROWS", 2)
     monkeypatch.setattr(usage_tables, "_REPOSITORIES_PER_BATCH", 1)
     choice = random.Random(seed)
@@ -124,7 +125,7 @@ async def test_a_store_is_counted_while_it_changes(
 async def test_counting_goes_on_in_another_process(
     store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a process that died had counted is not counted again."""
+    """A process that continues the count of a dead process counts nothing twice."""
     monkeypatch.setattr(usage_tables, "BATCH_ROWS", 2)
     for number in range(7):
         await push_blob(store, NAMES[0], bytes([number]))
@@ -146,7 +147,8 @@ async def quota_of(store: StoredRegistry, *, size: int | None = None, tags: int 
 
 
 async def test_a_blob_that_does_not_fit_is_refused(store: StoredRegistry) -> None:
-    """With a sentence that has the numbers. Nothing of it stays: no row, no link, no bytes, no upload session."""
+    """A blob that exceeds a quota is refused with a text that has the numbers. No row, no link, no bytes and no upload
+    session of it stay."""
     await quota_of(store, size=2500)
     await push_blob(store, NAMES[0], b"a" * 2048)
     blob = b"b" * 1024
@@ -161,7 +163,8 @@ async def test_a_blob_that_does_not_fit_is_refused(store: StoredRegistry) -> Non
 
 
 async def test_a_blob_that_the_scope_has_costs_nothing(store: StoredRegistry) -> None:
-    """Even if the quota is used up, or was lowered below what is used."""
+    """A blob that the scope has already can be added to another repository, even if the quota is used up or was lowered
+    below the use."""
     await quota_of(store, size=100)
     blob = await push_blob(store, NAMES[0], b"a" * 100)
     await push_blob(store, NAMES[1], b"a" * 100)
@@ -177,7 +180,7 @@ async def test_a_blob_that_the_scope_has_costs_nothing(store: StoredRegistry) ->
 
 
 async def test_mounts_and_tags_count(store: StoredRegistry) -> None:
-    """A mount from outside the scope, and a new tag. An existing tag can be moved."""
+    """A mount from outside the scope, and a new tag, count. A move of an existing tag does not."""
     await quota_of(store, size=100, tags=1)
     config = await push_blob(store, NAMES[3], b"c" * 101)
     with pytest.raises(Denied, match="team/ may hold 100 bytes"):
@@ -207,8 +210,8 @@ async def test_other_changes_of_the_transaction_are_kept(store: StoredRegistry) 
 
 
 async def test_a_refused_statement_leaves_nothing(store: StoredRegistry, tmp_path: Path) -> None:
-    """A trigger that refuses a statement rolls back what the statement has changed, and the transaction can go on. The
-    counts of a scope that was not exceeded are changed before those of the one that is."""
+    """A trigger that refuses a statement undoes what the statement has changed, and the transaction can continue. The
+    counts of a scope that was not exceeded are changed before those of the scope that is."""
     config = await push_blob(store, NAMES[0], b"{}")
     await store.put_manifest(NAMES[0], image_of(descriptor_of(b"{}", CONFIG_TYPE)), [Tag("one")], by=BY)
     await push_blob(store, NAMES[5], b"a" * 100)

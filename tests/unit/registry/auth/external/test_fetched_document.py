@@ -72,7 +72,8 @@ async def test_a_document_becomes_stale() -> None:
 
 
 async def test_closing_cancels_a_fetch() -> None:
-    """Closing cancels a fetch that is under way. Waiting callers go on without a document, and no fetch follows."""
+    """Closing cancels a fetch that is under way. Callers that wait for the fetch continue without a document, and no
+    further fetch starts."""
     source = Source()
     source.open.clear()
     waiting = asyncio.create_task(source.document.refresh())

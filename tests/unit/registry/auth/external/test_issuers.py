@@ -127,8 +127,8 @@ async def test_wrong_claims(worker: AuthWorker, key: IssuerKey, name: str) -> No
 
 
 async def test_wrong_signature(worker: AuthWorker, key: IssuerKey, rsa_key: IssuerKey) -> None:
-    """These are refused: another key under the same id, no key, a header that holds the key or its URL, and HMAC with
-    the public key as the secret."""
+    """A token is refused if another key with the same id signed it, if no key signed it, if its header holds the key or
+    the key's URL, or if it is signed with HMAC and the public key as the secret."""
     made = claims(worker.clock)
     await refused(worker, IssuerKey("one").sign(made))
     await refused(worker, IssuerKey("unknown").sign(made))
@@ -162,7 +162,8 @@ def forged(algorithm: object, key_id: object, made: dict[str, Any], secret: byte
 async def test_algorithm_that_is_not_set_up(
     tmp_path: Path, clock: AuthClock, far: KeySetServer, rsa_key: IssuerKey
 ) -> None:
-    """An algorithm that the settings do not allow is refused, and a key counts for its own algorithm only."""
+    """An algorithm that the settings do not allow is refused. A key is accepted only with the algorithm that the key
+    states."""
     far.body = key_set(rsa_key.jwk(alg="PS256"))
     text = rsa_key.sign(claims(clock))
     async with trusting(tmp_path, clock, {"jwks_url": far.url, "algorithms": ["ES256"]}) as worker:
@@ -262,7 +263,7 @@ async def test_groups(tmp_path: Path, clock: AuthClock, far: KeySetServer, key: 
 async def test_other_settings_end_what_was_proved(
     tmp_path: Path, clock: AuthClock, far: KeySetServer, key: IssuerKey
 ) -> None:
-    """A bearer token made with an issuer's token ends when that issuer's settings change."""
+    """When the settings of an issuer change, bearer tokens made with that issuer's tokens are refused."""
     far.body = key_set(key.jwk())
     async with trusting(tmp_path, clock, {"jwks_url": far.url}) as worker:
         proof = await worker.access.credential_verifier.verify_bearer(key.sign(claims(clock)), AT_HOME)
@@ -304,8 +305,8 @@ async def test_new_key_is_found(worker: AuthWorker, far: KeySetServer, key: Issu
 async def test_fetching_holds_nobody_up(
     worker: AuthWorker, far: KeySetServer, key: IssuerKey, other_key: IssuerKey
 ) -> None:
-    """During a fetch, tokens with known keys do not wait; the others share one request, and a cancelled one does not
-    end it."""
+    """During a fetch of keys, tokens with known keys are checked without a wait. All other tokens wait for one shared
+    request, which continues if one of the waiting callers is cancelled."""
     verify = worker.access.credential_verifier.verify_bearer
     assert await verify(key.sign(claims(worker.clock)), AT_HOME)
     worker.clock.now += REFRESH_SECONDS
@@ -351,7 +352,8 @@ async def test_keys_cannot_be_had(worker: AuthWorker, far: KeySetServer, key: Is
 
 
 async def test_keys_stay_good_while_the_issuer_is_away(worker: AuthWorker, far: KeySetServer, key: IssuerKey) -> None:
-    """Known keys are fetched again after an hour, in the background. If that fails they count for a day."""
+    """Known keys are fetched again after an hour, in the background. If that fails, the known keys are used for a
+    day."""
     verify = worker.access.credential_verifier.verify_bearer
     assert await verify(key.sign(claims(worker.clock)), AT_HOME)
     far.status = 503
@@ -391,8 +393,8 @@ async def test_token_without_a_key_id(tmp_path: Path, clock: AuthClock, key: Iss
 
 
 async def test_eddsa_and_a_long_header(tmp_path: Path, clock: AuthClock) -> None:
-    """EdDSA is accepted where the settings allow it, with a certificate in the header too. A key for key agreement is
-    ignored."""
+    """A token signed with EdDSA is accepted if the settings allow EdDSA, even if its header has a certificate. A key
+    for key agreement is ignored."""
     signing, other = OKPKey.generate_key("Ed25519"), OKPKey.generate_key("X25519")
     file = tmp_path / "keys.json"
     file.write_bytes(key_set(dict(other.as_dict()), dict(signing.as_dict())))

@@ -76,8 +76,8 @@ async def code(sso: FakeOpenIDProvider, attempts: LoginAttempts) -> tuple[str, s
 
 
 async def test_it_is_asked_once_for_all(sso: FakeOpenIDProvider) -> None:
-    """Metadata is fetched with the first login and not at the start, once for all callers, and again after an hour. If
-    that fails it counts for a day."""
+    """The provider's metadata is fetched at the first login and not at the start, once for all callers, and again after
+    an hour. If that fetch fails, the known metadata is used for a day."""
     clock = AuthClock()
     provider = OpenIDProvider(settings(sso), clock)
     assert sso.paths == []
@@ -228,8 +228,8 @@ async def test_a_wrong_secret(sso: FakeOpenIDProvider, monkeypatch: pytest.Monke
     ],
 )
 def test_token_responses(status: int, body: bytes, refusal: str | None) -> None:
-    """A refusal has the provider's error code, if a log may have it. Every other response without an ID token means
-    that the provider cannot be used."""
+    """If the provider refuses, the error has the provider's error code, provided that the code is fit for a log. Any
+    other response without an ID token is reported as an unusable provider."""
     if refusal is None:
         with pytest.raises(ProviderUnavailable, match=f"status {status}"):
             parse_token_response(status, body)
@@ -240,7 +240,8 @@ def test_token_responses(status: int, body: bytes, refusal: str | None) -> None:
 
 
 async def test_settings_are_looked_at_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The start needs both issuer and client, and a readable secret. It contacts nobody."""
+    """The server starts only if the settings have both the issuer and the client, and the secret can be read. The start
+    sends no request."""
     monkeypatch.delenv("NOT_SET", raising=False)
     whole = OIDCSettings(issuer="https://sso.example.com", client_id=CLIENT)
     check_provider(OIDCSettings())
@@ -259,7 +260,8 @@ async def test_settings_are_looked_at_before_the_start(tmp_path: Path, monkeypat
 
 
 async def test_an_attempt(worker: AuthWorker, clock: AuthClock) -> None:
-    """An attempt counts on every worker for ten minutes, with its own state only. Nobody can read or change it."""
+    """A login attempt is valid on every worker for ten minutes, and only with its own state. Nobody else can read or
+    change it."""
     attempts = LoginAttempts(SigningKeys(worker.accounts, clock), clock)
     attempt = attempts.begin(BACK, "/api/docs")
     sealed = await attempts.seal(attempt)

@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_lines(path: Path) -> None:
-    """Names and hashes are found. Comments and empty lines are ignored."""
+    """All names and hashes in the file are read. Comments and empty lines are ignored."""
     path.write_text(f"# people\n\nalice:{HASH}\r\nbob:{OTHER.replace('$2b$', '$2y$')}\n")
     file = HtpasswdFile(path)
     file.check()
@@ -46,9 +46,9 @@ def test_lines(path: Path) -> None:
 
 
 def test_change_counts_at_the_next_look(path: Path) -> None:
-    """A changed line has another stamp, a removed one none, and an added one is found; the stamp of an unchanged line
-    stays. This holds for a replaced file, and for one that is written in place within one tick of the clock and with
-    the same length."""
+    """After a change of the file, the next lookup sees a new stamp for a changed line, no stamp for a removed line, and
+    a stamp for an added line. The stamp of an unchanged line stays the same. This holds if the file is replaced, and if
+    it is overwritten in place within one tick of the clock and with the same length."""
     path.write_text(f"alice:{HASH}\nbob:{HASH}\n")
     file = HtpasswdFile(path)
     before = {name: file.stamp(name) for name in ("alice", "bob")}
@@ -77,7 +77,8 @@ def test_unchanged_file_is_not_read_again(path: Path) -> None:
 
 
 def test_without_the_file_there_are_no_lines(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """While the file is missing it has no accounts, and the log says so once. When it is back, its accounts are too."""
+    """While the file is missing, no line is found, and the log says once that the file is missing. When the file is
+    back, its lines are found again."""
     path.write_text(f"alice:{HASH}\n")
     file = HtpasswdFile(path)
     assert file.line("alice")
@@ -105,8 +106,8 @@ BAD = [
 
 @pytest.mark.parametrize(("text", "problem"), BAD, ids=[problem for _, problem in BAD])
 def test_bad_line(path: Path, caplog: pytest.LogCaptureFixture, text: str, problem: str) -> None:
-    """At the start, a bad line is an error of one line. While the server runs, it is ignored with a warning, and the
-    others count. Both texts name the line and show nothing of it."""
+    """At the start, a bad line is an error with one line of text. While the server runs, a bad line is ignored with a
+    warning, and the other lines are used. Both texts name the number of the line and show nothing of its content."""
     path.write_text(text)
     file = HtpasswdFile(path)
     with pytest.raises(HtpasswdError) as refused:

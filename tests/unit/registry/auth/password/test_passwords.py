@@ -57,7 +57,8 @@ def test_password_taken(right: str) -> None:
 
 
 def test_parameters() -> None:
-    """A hash names argon2id with 19 MiB, two passes and one lane. A hash with other parameters needs a rehash."""
+    """The hash of a password names argon2id with 19 MiB, two passes and one lane. A hash with other parameters has to
+    be made anew."""
     held = hash_password(WORD)
     assert held.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
     assert not needs_rehash(held)
@@ -100,15 +101,15 @@ def spent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def cost(spent: list[tuple[str, int]], held: StoredHash) -> dict[str, int]:
-    """Returns the cost of checking a wrong password against `held`."""
+    """Returns what it costs to check a wrong password against the hash `held`."""
     spent.clear()
     assert not verify_password("a wrong password", held)
     return {kind: sum(of for which, of in spent if which == kind) for kind in ("argon2", "bcrypt")}
 
 
 def test_a_wrong_password_costs_the_same_whatever_is_held(spent: list[tuple[str, int]]) -> None:
-    """A wrong password costs the same work against the store's hash, a line of the file with any cost, and no
-    account."""
+    """To check a wrong password costs the same for an account of the store, for a line of the htpasswd file (whatever
+    the cost of its hash), and for an account that does not exist."""
     for dearest in (0, 4, 7):
         held = [
             StoredHash(highest_bcrypt_cost=dearest),
@@ -123,7 +124,8 @@ def test_a_wrong_password_costs_the_same_whatever_is_held(spent: list[tuple[str,
 
 
 def test_time_of_unknown_and_wrong() -> None:
-    """Measured in CPU time, the medians are within a factor of two."""
+    """The median CPU times of checks for unknown accounts and of checks of wrong passwords are within a factor of
+    two."""
     held = [StoredHash(argon2=hash_password(WORD)), StoredHash()]
     times: list[list[float]] = [[], []]
     for _ in range(7):

@@ -1,4 +1,4 @@
-"""The throttle of failed logins, over all workers. It locks no owner out."""
+"""The throttle of failed logins, over all workers. It does not lock the owner of an account out."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def held_back(pace: LoginThrottle, name: str, place: str) -> int:
 
 
 async def test_one_account_from_one_address(pace: LoginThrottle, worker: AuthWorker) -> None:
-    """Ten tries are free, then one each half minute. Other accounts from that address, and the account from other
-    addresses, are not held back."""
+    """Ten attempts on an account from an address are free, then one is allowed every 30 seconds. Other accounts from
+    this address, and this account from other addresses, are not held back."""
     await fail(pace, ALICE, address(1), BY_ACCOUNT_AND_ADDRESS.burst)
     wait = held_back(pace, ALICE, address(1))
     assert wait == BY_ACCOUNT_AND_ADDRESS.cost_seconds
@@ -60,7 +60,7 @@ async def test_one_account_from_one_address(pace: LoginThrottle, worker: AuthWor
 
 
 async def test_many_accounts_from_one_address(pace: LoginThrottle) -> None:
-    """Whoever tries a list of names is held back for all of them, from any address of its network."""
+    """A client that tries many account names is held back for all of them, from any address of its network."""
     for number in range(BY_ADDRESS.burst):
         await fail(pace, f"user{number}", "2001:db8:1:2::1", 1)
     assert held_back(pace, "another", "2001:db8:1:2:ffff::9") == BY_ADDRESS.cost_seconds
@@ -104,8 +104,9 @@ async def test_owners_mistakes_do_not_count_against_the_account(pace: LoginThrot
 
 
 async def test_success_forgives_this_account_from_here(pace: LoginThrottle) -> None:
-    """The right password clears the failures of that account from that address, but not those of the address: an
-    attacker with an account of their own cannot clear their guesses."""
+    """The right password clears the failures of this account from this address. It does not clear the other failures
+    from the address, because an attacker with an account could otherwise clear the failures of the attacker's
+    guesses."""
     await fail(pace, ALICE, address(1), BY_ACCOUNT_AND_ADDRESS.burst)
     await pace.record_success(ALICE, address(1))
     assert held_back(pace, ALICE, address(1)) == 0
@@ -125,7 +126,7 @@ async def test_counted_over_workers(data: Path, clock: AuthClock, worker: AuthWo
 @pytest.mark.parametrize("name", ["alice", "nobody-here"])
 @pytest.mark.slow
 async def test_known_and_unknown_accounts_alike(worker: AuthWorker, name: str) -> None:
-    """Whether an account exists changes neither when an attempt is held back nor the error."""
+    """The time from which an attempt is held back, and the error, are the same whether or not the account exists."""
     answers = []
     for attempt in range(BY_ACCOUNT_AND_ADDRESS.burst + 1):
         try:
@@ -141,7 +142,7 @@ async def test_known_and_unknown_accounts_alike(worker: AuthWorker, name: str) -
 
 async def test_attack_and_owner(worker: AuthWorker) -> None:
     """While an account is attacked from many addresses, its owner can log in from a familiar address, and with an API
-    token from anywhere. The right password from another address is held back like a guess."""
+    token from any address. At any other address, the right password is held back like a guess."""
     credentials = worker.access.credential_verifier
     assert await credentials.verify_basic(ALICE, PASSWORD, AT_HOME)
     pace = LoginThrottle(worker.accounts, worker.clock)
@@ -156,8 +157,8 @@ async def test_attack_and_owner(worker: AuthWorker) -> None:
 
 
 async def test_the_same_wrong_password_is_counted_once_a_day(worker: AuthWorker) -> None:
-    """A client that sends an old password over and over counts once a day, so its owner at the same address can log
-    in."""
+    """A client that sends the same outdated password many times counts as one failure a day, so that the owner can log
+    in from the same address."""
     for _ in range(20 * BY_ACCOUNT_AND_ADDRESS.burst):
         with pytest.raises(Unauthorized):
             await worker.access.credential_verifier.verify_basic(ALICE, "the old password", AT_HOME)
@@ -186,5 +187,6 @@ async def test_a_new_password_counts_at_once(worker: AuthWorker) -> None:
     ],
 )
 def test_network(given: str, network: str) -> None:
-    """An IPv4 address counts as one, however it is written; of IPv6, a network of 64 bits."""
+    """For the throttle, an IPv4 address is the same address in each of its notations. IPv6 addresses count by their
+    64-bit network."""
     assert network_of(given) == network

@@ -1,1 +1,1 @@
-"""Who may do what: the policy, the guard, and what HTTP says of both."""
+"""Who may do what: the policy, the guard, and the responses to requests without the rights."""

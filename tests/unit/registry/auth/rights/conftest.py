@@ -32,5 +32,5 @@ def accounts(stored: StoredRegistry) -> Accounts:
 
 @pytest.fixture
 def policy(accounts: Accounts) -> Policy:
-    """With two upstreams, one of which wants a grant of its own."""
+    """Returns the policy of a registry with two upstreams. One of them is private: it needs a grant that names it."""
     return Policy(accounts, RevocationCheck(accounts), naming=NamingRules(UPSTREAMS), guarded=GUARDED)

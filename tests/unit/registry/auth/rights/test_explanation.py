@@ -1,4 +1,4 @@
-"""What an account may do and by which grants, against what the policy allows."""
+"""The explanation of an account's rights names the grants that apply, and agrees with the policy."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def grants_of(found: RightsExplanation) -> list[str]:
 
 
 async def test_the_grants_that_apply_are_named(accounts: Accounts, policy: Policy) -> None:
-    """Own ones, those of groups, of every account and of everyone; others are not. The actions are those that the
-    policy allows."""
+    """The explanation lists the grants to the account, to its groups, to all accounts and to everyone that match the
+    name, and no others. Its actions are those that the policy allows."""
     await accounts.add_group(AccountName("dev"), by=BY)
     identities: dict[str | None, Identity] = {None: ANONYMOUS}
     for name in ("alice", "bob"):
@@ -55,7 +55,8 @@ async def test_the_grants_that_apply_are_named(accounts: Accounts, policy: Polic
 
 
 async def test_a_private_upstream_needs_its_own_grant(accounts: Accounts, policy: Policy) -> None:
-    """A pattern that names no upstream is no reason there. Nobody pushes to what is mirrored."""
+    """Below a private upstream, the explanation lists only grants whose pattern names the upstream. No grant allows a
+    push to a mirrored repository."""
     await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "**", "*")
     found = await explained(policy, "alice", "private.example/app")
@@ -71,7 +72,8 @@ async def test_a_private_upstream_needs_its_own_grant(accounts: Accounts, policy
 
 
 async def test_what_matters_more_than_grants(accounts: Accounts, policy: Policy) -> None:
-    """That there are no accounts, that the account is an admin's, that it is disabled, and that there is none."""
+    """The explanation says if the registry is open, if the account is an admin or disabled, and if the store has no
+    such account."""
     found = await explained(policy, None, "team/app")
     assert found.is_open
     assert found.repositories[0].actions == Action.PULL | Action.PUSH | Action.DELETE

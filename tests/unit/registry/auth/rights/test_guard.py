@@ -1,4 +1,4 @@
-"""`Guarded`: every method asks, refusals are those of the table, and none of them depends on what is there."""
+"""`Guarded` checks the rights for every method of a registry. Its errors do not tell whether a repository exists."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ T = TypeVar("T")
 
 
 class Touched(Exception):
-    """A call came through."""
+    """The guard has passed a call on."""
 
 
 class TouchedRegistry(RefusingRegistry):
-    """Says of each call that it came through."""
+    """Raises `Touched` for every call that the guard passes on."""
 
     async def handle(self, call: RegistryCall[T]) -> T:
         raise Touched
@@ -76,20 +76,20 @@ def protocol_methods() -> set[str]:
 
 
 def test_every_method_of_the_protocol_is_guarded() -> None:
-    """Each has a call in these tests."""
+    """`CALLS` has a call of each method of the protocol `Registry`, so the tests below cover all methods."""
     assert {name.partition(",")[0] for name in CALLS} == protocol_methods()
 
 
 @pytest.mark.parametrize("name", sorted(CALLS))
 async def test_without_a_principal_no_call_comes_through(name: str) -> None:
-    """Fail closed: no method reaches what is behind the guard."""
+    """Without a principal, the guard refuses every call."""
     with pytest.raises(Unauthorized):
         await CALLS[name](Guarded(TouchedRegistry()), APP)
 
 
 @pytest.mark.parametrize("name", sorted(CALLS))
 async def test_with_every_right_each_call_comes_through(name: str) -> None:
-    """And nothing but rights holds a call back."""
+    """For an admin, the guard passes every call on."""
     with acting_as(ROOT), pytest.raises(Touched):
         await CALLS[name](Guarded(TouchedRegistry()), APP)
 
@@ -100,7 +100,8 @@ def needed(name: str) -> Action:
 
 @pytest.mark.parametrize("name", sorted({*CALLS} - {"repositories"}))
 async def test_each_call_takes_the_one_action_that_is_its_own(name: str) -> None:
-    """All others are not enough, on this name; the one is."""
+    """Each call needs exactly one action on the repository. With this action alone the call succeeds. With all other
+    actions it is refused."""
     every = PULL | PUSH | DELETE | Action.ADMIN
     with acting_as(who("alice", ("team/**", needed(name)))):
         if name == "mount_blob":  # it takes a pull on the source as well
@@ -114,7 +115,7 @@ async def test_each_call_takes_the_one_action_that_is_its_own(name: str) -> None
 
 
 async def test_a_method_nobody_thought_of_is_refused() -> None:
-    """A call without a rule in Guarded is refused, whoever makes it."""
+    """The guard refuses a call for which it has no rule, even to an admin."""
     for action in (PULL, PUSH, DELETE):
         call: RegistryCall[None] = RegistryCall("get_everything", action, APP)
         with acting_as(ROOT), pytest.raises(Unsupported):
@@ -138,7 +139,7 @@ async def _stored(folder: Path) -> AsyncIterator[Registry]:
 
 @pytest.fixture(params=["memory", "stored"])
 async def inner(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Registry]:
-    """With an image in `team/app` and the same in `other/app`."""
+    """A registry with an image in `team/app` and the same image in `other/app`."""
     make = {"memory": _memory, "stored": _stored}[request.param]
     async with make(tmp_path / "data") as opened:
         for repo in (APP, OTHER):
@@ -153,7 +154,8 @@ async def inner(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 )
 @pytest.mark.slow
 async def test_nobody_is_told_to_log_in(inner: Registry, principal: Principal, name: str) -> None:
-    """Whatever they ask for, and whether it is there or not."""
+    """An anonymous client without the right gets Unauthorized for every call. The error is the same whether or not the
+    repository exists."""
     with acting_as(principal):
         there, missing = [await outcome(CALLS[name](Guarded(inner), repo)) for repo in (APP, NONE)]
     assert there[0] is Unauthorized
@@ -163,7 +165,8 @@ async def test_nobody_is_told_to_log_in(inner: Registry, principal: Principal, n
 
 @pytest.mark.parametrize("name", sorted(READS))
 async def test_an_account_that_may_not_read_gets_what_is_not_there(inner: Registry, name: str) -> None:
-    """The same as of a repository that is missing where all may be read, in the very words of the store."""
+    """An account that may not read a repository gets the error of a repository that does not exist, with the same text
+    as from the store."""
     with acting_as(ALICE):
         there, missing = [await outcome(READS[name](Guarded(inner), repo)) for repo in (APP, NONE)]
     assert there[0] in (BlobUnknown, ManifestUnknown, NameUnknown)
@@ -173,7 +176,7 @@ async def test_an_account_that_may_not_read_gets_what_is_not_there(inner: Regist
 
 
 async def test_who_may_not_pull_sees_no_referrers(inner: Registry) -> None:
-    """An empty list, as of a repository that is not there."""
+    """An account that may not pull gets an empty list of referrers, as for a repository that does not exist."""
     subject = (await inner.get_manifest(APP, LATEST)).digest
     assert len((await inner.referrers(APP, subject, None, None, 10)).items) == 1
     with acting_as(ALICE):
@@ -183,7 +186,8 @@ async def test_who_may_not_pull_sees_no_referrers(inner: Registry) -> None:
 
 @pytest.mark.parametrize("name", sorted({**WRITES, **DELETES}))
 async def test_an_account_that_may_not_write_is_denied(inner: Registry, name: str) -> None:
-    """In words that say who may not do what where, and are the same if it is not there; also for who may pull it."""
+    """An account that may not push or delete gets Denied, even if it may pull. The text names the account, the action
+    and the repository, and is the same if the repository does not exist."""
     for principal in (ALICE, who("alice", ("team/**", PULL))):
         with acting_as(principal):
             there, missing = [await outcome(CALLS[name](Guarded(inner), repo)) for repo in (APP, NONE)]
@@ -196,7 +200,8 @@ async def test_an_account_that_may_not_write_is_denied(inner: Registry, name: st
 @pytest.mark.parametrize("name", sorted(CALLS))
 @pytest.mark.slow
 async def test_a_token_that_is_not_enough_is_told_from_an_account_that_is_not(inner: Registry, name: str) -> None:
-    """`insufficient_scope`, so that the client asks for a better token; there or not."""
+    """If the account has the right but its token does not, the error is Unauthorized with `insufficient_scope`, so that
+    the client asks for another token. This holds whether or not the repository exists."""
     every = PULL | PUSH | DELETE
     short = who("alice", ("team/**", every), token={"team/web": every})
     limited = who("alice", ("team/**", every), limits="web/**")
@@ -209,7 +214,8 @@ async def test_a_token_that_is_not_enough_is_told_from_an_account_that_is_not(in
 
 
 async def test_denials_of_accounts_are_told(inner: Registry) -> None:
-    """Who, what, and by which name; those of nobody and of short tokens are not."""
+    """The guard reports each denial of an account: the account, the action, and the name that the client used. It
+    reports no refusals of anonymous clients, and none because of a token's scope."""
     heard: list[tuple[str, Action, str]] = []
     guard = Guarded(inner, denied=lambda principal, action, name: heard.append((principal.name, action, name)))
     for principal in (ALICE, UNPRIVILEGED, who("alice", ("team/**", PULL | PUSH), token={})):
@@ -223,7 +229,8 @@ async def test_denials_of_accounts_are_told(inner: Registry) -> None:
 
 
 async def test_a_mount_takes_a_push_there_and_a_pull_here(inner: Registry) -> None:
-    """A source that may not be read, one that is missing and one without the blob are all the same."""
+    """A mount needs `push` on the target and `pull` on the source. The error is the same for a source that the account
+    may not read, a source that does not exist, and a source without the blob."""
     guard = Guarded(inner)
     with acting_as(who("alice", ("mine/**", PULL | PUSH), ("other/**", PUSH))):
         mine = RepositoryName("mine/app")
@@ -237,7 +244,8 @@ async def test_a_mount_takes_a_push_there_and_a_pull_here(inner: Registry) -> No
 
 
 async def test_a_token_mounts_from_what_it_was_granted(inner: Registry) -> None:
-    """By name and from anywhere; the account alone could."""
+    """A client can mount only from repositories that its token allows to pull, even if its account may pull from more.
+    This holds for a source that the request names, and for a mount without a source."""
     rights = (("mine/**", PUSH), ("other/**", PULL))
     mine = RepositoryName("mine/app")
     for source in (OTHER, ALL_NAMES):
@@ -248,7 +256,7 @@ async def test_a_token_mounts_from_what_it_was_granted(inner: Registry) -> None:
 
 
 async def test_a_list_shows_what_may_be_pulled(inner: Registry) -> None:
-    """Whole pages of it, from the query."""
+    """The list of repositories has only those that the client may pull from, and its pages are full."""
     guard = Guarded(inner)
     for number in range(5):
         await push_image(inner, RepositoryName(f"zoo/{number}"), "one", "latest")
@@ -266,7 +274,8 @@ async def test_a_list_shows_what_may_be_pulled(inner: Registry) -> None:
 
 
 async def test_a_session_is_its_owners(inner: Registry) -> None:
-    """Another account that may push there finds no such session; its owner goes on."""
+    """An upload session exists only for the account that started it: another account gets BlobUploadUnknown, even if it
+    may push to the repository."""
     guard = Guarded(inner)
     alice, bob = (who(name, ("team/**", PUSH)) for name in ("alice", "bob"))
     with acting_as(alice):
@@ -284,7 +293,7 @@ async def test_a_session_is_its_owners(inner: Registry) -> None:
 
 
 async def test_rights_hold_for_a_push_that_goes_on(inner: Registry) -> None:
-    """A blob pushed and read through the guard is the one that was sent."""
+    """A blob that was pushed through the guard can be read through the guard, with the same bytes."""
     with acting_as(who("alice", ("team/**", PULL | PUSH))):
         blob = await push_blob(Guarded(inner), APP, b"through the guard")
         assert await read_blob(Guarded(inner), APP, blob.digest) == b"through the guard"

@@ -1,4 +1,5 @@
-"""`Guarded` before a router: names that lead to a mirror need rights on the stored name; refusals reveal nothing."""
+"""`Guarded` in front of a router: to read a mirrored repository, a client needs rights on its stored name. Errors do
+not tell what exists."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ class GuardedRouter:
 
 
 class MirrorStub(MemoryRegistry):
-    """An upstream's mirror."""
+    """The mirror of Docker Hub. `asked`: the repositories in which a blob was looked for."""
 
     def __init__(self, site: GuardedRouter) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class MirrorStub(MemoryRegistry):
 
 @pytest.fixture
 async def site() -> GuardedRouter:
-    """`team/app` is nobody's, and Docker Hub has one of that name."""
+    """Nothing was pushed to `team/app`, and Docker Hub has a repository of this name."""
     made = GuardedRouter()
     await push_image(made.far, MIRRORED, "far", "latest")
     await push_image(made.far, RepositoryName("docker.io/library/ubuntu"), "ubuntu", "latest")
@@ -74,7 +75,8 @@ FAR, HOSTED = descriptor_of(b"layer of far").digest, descriptor_of(b"layer of ho
 
 @pytest.mark.parametrize("name", ["ubuntu", "library/ubuntu", "docker.io/ubuntu", "docker.io/library/ubuntu"])
 async def test_a_mirrors_content_is_granted_by_its_stored_name(site: GuardedRouter, name: str) -> None:
-    """However it was asked for; a grant on the short name opens nothing."""
+    """A grant on the stored name allows a pull under every name of the repository. A grant on a short name such as
+    `ubuntu` does not."""
     repo = RepositoryName(name)
     with acting_as(who("alice", ("docker.io/library/*", PULL))):
         await site.guard.get_manifest(repo, LATEST)
@@ -83,8 +85,9 @@ async def test_a_mirrors_content_is_granted_by_its_stored_name(site: GuardedRout
 
 
 async def test_who_may_have_the_name_but_not_the_mirrors_finds_nothing_there(site: GuardedRouter) -> None:
-    """Also nobody, whom a 401 would send away from a name that is open to all; the upstream hears nothing. Once it is
-    pushed, it is there."""
+    """A client that may read `team/app` but not `docker.io/team/app` finds nothing before the first push. This also
+    holds for an anonymous client, which must not get a 401 for a name that everyone may read. The upstream gets no
+    request. After the push, the client finds the pushed content."""
     for name in (None, "alice"):
         with acting_as(who(name, ("team/**", PULL | PUSH | DELETE))):
             for call in READS.values():
@@ -100,7 +103,8 @@ async def test_who_may_have_the_name_but_not_the_mirrors_finds_nothing_there(sit
 
 
 async def test_who_may_have_the_mirrors_but_not_the_name_loses_it_with_the_first_push(site: GuardedRouter) -> None:
-    """What was pushed under that name is not what they may read."""
+    """A client that may read `docker.io/team/app` but not `team/app` finds nothing after the first push to
+    `team/app`."""
     with acting_as(who("alice", ("docker.io/**", PULL))):
         assert (await site.guard.get_manifest(APP, LATEST)).blobs[1].digest == FAR
         await site.push()
@@ -111,7 +115,8 @@ async def test_who_may_have_the_mirrors_but_not_the_name_loses_it_with_the_first
 
 
 async def test_a_push_between_the_question_and_the_answer_opens_nothing(site: GuardedRouter) -> None:
-    """A blob that is looked for while the name is first pushed: the answer would be of the wrong repository."""
+    """If the first push to the name happens while the mirror looks for a blob, the client gets BlobUnknown: its rights
+    were checked for the mirrored repository, and the name now means the hosted one."""
     site.pushed.add(MIRRORED)
     with acting_as(who("alice", ("docker.io/**", PULL))):
         assert (await site.guard.resolve_blob(APP, FAR)).digest == FAR
@@ -122,14 +127,16 @@ async def test_a_push_between_the_question_and_the_answer_opens_nothing(site: Gu
 
 
 async def test_a_head_of_a_name_that_is_nobodys_asks_no_upstream(site: GuardedRouter) -> None:
-    """Who pushes looks for blobs first; the upstream is told no private names, also where rights differ."""
+    """A HEAD of a blob, which clients send before a push, is not passed on to the upstream, so that the upstream does
+    not learn private names. This also holds for a client that may pull from the upstream but not push."""
     with acting_as(who("alice", ("docker.io/**", PULL))), pytest.raises(BlobUnknown):
         await site.guard.resolve_blob(APP, FAR)
     assert site.far.asked == []
 
 
 async def test_a_push_does_not_bring_over_what_may_not_be_read(site: GuardedRouter) -> None:
-    """A manifest that names a blob of the mirror's repository gets it for those who may pull there."""
+    """If a pushed manifest refers to blobs of the mirrored repository, these are copied only for a client that may pull
+    there."""
     site.pushed.add(MIRRORED)
     image = await site.far.get_manifest(MIRRORED, LATEST)
     for blob in image.blobs:
@@ -141,7 +148,7 @@ async def test_a_push_does_not_bring_over_what_may_not_be_read(site: GuardedRout
 
 
 async def test_the_bare_name_of_an_upstream_tells_nothing_to_who_may_not_pull_there(site: GuardedRouter) -> None:
-    """It is refused like any other name."""
+    """For an account that may not pull from the upstream, the upstream's name is refused like an unknown name."""
     with acting_as(ALICE):
         seen = [await outcome(site.guard.tags(RepositoryName(name), None, 1)) for name in ("docker.io", "unknown.io")]
         assert str(seen[0]).replace("docker", "unknown") == str(seen[1])
@@ -150,14 +157,16 @@ async def test_the_bare_name_of_an_upstream_tells_nothing_to_who_may_not_pull_th
 
 
 async def test_a_mirrors_repository_takes_no_push_and_says_so_to_who_could(site: GuardedRouter) -> None:
-    """Others are told that they may not push there, and no more."""
+    """A push to a mirrored repository is denied. Only an account with the right to push learns that the repository is
+    mirrored."""
     for principal, text in ((ROOT, "is mirrored from docker.io"), (ALICE, "alice may not push to docker.io/library/x")):
         with acting_as(principal), pytest.raises(Denied, match=text):
             await site.guard.start_upload(RepositoryName("docker.io/library/x"))
 
 
 async def test_mounts_from_a_mirror_take_a_pull_on_its_stored_name(site: GuardedRouter) -> None:
-    """By whichever name the source is given."""
+    """A mount from a mirrored repository needs `pull` on the stored name of the source, whatever name the request
+    gives."""
     ubuntu = RepositoryName("docker.io/library/ubuntu")
     site.hosted.add_blob(ubuntu, LAYER, b"layer of one")
     for source in ("ubuntu", "docker.io/library/ubuntu"):
@@ -170,7 +179,8 @@ async def test_mounts_from_a_mirror_take_a_pull_on_its_stored_name(site: Guarded
 
 
 async def test_a_private_upstream_in_an_open_registry_says_what_to_do(site: GuardedRouter) -> None:
-    """There is nobody who could have a grant yet."""
+    """While there are no accounts, no grant can allow a pull from a private upstream. The error names the setting that
+    removes the need for a grant."""
     principal = Principal(ANONYMOUS, Rights.everything(["private.example"]), open=True)
     with acting_as(principal):
         with pytest.raises(Unauthorized, match="require_grant = false"):
@@ -179,7 +189,8 @@ async def test_a_private_upstream_in_an_open_registry_says_what_to_do(site: Guar
 
 
 async def test_a_token_speaks_of_the_name_that_was_asked_by(site: GuardedRouter) -> None:
-    """As the challenge does: `ns=docker.io` and `library/ubuntu` come here as the stored name."""
+    """A token's scope has the name that the client used, as in the challenge: `library/ubuntu` with `ns=docker.io`. The
+    guard gets the stored name, and compares the scope with the name that the client used."""
     rights = ("docker.io/**", PULL)
     stored = RepositoryName("docker.io/library/ubuntu")
     with acting_as(who("alice", rights, token={"library/ubuntu": PULL}), "library/ubuntu"):

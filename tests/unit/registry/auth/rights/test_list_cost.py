@@ -30,7 +30,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[AppInProcess]:
-    """Yields a service with an admin, 50,000 repositories, and alice without grants."""
+    """Yields a service with an admin, with 50,000 repositories, and with the account alice, which has no grants."""
     async with running_app(tmp_path / "data") as started:
         with closing(connect(tmp_path / "data" / "entrepot.db")) as db, db:
             db.executemany("INSERT INTO repository (name, created, manifests) VALUES (?, 0, 1)", ((n,) for n in NAMES))
@@ -48,19 +48,19 @@ async def asking(service: AppInProcess) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 def following(answer: AsgiAnswer) -> str | None:
-    """Returns `last` of the next page."""
+    """Returns the parameter `last` in the link to the next page."""
     path = following_path(answer)
     return parse_qs(urlsplit(path).query)["last"][0] if path else None
 
 
 def following_path(answer: AsgiAnswer) -> str:
-    """Returns the path of the next page, or an empty text."""
+    """Returns the path of the next page; empty if there is none."""
     found = [re.fullmatch(r'<(.*)>; rel="next"', link) for link in answer.all("link")]
     return found[0][1] if found and found[0] else ""
 
 
 async def walk(service: AppInProcess, login: str, n: int = 1000) -> tuple[list[str], list[str]]:
-    """Returns all repositories that the catalog shows, and the positions in its links."""
+    """Returns all repositories that the catalog shows, and the values of `last` in the links between its pages."""
     shown: list[str] = []
     places: list[str] = []
     path = f"/v2/_catalog?n={n}"
@@ -86,8 +86,8 @@ SLOW: list[Sequence[str]] = [
 
 @pytest.mark.parametrize("patterns", SLOW, ids=["segments", "no prefix", "stars", "many stars"])
 async def test_a_tokens_patterns_hold_nobody_up(service: AppInProcess, patterns: Sequence[str]) -> None:
-    """With a token limited to old patterns that match nothing, a page of the catalog ends when it has cost enough, with
-    a link to the next one, and the event loop is not blocked."""
+    """If a token is limited to patterns of an older version that match nothing, a page of the catalog ends after a
+    bounded amount of work, with a link to the next page. The event loop is not blocked."""
     await add_grant(service.accounts, "user:alice", "**", "pull")
     login = await service.token("alice", [limit(pattern, "pull") for pattern in patterns])
     async with watch_loop() as held:
@@ -98,7 +98,7 @@ async def test_a_tokens_patterns_hold_nobody_up(service: AppInProcess, patterns:
 
 
 async def test_a_grants_patterns_hold_nobody_up(service: AppInProcess) -> None:
-    """The same holds for old patterns of grants."""
+    """A page of the catalog also ends after a bounded amount of work if grants have such patterns."""
     await add_grant(service.accounts, "user:alice", "**/x*y*z", "pull")
     login = await service.token("alice")
     async with watch_loop() as held:
@@ -109,8 +109,8 @@ async def test_a_grants_patterns_hold_nobody_up(service: AppInProcess) -> None:
 
 
 async def test_a_list_that_goes_on_names_nothing_hidden(service: AppInProcess) -> None:
-    """A page may end at a repository that its reader may not see. The link to the next page then holds an encrypted
-    position of fixed length, never the same twice. Following the links leads through the whole list."""
+    """A page may end at a repository that the client may not see. The link to the next page then has an encrypted
+    position of fixed length, which differs each time. The links lead through the whole list."""
     await add_grant(service.accounts, "user:alice", "**/*9*7", "pull")
     login = await service.token("alice", [limit(f"**/x{'*a*p' * 40}*{n}", "pull") for n in range(30)] + [HUNDREDS])
     expected = [name for name in NAMES if name.endswith(("/app097", "/app197"))]
@@ -127,8 +127,8 @@ async def test_a_list_that_goes_on_names_nothing_hidden(service: AppInProcess) -
 
 
 async def test_a_place_of_another_store(service: AppInProcess, tmp_path: Path) -> None:
-    """An encrypted position of another store or another list, or an altered one, is refused. A client may use any name
-    as a position."""
+    """An encrypted position from another store or another list is refused, and so is an altered one. A client may send
+    any name as the position."""
     login = await service.token("alice")
     await add_grant(service.accounts, "user:alice", "**/none", "pull")
     first = await service.client("GET", "/v2/_catalog", {"authorization": login})
@@ -150,7 +150,7 @@ async def test_a_place_of_another_store(service: AppInProcess, tmp_path: Path) -
 
 
 def put_grants(service: AppInProcess, kind: str, name: str, patterns: Iterable[str]) -> None:
-    """Writes grants directly to the database: granting so many would take minutes."""
+    """Writes grants directly into the database, because the API would need minutes for so many."""
     with closing(connect(service.data / "entrepot.db")) as db, db:
         rows = ((kind, name, pattern, 1 + number % 15) for number, pattern in enumerate(patterns))
         db.executemany("INSERT INTO access_grant (kind, name, pattern, actions) VALUES (?, ?, ?, ?)", rows)
@@ -158,8 +158,8 @@ def put_grants(service: AppInProcess, kind: str, name: str, patterns: Iterable[s
 
 
 async def test_as_many_grants_as_there_can_be_hold_nobody_up(service: AppInProcess) -> None:
-    """With the most grants to an account, to all accounts, to everyone and to hundreds of groups, these do not block
-    the loop: reads, lists, tokens for a hundred names, and checks of who may grant."""
+    """With the largest number of grants to an account, to all accounts, to everyone and to hundreds of groups, these
+    requests do not block the event loop: reads, lists, tokens for a hundred names, and checks of the right to grant."""
     login = await service.token("alice", None)
     limits = [limit(f"**{number}" + "*a*p" * 60, "pull") for number in range(50)]
     limited = await service.token("alice", limits)
@@ -193,8 +193,9 @@ async def test_as_many_grants_as_there_can_be_hold_nobody_up(service: AppInProce
 
 
 async def test_lists_of_the_management_api_hold_nobody_up(service: AppInProcess) -> None:
-    """These lists are complete over all pages, and do not block the loop: grants, groups with thousands of members,
-    accounts in hundreds of groups, tokens with fifty limits, and audit queries that match no line."""
+    """These lists of the management API are complete over all their pages, and do not block the event loop: grants,
+    groups with thousands of members, accounts in hundreds of groups, tokens with fifty limits, and audit queries
+    without a match."""
     root = await service.token("root")
     put_grants(service, "user", "alice", (f"team{number}/*" for number in range(2500)))
     long = json.dumps([(f"**/{'a*' * 100}{number}", 15) for number in range(50)])
@@ -236,7 +237,8 @@ async def test_lists_of_the_management_api_hold_nobody_up(service: AppInProcess)
 
 
 async def test_who_may_grant_a_little_sees_no_more(service: AppInProcess) -> None:
-    """With `admin` on a pattern, the list of grants shows those below it and names no other."""
+    """An account with the action `admin` on a pattern sees only the grants below this pattern. No position in the list
+    names another grant."""
     login = await service.token("alice")
     await add_grant(service.accounts, "user:alice", "team/**", "admin")
     put_grants(
@@ -259,7 +261,8 @@ async def test_who_may_grant_a_little_sees_no_more(service: AppInProcess) -> Non
 
 
 async def test_a_subject_has_so_many_grants(service: AppInProcess) -> None:
-    """One grant too many is refused, and so are too many characters of costly patterns. The others stay."""
+    """A subject has a largest number of grants, and a largest total length of costly patterns. A grant beyond them is
+    refused, and the other grants stay."""
     put_grants(service, "user", "alice", (f"team{number}/**" for number in range(MOST_GRANTS)))
     put_grants(service, "everyone", "", (f"**{number}" + "*a" * 120 for number in range(270)))
     with pytest.raises(AccountInvalid, match="no subject can have more"):

@@ -65,8 +65,8 @@ def test_a_token_may_end_itself() -> None:
 
 
 def test_who_ends_sessions() -> None:
-    """A person ends those of the own account, also one of an htpasswd file who came with a session. A token ends none,
-    and the sessions of others do not exist."""
+    """A person may end the sessions of the own account, even if the account is a line of the htpasswd file. A request
+    with a token may not end a session. The sessions of other accounts do not exist for the caller."""
     mine, others = (LoginSession("1", name, "password", 0.0, 1.0, 0.0, "", "") for name in (ALICE, BOB))
     for proof in (Identity("alice", version=1), Identity("alice", stamp="htpasswd", session="2")):
         rights = management_rights_of(Principal(proof, TEAM))
@@ -80,7 +80,8 @@ def test_who_ends_sessions() -> None:
 
 
 def test_granting() -> None:
-    """With the action admin on a pattern, a caller may grant below it. A limited token is limited in this too."""
+    """An account with the action admin on a pattern may grant rights below this pattern. The limits of its token limit
+    this as well."""
     alice = management_rights_of(Principal(Identity("alice", version=1), TEAM))
     assert alice.may_grant(NamePattern("team/app-*"))
     assert alice.may_grant(NamePattern("team/*/app"))
@@ -102,7 +103,7 @@ def test_an_admin_with_a_limited_token_is_none() -> None:
 
 
 def test_the_operator() -> None:
-    """The operator needs no account."""
+    """The operator, who uses the command line, needs no account."""
     ALL_MANAGEMENT_RIGHTS.check_admin()
     ALL_MANAGEMENT_RIGHTS.check_may_see(BOB)
     ALL_MANAGEMENT_RIGHTS.check_grant(NamePattern("**"))

@@ -1,4 +1,5 @@
-"""Other spellings of a repository's path: none evades a right, and none is answered under another name."""
+"""Other spellings of a repository's path: no spelling evades the rights, and no response is for another repository than
+the path names."""
 
 from __future__ import annotations
 
@@ -69,8 +70,8 @@ REWRITES = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AppInProcess]:
-    """Yields a service where only root may pull `secret/app`, and everyone may pull all else, also similar names. The
-    tests share it: they only read."""
+    """Yields a service where only root may pull from `secret/app`. Everyone may pull from all other repositories, some
+    of which have similar names. The tests only read, so they share the service."""
     async with running_app(tmp_path_factory.mktemp("service") / "data") as opened:
         await add_account(opened.accounts, "root", admin=True)
         await add_account(opened.accounts, "alice")

@@ -1,4 +1,4 @@
-"""Rights: what grants, groups, limits and private upstreams come to, over a real store."""
+"""The policy: the rights that follow from grants, groups, limits and private upstreams, over a real store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PULL, PUSH, DELETE = Action.PULL, Action.PUSH, Action.DELETE
 
 
 def test_without_a_principal_nothing_is_allowed() -> None:
-    """Who forgets to say who acts gets nowhere."""
+    """A principal that was not authenticated may do nothing."""
     nobody = current_principal()
     assert nobody.actions("team/app", "team/app") == 0
     assert not nobody.may_list
@@ -31,7 +31,8 @@ def test_without_a_principal_nothing_is_allowed() -> None:
 async def test_an_open_store_allows_all_to_everybody_until_the_first_account(
     accounts: Accounts, policy: Policy
 ) -> None:
-    """But what lies below a private upstream, and to grant anything. The first account ends it for good."""
+    """Before the first account, everybody may pull, push and delete. Exceptions are repositories of private upstreams,
+    and the right to grant. The first account ends this for good, even if it is removed later."""
     nobody = policy.principal(ANONYMOUS)
     assert nobody.open
     assert nobody.may(PULL | PUSH | DELETE, "team/app")
@@ -46,13 +47,14 @@ async def test_an_open_store_allows_all_to_everybody_until_the_first_account(
 
 
 async def test_accounts_from_elsewhere_close_the_store(accounts: Accounts) -> None:
-    """With an htpasswd file or an issuer there is no time in which everybody may do everything."""
+    """With an htpasswd file or an issuer in the settings, the registry is closed although the store has no accounts."""
     policy = Policy(accounts, RevocationCheck(accounts), closed=True)
     assert not policy.anonymous().may(PULL, "team/app")
 
 
 async def test_grants_add_up(accounts: Accounts, policy: Policy) -> None:
-    """Own ones, those of groups, of every account and of everybody; none implies another."""
+    """An account has the actions of its own grants and of those to its groups, to all accounts and to everyone. No
+    action includes another."""
     alice = await add_account(accounts, "alice")
     bob = await add_account(accounts, "bob")
     await accounts.add_group(AccountName("dev"), by=BY)
@@ -72,7 +74,7 @@ async def test_grants_add_up(accounts: Accounts, policy: Policy) -> None:
 
 
 async def test_a_robot_and_a_user_are_not_each_other(accounts: Accounts, policy: Policy) -> None:
-    """A grant to a robot is no user's."""
+    """A grant to a robot does not apply to a user of the same name."""
     robot = await add_account(accounts, "ci", robot=True)
     await add_grant(accounts, "robot:ci", "team/**", "push")
     assert policy.principal(robot).may(PUSH, "team/app")
@@ -81,7 +83,7 @@ async def test_a_robot_and_a_user_are_not_each_other(accounts: Accounts, policy:
 
 
 async def test_groups_of_an_issuer_count_beside_the_stores(accounts: Accounts, policy: Policy) -> None:
-    """A token that lists groups is in them while it is shown, and nobody else is."""
+    """The groups in an issuer's token apply to requests with this token, and not to other requests of the account."""
     robot = await add_account(accounts, "ci", robot=True)
     await accounts.add_group(AccountName("release"), by=BY)
     await add_grant(accounts, "group:release", "team/**", "push")
@@ -90,7 +92,8 @@ async def test_groups_of_an_issuer_count_beside_the_stores(accounts: Accounts, p
 
 
 async def test_an_admin_may_do_everything(accounts: Accounts, policy: Policy) -> None:
-    """Below private upstreams as well; a limited credential of an admin is none of an admin."""
+    """An admin may do everything, also below private upstreams. An admin with a limited credential does not have the
+    rights of an admin."""
     root = await add_account(accounts, "root", admin=True)
     seen = policy.principal(root)
     assert seen.admin
@@ -101,7 +104,8 @@ async def test_an_admin_may_do_everything(accounts: Accounts, policy: Policy) ->
 
 
 async def test_a_private_upstream_wants_a_grant_of_its_own(accounts: Accounts, policy: Policy) -> None:
-    """`**` and `private.*/**` do not reach in; a pattern that begins with its name does."""
+    """The patterns `**` and `private.*/**` do not match repositories of a private upstream. A pattern that begins with
+    the upstream's name does."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "**", "pull")
     await add_grant(accounts, "user:alice", "private.*/**", "pull")
@@ -117,7 +121,8 @@ async def test_a_private_upstream_wants_a_grant_of_its_own(accounts: Accounts, p
 
 
 async def test_what_changed_since_ends_a_proof(accounts: Accounts, policy: Policy) -> None:
-    """Disabling, removal, a removal followed by a new account of that name."""
+    """An identity is refused after its account was disabled or removed, even if a new account of the same name was
+    added."""
     alice = await add_account(accounts, "alice")
     policy.principal(alice)
     await accounts.set_enabled(AccountName("alice"), False, by=BY)
@@ -133,7 +138,8 @@ async def test_what_changed_since_ends_a_proof(accounts: Accounts, policy: Polic
 
 
 async def test_rights_are_those_of_this_moment(accounts: Accounts, policy: Policy) -> None:
-    """A proof stays good when a grant goes; what it allows goes with the grant, and the epoch tells."""
+    """After a grant was removed, the account can still log in, but no longer has the rights of the grant. The epoch of
+    the store has increased."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "team/**", "pull")
     assert policy.principal(alice).may(PULL, "team/app")
@@ -152,7 +158,8 @@ async def add_token(accounts: Accounts, account: str, *limits: tuple[str, str]) 
 
 
 async def test_an_api_tokens_limits_only_take_away(accounts: Accounts, policy: Policy) -> None:
-    """It allows what both the account's grants and its limits allow; they are the store's, whatever the proof says."""
+    """A request with an API token may do what both the account's grants and the token's limits allow. The limits are
+    read from the store, and not from the identity."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "team/**", "pull,push")
     token = await add_token(accounts, "alice", ("team/app", "pull,delete"), ("other/**", "pull"))
@@ -168,7 +175,8 @@ async def test_an_api_tokens_limits_only_take_away(accounts: Accounts, policy: P
 
 
 async def test_a_limit_does_not_open_a_private_upstream(accounts: Accounts, policy: Policy) -> None:
-    """Limits name it, grants do not: neither a pull nor a list reaches in."""
+    """A token whose limits name a private upstream, but whose account has no grant for it, allows neither a pull from
+    its repositories nor a list of them."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "**", "pull")
     seen = policy.principal(replace(alice, limits=(limit("private.example/**", "pull"),)))
@@ -178,7 +186,8 @@ async def test_a_limit_does_not_open_a_private_upstream(accounts: Accounts, poli
 
 
 async def test_a_tokens_access_only_takes_away(accounts: Accounts, policy: Policy) -> None:
-    """It speaks of the name that was asked by; rights speak of the stored one, and both have to allow it."""
+    """A bearer token names repositories as the client does, and grants name them as the store does. An action needs
+    both the token and a grant."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "docker.io/**", "pull")
     seen = policy.principal(replace(alice, access={"ubuntu": PULL | PUSH, "team/app": PULL}))
@@ -190,7 +199,7 @@ async def test_a_tokens_access_only_takes_away(accounts: Accounts, policy: Polic
 
 
 async def test_a_token_that_was_granted_patterns_was_granted_nothing(accounts: Accounts, policy: Policy) -> None:
-    """What stands in a token is a name, also where it looks like a pattern."""
+    """A name in a token's access is never a pattern, even if it looks like one."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "team/*", "pull")
     seen = policy.principal(replace(alice, access={"team/**": PULL, "**": PULL, "team/app": PULL, CATALOG: PULL}))
@@ -199,7 +208,8 @@ async def test_a_token_that_was_granted_patterns_was_granted_nothing(accounts: A
 
 
 async def test_a_list_takes_the_catalog_and_shows_what_may_be_pulled(accounts: Accounts, policy: Policy) -> None:
-    """Whatever else the token was granted; nobody at all gets none, an anonymous token what is everybody's."""
+    """The list of repositories needs a token with access to the catalog, and shows all that the account may pull. A
+    request without a token gets no list. With an anonymous token, the list shows what everyone may pull."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "team/**", "pull")
     await add_grant(accounts, "everyone", "public/**", "pull")
@@ -214,7 +224,8 @@ async def test_a_list_takes_the_catalog_and_shows_what_may_be_pulled(accounts: A
 
 
 async def test_what_a_token_can_be_granted(accounts: Accounts, policy: Policy) -> None:
-    """By the name as it is asked for: pulls and deletes also where a mirror keeps it under another."""
+    """A token is granted access to the name that the client asks for. Pulls and deletes can be granted even if a mirror
+    stores the repository under another name."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "docker.io/library/*", "pull,push")
     await add_grant(accounts, "user:alice", "team/**", "pull,push,admin")
@@ -232,7 +243,7 @@ async def test_what_a_token_can_be_granted(accounts: Accounts, policy: Policy) -
 
 
 async def test_what_is_remembered_of_a_principal_is_bounded(accounts: Accounts, policy: Policy) -> None:
-    """Somebody who asks for ever new names fills no memory, and gets right answers."""
+    """A principal caches the rights on a bounded number of names. The answers are right for any number of names."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "team/**", "pull")
     seen = policy.principal(alice)
@@ -243,7 +254,8 @@ async def test_what_is_remembered_of_a_principal_is_bounded(accounts: Accounts, 
 
 
 async def test_where_no_name_makes_a_difference(accounts: Accounts, policy: Policy) -> None:
-    """Who may do the same everywhere is told so at once; one name that is not like the others ends that."""
+    """If a principal may do the same on all repositories, its rights are known without a look at the name. One grant
+    for a narrower pattern ends this."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "**", "pull,push")
     assert policy.principal(alice).rights.actions_everywhere is None  # private.example wants a grant of its own
@@ -265,6 +277,7 @@ async def test_where_no_name_makes_a_difference(accounts: Accounts, policy: Poli
     ids=["guarded", "limits"],
 )
 def test_rights_have_sets_of_names_that_can_be_united(other: NameSet) -> None:
-    """The union of sets with different guarded upstreams, or with limits, could hold names that none of them holds."""
+    """`Rights` refuses sets of names with different guarded upstreams or limits: their union could contain names that
+    are in none of them."""
     with pytest.raises(ValueError, match="guarded"):
         Rights({PULL: NameSet.of(["**"])}, more_names=[(PULL, other)])

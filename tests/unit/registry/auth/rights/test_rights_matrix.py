@@ -1,8 +1,8 @@
 """The rights matrix over HTTP: principal x credential x repository x endpoint, against a table.
 
-The table says in letters what each principal may do, and `expected` derives the answer from it, without knowledge of
-the implementation. Each request is made for an existing repository and for a missing one; where it is refused, both
-answers are the same, byte for byte.
+The table says in letters what each principal may do. `expected` derives the response from the table, without knowledge
+of the implementation. Each request is sent for an existing repository and for a missing one. If it is refused, both
+responses are the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ WAYS = ("basic", "whole", "reading", "writing", "elsewhere")
 
 @dataclass(frozen=True)
 class ApiCall:
-    """One endpoint. `there` and `missing` are the statuses of an allowed call on the existing and the missing
-    repository. `code` is the error code of a refused read; empty means an empty list. `harms` means that the call would
-    change the content, so it is tried only where it is refused."""
+    """One endpoint. `there` and `missing`: the statuses of an allowed call on the existing and on the missing
+    repository. `code`: the error code of a refused read; empty: a refused read gets an empty list. `harms`: the call
+    would change the content, so the test sends it only if it must be refused."""
 
     letter: str
     method: str
@@ -129,7 +129,7 @@ class Expected:
 
 
 def expected(who: str, way: str, area: str, twin: str, endpoint: ApiCall) -> Expected:
-    """Returns the answer that the policy requires."""
+    """Returns the response that the policy requires."""
     account = TABLE[who][AREAS.index(area)]
     shown = {"basic": "rwd", "whole": "rwd", "reading": "r", "writing": "w", "elsewhere": ""}[way]
     if who == "limited" and (area, twin) != ("team", "app"):
@@ -343,8 +343,8 @@ async def test_mounts_open_nothing(tmp_path: Path) -> None:
 
 
 async def test_the_ping_asks_who_has_shown_nothing(tmp_path: Path) -> None:
-    """`/v2/` answers 401 without a credential, also where everyone may pull, since docker reads challenges there only.
-    Any valid token is enough."""
+    """`/v2/` answers 401 to a request without a credential, even if everyone may pull, because docker reads the
+    challenge only there. Any valid token is enough."""
     async with running_app(tmp_path / "data") as service:
         assert (await service.client("GET", "/v2/")).status == 200
         await add_account(service.accounts, "alice")

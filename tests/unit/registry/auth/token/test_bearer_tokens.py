@@ -97,7 +97,7 @@ async def test_never_admin(worker: AuthWorker, tokens: BearerTokens) -> None:
 
 
 async def test_expiry(worker: AuthWorker) -> None:
-    """A token counts until the second of its expiry, cached or not."""
+    """A token is accepted until the second of its expiry, whether or not it is cached."""
     text, fresh = await token(worker), await token(worker)
     assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     worker.clock.now = int(worker.clock.now) + 299
@@ -108,8 +108,8 @@ async def test_expiry(worker: AuthWorker) -> None:
 
 
 async def test_short_lived_origin(worker: AuthWorker) -> None:
-    """A token expires with the credential it was made from, or up to a minute later, the least lifetime that clients
-    assume."""
+    """A token expires at the same time as the credential with which it was requested. It lives for at least a minute,
+    which is the shortest lifetime that clients assume."""
     await worker.add_robot()
     for left, lifetime in ((1000, 300), (100, 100), (10, 60)):
         made = await worker.add_token(CI, expires=worker.clock() + left)
@@ -243,7 +243,7 @@ async def test_unsigned(worker: AuthWorker) -> None:
 
 @pytest.mark.full_store
 async def test_other_store(worker: AuthWorker, tmp_path: Path, clock: AuthClock) -> None:
-    """A token of another registry is refused, also one that names this registry's key."""
+    """A token of another registry is refused, even if it names a key of this registry."""
     async with auth_worker(tmp_path / "other", clock) as other:
         await other.add_user(ALICE)
         text = await token(other)
@@ -307,7 +307,8 @@ async def test_first_key_is_one_for_all(worker: AuthWorker, other: AuthWorker) -
 
 @pytest.mark.parametrize("ending", ["disabled", "password", "removed", "admin"])
 async def test_revoked_on_every_worker(worker: AuthWorker, other: AuthWorker, ending: str) -> None:
-    """A revocation ends credentials at the next request on every worker, cached or not."""
+    """After a revocation, the credential is refused at the next request on every worker, whether or not it was
+    cached."""
     text = await token(worker)
     for each in (worker, other):
         assert await each.access.credential_verifier.verify_bearer(text, AT_HOME)
@@ -327,7 +328,7 @@ async def test_revoked_on_every_worker(worker: AuthWorker, other: AuthWorker, en
 
 
 async def test_other_changes_end_nothing(worker: AuthWorker) -> None:
-    """An unrelated change makes each worker check its cached credentials again, and those that are valid go on."""
+    """After an unrelated change, each worker checks its cached credentials again, and still accepts the valid ones."""
     text = await token(worker)
     proof = await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     await worker.add_robot()

@@ -1,4 +1,4 @@
-"""Login sessions: what ends them, on every worker, and that nothing else counts as one."""
+"""Login sessions: what ends them on all workers. No other credential is accepted as a session."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ async def test_it_lasts_a_working_day(worker: AuthWorker, other: AuthWorker) -> 
 
 
 async def test_what_is_stored(worker: AuthWorker, other: AuthWorker) -> None:
-    """The store has when, from where and how somebody logged in, and no secret. The audit log has the start and the
-    end."""
+    """The store records when, from where and how the person logged in, and no secret. The audit log records the start
+    and the end of the session."""
     first = await start(worker)
     worker.clock.now += 60
     second = await worker.access.login_sessions.start(alices(worker), "openid", ELSEWHERE)
@@ -73,8 +73,8 @@ async def test_what_is_stored(worker: AuthWorker, other: AuthWorker) -> None:
 
 
 async def test_each_can_be_ended(worker: AuthWorker, other: AuthWorker) -> None:
-    """An ended session is refused at once on every worker, whether it ended alone or with all others. Those of other
-    accounts stay."""
+    """An ended session is refused at once on every worker, whether it was ended alone or with all other sessions of the
+    account. Sessions of other accounts stay."""
     await worker.add_user(BOB)
     bobs = await worker.access.login_sessions.start(Identity(BOB, version=None, stamp="x"), "password", AT_HOME)
     one, two, three = [await start(worker) for _ in range(3)]
@@ -96,8 +96,8 @@ async def test_each_can_be_ended(worker: AuthWorker, other: AuthWorker) -> None:
 
 @pytest.mark.parametrize("change", ["password", "disabled", "admin", "removed"])
 async def test_changes_of_the_account_end_all(worker: AuthWorker, other: AuthWorker, change: str) -> None:
-    """What changes the account's version or removes it ends its sessions, and none comes back with a new account of the
-    name."""
+    """A change of the account's version, and the removal of the account, end its sessions. A new account of the same
+    name does not bring them back."""
     text = await start(worker)
     if change == "password":
         await other.accounts.set_password(ALICE, None, by=ADMIN)
@@ -114,7 +114,7 @@ async def test_changes_of_the_account_end_all(worker: AuthWorker, other: AuthWor
 
 
 async def test_their_number_is_bounded(worker: AuthWorker) -> None:
-    """A further login ends the session that was not used for the longest time."""
+    """At the largest number of sessions, a further login ends the session that was not used for the longest time."""
     texts = []
     for _ in range(MOST_SESSIONS):
         texts.append(await start(worker))

@@ -1,4 +1,4 @@
-"""What a client asks a token for."""
+"""The scopes that a client requests for a token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ PULL, PUSH, DELETE = Action.PULL, Action.PUSH, Action.DELETE
     ],
 )
 def test_parse(values: list[str], wanted: dict[str, Action]) -> None:
-    """Repeated, or parted by spaces; what is asked of one name is put together; unknown words are left out."""
+    """Scopes can be repeated parameters or separated by spaces. The actions on one name are united. Unknown actions are
+    left out."""
     found = parse_scopes(values)
     assert found.actions == wanted
     assert not found.has_unknown_scopes
@@ -55,7 +56,7 @@ def test_parse(values: list[str], wanted: dict[str, Action]) -> None:
     ],
 )
 def test_unreadable(scope: str) -> None:
-    """What means nothing here is asked for in vain: it is not an error, and not nothing either."""
+    """An unknown scope grants nothing and raises no error, but the request counts as one that asks for something."""
     found = parse_scopes([scope])
     assert found.actions == {}
     assert found.has_unknown_scopes
@@ -65,14 +66,16 @@ def test_unreadable(scope: str) -> None:
 
 
 def test_pulls_alone() -> None:
-    """Pulls of any number of names are; nothing at all, a push, and the list of repositories are not."""
+    """A request for pulls from any number of repositories asks for pulls only. A request for nothing, for a push, or
+    for the list of repositories does not."""
     assert parse_scopes(["repository:a:pull", "repository:b:pull"]).is_pull_only
     for scope in ("", "repository:a:pull,push", "repository:a:push", "repository:a:*", "registry:catalog:*"):
         assert not parse_scopes([scope]).is_pull_only
 
 
 def test_bounds() -> None:
-    """A request asks for so many names, and so many letters of them, that its token fits into a header."""
+    """A request may name a limited number of repositories with a limited total length, so that its token fits into a
+    header."""
     assert len(parse_scopes([f"repository:a{n}:pull" for n in range(MAX_NAMES)]).actions) == MAX_NAMES
     with pytest.raises(RequestInvalid):
         parse_scopes([f"repository:a{n}:pull" for n in range(MAX_NAMES + 1)])
@@ -81,7 +84,7 @@ def test_bounds() -> None:
 
 
 def test_written() -> None:
-    """As OAuth's answers have it."""
+    """The scopes are written in the format of OAuth's responses."""
     granted = {"team/app": PULL | PUSH, CATALOG: PULL}
     assert format_scopes(granted) == "repository:team/app:pull,push registry:catalog:*"
     assert parse_scopes([format_scopes(granted)]).actions == granted

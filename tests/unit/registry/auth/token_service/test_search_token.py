@@ -15,7 +15,7 @@ FOR_SEARCHES = "registry:catalog:search"
 
 
 async def found(app: AppInProcess, token: str) -> list[str]:
-    """The repositories that a search for `app` finds."""
+    """Returns the repositories that a search for `app` finds with this token."""
     transport = httpx2.ASGITransport(app=app.app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://registry.test") as client:
         answer = await client.get("/v1/search?q=app", headers={"authorization": token})
@@ -24,8 +24,8 @@ async def found(app: AppInProcess, token: str) -> list[str]:
 
 
 async def test_it_finds_what_the_account_may_pull(tmp_path: Path) -> None:
-    """A token for searches finds all of it, within the limits of an API token. A token for repositories finds only
-    these."""
+    """With a token for searches, a search finds all that the account may pull, within the limits of the API token. With
+    a token for repositories, it finds only these repositories."""
     prepare_data_dir(tmp_path)
     async with open_registry(tmp_path) as store:
         for repo in ("team/app", "team/app-web", "secret/app"):

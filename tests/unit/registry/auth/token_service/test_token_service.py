@@ -1,4 +1,4 @@
-"""`/token` over HTTP, over a real store with real rights."""
+"""`/token` over HTTP, with a real store and real rights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ async def client_of(worker: AuthWorker, **policy: Any) -> AsyncIterator[httpx2.A
 
 @pytest.fixture
 async def client(worker: AuthWorker) -> AsyncIterator[httpx2.AsyncClient]:
-    """Everyone may pull `public/**`; alice may push to `team/**` as well; ci may pull there."""
+    """Everyone may pull from `public/**`. The user alice may pull from and push to `team/**`, and the robot ci may pull
+    from there."""
     await worker.add_robot()
     await worker.grant("everyone", "public/**", "pull")
     await worker.grant("user:alice", "team/**", "pull,push")
@@ -58,7 +59,7 @@ async def post(client: httpx2.AsyncClient, **form: str) -> httpx2.Response:
 
 
 async def proved(worker: AuthWorker, answer: httpx2.Response) -> Identity:
-    """What the token in an answer proves."""
+    """Returns the identity that the token in a response proves."""
     assert answer.status_code == 200, answer.text
     return await worker.access.credential_verifier.verify_bearer(answer.json()["token"], AT_HOME)
 
@@ -71,7 +72,7 @@ def check_refused(answer: httpx2.Response) -> None:
 
 
 async def test_docker_pull(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """The answer has all that clients read, says how long it may be used, and is kept by no cache."""
+    """The response has all fields that clients read, with the lifetime of the token, and must not be cached."""
     answer = await get(client, "repository:team/app:pull", login=basic("alice", PASSWORD), account="alice")
     document = answer.json()
     assert document["token"] == document["access_token"]
@@ -87,7 +88,7 @@ async def test_docker_pull(worker: AuthWorker, client: httpx2.AsyncClient) -> No
 
 
 async def test_what_is_granted(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """What is asked for as far as it is allowed; the rest is left out, however the scopes are written."""
+    """A token allows those of the requested actions that the client may do, however the scopes are written."""
     wanted = ("repository:team/app:pull,push,delete", "repository:public/a:pull,push repository:other:pull")
     for login, granted in (
         (None, {"public/a": Action.PULL}),
@@ -97,7 +98,7 @@ async def test_what_is_granted(worker: AuthWorker, client: httpx2.AsyncClient) -
 
 
 async def test_nobody(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """Without a login there is a token as well, for what everyone may do, be it nothing."""
+    """A request without a login gets a token for what everyone may do, even if that is nothing."""
     for scopes, granted in (
         ((), {}),
         (("repository:team/app:pull",), {}),
@@ -110,7 +111,8 @@ async def test_nobody(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
 
 
 async def test_docker_login(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """`docker login` asks for no scope: a good password gets a token and a refresh token, a bad one is refused."""
+    """`docker login` requests no scope. With the right password it gets a token and a refresh token, with a wrong one
+    it is refused."""
     ask = {"account": "alice", "client_id": "docker", "offline_token": "true"}
     good = await get(client, login=basic("alice", PASSWORD), **ask)
     assert (await proved(worker, good)).access == {}
@@ -133,7 +135,7 @@ async def test_docker_login(worker: AuthWorker, client: httpx2.AsyncClient) -> N
 
 
 async def test_new_password_ends_logins(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """Refresh tokens and tokens made with the old password are worth nothing."""
+    """A new password ends refresh tokens and bearer tokens that were made with the old one."""
     answer = await get(client, login=basic("alice", PASSWORD), offline_token="true")
     await worker.accounts.set_password(ALICE, hash_password("another password"), by=ADMIN)
     check_refused(await post(client, grant_type="refresh_token", refresh_token=answer.json()["refresh_token"]))
@@ -142,7 +144,7 @@ async def test_new_password_ends_logins(worker: AuthWorker, client: httpx2.Async
 
 
 async def test_refresh_token_expires(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """After 90 days one logs in again."""
+    """A refresh token expires after 90 days."""
     answer = await get(client, login=basic("alice", PASSWORD), offline_token="true")
     form = {"grant_type": "refresh_token", "refresh_token": answer.json()["refresh_token"]}
     worker.clock.now += 90 * 86400 - 1
@@ -152,7 +154,8 @@ async def test_refresh_token_expires(worker: AuthWorker, client: httpx2.AsyncCli
 
 
 async def test_who_gets_no_refresh_token(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """Nobody, and who logs in with an API token: revoking that has to end all of it."""
+    """An anonymous client gets no refresh token. A login with an API token gets none either, because to revoke the API
+    token has to end all access that was made with it."""
     made = await worker.add_token(CI)
     for login in (None, basic("ci", made.text)):
         answer = await get(client, login=login, offline_token="true")
@@ -163,7 +166,8 @@ async def test_who_gets_no_refresh_token(worker: AuthWorker, client: httpx2.Asyn
 
 
 async def test_logins_are_bounded(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """A machine that logs in anew for each job ends the logins that were used longest ago, and leaves API tokens."""
+    """An account has a largest number of refresh tokens: a further login ends the one that was used longest ago. API
+    tokens do not count, and stay."""
     kept = await worker.add_token(ALICE)
     first = await get(client, login=basic("alice", PASSWORD), offline_token="true")
     for _ in range(MAX_REFRESH_TOKENS):
@@ -178,7 +182,7 @@ async def test_logins_are_bounded(worker: AuthWorker, client: httpx2.AsyncClient
 
 
 async def test_robot(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """A CI logs in with an API token in the password's place, by GET and by POST."""
+    """A robot logs in with an API token in place of the password, by GET and by POST."""
     made = await worker.add_token(CI)
     scope = "repository:team/app:pull,push"
     for answer in (
@@ -190,8 +194,8 @@ async def test_robot(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
 
 
 async def test_containerd(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """POST with a password and several scopes in one parameter; a wrong one has an answer that both kinds of clients
-    read, and whose status makes containerd try GET."""
+    """containerd sends a POST with a password and with several scopes in one parameter. The response to a wrong
+    password has the error fields of both specifications, and a status at which containerd tries GET."""
     scope = "repository:team/app:pull repository:public/base:pull"
     form = {"grant_type": "password", "username": "alice", "scope": scope}
     answer = await post(client, **form, password=PASSWORD, access_type="offline")
@@ -226,8 +230,8 @@ PULL, PUSH = "repository:public/app:pull", "repository:public/app:pull,push"
 async def test_bad_credentials(
     worker: AuthWorker, client: httpx2.AsyncClient, user: str, scopes: tuple[str, ...], status: int
 ) -> None:
-    """They get the token that anybody gets if nothing is asked for but pulls that everyone may do, and are refused
-    otherwise, whether or not there is such an account."""
+    """With wrong credentials, a request for nothing but pulls that everyone may do gets an anonymous token. Every other
+    request is refused. Both hold whether or not the account exists."""
     form = {"grant_type": "password", "username": user, "password": "of another registry", "scope": " ".join(scopes)}
     for answer in (
         await get(client, *scopes, login=basic(user, "of another registry"), offline_token="true"),
@@ -242,8 +246,8 @@ async def test_bad_credentials(
 
 @pytest.mark.slow
 async def test_stray_credentials_of_many(worker: AuthWorker, client: httpx2.AsyncClient, hashed: list[bytes]) -> None:
-    """An office full of machines that show their logins at another registry all day, while accounts change, keeps
-    nobody in it from logging in, and each of those is hashed once."""
+    """Many machines at one address send their logins for another registry with each pull, while accounts here change.
+    Others at this address can still log in, and each of these logins is hashed only once."""
     for _ in range(20):
         for number in range(40):
             answer = await get(client, PULL, login=basic(f"hubuser{number}", "hub password"))
@@ -256,8 +260,8 @@ async def test_stray_credentials_of_many(worker: AuthWorker, client: httpx2.Asyn
 
 @pytest.mark.slow
 async def test_stray_credentials_for_ever(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """A machine that sends another registry's login with every pull is never held back from what everyone may pull; one
-    that guesses is, from all else, and is told when to come back."""
+    """A machine that sends its login for another registry with every pull can always pull what everyone may pull. A
+    client that guesses passwords is held back from everything else, and the response says for how long."""
     for _ in range(150):
         assert (await get(client, PULL, login=basic("hubuser", "hub password"))).status_code == 200
     for attempt in range(10):
@@ -273,14 +277,14 @@ async def test_stray_credentials_for_ever(worker: AuthWorker, client: httpx2.Asy
 
 @pytest.mark.parametrize("login", ["", "Basic", "Basic !", "Basic bm9jb2xvbg==", "Digest x", "Basic /////w=="])
 async def test_malformed_login(client: httpx2.AsyncClient, login: str) -> None:
-    """A header that cannot be read is refused like a wrong password, whatever is asked for."""
+    """A malformed Authorization header is refused like a wrong password, whatever scopes are requested."""
     for scopes in ((), (PULL,)):
         asked = [("scope", scope) for scope in scopes]
         check_refused(await client.get(f"/token?{urlencode(asked)}", headers={"authorization": login}))
 
 
 async def test_token_for_a_token(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """A token of ours buys no other one, or it would live for ever; a trusted issuer's does."""
+    """A bearer token of this registry cannot be exchanged for a new one, because access would then never expire."""
     text = (await get(client, login=basic("alice", PASSWORD))).json()["token"]
     check_refused(await get(client, "repository:team/app:pull", login=f"Bearer {text}"))
     check_refused(await get(client, "repository:team/app:pull", login=basic("alice", text)))
@@ -288,7 +292,8 @@ async def test_token_for_a_token(worker: AuthWorker, client: httpx2.AsyncClient)
 
 
 async def test_token_for_an_issuers_token(tmp_path: Path, clock: AuthClock) -> None:
-    """A CI's own token gets one of ours, as a bearer or as its robot's password; no refresh token."""
+    """A token of a trusted issuer can be exchanged for a bearer token, as a bearer credential or as the robot's
+    password. There is no refresh token for it."""
     key = IssuerKey("one")
     async with key_set_server() as far:
         far.body = key_set(key.jwk())
@@ -308,7 +313,8 @@ async def test_token_for_an_issuers_token(tmp_path: Path, clock: AuthClock) -> N
 
 @pytest.mark.parametrize(("service", "status"), [(SERVICE, 200), ("", 200), (None, 200), ("registry.docker.io", 400)])
 async def test_service(client: httpx2.AsyncClient, service: str | None, status: int) -> None:
-    """A token for another service is not made here, and the answer says which one is; who does not say gets ours."""
+    """A request for a token of another service is refused, and the error names this registry's service. A request
+    without a service gets a token of this registry."""
     answer = await client.get("/token", params={} if service is None else {"service": service})
     assert answer.status_code == status
     if status == 400:
@@ -333,7 +339,7 @@ FORMS: list[tuple[str, str, int, str]] = [
 
 @pytest.mark.parametrize(("body", "kind", "status", "word"), FORMS, ids=range(len(FORMS)))
 async def test_malformed_form(client: httpx2.AsyncClient, body: str, kind: str, status: int, word: str) -> None:
-    """Answered in words, never failed at, and nothing of it is said back."""
+    """A malformed form gets an error that describes the problem and repeats nothing of the form."""
     answer = await client.post("/token", content=body, headers={"content-type": kind} if kind else {})
     assert answer.status_code == status
     assert answer.json()["error"] == word
@@ -342,7 +348,8 @@ async def test_malformed_form(client: httpx2.AsyncClient, body: str, kind: str, 
 
 
 async def test_form_with_charset(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """containerd names a charset; passwords have any letters, and '+' is a space."""
+    """The Content-Type of a form may name a charset, as containerd's does. A password in a form may have any
+    characters, and '+' means a space."""
     await worker.accounts.set_password(ALICE, hash_password("pass wörd&=%+"), by=ADMIN)
     body = urlencode({"grant_type": "password", "username": "alice", "password": "pass wörd&=%+"})
     assert "+" in body
@@ -351,13 +358,13 @@ async def test_form_with_charset(worker: AuthWorker, client: httpx2.AsyncClient)
 
 
 async def test_too_many_scopes(client: httpx2.AsyncClient) -> None:
-    """Refused, since no header would hold the token."""
+    """A request for too many repositories is refused, because the token would not fit into a header."""
     answer = await get(client, " ".join(f"repository:a{n}:pull" for n in range(101)))
     assert answer.status_code == 400
 
 
 async def test_largest_token_fits(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """The largest token that is made is taken, and fits into a request's headers."""
+    """The largest token that can be issued is accepted, and fits into the headers of a request."""
     await worker.grant("everyone", "**", "pull,push,delete")
     scopes = " ".join(f"repository:{'a' * 76}{n}:pull,push,delete" for n in range(100))
     answer = await post(client, grant_type="password", username="alice", password=PASSWORD, scope=scopes)
@@ -366,8 +373,8 @@ async def test_largest_token_fits(worker: AuthWorker, client: httpx2.AsyncClient
 
 
 async def test_mirrored_names(worker: AuthWorker) -> None:
-    """A name is asked for as clients write it, without the upstream that they name beside it: a grant on what is stored
-    below one is enough for a pull, and for no push."""
+    """A scope has the name that the client used, without the upstream that the client names in `ns`. A grant on a
+    repository stored below an upstream allows a pull under this name, and no push."""
     await worker.grant("user:alice", "docker.io/**", "pull,push")
     async with client_of(worker, naming=NamingRules(["docker.io"])) as client:
         answer = await get(client, "repository:library/ubuntu:pull,push", login=basic("alice", PASSWORD))
@@ -376,7 +383,7 @@ async def test_mirrored_names(worker: AuthWorker) -> None:
 
 
 async def test_answers_say_nothing(client: httpx2.AsyncClient) -> None:
-    """The answers to a wrong password and to an unknown account are the same but for their request ids."""
+    """The responses to a wrong password and to an unknown account differ only in their request ids."""
     answers = []
     for user in ("alice", "a-stranger"):
         answer = await get(client, "repository:team/app:pull", login=basic(user, "a wrong password"))

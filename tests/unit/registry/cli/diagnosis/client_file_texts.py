@@ -1,4 +1,5 @@
-"""Files as the packages of the clients bring them, or as people wrote them in the threads named here."""
+"""Configuration files as the packages of the clients install them, or as people posted them in the issues named
+here."""
 
 from __future__ import annotations
 

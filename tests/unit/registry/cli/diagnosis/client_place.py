@@ -1,4 +1,4 @@
-"""A directory with the files of a client, and what a check finds in it."""
+"""A directory with the files of a client, and the findings of a check in it."""
 
 from __future__ import annotations
 

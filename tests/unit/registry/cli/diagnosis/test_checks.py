@@ -36,7 +36,7 @@ URL = "https://registry-1.docker.io"
 
 
 def dates(*differences: float) -> dict[str, tuple[str, float]]:
-    """Answers of upstreams whose clocks are so many seconds behind."""
+    """Returns the Date headers of upstreams whose clocks are behind by these numbers of seconds."""
     return {f"{URL}/{number}": (formatdate(NOW - each, usegmt=True), NOW) for number, each in enumerate(differences)}
 
 
@@ -54,7 +54,7 @@ def dates(*differences: float) -> dict[str, tuple[str, float]]:
     ],
 )
 def test_clock(now: float, answers: dict[str, tuple[str, float]], level: Level, what: str) -> None:
-    """The clock against those of the upstreams, with a tolerance, and against the age of the program."""
+    """The clock is compared with the clocks of the upstreams, with a tolerance, and with the age of the program."""
     (finding,) = clock_findings(now, answers)
     assert finding.level is level
     assert what in finding.what
@@ -77,15 +77,15 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
 
 
 def certificate(certificate: Path, key: Path, url: str = "https://localhost:5000", days: float = 0.0) -> Finding:
-    """The worst finding, so many days from now."""
+    """Returns the worst finding about a certificate after this many days."""
     settings = Settings(tls=TLSSettings(certificate=certificate, key=key))
     findings = certificate_findings(settings, url, time.time() + days * 86400)
     return max(findings, key=lambda finding: list(Level).index(finding.level))
 
 
 def test_certificate(authority: CertificateAuthority, tmp_path: Path) -> None:
-    """A certificate that has expired, soon will, is not valid yet, is for another name, lacks its chain, or does not
-    belong to the key."""
+    """There is a finding if the certificate has expired, will expire soon, is not valid yet, is for another name, lacks
+    its chain, or does not belong to the key."""
     pair, other = authority.sign("localhost"), authority.sign("other")
     whole = tmp_path / "whole.pem"
     whole.write_text(pair.certificate.read_text() + authority.certificate.read_text())
@@ -112,8 +112,8 @@ def test_certificate(authority: CertificateAuthority, tmp_path: Path) -> None:
 
 
 def test_a_certificate_without_a_known_name(tmp_path: Path) -> None:
-    """A server that listens at all addresses and has no public_url: nobody knows its name, so it is no problem that the
-    certificate has another one than localhost."""
+    """If the server listens at all addresses and has no `public_url`, its name is not known. A certificate for another
+    name than `localhost` is then no problem."""
     name, pair = "registry.example.com", ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "certificate.pem")
     new = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-days", "90")
     names = ("-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}")
@@ -140,8 +140,9 @@ def test_a_certificate_without_a_known_name(tmp_path: Path) -> None:
     ids=["common name", "this machine", "address", "localhost is meant"],
 )
 def test_a_certificate_without_names(tmp_path: Path, subject: str, listen: str, wanted: str) -> None:
-    """The step has the name by which clients connect. If the settings do not say it, that is the certificate's old
-    common name, or this machine's name, and not the `localhost` that stands for all addresses."""
+    """If a certificate has no names, the next step says which name it needs: the one by which clients connect. If the
+    settings do not give this name, it is the common name of the certificate, or the name of this machine, and not the
+    `localhost` that stands for all addresses."""
     pair = ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "certificate.pem", "-subj", subject)
     new = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-days", "90")
     command: list[str | Path] = ["openssl", "req", *new, *pair]
@@ -154,14 +155,14 @@ def test_a_certificate_without_names(tmp_path: Path, subject: str, listen: str, 
 
 
 async def test_a_directory_that_cannot_be_looked_at(tmp_path: Path) -> None:
-    """The reason of the system, and no failure of the check itself."""
+    """If the directory cannot be read, the finding has the system's reason. The check itself does not fail."""
     (finding,) = await run_checks(data_checks(Settings(data=tmp_path / ("a" * 300))))
     assert finding.level is Level.PROBLEM
     assert "cannot be looked at: File name too long" in finding.what
 
 
 def test_no_certificate() -> None:
-    """Plain HTTP needs none, and behind a proxy with TLS the server has none of its own."""
+    """Plain HTTP needs no certificate. Behind a proxy with TLS, the server has no certificate of its own."""
     assert certificate_findings(Settings(), "http://localhost:5000", NOW) == []
     (finding,) = certificate_findings(Settings(), "https://registry.example.com", NOW)
     assert finding.level is Level.OK
@@ -174,7 +175,7 @@ async def data_findings(settings: Settings) -> list[Finding]:
 
 @pytest.mark.full_store
 async def test_data_directory(tmp_path: Path) -> None:
-    """A prepared directory has no findings; others say what is missing."""
+    """A prepared directory has no findings. For other paths, the finding says what is wrong."""
     data = tmp_path / "data"
     (missing,) = await data_findings(Settings(data=data))
     assert "there is no" in missing.what
@@ -194,7 +195,7 @@ async def test_data_directory(tmp_path: Path) -> None:
 
 @pytest.mark.full_store
 async def test_database(tmp_path: Path) -> None:
-    """A database of another version, and one that is no database."""
+    """There is a finding for a database of another version, and for a file that is not a database."""
     data = tmp_path / "older than newer"  # the path is in the texts of errors
     prepare_data_dir(data)
 
@@ -218,7 +219,8 @@ async def test_database(tmp_path: Path) -> None:
 
 @pytest.mark.full_store
 async def test_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory of another user, and one with a file of another user, which the server cannot change."""
+    """There is a finding for a directory of another user, and for one that contains a file of another user, because the
+    server cannot change this file."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     if os.geteuid() == 0:  # only root can give files away
@@ -235,7 +237,8 @@ async def test_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.full_store
 async def test_a_directory_that_may_not_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wrong user still learns which user is the right one, and the check of the version raises its own error."""
+    """If the wrong user runs the command, the finding names the right user, and the check of the version raises its own
+    error."""
     prepare_data_dir(tmp_path)
     stat = os.stat
 
@@ -254,7 +257,7 @@ async def test_a_directory_that_may_not_be_searched(tmp_path: Path, monkeypatch:
 
 
 async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checks of a directory whose disk does not respond end, and other checks run meanwhile."""
+    """The checks of a directory on a disk that hangs end at their time limit. Other checks run meanwhile."""
     stat, released = os.stat, threading.Event()
 
     def hang(path: Any, **options: Any) -> os.stat_result:
@@ -280,7 +283,7 @@ async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_settings(tmp_path: Path) -> None:
-    """Settings that are valid, and do not make sense."""
+    """There is a finding for settings that are valid but make no sense."""
 
     def said(**values: object) -> str:
         findings = settings_findings(Settings.model_validate(values), (), has_file=True)

@@ -1,4 +1,4 @@
-"""Set-ups of clients, right and wrong: each finding names the cause and what to write."""
+"""Right and wrong set-ups of clients: each finding names the cause and what to write."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DROP_IN = "etc/containers/registries.conf.d/50-entrepot.conf"
 
 
 def test_what_the_command_prints_is_right(tmp_path: Path) -> None:
-    """The files that `entrepot client` prints, put where it says, make every check say that all is well."""
+    """If the files that `entrepot client` prints are written to the paths that it names, no check finds a problem."""
     upstreams = [Upstream(name="docker.io", default=True), Upstream(name="ghcr.io")]
     hosts = [host for upstream in upstreams for host in mirrored_hosts(upstream)]
     for url in (PLAIN, SECURE, "http://127.0.0.1:5000"):
@@ -51,7 +51,8 @@ DOCKER = [
 
 @pytest.mark.parametrize(("text", "what", "why"), DOCKER)
 def test_docker(tmp_path: Path, text: str | None, what: str, why: str) -> None:
-    """A daemon.json that does not lead here: the cause, and a whole file that does and keeps what was in it."""
+    """If daemon.json does not lead to this registry, the finding has the cause, and a whole file that does and keeps
+    the other settings."""
     if text is not None:
         write(tmp_path, **{DAEMON: text})
     first = bad(found("docker", tmp_path))[0]
@@ -64,7 +65,8 @@ def test_docker(tmp_path: Path, text: str | None, what: str, why: str) -> None:
 
 
 def test_docker_keeps_other_settings(tmp_path: Path) -> None:
-    """The file to write has the other settings, other mirrors behind this one, and other insecure registries."""
+    """The file in the finding keeps the other settings, the other insecure registries, and the other mirrors, after
+    this registry."""
     before = {
         "log-driver": "journald",
         "registry-mirrors": ["https://m.example"],
@@ -79,8 +81,8 @@ def test_docker_keeps_other_settings(tmp_path: Path) -> None:
 
 
 def test_docker_insecure(tmp_path: Path) -> None:
-    """Names with the registry's own host need `insecure-registries`, by name or by network; a loopback address does
-    not."""
+    """Images that are named after the registry's own host need an entry in `insecure-registries`, by name or by
+    network. A loopback address does not need it."""
     write(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [PLAIN]})})
     (finding,) = bad(found("docker", tmp_path))
     assert "gave HTTP response to HTTPS client" in finding.why
@@ -93,7 +95,8 @@ def test_docker_insecure(tmp_path: Path) -> None:
 
 
 def test_docker_order_login_and_spelling(tmp_path: Path) -> None:
-    """Another mirror first, a registry that asks for a login, and a misspelt key."""
+    """There is a finding for another mirror before this registry, for a registry that asks for a login, and for a
+    misspelt key."""
     daemon = {"registry-mirrors": ["https://m.example", SECURE], "registry-mirror": [SECURE]}
     write(tmp_path, **{DAEMON: json.dumps(daemon)})
     findings = found("docker", tmp_path, SECURE)
@@ -114,7 +117,8 @@ def test_docker_asks_the_default_upstream(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("program", CHECKS)
 def test_an_authority_that_the_client_does_not_know(tmp_path: Path, program: str) -> None:
-    """A certificate that is not trusted: the finding names the file for the authority, and goes when it is there."""
+    """If the certificate is not trusted, the finding names the file for the certificate of the authority. Once this
+    file exists, there is no such finding."""
     hosts = mirrored_hosts(Upstream(name="docker.io"))
     for name, text in SETUPS[program](RegistryAddress(SECURE), hosts).files:
         write(tmp_path, **{name.lstrip("/"): text})
@@ -146,7 +150,8 @@ CONTAINERD = [
 
 @pytest.mark.parametrize(("text", "what", "why"), CONTAINERD)
 def test_containerd_config(tmp_path: Path, text: str | None, what: str, why: str) -> None:
-    """A config.toml with which Kubernetes does not read a right hosts.toml: no finding says that pulls come through."""
+    """If config.toml keeps Kubernetes from reading a right hosts.toml, no finding says that pulls come through the
+    registry."""
     write(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
     if text is not None:
         write(tmp_path, **{CONFIG: text})
@@ -160,7 +165,7 @@ def test_containerd_config(tmp_path: Path, text: str | None, what: str, why: str
 
 @pytest.mark.parametrize("text", [None, *(case[0] for case in CONTAINERD[1:6])])
 def test_containerd_lines_to_write(tmp_path: Path, text: str | None) -> None:
-    """The lines of the finding are a whole file with which pulls come through, of the version of the old one."""
+    """The lines in the finding are a whole file, of the same version as the old one, with which pulls come through."""
     write(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML, **({CONFIG: text} if text else {})})
     (finding,) = bad(found("containerd", tmp_path))
     write(tmp_path, **{finding.file.lstrip("/"): finding.lines})
@@ -171,7 +176,8 @@ def test_containerd_lines_to_write(tmp_path: Path, text: str | None) -> None:
 
 
 def test_containerd_list_that_works(tmp_path: Path) -> None:
-    """A list is only a warning where it works: in a file of version 2, and where a setting makes 2.x pull locally."""
+    """A list of directories is only a warning if it works: in a file of version 2, or if a setting makes containerd 2.x
+    pull locally."""
     write(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
     two = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/none:/etc/containerd/certs.d"\n'
     for text, why in ((texts.CONTAINERD_EKS, "discard_unpacked_layers"), (two, "1.x reads all of them")):
@@ -183,7 +189,7 @@ def test_containerd_list_that_works(tmp_path: Path) -> None:
 
 
 def test_containerd_imports(tmp_path: Path) -> None:
-    """A file that config.toml imports counts."""
+    """Files that config.toml imports are read as well."""
     write(tmp_path, **{CONFIG: 'version = 2\nimports = ["/etc/containerd/conf.d/*.toml"]\n'})
     write(tmp_path, **{"etc/containerd/conf.d/a.toml": texts.CONTAINERD_GOOD_1_7})
     write(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
@@ -219,7 +225,7 @@ HOSTS = [
 
 @pytest.mark.parametrize(("files", "what", "why"), HOSTS)
 def test_containerd_hosts(tmp_path: Path, files: dict[str, str], what: str, why: str) -> None:
-    """A hosts.toml that does not lead here, and one that does after the lines of the finding were written."""
+    """A hosts.toml that does not lead to this registry has a finding. With the lines of the finding, it does."""
     write(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2})
     write(tmp_path, **{f"etc/containerd/certs.d/{name}": text for name, text in files.items()})
     (finding,) = bad(found("containerd", tmp_path))
@@ -231,8 +237,8 @@ def test_containerd_hosts(tmp_path: Path, files: dict[str, str], what: str, why:
 
 
 def test_containerd_default_directory(tmp_path: Path) -> None:
-    """`_default` stands for every host without a directory of its own. Without it, only the hosts with one come
-    through, and a `server` in it is worth a warning."""
+    """`_default` applies to every host without a directory of its own. Without `_default`, only pulls from hosts with a
+    directory come through. A `server` in `_default` is worth a warning."""
     write(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2, f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
     (finding,) = bad(found("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")))
     assert "is for ghcr.io" in finding.what
@@ -245,7 +251,7 @@ def test_containerd_default_directory(tmp_path: Path) -> None:
 
 
 def test_containerd_plugin_is_off(tmp_path: Path) -> None:
-    """Docker's package switches the plugin for Kubernetes off."""
+    """There is a finding if the plugin for Kubernetes is switched off, as in the package of Docker."""
     write(tmp_path, **{CONFIG: texts.CONTAINERD_IO_PACKAGE})
     assert "disabled_plugins" in bad(found("containerd", tmp_path), Level.WARNING)[0].what
 
@@ -270,7 +276,7 @@ PODMAN = [
 
 @pytest.mark.parametrize(("text", "what", "why"), PODMAN)
 def test_podman(tmp_path: Path, text: str, what: str, why: str) -> None:
-    """A registries.conf that does not lead here."""
+    """There is a finding for a registries.conf that does not lead to this registry."""
     write(tmp_path, **{"etc/containers/registries.conf": text})
     finding = bad(found("podman", tmp_path))[0]
     assert what in finding.what
@@ -281,8 +287,8 @@ def test_podman(tmp_path: Path, text: str, what: str, why: str) -> None:
 
 
 def test_podman_later_files_win(tmp_path: Path) -> None:
-    """A file in registries.conf.d replaces the entry of the same prefix; a longer prefix without this mirror is worth a
-    warning."""
+    """A file in registries.conf.d replaces the entry with the same prefix. There is a warning for an entry with a
+    longer prefix that lacks this mirror."""
     write(tmp_path, **{"etc/containers/registries.conf": texts.PODMAN_GOOD})
     assert not bad(found("podman", tmp_path))
     later = '[[registry]]\nlocation = "docker.io"\n'
@@ -296,7 +302,7 @@ def test_podman_later_files_win(tmp_path: Path) -> None:
 
 
 def test_what_does_not_answer(tmp_path: Path) -> None:
-    """An address at which nothing answers is the first finding, whatever the files say."""
+    """If nothing answers at the address, the first finding says so, whatever the files contain."""
     answer = ProbeResult(PLAIN, ProbeError.REFUSED, "Connection refused")
     first = found("podman", tmp_path, answer=answer)[0]
     assert "nothing listens there" in first.what
@@ -304,14 +310,14 @@ def test_what_does_not_answer(tmp_path: Path) -> None:
 
 
 def test_which_programs_are_here(tmp_path: Path) -> None:
-    """Only programs that are on the machine are worth a look of the doctor."""
+    """The doctor checks only client programs that are on the machine."""
     assert programs_on_this_machine(tmp_path) == []
     write(tmp_path, **{CONFIG: "", "usr/bin/podman": ""})
     assert programs_on_this_machine(tmp_path) == ["containerd", "podman"]
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
-    """A directory in the place of a file is named, with the reason."""
+    """A directory in place of a file is a finding with the path and the reason."""
     (tmp_path / DAEMON).mkdir(parents=True)
     files = ClientFiles("docker", tmp_path)
     hosts = mirrored_hosts(Upstream(name="docker.io"))
@@ -336,18 +342,18 @@ ODD_CONFIGS = [
 
 @pytest.mark.parametrize(("text", "what"), ODD_CONFIGS)
 def test_an_odd_containerd_config(tmp_path: Path, text: str, what: str) -> None:
-    """Values of other types than containerd takes are findings."""
+    """Values of types that containerd does not accept are findings."""
     write(tmp_path, **{CONFIG: text, "etc/containerd/more.toml": 'plugins = ["a"]\n'})
     assert any(what in finding.what for finding in bad(found("containerd", tmp_path)))
 
 
 def test_an_odd_mirror_of_docker(tmp_path: Path) -> None:
-    """A mirror that is no URL is a finding, and is not among the lines to write."""
+    """A mirror that is no URL is a finding. The lines to write do not contain it."""
     write(tmp_path, **{DAEMON: '{"registry-mirrors": ["http://[::1"]}'})
     (finding,) = (each for each in bad(found("docker", tmp_path)) if "is not a mirror's address" in each.what)
     assert "[::1" not in finding.lines
 
 
 def test_a_trace_that_cannot_be_looked_at(tmp_path: Path) -> None:
-    """A path at which the system call fails does not end the search."""
+    """If the system call for one path fails, the search for client programs continues."""
     assert programs_on_this_machine(tmp_path / ("a" * 300)) == []

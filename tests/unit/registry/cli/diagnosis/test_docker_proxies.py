@@ -34,8 +34,8 @@ PROXIES = [
 
 @pytest.mark.parametrize(("files", "source"), PROXIES, ids=["daemon.json", "drop-in", "environment file"])
 def test_a_proxy_of_docker(tmp_path: Path, files: dict[str, Any], source: str) -> None:
-    """If docker asks a proxy for this registry, the finding names the file, and not the password. With the lines that
-    it says to write, docker does not."""
+    """If docker asks a proxy for this registry, the finding names the file, and not the password. With the lines in the
+    finding, docker no longer asks the proxy."""
     daemon = {"registry-mirrors": [SECURE], **files.get(DAEMON, {})}
     write(tmp_path, **{**files, DAEMON: json.dumps(daemon)})
     (finding,) = bad(found("docker", tmp_path, SECURE), Level.WARNING)
@@ -52,8 +52,8 @@ def test_a_proxy_of_docker(tmp_path: Path, files: dict[str, Any], source: str) -
 
 
 def test_proxies_that_do_not_matter(tmp_path: Path) -> None:
-    """The environment counts only if daemon.json sets no proxy, a drop-in can take it back, and a proxy for the other
-    scheme is not asked."""
+    """There is no finding if daemon.json sets its own proxies, because the environment then has no effect; if a drop-in
+    removes the proxy; or if the proxy is for the other scheme."""
     daemon: dict[str, Any] = {"registry-mirrors": [SECURE], "proxies": {"http-proxy": PROXY}}
     write(tmp_path, **{f"{UNIT_FOLDER}/a.conf": f"[Service]\nEnvironment=HTTPS_PROXY={PROXY}\n"})
     write(tmp_path, **{DAEMON: json.dumps(daemon)})
@@ -65,7 +65,7 @@ def test_proxies_that_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_proxies_of_a_person(tmp_path: Path) -> None:
-    """Those of ~/.docker/config.json are for containers and builds, not for docker's pulls."""
+    """The proxies in ~/.docker/config.json are for containers and builds, and not for docker's own pulls."""
     write(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [SECURE]})})
     hosts = mirrored_hosts(Upstream(name="docker.io"))
     address = RegistryAddress(SECURE)
@@ -92,5 +92,5 @@ def test_proxies_of_a_person(tmp_path: Path) -> None:
     ],
 )
 def test_hosts_without_a_proxy(no_proxy: str, exempt: list[str], asked: list[str]) -> None:
-    """The rules of Go for NO_PROXY, for the port 5000."""
+    """NO_PROXY is read by the rules of Go's library, here for the port 5000."""
     assert [host for host in [*exempt, *asked] if is_exempt(no_proxy, host, 5000)] == exempt

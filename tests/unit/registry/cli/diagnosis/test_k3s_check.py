@@ -31,8 +31,8 @@ K3S_FILES = [
 
 @pytest.mark.parametrize(("text", "what", "why"), K3S_FILES)
 def test_k3s(tmp_path: Path, text: str | None, what: str, why: str) -> None:
-    """A registries.yaml that does not lead here: the cause, and a whole file that does. What k3s has made of the file
-    is not looked at, because it writes that anew."""
+    """If registries.yaml does not lead to this registry, the finding has the cause, and a whole file that does. The
+    files that k3s generates from it are not checked."""
     write(tmp_path, **{K3S_WRITTEN: "version = 3\n"})
     if text is not None:
         write(tmp_path, **{K3S: text})
@@ -49,7 +49,7 @@ def test_k3s(tmp_path: Path, text: str | None, what: str, why: str) -> None:
 
 
 def test_k3s_keeps_other_settings(tmp_path: Path) -> None:
-    """The file to write has the other mirrors, logins, and other endpoints behind this registry."""
+    """The file in the finding keeps the other mirrors, the logins, and the other endpoints, after this registry."""
     auth = {"auth": {"username": "ann"}}
     before = {
         "mirrors": {"docker.io": {"endpoint": ["https://m.example"], "rewrite": {"a": "b"}}, "quay.io": None},
@@ -69,8 +69,8 @@ def test_k3s_keeps_other_settings(tmp_path: Path) -> None:
 
 
 def test_k3s_order_restart_and_spelling(tmp_path: Path) -> None:
-    """Another endpoint first, a file that k3s has not read yet, a key that it does not know, and a registry whose own
-    host needs plain HTTP."""
+    """There is a finding for another endpoint before this registry, for a file that k3s has not read since it was
+    changed, for an unknown key, and for a registry whose own host needs plain HTTP."""
     text = f"mirrors:\n  docker.io: {{endpoint: [https://m.example, '{PLAIN}']}}\nmirror: {{}}\n"
     write(tmp_path, **{K3S: text, K3S_WRITTEN: ""})
     os.utime(tmp_path / K3S_WRITTEN, (1, 1))
@@ -82,7 +82,7 @@ def test_k3s_order_restart_and_spelling(tmp_path: Path) -> None:
 
 
 def test_k3s_beside_a_containerd(tmp_path: Path) -> None:
-    """Each has its findings. RKE2 has a file of its own."""
+    """If a machine has both k3s and a containerd, each has its own findings. RKE2 has a file of its own."""
     lines = f"mirrors:\n  docker.io: {{endpoint: ['{SECURE}']}}\n"
     write(tmp_path, **{"etc/rancher/rke2/registries.yaml": lines})
     (finding,) = found("containerd", tmp_path, SECURE)

@@ -89,7 +89,8 @@ async def test_an_upstream_that_is_started_anew(site: MirrorStore, error: Regist
 
 
 async def test_whoever_takes_over_is_as_patient(site: MirrorStore) -> None:
-    """A worker that takes over a fill while the upstream is away waits for the whole stall timeout."""
+    """A worker that takes over a fill while the upstream is away waits for the whole stall timeout before it gives
+    up."""
     site.stall_timeout = 2.0
     gone = FakeSource()
     gone.blobs, gone.manifests, gone.sent = site.far.blobs, site.far.manifests, site.far.sent
@@ -152,8 +153,9 @@ async def test_wrong_bytes_of_a_small_blob(site: MirrorStore, worker: MirrorWork
 
 
 async def test_only_wrong_bytes(site: MirrorStore) -> None:
-    """An upstream that sends only corrupt bytes is asked once more, and then paused for longer after each such fetch,
-    over all clients and workers. Clients are told who sent corrupt bytes for which blob, and when to retry."""
+    """If an upstream sends only corrupt bytes, the fill is repeated once. After that, the upstream is paused, and for
+    longer after each such fetch, over all clients and workers. The error names the endpoint and the blob, and says when
+    to retry."""
     site.far.faults.corrupt = {"https://one"}
     digest = digest_of(b"a small layer")
     async with site.worker() as worker, site.worker() as other:
@@ -170,7 +172,7 @@ async def test_only_wrong_bytes(site: MirrorStore) -> None:
 
 
 async def test_only_wrong_bytes_while_the_other_endpoint_is_away(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A paused endpoint is not used as a substitute: no bytes are taken from it before the pause is over."""
+    """No bytes are requested from a paused endpoint before its pause is over, even if the other endpoint is down."""
     site.far.endpoints, site.far.faults.away = ("https://one", "https://two"), {"https://two"}
     site.far.faults.corrupt = {"https://one"}
     await begun(site, worker, SMALL)
@@ -208,8 +210,8 @@ async def test_wrong_bytes_are_forgotten(site: MirrorStore, worker: MirrorWorker
 
 @pytest.mark.parametrize("follows", [False, True])
 async def test_who_is_told_of_wrong_bytes_can_ask_again(site: MirrorStore, worker: MirrorWorker, follows: bool) -> None:
-    """Once a reader of any worker learns of corrupt bytes, that fill has ended there: the next open starts a new
-    one."""
+    """When a reader of any worker gets the error for corrupt bytes, the fill has ended in that worker, and the next
+    open starts a new one."""
     await begun(site, worker, SMALL)
     site.far.faults.corrupt = {"https://one"}
     gate = site.far.faults.gates[len(SMALL) - 1] = threading.Event()
@@ -248,8 +250,8 @@ async def test_a_manifest_that_names_another_size(site: MirrorStore, worker: Mir
 
 
 async def test_a_wrong_size_is_in_nobodys_way(site: MirrorStore, worker: MirrorWorker) -> None:
-    """An image that names a blob with a wrong size destroys no stored bytes and delays no one, also while the upstream
-    does not answer."""
+    """If an image states a wrong size for a blob, no stored bytes are deleted and no other reader is delayed, also
+    while the upstream does not answer."""
     await begun(site, worker, BIG)
     gate = site.far.faults.gates[5 * MIB] = threading.Event()
     async with site.worker() as other:

@@ -1,4 +1,4 @@
-"""How the metrics count the ends of fills."""
+"""How the metrics count the outcomes of fills."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = b"a first layer"
 
 @pytest.fixture
 def metrics(site: MirrorStore) -> Metrics:
-    """Counts the fills of the mirrors of `site`."""
+    """Metrics that count the fills of the mirrors of `site`."""
     found = Metrics(["docker.io"], workers=1)
     found.start_worker()
     site.observer = UpstreamCounts(found.mirror, found.cells, "docker.io")
@@ -30,14 +30,14 @@ def metrics(site: MirrorStore) -> Metrics:
 
 
 def ended(metrics: Metrics) -> dict[str, float]:
-    """How many fills ended, by outcome."""
+    """Returns how many fills ended, by outcome."""
     totals, fills = metrics.totals(), metrics.mirror.fills
     counts = {outcome: totals[fills.cell("0", outcome)] for outcome in FILL_OUTCOMES}
     return {outcome: count for outcome, count in counts.items() if count}
 
 
 async def test_a_blob_that_the_upstream_does_not_have(site: MirrorStore, metrics: Metrics) -> None:
-    """This is no failure."""
+    """A fill of a blob that the upstream does not have does not count as a failure."""
     site.far.add_image(UPSTREAM_REPO, SMALL)
     async with site.worker() as worker:
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
@@ -48,7 +48,7 @@ async def test_a_blob_that_the_upstream_does_not_have(site: MirrorStore, metrics
 
 
 async def test_corrupt_bytes(site: MirrorStore, metrics: Metrics) -> None:
-    """They are a failure, and each repetition of the fill is one more."""
+    """A fill with corrupt bytes counts as a failure, and each repetition counts as one more."""
     site.far.add_image(UPSTREAM_REPO, SMALL)
     site.far.faults.corrupt = {"https://one"}
     async with site.worker() as worker:
@@ -60,7 +60,7 @@ async def test_corrupt_bytes(site: MirrorStore, metrics: Metrics) -> None:
 
 
 async def test_a_prefetch_that_nobody_reads(site: MirrorStore, metrics: Metrics) -> None:
-    """It is abandoned once the pull is over."""
+    """A prefetch without readers counts as abandoned once the pull is over."""
     site.configure(prefetch="layers")
     site.far.add_image(UPSTREAM_REPO, SMALL, BIG)
     async with site.worker() as worker:
@@ -76,7 +76,7 @@ async def test_a_prefetch_that_nobody_reads(site: MirrorStore, metrics: Metrics)
 
 
 async def test_a_worker_that_stops(site: MirrorStore, metrics: Metrics) -> None:
-    """It abandons its fills."""
+    """The fills of a worker that stops count as abandoned."""
     site.far.add_image(UPSTREAM_REPO, BIG)
     gate = site.far.faults.gates[MIB] = threading.Event()
     async with site.worker() as worker:

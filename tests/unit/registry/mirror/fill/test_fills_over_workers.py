@@ -45,7 +45,7 @@ TAG = Tag("1")
 
 
 async def take(worker: MirrorWorker, stack: AsyncExitStack, count: int) -> None:
-    """Takes connections as other fills would."""
+    """Takes `count` connections, as other fills would."""
     for _ in range(count):
         assert await stack.enter_async_context(worker.store.leases.try_slot("upstream-docker.io", 4))
 
@@ -61,8 +61,8 @@ async def prefetched(site: MirrorStore, worker: MirrorWorker) -> threading.Event
 
 
 async def test_what_is_fetched_ahead_is_urgent_once_somebody_reads_it_elsewhere(site: MirrorStore) -> None:
-    """When a client of another worker requests a layer that is being prefetched, the prefetching worker treats it as
-    requested, also when few connections are left."""
+    """If a client of another worker requests a layer that is being prefetched, the prefetching worker treats the layer
+    as requested, even if few connections are left."""
     site.configure(prefetch="layers")
     async with site.worker() as one, site.worker(source_of_another_worker(site)) as two, AsyncExitStack() as stack:
         gate = await prefetched(site, one)
@@ -75,7 +75,7 @@ async def test_what_is_fetched_ahead_is_urgent_once_somebody_reads_it_elsewhere(
 
 
 async def test_what_somebody_reads_elsewhere_is_not_unread(site: MirrorStore) -> None:
-    """A prefetched layer is fetched to its end although only clients of another worker read it."""
+    """A prefetched layer is fetched to its end if only clients of another worker read it."""
     site.configure(prefetch="layers")
     other = source_of_another_worker(site)
     async with site.worker() as one, site.worker(other) as two:
@@ -141,7 +141,7 @@ async def test_an_owner_that_gives_up_tells_its_followers(site: MirrorStore) -> 
 
 
 async def test_what_is_said_of_one_repository_is_said_of_no_other(site: MirrorStore) -> None:
-    """When the owner fails for its repository, followers for another repository take over."""
+    """If the owner of a fill fails for its repository, a follower for another repository takes over."""
     site.stall_timeout = 0.5
     site.far.add_image(UPSTREAM_REPO, BIG)
     site.far.add_image("library/other", BIG)
@@ -184,8 +184,8 @@ async def test_wrong_bytes_are_fetched_once(site: MirrorStore) -> None:
 async def test_a_start_on_a_full_disk_warms_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
 ) -> None:
-    """A service that opened its database read-only is replaced once there is room. It must not hold the lease for
-    warming, which its replacement needs."""
+    """A service that opened its database read-only does not take the lease for warming, because the service that
+    replaces it later needs this lease."""
 
     def without_room(*args: Any, immutable: Any = None, **more: Any) -> Any:
         if full and immutable is None:

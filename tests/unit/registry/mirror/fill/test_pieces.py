@@ -22,8 +22,8 @@ from registry.mirror.fill.pieces import (
     st.lists(st.tuples(st.integers(1, 30), st.integers(0, 3), st.lists(st.integers(0, 5000), max_size=3)), max_size=60),
 )
 def test_every_byte_is_asked_for_once(gaps: list[tuple[int, int]], takes: list[tuple[int, int, list[int]]]) -> None:
-    """Whatever is taken and given back in any order, no byte is assigned twice at a time, and in the end every byte was
-    assigned."""
+    """In whatever order pieces are taken and given back, no byte is assigned twice at the same time. In the end, every
+    byte was assigned."""
     at, holes = 0, []
     for space, length in gaps:
         holes.append(((at + space) * MIB, (at + space + length) * MIB))
@@ -53,7 +53,8 @@ def test_every_byte_is_asked_for_once(gaps: list[tuple[int, int]], takes: list[t
 
 
 def test_where_somebody_waits_comes_first() -> None:
-    """A piece starts where a reader waits, if that byte is free; else at the first missing byte."""
+    """A piece starts at the byte for which a reader waits, if that byte is free. Otherwise it starts at the first
+    missing byte."""
     plan = PiecePlan([(0, 100 * MIB)])
     first = plan.take(2 * MIB, [0])
     ahead = plan.take(2 * MIB, [0, 50 * MIB])
@@ -79,14 +80,14 @@ def run(rate: Callable[[int], float], seconds: float, most: int = 8) -> list[int
 
 
 def test_more_connections_where_they_help() -> None:
-    """On a link that limits each connection, all connections are in use within half a second."""
+    """On a link that limits the rate of each connection, all connections are in use within half a second."""
     widths = run(lambda width: width * 8 * MIB, 10)
     assert widths[int(0.6 / 0.025)] == 8
     assert widths[-1] == 8
 
 
 def test_few_connections_where_they_do_not_help() -> None:
-    """On a link that one connection saturates, others are tried now and then and given up again."""
+    """On a link that one connection saturates, further connections are tried now and then and given up again."""
     widths = run(lambda width: 40 * MIB, 20)
     assert sum(widths) / len(widths) < 1.2
     assert max(widths) == 2
@@ -98,7 +99,8 @@ def test_one_connection_where_it_is_fast() -> None:
 
 
 def test_connections_that_others_have_teach_nothing() -> None:
-    """If no second connection was available, the missing speedup does not count: it is tried again soon."""
+    """If other fills hold all further connections, nothing is concluded from the missing speedup: another connection is
+    tried again soon."""
     now, received, pace = 0.0, 0, AdaptiveConcurrency(8, 0.0)
     while now < 3:
         now += 0.025

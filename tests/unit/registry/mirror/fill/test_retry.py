@@ -13,7 +13,8 @@ from storage.errors import RegistryError, TooManyRequests, UpstreamTimeout, Upst
 def attempts(
     breaks: RetryPolicy, error: RegistryError, *, has_response: bool, received: int = 0, now: float = 0.0
 ) -> list[float]:
-    """Returns when each attempt is made, if all fail at once. The last value is when the download is given up."""
+    """Returns the times of all attempts, if each fails at once. The last value is the time at which the download is
+    given up."""
     times = []
     while breaks.should_retry(error, now, received, has_response=has_response):
         assert breaks.resume_at > now
@@ -23,8 +24,8 @@ def attempts(
 
 
 def test_what_has_begun_goes_by_time() -> None:
-    """A blob with readers is retried within moments at first, later every two seconds, for 45 s: longer than an
-    upstream's restart and the first pause of a circuit breaker."""
+    """A blob with readers is retried at once, then after growing pauses of up to two seconds, for 45 s in all. This is
+    longer than a restart of an upstream and the first pause of a circuit breaker."""
     times = attempts(RetryPolicy(), UpstreamUnavailable(), has_response=True)
     assert times[0] == 0.1
     assert max(two - one for one, two in pairwise(times)) == pytest.approx(LONGEST_RETRY_SECONDS)
@@ -32,7 +33,7 @@ def test_what_has_begun_goes_by_time() -> None:
 
 
 def test_progress_starts_the_time_anew() -> None:
-    """Progress restarts the stall timeout; a few bytes do not."""
+    """Progress restarts the stall timeout. A few bytes are not enough for that."""
     breaks, error = RetryPolicy(), UpstreamUnavailable()
     assert breaks.should_retry(error, 0.0, 0, has_response=True)
     assert breaks.should_retry(error, 40.0, MIN_PROGRESS_BYTES, has_response=True)
@@ -41,7 +42,8 @@ def test_progress_starts_the_time_anew() -> None:
 
 
 def test_a_limit_is_waited_out_where_that_helps() -> None:
-    """The policy waits for Retry-After if it ends before the stall timeout; otherwise it gives up at once."""
+    """If Retry-After ends before the stall timeout, the retry waits until then. Otherwise the download is given up at
+    once."""
     breaks = RetryPolicy()
     assert breaks.should_retry(TooManyRequests(retry_after=20), 0.0, 0, has_response=True)
     assert breaks.resume_at == 20.0
@@ -52,7 +54,8 @@ def test_a_limit_is_waited_out_where_that_helps() -> None:
 
 @pytest.mark.parametrize(("error", "most"), [(UpstreamUnavailable(), 2), (UpstreamTimeout(), 1)])
 def test_what_has_not_begun_is_given_up_soon(error: RegistryError, most: int) -> None:
-    """Before the first byte the policy gives up soon, since the client can go elsewhere."""
+    """Before the first byte has arrived, the download is given up soon, because the client can then use another
+    source."""
     times = attempts(RetryPolicy(), error, has_response=False)
     assert len(times) == most
     assert times[-1] < 0.5

@@ -8,8 +8,8 @@ KIB = 1024
 
 
 def cut(rates: dict[str, float], left: dict[str, int], ended: tuple[float, ...] = (), seconds: float = 30.0) -> float:
-    """Returns when the first connection is cut, with these rates of the connections, after pieces that `ended` at
-    theirs."""
+    """Returns when the first connection is cut, if connections run at these rates. `ended`: the rates of the pieces
+    that have ended before."""
     stragglers: StragglerDetector[str] = StragglerDetector()
     for rate in ended:
         stragglers.note_piece(0.0, int(rate), 1.0)
@@ -25,7 +25,8 @@ def cut(rates: dict[str, float], left: dict[str, int], ended: tuple[float, ...] 
 
 
 def test_one_that_is_much_slower_than_the_others_is_cut() -> None:
-    """A straggler is cut within some seconds, whether the others still run or have ended."""
+    """A connection that is much slower than the others is cut within some seconds, whether the others still run or have
+    ended."""
     others = {f"other {number}": 8.0 * MIB for number in range(7)}
     assert cut({"slow": 20.0 * KIB, **others}, {"slow": 60 * MIB, **dict.fromkeys(others, 300 * MIB)}) < 3
     assert cut({"slow": 20.0 * KIB}, {"slow": 60 * MIB}, ended=(8.0 * MIB,) * 7) < 3
@@ -49,12 +50,12 @@ def test_one_that_is_nearly_done_is_left() -> None:
 
 
 def test_one_that_is_half_as_fast_is_left() -> None:
-    """A connection with half the others' rate is not cut: that may be chance."""
+    """A connection at half the rate of the others is not cut, because that may be chance."""
     assert cut({"slow": 4.0 * MIB}, {"slow": 500 * MIB}, ended=(8.0 * MIB,) * 7) == 30
 
 
 def test_a_link_that_became_slow_costs_one_request() -> None:
-    """After a cut, earlier rates are dropped, and connections are compared with rates measured since."""
+    """After a cut, earlier rates are forgotten, and connections are compared only by the rates since then."""
     stragglers: StragglerDetector[int] = StragglerDetector()
     stragglers.note_piece(0.0, 8 * MIB, 1.0)
     now, cuts, name, begun = 0.0, 0, 0, 0.0

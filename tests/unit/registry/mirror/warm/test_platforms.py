@@ -42,7 +42,7 @@ HUB = [
     ],
 )
 def test_the_entries_of_a_platform(wanted: str, found: list[str]) -> None:
-    """A missing variant, in the platform or in the index, means the usual one."""
+    """A missing variant, in the requested platform or in the index, means the usual variant."""
     chosen, missing = choose_manifests(HUB, [Platform.parse(wanted)])
     assert [platform_name(each) for each in chosen] == found
     assert [str(each) for each in missing] == ([] if found else [wanted])
@@ -63,7 +63,7 @@ def test_several_platforms_keep_the_order_of_the_index() -> None:
 
 @pytest.mark.parametrize("text", ["", "linux", "linux/", "Linux/amd64", "linux/arm/v7/x", "linux amd64"])
 def test_what_is_no_platform(text: str) -> None:
-    """A text that is no platform is refused. The message shows what one looks like."""
+    """A text that is not a platform is refused, with an example in the error."""
     with pytest.raises(ValueError, match="is not a platform like linux/amd64"):
         Platform.parse(text)
 

@@ -1,4 +1,5 @@
-"""What the kernel has in memory is opened and read at once; what it has not is left alone."""
+"""Opening and reading files without waiting for the disk: what the kernel has in memory is used at once, everything
+else is left to a call that may wait."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def test_a_known_name_is_opened(opener: CachedOpener, file: Path) -> None:
 
 
 def test_a_missing_name_is_missing_or_unknown(opener: CachedOpener, file: Path) -> None:
-    """Where it is known that there is no such file: FileNotFoundError. Where not: somebody has to look."""
+    """If the kernel knows that there is no such file, the open raises FileNotFoundError. If it does not know, the open
+    returns nothing, and a call that may wait has to look."""
     with contextlib.suppress(FileNotFoundError):
         assert opener.open("folder/missing") is None
     assert not (file.parent / "missing").exists()  # now it is known
@@ -58,7 +60,7 @@ def test_a_missing_name_is_missing_or_unknown(opener: CachedOpener, file: Path) 
 
 
 def test_a_closed_opener_opens_nothing(tmp_path: Path, file: Path) -> None:
-    """After `close` it leaves every name to others, and its own descriptor is given back."""
+    """After `close`, the opener opens no file, and its own descriptor is closed."""
     before = os.listdir("/proc/self/fd")
     opener = CachedOpener(tmp_path)
     opener.close()
@@ -67,7 +69,8 @@ def test_a_closed_opener_opens_nothing(tmp_path: Path, file: Path) -> None:
 
 
 def test_cold_bytes_are_not_waited_for(file: Path) -> None:
-    """A part that is not in memory is None, not fewer bytes, until somebody has read it."""
+    """If some of the bytes are not in memory, the result is None, and not fewer bytes, until another call has read
+    them."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -77,7 +80,7 @@ def test_cold_bytes_are_not_waited_for(file: Path) -> None:
 
 
 def test_a_file_system_that_cannot_tell() -> None:
-    """There nothing is known to be in memory."""
+    """If the file system cannot tell what is in memory, nothing counts as in memory."""
     with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
         file.write(DATA)
         file.flush()
@@ -85,6 +88,7 @@ def test_a_file_system_that_cannot_tell() -> None:
 
 
 def test_beyond_the_end_is_for_who_reads(file: Path) -> None:
-    """A file shorter than asked for is not told from a cold one: the read that may wait says which it is."""
+    """A file that is shorter than expected looks like one that is not in memory. A read that may wait finds out which
+    it is."""
     with file.open("rb") as opened:
         assert read_cached(opened.fileno(), 99_999, 2) is None

@@ -1,4 +1,5 @@
-"""The check of a blob's file: what it reads from the disk does not stay in memory, what was there stays."""
+"""The check of a blob's file: the pages that it reads from the disk do not stay in memory, and pages that were in
+memory before stay."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def run(file: Path, body: bytes = BODY, *, read_again: bool = False) -> FileChec
 
 
 def test_right_bytes(tmp_path: Path) -> None:
-    """Also of an empty blob, and of one as long as a part."""
+    """The check accepts right bytes, also those of an empty blob and of a blob that is exactly as long as one part."""
     for body in (BODY, b"", BODY[:PART_BYTES]):
         (tmp_path / "blob").write_bytes(body)
         assert run(tmp_path / "blob", body).problem is None
@@ -42,7 +43,7 @@ def test_wrong_bytes(tmp_path: Path, stored: bytes) -> None:
 
 
 def test_no_file(tmp_path: Path) -> None:
-    """Without the directory nobody can say that the blob is lost."""
+    """If the file's directory does not exist, the check does not say that the blob is lost."""
     with pytest.raises(BytesMissing):
         run(tmp_path / "blob")
     with pytest.raises(StorageFailed, match="mounted"):
@@ -51,8 +52,8 @@ def test_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.real_disk
 def test_pages_stay_as_they_were(tmp_path: Path) -> None:
-    """Before the check, the first 8 pages of the file are in memory, as of a blob that is being pulled: after the check
-    too, and none of those that the check has read. A second look at the disk drops them all."""
+    """Before the check, the first 8 pages of the file are in memory, as for a blob that is being pulled. After the
+    check they still are, and no others. A second check of the bytes on the disk drops all pages."""
     file = tmp_path / "blob"
     file.write_bytes(BODY)
     fd = os.open(file, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Sets of bytes, held against sets of numbers."""
+"""Sets of bytes as extents, compared with sets of numbers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _EXTENT = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda pair:
 def test_extents_say_of_every_byte_whether_it_is_there(
     changes: list[tuple[bool, tuple[int, int]]], within: tuple[int, int]
 ) -> None:
-    """After any additions and removals: the extents are merged and in order, and they, their gaps and their reach name
-    exactly the bytes that are there."""
+    """After any additions and removals, the extents are merged and in order. The extents, their gaps and their reach
+    describe exactly the bytes that were added."""
     extents, there = Extents(), set[int]()
     for add, (start, stop) in changes:
         if add:
@@ -42,5 +42,5 @@ def test_extents_say_of_every_byte_whether_it_is_there(
 
 
 def test_extents_that_touch_are_one() -> None:
-    """[0, 5) and [5, 9) are [0, 9)."""
+    """[0, 5) and [5, 9) become [0, 9)."""
     assert list(Extents([(5, 9), (0, 5)])) == [(0, 9)]

@@ -1,4 +1,4 @@
-"""Writing at a place in a file, whatever the chunks are, and whatever the disk takes of them."""
+"""Writing at an offset of a file, for any chunks, and for a disk that may write only a part of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storage.data_dir.system import System
 
 
 class PartialWrites(System):
-    """Takes at most `most` bytes a call, and none after `calls` of them."""
+    """Writes at most `most` bytes in a call, and fails after `calls` calls."""
 
     def __init__(self, most: int, calls: int = 1 << 30) -> None:
         super().__init__()
@@ -42,7 +42,8 @@ def fd(tmp_path: Path) -> int:
     "sizes", [(), (0,), (1,), (0, 5, 0), (800_001,), (262_144, 262_144), (70_000,) * 30, (1,) * 2000 + (0, 9)]
 )
 def test_every_byte_in_its_place(fd: int, sizes: tuple[int, ...], most: int) -> None:
-    """Large chunks, tiny ones and empty ones; a disk that takes all, and one that takes a part each time."""
+    """Large, tiny and empty chunks are written to the right offsets, by a disk that writes all bytes, and by one that
+    writes a part each time."""
     chunks = _chunks(*sizes)
     os.pwrite(fd, b"before", 0)
     assert append_chunks(PartialWrites(most), fd, chunks, 6) == 6 + sum(sizes)
@@ -50,7 +51,7 @@ def test_every_byte_in_its_place(fd: int, sizes: tuple[int, ...], most: int) -> 
 
 
 def test_a_full_disk_leaves_what_was_there(fd: int) -> None:
-    """A write that fails in its middle is taken back, and what was written before it stays."""
+    """A write that fails in the middle is undone. What was written before it stays."""
     os.pwrite(fd, b"before", 0)
     with pytest.raises(OSError, match="No space"):
         append_chunks(PartialWrites(100_000, calls=2), fd, _chunks(900_000), 6)

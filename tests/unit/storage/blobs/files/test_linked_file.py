@@ -1,4 +1,4 @@
-"""A file of another program becomes a blob by a hard link, or the store says why not."""
+"""The file of another program becomes a blob by a hard link, or the store says why it cannot."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DIGEST = digest_of(BODY)
 
 
 class RefusingSystem(System):
-    """Does not link files. `error`: the number of the error; 0: it links them."""
+    """A system that refuses hard links with the error number `error`; 0: it makes them."""
 
     error = 0
 
@@ -59,7 +59,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """Where the blob's file is."""
+    """Returns the path of the blob's file."""
     return tmp_path / "data" / "blobs" / "sha256" / DIGEST.encoded[:2] / DIGEST.encoded
 
 
@@ -106,7 +106,8 @@ async def test_the_file_gets_a_second_name(store: StoredRegistry, file: Path, he
 
 
 async def test_a_second_link(store: StoredRegistry, file: Path, here: Path, tmp_path: Path) -> None:
-    """A link to the same file is there already, as after a crash before the row was stored."""
+    """If the blob's file is a link to the same file already, as after a crash before the row was stored, the call
+    succeeds."""
     os.link(file, here)
     await link(store, file)
     assert_same_file(here, file)
@@ -121,7 +122,7 @@ async def test_a_pushed_file_is_replaced(store: StoredRegistry, file: Path, here
 
 
 async def test_another_file_of_the_same_name(store: StoredRegistry, file: Path, here: Path, tmp_path: Path) -> None:
-    """The file was replaced after its digest was verified."""
+    """If the file was replaced after its digest was verified, the link is refused."""
     with opened(file) as fd:
         replace_file(file, b"other bytes")
         with pytest.raises(LinkRefused, match="the system does not link it"):

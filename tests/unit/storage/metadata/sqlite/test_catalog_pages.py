@@ -1,4 +1,4 @@
-"""Lists of the repositories of a set: what they cost does not follow what lies outside it."""
+"""Pages of repositories whose names are in a set: the cost of a page does not depend on the names outside the set."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ NAMES = sorted(f"team{team:02}/app{number:03}" for team in range(TEAMS) for numb
 
 
 class Counting:
-    """A connection to a store with 20,000 repositories, and how many steps SQLite took in it: a row that is looked at
-    takes at least three."""
+    """A connection to a store with 20,000 repositories. Counts the steps of SQLite: each row that is read takes at
+    least three."""
 
     def __init__(self, db: apsw.Connection) -> None:
         self.db = db
@@ -34,7 +34,7 @@ class Counting:
         self.steps += event["stmt_status"]["SQLITE_STMTSTATUS_VM_STEP"]
 
     def page(self, names: NameSet, after: str | None, limit: int) -> tuple[list[str], bool, int]:
-        """A page's items, whether more follow, and the steps it took."""
+        """Returns the items of a page, whether more follow, and the number of steps."""
         self.steps = 0
         found = lookups.repositories(self.db, after, limit, names)
         return list(found.items), found.more, self.steps
@@ -50,7 +50,8 @@ def store(data: Path) -> Iterator[Counting]:
 
 
 def test_a_page_looks_at_what_is_in_the_set(store: Counting) -> None:
-    """Three small prefixes among many: first pages, last pages and pages between cost what they hold."""
+    """With three small prefixes among many names, the first, the last and other pages cost as much as the names that
+    they have."""
     names = NameSet.of(["team03/**", "team55/**", "team97/**"])
     inside = [name for name in NAMES if name in names]
     for after in (None, "team03/app120", "team03/app199", "team60", "team97/app150", "zzz"):
@@ -61,8 +62,8 @@ def test_a_page_looks_at_what_is_in_the_set(store: Counting) -> None:
 
 
 def test_a_page_of_a_set_that_asks_more_looks_inside_its_prefixes(store: Counting) -> None:
-    """A pattern with something after its first star is tried on the names with its prefix, and on no others; those of
-    a guarded segment, and those below one that the pattern does not go below, are passed over."""
+    """A pattern with text after its first star is tried only on names with its prefix. Names of a guarded segment, and
+    names below one that the pattern does not match, are skipped."""
     items, more, steps = store.page(NameSet.of(["team4*/app007", "team77/*1"]), None, 100)
     assert (items, more) == ([name for name in NAMES if name in NameSet.of(["team4*/app007", "team77/*1"])], False)
     assert steps < 100 + 10 * 11 * EACH
@@ -76,8 +77,8 @@ def test_a_page_of_a_set_that_asks_more_looks_inside_its_prefixes(store: Countin
 
 
 def test_a_page_has_a_price(store: Counting) -> None:
-    """Where nothing can be passed over, a page ends when it has looked at so much, and says where the next one goes on;
-    each gets further, and together they hold what there is."""
+    """If no names can be skipped, a page ends after a bounded cost, with the position at which the next page begins.
+    All pages together have every name."""
     names = NameSet.of(["**"], limits=[f"*/*{'*a*p' * 40}*{number}" for number in range(50)] + ["**/app07*"])
     found: list[str] = []
     places: list[str] = []
@@ -95,7 +96,7 @@ def test_a_page_has_a_price(store: Counting) -> None:
 
 
 def test_a_page_of_all_looks_at_no_more(store: Counting) -> None:
-    """Wherever it starts."""
+    """A page of all names costs no more, wherever it begins."""
     for after in (None, "team50", "team99/app198"):
         items, _, steps = store.page(NameSet.of(["**"]), after, 50)
         assert items == [name for name in NAMES if after is None or name > after][:50]
@@ -113,8 +114,8 @@ def test_a_page_of_all_looks_at_no_more(store: Counting) -> None:
     ],
 )
 def test_what_nearly_matches_costs_no_more(names: list[str], within: NameSet, data: Path) -> None:
-    """Names that leave a pattern late, and many places from which no other letter leads on: to find where the set goes
-    on costs about what a look at the name does, and the page pays for it."""
+    """For names that differ from a pattern only near their end, and for sets with many branches, the search for the
+    next name costs about as much as reading a name, and counts towards the cost of the page."""
     db = connect(data / "entrepot.db")
     with closing(db), db:
         db.executemany("INSERT INTO repository (name, created, manifests) VALUES (?, 0, 1)", ((n,) for n in names))

@@ -1,4 +1,4 @@
-"""The writer of the metadata: one thread, many changes."""
+"""The writer of the metadata: a thread that makes many changes in one transaction."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def _names(writer: CommitThread) -> set[str]:
 
 
 async def test_a_change_that_fails_takes_nothing_of_its_batch_along(writer: CommitThread) -> None:
-    """Changes made together: those that raise are undone, each with its own error; the others are kept."""
+    """If changes in one transaction raise errors, only these changes are undone, and each gets its own error."""
     changes = [
         _repository("one"),
         _repository("two", BlobUnknown()),
@@ -67,8 +67,8 @@ async def test_a_change_that_fails_takes_nothing_of_its_batch_along(writer: Comm
 
 
 async def test_a_change_for_which_there_is_no_room_takes_nothing_of_its_batch_along(writer: CommitThread) -> None:
-    """SQLite undoes a whole transaction when the disk is full in the midst of it; those that fit are made all the same,
-    once, and the one that does not fit gets StorageFull."""
+    """If the disk becomes full during a transaction, SQLite undoes all of it. The changes for which there is room are
+    then made once, and the other one gets StorageFull."""
     await writer.run(lambda db: db.pragma("max_page_count", db.pragma("page_count") + 40))
 
     def large(db: apsw.Connection) -> None:
@@ -81,8 +81,8 @@ async def test_a_change_for_which_there_is_no_room_takes_nothing_of_its_batch_al
 
 
 async def test_changes_are_made_in_order_and_survive_their_callers(writer: CommitThread) -> None:
-    """A change whose caller is cancelled is made all the same, before those that were asked for later; the caller
-    learns of it once the change is made."""
+    """A change whose caller is cancelled is made nevertheless, before later changes. The caller's cancellation takes
+    effect once the change is made."""
 
     async def call() -> None:
         await writer.run(_repository("one"))
@@ -98,7 +98,7 @@ async def test_changes_are_made_in_order_and_survive_their_callers(writer: Commi
 async def test_without_the_lock_nothing_is_changed_and_nobody_waits_for_ever(
     writer: CommitThread, tmp_path: Path
 ) -> None:
-    """Who asked for a change is told that it failed; with the lock back, changes are made again."""
+    """If the lock cannot be taken, the changes get an error. Once it can be taken again, changes succeed."""
     path = tmp_path / "data/locks/metadata"
     (number,) = (fd for fd in map(int, os.listdir("/proc/self/fd")) if _leads_to(fd, path))
     kept, useless = os.dup(number), os.open(path, os.O_PATH)
@@ -121,7 +121,7 @@ def _leads_to(fd: int, path: Path) -> bool:
 
 
 async def test_the_log_of_changes_is_kept_short(writer: CommitThread, tmp_path: Path) -> None:
-    """The write-ahead log is checkpointed while changes go on: it does not grow with them."""
+    """The write-ahead log is checkpointed while changes continue, so it does not grow with their number."""
 
     def change(db: apsw.Connection) -> None:
         db.execute("INSERT OR REPLACE INTO repository (id, name, created) VALUES (1, ?, 0)", ("x" * 500_000,))

@@ -1,4 +1,4 @@
-"""The mark of a database that every commit changes."""
+"""The data version of a database: a value that changes with every commit of any process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def version(reading: apsw.Connection) -> Iterator[DataVersion]:
 
 
 def test_reading_changes_nothing(version: DataVersion, reading: apsw.Connection, writing: apsw.Connection) -> None:
-    """Nor does a transaction that is rolled back, or is still open."""
+    """A read, a transaction that is rolled back, and one that is still open do not change the data version."""
     before = version()
     assert reading.execute(COUNT).get == 0
     assert version() == before
@@ -56,7 +56,7 @@ def test_reading_changes_nothing(version: DataVersion, reading: apsw.Connection,
 def test_a_commit_changes_it_before_it_returns(
     version: DataVersion, reading: apsw.Connection, writing: apsw.Connection
 ) -> None:
-    """Each commit gives a mark that was never there, and the change is seen under it."""
+    """Each commit gives a new data version, and readers with this version see the commit."""
     seen = {version()}
     for number in range(1, 50):
         writing.execute(INSERT)
@@ -70,7 +70,7 @@ def test_a_commit_changes_it_before_it_returns(
     "mode", [apsw.SQLITE_CHECKPOINT_PASSIVE, apsw.SQLITE_CHECKPOINT_RESTART, apsw.SQLITE_CHECKPOINT_TRUNCATE]
 )
 def test_a_commit_changes_it_after_a_checkpoint(version: DataVersion, writing: apsw.Connection, mode: int) -> None:
-    """Also where the log starts anew, so that it is as long as it was before."""
+    """A commit changes the data version also if the log starts again, so that it is as long as before."""
     seen = {version()}
     for _ in range(20):
         writing.execute(INSERT)
@@ -81,7 +81,7 @@ def test_a_commit_changes_it_after_a_checkpoint(version: DataVersion, writing: a
 
 
 def test_a_commit_of_another_process_changes_it(version: DataVersion, reading: apsw.Connection, file: Path) -> None:
-    """By the time the process tells of it."""
+    """The data version has changed by the time at which the other process says that it has committed."""
     script = (
         "import sys; from pathlib import Path; from storage.metadata.sqlite.database import connect\n"
         "db = connect(Path(sys.argv[1]))\n"
@@ -103,7 +103,8 @@ def test_a_commit_of_another_process_changes_it(version: DataVersion, reading: a
 
 
 def test_a_writer_that_was_killed_is_no_trouble(version: DataVersion, file: Path, writing: apsw.Connection) -> None:
-    """What it had not committed shows in no mark; the next commit of another one does."""
+    """A killed process that has not committed leaves the data version as it was. The next commit of another process
+    changes it."""
     script = (
         "import os, signal, sys; from pathlib import Path; from storage.metadata.sqlite.database import connect\n"
         "db = connect(Path(sys.argv[1])); db.execute('BEGIN IMMEDIATE')\n"
@@ -117,8 +118,8 @@ def test_a_writer_that_was_killed_is_no_trouble(version: DataVersion, file: Path
 
 
 def test_a_commit_that_was_cut_in_its_middle_shows(version: DataVersion, reading: apsw.Connection, file: Path) -> None:
-    """A writer that dies between the two copies of the header leaves the first as it was. SQLite's readers see the
-    commit from then on; so the mark is another one as well."""
+    """If a writer dies between the two copies of the header, only the second copy has the commit. SQLite's readers see
+    the commit from then on, so the data version has to change."""
     before = version()
     with open(f"{file}-shm", "r+b") as shared:
         # Where the second copy counts the commits. Closing the file would drop this process's locks on it.
@@ -134,7 +135,8 @@ def test_a_commit_that_was_cut_in_its_middle_shows(version: DataVersion, reading
 def test_it_stays_while_other_connections_come_and_go(
     version: DataVersion, reading: apsw.Connection, file: Path
 ) -> None:
-    """Of the same process: the memory they share is there until the last of them is closed."""
+    """The data version stays readable while other connections of the process are opened and closed, because their
+    shared memory exists until the last one is closed."""
     seen = {version()}
     for number in range(1, 20):
         other = connect(file)
@@ -148,7 +150,7 @@ def test_it_stays_while_other_connections_come_and_go(
 def test_a_long_log_changes_nothing_about_it(
     version: DataVersion, reading: apsw.Connection, writing: apsw.Connection
 ) -> None:
-    """Its index takes more and more memory then; the header stays where it was found."""
+    """With a long log, the index of the log needs more shared memory. The header stays in its place."""
     writing.pragma("synchronous", "OFF")
     seen = {version()}
     for number in range(1, 7):
@@ -160,19 +162,19 @@ def test_a_long_log_changes_nothing_about_it(
 
 
 def file_size(db: apsw.Connection) -> int:
-    """Of the log."""
+    """Returns the size of the log in bytes."""
     return Path(db.filename_wal).stat().st_size
 
 
 def test_once_closed_nothing_is_the_same(reading: apsw.Connection) -> None:
-    """The memory is SQLite's; whoever asks after the end learns that all may have changed."""
+    """After the connection was closed, each call returns another value, so that everything counts as changed."""
     version = DataVersion(reading)
     version.close()
     assert version() != version()
 
 
 def test_a_database_without_a_log_has_none(tmp_path: Path) -> None:
-    """It is refused at the start, not at the first question."""
+    """A database without a write-ahead log is refused at the start, and not when the version is read."""
     db = apsw.Connection(str(tmp_path / "plain.db"))
     db.execute("CREATE TABLE word (text TEXT)")
     with pytest.raises(apsw.CantOpenError, match="write-ahead log"):
@@ -181,7 +183,8 @@ def test_a_database_without_a_log_has_none(tmp_path: Path) -> None:
 
 
 def test_one_commit_is_told_from_none_and_from_several(version: DataVersion, writing: apsw.Connection) -> None:
-    """From two marks, the first of which comes from within the transaction: whatever it did to the log."""
+    """Two data versions, the first read inside the transaction, tell whether exactly one commit lies between them,
+    whatever happens to the log."""
     for checkpoint in (None, apsw.SQLITE_CHECKPOINT_RESTART, apsw.SQLITE_CHECKPOINT_TRUNCATE):
         if checkpoint is not None:
             writing.wal_checkpoint(mode=checkpoint)  # the next transaction begins the log anew
@@ -198,7 +201,7 @@ def test_one_commit_is_told_from_none_and_from_several(version: DataVersion, wri
 
 
 def test_nothing_follows_a_mark_that_is_none(version: DataVersion, writing: apsw.Connection) -> None:
-    """Nor the other way round: after it was closed, nothing is known."""
+    """If one of the versions was read after the close, the result is that it is not exactly one commit."""
     before = version()
     version.close()
     writing.execute(INSERT)
@@ -209,7 +212,7 @@ def test_nothing_follows_a_mark_that_is_none(version: DataVersion, writing: apsw
 
 @pytest.fixture
 def moved(version: DataVersion) -> Callable[[apsw.Connection], int]:
-    """Where the header would be in an SQLite that puts something before it."""
+    """Returns where the header would be in a SQLite that puts other data before it."""
     mark = version()
     assert isinstance(mark, bytes)
     memory = ctypes.create_string_buffer(bytes(8) + mark)
@@ -220,7 +223,7 @@ def moved(version: DataVersion) -> Callable[[apsw.Connection], int]:
 
 @pytest.mark.parametrize("place", [0, 12, 14, 16, 44])
 def test_a_header_of_another_layout_is_not_read(version: DataVersion, reading: apsw.Connection, place: int) -> None:
-    """Another format, page size, or checksum: the check at the start notices it in both copies."""
+    """A header with another format, page size or checksum, in both copies, is refused by the check at the start."""
     mark = version()
     assert isinstance(mark, bytes)
     header = bytearray(mark)
@@ -238,7 +241,8 @@ def test_without_a_known_layout_sqlite_is_asked(
     file: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Each commit changes the version, reading does not; of two threads' versions none equals the other's."""
+    """If the layout is unknown, SQLite is asked: each commit changes the version, and reading does not. The versions of
+    two threads are never equal."""
     version = open_data_version(reading, lambda: connect(file, read_only=True), moved)
     assert isinstance(version, PragmaDataVersion)
     assert "unknown layout" in caplog.text

@@ -1,4 +1,4 @@
-"""What the check for damage costs a lookup: no statement."""
+"""The check for damage adds no statement to a lookup."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ APP = RepositoryName("team/app")
 
 
 async def test_a_lookup_is_one_statement(data: Path) -> None:
-    """Of a blob, of a manifest and of its descriptor; and none of them reads the tables of damage."""
+    """A lookup of a blob, of a manifest or of its descriptor is one statement, which does not read the tables of
+    damage."""
     async with open_registry(data) as registry:
         image = await push_image(registry, APP, "one", "latest")
     db = connect(data / "entrepot.db", read_only=True)

@@ -1,4 +1,4 @@
-"""What the store holds, counted, and what a removal takes along."""
+"""Counts of the stored content, and what a removal deletes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def put(registry: Registry, repo: RepositoryName, kind: str, *tags: str, *
 
 
 async def image(registry: Registry, repo: RepositoryName, *tags: str, size: int, shared: bytes = b"") -> Manifest:
-    """With a layer of its own, and one that other images may have."""
+    """Stores an image with a layer of its own, and with a layer that other images may have."""
     config = await blob(registry, repo, b"{}")
     layers = [await blob(registry, repo, bytes([size % 256]) * size)]
     if shared:
@@ -62,12 +62,12 @@ async def index(registry: Registry, repo: RepositoryName, *children: Manifest, t
 
 
 def test_nothing(holdings: Inventory) -> None:
-    """An upstream of which nothing is here has zeros."""
+    """An upstream without cached content has zeros."""
     assert holdings.totals_below("docker.io") == ContentTotals(0, 0, 0, 0, 0)
 
 
 async def test_counts_below_a_name(registry: Registry, holdings: Inventory) -> None:
-    """Only what lies below the name counts, and a blob in two repositories counts once."""
+    """Only content below the name counts. A blob in two repositories counts once."""
     await image(registry, UBUNTU, "1", "2", size=100, shared=b"shared")
     await image(registry, DEBIAN, "1", size=50, shared=b"shared")
     for other in ("docker.io", "docker.io0/a", "docker.ioo/a", "docker-io/a", "team/app"):
@@ -77,7 +77,8 @@ async def test_counts_below_a_name(registry: Registry, holdings: Inventory) -> N
 
 
 async def test_a_tag_takes_its_manifest_along(registry: Registry, holdings: Inventory) -> None:
-    """With the last tag goes the manifest; its own layers are freed, those that others have are not."""
+    """When the last tag of a manifest is removed, the manifest is deleted. Layers that only this manifest has are
+    freed."""
     old = await image(registry, UBUNTU, "old", size=100, shared=b"shared")
     await image(registry, UBUNTU, "new", size=50, shared=b"shared")
     going = holdings.plan_removal(UBUNTU, Tag("old"))
@@ -85,21 +86,21 @@ async def test_a_tag_takes_its_manifest_along(registry: Registry, holdings: Inve
 
 
 async def test_a_tag_of_two(registry: Registry, holdings: Inventory) -> None:
-    """While another tag is at the manifest, only the tag goes."""
+    """If the manifest has another tag, only the tag is removed."""
     await image(registry, UBUNTU, "1", "2", size=100)
     going = holdings.plan_removal(UBUNTU, Tag("1"))
     assert (going.tags, going.manifests, going.size) == (("1",), (), 0)
 
 
 async def test_a_tag_at_the_child_of_an_index(registry: Registry, holdings: Inventory) -> None:
-    """A manifest that an index lists stays when its tag goes."""
+    """If an index lists the manifest, only the tag is removed."""
     child = await image(registry, UBUNTU, "amd64", size=100)
     await index(registry, UBUNTU, child, tag="1")
     assert holdings.plan_removal(UBUNTU, Tag("amd64")).manifests == ()
 
 
 async def test_an_index_takes_its_children_along(registry: Registry, holdings: Inventory) -> None:
-    """Children go with their index, unless they are tagged or another index lists them."""
+    """With an index, its children are deleted, unless they have a tag or another index lists them."""
     own = await image(registry, UBUNTU, size=100)
     tagged = await image(registry, UBUNTU, "arm64", size=50)
     shared = await image(registry, UBUNTU, size=30)
@@ -111,7 +112,7 @@ async def test_an_index_takes_its_children_along(registry: Registry, holdings: I
 
 
 async def test_a_referrer_goes_with_its_subject(registry: Registry, holdings: Inventory) -> None:
-    """A signature that nothing else holds goes with what it signs."""
+    """A signature without a tag is deleted with its subject."""
     subject = await image(registry, UBUNTU, "1", size=100)
     about = {key: subject.descriptor.as_json()[key] for key in ("mediaType", "digest", "size")}
     signature = await put(
@@ -121,7 +122,7 @@ async def test_a_referrer_goes_with_its_subject(registry: Registry, holdings: In
 
 
 async def test_a_digest_takes_its_tags_along(registry: Registry, holdings: Inventory) -> None:
-    """With a manifest go all tags at it."""
+    """When a manifest is deleted, all tags that point at it are deleted."""
     there = await image(registry, UBUNTU, "1", "2", size=100)
     going = holdings.plan_removal(UBUNTU, there.digest)
     assert (going.tags, going.manifests) == (("1", "2"), (there.digest,))
@@ -129,7 +130,7 @@ async def test_a_digest_takes_its_tags_along(registry: Registry, holdings: Inven
 
 
 async def test_a_whole_repository(registry: Registry, holdings: Inventory) -> None:
-    """Everything goes; a blob that another repository has frees nothing."""
+    """When a repository is deleted, all its content is. Blobs that another repository has free no space."""
     first = await image(registry, UBUNTU, "1", size=100, shared=b"shared")
     second = await image(registry, UBUNTU, size=50)
     await image(registry, DEBIAN, "1", size=30, shared=b"shared")
@@ -139,7 +140,7 @@ async def test_a_whole_repository(registry: Registry, holdings: Inventory) -> No
 
 
 async def test_what_is_not_there(registry: Registry, holdings: Inventory) -> None:
-    """A repository, tag or digest that is not here is said to be unknown."""
+    """An unknown repository, tag or digest is an error."""
     with pytest.raises(NameUnknown):
         holdings.plan_removal(UBUNTU, Tag("1"))
     with pytest.raises(NameUnknown):

@@ -18,8 +18,8 @@ LONGEST_SECONDS = 3.0
 
 @pytest.mark.slow
 async def test_commits_go_on_while_the_log_cannot_start_again(registry: StoredRegistry, data: Path) -> None:
-    """The log grows past the length at which a checkpoint waits for its readers. Each commit is quick all the same.
-    After the end of the reading, the log starts again from its beginning."""
+    """During a long read, the log grows past the length at which a checkpoint would wait for readers. Each commit is
+    fast nevertheless. After the read, the log starts again from its beginning."""
     time = asyncio.get_running_loop().time
     large = {"text": "x" * (400 * PAGE)}
 

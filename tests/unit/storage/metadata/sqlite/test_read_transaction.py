@@ -1,4 +1,4 @@
-"""Lookups that share a read transaction for a turn of the event loop."""
+"""Lookups in one turn of the event loop share a read transaction."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def reading(file: Path) -> Iterator[SharedReadTransaction]:
 
 
 async def test_look_ups_of_a_turn_share_a_transaction(reading: SharedReadTransaction, version: DataVersion) -> None:
-    """It ends with the turn, whoever looks up in the next one."""
+    """The transaction ends with the turn, even if the next turn has a lookup as well."""
     first = reading.connection_at(version())
     assert first.execute(COUNT).get == 0
     assert first.in_transaction
@@ -48,7 +48,7 @@ async def test_look_ups_of_a_turn_share_a_transaction(reading: SharedReadTransac
 async def test_a_commit_is_seen_in_the_same_turn(
     reading: SharedReadTransaction, version: DataVersion, writing: apsw.Connection
 ) -> None:
-    """Whenever it comes: nothing older than the mark is read."""
+    """A lookup sees every commit before it, also one in the same turn."""
     for number in range(20):
         for _ in range(2):
             assert reading.connection_at(version()).execute(COUNT).get == number
@@ -70,7 +70,7 @@ async def test_a_commit_of_another_process_is_seen_in_the_same_turn(
 async def test_the_log_can_begin_anew_after_the_turn(
     reading: SharedReadTransaction, version: DataVersion, writing: apsw.Connection
 ) -> None:
-    """A reader keeps a log that it reads from; here it does so for a turn, and no longer."""
+    """The read transaction keeps the log from starting again only until the end of the turn."""
     writing.set_busy_timeout(0)
     writing.execute(INSERT)
     reading.connection_at(version()).execute(COUNT).get  # noqa: B018  reads
@@ -83,7 +83,7 @@ async def test_the_log_can_begin_anew_after_the_turn(
 async def test_after_an_error_it_goes_on(
     reading: SharedReadTransaction, version: DataVersion, writing: apsw.Connection
 ) -> None:
-    """In the same turn and in later ones."""
+    """After an error in a statement, lookups work in the same turn and in later ones."""
     for _ in range(2):
         with pytest.raises(apsw.SQLError):
             reading.connection_at(version()).execute("SELECT nothing")
@@ -94,7 +94,8 @@ async def test_after_an_error_it_goes_on(
 
 
 async def test_closed_in_a_turn(reading: SharedReadTransaction, version: DataVersion, writing: apsw.Connection) -> None:
-    """Nothing is left to be done, and nothing is kept from others."""
+    """If the connection is closed in the middle of a turn, the read transaction ends, and no error follows at the end
+    of the turn."""
     complaints: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     writing.execute(INSERT)

@@ -1,4 +1,4 @@
-"""The epoch of rights as a process sees it, which does not look after each commit of its own."""
+"""The epoch of rights, which each process caches. A process does not read it again after each commit of its own."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def opened(data: Path, system: System | None = None) -> Iterator[SqliteDatabase]
 
 @pytest.fixture
 def outside(data: Path) -> Iterator[apsw.Connection]:
-    """Somebody who takes no turns: a person with a shell."""
+    """A connection of a person with a shell, who does not take the lock of the writers."""
     db = connect(Layout(data).metadata)
     yield db
     db.close()
 
 
 class Interrupted(System):
-    """Has something happen as soon as a transaction is committed, before anybody is told."""
+    """A system that calls a function directly after each commit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,12 +55,13 @@ class Interrupted(System):
 
 
 async def start_upload(database: SqliteDatabase, number: int) -> None:
-    """A change that leaves everybody's rights as they are."""
+    """Makes a change that does not change rights."""
     await database.metadata.start_upload(UploadID(str(UUID(int=number))), REPO, "sha256", "boot", "")
 
 
 async def test_after_a_change_of_ones_own_nothing_is_looked_up(data: Path) -> None:
-    """Neither by the process that made it, nor where it was undone; one that changes rights is looked at."""
+    """After a commit or a failed change of its own, a process does not read the epoch again. After a change of rights,
+    it does."""
     with opened(data) as database:
         first = database.accounts.epoch()
         looked: list[str] = []
@@ -86,7 +87,7 @@ async def test_after_a_change_of_ones_own_nothing_is_looked_up(data: Path) -> No
 async def test_rights_that_somebody_changes_right_after_our_commit_are_seen(
     data: Path, outside: apsw.Connection
 ) -> None:
-    """Between a commit and what is noted of it nobody takes turns with a person with a shell."""
+    """A change of rights from outside, between a commit and the moment at which the process records it, is seen."""
     system = Interrupted()
     with opened(data, system) as database:
         for number in range(3):
@@ -101,8 +102,8 @@ async def test_rights_that_somebody_changes_right_after_our_commit_are_seen(
 async def test_the_epoch_is_the_databases_whoever_committed_what(
     data: Path, outside: apsw.Connection, seed: int
 ) -> None:
-    """Changes of rights and others, by two processes and by somebody outside, in any order; some are seen at once, some
-    only after more of them."""
+    """The cached epoch is that of the database, in whatever order two processes and an outsider change rights and other
+    rows, and however often the epoch is read."""
     chance = random.Random(seed)
     with opened(data) as one, opened(data) as two:
         for number in range(150):

@@ -12,7 +12,7 @@ from storage.metadata.sqlite.setup import has_had_account
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
-    """Reading whether there was an account raises StorageFailed if the file cannot be opened as a database."""
+    """If the file is not a database, StorageFailed is raised when the program reads whether there was an account."""
     layout = Layout(tmp_path)
     layout.metadata.write_bytes(b"this is not a database" * 500)
     with pytest.raises(StorageFailed, match=r"cannot read .*entrepot\.db: file is not a database"):
@@ -20,6 +20,6 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 
 
 def test_a_missing_database(tmp_path: Path) -> None:
-    """Reading whether there was an account raises StorageFailed if there is no database file."""
+    """If there is no database file, StorageFailed is raised when the program reads whether there was an account."""
     with pytest.raises(StorageFailed, match=r"cannot read .*entrepot\.db: unable to open database file"):
         has_had_account(Layout(tmp_path))
