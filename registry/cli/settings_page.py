@@ -1,5 +1,5 @@
-"""Generates the page docs/settings.md from the pydantic model of the settings. `make docs` writes the file, and a test
-checks that the file is up to date.
+"""Generates the page docs/en/settings.md from the pydantic model of the settings. `make docs` writes the file, and a
+test checks that the file is up to date.
 
 The *path* of a setting is its name as a tuple: `("gc", "grace")` for `gc.grace`.
 """

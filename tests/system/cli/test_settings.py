@@ -234,8 +234,8 @@ def test_every_setting_has_help_and_a_variable() -> None:
 
 
 def test_page_of_settings_is_current() -> None:
-    """docs/settings.md is current; `make docs` writes it."""
-    assert (ROOT / "docs" / "settings.md").read_text() == render_settings_page()
+    """docs/en/settings.md is current; `make docs` writes it."""
+    assert (ROOT / "docs" / "en" / "settings.md").read_text() == render_settings_page()
 
 
 def test_page_of_settings_holds_the_defaults(tmp_path: Path) -> None:

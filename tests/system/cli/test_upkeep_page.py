@@ -1,4 +1,4 @@
-"""The commands of docs/upkeep.md do what the page shows, each beside a running server."""
+"""The commands of docs/en/upkeep.md do what the page shows, each beside a running server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.system.admin.test_api_refusals import ROUTES
 from tests.system.cli.test_command import EVERY_COMMAND, options_of
 from tests.system.cli.upkeep_page_place import PREPARATIONS, Place
 
-PAGE = ROOT / "docs" / "upkeep.md"
+PAGE = ROOT / "docs" / "en" / "upkeep.md"
 SECTIONS = read_sections(PAGE)
 RUN = [section for section in SECTIONS if section.parts]
 RUN_ELSEWHERE = {

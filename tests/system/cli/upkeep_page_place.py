@@ -1,4 +1,4 @@
-"""What docs/upkeep.md presupposes in its sections: a server, and content to look at (`Place.prepare`)."""
+"""What docs/en/upkeep.md presupposes in its sections: a server, and content to look at (`Place.prepare`)."""
 
 from __future__ import annotations
 
