@@ -71,8 +71,8 @@ format: $(VENV)/.dev ## Put the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.runtime ## Write docs/en/settings.md from the settings' model
-	$(BIN)/python -m registry.cli.settings_page > docs/en/settings.md
+docs: $(VENV)/.runtime ## Write docs/*/settings.md from the settings' model, and new texts into book/locale
+	$(BIN)/python -m book.settings_catalogue
 
 screenshots: $(VENV)/.dev packages ## Make the pictures of the pages in docs/pages, with a real browser
 	$(BIN)/python -m tests.fakes.page_screenshots docs/pages

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ByteSize, TypeAdapter
 
-from registry.cli.settings_page import render_settings_page
+from book.settings_page import render_settings_page
 from registry.config import Settings, format_duration, format_size, parse_duration
 from registry.config.settings_sources import ConfigError, load_settings, setting_fields, variable_name
 from tests.fakes.commands import entrepot, error_line
