@@ -29,7 +29,7 @@ PACKAGES := docker.io:dockerd containerd:ctr runc:runc podman:podman buildah:bui
 # Of these, Debian runs as services what would take ports from others, such as 5000. The tests start their own.
 UNWANTED := docker-registry nginx
 
-.PHONY: help serve check test bench bench-mirror bench-growth bench-gc lint format docs screenshots translations lock clean packages
+.PHONY: help serve check test bench bench-mirror bench-growth bench-gc lint format docs book screenshots translations lock clean packages
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ format: $(VENV)/.dev ## Put the code into its form
 docs: $(VENV)/.runtime ## Write docs/*/settings.md from the settings' model, and new texts into book/locale
 	$(BIN)/python -m book.settings_catalogue
 
+book: $(VENV)/.docs ## Build the site of docs/en and docs/zh in build/book; a broken link or a warning fails
+	@exec $(BIN)/python -m book build/book
+
 screenshots: $(VENV)/.dev packages ## Make the pictures of the pages in docs/pages, with a real browser
 	$(BIN)/python -m tests.fakes.page_screenshots docs/pages
 
@@ -96,6 +99,7 @@ lock: $(VENV)/.dev ## Pin the dependencies anew, with hashes; UPGRADE=--upgrade 
 	$(LOCK) $(UPGRADE) --group pyproject.toml:build --output-file requirements/build.txt
 	$(LOCK) $(UPGRADE) --constraint requirements/runtime.txt --constraint requirements/build.txt \
 		pyproject.toml --group dev --output-file requirements/dev.txt
+	$(LOCK) $(UPGRADE) --constraint requirements/dev.txt --group pyproject.toml:docs --output-file requirements/docs.txt
 
 clean: ## Remove what the other targets made; the data directory stays
 	rm -rf $(VENV) build dist bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -122,6 +126,11 @@ $(VENV)/.runtime: $(VENV)/.venv requirements/runtime.txt requirements/build.txt 
 $(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt
 	@echo "Installing the pinned dependencies of the tests (once)"
 	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime requirements/docs.txt
+	@echo "Installing the pinned dependencies of the book (once)"
+	@$(PIP) install --require-hashes -r requirements/docs.txt
 	@touch $@
 
 packages:

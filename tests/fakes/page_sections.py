@@ -68,7 +68,7 @@ def _section(text: str) -> Section:
     parts: list[Command | str] = []
     elsewhere: dict[str, list[str]] = {}
     for language, mark, name, block in _BLOCK.findall(text):
-        commands = list(_commands(block)) if language == "console" else []
+        commands = list(commands_of(block)) if language == "console" else []
         if language == "toml":
             settings.append(block)
         if mark == "test":
@@ -80,7 +80,9 @@ def _section(text: str) -> Section:
     return Section(text.partition("\n")[0], "\n".join(settings), tuple(parts), elsewhere)
 
 
-def _commands(block: str) -> Iterator[Command]:
+def commands_of(block: str) -> Iterator[Command]:
+    """Yields the commands of a console block. A command goes on after a line that ends with a backslash."""
+    block = re.sub(r"\\\n\s*", "", block)
     ended = [text.splitlines() for text in re.split(r"^\$ ", block, flags=re.MULTILINE) if text]
     for (line, *output), following in zip(ended, [*ended[1:], [""]], strict=True):
         if line != "echo $?":
