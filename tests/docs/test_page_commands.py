@@ -22,7 +22,7 @@ from tests.fakes.book_page import (
     NOT_RUN,
     PREPARATIONS,
     PageRun,
-    console_blocks,
+    command_blocks,
     needs_clients,
     root_files,
     runnable_blocks,
@@ -40,7 +40,11 @@ NOT_RUN_HERE = {
     "accelerator": {"a cluster cannot be had in the tests", "tests/system/ops/test_client_check.py"},
     "ci": {"a cluster cannot be had in the tests"},
     "accounts": {"tests/system/admin/sso/test_sessions.py"},
+    "events": {"tests/system/events"},
     "security": {"tests/system/hostile"},
+    "deployment": {"tests/deploy"},
+    "kubernetes": {"a cluster cannot be had in the tests"},
+    "alerts": {"tests/deploy"},
 }
 """Why blocks of a page are not run: the tests that run their commands, or what no test can have."""
 REASONS = {"a cluster cannot be had in the tests"}
@@ -57,7 +61,8 @@ def test_the_blocks_that_are_not_run() -> None:
     """They are those of the list, and the tests that it names exist."""
     found: dict[str, set[str]] = {}
     for page in TOGETHER:
-        for block in console_blocks(page):
+        for block in command_blocks(page):
+            assert block.language == "console" or block.mark.startswith(NOT_RUN), f"nobody runs {page}.md:{block.line}"
             if block.mark.startswith(NOT_RUN):
                 found.setdefault(page, set()).add(block.mark.removeprefix(NOT_RUN))
     assert found == NOT_RUN_HERE

@@ -54,14 +54,14 @@ class PageClients:
     port: int
 
 
-def console_blocks(page: str) -> list[Block]:
-    """Returns the blocks of commands on the English page."""
-    return [block for block in blocks(page_file(page, "en").read_text()) if block.language == "console"]
+def command_blocks(page: str) -> list[Block]:
+    """Returns the blocks of commands on the English page: sessions at a terminal, and scripts."""
+    return [block for block in blocks(page_file(page, "en").read_text()) if block.language in ("console", "sh")]
 
 
 def runnable_blocks(page: str) -> list[Block]:
     """Returns the blocks that are run."""
-    return [block for block in console_blocks(page) if not block.mark.startswith(NOT_RUN)]
+    return [block for block in command_blocks(page) if not block.mark.startswith(NOT_RUN)]
 
 
 def needs_clients(block: Block) -> bool:
