@@ -50,6 +50,6 @@ def clients() -> Iterator[PageClients]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_work(tmp_path: Path, clients: PageClients, page: str) -> None:
-    """Each command of the page ends with the exit code, and prints lines of the shape, that the page shows."""
+    """Each command of the page ends with the exit code, and prints the lines, that the page shows."""
     with ExitStack() as stack:
         PageRun(tmp_path, stack, clients).run_page(page)

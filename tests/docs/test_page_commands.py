@@ -9,15 +9,11 @@ from __future__ import annotations
 import re
 import shlex
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 
 from book.pages import LANGUAGES, page_file, page_names
-from registry.cli.command import app
 from tests.fakes.book_page import (
     NOT_RUN,
     PREPARATIONS,
@@ -29,7 +25,7 @@ from tests.fakes.book_page import (
 )
 from tests.fakes.page_sections import commands_of
 from tests.fakes.server_process import ROOT
-from tests.system.cli.test_command import EVERY_COMMAND, options_of
+from tests.system.cli.test_command import EVERY_COMMAND, ROOT_COMMAND, options_of
 
 RUN_BY_SECTION = ("upkeep", "moving", "air-gapped", "operations")
 TOGETHER = [page for page in page_names() if page not in RUN_BY_SECTION and page_file(page, "en").exists()]
@@ -52,7 +48,7 @@ REASONS = {"a cluster cannot be had in the tests"}
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_work(tmp_path: Path, page: str) -> None:
-    """Each command of the page ends with the exit code, and prints lines of the shape, that the page shows."""
+    """Each command of the page ends with the exit code, and prints the lines, that the page shows."""
     with ExitStack() as stack:
         PageRun(tmp_path, stack).run_page(page)
 
@@ -94,11 +90,8 @@ def named_commands() -> list[tuple[str, str]]:
     return sorted(found)
 
 
-@cache
-def known_names() -> set[str]:
-    """Returns the names of all commands, and of groups that run by themselves."""
-    root: Any = typer.main.get_command(app)
-    return {*EVERY_COMMAND, *(name for name, found in root.commands.items() if found.callback)}
+KNOWN_NAMES = {*EVERY_COMMAND, *(name for name, found in ROOT_COMMAND.commands.items() if found.callback)}
+"""The names of all commands, and of groups that run by themselves."""
 
 
 def test_named_commands_exist() -> None:
@@ -108,10 +101,10 @@ def test_named_commands_exist() -> None:
     for line, file in named_commands():
         words = shlex.split(line.replace("…", ""), comments=True)
         names = [" ".join(words[:count]) for count in (3, 2, 1)]
-        name = next((name for name in names if name in known_names()), None)
-        options = {word.partition("=")[0] for word in words if word.startswith("--")}
+        name = next((name for name in names if name in KNOWN_NAMES), None)
+        options = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
         if name is None:
-            if names[-1] not in groups and not options & {"--help", "--version", "--install-completion"}:
+            if names[-1] not in groups and not options & {"--version", "--install-completion"}:
                 wrong.append((file, line))
         elif not options <= options_of(name):
             wrong.append((file, line))

@@ -31,7 +31,7 @@ $ echo [not a link](there.md)
 ## A list
 ## A list
 ## 磁盘满了（怎么办）？
-"""
+"""  # noqa: RUF001
 
 
 def test_blocks() -> None:

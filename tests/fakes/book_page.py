@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +26,7 @@ from tests.fakes.clients.docker_engine import DockerEngine
 from tests.fakes.clients.registry_client import RegistryClient
 from tests.fakes.commands import command_environment, entrepot
 from tests.fakes.hub.hub import hub
-from tests.fakes.page_sections import Command, commands_of, has_shape
+from tests.fakes.page_sections import Command, commands_of, joined_lines, shape_of
 from tests.fakes.server_process import RegistryServer, start_server
 from tests.fakes.upstream_content import UpstreamContent, image_tree_of
 
@@ -34,7 +35,9 @@ WITH_DOCKER: Final = "with docker"
 NOT_RUN: Final = "not run here: "
 SHELL_TIMEOUT: Final = 200.0
 _TEST: Final = re.compile(r"\btest: (.+)$")
-_SHELL: Final = re.compile(r"[|<>;&$`*]|^\w+=")
+_COMMAND: Final = re.compile(r"(?P<variables>(?:\w+=\S+ )+)?entrepot (?P<words>[^>]+?)(?: > (?P<file>\S+))?")
+_SHELL: Final = re.compile(r"[|<>;&$`*]")
+_TOKEN_ID: Final = re.compile(r"\b(?=\w*[A-Z0-9])[0-9A-Za-z]{12}\b")
 _PROMPTS: Final = re.compile(r"^(Password for .*:|The same again:)$")
 _UPSTREAM: Final = '[[upstream]]\nname = "{name}"\ndefault = {default}\nendpoints = ["{url}"]\n'
 _IMAGES: Final = {
@@ -84,7 +87,7 @@ class PageRun:
 
     def run_page(self, page: str) -> None:
         """Runs the blocks of a page, without those that need clients if there are none. Raises AssertionError if a
-        command ends with another code, or prints lines of another shape, than the page shows."""
+        command ends with another code than the page shows, or does not print a line that the page shows."""
         chosen = [block for block in runnable_blocks(page) if self.clients or not needs_clients(block)]
         serves = any("entrepot serve" in block.text for block in chosen)
         for block in chosen:
@@ -129,23 +132,37 @@ class PageRun:
             assert self.server
         if command.line.startswith("entrepot serve"):
             return
-        done = self._entrepot(command.line) if _is_simple(command.line) else self._shell(command.line)
+        found = _COMMAND.fullmatch(command.line)
+        done = self._entrepot(found) if found and _is_plain(found["words"]) else self._shell(command.line)
         output = done.stderr + done.stdout
         shown = "\n".join(command.output)
         said = f"$ {command.line}\n{output}(exit code {done.returncode}), but the page has:\n{shown}"
         assert done.returncode == command.exit_code, said
-        expected = [re.sub(r"( \.\.\.)?$", "", line) for line in command.output if not _PROMPTS.match(line)]
-        if expected:
-            printed = self._as_on_the_page(done.stderr) + self._as_on_the_page(done.stdout)
-            assert has_shape(printed, [*expected, "…"], is_loose=True), said
+        expected = [line for line in command.output if not _PROMPTS.match(line)]
+        printed = joined_lines(self._as_on_the_page(output).splitlines())
+        assert all(any(map(partial(_is_printed_as, line), printed)) for line in expected), said
 
-    def _entrepot(self, line: str) -> subprocess.CompletedProcess[str]:
-        words = shlex.split(self._here(line), comments=True)[1:]
+    def _entrepot(self, command: re.Match[str]) -> subprocess.CompletedProcess[str]:
+        """Runs a command that needs no shell, in a process that starts sooner than an interpreter."""
+        words = shlex.split(self._here(command["words"]), comments=True)
         given = None
         if words[:2] == ["user", "add"] and "--generate" not in words:
             words += ["--password-file", "-"]
             given = PASSWORD
-        return entrepot(*words, folder=self.folder, given=given, ENTREPOT_CONFIG=str(self._settings))
+        variables = dict(pair.split("=", 1) for pair in (command["variables"] or "").split())
+        variables["ENTREPOT_CONFIG"] = str(self._settings)
+        done = entrepot(*words, folder=self.folder, given=given, **variables)
+        if command["file"]:
+            (self.folder / command["file"]).write_text(done.stdout)
+            done.stdout = ""
+        return done
+
+    def _prepare_accounts(self, *lines: str) -> None:
+        for line in lines:
+            found = _COMMAND.fullmatch(f"entrepot {line}")
+            assert found
+            done = self._entrepot(found)
+            assert done.returncode == 0, done.stderr
 
     def _shell(self, line: str) -> subprocess.CompletedProcess[str]:
         text = re.sub(r"(--user|-u) alice\b", rf"\1 alice:'{PASSWORD}'", self._here(line))
@@ -172,7 +189,7 @@ class PageRun:
             for name, words in self._programs():
                 (programs / name).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
                 (programs / name).chmod(0o755)
-        variables = command_environment(ENTREPOT_CONFIG=str(self._settings), **self._variables)
+        variables = command_environment(**{**self._variables, "ENTREPOT_CONFIG": str(self._settings)})
         return {**variables, "PATH": f"{programs}:{variables['PATH']}"}
 
     def _programs(self) -> Iterator[tuple[str, list[str]]]:
@@ -199,20 +216,15 @@ class PageRun:
 
     def add_people(self) -> None:
         """Accounts and a group that the page grants rights to."""
-        for line in ("user add bob", "user add carol", "robot add deploy", "group add dev"):
-            done = self._entrepot(f"entrepot {line}")
-            assert done.returncode == 0, done.stderr
+        self._prepare_accounts("user add bob", "user add carol", "robot add deploy", "group add dev")
 
     def add_accounts(self) -> None:
         """The admin alice, and a group."""
-        for line in ("user add alice --admin", "group add dev"):
-            done = self._entrepot(f"entrepot {line}")
-            assert done.returncode == 0, done.stderr
+        self._prepare_accounts("user add alice --admin", "group add dev")
 
     def remove_group(self) -> None:
         """Removes the group that `add_people` has added, because the page adds it later."""
-        done = self._entrepot("entrepot group remove dev")
-        assert done.returncode == 0, done.stderr
+        self._prepare_accounts("group remove dev")
 
     def read_token(self) -> None:
         """The secret that the page has written into a file is in the variable TOKEN."""
@@ -232,9 +244,21 @@ class PageRun:
         self.add_accounts()
 
 
-def _is_simple(line: str) -> bool:
-    """Whether a line needs no shell: it is one command of `entrepot`, and has special characters in quotes only."""
-    return line.startswith("entrepot ") and not _SHELL.search(re.sub(r"'[^']*'|#.*$", "", line))
+def _is_printed_as(shown: str, printed: str) -> bool:
+    """Whether a line of the page stands for a line of output. `...` at its end stands for the rest of the line."""
+    shape = _shape(printed)
+    if shown.endswith(" ..."):
+        return shape.startswith(_shape(shown.removesuffix("...")))
+    return shape == _shape(shown)
+
+
+def _shape(line: str) -> str:
+    return shape_of(_TOKEN_ID.sub("ID", line), is_loose=True)
+
+
+def _is_plain(words: str) -> bool:
+    """Whether words need no shell: they have special characters in quotes only."""
+    return not _SHELL.search(re.sub(r"'[^']*'|#.*$", "", words))
 
 
 def _image_and_token(run: PageRun) -> None:

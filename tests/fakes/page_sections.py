@@ -87,13 +87,14 @@ def commands_of(block: str) -> Iterator[Command]:
     for (line, *output), following in zip(ended, [*ended[1:], [""]], strict=True):
         if line != "echo $?":
             code = int(following[1]) if following[0] == "echo $?" else 0
-            yield Command(line, tuple(_joined(output)), code)
+            yield Command(line, tuple(joined_lines(output)), code)
 
 
-def _joined(lines: Sequence[str]) -> list[str]:
+def joined_lines(lines: Sequence[str]) -> list[str]:
+    """Returns the lines, with those that begin with two spaces at the end of the line before them."""
     joined: list[str] = []
     for line in lines:
-        if line.startswith("  "):
+        if line.startswith("  ") and joined:
             joined[-1] += " " + line.strip()
         else:
             joined.append(line)
@@ -115,6 +116,6 @@ def has_shape(output: str, expected: Sequence[str], *, is_loose: bool = False) -
     shapes = [
         ".*?" if line == "…" else re.escape(shape_of(line, is_loose=is_loose) + "\n") for line in expected if line
     ]
-    lines = _joined(output.splitlines()) if is_loose else output.splitlines()
+    lines = joined_lines(output.splitlines()) if is_loose else output.splitlines()
     printed = "".join(shape_of(line, is_loose=is_loose) + "\n" for line in lines if line.strip())
     return re.fullmatch("".join(shapes), printed, re.DOTALL) is not None
