@@ -24,6 +24,7 @@ _SHAPES: Final = [
     (re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d[:-]\d\d([:-]\d\d)?Z?(\.\d+)?)?( UTC)?"), "TIME"),
     (re.compile(r"\d+(\.\d+)? ([KMGT]i)?B\b"), "SIZE"),
     (re.compile(r"SIZE (linked|copied)"), "SIZE brought"),  # a target on the same file system gets links
+    (re.compile(r"\b\d+\.\d s\b"), "SECONDS"),
     (re.compile(r"\b(cli:)[\w-]+"), r"\1ACTOR"),
     (re.compile(r"[ \t]+"), " "),
 ]

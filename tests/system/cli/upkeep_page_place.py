@@ -187,7 +187,7 @@ class Place:
 
     def start_harbor(self) -> None:
         """A server with a project, and one that is a proxy cache."""
-        self._start_other_server("https://harbor.example.com", "admin", "team/web", "team/api", "proxy-hub/app")
+        self._start_other_server("https://harbor.example.com", "admin", "team/web", "proxy-hub/app")
 
     def _start_other_server(self, url: str, name: str, *repos: str) -> None:
         """A server that stands for `url`. An admin of this name can log in, with the password in the file `pw`."""
