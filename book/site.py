@@ -7,6 +7,7 @@ a page shows is copied beside it, and a link that leads out of the book, such as
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -48,13 +49,16 @@ def build_site(target: Path) -> None:
 def _build_language(language: Language, source: Path, target: Path) -> None:
     copy_pages(language, source / "pages")
     config = source / "zensical.toml"
-    config.write_text(_configuration(language, source / "pages", target), encoding="utf-8")
+    config.write_text(_configuration(language), encoding="utf-8")
     program = Path(sys.executable).with_name("zensical")
     command = [program, "build", "--strict", "--clean", "--config-file", config]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "NO_COLOR": "1"}
+    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
     output = done.stdout + done.stderr
     if done.returncode or re.search(r"\b(warning|error)\b", output, re.IGNORECASE):
         raise BuildFailed(f"docs/{language}:\n{output}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(source / "site", target)  # the generator writes below its configuration only
 
 
 def copy_pages(language: Language, folder: Path) -> None:
@@ -79,7 +83,7 @@ def _bring_picture(file: Path, folder: Path) -> str | None:
     return f"pictures/{file.name}"
 
 
-def _configuration(language: Language, pages: Path, target: Path) -> str:
+def _configuration(language: Language) -> str:
     """Returns the settings of the generator, in TOML. Strings of JSON are strings of TOML as well."""
     alternates = [
         f'  {{ name = "{NAMES[other]}", link = "../{other}/index.html", lang = "{other}" }},' for other in LANGUAGES
@@ -88,8 +92,8 @@ def _configuration(language: Language, pages: Path, target: Path) -> str:
         [
             "[project]",
             f"site_name = {json.dumps(TITLES[language], ensure_ascii=False)}",
-            f"docs_dir = {json.dumps(str(pages))}",
-            f"site_dir = {json.dumps(str(target))}",
+            'docs_dir = "pages"',
+            'site_dir = "site"',
             "use_directory_urls = false",
             f"nav = {_navigation(language)}",
             "",
