@@ -51,7 +51,7 @@ def _build_language(language: Language, source: Path, target: Path) -> None:
     config = source / "zensical.toml"
     config.write_text(_configuration(language), encoding="utf-8")
     program = Path(sys.executable).with_name("zensical")
-    command = [program, "build", "--strict", "--clean", "--config-file", config]
+    command = [str(program), "build", "--strict", "--clean", "--config-file", str(config)]
     environment = {**os.environ, "NO_COLOR": "1"}
     done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
     output = done.stdout + done.stderr

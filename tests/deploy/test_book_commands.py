@@ -12,15 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from book.pages import page_file, page_names
-from tests.fakes.book_page import PageClients, PageRun, needs_clients, runnable_blocks
+from tests.fakes.book_page import PageClients, PageRun, needs_clients, pages_in_english, runnable_blocks
 from tests.fakes.clients.container_tools import container_tools
 from tests.fakes.clients.docker_engine import running_docker
 from tests.fakes.commands import entrepot
 
-PAGES = [
-    page for page in page_names() if page_file(page, "en").exists() and any(map(needs_clients, runnable_blocks(page)))
-]
+PAGES = [name for name, file in pages_in_english().items() if any(map(needs_clients, runnable_blocks(file)))]
 UPSTREAMS = '[[upstream]]\nname = "docker.io"\ndefault = true\n[[upstream]]\nname = "ghcr.io"\n'
 
 
@@ -52,4 +49,4 @@ def clients() -> Iterator[PageClients]:
 def test_the_commands_work(tmp_path: Path, clients: PageClients, page: str) -> None:
     """Each command of the page ends with the exit code, and prints the lines, that the page shows."""
     with ExitStack() as stack:
-        PageRun(tmp_path, stack, clients).run_page(page)
+        PageRun(tmp_path, stack, clients).run_page(pages_in_english()[page])

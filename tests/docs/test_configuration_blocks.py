@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ HOSTS = (
 )
 CLIENT = "client"
 SETUP = "setup "
-PARSERS = {
+PARSERS: dict[str, Callable[[str], object]] = {
     "toml": tomllib.loads,
     "json": json.loads,
     "yaml": lambda text: [*yaml.safe_load_all(re.sub(r"\{\{.*?\}\}", "x", text))],

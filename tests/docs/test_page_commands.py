@@ -20,6 +20,7 @@ from tests.fakes.book_page import (
     PageRun,
     command_blocks,
     needs_clients,
+    pages_in_english,
     root_files,
     runnable_blocks,
 )
@@ -28,10 +29,11 @@ from tests.fakes.server_process import ROOT
 from tests.system.cli.test_command import EVERY_COMMAND, ROOT_COMMAND, options_of
 
 RUN_BY_SECTION = ("upkeep", "moving", "air-gapped", "operations")
-TOGETHER = [page for page in page_names() if page not in RUN_BY_SECTION and page_file(page, "en").exists()]
+TOGETHER = {name: file for name, file in pages_in_english().items() if name not in RUN_BY_SECTION}
 """The pages whose blocks are run one after the other."""
-PAGES = [page for page in TOGETHER if not all(map(needs_clients, runnable_blocks(page)))]
+PAGES = [name for name, file in TOGETHER.items() if not all(map(needs_clients, runnable_blocks(file)))]
 NOT_RUN_HERE = {
+    "README": {"tests/deploy"},
     "quick-start": {"tests/deploy"},
     "accelerator": {"a cluster cannot be had in the tests", "tests/system/ops/test_client_check.py"},
     "ci": {"a cluster cannot be had in the tests"},
@@ -50,14 +52,14 @@ REASONS = {"a cluster cannot be had in the tests"}
 def test_the_commands_work(tmp_path: Path, page: str) -> None:
     """Each command of the page ends with the exit code, and prints the lines, that the page shows."""
     with ExitStack() as stack:
-        PageRun(tmp_path, stack).run_page(page)
+        PageRun(tmp_path, stack).run_page(TOGETHER[page])
 
 
 def test_the_blocks_that_are_not_run() -> None:
     """They are those of the list, and the tests that it names exist."""
     found: dict[str, set[str]] = {}
-    for page in TOGETHER:
-        for block in command_blocks(page):
+    for page, file in TOGETHER.items():
+        for block in command_blocks(file):
             assert block.language == "console" or block.mark.startswith(NOT_RUN), f"nobody runs {page}.md:{block.line}"
             if block.mark.startswith(NOT_RUN):
                 found.setdefault(page, set()).add(block.mark.removeprefix(NOT_RUN))
@@ -68,13 +70,13 @@ def test_the_blocks_that_are_not_run() -> None:
 
 def test_every_preparation_is_used() -> None:
     """No preparation is left over, and no page names one that does not exist."""
-    marks = [block.mark for page in TOGETHER for block in runnable_blocks(page)]
+    marks = [block.mark for file in TOGETHER.values() for block in runnable_blocks(file)]
     assert {mark.partition("test: ")[2] for mark in marks if "test: " in mark} == set(PREPARATIONS)
 
 
 def test_the_pages_are_read_as_their_authors_meant_them() -> None:
     """The pages have many commands."""
-    found = [block for page in TOGETHER for block in runnable_blocks(page)]
+    found = [block for file in TOGETHER.values() for block in runnable_blocks(file)]
     assert len([command for block in found for command in commands_of(block.text)]) > 60
 
 

@@ -13,6 +13,7 @@ from tests.fakes.book_page import root_files
 from tests.fakes.server_process import ROOT
 
 GENERATED = "settings"
+READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
 EXTERNAL = ("https://", "http://", "mailto:")
 
 
@@ -41,15 +42,16 @@ def code_of(block: Block) -> str:
     return "\n".join(line for line in lines if line)
 
 
-@pytest.mark.parametrize("page", page_names())
+@pytest.mark.parametrize("page", ["README", *page_names()])
 def test_both_languages_have_the_same_blocks(page: str) -> None:
     """Blocks of code are equal but for their comments, so that the tests of the English page count for both. A block
     without a language is a drawing, which may be translated."""
-    english, chinese = (blocks(text_of(page, language)) for language in LANGUAGES)
+    files = READMES if page == "README" else [page_file(page, language) for language in LANGUAGES]
+    english, chinese = (blocks(file.read_text()) for file in files)
     assert [block.language for block in english] == [block.language for block in chinese]
     for ours, theirs in zip(english, chinese, strict=True):
         if ours.language:
-            assert code_of(theirs) == code_of(ours), f"docs/zh/{page}.md:{theirs.line}"
+            assert code_of(theirs) == code_of(ours), f"{files[1].name}:{theirs.line}"
 
 
 @pytest.mark.parametrize("page", page_names())

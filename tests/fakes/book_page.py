@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from book.markdown_blocks import Block, blocks
-from book.pages import ROOT, page_file
+from book.pages import ROOT, page_file, page_names
 from tests.fakes.client_images import image
 from tests.fakes.clients.container_tools import ContainerTools
 from tests.fakes.clients.docker_engine import DockerEngine
@@ -57,14 +57,20 @@ class PageClients:
     port: int
 
 
-def command_blocks(page: str) -> list[Block]:
-    """Returns the blocks of commands on the English page: sessions at a terminal, and scripts."""
-    return [block for block in blocks(page_file(page, "en").read_text()) if block.language in ("console", "sh")]
+def pages_in_english() -> dict[str, Path]:
+    """Returns the pages and the README, by their names."""
+    pages = {page: file for page in page_names() if (file := page_file(page, "en")).exists()}
+    return {"README": ROOT / "README.md", **pages}
 
 
-def runnable_blocks(page: str) -> list[Block]:
+def command_blocks(file: Path) -> list[Block]:
+    """Returns the blocks of commands on a page: sessions at a terminal, and scripts."""
+    return [block for block in blocks(file.read_text()) if block.language in ("console", "sh")]
+
+
+def runnable_blocks(file: Path) -> list[Block]:
     """Returns the blocks that are run."""
-    return [block for block in command_blocks(page) if not block.mark.startswith(NOT_RUN)]
+    return [block for block in command_blocks(file) if not block.mark.startswith(NOT_RUN)]
 
 
 def needs_clients(block: Block) -> bool:
@@ -85,10 +91,10 @@ class PageRun:
         self._digest = ""
         self._write_settings()
 
-    def run_page(self, page: str) -> None:
+    def run_page(self, file: Path) -> None:
         """Runs the blocks of a page, without those that need clients if there are none. Raises AssertionError if a
         command ends with another code than the page shows, or does not print a line that the page shows."""
-        chosen = [block for block in runnable_blocks(page) if self.clients or not needs_clients(block)]
+        chosen = [block for block in runnable_blocks(file) if self.clients or not needs_clients(block)]
         serves = any("entrepot serve" in block.text for block in chosen)
         for block in chosen:
             if found := _TEST.search(block.mark):
