@@ -22,6 +22,7 @@ _FENCE: Final = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _LINK: Final = re.compile(r"!?\[(?P<text>(?:[^][]|\[[^]]*\])*)\]\((?P<target>[^()\s]+)\)")
+_HTML_PICTURE: Final = re.compile(r'<img src="([^"]+)"')
 _HEADING: Final = re.compile(r"^(#{1,6}) (.+)$", re.MULTILINE)
 _CODE_SPAN: Final = re.compile(r"(`+)(.+?)\1")
 
@@ -89,7 +90,7 @@ def _slug(heading: str) -> str:
 def links(page: str) -> list[str]:
     """Returns the targets of the page's links and pictures."""
     text = _CODE_SPAN.sub("", without_blocks(page))
-    return [found["target"] for found in _LINK.finditer(text)]
+    return [found["target"] for found in _LINK.finditer(text)] + _HTML_PICTURE.findall(text)
 
 
 def replace_links(page: str, replace: dict[str, str | None]) -> str:
