@@ -29,7 +29,7 @@ PACKAGES := docker.io:dockerd containerd:ctr runc:runc podman:podman buildah:bui
 # Of these, Debian runs as services what would take ports from others, such as 5000. The tests start their own.
 UNWANTED := docker-registry nginx
 
-.PHONY: help serve check test bench bench-mirror bench-growth bench-gc lint format docs manifests screenshots translations lock clean packages
+.PHONY: help serve check test bench bench-mirror bench-growth bench-gc lint format docs book manifests screenshots translations lock clean packages
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,8 +71,11 @@ format: $(VENV)/.dev ## Put the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.runtime ## Write docs/settings.md from the settings' model
-	$(BIN)/python -m registry.cli.settings_page > docs/settings.md
+docs: $(VENV)/.runtime ## Write docs/*/settings.md from the settings' model, and new texts into book/locale
+	$(BIN)/python -m book.settings_catalogue
+
+book: $(VENV)/.docs ## Build the site of docs/en and docs/zh in build/book; a broken link or a warning fails
+	@exec $(BIN)/python -m book build/book
 
 manifests: $(VENV)/.deploy ## Write deploy/kubernetes from the Helm chart
 	$(BIN)/python -m tests.deploy.rendered_chart
@@ -100,6 +103,7 @@ lock: $(VENV)/.dev ## Pin the dependencies anew, with hashes; UPGRADE=--upgrade 
 	$(LOCK) $(UPGRADE) --constraint requirements/runtime.txt --constraint requirements/build.txt \
 		pyproject.toml --group dev --output-file requirements/dev.txt
 	$(LOCK) $(UPGRADE) --constraint requirements/dev.txt --group pyproject.toml:deploy --output-file requirements/deploy.txt
+	$(LOCK) $(UPGRADE) --constraint requirements/dev.txt --group pyproject.toml:docs --output-file requirements/docs.txt
 
 clean: ## Remove what the other targets made; the data directory stays
 	rm -rf $(VENV) build dist bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -131,6 +135,11 @@ $(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt
 $(VENV)/.deploy: $(VENV)/.dev requirements/deploy.txt
 	@echo "Installing the pinned dependencies of the deployment tests (once)"
 	@$(PIP) install --require-hashes -r requirements/deploy.txt
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime requirements/docs.txt
+	@echo "Installing the pinned dependencies of the book (once)"
+	@$(PIP) install --require-hashes -r requirements/docs.txt
 	@touch $@
 
 packages:

@@ -2,7 +2,7 @@
 
 `Settings(...)` uses only its arguments and the defaults. `registry.config.settings_sources` collects these arguments
 from command-line flags, environment variables and the settings file. Durations are in seconds, sizes in bytes. The
-`description` of a setting is its text in `--help` and in docs/settings.md.
+`description` of a setting is its text in `--help` and in docs/en/settings.md.
 
 The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.
 """

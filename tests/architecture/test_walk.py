@@ -1,4 +1,4 @@
-"""docs/walk.md leads to code that exists."""
+"""docs/en/architecture.md leads to code that exists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from functools import reduce
 
 from tests.fakes.server_process import ROOT
 
-STEPS = sorted(set(re.findall(r"`((?:registry|storage)[\w.]*):([\w.]+)`", (ROOT / "docs" / "walk.md").read_text())))
+PAGE = (ROOT / "docs" / "en" / "architecture.md").read_text()
+STEPS = sorted(set(re.findall(r"`((?:registry|storage)[\w.]*):([\w.]+)`", PAGE)))
 
 
 def test_the_walk_has_steps() -> None:

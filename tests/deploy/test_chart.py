@@ -317,7 +317,9 @@ def test_plain_manifests_are_those_of_the_chart() -> None:
     assert {path.name: path.read_text() for path in PLAIN.glob("*.yaml")} == plain_manifests()
 
 
-GUIDE = re.findall(r"^```yaml\n(.+?)^```", (ROOT / "docs" / "kubernetes.md").read_text(), re.MULTILINE | re.DOTALL)
+GUIDE = re.findall(
+    r"^```yaml\n(.+?)^```", (ROOT / "docs" / "en" / "kubernetes.md").read_text(), re.MULTILINE | re.DOTALL
+)
 """The YAML of the guide: values for the chart, and an overlay for kustomize."""
 (OVERLAY,) = (text for text in GUIDE if text.startswith("# kustomization.yaml"))
 
@@ -326,7 +328,7 @@ GUIDE = re.findall(r"^```yaml\n(.+?)^```", (ROOT / "docs" / "kubernetes.md").rea
     "text", [text for text in GUIDE if text != OVERLAY], ids=lambda text: next(iter(yaml.safe_load(text)))
 )
 def test_the_values_in_the_guide(tmp_path: Path, text: str) -> None:
-    """Each block of docs/kubernetes.md renders, Kubernetes accepts the objects, and Entrepot the settings."""
+    """Each block of docs/en/kubernetes.md renders, Kubernetes accepts the objects, and Entrepot the settings."""
     objects = render(yaml.safe_load(text))
     for found in objects:
         validate(found, NEWEST)
@@ -335,7 +337,7 @@ def test_the_values_in_the_guide(tmp_path: Path, text: str) -> None:
 
 
 def test_plain_manifests_build(tmp_path: Path) -> None:
-    """kubectl puts them together, also with the overlay that docs/kubernetes.md shows, and Kubernetes accepts them."""
+    """kubectl puts them together, also with the overlay that docs/en/kubernetes.md shows, and Kubernetes accepts them."""
     (tmp_path / "entrepot" / "deploy").mkdir(parents=True)
     (tmp_path / "entrepot" / "deploy" / "kubernetes").symlink_to(PLAIN)
     (tmp_path / "kustomization.yaml").write_text(OVERLAY)

@@ -17,7 +17,7 @@ from tests.deploy.monitored_site import DEADLINE_SECONDS, RULES, MonitoredSite, 
 from tests.fakes.server_process import ROOT
 
 CASES = RULES.with_name("alerts.test.yml")
-RUNBOOK = ROOT / "docs" / "alerts.md"
+RUNBOOK = ROOT / "docs" / "en" / "alerts.md"
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "entrepot.json").read_text())
 ALERTS: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"][0]["rules"]
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
@@ -63,7 +63,7 @@ def test_each_alert_has_a_section_in_the_runbook() -> None:
     sections = re.findall(r"^### (Entrepot\w+)$", RUNBOOK.read_text(), re.MULTILINE)
     assert sorted(sections) == sorted(alert["alert"] for alert in ALERTS)
     for alert in ALERTS:
-        assert alert["annotations"]["runbook"] == f"docs/alerts.md#{alert['alert'].lower()}"
+        assert alert["annotations"]["runbook"] == f"docs/en/alerts.md#{alert['alert'].lower()}"
         assert {"summary", "description"} < alert["annotations"].keys()
         assert alert["labels"]["severity"] in ("critical", "warning", "info")
 

@@ -24,6 +24,7 @@ _SHAPES: Final = [
     (re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d[:-]\d\d([:-]\d\d)?Z?(\.\d+)?)?( UTC)?"), "TIME"),
     (re.compile(r"\d+(\.\d+)? ([KMGT]i)?B\b"), "SIZE"),
     (re.compile(r"SIZE (linked|copied)"), "SIZE brought"),  # a target on the same file system gets links
+    (re.compile(r"\b\d+\.\d s\b"), "SECONDS"),
     (re.compile(r"\b(cli:)[\w-]+"), r"\1ACTOR"),
     (re.compile(r"[ \t]+"), " "),
 ]
@@ -68,7 +69,7 @@ def _section(text: str) -> Section:
     parts: list[Command | str] = []
     elsewhere: dict[str, list[str]] = {}
     for language, mark, name, block in _BLOCK.findall(text):
-        commands = list(_commands(block)) if language == "console" else []
+        commands = list(commands_of(block)) if language == "console" else []
         if language == "toml":
             settings.append(block)
         if mark == "test":
@@ -80,18 +81,21 @@ def _section(text: str) -> Section:
     return Section(text.partition("\n")[0], "\n".join(settings), tuple(parts), elsewhere)
 
 
-def _commands(block: str) -> Iterator[Command]:
+def commands_of(block: str) -> Iterator[Command]:
+    """Yields the commands of a console block. A command goes on after a line that ends with a backslash."""
+    block = re.sub(r"\\\n\s*", "", block)
     ended = [text.splitlines() for text in re.split(r"^\$ ", block, flags=re.MULTILINE) if text]
     for (line, *output), following in zip(ended, [*ended[1:], [""]], strict=True):
         if line != "echo $?":
             code = int(following[1]) if following[0] == "echo $?" else 0
-            yield Command(line, tuple(_joined(output)), code)
+            yield Command(line, tuple(joined_lines(output)), code)
 
 
-def _joined(lines: Sequence[str]) -> list[str]:
+def joined_lines(lines: Sequence[str]) -> list[str]:
+    """Returns the lines, with those that begin with two spaces at the end of the line before them."""
     joined: list[str] = []
     for line in lines:
-        if line.startswith("  "):
+        if line.startswith("  ") and joined:
             joined[-1] += " " + line.strip()
         else:
             joined.append(line)
@@ -113,6 +117,6 @@ def has_shape(output: str, expected: Sequence[str], *, is_loose: bool = False) -
     shapes = [
         ".*?" if line == "…" else re.escape(shape_of(line, is_loose=is_loose) + "\n") for line in expected if line
     ]
-    lines = _joined(output.splitlines()) if is_loose else output.splitlines()
+    lines = joined_lines(output.splitlines()) if is_loose else output.splitlines()
     printed = "".join(shape_of(line, is_loose=is_loose) + "\n" for line in lines if line.strip())
     return re.fullmatch("".join(shapes), printed, re.DOTALL) is not None

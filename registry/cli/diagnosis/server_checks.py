@@ -17,7 +17,7 @@ from registry.config import Settings
 from registry.status.worker_report import LATE_SECONDS, WorkerReport, read_worker_reports
 
 MIN_FILES: Final = 4096
-"""With fewer open files, a worker serves few connections at a time (docs/network.md)."""
+"""With fewer open files, a worker serves few connections at a time (docs/en/network.md)."""
 MIN_CONNECTIONS: Final = 256
 _BUSY_LOOP_SECONDS: Final = 1.0
 
@@ -49,7 +49,7 @@ class ServerCheck:
         answer = await in_thread(lambda: probe(url))
         findings: list[Finding] = []
         if answer.error is ProbeError.UNTRUSTED and self._settings.tls.certificate is not None:
-            step = "give clients the certificate of its authority (docs/network.md), or use a public authority"
+            step = "give clients the certificate of its authority (docs/en/network.md), or use a public authority"
             what = f"this machine does not trust the certificate of {url}"
             findings.append(warning(name, what, answer.detail, step))
             certificate = self._settings.tls.certificate

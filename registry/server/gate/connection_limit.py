@@ -137,7 +137,7 @@ class ConnectionLimit:
         """Logs a warning if the capacity is so small that a busy registry could reach it."""
         if self.capacity < _LOW_CAPACITY:
             log.warning(
-                "at most %d open files leave room for %d connections in this process: see docs/network.md",
+                "at most %d open files leave room for %d connections in this process: see docs/en/network.md",
                 self._limit,
                 self.capacity,
             )
@@ -253,7 +253,7 @@ class ConnectionLimit:
         if now - self._evictions_logged_at >= _LOG_INTERVAL_SECONDS:
             log.warning(
                 "closed %d silent connections to make room for others: with at most %d open files there is room for %d "
-                "connections in this process; docs/network.md says how to raise that",
+                "connections in this process; docs/en/network.md says how to raise that",
                 self._unlogged_evictions,
                 self._limit,
                 self.capacity,
@@ -265,7 +265,7 @@ class ConnectionLimit:
         if now - self._busy_logged_at >= _LOG_INTERVAL_SECONDS:
             log.warning(
                 "new connections have to wait: all %d open connections have requests in progress, and this process may "
-                "have at most %d open files; docs/network.md says how to raise that",
+                "have at most %d open files; docs/en/network.md says how to raise that",
                 len(self._connections),
                 self._limit,
             )

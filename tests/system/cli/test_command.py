@@ -44,7 +44,8 @@ def commands(command: Any, name: str = "") -> Iterator[str]:
         yield from commands(inner, f"{name} {part}".strip())
 
 
-EVERY_COMMAND = list(commands(typer.main.get_command(app)))
+ROOT_COMMAND: Any = typer.main.get_command(app)
+EVERY_COMMAND = list(commands(ROOT_COMMAND))
 
 
 @pytest.mark.parametrize("name", EVERY_COMMAND)
@@ -56,7 +57,8 @@ def test_help_has_examples(name: str) -> None:
 
 
 def options_of(name: str) -> set[str]:
-    command: Any = typer.main.get_command(app)
+    """Returns the options of a command."""
+    command = ROOT_COMMAND
     for part in name.split():
         command = command.commands[part]
     return {option for parameter in command.params for option in parameter.opts}

@@ -1,4 +1,4 @@
-"""The commands of docs/operations.md do what the page shows, each beside a running server."""
+"""The commands of docs/en/operations.md do what the page shows, each beside a running server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.fakes.upstream_content import UpstreamContent, noise_image
 from tests.system.cli.upkeep_page_place import Place
 from tests.unit.registry.cli.diagnosis import client_file_texts as texts
 
-SECTIONS = read_sections(ROOT / "docs" / "operations.md")
+SECTIONS = read_sections(ROOT / "docs" / "en" / "operations.md")
 RUN = [section for section in SECTIONS if section.parts]
 RUN_ELSEWHERE = {
     "tests/unit/registry/status/test_readiness.py": ["curl -s http://localhost:5000/readyz"],

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ByteSize, TypeAdapter
 
-from registry.cli.settings_page import render_settings_page
+from book.settings_page import render_settings_page
 from registry.config import Settings, format_duration, format_size, parse_duration
 from registry.config.settings_sources import ConfigError, load_settings, setting_fields, variable_name
 from tests.fakes.commands import entrepot, error_line
@@ -234,8 +234,8 @@ def test_every_setting_has_help_and_a_variable() -> None:
 
 
 def test_page_of_settings_is_current() -> None:
-    """docs/settings.md is current; `make docs` writes it."""
-    assert (ROOT / "docs" / "settings.md").read_text() == render_settings_page()
+    """docs/en/settings.md is current; `make docs` writes it."""
+    assert (ROOT / "docs" / "en" / "settings.md").read_text() == render_settings_page()
 
 
 def test_page_of_settings_holds_the_defaults(tmp_path: Path) -> None:

@@ -1,28 +1,27 @@
-"""The commands of docs/upkeep.md do what the page shows, each beside a running server."""
+"""The commands of docs/en/upkeep.md, moving.md and air-gapped.md do what the pages show, each beside a running
+server."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 
-from registry.cli.command import app
 from tests.fakes.page_sections import Command, Section, has_shape, read_sections
 from tests.fakes.server_process import ROOT
 from tests.system.admin.test_api_refusals import ROUTES
-from tests.system.cli.test_command import EVERY_COMMAND, options_of
 from tests.system.cli.upkeep_page_place import PREPARATIONS, Place
 
-PAGE = ROOT / "docs" / "upkeep.md"
-SECTIONS = read_sections(PAGE)
+PAGE = ROOT / "docs" / "en" / "upkeep.md"
+SECTIONS = [section for name in ("upkeep", "moving", "air-gapped") for section in read_sections(PAGE.with_stem(name))]
 RUN = [section for section in SECTIONS if section.parts]
 RUN_ELSEWHERE = {
+    "tests/deploy": [
+        "pip download --dest entrepot-wheels entrepot",
+        "pip install --no-index entrepot-wheels/*.whl",
+    ],
     "tests/system/clients/test_image_files.py": [
         "docker load --input app.tar",
         "skopeo copy --all oci:images:1 docker://registry.example.com/team/app:1",
@@ -50,7 +49,7 @@ def test_the_blocks_that_are_not_run() -> None:
     for section in SECTIONS:
         found |= section.elsewhere
     assert found == RUN_ELSEWHERE
-    assert [file for file in found if not (ROOT / file).is_file()] == []
+    assert [file for file in found if not (ROOT / file).exists()] == []
 
 
 def test_every_preparation_is_used() -> None:
@@ -63,28 +62,6 @@ def test_the_page_has_commands() -> None:
     assert len([part for section in RUN for part in section.parts if isinstance(part, Command)]) > 25
     assert not has_shape("1 tag deleted\n", ["2 tags deleted"])
     assert not has_shape("more\n1 tag deleted\n", ["1 tag deleted"])
-
-
-def command_names(words: list[str]) -> str | None:
-    """Returns the longest name of a command with which the words begin."""
-    names = (" ".join(words[:count]) for count in (3, 2, 1))
-    return next((name for name in names if name in known_names()), None)
-
-
-@cache
-def known_names() -> set[str]:
-    """Returns the names of all commands, and of groups that run by themselves."""
-    root: Any = typer.main.get_command(app)
-    return {*EVERY_COMMAND, *(name for name, found in root.commands.items() if found.callback)}
-
-
-@pytest.mark.parametrize("line", sorted(set(re.findall(r"`(?:\w+=\S+ )?entrepot ([^`]+)`", PAGE.read_text()))))
-def test_commands_in_sentences_exist(line: str) -> None:
-    """With all their options."""
-    words = shlex.split(line)
-    name = command_names(words)
-    assert name is not None
-    assert {word for word in words if word.startswith("--")} <= options_of(name)
 
 
 def table() -> list[list[str]]:

@@ -1,4 +1,5 @@
-"""What docs/upkeep.md presupposes in its sections: a server, and content to look at (`Place.prepare`)."""
+"""What docs/en/upkeep.md, moving.md and air-gapped.md presuppose in their sections: a server, and content to look at
+(`Place.prepare`)."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ from tests.fakes.upstream_content import UpstreamContent, index_of, noise_image
 
 ALICE = Actor(name="alice", address="192.0.2.9")
 CI = Actor(name="ci", address="192.0.2.7")
-OLD_LOGIN = ("ann", "the password of ann")
+OLD_PASSWORD = "the password of the old one"
 OLD_CONFIG = """
 version: 0.1
 storage:
@@ -182,17 +183,22 @@ class Place:
         whole, broken = noise_image("whole", 1000), noise_image("broken", 1000)
         old.push("tools/build", index_of((whole, "amd64"), (broken, "arm64")), "1.0")
         old.data(broken.layers[0].digest).unlink()
-        self._start_old_server(self.folder / "old")
+        self._start_other_server("https://old.example.com", "ann", "team/web", "other/web")
 
-    def _start_old_server(self, folder: Path) -> None:
-        name, password = OLD_LOGIN
+    def start_harbor(self) -> None:
+        """A server with a project, and one that is a proxy cache."""
+        self._start_other_server("https://harbor.example.com", "admin", "team/web", "proxy-hub/app")
+
+    def _start_other_server(self, url: str, name: str, *repos: str) -> None:
+        """A server that stands for `url`. An admin of this name can log in, with the password in the file `pw`."""
+        folder = self.folder / "other"
         folder.mkdir()
-        (self.folder / "pw").write_text(password)
-        entrepot_output("user", "add", name, "--admin", "--password-file", "-", folder=folder, given=password)
+        (self.folder / "pw").write_text(OLD_PASSWORD)
+        entrepot_output("user", "add", name, "--admin", "--password-file", "-", folder=folder, given=OLD_PASSWORD)
         server = self._stack.enter_context(running_server(folder, workers=1))
-        self.addresses["https://old.example.com"] = server.url
-        login = b64encode(f"{name}:{password}".encode()).decode()
-        for repo in ("team/web", "other/web"):
+        self.addresses[url] = server.url
+        login = b64encode(f"{name}:{OLD_PASSWORD}".encode()).decode()
+        for repo in repos:
             RegistryClient(server.address, f"Basic {login}").push(repo, "2", image(repo))
 
     def write_old_settings(self) -> None:
@@ -247,6 +253,12 @@ def _one_moving_tag() -> UpstreamContent:
     return content
 
 
+def _one_image() -> UpstreamContent:
+    content = UpstreamContent()
+    content.add("library/ubuntu", noise_image("ubuntu", 1_000_000), "24.04")
+    return content
+
+
 def _four_images() -> UpstreamContent:
     content = UpstreamContent()
     for number, size in enumerate((600_000, 900_000, 500_000, 1_000_000), start=1):
@@ -271,4 +283,6 @@ PREPARATIONS: dict[str, Callable[[Place], None]] = {
     "image to move": Place.push_one,
     "old registry": Place.write_old_registry,
     "old settings": Place.write_old_settings,
+    "harbor": Place.start_harbor,
+    "upstream with an image": lambda place: place.start_upstream("https://docker.io", _one_image()),
 }

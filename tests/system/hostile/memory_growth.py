@@ -15,7 +15,7 @@ from tests.system.hostile import attack_requests
 
 CLIENTS = 200
 BOUND = 300 << 20
-"""Bytes that the workers may grow by together: what docs/security.md promises."""
+"""Bytes that the workers may grow by together: what docs/en/security.md promises."""
 KEPT = 100 << 20
 """Bytes that they may still have more once all clients have gone: caches, and what the allocator has not given back."""
 KILL_ABOVE = 2 * BOUND

@@ -19,7 +19,7 @@ from tests.system.hostile.attacked_site import AttackedSite
 from tests.system.hostile.ping_watcher import PingWatcher, Stall
 
 BOUND = 50.0
-"""Milliseconds: what docs/security.md promises."""
+"""Milliseconds: what docs/en/security.md promises."""
 TRIES = 3
 SETTLE_SECONDS = 0.1
 """Seconds that are watched after the last answer: not all work is over with it."""
@@ -87,7 +87,7 @@ def table(results: Mapping[str, StallResult]) -> str:
 
 
 def summary(results: Mapping[str, StallResult]) -> str:
-    """The worst of each group of kinds, as docs/security.md has it."""
+    """The worst of each group of kinds, as docs/en/security.md has it."""
     groups: dict[str, list[StallResult]] = {}
     for name, result in results.items():
         groups.setdefault(name.partition(":")[0], []).append(result)

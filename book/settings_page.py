@@ -1,11 +1,16 @@
-"""Generates the page docs/settings.md from the pydantic model of the settings. `make docs` writes the file, and a test
-checks that the file is up to date.
+"""Generates the page settings.md in each language from the pydantic model of the settings. `make docs` writes the
+files, and a test checks that they are up to date.
+
+The model has its texts in English. Each paragraph of the page and each description of a setting is one message of the
+catalogue `locale/zh.po`, which has the page's Chinese. A message that is not translated yet stays in English, which a
+test reports.
 
 The *path* of a setting is its name as a tuple: `("gc", "grace")` for `gc.grace`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from inspect import getdoc
 
 from pydantic import BaseModel
@@ -81,51 +86,82 @@ only if content was pulled under the same name before.
 """The end of the page. `render_settings_page` replaces the line `TOML` with an example file."""
 
 
-def render_settings_page() -> str:
-    """Returns the whole page as Markdown."""
-    parts = [_INTRODUCTION, "\n", _group_table(group=())]
+Translate = Callable[[str], str]
+"""Returns a text of the page in the language of the page."""
+
+
+def render_settings_page(translate: Translate = str) -> str:
+    """Returns the whole page as Markdown, in the language of `translate`; by default in English."""
+    parts = [_paragraphs(_INTRODUCTION, translate), "\n", _group_table((), translate)]
     for name, field in Settings.model_fields.items():
         group = field.annotation
         if isinstance(group, type) and issubclass(group, BaseModel):
-            parts.append(f"\n## `[{name}]`\n\n{getdoc(group)}\n\n{_group_table((name,))}")
+            text, table = _documentation(group, translate), _group_table((name,), translate)
+            parts.append(f"\n## `[{name}]`\n\n{text}\n\n{table}")
         elif model := table_model(field):
-            parts.append(f"\n## `[[{name}]]`\n\n{getdoc(model)}\n\n{_list_item_table(model)}")
-    return "".join([*parts, _EXAMPLES_AND_RULES.replace("TOML", _example_file())])
+            text, table = _documentation(model, translate), _list_item_table(model, translate)
+            parts.append(f"\n## `[[{name}]]`\n\n{text}\n\n{table}")
+    return "".join([*parts, _paragraphs(_EXAMPLES_AND_RULES, translate).replace("TOML", _example_file())])
 
 
-def _group_table(group: SettingPath) -> str:
+def _paragraphs(text: str, translate: Translate) -> str:
+    """Returns a text whose paragraphs are translated one by one. Blocks of code stay as they are."""
+    is_code = False
+    paragraphs = []
+    for paragraph in text.split("\n\n"):
+        is_code |= paragraph.startswith("```")
+        before, after = ("\n" if paragraph.startswith("\n") else ""), ("\n" if paragraph.endswith("\n") else "")
+        paragraphs.append(paragraph if is_code else f"{before}{translate(paragraph.strip())}{after}")
+        is_code &= not paragraph.rstrip().endswith("```")
+    return "\n\n".join(paragraphs)
+
+
+def _documentation(model: type[BaseModel], translate: Translate) -> str:
+    """Returns what a group or a list of settings is for."""
+    return "\n\n".join(translate(paragraph) for paragraph in (getdoc(model) or "").split("\n\n"))
+
+
+def _header(translate: Translate, *columns: str) -> list[str]:
+    """Returns the first two lines of a table."""
+    return [f"| {' | '.join(map(translate, columns))} |", f"|{'---|' * len(columns)}"]
+
+
+def _group_table(group: SettingPath, translate: Translate) -> str:
     """Returns a Markdown table of the settings in one group: `("gc",)` is the group `[gc]`, and the empty tuple is the
     top level of the file."""
-    rows = ["| Setting | Default | Variable | What it does |", "|---|---|---|---|"]
-    rows += [
-        f"| `{'.'.join(path)}` | {_default_cell(path, field)} | `{variable_name(path)}` | {_description(path, field)} |"
-        for path, field in setting_fields()
-        if path[:-1] == group
-    ]
+    rows = _header(translate, "Setting", "Default", "Variable", "What it does")
+    for path, field in setting_fields():
+        if path[:-1] == group:
+            default, text = _default_cell(path, field, translate), _description(path, field, translate)
+            rows.append(f"| `{'.'.join(path)}` | {default} | `{variable_name(path)}` | {text} |")
     return "\n".join(rows) + "\n"
 
 
-def _list_item_table(model: type[BaseModel]) -> str:
+def _list_item_table(model: type[BaseModel], translate: Translate) -> str:
     """Returns a Markdown table of the settings in one item of a list, such as `[[upstream]]`. The table has no column
     for environment variables, because no variable sets a single setting of an item."""
-    rows = ["| Setting | Default | What it does |", "|---|---|---|"]
+    rows = _header(translate, "Setting", "Default", "What it does")
     for path, field in setting_fields(model):
-        default = "(must be set)" if field.is_required() else _default_cell(path, field)
-        rows.append(f"| `{'.'.join(path)}` | {default} | {field.description} |")
+        default = translate("(must be set)") if field.is_required() else _default_cell(path, field, translate)
+        rows.append(f"| `{'.'.join(path)}` | {default} | {translate(field.description or '')} |")
     return "\n".join(rows) + "\n"
 
 
-def _description(path: SettingPath, field: FieldInfo) -> str:
+def _description(path: SettingPath, field: FieldInfo, translate: Translate) -> str:
     """Returns what a setting does, and when a change takes effect if a reload is not enough."""
-    note = {"reload": "", "restart": ". *Needs a restart*", "start": ". *Needs a stop and a start*"}
-    return f"{field.description}{note[takes_effect(Settings, path)]}"
+    note = {
+        "reload": "{text}",
+        "restart": translate("{text}. *Needs a restart*"),
+        "start": translate("{text}. *Needs a stop and a start*"),
+    }[takes_effect(Settings, path)]
+    return note.replace("{text}", translate(field.description or ""))
 
 
-def _default_cell(path: SettingPath, field: FieldInfo) -> str:
+def _default_cell(path: SettingPath, field: FieldInfo, translate: Translate) -> str:
     """Returns the text of a table cell with the default: a value as code, a description in words as plain text, `none`
     if there is no default."""
     text = default_text(path, field)
-    return f"`{text}`" if text and " " not in text else text or "none"
+    return f"`{text}`" if text and " " not in text else translate(text or "none")
 
 
 def default_text(path: SettingPath, field: FieldInfo) -> str:
@@ -161,7 +197,3 @@ def _example_line(path: SettingPath, field: FieldInfo) -> str:
         return f"# {name} =" + (f"  # {text}" if text else "")
     is_number = isinstance(field.default, int | float) and not is_size(field) and not is_duration(field)
     return f"{name} = {text}" if is_number else f'{name} = "{text}"'
-
-
-if __name__ == "__main__":
-    print(render_settings_page(), end="")

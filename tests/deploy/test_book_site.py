@@ -1,0 +1,18 @@
+"""`make book` builds the site of the book."""
+
+from __future__ import annotations
+
+import subprocess
+
+from book.pages import LANGUAGES, page_names
+from tests.fakes.server_process import ROOT
+
+
+def test_make_book() -> None:
+    """It builds each page in each language, and fails at a warning, at a broken link, and at anything that a page would
+    load from another server."""
+    done = subprocess.run(["make", "book"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    site = ROOT / "build" / "book"
+    expected = {f"{language}/{page}.html" for language in LANGUAGES for page in page_names()} | {"index.html"}
+    assert [name for name in sorted(expected) if not (site / name).is_file()] == []

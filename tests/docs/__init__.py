@@ -1,0 +1,1 @@
+"""What the book says, against the code: every page in both languages, its links, its blocks and its commands."""

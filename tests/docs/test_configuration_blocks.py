@@ -1,0 +1,88 @@
+"""The configuration files that the book shows: each can be parsed, settings are valid, and what clients need is what
+the registry makes for them."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from book.markdown_blocks import Block, blocks
+from book.pages import page_file, page_names
+from registry.clients.client_setup import MirroredHost
+from registry.clients.more_setups import PROGRAM_SETUPS
+from registry.clients.registry_address import RegistryAddress
+from registry.config.settings_sources import load_settings
+from tests.fakes.book_page import root_files
+
+ADDRESS = RegistryAddress("https://registry.example.com")
+HOSTS = (
+    MirroredHost("docker.io", "docker.io", "https://registry-1.docker.io"),
+    MirroredHost("ghcr.io", "ghcr.io", "https://ghcr.io", has_short_names=False),
+)
+CLIENT = "client"
+SETUP = "setup "
+PARSERS: dict[str, Callable[[str], object]] = {
+    "toml": tomllib.loads,
+    "json": json.loads,
+    "yaml": lambda text: [*yaml.safe_load_all(re.sub(r"\{\{.*?\}\}", "x", text))],
+}
+
+
+def is_for_client(block: Block) -> bool:
+    """Whether a block is a file of another program."""
+    return block.mark == CLIENT or block.mark.startswith(SETUP)
+
+
+def found_blocks() -> list[tuple[str, Block]]:
+    """Returns the blocks of all English pages and of the documents in the root, each with its place."""
+    files = [file for page in page_names() if (file := page_file(page, "en")).exists()]
+    return [
+        (f"{file.name}:{block.line}", block) for file in [*files, *root_files()] for block in blocks(file.read_text())
+    ]
+
+
+BLOCKS = found_blocks()
+CONFIGURATION = [(place, block) for place, block in BLOCKS if block.language in PARSERS]
+SETTINGS = [(place, block) for place, block in CONFIGURATION if block.language == "toml" and not is_for_client(block)]
+SETUPS = [(place, block) for place, block in CONFIGURATION if block.mark.startswith(SETUP)]
+
+
+def test_the_blocks_are_read_as_their_authors_meant_them() -> None:
+    """There are many of each kind, and each client of the registry's set-up page has a file in the book."""
+    assert (len(CONFIGURATION) > 40, len(SETTINGS) > 20) == (True, True)
+    shown = {block.mark.removeprefix(SETUP).split()[0] for _, block in SETUPS}
+    assert shown == set(PROGRAM_SETUPS)
+
+
+@pytest.mark.parametrize(("place", "block"), CONFIGURATION, ids=[place for place, _ in CONFIGURATION])
+def test_it_can_be_parsed(place: str, block: Block) -> None:
+    """A block of TOML, JSON or YAML is valid."""
+    assert PARSERS[block.language](block.text), place
+
+
+@pytest.mark.parametrize(("place", "block"), SETTINGS, ids=[place for place, _ in SETTINGS])
+def test_settings_are_valid(tmp_path: Path, place: str, block: Block) -> None:
+    """A block of TOML that is not for another program has settings of the registry, with values that it takes."""
+    file = tmp_path / "entrepot.toml"
+    file.write_text(block.text)
+    assert load_settings({}, file).settings, place
+
+
+def essence(text: str) -> str:
+    """Returns a file without comments, which the book may leave out, and without empty lines at its ends."""
+    return re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE).strip()
+
+
+@pytest.mark.parametrize(("place", "block"), SETUPS, ids=[place for place, _ in SETUPS])
+def test_clients_get_what_the_registry_makes_for_them(place: str, block: Block) -> None:
+    """A file for a client is one that the registry's set-up page shows for it, for the address and the upstreams of the
+    book."""
+    program, *more = block.mark.removeprefix(SETUP).split()
+    made = PROGRAM_SETUPS[program](ADDRESS, HOSTS, more == ["accounts"])
+    assert essence(block.text) in [essence(text) for _, text in made.files], place

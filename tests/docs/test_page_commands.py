@@ -1,0 +1,113 @@
+"""The commands of the book: each block is run or has a reason, and each command that a page names exists.
+
+Blocks that need docker are run in tests/deploy/test_book_commands.py. The sections of upkeep.md, moving.md,
+air-gapped.md and operations.md are run in tests/system/cli, which also compares what they print.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from book.pages import LANGUAGES, page_file, page_names
+from tests.fakes.book_page import (
+    NOT_RUN,
+    PREPARATIONS,
+    PageRun,
+    command_blocks,
+    needs_clients,
+    pages_in_english,
+    root_files,
+    runnable_blocks,
+)
+from tests.fakes.page_sections import commands_of
+from tests.fakes.server_process import ROOT
+from tests.system.cli.test_command import EVERY_COMMAND, ROOT_COMMAND, options_of
+
+RUN_BY_SECTION = ("upkeep", "moving", "air-gapped", "operations")
+TOGETHER = {name: file for name, file in pages_in_english().items() if name not in RUN_BY_SECTION}
+"""The pages whose blocks are run one after the other."""
+PAGES = [name for name, file in TOGETHER.items() if not all(map(needs_clients, runnable_blocks(file)))]
+NOT_RUN_HERE = {
+    "README": {"tests/deploy"},
+    "quick-start": {"tests/deploy"},
+    "accelerator": {"a cluster cannot be had in the tests", "tests/system/ops/test_client_check.py"},
+    "ci": {"a cluster cannot be had in the tests"},
+    "accounts": {"tests/system/admin/sso/test_sessions.py"},
+    "events": {"tests/system/events"},
+    "security": {"tests/system/hostile"},
+    "deployment": {"tests/deploy"},
+    "kubernetes": {"a cluster cannot be had in the tests"},
+    "alerts": {"tests/deploy"},
+}
+"""Why blocks of a page are not run: the tests that run their commands, or what no test can have."""
+REASONS = {"a cluster cannot be had in the tests"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_work(tmp_path: Path, page: str) -> None:
+    """Each command of the page ends with the exit code, and prints the lines, that the page shows."""
+    with ExitStack() as stack:
+        PageRun(tmp_path, stack).run_page(TOGETHER[page])
+
+
+def test_the_blocks_that_are_not_run() -> None:
+    """They are those of the list, and the tests that it names exist."""
+    found: dict[str, set[str]] = {}
+    for page, file in TOGETHER.items():
+        for block in command_blocks(file):
+            assert block.language == "console" or block.mark.startswith(NOT_RUN), f"nobody runs {page}.md:{block.line}"
+            if block.mark.startswith(NOT_RUN):
+                found.setdefault(page, set()).add(block.mark.removeprefix(NOT_RUN))
+    assert found == NOT_RUN_HERE
+    places = set().union(*NOT_RUN_HERE.values()) - REASONS
+    assert [place for place in places if not (ROOT / place).exists()] == []
+
+
+def test_every_preparation_is_used() -> None:
+    """No preparation is left over, and no page names one that does not exist."""
+    marks = [block.mark for file in TOGETHER.values() for block in runnable_blocks(file)]
+    assert {mark.partition("test: ")[2] for mark in marks if "test: " in mark} == set(PREPARATIONS)
+
+
+def test_the_pages_are_read_as_their_authors_meant_them() -> None:
+    """The pages have many commands."""
+    found = [block for file in TOGETHER.values() for block in runnable_blocks(file)]
+    assert len([command for block in found for command in commands_of(block.text)]) > 60
+
+
+def named_commands() -> list[tuple[str, str]]:
+    """Returns each `entrepot …` in the sentences and blocks of all documents, with the file that has it."""
+    files = [file for page in page_names() for language in LANGUAGES if (file := page_file(page, language)).exists()]
+    found: set[tuple[str, str]] = set()
+    for file in [*files, *root_files()]:
+        text = file.read_text()
+        lines = re.findall(r"`(?:\w+=\S+ )?entrepot ([^`\n]+)`", text)
+        lines += re.findall(r"^ *[$#] (?:\w+=\S+ )?entrepot ([^|>\n]+)", text, re.MULTILINE)
+        found |= {(line.strip(), file.relative_to(ROOT).as_posix()) for line in lines}
+    return sorted(found)
+
+
+KNOWN_NAMES = {*EVERY_COMMAND, *(name for name, found in ROOT_COMMAND.commands.items() if found.callback)}
+"""The names of all commands, and of groups that run by themselves."""
+
+
+def test_named_commands_exist() -> None:
+    """With all their options. A page may name a group of commands, such as `entrepot mirror …`."""
+    groups = {name.rpartition(" ")[0] for name in EVERY_COMMAND}
+    wrong = []
+    for line, file in named_commands():
+        words = shlex.split(line.replace("…", ""), comments=True)
+        names = [" ".join(words[:count]) for count in (3, 2, 1)]
+        name = next((name for name in names if name in KNOWN_NAMES), None)
+        options = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
+        if name is None:
+            if names[-1] not in groups and not options & {"--version", "--install-completion"}:
+                wrong.append((file, line))
+        elif not options <= options_of(name):
+            wrong.append((file, line))
+    assert wrong == []

@@ -1,0 +1,104 @@
+"""Every page of the book in both languages, with the same blocks of code, and links that lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from book.markdown_blocks import Block, anchors, blocks, headings, links
+from book.pages import DOCS, LANGUAGES, Language, page_file, page_names
+from tests.fakes.book_page import root_files
+from tests.fakes.server_process import ROOT
+
+GENERATED = "settings"
+READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
+EXTERNAL = ("https://", "http://", "mailto:")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_each_page_exists(language: Language) -> None:
+    """The folder of a language has the pages of the navigation, and no others."""
+    assert sorted(file.stem for file in (DOCS / language).glob("*.md")) == sorted(page_names())
+    assert len(set(page_names())) == len(page_names())
+
+
+def text_of(page: str, language: Language) -> str:
+    return page_file(page, language).read_text()
+
+
+@pytest.mark.parametrize("page", page_names())
+def test_both_languages_have_the_same_headings(page: str) -> None:
+    """A page has as many headings of each level, in the same order, in both languages."""
+    levels = [[level for level, _ in headings(text_of(page, language))] for language in LANGUAGES]
+    assert levels[0] == levels[1]
+    assert levels[0].count(1) == 1
+
+
+def code_of(block: Block) -> str:
+    """Returns a block without what a translation may change: comments, and lines that are no code."""
+    lines = [re.sub(r"(^|\s)(#|//) .*$", "", line).rstrip() for line in block.text.splitlines()]
+    return "\n".join(line for line in lines if line)
+
+
+@pytest.mark.parametrize("page", ["README", *page_names()])
+def test_both_languages_have_the_same_blocks(page: str) -> None:
+    """Blocks of code are equal but for their comments, so that the tests of the English page count for both. A block
+    without a language is a drawing, which may be translated."""
+    files = READMES if page == "README" else [page_file(page, language) for language in LANGUAGES]
+    english, chinese = (blocks(file.read_text()) for file in files)
+    assert [block.language for block in english] == [block.language for block in chinese]
+    for ours, theirs in zip(english, chinese, strict=True):
+        if ours.language:
+            assert code_of(theirs) == code_of(ours), f"{files[1].name}:{theirs.line}"
+
+
+@pytest.mark.parametrize("page", page_names())
+def test_both_languages_name_the_same_things(page: str) -> None:
+    """What English tables have in code, such as settings and metrics, is in the Chinese page as well."""
+    names = {
+        name
+        for row in text_of(page, "en").splitlines()
+        if row.startswith("| `")
+        for name in re.findall(r"`([a-z][\w.]+)`", row.split(" | ")[0])
+    }
+    chinese = text_of(page, "zh")
+    assert [name for name in sorted(names) if f"`{name}`" not in chinese] == []
+
+
+def documents() -> list[Path]:
+    """Returns all Markdown files whose links are checked."""
+    return [*sorted(DOCS.rglob("*.md")), ROOT / "bench" / "README.md", *root_files()]
+
+
+@pytest.mark.parametrize("file", documents(), ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_links(file: Path) -> None:
+    """Each link leads to a file of the repository, and its anchor to a heading there."""
+    broken = []
+    for link in links(file.read_text()):
+        if not link.startswith(EXTERNAL):
+            path, _, anchor = link.partition("#")
+            target = (file.parent / path).resolve() if path else file
+            if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+                broken.append(link)
+    assert broken == []
+
+
+def test_pages_link_to_pages_of_their_language() -> None:
+    """A reader stays in one language."""
+    crossing = [
+        (file.name, link)
+        for language, other in (("en", "zh"), ("zh", "en"))
+        for file in (DOCS / language).glob("*.md")
+        for link in links(file.read_text())
+        if link.startswith(f"../{other}/")
+    ]
+    assert crossing == []
+
+
+def test_every_page_can_be_found() -> None:
+    """The front page leads to every other page."""
+    for language in LANGUAGES:
+        led_to = {link.partition("#")[0] for link in links(text_of("index", language))}
+        assert {f"{page}.md" for page in page_names()} - led_to == {"index.md"}

@@ -1,0 +1,289 @@
+"""Runs the commands of a page of the book as its reader would: one after the other, in one folder, beside one server.
+
+What the reader has and a test has not is replaced: the registry's address is that of the server, absolute paths lie in
+the folder, an upstream is a fake Hub, and passwords are given where a person would type them. So `--mirror docker.io`
+becomes an `[[upstream]]` whose endpoint is the fake Hub.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from book.markdown_blocks import Block, blocks
+from book.pages import ROOT, page_file, page_names
+from tests.fakes.client_images import image
+from tests.fakes.clients.container_tools import ContainerTools
+from tests.fakes.clients.docker_engine import DockerEngine
+from tests.fakes.clients.registry_client import RegistryClient
+from tests.fakes.commands import command_environment, entrepot
+from tests.fakes.hub.hub import hub
+from tests.fakes.page_sections import Command, commands_of, joined_lines, shape_of
+from tests.fakes.server_process import RegistryServer, start_server
+from tests.fakes.upstream_content import UpstreamContent, image_tree_of
+
+PASSWORD: Final = "correct horse battery"
+WITH_DOCKER: Final = "with docker"
+NOT_RUN: Final = "not run here: "
+SHELL_TIMEOUT: Final = 200.0
+_TEST: Final = re.compile(r"\btest: (.+)$")
+_COMMAND: Final = re.compile(r"(?P<variables>(?:\w+=\S+ )+)?entrepot (?P<words>[^>]+?)(?: > (?P<file>\S+))?")
+_SHELL: Final = re.compile(r"[|<>;&$`*]")
+_TOKEN_ID: Final = re.compile(r"\b(?=\w*[A-Z0-9])[0-9A-Za-z]{12}\b")
+_PROMPTS: Final = re.compile(r"^(Password for .*:|The same again:)$")
+_UPSTREAM: Final = '[[upstream]]\nname = "{name}"\ndefault = {default}\nendpoints = ["{url}"]\n'
+_IMAGES: Final = {
+    "library/busybox": ("latest",),
+    "library/ubuntu": ("latest", "24.04"),
+    "org/app": ("latest", "1"),
+}
+"""What every upstream of the pages has."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageClients:
+    """Real clients. dockerd has the registry at `port` as its mirror of Docker Hub."""
+
+    docker: DockerEngine
+    tools: ContainerTools
+    port: int
+
+
+def pages_in_english() -> dict[str, Path]:
+    """Returns the pages and the README, by their names."""
+    pages = {page: file for page in page_names() if (file := page_file(page, "en")).exists()}
+    return {"README": ROOT / "README.md", **pages}
+
+
+def command_blocks(file: Path) -> list[Block]:
+    """Returns the blocks of commands on a page: sessions at a terminal, and scripts."""
+    return [block for block in blocks(file.read_text()) if block.language in ("console", "sh")]
+
+
+def runnable_blocks(file: Path) -> list[Block]:
+    """Returns the blocks that are run."""
+    return [block for block in command_blocks(file) if not block.mark.startswith(NOT_RUN)]
+
+
+def needs_clients(block: Block) -> bool:
+    """Whether a block has commands of docker, podman or skopeo."""
+    return block.mark.startswith(WITH_DOCKER)
+
+
+class PageRun:
+    """The folder, the server and the variables of one run of a page."""
+
+    def __init__(self, folder: Path, stack: ExitStack, clients: PageClients | None = None) -> None:
+        """`clients`: what runs docker, podman and skopeo; None: no block needs them. The server ends with `stack`."""
+        self.folder = folder
+        self.clients = clients
+        self._stack = stack
+        self._server: RegistryServer | None = None
+        self._variables: dict[str, str] = {}
+        self._digest = ""
+        self._write_settings()
+
+    def run_page(self, file: Path) -> None:
+        """Runs the blocks of a page, without those that need clients if there are none. Raises AssertionError if a
+        command ends with another code than the page shows, or does not print a line that the page shows."""
+        chosen = [block for block in runnable_blocks(file) if self.clients or not needs_clients(block)]
+        serves = any("entrepot serve" in block.text for block in chosen)
+        for block in chosen:
+            if found := _TEST.search(block.mark):
+                PREPARATIONS[found[1]](self)
+            for command in commands_of(block.text):
+                self._run(command, starts_server=not serves or not command.line.startswith("entrepot"))
+
+    @property
+    def server(self) -> RegistryServer:
+        if self._server is None:
+            listen = f"127.0.0.1:{self.clients.port if self.clients else 0}"
+            self._server = start_server(self.folder, "--config", str(self._settings), workers=1, listen=listen)
+            self._stack.callback(self._server.stop)
+        return self._server
+
+    @property
+    def _settings(self) -> Path:
+        return self.folder / "etc" / "entrepot" / "entrepot.toml"
+
+    def _write_settings(self) -> None:
+        """Settings with the upstreams of the pages, which one fake Hub serves."""
+        content = UpstreamContent()
+        for repo, tags in _IMAGES.items():
+            content.add(repo, image_tree_of(image(f"hello from {repo}")), *tags)
+        url = self._stack.enter_context(hub(self.folder, content)).url
+        upstreams = [
+            _UPSTREAM.format(name=name, default=str(name == "docker.io").lower(), url=url)
+            for name in ("docker.io", "ghcr.io")
+        ]
+        backup = f'[backup]\ntarget = "{self.folder / "mnt" / "backups"}"\n'
+        retention = '[[retention]]\nrepositories = "team/**"\nkeep_last = 10\n'
+        self._settings.parent.mkdir(parents=True)
+        self._settings.write_text("".join([f'data = "{self.folder / "data"}"\n', *upstreams, retention, backup]))
+        (self.folder / "entrepot.toml").symlink_to(self._settings)
+
+    def _run(self, command: Command, *, starts_server: bool) -> None:
+        if found := re.fullmatch(r"(?:export )?(\w+)=(\S+)", command.line):
+            self._variables[found[1]] = self._here(found[2])
+            return
+        if command.line.startswith("entrepot serve") or starts_server:
+            assert self.server
+        if command.line.startswith("entrepot serve"):
+            return
+        found = _COMMAND.fullmatch(command.line)
+        done = self._entrepot(found) if found and _is_plain(found["words"]) else self._shell(command.line)
+        output = done.stderr + done.stdout
+        shown = "\n".join(command.output)
+        said = f"$ {command.line}\n{output}(exit code {done.returncode}), but the page has:\n{shown}"
+        assert done.returncode == command.exit_code, said
+        expected = [line for line in command.output if not _PROMPTS.match(line)]
+        printed = joined_lines(self._as_on_the_page(output).splitlines())
+        assert all(any(map(partial(_is_printed_as, line), printed)) for line in expected), said
+
+    def _entrepot(self, command: re.Match[str]) -> subprocess.CompletedProcess[str]:
+        """Runs a command that needs no shell, in a process that starts sooner than an interpreter."""
+        words = shlex.split(self._here(command["words"]), comments=True)
+        given = None
+        if words[:2] == ["user", "add"] and "--generate" not in words:
+            words += ["--password-file", "-"]
+            given = PASSWORD
+        variables = dict(pair.split("=", 1) for pair in (command["variables"] or "").split())
+        variables["ENTREPOT_CONFIG"] = str(self._settings)
+        done = entrepot(*words, folder=self.folder, given=given, **variables)
+        if command["file"]:
+            (self.folder / command["file"]).write_text(done.stdout)
+            done.stdout = ""
+        return done
+
+    def _prepare_accounts(self, *lines: str) -> None:
+        for line in lines:
+            found = _COMMAND.fullmatch(f"entrepot {line}")
+            assert found
+            done = self._entrepot(found)
+            assert done.returncode == 0, done.stderr
+
+    def _shell(self, line: str) -> subprocess.CompletedProcess[str]:
+        text = re.sub(r"(--user|-u) alice\b", rf"\1 alice:'{PASSWORD}'", self._here(line))
+        if "docker login" in text and "--password-stdin" not in text:
+            text = f"{text} --password-stdin <<< '{PASSWORD}'"
+        if self._digest:
+            text = text.replace("sha256:4f53…", self._digest)
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", text],
+            cwd=self.folder,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=SHELL_TIMEOUT,
+            check=False,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        """The environment of a shell, which finds the programs of the test first."""
+        programs = self.folder / "bin"
+        if not programs.exists():
+            programs.mkdir()
+            for name, words in self._programs():
+                (programs / name).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+                (programs / name).chmod(0o755)
+        variables = command_environment(**{**self._variables, "ENTREPOT_CONFIG": str(self._settings)})
+        return {**variables, "PATH": f"{programs}:{variables['PATH']}"}
+
+    def _programs(self) -> Iterator[tuple[str, list[str]]]:
+        yield "entrepot", [sys.executable, "-m", "registry"]
+        if self.clients:
+            for name, program in (
+                ("docker", self.clients.docker.call),
+                ("podman", self.clients.tools.podman),
+                ("skopeo", self.clients.tools.skopeo),
+            ):
+                yield name, ["env", *(f"{key}={value}" for key, value in program.env.items()), *program.prefix]
+
+    def _here(self, text: str) -> str:
+        """The text with the address of the server, and paths in the folder."""
+        if re.search(r"registry\.example\.com|127\.0\.0\.1:5000|localhost:5000", text):
+            address = self.server.address
+            text = re.sub(r"https?://registry\.example\.com(:5000)?", f"http://{address}", text)
+            text = re.sub(r"registry\.example\.com(:5000)?|127\.0\.0\.1:5000|localhost:5000", address, text)
+        text = re.sub(r" --mirror \S+", "", text)
+        return re.sub(r"(?<![\w.])/(mnt|srv|var|etc)/", rf"{self.folder}/\1/", text)
+
+    def _as_on_the_page(self, output: str) -> str:
+        return output.replace(f"{self.folder}/data", "/srv/entrepot/data").replace(f"{self.folder}/", "/")
+
+    def add_people(self) -> None:
+        """Accounts and a group that the page grants rights to."""
+        self._prepare_accounts("user add bob", "user add carol", "robot add deploy", "group add dev")
+
+    def add_accounts(self) -> None:
+        """The admin alice, and a group."""
+        self._prepare_accounts("user add alice --admin", "group add dev")
+
+    def remove_group(self) -> None:
+        """Removes the group that `add_people` has added, because the page adds it later."""
+        self._prepare_accounts("group remove dev")
+
+    def read_token(self) -> None:
+        """The secret that the page has written into a file is in the variable TOKEN."""
+        self._variables["TOKEN"] = (self.folder / "ci.secret").read_text().strip()
+
+    def load_image(self, *names: str) -> None:
+        """docker has an image under these names."""
+        assert self.clients is not None
+        for name in names:
+            self.clients.docker.load(image("hello"), self._here(name))
+
+    def push_image(self) -> None:
+        """The registry has team/app:v1, which the admin alice may download."""
+        pushed = image("hello from team/app")
+        RegistryClient(self.server.address).push("team/app", "v1", pushed)
+        self._digest = pushed.digest
+        self.add_accounts()
+
+
+def _is_printed_as(shown: str, printed: str) -> bool:
+    """Whether a line of the page stands for a line of output. `...` at its end stands for the rest of the line."""
+    shape = _shape(printed)
+    if shown.endswith(" ..."):
+        return shape.startswith(_shape(shown.removesuffix("...")))
+    return shape == _shape(shown)
+
+
+def _shape(line: str) -> str:
+    return shape_of(_TOKEN_ID.sub("ID", line), is_loose=True)
+
+
+def _is_plain(words: str) -> bool:
+    """Whether words need no shell: they have special characters in quotes only."""
+    return not _SHELL.search(re.sub(r"'[^']*'|#.*$", "", words))
+
+
+def _image_and_token(run: PageRun) -> None:
+    run.load_image("registry.example.com/team/app:v1")
+    run.read_token()
+
+
+PREPARATIONS: Final[dict[str, Callable[[PageRun], None]]] = {
+    "people": PageRun.add_people,
+    "no group": PageRun.remove_group,
+    "accounts": PageRun.add_accounts,
+    "token": PageRun.read_token,
+    "busybox": lambda run: run.load_image("busybox:latest"),
+    "image and token": _image_and_token,
+    "pushed image": PageRun.push_image,
+}
+"""What a page names with `test:` in the mark of a block."""
+
+
+def root_files() -> list[Path]:
+    """Returns the documents in the root of the repository that readers see."""
+    return [path for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md") if (path := ROOT / name).exists()]
