@@ -337,7 +337,7 @@ def test_the_values_in_the_guide(tmp_path: Path, text: str) -> None:
 
 
 def test_plain_manifests_build(tmp_path: Path) -> None:
-    """kubectl puts them together, also with the overlay that docs/en/kubernetes.md shows, and Kubernetes accepts them."""
+    """kubectl puts them together, also with the overlay that the guide shows, and Kubernetes accepts them."""
     (tmp_path / "entrepot" / "deploy").mkdir(parents=True)
     (tmp_path / "entrepot" / "deploy" / "kubernetes").symlink_to(PLAIN)
     (tmp_path / "kustomization.yaml").write_text(OVERLAY)
