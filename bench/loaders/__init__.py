@@ -1,1 +1,1 @@
-"""Load generators: programs of their own, the same for all servers."""
+"""Load generators. Each is a separate program, and all servers are measured with the same programs."""

@@ -1,4 +1,5 @@
-"""Transfers large blobs with curl, which does little work of its own: for a trial, or in the background of one."""
+"""Transfers large blobs with curl, which itself needs little CPU time. A trial measures the transfers, or they run in
+the background while the trial measures something else."""
 
 from __future__ import annotations
 

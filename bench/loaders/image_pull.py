@@ -64,7 +64,7 @@ class PullResult(NamedTuple):
 
 
 def pull_image(order: PullOrder) -> PullResult:
-    """Runs the clients in a program of their own. Raises TrialFailed unless each got all bytes, and the right ones."""
+    """Runs the clients in a separate program. Raises TrialFailed unless each client got the right bytes."""
     out = run_to_end([sys.executable, "-m", "bench.loaders.image_pull", json.dumps(order)], PULL_TIMEOUT)
     seconds, size, blobs = json.loads(out)
     return PullResult(seconds, size, [BlobTimes(*blob) for blob in blobs])
@@ -83,7 +83,7 @@ def pull_in_process(order: PullOrder) -> PullResult:
 def _pull_as_client(
     order: PullOrder, number: int, ready: threading.Barrier
 ) -> tuple[float, float, int, list[BlobTimes]]:
-    """Returns the times of begin and end, the bytes of all, and each blob."""
+    """Returns when the pull began and ended, the number of bytes of all blobs, and the times of each blob."""
     verify = order.verified is None or number < order.verified
     ready.wait(BARRIER_TIMEOUT)
     begun = time.perf_counter()

@@ -1,4 +1,5 @@
-"""The report of a loader: one line of JSON on its output, after `BENCH`. Loaders are programs of their own."""
+"""The report of a loader. Each loader is a separate program. It prints its report as one line: the word `BENCH` and
+then a JSON object."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def measure_load(server: RunningServer, run: Callable[[], LoadReport]) -> Sample
 
 
 def print_report(times: Sequence[float], received: int, seconds: float) -> None:
-    """Prints the line, for a loader in Python. `times`: the latency of each request, in seconds."""
+    """Prints the report of a loader that is written in Python. `times`: the latency of each request, in seconds."""
     ordered = sorted(times)
     p50, p99 = (round(ordered[int(len(times) * part)] * 1e6) if times else 0 for part in (0.5, 0.99))
     report = {"requests": len(times), "microseconds": round(seconds * 1e6), "bytes": received, "errors": 0}
@@ -62,5 +63,6 @@ def parse_report(out: str, size: int) -> LoadReport:
     if seen["errors"] or not seen["requests"]:
         raise TrialFailed(f"{seen['errors']} of {seen['requests']} requests failed")
     if seen["bytes"] < size * seen["requests"]:
-        raise TrialFailed(f"{seen['requests']} bodies of {size} bytes make more than {seen['bytes']} bytes")
+        wanted = f"{seen['requests']} bodies of {size} bytes"
+        raise TrialFailed(f"the bodies are too short: {wanted} make more than {seen['bytes']} bytes")
     return LoadReport(seen["requests"], seen["microseconds"] / 1e6, seen["p50"] / 1e3, seen["p99"] / 1e3)

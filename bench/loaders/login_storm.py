@@ -30,7 +30,8 @@ REFUSED_STATUSES = (b"HTTP/1.1 401", b"HTTP/1.1 429")
 
 def run_login_storm(port: int, token: str, number: int, logins: int = LOGINS) -> tuple[LoadReport, float]:
     """Runs this module as a program. Returns the report of the client with the token, and the refused logins a second.
-    `number`: of the round, which has its own addresses. Raises TrialFailed, also when a login was not refused."""
+    `number`: the round's number; the logins of each round come from other addresses. Raises TrialFailed, also when a
+    login was not refused."""
     command = [sys.executable, "-m", "bench.loaders.login_storm", str(port), token, str(logins), str(number)]
     report = run_loader(command, STORM_TIMEOUT)
     return report, logins / report.seconds

@@ -33,7 +33,7 @@ async def get_me(caller: AnyCaller) -> models.CallerResponse:
     identity = caller.principal.identity
     grants: Page[Grant] = Page([]) if identity.name is None else _first_grants(caller, identity.name, identity.groups)
     account = None
-    # The identity has no version if its account is in an htpasswd file and not in the store.
+    # An account of an htpasswd file is not in the store. Its identity has a name but no version.
     if identity.name is not None and identity.version is not None:
         account = models.AccountResponse.from_stored(caller.accounts.account(AccountName(identity.name)))
     return models.CallerResponse(

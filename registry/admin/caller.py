@@ -105,7 +105,8 @@ class Caller:
         return self.administration.accounts
 
     def request_on(self, repo: RepositoryName) -> RequestContext:
-        """Returns the context of a request of this caller for a repository, for calls that check rights by it."""
+        """Returns the context of a request by this caller for a repository. Functions that get it check the caller's
+        rights."""
         return RequestContext(self.principal, repo, self.actor.address, self.actor.request_id)
 
 

@@ -101,8 +101,8 @@ async def tokens(request: Request) -> Response:
 
 @forms.post(ACCESS_PATH)
 async def add_person(request: Request) -> Response:
-    """Adds a person. If the form has no password, generates one and shows it; otherwise leads to the page of the
-    account. The first account has to be an admin. Raises Unauthorized, Denied."""
+    """Adds a person. If the form has no password, generates one and shows it; otherwise redirects to the page of the
+    account. After the first account, which has to be an admin, it is the login page. Raises Unauthorized, Denied."""
     caller, form = await admin_of(request), await read_form(request)
     password, is_first = form.one("password") or None, caller.is_registry_open
     try:
@@ -125,7 +125,7 @@ async def add_person(request: Request) -> Response:
 
 @forms.post(ROBOTS_PATH)
 async def add_robot(request: Request) -> Response:
-    """Adds a robot, and leads to its page, where it gets tokens. Raises Unauthorized, Denied."""
+    """Adds a robot, and redirects to its page, where it gets tokens. Raises Unauthorized, Denied."""
     caller, form = await admin_of(request), await read_form(request)
     try:
         if caller.is_registry_open:
@@ -140,7 +140,7 @@ async def add_robot(request: Request) -> Response:
 
 @forms.post(GROUPS_PATH)
 async def add_group(request: Request) -> Response:
-    """Adds a group without members, and leads to its page. Raises Unauthorized, Denied."""
+    """Adds a group without members, and redirects to its page. Raises Unauthorized, Denied."""
     caller, form = await admin_of(request), await read_form(request)
     try:
         name = AccountName(text_of(form, "name"))

@@ -40,7 +40,7 @@ _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
 @router.get(LOGIN_PAGE_PATH)
 async def login_form(request: Request) -> Response:
     """Shows the form to log in. The query can have `next`, the path to which the visitor returns. While the registry
-    has no accounts, leads to the home page."""
+    has no accounts, redirects to the home page."""
     if caller_of(request).is_registry_open:
         return redirect(HOME_PATH)
     return await _login_page(request, 200, _next_path(query_of(request)))
@@ -49,7 +49,7 @@ async def login_form(request: Request) -> Response:
 @_forms.post(LOGIN_PAGE_PATH)
 async def log_in(request: Request) -> Response:
     """Logs in with a user name and a password. Sets the session cookie and returns to the path `next` of the form, or
-    shows the form again. While the registry has no accounts, leads to the home page."""
+    shows the form again. While the registry has no accounts, redirects to the home page."""
     form = await read_form(request)
     if caller_of(request).is_registry_open:
         return redirect(HOME_PATH)

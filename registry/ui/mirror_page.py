@@ -212,7 +212,7 @@ async def purge_image(request: Request) -> Response:
 @_forms.post("/warm")
 async def warm_images(request: Request) -> Response:
     """Starts a job that fetches the images in `references`, one in each line, for `platform`: empty for what the
-    settings say, or such as `linux/arm64`, or `all`. Leads to the page with its progress. Raises Unauthorized,
+    settings say, or such as `linux/arm64`, or `all`. Redirects to the page with its progress. Raises Unauthorized,
     Denied."""
     form = await read_form(request)
     caller = await admin_of(request)

@@ -96,8 +96,8 @@ async def overview(request: Request) -> Response:
 
 @router.get(f"{OVERVIEW_PATH}/now")
 async def present(request: Request) -> Response:
-    """Returns the part of the page about the present, for htmx. Leads others to the whole page. Raises Unauthorized,
-    Denied."""
+    """Returns the part of the page about the present, for htmx. Redirects all other requests to the whole page. Raises
+    Unauthorized, Denied."""
     if not visit_of(request).is_partial:
         return redirect(OVERVIEW_PATH)
     caller = await require_admin(await require_login(caller_of(request)))

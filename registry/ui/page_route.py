@@ -309,8 +309,8 @@ async def _too_many_page(pages: Pages, language: str) -> bytes:
 
 
 def _to_login(visit: Visit) -> Response:
-    """Returns a redirect to the login page, which leads back. htmx must not put that page into a part of another
-    one."""
+    """Returns a redirect to the login page. After the login, the visitor returns to the page of this visit. If htmx
+    asked for a part of a page, the browser loads the login page as a whole."""
     from urllib.parse import quote
 
     path = f"{LOGIN_PAGE_PATH}?next={quote(visit.path, safe='/')}"

@@ -78,7 +78,7 @@ async def repository(request: Request, path: str) -> Response:
     """Shows the tags of a repository, and its description; or what a tag or digest leads to, if the path has one
     (`registry.ui.image_page`). For the list of tags, the query can have `q`, a text in the names of the tags;
     `sort`, an order of tags, with `-` in front for the reverse order; and `after`, the cursor of a page. A name under
-    which clients pull mirrored content, such as `ubuntu`, leads to the page of the name under which it is stored.
+    which clients pull mirrored content, such as `ubuntu`, redirects to the page of the name under which it is stored.
     Raises Unauthorized, NameUnknown, ManifestUnknown."""
     name, reference = parse_path(path)
     stored = await readable_repository(caller_of(request), name)

@@ -49,7 +49,7 @@ _last_router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 @router.get("/")
 async def root(request: Request) -> Response:
-    """Leads browsers, which ask for HTML, to the pages. All others get the text that `/` gives without pages."""
+    """Redirects browsers, which ask for HTML, to the pages. Sends all others the text that `/` has without pages."""
     if "text/html" in request.headers.get("accept", ""):
         return redirect(HOME_PATH)
     return PlainTextResponse(await welcome(request), headers={"vary": "Accept"})
@@ -57,13 +57,13 @@ async def root(request: Request) -> Response:
 
 @router.get("/ui")
 async def without_slash() -> Response:
-    """Leads to the home page."""
+    """Redirects to the home page."""
     return redirect(HOME_PATH)
 
 
 @_last_router.get(HOME_PATH)
 async def home(request: Request) -> Response:
-    """Leads to the first page."""
+    """Redirects to the page *Overview*."""
     return redirect(overview_page.OVERVIEW_PATH)
 
 

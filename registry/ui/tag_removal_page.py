@@ -31,7 +31,8 @@ TAG_REMOVAL_PATH: Final = "/ui/tag-removal"
 TAG_RESTORATION_PATH: Final = "/ui/tag-restoration"
 _MAX_RESTORED_TAGS: Final = 4 * MAX_REMOVED_TAGS
 _MAX_REFERENCE_BYTES: Final = 128 + 136 + 16
-"""The longest tag and digest, and what a form writes between them."""
+"""The most bytes that a form has for one tag: up to 128 for its name, 136 for its digest, and 16 for what is around
+them."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
@@ -54,9 +55,9 @@ async def tag_removal(request: Request, path: str) -> Response:
 
 @_forms.post(TAG_REMOVAL_PATH + "/{path:path}")
 async def remove_tags(request: Request, path: str) -> Response:
-    """Removes the tags of the form, whose fields `tag` are `TAG@DIGEST`, as the preview has shown them. A tag that has
-    moved is left alone. Shows what was removed, with a form to undo that. Needs `pull` and `delete`. Raises what
-    `tag_removal` raises."""
+    """Removes the tags that the form names. Each field `tag` of the form is `TAG@DIGEST`: a tag, and the digest that
+    the preview showed for it. Does not remove a tag that points at another digest now. Shows what was removed, with a
+    form to undo that. Needs `pull` and `delete`. Raises what `tag_removal` raises."""
     caller, name = caller_of(request), repository_in(path)
     stored = await deletable_repository(caller, name)
     expected = _tags_in(await read_form(request, MAX_REMOVED_TAGS * _MAX_REFERENCE_BYTES), MAX_REMOVED_TAGS)
@@ -79,14 +80,16 @@ async def remove_tags(request: Request, path: str) -> Response:
 
 @router.get(TAG_RESTORATION_PATH + "/{path:path}")
 async def tag_restoration(path: str) -> Response:
-    """Leads to the history, for a visitor whose session ended before the undo. Raises NameUnknown."""
+    """Redirects to the tag history. A visitor whose session ended before the undo has to log in, and the login page
+    then leads to this path with GET. Raises NameUnknown."""
     return redirect(f"{TAG_HISTORY_PATH}/{path_of(repository_in(path), None)}")
 
 
 @_forms.post(TAG_RESTORATION_PATH + "/{path:path}")
 async def restore_tags(request: Request, path: str) -> Response:
-    """Undoes a removal: puts back the tags of the form, whose fields `tag` are `TAG@DIGEST`. A tag that exists again is
-    left alone. Needs `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid."""
+    """Undoes a removal: puts back the tags that the form names, each at its digest. Each field `tag` of the form is
+    `TAG@DIGEST`. Does not change a tag that exists again. Needs `push`. Raises Unauthorized, Denied, Unsupported,
+    NameUnknown, RequestInvalid."""
     caller = caller_of(request)
     stored = await pushable_repository(caller, repository_in(path))
     tags = _tags_in(await read_form(request, _MAX_RESTORED_TAGS * _MAX_REFERENCE_BYTES), _MAX_RESTORED_TAGS)
@@ -119,7 +122,8 @@ def _check_count(count: int, limit: int) -> None:
 
 
 def _kept_until(caller: Caller) -> datetime | None:
-    """Returns until when, at least, what is removed now can be put back. None: until the next garbage collection."""
+    """Returns the time until which the content that is removed now can surely be put back. None: the next garbage
+    collection may delete it."""
     grace = caller.upkeep.settings.gc.grace
     return datetime.now(UTC) + timedelta(seconds=grace) if grace else None
 

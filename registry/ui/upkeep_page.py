@@ -124,7 +124,7 @@ async def retention(request: Request) -> Response:
 
 @_forms.post(START_PATH)
 async def start(request: Request) -> Response:
-    """Starts the work `kind`, a key of `STARTS`, and leads to the page with its progress. Asks first if the work
+    """Starts the work `kind`, a key of `STARTS`, and redirects to the page with its progress. Asks first if the work
     deletes content, unless the form has `sure`. Raises Unauthorized, Denied, RequestInvalid."""
     form = await read_form(request)
     caller, kind = await admin_of(request), form.one("kind") or ""

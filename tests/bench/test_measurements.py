@@ -82,7 +82,7 @@ def test_report_of_failed_requests_fails(out: str) -> None:
 
 
 def test_report_of_short_bodies_fails() -> None:
-    """Fewer bytes than the bodies should have fail the trial."""
+    """If the bodies have fewer bytes than they should have, the trial fails."""
     with pytest.raises(TrialFailed, match="more than 5000 bytes"):
         parse_report(f"BENCH {GOOD}", size=51)
 

@@ -26,16 +26,16 @@ from tests.fakes.registry_content import (
 REPO = RepositoryName("team/app")
 LATEST = Tag("latest")
 BLOB = descriptor_of(b"{}")
-EMPTY = BLOB.digest
+BLOB_DIGEST = BLOB.digest
 
 WRITES: dict[str, Callable[[Registry, UploadID], Awaitable[object]]] = {
     "start_upload": lambda registry, upload: registry.start_upload(REPO),
     "resume_upload": lambda registry, upload: registry.resume_upload(REPO, upload),
-    "mount_blob": lambda registry, upload: registry.mount_blob(REPO, EMPTY, ALL_NAMES, BY),
+    "mount_blob": lambda registry, upload: registry.mount_blob(REPO, BLOB_DIGEST, ALL_NAMES, BY),
     "put_manifest": lambda registry, upload: registry.put_manifest(REPO, image_of(BLOB), [LATEST], by=BY),
 }
 DELETES: dict[str, Callable[[Registry], Awaitable[object]]] = {
-    "delete_blob": lambda registry: registry.delete_blob(REPO, EMPTY, by=BY, even_if_referenced=True),
+    "delete_blob": lambda registry: registry.delete_blob(REPO, BLOB_DIGEST, by=BY, even_if_referenced=True),
     "delete_tag": lambda registry: registry.delete_tag(REPO, LATEST, by=BY),
     "delete_manifest": lambda registry: registry.delete_manifest(REPO, image_of(BLOB).digest, by=BY),
 }
@@ -51,13 +51,13 @@ async def filled() -> tuple[MemoryRegistry, UploadID]:
 
 
 async def assert_readable(registry: Registry) -> None:
-    assert await read_blob(registry, REPO, EMPTY) == b"{}"
-    assert (await registry.resolve_blob(REPO, EMPTY)).size == 2
+    assert await read_blob(registry, REPO, BLOB_DIGEST) == b"{}"
+    assert (await registry.resolve_blob(REPO, BLOB_DIGEST)).size == 2
     assert (await registry.get_manifest(REPO, LATEST)).digest == image_of(BLOB).digest
     assert (await registry.resolve_manifest(REPO, LATEST)).digest == image_of(BLOB).digest
     assert await all_tags(registry, REPO) == ["latest"]
     assert list((await registry.repositories(None, 10)).items) == [REPO]
-    assert names_of(await registry.referrers(REPO, EMPTY, None, None, 10)) == []
+    assert names_of(await registry.referrers(REPO, BLOB_DIGEST, None, None, 10)) == []
 
 
 @pytest.mark.parametrize("call", WRITES)

@@ -43,7 +43,7 @@ def test_push_and_pull(ctr: Containerd, club: MemberSite, repo: str, fresh: Clie
 
 
 def test_a_token_of_a_robot(ctr: Containerd, club: MemberSite, repo: str, fresh: ClientImage) -> None:
-    """An API token works as the password. After its revocation, the next command is refused."""
+    """An API token works as the password. After the token was revoked, the next command is refused."""
     robot = club.machine({f"{repo}/**": "pull"})
     club.wire().push(f"{repo}/app", "1", fresh)
     name = f"{club.address}/{repo}/app:1"

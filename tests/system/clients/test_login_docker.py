@@ -108,7 +108,8 @@ def test_anonymous_pull_beside_authenticated_push(
 
 
 def test_denied_push(me: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage) -> None:
-    """docker shows who may not push to which repository, whether or not the repository exists. Nothing is stored."""
+    """If an account may not push, docker's error names the account and the repository, whether or not the repository
+    exists. Nothing is stored."""
     login, name = club.person({f"{repo}/read": "pull"}), f"{club.address}/{repo}"
     club.wire().push(f"{repo}/read", "1", fresh)
     other = image(f"another {repo}")
@@ -139,8 +140,11 @@ def test_a_private_image_looks_as_if_it_were_not_there(
         )
 
 
-def test_a_robot_in_ci_and_its_end(me: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage) -> None:
-    """A robot logs in with an API token. After its revocation, the next command is refused, and so is a new login."""
+def test_a_robot_logs_in_until_its_token_is_revoked(
+    me: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage
+) -> None:
+    """A robot logs in with an API token. After the token was revoked, docker's next command is refused, and so is a new
+    login."""
     robot, name = club.machine({f"{repo}/**": "pull,push"}), f"{club.address}/{repo}/app:1"
     log_in(me, club.address, robot)
     assert kept(me, club.address) == {"auth": robot.encoded}
@@ -154,8 +158,8 @@ def test_a_robot_in_ci_and_its_end(me: DockerEngine, club: MemberSite, repo: str
 
 
 def test_a_disabled_account(me: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage) -> None:
-    """After an account was disabled, the next command is refused, whatever docker has stored of the login. After it was
-    enabled again, the same password is accepted, and what docker has stored is not."""
+    """After an account was disabled, the next command is refused, although docker has stored a login. A new login is
+    refused as well. After the account was enabled again, docker can log in with the same password."""
     login, name = club.person({f"{repo}/**": "pull,push"}), f"{club.address}/{repo}/app:1"
     log_in(me, club.address, login)
     me.load(fresh, name)
@@ -189,7 +193,7 @@ def test_docker_keeps_no_password(me: DockerEngine, club: MemberSite, repo: str,
 
 
 def test_another_password_ends_the_logins(me: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage) -> None:
-    """After a new password was set, what docker has stored of a login with the old one is refused."""
+    """After a new password was set, the login that docker has stored is refused, and so is the old password."""
     login, name = club.person({f"{repo}/**": "pull,push"}), f"{club.address}/{repo}/app:1"
     log_in(me, club.address, login)
     me.load(fresh, name)
@@ -202,26 +206,26 @@ def test_another_password_ends_the_logins(me: DockerEngine, club: MemberSite, re
 
 
 @pytest.fixture
-def line(club: MemberSite) -> Iterator[CuttingProxy]:
+def proxy(club: MemberSite) -> Iterator[CuttingProxy]:
     """A proxy in front of the registry that counts bytes."""
     with cutting_proxy(club.address) as running:
         yield running
 
 
-def test_mounts(me: DockerEngine, you: DockerEngine, club: MemberSite, line: CuttingProxy, repo: str) -> None:
+def test_mounts(me: DockerEngine, you: DockerEngine, club: MemberSite, proxy: CuttingProxy, repo: str) -> None:
     """docker mounts layers from a repository from which it may pull. Layers of any other repository are not mounted but
     sent, and docker does not learn that they exist."""
     made = image("mount", layer({"heavy": noise(repo, 4 * MIB)}))
-    first, second, third = (f"{line.address}/{repo}/{path}" for path in ("one", "two", "three"))
-    log_in(me, line.address, club.person({f"{repo}/**": "pull,push"}))
+    first, second, third = (f"{proxy.address}/{repo}/{path}" for path in ("one", "two", "three"))
+    log_in(me, proxy.address, club.person({f"{repo}/**": "pull,push"}))
     me.load(made, first)
     me("push", first)
-    sent = line.sent
+    sent = proxy.sent
     me("tag", first, second)
     assert me("push", second).out.count(f"Mounted from {repo}/one") == len(made.layers)
-    assert line.sent - sent < 64 * 1024
-    log_in(you, line.address, club.person({f"{repo}/three": "pull,push"}))
+    assert proxy.sent - sent < 64 * 1024
+    log_in(you, proxy.address, club.person({f"{repo}/three": "pull,push"}))
     you("tag", first, third)
     assert "Mounted" not in you("push", third).out
-    assert line.sent - sent > 4 * MIB
+    assert proxy.sent - sent > 4 * MIB
     assert_same_files(club.wire(), f"{repo}/three", "latest", made)

@@ -86,8 +86,8 @@ def test_anonymous_pull(mine: ContainerTools, club: MemberSite, repo: str, fresh
 
 
 def test_denied(mine: ContainerTools, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """All three show who may not push to which repository. A repository from which the account may not pull looks like
-    a missing one."""
+    """If an account may not push, the error of all three names the account and the repository. A repository from which
+    the account may not pull looks like a missing one."""
     login = club.person({f"{repo}/read": "pull"})
     for path in ("read", "private"):
         club.wire().push(f"{repo}/{path}", "1", fresh)
@@ -128,7 +128,7 @@ def test_a_copy_between_repositories_mounts(mine: ContainerTools, club: MemberSi
         assert_same_image(club.wire(), f"{repo}/three", "1", made)
 
 
-def test_a_robot_and_its_end(
+def test_a_robot_logs_in_until_it_is_disabled(
     mine: ContainerTools, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
     """An API token works as the password. After the robot was disabled, the next command is refused."""

@@ -93,8 +93,8 @@ def test_an_import_that_is_killed_at_a_durable_step(quick: Path, old: OldDirecto
 
 @pytest.mark.slow
 async def test_an_import_that_a_power_cut_ends(quick: Path, old: OldDirectory, images: list[ImageTree]) -> None:
-    """For all disks that a power cut could leave, the stored images are complete. For each seventh disk, the next
-    import completes the work."""
+    """On every disk that a power cut could leave, the stored images are complete. On every seventh disk, the test also
+    checks that the next import completes the work."""
     start = quick / "start"
     prepare_data_dir(start)
 

@@ -1,5 +1,5 @@
-"""SIGKILL before the durable steps of a backup and of a restore, and power cuts after them: a snapshot that counts as
-complete can be restored completely, and the next run completes the interrupted work."""
+"""A backup or a restore is interrupted, by SIGKILL before a durable step or by a power cut after one. A snapshot that
+counts as complete can be restored completely, and the next run completes the interrupted work."""
 
 from __future__ import annotations
 

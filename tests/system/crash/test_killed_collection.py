@@ -1,5 +1,5 @@
-"""SIGKILL before a durable step of a collection, and a power cut after each: what can be put back is complete, and the
-next collection leaves only needed content."""
+"""A garbage collection is interrupted, by SIGKILL before a durable step or by a power cut after one. What can be put
+back is complete, and the next collection leaves only needed content."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ async def check_store(data: Path, restored: dict[str, Digest], untagged: Digest,
 
 @pytest.mark.slow
 def test_a_collection_is_completed_after_a_kill(quick: Path) -> None:
-    """For the tried durable steps, which include each kind of step, the next collection completes the work."""
+    """A process is killed before each durable step that the test tries, at least one of each kind. The next collection
+    completes the work."""
     restored, untagged = asyncio.run(make_store(quick / "start"))
 
     async def check(data: Path, _: int) -> None:
@@ -67,8 +68,8 @@ def test_a_collection_is_completed_after_a_kill(quick: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_collection_is_completed_after_a_power_cut(quick: Path) -> None:
-    """For each ninth of the disks that a power cut after any durable step could leave, the next collection completes
-    the work."""
+    """The next collection completes the work. Of all disks that a power cut after any durable step could leave, the
+    test checks every ninth one."""
     restored, untagged = await make_store(quick / "start")
 
     async def check(data: Path, _: int) -> None:

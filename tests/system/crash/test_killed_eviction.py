@@ -1,5 +1,5 @@
-"""SIGKILL before a durable step of an eviction, and a power cut after each: the counts stay exact, and the next
-eviction continues."""
+"""An eviction is interrupted, by SIGKILL before a durable step or by a power cut after one. The counts stay exact, and
+the next eviction completes the work."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def test_an_eviction_that_is_killed_goes_on(quick: Path) -> None:
 
 @pytest.mark.slow
 async def test_an_eviction_that_a_power_cut_ends_goes_on(quick: Path) -> None:
-    """For each fourth of the disks that a power cut could leave, the next eviction continues."""
+    """The next eviction completes the work. Of all disks that a power cut after any durable step could leave, the test
+    checks every fourth one."""
     mounted = await fill(quick / "start")
 
     async def check_cut(data: Path, _: int) -> None:

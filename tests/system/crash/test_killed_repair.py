@@ -1,5 +1,5 @@
-"""SIGKILL before a durable step of a repair and of the collection after it, and a power cut after each: the next
-run finishes both."""
+"""A repair and the garbage collection after it are interrupted, by SIGKILL before a durable step or by a power cut
+after one. The next run completes the repair and the collection."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from tests.system.crash.killed_repair import repair_and_collect
 
 APP, OTHER = RepositoryName("team/app"), RepositoryName("team/other")
 REPAIRS = 7
+"""A run that repairs all the damage of `make_damaged_store` has more durable steps than this. A power cut can leave
+more different disks than this."""
 
 
 async def make_damaged_store(data: Path) -> tuple[Manifest, Manifest]:
@@ -58,12 +60,12 @@ async def make_damaged_store(data: Path) -> tuple[Manifest, Manifest]:
 async def check_copy(data: Path, whole: Manifest, broken: Manifest, boot: str) -> None:
     """Checks that a second run completes what the killed one has begun, and that no content in use is lost."""
     prepare_data_dir(data)
-    # An hour later, so that what the killed process has left is not kept as something that was just written.
+    # The clock is an hour ahead. Otherwise the files that the killed process has left would be kept as new files.
     clock = lambda: time.time() + 3600  # noqa: E731
     assert all(finding.repair for finding in await repair_and_collect(data, System(), clock, boot))
     async with open_registry(data, grace=0, boot=boot, clock=clock) as registry:
         await assert_consistent(registry)
-        # A cut can leave both names of an upload's file, of which one collection deletes one.
+        # A power cut can leave an upload's file with two names. The run above has deleted only one of them.
         await registry.collector.collect()
         assert await registry.damage.damaged_count() == 1
         assert (await registry.get_manifest(APP, Tag("whole"))).body == whole.body
@@ -78,8 +80,8 @@ async def check_copy(data: Path, whole: Manifest, broken: Manifest, boot: str) -
 
 @pytest.mark.slow
 def test_a_killed_repair_is_finished_by_the_next(quick: Path) -> None:
-    """For the tried durable steps: after the second run there are no problems, no content in use is lost, and no
-    garbage is left."""
+    """A process is killed before each durable step that the test tries. After the second run there are no problems, no
+    content in use is lost, and no garbage is left."""
     whole, broken = asyncio.run(make_damaged_store(quick / "start"))
 
     async def check(data: Path, _: int) -> None:
@@ -90,7 +92,8 @@ def test_a_killed_repair_is_finished_by_the_next(quick: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_repair_that_a_power_cut_ends_is_finished_by_the_next(quick: Path) -> None:
-    """The same holds for each third of the disks that a power cut after any durable step could leave."""
+    """After a power cut, too, the second run leaves no problems and no garbage, and no content in use is lost. Of all
+    disks that a power cut after any durable step could leave, the test checks every third one."""
     whole, broken = await make_damaged_store(quick / "start")
 
     async def check(data: Path, _: int) -> None:

@@ -1,5 +1,5 @@
-"""SIGKILL before a durable step of scrub, and a power cut after each: damaged bytes are never served, and nothing is
-lost."""
+"""Scrub is interrupted, by SIGKILL before a durable step or by a power cut after one. Damaged bytes are never served,
+and nothing is lost."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def test_scrub_killed_before_a_durable_step(quick: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_power_cut_after_each_durable_step_of_scrub(quick: Path) -> None:
-    """The checks hold for each third of the disks that a power cut could leave."""
+    """The next scrub completes the work, and a push heals the image. Of all disks that a power cut after any durable
+    step could leave, the test checks every third one."""
     await make_damaged_store(quick / "start")
 
     async def check(data: Path, number: int) -> None:

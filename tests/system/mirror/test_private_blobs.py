@@ -1,4 +1,5 @@
-"""A repository of a private upstream gets a blob only if the upstream confirms it for this repository."""
+"""The mirror serves a stored blob through a repository of a private upstream only after the upstream has confirmed that
+this repository has the blob."""
 
 from __future__ import annotations
 
@@ -58,8 +59,9 @@ def pull(site: MirrorSite, repo: str, login: dict[str, str]) -> BackgroundGet:
     return site.get(blob(repo), headers=login).ended()
 
 
-def everything(site: MirrorSite, repo: str, login: dict[str, str]) -> list[httpx2.Response]:
-    """Requests the layer in all ways."""
+def request_layer_in_all_ways(site: MirrorSite, repo: str, login: dict[str, str]) -> list[httpx2.Response]:
+    """Requests the layer under both names of the repository: with GET, with ranges, with If-None-Match, with HEAD, and
+    with the query `ns`. Returns the responses."""
     found = []
     for name in (f"docker.io/{repo}", repo):
         path = f"/v2/{name}/blobs/{LAYER.digest}"
@@ -77,14 +79,15 @@ def heads(site: MirrorSite, repo: str) -> int:
 
 
 def test_a_known_digest_opens_no_blob_of_another_repository(site: MirrorSite) -> None:
-    """An account whose own repository names a cached layer of another one gets the upstream's response: 404, for HEAD,
-    GET and ranges, by every name, from one upstream request."""
+    """The attacker's repository has a manifest that names a layer of another repository. The layer is stored, but all
+    requests for it through the attacker's repository get 404, as from the upstream. The mirror asks the upstream only
+    once."""
     start(site)
     reader = account(site, "reader", f"docker.io/{SECRET}")
     attacker = account(site, "attacker", "docker.io/attacker/**")
     assert pull(site, SECRET, reader).body == LAYER.read()
     assert pull(site, ATTACKER, attacker).status == 404
-    for answer in everything(site, ATTACKER, attacker):
+    for answer in request_layer_in_all_ways(site, ATTACKER, attacker):
         assert answer.status_code == 404, answer.request
         assert LAYER.read(0, 10) not in answer.content
     assert heads(site, ATTACKER) == 1
@@ -94,7 +97,8 @@ def test_a_known_digest_opens_no_blob_of_another_repository(site: MirrorSite) ->
 
 
 def test_a_known_digest_opens_no_blob_that_is_on_its_way_in(site: MirrorSite) -> None:
-    """Such an account cannot read a running fill of that layer either, at any worker."""
+    """While the mirror downloads a layer for one repository, requests for the layer through the attacker's repository
+    get 404 from every worker."""
     start(site, send_buffer=65536)
     reader = account(site, "reader", f"docker.io/{SECRET}")
     attacker = account(site, "attacker", "docker.io/attacker/**")
@@ -109,9 +113,10 @@ def test_a_known_digest_opens_no_blob_that_is_on_its_way_in(site: MirrorSite) ->
     assert growing.ended().body == LAYER.read()
 
 
-def test_an_entitled_repository_is_asked_for_once_and_nothing_is_fetched_again(site: MirrorSite) -> None:
-    """A repository with the layer gets it after one HEAD, without fetching a byte again. From then on it is served
-    while the upstream is down; a repository that was never asked about is not."""
+def test_a_stored_layer_is_confirmed_once_for_each_repository(site: MirrorSite) -> None:
+    """The mirror sends one HEAD to confirm that a second repository has a stored layer, and fetches no byte again. From
+    then on it serves the layer through this repository even while the upstream is down. It does not serve the layer
+    through a repository for which it has not asked the upstream."""
     start(site)
     reader = account(site, "reader", "docker.io/**")
     assert pull(site, SECRET, reader).body == LAYER.read()
@@ -130,8 +135,9 @@ def test_an_entitled_repository_is_asked_for_once_and_nothing_is_fetched_again(s
 
 
 def test_links_that_nobody_has_confirmed_are_asked_for(site: MirrorSite) -> None:
-    """In a store with links that the upstream has not confirmed, no such link is served, mounted or copied before the
-    upstream confirms it."""
+    """Earlier versions could link a blob to a repository without asking the upstream. Until the upstream confirms that
+    the repository has the blob, the mirror does not serve the blob through it, no other repository can mount the blob
+    from it, and a pushed manifest cannot use the blob."""
     start(site)
     reader = account(site, "reader", "docker.io/**")
     attacker = account(site, "attacker", "docker.io/attacker/**")
@@ -149,9 +155,9 @@ def test_links_that_nobody_has_confirmed_are_asked_for(site: MirrorSite) -> None
         answer = site.http.post(f"/v2/team/app/blobs/uploads/?mount={LAYER.digest}{source}", headers=writer)
         assert answer.status_code == 202, name
     put = {**writer, "content-type": "application/vnd.oci.image.manifest.v1+json"}
-    brought = site.http.put(f"/v2/{ATTACKER}/manifests/1", headers=put, content=image(ATTACKER).body)
-    assert (brought.status_code, brought.json()["errors"][0]["code"]) == (404, "MANIFEST_BLOB_UNKNOWN")
-    assert {answer.status_code for answer in everything(site, ATTACKER, attacker)} == {404}
+    pushed = site.http.put(f"/v2/{ATTACKER}/manifests/1", headers=put, content=image(ATTACKER).body)
+    assert (pushed.status_code, pushed.json()["errors"][0]["code"]) == (404, "MANIFEST_BLOB_UNKNOWN")
+    assert {answer.status_code for answer in request_layer_in_all_ways(site, ATTACKER, attacker)} == {404}
     assert pull(site, PARTNER, reader).body == LAYER.read()
     assert heads(site, PARTNER) == 1
     mounted = site.http.post(
@@ -160,8 +166,9 @@ def test_links_that_nobody_has_confirmed_are_asked_for(site: MirrorSite) -> None
     assert mounted.status_code == 201
 
 
-def test_what_is_fetched_ahead_is_entitled_as_well(site: MirrorSite) -> None:
-    """A layer that a manifest names but its repository does not have is not prefetched from stored content."""
+def test_a_prefetched_layer_is_confirmed_as_well(site: MirrorSite) -> None:
+    """Prefetching a stored layer asks the upstream as well. If the upstream says that the repository does not have the
+    layer, the mirror does not serve it through this repository."""
     start(site, prefetch="layers")
     reader = account(site, "reader", f"docker.io/{SECRET}")
     attacker = account(site, "attacker", "docker.io/attacker/**")
@@ -190,7 +197,8 @@ def test_a_manifest_cannot_choose_a_blobs_size(site: MirrorSite, size: int) -> N
 
 
 def test_a_public_upstream_shares(site: MirrorSite) -> None:
-    """Without a login and a required grant, a manifest is enough: no request is sent, and nothing is fetched twice."""
+    """A public upstream needs neither a login nor a grant. A repository of it may serve a stored layer as soon as one
+    of its manifests names the layer. The mirror does not ask the upstream with HEAD, and fetches no byte twice."""
     for name in (SECRET, PARTNER):
         site.content.add(name, image(name), "1")
     site.start(settings='prefetch = "off"')

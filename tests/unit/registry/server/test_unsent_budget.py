@@ -54,8 +54,8 @@ def test_responses_fit_up_to_the_limit() -> None:
     assert not Client(made).send(1)
 
 
-def test_what_was_taken_has_room_again() -> None:
-    """The bytes of a response count as long as the transport buffers some of them."""
+def test_sent_bytes_leave_the_budget() -> None:
+    """The bytes of a response count while the transport buffers some of them and the share keeps them."""
     made = budget()
     first, second = Client(made), Client(made)
     assert first.send(100)
@@ -78,7 +78,7 @@ def test_stalled_clients_are_dropped_first() -> None:
 
 
 def test_a_lost_connection_holds_nothing() -> None:
-    """When a connection is lost, its share of the budget and its memory are free."""
+    """When a connection is lost, its share of the budget is free, and the share cannot close the connection later."""
     made = budget()
     client = Client(made, "stalled")
     assert client.send(100)

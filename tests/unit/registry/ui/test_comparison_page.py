@@ -64,8 +64,8 @@ async def test_two_tags_are_compared(tmp_path: Path) -> None:
 
 
 async def test_an_unreadable_repository_is_not_compared(tmp_path: Path) -> None:
-    """A repository that a visitor may not see looks like a missing one; a client's name for a mirrored one leads to the
-    stored name."""
+    """A repository that a visitor may not see looks like a missing one. If the address has the short name that clients
+    use for a mirrored repository, the browser is redirected to the stored name."""
     async with site(tmp_path) as here:
         await add_image(here.store, APP, "v1", [b"layer"])
         await add_cached(here.store, "docker.io/library/ubuntu", "1")

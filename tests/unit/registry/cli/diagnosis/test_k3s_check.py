@@ -31,8 +31,8 @@ K3S_FILES = [
 
 @pytest.mark.parametrize(("text", "what", "why"), K3S_FILES)
 def test_k3s(tmp_path: Path, text: str | None, what: str, why: str) -> None:
-    """If registries.yaml does not lead to this registry, the finding has the cause, and a whole file that does. The
-    files that k3s generates from it are not checked."""
+    """If registries.yaml does not lead to this registry, the finding says why. If the finding also proposes a new
+    registries.yaml, that file leads to this registry. The files that k3s generates from it are not checked."""
     write(tmp_path, **{K3S_WRITTEN: "version = 3\n"})
     if text is not None:
         write(tmp_path, **{K3S: text})
@@ -49,7 +49,8 @@ def test_k3s(tmp_path: Path, text: str | None, what: str, why: str) -> None:
 
 
 def test_k3s_keeps_other_settings(tmp_path: Path) -> None:
-    """The file in the finding keeps the other mirrors, the logins, and the other endpoints, after this registry."""
+    """The file that a finding proposes keeps the other mirrors, the logins and the other endpoints. In its list of
+    endpoints, this registry is the first."""
     auth = {"auth": {"username": "ann"}}
     before = {
         "mirrors": {"docker.io": {"endpoint": ["https://m.example"], "rewrite": {"a": "b"}}, "quay.io": None},
@@ -69,8 +70,8 @@ def test_k3s_keeps_other_settings(tmp_path: Path) -> None:
 
 
 def test_k3s_order_restart_and_spelling(tmp_path: Path) -> None:
-    """There is a finding for another endpoint before this registry, for a file that k3s has not read since it was
-    changed, for an unknown key, and for a registry whose own host needs plain HTTP."""
+    """There is a warning for another endpoint before this registry, for a file that k3s has not read since it was
+    changed, and for an unknown key. There is also one if the file does not say that this registry speaks plain HTTP."""
     text = f"mirrors:\n  docker.io: {{endpoint: [https://m.example, '{PLAIN}']}}\nmirror: {{}}\n"
     write(tmp_path, **{K3S: text, K3S_WRITTEN: ""})
     os.utime(tmp_path / K3S_WRITTEN, (1, 1))
