@@ -1,4 +1,5 @@
-"""Rows of whole images: many clients, slow and fast links, and an image that the mirror has."""
+"""Rows of the bench table for pulls of whole images: by many clients, over slow and fast links, and of an image that
+the mirror has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Rows that start servers of their own for each trial: start and idle memory, and the costs of accounts."""
+"""Rows of the bench table for which each trial starts servers of its own: start time and idle memory, and the costs of
+accounts."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def _start(trial: RegistryTrial) -> Sample:
 
 
 def _folders(trial: RegistryTrial) -> tuple[Path, Path]:
-    """Returns the folders of the registry without accounts and of that with one."""
+    """Returns the folder of the registry without accounts, and the folder of the registry with an account."""
     name, folder = trial.server.name, trial.content.folder
     return folder / f"{name} no accounts", folder / f"{name} accounts"
 

@@ -56,7 +56,8 @@ async def check_store(data: Path, restored: dict[str, Digest], untagged: Digest,
 
 @pytest.mark.slow
 def test_a_collection_is_completed_after_a_kill(quick: Path) -> None:
-    """For the tried durable steps, which include each kind of step, the next collection completes the work."""
+    """After a SIGKILL before any of the tried durable steps, the next collection completes the work. The tried steps
+    include each kind of step."""
     restored, untagged = asyncio.run(make_store(quick / "start"))
 
     async def check(data: Path, _: int) -> None:
@@ -67,8 +68,8 @@ def test_a_collection_is_completed_after_a_kill(quick: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_collection_is_completed_after_a_power_cut(quick: Path) -> None:
-    """For each ninth of the disks that a power cut after any durable step could leave, the next collection completes
-    the work."""
+    """After a power cut, the next collection completes the work. Checks every ninth of the disks that a cut after a
+    durable step could leave."""
     restored, untagged = await make_store(quick / "start")
 
     async def check(data: Path, _: int) -> None:

@@ -88,7 +88,7 @@ def test_an_eviction_that_is_killed_goes_on(quick: Path) -> None:
 
 @pytest.mark.slow
 async def test_an_eviction_that_a_power_cut_ends_goes_on(quick: Path) -> None:
-    """For each fourth of the disks that a power cut could leave, the next eviction continues."""
+    """After a power cut, the next eviction continues. Checks every fourth of the disks that a cut could leave."""
     mounted = await fill(quick / "start")
 
     async def check_cut(data: Path, _: int) -> None:

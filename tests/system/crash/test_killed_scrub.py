@@ -74,7 +74,7 @@ def test_scrub_killed_before_a_durable_step(quick: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_power_cut_after_each_durable_step_of_scrub(quick: Path) -> None:
-    """The checks hold for each third of the disks that a power cut could leave."""
+    """The same holds after a power cut. Checks every third of the disks that a cut could leave."""
     await make_damaged_store(quick / "start")
 
     async def check(data: Path, number: int) -> None:
