@@ -61,8 +61,8 @@ def _prepare_beside_bulk(trial: RegistryTrial) -> None:
 
 
 def _get_manifests_beside_bulk(trial: RegistryTrial) -> Sample:
-    """Gets manifests by tag during four pulls and a push. Does not prefault memory: the host would
-    take back what the pushes do not use during the trial, and that can stop the whole machine for 30 ms at a time."""
+    """Gets manifests by tag during four pulls and a push. Does not prefault memory: the host would take back
+    the memory that the pushes do not use during the trial, and this can stop the whole machine for 30 ms at a time."""
     content = trial.content
     transfers = background_transfers(trial.server, APP_REPO, content.large.digest, PULL_COUNT, content.upload_file)
     with transfers as moved_bytes:
