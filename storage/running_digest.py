@@ -78,7 +78,8 @@ class LibcryptoDigest:
         elif view.readonly:
             self._functions.update(self._state, bytes(view), view.nbytes)
         else:
-            # `first_byte` keeps the memory of all bytes alive. Creating a ctypes array of this length would be slower.
+            # `first_byte` refers to the buffer of all bytes, so the buffer stays valid during the call. A ctypes array
+            # of this length would do the same, but creating one is slower.
             first_byte = ctypes.c_char.from_buffer(view)
             self._functions.update(self._state, ctypes.addressof(first_byte), view.nbytes)
 

@@ -26,8 +26,8 @@ REPEATS = 500
 
 
 def download_blob(url: str, size: int, times: int, parallel: int = 1) -> float:
-    """Downloads a blob of `size` bytes `times` over with each of `parallel` programs and returns MiB/s of them all.
-    Raises TrialFailed on a wrong status or size."""
+    """Runs `parallel` programs at the same time, each of which downloads a blob of `size` bytes `times` times. Returns
+    their total rate in MiB/s. Raises TrialFailed on a wrong status or size."""
     command = [*CURL_COMMAND, "-w", "%{http_code} %{size_download}\n", *(["-o", "/dev/null", url] * times)]
     begun = time.perf_counter()
     with ThreadPoolExecutor(parallel) as threads:

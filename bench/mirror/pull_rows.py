@@ -1,4 +1,5 @@
-"""Rows of whole images: many clients, slow and fast links, and an image that the mirror has."""
+"""Rows of the bench table for pulls of whole images: by many clients, over slow and fast links, and of an image that
+the mirror has."""
 
 from __future__ import annotations
 
@@ -21,14 +22,15 @@ SENT = Figure("sent", "upstream sent, x image")
 GETS = Figure("gets", "manifest GETs upstream")
 HEADS = Figure("heads", "manifest HEADs upstream")
 CLIENTS, PEER_CLIENTS = 32, 8
-"""docker-registry has fewer clients, since it fetches for each of them."""
+"""Numbers of clients of Entrepot and of docker-registry. docker-registry gets fewer, because it fetches the image again
+for each client."""
 LINK_BYTES_PER_SECOND = 8 << 20
 WARM_PULLS = 5
 WARM_TRIES = 20
 
 
 def _pull_with_many_clients(trial: MirrorTrial) -> Sample:
-    """Many clients pull one image at once, which the mirror does not have."""
+    """Many clients pull the same image at the same time. The mirror does not have this image yet."""
     clients = CLIENTS if trial.program.is_entrepot else PEER_CLIENTS
     with trial.running_proxy() as proxy, trial.cold_mirror(proxy.url) as server:
         pulled = trial.pull(server, SHARED_IMAGE, clients)

@@ -1,4 +1,5 @@
-"""Rows that start servers of their own for each trial: start and idle memory, and the costs of accounts."""
+"""Rows of the bench table for which each trial starts servers of its own: start time and idle memory, and the costs of
+accounts."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ IDLE_AFTER_SECONDS = 1.0
 
 
 def _start(trial: RegistryTrial) -> Sample:
-    """Measures from exec to the first 200, on an empty folder, and the memory a second later. The trial that prepares
-    the row compiles the program's modules and brings them into the page cache."""
+    """Measures the time from exec to the first response with status 200, with an empty data folder, and the memory a
+    second later. The trial that prepares the row compiles the program's modules and brings them into the page cache."""
     folder = trial.content.folder / f"start-{trial.server.name}"
     try:
         with started_server(trial.program, folder) as fresh:
@@ -37,7 +38,7 @@ def _start(trial: RegistryTrial) -> Sample:
 
 
 def _folders(trial: RegistryTrial) -> tuple[Path, Path]:
-    """Returns the folders of the registry without accounts and of that with one."""
+    """Returns the folder of the registry without accounts, and the folder of the registry with an account."""
     name, folder = trial.server.name, trial.content.folder
     return folder / f"{name} no accounts", folder / f"{name} accounts"
 
@@ -52,9 +53,9 @@ def _fill_with_and_without_accounts(trial: RegistryTrial) -> None:
 
 
 def _get_manifests_with_token(trial: RegistryTrial) -> Sample:
-    """Compares the CPU time of a request with a token with that of one to a registry without accounts, half of a trial
-    each. Both servers are new for each trial: two processes of one program differ by up to a tenth for as long as they
-    live, which is as much as a token costs."""
+    """Compares the CPU time of a request with a token to that of a request to a registry without accounts, and measures
+    each for half of a trial. Both servers are new for each trial, because two processes of the same program can differ
+    by up to a tenth for as long as they live, and a token costs no more than that."""
     without, within = _folders(trial)
     with started_server(trial.program, without) as open_server, started_server(trial.program, within) as closed_server:
         token = _bearer_token(closed_server, trial.content.api_tokens[trial.server.name])

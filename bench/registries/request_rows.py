@@ -1,4 +1,4 @@
-"""Rows of small requests, many in parallel."""
+"""Rows of the bench table for small requests, of which many are sent in parallel."""
 
 from __future__ import annotations
 

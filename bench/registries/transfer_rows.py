@@ -1,4 +1,5 @@
-"""Rows of large blobs, of small requests beside them, and of a real docker."""
+"""Rows of the bench table for large blobs, for small requests while large blobs are transferred, and for
+`docker pull`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def _bulk_costs(meter: Meter, size: int) -> Sample:
 
 
 def _pull_large(trial: RegistryTrial, *, parallel: int) -> Sample:
-    """Downloads with so many programs in parallel, each again and again for about the length of a trial."""
+    """Downloads the large blob with `parallel` programs at the same time. Each program downloads it several times, so
+    that all together take about as long as a trial."""
     large = trial.content.large
     times = max(1, round(trial.seconds / parallel))
     meter = Meter(trial.server)
@@ -41,7 +43,7 @@ def _pull_large(trial: RegistryTrial, *, parallel: int) -> Sample:
 def _push_large(trial: RegistryTrial) -> Sample:
     """Sends POST, one streamed PATCH and PUT with new content, and measures all three."""
     content = make_unique(trial.content.upload_file)
-    prefault_memory(GIB)  # last, since free memory goes back to the host within a second or two
+    prefault_memory(GIB)  # right before the measurement: free memory goes back to the host in 1 to 2 s
     with HttpClient(trial.server.port) as client:
         meter = Meter(trial.server)
         where = client.start_upload(PUSH_REPO)
@@ -59,8 +61,8 @@ def _prepare_beside_bulk(trial: RegistryTrial) -> None:
 
 
 def _get_manifests_beside_bulk(trial: RegistryTrial) -> Sample:
-    """Gets manifests by tag during four pulls and a push. Memory is not prefaulted: what the pushes do not use would
-    go back to the host during the trial, which can stop the whole machine for 30 ms at a time."""
+    """Gets manifests by tag during four pulls and a push. Does not prefault memory: the host would take back
+    the memory that the pushes do not use during the trial, and this can stop the whole machine for 30 ms at a time."""
     content = trial.content
     transfers = background_transfers(trial.server, APP_REPO, content.large.digest, PULL_COUNT, content.upload_file)
     with transfers as moved_bytes:
@@ -104,7 +106,7 @@ def transfer_rows() -> list[Row[RegistryTrial]]:
             _get_manifests_beside_bulk,
             _prepare_beside_bulk,
         ),
-        # After the latency rows: the memory that it frees goes back to the host, which costs processor time.
+        # Comes after the latency rows: the memory that this row frees goes back to the host, which costs CPU time.
         Row("push-256m", "push of 256 MiB", BULK_FIGURES, _push_large),
         Row(
             "docker-pull",

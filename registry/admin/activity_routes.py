@@ -20,7 +20,7 @@ from storage.activity import DAY_SECONDS, HOUR_SECONDS, Activity, ActivityBucket
 router = management_router()
 HOURS: Final = 24
 DAYS: Final = 30
-"""How many hours and days are shown, with the running one."""
+"""How many hours and days are shown. The last hour and the last day are the current ones, which are not over yet."""
 
 
 class ActivityNumbers(BaseModel):
@@ -57,7 +57,7 @@ class ActivityPeriod(BaseModel):
     def from_stored(
         cls, buckets: Sequence[ActivityBucket], unstored: Activity, now: float, seconds: int, count: int
     ) -> Self:
-        """Converts stored buckets. `seconds`: the length of a bucket. `unstored`: activity of the running bucket that
+        """Converts stored buckets. `seconds`: the length of a bucket. `unstored`: activity of the current bucket that
         is not stored yet. `now`: seconds since 1970. `count`: the number of buckets in the result, the last of which
         contains `now`. A bucket is empty if nothing is stored for it."""
         running = int(now) // seconds * seconds
@@ -75,7 +75,7 @@ class ActivityPeriod(BaseModel):
 
 
 class ActivityResponse(BaseModel):
-    """The last 24 hours by hour and the last 30 days by day, in UTC, with the running hour and day."""
+    """The last 24 hours by hour and the last 30 days by day, in UTC, including the current hour and day."""
 
     day: ActivityPeriod
     month: ActivityPeriod
@@ -84,7 +84,7 @@ class ActivityResponse(BaseModel):
 @router.get("/activity", tags=["status"])
 async def read_activity(request: Request, caller: AdminCaller) -> ActivityResponse:
     """Returns how much was pulled and pushed, how many requests the mirrors answered from the cache, and how many bytes
-    they fetched and saved. A pull is a GET or HEAD of a manifest. Hours and days are kept for a month."""
+    they fetched and saved. A pull is a GET or HEAD of a manifest. The counts of an hour are deleted after 32 days."""
     return await read_activity_for(request, caller)
 
 

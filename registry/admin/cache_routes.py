@@ -86,7 +86,7 @@ class EvictionRequest(BaseModel):
 
 @router.get("/cache", tags=["cache"])
 async def read_cache(caller: AdminCaller) -> list[CachePartResponse]:
-    """Returns the cached content of each upstream, and at last of all together."""
+    """Returns the cached content of each upstream, and then that of all upstreams together."""
     parts = await read_parts(caller.upkeep.settings, caller.upkeep.store)
     return [CachePartResponse.from_part(part) for part in parts]
 

@@ -17,14 +17,15 @@ _PROGRAMS: Final = frozenset(
         *("helm", "cosign", "entrepot", "sudo", "FROM", "from", "image:"),
     }
 )
-"""First words of commands, and of lines in files, that name images."""
+"""The first words of commands that name images, such as `docker`, and of lines that name images in files, such as
+`FROM`."""
 _VERBS: Final = frozenset(
     {
         *("pull", "run", "push", "create", "copy", "inspect", "image", "images", "tag", "save", "manifest", "content"),
         *("build", "fetch", "get", "install", "verify", "ls", "list", "show", "container"),
     }
 )
-"""Words of commands that name no image."""
+"""Words in such commands that are not names of images."""
 _HOST: Final = re.compile(
     r"localhost(:[0-9]+)?|[a-z0-9-]+(\.[a-z0-9-]+)+(:[0-9]+)?|[a-z0-9-]+:[0-9]+|\[[0-9a-f:]+\](:[0-9]+)?"
 )

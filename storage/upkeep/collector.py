@@ -67,7 +67,7 @@ class _Round:
             self.count(removal)
         if self.on_removal is not None:
             await self.on_removal(removal)
-        if self.dry_run:  # a round that removes something waits for the disk each time, a dry run does not
+        if self.dry_run:  # lets other tasks run; other rounds do so while they wait for the disk at each removal
             await asyncio.sleep(0)
 
 

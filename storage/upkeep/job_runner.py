@@ -1,4 +1,5 @@
-"""Runs jobs: in a server those that are queued (`JobRunner`), in a command one job of its own (`run_in_command`).
+"""Runs jobs. In a server process, `JobRunner` runs the queued jobs. In a command, `run_in_command` adds one job and
+runs it.
 
 A job's work is a function that gets a `JobContext`. It reports its progress there, and stops when the context says so.
 Only one job of a kind runs at a time, over all processes: the process that runs it holds the slot of the kind. If the
@@ -48,7 +49,7 @@ class JobContext:
 
     def step(self, event: str, /, **fields: JSON) -> None:
         """Tells a watching command about one thing that was done, or, in a dry run, would be done. `event`: what
-        happened, such as `removed`; the step has it under the key `event`, before the `fields`."""
+        happened, such as `removed`. The command gets an object with the key `event`, followed by the `fields`."""
         if self._on_step is not None:
             self._on_step({"event": event, **fields})
 
@@ -123,7 +124,8 @@ class JobRunner:
             await asyncio.gather(*running, return_exceptions=True)
 
     async def _start_jobs(self) -> None:
-        """Starts the oldest job of each kind of which this process runs none, if no other process runs one either."""
+        """For each kind of which this process runs no job, starts a task with the oldest job of that kind. The task
+        runs the job unless another process runs a job of the kind."""
         busy_kinds = set(self._running)
         for job in await self._jobs.active():
             if job.kind in self._works and job.kind not in busy_kinds and self._takes_jobs:
@@ -162,7 +164,8 @@ class JobRunner:
 
 async def run_job(context: JobContext, jobs: Jobs, work: Work) -> JSON:
     """Runs the work of a job, stores how it ended, and returns its result. Raises what the work raises. If the task is
-    cancelled, a resumable job stays as it is, so that a server continues it; another job ends as stopped."""
+    cancelled, a resumable job stays as it is, so that a server continues it. A job that is not resumable gets the state
+    STOPPED."""
     job_id = context.job.id
     try:
         result = await work(context)

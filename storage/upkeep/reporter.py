@@ -1,4 +1,5 @@
-"""How long work reports its steps and its progress (`Reporter`), whether or not it runs as a job."""
+"""The interface through which long-running work reports its steps and its progress (`Reporter`), whether or not it runs
+as a job."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ from storage.jobs import JSON, Progress
 
 
 class Reporter(Protocol):
-    """Gets the steps and the progress of long work. A `storage.upkeep.job_runner.JobContext` is one."""
+    """Gets the steps and the progress of long-running work. A `storage.upkeep.job_runner.JobContext` is one."""
 
     def step(self, event: str, /, **fields: JSON) -> None:
-        """Tells about one thing that was done. `event`: what happened, such as `removed`; the step has it under the key
-        `event`, before the `fields`."""
+        """Reports one thing that was done. `event`: what happened, such as `removed`. The step is an object with the
+        key `event`, followed by the `fields`."""
         ...
 
     async def report(

@@ -1,7 +1,8 @@
-"""Readers with many patterns of grants, repositories that lie close together, and who may pull what.
+"""Readers with grants of many patterns, repositories with similar names, and which of the readers may pull from which
+of the repositories.
 
-`may_pull` works that out from the grants alone, by regular expressions, and shares no code with the registry. Grants
-are drawn by a fixed seed, besides those that stand here.
+`may_pull` computes this from the grants alone, with regular expressions. It shares no code with the registry. Some
+grants are written in this module. The others are random, but the same in each run, because the seed is fixed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ REPOSITORIES: Final = {
     "ghcr.io/corp/app-tool": "nutmeg",
     "ghcr.io/other/app": "olive",
 }
-"""Each repository, and a word that stands in its tag, its labels and its description, and nowhere else."""
+"""Each repository, and a word that occurs in its tag, its labels and its description, and nowhere else."""
 _SEED: Final = 20260711
 _DRAWN_READERS: Final = 4
 Grants = tuple[tuple[str, str], ...]
@@ -44,9 +45,9 @@ Grants = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class MatrixReader:
-    """Somebody who reads. `name`: None: nobody in particular. `grants`: pairs of a pattern and actions. `group`: a
-    group with these grants, in place of the account. `limits`: those of the API token that is used, in the same form;
-    None: it has none."""
+    """A client of the registry. `name`: the name of its account; None: the client does not log in. `grants`: pairs of a
+    pattern and actions. `group`: a group of the account; the grants are then those of the group. `limits`: the limits
+    of the API token with which the client logs in, also pairs of a pattern and actions; None: there are no limits."""
 
     label: str
     name: str | None
@@ -82,7 +83,8 @@ PHASES: Final = {
     ),
     "for nobody": Everybody(),
 }
-"""What everybody may do besides, one after the other: the grants go while sessions and tokens stay."""
+"""Further grants, which a test applies one phase after the other. In the second phase these grants are removed, while
+sessions and tokens stay."""
 
 
 def readers() -> list[MatrixReader]:
@@ -108,7 +110,7 @@ def readers() -> list[MatrixReader]:
 
 
 def _drawn_readers(chance: random.Random) -> Iterator[MatrixReader]:
-    """Yields readers with patterns that are beginnings of names, cut anywhere."""
+    """Yields readers with random grants. Each pattern is a whole repository name, or a beginning of one and stars."""
     for number in range(_DRAWN_READERS):
         grants = {}
         for _ in range(chance.randint(1, 4)):
@@ -141,5 +143,5 @@ def _expression(pattern: str) -> str:
 
 
 def mirrored_name(repo: str) -> str:
-    """Returns the mirrored repository that a hosted name means as well, until somebody pushes to it."""
+    """Returns the mirrored repository that clients reach under a hosted name, until somebody pushes to that name."""
     return f"{MIRROR}/{repo}" if "/" in repo else f"{MIRROR}/library/{repo}"

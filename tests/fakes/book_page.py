@@ -1,8 +1,8 @@
 """Runs the commands of a page of the book as its reader would: one after the other, in one folder, beside one server.
 
-What the reader has and a test has not is replaced: the registry's address is that of the server, absolute paths lie in
-the folder, an upstream is a fake Hub, and passwords are given where a person would type them. So `--mirror docker.io`
-becomes an `[[upstream]]` whose endpoint is the fake Hub.
+Replaces what a reader has and a test lacks. The registry's address becomes that of the server, and absolute paths
+become paths below the folder. Each upstream becomes a fake Hub, so `--mirror docker.io` becomes an `[[upstream]]` whose
+endpoint is the fake Hub. A command that would ask a person for a password gets the password without asking.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _IMAGES: Final = {
     "library/ubuntu": ("latest", "24.04"),
     "org/app": ("latest", "1"),
 }
-"""What every upstream of the pages has."""
+"""The repositories and tags that every upstream of the pages has."""
 
 
 @dataclass(frozen=True, slots=True)

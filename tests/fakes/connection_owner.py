@@ -16,12 +16,12 @@ ALL_STATES = 0xFFFFFFFF
 NO_COOKIE = b"\xff" * 8
 LOOPBACK = socket.inet_aton("127.0.0.1").ljust(16, b"\0")
 HEADER = struct.Struct("=IHHII")
-"""Of a netlink message (netlink(7)): length, type, flags, number, port."""
+"""The header of a netlink message (netlink(7)): length, type, flags, sequence number, port."""
 REQUEST = struct.Struct("=BBBxI")
-"""The beginning of a question (sock_diag(7), `inet_diag_req_v2`): family, protocol, extensions, states."""
+"""The beginning of a request (sock_diag(7), `inet_diag_req_v2`): family, protocol, extensions, states."""
 INODE_OFFSET = HEADER.size + 4 + 48 + 16
-"""Where the inode's number is in an answer (`inet_diag_msg`): after four numbers of a byte, the `inet_diag_sockid`, and
-four numbers of four bytes."""
+"""Offset of the inode number in a response (`inet_diag_msg`). Before it are the header, four numbers of one byte each,
+the `inet_diag_sockid`, and four numbers of four bytes each."""
 
 
 def accepting_process(server_port: int, client_port: int, pids: Iterable[int]) -> int | None:

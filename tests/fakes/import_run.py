@@ -1,4 +1,4 @@
-"""Imports into a store, as a command runs them, with their reported steps (`ImportRun`)."""
+"""Runs imports into a store as a command does, and collects the steps that they report (`ImportRun`)."""
 
 from __future__ import annotations
 

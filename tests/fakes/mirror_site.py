@@ -211,8 +211,8 @@ class MirrorSite:
         raise AssertionError(f"no connection came to worker {worker}")
 
     def asked(self, kind: HubRequestKind | None = None, *, match: str = "", far: Hub | None = None) -> int:
-        """Returns how many requests the upstream has authorized, without HEADs of manifests, which do not count
-        there."""
+        """Returns how many requests the upstream has received. Leaves out those that it answered with 401, and HEAD
+        requests for manifests, which Docker Hub does not count."""
         found = [seen for seen in (far or self.hub).requests(kind, match=match) if seen.status != 401]
         return sum(1 for seen in found if (seen.kind, seen.method) != ("manifest", "HEAD"))
 
@@ -248,13 +248,13 @@ class MirrorSite:
         return [str(path) for path in self.server.data.rglob(f"*{self.encoded}*")]
 
     def refetched(self, here: Collection[Interval], since: float) -> list[Interval]:
-        """Returns which of the bytes that were `here` the upstream was asked for after `since`."""
+        """Returns which bytes of the intervals in `here` were requested from the upstream after the time `since`."""
         asked = [seen for seen in self.hub.requests("blob", digest=self.digest) if seen.begun > since]
         return overlap((seen.interval for seen in asked), here)
 
 
 def overlap(first: Iterable[Interval], second: Collection[Interval]) -> list[Interval]:
-    """Returns the intervals that are in one of the first and in one of the second."""
+    """Returns the parts that the intervals in `first` and those in `second` have in common."""
     found = [(max(a, c), min(b, d)) for a, b in first for c, d in second]
     return [each for each in found if each[0] < each[1]]
 

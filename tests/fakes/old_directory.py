@@ -1,7 +1,7 @@
 """The data directory of a CNCF Distribution registry, in the format in which that registry writes it (`OldDirectory`).
 
-tests/system/migration uses Debian's real docker-registry for the same. This module can make directories with faults
-that the real registry does not make.
+Some tests in tests/system/migration import a directory that Debian's real docker-registry has written. This module can
+write directories with faults that the real registry does not make.
 """
 
 from __future__ import annotations

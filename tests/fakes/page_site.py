@@ -1,9 +1,9 @@
 """A registry with hosted and cached repositories and with accounts, for the pages.
 
 `root` is an admin. `alice`, who is in the group `crew`, may pull and push crew/**, and pull what is cached. `ci` is a
-robot with an API token. Everyone may pull public/** and zoo/**. The texts of `public/described` try to be markup.
-`public/tools` has images with all their blobs, so deleted tags can be put back. Nothing listens at the endpoint of the
-upstream, because pages need no upstream.
+robot with an API token. Everyone may pull public/** and zoo/**. The texts of `public/described` contain HTML, which the
+pages must not interpret. `public/tools` has images with all their blobs, so deleted tags can be put back. Nothing
+listens at the endpoint of the upstream, because pages need no upstream.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ QUOTA = [{"prefix": "crew/", "max_size": 2**30, "max_tags": 100}]
 
 @dataclass(frozen=True)
 class Reader:
-    """Somebody who looks at the pages, and repositories that they see and do not see. `name`: None: nobody in
-    particular."""
+    """Somebody who looks at the pages. `name`: the name of their account; None: they do not log in. `sees` and
+    `sees_not`: repositories that the pages show them, and repositories that the pages do not show them."""
 
     name: str | None
     sees: tuple[str, ...]

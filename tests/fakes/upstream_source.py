@@ -1,4 +1,5 @@
-"""What the tests of upstream clients share: clients over real records, sinks, and a server with scripted responses."""
+"""What the tests of upstream clients share: clients that keep their records in a real store, a sink that collects
+bytes, and a server with scripted responses."""
 
 from __future__ import annotations
 

@@ -136,11 +136,11 @@ class Download:
                     raise NoReaders
                 self._start_connections()
                 await self._wait()
-                is_waiting = any(
+                awaits_first_byte = any(
                     request.is_new_connection and sink.endpoint is None for sink, request in self._requests.items()
                 )
                 self._concurrency.observe(
-                    self._loop.time(), self._received, running=len(self._connections), is_waiting=is_waiting
+                    self._loop.time(), self._received, running=len(self._connections), is_waiting=awaits_first_byte
                 )
                 self._cancel_stragglers()
             if self._fatal_error is not None:

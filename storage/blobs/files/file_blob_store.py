@@ -159,8 +159,9 @@ class FileBlobStore:
         return await self._disk.run(scan)
 
     def link_file(self, fd: int, digest: Digest, size: int) -> LinkedFile:
-        """Returns content that is a hard link to the open file `fd`, whose bytes the caller has verified. Raises
-        LinkRefused if the file is on another file system, or if another user could change it."""
+        """Returns content whose `publish` makes a hard link to the open file `fd`, instead of a copy. The caller has
+        verified the bytes of the file. Raises LinkRefused if the file is on another file system, or if another user
+        could change it."""
         return LinkedFile(self._disk, fd, digest, size)
 
     async def remove(self, place: str) -> None:
@@ -237,8 +238,8 @@ class FileBlobStore:
     async def check(
         self, digest: Digest, size: int, place: str, on_read: OnRead, *, read_again: bool = False
     ) -> ContentCheck:
-        """Reads and hashes the blob's file in a thread, part by part. Raises BytesMissing, StorageFailed, and what
-        `on_read` raises."""
+        """Reads and hashes the blob's file in a thread, part by part. `read_again`: reads all bytes from the disk, even
+        if the kernel has them cached. Raises BytesMissing, StorageFailed, and what `on_read` raises."""
         check = FileCheck(self._disk.layout.path_of(place), digest, size, read_again=read_again)
         try:
             while count := await self._disk.run(check.read_part):

@@ -11,7 +11,8 @@ import pytest
 
 @pytest.fixture
 def quick(tmp_path: Path) -> Iterator[Path]:
-    """Yields a folder in memory if there is room: these tests decide themselves what a crash leaves."""
+    """Yields an empty folder, in memory if the system has /dev/shm. Memory is enough, because these tests compute
+    themselves what a crash leaves on the disk."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
         yield Path(folder)

@@ -44,10 +44,9 @@ async def _check(data: Path, told: StepLog, *, thorough: bool) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_nothing_acknowledged_is_lost_when_the_process_is_killed_at_a_durable_step(when: str, quick: Path) -> None:
-    """For the tried durable steps of the script, which include each kind of step: a process killed there leaves
-    everything that it has acknowledged, byte for byte, no partial blob, upload sessions whose status is true, and no
-    garbage that the collector does not find. For a fourth of these steps, a check of the whole store finds no
-    problem."""
+    """Kills a process at each of the tried durable steps of the script, which include each kind of step. What the
+    process has acknowledged is then there, byte for byte. No partial blob is visible, the status of upload sessions is
+    true, and the collector finds all garbage. After every fourth kill, a check of the whole store finds no problem."""
     command = [sys.executable, "-m", "tests.system.crash.killed_at_step", str(quick), when, str(random.random())]
     deaths = 0
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as helper:

@@ -44,14 +44,14 @@ async def check(data: Path, _: int) -> None:
 
 @pytest.mark.slow
 def test_retention_is_completed_after_a_kill(quick: Path) -> None:
-    """For the tried durable steps: every tag can be pulled, the next run deletes the rest, and garbage collection then
-    leaves no blob without a use."""
+    """After a SIGKILL before any of the tried durable steps, every remaining tag can be pulled. The next run of
+    retention deletes the other tags, and garbage collection then leaves only the blobs of the kept tags."""
     asyncio.run(make_store(quick / "start"))
     assert check_killed_runs("tests.system.crash.killed_retention", quick, check=check) > 10
 
 
 @pytest.mark.slow
 async def test_retention_is_completed_after_a_power_cut(quick: Path) -> None:
-    """The same holds for each third of the disks that a power cut after any durable step could leave."""
+    """The same holds after a power cut. Checks every third of the disks that a cut after a durable step could leave."""
     await make_store(quick / "start")
     assert await check_power_cuts(quick / "start", run, check, every=3) > 10

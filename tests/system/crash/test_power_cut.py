@@ -49,9 +49,9 @@ async def _check(data: Path, told: StepLog, thorough: bool) -> None:
 
 
 async def test_nothing_acknowledged_is_lost_in_a_power_cut_after_any_step(quick: Path) -> None:
-    """For the tried durable steps of the script, which include each kind of step, and for each disk that a power cut
-    after them could leave: acknowledged content is there, byte for byte; no partial content is served; the status of
-    upload sessions is true, and they can be finished."""
+    """Checks each disk that a power cut after one of the tried durable steps of the script could leave. The tried steps
+    include each kind of step. Acknowledged content is there, byte for byte. No partial content is served. The status of
+    upload sessions is true, and the sessions can be completed."""
     disk, system = await _record(quick / "recorded")
     data = quick / "data"
     prepare_data_dir(data)

@@ -140,10 +140,10 @@ def _freed(data: Path, told: StepLog, event: Event, refused: str) -> None:
 async def test_a_refused_step_is_told_and_leaves_nothing_partial(
     code: int, error: type[RegistryError], quick: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For the tried durable steps, which include each kind of step: if the disk refuses the step because it is full or
-    broken, the running request fails with an error, a full disk gets the session's bytes back, other acknowledged
-    content stays, and the same content can be pushed again. On a full disk, a delete succeeds: its commit gets space
-    from the reserve, and its file is deleted at once."""
+    """Lets a disk that is full or broken refuse each of the tried durable steps, which include each kind of step. The
+    running request then fails with an error. If the disk is full, the bytes of the upload session are freed. Other
+    acknowledged content stays, and the same content can be pushed again. On a full disk, a delete succeeds: its commit
+    gets space from the reserve, and its file is deleted at once."""
     refusals: set[str] = set()
     reliefs = 0
     every = 3 if code == errno.ENOSPC else 9  # a broken disk gives nothing back that a thorough check could find

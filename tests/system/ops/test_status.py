@@ -68,7 +68,8 @@ def test_status_of_a_server(tmp_path: Path) -> None:
 
 
 def test_status_of_a_dead_upstream(tmp_path: Path) -> None:
-    """After failures the upstream's endpoint has its last error; after more of them its breaker is open."""
+    """After several requests have failed, the status shows that the circuit breaker of the upstream's endpoint is open,
+    the last error, and when the endpoint is tried again."""
     settings = tmp_path / "entrepot.toml"
     settings.write_text(
         '[[upstream]]\nname = "dead.test"\ndefault = true\nendpoints = ["http://127.0.0.1:9"]\nconnect_timeout = 1\n'

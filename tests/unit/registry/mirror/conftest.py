@@ -126,7 +126,7 @@ async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
         yield opened
 
 
-async def begun(site: MirrorStore, worker: MirrorWorker, *layers: bytes) -> None:
+async def begin_pull(site: MirrorStore, worker: MirrorWorker, *layers: bytes) -> None:
     """Adds an image with these layers to the upstream, and pulls its manifest."""
     site.far.add_image(UPSTREAM_REPO, *(layers or (BIG,)))
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))

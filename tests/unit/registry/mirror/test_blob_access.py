@@ -22,7 +22,7 @@ from tests.unit.registry.mirror.conftest import (
     UPSTREAM_REPO,
     MirrorStore,
     MirrorWorker,
-    begun,
+    begin_pull,
     read,
     sent_once,
     source_of_another_worker,
@@ -50,7 +50,7 @@ async def test_unknown_blobs(site: MirrorStore, worker: MirrorWorker) -> None:
 
 async def test_a_manifest_names_what_is_not_there(site: MirrorStore, worker: MirrorWorker) -> None:
     """A blob that a manifest names and the upstream does not have is reported as unknown before any header is sent."""
-    await begun(site, worker)
+    await begin_pull(site, worker)
     del site.far.blobs[UPSTREAM_REPO, DIGEST]
     for _ in range(2):
         with pytest.raises(BlobUnknown):
@@ -60,7 +60,7 @@ async def test_a_manifest_names_what_is_not_there(site: MirrorStore, worker: Mir
 
 async def test_no_manifest_hides_a_blob(site: MirrorStore, worker: MirrorWorker) -> None:
     """Unknown manifests, by tag or digest, never make a blob of the repository unknown."""
-    await begun(site, worker)
+    await begin_pull(site, worker)
     names = [Tag(f"{before}{DIGEST.algorithm}{dot}{DIGEST.encoded}") for before in ("_blob.", "blob.") for dot in ".-_"]
     references: list[Reference] = [DIGEST, *names]
     for reference in references:
@@ -76,7 +76,7 @@ async def test_what_is_hosted_here_is_not_given_out(site: MirrorStore, worker: M
     await push_blob(worker.store, RepositoryName("docker.io.example/secret"), BIG)
     with pytest.raises(BlobUnknown):
         await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
-    await begun(site, worker)
+    await begin_pull(site, worker)
     del site.far.blobs[UPSTREAM_REPO, DIGEST]
     site.clock.now += 61
     with pytest.raises(BlobUnknown):
@@ -91,7 +91,7 @@ async def test_what_is_hosted_here_is_not_given_out(site: MirrorStore, worker: M
 async def test_repositories_of_one_upstream_share_what_is_stored(site: MirrorStore, worker: MirrorWorker) -> None:
     """A stored blob is served from another repository of the same upstream if a manifest there names it, without
     another fetch. It is not served from a repository that does not have it, as the upstream says."""
-    await begun(site, worker)
+    await begin_pull(site, worker)
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
     await stored(worker, DIGEST, MIRRORED_REPO)
     with pytest.raises(BlobUnknown):
@@ -195,7 +195,7 @@ async def test_a_doubtful_no_is_not_remembered(site: MirrorStore, worker: Mirror
         await worker.mirror.open_blob(MIRRORED_REPO, loose.digest)
     site.far.faults.down = None
     assert await read_blob(worker.mirror, MIRRORED_REPO, loose.digest) == b"named by no manifest here"
-    await begun(site, worker)
+    await begin_pull(site, worker)
     site.far.faults.down = UnconfirmedBlobUnknown()
     with pytest.raises(UnconfirmedBlobUnknown):
         await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
@@ -205,7 +205,7 @@ async def test_a_doubtful_no_is_not_remembered(site: MirrorStore, worker: Mirror
 
 async def test_two_repositories_share_a_fill(site: MirrorStore, worker: MirrorWorker) -> None:
     """A layer requested in two repositories at once is fetched once and stored for both."""
-    await begun(site, worker)
+    await begin_pull(site, worker)
     site.far.add_image("library/other", BIG)
     await worker.mirror.get_manifest(OTHER, Tag("1"))
     got = await asyncio.gather(*(read_blob(worker.mirror, repo, DIGEST) for repo in (MIRRORED_REPO, OTHER)))

@@ -22,7 +22,7 @@ from tests.unit.registry.mirror.conftest import (
     UPSTREAM_REPO,
     MirrorStore,
     MirrorWorker,
-    begun,
+    begin_pull,
     read,
     sent_once,
 )
@@ -36,34 +36,35 @@ async def test_one_slow_connection_does_not_hold_a_blob_up(
     """When all other bytes are stored, the rest of a piece on a nearly stalled connection is fetched over another one.
     No stored byte is fetched again."""
     monkeypatch.setattr(pieces, "STRAGGLER_WINDOW_SECONDS", 0.2)
-    await begun(site, worker)
+    await begin_pull(site, worker)
     gate = site.far.faults.gates[MIB] = threading.Event()
 
-    def again(digest: Digest) -> None:
+    def open_gate_on_second_request(digest: Digest) -> None:
         if any(span.start == MIB for span in site.far.asked[digest]):
             gate.set()
 
-    site.far.on_fetch = again
+    site.far.on_fetch = open_gate_on_second_request
     async with asyncio.timeout(60):
         assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
     sent_once(site, DIGEST, len(BIG))
 
 
 async def test_connections_are_bounded(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Any number of blobs at a time use no more connections than the settings allow, and all of them arrive."""
+    """Six blobs that are fetched at the same time share the three connections that the settings allow. All arrive."""
     site.far.connections = 3
     layers = [BIG[start : start + 9 * MIB] for start in range(0, 6000, 1000)]
-    await begun(site, worker, *layers)
+    await begin_pull(site, worker, *layers)
     got = await asyncio.gather(*(read_blob(worker.mirror, MIRRORED_REPO, digest_of(layer)) for layer in layers))
     assert got == layers
     assert site.far.most_at_once <= 3
 
 
 async def test_one_blob_does_not_keep_the_connections(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A large blob may use all connections. A second blob that a client requests gets one after the next piece."""
+    """A large blob may use all connections. When a client requests a second blob, the second blob gets the connection
+    on which the next piece of the large one ends."""
     site.far.connections = 2
     small = BIG[1 : 3 * MIB]
-    await begun(site, worker, BIG, small)
+    await begin_pull(site, worker, BIG, small)
     first, second = (site.far.faults.gates.setdefault(at * MIB, threading.Event()) for at in (3, 5))
     reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
     await wait_until(lambda: site.far.at_once == 2)
@@ -96,8 +97,8 @@ async def test_workers_take_turns_at_the_connections(site: MirrorStore) -> None:
 
 
 async def test_headers_in_time_when_all_connections_are_busy(site: MirrorStore) -> None:
-    """A request for a blob that waits for a connection is answered in time. The blob follows when there is a
-    connection."""
+    """If all connections are busy, a client that requests a blob gets the headers of the response in time. The bytes
+    follow as soon as a connection is free."""
     site.far.connections, site.start_timeout = 1, 1.0
     small = BIG[: 3 * MIB]
     site.far.add_image(UPSTREAM_REPO, BIG, small)
@@ -131,7 +132,7 @@ async def test_an_upstream_that_says_nothing(site: MirrorStore, size: int) -> No
     data = BIG[:size]
     stall = site.far.faults.stall = asyncio.Event()
     async with site.worker() as worker:
-        await begun(site, worker, data)
+        await begin_pull(site, worker, data)
         with pytest.raises(UpstreamTimeout):
             await worker.mirror.open_blob(MIRRORED_REPO, digest_of(data))
         stall.set()

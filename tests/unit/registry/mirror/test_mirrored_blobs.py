@@ -19,7 +19,7 @@ from tests.unit.registry.mirror.conftest import (
     UPSTREAM_REPO,
     MirrorStore,
     MirrorWorker,
-    begun,
+    begin_pull,
     read,
     sent_once,
     stored,
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 async def test_sizes(site: MirrorStore, worker: MirrorWorker, size: int) -> None:
     """A blob of any size arrives intact, is stored, and is sent once by the upstream."""
     data = BIG[:size]
-    await begun(site, worker, data)
+    await begin_pull(site, worker, data)
     digest = digest_of(data)
     for _ in range(2):
         assert await read_blob(worker.mirror, MIRRORED_REPO, digest) == data
@@ -54,7 +54,7 @@ async def test_many_readers_of_two_workers(site: MirrorStore) -> None:
 
 async def test_ranges_of_a_blob_on_its_way(site: MirrorStore, worker: MirrorWorker) -> None:
     """Any range of a blob that is not stored can be read at once. All ranges together fetch each byte once."""
-    await begun(site, worker)
+    await begin_pull(site, worker)
     size = len(BIG)
     spans = [Span(0, 10), Span(-5), Span(size - 1), Span(7 * MIB, 7 * MIB + 100), Span(MIB, 9 * MIB), Span(11 * MIB)]
     got = await asyncio.gather(*(read_blob(worker.mirror, MIRRORED_REPO, DIGEST, span) for span in spans))
@@ -68,7 +68,7 @@ async def test_ranges_of_a_blob_on_its_way(site: MirrorStore, worker: MirrorWork
 
 async def test_a_range_ahead_is_fetched_early(site: MirrorStore, worker: MirrorWorker) -> None:
     """A reader at the end of a large blob does not wait for all bytes before it."""
-    await begun(site, worker)
+    await begin_pull(site, worker)
     gate = site.far.faults.gates[0] = threading.Event()  # the first connection brings nothing
     first = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, DIGEST, Span(0, 10)))
     async with asyncio.timeout(60):
@@ -80,7 +80,7 @@ async def test_a_range_ahead_is_fetched_early(site: MirrorStore, worker: MirrorW
 
 async def test_headers_do_not_wait_for_the_body(site: MirrorStore, worker: MirrorWorker) -> None:
     """A cold blob is opened as soon as the upstream starts to send, and can be read up to the stored bytes."""
-    await begun(site, worker)
+    await begin_pull(site, worker)
     gate = site.far.faults.gates[MIB] = threading.Event()
     reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
     assert reader.descriptor.size == len(BIG)
@@ -95,7 +95,7 @@ async def test_headers_do_not_wait_for_the_body(site: MirrorStore, worker: Mirro
 
 async def test_the_last_byte_waits_for_the_digest(site: MirrorStore, worker: MirrorWorker) -> None:
     """No reader gets a blob's last byte before the digest is checked, not even one that requests only that byte."""
-    await begun(site, worker)
+    await begin_pull(site, worker)
     gate = site.far.faults.gates[len(BIG) - 1] = threading.Event()
     reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
     tail = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST, Span(-1))
@@ -114,7 +114,7 @@ async def test_the_last_byte_waits_for_the_digest(site: MirrorStore, worker: Mir
 
 async def test_a_departed_client_ends_nothing(site: MirrorStore, worker: MirrorWorker) -> None:
     """A blob that a client has requested is fetched to its end, even if the client disconnects."""
-    await begun(site, worker)
+    await begin_pull(site, worker)
     gate = site.far.faults.gates[MIB] = threading.Event()
     reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
     await reader.aclose()
@@ -126,7 +126,7 @@ async def test_a_departed_client_ends_nothing(site: MirrorStore, worker: MirrorW
 
 async def test_no_ranges(site: MirrorStore, worker: MirrorWorker) -> None:
     """An upstream that ignores ranges is asked once, over one connection."""
-    await begun(site, worker)
+    await begin_pull(site, worker)
     site.far.faults.ranges = False
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
     sent_once(site, DIGEST, len(BIG))
@@ -137,7 +137,7 @@ async def test_no_ranges(site: MirrorStore, worker: MirrorWorker) -> None:
 async def test_ranges_that_are_refused(site: MirrorStore, worker: MirrorWorker, size: int) -> None:
     """An upstream that answers a Range with an error is asked for the whole blob."""
     data = BIG[:size]
-    await begun(site, worker, data)
+    await begin_pull(site, worker, data)
     site.far.faults.refuses_ranges = True
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(data)) == data
     sent_once(site, digest_of(data), size)
@@ -146,7 +146,7 @@ async def test_ranges_that_are_refused(site: MirrorStore, worker: MirrorWorker, 
 async def test_head_fetches_nothing(site: MirrorStore, worker: MirrorWorker) -> None:
     """HEAD of a blob that a manifest names sends no request upstream. For any other blob it asks whether the repository
     has it."""
-    await begun(site, worker)
+    await begin_pull(site, worker)
     assert (await worker.mirror.resolve_blob(MIRRORED_REPO, DIGEST)).size == len(BIG)
     assert site.far.calls == {"get manifest": 1}
     loose = site.far.add_blob(UPSTREAM_REPO, b"named by no manifest here")
@@ -158,7 +158,7 @@ async def test_a_stop_keeps_what_came(site: MirrorStore) -> None:
     """If a server stops during a fill, the responses to its readers are cut off. After the next start, only the missing
     bytes are fetched."""
     async with site.worker() as worker:
-        await begun(site, worker)
+        await begin_pull(site, worker)
         site.far.faults.gates[MIB] = threading.Event()
         reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
         at = 0

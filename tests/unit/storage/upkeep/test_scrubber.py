@@ -88,8 +88,8 @@ async def test_a_damaged_blob_is_taken_out_of_use_and_healed_by_a_push(
 
 
 async def test_a_read_finds_that_the_file_is_missing(registry: StoredRegistry) -> None:
-    """If the file is missing, the first GET answers that the blob is unknown, so that HEAD answers the same and a push
-    heals the blob."""
+    """The first GET of a blob whose file is missing marks the blob as damaged. GET and HEAD then answer that the blob
+    is unknown, and a push heals it."""
     layer = await push_blob(registry, APP, BODY)
     delete(file_of(registry, layer.digest))
     with pytest.raises(BlobUnknown, match="push the image again"):
@@ -163,7 +163,7 @@ async def test_a_deleted_quarantine_is_made_again(registry: StoredRegistry) -> N
 
 async def test_the_collector_removes_a_damaged_blob(data: Path) -> None:
     """A damaged blob without references is collected like any other. Its bytes stay in the quarantine, so its removal
-    frees none, as a dry run says."""
+    frees no bytes. A dry run reports the same."""
     async with open_registry(data, grace=0) as registry:
         layer = await push_blob(registry, APP, BODY)
         flip_byte(file_of(registry, layer.digest))
@@ -224,8 +224,8 @@ async def _current_round(registry: StoredRegistry) -> ScrubRound:
 
 
 async def test_the_rate_is_kept(registry: StoredRegistry) -> None:
-    """By a clock that only the pauses move, 2.5 MB at 100 kB a second take 25 s. No pause is long, so that the scrub
-    can be stopped at any rate."""
+    """Reading 2.5 MB at 100 kB a second takes 25 s of the test's clock, which advances only during pauses. No pause is
+    longer than a second, so a scrub at a low rate can be stopped soon too."""
     await push_blob(registry, APP, BODY)
     now, longest = 0.0, 0.0
 
@@ -240,7 +240,8 @@ async def test_the_rate_is_kept(registry: StoredRegistry) -> None:
     assert longest <= 1
 
 
-async def test_a_reader_that_was_slow_catches_up_one_second() -> None:
+async def test_a_slow_reader_catches_up_by_one_second() -> None:
+    """A reader that was slower than the rate may read faster afterwards, but catches up by one second at most."""
     now, waited = 0.0, 0.0
 
     async def sleep(seconds: float) -> None:
@@ -286,8 +287,8 @@ async def test_a_busy_registry_gives_no_false_alarm(data: Path) -> None:
 
 @pytest.mark.parametrize("push_in_second_read", [False, True])
 async def test_a_replaced_file_is_no_damage(registry: StoredRegistry, push_in_second_read: bool) -> None:
-    """If a push stores the bytes again while scrub reads the damaged ones, for the first or the second time, the blob
-    does not count as damaged."""
+    """When scrub finds damaged bytes, it reads them a second time. If a push stores the right bytes during either read,
+    the blob does not count as damaged."""
     layer = await push_blob(registry, APP, BODY)
     flip_byte(file_of(registry, layer.digest))
     [stored] = await registry.damage.blobs_after(0, 1000, 10)

@@ -24,8 +24,9 @@ async def found(app: AppInProcess, token: str) -> list[str]:
 
 
 async def test_it_finds_what_the_account_may_pull(tmp_path: Path) -> None:
-    """With a token for searches, a search finds all that the account may pull, within the limits of the API token. With
-    a token for repositories, it finds only these repositories."""
+    """With a token for searches, a search finds all repositories that the account may pull. If the login used an API
+    token with limits, the search finds only those within the limits. With a token for repositories, a search finds only
+    these repositories."""
     prepare_data_dir(tmp_path)
     async with open_registry(tmp_path) as store:
         for repo in ("team/app", "team/app-web", "secret/app"):
