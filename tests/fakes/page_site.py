@@ -38,7 +38,7 @@ QUOTA = [{"prefix": "crew/", "max_size": 2**30, "max_tags": 100}]
 
 
 @dataclass(frozen=True)
-class Reader:
+class PageVisitor:
     """Somebody who looks at the pages, and repositories that they see and do not see. `name`: None: nobody in
     particular."""
 
@@ -47,10 +47,10 @@ class Reader:
     sees_not: tuple[str, ...]
 
 
-READERS = {
-    "admin": Reader(ADMIN, ("public/app", "crew/app", "secret/app"), ()),
-    "member": Reader(MEMBER, ("public/app", "crew/app"), ("secret/app",)),
-    "nobody": Reader(None, ("public/app",), ("crew/app", "secret/app")),
+VISITORS = {
+    "admin": PageVisitor(ADMIN, ("public/app", "crew/app", "secret/app"), ()),
+    "member": PageVisitor(MEMBER, ("public/app", "crew/app"), ("secret/app",)),
+    "nobody": PageVisitor(None, ("public/app",), ("crew/app", "secret/app")),
 }
 
 
