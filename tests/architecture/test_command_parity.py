@@ -104,6 +104,7 @@ ONLY_API = {
     ("POST", "/repositories/{name}/tag-restoration"),
     ("GET", "/repositories/{name}/description"),
     ("PUT", "/repositories/{name}/description"),
+    ("GET", "/retention/repositories"),  # for the page; `retention preview` counts over all repositories
     ("GET", "/mirror/downloads"),  # `mirror status` shows them
     ("GET", "/mirror/images"),  # for the page; `cache evict --dry-run` lists them in its order
     ("GET", "/me"),  # there is nobody at the command line who would have to ask
