@@ -313,20 +313,22 @@ def create_app(
     service = None if registry is None else factory.without_accounts(registry)
     app = Entrepot(factory, telemetry, service, run, starts_work=starts_work)
     app.closes_telemetry = not is_shared
-    if registry is None:
-        app.include_router(_TOKEN_ROUTER)
-        management_api.add_routes(app)
-        app.include_router(login_routes.router)
-        app.include_router(docker_v1_routes.router)
-        if settings.pages.enabled:
-            app.pages = Pages()
-            app.include_router(site.router)
+    if registry is None and settings.pages.enabled:
+        app.pages = Pages()
+        app.router.routes.append(site.SiteRoutes())
+        app.include_router(site.router)
     add_error_handlers(app)
+    # A request is compared with one route after the other, so those that are many come last.
     app.include_router(documentation.welcome_router)
     app.include_router(health.router)
     if settings.metrics.enabled:
         store = StoreMetrics(settings, clock) if registry is None else None
         app.include_router(metrics_route.metrics_router(telemetry, settings.metrics.allow, store))
+    if registry is None:
+        app.include_router(_TOKEN_ROUTER)
+        app.include_router(login_routes.router)
+        app.include_router(docker_v1_routes.router)
+        app.router.routes.extend(management_api.router.routes)
     app.include_router(documentation.docs_router)
     app.include_router(documentation.openapi_router)
     return app

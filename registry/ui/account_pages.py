@@ -142,4 +142,4 @@ def _next_path(parameters: Query) -> str:
         return HOME_PATH
 
 
-router.include_router(_forms)
+router.routes.extend(_forms.routes)

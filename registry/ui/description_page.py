@@ -128,4 +128,4 @@ def _revision(text: str | None) -> int:
     return int(text)
 
 
-router.include_router(_forms)
+router.routes.extend(_forms.routes)

@@ -144,4 +144,4 @@ def _stored(caller: Caller, name: AccountName) -> Account | None:
         return None
 
 
-router.include_router(forms)
+router.routes.extend(forms.routes)

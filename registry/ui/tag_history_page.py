@@ -118,4 +118,4 @@ def _path(name: RepositoryName, tag: Tag | None) -> str:
     return f"{TAG_HISTORY_PATH}/{path_of(name, tag)}"
 
 
-router.include_router(_forms)
+router.routes.extend(_forms.routes)

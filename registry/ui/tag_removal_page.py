@@ -128,4 +128,4 @@ def _repository_path(name: RepositoryName) -> str:
     return f"/ui/repositories/{path_of(name, None)}"
 
 
-router.include_router(_forms)
+router.routes.extend(_forms.routes)
