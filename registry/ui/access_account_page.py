@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from registry.admin.caller import Caller
 from registry.admin.password_change import change_password
 from registry.http.query import Query
-from registry.ui.access_pages import ACCESS_PATH, ACCOUNTS_PATH, ROBOTS_PATH, account_path, admin_of, show_password
+from registry.ui.access_pages import ACCESS_PATH, ACCOUNTS_PATH, ROBOTS_PATH, account_path, show_password
 from registry.ui.credential_forms import (
     LIFETIMES,
     add_token,
@@ -30,7 +30,7 @@ from registry.ui.form_answers import (
     unknown_deed,
 )
 from registry.ui.languages import translatable
-from registry.ui.page_route import FormRoute, PageRoute, page_response, page_slot, read_form, redirect
+from registry.ui.page_route import FormRoute, PageRoute, admin_of, page_response, page_slot, read_form, redirect
 from storage.access import Account, AccountKind, AccountName
 from storage.errors import Denied
 
@@ -196,4 +196,4 @@ _DEEDS: Final[dict[str, Callable[[Request, Caller, Account, Query], Awaitable[Re
 }
 """The function that changes an account, for each value of the field `do` of a form."""
 
-router.include_router(forms)
+router.routes.extend(forms.routes)
