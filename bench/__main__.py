@@ -54,7 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     growth.set_defaults(
         bench=growth_bench,
         usual_rounds=3,
-        only=None,
         usual_sizes=[100, 10_000, 1_000_000],
         quick_sizes=[100, 10_000],
     )
@@ -64,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         bench=upkeep_bench, usual_rounds=3, usual_sizes=[10_000, 1_000_000], quick_sizes=[1_000, 10_000]
     )
     upkeep.add_argument("--sizes", type=_sizes, metavar="N,…", help="blobs in each store, ascending")
-    for each in (registries, mirror, upkeep):
+    for each in (registries, mirror, growth, upkeep):
         each.add_argument("--only", metavar="ROW,…", help="just these rows")
     for each in (registries, growth, upkeep):
         each.add_argument("--seconds", type=_duration, metavar="S", help="length of a trial, about")

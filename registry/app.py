@@ -45,9 +45,9 @@ log = logging.getLogger("registry")
 _TOKEN_ROUTER: Final = token_endpoint.token_router(lambda request: request.app.service.access.tokens)
 _ROUTES: Final[list[BaseRoute]] = [
     *_TOKEN_ROUTER.routes,
-    *management_api.management_routes(),
     *login_routes.router.routes,
     *docker_v1_routes.router.routes,
+    *management_api.management_routes(),
 ]
 """The routes of an application with accounts. All applications of a process share their routes: `include_router` would
 build the data of each route once more for each application, which takes a millisecond and memory for each route."""
@@ -314,14 +314,16 @@ def create_app(
     app = Entrepot(factory, telemetry, service, run, starts_work=starts_work)
     app.closes_telemetry = not is_shared
     add_error_handlers(app)
-    if registry is None:
-        app.router.routes += _ROUTES
-        if settings.pages.enabled:
-            app.pages = Pages()
-            app.router.routes += site.ROUTES
-    app.router.routes += _COMMON_ROUTES
+    # A request is compared with one route after the other, so those that are many come last.
+    routes = app.router.routes
+    if registry is None and settings.pages.enabled:
+        app.pages = Pages()
+        routes += site.ROUTES
+    routes += _COMMON_ROUTES
     if settings.metrics.enabled:
         store = StoreMetrics(settings, clock) if registry is None else None
-        app.router.routes += metrics_route.metrics_router(telemetry, settings.metrics.allow, store).routes
-    app.router.routes += _DOCUMENTATION_ROUTES
+        routes += metrics_route.metrics_router(telemetry, settings.metrics.allow, store).routes
+    if registry is None:
+        routes += _ROUTES
+    routes += _DOCUMENTATION_ROUTES
     return app

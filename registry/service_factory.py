@@ -31,7 +31,7 @@ from registry.background_work import BackgroundWork
 from registry.browse.repository_browser import RepositoryBrowser
 from registry.browse.stored_content import stored_content
 from registry.config import Settings
-from registry.config.auth_settings import has_external_logins, token_service_name
+from registry.config.auth_settings import token_service_name
 from registry.http import Authenticator, DistributionAPI, Namespaces, RequestLimits
 from registry.http.answer_cache import AnswerCache
 from registry.http.body_memory import MANIFESTS_BUDGET_BYTES, RESPONSES_BUDGET_BYTES, SLOW_CLIENT_SECONDS, BodyMemory
@@ -175,14 +175,7 @@ class ServiceFactory:
     def _with_accounts(self, backend: Backend, components: AuthComponents) -> Service:
         """Returns the service of an opened backend, with accounts."""
         settings, store, router = self.settings, backend.store, backend.router
-        policy = Policy(
-            components.accounts,
-            components.revocation_check,
-            naming=router.naming,
-            guarded=self._upstreams_needing_grant,
-            # If there are logins outside the store, a request needs a grant even while the store has no accounts.
-            closed=has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer),
-        )
+        policy = Policy.from_settings(settings, components.accounts, components.revocation_check)
         # Without mirrors, the router would only pass each call on to the store.
         restricted = self._restrict(self._with_admission(router if router.mirrors else store, store))
         guard = Guarded(

@@ -259,11 +259,13 @@ class AuditEntry:
 class AuditQuery:
     """A filter for lines of the audit log. A line must match all fields that are not None. `target`: the target of the
     line; the name of a repository also matches lines about its tags and manifests. `since`: the line is not older than
-    this time, in seconds since 1970. `before`: the line is older than the line with this id."""
+    this time, in seconds since 1970. `until`: it is older than this time. `before`: it is older than the line with this
+    id."""
 
     actor: str | None = None
     action: str | None = None
     target: str | None = None
     outcome: str | None = None
     since: float | None = None
+    until: float | None = None
     before: str | None = None

@@ -1,4 +1,4 @@
-"""The rows that are measured on each store: requests for manifests, tag PUTs, and pages of lists."""
+"""The rows that are measured on each store for programs: requests for manifests, tag PUTs, and pages of lists."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -183,33 +183,6 @@ def _search_pages(trial: GrowthTrial) -> Sample:
     return {"search": statistics.median(times)}
 
 
-def _repository_pages(trial: GrowthTrial) -> Sample:
-    """Opens the page with the first repositories, and by turns the first with a prefix."""
-    paths = ["/ui/repositories", "/ui/repositories?q=r%2F0"] * (PAGE_TRIALS // 2)
-    return {"repository_page": _time_web_pages(trial, paths, ["/ui/repositories/r/000000"] * len(paths))}
-
-
-def _search_web_pages(trial: GrowthTrial) -> Sample:
-    """Opens the page with what was found, by turns for a word in every name and for one in few."""
-    chance, count = random.Random(trial.round), trial.store.size.repositories
-    names = [repository_name(chance.randrange(count) if number % 2 else 0) for number in range(PAGE_TRIALS)]
-    paths = [f"/ui/search?q={quote(name if number % 2 else 'r/0', safe='')}" for number, name in enumerate(names)]
-    return {"search_page": _time_web_pages(trial, paths, [f"/ui/repositories/{name}" for name in names])}
-
-
-def _time_web_pages(trial: GrowthTrial, paths: Sequence[str], links: Sequence[str]) -> float:
-    """Returns the median of the milliseconds for one of the pages. Raises TrialFailed for a page without its link."""
-    times = []
-    with HttpClient(trial.server.port) as client:
-        for path, link in zip(paths, links, strict=True):
-            begun = time.perf_counter()
-            answer = client.request("GET", path, expect=200)
-            times.append((time.perf_counter() - begun) * 1000)
-            if f'href="{link}"'.encode() not in answer.body:
-                raise TrialFailed(f"{path} has no link to {link}")
-    return statistics.median(times)
-
-
 def _wait_for_index(server: RunningServer) -> None:
     """Waits until the store is in the search index, so that no row is measured beside the indexing. Raises
     TrialFailed."""
@@ -241,7 +214,7 @@ def _load_row(rate: Figure, title: str, load: Load, *costs: Figure) -> Row[Growt
 
 
 def growth_rows() -> list[Row[GrowthTrial]]:
-    """Returns the rows that are measured on running servers, in the order in which they are measured."""
+    """Returns the rows that are measured on running servers, before those of `page_rows`, in this order."""
     hundred = partial(_get_manifests, repositories=SPREAD_REPOSITORIES)
     uncached = partial(_get_manifests, uncached=True)
     return [
@@ -254,10 +227,6 @@ def growth_rows() -> list[Row[GrowthTrial]]:
         Row("tags", "page of 100 tags", (Figure("tags", "ms"),), _tags_pages),
         Row("catalog", "page of 100 repositories", (Figure("catalog", "ms"),), _catalog_pages),
         Row("search", "first page of a search", (Figure("search", "ms"),), _search_pages, peer_rounds=0),
-        Row("search_page", "page Search", (Figure("search_page", "ms"),), _search_web_pages, peer_rounds=0),
-        Row(
-            "repository_page", "page Repositories", (Figure("repository_page", "ms"),), _repository_pages, peer_rounds=0
-        ),
     ]
 
 

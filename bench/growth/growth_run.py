@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from bench.growth.growth_rows import LOAD_RATES, START_ROW, GrownStore, GrowthTrial, growth_rows, prepare_store
+from bench.growth.page_rows import page_rows
 from bench.growth.synthetic_store import StoreSize, fill_store
 from bench.random_content import make_config, small_layers
 from bench.report.goals import growth_goals
 from bench.report.measurements import RowSamples
 from bench.report.tables import growth_table
-from bench.runner import Bench, Options, Rounds
+from bench.runner import Bench, Options, Rounds, Row, pick_rows
 from bench.sized_stores import SizePlan, build_data, served, size_bench
 from bench.system.servers import ENTREPOT, ServerProgram
 
@@ -25,8 +26,8 @@ USUAL_SIZE = 10_000
 
 
 def growth_bench(options: Options) -> Bench:
-    """Returns the bench. Raises BenchFailed for a folder that is not a checkout."""
-    measure = partial(_measure, options=options)
+    """Returns the bench. Raises BenchFailed for an unknown row, and for a folder that is not a checkout."""
+    measure = partial(_measure, options=options, rows=pick_rows([*growth_rows(), *page_rows()], options.only))
     goals = partial(growth_goals, usual=_store_name(USUAL_SIZE) if USUAL_SIZE in options.sizes else None)
     plan = SizePlan(
         "growth", "manifests", DISK_BYTES_PER_MANIFEST, _build, measure, goals, LOAD_RATES, table=growth_table
@@ -50,12 +51,15 @@ def _store_name(count: int) -> str:
     return f"{count:,}"
 
 
-def _measure(stores: Sequence[GrownStore], options: Options) -> list[RowSamples]:
-    start = Rounds([START_ROW], stores, lambda store, _number: contextlib.nullcontext(store)).run(START_COUNT)
+def _measure(stores: Sequence[GrownStore], options: Options, rows: Sequence[Row[GrowthTrial]]) -> list[RowSamples]:
+    """Measures `rows`, and the start unless other rows were asked for."""
+    start: list[RowSamples] = []
+    if options.only is None:
+        start = Rounds([START_ROW], stores, lambda store, _number: contextlib.nullcontext(store)).run(START_COUNT)
     with served(stores, prepare_store) as servers:
 
         @contextlib.contextmanager
         def open_trial(store: GrownStore, number: int) -> Iterator[GrowthTrial]:
             yield GrowthTrial(store, servers[store.name], options.seconds, number)
 
-        return [*Rounds(growth_rows(), stores, open_trial).run(options.rounds), *start]
+        return [*Rounds(rows, stores, open_trial).run(options.rounds), *start]

@@ -40,8 +40,11 @@ class HttpResponse:
 class HttpClient:
     """One keep-alive connection; a context manager."""
 
-    def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection(HOST, port, timeout=REQUEST_TIMEOUT, blocksize=BLOCK_SIZE)
+    def __init__(self, port: int, source: str = HOST) -> None:
+        """`source`: the address that the connection comes from."""
+        self._connection = http.client.HTTPConnection(
+            HOST, port, timeout=REQUEST_TIMEOUT, source_address=(source, 0), blocksize=BLOCK_SIZE
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -116,10 +116,15 @@ def growth_goals(smallest: str, largest: str, usual: str | None = None) -> tuple
         at_most("tags", "tags", "page of 100 tags, ms", 5, largest),
         at_most("catalog", "catalog", "page of 100 repositories, ms", 5, largest),
         at_most("search", "search", "first page of a search, ms", 100, largest),
+        at_most("overview", "overview", "page Overview of an admin, ms", 100, largest),
+        at_most_longer("overview", "page Overview of an admin, longer by"),
+        at_most("overview_others", "overview_others", "page Overview of others, ms", 100, largest),
+        at_most_longer("overview_others", "page Overview of others, longer by"),
         at_most("search_page", "search_page", "page Search, ms", 100, largest),
         at_most_longer("search_page", "page Search, longer by"),
         at_most("repository_page", "repository_page", "page Repositories, ms", 100, largest),
         at_most_longer("repository_page", "page Repositories, longer by"),
+        at_most("manifest_beside_pages", P99.key, "manifest p99 beside 8 browsers that click, ms", 50, largest),
         at_most("start", "start", "ready to serve, s", 2, largest),
     )
 

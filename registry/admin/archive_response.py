@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from registry.asgi import Message, Receive, Scope, Send
 from registry.browse.image_archive import ImageArchive
-from registry.browse.repository_browser import acting, reader_of
+from registry.browse.repository_browser import acting, visitor_of
 from registry.memory_budget import MemoryBudget, ShareScope
 from registry.request import RequestContext
 from storage.errors import RangeInvalid, RegistryError, TooManyRequests
@@ -29,11 +29,11 @@ _SLOW_SECONDS: Final = 30.0
 
 
 class RunningDownload:
-    """An archive that is being sent. `reader`: who gets it."""
+    """An archive that is being sent. `visitor`: who gets it."""
 
-    def __init__(self, reader: str, end: Callable[[], None]) -> None:
+    def __init__(self, visitor: str, end: Callable[[], None]) -> None:
         """`end`: a function that ends the download; it is called once."""
-        self.reader = reader
+        self.visitor = visitor
         self._end: Callable[[], None] | None = end
         self._bytes = 0
         self._waited = 0.0
@@ -67,7 +67,7 @@ class RunningDownload:
 
 
 class RunningDownloads:
-    """The archives that this process sends. `limit`: how many it sends at the same time; one reader gets half of them.
+    """The archives that this process sends. `limit`: how many it sends at the same time; one visitor gets half of them.
 
     Clients that take nearly nothing keep their slots only as long as nobody else wants them."""
 
@@ -77,18 +77,18 @@ class RunningDownloads:
         self._running: set[RunningDownload] = set()
 
     @asynccontextmanager
-    async def slot(self, reader: str) -> AsyncIterator[RunningDownload]:
-        """A context manager for a download. `reader`: who gets it (`registry.browse.repository_browser.reader_of`).
+    async def slot(self, visitor: str) -> AsyncIterator[RunningDownload]:
+        """A context manager for a download. `visitor`: who gets it (`registry.browse.repository_browser.visitor_of`).
         Raises TooManyRequests if too many run. Then it ends the slowest one, if that takes less than 256 KiB in 30
         seconds: the block of that download is cancelled, and left without an error."""
-        own = [download for download in self._running if download.reader == reader]
+        own = [download for download in self._running if download.visitor == visitor]
         if len(own) >= self._limit_for_one:
             self._refuse(own)
         if len(self._running) >= self._limit:
             self._refuse(self._running)
         ended = asyncio.timeout(None)
         now = asyncio.get_running_loop().time
-        download = RunningDownload(reader, lambda: ended.reschedule(now()))
+        download = RunningDownload(visitor, lambda: ended.reschedule(now()))
         self._running.add(download)
         try:
             async with ended:
@@ -96,7 +96,7 @@ class RunningDownloads:
         except TimeoutError:
             if not ended.expired():
                 raise
-            log.info("a download for %s ends: the client takes it too slowly, and others wait", reader)
+            log.info("a download for %s ends: the client takes it too slowly, and others wait", visitor)
         finally:
             self._running.discard(download)
 
@@ -138,7 +138,7 @@ class ArchiveResponse(Response):
         response ends early and the server closes the connection; the client can ask for the rest later. Raises
         TooManyRequests if too many archives are being sent, RangeInvalid if no byte of the archive lies in the range
         that the client asks for, and what `open_archive` raises."""
-        async with self._downloads.slot(reader_of(self._request)) as download:
+        async with self._downloads.slot(visitor_of(self._request)) as download:
             archive = await self._open_archive()
             if is_not_modified(archive, self._request_headers):
                 await Response(status_code=304, headers={"ETag": archive.etag})(scope, receive, send)

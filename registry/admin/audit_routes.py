@@ -27,14 +27,21 @@ async def list_audit(
     since: Annotated[
         datetime | None, Query(description="Only entries since this time", examples=["2026-11-01T00:00:00Z"])
     ] = None,
+    until: Annotated[datetime | None, Query(description="Only entries before this time")] = None,
     after: AfterQuery = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[models.AuditEntryResponse]:
     """Lists the entries of the audit log that match all given conditions, newest first. The log has logins, denied
     requests, and changes of content, accounts and rights. Logins and denied requests appear up to a second late."""
-    since_seconds = None if since is None else since.timestamp()
-    # The newest entry comes first, so the next page has the entries that are older than the entry with the id `after`.
-    query = AuditQuery(actor=actor, action=action, target=target, outcome=outcome, since=since_seconds, before=after)
+    query = AuditQuery(
+        actor=actor,
+        action=action,
+        target=target,
+        outcome=outcome,
+        since=None if since is None else since.timestamp(),
+        until=None if until is None else until.timestamp(),
+        before=after,  # the newest entry comes first, so the next page has the older ones
+    )
     return models.list_page(
         await caller.accounts.scan_audit(query, limit), models.AuditEntryResponse.from_stored, lambda entry: entry.id
     )

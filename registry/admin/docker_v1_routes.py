@@ -2,8 +2,9 @@
 of storage appliances. Everything else, such as pushes and pulls, is only in `/v2`.
 
 - `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. Over HTTPS it sends the login
-  with both if the header `X-Docker-Registry-Standalone` says so; over plain HTTP it sends none. But where the login has
-  given it a refresh token, as here, it gets a token for the scope `registry:catalog:search` with it, and sends that.
+  with both if the header `X-Docker-Registry-Standalone` says so, and without a login an empty name and password; over
+  plain HTTP it sends none. But where the login has given it a refresh token, as here, it gets a token for the scope
+  `registry:catalog:search` with it, and sends that.
 - `podman search HOST/TERM` sends `GET /v1/search` without a login. If the answer is not 200, it reads `/v2/_catalog`,
   with the login.
 
@@ -14,10 +15,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel
 
-from registry.admin.caller import AnyCaller
+from registry.admin.caller import Caller, identify_caller
 from registry.admin.management_route import ManagementRoute
 from registry.admin.repository_rights import readable_repository
 from storage.content_search import MAX_OFFSET
@@ -31,6 +32,19 @@ MAX_RESULTS: Final = 100
 MAX_TAGS: Final = 1000
 """Largest number of tags in a list, which has no pages."""
 _HEADERS: Final = {"X-Docker-Registry-Version": "1.0", "X-Docker-Registry-Standalone": "true"}
+_NO_LOGIN: Final = b"Basic Og=="
+"""The Authorization header with an empty name and password."""
+
+
+async def identify_v1_caller(request: Request) -> Caller:
+    """Returns the caller, as `identify_caller` does. An empty name and password are no login. Raises what
+    `identify_caller` raises."""
+    headers = [header for header in request.scope["headers"] if header != (b"authorization", _NO_LOGIN)]
+    request.scope.setdefault("state", {})  # so that both requests have the same state
+    return await identify_caller(Request({**request.scope, "headers": headers}), None, None)
+
+
+V1Caller = Annotated[Caller, Depends(identify_v1_caller)]
 
 
 class V1Result(BaseModel):
@@ -66,7 +80,7 @@ async def ping(response: Response) -> dict[str, Any]:
 @router.get("/search")
 async def search(
     response: Response,
-    caller: AnyCaller,
+    caller: V1Caller,
     q: Annotated[str, Query(max_length=1024)] = "",
     n: Annotated[int, Query(ge=0, le=10**9)] = DEFAULT_RESULTS,
     page: Annotated[int, Query(ge=0, le=10**9)] = 1,
@@ -104,7 +118,7 @@ async def search(
 
 
 @router.get("/repositories/{name:path}/tags")
-async def list_tags(response: Response, caller: AnyCaller, name: str) -> dict[str, str]:
+async def list_tags(response: Response, caller: V1Caller, name: str) -> dict[str, str]:
     """Lists the tags of a stored repository, each with the hash of what it points at. Needs `pull` on the
     repository."""
     response.headers.update(_HEADERS)

@@ -69,7 +69,7 @@ class ManagementRoute(APIRoute):
             except RegistryError as error:
                 outcome = error.code
                 if isinstance(error, Denied):
-                    _audit_denial(request, operation)
+                    audit_denial(request, f"management.{operation}", "/api/v1/")
                 raise
             except (HTTPException, RequestValidationError) as error:
                 # If reading the body fails with a RegistryError, FastAPI raises an exception of its own with that error
@@ -136,14 +136,14 @@ def _limit_body(receive: Receive, max_body_bytes: int) -> Receive:
     return limited_receive
 
 
-def _audit_denial(request: Request, operation: str) -> None:
-    """Writes a denied call to the audit log. Does nothing if the caller was not identified. The target is the path in
-    its percent-encoded form, because the decoded form may contain control characters, which could act on the terminal
-    of a person who reads the log."""
+def audit_denial(request: Request, action: str, base: str = "") -> None:
+    """Writes a denied call to the audit log. Does nothing if the caller was not identified. The target is the path
+    below `base`, in its percent-encoded form, because the decoded form may contain control characters, which could act
+    on the terminal of a person who reads the log."""
     actor: Actor | None = getattr(request.state, "actor", None)
     if actor is not None:
-        target = raw_path(request.scope).decode("ascii", "replace").removeprefix("/api/v1/")[:_MAX_TARGET_CHARACTERS]
-        request.app.service.access.management.on_denied(actor, f"management.{operation}", target)
+        target = raw_path(request.scope).decode("ascii", "replace").removeprefix(base)[:_MAX_TARGET_CHARACTERS]
+        request.app.service.access.management.on_denied(actor, action, target)
 
 
 def _log_call(request: Request, operation: str, outcome: str, seconds: float) -> None:

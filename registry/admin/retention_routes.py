@@ -14,7 +14,7 @@ from registry.admin.caller import AdminCaller, LoggedInCaller
 from registry.admin.job_routes import JobResponse, queue_job
 from registry.admin.management_router import management_router
 from registry.upkeep.retention import retention_work
-from registry.upkeep.retention.preview import PreviewLine, PreviewSummary
+from registry.upkeep.retention.preview import PreviewLine, PreviewSummary, RepositoryPreview
 from storage.errors import Denied, Unsupported
 from storage.names import MAX_NAME_LENGTH, RepositoryName
 from storage.patterns import NamePattern
@@ -100,6 +100,41 @@ async def preview_retention(
         next=lines[-1].tag if len(lines) == limit else None,
         totals=None if totals is None else RetentionTotals.from_summary(totals),
     )
+
+
+class RepositoryPreviewResponse(BaseModel):
+    """What the rules would do in a repository. `rule`: the number of the rule that applies, and its patterns."""
+
+    repository: str
+    rule: str
+    tags_kept: int
+    tags_deleted: int
+    complete: bool = Field(description="False: only the first of its tags were judged")
+
+    @classmethod
+    def from_preview(cls, found: RepositoryPreview) -> Self:
+        """Converts the preview of a repository."""
+        return cls(
+            repository=found.repository,
+            rule=found.rule.text,
+            tags_kept=found.tags_kept,
+            tags_deleted=found.tags_deleted,
+            complete=found.is_complete,
+        )
+
+
+@router.get("/retention/repositories", tags=["retention"])
+async def preview_repositories(
+    caller: AdminCaller,
+    after: Annotated[
+        str | None, Query(description="The field `next` of the previous page", max_length=MAX_NAME_LENGTH)
+    ] = None,
+    limit: Annotated[int, Query(description="Maximum number of repositories", ge=1, le=MAX_PAGE_ROWS)] = 100,
+) -> models.ListPage[RepositoryPreviewResponse]:
+    """Lists the repositories to which a rule in the settings applies, each with the number of tags that the rule would
+    keep and delete. A page of repositories with many tags is shorter."""
+    found = await caller.upkeep.retention_preview.repositories(after, limit)
+    return models.list_page(found, RepositoryPreviewResponse.from_preview, lambda each: each.repository)
 
 
 @router.post("/retention", tags=["retention"], status_code=202)

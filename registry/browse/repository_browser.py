@@ -28,8 +28,8 @@ from registry.browse.tag_removal import TagRemover
 from registry.browse.tag_rows import TagRows
 from registry.client_addresses import network_of
 from registry.memory_budget import MIB, MemoryBudget
-from registry.reader_limits import Limits, ReaderLimits
 from registry.request import RequestContext, enter_request, leave_request
+from registry.visitor_limits import Limits, VisitorLimits
 from storage.content import Actor, Manifest
 from storage.descriptions import Descriptions
 from storage.errors import BlobUnknown
@@ -44,8 +44,8 @@ from storage.upstream_tags import UpstreamTags
 
 _READS: Final = Limits(at_once=4, at_once_for_one=2, waiting=200, waiting_for_one=20)
 _LISTS: Final = Limits(at_once=4, at_once_for_one=1, waiting=200, waiting_for_one=20)
-"""Lists are read one after the other in a thread, in which a reader has one list at a time: then another reader waits
-for at most one list of each reader."""
+"""Lists are read one after the other in a thread, in which a visitor has one list at a time: then another visitor waits
+for at most one list of each visitor."""
 _ANSWER_BYTES: Final = 32 * MIB
 """How much memory manifests and configs that are being sent may take together."""
 
@@ -82,7 +82,7 @@ class RepositoryBrowser:
     (`registry.router.Router.stored_name`). If the principal may not pull from the repository, it raises what a read of
     `/v2` raises: Unauthorized, NameUnknown or ManifestUnknown.
 
-    A process does a limited number of reads at a time, in all and for one reader (`reader_of`). Others wait; if too
+    A process does a limited number of reads at a time, in all and for one visitor (`visitor_of`). Others wait; if too
     many wait, a read raises TooManyRequests.
 
     `answer_memory`: the memory of the answers of `raw_manifest` and `raw_config` while they are sent. Those who send
@@ -98,8 +98,8 @@ class RepositoryBrowser:
         (`registry.browse.stored_content`); `live` is the one that clients use."""
         self._registry = registry
         self._live = live
-        self._reads = ReaderLimits(_READS, "answers")
-        self._lists = ReaderLimits(_LISTS, "lists")
+        self._reads = VisitorLimits(_READS, "answers")
+        self._lists = VisitorLimits(_LISTS, "lists")
         self.answer_memory = MemoryBudget(_ANSWER_BYTES, "manifests and configs")
         listing, upstream_tags = store.tag_listing, store.upstream_tags
         self._reader = ContentReader(registry)
@@ -242,13 +242,13 @@ class RepositoryBrowser:
 
     @asynccontextmanager
     async def _reading(self, request: RequestContext, *, is_list: bool = False) -> AsyncIterator[None]:
-        """Waits until the process may read for the reader. Within the block, `request` is the current request. Raises
+        """Waits until the process may read for the visitor. Within the block, `request` is the current request. Raises
         TooManyRequests."""
-        reader = reader_of(request)
+        visitor = visitor_of(request)
         async with AsyncExitStack() as slots:
             if is_list:
-                await slots.enter_async_context(self._lists.slot(reader))
-            await slots.enter_async_context(self._reads.slot(reader))
+                await slots.enter_async_context(self._lists.slot(visitor))
+            await slots.enter_async_context(self._reads.slot(visitor))
             with acting(request):
                 yield
 
@@ -268,7 +268,7 @@ def acting(request: RequestContext) -> Iterator[None]:
         leave_request(token)
 
 
-def reader_of(request: RequestContext) -> str:
-    """Returns the text that tells readers apart, for limits: accounts by their name, others by their address."""
+def visitor_of(request: RequestContext) -> str:
+    """Returns the text that tells visitors apart, for limits: accounts by their name, others by their address."""
     principal = request.principal
     return network_of(request.address) if principal.is_anonymous else f"account {principal.name}"

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from registry.admin.caller import Caller
 from registry.admin.password_change import change_password
 from registry.http.query import Query
-from registry.ui.access_pages import ACCESS_PATH, ACCOUNTS_PATH, ROBOTS_PATH, account_path, admin_of, show_password
+from registry.ui.access_pages import ACCESS_PATH, ACCOUNTS_PATH, ROBOTS_PATH, account_path, show_password
 from registry.ui.credential_forms import (
     LIFETIMES,
     add_token,
@@ -31,7 +31,7 @@ from registry.ui.form_answers import (
     unknown_deed,
 )
 from registry.ui.languages import translatable
-from registry.ui.page_route import FormRoute, PageRoute, page_response, page_slot, read_form, redirect
+from registry.ui.page_route import FormRoute, PageRoute, admin_of, page_response, page_slot, read_form, redirect
 from storage.access import Account, AccountKind, AccountName
 from storage.errors import Denied
 

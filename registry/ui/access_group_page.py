@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from registry.admin.caller import Caller
 from registry.http.query import Query
-from registry.ui.access_pages import GROUPS_PATH, admin_of
+from registry.ui.access_pages import GROUPS_PATH
 from registry.ui.credential_forms import SHOWN_GRANTS
 from registry.ui.form_answers import (
     FORM_ERRORS,
@@ -22,7 +22,7 @@ from registry.ui.form_answers import (
     unknown_deed,
 )
 from registry.ui.languages import translatable
-from registry.ui.page_route import FormRoute, PageRoute, page_response, page_slot, read_form, redirect
+from registry.ui.page_route import FormRoute, PageRoute, admin_of, page_response, page_slot, read_form, redirect
 from storage.access import AccountName, Grantee, GranteeKind
 
 SHOWN_MEMBERS: Final = 1000

@@ -12,8 +12,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 
-from registry.admin.caller import Caller, require_admin, require_login
-from registry.asgi import raw_path
+from registry.admin.caller import Caller
 from registry.http.query import Query
 from registry.ui.credential_forms import revoke_token
 from registry.ui.form_answers import FORM_ERRORS, FormProblem, problem_of, show_secret, text_of, unknown_deed
@@ -21,7 +20,7 @@ from registry.ui.languages import translatable
 from registry.ui.page_route import (
     FormRoute,
     PageRoute,
-    caller_of,
+    admin_of,
     page_response,
     page_slot,
     query_of,
@@ -31,7 +30,6 @@ from registry.ui.page_route import (
 )
 from storage.access import Account, AccountInvalid, AccountKind, AccountName, AccountUnknown
 from storage.content import Page
-from storage.errors import Denied
 
 ACCESS_PATH: Final = "/ui/access"
 ROBOTS_PATH: Final = "/ui/access/robots"
@@ -42,22 +40,9 @@ PAGE_SIZE: Final = 50
 """How many entries of a list a page shows."""
 _LIST_PATHS: Final = {AccountKind.USER: ACCESS_PATH, AccountKind.ROBOT: ROBOTS_PATH}
 _MAX_FILTER_CHARACTERS: Final = 64
-_MAX_TARGET_CHARACTERS: Final = 200
-"""How much of a path the audit log has."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-
-
-async def admin_of(request: Request) -> Caller:
-    """Returns the visitor, who is an admin. Raises Unauthorized, and Denied, which is also written to the audit log."""
-    caller = caller_of(request)
-    try:
-        return await require_admin(await require_login(caller))
-    except Denied:
-        target = raw_path(request.scope).decode("ascii", "replace")[:_MAX_TARGET_CHARACTERS]
-        request.app.service.access.management.on_denied(caller.actor, "page", target)
-        raise
 
 
 def account_path(name: str) -> str:

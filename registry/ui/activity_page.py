@@ -13,9 +13,9 @@ from fastapi import APIRouter, Request, Response
 
 from registry.http.query import Query
 from registry.request import RequestInvalid
-from registry.ui.access_pages import GROUPS_PATH, account_path, admin_of
+from registry.ui.access_pages import GROUPS_PATH, account_path
 from registry.ui.languages import translatable
-from registry.ui.page_route import PageRoute, page_response, query_of
+from registry.ui.page_route import PageRoute, admin_of, page_response, query_of
 from registry.ui.repository_pages import REPOSITORIES_PATH
 from storage.access import AuditEntry, AuditQuery, GranteeKind
 
@@ -31,7 +31,8 @@ OUTCOMES: Final = {
 
 
 class Period(NamedTuple):
-    """A time up to now. `seconds`: its length; None: all the time. `text`: what it is called."""
+    """A time up to now, or up to the end that the visitor chose. `seconds`: its length; None: all the time. `text`:
+    what it is called."""
 
     seconds: float | None
     text: str
@@ -44,7 +45,7 @@ PERIODS: Final = {
     "week": Period(7 * 86400, translatable("last 7 days")),
     "month": Period(30 * 86400, translatable("last 30 days")),
 }
-"""How far back entries are shown."""
+"""How far back entries are shown, from now or from the chosen end."""
 ACTIONS: Final = {
     "login": translatable("Log in"),
     "session.start": translatable("Session started"),
@@ -80,13 +81,13 @@ ACTIONS: Final = {
     "blob.damaged": translatable("Blob found damaged"),
     "blob.healed": translatable("Blob repaired"),
     "description.put": translatable("Description changed"),
-    "page": translatable("Administration page"),
+    "page": translatable("Page or form"),
     "pull": translatable("Pull"),
     "push": translatable("Push"),
     "delete": translatable("Delete"),
 }
 """How frequent actions of entries are called. Others are shown as the log has them."""
-_MAX_CHARACTERS: Final = {"account": 80, "action": 80, "repository": 400}
+_MAX_CHARACTERS: Final = {"account": 80, "action": 80, "repository": 400, "until": 32}
 _CONTENT_KINDS: Final = frozenset({"tag", "manifest", "description"})
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -106,17 +107,19 @@ class ActivityRow:
 @router.get(ACTIVITY_PATH)
 async def activity(request: Request) -> Response:
     """Lists entries of the audit log, the newest first. The query can have `account`, `action`, `repository`, `outcome`
-    (a key of `OUTCOMES`) and `period` (a key of `PERIODS`), which the entries have to match, and `after`, the id of an
-    entry, behind which the page begins. Raises Unauthorized, Denied, AccountInvalid, RequestInvalid."""
+    (a key of `OUTCOMES`), `period` (a key of `PERIODS`) and `until` (a time in UTC), which the entries have to match,
+    and `after`, the id of an entry, behind which the page begins. Raises Unauthorized, Denied, AccountInvalid,
+    RequestInvalid."""
     caller, query = await admin_of(request), query_of(request)
     chosen = _chosen(query)
-    length = PERIODS[chosen["period"]].seconds
+    length, until = PERIODS[chosen["period"]].seconds, _seconds_of(chosen["until"])
     wanted = AuditQuery(
         actor=chosen["account"] or None,
         action=chosen["action"] or None,
         target=chosen["repository"] or None,
         outcome=chosen["outcome"] or None,
-        since=None if length is None else time.time() - length,
+        since=None if length is None else (time.time() if until is None else until) - length,
+        until=until,
         before=query.one("after") or None,
     )
     page = await caller.accounts.scan_audit(wanted, PAGE_SIZE)
@@ -145,6 +148,18 @@ def _chosen(query: Query) -> dict[str, str]:
         if chosen[name] and chosen[name] not in choices:
             raise RequestInvalid(f"there is no such {name}")
     return chosen
+
+
+def _seconds_of(text: str) -> float | None:
+    """Returns the time that a field of a form has, such as `2026-11-28T12:00`, which is in UTC, in seconds since 1970.
+    None: the field is empty. Raises RequestInvalid."""
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise RequestInvalid("this is not a time, such as 2026-11-28T12:00") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _row(entry: AuditEntry) -> ActivityRow:

@@ -11,7 +11,7 @@ from registry.admin.rights_routes import ANONYMOUS_NAME, visible_account
 from registry.auth.administration import parse_actions, parse_pattern
 from registry.auth.rights.explanation import RightsExplanation, explain_rights
 from registry.http.query import Query
-from registry.ui.access_pages import PAGE_SIZE, admin_of
+from registry.ui.access_pages import PAGE_SIZE
 from registry.ui.form_answers import (
     FORM_ERRORS,
     FormProblem,
@@ -26,6 +26,7 @@ from registry.ui.languages import translatable
 from registry.ui.page_route import (
     FormRoute,
     PageRoute,
+    admin_of,
     page_response,
     page_slot,
     query_of,

@@ -7,11 +7,10 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from registry.admin.browser_login import local_path
-from registry.admin.caller import Caller, require_admin, require_login
 from registry.admin.job_routes import stop_job
 from registry.request import RequestInvalid
 from registry.ui.languages import translatable
-from registry.ui.page_route import FormRoute, caller_of, read_form, redirect
+from registry.ui.page_route import FormRoute, admin_of, read_form, redirect
 
 STOP_PATH: Final = "/ui/upkeep/stop"
 JOB_KINDS: Final = {
@@ -35,11 +34,6 @@ JOB_STATES: Final = {
 }
 
 router = APIRouter(include_in_schema=False, route_class=FormRoute)
-
-
-async def admin_of(request: Request) -> Caller:
-    """Returns the visitor, who is an admin. Raises Unauthorized, Denied."""
-    return await require_admin(await require_login(caller_of(request)))
 
 
 @router.post(STOP_PATH)

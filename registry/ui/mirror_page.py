@@ -37,9 +37,18 @@ from registry.admin.mirror_routes import (
 from registry.http.error_statuses import status_of
 from registry.http.query import Query
 from registry.request import RequestInvalid
-from registry.ui.job_texts import JOB_KINDS, JOB_STATES, admin_of
+from registry.ui.job_texts import JOB_KINDS, JOB_STATES
 from registry.ui.languages import translatable
-from registry.ui.page_route import FormRoute, PageRoute, page_response, page_slot, query_of, read_form, redirect
+from registry.ui.page_route import (
+    FormRoute,
+    PageRoute,
+    admin_of,
+    page_response,
+    page_slot,
+    query_of,
+    read_form,
+    redirect,
+)
 from registry.ui.system_page import BREAKER_NAMES
 from registry.upkeep.cached_content import RefreshOutcome
 from registry.upkeep.warm_work import MAX_WARMED_IMAGES, WARM_KIND
@@ -53,6 +62,7 @@ from storage.errors import (
     TagInvalid,
     UpstreamUnavailable,
 )
+from storage.names import parse_reference
 from storage.upstream_tags import TagFrozen, TagNotFrozen
 
 MIRROR_PATH: Final = "/ui/mirror"
@@ -189,16 +199,19 @@ async def unfreeze_image(request: Request) -> Response:
 
 @_forms.post("/purge")
 async def purge_image(request: Request) -> Response:
-    """Deletes `reference` from the cache, if the form has `sure`; asks first otherwise. With `force`, also what a
-    frozen tag needs. Raises Unauthorized, Denied."""
+    """Deletes `reference` from the cache, or with `everything` all of its repository, if the form has `sure`; asks
+    first otherwise. With `force`, also what a frozen tag needs. Raises Unauthorized, Denied."""
     form = await read_form(request)
-    caller, reference = await admin_of(request), _reference(form)
+    caller, reference, everything = await admin_of(request), _reference(form), bool(form.one("everything"))
+    try:
+        repository = parse_reference(reference).repository if everything else ""
+    except _SHOWN_ERRORS as error:
+        return await _problem_page(request, reference, error)
     if not form.one("sure"):
+        values: dict[str, Any] = {"section": "mirror", "reference": reference, "repository": repository}
         async with page_slot(request):
-            return await page_response(
-                request, "mirror_purge.html", section="mirror", here=MIRROR_PATH, reference=reference
-            )
-    body = ContentToPurge(reference=reference, force=bool(form.one("force")))
+            return await page_response(request, "mirror_purge.html", here=MIRROR_PATH, **values)
+    body = ContentToPurge(reference=reference, everything=everything, force=bool(form.one("force")))
 
     async def work() -> dict[str, Any]:
         return {
@@ -206,7 +219,7 @@ async def purge_image(request: Request) -> Response:
             "purged": await purge(caller, body),
         }
 
-    return await _done_page(request, reference, work)
+    return await _done_page(request, repository or reference, work)
 
 
 @_forms.post("/warm")

@@ -13,13 +13,22 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from registry.admin.activity_routes import ActivityPeriod, read_activity_for
-from registry.admin.caller import Caller, require_admin, require_login
+from registry.admin.caller import Caller
 from registry.admin.event_routes import EventResponse, recent_events
 from registry.admin.models import AuditEntryResponse
 from registry.admin.server_status import ServerStatus, read_server_status
 from registry.ui.charts import Chart
 from registry.ui.languages import translatable
-from registry.ui.page_route import PageRoute, caller_of, image_host, page_response, query_of, redirect, visit_of
+from registry.ui.page_route import (
+    PageRoute,
+    admin_of,
+    caller_of,
+    image_host,
+    page_response,
+    query_of,
+    redirect,
+    visit_of,
+)
 from registry.ui.pages import PageComponents
 from registry.ui.repository_list import list_repositories, visible_upstreams
 from registry.ui.system_page import BREAKER_NAMES
@@ -82,7 +91,7 @@ async def overview(request: Request) -> Response:
     query, the part about the present does not update itself."""
     caller = caller_of(request)
     if caller.rights.admin:
-        return await _admin_page(request, await require_admin(await require_login(caller)))
+        return await _admin_page(request, await admin_of(request))
     return await page_response(
         request,
         "welcome.html",
@@ -100,7 +109,7 @@ async def present(request: Request) -> Response:
     Unauthorized, Denied."""
     if not visit_of(request).is_partial:
         return redirect(OVERVIEW_PATH)
-    caller = await require_admin(await require_login(caller_of(request)))
+    caller = await admin_of(request)
     status = await read_server_status(caller.upkeep, with_cache=False)
     return await page_response(request, "overview_now.html", **_values_of_present(status, is_live=True))
 

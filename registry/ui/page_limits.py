@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
-from registry.reader_limits import Limits, ReaderLimits
+from registry.visitor_limits import Limits, VisitorLimits
 
 AT_ONCE: Final = 4
 """How many pages a process makes at a time."""
@@ -25,7 +25,7 @@ class PageLimits:
     """The limits of one process. Visitors are told apart by a text, such as the name of their account."""
 
     def __init__(self) -> None:
-        self._limits = ReaderLimits(Limits(AT_ONCE, AT_ONCE_FOR_ONE, WAITING, WAITING_FOR_ONE), "pages")
+        self._limits = VisitorLimits(Limits(AT_ONCE, AT_ONCE_FOR_ONE, WAITING, WAITING_FOR_ONE), "pages")
 
     def page(self, visitor: str) -> AbstractAsyncContextManager[None]:
         """Waits until the process may make another page for the visitor, and holds the slot. Raises TooManyRequests if

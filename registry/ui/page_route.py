@@ -20,8 +20,9 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from registry.admin.browser_login import LOGIN_PAGE_PATH
-from registry.admin.caller import Caller, make_caller
+from registry.admin.caller import Caller, make_caller, require_admin, require_login
 from registry.admin.cookies import SESSION_COOKIE, BrowserCookies
+from registry.admin.management_route import audit_denial
 from registry.asgi import Scope, Send, client_address, raw_path, unauthenticated_actor
 from registry.client_addresses import network_of
 from registry.clients.registry_address import RegistryAddress
@@ -30,7 +31,7 @@ from registry.http.query import Query
 from registry.request import RequestContext, enter_request, leave_request
 from registry.ui.languages import choose_language, translatable
 from registry.ui.pages import Pages
-from storage.errors import RegistryError, StorageFailed, TooManyRequests, Unauthorized
+from storage.errors import Denied, RegistryError, StorageFailed, TooManyRequests, Unauthorized
 
 log = logging.getLogger("registry.pages")
 
@@ -102,6 +103,11 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
+async def admin_of(request: Request) -> Caller:
+    """Returns the visitor, who is an admin. Raises Unauthorized, Denied."""
+    return await require_admin(await require_login(caller_of(request)))
+
+
 def query_of(request: Request) -> Query:
     """Returns the parameters in the query. Raises RequestInvalid."""
     return Query(request.scope.get("query_string", b""))
@@ -146,7 +152,7 @@ class PageRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Returns FastAPI's handler of the route, which runs for a known visitor and within the limits of pages, and
-        whose errors become pages."""
+        whose errors become pages. A request that is denied goes into the audit log, as one to the API does."""
         run_handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
@@ -157,6 +163,8 @@ class PageRoute(APIRoute):
                 with _registry_calls_as(visit, request.scope):
                     response = await self._run(request, run_handler)
             except Exception as error:
+                if isinstance(error, Denied):
+                    audit_denial(request, "page")
                 response = await _error_response(request, error)
             if request.state.visit.is_session_over:
                 cookies_of(request).delete(response, SESSION_COOKIE)

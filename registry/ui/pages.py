@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from registry.http.cross_site import CrossSiteCheck
 from registry.naming import NamingRules
@@ -29,11 +30,15 @@ class PageComponents:
     cross_site: CrossSiteCheck
 
 
+_FILES: Final = PageFiles()
+"""All applications of a process share the files, which are read when they are first needed."""
+
+
 class Pages:
     """What an application keeps to make pages with, as long as it runs."""
 
     def __init__(self) -> None:
-        self.files = PageFiles()
+        self.files = _FILES
         self.renderer = PageRenderer(self.files)
         self.limits = PageLimits()
         self._standing: dict[str, bytes] = {}

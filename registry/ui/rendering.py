@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,7 +32,6 @@ class PageRenderer:
 
     def __init__(self, files: PageFiles) -> None:
         self._files = files
-        self._environments: dict[str, Environment] = {}
         self._building = threading.Lock()
         self._turn = asyncio.Lock()
 
@@ -44,15 +44,15 @@ class PageRenderer:
     def render_now(self, template: str, language: str, values: Mapping[str, object]) -> bytes:
         """Does what `render` does. Blocks."""
         with self._building:
-            environment = self._environments.get(language)
-            if environment is None:
-                environment = self._environments[language] = make_environment(language, self._files)
+            environment = make_environment(language, self._files)
         return environment.get_template(template).render(values).encode("utf-8")
 
 
+@cache
 def make_environment(language: str, files: PageFiles) -> Environment:
     """Returns the environment in which the templates of one language are compiled. Every value is escaped, and a name
-    without a value is an error."""
+    without a value is an error. The applications of a process share it, because each would compile the templates
+    again."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

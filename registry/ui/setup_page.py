@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
@@ -13,6 +14,7 @@ from registry.clients.client_setup import MirroredHost, mirrored_hosts
 from registry.clients.more_setups import PROGRAM_SETUPS
 from registry.clients.registry_address import RegistryAddress
 from registry.config import Settings
+from registry.request import RequestInvalid
 from registry.ui.page_route import PageRoute, caller_of, cookies_of, page_response, query_of
 from registry.ui.repository_list import visible_upstreams
 from storage.errors import NameUnknown
@@ -45,11 +47,13 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 async def setup(request: Request) -> Response:
     """Shows how a client is set up. The query can have `client`, a key of `PROGRAM_NAMES`; docker is shown without it.
     Of the upstreams, only those are shown from which the visitor may pull something. Says whether a request of the
-    client has come from the visitor's own network lately; a visitor learns nothing about other networks."""
+    client has come from the visitor's own network lately, or for an admin from the address `from` of the query; other
+    visitors learn nothing about other networks. Raises NameUnknown, RequestInvalid."""
     program = query_of(request).one("client") or "docker"
     if program not in PROGRAM_SETUPS:
         raise NameUnknown("this client is not known here")
     caller, settings = caller_of(request), request.app.factory.settings
+    address_of_client = _asked_address(request) if caller.rights.admin else ""
     upstreams = visible_upstreams(request.app.service.pages, caller.principal.listable_names)
     address = RegistryAddress(cookies_of(request).origin)
     hosts = _hosts(settings, upstreams)
@@ -63,16 +67,26 @@ async def setup(request: Request) -> Response:
         address=address,
         upstreams=upstreams,
         visitor_address=client_address(request.scope),
-        last_seen=_last_seen(request, program),
+        last_seen=_last_seen(request, program, client_address(request.scope)),
+        asked_address=address_of_client,
+        asked_last_seen=_last_seen(request, program, address_of_client),
         now=datetime.now(UTC),
         is_unencrypted=settings.public_url is None and address.is_plain_http,
     )
 
 
-def _last_seen(request: Request, program: str) -> datetime | None:
-    """Returns when the client was last here, from where the visitor is; None: not lately."""
+def _asked_address(request: Request) -> str:
+    """Returns the IP address in the query; an empty text if there is none. Raises RequestInvalid."""
+    text = (query_of(request).one("from") or "").strip()
+    try:
+        return str(ipaddress.ip_address(text)) if text else ""
+    except ValueError:
+        raise RequestInvalid("this is not an IP address") from None
+
+
+def _last_seen(request: Request, program: str, address: str) -> datetime | None:
+    """Returns when the client was last here from an address, or another one of its network; None: not lately."""
     recent = request.app.telemetry.recent_clients
-    address = client_address(request.scope)
     times = [recent.last_seen(address, each) for each in _PROGRAMS_THAT_PULL[program]] if recent and address else []
     seen = [at for at in times if at is not None]
     return datetime.fromtimestamp(max(seen), UTC) if seen else None

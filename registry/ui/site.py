@@ -1,4 +1,4 @@
-"""The routes of all pages, and what `/` answers: the pages for browsers, a short text for programs."""
+"""The routes of all pages (`SiteRoutes`), and what `/` answers: the pages for browsers, a short text for programs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Match
 
 from registry.admin.documentation import welcome
+from registry.asgi import Receive, Scope, Send
 from registry.http.error_statuses import PathUnknown
 from registry.ui import (
     access_account_page,
@@ -44,7 +45,35 @@ def is_page(path: str) -> bool:
 
 
 router = APIRouter(include_in_schema=False)
+"""The routes of `/` and of `/ui`."""
+_routes: Final[list[BaseRoute]] = []
 _last_router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+class SiteRoutes(BaseRoute):
+    """The routes below `UI_PREFIX` as one route of an application, so that no other request is compared with each of
+    them, and a page with no other route.
+
+    All applications of a process share the routes. FastAPI prepares the routes of a router that is included once more
+    for each application, and looks through it twice for each request."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Returns how the first of the routes matches that matches best, and what it adds to the scope."""
+        partial: tuple[Match, Scope] = Match.NONE, {}
+        if scope["type"] != "http" or not scope["path"].startswith(UI_PREFIX):
+            return partial
+        for route in _routes:
+            match, child_scope = route.matches(scope)
+            if match is Match.FULL:
+                return match, child_scope
+            if match is Match.PARTIAL and partial[0] is Match.NONE:
+                partial = match, child_scope
+        return partial
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request to the route that matches, which has put itself into the scope."""
+        route: BaseRoute = scope["route"]
+        await route.handle(scope, receive, send)
 
 
 @router.get("/")
@@ -80,8 +109,7 @@ _MODULES: Final = (
     *(access_pages, access_account_page, access_group_page, grant_pages, own_account_page, activity_page),
     repository_pages,
 )
-ROUTES: Final[list[BaseRoute]] = [
-    *router.routes,
-    *(route for module in _MODULES for route in module.router.routes),
-    *_last_router.routes,
-]
+_routes.extend(route for module in _MODULES for route in module.router.routes)
+_routes.extend(_last_router.routes)
+ROUTES: Final[list[BaseRoute]] = [SiteRoutes(), *router.routes]
+"""The routes of the pages, for every application that has pages."""

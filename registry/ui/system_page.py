@@ -6,10 +6,9 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
-from registry.admin.caller import require_admin, require_login
 from registry.admin.server_status import read_server_status
 from registry.ui.languages import translatable
-from registry.ui.page_route import PageRoute, caller_of, page_response
+from registry.ui.page_route import PageRoute, admin_of, page_response
 
 SYSTEM_PATH: Final = "/ui/system"
 CHECK_NAMES: Final = {
@@ -33,7 +32,7 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 async def system(request: Request) -> Response:
     """Shows the version, the workers, the disk and the upstreams, and whether the registry is ready. Raises
     Unauthorized, Denied."""
-    caller = await require_admin(await require_login(caller_of(request)))
+    caller = await admin_of(request)
     service = request.app.service
     status = await read_server_status(caller.upkeep, with_cache=False)
     checks = await service.readiness.check(())

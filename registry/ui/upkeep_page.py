@@ -14,14 +14,23 @@ from registry.admin.cache_routes import EvictionRequest, evict_from_cache, list_
 from registry.admin.caller import Caller
 from registry.admin.collection_routes import CheckRequest, CollectionRequest, check_store, collect_garbage
 from registry.admin.job_routes import JobResponse, list_jobs
-from registry.admin.retention_routes import apply_retention, preview_retention
+from registry.admin.retention_routes import apply_retention, preview_repositories, preview_retention
 from registry.admin.scrub_routes import list_damaged, show_scrub, start_scrub
 from registry.config import format_duration
 from registry.http.error_statuses import status_of
 from registry.request import RequestInvalid
-from registry.ui.job_texts import JOB_KINDS, JOB_STATES, admin_of
+from registry.ui.job_texts import JOB_KINDS, JOB_STATES
 from registry.ui.languages import translatable
-from registry.ui.page_route import FormRoute, PageRoute, page_response, page_slot, query_of, read_form, redirect
+from registry.ui.page_route import (
+    FormRoute,
+    PageRoute,
+    admin_of,
+    page_response,
+    page_slot,
+    query_of,
+    read_form,
+    redirect,
+)
 from storage.backups import BackupFailed, BackupTargetUnknown
 from storage.errors import NameInvalid, NameUnknown, RegistryError, TagInvalid, Unsupported
 from storage.jobs import JobRunning
@@ -37,6 +46,7 @@ JOBS_ON_A_PAGE: Final = 50
 SHOWN_BACKUPS: Final = 20
 SHOWN_DAMAGED: Final = 20
 PREVIEWED_TAGS: Final = 100
+PREVIEWED_REPOSITORIES: Final = 50
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
@@ -99,16 +109,19 @@ async def newest_jobs(request: Request) -> Response:
 
 @router.get(RETENTION_PATH)
 async def retention(request: Request) -> Response:
-    """Shows what the rules would delete in the repository `repository` of the query; `after` is the last tag of the
-    page before. Raises Unauthorized, Denied."""
+    """Shows what the rules would delete: in each repository, or of each tag in the repository `repository` of the
+    query. `after` is the last repository or tag of the page before. Raises Unauthorized, Denied."""
     caller, query = await admin_of(request), query_of(request)
-    name, after = (query.one("repository") or "").strip()[:MAX_NAME_LENGTH], (query.one("after") or "")[:128] or None
-    preview, problem, status = None, None, 200
+    name = (query.one("repository") or "").strip()[:MAX_NAME_LENGTH]
+    after = (query.one("after") or "")[:MAX_NAME_LENGTH] or None
+    preview, repositories, problem, status = None, None, None, 200
     if name:
         try:
             preview = await preview_retention(caller, name, after, PREVIEWED_TAGS)
         except (NameInvalid, NameUnknown, TagInvalid) as error:
             problem, status = error.message, status_of(error)
+    elif caller.upkeep.settings.retention:
+        repositories = await preview_repositories(caller, after, PREVIEWED_REPOSITORIES)
     return await page_response(
         request,
         "retention.html",
@@ -116,6 +129,7 @@ async def retention(request: Request) -> Response:
         section="upkeep",
         repository=name,
         preview=preview,
+        repositories=repositories,
         problem=problem,
         rules=_rules(caller),
         now=datetime.now(UTC),
@@ -163,6 +177,7 @@ async def _upkeep_page(request: Request, caller: Caller, problem: RegistryError 
         checked=await _last_job(caller, "fsck"),
         gc_every=_every(0.0 if settings.read_only else settings.gc.interval),
         gc_grace=format_duration(settings.gc.grace),
+        questions=QUESTIONS,
         scrub=await show_scrub(caller),
         scrub_every=_every(settings.scrub.every),
         damaged=damaged.items,

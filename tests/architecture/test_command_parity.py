@@ -49,6 +49,7 @@ TWINS = {
     "group leave": ("DELETE", "/groups/{name}/members/{member}"),
     "grant add": ("PUT", "/grants"),
     "grant list": ("GET", "/grants"),
+    "grant explain": ("GET", "/rights"),
     "grant remove": ("DELETE", "/grants"),
     "key rotate": ("POST", "/keys"),
     "key list": ("GET", "/keys"),
@@ -103,6 +104,7 @@ ONLY_API = {
     ("POST", "/repositories/{name}/tag-restoration"),
     ("GET", "/repositories/{name}/description"),
     ("PUT", "/repositories/{name}/description"),
+    ("GET", "/retention/repositories"),  # for the page; `retention preview` counts over all repositories
     ("GET", "/mirror/downloads"),  # `mirror status` shows them
     ("GET", "/mirror/images"),  # for the page; `cache evict --dry-run` lists them in its order
     ("GET", "/me"),  # there is nobody at the command line who would have to ask
@@ -111,7 +113,6 @@ ONLY_API = {
     ("POST", "/scrub"),  # `scrub` itself, a group of commands that runs
     ("GET", "/damaged"),  # `scrub status` shows it
     ("GET", "/activity"),  # for the pages; programs that watch the server read its metrics
-    ("GET", "/rights"),  # for the page about it; `grant list --for` shows the grants that apply to an account
     ("GET", "/search"),  # a person at the command line can list everything with other programs
     ("GET", "/events/deliveries"),  # `events list --dead` and `--pending` show it
 }

@@ -12,6 +12,7 @@ import pytest
 
 from bench.errors import TrialFailed
 from bench.growth.growth_rows import START_ROW, growth_rows
+from bench.growth.page_rows import page_rows
 from bench.loaders.connections import Connections
 from bench.report.goals import growth_goals
 from bench.report.measurements import RATE, RowSamples, Sample
@@ -82,7 +83,7 @@ def test_a_failed_row_stops_alone() -> None:
 
 def test_growth_goals_name_rows_and_figures_that_are_measured() -> None:
     """Every goal of the growth bench has its row, and the names of the rows differ."""
-    rows = [(row.name, figure.key) for row in growth_rows() for figure in row.figures]
+    rows = [(row.name, figure.key) for row in (*growth_rows(), *page_rows()) for figure in row.figures]
     rows += [(START_ROW.name, figure.key) for figure in START_ROW.figures]
     assert {(goal.row, goal.key) for goal in growth_goals("100", "1,000")} <= set(rows)
     assert len(set(rows)) == len(rows)

@@ -1,4 +1,4 @@
-"""Readers with grants of many patterns, repositories with similar names, and which of the readers may pull from which
+"""Visitors with grants of many patterns, repositories with similar names, and which of the visitors may pull from which
 of the repositories.
 
 `may_pull` computes this from the grants alone, with regular expressions. It shares no code with the registry. Some
@@ -39,12 +39,12 @@ REPOSITORIES: Final = {
 }
 """Each repository, and a word that occurs in its tag, its labels and its description, and nowhere else."""
 _SEED: Final = 20260711
-_DRAWN_READERS: Final = 4
+_DRAWN_VISITORS: Final = 4
 Grants = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class MatrixReader:
+class MatrixVisitor:
     """A client of the registry. `name`: the name of its account; None: the client does not log in. `grants`: pairs of a
     pattern and actions. `group`: a group of the account; the grants are then those of the group. `limits`: the limits
     of the API token with which the client logs in, also pairs of a pattern and actions; None: there are no limits."""
@@ -64,13 +64,13 @@ class MatrixReader:
 
     @property
     def has_session(self) -> bool:
-        """Whether the reader looks at pages: robots and clients with a limited token cannot."""
+        """Whether the visitor looks at pages: robots and clients with a limited token cannot."""
         return not self.is_robot and self.limits is None
 
 
 @dataclass(frozen=True)
 class Everybody:
-    """Grants for more than one reader: to every client, and to every account."""
+    """Grants for more than one visitor: to every client, and to every account."""
 
     everyone: Grants = ()
     authenticated: Grants = ()
@@ -87,50 +87,50 @@ PHASES: Final = {
 sessions and tokens stay."""
 
 
-def readers() -> list[MatrixReader]:
-    """Returns the readers; they are the same in each run."""
+def matrix_visitors() -> list[MatrixVisitor]:
+    """Returns the visitors; they are the same in each run."""
     return [
-        MatrixReader("nobody", None),
-        MatrixReader("an admin", "root", is_admin=True),
-        MatrixReader("an admin with a limited token", "root", limits=(("crew/**", "pull"),), is_admin=True),
-        MatrixReader("a member without grants", "none"),
-        MatrixReader("one name", "one", (("team/app", "pull"),)),
-        MatrixReader("one level", "level", (("team/*", "pull,push"), ("*", "pull"))),
-        MatrixReader("a prefix", "prefix", (("team/app**", "pull"), ("team**", "push"))),
-        MatrixReader("everything that is not private", "wide", (("**", "pull"),)),
-        MatrixReader("a private upstream", "private", (("ghcr.io/corp/*", "pull"), ("ghcr.io/**", "push"))),
-        MatrixReader("a group", "grouped", (("docker.io/**", "pull"), ("crew/app", "pull")), group="dev"),
-        MatrixReader("no right to pull", "pusher", (("**", "push,delete"), ("ghcr.io/**", "push"))),
-        MatrixReader("a robot", "robo", (("ghcr.io/**", "pull"), ("team/app-*", "pull")), is_robot=True),
-        MatrixReader(
+        MatrixVisitor("nobody", None),
+        MatrixVisitor("an admin", "root", is_admin=True),
+        MatrixVisitor("an admin with a limited token", "root", limits=(("crew/**", "pull"),), is_admin=True),
+        MatrixVisitor("a member without grants", "none"),
+        MatrixVisitor("one name", "one", (("team/app", "pull"),)),
+        MatrixVisitor("one level", "level", (("team/*", "pull,push"), ("*", "pull"))),
+        MatrixVisitor("a prefix", "prefix", (("team/app**", "pull"), ("team**", "push"))),
+        MatrixVisitor("everything that is not private", "wide", (("**", "pull"),)),
+        MatrixVisitor("a private upstream", "private", (("ghcr.io/corp/*", "pull"), ("ghcr.io/**", "push"))),
+        MatrixVisitor("a group", "grouped", (("docker.io/**", "pull"), ("crew/app", "pull")), group="dev"),
+        MatrixVisitor("no right to pull", "pusher", (("**", "push,delete"), ("ghcr.io/**", "push"))),
+        MatrixVisitor("a robot", "robo", (("ghcr.io/**", "pull"), ("team/app-*", "pull")), is_robot=True),
+        MatrixVisitor(
             "a limited token", "wide", (("**", "pull"),), limits=(("team/*", "pull"), ("**", "push"), ("g**", "pull"))
         ),
-        *_drawn_readers(random.Random(_SEED)),
+        *_drawn_visitors(random.Random(_SEED)),
     ]
 
 
-def _drawn_readers(chance: random.Random) -> Iterator[MatrixReader]:
-    """Yields readers with random grants. Each pattern is a whole repository name, or a beginning of one and stars."""
-    for number in range(_DRAWN_READERS):
+def _drawn_visitors(chance: random.Random) -> Iterator[MatrixVisitor]:
+    """Yields visitors with random grants. Each pattern is a whole repository name, or a beginning of one and stars."""
+    for number in range(_DRAWN_VISITORS):
         grants = {}
         for _ in range(chance.randint(1, 4)):
             name = chance.choice(list(REPOSITORIES))
             cut = chance.randint(1, len(name))
             star = chance.choice(["*", "**"]) if cut < len(name) else ""
             grants[name[:cut] + star] = chance.choice(["pull", "pull", "pull,push", "push", "delete"])
-        yield MatrixReader(f"drawn: {grants}", f"drawn{number}", tuple(grants.items()))
+        yield MatrixVisitor(f"drawn: {grants}", f"drawn{number}", tuple(grants.items()))
 
 
-def may_pull(reader: MatrixReader, repo: str, everybody: Everybody) -> bool:
-    """Returns whether a reader may pull from a repository."""
-    if not reader.is_admin:
-        named = () if reader.name is None else (*everybody.authenticated, *reader.grants)
+def may_pull(visitor: MatrixVisitor, repo: str, everybody: Everybody) -> bool:
+    """Returns whether a visitor may pull from a repository."""
+    if not visitor.is_admin:
+        named = () if visitor.name is None else (*everybody.authenticated, *visitor.grants)
         granted = [pattern for pattern, actions in (*everybody.everyone, *named) if "pull" in actions.split(",")]
         if repo.startswith(f"{PRIVATE}/"):
             granted = [pattern for pattern in granted if pattern.startswith(f"{PRIVATE}/")]
         if not _matches_any(granted, repo):
             return False
-    limits = None if reader.limits is None else [pattern for pattern, actions in reader.limits if "pull" in actions]
+    limits = None if visitor.limits is None else [pattern for pattern, actions in visitor.limits if "pull" in actions]
     return limits is None or _matches_any(limits, repo)
 
 

@@ -38,7 +38,7 @@ QUOTA = [{"prefix": "crew/", "max_size": 2**30, "max_tags": 100}]
 
 
 @dataclass(frozen=True)
-class Reader:
+class PageVisitor:
     """Somebody who looks at the pages. `name`: the name of their account; None: they do not log in. `sees` and
     `sees_not`: repositories that the pages show them, and repositories that the pages do not show them."""
 
@@ -47,10 +47,10 @@ class Reader:
     sees_not: tuple[str, ...]
 
 
-READERS = {
-    "admin": Reader(ADMIN, ("public/app", "crew/app", "secret/app"), ()),
-    "member": Reader(MEMBER, ("public/app", "crew/app"), ("secret/app",)),
-    "nobody": Reader(None, ("public/app",), ("crew/app", "secret/app")),
+VISITORS = {
+    "admin": PageVisitor(ADMIN, ("public/app", "crew/app", "secret/app"), ()),
+    "member": PageVisitor(MEMBER, ("public/app", "crew/app"), ("secret/app",)),
+    "nobody": PageVisitor(None, ("public/app",), ("crew/app", "secret/app")),
 }
 
 

@@ -17,6 +17,8 @@ from typing import Final, NamedTuple, Protocol
 
 from registry.auth.authorization_header import REFUSED
 from registry.auth.rights.principal import ANONYMOUS, Identity, Principal, Rights, open_principal
+from registry.config import Settings
+from registry.config.auth_settings import has_external_logins
 from registry.naming import NamingRules
 from storage.access import AccountInvalid, AccountName, AccountUnknown, Action, Grant, Grantee, GranteeKind
 from storage.accounts import Accounts
@@ -96,6 +98,18 @@ class Policy:
         """The epoch under which the cached grants were read; None before the first reading."""
         self._cached_count = 0
         """The number of cached grants, plus the number of grantees that they are cached for."""
+
+    @classmethod
+    def from_settings(cls, settings: Settings, accounts: Accounts, identity_check: IdentityCheck) -> Policy:
+        """Returns the policy of the server with these settings."""
+        return cls(
+            accounts,
+            identity_check,
+            naming=NamingRules.from_settings(settings),
+            guarded=[upstream.name for upstream in settings.upstream if upstream.needs_named_grant],
+            # If there are logins outside the store, a request needs a grant even while the store has no accounts.
+            closed=has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer),
+        )
 
     @property
     def closed(self) -> bool:

@@ -21,6 +21,7 @@ EXAMPLES = """\b
 Examples:
   entrepot audit
   entrepot audit --since 24h --outcome denied
+  entrepot audit --since 48h --until 24h
   entrepot audit --actor alice --action tag.delete --limit 1000 --json
   entrepot audit --target team/app
 
@@ -42,18 +43,23 @@ def audit(
     since: Annotated[
         str | None, typer.Option("--since", metavar="TIME", help="Only what was done in the last TIME, such as 24h.")
     ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="TIME", help="Only what was done more than TIME ago, such as 24h.")
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, max=100_000, help="Show at most N lines.")] = 100,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the entries of the audit log that match all given conditions, newest first. Ends the command if `since` is
-    not a duration, such as `24h`."""
+    """Prints the entries of the audit log that match all given conditions, newest first. Ends the command if `since` or
+    `until` is not a duration, such as `24h`."""
     from registry.admin import models
 
     with one_line_errors():
-        earliest_time = None if since is None else time.time() - models.parse_seconds(since)
-    query = AuditQuery(actor=actor, action=action, target=target, outcome=outcome, since=earliest_time)
+        ages = [None if text is None else models.parse_seconds(text) for text in (since, until)]
+    now = time.time()
+    earliest, latest = (None if age is None else now - age for age in ages)
+    query = AuditQuery(actor=actor, action=action, target=target, outcome=outcome, since=earliest, until=latest)
     print_list(
         config,
         data,

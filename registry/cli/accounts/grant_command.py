@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from registry.cli.accounts.account_admin import administer, parse_name_or_fail, print_list
-from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, fail, one_line_errors
+from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, fail, load_or_fail, one_line_errors
+from registry.cli.output import print_json, print_rows
 from storage.access import Grant, Grantee
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from registry.auth.administration import Administration
+    from registry.auth.rights.explanation import RightsExplanation
     from storage.content import Actor
 
 HELP = "Add, list and remove rights on repositories. Grants only add rights; no grant takes a right away."
@@ -127,6 +129,72 @@ def list_grants(
         },
         empty_message="nothing is granted; to grant something, run: entrepot grant add PATTERN ACTIONS SUBJECT",
     )
+
+
+@app.command(
+    "explain",
+    help="Show what an account may do on a repository, and by which grants.",
+    epilog="""\b
+Examples:
+  entrepot grant explain team/app --for alice
+  entrepot grant explain ubuntu --for ci --json
+  entrepot grant explain team/app
+
+Without --for, the command shows what clients may do without a login. It does not count groups that an OpenID provider
+names at a login, nor the limits of an API token.""",
+)
+def explain(
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="A repository, as clients call it.")],
+    account: Annotated[
+        str | None, typer.Option("--for", metavar="NAME", help="The account of a person or robot.")
+    ] = None,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prints what the account may do on each repository that the name can mean, and the grants that allow it. Ends the
+    command if clients cannot use the name."""
+    from storage.names import RepositoryName
+
+    settings = load_or_fail(config, data=data).settings
+    name = None if account is None else parse_name_or_fail(account)
+    with one_line_errors():
+        repo = RepositoryName(repository)
+
+    async def work(administration: Administration, _: Actor) -> RightsExplanation:
+        from registry.auth.revocation import RevocationCheck
+        from registry.auth.rights.explanation import explain_rights
+        from registry.auth.rights.policy import Policy
+
+        accounts = administration.accounts
+        return await explain_rights(Policy.from_settings(settings, accounts, RevocationCheck(accounts)), name, repo)
+
+    found = administer(config, data, work)
+    if as_json:
+        from registry.admin.rights_routes import RightsResponse
+
+        print_json(RightsResponse.from_explanation(found))
+        return
+    _print_explanation(found)
+
+
+def _print_explanation(found: RightsExplanation) -> None:
+    who = found.account or "a client without a login"
+    for rights in found.repositories:
+        mirrored = "" if rights.upstream is None else f", which is mirrored from {rights.upstream}"
+        typer.echo(f"{who} may {', '.join(rights.actions.words) or 'do nothing'} on {rights.name}{mirrored}")
+    for is_true, reason in (
+        (found.is_open, "there are no accounts yet, so grants do not matter"),
+        (found.is_admin, f"{who} is an admin, so grants do not matter"),
+        (not found.is_enabled, f"{who} is disabled"),
+        (found.account and not found.is_stored, f"the store has no account {who}; an htpasswd file may have it"),
+    ):
+        if is_true:
+            typer.echo(f"entrepot: {reason}", err=True)
+    grants = dict.fromkeys(grant for rights in found.repositories for grant in rights.grants)
+    rows = [(grant.pattern, ",".join(grant.actions.words), str(grant.subject)) for grant in grants]
+    if rows:
+        print_rows(("pattern", "actions", "granted to"), rows, "")
 
 
 @app.command(

@@ -1,5 +1,8 @@
-// What pages can do with JavaScript: copy texts, and show times in the visitor's time zone. Nothing here is needed to
-// read or use a page. htmx adds parts to a page later, so both are done again for what it adds.
+// What pages can do with JavaScript: copy texts, show times in the visitor's time zone, choose all rows of a list, and
+// ask questions in dialogs. Nothing here is needed to read or use a page. htmx adds parts to a page later, so this is
+// done again for what it adds.
+
+import { asksByDialog, askByDialog } from "./questions.js";
 
 const said = document.getElementById("said");
 
@@ -63,16 +66,53 @@ async function onCopy(button) {
   setTimeout(() => button.classList.remove("copied"), 1500);
 }
 
+/** Returns the boxes of the rows that a box for all of them chooses. */
+function boxesOf(chooser) {
+  return [...chooser.form.querySelectorAll(`input[type="checkbox"][name="${chooser.dataset.chooseAll}"]`)];
+}
+
+/** Shows the boxes below an element that choose all rows, as many of which are chosen as their state says. */
+function showChoosers(root) {
+  for (const chooser of root.querySelectorAll("input[data-choose-all]")) {
+    const boxes = boxesOf(chooser);
+    const count = boxes.filter((box) => box.checked).length;
+    chooser.checked = count > 0 && count === boxes.length;
+    chooser.indeterminate = count > 0 && count < boxes.length;
+    chooser.closest("[hidden]")?.removeAttribute("hidden");
+  }
+}
+
+function onChoice(box) {
+  if (box.dataset.chooseAll) {
+    for (const each of boxesOf(box)) {
+      each.checked = box.checked;
+    }
+  }
+  showChoosers(document);
+}
+
 function improve(root) {
   showLocalTimes(root);
   showLocalTitles(root);
   showCopyButtons(root);
+  showChoosers(root);
 }
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest?.("button[data-copy]");
   if (button) {
     onCopy(button);
+  }
+});
+document.addEventListener("change", (event) => {
+  if (event.target.type === "checkbox") {
+    onChoice(event.target);
+  }
+});
+document.addEventListener("submit", (event) => {
+  if (asksByDialog(event.submitter)) {
+    event.preventDefault();
+    askByDialog(event.target, event.submitter);
   }
 });
 document.addEventListener("htmx:afterSettle", () => improve(document));

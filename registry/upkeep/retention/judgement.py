@@ -3,7 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple
 
 from registry.config import HUB_LIBRARY, RetentionRule
@@ -68,7 +68,7 @@ class RetentionJudge:
         )
         return next(matching, None)
 
-    async def repositories(self, after: str | None = None) -> AsyncIterator[tuple[RepositoryName, NumberedRule]]:
+    async def repositories(self, after: str | None = None) -> AsyncGenerator[tuple[RepositoryName, NumberedRule]]:
         """Yields each hosted repository that has content and that a rule matches, with this rule. The repositories are
         in the order of their names, and only those that sort after `after` are yielded."""
         while self.rules:

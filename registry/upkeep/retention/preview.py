@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 from registry.upkeep.retention.decision import unused_limits
 from registry.upkeep.retention.judgement import JudgedTag, NumberedRule, RetentionJudge, UnmatchedPatterns
+from storage.content import Page
 from storage.errors import NameUnknown
 from storage.human_text import date_text
 from storage.names import Digest, RepositoryName, Tag
 from storage.retention import MAX_PAGE_ROWS, ManifestKey, Retention, UnusedLimits
+
+MAX_JUDGED_TAGS: Final = 5000
+"""How many tags of a repository, and about how many in all, a page of `RetentionPreview.repositories` judges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,17 @@ class PreviewSummary:
     bytes_freed: int = 0
     bytes_left: int = 0
     warnings: list[str] = field(default_factory=list)
+
+
+class RepositoryPreview(NamedTuple):
+    """How many tags of a repository its rule would keep and delete. `is_complete`: False if only the
+    first tags were judged."""
+
+    repository: RepositoryName
+    rule: NumberedRule
+    tags_kept: int
+    tags_deleted: int
+    is_complete: bool
 
 
 OnLine = Callable[[PreviewLine], None]
@@ -92,6 +108,31 @@ class RetentionPreview:
             async for page in pages:
                 return [_tag_line(repo, rule, judged) for judged in page]
         return []
+
+    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryPreview]:
+        """Returns how many tags the rules would keep and delete in each of at most `limit` repositories: those to which
+        a rule applies and that sort after `after`. Judges at most `MAX_JUDGED_TAGS` tags of a repository, and ends the
+        page when as many were judged in all."""
+        now, judged, found = self._clock(), 0, list[RepositoryPreview]()
+        async with aclosing(self.judge.repositories(after)) as repositories:
+            async for repo, rule in repositories:
+                if len(found) == limit or judged >= MAX_JUDGED_TAGS:
+                    return Page(found, True)
+                found.append(await self._judged(repo, rule, now))
+                judged += found[-1].tags_kept + found[-1].tags_deleted
+        return Page(found, False)
+
+    async def _judged(self, repo: RepositoryName, rule: NumberedRule, now: float) -> RepositoryPreview:
+        """Judges tags of one repository."""
+        kept = deleted = 0
+        async with aclosing(self.judge.tags(repo, rule.rule, now)) as pages:
+            async for page in pages:
+                if kept + deleted >= MAX_JUDGED_TAGS:
+                    return RepositoryPreview(repo, rule, kept, deleted, False)
+                kept_of_page = sum(decision.is_kept for _, decision in page)
+                kept += kept_of_page
+                deleted += len(page) - kept_of_page
+        return RepositoryPreview(repo, rule, kept, deleted, True)
 
     async def _preview(
         self,

@@ -274,6 +274,8 @@ def test_audit(site: AdminSite) -> None:
     (older,) = site.done("GET", "/audit", target=group, limit=1, after=page["next"])["items"]
     assert older["action"] == "group.add"
     assert site.done("GET", "/audit", target=group, since="2100-01-01T00:00:00Z")["items"] == []
+    assert site.done("GET", "/audit", target=group, until="2001-01-01T00:00:00Z")["items"] == []
+    assert site.done("GET", "/audit", target=group, until="2100-01-01T00:00:00Z")["items"] != []
 
 
 def test_me(site: AdminSite) -> None:

@@ -89,6 +89,28 @@ def test_a_preview_names_each_tag_and_the_reason(site: AdminSite) -> None:
     assert ([item["tag"] for item in second["items"]], second["next"], second["totals"]) == (["v1"], None, None)
 
 
+def test_a_preview_of_all_repositories(site: AdminSite) -> None:
+    """In the order of their names, in pages, with the numbers of tags that go and stay."""
+    for name in ("all-a", "all-b"):
+        push(site, f"team/{name}", "a", "b", "c")
+    first = site.done("GET", "/retention/repositories", after="team/all", limit=1)
+    assert first == {
+        "items": [
+            {
+                "repository": "team/all-a",
+                "rule": "rule 1 (team/**)",
+                "tags_kept": 2,
+                "tags_deleted": 1,
+                "complete": True,
+            }
+        ],
+        "next": "team/all-a",
+    }
+    second = site.done("GET", "/retention/repositories", after=first["next"])
+    assert second["items"][0]["repository"] == "team/all-b"
+    assert second["next"] is None
+
+
 def test_a_preview_needs_rights_on_the_repository(site: AdminSite) -> None:
     """A preview needs the action admin on the repository. Other callers get the same error whether or not it exists."""
     user = site.user()

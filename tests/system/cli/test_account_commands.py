@@ -288,9 +288,34 @@ def test_audit(folder: Path) -> None:
         assert lines[0]["actor"] == "cli:erin"
     assert [line["target"] for line in listed("audit", "--actor", me, "--limit", "1", folder=folder)] == ["dev"]
     assert len(listed("audit", "--action", "group.add", "--since", "1h", folder=folder)) == 1
+    assert len(listed("audit", "--action", "group.add", "--until", "0s", folder=folder)) == 1
+    assert listed("audit", "--until", "1h", folder=folder) == []
     assert len(listed("audit", "--target", "alice", "--outcome", "ok", folder=folder)) == 1
     assert listed("audit", "--outcome", "denied", folder=folder) == []
     assert re.search(r" ok +cli:\S+ +group\.add +dev ", entrepot_output("audit", folder=folder))
+
+
+def test_a_grant_is_explained(folder: Path) -> None:
+    """What an account, or a client without a login, may do on each repository that a name can mean, and why."""
+    entrepot_output("user", "add", "bob", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("grant", "add", "team/**", "pull,push", "user:bob", folder=folder)
+    entrepot_output("grant", "add", "docker.io/**", "pull", "everyone", folder=folder)
+    mirror = {"ENTREPOT_MIRROR": "docker.io"}
+    said = entrepot("grant", "explain", "team/app", "--for", "bob", folder=folder, **mirror)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith("bob may pull, push on team/app\n")
+    assert "bob may pull on docker.io/team/app, which is mirrored from docker.io\n" in said.stdout
+    assert re.search(r"^team/\*\* +pull,push +user:bob", said.stdout, re.MULTILINE)
+    nobody = entrepot("grant", "explain", "team/app", folder=folder)
+    assert nobody.stdout == "a client without a login may do nothing on team/app\n"
+    assert "alice is an admin" in entrepot("grant", "explain", "x/y", "--for", "alice", folder=folder).stderr
+    assert "no account eve" in entrepot("grant", "explain", "x/y", "--for", "eve", folder=folder).stderr
+    asked = listed("grant", "explain", "team/app", "--for", "bob", folder=folder)
+    assert [each["actions"] for each in asked["repositories"]] == [["pull", "push"]]
+    entrepot_output("user", "disable", "bob", folder=folder)
+    disabled = entrepot("grant", "explain", "team/app", "--for", "bob", folder=folder)
+    assert (disabled.stdout.splitlines()[0], "disabled" in disabled.stderr) == ("bob may do nothing on team/app", True)
+    assert entrepot("grant", "explain", "Not/A/Name", folder=folder).returncode == 1
 
 
 def test_looking_makes_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.fakes.clients.containerd_daemon import Containerd
 from tests.fakes.clients.cutting_proxy import cutting_proxy
 from tests.fakes.clients.docker_engine import DockerEngine, running_docker
 from tests.fakes.clients.member_site import WRONG, ClientLogin, logged_out, tools_logged_out
-from tests.fakes.clients.programs import PATH, ForeignProgram
+from tests.fakes.clients.programs import PATH, ForeignProgram, wait_until
 from tests.fakes.commands import entrepot_output
 from tests.fakes.server_process import RegistryServer, running_server
 
@@ -108,6 +108,27 @@ def test_docker(far_docker: DockerEngine, repo: str, fresh: ClientImage, tmp_pat
     me.forget(opened)
 
 
+def test_docker_search(far_docker: DockerEngine, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
+    """Over TLS, docker sends the login itself with a search. It finds what this login may pull; without a login it
+    finds what everyone may pull."""
+    me, term = logged_out(far_docker, tmp_path), repo.removeprefix("team/")
+    opened = f"team/open/{term}"
+
+    def found() -> set[str]:
+        return set(me("search", "--format", "{{.Name}}", f"{FAR}:5000/{term}").out.split())
+
+    assert log_in(me, f"{FAR}:5000", ALICE)[0] == 0
+    for name in (repo, opened):
+        me.load(fresh, f"{FAR}:5000/{name}:1")
+        me("push", f"{FAR}:5000/{name}:1")
+    wait_until(lambda: found() == {repo, opened}, 60, lambda: f"docker finds {found()}")
+    me("logout", f"{FAR}:5000")
+    assert found() == {opened}
+    assert log_in(me, f"{FAR}:5000", EVE)[0] == 0
+    assert found() == {opened}
+    me.forget(f"{FAR}:5000/{repo}:1")
+
+
 def _push(docker: DockerEngine, image: ClientImage, name: str) -> str:
     docker.load(image, name)
     return docker.call.attempt("push", name).err
@@ -136,6 +157,31 @@ def test_podman_and_skopeo(
     assert "log in to pull" in mine.skopeo.attempt("inspect", "--cert-dir", cert, f"docker://{name}").err
     eve = ("--creds", f"{EVE.name}:{EVE.secret}")
     assert f"denied: eve may not push to {repo}" in mine.podman.attempt("push", "--cert-dir", cert, *eve, name).err
+
+
+def test_podman_search(tools: ContainerTools, secret: TlsServer, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
+    """podman finds what everyone may pull, and with a login what the login may pull. It knows the authority from the
+    system's store, because a search takes no `--cert-dir`; without the authority it goes no further than the
+    handshake."""
+    strange = tools_logged_out(tools, tmp_path)
+    podman, cert = strange.podman.with_variables(SSL_CERT_FILE=secret.authority), str(secret.trusted)
+    opened, term = f"team/open/{repo.removeprefix('team/')}", f"{secret.address}/{repo.removeprefix('team/')}"
+    loaded(strange, fresh, f"{secret.address}/{repo}", tmp_path / "in")
+    login = ("--creds", f"{ALICE.name}:{ALICE.secret}")
+    for name in (repo, opened):
+        source, target = f"{secret.address}/{repo}", f"docker://{secret.address}/{name}:1"
+        strange.podman("push", "--quiet", "--cert-dir", cert, *login, source, target)
+
+    def found(term: str) -> list[str]:
+        entries = json.loads(podman.attempt("search", "--format", "json", term).out or "[]")
+        return [entry["Name"].removeprefix(f"{secret.address}/") for entry in entries]
+
+    assert "unknown authority" in strange.podman.attempt("search", term).err
+    wait_until(lambda: found(term) == [opened], 60, lambda: f"podman finds {found(term)}")
+    hidden = f"{secret.address}/{repo}"
+    assert found(hidden) == []
+    podman("login", "-u", ALICE.name, "--password-stdin", secret.address, given=ALICE.secret)
+    assert found(hidden) == [repo]
 
 
 def test_containerd(ctr: Containerd, secret: TlsServer, repo: str, fresh: ClientImage, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_robot_gets_rights_and_a_token(site: MemberSite, browser: PageBrowser,
         assert site.call("GET", "/me", auth=(name, secret)).json()["name"] == name
         tab.open(f"/ui/access/accounts/{name}")
         page.get_by_role("button", name="Revoke for the test").click()
-        expect(page.locator("h1")).to_have_text("Revoke the API token for the test?")
+        expect(page.get_by_role("heading", name="Revoke the API token for the test?")).to_be_visible()
         page.get_by_role("link", name="Cancel").click()
         page.get_by_role("button", name="Revoke for the test").click()
         press(page, "Revoke")
@@ -98,6 +98,30 @@ def test_a_person_looks_after_the_own_account(site: MemberSite, browser: PageBro
         assert site.call("GET", "/me", auth=(name, new)).status_code == 200
         rows.get_by_role("button").click()
         expect(page.locator(".account")).to_have_count(0)
+
+
+def test_a_question_is_a_dialog(site: MemberSite, browser: PageBrowser) -> None:
+    """With JavaScript the page stays open behind it. Escape leads back to the button, and what is confirmed is done. A
+    question to somebody whose session has ended leads to the login."""
+    name = site.robot()
+    with browser.tab(site.server.url) as tab:
+        page = log_in(tab, ADMIN)
+        tab.open(f"/ui/access/accounts/{name}")
+        page.get_by_role("button", name="Delete", exact=True).press("Enter")
+        dialog = page.get_by_role("dialog", name=f"Delete the account {name}?")
+        expect(dialog.get_by_role("link", name="Cancel")).to_be_focused()
+        assert tab.accessibility_problems() == []
+        page.keyboard.press("Escape")
+        expect(dialog).to_have_count(0)
+        expect(page.get_by_role("button", name="Delete", exact=True)).to_be_focused()
+        page.keyboard.press("Enter")
+        dialog.get_by_role("button", name="Delete").click()
+        page.wait_for_url("**/ui/access/robots")
+        assert site.call("GET", f"/robots/{name}").status_code == 404
+        tab.open("/ui/upkeep")
+        page.context.clear_cookies()
+        page.get_by_role("button", name="Apply retention").click()
+        page.wait_for_url("**/ui/login?**")
 
 
 def test_the_audit_log_follows_the_filters(site: MemberSite, browser: PageBrowser) -> None:

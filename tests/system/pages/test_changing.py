@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.fakes.admin_site import ADMIN, PASSWORD
 from tests.fakes.clients.member_site import MemberSite
@@ -40,6 +40,26 @@ def test_delete_two_tags_and_undo(site: MemberSite, browser: PageBrowser, javasc
         page.get_by_role("link", name="Back to the tags").press("Enter")
         page.wait_for_url(f"**{TOOLS}")
         assert tags_on(page) == ["1", "2", "3"]
+
+
+def test_choose_all(site: MemberSite, browser: PageBrowser) -> None:
+    """One box chooses all tags that are shown, and follows what is chosen. It is not there without JavaScript."""
+    with browser.tab(site.server.url) as tab:
+        page = tab.page
+        tab.log_in(ADMIN, PASSWORD)
+        tab.open(TOOLS)
+        every = page.get_by_label("All that are shown")
+        every.press("Space")
+        assert page.locator("#rows input:checked").count() == 3
+        page.get_by_label("Choose 2", exact=True).uncheck()
+        assert every.evaluate("box => [box.checked, box.indeterminate]") == [False, True]
+        page.get_by_label("Choose 2", exact=True).check()
+        assert every.is_checked()
+        page.get_by_role("button", name="Delete…").click()
+        page.wait_for_url("**/ui/tag-removal/public/tools?tag=*&tag=*&tag=*")
+    with browser.tab(site.server.url, javascript=False) as tab:
+        tab.open(TOOLS)
+        expect(tab.page.get_by_label("All that are shown")).to_be_hidden()
 
 
 @pytest.mark.parametrize("javascript", [True, False])

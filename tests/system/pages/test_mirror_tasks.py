@@ -56,9 +56,13 @@ def test_find_an_image_and_change_it(site: MemberSite, browser: PageBrowser, jav
         assert not javascript or tab.accessibility_problems() == []
         page.get_by_role("link", name="Back").click()
         page.fill("#reference", f"{UBUNTU}:24.04")
-        page.get_by_role("button", name="Purge").click()
-        assert "Delete this image from the cache?" in page.locator("main").inner_text()
+        page.get_by_role("button", name="Purge", exact=True).click()
+        expect(page.locator("main")).to_contain_text("Delete this image from the cache?")
         assert not javascript or tab.accessibility_problems() == []
+        page.get_by_role("link", name="Cancel").click()
+        page.fill("#reference", f"{UBUNTU}:24.04")
+        page.get_by_role("button", name="Purge the repository").click()
+        expect(page.get_by_role("heading", name=UBUNTU, exact=True)).to_be_visible()
         page.get_by_role("link", name="Cancel").click()
         page.fill("#reference", HOSTILE)
         page.get_by_role("button", name="Freeze", exact=True).click()

@@ -14,7 +14,7 @@ from tests.fakes.page_site import HOSTILE, MANY, MEMBER
 
 
 def test_the_language_stays(site: MemberSite, browser: PageBrowser) -> None:
-    """The browser's language is the first; what the reader chooses stays, also without JavaScript."""
+    """The browser's language is the first; what the visitor chooses stays, also without JavaScript."""
     with browser.tab(site.server.url, language="zh-CN", javascript=False) as tab:
         tab.open("/ui/setup?client=podman")
         assert tab.page.locator("h1").inner_text() == "客户端配置"
@@ -150,7 +150,7 @@ def test_the_keyboard_suffices(site: MemberSite, browser: PageBrowser) -> None:
 
 
 def test_copy_and_times(site: MemberSite, browser: PageBrowser) -> None:
-    """A digest is short and is copied whole; times are those of the reader's zone."""
+    """A digest is short and is copied whole; times are those of the visitor's zone."""
     with browser.tab(
         site.server.url,
         timezone_id="Asia/Shanghai",

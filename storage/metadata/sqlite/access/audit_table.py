@@ -161,12 +161,14 @@ _BEFORE_ALL_LINES = _Position(math.inf, is_audit=True, row_id=_HIGHEST_ROW_ID)
 
 def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]:
     """Returns a page of at most `limit` lines that match the query, newest first. The page has only lines that are
-    older than the line with the id `query.before`. If `query.before` is None, the page starts with the newest line that
-    matches. Raises AccountInvalid if `query.before` does not have the form of an id.
+    older than the line with the id `query.before` and than `query.until`. If both are None, the page starts with the
+    newest line that matches. Raises AccountInvalid if `query.before` does not have the form of an id.
 
     Reads at most `limit + 1` lines from each table, because all lines of the page may be from one table. A line after
     the first `limit` lines shows that more lines follow."""
     before = _BEFORE_ALL_LINES if query.before is None else _Position.parse(query.before)
+    if query.until is not None:
+        before = min(before, _Position(query.until, is_audit=False, row_id=0))  # behind all lines of that time
     target, part = split_target(query.target or "")
     values: dict[str, str | float | None] = {
         "actor": query.actor,

@@ -23,14 +23,14 @@ CREATED = "2026-01-02T03:04:05Z"
 
 
 class Site:
-    """The application, and those who look: `root` is an admin, `reader` may pull from `team/**`, `other` may not."""
+    """The application, and those who look: `root` is an admin, `puller` may pull from `team/**`, `other` may not."""
 
     def __init__(self, app: AppInProcess) -> None:
         self.app = app
         self.registry: Registry = app.hosted
         self.logins: dict[str, str] = {}
 
-    async def get(self, path: str, who: str | None = "reader", method: str = "GET", body: Any = None) -> AsgiAnswer:
+    async def get(self, path: str, who: str | None = "puller", method: str = "GET", body: Any = None) -> AsgiAnswer:
         """The answer to a request for a path below `/api/v1/repositories`."""
         headers = {} if who is None else {"authorization": self.logins[who]}
         data = b""
@@ -38,7 +38,7 @@ class Site:
             headers["content-type"], data = "application/json", json.dumps(body).encode()
         return await self.app.client(method, f"/api/v1/repositories/{path}", headers, data)
 
-    async def json(self, path: str, who: str | None = "reader", method: str = "GET", body: Any = None) -> Any:
+    async def json(self, path: str, who: str | None = "puller", method: str = "GET", body: Any = None) -> Any:
         answer = await self.get(path, who, method, body)
         assert answer.status == 200, answer.body
         return answer.json
@@ -69,8 +69,8 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         made = Site(app)
         made.logins = {
             "root": await app.user("root", admin=True),
-            "reader": await app.user("reader"),
+            "puller": await app.user("puller"),
             "other": await app.user("other"),
         }
-        await add_grant(app.accounts, "user:reader", "team/**", "pull")
+        await add_grant(app.accounts, "user:puller", "team/**", "pull")
         yield made

@@ -44,7 +44,7 @@ async def test_a_description(site: Site) -> None:
 
 @pytest.mark.usefixtures("writer")
 async def test_rights(site: Site) -> None:
-    for who, read, write in (("reader", 200, 403), ("other", 404, 403), (None, 401, 401)):
+    for who, read, write in (("puller", 200, 403), ("other", 404, 403), (None, 401, 401)):
         assert (await site.get(PATH, who)).status == read
         assert (await site.get(PATH, who, "PUT", {"text": "x"})).status == write
     assert (await site.get("team/none/description")).status == 404

@@ -30,7 +30,7 @@ LAYERS = [b"first layer", b"x" * 700_000, b""]
 
 
 async def download(
-    site: Site, reference: str = "v1", query: str = "", who: str | None = "reader", **headers: str
+    site: Site, reference: str = "v1", query: str = "", who: str | None = "puller", **headers: str
 ) -> AsgiAnswer:
     login = {} if who is None else {"authorization": site.logins[who]}
     named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -167,7 +167,7 @@ async def test_who_may_download(setting: tuple[str, Site]) -> None:
 
 
 async def test_a_limited_number_at_once() -> None:
-    """One reader gets half of the slots. A slot is free again after the download has ended, also by an error."""
+    """One visitor gets half of the slots. A slot is free again after the download has ended, also by an error."""
     downloads = RunningDownloads(3)
     async with downloads.slot("alice"), downloads.slot("alice"):
         with pytest.raises(TooManyRequests):
@@ -178,12 +178,12 @@ async def test_a_limited_number_at_once() -> None:
     with pytest.raises(ValueError, match="broken"):
         async with downloads.slot("alice"):
             raise ValueError("broken")
-    for reader in ("alice", "bob", "carol"):
-        await enter(downloads, reader)
+    for visitor in ("alice", "bob", "carol"):
+        await enter(downloads, visitor)
 
 
-async def enter(downloads: RunningDownloads, reader: str) -> None:
-    async with downloads.slot(reader):
+async def enter(downloads: RunningDownloads, visitor: str) -> None:
+    async with downloads.slot(visitor):
         pass
 
 
@@ -229,7 +229,7 @@ async def test_a_download_needs_a_slot_before_it_is_planned(site: Site) -> None:
     becomes free again."""
     await site.image("v1")
     downloads = site.app.app.service.access.management.downloads  # type: ignore[union-attr]
-    async with downloads.slot("account reader"), downloads.slot("account reader"):
+    async with downloads.slot("account puller"), downloads.slot("account puller"):
         for reference in ("v1", "none"):
             assert (await download(site, reference)).status == 429
     for _ in range(5):

@@ -237,7 +237,7 @@ async def test_rights(site: Site) -> None:
     }
     for route, body in bodies.items():
         for name in (APP, "team/none"):
-            assert (await site.get(f"{name}/{route}", "reader", "POST", body)).status == 403
+            assert (await site.get(f"{name}/{route}", "puller", "POST", body)).status == 403
             assert (await site.get(f"{name}/{route}", "other", "POST", body)).status == 403
             assert (await site.get(f"{name}/{route}", None, "POST", body)).status == 401
         assert (await site.get(f"team/none/{route}", "cleaner", "POST", body)).status == 404

@@ -247,7 +247,7 @@ async def test_large_manifests_below_an_index(site: Site) -> None:
         assert view["image"]["digest"] == large.digest
 
 
-async def test_a_reader_leaves_room_for_others(site: Site, browser: RepositoryBrowser) -> None:
+async def test_a_visitor_leaves_room_for_others(site: Site, browser: RepositoryBrowser) -> None:
     """Reads of one account wait for each other, and are refused if too many wait. Others are answered meanwhile."""
     await mirror_index(site, UBUNTU, 1)
     alice, bob = (RequestContext(Principal(Identity(name), Rights.everything())) for name in ("alice", "bob"))

@@ -1,6 +1,6 @@
-"""What each reader sees, on pages and through the APIs that people and `docker search` ask, is what their grants say.
+"""What each visitor sees, on pages and through the APIs that people and `docker search` ask, is what their grants say.
 
-A *cell* is one reader and one repository at one place, while certain grants for everybody exist. Which repositories a
+A *cell* is one visitor and one repository at one place, while certain grants for everybody exist. Which repositories a
 place shows is compared with `tests.fakes.access_matrix.may_pull`. Besides, no answer contains the name of a hidden
 repository, unless it was asked for, or a word that stands in its tag, labels or description.
 """
@@ -29,10 +29,10 @@ from tests.fakes.access_matrix import (
     UPSTREAMS,
     Everybody,
     Grants,
-    MatrixReader,
+    MatrixVisitor,
+    matrix_visitors,
     may_pull,
     mirrored_name,
-    readers,
 )
 from tests.fakes.page_store import add_cached, add_described
 from tests.fakes.registry_content import BY
@@ -57,9 +57,9 @@ class Content:
 
 @dataclass
 class Visitor:
-    """A reader with a browser, a client of the APIs, and what the grants let them see."""
+    """Somebody with a browser, a client of the APIs, and what the grants let them see."""
 
-    reader: MatrixReader
+    who: MatrixVisitor
     browser: httpx2.AsyncClient
     client: httpx2.AsyncClient
     problems: list[str]
@@ -74,7 +74,7 @@ class Visitor:
     @property
     def may_search(self) -> bool:
         """Whether a search is answered: nobody in particular is asked to log in if there is nothing to find."""
-        return self.reader.name is not None or bool(self.sees)
+        return self.who.name is not None or bool(self.sees)
 
     async def get(self, path: str, *, asked: str = "", api: bool = False) -> httpx2.Response:
         """Gets a page, or what an API answers. Notes each hidden name and word in it. `asked`: the repository that the
@@ -88,7 +88,7 @@ class Visitor:
         return answer
 
     def note(self, place: str, problem: str) -> None:
-        self.problems.append(f"{self.reader.label}, grants {self.phase}, {place}: {problem}")
+        self.problems.append(f"{self.who.label}, grants {self.phase}, {place}: {problem}")
 
     def expect(self, place: str, found: object, wanted: object, cells: int = 1) -> None:
         self.cells += cells
@@ -96,7 +96,7 @@ class Visitor:
             self.note(place, f"shows {found}, and should show {wanted}")
 
     def expect_names(self, place: str, found: Iterable[str], among: Iterable[str] = REPOSITORIES) -> None:
-        """Compares a list with the repositories that the reader sees of those that it is about."""
+        """Compares a list with the repositories that the visitor sees of those that it is about."""
         names = set(found)
         wanted = [repo for repo in among if repo in self.sees]
         self.expect(place, sorted(names), sorted(wanted), len(set(among)))
@@ -117,7 +117,7 @@ def below(upstream: str) -> list[str]:
 
 async def check_lists(visitor: Visitor, content: Content) -> None:
     """The places that list repositories, and what they count."""
-    if visitor.reader.has_session:
+    if visitor.who.has_session:
         await check_repository_list(visitor)
         await check_search_page(visitor, content)
     await check_apis(visitor, content)
@@ -161,7 +161,7 @@ async def check_apis(visitor: Visitor, content: Content) -> None:
         else:
             visitor.expect("the API's search", answer.status_code, 401, len(REPOSITORIES))
     old = await visitor.get("/v1/search?q=app&n=100", api=True)
-    if visitor.sees or visitor.reader.name is not None:
+    if visitor.sees or visitor.who.name is not None:
         document = old.json()
         visitor.expect_names("the old search", [each["name"] for each in document["results"]])
         visitor.expect("its count", document["num_results"], len(visitor.sees), len(REPOSITORIES))
@@ -171,7 +171,7 @@ async def check_apis(visitor: Visitor, content: Content) -> None:
     while path:
         answer = await visitor.get(path, api=True)
         if answer.status_code == 401:
-            visitor.expect("the list of /v2", visitor.reader.name, None)
+            visitor.expect("the list of /v2", visitor.who.name, None)
             return
         names += answer.json()["repositories"]
         more = re.match("<([^>]+)>", answer.headers.get("link", ""))
@@ -209,7 +209,7 @@ def name_in(path: str) -> str:
 
 async def check_repository(visitor: Visitor, repo: str, content: Content, chance: random.Random) -> None:
     """Two of the places that show one repository. A hidden one is like one that is not there."""
-    if visitor.reader.has_session:
+    if visitor.who.has_session:
         await check_page(visitor, repo, content, chance.randrange(6))
     await check_answer(visitor, repo, content, chance.randrange(4))
 
@@ -221,7 +221,7 @@ async def check_page(visitor: Visitor, repo: str, content: Content, number: int)
     if number < len(paths):
         answer = await visitor.get(paths[number], asked=repo)
         # Nobody in particular is sent to the login, unless they may pull what the name means at the mirror.
-        is_sent = visitor.reader.name is None and not is_mirror_seen(visitor, repo)
+        is_sent = visitor.who.name is None and not is_mirror_seen(visitor, repo)
         visitor.expect(paths[number], answer.status_code, 200 if is_seen else 303 if is_sent else 404)
         if is_seen and number < 3:
             visitor.expect(f"{paths[number]}, whole", word in answer.text, True)
@@ -240,7 +240,7 @@ async def check_answer(visitor: Visitor, repo: str, content: Content, number: in
     )
     if number < len(paths):
         answer = await visitor.get(paths[number], asked=repo, api=True)
-        needs_login = visitor.reader.name is None or may_pull(replace(visitor.reader, limits=None), repo, everybody)
+        needs_login = visitor.who.name is None or may_pull(replace(visitor.who, limits=None), repo, everybody)
         missing = 401 if needs_login and not is_mirror_seen(visitor, repo) else 404
         visitor.expect(paths[number], answer.status_code, 200 if is_seen else missing)
     elif visitor.may_search:
@@ -249,8 +249,8 @@ async def check_answer(visitor: Visitor, repo: str, content: Content, number: in
 
 
 def is_mirror_seen(visitor: Visitor, repo: str) -> bool:
-    """Whether the reader may pull what the name would mean if nobody had pushed to it."""
-    return repo in hosted() and may_pull(visitor.reader, mirrored_name(repo), PHASES[visitor.phase])
+    """Whether the visitor may pull what the name would mean if nobody had pushed to it."""
+    return repo in hosted() and may_pull(visitor.who, mirrored_name(repo), PHASES[visitor.phase])
 
 
 async def fill(here: Site) -> Content:
@@ -265,26 +265,26 @@ async def fill(here: Site) -> Content:
     return Content(same.digest, own)
 
 
-async def enter(here: Site, reader: MatrixReader, problems: list[str]) -> Visitor:
-    """Adds the account of a reader with its grants, and logs it in."""
+async def enter(here: Site, who: MatrixVisitor, problems: list[str]) -> Visitor:
+    """Adds the account of a visitor with its grants, and logs it in."""
     accounts = here.app.accounts
     headers = {}
-    if reader.name is not None:
-        if reader.name not in {account.name for account in accounts.accounts(None, None, 1000).items}:
-            kind = AccountKind.ROBOT if reader.is_robot else AccountKind.USER
-            hashed = None if reader.is_robot else password_hash()
-            await accounts.add_account(AccountName(reader.name), kind, password_hash=hashed, admin=False, by=BY)
-        if reader.group is not None:
-            await accounts.add_group(AccountName(reader.group), by=BY)
-            await accounts.add_member(AccountName(reader.group), AccountName(reader.name), by=BY)
-        for pattern, actions in reader.grants:
-            await add_grant(accounts, reader.subject, pattern, actions)
-        limits = None if reader.limits is None else [limit(*each) for each in reader.limits]
-        headers = {"authorization": await here.app.token(reader.name, limits)}
+    if who.name is not None:
+        if who.name not in {account.name for account in accounts.accounts(None, None, 1000).items}:
+            kind = AccountKind.ROBOT if who.is_robot else AccountKind.USER
+            hashed = None if who.is_robot else password_hash()
+            await accounts.add_account(AccountName(who.name), kind, password_hash=hashed, admin=False, by=BY)
+        if who.group is not None:
+            await accounts.add_group(AccountName(who.group), by=BY)
+            await accounts.add_member(AccountName(who.group), AccountName(who.name), by=BY)
+        for pattern, actions in who.grants:
+            await add_grant(accounts, who.subject, pattern, actions)
+        limits = None if who.limits is None else [limit(*each) for each in who.limits]
+        headers = {"authorization": await here.app.token(who.name, limits)}
     browser = here.browser()
-    if reader.name is not None and reader.has_session:
-        assert (await here.log_in(browser, reader.name)).status_code == 303
-    return Visitor(reader, browser, here.browser(**headers), problems)
+    if who.name is not None and who.has_session:
+        assert (await here.log_in(browser, who.name)).status_code == 303
+    return Visitor(who, browser, here.browser(**headers), problems)
 
 
 async def change_grants(here: Site, subject: str, old: Grants, new: Grants) -> None:
@@ -294,20 +294,20 @@ async def change_grants(here: Site, subject: str, old: Grants, new: Grants) -> N
         await add_grant(here.app.accounts, subject, pattern, actions)
 
 
-async def test_what_a_reader_sees_is_what_they_may_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At each place, for each reader, whatever everybody may do; rights that come and go count at once."""
+async def test_what_a_visitor_sees_is_what_they_may_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each place, for each visitor, whatever everybody may do; rights that come and go count at once."""
     monkeypatch.setattr(search_scope, "MAX_SECONDS", 60.0)  # a search that ends early on a busy machine finds less
     async with site(tmp_path, upstream=UPSTREAMS) as here:
         content, problems, before = await fill(here), list[str](), Everybody()
         chance = random.Random(1)
-        visitors = [await enter(here, reader, problems) for reader in readers()]
+        visitors = [await enter(here, who, problems) for who in matrix_visitors()]
         for phase, everybody in PHASES.items():
             await change_grants(here, "everyone", before.everyone, everybody.everyone)
             await change_grants(here, "authenticated", before.authenticated, everybody.authenticated)
             before = everybody
             for visitor in visitors:
                 visitor.phase = phase
-                visitor.sees = {repo for repo in REPOSITORIES if may_pull(visitor.reader, repo, everybody)}
+                visitor.sees = {repo for repo in REPOSITORIES if may_pull(visitor.who, repo, everybody)}
                 await check_lists(visitor, content)
                 for repo in REPOSITORIES:
                     await check_repository(visitor, repo, content, chance)

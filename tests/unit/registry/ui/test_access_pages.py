@@ -291,6 +291,10 @@ async def test_the_audit_log_is_filtered_and_paged(tmp_path: Path) -> None:
         assert await activity(browser, "repository=team/app&account=eve&period=month") == ["Push team/app"]
         assert await activity(browser, "account=eve&period=day") == []
         assert await activity(browser, "outcome=failed") == ["odd.action &lt;b&gt;"]
+        assert await activity(browser, "until=2001-09-09T01:47") == ["odd.action &lt;b&gt;"]
+        assert await activity(browser, "until=2001-09-09T01:46:40") == []
+        assert await activity(browser, "until=2001-09-09T09:47%2B08:00&period=hour") == ["odd.action &lt;b&gt;"]
+        assert await activity(browser, "until=2001-09-10T01:47&period=hour") == []
         seen, path = [], "action=grant.put"
         while path:
             seen += await activity(browser, path)
@@ -298,7 +302,7 @@ async def test_the_audit_log_is_filtered_and_paged(tmp_path: Path) -> None:
             more = re.search(r'<a class="button" href="/ui/activity\?([^"]+)"', page)
             path = more[1].replace("&amp;", "&") if more else ""
         assert len(seen) == 61
-        for wrong in ("outcome=odd", "period=year", "after=nonsense", "account=a&account=b"):
+        for wrong in ("outcome=odd", "period=year", "until=tomorrow", "after=nonsense", "account=a&account=b"):
             assert (await browser.get(f"/ui/activity?{wrong}")).status_code == 400, wrong
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from storage.access import AuditQuery
 from storage.names import RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.page_store import add_cached
@@ -170,6 +171,24 @@ async def test_forms_of_other_sites_and_wrong_forms_change_nothing(tmp_path: Pat
                 assert (await browser.get(path)).status_code == 404, path
         assert await all_tags(here.store, APP) == ["v1"]
         assert await here.store.descriptions.description(APP) is None
+
+
+async def test_denied_forms_are_in_the_audit_log(tmp_path: Path) -> None:
+    """With who sent them, from where, and the path, as denied requests to the API are. What is allowed is not."""
+    async with site(tmp_path) as here:
+        await push_image(here.store, APP, "only", "old1")
+        async with logged_in(here, "alice", "pull") as browser:
+            assert (await browser.get(PAGE)).status_code == 200
+            digest = await digest_of_tag(here.store, "old1")
+            for path in (REMOVAL, RESTORATION, "/ui/mirror/purge", "/ui/upkeep/start"):
+                answer = await post(browser, path, tag=f"old1@{digest}", reference="ubuntu", kind="gc")
+                assert answer.status_code == 403, path
+        await here.app.audit_buffer.aclose()
+        denied = here.app.accounts.audit(AuditQuery(outcome="denied"), 100).items
+        assert {(entry.actor, entry.action, entry.target, entry.address) for entry in denied} == {
+            ("alice", "page", path, "192.0.2.1")
+            for path in (REMOVAL, RESTORATION, "/ui/mirror/purge", "/ui/upkeep/start")
+        }
 
 
 async def test_a_tag_gets_back_what_it_pointed_at(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The language of a reader, and the catalogues."""
+"""The language of a visitor, and the catalogues."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ FOLDERS = ("registry/ui", "registry/clients")
         ("", "en," * 100_000 + "zh", "en"),
     ],
 )
-def test_the_language_of_a_reader(chosen: str, accepted: str, language: str) -> None:
-    """What the reader chose wins, then what the browser likes best. What is not understood counts for nothing."""
+def test_the_language_of_a_visitor(chosen: str, accepted: str, language: str) -> None:
+    """What the visitor chose wins, then what the browser likes best. What is not understood counts for nothing."""
     assert choose_language(chosen, accepted) == language
 
 

@@ -12,6 +12,7 @@ from registry.ui.page_limits import AT_ONCE_FOR_ONE
 from storage.jobs import JobState
 from storage.names import Digest, RepositoryName, Tag
 from tests.fakes.page_store import add_cached, add_index
+from tests.fakes.registry_content import all_tags
 from tests.fakes.store_accounts import BY
 from tests.unit.registry.ui.test_pages import FROM_PAGE, site
 
@@ -102,6 +103,32 @@ async def test_purge_asks_first(tmp_path: Path) -> None:
         assert "No image is cached" in (await browser.get("/ui/mirror/images")).text
         status, text = await purge(sure="yes")
         assert (status, 'role="alert"' in text) == (404, True)
+
+
+async def test_purge_of_a_repository(tmp_path: Path) -> None:
+    """It asks first as well, deletes all images of this repository, and none of another one."""
+    async with site(tmp_path) as here, here.browser() as browser:
+        await here.log_in(browser, "root")
+        for number in range(2):
+            await add_cached(here.store, UBUNTU, f"24.0{number}", of=str(number))
+        await add_cached(here.store, "docker.io/library/debian", "12")
+
+        async def purge(reference: str, **more: str) -> tuple[int, str]:
+            data = {"reference": reference, "everything": "yes", **more}
+            answer = await browser.post("/ui/mirror/purge", data=data, headers=FROM_PAGE)
+            return answer.status_code, answer.text
+
+        status, text = await purge("ubuntu:24.04")
+        assert (status, 'name="everything" value="yes"' in text) == (200, True)
+        assert '<h1 class="name">ubuntu</h1>' in text
+        assert len(await all_tags(here.store, RepositoryName(UBUNTU))) == 2
+        status, text = await purge("ubuntu:24.04", sure="yes")
+        assert (status, "not in the cache any more" in text) == (200, True)
+        images = (await browser.get("/ui/mirror/images")).text
+        assert (UBUNTU in images, "docker.io/library/debian" in images) == (False, True)
+        for reference, status in (("<script>", 400), ("ubuntu", 404), ("team/none", 404)):
+            for more in ({}, {"sure": "yes"}) if status == 400 else ({"sure": "yes"},):
+                assert (await purge(reference, **more))[0] == status, reference
 
 
 async def test_an_upstream_that_does_not_answer(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def names_on(answer: httpx2.Response) -> list[str]:
     return re.findall(r'<li><a href="/ui/repositories/[^"]+">([^<]+)</a></li>', answer.text)
 
 
-async def test_readers_see_what_they_may_pull(tmp_path: Path) -> None:
+async def test_visitors_see_what_they_may_pull(tmp_path: Path) -> None:
     """In lists and on the page of a repository: nobody, a member and an admin. Hosted and mirrored names are apart. A
     repository that somebody may not see is like one that is not there."""
     async with site(tmp_path) as here:
@@ -91,10 +91,10 @@ async def test_readers_see_what_they_may_pull(tmp_path: Path) -> None:
                 ["docker.io/corp/e", "docker.io/library/ubuntu"],
             ),
         }
-        for reader, (hosted, mirrored) in seen.items():
+        for visitor, (hosted, mirrored) in seen.items():
             async with here.browser() as browser:
-                if reader:
-                    assert (await here.log_in(browser, reader)).status_code == 303
+                if visitor:
+                    assert (await here.log_in(browser, visitor)).status_code == 303
                 assert names_on(await browser.get("/ui/repositories")) == hosted
                 answer = await browser.get("/ui/repositories?in=docker.io")
                 if mirrored is None:
@@ -105,8 +105,8 @@ async def test_readers_see_what_they_may_pull(tmp_path: Path) -> None:
                 for repo in ("public/a", "team/b", "secret/d", "docker.io/corp/e", "no/such"):
                     shown = await browser.get(f"/ui/repositories/{repo}")
                     may = repo in [*hosted, *(mirrored or ())]
-                    assert shown.status_code == (200 if may else 404 if reader else 303), (reader, repo)
-                    if not may and reader:
+                    assert shown.status_code == (200 if may else 404 if visitor else 303), (visitor, repo)
+                    if not may and visitor:
                         assert "there is no repository" in shown.text
 
 
@@ -261,7 +261,7 @@ async def test_unusual_manifests(tmp_path: Path) -> None:
 
 
 async def test_search(tmp_path: Path) -> None:
-    """Hosted and mirrored content are apart, lists have a next page, and a reader finds what they may pull. A tag, a
+    """Hosted and mirrored content are apart, lists have a next page, and a visitor finds what they may pull. A tag, a
     digest or a pull command leads to the page of what it names; markup in it is text."""
     async with site(tmp_path) as here, here.browser() as browser:
         evil = "<script>alert(1)</script>"
@@ -363,7 +363,7 @@ async def test_an_api_token_is_no_password_for_pages(tmp_path: Path) -> None:
 
 
 async def test_a_session_that_ended(tmp_path: Path) -> None:
-    """The page says so, the cookie is gone, and the reader sees what everyone sees."""
+    """The page says so, the cookie is gone, and the visitor sees what everyone sees."""
     async with site(tmp_path) as here, here.browser() as browser:
         await here.log_in(browser, "alice")
         await here.app.accounts.set_enabled(AccountName("alice"), False, by=BY)
@@ -396,7 +396,7 @@ async def test_a_name_that_leads_here_is_not_trusted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("language", "word"), [("en", "Nothing is here"), ("zh-CN", "页面不存在")])
 async def test_errors_are_pages(tmp_path: Path, language: str, word: str) -> None:
-    """404, 403, 400, 405 and 500, in the language of the reader, as HTML that runs nothing."""
+    """404, 403, 400, 405 and 500, in the language of the visitor, as HTML that runs nothing."""
     async with site(tmp_path) as here, here.browser(**{"accept-language": language}) as browser:
         missing = await browser.get("/ui/nothing")
         assert (missing.status_code, word in missing.text) == (404, True)
@@ -420,7 +420,7 @@ async def test_errors_are_pages(tmp_path: Path, language: str, word: str) -> Non
 
 
 async def test_too_many_requests_get_a_page(tmp_path: Path) -> None:
-    """With Retry-After, in the reader's language; programs get JSON."""
+    """With Retry-After, in the visitor's language; programs get JSON."""
     limits = {"requests_per_second": 0.001, "burst": 1}
     async with site(tmp_path, limits=limits) as here, here.browser(**{"accept-language": "zh"}) as browser:
         assert (await browser.get("/ui/setup")).status_code == 200
@@ -445,7 +445,7 @@ async def test_a_docker_hub_that_is_not_the_default_upstream(tmp_path: Path) -> 
         assert "[registry.&#34;docker.io&#34;]" in jobs
 
 
-async def test_too_many_pages_of_one_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_pages_of_one_visitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page that says so is the same for all, and so costs nothing."""
     monkeypatch.setattr(page_limits, "WAITING_FOR_ONE", 0)
     async with site(tmp_path) as here, here.browser() as browser:

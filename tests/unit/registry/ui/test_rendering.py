@@ -58,7 +58,7 @@ def test_times_are_utc_until_a_script_shows_them() -> None:
     [("en", 3 * 86400, "3 days ago"), ("zh-Hans", 3 * 86400, "3天前"), ("en", -5, "1 second ago")],
 )
 def test_ages(language: str, seconds: int, shown: str) -> None:
-    """In the reader's language, with the time as the title. A clock that is ahead gives no age in the future."""
+    """In the visitor's language, with the time as the title. A clock that is ahead gives no age in the future."""
     template = make_environment(language, PageFiles()).from_string("{{ moment|age(now) }}")
     moment = datetime(2026, 11, 29, 2, 3, 4, tzinfo=UTC)
     age = template.render(moment=moment, now=moment + timedelta(seconds=seconds))
@@ -120,13 +120,13 @@ async def test_a_template_that_fails_fails_its_page_alone() -> None:
     assert b"<h1>Nothing is here</h1>" in body
 
 
-async def test_one_reader_leaves_room_for_others() -> None:
-    """One reader gets some pages at a time, waits with some more, and is refused with yet more. Another one is not."""
+async def test_one_visitor_leaves_room_for_others() -> None:
+    """One visitor gets some pages at a time, waits with some more, and is refused with yet more. Another one is not."""
     limits, gate, running = PageLimits(), asyncio.Event(), 0
 
-    async def page(reader: str) -> None:
+    async def page(visitor: str) -> None:
         nonlocal running
-        async with limits.page(reader):
+        async with limits.page(visitor):
             running += 1
             await gate.wait()
 

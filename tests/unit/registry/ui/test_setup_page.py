@@ -1,4 +1,4 @@
-"""The page *Set-up*: whether the visitor's own client has been here."""
+"""The page *Set-up*: whether the visitor's own client has been here, and for admins another one."""
 
 from __future__ import annotations
 
@@ -22,3 +22,22 @@ async def test_whether_the_client_was_here(tmp_path: Path) -> None:
             assert (SEEN in page, NOT_SEEN in page) == (is_seen, not is_seen), client
             assert "192.0.2.2" not in page
         assert " ago</time>" in (await browser.get("/ui/setup?client=k3s")).text
+
+
+async def test_whether_another_client_was_here(tmp_path: Path) -> None:
+    """An admin asks for an address. Others do not, and learn nothing by the query."""
+    path = "/ui/setup?client=containerd&from=192.0.2.2"
+    seen = "came through here from 192.0.2.2"
+    async with site(tmp_path) as here, here.browser() as browser:
+        recent = here.app.app.telemetry.recent_clients
+        assert recent is not None
+        recent.note({"client": ("192.0.2.2", 1), "headers": [(b"user-agent", b"containerd/v2.3.0")]})
+        for name in (None, "alice"):
+            if name is not None:
+                await here.log_in(browser, name)
+            assert "here from 192.0.2.2" not in (await browser.get(path)).text
+        await here.log_in(browser, "root")
+        assert seen in (await browser.get(path)).text
+        assert "has come through here from 192.0.2.3 in" in (await browser.get(f"{path[:-1]}3")).text
+        assert 'name="from"' in (await browser.get("/ui/setup")).text
+        assert (await browser.get("/ui/setup?from=%3Cscript%3E")).status_code == 400

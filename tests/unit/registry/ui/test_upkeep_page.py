@@ -100,12 +100,21 @@ async def test_budgets_quotas_and_backups(tmp_path: Path) -> None:
 
 
 async def test_the_preview_of_retention(tmp_path: Path) -> None:
-    """The rules, and for a repository what they decide on each tag."""
+    """The rules, what they would do in each repository, and for one what they decide on each tag."""
     async with site(tmp_path, retention=RULES) as here, here.browser() as browser:
         await here.log_in(browser, "root")
         for number in range(4):
             await add_cached(here.store, "team/app", f"build-{number}", of=str(number))
         await add_cached(here.store, "team/app", "v1", of="v1")
+        await add_cached(here.store, "team/web", "v1")
+        await add_cached(here.store, "other/app", "v1")
+        listed = (await browser.get("/ui/upkeep/retention")).text
+        counts = re.findall(
+            r'retention\?repository=([^"]+)">.*?</a>.*?data-label="Rule".*?>(\d+)</td>.*?>(\d+)</td>', listed, re.DOTALL
+        )
+        assert counts == [("team%2Fapp", "2", "3"), ("team%2Fweb", "1", "0")]
+        after = (await browser.get("/ui/upkeep/retention?after=team/app")).text
+        assert ("team%2Fapp" in after, "team%2Fweb" in after) == (False, True)
         page = (await browser.get("/ui/upkeep/retention?repository=team/app")).text
         decisions = re.findall(r'scope="row"><a [^>]+>([^<]+)</a></th>\s*<td [^>]+>(\w+)', page)
         assert dict(decisions) == {

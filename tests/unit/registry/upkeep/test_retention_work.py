@@ -10,6 +10,7 @@ import pytest
 
 from registry.config import RetentionRule
 from registry.naming import NamingRules
+from registry.upkeep.retention import preview
 from registry.upkeep.retention.judgement import RetentionJudge
 from registry.upkeep.retention.preview import PreviewLine, PreviewSummary, RetentionPreview
 from registry.upkeep.retention.retention_work import ACTOR, KIND, RetentionWork
@@ -334,6 +335,28 @@ async def test_patterns_that_apply_to_nothing_are_said(store: StoredRegistry, cl
         "rule 2: the pattern team/app applies to no hosted repository with content",
     ]
     assert (await run())["warnings"] == summary.warnings
+
+
+async def test_a_preview_of_all_repositories(
+    store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts what goes and stays in each repository with a rule. A page ends when enough tags were judged."""
+    third = RepositoryName("team/third")
+    for repo, count in ((APP, 3), (OTHER, 1), (third, 2), (RepositoryName("private/app"), 1)):
+        await push_daily(store, clock, repo, *(f"t{number}" for number in range(count)))
+    looked = RetentionPreview(Run(store, clock, rule(keep_last=1)).judge, store.retention, clock)
+
+    async def page(after: str | None, limit: int = 10) -> tuple[list[tuple[str, int, int]], bool]:
+        found = await looked.repositories(after, limit)
+        return [(each.repository, each.tags_kept, each.tags_deleted) for each in found.items], found.more
+
+    everything = [(APP, 1, 2), (OTHER, 1, 0), (third, 1, 1)]
+    assert await page(None) == (everything, False)
+    assert await page(None, 2) == (everything[:2], True)
+    assert await page(OTHER) == (everything[2:], False)
+    monkeypatch.setattr(preview, "MAX_JUDGED_TAGS", 3)
+    assert await page(None) == (everything[:1], True)
+    assert await page(APP) == (everything[1:], False)
 
 
 async def test_a_preview_of_a_repository_without_a_rule(store: StoredRegistry, clock: Clock) -> None:

@@ -154,6 +154,12 @@ async def test_lines_are_found_by_each_of_their_fields(registry: StoredRegistry,
     assert told(registry, target="team") == []
     assert told(registry, since=clock.now + 2) == ["bob login ", "bob login group:dev"]
     assert told(registry, actor="bob", action="login", since=clock.now + 3) == ["bob login "]
+    assert told(registry, until=clock.now) == [v2, v1]
+    assert told(registry, until=clock.now + 3, action="login") == ["bob login group:dev"]
+    assert told(registry, until=clock.now + 2, since=clock.now + 1) == ["eve pull team/app:v1"]
+    newest = lines(registry)[0].id
+    assert told(registry, until=clock.now, before=newest) == [v2, v1]
+    assert told(registry, until=clock.now + 9, before=newest) == told(registry)[1:]
     (denied,) = lines(registry, outcome="denied")
     assert (denied.at, denied.count, denied.address) == (clock.now + 1, 7, "192.0.2.9")
     assert lines(registry, since=clock.now + 3)[0].detail == {"way": "basic"}
@@ -181,6 +187,7 @@ QUERIES = {
     "tag": {"target": "team/app:v1"},
     "denied": {"outcome": "denied"},
     "since": {"since": 5.0},
+    "until": {"until": 5.0},
     "page": {"before": "41da3a5b8c123456a7"},
 }
 

@@ -1,7 +1,7 @@
-"""`ReaderLimits`: how much work for people a process does at a time, in all and for one reader.
+"""`VisitorLimits`: how much work for people a process does at a time, in all and for one visitor.
 
 A page, or an answer with the details of an image, costs more than a pull of a manifest: it reads several things.
-Without limits, one reader with many tabs, or a program that follows all links, would slow the registry down.
+Without limits, one visitor with many tabs, or a program that follows all links, would slow the registry down.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _RETRY_SECONDS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many pieces of work a process does. `at_once`: at a time; `at_once_for_one`: of these, for one reader.
+    """How many pieces of work a process does. `at_once`: at a time; `at_once_for_one`: of these, for one visitor.
     `waiting` and `waiting_for_one`: how many may be done or wait."""
 
     at_once: int
@@ -28,32 +28,32 @@ class Limits:
     waiting_for_one: int
 
 
-class _Reader:
-    """The work for one reader that is being done or waits: its amount, and its slots."""
+class _Visitor:
+    """The work for one visitor that is being done or waits: its amount, and its slots."""
 
     def __init__(self, at_once: int) -> None:
         self.pieces = 0
         self.slots = asyncio.Semaphore(at_once)
 
 
-class ReaderLimits:
-    """The limits of one process. Readers are told apart by a text, such as the name of their account."""
+class VisitorLimits:
+    """The limits of one process. Visitors are told apart by a text, such as the name of their account."""
 
     def __init__(self, limits: Limits, what: str) -> None:
         """`what`: the work, in the plural, for the text of the error."""
         self._limits = limits
         self._what = what
         self._slots = asyncio.Semaphore(limits.at_once)
-        self._readers: dict[str, _Reader] = {}
+        self._visitors: dict[str, _Visitor] = {}
         self._pieces = 0
 
     @asynccontextmanager
-    async def slot(self, reader: str) -> AsyncIterator[None]:
-        """Waits until the process may work for the reader, and holds the slot. Raises TooManyRequests if too much work
-        for the reader, or for all readers, waits already. A cancellation gives the slot back."""
-        entry = self._readers.setdefault(reader, _Reader(self._limits.at_once_for_one))
+    async def slot(self, visitor: str) -> AsyncIterator[None]:
+        """Waits until the process may work for the visitor, and holds the slot. Raises TooManyRequests if too much work
+        for the visitor, or for all visitors, waits already. A cancellation gives the slot back."""
+        entry = self._visitors.setdefault(visitor, _Visitor(self._limits.at_once_for_one))
         if entry.pieces >= self._limits.waiting_for_one or self._pieces >= self._limits.waiting:
-            self._forget_if_idle(reader, entry)
+            self._forget_if_idle(visitor, entry)
             raise TooManyRequests(f"too many {self._what} are being made; wait a moment", retry_after=_RETRY_SECONDS)
         entry.pieces += 1
         self._pieces += 1
@@ -63,8 +63,8 @@ class ReaderLimits:
         finally:
             entry.pieces -= 1
             self._pieces -= 1
-            self._forget_if_idle(reader, entry)
+            self._forget_if_idle(visitor, entry)
 
-    def _forget_if_idle(self, reader: str, entry: _Reader) -> None:
+    def _forget_if_idle(self, visitor: str, entry: _Visitor) -> None:
         if not entry.pieces:
-            self._readers.pop(reader, None)
+            self._visitors.pop(visitor, None)

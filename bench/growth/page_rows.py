@@ -1,0 +1,106 @@
+"""The rows of pages for people that are measured on each store, and what people who look at them cost others."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from urllib.parse import quote
+
+from bench.errors import TrialFailed
+from bench.growth.growth_rows import PAGE_TRIALS, GrowthTrial
+from bench.growth.synthetic_store import repository_name
+from bench.loaders.http_client import HttpClient
+from bench.loaders.load_report import LoadReport
+from bench.loaders.page_clicks import BROWSERS, run_page_clicks
+from bench.loaders.steady_manifests import RATE as STEADY_RATE
+from bench.loaders.steady_manifests import run_steady_manifests
+from bench.report.measurements import P50, P99, Figure, Sample
+from bench.runner import Row
+
+LEAD_SECONDS = 1.0
+"""For how long people click before the manifests are requested, and after it."""
+PAGES = Figure("pages", "pages/s meanwhile")
+PAGE_P50 = Figure("page_p50", "p50 ms of a page with all its parts")
+FROM_ELSEWHERE = {"Via": "1.1 proxy"}
+"""The header of a request that a proxy has forwarded. While a registry has no accounts, only requests from its own
+machine may see what admins see."""
+
+
+def _overview_pages(trial: GrowthTrial, *, key: str, headers: Mapping[str, str], text: str) -> Sample:
+    return {key: _time_pages(trial, ["/ui/overview"] * PAGE_TRIALS, [text] * PAGE_TRIALS, headers)}
+
+
+def _repository_pages(trial: GrowthTrial) -> Sample:
+    """Opens the page with the first repositories, and by turns the first with a prefix."""
+    paths = ["/ui/repositories", "/ui/repositories?q=r%2F0"] * (PAGE_TRIALS // 2)
+    return {"repository_page": _time_pages(trial, paths, [_link(repository_name(0))] * len(paths))}
+
+
+def _search_pages(trial: GrowthTrial) -> Sample:
+    """Opens the page with what was found, by turns for a word in every name and for one in few."""
+    chance, count = random.Random(trial.round), trial.store.size.repositories
+    names = [repository_name(chance.randrange(count) if number % 2 else 0) for number in range(PAGE_TRIALS)]
+    paths = [f"/ui/search?q={quote(name if number % 2 else 'r/0', safe='')}" for number, name in enumerate(names)]
+    return {"search_page": _time_pages(trial, paths, list(map(_link, names)))}
+
+
+def _link(repository: str) -> str:
+    return f'href="/ui/repositories/{repository}"'
+
+
+def _time_pages(
+    trial: GrowthTrial, paths: Sequence[str], texts: Sequence[str], headers: Mapping[str, str] | None = None
+) -> float:
+    """Returns the median of the milliseconds for one of the pages. Raises TrialFailed for a page without its text."""
+    times = []
+    with HttpClient(trial.server.port) as client:
+        for path, text in zip(paths, texts, strict=True):
+            begun = time.perf_counter()
+            answer = client.request("GET", path, headers=headers, expect=200)
+            times.append((time.perf_counter() - begun) * 1000)
+            if text.encode() not in answer.body:
+                raise TrialFailed(f"{path} does not have {text}")
+    return statistics.median(times)
+
+
+def _steady_manifests(trial: GrowthTrial) -> LoadReport:
+    return run_steady_manifests(trial.server.port, trial.seconds, trial.store.size.repositories)
+
+
+def _manifests_alone(trial: GrowthTrial) -> Sample:
+    report = _steady_manifests(trial)
+    return {P99.key: report.p99, P50.key: report.p50}
+
+
+def _manifests_beside_pages(trial: GrowthTrial) -> Sample:
+    seconds = trial.seconds + 2 * LEAD_SECONDS
+    with ThreadPoolExecutor(1) as background:
+        clicking = background.submit(run_page_clicks, trial.server.port, seconds, trial.store.size.repositories)
+        time.sleep(LEAD_SECONDS)
+        report = _steady_manifests(trial)
+        pages = clicking.result()
+    return {P99.key: report.p99, P50.key: report.p50, PAGES.key: pages.rate, PAGE_P50.key: pages.p50}
+
+
+def _page_row(name: str, title: str, trial: Callable[[GrowthTrial], Sample]) -> Row[GrowthTrial]:
+    return Row(name, title, (Figure(name, "ms"),), trial, peer_rounds=0)
+
+
+def page_rows() -> list[Row[GrowthTrial]]:
+    """Returns the rows, in the order in which they are measured."""
+    overview = partial(_overview_pages, key="overview", headers={}, text='id="now"')
+    overview_of_others = partial(_overview_pages, key="overview_others", headers=FROM_ELSEWHERE, text='class="facts"')
+    steady = f"manifest by tag, all over, {STEADY_RATE} requests/s"
+    beside = f"the same beside {BROWSERS} browsers that click"
+    return [
+        _page_row("overview", "page Overview, of an admin", overview),
+        _page_row("overview_others", "page Overview, of others", overview_of_others),
+        _page_row("search_page", "page Search", _search_pages),
+        _page_row("repository_page", "page Repositories", _repository_pages),
+        Row("manifest_steady", steady, (P99, P50), _manifests_alone),
+        Row("manifest_beside_pages", beside, (P99, P50, PAGES, PAGE_P50), _manifests_beside_pages, peer_rounds=0),
+    ]
