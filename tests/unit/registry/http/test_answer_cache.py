@@ -29,7 +29,7 @@ async def site(tmp_path: Path) -> AsyncIterator[AnswerCacheSite]:
         yield AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest", "other"))
 
 
-# The same again
+# Repeated requests
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -76,7 +76,7 @@ async def test_the_answer_to_one_method_is_not_that_to_another(site: AnswerCache
 # What changes
 
 
-async def test_a_tag_that_another_moves_is_seen_by_the_next_request(site: AnswerCacheSite) -> None:
+async def test_a_tag_that_another_process_moves_is_seen_by_the_next_request(site: AnswerCacheSite) -> None:
     """After another process has moved a tag, the next request by tag gets the new manifest. A request by digest still
     gets the old manifest."""
     async with site.beside() as other:
@@ -91,7 +91,7 @@ async def test_a_tag_that_another_moves_is_seen_by_the_next_request(site: Answer
 
 @pytest.mark.parametrize("what", ["tag", "manifest", "blob"])
 @pytest.mark.slow
-async def test_what_another_deletes_is_gone_at_the_next_request(site: AnswerCacheSite, what: str) -> None:
+async def test_what_another_process_deletes_is_gone_at_the_next_request(site: AnswerCacheSite, what: str) -> None:
     """After another process has deleted content, the next request gets 404: for a tag, for a manifest by its digest and
     its tags, and for a blob."""
     blob, digest = f"{V2}/blobs/{site.blob}", f"{V2}/manifests/{site.image.digest}"
@@ -112,7 +112,7 @@ async def test_what_another_deletes_is_gone_at_the_next_request(site: AnswerCach
         assert (await site.ask("GET", f"{V2}/tags/list")).json["tags"] == (["other"] if what == "tag" else [])
 
 
-async def test_what_another_pushes_is_listed_at_the_next_request(site: AnswerCacheSite) -> None:
+async def test_what_another_process_pushes_is_listed_at_the_next_request(site: AnswerCacheSite) -> None:
     """After a push by another process, the next lists have the new tag, the new repository and the new referrer."""
     referrers = f"{V2}/referrers/{site.image.digest}"
     for target in (f"{V2}/tags/list", "/v2/_catalog", referrers):
@@ -171,7 +171,7 @@ async def test_the_end_of_the_application_is_the_end_of_its_answers(tmp_path: Pa
     ],
 )
 @pytest.mark.slow
-async def test_a_request_that_asks_for_more_than_the_name_is_looked_at(
+async def test_a_request_with_a_range_a_condition_or_a_body_bypasses_the_cache(
     site: AnswerCacheSite, name: str, value: str, status: int
 ) -> None:
     """A request with a range, a condition, a body or `Expect` is never answered from the cache, and does not remove the
@@ -182,7 +182,7 @@ async def test_a_request_that_asks_for_more_than_the_name_is_looked_at(
     await site.ready(target)
 
 
-async def test_a_query_is_looked_at(site: AnswerCacheSite) -> None:
+async def test_a_request_with_a_query_bypasses_the_cache(site: AnswerCacheSite) -> None:
     """A request with a query is never answered from the cache, even if the query has no meaning."""
     await site.ready(f"{V2}/tags/list")
     assert (await site.never_ready(f"{V2}/tags/list?n=1")).json["tags"] == ["latest"]
@@ -190,9 +190,9 @@ async def test_a_query_is_looked_at(site: AnswerCacheSite) -> None:
     assert (await site.never_ready(f"{TAG}?x")).status == 200
 
 
-async def test_who_asks_whether_a_blob_is_there_is_always_heard(site: AnswerCacheSite) -> None:
-    """A HEAD of a blob is never answered from the cache, even after a GET of the blob: the store has to notice it,
-    because it protects the blob from garbage collection."""
+async def test_a_head_of_a_blob_bypasses_the_cache(site: AnswerCacheSite) -> None:
+    """A HEAD of a blob is never answered from the cache, even after a GET of the blob. The HEAD has to reach the
+    store, which then protects the blob from garbage collection."""
     target = f"{V2}/blobs/{site.blob}"
     await site.ready(target)
     assert (await site.never_ready(target, "HEAD")).status == 200
@@ -205,7 +205,7 @@ async def test_what_is_not_there_is_looked_for_each_time(site: AnswerCacheSite, 
         assert (await site.never_ready(f"{V2}/{target}", method)).status in (400, 404)
 
 
-async def test_how_far_an_upload_came_is_looked_at(site: AnswerCacheSite) -> None:
+async def test_the_status_of_an_upload_session_is_never_cached(site: AnswerCacheSite) -> None:
     """The status of an upload session is never cached, because writing to the session does not change the version of
     the store."""
     location = (await site.ask("POST", f"{V2}/blobs/uploads/"))["location"]
@@ -320,8 +320,8 @@ async def test_a_ready_answer_writes_its_line(
         assert found.groups() == (method, target, address, repo, reference, answer["x-request-id"])
 
 
-async def test_ready_answers_count_under_a_limit_of_requests(tmp_path: Path) -> None:
-    """Ready answers count under the rate limit: a client that exceeds it gets 429, and other clients are still
+async def test_ready_answers_count_toward_the_rate_limit(tmp_path: Path) -> None:
+    """Ready answers count toward the rate limit: a client that exceeds it gets 429, and other clients are still
     answered."""
     limits: dict[str, Any] = {"requests_per_second": 0.001, "burst": 5}
     async with running_app(tmp_path / "data", limits=limits) as service:

@@ -74,7 +74,7 @@ async def test_the_first_account_ends_what_everybody_had(open_site: AnswerCacheS
 
 @pytest.mark.parametrize("way", ["basic", "bearer"])
 @pytest.mark.parametrize(("what", "after"), [("token", 401), ("grant", 404), ("account", 401), ("disabled", 401)])
-async def test_what_another_takes_away_is_gone_at_the_next_request(
+async def test_what_another_process_takes_away_is_gone_at_the_next_request(
     site: AnswerCacheSite, way: str, what: str, after: int
 ) -> None:
     """After another process has removed a token, a grant or the account, or disabled the account, the next request with
