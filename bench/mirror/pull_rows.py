@@ -1,4 +1,5 @@
-"""Rows of whole images: many clients, slow and fast links, and an image that the mirror has."""
+"""The rows about pulls of whole images: by many clients, over slow and fast links, and of an image that the mirror
+has."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ WARM_TRIES = 20
 
 
 def _pull_with_many_clients(trial: MirrorTrial) -> Sample:
-    """Many clients pull one image at once, which the mirror does not have."""
+    """Many clients pull an image at once that the mirror does not have."""
     clients = CLIENTS if trial.program.is_entrepot else PEER_CLIENTS
     with trial.running_proxy() as proxy, trial.cold_mirror(proxy.url) as server:
         pulled = trial.pull(server, SHARED_IMAGE, clients)

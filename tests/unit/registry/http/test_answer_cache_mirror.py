@@ -37,7 +37,7 @@ async def store_as_pulled(site: AnswerCacheSite) -> str:
 
 
 @pytest.mark.parametrize("default", [False, True])
-async def test_what_is_hosted_is_ready_beside_a_mirror(tmp_path: Path, default: bool) -> None:
+async def test_a_response_for_a_hosted_repository_is_cached(tmp_path: Path, default: bool) -> None:
     """The response for a hosted repository is cached. Without a default upstream, the repository is hosted because its
     name does not begin with the name of an upstream. With one, it is hosted because it was pushed."""
     async with mirroring(tmp_path / "data", default=default) as site:
@@ -46,7 +46,7 @@ async def test_what_is_hosted_is_ready_beside_a_mirror(tmp_path: Path, default: 
 
 
 @pytest.mark.parametrize("name", ["docker.io/library/app", "docker.io/app", "library/app", "app"])
-async def test_what_is_mirrored_is_never_ready(tmp_path: Path, name: str) -> None:
+async def test_a_response_for_a_mirrored_repository_is_never_cached(tmp_path: Path, name: str) -> None:
     """The response for a mirrored repository is not cached under any of its names, because it also depends on the time
     of the last request to the upstream."""
     async with mirroring(tmp_path / "data", default=True) as site:
@@ -55,7 +55,7 @@ async def test_what_is_mirrored_is_never_ready(tmp_path: Path, name: str) -> Non
             assert (await site.never_ready(target, method)).status == 200
 
 
-async def test_a_name_that_is_pushed_is_answered_from_here_at_once(tmp_path: Path) -> None:
+async def test_a_pushed_image_is_served_at_the_next_request(tmp_path: Path) -> None:
     """Before the first push, the mirror answers for the name, and the response is not cached. After the push, the next
     request gets the pushed image, and the response is cached."""
     async with mirroring(tmp_path / "data", default=True) as site:

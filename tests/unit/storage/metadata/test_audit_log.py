@@ -50,7 +50,7 @@ def entry_texts(registry: StoredRegistry, **query: object) -> list[str]:
     return [f"{entry.actor} {entry.action} {entry.target}" for entry in entries(registry, **query)]
 
 
-async def test_changes_of_content_leave_a_line_each(registry: StoredRegistry, clock: AccountsClock) -> None:
+async def test_each_change_of_content_has_an_entry(registry: StoredRegistry, clock: AccountsClock) -> None:
     """Pushes of manifests and tags, mounts and deletes each have an entry, with who made them and from where. A change
     that changes nothing, or was refused, has none. A manifest that was pushed with tags has no entry of its own: the
     entries of its tags have its digest."""
@@ -105,7 +105,7 @@ async def test_both_tables_are_one_list_by_time(registry: StoredRegistry, clock:
         assert found == whole, limit
 
 
-async def test_a_page_goes_on_where_the_one_before_ended(registry: StoredRegistry, clock: AccountsClock) -> None:
+async def test_a_page_begins_where_the_previous_one_ended(registry: StoredRegistry, clock: AccountsClock) -> None:
     """Entries that are added or deleted between two pages do not shift the pages."""
     for number in range(6):
         clock.now += 1
@@ -121,7 +121,7 @@ async def test_a_page_goes_on_where_the_one_before_ended(registry: StoredRegistr
             registry.accounts.audit(AuditQuery(before=wrong), 10)
 
 
-async def test_lines_are_found_by_each_of_their_fields(registry: StoredRegistry, clock: AccountsClock) -> None:
+async def test_entries_are_found_by_each_of_their_fields(registry: StoredRegistry, clock: AccountsClock) -> None:
     """Entries are found by each field, alone or combined. A repository's name as the target finds all entries in it. A
     tag or digest finds only its own entries."""
     manifest = await _image(registry, b"one")
@@ -159,7 +159,7 @@ async def test_lines_are_found_by_each_of_their_fields(registry: StoredRegistry,
     assert entries(registry, since=clock.now + 3)[0].detail == {"way": "basic"}
 
 
-async def test_old_lines_are_dropped(registry: StoredRegistry, clock: AccountsClock) -> None:
+async def test_old_entries_are_deleted(registry: StoredRegistry, clock: AccountsClock) -> None:
     """Old entries are deleted, in steps if they are many. The tag history stays."""
     manifest = await _image(registry, b"one")
     await registry.put_manifest(APP, manifest, [Tag("v1")], by=ALICE)
@@ -186,7 +186,7 @@ QUERIES = {
 
 
 @pytest.mark.parametrize("asked", sorted(QUERIES))
-def test_each_way_to_ask_has_an_index(data: Path, asked: str) -> None:
+def test_each_query_uses_an_index(data: Path, asked: str) -> None:
     """No query of the audit log reads or sorts a whole table."""
     db = apsw.Connection(str(data / "entrepot.db"))
     plans: list[str] = []

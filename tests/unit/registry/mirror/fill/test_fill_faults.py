@@ -256,7 +256,7 @@ async def test_a_manifest_that_names_another_size(site: MirrorStore, worker: Mir
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
 
 
-async def test_a_wrong_size_is_in_nobodys_way(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_wrong_size_does_not_delay_other_readers(site: MirrorStore, worker: MirrorWorker) -> None:
     """If an image states a wrong size for a blob, no stored bytes are deleted and no other reader is delayed, also
     while the upstream does not answer."""
     await pull_manifest_of_new_image(site, worker, BIG)
