@@ -33,15 +33,18 @@ CHECKED_SAMPLES = 20
 PAGE_TRIALS = 50
 PAGE_SIZE = 100
 SPREAD_REPOSITORIES = 10
-"""Repositories, spread over the store, that tags are put to and that hold the same hundred manifests."""
+"""Number of repositories, spread over the store, that get the tag PUTs. They hold the hundred manifests of the row "the
+same hundred"."""
 WARM_UP_SECONDS = 1.0
 INDEXING_SECONDS = 3600.0
-"""Longest time in which a bulk-made store is indexed for searches."""
+"""Longest time that the server may take to add all repositories of the store to its search index."""
 
 HOT_MANIFESTS = Figure("hundred", "requests/s")
 SPREAD_MANIFESTS = Figure("manifest", "requests/s")
 UNCACHED_MANIFESTS = Figure("anew", "requests/s")
+"""The row "no answer ready": the rate of requests whose responses the registry does not cache."""
 CACHED_MANIFESTS = Figure("as_asked", "requests/s")
+"""The row "as asked": the rate of requests as clients send them, whose responses the registry may cache."""
 TAG_PUTS = Figure("put", "per s")
 LOAD_RATES = (HOT_MANIFESTS, SPREAD_MANIFESTS, UNCACHED_MANIFESTS, CACHED_MANIFESTS, TAG_PUTS)
 
@@ -81,7 +84,7 @@ class GrownStore:
 
 @dataclass(frozen=True)
 class GrowthTrial:
-    """One trial of a row: a store, which a server serves, in a round."""
+    """One trial of a row in a round: the store, and the server that serves it."""
 
     store: GrownStore
     server: RunningServer
@@ -93,8 +96,8 @@ Load = Callable[[GrowthTrial], LoadReport]
 
 
 def prepare_store(store: GrownStore, server: RunningServer) -> None:
-    """Checks some rows, pushes the two manifests that tags move between, and sends requests to warm up. Raises
-    TrialFailed."""
+    """Checks some manifests of the store, pushes the two manifests that tags move between, and warms up the server.
+    Raises TrialFailed."""
     _check_store(store, server)
     if store.is_entrepot:
         _wait_for_index(server)
@@ -108,7 +111,8 @@ def prepare_store(store: GrownStore, server: RunningServer) -> None:
 
 
 def _check_store(store: GrownStore, server: RunningServer) -> None:
-    """Reads some of the bulk-made rows through the API. Raises TrialFailed when one differs from a pushed row."""
+    """Reads some of the manifests, whose rows were inserted in bulk, through the API. Raises TrialFailed if one of them
+    or one of their blobs is not right."""
     chance = random.Random(1)
     with HttpClient(server.port) as client:
         for _ in range(CHECKED_SAMPLES):
@@ -123,8 +127,9 @@ def _check_store(store: GrownStore, server: RunningServer) -> None:
 
 
 def _get_manifests(trial: GrowthTrial, *, repositories: int | None = None, uncached: bool = False) -> LoadReport:
-    """Gets manifests by random tags of so many repositories, spread over the store; None: of all. `uncached`: with a
-    condition that never holds, for which the registry caches no response."""
+    """Gets manifests by random tags. `repositories`: the number of repositories, spread over the store, that have these
+    tags; None: all repositories. `uncached`: whether the requests have an If-None-Match that no manifest matches, so
+    that the registry does not cache the responses."""
     store = trial.store
     count = repositories or store.size.repositories
     step = store.size.repositories // count
@@ -143,7 +148,7 @@ def _get_manifests_beside_puts(trial: GrowthTrial) -> LoadReport:
 
 
 def _put_tags(trial: GrowthTrial, *, prefix: str = "put") -> LoadReport:
-    """Puts tags to repositories all over the store, the same number in every store."""
+    """Puts tags to `SPREAD_REPOSITORIES` repositories, spread over the store."""
     files = [str(trial.store.folder / f"{number}.json") for number in range(2)]
     arguments = [MANIFEST_TYPE, f"{prefix}{trial.round}-", str(5 * SPREAD_REPOSITORIES), *files]
     arguments += trial.store.spread_repositories()
@@ -168,7 +173,7 @@ def _catalog_pages(trial: GrowthTrial) -> Sample:
 
 
 def _search_pages(trial: GrowthTrial) -> Sample:
-    """Searches by turns for a word in every name and for one in few, and reads the first page of each kind."""
+    """Measures the first page of a search: by turns for a whole name, and for a text that many names contain."""
     chance, times = random.Random(trial.round), []
     with HttpClient(trial.server.port) as client:
         for number in range(PAGE_TRIALS):
@@ -195,8 +200,8 @@ def _wait_for_index(server: RunningServer) -> None:
 
 
 def _time_pages(server: RunningServer, path: str, key: str, after: list[str]) -> float:
-    """Returns the median of the milliseconds for a page after each of the names. Raises TrialFailed for a page that is
-    not in order or does not follow the name."""
+    """Gets the page that follows each name in `after`, and returns the median time in milliseconds. Raises TrialFailed
+    if a page is not in order or does not follow the name."""
     times = []
     with HttpClient(server.port) as client:
         for last in after:
@@ -219,7 +224,7 @@ def growth_rows() -> list[Row[GrowthTrial]]:
     uncached = partial(_get_manifests, uncached=True)
     return [
         _load_row(HOT_MANIFESTS, "manifest by tag, the same hundred", hundred, CPU, P99),
-        # Without CPU: that of the PUTs cannot be told from that of the GETs.
+        # Without CPU, because one cannot tell the CPU time of the GETs from that of the PUTs.
         _load_row(SPREAD_MANIFESTS, "manifest by tag, all over, beside tag PUTs", _get_manifests_beside_puts, P99),
         _load_row(UNCACHED_MANIFESTS, "manifest by tag, all over, no answer ready", uncached, CPU, P99),
         _load_row(CACHED_MANIFESTS, "manifest by tag, all over, as asked", _get_manifests, CPU, P99),

@@ -1,4 +1,5 @@
-"""Rows of large blobs that a mirror fetches: when they begin, what they cost, and how they slow down other requests."""
+"""The rows about large blobs that a mirror fetches: the time until a response begins, the CPU time and memory that the
+fetch costs, and how it slows down other requests."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ MEMORY_INTERVAL_SECONDS = 0.1
 
 
 def _time_first_byte(trial: MirrorTrial) -> Sample:
-    """Measures how much later a cold blob begins than from the upstream itself."""
+    """Measures how much later the headers and the first byte of a cold blob come from the mirror than from the upstream
+    itself."""
     pairs = []
     with trial.cold_mirror(trial.upstream.url) as server:
         for image in FIRST_BYTE_IMAGES:
@@ -63,7 +65,7 @@ def _get_manifests_beside_fill(trial: MirrorTrial, *, hosted: bool) -> Sample:
 
 
 def _hosted_manifest(server: RunningServer) -> tuple[str, bytes]:
-    """Pushes an image to the mirror and returns path and body of its manifest, by tag."""
+    """Pushes an image to the mirror. Returns the path for its manifest, by tag, and the body of the manifest."""
     repo, layers = f"{HOSTED_PREFIX}/app", small_layers(1)
     with HttpClient(server.port) as client:
         body = push_content(client, repo, TAG, make_config(layers), layers)
@@ -71,7 +73,7 @@ def _hosted_manifest(server: RunningServer) -> tuple[str, bytes]:
 
 
 def _mirrored_manifest(trial: MirrorTrial) -> tuple[str, bytes]:
-    """Returns path and body of a manifest that the mirror has, by digest."""
+    """Returns the path for a manifest that the mirror has, by digest, and the body of the manifest."""
     body = trial.image(WARM_UP_IMAGE).body
     return f"/v2/{WARM_UP_IMAGE.repo}/manifests/{digest_of(body)}", body
 
@@ -98,7 +100,7 @@ def fill_rows() -> list[Row[MirrorTrial]]:
         # docker-registry hosts nothing while it is a mirror.
         Row("hosted-beside-fill", "hosted manifest beside a fill of 2 GiB", beside, hosted, peer_rounds=0),
         Row("cached-beside-fill", "mirrored manifest beside a fill of 2 GiB", beside, mirrored),
-        # docker-registry fetches the blob for each reader, which takes long; one round shows it.
+        # One round for docker-registry, because it takes long: it fetches the blob once for each reader.
         Row(
             "fill-memory", f"cold blob of 2 GiB, {READERS} readers", (GROWTH, BULK), _measure_fill_memory, peer_rounds=1
         ),

@@ -14,7 +14,7 @@ NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)))
 
 @cache
 def functions(path: str) -> set[str]:
-    """Those that a file defines for itself."""
+    """Returns the names of the functions that a file defines at its top level."""
     return {
         found.name
         for found in ast.parse((ROOT / path).read_text()).body
@@ -23,7 +23,7 @@ def functions(path: str) -> set[str]:
 
 
 def test_the_page_names_tests() -> None:
-    """The page is read as its author meant it."""
+    """The regular expression finds the names of the tests in the page."""
     assert len(NAMED) > 60
 
 
@@ -38,7 +38,7 @@ def _is_found(path: str, name: str) -> bool:
 
 
 def test_each_promise_has_a_test() -> None:
-    """Each row of the promises ends with one, at least."""
+    """Each row of the table of promises ends with the name of a test."""
     promises = PAGE.partition("## What is promised")[2].partition("\n## ")[0]
     rows = [row for row in promises.splitlines() if row.startswith("| ") and not row.startswith("| Promise ")]
     assert rows

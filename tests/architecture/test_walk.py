@@ -13,7 +13,7 @@ STEPS = sorted(set(re.findall(r"`((?:registry|storage)[\w.]*):([\w.]+)`", PAGE))
 
 
 def test_the_walk_has_steps() -> None:
-    """The page is read as its author meant it."""
+    """The regular expression finds the steps in the page."""
     assert len(STEPS) > 40
 
 

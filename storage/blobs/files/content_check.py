@@ -114,13 +114,13 @@ class FileCheck:
                 break
             count += read_bytes
         if count > in_memory:
-            # From the first page that was not in memory, drops all pages of this part, even if some of the later ones
-            # were in memory before.
+            # Drops all pages of this part from the first one that was not in memory. This includes later pages that
+            # were in memory before, because `_count_resident` does not count them.
             os.posix_fadvise(self._fd, self._offset + in_memory, count - in_memory, os.POSIX_FADV_DONTNEED)
         return count
 
     def _count_resident(self, length: int) -> int:
-        """Returns how many of the next `length` bytes are in memory, up to the first one that is not."""
+        """Returns how many of the next `length` bytes come before the first one that is not in memory."""
         if (mapped := MappedFile.try_map(self._fd, self._offset, self._offset + length)) is None:
             return 0
         with closing(mapped):

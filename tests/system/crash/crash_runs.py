@@ -91,7 +91,8 @@ def die_before_each_step(folder: Path, run: Run, steps: Iterator[int] | None = N
 
 
 def _chosen_steps(folder: Path, run: Run) -> Iterator[int]:
-    """Returns the steps before which processes die, and after these, numbers beyond the last step."""
+    """Returns the numbers of the steps before which processes die. Then follow numbers beyond the last step, so that
+    the last process completes the work."""
     data = folder / "recorded"
     if (folder / "start").exists():
         shutil.copytree(folder / "start", data)
@@ -142,11 +143,11 @@ async def check_power_cuts(
     check_end: Callable[[Path], Awaitable[None]] | None = None,
 ) -> int:
     """Does the work on the directory `made`. Then awaits `check(data, n)` for the disks that a power cut after any
-    durable step could leave: `data` has the content of the nth disk. Checks each different disk once, and of these only
-    each `every`th and the last. Returns the number of different disks.
+    durable step could leave: `data` has the content of the nth disk. Skips a disk that equals an earlier one. Of the
+    different disks, checks each `every`th one, and those after the last step. Returns the number of different disks.
 
-    `look_at` is called with all disks. `check_end` is awaited with the least that a power cut after the end of the work
-    leaves. `lay_out` gives a directory the content of a disk. `system` records the work."""
+    `look_at` is called with all disks. `check_end` is awaited with the disk that has the least content after a power
+    cut at the end of the work. `lay_out` gives a directory the content of a disk. `system` records the work."""
     data = made.with_name(f"{made.name} after a cut")
     shutil.copytree(made, data)
     system = system or RecordingSystem(made)

@@ -24,7 +24,7 @@ Place = Path | int | None
 BOOT = "first run of the machine"
 EVERY_STEP = "ENTREPOT_EVERY_STEP"
 ALIKE = 4
-"""So many steps of a kind that follow each other are tried by one of them."""
+"""Of this many consecutive steps of a kind, one is tried."""
 
 
 class KillingSystem(System):

@@ -2,10 +2,10 @@
 
 Assumptions about a disk: a sync of a file makes durable all bytes that were written to it so far, and nothing else. A
 sync of a directory makes durable the entries that were created, moved and removed in it so far, and nothing else.
-Without a sync, each entry and each byte may or may not be there afterwards, in any combination: the new entry of a
-rename while the old one is still there, a name without bytes, a length with zeros. ext4, XFS and Btrfs promise more
-than this. The metadata database keeps SQLite's promise: after a power cut it has the state after some commit, but not
-one before the last durable commit.
+Without a sync, each entry and each byte may or may not be there afterwards, in any combination. For example, a rename
+may leave both the old and the new entry, a file may be empty, or it may have its length but contain only zeros. ext4,
+XFS and Btrfs promise more than this. The metadata database keeps SQLite's promise: after a power cut it has the state
+after some commit, but not one before the last durable commit.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class RecordingSystem(System):
         self._lock = threading.RLock()
 
     def tell(self, kind: str, event: Event) -> None:
+        """Adds an entry `told` to the log: the step `event` of the workload begins or has ended (`StepLog`)."""
         with self._lock:
             self.log.append(("told", kind, event))
 
@@ -74,17 +75,18 @@ class RecordingSystem(System):
             here = Path(folder)
             for name in names:
                 file = here / name
-                if not _is_kept(self._name(file)):
+                if not _is_left_out(self._name(file)):
                     self._create(file.stat().st_ino, self._name(file))
-                    self._take_over(file.stat().st_ino, file)
+                    self._record_whole_file(file.stat().st_ino, file)
             self.log += [("mkdir", self._name(here / name)) for name in folders]
             self.log.append(("sync directory", self._name(here)))
 
     def trust(self, folder: Path) -> None:
-        """Takes the bytes of all files in `folder`, which is outside `data`, as durable."""
+        """Treats the bytes of all files in `folder` as durable. `folder` is outside `data`."""
         self._synced.update(file.stat().st_ino for file in folder.rglob("*") if file.is_file())
 
-    def _take_over(self, inode: int, file: Path) -> None:
+    def _record_whole_file(self, inode: int, file: Path) -> None:
+        """Records that the file was written with its current bytes and synced."""
         body = file.read_bytes()
         number = self._files[inode]
         self.log += [("truncate", number, 0), ("write", number, 0, body), ("sync", number)]
@@ -114,7 +116,7 @@ class RecordingSystem(System):
             else:
                 if found.st_ino not in self._files:
                     self._create(found.st_ino, self._name(path))
-                self._take_over(found.st_ino, path)
+                self._record_whole_file(found.st_ino, path)
 
     def link(self, fd: int, target: Path) -> None:
         with self._lock:
@@ -174,13 +176,14 @@ class ReplayedFile:
     durable: bytes = b""
     seen: bytes = b""
 
-    def left(self, mood: random.Random | None, *, zeros: bool) -> bytes:
-        """Returns the bytes after the power cut. Without a `mood`, only synced bytes, filled with zeros or not."""
-        if mood is None:
+    def left(self, rng: random.Random | None, *, zeros: bool) -> bytes:
+        """Returns the bytes after the power cut. With `rng`, a random part of the unsynced bytes is there as well.
+        Without it, only the synced bytes are there; `zeros`: with zeros up to the length that processes saw."""
+        if rng is None:
             return self.durable.ljust(len(self.seen), b"\0") if zeros else self.durable
         kept = self.durable + self.seen[len(self.durable) :]
-        cut = mood.randint(len(self.durable), max(len(kept), len(self.durable)))
-        return mood.choice((self.durable, self.seen, kept[:cut], kept[:cut].ljust(len(self.seen), b"\0")))
+        cut = rng.randint(len(self.durable), max(len(kept), len(self.durable)))
+        return rng.choice((self.durable, self.seen, kept[:cut], kept[:cut].ljust(len(self.seen), b"\0")))
 
 
 @dataclass
@@ -192,7 +195,8 @@ class DiskAfterCut:
     metadata: bytes
 
     def lay_out_anew(self, root: Path) -> None:
-        """Gives `root`, which need not be a data directory, the content of this disk."""
+        """Replaces `root` by a directory with the directories and files of this disk. `root` need not be a data
+        directory. Does not write `metadata`: any database in `root` is one of the files."""
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir()
         self._make_names(root)
@@ -226,7 +230,9 @@ class ReplayedDisk:
     """The database after each commit since the last durable one."""
     files: dict[int, ReplayedFile] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
+    """The number of the file behind each name, as processes see the disk. 0: the name is that of a directory."""
     durable: dict[str, int] = field(default_factory=dict)
+    """The same for the names that syncs of directories have made durable."""
     entries: list[tuple[str, int | None]] = field(default_factory=list)
     made: set[str] = field(default_factory=set)
     """The directories that were ever made."""
@@ -250,7 +256,7 @@ class ReplayedDisk:
             case ("sync", number):
                 self.files[number].durable = self.files[number].seen
             case ("sync directory", folder):
-                self._settle("" if folder == "." else folder)
+                self._make_durable("" if folder == "." else folder)
             case ("rename", source, target):
                 self._enter(target, self.seen[source])
                 self._enter(source, None)
@@ -267,7 +273,7 @@ class ReplayedDisk:
         self.entries.append((name, number))
         _change(self.seen, name, number)
 
-    def _settle(self, folder: str) -> None:
+    def _make_durable(self, folder: str) -> None:
         rest = []
         for name, number in self.entries:
             if os.path.dirname(name) == folder:
@@ -284,21 +290,21 @@ class ReplayedDisk:
         yield self._left("names without bytes", self.seen, latest, None, zeros=False)
         yield self._left("names with zeros", self.seen, self.metadata, None, zeros=True)
         for number in range(mixtures):
-            mood = random.Random(f"{seed} {number}")
+            rng = random.Random(f"{seed} {number}")
             names = dict(self.durable)
             for name, to in self.entries:
-                if mood.random() < 0.6:
+                if rng.random() < 0.6:
                     _change(names, name, to)
-            yield self._left(f"mixture {number}", names, mood.choice([self.metadata, *self.maybe]), mood, zeros=False)
+            yield self._left(f"mixture {number}", names, rng.choice([self.metadata, *self.maybe]), rng, zeros=False)
 
     def _left(
-        self, how: str, names: dict[str, int], metadata: bytes, mood: random.Random | None, *, zeros: bool
+        self, how: str, names: dict[str, int], metadata: bytes, rng: random.Random | None, *, zeros: bool
     ) -> DiskAfterCut:
-        bytes_of = {number: file.left(mood, zeros=zeros) for number, file in self.files.items()}
+        bytes_of = {number: file.left(rng, zeros=zeros) for number, file in self.files.items()}
         kept = {name: bytes_of[number] if number else None for name, number in names.items()}
-        lost = self.made.difference(kept)
-        if lost:
-            kept = {name: body for name, body in kept.items() if lost.isdisjoint(_directories_of(name))}
+        missing = self.made.difference(kept)
+        if missing:  # what is in a missing directory is missing as well
+            kept = {name: body for name, body in kept.items() if missing.isdisjoint(_directories_of(name))}
         return DiskAfterCut(how, kept, metadata)
 
 
@@ -328,8 +334,8 @@ def kinds_of(log: Sequence[Entry]) -> list[Hashable]:
     return kinds
 
 
-def _is_kept(name: str) -> bool:
-    """Returns whether a file of a data directory is not part of the replayed disk."""
+def _is_left_out(name: str) -> bool:
+    """Returns whether a file of a data directory is left out of the replayed disk."""
     return name.startswith(("locks/", "entrepot.db")) or name == "reserve"
 
 

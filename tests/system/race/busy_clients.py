@@ -17,7 +17,7 @@ from tests.fakes.raw_pushes import OCI_INDEX, OCI_MANIFEST, describe, digest_of,
 
 SHARED_LAYERS = 12
 LAYER_BYTES = 40_000
-BRIEF_IMAGES = 12
+SHORT_LIVED_IMAGES = 12
 TAGS = 6
 
 
@@ -36,8 +36,8 @@ class Acknowledged:
 
 @dataclass
 class Counts:
-    """Counts that show how much load there was: manifests pushed, refused and deleted, images pulled whole, those of
-    them that came through the mirror (`mirrored`), and blobs mounted."""
+    """Counts that show how much load there was: manifests pushed, refused and deleted, images pulled whole, images
+    pulled through the mirror (`mirrored`), and blobs mounted."""
 
     pushed: int = 0
     refused: int = 0
@@ -84,7 +84,7 @@ class BusyClient:
         chance = self._random.random()
         repo = self._random.choice((self.kept, self.scratch))
         if chance < 0.2:
-            self._push_brief_image(wire)
+            self._push_short_lived_image(wire)
         elif chance < 0.45:
             self._push_image(wire, repo, self._tag())
         elif chance < 0.55:
@@ -99,13 +99,14 @@ class BusyClient:
     def _tag(self) -> str:
         return f"t{self._random.randrange(TAGS)}"
 
-    def _blob(self, wire: RawConnection, repo: str, data: bytes) -> None:
-        """Makes sure that the repository has the blob: a HEAD, a mount, or a push, as a client does."""
+    def _ensure_blob(self, wire: RawConnection, repo: str, data: bytes) -> None:
+        """Makes sure that the repository has the blob. Begins at random with a HEAD, a mount or a push. If a HEAD does
+        not find the blob, mounts it; if a mount does not find it, pushes it."""
         digest = digest_of(data)
-        way = self._random.random()
-        if way < 0.3 and wire.ask("HEAD", f"/v2/{repo}/blobs/{digest}").status == 200:
+        chance = self._random.random()
+        if chance < 0.3 and wire.ask("HEAD", f"/v2/{repo}/blobs/{digest}").status == 200:
             return
-        if way < 0.5:
+        if chance < 0.5:
             source = self._random.choice((self.kept, self.scratch))
             answer = wire.ask("POST", f"/v2/{repo}/blobs/uploads/?mount={digest}&from={source}")
             if answer.status == 201:
@@ -117,22 +118,22 @@ class BusyClient:
         expect(wire.ask("PUT", f"{answer['location']}?digest={digest}", body=data), 201)
 
     def _push_image(self, wire: RawConnection, repo: str, reference: str | None) -> str | None:
-        """Pushes an image of one own and two shared layers. Returns its digest, or None if the collector has taken a
-        blob before the manifest came, so that the server refused it."""
+        """Pushes an image with two shared layers and one layer of its own. Returns its digest. Returns None if the
+        server refused the manifest, because the collector had removed one of its blobs before."""
         config = b'{"architecture":"amd64","os":"linux","n":%d}' % self._random.getrandbits(60)
         layers = [shared_layer(number) for number in self._random.sample(range(SHARED_LAYERS), 2)]
         layers.append(self._random.randbytes(2_000))
         for data in (config, *layers):
-            self._blob(wire, repo, data)
+            self._ensure_blob(wire, repo, data)
         blobs = tuple(digest_of(data) for data in (config, *layers))
         return self._put(wire, repo, reference, image(config, *layers), OCI_MANIFEST, blobs, ())
 
-    def _push_brief_image(self, wire: RawConnection) -> None:
+    def _push_short_lived_image(self, wire: RawConnection) -> None:
         """Pushes an image that the other clients push as well, pulls it and deletes it."""
-        number = self._random.randrange(BRIEF_IMAGES)
+        number = self._random.randrange(SHORT_LIVED_IMAGES)
         blobs = b'{"brief":%d}' % number, random.Random(f"brief {number}").randbytes(LAYER_BYTES)
         for data in blobs:
-            self._blob(wire, self.kept, data)
+            self._ensure_blob(wire, self.kept, data)
         digests = tuple(digest_of(data) for data in blobs)
         digest = self._put(wire, self.kept, None, image(*blobs), OCI_MANIFEST, digests, ())
         if digest is not None:
@@ -212,8 +213,9 @@ class BusyClient:
         self.pull_whole(wire, repo, digest)
 
     def pull_whole(self, wire: RawConnection, repo: str, digest: str) -> bool:
-        """Pulls an acknowledged manifest with all that it refers to. Returns False if the manifest is gone, which only
-        a retention rule may do. As long as a manifest is there, everything that it refers to must be there as well."""
+        """Pulls an acknowledged manifest with all that it refers to. Returns False if the manifest is gone. Only a
+        retention rule may have deleted it. As long as a manifest is there, everything that it refers to must be there
+        as well."""
         _, blobs, children = self.acknowledged.manifests[repo, digest]
         path = f"/v2/{repo}/manifests/{digest}"
         answer = wire.ask("GET", path)

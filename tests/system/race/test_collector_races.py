@@ -165,7 +165,7 @@ async def test_a_manifest_and_the_deletion_of_its_blob_come_in_one_order_or_the_
 
 
 async def test_pulls_under_way_end_well_when_the_blob_is_deleted_and_collected(registry: StoredRegistry) -> None:
-    """Readers that opened the blob before its deletion get all of it; later ones get "unknown"."""
+    """Readers that opened the blob before its deletion get all of it; later ones get BlobUnknown."""
     body = random.Random(2).randbytes(5 * 1024 * 1024)
     await push(registry, APP, body)
     readers = [await registry.open_blob(APP, digest_of(body)) for _ in range(20)]

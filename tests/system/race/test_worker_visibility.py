@@ -47,8 +47,9 @@ def test_a_reader_that_hangs_up_midway_leaves_no_open_file(tmp_path: Path) -> No
         assert pull(server, "team/app", body) == body
 
 
-def test_a_tag_that_one_worker_moves_is_seen_by_the_next_request_on_any(tmp_path: Path) -> None:
-    """Each PUT of a tag is visible to the very next GET, HEAD and list, whichever worker serves them."""
+def test_a_tag_that_one_worker_moves_is_seen_by_the_next_request_on_every_worker(tmp_path: Path) -> None:
+    """Each PUT of a tag is visible to the next GET and the next HEAD, whichever worker serves them. After the DELETE of
+    the tag, each GET gets 404."""
     with running_server(tmp_path, workers=2) as server:
         config = b"{}"
         assert push(server, "team/app", config)[0] == 201

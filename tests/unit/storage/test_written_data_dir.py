@@ -1,4 +1,5 @@
-"""A data directory that the previous release has written is opened, served and continued."""
+"""This release opens a data directory that the previous release has written, serves its content, and continues its
+uploads and downloads."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from storage.names import Digest, RepositoryName, Tag, UploadID
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.checker import CheckOptions, Finding
 from storage.upstream_tags import Sighting
-from tests.fakes import written_data_dir as before
+from tests.fakes import written_data_dir as previous_release
 
 APP, UBUNTU = RepositoryName("team/app"), RepositoryName("docker.io/library/ubuntu")
 LATEST = Tag("latest")
@@ -25,14 +26,14 @@ ALICE = Actor("alice")
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> before.Written:
-    return before.write_data_dir(tmp_path / "data", boot_id())
+def written(tmp_path: Path) -> previous_release.Written:
+    return previous_release.write_data_dir(tmp_path / "data", boot_id())
 
 
 @pytest.fixture
-async def registry(tmp_path: Path, written: before.Written) -> AsyncIterator[StoredRegistry]:
+async def registry(tmp_path: Path, written: previous_release.Written) -> AsyncIterator[StoredRegistry]:
     prepare_data_dir(tmp_path / "data")
-    async with open_registry(tmp_path / "data", clock=lambda: before.NOW + 60) as opened:
+    async with open_registry(tmp_path / "data", clock=lambda: previous_release.NOW + 60) as opened:
         yield opened
 
 
@@ -44,29 +45,33 @@ async def read(registry: StoredRegistry, repo: RepositoryName, digest: Digest) -
         await reader.aclose()
 
 
-def test_a_server_brings_it_up_to_date(written: before.Written, tmp_path: Path) -> None:
-    """Commands ask for a start of the server, which migrates the directory. Before and after that, its partial blob is
-    listed, and it is known that it had an account."""
+def test_a_server_brings_it_up_to_date(written: previous_release.Written, tmp_path: Path) -> None:
+    """Commands ask the user to start the server once, which migrates the directory. Before and after the migration, the
+    partial blob is listed, and `has_had_account` is true."""
     with pytest.raises(DataDirectoryError, match="start `entrepot serve` once to bring it up to date"):
         check_version(tmp_path / "data")
-    check_what_is_read(tmp_path)
+    check_partials_and_accounts(tmp_path)
     prepare_data_dir(tmp_path / "data")
     check_version(tmp_path / "data")
-    check_what_is_read(tmp_path)
+    check_partials_and_accounts(tmp_path)
 
 
-def check_what_is_read(tmp_path: Path) -> None:
+def check_partials_and_accounts(tmp_path: Path) -> None:
     assert has_had_account(tmp_path / "data")
     (partial,) = list_partials(tmp_path / "data")
-    assert (partial.digest, partial.size) == (digest_of(before.PARTIAL), len(before.PARTIAL))
-    assert (partial.received, partial.is_owned) == (before.PARTIAL_STOP, False)
+    assert (partial.digest, partial.size) == (digest_of(previous_release.PARTIAL), len(previous_release.PARTIAL))
+    assert (partial.received, partial.is_owned) == (previous_release.PARTIAL_STOP, False)
 
 
-async def test_its_content_is_served(registry: StoredRegistry, written: before.Written) -> None:
+async def test_its_content_is_served(registry: StoredRegistry, written: previous_release.Written) -> None:
     """Hosted and mirrored images are served by tag, byte for byte."""
     assert (await registry.get_manifest(APP, LATEST)).body == written.manifest
     assert (await registry.get_manifest(UBUNTU, LATEST)).body == written.far_manifest
-    for repo, blob in ((APP, before.CONFIG), (APP, before.LAYER), (UBUNTU, before.FAR_LAYER)):
+    for repo, blob in (
+        (APP, previous_release.CONFIG),
+        (APP, previous_release.LAYER),
+        (UBUNTU, previous_release.FAR_LAYER),
+    ):
         assert await read(registry, repo, digest_of(blob)) == blob
 
 
@@ -85,11 +90,11 @@ async def test_nothing_is_wrong_with_it(registry: StoredRegistry) -> None:
 
 
 async def test_its_uploads_go_on(registry: StoredRegistry) -> None:
-    """An upload session with bytes continues after them, one without bytes from its start."""
+    """An upload session that has bytes continues after them. A session without bytes continues at offset 0."""
     rest = b"and the other half"
-    upload = UploadID(before.UPLOAD)
-    assert await registry.upload_offset(APP, upload, by=ALICE) == len(before.HALF)
-    for number, had in ((before.UPLOAD, before.HALF), (before.BARE_UPLOAD, b"")):
+    upload = UploadID(previous_release.UPLOAD)
+    assert await registry.upload_offset(APP, upload, by=ALICE) == len(previous_release.HALF)
+    for number, had in ((previous_release.UPLOAD, previous_release.HALF), (previous_release.BARE_UPLOAD, b"")):
         writer = await registry.resume_upload(APP, UploadID(number), len(had), by=ALICE)
         await writer.write(rest)
         await writer.commit(digest_of(had + rest))
@@ -100,17 +105,17 @@ async def test_its_uploads_go_on(registry: StoredRegistry) -> None:
 
 async def test_its_partial_blob_is_completed(registry: StoredRegistry, tmp_path: Path) -> None:
     """Only the missing bytes of the partial blob are downloaded."""
-    size = len(before.PARTIAL)
-    partial = await registry.partials.claim(digest_of(before.PARTIAL), size, "docker.io")
-    assert partial.missing() == [(before.PARTIAL_STOP, size)]
-    partial.write_at(before.PARTIAL_STOP, before.PARTIAL[before.PARTIAL_STOP :])
+    size = len(previous_release.PARTIAL)
+    partial = await registry.partials.claim(digest_of(previous_release.PARTIAL), size, "docker.io")
+    assert partial.missing() == [(previous_release.PARTIAL_STOP, size)]
+    partial.write_at(previous_release.PARTIAL_STOP, previous_release.PARTIAL[previous_release.PARTIAL_STOP :])
     await partial.commit(UBUNTU)
     partial.close()
-    assert await read(registry, UBUNTU, digest_of(before.PARTIAL)) == before.PARTIAL
+    assert await read(registry, UBUNTU, digest_of(previous_release.PARTIAL)) == previous_release.PARTIAL
     assert list((tmp_path / "data" / "partials").iterdir()) == []
 
 
-async def test_its_accounts_and_records_are_known(registry: StoredRegistry, written: before.Written) -> None:
+async def test_its_accounts_and_records_are_known(registry: StoredRegistry, written: previous_release.Written) -> None:
     """Accounts, groups, grants and keys are there, and the mirror's records of its upstreams."""
     accounts, records = registry.accounts, registry.records
     assert (accounts.has_had_account(), accounts.epoch()) == (True, 5)
@@ -120,11 +125,11 @@ async def test_its_accounts_and_records_are_known(registry: StoredRegistry, writ
     assert str(grant.pattern) == "team/**"
     (key,) = accounts.signing_keys()
     assert key.id == "key"
-    assert await records.last_check(UBUNTU, LATEST) == UpstreamCheck(before.NOW, True)
+    assert await records.last_check(UBUNTU, LATEST) == UpstreamCheck(previous_release.NOW, True)
     assert await records.token("docker.io pull ubuntu") == ("a token", 4e9)
-    assert await records.allowance("docker.io") == Allowance(before.NOW, 97, 100, 0.0)
-    assert await records.is_confirmed(UBUNTU, digest_of(before.FAR_LAYER))
-    seen = [Sighting(before.NOW, digest_of(written.far_manifest))]
+    assert await records.allowance("docker.io") == Allowance(previous_release.NOW, 97, 100, 0.0)
+    assert await records.is_confirmed(UBUNTU, digest_of(previous_release.FAR_LAYER))
+    seen = [Sighting(previous_release.NOW, digest_of(written.far_manifest))]
     assert await registry.upstream_tags.sightings(UBUNTU, LATEST) == seen
     assert await registry.upstream_tags.sightings(APP, LATEST) == []  # it was pushed
 
@@ -136,8 +141,8 @@ async def test_its_garbage_is_collected(registry: StoredRegistry, tmp_path: Path
     registry.collector.grace = 0.0
     await registry.collector.collect()
     assert list((tmp_path / "data" / "trash").iterdir()) == []
-    assert not await registry.metadata.known_blobs([digest_of(before.FAR_LAYER)])
-    assert await read(registry, APP, digest_of(before.LAYER)) == before.LAYER
+    assert not await registry.metadata.known_blobs([digest_of(previous_release.FAR_LAYER)])
+    assert await read(registry, APP, digest_of(previous_release.LAYER)) == previous_release.LAYER
 
 
 def test_partial_records_are_written_as_before(tmp_path: Path) -> None:

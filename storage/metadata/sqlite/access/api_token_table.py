@@ -25,8 +25,8 @@ from storage.metadata.sqlite.access.grant_table import pattern_from_database
 MOST_TOKENS = 500
 """Largest number of personal API tokens of an account. Without this limit, a client could fill the disk with tokens."""
 MAX_PAGE_LIMITS = 500
-"""A page of tokens ends when its tokens together have this number of limits. A limit restricts its token to some
-actions on the repositories that a pattern matches."""
+"""A limit restricts a token to some actions on the repositories that a pattern matches. A page ends when its tokens
+together have this number of limits or more."""
 _TOKEN = "SELECT id, account, purpose, note, created, expires, limits, used, secret FROM api_token"
 _TOKEN_BY_ID = _TOKEN + " WHERE id = ?1 AND (expires IS NULL OR expires > ?2)"
 _PAGE = _TOKEN + " WHERE id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY id LIMIT ?3"
@@ -65,7 +65,7 @@ def token(db: apsw.Connection, now: float, token_id: str) -> tuple[ApiToken, byt
 def page(db: apsw.Connection, now: float, owner: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]:
     """Returns a page of the tokens of the account `owner`, or of all accounts if `owner` is None, in the order of their
     ids. The page starts with the first id that sorts after `after` (None: with the first of all ids). It has at most
-    `limit` tokens, or fewer if they have `MAX_PAGE_LIMITS` limits together."""
+    `limit` tokens. It ends earlier if its tokens together have `MAX_PAGE_LIMITS` limits (`ApiToken.limits`) or more."""
     values = (after or "", now, limit + 1)
     rows = db.execute(_PAGE, values) if owner is None else db.execute(_PAGE_OF_ACCOUNT, (*values, owner))
     return limited_page(

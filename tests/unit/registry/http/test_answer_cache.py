@@ -29,7 +29,7 @@ async def site(tmp_path: Path) -> AsyncIterator[AnswerCacheSite]:
         yield AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest", "other"))
 
 
-# The same again
+# Repeated requests
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -57,13 +57,13 @@ async def test_a_small_blob_is_ready_the_next_time(site: AnswerCacheSite, zero_c
     assert (await site.ready(f"{V2}/blobs/{site.blob}")).body == b"layer of x"
 
 
-async def test_each_has_an_id_of_its_own(site: AnswerCacheSite) -> None:
+async def test_each_response_has_its_own_id(site: AnswerCacheSite) -> None:
     """Each response has an id of its own, even if the requests are the same."""
     found = {(await site.ask("GET", TAG))["x-request-id"] for _ in range(100)}
     assert len(found) == 100
 
 
-async def test_the_answer_to_one_method_is_not_that_to_another(site: AnswerCacheSite) -> None:
+async def test_a_ready_answer_is_only_for_its_method_and_path(site: AnswerCacheSite) -> None:
     """A ready answer is used only for its method and its path."""
     await site.ready(TAG)
     await site.ready(TAG, "HEAD")
@@ -76,7 +76,7 @@ async def test_the_answer_to_one_method_is_not_that_to_another(site: AnswerCache
 # What changes
 
 
-async def test_a_tag_that_another_moves_is_seen_by_the_next_request(site: AnswerCacheSite) -> None:
+async def test_a_tag_that_another_process_moves_is_seen_by_the_next_request(site: AnswerCacheSite) -> None:
     """After another process has moved a tag, the next request by tag gets the new manifest. A request by digest still
     gets the old manifest."""
     async with site.beside() as other:
@@ -91,7 +91,7 @@ async def test_a_tag_that_another_moves_is_seen_by_the_next_request(site: Answer
 
 @pytest.mark.parametrize("what", ["tag", "manifest", "blob"])
 @pytest.mark.slow
-async def test_what_another_deletes_is_gone_at_the_next_request(site: AnswerCacheSite, what: str) -> None:
+async def test_what_another_process_deletes_is_gone_at_the_next_request(site: AnswerCacheSite, what: str) -> None:
     """After another process has deleted content, the next request gets 404: for a tag, for a manifest by its digest and
     its tags, and for a blob."""
     blob, digest = f"{V2}/blobs/{site.blob}", f"{V2}/manifests/{site.image.digest}"
@@ -112,7 +112,7 @@ async def test_what_another_deletes_is_gone_at_the_next_request(site: AnswerCach
         assert (await site.ask("GET", f"{V2}/tags/list")).json["tags"] == (["other"] if what == "tag" else [])
 
 
-async def test_what_another_pushes_is_listed_at_the_next_request(site: AnswerCacheSite) -> None:
+async def test_what_another_process_pushes_is_listed_at_the_next_request(site: AnswerCacheSite) -> None:
     """After a push by another process, the next lists have the new tag, the new repository and the new referrer."""
     referrers = f"{V2}/referrers/{site.image.digest}"
     for target in (f"{V2}/tags/list", "/v2/_catalog", referrers):
@@ -125,7 +125,7 @@ async def test_what_another_pushes_is_listed_at_the_next_request(site: AnswerCac
         assert [found["digest"] for found in (await site.ask("GET", referrers)).json["manifests"]] == [image.digest]
 
 
-async def test_an_answer_that_was_on_its_way_when_something_changed_is_not_kept(site: AnswerCacheSite) -> None:
+async def test_a_response_is_not_cached_if_the_store_changes_while_it_is_sent(site: AnswerCacheSite) -> None:
     """A response is not cached if the store changes while the response is being sent."""
     async with site.beside() as other:
         for number in range(5):
@@ -144,7 +144,7 @@ async def test_an_answer_that_was_on_its_way_when_something_changed_is_not_kept(
             assert answer.body == (await other.get_manifest(APP, Tag("latest"))).body != connection.answer.body
 
 
-async def test_the_end_of_the_application_is_the_end_of_its_answers(tmp_path: Path) -> None:
+async def test_the_cache_is_empty_after_the_application_has_ended(tmp_path: Path) -> None:
     """After the application has ended, it has no ready answers: its store is closed and no longer tells of changes."""
     async with running_app(tmp_path / "data") as service:
         site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
@@ -171,7 +171,7 @@ async def test_the_end_of_the_application_is_the_end_of_its_answers(tmp_path: Pa
     ],
 )
 @pytest.mark.slow
-async def test_a_request_that_asks_for_more_than_the_name_is_looked_at(
+async def test_a_request_with_a_range_a_condition_or_a_body_bypasses_the_cache(
     site: AnswerCacheSite, name: str, value: str, status: int
 ) -> None:
     """A request with a range, a condition, a body or `Expect` is never answered from the cache, and does not remove the
@@ -182,7 +182,7 @@ async def test_a_request_that_asks_for_more_than_the_name_is_looked_at(
     await site.ready(target)
 
 
-async def test_a_query_is_looked_at(site: AnswerCacheSite) -> None:
+async def test_a_request_with_a_query_bypasses_the_cache(site: AnswerCacheSite) -> None:
     """A request with a query is never answered from the cache, even if the query has no meaning."""
     await site.ready(f"{V2}/tags/list")
     assert (await site.never_ready(f"{V2}/tags/list?n=1")).json["tags"] == ["latest"]
@@ -190,22 +190,22 @@ async def test_a_query_is_looked_at(site: AnswerCacheSite) -> None:
     assert (await site.never_ready(f"{TAG}?x")).status == 200
 
 
-async def test_who_asks_whether_a_blob_is_there_is_always_heard(site: AnswerCacheSite) -> None:
-    """A HEAD of a blob is never answered from the cache, even after a GET of the blob: the store has to notice it,
-    because it protects the blob from garbage collection."""
+async def test_a_head_of_a_blob_bypasses_the_cache(site: AnswerCacheSite) -> None:
+    """A HEAD of a blob is never answered from the cache, even after a GET of the blob. The HEAD has to reach the
+    store, which then protects the blob from garbage collection."""
     target = f"{V2}/blobs/{site.blob}"
     await site.ready(target)
     assert (await site.never_ready(target, "HEAD")).status == 200
 
 
 @pytest.mark.parametrize("target", ["manifests/none", "blobs/sha256:" + "0" * 64, "tags/lists", "blobs/x"])
-async def test_what_is_not_there_is_looked_for_each_time(site: AnswerCacheSite, target: str) -> None:
+async def test_an_error_is_never_cached(site: AnswerCacheSite, target: str) -> None:
     """Only responses with status 200 are cached."""
     for method in ("GET", "HEAD"):
         assert (await site.never_ready(f"{V2}/{target}", method)).status in (400, 404)
 
 
-async def test_how_far_an_upload_came_is_looked_at(site: AnswerCacheSite) -> None:
+async def test_the_status_of_an_upload_session_is_never_cached(site: AnswerCacheSite) -> None:
     """The status of an upload session is never cached, because writing to the session does not change the version of
     the store."""
     location = (await site.ask("POST", f"{V2}/blobs/uploads/"))["location"]
@@ -216,7 +216,7 @@ async def test_how_far_an_upload_came_is_looked_at(site: AnswerCacheSite) -> Non
 
 
 @pytest.mark.parametrize("zero_copy", [False, True])
-async def test_a_large_body_is_not_kept(site: AnswerCacheSite, zero_copy: bool) -> None:
+async def test_a_large_body_is_not_cached(site: AnswerCacheSite, zero_copy: bool) -> None:
     """A response with a body of the largest size is cached. One with a larger body is not."""
     site.ask = CachedAnswerClient(site.service.app, zero_copy=zero_copy)
     over = (await push_blob(site.service.hosted, APP, b"y" * (LARGEST_BODY_BYTES + 1))).digest
@@ -226,7 +226,7 @@ async def test_a_large_body_is_not_kept(site: AnswerCacheSite, zero_copy: bool) 
         assert (await site.ready(f"{V2}/blobs/{at}")).body == b"x" * LARGEST_BODY_BYTES
 
 
-async def test_a_server_that_does_not_ask_has_nothing_kept_for_it(site: AnswerCacheSite) -> None:
+async def test_nothing_is_cached_if_the_server_does_not_ask_for_cached_answers(site: AnswerCacheSite) -> None:
     """If the server does not ask for cached answers, no response is cached."""
     for _ in range(4):
         assert (await AsgiClient(site.service.app)("GET", TAG)).status == 200
@@ -237,7 +237,7 @@ async def test_a_server_that_does_not_ask_has_nothing_kept_for_it(site: AnswerCa
 # What it costs
 
 
-async def test_a_blob_that_is_sent_in_parts_is_not_gathered(site: AnswerCacheSite) -> None:
+async def test_a_blob_that_is_sent_in_parts_is_not_collected_in_memory(site: AnswerCacheSite) -> None:
     """A blob that is sent in parts, as over TLS, is not collected in memory for the cache."""
     size = 32 * MIB
     digest = (await push_blob(site.service.hosted, APP, bytes(size))).digest
@@ -258,7 +258,7 @@ async def test_a_blob_that_is_sent_in_parts_is_not_gathered(site: AnswerCacheSit
     assert most < 8 * MIB
 
 
-async def test_a_question_asked_once_leaves_nothing(site: AnswerCacheSite) -> None:
+async def test_the_response_to_a_single_request_is_not_cached(site: AnswerCacheSite) -> None:
     """The response to a request is cached only when the same request comes again. So requests for many different names
     do not evict the ready answers."""
     assert (await site.ask("GET", TAG)).status == 200
@@ -294,7 +294,7 @@ LINE = re.compile(
 
 @pytest.mark.parametrize("what", ["get_manifest", "resolve_manifest", "open_blob", "tags", "repositories"])
 @pytest.mark.slow
-async def test_a_ready_answer_writes_its_line(
+async def test_a_ready_answer_is_in_the_access_log(
     site: AnswerCacheSite, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     """A ready answer writes one line to the access log: the method, the path, the principal, the address, and the id in
@@ -320,8 +320,8 @@ async def test_a_ready_answer_writes_its_line(
         assert found.groups() == (method, target, address, repo, reference, answer["x-request-id"])
 
 
-async def test_ready_answers_count_under_a_limit_of_requests(tmp_path: Path) -> None:
-    """Ready answers count under the rate limit: a client that exceeds it gets 429, and other clients are still
+async def test_ready_answers_count_toward_the_rate_limit(tmp_path: Path) -> None:
+    """Ready answers count toward the rate limit: a client that exceeds it gets 429, and other clients are still
     answered."""
     limits: dict[str, Any] = {"requests_per_second": 0.001, "burst": 5}
     async with running_app(tmp_path / "data", limits=limits) as service:

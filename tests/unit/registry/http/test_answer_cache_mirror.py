@@ -30,46 +30,46 @@ async def mirroring(folder: Path, **upstream: Any) -> AsyncIterator[AnswerCacheS
         yield AnswerCacheSite(service, folder, await push_image(service.hosted, APP, "x", "latest"))
 
 
-async def pulled(site: AnswerCacheSite) -> str:
-    """Stores an image as if it had been pulled from the upstream, and returns its digest."""
+async def store_as_pulled(site: AnswerCacheSite) -> str:
+    """Stores an image from another process, as if the mirror had pulled it from the upstream. Returns its digest."""
     async with site.beside() as other:
         return str((await push_image(other, PULLED, "far")).digest)
 
 
 @pytest.mark.parametrize("default", [False, True])
-async def test_what_is_hosted_is_ready_beside_a_mirror(tmp_path: Path, default: bool) -> None:
-    """The response for a hosted repository is cached: the name is hosted because of its form, or because it was
-    pushed."""
+async def test_a_response_for_a_hosted_repository_is_cached(tmp_path: Path, default: bool) -> None:
+    """The response for a hosted repository is cached. Without a default upstream, the repository is hosted because its
+    name does not begin with the name of an upstream. With one, it is hosted because it was pushed."""
     async with mirroring(tmp_path / "data", default=default) as site:
         assert (await site.ready(TAG)).body == site.image.body
         assert (await site.ready(f"{V2}/tags/list")).json["tags"] == ["latest"]
 
 
 @pytest.mark.parametrize("name", ["docker.io/library/app", "docker.io/app", "library/app", "app"])
-async def test_what_is_mirrored_is_never_ready(tmp_path: Path, name: str) -> None:
+async def test_a_response_for_a_mirrored_repository_is_never_cached(tmp_path: Path, name: str) -> None:
     """The response for a mirrored repository is not cached under any of its names, because it also depends on the time
     of the last request to the upstream."""
     async with mirroring(tmp_path / "data", default=True) as site:
-        target = f"/v2/{name}/manifests/{await pulled(site)}"
+        target = f"/v2/{name}/manifests/{await store_as_pulled(site)}"
         for method in ("GET", "HEAD"):
             assert (await site.never_ready(target, method)).status == 200
 
 
-async def test_a_name_that_is_pushed_is_answered_from_here_at_once(tmp_path: Path) -> None:
+async def test_a_pushed_image_is_served_at_the_next_request(tmp_path: Path) -> None:
     """Before the first push, the mirror answers for the name, and the response is not cached. After the push, the next
     request gets the pushed image, and the response is cached."""
     async with mirroring(tmp_path / "data", default=True) as site:
-        assert (await site.never_ready(f"/v2/app/manifests/{await pulled(site)}")).status == 200
+        assert (await site.never_ready(f"/v2/app/manifests/{await store_as_pulled(site)}")).status == 200
         async with site.beside() as other:
             image = await push_image(other, RepositoryName("app"), "ours", "1")
         assert (await site.ask("GET", "/v2/app/manifests/1")).body == image.body
         assert (await site.ready("/v2/app/manifests/1")).body == image.body
 
 
-async def test_a_namespace_is_looked_at(tmp_path: Path) -> None:
+async def test_a_request_with_a_namespace_bypasses_the_cache(tmp_path: Path) -> None:
     """A request with `ns` is not answered from the cache, because `ns` gives the path another meaning."""
     async with mirroring(tmp_path / "data") as site:
-        digest = await pulled(site)
+        digest = await store_as_pulled(site)
         await push_image(site.service.hosted, RepositoryName("library/app"), "far", "1")
         path = f"/v2/library/app/manifests/{digest}"
         await site.ready(path)
@@ -80,7 +80,7 @@ async def test_the_host_decides_what_a_path_means(tmp_path: Path) -> None:
     """If upstreams have host names of their own, the cache distinguishes the hosts: the same path is hosted at one host
     and mirrored at another."""
     async with mirroring(tmp_path / "data", hosts=["hub.test"]) as site:
-        far = await pulled(site)
+        far = await store_as_pulled(site)
         near = str((await push_image(site.service.hosted, RepositoryName("library/app"), "near")).digest)
         ours, theirs = ({"host": host} for host in ("registry.test", "hub.test"))
         for digest, right, wrong in ((near, ours, theirs), (far, theirs, ours)):
@@ -93,14 +93,14 @@ async def test_the_host_decides_what_a_path_means(tmp_path: Path) -> None:
         await site.ready(TAG, headers={"host": "other.test"})
 
 
-async def test_long_names_of_hosts_take_their_room(tmp_path: Path) -> None:
-    """The length of the Host header counts for the size of the cache, so clients cannot use more memory by long host
-    names."""
+async def test_host_names_count_toward_the_size_of_the_cache(tmp_path: Path) -> None:
+    """The length of the Host header counts toward the size of the cache, so clients cannot make the cache larger with
+    long host names."""
     async with mirroring(tmp_path / "data", hosts=["hub.test"]) as site:
         size, count = 16 * 1024, 1000
-        shown = [{"host": f"{number}.{'x' * size}"} for number in range(count)]
-        for headers in [each for each in shown for _ in range(2)]:
+        host_headers = [{"host": f"{number}.{'x' * size}"} for number in range(count)]
+        for headers in [each for each in host_headers for _ in range(2)]:
             assert (await site.ask("GET", TAG, headers)).status == 200
-        ready = [site.has_ready(TAG, headers) for headers in shown]
+        ready = [site.has_ready(TAG, headers) for headers in host_headers]
         assert ready[-1]
         assert sum(ready) * size <= CACHE_BYTES

@@ -58,7 +58,7 @@ async def status(site: AnswerCacheSite, login: str | None, target: str = TAG) ->
 # What changes
 
 
-async def test_the_first_account_ends_what_everybody_had(open_site: AnswerCacheSite) -> None:
+async def test_the_first_account_ends_all_ready_answers(open_site: AnswerCacheSite) -> None:
     """After another process has added the first account, no request gets an answer from before, whatever credential it
     has."""
     stray = "Basic " + base64.b64encode(b"hub:password").decode()
@@ -74,7 +74,7 @@ async def test_the_first_account_ends_what_everybody_had(open_site: AnswerCacheS
 
 @pytest.mark.parametrize("way", ["basic", "bearer"])
 @pytest.mark.parametrize(("what", "after"), [("token", 401), ("grant", 404), ("account", 401), ("disabled", 401)])
-async def test_what_another_takes_away_is_gone_at_the_next_request(
+async def test_what_another_process_takes_away_is_gone_at_the_next_request(
     site: AnswerCacheSite, way: str, what: str, after: int
 ) -> None:
     """After another process has removed a token, a grant or the account, or disabled the account, the next request with
@@ -142,7 +142,7 @@ async def test_a_token_that_has_run_out_is_refused_although_nothing_changed(tmp_
 # Whose it is
 
 
-async def test_one_persons_answer_is_given_to_nobody_else(site: AnswerCacheSite) -> None:
+async def test_a_ready_answer_is_only_for_its_account(site: AnswerCacheSite) -> None:
     """A ready answer for one account is not sent to another account, to a client without a credential, or to one with a
     wrong credential."""
     alice = await site.service.token("alice")
@@ -193,7 +193,7 @@ async def test_two_logins_in_one_request_are_refused(site: AnswerCacheSite) -> N
     assert await status(site, alice) == 200
 
 
-async def test_a_login_counts_for_the_address_that_showed_it(site: AnswerCacheSite) -> None:
+async def test_a_ready_answer_is_only_for_its_address(site: AnswerCacheSite) -> None:
     """A ready answer belongs to a credential and an address. From another address, the credential is checked again,
     because the throttle may hold that address back. No other pair of credential and address has the same key, even if
     the two texts, written one after the other, are the same."""
@@ -206,7 +206,7 @@ async def test_a_login_counts_for_the_address_that_showed_it(site: AnswerCacheSi
         assert not site.ask.ready
 
 
-async def test_who_stands_in_an_htpasswd_file_is_always_looked_up(tmp_path: Path) -> None:
+async def test_responses_for_htpasswd_accounts_are_not_cached(tmp_path: Path) -> None:
     """Responses for an account of the htpasswd file are not cached, because a change of the file does not change the
     version of the store. Once the line is removed, the next request is refused."""
     file = tmp_path / "htpasswd"

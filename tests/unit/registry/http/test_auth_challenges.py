@@ -69,7 +69,7 @@ async def test_the_scope_is_what_the_request_takes(
 @pytest.mark.parametrize(
     "source", ['c"d', "c/d%22,x=%22", "C/D", "a//b", "../x", "a%0d%0ab", "%00", "%", "x" * 300, "", "&from=e/f"]
 )
-async def test_a_source_that_is_no_name_is_not_said_back(service: AppInProcess, source: str) -> None:
+async def test_an_invalid_mount_source_is_not_repeated_in_the_challenge(service: AppInProcess, source: str) -> None:
     """If the source of a mount is not a valid name, it is not repeated in the challenge. A query that cannot be parsed
     gets 400 without a challenge."""
     answer = await service.client("POST", f"/v2/a/b/blobs/uploads/?mount={DIGEST}&from={source}")

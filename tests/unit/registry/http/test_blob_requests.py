@@ -168,7 +168,7 @@ async def test_if_range(client: AsgiClient, path: str, validator: str, status: i
 
 
 async def test_if_range_with_a_date_never_matches(client: AsgiClient, path: str) -> None:
-    """There is no Last-Modified here that a date could match."""
+    """A date in If-Range never matches, because blobs have no Last-Modified."""
     headers = {"Range": "bytes=0-4", "If-Range": "Sun, 06 Nov 1994 08:49:37 GMT"}
     assert (await client("GET", path, headers)).status == 200
 
@@ -186,13 +186,13 @@ async def test_not_modified(client: AsgiClient, path: str, method: str) -> None:
 
 
 async def test_if_match_that_fails_is_412(client: AsgiClient, path: str) -> None:
-    """If-Match with another entity tag gets 412, with the blob's own entity tag the blob."""
+    """If-Match with another entity tag gets 412. With the blob's own entity tag, it gets the blob."""
     assert (await client("GET", path, {"If-Match": '"other"'})).status == 412
     assert (await client("GET", path, {"If-Match": f'"{path.rpartition("/")[2]}"'})).status == 200
     assert (await client("GET", path, {"If-Match": "*"})).status == 200
 
 
-async def test_conditions_open_nothing(client: AsgiClient) -> None:
+async def test_a_missing_blob_is_404_whatever_the_conditions(client: AsgiClient) -> None:
     """A blob that does not exist gets 404, whatever entity tags the client sends."""
     absent = f"{V2}/blobs/sha256:{'0' * 64}"
     assert (await client("GET", absent, {"If-None-Match": "*"})).status == 404

@@ -39,7 +39,7 @@ async def test_bodies_beyond_the_budget_are_429(registry: MemoryRegistry) -> Non
     assert intake.manifests.used == 0
 
 
-async def test_who_waits_gets_in_when_there_is_room(registry: MemoryRegistry) -> None:
+async def test_waiting_requests_get_memory_in_the_order_of_arrival(registry: MemoryRegistry) -> None:
     """Requests that wait for memory get it in the order of their arrival."""
     intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
     await put_blob(registry, b"{}")

@@ -81,14 +81,14 @@ async def test_a_page_of_another_site_changes_nothing(
     ],
     ids=str,
 )
-async def test_clients_and_own_pages_do(registry: MemoryRegistry, sent: dict[str, str]) -> None:
+async def test_registry_clients_and_own_pages_may_push(registry: MemoryRegistry, sent: dict[str, str]) -> None:
     """Registry clients, which send none of the browsers' headers, may push, and so may a page of the registry's own
     address."""
     client = client_of(registry, public_url="https://registry.example.com")
     assert (await client("POST", UPLOADS, {**HOST, **sent})).status == 202
 
 
-async def test_pages_of_other_sites_may_ask_to_read(registry: MemoryRegistry) -> None:
+async def test_pages_of_other_sites_cannot_see_the_response(registry: MemoryRegistry) -> None:
     """A GET from a page of another site is answered, but no header allows the browser to show the response to the
     page."""
     answer = await client_of(registry)("GET", "/v2/_catalog", {**HOST, "origin": "https://evil.example"})
@@ -116,7 +116,7 @@ async def test_a_name_that_was_made_to_point_here_reads_nothing(
 @pytest.mark.parametrize(
     "host", ["localhost:5000", "127.0.0.1:5000", "[::1]:5000", "192.0.2.1", "a.localhost", "mirror.example.com:80"]
 )
-async def test_known_names_read(registry: MemoryRegistry, host: str) -> None:
+async def test_reads_under_known_names_are_allowed(registry: MemoryRegistry, host: str) -> None:
     """A browser may read under local names, IP addresses, and names in the settings. A registry client may read under
     any name."""
     client = client_of(registry)
@@ -126,7 +126,7 @@ async def test_known_names_read(registry: MemoryRegistry, host: str) -> None:
     assert (await public("GET", "/v2/_catalog", {"host": "evil.example", "accept-language": "en"})).status == 200
 
 
-async def test_elsewhere_any_name_reads(registry: MemoryRegistry) -> None:
+async def test_any_name_is_allowed_from_other_machines_and_with_accounts(registry: MemoryRegistry) -> None:
     """From another machine, and with accounts, any host name is accepted, because DNS rebinding gives access to nothing
     that is not public."""
     sent = {"host": "evil.example", "accept-language": "en"}

@@ -229,7 +229,9 @@ async def test_raw_bytes_in_the_path_are_400(client: AsgiClient) -> None:
         ("/v2/?x=%00", 400, "UNSUPPORTED"),
     ],
 )
-async def test_what_is_wrong_has_its_code(client: AsgiClient, path: str, status: int, code: str) -> None:
+async def test_invalid_input_has_the_error_code_for_its_kind(
+    client: AsgiClient, path: str, status: int, code: str
+) -> None:
     """Invalid references, digests, ids and queries have the error code for their kind."""
     answer = await client("GET", path)
     assert (answer.status, answer.code) == (status, code)

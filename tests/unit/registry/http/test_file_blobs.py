@@ -112,7 +112,8 @@ async def test_a_large_blob_whose_file_is_cut(stored: StoredRegistry) -> None:
 
 @pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
 async def test_a_blob_whose_file_is_gone(client: AsgiClient, stored: StoredRegistry, data: bytes) -> None:
-    """It is a 404 that says what to do, so that a client's HEAD before a push makes the client upload the blob."""
+    """The response is a 404 that says what to do, so that a client's HEAD before a push makes the client upload the
+    blob."""
     blob = await push(stored, data)
     file_of(stored, blob).unlink()
     answer = await client("GET", f"{V2}/blobs/{blob.digest}")

@@ -130,9 +130,7 @@ async def test_two_ns_are_refused(client: AsgiClient) -> None:
         ("localhost:5000", ""),
     ],
 )
-async def test_ns_of_this_very_server_means_nothing(
-    client: AsgiClient, registry: MemoryRegistry, host: str, ns: str
-) -> None:
+async def test_ns_of_this_server_is_ignored(client: AsgiClient, registry: MemoryRegistry, host: str, ns: str) -> None:
     """If `ns` is the Host of the request, or the host in `public_url`, it is ignored, also for pushes."""
     await put_image(registry, "1", repo="team/app")
     answer = await client("GET", f"/v2/team/app/manifests/1?ns={ns}", {"Host": host})
@@ -202,7 +200,7 @@ async def test_a_host_of_its_own_names_the_upstream(
     assert "oci-namespace" not in answer
 
 
-async def test_a_host_with_a_port_is_meant_with_it(client: AsgiClient, registry: MemoryRegistry) -> None:
+async def test_a_host_with_a_port_does_not_match_other_ports(client: AsgiClient, registry: MemoryRegistry) -> None:
     """If the setting has a port, the same host at another port is not the upstream's host."""
     image = await put_image(registry, "1", repo="ghcr.io/org/app")
     answer = await client("HEAD", "/v2/org/app/manifests/1", {"Host": "ghcr.example.com:8080"})
@@ -239,7 +237,7 @@ async def test_ping_and_catalog_take_any_ns(client: AsgiClient) -> None:
         assert (await client("GET", f"{path}?ns=quay.io")).status == 200
 
 
-async def test_without_upstreams_ns_means_nothing(registry: MemoryRegistry) -> None:
+async def test_ns_is_ignored_without_upstreams(registry: MemoryRegistry) -> None:
     """If nothing is mirrored, `ns` is ignored."""
     await put_image(registry, "1", repo="team/app")
     answer = await AsgiClient(DistributionAPI(registry))("GET", "/v2/team/app/manifests/1?ns=quay.io")

@@ -65,7 +65,7 @@ class DenyingAuth:
 
 
 async def test_refused_requests_count(registry: MemoryRegistry) -> None:
-    """Requests with wrong credentials, invalid names or invalid queries count under the limit as well."""
+    """Requests with wrong credentials, invalid names or invalid queries count toward the limit as well."""
     pace = CountingLimiter(3, 1)
     client = AsgiClient(DistributionAPI(registry, rate_limit=pace.take, authenticator=DenyingAuth()))
     for path, status in (("/v2/", 401), ("/v2/A/tags/list", 400), ("/v2/?n=%", 400), ("/v2/", 429), ("/v2/A/x", 429)):

@@ -177,7 +177,7 @@ async def test_a_large_manifest_is_read_once() -> None:
     assert (answer.status, read) == (200, ["a"])
 
 
-async def test_the_answer_to_a_form_holds_nothing_of_it() -> None:
+async def test_a_form_is_not_in_memory_while_its_response_is_sent() -> None:
     """While a client does not read the response to its form, the form is not in memory."""
     app = create_app(Settings(), MemoryRegistry())
     app.body_memory = BodyMemory()

@@ -35,7 +35,7 @@ async def both(data: Path) -> AsyncIterator[TwoWorkers]:
         yield opened
 
 
-async def test_a_token_is_as_it_was_made(both: TwoWorkers) -> None:
+async def test_a_token_is_stored_as_it_was_made(both: TwoWorkers) -> None:
     """A token is stored with the hash of its secret and with its limits. A new token does not change the epoch, so a
     login clears no caches."""
     limits = (
@@ -186,7 +186,7 @@ async def test_processes_that_race_for_the_first_key_get_the_same(data: Path) ->
     assert [len(words) for words in said] == [5] * 4
 
 
-async def test_a_rotated_key_is_taken_a_while_longer(both: TwoWorkers) -> None:
+async def test_a_rotated_key_is_accepted_until_it_expires(both: TwoWorkers) -> None:
     """After a rotation, the new key signs and is first in the list. The old key is accepted until it expires."""
     await both.one.ensure_key(lambda: key("k1"), by=BY_ROOT)
     both.changed()

@@ -72,7 +72,7 @@ async def test_a_store_has_a_name_of_its_own(data: Path, tmp_path: Path, both: T
         assert another.instance_id() != name
 
 
-async def test_an_account_is_as_it_was_made(both: TwoWorkers) -> None:
+async def test_an_account_is_stored_as_it_was_made(both: TwoWorkers) -> None:
     """An account is read as it was stored, with its groups. A robot has no password."""
     made = await both.one.add_account(BOB, AccountKind.USER, password_hash="$bob", note="Bob B.", by=BY_ROOT)
     assert both.two.account(BOB) == made
@@ -117,7 +117,7 @@ async def test_lists_of_accounts_go_by_name_in_pages(both: TwoWorkers) -> None:
     assert ([account.name for account in page.items], page.more) == ([BOB], False)
 
 
-async def test_what_ends_proofs_raises_the_version_and_the_epoch(both: TwoWorkers) -> None:
+async def test_changes_of_an_account_increase_the_version_and_the_epoch(both: TwoWorkers) -> None:
     """A new password, disabling, enabling and a change of the admin flag increase the account's version and the epoch.
     A change that changes nothing does not."""
     await add_people(both.one)
@@ -172,7 +172,7 @@ async def test_nobody_inherits_what_an_account_of_the_same_name_had(both: TwoWor
         both.two.token("t1")
 
 
-async def test_a_better_hash_is_no_change(both: TwoWorkers) -> None:
+async def test_a_stronger_hash_ends_no_login(both: TwoWorkers) -> None:
     """A stronger hash replaces only the hash from which it was made, and ends no login."""
     await add_people(both.one)
     both.changed()
@@ -264,7 +264,7 @@ async def test_grants(both: TwoWorkers) -> None:
 
 
 @pytest.mark.parametrize("subject", ["group:nobody", "robot:nobody"])
-async def test_grants_for_whom_there_is_not(both: TwoWorkers, subject: str) -> None:
+async def test_grants_to_subjects_that_do_not_exist(both: TwoWorkers, subject: str) -> None:
     """A grant to a group or robot needs this group or robot in the store. A grant to a person does not."""
     await add_people(both.one)
     both.changed()
@@ -277,7 +277,7 @@ async def test_grants_for_whom_there_is_not(both: TwoWorkers, subject: str) -> N
     assert both.two.grants() == []
 
 
-async def test_each_change_leaves_its_line(data: Path, both: TwoWorkers) -> None:
+async def test_each_change_is_in_the_audit_log(data: Path, both: TwoWorkers) -> None:
     """Each change is in the audit log, with who made it, from where, and for whom. No password or secret is."""
     await add_people(both.one)
     await both.one.set_password(BOB, "$secret", by=BY_ROOT)

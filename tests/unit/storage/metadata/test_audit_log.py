@@ -41,19 +41,19 @@ async def _image(registry: StoredRegistry, seed: bytes) -> Manifest:
     return image_of(await push_blob(registry, APP, b"config of " + seed), [await push_blob(registry, APP, seed)])
 
 
-def lines(registry: StoredRegistry, **query: object) -> list[AuditEntry]:
+def entries(registry: StoredRegistry, **query: object) -> list[AuditEntry]:
     return list(registry.accounts.audit(AuditQuery(**query), 1000).items)  # type: ignore[arg-type]
 
 
-def told(registry: StoredRegistry, **query: object) -> list[str]:
-    """Returns the entries that match, newest first."""
-    return [f"{entry.actor} {entry.action} {entry.target}" for entry in lines(registry, **query)]
+def entry_texts(registry: StoredRegistry, **query: object) -> list[str]:
+    """Returns actor, action and target of the entries that match, newest first."""
+    return [f"{entry.actor} {entry.action} {entry.target}" for entry in entries(registry, **query)]
 
 
-async def test_changes_of_content_leave_a_line_each(registry: StoredRegistry, clock: AccountsClock) -> None:
+async def test_each_change_of_content_has_an_entry(registry: StoredRegistry, clock: AccountsClock) -> None:
     """Pushes of manifests and tags, mounts and deletes each have an entry, with who made them and from where. A change
-    that changes nothing, or was refused, has none. A manifest that was pushed with tags is in the entries of the
-    tags."""
+    that changes nothing, or was refused, has none. A manifest that was pushed with tags has no entry of its own: the
+    entries of its tags have its digest."""
     one, two = await _image(registry, b"one"), await _image(registry, b"two")
     for _ in range(2):
         await registry.put_manifest(APP, one, by=ALICE)
@@ -76,7 +76,7 @@ async def test_changes_of_content_leave_a_line_each(registry: StoredRegistry, cl
         ("bob", "tag.delete", "team/app:v1", None),
         ("bob", "manifest.delete", f"team/app@{two.digest}", None),
     ]
-    found = lines(registry)
+    found = entries(registry)
     assert sorted((e.actor, e.action, e.target) for e in found) == sorted(line[:3] for line in expected)
     assert {(e.action, e.target): e.detail for e in found} == {line[1:3]: line[3] for line in expected}
     assert {(e.actor, e.address, e.request_id, e.user_agent, e.outcome, e.count) for e in found} == {
@@ -91,7 +91,7 @@ async def test_both_tables_are_one_list_by_time(registry: StoredRegistry, clock:
         clock.now += number % 3 == 0
         await registry.put_manifest(APP, manifest, [Tag(f"t{number}")], by=ALICE)
         await registry.accounts.add_audit_entries([AuditEntry(clock.now, "bob", "login", f"n{number}")])
-    whole = lines(registry)
+    whole = entries(registry)
     assert len(whole) == 24
     assert [entry.at for entry in whole] == sorted((entry.at for entry in whole), reverse=True)
     assert len({entry.id for entry in whole}) == 24
@@ -105,7 +105,7 @@ async def test_both_tables_are_one_list_by_time(registry: StoredRegistry, clock:
         assert found == whole, limit
 
 
-async def test_a_page_goes_on_where_the_one_before_ended(registry: StoredRegistry, clock: AccountsClock) -> None:
+async def test_a_page_begins_where_the_previous_one_ended(registry: StoredRegistry, clock: AccountsClock) -> None:
     """Entries that are added or deleted between two pages do not shift the pages."""
     for number in range(6):
         clock.now += 1
@@ -121,7 +121,7 @@ async def test_a_page_goes_on_where_the_one_before_ended(registry: StoredRegistr
             registry.accounts.audit(AuditQuery(before=wrong), 10)
 
 
-async def test_lines_are_found_by_each_of_their_fields(registry: StoredRegistry, clock: AccountsClock) -> None:
+async def test_entries_are_found_by_each_of_their_fields(registry: StoredRegistry, clock: AccountsClock) -> None:
     """Entries are found by each field, alone or combined. A repository's name as the target finds all entries in it. A
     tag or digest finds only its own entries."""
     manifest = await _image(registry, b"one")
@@ -137,43 +137,43 @@ async def test_lines_are_found_by_each_of_their_fields(registry: StoredRegistry,
         ]
     )
     v1, v2 = "alice tag.put team/app:v1", "alice tag.put team/app:v2"
-    assert told(registry, actor="alice") == [v2, v1]
-    assert told(registry, action="tag.put") == [v2, v1]
-    assert told(registry, action="tag.delete") == ["bob tag.delete team/app:v2"]
-    assert told(registry, action="login") == ["bob login ", "bob login group:dev"]
-    assert told(registry, outcome="denied") == ["eve pull team/app:v1"]
-    assert told(registry, outcome="ok", actor="bob")[1:] == [
+    assert entry_texts(registry, actor="alice") == [v2, v1]
+    assert entry_texts(registry, action="tag.put") == [v2, v1]
+    assert entry_texts(registry, action="tag.delete") == ["bob tag.delete team/app:v2"]
+    assert entry_texts(registry, action="login") == ["bob login ", "bob login group:dev"]
+    assert entry_texts(registry, outcome="denied") == ["eve pull team/app:v1"]
+    assert entry_texts(registry, outcome="ok", actor="bob")[1:] == [
         f"bob blob.mount team/web@{manifest.layers[0].digest}",
         "bob tag.delete team/app:v2",
     ]
-    assert told(registry, target="team/app") == ["eve pull team/app:v1", "bob tag.delete team/app:v2", v2, v1]
-    assert told(registry, target="team/app:v1") == ["eve pull team/app:v1", v1]
-    assert told(registry, target=f"team/app@{manifest.digest}") == [v2, v1]
-    assert told(registry, target=f"team/web@{manifest.layers[0].digest}", actor="bob") != []
-    assert told(registry, target="group:dev") == ["bob login group:dev"]
-    assert told(registry, target="team") == []
-    assert told(registry, since=clock.now + 2) == ["bob login ", "bob login group:dev"]
-    assert told(registry, actor="bob", action="login", since=clock.now + 3) == ["bob login "]
-    assert told(registry, until=clock.now) == [v2, v1]
-    assert told(registry, until=clock.now + 3, action="login") == ["bob login group:dev"]
-    assert told(registry, until=clock.now + 2, since=clock.now + 1) == ["eve pull team/app:v1"]
-    newest = lines(registry)[0].id
-    assert told(registry, until=clock.now, before=newest) == [v2, v1]
-    assert told(registry, until=clock.now + 9, before=newest) == told(registry)[1:]
-    (denied,) = lines(registry, outcome="denied")
+    assert entry_texts(registry, target="team/app") == ["eve pull team/app:v1", "bob tag.delete team/app:v2", v2, v1]
+    assert entry_texts(registry, target="team/app:v1") == ["eve pull team/app:v1", v1]
+    assert entry_texts(registry, target=f"team/app@{manifest.digest}") == [v2, v1]
+    assert entry_texts(registry, target=f"team/web@{manifest.layers[0].digest}", actor="bob") != []
+    assert entry_texts(registry, target="group:dev") == ["bob login group:dev"]
+    assert entry_texts(registry, target="team") == []
+    assert entry_texts(registry, since=clock.now + 2) == ["bob login ", "bob login group:dev"]
+    assert entry_texts(registry, actor="bob", action="login", since=clock.now + 3) == ["bob login "]
+    assert entry_texts(registry, until=clock.now) == [v2, v1]
+    assert entry_texts(registry, until=clock.now + 3, action="login") == ["bob login group:dev"]
+    assert entry_texts(registry, until=clock.now + 2, since=clock.now + 1) == ["eve pull team/app:v1"]
+    newest = entries(registry)[0].id
+    assert entry_texts(registry, until=clock.now, before=newest) == [v2, v1]
+    assert entry_texts(registry, until=clock.now + 9, before=newest) == entry_texts(registry)[1:]
+    (denied,) = entries(registry, outcome="denied")
     assert (denied.at, denied.count, denied.address) == (clock.now + 1, 7, "192.0.2.9")
-    assert lines(registry, since=clock.now + 3)[0].detail == {"way": "basic"}
+    assert entries(registry, since=clock.now + 3)[0].detail == {"way": "basic"}
 
 
-async def test_old_lines_are_dropped(registry: StoredRegistry, clock: AccountsClock) -> None:
+async def test_old_entries_are_deleted(registry: StoredRegistry, clock: AccountsClock) -> None:
     """Old entries are deleted, in steps if they are many. The tag history stays."""
     manifest = await _image(registry, b"one")
     await registry.put_manifest(APP, manifest, [Tag("v1")], by=ALICE)
     await registry.accounts.add_audit_entries([AuditEntry(float(number), "bob", "login") for number in range(12_000)])
     assert await registry.accounts.prune_audit(11_000.0) == 11_000
     assert await registry.accounts.prune_audit(11_000.0) == 0
-    assert len(lines(registry, action="login")) == 1000
-    assert told(registry, action="tag.put") == ["alice tag.put team/app:v1"]
+    assert len(entries(registry, action="login")) == 1000
+    assert entry_texts(registry, action="tag.put") == ["alice tag.put team/app:v1"]
 
 
 QUERIES = {
@@ -193,7 +193,7 @@ QUERIES = {
 
 
 @pytest.mark.parametrize("asked", sorted(QUERIES))
-def test_each_way_to_ask_has_an_index(data: Path, asked: str) -> None:
+def test_each_query_uses_an_index(data: Path, asked: str) -> None:
     """No query of the audit log reads or sorts a whole table."""
     db = apsw.Connection(str(data / "entrepot.db"))
     plans: list[str] = []
@@ -208,15 +208,17 @@ def test_each_way_to_ask_has_an_index(data: Path, asked: str) -> None:
     audit_table.page(db, AuditQuery(**QUERIES[asked]), 10)  # type: ignore[arg-type]
     db.exec_trace = None
     db.close()
-    looks = [plan for plan in plans if "audit" in plan or " h" in plan]
-    assert looks
-    assert [plan for plan in looks if "SEARCH" not in plan or "INDEX" not in plan] == []
-    # A repository's index goes on with the tag after the time, so that lines of one time may have to be put in order.
+    table_plans = [plan for plan in plans if "audit" in plan or " h" in plan]
+    assert table_plans
+    assert [plan for plan in table_plans if "SEARCH" not in plan or "INDEX" not in plan] == []
+    # The index for the target has the columns repository, time and tag. So SQLite may have to sort the entries of one
+    # time by their ids; its plan then says `LAST TERM`.
     assert [plan for plan in plans if "TEMP B-TREE" in plan and "LAST TERM" not in plan] == []
 
 
-async def test_a_tag_costs_no_statement_of_the_log(data: Path, registry: StoredRegistry) -> None:
-    """A change of a tag needs no statement for the audit log, because its entry in the tag history is used."""
+async def test_a_change_of_a_tag_needs_no_statement_for_the_audit_log(data: Path, registry: StoredRegistry) -> None:
+    """A change of a tag does not write to the table `audit`, because its entry in the tag history is also its entry in
+    the audit log."""
     manifest = await _image(registry, b"one")
     db = connect(data / "entrepot.db")
     statements: list[str] = []
@@ -234,8 +236,8 @@ async def test_a_tag_costs_no_statement_of_the_log(data: Path, registry: StoredR
     assert [sql for sql in statements if "audit" in sql] == []
 
 
-async def test_lines_past_their_time_go_with_the_garbage(tmp_path: Path) -> None:
-    """A round of garbage collection deletes exactly the entries that are older than the log keeps them."""
+async def test_garbage_collection_deletes_old_entries(tmp_path: Path) -> None:
+    """A round of garbage collection deletes exactly the entries that are older than `keep_audit` seconds."""
     prepare_data_dir(tmp_path)
     year = 365 * 86400.0
     old, young = AuditEntry(1.0, "alice", "login"), AuditEntry(year, "bob", "login")
@@ -245,6 +247,6 @@ async def test_lines_past_their_time_go_with_the_garbage(tmp_path: Path) -> None
         open_registry(tmp_path, collect_every=0.001, keep_audit=year / 2, clock=lambda: year + 1.0) as registry,
         asyncio.timeout(60),
     ):
-        while len(left := registry.accounts.audit(AuditQuery(), 10).items) > 1:  # noqa: ASYNC110  it tells nobody
+        while len(left := registry.accounts.audit(AuditQuery(), 10).items) > 1:  # noqa: ASYNC110  no event signals it
             await asyncio.sleep(0.001)
         assert [entry.actor for entry in left] == ["bob"]

@@ -75,7 +75,7 @@ async def test_a_check_is_remembered_with_its_time_and_outcome(
     assert await records.last_check(DEBIAN, LATEST) == UpstreamCheck(1001.5, False)
 
 
-async def test_what_is_said_of_a_blob_is_said_of_no_manifest(registry: StoredRegistry) -> None:
+async def test_checks_of_blobs_and_manifests_are_separate(registry: StoredRegistry) -> None:
     """The same digest has separate checks as a blob and as a manifest. Both are deleted with the repository."""
     records, digest = registry.records, digest_of(b"1")
     await records.save_check(UBUNTU, digest, False, blob=True)
@@ -91,7 +91,7 @@ async def test_what_is_said_of_a_blob_is_said_of_no_manifest(registry: StoredReg
     assert await records.last_check(UBUNTU, digest, blob=True) is None
 
 
-async def test_being_asked_about_makes_no_repository_ours(registry: StoredRegistry) -> None:
+async def test_a_check_does_not_make_a_repository_known(registry: StoredRegistry) -> None:
     """A check of a repository does not make its name known. A name is known once content was stored under it, and then
     for ever."""
     repo = RepositoryName("team/app")
@@ -105,9 +105,7 @@ async def test_being_asked_about_makes_no_repository_ours(registry: StoredRegist
     assert await registry.is_known_repository(repo)
 
 
-async def test_what_an_upstream_does_not_have_is_not_remembered_without_end(
-    registry: StoredRegistry, data: Path, clock: RecordsClock
-) -> None:
+async def test_old_negative_checks_are_deleted(registry: StoredRegistry, data: Path, clock: RecordsClock) -> None:
     """Of too many negative checks, the oldest are deleted. Positive checks stay."""
     records = registry.records
     await records.save_check(UBUNTU, LATEST, True)
@@ -148,7 +146,7 @@ async def test_the_manifests_that_name_a_blob_are_found_newest_first(
     assert await records.referring_manifests(DEBIAN, layer) == []
 
 
-async def test_who_sent_wrong_bytes_is_remembered_for_a_while(
+async def test_senders_of_wrong_bytes_are_recorded_for_a_while(
     registry: StoredRegistry, data: Path, clock: RecordsClock
 ) -> None:
     """For each endpoint, the number of corrupt responses is stored for all processes, until a time without a further
@@ -212,7 +210,7 @@ async def test_an_allowance_is_the_newest_that_was_noted(registry: StoredRegistr
         assert await other.records.allowance("ghcr.io") == Allowance(5.0)
 
 
-async def test_a_wish_to_be_left_alone_outlasts_other_news(registry: StoredRegistry, data: Path) -> None:
+async def test_a_pause_is_never_made_shorter(registry: StoredRegistry, data: Path) -> None:
     """If an upstream has asked for a pause, a process that does not know of the pause cannot end it or make it shorter:
     the later end stays, whichever process stores its value last."""
     async with open_registry(data) as other:

@@ -171,7 +171,7 @@ async def test_filters(store: StoredRegistry) -> None:
     assert (await waiting(store, "moves"), await waiting(store, "pushes")) == ([[1]], [[2]])
 
 
-async def test_the_list_has_what_it_wants(store: StoredRegistry, tmp_path: Path, clock: Clock) -> None:
+async def test_the_list_has_only_events_that_it_wants(store: StoredRegistry, tmp_path: Path, clock: Clock) -> None:
     """Events that only a webhook wants are not in the list, and do not take the place of others in it. They are deleted
     once the webhook has got them."""
     deletes = frozenset({EventAction.DELETE})

@@ -15,7 +15,7 @@ from storage.data_dir.system import boot_id
 from storage.names import RepositoryName, Tag
 from storage.pulls import PullCount, PullRecord
 from storage.store.stored_registry import StoredRegistry
-from tests.fakes import written_data_dir as before
+from tests.fakes import written_data_dir as previous_release
 from tests.fakes.forked_process import ROOT
 from tests.fakes.registry_content import BY, descriptor_of, image_of, push_image
 from tests.fakes.upkeep_store import APP, START, Clock, clocked_store
@@ -103,7 +103,7 @@ async def test_a_kill_loses_only_what_was_not_stored(tmp_path: Path, clock: Cloc
 async def test_what_an_earlier_version_mirrored_has_a_record(tmp_path: Path, clock: Clock) -> None:
     """Content that an earlier version has mirrored gets a record with the time of the migration, so that it can be
     evicted later. Pushed content gets none."""
-    written = before.write_data_dir(tmp_path / "data", boot_id())
+    written = previous_release.write_data_dir(tmp_path / "data", boot_id())
     started = time.time()
     async with clocked_store(tmp_path / "data", clock) as store:
         found = await store.pulls.record(UBUNTU, digest_of(written.far_manifest))

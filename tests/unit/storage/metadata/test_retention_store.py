@@ -19,7 +19,7 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.retention import TagFacts, TagPosition, UnusedLimits
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import nothing_immutable
-from tests.fakes import written_data_dir as before
+from tests.fakes import written_data_dir as previous_release
 from tests.fakes.registry_content import BY, all_tags, index_of, push_image
 from tests.fakes.upkeep_store import APP, DAY, START, Clock, clocked_store, pull
 
@@ -283,7 +283,7 @@ async def test_what_would_be_unused_without_some_tags(store: StoredRegistry) -> 
 async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path) -> None:
     """Pulls are recorded only since the migration of the data directory, so older content may have been pulled before.
     Content that was pushed later is judged as in a new data directory."""
-    before.write_data_dir(tmp_path / "data", boot_id())
+    previous_release.write_data_dir(tmp_path / "data", boot_id())
     started = time.time()
     clock = Clock()
     async with clocked_store(tmp_path / "data", clock) as store:

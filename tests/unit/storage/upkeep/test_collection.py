@@ -115,7 +115,7 @@ async def make_garbage(store: StoredRegistry, data: Path, clock: Clock) -> dict[
     return {"gone": gone, "shared": shared, "half": half, "lost": lost, "young": young, "upload": writer.id}
 
 
-async def test_a_dry_run_says_what_a_run_then_removes(store: StoredRegistry, data: Path, clock: Clock) -> None:
+async def test_a_dry_run_reports_what_a_run_removes(store: StoredRegistry, data: Path, clock: Clock) -> None:
     """The dry run and the run report the same records. The dry run changes no file and no row."""
     made = await make_garbage(store, data, clock)
     before = {path: path.stat().st_size for path in files(data)}

@@ -79,7 +79,7 @@ async def test_a_damaged_manifest_can_be_deleted(data: Path) -> None:
             await TagChanges(registry.tag_history, registry.immutable_tags).restore(APP, Tag("latest"), by=BY)
 
 
-async def test_a_body_that_is_right_after_all_comes_back(registry: StoredRegistry) -> None:
+async def test_a_manifest_is_served_again_once_its_body_is_right(registry: StoredRegistry) -> None:
     """A manifest that scrub has marked as damaged because of faulty memory is served again once its body has the right
     hash."""
     image = await push_image(registry, APP, "one", "latest")

@@ -138,7 +138,7 @@ async def cache(tmp_path: Path) -> AsyncIterator[Cache]:
     db.close()
 
 
-async def test_what_was_not_pulled_for_the_longest_time_goes(cache: Cache) -> None:
+async def test_images_that_were_not_pulled_for_the_longest_time_are_evicted(cache: Cache) -> None:
     """The images that were not pulled for the longest time are evicted, down to 95 % of the budget, with their tags,
     links and files. Pulls count for images of any upstream."""
     images = [await cache.fetch(repo, f"layer {n}", tag=f"t{n}") for n, repo in enumerate([APP, WEB, FAR] * 2)]
@@ -157,7 +157,7 @@ async def test_what_was_not_pulled_for_the_longest_time_goes(cache: Cache) -> No
     assert lines == [("entrepot eviction", "manifest.delete", repo) for repo in (WEB, FAR, APP)]
 
 
-async def test_what_goes_has_events(cache: Cache) -> None:
+async def test_an_evicted_image_has_events(cache: Cache) -> None:
     """The tag and the manifest of an evicted image have one event each. So has content that was fetched."""
     await cache.store.outbox.configure([EventReader(LIST_READER, frozenset(EventAction), ("**",))])
     image = await cache.fetch(APP, "layer", tag="v1")
@@ -231,7 +231,7 @@ async def test_referrers_go_with_their_subject(cache: Cache) -> None:
     assert [await cache.has(APP, image), await cache.has(APP, signature)] == [False, False]
 
 
-async def test_what_must_stay(cache: Cache) -> None:
+async def test_images_that_are_never_evicted(cache: Cache) -> None:
     """These images stay: those that a pattern or a frozen tag keeps, those that are being downloaded, and those whose
     download began a short time ago."""
     kept = await cache.fetch(RepositoryName("hub/library/app"), "kept")
@@ -348,7 +348,7 @@ async def test_the_plan_is_what_the_eviction_does(cache: Cache) -> None:
     assert await cache.used() == await cache.stored_bytes() == 0
 
 
-async def test_unused_links_go_when_no_image_is_left(cache: Cache) -> None:
+async def test_unused_links_are_evicted_when_no_image_is_left(cache: Cache) -> None:
     """If the cache is above its budget, the blobs of a deleted manifest are evicted before the end of the grace
     period."""
     image = await cache.fetch(APP, "layer")
@@ -383,7 +383,7 @@ async def test_eviction_in_two_processes(cache: Cache, tmp_path: Path) -> None:
     assert await cache.used() == 9 * SIZE + 2
 
 
-async def test_the_cost_follows_what_is_evicted(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_image_is_read_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Children and images that stay are read once, and not for each evicted image."""
     pinned = RepositoryName("hub/library/app")
     children = [await cache.fetch(pinned, f"child {n}") for n in range(30)]
@@ -419,7 +419,7 @@ def links(cache: Cache) -> set[tuple[int, str]]:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.slow
-async def test_what_is_kept_stays_whole(cache: Cache, seed: int) -> None:
+async def test_remaining_content_is_complete(cache: Cache, seed: int) -> None:
     """For any images, indexes, mounts and pulls: a remaining manifest has each blob that it had, a remaining index its
     children, a hosted repository its mounts, and the counts and files are exact."""
     choice = random.Random(seed)

@@ -100,7 +100,7 @@ async def test_batches_are_bounded(clock: Clock) -> None:
     assert pulls.batches == [MAX_SAVED_PULLS, MAX_SAVED_PULLS, 1]
 
 
-async def test_what_is_counted_is_bounded(clock: Clock) -> None:
+async def test_the_number_of_counted_manifests_is_limited(clock: Clock) -> None:
     """On a full disk, pulls of further manifests are not counted. Pulls of manifests that are counted already are."""
     pulls = FullDisk()
     recorder = PullRecorder(pulls, hosted, clock, capacity=2)

@@ -188,7 +188,7 @@ async def test_a_tag_that_changed_meanwhile_is_left(store: StoredRegistry) -> No
         )
 
 
-async def test_a_new_tag_is_made(store: StoredRegistry, changes: TagChanges) -> None:
+async def test_a_move_creates_a_new_tag(store: StoredRegistry, changes: TagChanges) -> None:
     """A move creates a tag that does not exist, from a digest or from another tag."""
     image = await push_image(store, APP, "first", "v1")
     assert await changes.move(APP, LATEST, V1, by=ALICE) == TagMove(LATEST, image.digest, None, [])
@@ -305,7 +305,7 @@ async def test_shared_blobs_stay_for_the_last_deletion(
     await assert_whole(store, second)
 
 
-async def test_a_dropped_link_takes_the_deleted_manifest_along(store: StoredRegistry, clock: Clock) -> None:
+async def test_a_deleted_manifest_is_not_restorable_without_its_links(store: StoredRegistry, clock: Clock) -> None:
     """When a link is deleted, deleted manifests that need it can no longer be put back. So no manifest seems restorable
     that lacks a blob."""
     image = await push_image(store, APP, "first", "v1")
@@ -330,7 +330,7 @@ async def test_a_pushed_manifest_is_not_a_deleted_one(store: StoredRegistry, clo
     await assert_whole(store, image)
 
 
-async def test_a_mirror_keeps_nothing(store: StoredRegistry) -> None:
+async def test_deletes_of_a_mirror_cannot_be_undone(store: StoredRegistry) -> None:
     """A mirror's deletes cannot be undone, because the mirror can fetch the content again."""
     image = await push_image(store, APP, "first", "v1")
     await store.delete_manifest(APP, image.digest, by=BY, restorable=False)
@@ -386,7 +386,7 @@ async def test_with_grace_0_the_next_round_removes_it(tmp_path: Path, clock: Clo
 
 
 @pytest.mark.parametrize("limit", ["MAX_MANIFESTS", "MAX_INDEX_BYTES"])
-async def test_too_much_is_not_put_back(
+async def test_the_work_of_one_restore_is_limited(
     store: StoredRegistry, changes: TagChanges, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     """The work for one request is limited. A request that would need more is refused and changes nothing."""

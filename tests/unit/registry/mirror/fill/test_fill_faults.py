@@ -38,7 +38,8 @@ OTHER_FAR = "library/other"
 SMALL = random.Random(5).randbytes(3 * MIB)
 
 
-async def begun(site: MirrorStore, worker: MirrorWorker, layer: bytes) -> None:
+async def pull_manifest_of_new_image(site: MirrorStore, worker: MirrorWorker, layer: bytes) -> None:
+    """Adds an image with this layer to the upstream, and pulls its manifest."""
     site.far.add_image(UPSTREAM_REPO, layer)
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
 
@@ -47,17 +48,18 @@ async def begun(site: MirrorStore, worker: MirrorWorker, layer: bytes) -> None:
 async def test_broken_connections_resume(site: MirrorStore, worker: MirrorWorker, data: bytes) -> None:
     """A broken connection is resumed where it stopped: no byte is requested twice, and readers notice nothing."""
     site.far.faults.drops = [MIB, 100_000, 70_000, 500_000]
-    await begun(site, worker, data)
+    await pull_manifest_of_new_image(site, worker, data)
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(data)) == data
     sent_once(site, digest_of(data), len(data))
     assert not site.far.faults.drops
 
 
 async def test_an_upstream_that_keeps_breaking(site: MirrorStore) -> None:
-    """A fill without new bytes is given up after the stall timeout: readers are cut, and the stored bytes are kept."""
+    """A fill without new bytes is given up after the stall timeout: its readers get an error, and the stored bytes
+    are kept."""
     site.stall_timeout = 0.5
     async with site.worker() as worker:
-        await begun(site, worker, SMALL)
+        await pull_manifest_of_new_image(site, worker, SMALL)
         site.far.faults.drops = [MIB, *[0] * 1000]
         reader = await worker.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
         with pytest.raises(UpstreamUnavailable):
@@ -70,10 +72,11 @@ async def test_an_upstream_that_keeps_breaking(site: MirrorStore) -> None:
 
 @pytest.mark.parametrize("error", [UpstreamUnavailable(), TooManyRequests(retry_after=1)], ids=lambda e: e.code)
 async def test_an_upstream_that_is_started_anew(site: MirrorStore, error: RegistryError) -> None:
-    """A blob with readers continues once a restarting upstream is back, however many attempts fail meanwhile."""
+    """The fill of a blob that has readers continues when the upstream is back after a restart, however many attempts
+    fail meanwhile."""
     site.stall_timeout = 2.0  # a tenth of a second between two attempts
     async with site.worker() as worker:
-        await begun(site, worker, SMALL)
+        await pull_manifest_of_new_image(site, worker, SMALL)
         gate = site.far.faults.gates[MIB] = threading.Event()
         reader = await worker.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
         reading = asyncio.create_task(read(reader))
@@ -88,23 +91,24 @@ async def test_an_upstream_that_is_started_anew(site: MirrorStore, error: Regist
     sent_once(site, digest_of(SMALL), len(SMALL))
 
 
-async def test_whoever_takes_over_is_as_patient(site: MirrorStore) -> None:
+async def test_a_worker_that_takes_over_waits_for_the_whole_stall_timeout(site: MirrorStore) -> None:
     """A worker that takes over a fill while the upstream is away waits for the whole stall timeout before it gives
     up."""
     site.stall_timeout = 2.0
-    gone = FakeSource()
-    gone.blobs, gone.manifests, gone.sent = site.far.blobs, site.far.manifests, site.far.sent
-    gone.faults.gates[MIB] = threading.Event()
+    leaving_source = FakeSource()
+    leaving_source.blobs, leaving_source.manifests = site.far.blobs, site.far.manifests
+    leaving_source.sent = site.far.sent
+    leaving_source.faults.gates[MIB] = threading.Event()
     site.far.faults.down = UpstreamUnavailable()
-    async with site.worker() as stays:
-        async with site.worker(gone) as goes:
+    async with site.worker() as staying:
+        async with site.worker(leaving_source) as leaving:
             site.far.add_image(UPSTREAM_REPO, SMALL)
-            await goes.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
-            first = await goes.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
-            await wait_until(lambda: gone.bytes_sent(digest_of(SMALL)) == MIB)
-            second = await stays.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
+            await leaving.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
+            first = await leaving.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
+            await wait_until(lambda: leaving_source.bytes_sent(digest_of(SMALL)) == MIB)
+            second = await staying.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
             reading = asyncio.create_task(read(second))
-            await goes.mirror.aclose()
+            await leaving.mirror.aclose()
             await first.aclose()
         await wait_until(lambda: site.far.calls["get blob"] >= 6)
         site.far.faults.down = None
@@ -116,8 +120,9 @@ async def test_whoever_takes_over_is_as_patient(site: MirrorStore) -> None:
     "error", [UpstreamUnavailable(), Denied(), TooManyRequests(retry_after=60), BlobUnknown()], ids=lambda e: e.code
 )
 async def test_errors_before_headers(site: MirrorStore, worker: MirrorWorker, error: RegistryError) -> None:
-    """An upstream error in place of a blob is raised before any header is sent. Only "unknown" is cached."""
-    await begun(site, worker, SMALL)
+    """An upstream error in place of a blob is raised before any header is sent. Of these errors, only BlobUnknown
+    is cached."""
+    await pull_manifest_of_new_image(site, worker, SMALL)
     site.far.faults.down = error
     with pytest.raises(type(error)):
         await worker.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
@@ -128,10 +133,11 @@ async def test_errors_before_headers(site: MirrorStore, worker: MirrorWorker, er
 
 
 async def test_wrong_bytes_are_kept_nowhere(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A corrupt blob never ends for its readers and is not stored. The next attempt asks another endpoint."""
+    """Readers of a corrupt blob get an error before its last byte. The blob is not stored. The next attempt asks
+    another endpoint."""
     site.far.endpoints = ("https://one", "https://two")
     site.far.faults.corrupt = {"https://one"}
-    await begun(site, worker, SMALL)
+    await pull_manifest_of_new_image(site, worker, SMALL)
     digest = digest_of(SMALL)
     gate = site.far.faults.gates[MIB] = threading.Event()
     readers = [await worker.mirror.open_blob(MIRRORED_REPO, digest, span) for span in (None, Span(10), Span(-1))]
@@ -148,18 +154,18 @@ async def test_wrong_bytes_of_a_small_blob(site: MirrorStore, worker: MirrorWork
     """A small blob is verified before it is served, so the client does not notice corrupt bytes."""
     site.far.endpoints = ("https://one", "https://two")
     site.far.faults.corrupt = {"https://one"}
-    await begun(site, worker, b"a small layer")
+    await pull_manifest_of_new_image(site, worker, b"a small layer")
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"a small layer")) == b"a small layer"
 
 
 async def test_only_wrong_bytes(site: MirrorStore) -> None:
-    """If an upstream sends only corrupt bytes, the fill is repeated once. After that, the upstream is paused, and for
-    longer after each such fetch, over all clients and workers. The error names the endpoint and the blob, and says when
-    to retry."""
+    """If an upstream sends only corrupt bytes, the fill is repeated once. After that, no worker requests the blob from
+    the upstream until a pause has ended. Each fetch with corrupt bytes makes the next pause longer, up to 30 seconds.
+    The error names the endpoint and the blob, and says when to retry."""
     site.far.faults.corrupt = {"https://one"}
     digest = digest_of(b"a small layer")
     async with site.worker() as worker, site.worker() as other:
-        await begun(site, worker, b"a small layer")
+        await pull_manifest_of_new_image(site, worker, b"a small layer")
         for fetches, pause in ((2, 2), (3, 4), (4, 8), (5, 16), (6, 30), (7, 30)):
             for mirror in (worker.mirror, other.mirror, worker.mirror):
                 with pytest.raises(UpstreamUnavailable, match=rf"docker\.io \(https://one\).*{digest}") as raised:
@@ -175,7 +181,7 @@ async def test_only_wrong_bytes_while_the_other_endpoint_is_away(site: MirrorSto
     """No bytes are requested from a paused endpoint before its pause is over, even if the other endpoint is down."""
     site.far.endpoints, site.far.faults.away = ("https://one", "https://two"), {"https://two"}
     site.far.faults.corrupt = {"https://one"}
-    await begun(site, worker, SMALL)
+    await pull_manifest_of_new_image(site, worker, SMALL)
     for _ in range(2):
         with pytest.raises(DigestInvalid):
             await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL))
@@ -190,7 +196,7 @@ async def test_only_wrong_bytes_while_the_other_endpoint_is_away(site: MirrorSto
 
 
 async def test_wrong_bytes_are_forgotten(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Corrupt bytes are forgotten after some time, or on request."""
+    """The record that an endpoint sent corrupt bytes is deleted after some time, or on request."""
     site.far.faults.corrupt = {"https://one"}
     layers = [b"a small layer", b"another"]
     site.far.add_image(UPSTREAM_REPO, *layers)
@@ -209,16 +215,16 @@ async def test_wrong_bytes_are_forgotten(site: MirrorStore, worker: MirrorWorker
 
 
 @pytest.mark.parametrize("follows", [False, True])
-async def test_who_is_told_of_wrong_bytes_can_ask_again(site: MirrorStore, worker: MirrorWorker, follows: bool) -> None:
+async def test_a_reader_can_ask_again_after_wrong_bytes(site: MirrorStore, worker: MirrorWorker, follows: bool) -> None:
     """When a reader of any worker gets the error for corrupt bytes, the fill has ended in that worker, and the next
     open starts a new one."""
-    await begun(site, worker, SMALL)
+    await pull_manifest_of_new_image(site, worker, SMALL)
     site.far.faults.corrupt = {"https://one"}
     gate = site.far.faults.gates[len(SMALL) - 1] = threading.Event()
     async with site.worker(source_of_another_worker(site)) as other:
         readers = [await each.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL)) for each in (worker, other)]
         await wait_until(lambda: site.far.bytes_sent(digest_of(SMALL)) > 2 * MIB)
-        site.disk.pause = 0.05  # between the last byte and the word that it was wrong
+        site.disk.pause = 0.05  # commits are slow, so the error comes some time after the last byte
 
         async def ask_again() -> bytes:
             with pytest.raises(DigestInvalid):
@@ -235,7 +241,8 @@ async def test_who_is_told_of_wrong_bytes_can_ask_again(site: MirrorStore, worke
 
 
 async def test_a_manifest_that_names_another_size(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A manifest with a wrong size for a blob gets an error and does not affect readers of the blob."""
+    """While a manifest states a wrong size for a blob, opening the blob raises an error. After the pull of a manifest
+    with the right size, the blob can be read."""
     real = site.far.add_blob(UPSTREAM_REPO, BIG)
     for size in (9 * MIB, len(BIG) + 1, 100):
         wrong = image_of(site.far.add_blob(UPSTREAM_REPO, b"{}"), [replace(real, size=size)])
@@ -245,14 +252,14 @@ async def test_a_manifest_that_names_another_size(site: MirrorStore, worker: Mir
         with pytest.raises(UpstreamUnavailable, match="bytes were expected"):
             await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
     site.clock.now += 1
-    await begun(site, worker, BIG)
+    await pull_manifest_of_new_image(site, worker, BIG)
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
 
 
-async def test_a_wrong_size_is_in_nobodys_way(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_wrong_size_does_not_delay_other_readers(site: MirrorStore, worker: MirrorWorker) -> None:
     """If an image states a wrong size for a blob, no stored bytes are deleted and no other reader is delayed, also
     while the upstream does not answer."""
-    await begun(site, worker, BIG)
+    await pull_manifest_of_new_image(site, worker, BIG)
     gate = site.far.faults.gates[5 * MIB] = threading.Event()
     async with site.worker() as other:
         reader = await other.mirror.open_blob(MIRRORED_REPO, DIGEST)
@@ -278,25 +285,25 @@ async def test_a_wrong_size_is_in_nobodys_way(site: MirrorStore, worker: MirrorW
 async def test_another_worker_takes_over(site: MirrorStore) -> None:
     """When the worker that owns a fill ends, a reader of another worker continues, and no stored byte is fetched
     again."""
-    gone = FakeSource()
-    gone.blobs, gone.manifests = site.far.blobs, site.far.manifests
-    gone.sent = site.far.sent
-    gate = gone.faults.gates[5 * MIB] = threading.Event()
-    async with site.worker() as stays:
-        await begun(site, stays, BIG)
+    leaving_source = FakeSource()
+    leaving_source.blobs, leaving_source.manifests = site.far.blobs, site.far.manifests
+    leaving_source.sent = site.far.sent
+    gate = leaving_source.faults.gates[5 * MIB] = threading.Event()
+    async with site.worker() as staying:
+        await pull_manifest_of_new_image(site, staying, BIG)
         async with open_registry(site.data, clock=site.clock) as store:
-            goes = Mirror(
-                *(store, gone, store.partials, store.records, store.leases, Upstream(name="docker.io")),
+            leaving = Mirror(
+                *(store, leaving_source, store.partials, store.records, store.leases, Upstream(name="docker.io")),
                 tags=store.upstream_tags,
             )
-            first = await goes.open_blob(MIRRORED_REPO, DIGEST)
+            first = await leaving.open_blob(MIRRORED_REPO, DIGEST)
             at = 0
             while at < 5 * MIB:
                 at = await first.readable_until(at)
-            second = await stays.mirror.open_blob(MIRRORED_REPO, DIGEST)
+            second = await staying.mirror.open_blob(MIRRORED_REPO, DIGEST)
             assert await second.readable_until(0) >= 5 * MIB
             reading = asyncio.create_task(read(second))
-            await goes.aclose()
+            await leaving.aclose()
             await first.aclose()
         gate.set()
         assert await reading == BIG

@@ -60,7 +60,7 @@ async def prefetched(site: MirrorStore, worker: MirrorWorker) -> threading.Event
     return gate
 
 
-async def test_what_is_fetched_ahead_is_urgent_once_somebody_reads_it_elsewhere(site: MirrorStore) -> None:
+async def test_a_prefetch_becomes_urgent_when_another_worker_reads_it(site: MirrorStore) -> None:
     """If a client of another worker requests a layer that is being prefetched, the prefetching worker treats the layer
     as requested, even if few connections are left."""
     site.configure(prefetch="layers")
@@ -74,7 +74,7 @@ async def test_what_is_fetched_ahead_is_urgent_once_somebody_reads_it_elsewhere(
     sent_once(site, DIGEST, len(BIG))
 
 
-async def test_what_somebody_reads_elsewhere_is_not_unread(site: MirrorStore) -> None:
+async def test_a_prefetch_that_only_another_worker_reads_is_completed(site: MirrorStore) -> None:
     """A prefetched layer is fetched to its end if only clients of another worker read it."""
     site.configure(prefetch="layers")
     other = source_of_another_worker(site)
@@ -88,7 +88,7 @@ async def test_what_somebody_reads_elsewhere_is_not_unread(site: MirrorStore) ->
     sent_once(site, DIGEST, len(BIG))
 
 
-async def test_a_follower_of_what_waits_for_a_connection_waits_as_well(site: MirrorStore) -> None:
+async def test_followers_are_answered_while_the_fill_waits_for_a_connection(site: MirrorStore) -> None:
     """While a fill waits for a connection, clients of every worker are answered in time. The blob follows when there is
     a connection."""
     site.start_timeout = 0.2
@@ -102,7 +102,7 @@ async def test_a_follower_of_what_waits_for_a_connection_waits_as_well(site: Mir
     sent_once(site, DIGEST, len(BIG))
 
 
-async def test_a_follower_of_what_does_not_begin_is_told(site: MirrorStore) -> None:
+async def test_followers_get_an_error_if_the_upstream_does_not_answer(site: MirrorStore) -> None:
     """When the upstream does not answer a request, clients of all workers get an error in time."""
     site.start_timeout = 0.2
     site.far.add_image(UPSTREAM_REPO, BIG)
@@ -140,7 +140,7 @@ async def test_an_owner_that_gives_up_tells_its_followers(site: MirrorStore) -> 
     sent_once(site, DIGEST, len(BIG))
 
 
-async def test_what_is_said_of_one_repository_is_said_of_no_other(site: MirrorStore) -> None:
+async def test_a_failure_for_one_repository_does_not_count_for_another(site: MirrorStore) -> None:
     """If the owner of a fill fails for its repository, a follower for another repository takes over."""
     site.stall_timeout = 0.5
     site.far.add_image(UPSTREAM_REPO, BIG)

@@ -52,7 +52,7 @@ def test_every_byte_is_asked_for_once(gaps: list[tuple[int, int]], takes: list[t
     assert [tuple(span) for span in merged] == holes
 
 
-def test_where_somebody_waits_comes_first() -> None:
+def test_the_byte_that_a_reader_waits_for_comes_first() -> None:
     """A piece starts at the byte for which a reader waits, if that byte is free. Otherwise it starts at the first
     missing byte."""
     plan = PiecePlan([(0, 100 * MIB)])
@@ -98,7 +98,7 @@ def test_one_connection_where_it_is_fast() -> None:
     assert set(run(lambda width: 100 * MIB, 5)) == {1}
 
 
-def test_connections_that_others_have_teach_nothing() -> None:
+def test_nothing_is_concluded_while_other_fills_hold_the_connections() -> None:
     """If other fills hold all further connections, nothing is concluded from the missing speedup: another connection is
     tried again soon."""
     now, received, pace = 0.0, 0, AdaptiveConcurrency(8, 0.0)

@@ -23,9 +23,9 @@ def attempts(
     return [*times, now]
 
 
-def test_what_has_begun_goes_by_time() -> None:
-    """A blob with readers is retried at once, then after growing pauses of up to two seconds, for 45 s in all. This is
-    longer than a restart of an upstream and the first pause of a circuit breaker."""
+def test_a_download_that_has_begun_is_retried_until_the_stall_timeout() -> None:
+    """The download of a blob with readers is retried at once, then after growing pauses of up to two seconds, for 45 s
+    in all. This is longer than a restart of an upstream and the first pause of a circuit breaker."""
     times = attempts(RetryPolicy(), UpstreamUnavailable(), has_response=True)
     assert times[0] == 0.1
     assert max(two - one for one, two in pairwise(times)) == pytest.approx(LONGEST_RETRY_SECONDS)
@@ -41,7 +41,7 @@ def test_progress_starts_the_time_anew() -> None:
     assert not breaks.should_retry(error, 90.0, MIN_PROGRESS_BYTES + 200, has_response=True)
 
 
-def test_a_limit_is_waited_out_where_that_helps() -> None:
+def test_a_short_retry_after_is_waited_for() -> None:
     """If Retry-After ends before the stall timeout, the retry waits until then. Otherwise the download is given up at
     once."""
     breaks = RetryPolicy()
@@ -53,7 +53,7 @@ def test_a_limit_is_waited_out_where_that_helps() -> None:
 
 
 @pytest.mark.parametrize(("error", "most"), [(UpstreamUnavailable(), 2), (UpstreamTimeout(), 1)])
-def test_what_has_not_begun_is_given_up_soon(error: RegistryError, most: int) -> None:
+def test_a_download_without_a_first_byte_is_given_up_soon(error: RegistryError, most: int) -> None:
     """Before the first byte has arrived, the download is given up soon, because the client can then use another
     source."""
     times = attempts(RetryPolicy(), error, has_response=False)

@@ -24,7 +24,7 @@ def cut(rates: dict[str, float], left: dict[str, int], ended: tuple[float, ...] 
     return seconds
 
 
-def test_one_that_is_much_slower_than_the_others_is_cut() -> None:
+def test_a_connection_that_is_much_slower_than_the_others_is_cut() -> None:
     """A connection that is much slower than the others is cut within some seconds, whether the others still run or have
     ended."""
     others = {f"other {number}": 8.0 * MIB for number in range(7)}
@@ -32,24 +32,24 @@ def test_one_that_is_much_slower_than_the_others_is_cut() -> None:
     assert cut({"slow": 20.0 * KIB}, {"slow": 60 * MIB}, ended=(8.0 * MIB,) * 7) < 3
 
 
-def test_one_that_brings_nothing_is_cut() -> None:
+def test_a_connection_that_stalls_is_cut() -> None:
     """A connection that stalls after its first bytes is cut."""
     assert cut({"slow": 0.0}, {"slow": MIB}, ended=(MIB,)) < 3
 
 
-def test_where_all_are_slow_none_is_cut() -> None:
+def test_no_connection_is_cut_if_all_are_slow() -> None:
     """If all connections are slow, none is cut: others would not be faster."""
     rates = {f"{number}": 20.0 * KIB for number in range(8)}
     assert cut(rates, dict.fromkeys(rates, 60 * MIB), ended=(20.0 * KIB,) * 3) == 30
     assert cut({"slow": 20.0 * KIB}, {"slow": 60 * MIB}) == 30, "nothing to compare with"
 
 
-def test_one_that_is_nearly_done_is_left() -> None:
+def test_a_connection_that_is_nearly_done_is_not_cut() -> None:
     """A connection with little left is not cut: the rest is not worth another request."""
     assert cut({"slow": 100.0 * KIB}, {"slow": 300 * KIB}, ended=(8.0 * MIB,) * 7, seconds=2.5) == 2.5
 
 
-def test_one_that_is_half_as_fast_is_left() -> None:
+def test_a_connection_that_is_half_as_fast_is_not_cut() -> None:
     """A connection at half the rate of the others is not cut, because that may be chance."""
     assert cut({"slow": 4.0 * MIB}, {"slow": 500 * MIB}, ended=(8.0 * MIB,) * 7) == 30
 
