@@ -27,9 +27,10 @@ CHECKED := tests/architecture tests/unit tests/contract
 PACKAGES := docker.io:dockerd containerd:ctr runc:runc podman:podman buildah:buildah skopeo:skopeo crun:crun \
 	busybox-static:busybox strace:strace docker-registry:docker-registry nginx:nginx openssl:openssl chromium:chromium
 # `make test-deploy` needs these as well.
-DEPLOY_PACKAGES := caddy:caddy debootstrap:debootstrap docker-compose:docker-compose systemd:systemd-analyze
+DEPLOY_PACKAGES := caddy:caddy debootstrap:debootstrap docker-compose:docker-compose prometheus:prometheus \
+	systemd:systemd-analyze
 # Of these, Debian runs as services what would take ports from others, such as 5000. The tests start their own.
-UNWANTED := caddy docker-registry nginx
+UNWANTED := caddy docker-registry nginx prometheus
 
 .PHONY: help serve check test test-deploy image bench bench-mirror bench-growth bench-gc lint format docs screenshots translations lock clean packages deploy-packages
 
