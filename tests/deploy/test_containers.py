@@ -141,7 +141,7 @@ def built(docker: DockerEngine, mirror: RegistryServer, python_tree: DebianTree,
         values = {"PIP_INDEX_URL": index, "VERSION": __version__, "REVISION": "0123abc"}
         arguments = [word for key, value in values.items() for word in ("--build-arg", f"{key}={value}")]
         what = ("--file", str(ROOT / "deploy" / "Dockerfile"), "--tag", name, *arguments, str(ROOT))
-        docker("build", "--pull", "--network", "host", *what, timeout=600)
+        docker("build", "--pull", "--network", "host", *what, timeout=1200)
     return name
 
 
