@@ -26,10 +26,13 @@ CHECKED := tests/architecture tests/unit tests/contract
 # program that shows it is there. docker.io's dockerd is what counts: some machines have only a docker client.
 PACKAGES := docker.io:dockerd containerd:ctr runc:runc podman:podman buildah:buildah skopeo:skopeo crun:crun \
 	busybox-static:busybox strace:strace docker-registry:docker-registry nginx:nginx openssl:openssl chromium:chromium
+# `make test-deploy` needs these as well.
+DEPLOY_PACKAGES := caddy:caddy debootstrap:debootstrap docker-compose:docker-compose prometheus:promtool \
+	systemd:systemd-analyze
 # Of these, Debian runs as services what would take ports from others, such as 5000. The tests start their own.
-UNWANTED := docker-registry nginx
+UNWANTED := caddy docker-registry nginx prometheus
 
-.PHONY: help serve check test bench bench-mirror bench-growth bench-gc lint format docs book manifests screenshots translations lock clean packages
+.PHONY: help serve check test test-deploy image bench bench-mirror bench-growth bench-gc lint format docs book manifests screenshots translations lock clean packages deploy-packages
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +51,19 @@ ifeq ($(strip $(ARGS)),)
 else
 	@exec $(BIN)/python -m pytest $(ARGS)
 endif
+
+# A module sets up what costs most, such as an image, for itself: each runs in one process.
+test-deploy: $(VENV)/.deploy deploy-packages ## Set up what is missing and try what people deploy: image, compose, systemd
+ifeq ($(strip $(ARGS)),)
+	@exec $(BIN)/python -m pytest --numprocesses=2 $(SIDE_BY_SIDE) --durations=10 --durations-min=1 tests/deploy
+else
+	@exec $(BIN)/python -m pytest $(ARGS)
+endif
+
+image: ## Build the container image entrepot:latest; ARGS="--build-arg PIP_INDEX_URL=…" for a mirror of PyPI
+	@exec docker build --file deploy/Dockerfile --tag entrepot:latest $(ARGS) \
+		--build-arg VERSION="$$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' registry/__init__.py)" \
+		--build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" .
 
 bench: $(VENV)/.runtime ## Measure beside Debian's docker-registry; ARGS="--quick", "--only v2,tag-put" for less
 	@exec $(BIN)/python -m bench registries $(ARGS)
@@ -142,7 +158,8 @@ $(VENV)/.docs: $(VENV)/.runtime requirements/docs.txt
 	@$(PIP) install --require-hashes -r requirements/docs.txt
 	@touch $@
 
-packages:
+deploy-packages: PACKAGES += $(DEPLOY_PACKAGES)
+packages deploy-packages:
 	@missing=(); for pair in $(PACKAGES); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${pair#*:}" >/dev/null || missing+=("$${pair%%:*}"); done; \
 	if [ $${#missing[@]} = 0 ]; then exit 0; fi; \

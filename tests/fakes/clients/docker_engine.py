@@ -54,14 +54,17 @@ WITH_ITS_OWN = 'mkdir -p /etc/docker && mount --bind "$0" /etc/docker && exec "$
 
 
 @contextlib.contextmanager
-def running_docker(folder: Path, *options: str, etc: Path | None = None, proxy: str = "") -> Iterator[DockerEngine]:
+def running_docker(
+    folder: Path, *options: str, etc: Path | None = None, proxy: str = "", networks: bool = False
+) -> Iterator[DockerEngine]:
     """A dockerd below `folder` (absolute and short: a socket's path has at most 107 bytes), with further options.
 
-    `etc`: what it alone sees as /etc/docker. `proxy`: the way it takes to every registry."""
+    `etc`: what it alone sees as /etc/docker. `proxy`: the way it takes to every registry. `networks`: it makes networks
+    for its containers, with rules of the firewall, as people's dockerd does; only for an `own_network`."""
     socket, state, log = f"unix://{folder}/d.sock", folder / "exec", folder / "dockerd.log"
     command = ["dockerd", "--data-root", f"{folder}/data", "--exec-root", str(state), "-H", socket]
-    command += ["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"]
-    command += ["--pidfile", f"{folder}/pid", "--max-download-attempts", "5", *options]
+    command += [] if networks else ["--iptables=false", "--ip6tables=false", "--bridge=none"]
+    command += ["--storage-driver=vfs", "--pidfile", f"{folder}/pid", "--max-download-attempts", "5", *options]
     env = environment(folder / "home", DOCKER_CONFIG=f"{folder}/config")
     env |= {"DOCKER_CLI_EXPERIMENTAL": "enabled", "DOCKER_BUILDKIT": "0"}
     docker = DockerEngine(ForeignProgram(("docker", "-H", socket), env), folder)

@@ -1,0 +1,36 @@
+"""The units in deploy/systemd, judged by systemd itself."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.clients.programs import ForeignProgram, environment
+from tests.fakes.server_process import ROOT
+
+UNITS = ROOT / "deploy" / "systemd"
+
+
+@pytest.fixture
+def analyze(tmp_path: Path) -> ForeignProgram:
+    return ForeignProgram(("systemd-analyze",), environment(tmp_path / "home"))
+
+
+def test_the_units_are_valid(analyze: ForeignProgram, tmp_path: Path) -> None:
+    """systemd finds no fault with them: no unknown setting, and no program that is not there."""
+    program = Path(sys.executable).with_name("entrepot")
+    names = ["entrepot.service", "entrepot.socket"]
+    for name in names:
+        text = (UNITS / name).read_text()
+        (tmp_path / name).write_text(text.replace("/opt/entrepot/bin/entrepot", str(program)))
+    assert analyze("verify", "--man=no", *(str(tmp_path / name) for name in names)).text == ""
+
+
+def test_the_service_is_confined(analyze: ForeignProgram) -> None:
+    """systemd's measure of what a service could do to its machine, from 0 to 10, is at most 2."""
+    said = analyze("security", "--offline=true", "--no-pager", str(UNITS / "entrepot.service")).out
+    (level,) = re.findall(r"Overall exposure level for entrepot\.service: ([0-9.]+)", said)
+    assert float(level) <= 2.0

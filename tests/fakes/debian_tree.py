@@ -1,0 +1,100 @@
+"""A minimal Debian of the release that this machine has, in a folder of its own."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.fakes.clients.programs import environment
+
+NOT_IN_ARCHIVE = ("./dev/*", "./proc/*", "./sys/*", "./var/cache/apt/*.bin", "./var/cache/apt/archives/*.deb")
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+NO_SERVICES = "#!/bin/sh\nexit 101\n"
+"""As `policy-rc.d`: packages start no service when they are installed."""
+
+
+@dataclass(frozen=True)
+class DebianTree:
+    """The folder that holds the system's root."""
+
+    folder: Path
+
+    def run(self, *command: str) -> str:
+        """Runs a command in the tree, as root, and returns its output. Raises AssertionError if it fails."""
+        return _run("chroot", str(self.folder), *command, home=self.folder / "root")
+
+    def install(self, *packages: str) -> None:
+        """Installs Debian packages, without what they only recommend."""
+        policy = self.folder / "usr" / "sbin" / "policy-rc.d"
+        policy.write_text(NO_SERVICES)
+        policy.chmod(0o755)
+        self.run("apt-get", "install", "--yes", "-qq", "--no-install-recommends", *packages)
+        policy.unlink()
+
+    def copy(self, folder: Path) -> DebianTree:
+        """Another tree with the same files; `folder` does not exist yet."""
+        subprocess.run(["cp", "--archive", "--reflink=auto", str(self.folder), str(folder)], check=True)
+        return DebianTree(folder)
+
+    def write_archive(self, path: Path) -> Path:
+        """Writes the tree as a tar file, as `docker import` reads it."""
+        left_out = [f"--exclude={pattern}" for pattern in NOT_IN_ARCHIVE]
+        _run("tar", "--create", f"--file={path}", *left_out, f"--directory={self.folder}", ".", home=path.parent)
+        return path
+
+
+def make_debian_tree(folder: Path, *packages: str) -> DebianTree:
+    """Makes a tree with debootstrap, from the archive that apt of this machine uses: what every Debian has, and
+    `packages`. `folder` does not exist yet, and lies on a file system with device nodes. Needs root, and takes about
+    a minute. Raises AssertionError if debootstrap fails."""
+    archive, release = debian_archive()
+    chosen = ("--variant=minbase", f"--include={','.join(packages)}")
+    _run("debootstrap", *chosen, release, str(folder), archive, home=folder.parent)
+    shutil.rmtree(folder / "var" / "cache" / "apt" / "archives")
+    (folder / "var" / "cache" / "apt" / "archives" / "partial").mkdir(parents=True)
+    return DebianTree(folder)
+
+
+def debian_archive() -> tuple[str, str]:
+    """Returns the URL of the archive of this machine's release, as apt is set up, and the release's name."""
+    release = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    wanted = ("Identifier: Packages", "Component: main", f"Release: {release}")
+    done = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()[0], release
+
+
+def unpack_package(folder: Path, package: str, release: str) -> Path:
+    """Downloads a package of another release of Debian and unpacks it below `folder`, which does not exist yet, without
+    installing it. Returns the folder that stands for the root. Raises AssertionError if apt fails."""
+    lists, root = folder / "lists", folder / "root"
+    (lists / "partial").mkdir(parents=True)
+    source = folder / "release.list"
+    source.write_text(f"deb [signed-by={KEYRING}] {debian_archive()[0]} {release} main\n")
+    values = {
+        "APT::Sandbox::User": "root",
+        "Acquire::Languages": "none",
+        "Dir::Cache": str(folder / "cache"),
+        "Dir::Etc::SourceList": str(source),
+        "Dir::Etc::SourceParts": "-",
+        "Dir::State::Lists": str(lists),
+    }
+    apt = ("apt-get", "-qq", *(word for name, value in values.items() for word in ("-o", f"{name}={value}")))
+    _run(*apt, "update", home=folder)
+    _run(*apt, "download", package, home=folder)
+    (archive,) = folder.glob("*.deb")
+    _run("dpkg", "--extract", str(archive), str(root), home=folder)
+    return root
+
+
+def _run(*command: str, home: Path) -> str:
+    env = environment(home, DEBIAN_FRONTEND="noninteractive", LC_ALL="C.UTF-8", TMPDIR="/tmp")
+    done = subprocess.run(
+        command, env=env, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1200
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr}"
+    return done.stdout
