@@ -103,8 +103,8 @@ lock: $(VENV)/.dev ## Pin the dependencies anew, with hashes; UPGRADE=--upgrade 
 release: $(VENV)/.release ## Make wheel, sdist, chart, SBOM, checksums and, with a docker daemon, the image; into dist/
 	@exec $(BIN)/python -m release $(ARGS)
 
-# Debian 12 and 13 are made by debootstrap, so this runs as root on a Debian.
-compatibility: $(VENV)/.release packages ## Run the clients of Debian 12 and 13, and write docs/compatibility.md
+# Debian 12 and 13 are made by debootstrap (a Debian package), so this runs as root on a Debian.
+compatibility: $(VENV)/.dev packages ## Run the clients of Debian 12 and 13, and write docs/compatibility.md
 	ENTREPOT_RECORD_COMPATIBILITY=1 $(BIN)/python -m pytest -q tests/deploy/chroot -k test_clients
 	$(BIN)/python -m tests.fakes.deployment.client_results
 
