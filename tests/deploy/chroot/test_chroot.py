@@ -93,7 +93,7 @@ def test_clients(debian: DebianRoot, tmp_path: Path) -> None:
     """The clients of that Debian can do what docs/compatibility.md says, or, for `make compatibility`, what they can do
     is recorded for that page."""
     if debian.name != "bookworm":  # which has no oras and no cosign; buildx is a part of its docker
-        debian.run("apt-get install -y -qq --no-install-recommends cosign docker-buildx oras")
+        debian.run("apt-get update -qq && apt-get install -y -qq --no-install-recommends cosign docker-buildx oras")
     results = f"{CHECKOUT}/results.json"
     tests = f"ENTREPOT_COMPATIBILITY={results} .venv/bin/python -m pytest -q tests/deploy/compatibility || :"
     said = debian.run(f"cd {CHECKOUT} && make .venv/.clients packages && {tests}", timeout=SETTING_UP)
