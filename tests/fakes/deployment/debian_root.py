@@ -97,7 +97,8 @@ class DebianRoot:
 
 @contextlib.contextmanager
 def debian_root(name: str) -> Iterator[DebianRoot]:
-    """A minimal Debian of the release `name` with Python and make, until the block ends. In memory if there is room."""
+    """A minimal Debian of the release `name` with Python and make, until the block ends. It lies in memory if there is
+    room, so tests with the marker `real_disk` may fail in it."""
     folder = Path(tempfile.mkdtemp(prefix=f"entrepot-{name}-", dir=_fast_disk()))
     folder.chmod(0o755)  # apt downloads as a user of its own
     try:
