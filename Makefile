@@ -23,8 +23,9 @@ SIDE_BY_SIDE := --dist=loadscope --no-loadscope-reorder --randomly-seed=$(SEED)
 CHECKED := tests/architecture tests/unit tests/contract
 
 # The tests run real clients and look at the server with these. A name is a Debian package; after the colon, the
-# program that shows it is there. docker.io's dockerd is what counts: some machines have only a docker client.
-PACKAGES := docker.io:dockerd containerd:ctr runc:runc podman:podman buildah:buildah skopeo:skopeo crun:crun \
+# program that shows it is there. docker.io's dockerd is what counts: some machines have only a docker client. Debian 12
+# has no docker-cli: there, docker is in docker.io. What apt does not know is left out.
+PACKAGES := docker.io:dockerd docker-cli:docker containerd:ctr runc:runc podman:podman buildah:buildah skopeo:skopeo crun:crun \
 	busybox-static:busybox strace:strace docker-registry:docker-registry nginx:nginx openssl:openssl chromium:chromium
 # `make test-deploy` needs these as well.
 DEPLOY_PACKAGES := caddy:caddy debootstrap:debootstrap docker-compose:docker-compose prometheus:promtool \
@@ -32,7 +33,8 @@ DEPLOY_PACKAGES := caddy:caddy debootstrap:debootstrap docker-compose:docker-com
 # Of these, Debian runs as services what would take ports from others, such as 5000. The tests start their own.
 UNWANTED := caddy docker-registry nginx prometheus
 
-.PHONY: help serve check test test-deploy image bench bench-mirror bench-growth bench-gc lint format docs book manifests screenshots translations lock clean packages deploy-packages
+.PHONY: help serve check test test-deploy image bench bench-mirror bench-growth bench-gc lint format docs book manifests screenshots \
+	translations lock release compatibility record-data clean packages deploy-packages
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -118,12 +120,23 @@ lock: $(VENV)/.dev ## Pin the dependencies anew, with hashes; UPGRADE=--upgrade 
 	$(LOCK) $(UPGRADE) --group pyproject.toml:build --output-file requirements/build.txt
 	$(LOCK) $(UPGRADE) --constraint requirements/runtime.txt --constraint requirements/build.txt \
 		pyproject.toml --group dev --output-file requirements/dev.txt
-	$(LOCK) $(UPGRADE) --constraint requirements/dev.txt --group pyproject.toml:deploy --output-file requirements/deploy.txt
-	$(LOCK) $(UPGRADE) --constraint requirements/dev.txt --group pyproject.toml:docs --output-file requirements/docs.txt
+	for group in deploy docs release clients; do $(LOCK) $(UPGRADE) --constraint requirements/dev.txt \
+		--group pyproject.toml:$$group --output-file requirements/$$group.txt; done
+
+release: $(VENV)/.release ## Make wheel, sdist, chart, SBOM, checksums and, with a docker daemon, the image; into dist/
+	@exec $(BIN)/python -m release $(ARGS)
+
+# Debian 12 and 13 are made by debootstrap (a Debian package), so this runs as root on a Debian.
+compatibility: $(VENV)/.dev packages ## Run the clients of Debian 12 and 13, and write docs/en/compatibility.md
+	ENTREPOT_RECORD_COMPATIBILITY=1 $(BIN)/python -m pytest -q tests/deploy/chroot -k test_clients
+	$(BIN)/python -m tests.fakes.deployment.client_results
+
+record-data: $(VENV)/.dev ## Record the data directory of this version for the tests of later ones, before its release
+	$(BIN)/python -m tests.fakes.released_directory
 
 clean: ## Remove what the other targets made; the data directory stays
 	rm -rf $(VENV) build dist bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find registry storage bench tests -name __pycache__ -prune -exec rm -rf {} +
+	find registry storage bench release tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps are made last, so that a set-up that was cut off is done again.
 $(VENV)/.venv:
@@ -158,11 +171,24 @@ $(VENV)/.docs: $(VENV)/.runtime requirements/docs.txt
 	@$(PIP) install --require-hashes -r requirements/docs.txt
 	@touch $@
 
+$(VENV)/.release: $(VENV)/.dev requirements/release.txt
+	@echo "Installing the pinned tools of a release (once)"
+	@$(PIP) install --require-hashes -r requirements/release.txt
+	@touch $@
+
+$(VENV)/.clients: $(VENV)/.dev requirements/clients.txt
+	@echo "Installing the clients that are Python packages (once)"
+	@$(PIP) install --require-hashes -r requirements/clients.txt
+	@touch $@
+
 deploy-packages: PACKAGES += $(DEPLOY_PACKAGES)
 packages deploy-packages:
 	@missing=(); for pair in $(PACKAGES); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${pair#*:}" >/dev/null || missing+=("$${pair%%:*}"); done; \
 	if [ $${#missing[@]} = 0 ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then apt-get update -qq; fi; \
+	known=(); for name in "$${missing[@]}"; do if apt-cache show "$$name" >/dev/null 2>&1; then known+=("$$name"); fi; done; \
+	missing=("$${known[@]:-$${missing[@]}}"); \
 	if [ "$$(id -u)" != 0 ]; then \
 		echo "The tests run real clients, and these Debian packages are missing: $${missing[*]}" >&2; \
 		echo "Run: sudo apt-get update && sudo apt-get install -y --no-install-recommends $${missing[*]}" >&2; \
@@ -170,7 +196,6 @@ packages deploy-packages:
 	echo "Installing $${missing[*]}"; \
 	policy=/usr/sbin/policy-rc.d; \
 	if [ ! -e $$policy ]; then trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' >$$policy; chmod 755 $$policy; fi; \
-	apt-get update -qq; \
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; \
 	if [ -d /run/systemd/system ]; then for unit in $(UNWANTED); do \
 		case " $${missing[*]} " in *" $$unit "*) systemctl --quiet disable $$unit;; esac; done; fi

@@ -26,6 +26,7 @@ TOGETHER = (
     "tests/system/clients/",
     "tests/system/admin/",
     "tests/conformance/",
+    "tests/deploy/release/",
 )
 """Folders whose tests share fixtures of the session: each is a group. Elsewhere each module is one."""
 ALONE = tuple(f"tests/system/hostile/test_{name}.py" for name in ("stalls", "collection_stalls", "ping_watcher"))

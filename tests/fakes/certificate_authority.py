@@ -23,6 +23,24 @@ class CertificateBundle:
     key: Path
 
 
+PAST_SETTINGS = """
+[ca]
+default_ca = past
+[past]
+database = {folder}/index
+new_certs_dir = {folder}
+rand_serial = yes
+default_md = sha256
+default_startdate = 20260101000000Z
+default_enddate = 20260102000000Z
+copy_extensions = copy
+policy = anything
+[anything]
+commonName = supplied
+"""
+"""For `openssl ca`: what it signs was good on one day, which is over."""
+
+
 @dataclass(frozen=True)
 class KeyPair:
     """Paths of the PEM files with a certificate and its key."""
@@ -59,9 +77,17 @@ class CertificateAuthority:
         return pair
 
     def expired(self, pair: KeyPair) -> KeyPair:
-        """Makes a self-signed certificate with the same name and key that expired yesterday."""
-        old = pair.certificate.with_suffix(".old.pem")
-        self._openssl("x509", "-in", str(pair.certificate), "-signkey", str(pair.key), "-days", "-1", "-out", str(old))
+        """Makes a self-signed certificate with the same name and key that has expired."""
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        request, old, settings = folder / "request", pair.certificate.with_suffix(".old.pem"), folder / "settings"
+        settings.write_text(PAST_SETTINGS.format(folder=folder))
+        (folder / "index").touch()
+        key, copied = str(pair.key), ("-copy_extensions", "copyall")
+        asked = ("-in", str(pair.certificate), "-signkey", key, *copied, "-out", str(request))
+        self._openssl("x509", "-x509toreq", *asked)
+        # `openssl x509` cannot state the day in OpenSSL 3.0, and takes no end before the start from 3.5 on.
+        signed = ("-selfsign", "-keyfile", key, "-in", str(request), "-out", str(old), "-notext")
+        self._openssl("ca", "-batch", "-config", str(settings), *signed)
         return KeyPair(old, pair.key)
 
     def locked(self, pair: KeyPair) -> KeyPair:

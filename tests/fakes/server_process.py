@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -151,11 +151,15 @@ def start_server(
     else:
         variables = _environment(env or {})
         process = ForkedProcess("registry", *command, cwd=folder, env=variables, stderr=subprocess.STDOUT)
-    assert process.stdout is not None
-    server = RegistryServer(process, data, log)
-    server._reader = threading.Thread(target=server._follow, args=(process.stdout,), daemon=True)
+    return _listening(RegistryServer(process, data, log), command)
+
+
+def _listening(server: RegistryServer, command: Sequence[str], timeout: float = START_TIMEOUT) -> RegistryServer:
+    """Follows the server's output and waits until it says where it listens."""
+    assert server.process.stdout is not None
+    server._reader = threading.Thread(target=server._follow, args=(server.process.stdout,), daemon=True)
     server._reader.start()
-    if not server._ready.wait(START_TIMEOUT) or not server.url:
+    if not server._ready.wait(timeout) or not server.url:
         server._end_group()
         server._reader.join(STOP_TIMEOUT)
         raise ServerFailed(f"the server did not start: {' '.join(command)}\n{server.log_text()}")
@@ -204,8 +208,41 @@ def running_server(
         soft_descriptors=soft_descriptors,
         own_interpreter=own_interpreter,
     )
-    try:
+    with _ending_well(server):
         yield server
+
+
+@contextlib.contextmanager
+def running_program(
+    folder: Path, *command: str | Path, env: Mapping[str, str], timeout: float = START_TIMEOUT
+) -> Iterator[RegistryServer]:
+    """`running_server` for a server that this command starts, such as an installed `entrepot serve`.
+
+    The command runs in `folder` with the environment `env` and nothing else of ours. The server must say where it
+    listens within `timeout` seconds.
+    """
+    words = [str(word) for word in command]
+    process = subprocess.Popen(
+        words,
+        cwd=folder,
+        env=dict(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    server = _listening(RegistryServer(process, folder / "data", folder / "server.log"), words, timeout)
+    with _ending_well(server):
+        yield server
+
+
+@contextlib.contextmanager
+def _ending_well(server: RegistryServer) -> Iterator[None]:
+    """Ends the server with the block; when the block fails, its log is printed."""
+    try:
+        yield
     except BaseException:
         print(f"--- {server.log}\n{server.log_text()}", file=sys.stderr)
         if not server.ended:

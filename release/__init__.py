@@ -1,0 +1,1 @@
+"""Makes the files of a release from the last commit: `make release`."""

@@ -1,0 +1,51 @@
+"""The version, which stands in `registry/__init__.py` alone, and what has to agree with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from release.errors import ReleaseFailed
+
+CHART = Path("deploy", "helm", "entrepot")
+_VERSION = re.compile(r'^__version__ = "([^"]+)"$', re.MULTILINE)
+_SECTION = re.compile(r"^## \[(\d[^]]*)\] - \d{4}-\d\d-\d\d$", re.MULTILINE)
+
+
+def program_version(source: Path) -> str:
+    """The version that the program has. Raises ReleaseFailed if the file does not say it."""
+    found = _VERSION.search((source / "registry" / "__init__.py").read_text())
+    if found is None:
+        raise ReleaseFailed('registry/__init__.py has no line __version__ = "…"')
+    return found[1]
+
+
+def released_versions(source: Path) -> list[str]:
+    """The versions that have a section with a date in CHANGELOG.md, the newest first."""
+    return _SECTION.findall((source / "CHANGELOG.md").read_text())
+
+
+def is_released(source: Path) -> bool:
+    """Whether the newest section of the changelog is about the program's version. Before that, the version is the one
+    to come, and what changes is in the section `Unreleased`."""
+    return released_versions(source)[:1] == [program_version(source)]
+
+
+def disagreements(source: Path) -> list[str]:
+    """What contradicts the program's version, one sentence each."""
+    version, found = program_version(source), []
+    if version in released_versions(source)[1:]:
+        found.append(f"CHANGELOG.md has a newer section than that of the program's version {version}")
+    chart = source / CHART / "Chart.yaml"
+    if chart.exists() and (named := chart_field(source, "appVersion")) != version:
+        found.append(f"{CHART}/Chart.yaml has the appVersion {named}, but the program's version is {version}")
+    return found
+
+
+def chart_field(source: Path, name: str) -> str:
+    """A field of the Helm chart, such as `version`, which counts the changes of the chart itself."""
+    chart: dict[str, Any] = yaml.safe_load((source / CHART / "Chart.yaml").read_text())
+    return str(chart.get(name))

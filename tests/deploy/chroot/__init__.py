@@ -1,0 +1,1 @@
+"""Entrepot on a plain Debian with nothing but Python and make."""

@@ -1,0 +1,104 @@
+"""Entrepot on plain Debian 12 and 13, which have nothing but Python and make: what the README says works there.
+
+The whole suite takes too long to run three times. So `make test` sets up everything here, and then runs the unit tests
+of one package, and a push and a pull with that Debian's own docker, podman and skopeo.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.client_images import image
+from tests.fakes.clients.registry_client import RegistryClient, assert_same_image
+from tests.fakes.deployment.client_results import RESULTS, load, save
+from tests.fakes.deployment.debian_root import CHECKOUT, RELEASES, DebianRoot, debian_root
+from tests.fakes.deployment.release_files import run_in
+from tests.fakes.server_process import ROOT, RegistryServer, running_program
+
+CLIENTS = "tests/system/clients"
+QUICK_PART = (
+    "tests/unit/storage/metadata",
+    f"{CLIENTS}/test_docker.py::test_push_and_pull_without_a_tag",
+    f"{CLIENTS}/test_podman.py::test_push_pull_and_run",
+    f"{CLIENTS}/test_skopeo.py::test_docker_schema_2_is_kept",
+)
+SETTING_UP = 900.0
+"""Seconds that a command may take which installs everything before it starts."""
+
+pytestmark = pytest.mark.timeout(SETTING_UP + 300)
+
+
+@pytest.fixture(scope="module", params=RELEASES, ids=[f"debian{number}" for number in RELEASES.values()])
+def debian(request: pytest.FixtureRequest) -> Iterator[DebianRoot]:
+    with debian_root(request.param) as made:
+        made.copy_checkout()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run_in(ROOT, sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder)
+    (built,) = folder.iterdir()
+    return built
+
+
+def assert_serves(debian: DebianRoot, folder: Path, script: str) -> None:
+    """The script starts a server in the Debian that takes a push and gives it back, and that ends well by SIGTERM."""
+    with running_program(folder, *debian.command(script), env=debian.environment(), timeout=SETTING_UP) as server:
+        wire, pushed = RegistryClient(server.address), image(f"pushed to {debian.name}")
+        wire.push("team/app", "1", pushed)
+        assert_same_image(wire, "team/app", "1", pushed)
+        os.kill(pid_of_parent(server), signal.SIGTERM)
+        assert server.process.wait(60) == 0
+
+
+def pid_of_parent(server: RegistryServer) -> int:
+    """The process of the server that started the others, below those that started it itself."""
+    for pid in server.pids():
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if len(words) > 1 and words[1].endswith(b"/entrepot"):
+            return pid
+    raise AssertionError(server.log_text())
+
+
+def test_make_serve(debian: DebianRoot, tmp_path: Path) -> None:
+    """`make serve` installs what is missing and serves."""
+    assert_serves(debian, tmp_path, f"cd {CHECKOUT} && exec make serve ARGS='--listen 127.0.0.1:0'")
+
+
+def test_wheel(debian: DebianRoot, wheel: Path, tmp_path: Path) -> None:
+    """`pip install` of the wheel in a virtual environment, and `entrepot serve`."""
+    debian.copy_in(wheel, "/srv/release")
+    debian.run("apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv")
+    debian.run("python3 -m venv /opt/entrepot && /opt/entrepot/bin/pip install -q /srv/release/*.whl")
+    serve = "serve --data /srv/data --listen 127.0.0.1:0"
+    assert_serves(debian, tmp_path, f"exec /opt/entrepot/bin/entrepot {serve}")
+
+
+def test_make_test(debian: DebianRoot) -> None:
+    """`make test` installs what is missing; the tests pass, those with that release's own clients among them."""
+    said = debian.run(f"cd {CHECKOUT} && make test ARGS='-q {' '.join(QUICK_PART)}'", timeout=SETTING_UP)
+    assert " passed" in said
+    assert not {" failed", " skipped", " error"} & {f" {word.strip(',')}" for word in said.split()}
+
+
+def test_clients(debian: DebianRoot, tmp_path: Path) -> None:
+    """The clients of that Debian can do what docs/en/compatibility.md says, or, for `make compatibility`, what they can do
+    is recorded for that page."""
+    if debian.name != "bookworm":  # which has no oras and no cosign; buildx is a part of its docker
+        debian.run("apt-get update -qq && apt-get install -y -qq --no-install-recommends cosign docker-buildx oras")
+    results = f"{CHECKOUT}/results.json"
+    tests = f"ENTREPOT_COMPATIBILITY={results} .venv/bin/python -m pytest -q tests/deploy/compatibility || :"
+    said = debian.run(f"cd {CHECKOUT} && make .venv/.clients packages && {tests}", timeout=SETTING_UP)
+    print(said)
+    found, recorded = load(debian.folder / results.lstrip("/")), RESULTS / f"{debian.name}.json"
+    if os.environ.get("ENTREPOT_RECORD_COMPATIBILITY"):
+        save(found, recorded)
+    assert {each.client: each.steps for each in load(recorded)} == {each.client: each.steps for each in found}

@@ -1,0 +1,173 @@
+"""The clients of images: docker and the BuildKit in it, podman, buildah, skopeo, containerd."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.deploy.compatibility.client_steps import (
+    SAID,
+    UBUNTU,
+    CompatibleClient,
+    Place,
+    image_steps,
+    version_in,
+)
+from tests.fakes.client_images import ClientImage, image, write_layout
+from tests.fakes.clients.container_tools import INSECURE, ContainerTools
+from tests.fakes.clients.containerd_daemon import running_containerd
+from tests.fakes.clients.mirror_clients import docker_for, tools_for
+from tests.fakes.clients.registry_client import pull_all
+
+
+@contextlib.contextmanager
+def docker(place: Place) -> Iterator[CompatibleClient]:
+    with docker_for(place.mirror, place.folder) as engine:
+
+        def push(image: ClientImage, name: str) -> None:
+            engine.load(image, name)
+            engine("push", name)
+            engine.forget(name)
+
+        def pull(image: ClientImage, name: str) -> None:
+            engine("pull", name)
+            assert image.config is not None
+            assert engine.image_id(name) == image.config.digest
+
+        def mirror() -> None:
+            engine("pull", UBUNTU)
+            assert engine.output_of(UBUNTU) == SAID
+
+        version = engine("version", "--format", "{{.Server.Version}}").out
+        yield CompatibleClient(version_in(version), image_steps(place, "docker", push, pull, mirror))
+
+
+@contextlib.contextmanager
+def buildkit(place: Place) -> Iterator[CompatibleClient]:
+    """The BuildKit that is part of dockerd, by `docker build`. It fetches the base image; docker pushes the result."""
+    with docker_for(place.mirror, place.folder) as engine:
+        build = engine.call.with_variables(DOCKER_BUILDKIT="1")
+
+        def built_on(base: str, name: str) -> str:
+            """Builds an image that has a copy of the base's greeting; returns what is in the copy."""
+            folder = place.new_folder()
+            (folder / "Dockerfile").write_text(f"FROM {base}\nRUN cat /greeting > /copy\n")
+            build("build", "--network", "host", "--tag", name, str(folder))
+            return engine.output_of(name, "/bin/cat", "/copy")
+
+        def push() -> None:
+            engine.load(image("pushed by BuildKit"), "base:1")
+            name = f"{place.server.address}/buildkit/pushed:1"
+            built_on("base:1", name)
+            engine("push", name)
+            pull_all(place.wire, "buildkit/pushed", "1")
+
+        def pull() -> None:
+            place.wire.push("buildkit/pulled", "1", image("pulled by BuildKit"))
+            said = built_on(f"{place.server.address}/buildkit/pulled:1", "pulled:1")
+            assert said == "pulled by BuildKit\n"
+
+        def mirror() -> None:
+            assert built_on(UBUNTU, "mirrored:1") == SAID
+
+        version = version_in(engine("version", "--format", "{{.Server.Version}}").out)
+        yield CompatibleClient(f"in docker {version}", {"push": push, "pull": pull, "mirror": mirror})
+
+
+@contextlib.contextmanager
+def podman(place: Place) -> Iterator[CompatibleClient]:
+    tools = tools_for(place.mirror, place.beyond, place.folder)
+
+    def push(image: ClientImage, name: str) -> None:
+        image_id = _layout_pulled(tools, image, place.new_folder())
+        tools.podman("push", INSECURE, image_id, f"docker://{name}")
+        tools.podman("rmi", "--force", image_id)
+
+    def pull(image: ClientImage, name: str) -> None:
+        tools.podman("pull", "--quiet", INSECURE, name)
+        assert image.config is not None
+        assert tools.image_id(name) == image.config.digest
+
+    def mirror() -> None:
+        tools.podman("pull", "--quiet", f"docker.io/library/{UBUNTU}")
+        assert tools.output_of(f"docker.io/library/{UBUNTU}") == SAID
+
+    yield CompatibleClient(version_in(tools.podman("--version").out), image_steps(place, "podman", push, pull, mirror))
+
+
+@contextlib.contextmanager
+def buildah(place: Place) -> Iterator[CompatibleClient]:
+    tools = tools_for(place.mirror, place.beyond, place.folder)
+
+    def push(image: ClientImage, name: str) -> None:
+        image_id = _layout_pulled(tools, image, place.new_folder())
+        tools.buildah("push", INSECURE, image_id, f"docker://{name}")
+        tools.buildah("rmi", "--force", image_id)
+
+    def pull(image: ClientImage, name: str) -> None:
+        assert image.config is not None
+        pulled = tools.buildah("pull", "--quiet", INSECURE, name).out.split()[-1]
+        assert f"sha256:{pulled}" == image.config.digest
+
+    def mirror() -> None:
+        container = tools.buildah("from", "--quiet", f"docker.io/library/{UBUNTU}").out.split()[-1]
+        mounted = Path(tools.buildah("mount", container).out.strip())
+        assert (mounted / "greeting").read_text() == SAID
+
+    yield CompatibleClient(
+        version_in(tools.buildah("--version").out), image_steps(place, "buildah", push, pull, mirror)
+    )
+
+
+@contextlib.contextmanager
+def skopeo(place: Place) -> Iterator[CompatibleClient]:
+    tools = tools_for(place.mirror, place.beyond, place.folder)
+
+    def push(image: ClientImage, name: str) -> None:
+        layout = write_layout(place.new_folder(), {"x": image})
+        tools.copy(f"oci:{layout}:x", f"docker://{name}")
+
+    def pull(image: ClientImage, name: str) -> None:
+        target = place.new_folder() / "pulled"
+        tools.copy(f"docker://{name}", f"dir:{target}")
+        assert (target / "manifest.json").read_bytes() == image.manifest.body
+        for digest, blob in image.blobs.items():
+            assert (target / digest.partition(":")[2]).read_bytes() == blob.body
+
+    def mirror() -> None:
+        target = place.new_folder() / "mirrored"
+        tools.skopeo("copy", "--quiet", "--all", f"docker://docker.io/library/{UBUNTU}", f"dir:{target}")
+        held = place.beyond.hub.content.repositories["library/ubuntu"]
+        assert (target / "manifest.json").read_bytes() == held.manifests[held.tags["18.04"]][0]
+
+    yield CompatibleClient(version_in(tools.skopeo("--version").out), image_steps(place, "skopeo", push, pull, mirror))
+
+
+@contextlib.contextmanager
+def containerd(place: Place) -> Iterator[CompatibleClient]:
+    with running_containerd(place.new_folder()) as ctr:
+
+        def push(image: ClientImage, name: str) -> None:
+            ctr.load(image, name, place.new_folder() / "layout")
+            ctr.push(name, name)
+            ctr.forget(name)
+
+        def pull(image: ClientImage, name: str) -> None:
+            ctr.pull(name)
+            assert ctr.has_same_bytes(image)
+
+        def mirror() -> None:
+            certs = place.new_folder()
+            (certs / "docker.io").mkdir()
+            hosts = place.beyond.printed(place.mirror, "containerd", "--upstream", "docker.io")
+            (certs / "docker.io" / "hosts.toml").write_text(hosts)
+            options = ("--hosts-dir", str(certs), "--snapshotter", "native")
+            ctr("images", "pull", *options, f"docker.io/library/{UBUNTU}")
+
+        yield CompatibleClient(version_in(ctr("version").out), image_steps(place, "containerd", push, pull, mirror))
+
+
+def _layout_pulled(tools: ContainerTools, image: ClientImage, folder: Path) -> str:
+    """Brings an image into the storage of podman and buildah without asking any registry; returns its id."""
+    return tools.podman("pull", "--quiet", f"oci:{write_layout(folder, {'x': image})}:x").out.split()[-1]

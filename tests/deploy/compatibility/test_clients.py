@@ -1,0 +1,52 @@
+"""Each client pushes, pulls what somebody else has pushed, and pulls an image of Docker Hub through the mirror."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.compatibility.artifact_clients import cosign, helm, oras, oras_of_python
+from tests.deploy.compatibility.client_steps import CompatibleClient, Place
+from tests.deploy.compatibility.image_clients import buildah, buildkit, containerd, docker, podman, skopeo
+from tests.fakes.clients.mirror_clients import TwoRegistries
+from tests.fakes.deployment.client_results import CLIENTS, clients_of, debian_release
+from tests.fakes.server_process import RegistryServer
+
+MADE_BY = {
+    "docker": docker,
+    "BuildKit": buildkit,
+    "podman": podman,
+    "buildah": buildah,
+    "skopeo": skopeo,
+    "containerd": containerd,
+    "Helm": helm,
+    "oras": oras,
+    "oras in Python": oras_of_python,
+    "cosign": cosign,
+}
+
+
+@pytest.fixture(scope="module")
+def client(
+    request: pytest.FixtureRequest,
+    short_folder: Path,
+    server: RegistryServer,
+    mirror: RegistryServer,
+    beyond: TwoRegistries,
+) -> Iterator[CompatibleClient]:
+    folder = Path(tempfile.mkdtemp(prefix="p", dir=short_folder))
+    with MADE_BY[request.param](Place(folder, server, mirror, beyond)) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("client", "step"),
+    [(name, step) for name in clients_of(debian_release()) for step in CLIENTS[name].steps],
+    indirect=["client"],
+)
+def test_step(client: CompatibleClient, step: str) -> None:
+    """The client can do it, with the settings that docs/en/compatibility.md names."""
+    client.steps[step]()

@@ -1,0 +1,55 @@
+"""The data directory of every released version opens with this one, and nothing in it is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from registry import __version__
+from release.versions import released_versions
+from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite
+from tests.fakes.client_images import image
+from tests.fakes.clients.registry_client import RegistryClient, assert_same_image, pull_all
+from tests.fakes.released_directory import ARCHIVES, HOSTED, basic, settings, unpack
+from tests.fakes.server_process import ROOT, running_server
+
+RECORDED = {path.name.removeprefix("entrepot-").removesuffix(".tar.gz"): path for path in ARCHIVES.glob("*.tar.gz")}
+NOWHERE = "http://127.0.0.1:9"
+"""An upstream that answers nobody: the port is that of a service which no machine has any more (RFC 863)."""
+
+
+def test_every_released_version_is_recorded() -> None:
+    """Each version with a date in the changelog has its directory here; besides them, only the version to come has."""
+    assert set(released_versions(ROOT)) <= set(RECORDED) <= {*released_versions(ROOT), __version__}
+
+
+@pytest.mark.parametrize("version", RECORDED)
+def test_opens(version: str, tmp_path: Path) -> None:
+    """Every tag of the directory can be pulled whole, cached ones while the upstream is away. Accounts, rights and API
+    tokens are as they were, so are histories and referrers. A deleted tag can be restored, and a check finds nothing
+    wrong. What is pushed anew is there."""
+    content = unpack(RECORDED[version], tmp_path)
+    with running_server(tmp_path, "--config", str(settings(tmp_path, NOWHERE))) as server:
+        site = AdminSite(server, tmp_path)
+        admin = RegistryClient(server.address, basic(ADMIN, PASSWORD))
+        for repo, tags in content.tags.items():
+            for tag, digest in tags.items():
+                assert admin.digest(repo, tag) == digest
+                pull_all(admin, repo, tag)
+        assert sorted(admin.tags(HOSTED)) == sorted(content.tags[HOSTED])
+        assert [
+            each["digest"] for each in site.done("GET", f"/repositories/{HOSTED}/tags/latest/history")["items"]
+        ] == (content.history)
+        listed = admin.ask("GET", f"/v2/{HOSTED}/referrers/{content.tags[HOSTED]['1']}").json()["manifests"]
+        assert [each["digest"] for each in listed] == content.referrers
+        site.done("POST", f"/repositories/{HOSTED}/tags/old/restore", {})
+        assert admin.digest(HOSTED, "old") == content.deleted
+        alice = RegistryClient(server.address, basic("alice", PASSWORD))
+        alice.push(HOSTED, "new", pushed := image("after the upgrade"))
+        assert_same_image(alice, HOSTED, "new", pushed)
+        robot = RegistryClient(server.address, basic("ci", content.robot))
+        assert robot.digest(HOSTED, "new") == pushed.digest
+        assert robot.ask("POST", f"/v2/{HOSTED}/blobs/uploads/").status == 403
+        assert RegistryClient(server.address).ask("GET", f"/v2/{HOSTED}/tags/list").status == 401
+        site.command("fsck", "--hash")  # ends with 0 if it finds nothing
