@@ -90,8 +90,8 @@ def test_make_test(debian: DebianRoot) -> None:
 
 
 def test_clients(debian: DebianRoot, tmp_path: Path) -> None:
-    """The clients of that Debian can do what docs/en/compatibility.md says, or, for `make compatibility`, what they can do
-    is recorded for that page."""
+    """The clients of that Debian can do what docs/en/compatibility.md says. `make compatibility` records instead
+    what they can do, for that page."""
     if debian.name != "bookworm":  # which has no oras and no cosign; buildx is a part of its docker
         debian.run("apt-get update -qq && apt-get install -y -qq --no-install-recommends cosign docker-buildx oras")
     results = f"{CHECKOUT}/results.json"
