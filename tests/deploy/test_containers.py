@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from tests.fakes.debian_tree import DebianTree, make_debian_tree, unpack_package
 from tests.fakes.own_network import own_network
 from tests.fakes.package_index import download_packages, package_index
 from tests.fakes.server_process import ROOT, RegistryServer, running_server
+from tests.fakes.temporary_files import system_folder
 
 NGINX = "172.30.53.11"
 """Its address in docker-compose.yml."""
@@ -58,10 +58,8 @@ pytestmark = pytest.mark.timeout(1800)
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder on a disk, with a short absolute path."""
-    made = Path(tempfile.mkdtemp(prefix="ent-", dir="/tmp"))
-    yield made
-    shutil.rmtree(made)
+    with system_folder() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
