@@ -36,7 +36,7 @@ def test_right_bytes(tmp_path: Path) -> None:
         assert run(tmp_path / "blob", body).problem is None
 
 
-@pytest.mark.parametrize("stored", [b"", BODY[:-1], BODY + b"x", BODY[:-1] + b"x"])
+@pytest.mark.parametrize("stored", [b"", BODY[:-1], BODY + b"x", BODY[:-1] + bytes([BODY[-1] ^ 1])])
 def test_wrong_bytes(tmp_path: Path, stored: bytes) -> None:
     (tmp_path / "blob").write_bytes(stored)
     assert run(tmp_path / "blob").problem is not None
