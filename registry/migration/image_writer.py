@@ -28,7 +28,7 @@ BLOBS_AT_A_TIME: Final = 4
 """Largest number of blobs of one manifest that are stored at the same time."""
 MAX_NESTED_INDEXES: Final = 10
 """Largest number of levels of indexes in indexes."""
-MAX_ATTEMPTS: Final = 3
+MAX_ATTEMPTS: Final = 10
 """Largest number of attempts to store a manifest. Garbage collection with a very short grace period may remove blobs of
 the manifest before it is stored."""
 
