@@ -130,6 +130,7 @@ def test_attacks(text: str) -> None:
         assert target.startswith(("https://", "http://", "mailto:")), rendered
 
 
+@pytest.mark.slow
 def test_long_texts_take_no_long_time() -> None:
     """A text of the largest length, of the kind that is slowest to parse, is parsed up to a limit. The rest is shown as
     plain text and is as harmless."""

@@ -142,6 +142,7 @@ async def test_an_event_that_makes_the_receiver_hang_holds_up_its_repository_alo
     assert "team/good0:v2" in subjects(receiver)
 
 
+@pytest.mark.slow
 async def test_a_request_that_hangs_delays_no_other_repository(
     store: StoredRegistry, receiver: WebhookReceiver, hanging: threading.Event, clock: Clock
 ) -> None:

@@ -294,6 +294,7 @@ async def change_grants(here: Site, subject: str, old: Grants, new: Grants) -> N
         await add_grant(here.app.accounts, subject, pattern, actions)
 
 
+@pytest.mark.slow
 async def test_what_a_visitor_sees_is_what_they_may_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At each place, for each visitor, whatever everybody may do; rights that come and go count at once."""
     monkeypatch.setattr(search_scope, "MAX_SECONDS", 60.0)  # a search that ends early on a busy machine finds less

@@ -7,6 +7,8 @@ import re
 import socket
 from pathlib import Path
 
+import pytest
+
 from registry.single_flight import cancel_and_wait
 from registry.ui.page_limits import AT_ONCE_FOR_ONE
 from storage.jobs import JobState
@@ -187,6 +189,7 @@ async def test_warming_and_stopping(tmp_path: Path) -> None:
             assert (answer.status_code, 'role="alert"' in answer.text) == (400, True), wrong
 
 
+@pytest.mark.slow
 async def test_an_upstream_that_hangs(tmp_path: Path) -> None:
     """Forms that wait for the upstream do not delay other pages, and the waiting job can be stopped."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:

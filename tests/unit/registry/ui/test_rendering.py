@@ -103,6 +103,7 @@ def test_files_have_one_version() -> None:
         files.path("none.css")
 
 
+@pytest.mark.slow
 def test_a_start_does_not_wait_for_templates() -> None:
     """The application can be made without Jinja2 and Babel, which a process imports for its first page."""
     code = "import sys, registry.app; sys.exit(bool({'jinja2', 'babel'} & set(sys.modules)))"

@@ -222,6 +222,7 @@ def add_tags(folder: Path, count: int) -> None:
     db.close()
 
 
+@pytest.mark.slow
 async def test_a_hundred_thousand_tags(store: StoredRegistry, tmp_path: Path) -> None:
     """Each order has the right first page, and the right page after a position in the middle. So many tags are not
     sorted by size, and the page says so."""

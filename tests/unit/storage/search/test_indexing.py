@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from storage.composition import open_registry, prepare_data_dir
 from storage.names import RepositoryName, Tag
 from storage.patterns import ALL_NAMES
@@ -61,6 +63,7 @@ async def test_more_than_a_batch(tmp_path: Path) -> None:
             assert (len(found.items), found.is_complete) == (count, True), text
 
 
+@pytest.mark.slow
 async def test_the_background_task(tmp_path: Path) -> None:
     """Two processes update the index together. If one ends, the other one continues."""
     async with opened(tmp_path) as searched, opened(tmp_path) as other:
