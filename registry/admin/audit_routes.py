@@ -3,7 +3,7 @@ document."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import Query
@@ -38,10 +38,15 @@ async def list_audit(
         action=action,
         target=target,
         outcome=outcome,
-        since=None if since is None else since.timestamp(),
-        until=None if until is None else until.timestamp(),
+        since=None if since is None else _seconds(since),
+        until=None if until is None else _seconds(until),
         before=after,  # the newest entry comes first, so the next page has the older ones
     )
     return models.list_page(
         await caller.accounts.scan_audit(query, limit), models.AuditEntryResponse.from_stored, lambda entry: entry.id
     )
+
+
+def _seconds(moment: datetime) -> float:
+    """Returns a time in seconds since 1970. A time without a zone is in UTC, as on the page Activity."""
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

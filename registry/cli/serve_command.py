@@ -109,8 +109,8 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     sockets, metrics_socket = listening_sockets(settings, handover)
     all_sockets = sockets if metrics_socket is None else [*sockets, metrics_socket]
     log_to_stderr(settings.log_level, settings.log_format)
-    # FastAPI suppresses this warning while it builds routes, with `warnings.catch_warnings`. Workers build routes in
-    # threads, where that does not work reliably, and the warning is of no use to anybody who reads the log.
+    # FastAPI suppresses this warning while it builds a route, with `warnings.catch_warnings`, which does not work
+    # reliably while other threads run. The warning is of no use to anybody who reads the log.
     warnings.simplefilter("ignore", UnsupportedFieldAttributeWarning)
     with ExitStack() as stack:
         for sock in all_sockets:

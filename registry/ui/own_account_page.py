@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from registry.admin.browser_login import LOGIN_PAGE_PATH
 from registry.admin.caller import Caller, require_login
 from registry.admin.cookies import SESSION_COOKIE
+from registry.admin.management_route import audit_denial
 from registry.admin.password_change import change_password
 from registry.auth.token.login_sessions import SESSION_SECONDS
 from registry.http.query import Query
@@ -99,6 +100,7 @@ async def _change_password(request: Request, caller: Caller, name: AccountName, 
     try:
         await change_password(caller, name, old, new)
     except Denied:
+        audit_denial(request, "page")
         raise _WrongPassword(403, translatable("The old password is wrong.")) from None
     login = request.app.service.access.management.browser_login
     response = redirect(OWN_ACCOUNT_PATH)

@@ -23,6 +23,7 @@ from registry.ui.visitor_rights import visitor_rights
 from storage.errors import NameUnknown
 from storage.names import RepositoryName
 from storage.tag_listing import TagOrder, TagQuery
+from storage.tag_removal import MAX_REMOVED_TAGS
 
 REPOSITORIES_PATH: Final = "/ui/repositories"
 TAGS_ON_A_PAGE: Final = 25
@@ -110,6 +111,7 @@ async def _tags_page(request: Request, name: RepositoryName) -> Response:
         sort=sort,
         sort_links=list(_sort_links(tags)),
         is_descending=tags.is_descending,
+        most_tags=MAX_REMOVED_TAGS,
         description=description_html(description.html),
         host=image_host(request),
         now=datetime.now(UTC),

@@ -6,6 +6,7 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
+from registry.admin.management_route import audit_denial
 from registry.admin.repository_rights import pushable_repository, readable_repository
 from registry.admin.tag_routes import TagRestoreRequest, list_repository_history, list_tag_history, restore_tag
 from registry.http.error_statuses import status_of
@@ -23,7 +24,7 @@ from registry.ui.page_route import (
 )
 from registry.ui.pages import PageComponents
 from registry.ui.visitor_rights import visitor_rights
-from storage.errors import ManifestUnknown, RegistryError
+from storage.errors import Denied, ManifestUnknown, RegistryError
 from storage.names import Digest, RepositoryName, Tag
 
 TAG_HISTORY_PATH: Final = "/ui/tag-history"
@@ -64,6 +65,8 @@ async def restore(request: Request, path: str) -> Response:
     except RegistryError as error:
         if status_of(error) >= 500:
             raise
+        if isinstance(error, Denied):
+            audit_denial(request, "page")
         async with page_slot(request):
             return await _history_page(request, stored, tag, None, error)
     return redirect(_path(stored, tag))

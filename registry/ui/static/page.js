@@ -84,9 +84,10 @@ function showChoosers(root) {
 
 function onChoice(box) {
   if (box.dataset.chooseAll) {
-    for (const each of boxesOf(box)) {
-      each.checked = box.checked;
-    }
+    const limit = Number(box.dataset.chooseAtMost);
+    boxesOf(box).forEach((each, index) => {
+      each.checked = box.checked && index < limit;
+    });
   }
   showChoosers(document);
 }

@@ -276,6 +276,7 @@ def test_audit(site: AdminSite) -> None:
     assert site.done("GET", "/audit", target=group, since="2100-01-01T00:00:00Z")["items"] == []
     assert site.done("GET", "/audit", target=group, until="2001-01-01T00:00:00Z")["items"] == []
     assert site.done("GET", "/audit", target=group, until="2100-01-01T00:00:00Z")["items"] != []
+    assert site.done("GET", "/audit", target=group, until="0001-01-01T00:00:00")["items"] == []
 
 
 def test_me(site: AdminSite) -> None:

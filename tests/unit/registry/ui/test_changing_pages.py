@@ -183,12 +183,17 @@ async def test_denied_forms_are_in_the_audit_log(tmp_path: Path) -> None:
             for path in (REMOVAL, RESTORATION, "/ui/mirror/purge", "/ui/upkeep/start"):
                 answer = await post(browser, path, tag=f"old1@{digest}", reference="ubuntu", kind="gc")
                 assert answer.status_code == 403, path
-        await here.app.audit_buffer.aclose()
-        denied = here.app.accounts.audit(AuditQuery(outcome="denied"), 100).items
-        assert {(entry.actor, entry.action, entry.target, entry.address) for entry in denied} == {
+        assert await denied_requests(here) == {
             ("alice", "page", path, "192.0.2.1")
             for path in (REMOVAL, RESTORATION, "/ui/mirror/purge", "/ui/upkeep/start")
         }
+
+
+async def denied_requests(here: Site) -> set[tuple[str, str, str, str]]:
+    """Returns the account, the action, the target and the address of all denied requests in the audit log."""
+    await here.app.audit_buffer.aclose()
+    denied = here.app.accounts.audit(AuditQuery(outcome="denied"), 100).items
+    return {(entry.actor, entry.action, entry.target, entry.address) for entry in denied}
 
 
 async def test_a_tag_gets_back_what_it_pointed_at(tmp_path: Path) -> None:
@@ -221,6 +226,7 @@ async def test_a_tag_gets_back_what_it_pointed_at(tmp_path: Path) -> None:
             assert (changes[:4], sorted(changes[4:])) == (["v1"] * 4, ["fixed", "v1"])
             assert (await browser.get(f"{HISTORY}:never")).status_code == 404
             assert (await browser.get(f"{HISTORY}@{first.digest}")).status_code == 404
+        assert await denied_requests(here) == {("alice", "page", f"{HISTORY}:fixed", "192.0.2.1")}
 
 
 async def test_a_long_history_has_pages(tmp_path: Path) -> None:
