@@ -182,7 +182,7 @@ class StoreCounts:
 
 def store_counts(server: RegistryServer) -> StoreCounts:
     """Counts the files of content and uploads, and the rows of each table of the metadata. Leaves out history, which
-    may grow, and pulls, which are stored later."""
+    may grow, and what is stored some time later: pulls and the search index."""
     data = server.data
     db = apsw.Connection(str(data / "entrepot.db"), flags=apsw.SQLITE_OPEN_READONLY)
     try:
@@ -190,7 +190,7 @@ def store_counts(server: RegistryServer) -> StoreCounts:
         counts = [(name, int(db.execute(f'SELECT count(*) FROM "{name}"').get)) for name in names]
     finally:
         db.close()
-    growing = ("sqlite_", "tag_history", "audit", "manifest_pull")
+    growing = ("sqlite_", "tag_history", "audit", "manifest_pull", "search")
     rows = tuple((name, count) for name, count in counts if not name.startswith(growing))
     return StoreCounts(files_below(data / "blobs", data / "uploads", data / "trash"), rows)
 
