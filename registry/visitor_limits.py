@@ -37,7 +37,7 @@ class _Visitor:
 
 
 class VisitorLimits:
-    """The limits of one process. Visitors are told apart by a text, such as the name of their account."""
+    """Applies the limits in one process. A text identifies each visitor, such as the name of the account."""
 
     def __init__(self, limits: Limits, what: str) -> None:
         """`what`: the work, in the plural, for the text of the error."""

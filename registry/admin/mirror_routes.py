@@ -122,7 +122,7 @@ class ContentToPurge(models.BodyModel):
 
 
 class PurgeResponse(BaseModel):
-    """What was deleted from the cache. `size`: bytes of the blobs that nothing else uses."""
+    """Counts what was deleted from the cache. `size`: the bytes of the deleted blobs that nothing else uses."""
 
     tags: int
     manifests: int

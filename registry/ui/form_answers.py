@@ -30,8 +30,8 @@ _PROBLEM_TEXTS: Final[Mapping[type[RegistryError], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class FormProblem:
-    """What was wrong with a form. `status`: that of the response. `text`: a text with a translation; empty: there is
-    none. `message`: the words of the error, in English; empty if `text` says all."""
+    """Says why a form was refused. `status`: the status of the response. `text`: a text that the pages translate, or
+    an empty text. `message`: the message of the error, in English; empty if `text` says everything."""
 
     status: int
     text: str

@@ -1,4 +1,4 @@
-"""What a visitor may do with a repository (`VisitorRights`). A page offers that and nothing else."""
+"""`VisitorRights`: what a visitor may do with a repository. A page offers only these actions."""
 
 from __future__ import annotations
 

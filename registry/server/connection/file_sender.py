@@ -83,7 +83,7 @@ class FileSender:
         """Reads the file in threads. None until the sender needs a page that is not in memory."""
         self._mapped_file: MappedFile | None = None
         self._is_local = is_local_peer(sock) if is_local is None else is_local
-        """Whether the client is on this machine, so that the file is sent from the mapping and not by sendfile."""
+        """Whether the client is on this machine. Its file is then sent from the mapping, and not by sendfile."""
         self._released_up_to = 0  # offset up to which the mapping's pages were released
         # Offset up to which a thread has read the file for this sender. The bytes before this offset are sent without
         # asking whether their pages are still in memory. Otherwise the sender could read the same bytes again and again
