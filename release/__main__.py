@@ -15,7 +15,7 @@ from release.container_image import build_image, daemon_answers
 from release.errors import ReleaseFailed
 from release.packages import build_packages, pack_chart
 from release.source_tree import SourceTree, changed_files, export_commit
-from release.versions import disagreements, is_released, program_version
+from release.versions import check_chart_version, disagreements, is_released, program_version
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -42,6 +42,7 @@ def _make_release(checkout: Path, into: Path, scratch: Path, *, with_image: bool
     version = program_version(source.folder)
     if found := disagreements(source.folder):
         raise ReleaseFailed("; ".join(found))
+    check_chart_version(checkout, source.folder)
     made = scratch / "made"
     _write_files(source, version, made, scratch)
     if into.exists():

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from release.errors import ReleaseFailed
+from release.programs import run
 
 CHART = Path("deploy", "helm", "entrepot")
 _VERSION = re.compile(r'^__version__ = "([^"]+)"$', re.MULTILINE)
@@ -49,3 +50,22 @@ def chart_field(source: Path, name: str) -> str:
     """A field of the Helm chart, such as `version`, which counts the changes of the chart itself."""
     chart: dict[str, Any] = yaml.safe_load((source / CHART / "Chart.yaml").read_text())
     return str(chart.get(name))
+
+
+def check_chart_version(checkout: Path, source: Path) -> None:
+    """Raises ReleaseFailed if the chart differs from the one of the release before, but has the same `version`. Helm
+    repositories and clients keep one archive per version, so they would go on installing the older chart.
+
+    `checkout`: the git checkout, in which the tag `v0.1.0` marks the commit of release 0.1.0. A release without a tag
+    is not compared. `source`: the exported files of the new release.
+    """
+    older = [version for version in released_versions(source) if version != program_version(source)]
+    if not older or not run("git", "tag", "--list", tag := f"v{older[0]}", cwd=checkout):
+        return
+    if not run("git", "diff", "--name-only", tag, "HEAD", "--", CHART, cwd=checkout):
+        return
+    before = yaml.safe_load(run("git", "show", f"{tag}:{CHART}/Chart.yaml", cwd=checkout))
+    if str(before["version"]) == chart_field(source, "version"):
+        raise ReleaseFailed(
+            f"{CHART} has changed since {tag}: give Chart.yaml a version other than {before['version']}"
+        )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from registry import __version__
-from release.versions import disagreements, is_released, program_version, released_versions
+from release.errors import ReleaseFailed
+from release.versions import check_chart_version, disagreements, is_released, program_version, released_versions
 from tests.fakes.server_process import ROOT
 
 CHART = "name: entrepot\nversion: 1.7.0\nappVersion: {version}\n"
@@ -57,3 +59,44 @@ def test_a_chart_of_another_version(tmp_path: Path) -> None:
     assert disagreements(project(tmp_path, "0.2.0", chart="0.1.0")) == [
         "deploy/helm/entrepot/Chart.yaml has the appVersion 0.1.0, but the program's version is 0.2.0"
     ]
+
+
+@pytest.mark.parametrize(
+    ("chart_version", "template", "problem"),
+    [
+        ("1.7.0", "port: 5000", None),
+        ("1.7.1", "port: 5001", None),
+        (
+            "1.7.0",
+            "port: 5001",
+            "deploy/helm/entrepot has changed since v0.1.0: give Chart.yaml a version other than 1.7.0",
+        ),
+    ],
+)
+def test_a_changed_chart_needs_a_new_version(
+    tmp_path: Path, chart_version: str, template: str, problem: str | None
+) -> None:
+    """`make release` refuses a chart that differs from the chart of the release before, unless its version differs as
+    well."""
+    made = project(tmp_path, "0.1.0", "## [0.1.0] - 2026-11-01", chart="0.1.0")
+    chart = made / "deploy" / "helm" / "entrepot"
+    (chart / "values.yaml").write_text("port: 5000")
+    commit(made, "v0.1.0")
+    (made / "registry" / "__init__.py").write_text('__version__ = "0.2.0"\n')
+    (made / "CHANGELOG.md").write_text("## [0.2.0] - 2026-12-01\n\n## [0.1.0] - 2026-11-01\n")
+    (chart / "values.yaml").write_text(template)
+    (chart / "Chart.yaml").write_text((chart / "Chart.yaml").read_text().replace("1.7.0", chart_version))
+    commit(made, "v0.2.0")
+    if problem is None:
+        check_chart_version(made, made)
+    else:
+        with pytest.raises(ReleaseFailed) as refused:
+            check_chart_version(made, made)
+        assert str(refused.value) == problem
+
+
+def commit(checkout: Path, tag: str) -> None:
+    """Commits all files in `checkout`, and tags the commit."""
+    identity = ("-c", "user.name=Tester", "-c", "user.email=tester@example.com", "-c", "commit.gpgsign=false")
+    for command in (("init", "--quiet"), ("add", "--all"), (*identity, "commit", "--quiet", "-m", tag), ("tag", tag)):
+        subprocess.run(["git", *command], cwd=checkout, check=True)
