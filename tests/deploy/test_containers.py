@@ -23,7 +23,7 @@ from tests.fakes.client_images import ClientImage, image
 from tests.fakes.clients.docker_engine import DockerEngine, running_docker
 from tests.fakes.clients.programs import wait_until
 from tests.fakes.compose_project import ComposeProject, compose_project
-from tests.fakes.debian_tree import DebianTree, make_debian_tree, unpack_package
+from tests.fakes.deployment.debian_tree import DebianTree, make_debian_tree, unpack_package
 from tests.fakes.own_network import own_network
 from tests.fakes.package_index import download_packages, package_index
 from tests.fakes.server_process import ROOT, RegistryServer, running_server

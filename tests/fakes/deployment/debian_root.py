@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.fakes.deployment.debootstrap import make_debian
 from tests.fakes.server_process import ROOT
 from tests.fakes.temporary_files import memory_root
 
@@ -102,12 +102,7 @@ def debian_root(name: str) -> Iterator[DebianRoot]:
     folder = Path(tempfile.mkdtemp(prefix=f"entrepot-{name}-", dir=_fast_disk()))
     folder.chmod(0o755)  # apt downloads as a user of its own
     try:
-        options = ("--variant=minbase", "--include=python3,make")
-        debootstrap = ("debootstrap", *options, name, str(folder), debian_mirror())
-        with tempfile.TemporaryFile("w+") as output:
-            done = subprocess.run(debootstrap, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False)
-            output.seek(0)
-            assert done.returncode == 0, output.read()[-4000:]
+        make_debian(folder, name, ("python3", "make"))
         _set_up(folder)
         yield DebianRoot(name, folder)
     finally:
@@ -122,20 +117,9 @@ def _fast_disk() -> Path | None:
     return root
 
 
-def debian_mirror() -> str:
-    """The Debian mirror that this machine's apt uses. It has every release."""
-    release = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    wanted = ("Identifier: Packages", "Component: main", f"Release: {release}")
-    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-
-
 def _set_up(folder: Path) -> None:
-    """Gives a new Debian this machine's way to the network, and lets no installed service start."""
+    """Gives a new Debian this machine's access to the network, and makes its dpkg fast."""
     shutil.copy2("/etc/resolv.conf", folder / "etc" / "resolv.conf")
-    policy = folder / "usr" / "sbin" / "policy-rc.d"
-    policy.write_text("#!/bin/sh\nexit 101\n")
-    policy.chmod(0o755)
     (folder / "etc" / "dpkg" / "dpkg.cfg.d" / "fast").write_text("force-unsafe-io\n")
     if certificates := _pip_variables().get("PIP_CERT"):
         shutil.copyfile(certificates, folder / CERTIFICATES.lstrip("/"))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.fakes.clients.programs import environment
+from tests.fakes.deployment.debootstrap import KEYRING, debian_mirror, machine_release, make_debian
 
 NOT_IN_ARCHIVE = ("./dev/*", "./proc/*", "./sys/*", "./var/cache/apt/*.bin", "./var/cache/apt/archives/*.deb")
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-NO_SERVICES = "#!/bin/sh\nexit 101\n"
-"""As `policy-rc.d`: packages start no service when they are installed."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +24,8 @@ class DebianTree:
         return _run("chroot", str(self.folder), *command, home=self.folder / "root")
 
     def install(self, *packages: str) -> None:
-        """Installs Debian packages, without what they only recommend."""
-        policy = self.folder / "usr" / "sbin" / "policy-rc.d"
-        policy.write_text(NO_SERVICES)
-        policy.chmod(0o755)
+        """Installs Debian packages, without the packages that they only recommend."""
         self.run("apt-get", "install", "--yes", "-qq", "--no-install-recommends", *packages)
-        policy.unlink()
 
     def copy(self, folder: Path) -> DebianTree:
         """Another tree with the same files; `folder` does not exist yet."""
@@ -47,25 +40,11 @@ class DebianTree:
 
 
 def make_debian_tree(folder: Path, *packages: str) -> DebianTree:
-    """Makes a tree with debootstrap, from the archive that apt of this machine uses: what every Debian has, and
-    `packages`. `folder` does not exist yet, and lies on a file system with device nodes. Needs root, and takes about
-    a minute. Raises AssertionError if debootstrap fails."""
-    archive, release = debian_archive()
-    chosen = ("--variant=minbase", f"--include={','.join(packages)}")
-    _run("debootstrap", *chosen, release, str(folder), archive, home=folder.parent)
+    """Makes a tree with debootstrap that has what every Debian has, and `packages` (`make_debian`)."""
+    make_debian(folder, machine_release(), packages)
     shutil.rmtree(folder / "var" / "cache" / "apt" / "archives")
     (folder / "var" / "cache" / "apt" / "archives" / "partial").mkdir(parents=True)
     return DebianTree(folder)
-
-
-def debian_archive() -> tuple[str, str]:
-    """Returns the URL of the archive of this machine's release, as apt is set up, and the release's name."""
-    release = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    wanted = ("Identifier: Packages", "Component: main", f"Release: {release}")
-    done = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted], capture_output=True, text=True, check=True
-    )
-    return done.stdout.split()[0], release
 
 
 def unpack_package(folder: Path, package: str, release: str) -> Path:
@@ -74,7 +53,7 @@ def unpack_package(folder: Path, package: str, release: str) -> Path:
     lists, root = folder / "lists", folder / "root"
     (lists / "partial").mkdir(parents=True)
     source = folder / "release.list"
-    source.write_text(f"deb [signed-by={KEYRING}] {debian_archive()[0]} {release} main\n")
+    source.write_text(f"deb [signed-by={KEYRING}] {debian_mirror()} {release} main\n")
     values = {
         "APT::Sandbox::User": "root",
         "Acquire::Languages": "none",

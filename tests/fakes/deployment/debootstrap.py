@@ -1,0 +1,45 @@
+"""Makes a minimal Debian in a folder with debootstrap, from the Debian mirror that this machine's apt uses."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+"""The keys that sign all releases of Debian."""
+_TIMEOUT = 1200.0
+"""Seconds after which a debootstrap is ended. It usually takes one minute."""
+
+
+def machine_release() -> str:
+    """Returns the code name of the Debian release of this machine, such as `bookworm`."""
+    return platform.freedesktop_os_release()["VERSION_CODENAME"]
+
+
+def debian_mirror() -> str:
+    """Returns the URL of the Debian mirror that this machine's apt uses. It has every release."""
+    wanted = ("Identifier: Packages", "Component: main", f"Release: {machine_release()}")
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+
+
+def make_debian(folder: Path, release: str, packages: Sequence[str]) -> None:
+    """Installs the smallest Debian of `release`, with `packages` and what they depend on, into `folder`. The folder is
+    empty or does not exist, and lies on a file system that allows device nodes and programs. Needs root.
+
+    Afterwards, packages that are installed in this Debian do not start services. Raises AssertionError with the end of
+    the output if debootstrap fails.
+    """
+    command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", release, folder, debian_mirror()]
+    with tempfile.TemporaryFile("w+") as output:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=_TIMEOUT, check=False
+        )
+        output.seek(0)
+        assert done.returncode == 0, output.read()[-4000:]
+    policy = folder / "usr" / "sbin" / "policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
