@@ -67,11 +67,7 @@ class LiveConfiguration:
 
         try:
             check_auth_files(settings)
-            check_insecure_open(
-                bound_to_loopback=self._bound_to_loopback,
-                closed=is_closed(settings),
-                insecure_open=settings.insecure_open,
-            )
+            check_insecure_open(settings, bound_to_loopback=self._bound_to_loopback, closed=is_closed(settings))
         except (HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
             raise ChangeRefused(str(error)) from None
         except RegistryError as error:  # the store cannot say whether it has accounts

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from registry.cli.options import fail
+from registry.client_addresses import is_loopback_host
 from registry.config import Settings
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
         check_auth_files(settings)
         (prepare_data_dir if may_migrate else check_version)(settings.data)
         closed = is_closed(settings)
-        check_insecure_open(bound_to_loopback=bound_to_loopback, closed=closed, insecure_open=settings.insecure_open)
+        check_insecure_open(settings, bound_to_loopback=bound_to_loopback, closed=closed)
     except (CertificateError, HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
         fail(str(error))
     return options, closed
@@ -88,12 +90,24 @@ class InsecureOpenError(Exception):
     """The registry would be open and other machines could reach it. The text is one line for people."""
 
 
-def check_insecure_open(*, bound_to_loopback: bool, closed: bool, insecure_open: bool) -> None:
+def check_insecure_open(settings: Settings, *, bound_to_loopback: bool, closed: bool) -> None:
     """Raises InsecureOpenError if the registry is open and other machines can reach it, unless the setting
-    `insecure_open` allows this. `bound_to_loopback`: whether the socket is bound to a loopback address, which only this
-    machine can reach."""
-    if not (bound_to_loopback or closed or insecure_open):
-        raise InsecureOpenError(
-            "this address can be reached from other machines, and there are no accounts: add one with "
-            "`entrepot user add NAME --admin`, or let anyone push and delete with --insecure-open"
-        )
+    `insecure_open` allows this.
+
+    `bound_to_loopback`: whether the socket is bound to a loopback address, which only this machine can reach. A proxy
+    on this machine can pass on the requests of other machines. The settings `trusted_proxies` and `public_url` show
+    that there is one."""
+    if closed or settings.insecure_open:
+        return
+    if not bound_to_loopback:
+        reason = "this address can be reached from other machines"
+    elif settings.trusted_proxies:
+        reason = "the proxies in trusted_proxies pass on requests of other machines"
+    elif settings.public_url is not None and not is_loopback_host(urlsplit(settings.public_url).hostname or ""):
+        reason = f"other machines reach this registry as {settings.public_url}, which public_url names"
+    else:
+        return
+    raise InsecureOpenError(
+        f"{reason}, and there are no accounts: add one with `entrepot user add NAME --admin`, or let anyone push and "
+        "delete with --insecure-open"
+    )

@@ -122,7 +122,7 @@ def settings_findings(settings: Settings, warnings: Sequence[str], *, has_file: 
     findings = [warning(name, text, "", "correct or unset it") for text in warnings]
     is_local = is_loopback_host(settings.listen.rpartition(":")[0].strip("[]"))
     has_tls = settings.tls.certificate is not None or (settings.public_url or "").startswith("https:")
-    if not is_local and settings.insecure_open:
+    if settings.insecure_open and (not is_local or settings.trusted_proxies or settings.public_url):
         why = "until there is an account, everybody who can connect can push and delete"
         step = "add an account: entrepot user add NAME --admin, and remove insecure_open"
         findings.append(warning(name, "insecure_open is set", why, step))

@@ -13,6 +13,7 @@ import pytest
 
 from registry import __version__
 from registry.cli.server_preparation import InsecureOpenError, check_insecure_open
+from registry.config import Settings
 from storage.access import AccountKind, AccountName
 from storage.composition import open_accounts, prepare_data_dir
 from storage.content import Actor
@@ -79,20 +80,42 @@ async def _add_and_remove(data: Path) -> None:
         await accounts.remove_account(AccountName("admin"), by=Actor())
 
 
-@pytest.mark.parametrize("loopback", [True, False])
+@pytest.mark.parametrize(
+    ("loopback", "values", "reachable"),
+    [
+        (True, {}, False),
+        (True, {"public_url": "http://localhost:5000"}, False),
+        (False, {}, True),
+        (True, {"trusted_proxies": ["127.0.0.1"]}, True),
+        (True, {"public_url": "https://registry.example.com"}, True),
+    ],
+)
 @pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize("insecure", [True, False])
-def test_who_may_be_let_in(loopback: bool, closed: bool, insecure: bool) -> None:
-    """The start is refused only if the registry is open, other machines can connect, and `insecure_open` is not set."""
-    allowed = loopback or closed or insecure
-    with nullcontext() if allowed else pytest.raises(InsecureOpenError):
-        check_insecure_open(bound_to_loopback=loopback, closed=closed, insecure_open=insecure)
+def test_who_may_be_let_in(
+    loopback: bool, values: dict[str, object], reachable: bool, closed: bool, insecure: bool
+) -> None:
+    """The start is refused only if the registry is open, other machines reach it directly or through a proxy, and
+    `insecure_open` is not set."""
+    settings = Settings.model_validate({**values, "insecure_open": insecure})
+    allowed = not reachable or closed or insecure
+    with nullcontext() if allowed else pytest.raises(InsecureOpenError, match="there are no accounts: add one"):
+        check_insecure_open(settings, bound_to_loopback=loopback, closed=closed)
+
+
+def test_start_behind_a_proxy_without_accounts(tmp_path: Path) -> None:
+    """A server whose settings name a proxy does not start without accounts, and says what to do."""
+    served = entrepot("serve", "--listen", "127.0.0.1:0", folder=tmp_path, ENTREPOT_TRUSTED_PROXIES="127.0.0.1")
+    line = error_line(served, 1)
+    assert "trusted_proxies" in line
+    assert "`entrepot user add NAME --admin`" in line
 
 
 def test_public_url_is_what_people_are_told(tmp_path: Path) -> None:
     """With `public_url`, the push to try has this address."""
     url = "https://registry.example.com"
-    with running_server(tmp_path, workers=1, env={"ENTREPOT_PUBLIC_URL": url + "/"}) as server:
+    env = {"ENTREPOT_PUBLIC_URL": url + "/", "ENTREPOT_INSECURE_OPEN": "true"}
+    with running_server(tmp_path, workers=1, env=env) as server:
         pass
     assert "docker push registry.example.com/team/busybox" in server.log_text()
 

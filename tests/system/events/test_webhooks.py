@@ -71,7 +71,9 @@ def openssl_hmac(body: bytes, secret: str) -> str:
 
 def test_the_form_of_distribution(tmp_path: Path) -> None:
     """An endpoint with this format gets the envelope of CNCF Distribution, with its field names."""
-    settings = 'public_url = "https://registry.example.com"\n' + webhook_table("URL", format="distribution")
+    settings = 'public_url = "https://registry.example.com"\ninsecure_open = true\n' + webhook_table(
+        "URL", format="distribution"
+    )
     with receiver_running() as receiver, event_site(tmp_path, settings.replace("URL", receiver.url)) as server:
         pushed(server, "team/app", "v1", "first")
         with plain_client(server.url) as client:

@@ -292,6 +292,7 @@ def test_settings(tmp_path: Path) -> None:
 
     assert said(data="/srv") == "the settings are valid"
     assert "insecure_open is set" in said(data="/srv", listen="0.0.0.0:5000", insecure_open=True)
+    assert "insecure_open is set" in said(data="/srv", public_url="https://registry.example.com", insecure_open=True)
     assert "without TLS" in said(data="/srv", listen="0.0.0.0:5000")
     assert "without TLS" not in said(data="/srv", listen="0.0.0.0:5000", public_url="https://registry.example.com")
     assert "not public_url" in said(data="/srv", trusted_proxies=["10.0.0.0/8"])
