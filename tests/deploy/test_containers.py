@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
@@ -23,6 +26,7 @@ from tests.fakes.client_images import ClientImage, image
 from tests.fakes.clients.docker_engine import DockerEngine, running_docker
 from tests.fakes.clients.programs import wait_until
 from tests.fakes.compose_project import ComposeProject, compose_project
+from tests.fakes.deployment.book_commands import book_command, shown_file
 from tests.fakes.deployment.debian_tree import DebianTree, make_debian_tree, unpack_package
 from tests.fakes.own_network import own_network
 from tests.fakes.package_index import download_packages, package_index
@@ -39,6 +43,12 @@ PROMETHEUS = """
 FROM machine
 COPY prometheus /bin/prometheus
 ENTRYPOINT ["/bin/prometheus"]
+"""
+BACKUP_FOLDER = """
+services:
+  entrepot:
+    volumes:
+      - {folder}:/backup
 """
 MACHINE = """
 FROM machine
@@ -72,7 +82,7 @@ def python_tree(folder: Path) -> DebianTree:
 def programs_tree(python_tree: DebianTree, folder: Path) -> DebianTree:
     """A system that stands for the image of nginx, and for a machine with systemd."""
     tree = python_tree.copy(folder / "programs")
-    tree.install("nginx-light", "systemd")
+    tree.install("nginx-light", "ssl-cert", "systemd")
     tree.run("nginx", "-t", "-q")  # makes its folders
     for name in ("access", "error"):
         log = tree.folder / "var" / "log" / "nginx" / f"{name}.log"
@@ -138,8 +148,9 @@ def built(docker: DockerEngine, mirror: RegistryServer, python_tree: DebianTree,
     with package_index(packages) as index:
         values = {"PIP_INDEX_URL": index, "VERSION": __version__, "REVISION": "0123abc"}
         arguments = [word for key, value in values.items() for word in ("--build-arg", f"{key}={value}")]
-        what = ("--file", str(ROOT / "deploy" / "Dockerfile"), "--tag", name, *arguments, str(ROOT))
-        docker("build", "--pull", "--network", "host", *what, timeout=1200)
+        command = book_command("deployment", "docker build", ("deploy/", f"{ROOT}/deploy/"), (" .", f" {ROOT}"))
+        _, build, *words = shlex.split(command)
+        docker(build, "--pull", "--network", "host", *arguments, *words, timeout=1200)
     return name
 
 
@@ -218,17 +229,20 @@ def test_it_runs_read_only(docker: DockerEngine, built: str, hello: ClientImage)
 
 
 def test_it_asks_for_an_account(docker: DockerEngine, built: str) -> None:
-    """Without accounts it does not start, and says what to do; after that it starts."""
-    volume = ("--volume", "accounts:/var/lib/entrepot")
+    """Without accounts it does not start, and says what to do. With the commands of the page deployment it gets an
+    account and starts."""
+    volume = ("--volume", "entrepot-data:/var/lib/entrepot")
     refused = docker.call.attempt("run", "--rm", *HARDENED, *volume, built)
     assert refused.code != 0
     assert "entrepot user add NAME --admin" in refused.err
-    add = ("user", "add", "alice", "--admin", "--password-file", "-")
-    docker.call("run", "--rm", "--interactive", *HARDENED, *volume, built, *add, given=PASSWORD)
-    container = docker("run", "--detach", *HARDENED, *volume, *HEALTH_EVERY_SECOND, built).out.strip()
+    add = shlex.split(book_command("deployment", "docker run --rm", ("-it", "-i")))
+    docker.call(*add[1:], "--password-file", "-", given=PASSWORD)
+    *run, name = shlex.split(book_command("deployment", "docker run -d"))
+    container = docker(*run[1:], *HEALTH_EVERY_SECOND, name).out.strip()
     wait_for_health(docker, container)
+    assert published(docker, container, 5000) == "127.0.0.1:5000"
     docker("rm", "--force", container)
-    docker("volume", "rm", "accounts")
+    docker("volume", "rm", "entrepot-data")
 
 
 @pytest.fixture
@@ -248,15 +262,16 @@ def any_compose(
 
 
 @contextmanager
-def started_project(docker: DockerEngine, program: str) -> Iterator[ComposeProject]:
+def started_project(docker: DockerEngine, program: str, *overrides: Path) -> Iterator[ComposeProject]:
     """The registry of docker-compose.yml runs, without the profiles. All is removed at the end."""
-    project = compose_project(docker, program)
+    project = compose_project(docker, program, *overrides)
+    remove = book_command("deployment", "docker compose --profile tls --profile monitoring down", ("down", "down -v"))
     try:
-        project("up", "--detach")
+        project.run(book_command("deployment", "docker compose up"))
         wait_for_server(project)
         yield project
     finally:
-        project("--profile", "tls", "--profile", "monitoring", "down", "--volumes", "--timeout", "30")
+        project.run(remove)
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +298,7 @@ def other_images(docker: DockerEngine, machine_image: str, folder: Path) -> None
 
 def test_compose(docker: DockerEngine, any_compose: ComposeProject, hello: ClientImage) -> None:
     """`up` publishes a registry that mirrors Docker Hub on the loopback address alone. A push survives a new
-    container."""
+    container. Commands in the container reach the running server."""
     compose = any_compose
     assert published(docker, compose.container("entrepot"), 5000) == "127.0.0.1:5000"
     name = "127.0.0.1:5000/team/hello:1"
@@ -293,6 +308,24 @@ def test_compose(docker: DockerEngine, any_compose: ComposeProject, hello: Clien
     compose("up", "--detach", "--force-recreate")
     wait_for_server(compose)
     pull_again(docker, name)
+    no_terminal = ("exec", "exec -T")
+    status = book_command("deployment", "docker compose exec entrepot entrepot status", no_terminal)
+    assert f"entrepot {__version__} runs for" in compose.run(status).out
+    compose.run(book_command("deployment", "docker compose exec entrepot entrepot reload", no_terminal))
+    log = compose.run(book_command("deployment", "docker compose logs", (" --follow", ""))).out
+    assert "GET /v2/team/hello/manifests/1" in log
+
+
+def test_backup_with_compose(docker: DockerEngine, built: str, compose_2: Path, folder: Path) -> None:
+    """A folder that docker-compose.override.yml mounts gets the backup."""
+    backup = folder / "backup"
+    backup.mkdir()
+    shutil.chown(backup, 10001, 10001)
+    override = folder / "docker-compose.override.yml"
+    override.write_text(BACKUP_FOLDER.format(folder=backup))
+    with started_project(docker, str(compose_2), override) as project:
+        project.run(book_command("deployment", "docker compose exec entrepot entrepot backup", ("exec", "exec -T")))
+        assert list(backup.rglob("*.db*"))
 
 
 def test_compose_with_nginx(
@@ -305,24 +338,25 @@ def test_compose_with_nginx(
 ) -> None:
     """After the steps at the top of the file, docker logs in, pushes and pulls through nginx with TLS. Without a login
     it gets nothing. The registry sees the address of the client."""
-    add = ("entrepot", "user", "add", "alice", "--admin", "--password-file", "-")
-    compose("exec", "-T", "entrepot", *add, given=PASSWORD)
+    add = book_command("deployment", "docker compose exec entrepot entrepot user add", ("exec", "exec -T"))
+    compose.run(f"{add} --password-file -", given=PASSWORD)
     pair = authority.sign("nginx", also=NGINX)
     (folder / "tls").mkdir()
     shutil.copy(pair.certificate, folder / "tls" / "fullchain.pem")
     shutil.copy(pair.key, folder / "tls" / "privkey.pem")
     compose.set_variables(
-        ENTREPOT_PUBLIC_URL=f"https://{NGINX}",
-        ENTREPOT_INSECURE_OPEN="false",
-        ENTREPOT_PUBLISH_TLS="443",
-        ENTREPOT_TLS_FOLDER=str(folder / "tls"),
+        book_command("deployment", "ENTREPOT_PUBLIC_URL", ("registry.example.com", NGINX)),
+        book_command("deployment", "ENTREPOT_INSECURE_OPEN"),
+        book_command("deployment", "ENTREPOT_PUBLISH_TLS"),
+        f"ENTREPOT_TLS_FOLDER={folder / 'tls'}",
     )
-    compose("--profile", "tls", "up", "--detach")
+    compose.run(book_command("deployment", "docker compose --profile tls up"))
     assert published(docker, compose.container("nginx"), 443) == "0.0.0.0:443"
     name = f"{NGINX}/team/hello:1"
     docker.load(hello, name)
+    login = shlex.split(book_command("deployment", "docker login", ("registry.example.com", NGINX)))
     wait_until(
-        lambda: docker.call.attempt("login", "--username", "alice", "--password", PASSWORD, NGINX).code == 0,
+        lambda: docker.call.attempt(*login[1:], "--username", "alice", "--password", PASSWORD).code == 0,
         DEADLINE_SECONDS,
         lambda: compose("logs").out,
     )
@@ -339,7 +373,8 @@ def test_compose_with_nginx(
 
 def test_compose_with_prometheus(compose: ComposeProject, other_images: None) -> None:
     """Prometheus scrapes the registry's metrics."""
-    compose("--profile", "monitoring", "up", "--detach", "prometheus")
+    up = book_command("deployment", "docker compose --profile monitoring up")
+    compose.run(f"{up} prometheus")  # no image of Grafana can be had
     query = "http://127.0.0.1:9090/api/v1/query?query=entrepot_build_info"
 
     def is_scraped() -> bool:
@@ -379,6 +414,11 @@ def machine(docker: DockerEngine, built: str, machine_image: str, folder: Path) 
         docker("rm", "--force", "--volumes", container)
 
 
+def run_as_root(docker: DockerEngine, machine: str, command: str, given: str = "") -> str:
+    """Runs a shell command in the container as root, with `given` on its stdin, and returns its output."""
+    return docker.call("exec", "--interactive", machine, "sh", "-ec", command, given=given).out
+
+
 def test_systemd_runs_the_service(docker: DockerEngine, machine: str, hello: ClientImage) -> None:
     """The service starts under all its restrictions, takes a push, reloads, and stops cleanly. With the socket, a
     connection starts it."""
@@ -386,7 +426,9 @@ def test_systemd_runs_the_service(docker: DockerEngine, machine: str, hello: Cli
     def systemctl(*args: str) -> str:
         return docker("exec", machine, "systemctl", *args).out
 
-    systemctl("start", "entrepot.service")  # returns once the service has said that it is ready
+    run_as_root(docker, machine, book_command("deployment", "systemctl daemon-reload"))
+    # This command returns when the service has said that it is ready.
+    run_as_root(docker, machine, book_command("deployment", "systemctl enable"))
     name = "127.0.0.1:5000/team/hello:1"
     push_and_pull(docker, name, hello)
     systemctl("reload", "entrepot.service")
@@ -399,3 +441,27 @@ def test_systemd_runs_the_service(docker: DockerEngine, machine: str, hello: Cli
     assert docker.call.attempt("exec", machine, "systemctl", "is-active", "entrepot.service").out == "inactive\n"
     pull_again(docker, name)
     assert systemctl("is-active", "entrepot.service") == "active\n"
+
+
+def test_systemd_opens_the_registry(docker: DockerEngine, machine: str, authority: CertificateAuthority) -> None:
+    """With an account, the variables of the page deployment and a key that a group may read, the service answers
+    with TLS on port 443 of every address, and asks for a login."""
+    pair = authority.sign("service")
+    run_as_root(docker, machine, "mkdir /etc/entrepot")
+    docker("cp", str(pair.certificate), f"{machine}:/etc/entrepot/fullchain.pem")
+    docker("cp", str(pair.key), f"{machine}:/etc/entrepot/privkey.pem")
+    run_as_root(docker, machine, "systemctl start entrepot")
+    add = book_command("deployment", "/opt/entrepot/bin/entrepot user add")
+    run_as_root(docker, machine, f"{add} --password-file -", given=PASSWORD)
+    for file, content in (
+        ("/etc/default/entrepot", shown_file("deployment", "cat /etc/default/entrepot")),
+        ("/etc/systemd/system/entrepot.service.d/override.conf", shown_file("deployment", "systemctl edit entrepot")),
+    ):
+        run_as_root(docker, machine, f"mkdir -p {Path(file).parent} && cat > {file}", given=content)
+    run_as_root(docker, machine, book_command("deployment", "chgrp ssl-cert"))
+    run_as_root(docker, machine, book_command("deployment", "chmod 640"))
+    run_as_root(docker, machine, "systemctl daemon-reload")  # `systemctl edit` does this by itself
+    run_as_root(docker, machine, book_command("deployment", "systemctl restart"))
+    trusting = ssl.create_default_context(cafile=str(authority.certificate))
+    with pytest.raises(HTTPError, match="401"):
+        urlopen("https://127.0.0.1/v2/", context=trusting, timeout=10)

@@ -24,6 +24,7 @@ from tests.fakes.book_page import (
     root_files,
     runnable_blocks,
 )
+from tests.fakes.deployment.book_commands import commands_to_run, taken_commands
 from tests.fakes.page_sections import commands_of
 from tests.fakes.server_process import ROOT
 from tests.system.cli.test_command import EVERY_COMMAND, ROOT_COMMAND, options_of
@@ -42,9 +43,11 @@ NOT_RUN_HERE = {
     "security": {"tests/system/hostile"},
     "deployment": {"tests/deploy"},
     "kubernetes": {"a cluster cannot be had in the tests"},
-    "alerts": {"tests/deploy"},
+    "alerts": {"tests/system/ops"},
 }
 """Why blocks of a page are not run: the tests that run their commands, or what no test can have."""
+WITHOUT_TEST = {"git pull", "docker compose build --pull"}
+"""Commands of docs/en/deployment.md that tests/deploy does not run: they need a remote repository and base images."""
 REASONS = {"a cluster cannot be had in the tests"}
 
 
@@ -66,6 +69,25 @@ def test_the_blocks_that_are_not_run() -> None:
     assert found == NOT_RUN_HERE
     places = set().union(*NOT_RUN_HERE.values()) - REASONS
     assert [place for place in places if not (ROOT / place).exists()] == []
+
+
+def test_deployment_commands_are_taken_from_the_pages() -> None:
+    """Each command in a block that tests/deploy runs is one that a test there takes from the page, with the exceptions
+    of `WITHOUT_TEST`. Or a block that is run here has the same command."""
+    run_here = {
+        command.line.partition("  #")[0]
+        for file in TOGETHER.values()
+        for block in runnable_blocks(file)
+        for command in commands_of(block.text)
+    }
+    taken = [beginning for _, beginning in taken_commands(ROOT / "tests" / "deploy")]
+    left = {
+        command
+        for page in TOGETHER | {"air-gapped": None}
+        for command in commands_to_run(page)
+        if command not in run_here and not any(map(command.startswith, taken))
+    }
+    assert left == WITHOUT_TEST
 
 
 def test_every_preparation_is_used() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,19 +23,28 @@ class ComposeProject:
         """Runs `docker-compose ARGS`; raises CommandFailed unless it ends with 0."""
         return self.call(*args, given=given)
 
-    def set_variables(self, **variables: str) -> None:
-        """Writes the variables that count from the next call on, and no others."""
-        self.variables.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+    def run(self, command: str, given: str = "") -> ProgramResult:
+        """Runs a command line that begins with `docker compose`, with `given` on its stdin. Raises CommandFailed unless
+        it ends with 0."""
+        docker, compose, *args = shlex.split(command)
+        assert (docker, compose) == ("docker", "compose"), command
+        return self(*args, given=given)
+
+    def set_variables(self, *lines: str) -> None:
+        """Makes these lines, such as `NAME=value`, the content of the file of variables, for all further calls."""
+        self.variables.write_text("".join(f"{line}\n" for line in lines))
 
     def container(self, service: str) -> str:
         """The id of the service's only container."""
         return self("ps", "--quiet", service).out.strip()
 
 
-def compose_project(docker: DockerEngine, program: str) -> ComposeProject:
-    """`program`: that of compose, such as `docker-compose`."""
+def compose_project(docker: DockerEngine, program: str, *overrides: Path) -> ComposeProject:
+    """Returns the project of docker-compose.yml, run by the compose program `program`, such as `docker-compose`.
+    `overrides`: further files of the project, which change what docker-compose.yml says."""
     variables = docker.folder / "compose.env"
-    command = (program, "--project-name", "entrepot", "--file", str(ROOT / "docker-compose.yml"))
+    files = [word for file in (ROOT / "docker-compose.yml", *overrides) for word in ("--file", str(file))]
+    command = (program, "--project-name", "entrepot", *files)
     call = ForeignProgram((*command, "--env-file", str(variables)), docker.call.env)
     project = ComposeProject(call.with_variables(DOCKER_HOST=docker.call.prefix[-1]), variables)
     project.set_variables()

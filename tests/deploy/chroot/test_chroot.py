@@ -7,6 +7,7 @@ of one package, and a push and a pull with that Debian's own docker, podman and 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 
 from tests.fakes.client_images import image
 from tests.fakes.clients.registry_client import RegistryClient, assert_same_image
+from tests.fakes.deployment.book_commands import book_command
 from tests.fakes.deployment.client_results import RESULTS, load, save
 from tests.fakes.deployment.debian_root import CHECKOUT, RELEASES, DebianRoot, debian_root
 from tests.fakes.deployment.release_files import run_in
@@ -70,21 +72,41 @@ def pid_of_parent(server: RegistryServer) -> int:
 
 def test_make_serve(debian: DebianRoot, tmp_path: Path) -> None:
     """`make serve` installs what is missing and serves."""
-    assert_serves(debian, tmp_path, f"cd {CHECKOUT} && exec make serve ARGS='--listen 127.0.0.1:0'")
+    serve = book_command("README", "make serve", ('docker.io"', 'docker.io --listen 127.0.0.1:0"'))
+    assert_serves(debian, tmp_path, f"cd {CHECKOUT} && exec {serve}")
 
 
 def test_wheel(debian: DebianRoot, wheel: Path, tmp_path: Path) -> None:
     """`pip install` of the wheel in a virtual environment, and `entrepot serve`."""
     debian.copy_in(wheel, "/srv/release")
     debian.run("apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv")
-    debian.run("python3 -m venv /opt/entrepot && /opt/entrepot/bin/pip install -q /srv/release/*.whl")
-    serve = "serve --data /srv/data --listen 127.0.0.1:0"
-    assert_serves(debian, tmp_path, f"exec /opt/entrepot/bin/entrepot {serve}")
+    debian.run("python3 -m venv /srv/wheel && /srv/wheel/bin/pip install -q /srv/release/*.whl")
+    assert_serves(debian, tmp_path, "exec /srv/wheel/bin/entrepot serve --data /srv/data --listen 127.0.0.1:0")
+
+
+def test_installation_for_systemd(debian: DebianRoot, tmp_path: Path) -> None:
+    """The commands of the page deployment install the program and the unit from the checkout, with the pinned
+    dependencies. tests/deploy/test_containers.py starts the unit."""
+    debian.run("apt-get update -qq")
+    commands = [
+        book_command("deployment", "apt-get install"),
+        book_command("deployment", "python3 -m venv"),
+        book_command("deployment", "/opt/entrepot/bin/pip install --require-hashes"),
+        book_command("deployment", "/opt/entrepot/bin/pip install --no-deps"),
+        f"mkdir -p /etc/systemd/system && {book_command('deployment', 'install -m 644')}",
+    ]
+    debian.run(" && ".join([f"cd {CHECKOUT}", *commands]))
+    unit = debian.folder / "etc" / "systemd" / "system" / "entrepot.service"
+    assert unit.read_text() == (ROOT / "deploy" / "systemd" / "entrepot.service").read_text()
+    program = re.search("^ExecStart=(.*)$", unit.read_text(), re.MULTILINE)
+    assert program
+    assert_serves(debian, tmp_path, f"exec {program[1]} --data /srv/systemd --listen 127.0.0.1:0")
 
 
 def test_make_test(debian: DebianRoot) -> None:
     """`make test` installs what is missing; the tests pass, those with that release's own clients among them."""
-    said = debian.run(f"cd {CHECKOUT} && make test ARGS='-q {' '.join(QUICK_PART)}'", timeout=SETTING_UP)
+    make_test = book_command("README", "make test", ("test", f"test ARGS='-q {' '.join(QUICK_PART)}'"))
+    said = debian.run(f"cd {CHECKOUT} && {make_test}", timeout=SETTING_UP)
     assert " passed" in said
     assert not {" failed", " skipped", " error"} & {f" {word.strip(',')}" for word in said.split()}
 

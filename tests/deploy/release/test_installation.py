@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from registry import __version__
 from tests.fakes.client_images import image
 from tests.fakes.clients.registry_client import RegistryClient, assert_same_image
+from tests.fakes.deployment.book_commands import book_command
 from tests.fakes.deployment.release_files import ReleaseFiles, run_in
 from tests.fakes.server_process import RegistryServer, running_program
 
-SERVE = ("serve", "--data", "data", "--listen", "127.0.0.1:0")
+ELSEWHERE = ("--data", "data", "--listen", "127.0.0.1:0")
+"""Options of `entrepot serve`: a data directory in the folder of the test, and any free port."""
 INSTALLING = 300.0
 """Seconds that a command may take which installs everything before it starts."""
 TOOLS = Path(sys.executable).parent
@@ -31,8 +35,10 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def serving(folder: Path, *command: str | Path) -> Iterator[RegistryServer]:
-    with running_program(folder, *command, *SERVE, env=environment(folder), timeout=INSTALLING) as server:
+def serving(folder: Path, command: str) -> Iterator[RegistryServer]:
+    """Runs a command line that ends with the command `serve` and its options."""
+    words = [*shlex.split(command), *ELSEWHERE]
+    with running_program(folder, *words, env=environment(folder), timeout=INSTALLING) as server:
         yield server
 
 
@@ -52,29 +58,42 @@ def assert_serves(server: RegistryServer) -> None:
 def test_pip(released: ReleaseFiles, tmp_path: Path) -> None:
     """`pip install` of the wheel in a new environment brings the command `entrepot`."""
     run_in(tmp_path, sys.executable, "-m", "venv", "env")
-    run_in(tmp_path, "env/bin/pip", "install", "--quiet", released.wheel, env={"PYTHONPATH": ""})
-    with serving(tmp_path, tmp_path / "env" / "bin" / "entrepot") as server:
+    install = book_command("quick-start", "pip install", ("entrepot", str(released.wheel)))
+    run_in(tmp_path, *shlex.split(f"env/bin/{install}"), env={"PYTHONPATH": ""})
+    with serving(tmp_path, f"{tmp_path}/env/bin/{book_command('quick-start', 'entrepot serve')}") as server:
         assert_serves(server)
+
+
+@pytest.mark.timeout(INSTALLING * 2)
+def test_pip_without_a_network(released: ReleaseFiles, tmp_path: Path) -> None:
+    """The folder that `pip download` fills on another machine is all that an installation needs."""
+    run_in(tmp_path, sys.executable, "-m", "venv", "env")
+    fetch = book_command("air-gapped", "pip download", (" entrepot", f" {released.wheel}"))
+    run_in(tmp_path, "sh", "-ec", f"env/bin/{fetch}", env={"PYTHONPATH": ""})
+    install = book_command("air-gapped", "pip install --no-index")
+    run_in(tmp_path, "sh", "-ec", f"env/bin/{install}", env={"PYTHONPATH": ""})
+    assert run_in(tmp_path, "env/bin/entrepot", "--version").split()[-1] == __version__
 
 
 @pytest.mark.timeout(INSTALLING * 2)
 def test_pipx(released: ReleaseFiles, tmp_path: Path) -> None:
     """`pipx install` brings the command."""
-    run_in(tmp_path, TOOLS / "pipx", "install", released.wheel, env=environment(tmp_path))
-    with serving(tmp_path, tmp_path / "bin" / "entrepot") as server:
+    install = book_command("quick-start", "pipx install", ("install entrepot", f"install {released.wheel}"))
+    run_in(tmp_path, *shlex.split(f"{TOOLS}/{install}"), env=environment(tmp_path))
+    with serving(tmp_path, f"{tmp_path}/bin/{book_command('quick-start', 'entrepot serve')}") as server:
         assert_serves(server)
 
 
 @pytest.mark.timeout(INSTALLING * 2)
 def test_pipx_run(released: ReleaseFiles, tmp_path: Path) -> None:
     """`pipx run` serves without an installation that stays."""
-    with serving(tmp_path, TOOLS / "pipx", "run", "--spec", released.wheel, "entrepot") as server:
+    with serving(tmp_path, f"{TOOLS}/pipx run --spec {released.wheel} entrepot serve") as server:
         assert_serves(server)
 
 
 @pytest.mark.timeout(INSTALLING * 2)
 def test_uvx(released: ReleaseFiles, tmp_path: Path) -> None:
     """`uvx` serves without an installation that stays."""
-    python = ("--python", sys.executable)
-    with serving(tmp_path, TOOLS / "uvx", *python, "--from", released.wheel, "entrepot") as server:
+    from_wheel = ("uvx entrepot", f"uvx --python {sys.executable} --from {released.wheel} entrepot")
+    with serving(tmp_path, f"{TOOLS}/{book_command('quick-start', 'uvx', from_wheel)}") as server:
         assert_serves(server)
