@@ -156,29 +156,11 @@ $(VENV)/.runtime: $(VENV)/.venv requirements/runtime.txt requirements/build.txt 
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt
-	@echo "Installing the pinned dependencies of the tests (once)"
-	@$(PIP) install --require-hashes -r requirements/dev.txt
-	@touch $@
-
-$(VENV)/.deploy: $(VENV)/.dev requirements/deploy.txt
-	@echo "Installing the pinned dependencies of the deployment tests (once)"
-	@$(PIP) install --require-hashes -r requirements/deploy.txt
-	@touch $@
-
-$(VENV)/.docs: $(VENV)/.runtime requirements/docs.txt
-	@echo "Installing the pinned dependencies of the book (once)"
-	@$(PIP) install --require-hashes -r requirements/docs.txt
-	@touch $@
-
-$(VENV)/.release: $(VENV)/.dev requirements/release.txt
-	@echo "Installing the pinned tools of a release (once)"
-	@$(PIP) install --require-hashes -r requirements/release.txt
-	@touch $@
-
-$(VENV)/.clients: $(VENV)/.dev requirements/clients.txt
-	@echo "Installing the clients that are Python packages (once)"
-	@$(PIP) install --require-hashes -r requirements/clients.txt
+$(VENV)/.dev $(VENV)/.docs: $(VENV)/.runtime
+$(VENV)/.deploy $(VENV)/.release $(VENV)/.clients: $(VENV)/.dev
+$(VENV)/.%: requirements/%.txt
+	@echo "Installing the pinned packages of $< (once)"
+	@$(PIP) install --require-hashes -r $<
 	@touch $@
 
 deploy-packages: PACKAGES += $(DEPLOY_PACKAGES)
