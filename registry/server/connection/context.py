@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self
 from registry.asgi import AsgiApp
 from registry.client_addresses import plain_address
 from registry.server.connection.flow_control import FlowControl
+from registry.server.connection.head_cache import HeadCache
 from registry.server.connection.receive_buffers import HEAD_BUFFER_BYTES, IncomingBodies
 from registry.server.connection.request_reports import RequestReports
 from registry.server.connection.unsent_budget import UnsentBudget, UnsentShare
@@ -99,6 +100,8 @@ class WorkerContext:
     """Counts the request bodies that are being received."""
     reports: RequestReports = field(init=False)
     """Reports the end of each request to the application."""
+    head_cache: HeadCache = field(default_factory=HeadCache)
+    """Heads that were parsed, by their bytes."""
     head_buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(HEAD_BUFFER_BYTES)))
     """The memory into which all connections receive the heads of requests. All connections can share this memory,
     because the bytes of each read are parsed before the next read."""

@@ -1,7 +1,7 @@
 """Parses the heads (request line and headers) of one connection's requests into ASGI scopes, with httptools (llhttp).
 
 Only heads are given to the httptools parser. `registry.server.connection.request_reader` separates them from the
-bodies.
+bodies. A head whose bytes were parsed before is taken from a cache (`registry.server.connection.head_cache`).
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class HeadParser:
         }
         self._client, self._proxies = context.client, context.proxies
         self._state = context.worker.lifespan_state
+        self._cache = context.worker.head_cache
         self._limit = context.worker.limits.header_bytes
         self._on_start: Callable[[], None] | None = on_start
         # The parser has a setting to accept requests after one with `Connection: close`. This setting stays off. With
@@ -81,6 +82,13 @@ class HeadParser:
         """
         end_offset = find_head_end(self._tail, data, start)
         head_bytes = data if end_offset - start == len(data) else data[start:end_offset]
+        is_begin = not self._tail
+        if is_begin and (cached := self._cache.find(head_bytes)) is not None:
+            if self._on_start is not None:
+                self._on_start()
+            scope = self._new_scope([*cached.headers])
+            scope.update(cached.fields)
+            return end_offset, RequestHead(scope, 0, keep_alive=True, expects_continue=False, size=cached.size)
         try:
             self._parser.feed_data(head_bytes)
         except httptools.HttpParserUpgrade:
@@ -98,7 +106,18 @@ class HeadParser:
         if head.body_length != 0 or self._parser.should_upgrade():
             # This parser expects a body or another protocol next, but gets only heads. A new parser expects a head.
             self._parser = httptools.HttpRequestParser(self)
+        elif is_begin and head.keep_alive and not head.expects_continue:
+            self._cache.add(head_bytes, head.scope, head.size)
         return end_offset, head
+
+    def _new_scope(self, headers: Headers) -> Scope:
+        """Returns a scope with everything that does not depend on the request line."""
+        return {
+            **self._connection_scope,
+            "asgi": {"version": "3.0", "spec_version": "2.4"},  # 2.4: `send` raises if the client has disconnected
+            "headers": headers,
+            "state": self._state.copy(),
+        }
 
     def partial_scope(self) -> Scope:
         """Returns what is known of the request whose head is being received, also after `feed` has refused it (see
@@ -154,12 +173,7 @@ class HeadParser:
     def on_headers_complete(self) -> None:
         parser, headers = self._parser, self._headers
         version = parser.get_http_version()
-        scope = {
-            **self._connection_scope,
-            "asgi": {"version": "3.0", "spec_version": "2.4"},  # 2.4: `send` raises if the client has disconnected
-            "headers": headers,
-            "state": self._state.copy(),
-        }
+        scope = self._new_scope(headers)
         fill_scope(scope, headers, self._target, version, parser.get_method().decode("ascii"))
         is_http_1_1 = version == "1.1"
         self._head = RequestHead(

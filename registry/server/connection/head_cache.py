@@ -1,0 +1,68 @@
+"""Keeps heads that were parsed, so that the server does not parse the same bytes again.
+
+The clients of a registry repeat themselves: many machines request the same tag with the same headers. Parsing such a
+head takes longer than finding the cached response to it. So all connections of a worker share this cache. Only heads of
+GET and HEAD requests without a body are cached, and only if the connection stays open after them. A head is cached when
+its bytes arrive for the second time, so that heads which do not repeat neither take time nor displace others.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from registry.asgi import Header, Scope
+
+MAX_HEADS: Final = 256
+"""If the cache has this number of heads, the one that was added first leaves the cache when another one is added."""
+MAX_HEAD_BYTES: Final = 2048
+"""Longer heads are not cached. The limit bounds the memory of the cache: with `MAX_HEADS` such heads, and one object of
+a hundred bytes for each short header, it takes about 3 MiB."""
+_MAX_SEEN: Final = 4096
+"""The cache remembers this number of heads that arrived once, then it forgets them all."""
+_CACHED_METHODS: Final = ("GET", "HEAD")
+
+
+class CachedHead(NamedTuple):
+    """What the bytes of a head mean, on whatever connection they arrive."""
+
+    fields: dict[str, Any]
+    """The items of the ASGI scope that depend on the head alone, without `headers`. Must not be changed."""
+    headers: tuple[Header, ...]
+    size: int
+    """As in `RequestHead.size`."""
+
+
+class HeadCache:
+    """The cache of one worker process."""
+
+    __slots__ = ("_heads", "_seen")
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, CachedHead] = {}
+        self._seen: set[int] = set()
+        """The hashes of heads that arrived once."""
+
+    def find(self, head: bytes) -> CachedHead | None:
+        """Returns what was parsed from exactly these bytes, up to and with the empty line; None if they are not in the
+        cache."""
+        return self._heads.get(head)
+
+    def add(self, head: bytes, scope: Scope, size: int) -> None:
+        """Adds a head after which the connection stays open and no body follows. `head` are its bytes, `scope` is the
+        new scope of its request, and `size` is that of `RequestHead`. Does nothing if the head arrives for the first
+        time, is too long, has another method than GET and HEAD, or has a password, which must not stay in memory."""
+        fingerprint = hash(head)
+        if fingerprint not in self._seen:
+            if len(self._seen) >= _MAX_SEEN:
+                self._seen.clear()
+            self._seen.add(fingerprint)
+            return
+        if len(head) > MAX_HEAD_BYTES or scope["method"] not in _CACHED_METHODS:
+            return
+        headers: tuple[Header, ...] = tuple(scope["headers"])
+        if any(name == b"authorization" and value[:6].lower() == b"basic " for name, value in headers):
+            return
+        if len(self._heads) >= MAX_HEADS:
+            del self._heads[next(iter(self._heads))]
+        fields = {key: scope[key] for key in ("method", "http_version", "path", "raw_path", "query_string")}
+        self._heads[head] = CachedHead(fields, headers, size)
