@@ -33,7 +33,14 @@ def make_debian(folder: Path, release: str, packages: Sequence[str]) -> None:
     Afterwards, packages that are installed in this Debian do not start services. Raises AssertionError with the end of
     the output if debootstrap fails.
     """
-    command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", release, folder, debian_mirror()]
+    command = [
+        "debootstrap",
+        "--variant=minbase",
+        f"--include={','.join(packages)}",
+        release,
+        str(folder),
+        debian_mirror(),
+    ]
     with tempfile.TemporaryFile("w+") as output:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=_TIMEOUT, check=False
