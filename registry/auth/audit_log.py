@@ -65,6 +65,8 @@ class AuditBuffer:
         self._allowance_updated_at = clock()
         self._timer: asyncio.Task[None] | None = None
         """The task that waits for the end of the interval and then writes the entries; None if there is none."""
+        self._writes = asyncio.Lock()
+        """Held while entries are written, so that `aclose` waits for a write that runs."""
         self._closed = False
 
     def add(self, entry: AuditEntry) -> None:
@@ -98,7 +100,12 @@ class AuditBuffer:
         )
 
     async def flush(self) -> None:
-        """Writes the collected entries to the store. If that fails, logs an error, and the entries are lost."""
+        """Writes the collected entries to the store, after a write that runs. If that fails, logs an error, and the
+        entries are lost."""
+        async with self._writes:
+            await self._write_collected()
+
+    async def _write_collected(self) -> None:
         entries, self._collected = list(self._collected.values()), {}
         discarded, self._discarded = self._discarded, 0
         if discarded:
@@ -111,7 +118,7 @@ class AuditBuffer:
             log.error("could not write %d entries of the audit log, which are lost: %s", len(entries), error)
 
     async def aclose(self) -> None:
-        """Writes the collected entries now. May be called more than once."""
+        """Writes the collected entries now, and waits for a write that runs. May be called more than once."""
         self._closed = True
         timer, self._timer = self._timer, None
         if timer is not None:

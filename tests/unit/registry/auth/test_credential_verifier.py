@@ -294,6 +294,18 @@ async def test_audit(worker: AuthWorker, caplog: pytest.LogCaptureFixture) -> No
     assert PASSWORD not in told
 
 
+async def test_closing_waits_for_a_write_that_runs(worker: AuthWorker) -> None:
+    """After the audit log is closed, each entry is in the store, at whatever point its write was."""
+    for turns in range(8):
+        buffer = AuditBuffer(worker.accounts, worker.clock, interval=0)
+        buffer.record(AT_HOME, "login", f"turn-{turns}", "ok")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await buffer.aclose()
+        lines = worker.accounts.audit(AuditQuery(), 100).items
+        assert f"turn-{turns}" in {line.target for line in lines}
+
+
 async def test_remembered_login_is_no_new_line(worker: AuthWorker) -> None:
     """A request with a cached credential is not recorded as a login."""
     await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
