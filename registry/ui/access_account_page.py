@@ -48,8 +48,8 @@ async def account(request: Request, name: str) -> Response:
 
 @forms.post(f"{ACCOUNTS_PATH}/{{name}}")
 async def change_account(request: Request, name: str) -> Response:
-    """Changes an account as the field `do` says, a key of `_DEEDS`. Shows the page again if that was not possible.
-    Raises Unauthorized, Denied, AccountInvalid, AccountUnknown."""
+    """Changes an account. The field `do` of the form names the change, a key of `_DEEDS`. Shows the page again with the
+    reason if the change was not possible. Raises Unauthorized, Denied, AccountInvalid, AccountUnknown."""
     caller, form = await admin_of(request), await read_form(request)
     deed = _DEEDS.get(form.one("do") or "")
     if deed is None:

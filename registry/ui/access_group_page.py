@@ -40,8 +40,9 @@ async def group(request: Request, name: str) -> Response:
 
 @forms.post(f"{GROUPS_PATH}/{{name}}")
 async def change_group(request: Request, name: str) -> Response:
-    """Adds or removes the member that the form names, or deletes the group, as the field `do` says. Shows the page
-    again if that was not possible. Raises Unauthorized, Denied, AccountInvalid, AccountUnknown."""
+    """Adds or removes the member that the form names, or deletes the group: the field `do` says which. Shows the page
+    again with the reason if the change was not possible. Raises Unauthorized, Denied, AccountInvalid,
+    AccountUnknown."""
     caller, form = await admin_of(request), await read_form(request)
     found, _members = caller.administration.group(AccountName(name))
     try:

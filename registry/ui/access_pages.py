@@ -1,7 +1,7 @@
 """The pages *Access*, for admins: lists of people, robots, groups and API tokens, and the forms that add them.
 
-Each tab has a page: `registry.ui.access_account_page` is about one account, `registry.ui.access_group_page` about one
-group, and `registry.ui.grant_pages` about grants.
+Other modules have the pages that these lead to: `registry.ui.access_account_page` for one account,
+`registry.ui.access_group_page` for one group, and `registry.ui.grant_pages` for grants.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def account_path(name: str) -> str:
 
 @router.get(ACCESS_PATH)
 async def people(request: Request) -> Response:
-    """Lists people. The query can have `q`, the beginning of the names, and `after`, a name. Raises Unauthorized,
-    Denied."""
+    """Lists people. The query can have `q`, with which the listed names begin, and `after`, the last name of the
+    previous page. Raises Unauthorized, Denied."""
     return await _accounts_page(request, AccountKind.USER)
 
 
@@ -65,14 +65,15 @@ async def robots(request: Request) -> Response:
 
 @router.get(GROUPS_PATH)
 async def groups(request: Request) -> Response:
-    """Lists groups with the number of their members. The query can have `after`, a name. Raises Unauthorized,
-    Denied."""
+    """Lists groups with the number of their members. The query can have `after`, the last name of the previous page.
+    Raises Unauthorized, Denied."""
     return await _groups_page(request)
 
 
 @router.get(TOKENS_PATH)
 async def tokens(request: Request) -> Response:
-    """Lists the API tokens of all accounts. The query can have `after`, the id of one. Raises Unauthorized, Denied."""
+    """Lists the API tokens of all accounts. The query can have `after`, the id of the last token on the previous page.
+    Raises Unauthorized, Denied."""
     caller = await admin_of(request)
     page = caller.accounts.tokens(None, query_of(request).one("after") or None, PAGE_SIZE)
     return await page_response(
@@ -86,8 +87,9 @@ async def tokens(request: Request) -> Response:
 
 @forms.post(ACCESS_PATH)
 async def add_person(request: Request) -> Response:
-    """Adds a person. If the form has no password, generates one and shows it; otherwise redirects to the page of the
-    account. After the first account, which has to be an admin, it is the login page. Raises Unauthorized, Denied."""
+    """Adds the account of a person. If the form has no password, generates one and shows it; otherwise redirects to the
+    page of the account. The first account becomes an admin, and the visitor then goes to the login page. Raises
+    Unauthorized, Denied."""
     caller, form = await admin_of(request), await read_form(request)
     password, is_first = form.one("password") or None, caller.is_registry_open
     try:
@@ -110,7 +112,8 @@ async def add_person(request: Request) -> Response:
 
 @forms.post(ROBOTS_PATH)
 async def add_robot(request: Request) -> Response:
-    """Adds a robot, and redirects to its page, where it gets tokens. Raises Unauthorized, Denied."""
+    """Adds a robot, and redirects to its page, where the admin can create API tokens for it. Raises Unauthorized,
+    Denied."""
     caller, form = await admin_of(request), await read_form(request)
     try:
         if caller.is_registry_open:
@@ -182,7 +185,7 @@ async def _accounts_page(
 
 
 def _matching_accounts(caller: Caller, kind: AccountKind, prefix: str, after: str | None) -> Page[Account]:
-    """Returns a page of the accounts of a kind whose names begin with `prefix`, behind the name `after`."""
+    """Returns a page of the accounts of a kind whose names begin with `prefix` and sort after the name `after`."""
     first: list[Account] = []
     if prefix and after is None:
         with contextlib.suppress(AccountInvalid, AccountUnknown):

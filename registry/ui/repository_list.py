@@ -1,8 +1,8 @@
-"""Lists the repositories that a visitor may pull: the hosted ones, or those of one upstream.
+"""Lists the repositories that a visitor may pull: either the hosted ones, or those of one upstream.
 
-The `Registry` lists all names together, in byte order, and bounds the work for each page of its list. Mirrored names
-begin with the name of their upstream, so the names of an upstream are one range, and hosted names are what is between
-these ranges.
+The `Registry` lists all names together, in byte order, and limits the work for each page of its list. Mirrored names
+begin with the name of their upstream, so the names of an upstream form one range. All names outside these ranges are
+hosted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from storage.patterns import NameSet
 PAGE_SIZE: Final = 50
 """How many repositories a page shows."""
 _MAX_CALLS: Final = 40
-"""How many pages of the registry's list are read for one page. Each call may jump over one upstream; a page that ends
-early has a link to the rest."""
+"""How many pages of the registry's list are read for one page that a visitor sees. Each call can skip the names of one
+upstream. If the limit is reached, the page has fewer names and a link to the next page."""
 _AFTER_EVERY_NAME: Final = "\x7f"
 """Sorts after every character of a name."""
 

@@ -1,4 +1,5 @@
-"""The page *History*: what one tag of a repository, or all of them, pointed at, and the form that restores a tag."""
+"""The page *History*: shows what one tag, or each tag of a repository, pointed at earlier, and has a form that restores
+a tag."""
 
 from __future__ import annotations
 
@@ -36,22 +37,23 @@ _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
 
 @router.get(TAG_HISTORY_PATH + "/{path:path}")
 async def tag_history(request: Request, path: str) -> Response:
-    """Shows the changes of one tag, for a path `NAME:TAG`, or those of all tags, newest first. The query can have
-    `after`, the cursor of a page. Needs `pull`. Raises Unauthorized, NameUnknown, ManifestUnknown, RequestInvalid."""
+    """Shows the changes of one tag for a path `NAME:TAG`, and those of all tags for a path `NAME`, newest first. The
+    query can have `after`, the cursor of a page. Needs `pull`. Raises Unauthorized, NameUnknown, ManifestUnknown,
+    RequestInvalid."""
     name, tag = _parse(path)
     stored = await readable_repository(caller_of(request), name)
     if stored != name:
-        await _components(request).content.tags(name, None, 1)  # NameUnknown has to say the name that was asked for
+        await _components(request).content.tags(name, None, 1)  # raises NameUnknown with the name in the request
         return redirect(_path(stored, tag))
     return await _history_page(request, stored, tag, query_of(request).one("after") or None)
 
 
 @_forms.post(TAG_HISTORY_PATH + "/{path:path}")
 async def restore(request: Request, path: str) -> Response:
-    """Points a tag at the `digest` of the form again; without one, at what it pointed at before its last change.
-    Redirects to the history. If the tag cannot be restored, for example because it is immutable, shows the history with
-    the reason instead. Needs `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown, ManifestUnknown,
-    DigestInvalid and the errors of the store."""
+    """Points a tag at the `digest` of the form again. Without a digest, points it at what it pointed at before its last
+    change. Redirects to the history. If the tag cannot be restored, for example because it is immutable, shows the
+    history with the reason instead. Needs `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown,
+    ManifestUnknown, DigestInvalid and the errors of the store."""
     name, tag = _parse(path)
     caller = caller_of(request)
     stored = await pushable_repository(caller, name)
