@@ -51,8 +51,8 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
     if isinstance(error, RangeInvalid) and error.size is not None:
         response.headers["content-range"] = f"bytes */{error.size}"
     if status >= 500:
-        # Only a storage failure needs a traceback in the log: the messages of other errors say everything. So does the
-        # message of TooManyOpenFiles, although it is a storage failure.
+        # Only a storage failure needs a traceback in the log, because the messages of other errors are sufficient. The
+        # message of TooManyOpenFiles is sufficient, too, although it is a storage failure.
         needs_traceback = isinstance(error, StorageFailed) and not isinstance(error, TooManyOpenFiles)
         log.error("answered %d %s: %s", status, error.code, error, exc_info=error if needs_traceback else None)
     return response

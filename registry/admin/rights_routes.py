@@ -1,5 +1,5 @@
-"""The route of `/api/v1/rights`: what an account may do on a repository, and by which grants. The docstring of the
-route is the description in the OpenAPI document."""
+"""The route of `/api/v1/rights`, which shows what an account may do on a repository, and which grants allow it. The
+docstring of the route is the description in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from storage.content import Actor
 from storage.names import RepositoryName
 
 ANONYMOUS_NAME: Final = Actor().name
-"""What stands for a client without a login, in place of the name of an account."""
+"""The name that stands for a client without a login."""
 
 router = management_router()
 
