@@ -1,5 +1,5 @@
-"""Checks whether podman, buildah, skopeo and CRI-O on a machine pull through this registry: `registries.conf`, the
-files in `registries.conf.d`, and the authorities in `certs.d`.
+"""Checks whether podman, buildah, skopeo and CRI-O on a machine pull through this registry. Reads `registries.conf`,
+the files in `registries.conf.d`, and the certificates of authorities in `certs.d`.
 
 Sources: containers-registries.conf(5), containers-registries.conf.d(5), containers-certs.d(5).
 """
@@ -32,7 +32,7 @@ class RegistryEntry:
 
     @property
     def location(self) -> str:
-        """The host, and perhaps a path, that takes the place of the prefix."""
+        """The host, possibly with a path, that replaces the prefix in image names."""
         return str(self.values.get("location") or self.prefix)
 
     def matches(self, name: str) -> bool:
@@ -45,17 +45,17 @@ class RegistryEntry:
 def check_podman(files: ClientFiles, target: Target) -> list[Finding]:
     """Returns the findings."""
     try:
-        entries, is_old = _load(files)
+        entries, old_file = _load(files)
     except FileUnusable as error:
         return [error.finding]
-    if is_old is not None:
+    if old_file is not None:
         return [
             problem(
                 CHECK,
-                f"{is_old} has the old format (version 1), which knows no mirrors",
+                f"{old_file} has the old format (version 1), which knows no mirrors",
                 "if another file has the new format, podman refuses both: mixing sysregistry v1/v2 is not supported",
-                f"write unqualified-search-registries = [...] in place of [registries.search] in {is_old}, and this to "
-                f"{DROP_IN}",
+                f"write unqualified-search-registries = [...] in place of [registries.search] in {old_file}, and "
+                f"this to {DROP_IN}",
                 file=DROP_IN,
                 lines=target.lines_for(DROP_IN),
             )
@@ -68,21 +68,21 @@ def check_podman(files: ClientFiles, target: Target) -> list[Finding]:
 
 def _load(files: ClientFiles) -> tuple[list[RegistryEntry], str | None]:
     """Returns the entries of all files; a later file replaces the entries of an earlier one that have the same prefix.
-    Also returns the path of a file in the old format; None if there is none. Raises FileUnusable."""
+    Also returns the path of the first file in the old format; None if there is no such file. Raises FileUnusable."""
     main = files.first(_USER) or _SYSTEM
     names = [main]
     for folder in ("/etc/containers/registries.conf.d", "~/.config/containers/registries.conf.d"):
         names += files.names(folder, "*.conf")
     entries: dict[str, RegistryEntry] = {}
-    is_old = None  # the path of the first file in the old format
+    old_file = None  # the path of the first file in the old format
     for name in names:
         document = files.toml(name) or {}
         if isinstance(old := document.get("registries"), dict) and any(old.get(key) for key in _V1_KEYS):
-            is_old = is_old or name
+            old_file = old_file or name
         for values in document.get("registry") or []:
             if isinstance(values, dict) and (prefix := str(values.get("prefix") or values.get("location") or "")):
                 entries[prefix] = RegistryEntry(prefix, values, name)
-    return list(entries.values()), is_old
+    return list(entries.values()), old_file
 
 
 def _find(entries: list[RegistryEntry], name: str) -> RegistryEntry | None:
@@ -91,7 +91,7 @@ def _find(entries: list[RegistryEntry], name: str) -> RegistryEntry | None:
 
 
 def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: Target) -> list[Finding]:
-    """Checks whether pulls of a host's images come through the registry. Returns the findings."""
+    """Checks whether podman pulls the images of a host through the registry. Returns the findings."""
     lines = target.lines_for(DROP_IN)
     entry = _find(entries, f"{host.prefix}/some/app")
     if entry is None:
@@ -112,7 +112,7 @@ def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: Target
 
 
 def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: Target, lines: str) -> Iterator[Finding]:
-    """Yields what is wrong with the places from which podman pulls the images of an entry."""
+    """Yields the problems of the places (mirrors and location) from which podman pulls the images of an entry."""
     places = [place for place in [*(entry.values.get("mirror") or []), entry.values] if isinstance(place, dict)]
     for place in places:
         if "://" in str(place.get("location") or ""):
@@ -195,7 +195,7 @@ def _check_own_host(files: ClientFiles, entries: list[RegistryEntry], target: Ta
 
 
 def _has_login(files: ClientFiles, host: str) -> bool:
-    """Returns whether a file of logins has one for the host."""
+    """Returns whether a file with logins has a login for the host."""
     for name in ("~/.config/containers/auth.json", "~/.docker/config.json", "/run/containers/0/auth.json"):
         try:
             logins = (files.json(name) or {}).get("auths")

@@ -1,8 +1,8 @@
 """The state of the mirrors, as `entrepot mirror status` shows it: values for JSON, or tables for people.
 
 An *upstream* is a remote registry that this registry mirrors. A *fill* is the download of one blob from an upstream;
-until it is complete, the received bytes are a *partial*. An *allowance* is what an upstream said about its rate limit:
-how many requests it still accepts. Times are in seconds since 1970.
+until it is complete, the received bytes are a *partial*. An *allowance* is the number of requests that an upstream
+still accepts, as it reported with its rate limit. Times are in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -79,9 +79,10 @@ async def _frozen_tags(upstream: Upstream, tags: UpstreamTags) -> list[str]:
 async def _held_back_tags(
     upstream: Upstream, tags: UpstreamTags, inventory: Inventory, frozen: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Returns for JSON the cached tags that the cooldown holds back, without those in `frozen`. Of each tag, "served"
-    is the digest that pulls get (None: none), "newest" the digest at the upstream, and "from" the time from which on
-    pulls get the newest."""
+    """Returns for JSON the cached tags that the cooldown holds back, except those in `frozen`. (A cooldown is the delay
+    after which pulls get a new digest of a tag.) For each tag, "served" is the digest that pulls get (None: pulls get
+    no digest), "newest" is the digest at the upstream, and "from" is the time from which pulls get the newest
+    digest."""
     if not upstream.cooldown:
         return []
     served_tags, ignored, held_back = ServedTags(tags, upstream, time.time), set(frozen), []
@@ -98,8 +99,8 @@ async def _held_back_tags(
 async def _count_stale_tags(
     upstream: Upstream, records: UpstreamRecords, inventory: Inventory, frozen: Sequence[str]
 ) -> int:
-    """Returns how many cached tags are stale: the last check at the upstream is so long ago that the next pull of the
-    tag makes the mirror ask the upstream. That never happens for a frozen tag."""
+    """Returns how many cached tags are stale. For a stale tag, the last check at the upstream is so long ago that the
+    mirror asks the upstream again at the next pull. A frozen tag is never stale."""
     freshness, ignored = Freshness(upstream, time.time), set(frozen)
     count = 0
     for repo, tag in inventory.tags_below(upstream.name):
