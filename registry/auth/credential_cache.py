@@ -2,9 +2,9 @@
 with its rights.
 
 The cache key of a credential is a keyed hash of its Authorization header and the client's address, with a random key
-that each cache makes for itself. So the cache contains no secret. A login with a cached password is not throttled. This
-must help only clients at the address that sent the right password. Therefore the hash includes the address: a guesser
-at another address finds no entry.
+that each cache makes for itself. So the cache contains no secret. A login with a cached password is not throttled. Only
+clients at the address that sent the right password may profit from this. Therefore the hash includes the address, so
+that a client at another address finds no entry.
 
 An entry can be outdated, because rights and accounts change. The *epoch* is a number in the store that every change of
 rights increases. An entry contains the epoch at which it was verified, and `registry.auth.revocation_across_workers`
@@ -30,7 +30,7 @@ tokens must not evict passwords, which would have to be hashed again."""
 
 
 class VerifiedCredential:
-    """An entry of the cache: what a verified credential proved.
+    """An entry of the cache: the identity that a verified credential has proved.
 
     - `identity`: the account, and the limits of the credential.
     - `epoch`: the epoch of the store when the identity was last checked.

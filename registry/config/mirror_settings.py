@@ -32,8 +32,8 @@ them."""
 _PRESETS: Mapping[str, Mapping[str, list[str]]] = {
     DOCKER_HUB: {"endpoints": ["https://registry-1.docker.io"], "realms": ["https://auth.docker.io/token"]}
 }
-"""Maps the name of an upstream to its default settings. Contains only upstreams whose address is not `https://`
-followed by the name."""
+"""Default settings by the name of an upstream. Only upstreams whose address is not `https://` followed by the name are
+listed."""
 _NAME = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
 MAX_HOST_LENGTH = 253
@@ -245,7 +245,8 @@ class Upstream(SettingsGroup):
 
     @property
     def redirect_host_ports(self) -> frozenset[tuple[str, int]]:
-        """Host and port of each entry of `redirects`. For an entry without a port: the host with 80 and with 443."""
+        """The host and port of each entry of `redirects`. An entry without a port gives the host with port 80 and with
+        port 443."""
         entries = [urlsplit(f"//{entry}") for entry in self.redirects]
         return frozenset(
             (normalized_host(entry.hostname or ""), port)

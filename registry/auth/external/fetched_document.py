@@ -19,8 +19,8 @@ _FETCH_KEY: Final = "fetch"
 
 @dataclass(frozen=True, slots=True)
 class FetchTimes:
-    """When a document is fetched again, and how long it is used. All values are in seconds. The age of a document is
-    the time since it was fetched.
+    """The times that control when a document is fetched again, and how long it may be used. All values are in seconds.
+    The age of a document is the time since it was fetched.
 
     - `refresh_age`: from this age on, the document should be fetched again. It may be used until the fetch succeeds.
     - `max_age`: above this age, the document must not be used.

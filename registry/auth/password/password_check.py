@@ -40,8 +40,8 @@ mirror of Docker Hub, again and again."""
 
 @dataclass(slots=True)
 class _FailedCheck:
-    """The cache entry of a wrong password: what the password was checked against. The cache key is a hash of the
-    account's name, the password and the client's address.
+    """The cache entry of a wrong password. It contains the hash and identity against which the password was checked.
+    The cache key is a hash of the account's name, the password and the client's address.
 
     - `checked_against`: the account's hash and identity when the password was checked.
     - `epoch`: the epoch when the account was last read. The epoch is a number in the store that every change of an

@@ -1,7 +1,7 @@
 """The token service: issues bearer tokens to clients, for requests to the distribution API (`/v2`).
 `registry.admin.token_endpoint` serves the token service over HTTP, at `/token`.
 
-A token grants those of the requested actions that the account may do when the token is issued. A client without a
+A token grants the requested actions as far as the account may do them when the token is issued. A client without a
 credential gets an *anonymous* token, which grants what everyone may do.
 
 Wrong credentials, and logins after too many failures, are refused, with one exception: if the client only requests to
@@ -35,7 +35,7 @@ MAX_REFRESH_TOKENS: Final = 100
 """The largest number of refresh tokens of one account. If a new token exceeds this number, the least recently used one
 is revoked."""
 _MAX_CLIENT_CHARACTERS: Final = 64
-"""The name that a client gives itself is cut to this length before it is stored."""
+"""The number of characters to which the name of a client is cut before the name is stored. Clients choose this name."""
 
 
 class ScopePolicy(Protocol):
@@ -119,7 +119,7 @@ class TokenService:
 
         Raises Unauthorized for a wrong credential, TooManyRequests after too many failed logins or if too many logins
         wait for hashing, RequestInvalid for a token for another service, StorageFull, StorageFailed. If the caller is
-        cancelled, the store can contain a refresh token that no client got.
+        cancelled, the store can contain a refresh token that no client has received.
         """
         if request.service is not None and request.service != self._tokens.service:
             raise RequestInvalid(f"this registry makes tokens for {self._tokens.service}, not {shown(request.service)}")
