@@ -65,12 +65,13 @@ class ActivityPeriod(BaseModel):
         starts = range(current_start - (count - 1) * seconds, current_start + 1, seconds)
         by_start = {bucket.start: bucket.activity for bucket in buckets}
         by_start[current_start] = _sum([by_start.get(current_start, Activity()), unstored])
-        shown = [ActivityBucket(start, by_start.get(start, Activity())) for start in starts]
+        shown_buckets = [ActivityBucket(start, by_start.get(start, Activity())) for start in starts]
         return cls(
             bucket_seconds=seconds,
-            total=ActivityNumbers(**asdict(_sum([bucket.activity for bucket in shown]))),
+            total=ActivityNumbers(**asdict(_sum([bucket.activity for bucket in shown_buckets]))),
             buckets=[
-                ActivityBucketResponse(start=to_datetime(bucket.start), **asdict(bucket.activity)) for bucket in shown
+                ActivityBucketResponse(start=to_datetime(bucket.start), **asdict(bucket.activity))
+                for bucket in shown_buckets
             ],
         )
 

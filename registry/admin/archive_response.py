@@ -81,9 +81,9 @@ class RunningDownloads:
         (`registry.browse.repository_browser.visitor_of`). Raises TooManyRequests if too many downloads run. In this
         case, it also ends the slowest download if its client receives less than 256 KiB in 30 seconds. The `async with`
         block of that download is cancelled and left without an error."""
-        own = [download for download in self._running if download.visitor == visitor]
-        if len(own) >= self._limit_for_one:
-            self._refuse(own)
+        own_downloads = [download for download in self._running if download.visitor == visitor]
+        if len(own_downloads) >= self._limit_for_one:
+            self._refuse(own_downloads)
         if len(self._running) >= self._limit:
             self._refuse(self._running)
         ended = asyncio.timeout(None)
@@ -196,8 +196,10 @@ class HeldResponse(Response):
 
 def is_not_modified(archive: ImageArchive, headers: Mapping[str, str]) -> bool:
     """Returns whether the client has the archive already (RFC 9110, 13.1.2)."""
-    known = headers.get("if-none-match", "")
-    return known.strip() == "*" or archive.etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
+    client_etags = headers.get("if-none-match", "")
+    return client_etags.strip() == "*" or archive.etag in (
+        tag.strip().removeprefix("W/") for tag in client_etags.split(",")
+    )
 
 
 def _requested_span(archive: ImageArchive, headers: Mapping[str, str]) -> tuple[int, int] | None:

@@ -87,26 +87,26 @@ class ContentSearches:
                 candidates = self._router.naming.candidates(pasted.repository)
             except (NameInvalid, NameUnknown):
                 continue
-            for stored in candidates:
-                if principal.may(Action.PULL, stored, pasted.repository):
-                    match = await self._find(stored, pasted.reference)
+            for stored_name in candidates:
+                if principal.may(Action.PULL, stored_name, pasted.repository):
+                    match = await self._find(stored_name, pasted.reference)
                     if match is not None:
                         return match
         return None
 
-    async def _find(self, stored: RepositoryName, reference: Reference | None) -> SearchTarget | None:
+    async def _find(self, stored_name: RepositoryName, reference: Reference | None) -> SearchTarget | None:
         metadata = self._store.metadata
         if reference is None:
-            page = await metadata.repositories(None, 1, NameSet.of([stored]))
-            return SearchTarget(stored, None) if page.items else None
+            page = await metadata.repositories(None, 1, NameSet.of([stored_name]))
+            return SearchTarget(stored_name, None) if page.items else None
         with suppress(NameUnknown, ManifestUnknown):
-            await metadata.manifest_descriptor(stored, reference)
-            return SearchTarget(stored, reference)
+            await metadata.manifest_descriptor(stored_name, reference)
+            return SearchTarget(stored_name, reference)
         # In a mirrored repository, the upstream may have to confirm first that the repository has the blob.
-        if isinstance(reference, Digest) and self.upstream_of(stored) is None:
+        if isinstance(reference, Digest) and self.upstream_of(stored_name) is None:
             with suppress(NameUnknown, BlobUnknown):
-                await metadata.blob(stored, reference)
-                return SearchTarget(stored, reference, is_blob=True)
+                await metadata.blob(stored_name, reference)
+                return SearchTarget(stored_name, reference, is_blob=True)
         return None
 
     async def tags_of(self, stored: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
@@ -140,5 +140,5 @@ def _readable(principal: Principal) -> NameSet:
 
 def _may_pull_below(principal: Principal, upstream: str) -> bool:
     """Returns False only if `principal` may pull nothing of an upstream."""
-    first = f"{upstream}/"
-    return (_readable(principal).seek(first) or "").startswith(first)
+    prefix = f"{upstream}/"
+    return (_readable(principal).seek(prefix) or "").startswith(prefix)

@@ -98,14 +98,19 @@ async def search(
     results = [V1Result(name=name) for name in found.items]
     has_more = found.more
     if text and len(results) < count:
-        more = await caller.searches.at_upstream(caller.principal, text, count, page)
-        known = {result.name for result in results}
+        upstream_results = await caller.searches.at_upstream(caller.principal, text, count, page)
+        listed_names = {result.name for result in results}
         results += [
-            V1Result(name=name, description=each.description, star_count=each.stars, is_official=each.is_official)
-            for name, each in more
-            if name not in known
+            V1Result(
+                name=name,
+                description=upstream_result.description,
+                star_count=upstream_result.stars,
+                is_official=upstream_result.is_official,
+            )
+            for name, upstream_result in upstream_results
+            if name not in listed_names
         ][: count - len(results)]
-        has_more |= len(more) == count
+        has_more |= len(upstream_results) == count
     if not results and page == 1 and caller.principal.is_anonymous and not caller.principal.open:
         raise Unauthorized("log in to search")
     total = (page - 1) * count + len(results) + (1 if has_more else 0)

@@ -156,12 +156,14 @@ async def list_deliveries(
     deliveries = await outbox.deliveries(webhook, _number_or_none(after), limit + 1, only_dead=dead)
     # The next page begins with the event before the last one on this page. So a page has all deliveries of its last
     # event, if they fit.
-    shown = deliveries[:limit]
-    if len(deliveries) > limit and (cut := deliveries[limit].event.number) == shown[-1].event.number:
-        whole = [delivery for delivery in shown if delivery.event.number != cut]
-        shown = whole or shown
-    following = str(shown[-1].event.number) if len(deliveries) > limit else None
-    return models.ListPage(items=[DeliveryResponse.from_stored(delivery) for delivery in shown], next=following)
+    shown_deliveries = deliveries[:limit]
+    if len(deliveries) > limit and (next_number := deliveries[limit].event.number) == shown_deliveries[-1].event.number:
+        complete_deliveries = [delivery for delivery in shown_deliveries if delivery.event.number != next_number]
+        shown_deliveries = complete_deliveries or shown_deliveries
+    following = str(shown_deliveries[-1].event.number) if len(deliveries) > limit else None
+    return models.ListPage(
+        items=[DeliveryResponse.from_stored(delivery) for delivery in shown_deliveries], next=following
+    )
 
 
 @router.post("/events/retry", tags=["events"])

@@ -129,8 +129,8 @@ class EventStream:
         """Returns the messages for those events of a page that the caller may see."""
         messages = []
         for event in page:
-            if (shown := self._as_json(event, caller)) is not None:
-                action, data = shown
+            if (action_and_data := self._as_json(event, caller)) is not None:
+                action, data = action_and_data
                 messages.append(f"id: {event.number}\nevent: {action}\ndata: {data}\n\n")
         return "".join(messages).encode()
 

@@ -51,7 +51,7 @@ def pasted_references(text: str) -> Iterator[PastedReference]:
         word = word.strip("\"'`,;")
         if is_command and (word in _PROGRAMS or word in _VERBS):
             continue
-        if word.startswith("-") or not (is_command or len(words) == 1 or any(mark in word for mark in "/:@")):
+        if word.startswith("-") or not (is_command or len(words) == 1 or any(character in word for character in "/:@")):
             continue
         for scheme in _SCHEMES:
             word = word.removeprefix(scheme)

@@ -292,10 +292,12 @@ def _fills(settings: Settings) -> list[FillStatus]:
 
 
 def _upstream_status(upstream: Upstream, reports: Sequence[WorkerReport]) -> UpstreamStatus:
-    known = [each for report in reports for each in report.endpoints if each.upstream == upstream.name]
+    endpoint_reports = [each for report in reports for each in report.endpoints if each.upstream == upstream.name]
     return UpstreamStatus(
         name=upstream.name,
-        endpoints=[_endpoint_status(url, [each for each in known if each.url == url]) for url in upstream.endpoints],
+        endpoints=[
+            _endpoint_status(url, [each for each in endpoint_reports if each.url == url]) for url in upstream.endpoints
+        ],
         remaining=None,
         limit=None,
         remaining_at=None,

@@ -75,12 +75,12 @@ def _compared(view: ManifestView, image: ImageView) -> ComparedImage:
 
 def _layers(image: ImageView) -> dict[str, ComparedLayer]:
     """Returns the layers of an image by digest, in their order. A layer that occurs twice is returned once."""
-    found: dict[str, ComparedLayer] = {}
+    layers_by_digest: dict[str, ComparedLayer] = {}
     for step in image.steps:
         if (layer := step.layer) is not None:
             compared = ComparedLayer(digest=layer.digest, size=layer.size, command=step.command)
-            found.setdefault(layer.digest, compared)
-    return found
+            layers_by_digest.setdefault(layer.digest, compared)
+    return layers_by_digest
 
 
 def _changes(base: ConfigView | None, other: ConfigView | None) -> list[ConfigChange]:

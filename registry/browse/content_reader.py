@@ -99,9 +99,9 @@ class ContentReader:
         """Returns a summary of a manifest. The caller has checked that the repository has the manifest, and that the
         visitor may see it. `size`: the size of the manifest; None: it is not known. Returns `UNREADABLE` if the
         manifest is too large for a list, is damaged, or has been deleted in the meantime."""
-        kept = self._manifests.get(digest)
-        if kept is not None:
-            return kept
+        cached = self._manifests.get(digest)
+        if cached is not None:
+            return cached
         if size is not None and size > MAX_ROW_BYTES:
             return UNREADABLE
         try:
@@ -122,9 +122,9 @@ class ContentReader:
         """Returns a summary of a config. The summary is empty if the repository does not have the config, if the config
         is too large for a list, or if it is no config of an image."""
         key = (repo, config.digest)  # by repository, because a repository may serve only its own blobs
-        kept = self._configs.get(key)
-        if kept is not None:
-            return kept
+        cached = self._configs.get(key)
+        if cached is not None:
+            return cached
         summary = await self.parsed(repo, config.digest, MAX_ROW_BYTES, partial(_summarize_config, config.digest))
         return ConfigSummary() if summary is None else self._configs.keep(key, summary)
 
@@ -187,12 +187,12 @@ def summarize(manifest: Manifest) -> ManifestSummary:
     created = manifest.annotations.get(_CREATED, "")[:64]
     if manifest.media_type in INDEXES:
         entries = manifest.manifests
-        first = [index_entry(entry) for entry in entries[:MAX_PLATFORMS]]
+        shown_entries = [index_entry(entry) for entry in entries[:MAX_PLATFORMS]]
         return ManifestSummary(
             "index",
             artifact_type=manifest.artifact_type,
-            entries=tuple(first),
-            more_entries=len(entries) - len(first),
+            entries=tuple(shown_entries),
+            more_entries=len(entries) - len(shown_entries),
             created=created,
         )
     size = sum(blob.size for blob in manifest.blobs)
@@ -220,14 +220,14 @@ def _summarize_config(digest: Digest, data: bytes) -> ConfigSummary:
 
 def _predicates(layers: Iterable[Descriptor]) -> frozenset[str]:
     """Returns the predicate types of the layers, at most MAX_PREDICATES of them."""
-    found: set[str] = set()
+    predicates: set[str] = set()
     for layer in layers:
         predicate = (layer.annotations or {}).get(_PREDICATE)
         if predicate:
-            found.add(predicate[:200])
-        if len(found) == MAX_PREDICATES:
+            predicates.add(predicate[:200])
+        if len(predicates) == MAX_PREDICATES:
             break
-    return frozenset(found)
+    return frozenset(predicates)
 
 
 def is_image(manifest: Manifest) -> bool:

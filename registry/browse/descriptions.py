@@ -137,17 +137,17 @@ def _with_links_for_images(tokens: Sequence[Token]) -> list[Token]:
     a link, such as a badge, becomes the text of that link."""
     from markdown_it.token import Token
 
-    found: list[Token] = []
+    result: list[Token] = []
     open_links = 0
     for token in tokens:
         open_links += {"link_open": 1, "link_close": -1}.get(token.type, 0)
         if token.type != "image":
-            found.append(token)
+            result.append(token)
             continue
         text = Token("text", "", 0, content=token.content or "image")
         if open_links:
-            found.append(text)
+            result.append(text)
         else:
             source = str(token.attrGet("src") or "")
-            found += [Token("link_open", "a", 1, attrs={"href": source}), text, Token("link_close", "a", -1)]
-    return found
+            result += [Token("link_open", "a", 1, attrs={"href": source}), text, Token("link_close", "a", -1)]
+    return result

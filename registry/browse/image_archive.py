@@ -87,13 +87,13 @@ class ImageArchive:
         """Yields the bytes from the offset `start` up to, but not including, `stop`. Reads the blobs with the rights of
         the current request. Raises BlobUnknown, and the other errors that reading a blob raises."""
         for part in self._parts:
-            first, after = max(start, part.start) - part.start, min(stop, part.stop) - part.start
-            if first >= after:
+            first_byte, end_byte = max(start, part.start) - part.start, min(stop, part.stop) - part.start
+            if first_byte >= end_byte:
                 continue
             if part.digest is None:
-                yield part.data[first:after]
+                yield part.data[first_byte:end_byte]
                 continue
-            reader = await self._registry.open_blob(self._repo, part.digest, Span(first, after))
+            reader = await self._registry.open_blob(self._repo, part.digest, Span(first_byte, end_byte))
             async with aclosing(reader):
                 if reader.descriptor.size != part.size:
                     raise _wrong_size(part.digest)
@@ -144,9 +144,9 @@ def _choose(index: Manifest, wanted: str | None, name: str) -> Descriptor:
     """Returns the entry of an index whose image goes into the archive."""
     images = {}
     for entry in index.manifests:
-        shown = index_entry(entry)
-        if not shown.is_attestation:
-            images[entry.digest] = (shown.platform, entry)
+        entry_view = index_entry(entry)
+        if not entry_view.is_attestation:
+            images[entry.digest] = (entry_view.platform, entry)
     if wanted is None and len(images) > 1:
         platforms = ", ".join(sorted({platform or digest for digest, (platform, _) in images.items()})[:20])
         raise RequestInvalid(f"{name} has images for several platforms; choose one with `platform`: {platforms}")

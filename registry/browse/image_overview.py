@@ -69,33 +69,33 @@ class OverviewReader:
         sizes = {digest: each.size for digest, each in facts.items() if digest not in summaries}
         summaries.update(await self._summaries(repo, sizes))
         entries = _shown_entries(summaries)
-        present = await self._present(repo, [entry for shown in entries.values() for entry in shown])
-        wanted: dict[Digest, int] = {}
-        for shown in entries.values():
+        present = await self._present(repo, [entry for shown_entries in entries.values() for entry in shown_entries])
+        child_sizes: dict[Digest, int] = {}
+        for shown_entries in entries.values():
             attestations = 0
-            for entry in shown:
+            for entry in shown_entries:
                 attestations += entry.is_attestation
                 if entry.digest in present and not (entry.is_attestation and attestations > _MAX_ATTESTATIONS_READ):
-                    wanted.setdefault(entry.digest, present[entry.digest])
-        children = await self._summaries(repo, dict(list(wanted.items())[:_MAX_CHILDREN_READ]))
+                    child_sizes.setdefault(entry.digest, present[entry.digest])
+        children = await self._summaries(repo, dict(list(child_sizes.items())[:_MAX_CHILDREN_READ]))
         overviews = {}
         for number, (digest, each) in enumerate(facts.items()):
             if number % _BATCH == 0:
                 await asyncio.sleep(0)
-            summary, shown = summaries[digest], entries[digest]
-            overviews[digest] = await self._overview(repo, each, summary, shown, children, present)
+            summary, shown_entries = summaries[digest], entries[digest]
+            overviews[digest] = await self._overview(repo, each, summary, shown_entries, children, present)
         return overviews
 
     async def _summaries(self, repo: RepositoryName, sizes: Mapping[Digest, int]) -> dict[Digest, ManifestSummary]:
         """Returns the summaries of manifests, by digest. `sizes`: the sizes of the manifests. Once `_MAX_PAGE_BYTES`
         are read, further manifests are `UNREADABLE`."""
-        found, remaining = {}, _MAX_PAGE_BYTES
+        summaries, remaining = {}, _MAX_PAGE_BYTES
         for number, (digest, size) in enumerate(sizes.items()):
             if number % _BATCH == 0:
                 await asyncio.sleep(0)
             remaining -= size if size <= MAX_ROW_BYTES else 0
-            found[digest] = UNREADABLE if remaining < 0 else await self._reader.summary(repo, digest, size)
-        return found
+            summaries[digest] = UNREADABLE if remaining < 0 else await self._reader.summary(repo, digest, size)
+        return summaries
 
     async def _present(self, repo: RepositoryName, entries: Sequence[IndexEntry]) -> Mapping[Digest, int]:
         """Returns the sizes of those manifests in `entries` that the repository has."""

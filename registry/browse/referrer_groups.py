@@ -50,12 +50,12 @@ class ReferrerGroups:
         """Returns the artifacts that refer to a manifest of the repository."""
         page = await self._registry.referrers(repo, manifest.digest, None, None, MAX_REFERRERS)
         budget = TextBudget()  # for all referrers together
-        found = [await self._view(repo, entry, manifest.digest, budget) for entry in page.items]
-        found += [view async for view in self._by_tag(repo, manifest.digest, budget)]
-        listed_digests = {view.digest for view in found}
-        found += [view async for view in self._in_index(repo, manifest, listed_digests, budget)]
+        referrer_views = [await self._view(repo, entry, manifest.digest, budget) for entry in page.items]
+        referrer_views += [view async for view in self._by_tag(repo, manifest.digest, budget)]
+        listed_digests = {view.digest for view in referrer_views}
+        referrer_views += [view async for view in self._in_index(repo, manifest, listed_digests, budget)]
         groups: defaultdict[tuple[str, Purpose], list[ReferrerView]] = defaultdict(list)
-        for view in found:
+        for view in referrer_views:
             groups[view.artifact_type or view.media_type, _purpose(view)].append(view)
         return ReferrersView(
             subject=manifest.digest,
@@ -90,8 +90,8 @@ class ReferrerGroups:
         for entry in entries:
             if entry.digest in sizes and entry.digest not in listed_digests:
                 about = (entry.annotations or {}).get(_REFERENCE_DIGEST, index.digest)[:200]
-                stored = replace(entry, size=sizes[entry.digest])  # the size in the index may be wrong
-                yield await self._view(repo, stored, about, budget, artifact_type=_IN_TOTO)
+                descriptor = replace(entry, size=sizes[entry.digest])  # the size in the index may be wrong
+                yield await self._view(repo, descriptor, about, budget, artifact_type=_IN_TOTO)
 
     async def _view(
         self,
@@ -131,15 +131,15 @@ class ReferrerGroups:
         """Returns the files of an artifact. Small files have their texts."""
         summary = await self._reader.summary_of(manifest)
         layers = () if summary.kind == "unreadable" else manifest.layers
-        shown, budget = layers[:MAX_FILES], TextBudget()
-        sizes = await self._listing.present(repo, (), {layer.digest for layer in shown}) if shown else {}
+        shown_layers, budget = layers[:MAX_FILES], TextBudget()
+        sizes = await self._listing.present(repo, (), {layer.digest for layer in shown_layers}) if shown_layers else {}
         texts: dict[Digest, FileText] = {}  # an artifact may name the same file several times
         for digest, size in sizes.items():
             text = await self._text(repo, digest) if size <= MAX_FILE_BYTES else None
             texts[digest] = text or FileText("binary")
         return FileContents(
             digest=manifest.digest,
-            files=[_content(_attached(layer, budget), texts.get(layer.digest)) for layer in shown],
+            files=[_content(_attached(layer, budget), texts.get(layer.digest)) for layer in shown_layers],
             more=max(0, len(layers) - MAX_FILES),
         )
 
@@ -150,21 +150,21 @@ class ReferrerGroups:
 
 def _attestations(index: Manifest) -> list[Descriptor]:
     """Returns the entries of an index for BuildKit's attestations, each once, at most MAX_REFERRERS."""
-    found: dict[Digest, Descriptor] = {}
+    attestations: dict[Digest, Descriptor] = {}
     for entry in index.manifests:
         if (entry.annotations or {}).get(_REFERENCE_TYPE) == "attestation-manifest":
-            found.setdefault(entry.digest, entry)
-        if len(found) == MAX_REFERRERS:
+            attestations.setdefault(entry.digest, entry)
+        if len(attestations) == MAX_REFERRERS:
             break
-    return list(found.values())
+    return list(attestations.values())
 
 
-def _content(file: AttachedFile, shown: FileText | None) -> FileContent:
-    """Returns a file with its text. `shown`: the text; None if the repository does not have the file."""
-    text = shown or FileText("binary")
+def _content(file: AttachedFile, file_text: FileText | None) -> FileContent:
+    """Returns a file with its text. `file_text`: the text; None if the repository does not have the file."""
+    text = file_text or FileText("binary")
     return FileContent(
         **file.model_dump(exclude={"predicate_type"}),
-        present=shown is not None,
+        present=file_text is not None,
         format=text.format,
         text=text.text,
         statement=text.statement,

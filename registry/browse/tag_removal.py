@@ -42,8 +42,8 @@ class TagRemover:
         """Returns what `remove` would do now. Raises NameUnknown."""
         is_immutable = self._immutable_tags.in_repository(repo)
         plan = await self._removable(repo, tags, is_immutable)
-        found = {tag.name for tag in plan.tags}
-        unknown = [tag for tag in dict.fromkeys(tags) if tag not in found and not is_immutable(tag)]
+        planned_names = {tag.name for tag in plan.tags}
+        unknown = [tag for tag in dict.fromkeys(tags) if tag not in planned_names and not is_immutable(tag)]
         return RemovalPlanView(
             tags=[RemovedTag(tag=tag.name, digest=tag.digest) for tag in plan.tags if tag.is_named],
             referrer_tags=[RemovedTag(tag=tag.name, digest=tag.digest) for tag in plan.tags if not tag.is_named],

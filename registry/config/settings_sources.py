@@ -308,5 +308,5 @@ def _problem_text(problem: ErrorDetails) -> str:
         is_size(field) for path, field in setting_fields() if path == problem["loc"]
     ):
         message = f"should be at least {format_size(problem['ctx']['ge'])}"
-    shown = "a table" if isinstance(problem["input"], Mapping) else repr(problem["input"])
-    return f"{shown} {message}"
+    input_text = "a table" if isinstance(problem["input"], Mapping) else repr(problem["input"])
+    return f"{input_text} {message}"

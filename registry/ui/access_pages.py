@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from registry.admin.caller import Caller
 from registry.http.query import Query
 from registry.ui.credential_forms import revoke_token
-from registry.ui.form_answers import FORM_ERRORS, FormProblem, problem_of, show_secret, text_of, unknown_deed
+from registry.ui.form_answers import FORM_ERRORS, FormProblem, problem_of, show_secret, text_of, unknown_change
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
     FormRoute,
@@ -144,7 +144,7 @@ async def change_token(request: Request) -> Response:
     """Revokes an API token. Raises Unauthorized, Denied, AccountUnknown."""
     caller, form = await admin_of(request), await read_form(request)
     if form.one("do") != "revoke":
-        raise unknown_deed()
+        raise unknown_change()
     return await revoke_token(request, caller, form, TOKENS_PATH)
 
 
@@ -186,14 +186,14 @@ async def _accounts_page(
 
 def _matching_accounts(caller: Caller, kind: AccountKind, prefix: str, after: str | None) -> Page[Account]:
     """Returns a page of the accounts of a kind whose names begin with `prefix` and sort after the name `after`."""
-    first: list[Account] = []
+    exact_match: list[Account] = []
     if prefix and after is None:
         with contextlib.suppress(AccountInvalid, AccountUnknown):
-            first = [caller.administration.find(AccountName(prefix), kind)]
+            exact_match = [caller.administration.find(AccountName(prefix), kind)]
         after = prefix
     page = caller.accounts.accounts(kind, after, PAGE_SIZE)
-    found = [account for account in page.items if account.name.startswith(prefix)]
-    return Page(first + found, more=page.more and len(found) == len(page.items))
+    matching = [account for account in page.items if account.name.startswith(prefix)]
+    return Page(exact_match + matching, more=page.more and len(matching) == len(page.items))
 
 
 async def _groups_page(request: Request, problem: FormProblem | None = None, form: Query | None = None) -> Response:

@@ -67,9 +67,9 @@ async def log_in(request: Request) -> Response:
             status, problem = 429, translatable("Too many attempts. Wait a while, and then try again.")
             retry_after = error.retry_after
         else:
-            done = redirect(next_path)
-            cookies_of(request).set(done, SESSION_COOKIE, session, SESSION_SECONDS)
-            return done
+            redirection = redirect(next_path)
+            cookies_of(request).set(redirection, SESSION_COOKIE, session, SESSION_SECONDS)
+            return redirection
     async with page_slot(request):
         response = await _login_page(request, status, next_path, user, problem)
     if retry_after is not None:

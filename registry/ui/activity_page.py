@@ -115,7 +115,7 @@ async def activity(request: Request) -> Response:
     caller, query = await admin_of(request), query_of(request)
     chosen = _chosen(query)
     length, until = PERIODS[chosen["period"]].seconds, _seconds_of(chosen["until"])
-    wanted = AuditQuery(
+    audit_query = AuditQuery(
         actor=chosen["account"] or None,
         action=chosen["action"] or None,
         target=chosen["repository"] or None,
@@ -124,7 +124,7 @@ async def activity(request: Request) -> Response:
         until=until,
         before=query.one("after") or None,
     )
-    page = await caller.accounts.scan_audit(wanted, PAGE_SIZE)
+    page = await caller.accounts.scan_audit(audit_query, PAGE_SIZE)
     next_path = None
     if page.more and page.items:
         parameters = {name: value for name, value in chosen.items() if value}

@@ -106,6 +106,6 @@ async def show_secret(
         )
 
 
-def unknown_deed() -> RequestInvalid:
+def unknown_change() -> RequestInvalid:
     """Returns the error about a form that does not say what to do."""
     return RequestInvalid("the form does not say what to do")

@@ -21,7 +21,7 @@ from registry.ui.form_answers import (
     is_confirmed,
     problem_of,
     text_of,
-    unknown_deed,
+    unknown_change,
 )
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
@@ -73,7 +73,7 @@ async def change_grants(request: Request) -> Response:
     except FORM_ERRORS as error:
         async with page_slot(request):
             return await _grants_page(request, caller, problem_of(error), form)
-    raise unknown_deed()
+    raise unknown_change()
 
 
 async def _put_grant(caller: Caller, form: Query) -> Response:
@@ -109,7 +109,7 @@ async def _grants_page(
     subject = (query.one("subject") or "").strip()
     subjects = [Grantee.parse(subject)] if subject else None
     page = caller.accounts.grant_page(subjects, query.one("after") or None, PAGE_SIZE)
-    last = page.items[-1] if page.more and page.items else None
+    last_grant = page.items[-1] if page.more and page.items else None
     return await page_response(
         request,
         "access_grants.html",
@@ -117,7 +117,7 @@ async def _grants_page(
         section="access",
         here=visit_of(request).path if problem is None else GRANTS_PATH,
         grants=page.items,
-        next_after=None if last is None else f"{last.subject} {last.pattern}",
+        next_after=None if last_grant is None else f"{last_grant.subject} {last_grant.pattern}",
         subject=subject,
         kinds=SUBJECT_KINDS,
         every_action=EVERY_ACTION.words,
@@ -134,12 +134,12 @@ async def rights(request: Request) -> Response:
     Unauthorized, Denied."""
     caller, query = await admin_of(request), query_of(request)
     account, repository = (query.one("account") or "").strip().lower(), (query.one("repository") or "").strip()
-    found: RightsExplanation | None = None
+    explanation: RightsExplanation | None = None
     problem: FormProblem | None = None
     if repository:
         try:
             name = visible_account(caller, account or ANONYMOUS_NAME)
-            found = await explain_rights(request.app.service.access.policy, name, RepositoryName(repository))
+            explanation = await explain_rights(request.app.service.access.policy, name, RepositoryName(repository))
         except FORM_ERRORS as error:
             problem = problem_of(error)
     return await page_response(
@@ -148,7 +148,7 @@ async def rights(request: Request) -> Response:
         status_code=200 if problem is None else problem.status,
         section="access",
         asked={"account": account, "repository": repository},
-        found=found,
+        found=explanation,
         problem=problem,
         every_action=EVERY_ACTION.words,
     )

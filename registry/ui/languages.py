@@ -34,12 +34,12 @@ def choose_language(chosen: str, accept_language: str) -> str:
     languages = {tag.partition("-")[0]: tag for tag in LANGUAGES}
     best, best_weight = DEFAULT_LANGUAGE, 0.0
     for text in accept_language.split(",", _MAX_RANGES)[:_MAX_RANGES]:
-        found = _RANGE.fullmatch(text)
-        if found is None or found[1].lower() not in languages:
+        match = _RANGE.fullmatch(text)
+        if match is None or match[1].lower() not in languages:
             continue
-        weight = 1.0 if found[2] is None else float(found[2])
+        weight = 1.0 if match[2] is None else float(match[2])
         if weight > best_weight:
-            best, best_weight = languages[found[1].lower()], weight
+            best, best_weight = languages[match[1].lower()], weight
     return best
 
 

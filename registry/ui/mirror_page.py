@@ -135,15 +135,15 @@ async def images(request: Request) -> Response:
     caller, query = await admin_of(request), query_of(request)
     upstream, text = query.one("in") or None, (query.one("q") or "").strip()[:MAX_IMAGE_TEXT_CHARACTERS]
     order = _order(query.one("sort"))
-    found = await list_cached_images(caller, upstream, text, order, _position(query.one("after")), IMAGES_ON_A_PAGE)
+    page = await list_cached_images(caller, upstream, text, order, _position(query.one("after")), IMAGES_ON_A_PAGE)
     return await page_response(
         request,
         "mirror_images.html",
         section="mirror",
-        images=found.items,
-        total=found.total,
-        next_after=found.next,
-        is_complete=found.complete,
+        images=page.items,
+        total=page.total,
+        next_after=page.next,
+        is_complete=page.complete,
         max_listed=MAX_LISTED_IMAGES,
         upstream=upstream,
         upstreams=[each.name for each in caller.upkeep.settings.upstream],

@@ -150,10 +150,12 @@ def _values_of_present(status: ServerStatus, *, is_live: bool) -> dict[str, Any]
 
 def _charted(name: str, period: ActivityPeriod, has_mirrors: bool) -> ChartedPeriod:
     buckets = period.buckets
-    charts = [TitledChart(*_TRAFFIC, Chart.of([one.pulls for one in buckets], [one.pushes for one in buckets]))]
+    charts = [
+        TitledChart(*_TRAFFIC, Chart.of([bucket.pulls for bucket in buckets], [bucket.pushes for bucket in buckets]))
+    ]
     if has_mirrors:
-        requests = Chart.of([one.hits for one in buckets], [one.misses for one in buckets])
-        size = Chart.of([one.saved_bytes for one in buckets], [one.fetched_bytes for one in buckets])
+        requests = Chart.of([bucket.hits for bucket in buckets], [bucket.misses for bucket in buckets])
+        size = Chart.of([bucket.saved_bytes for bucket in buckets], [bucket.fetched_bytes for bucket in buckets])
         charts += [TitledChart(*_REQUESTS, requests), TitledChart(*_BYTES, size)]
     return ChartedPeriod(name, _PERIODS[name], period, charts)
 

@@ -23,7 +23,7 @@ from registry.ui.credential_forms import (
     grants_that_apply,
     revoke_token,
 )
-from registry.ui.form_answers import FORM_ERRORS, FormProblem, problem_of, unknown_deed
+from registry.ui.form_answers import FORM_ERRORS, FormProblem, problem_of, unknown_change
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
     FormRoute,
@@ -76,18 +76,18 @@ class _WrongPassword(Exception):
 
 
 async def _change(request: Request, caller: Caller, name: AccountName, form: Query) -> Response:
-    deed = form.one("do")
-    if deed == "token":
+    change = form.one("do")
+    if change == "token":
         return await add_token(request, caller, name, form, OWN_ACCOUNT_PATH)
-    if deed == "revoke":
+    if change == "revoke":
         return await revoke_token(request, caller, form, OWN_ACCOUNT_PATH)
-    if deed == "end-session":
+    if change == "end-session":
         return await end_session(request, caller, form, OWN_ACCOUNT_PATH)
-    if deed == "end-sessions":
+    if change == "end-sessions":
         return await end_sessions(caller, name, OWN_ACCOUNT_PATH)
-    if deed == "password":
+    if change == "password":
         return await _change_password(request, caller, name, form)
-    raise unknown_deed()
+    raise unknown_change()
 
 
 async def _change_password(request: Request, caller: Caller, name: AccountName, form: Query) -> Response:

@@ -43,11 +43,11 @@ class PageFiles:
     @cached_property
     def version(self) -> str:
         """A hash of all files: 16 hex digits."""
-        whole = hashlib.sha256()
+        hash_of_files = hashlib.sha256()
         for name, content in sorted(self._files.items()):
-            whole.update(f"{name} {len(content)}\n".encode())
-            whole.update(content)
-        return whole.hexdigest()[:16]
+            hash_of_files.update(f"{name} {len(content)}\n".encode())
+            hash_of_files.update(content)
+        return hash_of_files.hexdigest()[:16]
 
     def path(self, name: str) -> str:
         """Returns the path of a file's URL. Raises KeyError if there is no such file. Blocks at the first call."""

@@ -50,28 +50,28 @@ async def list_repositories(
     base = f"{upstream}/" if upstream is not None else ""
     if prefix.startswith(base):
         prefix = prefix[len(base) :]
-    wanted = base + prefix
-    if after is None and wanted:
-        after = _just_before(wanted)
-    found: list[RepositoryName] = []
+    wanted_prefix = base + prefix
+    if after is None and wanted_prefix:
+        after = _just_before(wanted_prefix)
+    names: list[RepositoryName] = []
     for _ in range(_MAX_CALLS):
-        page = await components.content.repositories(after, PAGE_SIZE - len(found))
+        page = await components.content.repositories(after, PAGE_SIZE - len(names))
         after = page.next_after or (page.items[-1] if page.items else after)
         for name in page.items:
-            if not name.startswith(wanted):
-                if name > wanted:
-                    return RepositoryPage(found, None)
+            if not name.startswith(wanted_prefix):
+                if name > wanted_prefix:
+                    return RepositoryPage(names, None)
                 continue
             if upstream is None and (skipped := _upstream_range(components, name)) is not None:
                 after = skipped
                 break
-            found.append(name)
+            names.append(name)
         else:
             if not page.more:
-                return RepositoryPage(found, None)
-        if len(found) >= PAGE_SIZE:
+                return RepositoryPage(names, None)
+        if len(names) >= PAGE_SIZE:
             break
-    return RepositoryPage(found, after)
+    return RepositoryPage(names, after)
 
 
 def _upstream_range(components: PageComponents, name: str) -> str | None:

@@ -165,26 +165,26 @@ def _repository_hit(searches: ContentSearches, name: RepositoryName) -> Hit:
     return Hit(searches.upstream_of(name), _path(name, None), name)
 
 
-def _tag_hit(searches: ContentSearches, found: TagFound) -> Hit:
-    name = found.repository
+def _tag_hit(searches: ContentSearches, item: TagFound) -> Hit:
+    name = item.repository
     return Hit(
         searches.upstream_of(name),
-        _path(name, found.tag),
-        image_name(name, found.tag),
-        digest=found.digest,
-        updated=datetime.fromtimestamp(found.updated, UTC),
+        _path(name, item.tag),
+        image_name(name, item.tag),
+        digest=item.digest,
+        updated=datetime.fromtimestamp(item.updated, UTC),
     )
 
 
-def _labels_hit(searches: ContentSearches, found: LabelsFound) -> Hit:
-    name = found.repository
-    path = _path(name, found.tag or found.digest)
-    text = image_name(name, found.tag)
-    return Hit(searches.upstream_of(name), path, text, digest=found.digest, labels=dict(found.labels))
+def _labels_hit(searches: ContentSearches, item: LabelsFound) -> Hit:
+    name = item.repository
+    path = _path(name, item.tag or item.digest)
+    text = image_name(name, item.tag)
+    return Hit(searches.upstream_of(name), path, text, digest=item.digest, labels=dict(item.labels))
 
 
-def _digest_hit(searches: ContentSearches, found: DigestFound) -> Hit:
-    name = found.repository
-    path = _path(name, found.digest if found.is_manifest else None)
-    text = image_name(name, found.tag)
-    return Hit(searches.upstream_of(name), path, text, digest=found.digest, is_blob=not found.is_manifest)
+def _digest_hit(searches: ContentSearches, item: DigestFound) -> Hit:
+    name = item.repository
+    path = _path(name, item.digest if item.is_manifest else None)
+    text = image_name(name, item.tag)
+    return Hit(searches.upstream_of(name), path, text, digest=item.digest, is_blob=not item.is_manifest)

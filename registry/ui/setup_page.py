@@ -91,8 +91,8 @@ def _last_seen(request: Request, program: str, address: str) -> datetime | None:
     sent no request lately."""
     recent = request.app.telemetry.recent_clients
     times = [recent.last_seen(address, name) for name in _PROGRAMS_THAT_PULL[program]] if recent and address else []
-    seen = [at for at in times if at is not None]
-    return datetime.fromtimestamp(max(seen), UTC) if seen else None
+    request_times = [at for at in times if at is not None]
+    return datetime.fromtimestamp(max(request_times), UTC) if request_times else None
 
 
 def _hosts(settings: Settings, upstreams: list[str]) -> list[MirroredHost]:

@@ -61,9 +61,9 @@ async def restore(request: Request, path: str) -> Response:
     if tag is None:
         raise ManifestUnknown("the path has to end with a tag")
     digest = form.one("digest")
-    wanted = TagRestoreRequest(to=None if digest is None else Digest(digest))
+    restore_request = TagRestoreRequest(to=None if digest is None else Digest(digest))
     try:
-        await restore_tag(caller, stored, tag, wanted)
+        await restore_tag(caller, stored, tag, restore_request)
     except RegistryError as error:
         if status_of(error) >= 500:
             raise
@@ -84,10 +84,10 @@ async def _history_page(
         page = await list_repository_history(caller, name, after, CHANGES_ON_A_PAGE)
     else:
         page = await list_tag_history(caller, name, tag, after, CHANGES_ON_A_PAGE)
-        first = page if after is None else await list_tag_history(caller, name, tag, None, 1)
-        if not first.items:
+        first_page = page if after is None else await list_tag_history(caller, name, tag, None, 1)
+        if not first_page.items:
             raise ManifestUnknown(f"there never was a tag {tag} here")
-        newest = first.items[0]
+        newest = first_page.items[0]
     return await page_response(
         request,
         "tag_history.html",

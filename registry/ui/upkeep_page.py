@@ -103,8 +103,8 @@ async def jobs(request: Request) -> Response:
 async def newest_jobs(request: Request) -> Response:
     """Returns the list of the newest jobs, for a page that reloads it repeatedly. Raises Unauthorized, Denied."""
     caller = await admin_of(request)
-    found = (await list_jobs(caller, None, None, SHOWN_JOBS)).items
-    return await page_response(request, "newest_jobs.html", section="upkeep", jobs=found, **_job_values())
+    newest = (await list_jobs(caller, None, None, SHOWN_JOBS)).items
+    return await page_response(request, "newest_jobs.html", section="upkeep", jobs=newest, **_job_values())
 
 
 @router.get(RETENTION_PATH)
@@ -206,8 +206,8 @@ async def _backups(caller: Caller) -> tuple[list[BackupResponse], str | None]:
 
 async def _last_job(caller: Caller, kind: str) -> JobResponse | None:
     """Returns the newest job of a kind; None if there is none."""
-    found = (await list_jobs(caller, kind, None, 1)).items
-    return found[0] if found else None
+    newest = (await list_jobs(caller, kind, None, 1)).items
+    return newest[0] if newest else None
 
 
 def _rules(caller: Caller) -> list[dict[str, Any]]:

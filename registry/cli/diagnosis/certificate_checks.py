@@ -69,10 +69,10 @@ def _check_age(chain: Sequence[Certificate], now: float) -> Iterator[Finding]:
         elif moment > ends:
             yield problem(CHECK, f"{name} expired on {ends:%Y-%m-%d %H:%M} UTC", "clients refuse it", _RENEW)
         else:
-            left = (ends - moment).total_seconds() / 86400
+            days_left = (ends - moment).total_seconds() / 86400
             lifetime = (ends - begins).total_seconds() / 86400
-            if number == 0 and left < min(SOON_DAYS, lifetime * SOON_FRACTION):
-                what = f"{name} expires in {left:.0f} days, on {ends:%Y-%m-%d %H:%M} UTC"
+            if number == 0 and days_left < min(SOON_DAYS, lifetime * SOON_FRACTION):
+                what = f"{name} expires in {days_left:.0f} days, on {ends:%Y-%m-%d %H:%M} UTC"
                 yield warning(CHECK, what, "clients refuse it from then on", _RENEW)
 
 
@@ -92,13 +92,13 @@ def _check_names(certificate: Certificate, url: str, is_guessed: bool) -> Iterat
     dns = names.get_values_for_type(x509.DNSName)
     addresses = names.get_values_for_type(x509.IPAddress)
     if not _is_named(host, dns, [str(address) for address in addresses]):
-        shown = ", ".join([*dns, *map(str, addresses)])
+        names_text = ", ".join([*dns, *map(str, addresses)])
         if is_guessed:
-            what = f"the certificate is for {shown}, and the settings do not say by which name clients connect"
-            step = f"set public_url to the address that clients use, with one of the names: {shown}"
+            what = f"the certificate is for {names_text}, and the settings do not say by which name clients connect"
+            step = f"set public_url to the address that clients use, with one of the names: {names_text}"
             yield warning(CHECK, what, "clients refuse the certificate under another name", step)
             return
-        what = f"the certificate is for {shown}, and not for {host}"
+        what = f"the certificate is for {names_text}, and not for {host}"
         step = f"make a certificate that names {host}, or set public_url to one of the names"
         yield problem(CHECK, what, f"clients that connect to {host} refuse it", step)
 
@@ -123,8 +123,8 @@ def _is_named(host: str, dns: Sequence[str], addresses: Sequence[str]) -> bool:
         return str(ipaddress.ip_address(host)) in addresses
     except ValueError:
         pass
-    rest = host.partition(".")[2]
-    return any(name.lower() == host or (name.startswith("*.") and name[2:].lower() == rest) for name in dns)
+    parent_domain = host.partition(".")[2]
+    return any(name.lower() == host or (name.startswith("*.") and name[2:].lower() == parent_domain) for name in dns)
 
 
 def _check_chain(chain: Sequence[Certificate]) -> Iterator[Finding]:

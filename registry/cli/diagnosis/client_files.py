@@ -199,18 +199,20 @@ def answer_findings(check: str, answer: ProbeResult) -> list[Finding]:
     return []
 
 
-def _same_host(first: str, second: str) -> bool:
+def _same_host(first_url: str, second_url: str) -> bool:
     """Returns whether two URLs have the same host and port. Returns False if one of them is not a valid URL. All
     loopback hosts count as the same host."""
     try:
-        one, other = urlsplit(first), urlsplit(second)
-        one_port, other_port = one.port, other.port
+        first_parts, second_parts = urlsplit(first_url), urlsplit(second_url)
+        first_port, second_port = first_parts.port, second_parts.port
     except ValueError:
         return False
-    one_port = one_port or {"http": 80, "https": 443}.get(one.scheme)
-    other_port = other_port or {"http": 80, "https": 443}.get(other.scheme)
-    one_host, other_host = (one.hostname or "").rstrip("."), (other.hostname or "").rstrip(".")
-    return one_port == other_port and (one_host == other_host or (_is_loopback(one_host) and _is_loopback(other_host)))
+    first_port = first_port or {"http": 80, "https": 443}.get(first_parts.scheme)
+    second_port = second_port or {"http": 80, "https": 443}.get(second_parts.scheme)
+    first_host, second_host = (first_parts.hostname or "").rstrip("."), (second_parts.hostname or "").rstrip(".")
+    return first_port == second_port and (
+        first_host == second_host or (_is_loopback(first_host) and _is_loopback(second_host))
+    )
 
 
 def _is_loopback(host: str) -> bool:

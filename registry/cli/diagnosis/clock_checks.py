@@ -38,8 +38,8 @@ def clock_findings(now: float, dates: Mapping[str, tuple[str, float]]) -> list[F
 def _against_program(now: float) -> Iterator[Finding]:
     if now < OLDEST:
         why = "certificates and tokens are not valid yet; what is pushed now looks old to retention"
-        shown = time.strftime("%Y-%m-%d %H:%M", time.gmtime(now))
-        yield problem(CHECK, f"the clock says {shown} UTC, but this program is newer", why, _STEP)
+        clock_text = time.strftime("%Y-%m-%d %H:%M", time.gmtime(now))
+        yield problem(CHECK, f"the clock says {clock_text} UTC, but this program is newer", why, _STEP)
 
 
 def _against_upstreams(dates: Mapping[str, tuple[str, float]]) -> Iterator[Finding]:

@@ -158,9 +158,9 @@ def _check_entry(file: str, url: str, entry: Any, hosts: dict[str, Any], target:
         yield problem(
             CHECK, what, why, "copy the authority's certificate there, and write this", file=file, lines=lines
         )
-    first = next(iter(hosts))
-    if first != url:
-        what, why = f"{file} names {first} before this registry", "containerd asks this registry only if that fails"
+    first_url = next(iter(hosts))
+    if first_url != url:
+        what, why = f"{file} names {first_url} before this registry", "containerd asks this registry only if that fails"
         yield warning(CHECK, what, why, f'put the section [host."{url}"] first', file=file)
     if settings.get("skip_verify") is True and not target.address.is_plain_http:
         what, why = f"{file} sets skip_verify for {url}", "anybody between the machines can change the images"

@@ -211,10 +211,10 @@ def _check_locks(settings: Settings) -> list[Finding]:
     name, data = "locks", settings.data.absolute()
     step = "use a local file system for the data directory"
     try:
-        with tempfile.NamedTemporaryFile(dir=data) as first, open(first.name, "rb") as second:
-            fcntl.flock(first, fcntl.LOCK_EX)
+        with tempfile.NamedTemporaryFile(dir=data) as first_file, open(first_file.name, "rb") as second_file:
+            fcntl.flock(first_file, fcntl.LOCK_EX)
             try:
-                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(second_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return [ok(name, "locks between processes work")]
     except OSError as error:

@@ -124,12 +124,12 @@ def _is_insecure(entries: Any, host: str) -> bool:
     """Returns whether docker accepts plain HTTP from the host, because of an entry for its name or its network."""
     if not isinstance(entries, list):
         return False
-    bare = urlsplit(f"//{host}").hostname or ""
+    host_name = urlsplit(f"//{host}").hostname or ""
     for entry in entries:
         if entry in (host, f"http://{host}"):
             return True
         try:
-            if ipaddress.ip_address(bare) in ipaddress.ip_network(str(entry), strict=False):
+            if ipaddress.ip_address(host_name) in ipaddress.ip_network(str(entry), strict=False):
                 return True
         except ValueError:
             continue
@@ -141,10 +141,12 @@ def _misspelt_keys(name: str, daemon: dict[str, Any]) -> list[Finding]:
     a key, docker does not start."""
     findings = []
     for key in daemon:
-        close = difflib.get_close_matches(key.lower().replace("_", "-"), (_MIRRORS, _INSECURE), 1, 0.8)
-        if close and key != close[0]:
+        close_matches = difflib.get_close_matches(key.lower().replace("_", "-"), (_MIRRORS, _INSECURE), 1, 0.8)
+        if close_matches and key != close_matches[0]:
             why = "docker does not start: the directive does not match any configuration option"
-            findings.append(problem(CHECK, f"{key!r} in {name} is not a key of docker", why, f"write {close[0]!r}"))
+            findings.append(
+                problem(CHECK, f"{key!r} in {name} is not a key of docker", why, f"write {close_matches[0]!r}")
+            )
     return findings
 
 
@@ -153,10 +155,10 @@ def _merged(daemon: dict[str, Any] | None, target: Target) -> str:
     merged = {key: value for key, value in (daemon or {}).items() if key not in (_MIRRORS, _INSECURE)}
     required = json.loads(target.lines_for(_FILES[0]))
     for key in (_MIRRORS, _INSECURE):
-        before = (daemon or {}).get(key)
+        present_entries = (daemon or {}).get(key)
         others = [
             entry
-            for entry in (before if isinstance(before, list) else [])
+            for entry in (present_entries if isinstance(present_entries, list) else [])
             if entry not in required.get(key, []) and not (key == _MIRRORS and _is_useless(entry, target))
         ]
         if entries := [*required.get(key, []), *others]:

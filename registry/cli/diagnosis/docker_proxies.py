@@ -48,8 +48,8 @@ class _Proxies:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         if not proxy or is_exempt(self.exempt, parts.hostname or "", port):
             return None
-        shown = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        return f"{shown.scheme}://{shown.netloc.rpartition('@')[2]}"
+        proxy_parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        return f"{proxy_parts.scheme}://{proxy_parts.netloc.rpartition('@')[2]}"
 
 
 def proxy_findings(files: ClientFiles, name: str, daemon: dict[str, Any], target: Target) -> Iterator[Finding]:
@@ -57,29 +57,29 @@ def proxy_findings(files: ClientFiles, name: str, daemon: dict[str, Any], target
     `daemon`: the path and the content of daemon.json."""
     url, host = target.address.url, target.address.host
     try:
-        used = _of_daemon(name, daemon) or _of_systemd(files)
-        persons = _of_person(files)
+        daemon_proxies = _of_daemon(name, daemon) or _of_systemd(files)
+        person_proxies = _of_person(files)
     except FileUnusable as error:
         yield error.finding
         return
-    if used is not None and (proxy := used.proxy_for(url)) is not None:
-        exempt = ",".join(filter(None, (used.exempt, urlsplit(url).hostname)))
-        if used.file == name:
+    if daemon_proxies is not None and (proxy := daemon_proxies.proxy_for(url)) is not None:
+        exempt = ",".join(filter(None, (daemon_proxies.exempt, urlsplit(url).hostname)))
+        if daemon_proxies.file == name:
             merged = {**daemon, "proxies": {**daemon["proxies"], "no-proxy": exempt}}
             file, lines = name, json.dumps(merged, indent=2) + "\n"
             step = f"write this to {file}, {_RESTART}"
-        elif not used.file.endswith((".conf", ".service")):  # an EnvironmentFile, which overrides a drop-in
-            file, lines, step = used.file, "", f"write NO_PROXY={exempt} in {used.file}, {_RESTART}"
+        elif not daemon_proxies.file.endswith((".conf", ".service")):  # an EnvironmentFile, which overrides a drop-in
+            file, lines, step = daemon_proxies.file, "", f"write NO_PROXY={exempt} in {daemon_proxies.file}, {_RESTART}"
         else:
             file, lines = _NEW_DROP_IN, f'[Service]\nEnvironment="NO_PROXY={exempt}" "no_proxy={exempt}"\n'
             step = f"write this to {file}, then run: systemctl daemon-reload && systemctl restart docker"
-        what = f"{used.file} makes docker ask the proxy {proxy} for {host}"
+        what = f"{daemon_proxies.file} makes docker ask the proxy {proxy} for {host}"
         why = "if the proxy does not reach this registry, docker says nothing, and pulls from Docker Hub"
         yield warning(CHECK, what, why, step, file=file, lines=lines)
-    if persons is not None and (proxy := persons.proxy_for(url)) is not None:
-        what = f"{persons.file} gives containers and builds the proxy {proxy}, also for {host}"
+    if person_proxies is not None and (proxy := person_proxies.proxy_for(url)) is not None:
+        what = f"{person_proxies.file} gives containers and builds the proxy {proxy}, also for {host}"
         why = "docker itself does not use it for pulls, but programs in containers reach this registry only through it"
-        yield warning(CHECK, what, why, f"add {urlsplit(url).hostname} to noProxy in {persons.file}")
+        yield warning(CHECK, what, why, f"add {urlsplit(url).hostname} to noProxy in {person_proxies.file}")
 
 
 def is_exempt(no_proxy: str, host: str, port: int) -> bool:

@@ -157,8 +157,11 @@ def _merged(document: dict[str, Any], target: Target) -> str:
     names = [host.prefix for host in target.hosts] + ([address.host] if _needs_plain_http(target) else [])
     for name in names:
         others = [url for url in _endpoints(mirrors.get(name)) if not _leads_here(url, target)]
-        before = mirrors.get(name)
-        mirrors[name] = {**(before if isinstance(before, dict) else {}), "endpoint": [address.url, *others]}
+        present_mirror = mirrors.get(name)
+        mirrors[name] = {
+            **(present_mirror if isinstance(present_mirror, dict) else {}),
+            "endpoint": [address.url, *others],
+        }
     merged["mirrors"] = mirrors
     if target.needs_ca:
         configs = merged["configs"] = merged.get("configs") or {}

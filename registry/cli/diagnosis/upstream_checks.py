@@ -87,7 +87,7 @@ class _EndpointCheck:
 
     async def _reach(self, client: HttpUpstreamClient, proxy: str | None) -> list[Finding]:
         start = time.monotonic()
-        through = "" if proxy is None else f" through the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}"
+        proxy_text = "" if proxy is None else f" through the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}"
         try:
             response = await client.ping()
         except RegistryError as error:
@@ -95,7 +95,7 @@ class _EndpointCheck:
             if proxy is None and await self._speaks_plain_http():
                 step = "the endpoint speaks plain HTTP: write http:// in endpoints"
             why = "cached images are served, and no new ones"
-            return [problem(self._name, f"{error.message}{through}", why, step)]
+            return [problem(self._name, f"{error.message}{proxy_text}", why, step)]
         seconds = time.monotonic() - start
         if date := response.headers.get("date"):
             self._on_date(self._url, date, self._clock())
@@ -103,13 +103,13 @@ class _EndpointCheck:
             step = "wait, or use a login with a larger allowance"
             return [warning(self._name, f"{self._url} answers 429: too many requests", "", step)]
         if response.status not in (200, 401):
-            what = f"{self._url} answers GET /v2/ with {response.status}{through}, as no registry does"
+            what = f"{self._url} answers GET /v2/ with {response.status}{proxy_text}, as no registry does"
             step = "correct the endpoint; if a proxy or a firewall is in between, let it pass these requests"
             return [problem(self._name, what, "another server answers, or the registry is broken", step)]
         if seconds > SLOW_SECONDS:
             step = f"compare endpoints: entrepot mirror test {self._upstream.name}"
-            return [warning(self._name, f"{self._url} took {seconds:.1f} s to answer{through}", "", step)]
-        return [ok(self._name, f"{self._url} answers in {seconds * 1000:.0f} ms{through}")]
+            return [warning(self._name, f"{self._url} took {seconds:.1f} s to answer{proxy_text}", "", step)]
+        return [ok(self._name, f"{self._url} answers in {seconds * 1000:.0f} ms{proxy_text}")]
 
     async def _speaks_plain_http(self) -> bool:
         """Returns whether an endpoint whose URL begins with https:// answers plain HTTP. The error of the TLS

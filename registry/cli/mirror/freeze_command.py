@@ -68,8 +68,8 @@ def unfreeze(
     async def unfreeze_one(router: Router, stored: StoredRegistry, reference: TagReference) -> tuple[FrozenTag, str]:
         from registry.upkeep.frozen_tags import unfreeze_tag
 
-        was = await unfreeze_tag(router, stored.upstream_tags, reference, by=operator_actor())
-        return was, f"no longer frozen; it was at {was.digest} since {local_time(was.at)}"
+        former = await unfreeze_tag(router, stored.upstream_tags, reference, by=operator_actor())
+        return former, f"no longer frozen; it was at {former.digest} since {local_time(former.at)}"
 
     _run_for_each(
         "unfrozen", references, unfreeze_one, config, data, mirror, as_json=as_json, create_data_directory=False

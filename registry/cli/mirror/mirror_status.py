@@ -158,12 +158,12 @@ def _print_delayed_tags(console: Console, upstreams: list[dict[str, Any]]) -> No
     """Prints how many tags are frozen, and a table of the tags that a cooldown holds back."""
     if frozen := sum(len(upstream["frozen"]) for upstream in upstreams):
         console.print(Text(f"{plural(frozen, 'tag')} frozen: entrepot mirror frozen lists them", "dim"))
-    held_back = [held for upstream in upstreams for held in upstream["held_back"]]
+    held_back = [held_tag for upstream in upstreams for held_tag in upstream["held_back"]]
     if held_back:
         table = new_table("held back", "served", "newer", "served from")
-        for held in held_back:
-            served, newest = (held["served"] or "nothing yet")[:_SHORT_DIGEST], held["newest"][:_SHORT_DIGEST]
-            table.add_row(*map(Text, (held["tag"], served, newest, _local_time(held["from"]))))
+        for held_tag in held_back:
+            served, newest = (held_tag["served"] or "nothing yet")[:_SHORT_DIGEST], held_tag["newest"][:_SHORT_DIGEST]
+            table.add_row(*map(Text, (held_tag["tag"], served, newest, _local_time(held_tag["from"]))))
         console.print()
         console.print(table)
 

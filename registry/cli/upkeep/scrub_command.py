@@ -94,8 +94,8 @@ def _print_step(step: Mapping[str, Any]) -> None:
     """Prints one step as a line."""
     match step["event"]:
         case "damaged":
-            where = ", ".join(step["repositories"]) or "no repository"
-            typer.echo(f"damaged {step['kind']} {step['digest']} of {where}: {step['reason']}")
+            repositories = ", ".join(step["repositories"]) or "no repository"
+            typer.echo(f"damaged {step['kind']} {step['digest']} of {repositories}: {step['reason']}")
         case "healed":
             typer.echo(f"whole again: {step['digest']}, its bytes are back")
         case "fetched":
