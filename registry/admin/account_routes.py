@@ -161,8 +161,8 @@ def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -
 
 
 def _first_grants(caller: Caller, name: str, groups: Iterable[str] = ()) -> Page[Grant]:
-    """Returns the first page of the grants that apply to an account: its own, and those to its groups, to
-    `authenticated` and to `everyone`. `groups` are the groups that an issuer or the OpenID provider named at the
-    caller's login, in addition to those in the store."""
+    """Returns the first page of the grants that apply to an account: the grants to the account itself, to its groups,
+    to `authenticated` and to `everyone`. `groups` are the groups that an issuer or the OpenID provider named at the
+    caller's login. The account's groups in the store count as well."""
     subjects = caller.administration.subjects_of(name, groups)
     return caller.accounts.grant_page(subjects, None, _MAX_GRANTS)  # None: from the first grant on

@@ -97,8 +97,8 @@ class BrowserLogin:
 
 
 def login_problem(error: RegistryError) -> LoginProblem:
-    """Returns what a page shows after a login that failed with `error`. Logs the error if its status is 500 or
-    above."""
+    """Returns the status and the text of the page after a login that failed with `error`. Logs the error if its status
+    is 500 or above."""
     if isinstance(error, Unauthorized):
         # 401 would need a challenge (RFC 9110, 15.5.2), for which browsers open their own login dialog.
         return LoginProblem(403, "The user name or the password is not right.")

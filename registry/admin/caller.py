@@ -58,7 +58,7 @@ class ManagementComponents:
     - `browser` reads the content of repositories to show it to people. `downloads` limits how many images are
       downloaded at the same time.
     - `searches` searches the content for callers.
-    - `cross_site` refuses requests that a page of another site makes a browser send.
+    - `cross_site` refuses requests that a browser sends on behalf of a page of another site.
     """
 
     administration: Administration
@@ -80,12 +80,12 @@ class Caller:
     """The caller of one request, and the objects that routes use on the caller's behalf.
 
     - `principal` is the account that the credentials of the request belong to, or the anonymous principal.
-    - `rights` say what the caller may do in the management API.
+    - `rights` are the caller's rights in the management API.
     - `actor` is what the audit log records about the caller: the account's name, the client's address, the request's id
       and the User-Agent.
     - `is_registry_open` means that the registry is open: there are no accounts yet.
-    - `administration`, `authenticator`, `cursors`, `upkeep`, `browser`, `downloads` and `searches` are those of
-      `ManagementComponents`.
+    - `administration`, `authenticator`, `cursors`, `upkeep`, `browser`, `downloads` and `searches` are the objects with
+      the same names in `ManagementComponents`.
     """
 
     administration: Administration

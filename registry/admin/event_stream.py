@@ -98,8 +98,8 @@ class EventStream:
     async def _parts(self) -> AsyncIterator[bytes]:
         caller = await self._caller()
         store = caller.upkeep.store
-        # The number is read before the first byte is sent, so that a client which has received this byte gets every
-        # later event.
+        # The number is read before the first byte is sent. So a client that has received this byte receives every later
+        # event.
         newest = await store.outbox.newest()
         after = newest if self._after is None else min(self._after, newest)
         yield b"retry: %d\n\n" % RECONNECT_MILLISECONDS

@@ -1,7 +1,8 @@
 """Error handlers and security headers for every HTTP response outside `/v2`.
 
-All errors, including those that FastAPI raises, get the format of the OCI distribution spec. Every response gets
-security headers for browsers and caches. If a route sets one of these headers itself, the route's value is sent.
+All error responses have the format of the OCI distribution spec, including the errors that FastAPI raises. Every
+response has security headers for browsers and caches. If a route sets one of these headers itself, the route's value is
+sent.
 
 Sources: OWASP, "HTTP Security Response Headers"; CSP level 3; RFC 6797 (HSTS); RFC 9111, 5.2.2.5 (no-store).
 """

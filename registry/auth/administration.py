@@ -56,9 +56,9 @@ GroupMembers = tuple[AccountName, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class AddedAccount:
-    """A new account. `password` is the generated password; None: none was generated. `is_first` tells whether this is
-    the first account that the registry ever had. Before the first account was added, everybody could do everything.
-    Since then, a request needs a login, or a grant to everyone."""
+    """A new account. `password` is the generated password; None: none was generated. `is_first`: whether this is the
+    first account that the registry ever had. Before the first account was added, everybody could do everything. Since
+    then, a request needs a login, or a grant to everyone."""
 
     account: Account
     password: str | None

@@ -25,8 +25,8 @@ MAX_CACHED_LOGINS: Final = 2048
 """The largest number of Basic credentials in the cache. Their secrets are passwords, API tokens and tokens of trusted
 issuers."""
 MAX_CACHED_BEARER_TOKENS: Final = 1024
-"""The largest number of Bearer credentials in the cache. They have a limit of their own: a client that gets many bearer
-tokens must not evict passwords, which would have to be hashed again."""
+"""The largest number of Bearer credentials in the cache. They have a separate limit, because a client that requests
+many bearer tokens must not evict passwords, which would have to be hashed again."""
 
 
 class VerifiedCredential:
@@ -79,8 +79,8 @@ class CredentialCache:
         return self._basic_entries.get(key) or self._bearer_entries.get(key)
 
     def put(self, key: bytes, verified: VerifiedCredential, credential: Basic | Bearer) -> None:
-        """Stores the entry `verified` under the cache key `key`, and replaces an older one there. `credential` is what
-        the client sent; its type selects which of the two limits applies."""
+        """Stores the entry `verified` under the cache key `key`, and replaces an older one there. `credential` is the
+        credential that the client sent; its type decides which of the two limits applies."""
         is_bearer = isinstance(credential, Bearer)
         entries = self._bearer_entries if is_bearer else self._basic_entries
         entries.pop(key, None)

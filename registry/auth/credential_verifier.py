@@ -35,7 +35,7 @@ CACHED_SECONDS: Final = 3600.0
 MAX_USER_CHARACTERS: Final = 255
 """The longest user name that is accepted."""
 MAX_SECRET_CHARACTERS: Final = 16 * 1024
-"""The longest secret that is accepted. It is so long because a client can send the token of an issuer as its
+"""The longest secret that is accepted. The limit is high because a client can send the token of an issuer as its
 password."""
 
 

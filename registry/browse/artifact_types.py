@@ -1,5 +1,5 @@
-"""Says what a referrer is for, by its artifact type: whether it is a signature, an SBOM (a list of the packages in an
-image) or an attestation. This module verifies nothing."""
+"""Determines the purpose of a referrer from its artifact type: whether it is a signature, an SBOM (a list of the
+packages in an image) or an attestation. This module verifies nothing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SIGNATURE_PREDICATE: Final = "https://sigstore.dev/cosign/sign/"
 
 
 def purpose_of_type(artifact_type: str | None) -> Purpose:
-    """Returns what a referrer of this artifact type is for."""
+    """Returns the purpose of a referrer of this artifact type."""
     if artifact_type is None:
         return Purpose.OTHER
     if artifact_type.startswith(_BUNDLE_PREFIX):

@@ -37,8 +37,8 @@ _MAX_ON_LOOP_BYTES: Final = 16 * 1024
 MAX_PREDICATES: Final = 20
 """How many predicate types of attestations a summary has."""
 _MAX_KEPT_BYTES: Final = 8 * 1024 * 1024
-"""Roughly how many bytes of memory the cached summaries of manifests may take, and as many those of configs. A summary
-takes about one kilobyte; that of a large index takes up to 50 kilobytes."""
+"""Roughly how many bytes of memory the cached summaries of manifests may take. The cached summaries of configs may take
+the same. A summary takes about one kilobyte; the summary of a large index takes up to 50 kilobytes."""
 _OBJECT_BYTES: Final = 256
 """Bytes of memory of an object in a summary without its texts, and of its place in a dictionary."""
 _ATTESTATION: Final = "attestation-manifest"
@@ -237,7 +237,7 @@ def is_image(manifest: Manifest) -> bool:
 
 
 def index_entry(entry: Descriptor) -> IndexEntry:
-    """Returns what is shown of an entry of an index."""
+    """Returns the parts of an index entry that are shown."""
     platform = entry.platform if isinstance(entry.platform, Mapping) else {}
     kind = (entry.annotations or {}).get("vnd.docker.reference.type")
     return IndexEntry(entry.digest, entry.media_type, platform_text(platform), kind == _ATTESTATION)

@@ -1,8 +1,9 @@
 """Reads, changes and renders the descriptions of repositories (`DescriptionPages`). People write them in Markdown. They
 are rendered as HTML that is safe on a page of this registry.
 
-Two libraries in a row make the HTML safe. markdown-it-py escapes HTML in the text, and nh3 removes all but a few
-elements and attributes from the result. Images become links, because a page may not load anything from other hosts.
+Two libraries make the HTML safe, one after the other. markdown-it-py escapes HTML in the text, and nh3 removes all but
+a few elements and attributes from the result. Images become links, because a page may not load anything from other
+hosts.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from storage.names import RepositoryName
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
-_MAX_KEPT: Final = 16
+_MAX_CACHED: Final = 16
 """How many rendered descriptions are cached in memory."""
 _MAX_RENDERED_CHARACTERS: Final = 64 * 1024
 """How many characters of a description are rendered. The rest is shown as plain text, because rendering takes up to 30
@@ -85,7 +86,7 @@ class DescriptionPages:
                 if rendered is None:
                     rendered = await asyncio.to_thread(render_markdown, text)
             self._rendered[key] = rendered
-            if len(self._rendered) > _MAX_KEPT:
+            if len(self._rendered) > _MAX_CACHED:
                 self._rendered.popitem(last=False)
         self._rendered.move_to_end(key)
         return rendered

@@ -33,8 +33,8 @@ class FileText:
 
 
 def read_file(data: bytes) -> FileText:
-    """Returns what is shown of a file of at most MAX_FILE_BYTES. Has to run in a thread, because it takes too long for
-    the event loop."""
+    """Returns the texts to show for a file of at most MAX_FILE_BYTES. Has to run in a thread, because it takes too long
+    for the event loop."""
     text = _text(data)
     if text is None:
         return FileText("binary")

@@ -156,7 +156,7 @@ def choose_platform(index: Digest, platforms: Sequence[PlatformView], wanted: st
 
 
 def layer_view(layer: Descriptor, present: Container[Digest]) -> LayerView:
-    """Returns what is shown of a layer. `present`: the digests of the blobs that the repository has."""
+    """Returns the view of a layer. `present`: the digests of the blobs that the repository has."""
     return LayerView(digest=layer.digest, media_type=layer.media_type, size=layer.size, present=layer.digest in present)
 
 

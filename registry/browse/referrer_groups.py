@@ -144,7 +144,7 @@ class ReferrerGroups:
         )
 
     async def _text(self, repo: RepositoryName, digest: Digest) -> FileText | None:
-        """Returns what is shown of a file; None if the file has been deleted in the meantime."""
+        """Returns the texts to show for a file; None if the file has been deleted in the meantime."""
         return await self._reader.parsed(repo, digest, MAX_FILE_BYTES, read_file, max_on_loop_bytes=0)
 
 

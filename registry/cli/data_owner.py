@@ -134,9 +134,9 @@ def run_on_backend(
     create_if_missing: bool = False,
     interrupted_text: str = INTERRUPTED,
 ) -> T:
-    """Prepares the data directory like `prepare_data_directory`, opens it with the mirrors, and returns what `work`
-    returns. This is also safe while a server uses the directory. `interrupted_text`: what the command prints on stderr
-    if SIGINT or SIGTERM ends it. Raises the errors of `prepare_data_directory` and of `work`, RegistryError, and
+    """Prepares the data directory like `prepare_data_directory`, opens it with the mirrors, runs `work`, and returns
+    its result. This is also safe while a server uses the directory. `interrupted_text`: what the command prints on
+    stderr if SIGINT or SIGTERM ends it. Raises the errors of `prepare_data_directory` and of `work`, RegistryError, and
     OSError."""
     prepare_data_directory(settings, create_if_missing=create_if_missing)
 

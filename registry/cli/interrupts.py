@@ -1,4 +1,4 @@
-"""How SIGINT (Ctrl-C) and SIGTERM end a command.
+"""Handles SIGINT (Ctrl-C) and SIGTERM, so that they end a command quickly.
 
 Python's KeyboardInterrupt is not enough: libraries catch it, threads that wait for the network never see it, and Python
 does not exit before such threads have ended. A command may end abruptly without losing data, because the storage makes
@@ -105,7 +105,7 @@ def run_interruptible(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -
 
 
 class _SignalWatch:
-    """Context manager that handles SIGINT and SIGTERM in a thread of its own, so that a busy main thread does not delay
+    """Context manager that handles SIGINT and SIGTERM in a separate thread, so that a busy main thread does not delay
     the reaction. The interpreter writes each signal's number into a pipe (`signal.set_wakeup_fd`) without waiting for
     the main thread, and the signal thread reads the pipe.
 

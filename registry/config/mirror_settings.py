@@ -270,9 +270,10 @@ class Upstream(SettingsGroup):
 
     @property
     def has_private_repositories(self) -> bool:
-        """Whether this upstream may have repositories that only some clients are allowed to read. That is so if it has
-        a login, because the login may see such repositories, or if pulls need a grant for it. The mirror then serves a
-        cached blob from a repository only after the upstream has confirmed that this repository has the blob."""
+        """Whether this upstream may have repositories that only some clients are allowed to read. This is the case if
+        the upstream has a login, because the login may give access to such repositories, or if pulls need a grant that
+        names the upstream. The mirror then serves a cached blob from a repository only after the upstream has confirmed
+        that this repository has the blob."""
         return self._has_login or self.needs_named_grant
 
     @property

@@ -1,4 +1,5 @@
-"""The API tokens and login sessions of an account, for the page of the visitor's own account and the one for admins."""
+"""The forms for API tokens and login sessions of an account. The page about the visitor's own account uses them, and so
+does the page about an account for admins."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ LIFETIMES: Final = {
 SHOWN_GRANTS: Final = 200
 """How many grants and tokens of one account a page shows."""
 _MAX_LIMITS: Final = 50
-"""How many limits a form may give an API token. A limit says what the token may do, and where."""
+"""How many limits one API token may have. A limit names actions, and the repositories on which the token allows
+them."""
 
 
 @dataclass(frozen=True, slots=True)

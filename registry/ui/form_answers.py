@@ -39,7 +39,7 @@ class FormProblem:
 
 
 def problem_of(error: RegistryError) -> FormProblem:
-    """Returns what a page shows about one of `FORM_ERRORS`."""
+    """Returns the explanation of an error in `FORM_ERRORS` for the page."""
     if isinstance(error, AccountExists | LastAdmin):
         return FormProblem(status_of(error), _PROBLEM_TEXTS[type(error)])
     return FormProblem(status_of(error), _PROBLEM_TEXTS.get(type(error), ""), error.message)

@@ -34,8 +34,8 @@ PURPOSE_NAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class SizeBar:
-    """A part of the bar that shows what an image's size consists of. `start` and `width` are in thousandths of the
-    bar."""
+    """A part of the bar that shows how much each layer adds to an image's size. `start` and `width` are in thousandths
+    of the bar."""
 
     part: SizePart
     start: float

@@ -1,4 +1,4 @@
-"""The languages of the pages: which one a visitor gets, and the catalogues with the translations.
+"""The languages of the pages: chooses the language for a visitor, and reads the catalogues with the translations.
 
 The texts of the pages are in English. A catalogue is a gettext file `locale/NAME.po` with their translations into
 another language. A process reads the file when it renders its first page in that language, so nobody has to compile it

@@ -89,7 +89,7 @@ _SHOWN_ERRORS: Final = (
     *(DigestInvalid, NameInvalid, TagInvalid, RequestInvalid),
     *(ManifestUnknown, NameUnknown, TagFrozen, TagNotFrozen, UpstreamUnavailable),
 )
-"""Errors of a form that are shown with the reference, because they say what is wrong with it."""
+"""Errors that the page shows with the reference, because they are about the reference that the visitor entered."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(prefix=MIRROR_PATH, route_class=FormRoute, include_in_schema=False)
@@ -119,7 +119,7 @@ async def mirror(request: Request) -> Response:
 
 @router.get(DOWNLOADS_PATH)
 async def downloads(request: Request) -> Response:
-    """Shows what is fetched from the upstreams now. Raises Unauthorized, Denied."""
+    """Shows the running downloads from the upstreams. Raises Unauthorized, Denied."""
     caller = await admin_of(request)
     fills, jobs = await list_downloads(caller), await _warm_jobs(caller)
     return await page_response(

@@ -78,8 +78,8 @@ class ChartedPeriod:
 
 @dataclass(frozen=True, slots=True)
 class RepositoryCount:
-    """How many repositories of an upstream (None: hosted ones) the visitor may pull. `has_more`: there are more than
-    `count`; the others were not counted."""
+    """How many repositories of an upstream the visitor may pull. `upstream`: None for hosted repositories. `has_more`:
+    there are more than `count`; the others were not counted."""
 
     upstream: str | None
     count: int

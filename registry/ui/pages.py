@@ -23,7 +23,8 @@ class PageComponents:
     - `content`: the hosted and cached content in the store. It checks the rights of the visitor, sends no requests to
       upstreams, and refuses changes.
     - `naming`: says whether the name of a repository is hosted or mirrored.
-    - `cross_site`: refuses requests that a page of another site makes a browser send, while there are no accounts."""
+    - `cross_site`: refuses requests that a browser sends on behalf of a page of another site, while there are no
+      accounts."""
 
     content: Registry
     naming: NamingRules

@@ -42,7 +42,7 @@ class PageRenderer:
             return await asyncio.to_thread(self.render_now, template, language, values)
 
     def render_now(self, template: str, language: str, values: Mapping[str, object]) -> bytes:
-        """Does what `render` does, and blocks the calling thread."""
+        """Renders a page as `render` does, but blocks the calling thread."""
         with self._building:
             environment = make_environment(language, self._files)
         return environment.get_template(template).render(values).encode("utf-8")

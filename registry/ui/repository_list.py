@@ -44,9 +44,10 @@ def visible_upstreams(components: PageComponents, names: NameSet) -> list[str]:
 async def list_repositories(
     components: PageComponents, upstream: str | None, prefix: str, after: str | None
 ) -> RepositoryPage:
-    """Returns a page of the repositories of an upstream, or of the hosted ones (None), whose names begin with `prefix`
-    (for an upstream: behind its own name). `after`: the cursor of the page before; None: the first page. Raises what
-    `Registry.repositories` raises, such as RequestInvalid for a cursor of another list."""
+    """Returns a page of the repositories whose names begin with `prefix`. `upstream`: lists the repositories of this
+    upstream, and `prefix` follows the upstream's name; None: lists hosted repositories. `after`: the cursor of the page
+    before; None: the first page. Raises the errors of `Registry.repositories`, such as RequestInvalid for a cursor of
+    another list."""
     base = f"{upstream}/" if upstream is not None else ""
     if prefix.startswith(base):
         prefix = prefix[len(base) :]

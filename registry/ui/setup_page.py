@@ -1,5 +1,5 @@
-"""The page *Set-up*: shows the files and commands that make a client use this registry, at the address at which the
-visitor sees the page."""
+"""The page *Set-up*: shows the files and commands that configure a client for this registry. They contain the address
+that the visitor's browser uses."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _last_seen(request: Request, program: str, address: str) -> datetime | None:
 
 
 def _hosts(settings: Settings, upstreams: list[str]) -> list[MirroredHost]:
-    """Returns the hosts whose images a client gets through this registry."""
+    """Returns the hosts whose images a client can pull through this registry."""
     return [
         replace(host, has_short_names=upstream.default)
         for upstream in settings.upstream

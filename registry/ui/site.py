@@ -41,7 +41,7 @@ UI_PREFIX: Final = "/ui/"
 
 
 def is_page(path: str) -> bool:
-    """Returns whether a path is that of a page, and not that of a file of the pages."""
+    """Returns whether a path belongs to a page, and not to a style sheet, script or icon of the pages."""
     return path.startswith(UI_PREFIX) and not path.startswith(f"{page_files.STATIC_PATH}/")
 
 

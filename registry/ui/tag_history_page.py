@@ -108,7 +108,8 @@ async def _history_page(
 
 
 def _parse(path: str) -> tuple[RepositoryName, Tag | None]:
-    """Returns what is in a path `NAME` or `NAME:TAG`. Raises NameUnknown, ManifestUnknown."""
+    """Returns the repository and the tag in a path `NAME` or `NAME:TAG`; the tag is None if the path has none. Raises
+    NameUnknown, ManifestUnknown."""
     name, reference = parse_path(path)
     if isinstance(reference, Digest):
         raise ManifestUnknown("a digest has no history")

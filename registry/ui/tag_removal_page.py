@@ -58,7 +58,7 @@ async def tag_removal(request: Request, path: str) -> Response:
 async def remove_tags(request: Request, path: str) -> Response:
     """Removes the tags that the form names. Each field `tag` of the form is `TAG@DIGEST`: a tag, and the digest that
     the preview showed for it. Does not remove a tag that points at another digest now. Shows what was removed, with a
-    form to undo that. Needs `pull` and `delete`. Raises what `tag_removal` raises."""
+    form to undo that. Needs `pull` and `delete`. Raises the errors of `tag_removal`."""
     caller, name = caller_of(request), repository_in(path)
     stored = await deletable_repository(caller, name)
     expected = _tags_in(await read_form(request, MAX_REMOVED_TAGS * _MAX_REFERENCE_BYTES), MAX_REMOVED_TAGS)

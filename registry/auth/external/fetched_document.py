@@ -60,7 +60,7 @@ class FetchedDocument(Generic[T]):
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the document is so new that it need not be fetched again."""
+        """Whether the document is younger than `refresh_age`, so that it need not be fetched again."""
         return self._age < self._times.refresh_age
 
     async def refresh(self) -> None:
@@ -71,7 +71,7 @@ class FetchedDocument(Generic[T]):
             await self._fetches.settle(_FETCH_KEY, work=self._fetch_and_store)
 
     def start_refresh(self) -> None:
-        """Does what `refresh` does, but does not wait for the fetch."""
+        """Starts a fetch as `refresh` does, but does not wait until the fetch has ended."""
         if self._can_refresh:
             self._fetches.start(_FETCH_KEY, work=self._fetch_and_store)
 

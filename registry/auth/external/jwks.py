@@ -39,7 +39,7 @@ FRESH_SECONDS: Final = 3600.0
 """From this age on, the next use of a key set fetches it again, because the issuer could have withdrawn a key. The
 cached key set is used until the fetch succeeds."""
 STALE_SECONDS: Final = 86400.0
-"""Above this age, a cached key set is not used. A key set gets so old only if nobody used it, or if all fetches
+"""Above this age, a cached key set is not used. A key set reaches this age only if it was not used, or if all fetches
 failed."""
 
 _KEY_CLASSES: Final[dict[object, type[RSAKey] | type[ECKey] | type[OKPKey]]] = {

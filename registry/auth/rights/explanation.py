@@ -57,8 +57,8 @@ class RightsExplanation:
 
 
 async def explain_rights(policy: Policy, account: AccountName | None, repo: RepositoryName) -> RightsExplanation:
-    """Returns what `account` (None: a client without a login) may do on the repository that clients call `repo`. Lets
-    other tasks run in between. Raises NameUnknown and NameInvalid if clients cannot use the name."""
+    """Returns what `account` (None: a client without a login) may do on the repository that clients call `repo`. Pauses
+    now and then so that other tasks can run. Raises NameUnknown and NameInvalid if clients cannot use the name."""
     stored = None if account is None else _stored_account(policy, account)
     is_enabled = stored is None or stored.enabled
     identity = ANONYMOUS if account is None else _identity(account, stored)

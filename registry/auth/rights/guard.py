@@ -176,7 +176,7 @@ class Guarded(ForwardingRegistry):
         """Handles the calls without a rule in `_RULES`: pushes, mounts, and the list of repositories."""
         match call.operation:
             case "start_upload" | "resume_upload" | "upload_offset":
-                # An upload session belongs to the account that starts it, so the store must know who makes this call.
+                # An upload session belongs to the account that starts it, so the store needs the account of this call.
                 call.options["by"] = call.actor or Actor(current_principal().name)
             case "mount_blob":
                 self.check_push(call.repo)

@@ -64,7 +64,7 @@ class IdentityCheck(Protocol):
 
 
 class Policy:
-    """Decides what every identity may do.
+    """Computes the rights of identities.
 
     The registry is *open* until the first account is added: then every client may pull, push and delete, except below
     the `guarded` upstreams. After that it is closed for good: each request needs a grant, or the account of an admin,
@@ -119,9 +119,9 @@ class Policy:
         return self._closed
 
     async def prepare(self, identity: Identity) -> None:
-        """Reads and caches the grants that the method `principal` needs for this identity. Lets other tasks run in
-        between. If this method is not called first, `principal` reads all the grants in one step, which blocks the
-        event loop."""
+        """Reads and caches the grants that the method `principal` needs for this identity. Pauses now and then so that
+        other tasks can run. If this method is not called first, `principal` reads all the grants in one step, which
+        blocks the event loop."""
         if not self.closed:
             return
         cost_since_pause = 0
@@ -149,8 +149,8 @@ class Policy:
         return Principal(identity, rights)
 
     async def grants_on(self, identity: Identity, stored_name: str, limit: int) -> list[Grant]:
-        """Returns the grants by which an identity has rights on a repository, at most `limit` of them. Lets other tasks
-        run in between."""
+        """Returns the grants by which an identity has rights on a repository, at most `limit` of them. Pauses now and
+        then so that other tasks can run."""
         found: list[Grant] = []
         for grantee in self._grantees(identity):
             after: str | None = None

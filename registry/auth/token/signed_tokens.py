@@ -40,7 +40,7 @@ class SignedTokens:
     """Signs and verifies one kind of token of this registry.
 
     - `token_type`: the `typ` in the header of a token. Each kind of token has its own.
-    - `audience`: the claim `aud`, which names whom the token is for.
+    - `audience`: the value of the claim `aud`, the service that the token is for.
     - `required`: the names of the claims that a token must have.
     - `max_characters`: a longer token is refused without verification.
 

@@ -1,7 +1,7 @@
 """The token service: issues bearer tokens to clients, for requests to the distribution API (`/v2`).
 `registry.admin.token_endpoint` serves the token service over HTTP, at `/token`.
 
-A token grants the requested actions as far as the account may do them when the token is issued. A client without a
+A token grants only those of the requested actions that the account may do when the token is issued. A client without a
 credential gets an *anonymous* token, which grants what everyone may do.
 
 Wrong credentials, and logins after too many failures, are refused, with one exception: if the client only requests to
@@ -79,7 +79,8 @@ class TokenResponse:
 
     - `token`: the bearer token.
     - `granted`: the access that the bearer token grants: actions by repository name.
-    - `refresh`: the text of a new refresh token. None: none was requested, or this kind of login gets none.
+    - `refresh`: the text of a new refresh token. None: the client requested none, or this kind of login does not allow
+      one.
     """
 
     token: IssuedToken
@@ -91,7 +92,7 @@ class TokenService:
     """Issues bearer tokens and refresh tokens.
 
     - `credentials`: verifies the credentials that clients send.
-    - `tokens`: makes the bearer tokens.
+    - `tokens`: issues the bearer tokens.
     - `rights`: computes the access that a token can grant.
     - `refresh_lifetime`: the lifetime of a refresh token, in seconds.
     - `clock`: returns seconds since 1970.

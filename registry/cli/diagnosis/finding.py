@@ -110,8 +110,8 @@ async def _run(name: str, check: Check, seconds: float) -> Sequence[Finding]:
 
 
 async def in_thread(call: Callable[[], T]) -> T:
-    """Runs a blocking call in a thread of its own, and returns its result. If the caller is cancelled, the thread
-    continues. In contrast to a thread of `asyncio.to_thread`, it does not keep the program from ending."""
+    """Runs a blocking call in a new thread, and returns its result. If the caller is cancelled, the thread continues.
+    In contrast to a thread of `asyncio.to_thread`, it does not keep the program from ending."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

@@ -171,7 +171,7 @@ def _merged(document: dict[str, Any], target: Target) -> str:
 
 
 def _needs_plain_http(target: Target) -> bool:
-    """Returns whether containerd must be told that the registry speaks plain HTTP. For a loopback address, containerd
+    """Returns whether the file has to state that the registry speaks plain HTTP. For a loopback address, containerd
     expects plain HTTP anyway."""
     return target.address.is_plain_http and not target.address.is_trusted_by_docker
 

@@ -164,7 +164,7 @@ class _EndpointCheck:
 
 
 def _step_for(error: str, upstream: Upstream) -> str:
-    """Returns what to do about an endpoint that cannot be reached, by the text of the error."""
+    """Returns advice for an endpoint that cannot be reached, which depends on the text of the error."""
     text = error.lower()
     if "expired" in text:
         return "look at the clock of this machine first; if it is right, the operator of the upstream has to renew it"

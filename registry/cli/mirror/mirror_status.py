@@ -133,7 +133,7 @@ def _fills(data: Path) -> list[dict[str, Any]]:
 
 
 def print_status(status: dict[str, Any]) -> None:
-    """Prints what `read_status` returned, as tables for people."""
+    """Prints the result of `read_status` as tables for people."""
     console = plain_console()
     table = new_table("upstream", "repositories", "tags", "stale", "manifests", "blobs", "size", "requests left")
     for upstream in status["upstreams"]:
