@@ -146,7 +146,7 @@ def _list_accounts(
 async def _set_enabled(
     caller: Caller, name: AccountName, kind: AccountKind, enabled: bool | None
 ) -> models.AccountResponse:
-    """Enables or disables an account; changes nothing if `enabled` is None. Returns the account as it is then."""
+    """Enables or disables an account; changes nothing if `enabled` is None. Returns the account after the change."""
     if enabled is not None:
         await caller.administration.set_enabled(name, kind, enabled, by=caller.actor)
     return models.AccountResponse.from_stored(caller.administration.find(name, kind))

@@ -9,8 +9,8 @@ of storage appliances. Everything else, such as pushes and pulls, is only in `/v
 - `podman search HOST/TERM` sends `GET /v1/search` without a login. If the status is not 200, it reads `/v2/_catalog`
   with its login.
 
-So that clients then send their login, a search without a login that finds nothing returns 401, unless this registry has
-no accounts.
+If a search without a login finds nothing, it returns 401, so that the client then sends its login. If this registry has
+no accounts, it returns an empty result instead.
 """
 
 from __future__ import annotations

@@ -225,7 +225,8 @@ async def _add_from_store(
     if with_cache:
         status.cache = [CachePartResponse.from_part(part) for part in await read_cache_status(settings, store)]
     status.quotas = [QuotaResponse.from_use(use) for use in await store.usage.scopes() if is_quota(use)]
-    if not store.is_read_only:  # else there is no room on the full disk for the connection that counts uploads
+    # If the store is read-only, the disk is full and has no space for the connection that counts uploads.
+    if not store.is_read_only:
         status.uploads = await asyncio.to_thread(_upload_status, settings)
 
 

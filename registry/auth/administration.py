@@ -248,8 +248,8 @@ class Administration:
         return new_token.token, new_token.text
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
-        """Revokes an API token. From the next request on, the token is refused, and so are all bearer tokens that a
-        client got with it."""
+        """Revokes an API token. From the next request on, the token is refused, and so are all bearer tokens that
+        clients got in exchange for it."""
         await self.accounts.revoke_token(token_id, by=by)
 
     # Login sessions

@@ -1,4 +1,4 @@
-"""How one image differs from another (`compare_images`)."""
+"""Compares two images: which layers they share, and how their configs differ (`compare_images`)."""
 
 from __future__ import annotations
 

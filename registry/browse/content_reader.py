@@ -35,7 +35,7 @@ MAX_PLATFORMS: Final = 100
 _MAX_ON_LOOP_BYTES: Final = 16 * 1024
 """The size of the largest document that is parsed on the event loop. Larger ones are parsed in a thread."""
 MAX_PREDICATES: Final = 20
-"""How many predicate types of attestations a summary has."""
+"""How many predicate types of attestations a summary has at most."""
 _MAX_KEPT_BYTES: Final = 8 * 1024 * 1024
 """Roughly how many bytes of memory the cached summaries of manifests may take. The cached summaries of configs may take
 the same. A summary takes about one kilobyte; the summary of a large index takes up to 50 kilobytes."""
@@ -113,8 +113,8 @@ class ContentReader:
         return await self.summary_of(manifest)
 
     async def summary_of(self, manifest: Manifest) -> ManifestSummary:
-        """Returns the summary of a manifest of any size. After this call, the properties of the manifest are parsed.
-        The summary of a large manifest is not cached."""
+        """Returns the summary of a manifest of any size. Parses the manifest, so that its properties need no parsing
+        later. The summary of a large manifest is not cached."""
         summary = await self.run(len(manifest.body), lambda: summarize(manifest))
         return summary if len(manifest.body) > MAX_ROW_BYTES else self._manifests.keep(manifest.digest, summary)
 

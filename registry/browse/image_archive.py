@@ -132,7 +132,8 @@ async def open_archive(
 
 
 def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:
-    """Returns the blobs of an image, each once; None if the manifest is no image, or if the image cannot be sent."""
+    """Returns the blobs of an image, each once. Returns None if the manifest is no image or is damaged, and if the
+    image has more than MAX_LAYERS layers or has layers that registries need not store (`Manifest.foreign`)."""
     if not manifest.is_readable or not is_image(manifest):
         return None
     if len(manifest.layers) > MAX_LAYERS or manifest.foreign:

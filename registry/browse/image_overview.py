@@ -28,7 +28,8 @@ MAX_PAGE_PLATFORMS: Final = 2_000
 _MAX_CHILDREN_READ: Final = 500
 """How many manifests that indexes list are read for one page. The sizes of further ones are not shown."""
 _MAX_PAGE_BYTES: Final = 32 * 1024 * 1024
-"""How many bytes of manifests are read for one page. As many again may be read of manifests that indexes list."""
+"""How many bytes of manifests are read for one page. In addition, the same number of bytes may be read of manifests
+that indexes list."""
 _MAX_ATTESTATIONS_READ: Final = 2
 """How many of BuildKit's attestations of one index are read, to find out whether they contain an SBOM."""
 _BATCH: Final = 10

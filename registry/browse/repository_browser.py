@@ -47,7 +47,7 @@ _READS: Final = Limits(at_once=4, at_once_for_one=2, waiting=200, waiting_for_on
 """How many reads a process runs at a time."""
 _LISTS: Final = Limits(at_once=4, at_once_for_one=1, waiting=200, waiting_for_one=20)
 """How many lists a process reads at a time. A thread reads them one after the other. Each visitor may have only one
-list in its queue, so nobody has to wait for several lists of one visitor."""
+list in the queue of this thread, so nobody has to wait for several lists of one visitor."""
 _ANSWER_BYTES: Final = 32 * MIB
 """How many bytes of memory the manifests and configs in responses may take while they are sent."""
 

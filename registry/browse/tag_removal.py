@@ -22,7 +22,7 @@ class TagRemover:
     immutable tags.
 
     Also deletes the manifests that are unused afterwards. The store keeps these manifests and their blobs for the grace
-    period of garbage collection, so that the tags can be restored until its end."""
+    period of garbage collection. During this period, the tags can be restored."""
 
     def __init__(
         self,

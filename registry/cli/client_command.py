@@ -132,8 +132,8 @@ def check(
     mirror: MirrorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints what is found, and ends the command with exit code 1 if pulls do not come through this registry. `data`
-    has no effect, as above."""
+    """Prints the findings, and ends the command with exit code 1 if the client does not pull through this registry.
+    `data` has no effect, as for `print_files`."""
     from registry.cli.diagnosis.client_check import check_client
     from registry.cli.diagnosis.finding_output import print_findings
 

@@ -1,6 +1,6 @@
 """The pages *Access*, for admins: lists of people, robots, groups and API tokens, and the forms that add them.
 
-Other modules have the pages that these lead to: `registry.ui.access_account_page` for one account,
+These pages link to pages in other modules: `registry.ui.access_account_page` for one account,
 `registry.ui.access_group_page` for one group, and `registry.ui.grant_pages` for grants.
 """
 
@@ -103,7 +103,7 @@ async def add_person(request: Request) -> Response:
     except FORM_ERRORS as error:
         async with page_slot(request):
             return await _accounts_page(request, AccountKind.USER, problem_of(error), form)
-    # After the first account, the visitor has to log in with it.
+    # Once the first account exists, the visitor has to log in with it.
     back = "/ui/login" if is_first else account_path(added.account.name)
     if added.password is None:
         return redirect(back)

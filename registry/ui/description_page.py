@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION_PATH: Final = "/ui/description"
 _MAX_FORM_BYTES: Final = 3 * MAX_DESCRIPTION_BYTES + 16 * 1024
-"""A form encodes most bytes of a text as three characters (`%XX`), all but letters, digits and a few others."""
+"""The largest size of the form. A form encodes each byte of a text as three characters (`%XX`), except for letters,
+digits and a few others."""
 _MAX_REVISION_DIGITS: Final = 18
 _HEADING: Final = re.compile(r"(</?h)([1-6])(?=>)")
 _HEADING_DEPTH: Final = 2
@@ -45,7 +46,7 @@ _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
 
 def description_html(html: str) -> Markup:
     """Returns the HTML of a description, which `registry.browse.descriptions` has made safe, with lowered headings."""
-    from markupsafe import Markup  # imported late, as all that only pages need
+    from markupsafe import Markup  # imported late, like all modules that only pages need
 
     return Markup(_HEADING.sub(lambda found: f"{found[1]}{min(6, int(found[2]) + _HEADING_DEPTH)}", html))
 

@@ -47,8 +47,8 @@ _REQUESTS: Final = (
     False,
 )
 _BYTES: Final = (translatable("Bytes of mirrored content"), (translatable("Saved"), translatable("Fetched")), True)
-"""These three are arguments for `TitledChart`: the title, the names of the series, and whether their values are
-sizes."""
+"""These three constants are arguments for `TitledChart`: the title, the names of the series, and whether their values
+are sizes."""
 _JOB_STATES: Final = {"queued": translatable("waits"), "running": translatable("runs")}
 """The texts for the states of jobs that have not ended."""
 _PERIODS: Final = {"day": translatable("The last 24 hours"), "month": translatable("The last 30 days")}

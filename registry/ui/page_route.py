@@ -286,7 +286,8 @@ def _layout_values(request: Request, visit: Visit) -> dict[str, object]:
 
 
 async def _error_response(request: Request, error: Exception) -> Response:
-    """Returns the page about an error. A visitor who has to log in is sent to the login page. Logs failures."""
+    """Returns the page about an error. A visitor who has to log in is redirected to the login page. Logs an error whose
+    status is 500 or above."""
     visit = visit_of(request)
     if isinstance(error, Unauthorized) and (visit.caller is None or visit.caller.principal.is_anonymous):
         return _to_login(visit)

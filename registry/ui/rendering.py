@@ -50,8 +50,9 @@ class PageRenderer:
 
 @cache
 def make_environment(language: str, files: PageFiles) -> Environment:
-    """Returns the environment that compiles the templates for one language. It escapes every value, and a name without
-    a value is an error. All applications of a process share it, so that the templates are compiled only once."""
+    """Returns the environment that compiles the templates for one language. The environment escapes every value, and
+    treats a name without a value as an error. All applications of a process share it, so that the templates are
+    compiled only once."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

@@ -47,10 +47,10 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 @router.get(SETUP_PATH)
 async def setup(request: Request) -> Response:
-    """Shows how a client is set up. The query can have `client`, a key of `PROGRAM_NAMES`; docker is shown without it.
-    Shows only the upstreams from which the visitor may pull something. Says whether a request of the client has come
-    lately from the visitor's own network. For an admin, also checks the address `from` of the query; other visitors may
-    not learn which clients other networks have. Raises NameUnknown, RequestInvalid."""
+    """Shows how a client is set up. The query can have `client`, a key of `PROGRAM_NAMES`; without it, the page shows
+    docker. Shows only the upstreams from which the visitor may pull something. Says whether a request of the client has
+    come lately from the visitor's own network. For an admin, also checks the address `from` of the query; other
+    visitors may not learn which clients other networks have. Raises NameUnknown, RequestInvalid."""
     program = query_of(request).one("client") or "docker"
     if program not in PROGRAM_SETUPS:
         raise NameUnknown("this client is not known here")

@@ -135,21 +135,21 @@ def _of_systemd(files: ClientFiles) -> _Proxies | None:
         paths = files.names(f"{folder}/docker.service.d", "*.conf")
         drop_ins |= {path.rpartition("/")[2]: path for path in paths}
     unit = next((path for path in reversed(units) if files.first(path)), None)
-    set_by: dict[str, tuple[str, str]] = {}  # variable -> its value, and the file that sets it
+    variables: dict[str, tuple[str, str]] = {}  # variable -> its value, and the file that sets it
     environment_files: list[str] = []
     for path in [*([] if unit is None else [unit]), *(drop_ins[key] for key in sorted(drop_ins))]:
         for key, value in _settings(files.text(path) or ""):
             if key == "Environment":
-                set_by = {**set_by, **_assignments(value, path)} if value else {}
+                variables = {**variables, **_assignments(value, path)} if value else {}
             elif key == "EnvironmentFile":
                 environment_files = [*environment_files, value.removeprefix("-")] if value else []
     for path in environment_files:  # these files override `Environment`
         for line in (files.text(path) or "").splitlines():
             if not line.lstrip().startswith(("#", ";")):
-                set_by |= _assignments(line, path)
+                variables |= _assignments(line, path)
 
     def find(name: str) -> tuple[str, str]:
-        return set_by.get(name.upper()) or set_by.get(name) or ("", "")
+        return variables.get(name.upper()) or variables.get(name) or ("", "")
 
     by_scheme = {scheme: find(f"{scheme}_proxy") for scheme in ("http", "https")}
     source = next((path for value, path in by_scheme.values() if value), None)

@@ -18,7 +18,7 @@ PROBE_SECONDS: Final = 5.0
 
 
 class ProbeError(StrEnum):
-    """Why no response could be received."""
+    """The reasons why there was no response."""
 
     DNS = "the name is not known"
     REFUSED = "nothing listens there"

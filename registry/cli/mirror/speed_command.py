@@ -48,8 +48,8 @@ def measure(
     mirror: MirrorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measures one endpoint after the other, so that they do not share the line, and prints the result. `data` has no
-    effect."""
+    """Measures one endpoint after the other, so that they do not share the bandwidth, and prints the result. `data` has
+    no effect."""
     import json
 
     from registry.cli.diagnosis.endpoint_speed import advice
