@@ -146,7 +146,7 @@ def _list_accounts(
 async def _set_enabled(
     caller: Caller, name: AccountName, kind: AccountKind, enabled: bool | None
 ) -> models.AccountResponse:
-    """Enables or disables an account; changes nothing if `enabled` is None. Returns the account as it is then."""
+    """Enables or disables an account; changes nothing if `enabled` is None. Returns the account after the change."""
     if enabled is not None:
         await caller.administration.set_enabled(name, kind, enabled, by=caller.actor)
     return models.AccountResponse.from_stored(caller.administration.find(name, kind))
@@ -161,8 +161,8 @@ def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -
 
 
 def _first_grants(caller: Caller, name: str, groups: Iterable[str] = ()) -> Page[Grant]:
-    """Returns the first page of the grants that apply to an account: its own, and those to its groups, to
-    `authenticated` and to `everyone`. `groups` are the groups that an issuer or the OpenID provider named at the
-    caller's login, in addition to those in the store."""
+    """Returns the first page of the grants that apply to an account: the grants to the account itself, to its groups,
+    to `authenticated` and to `everyone`. `groups` are the groups that an issuer or the OpenID provider named at the
+    caller's login. The account's groups in the store count as well."""
     subjects = caller.administration.subjects_of(name, groups)
     return caller.accounts.grant_page(subjects, None, _MAX_GRANTS)  # None: from the first grant on

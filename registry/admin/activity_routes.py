@@ -1,5 +1,5 @@
-"""The route of `/api/v1/activity`: how much was pulled and pushed, and what the mirrors answered, over time. The
-docstring of the route is the description in the OpenAPI document."""
+"""The route of `/api/v1/activity`: numbers of pulls, pushes and requests to mirrors in each hour and day. The docstring
+of the route is the description in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from storage.activity import DAY_SECONDS, HOUR_SECONDS, Activity, ActivityBucket
 router = management_router()
 HOURS: Final = 24
 DAYS: Final = 30
-"""How many hours and days are shown. The last hour and the last day are the current ones, which are not over yet."""
+"""How many hours and days are shown. These include the current hour and the current day."""
 
 
 class ActivityNumbers(BaseModel):
@@ -35,7 +35,7 @@ class ActivityNumbers(BaseModel):
 
     @property
     def hit_ratio(self) -> float | None:
-        """The share of hits in all requests for mirrored content, from 0 to 1; None: there were none."""
+        """The share of hits in all requests for mirrored content, from 0 to 1; None: there were no requests."""
         requests = self.hits + self.misses
         return self.hits / requests if requests else None
 
@@ -57,19 +57,21 @@ class ActivityPeriod(BaseModel):
     def from_stored(
         cls, buckets: Sequence[ActivityBucket], unstored: Activity, now: float, seconds: int, count: int
     ) -> Self:
-        """Converts stored buckets. `seconds`: the length of a bucket. `unstored`: activity of the current bucket that
-        is not stored yet. `now`: seconds since 1970. `count`: the number of buckets in the result, the last of which
-        contains `now`. A bucket is empty if nothing is stored for it."""
-        running = int(now) // seconds * seconds
-        starts = range(running - (count - 1) * seconds, running + 1, seconds)
+        """Converts stored buckets. A bucket has the activity of one hour or day. `seconds`: the length of a bucket.
+        `unstored`: activity of the current bucket that is not stored yet. `now`: the time in seconds since 1970.
+        `count`: the number of buckets in the result; the last of them contains `now`. A bucket for which nothing is
+        stored is empty."""
+        current_start = int(now) // seconds * seconds
+        starts = range(current_start - (count - 1) * seconds, current_start + 1, seconds)
         by_start = {bucket.start: bucket.activity for bucket in buckets}
-        by_start[running] = _sum([by_start.get(running, Activity()), unstored])
-        shown = [ActivityBucket(start, by_start.get(start, Activity())) for start in starts]
+        by_start[current_start] = _sum([by_start.get(current_start, Activity()), unstored])
+        shown_buckets = [ActivityBucket(start, by_start.get(start, Activity())) for start in starts]
         return cls(
             bucket_seconds=seconds,
-            total=ActivityNumbers(**asdict(_sum([bucket.activity for bucket in shown]))),
+            total=ActivityNumbers(**asdict(_sum([bucket.activity for bucket in shown_buckets]))),
             buckets=[
-                ActivityBucketResponse(start=to_datetime(bucket.start), **asdict(bucket.activity)) for bucket in shown
+                ActivityBucketResponse(start=to_datetime(bucket.start), **asdict(bucket.activity))
+                for bucket in shown_buckets
             ],
         )
 
@@ -95,7 +97,8 @@ async def read_activity_for(request: Request, caller: Caller) -> ActivityRespons
 
 
 async def activity_until(stored: ActivityLog, unstored: Activity, now: float) -> ActivityResponse:
-    """Returns the activity until `now`, in seconds since 1970. `unstored`: what is not in the store yet."""
+    """Returns the activity until the time `now`, which is in seconds since 1970. `unstored`: activity that is not in
+    the store yet."""
 
     async def period(seconds: int, count: int) -> ActivityPeriod:
         buckets = await stored.buckets(now - (count - 1) * seconds, seconds)

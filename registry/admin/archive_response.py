@@ -1,5 +1,5 @@
-"""Responses that take long or much memory to send: an image as a tar archive (`ArchiveResponse`), whole or the range
-that the client asks for (RFC 9110, 14), and large documents (`HeldResponse`)."""
+"""Responses that take much time or memory to send. `ArchiveResponse` sends an image as a tar archive, or the range of
+it that the client requests (RFC 9110, 14). `HeldResponse` sends a large document."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from storage.errors import RangeInvalid, RegistryError, TooManyRequests
 log = logging.getLogger("registry.management")
 
 _RANGE: Final = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
-"""A request for one range. A client that asks for several gets the whole archive."""
+"""Matches a Range header with one range. A client that requests several ranges gets the whole archive."""
 _SLOW_BYTES: Final = 256 * 1024
 _SLOW_SECONDS: Final = 30.0
-"""A client that needs this many seconds to receive `_SLOW_BYTES` is slow."""
+"""A client is slow if it needs at least this many seconds to receive `_SLOW_BYTES`."""
 
 
 class RunningDownload:
-    """An archive that is being sent. `visitor`: who gets it."""
+    """An archive that is being sent. `visitor`: a text that identifies the account or network to which it is sent."""
 
     def __init__(self, visitor: str, end: Callable[[], None]) -> None:
-        """`end`: a function that ends the download; it is called once."""
+        """`end`: a function that ends the download. It is called at most once."""
         self.visitor = visitor
         self._end: Callable[[], None] | None = end
         self._bytes = 0
@@ -55,8 +55,8 @@ class RunningDownload:
             self._bytes, self._waited = 0, 0.0
 
     def slow_seconds(self, now: float) -> float:
-        """Returns how many seconds the client has needed so far for the current `_SLOW_BYTES`. The time in which the
-        registry fetches the bytes does not count. `now`: the event loop's time."""
+        """Returns how many seconds the client has needed so far to receive the current `_SLOW_BYTES`. The time in which
+        the registry fetches the bytes does not count. `now`: the time of the event loop."""
         return self._waited + (0.0 if self._waiting_since is None else now - self._waiting_since)
 
     def end(self) -> None:
@@ -67,9 +67,8 @@ class RunningDownload:
 
 
 class RunningDownloads:
-    """The archives that this process sends. `limit`: how many it sends at the same time; one visitor gets half of them.
-
-    Clients that take nearly nothing keep their slots only as long as nobody else wants them."""
+    """The archives that this process sends. `limit`: how many it sends at the same time. One visitor may have half of
+    these slots. A very slow client keeps its slot only until another client needs it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -78,12 +77,13 @@ class RunningDownloads:
 
     @asynccontextmanager
     async def slot(self, visitor: str) -> AsyncIterator[RunningDownload]:
-        """A context manager for a download. `visitor`: who gets it (`registry.browse.repository_browser.visitor_of`).
-        Raises TooManyRequests if too many run. Then it ends the slowest one, if that takes less than 256 KiB in 30
-        seconds: the block of that download is cancelled, and left without an error."""
-        own = [download for download in self._running if download.visitor == visitor]
-        if len(own) >= self._limit_for_one:
-            self._refuse(own)
+        """A context manager that holds a slot for a download. `visitor`: identifies the client
+        (`registry.browse.repository_browser.visitor_of`). Raises TooManyRequests if too many downloads run. In this
+        case, it also ends the slowest download if its client receives less than 256 KiB in 30 seconds. The `async with`
+        block of that download is cancelled and left without an error."""
+        own_downloads = [download for download in self._running if download.visitor == visitor]
+        if len(own_downloads) >= self._limit_for_one:
+            self._refuse(own_downloads)
         if len(self._running) >= self._limit:
             self._refuse(self._running)
         ended = asyncio.timeout(None)
@@ -113,8 +113,8 @@ class RunningDownloads:
 
 
 class ArchiveResponse(Response):
-    """Sends an archive while it is made, as fast as the client takes it: whole, or the range that the client asks for.
-    Holds only one piece of a blob in memory."""
+    """Sends an archive while it is produced, as fast as the client receives it. Sends either the whole archive or the
+    range that the client requests. Holds only one piece of a blob in memory."""
 
     media_type = "application/x-tar"
 
@@ -125,8 +125,9 @@ class ArchiveResponse(Response):
         headers: Mapping[str, str],
         downloads: RunningDownloads,
     ) -> None:
-        """`open_archive`: returns the archive; it is called when the download has a slot. `request`: its principal's
-        rights are checked when each blob is opened. `headers`: those of the HTTP request."""
+        """`open_archive`: returns the archive; it is called when the download has a slot. `request`: the context of the
+        request. The rights of its principal are checked whenever a blob is opened. `headers`: the headers of the HTTP
+        request."""
         super().__init__()
         self._open_archive = open_archive
         self._request = request
@@ -135,9 +136,9 @@ class ArchiveResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the response. If reading a blob fails, or the client is too slow (`RunningDownloads.slot`), the
-        response ends early and the server closes the connection; the client can ask for the rest later. Raises
-        TooManyRequests if too many archives are being sent, RangeInvalid if no byte of the archive lies in the range
-        that the client asks for, and what `open_archive` raises."""
+        response ends early and the server closes the connection. The client can request the rest later. Raises
+        TooManyRequests if too many archives are being sent. Raises RangeInvalid if the requested range contains no byte
+        of the archive. Also raises the errors of `open_archive`."""
         async with self._downloads.slot(visitor_of(self._request)) as download:
             archive = await self._open_archive()
             if is_not_modified(archive, self._request_headers):
@@ -174,7 +175,8 @@ class ArchiveResponse(Response):
 
 
 class HeldResponse(Response):
-    """Sends a body that is in memory as a whole until the client has it, and counts in a memory budget meanwhile."""
+    """Sends a body that stays in memory until the client has received it. Until then, the body counts in a memory
+    budget."""
 
     media_type = "application/json"
 
@@ -183,7 +185,7 @@ class HeldResponse(Response):
         self._memory = memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response. Raises TooManyRequests if the budget has no room for the body."""
+        """Sends the response. Raises TooManyRequests if the body would exceed the budget."""
         with ShareScope() as shares:
             share = self._memory.share()
             shares.hold(share)
@@ -194,13 +196,15 @@ class HeldResponse(Response):
 
 def is_not_modified(archive: ImageArchive, headers: Mapping[str, str]) -> bool:
     """Returns whether the client has the archive already (RFC 9110, 13.1.2)."""
-    known = headers.get("if-none-match", "")
-    return known.strip() == "*" or archive.etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
+    client_etags = headers.get("if-none-match", "")
+    return client_etags.strip() == "*" or archive.etag in (
+        tag.strip().removeprefix("W/") for tag in client_etags.split(",")
+    )
 
 
 def _requested_span(archive: ImageArchive, headers: Mapping[str, str]) -> tuple[int, int] | None:
-    """Returns the offsets of the first byte that the client asks for, and of the byte after the last one; None if it
-    asks for the whole archive, or for the rest of another one (If-Range)."""
+    """Returns the offset of the first byte that the client requests, and the offset after the last one. Returns None if
+    the client requests the whole archive, or if the header If-Range names another version of the archive."""
     match = _RANGE.fullmatch(headers.get("range", "").strip())
     if match is None or headers.get("if-range", archive.etag).strip() != archive.etag:
         return None

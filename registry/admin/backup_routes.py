@@ -1,7 +1,7 @@
 """The routes of `/api/v1/backups`: copies of the registry in the directory that the settings name. The docstrings of
 the routes are the descriptions in the OpenAPI document.
 
-No route takes the name of a directory, because the server would then write secrets wherever a client says.
+No route has a parameter for the directory, because a client could then make the server write secrets to any place.
 """
 
 from __future__ import annotations

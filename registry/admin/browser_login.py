@@ -1,8 +1,8 @@
 """Logins of people with a browser. Pages and routes call this module; it contains no HTML and no JSON.
 
 `BrowserLogin` starts and ends sessions. A session begins with the account's password, or with a login at the OpenID
-provider. `login_problem` says what a page shows after a login that failed, and `local_path` checks the path to which
-the browser goes afterwards.
+provider. `login_problem` returns what a page shows after a failed login. `local_path` checks the path to which the
+browser goes after the login.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ LOGIN_PAGE_PATH: Final = "/ui/login"
 """The path of the login page, if the registry has pages for people."""
 
 _LOCAL_PATH: Final = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]{0,1000}|/")
-"""Matches a path of this registry, and no text that a browser takes for a URL of another host. Browsers read `//` and
-`/\\` as the beginning of a host name, and ignore tabs and line feeds (URL Standard, 4.4)."""
+"""Matches a path of this registry, but no text that a browser would read as a URL of another host. Browsers read `//`
+and `/\\` as the beginning of a host name, and ignore tabs and line feeds (URL Standard, 4.4)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoginProblem:
-    """What a page shows after a login that failed: the `status` of the response, and `text`, sentences for the person.
-    The text can have characters that HTML needs escaped. `retry_after`: when to try again, in seconds; None: it does
-    not matter."""
+    """What a page shows after a failed login: the `status` of the response, and `text`, which explains the problem. The
+    text is not escaped for HTML. `retry_after`: the number of seconds after which the person may try again; None: at
+    any time."""
 
     status: int
     text: str
@@ -59,9 +59,10 @@ class BrowserLogin:
         """Checks a password as the API does: failed logins are throttled and are in the audit log. Returns the text of
         a new session, for the cookie.
 
-        `by` describes the browser. `replaces`: the text of the browser's present session, which ends; None: it has
-        none. Raises Unauthorized for a wrong login, and Denied if there are no accounts. Raises TooManyRequests after
-        too many failed logins, or if too many logins wait for hashing. Raises StorageFull, StorageFailed.
+        `by` describes the browser. `replaces`: the text of the session that the browser has now, which ends; None: the
+        browser has no session. Raises Unauthorized for a wrong login, and Denied if there are no accounts. Raises
+        TooManyRequests after too many failed logins, or if too many logins wait for hashing. Raises StorageFull,
+        StorageFailed.
         """
         if self._is_open():
             raise Denied("this registry has no accounts yet; nobody needs a login")
@@ -96,10 +97,10 @@ class BrowserLogin:
 
 
 def login_problem(error: RegistryError) -> LoginProblem:
-    """Returns what a page shows after a login that failed with `error`. Logs the error if its status is 500 or
-    above."""
+    """Returns the status and the text of the page after a login that failed with `error`. Logs the error if its status
+    is 500 or above."""
     if isinstance(error, Unauthorized):
-        # A response with 401 needs a challenge (RFC 9110, 15.5.2), for which browsers open a dialog of their own.
+        # 401 would need a challenge (RFC 9110, 15.5.2), for which browsers open their own login dialog.
         return LoginProblem(403, "The user name or the password is not right.")
     status = status_of(error)
     if status >= 500:

@@ -107,5 +107,5 @@ async def list_quotas(caller: AdminCaller) -> list[QuotaResponse]:
 
 
 def is_quota(use: ScopeUse) -> bool:
-    """Returns whether a scope is that of a quota."""
+    """Returns whether a scope belongs to a quota. A scope is a set of repositories whose use is counted."""
     return use.definition.max_bytes is not None or use.definition.max_tags is not None

@@ -54,10 +54,11 @@ class ManagementComponents:
       `trusted_proxies`. A loopback client address then does not prove that a request comes from the registry's own
       machine.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
-    - `upkeep`: what the routes about upkeep use.
-    - `browser` reads what people see of a repository; `downloads` counts the images that are being downloaded.
-    - `searches`: searches the content on behalf of callers.
-    - `cross_site` refuses requests that a page of another site makes a browser send.
+    - `upkeep` has the objects for upkeep, such as the store, the settings and the jobs.
+    - `browser` reads the content of repositories to show it to people. `downloads` limits how many images are
+      downloaded at the same time.
+    - `searches` searches the content for callers.
+    - `cross_site` refuses requests that a browser sends on behalf of a page of another site.
     """
 
     administration: Administration
@@ -79,12 +80,12 @@ class Caller:
     """The caller of one request, and the objects that routes use on the caller's behalf.
 
     - `principal` is the account that the credentials of the request belong to, or the anonymous principal.
-    - `rights` say what the caller may do in the management API.
+    - `rights` are the caller's rights in the management API.
     - `actor` is what the audit log records about the caller: the account's name, the client's address, the request's id
       and the User-Agent.
     - `is_registry_open` means that the registry is open: there are no accounts yet.
-    - `administration`, `authenticator`, `cursors`, `upkeep`, `browser`, `downloads` and `searches` are those of
-      `ManagementComponents`.
+    - `administration`, `authenticator`, `cursors`, `upkeep`, `browser`, `downloads` and `searches` are the objects with
+      the same names in `ManagementComponents`.
     """
 
     administration: Administration
@@ -105,8 +106,8 @@ class Caller:
         return self.administration.accounts
 
     def request_on(self, repo: RepositoryName) -> RequestContext:
-        """Returns the context of a request by this caller for a repository. Functions that get it check the caller's
-        rights."""
+        """Returns the context of a request by this caller for a repository. Functions that receive the context check
+        the caller's rights."""
         return RequestContext(self.principal, repo, self.actor.address, self.actor.request_id)
 
 

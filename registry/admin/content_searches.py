@@ -1,4 +1,5 @@
-"""Searches the content for a principal (`ContentSearches`), and finds only what this principal may pull."""
+"""Searches the content for a principal (`ContentSearches`). A search finds only content that this principal may
+pull."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SearchTarget:
-    """What a pasted text leads to. `reference`: the tag, manifest or blob; None: the repository itself."""
+    """The repository, tag, manifest or blob that a pasted text names. `reference`: the tag, manifest or blob; None: the
+    text names the repository itself."""
 
     repository: RepositoryName
     reference: Reference | None
@@ -32,22 +34,22 @@ class SearchTarget:
 
 
 class ContentSearches:
-    """The searches of one process. Each account makes one at a time, so that many searches of one account do not delay
-    those of others. All methods raise StorageFull, StorageFailed."""
+    """The searches of one process. Each account runs only one search at a time, so that many searches of one account do
+    not delay those of other accounts. All methods raise StorageFull, StorageFailed."""
 
     def __init__(self, store: StoredRegistry, router: Router, upstream_search: UpstreamSearch | None = None) -> None:
-        """`upstream_search`: the search of an upstream to which searches are passed on; None: there is none."""
+        """`upstream_search`: searches an upstream in addition to the store; None: only the store is searched."""
         self._store = store
         self._router = router
         self._upstream_search = upstream_search
         self._locks: KeyedLocks[str] = KeyedLocks()
 
     async def is_indexing(self) -> bool:
-        """Returns whether the index is being built, so that searches may miss much."""
+        """Returns whether the search index is still being built. Until it is complete, searches may miss much."""
         return await self._store.search.is_indexing()
 
     def check_may_search(self, principal: Principal) -> None:
-        """Raises Unauthorized for an anonymous client that may pull nothing, which makes the client log in."""
+        """Raises Unauthorized for an anonymous client that may pull nothing, so that the client logs in."""
         if principal.is_anonymous and not principal.open and not _readable(principal).patterns:
             raise Unauthorized("log in to search")
 
@@ -78,33 +80,33 @@ class ContentSearches:
             return await self._store.search.digests(text.strip(), _readable(principal), offset, limit)
 
     async def target(self, principal: Principal, text: str) -> SearchTarget | None:
-        """Returns what a pasted reference or command leads to, if it is stored here and `principal` may pull it; None
-        if it leads to nothing."""
+        """Returns what a pasted reference or command names, if it is stored here and `principal` may pull it; None
+        otherwise."""
         for pasted in pasted_references(text):
             try:
                 candidates = self._router.naming.candidates(pasted.repository)
             except (NameInvalid, NameUnknown):
                 continue
-            for stored in candidates:
-                if principal.may(Action.PULL, stored, pasted.repository):
-                    match = await self._find(stored, pasted.reference)
+            for stored_name in candidates:
+                if principal.may(Action.PULL, stored_name, pasted.repository):
+                    match = await self._find(stored_name, pasted.reference)
                     if match is not None:
                         return match
         return None
 
-    async def _find(self, stored: RepositoryName, reference: Reference | None) -> SearchTarget | None:
+    async def _find(self, stored_name: RepositoryName, reference: Reference | None) -> SearchTarget | None:
         metadata = self._store.metadata
         if reference is None:
-            page = await metadata.repositories(None, 1, NameSet.of([stored]))
-            return SearchTarget(stored, None) if page.items else None
+            page = await metadata.repositories(None, 1, NameSet.of([stored_name]))
+            return SearchTarget(stored_name, None) if page.items else None
         with suppress(NameUnknown, ManifestUnknown):
-            await metadata.manifest_descriptor(stored, reference)
-            return SearchTarget(stored, reference)
-        # The upstream of a mirrored repository may have to confirm that clients may get a blob there.
-        if isinstance(reference, Digest) and self.upstream_of(stored) is None:
+            await metadata.manifest_descriptor(stored_name, reference)
+            return SearchTarget(stored_name, reference)
+        # In a mirrored repository, the upstream may have to confirm first that the repository has the blob.
+        if isinstance(reference, Digest) and self.upstream_of(stored_name) is None:
             with suppress(NameUnknown, BlobUnknown):
-                await metadata.blob(stored, reference)
-                return SearchTarget(stored, reference, is_blob=True)
+                await metadata.blob(stored_name, reference)
+                return SearchTarget(stored_name, reference, is_blob=True)
         return None
 
     async def tags_of(self, stored: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
@@ -114,9 +116,9 @@ class ContentSearches:
     async def at_upstream(
         self, principal: Principal, text: str, count: int, page: int
     ) -> Sequence[tuple[RepositoryName, UpstreamResult]]:
-        """Returns what the upstream finds, if searches are passed on to one: each result with the stored name that the
-        repository has here or would have. Leaves out what `principal` may not pull. If that is everything, does not ask
-        the upstream."""
+        """Searches the upstream, if searches are passed on to one. Returns each result with the stored name that the
+        repository has here, or would have. Leaves out repositories that `principal` may not pull. Does not ask the
+        upstream if `principal` may pull nothing from it."""
         if self._upstream_search is None or not _may_pull_below(principal, self._upstream_search.upstream):
             return []
         hits, readable = [], _readable(principal)
@@ -130,13 +132,13 @@ class ContentSearches:
 
 
 def _readable(principal: Principal) -> NameSet:
-    """Returns the names of the repositories in which `principal` may find something. These are the repositories that a
-    list shows to `principal`. If the request has a bearer token that does not allow the list, they are only those that
-    the token allows to pull."""
+    """Returns the names of the repositories that a search by `principal` may find: those that the list of repositories
+    shows to `principal`. If the request has a bearer token that does not allow the list, the search finds only
+    repositories that the token allows to pull."""
     return principal.listable_names if principal.may_list else principal.names(Action.PULL)
 
 
 def _may_pull_below(principal: Principal, upstream: str) -> bool:
     """Returns False only if `principal` may pull nothing of an upstream."""
-    first = f"{upstream}/"
-    return (_readable(principal).seek(first) or "").startswith(first)
+    prefix = f"{upstream}/"
+    return (_readable(principal).seek(prefix) or "").startswith(prefix)

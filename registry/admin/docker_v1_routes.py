@@ -1,14 +1,16 @@
 """The parts of Docker's first registry API that programs still use: `docker search`, `podman search`, and the screens
 of storage appliances. Everything else, such as pushes and pulls, is only in `/v2`.
 
-- `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. Over HTTPS it sends the login
-  with both if the header `X-Docker-Registry-Standalone` says so, and without a login an empty name and password; over
-  plain HTTP it sends none. But where the login has given it a refresh token, as here, it gets a token for the scope
-  `registry:catalog:search` with it, and sends that.
-- `podman search HOST/TERM` sends `GET /v1/search` without a login. If the answer is not 200, it reads `/v2/_catalog`,
-  with the login.
+- `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. Over HTTPS, it sends its login
+  with both requests if the response has the header `X-Docker-Registry-Standalone`; without a login it sends an empty
+  name and password. Over plain HTTP, it sends no login. However, `docker login` at this registry has stored a refresh
+  token. With this token, `docker search` requests a bearer token for the scope `registry:catalog:search`, and sends the
+  bearer token.
+- `podman search HOST/TERM` sends `GET /v1/search` without a login. If the status is not 200, it reads `/v2/_catalog`
+  with its login.
 
-So a caller without a login who finds nothing gets a 401, unless this registry has no accounts.
+If a search without a login finds nothing, it returns 401, so that the client then sends its login. If this registry has
+no accounts, it returns an empty result instead.
 """
 
 from __future__ import annotations
@@ -28,17 +30,17 @@ from storage.names import RepositoryName
 router = APIRouter(route_class=ManagementRoute, prefix="/v1", include_in_schema=False)
 DEFAULT_RESULTS: Final = 25
 MAX_RESULTS: Final = 100
-"""Number of results of a page: without `n`, and at most."""
+"""How many results a page has if the request has no parameter `n`, and how many it has at most."""
 MAX_TAGS: Final = 1000
-"""Largest number of tags in a list, which has no pages."""
+"""How many tags a list has at most. The list is not split into pages."""
 _HEADERS: Final = {"X-Docker-Registry-Version": "1.0", "X-Docker-Registry-Standalone": "true"}
 _NO_LOGIN: Final = b"Basic Og=="
-"""The Authorization header with an empty name and password."""
+"""The value of an Authorization header with an empty name and password."""
 
 
 async def identify_v1_caller(request: Request) -> Caller:
-    """Returns the caller, as `identify_caller` does. An empty name and password are no login. Raises what
-    `identify_caller` raises."""
+    """Returns the caller, as `identify_caller` does, but treats an empty name and password as no login. Raises the
+    errors of `identify_caller`."""
     headers = [header for header in request.scope["headers"] if header != (b"authorization", _NO_LOGIN)]
     request.scope.setdefault("state", {})  # so that both requests have the same state
     return await identify_caller(Request({**request.scope, "headers": headers}), None, None)
@@ -48,7 +50,7 @@ V1Caller = Annotated[Caller, Depends(identify_v1_caller)]
 
 
 class V1Result(BaseModel):
-    """A repository. Docker's client wants all of these fields."""
+    """A repository. Docker's client expects all of these fields."""
 
     name: str
     description: str = ""
@@ -72,7 +74,7 @@ class V1Results(BaseModel):
 
 @router.get("/_ping")
 async def ping(response: Response) -> dict[str, Any]:
-    """Says that this registry handles its logins itself (`standalone`)."""
+    """Tells the client that this registry handles logins itself (`standalone`)."""
     response.headers.update(_HEADERS)
     return {"standalone": True}
 
@@ -85,8 +87,8 @@ async def search(
     n: Annotated[int, Query(ge=0, le=10**9)] = DEFAULT_RESULTS,
     page: Annotated[int, Query(ge=0, le=10**9)] = 1,
 ) -> V1Results:
-    """Finds repositories by name: those that are stored here, and then those that the upstream finds, if the settings
-    pass searches on. Raises Unauthorized for an anonymous caller who may pull nothing, or finds nothing."""
+    """Finds repositories by name: first those that are stored here, and then, if the settings pass searches on, those
+    that the upstream finds. Raises Unauthorized for an anonymous caller who may pull nothing, or finds nothing."""
     response.headers.update(_HEADERS)
     caller.searches.check_may_search(caller.principal)
     count, page = min(n or DEFAULT_RESULTS, MAX_RESULTS), max(page, 1)
@@ -96,14 +98,19 @@ async def search(
     results = [V1Result(name=name) for name in found.items]
     has_more = found.more
     if text and len(results) < count:
-        more = await caller.searches.at_upstream(caller.principal, text, count, page)
-        known = {result.name for result in results}
+        upstream_results = await caller.searches.at_upstream(caller.principal, text, count, page)
+        listed_names = {result.name for result in results}
         results += [
-            V1Result(name=name, description=each.description, star_count=each.stars, is_official=each.is_official)
-            for name, each in more
-            if name not in known
+            V1Result(
+                name=name,
+                description=upstream_result.description,
+                star_count=upstream_result.stars,
+                is_official=upstream_result.is_official,
+            )
+            for name, upstream_result in upstream_results
+            if name not in listed_names
         ][: count - len(results)]
-        has_more |= len(more) == count
+        has_more |= len(upstream_results) == count
     if not results and page == 1 and caller.principal.is_anonymous and not caller.principal.open:
         raise Unauthorized("log in to search")
     total = (page - 1) * count + len(results) + (1 if has_more else 0)
@@ -119,7 +126,7 @@ async def search(
 
 @router.get("/repositories/{name:path}/tags")
 async def list_tags(response: Response, caller: V1Caller, name: str) -> dict[str, str]:
-    """Lists the tags of a stored repository, each with the hash of what it points at. Needs `pull` on the
+    """Lists the tags of a stored repository, each with the hash of the manifest that it points at. Needs `pull` on the
     repository."""
     response.headers.update(_HEADERS)
     stored = await readable_repository(caller, RepositoryName(name))

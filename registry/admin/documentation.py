@@ -131,9 +131,9 @@ class OpenAPIDocument:
 
 
 openapi_router = APIRouter(include_in_schema=False)
-"""The route of the OpenAPI document. The route function takes the document from the application that got the request,
-and has no reference to an application of its own: FastAPI keeps route functions in a cache for ever, and would keep the
-application in memory."""
+"""The route of the OpenAPI document. The route function gets the document from the application in the request, and
+holds no reference to an application itself. FastAPI caches route functions for ever, and such a reference would keep
+the application in memory."""
 
 
 @openapi_router.get(OPENAPI_PATH)

@@ -1,5 +1,5 @@
-"""The routes of `/api/v1/events`: what happened to the content, as a list and as a stream, and which events webhooks
-have not got yet. The docstrings of the routes are the descriptions in the OpenAPI document."""
+"""The routes of `/api/v1/events`: the events of changes and pulls, as a list and as a stream, and the events that are
+not delivered to webhooks yet. The docstrings of the routes are the descriptions in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from storage.outbox import Delivery, Event, EventAction, NewEvent
 
 router = management_router()
 MAX_PAGES_READ = 10
-"""Largest number of pages of events that are read for one response. The caller may not be allowed to see most of these
-events."""
+"""How many pages of events are read at most for one response. More than one may be needed, because the caller may not
+be allowed to see most of the events."""
 NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
 
 
@@ -48,7 +48,7 @@ class EventResponse(BaseModel):
 
     @classmethod
     def from_stored(cls, event: Event, *, with_client: bool = True) -> Self:
-        """Converts a stored event. `with_client`: with the address and the program of the client."""
+        """Converts a stored event. `with_client`: whether to include the address and the program of the client."""
         content, by = event.content, event.content.by
         return cls(
             number=event.number,
@@ -156,12 +156,14 @@ async def list_deliveries(
     deliveries = await outbox.deliveries(webhook, _number_or_none(after), limit + 1, only_dead=dead)
     # The next page begins with the event before the last one on this page. So a page has all deliveries of its last
     # event, if they fit.
-    shown = deliveries[:limit]
-    if len(deliveries) > limit and (cut := deliveries[limit].event.number) == shown[-1].event.number:
-        whole = [delivery for delivery in shown if delivery.event.number != cut]
-        shown = whole or shown
-    following = str(shown[-1].event.number) if len(deliveries) > limit else None
-    return models.ListPage(items=[DeliveryResponse.from_stored(delivery) for delivery in shown], next=following)
+    shown_deliveries = deliveries[:limit]
+    if len(deliveries) > limit and (next_number := deliveries[limit].event.number) == shown_deliveries[-1].event.number:
+        complete_deliveries = [delivery for delivery in shown_deliveries if delivery.event.number != next_number]
+        shown_deliveries = complete_deliveries or shown_deliveries
+    following = str(shown_deliveries[-1].event.number) if len(deliveries) > limit else None
+    return models.ListPage(
+        items=[DeliveryResponse.from_stored(delivery) for delivery in shown_deliveries], next=following
+    )
 
 
 @router.post("/events/retry", tags=["events"])
@@ -206,8 +208,8 @@ class _EventFilter:
 async def _read_page(
     caller: Caller, event_filter: _EventFilter, before: int | None, limit: int
 ) -> models.ListPage[EventResponse]:
-    """Returns a page of events, newest first. It may have fewer than `limit` although more follow, because the work for
-    one page is bounded."""
+    """Returns a page of events, newest first. The page may have fewer than `limit` events although more follow, because
+    the work for one page is limited."""
     items: list[EventResponse] = []
     outbox = caller.upkeep.store.outbox
     for _ in range(MAX_PAGES_READ):

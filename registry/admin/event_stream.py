@@ -1,13 +1,14 @@
-"""Follows the list of events (`follow`), and sends it to one client as a stream (`EventStream`): Server-Sent Events, as
-the HTML standard (9.2) defines them.
+"""Follows the list of events (`follow`), and sends new events to one client as a stream (`EventStream`), in the format
+Server-Sent Events of the HTML standard (9.2).
 
 While the stream is open, the rights of the client are checked again at most a second after they change. If the account
 no longer exists or the credential has expired, the stream ends. It also ends when the server stops, reloads its
-settings or replaces this process. Otherwise these steps would wait for clients that never disconnect. After the end, a
-client connects again and sends the number of the last event that it got.
+settings or replaces this process, because these steps wait until all responses are complete. After the end of a stream,
+a client connects again and sends the number of the last event that it received.
 
-Memory is bounded: one page of events is read at a time, and the next one only when the client has received most of it.
-The server closes the connection of a client that has stopped reading (`registry.server.connection.timeouts`).
+The memory of a stream is limited: it reads one page of events at a time, and reads the next page only when the client
+has received most of the last one. The server closes the connection of a client that has stopped reading
+(`registry.server.connection.timeouts`).
 """
 
 from __future__ import annotations
@@ -26,28 +27,30 @@ from storage.errors import RegistryError, TooManyRequests
 from storage.outbox import Event, Outbox
 
 POLL_SECONDS: Final = 0.25
-"""Seconds between two checks whether any process has changed the store."""
+"""Seconds between two checks for changes of the store by any process."""
 PAGE_EVENTS: Final = 200
 """Largest number of events that are in memory at a time."""
 EVENT_STREAM_TYPE: Final = "text/event-stream"
 MAX_STREAMS: Final = 64
 """Largest number of streams in one process."""
 KEEP_ALIVE_SECONDS: Final = 15.0
-"""A stream without events gets a comment at this interval, so that proxies do not close it."""
+"""A stream without events sends a comment at this interval, so that proxies do not close the connection."""
 RECHECK_SECONDS: Final = 1.0
-"""Shortest time between two checks of the client's rights."""
+"""Shortest time between two checks of the client's rights, in seconds."""
 RECONNECT_MILLISECONDS: Final = 2000
+"""How long a client waits before it connects again."""
 
 AsJSON = Callable[[Event, Caller], tuple[str, str] | None]
-"""Returns the action of an event and the event as JSON; None if the caller does not get it."""
+"""Returns the action of an event and the event as JSON; None if the caller may not see the event or has filtered it
+out."""
 
 
 async def follow(
     outbox: Outbox, version: Callable[[], object], after: int, *, idle_seconds: float
 ) -> AsyncGenerator[Sequence[Event], None]:
-    """Yields the events with numbers above `after`, in pages, oldest first, and goes on with new ones until the
-    iterator is closed. Yields an empty page if there was no event for `idle_seconds`. `version` returns a value that
-    every commit of any process changes. Raises StorageFailed."""
+    """Yields the events with numbers above `after`, in pages, oldest first. Then waits for new events and yields them,
+    until the iterator is closed. Yields an empty page if there was no event for `idle_seconds`. `version` returns a
+    value that changes with every commit of any process. Raises StorageFailed."""
     time = asyncio.get_running_loop().time
     yielded_at = time()
     while True:
@@ -64,7 +67,7 @@ async def follow(
 
 
 class EventStream:
-    """The stream that answers one request. `after`: the number of the last event that the client got; None: the stream
+    """The stream for one request. `after`: the number of the last event that the client has received; None: the stream
     begins with the next event."""
 
     def __init__(self, request: Request, after: int | None, as_json: AsJSON) -> None:
@@ -85,7 +88,7 @@ class EventStream:
     async def _send(self) -> AsyncIterator[bytes]:
         self._streams.add(self)
         try:
-            yield b""  # `open` discards this part: from here on, the stream counts, and closing the iterator ends it
+            yield b""  # `open` discards this part; from here on, closing the iterator ends the stream
             with suppress(RegistryError):  # ends the stream, for example if the credential is no longer valid
                 async for part in self._parts():
                     yield part
@@ -95,8 +98,8 @@ class EventStream:
     async def _parts(self) -> AsyncIterator[bytes]:
         caller = await self._caller()
         store = caller.upkeep.store
-        # The number is read before the first byte is sent, so that a client which has received this byte gets every
-        # later event.
+        # The number is read before the first byte is sent. So a client that has received this byte receives every later
+        # event.
         newest = await store.outbox.newest()
         after = newest if self._after is None else min(self._after, newest)
         yield b"retry: %d\n\n" % RECONNECT_MILLISECONDS
@@ -123,16 +126,16 @@ class EventStream:
                     sent_at = now
 
     def _text(self, page: Sequence[Event], caller: Caller) -> bytes:
-        """Returns the messages for the events of a page that the caller gets."""
+        """Returns the messages for those events of a page that the caller may see."""
         messages = []
         for event in page:
-            if (shown := self._as_json(event, caller)) is not None:
-                action, data = shown
+            if (action_and_data := self._as_json(event, caller)) is not None:
+                action, data = action_and_data
                 messages.append(f"id: {event.number}\nevent: {action}\ndata: {data}\n\n")
         return "".join(messages).encode()
 
     async def _caller(self) -> Caller:
-        """Authenticates the request again. Raises the errors that a new request would get."""
+        """Authenticates the request again. Raises the same errors as for a new request."""
         return await require_login(await identify_caller(self._request, None, None))
 
     @staticmethod

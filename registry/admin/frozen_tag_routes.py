@@ -1,5 +1,6 @@
-"""The routes of `/api/v1/mirror/frozen`: mirrored tags that stay at one digest. The docstrings of the routes are the
-descriptions in the OpenAPI document; "you" is the caller, the account that sends the request."""
+"""The routes of `/api/v1/mirror/frozen`. A frozen tag is a mirrored tag that stays at one digest, whatever the upstream
+has. The docstrings of the routes are the descriptions in the OpenAPI document; "you" is the caller, the account that
+sends the request."""
 
 from __future__ import annotations
 
@@ -99,8 +100,8 @@ async def unfreeze(caller: LoggedInCaller, reference: ReferenceQuery) -> None:
 
 
 async def check_may_manage(caller: Caller, repository: RepositoryName) -> None:
-    """Raises Denied unless the caller is an admin or has the action `admin` on the repository, whether or not the
-    repository exists."""
+    """Raises Denied unless the caller is an admin or has the action `admin` on the repository. The repository need not
+    exist."""
     if caller.rights.admin:
         return
     stored_name = await caller.upkeep.router.stored_name(repository)

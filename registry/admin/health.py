@@ -1,8 +1,9 @@
 """Health checks for load balancers and orchestrators.
 
 - `/livez` and `/health/live` show that the process answers.
-- `/readyz` lists what the registry needs, and answers 503 if one of these things is missing.
-- `/health/ready` answers 503 only if nothing can be served. On a full disk, reads and deletes work.
+- `/readyz` checks the database and the disk, lists the results, and returns 503 if one of the checks fails.
+- `/health/ready` returns 503 only if nothing can be served. On a full disk it returns 200, because reads and deletes
+  work.
 """
 
 from __future__ import annotations

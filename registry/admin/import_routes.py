@@ -1,5 +1,5 @@
-"""The routes of `/api/v1/imports`: content of other registries. The docstrings of the routes are the descriptions in
-the OpenAPI document."""
+"""The routes of `/api/v1/imports`, which start jobs that import content from other registries. The docstrings of the
+routes are the descriptions in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def import_remote(caller: AdminCaller, body: RemoteImportBody) -> JobRespo
     from registry.migration.import_report import RepositoryFilter
     from registry.migration.remote_import import KIND
 
-    # Otherwise an admin of the registry could make the server connect to any machine in its network.
+    # Without this check, an admin of the registry could make the server connect to any machine in its network.
     if not any(body.url in upstream.endpoints for upstream in caller.upkeep.settings.upstream):
         raise ImportInvalid(
             f"{body.url} is not an endpoint of an [[upstream]] in the settings; add it there, or run the command "

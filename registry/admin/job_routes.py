@@ -1,5 +1,5 @@
-"""The routes of `/api/v1/jobs`: long work that runs in the background. The docstrings of the routes are the
-descriptions in the OpenAPI document."""
+"""The routes of `/api/v1/jobs`. A job is long work, such as a backup, that runs in the background. The docstrings of
+the routes are the descriptions in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class JobResponse(BaseModel):
 
 
 async def queue_job(caller: Caller, kind: str, arguments: Mapping[str, JSON]) -> JobResponse:
-    """Queues a job of the caller, and returns it. A server runs it. It is resumable: if its process ends, it runs
-    again."""
+    """Queues a job for the caller, and returns the job. A process of the server runs it. If that process ends, another
+    process resumes the job."""
     job = await caller.upkeep.store.jobs.add(kind, arguments, actor=caller.actor.name, is_resumable=True)
     return JobResponse.from_stored(job)
 

@@ -1,8 +1,9 @@
-"""Routes of `/login`, `/login/openid`, `/login/callback` and `/logout`: people log in with a browser, with their
-password or at the OpenID Connect provider.
+"""Routes of `/login`, `/login/openid`, `/login/callback` and `/logout`, with which people log in and out in a browser:
+with their password, or at the OpenID Connect provider.
 
-If the registry has pages for people, `/login` leads to the login page among them. The pages here are short. The only
-text of a request that they repeat is the path to which the browser returns, whose characters are checked and escaped.
+If the registry has web pages (`/ui`), `/login` redirects to their login page. Otherwise this module renders a short
+page. The only text from the request on that page is the path to which the browser returns. Its characters are checked
+and escaped.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ DEFAULT_RETURN_PATH: Final = "/api/docs"
 _HEADERS: Final = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
-    # Under no-referrer, browsers send `Origin: null` with a form's POST, and the logout button would not work.
+    # With `no-referrer`, browsers would send `Origin: null` with the POST of a form, and logging out would fail.
     "referrer-policy": "same-origin",
     "x-frame-options": "DENY",
     # Forbids everything except the forms of the pages.
@@ -63,8 +64,8 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/login")
 async def show_login(request: Request) -> Response:
-    """Shows the ways to log in, or redirects to the page that does. The query may contain `next`, the path to which the
-    browser returns after the login."""
+    """Shows the ways to log in, or redirects to the login page of the web pages. The query may contain `next`, the path
+    to which the browser returns after the login."""
     try:
         query = _query(request)
         return_path = _return_path(query)
@@ -182,7 +183,7 @@ def _query(request: Request) -> Query:
 
 
 def _return_path(parameters: Query) -> str:
-    """Returns the path to which the browser returns after the login. Raises RequestInvalid if it is none of this
+    """Returns the path to which the browser returns after the login. Raises RequestInvalid if it is not a path of this
     registry."""
     return local_path(parameters.one("next"), DEFAULT_RETURN_PATH)
 
@@ -197,7 +198,7 @@ def _authorization_response(request: Request) -> AuthorizationResponse:
 
 def _login_page(request: Request, return_path: str, error: RegistryError | None = None) -> HTMLResponse:
     """Returns the page with the form. If the registry has an OpenID provider, the page has a link to it too. `error`:
-    why a login with the form failed; None: there was none."""
+    why the login with the form failed; None: no login has failed."""
     body = _LOGIN_FORM.format(return_path=html.escape(return_path))
     if _browser_login(request).has_provider:
         target = html.escape(f"/login/openid?{urlencode({'next': return_path})}")

@@ -72,8 +72,8 @@ class ManagementRoute(APIRoute):
                     audit_denial(request, f"management.{operation}", "/api/v1/")
                 raise
             except (HTTPException, RequestValidationError) as error:
-                # If reading the body fails with a RegistryError, FastAPI raises an exception of its own with that error
-                # as its cause. Raise the original error.
+                # If reading the body fails with a RegistryError, FastAPI raises another exception with that error as
+                # its cause. Raise the original error.
                 if isinstance(error.__cause__, RegistryError):
                     outcome = error.__cause__.code
                     raise error.__cause__ from None

@@ -41,9 +41,9 @@ _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {
 
 
 def _error_responses() -> dict[int | str, dict[str, Any]]:
-    """Returns the descriptions of the error responses, which every route has. Only the first names the model `Errors`,
-    and so adds its schema to the document. The others refer to that schema, because FastAPI takes 0.3 ms to prepare a
-    model, for each response of each route."""
+    """Returns the descriptions of the error responses, which every route has. Only the first has the model `Errors`, so
+    that FastAPI adds the schema of this model to the document. The others refer to that schema, because FastAPI needs
+    0.3 ms to prepare a model for each response of each route."""
     first, *others = _ERROR_DESCRIPTIONS.items()
     schema = {"application/json": {"schema": {"$ref": "#/components/schemas/Errors"}}}
     return {

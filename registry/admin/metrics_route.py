@@ -1,4 +1,4 @@
-"""`/metrics`, for Prometheus and programs that read its format."""
+"""The route `/metrics`, which Prometheus scrapes."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from registry.telemetry.telemetry import Telemetry
 log = logging.getLogger("registry")
 METRICS_PATH: Final = "/metrics"
 STORE_WAIT_SECONDS: Final = 4.0
-"""How long a scrape waits for the metrics of the store. Less than Prometheus waits for a scrape, which is 10 s unless
-configured."""
+"""How long a scrape waits for the metrics of the store. This has to be less than the timeout of Prometheus for a
+scrape, which is 10 s by default."""
 
 
 class StoreReader:
-    """Reads the metrics of the store for scrapes. Reads them once at a time, so that scrapes do not use up the threads
-    of the process while the disk hangs."""
+    """Reads the metrics of the store for scrapes. Only one read runs at a time, so that scrapes do not block all
+    threads of the process while the disk does not respond."""
 
     def __init__(self, store: Collector, wait_seconds: float) -> None:
         self._store = store
         self._wait_seconds = wait_seconds
         self._running: asyncio.Future[list[Metric]] | None = None
-        """The latest read, which may have ended."""
+        """The latest read, which may be complete."""
 
     async def read(self) -> Sequence[Metric]:
-        """Returns the metrics of the running read, or of a new one if none is running. Returns none if the read takes
-        longer than `wait_seconds`. The read continues after that, and after a cancellation. Raises what the collector
-        raises."""
+        """Waits for the running read, or starts a read if none is running, and returns the metrics. Returns an empty
+        list if the read takes longer than `wait_seconds`. The read continues after that, and also after a cancellation.
+        Raises the errors of the collector."""
         if self._running is None or self._running.done():
             self._running = asyncio.get_running_loop().run_in_executor(None, lambda: list(self._store.collect()))
         reading = self._running
@@ -54,8 +54,9 @@ def metrics_router(
     store: Collector | None = None,
     store_wait_seconds: float = STORE_WAIT_SECONDS,
 ) -> APIRouter:
-    """Returns the router of `/metrics`. `allow`: the networks whose clients need no login. `store`: collects metrics of
-    the store; None: there are none. `store_wait_seconds`: a scrape leaves them out if reading them takes longer."""
+    """Returns the router of `/metrics`. `allow`: the networks whose clients need no login. `store`: collects the
+    metrics of the store; None: the response has no such metrics. `store_wait_seconds`: how long a scrape waits for
+    these metrics before it leaves them out."""
     router = APIRouter(tags=["health"])
     networks = [ip_network(network) for network in allow]
     store_reader = None if store is None else StoreReader(store, store_wait_seconds)
@@ -68,8 +69,8 @@ def metrics_router(
             await _check_admin(request)
         collectors = telemetry.collectors()
         if store_reader is not None:
-            of_store = await store_reader.read()
-            collectors.append(collector_of(lambda: of_store))
+            store_metrics = await store_reader.read()
+            collectors.append(collector_of(lambda: store_metrics))
         body, media_type = await asyncio.to_thread(render_metrics, collectors, request.headers.get("accept", ""))
         return Response(body, headers={"content-type": media_type})
 
@@ -89,7 +90,7 @@ def _is_on_metrics_port(request: Request, telemetry: Telemetry) -> bool:
 
 
 async def _check_admin(request: Request) -> None:
-    """Raises Unauthorized or Denied unless the caller may administrate the registry."""
+    """Raises Unauthorized or Denied unless the caller is an admin."""
     if request.app.service.access is None:
         raise HTTPException(403, "the settings do not allow this address to read the metrics")
     await require_admin(await require_login(await identify_caller(request, None, None)))

@@ -1,7 +1,8 @@
 """Error handlers and security headers for every HTTP response outside `/v2`.
 
-All errors, including those that FastAPI raises, get the format of the OCI distribution spec. Every response gets
-security headers for browsers and caches. If a route sets one of these headers itself, the route's value is sent.
+All error responses have the format of the OCI distribution spec, including the errors that FastAPI raises. Every
+response has security headers for browsers and caches. If a route sets one of these headers itself, the route's value is
+sent.
 
 Sources: OWASP, "HTTP Security Response Headers"; CSP level 3; RFC 6797 (HSTS); RFC 9111, 5.2.2.5 (no-store).
 """
@@ -51,8 +52,8 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
     if isinstance(error, RangeInvalid) and error.size is not None:
         response.headers["content-range"] = f"bytes */{error.size}"
     if status >= 500:
-        # Only a storage failure needs a traceback in the log: the messages of other errors say everything. So does the
-        # message of TooManyOpenFiles, although it is a storage failure.
+        # Only a storage failure needs a traceback in the log, because the messages of other errors are sufficient. The
+        # message of TooManyOpenFiles is sufficient, too, although it is a storage failure.
         needs_traceback = isinstance(error, StorageFailed) and not isinstance(error, TooManyOpenFiles)
         log.error("answered %d %s: %s", status, error.code, error, exc_info=error if needs_traceback else None)
     return response

@@ -1,6 +1,6 @@
-"""The routes of `/api/v1/mirror` that show the upstreams and the cached images, and change what is cached. The routes
-about frozen tags are in `registry.admin.frozen_tag_routes`. The docstrings of the routes are the descriptions in the
-OpenAPI document; "you" is the caller, the account that sends the request."""
+"""The routes of `/api/v1/mirror` that show the upstreams and the cached images, and that refresh, delete or fetch
+cached images. The routes about frozen tags are in `registry.admin.frozen_tag_routes`. The docstrings of the routes are
+the descriptions in the OpenAPI document; "you" is the caller, the account that sends the request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from storage.cached_images import MAX_LISTED_IMAGES, CachedImage, ImageOrder
 from storage.names import RepositoryName, parse_reference
 
 MAX_IMAGE_TEXT_CHARACTERS: Final = 255
-"""The longest text by which cached images are filtered."""
+"""How many characters a text to filter cached images by may have."""
 MAX_IMAGES_ON_A_PAGE: Final = 100
 ReferenceText = Annotated[str, Field(max_length=MAX_REFERENCE_CHARACTERS, examples=["ubuntu:24.04"])]
 

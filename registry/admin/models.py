@@ -63,7 +63,7 @@ def list_page(
     page: Page[StoredT], to_model: Callable[[StoredT], ModelT], sort_key: Callable[[StoredT], str]
 ) -> ListPage[ModelT]:
     """Converts a page of stored objects to the model of a page. `to_model` converts one object. `sort_key` returns the
-    text by which an object is sorted. The field `next` gets the sort key of the last item; None on the last page."""
+    text by which an object is sorted. The field `next` is the sort key of the last item; None on the last page."""
     next_key = sort_key(page.items[-1]) if page.more and page.items else None
     return ListPage(items=[to_model(item) for item in page.items], next=next_key)
 

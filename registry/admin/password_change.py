@@ -12,11 +12,11 @@ from storage.errors import Denied, Unauthorized
 
 async def change_password(caller: Caller, name: AccountName, old: str, new: str | None) -> str | None:
     """Sets the password of the account `name` to `new`. If `new` is None, generates a password and returns it. The
-    person's browser sessions end. Callers may set their own password and have to give the old one; an admin may set
-    that of every other person.
+    person's browser sessions end. Callers who set their own password have to give the old one. An admin may set the
+    password of every other person.
 
-    Raises Unauthorized, AccountUnknown, and Denied if the caller may not do so or the old password is wrong;
-    TooManyRequests after too many wrong ones; AccountInvalid if the new one is not acceptable."""
+    Raises Unauthorized and AccountUnknown. Raises Denied if the caller may not set the password or the old password is
+    wrong, TooManyRequests after too many wrong passwords, and AccountInvalid if the new password is not acceptable."""
     caller.rights.check_may_change_credentials(name)
     if name == caller.principal.name:
         await _check_old_password(caller, name, old)

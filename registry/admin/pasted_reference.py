@@ -1,4 +1,4 @@
-"""Reads image references out of what people paste into a search: `docker pull host/team/app:v1`,
+"""Finds image references in text that people paste into a search: `docker pull host/team/app:v1`,
 `host/team/app@sha256:…`, an address that begins with `https://`, or just `team/app`."""
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ _PROGRAMS: Final = frozenset(
         *("helm", "cosign", "entrepot", "sudo", "FROM", "from", "image:"),
     }
 )
-"""The first words of commands that name images, such as `docker`, and of lines that name images in files, such as
-`FROM`."""
+"""Words with which a pasted line can begin if it names an image: programs, such as `docker`, and keywords of files,
+such as `FROM`."""
 _VERBS: Final = frozenset(
     {
         *("pull", "run", "push", "create", "copy", "inspect", "image", "images", "tag", "save", "manifest", "content"),
         *("build", "fetch", "get", "install", "verify", "ls", "list", "show", "container"),
     }
 )
-"""Words in such commands that are not names of images."""
+"""Subcommands of these programs. They are not names of images."""
 _HOST: Final = re.compile(
     r"localhost(:[0-9]+)?|[a-z0-9-]+(\.[a-z0-9-]+)+(:[0-9]+)?|[a-z0-9-]+:[0-9]+|\[[0-9a-f:]+\](:[0-9]+)?"
 )
 _SCHEMES: Final = ("docker://", "oci://", "https://", "http://")
 _MAX_WORDS: Final = 16
-"""Number of words in which a reference is looked for."""
+"""How many words of the text are searched for a reference."""
 
 
 @dataclass(frozen=True, slots=True)
 class PastedReference:
-    """A repository, and a tag or digest in it; None: there is neither."""
+    """A repository, and a tag or digest in it. `reference`: None if the text has neither."""
 
     repository: RepositoryName
     reference: Reference | None
 
 
 def pasted_references(text: str) -> Iterator[PastedReference]:
-    """Yields the references that `text` can mean; those that are more likely come first. A name with a host in front is
-    yielded with and without the host."""
+    """Yields the references that `text` can mean, the more likely ones first. A name that begins with a host is yielded
+    with the host and without it."""
     words = text.split()[:_MAX_WORDS]
     is_command = bool(words) and words[0] in _PROGRAMS
     for word in words:
         word = word.strip("\"'`,;")
         if is_command and (word in _PROGRAMS or word in _VERBS):
             continue
-        if word.startswith("-") or not (is_command or len(words) == 1 or any(mark in word for mark in "/:@")):
+        if word.startswith("-") or not (is_command or len(words) == 1 or any(character in word for character in "/:@")):
             continue
         for scheme in _SCHEMES:
             word = word.removeprefix(scheme)
@@ -70,8 +70,8 @@ def _parse(word: str) -> Iterator[PastedReference]:
     except RegistryError:
         return
     host, slash, rest = name.partition("/")
-    for each in (name, rest) if slash and _HOST.fullmatch(host) else (name,):
+    for repository_name in (name, rest) if slash and _HOST.fullmatch(host) else (name,):
         try:
-            yield PastedReference(RepositoryName(each), reference)
+            yield PastedReference(RepositoryName(repository_name), reference)
         except RegistryError:
             continue

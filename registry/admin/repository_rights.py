@@ -1,6 +1,6 @@
-"""Rights of callers of the management API on one repository. The errors are those of `/v2`
-(`registry.auth.rights.guard`): a caller who may not read a repository gets the same error as for one that does not
-exist."""
+"""Checks the rights of callers of the management API on one repository. The errors are those of `/v2`
+(`registry.auth.rights.guard`). A caller who may not read a repository gets the same error as for a repository that does
+not exist."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from storage.names import RepositoryName
 
 
 async def readable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the stored name of the repository to which `name` leads, if the caller may pull from it. Raises
-    NameUnknown if not, or Unauthorized if the caller has no account. Does not check whether the repository exists."""
+    """Returns the stored name of the repository to which `name` leads. Raises NameUnknown if the caller may not pull
+    from it, or Unauthorized if the caller has no account. Does not check whether the repository exists."""
     upkeep, principal = caller.upkeep, caller.principal
     names = upkeep.router.naming.candidates(name)
     allowed = [stored for stored in names if principal.may(Action.PULL, stored, name)]
@@ -68,7 +68,8 @@ def check_may_download(caller: Caller) -> None:
 
 
 def _unauthorized(principal: Principal, action_phrase: str) -> Unauthorized:
-    """Returns the error for a caller without an account, or with a token that does not allow what the account may."""
+    """Returns the error for a caller without an account, or for a token that does not allow an action that its account
+    may do."""
     if principal.is_anonymous:
         return Unauthorized(f"log in to {action_phrase}")
     return Unauthorized(f"this token has no right to {action_phrase}", reason=INSUFFICIENT_SCOPE)

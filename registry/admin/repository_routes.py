@@ -1,9 +1,9 @@
-"""The routes of `/api/v1/repositories/{name}` that show what is in a repository. The docstrings of the routes are the
-descriptions in the OpenAPI document.
+"""The routes of `/api/v1/repositories/{name}` that show and change the content of a repository. The docstrings of the
+routes are the descriptions in the OpenAPI document.
 
 The name of a repository in the path may contain slashes. No two paths here end with the same words, so a path belongs
-to one route only, even if the name of the repository contains such words. The routes show what this registry stores:
-they never ask the upstream of a mirrored repository.
+to one route only, even if the name of the repository contains such words. The routes show content that this registry
+stores. Except for the download of an image, they send no requests to the upstream of a mirrored repository.
 """
 
 from __future__ import annotations

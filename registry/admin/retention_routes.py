@@ -1,5 +1,5 @@
-"""The routes of `/api/v1/retention`: which tags the rules in the settings keep, and deleting the others. The docstrings
-of the routes are the descriptions in the OpenAPI document."""
+"""The routes of `/api/v1/retention`, which show which tags the rules in the settings keep, and start the deletion of
+all others. The docstrings of the routes are the descriptions in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TagDecisionResponse(BaseModel):
 
     @classmethod
     def from_line(cls, line: PreviewLine) -> Self:
-        """Converts a line of a preview, which is about a tag."""
+        """Converts a line of a preview. The line has to be about a tag."""
         return cls(
             tag=line.tag or "",
             digest=line.digest,

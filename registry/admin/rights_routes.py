@@ -1,5 +1,5 @@
-"""The route of `/api/v1/rights`: what an account may do on a repository, and by which grants. The docstring of the
-route is the description in the OpenAPI document."""
+"""The route of `/api/v1/rights`, which shows what an account may do on a repository, and which grants allow it. The
+docstring of the route is the description in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from storage.content import Actor
 from storage.names import RepositoryName
 
 ANONYMOUS_NAME: Final = Actor().name
-"""What stands for a client without a login, in place of the name of an account."""
+"""The name that stands for a client without a login."""
 
 router = management_router()
 
@@ -85,8 +85,8 @@ async def explain_rights_on(
 
 
 def visible_account(caller: Caller, text: str | None) -> AccountName | None:
-    """Returns the account that a caller asks about: the caller's own if `text` is None; None for a client without a
-    login. Raises AccountInvalid, and AccountUnknown if the caller may not see the account."""
+    """Returns the account whose rights the caller wants to see: the caller's own account if `text` is None; None for a
+    client without a login. Raises AccountInvalid, and AccountUnknown if the caller may not see the account."""
     if text == ANONYMOUS_NAME or (text is None and caller.rights.name is None):
         return None
     name = AccountName(text or caller.rights.account_name)

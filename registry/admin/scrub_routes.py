@@ -1,5 +1,5 @@
-"""The routes of `/api/v1` about scrub and damaged content. The docstrings of the routes are the descriptions in the
-OpenAPI document."""
+"""The routes of `/api/v1` about damaged content, and about scrub, which reads all stored content again to find damage.
+The docstrings of the routes are the descriptions in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from storage.names import Digest
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.scrubber import KIND
 
+# How many entries of each kind the responses have.
 SHOWN_ROUNDS = 20
 MAX_DAMAGED_MANIFESTS = 1000
 MAX_QUARANTINED = 1000
@@ -141,7 +142,7 @@ DigestPath = Annotated[str, Path(max_length=200, examples=["sha256:…"])]
 
 
 async def scrub_status(store: StoredRegistry) -> ScrubStatus:
-    """Returns what `GET /scrub` and `entrepot scrub status` show."""
+    """Returns the status that `GET /scrub` and `entrepot scrub status` show."""
     active = await store.jobs.active(KIND)
     return ScrubStatus(
         rounds=[RoundResponse.from_stored(each) for each in await store.damage.rounds(SHOWN_ROUNDS)],

@@ -158,12 +158,12 @@ def _target(target: SearchTarget | None, searches: ContentSearches) -> FoundTarg
     if target is None:
         return None
     name, reference = target.repository, target.reference
-    place: dict[str, Any] = {"repository": name, "mirrored_from": searches.upstream_of(name)}
+    repository_fields: dict[str, Any] = {"repository": name, "mirrored_from": searches.upstream_of(name)}
     if reference is None:
-        return FoundTarget(**place, kind="repository")
+        return FoundTarget(**repository_fields, kind="repository")
     if isinstance(reference, Digest):
-        return FoundTarget(**place, kind="blob" if target.is_blob else "manifest", digest=reference)
-    return FoundTarget(**place, kind="tag", tag=reference)
+        return FoundTarget(**repository_fields, kind="blob" if target.is_blob else "manifest", digest=reference)
+    return FoundTarget(**repository_fields, kind="tag", tag=reference)
 
 
 def _offset(after: str | None, kind: str | None) -> int:

@@ -1,7 +1,7 @@
 """The status of a running server (`ServerStatus`), which `/api/v1/status` returns and `entrepot status` shows.
 
-Each worker process knows only itself. It reports what it does in a file (`registry.status.worker_report`); everything
-else comes from the store, which all processes share. So any process on the server's machine can read the whole status.
+Each worker process writes its own state to a file (`registry.status.worker_report`). Everything else comes from the
+store, which all processes share. So any process on the server's machine can read the whole status.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from storage.errors import RegistryError
 from storage.jobs import Job
 from storage.store.stored_registry import StoredRegistry
 
-_BADNESS: Final = {"closed": 0, "half-open": 1, "open": 2}
-"""How bad each state of a circuit breaker is."""
+_BREAKER_RANKS: Final = {"closed": 0, "half-open": 1, "open": 2}
+"""Ranks the states of a circuit breaker. A higher number is worse."""
 
 
 class WorkerStatus(BaseModel):
@@ -179,9 +179,10 @@ class ServerStatus(BaseModel):
 async def read_server_status(
     upkeep: UpkeepComponents, clock: Callable[[], float] = time.time, *, with_cache: bool = True
 ) -> ServerStatus:
-    """Returns the status of the server of this data directory. `clock` returns seconds since 1970. `with_cache`: adds
-    `ServerStatus.cache`, for which all cached images are counted. Raises OSError if the data directory cannot be read.
-    An error of the store is `ServerStatus.store_problem`, and what comes after it is missing."""
+    """Returns the status of the server of this data directory. `clock` returns seconds since 1970. `with_cache`:
+    whether to add `ServerStatus.cache`, for which all cached images have to be counted. Raises OSError if the data
+    directory cannot be read. An error of the store becomes `ServerStatus.store_problem`, and the fields that are read
+    after the error are missing."""
     settings, store = upkeep.settings, upkeep.store
     problem = store.storage_problem() or store.push_refusal()
     status = await asyncio.to_thread(_status_of_reports, settings, clock(), problem)
@@ -197,8 +198,8 @@ async def read_server_status(
 
 
 async def read_upstreams(upkeep: UpkeepComponents, clock: Callable[[], float] = time.time) -> list[UpstreamStatus]:
-    """Returns the upstreams, as the workers report them, with what they allow. `clock` returns seconds since 1970.
-    Raises OSError, StorageFailed."""
+    """Returns the state of the upstreams that the workers have reported, and the requests that each upstream still
+    allows. `clock` returns seconds since 1970. Raises OSError, StorageFailed."""
     settings = upkeep.settings
     reports = await asyncio.to_thread(read_worker_reports, settings.data)
     upstreams = [_upstream_status(upstream, reports) for upstream in settings.upstream]
@@ -215,7 +216,7 @@ async def read_fills(settings: Settings) -> list[FillStatus]:
 async def _add_from_store(
     status: ServerStatus, upkeep: UpkeepComponents, clock: Callable[[], float], *, with_cache: bool
 ) -> None:
-    """Adds what the store knows. Raises RegistryError and OSError."""
+    """Adds the parts of the status that come from the store. Raises RegistryError and OSError."""
     settings, store = upkeep.settings, upkeep.store
     for upstream, configured in zip(status.upstreams, settings.upstream, strict=True):
         await _add_allowance(upstream, configured, store, clock())
@@ -224,13 +225,14 @@ async def _add_from_store(
     if with_cache:
         status.cache = [CachePartResponse.from_part(part) for part in await read_cache_status(settings, store)]
     status.quotas = [QuotaResponse.from_use(use) for use in await store.usage.scopes() if is_quota(use)]
-    if not store.is_read_only:  # else there is no room on the full disk for the connection that counts uploads
+    # If the store is read-only, the disk is full and has no space for the connection that counts uploads.
+    if not store.is_read_only:
         status.uploads = await asyncio.to_thread(_upload_status, settings)
 
 
 def status_without_store(settings: Settings, problem: str, clock: Callable[[], float] = time.time) -> ServerStatus:
-    """Returns what can be said about the server if this process cannot open the store. `problem`: why it cannot.
-    Blocks. Raises OSError if the data directory cannot be read."""
+    """Returns the status of the server without the parts that come from the store, for a process that cannot open the
+    store. `problem`: why it cannot. Blocks. Raises OSError if the data directory cannot be read."""
     status = _status_of_reports(settings, clock(), None)
     status.store_problem = problem
     return status
@@ -291,10 +293,12 @@ def _fills(settings: Settings) -> list[FillStatus]:
 
 
 def _upstream_status(upstream: Upstream, reports: Sequence[WorkerReport]) -> UpstreamStatus:
-    known = [each for report in reports for each in report.endpoints if each.upstream == upstream.name]
+    endpoint_reports = [each for report in reports for each in report.endpoints if each.upstream == upstream.name]
     return UpstreamStatus(
         name=upstream.name,
-        endpoints=[_endpoint_status(url, [each for each in known if each.url == url]) for url in upstream.endpoints],
+        endpoints=[
+            _endpoint_status(url, [each for each in endpoint_reports if each.url == url]) for url in upstream.endpoints
+        ],
         remaining=None,
         limit=None,
         remaining_at=None,
@@ -303,7 +307,7 @@ def _upstream_status(upstream: Upstream, reports: Sequence[WorkerReport]) -> Ups
 
 
 async def _add_allowance(status: UpstreamStatus, upstream: Upstream, store: StoredRegistry, now: float) -> None:
-    """Adds what the upstream allows, as the workers have stored it."""
+    """Adds the number of requests that the upstream still allows. The workers have stored this number."""
     from registry.upstream.rate_limits import manifests_limited_until
 
     allowance = await store.records.allowance(upstream.name)
@@ -315,9 +319,9 @@ async def _add_allowance(status: UpstreamStatus, upstream: Upstream, store: Stor
 
 
 def _endpoint_status(url: str, reports: Sequence[EndpointReport]) -> EndpointStatus:
-    """Returns the state of an endpoint from what the workers report about it: the worst breaker, and the newest
+    """Combines the reports of the workers about an endpoint: takes the worst state of the breaker, and the newest
     error."""
-    worst = max(reports, key=lambda report: _BADNESS[report.breaker], default=None)
+    worst = max(reports, key=lambda report: _BREAKER_RANKS[report.breaker], default=None)
     newest = max(reports, key=lambda report: report.last_error_at or 0.0, default=None)
     waits = [report.retry_in_seconds for report in reports if report.retry_in_seconds is not None]
     return EndpointStatus(

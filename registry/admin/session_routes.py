@@ -66,5 +66,5 @@ async def end_other_sessions(caller: LoggedInCaller, account: AccountQuery = Non
 
 
 def _account(caller: Caller, name: str | None) -> AccountName:
-    """Returns the account that a request is about: the one that it names, or the caller's own."""
+    """Returns the account in the request; the caller's own account if the request names none."""
     return AccountName(caller.rights.account_name if name is None else name)

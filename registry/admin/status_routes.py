@@ -1,4 +1,4 @@
-"""The route `/api/v1/status`: what the server does now."""
+"""The route `/api/v1/status`, which shows the current state of the server."""
 
 from __future__ import annotations
 

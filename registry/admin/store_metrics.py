@@ -1,4 +1,5 @@
-"""Metrics of the store, read from the data directory for a scrape (`StoreMetrics`)."""
+"""Collects the metrics of the store for a scrape by Prometheus (`StoreMetrics`). They are read from the data
+directory."""
 
 from __future__ import annotations
 
@@ -22,15 +23,15 @@ from storage.usage import ScopeUse
 log = logging.getLogger("registry")
 T = TypeVar("T")
 MIN_CACHED_SECONDS: Final = 10.0
-"""Shortest time between two reads of the figures in one process."""
+"""Shortest time between two reads of the figures in one process, in seconds."""
 CACHED_PER_READ: Final = 50.0
-"""The next read of the figures comes at the earliest after this many times the duration of the last read. So the reads
-of a large store, which take about 0.1 s for a million blobs, use at most 2% of the time."""
+"""The figures are cached for at least this many times the duration of the last read. So reading the figures of a large
+store, which takes about 0.1 s for a million blobs, uses at most 2% of the time."""
 
 
 class StoreMetrics(Collector):
     """Collects the metrics. `collect` reads files and the database, so call it in a thread. Several threads may call
-    it. If the database cannot be read, the metric `entrepot_store_readable` is 0, and those from the database are
+    it. If the database cannot be read, the metric `entrepot_store_readable` is 0, and the metrics from the database are
     missing."""
 
     def __init__(
@@ -39,7 +40,7 @@ class StoreMetrics(Collector):
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock` returns seconds since 1970, `monotonic` those of a monotonic clock."""
+        """`clock` returns seconds since 1970. `monotonic` returns the seconds of a monotonic clock."""
         self._data = settings.data
         self._cache_max = {upstream.name: upstream.cache_max for upstream in settings.upstream}
         self._total_cache_max = settings.cache.max
@@ -52,7 +53,7 @@ class StoreMetrics(Collector):
         self._valid_until = float("-inf")
 
     def collect(self) -> Iterator[Metric]:
-        """Yields the metrics. Raises nothing for a store that cannot be read."""
+        """Yields the metrics. Does not raise an error if the store cannot be read."""
         disk = self._try(lambda: list(self._disk_metrics()))
         figures = self._try(self._read)
         yield _gauge("entrepot_store_readable", "1 if the metrics of the store could be read.", figures is not None)
@@ -63,8 +64,8 @@ class StoreMetrics(Collector):
             yield from self._backlog_metrics(figures.backlogs)
 
     def _try(self, read: Callable[[], T]) -> T | None:
-        """Returns the result of `read`. If it fails, logs that and returns None: the other metrics are still of use,
-        for example those of the disk if it is too full to open the database."""
+        """Returns the result of `read`. If `read` fails, logs the error and returns None, because the other metrics are
+        still useful. For example, the disk metrics are useful if the disk is too full to open the database."""
         try:
             return read()
         except Exception as error:
@@ -72,7 +73,7 @@ class StoreMetrics(Collector):
             return None
 
     def _read(self) -> StoreFigures:
-        """Returns the figures, from the database if the last ones are too old."""
+        """Returns the cached figures, or reads them from the database if the cached ones are too old."""
         with self._lock:
             started = self._monotonic()
             if self._figures is None or started >= self._valid_until:
@@ -94,7 +95,7 @@ class StoreMetrics(Collector):
         yield _gauge("entrepot_database_log_bytes", "Size of the database's write-ahead log.", log_size)
 
     def _usage_metrics(self, scopes: Sequence[ScopeUse]) -> Iterator[Metric]:
-        """Yields the use of the cache and of the quotas. A limit that is not set has no series."""
+        """Yields the use of the cache and of the quotas. A limit that is not set has no time series."""
         cache = GaugeMetricFamily("entrepot_cache_used_bytes", "Bytes of mirrored content.", labels=["upstream"])
         cache_max = GaugeMetricFamily(
             "entrepot_cache_limit_bytes", "How large the cache of an upstream may be.", labels=["upstream"]
@@ -124,7 +125,7 @@ class StoreMetrics(Collector):
         yield from (cache, cache_max, used, limit, tags, tag_limit)
 
     def _backlog_metrics(self, backlogs: Sequence[WebhookBacklog]) -> Iterator[Metric]:
-        """Yields what waits for the webhooks in the settings."""
+        """Yields the numbers of events that wait for the webhooks in the settings."""
         names = ["webhook"]
         pending = GaugeMetricFamily("entrepot_events_pending", "Events that wait for a webhook.", labels=names)
         dead = GaugeMetricFamily("entrepot_events_dead_letters", "Events that were given up.", labels=names)

@@ -1,5 +1,5 @@
-"""The routes of `/api/v1/repositories/{name}/tags`: the history of tags, and changes of tags. The docstrings of the
-routes are the descriptions in the OpenAPI document.
+"""The routes of `/api/v1/repositories/{name}/tags`, which show the history of tags, and move or restore a tag. The
+docstrings of the routes are the descriptions in the OpenAPI document.
 
 The name of a repository in the path may contain slashes. A path ends with `/tags/` and a tag, with `/tags/`, a tag and
 one word, or with `/tag-history`. So it belongs to one route only, even if the name of the repository contains `/tags/`.
@@ -60,7 +60,8 @@ class TagChangeResponse(BaseModel):
 
     @classmethod
     def from_stored(cls, change: TagChange, *, with_client: bool = True) -> Self:
-        """Converts an entry of the history. `with_client`: with the address and the program of the client."""
+        """Converts an entry of the history. `with_client`: whether to include the address and the program of the
+        client."""
         return cls(
             id=str(change.id),
             tag=change.tag,
@@ -182,7 +183,7 @@ def _changes(caller: Caller) -> TagChanges:
 
 
 def _check_force(caller: Caller, force: bool) -> None:
-    """Raises Denied, or Unauthorized without a login, if somebody who is not an admin forces a change."""
+    """Raises Denied, or Unauthorized without a login, if a caller who is not an admin sets `force`."""
     if force:
         caller.rights.check_admin()
 

@@ -1,4 +1,6 @@
-"""Authentication and authorization: credentials, tokens, rights, and the guard before every registry.
+"""Authentication and authorization: credentials, tokens, rights, and the guard, which checks the rights before each
+call on a registry.
 
-`revocation_across_workers` describes how a revoked right or credential takes effect on all workers.
+The module `revocation_across_workers` describes how the revocation of a right or credential takes effect in all worker
+processes.
 """

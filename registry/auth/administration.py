@@ -1,8 +1,8 @@
 """Administration of accounts, groups, grants, API tokens and signing keys, for the command line and the management API.
 
 This module does not check whether the caller may make a change. The management API checks this before it calls this
-module (`registry.auth.rights.management_rights`). On the command line, whoever can write to the store may make every
-change.
+module (`registry.auth.rights.management_rights`). On the command line, every user who can write to the store may make
+every change.
 
 Passwords are passed in plain text and stored as hashes. A generated secret is returned once, and only its hash is
 stored. Every change takes `by`, the actor that the audit log names. A *note* is one line of free text about an account
@@ -56,9 +56,9 @@ GroupMembers = tuple[AccountName, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class AddedAccount:
-    """A new account. `password` is the generated password; None: none was generated. `is_first` tells whether this is
-    the first account that the registry ever had. Before the first account was added, everybody could do everything.
-    Since then, a request needs a login, or a grant to everyone."""
+    """A new account. `password` is the generated password; None: none was generated. `is_first`: whether this is the
+    first account that the registry ever had. Before the first account was added, everybody could do everything. Since
+    then, a request needs a login, or a grant to everyone."""
 
     account: Account
     password: str | None
@@ -189,17 +189,17 @@ class Administration:
 
     def subjects_of(self, name: str, groups: Iterable[str] = ()) -> list[Grantee]:
         """Returns the subjects whose grants apply to the account `name`, with its `groups` as in `grants_for`. A
-        subject is who gets a grant: an account, a group, all accounts, or everyone."""
-        # The name can be that of an account outside the store, whose kind is not known here.
+        subject is the receiver of a grant: an account, a group, all accounts, or everyone."""
+        # The account may be outside the store, and then its kind is not known here. So both kinds are included.
         subjects = [Grantee(GranteeKind.USER, name), Grantee(GranteeKind.ROBOT, name)]
         distinct_groups = dict.fromkeys((*self.accounts.groups_of(name), *groups))
         subjects += [Grantee(GranteeKind.GROUP, group) for group in distinct_groups]
         return [*subjects, Grantee(GranteeKind.AUTHENTICATED), Grantee(GranteeKind.EVERYONE)]
 
     async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
-        """Stores grants one by one. Each replaces an older grant to the same subject for the same pattern. A pattern
-        must be *simple*: an exact name, or a prefix with `*` or `**` at its end. If one is not, raises AccountInvalid
-        and stores no grant. If the store fails at a grant, the grants before it stay stored."""
+        """Stores grants one by one. Each grant replaces an older grant to the same subject for the same pattern. A
+        pattern must be *simple*: an exact name, or a prefix with `*` or `**` at its end. If any pattern is not simple,
+        raises AccountInvalid and stores no grant. If the store fails at a grant, the grants before it stay stored."""
         _require_simple(grant.pattern for grant in grants)
         for grant in grants:
             await self.accounts.put_grant(grant, by=by)
@@ -220,11 +220,11 @@ class Administration:
         limits: Sequence[TokenLimit] = (),
         by: Actor,
     ) -> tuple[ApiToken, str]:
-        """Makes an API token for an account and stores it. Returns its stored part, and its full text with the secret,
-        which is shown once.
+        """Creates an API token for an account and stores it. Returns the stored part of the token, and its full text
+        with the secret, which is shown only once.
 
         `expires_in` is the lifetime in seconds; None: the token never expires. `limits` restrict the token to some of
-        the actions that the account may do; empty: no restriction.
+        the actions that the account may do. Empty: the token has no restriction.
         """
         check_note(note)
         if expires_in is not None and expires_in <= 0:
@@ -248,8 +248,8 @@ class Administration:
         return new_token.token, new_token.text
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
-        """Revokes an API token. From the next request on, the token is refused, and so are all bearer tokens that a
-        client got with it."""
+        """Revokes an API token. From the next request on, the token is refused, and so are all bearer tokens that
+        clients got in exchange for it."""
         await self.accounts.revoke_token(token_id, by=by)
 
     # Login sessions

@@ -1,4 +1,4 @@
-"""Makes the objects of one process that authenticate requests, from the settings and the store of accounts."""
+"""Creates the objects with which one process authenticates requests, from the settings and the store of accounts."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from storage.leases import Leases
 
 @dataclass(frozen=True, slots=True)
 class AuthComponents:
-    """The objects that authenticate requests and that other packages use. `openid_login` is None if the settings name
-    no OpenID provider. `refresh_lifetime` is the lifetime of a refresh token, in seconds. `clock` returns seconds since
+    """The objects that authenticate requests, for use by other packages. `openid_login` is None if the settings name no
+    OpenID provider. `refresh_lifetime` is the lifetime of a refresh token, in seconds. `clock` returns seconds since
     1970. `cursors` encrypts the cursors of lists."""
 
     credential_verifier: CredentialVerifier

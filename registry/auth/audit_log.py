@@ -38,12 +38,12 @@ REFUSALS_PER_SECOND: Final = 5.0
 """The highest rate at which entries about refusals are added in the long run, in entries per second. Under a steady
 attack, these entries take about 100 MB a day for each worker."""
 OVERFLOW_ACTION: Final = "audit.overflow"
-"""The action in the entry that says how many entries were discarded."""
+"""The action of the entry that states how many entries were discarded."""
 LOGIN_ACTION: Final = "login"
 """The action in entries about logins."""
 REPEAT_SECONDS: Final = 3600.0
-"""How long a login is not recorded again after it was recorded. Two logins are the same if they have the same account,
-method, API token and address."""
+"""The time for which a login is not recorded again after it was recorded. Two logins count as the same login if they
+have the same account, method, API token and address."""
 
 
 class AuditBuffer:
@@ -91,8 +91,8 @@ class AuditBuffer:
         outcome: Literal["ok", "denied", "failed"],
         detail: Mapping[str, object] | None = None,
     ) -> None:
-        """Adds an entry: the actor `by` now did `action` on `target`, or tried to. `outcome` says whether the action
-        succeeded. Never waits and never raises."""
+        """Adds an entry for an action at this moment: the actor `by` did `action` on `target`, or tried to do it.
+        `outcome` says whether the action succeeded. Never waits and never raises."""
         self.add(
             AuditEntry(
                 self._clock(), by.name, action, target, outcome, by.address, by.request_id, by.user_agent, detail
@@ -153,15 +153,16 @@ def _entry_key(entry: AuditEntry) -> tuple[object, ...]:
 
 
 OnLogin = Callable[[str, Literal["ok", "failed", "throttled"]], None]
-"""Counts a login: its method (see `LoginAudit`) and its outcome. `throttled`: refused because of too many failures, or
-because too many logins wait. Returns at once and raises nothing."""
+"""A function that counts a login. Its arguments are the method (see `LoginAudit`) and the outcome. The outcome
+`throttled` means that the login was refused because of too many failed logins, or because too many logins wait. The
+function must return at once and must not raise errors."""
 
 
 class LoginAudit:
     """Records logins in the audit log, and uses of API tokens in the store, for one process and its event loop. `clock`
-    returns seconds since 1970. The `record_` methods never wait and never raise. Their arguments for a login: `by`
-    describes the client, and `method` is `password`, `token` (an API token), `issuer` (a token of a trusted issuer) or
-    `openid` (a login at the OpenID provider)."""
+    returns seconds since 1970. The `record_` methods never wait and never raise errors. In their arguments, `by`
+    describes the client, and `method` is the method of the login: `password`, `token` (an API token), `issuer` (a token
+    of a trusted issuer) or `openid` (a login at the OpenID provider)."""
 
     def __init__(
         self,

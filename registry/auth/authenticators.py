@@ -1,10 +1,10 @@
-"""Authenticators: find the principal of a request from its headers. The principal is the account, or anonymous client,
-that makes the request, with its rights.
+"""Authenticators: find the principal of a request from its headers. The principal is the account or anonymous client
+that sends the request, together with its rights.
 
 - `HeaderAuthenticator` serves the distribution API (`/v2`). For most requests it makes one lookup in the cache of
   verified credentials, which also contains their principals (`registry.auth.credential_cache`). Each request reads the
-  *epoch*, a number in the store that every change of rights increases. So a change by any worker takes effect with the
-  next request (`registry.auth.revocation_across_workers`).
+  *epoch*, a number in the store that every change of rights increases. So a change of rights by any worker takes effect
+  with the next request (`registry.auth.revocation_across_workers`).
 - `OpenAuthenticator` serves the distribution API of a registry without a store of accounts.
 - `ManagementAuthenticator` serves the management API (`/api/v1`). It accepts all credentials that the distribution API
   accepts, and also an API token as Bearer, and the session cookie of a login with a browser.
@@ -130,7 +130,8 @@ class HeaderAuthenticator:
 
 class OpenAuthenticator:
     """The authenticator of a registry without a store of accounts. Every request may pull, push and delete, except in
-    the repositories of the mirrored registries `guarded`: if `ghcr.io` is one of them, this excludes `ghcr.io/app`."""
+    repositories that are mirrored from the registries `guarded`. For example, if `ghcr.io` is in `guarded`, requests
+    may not use `ghcr.io/app`."""
 
     def __init__(self, guard: Guarded, guarded: Iterable[str] = ()) -> None:
         self._guard = guard

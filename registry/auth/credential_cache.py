@@ -2,9 +2,9 @@
 with its rights.
 
 The cache key of a credential is a keyed hash of its Authorization header and the client's address, with a random key
-that each cache makes for itself. So the cache contains no secret. A login with a cached password is not throttled. This
-must help only clients at the address that sent the right password. Therefore the hash includes the address: a guesser
-at another address finds no entry.
+that each cache makes for itself. So the cache contains no secret. A login with a cached password is not throttled. Only
+clients at the address that sent the right password may profit from this. Therefore the hash includes the address, so
+that a client at another address finds no entry.
 
 An entry can be outdated, because rights and accounts change. The *epoch* is a number in the store that every change of
 rights increases. An entry contains the epoch at which it was verified, and `registry.auth.revocation_across_workers`
@@ -25,12 +25,12 @@ MAX_CACHED_LOGINS: Final = 2048
 """The largest number of Basic credentials in the cache. Their secrets are passwords, API tokens and tokens of trusted
 issuers."""
 MAX_CACHED_BEARER_TOKENS: Final = 1024
-"""The largest number of Bearer credentials in the cache. They have a limit of their own: a client that gets many bearer
-tokens must not evict passwords, which would have to be hashed again."""
+"""The largest number of Bearer credentials in the cache. They have a separate limit, because a client that requests
+many bearer tokens must not evict passwords, which would have to be hashed again."""
 
 
 class VerifiedCredential:
-    """An entry of the cache: what a verified credential proved.
+    """An entry of the cache: the identity that a verified credential has proved.
 
     - `identity`: the account, and the limits of the credential.
     - `epoch`: the epoch of the store when the identity was last checked.
@@ -79,8 +79,8 @@ class CredentialCache:
         return self._basic_entries.get(key) or self._bearer_entries.get(key)
 
     def put(self, key: bytes, verified: VerifiedCredential, credential: Basic | Bearer) -> None:
-        """Stores the entry `verified` under the cache key `key`, and replaces an older one there. `credential` is what
-        the client sent; its type selects which of the two limits applies."""
+        """Stores the entry `verified` under the cache key `key`, and replaces an older one there. `credential` is the
+        credential that the client sent; its type decides which of the two limits applies."""
         is_bearer = isinstance(credential, Bearer)
         entries = self._bearer_entries if is_bearer else self._basic_entries
         entries.pop(key, None)

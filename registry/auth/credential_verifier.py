@@ -35,7 +35,7 @@ CACHED_SECONDS: Final = 3600.0
 MAX_USER_CHARACTERS: Final = 255
 """The longest user name that is accepted."""
 MAX_SECRET_CHARACTERS: Final = 16 * 1024
-"""The longest secret that is accepted. It is so long because a client can send the token of an issuer as its
+"""The longest secret that is accepted. The limit is high because a client can send the token of an issuer as its
 password."""
 
 
@@ -73,8 +73,8 @@ class CredentialVerifier:
         the store must be unchanged. If the epoch has changed, the entry must pass `revocation_check` again."""
 
     async def verify(self, credential: Basic | Bearer, by: Actor) -> VerifiedCredential:
-        """Verifies a credential, and returns what it proves. Uses the cache if the credential is there. `by` describes
-        the client, for the audit log and for the limits on failed logins per address.
+        """Verifies a credential, and returns the identity that it proves. Uses the cached result if there is one. `by`
+        describes the client, for the audit log and for the limits on failed logins per address.
 
         If necessary, waits for the download of an issuer's key set, or for the hashing of a password. Concurrent
         requests with the same password from the same address share one hashing. If the caller is cancelled, the
@@ -98,19 +98,19 @@ class CredentialVerifier:
         return await self._verifications.run(cache_key, lambda: self._verify_basic(cache_key, credential, by))
 
     async def verify_bearer(self, token: str, by: Actor) -> Identity:
-        """Returns the identity that a bearer token proves. The token is one of this registry or of a trusted issuer.
-        Raises what `verify` raises."""
+        """Returns the identity that a bearer token proves. The token can be one of this registry or of a trusted
+        issuer. Raises the errors of `verify`."""
         return (await self.verify(Bearer(token), by)).identity
 
     async def verify_basic(self, user: str, secret: str, by: Actor) -> Identity:
         """Returns the identity that a user name and a secret prove. The secret is a password, an API token or an
-        issuer's token. Raises what `verify` raises."""
+        issuer's token. Raises the errors of `verify`."""
         return (await self.verify(Basic(user, secret), by)).identity
 
     async def verify_password(self, user: str, password: str, by: Actor) -> Identity:
         """Returns the identity that a user name and a password prove, for a login with a browser. Refuses all other
         secrets: a session that was started with a token would outlive the token, and would not have the token's limits.
-        Raises what `verify` raises."""
+        Raises the errors of `verify`."""
         method = self._login_method(password)
         if method != "password":
             self._logins.record_failure(user, method, "a token cannot start a session", by)

@@ -4,8 +4,8 @@ account of a client, with the limits of its credential.
 The check reads the account and the API token from the store. Some identities depend on a *source outside the store*:
 the account's line in the htpasswd file, or the settings of a token issuer or of the OpenID provider. Such an identity
 has a *stamp*, a hash of its source. The check compares the stamp with a hash of the source as it is now.
-`registry.auth.revocation_across_workers` says when this check runs, and how a worker notices what another worker
-revoked.
+`registry.auth.revocation_across_workers` describes when this check runs, and how a worker learns that another worker
+has revoked a credential.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ database, the *epoch*, tells each worker that rights have changed:
    checked. `registry.auth.authenticators.HeaderAuthenticator` uses a cached principal only if its epoch is the current
    one.
 4. If the epoch of the cached principal is older, `CachedCredentialCheck.revalidate` in this module checks the
-   credential again, and `principal_of` computes the rights again.
+   credential again, and `principal_of` computes the rights again from the grants.
 
 Identities can also come from outside the database: from the htpasswd file, a token issuer or the OpenID provider. A
 change of that file, or of the settings of the other two, does not increment the epoch. An identity from such a source

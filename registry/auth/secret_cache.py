@@ -13,12 +13,12 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 DEFAULT_MAX_ENTRIES = 4096
-"""The size limit of a cache if the caller chooses no other."""
+"""The default for the largest number of entries in a cache."""
 
 
 class SecretCache(Generic[T]):
-    """Values by cache key; `key_of` makes the cache key from secrets. When it has `max_entries` entries, the cache
-    evicts the oldest one for a new one."""
+    """A cache of values by cache key. `key_of` computes the cache key from secrets. When the cache has `max_entries`
+    entries, it evicts the oldest entry for a new one."""
 
     def __init__(self, max_entries: int = DEFAULT_MAX_ENTRIES) -> None:
         self._hash_key = os.urandom(32)
@@ -51,8 +51,8 @@ class SecretCache(Generic[T]):
         self._values.pop(key, None)
 
     def _hash(self, text: bytes, personalization: bytes = b"") -> bytes:
-        """Returns the keyed hash of `text`. `personalization` is a parameter of BLAKE2: with another one, the same text
-        has another hash."""
+        """Returns the keyed hash of `text`. `personalization` is a parameter of BLAKE2: the same text has different
+        hashes with different personalizations."""
         return hashlib.blake2b(text, digest_size=32, key=self._hash_key, person=personalization).digest()
 
     def __len__(self) -> int:

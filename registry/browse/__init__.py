@@ -1,1 +1,1 @@
-"""What people see of the content: tags, images and their parts, for the routes of `/api/v1` and for the pages."""
+"""Describes stored tags, images and artifacts for people: used by the routes of `/api/v1` and by the web pages."""

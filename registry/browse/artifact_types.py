@@ -1,5 +1,5 @@
-"""What artifact types mean to people: whether a referrer is a signature, an SBOM (a list of what an image contains) or
-an attestation. Nothing is verified here."""
+"""Determines the purpose of a referrer from its artifact type: whether it is a signature, an SBOM (a list of the
+packages in an image) or an attestation. This module verifies nothing."""
 
 from __future__ import annotations
 
@@ -40,18 +40,20 @@ _BY_TYPE: Final[Mapping[str, Purpose]] = MappingProxyType(
     }
 )
 _BUNDLE_PREFIX: Final = "application/vnd.dev.sigstore.bundle"
-"""Sigstore's bundles, which cosign 3 writes for signatures and attestations alike."""
+"""Artifact types of Sigstore bundles begin with this. cosign 3 writes a bundle for signatures and for attestations."""
 _BY_TAG: Final[Mapping[str, Purpose]] = MappingProxyType(
     {".sig": Purpose.SIGNATURE, ".sbom": Purpose.SBOM, ".att": Purpose.ATTESTATION}
 )
-"""Purposes by the suffix that older versions of cosign write after the digest in a tag."""
+"""The purpose of a referrer tag by its suffix. Older versions of cosign write such tags: the digest of the image, and
+this suffix."""
 _SBOM_PREDICATES: Final = ("https://spdx.dev/", "https://cyclonedx.org/")
+"""Predicate types of attestations that contain an SBOM begin with one of these."""
 SIGNATURE_PREDICATE: Final = "https://sigstore.dev/cosign/sign/"
-"""The type of the statement in a Sigstore bundle that is a signature of cosign."""
+"""The predicate type of the statement in a Sigstore bundle if the bundle is a signature by cosign."""
 
 
 def purpose_of_type(artifact_type: str | None) -> Purpose:
-    """Returns what a referrer of this artifact type is for."""
+    """Returns the purpose of a referrer of this artifact type."""
     if artifact_type is None:
         return Purpose.OTHER
     if artifact_type.startswith(_BUNDLE_PREFIX):
@@ -60,20 +62,20 @@ def purpose_of_type(artifact_type: str | None) -> Purpose:
 
 
 def purpose_of_tag(suffix: str) -> Purpose:
-    """Returns what a referrer tag is for that ends with `suffix` after the digest."""
+    """Returns the purpose of a referrer tag that has `suffix` after the digest."""
     return _BY_TAG.get(suffix, Purpose.OTHER)
 
 
 def purpose_of_predicate(predicate: str) -> Purpose:
-    """Returns what an attestation is for whose statement has this predicate type."""
+    """Returns the purpose of an attestation whose statement has this predicate type."""
     if predicate.startswith(SIGNATURE_PREDICATE):
         return Purpose.SIGNATURE
     return Purpose.SBOM if predicate.startswith(_SBOM_PREDICATES) else Purpose.ATTESTATION
 
 
 def marks(types: Iterable[str], tag_suffixes: Iterable[str], predicates: Iterable[str], is_attested: bool) -> MarksView:
-    """Returns the marks of an image with these referrers. `predicates`: those of BuildKit's attestations in the index;
-    `is_attested`: whether it has any."""
+    """Returns whether an image with these referrers is signed, has an SBOM and is attested. `predicates`: the predicate
+    types of BuildKit's attestations in the index. `is_attested`: whether the index has such attestations."""
     purposes = {
         *map(purpose_of_type, types),
         *map(purpose_of_tag, tag_suffixes),

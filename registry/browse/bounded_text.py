@@ -1,5 +1,5 @@
-"""Cuts the texts in an image's config and annotations to what fits on a page: an image may have labels of a megabyte,
-or a thousand of them."""
+"""Shortens the texts in an image's config and annotations so that they fit on a page. An image can have labels of a
+megabyte, or thousands of labels."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 MAX_TEXT_CHARACTERS: Final = 4096
-"""A longer text is cut."""
+"""The length to which a longer text is cut."""
 MAX_ENTRIES: Final = 200
-"""Of a longer list or mapping, only the first entries are shown."""
+"""How many entries of a list or mapping are shown. Further entries are left out."""
 MAX_TOTAL_CHARACTERS: Final = 256 * 1024
-"""When the texts of one object have this many characters in all, the rest is left out."""
+"""How many characters the texts of one object may have together. Further texts are left out."""
 
 
 class TextBudget:
-    """Cuts the texts of one object. `is_exceeded`: whether anything was cut or left out. Values that are not of the
-    expected type are left out: nobody checks a config before it is pushed."""
+    """Shortens the texts of one object. `is_exceeded`: whether a text was cut or left out. Values of an unexpected type
+    are left out, because the registry does not check a config when a client pushes it."""
 
     def __init__(self) -> None:
         self._remaining = MAX_TOTAL_CHARACTERS
         self.is_exceeded = False
 
     def text(self, value: object) -> str:
-        """Returns a text, perhaps cut; an empty one for None and other values."""
+        """Returns a text, cut if it is too long; an empty text for a value that is no text."""
         if not isinstance(value, str):
             return ""
         limit = min(MAX_TEXT_CHARACTERS, self._remaining)

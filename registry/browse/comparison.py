@@ -1,4 +1,4 @@
-"""How one image differs from another (`compare_images`)."""
+"""Compares two images: which layers they share, and how their configs differ (`compare_images`)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from registry.browse.models import (
 from storage.errors import ManifestUnknown
 
 MAX_CHANGES: Final = 1000
-"""Of more differences, only the first are listed."""
+"""How many differences are listed. Further differences are left out."""
+# The fields of a config that are compared, by the type of their values.
 _TEXTS: Final = ("user", "working_dir", "stop_signal", "author")
 _LISTS: Final = ("entrypoint", "cmd", "healthcheck")
 _SETS: Final = ("exposed_ports", "volumes")
 
 
 def common_platform(base: ManifestView, other: ManifestView) -> str | None:
-    """Returns the platform by which to compare two manifests if nobody asks for one: the one that is shown of `base`,
-    or else the first one that both have. Returns None if both are images of one platform. Raises ManifestUnknown if
-    there is none."""
+    """Returns the platform for which to compare two manifests if the request names none: the platform of the image that
+    `base` shows if both have it, or else the first platform that both have. Returns None if neither manifest is an
+    index. Raises ManifestUnknown if they have no platform in common."""
     if base.kind != "index" and other.kind != "index":
         return None
     names = [{platform.name for platform in view.platforms if platform.present} - {""} for view in (base, other)]
@@ -40,7 +41,7 @@ def common_platform(base: ManifestView, other: ManifestView) -> str | None:
 
 
 def compare_images(base: ManifestView, other: ManifestView) -> ComparisonView:
-    """Compares the images that two manifests show. Raises ManifestUnknown if one of them shows none."""
+    """Compares the images that two manifests show. Raises ManifestUnknown if one of the manifests shows no image."""
     first, second = _image_of(base), _image_of(other)
     base_layers, other_layers = _layers(first), _layers(second)
     shared = [layer for digest, layer in base_layers.items() if digest in other_layers]
@@ -73,13 +74,13 @@ def _compared(view: ManifestView, image: ImageView) -> ComparedImage:
 
 
 def _layers(image: ImageView) -> dict[str, ComparedLayer]:
-    """Returns the layers of an image by digest, in their order. A layer that an image has twice is there once."""
-    found: dict[str, ComparedLayer] = {}
+    """Returns the layers of an image by digest, in their order. A layer that occurs twice is returned once."""
+    layers_by_digest: dict[str, ComparedLayer] = {}
     for step in image.steps:
         if (layer := step.layer) is not None:
             compared = ComparedLayer(digest=layer.digest, size=layer.size, command=step.command)
-            found.setdefault(layer.digest, compared)
-    return found
+            layers_by_digest.setdefault(layer.digest, compared)
+    return layers_by_digest
 
 
 def _changes(base: ConfigView | None, other: ConfigView | None) -> list[ConfigChange]:
@@ -107,7 +108,7 @@ def _differences(field: str, base: Mapping[str, str], other: Mapping[str, str]) 
 
 
 def _as_text(words: Sequence[str] | None) -> dict[str, str]:
-    """Returns a command as one text, in the form for a shell."""
+    """Returns a command as one text, quoted for a shell."""
     return {} if words is None else {"": shlex.join(words)}
 
 

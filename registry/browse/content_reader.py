@@ -1,7 +1,7 @@
-"""Reads manifests and blobs for people, with bounded work (`ContentReader`).
+"""Reads manifests and blobs to show them to people, and limits the work for each (`ContentReader`).
 
-Manifests and configs never change, so what was read of them is kept in memory by digest. The event loop never parses a
-large document: that happens in a thread, one at a time.
+Manifests and configs never change, so their summaries are cached in memory by digest. Large documents are parsed in a
+thread, one at a time, and never on the event loop.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ T = TypeVar("T")
 IMAGE_CONFIGS: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 """Media types of the configs of images."""
 MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
-"""A larger config is not read."""
+"""The size of the largest config that is read."""
 MAX_ROW_BYTES: Final = 256 * 1024
-"""For a list, no larger manifest or config is read."""
+"""The size of the largest manifest or config that is read for a row of a list."""
 MAX_PLATFORMS: Final = 100
-"""Of an index with more entries, only the first are shown."""
+"""How many entries of an index are shown. Further entries are left out."""
 _MAX_ON_LOOP_BYTES: Final = 16 * 1024
-"""A larger document is parsed in a thread."""
+"""The size of the largest document that is parsed on the event loop. Larger ones are parsed in a thread."""
 MAX_PREDICATES: Final = 20
-"""How many types of attestations a summary names."""
+"""How many predicate types of attestations a summary has at most."""
 _MAX_KEPT_BYTES: Final = 8 * 1024 * 1024
-"""How much memory the kept summaries of manifests, and those of configs, may take, roughly. A summary takes about a
-kilobyte, that of a large index up to 50."""
+"""Roughly how many bytes of memory the cached summaries of manifests may take. The cached summaries of configs may take
+the same. A summary takes about one kilobyte; the summary of a large index takes up to 50 kilobytes."""
 _OBJECT_BYTES: Final = 256
-"""Memory of an object of a summary without its texts, and of its place in a dictionary."""
+"""Bytes of memory of an object in a summary without its texts, and of its place in a dictionary."""
 _ATTESTATION: Final = "attestation-manifest"
 """The value of the annotation `vnd.docker.reference.type` of an entry that BuildKit adds to an index."""
 _PREDICATE: Final = "in-toto.io/predicate-type"
@@ -49,7 +49,7 @@ _CREATED: Final = "org.opencontainers.image.created"
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """An entry of an index. `is_attestation`: BuildKit's attestations of another entry."""
+    """An entry of an index. `is_attestation`: the entry has BuildKit's attestations about another entry."""
 
     digest: Digest
     media_type: str
@@ -59,9 +59,10 @@ class IndexEntry:
 
 @dataclass(frozen=True, slots=True)
 class ManifestSummary:
-    """What a list shows of a manifest. `size`: of config and layers; None for an index. `config`: of an image.
-    `entries` and `more_entries`: the first entries of an index, and the number of the others. `predicates`: the types
-    of the attestations that it contains. `created`: the annotation; empty: there is none."""
+    """What a list shows of a manifest. `size`: bytes of config and layers; None for an index. `config`: the config of
+    an image; None for other manifests. `entries` and `more_entries`: the first entries of an index, and the number of
+    further entries. `predicates`: the predicate types of the attestations in the manifest. `created`: the annotation
+    with the time of creation; empty: there is none."""
 
     kind: Kind
     size: int | None = None
@@ -75,7 +76,7 @@ class ManifestSummary:
 
 @dataclass(frozen=True, slots=True)
 class ConfigSummary:
-    """What a list shows of a config. `created`: in RFC 3339; empty if it is not known."""
+    """What a list shows of a config. `created`: the time of creation in RFC 3339; empty if it is not known."""
 
     platform: str = ""
     created: str = ""
@@ -85,22 +86,22 @@ UNREADABLE: Final = ManifestSummary("unreadable")
 
 
 class ContentReader:
-    """Reads through `registry`, which checks the rights of the current request."""
+    """Reads and summarizes content through `registry`, which checks the rights of the current request."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._manifests: _Kept[ManifestSummary] = _Kept(_bytes_of_summary)
-        self._configs: _Kept[ConfigSummary] = _Kept(lambda each: _bytes_of((each.platform, each.created)))
+        self._manifests: _Cache[ManifestSummary] = _Cache(_bytes_of_summary)
+        self._configs: _Cache[ConfigSummary] = _Cache(lambda each: _bytes_of((each.platform, each.created)))
         self._thread = asyncio.Lock()
         """Held while a large document is parsed."""
 
     async def summary(self, repo: RepositoryName, digest: Digest, size: int | None = None) -> ManifestSummary:
-        """Returns a summary of a manifest that the repository has; the caller has checked that, and the right to see
-        it. `size`: of the manifest, if it is known. A manifest that is too large for a list, damaged, or deleted
-        meanwhile is `UNREADABLE`."""
-        kept = self._manifests.get(digest)
-        if kept is not None:
-            return kept
+        """Returns a summary of a manifest. The caller has checked that the repository has the manifest, and that the
+        visitor may see it. `size`: the size of the manifest; None: it is not known. Returns `UNREADABLE` if the
+        manifest is too large for a list, is damaged, or has been deleted in the meantime."""
+        cached = self._manifests.get(digest)
+        if cached is not None:
+            return cached
         if size is not None and size > MAX_ROW_BYTES:
             return UNREADABLE
         try:
@@ -112,18 +113,18 @@ class ContentReader:
         return await self.summary_of(manifest)
 
     async def summary_of(self, manifest: Manifest) -> ManifestSummary:
-        """Returns the summary of a manifest of any size. Afterwards the manifest's properties are parsed. What was read
-        of a large manifest is not kept."""
+        """Returns the summary of a manifest of any size. Parses the manifest, so that its properties need no parsing
+        later. The summary of a large manifest is not cached."""
         summary = await self.run(len(manifest.body), lambda: summarize(manifest))
         return summary if len(manifest.body) > MAX_ROW_BYTES else self._manifests.keep(manifest.digest, summary)
 
     async def config_summary(self, repo: RepositoryName, config: Descriptor) -> ConfigSummary:
-        """Returns a summary of a config; an empty one if the repository does not have it, or it is too large for a
-        list or no config of an image."""
-        key = (repo, config.digest)  # a repository may serve only its own blobs
-        kept = self._configs.get(key)
-        if kept is not None:
-            return kept
+        """Returns a summary of a config. The summary is empty if the repository does not have the config, if the config
+        is too large for a list, or if it is no config of an image."""
+        key = (repo, config.digest)  # by repository, because a repository may serve only its own blobs
+        cached = self._configs.get(key)
+        if cached is not None:
+            return cached
         summary = await self.parsed(repo, config.digest, MAX_ROW_BYTES, partial(_summarize_config, config.digest))
         return ConfigSummary() if summary is None else self._configs.keep(key, summary)
 
@@ -149,9 +150,9 @@ class ContentReader:
         *,
         max_on_loop_bytes: int = _MAX_ON_LOOP_BYTES,
     ) -> T | None:
-        """Returns what `parse` returns for a blob; None if the repository does not have it, or it is larger than
-        `max_bytes`. If it is larger than `max_on_loop_bytes`, parses it in a thread, and reads it only when the thread
-        is free, so that blobs that wait take no memory."""
+        """Reads a blob and returns the result of `parse`; None if the repository does not have the blob, or it is
+        larger than `max_bytes`. Parses a blob that is larger than `max_on_loop_bytes` in a thread. Such a blob is read
+        only when the thread is free, so that waiting blobs take no memory."""
         try:
             reader = await self._registry.open_blob(repo, digest)
         except BlobUnknown:
@@ -181,17 +182,17 @@ def summarize(manifest: Manifest) -> ManifestSummary:
     """Returns the summary of a manifest."""
     try:
         manifest.config, manifest.layers, manifest.manifests  # noqa: B018  parses the body and caches the result
-    except RegistryError:  # an earlier version accepted more
+    except RegistryError:  # an earlier version of this program accepted such manifests
         return UNREADABLE
     created = manifest.annotations.get(_CREATED, "")[:64]
     if manifest.media_type in INDEXES:
         entries = manifest.manifests
-        first = [index_entry(entry) for entry in entries[:MAX_PLATFORMS]]
+        shown_entries = [index_entry(entry) for entry in entries[:MAX_PLATFORMS]]
         return ManifestSummary(
             "index",
             artifact_type=manifest.artifact_type,
-            entries=tuple(first),
-            more_entries=len(entries) - len(first),
+            entries=tuple(shown_entries),
+            more_entries=len(entries) - len(shown_entries),
             created=created,
         )
     size = sum(blob.size for blob in manifest.blobs)
@@ -218,25 +219,25 @@ def _summarize_config(digest: Digest, data: bytes) -> ConfigSummary:
 
 
 def _predicates(layers: Iterable[Descriptor]) -> frozenset[str]:
-    """Returns the first predicate types of the layers."""
-    found: set[str] = set()
+    """Returns the predicate types of the layers, at most MAX_PREDICATES of them."""
+    predicates: set[str] = set()
     for layer in layers:
         predicate = (layer.annotations or {}).get(_PREDICATE)
         if predicate:
-            found.add(predicate[:200])
-        if len(found) == MAX_PREDICATES:
+            predicates.add(predicate[:200])
+        if len(predicates) == MAX_PREDICATES:
             break
-    return frozenset(found)
+    return frozenset(predicates)
 
 
 def is_image(manifest: Manifest) -> bool:
-    """Returns whether a manifest is that of an image of one platform, and not of another artifact."""
+    """Returns whether a manifest describes an image of one platform. An index or another artifact is no image."""
     config = manifest.config
     return manifest.media_type != OCI_ARTIFACT and config is not None and config.media_type in IMAGE_CONFIGS
 
 
 def index_entry(entry: Descriptor) -> IndexEntry:
-    """Returns what is shown of an entry of an index."""
+    """Returns the parts of an index entry that are shown."""
     platform = entry.platform if isinstance(entry.platform, Mapping) else {}
     kind = (entry.annotations or {}).get("vnd.docker.reference.type")
     return IndexEntry(entry.digest, entry.media_type, platform_text(platform), kind == _ATTESTATION)
@@ -254,9 +255,9 @@ def _bytes_of(texts: Iterable[str]) -> int:
     return 3 * _OBJECT_BYTES + sum(map(sys.getsizeof, texts))
 
 
-class _Kept(Generic[T]):
-    """The most recently used values. Together they take at most `_MAX_KEPT_BYTES`; `bytes_of` returns the size of
-    each."""
+class _Cache(Generic[T]):
+    """A cache of the most recently used values. Together they take at most `_MAX_KEPT_BYTES`. `bytes_of` returns the
+    size of a value."""
 
     def __init__(self, bytes_of: Callable[[T], int]) -> None:
         self._bytes_of = bytes_of
@@ -276,6 +277,6 @@ class _Kept(Generic[T]):
         self._values[key] = value, size
         self._bytes += size - (replaced[1] if replaced else 0)
         while self._bytes > _MAX_KEPT_BYTES:
-            _, (_, dropped) = self._values.popitem(last=False)
-            self._bytes -= dropped
+            _, (_, dropped_bytes) = self._values.popitem(last=False)
+            self._bytes -= dropped_bytes
         return value

@@ -1,9 +1,9 @@
-"""Descriptions of repositories as pages show them (`DescriptionPages`): Markdown, rendered as HTML that is safe on a
-page of this registry.
+"""Reads, changes and renders the descriptions of repositories (`DescriptionPages`). People write them in Markdown. They
+are rendered as HTML that is safe on a page of this registry.
 
-Two libraries make it safe, one after the other: markdown-it-py takes HTML in the text as text, and nh3 removes all
-elements and attributes but a few from what it makes. Images become links, because a page may not request anything from
-other hosts.
+Two libraries make the HTML safe, one after the other. markdown-it-py escapes HTML in the text, and nh3 removes all but
+a few elements and attributes from the result. Images become links, because a page may not load anything from other
+hosts.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from storage.names import RepositoryName
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
-_MAX_KEPT: Final = 16
-"""How many rendered descriptions are kept in memory."""
+_MAX_CACHED: Final = 16
+"""How many rendered descriptions are cached in memory."""
 _MAX_RENDERED_CHARACTERS: Final = 64 * 1024
-"""What follows after this many characters is shown as plain text: rendering takes up to 30 µs for each character."""
+"""How many characters of a description are rendered. The rest is shown as plain text, because rendering takes up to 30
+µs for each character."""
 _MAX_NESTING: Final = 20
-"""Deeper lists and quotes are shown as text."""
+"""How many levels of nested lists and quotes are rendered. Deeper ones are shown as text."""
+# The HTML elements, their attributes and the URL schemes that may remain in the rendered HTML.
 _TAGS: Final = frozenset(
     {
         *("a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p"),
@@ -41,7 +43,7 @@ _LINK_REL: Final = "nofollow noreferrer"
 
 
 class DescriptionPages:
-    """Reads and changes descriptions. The caller has checked the right to do so."""
+    """Reads and changes descriptions. The caller has checked that the visitor may do so."""
 
     def __init__(self, descriptions: Descriptions) -> None:
         self._descriptions = descriptions
@@ -50,7 +52,7 @@ class DescriptionPages:
         """Held while a description is rendered, which happens in a thread."""
 
     async def read(self, repo: RepositoryName) -> DescriptionView:
-        """Returns the description of a repository; an empty one if nobody has written any."""
+        """Returns the description of a repository; an empty description if nobody has written one."""
         return await self._view(repo, await self._descriptions.description(repo))
 
     async def put(self, repo: RepositoryName, text: str, revision: int | None, by: Actor) -> DescriptionView:
@@ -59,7 +61,8 @@ class DescriptionPages:
         return await self._view(repo, await self._descriptions.put_description(repo, text, by=by, revision=revision))
 
     async def preview(self, text: str) -> str:
-        """Returns the HTML that a description with this text would have. Raises RequestInvalid as `put` does."""
+        """Returns the HTML that a description with this text would have. Raises RequestInvalid in the same cases as
+        `put`."""
         _check(text)
         async with self._thread:
             return await asyncio.to_thread(render_markdown, text)
@@ -83,14 +86,14 @@ class DescriptionPages:
                 if rendered is None:
                     rendered = await asyncio.to_thread(render_markdown, text)
             self._rendered[key] = rendered
-            if len(self._rendered) > _MAX_KEPT:
+            if len(self._rendered) > _MAX_CACHED:
                 self._rendered.popitem(last=False)
         self._rendered.move_to_end(key)
         return rendered
 
 
 def _check(text: str) -> None:
-    """Raises RequestInvalid for a text that no description can have."""
+    """Raises RequestInvalid if a description cannot have this text."""
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError:
@@ -102,7 +105,7 @@ def _check(text: str) -> None:
 def render_markdown(text: str) -> str:
     """Returns Markdown (CommonMark, with tables and strikethrough) as safe HTML. The end of a very long text is
     returned as plain text."""
-    # Imported with the first description: most servers never show one.
+    # Imported only when the first description is rendered, because most servers never show one.
     import nh3
     from markdown_it import MarkdownIt
 
@@ -123,7 +126,7 @@ def render_markdown(text: str) -> str:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Returns the beginning of a text, up to the end of a line, and the rest as HTML."""
+    """Splits a text at the end of a line. Returns the beginning as Markdown, and the rest as HTML of plain text."""
     if len(text) <= _MAX_RENDERED_CHARACTERS:
         return text, ""
     end = text.rfind("\n", 0, _MAX_RENDERED_CHARACTERS) + 1 or _MAX_RENDERED_CHARACTERS
@@ -131,21 +134,21 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _with_links_for_images(tokens: Sequence[Token]) -> list[Token]:
-    """Replaces each image by a link to it, whose text is the image's description. An image within a link, such as a
-    badge, becomes a text of that link."""
+    """Replaces each image by a link to the image. The text of the link is the image's alternative text. An image inside
+    a link, such as a badge, becomes the text of that link."""
     from markdown_it.token import Token
 
-    found: list[Token] = []
+    result: list[Token] = []
     open_links = 0
     for token in tokens:
         open_links += {"link_open": 1, "link_close": -1}.get(token.type, 0)
         if token.type != "image":
-            found.append(token)
+            result.append(token)
             continue
         text = Token("text", "", 0, content=token.content or "image")
         if open_links:
-            found.append(text)
+            result.append(text)
         else:
             source = str(token.attrGet("src") or "")
-            found += [Token("link_open", "a", 1, attrs={"href": source}), text, Token("link_close", "a", -1)]
-    return found
+            result += [Token("link_open", "a", 1, attrs={"href": source}), text, Token("link_close", "a", -1)]
+    return result

@@ -1,4 +1,4 @@
-"""What a file of an artifact, such as an SBOM or a signature, shows to people (`read_file`)."""
+"""Reads the text that is shown of a file of an artifact, such as an SBOM or a signature (`read_file`)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from registry.browse.bounded_text import TextBudget
 from registry.browse.image_config import parse_object
 
 MAX_FILE_BYTES: Final = 64 * 1024
-"""The text of a larger file is not shown."""
+"""The size of the largest file whose text is shown."""
 MAX_STATEMENT_CHARACTERS: Final = 128 * 1024
-"""A statement that is longer with its indentation is not shown."""
+"""The length of the longest statement that is shown, with its indentation."""
 MAX_STATEMENT_DEPTH: Final = 32
-"""A statement in which objects and arrays are nested more deeply is not shown: each level indents all that is in it, so
-that a file of 64 KiB would become megabytes."""
+"""How many levels of nested objects and arrays a statement may have to be shown. Each level indents its content, so a
+deeply nested file of 64 KiB would become megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileText:
-    """What is shown of a file. `text`: None if it is no text. `statement`: the statement that a DSSE envelope or a
-    Sigstore bundle in the file contains, as indented JSON; None: there is none, or it is too large to show.
-    `predicate_type`: the type of that statement."""
+    """What is shown of a file. `text`: None if the file is not text. `statement`: if the file is a DSSE envelope or a
+    Sigstore bundle, the statement in it, as indented JSON; None: the file has no statement, or the statement is too
+    large to show. `predicate_type`: the predicate type of that statement."""
 
     format: Literal["json", "text", "binary"]
     text: str | None = None
@@ -33,7 +33,8 @@ class FileText:
 
 
 def read_file(data: bytes) -> FileText:
-    """Returns what is shown of a file of at most MAX_FILE_BYTES. This takes too long for the event loop."""
+    """Returns the texts to show for a file of at most MAX_FILE_BYTES. Has to run in a thread, because it takes too long
+    for the event loop."""
     text = _text(data)
     if text is None:
         return FileText("binary")
@@ -47,8 +48,8 @@ def read_file(data: bytes) -> FileText:
 
 
 def find_statement(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the statement in a DSSE envelope, or in a Sigstore bundle with one; None if there is none. Verifies
-    nothing."""
+    """Returns the statement in a DSSE envelope, or in a Sigstore bundle with an envelope; None if there is no
+    statement. Does not verify signatures."""
     envelope = document.get("dsseEnvelope", document)
     payload = envelope.get("payload") if isinstance(envelope, Mapping) else None
     if not isinstance(payload, str):

@@ -1,8 +1,8 @@
-"""An image as a tar archive for `docker load` (`ImageArchive`), which is made while it is sent.
+"""Produces the tar archive of an image for `docker load` (`ImageArchive`) while the server sends it.
 
-The archive is a docker archive and an OCI image layout in one, as newer versions of `docker save` write it. It has the
-image of one platform. Its bytes depend only on the image and on its name, and their number is known before the first
-one is read. So a client can fetch the rest of an archive later, from any process.
+The archive is both a docker archive and an OCI image layout, like the archives of newer versions of `docker save`. It
+has the image for one platform. Its bytes depend only on the image and on the image's name, and its size is known before
+any blob is read. So a client can resume a download later, from any process.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ from storage.interface import Registry
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 MAX_LAYERS: Final = 1_000
-"""An image with more layers cannot be downloaded. Docker takes at most 127."""
+"""How many layers an image may have to be downloaded. Docker accepts at most 127."""
 _FORMAT: Final = b"1"
-"""Changes when the bytes of the archive of an image change, so that nobody puts together parts of different ones."""
+"""The version of the archive's format, a part of the ETag. A change of the format needs a new version, so that no
+client joins parts of different archives when it resumes a download."""
 _BATCH: Final = 20
-"""After looking up this many blobs, the event loop may run other requests."""
+"""How many blobs are looked up before other requests may run on the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,13 @@ class _Part:
 
     @property
     def stop(self) -> int:
-        """The offset after the part."""
+        """The offset in the archive at which the next part begins."""
         return self.start + self.size
 
 
 class ImageArchive:
-    """The archive of one image. `etag`: identifies its bytes. `file_name`: a name for the file, of ASCII characters."""
+    """The archive of one image. `etag`: identifies the bytes of the archive. `file_name`: a file name for the download,
+    in ASCII."""
 
     def __init__(
         self, registry: Registry, repo: RepositoryName, file_name: str, contents: Sequence[bytes | Descriptor]
@@ -83,15 +85,15 @@ class ImageArchive:
 
     async def read(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         """Yields the bytes from the offset `start` up to, but not including, `stop`. Reads the blobs with the rights of
-        the current request. Raises BlobUnknown and the other errors of reading a blob."""
+        the current request. Raises BlobUnknown, and the other errors that reading a blob raises."""
         for part in self._parts:
-            first, after = max(start, part.start) - part.start, min(stop, part.stop) - part.start
-            if first >= after:
+            first_byte, end_byte = max(start, part.start) - part.start, min(stop, part.stop) - part.start
+            if first_byte >= end_byte:
                 continue
             if part.digest is None:
-                yield part.data[first:after]
+                yield part.data[first_byte:end_byte]
                 continue
-            reader = await self._registry.open_blob(self._repo, part.digest, Span(first, after))
+            reader = await self._registry.open_blob(self._repo, part.digest, Span(first_byte, end_byte))
             async with aclosing(reader):
                 if reader.descriptor.size != part.size:
                     raise _wrong_size(part.digest)
@@ -102,12 +104,12 @@ class ImageArchive:
 async def open_archive(
     registry: Registry, repo: RepositoryName, reference: Reference, platform: str | None, name: str
 ) -> ImageArchive:
-    """Returns the archive of an image. `platform`: of an index, takes the image for this platform, or with this digest;
-    None: it has to list only one. `name`: the repository's name as the client wrote it.
+    """Returns the archive of an image. `platform`: if the manifest is an index, the platform or the digest of the image
+    to take; None: the index has to list only one image. `name`: the repository's name as the client wrote it.
 
-    Raises ManifestUnknown, also if the index lists no such image, or the image has more than MAX_LAYERS layers;
-    RequestInvalid if it lists several and `platform` is None; BlobUnknown if a layer is missing; and the errors of
-    mirrors, because a mirror fetches what is not cached."""
+    Raises ManifestUnknown, also if the index lists no such image, or the image has more than MAX_LAYERS layers. Raises
+    RequestInvalid if the index lists several images and `platform` is None, and BlobUnknown if a layer is missing. A
+    mirror fetches content that is not cached, so the errors of mirrors can occur, too."""
     reader = ContentReader(registry)
     manifest = await registry.get_manifest(repo, reference)
     found_platform: Mapping[str, object] | None = None
@@ -130,7 +132,8 @@ async def open_archive(
 
 
 def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:
-    """Returns the blobs of an image, each once; None if the manifest is no image, or one that cannot be sent."""
+    """Returns the blobs of an image, each once. Returns None if the manifest is no image or is damaged, and if the
+    image has more than MAX_LAYERS layers or has layers that registries need not store (`Manifest.foreign`)."""
     if not manifest.is_readable or not is_image(manifest):
         return None
     if len(manifest.layers) > MAX_LAYERS or manifest.foreign:
@@ -139,12 +142,12 @@ def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:
 
 
 def _choose(index: Manifest, wanted: str | None, name: str) -> Descriptor:
-    """Returns the entry of an index that is to be in the archive."""
+    """Returns the entry of an index whose image goes into the archive."""
     images = {}
     for entry in index.manifests:
-        shown = index_entry(entry)
-        if not shown.is_attestation:
-            images[entry.digest] = (shown.platform, entry)
+        entry_view = index_entry(entry)
+        if not entry_view.is_attestation:
+            images[entry.digest] = (entry_view.platform, entry)
     if wanted is None and len(images) > 1:
         platforms = ", ".join(sorted({platform or digest for digest, (platform, _) in images.items()})[:20])
         raise RequestInvalid(f"{name} has images for several platforms; choose one with `platform`: {platforms}")
@@ -155,8 +158,8 @@ def _choose(index: Manifest, wanted: str | None, name: str) -> Descriptor:
 
 
 async def _check_sizes(registry: Registry, repo: RepositoryName, blobs: Sequence[Descriptor]) -> None:
-    """Raises BlobUnknown if a blob is missing, or has another size than the manifest says: the archive could not be
-    sent to its end, or could not be loaded."""
+    """Raises BlobUnknown if a blob is missing, or has another size than the manifest says. Otherwise the archive could
+    not be completed, or could not be loaded."""
     for number, blob in enumerate(blobs):
         if number % _BATCH == 0:
             await asyncio.sleep(0)
@@ -171,7 +174,7 @@ def _wrong_size(digest: Digest) -> BlobUnknown:
 def _contents(
     manifest: Manifest, blobs: Sequence[Descriptor], name: str | None, platform: Mapping[str, object] | None
 ) -> Iterator[bytes | Descriptor]:
-    """Yields the parts of the archive. The small files that describe it come first."""
+    """Yields the parts of the archive. The small files that describe the image come first."""
     assert manifest.config is not None
     root = replace(manifest.descriptor, annotations=None, artifact_type=None, platform=platform).as_json()
     if name is not None:

@@ -1,6 +1,7 @@
-"""Parses configs of images (`parse_config`): OCI image spec, "Image Configuration", which is also docker's format.
+"""Parses configs of images (`parse_config`). The OCI image spec, "Image Configuration", defines their format, which is
+also docker's.
 
-Nobody checks a config before it is pushed, so every member can be missing or have any type.
+The registry does not check a config when a client pushes it, so every member can be missing or have any type.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ _JSON: Final = json.JSONDecoder(parse_int=parse_bounded_int, parse_float=parse_b
 
 
 MAX_STEPS: Final = 1000
-"""Of a longer history, only the first entries are shown."""
+"""How many entries of a history are shown. Further entries are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """An entry of the history. `is_empty`: the step has made no layer."""
+    """An entry of the history in a config: a build step. `is_empty`: the step has added no layer."""
 
     command: str
     created: datetime | None
@@ -44,7 +45,7 @@ class HistoryEntry:
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
     """What is shown of a config. `platform`: such as `linux/arm64/v8`; empty if the config does not say it.
-    `more_history`: number of entries that are not in `history`."""
+    `more_history`: how many entries of the history are not in `history`."""
 
     view: ConfigView
     platform: str
@@ -53,7 +54,7 @@ class ImageConfig:
 
 
 def parse_config(digest: Digest, data: bytes) -> ImageConfig | None:
-    """Parses a config; returns None if it is not a JSON object, or has too many values to parse."""
+    """Parses a config. Returns None if the config is not a JSON object, or has too many values to parse."""
     document = parse_object(data)
     if document is None:
         return None
@@ -94,8 +95,8 @@ def parse_object(data: bytes) -> dict[str, Any] | None:
 
 
 def parse_time(value: object) -> datetime | None:
-    """Parses a time (RFC 3339). Returns None for other values, and for the year 1, which builders write if they state
-    no time."""
+    """Parses a time (RFC 3339). Returns None for other values, and for times in the year 1, which builders write
+    instead of a missing time."""
     if not isinstance(value, str) or len(value) > 64:
         return None
     try:
@@ -107,8 +108,8 @@ def parse_time(value: object) -> datetime | None:
 
 
 def platform_text(fields: Mapping[str, object]) -> str:
-    """Returns the platform in a config or in an entry of an index, such as `linux/arm64/v8`. Empty if it is not known:
-    BuildKit writes `unknown/unknown` for attestations."""
+    """Returns the platform in a config or in an entry of an index, such as `linux/arm64/v8`. Returns an empty text if
+    the platform is missing or is `unknown/unknown`, which BuildKit writes for attestations."""
     parts = [fields.get(name) for name in ("os", "architecture", "variant")]
     texts = [part[:64] for part in parts if isinstance(part, str) and part]
     return "" if "unknown" in texts else "/".join(texts)
@@ -131,8 +132,8 @@ def _history(parts: Sequence[object]) -> list[HistoryEntry]:
 
 
 def readable_command(created_by: str) -> str:
-    """Returns the command of a step as in the Dockerfile, as far as that is known. Builders put the shell in front of
-    it, and classic docker marks steps without a layer by `#(nop)`."""
+    """Returns the command of a build step as it probably was in the Dockerfile. Builders write the shell before the
+    command, and classic docker marks steps that add no layer with `#(nop)`."""
     text = _BUILDKIT.sub("", created_by).strip()
     instruction = _INSTRUCTION.match(text)
     if instruction:  # BuildKit: `RUN /bin/sh -c apt-get update # buildkit`

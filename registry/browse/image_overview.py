@@ -1,5 +1,5 @@
-"""What lists and details show of a manifest: its platforms with their sizes, when it was made, and what refers to it
-(`OverviewReader`)."""
+"""Reads the overviews of manifests that lists and detail pages show (`OverviewReader`): the platforms with their sizes,
+the time of creation, and whether signatures, SBOMs or attestations refer to the manifest."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from storage.names import Digest, RepositoryName
 from storage.tag_listing import ManifestFacts, TagListing
 
 MAX_PAGE_PLATFORMS: Final = 2_000
-"""How many platforms one page lists. Of the others it says only how many there are."""
+"""How many platforms one page lists. Of further platforms, the page shows only the number."""
 _MAX_CHILDREN_READ: Final = 500
-"""How many manifests below indexes are read for one page. The sizes of the others are not shown."""
+"""How many manifests that indexes list are read for one page. The sizes of further ones are not shown."""
 _MAX_PAGE_BYTES: Final = 32 * 1024 * 1024
-"""How many bytes of manifests are read for one page, and as many of manifests below indexes."""
+"""How many bytes of manifests are read for one page. In addition, the same number of bytes may be read of manifests
+that indexes list."""
 _MAX_ATTESTATIONS_READ: Final = 2
 """How many of BuildKit's attestations of one index are read, to find out whether they contain an SBOM."""
 _BATCH: Final = 10
-"""After reading this many manifests, the event loop may run other requests."""
+"""How many manifests are read before other requests may run on the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What is shown of one manifest. `more_platforms`: number of entries of an index that are not shown. `children`:
-    the summaries of the present manifests of an index, by digest."""
+    """What is shown of one manifest. `more_platforms`: how many entries of an index are not shown. `children`: for an
+    index, the summaries of its manifests that the repository has, by digest."""
 
     summary: ManifestSummary
     platforms: Sequence[PlatformView]
@@ -49,7 +50,7 @@ class Overview:
 
 
 class OverviewReader:
-    """Reads the overviews of a page together, so that the work for one page is bounded."""
+    """Reads all overviews of a page together, so that it can limit the work for the page."""
 
     def __init__(self, reader: ContentReader, listing: TagListing) -> None:
         self._reader = reader
@@ -62,41 +63,43 @@ class OverviewReader:
         known: Mapping[Digest, ManifestSummary] | None = None,
     ) -> Mapping[Digest, Overview]:
         """Returns the overviews of manifests of a repository, by digest. The caller has checked the right to pull.
-        `known`: the summaries that the caller has; those of other manifests are read unless these are large."""
+        `known`: summaries that the caller has already read. Summaries of other manifests are read, unless a manifest is
+        too large."""
         facts = {each.digest: each for each in manifests}
         summaries = dict(known or {})
         sizes = {digest: each.size for digest, each in facts.items() if digest not in summaries}
         summaries.update(await self._summaries(repo, sizes))
         entries = _shown_entries(summaries)
-        present = await self._present(repo, [entry for shown in entries.values() for entry in shown])
-        wanted: dict[Digest, int] = {}
-        for shown in entries.values():
+        present = await self._present(repo, [entry for shown_entries in entries.values() for entry in shown_entries])
+        child_sizes: dict[Digest, int] = {}
+        for shown_entries in entries.values():
             attestations = 0
-            for entry in shown:
+            for entry in shown_entries:
                 attestations += entry.is_attestation
                 if entry.digest in present and not (entry.is_attestation and attestations > _MAX_ATTESTATIONS_READ):
-                    wanted.setdefault(entry.digest, present[entry.digest])
-        children = await self._summaries(repo, dict(list(wanted.items())[:_MAX_CHILDREN_READ]))
+                    child_sizes.setdefault(entry.digest, present[entry.digest])
+        children = await self._summaries(repo, dict(list(child_sizes.items())[:_MAX_CHILDREN_READ]))
         overviews = {}
         for number, (digest, each) in enumerate(facts.items()):
             if number % _BATCH == 0:
                 await asyncio.sleep(0)
-            summary, shown = summaries[digest], entries[digest]
-            overviews[digest] = await self._overview(repo, each, summary, shown, children, present)
+            summary, shown_entries = summaries[digest], entries[digest]
+            overviews[digest] = await self._overview(repo, each, summary, shown_entries, children, present)
         return overviews
 
     async def _summaries(self, repo: RepositoryName, sizes: Mapping[Digest, int]) -> dict[Digest, ManifestSummary]:
-        """Returns the summaries of manifests with these sizes. Manifests beyond `_MAX_PAGE_BYTES` are not read."""
-        found, remaining = {}, _MAX_PAGE_BYTES
+        """Returns the summaries of manifests, by digest. `sizes`: the sizes of the manifests. Once `_MAX_PAGE_BYTES`
+        are read, further manifests are `UNREADABLE`."""
+        summaries, remaining = {}, _MAX_PAGE_BYTES
         for number, (digest, size) in enumerate(sizes.items()):
             if number % _BATCH == 0:
                 await asyncio.sleep(0)
             remaining -= size if size <= MAX_ROW_BYTES else 0
-            found[digest] = UNREADABLE if remaining < 0 else await self._reader.summary(repo, digest, size)
-        return found
+            summaries[digest] = UNREADABLE if remaining < 0 else await self._reader.summary(repo, digest, size)
+        return summaries
 
     async def _present(self, repo: RepositoryName, entries: Sequence[IndexEntry]) -> Mapping[Digest, int]:
-        """Returns the sizes of the manifests that the repository has."""
+        """Returns the sizes of those manifests in `entries` that the repository has."""
         digests = {entry.digest for entry in entries}
         return await self._listing.present(repo, digests) if digests else {}
 
@@ -109,19 +112,19 @@ class OverviewReader:
         children: Mapping[Digest, ManifestSummary],
         present: Container[Digest],
     ) -> Overview:
-        own = {entry.digest: children[entry.digest] for entry in entries if entry.digest in children}
+        own_children = {entry.digest: children[entry.digest] for entry in entries if entry.digest in children}
         platforms = [
             PlatformView(
                 name=entry.platform,
                 digest=entry.digest,
                 media_type=entry.media_type,
                 present=entry.digest in present,
-                size=own.get(entry.digest, UNREADABLE).size,
+                size=own_children.get(entry.digest, UNREADABLE).size,
             )
             for entry in entries
             if not entry.is_attestation
         ]
-        image = summary if summary.config else next((each for each in own.values() if each.config), None)
+        image = summary if summary.config else next((each for each in own_children.values() if each.config), None)
         config = ConfigSummary()
         if image is not None and image.config is not None:
             config = await self._reader.config_summary(repo, image.config)
@@ -135,7 +138,7 @@ class OverviewReader:
                     size=summary.size,
                 )
             ]
-        predicates = {*summary.predicates, *(each for child in own.values() for each in child.predicates)}
+        predicates = {*summary.predicates, *(each for child in own_children.values() for each in child.predicates)}
         is_attested = bool(predicates) or any(entry.is_attestation for entry in entries)
         return Overview(
             summary=summary,
@@ -143,12 +146,12 @@ class OverviewReader:
             more_platforms=summary.more_entries + len(summary.entries) - len(entries),
             created=parse_time(config.created) or parse_time(summary.created),
             marks=marks(facts.referrer_types, facts.referrer_tags, predicates, is_attested),
-            children=own,
+            children=own_children,
         )
 
 
 def _shown_entries(summaries: Mapping[Digest, ManifestSummary]) -> dict[Digest, Sequence[IndexEntry]]:
-    """Returns the entries of indexes that a page shows: the first MAX_PAGE_PLATFORMS."""
+    """Returns the entries that a page shows of each index: the first MAX_PAGE_PLATFORMS of all indexes together."""
     shown: dict[Digest, Sequence[IndexEntry]] = {}
     remaining = MAX_PAGE_PLATFORMS
     for digest, summary in summaries.items():

@@ -1,4 +1,4 @@
-"""One manifest in detail: its platforms, and the layers and the config of an image (`ManifestDetails`)."""
+"""Reads the details of one manifest (`ManifestDetails`): its platforms, and the layers and the config of an image."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ from storage.tag_listing import TagListing
 from storage.upstream_tags import UpstreamTags
 
 MAX_FILES: Final = 200
-"""Of an artifact with more blobs, only the first are shown."""
+"""How many blobs of an artifact are shown. Further blobs are left out."""
 MAX_RAW_BYTES: Final = 64 * 1024
-"""A larger manifest is not a part of its details."""
+"""The size of the largest manifest whose bytes are included in its details."""
 _MAX_PARTS: Final = 12
-"""Number of layers in the picture of an image's size."""
+"""How many layers the picture of an image's size shows separately."""
 _USUAL_PLATFORM: Final = "linux/amd64"
-"""The platform of an index that is shown if it is present and nobody asks for another one."""
+"""The platform of an index that is shown by default, if its image is present."""
 _TITLE: Final = "org.opencontainers.image.title"
 
 
 class ManifestDetails:
-    """Reads details through `registry`, which checks the rights of the current request and never asks an upstream."""
+    """Reads details through `registry`, which checks the rights of the current request and sends no requests to
+    upstreams."""
 
     def __init__(
         self,
@@ -55,9 +56,9 @@ class ManifestDetails:
         self._upstream_tags = upstream_tags
 
     async def read(self, repo: RepositoryName, reference: Reference, platform: str | None) -> ManifestView:
-        """Returns the details of a manifest. `platform`: of an index, shows the image of this platform, such as
-        `linux/arm64`, or with this digest; None: of the first one. Raises ManifestUnknown, also if the index has no
-        such platform; NameUnknown."""
+        """Returns the details of a manifest. `platform`: for an index, the platform, such as `linux/arm64`, or the
+        digest of the image to show; None: a default platform (`choose_platform`). Raises NameUnknown, and
+        ManifestUnknown, also if the index has no such platform."""
         frozen = await self.frozen_at(repo, reference)
         manifest = await self._registry.get_manifest(repo, frozen or reference)
         summary = await self._reader.summary_of(manifest)
@@ -90,14 +91,15 @@ class ManifestDetails:
         )
 
     async def frozen_at(self, repo: RepositoryName, reference: Reference) -> Digest | None:
-        """Returns the digest at which a mirrored tag is frozen, which is what a pull gets; None if it is not."""
+        """Returns the digest at which a mirrored tag is frozen; None if the tag is not frozen. A pull of a frozen tag
+        gets this digest."""
         frozen = await self._upstream_tags.frozen(repo, reference) if isinstance(reference, Tag) else None
         return None if frozen is None else frozen.digest
 
     async def _image(
         self, repo: RepositoryName, manifest: Manifest, overview: Overview, platform: str | None
     ) -> ImageView | None:
-        """Returns the image that is shown; None if there is none, or it is not present."""
+        """Returns the image that the details show; None if the manifest has no image, or the image is not present."""
         if overview.summary.kind == "image":
             return await self.image(repo, manifest)
         chosen = choose_platform(manifest.digest, overview.platforms, platform)
@@ -105,14 +107,14 @@ class ManifestDetails:
             return None
         try:
             child = await self._registry.get_manifest(repo, Digest(chosen.digest))
-        except ManifestUnknown:  # damaged, or deleted meanwhile
+        except ManifestUnknown:  # the manifest is damaged, or has been deleted in the meantime
             return None
         await self._reader.summary_of(child)
         return await self.image(repo, child, chosen.name) if child.is_readable and is_image(child) else None
 
     async def image(self, repo: RepositoryName, manifest: Manifest, platform: str = "") -> ImageView:
-        """Returns the details of an image of one platform. `platform`: as its index says; empty: as its config says.
-        The manifest has been parsed."""
+        """Returns the details of an image of one platform. `platform`: the platform that the index states; empty: the
+        platform in the config is used. The caller has parsed the manifest."""
         assert manifest.config is not None
         config = await self._reader.config(repo, manifest.config)
         layers = manifest.layers[:MAX_STEPS]
@@ -140,9 +142,9 @@ class ManifestDetails:
 
 
 def choose_platform(index: Digest, platforms: Sequence[PlatformView], wanted: str | None) -> PlatformView | None:
-    """Returns the platform to show: the one with the name or digest `wanted`; without that, the usual one if it is
-    present, or else the first that is present. Returns None if none is. Raises ManifestUnknown if there is no platform
-    `wanted`."""
+    """Returns the platform to show: the one with the name or digest `wanted`. If `wanted` is None, returns
+    `linux/amd64` if it is present, or else the first platform that is present; None if no platform is present. Raises
+    ManifestUnknown if there is no platform `wanted`."""
     if wanted is not None:
         for platform in platforms:
             if wanted in (platform.name, platform.digest):
@@ -154,15 +156,15 @@ def choose_platform(index: Digest, platforms: Sequence[PlatformView], wanted: st
 
 
 def layer_view(layer: Descriptor, present: Container[Digest]) -> LayerView:
-    """Returns what is shown of a layer. `present`: the digests of the blobs that the repository has."""
+    """Returns the view of a layer. `present`: the digests of the blobs that the repository has."""
     return LayerView(digest=layer.digest, media_type=layer.media_type, size=layer.size, present=layer.digest in present)
 
 
 def build_steps(
     layers: Sequence[Descriptor], history: Sequence[HistoryEntry], present: Container[Digest]
 ) -> list[BuildStep]:
-    """Assigns the layers to the entries of the history that have made one, in order. Layers without an entry come
-    last, without a command: not all builders write a history, or a whole one."""
+    """Assigns the layers in order to the entries of the history that have added a layer. Layers that remain come last,
+    without a command, because some builders write an incomplete history or none."""
     views = [layer_view(layer, present) for layer in layers]
     next_layer = iter(views)
     steps = [
@@ -178,7 +180,7 @@ def build_steps(
 
 
 def size_parts(steps: Sequence[BuildStep], config_size: int, total: int) -> list[SizePart]:
-    """Returns how an image's size is made up: its largest layers, its config, and the rest in one part."""
+    """Returns the parts of an image's size: its largest layers, its config, and all other layers as one part."""
     sizes = [(step.layer.size, -number) for number, step in enumerate(steps) if step.layer is not None]
     largest = [SizePart(kind="layer", size=size, step=-number) for size, number in sorted(sizes, reverse=True)]
     parts = [*largest[:_MAX_PARTS], SizePart(kind="config", size=config_size)]
@@ -187,6 +189,6 @@ def size_parts(steps: Sequence[BuildStep], config_size: int, total: int) -> list
 
 
 def _more_steps(manifest: Manifest, config: ImageConfig | None, steps: Sequence[BuildStep]) -> int:
-    """Returns how many steps are not shown."""
+    """Returns how many build steps are not in `steps`."""
     in_history = 0 if config is None else len(config.history) + config.more_history
     return max(in_history, len(manifest.layers), len(steps)) - len(steps)

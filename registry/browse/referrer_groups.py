@@ -1,7 +1,9 @@
-"""What refers to a manifest, in groups by artifact type, and the files of such artifacts (`ReferrerGroups`).
+"""Lists the artifacts that refer to a manifest, in groups by artifact type, and reads the files of artifacts
+(`ReferrerGroups`).
 
 Referrers are found in three ways: by their subject (OCI distribution spec, "Listing Referrers"); by the tags of older
-versions of cosign, such as `sha256-….sig`; and, in an index, as the attestations that BuildKit lists beside the images.
+versions of cosign, such as `sha256-….sig`; and, in an index, as the attestations that BuildKit lists next to the
+images.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.tag_listing import TagListing
 
 MAX_REFERRERS: Final = 100
-"""Of more referrers, only the first are listed."""
+"""How many referrers are listed. Further ones are left out."""
 MAX_FILES: Final = 10
-"""Of an artifact with more files, only the first are listed or read."""
+"""How many files of an artifact are listed and read. Further ones are left out."""
 _TITLE: Final = "org.opencontainers.image.title"
 _CREATED: Final = "org.opencontainers.image.created"
 _PREDICATE: Final = "in-toto.io/predicate-type"
@@ -36,7 +38,8 @@ _IN_TOTO: Final = "application/vnd.in-toto+json"
 
 
 class ReferrerGroups:
-    """Reads through `registry`, which checks the rights of the current request and never asks an upstream."""
+    """Reads referrers through `registry`, which checks the rights of the current request and sends no requests to
+    upstreams."""
 
     def __init__(self, registry: Registry, reader: ContentReader, listing: TagListing) -> None:
         self._registry = registry
@@ -44,15 +47,15 @@ class ReferrerGroups:
         self._listing = listing
 
     async def read(self, repo: RepositoryName, manifest: Manifest) -> ReferrersView:
-        """Returns what refers to a manifest of the repository."""
+        """Returns the artifacts that refer to a manifest of the repository."""
         page = await self._registry.referrers(repo, manifest.digest, None, None, MAX_REFERRERS)
         budget = TextBudget()  # for all referrers together
-        found = [await self._view(repo, entry, manifest.digest, budget) for entry in page.items]
-        found += [view async for view in self._by_tag(repo, manifest.digest, budget)]
-        seen = {view.digest for view in found}
-        found += [view async for view in self._in_index(repo, manifest, seen, budget)]
+        referrer_views = [await self._view(repo, entry, manifest.digest, budget) for entry in page.items]
+        referrer_views += [view async for view in self._by_tag(repo, manifest.digest, budget)]
+        listed_digests = {view.digest for view in referrer_views}
+        referrer_views += [view async for view in self._in_index(repo, manifest, listed_digests, budget)]
         groups: defaultdict[tuple[str, Purpose], list[ReferrerView]] = defaultdict(list)
-        for view in found:
+        for view in referrer_views:
             groups[view.artifact_type or view.media_type, _purpose(view)].append(view)
         return ReferrersView(
             subject=manifest.digest,
@@ -70,24 +73,25 @@ class ReferrerGroups:
             tag = Tag(subject.replace(":", "-", 1) + suffix)
             try:
                 descriptor = await self._registry.resolve_manifest(repo, tag)
-            except RegistryError:  # deleted meanwhile, or damaged
+            except RegistryError:  # the manifest has been deleted in the meantime, or is damaged
                 continue
             yield await self._view(repo, descriptor, subject, budget, tag)
 
     async def _in_index(
-        self, repo: RepositoryName, index: Manifest, seen: Collection[str], budget: TextBudget
+        self, repo: RepositoryName, index: Manifest, listed_digests: Collection[str], budget: TextBudget
     ) -> AsyncIterator[ReferrerView]:
-        """Yields the attestations of BuildKit in an index that the repository has, without those in `seen`."""
+        """Yields BuildKit's attestations that the index lists and the repository has, except those with a digest in
+        `listed_digests`."""
         summary = await self._reader.summary_of(index)
         if summary.kind != "index":
             return
         entries = await self._reader.run(len(index.body), lambda: _attestations(index))
         sizes = await self._listing.present(repo, [entry.digest for entry in entries]) if entries else {}
         for entry in entries:
-            if entry.digest in sizes and entry.digest not in seen:
+            if entry.digest in sizes and entry.digest not in listed_digests:
                 about = (entry.annotations or {}).get(_REFERENCE_DIGEST, index.digest)[:200]
-                stored = replace(entry, size=sizes[entry.digest])  # an index may state any size
-                yield await self._view(repo, stored, about, budget, artifact_type=_IN_TOTO)
+                descriptor = replace(entry, size=sizes[entry.digest])  # the size in the index may be wrong
+                yield await self._view(repo, descriptor, about, budget, artifact_type=_IN_TOTO)
 
     async def _view(
         self,
@@ -116,7 +120,7 @@ class ReferrerGroups:
         )
 
     async def _readable(self, repo: RepositoryName, digest: Digest) -> Manifest | None:
-        """Returns a manifest, parsed; None if the repository does not have it or it cannot be parsed."""
+        """Reads and parses a manifest. Returns None if the repository does not have it, or it cannot be parsed."""
         try:
             manifest = await self._registry.get_manifest(repo, digest)
         except RegistryError:
@@ -124,43 +128,43 @@ class ReferrerGroups:
         return manifest if (await self._reader.summary_of(manifest)).kind != "unreadable" else None
 
     async def files(self, repo: RepositoryName, manifest: Manifest) -> FileContents:
-        """Returns the files of an artifact, with their texts where these are small."""
+        """Returns the files of an artifact. Small files have their texts."""
         summary = await self._reader.summary_of(manifest)
         layers = () if summary.kind == "unreadable" else manifest.layers
-        shown, budget = layers[:MAX_FILES], TextBudget()
-        sizes = await self._listing.present(repo, (), {layer.digest for layer in shown}) if shown else {}
+        shown_layers, budget = layers[:MAX_FILES], TextBudget()
+        sizes = await self._listing.present(repo, (), {layer.digest for layer in shown_layers}) if shown_layers else {}
         texts: dict[Digest, FileText] = {}  # an artifact may name the same file several times
         for digest, size in sizes.items():
             text = await self._text(repo, digest) if size <= MAX_FILE_BYTES else None
             texts[digest] = text or FileText("binary")
         return FileContents(
             digest=manifest.digest,
-            files=[_content(_attached(layer, budget), texts.get(layer.digest)) for layer in shown],
+            files=[_content(_attached(layer, budget), texts.get(layer.digest)) for layer in shown_layers],
             more=max(0, len(layers) - MAX_FILES),
         )
 
     async def _text(self, repo: RepositoryName, digest: Digest) -> FileText | None:
-        """Returns what is shown of a file; None if it was deleted meanwhile."""
+        """Returns the texts to show for a file; None if the file has been deleted in the meantime."""
         return await self._reader.parsed(repo, digest, MAX_FILE_BYTES, read_file, max_on_loop_bytes=0)
 
 
 def _attestations(index: Manifest) -> list[Descriptor]:
-    """Returns the first attestations of BuildKit that an index lists, each once."""
-    found: dict[Digest, Descriptor] = {}
+    """Returns the entries of an index for BuildKit's attestations, each once, at most MAX_REFERRERS."""
+    attestations: dict[Digest, Descriptor] = {}
     for entry in index.manifests:
         if (entry.annotations or {}).get(_REFERENCE_TYPE) == "attestation-manifest":
-            found.setdefault(entry.digest, entry)
-        if len(found) == MAX_REFERRERS:
+            attestations.setdefault(entry.digest, entry)
+        if len(attestations) == MAX_REFERRERS:
             break
-    return list(found.values())
+    return list(attestations.values())
 
 
-def _content(file: AttachedFile, shown: FileText | None) -> FileContent:
-    """Returns a file with its text. `shown`: None if the repository does not have it."""
-    text = shown or FileText("binary")
+def _content(file: AttachedFile, file_text: FileText | None) -> FileContent:
+    """Returns a file with its text. `file_text`: the text; None if the repository does not have the file."""
+    text = file_text or FileText("binary")
     return FileContent(
         **file.model_dump(exclude={"predicate_type"}),
-        present=shown is not None,
+        present=file_text is not None,
         format=text.format,
         text=text.text,
         statement=text.statement,
@@ -181,7 +185,7 @@ def _attached(layer: Descriptor, budget: TextBudget) -> AttachedFile:
 
 def _purpose(view: ReferrerView) -> Purpose:
     if view.tag is not None:
-        return purpose_of_tag(view.tag[71:])
+        return purpose_of_tag(view.tag[71:])  # after `sha256-` and 64 hex digits
     predicates = _predicates(view)
     if predicates:
         return purpose_of_predicate(predicates[0])
@@ -189,8 +193,8 @@ def _purpose(view: ReferrerView) -> Purpose:
 
 
 def _predicates(view: ReferrerView) -> list[str]:
-    """Returns the predicate types that a referrer states. Sigstore's bundles have it as an annotation of the
-    manifest."""
+    """Returns the predicate types that a referrer states. For a Sigstore bundle, an annotation of the manifest states
+    it."""
     own: Iterable[str] = [view.annotations.get("dev.sigstore.bundle.predicateType", "")]
     return [predicate for predicate in (*own, *(file.predicate_type for file in view.files)) if predicate]
 

@@ -1,4 +1,5 @@
-"""What people see of a repository (`RepositoryBrowser`): the object that the routes of `/api/v1` and the pages call."""
+"""`RepositoryBrowser`: reads and changes the tags, images and description of a repository for the routes of `/api/v1`
+and the web pages."""
 
 from __future__ import annotations
 
@@ -43,15 +44,17 @@ from storage.tag_rules import ImmutableTags
 from storage.upstream_tags import UpstreamTags
 
 _READS: Final = Limits(at_once=4, at_once_for_one=2, waiting=200, waiting_for_one=20)
+"""How many reads a process runs at a time."""
 _LISTS: Final = Limits(at_once=4, at_once_for_one=1, waiting=200, waiting_for_one=20)
-"""Lists are read one after the other in a thread, in which a visitor has one list at a time: then another visitor waits
-for at most one list of each visitor."""
+"""How many lists a process reads at a time. A thread reads them one after the other. Each visitor may have only one
+list in the queue of this thread, so nobody has to wait for several lists of one visitor."""
 _ANSWER_BYTES: Final = 32 * MIB
-"""How much memory manifests and configs that are being sent may take together."""
+"""How many bytes of memory the manifests and configs in responses may take while they are sent."""
 
 
 class ContentStore(Protocol):
-    """The stores with what only the metadata knows. `storage.store.stored_registry.StoredRegistry` has them."""
+    """The stores whose content is only in the database of metadata. `storage.store.stored_registry.StoredRegistry`
+    implements this."""
 
     @property
     def tag_listing(self) -> TagListing: ...
@@ -76,17 +79,17 @@ class ContentStore(Protocol):
 
 
 class RepositoryBrowser:
-    """Reads what is stored, for the principal of a request, and never asks an upstream.
+    """Reads stored content for the principal of a request, and sends no requests to upstreams (except for `archive`).
 
-    Each method takes the context of the request on whose behalf it reads, and the stored name of a repository
-    (`registry.router.Router.stored_name`). If the principal may not pull from the repository, it raises what a read of
-    `/v2` raises: Unauthorized, NameUnknown or ManifestUnknown.
+    The parameter `request` is the context of the request for which a method reads. `repo` is the stored name of a
+    repository (`registry.router.Router.stored_name`). If the principal may not pull from the repository, a method
+    raises the same errors as a read of `/v2`: Unauthorized, NameUnknown or ManifestUnknown.
 
-    A process does a limited number of reads at a time, in all and for one visitor (`visitor_of`). Others wait; if too
-    many wait, a read raises TooManyRequests.
+    A process runs a limited number of reads at a time, in total and for each visitor (`visitor_of`). Further reads
+    wait. If too many wait, a read raises TooManyRequests.
 
-    `answer_memory`: the memory of the answers of `raw_manifest` and `raw_config` while they are sent. Those who send
-    them take their share of it."""
+    `answer_memory`: the budget for the memory of the results of `raw_manifest` and `raw_config`. A route that sends
+    such a result reserves memory in this budget."""
 
     def __init__(
         self,
@@ -94,8 +97,8 @@ class RepositoryBrowser:
         live: Registry,
         store: ContentStore,
     ) -> None:
-        """Both registries check the rights of the current request. `registry` reads only what is stored
-        (`registry.browse.stored_content`); `live` is the one that clients use."""
+        """Both registries check the rights of the current request. `registry` reads only stored content
+        (`registry.browse.stored_content`). `live` is the registry that clients use, with mirrors."""
         self._registry = registry
         self._live = live
         self._reads = VisitorLimits(_READS, "answers")
@@ -115,7 +118,7 @@ class RepositoryBrowser:
         self, request: RequestContext, repo: RepositoryName, query: TagQuery, after: str | None, limit: int
     ) -> TagRowPage:
         """Returns a page of the repository's tags. `after`: the field `next` of the page before; None: the first page.
-        Raises RequestInvalid for a wrong `after`."""
+        Raises RequestInvalid for an invalid `after`."""
         async with self._reading(request, is_list=True):
             await self._registry.tags(repo, None, 1)  # checks the right, and that the repository exists
             return await self._rows.page(repo, query, after, limit)
@@ -123,14 +126,14 @@ class RepositoryBrowser:
     async def manifest(
         self, request: RequestContext, repo: RepositoryName, reference: Reference, platform: str | None = None
     ) -> ManifestView:
-        """Returns a manifest in detail. `platform`: of an index, shows the image of this platform, such as
-        `linux/arm64`, or with this digest; None: of the first one that is present. Raises ManifestUnknown, also if the
-        index lists no such platform."""
+        """Returns a manifest in detail. `platform`: for an index, the platform, such as `linux/arm64`, or the digest of
+        the image to show; None: a default platform. Raises ManifestUnknown, also if the index lists no such
+        platform."""
         async with self._reading(request):
             return await self._details.read(repo, reference, platform)
 
     def is_immutable(self, repo: RepositoryName, tag: Tag) -> bool:
-        """Returns whether clients cannot move or delete the tag, whether or not it exists."""
+        """Returns whether the settings forbid clients to move or delete the tag. The tag need not exist."""
         return self._immutable_tags.in_repository(repo)(tag)
 
     async def raw_manifest(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> Manifest:
@@ -151,13 +154,13 @@ class RepositoryBrowser:
             return data
 
     async def referrers(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> ReferrersView:
-        """Returns what refers to a manifest: signatures, SBOMs, attestations and other artifacts. Raises
+        """Returns the artifacts that refer to a manifest: signatures, SBOMs, attestations and others. Raises
         ManifestUnknown."""
         async with self._reading(request):
             return await self._referrers.read(repo, await self._get(repo, reference))
 
     async def files(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> FileContents:
-        """Returns the files of an artifact, with their texts where these are small. Raises ManifestUnknown."""
+        """Returns the files of an artifact. Small files have their texts. Raises ManifestUnknown."""
         async with self._reading(request):
             return await self._referrers.files(repo, await self._get(repo, reference))
 
@@ -169,8 +172,8 @@ class RepositoryBrowser:
         other: Reference,
         platform: str | None = None,
     ) -> ComparisonView:
-        """Compares two images of a repository. `platform`: of an index, compares the image of this platform; None: of
-        one that both have. Raises ManifestUnknown, also if one of them is no image that is stored here."""
+        """Compares two images of a repository. `platform`: for an index, the platform whose image is compared; None: a
+        platform that both have. Raises ManifestUnknown, also if one of the two is not an image that is stored here."""
         async with self._reading(request):
             views = [await self._details.read(repo, reference, platform) for reference in (base, other)]
             if platform is None and (common := common_platform(*views)) is not None:
@@ -188,14 +191,14 @@ class RepositoryBrowser:
         platform: str | None,
         name: str,
     ) -> ImageArchive:
-        """Returns an image as a tar archive for `docker load`. The caller reads it while `request` is the current
-        request (`acting`). A mirror fetches what is not cached. The parameters and errors are those of
-        `registry.browse.image_archive.open_archive`."""
+        """Returns an image as a tar archive for `docker load`. The caller has to read the archive while `request` is
+        the current request (`acting`). A mirror fetches content that is not cached. The parameters and errors are those
+        of `registry.browse.image_archive.open_archive`."""
         with acting(request):
             return await open_archive(self._live, repo, reference, platform, name)
 
     async def description(self, request: RequestContext, repo: RepositoryName) -> DescriptionView:
-        """Returns what people have written about a repository, as text and as HTML."""
+        """Returns the description of a repository, as text and as HTML."""
         async with self._reading(request):
             await self._registry.tags(repo, None, 1)  # checks the right, and that the repository exists
             return await self._descriptions.read(repo)
@@ -203,9 +206,10 @@ class RepositoryBrowser:
     async def put_description(
         self, repo: RepositoryName, text: str, revision: int | None, by: Actor
     ) -> DescriptionView:
-        """Replaces the description of a repository; an empty text removes it. `revision`: the one that the change is
-        based on; None: not checked. `repo` is hosted, and the caller of this method has checked the right to push to
-        it. Raises RequestInvalid if the text is too long; PreconditionFailed if somebody has changed it meanwhile."""
+        """Replaces the description of a repository; an empty text removes it. `revision`: the revision that the visitor
+        has edited; None: the revision is not checked. `repo` has to be hosted, and the caller has checked the right to
+        push to it. Raises RequestInvalid if the text is too long, and PreconditionFailed if somebody has changed the
+        description in the meantime."""
         return await self._descriptions.put(repo, text, revision, by)
 
     async def preview_description(self, request: RequestContext, text: str) -> str:
@@ -214,7 +218,7 @@ class RepositoryBrowser:
             return await self._descriptions.preview(text)
 
     async def plan_removal(self, request: RequestContext, repo: RepositoryName, tags: Sequence[Tag]) -> RemovalPlanView:
-        """Returns what a removal of these tags, at most MAX_REMOVED_TAGS, would remove. `repo` is hosted."""
+        """Returns what a removal of these tags, at most MAX_REMOVED_TAGS, would remove. `repo` has to be hosted."""
         async with self._reading(request, is_list=True):
             await self._registry.tags(repo, None, 1)  # checks the right, and that the repository exists
             return await self._remover.plan(repo, tags)
@@ -227,23 +231,24 @@ class RepositoryBrowser:
         by: Actor,
         expected: Mapping[Tag, Digest] | None = None,
     ) -> RemovedTags:
-        """Removes tags, at most MAX_REMOVED_TAGS, and the manifests that nothing uses any more afterwards. `expected`:
-        what tags have to point at, otherwise they are left alone. `repo` is hosted. The principal needs the rights to
-        delete and, because the answer has digests, to pull. Tags that cannot be deleted are in the answer. Raises
-        Unauthorized, NameUnknown. A cancellation leaves a part removed."""
+        """Removes tags, at most MAX_REMOVED_TAGS, and the manifests that are unused afterwards. `expected`: the digest
+        that each tag has to point at; a tag that points at another digest stays. `repo` has to be hosted. The principal
+        needs the right to delete, and also the right to pull, because the result has digests. The result lists the tags
+        that could not be deleted. Raises Unauthorized, NameUnknown. After a cancellation, some of the tags may be
+        removed."""
         with acting(request):
             await self._registry.tags(repo, None, 1)  # checks the right to pull
             return await self._remover.remove(repo, tags, expected or {}, by)
 
     async def restore_tags(self, repo: RepositoryName, tags: Sequence[tuple[Tag, Digest]], by: Actor) -> RestoredTags:
-        """Puts back tags that were removed, at these digests. `repo` is hosted, and the caller of this method has
+        """Restores removed tags, so that they point at these digests again. `repo` has to be hosted, and the caller has
         checked the right to push to it."""
         return await self._remover.restore(repo, tags, by)
 
     @asynccontextmanager
     async def _reading(self, request: RequestContext, *, is_list: bool = False) -> AsyncIterator[None]:
-        """Waits until the process may read for the visitor. Within the block, `request` is the current request. Raises
-        TooManyRequests."""
+        """Waits for a slot to read for the visitor, and holds it. Inside the `async with` block, `request` is the
+        current request. Raises TooManyRequests."""
         visitor = visitor_of(request)
         async with AsyncExitStack() as slots:
             if is_list:
@@ -253,13 +258,13 @@ class RepositoryBrowser:
                 yield
 
     async def _get(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        """Returns the manifest that a pull of `reference` gets, as far as that is stored."""
+        """Returns the stored manifest that a pull of `reference` would get."""
         return await self._registry.get_manifest(repo, await self._details.frozen_at(repo, reference) or reference)
 
 
 @contextmanager
 def acting(request: RequestContext) -> Iterator[None]:
-    """Makes `request` the current request within the `with` block, so that the guard checks the rights of its
+    """Makes `request` the current request inside the `with` block, so that the registry checks the rights of its
     principal."""
     token = enter_request(request)
     try:
@@ -269,6 +274,7 @@ def acting(request: RequestContext) -> Iterator[None]:
 
 
 def visitor_of(request: RequestContext) -> str:
-    """Returns the text that tells visitors apart, for limits: accounts by their name, others by their address."""
+    """Returns the text that identifies a visitor in limits: the name of the account, or the network of an anonymous
+    client."""
     principal = request.principal
     return network_of(request.address) if principal.is_anonymous else f"account {principal.name}"

@@ -1,6 +1,6 @@
-"""A registry that reads what is stored here, and sends no upstream requests (`stored_content`).
+"""A registry that reads only stored content, and sends no requests to upstreams (`stored_content`).
 
-Pages show mirrored content as far as it is cached. Looking at a page must not fetch anything, use up an upstream's rate
+Pages show only the cached part of mirrored content. A visit to a page must not fetch content, use up an upstream's rate
 limit, or wait for an upstream that does not respond.
 """
 
@@ -28,9 +28,9 @@ def stored_content(
     private: Collection[str],
     is_confirmed: ConfirmedCheck,
 ) -> Router:
-    """Returns a router like that of the server, in which `store` takes the place of each mirror. `private`: the names
-    of the private upstreams; of their blobs, only those can be read that the upstream has confirmed for the repository
-    (`registry.mirror.entitlement`)."""
+    """Returns a router like that of the server, but with `store` in place of each mirror. `private`: the names of the
+    private upstreams. A blob of a private upstream can be read only if the upstream has confirmed that the repository
+    has the blob (`registry.mirror.entitlement`)."""
     guarded = _ConfirmedBlobs(store, is_confirmed)
     mirrors: Iterable[tuple[str, Registry]] = (
         (name, guarded if name in private else store) for name in naming.upstreams
@@ -39,7 +39,7 @@ def stored_content(
 
 
 class _ConfirmedBlobs(ForwardingRegistry):
-    """Passes reads to `inner`, but knows only the blobs that are confirmed for their repository."""
+    """Passes reads to `inner`, but returns only blobs that the upstream has confirmed for their repository."""
 
     def __init__(self, inner: Registry, is_confirmed: ConfirmedCheck) -> None:
         super().__init__(inner)

@@ -1,4 +1,4 @@
-"""Removes several tags of a hosted repository, and undoes that (`TagRemover`)."""
+"""Removes several tags of a hosted repository, and restores removed tags (`TagRemover`)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from storage.tag_rules import ImmutableTags, IsImmutable
 
 
 class TagRemover:
-    """Deletes tags through `registry`, which checks the rights of the current request and what the settings forbid.
+    """Deletes tags through `registry`, which checks the rights of the current request and the settings, such as
+    immutable tags.
 
-    The manifests that nothing uses any more afterwards are deleted, too. They are kept for the grace period of garbage
-    collection, and so are their blobs: until then, the tags can be put back."""
+    Also deletes the manifests that are unused afterwards. The store keeps these manifests and their blobs for the grace
+    period of garbage collection. During this period, the tags can be restored."""
 
     def __init__(
         self,
@@ -41,8 +42,8 @@ class TagRemover:
         """Returns what `remove` would do now. Raises NameUnknown."""
         is_immutable = self._immutable_tags.in_repository(repo)
         plan = await self._removable(repo, tags, is_immutable)
-        found = {tag.name for tag in plan.tags}
-        unknown = [tag for tag in dict.fromkeys(tags) if tag not in found and not is_immutable(tag)]
+        planned_names = {tag.name for tag in plan.tags}
+        unknown = [tag for tag in dict.fromkeys(tags) if tag not in planned_names and not is_immutable(tag)]
         return RemovalPlanView(
             tags=[RemovedTag(tag=tag.name, digest=tag.digest) for tag in plan.tags if tag.is_named],
             referrer_tags=[RemovedTag(tag=tag.name, digest=tag.digest) for tag in plan.tags if not tag.is_named],
@@ -56,14 +57,14 @@ class TagRemover:
     async def remove(
         self, repo: RepositoryName, tags: Sequence[Tag], expected: Mapping[Tag, Digest], by: Actor
     ) -> RemovedTags:
-        """Deletes the tags, the manifests that nothing uses any more, and the referrer tags of these. Returns what was
-        deleted, for `restore`, and what was not: once a tag is deleted, no error ends the removal. `expected`: a tag
-        that points at another digest than this is left alone, and so is a tag that moves during the removal. Raises
-        NameUnknown. A cancellation leaves a part deleted."""
+        """Deletes the tags, the manifests that are unused afterwards, and the referrer tags of these manifests. Returns
+        which tags were deleted, for `restore`, and which were not. After the first deletion, an error does not end the
+        removal. `expected`: the digest that each tag has to point at. A tag that points at another digest, or that
+        moves during the removal, stays. Raises NameUnknown. After a cancellation, some of the tags may be deleted."""
         is_immutable = self._immutable_tags.in_repository(repo)
         plan = await self._removable(repo, tags, is_immutable)
         moved = {tag.name: tag.digest for tag in plan.tags if expected.get(tag.name, tag.digest) != tag.digest}
-        if moved:  # what they need stays as well
+        if moved:  # the manifests of these tags have to stay as well
             plan = await self._removable(repo, [tag for tag in tags if tag not in moved], is_immutable)
         removal = _Removal(self._registry, self._retention, repo, by)
         removal.refused += [
@@ -80,14 +81,14 @@ class TagRemover:
         )
 
     async def _removable(self, repo: RepositoryName, tags: Sequence[Tag], is_immutable: IsImmutable) -> TagRemovalPlan:
-        """Returns the plan for those of the tags that are not immutable. The others stay, with the manifests that they
-        need."""
+        """Returns the plan for those of the tags that are not immutable. Immutable tags stay, and so do the manifests
+        that they need."""
         plan = await self._removals.plan(repo, [tag for tag in dict.fromkeys(tags) if not is_immutable(tag)])
         return replace(plan, tags=[tag for tag in plan.tags if not is_immutable(tag.name)])
 
     async def restore(self, repo: RepositoryName, tags: Sequence[tuple[Tag, Digest]], by: Actor) -> RestoredTags:
-        """Undoes `remove`: points the tags at these digests again, and puts back the manifests. A tag that exists
-        again, or cannot be put back, is left alone. The caller has checked the right to push. Raises NameUnknown."""
+        """Undoes `remove`: points the tags at these digests again, and restores the manifests. Refuses a tag that
+        exists again, or that cannot be restored. The caller has checked the right to push. Raises NameUnknown."""
         restored, refused = [], []
         is_immutable = self._immutable_tags.in_repository(repo)
         does_not_exist = Condition(negated=True)
@@ -96,7 +97,7 @@ class TagRemover:
                 move = await self._history.move(
                     repo, tag, digest, by=by, condition=does_not_exist, is_immutable=is_immutable
                 )
-            except NameUnknown:  # so nothing is restored
+            except NameUnknown:  # the repository does not exist, so no tag can be restored
                 raise
             except RegistryError as error:
                 refused.append(RefusedTag(tag=tag, reason=error.message))
@@ -106,8 +107,9 @@ class TagRemover:
 
 
 class _Removal:
-    """One removal of tags, and what it has done so far. An error refuses one tag, or becomes the `problem` with the
-    manifests. It does not end the removal, because the caller needs the list of what can be put back."""
+    """One removal of tags, and its results so far. If a tag cannot be deleted, it is added to `refused`. If manifests
+    cannot be deleted, the reason becomes `problem`. Neither error ends the removal, because the caller needs the list
+    of tags that can be restored."""
 
     def __init__(self, registry: Registry, retention: Retention, repo: RepositoryName, by: Actor) -> None:
         self._registry = registry
@@ -121,8 +123,8 @@ class _Removal:
         self.problem: str | None = None
 
     async def run(self, tags: Sequence[PlannedTag]) -> None:
-        """Deletes the given tags, the manifests that become unused, the referrer tags of these manifests, and so on. A
-        manifest that stays keeps its referrer tags."""
+        """Deletes the given tags, the manifests that become unused, and the referrer tags of these manifests. Repeats
+        this for the manifests of the referrer tags. A manifest that stays keeps its referrer tags."""
         batch = [tag for tag in tags if tag.is_named]
         waiting = [tag for tag in tags if not tag.is_named]
         while batch:
@@ -144,8 +146,8 @@ class _Removal:
         return True
 
     async def _delete_unused(self, digests: Iterable[Digest]) -> None:
-        """Deletes those of the manifests that nothing uses, and then what nothing uses any more. Each deletion checks
-        in its own transaction that the manifest is unused."""
+        """Deletes those of the manifests that are unused, and then the manifests that only these used. Each deletion
+        checks in its own transaction that the manifest is unused."""
         pending = deque(dict.fromkeys(digests))
         while pending:
             batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]
@@ -160,5 +162,5 @@ class _Removal:
 
 
 def _subject(tag: PlannedTag) -> str:
-    """Returns the digest that the name of a referrer tag contains."""
+    """Returns the digest in the name of a referrer tag, such as `sha256-….sig`."""
     return tag.name[:71].replace("-", ":", 1)

@@ -1,4 +1,4 @@
-"""The tags of a repository as rows (`TagRows`)."""
+"""Lists the tags of a repository as rows, with details of the images (`TagRows`)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from storage.tag_rules import ImmutableTags, IsImmutable
 from storage.upstream_tags import UpstreamTags
 
 MAX_TEXT_CHARACTERS: Final = 128
-"""Longest text to filter by: as long as the longest tag."""
+"""How many characters a text to filter tags by may have. This is the length of the longest tag."""
 
 
 class TagRows:
-    """Reads rows. The caller has checked the right to pull from the repository."""
+    """Reads the rows of tags. The caller has checked the right to pull from the repository."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class TagRows:
 
     async def page(self, repo: RepositoryName, query: TagQuery, after: str | None, limit: int) -> TagRowPage:
         """Returns a page of the tags that match the query, at most `limit` of them. `after`: `TagRowPage.next` of the
-        page before; None: the first page. Raises NameUnknown; RequestInvalid for a wrong `after`."""
+        page before; None: the first page. Raises NameUnknown; RequestInvalid for an invalid `after`."""
         page = await self._listing.page(repo, query, _cursor(after), min(limit, MAX_PAGE_TAGS))
         overviews = await self._overviews.read(repo, (tag.manifest for tag in page.items))
         frozen: Mapping[str, Digest] = {tag.tag: tag.digest for tag in await self._upstream_tags.frozen_in(repo)}

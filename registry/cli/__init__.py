@@ -1,0 +1,1 @@
+"""The command line: the command `entrepot` with its subcommands."""

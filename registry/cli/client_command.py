@@ -49,7 +49,7 @@ PROGRAMS = {
     ),
     "buildkit": ("buildkitd.toml", "entrepot client buildkit --config /etc/entrepot/entrepot.toml"),
 }
-"""The clients for which there are files: what is printed, and an example."""
+"""The clients for which the command can print files, each with a description of the files and an example."""
 CHECK_HELP = (
     "Read the configuration of a client on this machine, and say whether its pulls come through this registry; if not, "
     "why, and what to write. The exit code is 1 if they do not."
@@ -132,8 +132,8 @@ def check(
     mirror: MirrorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints what is found, and ends the command with exit code 1 if pulls do not come through this registry. `data`
-    has no effect, as above."""
+    """Prints the findings, and ends the command with exit code 1 if the client does not pull through this registry.
+    `data` has no effect, as for `print_files`."""
     from registry.cli.diagnosis.client_check import check_client
     from registry.cli.diagnosis.finding_output import print_findings
 
@@ -219,8 +219,8 @@ def _default_upstream(name: str) -> Upstream:
 
 def _check_docker_default(settings: Settings, hosts: list[MirroredHost]) -> None:
     """Ends the command if docker would get images of another registry in place of those of Docker Hub. docker asks the
-    mirror in daemon.json for `library/ubuntu`, without the host `docker.io`. So this registry asks its default
-    upstream, which must be docker.io."""
+    mirror in daemon.json for `library/ubuntu`, without the host `docker.io`. This registry then asks its default
+    upstream, which therefore has to be docker.io."""
     if any(host.name == DOCKER_HUB for host in hosts) and settings.upstream and settings.default_upstream != DOCKER_HUB:
         fail(
             "docker asks its mirror for names without a host, and in these settings such names do not mean docker.io; "

@@ -1,4 +1,4 @@
-"""The command `entrepot`: puts its subcommands together. Each subcommand has a module of its own."""
+"""The command `entrepot`: registers all its subcommands. The code of each subcommand is in another module."""
 
 from __future__ import annotations
 

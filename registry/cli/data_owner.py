@@ -1,8 +1,8 @@
 """Prepares and opens the data directory for a command, also while a server uses the same directory.
 
-If root starts a command on a data directory that belongs to another user, the command first becomes that user. If it
-stayed root, its new files would belong to root, and the server, which runs as the other user, could not read, rename or
-remove those files.
+If root starts a command on a data directory that belongs to another user, the command first becomes that user.
+Otherwise its new files would belong to root, and the server, which runs as the other user, could not read, rename or
+remove them.
 """
 
 from __future__ import annotations
@@ -134,10 +134,10 @@ def run_on_backend(
     create_if_missing: bool = False,
     interrupted_text: str = INTERRUPTED,
 ) -> T:
-    """Prepares the data directory like `prepare_data_directory`, opens it with the mirrors, and returns what `work`
-    returns. This is also safe while a server uses the directory. `interrupted_text`: what the command prints on stderr
-    if SIGINT or SIGTERM ends it. Raises the same as `prepare_data_directory`, RegistryError, OSError, and what `work`
-    raises."""
+    """Prepares the data directory like `prepare_data_directory`, opens it with the mirrors, runs `work`, and returns
+    its result. This is also safe while a server uses the directory. `interrupted_text`: what the command prints on
+    stderr if SIGINT or SIGTERM ends it. Raises the errors of `prepare_data_directory` and of `work`, RegistryError, and
+    OSError."""
     prepare_data_directory(settings, create_if_missing=create_if_missing)
 
     async def open_and_work() -> T:

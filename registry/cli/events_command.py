@@ -1,5 +1,5 @@
-"""The command `entrepot events`: shows events (what happened to the content), and the *deliveries* of events to
-webhooks that are pending or have failed. Retries failed deliveries."""
+"""The command `entrepot events`: shows events (pushes, pulls and other changes of the content), and the *deliveries* of
+events to webhooks that are pending or have failed. It also retries failed deliveries."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 HELP = "Show what happened to the content, and which events are not delivered to webhooks yet."
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 IDLE_SECONDS = 3600.0
+"""How long `tail` waits for an event before `follow` yields an empty page, which `tail` ignores."""
 COLUMNS = ("event", "time", "action", "what", "actor", "detail")
 NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
 
@@ -196,7 +197,7 @@ def _print_event(event: Event, *, as_json: bool) -> None:
 
 
 def _cells(event: Event) -> tuple[str, ...]:
-    """Returns the cells of `COLUMNS`."""
+    """Returns the cells of an event for `COLUMNS`."""
     content = event.content
     what = content.repository + (f":{content.tag}" if content.tag is not None else "")
     if content.tag is None and content.digest is not None:

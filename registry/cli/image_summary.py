@@ -23,8 +23,8 @@ memory."""
 PAGE_SIZE = 1000
 """Number of tags or referrers in each page that is read from the registry."""
 IMAGE_CONFIG_TYPES = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
-"""Config media types of ordinary images. The artifact type of an image is the media type of its config; the text
-summary does not show these two, because they tell people nothing new."""
+"""Media types of the configs of ordinary images. The artifact type of an image is the media type of its config. The
+text summary leaves out these two types, because they tell people nothing new."""
 MAX_LISTED = 20
 """Maximum number of tags, and of referrers, that the text summary lists. Of the others it shows only the number."""
 
@@ -33,8 +33,8 @@ async def summarize_image(
     registry: Registry, image_reference: ImageReference, served: Digest | None = None
 ) -> dict[str, Any]:
     """Returns the summary of a manifest as a dict of JSON values. An index has the key `manifests` with its children;
-    any other manifest has `config`, `layers`, `total` (bytes of both), `platform` and `created`. Raises
-    ManifestUnknown if there is no such manifest. `served`: the digest that pulls of the reference get; None: that of
+    any other manifest has `config`, `layers`, `total` (bytes of both), `platform` and `created`. Raises ManifestUnknown
+    if there is no such manifest. `served`: the digest that pulls of the reference get; None: pulls get the digest of
     the stored tag."""
     repo = image_reference.repository
     manifest = await registry.get_manifest(repo, served or image_reference.reference)
@@ -61,8 +61,8 @@ async def summarize_image(
 
 
 async def _tags_of(registry: Registry, repo: RepositoryName, digest: Digest) -> list[Tag]:
-    """Returns the tags that point at the manifest. If the repository is deleted meanwhile, returns those found so
-    far."""
+    """Returns the tags that point at the manifest. If the repository is deleted in the meantime, returns the tags that
+    were found until then."""
     tags: list[Tag] = []
     after: str | None = None
     try:

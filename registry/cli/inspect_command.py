@@ -55,8 +55,9 @@ def inspect(
 
 
 async def _served_digest(settings: Settings, stored: StoredRegistry, image: ImageReference) -> Digest | None:
-    """Returns the digest that pulls of a mirrored tag get, if the tag is frozen or has a cooldown. Returns None if the
-    tag has neither, so that pulls get what the stored tag points at, or if the cooldown allows no digest yet."""
+    """Returns the digest that pulls of a mirrored tag get, if the tag is frozen or its upstream has a cooldown (new
+    digests are served only after a delay). Returns None if pulls get the digest of the stored tag, or if the cooldown
+    allows no digest yet."""
     from storage.names import Tag
 
     repo, tag = image
@@ -74,9 +75,9 @@ async def _served_digest(settings: Settings, stored: StoredRegistry, image: Imag
 
 
 def parse_image_reference(text: str) -> ImageReference:
-    """Parses a reference as people paste it, such as `http://localhost:5000/team/app:1.2`. Removes the scheme. Removes
-    the first segment of the path too if it is a host: if it has a port or is `localhost`. Without a tag or digest, the
-    reference means the tag `latest`. Raises NameInvalid, TagInvalid and DigestInvalid."""
+    """Parses a reference as people paste it, such as `http://localhost:5000/team/app:1.2`. Removes the scheme. Also
+    removes the first segment of the path if it is a host, that is, if it has a port or is `localhost`. Without a tag or
+    digest, the reference means the tag `latest`. Raises NameInvalid, TagInvalid and DigestInvalid."""
     from storage.names import parse_reference
 
     text = text.strip().removeprefix("http://").removeprefix("https://")

@@ -1,4 +1,4 @@
-"""How SIGINT (Ctrl-C) and SIGTERM end a command.
+"""Handles SIGINT (Ctrl-C) and SIGTERM, so that they end a command quickly.
 
 Python's KeyboardInterrupt is not enough: libraries catch it, threads that wait for the network never see it, and Python
 does not exit before such threads have ended. A command may end abruptly without losing data, because the storage makes
@@ -31,8 +31,8 @@ CLEANUP_SECONDS = 3.0
 command hangs."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR_AND_END_LINE = b"\x1b[?25h\n"
-"""What is written to a terminal before the command's last line. It shows the cursor, which a progress bar hides. Its
-newline puts the last line below the `^C` that the terminal prints when a person presses Ctrl-C."""
+"""The bytes that are written to a terminal before the command's last line. It shows the cursor, which a progress bar
+hides. Its newline puts the last line below the `^C` that the terminal prints when a person presses Ctrl-C."""
 
 
 class SignalExit:
@@ -105,12 +105,12 @@ def run_interruptible(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -
 
 
 class _SignalWatch:
-    """Context manager that handles SIGINT and SIGTERM in a thread of its own, so that a busy main thread does not delay
+    """Context manager that handles SIGINT and SIGTERM in a separate thread, so that a busy main thread does not delay
     the reaction. The interpreter writes each signal's number into a pipe (`signal.set_wakeup_fd`) without waiting for
     the main thread, and the signal thread reads the pipe.
 
-    After the first signal, the signal thread calls `cancel` in `loop`. After a second one, or if the block still runs
-    CLEANUP_SECONDS after the first, the signal thread prints `reason` and ends the process."""
+    After the first signal, the signal thread calls `cancel` in `loop`. After a second signal, or if the block still
+    runs CLEANUP_SECONDS after the first signal, the signal thread prints `reason` and ends the process."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cancel: Callable[[], object], reason: str) -> None:
         self.first_signal: int | None = None
@@ -146,7 +146,7 @@ class _SignalWatch:
         if first_signal is None:
             return
         self.first_signal = first_signal
-        with suppress(RuntimeError):  # the loop is closed if the work has ended meanwhile
+        with suppress(RuntimeError):  # the loop is closed if the work has ended in the meantime
             self._loop.call_soon_threadsafe(self._cancel)
         second_signal = self._wait_for_signal(timeout_seconds=CLEANUP_SECONDS)
         if second_signal is not None:

@@ -36,8 +36,8 @@ def restart(config: ConfigOption = None, data: DataOption = None) -> None:
 
 
 def _ask(settings: Settings, request: str) -> None:
-    """Sends a request to the server that uses the data directory, and prints the answer. Ends the command with exit
-    code 1 and the reason if there is no such server, or if it refuses."""
+    """Sends a request to the server that uses the data directory, and prints the response. If there is no such server,
+    or if the server refuses the request, prints the reason and ends the command with exit code 1."""
     from registry.cli.data_owner import become_owner
     from registry.server.process.control_socket import ControlUnavailable, ask_server
     from storage.composition import layout_of
@@ -45,9 +45,9 @@ def _ask(settings: Settings, request: str) -> None:
     with one_line_errors():
         become_owner(settings.data)
         try:
-            answer = ask_server(layout_of(settings.data).control, {"do": request})
+            response = ask_server(layout_of(settings.data).control, {"do": request})
         except ControlUnavailable as error:
             fail(error.message)
-        if not answer["ok"]:
-            fail(answer["message"])
-        typer.echo(answer["message"])
+        if not response["ok"]:
+            fail(response["message"])
+        typer.echo(response["message"])

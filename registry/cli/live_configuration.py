@@ -1,5 +1,5 @@
-"""`LiveConfiguration`: the settings of a running server, read again at each reload from the same flags, variables and
-file as at its start."""
+"""`LiveConfiguration`: the settings of a running server. Each reload reads them again from the same flags, environment
+variables and file as at the start."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from registry.server.process.live_change import ChangeRefused, Proposal
 
 
 class LiveConfiguration:
-    """A `ConfigurationSource`. `settings` are those in force."""
+    """Implements `ConfigurationSource`. `settings`: the settings that are in effect now."""
 
     def __init__(
         self, settings: Settings, flags: Mapping[str, Any], file: Path | None, *, bound_to_loopback: bool
     ) -> None:
-        """`flags` and `file`: what `load_settings` got at the start. `bound_to_loopback`: whether only this machine
-        reaches the server's port."""
+        """`flags` and `file`: the arguments of `load_settings` at the start. `bound_to_loopback`: whether only this
+        machine can connect to the server's port."""
         self.settings = settings
         self._flags = flags
         self._file = file
@@ -29,7 +29,7 @@ class LiveConfiguration:
         self._proposed: tuple[Proposal, Settings] | None = None
 
     def propose(self) -> Proposal:
-        """Reads and checks the settings, and the files for logins that they name. Raises ChangeRefused."""
+        """Reads the settings, and checks them and the files for logins that they name. Raises ChangeRefused."""
         try:
             settings = load_settings(self._flags, self._file).settings
         except ConfigError as error:
@@ -45,7 +45,7 @@ class LiveConfiguration:
         return proposal
 
     def accept(self, proposal: Proposal) -> None:
-        """Puts the settings of the last proposal in force, in this process and for workers that it forks."""
+        """Makes the settings of the last proposal take effect, in this process and in workers that it forks later."""
         from registry.backend import preload_mirrors
         from registry.log_output import set_log_level
 
@@ -58,7 +58,7 @@ class LiveConfiguration:
         self.settings = settings
 
     def _check_files(self, settings: Settings) -> None:
-        """Checks what the start of the server checks. Raises ChangeRefused."""
+        """Makes the same checks as the start of the server. Raises ChangeRefused."""
         from registry.auth.assembly import check_auth_files
         from registry.auth.external.openid_settings import ProviderInvalid
         from registry.auth.password.htpasswd import HtpasswdError

@@ -68,7 +68,7 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 
 def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the flags that were given. The value of the others is None or an empty list."""
+    """Returns the flags that the user has given. The value of all other flags is None or an empty list."""
     return {name: value for name, value in flags.items() if value is not None and value != []}
 
 

@@ -66,8 +66,8 @@ def serve(
 
 
 def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None) -> int:
-    """Runs the server until a signal stops it, and returns the exit code. `flags` and `config` are where the settings
-    come from; a reload reads them again.
+    """Runs the server until a signal stops it, and returns the exit code. `flags` and `config`: the flags and the
+    settings file from which the settings come. A reload reads the settings from them again.
 
     If root starts the command and the data directory belongs to another user, the process becomes that user. Before
     that, it binds the port, because only root may bind a port below 1024. An old version of the program or systemd may
@@ -109,8 +109,8 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     sockets, metrics_socket = listening_sockets(settings, handover)
     all_sockets = sockets if metrics_socket is None else [*sockets, metrics_socket]
     log_to_stderr(settings.log_level, settings.log_format)
-    # FastAPI suppresses this warning while it builds a route, with `warnings.catch_warnings`, which does not work
-    # reliably while other threads run. The warning is of no use to anybody who reads the log.
+    # FastAPI suppresses this warning with `warnings.catch_warnings` while it builds a route, which does not work
+    # reliably while other threads run. The warning does not help operators who read the log.
     warnings.simplefilter("ignore", UnsupportedFieldAttributeWarning)
     with ExitStack() as stack:
         for sock in all_sockets:
@@ -118,7 +118,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
         bound_to_loopback = all(is_loopback(sock.getsockname()[0]) for sock in sockets)
         options, closed = prepare(settings, bound_to_loopback=bound_to_loopback, may_migrate=handover is None)
         banner = startup_banner(settings, address_of(sockets[0]), sockets[0], closed=closed)
-        # Made before the workers are forked, so that all of them share it.
+        # Created before the workers are forked, so that all of them share it.
         rate_memory = RateLimitMemory()
         run = new_server_run()
         telemetry = Telemetry(

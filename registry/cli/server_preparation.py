@@ -1,4 +1,4 @@
-"""The preparations of `entrepot serve` before it forks the workers: it checks the files and the settings, and makes the
+"""The preparations of `entrepot serve` before it forks the workers: checks of the files and the settings, and the
 options of the listener.
 
 A registry is *closed* if clients must log in: it has or had accounts, or the settings name another source of accounts,
@@ -24,8 +24,8 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
     directory if it is missing, and checks the files for TLS and for logins that the settings name. Returns the
     listener's options and whether the registry is closed. Ends the command with an error message if a check fails.
 
-    `may_migrate`: whether the data may be migrated to this version's format. False: a running server uses them, so a
-    directory of another version is an error."""
+    `may_migrate`: whether the data may be migrated to this version's format. False: a running server uses the data, so
+    data of another version is an error."""
     from registry.auth.assembly import check_auth_files
     from registry.auth.external.openid_settings import ProviderInvalid
     from registry.auth.password.htpasswd import HtpasswdError

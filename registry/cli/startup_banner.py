@@ -55,7 +55,7 @@ def _add_account_command(settings: Settings) -> str:
 
 def _mirror_lines(settings: Settings, host: str) -> list[str]:
     """Returns the lines about the mirrored registries (the *upstreams*): their names, and a command that pulls through
-    the default upstream, or through the first one if none is the default."""
+    the default upstream, or through the first upstream if none is the default."""
     names = [f"{upstream.name} (default)" if upstream.default else upstream.name for upstream in settings.upstream]
     example = next((upstream for upstream in settings.upstream if upstream.default), settings.upstream[0])
     repository = "ubuntu" if example.name == DOCKER_HUB else "NAME"

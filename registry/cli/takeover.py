@@ -1,4 +1,5 @@
-"""How `entrepot serve` takes over from an old version of itself, and how it gets a port that systemd has opened."""
+"""Functions with which `entrepot serve` takes over from an older process of the server at a restart, and gets its
+sockets: from the older process, from systemd, or by opening them."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from registry.server.process.successor import Handover, Successor
 
 
 def successor(settings: Settings, *, bound_to_loopback: bool) -> Successor:
-    """Returns the program that takes over at a restart: this command, with the arguments with which it was started.
+    """Returns the program that takes over at a restart: this command, with the same arguments as this process.
     `bound_to_loopback`: whether only this machine can connect to the server's port."""
     arguments = sys.argv[1:]
     command = sys.orig_argv[1:]
     if not arguments or command[-len(arguments) :] != arguments:
-        command = ["-m", "registry", *arguments]  # the process was not started by a command line
+        command = ["-m", "registry", *arguments]  # the process was not started from a command line
     metrics = metrics_address(settings) or ""
     facts = {
         "data": str(settings.data.absolute()),
@@ -31,8 +32,8 @@ def successor(settings: Settings, *, bound_to_loopback: bool) -> Successor:
 
 def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
     """Checks whether this version can take over from a running server, as far as a check is possible while that server
-    runs. `facts`: what the running server has told about itself. Ends the command with an error message if this version
-    cannot take over. Raises DataDirectoryError."""
+    runs. `facts`: the data directory and the addresses of the running server. Ends the command with an error message if
+    this version cannot take over. Raises DataDirectoryError."""
     from registry.app import create_app
     from registry.cli.server_preparation import prepare
     from registry.client_addresses import is_loopback
@@ -42,7 +43,7 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
         fail("data takes effect only at a start: stop the server and start it again")
     if settings.workers < 2:
         fail("workers cannot become 1 in a restart: stop the server and start it again")
-    # If the old version got its socket from systemd, the setting `listen` does not tell the socket's address.
+    # If the running server got its socket from systemd, the setting `listen` is not the socket's address.
     bound_to_loopback = facts.get("loopback") == "yes"
     metrics = metrics_address(settings)
     with ExitStack() as stack:
@@ -66,10 +67,10 @@ def metrics_address(settings: Settings) -> str | None:
 def listening_sockets(
     settings: Settings, handover: Handover | None
 ) -> tuple[list[socket.socket], socket.socket | None]:
-    """Returns the sockets to listen on, and the socket that serves only the metrics (None: there is none). The first
-    are those of the old version (`handover`), unless the setting `listen` has changed; without an old version, those
-    that systemd has opened; otherwise a new one. The old version passes its socket for the metrics last. Ends the
-    command with an error message if a socket cannot be opened."""
+    """Returns the sockets to listen on, and the socket that serves only the metrics (None: there is none). With an
+    older process (`handover`), takes over its sockets, unless the setting `listen` has changed. Without one, uses the
+    sockets that systemd has opened, or else opens a new one. The older process passes its socket for the metrics last.
+    Ends the command with an error message if a socket cannot be opened."""
     from registry.server.gate.listener import ListenError, bind
     from registry.server.process.systemd import activated_sockets, listening_socket
 

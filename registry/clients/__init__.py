@@ -1,1 +1,2 @@
-"""How clients of this registry are set up: its address as they reach it, and their files and commands."""
+"""The set-up of clients of this registry: the address at which clients reach it, and the files and commands that
+configure each client."""

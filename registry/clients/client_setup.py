@@ -28,7 +28,8 @@ DOCKER_HUB_SERVER = "https://registry-1.docker.io"
 @dataclass(frozen=True, slots=True)
 class Hint:
     """A sentence for people, which a page shows in their language. `text` is in English, with names in braces for which
-    `values` has the values. Make one with `hint`: the catalogues of translations are checked against its calls."""
+    `values` has the values. Create hints only with the function `hint`, because a check compares its calls with the
+    catalogues of translations."""
 
     text: str
     values: Mapping[str, str]
@@ -39,7 +40,8 @@ class Hint:
 
 
 def hint(text: str, **values: str) -> Hint:
-    """Returns a hint. `text` has to be a literal, so that programs find it."""
+    """Returns a hint. `text` has to be a string literal, because a tool collects these texts from the source for
+    translation."""
     return Hint(text, values)
 
 
@@ -100,7 +102,7 @@ def docker_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> Cli
 
 
 def docker_daemon(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> dict[str, list[str]]:
-    """Returns what docker's daemon.json needs; nothing if docker needs no such file."""
+    """Returns the content that docker's daemon.json needs; an empty dict if docker needs no such file."""
     daemon = {}
     if is_docker_mirror(hosts):
         daemon["registry-mirrors"] = [address.url]
@@ -115,7 +117,8 @@ def is_docker_mirror(hosts: Sequence[MirroredHost]) -> bool:
 
 
 def docker_prefix_hints(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> list[Hint]:
-    """Returns a hint for each upstream whose images docker gets only under this registry's address."""
+    """Returns a hint for each upstream whose images docker can pull only with this registry's address in the image
+    name."""
     hints = []
     for name in dict.fromkeys(host.name for host in hosts):
         if name != DOCKER_HUB:

@@ -1,5 +1,5 @@
-"""How further clients are set up: k3s, kind, NAS systems and CI jobs. `PROGRAM_SETUPS` has all clients, with what they
-need if the registry has accounts.
+"""The set-up of further clients: k3s, kind, NAS systems and CI jobs. `PROGRAM_SETUPS` has the set-up of every client,
+including logins if the registry has accounts.
 
 Sources: k3s, "Private Registry Configuration"; kind, "Local Registry"; GitLab, "Use Docker to build Docker images";
 docker/setup-buildx-action; containerd, docs/hosts.md.
@@ -34,7 +34,7 @@ _GITLAB_FILE: Final = ".gitlab-ci.yml"
 _GITHUB_FILE: Final = ".github/workflows/image.yml"
 
 SetupFunction = Callable[[RegistryAddress, Sequence[MirroredHost], bool], ClientSetup]
-"""Returns how a client is set up. The last argument says whether the registry has accounts."""
+"""A function that returns the set-up of a client. The last argument says whether the registry has accounts."""
 _ROBOT: Final = hint(
     "NAME is a robot's name, and TOKEN its API token: entrepot robot add NAME, entrepot token add NAME, "
     "entrepot grant add 'team/**' pull,push robot:NAME"
@@ -42,7 +42,7 @@ _ROBOT: Final = hint(
 
 
 def _docker(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
-    """Returns docker's setup. Without anything to configure, it has no file."""
+    """Returns docker's setup. If nothing has to be configured, the setup has no file."""
     if docker_daemon(address, hosts):
         setup, commands = docker_setup(address, hosts), ["systemctl reload docker"]
     else:
@@ -77,8 +77,8 @@ def _containerd(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acc
 
 
 def _own_hosts_toml(address: RegistryAddress) -> list[tuple[str, str]]:
-    """Returns the hosts.toml with which containerd uses plain HTTP for the images of this registry itself; nothing if
-    the registry has TLS, because then containerd needs no file."""
+    """Returns the hosts.toml that makes containerd use plain HTTP for images whose names begin with this registry's
+    host. Returns an empty list if the registry has TLS, because then containerd needs no such file."""
     if not address.is_plain_http:
         return []
     path = f"/etc/containerd/certs.d/{address.host}/hosts.toml"
@@ -108,7 +108,7 @@ def _pull_secret(address: RegistryAddress) -> tuple[str, ...]:
 
 
 def k3s_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
-    """Returns k3s's registries.yaml. k3s makes containerd's files of it, so that requests have `?ns=HOST`."""
+    """Returns k3s's registries.yaml. k3s generates containerd's files from it, so that requests have `?ns=HOST`."""
     names = [host.prefix for host in hosts]
     if address.is_plain_http:
         names.append(address.host)  # without this entry, containerd uses https for the images of this registry
@@ -127,8 +127,8 @@ def k3s_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accou
 
 
 def kind_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
-    """Returns a kind.yaml that mounts a directory with containerd's hosts.toml files into the node, and these files.
-    Without such files, kind needs none of its own."""
+    """Returns containerd's hosts.toml files, and a kind.yaml that mounts the directory with these files into the node.
+    If containerd needs no such files, kind needs no file either."""
     setup = _containerd(address, hosts, has_accounts)
     hints = []
     if address.is_trusted_by_docker:
@@ -165,8 +165,8 @@ def kind_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acco
 
 
 def nas_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
-    """Returns how Synology's Container Manager and similar systems are set up: by their forms, or by the same file as
-    docker's under another path."""
+    """Returns the set-up of Synology's Container Manager and similar systems. People either fill in a form, or write
+    docker's configuration file at another path."""
     daemon = docker_daemon(address, hosts)
     hints = [
         hint("in Container Manager: Registry, Settings, Add; the URL is {url}", url=address.url),
@@ -219,7 +219,7 @@ def ci_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accoun
 def _gitlab_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
     daemon = docker_daemon(address, hosts)
     options = [text for url in daemon.get("registry-mirrors", ()) for text in ("--registry-mirror", url)]
-    if address.is_plain_http:  # in a service, loopback addresses are not this machine's
+    if address.is_plain_http:  # docker runs in another container, which cannot use a loopback address
         options += ["--insecure-registry", address.host]
     image = f"{address.host}/team/app:$CI_COMMIT_SHORT_SHA"
     login = f'docker login --username "$ENTREPOT_ROBOT" --password-stdin {address.host}'
@@ -294,4 +294,4 @@ PROGRAM_SETUPS: Final[Mapping[str, SetupFunction]] = {
     "nas": nas_setup,
     "ci": ci_setup,
 }
-"""How each client is set up, in the order in which the page offers them."""
+"""The set-up function of each client, in the order in which the page lists the clients."""

@@ -1,5 +1,5 @@
-"""The URL at which clients reach this registry. Its host begins the names of images, and determines whether docker
-accepts plain HTTP."""
+"""The URL at which clients reach this registry. Image names begin with the host of this URL. The host also determines
+whether docker accepts plain HTTP."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ ASYMMETRIC_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "
 as HS256, were accepted, an attacker could sign tokens with the issuer's public key as the secret."""
 
 _SERVICE = re.compile(r"[A-Za-z0-9._:/-]{1,255}")
+"""The characters and the length of a service name."""
 _SCOPES = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")
 """Scopes, separated by spaces (RFC 6749, section 3.3)."""
 
@@ -68,7 +69,8 @@ def _check_account(value: str) -> str:
 
 
 def _as_list(value: Any) -> Any:
-    """Returns a list with the one text `value`. Returns a value that is not text unchanged, for pydantic to check."""
+    """Returns a list with the text `value` as its only entry. Returns a value that is not text unchanged, so that
+    pydantic checks it."""
     return [value] if isinstance(value, str) else value
 
 

@@ -1,4 +1,5 @@
-"""The types of the settings `cooldown_tags` and `cooldown_exempt` of an `[[upstream]]`.
+"""The types of the settings `cooldown_tags` and `cooldown_exempt` of an `[[upstream]]`. A cooldown is the delay after
+which pulls of a mirrored tag get a new digest.
 
 The functions are pydantic validators: they return the value to use, and raise ValueError.
 """
@@ -37,4 +38,5 @@ def _check_exemption(value: str) -> str:
 TagPattern = Annotated[str, AfterValidator(check_tag_pattern)]
 """A pattern of tags, such as `v*`."""
 CooldownExemption = Annotated[str, AfterValidator(_check_exemption)]
-"""A pattern of repositories as the upstream names them, or such a pattern, a colon and a pattern of tags."""
+"""An exemption from the cooldown: a pattern of repository names at the upstream, optionally with a colon and a pattern
+of tags."""

@@ -34,13 +34,14 @@ class SettingsGroup(BaseModel):
 
 def split_commas(value: object) -> object:
     """Splits a text with commas, such as the value of a flag or an environment variable, into a list. Returns a value
-    that is not text unchanged, for pydantic to check."""
+    that is not text unchanged, so that pydantic checks it."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def _check_network(value: str) -> str:
-    """Returns a network in its normal form; for an IP address, the network of only this address. Raises ValueError for
-    other text, for a network whose address has bits set after the prefix, and for a network of all addresses."""
+    """Returns a network in its normal form. For an IP address, returns the network that contains only this address.
+    Raises ValueError for other text, for a network whose address has bits set after the prefix, and for a network of
+    all addresses."""
     try:
         network = ip_network(value, strict=False)
     except ValueError:

@@ -32,8 +32,8 @@ them."""
 _PRESETS: Mapping[str, Mapping[str, list[str]]] = {
     DOCKER_HUB: {"endpoints": ["https://registry-1.docker.io"], "realms": ["https://auth.docker.io/token"]}
 }
-"""Maps the name of an upstream to its default settings. Contains only upstreams whose address is not `https://`
-followed by the name."""
+"""Default settings by the name of an upstream. Only upstreams whose address is not `https://` followed by the name are
+listed."""
 _NAME = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
 MAX_HOST_LENGTH = 253
@@ -245,7 +245,8 @@ class Upstream(SettingsGroup):
 
     @property
     def redirect_host_ports(self) -> frozenset[tuple[str, int]]:
-        """Host and port of each entry of `redirects`. For an entry without a port: the host with 80 and with 443."""
+        """The host and port of each entry of `redirects`. An entry without a port gives the host with port 80 and with
+        port 443."""
         entries = [urlsplit(f"//{entry}") for entry in self.redirects]
         return frozenset(
             (normalized_host(entry.hostname or ""), port)
@@ -269,9 +270,10 @@ class Upstream(SettingsGroup):
 
     @property
     def has_private_repositories(self) -> bool:
-        """Whether this upstream may have repositories that only some clients are allowed to read. That is so if it has
-        a login, because the login may see such repositories, or if pulls need a grant for it. The mirror then serves a
-        cached blob from a repository only after the upstream has confirmed that this repository has the blob."""
+        """Whether this upstream may have repositories that only some clients are allowed to read. This is the case if
+        the upstream has a login, because the login may give access to such repositories, or if pulls need a grant that
+        names the upstream. The mirror then serves a cached blob from a repository only after the upstream has confirmed
+        that this repository has the blob."""
         return self._has_login or self.needs_named_grant
 
     @property

@@ -1,4 +1,4 @@
-"""The settings `[pages]`."""
+"""The settings `[pages]`, for the web pages of the registry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which settings differ between two configurations, and which of them can change while the server runs.
+"""Finds the settings that differ between two configurations, and says which of them can change while the server runs.
 
 A reload does not change a setting if its field has the `json_schema_extra` `AT_RESTART` or `AT_START`. If the field of
 a group, such as `[gc]`, has one of them, a reload changes no setting of the group.
@@ -68,8 +68,9 @@ def _by_name(tables: list[BaseModel]) -> dict[str, BaseModel]:
 
 
 def _changed_tables(old: Mapping[str, BaseModel], new: Mapping[str, BaseModel]) -> Iterator[str]:
-    """Yields what follows the name of a list of tables: `[docker.io].tag_ttl`, or `[docker.io]` for a table that was
-    added or removed. Yields an empty text if only the order has changed."""
+    """Yields the texts to append to the name of a list of tables: `[docker.io].tag_ttl` for a changed setting, or
+    `[docker.io]` for a table that was added or removed. Yields an empty text if only the order of the tables has
+    changed."""
     is_same = True
     for name in dict.fromkeys([*old, *new]):
         if name not in old or name not in new:

@@ -28,8 +28,8 @@ CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 """The environment variable with the path of the settings file."""
 
 _KUBERNETES_VARIABLE = re.compile(rf"{ENV_PREFIX}(SERVICE_(HOST|PORT.*)|PORT(_.*)?)")
-"""Names of variables that Kubernetes sets in each container if a service named `entrepot` exists. They are not meant
-as settings and cause no warning."""
+"""Names of variables that Kubernetes sets in each container if a service named `entrepot` exists. They are not
+settings, and they cause no warning."""
 
 _TABLE_LIST_HINTS = {
     "upstream": 'write it like [{"name": "docker.io", "tag_ttl": "1h"}]',
@@ -162,8 +162,8 @@ def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _unknown_variables() -> tuple[str, ...]:
-    """Returns the names of variables that begin with ENV_PREFIX but belong to no setting, sorted. Leaves out those of
-    Kubernetes."""
+    """Returns the names of variables that begin with ENV_PREFIX but belong to no setting, sorted. Leaves out the
+    variables of Kubernetes."""
     known_names = {variable_name(path[: end + 1]) for path, _ in setting_fields() for end in range(len(path))} | {
         CONFIG_VARIABLE
     }
@@ -221,8 +221,8 @@ def _merge(sources: list[SettingsSource]) -> dict[str, Any]:
 
 
 def _merge_into(target: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Sets `values` in `target`. The values of a group are merged into the group in `target`; any other value replaces
-    the one in `target`."""
+    """Sets `values` in `target`. The values of a group are merged into the group in `target`. Any other value replaces
+    the value in `target`."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             group = target.get(name)
@@ -308,5 +308,5 @@ def _problem_text(problem: ErrorDetails) -> str:
         is_size(field) for path, field in setting_fields() if path == problem["loc"]
     ):
         message = f"should be at least {format_size(problem['ctx']['ge'])}"
-    shown = "a table" if isinstance(problem["input"], Mapping) else repr(problem["input"])
-    return f"{shown} {message}"
+    input_text = "a table" if isinstance(problem["input"], Mapping) else repr(problem["input"])
+    return f"{input_text} {message}"

@@ -1,4 +1,4 @@
-"""The settings `[metrics]` and `[otel]`."""
+"""The settings `[metrics]` (Prometheus) and `[otel]` (OpenTelemetry)."""
 
 from __future__ import annotations
 

@@ -101,7 +101,8 @@ def check_immutable_rules(rules: Sequence[ImmutableRule], upstreams: Iterable[st
 
 
 def _check_prefix(value: str) -> str:
-    """Returns the prefix of a quota: empty, or a name with a slash at its end. Raises ValueError."""
+    """Checks the prefix of a quota, which has to be empty or a name with a slash at its end, and returns it. Raises
+    ValueError."""
     if value and not value.endswith("/"):
         raise ValueError(f"{value!r} does not end with a slash; for all repositories below it write {value + '/'!r}")
     try:

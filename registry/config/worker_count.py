@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 MAX_DEFAULT_WORKERS = 4
-"""The largest default. Each worker takes memory of its own, so only the setting `workers` can ask for more."""
+"""The largest default number of workers. Each worker takes additional memory, so only the setting `workers` can give a
+higher number."""
 
 
 def default_worker_count() -> int:

@@ -1,4 +1,4 @@
-"""The pages for people, below `/ui`: rendered by this server, in English and Chinese, without JavaScript or with it.
+"""The web pages below `/ui`. The server renders them in English and Chinese, and they also work without JavaScript.
 
-They stand on the management API's objects and on the `Registry` interface, and never on the store
+They use the objects of the management API and the `Registry` interface, and never access the store directly
 (docs/adr/0018-pages.md)."""

@@ -28,7 +28,7 @@ from registry.ui.form_answers import (
     ask,
     is_confirmed,
     problem_of,
-    unknown_deed,
+    unknown_change,
 )
 from registry.ui.languages import translatable
 from registry.ui.page_route import FormRoute, PageRoute, admin_of, page_response, page_slot, read_form, redirect
@@ -48,46 +48,46 @@ async def account(request: Request, name: str) -> Response:
 
 @forms.post(f"{ACCOUNTS_PATH}/{{name}}")
 async def change_account(request: Request, name: str) -> Response:
-    """Changes an account as the field `do` says, a key of `_DEEDS`. Shows the page again if that was not possible.
-    Raises Unauthorized, Denied, AccountInvalid, AccountUnknown."""
+    """Changes an account. The field `do` of the form is a key of `_CHANGES`. Shows the page again with the
+    reason if the change was not possible. Raises Unauthorized, Denied, AccountInvalid, AccountUnknown."""
     caller, form = await admin_of(request), await read_form(request)
-    deed = _DEEDS.get(form.one("do") or "")
-    if deed is None:
-        raise unknown_deed()
-    found = caller.accounts.account(AccountName(name))
+    change = _CHANGES.get(form.one("do") or "")
+    if change is None:
+        raise unknown_change()
+    shown_account = caller.accounts.account(AccountName(name))
     try:
-        return await deed(request, caller, found, form)
+        return await change(request, caller, shown_account, form)
     except FORM_ERRORS as error:
         async with page_slot(request):
-            return await _account_page(request, caller, found, problem_of(error))
+            return await _account_page(request, caller, shown_account, problem_of(error))
 
 
 async def _account_page(
-    request: Request, caller: Caller, found: Account, problem: FormProblem | None = None
+    request: Request, caller: Caller, shown_account: Account, problem: FormProblem | None = None
 ) -> Response:
-    grants, has_more_grants = grants_that_apply(caller, found.name)
+    grants, has_more_grants = grants_that_apply(caller, shown_account.name)
     return await page_response(
         request,
         "access_account.html",
         status_code=200 if problem is None else problem.status,
         section="access",
-        here=account_path(found.name),
-        shown=found,
-        is_own=caller.rights.name == found.name,
-        list_path=_list_path(found),
+        here=account_path(shown_account.name),
+        shown=shown_account,
+        is_own=caller.rights.name == shown_account.name,
+        list_path=_list_path(shown_account),
         grants=grants,
         has_more_grants=has_more_grants,
-        credentials=credentials_of(caller, found.name),
+        credentials=credentials_of(caller, shown_account.name),
         lifetimes=LIFETIMES,
         problem=problem,
     )
 
 
-def _list_path(found: Account) -> str:
-    return ACCESS_PATH if found.kind is AccountKind.USER else ROBOTS_PATH
+def _list_path(shown_account: Account) -> str:
+    return ACCESS_PATH if shown_account.kind is AccountKind.USER else ROBOTS_PATH
 
 
-async def _disable(request: Request, caller: Caller, found: Account, form: Query) -> Response:
+async def _disable(request: Request, caller: Caller, shown_account: Account, form: Query) -> Response:
     """Disables an account, after a confirmation."""
     if not is_confirmed(form):
         question = Question(
@@ -97,57 +97,57 @@ async def _disable(request: Request, caller: Caller, found: Account, form: Query
                 "enabled again."
             ),
             button=translatable("Disable"),
-            name=found.name,
-            back=account_path(found.name),
+            name=shown_account.name,
+            back=account_path(shown_account.name),
             section="access",
             fields={"do": "disable"},
         )
         return await ask(request, question)
-    return await _set_enabled(caller, found, False)
+    return await _set_enabled(caller, shown_account, False)
 
 
-async def _enable(request: Request, caller: Caller, found: Account, form: Query) -> Response:
-    return await _set_enabled(caller, found, True)
+async def _enable(request: Request, caller: Caller, shown_account: Account, form: Query) -> Response:
+    return await _set_enabled(caller, shown_account, True)
 
 
-async def _set_enabled(caller: Caller, found: Account, enabled: bool) -> Response:
-    await caller.administration.set_enabled(found.name, found.kind, enabled, by=caller.actor)
-    return redirect(account_path(found.name))
+async def _set_enabled(caller: Caller, shown_account: Account, enabled: bool) -> Response:
+    await caller.administration.set_enabled(shown_account.name, shown_account.kind, enabled, by=caller.actor)
+    return redirect(account_path(shown_account.name))
 
 
-async def _make_admin(request: Request, caller: Caller, found: Account, form: Query) -> Response:
+async def _make_admin(request: Request, caller: Caller, shown_account: Account, form: Query) -> Response:
     """Makes a person an admin, after a confirmation."""
     if not is_confirmed(form):
         question = Question(
             title=translatable("Make %(name)s an admin?"),
             consequence=translatable("An admin may do everything, also with accounts and rights."),
             button=translatable("Make an admin"),
-            name=found.name,
-            back=account_path(found.name),
+            name=shown_account.name,
+            back=account_path(shown_account.name),
             section="access",
             fields={"do": "make-admin"},
         )
         return await ask(request, question)
-    await caller.administration.set_admin(found.name, True, by=caller.actor)
-    return redirect(account_path(found.name))
+    await caller.administration.set_admin(shown_account.name, True, by=caller.actor)
+    return redirect(account_path(shown_account.name))
 
 
-async def _unmake_admin(request: Request, caller: Caller, found: Account, form: Query) -> Response:
-    await caller.administration.set_admin(found.name, False, by=caller.actor)
-    return redirect(account_path(found.name))
+async def _unmake_admin(request: Request, caller: Caller, shown_account: Account, form: Query) -> Response:
+    await caller.administration.set_admin(shown_account.name, False, by=caller.actor)
+    return redirect(account_path(shown_account.name))
 
 
-async def _set_password(request: Request, caller: Caller, found: Account, form: Query) -> Response:
+async def _set_password(request: Request, caller: Caller, shown_account: Account, form: Query) -> Response:
     """Sets the password of another person. If the form has none, generates one and shows it."""
-    if caller.rights.name == found.name:
+    if caller.rights.name == shown_account.name:
         raise Denied("you change your own password on the page about your account")
-    generated = await change_password(caller, found.name, "", form.one("password") or None)
+    generated = await change_password(caller, shown_account.name, "", form.one("password") or None)
     if generated is None:
-        return redirect(account_path(found.name))
-    return await show_password(request, found.name, generated, account_path(found.name))
+        return redirect(account_path(shown_account.name))
+    return await show_password(request, shown_account.name, generated, account_path(shown_account.name))
 
 
-async def _delete(request: Request, caller: Caller, found: Account, form: Query) -> Response:
+async def _delete(request: Request, caller: Caller, shown_account: Account, form: Query) -> Response:
     """Removes an account, after a confirmation."""
     if not is_confirmed(form):
         question = Question(
@@ -157,33 +157,33 @@ async def _delete(request: Request, caller: Caller, found: Account, form: Query)
                 "undone."
             ),
             button=translatable("Delete"),
-            name=found.name,
-            back=account_path(found.name),
+            name=shown_account.name,
+            back=account_path(shown_account.name),
             section="access",
             fields={"do": "delete"},
         )
         return await ask(request, question)
-    await caller.administration.remove(found.name, found.kind, by=caller.actor)
-    return redirect(_list_path(found))
+    await caller.administration.remove(shown_account.name, shown_account.kind, by=caller.actor)
+    return redirect(_list_path(shown_account))
 
 
-async def _add_token(request: Request, caller: Caller, found: Account, form: Query) -> Response:
-    return await add_token(request, caller, found.name, form, account_path(found.name))
+async def _add_token(request: Request, caller: Caller, shown_account: Account, form: Query) -> Response:
+    return await add_token(request, caller, shown_account.name, form, account_path(shown_account.name))
 
 
-async def _revoke_token(request: Request, caller: Caller, found: Account, form: Query) -> Response:
-    return await revoke_token(request, caller, form, account_path(found.name))
+async def _revoke_token(request: Request, caller: Caller, shown_account: Account, form: Query) -> Response:
+    return await revoke_token(request, caller, form, account_path(shown_account.name))
 
 
-async def _end_session(request: Request, caller: Caller, found: Account, form: Query) -> Response:
-    return await end_session(request, caller, form, account_path(found.name))
+async def _end_session(request: Request, caller: Caller, shown_account: Account, form: Query) -> Response:
+    return await end_session(request, caller, form, account_path(shown_account.name))
 
 
-async def _end_sessions(request: Request, caller: Caller, found: Account, form: Query) -> Response:
-    return await end_sessions(caller, found.name, account_path(found.name))
+async def _end_sessions(request: Request, caller: Caller, shown_account: Account, form: Query) -> Response:
+    return await end_sessions(caller, shown_account.name, account_path(shown_account.name))
 
 
-_DEEDS: Final[dict[str, Callable[[Request, Caller, Account, Query], Awaitable[Response]]]] = {
+_CHANGES: Final[dict[str, Callable[[Request, Caller, Account, Query], Awaitable[Response]]]] = {
     "disable": _disable,
     "enable": _enable,
     "make-admin": _make_admin,

@@ -19,7 +19,7 @@ from registry.ui.form_answers import (
     is_confirmed,
     problem_of,
     text_of,
-    unknown_deed,
+    unknown_change,
 )
 from registry.ui.languages import translatable
 from registry.ui.page_route import FormRoute, PageRoute, admin_of, page_response, page_slot, read_form, redirect
@@ -40,27 +40,28 @@ async def group(request: Request, name: str) -> Response:
 
 @forms.post(f"{GROUPS_PATH}/{{name}}")
 async def change_group(request: Request, name: str) -> Response:
-    """Adds or removes the member that the form names, or deletes the group, as the field `do` says. Shows the page
-    again if that was not possible. Raises Unauthorized, Denied, AccountInvalid, AccountUnknown."""
+    """Adds or removes the member that the form names, or deletes the group: the field `do` says which. Shows the page
+    again with the reason if the change was not possible. Raises Unauthorized, Denied, AccountInvalid,
+    AccountUnknown."""
     caller, form = await admin_of(request), await read_form(request)
-    found, _members = caller.administration.group(AccountName(name))
+    group_name, _members = caller.administration.group(AccountName(name))
     try:
-        return await _change(request, caller, found, form)
+        return await _change(request, caller, group_name, form)
     except FORM_ERRORS as error:
         async with page_slot(request):
-            return await _group_page(request, caller, found, problem_of(error), text_of(form, "member"))
+            return await _group_page(request, caller, group_name, problem_of(error), text_of(form, "member"))
 
 
 async def _change(request: Request, caller: Caller, name: AccountName, form: Query) -> Response:
-    deed, path = form.one("do"), _path(name)
-    if deed == "join":
+    change, path = form.one("do"), _path(name)
+    if change == "join":
         await caller.accounts.add_member(name, AccountName(text_of(form, "member")), by=caller.actor)
         return redirect(path)
-    if deed == "leave":
+    if change == "leave":
         await caller.accounts.remove_member(name, AccountName(text_of(form, "member")), by=caller.actor)
         return redirect(path)
-    if deed != "delete":
-        raise unknown_deed()
+    if change != "delete":
+        raise unknown_change()
     if not is_confirmed(form):
         question = Question(
             title=translatable("Delete the group %(name)s?"),

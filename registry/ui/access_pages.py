@@ -1,7 +1,7 @@
 """The pages *Access*, for admins: lists of people, robots, groups and API tokens, and the forms that add them.
 
-Each tab has a page: `registry.ui.access_account_page` is about one account, `registry.ui.access_group_page` about one
-group, and `registry.ui.grant_pages` about grants.
+These pages link to pages in other modules: `registry.ui.access_account_page` for one account,
+`registry.ui.access_group_page` for one group, and `registry.ui.grant_pages` for grants.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from registry.admin.caller import Caller
 from registry.http.query import Query
 from registry.ui.credential_forms import revoke_token
-from registry.ui.form_answers import FORM_ERRORS, FormProblem, problem_of, show_secret, text_of, unknown_deed
+from registry.ui.form_answers import FORM_ERRORS, FormProblem, problem_of, show_secret, text_of, unknown_change
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
     FormRoute,
@@ -52,8 +52,8 @@ def account_path(name: str) -> str:
 
 @router.get(ACCESS_PATH)
 async def people(request: Request) -> Response:
-    """Lists people. The query can have `q`, the beginning of the names, and `after`, a name. Raises Unauthorized,
-    Denied."""
+    """Lists people. The query can have `q`, with which the listed names begin, and `after`, the last name of the
+    previous page. Raises Unauthorized, Denied."""
     return await _accounts_page(request, AccountKind.USER)
 
 
@@ -65,14 +65,15 @@ async def robots(request: Request) -> Response:
 
 @router.get(GROUPS_PATH)
 async def groups(request: Request) -> Response:
-    """Lists groups with the number of their members. The query can have `after`, a name. Raises Unauthorized,
-    Denied."""
+    """Lists groups with the number of their members. The query can have `after`, the last name of the previous page.
+    Raises Unauthorized, Denied."""
     return await _groups_page(request)
 
 
 @router.get(TOKENS_PATH)
 async def tokens(request: Request) -> Response:
-    """Lists the API tokens of all accounts. The query can have `after`, the id of one. Raises Unauthorized, Denied."""
+    """Lists the API tokens of all accounts. The query can have `after`, the id of the last token on the previous page.
+    Raises Unauthorized, Denied."""
     caller = await admin_of(request)
     page = caller.accounts.tokens(None, query_of(request).one("after") or None, PAGE_SIZE)
     return await page_response(
@@ -86,8 +87,9 @@ async def tokens(request: Request) -> Response:
 
 @forms.post(ACCESS_PATH)
 async def add_person(request: Request) -> Response:
-    """Adds a person. If the form has no password, generates one and shows it; otherwise redirects to the page of the
-    account. After the first account, which has to be an admin, it is the login page. Raises Unauthorized, Denied."""
+    """Adds the account of a person. If the form has no password, generates one and shows it; otherwise redirects to the
+    page of the account. The first account becomes an admin, and the visitor then goes to the login page. Raises
+    Unauthorized, Denied."""
     caller, form = await admin_of(request), await read_form(request)
     password, is_first = form.one("password") or None, caller.is_registry_open
     try:
@@ -101,7 +103,7 @@ async def add_person(request: Request) -> Response:
     except FORM_ERRORS as error:
         async with page_slot(request):
             return await _accounts_page(request, AccountKind.USER, problem_of(error), form)
-    # After the first account, the visitor has to log in with it.
+    # Once the first account exists, the visitor has to log in with it.
     back = "/ui/login" if is_first else account_path(added.account.name)
     if added.password is None:
         return redirect(back)
@@ -110,7 +112,8 @@ async def add_person(request: Request) -> Response:
 
 @forms.post(ROBOTS_PATH)
 async def add_robot(request: Request) -> Response:
-    """Adds a robot, and redirects to its page, where it gets tokens. Raises Unauthorized, Denied."""
+    """Adds a robot, and redirects to its page, where the admin can create API tokens for it. Raises Unauthorized,
+    Denied."""
     caller, form = await admin_of(request), await read_form(request)
     try:
         if caller.is_registry_open:
@@ -141,7 +144,7 @@ async def change_token(request: Request) -> Response:
     """Revokes an API token. Raises Unauthorized, Denied, AccountUnknown."""
     caller, form = await admin_of(request), await read_form(request)
     if form.one("do") != "revoke":
-        raise unknown_deed()
+        raise unknown_change()
     return await revoke_token(request, caller, form, TOKENS_PATH)
 
 
@@ -182,15 +185,15 @@ async def _accounts_page(
 
 
 def _matching_accounts(caller: Caller, kind: AccountKind, prefix: str, after: str | None) -> Page[Account]:
-    """Returns a page of the accounts of a kind whose names begin with `prefix`, behind the name `after`."""
-    first: list[Account] = []
+    """Returns a page of the accounts of a kind whose names begin with `prefix` and sort after the name `after`."""
+    exact_match: list[Account] = []
     if prefix and after is None:
         with contextlib.suppress(AccountInvalid, AccountUnknown):
-            first = [caller.administration.find(AccountName(prefix), kind)]
+            exact_match = [caller.administration.find(AccountName(prefix), kind)]
         after = prefix
     page = caller.accounts.accounts(kind, after, PAGE_SIZE)
-    found = [account for account in page.items if account.name.startswith(prefix)]
-    return Page(first + found, more=page.more and len(found) == len(page.items))
+    matching = [account for account in page.items if account.name.startswith(prefix)]
+    return Page(exact_match + matching, more=page.more and len(matching) == len(page.items))
 
 
 async def _groups_page(request: Request, problem: FormProblem | None = None, form: Query | None = None) -> Response:

@@ -61,15 +61,15 @@ async def log_in(request: Request) -> Response:
         try:
             session = await _start_session(request, user, password)
         except Unauthorized:
-            # Not 401, which needs a challenge (RFC 9110, 15.5.2): browsers open a dialog of their own for that.
+            # 401 would need a challenge (RFC 9110, 15.5.2), for which browsers open their own login dialog.
             status, problem = 403, translatable("The user name or the password is wrong.")
         except TooManyRequests as error:
             status, problem = 429, translatable("Too many attempts. Wait a while, and then try again.")
             retry_after = error.retry_after
         else:
-            done = redirect(next_path)
-            cookies_of(request).set(done, SESSION_COOKIE, session, SESSION_SECONDS)
-            return done
+            redirection = redirect(next_path)
+            cookies_of(request).set(redirection, SESSION_COOKIE, session, SESSION_SECONDS)
+            return redirection
     async with page_slot(request):
         response = await _login_page(request, status, next_path, user, problem)
     if retry_after is not None:
@@ -91,7 +91,8 @@ async def log_out(request: Request) -> Response:
 
 @_forms.post(LANGUAGE_PATH)
 async def choose_language(request: Request) -> Response:
-    """Stores the language that the visitor chose in a cookie, and returns to the page. Raises RequestInvalid."""
+    """Stores the visitor's choice of language in a cookie, and redirects to the path `next` of the form. Raises
+    RequestInvalid."""
     form = await read_form(request)
     language = form.one("language")
     if language not in LANGUAGES:
@@ -105,8 +106,8 @@ async def choose_language(request: Request) -> Response:
 
 
 async def _start_session(request: Request, user: str, password: str) -> str:
-    """Returns the text of a new session, which replaces the browser's present one. Raises the errors of
-    `BrowserLogin.with_password`."""
+    """Starts a session, which replaces the one that the browser has, and returns the value of its cookie. Raises the
+    errors of `BrowserLogin.with_password`."""
     actor = unauthenticated_actor(request.scope)
     return await _browser_login(request).with_password(user, password, actor, replaces=cookies_of(request).session)
 
@@ -119,7 +120,7 @@ async def _login_page(request: Request, status: int, next_path: str, user: str =
         "login.html",
         status_code=status,
         section="login",
-        here=LOGIN_PAGE_PATH + query,  # also after a login that failed, so that another language keeps the page
+        here=LOGIN_PAGE_PATH + query,  # also after a failed login, so that a change of the language keeps this page
         next_path=next_path,
         provider_path=f"/login/openid{query}" if _browser_login(request).has_provider else None,
         user=user,
@@ -138,7 +139,7 @@ def _next_path(parameters: Query) -> str:
     text = parameters.one("next")
     try:
         return local_path(text, HOME_PATH)
-    except RequestInvalid:  # such as a page whose address is too long
+    except RequestInvalid:  # for example, the path is too long
         return HOME_PATH
 
 

@@ -27,12 +27,12 @@ OUTCOMES: Final = {
     "denied": translatable("denied"),
     "failed": translatable("failed"),
 }
-"""How the outcomes of entries are called."""
+"""The names of the outcomes of audit log entries on the page."""
 
 
 class Period(NamedTuple):
-    """A time up to now, or up to the end that the visitor chose. `seconds`: its length; None: all the time. `text`:
-    what it is called."""
+    """A period that ends now, or at the time that the visitor chose. `seconds`: its length; None: unlimited. `text`:
+    its name on the page."""
 
     seconds: float | None
     text: str
@@ -45,7 +45,7 @@ PERIODS: Final = {
     "week": Period(7 * 86400, translatable("last 7 days")),
     "month": Period(30 * 86400, translatable("last 30 days")),
 }
-"""How far back entries are shown, from now or from the chosen end."""
+"""The periods that a visitor can choose, by their values in the query."""
 ACTIONS: Final = {
     "login": translatable("Log in"),
     "session.start": translatable("Session started"),
@@ -86,17 +86,19 @@ ACTIONS: Final = {
     "push": translatable("Push"),
     "delete": translatable("Delete"),
 }
-"""How frequent actions of entries are called. Others are shown as the log has them."""
+"""The names of frequent actions on the page. Other actions are shown as they are in the log."""
 _MAX_CHARACTERS: Final = {"account": 80, "action": 80, "repository": 400, "until": 32}
+"""The most characters that are read of each filter in the query."""
 _CONTENT_KINDS: Final = frozenset({"tag", "manifest", "description"})
+"""The kinds of actions whose target has a page below `REPOSITORIES_PATH`."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ActivityRow:
-    """A line of the page: an entry, its time, the path of the page about its target (None: there is none), and its
-    details as texts."""
+    """A row of the list: an audit log entry, its time, the path of the page about its target (None: there is no such
+    page), and its details as texts."""
 
     entry: AuditEntry
     at: datetime
@@ -106,14 +108,14 @@ class ActivityRow:
 
 @router.get(ACTIVITY_PATH)
 async def activity(request: Request) -> Response:
-    """Lists entries of the audit log, the newest first. The query can have `account`, `action`, `repository`, `outcome`
-    (a key of `OUTCOMES`), `period` (a key of `PERIODS`) and `until` (a time in UTC), which the entries have to match,
-    and `after`, the id of an entry, behind which the page begins. Raises Unauthorized, Denied, AccountInvalid,
-    RequestInvalid."""
+    """Lists entries of the audit log, the newest first. These parameters of the query filter the entries: `account`,
+    `action`, `repository`, `outcome` (a key of `OUTCOMES`), `period` (a key of `PERIODS`) and `until` (a time in UTC).
+    With `after`, the id of an entry, the page begins with the next older entry. Raises Unauthorized, Denied,
+    AccountInvalid, RequestInvalid."""
     caller, query = await admin_of(request), query_of(request)
     chosen = _chosen(query)
     length, until = PERIODS[chosen["period"]].seconds, _seconds_of(chosen["until"])
-    wanted = AuditQuery(
+    audit_query = AuditQuery(
         actor=chosen["account"] or None,
         action=chosen["action"] or None,
         target=chosen["repository"] or None,
@@ -122,7 +124,7 @@ async def activity(request: Request) -> Response:
         until=until,
         before=query.one("after") or None,
     )
-    page = await caller.accounts.scan_audit(wanted, PAGE_SIZE)
+    page = await caller.accounts.scan_audit(audit_query, PAGE_SIZE)
     next_path = None
     if page.more and page.items:
         parameters = {name: value for name, value in chosen.items() if value}
@@ -141,7 +143,7 @@ async def activity(request: Request) -> Response:
 
 
 def _chosen(query: Query) -> dict[str, str]:
-    """Returns the filters in a query; those that it does not have are empty. Raises RequestInvalid."""
+    """Returns the filters in a query; a filter that is missing has an empty text. Raises RequestInvalid."""
     chosen = {name: (query.one(name) or "").strip()[:length] for name, length in _MAX_CHARACTERS.items()}
     for name, choices in (("outcome", OUTCOMES), ("period", PERIODS)):
         chosen[name] = query.one(name) or ""
@@ -151,8 +153,8 @@ def _chosen(query: Query) -> dict[str, str]:
 
 
 def _seconds_of(text: str) -> float | None:
-    """Returns the time that a field of a form has, such as `2026-11-28T12:00`, which is in UTC, in seconds since 1970.
-    None: the field is empty. Raises RequestInvalid."""
+    """Parses the time in a field of a form, such as `2026-11-28T12:00`. A time without a zone is in UTC. Returns
+    seconds since 1970; None if the field is empty. Raises RequestInvalid."""
     if not text:
         return None
     try:
@@ -172,7 +174,7 @@ def _text_of(value: object) -> str:
 
 
 def _target_path(entry: AuditEntry) -> str | None:
-    """Returns the path of the page about what an entry is about; None if there is none."""
+    """Returns the path of the page about the target of an entry; None if there is no such page."""
     kind, dot, _ = entry.action.partition(".")
     if not entry.target or not dot:
         return None

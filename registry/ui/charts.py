@@ -1,4 +1,4 @@
-"""`Chart`: where the bars of a small chart are, which a template draws as SVG."""
+"""`Chart`: the positions and sizes of the bars of a small chart. A template of the pages draws it as SVG."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ WIDTH: Final = 600
 HEIGHT: Final = 100
 """The size of a chart in the units of its SVG, which a page stretches."""
 _GAP: Final = 0.2
-"""The share of a bar's place that stays empty."""
+"""The share of the width for each bar that stays empty, so that there is space between bars."""
 _LEAST_HEIGHT: Final = 1.5
-"""How high a part of a bar is at least if its value is not 0, so that it can be seen."""
+"""The smallest height of a part of a bar whose value is not 0, so that the part stays visible."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a bar: a rectangle. `series`: the number of its series."""
+    """A part of a bar: a rectangle. `series`: the index of the series whose value the part shows."""
 
     series: int
     x: float
@@ -28,8 +28,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Bars that are made up of the values of each series, one above the other. `highest`: the sum of the highest bar's
-    values. `totals`: the sum of each series."""
+    """A chart of stacked bars: each bar has one value of each series, one above the other. `highest`: the sum of the
+    values of the highest bar. `totals`: the sum of each series."""
 
     parts: Sequence[Part]
     highest: int
@@ -37,17 +37,17 @@ class Chart:
 
     @classmethod
     def of(cls, *series: Sequence[int]) -> Chart:
-        """Returns the chart of series of the same length, whose values are not negative."""
+        """Returns the chart of these series. They need the same length, and no value may be negative."""
         bars = list(zip(*series, strict=True))
         highest = max(map(sum, bars), default=0)
-        place = WIDTH / max(1, len(bars))
+        slot_width = WIDTH / max(1, len(bars))
         parts: list[Part] = []
         for number, values in enumerate(bars):
             top = float(HEIGHT)
-            for of_series, value in enumerate(values):
+            for series_index, value in enumerate(values):
                 if value:
                     height = max(_LEAST_HEIGHT, value / highest * HEIGHT)
                     top = max(0.0, top - height)
-                    x, width = (number + _GAP / 2) * place, place * (1 - _GAP)
-                    parts.append(Part(of_series, round(x, 2), round(top, 2), round(width, 2), round(height, 2)))
+                    x, width = (number + _GAP / 2) * slot_width, slot_width * (1 - _GAP)
+                    parts.append(Part(series_index, round(x, 2), round(top, 2), round(width, 2), round(height, 2)))
         return cls(parts, highest, [sum(values) for values in series])

@@ -19,8 +19,9 @@ from storage.names import as_reference
 
 COMPARISON_PATH: Final = "/ui/comparison"
 LAYERS_ON_A_PAGE: Final = 200
-"""Of more layers of a kind, only the first are shown."""
+"""How many layers of each kind (shared, or in only one of the images) the page shows. Further layers are left out."""
 _MAX_CHARACTERS: Final = 200
+"""The most characters that are read of a tag or platform in the query."""
 FIELD_NAMES: Final = {
     "user": translatable("User"),
     "working_dir": translatable("Working directory"),
@@ -34,7 +35,7 @@ FIELD_NAMES: Final = {
     "env": translatable("Environment"),
     "labels": translatable("Labels"),
 }
-"""How the fields of a config are called (`registry.browse.models.ConfigChange`)."""
+"""The names of the fields of an image's config on the page, by `registry.browse.models.ConfigChange`."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -42,13 +43,13 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 @router.get(COMPARISON_PATH + "/{path:path}")
 async def comparison(request: Request, path: str) -> Response:
     """Compares two images of a repository, and shows a form to choose others. The query has `tag` twice, each with a
-    tag or a digest; with fewer, the page has the form alone. It can have `platform`, by which to compare indexes. Needs
-    `pull`. Raises Unauthorized, NameUnknown, RequestInvalid."""
+    tag or a digest; otherwise the page has only the form. It can have `platform`: of an index, the image for this
+    platform is compared. Needs `pull`. Raises Unauthorized, NameUnknown, RequestInvalid."""
     caller, query = caller_of(request), query_of(request)
     name = repository_in(path)
     stored = await readable_repository(caller, name)
     components: PageComponents = request.app.service.pages
-    await components.content.tags(name, None, 1)  # NameUnknown has to say the name that was asked for
+    await components.content.tags(name, None, 1)  # raises NameUnknown with the name in the request
     if stored != name:
         return redirect(f"{COMPARISON_PATH}/{path_of(stored, None)}?{request.url.query}")
     chosen = [text.strip()[:_MAX_CHARACTERS] for text in query.all("tag") if text.strip()]

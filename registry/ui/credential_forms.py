@@ -1,4 +1,5 @@
-"""The API tokens and login sessions of an account, for the page of the visitor's own account and the one for admins."""
+"""The forms for API tokens and login sessions of an account. The page about the visitor's own account uses them, and so
+does the page about an account for admins."""
 
 from __future__ import annotations
 
@@ -29,12 +30,14 @@ LIFETIMES: Final = {
 SHOWN_GRANTS: Final = 200
 """How many grants and tokens of one account a page shows."""
 _MAX_LIMITS: Final = 50
+"""How many limits one API token may have. A limit names actions, and the repositories on which the token allows
+them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The API tokens and login sessions of an account. `has_more_tokens`: it has more than are shown. `current`: the id
-    of the session with which the visitor looks at the page."""
+    """The API tokens and login sessions of an account. `has_more_tokens`: the account has more tokens than are shown.
+    `current`: the id of the session that the visitor uses now."""
 
     tokens: list[ApiToken]
     has_more_tokens: bool
@@ -57,7 +60,7 @@ def grants_that_apply(caller: Caller, account: str, groups: Iterable[str] = ()) 
 
 
 async def add_token(request: Request, caller: Caller, account: AccountName, form: Query, back: str) -> Response:
-    """Makes the API token that a form describes, and returns the page with its secret. Raises AccountInvalid,
+    """Creates the API token that a form describes, and returns the page with its secret. Raises AccountInvalid,
     Denied."""
     caller.rights.check_may_change_credentials(account)
     days = text_of(form, "days")
@@ -109,7 +112,7 @@ async def revoke_token(request: Request, caller: Caller, form: Query, back: str)
 
 
 async def end_session(request: Request, caller: Caller, form: Query, back: str) -> Response:
-    """Ends the login session that a form names. The visitor is logged out if it is the present one. Raises
+    """Ends the login session that a form names. If this is the visitor's own session, the visitor is logged out. Raises
     AccountUnknown, Denied."""
     session, _secret_hash = caller.accounts.login_session(text_of(form, "session"))
     caller.rights.check_may_end(session)
@@ -122,7 +125,7 @@ async def end_session(request: Request, caller: Caller, form: Query, back: str) 
 
 
 async def end_sessions(caller: Caller, account: AccountName, back: str) -> Response:
-    """Ends all login sessions of an account except the present one. Raises AccountUnknown, Denied."""
+    """Ends all login sessions of an account except the one that the visitor uses now. Raises AccountUnknown, Denied."""
     caller.rights.check_may_end_sessions(account)
     await caller.administration.end_sessions(account, keep=caller.rights.session, by=caller.actor)
     return redirect(back)

@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 
 DESCRIPTION_PATH: Final = "/ui/description"
 _MAX_FORM_BYTES: Final = 3 * MAX_DESCRIPTION_BYTES + 16 * 1024
-"""A form writes a byte of a text as three, except letters, digits and a few others."""
+"""The largest size of the form. A form encodes each byte of a text as three characters (`%XX`), except for letters,
+digits and a few others."""
 _MAX_REVISION_DIGITS: Final = 18
 _HEADING: Final = re.compile(r"(</?h)([1-6])(?=>)")
 _HEADING_DEPTH: Final = 2
-"""By how many levels the headings of a description are lowered: above it are those of the page and of its section."""
+"""By how many levels the headings of a description are lowered, because the page and its section have headings above
+it."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
@@ -44,7 +46,7 @@ _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
 
 def description_html(html: str) -> Markup:
     """Returns the HTML of a description, which `registry.browse.descriptions` has made safe, with lowered headings."""
-    from markupsafe import Markup  # imported late, as all that only pages need
+    from markupsafe import Markup  # imported late, like all modules that only pages need
 
     return Markup(_HEADING.sub(lambda found: f"{found[1]}{min(6, int(found[2]) + _HEADING_DEPTH)}", html))
 
@@ -61,10 +63,11 @@ async def description_form(request: Request, path: str) -> Response:
 
 @_forms.post(DESCRIPTION_PATH + "/{path:path}")
 async def write_description(request: Request, path: str) -> Response:
-    """Takes the form: `text`, and the `revision` that it is based on. With `action=save`, replaces the description and
-    leads to the repository; an empty text removes it. With `action=preview`, shows the text as it will look. If
-    somebody has changed the description meanwhile, shows theirs and the form again. Needs `pull` and `push`. Raises
-    Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid, FormTooLarge."""
+    """Receives the form with the fields `text` and `revision`, the revision that the visitor has edited. With
+    `action=save`, replaces the description and redirects to the repository; an empty text removes the description. With
+    `action=preview`, shows how the text will look. If somebody else has changed the description in the meantime, shows
+    their text and the form again. Needs `pull` and `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown,
+    RequestInvalid, FormTooLarge."""
     caller, name = caller_of(request), repository_in(path)
     stored = await _writable_repository(caller, name)
     form = await read_form(request, _MAX_FORM_BYTES)
@@ -104,7 +107,8 @@ async def _form_page(
     problem: str = "",
     status: int = 200,
 ) -> Response:
-    """Returns the page. `preview` and `theirs`: the HTML of the text, and of what somebody else has written."""
+    """Returns the page. `preview`: the HTML of the visitor's text. `theirs`: the HTML of the text that somebody else
+    has saved."""
     return await page_response(
         request,
         "description.html",

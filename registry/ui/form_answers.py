@@ -1,5 +1,5 @@
-"""Responses to forms besides redirects: the question before something that cannot be undone, a secret that is shown
-once, and what was wrong with the form."""
+"""Responses to forms other than redirects: a question before a change that cannot be undone, a secret that is shown
+once, and an explanation of what was wrong with the form."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PROBLEM_TEXTS: Final[Mapping[type[RegistryError], str]] = {
     LastAdmin: translatable("This is the last admin who is enabled. Make another account an admin first."),
     AccountUnknown: translatable("It does not exist any more, or never did."),
 }
-"""Texts for errors whose own messages say no more."""
+"""Translated texts for errors. The first two replace the message of the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class FormProblem:
 
 
 def problem_of(error: RegistryError) -> FormProblem:
-    """Returns what a page shows about one of `FORM_ERRORS`."""
+    """Returns the explanation of an error in `FORM_ERRORS` for the page."""
     if isinstance(error, AccountExists | LastAdmin):
         return FormProblem(status_of(error), _PROBLEM_TEXTS[type(error)])
     return FormProblem(status_of(error), _PROBLEM_TEXTS.get(type(error), ""), error.message)
@@ -53,7 +53,7 @@ def text_of(form: Query, name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question that a visitor has to confirm before something is done.
+    """A question that a visitor has to confirm before the server makes the change.
 
     - `title`, `consequence` and `button` have translations, with `%(name)s` for `name`.
     - `fields`: the fields of the form, which the confirmation sends again.
@@ -69,18 +69,18 @@ class Question:
 
 
 def is_confirmed(form: Query) -> bool:
-    """Returns whether a form was sent by the page that asks the question."""
+    """Returns whether the form comes from the page that asks for confirmation."""
     return form.one(_CONFIRMED) == "yes"
 
 
 async def ask(request: Request, question: Question) -> Response:
-    """Returns the page that asks a question. Its form goes to the path of the request."""
+    """Returns the page that asks a question. Its form is sent to the path of this request."""
     async with page_slot(request):
         return await page_response(
             request,
             "confirm.html",
             section=question.section,
-            here=question.back,  # another language leads to the page before, as a form cannot be sent again
+            here=question.back,  # a change of the language leads back there, as the form cannot be sent again
             question=question,
             fields={**question.fields, _CONFIRMED: "yes"},
             path=request.url.path,
@@ -106,6 +106,6 @@ async def show_secret(
         )
 
 
-def unknown_deed() -> RequestInvalid:
+def unknown_change() -> RequestInvalid:
     """Returns the error about a form that does not say what to do."""
     return RequestInvalid("the form does not say what to do")

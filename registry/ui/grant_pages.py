@@ -1,4 +1,5 @@
-"""The pages *Grants* and *What may … do?*, for admins: who may do what, the forms that change it, and a test of it."""
+"""The pages *Grants* and *What may … do?*, for admins. A grant gives a subject (accounts or a group) rights on
+repositories. The pages list grants, have forms that change them, and show which rights an account has."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from registry.ui.form_answers import (
     is_confirmed,
     problem_of,
     text_of,
-    unknown_deed,
+    unknown_change,
 )
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
@@ -46,22 +47,23 @@ SUBJECT_KINDS: Final = {
     GranteeKind.AUTHENTICATED.value: translatable("Every account"),
     GranteeKind.EVERYONE.value: translatable("Everyone, also without a login"),
 }
-"""How the kinds of those who can get a grant are called."""
+"""The names of the kinds of subjects that a grant can have, on the page."""
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
 
 
 @router.get(GRANTS_PATH)
 async def grants(request: Request) -> Response:
-    """Lists grants. The query can have `subject`, whose grants are listed, such as `group:dev`, and `after`, the
-    subject and the pattern of a grant. Raises Unauthorized, Denied, AccountInvalid."""
+    """Lists grants. The query can have `subject`, such as `group:dev`, to list only the grants of this subject, and
+    `after`, the subject and pattern of the last grant on the previous page. Raises Unauthorized, Denied,
+    AccountInvalid."""
     return await _grants_page(request, await admin_of(request))
 
 
 @forms.post(GRANTS_PATH)
 async def change_grants(request: Request) -> Response:
-    """Adds the grant that the form describes, or removes one after a confirmation, as the field `do` says. Shows the
-    page again if that was not possible. Raises Unauthorized, Denied."""
+    """Adds the grant that the form describes, or removes it after a confirmation: the field `do` says which. Shows the
+    page again with the reason if the change was not possible. Raises Unauthorized, Denied."""
     caller, form = await admin_of(request), await read_form(request)
     try:
         if form.one("do") == "put":
@@ -71,7 +73,7 @@ async def change_grants(request: Request) -> Response:
     except FORM_ERRORS as error:
         async with page_slot(request):
             return await _grants_page(request, caller, problem_of(error), form)
-    raise unknown_deed()
+    raise unknown_change()
 
 
 async def _put_grant(caller: Caller, form: Query) -> Response:
@@ -107,7 +109,7 @@ async def _grants_page(
     subject = (query.one("subject") or "").strip()
     subjects = [Grantee.parse(subject)] if subject else None
     page = caller.accounts.grant_page(subjects, query.one("after") or None, PAGE_SIZE)
-    last = page.items[-1] if page.more and page.items else None
+    last_grant = page.items[-1] if page.more and page.items else None
     return await page_response(
         request,
         "access_grants.html",
@@ -115,7 +117,7 @@ async def _grants_page(
         section="access",
         here=visit_of(request).path if problem is None else GRANTS_PATH,
         grants=page.items,
-        next_after=None if last is None else f"{last.subject} {last.pattern}",
+        next_after=None if last_grant is None else f"{last_grant.subject} {last_grant.pattern}",
         subject=subject,
         kinds=SUBJECT_KINDS,
         every_action=EVERY_ACTION.words,
@@ -127,16 +129,17 @@ async def _grants_page(
 
 @router.get(RIGHTS_PATH)
 async def rights(request: Request) -> Response:
-    """Shows what an account may do on a repository, and by which grants. The query can have `account`, the name of an
-    account, or nothing for a client without a login, and `repository`. Raises Unauthorized, Denied."""
+    """Shows what an account may do on a repository, and which grants allow it. The query can have `repository`, and
+    `account`, the name of an account. Without `account`, shows what a client without a login may do. Raises
+    Unauthorized, Denied."""
     caller, query = await admin_of(request), query_of(request)
     account, repository = (query.one("account") or "").strip().lower(), (query.one("repository") or "").strip()
-    found: RightsExplanation | None = None
+    explanation: RightsExplanation | None = None
     problem: FormProblem | None = None
     if repository:
         try:
             name = visible_account(caller, account or ANONYMOUS_NAME)
-            found = await explain_rights(request.app.service.access.policy, name, RepositoryName(repository))
+            explanation = await explain_rights(request.app.service.access.policy, name, RepositoryName(repository))
         except FORM_ERRORS as error:
             problem = problem_of(error)
     return await page_response(
@@ -145,7 +148,7 @@ async def rights(request: Request) -> Response:
         status_code=200 if problem is None else problem.status,
         section="access",
         asked={"account": account, "repository": repository},
-        found=found,
+        found=explanation,
         problem=problem,
         every_action=EVERY_ACTION.words,
     )

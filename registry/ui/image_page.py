@@ -1,7 +1,7 @@
-"""The page of what a tag or digest leads to: an image, an index or another artifact, in detail.
+"""The page that describes an image, an index or another artifact, which a tag or a digest names.
 
 Its path ends with `NAME:TAG` or `NAME@DIGEST`, as in a pull command. No name of a repository contains `:` or `@`, so
-the path cannot be that of a repository; and every tag has one, whatever words its repository's name consists of.
+this path never is the path of the page about a repository. So every tag of every repository has a path of its own.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from storage.errors import DigestInvalid, ManifestUnknown, NameInvalid, NameUnkn
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 STEPS_ON_A_PAGE: Final = 200
-"""Of an image with more steps, only the first are shown."""
+"""How many build steps of an image the page shows. Further steps are left out."""
 PURPOSE_NAMES: Final = {
     "signature": translatable("Signatures"),
     "sbom": translatable("Lists of contents (SBOM)"),
     "attestation": translatable("Attestations"),
     "other": translatable("Other artifacts"),
 }
-"""How the purposes of referrers are called (`registry.browse.artifact_types.Purpose`)."""
+"""The names on the page for the purposes of referrers (`registry.browse.artifact_types.Purpose`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class SizeBar:
-    """A part of the picture of an image's size. `start` and `width` are in thousandths of the whole."""
+    """A part of the bar that shows how much each layer adds to an image's size. `start` and `width` are in thousandths
+    of the bar."""
 
     part: SizePart
     start: float
@@ -43,7 +44,7 @@ class SizeBar:
 
 def parse_path(path: str) -> tuple[RepositoryName, Reference | None]:
     """Returns the repository in a path `NAME`, `NAME:TAG` or `NAME@DIGEST`, and the tag or digest. Raises NameUnknown
-    and ManifestUnknown if there can be no such thing."""
+    if the name is not valid, and ManifestUnknown if the tag or digest is not valid."""
     name, at, digest = path.partition("@")
     name, colon, tag = (name, "", "") if at else path.partition(":")
     try:
@@ -55,7 +56,7 @@ def parse_path(path: str) -> tuple[RepositoryName, Reference | None]:
 
 
 def repository_in(path: str) -> RepositoryName:
-    """Returns the repository in a path `NAME`. Raises NameUnknown if there can be no such thing."""
+    """Returns the repository in a path `NAME`. Raises NameUnknown if the path is not a valid name."""
     name, reference = parse_path(path)
     if reference is not None:
         raise NameUnknown("there is no repository with this name")
@@ -68,15 +69,16 @@ def path_of(name: RepositoryName, reference: Reference | None) -> str:
 
 
 def image_name(name: RepositoryName, reference: Reference | None) -> str:
-    """Returns a reference as it stands in a pull command, without the host."""
+    """Returns the name of an image as in a pull command, but without the host."""
     if reference is None:
         return name
     return f"{name}{'@' if isinstance(reference, Digest) else ':'}{reference}"
 
 
 async def image_page(request: Request, name: RepositoryName, reference: Reference, upstream: str | None) -> Response:
-    """Shows what `reference` leads to in the repository with this stored name. The query can have `platform`, the name
-    or digest of an image of an index. Raises Unauthorized, NameUnknown, ManifestUnknown."""
+    """Shows the image, index or artifact `reference` in the repository with this stored name. For an index, the query
+    can have `platform`: the platform or digest of the image to show. Raises Unauthorized, NameUnknown,
+    ManifestUnknown."""
     caller, platform = caller_of(request), query_of(request).one("platform") or None
     context, browser = caller.request_on(name), caller.browser
     view = await browser.manifest(context, name, reference, platform)
@@ -103,7 +105,7 @@ async def image_page(request: Request, name: RepositoryName, reference: Referenc
 
 
 def size_bars(parts: Sequence[SizePart]) -> Iterator[SizeBar]:
-    """Yields the parts of an image's size, one beside the other."""
+    """Yields the parts of the bar, from left to right."""
     total, start = sum(part.size for part in parts) or 1, 0
     for part in parts:
         yield SizeBar(part, round(1000 * start / total, 2), round(1000 * part.size / total, 2))

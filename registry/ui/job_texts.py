@@ -24,7 +24,7 @@ JOB_KINDS: Final = {
     "import-registry": translatable("Import of a directory"),
     "import-remote": translatable("Import over the network"),
 }
-"""How the kinds of `UpkeepComponents.works` are called."""
+"""The names of the kinds of jobs (`UpkeepComponents.works`) on pages."""
 JOB_STATES: Final = {
     "queued": translatable("waits"),
     "running": translatable("runs"),
@@ -38,8 +38,8 @@ router = APIRouter(include_in_schema=False, route_class=FormRoute)
 
 @router.post(STOP_PATH)
 async def stop(request: Request) -> Response:
-    """Asks the process that runs a job to stop it, and returns to the page `next`. Raises Unauthorized, Denied,
-    JobUnknown, RequestInvalid."""
+    """Asks the process that runs a job to stop it, and redirects to the path `next` of the form. Raises Unauthorized,
+    Denied, JobUnknown, RequestInvalid."""
     form = await read_form(request)
     caller = await admin_of(request)
     number = form.one("job") or ""

@@ -1,8 +1,8 @@
-"""The languages of the pages: which one a visitor gets, and the catalogues with the translations.
+"""The languages of the pages: chooses the language for a visitor, and reads the catalogues with the translations.
 
-The texts of the pages are in English. A catalogue is a gettext file `locale/NAME.po` with what they mean in another
-language. It is read as it is when a process shows its first page in that language: what is in the file is what visitors
-see, and nothing has to be compiled. `make translations` updates the file after a change of texts.
+The texts of the pages are in English. A catalogue is a gettext file `locale/NAME.po` with their translations into
+another language. A process reads the file when it renders its first page in that language, so nobody has to compile it
+beforehand. `make translations` updates the file after a change of texts.
 """
 
 from __future__ import annotations
@@ -14,38 +14,39 @@ from pathlib import Path
 from typing import Final
 
 LANGUAGES: Final = {"en": "English", "zh-Hans": "简体中文"}
-"""The languages, as BCP 47 tags, with their own names for themselves."""
+"""The name of each language in that language, by BCP 47 tag."""
 DEFAULT_LANGUAGE: Final = "en"
 LOCALE_FOLDER: Final = Path(__file__).parent / "locale"
 CATALOGUES: Final = {"zh-Hans": LOCALE_FOLDER / "zh_Hans.po"}
 """The catalogue of each language but English."""
 _RANGE: Final = re.compile(r"\s*([A-Za-z]{1,8})(?:-[A-Za-z0-9-]{1,32})?\s*(?:;\s*q=([01](?:\.\d{0,3})?)\s*)?")
-"""A language range with its weight (RFC 9110, 12.5.4). Only its primary language is of interest."""
+"""A language range with its weight (RFC 9110, 12.5.4). The groups are the primary language and the weight."""
 _MAX_RANGES: Final = 30
 """How many ranges of an Accept-Language header are read. Browsers send a few."""
 
 
 def choose_language(chosen: str, accept_language: str) -> str:
-    """Returns a key of `LANGUAGES`. `chosen`: what the visitor chose on a page, or an empty string. `accept_language`:
-    the browser's header; the available language with the highest weight wins. Every kind of Chinese leads to simplified
-    Chinese, which readers of the others prefer to English."""
+    """Returns a key of `LANGUAGES`. `chosen`: the visitor's choice on a page, or an empty string. `accept_language`:
+    the browser's header. Without a choice, the available language with the highest weight in the header is used. Every
+    variant of Chinese selects simplified Chinese, because its readers prefer that to English."""
     if chosen in LANGUAGES:
         return chosen
     languages = {tag.partition("-")[0]: tag for tag in LANGUAGES}
     best, best_weight = DEFAULT_LANGUAGE, 0.0
     for text in accept_language.split(",", _MAX_RANGES)[:_MAX_RANGES]:
-        found = _RANGE.fullmatch(text)
-        if found is None or found[1].lower() not in languages:
+        match = _RANGE.fullmatch(text)
+        if match is None or match[1].lower() not in languages:
             continue
-        weight = 1.0 if found[2] is None else float(found[2])
+        weight = 1.0 if match[2] is None else float(match[2])
         if weight > best_weight:
-            best, best_weight = languages[found[1].lower()], weight
+            best, best_weight = languages[match[1].lower()], weight
     return best
 
 
 def load_translations(language: str) -> gettext.NullTranslations:
-    """Returns the translations into a language. Those for English leave texts as they are. Reads the catalogue, which
-    takes some tens of milliseconds. Raises OSError if it cannot be read, and ValueError if it is no catalogue."""
+    """Returns the translations into a language. For English, they return each text unchanged. Reads the catalogue,
+    which takes some tens of milliseconds. Raises OSError if the file cannot be read, and ValueError if it is no
+    catalogue."""
     if language not in CATALOGUES:
         return gettext.NullTranslations()
     # Imported late: Babel takes time to import, and a server that shows no page does not need it.
@@ -60,5 +61,6 @@ def load_translations(language: str) -> gettext.NullTranslations:
 
 
 def translatable(text: str) -> str:
-    """Returns `text`, and marks it for the catalogues: a page translates it later. `text` has to be a literal."""
+    """Returns `text` unchanged. A call marks a text for the catalogues, and a page translates it later. `text` has to
+    be a string literal, because a tool collects it from the source."""
     return text

@@ -1,8 +1,8 @@
-"""The page *Mirror*, for admins: the upstreams, what is cached of them and what is on its way; and the forms that
-refresh, freeze, purge and fetch images.
+"""The page *Mirror*, for admins. It shows the upstreams, their content in the cache and the running downloads. It has
+forms that refresh, freeze, purge and fetch images.
 
-The cached images and the downloads are pages of their own, because the one reads much and the other is loaded again and
-again.
+The cached images and the downloads have separate pages: the list of cached images reads much from the database, and the
+browser reloads the downloads repeatedly.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ ORDERS: Final = {
     ImageOrder.NEWEST_PULL: translatable("Last pull, newest first"),
     ImageOrder.OLDEST_PULL: translatable("Last pull, oldest first"),
 }
-"""How the orders of images are called."""
+"""The names of the orders in which images can be listed."""
 REFRESH_TEXTS: Final = {
     RefreshOutcome.NEW: translatable("It was not cached before. Now its manifest is."),
     RefreshOutcome.UNCHANGED: translatable("The tag points at the same image as before."),
@@ -89,7 +89,7 @@ _SHOWN_ERRORS: Final = (
     *(DigestInvalid, NameInvalid, TagInvalid, RequestInvalid),
     *(ManifestUnknown, NameUnknown, TagFrozen, TagNotFrozen, UpstreamUnavailable),
 )
-"""Errors of a form that are shown with the reference, because they say what is wrong with it."""
+"""Errors that the page shows with the reference, because they are about the reference that the visitor entered."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(prefix=MIRROR_PATH, route_class=FormRoute, include_in_schema=False)
@@ -119,7 +119,7 @@ async def mirror(request: Request) -> Response:
 
 @router.get(DOWNLOADS_PATH)
 async def downloads(request: Request) -> Response:
-    """Shows what is fetched from the upstreams now. Raises Unauthorized, Denied."""
+    """Shows the running downloads from the upstreams. Raises Unauthorized, Denied."""
     caller = await admin_of(request)
     fills, jobs = await list_downloads(caller), await _warm_jobs(caller)
     return await page_response(
@@ -129,21 +129,21 @@ async def downloads(request: Request) -> Response:
 
 @router.get(IMAGES_PATH)
 async def images(request: Request) -> Response:
-    """Lists the cached images. The query can have `in`, the name of an upstream; `q`, a text in the names of the
-    repositories; `sort`, a key of `ORDERS`; and `after`, the position at which the page begins. Raises Unauthorized,
-    Denied, NameUnknown, RequestInvalid."""
+    """Lists the cached images. The query can have `in`, the name of an upstream; `q`, a text that the names of the
+    repositories contain; `sort`, a key of `ORDERS`; and `after`, the number of images before this page. Raises
+    Unauthorized, Denied, NameUnknown, RequestInvalid."""
     caller, query = await admin_of(request), query_of(request)
     upstream, text = query.one("in") or None, (query.one("q") or "").strip()[:MAX_IMAGE_TEXT_CHARACTERS]
     order = _order(query.one("sort"))
-    found = await list_cached_images(caller, upstream, text, order, _position(query.one("after")), IMAGES_ON_A_PAGE)
+    page = await list_cached_images(caller, upstream, text, order, _position(query.one("after")), IMAGES_ON_A_PAGE)
     return await page_response(
         request,
         "mirror_images.html",
         section="mirror",
-        images=found.items,
-        total=found.total,
-        next_after=found.next,
-        is_complete=found.complete,
+        images=page.items,
+        total=page.total,
+        next_after=page.next,
+        is_complete=page.complete,
         max_listed=MAX_LISTED_IMAGES,
         upstream=upstream,
         upstreams=[each.name for each in caller.upkeep.settings.upstream],
@@ -156,8 +156,8 @@ async def images(request: Request) -> Response:
 
 @_forms.post("/refresh")
 async def refresh_image(request: Request) -> Response:
-    """Asks the upstream what the tag `reference` points at, and shows the answer. Holds no slot meanwhile, because an
-    upstream may take long. Raises Unauthorized, Denied."""
+    """Asks the upstream what the tag `reference` points at, and shows the result. Holds no slot for rendering pages
+    while it waits, because an upstream may take long. Raises Unauthorized, Denied."""
     form = await read_form(request)
     caller, reference = await admin_of(request), _reference(form)
 
@@ -199,8 +199,9 @@ async def unfreeze_image(request: Request) -> Response:
 
 @_forms.post("/purge")
 async def purge_image(request: Request) -> Response:
-    """Deletes `reference` from the cache, or with `everything` all of its repository, if the form has `sure`; asks
-    first otherwise. With `force`, also what a frozen tag needs. Raises Unauthorized, Denied."""
+    """Deletes content from the cache: the image `reference`, or its whole repository if the form has `everything`.
+    Without the field `sure`, only asks for confirmation. With `force`, also deletes content that a frozen tag needs.
+    Raises Unauthorized, Denied."""
     form = await read_form(request)
     caller, reference, everything = await admin_of(request), _reference(form), bool(form.one("everything"))
     try:
@@ -224,9 +225,9 @@ async def purge_image(request: Request) -> Response:
 
 @_forms.post("/warm")
 async def warm_images(request: Request) -> Response:
-    """Starts a job that fetches the images in `references`, one in each line, for `platform`: empty for what the
-    settings say, or such as `linux/arm64`, or `all`. Redirects to the page with its progress. Raises Unauthorized,
-    Denied."""
+    """Starts a job that fetches the images in `references`, which has one image in each line. `platform` lists
+    platforms, such as `linux/arm64`, or has `all`; if it is empty, the platforms of the settings are fetched. Redirects
+    to the page with the progress of the job. Raises Unauthorized, Denied."""
     form = await read_form(request)
     caller = await admin_of(request)
     references, platforms = (form.one("references") or "").split(), (form.one("platform") or "").split()

@@ -1,6 +1,6 @@
-"""The page *Overview*: what happens in the registry, for admins; for all others, what they may pull.
+"""The page *Overview*. It shows admins the activity of the registry, and all other visitors what they may pull.
 
-Figures about the whole registry say something about repositories that a visitor may not see, so only admins get them.
+Only admins see figures about the whole registry, because they include repositories that other visitors may not see.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ _REQUESTS: Final = (
     False,
 )
 _BYTES: Final = (translatable("Bytes of mirrored content"), (translatable("Saved"), translatable("Fetched")), True)
-"""The charts: the title, what the series are called, and whether their values are sizes."""
+"""These three constants are arguments for `TitledChart`: the title, the names of the series, and whether their values
+are sizes."""
 _JOB_STATES: Final = {"queued": translatable("waits"), "running": translatable("runs")}
-"""What the state of a job means that has not ended."""
+"""The texts for the states of jobs that have not ended."""
 _PERIODS: Final = {"day": translatable("The last 24 hours"), "month": translatable("The last 30 days")}
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -67,7 +68,7 @@ class TitledChart:
 
 @dataclass(frozen=True, slots=True)
 class ChartedPeriod:
-    """A period with its charts. `name`: identifies it on the page. `title`: a text to translate."""
+    """A period with its charts. `name`: identifies the period on the page. `title`: a text to translate."""
 
     name: str
     title: str
@@ -77,8 +78,8 @@ class ChartedPeriod:
 
 @dataclass(frozen=True, slots=True)
 class RepositoryCount:
-    """How many repositories of an upstream (None: hosted ones) the visitor may pull. `has_more`: there are more than
-    `count`, which were not counted."""
+    """How many repositories of an upstream the visitor may pull. `upstream`: None for hosted repositories. `has_more`:
+    there are more than `count`; the others were not counted."""
 
     upstream: str | None
     count: int
@@ -87,8 +88,8 @@ class RepositoryCount:
 
 @router.get(OVERVIEW_PATH)
 async def overview(request: Request) -> Response:
-    """Shows what happens in the registry to admins, and to other visitors what they may pull. With `live=off` in the
-    query, the part about the present does not update itself."""
+    """Shows admins the activity of the registry, and other visitors what they may pull. With `live=off` in the query,
+    the part about the present does not reload itself."""
     caller = caller_of(request)
     if caller.rights.admin:
         return await _admin_page(request, await admin_of(request))
@@ -136,7 +137,7 @@ async def _admin_page(request: Request, caller: Caller) -> Response:
 
 
 def _values_of_present(status: ServerStatus, *, is_live: bool) -> dict[str, Any]:
-    """Returns the values of the part about the present. `is_live`: whether it updates itself."""
+    """Returns the values for the part of the page about the present. `is_live`: whether that part reloads itself."""
     fills = sorted(status.fills, key=lambda fill: not fill.running)
     return {
         "status": status,
@@ -149,26 +150,29 @@ def _values_of_present(status: ServerStatus, *, is_live: bool) -> dict[str, Any]
 
 def _charted(name: str, period: ActivityPeriod, has_mirrors: bool) -> ChartedPeriod:
     buckets = period.buckets
-    charts = [TitledChart(*_TRAFFIC, Chart.of([one.pulls for one in buckets], [one.pushes for one in buckets]))]
+    charts = [
+        TitledChart(*_TRAFFIC, Chart.of([bucket.pulls for bucket in buckets], [bucket.pushes for bucket in buckets]))
+    ]
     if has_mirrors:
-        requests = Chart.of([one.hits for one in buckets], [one.misses for one in buckets])
-        size = Chart.of([one.saved_bytes for one in buckets], [one.fetched_bytes for one in buckets])
+        requests = Chart.of([bucket.hits for bucket in buckets], [bucket.misses for bucket in buckets])
+        size = Chart.of([bucket.saved_bytes for bucket in buckets], [bucket.fetched_bytes for bucket in buckets])
         charts += [TitledChart(*_REQUESTS, requests), TitledChart(*_BYTES, size)]
     return ChartedPeriod(name, _PERIODS[name], period, charts)
 
 
 async def _count_repositories(request: Request, caller: Caller) -> list[RepositoryCount]:
-    """Returns the number of hosted repositories and of those of each upstream, as far as one page of the list goes."""
+    """Returns the number of hosted repositories, and the number for each upstream. Counts at most one page of each
+    list."""
     components: PageComponents = request.app.service.pages
     counts = []
     for upstream in (None, *visible_upstreams(components, caller.principal.listable_names)):
         page = await list_repositories(components, upstream, "", None)
         counts.append(RepositoryCount(upstream, len(page.names), page.next_after is not None))
-        await asyncio.sleep(0)  # lets pulls in between
+        await asyncio.sleep(0)  # lets waiting requests run
     return counts
 
 
 async def _events_for(caller: Caller) -> list[EventResponse]:
-    """Returns the newest events of repositories that the visitor may pull, as `/api/v1/events` does; nothing for a
-    visitor without an account."""
+    """Returns the newest events of repositories that the visitor may pull, as `/api/v1/events` does. The list is empty
+    for a visitor without an account."""
     return [] if caller.principal.is_anonymous else await recent_events(caller, RECENT)

@@ -23,7 +23,7 @@ from registry.ui.credential_forms import (
     grants_that_apply,
     revoke_token,
 )
-from registry.ui.form_answers import FORM_ERRORS, FormProblem, problem_of, unknown_deed
+from registry.ui.form_answers import FORM_ERRORS, FormProblem, problem_of, unknown_change
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
     FormRoute,
@@ -53,8 +53,8 @@ async def own_account(request: Request) -> Response:
 
 @forms.post(OWN_ACCOUNT_PATH)
 async def change_own_account(request: Request) -> Response:
-    """Changes the visitor's account as the field `do` of the form says. Shows the page again if that was not possible.
-    Raises Unauthorized, Denied."""
+    """Changes the visitor's account. The field `do` of the form names the change. Shows the page again with the reason
+    if the change was not possible. Raises Unauthorized, Denied."""
     caller, form = await require_login(caller_of(request)), await read_form(request)
     name = AccountName(caller.rights.account_name)
     try:
@@ -68,7 +68,7 @@ async def change_own_account(request: Request) -> Response:
 
 
 class _WrongPassword(Exception):
-    """A password in the form is wrong; `problem` says which."""
+    """A password in the form is wrong. `problem` says which one."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -76,18 +76,18 @@ class _WrongPassword(Exception):
 
 
 async def _change(request: Request, caller: Caller, name: AccountName, form: Query) -> Response:
-    deed = form.one("do")
-    if deed == "token":
+    change = form.one("do")
+    if change == "token":
         return await add_token(request, caller, name, form, OWN_ACCOUNT_PATH)
-    if deed == "revoke":
+    if change == "revoke":
         return await revoke_token(request, caller, form, OWN_ACCOUNT_PATH)
-    if deed == "end-session":
+    if change == "end-session":
         return await end_session(request, caller, form, OWN_ACCOUNT_PATH)
-    if deed == "end-sessions":
+    if change == "end-sessions":
         return await end_sessions(caller, name, OWN_ACCOUNT_PATH)
-    if deed == "password":
+    if change == "password":
         return await _change_password(request, caller, name, form)
-    raise unknown_deed()
+    raise unknown_change()
 
 
 async def _change_password(request: Request, caller: Caller, name: AccountName, form: Query) -> Response:
@@ -106,7 +106,7 @@ async def _change_password(request: Request, caller: Caller, name: AccountName, 
     response = redirect(OWN_ACCOUNT_PATH)
     try:
         session = await login.with_password(name, new, caller.actor, replaces=cookies_of(request).session)
-    except RegistryError:  # the password is set; the visitor logs in with it
+    except RegistryError:  # the new password is set, so the visitor can log in with it
         return redirect(f"{LOGIN_PAGE_PATH}?next={OWN_ACCOUNT_PATH}")
     cookies_of(request).set(response, SESSION_COOKIE, session, SESSION_SECONDS)
     return response

@@ -1,8 +1,8 @@
 """The style sheet, the scripts and the icon of the pages, which browsers keep for ever.
 
 The path of each file contains a hash of all files (`/ui/static/HASH/page.css`). So a new version of a file has a new
-path, and scripts can import each other by relative paths. `htmx.min.js` is served from the installed package
-`django-js-lib-htmx`, of which no Python code is used; the others are in the folder `static`.
+path, and scripts can import each other by relative paths. `htmx.min.js` comes from the installed package
+`django-js-lib-htmx`, whose Python code is not used. The other files are in the folder `static`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MEDIA_TYPES: Final = {
     ".svg": "image/svg+xml",
 }
 _FOR_EVER: Final = "public, max-age=31536000, immutable"
-"""`immutable`: RFC 8246."""
+"""The `cache-control` header of files whose path has the current hash. `immutable` is defined in RFC 8246."""
 
 
 class PageFiles:
@@ -43,11 +43,11 @@ class PageFiles:
     @cached_property
     def version(self) -> str:
         """A hash of all files: 16 hex digits."""
-        whole = hashlib.sha256()
+        hash_of_files = hashlib.sha256()
         for name, content in sorted(self._files.items()):
-            whole.update(f"{name} {len(content)}\n".encode())
-            whole.update(content)
-        return whole.hexdigest()[:16]
+            hash_of_files.update(f"{name} {len(content)}\n".encode())
+            hash_of_files.update(content)
+        return hash_of_files.hexdigest()[:16]
 
     def path(self, name: str) -> str:
         """Returns the path of a file's URL. Raises KeyError if there is no such file. Blocks at the first call."""
@@ -65,8 +65,9 @@ router = APIRouter(include_in_schema=False)
 
 @router.get(STATIC_PATH + "/{version}/{name}")
 async def page_file(request: Request, version: str, name: str) -> Response:
-    """Returns a file of the pages. A page of another version of the program, as while a restart is under way, gets the
-    file of this version, which its browser then does not keep. Raises HTTPException (404)."""
+    """Returns a file of the pages. During a restart, a page of another version of the program can request a file by its
+    old path. It gets the file of this version, with a header by which the browser does not keep it. Raises
+    HTTPException (404)."""
     files: PageFiles = request.app.pages.files
     content = await asyncio.to_thread(files.content, name)
     if content is None:

@@ -1,4 +1,4 @@
-"""`PageLimits`: how many pages a process makes at a time, in all and for one visitor.
+"""`PageLimits`: limits how many pages a process renders at a time, for all visitors together and for each visitor.
 
 A page costs more than a pull of a manifest: it reads several things, and renders them. Without a limit, one visitor
 with many tabs, or a program that follows all links, would slow the registry down.
@@ -12,22 +12,24 @@ from typing import Final
 from registry.visitor_limits import Limits, VisitorLimits
 
 AT_ONCE: Final = 4
-"""How many pages a process makes at a time."""
+"""How many pages a process renders at a time."""
 AT_ONCE_FOR_ONE: Final = 2
-"""How many of them may be for one visitor."""
+"""How many pages a process renders at a time for one visitor."""
 WAITING_FOR_ONE: Final = 20
-"""How many pages of one visitor may be made or wait. A browser that opens again with many tabs needs some."""
+"""How many pages of one visitor may be rendered or wait. A browser that restarts with many tabs requests many at
+once."""
 WAITING: Final = 200
-"""How many pages of all visitors may be made or wait."""
+"""How many pages of all visitors together may be rendered or wait."""
 
 
 class PageLimits:
-    """The limits of one process. Visitors are told apart by a text, such as the name of their account."""
+    """The limits of one process. A text identifies each visitor, such as the name of their account."""
 
     def __init__(self) -> None:
         self._limits = VisitorLimits(Limits(AT_ONCE, AT_ONCE_FOR_ONE, WAITING, WAITING_FOR_ONE), "pages")
 
     def page(self, visitor: str) -> AbstractAsyncContextManager[None]:
-        """Waits until the process may make another page for the visitor, and holds the slot. Raises TooManyRequests if
-        too many pages of the visitor, or of all visitors, wait already. A cancellation gives the slot back."""
+        """Waits for a slot to render a page for the visitor, and holds it inside the `async with` block. Raises
+        TooManyRequests if too many pages of the visitor, or of all visitors, wait already. A cancellation releases the
+        slot."""
         return self._limits.slot(visitor)

@@ -1,6 +1,6 @@
-"""What all pages share: `Visit`, who looks at a page and in which language; `PageRoute`, the route class that
-identifies the visitor, applies the limits and turns errors into pages; `FormRoute`, the one for forms; and
-`page_response`.
+"""What all pages share. `Visit` says who requests a page, and in which language. `PageRoute` is the route class that
+identifies the visitor, applies the limits and turns errors into pages. `FormRoute` is the route class for forms.
+`page_response` renders a page.
 
 A page identifies its visitor by the session cookie alone. An Authorization header is for programs, which use the API.
 """
@@ -40,15 +40,15 @@ MAX_FORM_BYTES: Final = 16 * 1024
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"
 HEADERS: Final = {
     "cache-control": "no-store",
-    # Everything comes from this registry, and nothing is inline. The values of `htmx-config` in the layout keep htmx
-    # to that: without them it would add a style element and evaluate text.
+    # All scripts, styles and images come from this registry, and none are inline. Without the values of `htmx-config`
+    # in the layout, htmx would break this policy: it would add a style element and evaluate text as code.
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
-    # Under no-referrer, browsers send `Origin: null` with a form's POST.
+    # With `no-referrer`, browsers would send `Origin: null` with the POST of a form.
     "referrer-policy": "same-origin",
     "vary": "Accept-Language, Cookie",
     "x-content-type-options": "nosniff",
@@ -76,12 +76,12 @@ _ERROR_TEXTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """Who looks at a page, and how.
+    """The visitor who requests a page, and how the browser requests it.
 
-    - `caller`: the visitor's account and rights; None: an error came before they were known.
+    - `caller`: the visitor's account and rights; None: an error occurred before the visitor was identified.
     - `language`: a key of `LANGUAGES`. `path`: the path and query of the page, as the browser sent them.
-    - `is_session_over`: the browser sent a session that is not valid any more, so the visitor is anonymous now.
-    - `is_partial`: htmx asks for the page, to put a part of it into the one that is open."""
+    - `is_session_over`: the browser sent a session that is no longer valid, so the visitor is anonymous now.
+    - `is_partial`: the script htmx requests the page, to put a part of it into the page that the browser shows."""
 
     caller: Caller | None
     language: str
@@ -115,15 +115,16 @@ def query_of(request: Request) -> Query:
 
 @asynccontextmanager
 async def page_slot(request: Request) -> AsyncIterator[None]:
-    """Holds one of the slots in which pages are made (`PageLimits`). Raises TooManyRequests."""
+    """Waits for one of the slots for rendering pages (`PageLimits`), and holds it. Raises TooManyRequests."""
     async with request.app.pages.limits.page(_visitor_of(visit_of(request), request.scope)):
         yield
 
 
 async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Query:
-    """Returns the fields of a form. The route should be a `FormRoute`. If `max_bytes`, the largest size, is more than
-    usual, the caller checks the visitor's rights first. Raises HTTPException (403) if a page of another site sent the
-    form; FormInvalid, FormTooLarge and RequestInvalid if it cannot be read."""
+    """Returns the fields of a form. The route should be a `FormRoute`. `max_bytes`: the largest size of the form. A
+    route that allows more than the default has to check the visitor's rights before this call. Raises HTTPException
+    (403) if a page of another site sent the form. Raises FormInvalid, FormTooLarge and RequestInvalid if the form
+    cannot be read."""
     cookies_of(request).check_same_origin()
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
         raise FormInvalid(f"the body has to be {_FORM_TYPE}")
@@ -151,8 +152,8 @@ class PageRoute(APIRoute):
     """A route of a page."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Returns FastAPI's handler of the route, which runs for a known visitor and within the limits of pages, and
-        whose errors become pages. A request that is denied goes into the audit log, as one to the API does."""
+        """Returns a handler around FastAPI's handler of the route. It identifies the visitor, applies the limits of
+        pages, and turns errors into pages. It records a denied request in the audit log, as the API does."""
         run_handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
@@ -179,15 +180,16 @@ class PageRoute(APIRoute):
 
 
 class FormRoute(PageRoute):
-    """A route that takes a form. Its handler holds no slot while the form arrives or while a password is hashed, which
-    can take long. When it makes a page, it takes a slot itself."""
+    """A route that receives a form. Its handler holds no slot while the form arrives or while a password is hashed,
+    because both can take long. A handler that renders a page acquires a slot itself."""
 
     async def _run(self, request: Request, handler: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
         return await handler(request)
 
 
 async def page_response(request: Request, template: str, *, status_code: int = 200, **values: object) -> Response:
-    """Returns a page. `values`: those of the template, besides the ones of the layout. Raises what rendering raises."""
+    """Renders a template and returns the page. `values`: the values for the template; those for the layout are added.
+    Raises the errors of rendering."""
     pages: Pages = request.app.pages
     visit = visit_of(request)
     body = await pages.renderer.render(template, visit.language, {**_layout_values(request, visit), **values})
@@ -200,8 +202,8 @@ def redirect(path: str) -> Response:
 
 
 async def send_too_many(pages: Pages, scope: Scope, send: Send, error: TooManyRequests) -> None:
-    """Sends the page that says that a browser sends too many requests. It is rendered once for each language, since
-    refusing a request must not cost more than serving it."""
+    """Sends the page that says that a browser sends too many requests. The page is rendered once for each language,
+    because refusing a request must not cost more than serving it."""
     body = await _too_many_page(pages, _language(scope))
     headers = {**HEADERS, "content-type": "text/html; charset=utf-8", "retry-after": str(error.retry_after)}
     headers["content-length"] = str(len(body))
@@ -235,7 +237,7 @@ def _anonymous_visit(scope: Scope) -> Visit:
 
 
 def _language(scope: Scope) -> str:
-    """Returns the language that the visitor chose, or that the browser asks for."""
+    """Returns the language that the visitor chose; otherwise the one that the browser prefers."""
     headers = dict(scope["headers"])
     cookies = headers.get(b"cookie", b"").decode("latin-1").split(";")
     chosen = (
@@ -250,7 +252,7 @@ def _path_of(scope: Scope) -> str:
 
 
 def _visitor_of(visit: Visit, scope: Scope) -> str:
-    """Returns the text under which the limits count a visitor."""
+    """Returns the text that identifies a visitor in `PageLimits`: an account, or the network of an anonymous client."""
     assert visit.caller is not None
     principal = visit.caller.principal
     return network_of(client_address(scope)) if principal.is_anonymous else f"account {principal.name}"
@@ -258,7 +260,7 @@ def _visitor_of(visit: Visit, scope: Scope) -> str:
 
 @contextmanager
 def _registry_calls_as(visit: Visit, scope: Scope) -> Iterator[None]:
-    """Makes calls on the registry with the rights of the visitor."""
+    """Inside the `with` block, calls on the registry have the rights of the visitor."""
     assert visit.caller is not None
     actor = visit.caller.actor
     token = enter_request(RequestContext(visit.caller.principal, "", client_address(scope), actor.request_id))
@@ -284,7 +286,8 @@ def _layout_values(request: Request, visit: Visit) -> dict[str, object]:
 
 
 async def _error_response(request: Request, error: Exception) -> Response:
-    """Returns the page about an error. A visitor who has to log in is sent to the login page. Logs failures."""
+    """Returns the page about an error. A visitor who has to log in is redirected to the login page. Logs an error whose
+    status is 500 or above."""
     visit = visit_of(request)
     if isinstance(error, Unauthorized) and (visit.caller is None or visit.caller.principal.is_anonymous):
         return _to_login(visit)
@@ -334,8 +337,8 @@ def _status_of(error: Exception) -> int:
 
 
 def _error_values(status: int, error: Exception, request_id: str) -> dict[str, object]:
-    """Returns the values of the error page. The error's own words are in English; those of a failure are for the log
-    alone."""
+    """Returns the values of the error page. The message of the error is in English. The message of a server error is
+    only logged, and not shown."""
     title, explanation = _ERROR_TEXTS.get(status) or _ERROR_TEXTS[500 if status >= 500 else 400]
     message = ""
     if status < 500:
@@ -344,7 +347,7 @@ def _error_values(status: int, error: Exception, request_id: str) -> dict[str, o
 
 
 def _standing_values(status: int) -> dict[str, object]:
-    """Returns all values of an error page that is the same for every visitor of a language."""
+    """Returns all values of an error page that does not depend on the visitor, only on the language."""
     title, explanation = _ERROR_TEXTS[status]
     layout = {"account": None, "is_admin": False, "is_open": False, "is_session_over": False, "here": "/ui/"}
     texts = {"status": status, "title": title, "explanation": explanation, "message": "", "request_id": ""}

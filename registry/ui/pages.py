@@ -1,5 +1,5 @@
-"""`Pages`: what an application keeps to make pages with. `PageComponents`: what pages need of the service that serves
-requests now."""
+"""`Pages`: the files, the renderer and the limits with which an application serves pages. `PageComponents`: what pages
+need from the service that handles requests now."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from storage.interface import Registry
 
 @dataclass(frozen=True, slots=True)
 class PageComponents:
-    """What pages need of a service.
+    """What pages need from the service that handles requests.
 
-    - `content`: the content that is stored here, hosted and cached. It checks the rights of the visitor, sends no
-      upstream requests, and refuses changes.
-    - `naming`: tells hosted and mirrored names apart.
-    - `cross_site`: refuses requests that a page of another site makes a browser send, while there are no accounts."""
+    - `content`: the hosted and cached content in the store. It checks the rights of the visitor, sends no requests to
+      upstreams, and refuses changes.
+    - `naming`: says whether the name of a repository is hosted or mirrored.
+    - `cross_site`: refuses requests that a browser sends on behalf of a page of another site, while there are no
+      accounts."""
 
     content: Registry
     naming: NamingRules
@@ -31,22 +32,22 @@ class PageComponents:
 
 
 _FILES: Final = PageFiles()
-"""All applications of a process share the files, which are read when they are first needed."""
+"""The files for all applications of a process. They are read when they are first needed."""
 
 
 class Pages:
-    """What an application keeps to make pages with, as long as it runs."""
+    """The files, the renderer and the limits with which an application serves pages. They last as long as it runs."""
 
     def __init__(self) -> None:
         self.files = _FILES
         self.renderer = PageRenderer(self.files)
         self.limits = PageLimits()
-        self._standing: dict[str, bytes] = {}
-        self._making = asyncio.Lock()
+        self._standing_pages: dict[str, bytes] = {}
+        self._rendering = asyncio.Lock()
 
     async def standing_page(self, language: str, values: Callable[[], Mapping[str, object]]) -> bytes:
-        """Returns the error page with these values, which is rendered once for each language."""
-        async with self._making:
-            if language not in self._standing:
-                self._standing[language] = await self.renderer.render("error.html", language, values())
-            return self._standing[language]
+        """Returns the error page with these values. It is rendered once for each language, and then kept."""
+        async with self._rendering:
+            if language not in self._standing_pages:
+                self._standing_pages[language] = await self.renderer.render("error.html", language, values())
+            return self._standing_pages[language]

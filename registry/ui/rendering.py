@@ -1,7 +1,7 @@
-"""`PageRenderer`: makes HTML of templates and values, in the language of the visitor.
+"""`PageRenderer`: renders the HTML of pages from templates and values, in the language of the visitor.
 
-Jinja2 is imported, and a template compiled, when a process first needs them. Rendering runs in a thread, one page at a
-time, so that it takes little time from the event loop that serves pulls.
+A process imports Jinja2, and compiles a template, when it first needs them. Rendering runs in a thread, one page at a
+time, so that it slows the event loop, which serves pulls, only a little.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 _SHORT_DIGEST_CHARACTERS: Final = 12
-"""How much of a digest's hash a page shows."""
+"""How many characters of a digest's hash a page shows."""
 
 
 class PageRenderer:
-    """Renders pages. `files`: what they link to."""
+    """Renders pages. `files`: the style sheet and the scripts that pages link to."""
 
     def __init__(self, files: PageFiles) -> None:
         self._files = files
@@ -36,13 +36,13 @@ class PageRenderer:
         self._turn = asyncio.Lock()
 
     async def render(self, template: str, language: str, values: Mapping[str, object]) -> bytes:
-        """Returns a page in UTF-8. `template`: the name of a file in `templates`. Raises jinja2.TemplateError and what
-        the values raise. After a cancellation, the thread still finishes the page."""
+        """Returns a page in UTF-8. `template`: the name of a file in `templates`. Raises jinja2.TemplateError and the
+        errors that the values raise. After a cancellation, the thread still finishes the page."""
         async with self._turn:
             return await asyncio.to_thread(self.render_now, template, language, values)
 
     def render_now(self, template: str, language: str, values: Mapping[str, object]) -> bytes:
-        """Does what `render` does. Blocks."""
+        """Renders a page as `render` does, but blocks the calling thread."""
         with self._building:
             environment = make_environment(language, self._files)
         return environment.get_template(template).render(values).encode("utf-8")
@@ -50,9 +50,9 @@ class PageRenderer:
 
 @cache
 def make_environment(language: str, files: PageFiles) -> Environment:
-    """Returns the environment in which the templates of one language are compiled. Every value is escaped, and a name
-    without a value is an error. The applications of a process share it, because each would compile the templates
-    again."""
+    """Returns the environment that compiles the templates for one language. The environment escapes every value, and
+    treats a name without a value as an error. All applications of a process share it, so that the templates are
+    compiled only once."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -84,7 +84,7 @@ def make_environment(language: str, files: PageFiles) -> Environment:
 
 
 def format_size(size: int) -> str:
-    """Returns a number of bytes for people, in the largest binary unit below it, with three digits."""
+    """Returns a number of bytes as text, with three significant digits, in the largest binary unit that fits."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1023.5:
@@ -130,6 +130,7 @@ def _age_element(moment: datetime, now: datetime, language: str) -> Markup:
 
 
 def _hint_text(hint: Hint, translate: Any) -> str:
-    """Returns a hint as a sentence of its own, in the language of the translations."""
+    """Returns a hint about the setup of a client as a sentence that begins with a capital, in the language of the
+    translations."""
     text: str = translate(hint.text).format_map(hint.values)
     return text[:1].upper() + text[1:]

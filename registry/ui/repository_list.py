@@ -1,8 +1,8 @@
-"""Lists the repositories that a visitor may pull: the hosted ones, or those of one upstream.
+"""Lists the repositories that a visitor may pull: either the hosted ones, or those of one upstream.
 
-The `Registry` lists all names together, in byte order, and bounds the work for each page of its list. Mirrored names
-begin with the name of their upstream, so the names of an upstream are one range, and hosted names are what is between
-these ranges.
+The `Registry` lists all names together, in byte order, and limits the work for each page of its list. Mirrored names
+begin with the name of their upstream, so the names of an upstream form one range. All names outside these ranges are
+hosted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from storage.patterns import NameSet
 PAGE_SIZE: Final = 50
 """How many repositories a page shows."""
 _MAX_CALLS: Final = 40
-"""How many pages of the registry's list are read for one page. Each call may jump over one upstream; a page that ends
-early has a link to the rest."""
+"""How many pages of the registry's list are read for one page that a visitor sees. Each call can skip the names of one
+upstream. If the limit is reached, the page has fewer names and a link to the next page."""
 _AFTER_EVERY_NAME: Final = "\x7f"
 """Sorts after every character of a name."""
 
@@ -44,34 +44,35 @@ def visible_upstreams(components: PageComponents, names: NameSet) -> list[str]:
 async def list_repositories(
     components: PageComponents, upstream: str | None, prefix: str, after: str | None
 ) -> RepositoryPage:
-    """Returns a page of the repositories of an upstream, or of the hosted ones (None), whose names begin with `prefix`
-    (for an upstream: behind its own name). `after`: the cursor of the page before; None: the first page. Raises what
-    `Registry.repositories` raises, such as RequestInvalid for a cursor of another list."""
+    """Returns a page of the repositories whose names begin with `prefix`. `upstream`: lists the repositories of this
+    upstream, and `prefix` follows the upstream's name; None: lists hosted repositories. `after`: the cursor of the page
+    before; None: the first page. Raises the errors of `Registry.repositories`, such as RequestInvalid for a cursor of
+    another list."""
     base = f"{upstream}/" if upstream is not None else ""
     if prefix.startswith(base):
         prefix = prefix[len(base) :]
-    wanted = base + prefix
-    if after is None and wanted:
-        after = _just_before(wanted)
-    found: list[RepositoryName] = []
+    wanted_prefix = base + prefix
+    if after is None and wanted_prefix:
+        after = _just_before(wanted_prefix)
+    names: list[RepositoryName] = []
     for _ in range(_MAX_CALLS):
-        page = await components.content.repositories(after, PAGE_SIZE - len(found))
+        page = await components.content.repositories(after, PAGE_SIZE - len(names))
         after = page.next_after or (page.items[-1] if page.items else after)
         for name in page.items:
-            if not name.startswith(wanted):
-                if name > wanted:
-                    return RepositoryPage(found, None)
+            if not name.startswith(wanted_prefix):
+                if name > wanted_prefix:
+                    return RepositoryPage(names, None)
                 continue
             if upstream is None and (skipped := _upstream_range(components, name)) is not None:
                 after = skipped
                 break
-            found.append(name)
+            names.append(name)
         else:
             if not page.more:
-                return RepositoryPage(found, None)
-        if len(found) >= PAGE_SIZE:
+                return RepositoryPage(names, None)
+        if len(names) >= PAGE_SIZE:
             break
-    return RepositoryPage(found, after)
+    return RepositoryPage(names, after)
 
 
 def _upstream_range(components: PageComponents, name: str) -> str | None:

@@ -27,7 +27,7 @@ from storage.tag_removal import MAX_REMOVED_TAGS
 
 REPOSITORIES_PATH: Final = "/ui/repositories"
 TAGS_ON_A_PAGE: Final = 25
-"""How many tags a page shows. Each can cost reading its manifest and its config."""
+"""How many tags a page shows. For each, the manifest and the config may have to be read."""
 _MAX_FILTER_CHARACTERS: Final = 255
 _ORDERS: Final = {
     TagOrder.NAME: translatable("Name"),
@@ -35,14 +35,15 @@ _ORDERS: Final = {
     TagOrder.PUSHED: translatable("Last push"),
     TagOrder.SIZE: translatable("Size"),
 }
-"""How the orders of tags are called."""
+"""The names of the orders in which tags can be listed."""
 
 router = APIRouter(prefix=REPOSITORIES_PATH, route_class=PageRoute, include_in_schema=False)
 
 
 @dataclass(frozen=True, slots=True)
 class SortLink:
-    """A link that sorts the tags. `sort`: the parameter of the query; `text`: what the order is called."""
+    """A link that sorts the tags. `sort`: the value of the parameter `sort` of the query. `text`: the name of the
+    order."""
 
     sort: str
     text: str
@@ -52,7 +53,7 @@ class SortLink:
 @router.get("")
 async def repositories(request: Request) -> Response:
     """Lists repositories. The query can have `in`, the name of an upstream (without it, the hosted repositories are
-    listed), `q`, the beginning of the names, and `after`, the cursor of a page."""
+    listed), `q`, with which the listed names begin, and `after`, the cursor of a page."""
     components, query = _components(request), query_of(request)
     upstreams = visible_upstreams(components, caller_of(request).principal.listable_names)
     upstream = query.one("in") or None
@@ -76,15 +77,15 @@ async def repositories(request: Request) -> Response:
 
 @router.get("/{path:path}")
 async def repository(request: Request, path: str) -> Response:
-    """Shows the tags of a repository, and its description; or what a tag or digest leads to, if the path has one
-    (`registry.ui.image_page`). For the list of tags, the query can have `q`, a text in the names of the tags;
-    `sort`, an order of tags, with `-` in front for the reverse order; and `after`, the cursor of a page. A name under
-    which clients pull mirrored content, such as `ubuntu`, redirects to the page of the name under which it is stored.
-    Raises Unauthorized, NameUnknown, ManifestUnknown."""
+    """Shows the tags of a repository, and its description. If the path has a tag or a digest, shows the image or
+    artifact instead (`registry.ui.image_page`). For the list of tags, the query can have `q`, a text that the names of
+    the tags contain; `sort`, an order of tags, with `-` in front for the reverse order; and `after`, the cursor of a
+    page. A name under which clients pull mirrored content, such as `ubuntu`, redirects to the page of the name under
+    which it is stored. Raises Unauthorized, NameUnknown, ManifestUnknown."""
     name, reference = parse_path(path)
     stored = await readable_repository(caller_of(request), name)
     if stored != name:
-        await _components(request).content.tags(name, None, 1)  # NameUnknown has to say the name that was asked for
+        await _components(request).content.tags(name, None, 1)  # raises NameUnknown with the name in the request
         return redirect(f"{REPOSITORIES_PATH}/{path_of(stored, reference)}")
     if reference is not None:
         return await image_page(request, stored, reference, _components(request).naming.upstream_of(stored))
@@ -120,7 +121,7 @@ async def _tags_page(request: Request, name: RepositoryName) -> Response:
 
 
 def _tag_query(text: str, sort: str) -> TagQuery:
-    """Returns which tags are listed. Raises RequestInvalid for an unknown order."""
+    """Returns the filter and the order for the list of tags. Raises RequestInvalid for an unknown order."""
     try:
         order = TagOrder(sort.removeprefix("-"))
     except ValueError:
@@ -129,8 +130,8 @@ def _tag_query(text: str, sort: str) -> TagQuery:
 
 
 def _sort_links(tags: TagQuery) -> Iterator[SortLink]:
-    """Yields a link for each order. The link of the current order reverses it. Versions, times and sizes begin with the
-    largest."""
+    """Yields a link for each order. The link for the current order reverses it. The links for versions, times and sizes
+    list the largest first."""
     for order, text in _ORDERS.items():
         is_current = order is tags.order
         is_descending = not tags.is_descending if is_current else order is not TagOrder.NAME

@@ -1,5 +1,5 @@
-"""The page *Search*: repositories, tags, labels and digests, hosted and mirrored ones apart. A pasted digest or pull
-command leads to the page of what it names."""
+"""The page *Search*: finds repositories, tags, labels and digests, and lists hosted and mirrored ones separately. A
+pasted digest or pull command leads directly to the page of the image that it names."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ KINDS: Final = {
     "labels": translatable("Labels and annotations"),
     "digests": translatable("Digests"),
 }
-"""What is searched for, and what the lists are called."""
+"""The kinds of entries that can be searched for, with the titles of their lists."""
 HITS_OF_EACH_KIND: Final = 8
 """How many entries of each kind the first page has."""
 HITS_OF_ONE_KIND: Final = 25
-"""How many entries a page with one kind has."""
+"""How many entries a later page has, which lists only one kind."""
 _MAX_TEXT_CHARACTERS: Final = 1024
 FoundT = TypeVar("FoundT")
 
@@ -42,9 +42,9 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """An entry of a list. `upstream`: from which it is mirrored; None: it is hosted. `path`: the path of its page.
-    `text`: what it is called. `labels`: some in which a word of the search occurs. `is_blob`: it is a blob, which has
-    no page of its own; the path is that of its repository."""
+    """An entry of a list. `upstream`: the upstream from which it is mirrored; None: it is hosted. `path`: the path of
+    its page. `text`: its name. `labels`: labels in which a word of the search occurs. `is_blob`: the entry is a blob. A
+    blob has no page of its own, so `path` is that of its repository."""
 
     upstream: str | None
     path: str
@@ -57,8 +57,8 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class HitList:
-    """What was found of one kind. `next_after`: the number of entries before the next page; None: there is none.
-    `is_complete`: False if some may be missing."""
+    """The entries of one kind that were found. `next_after`: the number of entries before the next page; None: there is
+    no next page. `is_complete`: False if some entries may be missing."""
 
     kind: str
     hosted: Sequence[Hit]
@@ -69,9 +69,9 @@ class HitList:
 
 @router.get(SEARCH_PATH)
 async def search(request: Request) -> Response:
-    """Shows what the visitor may pull and the text `q` of the query matches. With `kind`, a key of `KINDS`, shows only
-    entries of this kind, those that follow the first `after` ones. Raises Unauthorized for an anonymous visitor who may
-    pull nothing, and RequestInvalid."""
+    """Shows the entries that match the text `q` of the query and that the visitor may pull. With `kind`, a key of
+    `KINDS`, shows only entries of this kind, and skips the first `after` of them. Raises Unauthorized for an anonymous
+    visitor who may pull nothing, and RequestInvalid."""
     caller, query = caller_of(request), query_of(request)
     searches, principal = caller.searches, caller.principal
     searches.check_may_search(principal)
@@ -112,7 +112,7 @@ def _offset(after: str | None, kind: str | None) -> int:
 
 
 async def _find(searches: ContentSearches, principal: Principal, text: str, kind: str, offset: int) -> HitList:
-    """Returns a page of what is found of one kind, the first page if `offset` is 0."""
+    """Returns a page of the entries of one kind that are found; the first page if `offset` is 0."""
     limit = HITS_OF_ONE_KIND if offset else HITS_OF_EACH_KIND
 
     async def found(
@@ -139,8 +139,8 @@ async def _find(searches: ContentSearches, principal: Principal, text: str, kind
 
 
 def _only_path(text: str, target: SearchTarget | None, lists: Sequence[HitList]) -> str | None:
-    """Returns the path of the page that a text leads to if it is a tag, a digest or a command and so matches only one
-    thing; None for other texts."""
+    """Returns the path of the page to redirect to, if the text is a tag, a digest or a command and matches only one
+    image or repository; None for other texts."""
     if target is not None and not target.is_blob and (target.reference is not None or len(text.split()) > 1):
         return _path(target.repository, target.reference)
     try:
@@ -165,26 +165,26 @@ def _repository_hit(searches: ContentSearches, name: RepositoryName) -> Hit:
     return Hit(searches.upstream_of(name), _path(name, None), name)
 
 
-def _tag_hit(searches: ContentSearches, found: TagFound) -> Hit:
-    name = found.repository
+def _tag_hit(searches: ContentSearches, item: TagFound) -> Hit:
+    name = item.repository
     return Hit(
         searches.upstream_of(name),
-        _path(name, found.tag),
-        image_name(name, found.tag),
-        digest=found.digest,
-        updated=datetime.fromtimestamp(found.updated, UTC),
+        _path(name, item.tag),
+        image_name(name, item.tag),
+        digest=item.digest,
+        updated=datetime.fromtimestamp(item.updated, UTC),
     )
 
 
-def _labels_hit(searches: ContentSearches, found: LabelsFound) -> Hit:
-    name = found.repository
-    path = _path(name, found.tag or found.digest)
-    text = image_name(name, found.tag)
-    return Hit(searches.upstream_of(name), path, text, digest=found.digest, labels=dict(found.labels))
+def _labels_hit(searches: ContentSearches, item: LabelsFound) -> Hit:
+    name = item.repository
+    path = _path(name, item.tag or item.digest)
+    text = image_name(name, item.tag)
+    return Hit(searches.upstream_of(name), path, text, digest=item.digest, labels=dict(item.labels))
 
 
-def _digest_hit(searches: ContentSearches, found: DigestFound) -> Hit:
-    name = found.repository
-    path = _path(name, found.digest if found.is_manifest else None)
-    text = image_name(name, found.tag)
-    return Hit(searches.upstream_of(name), path, text, digest=found.digest, is_blob=not found.is_manifest)
+def _digest_hit(searches: ContentSearches, item: DigestFound) -> Hit:
+    name = item.repository
+    path = _path(name, item.digest if item.is_manifest else None)
+    text = image_name(name, item.tag)
+    return Hit(searches.upstream_of(name), path, text, digest=item.digest, is_blob=not item.is_manifest)

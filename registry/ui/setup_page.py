@@ -1,4 +1,5 @@
-"""The page *Set-up*: the files and commands with which a client uses the registry at this very address."""
+"""The page *Set-up*: shows the files and commands that configure a client for this registry. They contain the address
+that the visitor's browser uses."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ PROGRAM_NAMES: Final = {
     "nas": "Synology/NAS",
     "ci": "CI",
 }
-"""How the clients of `PROGRAM_SETUPS` are called."""
+"""The names of the clients in `PROGRAM_SETUPS` on the page."""
 _PROGRAMS_THAT_PULL: Final = {
     **{name: (name,) for name in ("docker", "podman", "containerd", "buildkit")},
     "k3s": ("containerd",),
@@ -38,17 +39,18 @@ _PROGRAMS_THAT_PULL: Final = {
     "nas": ("docker",),
     "ci": ("docker", "buildkit"),
 }
-"""The programs whose requests (`registry.telemetry.recent_clients.PROGRAMS`) show that a client is set up."""
+"""For each client, the programs that pull for it (`registry.telemetry.recent_clients.PROGRAMS`). A request from one of
+them shows that the client is set up."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @router.get(SETUP_PATH)
 async def setup(request: Request) -> Response:
-    """Shows how a client is set up. The query can have `client`, a key of `PROGRAM_NAMES`; docker is shown without it.
-    Of the upstreams, only those are shown from which the visitor may pull something. Says whether a request of the
-    client has come from the visitor's own network lately, or for an admin from the address `from` of the query; other
-    visitors learn nothing about other networks. Raises NameUnknown, RequestInvalid."""
+    """Shows how a client is set up. The query can have `client`, a key of `PROGRAM_NAMES`; without it, the page shows
+    docker. Shows only the upstreams from which the visitor may pull something. Says whether a request of the client has
+    come lately from the visitor's own network. For an admin, also checks the address `from` of the query; other
+    visitors may not learn which clients other networks have. Raises NameUnknown, RequestInvalid."""
     program = query_of(request).one("client") or "docker"
     if program not in PROGRAM_SETUPS:
         raise NameUnknown("this client is not known here")
@@ -85,15 +87,16 @@ def _asked_address(request: Request) -> str:
 
 
 def _last_seen(request: Request, program: str, address: str) -> datetime | None:
-    """Returns when the client was last here from an address, or another one of its network; None: not lately."""
+    """Returns the time of the client's last request from an address, or from the network of the address; None: it has
+    sent no request lately."""
     recent = request.app.telemetry.recent_clients
-    times = [recent.last_seen(address, each) for each in _PROGRAMS_THAT_PULL[program]] if recent and address else []
-    seen = [at for at in times if at is not None]
-    return datetime.fromtimestamp(max(seen), UTC) if seen else None
+    times = [recent.last_seen(address, name) for name in _PROGRAMS_THAT_PULL[program]] if recent and address else []
+    request_times = [at for at in times if at is not None]
+    return datetime.fromtimestamp(max(request_times), UTC) if request_times else None
 
 
 def _hosts(settings: Settings, upstreams: list[str]) -> list[MirroredHost]:
-    """Returns the hosts whose images a client gets through this registry."""
+    """Returns the hosts whose images a client can pull through this registry."""
     return [
         replace(host, has_short_names=upstream.default)
         for upstream in settings.upstream

@@ -1,4 +1,5 @@
-"""The routes of all pages (`SiteRoutes`), and what `/` answers: the pages for browsers, a short text for programs."""
+"""The routes of all pages (`SiteRoutes`), and the route of `/`, which redirects browsers to the pages and sends
+programs a short text."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ UI_PREFIX: Final = "/ui/"
 
 
 def is_page(path: str) -> bool:
-    """Returns whether a path is that of a page, and not that of a file of the pages."""
+    """Returns whether a path belongs to a page, and not to a style sheet, script or icon of the pages."""
     return path.startswith(UI_PREFIX) and not path.startswith(f"{page_files.STATIC_PATH}/")
 
 
@@ -51,14 +52,15 @@ _last_router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 class SiteRoutes(BaseRoute):
-    """The routes below `UI_PREFIX` as one route of an application, so that no other request is compared with each of
-    them, and a page with no other route.
+    """All routes below `UI_PREFIX` as a single route of an application. So a request that is not for a page is compared
+    with this one route only, and a request for a page with no route of the API.
 
-    All applications of a process share the routes. FastAPI prepares the routes of a router that is included once more
-    for each application, and looks through it twice for each request."""
+    All applications of a process share the routes. With `include_router`, FastAPI would prepare the routes again for
+    each application, and search them twice for each request."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Returns how the first of the routes matches that matches best, and what it adds to the scope."""
+        """Returns the match of the first route that matches fully, or else of the first that matches partially (another
+        method), and what that route adds to the scope."""
         partial: tuple[Match, Scope] = Match.NONE, {}
         if scope["type"] != "http" or not scope["path"].startswith(UI_PREFIX):
             return partial
@@ -71,14 +73,15 @@ class SiteRoutes(BaseRoute):
         return partial
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request to the route that matches, which has put itself into the scope."""
+        """Passes a request to the matching route, which `matches` has put into the scope."""
         route: BaseRoute = scope["route"]
         await route.handle(scope, receive, send)
 
 
 @router.get("/")
 async def root(request: Request) -> Response:
-    """Redirects browsers, which ask for HTML, to the pages. Sends all others the text that `/` has without pages."""
+    """Redirects browsers, which ask for HTML, to the pages. Sends all other clients the text that `/` returns when the
+    pages are off."""
     if "text/html" in request.headers.get("accept", ""):
         return redirect(HOME_PATH)
     return PlainTextResponse(await welcome(request), headers={"vary": "Accept"})

@@ -1,4 +1,4 @@
-"""The page *System*: what the server does now, for admins."""
+"""The page *System*, for admins: shows the state of the server."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CHECK_NAMES: Final = {
     "migrations": translatable("Version of the database"),
     "disk": translatable("Disk"),
 }
-"""How the checks of `registry.status.readiness` are called."""
+"""The names of the checks of `registry.status.readiness` on the page."""
 BREAKER_NAMES: Final = {
     "closed": translatable("in order"),
     "half-open": translatable("is tried again"),
     "open": translatable("fails"),
     "unknown": translatable("unknown"),
 }
-"""What the state of the circuit breaker of an endpoint means."""
+"""The texts for the state of an upstream endpoint, by the state of its circuit breaker."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 

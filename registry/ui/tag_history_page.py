@@ -1,4 +1,5 @@
-"""The page *History*: what one tag of a repository, or all of them, pointed at, and the form that restores a tag."""
+"""The page *History*: shows what one tag, or each tag of a repository, pointed at earlier, and has a form that restores
+a tag."""
 
 from __future__ import annotations
 
@@ -36,22 +37,23 @@ _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
 
 @router.get(TAG_HISTORY_PATH + "/{path:path}")
 async def tag_history(request: Request, path: str) -> Response:
-    """Shows the changes of one tag, for a path `NAME:TAG`, or those of all tags, newest first. The query can have
-    `after`, the cursor of a page. Needs `pull`. Raises Unauthorized, NameUnknown, ManifestUnknown, RequestInvalid."""
+    """Shows the changes of one tag for a path `NAME:TAG`, and those of all tags for a path `NAME`, newest first. The
+    query can have `after`, the cursor of a page. Needs `pull`. Raises Unauthorized, NameUnknown, ManifestUnknown,
+    RequestInvalid."""
     name, tag = _parse(path)
     stored = await readable_repository(caller_of(request), name)
     if stored != name:
-        await _components(request).content.tags(name, None, 1)  # NameUnknown has to say the name that was asked for
+        await _components(request).content.tags(name, None, 1)  # raises NameUnknown with the name in the request
         return redirect(_path(stored, tag))
     return await _history_page(request, stored, tag, query_of(request).one("after") or None)
 
 
 @_forms.post(TAG_HISTORY_PATH + "/{path:path}")
 async def restore(request: Request, path: str) -> Response:
-    """Points a tag at the `digest` of the form again; without one, at what it pointed at before its last change.
-    Redirects to the history. If the tag cannot be restored, for example because it is immutable, shows the history with
-    the reason instead. Needs `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown, ManifestUnknown,
-    DigestInvalid and the errors of the store."""
+    """Points a tag at the `digest` of the form again. Without a digest, points it at what it pointed at before its last
+    change. Redirects to the history. If the tag cannot be restored, for example because it is immutable, shows the
+    history with the reason instead. Needs `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown,
+    ManifestUnknown, DigestInvalid and the errors of the store."""
     name, tag = _parse(path)
     caller = caller_of(request)
     stored = await pushable_repository(caller, name)
@@ -59,9 +61,9 @@ async def restore(request: Request, path: str) -> Response:
     if tag is None:
         raise ManifestUnknown("the path has to end with a tag")
     digest = form.one("digest")
-    wanted = TagRestoreRequest(to=None if digest is None else Digest(digest))
+    restore_request = TagRestoreRequest(to=None if digest is None else Digest(digest))
     try:
-        await restore_tag(caller, stored, tag, wanted)
+        await restore_tag(caller, stored, tag, restore_request)
     except RegistryError as error:
         if status_of(error) >= 500:
             raise
@@ -82,10 +84,10 @@ async def _history_page(
         page = await list_repository_history(caller, name, after, CHANGES_ON_A_PAGE)
     else:
         page = await list_tag_history(caller, name, tag, after, CHANGES_ON_A_PAGE)
-        first = page if after is None else await list_tag_history(caller, name, tag, None, 1)
-        if not first.items:
+        first_page = page if after is None else await list_tag_history(caller, name, tag, None, 1)
+        if not first_page.items:
             raise ManifestUnknown(f"there never was a tag {tag} here")
-        newest = first.items[0]
+        newest = first_page.items[0]
     return await page_response(
         request,
         "tag_history.html",
@@ -106,7 +108,8 @@ async def _history_page(
 
 
 def _parse(path: str) -> tuple[RepositoryName, Tag | None]:
-    """Returns what is in a path `NAME` or `NAME:TAG`. Raises NameUnknown, ManifestUnknown."""
+    """Returns the repository and the tag in a path `NAME` or `NAME:TAG`; the tag is None if the path has none. Raises
+    NameUnknown, ManifestUnknown."""
     name, reference = parse_path(path)
     if isinstance(reference, Digest):
         raise ManifestUnknown("a digest has no history")

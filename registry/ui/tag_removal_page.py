@@ -30,9 +30,10 @@ from storage.tag_removal import MAX_REMOVED_TAGS
 TAG_REMOVAL_PATH: Final = "/ui/tag-removal"
 TAG_RESTORATION_PATH: Final = "/ui/tag-restoration"
 _MAX_RESTORED_TAGS: Final = 4 * MAX_REMOVED_TAGS
+"""How many tags one form may restore."""
 _MAX_REFERENCE_BYTES: Final = 128 + 136 + 16
-"""The most bytes that a form has for one tag: up to 128 for its name, 136 for its digest, and 16 for what is around
-them."""
+"""The most bytes that a form has for one tag: up to 128 for the tag, 136 for its digest, and 16 for the name of the
+field and separators."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
@@ -40,10 +41,10 @@ _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
 
 @router.get(TAG_REMOVAL_PATH + "/{path:path}")
 async def tag_removal(request: Request, path: str) -> Response:
-    """Shows what a removal of tags would remove. The query has `tag` once for each of them. Needs `pull` and `delete`.
-    Raises Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid."""
+    """Shows what a removal of tags would remove. The query has the parameter `tag` once for each tag. Needs `pull` and
+    `delete`. Raises Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid."""
     caller, name = caller_of(request), repository_in(path)
-    await readable_repository(caller, name)  # somebody who may not see the repository learns nothing about it
+    await readable_repository(caller, name)  # fails for a visitor who may not see the repository
     stored = await deletable_repository(caller, name)
     tags = [Tag(tag) for tag in dict.fromkeys(query_of(request).all("tag"))]
     _check_count(len(tags), MAX_REMOVED_TAGS)
@@ -57,7 +58,7 @@ async def tag_removal(request: Request, path: str) -> Response:
 async def remove_tags(request: Request, path: str) -> Response:
     """Removes the tags that the form names. Each field `tag` of the form is `TAG@DIGEST`: a tag, and the digest that
     the preview showed for it. Does not remove a tag that points at another digest now. Shows what was removed, with a
-    form to undo that. Needs `pull` and `delete`. Raises what `tag_removal` raises."""
+    form to undo that. Needs `pull` and `delete`. Raises the errors of `tag_removal`."""
     caller, name = caller_of(request), repository_in(path)
     stored = await deletable_repository(caller, name)
     expected = _tags_in(await read_form(request, MAX_REMOVED_TAGS * _MAX_REFERENCE_BYTES), MAX_REMOVED_TAGS)
@@ -122,8 +123,8 @@ def _check_count(count: int, limit: int) -> None:
 
 
 def _kept_until(caller: Caller) -> datetime | None:
-    """Returns the time until which the content that is removed now can surely be put back. None: the next garbage
-    collection may delete it."""
+    """Returns the time until which content that is removed now is kept, so that it can be restored. None: the next
+    garbage collection may delete it."""
     grace = caller.upkeep.settings.gc.grace
     return datetime.now(UTC) + timedelta(seconds=grace) if grace else None
 

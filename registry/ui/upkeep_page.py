@@ -1,5 +1,5 @@
-"""The page *Upkeep*, for admins: jobs, budgets and quotas, retention with a preview, garbage collection, scrub and
-backups; and the forms that start this work."""
+"""The page *Upkeep*, for admins. It shows jobs, cache limits and quotas, retention with a preview, garbage collection,
+scrub (the check of stored content for damage) and backups. It has forms that start this work."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ STARTS: Final[dict[str, Callable[[Caller], Awaitable[JobResponse]]]] = {
     "retention": apply_retention,
     "evict": lambda caller: evict_from_cache(caller, EvictionRequest()),
 }
-"""What a form can start, by its field `kind`."""
+"""The functions that start a job, by the field `kind` of the form."""
 QUESTIONS: Final = {
     "retention": translatable("Delete all tags that no rule keeps?"),
     "evict": translatable("Delete images from the cache until it is within its limits?"),
@@ -101,16 +101,17 @@ async def jobs(request: Request) -> Response:
 
 @router.get(NEWEST_JOBS_PATH)
 async def newest_jobs(request: Request) -> Response:
-    """Shows the newest jobs, for the page that loads them repeatedly. Raises Unauthorized, Denied."""
+    """Returns the list of the newest jobs, for a page that reloads it repeatedly. Raises Unauthorized, Denied."""
     caller = await admin_of(request)
-    found = (await list_jobs(caller, None, None, SHOWN_JOBS)).items
-    return await page_response(request, "newest_jobs.html", section="upkeep", jobs=found, **_job_values())
+    newest = (await list_jobs(caller, None, None, SHOWN_JOBS)).items
+    return await page_response(request, "newest_jobs.html", section="upkeep", jobs=newest, **_job_values())
 
 
 @router.get(RETENTION_PATH)
 async def retention(request: Request) -> Response:
-    """Shows what the rules would delete: in each repository, or of each tag in the repository `repository` of the
-    query. `after` is the last repository or tag of the page before. Raises Unauthorized, Denied."""
+    """Shows a preview of what the retention rules would delete. Without `repository` in the query, lists repositories;
+    with it, lists the tags of that repository. `after` is the last repository or tag of the page before. Raises
+    Unauthorized, Denied."""
     caller, query = await admin_of(request), query_of(request)
     name = (query.one("repository") or "").strip()[:MAX_NAME_LENGTH]
     after = (query.one("after") or "")[:MAX_NAME_LENGTH] or None
@@ -138,8 +139,9 @@ async def retention(request: Request) -> Response:
 
 @_forms.post(START_PATH)
 async def start(request: Request) -> Response:
-    """Starts the work `kind`, a key of `STARTS`, and redirects to the page with its progress. Asks first if the work
-    deletes content, unless the form has `sure`. Raises Unauthorized, Denied, RequestInvalid."""
+    """Starts the job `kind`, a key of `STARTS`, and redirects to the page with its progress. If the job deletes
+    content, asks for confirmation first, unless the form has the field `sure`. Raises Unauthorized, Denied,
+    RequestInvalid."""
     form = await read_form(request)
     caller, kind = await admin_of(request), form.one("kind") or ""
     if kind not in STARTS:
@@ -157,7 +159,7 @@ async def start(request: Request) -> Response:
 
 
 async def _upkeep_page(request: Request, caller: Caller, problem: RegistryError | None = None) -> Response:
-    """Returns the page. `problem`: why the work that a form asked for was not started."""
+    """Returns the page. `problem`: why the job that a form named was not started."""
     settings = caller.upkeep.settings
     backups, backup_problem = await _backups(caller)
     damaged = await list_damaged(caller, None, SHOWN_DAMAGED)
@@ -190,7 +192,8 @@ async def _upkeep_page(request: Request, caller: Caller, problem: RegistryError 
 
 
 async def _backups(caller: Caller) -> tuple[list[BackupResponse], str | None]:
-    """Returns the newest backups, and why they cannot be read; None if they can, or if the settings name no place."""
+    """Returns the newest backups, and the reason why they cannot be read. The reason is None if they can be read, or if
+    the settings have no target for backups."""
     try:
         return (await list_backups(caller)).items[:SHOWN_BACKUPS], None
     except BackupTargetUnknown:
@@ -203,12 +206,12 @@ async def _backups(caller: Caller) -> tuple[list[BackupResponse], str | None]:
 
 async def _last_job(caller: Caller, kind: str) -> JobResponse | None:
     """Returns the newest job of a kind; None if there is none."""
-    found = (await list_jobs(caller, kind, None, 1)).items
-    return found[0] if found else None
+    newest = (await list_jobs(caller, kind, None, 1)).items
+    return newest[0] if newest else None
 
 
 def _rules(caller: Caller) -> list[dict[str, Any]]:
-    """Returns the rules of retention, with their durations as texts; empty texts for those that are not set."""
+    """Returns the rules of retention, with their durations as texts. A duration that is not set has an empty text."""
     return [
         {
             "repositories": rule.repositories,

@@ -13,7 +13,7 @@ from storage.names import RepositoryName
 
 @dataclass(frozen=True, slots=True)
 class VisitorRights:
-    """What a visitor may do with a repository, by their account and by the settings.
+    """What a visitor may do with a repository, according to the rights of their account and to the settings.
 
     - `may_push`: may write the description and restore tags. `may_delete`: may delete tags. Nobody may do either in a
       mirrored repository.
@@ -25,8 +25,8 @@ class VisitorRights:
 
 
 async def visitor_rights(caller: Caller, name: RepositoryName) -> VisitorRights:
-    """Returns what the visitor may do with the repository with this stored name. Pages use it to decide what they
-    offer; the routes that change something check again."""
+    """Returns what the visitor may do with the repository with this stored name. Pages use the result to decide which
+    actions to offer. The routes that change something check the rights again."""
     return VisitorRights(
         may_push=await _is_allowed(pushable_repository(caller, name)),
         may_delete=await _is_allowed(deletable_repository(caller, name)),

@@ -1,1 +1,1 @@
-"""Identities that other services prove: OpenID Connect and trusted token issuers."""
+"""Logins that depend on other services: an OpenID Connect provider, and trusted issuers of tokens."""

@@ -19,8 +19,8 @@ _FETCH_KEY: Final = "fetch"
 
 @dataclass(frozen=True, slots=True)
 class FetchTimes:
-    """When a document is fetched again, and how long it is used. All values are in seconds. The age of a document is
-    the time since it was fetched.
+    """The times that control when a document is fetched again, and how long it may be used. All values are in seconds.
+    The age of a document is the time since it was fetched.
 
     - `refresh_age`: from this age on, the document should be fetched again. It may be used until the fetch succeeds.
     - `max_age`: above this age, the document must not be used.
@@ -60,7 +60,7 @@ class FetchedDocument(Generic[T]):
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the document is so new that it need not be fetched again."""
+        """Whether the document is younger than `refresh_age`, so that it need not be fetched again."""
         return self._age < self._times.refresh_age
 
     async def refresh(self) -> None:
@@ -71,7 +71,7 @@ class FetchedDocument(Generic[T]):
             await self._fetches.settle(_FETCH_KEY, work=self._fetch_and_store)
 
     def start_refresh(self) -> None:
-        """Does what `refresh` does, but does not wait for the fetch."""
+        """Starts a fetch as `refresh` does, but does not wait until the fetch has ended."""
         if self._can_refresh:
             self._fetches.start(_FETCH_KEY, work=self._fetch_and_store)
 

@@ -20,9 +20,8 @@ with many invalid names takes little time."""
 
 
 def claim_values(claim: object) -> set[str]:
-    """Returns the values of a claim as texts. For a text, an integer or a boolean this is one value; a boolean becomes
-    `true` or `false`, as it is written in the settings. For a list, these are the texts in it. Returns an empty set for
-    a claim of any other type."""
+    """Returns the values of a claim as texts. A text, an integer or a boolean gives one value; a boolean becomes `true`
+    or `false`, as in the settings. A list gives all texts in it. Returns an empty set for a claim of any other type."""
     if isinstance(claim, bool):
         return {str(claim).lower()}
     if isinstance(claim, str | int):

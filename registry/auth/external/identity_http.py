@@ -1,5 +1,5 @@
-"""HTTP requests to OpenID providers and token issuers. The size of a response and the time to get it are bounded.
-Redirects are not followed."""
+"""HTTP requests to OpenID providers and token issuers. The size of a response and the time until it is complete are
+limited. Redirects are not followed."""
 
 from __future__ import annotations
 

@@ -156,7 +156,8 @@ def issuer_stamp(settings: Issuer) -> str:
 
 
 def _key_set_id(settings: Issuer) -> tuple[object, ...]:
-    """Returns the place from which an issuer's keys come. Issuers with equal places can share one key set."""
+    """Returns the source of an issuer's keys: the URL or file, and the authorities to trust. Issuers with the same
+    source can share one key set."""
     return settings.jwks_url, settings.jwks_file, settings.ca_file
 
 

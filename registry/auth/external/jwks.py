@@ -1,6 +1,6 @@
 """Public keys of token issuers and OpenID providers (JSON Web Key Sets, RFC 7517), from a file or a URL.
 
-Only public keys are accepted: those that can verify a signature but not sign.
+Only public keys are accepted, which can verify signatures but not create them.
 
 A key set at a URL is fetched when the first token needs it, and then cached. A key set is fetched again when it is an
 hour old, and when a token names a key that is not in the cache. The time between two fetches is a minute at least, or
@@ -39,7 +39,7 @@ FRESH_SECONDS: Final = 3600.0
 """From this age on, the next use of a key set fetches it again, because the issuer could have withdrawn a key. The
 cached key set is used until the fetch succeeds."""
 STALE_SECONDS: Final = 86400.0
-"""Above this age, a cached key set is not used. A key set gets so old only if nobody used it, or if all fetches
+"""Above this age, a cached key set is not used. A key set reaches this age only if it was not used, or if all fetches
 failed."""
 
 _KEY_CLASSES: Final[dict[object, type[RSAKey] | type[ECKey] | type[OKPKey]]] = {
@@ -186,7 +186,7 @@ def _parse_key(entry: Any) -> Key | None:
 
 
 def _choose_key(keys: tuple[Key, ...], key_id: str | None, algorithm: str) -> Key | None:
-    """Returns the one of `keys` that `KeySet.find` must return."""
+    """Returns the key in `keys` that `KeySet.find` has to return; None if there is no such key."""
     fitting = [key for key in keys if _fits(key, key_id, algorithm)]
     return fitting[0] if len(fitting) == 1 or (fitting and key_id is not None) else None
 

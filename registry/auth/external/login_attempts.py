@@ -105,7 +105,8 @@ class LoginAttempts:
             raise LoginAttemptInvalid("the login attempt in the browser's cookie cannot be decrypted") from None
         if not hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "surrogatepass")):
             raise LoginAttemptInvalid("the provider's response belongs to another login than the attempt in the cookie")
-        # A start in the future is accepted within the same limit: the machine's clock may have been set back since.
+        # A start in the future is accepted within the same limit, because the clock may have been set back since the
+        # start.
         if not attempt.begun - ATTEMPT_SECONDS < self._clock() < attempt.begun + ATTEMPT_SECONDS:
             raise LoginAttemptInvalid(
                 f"the login took too long (more than {ATTEMPT_SECONDS} s), or the clock of this machine was set back"
@@ -114,8 +115,8 @@ class LoginAttempts:
 
 
 def _cipher(key: SigningKey) -> AESGCM:
-    """Returns the cipher for attempts. Its key is derived from a signing key: one key must not serve two algorithms,
-    and the signing key itself already serves HMAC, for tokens."""
+    """Returns the cipher for attempts. Its key is derived from a signing key. The signing key itself is used with HMAC
+    for tokens, and a key must not be used with two algorithms."""
     return AESGCM(hmac.digest(key.secret, _KEY_PURPOSE, "sha256"))
 
 

@@ -3,7 +3,7 @@
 1. `OpenIDLogin.begin` starts a login. It returns the URL of the provider's login page, and an *attempt*: the state of
    the login, encrypted for a cookie of the browser. The caller redirects the browser to the URL.
 2. The person logs in at the provider, which sends the browser back to this registry with an authorization code.
-3. `OpenIDLogin.finish` exchanges the code for an ID token, a signed statement of who has logged in. Then it makes a
+3. `OpenIDLogin.finish` exchanges the code for an ID token, a signed statement of who has logged in. Then it starts a
    session for the account that the ID token names.
 
 Sources: OpenID Connect Core 1.0, 3.1; RFC 6749, 4.1; RFC 7636; RFC 9207; RFC 9700, 2.1.

@@ -1,7 +1,7 @@
-"""The OpenID Connect protocol, with Authlib: what a login sends to the provider, and what the provider's responses
-mean.
+"""The messages of the OpenID Connect protocol: creates the requests of a login to the provider, and parses the
+provider's responses, with the library Authlib.
 
-The functions contain no network and no state; `registry.auth.external.openid_provider` sends the requests. That module
+The functions use no network and keep no state; `registry.auth.external.openid_provider` sends the requests. That module
 imports this one only if the settings name a provider, because Authlib takes memory and time to import.
 
 Sources: OpenID Connect Discovery 1.0, 4; OpenID Connect Core 1.0, 3.1.2, 3.1.3; RFC 6749, 2.3.1 and 4.1.3; RFC 7636.
@@ -66,8 +66,8 @@ def parse_metadata(body: bytes, issuer: str) -> ProviderMetadata:
     """Returns the metadata in a JSON document of the provider `issuer`. Raises ProviderUnavailable if the document
     names another issuer, or if one of its URLs is missing or not safe.
 
-    Authlib's own check of such documents does not fit: it refuses providers that omit a field that no login needs, and
-    accepts URLs with a user name."""
+    Authlib's own check of such documents is not used, because it refuses providers that omit a field that no login
+    needs, and accepts URLs with a user name."""
     document = _json_object(body)
     if document.get("issuer") != issuer:
         raise ProviderUnavailable("its metadata names another issuer")

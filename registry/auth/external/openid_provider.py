@@ -2,8 +2,8 @@
 
 For a login, `OpenIDProvider` fetches the provider's metadata (its URLs) and its public keys, and exchanges an
 authorization code for an ID token. No request is sent before the first login. `registry.auth.external.openid_protocol`
-makes the content of the requests and reads the responses, with Authlib. This module sends the requests, so that their
-size, time and number are bounded (`registry.auth.external.identity_http`, `registry.auth.external.fetched_document`).
+creates the content of the requests and parses the responses, with Authlib. This module sends the requests, and limits
+their size, time and number (`registry.auth.external.identity_http`, `registry.auth.external.fetched_document`).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The settings of the OpenID provider: their check at the start of the server, and the client secret. Also the errors
-of logins at the provider.
+"""Checks the settings of the OpenID provider when the server starts, and reads the client secret. Also defines the
+errors of logins at the provider.
 
 This module does not import Authlib (see `registry.auth.external.openid_protocol`).
 """

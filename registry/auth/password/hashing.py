@@ -5,8 +5,8 @@ hashes in an htpasswd file are bcrypt. A *hashing* is the computation of one has
 password. A hashing blocks for tens of milliseconds, so code on the event loop runs it with `HashingPool`.
 
 All workers together run at most two hashings at the same time, in threads of low priority. In each worker, only a
-bounded number of further calls may wait. So even a large number of logins takes little processor time and memory away
-from pushes and pulls.
+bounded number of further calls may wait. So even a large number of logins leaves most of the processor time and memory
+to pushes and pulls.
 """
 
 from __future__ import annotations
@@ -44,17 +44,18 @@ seconds."""
 _UNMATCHABLE_HASH: Final = (
     f"$argon2id$v=19$m={ARGON2_MEMORY_KIB},t={ARGON2_PASSES},p={ARGON2_LANES}${'A' * 22}${'A' * 43}"
 )
-"""A hash that no known password matches: its salt and its digest are zero bytes. A check against it takes as long as
-against a real hash."""
+"""A hash that no known password matches, because its salt and its digest are zero bytes. A check against this hash
+takes as long as a check against a real hash."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredHash:
-    """The hash of an account's password, and what `verify_password` needs to take the same time for all accounts.
+    """The hash of an account's password, and the data with which `verify_password` takes the same time for all
+    accounts.
 
     - `argon2`: the hash of an account in the store, or None.
     - `bcrypt`: the hash of an account in the htpasswd file, or None.
-    - `highest_bcrypt_cost`: the highest bcrypt cost of all lines in the htpasswd file; 0 if there is no line.
+    - `highest_bcrypt_cost`: the highest bcrypt cost of all lines in the htpasswd file; 0 if the file has no line.
 
     If both hashes are None, no password is right: the account does not exist, is disabled, or has no password.
     """
@@ -106,9 +107,9 @@ def verify_password(password: str, stored: StoredHash) -> bool:
     if _matches_argon2(password_bytes, stored.argon2 or _UNMATCHABLE_HASH) and stored.argon2 is not None:
         return True
     if stored.highest_bcrypt_cost:
-        # A bcrypt check of cost c takes the time 2^c. If the account has a line with cost c, the check above took 2^c.
-        # Together with dummy checks of the costs c, c+1, ..., highest-1, this takes 2^highest. If the account has no
-        # line, one dummy check of the highest cost takes the same time.
+        # A bcrypt check of cost c takes the time 2^c. If the account has a line with cost c, the check above took the
+        # time 2^c. Together with dummy checks of the costs c, c+1, ..., highest-1, all checks take the time 2^highest.
+        # If the account has no line, one dummy check of the highest cost takes the same time.
         if stored.bcrypt is not None:
             dummy_costs = range(bcrypt_cost_of(stored.bcrypt), stored.highest_bcrypt_cost)
         else:

@@ -40,8 +40,8 @@ mirror of Docker Hub, again and again."""
 
 @dataclass(slots=True)
 class _FailedCheck:
-    """The cache entry of a wrong password: what the password was checked against. The cache key is a hash of the
-    account's name, the password and the client's address.
+    """The cache entry of a wrong password. It contains the hash and identity against which the password was checked.
+    The cache key is a hash of the account's name, the password and the client's address.
 
     - `checked_against`: the account's hash and identity when the password was checked.
     - `epoch`: the epoch when the account was last read. The epoch is a number in the store that every change of an
@@ -132,8 +132,8 @@ class PasswordCheck:
     def _stored_hash(self, name: AccountName) -> tuple[StoredHash, Identity | None]:
         """Returns the hash of an account's password, and the account's identity. The identity is None if no password is
         right: the account does not exist, is disabled, or has no password."""
-        # `verify_password` needs this cost for every account. A wrong password then takes as long for an account that
-        # does not exist as for the line of the htpasswd file whose check takes longest.
+        # `verify_password` needs this cost for every account. With it, the check of a wrong password takes the same
+        # time for all accounts, including accounts that do not exist.
         highest_bcrypt_cost = self._htpasswd.highest_bcrypt_cost if self._htpasswd else 0
         try:
             account = self._accounts.account(name)

@@ -6,8 +6,8 @@ not exist are throttled like those of existing accounts.
 
 - Per address, against guessing at many accounts. An IPv6 network with a prefix of 64 bits is one address.
 - Per account and address, against guessing many passwords of one account.
-- Per account, against guessing from many addresses. An attacker could use this limit to lock a person out. So it does
-  not apply to *familiar* addresses: those from which the account has logged in during the last 30 days.
+- Per account, against guessing from many addresses. An attacker could use this limit to lock a person out. So the limit
+  does not apply to *familiar* addresses, from which the account has logged in during the last 30 days.
 
 If the cache of verified credentials (`registry.auth.credential_cache`) has a login's password, the login is not
 throttled. If a client repeats the same wrong password, `registry.auth.password.password_check` counts one failure.
@@ -42,7 +42,7 @@ class FailureRate:
     burst: int
 
     def wait(self, until: float, now: float) -> float:
-        """Returns how many seconds the next attempt must wait. `until` is when the costs of all earlier
+        """Returns how many seconds the next attempt must wait. `until` is the time at which the costs of all earlier
         failures have passed. `until` and `now` are in seconds since 1970."""
         return max(0.0, until - now - self.cost_seconds * (self.burst - 1))
 
@@ -107,7 +107,7 @@ class LoginThrottle:
                 await self._accounts.clear_failures([_pair_key(name, network)])
             remaining = max(0.0, self._accounts.throttled_until(_familiar_key(name, network)) - self._clock())
             if remaining < FAMILIAR_SECONDS - DAY_SECONDS:  # written at most once a day
-                # Extends the time by what is missing, so that it ends `FAMILIAR_SECONDS` from now.
+                # Extends the stored time so that the address stays familiar for `FAMILIAR_SECONDS` from now.
                 await self._accounts.add_failures({_familiar_key(name, network): FAMILIAR_SECONDS - remaining})
         except RegistryError as error:
             log.warning("could not record from which address %s has logged in: %s", name, error)

@@ -1,1 +1,2 @@
-"""Rights: who makes a request (the principal), what the grants allow them, and the guard before every registry call."""
+"""Rights: the principal (the account that sends a request), the policy that computes its rights from grants, and the
+guard that checks these rights before each call on a registry."""

@@ -1,8 +1,9 @@
-"""`explain_rights`: what an account, or a client without a login, may do on a repository, and by which grants.
+"""`explain_rights`: returns what an account, or a client without a login, may do on a repository, and which grants
+allow it.
 
-It answers the question "why may alice push here?" by the rules that `registry.auth.rights.policy` applies to requests.
-It knows the account, and no credential: a limited API token allows less, and a login at the OpenID provider can add
-groups.
+It answers questions such as "why may alice push here?" by the rules that `registry.auth.rights.policy` applies to
+requests. The result is for the account and does not consider a credential. With a limited API token, a client may do
+less; a login at the OpenID provider can add groups.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ _NO_PUSH: Final = Action.PULL | Action.DELETE | Action.ADMIN
 
 @dataclass(frozen=True, slots=True)
 class RepositoryRights:
-    """The rights on one repository. `name`: the name under which it is stored. `upstream`: from which it is mirrored;
-    None: it is hosted. `actions`: what is allowed. `grants`: those that apply, at most `MAX_SHOWN_GRANTS`. A grant can
-    allow more than `actions` has: nobody can push to a mirrored repository, and a disabled account may do nothing."""
+    """The rights on one repository. `name`: the name under which it is stored. `upstream`: the upstream from which it
+    is mirrored; None: it is hosted. `actions`: the allowed actions. `grants`: the grants that apply, at most
+    `MAX_SHOWN_GRANTS`. A grant can name actions that are not in `actions`, because nobody can push to a mirrored
+    repository, and a disabled account may do nothing."""
 
     name: RepositoryName
     upstream: str | None
@@ -37,13 +39,13 @@ class RepositoryRights:
 class RightsExplanation:
     """The actions that an account may do on a repository, and the grants that allow them.
 
-    - `account`: its name; None: a client without a login.
+    - `account`: the account's name; None: the explanation is about a client without a login.
     - `is_stored`: whether the store has the account. If not, the rights are those of an account of this name in the
       htpasswd file.
-    - `is_enabled`: False: the account is disabled, so it may do nothing.
-    - `is_admin`: it may do everything. `is_open`: the registry has no accounts yet, so every client may do almost
-      everything. In both cases, grants do not matter.
-    - `repositories`: the repositories that the name can mean: one or two, the hosted one first.
+    - `is_enabled`: whether the account is enabled. A disabled account may do nothing.
+    - `is_admin`: whether the account is an admin, who may do everything. `is_open`: whether the registry has no
+      accounts yet, so that every client may do almost everything. If one of them is true, grants do not matter.
+    - `repositories`: the one or two repositories that the name can mean, the hosted repository first.
     """
 
     account: AccountName | None
@@ -55,19 +57,19 @@ class RightsExplanation:
 
 
 async def explain_rights(policy: Policy, account: AccountName | None, repo: RepositoryName) -> RightsExplanation:
-    """Returns what `account` (None: a client without a login) may do on the repository that clients call `repo`. Lets
-    other tasks run in between. Raises NameUnknown and NameInvalid if clients cannot use the name."""
+    """Returns what `account` (None: a client without a login) may do on the repository that clients call `repo`. Pauses
+    now and then so that other tasks can run. Raises NameUnknown and NameInvalid if clients cannot use the name."""
     stored = None if account is None else _stored_account(policy, account)
     is_enabled = stored is None or stored.enabled
     identity = ANONYMOUS if account is None else _identity(account, stored)
     await policy.prepare(identity)
     principal = policy.unchecked_principal(identity)
-    needs_grants = not principal.open and not principal.admin
+    grants_matter = not principal.open and not principal.admin
     repositories = []
     for name in policy.naming.candidates(repo):
         upstream = policy.naming.upstream_of(name)
         possible = Action(principal.actions(name, name)) if is_enabled else Action.NONE
-        grants = await policy.grants_on(identity, name, MAX_SHOWN_GRANTS) if needs_grants else []
+        grants = await policy.grants_on(identity, name, MAX_SHOWN_GRANTS) if grants_matter else []
         actions = possible if upstream is None else possible & _NO_PUSH
         repositories.append(RepositoryRights(name, upstream, actions, tuple(grants)))
     return RightsExplanation(
@@ -88,7 +90,7 @@ def _stored_account(policy: Policy, name: AccountName) -> Account | None:
 
 
 def _identity(name: AccountName, stored: Account | None) -> Identity:
-    """Returns the identity of a login to an account with a credential without limits."""
+    """Returns the identity that a login with an unlimited credential would have."""
     if stored is None:
         return Identity(name)
     return Identity(name, robot=stored.kind is AccountKind.ROBOT, version=stored.version)

@@ -4,16 +4,16 @@ The principal is the account, or anonymous client, that makes the request. A cli
 repository gets the same error whether or not the content exists. So a refusal does not reveal what is stored.
 
 Mirrored content is stored under another name than the client requests: `ubuntu` as `docker.io/library/ubuntu`. So the
-repository name in a call, `repo`, has one or two candidates, its *stored names*: `repo` itself, for content that was
-pushed to it, and the name of mirrored content. At each moment, `repo` leads to one of them. The rights of the account
-must allow reads and deletes on the stored name, and pushes on `repo` itself.
+repository name `repo` in a call has one or two candidates, its *stored names*: `repo` itself, for content that clients
+pushed to this name, and the name of mirrored content. At each moment, `repo` leads to one of these names. For reads and
+deletes, the account needs the right on the stored name. For pushes, it needs the right on `repo` itself.
 
 The *requested name* is the name in the path of the request. It differs from `repo` if the Host header or the query
 names an upstream (a registry that this one mirrors): then `repo` begins with the name of the upstream. If the client
-sends a bearer token, the access of the token must allow the action as well. It must do so on one of two names: the
-requested name, or the name on which the account needs the right.
+sends a bearer token, the access in the token must allow the action as well, either on the requested name or on the name
+on which the account needs the right.
 
-The guard refuses calls that it does not know.
+The guard refuses calls of methods for which it has no rule.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ INSUFFICIENT_SCOPE: Final = "insufficient_scope"
 """The error code in the challenge (`WWW-Authenticate`) if a token with more access would be accepted (RFC 6750,
 3.1)."""
 _PUSH: Final = Action.PUSH.value
-"""The bits of the action push, as a plain int, which is faster to compare."""
+"""The bits of the action push as a plain int, because comparing ints is faster."""
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
-"""How error texts name an action on a repository."""
+"""The phrases for actions on a repository in error texts."""
 
 OnDenied = Callable[[Principal, Action, str], None]
 """A function that records that an account was refused an action. The last argument is the name that the client
@@ -75,7 +75,7 @@ class _Rule(NamedTuple):
     """How the guard checks one kind of read or delete.
 
     - `action`: the action that must be allowed.
-    - `bits`: the bits of `action` as a plain int, which is faster to compare.
+    - `bits`: the bits of `action` as a plain int, because comparing ints is faster.
     - `not_found`: returns the error that a call gets if the repository never had content. For deletes of manifests and
       tags this is NameUnknown, because the store raises NameUnknown in this case, not ManifestUnknown.
     - `hides_content`: whether an account without the right gets the error of `not_found` instead of Denied. The account
@@ -125,10 +125,11 @@ async def keep_principal(principal: Principal) -> Principal:
 class Guarded(ForwardingRegistry):
     """A registry that checks the rights of the current request's principal before it forwards a call to `inner`.
 
-    - `naming`: tells to which stored names the name `repo` of a call can lead. None: each name leads only to itself.
-    - `resolve_name`: tells to which stored name a name leads now. After a push to a name, the name leads to itself.
-      None: a name leads to its first candidate.
-    - `denied`: called when an account is refused an action.
+    - `naming`: returns the stored names to which the name `repo` of a call can lead. None: each name leads only to
+      itself.
+    - `resolve_name`: returns the stored name to which a name leads now. After a push to a name, the name leads to
+      itself. None: a name leads to its first candidate.
+    - `denied`: a function that is called when the guard refuses an action to an account.
     - `renew`: returns a principal with the rights that its account has now. Raises Unauthorized if the credential was
       revoked.
     - `cursors`: encrypts the cursors of lists. None: they are encrypted with a random key of this process.
@@ -175,7 +176,7 @@ class Guarded(ForwardingRegistry):
         """Handles the calls without a rule in `_RULES`: pushes, mounts, and the list of repositories."""
         match call.operation:
             case "start_upload" | "resume_upload" | "upload_offset":
-                # An upload session belongs to the account that starts it, so the store must know who makes this call.
+                # An upload session belongs to the account that starts it, so the store needs the account of this call.
                 call.options["by"] = call.actor or Actor(current_principal().name)
             case "mount_blob":
                 self.check_push(call.repo)
@@ -214,7 +215,7 @@ class Guarded(ForwardingRegistry):
         the call is allowed wherever `repo` leads."""
         request = current_request()
         principal, requested = request.principal, request.requested_name or repo
-        if type(principal) is not Principal:  # not authenticated yet; later even an anonymous client has a principal
+        if type(principal) is not Principal:  # the request is not authenticated yet
             return False
         if not self._is_mirroring:
             return principal.actions(repo, requested) & bits != 0
@@ -226,7 +227,7 @@ class Guarded(ForwardingRegistry):
 
         If the action is not allowed, raises Unauthorized or Denied. If the rule hides content, raises `not_found` in
         place of Denied. Also raises `not_found` if the action is allowed on `repo` itself, but `repo` leads to mirrored
-        content, on which it is not allowed. The reason is that nothing was pushed to `repo`.
+        content on which the action is not allowed, because then nothing was pushed to `repo`.
         """
         principal, requested = current_principal(), current_request().requested_name or repo
         names: Sequence[RepositoryName] = self._naming.candidates(repo)
@@ -241,7 +242,7 @@ class Guarded(ForwardingRegistry):
         raise self._refusal(principal, rule.action, repo, names, not_found if rule.hides_content else None)
 
     async def _stored_name(self, repo: RepositoryName, candidates: Sequence[RepositoryName]) -> RepositoryName:
-        """Returns the one of `candidates` that `repo` leads to now."""
+        """Returns the name in `candidates` to which `repo` leads now."""
         if len(candidates) == 1 or self._resolve_name is None:
             return candidates[0]
         return await self._resolve_name(repo)
@@ -267,10 +268,10 @@ class Guarded(ForwardingRegistry):
         return not_found or Denied(f"{principal.name} may not {action_phrase} {requested}")
 
     async def _resolve_blob(self, rule: _Rule, call: Call[T]) -> T:
-        """Resolves a blob by `repo`, not by the stored name as other reads do. `inner` chooses between pushed and
-        mirrored content. By `repo`, `inner` recognizes a client that is about to push, and contacts no upstream for
-        such a client. A push during the call could change where `repo` leads, so this method checks the rights before
-        the call and again after it."""
+        """Resolves a blob under the name `repo`; other reads use the stored name. `inner` then chooses between pushed
+        and mirrored content itself. With `repo`, `inner` recognizes a client that is about to push, and sends no
+        requests to upstreams for such a client. A push during the call could change where `repo` leads, so this method
+        checks the rights before the call and again after it."""
         repo, not_found = call.repo, rule.not_found(call)
         await self._allowed_stored_name(rule, repo, not_found)
         result = await self.forward(call)
@@ -282,8 +283,8 @@ class Guarded(ForwardingRegistry):
         client names no repository, `source` is the set of all names, and the result is the set of names from which the
         principal may pull.
 
-        Raises BlobUnknown if the principal may not pull from `source`. With a bearer token, the token's
-        access to `source` counts, not its access to the repository that the request pushes to.
+        Raises BlobUnknown if the principal may not pull from `source`. With a bearer token, the token needs access to
+        `source`; its access to the repository that the request pushes to does not matter here.
         """
         principal = current_principal()
         if isinstance(source, NameSet):
@@ -302,8 +303,9 @@ class Guarded(ForwardingRegistry):
         each account, this process makes one page at a time, so that many requests of one account do not delay the lists
         of other accounts.
 
-        Raises RequestInvalid for an unknown cursor. Raises Unauthorized if the client sent no credential, or a bearer
-        token without the catalog in its access: after this error, the client can log in or get another token.
+        Raises RequestInvalid for an unknown cursor. Raises Unauthorized if the client sent no credential, or if its
+        bearer token does not allow the list of repositories. After this error, the client can log in or get another
+        token.
         """
         principal = current_principal()
         if not principal.may_list:
@@ -312,7 +314,7 @@ class Guarded(ForwardingRegistry):
         after = await self._cursors.read(CursorKind.REPOSITORIES, after)
         async with self._list_locks.hold(principal.name):
             page = await self.inner.repositories(after, limit, _intersect(names, principal.listable_names))
-        if page.next_after is None or page.next_after in page.items[-1:]:  # the cursor names the last visible entry
+        if page.next_after is None or page.next_after in page.items[-1:]:  # the cursor is the last visible entry
             return page
         return Page(page.items, page.more, await self._cursors.seal(CursorKind.REPOSITORIES, page.next_after))
 
@@ -326,8 +328,8 @@ def _intersect(wanted: NameSet, allowed: NameSet) -> NameSet:
 
 def _grant_needed(names: Sequence[RepositoryName]) -> str:
     """Returns the error text for a client that requests content of a guarded upstream from a registry without accounts.
-    A guarded upstream is a mirrored registry whose content needs grants of its own. Its name is the first segment of
-    the last of the stored `names`."""
+    A guarded upstream is a mirrored registry whose content needs grants that name it. The upstream's name is the first
+    segment of the last name in `names`, the stored names."""
     upstream = names[-1].partition("/")[0]
     return (
         f"content mirrored from {upstream} needs a grant of its own, and this registry has no accounts yet: "

@@ -1,4 +1,4 @@
-"""What a caller of the management API may do.
+"""The rights of callers of the management API.
 
 The management API (`/api/v1`) administers accounts, groups, grants and API tokens. A caller who may not see an account
 gets the same error whether or not that account exists.
@@ -43,8 +43,8 @@ class ManagementRights:
         return self.name
 
     def check_admin(self) -> None:
-        """Checks that the caller may do everything. Raises Denied if not, or Unauthorized if the caller has no
-        account."""
+        """Checks that the caller is an admin, who may do everything. Raises Denied if not, or Unauthorized if the
+        caller has no account."""
         if not self.admin:
             raise Denied(f"{self.account_name} is not an admin, or uses a limited token")
 

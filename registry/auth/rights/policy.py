@@ -1,6 +1,6 @@
 """`Policy`: computes the rights of an identity from the grants in the store.
 
-An identity is what a credential proved: the account, and the limits of the credential. A *principal* is an identity
+An identity is the account that a credential has proved, with the limits of the credential. A *principal* is an identity
 with its rights. A grant allows a *grantee* (an account, a group, all accounts, or everyone) some actions on all
 repositories whose names match a pattern. Grants only add rights; no grant takes rights away.
 
@@ -36,7 +36,7 @@ combination of actions."""
 _GRANTS_PER_STEP: Final = 2_000
 """After reading this number of grants, `Policy.prepare` lets the event loop run other tasks."""
 _GRANTEE_COST: Final = 20
-"""Looking up one grantee takes as long as reading this many grants."""
+"""The cost of looking up one grantee: it takes as long as reading this many grants."""
 _MAX_CACHED_GRANTS: Final = 100_000
 """The cache of grants is emptied when it has more grants and grantees together than this."""
 
@@ -64,16 +64,17 @@ class IdentityCheck(Protocol):
 
 
 class Policy:
-    """Decides what every identity may do.
+    """Computes the rights of identities.
 
     The registry is *open* until the first account is added: then every client may pull, push and delete, except below
     the `guarded` upstreams. After that it is closed for good: each request needs a grant, or the account of an admin,
     who may do everything.
 
     - `identity_check`: checks whether an identity is still valid.
-    - `naming`: tells to which stored names a requested name can lead. Mirrored content is stored under the name of its
-      upstream, the registry that is mirrored: `ubuntu` as `docker.io/library/ubuntu`.
-    - `guarded`: the upstreams that need grants of their own. A pattern such as `**` grants nothing below them.
+    - `naming`: returns the stored names to which a requested name can lead. Mirrored content is stored under the name
+      of its upstream, the registry that is mirrored: `ubuntu` as `docker.io/library/ubuntu`.
+    - `guarded`: the upstreams whose content needs grants that name the upstream. A pattern such as `**` grants nothing
+      below them.
     - `closed`: whether the registry is closed even without accounts in the store, because the settings allow logins by
       an htpasswd file, by token issuers or at an OpenID provider.
     """
@@ -118,9 +119,9 @@ class Policy:
         return self._closed
 
     async def prepare(self, identity: Identity) -> None:
-        """Reads and caches the grants that the method `principal` needs for this identity. Lets other tasks run in
-        between. If this method is not called first, `principal` reads all the grants in one step, which blocks the
-        event loop."""
+        """Reads and caches the grants that the method `principal` needs for this identity. Pauses now and then so that
+        other tasks can run. If this method is not called first, `principal` reads all the grants in one step, which
+        blocks the event loop."""
         if not self.closed:
             return
         cost_since_pause = 0
@@ -140,7 +141,7 @@ class Policy:
         return self.principal(ANONYMOUS)
 
     def unchecked_principal(self, identity: Identity) -> Principal:
-        """Returns the principal of an identity that nobody has proved, to tell what an account may do. Does not check
+        """Returns the principal of an identity without a credential, to find out what an account may do. Does not check
         whether the identity is valid, such as whether the account is enabled."""
         if not self.closed:
             return self._open
@@ -148,8 +149,8 @@ class Policy:
         return Principal(identity, rights)
 
     async def grants_on(self, identity: Identity, stored_name: str, limit: int) -> list[Grant]:
-        """Returns the grants by which an identity has rights on a repository, at most `limit` of them. Lets other tasks
-        run in between."""
+        """Returns the grants by which an identity has rights on a repository, at most `limit` of them. Pauses now and
+        then so that other tasks can run."""
         found: list[Grant] = []
         for grantee in self._grantees(identity):
             after: str | None = None
@@ -171,8 +172,8 @@ class Policy:
         principal that all clients share.
 
         First checks whether the identity is still valid, and raises Unauthorized if it is not. `checked_at` is the
-        epoch under which the identity was last checked; None: it was not. If `checked_at` is still the current epoch
-        and the identity's source outside the store is unchanged, skips this check.
+        epoch under which the identity was last checked; None: the identity was not checked before. If `checked_at` is
+        still the current epoch and the identity's source outside the store is unchanged, skips this check.
         """
         if not self.closed:
             return self._open

@@ -1,6 +1,6 @@
-"""Identities, rights and principals: who makes a request, and what they may do.
+"""Identities, rights and principals: the client that sends a request, and what this client may do.
 
-- An `Identity` is what a credential proved: the account, and the limits of the credential.
+- An `Identity` is the account that a credential has proved, with the limits of the credential.
 - `Rights` are the actions that an account may do on each repository. A grant gives an account, a group or everyone some
   actions on all repositories whose names match a pattern.
 - A `Principal` is an identity with the rights that its account has at one moment. Each request has a principal, which
@@ -34,7 +34,7 @@ repository's name, because repository names contain no colon."""
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a credential proved: the account, and the limits of the credential.
+    """The account that a credential has proved, with the limits of the credential.
 
     An identity becomes invalid when its account, its API token or its source outside the store (see `stamp`) changes.
     `registry.auth.revocation` checks this.
@@ -78,7 +78,7 @@ _SLOW_WEIGHT: Final = 8
 """If the patterns of a principal have a larger weight than this, matching a name against them is slow. `Rights.weight`
 defines the weight."""
 _CONTENT_ACTIONS: Final = (Action.PULL, Action.PUSH, Action.DELETE)
-"""The actions on content. The remaining action, `ADMIN`, is the right to give rights to others."""
+"""The actions on content. The only other action is `ADMIN`, the right to give rights to others."""
 _ALL_ACTIONS: Final = (*_CONTENT_ACTIONS, Action.ADMIN)
 _EVERY_BIT: Final = EVERY_ACTION.value
 """The bits of all actions, as a plain int."""
@@ -93,7 +93,7 @@ class Rights:
     - `more_names`: further pairs like the items of `names`. The same combination of actions can occur in several pairs.
 
     An *upstream* is another registry that this one mirrors; mirrored names begin with its name, such as `ghcr.io`. A
-    *guarded* upstream needs grants of its own: the pattern `**` matches no name below it, but `ghcr.io/**` does. The
+    *guarded* upstream needs grants that name it: the pattern `**` matches no name below it, but `ghcr.io/**` does. The
     constructor raises ValueError unless all sets in `names` and `more_names` have the same guarded upstreams and no
     limits. Otherwise, the union that `names_allowing` returns could contain names that are in none of the sets.
     """
@@ -157,7 +157,7 @@ NO_RIGHTS: Final = Rights({})
 
 
 class Principal:
-    """Who makes a request, and what they may do.
+    """The client that sends a request, with its rights.
 
     - `name`: the account's name, or `anonymous`.
     - `is_anonymous`: whether the client has no account.
@@ -212,7 +212,7 @@ class Principal:
         self._cached_bits: dict[tuple[str, str], int] = {}
         """Results of `actions`, by its arguments."""
         self._listable_names: NameSet | None = None
-        """The value of `listable_names`; None before its first use."""
+        """The cached value of `listable_names`; None before its first use."""
         self._limits = None if identity.limits is None else _matchers_by_actions(identity.limits)
         """The limits of the API token in a form that is fast to match; None if there are none."""
         self._actions_everywhere = (
@@ -288,7 +288,7 @@ class Principal:
 
     def names(self, action: Action) -> NameSet:
         """Returns the stored names on which `action` is allowed. With a bearer token, returns only names that are in
-        the token's access. A repository that is stored under another name than the one in the token is missing."""
+        the token's access. The result lacks a repository whose stored name differs from its name in the token."""
         if self.identity.access is None:
             return self._names_ignoring_access(action)
         granted = (name for name, actions in self.identity.access.items() if action in actions and _is_name(name))

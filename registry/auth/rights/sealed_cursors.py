@@ -1,6 +1,6 @@
 """Encrypted cursors for lists that show a client only the entries that it may see.
 
-A cursor is the name of the entry after which the next page of a list starts. The server bounds its work for one page,
+A cursor is the name of the entry after which the next page of a list starts. The server limits its work for one page,
 so a page can end at an entry that the client must not see. In that case the client must not learn the name in the
 cursor. So the server *seals* the cursor: encrypts and authenticates it, and pads it so that all sealed cursors are
 equally long. The encryption key is derived from a signing key of the store, so every worker can decrypt the cursor. If
@@ -61,8 +61,8 @@ def process_secrets() -> Secrets:
 
 
 class SealedCursors:
-    """Seals cursors, and reads cursors that clients send. Seals with the first of the `secrets`, and decrypts with the
-    one that fits."""
+    """Seals cursors, and reads cursors that clients send. Seals a cursor with the first of the `secrets`. Tries all
+    secrets to decrypt a cursor."""
 
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets

@@ -55,9 +55,9 @@ def make(
     """Returns a new API token for `account`, which the caller must store.
 
     - `now`, `expires`: seconds since 1970. `expires` is None if the token never expires.
-    - `purpose`: `personal` for a token that somebody asked for; `login` for a refresh token, which `docker login` gets
+    - `purpose`: `personal` for a token that a person created; `login` for a refresh token, which `docker login` gets
       from `/token` and sends later in place of the password.
-    - `limits`: the only actions that the token allows, of those that the account may do. None: all of them.
+    - `limits`: the token allows only these of the actions that the account may do. None: it allows all of them.
     """
     token_id, secret = _encode(random(9), _ID_LENGTH), _encode(random(32), _SECRET_LENGTH)
     token = ApiToken(token_id, account, purpose, note, now, expires, limits)

@@ -25,7 +25,7 @@ MAX_TOKEN_CHARACTERS: Final = 24 * 1024
 """A longer token is refused without verification. The server accepts at most 32 KiB for all headers of a request
 together."""
 MIN_LIFETIME_SECONDS: Final = 60
-"""The shortest lifetime of a token. Older clients use each token for 60 seconds without a look at its expiry
+"""The shortest lifetime of a token. Older clients use each token for 60 seconds without checking its expiry
 (Distribution's "Token Authentication Specification")."""
 
 _REQUIRED_CLAIMS: Final = ("exp", "iat", "nbf", "iss", "aud", "sub", "jti", "access")

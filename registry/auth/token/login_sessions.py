@@ -1,9 +1,9 @@
 """Sessions of people who logged in with a browser, with their password or at the OpenID provider.
 
 The browser keeps the text of a session, `ID.SECRET`, in a cookie. `ID` is the key of the session's row in the store,
-which has the account and how the person logged in. The store keeps only the SHA-256 of `SECRET`. The hash needs no
-salt, because the secret has 256 random bits, so nobody can guess it. Each login makes a new id and secret, so a text
-that somebody else put into the browser never becomes a session.
+which has the account and the method of the login. The store keeps only the SHA-256 of `SECRET`. The hash needs no salt,
+because the secret has 256 random bits, so nobody can guess it. Each login creates a new id and a new secret. So a text
+that an attacker has put into the browser's cookie never becomes a valid session.
 
 Each request with a session reads the row. So a session that was ended is refused from the next request on, by all
 workers. A session is also refused when the account is removed or disabled, when its password or its admin right
@@ -37,7 +37,7 @@ SEEN_SECONDS: Final = 600.0
 SESSION_ENDED: Final = "the session is not valid, or has ended; log in again"
 """The error text for every session that is refused."""
 LoginMethod = Literal["password", "openid"]
-"""How a person logged in."""
+"""The method with which a person logged in."""
 _ID_BYTES, _SECRET_BYTES = 9, 32
 """The numbers of random bytes of an id and of a secret."""
 _SESSION_FORM: Final = re.compile(rf"([0-9a-f]{{{2 * _ID_BYTES}}})\.([0-9a-f]{{{2 * _SECRET_BYTES}}})")
@@ -57,8 +57,8 @@ class LoginSessions:
 
     async def start(self, identity: Identity, method: LoginMethod, by: Actor) -> str:
         """Stores a new session for a person who has logged in, and returns its text, for the cookie. `by` describes the
-        browser. Raises StorageFull, StorageFailed. If the caller is cancelled, a session that nobody knows may stay in
-        the store until it expires."""
+        browser. Raises StorageFull, StorageFailed. If the caller is cancelled, a session that no browser received may
+        stay in the store until it expires."""
         assert identity.name is not None
         now = self._clock()
         session_id, secret = self._random(_ID_BYTES).hex(), self._random(_SECRET_BYTES).hex()
@@ -80,8 +80,8 @@ class LoginSessions:
 
     def verify(self, text: str) -> Identity:
         """Returns the identity (the account) of a session, and starts a task that records the request. Raises
-        Unauthorized if there is no such session, or if it was ended or has expired. Does not check whether something
-        else made it invalid, such as a new password; `registry.auth.revocation` does."""
+        Unauthorized if there is no such session, or if it was ended or has expired. Does not check other reasons why
+        the session may be invalid, such as a new password; `registry.auth.revocation` does."""
         session = self._find(text)
         now = self._clock()
         if now - session.seen >= SEEN_SECONDS and session.id not in self._use_writes:
@@ -101,7 +101,7 @@ class LoginSessions:
         try:
             session = self._find(text)
             await self._accounts.end_login_session(session.id, by=_as_account(by, session.account))
-        except (Unauthorized, AccountUnknown):  # AccountUnknown: the session has ended meanwhile
+        except (Unauthorized, AccountUnknown):  # AccountUnknown: the session has ended in the meantime
             return
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""Signed tokens (JWT, RFC 7519): signing, and the checks that all kinds of tokens share.
+"""Signs tokens (JWT, RFC 7519), and has the checks that all kinds of tokens share.
 
 `SignedTokens` signs and verifies the bearer tokens of this registry. The modules that verify tokens signed by others
 (trusted issuers, the OpenID provider) use the functions `parse_token`, `verify_signature` and `check_claims`.
@@ -25,8 +25,8 @@ ALGORITHM: Final = "HS256"
 """The signature algorithm of this registry's tokens. A token that names another algorithm is refused (RFC 8725,
 3.1)."""
 LEEWAY_SECONDS: Final = 5.0
-"""How far in the future a token's time of issue may be. This time is in the future if the clock of this machine was set
-back after the token was issued."""
+"""How far in the future a token's time of issue may be, because the clock of this machine may have been set back after
+the token was issued."""
 _MAX_PART_CHARACTERS: Final = 128 * 1024
 """The longest part of a token that joserfc accepts. It is larger than every limit of `parse_token`, because the
 library's own limits would refuse tokens with a long header, such as one with a certificate."""
@@ -40,7 +40,7 @@ class SignedTokens:
     """Signs and verifies one kind of token of this registry.
 
     - `token_type`: the `typ` in the header of a token. Each kind of token has its own.
-    - `audience`: the claim `aud`, which names whom the token is for.
+    - `audience`: the value of the claim `aud`, the service that the token is for.
     - `required`: the names of the claims that a token must have.
     - `max_characters`: a longer token is refused without verification.
 
@@ -66,7 +66,8 @@ class SignedTokens:
         # A claim may be empty: the subject of an anonymous token is empty.
         self._claims = {name: ClaimsOption(essential=True, allow_blank=True) for name in required}
         self._hmac_keys: dict[str, OctKey] = {}
-        """The signing keys that this process has used, by id, as joserfc takes them. Making one takes 0.1 ms."""
+        """The signing keys that this process has used, as objects of joserfc, by id. Creating such an object takes 0.1
+        ms."""
 
     async def sign(self, claims: Mapping[str, Any]) -> str:
         """Returns a token with `claims`, and with the claims `iss` and `aud`. If the store has no signing key, creates
@@ -111,7 +112,7 @@ class SignedTokens:
         return key_id
 
     def _hmac_key(self, key_id: str, secret: bytes) -> OctKey:
-        """Returns a signing key as joserfc takes it."""
+        """Returns a signing key as an object of joserfc."""
         hmac_key = self._hmac_keys.get(key_id)
         if hmac_key is None:
             hmac_key = self._hmac_keys[key_id] = OctKey.import_key(secret)
@@ -119,9 +120,9 @@ class SignedTokens:
 
 
 class _AcceptedAlgorithms(JWSRegistry):
-    """What joserfc accepts in the header of a token: one of the algorithms, and every parameter except unknown
-    extensions. joserfc itself warns of the algorithm name EdDSA, because RFC 9864 has new names. This class gives no
-    warning, because few issuers use the new names yet."""
+    """Defines what joserfc accepts in the header of a token: the accepted algorithms, and every parameter except
+    unknown extensions. joserfc itself would warn about the algorithm name EdDSA, because RFC 9864 has new names. This
+    class does not warn, because few issuers use the new names yet."""
 
     max_header_length = max_payload_length = max_signature_length = _MAX_PART_CHARACTERS
 
@@ -189,9 +190,10 @@ def verify_signature(token: CompactSignature, key: Key, algorithm: str) -> dict[
 def check_claims(claims: dict[str, Any], options: Mapping[str, ClaimsOption], now: float, leeway: float) -> None:
     """Checks the claims of a token, whose signature was checked. Raises TokenInvalid.
 
-    - `options`: which claims must be there, and which values they must have.
-    - `now`: seconds since 1970. The token must not have expired (`exp`), must have been issued before (`iat`), and must
-      be valid already (`nbf`), as far as it has these claims. They must be finite numbers.
+    - `options`: the claims that the token must have, and their required values.
+    - `now`: seconds since 1970. At this time, the token must not have expired (`exp`), must have been issued (`iat`),
+      and must be valid already (`nbf`). A claim that the token does not have is not checked. The values of these claims
+      must be finite numbers.
     - `leeway`: how many seconds the clock that wrote these times may differ from the clock of this machine.
     """
     registry = JWTClaimsRegistry(leeway=leeway, now=now, **options)  # type: ignore[arg-type]  # fractions are fine
@@ -202,8 +204,8 @@ def check_claims(claims: dict[str, Any], options: Mapping[str, ClaimsOption], no
 
 
 def claim_fault(error: JoseError) -> str:
-    """Returns what is wrong with a token's claims, as the end of the sentence "the token …". The text repeats no value
-    of a claim."""
+    """Returns the problem of a token's claims, as the end of the sentence "the token …". The text repeats no value of a
+    claim."""
     if isinstance(error, ExpiredTokenError):
         return "has expired"
     if isinstance(error, MissingClaimError):

@@ -45,7 +45,7 @@ class SigningKeys:
     """Reads the keys of the store, and caches them for one process. `clock` returns seconds since 1970.
 
     The keys are read again when the store's *epoch* has changed. The epoch is a number in the store, which increases
-    when any process adds, replaces or removes a key, or changes somebody's rights.
+    when any process adds, replaces or removes a key, or changes the rights of an account.
     """
 
     def __init__(self, accounts: Accounts, clock: Callable[[], float]) -> None:

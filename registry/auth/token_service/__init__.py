@@ -1,1 +1,1 @@
-"""The token endpoint `/token`."""
+"""The service behind the token endpoint `/token`: issues bearer tokens and refresh tokens to clients."""

@@ -1,4 +1,5 @@
-"""Parses and formats scopes. A scope is a text in a client's request for a token. It says what access the client wants.
+"""Parses and formats scopes. A scope is a text in a client's request for a token. It names the access that the client
+requests.
 
 Examples are `repository:team/app:pull,push` and, for the list of repositories, `registry:catalog:*`. A request can have
 several scopes: in one parameter, separated by spaces, or in several parameters. Source: Distribution's "Token Scope

@@ -1,7 +1,7 @@
 """The token service: issues bearer tokens to clients, for requests to the distribution API (`/v2`).
 `registry.admin.token_endpoint` serves the token service over HTTP, at `/token`.
 
-A token grants those of the requested actions that the account may do when the token is issued. A client without a
+A token grants only those of the requested actions that the account may do when the token is issued. A client without a
 credential gets an *anonymous* token, which grants what everyone may do.
 
 Wrong credentials, and logins after too many failures, are refused, with one exception: if the client only requests to
@@ -35,7 +35,7 @@ MAX_REFRESH_TOKENS: Final = 100
 """The largest number of refresh tokens of one account. If a new token exceeds this number, the least recently used one
 is revoked."""
 _MAX_CLIENT_CHARACTERS: Final = 64
-"""The name that a client gives itself is cut to this length before it is stored."""
+"""The number of characters to which the name of a client is cut before the name is stored. Clients choose this name."""
 
 
 class ScopePolicy(Protocol):
@@ -79,7 +79,8 @@ class TokenResponse:
 
     - `token`: the bearer token.
     - `granted`: the access that the bearer token grants: actions by repository name.
-    - `refresh`: the text of a new refresh token. None: none was requested, or this kind of login gets none.
+    - `refresh`: the text of a new refresh token. None: the client requested none, or this kind of login does not allow
+      one.
     """
 
     token: IssuedToken
@@ -91,7 +92,7 @@ class TokenService:
     """Issues bearer tokens and refresh tokens.
 
     - `credentials`: verifies the credentials that clients send.
-    - `tokens`: makes the bearer tokens.
+    - `tokens`: issues the bearer tokens.
     - `rights`: computes the access that a token can grant.
     - `refresh_lifetime`: the lifetime of a refresh token, in seconds.
     - `clock`: returns seconds since 1970.
@@ -119,7 +120,7 @@ class TokenService:
 
         Raises Unauthorized for a wrong credential, TooManyRequests after too many failed logins or if too many logins
         wait for hashing, RequestInvalid for a token for another service, StorageFull, StorageFailed. If the caller is
-        cancelled, the store can contain a refresh token that no client got.
+        cancelled, the store can contain a refresh token that no client has received.
         """
         if request.service is not None and request.service != self._tokens.service:
             raise RequestInvalid(f"this registry makes tokens for {self._tokens.service}, not {shown(request.service)}")

@@ -1,8 +1,8 @@
 """Functions and options that the account commands share: access to the accounts in a data directory, output of lists,
 and input of passwords.
 
-The *actor* is the person whom the audit log names as the one who made a change. Methods that change something take the
-actor as `by`.
+The *actor* is the person who makes a change, as the audit log records it. Methods that change something take the actor
+as the argument `by`.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def administer(
 
 
 def has_had_account(settings: Settings) -> bool:
-    """Returns whether there ever was an account in the data directory, which may be missing or of an older version.
-    Ends the command with one line on stderr if the data cannot be read."""
+    """Returns whether there ever was an account in the data directory. The directory may be missing, or its data may be
+    of an older version. Ends the command with one line on stderr if the data cannot be read."""
     from registry.cli.data_owner import become_owner
     from storage import composition
 

@@ -169,29 +169,32 @@ def explain(
         accounts = administration.accounts
         return await explain_rights(Policy.from_settings(settings, accounts, RevocationCheck(accounts)), name, repo)
 
-    found = administer(config, data, work)
+    explanation = administer(config, data, work)
     if as_json:
         from registry.admin.rights_routes import RightsResponse
 
-        print_json(RightsResponse.from_explanation(found))
+        print_json(RightsResponse.from_explanation(explanation))
         return
-    _print_explanation(found)
+    _print_explanation(explanation)
 
 
-def _print_explanation(found: RightsExplanation) -> None:
-    who = found.account or "a client without a login"
-    for rights in found.repositories:
+def _print_explanation(explanation: RightsExplanation) -> None:
+    client_name = explanation.account or "a client without a login"
+    for rights in explanation.repositories:
         mirrored = "" if rights.upstream is None else f", which is mirrored from {rights.upstream}"
-        typer.echo(f"{who} may {', '.join(rights.actions.words) or 'do nothing'} on {rights.name}{mirrored}")
+        typer.echo(f"{client_name} may {', '.join(rights.actions.words) or 'do nothing'} on {rights.name}{mirrored}")
     for is_true, reason in (
-        (found.is_open, "there are no accounts yet, so grants do not matter"),
-        (found.is_admin, f"{who} is an admin, so grants do not matter"),
-        (not found.is_enabled, f"{who} is disabled"),
-        (found.account and not found.is_stored, f"the store has no account {who}; an htpasswd file may have it"),
+        (explanation.is_open, "there are no accounts yet, so grants do not matter"),
+        (explanation.is_admin, f"{client_name} is an admin, so grants do not matter"),
+        (not explanation.is_enabled, f"{client_name} is disabled"),
+        (
+            explanation.account and not explanation.is_stored,
+            f"the store has no account {client_name}; an htpasswd file may have it",
+        ),
     ):
         if is_true:
             typer.echo(f"entrepot: {reason}", err=True)
-    grants = dict.fromkeys(grant for rights in found.repositories for grant in rights.grants)
+    grants = dict.fromkeys(grant for rights in explanation.repositories for grant in rights.grants)
     rows = [(grant.pattern, ",".join(grant.actions.words), str(grant.subject)) for grant in grants]
     if rows:
         print_rows(("pattern", "actions", "granted to"), rows, "")

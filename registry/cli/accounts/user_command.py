@@ -182,8 +182,8 @@ def sessions(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the person's sessions. With `end` or `end_all`, ends these sessions instead. Stops at the first id that is
-    none of a session of this person; the sessions before it stay ended."""
+    """Prints the person's sessions. With `end` or `end_all`, ends these sessions instead. Stops at the first id that
+    does not belong to a session of this person; the sessions before it stay ended."""
     from registry.admin import models
     from storage.access import AccountUnknown
 

@@ -1,2 +1,2 @@
-"""Finds out what is wrong: with the server's settings and its machine (`entrepot doctor`), with its upstreams
-(`entrepot mirror test`), and with the configuration of clients (`entrepot client check`)."""
+"""Checks that find problems: of the server's settings and machine (`entrepot doctor`), of its upstreams (`entrepot
+mirror test`), and of the configuration of clients (`entrepot client check`)."""

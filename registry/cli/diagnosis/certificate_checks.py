@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 
 CHECK: Final = "certificate"
 SOON_FRACTION: Final = 1 / 10
-"""A certificate should be renewed before the rest of its lifetime is less than this fraction. A longer rest is enough
-if it is at least `SOON_DAYS`."""
+"""A warning appears when the remaining lifetime of a certificate is less than this fraction of its whole lifetime, and
+also less than `SOON_DAYS` days."""
 SOON_DAYS: Final = 21.0
 _RENEW: Final = "renew it, and see why that did not happen by itself; the server reads new files without a restart"
 
 
 def certificate_findings(settings: Settings, url: str, now: float) -> list[Finding]:
-    """Returns what is found. `url`: the registry's address for clients. `now`: seconds since 1970. Reads files; call it
-    while the process can still read the key."""
+    """Returns the findings about the server's certificate. `url`: the registry's address for clients. `now`: the time
+    in seconds since 1970. Reads the files of the certificate and the key, so call it while the process can still read
+    the key."""
     tls = settings.tls
     if tls.certificate is None:
         if urlsplit(url).scheme == "https":
@@ -68,16 +69,16 @@ def _check_age(chain: Sequence[Certificate], now: float) -> Iterator[Finding]:
         elif moment > ends:
             yield problem(CHECK, f"{name} expired on {ends:%Y-%m-%d %H:%M} UTC", "clients refuse it", _RENEW)
         else:
-            left = (ends - moment).total_seconds() / 86400
+            days_left = (ends - moment).total_seconds() / 86400
             lifetime = (ends - begins).total_seconds() / 86400
-            if number == 0 and left < min(SOON_DAYS, lifetime * SOON_FRACTION):
-                what = f"{name} expires in {left:.0f} days, on {ends:%Y-%m-%d %H:%M} UTC"
+            if number == 0 and days_left < min(SOON_DAYS, lifetime * SOON_FRACTION):
+                what = f"{name} expires in {days_left:.0f} days, on {ends:%Y-%m-%d %H:%M} UTC"
                 yield warning(CHECK, what, "clients refuse it from then on", _RENEW)
 
 
 def _check_names(certificate: Certificate, url: str, is_guessed: bool) -> Iterator[Finding]:
-    """Yields a finding if the certificate is not for the host in the registry's address. `is_guessed`: the settings do
-    not say by which name clients connect."""
+    """Yields a finding if the certificate is not valid for the host in the registry's address. `is_guessed`: the
+    settings do not say under which name clients connect, so the host is a guess."""
     from cryptography import x509
 
     host = urlsplit(url).hostname or ""
@@ -91,20 +92,21 @@ def _check_names(certificate: Certificate, url: str, is_guessed: bool) -> Iterat
     dns = names.get_values_for_type(x509.DNSName)
     addresses = names.get_values_for_type(x509.IPAddress)
     if not _is_named(host, dns, [str(address) for address in addresses]):
-        shown = ", ".join([*dns, *map(str, addresses)])
+        names_text = ", ".join([*dns, *map(str, addresses)])
         if is_guessed:
-            what = f"the certificate is for {shown}, and the settings do not say by which name clients connect"
-            step = f"set public_url to the address that clients use, with one of the names: {shown}"
+            what = f"the certificate is for {names_text}, and the settings do not say by which name clients connect"
+            step = f"set public_url to the address that clients use, with one of the names: {names_text}"
             yield warning(CHECK, what, "clients refuse the certificate under another name", step)
             return
-        what = f"the certificate is for {shown}, and not for {host}"
+        what = f"the certificate is for {names_text}, and not for {host}"
         step = f"make a certificate that names {host}, or set public_url to one of the names"
         yield problem(CHECK, what, f"clients that connect to {host} refuse it", step)
 
 
 def _wanted_name(certificate: Certificate, host: str, is_guessed: bool) -> str:
-    """Returns the name that the certificate should have, as openssl writes it. If the settings do not say by which name
-    clients connect (`is_guessed`), it is the common name of the old certificate, or else this machine's name."""
+    """Returns the name that the certificate should have, in the form of openssl. If the settings do not say under which
+    name clients connect (`is_guessed`), this is the common name of the present certificate, or else this machine's
+    name."""
     from cryptography.x509.oid import NameOID
 
     if is_guessed:
@@ -121,17 +123,17 @@ def _is_named(host: str, dns: Sequence[str], addresses: Sequence[str]) -> bool:
         return str(ipaddress.ip_address(host)) in addresses
     except ValueError:
         pass
-    rest = host.partition(".")[2]
-    return any(name.lower() == host or (name.startswith("*.") and name[2:].lower() == rest) for name in dns)
+    parent_domain = host.partition(".")[2]
+    return any(name.lower() == host or (name.startswith("*.") and name[2:].lower() == parent_domain) for name in dns)
 
 
 def _check_chain(chain: Sequence[Certificate]) -> Iterator[Finding]:
-    """Yields a finding if a certificate in the file is not signed by the next one, or if the file has the server's
-    certificate alone although another authority signed it."""
+    """Yields a finding if a certificate in the file is not signed by the next one. Also yields a finding if the file
+    has only the server's certificate, and the machine does not trust the authority that signed it."""
     for certificate, issuer in pairwise(chain):
         try:
             certificate.verify_directly_issued_by(issuer)
-        except Exception:  # one of several, by the kind of the key
+        except Exception:  # the class of the error depends on the kind of the key
             what = f"the file has {_name(issuer)} after {_name(certificate)}, which did not sign it"
             step = "put the certificates in order: the server's, then the one that signed it, and so on"
             yield problem(CHECK, what, "many clients cannot verify the certificate", step)

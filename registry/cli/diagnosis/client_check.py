@@ -30,7 +30,7 @@ _TRACES: Final = {
     ),
     "podman": ("/usr/bin/podman", "/usr/bin/crio", "/usr/bin/buildah"),
 }
-"""Files that show that a client program is on a machine."""
+"""For each client program, files that exist if the program is installed."""
 
 
 def check_client(
@@ -43,19 +43,20 @@ def check_client(
     offline: bool = False,
     answer: ProbeResult | None = None,
 ) -> list[Finding]:
-    """Checks whether pulls of images of `hosts` come through the registry at `address`. Returns the findings. Blocks.
+    """Checks whether a client pulls the images of `hosts` through the registry at `address`. Returns the findings.
+    Blocks.
 
     `program`: a key of `CHECKS`. `default`: the upstream that the registry asks for names without a host. `root`: the
-    directory below which the client's files are; None: this machine's. `offline`: does not connect to the registry.
-    `answer`: what answers at the address, if that is known already."""
+    root directory of the client's file system; None: the client is on this machine. `offline`: the check does not
+    connect to the registry. `answer`: the result of an earlier probe of the address; None: the check sends a probe."""
     if answer is None and not offline:
         answer = probe(address.url)
     home = Path(os.path.expanduser("~")) if root is None else None
     files = ClientFiles(program, root or Path("/"), home)
     target = Target(address, hosts, default, SETUPS[program](address, hosts), answer)
     findings = CHECKS[program](files, target)
-    # It does not matter whether this machine trusts the certificate, only whether the client does. The check above
-    # looks for that in the client's files.
+    # Only the client has to trust the certificate, not this machine. The check above finds out from the client's files
+    # whether the client trusts it.
     if answer is not None and answer.error is not ProbeError.UNTRUSTED:
         findings = [*answer_findings(program, answer), *findings]
     return findings
@@ -67,7 +68,8 @@ def programs_on_this_machine(root: Path = Path("/")) -> list[str]:
 
 
 def _is_there(path: Path) -> bool:
-    """Returns whether there is something at the path, or something that this user may not look at."""
+    """Returns whether a file or directory exists at the path, or may exist because this user may not access the
+    path."""
     try:
         return path.exists()
     except PermissionError:

@@ -1,5 +1,5 @@
-"""`ClientFiles`: reads the configuration files of a client program, below a root directory. `Target`: the registry to
-which the files should lead."""
+"""`ClientFiles`: reads the configuration files of a client program, below a root directory. `Target`: the registry that
+these files should configure as a mirror."""
 
 from __future__ import annotations
 
@@ -28,26 +28,28 @@ class FileUnusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ClientFiles:
-    """The files of one client. `program`: its name, which findings carry. `root`: what is in front of every path, such
-    as a mounted disk; `/` for this machine. `home`: the home directory of the person who runs the client without root;
-    None: the files of a person are not looked at."""
+    """The files of one client. `program`: the name of the client, which findings have as the name of their check.
+    `root`: the directory before every path, such as a mounted disk; `/` for this machine. `home`: the home directory of
+    the person who runs the client without root; None: files in a home directory are not read."""
 
     program: str
     root: Path = Path("/")
     home: Path | None = None
 
     def path(self, name: str) -> Path:
-        """Returns where the file with the absolute path `name` is. A `~` at its start means the home directory."""
+        """Returns the path below `root` of the file with the absolute path `name`. A `~` at its start means the home
+        directory."""
         if name.startswith("~/"):
             return (self.home or Path("/nonexistent")) / name[2:]
         return self.root / name.lstrip("/")
 
     def first(self, *names: str) -> str | None:
-        """Returns the first of the paths at which there is something; None if there is nothing."""
+        """Returns the first of the paths that exists, or that may exist because this user may not access it; None if
+        none exists."""
         return next((name for name in names if self._is(Path.exists, name)), None)
 
     def is_directory(self, name: str) -> bool:
-        """Returns whether there is a directory at the path, or something that this user may not look at."""
+        """Returns whether there is a directory at the path. Also returns True if this user may not access the path."""
         return self._is(Path.is_dir, name)
 
     def has_certificate(self, name: str) -> bool:
@@ -55,7 +57,7 @@ class ClientFiles:
         try:
             return any(self.path(name).glob("*.crt"))
         except PermissionError:
-            return True  # this user cannot know, so there is no finding
+            return True  # this user cannot tell, so there should be no finding
 
     def names(self, folder: str, pattern: str) -> list[str]:
         """Returns the sorted paths of the files in a directory whose names match the pattern. Raises FileUnusable."""
@@ -68,7 +70,7 @@ class ClientFiles:
         try:
             return test(self.path(name))
         except PermissionError:
-            return True  # the method that reads it later raises FileUnusable, which says why
+            return True  # the method that reads the file later raises FileUnusable with the reason
 
     def text(self, name: str) -> str | None:
         """Returns the content of a file; None if there is no such file. Raises FileUnusable."""
@@ -116,7 +118,7 @@ class ClientFiles:
         return value
 
     def modified(self, name: str) -> float | None:
-        """Returns when a file was last written, in seconds since 1970; None if that is not known."""
+        """Returns the time at which a file was last written, in seconds since 1970; None if it is not known."""
         try:
             return self.path(name).stat().st_mtime
         except OSError:
@@ -139,12 +141,12 @@ class ClientFiles:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The registry to which a client should lead.
+    """The registry through which a client should pull.
 
-    - `hosts`: the registries whose images should come through it. `default`: the upstream that it asks for names
-      without a host; None: there is none.
+    - `hosts`: the hosts whose images the client should pull through the registry. `default`: the upstream that the
+      registry asks for names without a host; None: there is none.
     - `setup`: the files that `entrepot client` prints for the client.
-    - `answer`: what answers at the address from this machine; None: nobody has asked."""
+    - `answer`: the result of a probe of the address from this machine; None: no probe was sent."""
 
     address: RegistryAddress
     hosts: Sequence[MirroredHost]
@@ -162,22 +164,22 @@ class Target:
 
     @property
     def needs_ca(self) -> bool:
-        """Whether the registry's certificate is not trusted by this machine, as far as that is known."""
+        """Whether a probe has found that this machine does not trust the registry's certificate."""
         return self.answer is not None and self.answer.error is ProbeError.UNTRUSTED
 
     @property
     def asks_for_login(self) -> bool:
-        """Whether the registry asks for a login, as far as that is known."""
+        """Whether a probe has found that the registry requires a login."""
         return self.answer is not None and self.answer.status == 401
 
     def lines_for(self, name: str) -> str:
-        """Returns the content that `entrepot client` prints for the file with the path `name`. If it prints one file
-        only, returns the content of this file, whatever its path."""
+        """Returns the content that `entrepot client` prints for the file with the path `name`. If there is no file with
+        this path, returns the content of the first file."""
         return next((text for path, text in self.setup.files if path == name), self.setup.files[0][1])
 
 
 def answer_findings(check: str, answer: ProbeResult) -> list[Finding]:
-    """Returns what is wrong with what answers at the registry's address; nothing if a registry answers."""
+    """Returns a finding if no registry answers at the registry's address; an empty list if a registry answers."""
     if answer.error is not None:
         steps = {
             ProbeError.DNS: "correct the address (--url, or public_url in the settings), or add the name to the DNS",
@@ -197,17 +199,20 @@ def answer_findings(check: str, answer: ProbeResult) -> list[Finding]:
     return []
 
 
-def _same_host(first: str, second: str) -> bool:
-    """Returns whether two URLs have the same host and port; not if one is no URL. All loopback hosts are the same."""
+def _same_host(first_url: str, second_url: str) -> bool:
+    """Returns whether two URLs have the same host and port. Returns False if one of them is not a valid URL. All
+    loopback hosts count as the same host."""
     try:
-        one, other = urlsplit(first), urlsplit(second)
-        one_port, other_port = one.port, other.port
+        first_parts, second_parts = urlsplit(first_url), urlsplit(second_url)
+        first_port, second_port = first_parts.port, second_parts.port
     except ValueError:
         return False
-    one_port = one_port or {"http": 80, "https": 443}.get(one.scheme)
-    other_port = other_port or {"http": 80, "https": 443}.get(other.scheme)
-    one_host, other_host = (one.hostname or "").rstrip("."), (other.hostname or "").rstrip(".")
-    return one_port == other_port and (one_host == other_host or (_is_loopback(one_host) and _is_loopback(other_host)))
+    first_port = first_port or {"http": 80, "https": 443}.get(first_parts.scheme)
+    second_port = second_port or {"http": 80, "https": 443}.get(second_parts.scheme)
+    first_host, second_host = (first_parts.hostname or "").rstrip("."), (second_parts.hostname or "").rstrip(".")
+    return first_port == second_port and (
+        first_host == second_host or (_is_loopback(first_host) and _is_loopback(second_host))
+    )
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,5 +1,5 @@
-"""Checks of `entrepot doctor` on the clock: against the upstreams, against the files of the data directory, and against
-the age of this program."""
+"""Checks of `entrepot doctor` on the clock. They compare it with the clocks of the upstreams, with the times of files
+in the data directory, and with the release of this program."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from storage.composition import layout_of
 
 CHECK: Final = "clock"
 TOLERANCE_SECONDS: Final = 30.0
-"""A smaller difference is no finding: it includes the time that an answer takes, and dates have whole seconds."""
+"""A difference of up to this many seconds is no finding: it includes the time that a response takes, and Date headers
+have whole seconds."""
 WRONG_SECONDS: Final = 300.0
-"""From this difference on, logins at upstreams fail, whose tokens are often valid for five minutes."""
+"""Above this difference, logins at upstreams fail, because the tokens of upstreams are often valid for only five
+minutes."""
 _FUTURE_SECONDS: Final = 60.0
-"""A file whose time is later than now by more than this was written on another clock."""
+"""If the time of a file is more than this many seconds in the future, the clock has been set back since the file was
+written."""
 OLDEST: Final = 1_767_225_600.0
-"""The beginning of 2026: this program is newer."""
+"""The beginning of 2026, in seconds since 1970. The clock must be later, because this program is newer than that."""
 _STEP: Final = "set the clock, and let a service keep it right: timedatectl set-ntp true"
 
 
 def clock_findings(now: float, dates: Mapping[str, tuple[str, float]]) -> list[Finding]:
-    """Returns what is found. `now`: seconds since 1970. `dates`: by the URL of an endpoint, its Date header, and the
-    time at which the answer arrived, on this machine's clock."""
+    """Returns the findings about the clock. `now`: the time in seconds since 1970. `dates`: for the URL of each
+    endpoint, its Date header, and the time on this machine's clock at which the response arrived."""
     findings = [*_against_program(now), *_against_upstreams(dates)]
     return findings or [ok(CHECK, f"the clock agrees with {'the upstreams' if dates else 'the age of this program'}")]
 
@@ -35,13 +38,13 @@ def clock_findings(now: float, dates: Mapping[str, tuple[str, float]]) -> list[F
 def _against_program(now: float) -> Iterator[Finding]:
     if now < OLDEST:
         why = "certificates and tokens are not valid yet; what is pushed now looks old to retention"
-        shown = time.strftime("%Y-%m-%d %H:%M", time.gmtime(now))
-        yield problem(CHECK, f"the clock says {shown} UTC, but this program is newer", why, _STEP)
+        clock_text = time.strftime("%Y-%m-%d %H:%M", time.gmtime(now))
+        yield problem(CHECK, f"the clock says {clock_text} UTC, but this program is newer", why, _STEP)
 
 
 def _against_upstreams(dates: Mapping[str, tuple[str, float]]) -> Iterator[Finding]:
-    """Yields a finding if the clock of this machine differs from those of all upstreams. The finding names the upstream
-    with the smallest difference, because the clock of one upstream may be wrong itself."""
+    """Yields a finding if the clock of this machine differs from the clocks of all upstreams. The finding names the
+    upstream with the smallest difference, because the clock of one upstream may be wrong itself."""
     differences: dict[str, float] = {}
     for url, (text, arrived) in dates.items():
         with suppress(ValueError, TypeError, OverflowError):
@@ -61,8 +64,8 @@ def _against_upstreams(dates: Mapping[str, tuple[str, float]]) -> Iterator[Findi
 
 
 def file_clock_findings(now: float, data: Path) -> list[Finding]:
-    """Returns a finding if a file that the server writes in the data directory has a time in the future. `now`: seconds
-    since 1970. Blocks, for ever on a disk that hangs."""
+    """Returns a finding if a file that the server writes in the data directory has a time in the future. `now`: the
+    time in seconds since 1970. Blocks, and never returns if the disk does not respond."""
     layout = layout_of(data)
     files = [layout.metadata, layout.metadata.with_name(layout.metadata.name + "-wal"), layout.reserve, layout.uploads]
     newest: tuple[float, Path] | None = None

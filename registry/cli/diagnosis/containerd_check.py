@@ -1,10 +1,11 @@
-"""Checks whether containerd on a machine pulls through this registry: `config.toml`, and `hosts.toml` in the
-directories that its `config_path` names.
+"""Checks whether containerd on a machine pulls through this registry. Reads `config.toml`, and the `hosts.toml` files
+in the directories that its `config_path` names.
 
-The section with `config_path` depends on the version of the file. Versions 1 and 2 belong to containerd 1.x (2.x still
-reads them), version 3 to containerd 2.x. A `config_path` may be a list, separated by colons. containerd 1.x looks in
-each of its directories. From 2.1 on, images are pulled by the transfer service, which takes the whole list as the path
-of one directory, and says nothing (containerd #12415, #12636, #12808). It is the default of 2.1 and 2.2.
+The section that contains `config_path` depends on the version of the file. Versions 1 and 2 belong to containerd 1.x
+(2.x still reads them), version 3 to containerd 2.x. A `config_path` may be a list, separated by colons. containerd 1.x
+searches each directory in the list. From 2.1 on, the transfer service pulls images. It treats the whole list as the
+path of one directory, without an error message (containerd #12415, #12636, #12808). Such a list is the default of 2.1
+and 2.2.
 
 Sources: containerd, docs/hosts.md and docs/cri/registry.md; core/remotes/docker/config/hosts.go.
 """
@@ -25,14 +26,15 @@ CHECK = "containerd"
 CERTS = "/etc/containerd/certs.d"
 _FILE = "/etc/containerd/config.toml"
 _SECTIONS = {1: "cri", 2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.images"}
-"""The plugin with the settings of registries, by the version of the file."""
+"""The plugin that has the settings about registries, by the version of the file."""
 _RESTART = "then run: systemctl restart containerd"
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerdConfig:
-    """The part of the configuration that matters. `file`: its path. `version`: that of the file. `plugins`: the
-    settings of all plugins."""
+    """The part of containerd's configuration that the checks need. `file`: the path of the file. `version`: the version
+    of the file's format. `plugins`: the settings of each plugin, by its name. `disabled`: the names of disabled
+    plugins."""
 
     file: str
     version: int
@@ -41,11 +43,12 @@ class ContainerdConfig:
 
     @property
     def section(self) -> str:
-        """The plugin that containerd reads."""
+        """The name of the plugin whose settings about registries containerd reads."""
         return _SECTIONS.get(self.version, _SECTIONS[3])
 
     def registry(self, section: str | None = None) -> dict[str, Any]:
-        """Returns the settings of registries in the plugin; empty if it has none."""
+        """Returns the settings about registries in a plugin; an empty dict if there are none. `section`: the name of
+        the plugin; None: the plugin that containerd reads."""
         plugin = self.plugins.get(section or self.section)
         settings = plugin.get("registry") if isinstance(plugin, dict) else None
         return settings if isinstance(settings, dict) else {}
@@ -60,8 +63,8 @@ class ContainerdConfig:
 
 
 def check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
-    """Returns what is found. k3s and RKE2 have a containerd and files of their own; beside them, a containerd without a
-    `config.toml` is not looked at."""
+    """Returns the findings. k3s and RKE2 have their own containerd with other files, which are checked, too. On a
+    machine with k3s or RKE2, another containerd is checked only if it has a `config.toml`."""
     findings: list[Finding] = []
     for kubernetes in kubernetes_on(files):
         findings += check_k3s(files, target, kubernetes)
@@ -96,12 +99,13 @@ def _check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
     if not directories and isinstance(mirrors, dict) and mirrors:
         return [*findings, *_check_inline(config, mirrors, target)]
     hosts = _check_hosts(files, directories or [CERTS], target)
-    # If containerd does not read the hosts.toml files, no finding says that one of them is right.
+    # If containerd does not read the hosts.toml files, leave out findings that such a file is correct.
     return [*findings, *(finding for finding in hosts if finding.level is not Level.OK or not is_unread)]
 
 
 def _load(files: ClientFiles, name: str) -> ContainerdConfig | None:
-    """Returns the configuration with what it imports; None if there is no such file. Raises FileUnusable."""
+    """Returns the configuration, including the files that it imports; None if there is no such file. Raises
+    FileUnusable."""
     document = files.toml(name)
     if document is None:
         return None
@@ -147,7 +151,7 @@ def _wrong(name: str, key: str, what: str) -> FileUnusable:
 
 
 def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
-    """Yields what is wrong with `config.toml` itself."""
+    """Yields the problems of `config.toml` itself."""
     file, config_lines = config.file, _config_lines(config.version)
     step = f"write this to {file}, {_RESTART}"
     if any(plugin.rpartition(".")[2] in ("cri", "images") for plugin in config.disabled):
@@ -216,7 +220,7 @@ def _check_hosts(files: ClientFiles, directories: list[str], target: Target) -> 
 
 def _check_inline(config: ContainerdConfig, mirrors: dict[str, Any], target: Target) -> Iterator[Finding]:
     """Checks whether the mirrors in `config.toml` itself lead to this registry, and yields the findings. containerd 1.x
-    supports such mirrors besides `hosts.toml`."""
+    supports such mirrors as an alternative to `hosts.toml`."""
     yield warning(
         CHECK,
         f"{config.file} sets registry.mirrors",
@@ -242,7 +246,8 @@ def _inline_finding(config: ContainerdConfig, mirrors: dict[str, Any], host: Mir
 
 
 def _config_lines(version: int, directory: str = CERTS) -> str:
-    """Returns the lines of `config.toml` that set `config_path`. A file of version 1 becomes one of version 2."""
+    """Returns the lines of `config.toml` that set `config_path`, for a file of this version. For version 1, returns
+    lines for version 2."""
     version = max(2, version)
     return f'version = {version}\n\n[plugins."{_SECTIONS.get(version, _SECTIONS[3])}".registry]\n' + (
         f'  config_path = "{directory}"\n'

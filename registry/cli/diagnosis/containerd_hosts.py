@@ -1,8 +1,9 @@
-"""Checks the `hosts.toml` files of containerd, which say from where the images of a host are pulled.
+"""Checks the `hosts.toml` files of containerd. For each host in image names, such a file lists the servers from which
+containerd pulls.
 
 For the host `registry.example.com:5000`, containerd looks for the directories `registry.example.com_5000_`,
-`registry.example.com:5000` and `_default`, in this order, and takes the first that exists. A directory without a
-`hosts.toml` only gives certificates.
+`registry.example.com:5000` and `_default`, in this order, and uses the first that exists. A directory without a
+`hosts.toml` is only used for certificates.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from registry.clients.client_setup import MirroredHost
 
 CHECK = "containerd"
 _CAPABILITIES = {"pull", "resolve"}
+"""The capabilities that a mirror needs in `hosts.toml`."""
 
 
 def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, target: Target) -> list[Finding]:
-    """Checks whether pulls of a host's images come through the registry. Returns the findings."""
+    """Checks whether containerd pulls the images of a host through the registry. Returns the findings."""
     path = f"{directories[0]}/{host.prefix}/hosts.toml"
     lines = target.lines_for(f"/etc/containerd/certs.d/{host.prefix}/hosts.toml")
     step = f"write this to {path}; no restart is needed"
@@ -113,10 +115,10 @@ def check_own_host(files: ClientFiles, directories: list[str], target: Target) -
 
 
 def _folder(files: ClientFiles, directories: list[str], host: str) -> str | None:
-    """Returns the directory that containerd takes for a host; None if there is none."""
+    """Returns the directory that containerd uses for a host; None if there is none."""
     name, colon, port = host.rpartition(":")
     names = [f"{name}_{port}_", host, "_default"] if colon else [host, "_default"]
-    # In each directory, `_default` stands for the host as well, so it comes before the next directory.
+    # containerd also accepts `_default` before it searches the next directory.
     candidates = [f"{directory}/{each}" for directory in directories for each in names]
     return next((path for path in candidates if files.is_directory(path)), None)
 
@@ -124,7 +126,7 @@ def _folder(files: ClientFiles, directories: list[str], host: str) -> str | None
 def _other_host(
     file: str, hosts: dict[str, Any], document: dict[str, Any], host: MirroredHost, target: Target, lines: str
 ) -> Finding:
-    """Returns the finding for a file that does not name this registry."""
+    """Returns the finding for a `hosts.toml` that does not name this registry."""
     step = f"write this to {file}; no restart is needed"
     if wrong := next((url for url in hosts if target.is_at_other_scheme(url)), None):
         what = f"{file} names {wrong}, but the registry is at {target.address.url}"
@@ -136,7 +138,7 @@ def _other_host(
 
 
 def _check_entry(file: str, url: str, entry: Any, hosts: dict[str, Any], target: Target) -> Iterator[Finding]:
-    """Yields what is wrong with the section of this registry."""
+    """Yields the problems of the section for this registry in a `hosts.toml`."""
     settings: dict[str, Any] = entry if isinstance(entry, dict) else {}
     capabilities = settings.get("capabilities")
     if isinstance(capabilities, list) and not set(map(str, capabilities)) >= _CAPABILITIES:
@@ -156,9 +158,9 @@ def _check_entry(file: str, url: str, entry: Any, hosts: dict[str, Any], target:
         yield problem(
             CHECK, what, why, "copy the authority's certificate there, and write this", file=file, lines=lines
         )
-    first = next(iter(hosts))
-    if first != url:
-        what, why = f"{file} names {first} before this registry", "containerd asks this registry only if that fails"
+    first_url = next(iter(hosts))
+    if first_url != url:
+        what, why = f"{file} names {first_url} before this registry", "containerd asks this registry only if that fails"
         yield warning(CHECK, what, why, f'put the section [host."{url}"] first', file=file)
     if settings.get("skip_verify") is True and not target.address.is_plain_http:
         what, why = f"{file} sets skip_verify for {url}", "anybody between the machines can change the images"

@@ -34,16 +34,18 @@ from storage.data_dir.system import System
 _TEMPORARY: Final = frozenset({"tmpfs", "ramfs"})
 _CONTAINER: Final = frozenset({"overlay", "aufs"})
 SLOW_SYNC_SECONDS: Final = 0.1
-"""A sync that takes longer makes each push noticeably slow."""
+"""If a sync takes longer than this, each push is noticeably slow."""
 _SYNCS: Final = 5
+"""How many syncs are measured."""
 _FEW_INODES_FRACTION: Final = 0.02
+"""If less than this fraction of the inodes is free, there is a warning."""
 _FULL_FRACTION: Final = 0.05
-"""A disk with less free space than this part of it is worth a warning, if the settings name no floor."""
+"""If less than this fraction of the disk is free and the settings have no `disk.min_free`, there is a warning."""
 
 
 def data_checks(settings: Settings) -> dict[str, Check]:
-    """Returns the checks by name. They change nothing, except that they write files without a name, which the system
-    removes at once. Call `registry.cli.data_owner.become_owner` first."""
+    """Returns the checks by name. The checks change nothing in the data directory, except that they create temporary
+    files and remove them at once. Call `registry.cli.data_owner.become_owner` first."""
     checks: dict[str, Callable[[Settings], Sequence[Finding]]] = {
         "data directory": _check_directory,
         "disk": _check_space,
@@ -57,7 +59,7 @@ def data_checks(settings: Settings) -> dict[str, Check]:
 def _in_thread(check: Callable[[Settings], Sequence[Finding]], settings: Settings) -> Check:
     def run_blocking() -> Sequence[Finding]:
         if check is not _check_directory and not _is_directory(settings.data):
-            return []  # `_check_directory` says so
+            return []  # `_check_directory` has a finding about this
         return check(settings)
 
     async def run() -> Sequence[Finding]:
@@ -74,8 +76,8 @@ def _is_directory(data: Path) -> bool:
 
 
 def responds(data: Path, seconds: float = CHECK_SECONDS) -> bool:
-    """Returns whether the system can say within this time what is at the path: a disk that hangs makes all system calls
-    hang. Leaves a thread behind only if it returns False."""
+    """Returns whether a system call on the path returns within this time. If the disk hangs, all such system calls
+    hang. If this function returns False, its thread is still waiting for the disk."""
     thread = threading.Thread(target=lambda: os.access(data, os.F_OK), daemon=True, name="check")
     thread.start()
     thread.join(seconds)
@@ -83,7 +85,7 @@ def responds(data: Path, seconds: float = CHECK_SECONDS) -> bool:
 
 
 def _check_directory(settings: Settings) -> list[Finding]:
-    """Checks that the directory exists, belongs to the right user, and lies on a file system that fits."""
+    """Checks that the directory exists, belongs to the right user, and lies on a suitable file system."""
     name, data = "data directory", settings.data.absolute()
     try:
         mode = data.stat().st_mode
@@ -126,14 +128,14 @@ def _check_owner(name: str, data: Path) -> Iterator[Finding]:
         why = "every user of this machine can delete or replace content"
         yield problem(name, f"everybody may write to {data}", why, f"chmod o-w {data}")
     database = layout_of(data).metadata
-    with suppress(OSError):  # there is none, or this user may not look
+    with suppress(OSError):  # there is no database, or this user may not access it
         if status.st_mode & stat.S_IXOTH and database.stat().st_mode & stat.S_IROTH:
             why = "it has the hashes of passwords and the keys that sign tokens"
             yield warning(name, f"every user of this machine can read {database}", why, f"chmod o-rwx {data}")
 
 
 def _own_files(data: Path) -> Iterator[Path]:
-    """Yields the files that the server changes most: one wrong owner among them stops it."""
+    """Yields the files that the server changes most. If one of them has the wrong owner, the server cannot work."""
     layout = layout_of(data)
     for suffix in ("", "-wal", "-shm"):
         yield layout.metadata.with_name(layout.metadata.name + suffix)
@@ -209,15 +211,15 @@ def _check_locks(settings: Settings) -> list[Finding]:
     name, data = "locks", settings.data.absolute()
     step = "use a local file system for the data directory"
     try:
-        with tempfile.NamedTemporaryFile(dir=data) as first, open(first.name, "rb") as second:
-            fcntl.flock(first, fcntl.LOCK_EX)
+        with tempfile.NamedTemporaryFile(dir=data) as first_file, open(first_file.name, "rb") as second_file:
+            fcntl.flock(first_file, fcntl.LOCK_EX)
             try:
-                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(second_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return [ok(name, "locks between processes work")]
     except OSError as error:
         if write_problem(data) is not None:
-            return []  # the check of the disk says so
+            return []  # the check of the disk has a finding about this
         return [problem(name, f"locks do not work at {data}: {error.strerror}", "", step)]
     return [problem(name, f"{data} gives the same lock twice", "two workers would destroy each other's changes", step)]
 
@@ -242,7 +244,7 @@ def _check_database(settings: Settings) -> list[Finding]:
 
 
 def _user(uid: int) -> str:
-    """Returns the name of a user; its number if it has none."""
+    """Returns the name of a user; the uid if the user has no name."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

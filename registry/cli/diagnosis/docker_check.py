@@ -1,5 +1,5 @@
-"""Checks whether docker on a machine pulls through this registry: `daemon.json`, and the authorities in `certs.d`.
-`docker_proxies` checks its proxies.
+"""Checks whether docker on a machine pulls through this registry. Reads `daemon.json`, and the certificates of
+authorities in `certs.d`. The module `docker_proxies` checks docker's proxies.
 
 Sources: dockerd(8), "daemon configuration file"; moby, registry/config.go (`ValidateMirror`, `isSecureIndex`); docker
 docs, "Registry as a pull through cache" and "Verify repository client with certificates".
@@ -20,13 +20,13 @@ from registry.config.mirror_settings import DOCKER_HUB
 
 CHECK = "docker"
 _FILES = ("/etc/docker/daemon.json", "~/.config/docker/daemon.json", "/var/snap/docker/current/config/daemon.json")
-"""Where docker's configuration is: of the daemon, of a daemon without root, and of docker as a snap."""
+"""The paths of docker's configuration: for the usual daemon, for a daemon without root, and for docker as a snap."""
 _MIRRORS, _INSECURE = "registry-mirrors", "insecure-registries"
 _RESTART = "then run: systemctl restart docker"
 
 
 def check_docker(files: ClientFiles, target: Target) -> list[Finding]:
-    """Returns the findings. docker uses mirrors for Docker Hub only; the other hosts are not looked at."""
+    """Returns the findings. Ignores hosts other than Docker Hub, because docker uses mirrors for Docker Hub only."""
     name = files.first(*_FILES) or _FILES[0]
     try:
         daemon = files.json(name)
@@ -40,7 +40,7 @@ def check_docker(files: ClientFiles, target: Target) -> list[Finding]:
 
 
 def _check_mirror(name: str, daemon: dict[str, Any] | None, target: Target) -> list[Finding]:
-    """Checks whether pulls of Docker Hub's images come through the registry. Returns the findings."""
+    """Checks whether docker pulls the images of Docker Hub through the registry. Returns the findings."""
     lines, step = _merged(daemon, target), f"write this to {name}, {_RESTART}"
     if target.default != DOCKER_HUB:
         return [
@@ -124,12 +124,12 @@ def _is_insecure(entries: Any, host: str) -> bool:
     """Returns whether docker accepts plain HTTP from the host, because of an entry for its name or its network."""
     if not isinstance(entries, list):
         return False
-    bare = urlsplit(f"//{host}").hostname or ""
+    host_name = urlsplit(f"//{host}").hostname or ""
     for entry in entries:
         if entry in (host, f"http://{host}"):
             return True
         try:
-            if ipaddress.ip_address(bare) in ipaddress.ip_network(str(entry), strict=False):
+            if ipaddress.ip_address(host_name) in ipaddress.ip_network(str(entry), strict=False):
                 return True
         except ValueError:
             continue
@@ -141,22 +141,24 @@ def _misspelt_keys(name: str, daemon: dict[str, Any]) -> list[Finding]:
     a key, docker does not start."""
     findings = []
     for key in daemon:
-        close = difflib.get_close_matches(key.lower().replace("_", "-"), (_MIRRORS, _INSECURE), 1, 0.8)
-        if close and key != close[0]:
+        close_matches = difflib.get_close_matches(key.lower().replace("_", "-"), (_MIRRORS, _INSECURE), 1, 0.8)
+        if close_matches and key != close_matches[0]:
             why = "docker does not start: the directive does not match any configuration option"
-            findings.append(problem(CHECK, f"{key!r} in {name} is not a key of docker", why, f"write {close[0]!r}"))
+            findings.append(
+                problem(CHECK, f"{key!r} in {name} is not a key of docker", why, f"write {close_matches[0]!r}")
+            )
     return findings
 
 
 def _merged(daemon: dict[str, Any] | None, target: Target) -> str:
-    """Returns the whole content that daemon.json should have: its present keys and those that it lacks."""
+    """Returns the whole content that daemon.json should have: its present keys, and the keys that are missing."""
     merged = {key: value for key, value in (daemon or {}).items() if key not in (_MIRRORS, _INSECURE)}
     required = json.loads(target.lines_for(_FILES[0]))
     for key in (_MIRRORS, _INSECURE):
-        before = (daemon or {}).get(key)
+        present_entries = (daemon or {}).get(key)
         others = [
             entry
-            for entry in (before if isinstance(before, list) else [])
+            for entry in (present_entries if isinstance(present_entries, list) else [])
             if entry not in required.get(key, []) and not (key == _MIRRORS and _is_useless(entry, target))
         ]
         if entries := [*required.get(key, []), *others]:
@@ -165,8 +167,8 @@ def _merged(daemon: dict[str, Any] | None, target: Target) -> str:
 
 
 def _is_useless(mirror: Any, target: Target) -> bool:
-    """Returns whether the merged file leaves out the entry `mirror`. That is so if docker would refuse the entry, or if
-    it names this registry, whose right address is added anyway."""
+    """Returns whether the merged file leaves out the entry `mirror`: because docker would refuse the entry, or because
+    it names this registry, whose correct address is added anyway."""
     if not isinstance(mirror, str) or not _is_valid_mirror(mirror):
         return True
     return target.is_at_other_scheme(mirror) or target.is_at(mirror)

@@ -1,7 +1,7 @@
-"""Checks the proxies of docker: whether its requests to this registry go through one.
+"""Checks the proxies of docker: whether docker sends its requests to this registry through a proxy.
 
-dockerd takes proxies from `daemon.json` (`proxies`, since 23.0), and otherwise from its environment, which systemd
-sets. The proxies in the `config.json` of a person are for containers and builds; dockerd does not use them.
+dockerd reads its proxies from `daemon.json` (`proxies`, since 23.0), or else from its environment, which systemd sets.
+The proxies in a person's `config.json` are for containers and builds; dockerd does not use them.
 
 Sources: Docker docs, "Daemon proxy configuration" and "Use a proxy server with the docker CLI"; systemd.exec(5),
 "Environment"; golang.org/x/net/http/httpproxy, whose rules for NO_PROXY docker follows.
@@ -23,65 +23,68 @@ from registry.cli.diagnosis.finding import Finding, warning
 CHECK = "docker"
 _RESTART = "then run: systemctl restart docker"
 _UNIT_FOLDERS = ("/usr/lib/systemd/system", "/run/systemd/system", "/etc/systemd/system", "~/.config/systemd/user")
-"""Where systemd looks for units and their drop-ins; a later folder counts more."""
+"""The folders in which systemd searches for units and their drop-ins. A file in a later folder overrides the same file
+in an earlier folder."""
 _NEW_DROP_IN = "/etc/systemd/system/docker.service.d/zz-entrepot.conf"
-"""systemd applies drop-ins in the order of their names, so this one comes after the others."""
+"""The path of the drop-in that a finding suggests. systemd applies drop-ins in the order of their names, so this one is
+applied after the others."""
 _PERSONS_FILE = "~/.docker/config.json"
+"""The configuration of a person's docker client."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Proxies:
-    """The proxies that a file sets. `file`: its path. `by_scheme`: the proxy for http and for https. `exempt`: the
-    hosts that are reached without one, in the form of NO_PROXY."""
+    """The proxies that a file sets. `file`: its path. `by_scheme`: the proxies for http and for https. `exempt`: the
+    hosts that are reached without a proxy, in the form of NO_PROXY."""
 
     file: str
     by_scheme: Mapping[str, str]
     exempt: str
 
     def proxy_for(self, url: str) -> str | None:
-        """Returns the proxy through which `url` is reached, without a password; None if there is none."""
+        """Returns the proxy through which `url` is reached, without its password; None if no proxy is used."""
         parts = urlsplit(url)
         proxy = self.by_scheme.get(parts.scheme)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         if not proxy or is_exempt(self.exempt, parts.hostname or "", port):
             return None
-        shown = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        return f"{shown.scheme}://{shown.netloc.rpartition('@')[2]}"
+        proxy_parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        return f"{proxy_parts.scheme}://{proxy_parts.netloc.rpartition('@')[2]}"
 
 
 def proxy_findings(files: ClientFiles, name: str, daemon: dict[str, Any], target: Target) -> Iterator[Finding]:
-    """Yields a finding if docker, or what it runs, asks a proxy for this registry. `name` and `daemon`: the path and
-    the content of daemon.json."""
+    """Yields a finding if docker, or a container of docker, uses a proxy for requests to this registry. `name` and
+    `daemon`: the path and the content of daemon.json."""
     url, host = target.address.url, target.address.host
     try:
-        used = _of_daemon(name, daemon) or _of_systemd(files)
-        persons = _of_person(files)
+        daemon_proxies = _of_daemon(name, daemon) or _of_systemd(files)
+        person_proxies = _of_person(files)
     except FileUnusable as error:
         yield error.finding
         return
-    if used is not None and (proxy := used.proxy_for(url)) is not None:
-        exempt = ",".join(filter(None, (used.exempt, urlsplit(url).hostname)))
-        if used.file == name:
+    if daemon_proxies is not None and (proxy := daemon_proxies.proxy_for(url)) is not None:
+        exempt = ",".join(filter(None, (daemon_proxies.exempt, urlsplit(url).hostname)))
+        if daemon_proxies.file == name:
             merged = {**daemon, "proxies": {**daemon["proxies"], "no-proxy": exempt}}
             file, lines = name, json.dumps(merged, indent=2) + "\n"
             step = f"write this to {file}, {_RESTART}"
-        elif not used.file.endswith((".conf", ".service")):  # an EnvironmentFile, which counts more than a drop-in
-            file, lines, step = used.file, "", f"write NO_PROXY={exempt} in {used.file}, {_RESTART}"
+        elif not daemon_proxies.file.endswith((".conf", ".service")):  # an EnvironmentFile, which overrides a drop-in
+            file, lines, step = daemon_proxies.file, "", f"write NO_PROXY={exempt} in {daemon_proxies.file}, {_RESTART}"
         else:
             file, lines = _NEW_DROP_IN, f'[Service]\nEnvironment="NO_PROXY={exempt}" "no_proxy={exempt}"\n'
             step = f"write this to {file}, then run: systemctl daemon-reload && systemctl restart docker"
-        what = f"{used.file} makes docker ask the proxy {proxy} for {host}"
+        what = f"{daemon_proxies.file} makes docker ask the proxy {proxy} for {host}"
         why = "if the proxy does not reach this registry, docker says nothing, and pulls from Docker Hub"
         yield warning(CHECK, what, why, step, file=file, lines=lines)
-    if persons is not None and (proxy := persons.proxy_for(url)) is not None:
-        what = f"{persons.file} gives containers and builds the proxy {proxy}, also for {host}"
+    if person_proxies is not None and (proxy := person_proxies.proxy_for(url)) is not None:
+        what = f"{person_proxies.file} gives containers and builds the proxy {proxy}, also for {host}"
         why = "docker itself does not use it for pulls, but programs in containers reach this registry only through it"
-        yield warning(CHECK, what, why, f"add {urlsplit(url).hostname} to noProxy in {persons.file}")
+        yield warning(CHECK, what, why, f"add {urlsplit(url).hostname} to noProxy in {person_proxies.file}")
 
 
 def is_exempt(no_proxy: str, host: str, port: int) -> bool:
-    """Returns whether `host` and `port` are reached without a proxy, by a list in the form of NO_PROXY. This machine
-    always is."""
+    """Returns whether the list `no_proxy`, in the form of NO_PROXY, makes docker reach `host` and `port` without a
+    proxy. Also returns True if the host is this machine."""
     host = host.lower().rstrip(".")
     address = _address(host)
     if host == "localhost" or (address is not None and address.is_loopback):
@@ -126,27 +129,27 @@ def _of_daemon(name: str, daemon: dict[str, Any]) -> _Proxies | None:
 
 def _of_systemd(files: ClientFiles) -> _Proxies | None:
     """Returns the proxies in the environment that systemd gives docker; None if it gives none. Raises FileUnusable."""
-    drop_ins: dict[str, str] = {}  # a file replaces one of the same name in an earlier folder
+    drop_ins: dict[str, str] = {}  # file name -> path; a file replaces a file with the same name in an earlier folder
     units = [f"{folder}/docker.service" for folder in _UNIT_FOLDERS]
     for folder in _UNIT_FOLDERS:
         paths = files.names(f"{folder}/docker.service.d", "*.conf")
         drop_ins |= {path.rpartition("/")[2]: path for path in paths}
     unit = next((path for path in reversed(units) if files.first(path)), None)
-    set_by: dict[str, tuple[str, str]] = {}  # variable -> its value, and the file that sets it
+    variables: dict[str, tuple[str, str]] = {}  # variable -> its value, and the file that sets it
     environment_files: list[str] = []
     for path in [*([] if unit is None else [unit]), *(drop_ins[key] for key in sorted(drop_ins))]:
         for key, value in _settings(files.text(path) or ""):
             if key == "Environment":
-                set_by = {**set_by, **_assignments(value, path)} if value else {}
+                variables = {**variables, **_assignments(value, path)} if value else {}
             elif key == "EnvironmentFile":
                 environment_files = [*environment_files, value.removeprefix("-")] if value else []
-    for path in environment_files:  # they count more than `Environment`
+    for path in environment_files:  # these files override `Environment`
         for line in (files.text(path) or "").splitlines():
             if not line.lstrip().startswith(("#", ";")):
-                set_by |= _assignments(line, path)
+                variables |= _assignments(line, path)
 
     def find(name: str) -> tuple[str, str]:
-        return set_by.get(name.upper()) or set_by.get(name) or ("", "")
+        return variables.get(name.upper()) or variables.get(name) or ("", "")
 
     by_scheme = {scheme: find(f"{scheme}_proxy") for scheme in ("http", "https")}
     source = next((path for value, path in by_scheme.values() if value), None)
@@ -155,7 +158,7 @@ def _of_systemd(files: ClientFiles) -> _Proxies | None:
 
 
 def _settings(text: str) -> Iterator[tuple[str, str]]:
-    """Yields the keys and values of a unit, in their order."""
+    """Yields the keys and values of a systemd unit, in the order of the file."""
     for line in text.replace("\\\n", " ").splitlines():
         key, separator, value = line.strip().partition("=")
         if separator:
@@ -163,8 +166,8 @@ def _settings(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _assignments(text: str, file: str) -> dict[str, tuple[str, str]]:
-    """Returns the variables in a line such as `"A=1 2" B=3`, each with its value and `file`. Ignores what is no
-    assignment."""
+    """Returns the variables in a line such as `"A=1 2" B=3`, each with its value and `file`. Ignores words that are not
+    assignments."""
     try:
         words = shlex.split(text)
     except ValueError:  # a quote that does not end

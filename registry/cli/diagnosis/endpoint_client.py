@@ -1,5 +1,5 @@
-"""`open_endpoint`: the mirrors' own HTTP client for one endpoint of an upstream, which keeps nothing on the disk. So a
-check sends what a mirror sends, with the same proxy, certificates and login."""
+"""`open_endpoint`: opens the HTTP client of mirrors for one endpoint of an upstream, without a store on the disk. So a
+check sends the same requests as a mirror, with the same proxy, certificates and login."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from storage.names import Digest, Reference, RepositoryName
 
 
 class ForgetfulRecords:
-    """Implements `storage.upstream_records.UpstreamRecords` in memory, for one command. It keeps tokens and rate
-    limits, which the HTTP client needs, and nothing about content."""
+    """Implements `storage.upstream_records.UpstreamRecords` in memory, for one command. It keeps only tokens and rate
+    limits, which the HTTP client needs, and no records about content."""
 
     def __init__(self) -> None:
         self._tokens: dict[str, tuple[str, float]] = {}
@@ -75,7 +75,7 @@ class ForgetfulRecords:
 
 
 class NoLeases:
-    """Implements `storage.leases.Leases` for a command that shares nothing with other processes."""
+    """Implements `storage.leases.Leases` without locking, for a command that shares nothing with other processes."""
 
     @asynccontextmanager
     async def take(self, key: str) -> AsyncIterator[None]:
@@ -96,7 +96,7 @@ async def open_endpoint(
 ) -> AsyncIterator[tuple[HttpUpstreamClient, ForgetfulRecords]]:
     """Yields a client that sends all requests to the endpoint `url` of the upstream, and the records that the client
     writes. `clock` returns seconds since 1970."""
-    # Without a handler, Python would print logged warnings on stderr. The command prints what it finds.
+    # Without a handler, Python would print logged warnings on stderr. The command prints its findings itself.
     logging.getLogger("registry").addHandler(logging.NullHandler())
     records = ForgetfulRecords()
     settings = upstream.model_copy(update={"endpoints": [url]})

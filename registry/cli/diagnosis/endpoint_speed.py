@@ -1,5 +1,5 @@
-"""`measure_endpoint`: measures how fast an endpoint of an upstream answers and sends; `advice` says which endpoint is
-the best and what to write in the settings."""
+"""`measure_endpoint` measures how fast an endpoint of an upstream responds and sends blobs. `advice` says which
+endpoint is the best and what to write in the settings."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from storage.errors import RegistryError
 from storage.names import Reference, RepositoryName, Tag
 
 MAX_BYTES: Final = 8 << 20
-"""How much of a blob is fetched from each endpoint."""
+"""How many bytes of a blob are fetched from each endpoint."""
 MEASURE_SECONDS: Final = 30.0
-"""Time limit for one endpoint."""
+"""Time limit for measuring one endpoint."""
 _CONNECT_SECONDS: Final = 10.0
 DEFAULT_IMAGES: Final = {
     "docker.io": "library/alpine:latest",
@@ -34,15 +34,16 @@ DEFAULT_IMAGES: Final = {
     "gcr.io": "distroless/static:latest",
     "ghcr.io": "distroless/static:latest",
 }
-"""A small public image of each upstream that has one."""
+"""A small public image on each of these upstreams, which is fetched to measure the speed."""
 _SIMILAR_FRACTION: Final = 0.9
-"""An endpoint that is at least this fast in comparison with the fastest one is as good."""
+"""An endpoint that has at least this fraction of the speed of the fastest endpoint counts as equally good."""
 
 
 @dataclass(slots=True)
 class EndpointSpeed:
-    """What was measured at one endpoint. Times are in seconds; None: not measured. `error`: why the endpoint does not
-    work."""
+    """The results of measuring one endpoint. Times are in seconds; None: not measured. `first_byte`: the time until the
+    first byte of a response to `/v2/`. `bytes`: how many bytes of a blob arrived in the time `blob`. `error`: why the
+    endpoint does not work."""
 
     url: str
     connect: float | None = None
@@ -62,7 +63,7 @@ class EndpointSpeed:
 
 
 class _CountingSink:
-    """Counts the bytes of a blob, and throws them away (`registry.mirror.upstream_client.BlobSink`)."""
+    """Counts the bytes of a blob, and discards them (`registry.mirror.upstream_client.BlobSink`)."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -78,9 +79,9 @@ class _CountingSink:
 async def measure_endpoint(
     upstream: Upstream, url: str, image: tuple[RepositoryName, Tag] | None, seconds: float = MEASURE_SECONDS
 ) -> EndpointSpeed:
-    """Measures one endpoint. `image`: a repository, as the upstream names it, and a tag, whose manifest and largest
-    layer are fetched; None: only connections are measured. `seconds`: the time limit; a blob that takes longer is
-    measured by what has arrived."""
+    """Measures one endpoint. `image`: a repository (with its name at the upstream) and a tag; the manifest and the
+    largest layer of this image are fetched. None: only connections are measured. `seconds`: the time limit. If it ends
+    the download of a blob, the bytes that have arrived are measured."""
     speed, limit = EndpointSpeed(url), asyncio.timeout(seconds)
     try:
         speed.proxy = OutboundProxies().proxy_for(url)
@@ -131,7 +132,7 @@ def _measure_connection(upstream: Upstream, url: str, speed: EndpointSpeed) -> N
 
 
 async def _measure_content(client: HttpUpstreamClient, repo: RepositoryName, tag: Tag, speed: EndpointSpeed) -> None:
-    """Measures a manifest, and a part of its largest layer."""
+    """Measures how long the manifest of an image takes, and how fast a part of its largest layer arrives."""
     start = time.monotonic()
     manifest = await _image_manifest(client, repo, tag)
     speed.manifest = time.monotonic() - start
@@ -172,7 +173,7 @@ def rank(speeds: Sequence[EndpointSpeed]) -> list[EndpointSpeed]:
 
 
 def advice(upstream: Upstream, speeds: Sequence[EndpointSpeed]) -> tuple[str, str]:
-    """Returns what to do, in one sentence, and the lines for the settings; the lines are empty if nothing has to
+    """Returns a sentence that says what to do, and the lines for the settings. The lines are empty if nothing has to
     change."""
     ranked = rank(speeds)
     working = [speed for speed in ranked if speed.error is None]

@@ -1,4 +1,5 @@
-"""`Finding`: one result of a check, for people and for programs; and `run_checks`, which runs many checks at once."""
+"""`Finding`: one result of a check of the machine or the configuration. `run_checks`: runs many checks at the same
+time."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ CHECK_SECONDS: Final = 15.0
 
 
 class Level(StrEnum):
-    """How bad a finding is. A *warning* says what may go wrong later or only for some; a *problem* says what does not
-    work."""
+    """How bad a finding is. A *warning* is about something that may fail later, or only for some users. A *problem* is
+    about something that does not work."""
 
     OK = "ok"
     WARNING = "warning"
@@ -30,9 +31,10 @@ class Finding:
     """One result of a check.
 
     - `check`: the name of the check, such as `disk`.
-    - `what`: what was found, in one sentence. `why`: what that leads to, or where it comes from.
+    - `what`: what was found, in one sentence. `why`: its consequence or its cause.
     - `next_step`: what to do; empty if nothing is wrong.
-    - `file` and `lines`: what to write, and into which file; empty if that is not the solution."""
+    - `file` and `lines`: the path of a file, and lines to write into it as the solution; empty if nothing has to be
+      written."""
 
     check: str
     level: Level
@@ -56,17 +58,17 @@ class Finding:
 
 
 def ok(check: str, what: str) -> Finding:
-    """Returns a finding that says that all is well."""
+    """Returns a finding without a problem."""
     return Finding(check, Level.OK, what)
 
 
 def warning(check: str, what: str, why: str = "", next_step: str = "", *, file: str = "", lines: str = "") -> Finding:
-    """Returns a finding of what may go wrong."""
+    """Returns a finding about something that may fail."""
     return Finding(check, Level.WARNING, what, why, next_step, file, lines)
 
 
 def problem(check: str, what: str, why: str = "", next_step: str = "", *, file: str = "", lines: str = "") -> Finding:
-    """Returns a finding of what does not work."""
+    """Returns a finding about something that does not work."""
     return Finding(check, Level.PROBLEM, what, why, next_step, file, lines)
 
 
@@ -77,12 +79,12 @@ def worst_level(findings: Iterable[Finding]) -> Level:
 
 
 Check = Callable[[], Awaitable[Sequence[Finding]]]
-"""Looks at one thing and returns what it finds."""
+"""A function that checks one thing and returns its findings."""
 
 
 async def run_checks(checks: Mapping[str, Check], seconds: float = CHECK_SECONDS) -> list[Finding]:
-    """Runs all checks at the same time, and returns their findings in the order of the checks. A check that takes more
-    than `seconds`, or fails itself, has a finding that says so."""
+    """Runs all checks at the same time, and returns their findings in the order of the checks. If a check takes more
+    than `seconds`, or raises an error, the result has a finding about that."""
     results = await asyncio.gather(*(_run(name, check, seconds) for name, check in checks.items()))
     return [finding for findings in results for finding in findings]
 
@@ -102,14 +104,14 @@ async def _run(name: str, check: Check, seconds: float) -> Sequence[Finding]:
         ]
     except (RegistryError, OSError) as error:
         return [problem(name, f"the check failed: {error}", next_step="solve that, then run the command again")]
-    except Exception as error:  # the other findings may be what somebody needs now
+    except Exception as error:  # an error in one check must not hide the findings of the others
         what = f"the check itself failed: {type(error).__name__}: {error}"
         return [problem(name, what, "this is a mistake in Entrepot", "report it with the output of this command")]
 
 
 async def in_thread(call: Callable[[], T]) -> T:
-    """Runs a blocking call in a thread of its own, and returns its result. If the caller is cancelled, the thread goes
-    on, but the program can end nevertheless, in contrast to a thread of `asyncio.to_thread`."""
+    """Runs a blocking call in a new thread, and returns its result. If the caller is cancelled, the thread continues.
+    In contrast to a thread of `asyncio.to_thread`, it does not keep the program from ending."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

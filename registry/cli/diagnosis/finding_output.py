@@ -13,20 +13,20 @@ from registry.cli.output import plain_console, plural
 
 _MARKS = {Level.OK: ("ok", "green"), Level.WARNING: ("warning", "yellow"), Level.PROBLEM: ("problem", "red")}
 _INDENT = 9
-"""Columns in front of each text: the width of the longest mark, and a space more."""
+"""How many columns are in front of each text: the width of the longest mark, and two spaces."""
 
 
 def print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
-    """Prints the findings, the worst last, where people look first in a terminal. Returns the exit code: 1 if there is
-    a problem, otherwise 0."""
+    """Prints the findings, the worst last, because people see the end of the output first in a terminal. Returns the
+    exit code: 1 if there is a problem, otherwise 0."""
     level = worst_level(findings)
     if as_json:
         typer.echo(json.dumps({"level": level.value, "findings": [each.as_json() for each in findings]}, indent=2))
         return int(level is Level.PROBLEM)
-    shown: set[tuple[str, str]] = set()
+    printed_lines: set[tuple[str, str]] = set()
     for finding in sorted(findings, key=lambda each: list(Level).index(each.level)):
-        _print(finding, is_repeated=(finding.file, finding.lines) in shown)
-        shown.add((finding.file, finding.lines))
+        _print(finding, is_repeated=(finding.file, finding.lines) in printed_lines)
+        printed_lines.add((finding.file, finding.lines))
     counts = [
         plural(sum(finding.level is each for finding in findings), each.value)
         for each in (Level.PROBLEM, Level.WARNING)
@@ -37,7 +37,7 @@ def print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
 
 
 def _print(finding: Finding, *, is_repeated: bool) -> None:
-    """Prints one finding. `is_repeated`: its lines were printed already, with an earlier finding."""
+    """Prints one finding. `is_repeated`: the lines of the finding were already printed with an earlier finding."""
     from rich.text import Text
 
     console = plain_console()

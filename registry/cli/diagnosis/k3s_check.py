@@ -1,7 +1,7 @@
-"""Checks whether k3s or RKE2 on a machine pulls through this registry: `registries.yaml`.
+"""Checks whether k3s or RKE2 on a machine pulls through this registry, by its file `registries.yaml`.
 
-Both bring a containerd of their own. When they start, they write its `config.toml` and `hosts.toml` files anew from
-`registries.yaml`, so that is the only file to change.
+Both have their own containerd. Whenever they start, they generate its `config.toml` and `hosts.toml` files from
+`registries.yaml`, so `registries.yaml` is the only file to change.
 
 Sources: k3s docs, "Private Registry Configuration"; RKE2 docs, "Containerd Registry Configuration".
 """
@@ -20,7 +20,7 @@ from registry.clients.client_setup import MirroredHost
 CHECK = "containerd"
 _CA_FILE = "/etc/rancher/entrepot-ca.crt"
 _EVERY_HOST = "*"
-"""The name of the mirror entry that applies to every host without an entry of its own."""
+"""The name of the mirror entry that applies to every host without its own entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def kubernetes_on(files: ClientFiles) -> list[Kubernetes]:
 
 
 def check_k3s(files: ClientFiles, target: Target, kubernetes: Kubernetes) -> list[Finding]:
-    """Returns what is found."""
+    """Checks `registries.yaml` of a distribution. Returns the findings."""
     file = kubernetes.file
     try:
         document = replace(files, program=kubernetes.name).yaml(file)
@@ -86,7 +86,7 @@ def _host_finding(
     target: Target,
     lines: str,
 ) -> Finding:
-    """Returns whether pulls of a host's images come through the registry."""
+    """Returns a finding that says whether containerd pulls the images of a host through the registry."""
     file = kubernetes.file
     step = f"write this to {file}, then run: {kubernetes.restart}"
     name = host.prefix if host.prefix in mirrors else _EVERY_HOST
@@ -115,8 +115,8 @@ def _host_finding(
 def _check_own_host(
     kubernetes: Kubernetes, mirrors: dict[str, Any], configs: dict[str, Any], target: Target, lines: str
 ) -> Iterator[Finding]:
-    """Yields what keeps images from being pulled whose names begin with the registry's own host, and what keeps
-    containerd from trusting its certificate."""
+    """Yields a finding if containerd cannot pull images whose names begin with the registry's own host, or does not
+    trust the registry's certificate."""
     address, file = target.address, kubernetes.file
     step = f"write this to {file}, then run: {kubernetes.restart}"
     if _needs_plain_http(target) and not any(target.is_at(url) for url in _endpoints(mirrors.get(address.host))):
@@ -132,7 +132,7 @@ def _check_own_host(
 
 
 def _endpoints(mirror: Any) -> list[str]:
-    """Returns the URLs of a mirror. One without a scheme is reached by TLS."""
+    """Returns the endpoints of a mirror as URLs. An endpoint without a scheme becomes an `https` URL."""
     urls = mirror.get("endpoint") if isinstance(mirror, dict) else None
     texts = [str(url) for url in urls] if isinstance(urls, list) else []
     return [url if "://" in url else f"https://{url}" for url in texts]
@@ -149,7 +149,7 @@ def _table(kubernetes: Kubernetes, document: dict[str, Any] | None, key: str) ->
 
 
 def _merged(document: dict[str, Any], target: Target) -> str:
-    """Returns the whole content that the file should have: its present keys and those that it lacks."""
+    """Returns the whole content that the file should have: its present keys, and the keys that are missing."""
     import yaml
 
     merged = {key: copy.deepcopy(value) for key, value in document.items() if key in ("mirrors", "configs", "auths")}
@@ -157,8 +157,11 @@ def _merged(document: dict[str, Any], target: Target) -> str:
     names = [host.prefix for host in target.hosts] + ([address.host] if _needs_plain_http(target) else [])
     for name in names:
         others = [url for url in _endpoints(mirrors.get(name)) if not _leads_here(url, target)]
-        before = mirrors.get(name)
-        mirrors[name] = {**(before if isinstance(before, dict) else {}), "endpoint": [address.url, *others]}
+        present_mirror = mirrors.get(name)
+        mirrors[name] = {
+            **(present_mirror if isinstance(present_mirror, dict) else {}),
+            "endpoint": [address.url, *others],
+        }
     merged["mirrors"] = mirrors
     if target.needs_ca:
         configs = merged["configs"] = merged.get("configs") or {}
@@ -168,7 +171,7 @@ def _merged(document: dict[str, Any], target: Target) -> str:
 
 
 def _needs_plain_http(target: Target) -> bool:
-    """Returns whether containerd must be told that the registry speaks plain HTTP. For a loopback address, containerd
+    """Returns whether the file has to state that the registry speaks plain HTTP. For a loopback address, containerd
     expects plain HTTP anyway."""
     return target.address.is_plain_http and not target.address.is_trusted_by_docker
 

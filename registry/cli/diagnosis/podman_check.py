@@ -1,5 +1,5 @@
-"""Checks whether podman, buildah, skopeo and CRI-O on a machine pull through this registry: `registries.conf`, the
-files in `registries.conf.d`, and the authorities in `certs.d`.
+"""Checks whether podman, buildah, skopeo and CRI-O on a machine pull through this registry. Reads `registries.conf`,
+the files in `registries.conf.d`, and the certificates of authorities in `certs.d`.
 
 Sources: containers-registries.conf(5), containers-registries.conf.d(5), containers-certs.d(5).
 """
@@ -32,7 +32,7 @@ class RegistryEntry:
 
     @property
     def location(self) -> str:
-        """The host, and perhaps a path, that takes the place of the prefix."""
+        """The host, possibly with a path, that replaces the prefix in image names."""
         return str(self.values.get("location") or self.prefix)
 
     def matches(self, name: str) -> bool:
@@ -45,17 +45,17 @@ class RegistryEntry:
 def check_podman(files: ClientFiles, target: Target) -> list[Finding]:
     """Returns the findings."""
     try:
-        entries, is_old = _load(files)
+        entries, old_file = _load(files)
     except FileUnusable as error:
         return [error.finding]
-    if is_old is not None:
+    if old_file is not None:
         return [
             problem(
                 CHECK,
-                f"{is_old} has the old format (version 1), which knows no mirrors",
+                f"{old_file} has the old format (version 1), which knows no mirrors",
                 "if another file has the new format, podman refuses both: mixing sysregistry v1/v2 is not supported",
-                f"write unqualified-search-registries = [...] in place of [registries.search] in {is_old}, and this to "
-                f"{DROP_IN}",
+                f"write unqualified-search-registries = [...] in place of [registries.search] in {old_file}, and "
+                f"this to {DROP_IN}",
                 file=DROP_IN,
                 lines=target.lines_for(DROP_IN),
             )
@@ -68,21 +68,21 @@ def check_podman(files: ClientFiles, target: Target) -> list[Finding]:
 
 def _load(files: ClientFiles) -> tuple[list[RegistryEntry], str | None]:
     """Returns the entries of all files; a later file replaces the entries of an earlier one that have the same prefix.
-    Also returns the path of a file in the old format; None if there is none. Raises FileUnusable."""
+    Also returns the path of the first file in the old format; None if there is no such file. Raises FileUnusable."""
     main = files.first(_USER) or _SYSTEM
     names = [main]
     for folder in ("/etc/containers/registries.conf.d", "~/.config/containers/registries.conf.d"):
         names += files.names(folder, "*.conf")
     entries: dict[str, RegistryEntry] = {}
-    is_old = None  # the path of the first file in the old format
+    old_file = None  # the path of the first file in the old format
     for name in names:
         document = files.toml(name) or {}
         if isinstance(old := document.get("registries"), dict) and any(old.get(key) for key in _V1_KEYS):
-            is_old = is_old or name
+            old_file = old_file or name
         for values in document.get("registry") or []:
             if isinstance(values, dict) and (prefix := str(values.get("prefix") or values.get("location") or "")):
                 entries[prefix] = RegistryEntry(prefix, values, name)
-    return list(entries.values()), is_old
+    return list(entries.values()), old_file
 
 
 def _find(entries: list[RegistryEntry], name: str) -> RegistryEntry | None:
@@ -91,7 +91,7 @@ def _find(entries: list[RegistryEntry], name: str) -> RegistryEntry | None:
 
 
 def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: Target) -> list[Finding]:
-    """Checks whether pulls of a host's images come through the registry. Returns the findings."""
+    """Checks whether podman pulls the images of a host through the registry. Returns the findings."""
     lines = target.lines_for(DROP_IN)
     entry = _find(entries, f"{host.prefix}/some/app")
     if entry is None:
@@ -103,16 +103,20 @@ def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: Target
     findings = list(_check_mirrors(entry, host, target, lines))
     if not any(finding.level == "problem" for finding in findings):
         findings.insert(0, ok(CHECK, f"pulls of {host.prefix} come through {target.address.url} ({entry.file})"))
-    for narrow in entries:
-        if narrow.prefix.startswith(f"{host.prefix}/") and not any(_places(narrow, host, target)):
-            what = f"{narrow.file} has a [[registry]] for {narrow.prefix} of its own, without this mirror"
+    for narrower_entry in entries:
+        if narrower_entry.prefix.startswith(f"{host.prefix}/") and not any(_places(narrower_entry, host, target)):
+            what = (
+                f"{narrower_entry.file} has a [[registry]] for {narrower_entry.prefix} of its own, without this mirror"
+            )
             why = "the longest prefix counts, so these images are pulled without this registry"
-            findings.append(warning(CHECK, what, why, "give it the same mirror, or remove it", file=narrow.file))
+            findings.append(
+                warning(CHECK, what, why, "give it the same mirror, or remove it", file=narrower_entry.file)
+            )
     return findings
 
 
 def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: Target, lines: str) -> Iterator[Finding]:
-    """Yields what is wrong with the places from which podman pulls the images of an entry."""
+    """Yields the problems of the places (mirrors and location) from which podman pulls the images of an entry."""
     places = [place for place in [*(entry.values.get("mirror") or []), entry.values] if isinstance(place, dict)]
     for place in places:
         if "://" in str(place.get("location") or ""):
@@ -120,19 +124,19 @@ def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: Target, lin
             why = "podman refuses a location with a scheme: URI schemes are not supported"
             yield problem(CHECK, what, why, _STEP, file=DROP_IN, lines=lines)
             return
-    ours = next(_places(entry, host, target), None)
-    if ours is None:
+    our_place = next(_places(entry, host, target), None)
+    if our_place is None:
         yield _not_ours(entry, host, target, places, lines)
         return
-    if target.address.is_plain_http and ours.get("insecure") is not True:
-        what = f"the mirror {ours.get('location')} in {entry.file} lacks insecure = true"
+    if target.address.is_plain_http and our_place.get("insecure") is not True:
+        what = f"the mirror {our_place.get('location')} in {entry.file} lacks insecure = true"
         why = f"the registry speaks plain HTTP; podman tries TLS, fails, and pulls from {host.server}"
         yield problem(CHECK, what, why, _STEP, file=DROP_IN, lines=lines)
-    if ours is not places[0]:
+    if our_place is not places[0]:
         what = f"{entry.file} names {places[0].get('location')} before this registry"
         yield warning(CHECK, what, "podman asks this registry only if that fails", "put this registry's mirror first")
-    by_digest = entry.values.get("mirror-by-digest-only") is True and ours is not entry.values
-    if by_digest or ours.get("pull-from-mirror") == "digest-only":
+    by_digest = entry.values.get("mirror-by-digest-only") is True and our_place is not entry.values
+    if by_digest or our_place.get("pull-from-mirror") == "digest-only":
         what, why = f"{entry.file} uses the mirror only for pulls by digest", f"tags are pulled from {host.server}"
         step = "remove mirror-by-digest-only or pull-from-mirror"
         yield problem(CHECK, what, why, step, file=entry.file)
@@ -142,9 +146,12 @@ def _places(entry: RegistryEntry, host: MirroredHost, target: Target) -> Iterato
     """Yields those places of an entry (its mirrors, and the entry itself) that lead to this registry's mirror of the
     host. If the entry's prefix has a path, the location needs the same path: an entry for `docker.io/team` needs
     `HOST/docker.io/team`, where HOST is this registry."""
-    rest = entry.prefix.removeprefix(host.prefix)
-    registry_locations = {f"{target.address.host}/{host.name}{rest}", f"{target.address.host}/{host.prefix}{rest}"}
-    if target.default == host.name and not rest:
+    path_below_host = entry.prefix.removeprefix(host.prefix)
+    registry_locations = {
+        f"{target.address.host}/{host.name}{path_below_host}",
+        f"{target.address.host}/{host.prefix}{path_below_host}",
+    }
+    if target.default == host.name and not path_below_host:
         registry_locations.add(target.address.host)
     for place in [*(entry.values.get("mirror") or []), entry.values]:
         if isinstance(place, dict) and str(place.get("location") or "").rstrip("/") in registry_locations:
@@ -155,9 +162,9 @@ def _not_ours(
     entry: RegistryEntry, host: MirroredHost, target: Target, places: list[dict[str, Any]], lines: str
 ) -> Finding:
     """Returns the finding for an entry that does not lead to this registry."""
-    near = next((place for place in places if _host(place) == target.address.host), None)
-    if near is not None:
-        what = f"the mirror {near['location']} in {entry.file} has the wrong path"
+    same_host_place = next((place for place in places if _host(place) == target.address.host), None)
+    if same_host_place is not None:
+        what = f"the mirror {same_host_place['location']} in {entry.file} has the wrong path"
         why = f"this registry has the images of {host.prefix} below {target.address.host}/{host.name}"
         return problem(CHECK, what, why, _STEP, file=DROP_IN, lines=lines)
     others = ", ".join(str(place.get("location")) for place in places[:-1]) or "no mirror"
@@ -195,7 +202,7 @@ def _check_own_host(files: ClientFiles, entries: list[RegistryEntry], target: Ta
 
 
 def _has_login(files: ClientFiles, host: str) -> bool:
-    """Returns whether a file of logins has one for the host."""
+    """Returns whether a file with logins has a login for the host."""
     for name in ("~/.config/containers/auth.json", "~/.docker/config.json", "/run/containers/0/auth.json"):
         try:
             logins = (files.json(name) or {}).get("auths")

@@ -1,4 +1,4 @@
-"""`probe`: connects to a registry's address as a client does, and says what answers there."""
+"""`probe`: connects to a registry's address as a client does, and returns the response or the error."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 from registry.status.worker_report import INSTANCE_HEADER
 
 PROBE_SECONDS: Final = 5.0
-"""Time limit for a connection, and for each answer."""
+"""Time limit for a connection, and for each response."""
 
 
 class ProbeError(StrEnum):
-    """Why nothing could be asked."""
+    """The reasons why there was no response."""
 
     DNS = "the name is not known"
     REFUSED = "nothing listens there"
@@ -33,10 +33,10 @@ class ProbeError(StrEnum):
 class ProbeResult:
     """The response of the server at an address.
 
-    - `error` and `detail`: why nothing could be asked, and what the system says about it; None and empty: it answers.
-    - `instance`: the id of the run of the server (`registry.status.worker_report`); None: it is no Entrepot.
-    - `status`: that of the answer to GET `/v2/`.
-    - `is_registry`: whether the answer to GET `/v2/` is that of a registry."""
+    - `error` and `detail`: why there was no response, and the message of the system; None and empty: there was one.
+    - `instance`: the id of this run of the server (`registry.status.worker_report`); None: the server is not Entrepot.
+    - `status`: the HTTP status of the response to GET `/v2/`.
+    - `is_registry`: whether the response to GET `/v2/` is that of a registry."""
 
     url: str
     error: ProbeError | None = None
@@ -47,8 +47,9 @@ class ProbeResult:
 
 
 def probe(url: str, ca_file: Path | None = None, seconds: float = PROBE_SECONDS) -> ProbeResult:
-    """Asks for `/livez` and `/v2/` at `url`, a scheme with a host and port. Blocks. `ca_file`: an authority to trust
-    besides those of the system. Raises nothing for what can go wrong on the network."""
+    """Requests `/livez` and `/v2/` at `url`, which is a scheme with a host and port. Blocks. `ca_file`: the certificate
+    of an authority to trust in addition to those of the system. Errors of the network are in the result and are not
+    raised."""
     try:
         _, live_headers = _get(url, "/livez", ca_file, seconds)
         status, headers = _get(url, "/v2/", ca_file, seconds)

@@ -17,14 +17,16 @@ from registry.config import Settings
 from registry.status.worker_report import LATE_SECONDS, WorkerReport, read_worker_reports
 
 MIN_FILES: Final = 4096
-"""With fewer open files, a worker serves few connections at a time (docs/en/network.md)."""
+"""If a process may open fewer files than this, a worker can serve only few connections at a time
+(docs/en/network.md)."""
 MIN_CONNECTIONS: Final = 256
+"""If a worker accepts fewer connections than this at a time, there is a warning."""
 _BUSY_LOOP_SECONDS: Final = 1.0
+"""If the event loop of a worker is late by more than this, there is a warning."""
 
 
 class ServerCheck:
-    """The checks of the server of a data directory. `answer`: what answers at the registry's address, once `address`
-    has been checked."""
+    """The checks of the server that uses a data directory."""
 
     def __init__(self, settings: Settings, address: RegistryAddress, clock: Callable[[], float] = time.time) -> None:
         """`clock` returns seconds since 1970."""
@@ -33,7 +35,7 @@ class ServerCheck:
         self._clock = clock
 
     async def server(self) -> Sequence[Finding]:
-        """Checks that a server runs, and that its processes are well."""
+        """Checks that a server runs, and that all its processes work."""
         reports = await self._reports()
         if not reports:
             what = f"no server runs on {self._settings.data.absolute()}"
@@ -104,7 +106,8 @@ class ServerCheck:
 
 
 async def limit_findings() -> Sequence[Finding]:
-    """Checks how many files a process of this user may open. The server raises the soft limit to the hard one."""
+    """Checks how many files a process of this user may open. Reads the hard limit, because the server raises the soft
+    limit to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < MIN_FILES:
         step = "set LimitNOFILE=65536 in the unit of systemd, or --ulimit nofile=65536 for the container"
@@ -114,8 +117,8 @@ async def limit_findings() -> Sequence[Finding]:
 
 
 def settings_findings(settings: Settings, warnings: Sequence[str], *, has_file: bool) -> list[Finding]:
-    """Checks that the settings fit together. `warnings`: those from loading them. `has_file`: whether there is a
-    settings file."""
+    """Checks that the settings are consistent with each other. `warnings`: the warnings from loading the settings.
+    `has_file`: whether there is a settings file."""
     from registry.client_addresses import is_loopback_host
 
     name = "settings"
@@ -155,7 +158,7 @@ def _upstream_settings(settings: Settings) -> Iterator[Finding]:
             try:
                 mode = path.stat().st_mode
             except OSError:
-                continue  # the check of the login says so
+                continue  # the check of the login has a finding about this
             if mode & 0o004:
                 why = f"it has the password for {upstream.name}"
                 yield warning(name, f"every user of this machine can read {path}", why, f"chmod o-r {path}")

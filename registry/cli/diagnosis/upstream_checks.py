@@ -1,5 +1,5 @@
-"""Checks of `entrepot doctor` on one upstream: the names of its endpoints in the DNS, whether they answer, the login,
-and how many requests are left."""
+"""Checks of `entrepot doctor` on one upstream: whether the names of its endpoints can be resolved, whether the
+endpoints respond, whether they accept the login, and how many requests the upstream still allows."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from storage.errors import Denied, RegistryError, TooManyRequests, UpstreamTimeo
 from storage.names import RepositoryName, Tag
 
 ALLOWANCE_REPOSITORY: Final = RepositoryName("ratelimitpreview/test")
-"""The repository that Docker names for asking how many pulls are left. A HEAD request does not count as a pull."""
+"""The repository for requests that find out how many pulls Docker Hub still allows, according to Docker's
+documentation. A HEAD request does not count as a pull."""
 SLOW_SECONDS: Final = 2.0
-"""An endpoint that takes longer for an answer to GET `/v2/` is worth a warning."""
+"""If an endpoint takes longer than this to respond to GET `/v2/`, there is a warning."""
 _PLAIN_SECONDS: Final = 2.0
-"""Time limit for an answer to plain HTTP, after TLS has failed."""
+"""Time limit for a response to plain HTTP, after TLS has failed."""
 _FEW_FRACTION: Final = 1 / 10
+"""If no more than this fraction of the allowed pulls is left, there is a warning."""
 
 OnDate = Callable[[str, str, float], None]
-"""Gets the URL of an endpoint, the Date header of its answer, and when the answer arrived, in seconds since 1970."""
+"""A callback that receives the URL of an endpoint, the Date header of its response, and the time at which the response
+arrived, in seconds since 1970."""
 
 
 def upstream_check(upstream: Upstream, on_date: OnDate, clock: Callable[[], float] = time.time) -> dict[str, Check]:
@@ -51,7 +54,7 @@ class _EndpointCheck:
         self._clock = clock
 
     async def run(self) -> list[Finding]:
-        """Returns what is found. Each step needs the one before."""
+        """Runs the steps of the check and returns the findings. Stops at the first step that finds a problem."""
         try:
             proxy = OutboundProxies().proxy_for(self._url)
         except RegistryError as error:
@@ -84,7 +87,7 @@ class _EndpointCheck:
 
     async def _reach(self, client: HttpUpstreamClient, proxy: str | None) -> list[Finding]:
         start = time.monotonic()
-        through = "" if proxy is None else f" through the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}"
+        proxy_text = "" if proxy is None else f" through the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}"
         try:
             response = await client.ping()
         except RegistryError as error:
@@ -92,7 +95,7 @@ class _EndpointCheck:
             if proxy is None and await self._speaks_plain_http():
                 step = "the endpoint speaks plain HTTP: write http:// in endpoints"
             why = "cached images are served, and no new ones"
-            return [problem(self._name, f"{error.message}{through}", why, step)]
+            return [problem(self._name, f"{error.message}{proxy_text}", why, step)]
         seconds = time.monotonic() - start
         if date := response.headers.get("date"):
             self._on_date(self._url, date, self._clock())
@@ -100,13 +103,13 @@ class _EndpointCheck:
             step = "wait, or use a login with a larger allowance"
             return [warning(self._name, f"{self._url} answers 429: too many requests", "", step)]
         if response.status not in (200, 401):
-            what = f"{self._url} answers GET /v2/ with {response.status}{through}, as no registry does"
+            what = f"{self._url} answers GET /v2/ with {response.status}{proxy_text}, as no registry does"
             step = "correct the endpoint; if a proxy or a firewall is in between, let it pass these requests"
             return [problem(self._name, what, "another server answers, or the registry is broken", step)]
         if seconds > SLOW_SECONDS:
             step = f"compare endpoints: entrepot mirror test {self._upstream.name}"
-            return [warning(self._name, f"{self._url} took {seconds:.1f} s to answer{through}", "", step)]
-        return [ok(self._name, f"{self._url} answers in {seconds * 1000:.0f} ms{through}")]
+            return [warning(self._name, f"{self._url} took {seconds:.1f} s to answer{proxy_text}", "", step)]
+        return [ok(self._name, f"{self._url} answers in {seconds * 1000:.0f} ms{proxy_text}")]
 
     async def _speaks_plain_http(self) -> bool:
         """Returns whether an endpoint whose URL begins with https:// answers plain HTTP. The error of the TLS
@@ -141,14 +144,14 @@ class _EndpointCheck:
         return [ok(self._name, f"{self._url} accepts the login of {current.username or 'the identity token'}")]
 
     async def _allowance(self, client: HttpUpstreamClient) -> list[Finding]:
-        """Asks for the remaining pulls. The answer is in the records of the client."""
+        """Sends a request that shows how many pulls are left. The client saves this number in its records."""
         try:
             await client.resolve_manifest(ALLOWANCE_REPOSITORY, Tag("latest"))
         except TooManyRequests as error:
             step = "wait, use a login with a larger allowance, or name another endpoint for docker.io"
             return [problem(self._name, "Docker Hub allows no more pulls now", error.message, step)]
         except RegistryError:
-            pass  # a copy of Docker Hub need not have this repository
+            pass  # a mirror of Docker Hub may lack this repository
         return []
 
     def _allowance_finding(self, remaining: int, limit: int | None) -> Finding:
@@ -161,7 +164,7 @@ class _EndpointCheck:
 
 
 def _step_for(error: str, upstream: Upstream) -> str:
-    """Returns what to do about an endpoint that cannot be reached, by the text of the error."""
+    """Returns advice for an endpoint that cannot be reached, which depends on the text of the error."""
     text = error.lower()
     if "expired" in text:
         return "look at the clock of this machine first; if it is right, the operator of the upstream has to renew it"

@@ -33,6 +33,7 @@ UNFREEZE_EXAMPLES = "\b\nExamples:\n  entrepot mirror unfreeze ubuntu:24.04 --mi
 FROZEN_HELP = "List the frozen tags."
 FROZEN_EXAMPLES = "\b\nExamples:\n  entrepot mirror frozen --config entrepot.toml\n  entrepot mirror frozen --json"
 _PAGE_SIZE = 1000
+"""Number of tags in each page that is read from the store."""
 
 
 def freeze(
@@ -67,8 +68,8 @@ def unfreeze(
     async def unfreeze_one(router: Router, stored: StoredRegistry, reference: TagReference) -> tuple[FrozenTag, str]:
         from registry.upkeep.frozen_tags import unfreeze_tag
 
-        was = await unfreeze_tag(router, stored.upstream_tags, reference, by=operator_actor())
-        return was, f"no longer frozen; it was at {was.digest} since {local_time(was.at)}"
+        former = await unfreeze_tag(router, stored.upstream_tags, reference, by=operator_actor())
+        return former, f"no longer frozen; it was at {former.digest} since {local_time(former.at)}"
 
     _run_for_each(
         "unfrozen", references, unfreeze_one, config, data, mirror, as_json=as_json, create_data_directory=False
@@ -112,10 +113,11 @@ def _run_for_each(
     as_json: bool,
     create_data_directory: bool,
 ) -> None:
-    """Runs `action` for each reference, and prints the text that `action` returns. With `as_json`, prints each tag as
-    one line of JSON with the key `event`, and at the end the number of tags. After an error, prints the error on stderr
-    and continues with the next reference. Ends the command with exit code 1 if there was an error, otherwise with 0. If
-    a reference is not valid, does nothing and ends the command with exit code 2."""
+    """Runs `action` for each reference, and prints the text that `action` returns. With `as_json`, prints one line of
+    JSON for each tag, with the value `event` under the key `event`, and at the end a line with the number of tags.
+    After an error, prints the error on stderr and continues with the next reference. Ends the command with exit code 1
+    if there was an error, otherwise with 0. If a reference is not valid, does nothing and ends the command with exit
+    code 2."""
     settings = load_mirror_settings(config, data, mirror)
     with one_line_errors():
         from registry.upkeep.frozen_tags import parse_tag_reference
@@ -132,12 +134,12 @@ def _run_for_each(
             failed = 0
             for text, reference in parsed:
                 try:
-                    frozen, said = await action(router, stored, reference)
+                    frozen, message = await action(router, stored, reference)
                 except RegistryError as error:
                     typer.echo(f"entrepot: {text}: {error.message}", err=True)
                     failed += 1
                 else:
-                    _print_result(event, f"{reference.repository}:{reference.tag}", frozen, said, as_json=as_json)
+                    _print_result(event, f"{reference.repository}:{reference.tag}", frozen, message, as_json=as_json)
             if as_json:
                 print_done({"tags": len(parsed) - failed, "failed": failed})
             return min(failed, 1)
@@ -145,12 +147,12 @@ def _run_for_each(
         raise typer.Exit(run_on_mirrors(settings, work, create_data_directory=create_data_directory))
 
 
-def _print_result(event: str, name: str, frozen: FrozenTag, said: str, *, as_json: bool) -> None:
-    """Prints the line of one tag."""
+def _print_result(event: str, name: str, frozen: FrozenTag, message: str, *, as_json: bool) -> None:
+    """Prints the result for one tag as a line."""
     if as_json:
         from registry.admin.frozen_tag_routes import FrozenTagResponse
 
         fields = FrozenTagResponse.from_stored(frozen).model_dump(mode="json")
-        print_json_line({"event": event, **fields, "message": said})
+        print_json_line({"event": event, **fields, "message": message})
     else:
-        typer.echo(f"{name}: {said}")
+        typer.echo(f"{name}: {message}")

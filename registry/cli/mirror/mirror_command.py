@@ -228,8 +228,9 @@ def _run_for_each(
     create_data_directory: bool,
     whole_repositories: bool = False,
 ) -> int:
-    """Runs `action` for each image and prints the text that it returns. After an error, prints it on stderr and
-    continues with the next image. Returns the exit code of the command: 1 if there was an error, otherwise 0.
+    """Runs `action` for each image and prints the text that `action` returns. After an error, prints the error on
+    stderr and continues with the next image. Returns the exit code of the command: 1 if there was an error, otherwise
+    0.
 
     `create_data_directory`: create the data directory if there is none. `whole_repositories`: `action` acts on whole
     repositories, so the printed lines begin with the name of the repository, without a tag or digest."""

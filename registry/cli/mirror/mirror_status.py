@@ -1,8 +1,8 @@
 """The state of the mirrors, as `entrepot mirror status` shows it: values for JSON, or tables for people.
 
 An *upstream* is a remote registry that this registry mirrors. A *fill* is the download of one blob from an upstream;
-until it is complete, the received bytes are a *partial*. An *allowance* is what an upstream said about its rate limit:
-how many requests it still accepts. Times are in seconds since 1970.
+until it is complete, the received bytes are a *partial*. An *allowance* is the number of requests that an upstream
+still accepts, as it reported with its rate limit. Times are in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -79,9 +79,10 @@ async def _frozen_tags(upstream: Upstream, tags: UpstreamTags) -> list[str]:
 async def _held_back_tags(
     upstream: Upstream, tags: UpstreamTags, inventory: Inventory, frozen: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Returns for JSON the cached tags that the cooldown holds back, without those in `frozen`. Of each tag, "served"
-    is the digest that pulls get (None: none), "newest" the digest at the upstream, and "from" the time from which on
-    pulls get the newest."""
+    """Returns for JSON the cached tags that the cooldown holds back, except those in `frozen`. (A cooldown is the delay
+    after which pulls get a new digest of a tag.) For each tag, "served" is the digest that pulls get (None: pulls get
+    no digest), "newest" is the digest at the upstream, and "from" is the time from which pulls get the newest
+    digest."""
     if not upstream.cooldown:
         return []
     served_tags, ignored, held_back = ServedTags(tags, upstream, time.time), set(frozen), []
@@ -98,8 +99,8 @@ async def _held_back_tags(
 async def _count_stale_tags(
     upstream: Upstream, records: UpstreamRecords, inventory: Inventory, frozen: Sequence[str]
 ) -> int:
-    """Returns how many cached tags are stale: the last check at the upstream is so long ago that the next pull of the
-    tag makes the mirror ask the upstream. That never happens for a frozen tag."""
+    """Returns how many cached tags are stale. For a stale tag, the last check at the upstream is so long ago that the
+    mirror asks the upstream again at the next pull. A frozen tag is never stale."""
     freshness, ignored = Freshness(upstream, time.time), set(frozen)
     count = 0
     for repo, tag in inventory.tags_below(upstream.name):
@@ -132,7 +133,7 @@ def _fills(data: Path) -> list[dict[str, Any]]:
 
 
 def print_status(status: dict[str, Any]) -> None:
-    """Prints what `read_status` returned, as tables for people."""
+    """Prints the result of `read_status` as tables for people."""
     console = plain_console()
     table = new_table("upstream", "repositories", "tags", "stale", "manifests", "blobs", "size", "requests left")
     for upstream in status["upstreams"]:
@@ -157,12 +158,12 @@ def _print_delayed_tags(console: Console, upstreams: list[dict[str, Any]]) -> No
     """Prints how many tags are frozen, and a table of the tags that a cooldown holds back."""
     if frozen := sum(len(upstream["frozen"]) for upstream in upstreams):
         console.print(Text(f"{plural(frozen, 'tag')} frozen: entrepot mirror frozen lists them", "dim"))
-    held_back = [held for upstream in upstreams for held in upstream["held_back"]]
+    held_back = [held_tag for upstream in upstreams for held_tag in upstream["held_back"]]
     if held_back:
         table = new_table("held back", "served", "newer", "served from")
-        for held in held_back:
-            served, newest = (held["served"] or "nothing yet")[:_SHORT_DIGEST], held["newest"][:_SHORT_DIGEST]
-            table.add_row(*map(Text, (held["tag"], served, newest, _local_time(held["from"]))))
+        for held_tag in held_back:
+            served, newest = (held_tag["served"] or "nothing yet")[:_SHORT_DIGEST], held_tag["newest"][:_SHORT_DIGEST]
+            table.add_row(*map(Text, (held_tag["tag"], served, newest, _local_time(held_tag["from"]))))
         console.print()
         console.print(table)
 

@@ -1,5 +1,5 @@
-"""The work of `entrepot mirror refresh` and `entrepot mirror purge` on one image reference, with the texts that they
-print (`registry.upkeep.cached_content` does it)."""
+"""The functions with which `entrepot mirror refresh` and `entrepot mirror purge` handle one image reference. They call
+`registry.upkeep.cached_content` and return the text to print."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from storage.store.stored_registry import StoredRegistry
 from storage.upstream_tags import TagFrozen
 
 MIRROR_COMMAND_ACTOR = Actor(name="entrepot mirror")
-"""The name with which the audit log says who deleted content."""
+"""The actor that the audit log names for content that `purge` deletes."""
 
 
 async def refresh_reference(router: Router, stored: StoredRegistry, image: ImageReference) -> str:
-    """Refreshes an image, and returns the result as a text for the user, which also says whether a cooldown holds the
-    digest back. Raises the errors of `refresh_image`."""
+    """Asks the upstream what an image's tag points at now, and returns the result as a text for the user. The text also
+    says whether a cooldown holds the digest back. Raises the errors of `refresh_image`."""
     result = await refresh_image(router, stored, image)
     text = _refresh_text(result)
     if result.held_back_until is not None:
@@ -62,9 +62,9 @@ async def purge_reference(
     everything: bool,
     force: bool = False,
 ) -> str:
-    """Deletes the cached content of an image, or with `everything` that of its whole repository. Returns the result as
-    a text for the user. `grace`: seconds until garbage collection deletes the blobs. For the rest, and for the errors,
-    see `purge_image`."""
+    """Deletes the cached content of an image, or with `everything` the cached content of its whole repository. Returns
+    the result as a text for the user. `grace`: the number of seconds after which garbage collection may delete the
+    blobs. The other parameters and the errors are those of `purge_image`."""
     by = MIRROR_COMMAND_ACTOR
     try:
         result = await purge_image(router, stored, image, data=data, by=by, everything=everything, force=force)

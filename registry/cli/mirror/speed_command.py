@@ -48,8 +48,8 @@ def measure(
     mirror: MirrorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measures one endpoint after the other, so that they do not share the line, and prints the result. `data` has no
-    effect."""
+    """Measures one endpoint after the other, so that they do not share the bandwidth, and prints the result. `data` has
+    no effect."""
     import json
 
     from registry.cli.diagnosis.endpoint_speed import advice
@@ -82,8 +82,8 @@ def _settings(config: Path | None, data: str | None, mirror: list[str] | None) -
 
 
 def _select(settings: Settings, name: str | None, endpoints: list[str]) -> list[Upstream]:
-    """Returns the upstreams to measure, with the endpoints to measure. Ends the command for an unknown name, and for an
-    endpoint that is no URL."""
+    """Returns the upstreams to measure, with the endpoints to measure. Ends the command if the name is not an upstream
+    in the settings, or if an endpoint is not a URL."""
     from pydantic import ValidationError
 
     from registry.config import Upstream
@@ -111,7 +111,8 @@ async def _measure(upstream: Upstream, image: str | None) -> list[EndpointSpeed]
 
 
 def _image(upstream: Upstream, image: str | None) -> tuple[RepositoryName, Tag] | None:
-    """Returns the image to fetch; None if there is no known one. Ends the command if --image is not valid."""
+    """Returns the image to fetch; None if the option --image is not given and there is no default image for the
+    upstream. Ends the command if --image is not valid."""
     from registry.cli.diagnosis.endpoint_speed import DEFAULT_IMAGES
     from storage.errors import RegistryError
     from storage.names import RepositoryName, Tag

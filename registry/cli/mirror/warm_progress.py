@@ -84,7 +84,7 @@ class BarProgress(LineProgress):
 @contextmanager
 def show_progress() -> Iterator[WarmObserver]:
     """Context manager that yields an observer for the warmer. The observer shows bars and lines if stderr is a
-    terminal, and lines only if not. The bars disappear at the end of the block."""
+    terminal; otherwise it shows only lines. The bars disappear at the end of the block."""
     if not sys.stderr.isatty():
         yield LineProgress()
         return

@@ -1,1 +1,1 @@
-"""Commands for the person on call: what the server does, and what is wrong."""
+"""Commands for operators: `entrepot status` shows the state of the server, and `entrepot doctor` looks for problems."""

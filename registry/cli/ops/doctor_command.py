@@ -1,4 +1,4 @@
-"""The command `entrepot doctor`: looks for what is wrong with the registry and its machine, and says what to do."""
+"""The command `entrepot doctor`: looks for problems of the registry and its machine, and says how to solve them."""
 
 from __future__ import annotations
 
@@ -58,10 +58,11 @@ def doctor(
 def diagnose(
     loaded: LoadedSettings, config: Path | None = None, *, offline: bool = False, clock: Callable[[], float] = time.time
 ) -> list[Finding]:
-    """Runs all checks and returns what they find. `config`: the value of --config. `offline`: runs only the checks that
-    connect to nothing. `clock` returns seconds since 1970. Must be called in the main thread.
+    """Runs all checks and returns their findings. `config`: the value of --config. `offline`: runs only checks without
+    network connections. `clock` returns seconds since 1970. Must be called in the main thread.
 
-    A process of root becomes the user who owns the data directory, after it has read what only root can read."""
+    If the process runs as root, it becomes the user who owns the data directory, after it has read the files that only
+    root can read."""
     import os
 
     from registry.cli.data_owner import OwnerError, become_owner
@@ -104,8 +105,8 @@ def diagnose(
 def _checks(
     settings: Settings, dates: dict[str, tuple[str, float]], *, offline: bool, clock: Callable[[], float]
 ) -> dict[str, Check]:
-    """Returns the checks of the server and the upstreams, by name. Those of upstreams store in `dates` the Date header
-    of each endpoint."""
+    """Returns the checks of the server and the upstreams, by name. The checks of upstreams store the Date header of
+    each endpoint in `dates`."""
     from registry.cli.diagnosis.server_checks import ServerCheck, limit_findings
     from registry.clients.registry_address import registry_address
 
@@ -156,8 +157,8 @@ def _client_checks(settings: Settings) -> dict[str, Check]:
 
 
 def _client_findings(settings: Settings, program: str) -> list[Finding]:
-    """Returns what is found about a client program of this machine. No finding is worse than a warning, because a
-    client that does not use the registry is no problem of the registry."""
+    """Returns the findings about a client program of this machine. No finding is worse than a warning, because it is
+    not a problem of the registry if a client does not use it."""
     from registry.cli.diagnosis.client_check import check_client
     from registry.cli.diagnosis.finding import Level, warning
     from registry.clients.client_setup import mirrored_hosts

@@ -1,4 +1,4 @@
-"""The command `entrepot status`: shows what the server of a data directory does now."""
+"""The command `entrepot status`: shows the current state of the server of a data directory."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ HELP = (
 )
 EXAMPLES = "\b\nExamples:\n  entrepot status -c entrepot.toml\n  entrepot status --watch\n  entrepot status --json"
 NOT_RUNNING = 3
-"""Exit code if no server runs on the data directory. It is that of `systemctl status`."""
+"""Exit code if no server runs on the data directory. `systemctl status` uses the same code."""
 WATCH_SECONDS = 1.0
-"""Time between two updates of --watch."""
+"""Time between two updates with --watch."""
 
 
 def status(
@@ -61,8 +61,8 @@ def status(
 
 
 def _status(settings: Settings, work: Callable[[UpkeepComponents], Awaitable[ServerStatus]]) -> ServerStatus:
-    """Opens the data directory, runs `work`, and returns what it returns. If the store cannot be opened, as on some
-    full disks, returns what the reports of the workers say. Raises the error if there are none."""
+    """Opens the data directory, runs `work`, and returns its result. If the store cannot be opened, for example because
+    the disk is full, returns the status in the reports of the workers. Raises the error if there are no reports."""
     from registry.admin.server_status import status_without_store
     from registry.cli.data_owner import run_on_backend
     from storage.data_dir.check import DataDirectoryError

@@ -1,4 +1,4 @@
-"""Formats a server's status for people, as text and tables of `rich`."""
+"""Formats a server's status for people, as text and tables of the package `rich`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _MAX_ROWS = 10
 
 
 def status_picture(status: ServerStatus, before: ServerStatus | None = None) -> RenderableType:
-    """Returns the status as text and tables. `before`: an earlier status, from which the rate of requests is computed;
-    None: no rate is shown."""
+    """Returns the status as text and tables. `before`: an earlier status, to compute the rate of requests; None: no
+    rate is shown."""
     parts: list[RenderableType] = [_headline(status, before), Text(_disk_line(status))]
     if status.uploads is not None:
         parts.append(Text(_upload_line(status.uploads)))
@@ -93,7 +93,7 @@ def _upstreams(status: ServerStatus) -> Table | None:
 
 
 def _endpoint_state(endpoint: EndpointStatus) -> tuple[str, bool]:
-    """Returns the state in words, and whether it is bad."""
+    """Returns the state of an endpoint in words, and whether the endpoint has failed."""
     if endpoint.breaker == "open":
         wait = "" if endpoint.retry_in is None else f", tried again in {endpoint.retry_in:.0f} s"
         return f"left alone after failures{wait}", True
@@ -177,7 +177,7 @@ def duration_text(seconds: float) -> str:
 
 
 def _time(moment: datetime) -> str:
-    """Returns a time in local time, with the date if it is not today."""
+    """Returns the text of a moment in local time, with the date if it is not today."""
     local = time.localtime(moment.timestamp())
     is_today = local[:3] == time.localtime()[:3]
     return time.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M", local)

@@ -1,1 +1,1 @@
-"""Commands of upkeep: jobs, garbage collection, retention, backup and others."""
+"""Commands for the upkeep of the store: jobs, garbage collection, retention, backup and others."""

@@ -71,7 +71,7 @@ def backup(
 
 
 def _print_problem(step: Mapping[str, Any]) -> None:
-    """Prints what is wrong with a blob, on stderr. Copied blobs are not printed."""
+    """Prints a problem with a blob on stderr. Prints nothing for a step without a problem."""
     if step["event"] in ("missing", "damaged"):
         typer.echo(f"entrepot: {step['digest']} is not in the backup: {step['reason']}", err=True)
     elif step["event"] == "damaged in the backup":

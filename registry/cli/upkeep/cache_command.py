@@ -1,4 +1,5 @@
-"""The command `entrepot cache`: shows what is in the cache of mirrored content, and evicts images from it."""
+"""The command `entrepot cache`: shows the size and content of the cache of mirrored content, and evicts images from
+it."""
 
 from __future__ import annotations
 

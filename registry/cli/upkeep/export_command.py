@@ -125,4 +125,4 @@ def _parse(references: list[str]) -> list[ImageReference]:
 
 
 def _ignore(_step: Mapping[str, Any]) -> None:
-    """Gets the steps of an export whose steps are not printed."""
+    """Ignores the steps of an export, because without --json they are not printed."""

@@ -1,4 +1,4 @@
-"""The command `entrepot import`: stores the images of a file or directory, or those of another registry, in hosted
+"""The command `entrepot import`: imports images from a file, a directory or another registry into hosted
 repositories."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command `entrepot import-config`: translates the settings of a registry:2 into those of this registry."""
+"""The command `entrepot import-config`: translates the settings of a registry:2 into settings of this registry."""
 
 from __future__ import annotations
 

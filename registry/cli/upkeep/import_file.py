@@ -65,8 +65,8 @@ def _parse(as_name: str) -> ImportName:
 
 
 def _print_step(step: Mapping[str, Any]) -> None:
-    """Prints the name of an image that was stored, and says if the file lacks a part of it; or why its tag could not be
-    set."""
+    """Prints the name of a stored image, and a note if the file lacks some of its platforms. For a problem, prints why
+    the tag of an image could not be set."""
     if step["event"] == "problem":
         typer.echo(f"problem: {step['image']}: {step['reason']}", err=True)
     if step["event"] == "image":

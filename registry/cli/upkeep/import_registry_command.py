@@ -1,4 +1,5 @@
-"""The command `entrepot import-registry`: takes over the directory of a CNCF Distribution registry (registry:2)."""
+"""The command `entrepot import-registry`: imports all content from the directory of a CNCF Distribution registry
+(registry:2)."""
 
 from __future__ import annotations
 

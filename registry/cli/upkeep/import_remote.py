@@ -10,9 +10,8 @@ from registry.cli.options import USAGE_ERROR, fail
 from registry.cli.upkeep.import_run import run_import
 
 _PASSWORD_VARIABLE: Final = "_ENTREPOT_IMPORT_PASSWORD"  # not a setting: those begin with ENTREPOT_
-"""The environment variable of this process through which the password gets to the HTTP client. This process reads the
-password before it switches to the user who owns the data directory, because that user may not be allowed to read the
-file."""
+"""The environment variable of this process that passes the password to the HTTP client. This process reads the password
+before it switches to the user who owns the data directory, because that user may not be allowed to read the file."""
 
 
 def is_url(source: str) -> bool:
@@ -36,7 +35,7 @@ def import_from_url(
     data: str | None,
     as_json: bool,
 ) -> None:
-    """Runs the import and ends the command: with exit code 1 if something could not be imported."""
+    """Runs the import. Ends the command with exit code 1 if something could not be imported."""
     if (username is None) != (password_file is None):
         fail("--username and --password-file belong together; give both or none", USAGE_ERROR)
     if password_file is not None:

@@ -46,8 +46,8 @@ def _print_step(step: Mapping[str, JSON]) -> None:
 def run_import(
     config: Path | None, data: str | None, kind: str, arguments: Mapping[str, JSON], *, as_json: bool
 ) -> None:
-    """Runs an import from another registry as a job of this kind, into a data directory that it creates if there is
-    none, and prints its steps and its result. Ends the command with exit code 1 if there were problems."""
+    """Runs an import from another registry as a job of the kind `kind`, and prints its steps and its result. Creates
+    the data directory if there is none. Ends the command with exit code 1 if there were problems."""
     result = run_as_job(
         config,
         data,

@@ -1,5 +1,5 @@
-"""The command `entrepot jobs`: lists, shows and stops the long work that servers and commands run on a data
-directory."""
+"""The command `entrepot jobs`: lists, shows and stops jobs. A job is long work, such as a backup, that a server or a
+command runs on a data directory."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _state_text(job: Job) -> str:
 
 
 def _progress_text(job: Job) -> str:
-    """Returns how far a job is, such as `12 of 40 blobs`; `-` if it counts nothing."""
+    """Returns the progress of a job, such as `12 of 40 blobs`; `-` if the job does not count anything."""
     progress = job.progress
     if not progress.unit:
         return "-"

@@ -1,4 +1,4 @@
-"""The command `entrepot restore`: brings a backup into an empty data directory."""
+"""The command `entrepot restore`: restores a backup into an empty data directory."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def restore(
 
 
 def _print_problem(step: Mapping[str, Any]) -> None:
-    """Prints what is wrong with a blob, on stderr. Restored blobs are not printed."""
+    """Prints a problem with a blob on stderr. Prints nothing for a restored blob."""
     if step["event"] == "damaged":
         typer.echo(f"entrepot: {step['digest']} cannot be restored: {step['reason']}", err=True)
 

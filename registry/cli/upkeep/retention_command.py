@@ -1,4 +1,5 @@
-"""The command `entrepot retention`: shows which tags the rules in the settings keep, and deletes the others."""
+"""The command `entrepot retention`: shows which tags the retention rules in the settings keep, and deletes all other
+tags."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The command `entrepot scrub`: reads all stored content again to find what the disk has changed or lost, and shows
-what was found."""
+"""The command `entrepot scrub`: reads all stored content again to find bytes that the disk has changed or lost, and
+shows the damaged content."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ HELP = (
 )
 EXAMPLES = "\b\nExamples:\n  entrepot scrub\n  entrepot scrub --rate 200MiB --json\n  entrepot scrub status"
 SHOWN_DAMAGED = 1000
+"""Number of damaged blobs that `status` shows."""
 app = typer.Typer(help=HELP, epilog=EXAMPLES, invoke_without_command=True, rich_markup_mode=None)
 quarantine = typer.Typer(
     help="Show and delete the damaged bytes that are kept.", no_args_is_help=True, rich_markup_mode=None
@@ -56,7 +57,7 @@ def scrub(
     from registry.upkeep.scrub_job import scrub_arguments, scrub_work
     from storage.upkeep.scrubber import KIND
 
-    # The steps say the same as the log, whose warnings Python would print as well.
+    # Without a handler, Python would print logged warnings on stderr, although the printed steps say the same.
     for name in ("storage.damage", "registry.upkeep.scrub"):
         logging.getLogger(name).addHandler(logging.NullHandler())
     arguments = scrub_arguments(_parse_rate(rate), keep_going=keep_going)
@@ -74,7 +75,8 @@ def scrub(
 
 
 def _parse_rate(text: str | None) -> int | None:
-    """Returns a number of bytes per second; None for None. Ends the command if it is not one."""
+    """Parses a number of bytes per second, such as `50MiB`; returns None for None. Ends the command if the text is not
+    valid."""
     if text is None:
         return None
     from pydantic import ByteSize, TypeAdapter, ValidationError
@@ -92,8 +94,8 @@ def _print_step(step: Mapping[str, Any]) -> None:
     """Prints one step as a line."""
     match step["event"]:
         case "damaged":
-            where = ", ".join(step["repositories"]) or "no repository"
-            typer.echo(f"damaged {step['kind']} {step['digest']} of {where}: {step['reason']}")
+            repositories = ", ".join(step["repositories"]) or "no repository"
+            typer.echo(f"damaged {step['kind']} {step['digest']} of {repositories}: {step['reason']}")
         case "healed":
             typer.echo(f"whole again: {step['digest']}, its bytes are back")
         case "fetched":
@@ -103,7 +105,7 @@ def _print_step(step: Mapping[str, Any]) -> None:
 
 
 def _summary(result: Mapping[str, Any]) -> str:
-    """Returns what a round has found, as one line."""
+    """Returns the result of a round of scrub as one line."""
     read = f"{_count(result['blobs'], 'blob')} and {_count(result['manifests'], 'manifest')}"
     damage = f"found damaged: {result['damaged']}, fetched again: {result['fetched']}"
     return f"read {read} ({human_size(result['bytes'])}); {damage}, still damaged: {result['still_damaged']}"

@@ -1,5 +1,5 @@
-"""The command `entrepot tag`: shows what a tag pointed at in the past, gives it back what it pointed at (`restore`),
-moves and deletes tags. Modules that take long to import are imported inside the functions."""
+"""The command `entrepot tag`: shows what a tag pointed at in the past, points it at its earlier manifest again
+(`restore`), and moves and deletes tags. Modules that take long to import are imported inside the functions."""
 
 from __future__ import annotations
 
@@ -232,9 +232,9 @@ def _parse_tag_or_fail(text: str) -> tuple[RepositoryName, Tag]:
 
 
 def _parse_time_or_fail(text: str) -> float:
-    """Returns the time of --at in seconds since 1970. `text`: a duration before now, or a date and time; one without a
-    time zone is local time. Ends the command if it is neither. A time in whole seconds means the end of that second,
-    because `tag history` shows whole seconds."""
+    """Returns the time of --at in seconds since 1970. `text`: a duration before now, or a date and time. A date and
+    time without a time zone is local time. Ends the command if the text is neither. A time in whole seconds means the
+    end of that second, because `tag history` shows whole seconds."""
     import time
     from datetime import datetime
 

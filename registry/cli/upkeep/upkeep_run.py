@@ -2,7 +2,7 @@
 
 In a terminal, a command shows a bar with its progress. With --json it prints JSON objects on stdout, one in each line.
 Each has the key `event`: first one line for each step, and at the end the line `done` with the totals. A command that
-fails or is interrupted prints no line `done`; one that only found problems does.
+fails or is interrupted prints no line `done`. A command that completes but has found problems prints it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from storage.upkeep.job_runner import OnProgress, Work
 
 T = TypeVar("T")
-_TOLD_BY_STEPS = frozenset({"records", "more", "evicted", "listed_problems"})
-"""The keys of a job's result that repeat what its steps have reported. They are for the API, which has no steps."""
+_KEYS_IN_STEPS = frozenset({"records", "more", "evicted", "listed_problems"})
+"""The keys of a job's result that repeat the reports of its steps. Only the API needs them, because it does not show
+steps."""
 JsonLinesOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per line for each step, and the result at the end.")
 ]
@@ -41,10 +42,10 @@ def with_upkeep(
     *,
     create_data_directory: bool = False,
 ) -> T:
-    """Opens the data directory and the mirrors, and returns what `work` returns. This is also safe while a server uses
-    the directory. `config`, `data` and `mirror` are the values of the options of these names. `create_data_directory`:
-    creates the data directory if there is none. Ends the command with one line on stderr for an error that an operator
-    can fix."""
+    """Opens the data directory and the mirrors, runs `work`, and returns its result. This is also safe while a server
+    uses the directory. `config`, `data` and `mirror` are the values of the options of these names.
+    `create_data_directory`: creates the data directory if there is none. Ends the command with one line on stderr for
+    an error that an operator can fix."""
     settings = load_or_fail(config, data=data, mirror=mirror).settings
     with one_line_errors():
         return run_on_backend(settings, lambda backend: work(backend.upkeep), create_if_missing=create_data_directory)
@@ -64,8 +65,8 @@ def run_as_job(
     """Runs the work of a command as a job of this kind, and returns the job's result. Ends the command with one line on
     stderr if another process runs a job of the kind.
 
-    `make_work` makes the work for the opened data directory. With `as_json`, prints each step as a line of JSON;
-    otherwise calls `on_step` for each step and shows a bar in a terminal."""
+    `make_work` returns the work of the job for the opened data directory. With `as_json`, prints each step as a line of
+    JSON; otherwise calls `on_step` for each step and shows a bar in a terminal."""
 
     async def work(upkeep: UpkeepComponents) -> JSON:
         from storage.upkeep.job_runner import run_in_command
@@ -88,7 +89,7 @@ def run_as_job(
 def print_done(totals: Mapping[str, JSON]) -> None:
     """Prints the last line of a command with --json. `totals`: the result of the work. Leaves out the lists in this
     result that repeat the steps."""
-    print_json_line({"event": "done", **{name: value for name, value in totals.items() if name not in _TOLD_BY_STEPS}})
+    print_json_line({"event": "done", **{name: value for name, value in totals.items() if name not in _KEYS_IN_STEPS}})
 
 
 def print_json_line(fields: Mapping[str, JSON]) -> None:
@@ -98,8 +99,8 @@ def print_json_line(fields: Mapping[str, JSON]) -> None:
 
 @contextmanager
 def progress_bar(*, hidden: bool) -> Iterator[OnProgress]:
-    """Context manager that yields a function which shows a job's progress: as a bar if stderr is a terminal and not
-    `hidden`, otherwise nowhere. The bar disappears at the end of the block."""
+    """Context manager that yields a function which shows a job's progress. The function shows a bar if stderr is a
+    terminal and `hidden` is False; otherwise it does nothing. The bar disappears at the end of the block."""
     if hidden or not sys.stderr.isatty():
         yield lambda _: None
         return
