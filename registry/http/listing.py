@@ -126,7 +126,7 @@ async def list_referrers(exchange: Exchange) -> None:
 
 def _index(referrers: Sequence[Descriptor], max_bytes: int) -> tuple[bytes, int]:
     """Returns an image index with as many of `referrers` as fit into `max_bytes`, in their order, and the number of
-    those. The index always contains the first referrer, even if it is too large alone."""
+    referrers in the index. The index always contains the first referrer, even if this referrer alone is too large."""
     parts: list[bytes] = []
     size = len(_INDEX_HEAD) + len(_INDEX_TAIL)
     for referrer in referrers:

@@ -44,8 +44,8 @@ class Authenticator(Protocol):
 
     def check_push(self, repo: RepositoryName) -> None:
         """Raises Unauthorized or Denied if the current request is not allowed to push to `repo`. The handler of a
-        manifest PUT calls this before it receives the body, so that nobody sends a manifest in vain. The guard checks
-        the right once more when the manifest is complete."""
+        manifest PUT calls this before it receives the body, so that a client without this right need not send the whole
+        manifest. The registry checks the right again when the manifest is complete."""
         ...
 
 

@@ -3,14 +3,15 @@
 A blob is stored once, even if several repositories of the upstream contain it. A client must not get a blob through a
 repository just because it knows the digest. The rule depends on the upstream:
 
-- An upstream is *public* if clients need no login and no grant to read its content. Every client could download the
-  blob from the upstream itself. So a repository may serve the blob if a manifest in the repository names the blob.
+- An upstream is *public* if clients need no login and no grant (a permission in the settings of this registry) to read
+  its content. Every client could download the blob from the upstream itself. So a repository may serve the blob if a
+  manifest in the repository names the blob.
 - Any other upstream is *private*: a client that may read one repository may have no access to another. So a repository
   may serve the blob only after the upstream has answered that this repository has the blob. The mirror records such an
   answer; the blob is then *confirmed* for the repository.
 
-The name of the error `UnconfirmedBlobUnknown` uses the word in another sense: the answer "not found" possibly comes
-from a proxy in front of the upstream, and not from the upstream itself.
+The name of the error `UnconfirmedBlobUnknown` uses the word "confirmed" in another sense: the answer "not found"
+possibly comes from a proxy in front of the upstream, and not from the upstream itself.
 """
 
 from __future__ import annotations

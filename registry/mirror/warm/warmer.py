@@ -117,9 +117,9 @@ class Warmer:
         return result
 
     async def _fetch_image(self, image: ImageReference, result: WarmResult) -> None:
-        """Fetches one image, and adds its numbers to `result`. If a manifest that an index lists is missing, or a blob
-        cannot be fetched, still fetches the rest of the image, and then raises the first such error. If a manifest
-        cannot be fetched for another reason, raises the error immediately."""
+        """Fetches one image, and adds its numbers to `result`. If the upstream does not have a manifest that an index
+        lists, or if a blob cannot be fetched, still fetches the rest of the image. Then raises the first such error. If
+        a manifest cannot be fetched for another reason, raises the error immediately."""
         registry, repo, upstream = await self._locate(image.repository)
         if upstream is None:
             raise NameUnknown(f"{repo} is hosted here; no upstream has it")
