@@ -11,13 +11,14 @@ the objects that hold it. So a head of 32 KiB has at most 512 headers."""
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """The limits of one worker process. Each applies to each connection unless its text says otherwise. Sizes are in
-    bytes, times in seconds. The time of a whole transfer is not limited, because a layer of 40 GiB can take all day."""
+    """The limits of one worker process. Each limit applies to one connection unless its text says otherwise. Sizes are
+    in bytes, times in seconds. The time of a whole transfer is not limited, because a layer of 40 GiB can take all
+    day."""
 
     header_bytes: int = 32 * 1024
-    """Size of a request's head: of the request line and the headers together. A header shorter than `HEADER_COST`
-    counts as that many bytes. A larger head is refused with 431, or with 414 if the request target is too long. The
-    trailers of a chunked body have a limit of the same size."""
+    """Largest size of a request's head, that is, of the request line and the headers together. A header shorter than
+    `HEADER_COST` counts as that many bytes. A larger head is refused with 431, or with 414 if the request target is too
+    long. The trailers of a chunked body have a limit of the same size."""
     handshake_seconds: float = 10.0
     """How long a TLS connection waits for the client's first byte, and after that byte for the end of the handshake. If
     one of the two takes longer, the connection is closed."""

@@ -73,8 +73,8 @@ class PendingConnection:
         object."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns a candidate of the kind `new`: such a connection may be closed at any time (`now` is not used) to
-        make room for another one. Returns None if it is being closed already."""
+        """Returns a candidate of the kind `new`: such a connection may be closed at any time (`now` is not used), so
+        that another one can be accepted. Returns None if the connection is being closed already."""
         return None if self.task is None or self.task.cancelling() else self._candidate
 
     def evict(self) -> None:

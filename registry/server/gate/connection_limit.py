@@ -40,7 +40,7 @@ large reserve."""
 _MIN_BUDGET = 8
 """Smallest number of descriptors for connections and their requests, even if that uses up the reserve."""
 _LOW_CAPACITY = 256
-"""A worker with room for fewer connections logs a warning at its start."""
+"""A worker that can have fewer connections than this logs a warning at its start."""
 _MIN_SELECTED = 32
 """Smallest number of silent connections that one search selects for eviction, if it finds so many."""
 _ACCEPTS_PER_PAUSE = 32
@@ -86,7 +86,7 @@ class EvictableConnection(Protocol):
         ...
 
     def evict(self) -> None:
-        """Closes the connection immediately, to make room for another one."""
+        """Closes the connection immediately, so that its descriptor can be used for another connection."""
         ...
 
 
@@ -146,8 +146,8 @@ class ConnectionLimit:
         """Returns 0.0 if the worker may accept a connection now; otherwise for how many seconds to accept none. Call it
         before each connection is accepted.
 
-        If there is no room, the first call returns a short time, in which another worker can accept the connection. The
-        next calls evict silent connections to make room, up to `_ACCEPTS_PER_PAUSE` times.
+        If no descriptor is free, the first call returns a short time, in which another worker can accept the
+        connection. The next calls evict silent connections to free descriptors, up to `_ACCEPTS_PER_PAUSE` times.
         """
         if self._free_descriptors() > 0:
             return 0.0
@@ -280,8 +280,8 @@ def _sorted_for_eviction(silent: list[_Selected]) -> list[_Selected]:
     """
     silent.sort(key=lambda selected: -selected[1].since)  # newest first
     counts: Counter[str] = Counter()
-    # id of a connection -> 0 for the newest `FAIR_SHARE` connections of an address, 1 for the next older one, 2 for the
-    # one before that, and so on
+    # Maps the id of each connection to a number. It is 0 for the newest `FAIR_SHARE` connections of an address. Its
+    # older connections have the numbers 1, 2, 3, …; the oldest connection has the highest number.
     excess: dict[int, int] = {}
     for connection, candidate in silent:
         if candidate.address is not None:

@@ -1,7 +1,7 @@
 """`Renewal`: replaces workers by new processes, one after another.
 
-Each old worker accepts connections until its replacement does, and then *retires*: it answers one more request on each
-of its connections, and ends when the last one is closed.
+Each old worker accepts connections until its replacement accepts them. Then the old worker *retires*: it answers one
+more request on each of its connections, and ends when its last connection is closed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Renewal:
             self._surplus.remove(worker)
             return True
         if is_being_replaced:
-            self._replacement = None  # from now on it is a worker like the others
+            self._replacement = None  # from now on, the new process is an ordinary worker
             return True
         if worker is self._replacement:
             self._abandon(f"the new worker {how}")

@@ -181,12 +181,12 @@ class Supervisor:
         self._changes.on_answer(worker, answer)
 
     def _on_exit(self, worker: WorkerProcess, code: int) -> None:
-        """Decides what follows after a worker has ended. `code` is its exit code, or the negative number of a signal.
+        """Decides what to do when a worker has ended. `code` is its exit code, or the negative number of a signal.
 
-        - Nothing follows if the supervisor has told the worker to stop.
-        - Nothing follows if a restart replaces the worker: its replacement takes its place.
-        - If not all workers have been ready yet, the start of the server has failed, and the server stops.
-        - In all other cases the supervisor restarts the worker.
+        - Does nothing if the supervisor has told the worker to stop.
+        - Does nothing if a restart of the server has started a replacement for the worker.
+        - If not all workers have been ready yet, the start of the server has failed: stops the server.
+        - In all other cases, plans the restart of the worker.
         """
         is_replaced = self._changes.on_exit(worker, worker.describe_exit(code))
         if self._is_stopping or worker.exit_expected or is_replaced:
@@ -253,7 +253,7 @@ class Supervisor:
     # Changes while the server runs
 
     def _listen_for_control(self) -> None:
-        """Opens the control socket, or goes on with the control socket of the old version."""
+        """Opens the control socket, or takes over the control socket of the old version."""
         path, handover = self._live.control, self._live.handover
         if path is None:
             return
@@ -286,7 +286,8 @@ class Supervisor:
         self._selector.unregister(sock)
 
     def _unregistered_files(self) -> list[int | socket.socket]:
-        """Returns the files of this process that its selector does not know, so that a worker can close them."""
+        """Returns the files of this process that are not registered with its selector, so that a worker can close
+        them."""
         return [self._signal_writer, *([] if self._control is None else self._control.waiting)]
 
     def _control_action(self, request: Callable[[Reply], None]) -> Action:
