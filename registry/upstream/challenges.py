@@ -9,7 +9,7 @@ realm:
 - An http realm is used only if the endpoint is http itself, and the realm is on the endpoint's host or listed.
 - A realm that contains a user name is never used.
 - The password is sent only to a realm that is listed or has the endpoint's port. On another host, the port may also be
-  443. Any other port may belong to a service of somebody else, and so may port 443 of the endpoint's own host.
+  443. Any other port may belong to another owner's service. The same is true for port 443 of the endpoint's own host.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ _BLOB_HEAD_UNSUPPORTED = frozenset({400, 403, 405, 501})
 """Statuses with which a registry, or the storage to which it redirects, may refuse a HEAD request for a blob. After
 such a response a GET is sent."""
 _NO_REPOSITORY = RepositoryName("ping")
-"""Stands for a repository in requests that are for no repository."""
+"""Takes the place of the repository name in requests that are for no repository."""
 
 
 class FetchEnded(Exception):

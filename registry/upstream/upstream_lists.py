@@ -290,7 +290,8 @@ class _ListMemory:
 
     async def add_page(self, response: UpstreamResponse, entries_bytes: int) -> None:
         """Counts one more page: the length of its body, and `entries_bytes` for the objects of its entries. Raises
-        UpstreamUnavailable if the list exceeds MAX_LIST_BYTES, and TooManyRequests if the budget has no room."""
+        UpstreamUnavailable if the list exceeds MAX_LIST_BYTES, and TooManyRequests if too little of the budget is
+        free."""
         page_bytes = len(response.body) + entries_bytes
         if self._share.size + page_bytes > MAX_LIST_BYTES:
             raise UpstreamUnavailable(
