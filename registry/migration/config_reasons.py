@@ -1,4 +1,5 @@
-"""Why keys of a CNCF Distribution registry's settings have no counterpart in this registry, or what to do instead."""
+"""Texts that say why a key in the settings of a CNCF Distribution registry has no counterpart in this registry, or what
+to do instead."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""When which container clients have last sent a request, by the client's network: so a visitor of the page *Set-up*
-sees whether the daemon on their own machine comes through here.
+"""`RecentClients`: records when container clients have last sent a request, by program and by the client's network.
+With these times, the page *Set-up* shows a visitor whether the container daemon on their own machine uses this
+registry.
 
-All workers of a server share the times, in memory that is mapped before the fork. A program and a network choose two
-cells by a hash, and each request writes its time into both. Networks are not stored, so nobody can list them, and
-nothing has to be evicted. If other clients have written to both cells, a time that is shown is theirs; that is rare.
+All workers of a server share the times, in memory that is mapped before the fork. A hash of the program and the network
+chooses two cells, and each request writes its time into both. Networks are not stored, so nobody can list them, and
+nothing has to be evicted. In rare cases, other clients have written to both cells; then the time of their request is
+shown.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from registry.asgi import Scope
 from registry.client_addresses import network_of
 
 RECENT_SECONDS: Final = 3600.0
-"""How long a request counts as recent."""
+"""Time for which a request counts as recent."""
 PROGRAMS: Final = {
     b"docker": "docker",
     b"containerd": "containerd",
@@ -27,15 +29,15 @@ PROGRAMS: Final = {
     b"buildah": "podman",
     b"buildkit": "buildkit",
 }
-"""The programs, by the first word of their User-Agent. podman's is that of the library containers/image."""
+"""The programs, by the first word of their User-Agent. podman sends the User-Agent of the library containers/image."""
 _ROW_CELLS: Final = 8192
 """Cells in each of the two rows; a power of two."""
 _SECOND_SHIFT: Final = 24
 """The bits of the hash from this one on choose the cell in the second row."""
 _NOTE_SECONDS: Final = 10.0
-"""The requests of a connection are noted this often."""
+"""Time after a recorded request for which no further request of the same connection is recorded."""
 _MAX_CONNECTIONS: Final = 4096
-"""For this many connections, a process remembers when it has to note them again."""
+"""Largest number of connections for which a process remembers when to record a request again."""
 
 
 class RecentClients:
@@ -48,8 +50,8 @@ class RecentClients:
         self._next_notes: dict[object, float] = {}
 
     def note(self, scope: Scope) -> None:
-        """Notes a request of a known program. Takes a fifth of a microsecond if one of its connection was just
-        noted."""
+        """Records the time of a request of a known program. Takes a fifth of a microsecond if a request of the same
+        connection was recorded a moment ago."""
         connection, now = scope["client"], self._clock()
         if self._next_notes.get(connection, 0.0) > now:
             return
