@@ -102,7 +102,7 @@ class Entrepot(FastAPI):
         self.running_requests = 0
         """Number of requests in progress, except those that the response cache answers."""
         self.on_idle: Callable[[], None] | None = None
-        """Called whenever the last request in progress has ended; None: nobody waits for that."""
+        """Called whenever the last request in progress has ended; None: nothing is called."""
         self.closes_telemetry = False
         """Whether the application closes `telemetry` when the application ends. True if no other application uses
         `telemetry`."""

@@ -211,9 +211,10 @@ class MemoryBudget:
                 waiter.granted.set_result(None)
 
     def _cut_slow(self) -> None:
-        """Cuts off requests that have held memory for longer than `slow_seconds`, the oldest first, until they release
-        as much memory as all shares in one queue need: the large ones if any large share waits, otherwise the small
-        ones. Is called again every `CUT_INTERVAL_SECONDS` while a share waits."""
+        """Cuts off requests that have held memory for longer than `slow_seconds`, the oldest first. Stops when these
+        requests release as much memory as all shares in one queue need: in the queue of large shares if any large share
+        waits, otherwise in the queue of small shares. Is called again every `CUT_INTERVAL_SECONDS` while a share
+        waits."""
         self._timer = None
         queue = self._large_waiters or self._small_waiters
         if not queue:

@@ -73,8 +73,9 @@ class NamingRules:
     def default_name(self, repo: RepositoryName) -> RepositoryName | None:
         """Returns the stored name of the repository that `repo` can mean at the default upstream.
 
-        Returns None if `repo` cannot mean one: if there is no default upstream, if `repo` belongs to an upstream, is
-        always hosted, or begins with the host of another registry, or if the stored name could be too long."""
+        Returns None if `repo` cannot mean such a repository. That is so if there is no default upstream, or if the
+        stored name could be too long. It is also so if `repo` belongs to an upstream, is always hosted, or begins with
+        the host of another registry."""
         first, slash, _ = repo.partition("/")
         if self.default is None or (slash and ("." in first or first == "localhost")):
             return None
@@ -101,9 +102,9 @@ class NamingRules:
         return repo if repo.startswith(f"{upstream}/") else RepositoryName(f"{upstream}/{repo}")
 
     def possible_names(self, name: str) -> tuple[RepositoryName, ...]:
-        """Returns the stored names that a request for `name` can mean at any upstream: one for each upstream, because a
-        request can name the upstream outside the path, by the Host header or by the query parameter `ns`. Leaves out
-        stored names that would be too long."""
+        """Returns the stored names that a request for `name` can mean, one for each upstream. A request can mean any
+        upstream, because it can name the upstream outside the path, by the Host header or by the query parameter `ns`.
+        Leaves out stored names that would be too long."""
         stored_names = []
         for upstream in self.upstreams:
             try:

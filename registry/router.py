@@ -90,9 +90,9 @@ class Router(RefusingRegistry):
     - `private`: the names of the private upstreams. Such an upstream may have repositories that only some clients are
       allowed to read.
     - `is_confirmed`: returns whether a private upstream has confirmed that its repository has a blob. Only then can
-      clients mount the blob from this repository. The store can list a blob there without a recorded confirmation: when
-      the mirror adds a blob that the store has already, it records the confirmation only afterwards, and not at all
-      while the upstream is public."""
+      clients mount the blob from this repository. The store can list a blob in this repository without a recorded
+      confirmation. When the mirror adds a blob that the store has already, the mirror records the confirmation only
+      afterwards, and records none while the upstream is public."""
 
     def __init__(
         self,
@@ -183,9 +183,9 @@ class Router(RefusingRegistry):
         return await call.invoke_on(destination.registry)
 
     async def _is_check_before_push(self, repo: RepositoryName, destination: Destination) -> bool:
-        """Returns whether a client that asks for a blob's descriptor is probably about to push to `repo`. That is so
-        if `repo` can mean a repository of the default upstream, and nothing was ever pulled from that repository: a
-        client that pulls gets a manifest before it asks for a blob."""
+        """Returns whether a client that asks for a blob's descriptor is probably about to push to `repo`. That is so if
+        `repo` can mean a repository of the default upstream, and nothing was ever pulled from that repository. A client
+        that pulls would have requested a manifest before it asks for a blob."""
         if destination.upstream is None or self.naming.upstream_of(repo) is not None:
             return False
         return not await self._is_used(destination.repo)

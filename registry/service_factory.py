@@ -60,8 +60,8 @@ from storage.store.stored_registry import StoredRegistry
 from storage.tag_history import TagChange
 
 MIN_HEALTH_CHECKS_PER_SECOND: Final = 20.0
-"""Each client network may send at least this many health checks a second, whatever the rate limit in the settings is.
-That is enough for several monitors."""
+"""Each client network may send at least this many health checks a second, even if the rate limit in the settings is
+lower. That is enough for several monitors."""
 
 
 @dataclass(frozen=True, slots=True)

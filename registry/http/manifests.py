@@ -23,8 +23,8 @@ async def get_manifest(exchange: Exchange) -> None:
     """Answers a GET: sends a manifest, byte for byte as it was pushed. Ignores Accept, because the registry never
     converts manifests.
 
-    A large manifest counts against the worker's memory budget for responses (`BodyMemory`). If the budget has no room,
-    the manifest is released while the request waits for memory, and read again after the wait."""
+    A large manifest counts against the worker's memory budget for responses (`BodyMemory`). If too little of the budget
+    is free, the manifest is released while the request waits for memory, and read again after the wait."""
     reference = as_reference(exchange.item)
     descriptor: Descriptor | None = None
     manifest: Manifest | None = None

@@ -10,8 +10,8 @@ repository just because it knows the digest. The rule depends on the upstream:
   may serve the blob only after the upstream has answered that this repository has the blob. The mirror records such an
   answer; the blob is then *confirmed* for the repository.
 
-The name of the error `UnconfirmedBlobUnknown` uses the word "confirmed" in another sense: the answer "not found"
-possibly comes from a proxy in front of the upstream, and not from the upstream itself.
+The name of the error `UnconfirmedBlobUnknown` uses the word "confirmed" in another sense. It means that a proxy in
+front of the upstream, and not the upstream itself, possibly sent the answer "not found".
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class BlobEntitlement:
         too full to add the blob, another repository that has it. Returns None if no repository of this upstream has it.
 
         Does not use blobs of other upstreams or blobs that clients have pushed, because a manifest at one upstream must
-        not give access to them. At a private upstream, returns None if the stored blob does not have this size:
-        `check` may have taken a login page, which also has status 200 and a length, for a confirmation."""
+        not give access to them. At a private upstream, returns None if the stored blob does not have this size. In this
+        case, the answer that `check` got was possibly a login page, which also has status 200 and a length."""
         prefix = f"{self._upstream.name}/"  # all repositories of this upstream have names with this prefix
         holder = await self._records.find_holder(prefix, digest)
         if holder is None:

@@ -220,8 +220,8 @@ class MirroredManifests:
 
         A process that had to wait for the lease uses the answer that the previous holder of the lease has recorded. If
         nothing is cached afterwards and the wait took longer than `stale_wait`, raises UpstreamTimeout and sends no
-        request of its own, because the clients of this process have already waited for the request of the other
-        process. `force`: asks the upstream in any case."""
+        further request: the clients of this process have already waited for the request of the other process. `force`:
+        asks the upstream in any case."""
         called_at, wait_started_at = self._freshness.now(), time.monotonic()
         async with self._leases.take(f"manifest {repo} {reference}"):
             check = await self._records.last_check(repo, reference)

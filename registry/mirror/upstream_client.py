@@ -148,7 +148,7 @@ class UpstreamClient(Protocol):
         ...
 
     def endpoint_health(self) -> list[EndpointHealth]:
-        """Returns what this process knows about each endpoint, in the order of the settings."""
+        """Returns the health of each endpoint, as this process has observed it, in the order of the settings."""
         ...
 
     async def aclose(self) -> None:

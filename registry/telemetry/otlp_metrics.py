@@ -1,9 +1,9 @@
 """Sends metrics to an OpenTelemetry collector (`OtlpMetrics`), by OTLP over HTTP.
 
-Each worker sends the numbers in its own column, the part of the shared memory to which only it writes, as a service
-instance of its own (`service.instance.id`, with the number of the column). The process that claims the column of a dead
-worker continues to count from the numbers in it. So the sum over the instances is right, and no worker has to send the
-numbers of other workers.
+Each worker sends the numbers in its own *column*, the part of the shared memory to which only this worker writes. It
+sends them as a separate service instance: `service.instance.id` contains the number of the column. The process that
+claims the column of a dead worker continues to count from the numbers in it. So the sum over the instances is right,
+and no worker has to send the numbers of other workers.
 
 The libraries come with the extra `entrepot[otel]`, and are imported only if a collector is configured.
 """

@@ -184,9 +184,9 @@ async def purge_image(
     the data directory. `by`: the actor that the audit log names. `force`: whether to delete also content that a frozen
     tag needs. The tag stays frozen, and its next pull fetches its digest again.
 
-    Raises NameUnknown if the repository is not mirrored or nothing of it is cached, ManifestUnknown if the image is not
-    cached, and TagFrozen if a frozen tag needs content that would be deleted and `force` is false. Then nothing has
-    changed. After a cancellation, the content that was not deleted yet stays."""
+    Raises NameUnknown if the repository is not mirrored or nothing of it is cached, and ManifestUnknown if the image is
+    not cached. Raises TagFrozen if a frozen tag needs content that would be deleted and `force` is false. After these
+    errors nothing has changed. After a cancellation, the content that was not deleted yet stays."""
     mirrored = await _locate_mirrored(router, image.repository)
     if isinstance(image.reference, Tag) and not (everything or force):  # the tag may be frozen and not cached
         frozen = await stored.upstream_tags.frozen(mirrored.repo, image.reference)

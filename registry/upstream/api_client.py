@@ -89,9 +89,10 @@ class ApiClient:
         whose end the memory of a body larger than SMALL_BODY_BYTES is given back to the budget; None: it is given back
         before this method returns.
 
-        Raises UpstreamUnavailable (no connection, an address outside `reach`, too many or bad redirects, or a
-        successful response whose body is compressed or larger than `max_bytes`), UpstreamTimeout, and TooManyRequests
-        if the memory budget has not enough free memory for the body. A cancellation closes the connection.
+        Raises UpstreamTimeout, and TooManyRequests if the memory budget has not enough free memory for the body. Raises
+        UpstreamUnavailable if there is no connection, if an address is outside `reach`, after too many or bad
+        redirects, or if the body of a successful response is compressed or larger than `max_bytes`. A cancellation
+        closes the connection.
         """
         route = RedirectChain(url, headers, reach or self._endpoint_reach)
         while True:

@@ -117,7 +117,7 @@ class UpstreamRequester:
         self._auth = UpstreamAuthorizer(settings, self._endpoints.urls, api, self._backoff, records, leases, clock)
 
     def endpoint_health(self) -> list[EndpointHealth]:
-        """Returns what this process knows about each endpoint, in the order of the settings."""
+        """Returns the health of each endpoint, as this process has observed it, in the order of the settings."""
         return [endpoint.health for endpoint in self._endpoints.all]
 
     async def try_endpoints(

@@ -227,7 +227,7 @@ class Fill:
                 if lost_owners > MAX_LOST_OWNERS:
                     raise PartialLost
                 await asyncio.sleep(FOLLOWER_PAUSE_SECONDS)
-                if not self._started.is_set():  # nobody reads from the old partial blob, which may have been deleted
+                if not self._started.is_set():  # no reader has the old partial blob, which may have been deleted
                     partial = await self._claim()
                     is_owner = partial.is_owner
         return await self._download(partial)
@@ -351,10 +351,9 @@ class Fills:
     async def open_unstored(
         self, repo: RepositoryName, digest: Digest, size: int, span: tuple[int, int]
     ) -> PassThroughReader:
-        """Returns a reader that downloads a blob from the upstream for one client and stores nothing. This is for a
-        blob that does not fit on the disk. The caller must call the reader's `start`, and close the reader. `span`:
-        offsets of the first byte and of the byte after the last one. Raises UpstreamUnavailable if all endpoints sent
-        corrupt bytes for the blob."""
+        """Returns a reader that downloads a blob for one client and does not store it, because the disk is too full.
+        The caller must call the reader's `start`, and close the reader. `span`: offsets of the first byte and of the
+        byte after the last one. Raises UpstreamUnavailable if all endpoints sent corrupt bytes for the blob."""
         context = self._context
         avoid = {*(avoided := await context.bad_senders.find_avoided(repo, digest)).ask_last, *avoided.refused}
         name, blob = context.to_upstream_name(repo), (digest, size)

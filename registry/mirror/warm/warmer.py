@@ -22,7 +22,8 @@ FindStored = Callable[[Sequence[Digest]], Awaitable[set[Digest]]]
 """Returns which of the given digests belong to blobs that are completely stored."""
 Locate = Callable[[RepositoryName], Awaitable[tuple[Registry, RepositoryName, str | None]]]
 """For a repository name, returns three things: the registry that serves the repository, the repository's name in that
-registry, and the name of its upstream registry, or None if the repository is *hosted*: clients push to it."""
+registry, and the name of its upstream registry. The last one is None if the repository is *hosted*, that is, if clients
+push to it."""
 
 MAX_RUNNING_REFERENCES = 4
 MAX_RUNNING_BLOBS = 8

@@ -1,8 +1,8 @@
 """Limits how many connections one worker process has open, because each takes a file descriptor.
 
-A connection takes one descriptor. A request in progress takes up to three more: one for the file that it sends, a
-second one of this file for read-ahead, and one for a duplicate of the connection's socket. The worker keeps
-a reserve of descriptors for other files and for connections to upstream registries.
+A connection takes one descriptor. A request in progress takes up to three more descriptors: two for the file that it
+sends (the second one is for read-ahead), and one for a duplicate of the connection's socket. The worker keeps a reserve
+of descriptors for other files and for connections to upstream registries.
 
 When no descriptor is left for a new connection, the worker *evicts* silent connections: it closes them. `EvictionKind`
 lists the four kinds of silent connections. The worker never evicts a connection that is not silent.
@@ -226,13 +226,13 @@ class ConnectionLimit:
         return None
 
     def _search(self, now: float) -> list[_Selected]:
-        """Examines up to `MAX_EXAMINED` connections; each search goes on where the last one ended. Selects connections
-        of one kind: `_MIN_SELECTED` of those found, or an eighth of them if that is more. Returns them in reverse order
-        of eviction. The list is empty if no silent connection was found.
+        """Examines up to `MAX_EXAMINED` connections, from the position where the previous search ended. Selects
+        connections of one kind: `_MIN_SELECTED` of those found, or an eighth of them if that is more. Returns them in
+        reverse order of eviction. The list is empty if no silent connection was found.
 
-        Selects lingering connections if there are any. If not, selects new ones or idle ones, whichever are more. So a
-        client that opens many connections of one kind does not cause evictions of the other kind. Selects stalled
-        connections only if there are no others.
+        Selects lingering connections if there are any. If not, selects new or idle connections: the kind of which there
+        are more. So a client that opens many connections of one kind does not cause evictions of the other kind.
+        Selects stalled connections only if there are no others.
         """
         by_kind: dict[EvictionKind, list[_Selected]] = {"lingering": [], "new": [], "idle": [], "stalled": []}
         count = len(self._connections) + len(self._pending)

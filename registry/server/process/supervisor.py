@@ -199,8 +199,8 @@ class Supervisor:
             self._plan_restart(worker, code)
 
     def _plan_restart(self, worker: WorkerProcess, code: int) -> None:
-        """Plans the restart of a worker that has ended with the exit code `code`: after a fixed pause if the code is 0,
-        otherwise after a back-off, which is 0 for the first restart."""
+        """Plans the restart of a worker that has ended with the exit code `code`. If the code is 0, the restart comes
+        after a fixed pause. Otherwise it comes after a back-off, which is 0 for the first restart."""
         now = time.monotonic()
         pause = self._next_backoffs.get(worker.index, 0.0)
         if code == 0 or (worker.ready and now - worker.started >= _STABLE_SECONDS):

@@ -22,6 +22,6 @@ class WorkerOptions:
     grace_seconds: float
     """How long requests in progress may continue after a worker is told to stop."""
     retire_seconds: float
-    """How long a worker that was replaced in a restart may go on with its connections."""
+    """How long a worker that was replaced in a restart may continue to serve its connections."""
     limits: ServerLimits
     listener_options: ListenerOptions
