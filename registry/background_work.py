@@ -7,11 +7,12 @@ This work is:
 - to count the space that repositories and caches use;
 - to update the search index;
 - to evict cached images, and to fetch images before clients request them;
-- to check tags whose cooldown has not ended;
+- to ask the upstreams about mirrored tags that have moved within their cooldown (the time for which a moved tag is
+  still served at its older digest);
 - to send events to webhooks;
 - to collect garbage.
 
-For most of this, a lease lets only one process at a time do the work.
+For most of this, a lease (a lock across processes) lets only one process at a time do the work.
 """
 
 from __future__ import annotations

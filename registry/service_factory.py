@@ -91,7 +91,7 @@ class Service:
     - `work`: the background work; None: there is none.
     - `retire_read_only_store` closes a store that was opened only for reading, after another service has replaced this
       one. Every later call on the store raises StorageFull. Does nothing to a store that is open for writing.
-    - `endpoint_health` returns the health of the endpoints of each upstream, as this process has observed it.
+    - `endpoint_health` returns the health of the endpoints (URLs) of each upstream, as this process has observed it.
     - `pages`: the objects that the web pages need; None: this service has no web pages."""
 
     distribution: DistributionAPI
@@ -131,7 +131,8 @@ class ServiceFactory:
 
     def without_accounts(self, registry: Registry) -> Service:
         """Returns a service that has no accounts and cannot get any. Every client may do everything with `registry`,
-        except with repositories of an upstream from which a pull needs a grant."""
+        except with repositories of an upstream from which a pull needs a grant (a permission that an administrator
+        gives)."""
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
         authenticator = OpenAuthenticator(guard, guarded=self._upstreams_needing_grant)

@@ -1,5 +1,6 @@
-"""The outcome of an attempt to deliver an event (`Attempt`), the interface of objects that count or log such outcomes
-(`DeliveryObserver`), and the back-off of an endpoint that is down (`EndpointHealth`)."""
+"""Describes the outcome of an attempt to deliver an event (`Attempt`), and decides how long to wait after failures
+(`EndpointHealth`). `DeliveryObserver` is the interface of objects that count or log such outcomes. An *endpoint* is the
+URL to which the events of a webhook are sent."""
 
 from __future__ import annotations
 

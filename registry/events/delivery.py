@@ -45,8 +45,9 @@ def registry_address(settings: Settings) -> str:
 
 
 class EventDelivery:
-    """Delivers events to webhooks and keeps the outbox within its limits. Every process has such an object, but only
-    the process that holds the slot `DELIVERY_SLOT` delivers events. Used from one event loop."""
+    """Delivers events to webhooks and keeps the outbox (the stored events that may still have to be delivered) within
+    its limits. Every process has such an object, but only the process that holds the slot `DELIVERY_SLOT` delivers
+    events. Used from one event loop."""
 
     def __init__(
         self,

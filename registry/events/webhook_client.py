@@ -1,4 +1,4 @@
-"""Sends one event to one webhook (`WebhookClient`)."""
+"""Sends one event to one webhook (`WebhookClient`). The *endpoint* is the URL of the webhook."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ the connection is closed."""
 _CONNECTION_LOST: Final = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
 """Errors which may mean that the endpoint has closed a kept-alive connection. Then the event is sent once more."""
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
+"""A token that can be sent in a header: visible ASCII characters."""
 MAX_ERROR_CHARACTERS: Final = 300
+"""Largest length of the reason that is kept of a failed attempt."""
 log = logging.getLogger("registry.events")
 
 

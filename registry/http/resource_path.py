@@ -33,6 +33,7 @@ _EXTENSIONS = Resource("extensions")
 _HISTORY_PATH = ["_entrepot", "history"]
 """The segments between the name of a repository and a tag in the path of the tag's history."""
 _KINDS_WITH_ITEM = frozenset({"manifests", "blobs", "referrers"})
+"""The kinds of resources whose path ends with the kind and an item, as in `/manifests/TAG`."""
 
 
 def parse_path(path: bytes) -> Resource:

@@ -150,7 +150,7 @@ class _Translation:
         return str(self._leaves.get("http.net", "tcp")) == "unix"
 
     def _has_accounts(self) -> bool:
-        """Whether clients of the old registry have to log in."""
+        """Returns whether clients of the old registry have to log in."""
         return any(path.startswith(("auth.htpasswd", "auth.token")) for path in self._leaves)
 
     def _translate_auth(self) -> None:

@@ -18,7 +18,8 @@ from storage.patterns import NamePattern
 from storage.upkeep.job_runner import JobContext
 
 MAX_LISTED_PROBLEMS: Final = 1000
-"""Number of problems that the result of a job lists. All of them are counted, and each is reported as a step."""
+"""Largest number of problems that the result of a job lists. All problems are counted, and each is reported as a step,
+that is, as a record for commands that watch the job."""
 
 
 @dataclass(slots=True)

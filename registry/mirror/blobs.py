@@ -5,8 +5,8 @@ the blob's last byte only after the digest was verified (`registry.mirror.withhe
 fills for blobs that a client will probably request next.
 
 The *entitlement* of a repository is its right to serve a cached blob (`registry.mirror.entitlement`). A *private*
-upstream is one whose content cannot be read without a login or without a grant (a permission in the settings of this
-registry).
+upstream is one whose content cannot be read without a login at the upstream, or without a grant (a permission that an
+administrator of this registry gives).
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 A blob is stored once, even if several repositories of the upstream contain it. A client must not get a blob through a
 repository just because it knows the digest. The rule depends on the upstream:
 
-- An upstream is *public* if clients need no login and no grant (a permission in the settings of this registry) to read
-  its content. Every client could download the blob from the upstream itself. So a repository may serve the blob if a
-  manifest in the repository names the blob.
+- An upstream is *public* if its content can be read without a login, and without a grant (a permission that an
+  administrator of this registry gives). Every client could download the blob from the upstream itself. So a repository
+  may serve the blob if a manifest in the repository names the blob.
 - Any other upstream is *private*: a client that may read one repository may have no access to another. So a repository
   may serve the blob only after the upstream has answered that this repository has the blob. The mirror records such an
   answer; the blob is then *confirmed* for the repository.

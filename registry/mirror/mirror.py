@@ -139,7 +139,7 @@ class Mirror(RefusingRegistry):
 
     @property
     def endpoint_health(self) -> list[EndpointHealth]:
-        """The health of each endpoint of the upstream, as this process has seen it."""
+        """The health of each endpoint (base URL) of the upstream, as this process has observed it."""
         return self._upstream.endpoint_health()
 
     @property

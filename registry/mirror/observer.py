@@ -1,5 +1,5 @@
 """`MirrorObserver`: the interface of objects that count the upstream requests and the fills of one mirror. A *fill* is
-the download of one blob."""
+the download of one blob. An *endpoint* is one of the base URLs of the upstream."""
 
 from __future__ import annotations
 

@@ -108,8 +108,9 @@ class PassThroughReader:
         on_fetched: Callable[[int], None] = lambda _: None,
     ) -> None:
         """`upstream_name`: the repository's name at the upstream. `descriptor`: digest and size of the blob. `span`:
-        offsets of the first byte to read and of the byte after the last one. `avoid`: endpoints that are asked only if
-        no other one has the blob. `on_fetched`: called at the end with the number of bytes that have arrived."""
+        offsets of the first byte to read and of the byte after the last one. `avoid`: endpoints (base URLs of the
+        upstream) that are asked only if no other endpoint has the blob. `on_fetched`: called at the end with the number
+        of bytes that have arrived."""
         self._digest, self._size = descriptor
         self.descriptor = Descriptor(BLOB_TYPE, self._digest, self._size)
         self.span = span

@@ -88,7 +88,7 @@ class WorkerReport(BaseModel):
 
 
 EndpointHealths = Callable[[], Mapping[str, "Sequence[EndpointHealth]"]]
-"""Returns the health of the endpoints of each upstream, as this process has observed it."""
+"""Returns the health of the endpoints (URLs) of each upstream, as this process has observed it."""
 
 
 class WorkerReporter:

@@ -42,8 +42,11 @@ ACTIONS: Final[Mapping[str, str]] = {
     "repositories": "Walk",
     "tags": "List",
 }
+"""Distribution's storage action for each operation of our registry interface."""
 _PROXIED: Final[Mapping[str, str]] = {"blobs": "blob", "manifests": "manifest"}
+"""Distribution's value of the label `type` for our routes with mirrored content."""
 _DRIVER: Final = "filesystem"
+"""The value of the label `driver`."""
 Translate = Callable[..., tuple[str, ...] | None]
 """Returns Distribution's label values for our label values; None: Distribution has no such series."""
 

@@ -50,7 +50,7 @@ stops."""
 
 
 class MirrorMetrics:
-    """The metrics of all mirrors, in the cells of `plan`."""
+    """The metrics of all mirrors. Their numbers are in the cells of `plan` (numbers in shared memory)."""
 
     def __init__(self, plan: CellPlan, routes: tuple[str, ...]) -> None:
         """`routes`: values of the label `route`. Call `use` before anything is counted."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 _DEFAULT_INTERVAL_SECONDS: Final = 60.0
+"""Time between two times at which metrics are sent, if no variable sets it."""
 
 
 class OtelUnavailable(Exception):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 METRICS_PATH: Final = "/v1/metrics"
 """Path at which a collector accepts metrics (OTLP 1, "OTLP/HTTP Request")."""
 _TIMEOUT_SECONDS: Final = 5.0
+"""Longest time for sending the metrics once."""
 log = logging.getLogger("registry.telemetry")
 
 

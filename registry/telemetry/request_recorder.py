@@ -1,5 +1,5 @@
 """`RequestRecorder`: records each HTTP request once. It counts the request, writes a line to the access log, and ends
-the trace."""
+the trace. A *cell* is one number in the memory that all processes share (`registry.telemetry.metrics`)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _ROUTES_BY_PREFIX: Final = {
     "metrics": "metrics",
     **dict.fromkeys(("health", "livez", "readyz"), "health"),
 }
+"""The route of a request outside `/v2`, by the first part of its path."""
 
 
 class RequestEnd(Protocol):

@@ -83,7 +83,8 @@ class Telemetry:
         return collectors
 
     def start_worker(self) -> None:
-        """Makes this process count in a column of its own. Does nothing if this process does so already."""
+        """Makes this process count in its own column (its part of the shared memory). Does nothing if this process does
+        so already."""
         if self._counting_pid == os.getpid():
             return
         self._counting_pid = os.getpid()

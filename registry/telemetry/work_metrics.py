@@ -32,6 +32,7 @@ JOB_KINDS: Final = (
 )
 RETENTION_CONTENT: Final = ("tag", "manifest")
 LOGIN_METHODS: Final = ("password", "token", "issuer", "openid", "other")
+"""The values of the labels `kind` of jobs, `content` of retention, and `method` of logins."""
 CALL_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 """Upper bounds of the buckets for the durations of calls and of commits, in seconds."""
@@ -106,7 +107,8 @@ class WorkMetrics:
         )
 
     def use(self, cells: SharedCells) -> None:
-        """Makes the methods count in `cells`, shared memory that has the cells of the plan."""
+        """Makes the methods count in `cells`, the shared memory that has a cell (one number) for each metric of the
+        plan."""
         self._cells = cells
 
     def on_call(self, operation: str, seconds: float) -> None:

@@ -53,7 +53,8 @@ def scope_definitions(settings: Settings) -> list[ScopeDefinition]:
 
 
 def cache_limits(settings: Settings, cooldowns: Cooldowns | None = None) -> CacheLimits:
-    """Returns the limits of the cache. `cooldowns`: the cooldowns of the upstreams; None: there are none."""
+    """Returns the limits of the cache. `cooldowns`: the cooldowns of the upstreams, which delay moves of mirrored tags;
+    None: there are none."""
     upstreams = tuple(upstream.name for upstream in settings.upstream)
     budgets = [
         Budget(upstream_scope(upstream.name), (upstream.name,), upstream.cache_max)

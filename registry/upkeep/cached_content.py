@@ -1,10 +1,12 @@
 """Two operations on cached content, for the command line and the management API: ask the upstream about a tag now
 (`refresh_image`), and delete cached content (`purge_image`).
 
-An *upstream* is a remote registry that this registry mirrors. In these functions, `stored` is the registry that stores
-the cached content in the data directory. `mirrored` says from where a repository is read: `mirrored.registry` is the
-mirror, which asks the upstream; `mirrored.upstream` is the upstream's name; and `mirrored.repo` is the name under which
-`stored` has the repository.
+An *upstream* is a remote registry that this registry mirrors. A *frozen* tag always stays at one digest. A *cooldown*
+delays moves of a tag: for some time, pulls get the older digest.
+
+In these functions, `stored` is the registry that stores the cached content in the data directory. `mirrored` says from
+where a repository is read. `mirrored.registry` is the mirror, which asks the upstream. `mirrored.upstream` is the
+upstream's name. `mirrored.repo` is the name under which `stored` has the repository.
 """
 
 from __future__ import annotations

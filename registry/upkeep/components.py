@@ -34,10 +34,10 @@ from storage.upstream_tags import Sighting
 
 @dataclass(frozen=True, slots=True)
 class UpkeepComponents:
-    """The opened registry and the kinds of jobs that run on it. `store` is the hosted registry with all stores of the
-    data directory; `router` passes calls on to it and to the mirrors. `works` maps each kind of job to the function
-    that runs it. `evictor` keeps the cache of mirrored content within its limits. `retention_preview` shows what
-    retention would delete."""
+    """The opened registry and the kinds of jobs that run on it. `store` is the registry of the content that clients
+    push, with all stores of the data directory; `router` passes calls on to it and to the mirrors. `works` maps each
+    kind of job to the function that runs it. `evictor` keeps the cache of mirrored content within its limits.
+    `retention_preview` shows what retention would delete."""
 
     settings: Settings
     store: StoredRegistry
@@ -82,7 +82,7 @@ def upkeep_components(
 
 
 def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], float]) -> Cooldowns | None:
-    """Returns the cooldowns of the upstreams; None if there are none."""
+    """Returns the cooldowns of the upstreams, which delay moves of mirrored tags; None if there are none."""
     upstreams = [upstream for upstream in settings.upstream if upstream.cooldown]
     if not upstreams:
         return None

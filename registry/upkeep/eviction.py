@@ -66,8 +66,9 @@ def check_upstream(settings: Settings, upstream: str | None) -> None:
 
 
 def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -> Work:
-    """Returns the work of the job, which evicts images and reports each as a step. The result of the work has the
-    number of evicted images and their bytes, and lists the first `MAX_LISTED_IMAGES` of them."""
+    """Returns the function that runs the job. It evicts images, and reports each image as a step, that is, as a record
+    for commands that watch the job. The result of the work has the number of evicted images and their bytes, and lists
+    the first `MAX_LISTED_IMAGES` of them."""
 
     async def work(context: JobContext) -> JSON:
         arguments = context.job.arguments

@@ -1,4 +1,5 @@
-"""Fetches damaged mirrored blobs again from their upstreams (`Refetcher`)."""
+"""Fetches damaged mirrored blobs again from their upstreams (`Refetcher`), while a scrub job (which reads all stored
+content to find damage) is running."""
 
 from __future__ import annotations
 

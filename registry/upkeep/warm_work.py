@@ -24,6 +24,7 @@ WARM_KIND: Final = "warm"
 MAX_WARMED_IMAGES: Final = 100
 """Largest number of images of one job."""
 _REPORT_SECONDS: Final = 1.0
+"""Time between two reports of the progress."""
 
 
 def warm_arguments(references: Sequence[str], platforms: Sequence[str]) -> dict[str, JSON]:

@@ -33,6 +33,7 @@ _FIRST_BACKOFF_SECONDS = 0.1
 """The *back-off* (pause) before the second restart of a worker that dies repeatedly. The first restart has no back-off.
 From the third restart on, the back-off doubles each time."""
 _MAX_BACKOFF_SECONDS = 10.0
+"""The longest back-off."""
 _STABLE_SECONDS = 10.0
 """If a worker was ready and has run for this long when it dies, its restart counts as the first one again."""
 _STOPPED_WORKER_PAUSE_SECONDS = 0.5

@@ -16,6 +16,7 @@ from storage.backups import ImageFileFailed
 MAX_MEMBERS: Final = 200_000
 """Largest number of files in a tar archive."""
 _MAX_LINKS: Final = 8
+"""Largest number of links that are followed, one after another, to find a file."""
 
 
 class FileSource(Protocol):

@@ -1,5 +1,5 @@
-"""Exports hosted or mirrored images into a file or directory (`export_images`). Content that a mirror has not cached
-yet is fetched from its upstream."""
+"""Exports images, which were pushed to this registry or are mirrored, into a file or directory (`export_images`).
+Content that a mirror has not cached yet is fetched from its upstream."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from storage.upkeep.reporter import Reporter
 MAX_DEPTH: Final = 8
 """Largest number of levels if indexes list other indexes, and if referrers have referrers."""
 _PAGE: Final = 100
+"""Largest number of referrers that are read from the registry at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Imports the images of a file into hosted repositories (`import_images`).
+"""Imports the images of a file into hosted repositories, that is, repositories to which clients push (`import_images`).
 
 The import pushes the images as a client would push them, so the same checks apply. Blobs that the registry has already
 are not read from the file. So a second call continues an import that was interrupted.

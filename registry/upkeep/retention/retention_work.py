@@ -30,6 +30,7 @@ recorded as a separate change."""
 OnDeleted = Callable[[Literal["tag", "manifest"], int], None]
 """Called with the kind of content that was deleted, and the number of deleted items."""
 _COUNTS: Final = ("repositories", "tags_kept", "tags_deleted", "manifests_deleted")
+"""The names of the counts in the progress and in the result of the job."""
 
 
 def ignore_deleted(content: str, count: int) -> None:
