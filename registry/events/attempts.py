@@ -91,9 +91,9 @@ class EndpointHealth:
     event it did not accept pauses longer after each failure. When the endpoint accepts an event again, all these pauses
     end.
 
-    If the endpoint does not answer to the events of one repository, but accepts events of other repositories in the
-    meantime, then the events of this repository may be the cause. In this case only this repository waits, longer after
-    each failure. The other repositories do not wait for it.
+    If the endpoint is down for the events of one repository, but accepts events of other repositories in the meantime,
+    the events of this repository may be the cause. In this case only this repository waits, longer after each failure.
+    Other repositories do not wait for it.
 
     `time` returns seconds of a monotonic clock."""
 

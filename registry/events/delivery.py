@@ -17,7 +17,8 @@ from storage.outbox import LIST_READER, EventLimits, EventReader, Outbox
 DELIVERY_SLOT: Final = "events"
 """Name of a slot (a permit). The process that delivers events to webhooks holds it."""
 SLOT_POLL_SECONDS: Final = 1.0
-"""Time between two attempts of each other process to get the slot, which succeed when that process has ended."""
+"""Time between two attempts of another process to get the slot. An attempt succeeds when the holder of the slot has
+ended."""
 STOP_SECONDS: Final = 1.0
 """Time after which the delivery task is cancelled again, because an error may have replaced the first
 CancelledError."""

@@ -218,7 +218,8 @@ class WebhookDispatcher:
         del self._senders[queue[0].event.content.repository]
         if has_permit:
             self._limit.give_back()
-        if len(queue) == EVENTS_PER_QUEUE:  # it may have more events, which are read after this
+        if len(queue) == EVENTS_PER_QUEUE:
+            # The repository may have more events, which can be read only after the outcomes are stored.
             self._settle_at = self._time()
         self._sender_ended.set()
         if not sender.cancelled() and (error := sender.exception()) is not None:

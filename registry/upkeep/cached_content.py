@@ -29,10 +29,10 @@ from storage.upstream_tags import FrozenTag, TagFrozen
 
 
 class RefreshOutcome(StrEnum):
-    """What a refresh has found. `NEW`: the image was not cached. `UNCHANGED`, `CHANGED`: the tag points at the same
-    digest as before, or at another one. `FROZEN`: the upstream was not asked, because the tag is frozen. `CACHED`: the
-    manifest of the digest is cached, and never changes. `FETCHED_LATER`: the digest is that of a blob, which the next
-    pull fetches."""
+    """The outcome of a refresh. `NEW`: the image was not cached before. `UNCHANGED`: the tag points at the same digest
+    as before. `CHANGED`: the tag points at another digest than before. `FROZEN`: the upstream was not asked, because
+    the tag is frozen. `CACHED`: the manifest of the digest is cached, and never changes. `FETCHED_LATER`: the digest is
+    that of a blob, which the next pull fetches."""
 
     NEW = "new"
     UNCHANGED = "unchanged"

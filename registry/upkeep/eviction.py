@@ -26,8 +26,9 @@ MAX_LISTED_IMAGES: Final = 1000
 @dataclass(frozen=True, slots=True)
 class CachePart:
     """The cached content of an upstream, or of all upstreams (`upstream` is None). `blobs` and `size` count each blob
-    once. `max_size`: the budget; None: not limited. `oldest_pull`: in seconds since 1970; None: there are no images.
-    `is_complete`: False while the content is still being counted."""
+    once. `max_size`: the budget; None: not limited. `oldest_pull`: the last pull of the image that has not been pulled
+    for the longest time, in seconds since 1970; None: there are no images. `is_complete`: False while the content is
+    still being counted."""
 
     upstream: str | None
     max_size: int | None

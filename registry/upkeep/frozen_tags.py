@@ -33,7 +33,7 @@ class FreezeResult(NamedTuple):
 
 def parse_tag_reference(text: str) -> TagReference:
     """Parses `NAME`, `NAME:TAG` or `NAME:TAG@DIGEST`. Without a tag and a digest, the tag is `latest`. Raises
-    NameInvalid, DigestInvalid, and TagInvalid, which also means that there is a digest but no tag."""
+    NameInvalid, DigestInvalid or TagInvalid. Raises TagInvalid also if there is a digest but no tag."""
     tagged, at_sign, digest_text = text.partition("@")
     repository, reference = parse_reference(tagged)
     assert isinstance(reference, Tag)

@@ -18,7 +18,8 @@ MAX_RECORDS: Final = 1000
 
 
 def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
-    """Returns the work of the job. Its arguments `repair` and `hash` (true or false) are the options of the command.
+    """Returns the function that runs the job. The job's arguments `repair` and `hash` (true or false) are the options
+    of the command.
 
     Each problem is a step `problem` with the fields `code`, `repository`, `item`, `problem` and `repair`; `repair` is
     null if the problem was not repaired. The result has the number of problems by code, and the number of problems that

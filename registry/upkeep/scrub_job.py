@@ -1,4 +1,4 @@
-"""The work of a job of the kind `scrub`, for servers and for `entrepot scrub` (`scrub_work`). Such a job reads all
+"""Runs jobs of the kind `scrub`, for servers and for the command `entrepot scrub` (`scrub_work`). Such a job reads all
 stored content again to find damage; one complete reading is a *round*. Also decides when a server starts such a job
 (`scrub_on_schedule`)."""
 

@@ -60,12 +60,14 @@ def warm_work(store: StoredRegistry, router: Router) -> Work:
         task = asyncio.create_task(warmer.warm(images))
         try:
             while not task.done():
-                await context.report(progress.here, total=progress.total, unit="bytes", message=progress.message)
+                await context.report(
+                    progress.stored_bytes, total=progress.total, unit="bytes", message=progress.message
+                )
                 await asyncio.wait([task], timeout=_REPORT_SECONDS)
             results = await task
         finally:
             await cancel_and_wait([task])
-        await context.report(progress.here, total=progress.total, save_now=True)
+        await context.report(progress.stored_bytes, total=progress.total, save_now=True)
         failed = [result.error for result in results if result.error is not None]
         if len(failed) == len(results):
             raise UpstreamUnavailable(failed[0])
@@ -95,7 +97,7 @@ class _WarmProgress:
         self._sizes: dict[Digest, int] = {}
 
     @property
-    def here(self) -> int:
+    def stored_bytes(self) -> int:
         """Number of bytes that are stored."""
         return sum(self._stored.values())
 

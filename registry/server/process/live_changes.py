@@ -1,5 +1,5 @@
-"""`LiveChanges`: the queue of the reloads and restarts that the supervisor (the parent of the workers) is asked for.
-One such change runs at a time.
+"""`LiveChanges`: the queue of the requested reloads and restarts of a server. The supervisor (the parent process of the
+workers) runs one such change at a time.
 
 If a change of the same kind is waiting already, a request joins that change. So any number of requests during a reload
 leads to exactly one more reload.
@@ -58,7 +58,7 @@ class LiveChanges:
         self._successor = successor
         self._notifier = notifier
         self._command_numbers = command_numbers()
-        self._reloads: list[Reply] = []  # for the requests that wait for the next reload; empty: there are none
+        self._reloads: list[Reply] = []  # for the requests that wait for the next reload
         self._restarts: list[Reply] = []  # for the requests that wait for the next restart
         self._wanted_since = 0.0  # when the latest request was made
         self._replies: list[Reply] = []  # for the requests that the running change fulfils
@@ -75,7 +75,8 @@ class LiveChanges:
         self._reloads.append(reply)
 
     def request_restart(self, reply: Reply) -> None:
-        """Queues a restart: a new version of the program takes over, and all workers are replaced."""
+        """Queues a restart: a new version of the program takes over, and all workers are replaced. `reply` is called
+        with the outcome of the restart."""
         self._wanted_since = time.monotonic()
         self._restarts.append(reply)
 

@@ -18,7 +18,7 @@ _START_SECONDS = 60.0
 
 class Renewal:
     """One renewal. `to_replace`: the workers that are replaced. `surplus`: workers that end without a replacement,
-    after the others, because the number of workers is reduced. `fork` starts a worker with an index."""
+    after the others, because the number of workers is reduced. `fork` starts a worker with the given index."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Renewal:
             self.outcome = Outcome(True, "all workers were replaced")
 
     def _abandon(self, reason: str) -> None:
-        """Ends the renewal. The workers that were not replaced yet go on serving."""
+        """Ends the renewal. The workers that were not replaced yet continue to serve."""
         old_worker_count = len(self._to_replace) + len(self._surplus)
         self.outcome = Outcome(False, f"{reason}; {old_worker_count} old workers go on serving")
         self._to_replace.clear()

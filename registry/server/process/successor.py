@@ -2,9 +2,9 @@
 (execve(2)).
 
 The process keeps its pid, its child processes and the files that it passes on. So a service manager, container or
-terminal that watches the process notices nothing. The workers of the old version go on until the new version has
-replaced them. Before that, the new version *checks* in a process of its own whether it can start. If it cannot start,
-the old version goes on unchanged.
+terminal that watches the process notices no change. The workers of the old version continue to serve until the new
+version has replaced them. Before that, the new version *checks* in a process of its own whether it can start. If it
+cannot start, the old version continues unchanged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FORMAT: Final = 2
 _CHECK_SECONDS: Final = 60.0
 """Longest time that the check may take."""
 _SHOWN_BYTES: Final = 4096
-"""Number of bytes of the check's output that are kept."""
+"""Number of bytes at the end of the check's output that are kept."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ commands."""
 RunCommand = Callable[[str, bytes], Awaitable[None]]
 """A function that runs a command in the worker. The arguments are the command's name and its payload."""
 OnStart = Callable[[asyncio.AbstractEventLoop, RunCommand], Callable[[], None]]
-"""Called when the application has started. Returns the function to call at its end."""
+"""Called when the application has started. Returns a function that is called at the end of the worker."""
 
 
 class Worker:
@@ -79,7 +79,8 @@ class Worker:
         end, so the pipe becomes readable (end of file) when the supervisor has ended. None: there is no supervisor.
         `commands` is the worker's end of the channel for the supervisor's commands. `on_start` is called when the
         application has started, with the event loop and the function that runs a command; `on_start` returns a function
-        to call at the end. A worker without a supervisor needs `on_start` to change its configuration.
+        that is called at the end of the worker. A worker without a supervisor needs `on_start` to change its
+        configuration.
         """
         self._options = options
         self._on_ready = on_ready
