@@ -63,7 +63,7 @@ class LiveApp:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Returns the coroutine of the application in force, because a coroutine around it would cost time in each
-        request. Await it at once: a request that has not begun does not keep its application open."""
+        request. Await it immediately: a request that has not begun does not keep its application open."""
         if scope["type"] == "lifespan":
             self._server_state = scope.get("state", {})
             self._current.lifespan.state.update(self._server_state)

@@ -2,10 +2,11 @@
 
 A request for `/v2` passes through these layers, in this order:
 
-1. the distribution API, which parses it and makes a call on a registry; 2. `Observed`, which logs the call; 3.
-`Guarded`, which checks the client's rights; 4. `Restricted`, which refuses calls that the settings `read_only` and
-`delete` forbid; 5. the router, which passes the call to the store or to a mirror. Without mirrors, the store takes the
-router's place.
+1. the distribution API, which parses it and makes a call on a registry;
+2. `Observed`, which logs the call;
+3. `Guarded`, which checks the client's rights;
+4. `Restricted`, which refuses calls that the settings `read_only` and `delete` forbid;
+5. the router, which passes the call to the store or to a mirror. Without mirrors, the store takes the router's place.
 """
 
 from __future__ import annotations

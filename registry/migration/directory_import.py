@@ -206,7 +206,7 @@ class DirectoryImport:
 
     async def _import_untagged(self, repo: RepositoryName, reported: set[Digest]) -> None:
         """Imports the manifests of the repository to which no tag refers. A broken manifest in an index is a problem of
-        the index, whichever of the two is read first. So problems are reported after all manifests were tried."""
+        the index, no matter which of the two is read first. So problems are reported after all manifests were tried."""
         failed: dict[Digest, str] = {}
         async for revision in read_in_thread(self._directory.revisions(repo)):
             await self._report.show_progress(repo)

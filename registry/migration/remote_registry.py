@@ -230,8 +230,8 @@ class RemoteRegistry:
             await partial.commit(repo)
 
     async def _retry(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Calls `attempt`, again after errors that may be temporary, and returns its result. Raises the last error of
-        `attempt`."""
+        """Calls `attempt`, repeats the call after errors that may be temporary, and returns its result. Raises the last
+        error of `attempt`."""
         for pause_seconds in (*RETRY_SECONDS, None):
             try:
                 result = await attempt()

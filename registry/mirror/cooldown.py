@@ -4,7 +4,7 @@ upstream makes it name another digest.
 A *sighting* is the first time that the mirror saw an upstream's tag point at a digest. The digest *holds* the tag until
 the next sighting. A digest is *mature* if it has once held the tag without interruption for at least the cooldown. The
 newest mature digest is served. So a move of the tag takes effect after the cooldown, if the tag has not moved again by
-then, and a move back to a mature digest takes effect at once.
+then, and a move back to a mature digest takes effect immediately.
 
 A tag has no mature digest for some time after it was first seen. With `cooldown_new = "serve"`, the first digest that
 the mirror ever saw counts as mature. With `"refuse"`, the tag is not served yet.

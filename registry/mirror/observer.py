@@ -11,7 +11,7 @@ from storage.errors import RegistryError
 
 class MirrorObserver(Protocol):
     """Receives reports about the requests and fills of the mirror of one upstream. The methods are called on the event
-    loop. They return at once and raise nothing."""
+    loop. They return immediately and raise nothing."""
 
     def request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
         """Returns a context manager that traces the requests to one endpoint for one manifest, blob or list. The

@@ -41,7 +41,7 @@ _MAX_CONNECTIONS: Final = 4096
 
 
 class RecentClients:
-    """The times of the last requests. Create it before the fork. All methods return at once and raise nothing."""
+    """The times of the last requests. Create it before the fork. All methods return immediately and raise nothing."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """`clock` returns seconds since 1970."""

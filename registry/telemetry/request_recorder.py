@@ -68,7 +68,7 @@ class Noted(Protocol):
 
 class RequestRecorder:
     """Counts requests and logs them. The server calls the methods (`registry.server.connection.request_reports`). They
-    return at once and raise nothing."""
+    return immediately and raise nothing."""
 
     def __init__(self, metrics: Metrics, recent_clients: RecentClients | None = None) -> None:
         """`recent_clients`: records the clients of requests to the distribution API; None: they are not recorded."""

@@ -23,7 +23,7 @@ from storage.upkeep.reporter import Reporter
 MAX_DEPTH: Final = 8
 """Largest number of levels if indexes list other indexes, and if referrers have referrers."""
 _PAGE: Final = 100
-"""Largest number of referrers that are read from the registry at once."""
+"""Largest number of referrers that are read from the registry with one call."""
 
 
 @dataclass(frozen=True, slots=True)

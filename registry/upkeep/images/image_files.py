@@ -4,7 +4,7 @@ error handling.
 An *OCI image layout* (OCI image spec, "Image Layout") is a directory, or a tar archive of such a directory. Its
 `index.json` lists manifests. All manifests, configs and layers are in `blobs/ALGORITHM/HEX`. A *docker archive* is a
 tar archive that `docker save` writes: its `manifest.json` lists images. Since version 25, docker writes archives that
-are docker archives and OCI image layouts at once.
+are both docker archives and OCI image layouts.
 """
 
 from __future__ import annotations
