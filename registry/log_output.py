@@ -139,7 +139,7 @@ class BufferedHandler(logging.Handler):
         super().__init__()
         self._stream = stream
         self._lines: list[str | _LaterLine] = []
-        self._size = 0  # characters of the buffered lines, about
+        self._size = 0  # approximate number of characters in the buffered lines
         self._text_formatter = LineFormatter()
         self.setFormatter(self._text_formatter)
 

@@ -3,7 +3,7 @@ to the log.
 
 A line has `key=value` pairs for the operation, the repository, the reference, the outcome, the milliseconds that the
 call took, the client's name and address, and the request's id. The outcome is `OK`, the code of a RegistryError, or the
-class name of another exception. The line does not give the reason of a failure: `registry.http.error_responses` logs
+class name of another exception. The line does not give the reason for a failure: `registry.http.error_responses` logs
 that.
 """
 

@@ -92,8 +92,8 @@ class PullEvents:
             batch = self._pulls[:MAX_ADDED_EVENTS]
             names = {repo: await self._stored_name(repo) for repo in {pull[0] for pull, *_ in batch}}
             events = [
-                NewEvent(EventAction.PULL, stored, at, Actor(name, address, request_id), digest=digest)
-                for (repo, digest), at, name, address, request_id in batch
+                NewEvent(EventAction.PULL, stored, pulled_at, Actor(name, address, request_id), digest=digest)
+                for (repo, digest), pulled_at, name, address, request_id in batch
                 if (stored := names[repo]) is not None
             ]
             del self._pulls[: len(batch)]

@@ -185,12 +185,12 @@ class Exchange(RequestContext):
         end of the body. The caller may store the memoryviews, because the server does not reuse their memory."""
         extension = (self.scope.get("extensions") or {}).get(_BODY_EXTENSION)
         receive = extension["receive"] if extension else self._receive_message
-        more = True
-        while more:
+        has_more = True
+        while has_more:
             received = await receive()
             if received is None:
                 raise ClientGone
-            chunks, more = received
+            chunks, has_more = received
             for chunk in chunks:
                 yield chunk
 

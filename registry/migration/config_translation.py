@@ -246,7 +246,7 @@ def _leaves(value: Value, path: str = "", depth: int = 0) -> Iterator[tuple[str,
 
 def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
     """Sets the key that an environment variable names. Its value is YAML, as the old registry reads it."""
-    *parents, last = variable.removeprefix(PREFIX).lower().split("_")
+    *parents, last_name = variable.removeprefix(PREFIX).lower().split("_")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -260,7 +260,7 @@ def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
             child_group = {child_group: {}} if isinstance(child_group, str) else {}
             group[name] = child_group
         group = child_group
-    group[_own_name(group, last)] = value
+    group[_own_name(group, last_name)] = value
 
 
 def _own_name(document: Mapping[str, Value], name: str) -> str:

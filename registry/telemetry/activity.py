@@ -68,12 +68,12 @@ class ActivityCounts:
             totals[requests.cell("manifests", method, status)] for method in ("GET", "HEAD") for status in _PULLED
         )
         yield sum(totals[requests.cell("manifests", "PUT", status)] for status in _PUSHED)
-        found = dict.fromkeys(("hits", "misses"), 0.0)
+        lookups = dict.fromkeys(("hits", "misses"), 0.0)
         for (_, route, cache), numbers in mirror.requests.counted(totals):
             if route in _ROUTES:
-                found["hits"] += numbers[0] if cache in _HITS else 0
-                found["misses"] += numbers[0] if cache == "miss" else 0
-        yield from found.values()
+                lookups["hits"] += numbers[0] if cache in _HITS else 0
+                lookups["misses"] += numbers[0] if cache == "miss" else 0
+        yield from lookups.values()
         yield sum(numbers[0] for _, numbers in mirror.fetched_bytes.counted(totals))
         yield sum(
             numbers[0]

@@ -143,7 +143,7 @@ def _histogram(
     for values, cells in family.counted(totals):
         translated = translate(*values)
         if translated is not None:
-            sums[translated] = [one + other for one, other in zip(sums[translated], cells, strict=True)]
+            sums[translated] = [total + count for total, count in zip(sums[translated], cells, strict=True)]
     metric = HistogramMetricFamily(name, text, labels=labels)
     for distribution_labels, total in sums.items():
         metric.add_metric(distribution_labels, *cumulative(family, total))

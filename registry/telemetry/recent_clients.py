@@ -67,8 +67,8 @@ class RecentClients:
     def last_seen(self, address: str, program: str) -> float | None:
         """Returns when a program, one of the values of `PROGRAMS`, has last sent a request from the network of this
         address, in seconds since 1970. None: not in the last `RECENT_SECONDS`."""
-        at = min(self._cells[cell] for cell in _cells_of(address, program))
-        return at if at > self._clock() - RECENT_SECONDS else None
+        seen_at = min(self._cells[cell] for cell in _cells_of(address, program))
+        return seen_at if seen_at > self._clock() - RECENT_SECONDS else None
 
 
 def _cells_of(address: str, program: str) -> tuple[int, int]:

@@ -96,7 +96,7 @@ _Selected = tuple[EvictableConnection, EvictionCandidate]
 
 class ConnectionLimit:
     """The connection limit of one worker. Create it after the application has started: the descriptors that are in
-    use at that moment are set aside for good."""
+    use at that moment are never counted as free for connections."""
 
     def __init__(
         self,

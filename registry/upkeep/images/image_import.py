@@ -273,23 +273,23 @@ class _Importer:
         file."""
         waiting = list(trees)
         while waiting:
-            ready = [tree for tree in waiting if tree.root.subject in self._stored]
-            refused = [tree for tree in waiting if tree not in ready and tree.root.subject in self._refused]
-            self._refused.update(tree.root.digest for tree in refused)
-            waiting = [tree for tree in waiting if tree not in refused]
-            if refused and not ready:
+            storable = [tree for tree in waiting if tree.root.subject in self._stored]
+            refused_now = [tree for tree in waiting if tree not in storable and tree.root.subject in self._refused]
+            self._refused.update(tree.root.digest for tree in refused_now)
+            waiting = [tree for tree in waiting if tree not in refused_now]
+            if refused_now and not storable:
                 continue
-            if not ready:
+            if not storable:
                 raise ImageFileFailed(
                     f"{self._content.source.label} has no manifest {waiting[0].root.subject}, to which "
                     f"{waiting[0].root.digest} refers"
                 )
-            for tree in ready:
+            for tree in storable:
                 assert tree.root.subject is not None
                 for repo in list(self._stored[tree.root.subject]):
                     await self._push_to(repo, tree, [])
                 self._reporter.step("referrer", digest=tree.root.digest, subject=tree.root.subject)
-            waiting = [tree for tree in waiting if tree not in ready]
+            waiting = [tree for tree in waiting if tree not in storable]
 
     async def _push_to(self, repo: RepositoryName, tree: _ImageTree, tags: list[Tag]) -> None:
         for attempt in range(1, ATTEMPTS + 1):

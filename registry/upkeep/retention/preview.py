@@ -115,26 +115,26 @@ class RetentionPreview:
         """Returns how many tags the rules would keep and delete in each of at most `limit` repositories: those to which
         a rule applies and that sort after `after`. Judges at most `MAX_JUDGED_TAGS` tags of a repository, and ends the
         page when that many tags were judged in all of its repositories."""
-        now, judged, found = self._clock(), 0, list[RepositoryPreview]()
+        now, judged_tags, previews = self._clock(), 0, list[RepositoryPreview]()
         async with aclosing(self.judge.repositories(after)) as repositories:
             async for repo, rule in repositories:
-                if len(found) == limit or judged >= MAX_JUDGED_TAGS:
-                    return Page(found, True)
-                found.append(await self._judged(repo, rule, now))
-                judged += found[-1].tags_kept + found[-1].tags_deleted
-        return Page(found, False)
+                if len(previews) == limit or judged_tags >= MAX_JUDGED_TAGS:
+                    return Page(previews, True)
+                previews.append(await self._judged(repo, rule, now))
+                judged_tags += previews[-1].tags_kept + previews[-1].tags_deleted
+        return Page(previews, False)
 
     async def _judged(self, repo: RepositoryName, rule: NumberedRule, now: float) -> RepositoryPreview:
         """Judges tags of one repository."""
-        kept = deleted = 0
+        kept_tags = deleted_tags = 0
         async with aclosing(self.judge.tags(repo, rule.rule, now)) as pages:
             async for page in pages:
-                if kept + deleted >= MAX_JUDGED_TAGS:
-                    return RepositoryPreview(repo, rule, kept, deleted, False)
+                if kept_tags + deleted_tags >= MAX_JUDGED_TAGS:
+                    return RepositoryPreview(repo, rule, kept_tags, deleted_tags, False)
                 kept_of_page = sum(decision.is_kept for _, decision in page)
-                kept += kept_of_page
-                deleted += len(page) - kept_of_page
-        return RepositoryPreview(repo, rule, kept, deleted, True)
+                kept_tags += kept_of_page
+                deleted_tags += len(page) - kept_of_page
+        return RepositoryPreview(repo, rule, kept_tags, deleted_tags, True)
 
     async def _preview(
         self,
