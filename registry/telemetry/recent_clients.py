@@ -34,7 +34,7 @@ _ROW_CELLS: Final = 8192
 """Cells in each of the two rows; a power of two."""
 _SECOND_SHIFT: Final = 24
 """The bits of the hash from this one on choose the cell in the second row."""
-_NOTE_SECONDS: Final = 10.0
+_PAUSE_SECONDS: Final = 10.0
 """Time after a recorded request for which no further request of the same connection is recorded."""
 _MAX_CONNECTIONS: Final = 4096
 """Largest number of connections for which a process remembers when to record a request again."""
@@ -47,17 +47,18 @@ class RecentClients:
         """`clock` returns seconds since 1970."""
         self._clock = clock
         self._cells = memoryview(mmap(-1, 2 * 8 * _ROW_CELLS)).cast("d")
-        self._next_notes: dict[object, float] = {}
+        self._next_record_times: dict[object, float] = {}
+        """By connection (address and port): when to record a request of it again, in seconds since 1970."""
 
     def note(self, scope: Scope) -> None:
         """Records the time of a request of a known program. Takes a fifth of a microsecond if a request of the same
         connection was recorded a moment ago."""
         connection, now = scope["client"], self._clock()
-        if self._next_notes.get(connection, 0.0) > now:
+        if self._next_record_times.get(connection, 0.0) > now:
             return
-        if len(self._next_notes) >= _MAX_CONNECTIONS:
-            self._next_notes.clear()
-        self._next_notes[connection] = now + _NOTE_SECONDS
+        if len(self._next_record_times) >= _MAX_CONNECTIONS:
+            self._next_record_times.clear()
+        self._next_record_times[connection] = now + _PAUSE_SECONDS
         agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
         program = PROGRAMS.get(agent.partition(b"/")[0].lower())
         if connection and program is not None:

@@ -32,6 +32,7 @@ from storage.errors import RegistryError
 from storage.names import Digest
 
 CHUNK_BYTES: Final = 1 << 20
+"""Number of bytes of a file that are read, and largest number that are decompressed, at a time."""
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 """The first bytes of a layer that is compressed with gzip, and of one that is compressed with zstd."""
 

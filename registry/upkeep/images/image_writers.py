@@ -206,6 +206,7 @@ async def _copy(
 
 
 def _entry_key(entry: Document) -> tuple[str, str]:
+    """Returns the tag of an entry, or its digest if it has no tag. Entries with the same key replace each other."""
     name = (entry.get("annotations") or {}).get(REF_NAME, "")
     return (name, "") if name else ("", str(entry.get("digest")))
 

@@ -16,6 +16,7 @@ from storage.retention import MAX_PAGE_ROWS, Retention, TagFacts
 from storage.tag_rules import NO_IMMUTABLE_TAGS, ImmutableTags
 
 _REPOSITORIES_PER_PAGE = 500
+"""Number of repositories that one call reads from the store."""
 
 
 class NumberedRule(NamedTuple):
