@@ -76,10 +76,10 @@ class Entrepot(FastAPI):
         *,
         starts_work: bool = True,
     ) -> None:
-        """`telemetry` is told about each request. `service`: an open service, which the caller closes. None: the
-        application opens one with `factory` when the server starts the application. `run`: the run of the server, which
-        all workers share; None: a new one. `starts_work`: whether the service that the application opens starts its
-        background work; False: the caller starts it with `Service.work`."""
+        """`telemetry` records each request. `service`: an open service, which the caller closes. None: the application
+        opens one with `factory` when the server starts the application. `run`: the run of the server, which all workers
+        share; None: a new one. `starts_work`: whether the service that the application opens starts its background
+        work; False: the caller starts it with `Service.work`."""
         # FastAPI's own documentation pages are switched off: they load scripts from the internet, and generating the
         # OpenAPI document blocks the event loop. `registry.admin.documentation` serves pages without these problems.
         super().__init__(
@@ -102,7 +102,7 @@ class Entrepot(FastAPI):
         self.running_requests = 0
         """Number of requests in progress, except those that the response cache answers."""
         self.on_idle: Callable[[], None] | None = None
-        """Called whenever the last request in progress has ended; None: nobody waits for that."""
+        """Called whenever the last request in progress has ended; None: nothing is called."""
         self.closes_telemetry = False
         """Whether the application closes `telemetry` when the application ends. True if no other application uses
         `telemetry`."""
@@ -117,7 +117,7 @@ class Entrepot(FastAPI):
         self.event_streams: set[object] = set()
         """The streams of events that are open (`registry.admin.event_stream`)."""
         self.pages: Pages | None = None
-        """The objects that make the pages for people; None: this registry has no such pages."""
+        """The objects that make the web pages; None: this registry has no web pages."""
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
         self._app_outside_v2: AsgiApp = SecurityHeaders(  # around FastAPI's own `__call__`
             RateLimitedApp(super().__call__, factory.rate_limit, self._refuse),
@@ -314,7 +314,7 @@ def create_app(
     app = Entrepot(factory, telemetry, service, run, starts_work=starts_work)
     app.closes_telemetry = not is_shared
     add_error_handlers(app)
-    # A request is compared with one route after the other, so those that are many come last.
+    # A request is compared with one route after the other, so the large groups of routes come last.
     routes = app.router.routes
     if registry is None and settings.pages.enabled:
         app.pages = Pages()

@@ -23,8 +23,8 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 """Name, in lower case, and value of an HTTP header."""
 REQUEST_NOTES_EXTENSION: Final = "entrepot.request"
-"""Key in a scope's `extensions` of a dictionary in which the application notes what it knows about the request, for
-`on_request_end` (`registry.server.connection.request_reports`). Other servers have no such dictionary."""
+"""Key in a scope's `extensions` of a dictionary in which the application stores facts about the request, for
+`on_request_end` (`registry.server.connection.request_reports`). Other servers provide no such dictionary."""
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}")
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 STOPPING_STATE: Final = "entrepot.stopping"
@@ -32,13 +32,13 @@ STOPPING_STATE: Final = "entrepot.stopping"
 server stops, so that responses without an end, such as streams of events, can end."""
 
 COUNTS_STATE: Final = "entrepot.server_counts"
-"""The key in the lifespan state under which the server leaves a function that returns `ServerCounts`."""
+"""The key in the lifespan state under which our server gives the application a function that returns `ServerCounts`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerCounts:
-    """What the server of one process does now. `connections`: open connections, of at most `max_connections`.
-    `requests`: requests in progress. `answered`: responses since the start of the process."""
+    """The numbers of connections and requests of one server process. `connections`: open connections, of at most
+    `max_connections`. `requests`: requests in progress. `answered`: responses since the start of the process."""
 
     connections: int = 0
     max_connections: int | None = None
@@ -56,8 +56,8 @@ def request_id_of(headers: Iterable[Header]) -> str:
 
 
 def trace_id_of(headers: Iterable[Header]) -> str:
-    """Returns the trace id in the traceparent header, 32 hex digits; empty if there is no valid one (W3C Trace Context,
-    3.2)."""
+    """Returns the trace id in the traceparent header, 32 hex digits; empty if there is no valid traceparent header (W3C
+    Trace Context, 3.2)."""
     for name, value in headers:
         if name == b"traceparent" and (found := _TRACEPARENT.fullmatch(value)) and found[1] != b"0" * 32:
             return found[1].decode("ascii")
@@ -66,7 +66,7 @@ def trace_id_of(headers: Iterable[Header]) -> str:
 
 def raw_path(scope: Scope) -> bytes:
     """Returns the percent-encoded path of a request: `raw_path` in the scope, which is the path as the client sent it.
-    If the server does not set that, encodes the decoded path again."""
+    If the server does not set `raw_path`, encodes the decoded path again."""
     raw: bytes | None = scope.get("raw_path")
     return raw if raw is not None else quote(scope["path"]).encode("ascii")
 

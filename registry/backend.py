@@ -40,12 +40,13 @@ class Backend(NamedTuple):
 
     - `store`: the opened store, which is the hosted registry.
     - `router`: passes each call to the store or to a mirror.
-    - `upkeep`: what upkeep of the store and the mirrors needs.
+    - `upkeep`: the objects for the upkeep of the store and the mirrors.
     - `pulls`: records the pulls that this process serves.
     - `pull_events`: makes an event of each pull; None: the settings ask for no such events.
-    - `work`: what a server does in the background.
+    - `work`: the background work of a server.
     - `mirrors`: the mirrors, by the names of their upstreams.
-    - `upstream_search`: the search of the upstream to which searches are passed on; None: there is none."""
+    - `upstream_search`: sends searches to the upstream whose settings have the URL of a search; None: no upstream has
+      one."""
 
     store: StoredRegistry
     router: Router
@@ -60,9 +61,9 @@ class Backend(NamedTuple):
 def make_mirror(
     upstream: Upstream, store: StoredRegistry, clock: Callable[[], float], observer: MirrorObserver | None = None
 ) -> Mirror:
-    """Returns the mirror of an upstream, which caches the upstream's content in `store`. Makes no connection yet. The
-    caller closes the mirror with `aclose`, which also closes the mirror's HTTP client. `clock` returns seconds since
-    1970. `observer` counts the mirror's work; None: the work is not counted."""
+    """Returns the mirror of an upstream, which caches the upstream's content in `store`. Does not connect to the
+    upstream. The caller must close the mirror with `aclose`, which also closes the mirror's HTTP client. `clock`
+    returns seconds since 1970. `observer` counts the mirror's work; None: the work is not counted."""
     from registry.mirror.mirror import Mirror
     from registry.mirror.observer import UNOBSERVED
     from registry.upstream.client import make_upstream_client
@@ -86,8 +87,8 @@ def immutable_tags(settings: Settings) -> ImmutableTags:
 
 
 def preload_mirrors(settings: Settings) -> None:
-    """Imports the modules of mirrors if the settings have an upstream, and those of webhooks if they have one. The
-    server calls this before it forks the workers, so that they share the memory of these modules."""
+    """Imports the modules of mirrors if the settings have an upstream, and the modules of webhooks if the settings have
+    a webhook. The server calls this before it forks the workers, so that they share the memory of these modules."""
     if settings.webhook:
         import registry.events.dispatcher
         import registry.events.webhook_client
@@ -99,7 +100,8 @@ def preload_mirrors(settings: Settings) -> None:
 
 
 def _open_search(settings: Settings) -> UpstreamSearch | None:
-    """Returns the search of the upstream to which searches are passed on; None: there is none."""
+    """Returns the object that sends searches to the first upstream with the setting `search`; None: no upstream has
+    this setting."""
     upstream = next((upstream for upstream in settings.upstream if upstream.search is not None), None)
     if upstream is None:
         return None
@@ -132,7 +134,7 @@ async def open_backend(
     - `may_open_read_only`: what happens if the disk is too full to open the database for writing. True: it is opened
       only for reading. False: raises StorageFull.
     - `clock`: returns seconds since 1970.
-    - `telemetry`: counts what the store and the mirrors do; None: this is not counted."""
+    - `telemetry`: counts the work of the store and the mirrors; None: this work is not counted."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(
             open_registry(

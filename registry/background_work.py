@@ -1,4 +1,4 @@
-"""`BackgroundWork`: what a server process does beside answering requests.
+"""`BackgroundWork`: the work that a server process does in the background, while it answers requests.
 
 This work is:
 
@@ -6,12 +6,13 @@ This work is:
 - to store the pulls that the process has served, and the numbers of pulls, pushes and mirrored requests;
 - to count the space that repositories and caches use;
 - to update the search index;
-- to evict cached images, and to fetch images ahead of requests;
-- to check tags whose cooldown has not ended;
+- to evict cached images, and to fetch images before clients request them;
+- to ask the upstreams about mirrored tags that have moved within their cooldown (the time for which a moved tag is
+  still served at its older digest);
 - to send events to webhooks;
 - to collect garbage.
 
-For most of this, a lease lets only one process at a time do the work.
+For most of this, a lease (a lock across processes) lets only one process at a time do the work.
 """
 
 from __future__ import annotations
@@ -83,16 +84,16 @@ class BackgroundWork:
         self._activity = None if activity is None else ActivityRecorder(store.activity, store.leases, activity, clock)
         self._is_started = False
         self._tasks: list[asyncio.Task[None]] = []  # the job runner and the pull recorder
-        self._schedules: list[asyncio.Task[None]] = []  # depend on the settings; `hand_over` ends them
-        self._watches = AsyncExitStack()  # warming and cooldowns
+        self._schedules: list[asyncio.Task[None]] = []  # tasks that depend on the settings; `hand_over` ends them
+        self._watches = AsyncExitStack()  # the tasks for warming and for cooldowns
 
     def on_job_ended(self, function: Callable[[str, JobState], None]) -> None:
-        """Makes the job runner call `function` with the kind of each job and how it ended."""
+        """Makes the job runner call `function` at the end of each job, with the job's kind and state."""
         self._runner.on_ended = function
 
     async def start(self) -> None:
-        """Starts the work. Does nothing with a store that was opened read-only: it cannot store anything, and would
-        hold leases that the store that replaces it needs."""
+        """Starts the work. Does nothing if the store was opened read-only: the work could store nothing, and would hold
+        leases that the store needs which replaces the read-only one."""
         if self._store.is_read_only or self._is_started:
             return
         self._is_started = True
@@ -119,8 +120,8 @@ class BackgroundWork:
         self._schedules = [asyncio.create_task(work) for work in schedules]
 
     async def hand_over(self) -> None:
-        """Leaves new work to other services and processes: stops the schedules, and starts no further job. The jobs and
-        downloads that run go on. May be called repeatedly."""
+        """Leaves new work to other services and processes: stops the schedules, and starts no further job. Running jobs
+        and downloads continue. May be called repeatedly."""
         self._runner.take_no_more()
         schedules, self._schedules = self._schedules, []
         await cancel_all(schedules)

@@ -39,7 +39,7 @@ class _Running:
         """Set when the application has been replaced and its last request has ended."""
 
     def replace(self) -> None:
-        """Says that the application gets no more requests."""
+        """Called when another application has replaced this one, so that it gets no more requests."""
         self.app.on_idle = self.has_no_requests.set
         if not self.app.running_requests:
             self.has_no_requests.set()
@@ -63,7 +63,7 @@ class LiveApp:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Returns the coroutine of the application in force, because a coroutine around it would cost time in each
-        request. Await it at once: a request that has not begun does not keep its application open."""
+        request. Await it immediately: a request that has not begun does not keep its application open."""
         if scope["type"] == "lifespan":
             self._server_state = scope.get("state", {})
             self._current.lifespan.state.update(self._server_state)
@@ -75,9 +75,10 @@ class LiveApp:
         return self._current.app.answer_at_once(scope)
 
     async def prepare(self, configuration: bytes) -> None:
-        """Starts an application with the pickled `Settings`, beside the current one. Its background work does not start
-        yet. Raises what the start raises; the current application goes on. Replaces an application that was prepared
-        before. After a cancellation, the application is closed as soon as it has started."""
+        """Starts an application with the pickled `Settings`, while the current one continues to serve. The new
+        application's background work does not start yet. Raises the errors of the start; the current application then
+        stays in use. Replaces an application that was prepared before. After a cancellation, the application is closed
+        as soon as it has started."""
         await self.discard()
         settings: Settings = pickle.loads(configuration)  # from the parent process
         await asyncio.to_thread(preload_mirrors, settings)  # imports take a while
@@ -92,8 +93,8 @@ class LiveApp:
         self._prepared = prepared
 
     async def switch(self) -> None:
-        """Passes all new requests to the prepared application. A task hands the background work over to it afterwards,
-        because that may take long on a slow disk. Does nothing if no application is prepared."""
+        """Passes all new requests to the prepared application. Afterwards, a task hands the background work over to
+        this application, because that may take long on a slow disk. Does nothing if no application is prepared."""
         if self._prepared is None:
             return
         old, self._current, self._prepared = self._current, self._prepared, None
@@ -111,7 +112,7 @@ class LiveApp:
 
     async def retire(self) -> None:
         """Leaves new background work to other processes, because this one is about to end. Running jobs and downloads
-        go on until the shutdown."""
+        continue until the shutdown."""
         self._current.app.is_retiring = True
         async with self._passing_work:
             if (work := self._current.app.work) is not None:
@@ -141,7 +142,8 @@ class LiveApp:
         await self._close(old)
 
     async def _pass_work(self, old: _Running, new: _Running) -> None:
-        """Leaves new background work to the application `new`. Two changes do this one after the other."""
+        """Leaves new background work to the application `new`. If there are two changes in short succession, the second
+        one waits here for the first."""
         async with self._passing_work:
             try:
                 if (work := old.app.work) is not None:
@@ -155,7 +157,7 @@ class LiveApp:
                 log.exception("the application with the new settings failed while it started its work")
 
     async def _close_unused(self, unused: _Running, starting: asyncio.Task[None]) -> None:
-        """Closes an application that nobody waits for, once it has started."""
+        """Closes an application that will not be used, once it has started."""
         await asyncio.wait([starting])
         if not starting.cancelled() and starting.exception() is None:
             await self._close(unused)

@@ -139,7 +139,7 @@ class BufferedHandler(logging.Handler):
         super().__init__()
         self._stream = stream
         self._lines: list[str | _LaterLine] = []
-        self._size = 0  # characters of the buffered lines, about
+        self._size = 0  # approximate number of characters in the buffered lines
         self._text_formatter = LineFormatter()
         self.setFormatter(self._text_formatter)
 
@@ -210,9 +210,9 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def direct_handler(logger: logging.Logger) -> BufferedHandler | None:
-    """Returns the handler that writes the records of `logger`, if that is the only one, and writes them all as text.
-    The caller may then use its method `write_later` instead of making records. Returns None if other
-    handlers or filters want the records as well, or if the lines are JSON objects."""
+    """Returns the handler that writes the records of `logger`, if this is the only handler and it writes all records as
+    text. The caller may then use the handler's method `write_later` instead of making records. Returns None if other
+    handlers or filters process the records as well, or if the lines are JSON objects."""
     root = logger.root
     if len(root.handlers) != 1 or logger.handlers or logger.filters or not logger.propagate:
         return None

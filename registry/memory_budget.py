@@ -1,10 +1,10 @@
 """`MemoryBudget`: limits the memory that all requests of a worker use together for bodies that have to be in memory as
 a whole, such as manifests. A body here is that of a request or of its response.
 
-Each request has a `Share` of the budget: the number of bytes of its body that are in memory now. If the budget has no
-room for the body, the request waits a few seconds and is then refused with 429 and Retry-After. Small and large shares
-wait in separate queues, and each queue is served in the order of arrival. Three rules keep one client from blocking the
-others:
+Each request has a `Share` of the budget: the number of bytes of its body that are in memory now. If too little of the
+budget is free for the body, the request waits a few seconds and is then refused with 429 and Retry-After. Small and
+large shares wait in separate queues, and each queue is served in the order of arrival. Three rules keep one client from
+blocking the others:
 
 - Only small shares, of up to 64 KiB, may use the last quarter of the budget. Nearly all manifests and forms are small.
 - While a large share waits, small shares together get at most a quarter of the budget.
@@ -55,14 +55,14 @@ class Share:
         self.on_cut: Callable[[], None] | None = None
 
     def try_grow(self, added_bytes: int) -> bool:
-        """Grows by `added_bytes` and returns True if the budget has room now. Otherwise changes nothing and returns
-        False."""
+        """Grows by `added_bytes` and returns True if that many bytes of the budget are free now. Otherwise changes
+        nothing and returns False."""
         return self._budget.try_grow(self, added_bytes)
 
     async def grow(self, added_bytes: int) -> None:
-        """Grows by `added_bytes`. Waits for room if the budget has none. Raises TooManyRequests if no room becomes free
-        in time, or if too many shares wait. If the call is cancelled, the share may have grown; the caller closes
-        it."""
+        """Grows by `added_bytes`. Waits if too little of the budget is free. Raises TooManyRequests if not enough
+        becomes free in time, or if too many shares wait. If the call is cancelled, the share may have grown, so the
+        caller must close it."""
         if not self._budget.try_grow(self, added_bytes):
             await self._budget.wait_and_grow(self, added_bytes)
 
@@ -88,8 +88,8 @@ class MemoryBudget:
         self, size: int, what: str, *, wait_seconds: float = WAIT_SECONDS, slow_seconds: float = SLOW_SECONDS
     ) -> None:
         """`what`: what the shares hold, for the error text, such as "request bodies". `wait_seconds`: how long a share
-        waits for room before it is refused. `slow_seconds`: while a share waits, requests that have held memory for
-        longer than this are cut off."""
+        waits for free memory before it is refused. `slow_seconds`: while a share waits, requests that have held memory
+        for longer than this are cut off."""
         self.size = size
         self.used = 0
         self._what = what
@@ -109,14 +109,15 @@ class MemoryBudget:
 
     def try_grow(self, share: Share, added_bytes: int) -> bool:
         """Does what `Share.try_grow` does. While other shares wait in the queue for `share`, returns False even if
-        there is room. A share that needs no new bytes, because another share with its key holds them, need not wait."""
+        enough of the budget is free. A share that needs no new bytes, because another share with its key holds them,
+        need not wait."""
         if self._queue_for(share, added_bytes) and not self._is_key_counted(share):
             return False
-        return self._grow_if_room(share, added_bytes)
+        return self._grow_if_free(share, added_bytes)
 
     async def wait_and_grow(self, share: Share, added_bytes: int) -> None:
-        """Waits until `share` has grown by `added_bytes`. Raises TooManyRequests if no room becomes free in time, or if
-        the queue is full."""
+        """Waits until `share` has grown by `added_bytes`. Raises TooManyRequests if not enough of the budget becomes
+        free in time, or if the queue is full."""
         queue = self._queue_for(share, added_bytes)
         if len(queue) >= MAX_WAITING:
             raise self._refusal()
@@ -135,7 +136,7 @@ class MemoryBudget:
                 was_first = next(iter(queue)) is waiter
                 del queue[waiter]
                 if was_first:
-                    self._grant_to_waiters()  # there may be room for the next share, if it needs less than this one
+                    self._grant_to_waiters()  # the next share may be able to grow now, if it needs less than this one
 
     def release(self, share: Share) -> None:
         """Sets the size of `share` to 0 and gives its bytes to waiting shares. Idempotent."""
@@ -176,7 +177,7 @@ class MemoryBudget:
 
     def _missing_bytes(self, share: Share, added_bytes: int) -> int:
         """Returns how many bytes other shares have to release before `share` can grow by `added_bytes`. Zero or less
-        means that there is room."""
+        means that enough of the budget is free."""
         if self.used <= share.size:  # no other share holds memory, so this one may have any size
             return 0
         if share.size + added_bytes > SMALL_SHARE_BYTES:  # a large share
@@ -186,9 +187,9 @@ class MemoryBudget:
             missing = max(missing, self._used_by_small + added_bytes - self.size // 4)
         return missing
 
-    def _grow_if_room(self, share: Share, added_bytes: int) -> bool:
-        """Grows `share` and returns True if there is room. Otherwise changes nothing and returns False. Ignores the
-        queues."""
+    def _grow_if_free(self, share: Share, added_bytes: int) -> bool:
+        """Grows `share` and returns True if enough of the budget is free. Otherwise changes nothing and returns False.
+        Ignores the queues."""
         if not self._is_key_counted(share) or share.size:  # otherwise `used` includes the bytes already
             if self._missing_bytes(share, added_bytes) > 0:
                 return False
@@ -202,17 +203,18 @@ class MemoryBudget:
         return True
 
     def _grant_to_waiters(self) -> None:
-        """Grows waiting shares while there is room. Starts with the large shares, because they must not use the quarter
-        of the budget that is only for small ones."""
+        """Grows waiting shares while enough of the budget is free. Starts with the large shares, because they must not
+        use the quarter of the budget that is only for small ones."""
         for queue in (self._large_waiters, self._small_waiters):
-            while queue and self._grow_if_room((waiter := next(iter(queue))).share, waiter.added_bytes):
+            while queue and self._grow_if_free((waiter := next(iter(queue))).share, waiter.added_bytes):
                 del queue[waiter]
                 waiter.granted.set_result(None)
 
     def _cut_slow(self) -> None:
-        """Cuts off requests that have held memory for longer than `slow_seconds`, the oldest first, until they release
-        as much memory as all shares in one queue need: the large ones if any large share waits, otherwise the small
-        ones. Is called again every `CUT_INTERVAL_SECONDS` while a share waits."""
+        """Cuts off requests that have held memory for longer than `slow_seconds`, the oldest first. Stops when these
+        requests release as much memory as all shares in one queue need: in the queue of large shares if any large share
+        waits, otherwise in the queue of small shares. Is called again every `CUT_INTERVAL_SECONDS` while a share
+        waits."""
         self._timer = None
         queue = self._large_waiters or self._small_waiters
         if not queue:

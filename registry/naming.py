@@ -52,31 +52,32 @@ class NamingRules:
     def upstream_of(self, name: str) -> str | None:
         """Returns the name of the upstream that the repository name `name` belongs to. Returns None if `name` is hosted
         or can be hosted. Does not check whether `name` is valid."""
-        first, slash, _ = name.partition("/")
-        if first in self._upstream_names:
-            return first
-        return self.default if first == HUB_LIBRARY and slash else None
+        first_part, slash, _ = name.partition("/")
+        if first_part in self._upstream_names:
+            return first_part
+        return self.default if first_part == HUB_LIBRARY and slash else None
 
     def mirrored_name(self, repo: RepositoryName, upstream: str) -> RepositoryName:
         """Returns the stored name of the repository that `repo` means at `upstream`. `repo` can be given with or
         without the upstream's name. Raises NameUnknown if `repo` is only the upstream's name, and NameInvalid if the
         stored name would be too long."""
-        first, slash, rest = repo.partition("/")
-        if first != upstream:
-            rest = repo
+        first_part, slash, rest_of_name = repo.partition("/")
+        if first_part != upstream:
+            rest_of_name = repo
         elif not slash:
             raise NameUnknown(f"{upstream} is mirrored here and is no repository itself; pull {upstream}/NAME")
-        if upstream == DOCKER_HUB and "/" not in rest:  # an official image
-            rest = f"{HUB_LIBRARY}/{rest}"
-        return RepositoryName(f"{upstream}/{rest}")
+        if upstream == DOCKER_HUB and "/" not in rest_of_name:  # an official image
+            rest_of_name = f"{HUB_LIBRARY}/{rest_of_name}"
+        return RepositoryName(f"{upstream}/{rest_of_name}")
 
     def default_name(self, repo: RepositoryName) -> RepositoryName | None:
         """Returns the stored name of the repository that `repo` can mean at the default upstream.
 
-        Returns None if `repo` cannot mean one: if there is no default upstream, if `repo` belongs to an upstream, is
-        always hosted, or begins with the host of another registry, or if the stored name could be too long."""
-        first, slash, _ = repo.partition("/")
-        if self.default is None or (slash and ("." in first or first == "localhost")):
+        Returns None if `repo` cannot mean such a repository. That is so if there is no default upstream, or if the
+        stored name could be too long. It is also so if `repo` belongs to an upstream, is always hosted, or begins with
+        the host of another registry."""
+        first_part, slash, _ = repo.partition("/")
+        if self.default is None or (slash and ("." in first_part or first_part == "localhost")):
             return None
         max_stored_length = len(self.default) + len(HUB_LIBRARY) + len(repo) + 2  # 2 for the slashes
         if max_stored_length > MAX_NAME_LENGTH:
@@ -101,9 +102,9 @@ class NamingRules:
         return repo if repo.startswith(f"{upstream}/") else RepositoryName(f"{upstream}/{repo}")
 
     def possible_names(self, name: str) -> tuple[RepositoryName, ...]:
-        """Returns the stored names that a request for `name` can mean at any upstream: one for each upstream, because a
-        request can name the upstream outside the path, by the Host header or by the query parameter `ns`. Leaves out
-        stored names that would be too long."""
+        """Returns the stored names that a request for `name` can mean, one for each upstream. A request can mean any
+        upstream, because it can name the upstream outside the path, by the Host header or by the query parameter `ns`.
+        Leaves out stored names that would be too long."""
         stored_names = []
         for upstream in self.upstreams:
             try:

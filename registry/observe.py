@@ -3,7 +3,7 @@ to the log.
 
 A line has `key=value` pairs for the operation, the repository, the reference, the outcome, the milliseconds that the
 call took, the client's name and address, and the request's id. The outcome is `OK`, the code of a RegistryError, or the
-class name of another exception. The line does not give the reason of a failure: `registry.http.error_responses` logs
+class name of another exception. The line does not give the reason for a failure: `registry.http.error_responses` logs
 that.
 """
 
@@ -27,7 +27,8 @@ log = logging.getLogger("registry.calls")
 T = TypeVar("T")
 A = TypeVar("A")
 OnCall = Callable[[str, float], None]
-"""Is told about each call: its operation, and the seconds that it took. Returns at once and raises nothing."""
+"""Called after each call on the registry, with its operation and the seconds that it took. Returns immediately and
+raises nothing."""
 TraceCall = Callable[[str, str], AbstractContextManager[object]]
 """Returns a context manager around a call, from its operation and its repository."""
 _WRITER_OPERATIONS: Final = frozenset({"start_upload", "resume_upload"})
@@ -105,7 +106,8 @@ class Observed(ForwardingRegistry):
     """Makes each call on `inner`, reports how long it took, and writes a log line for it."""
 
     def __init__(self, inner: Registry, on_call: OnCall | None = None, trace_call: TraceCall | None = None) -> None:
-        """`on_call`: None: nobody measures the calls. `trace_call`: None: nobody traces them."""
+        """`on_call`: called after each call; None: the calls are not measured. `trace_call`: None: the calls are not
+        traced."""
         super().__init__(inner)
         self._on_call = on_call
         self._trace_call = trace_call

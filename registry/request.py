@@ -2,7 +2,7 @@
 
 The *principal* is the account, or the anonymous client, that makes the request. Code outside `registry.http` reads the
 context by `current_request()`, so these values need not be passed through every function. The context is stored in a
-context variable, the only one of the product. A task that outlives its request, or that works for several requests, is
+context variable, the only one in this program. A task that outlives its request, or that works for several requests, is
 started with `detached_context()`.
 """
 
@@ -21,7 +21,7 @@ USER_AGENT_CHARACTERS: Final = 256
 """A longer User-Agent is cut to this length."""
 
 PushRefusal = Callable[[int], str | None]
-"""Returns a sentence on why the disk has no room for a push of this number of bytes; None if it has."""
+"""Returns a sentence that says why a push of this number of bytes does not fit on the disk; None if it fits."""
 
 
 class RequestInvalid(RegistryError):
@@ -78,8 +78,8 @@ UNRESTRICTED: Final = _WithoutAccount(is_admitted=True)
 
 
 class AnnouncedBlob(NamedTuple):
-    """What a request says about the blob, or the part of one, that it sends. `size`: number of bytes of its body; None:
-    not known. `digest`: the digest of the whole blob; None: not known."""
+    """What a request states about the blob, or the part of a blob, that it sends. `size`: number of bytes of its body;
+    None: not known. `digest`: the digest of the whole blob; None: not known."""
 
     size: int | None
     digest: Digest | None
@@ -94,8 +94,9 @@ class RequestContext:
     - `request_id`: identifies the request in logs and in the response.
     - `notice`: a warning to send with the response; None: no warning.
     - `announced`: the blob that the request sends; None: it sends no blob.
-    - `cache_state`: where a mirrored answer came from: `hit`, `miss`, `stale` or `revalidated`; empty: it is not
-      mirrored. `upstream`: the name of the upstream that it is mirrored from."""
+    - `cache_state`: where a mirror found the answer: `hit`, `miss`, `stale` or `revalidated` (see `set_cache_state`);
+      empty: the answer is not from a mirror. `upstream`: the name of the mirrored upstream; empty: the answer is not
+      from a mirror."""
 
     __slots__ = (
         "address",
@@ -174,7 +175,7 @@ leave_request: Final = _CURRENT.reset
 
 
 def set_cache_state(state: str, upstream: str) -> None:
-    """Notes where the mirror of `upstream` found the answer to the current request, for the log and the metrics. Does
+    """Records where the mirror of `upstream` found the answer to the current request, for the log and the metrics. Does
     nothing outside a request.
 
     `state`: `hit` (in the cache), `miss` (at the upstream), `stale` (in the cache, although it may be out of date) or

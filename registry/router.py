@@ -90,9 +90,9 @@ class Router(RefusingRegistry):
     - `private`: the names of the private upstreams. Such an upstream may have repositories that only some clients are
       allowed to read.
     - `is_confirmed`: returns whether a private upstream has confirmed that its repository has a blob. Only then can
-      clients mount the blob from this repository. The store can list a blob there without a recorded confirmation: when
-      the mirror adds a blob that the store has already, it records the confirmation only afterwards, and not at all
-      while the upstream is public."""
+      clients mount the blob from this repository. The store can list a blob in this repository without a recorded
+      confirmation. When the mirror adds a blob that the store has already, the mirror records the confirmation only
+      afterwards, and records none while the upstream is public."""
 
     def __init__(
         self,
@@ -132,8 +132,8 @@ class Router(RefusingRegistry):
 
     async def hosted_repository(self, repo: RepositoryName) -> RepositoryName:
         """Returns the stored name of a repository to which clients have pushed: only such a repository has tags that
-        people may change here. Raises Unsupported for the name of a mirrored repository, NameUnknown if nothing was
-        ever pushed to the name."""
+        users may change in this registry. Raises Unsupported for the name of a mirrored repository, NameUnknown if
+        nothing was ever pushed to the name."""
         if (upstream := self.naming.upstream_of(repo)) is not None:
             raise Unsupported(f"{repo} is mirrored from {upstream}, and its tags follow that registry")
         destination = await self.locate(repo)
@@ -142,8 +142,8 @@ class Router(RefusingRegistry):
         return destination.repo
 
     def is_always_hosted(self, repo: RepositoryName) -> bool:
-        """Returns True if it is known, without a look into the store, that the hosted registry answers every read of
-        the name, now and later. Returns False if that is not so, or not known."""
+        """Returns True if it is known, without reading the store, that the hosted registry answers every read of the
+        name, now and later. Returns False if that is not so, or not known."""
         if self.naming.upstream_of(repo) is not None:
             return False
         return self.naming.default_name(repo) is None or repo in self._used_names
@@ -183,9 +183,9 @@ class Router(RefusingRegistry):
         return await call.invoke_on(destination.registry)
 
     async def _is_check_before_push(self, repo: RepositoryName, destination: Destination) -> bool:
-        """Returns whether a client that asks for a blob's descriptor is probably about to push to `repo`. That is so
-        if `repo` can mean a repository of the default upstream, and nothing was ever pulled from that repository: a
-        client that pulls gets a manifest before it asks for a blob."""
+        """Returns whether a client that asks for a blob's descriptor is probably about to push to `repo`. That is so if
+        `repo` can mean a repository of the default upstream, and nothing was ever pulled from that repository. A client
+        that pulls would have requested a manifest before it asks for a blob."""
         if destination.upstream is None or self.naming.upstream_of(repo) is not None:
             return False
         return not await self._is_used(destination.repo)
@@ -265,7 +265,7 @@ class Router(RefusingRegistry):
     async def _copy_content(self, manifest: Manifest, source: Destination, repo: RepositoryName, by: Actor) -> None:
         """Copies from `source` into the hosted repository `repo` all blobs and child manifests of `manifest`, except
         foreign layers, which clients download elsewhere. `by`: the client that pushes, for the audit log. Raises one of
-        `_UNOBTAINABLE`. After an error or a cancellation, what was copied so far stays in `repo`."""
+        `_UNOBTAINABLE`. After an error or a cancellation, the content that was copied so far stays in `repo`."""
         # `blob_children` are entries of an index that are blobs, as in BuildKit's cache indexes.
         for digest in ({blob.digest for blob in manifest.blobs} - manifest.foreign) | manifest.blob_children:
             await self._copy_blob(digest, source, repo, by)

@@ -5,7 +5,7 @@ A request for `/v2` passes through these layers, in this order:
 1. the distribution API, which parses it and makes a call on a registry;
 2. `Observed`, which logs the call;
 3. `Guarded`, which checks the client's rights;
-4. `Restricted`, which refuses what the settings `read_only` and `delete` forbid;
+4. `Restricted`, which refuses calls that the settings `read_only` and `delete` forbid;
 5. the router, which passes the call to the store or to a mirror. Without mirrors, the store takes the router's place.
 """
 
@@ -61,8 +61,8 @@ from storage.store.stored_registry import StoredRegistry
 from storage.tag_history import TagChange
 
 MIN_HEALTH_CHECKS_PER_SECOND: Final = 20.0
-"""Each client network may send at least this many health checks a second, whatever the rate limit in the settings is.
-That is enough for several monitors."""
+"""Each client network may send at least this many health checks a second, even if the rate limit in the settings is
+lower. That is enough for several monitors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class AccessControl:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What a worker serves.
+    """The objects with which a worker answers requests.
 
     - `distribution` answers requests for `/v2`.
     - `unchecked_registry`: the registry without the check of the client's rights. Health checks use it.
@@ -92,8 +92,8 @@ class Service:
     - `work`: the background work; None: there is none.
     - `retire_read_only_store` closes a store that was opened only for reading, after another service has replaced this
       one. Every later call on the store raises StorageFull. Does nothing to a store that is open for writing.
-    - `endpoint_health` returns what this process knows about the endpoints of each upstream.
-    - `pages`: the objects that the pages for people need; None: this service has no such pages."""
+    - `endpoint_health` returns the health of the endpoints (URLs) of each upstream, as this process has observed it.
+    - `pages`: the objects that the web pages need; None: this service has no web pages."""
 
     distribution: DistributionAPI
     unchecked_registry: Registry
@@ -110,8 +110,8 @@ class Service:
 class ServiceFactory:
     """Builds the services of one worker. A worker opens a second one if its first one could only be opened read-only.
 
-    `rate_limit`: the rate limit that all workers share (`shared_rate_limit`); None: no limit. `telemetry` counts what
-    the service does; None: this is not counted. `clock` returns seconds since 1970."""
+    `rate_limit`: the rate limit that all workers share (`shared_rate_limit`); None: no limit. `telemetry` counts the
+    work of the service; None: this work is not counted. `clock` returns seconds since 1970."""
 
     def __init__(
         self,
@@ -132,7 +132,8 @@ class ServiceFactory:
 
     def without_accounts(self, registry: Registry) -> Service:
         """Returns a service that has no accounts and cannot get any. Every client may do everything with `registry`,
-        except with repositories of an upstream from which a pull needs a grant."""
+        except with repositories of an upstream from which a pull needs a grant (a permission that an administrator
+        gives)."""
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
         authenticator = OpenAuthenticator(guard, guarded=self._upstreams_needing_grant)
@@ -206,7 +207,7 @@ class ServiceFactory:
                 answer_cache,
                 cross_site,
                 count_pull=_pull_counter(backend),
-                # With the setting `read_only`, pushes are refused whatever room there is.
+                # With the setting `read_only`, all pushes are refused, even if there is enough space.
                 push_refusal=None if settings.read_only else store.push_refusal,
                 read_history=_history_reader(guard, store),
             ),
@@ -237,8 +238,8 @@ class ServiceFactory:
         return RepositoryBrowser(guard, live, store)
 
     def _page_components(self, backend: Backend, components: AuthComponents, policy: Policy) -> PageComponents:
-        """Returns the objects that the pages for people need. Their registry reads every repository from the store and
-        asks no upstream. So no page waits for an upstream, and no page uses up the requests that an upstream allows."""
+        """Returns the objects that the web pages need. Their registry reads every repository from the store and asks no
+        upstream. So no page waits for an upstream, and no page uses up the requests that an upstream allows."""
         store, naming = backend.store, backend.router.naming
         stored_only = Router(store, dict.fromkeys(naming.upstreams, store), store.is_known_repository, naming)
         guard = Guarded(
@@ -252,7 +253,7 @@ class ServiceFactory:
         return PageComponents(self._observe(guard), naming, cross_site)
 
     def _with_admission(self, registry: Registry, store: StoredRegistry) -> Registry:
-        """Returns `registry` with a check that there is room for each push. Returns `registry` itself if the settings
+        """Returns `registry` with a check that the content of each push fits. Returns `registry` itself if the settings
         limit neither the space of repositories nor the free space of the disk."""
         if not self.settings.quota and min_free_space(self.settings) is None:
             return registry
@@ -274,9 +275,9 @@ class ServiceFactory:
     ) -> DistributionAPI:
         """Returns the distribution API over `guard`. `answer_cache`: the response cache; None: no response is cached.
         `cross_site`: refuses requests that pages of other sites cause; None: as for a registry without accounts.
-        `count_pull` counts the pulls of manifests; None: they are not counted. `push_refusal` tells whether the disk
-        has room for a manifest; None: this is not checked before the manifest is received. `read_history` reads the
-        history of a tag for the current request."""
+        `count_pull` counts the pulls of manifests; None: they are not counted. `push_refusal` returns why a manifest
+        does not fit on the disk, or None if it fits; None: this is not checked before the manifest is received.
+        `read_history` reads the history of a tag for the current request."""
         settings = self.settings
         return DistributionAPI(
             self._observe(guard),
@@ -316,8 +317,8 @@ class ServiceFactory:
 
 
 class RateLimitMemory:
-    """The memory in which all workers count requests. Create it before the workers are forked. It suits every rate, so
-    it stays when the settings change."""
+    """The memory in which all workers count requests. Create it before the workers are forked. It can be used with
+    every rate limit, so it is kept when the settings change."""
 
     def __init__(self) -> None:
         self.requests = shared_cells()
@@ -347,8 +348,8 @@ def shared_rate_limit(settings: Settings, memory: RateLimitMemory | None = None)
 
 
 def _body_memory(settings: Settings) -> BodyMemory:
-    """Returns the memory budgets of a worker. The budgets for manifests and for responses have room for at least two
-    manifests of the largest size that the settings allow."""
+    """Returns the memory budgets of a worker. The budgets for manifests and for responses are large enough for at least
+    two manifests of the largest size that the settings allow."""
     min_bytes = 2 * settings.limits.manifest
     return BodyMemory(
         manifests=MemoryBudget(max(MANIFESTS_BUDGET_BYTES, min_bytes), "request bodies"),

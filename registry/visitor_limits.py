@@ -1,7 +1,9 @@
-"""`VisitorLimits`: how much work for people a process does at a time, in all and for one visitor.
+"""`VisitorLimits`: limits how many pages and similar answers a process makes at the same time, in total and for each
+visitor.
 
-A page, or an answer with the details of an image, costs more than a pull of a manifest: it reads several things.
-Without limits, one visitor with many tabs, or a program that follows all links, would slow the registry down.
+A page, or an answer with the details of an image, needs more time than a pull of a manifest, because it reads more from
+the store. Without limits, one visitor with many browser tabs, or a program that follows all links, would slow the
+registry down.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from typing import Final
 from storage.errors import TooManyRequests
 
 _RETRY_SECONDS: Final = 2
+"""The value of Retry-After in a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many pieces of work a process does. `at_once`: at a time; `at_once_for_one`: of these, for one visitor.
-    `waiting` and `waiting_for_one`: how many may be done or wait."""
+    """The limits of one process. A *piece of work* makes one page or answer. `at_once`: largest number of pieces in
+    progress; `at_once_for_one`: the same for one visitor. `waiting`: largest number of pieces that are in progress or
+    wait; `waiting_for_one`: the same for one visitor."""
 
     at_once: int
     at_once_for_one: int
@@ -29,7 +33,8 @@ class Limits:
 
 
 class _Visitor:
-    """The work for one visitor that is being done or waits: its amount, and its slots."""
+    """The work for one visitor. `pieces`: number of pieces of work that are in progress or wait. `slots`: each piece in
+    progress holds one."""
 
     def __init__(self, at_once: int) -> None:
         self.pieces = 0
@@ -40,7 +45,7 @@ class VisitorLimits:
     """Applies the limits in one process. A text identifies each visitor, such as the name of the account."""
 
     def __init__(self, limits: Limits, what: str) -> None:
-        """`what`: the work, in the plural, for the text of the error."""
+        """`what`: a plural noun for the pieces of work, such as "pages", for the text of the error."""
         self._limits = limits
         self._what = what
         self._slots = asyncio.Semaphore(limits.at_once)
@@ -49,8 +54,9 @@ class VisitorLimits:
 
     @asynccontextmanager
     async def slot(self, visitor: str) -> AsyncIterator[None]:
-        """Waits until the process may work for the visitor, and holds the slot. Raises TooManyRequests if too much work
-        for the visitor, or for all visitors, waits already. A cancellation gives the slot back."""
+        """Waits until the process may do a piece of work for the visitor, and holds a slot for it inside the `async
+        with` block. Raises TooManyRequests if too many pieces of work, for the visitor or for all visitors, are in
+        progress or wait already. A cancellation gives the slot back."""
         entry = self._visitors.setdefault(visitor, _Visitor(self._limits.at_once_for_one))
         if entry.pieces >= self._limits.waiting_for_one or self._pieces >= self._limits.waiting:
             self._forget_if_idle(visitor, entry)

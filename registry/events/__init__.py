@@ -1,1 +1,1 @@
-"""Events: tells webhooks what happened to the content, and records pulls as events."""
+"""Events: delivers events about the content to webhooks, and records pulls as events."""

@@ -1,5 +1,6 @@
-"""The outcome of an attempt to deliver an event (`Attempt`), the interface of objects that count or log such outcomes
-(`DeliveryObserver`), and the back-off of an endpoint that is down (`EndpointHealth`)."""
+"""Describes the outcome of an attempt to deliver an event (`Attempt`), and decides how long to wait after failures
+(`EndpointHealth`). `DeliveryObserver` is the interface of objects that count or log such outcomes. An *endpoint* is the
+URL to which the events of a webhook are sent."""
 
 from __future__ import annotations
 
@@ -11,16 +12,17 @@ from typing import Final, NamedTuple, Protocol
 
 FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 300.0
-"""Shortest and longest pause after a failed attempt."""
+"""Shortest and longest pause of a repository after a failed attempt."""
 LONGEST_ENDPOINT_PAUSE_SECONDS: Final = 5.0
-"""While an endpoint is down, it is tried at least this often, if there are events of repositories that do not pause."""
+"""Longest pause of an endpoint that is down. After the pause, the endpoint is tried again with an event of a repository
+that does not pause itself, if there is such an event."""
 MAX_DOWN_REPOSITORIES: Final = 10_000
-"""Largest number of repositories for which it is remembered that the endpoint was down."""
+"""Largest number of repositories for which this module remembers that the endpoint was down."""
 
 
 class Outcome(StrEnum):
-    """How an attempt ended. `DELIVERED`: the endpoint answered 2xx. `REFUSED`: it answered another status, so the same
-    event may never succeed. `DOWN`: it did not answer, or said that it is not available now."""
+    """How an attempt ended. `DELIVERED`: the endpoint answered 2xx. `REFUSED`: it answered with another status, so the
+    same event may never succeed. `DOWN`: it did not answer, or answered that it is not available now."""
 
     DELIVERED = "delivered"
     REFUSED = "refused"
@@ -28,34 +30,35 @@ class Outcome(StrEnum):
 
 
 class Attempt(NamedTuple):
-    """How an attempt ended. `reason`: why, for people; empty if the event was delivered."""
+    """How an attempt ended. `reason`: a text for people that says why it failed; empty if the event was delivered."""
 
     outcome: Outcome
     reason: str = ""
 
 
 def raise_if_cancelled() -> None:
-    """Raises CancelledError if the cancellation of this task was requested. For a loop that goes on after an error: the
-    error may come from a `finally` that a cancellation entered, and then has replaced the CancelledError."""
+    """Raises CancelledError if the cancellation of this task was requested. Call this in a loop that continues after an
+    error. If code in a `finally` block raised the error during a cancellation, the error has replaced the
+    CancelledError."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
 
 
 class DeliveryObserver(Protocol):
-    """An object that learns what happens to deliveries, for example to count them. The methods return at once.
-    `webhook` is the name of a webhook."""
+    """Receives reports about deliveries, for example to count them. The methods return immediately. `webhook` is the
+    name of a webhook."""
 
     def attempted(self, webhook: str, outcome: Outcome) -> None:
-        """An attempt has ended."""
+        """Called when an attempt has ended."""
         ...
 
     def given_up(self, webhook: str) -> None:
-        """An event has become a dead letter."""
+        """Called when an event has become a dead letter (an event that is not sent any more)."""
         ...
 
     def dropped(self, webhook: str, pending: int, dead: int) -> None:
-        """`pending` deliveries and `dead` dead letters were dropped, because there were too many."""
+        """Called when `pending` deliveries and `dead` dead letters were dropped, because there were too many."""
         ...
 
 
@@ -73,37 +76,42 @@ class NoObserver:
 
 
 def back_off(failures: int, random_part: Callable[[], float] = random.random) -> float:
-    """Returns how many seconds to wait after this number of failures in a row: twice as long after each, of which half
-    is random. `random_part` returns a number from 0 to 1."""
+    """Returns how many seconds to wait after this number of failures in a row. The longest wait doubles with each
+    failure. The returned wait is a random time between half of the longest wait and all of it. `random_part` returns a
+    number from 0 to 1."""
     longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 30))
     return longest * (0.5 + random_part() / 2)
 
 
 class EndpointHealth:
-    """The health of one endpoint, from the outcomes of the attempts: whether it is down, and how long to wait then.
+    """Decides from the outcomes of the attempts whether one endpoint is down, and how long to wait before the next
+    attempt.
 
-    An endpoint that takes no event at all is *down*: it pauses for at most five seconds, and each repository whose
-    event it did not take pauses longer and longer. When it takes an event again, they need not pause any more. If it
-    takes events of other repositories in the meantime, then something in this one's events may be what the endpoint
-    cannot answer. Such a repository waits longer and longer by itself, and the others do not wait for it.
+    An endpoint that accepts no events at all is *down*. It then pauses for at most five seconds. Each repository whose
+    event it did not accept pauses longer after each failure. When the endpoint accepts an event again, all these pauses
+    end.
+
+    If the endpoint is down for the events of one repository, but accepts events of other repositories in the meantime,
+    the events of this repository may be the cause. In this case only this repository waits, longer after each failure.
+    Other repositories do not wait for it.
 
     `time` returns seconds of a monotonic clock."""
 
     def __init__(self, time: Callable[[], float]) -> None:
         self._time = time
         self.failures = 0
-        """How many attempts in a row have found the endpoint down. Those of one pause count once."""
+        """Number of failures in a row at which the endpoint was down. Failures during the same pause count as one."""
         self.delivered = 0
-        """How many events the endpoint has taken."""
+        """Number of events that the endpoint has accepted."""
         self._paused_until = float("-inf")
         self._pauses: dict[str, float] = {}
-        """The end of the pause of each repository that found the endpoint down."""
+        """By repository: when its pause ends. It has the repositories for whose events the endpoint was down."""
         self._stuck: dict[str, tuple[int, int]] = {}
-        """The repositories for whose events the endpoint was down last time. For each, how often it was down only for
-        this repository, and the value of `delivered` at that time."""
+        """The repositories for whose last event the endpoint was down. For each: how often the endpoint was down for
+        this repository while it accepted other events, and the value of `delivered` at the last failure."""
 
     def on_delivered(self, repository: str) -> None:
-        """Notes that the endpoint has taken an event."""
+        """Records that the endpoint has accepted an event of the repository."""
         self.delivered += 1
         self._stuck.pop(repository, None)
         if self.failures:
@@ -112,9 +120,9 @@ class EndpointHealth:
             self._paused_until = min(self._paused_until, self._time() + FIRST_PAUSE_SECONDS)
 
     def on_down(self, repository: str, delivered_before: int) -> float:
-        """Notes that the endpoint did not take an event, in an attempt that began when `delivered` was
-        `delivered_before`. Returns how many seconds the repository has to wait by itself; 0 unless the endpoint has
-        taken other events since then, or since the last such attempt."""
+        """Records that the endpoint did not accept an event of the repository, in an attempt that began when
+        `delivered` was `delivered_before`. Returns how many seconds this repository alone has to wait. This is 0 unless
+        the endpoint has accepted other events since the attempt began, or since the repository's last failure."""
         if delivered_before == self.delivered:
             self._pause(repository)
         count, delivered = self._stuck.get(repository, (0, delivered_before))
@@ -137,8 +145,8 @@ class EndpointHealth:
         return self._time() < self._paused_until
 
     def pauses(self) -> Mapping[str, float]:
-        """Returns the repositories whose events should not be tried now, each with the end of its pause, in the seconds
-        of `time`."""
+        """Returns the repositories whose events should not be sent now, each with the end of its pause in seconds of
+        `time`."""
         now = self._time()
         self._pauses = {repository: until for repository, until in self._pauses.items() if until > now}
         return self._pauses

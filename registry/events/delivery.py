@@ -17,16 +17,19 @@ from storage.outbox import LIST_READER, EventLimits, EventReader, Outbox
 DELIVERY_SLOT: Final = "events"
 """Name of a slot (a permit). The process that delivers events to webhooks holds it."""
 SLOT_POLL_SECONDS: Final = 1.0
-"""Time between two checks by the other processes whether that process has died."""
+"""Time between two attempts of another process to get the slot. An attempt succeeds when the holder of the slot has
+ended."""
 STOP_SECONDS: Final = 1.0
-"""Time after which the delivery is cancelled once more, because an error may have hidden the cancellation from it."""
+"""Time after which the delivery task is cancelled again, because an error may have replaced the first
+CancelledError."""
 TIDY_SECONDS: Final = 10.0
 """Time between two checks whether the outbox exceeds its limits."""
 log = logging.getLogger("registry.events")
 
 
 def event_readers(settings: Settings) -> list[EventReader]:
-    """Returns the readers that the settings define, with the events that each of them wants."""
+    """Returns the readers of events that the settings define: the webhooks, and the list of events. Each reader names
+    the events that it wants."""
     readers = [
         EventReader(webhook.name, frozenset(webhook.actions), tuple(webhook.repositories))
         for webhook in settings.webhook
@@ -43,8 +46,9 @@ def registry_address(settings: Settings) -> str:
 
 
 class EventDelivery:
-    """Delivers events to webhooks and keeps the outbox within its limits. Every process has one, but only one at a time
-    works: the one that holds the slot `DELIVERY_SLOT`. Used from one event loop."""
+    """Delivers events to webhooks and keeps the outbox (the stored events that may still have to be delivered) within
+    its limits. Every process has such an object, but only the process that holds the slot `DELIVERY_SLOT` delivers
+    events. Used from one event loop."""
 
     def __init__(
         self,
@@ -55,7 +59,7 @@ class EventDelivery:
         observer: DeliveryObserver | None = None,
     ) -> None:
         """`version` returns a value that every commit of any process changes. `clock` returns seconds since 1970.
-        `observer` is told how attempts end. Does nothing until `apply` is called."""
+        `observer` receives reports about the deliveries. The object does nothing until `apply` is called."""
         self._outbox = outbox
         self._leases = leases
         self._version = version
@@ -66,8 +70,8 @@ class EventDelivery:
 
     async def apply(self, settings: Settings) -> None:
         """Uses these settings from now on: stores which events each reader wants, and restarts the delivery. Does not
-        restart it if no reader wants events and none are stored. Logs an error of the store. Until a later attempt
-        succeeds, the registry then records the events that the previous settings wanted."""
+        restart the delivery if no reader wants events and no events are stored. Logs an error of the store. Until a
+        later attempt succeeds, the registry then records the events that the previous settings wanted."""
         await self.aclose()
         self._is_configured = False
         has_events = True
@@ -80,8 +84,8 @@ class EventDelivery:
             self._task = asyncio.create_task(self._run(settings))
 
     async def aclose(self) -> None:
-        """Stops the delivery. Cuts off running requests; their events are sent again later. Stores what was delivered.
-        May be called more than once."""
+        """Stops the delivery. Aborts running requests; their events are sent again later. Records which events were
+        delivered. May be called more than once."""
         task, self._task = self._task, None
         if task is not None:
             while not task.done():
@@ -121,7 +125,7 @@ async def _run_all(
     clock: Callable[[], float],
     observer: DeliveryObserver,
 ) -> None:
-    """Runs the tasks of all webhooks."""
+    """Runs one task for each webhook, and keeps the outbox within its limits, until this task is cancelled."""
     from registry.events.dispatcher import SenderLimit, WebhookDispatcher
     from registry.events.webhook_client import WebhookClient
 

@@ -1,17 +1,20 @@
 """Delivers events to webhooks (`WebhookDispatcher`).
 
-One process at a time does this for all: the one that holds a slot. Each webhook has a task of its own, so that one that
-is slow or down does not delay the others. This task reads what is due, in *queues*: the next events of one repository.
-For each queue it starts a *sender*, a task that sends its events one after the other, so that the events of a
-repository arrive in their order. Up to `Webhook.connections` senders run at a time; when one has ended, the next queue
-gets its place, however slow the others are. All webhooks together have a limit as well (`SenderLimit`).
+Only one process at a time delivers events: the process that holds a slot (a permit). Each webhook has a task of its
+own, so that a webhook that is slow or down does not delay the other webhooks. This task reads the events that are due,
+in *queues*. A queue has the next events of one repository. For each queue, the task starts a *sender*: a task that
+sends the events of the queue one after the other, so that the events of a repository arrive in their order. Up to
+`Webhook.connections` senders run at a time. When a sender has ended, the next queue gets a sender, even if the other
+senders are slow. The number of senders of all webhooks together is limited as well (`SenderLimit`).
 
-An event is sent until the endpoint answers 2xx. After each failure the repository waits longer: from a second to five
-minutes, with a random part, so that many registries do not try at the same moment. `EndpointHealth` decides how long
-the others wait. What cannot be delivered becomes a dead letter in the end (see `Webhook.max_attempts` and `max_age`).
+An event is sent again and again until the *endpoint*, the URL of the webhook, answers 2xx. After each failure the
+repository waits longer: from a second to five minutes, with a random part, so that many registries do not send at the
+same moment. `EndpointHealth` decides how long the other repositories wait. An event that cannot be delivered becomes a
+*dead letter* in the end: it is not sent any more (see `Webhook.max_attempts` and `max_age`).
 
-Outcomes are written down in groups. Until then, the repository has no other sender. After a crash, the events of the
-last moment are sent again. While outcomes cannot be written down, no sender starts.
+The outcomes of attempts are stored in groups. Until the outcomes of a repository are stored, the repository gets no
+other sender. After a crash, the events whose outcomes were not stored are sent again. While outcomes cannot be stored,
+no sender starts.
 """
 
 from __future__ import annotations
@@ -40,28 +43,29 @@ from storage.errors import RegistryError
 from storage.outbox import Delivery, FailedDelivery, Outbox
 
 POLL_SECONDS: Final = 0.2
-"""Time between two looks whether another process has added events, or a pause has ended."""
+"""Time between two checks whether another process has added events, or a pause has ended."""
 STORE_RETRY_SECONDS: Final = 5.0
 """Pause after an error of the store."""
 QUEUES_PER_READ: Final = 64
 EVENTS_PER_QUEUE: Final = 50
-"""Largest number of queues that are in memory, and of events of each."""
+"""Largest number of queues that one read returns, and largest number of events in a queue."""
 SETTLE_SECONDS: Final = 0.5
-"""Longest time for which outcomes are not written down while others are being sent."""
+"""Longest time for which outcomes are not stored while further events are being sent."""
 MAX_SHARED_SENDERS: Final = 64
-"""How many senders all webhooks together may have, besides one of each."""
+"""Largest number of senders of all webhooks together, in addition to one sender for each webhook."""
 log = logging.getLogger("registry.events")
 
 
 class SenderLimit:
-    """Limits the senders of all webhooks together. Each webhook may always have one, so that endpoints that are slow
-    never stop the others. For each further one it needs a permit, of which there are `permits`."""
+    """Limits the senders of all webhooks together. Each webhook may always have one sender, so that slow endpoints
+    never stop the deliveries to other endpoints. For each further sender, a webhook needs a permit. The number of
+    permits is `permits`."""
 
     def __init__(self, permits: int = MAX_SHARED_SENDERS) -> None:
         self._free = permits
 
     def take(self) -> bool:
-        """Takes a permit. Returns False if there is none."""
+        """Takes a permit. Returns False if no permit is free."""
         if self._free == 0:
             return False
         self._free -= 1
@@ -74,14 +78,14 @@ class SenderLimit:
 
 @dataclass(slots=True)
 class _Outcomes:
-    """The outcomes that are not written down yet, and the repositories that wait for that."""
+    """The outcomes that are not stored yet, and the repositories that get no sender until they are stored."""
 
     delivered: list[int] = field(default_factory=list)
     failed: list[FailedDelivery] = field(default_factory=list)
     repositories: set[str] = field(default_factory=set)
 
     def add(self, later: _Outcomes) -> None:
-        """Adds outcomes that came later."""
+        """Adds outcomes that were recorded later than these."""
         self.delivered += later.delivered
         self.failed += later.failed
         self.repositories |= later.repositories
@@ -91,9 +95,9 @@ class _Outcomes:
 
 
 class WebhookDispatcher:
-    """Tells one webhook of its events. `clock` returns the time in seconds since 1970. `version` returns a value that
-    every commit of any process changes. `observer` is told how attempts end. `limit` is that of all webhooks. Used from
-    one event loop."""
+    """Delivers events to one webhook. `clock` returns the time in seconds since 1970. `version` returns a value that
+    every commit of any process changes. `observer` receives reports about the attempts. All webhooks share `limit`.
+    Used from one event loop."""
 
     def __init__(
         self,
@@ -117,23 +121,23 @@ class WebhookDispatcher:
         self._waiting: deque[Sequence[Delivery]] = deque()
         """Queues that were read and have no sender yet."""
         self._senders: dict[str, asyncio.Task[None]] = {}
-        """The senders that run, by their repositories."""
+        """The running senders, by repository."""
         self._outcomes = _Outcomes()
         self._settle_at = float("inf")
-        """When to write the outcomes down, by the event loop's clock."""
+        """When to store the outcomes, in seconds of the event loop's clock."""
         self._sender_ended = asyncio.Event()
         self._read_version: object = None
-        """The version at the last read."""
+        """The value that `version` returned at the last read."""
         self._next_at: float | None = None
-        """When the next delivery is due that was not at the last read, in seconds since 1970."""
+        """When the first of the deliveries becomes due that were not due at the last read, in seconds since 1970."""
         self._read_again_at = float("-inf")
-        """When there may be more to read, although nothing has changed and nothing has become due. By the event loop's
-        clock."""
+        """When to read again even if the version has not changed and no delivery has become due, in seconds of the
+        event loop's clock."""
         self._logged_reason = ""
 
     async def run(self) -> None:
-        """Works until the task is cancelled, and then writes down what was delivered. Logs an error of the store, and
-        goes on. A cancellation cuts off the requests that are running; their events are sent again."""
+        """Delivers events until the task is cancelled, and then stores the outcomes. Logs an error of the store, and
+        continues. A cancellation aborts the running requests; their events are sent again later."""
         try:
             while True:
                 try:
@@ -148,7 +152,7 @@ class WebhookDispatcher:
             await self._stop()
 
     async def _stop(self) -> None:
-        """Ends the senders, and writes down what they did."""
+        """Cancels the senders, and stores their outcomes."""
         senders = list(self._senders.values())
         for sender in senders:
             sender.cancel()
@@ -167,7 +171,7 @@ class WebhookDispatcher:
             if self._outcomes and (not self._senders or self._time() >= self._settle_at):
                 await self._settle()
             if self._health.is_paused:
-                self._waiting.clear()  # until the end of the pause, some may be dropped
+                self._waiting.clear()  # read again after the pause, because some events may be dropped by then
                 self._read_again_at = float("-inf")
             else:
                 if not self._waiting and len(self._senders) < self._settings.connections:
@@ -177,30 +181,30 @@ class WebhookDispatcher:
                 await self._wait()
 
     async def _read(self) -> None:
-        """Reads the queues that are due, except those of repositories that have a sender or pause. Does nothing if
-        there can be nothing new."""
+        """Reads the queues that are due, except those of repositories that have a sender or pause. Does nothing if no
+        further queue can be due since the last read."""
         version, now = self._version(), self._clock()
         is_due = self._next_at is not None and now >= self._next_at
         if version == self._read_version and not is_due and self._time() < self._read_again_at:
             return
         pauses = self._health.pauses()
         limit = self._settings.connections if self._health.failures else QUEUES_PER_READ
-        without = {*self._senders, *self._outcomes.repositories, *pauses}
-        due = await self._outbox.due(self._settings.name, now, limit, EVENTS_PER_QUEUE, without)
+        excluded_repositories = {*self._senders, *self._outcomes.repositories, *pauses}
+        due = await self._outbox.due(self._settings.name, now, limit, EVENTS_PER_QUEUE, excluded_repositories)
         self._waiting.extend(due.queues)
         self._read_version, self._next_at = version, due.next_at
         has_more = len(due.queues) == limit
         self._read_again_at = float("-inf") if has_more else min(pauses.values(), default=float("inf"))
 
     async def _wait(self) -> None:
-        """Waits until a sender has ended, but not longer than until the next look."""
+        """Waits until a sender has ended, but at most `POLL_SECONDS`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(POLL_SECONDS):
                 await self._sender_ended.wait()
         self._sender_ended.clear()
 
     def _start_senders(self) -> None:
-        """Starts senders for the queues that wait, as many as are allowed."""
+        """Starts senders for the waiting queues, as many as the limits allow."""
         while self._waiting and len(self._senders) < self._settings.connections:
             has_permit = bool(self._senders)
             if has_permit and not self._limit.take():
@@ -214,14 +218,15 @@ class WebhookDispatcher:
         del self._senders[queue[0].event.content.repository]
         if has_permit:
             self._limit.give_back()
-        if len(queue) == EVENTS_PER_QUEUE:  # the repository may have more, which wait for the outcomes
+        if len(queue) == EVENTS_PER_QUEUE:
+            # The repository may have more events, which can be read only after the outcomes are stored.
             self._settle_at = self._time()
         self._sender_ended.set()
         if not sender.cancelled() and (error := sender.exception()) is not None:
             log.error("webhook %s: an unexpected error; events are sent again", self._settings.name, exc_info=error)
 
     async def _send_queue(self, queue: Sequence[Delivery]) -> None:
-        """Sends the events of a repository, until one fails or the endpoint is down."""
+        """Sends the events of a repository, until an attempt fails or the endpoint pauses."""
         for delivery in queue:
             if self._health.is_paused:
                 return
@@ -241,8 +246,8 @@ class WebhookDispatcher:
             self._health.on_delivered(delivery.event.content.repository)
 
     async def _attempt(self, delivery: Delivery) -> Attempt:
-        """Sends an event once. An error of ours counts as a refusal, so that it does not hold up other events for
-        ever."""
+        """Sends an event once. An unexpected error in this program counts as a refusal, so that the event does not
+        block other events for ever."""
         try:
             return await self._client.send(delivery.event)
         except Exception as error:
@@ -251,12 +256,14 @@ class WebhookDispatcher:
             return Attempt(Outcome.REFUSED, f"it cannot be sent, because of an unexpected {type(error).__name__}")
 
     async def _note_failure(self, delivery: Delivery, attempt: Attempt, delivered_before: int) -> None:
-        """Decides what happens to a delivery that failed. Returns when its repository may have another sender."""
+        """Records a failed delivery: plans its next attempt, or makes its event a dead letter. Returns when the
+        repository may have another sender."""
         event, now = delivery.event, self._clock()
         attempts = delivery.attempts
         is_aged = now - event.content.at >= self._settings.max_age
         is_down = attempt.outcome is Outcome.DOWN
-        # Without the pause, aged events would be given up at full speed.
+        # A failure of an event that is too old causes a pause as well. Otherwise, many such events would be given up
+        # within a moment.
         own_pause = self._health.on_down(event.content.repository, delivered_before) if is_down or is_aged else 0.0
         if not is_down:
             attempts += 1
@@ -275,11 +282,11 @@ class WebhookDispatcher:
         dead = now if is_dead else None
         self._outcomes.repositories.add(event.content.repository)
         self._outcomes.failed.append(FailedDelivery(event.number, attempts, next_at, dead, attempt.reason))
-        if is_dead and own_pause:  # `next_at` holds up a dead letter, but not the event behind it
+        if is_dead and own_pause:  # `next_at` delays the dead letter, but not the repository's next event
             await asyncio.sleep(min(own_pause, FIRST_PAUSE_SECONDS))
 
     async def _settle(self) -> None:
-        """Writes down the outcomes so far. After an error of the store they stay."""
+        """Stores the outcomes so far. If the store fails, keeps them for the next call."""
         settling, self._outcomes, self._settle_at = self._outcomes, _Outcomes(), float("inf")
         if not settling:
             return

@@ -43,16 +43,17 @@ _DISTRIBUTION_ACTIONS: Final[Mapping[EventAction, tuple[str, str]]] = {
     EventAction.BLOB_MOUNT: ("mount", "POST"),
     EventAction.BLOB_DELETE: ("delete", "DELETE"),
 }
-"""The fields `action` and `request.method` in the form of CNCF Distribution. There, a tag that moves is a push, because
-its clients move tags by pushes. Its mounts also name the repository that the blob came from. Ours do not, because who
-may know the target need not know the source."""
+"""The fields `action` and `request.method` in the form of CNCF Distribution. In that form, a move of a tag is a push,
+because clients move tags by pushes. The mount events of CNCF Distribution also name the repository from which the blob
+was mounted. Ours do not, because the receiver of the event may have no right to know that repository."""
 
 Envelope = Callable[[Event, str], tuple[str, bytes]]
 """Returns the media type and the body for an event. Its second argument is the registry's address."""
 
 
 def event_fields(event: Event) -> dict[str, Any]:
-    """Returns an event as a JSON object, with the names of fields that webhooks get. Leaves out what is not known."""
+    """Returns an event as a JSON object, with the field names that webhooks get. Leaves out fields whose values are not
+    known."""
     content = event.content
     fields = {
         "number": event.number,
@@ -90,7 +91,7 @@ def cloud_event(event: Event, address: str) -> tuple[str, bytes]:
         "type": _TYPES[content.action],
         "subject": subject,
         "time": rfc3339(content.at),
-        "sequence": f"{event.number:020}",  # the extension "sequence": texts that sort like the events
+        "sequence": f"{event.number:020}",  # the extension "sequence": these texts sort in the order of the events
         "datacontenttype": "application/json",
         "data": data,
     }
@@ -105,7 +106,7 @@ def distribution_envelope(event: Event, address: str) -> tuple[str, bytes]:
     target: dict[str, Any] = {"repository": content.repository}
     if content.tag is not None:
         target["tag"] = content.tag
-    # A deleted tag has no digest there, because a digest would mean that the manifest was deleted.
+    # In this form, a deleted tag has no digest, because a digest would mean that the manifest was deleted.
     if content.digest is not None and not (action == "delete" and content.tag is not None):
         kind = "blobs" if content.media_type == BLOB_TYPE else "manifests"
         target["digest"] = content.digest
@@ -133,7 +134,7 @@ def distribution_envelope(event: Event, address: str) -> tuple[str, bytes]:
 
 
 ENVELOPES: Final[Mapping[str, Envelope]] = {"cloudevents": cloud_event, "distribution": distribution_envelope}
-"""By the value of the setting `format`."""
+"""The function that makes the body, by the value of the setting `format`."""
 
 
 def rfc3339(unix_seconds: float) -> str:

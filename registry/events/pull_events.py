@@ -1,9 +1,10 @@
-"""`PullEvents`: records pulls as events, if a reader wants that.
+"""`PullEvents`: records pulls as events, if the settings ask for that.
 
-A pull must cost a request almost nothing, so it only adds to a list in memory. The list is stored every few seconds. A
-kill of the process loses the pulls since then. The list is bounded: of more than 2,000 pulls a second, only the first
-ones of each interval have events, and the others are counted. A commit empties the response caches of all
-processes, so they store their pulls at the same moment (as `storage.upkeep.pull_recorder` does).
+Recording a pull must take almost no time in the request, so the request only adds the pull to a list in memory. The
+list is stored every few seconds. If the process is killed, the pulls since the last time are lost. The list is bounded:
+if there are more than 2,000 pulls a second, only the first pulls of each interval get events, and the others are only
+counted. A commit empties the response caches of all processes, so all processes store their pulls at the same moment
+(as `storage.upkeep.pull_recorder` does).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from storage.outbox import MAX_ADDED_EVENTS, EventAction, NewEvent, Outbox
 STORE_SECONDS: Final = 5.0
 """Seconds between two times at which the pulls are stored."""
 MAX_EVENTS: Final = 10_000
-"""Largest number of pulls in memory, which then take about 5 MB. While there are so many, further ones are dropped."""
+"""Largest number of pulls in memory, which then take about 5 MB. While there are so many, further pulls are dropped."""
 log = logging.getLogger("registry.events")
 
 Locate = Callable[[RepositoryName], Awaitable[tuple[object, RepositoryName, str | None]]]
@@ -32,15 +33,15 @@ NameUnknown, NameInvalid."""
 
 
 def wants_pulls(settings: Settings) -> bool:
-    """Returns whether a webhook, or the list of events, wants pulls."""
-    lists = [webhook.actions for webhook in settings.webhook]
+    """Returns whether the settings ask for events of pulls, for a webhook or for the list of events."""
+    action_lists = [webhook.actions for webhook in settings.webhook]
     if settings.events.keep:
-        lists.append(settings.events.actions)
-    return any(EventAction.PULL in actions for actions in lists)
+        action_lists.append(settings.events.actions)
+    return any(EventAction.PULL in actions for actions in action_lists)
 
 
 class PullEvents:
-    """The pulls that one process serves. Used from one event loop."""
+    """Records the pulls that one process serves. Used from one event loop."""
 
     def __init__(self, outbox: Outbox, locate: Locate, clock: Callable[[], float]) -> None:
         """`clock` returns seconds since 1970."""
@@ -48,9 +49,9 @@ class PullEvents:
         self._locate = locate
         self._clock = clock
         self.on_unrecorded: Callable[[int], None] = lambda _: None
-        """Is called with the number of pulls that have got no event."""
+        """Called with the number of pulls that were dropped, so that they have no event."""
         self._pulls: list[tuple[Pull, float, str, str, str]] = []
-        """Each with its time, and the name, address and request id of the client."""
+        """The pulls that are not stored yet, each with its time, and the name, address and request id of the client."""
         self._dropped = 0
 
     def add(self, pull: Pull, name: str, address: str, request_id: str) -> None:
@@ -78,7 +79,7 @@ class PullEvents:
                 log.exception("cannot store pulls as events, because of an unexpected error; it is tried again")
 
     async def store(self) -> None:
-        """Stores the pulls so far. Those that are not stored, because of an error, stay in memory. Raises StorageFull,
+        """Stores the pulls so far. Pulls that cannot be stored because of an error stay in memory. Raises StorageFull,
         StorageFailed."""
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
@@ -91,8 +92,8 @@ class PullEvents:
             batch = self._pulls[:MAX_ADDED_EVENTS]
             names = {repo: await self._stored_name(repo) for repo in {pull[0] for pull, *_ in batch}}
             events = [
-                NewEvent(EventAction.PULL, stored, at, Actor(name, address, request_id), digest=digest)
-                for (repo, digest), at, name, address, request_id in batch
+                NewEvent(EventAction.PULL, stored, pulled_at, Actor(name, address, request_id), digest=digest)
+                for (repo, digest), pulled_at, name, address, request_id in batch
                 if (stored := names[repo]) is not None
             ]
             del self._pulls[: len(batch)]

@@ -1,4 +1,4 @@
-"""Sends one event to one webhook (`WebhookClient`)."""
+"""Sends one event to one webhook (`WebhookClient`). The *endpoint* is the URL of the webhook."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ from storage.errors import RegistryError, UpstreamUnavailable
 from storage.outbox import Event
 
 _DOWN_STATUSES: Final = frozenset({408, 425, 429, 502, 503, 504})
-"""Statuses which mean that the endpoint, or what it needs, is not available now."""
+"""Statuses which mean that the endpoint, or a service that it needs, is not available now."""
 MAX_READ_BYTES: Final = 64 * 1024
 """Largest body of a response that is read to its end, so that the connection can be used again. If a body is longer,
 the connection is closed."""
 _CONNECTION_LOST: Final = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
 """Errors which may mean that the endpoint has closed a kept-alive connection. Then the event is sent once more."""
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
+"""A token that can be sent in a header: visible ASCII characters."""
 MAX_ERROR_CHARACTERS: Final = 300
+"""Largest length of the reason that is kept of a failed attempt."""
 log = logging.getLogger("registry.events")
 
 
@@ -46,8 +48,8 @@ class _WebhookPolicy(AddressPolicy):
 
 
 class WebhookClient:
-    """Sends events to one webhook. Keeps the connections open for later events. Never follows a redirect, because it
-    could lead to a host that the settings do not name. Uses no proxy. Used from one event loop."""
+    """Sends events to one webhook. Keeps the connections open for later events. Never follows a redirect, because the
+    redirect could lead to a host that the settings do not name. Uses no proxy. Used from one event loop."""
 
     def __init__(self, settings: Webhook, address: str) -> None:
         """`address`: the registry's URL, which the events name as their source."""
@@ -61,8 +63,8 @@ class WebhookClient:
 
     async def send(self, event: Event) -> Attempt:
         """Sends an event and returns how the attempt ended. The setting `timeout` limits the attempt. Only the first
-        call may take longer, because it creates the HTTP client before that. A cancellation closes the connection; the
-        endpoint may or may not have got the event."""
+        call may take longer, because it creates the HTTP client before the time limit starts. A cancellation closes the
+        connection; the endpoint may or may not have got the event."""
         media_type, body = self._envelope(event, self._address)
         try:
             headers = {"content-type": media_type, **self._signature(body), **self._authorization()}
@@ -76,7 +78,7 @@ class WebhookClient:
             return Attempt(Outcome.DOWN, f"it did not answer within {self._settings.timeout:g} s")
         except RegistryError as error:
             return Attempt(Outcome.DOWN, error.message)
-        except httpx2.LocalProtocolError:  # its text can have the value of a header, such as a token
+        except httpx2.LocalProtocolError:  # its text may contain the value of a header, such as a token
             return Attempt(Outcome.DOWN, "the request breaks the rules of HTTP, so it was not sent; check the settings")
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             return Attempt(Outcome.DOWN, _shortened(f"{type(error).__name__}: {error}"))
@@ -112,13 +114,13 @@ class WebhookClient:
             timeout=None,  # `send` limits the whole attempt
             follow_redirects=False,
             trust_env=False,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # keeps none
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # stores no cookies
             headers={"user-agent": f"entrepot/{__version__}"},
         )
 
     def _signature(self, body: bytes) -> dict[str, str]:
         """Returns the header that signs the body; none if there is no secret. Raises OSError, ValueError if the secret
-        cannot be read. Reads it each time, so that a new one is used at once."""
+        cannot be read. Reads the secret at each call, so that a new secret is used immediately."""
         settings = self._settings
         if settings.secret_file is not None:
             secret = _read_secret(settings.secret_file)
@@ -132,7 +134,7 @@ class WebhookClient:
 
     def _authorization(self) -> dict[str, str]:
         """Returns the header with the token; none if there is no token. Raises OSError, ValueError if the token cannot
-        be read or no header can hold it; the text of the error shows nothing of the token."""
+        be read or cannot be sent in a header. The text of the error does not contain the token."""
         file = self._settings.token_file
         if file is None:
             return {}
@@ -170,7 +172,7 @@ def _read_secret(file: Path) -> str:
     not UTF-8."""
     try:
         text = file.read_text(encoding="utf-8").rstrip("\r\n")
-    except UnicodeDecodeError:  # its text shows a byte of the file
+    except UnicodeDecodeError:  # the text of this error shows a byte of the file
         raise ValueError(f"{file} is not UTF-8") from None
     if not text:
         raise ValueError(f"{file} is empty")

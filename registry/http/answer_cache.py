@@ -1,10 +1,11 @@
 """Response cache: returns a stored response when the same client repeats a request and the store has not changed.
 
-An *answer* is a complete response to a GET or HEAD. Our server first calls the plain function
-`DistributionAPI.answer_at_once`, which returns the cached answer. If there is none, the server starts a task that calls
-the application through ASGI. So a cached answer needs no task and no call on the registry.
+An *answer* is a complete response to a GET or HEAD. For each request, our server first calls
+`DistributionAPI.answer_at_once`, a function that is not a coroutine. It returns the cached answer. If no answer is
+cached, the server starts a task that calls the application through ASGI. So a cached answer needs no task and no call
+on the registry.
 
-Only answers that depend on nothing but the request and the store are cached. An answer for a mirrored repository is not
+An answer is cached only if it depends only on the request and the store. An answer for a mirrored repository is not
 cached, because it also depends on the time since the mirror asked the upstream. The answer to a HEAD of a blob is not
 cached either: each HEAD has to reach the store, which then protects the blob from the garbage collector for a while.
 docs/adr/0013-answers-that-are-ready.md gives the reasons and the savings.
@@ -59,7 +60,7 @@ class CachedAnswer:
 
     - `before` and `after`: the headers before and after the one with the request's id, which is new for each request.
     - `principal_name`: the name of the principal that the answer is for. `is_account`: whether it is an account.
-    - `pull`: the manifest that a request with this answer pulls; None: it pulls none.
+    - `pull`: the manifest that a request with this answer pulls; None: the request pulls no manifest.
     - `kind`, `repo` and `item`: the resource (`Exchange`)."""
 
     before: list[Header]

@@ -110,18 +110,18 @@ class DistributionAPI:
 
         - `limits`: the limits of one request; None: the default limits.
         - `namespaces`: the upstreams that requests can name; None: nothing is mirrored, and `ns` is ignored.
-        - `authenticator`: finds out who makes a request; None: every request may do everything.
+        - `authenticator`: finds out which account makes a request; None: every request may do everything.
         - `service`: the name of this registry as a service in tokens, for the challenges in 401 responses.
         - `rate_limit`: counts the requests of each client; None: there is no limit.
         - `answer_cache`: the response cache; None: no response is cached.
         - `cross_site`: refuses requests that other sites make a browser send; None: a default check, as for a registry
           that has no accounts and no host name except that in `public_url`.
         - `body_memory`: the memory budgets of the worker; None: new ones.
-        - `count_pull`: counts each pull of a manifest (`storage.pulls`), also those that the response cache answers;
-          None: pulls are not counted.
+        - `count_pull`: counts each pull of a manifest (`storage.pulls`), including the pulls that the response cache
+          answers; None: pulls are not counted.
         - `read_history`: reads the history of a tag for the current request.
-        - `push_refusal`: tells whether the disk has room for a manifest; None: only the registry checks that, when it
-          has the whole manifest."""
+        - `push_refusal`: returns why a manifest of a given size does not fit on the disk, or None if it fits. If
+          `push_refusal` is None, only the registry checks this, when it has received the whole manifest."""
         self.registry = registry
         self.limits = limits or RequestLimits()
         self._base_url = (public_url or "").rstrip("/")
@@ -209,7 +209,7 @@ class DistributionAPI:
         if handler is not None:
             try:
                 await handler(exchange)
-            finally:  # a client that leaves before it has the whole manifest has pulled it, too
+            finally:  # the pull counts even if the client disconnects before it has the whole manifest
                 if exchange.pull is not None and self._count_pull is not None:
                     self._count_pull(exchange.pull, exchange.name, exchange.address, exchange.request_id)
         elif exchange.method == "OPTIONS":
@@ -218,12 +218,13 @@ class DistributionAPI:
             raise MethodUnknown(f"this resource does not support the method {exchange.method[:20]}")
 
     def _check_manifest_push(self, exchange: Exchange) -> None:
-        """Checks the right to push, and that the disk has room for the manifest. The registry checks both as well, but
-        only after the whole body has been received. Raises Unauthorized, Denied, StorageFull."""
+        """Checks that the client may push, and that the manifest fits on the disk. The registry checks both as well,
+        but only after the whole body has been received. Raises Unauthorized, Denied, StorageFull."""
         if self._authenticator is not None:
             self._authenticator.check_push(exchange.repo)
         if self._push_refusal is not None:
-            size = min(exchange.length or 0, self.limits.manifest_bytes)  # a larger one is refused for its size
+            # A manifest that is larger than the limit is refused later, because of its size.
+            size = min(exchange.length or 0, self.limits.manifest_bytes)
             if (reason := self._push_refusal(size)) is not None:
                 raise StorageFull(reason)
 

@@ -29,8 +29,8 @@ _ZERO_COPY: Final = "http.response.zerocopysend"
 """Name of the ASGI extension, and type of its messages, with which the application tells the server to send a part of
 an open file."""
 _RANGES_BEFORE_PAUSE: Final = 16
-"""Number of ranges of one response that are sent before other requests get a turn on the event loop. Without pauses,
-the 1,024 ranges that a request may have would block the loop for 100 ms."""
+"""Number of ranges of one response after which the event loop can run the tasks of other requests. Without pauses, the
+1,024 ranges that a request may have would block the loop for 100 ms."""
 
 
 async def head_blob(exchange: Exchange) -> None:
@@ -90,8 +90,8 @@ async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) 
     with 206; False: the span is the whole blob, which is sent with 200."""
     start, stop = reader.span
     size = reader.descriptor.size
-    identity = blob_headers(reader.descriptor.digest, verified=not reader.is_incomplete)
-    headers = [OCTET_STREAM, (b"content-length", b"%d" % (stop - start)), *identity]
+    identity_headers = blob_headers(reader.descriptor.digest, verified=not reader.is_incomplete)
+    headers = [OCTET_STREAM, (b"content-length", b"%d" % (stop - start)), *identity_headers]
     if is_range:
         headers.append((b"content-range", _content_range(start, stop, size)))
     await exchange.send_head(206 if is_range else 200, headers)
@@ -107,21 +107,22 @@ async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) 
 
 
 async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span]) -> list[Span]:
-    """Returns those of `spans` that have bytes in the blob, in their order. Cuts off what lies beyond the end of the
-    blob. In every returned span, `start` is not negative and `stop` is not None.
+    """Returns those of `spans` that have bytes in the blob, in their order. If a span goes beyond the end of the blob,
+    returns only the part of it that is in the blob. In every returned span, `start` is not negative and `stop` is not
+    None.
 
     Returns an empty list if the spans together are longer than the blob. Then the caller sends the whole blob, so that
     overlapping ranges cost no more than the blob itself (RFC 9110, 14.2 and 17.15). Does not merge spans, because
     clients match the parts of the response with the ranges that they requested. Raises BlobUnknown, and RangeInvalid if
     no span has bytes in the blob."""
     size = (await exchange.registry.resolve_blob(exchange.repo, digest)).size
-    inside = []
+    existing_spans = []
     for span in spans:
         with suppress(RangeInvalid):  # the span has no bytes in the blob
-            inside.append(Span(*span.to_offsets(size)))
-    if not inside:
+            existing_spans.append(Span(*span.to_offsets(size)))
+    if not existing_spans:
         raise RangeInvalid(f"the blob has {size} bytes; no byte of it lies in those ranges", size=size)
-    return inside if sum((span.stop or 0) - span.start for span in inside) <= size else []
+    return existing_spans if sum((span.stop or 0) - span.start for span in existing_spans) <= size else []
 
 
 async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span]) -> None:
@@ -138,28 +139,28 @@ async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span])
     content_type = (b"content-type", b"multipart/byteranges; boundary=" + boundary)
 
     async def body_parts() -> AsyncGenerator[BodyPart, None]:
-        opened = reader  # of the first span
+        part_reader = reader  # the reader of the first span
         for index, (part_head, span) in enumerate(zip(part_heads, spans, strict=True)):
             if index:
                 if index % _RANGES_BEFORE_PAUSE == 0:
                     await asyncio.sleep(0)
-                opened = await exchange.registry.open_blob(exchange.repo, digest, span)
-            async with aclosing(opened):
-                if opened.is_incomplete and not reader.is_incomplete:
+                part_reader = await exchange.registry.open_blob(exchange.repo, digest, span)
+            async with aclosing(part_reader):
+                if part_reader.is_incomplete and not reader.is_incomplete:
                     # The blob was deleted after the first part, and its mirror downloads it again, maybe with other
                     # bytes.
                     raise PartialLost(
                         "the blob was removed from this registry after its first part was sent; try again"
                     )
                 yield part_head
-                async for part in _read_parts(exchange, opened, watch):
+                async for part in _read_parts(exchange, part_reader, watch):
                     yield part
         yield tail
 
     with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
         async with aclosing(reader), aclosing(body_parts()) as stream:
-            identity = blob_headers(digest, verified=not reader.is_incomplete)
-            await exchange.send_head(206, [content_type, (b"content-length", b"%d" % length), *identity])
+            identity_headers = blob_headers(digest, verified=not reader.is_incomplete)
+            await exchange.send_head(206, [content_type, (b"content-length", b"%d" % length), *identity_headers])
             await _send_stream(exchange, stream, length, watch)
 
 

@@ -2,8 +2,8 @@
 that the client sends too slowly.
 
 The limits are budgets for all requests of a worker together (`registry.memory_budget`). The *share* of a request is the
-part of a budget that the request uses. If a budget has no room, a request waits, and is refused after some seconds.
-Blobs are never in memory as a whole, so the limits do not apply to them.
+part of a budget that the request uses. If too little of a budget is free, a request waits, and is refused after some
+seconds. Blobs are never in memory as a whole, so the limits do not apply to them.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class BodyMemory:
     """The memory budgets of one worker, and the minimum rate of request bodies.
 
     `manifests`: the budget for manifests that clients push. `forms`: the budget for the bodies of requests outside
-    `/v2`. `responses`: the budget for large responses. None for one of the three: a budget of the default size. A
-    request is refused if its body is more than `stall_seconds` behind the rate `bytes_per_second`."""
+    `/v2`. `responses`: the budget for large responses. If one of these three is None, a budget of the default size is
+    made. A request is refused if its body is more than `stall_seconds` behind the rate `bytes_per_second`."""
 
     def __init__(
         self,
@@ -205,9 +205,10 @@ class BodyMemory:
     async def hold_response(self, share: Share, size: int) -> AsyncIterator[None]:
         """A context manager that counts a response of `size` bytes against the budget `responses` until the block ends.
 
-        `share`: from `response_share`. If its size is still 0, this first waits until it has grown to `size`. Raises
-        TooManyRequests if no memory becomes free in time. Cancels the block and raises TooManyRequests if the client
-        receives the response too slowly while other requests wait for memory. Closes `share` in any case."""
+        `share`: a share that `response_share` returned. If its size is still 0, this first waits until the share has
+        grown to `size`. Raises TooManyRequests if no memory becomes free in time. Cancels the block and raises
+        TooManyRequests if the client receives the response too slowly while other requests wait for memory. Closes
+        `share` in any case."""
         cut_off = asyncio.timeout(None)  # expires when the response has to be cut off
         loop = asyncio.get_running_loop()
         try:
@@ -240,11 +241,11 @@ class BodyMemory:
             await exchange.send_whole(200, body, *headers)
             return
         share, size = self.response_share(), len(body)
-        has_room = share.try_grow(size)
-        if not has_room:
+        has_memory = share.try_grow(size)
+        if not has_memory:
             body = b""
         async with self.hold_response(share, size):
-            if not has_room:
+            if not has_memory:
                 body, headers = await make_response()
             await exchange.send_whole(200, body, *headers)
 
@@ -287,8 +288,8 @@ class _MinimumRate:
 
     async def count(self, received: int) -> None:
         """Counts `received` more bytes of the body: makes the share grow if it is too small for them, and adds to the
-        time allowance. Waits for memory if the budget has no room. Raises TooManyRequests if no memory becomes free in
-        time."""
+        time allowance. Waits for memory if too little of the budget is free. Raises TooManyRequests if no memory
+        becomes free in time."""
         self._received += received
         missing = self._received - self._share.size
         if missing > 0:
@@ -298,8 +299,8 @@ class _MinimumRate:
             if not self._share.try_grow(added_bytes):
                 await self._wait_for_memory(added_bytes)
         now = asyncio.get_running_loop().time()
-        earned = received / self._memory.bytes_per_second
-        self._seconds_left = min(self._seconds_left - (now - self._counted_at) + earned, self._memory.stall_seconds)
+        gained = received / self._memory.bytes_per_second
+        self._seconds_left = min(self._seconds_left - (now - self._counted_at) + gained, self._memory.stall_seconds)
         self._counted_at = now
         if self._timeout is not None:
             self._timeout.reschedule(now + self._seconds_left)
@@ -320,6 +321,6 @@ class _MinimumRate:
             self._timeout.reschedule(self._counted_at + self._seconds_left)
 
     def _cut(self) -> None:
-        """Ends the receipt of the body now, with BodyTooSlow, because other requests need the memory."""
+        """Makes the block that receives the body raise BodyTooSlow now, because other requests need the memory."""
         if self._timeout is not None:
             self._timeout.reschedule(asyncio.get_running_loop().time())

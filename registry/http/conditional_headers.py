@@ -36,12 +36,12 @@ def is_not_modified(exchange: Exchange, etag_digest: Digest | None) -> bool:
 
     `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag, so no entity tag in
     the request matches. Raises PreconditionFailed if If-Match lists entity tags and none of them matches."""
-    required = _entity_tags(exchange, b"if-match", accept_weak=False, refuse_invalid=False)
+    required_tags = _entity_tags(exchange, b"if-match", accept_weak=False, refuse_invalid=False)
     # `*` (`_ANY`, which is empty) requires only that the content exists, and it does.
-    if required and (etag_digest is None or etag_digest not in required):
+    if required_tags and (etag_digest is None or etag_digest not in required_tags):
         raise PreconditionFailed("If-Match does not list the entity tag of this content")
-    cached = _entity_tags(exchange, b"if-none-match", accept_weak=True, refuse_invalid=False)
-    return cached is not None and etag_digest is not None and (cached == _ANY or etag_digest in cached)
+    cached_tags = _entity_tags(exchange, b"if-none-match", accept_weak=True, refuse_invalid=False)
+    return cached_tags is not None and etag_digest is not None and (cached_tags == _ANY or etag_digest in cached_tags)
 
 
 def read_put_condition(exchange: Exchange) -> Condition | None:

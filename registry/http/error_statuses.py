@@ -1,6 +1,6 @@
 """The HTTP form of each error: its status (`STATUS`), and its JSON body in the format of the OCI spec.
 
-Also defines the errors that only HTTP requests have, such as an unknown path. The others are in `storage.errors`,
+Also defines the errors that only HTTP requests have, such as an unknown path. All other errors are in `storage.errors`,
 `storage.access`, `storage.backups`, `storage.imports`, `storage.jobs`, `storage.upstream_tags` and `registry.request`.
 
 Sources: OCI distribution spec, "Error Codes"; RFC 9110, 15.5 and 15.6; RFC 6585 for 429.

@@ -26,7 +26,8 @@ already. `is_disconnected` returns whether the client has disconnected."""
 _NO_NAME: Final = str.__new__(RepositoryName)
 """An empty repository name, for requests that name no repository."""
 CountPull = Callable[[Pull, str, str, str], None]
-"""Counts a pull of a manifest by a client with a name, an address and a request id. Takes about a microsecond."""
+"""Counts one pull of a manifest. The arguments are the pull, the name and the address of the client, and the request
+id. A call takes about a microsecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,9 @@ class RequestLimits:
     """Size of the largest manifest that a PUT may send; a larger one gets 413. The spec demands at least 4 MB ("Pushing
     Manifests")."""
     tags_per_put: int = 64
-    """Largest number of `tag` parameters in one manifest PUT; more get 414. The spec demands at least 10. The response
-    has one header line for each tag, and common HTTP clients refuse responses with more than 100 header lines."""
+    """Largest number of `tag` parameters in one manifest PUT; a request with more of them gets 414. The spec demands at
+    least 10. The response has one header line for each tag, and common HTTP clients refuse responses with more than 100
+    header lines."""
     tags_per_page: int = 10_000
     """Largest number of tags on a page. If the client sends no `n`, a page has this many. The number is high because
     some clients do not follow the Link to the next page."""
@@ -53,8 +55,8 @@ class RequestLimits:
     """Largest size of a page of referrers. A client that accepts manifests of up to 4 MiB accepts such a page ("Listing
     Referrers")."""
     ranges_per_request: int = 1_024
-    """Largest number of ranges in one request; more get 400. Clients that read parts of layers request up to 1024
-    ranges, and after a 400 they request half as many."""
+    """Largest number of ranges in one request; a request with more ranges gets 400. Clients that read parts of layers
+    request up to 1024 ranges, and after a 400 they request half as many."""
 
 
 class Exchange(RequestContext):
@@ -74,7 +76,7 @@ class Exchange(RequestContext):
     - `base_url`: the start of the URLs in Location headers; empty: these headers have a path without a host.
     - `response_started`: whether the status has been sent.
     - `headers_read`: the names of the request headers that were looked up so far. The response may depend on them.
-    - `pull`: the manifest that the request pulls; None: no manifest that the client may pull was found.
+    - `pull`: the manifest that the request pulls; None as long as no manifest has been found that the client may pull.
     - `sent_messages`: the ASGI messages of the response, recorded for the response cache
       (`registry.http.answer_cache`); None: they are not recorded."""
 
@@ -110,7 +112,8 @@ class Exchange(RequestContext):
         send: Send,
         body_memory: BodyMemory,
     ) -> None:
-        # Sets the base class's attributes itself, because a call of its constructor would take time in every request.
+        # Sets the attributes of the base class here, because a call of its constructor would take time in every
+        # request.
         self.principal = UNAUTHENTICATED
         self.requested_name = _NO_NAME
         client = scope.get("client")
@@ -182,12 +185,12 @@ class Exchange(RequestContext):
         end of the body. The caller may store the memoryviews, because the server does not reuse their memory."""
         extension = (self.scope.get("extensions") or {}).get(_BODY_EXTENSION)
         receive = extension["receive"] if extension else self._receive_message
-        more = True
-        while more:
+        has_more = True
+        while has_more:
             received = await receive()
             if received is None:
                 raise ClientGone
-            chunks, more = received
+            chunks, has_more = received
             for chunk in chunks:
                 yield chunk
 

@@ -1,7 +1,7 @@
-"""Handlers of extensions of the distribution API: which ones there are, and the history of a tag.
+"""Handlers of extensions of the distribution API: one lists the extensions, another lists the history of a tag.
 
-Source: OCI distribution spec, "extensions/README.md" and "extensions/_oci.md". Its path for an extension is
-`_<namespace>/<component>/<module>`; that of ours ends with a tag in the place of the module.
+Source: OCI distribution spec, "extensions/README.md" and "extensions/_oci.md". It defines the path of an extension as
+`_<namespace>/<component>/<module>`. In the path of our extension, a tag takes the place of the module.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from storage.tag_history import TagChange
 
 DEFAULT_ENTRIES: Final = 100
 MAX_ENTRIES: Final = 1000
-"""Numbers of entries on a page of the history: without `n`, and at most."""
+"""Number of entries on a page of the history if the request has no parameter `n`, and the largest number of entries."""
 _EXTENSIONS: Final = json.dumps(
     {
         "extensions": [
@@ -56,8 +56,8 @@ async def no_history(repo: RepositoryName, tag: Tag, before: int | None, limit: 
 
 
 async def list_history(exchange: Exchange, read: ReadHistory) -> None:
-    """Lists what a tag pointed at, newest first. The list is empty for a tag that never existed. Does not say from
-    which address a change came, because everybody who may pull can read the list."""
+    """Lists the digests that a tag has pointed at, newest first. The list is empty for a tag that never existed. Does
+    not say from which address a change came, because everybody who may pull can read the list."""
     tag = Tag(exchange.item)
     requested, last = _number(exchange, "n"), _number(exchange, "last")
     limit = DEFAULT_ENTRIES if requested is None else min(requested, MAX_ENTRIES)
@@ -76,7 +76,8 @@ async def list_history(exchange: Exchange, read: ReadHistory) -> None:
 
 
 def _entry(change: TagChange) -> dict[str, Any]:
-    """Returns a change as JSON. `digest` is null if the change deleted the tag, `previous` if it created the tag."""
+    """Returns a change as JSON. `digest` is null if the change deleted the tag. `previous` is null if the change
+    created the tag."""
     return {
         "id": str(change.id),
         "at": datetime.fromtimestamp(round(change.at, 3), UTC).isoformat().replace("+00:00", "Z"),

@@ -53,8 +53,8 @@ async def list_repositories(exchange: Exchange) -> None:
     """Lists the repositories that the client may pull from.
 
     The work for one page is bounded. So a page may be shorter than requested, or even empty, and still have a link to
-    the next page. `last` in this link is an encrypted cursor if the next page starts after a repository from which the
-    client is not allowed to pull, because the client must not learn that name."""
+    the next page. The next page may start after a repository from which the client is not allowed to pull. Then `last`
+    in this link is an encrypted cursor, because the client must not learn the name of that repository."""
     requested, last = _read_count(exchange), exchange.query.one("last")
     limit = exchange.limits.default_catalog_page if requested is None else requested
     limit = min(limit, exchange.limits.max_catalog_page)
@@ -126,7 +126,7 @@ async def list_referrers(exchange: Exchange) -> None:
 
 def _index(referrers: Sequence[Descriptor], max_bytes: int) -> tuple[bytes, int]:
     """Returns an image index with as many of `referrers` as fit into `max_bytes`, in their order, and the number of
-    those. The index always contains the first referrer, even if it is too large alone."""
+    referrers in the index. The index always contains the first referrer, even if this referrer alone is too large."""
     parts: list[bytes] = []
     size = len(_INDEX_HEAD) + len(_INDEX_TAIL)
     for referrer in referrers:

@@ -23,8 +23,8 @@ async def get_manifest(exchange: Exchange) -> None:
     """Answers a GET: sends a manifest, byte for byte as it was pushed. Ignores Accept, because the registry never
     converts manifests.
 
-    A large manifest counts against the worker's memory budget for responses (`BodyMemory`). If the budget has no room,
-    the manifest is released while the request waits for memory, and read again after the wait."""
+    A large manifest counts against the worker's memory budget for responses (`BodyMemory`). If too little of the budget
+    is free, the manifest is released while the request waits for memory, and read again after the wait."""
     reference = as_reference(exchange.item)
     descriptor: Descriptor | None = None
     manifest: Manifest | None = None
@@ -109,7 +109,7 @@ async def put_manifest(exchange: Exchange) -> None:
         receiving = exchange.body_memory.receive_body(exchange, max_bytes, lambda: _too_large(exchange, max_bytes))
         async with receiving as body:
             manifest = await _parse(exchange, body, media_type, expected)
-            del body  # releases its memory: the manifest has the bytes
+            del body  # `manifest` refers to the same bytes, which must not stay in memory after `del manifest`
             headers = await _store(exchange, manifest, reference, query_tags, condition)
             del manifest
     # Sends the response after the block, so that a slow client does not keep its manifest in the budget.
@@ -193,9 +193,9 @@ def _too_large(exchange: Exchange, max_bytes: int) -> ManifestTooLarge:
 async def _check_condition_on_digest(exchange: Exchange, digest: Digest, condition: Condition) -> None:
     """Checks `condition` before a PUT by digest. Raises PreconditionFailed if it does not hold.
 
-    A condition keeps a PUT from overwriting what another client has just stored. A PUT by digest cannot overwrite other
-    content. So this condition need not be checked in the transaction that stores the manifest, unlike a condition for a
-    tag."""
+    A condition keeps a PUT from overwriting content that another client has just stored. A PUT by digest cannot
+    overwrite other content. So this condition need not be checked in the transaction that stores the manifest, unlike a
+    condition for a tag."""
     try:
         current: Digest | None = (await exchange.registry.resolve_manifest(exchange.repo, digest)).digest
     except ManifestUnknown:

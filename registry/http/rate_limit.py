@@ -15,7 +15,7 @@ from storage.errors import TooManyRequests
 HEALTH_PATH_PREFIX: Final = "/health/"
 """All paths with this prefix are health checks."""
 HEALTH_PATHS: Final = frozenset({"/livez", "/readyz"})
-"""The other paths of health checks."""
+"""The paths of health checks that do not have this prefix."""
 HEALTH_KEY_PREFIX: Final = "health "
 """Prefix of the keys under which health checks are counted, so that they have a limit of their own."""
 
@@ -48,7 +48,8 @@ class RateLimitedApp:
     network."""
 
     def __init__(self, app: AsgiApp, rate_limit: RateLimit | None, refuse: Refuse | None = None) -> None:
-        """`rate_limit`: None: there is no limit. `refuse`: sends the responses beyond it; None: they are JSON."""
+        """`rate_limit`: counts the requests; None: there is no limit. `refuse`: sends the response to a request beyond
+        the limit; None: this response is JSON."""
         self._app = app
         self._rate_limit = rate_limit
         self._refuse = refuse or refuse_with_json

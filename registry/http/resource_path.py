@@ -33,6 +33,7 @@ _EXTENSIONS = Resource("extensions")
 _HISTORY_PATH = ["_entrepot", "history"]
 """The segments between the name of a repository and a tag in the path of the tag's history."""
 _KINDS_WITH_ITEM = frozenset({"manifests", "blobs", "referrers"})
+"""The kinds of resources whose path ends with the kind and an item, as in `/manifests/TAG`."""
 
 
 def parse_path(path: bytes) -> Resource:
@@ -69,7 +70,7 @@ def _segments(path: bytes) -> list[str]:
 
 def _parse_segments(segments: list[str]) -> Resource | None:
     """Returns the resource that the segments name, or None if there is no such resource."""
-    *name, kind, item = segments if len(segments) > 1 else ["", *segments]  # the assignment needs two or more
+    *name, kind, item = segments if len(segments) > 1 else ["", *segments]  # the assignment needs at least two segments
     if [*name[-1:], kind] == _HISTORY_PATH:
         return Resource("history", "/".join(name[:-1]), item)
     if kind == "uploads" and name and name[-1] == "blobs":

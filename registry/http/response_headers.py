@@ -19,11 +19,12 @@ ZERO_LENGTH: Final[Header] = (b"content-length", b"0")
 JSON: Final[Header] = (b"content-type", b"application/json")
 OCTET_STREAM: Final[Header] = (b"content-type", BLOB_TYPE.encode())
 IMMUTABLE: Final[Header] = (b"cache-control", b"max-age=31536000, immutable")
-"""For content requested by its digest. It does not say `public`, so that shared caches do not store the responses to
-requests with Authorization (RFC 9111, 3.5), which other clients may not be allowed to read."""
+"""The Cache-Control header for content that was requested by its digest. It does not say `public`, so that shared
+caches do not store the responses to requests with Authorization (RFC 9111, 3.5), which other clients may not be allowed
+to read."""
 REVALIDATE: Final[Header] = (b"cache-control", b"no-cache")
-"""For content requested by a tag, and for lists. A cache may store the response, but has to revalidate it before each
-use."""
+"""The Cache-Control header for content that was requested by a tag, and for lists. A cache may store the response, but
+has to revalidate it before each use."""
 NEVER_STORE: Final[Header] = (b"cache-control", b"no-store")
 _MAX_WARNING_CHARACTERS: Final = 1024
 """The text of a warning is cut to this length. The spec allows 4096 bytes for all warnings of a response."""
@@ -49,8 +50,8 @@ def upload_headers(location: bytes, upload: str, offset: int) -> list[Header]:
     """Returns the headers that describe the upload session with the id `upload`, which has received `offset` bytes and
     is continued at the URL `location`.
 
-    Range names the last byte that was received. For a session without bytes no value is right, but clients expect the
-    header, so it is `0-0`."""
+    Range names the last byte that was received. For a session without bytes, no value would be right. But clients
+    expect the header, so its value is then `0-0`."""
     return [
         (b"location", location),
         (b"range", b"0-%d" % max(offset - 1, 0)),

@@ -25,7 +25,9 @@ _MAX_HOST_BYTES: Final = 255
 _QUOTABLE: Final = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]*")
 """Text that a quoted string may contain without escapes (RFC 9110, 5.6.4)."""
 _ACTIONS_BY_METHOD: Final = {"GET": "pull", "HEAD": "pull", "DELETE": "delete"}
+"""The action that a token must allow, by the method of the request."""
 _PUSH_ACTIONS: Final = "pull,push"
+"""The actions that a token must allow for uploads and for all other methods."""
 
 
 class Authenticator(Protocol):
@@ -44,8 +46,8 @@ class Authenticator(Protocol):
 
     def check_push(self, repo: RepositoryName) -> None:
         """Raises Unauthorized or Denied if the current request is not allowed to push to `repo`. The handler of a
-        manifest PUT calls this before it receives the body, so that nobody sends a manifest in vain. The guard checks
-        the right once more when the manifest is complete."""
+        manifest PUT calls this before it receives the body, so that a client without this right need not send the whole
+        manifest. The registry checks the right again when the manifest is complete."""
         ...
 
 

@@ -1,2 +1,2 @@
-"""Moving in from another registry: takes over its directory, copies its content over the network, and translates its
+"""Migration from another registry: imports its directory, copies its content over the network, and translates its
 settings."""

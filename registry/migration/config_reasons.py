@@ -1,4 +1,5 @@
-"""Why keys of a CNCF Distribution registry's settings have no counterpart in this registry, or what to do instead."""
+"""Texts that say why a key in the settings of a CNCF Distribution registry has no counterpart in this registry, or what
+to do instead."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 UNKNOWN_KEY: Final = "no key of a CNCF Distribution registry, as far as is known"
+"""The text for a key for which `reason_for` finds no reason."""
 
 _OTHER_STORAGE: Final = (
     "content is stored in a local directory here; to copy it, start the old registry and run: "
@@ -64,6 +66,8 @@ _REASONS: Final[Mapping[str, str]] = {
     "policy": "there are no classes of repositories here; use grants",
     "experimental": "there is no such setting here",
 }
+"""The reason for each key, by its path in the old settings. A key without an entry has the reason of its nearest
+parent."""
 
 
 def reason_for(path: str) -> str | None:

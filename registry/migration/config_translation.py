@@ -25,6 +25,7 @@ PREFIX: Final = "REGISTRY_"
 PASSWORD_VARIABLE: Final = "UPSTREAM_PASSWORD"
 """The variable that the translated settings name for the password of `proxy.username`."""
 MAX_KEYS: Final = 10_000
+"""Largest number of keys in the old settings."""
 _KUBERNETES_VARIABLE: Final = re.compile(r"REGISTRY_(SERVICE_(HOST|PORT.*)|PORT(_.*)?)")
 """Variables that Kubernetes sets in each container if a service named `registry` exists."""
 _LOG_LEVELS: Final = {
@@ -41,13 +42,14 @@ _CLIENT_AUTH: Final = {"verify-client-cert-if-given": "optional", "require-and-v
 _HUB_HOSTS: Final = ("registry-1.docker.io", "docker.io", "index.docker.io", "registry.hub.docker.com")
 _NAME: Final = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _MISSING: Final = object()
+"""The value of a key that the old settings do not have."""
 Value = Any
 """A value of a YAML document."""
 
 
 def translate(text: str, environment: Mapping[str, str]) -> str:
-    """Returns the settings file. `text`: the content of config.yml; empty: only the variables count. Raises
-    ImportInvalid if the text is not the settings of a registry."""
+    """Returns the settings file. `text`: the content of config.yml. If it is empty, only the environment variables are
+    translated. Raises ImportInvalid if the text is not the settings of a registry."""
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -67,8 +69,8 @@ def translate(text: str, environment: Mapping[str, str]) -> str:
 
 
 class _Translation:
-    """One translation. Each method takes the keys that it understands out of the document; what is left at the end has
-    no counterpart."""
+    """One translation. Each method removes the keys that it translates from the document. The keys that are left at the
+    end have no counterpart."""
 
     def __init__(self, document: dict[str, Value]) -> None:
         self._leaves = dict(_leaves(document))  # path of a key, such as `http.addr` -> its value
@@ -100,8 +102,8 @@ class _Translation:
                 f"# storage.filesystem.rootdirectory: to take its content over, run: entrepot import-registry "
                 f"{_comment(rootdirectory)}"
             )
-        deletes = _is_true(self._take("storage.delete.enabled"))
-        self._top.append(f"delete = {_toml(deletes)}")
+        allows_deletes = _is_true(self._take("storage.delete.enabled"))
+        self._top.append(f"delete = {_toml(allows_deletes)}")
         readonly = self._first("storage.maintenance.readonly.enabled", "storage.maintenance.readonly")
         if _is_true(readonly[1]):
             self._top.append("read_only = true")
@@ -148,7 +150,7 @@ class _Translation:
         return str(self._leaves.get("http.net", "tcp")) == "unix"
 
     def _has_accounts(self) -> bool:
-        """Whether clients of the old registry have to log in."""
+        """Returns whether clients of the old registry have to log in."""
         return any(path.startswith(("auth.htpasswd", "auth.token")) for path in self._leaves)
 
     def _translate_auth(self) -> None:
@@ -209,12 +211,12 @@ class _Translation:
         return self._leaves.pop(path, _MISSING)
 
     def _first(self, *paths: str) -> tuple[str, Value]:
-        """Takes all these keys. Returns the first that is there, with its value."""
+        """Removes all these keys from the document. Returns the first of them that the document had, with its value."""
         present = [(path, value) for path in paths if (value := self._take(path)) is not _MISSING]
         return present[0] if present else (paths[0], _MISSING)
 
     def _take_list(self, path: str) -> list[Value]:
-        """Takes a list, or a single value in its place."""
+        """Removes a list from the document and returns it. Accepts a single value in place of the list."""
         single = self._take(path)
         items = [self._take(key) for key in list(self._leaves) if key.startswith(f"{path}.")]
         return items if single is _MISSING else [single]
@@ -244,7 +246,7 @@ def _leaves(value: Value, path: str = "", depth: int = 0) -> Iterator[tuple[str,
 
 def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
     """Sets the key that an environment variable names. Its value is YAML, as the old registry reads it."""
-    *parents, last = variable.removeprefix(PREFIX).lower().split("_")
+    *parents, last_name = variable.removeprefix(PREFIX).lower().split("_")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -258,11 +260,11 @@ def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
             child_group = {child_group: {}} if isinstance(child_group, str) else {}
             group[name] = child_group
         group = child_group
-    group[_own_name(group, last)] = value
+    group[_own_name(group, last_name)] = value
 
 
 def _own_name(document: Mapping[str, Value], name: str) -> str:
-    """Returns the key of the document that is equal to `name` in lower case; `name` if there is none."""
+    """Returns the key of the document whose lower-case form is `name`; `name` itself if there is no such key."""
     return next((key for key in document if str(key).lower() == name), name)
 
 
@@ -275,7 +277,7 @@ def _text(value: Value) -> str | None:
 
 
 def _duration(value: Value) -> str | None:
-    """Returns a duration as Go writes it, such as `168h`; None if this registry does not read it."""
+    """Returns a duration in the form that Go uses, such as `168h`; None if this registry does not accept it."""
     try:
         parse_duration(str(value))
     except ValueError:
@@ -306,7 +308,7 @@ def _toml(value: str | bool) -> str:
 
 
 def _comment(value: Value) -> str:
-    """Returns a value for a comment, on one line."""
+    """Returns a value as text on one line, for a comment."""
     return json.dumps(str(value), ensure_ascii=False)[1:-1].replace("\x7f", "")[:200]
 
 

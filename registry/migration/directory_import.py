@@ -1,8 +1,8 @@
-"""Takes over the directory of a CNCF Distribution registry (`DirectoryImport`): the work of jobs of the kind
-`import-registry`. It runs beside this registry's server, and beside the old registry.
+"""Imports the directory of a CNCF Distribution registry (`DirectoryImport`), in jobs of the kind `import-registry`.
+This registry's server and the old registry may run at the same time.
 
-The file of a blob becomes a blob here by a hard link if that is possible and safe, otherwise by a copy. Each file is
-read and its digest checked in both cases. Manifests are small and go into the database.
+The file of a blob becomes a blob of this registry by a hard link if that is possible and safe, otherwise by a copy.
+Each file is read and its digest checked in both cases. Manifests are small and go into the database.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class DirectorySource:
         self._by = Actor(actor)
         self._may_link = not copy
         self._refusals: set[str] = set()
-        """The reasons why files could not be linked that were reported already."""
+        """The reasons for refused links that were reported already."""
 
     async def get_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
         return await asyncio.to_thread(self._directory.manifest, digest)
@@ -94,8 +94,8 @@ class DirectorySource:
             await self._verify(digest, file_descriptor)
             await self._store.link_blob(repo, digest, size, file_descriptor, self._by)
         except LinkRefused as refusal:
-            # If the system refuses one link, it will probably refuse the others. So no further link is tried, and no
-            # other file is read in vain.
+            # If the system refuses one link, it will probably refuse all others. So no further link is tried, and no
+            # further file is read in vain.
             if is_checked:
                 self._may_link = False
             reason = str(refusal)
@@ -163,7 +163,8 @@ class DirectoryImport:
         self._writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
 
     async def run(self) -> None:
-        """Imports the repositories. Raises StorageFull, StorageFailed, JobStopped; what was imported stays."""
+        """Imports the repositories. Raises StorageFull, StorageFailed, JobStopped. Content that was imported before
+        stays."""
         await run_workers(self._chosen_repositories(), self._import_repository, REPOSITORIES_AT_A_TIME)
         await self._report.show_progress("", save_now=True)
         for pattern in self._repositories.unmatched():
@@ -204,8 +205,8 @@ class DirectoryImport:
         await self._note_left_out(repo)
 
     async def _import_untagged(self, repo: RepositoryName, reported: set[Digest]) -> None:
-        """Imports the manifests of the repository to which no tag leads. A broken manifest in an index is a problem of
-        the index, whichever of the two is read first. So problems are reported after all manifests were tried."""
+        """Imports the manifests of the repository to which no tag refers. A broken manifest in an index is a problem of
+        the index, no matter which of the two is read first. So problems are reported after all manifests were tried."""
         failed: dict[Digest, str] = {}
         async for revision in read_in_thread(self._directory.revisions(repo)):
             await self._report.show_progress(repo)
@@ -225,7 +226,8 @@ class DirectoryImport:
                 self._report.problem(repo, reason, digest=digest)
 
     async def _note_left_out(self, repo: RepositoryName) -> None:
-        """Reports what is not imported because no image needs it: unfinished pushes, and blobs without a manifest."""
+        """Reports content that is not imported because no image needs it: unfinished pushes, and blobs without a
+        manifest."""
         if uploads := await asyncio.to_thread(self._directory.unfinished_uploads, repo):
             self._report.note(repo, f"unfinished pushes are left out: {uploads}")
         unused = 0
@@ -239,9 +241,9 @@ class DirectoryImport:
 
 
 async def import_directory(store: StoredRegistry, router: Router, context: JobContext) -> JSON:
-    """The work of a job. Its arguments: `path` of the old registry's directory; `include` and `exclude`, lists of
-    patterns; `copy` and `overwrite`. Returns the counts of `ImportReport`. Raises ImportInvalid, StorageFull,
-    StorageFailed, JobStopped."""
+    """Runs a job of the kind `import-registry`. The job's arguments: `path` of the old registry's directory; `include`
+    and `exclude`, lists of patterns; `copy` and `overwrite`. Returns the counts of `ImportReport`. Raises
+    ImportInvalid, StorageFull, StorageFailed, JobStopped."""
     arguments = context.job.arguments
     path = Path(str(arguments["path"]))
     if not path.is_absolute():
@@ -271,8 +273,8 @@ def _read(file_descriptor: int, offset: int, digest: Digest) -> bytes:
 
 
 def _manifests_below(error: RegistryError) -> tuple[Digest, ...]:
-    """Returns the digests of the manifests from the first one below an index that could not be imported to the one that
-    is the reason."""
+    """If an index could not be imported because of a manifest below it, returns the digests of the manifests on the way
+    from the index to that manifest."""
     return error.below if isinstance(error, ContentBroken) else ()
 
 

@@ -27,8 +27,8 @@ from storage.imports import ContentBroken, ImportInvalid
 from storage.names import MAX_NAME_LENGTH, Digest, RepositoryName, Tag, shown
 
 _ROOTS: Final = ("", "docker/registry/v2", "registry/v2", "v2", "_data/docker/registry/v2", "data/docker/registry/v2")
-"""Where ROOT may be below the path that a person names. The path may be a docker volume, the directory in the settings
-of the old registry, or a directory below it."""
+"""The places below the user's path where ROOT may be. The user's path may be a docker volume, the directory in the
+settings of the old registry, or a directory below it."""
 _MAX_LINK_BYTES: Final = 256
 """A link contains one digest. A longer file is not read."""
 MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
@@ -47,7 +47,7 @@ class TagLink:
 
 @dataclass(frozen=True, slots=True)
 class BrokenEntry:
-    """Something in the directory that cannot be imported. `what`: its kind, such as `tag`. `name`: its name. `reason`:
+    """An entry of the directory that cannot be imported. `what`: its kind, such as `tag`. `name`: its name. `reason`:
     what is wrong."""
 
     what: str

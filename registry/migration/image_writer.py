@@ -2,8 +2,8 @@
 their index, and the tag with the last manifest. So an interrupted import leaves no incomplete image, and a second run
 continues.
 
-A tag that somebody has changed here since the last import stays as it is: a second run must not undo a push. The
-history of the tag tells who changed it (`IMPORT_PROGRAM`).
+If somebody has changed a tag in this registry since the last import, the tag stays as it is: a second import must not
+undo a push. The history of the tag tells who changed it (`IMPORT_PROGRAM`).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ the manifest before it is stored."""
 
 
 class ContentSource(Protocol):
-    """The old registry."""
+    """Reads content from the old registry."""
 
     async def get_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
         """Returns the manifest, whose bytes were verified. Raises ContentBroken, and errors of the old registry."""
         ...
 
     async def bring_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
-        """Stores a blob, which this registry does not have yet, in the repository of the same name here. Raises
+        """Stores a blob, which this registry does not have yet, in this registry's repository of the same name. Raises
         ContentBroken, errors of the old registry, StorageFull, StorageFailed."""
         ...
 
@@ -53,7 +53,7 @@ class ImageWriter:
         self, store: StoredRegistry, source: ContentSource, report: ImportReport, *, actor: str, overwrite: bool = False
     ) -> None:
         """`actor`: who runs the import, for the audit log. `overwrite`: whether to set also tags that somebody has
-        changed here."""
+        changed in this registry."""
         self._store = store
         self._source = source
         self._report = report
@@ -82,7 +82,7 @@ class ImageWriter:
             self._report.present += 1
             return
         if current_digest is not None and self._store.immutable_tags.is_immutable(repo, tag):
-            raise immutable_tag_denied(repo, tag, current_digest)  # before the content is brought in vain
+            raise immutable_tag_denied(repo, tag, current_digest)  # before the content is copied in vain
         change = await self._store.imports.last_tag_change(repo, tag)
         if change is not None and change.program != IMPORT_PROGRAM and not self._overwrite:
             change_text = "deleted" if change.digest is None else "set"
@@ -100,7 +100,7 @@ class ImageWriter:
 
     async def bring_untagged(self, repo: RepositoryName, digest: Digest, *, pushed: float | None = None) -> bool:
         """Stores a manifest, and all manifests and blobs below it. Returns False if the repository has the manifest
-        already. Raises what `bring_tag` raises."""
+        already. Raises the errors of `bring_tag`."""
         if await self._stored_digest(repo, digest) is not None:
             return False
         await self.bring_manifest(repo, digest)
@@ -117,7 +117,7 @@ class ImageWriter:
         depth: int = 0,
     ) -> Manifest:
         """Stores a manifest, and all manifests and blobs below it. Points `tags` at the manifest if `condition` holds.
-        Returns the manifest. Raises what `bring_tag` raises, and PreconditionFailed."""
+        Returns the manifest. Raises the errors of `bring_tag`, and PreconditionFailed."""
         if depth > MAX_NESTED_INDEXES:
             raise ContentBroken(f"its indexes are nested more than {MAX_NESTED_INDEXES} levels deep")
         async with self._manifest_locks.hold((repo, digest)):
@@ -155,7 +155,7 @@ class ImageWriter:
             return None
 
     async def _bring_content(self, repo: RepositoryName, manifest: Manifest, depth: int) -> None:
-        """Stores what a manifest refers to."""
+        """Stores the manifests and blobs to which a manifest refers."""
         for child in manifest.manifests:
             try:
                 if child.digest in manifest.blob_children:

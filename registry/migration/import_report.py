@@ -1,7 +1,8 @@
-"""What an import has done and found (`ImportReport`), and which repositories it takes (`RepositoryFilter`).
+"""Counts and reports the results of an import (`ImportReport`), and decides which repositories are imported
+(`RepositoryFilter`).
 
-A *problem* is content that the import could not take over, so that the old registry had something that this one lacks.
-A *note* tells something that a person may want to know. Nothing was lost in this case.
+A *problem* is content of the old registry that could not be imported. A *note* is information for the user about a case
+in which no content was lost.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from storage.patterns import NamePattern
 from storage.upkeep.job_runner import JobContext
 
 MAX_LISTED_PROBLEMS: Final = 1000
-"""Number of problems that the result of a job lists. All of them are counted, and each is reported as a step."""
+"""Largest number of problems that the result of a job lists. All problems are counted, and each is reported as a step,
+that is, as a record for commands that watch the job."""
 
 
 @dataclass(slots=True)
 class ImportReport:
-    """Counts what an import has done. `present`: tags that pointed at the same digest here already. `linked`, `copied`
-    and `fetched`: how the bytes of the new blobs came: by a hard link, by a copy of the file, or over the network.
-    `shared`: blobs that another repository of this registry had already. `bytes`: size of the blobs that were linked,
-    copied or fetched."""
+    """Counts the results of an import. `present`: tags that pointed at the same digest in this registry already.
+    `linked`, `copied` and `fetched`: new blobs whose bytes came by a hard link, by a copy of the file, or over the
+    network. `shared`: blobs that another repository of this registry had already. `bytes`: size of the blobs that were
+    linked, copied or fetched."""
 
     context: JobContext
     repositories: int = 0
@@ -47,7 +49,7 @@ class ImportReport:
         self.context.step("imported", repository=repository, tag=tag, digest=digest)
 
     def problem(self, repository: str, reason: str, **what: str) -> None:
-        """Records content that could not be taken over. `what`: the tag, digest or file that the problem is about."""
+        """Records content that could not be imported. `what`: the tag, digest or file that the problem is about."""
         self.problems += 1
         listed_problem = {"repository": repository, **what, "reason": reason}
         if len(self._listed) < MAX_LISTED_PROBLEMS:
@@ -55,7 +57,7 @@ class ImportReport:
         self.context.step("problem", **listed_problem)
 
     def note(self, repository: str, reason: str, **what: str) -> None:
-        """Records something that a person may want to know."""
+        """Records a note: information for the user."""
         self.notes += 1
         self.context.step("note", repository=repository, **what, reason=reason)
 

@@ -1,10 +1,10 @@
-"""Copies the content of another registry over the network (`RemoteImport`): the work of jobs of the kind
-`import-remote`. It works with every registry that implements the OCI distribution spec. It runs beside this registry's
-server.
+"""Copies the content of another registry over the network (`RemoteImport`), in jobs of the kind `import-remote`. This
+works with every registry that implements the OCI distribution spec. This registry's server may run at the same time.
 
-For each tag, a HEAD request tells the digest, so that a second run fetches only what changed. Referrers, such as
-signatures, come with their subject: through the referrers API, or as the tags that replace it (spec: "Referrers Tag
-Schema"). A manifest without a tag cannot be found over the network, unless an index or a subject leads to it.
+For each tag, the digest is requested with a HEAD request, so that a second run fetches only changed images. Referrers,
+such as signatures, are imported with their subject: they are found through the referrers API, or through the tags that
+replace it (spec: "Referrers Tag Schema"). A manifest without a tag can be found over the network only if an index lists
+it or if it is a referrer.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class RemoteImport:
 
     async def run(self, names: list[str] | None) -> None:
         """Imports the repositories with these names; None: all that the old registry lists. Raises ImportInvalid,
-        SourceDown, StorageFull, StorageFailed, JobStopped; what was imported stays."""
+        SourceDown, StorageFull, StorageFailed, JobStopped. Content that was imported before stays."""
         async with aclosing(self._images(names)) as images:
             await run_workers(images, self._import_image, self._jobs)
         await self._report.show_progress("", save_now=True)
@@ -75,8 +75,8 @@ class RemoteImport:
             self._report.note("", f"the pattern {pattern} matches no repository of the old registry")
 
     async def _images(self, names: list[str] | None) -> AsyncGenerator[tuple[RepositoryName, Tag]]:
-        """Yields the tags to import. Reads the tags of a repository only after all tags of the previous one were
-        taken."""
+        """Yields the tags to import. Reads the tags of a repository only after all tags of the previous repository were
+        yielded."""
         async for repo in self._chosen(names):
             self._report.repositories += 1
             try:
@@ -115,10 +115,10 @@ class RemoteImport:
         except RegistryError as error:
             self._report.problem(repo, error.message, tag=tag)
 
-    async def _bring_referrers(self, repo: RepositoryName, digest: Digest, seen: set[Digest]) -> None:
+    async def _bring_referrers(self, repo: RepositoryName, digest: Digest, done_subjects: set[Digest]) -> None:
         """Imports the referrers of a manifest, of its children, and of these referrers. Does nothing if the old
-        registry has no referrers API: then the referrers have tags, and are imported with these. `seen`: the manifests
-        whose referrers were imported already."""
+        registry has no referrers API: then the referrers have tags, and are imported with these tags. `done_subjects`:
+        the manifests whose referrers were imported already."""
         async with self._api_lock:
             if self._has_referrers_api is None:
                 self._has_referrers_api = await self._source.has_referrers_api(repo, digest)
@@ -127,9 +127,9 @@ class RemoteImport:
         waiting = [digest]
         while waiting:
             subject = waiting.pop()
-            if subject in seen:
+            if subject in done_subjects:
                 continue
-            seen.add(subject)
+            done_subjects.add(subject)
             async for referrer in self._source.referrers(repo, subject):
                 try:
                     await self._writer.bring_untagged(repo, referrer)
@@ -139,7 +139,7 @@ class RemoteImport:
                     waiting.append(referrer)
             try:
                 stored = await self._store.get_manifest(repo, subject)
-            except ManifestUnknown:  # the tag stays as it was changed here
+            except ManifestUnknown:  # not imported, because the tag was changed in this registry
                 continue
             waiting.extend(child.digest for child in stored.manifests if child.digest not in stored.blob_children)
 
@@ -151,10 +151,10 @@ async def import_remote(
     configured: Sequence[Upstream] = (),
     pause: Pause = asyncio.sleep,
 ) -> JSON:
-    """The work of a job. Its arguments: the fields of `RemoteOptions`; `include` and `exclude`, lists of patterns;
-    `repositories`, a list of names (None: all); and `overwrite`. `configured`: the upstreams in the settings. `pause`
-    waits for a number of seconds before a retry. Returns the counts of `ImportReport`. Raises ImportInvalid,
-    SourceDown, StorageFull, StorageFailed, JobStopped."""
+    """Runs a job of the kind `import-remote`. The job's arguments: the fields of `RemoteOptions`; `include` and
+    `exclude`, lists of patterns; `repositories`, a list of names (None: all); and `overwrite`. `configured`: the
+    upstreams in the settings. `pause` waits for a number of seconds before a retry. Returns the counts of
+    `ImportReport`. Raises ImportInvalid, SourceDown, StorageFull, StorageFailed, JobStopped."""
     arguments = context.job.arguments
     options = _options(arguments)
     report = ImportReport(context)

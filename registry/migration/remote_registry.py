@@ -1,7 +1,7 @@
-"""The old registry, which this module reads over the network with the HTTP client of the mirrors (`RemoteRegistry`).
+"""Reads the content of the old registry over the network, with the HTTP client of the mirrors (`RemoteRegistry`).
 
-Each request is retried with growing pauses. If `FAILURES_TO_END` requests in a row fail in all attempts, the old
-registry is down, and the import ends (`SourceDown`). The next import continues.
+Each request is retried with growing pauses. If all attempts of `FAILURES_TO_END` requests in a row fail, the old
+registry is treated as down, and the import ends with `SourceDown`. The next import continues where this one has ended.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ T = TypeVar("T")
 Pause = Callable[[float], Awaitable[None]]
 """A function that waits for a number of seconds."""
 RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
-"""Pauses before the second and later attempts of a request."""
+"""Pauses before the second and the later attempts of a request, in seconds."""
 LONGEST_PAUSE_SECONDS: Final = 600.0
-"""Longest pause that the old registry may ask for (Retry-After)."""
+"""Longest pause before an attempt, even if the old registry asks for a longer one (Retry-After)."""
 FAILURES_TO_END: Final = 8
-"""The import ends after this many requests in a row that failed in all attempts."""
+"""Number of requests in a row, all of whose attempts have failed, after which the import ends."""
 PAGE_SIZE: Final = 1000
 """Largest number of tags or referrers that are requested in one page."""
 IDLE_TIMEOUT_SECONDS: Final = 60.0
@@ -134,7 +134,7 @@ class RemoteRegistry:
         await self._client.aclose()
 
     async def repositories(self) -> AsyncIterator[str]:
-        """Yields the names of all repositories, as the old registry lists them. Raises ImportInvalid if it gives out no
+        """Yields the names of all repositories, as the old registry lists them. Raises ImportInvalid if it offers no
         list."""
         page: CatalogPage | None = None
         seen_urls: set[str] = set()
@@ -230,8 +230,8 @@ class RemoteRegistry:
             await partial.commit(repo)
 
     async def _retry(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Calls `attempt`, repeats it after errors that may pass, and returns its result. Raises the last error of
-        `attempt`."""
+        """Calls `attempt`, repeats the call after errors that may be temporary, and returns its result. Raises the last
+        error of `attempt`."""
         for pause_seconds in (*RETRY_SECONDS, None):
             try:
                 result = await attempt()

@@ -1,4 +1,4 @@
-"""Runs one function on many items, some at a time, and reads blocking iterators in a thread."""
+"""Runs one function on many items, several at a time, and reads blocking iterators in a thread."""
 
 from __future__ import annotations
 

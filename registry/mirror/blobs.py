@@ -5,7 +5,8 @@ the blob's last byte only after the digest was verified (`registry.mirror.withhe
 fills for blobs that a client will probably request next.
 
 The *entitlement* of a repository is its right to serve a cached blob (`registry.mirror.entitlement`). A *private*
-upstream is one whose content cannot be read without a login or a grant.
+upstream is one whose content cannot be read without a login at the upstream, or without a grant (a permission that an
+administrator of this registry gives).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ SMALL_BLOB_BYTES: Final = 64 * 1024
 """A blob of up to this size is served only after its fill is complete and its digest is verified. This takes
 little longer than waiting for the first byte."""
 MAX_FILL_ATTEMPTS: Final = 5
-"""Largest number of fills that are tried for one request. Another fill is tried if the last one got bytes with a wrong
-digest, or stopped before it was complete."""
+"""Largest number of fills that are tried for one request. A new fill is tried if the previous fill got bytes with a
+wrong digest, or stopped before it was complete."""
 START_TIMEOUT_SECONDS: Final = 25.0
 """Longest time from a client's request to the start of the response. It must be less than the 30 s that containerd
 waits for the headers of a response."""
@@ -80,9 +81,9 @@ class MirroredBlobs:
         and verified.
 
         If the start timeout passes during the wait, raises UpstreamTimeout. But if the fill of a larger blob is then
-        still waiting for a free connection, returns a reader, which waits for the bytes. If the disk has no room for
-        the blob, its bytes pass through to the client and are not stored. Raises BlobUnknown, RangeInvalid, and the
-        errors of the upstream client."""
+        still waiting for a free connection, returns a reader, which waits for the bytes. If the disk is too full for
+        the blob, its bytes are sent to the client and are not stored. Raises BlobUnknown, RangeInvalid, and the errors
+        of the upstream client."""
         deadline = self._deadline()
         if await self._entitlement.may_serve_if_stored(repo, digest):
             with suppress(BlobUnknown):
@@ -115,7 +116,7 @@ class MirroredBlobs:
     async def _open_unstored(
         self, repo: RepositoryName, digest: Digest, size: int, offsets: tuple[int, int], deadline: float
     ) -> BlobReader:
-        """Opens a blob that cannot be stored, because the disk has no room. Waits until the upstream starts to send.
+        """Opens a blob that cannot be stored, because the disk is too full. Waits until the upstream starts to send.
         Raises UpstreamTimeout, and the errors of the upstream client."""
         reader = await self._fills.open_unstored(repo, digest, size, offsets)
         try:
@@ -131,8 +132,8 @@ class MirroredBlobs:
     async def should_prefetch(self, repo: RepositoryName, blob: Descriptor) -> bool:
         """Returns whether to download `blob`, which a manifest of `repo` names, before a client requests it. Returns
         False if the blob is stored, or if the upstream said a short time ago that it does not have the blob. At a
-        private upstream, also returns False if the manifest states a wrong size. If only other repositories of the
-        upstream have the blob in the store, adds it to `repo`. Raises the errors of `resolve`."""
+        private upstream, also returns False if the manifest states a wrong size. If the blob is stored, but only in
+        other repositories of the upstream, adds it to `repo` and returns False. Raises the errors of `resolve`."""
         entitlement, digest = self._entitlement, blob.digest
         if await entitlement.may_serve_if_stored(repo, digest):
             with suppress(BlobUnknown):

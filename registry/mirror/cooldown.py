@@ -1,9 +1,10 @@
-"""Decides which digest of a mirrored tag is served while a *cooldown* delays moves of the tag.
+"""Decides which digest of a mirrored tag is served while a *cooldown* delays moves of the tag. A tag moves when the
+upstream makes it name another digest.
 
 A *sighting* is the first time that the mirror saw an upstream's tag point at a digest. The digest *holds* the tag until
 the next sighting. A digest is *mature* if it has once held the tag without interruption for at least the cooldown. The
 newest mature digest is served. So a move of the tag takes effect after the cooldown, if the tag has not moved again by
-then, and a move back to a mature digest takes effect at once.
+then, and a move back to a mature digest takes effect immediately.
 
 A tag has no mature digest for some time after it was first seen. With `cooldown_new = "serve"`, the first digest that
 the mirror ever saw counts as mature. With `"refuse"`, the tag is not served yet.
@@ -26,14 +27,14 @@ MAX_SIGHTINGS: Final = 50
 _MIN_GAP_SECONDS: Final = 0.001
 """Shortest time between two sightings of a tag, so that each has a time of its own."""
 _CLOCK_TOLERANCE_SECONDS: Final = 1.0
-"""A sighting that lies further in the future than this was recorded before the clock was set back."""
+"""A sighting that lies more than this many seconds in the future was recorded before the clock was set back."""
 
 
 @dataclass(frozen=True, slots=True)
 class TagChoice:
     """What is served for a tag.
 
-    - `candidates`: the digests that may be served, the best one first. The others are served only if the first one
+    - `candidates`: the digests that may be served, the newest first. The other candidates are served only if the first
       cannot be fetched. Empty: no digest may be served yet.
     - `newest`: the digest that the tag points at at the upstream, as far as the mirror knows.
     - `newest_matures_at`: when `newest` becomes mature if the tag does not move again; None: `newest` is the first
@@ -91,24 +92,25 @@ def _without_future(sightings: Sequence[Sighting], now: float) -> Sequence[Sight
 
 
 def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_new: bool) -> list[Sighting]:
-    """Returns at most `MAX_SIGHTINGS` of the sightings: the newest ones, and before them the one that makes the served
-    digest mature.
+    """Returns at most `MAX_SIGHTINGS` of the sightings: first the sighting that makes the served digest mature, then
+    the newest sightings.
 
-    If a sighting is dropped, the sighting before it seems to last longer. Here this can happen only to the sighting of
-    the served digest, which is mature already. All sightings before that one are dropped as well. Otherwise another
-    digest could become the first one, and `serves_new` would make that digest mature."""
+    When a sighting is dropped, the sighting before it seems to last longer, so its digest could seem mature. Here this
+    can happen only to the served digest, which is mature already. All sightings before that of the served digest are
+    dropped as well. Otherwise a sighting of another digest could become the first in the list, and with `serves_new`
+    the first digest counts as mature."""
     if len(sightings) <= MAX_SIGHTINGS:
         return sightings
     served = choose_digest(sightings, cooldown, now, serves_new=serves_new).candidates[:1]
     if not cooldown or not served:
         return sightings[-MAX_SIGHTINGS:]
-    ends = [*(newer.since for newer in sightings[1:]), now]
-    # Without a sighting that lasted long enough, the served digest is the first one.
+    end_times = [*(newer.since for newer in sightings[1:]), now]
+    # If no sighting of the served digest lasted long enough, this digest is served because it is the first one.
     last_mature = max(
         (
             index
-            for index, (sighting, end) in enumerate(zip(sightings, ends, strict=True))
-            if sighting.digest == served[0] and end - sighting.since >= cooldown
+            for index, (sighting, end_time) in enumerate(zip(sightings, end_times, strict=True))
+            if sighting.digest == served[0] and end_time - sighting.since >= cooldown
         ),
         default=0,
     )

@@ -1,9 +1,10 @@
 """Looks regularly at *young* tags: mirrored tags that have moved within their cooldown (`watch_young_tags`). The
 cooldown is the time for which a moved tag is still served at its older digest.
 
-The mirror learns that an upstream's tag has moved when a client pulls the tag. If nobody pulls for some days, a digest
-that the upstream withdrew after an hour would seem to have held the tag for all that time. So one server process asks
-the upstream about young tags, one after the other, in *rounds*.
+The mirror learns that an upstream's tag has moved when a client pulls the tag. If nobody pulls the tag for some days,
+the mirror does not notice that the upstream withdrew a digest after an hour. The mirror would then take this digest for
+the tag's target during all those days. So one server process asks the upstream about young tags, one after the other,
+in *rounds*.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ WATCH_SLOT: Final = "cooldown"
 """Name of the slot (a permit) that the watching process holds. Only one process at a time can hold it."""
 ROUNDS_PER_COOLDOWN: Final = 20
 """Number of rounds within the shortest cooldown, unless the limits below say otherwise. So the mirror overestimates the
-time for which a digest held the tag by at most a twentieth of the cooldown."""
+time for which a tag pointed at a digest by at most a twentieth of the cooldown."""
 MIN_INTERVAL_SECONDS: Final = 60.0
 """Shortest time between two rounds."""
 MAX_INTERVAL_SECONDS: Final = 3600.0

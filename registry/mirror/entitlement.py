@@ -3,14 +3,15 @@
 A blob is stored once, even if several repositories of the upstream contain it. A client must not get a blob through a
 repository just because it knows the digest. The rule depends on the upstream:
 
-- An upstream is *public* if clients need no login and no grant to read its content. Every client could download the
-  blob from the upstream itself. So a repository may serve the blob if a manifest in the repository names the blob.
+- An upstream is *public* if its content can be read without a login, and without a grant (a permission that an
+  administrator of this registry gives). Every client could download the blob from the upstream itself. So a repository
+  may serve the blob if a manifest in the repository names the blob.
 - Any other upstream is *private*: a client that may read one repository may have no access to another. So a repository
   may serve the blob only after the upstream has answered that this repository has the blob. The mirror records such an
   answer; the blob is then *confirmed* for the repository.
 
-The name of the error `UnconfirmedBlobUnknown` uses the word in another sense: the answer "not found" possibly comes
-from a proxy in front of the upstream, and not from the upstream itself.
+The name of the error `UnconfirmedBlobUnknown` uses the word "confirmed" in another sense. It means that a proxy in
+front of the upstream, and not the upstream itself, possibly sent the answer "not found".
 """
 
 from __future__ import annotations
@@ -106,8 +107,8 @@ class BlobEntitlement:
         too full to add the blob, another repository that has it. Returns None if no repository of this upstream has it.
 
         Does not use blobs of other upstreams or blobs that clients have pushed, because a manifest at one upstream must
-        not give access to them. At a private upstream, returns None if the stored blob does not have this size:
-        `check` may have taken a login page, which also has status 200 and a length, for a confirmation."""
+        not give access to them. At a private upstream, returns None if the stored blob does not have this size. In this
+        case, the answer that `check` got was possibly a login page, which also has status 200 and a length."""
         prefix = f"{self._upstream.name}/"  # all repositories of this upstream have names with this prefix
         holder = await self._records.find_holder(prefix, digest)
         if holder is None:

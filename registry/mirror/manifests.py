@@ -3,8 +3,8 @@ otherwise after asking the upstream.
 
 Clients of this process that need the same manifest at the same time share one request to the upstream, a *flight*.
 After an answer of the upstream, a tag is *fresh* for its time to live, then *stale* for the same time, and then expired
-(`Freshness`). The upstream is *exhausted* if its rate limit leaves only few requests. A *notice* is a text for the
-client that says why the manifest in the response may be out of date. A *frozen* tag always names the same digest. A
+(`Freshness`). The upstream is *nearly exhausted* if its rate limit leaves only few requests. A *notice* is a text for
+the client that says why the manifest in the response may be out of date. A *frozen* tag always names the same digest. A
 *cooldown* delays moves of a tag: the tag is served at an older digest until the new digest has been its target for some
 time. A *lease* is a lock across all processes.
 """
@@ -75,7 +75,7 @@ class MirroredManifests:
         stale_wait: float = STALE_WAIT_SECONDS,
     ) -> None:
         """`local`: the registry in which the mirror stores manifests. `records`: the recorded answers of the upstream.
-        `served_tags`: knows the tags that are served at another digest than the cached one. `stale_wait`: seconds after
+        `served_tags`: decides which tags are served at another digest than the cached one. `stale_wait`: seconds after
         which a client gets the cached copy, if there is one, although the upstream has not answered."""
         self._local = local
         self._upstream = upstream
@@ -130,9 +130,9 @@ class MirroredManifests:
     async def _look_up(
         self, look_up: LocalLookup[T], repo: RepositoryName, reference: Reference, notice: str | None = None
     ) -> T:
-        """Returns the result of `look_up` for the manifest; for a tag with a cooldown, that of the digest that is
-        served. Sets `notice` and, if the cooldown holds the tag back, a notice about that. Raises the errors of
-        `read`."""
+        """Returns the result of `look_up` for the manifest. For a tag with a cooldown, looks up the digest that is
+        served for the tag. Sets `notice` as the notice for the client and, if the cooldown holds the tag back, adds a
+        sentence about that. Raises the errors of `read`."""
         if isinstance(reference, Digest):
             result = await look_up(repo, reference)
         else:
@@ -142,9 +142,9 @@ class MirroredManifests:
             elif not choice.candidates:
                 raise self._served_tags.refusal(repo, reference, choice)
             else:
-                result, problem = await self._look_up_first(look_up, repo, choice.candidates)
-                held_back = self._served_tags.notice(repo, reference, choice)
-                notice = "; ".join(filter(None, (held_back, problem, notice))) or None
+                result, fallback_notice = await self._look_up_first(look_up, repo, choice.candidates)
+                cooldown_notice = self._served_tags.notice(repo, reference, choice)
+                notice = "; ".join(filter(None, (cooldown_notice, fallback_notice, notice))) or None
         if notice is not None:
             set_notice(notice)
         return result
@@ -152,9 +152,9 @@ class MirroredManifests:
     async def _look_up_first(
         self, look_up: LocalLookup[T], repo: RepositoryName, digests: Sequence[Digest]
     ) -> tuple[T, str | None]:
-        """Returns the result of `look_up` for the first of the digests, which is fetched if it is not cached. If that
-        fails, returns the result for the next digest that is cached, and a notice. Raises the error of the first
-        one."""
+        """Returns the result of `look_up` for the first of the digests, whose manifest is fetched if it is not cached,
+        and None. If the first digest fails, returns the result for the next digest that is cached, and a notice. If no
+        other digest is cached, raises the error of the first digest."""
         try:
             return await self.read(look_up, repo, digests[0]), None
         except RegistryError as error:
@@ -220,8 +220,8 @@ class MirroredManifests:
 
         A process that had to wait for the lease uses the answer that the previous holder of the lease has recorded. If
         nothing is cached afterwards and the wait took longer than `stale_wait`, raises UpstreamTimeout and sends no
-        request of its own, because its clients have already waited for the request of another process. `force`: asks
-        the upstream in any case."""
+        further request: the clients of this process have already waited for the request of the other process. `force`:
+        asks the upstream in any case."""
         called_at, wait_started_at = self._freshness.now(), time.monotonic()
         async with self._leases.take(f"manifest {repo} {reference}"):
             check = await self._records.last_check(repo, reference)

@@ -2,8 +2,9 @@
 
 A *fill* is the download of one blob. All clients that request the blob share it. *Prefetching* starts fills for blobs
 that a client will probably request next. A *notice* is a text for the client in the response, for example that cached
-content may be out of date. A *frozen* tag always names the same digest. A *cooldown* delays moves of a tag: for some
-time after a move, the tag is served at its older digest.
+content may be out of date. A *frozen* tag always names the same digest. A tag *moves* when the upstream makes it name
+another digest. A *cooldown* delays such moves: for some time after a move, the mirror serves the tag at its older
+digest.
 
 The upstream is *nearly exhausted* if its rate limit leaves only few requests. *Bad senders* are base URLs of the
 upstream that sent bytes with a wrong digest. The repositories of an upstream share cached blobs; the *entitlement* of a
@@ -125,9 +126,10 @@ class Mirror(RefusingRegistry):
         return await self._manifests.revalidate(repo, tag, force=force)
 
     async def recheck_young_tags(self) -> None:
-        """Asks the upstream about each tag that has moved within its cooldown, although the tag may be fresh. Without
-        these requests, a digest that the upstream has replaced meanwhile could pass its cooldown, because nobody has
-        pulled the tag. Stops if the upstream gives no usable answer, or if its rate limit leaves only few requests."""
+        """Asks the upstream about each tag that has moved within its cooldown, although the tag may be fresh. The
+        mirror would otherwise ask only when a client pulls the tag. If nobody pulled it, the mirror would not notice
+        that the upstream has replaced the digest, and would serve this digest after the cooldown. Stops if the upstream
+        gives no usable answer, or if its rate limit leaves only few requests."""
         async for repo, tag in self.served_tags.young_tags():
             if self._upstream.is_nearly_exhausted():
                 return
@@ -137,7 +139,7 @@ class Mirror(RefusingRegistry):
 
     @property
     def endpoint_health(self) -> list[EndpointHealth]:
-        """The health of each endpoint of the upstream, as this process has seen it."""
+        """The health of each endpoint (base URL) of the upstream, as this process has observed it."""
         return self._upstream.endpoint_health()
 
     @property
@@ -180,10 +182,10 @@ class Mirror(RefusingRegistry):
         sort after `after`. Returns only names in the set `within`."""
         prefix = f"{self._name}/"
         page = await self._local.repositories(max(after or "", prefix), limit, within)
-        # After the repositories of this upstream, `local` lists others, which are left out.
-        own = [repo for repo in page.items if repo.startswith(prefix)]
-        more = page.more and len(own) == len(page.items) and (page.next_after or prefix).startswith(prefix)
-        return Page(own, more, page.next_after if more else None)
+        # The page of `local` may end with repositories that are not of this upstream. They are left out.
+        repos = [repo for repo in page.items if repo.startswith(prefix)]
+        has_more = page.more and len(repos) == len(page.items) and (page.next_after or prefix).startswith(prefix)
+        return Page(repos, has_more, page.next_after if has_more else None)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         """Returns a page of the tags that the upstream has. If the upstream gives no usable answer, returns the cached

@@ -1,5 +1,5 @@
 """`MirrorObserver`: the interface of objects that count the upstream requests and the fills of one mirror. A *fill* is
-the download of one blob."""
+the download of one blob. An *endpoint* is one of the base URLs of the upstream."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from storage.errors import RegistryError
 
 
 class MirrorObserver(Protocol):
-    """Is told what happens between the mirror of one upstream and that upstream. The methods are called on the event
-    loop. They return at once and raise nothing."""
+    """Receives reports about the requests and fills of the mirror of one upstream. The methods are called on the event
+    loop. They return immediately and raise nothing."""
 
     def request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
-        """A context manager around the requests to one endpoint for one manifest, blob or list, to trace them.
-        `endpoint`: its URL, without secrets. `repo`: the repository's name at the upstream."""
+        """Returns a context manager that traces the requests to one endpoint for one manifest, blob or list. The
+        requests are sent inside its `with` block. `endpoint`: the URL of the endpoint, without secrets. `repo`: the
+        repository's name at the upstream."""
         ...
 
     def on_response(self, seconds: float) -> None:
-        """Called when an endpoint has sent the head of a response. `seconds`: since the request was sent."""
+        """Called when an endpoint has sent the head of a response. `seconds`: the time since the request was sent."""
         ...
 
     def on_error(self, error: RegistryError) -> None:
-        """Called when an endpoint did not give what was asked for."""
+        """Called when a request to an endpoint has failed."""
         ...
 
     def on_breaker(self, *, opened: bool) -> None:
@@ -39,12 +40,13 @@ class MirrorObserver(Protocol):
         ...
 
     def on_fill_started(self) -> None:
-        """Called when this process starts to get a blob, itself or as the follower of another process."""
+        """Called when a fill starts in this process. The fill downloads the blob itself, or waits while another process
+        downloads it."""
         ...
 
     def on_fill_ended(self, error: RegistryError | None, *, is_abandoned: bool) -> None:
         """Called at the end of each fill. `error`: why it failed; None: the blob is stored. `is_abandoned`: whether the
-        fill was stopped because nobody in this process needs the blob, or because the process stops."""
+        fill was stopped because no client of this process needs the blob, or because the process stops."""
         ...
 
 
@@ -77,4 +79,4 @@ class _NoObserver:
 
 
 UNOBSERVED: Final[MirrorObserver] = _NoObserver()
-"""The observer of a mirror whose work nobody counts, for example that of a command."""
+"""An observer that counts nothing, for example for the mirror that a command uses."""

@@ -1,9 +1,9 @@
 """Sends a blob from the upstream to one client without storing the blob (`PassThroughReader`). The mirror does so if
-the disk has no room.
+the disk is too full for the blob.
 
-The bytes arrive in a thread, which waits while the client is slower than the upstream. If the client takes nothing for
-the idle timeout of the upstream, the response ends, and the client can continue with a range. As with a blob that is
-being stored, the client gets the last byte only after the digest is verified.
+The bytes arrive in a thread, which waits while the client is slower than the upstream. If the client reads nothing for
+the idle timeout of the upstream, the response ends early. The client can then request the remaining bytes with a
+`Range` header. As with a blob that is being stored, the client gets the last byte only after the digest is verified.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from storage.names import Digest, RepositoryName
 from storage.running_digest import start_digest
 
 MAX_BUFFERED_BYTES: Final = 2 * 1024 * 1024
-"""Bytes of one blob that are kept in memory before the thread waits for the client."""
+"""When this many bytes of one blob are buffered, the thread waits for the client."""
 
 
 class ReaderClosed(Exception):
@@ -49,7 +49,7 @@ class _Buffer:
             raise UpstreamUnavailable(f"{endpoint} has a blob of {size} bytes; {self._size} bytes were expected")
 
     def take(self, offset: int, data: memoryview) -> None:
-        """Waits until there is room, and adds the bytes."""
+        """Waits until the buffer is not full, and adds the bytes."""
         if offset != self._next_offset or offset + len(data) > self._size:
             raise UpstreamUnavailable("the upstream sent bytes that were not asked for")
         self._running_digest.update(data)
@@ -89,8 +89,8 @@ class _Buffer:
 
 
 class PassThroughReader:
-    """Implements the Protocol `BlobReader`. Can be read once. The whole blob is requested even for a span, because its
-    digest cannot be verified otherwise."""
+    """Reads a blob while it arrives from the upstream. Implements the Protocol `BlobReader`. The bytes can be read only
+    once. The whole blob is requested even for a span, because its digest cannot be verified otherwise."""
 
     location: str | None = None
     is_incomplete = True
@@ -108,8 +108,9 @@ class PassThroughReader:
         on_fetched: Callable[[int], None] = lambda _: None,
     ) -> None:
         """`upstream_name`: the repository's name at the upstream. `descriptor`: digest and size of the blob. `span`:
-        offsets of the first byte to read and of the byte after the last one. `avoid`: endpoints that are asked only if
-        no other one has the blob. `on_fetched`: called at the end with the number of bytes that have arrived."""
+        offsets of the first byte to read and of the byte after the last one. `avoid`: endpoints (base URLs of the
+        upstream) that are asked only if no other endpoint has the blob. `on_fetched`: called at the end with the number
+        of bytes that have arrived."""
         self._digest, self._size = descriptor
         self.descriptor = Descriptor(BLOB_TYPE, self._digest, self._size)
         self.span = span
@@ -118,17 +119,17 @@ class PassThroughReader:
         self._upstream_name = upstream_name
         self._avoid = avoid
         self._report_fetched = on_fetched
-        self._has_news = asyncio.Event()
+        self._has_news = asyncio.Event()  # set when bytes have arrived and when the download has ended
         loop = asyncio.get_running_loop()
         self._buffer = _Buffer(self._digest, self._size, lambda: _notify(loop, self._has_news))
         self._fetching: asyncio.Task[None] | None = None
 
     async def readable_until(self, offset: int) -> int:
-        """Raises StorageFull: no byte stays here, so the caller can only iterate over the reader."""
+        """Always raises StorageFull: no byte is stored, so the caller can only iterate over the reader."""
         raise StorageFull
 
     async def start(self) -> None:
-        """Starts the download and waits until the first bytes are here. Raises the error of the upstream client."""
+        """Starts the download and waits until the first bytes have arrived. Raises the error of the upstream client."""
         self._fetching = asyncio.create_task(self._fetch())
         self._fetching.add_done_callback(lambda _: self._has_news.set())
         await self._has_news.wait()
@@ -145,8 +146,8 @@ class PassThroughReader:
             self._report_fetched(self._buffer.received)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yields the bytes of the span. Raises the error of the upstream client, and DigestInvalid instead of yielding
-        the last byte of a blob with another digest."""
+        """Yields the bytes of the span. Raises the error of the upstream client. If the digest is wrong, raises
+        DigestInvalid instead of yielding the last byte of the blob."""
         offset = 0
         async for chunk in self._verified_chunks():
             start, stop = max(self.span[0] - offset, 0), min(self.span[1] - offset, len(chunk))
@@ -167,7 +168,7 @@ class PassThroughReader:
                 if not self._fetching.done():
                     await self._has_news.wait()
                     continue
-                self._fetching.result()  # raises its error
+                self._fetching.result()  # raises the error of the download, if it failed
                 chunk = self._buffer.next_chunk()
                 if chunk is None:
                     raise UpstreamUnavailable(f"{self._client.name} sent only a part of {self._digest}")

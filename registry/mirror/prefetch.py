@@ -30,8 +30,8 @@ MAX_IMAGES: Final = 256
 MAX_IMAGE_BLOBS: Final = 256
 """Largest number of blobs of one image that are prefetched. docker supports at most 127 layers."""
 MAX_MANIFEST_BYTES: Final = 256 * 1024
-"""Size of the largest manifest that is parsed for prefetching. Parsing blocks the event loop, so larger manifests are
-not parsed."""
+"""Largest size of a manifest that is parsed for prefetching. Parsing blocks the event loop, so larger manifests are not
+parsed."""
 PrefetchMode = Literal["off", "config", "layers"]
 """What is prefetched: nothing, only configs, or configs and layers."""
 

@@ -1,7 +1,7 @@
 """Decides which digest is served for a mirrored tag (`ServedTags`). This need not be the digest that the upstream's tag
 points at now: a tag can be *frozen* at one digest, and a *cooldown* can delay moves of a tag
-(`registry.mirror.cooldown`). Clients cannot delete what a frozen tag needs. A *notice* is a text for the client in the
-response.
+(`registry.mirror.cooldown`). Clients cannot delete a manifest or blob that a frozen tag needs. A *notice* is a text for
+the client in the response.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from storage.upstream_tags import FrozenTag, Sighting, TagFrozen, UpstreamTags
 log = logging.getLogger("registry.mirror")
 
 _TAG_OF_DIGEST: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})(\.[a-zA-Z0-9._-]+)?")
-"""The tags under which clients find what belongs to a digest, such as its signatures: the fallback tag of the OCI spec
-("Referrers Tag Schema"), and the tags of cosign, as in `sha256-….sig`."""
+"""Matches the tags whose name is a digest. Under such a tag, clients find content that belongs to the digest, such as
+its signatures. Examples are the fallback tag of the OCI spec ("Referrers Tag Schema"), and the tags of cosign, as in
+`sha256-….sig`."""
 _MOVES_PER_READ: Final = 100
-"""Number of moves of tags that are read at once."""
+"""Number of recorded tag moves that one call reads from the store."""
 
 
 class ServedTags:
@@ -45,8 +46,8 @@ class ServedTags:
         self._exemptions = [(NamePattern(repository), tag or "*") for repository, _, tag in exemptions]
 
     def cooldown(self, repo: RepositoryName, tag: Tag) -> float:
-        """Returns the cooldown of a tag in seconds; 0.0: moves of the tag are not delayed. Tags that name a digest are
-        never delayed: a signature has to be there together with what it signs."""
+        """Returns the cooldown of a tag in seconds; 0.0: moves of the tag are not delayed. Tags whose name is a digest
+        are never delayed: a signature must be available as soon as the manifest that it signs."""
         settings = self._settings
         if (
             not settings.cooldown
@@ -56,7 +57,8 @@ class ServedTags:
             return 0.0
         names: set[str] = {repo, repo.removeprefix(f"{settings.name}/")}
         if settings.name == DOCKER_HUB:
-            names |= {name.removeprefix(f"{HUB_LIBRARY}/") for name in names}  # people write `ubuntu`
+            # Users write `ubuntu` for `library/ubuntu`.
+            names |= {name.removeprefix(f"{HUB_LIBRARY}/") for name in names}
         for pattern, tag_pattern in self._exemptions:
             if fnmatchcase(tag, tag_pattern) and any(map(pattern.matches, names)):
                 return 0.0
@@ -85,9 +87,9 @@ class ServedTags:
         tag: Tag,
         find_cached: Callable[[RepositoryName, Tag], Awaitable[Descriptor | None]] | None = None,
     ) -> TagChoice | None:
-        """Returns which digests may be served for a tag that is not frozen; None: the tag has no cooldown, or nothing
-        is known about it. `find_cached`: returns the manifest at which the tag is cached, or None if there is none. It
-        is called for a tag without a sighting."""
+        """Returns which digests may be served for a tag that is not frozen; None: the tag has no cooldown, or the
+        mirror has no record of it. `find_cached`: returns the manifest at which the tag is cached, or None if there is
+        none. It is called for a tag without a sighting."""
         cooldown = self.cooldown(repo, tag)
         if not cooldown:
             return None
@@ -104,7 +106,7 @@ class ServedTags:
     def served_instead(self, repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
         """Returns the digest that is served for a tag with these sightings while the cooldown holds back the newest
         digest. Returns None if the cooldown does not hold back the newest digest, or if no digest may be served yet.
-        Reads no store, so it can be called in any thread."""
+        Reads nothing from the store, so it can be called in any thread."""
         cooldown = self.cooldown(repo, tag)
         if not cooldown or not sightings:
             return None

@@ -53,7 +53,7 @@ class UnconfirmedBlobUnknown(BlobUnknown):
 
 @dataclass(frozen=True, slots=True)
 class EndpointHealth:
-    """What one process knows about an endpoint of its upstream.
+    """The state of an endpoint of an upstream, as one process has observed it.
 
     - `breaker`: the state of the circuit breaker. `closed`: requests are sent to the endpoint. `open`: no requests are
       sent. `half-open`: the next request is a trial.
@@ -148,7 +148,7 @@ class UpstreamClient(Protocol):
         ...
 
     def endpoint_health(self) -> list[EndpointHealth]:
-        """Returns what this process knows about each endpoint, in the order of the settings."""
+        """Returns the health of each endpoint, as this process has observed it, in the order of the settings."""
         ...
 
     async def aclose(self) -> None:

@@ -19,7 +19,7 @@ from storage.content import BLOB_TYPE, Descriptor, OpenFile
 from storage.errors import StorageFailed
 
 CHUNK_BYTES: Final = 256 * 1024
-"""Largest number of bytes that one read, and so one step of an iteration, returns."""
+"""Largest number of bytes that one read from the file returns, and that one step of an iteration yields."""
 
 
 class UnverifiedBlobReader:

@@ -1,4 +1,5 @@
-"""Calls of the kernel and the C library: those that Python does not offer, the limit of open files, and TCP's state.
+"""Functions that call the kernel and the C library: calls that Python does not offer, the limit of open files, and the
+state of TCP connections.
 
 On other systems than Linux, the functions that need Linux do nothing or return 0.
 """
@@ -24,7 +25,7 @@ _MMAP_THRESHOLD_BYTES = 2 * 1024 * 1024
 """Blocks of at least this size are mapped by malloc one by one, and returned to the system when they are freed. It is
 twice the size of the largest read from a socket, so the memory of all reads is reused."""
 _TRIM_THRESHOLD_BYTES = 8 * _MMAP_THRESHOLD_BYTES
-"""malloc returns free memory at the end of the heap to the system when it has more than this."""
+"""malloc returns the free memory at the end of the heap to the system when this memory has more bytes than this."""
 _MAX_FILES = 1 << 20
 """The highest limit of open files that `raise_file_limit` sets and `file_limit` returns: about a million."""
 _BYTES_ACKED = struct.Struct("@120xQ")  # the field tcpi_bytes_acked in the kernel's struct tcp_info
@@ -39,8 +40,8 @@ def die_with_parent(parent: int) -> bool:
 
     Call it in the child right after the fork. `parent` is the parent's pid. Returns False if the parent has ended
     already: then the kernel will not kill this process, so the caller must exit. The signal is SIGKILL because it ends
-    even a worker whose event loop is blocked. No write that was acknowledged to a client is lost, because it is on the
-    disk by then.
+    even a worker whose event loop is blocked. No acknowledged write is lost, because the server acknowledges a write to
+    a client only when the data is on the disk.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

@@ -11,13 +11,14 @@ the objects that hold it. So a head of 32 KiB has at most 512 headers."""
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """The limits of one worker process. Each applies to each connection unless its text says otherwise. Sizes are in
-    bytes, times in seconds. The time of a whole transfer is not limited, because a layer of 40 GiB can take all day."""
+    """The limits of one worker process. Each limit applies to one connection unless its text says otherwise. Sizes are
+    in bytes, times in seconds. The time of a whole transfer is not limited, because a layer of 40 GiB can take all
+    day."""
 
     header_bytes: int = 32 * 1024
-    """Size of a request's head: of the request line and the headers together. A header shorter than `HEADER_COST`
-    counts as that many bytes. A larger head is refused with 431, or with 414 if the request target is too long. The
-    trailers of a chunked body have a limit of the same size."""
+    """Largest size of a request's head, that is, of the request line and the headers together. A header shorter than
+    `HEADER_COST` counts as that many bytes. A larger head is refused with 431, or with 414 if the request target is too
+    long. The trailers of a chunked body have a limit of the same size."""
     handshake_seconds: float = 10.0
     """How long a TLS connection waits for the client's first byte, and after that byte for the end of the handshake. If
     one of the two takes longer, the connection is closed."""
@@ -43,15 +44,15 @@ class ServerLimits:
     after a complete request. If it takes longer, the server assumes that the client has disconnected, and closes the
     connection."""
     linger_seconds: float = 2.0
-    """How long a connection stays open after its last response if the client could still be sending: after a response
-    that was sent before the whole request was received, and after an error response of the server itself. In this time
-    the client can read the response."""
+    """How long a connection stays open after its last response if the client could still be sending. In this time the
+    client can read the response. This applies after a response that was sent before the whole request was received, and
+    after an error response of the server itself."""
     linger_bytes: int = 256 * 1024
     """How many bytes the server reads and discards during `linger_seconds`. After more bytes it stops reading."""
     drain_bytes: int = 64 * 1024
-    """If the application responds before the whole request body was received, the server first reads and discards a
-    rest of the body up to this size, for at most `linger_seconds`, so that the connection can stay open. If the rest is
-    longer or slower, the connection is closed after the response."""
+    """If the application responds before the whole request body was received, the server first reads and discards the
+    rest of the body, so that the connection can stay open. If the rest has more than this many bytes, or takes longer
+    than `linger_seconds`, the connection is closed after the response."""
     buffer_bytes: int = 512 * 1024
     """How many bytes of a request's body can be in memory, waiting for a slow application, before the server stops
     reading. The last read can exceed this."""

@@ -92,7 +92,7 @@ class SharedRateLimiter:
         clock: Callable[[], float] = time.monotonic,
         cells: memoryview[float] | None = None,
     ) -> None:
-        """Each key is allowed `per_second` requests in the long run, and `burst` requests at the same moment. `clock`
+        """Each key is allowed `per_second` requests on average, and `burst` requests at the same moment. `clock`
         returns seconds, and must be the same in all processes. Raises ValueError if `per_second` is 0 or less, or
         `burst` is below 1.
 

@@ -1,8 +1,8 @@
-"""`Readiness`: whether this process can serve, and the reason if it cannot. Nothing is cached: each call runs the
-checks again.
+"""`Readiness`: finds out whether this process can serve requests, and the reason if it cannot. Nothing is cached: each
+call runs the checks again.
 
-A *check* looks at one thing that the registry needs: the database, its version, the disk. No check asks an upstream,
-because a registry whose upstream is down still serves what it has.
+A *check* tests one thing that the registry needs: the database, the database's version, or the disk. No check asks an
+upstream registry, because a mirror whose upstream is down still serves its cached content.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from storage.interface import Lister
 from storage.store.stored_registry import StoredRegistry
 
 CHECK_SECONDS: Final = 5.0
-"""Time limit of a check. A disk that hangs must not make the answer hang."""
+"""Time limit of a check. It ensures that there is a result in time even if the disk hangs."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The result of one check. `reason`: what is wrong; None: nothing."""
+    """The result of one check. `reason`: what is wrong; None: nothing is wrong."""
 
     name: str
     reason: str | None
@@ -46,8 +46,9 @@ class Readiness:
         *,
         seconds: float = CHECK_SECONDS,
     ) -> None:
-        """`registry`: what is served. `store` and `data`: the store in the data directory `data`; None: `registry` has
-        no data directory, and only it is checked. `seconds`: the time limit of each check."""
+        """`registry`: the registry that the process serves. `store`: its store in the data directory `data`. If they
+        are None, there is no data directory, and only `registry` is checked. `seconds`: the time limit of each
+        check."""
         self._registry = registry
         self._seconds = seconds
         self._checks: dict[str, Callable[[], Awaitable[str | None]]] = {"database": self._check_database}
@@ -58,8 +59,8 @@ class Readiness:
 
     async def check(self, exclude: Collection[str] = ()) -> list[CheckResult]:
         """Runs all checks at the same time, except those whose names are in `exclude`, and returns their results. A
-        check that takes too long has failed. It goes on running, and no second check of the same name starts
-        meanwhile."""
+        check that takes too long has failed. It continues to run, and until it ends, no second check of the same name
+        starts."""
         names = [name for name in self._checks if name not in exclude]
         tasks = {name: self._task(name) for name in names}
         if tasks:
@@ -92,8 +93,9 @@ class Readiness:
 
 
 async def _check_version(store: StoredRegistry, data: Path) -> str | None:
-    """Returns why the database does not have the tables of this version; None if it does. A store that is open only for
-    reading was checked when it was opened; on the full disk, there is no room for another connection."""
+    """Returns why the database does not have the tables of this version; None if it does. Does not check a store that
+    is open only for reading. Its version was checked when it was opened, and the full disk has no space for what
+    another connection writes."""
     return None if store.is_read_only else await asyncio.to_thread(_version_problem, data)
 
 

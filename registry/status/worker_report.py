@@ -1,6 +1,6 @@
 """`WorkerReport`: what one worker process reports about itself, and `WorkerReporter`, which writes it to the process's
-file in the data directory. `read_worker_reports` reads the reports of all workers, in any process. `ServerRun`: what
-distinguishes one run of the server from another."""
+file in the data directory. `read_worker_reports` reads the reports of all workers, in any process. `ServerRun`
+identifies one run of the server."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ if TYPE_CHECKING:
 INSTANCE_HEADER: Final = "x-entrepot-instance"
 """The header of `/livez` with the id of the run."""
 REPORT_SECONDS: Final = 1.0
-"""Seconds between two checks whether there is something new to report. A report that says nothing new is not
-written."""
+"""Seconds between two checks whether the report has changed. An unchanged report is not written."""
 HEARTBEAT_SECONDS: Final = 10.0
-"""A report is written at least this often."""
+"""Even an unchanged report is written after this many seconds."""
 LATE_SECONDS: Final = 30.0
-"""If a report is older than this many seconds, its process hangs, or the disk takes no writes."""
+"""If a report is older than this many seconds, its process hangs, or nothing can be written to the disk."""
 CLOSE_SECONDS: Final = 0.5
 """How long the end of the process waits for a report that is being written."""
 _MEMORY_STEP_BYTES: Final = 1 << 20
@@ -89,7 +88,7 @@ class WorkerReport(BaseModel):
 
 
 EndpointHealths = Callable[[], Mapping[str, "Sequence[EndpointHealth]"]]
-"""Returns what the process knows about the endpoints of each upstream."""
+"""Returns the health of the endpoints (URLs) of each upstream, as this process has observed it."""
 
 
 class WorkerReporter:
@@ -161,8 +160,9 @@ class WorkerReporter:
             ],
         )
 
-    def _is_news(self, report: WorkerReport) -> bool:
-        """Returns whether the report differs from the last one that was written, or whether the last one is old."""
+    def _must_be_written(self, report: WorkerReport) -> bool:
+        """Returns whether the report must be written: whether it differs from the last report that was written, or that
+        report is old."""
         if self._last is None or not 0 <= report.written - self._last.written < HEARTBEAT_SECONDS:
             return True
         return report.model_copy(update={"written": self._last.written}) != self._last
@@ -170,7 +170,7 @@ class WorkerReporter:
     async def _report_or_log(self, delay: float) -> None:
         try:
             report = self.report(delay)
-            if self._is_news(report):
+            if self._must_be_written(report):
                 await asyncio.to_thread(self._write_blocking, report.model_dump_json().encode())
                 self._last = report
         except Exception as error:  # for example RuntimeError, if no thread can be started

@@ -22,13 +22,14 @@ _TEXT: Final = (
     "trace=%(trace)s agent=%(agent)s"
 )
 """The text of a line. `cache`: `answer` for a response from the response cache, otherwise where the mirror found the
-content; `-` for hosted content. `status`: 0 if no response was begun; it is followed by `(cut off)` if the response is
-incomplete."""
+content; `-` for content that is not mirrored. `status`: 0 if no response was begun; it is followed by `(cut off)` if
+the response is incomplete."""
 _REFUSED_TEXT: Final = _TEXT.replace(" agent=", ' reason="%(reason)s" agent=')
 """The text of a line about a request that the server itself has refused. The agent stays last, because the client
 chooses its text."""
 _MAX_PATH_CHARACTERS: Final = 1024
 _MAX_REFERENCE_CHARACTERS: Final = 256
+"""Longer paths, and longer references and reasons, are cut to these lengths."""
 
 
 class LoggedAnswer(Protocol):

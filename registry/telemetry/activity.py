@@ -1,5 +1,5 @@
-"""`ActivityCounts`: which of the counts in shared memory are the activity of the server, and how much of that is in the
-store already."""
+"""`ActivityCounts`: computes the activity of the server (such as pulls, pushes and cache hits) from the counts in
+shared memory, and remembers how much of it is stored already. A *cell* is one number in that memory."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from storage.activity import Activity
 
 _PULLED: Final = ("200", "304")
 _PUSHED: Final = ("201",)
+"""Statuses of the responses that count as pulls and as pushes of manifests."""
 _ROUTES: Final = ("manifests", "blobs")
+"""Routes whose requests count as cache hits or misses."""
 _HITS: Final = ("hit", "stale", "revalidated")
-_SIZE: Final = len(fields(Activity))
+"""Cache states that count as a hit."""
+_FIELD_COUNT: Final = len(fields(Activity))
+"""Number of values in an `Activity`."""
 
 
 class ActivityCounts:
     """The activity that all processes of one server have counted together.
 
-    Cells in the same memory say how much of it was stored. So another process can take this work over, also after a
-    death or a restart that goes on with the counts."""
+    Cells in the same memory hold the activity that was stored already. So another process can continue the work if the
+    process that stores the activity dies, or after a restart that keeps the counts."""
 
     def __init__(self, plan: CellPlan, requests: Counter, mirror: MirrorMetrics) -> None:
         """`requests`: the complete responses by route, method and status. Call `use` before anything is read."""
@@ -31,28 +35,29 @@ class ActivityCounts:
         self._totals: Callable[[], Sequence[float]]
         self._requests = requests
         self._mirror = mirror
-        self._first_stored = plan.reserve(_SIZE)
+        self._first_stored = plan.reserve(_FIELD_COUNT)
 
     def use(self, cells: SharedCells, totals: Callable[[], Sequence[float]]) -> None:
-        """Makes the methods read and write `cells`, which have the cells of the plan. `totals` returns their totals."""
+        """Makes the methods use `cells`, the memory with the cells of the plan. `totals` returns the totals of these
+        cells."""
         self._cells = cells
         self._totals = totals
 
     @property
     def is_shared(self) -> bool:
-        """Whether this process counts in the memory that all processes share. It does not if too many processes run;
-        then it cannot say what it has stored."""
+        """Whether this process counts in the memory that all processes share. If too many processes run, it does not.
+        Then it cannot record which activity it has stored."""
         return self._cells.own_column is not None
 
     def unstored(self) -> Activity:
         """Returns the activity since the server's start that is not stored yet. Takes some milliseconds."""
         totals = self._totals()
-        stored = totals[self._first_stored : self._first_stored + _SIZE]
+        stored = totals[self._first_stored : self._first_stored + _FIELD_COUNT]
         return Activity(*(max(0, int(now - before)) for now, before in zip(self._counted(totals), stored, strict=True)))
 
     def on_stored(self, activity: Activity) -> None:
-        """Remembers that the activity is in the store now. If the process is killed before it can do so, this activity
-        is stored twice, which for a chart is no harm."""
+        """Records that the activity is stored now. If the process is killed before this call, the activity is stored
+        twice. This does little harm, because the activity is only shown in charts."""
         for position, number in enumerate(astuple(activity)):
             self._cells.own[self._first_stored + position] += number
 
@@ -63,12 +68,12 @@ class ActivityCounts:
             totals[requests.cell("manifests", method, status)] for method in ("GET", "HEAD") for status in _PULLED
         )
         yield sum(totals[requests.cell("manifests", "PUT", status)] for status in _PUSHED)
-        found = dict.fromkeys(("hits", "misses"), 0.0)
+        lookups = dict.fromkeys(("hits", "misses"), 0.0)
         for (_, route, cache), numbers in mirror.requests.counted(totals):
             if route in _ROUTES:
-                found["hits"] += numbers[0] if cache in _HITS else 0
-                found["misses"] += numbers[0] if cache == "miss" else 0
-        yield from found.values()
+                lookups["hits"] += numbers[0] if cache in _HITS else 0
+                lookups["misses"] += numbers[0] if cache == "miss" else 0
+        yield from lookups.values()
         yield sum(numbers[0] for _, numbers in mirror.fetched_bytes.counted(totals))
         yield sum(
             numbers[0]

@@ -1,8 +1,8 @@
-"""`ActivityRecorder`: stores the activity of the server from time to time.
+"""`ActivityRecorder`: stores the activity of the server (such as pulls and pushes) from time to time.
 
-One process stores what all have counted. A commit empties the response caches of all processes, so activity is stored
-rarely, at the same time as pulls (`storage.upkeep.pull_recorder`), and only if there is any. The end of the server
-loses at most the activity since the last time.
+One process stores the activity that all processes have counted. A commit empties the response caches of all processes,
+so activity is stored rarely, at the same time as pulls (`storage.upkeep.pull_recorder`), and only if there is any. If
+the server is killed, at most the activity since the last time is lost.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from storage.leases import Leases
 STORE_SECONDS: Final = 300.0
 """Seconds between two times at which activity is stored: a multiple of `pull_recorder.STORE_SECONDS`."""
 SLOT: Final = "activity"
-"""Name of a slot. The process that stores the activity holds it."""
+"""Name of a slot (a permit). The process that stores the activity holds it."""
 _LATE_SECONDS: Final = 10.0
-"""Activity that is stored at most so long after the end of an hour belongs to that hour."""
+"""Activity that is stored at most this long after the end of an hour is counted for that hour."""
 log = logging.getLogger("registry.telemetry")
 
 
@@ -40,7 +40,8 @@ class ActivityRecorder:
 
     async def run(self) -> None:
         """Stores the activity at the multiples of `STORE_SECONDS`, until the task is cancelled. Every server process
-        runs this; the one with the slot does the work. Logs an error, and tries again next time."""
+        runs this, but only the process that holds the slot stores the activity. Logs an error, and tries again the next
+        time."""
         logged_error = ""
         while True:
             try:
@@ -55,8 +56,8 @@ class ActivityRecorder:
             await self._wait()
 
     async def store(self) -> None:
-        """Stores the activity that is not stored yet. Raises StorageFull, StorageFailed; then it stays for the next
-        time."""
+        """Stores the activity that is not stored yet. Raises StorageFull, StorageFailed; the activity is then stored by
+        the next call."""
         if not self._counts.is_shared:
             return
         activity = self._counts.unstored()
@@ -65,8 +66,8 @@ class ActivityRecorder:
             self._counts.on_stored(activity)
 
     async def store_last(self) -> None:
-        """Stores the rest at the end of this process, unless another process does this work. Raises nothing: on a full
-        disk the rest is lost."""
+        """Stores the remaining activity at the end of this process, unless another process holds the slot. Raises
+        nothing: if the disk is full, this activity is lost."""
         with suppress(RegistryError):
             async with self._leases.try_slot(SLOT, count=1) as has_slot:
                 if has_slot:

@@ -42,8 +42,11 @@ ACTIONS: Final[Mapping[str, str]] = {
     "repositories": "Walk",
     "tags": "List",
 }
+"""Distribution's storage action for each operation of our registry interface."""
 _PROXIED: Final[Mapping[str, str]] = {"blobs": "blob", "manifests": "manifest"}
+"""Distribution's value of the label `type` for our routes with mirrored content."""
 _DRIVER: Final = "filesystem"
+"""The value of the label `driver`."""
 Translate = Callable[..., tuple[str, ...] | None]
 """Returns Distribution's label values for our label values; None: Distribution has no such series."""
 
@@ -140,7 +143,7 @@ def _histogram(
     for values, cells in family.counted(totals):
         translated = translate(*values)
         if translated is not None:
-            sums[translated] = [one + other for one, other in zip(sums[translated], cells, strict=True)]
+            sums[translated] = [total + count for total, count in zip(sums[translated], cells, strict=True)]
     metric = HistogramMetricFamily(name, text, labels=labels)
     for distribution_labels, total in sums.items():
         metric.add_metric(distribution_labels, *cumulative(family, total))

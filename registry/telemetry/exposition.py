@@ -1,5 +1,5 @@
 """Writes metrics in the text format of Prometheus, or in OpenMetrics where the client asks for it. `CellCollector` and
-`process_metrics` collect what is known without reading the store."""
+`process_metrics` collect the metrics that are known without reading the store."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ Collect = Callable[[], Iterable[Metric]]
 
 
 class CellCollector(Collector):
-    """Collects the metrics in shared memory. Leaves out series that are 0, because most of the possible series are."""
+    """Collects the metrics in shared memory. Leaves out series whose value is 0, because that is so for most of the
+    possible series."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -122,7 +123,8 @@ class _FunctionCollector(Collector):
 
 def render_metrics(collectors: Sequence[Collector], accept: str) -> tuple[bytes, str]:
     """Returns the metrics of all collectors as text, and its media type. `accept`: the client's Accept header. Takes
-    some milliseconds, and as long as the collectors take; call it in a thread. Raises what a collector raises."""
+    some milliseconds in addition to the time of the collectors, so call it in a thread. Raises the errors of the
+    collectors."""
     registry = CollectorRegistry(auto_describe=False)
     for collector in collectors:
         registry.register(collector)

@@ -71,20 +71,20 @@ class Family:
 
 
 class Counter(Family):
-    """Numbers that only grow. The names of counters end in `_total`."""
+    """A family of numbers that only grow. The names of counters end in `_total`."""
 
     kind = "counter"
 
 
 class Gauge(Family):
-    """Numbers that grow and shrink. Only the numbers of running processes count."""
+    """A family of numbers that grow and shrink. Only the numbers of running processes are added up."""
 
     kind = "gauge"
 
 
 class Histogram(Family):
-    """Distributions. The cells of a series: one for each bucket, one for values above the last bound, and the sum of
-    all values."""
+    """A family of distributions. The cells of a series: one for each bucket, one for values above the last bound, and
+    one with the sum of all values."""
 
     kind = "histogram"
 

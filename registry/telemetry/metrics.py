@@ -35,12 +35,14 @@ SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 SIZES: Final = tuple(1024 << exponent for exponent in range(22))
 """Upper bounds of the buckets of sizes, in bytes: from 1 KiB to 2 GiB, as in CNCF Distribution."""
 _MIN_COLUMNS: Final = 32
-"""Number of columns for a few workers. It is so large that a restart with more workers can go on with the counts."""
+"""Smallest number of columns. It is so large that the same columns are enough after a restart with more workers, which
+can then continue the counts."""
 
 
 class CountsMemory(NamedTuple):
-    """The memory in which processes count, for a new version of the program. `descriptor`: its file. `layout`: says
-    which cells mean what; two versions with the same layout understand each other's counts."""
+    """The shared memory with the counts, which a new version of the program can continue. `descriptor`: the file
+    descriptor of the memory. `layout`: a text that identifies the meaning of each cell; two versions with the same
+    layout can continue each other's counts."""
 
     descriptor: int
     layout: str
@@ -59,7 +61,7 @@ class Metrics:
     ) -> None:
         """`upstreams`, `webhooks`: the names in the settings. `workers`: number of processes that run at the same time;
         while they are replaced, there are twice as many. `inherited`: the memory of the version that ran before in this
-        process, whose counts go on if the memory is suitable. If not, it is closed. None: all counts begin at 0."""
+        process. If it is suitable, its counts are continued; if not, it is closed. None: all counts begin at 0."""
         plan = CellPlan()
         by_route = {"route": ROUTES}
         by_method = {**by_route, "method": METHODS}
@@ -118,7 +120,7 @@ class Metrics:
                 log.warning("all metrics begin at 0: this version cannot go on with the counts of the one before it")
         memory = memory or SharedMemory(start + SharedCells.needed_bytes(plan.size, columns))
         self.memory = CountsMemory(memory.descriptor, plan.layout())
-        """What a new version of the program gets."""
+        """The memory that is passed on to a new version of the program."""
         self.upstreams = SharedNames(upstreams, UPSTREAM_CAPACITY, memory)
         self.webhooks = SharedNames(webhooks, WEBHOOK_CAPACITY, memory, webhooks_start)
         self.cells = SharedCells(plan.size, columns, memory, start)
@@ -128,8 +130,9 @@ class Metrics:
         self.events.use(self.cells, self.webhooks)
 
     def _add_sources(self, plan: CellPlan) -> int:
-        """Adds the cells that stand for several series of requests, and returns the first of those for requests that
-        the response cache answers. Such a request has no body, takes microseconds and has the status 200."""
+        """Adds the sources: cells whose numbers are added to several series of requests (`CellPlan`). Returns the first
+        of the sources for requests that the response cache answers. Such a request has no body, takes microseconds and
+        has the status 200."""
         first_cell = cell = plan.reserve(len(ROUTES) * len(_CACHED_METHODS) * (len(SIZES) + 1))
         for route in ROUTES:
             sent = self.response_sizes.cell(route)
@@ -157,7 +160,8 @@ class Metrics:
         return self.plan.complete(self.cells.totals())
 
     def own_numbers(self) -> list[float]:
-        """Returns what this process, and those that had its column before, have counted."""
+        """Returns the numbers in the column of this process, including those that earlier processes with this column
+        have counted."""
         return self.plan.complete([*self.cells.own])
 
     def label_values(self, family: Family, values: Sequence[str]) -> dict[str, str]:

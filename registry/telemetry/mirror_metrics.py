@@ -25,7 +25,7 @@ UPSTREAM_CAPACITY: Final = 64
 """Largest number of upstreams with metrics of their own. Upstreams that were removed since the server's start count as
 well."""
 CACHE_STATES: Final = ("hit", "miss", "stale", "revalidated", "other")
-"""See `registry.request.set_cache_state`."""
+"""The values of the label `cache` (see `registry.request.set_cache_state`)."""
 RESPONSE_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the buckets of an upstream's response times."""
 _ERROR_KINDS: Final[tuple[tuple[type[RegistryError], str], ...]] = (
@@ -38,18 +38,19 @@ _ERROR_KINDS: Final[tuple[tuple[type[RegistryError], str], ...]] = (
     (StorageFull, "storage"),
     (StorageFailed, "storage"),
 )
-"""Kind of each class of errors. An error has the kind of the first class in this list to which it belongs. Other errors
-say that content does not exist."""
+"""Kind of each class of errors. An error has the kind of the first class in this list to which it belongs. Errors of
+other classes mean that the content does not exist; they are not counted."""
 
 BREAKER_OPEN: Final = "breaker_open"
 """Kind of the requests that were not sent, because the circuit breakers of all endpoints were open."""
 
 FILL_OUTCOMES: Final = ("stored", "failed", "unknown", "abandoned")
-"""`unknown`: the upstream does not have the blob. `abandoned`: nobody needs the fill, or the worker stops."""
+"""`unknown`: the upstream does not have the blob. `abandoned`: no client needs the blob any more, or the worker
+stops."""
 
 
 class MirrorMetrics:
-    """The metrics of all mirrors, in the cells of `plan`."""
+    """The metrics of all mirrors. Their numbers are in the cells of `plan` (numbers in shared memory)."""
 
     def __init__(self, plan: CellPlan, routes: tuple[str, ...]) -> None:
         """`routes`: values of the label `route`. Call `use` before anything is counted."""
@@ -123,7 +124,7 @@ class UpstreamCounts:
     def __init__(
         self, metrics: MirrorMetrics, cells: SharedCells, upstream: str, tracing: Tracing | None = None
     ) -> None:
-        """`tracing`: makes spans of requests; None: nobody does."""
+        """`tracing`: makes spans of requests; None: no spans are made."""
         self._upstream = upstream
         self._tracing = tracing
         self._metrics = metrics

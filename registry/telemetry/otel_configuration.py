@@ -1,5 +1,6 @@
-"""Whether a collector for OpenTelemetry is configured, by the setting `otel.endpoint` or by the variables of the
-OpenTelemetry specification ("OpenTelemetry Environment Variable Specification", "OpenTelemetry Protocol Exporter")."""
+"""Finds out whether a collector for OpenTelemetry is configured, by the setting `otel.endpoint` or by the variables of
+the OpenTelemetry specification ("OpenTelemetry Environment Variable Specification", "OpenTelemetry Protocol
+Exporter")."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 _DEFAULT_INTERVAL_SECONDS: Final = 60.0
+"""Time between two times at which metrics are sent, if no variable sets it."""
 
 
 class OtelUnavailable(Exception):
@@ -16,12 +18,12 @@ class OtelUnavailable(Exception):
 
 
 def are_traces_sent(endpoint: str | None, environment: Mapping[str, str] = os.environ) -> bool:
-    """Returns whether traces are sent to a collector. `endpoint`: the setting."""
+    """Returns whether traces are sent to a collector. `endpoint`: the setting `otel.endpoint`."""
     return _is_sent("TRACES", endpoint, environment)
 
 
 def are_metrics_sent(endpoint: str | None, environment: Mapping[str, str] = os.environ) -> bool:
-    """Returns whether metrics are sent to a collector. `endpoint`: the setting."""
+    """Returns whether metrics are sent to a collector. `endpoint`: the setting `otel.endpoint`."""
     return _is_sent("METRICS", endpoint, environment)
 
 
@@ -36,7 +38,8 @@ def metrics_interval(environment: Mapping[str, str] = os.environ) -> float:
 
 
 def check_otel(endpoint: str | None) -> None:
-    """Raises OtelUnavailable if a collector is configured and the libraries are missing. `endpoint`: the setting."""
+    """Raises OtelUnavailable if a collector is configured and the libraries are missing. `endpoint`: the setting
+    `otel.endpoint`."""
     if not are_traces_sent(endpoint) and not are_metrics_sent(endpoint):
         return
     try:

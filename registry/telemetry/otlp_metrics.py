@@ -1,8 +1,9 @@
 """Sends metrics to an OpenTelemetry collector (`OtlpMetrics`), by OTLP over HTTP.
 
-Each worker sends the numbers in its own column, the part of the shared memory to which only it writes, as a service
-instance of its own (`service.instance.id`, with the number of the column). The process that claims the column of a dead
-worker goes on with its numbers, so the sum over the instances is right, and no worker has to send for the others.
+Each worker sends the numbers in its own *column*, the part of the shared memory to which only this worker writes. It
+sends them as a separate service instance: `service.instance.id` contains the number of the column. The process that
+claims the column of a dead worker continues to count from the numbers in it. So the sum over the instances is right,
+and no worker has to send the numbers of other workers.
 
 The libraries come with the extra `entrepot[otel]`, and are imported only if a collector is configured.
 """
@@ -26,18 +27,19 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import Metric, MetricsData
 
 METRICS_PATH: Final = "/v1/metrics"
-"""Path of a collector that takes metrics (OTLP 1, "OTLP/HTTP Request")."""
+"""Path at which a collector accepts metrics (OTLP 1, "OTLP/HTTP Request")."""
 _TIMEOUT_SECONDS: Final = 5.0
+"""Longest time for sending the metrics once."""
 log = logging.getLogger("registry.telemetry")
 
 
 class OtlpMetrics:
     """Sends the metrics of one process, from a thread. Create it after the fork, when the process has claimed its
-    column. If the collector does not answer, only the data points of that time are lost, and nothing is delayed."""
+    column. If the collector does not answer, only the data points of that time are lost, and no request is delayed."""
 
     def __init__(self, metrics: Metrics, endpoint: str | None, started_at: float) -> None:
-        """`endpoint`: the setting; None: the variables of OpenTelemetry name the collector. `started_at`: since when
-        the cells count, in seconds since 1970."""
+        """`endpoint`: the setting `otel.endpoint`; None: the variables of OpenTelemetry name the collector.
+        `started_at`: when the counts began, in seconds since 1970."""
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
         from opentelemetry.sdk.resources import Resource
 

@@ -1,9 +1,11 @@
-"""When which container clients have last sent a request, by the client's network: so a visitor of the page *Set-up*
-sees whether the daemon on their own machine comes through here.
+"""`RecentClients`: records when container clients have last sent a request, by program and by the client's network.
+With these times, the page *Set-up* shows a visitor whether the container daemon on their own machine uses this
+registry.
 
-All workers of a server share the times, in memory that is mapped before the fork. A program and a network choose two
-cells by a hash, and each request writes its time into both. Networks are not stored, so nobody can list them, and
-nothing has to be evicted. If other clients have written to both cells, a time that is shown is theirs; that is rare.
+All workers of a server share the times, in memory that is mapped before the fork. A hash of the program and the network
+chooses two cells, and each request writes its time into both. Networks are not stored, so nobody can list them, and
+nothing has to be evicted. In rare cases, other clients have written to both cells; then the time of their request is
+shown.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from registry.asgi import Scope
 from registry.client_addresses import network_of
 
 RECENT_SECONDS: Final = 3600.0
-"""How long a request counts as recent."""
+"""Time for which a request counts as recent."""
 PROGRAMS: Final = {
     b"docker": "docker",
     b"containerd": "containerd",
@@ -27,35 +29,36 @@ PROGRAMS: Final = {
     b"buildah": "podman",
     b"buildkit": "buildkit",
 }
-"""The programs, by the first word of their User-Agent. podman's is that of the library containers/image."""
+"""The programs, by the first word of their User-Agent. podman sends the User-Agent of the library containers/image."""
 _ROW_CELLS: Final = 8192
 """Cells in each of the two rows; a power of two."""
 _SECOND_SHIFT: Final = 24
 """The bits of the hash from this one on choose the cell in the second row."""
-_NOTE_SECONDS: Final = 10.0
-"""The requests of a connection are noted this often."""
+_PAUSE_SECONDS: Final = 10.0
+"""Time after a recorded request for which no further request of the same connection is recorded."""
 _MAX_CONNECTIONS: Final = 4096
-"""For this many connections, a process remembers when it has to note them again."""
+"""Largest number of connections for which a process remembers when to record a request again."""
 
 
 class RecentClients:
-    """The times of the last requests. Create it before the fork. All methods return at once and raise nothing."""
+    """The times of the last requests. Create it before the fork. All methods return immediately and raise nothing."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """`clock` returns seconds since 1970."""
         self._clock = clock
         self._cells = memoryview(mmap(-1, 2 * 8 * _ROW_CELLS)).cast("d")
-        self._next_notes: dict[object, float] = {}
+        self._next_record_times: dict[object, float] = {}
+        """By connection (address and port): when to record a request of it again, in seconds since 1970."""
 
     def note(self, scope: Scope) -> None:
-        """Notes a request of a known program. Takes a fifth of a microsecond if one of its connection was just
-        noted."""
+        """Records the time of a request of a known program. Takes a fifth of a microsecond if a request of the same
+        connection was recorded a moment ago."""
         connection, now = scope["client"], self._clock()
-        if self._next_notes.get(connection, 0.0) > now:
+        if self._next_record_times.get(connection, 0.0) > now:
             return
-        if len(self._next_notes) >= _MAX_CONNECTIONS:
-            self._next_notes.clear()
-        self._next_notes[connection] = now + _NOTE_SECONDS
+        if len(self._next_record_times) >= _MAX_CONNECTIONS:
+            self._next_record_times.clear()
+        self._next_record_times[connection] = now + _PAUSE_SECONDS
         agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
         program = PROGRAMS.get(agent.partition(b"/")[0].lower())
         if connection and program is not None:
@@ -65,8 +68,8 @@ class RecentClients:
     def last_seen(self, address: str, program: str) -> float | None:
         """Returns when a program, one of the values of `PROGRAMS`, has last sent a request from the network of this
         address, in seconds since 1970. None: not in the last `RECENT_SECONDS`."""
-        at = min(self._cells[cell] for cell in _cells_of(address, program))
-        return at if at > self._clock() - RECENT_SECONDS else None
+        seen_at = min(self._cells[cell] for cell in _cells_of(address, program))
+        return seen_at if seen_at > self._clock() - RECENT_SECONDS else None
 
 
 def _cells_of(address: str, program: str) -> tuple[int, int]:

@@ -1,5 +1,5 @@
-"""`RequestRecorder`, which is told about each HTTP request once. It counts the request, writes a line to the access
-log, and ends the trace."""
+"""`RequestRecorder`: records each HTTP request once. It counts the request, writes a line to the access log, and ends
+the trace. A *cell* is one number in the memory that all processes share (`registry.telemetry.metrics`)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _ROUTES_BY_PREFIX: Final = {
     "metrics": "metrics",
     **dict.fromkeys(("health", "livez", "readyz"), "health"),
 }
+"""The route of a request outside `/v2`, by the first part of its path."""
 
 
 class RequestEnd(Protocol):
@@ -52,7 +53,7 @@ class CachedAnswer(LoggedAnswer, Protocol):
 
 
 class Noted(Protocol):
-    """What a request to the distribution API is about (`registry.http.exchange.Exchange`)."""
+    """The properties of a request to the distribution API that are recorded (`registry.http.exchange.Exchange`)."""
 
     kind: str
     repo: Any
@@ -67,16 +68,16 @@ class Noted(Protocol):
 
 class RequestRecorder:
     """Counts requests and logs them. The server calls the methods (`registry.server.connection.request_reports`). They
-    return at once and raise nothing."""
+    return immediately and raise nothing."""
 
     def __init__(self, metrics: Metrics, recent_clients: RecentClients | None = None) -> None:
-        """`recent_clients`: gets the requests to the distribution API; None: nobody asks for them."""
+        """`recent_clients`: records the clients of requests to the distribution API; None: they are not recorded."""
         self.tracing: Tracing | None = None
         """Makes the spans of requests; None: traces are not configured."""
         self._metrics = metrics
         self._recent_clients = recent_clients
         self._known_cells: dict[tuple[str, str, int | None], tuple[int, ...]] = {}
-        """What `_find_cells` has returned, by its arguments."""
+        """The results of `_find_cells`, by its arguments."""
 
     def on_cached_answer(self, scope: Scope, answer: CachedAnswer, request_id: str) -> None:
         """Records a request that the response cache has answered. Takes half a microsecond without the log line."""
@@ -96,8 +97,8 @@ class RequestRecorder:
             self.tracing.cached_request(scope, answer.kind)
 
     def on_refused(self, scope: Scope, end: RequestEnd) -> None:
-        """Records a request that the server has refused before it called the application. `scope`: what the server
-        knows of the request (`registry.server.connection.request_reports.partial_scope`). A request or connection that
+        """Records a request that the server has refused before it called the application. `scope`: the part of the ASGI
+        scope that is known (`registry.server.connection.request_reports.partial_scope`). A request or connection that
         got no response is not counted."""
         if end.status:
             self._count("other", "other", end)

@@ -2,8 +2,8 @@
 (`SharedMemory`). A new version of the program that takes over maps the same memory again.
 
 A *cell* holds one number. Each process writes only to its own cells, its *column*. So an addition needs no lock, and no
-addition is lost. The total of a cell is the sum over all columns. When a process ends, in whatever way, its column
-stays as it is. The next process that claims the column goes on adding to the numbers in it. So the totals include the
+addition is lost. The total of a cell is the sum over all columns. When a process ends, even if it is killed, its column
+stays as it is. The next process that claims the column adds to the numbers that are in it. So the totals include the
 processes that have died.
 
 A process claims a column by a lock on one byte of the memory's file. The kernel frees the lock when the process ends.
@@ -147,7 +147,7 @@ class SharedNames:
     are added while the processes run."""
 
     def __init__(self, names: Sequence[str], capacity: int, memory: SharedMemory | None = None, start: int = 0) -> None:
-        """`names` get the numbers from 0 on, unless they are in the list already. The list has room for `capacity`
+        """`names` get the numbers from 0 on, unless they are in the list already. The list can have up to `capacity`
         names, of up to 255 bytes each. `memory`: where the list is, from the byte `start` on; None: in memory of its
         own."""
         self._capacity = capacity

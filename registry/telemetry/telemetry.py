@@ -47,7 +47,7 @@ class Telemetry:
         self.work = self.metrics.work
         self.events = self.metrics.events
         self.recent_clients = RecentClients(clock) if settings.pages.enabled else None
-        """When clients were here, for the pages; None: there are no pages."""
+        """When container clients have last sent requests, for the web pages; None: there are no pages."""
         self.requests = RequestRecorder(self.metrics, self.recent_clients)
         """Records the requests of this process."""
         self.metrics_port = metrics_port
@@ -61,7 +61,7 @@ class Telemetry:
         self._has_distribution_names = settings.metrics.distribution_names
 
     def mirror_observer(self, upstream: str) -> UpstreamCounts:
-        """Returns what counts the work of the mirror of an upstream in this process."""
+        """Returns the object that counts the work of the mirror of an upstream in this process."""
         return UpstreamCounts(self.metrics.mirror, self.metrics.cells, upstream, self.tracing)
 
     def on_queued(self, change: Future[Any]) -> None:
@@ -83,7 +83,8 @@ class Telemetry:
         return collectors
 
     def start_worker(self) -> None:
-        """Makes this process count for itself. Does nothing if this process does so already."""
+        """Makes this process count in its own column (its part of the shared memory). Does nothing if this process does
+        so already."""
         if self._counting_pid == os.getpid():
             return
         self._counting_pid = os.getpid()

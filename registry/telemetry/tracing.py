@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 TRACES_PATH: Final = "/v1/traces"
-"""Path of a collector that takes traces (OTLP 1, "OTLP/HTTP Request")."""
+"""Path at which a collector accepts traces (OTLP 1, "OTLP/HTTP Request")."""
 _SPAN: Final = "span"
 """Key of a request's span in the notes about the request."""
 
 
 class Tracing:
     """Makes spans in one process and sends them to the collector, in a thread. Create it after the fork. If the
-    collector does not answer, spans are lost, but nothing is delayed. The methods raise nothing."""
+    collector does not answer, spans are lost, but no request is delayed. The methods raise nothing."""
 
     def __init__(self, endpoint: str | None) -> None:
-        """`endpoint`: the setting; None: the variables of OpenTelemetry name the collector."""
+        """`endpoint`: the setting `otel.endpoint`; None: the variables of OpenTelemetry name the collector."""
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider

@@ -32,8 +32,10 @@ JOB_KINDS: Final = (
 )
 RETENTION_CONTENT: Final = ("tag", "manifest")
 LOGIN_METHODS: Final = ("password", "token", "issuer", "openid", "other")
+"""The values of the labels `kind` of jobs, `content` of retention, and `method` of logins."""
 CALL_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+"""Upper bounds of the buckets for the durations of calls and of commits, in seconds."""
 
 WEBHOOK_CAPACITY: Final = 64
 """Largest number of webhooks with metrics of their own. Webhooks that were removed since the server's start count as
@@ -41,7 +43,8 @@ well."""
 
 
 class WorkMetrics:
-    """The metrics, and how to count each thing that happened. The methods return at once and raise nothing."""
+    """The metrics of calls on the registry, logins, the database and upkeep, with methods that count. The methods
+    return immediately and raise nothing."""
 
     def __init__(self, plan: CellPlan) -> None:
         self._cells: SharedCells
@@ -104,7 +107,8 @@ class WorkMetrics:
         )
 
     def use(self, cells: SharedCells) -> None:
-        """Makes the methods count in `cells`, shared memory that has the cells of the plan."""
+        """Makes the methods count in `cells`, the shared memory that has a cell (one number) for each metric of the
+        plan."""
         self._cells = cells
 
     def on_call(self, operation: str, seconds: float) -> None:
@@ -128,7 +132,7 @@ class WorkMetrics:
         self.commit_seconds.observe(cells, self.commit_seconds.first, commit_seconds)
 
     def on_removed(self, removal: Removal) -> None:
-        """Counts what garbage collection removed."""
+        """Counts an item that garbage collection removed."""
         self._cells.own[self.removed.cell(removal.kind)] += 1
         self._cells.own[self.freed_bytes.cell(removal.kind)] += removal.size
 
@@ -142,7 +146,7 @@ class WorkMetrics:
         self._cells.own[self.scrubbed_bytes.first] += count
 
     def on_retention(self, content: Literal["tag", "manifest"], count: int) -> None:
-        """Counts what retention has deleted."""
+        """Counts tags or manifests that retention has deleted."""
         self._cells.own[self.retention_deletions.cell(content)] += count
 
     def on_job_ended(self, kind: str, outcome: JobState) -> None:
@@ -151,8 +155,8 @@ class WorkMetrics:
 
 
 class EventMetrics:
-    """The metrics of events, and how to count them. Implements `registry.events.attempts.DeliveryObserver`. The methods
-    return at once and raise nothing."""
+    """The metrics of events, with methods that count. Implements `registry.events.attempts.DeliveryObserver`. The
+    methods return immediately and raise nothing."""
 
     def __init__(self, plan: CellPlan) -> None:
         """Call `use` before anything is counted."""

@@ -1,1 +1,1 @@
-"""The work of upkeep on a registry and its mirrors, for the server and for commands."""
+"""Upkeep: the background jobs that maintain a registry and its mirrors, for the server and for commands."""

@@ -1,7 +1,7 @@
-"""`Admission`: a wrapper that refuses pushes for which there is no room, before their bytes are received.
+"""`Admission`: a wrapper of a registry that refuses a push before its bytes are received, if they could not be stored.
 
-There is no room if a quota would be exceeded, or if less of the disk would stay free than the settings say. Quotas are
-checked again, exactly, in the transaction that stores the content.
+A push is refused if a quota would be exceeded, or if less of the disk would stay free than the settings require. The
+transaction that stores the content checks the quotas again, with the exact sizes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ is not known."""
 
 
 class Admission(ForwardingRegistry):
-    """Makes each call on `inner`, except pushes for which there is no room: these raise StorageFull or QuotaExceeded.
-
-    `push_refusal`: returns why the disk has no room for the push; None if the disk has room. `check_quota`: checks the
-    quotas; None: there are no quotas."""
+    """Passes each call on to `inner`, except pushes whose content does not fit: these raise StorageFull or
+    QuotaExceeded. `push_refusal`: returns why the disk is too full for the push; None if it is not. `check_quota`:
+    checks the quotas; None: there are no quotas."""
 
     def __init__(self, inner: Registry, push_refusal: PushRefusal, check_quota: CheckQuota | None) -> None:
         super().__init__(inner)
@@ -42,7 +41,7 @@ class Admission(ForwardingRegistry):
         return await self.forward(call)
 
     async def _admit(self, call: Call[T]) -> None:
-        """Raises StorageFull or QuotaExceeded if there is no room for what the call stores."""
+        """Raises StorageFull or QuotaExceeded if the content that the call stores does not fit."""
         announced = current_request().announced  # None: the request sends no blob
         if call.operation == "resume_upload" and announced is None:
             return  # the request resumes the session only to cancel it

@@ -1,4 +1,4 @@
-"""The job that makes a backup, for servers and for the command."""
+"""The job that makes a backup, for servers and for the command line."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def backup_arguments(target: Path, keep: int | None, *, verify: bool, may_link: 
 
 
 def backup_work(store: StoredRegistry, data: Path, clock: Callable[[], float] = time.time) -> Work:
-    """Returns the work of jobs of the kind `backup`. `data`: the data directory. It must not contain the backups, so
-    that a person who deletes the directory does not delete the backups. `clock` returns seconds since 1970."""
+    """Returns the function that runs jobs of the kind `backup`. `data`: the data directory. It must not contain the
+    backups, because they would be lost together with the directory. `clock` returns seconds since 1970."""
 
     async def work(context: JobContext) -> JSON:
         arguments = context.job.arguments

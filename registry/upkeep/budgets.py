@@ -1,6 +1,6 @@
-"""What the settings say about the use of space: the scopes that are counted (`scope_definitions`), the limits of the
-cache (`cache_limits`), and the free space of the disk (`min_free_space`). A *scope* is a set of repositories whose use
-of space is counted together."""
+"""Translates the settings about disk space: into the scopes that are counted (`scope_definitions`), the limits of the
+cache (`cache_limits`), and the space that must stay free (`min_free_space`). A *scope* is a set of repositories whose
+disk space is counted together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from storage.usage import ScopeDefinition
 CACHE_SCOPE: Final = "cache"
 """Name of the scope of all mirrored content."""
 _HIGH_FREE_FRACTION: Final = 1.1
-"""`cache.target_free` as a multiple of `cache.min_free`, if it is not set."""
+"""If `cache.target_free` is not set, it is this multiple of `cache.min_free`."""
 
 
 def upstream_scope(upstream: str) -> str:
@@ -53,7 +53,8 @@ def scope_definitions(settings: Settings) -> list[ScopeDefinition]:
 
 
 def cache_limits(settings: Settings, cooldowns: Cooldowns | None = None) -> CacheLimits:
-    """Returns the limits of the cache. `cooldowns`: the cooldowns of the upstreams; None: there are none."""
+    """Returns the limits of the cache. `cooldowns`: the cooldowns of the upstreams, which delay moves of mirrored tags;
+    None: there are none."""
     upstreams = tuple(upstream.name for upstream in settings.upstream)
     budgets = [
         Budget(upstream_scope(upstream.name), (upstream.name,), upstream.cache_max)

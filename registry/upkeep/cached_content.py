@@ -1,10 +1,12 @@
-"""Changes of cached content that people ask for: asking the upstream about a tag now (`refresh_image`), and deleting
-cached content (`purge_image`). For the command line and the management API.
+"""Two operations on cached content, for the command line and the management API: ask the upstream about a tag now
+(`refresh_image`), and delete cached content (`purge_image`).
 
-An *upstream* is a remote registry that this registry mirrors. In these functions, `stored` is the registry that stores
-the cached content in the data directory. `mirrored` says where a repository is read from: `mirrored.registry` is the
-mirror, which asks the upstream; `mirrored.upstream` is the upstream's name; and `mirrored.repo` is the name under which
-`stored` has the repository.
+An *upstream* is a remote registry that this registry mirrors. A *frozen* tag always stays at one digest. A *cooldown*
+delays moves of a tag: for some time, pulls get the older digest.
+
+In these functions, `stored` is the registry that stores the cached content in the data directory. `mirrored` says from
+where a repository is read. `mirrored.registry` is the mirror, which asks the upstream. `mirrored.upstream` is the
+upstream's name. `mirrored.repo` is the name under which `stored` has the repository.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ from storage.upstream_tags import FrozenTag, TagFrozen
 
 
 class RefreshOutcome(StrEnum):
-    """What a refresh has found. `NEW`: the image was not cached. `UNCHANGED`, `CHANGED`: the tag points at the same
-    digest as before, or at another one. `FROZEN`: the upstream was not asked, because the tag is frozen. `CACHED`: the
-    manifest of the digest is cached, and never changes. `FETCHED_LATER`: the digest is that of a blob, which the next
-    pull fetches."""
+    """The outcome of a refresh. `NEW`: the image was not cached before. `UNCHANGED`: the tag points at the same digest
+    as before. `CHANGED`: the tag points at another digest than before. `FROZEN`: the upstream was not asked, because
+    the tag is frozen. `CACHED`: the manifest of the digest is cached, and never changes. `FETCHED_LATER`: the digest is
+    that of a blob, which the next pull fetches."""
 
     NEW = "new"
     UNCHANGED = "unchanged"
@@ -44,12 +46,13 @@ class RefreshOutcome(StrEnum):
 class RefreshResult:
     """The result of a refresh.
 
-    - `upstream`: the name of the upstream. `digest`: what the image is now. `before`: what the tag pointed at before,
-      if that has changed; None otherwise.
+    - `upstream`: the name of the upstream. `digest`: the digest that the image has now. `before`: the digest that the
+      tag pointed at before, if it has changed; None otherwise.
     - `frozen`: the frozen tag, for the outcome `FROZEN`; None otherwise.
-    - `held_back_until`: until when a cooldown holds `digest` back, in seconds since 1970; None: it does not. `served`:
-      the digest that pulls get meanwhile; None: none.
-    - `unblocked_blobs`: number of the image's blobs that came with corrupt bytes and can be requested again now."""
+    - `held_back_until`: when the cooldown ends that holds `digest` back, in seconds since 1970; None: no cooldown does.
+      `served`: the digest that pulls get until then; None: pulls get no digest.
+    - `unblocked_blobs`: number of the image's blobs for which an endpoint had sent corrupt bytes, and which can be
+      requested from it again now."""
 
     outcome: RefreshOutcome
     upstream: str
@@ -63,8 +66,8 @@ class RefreshResult:
 
 @dataclass(frozen=True, slots=True)
 class PurgeResult:
-    """What a purge has deleted. `size`: bytes of the blobs that no other content uses. Garbage collection deletes them
-    once no manifest has referred to them for the grace period."""
+    """The numbers of tags and manifests that a purge has deleted. `size`: total bytes of the blobs that no other
+    content uses. Garbage collection deletes them once no manifest has referred to them for the grace period."""
 
     tags: int
     manifests: int
@@ -155,12 +158,12 @@ async def _cached_tree(
 ) -> AsyncIterator[Manifest]:
     """Yields the cached manifests of the references, and those that they list, directly or through other indexes."""
     unread = list(references)
-    seen: set[Reference] = set()
+    read_references: set[Reference] = set()
     while unread:
         reference = unread.pop()
-        if reference in seen:
+        if reference in read_references:
             continue
-        seen.add(reference)
+        read_references.add(reference)
         try:
             manifest = await stored.get_manifest(repo, reference)
         except ManifestUnknown:
@@ -180,12 +183,12 @@ async def purge_image(
     force: bool = False,
 ) -> PurgeResult:
     """Deletes the cached tags and manifests of an image, or with `everything` those of its whole repository. `data` is
-    the data directory. `by`: who deletes, for the audit log. `force`: deletes also what a frozen tag needs. The tag
-    stays frozen, and its next pull fetches its digest again.
+    the data directory. `by`: the actor that the audit log names. `force`: whether to delete also content that a frozen
+    tag needs. The tag stays frozen, and its next pull fetches its digest again.
 
-    Raises NameUnknown if the repository is not mirrored or nothing of it is cached, ManifestUnknown if the image is not
-    cached, and TagFrozen if a frozen tag needs what would be deleted and `force` is false. Then nothing has changed. A
-    cancellation leaves what was not deleted yet."""
+    Raises NameUnknown if the repository is not mirrored or nothing of it is cached, and ManifestUnknown if the image is
+    not cached. Raises TagFrozen if a frozen tag needs content that would be deleted and `force` is false. After these
+    errors nothing has changed. After a cancellation, the content that was not deleted yet stays."""
     mirrored = await _locate_mirrored(router, image.repository)
     if isinstance(image.reference, Tag) and not (everything or force):  # the tag may be frozen and not cached
         frozen = await stored.upstream_tags.frozen(mirrored.repo, image.reference)
@@ -206,7 +209,7 @@ async def purge_image(
 
 
 def _plan_removal(data: Path, repo: RepositoryName, reference: Reference | None) -> RemovalPlan:
-    """Returns what to delete. `reference`: None: everything in the repository. Blocks."""
+    """Returns the tags and manifests to delete. If `reference` is None, these are all of the repository. Blocks."""
     with open_inventory(data) as inventory:
         return inventory.plan_removal_of_all(repo) if reference is None else inventory.plan_removal(repo, reference)
 

@@ -1,4 +1,5 @@
-"""`UpkeepComponents`: what the server's background jobs, the management API and the commands of upkeep use."""
+"""`UpkeepComponents`: the objects that the server's background jobs, the management API and the commands of upkeep
+use."""
 
 from __future__ import annotations
 
@@ -33,9 +34,10 @@ from storage.upstream_tags import Sighting
 
 @dataclass(frozen=True, slots=True)
 class UpkeepComponents:
-    """The opened registry and the kinds of jobs that run on it. `store` is the hosted registry with all stores of the
-    data directory; `router` leads to it and to the mirrors. `works` maps each kind of job to its work. `evictor` keeps
-    the cache of mirrored content within its limits. `retention_preview` says what retention would do."""
+    """The opened registry and the kinds of jobs that run on it. `store` is the registry of the content that clients
+    push, with all stores of the data directory; `router` passes calls on to it and to the mirrors. `works` maps each
+    kind of job to the function that runs it. `evictor` keeps the cache of mirrored content within its limits.
+    `retention_preview` shows what retention would delete."""
 
     settings: Settings
     store: StoredRegistry
@@ -55,7 +57,7 @@ def upkeep_components(
     on_retention: OnDeleted = ignore_deleted,
 ) -> UpkeepComponents:
     """Builds the components for an opened registry. `clock` returns seconds since 1970. `on_scrubbed` counts the bytes
-    that scrub reads, and `on_retention` what retention deletes."""
+    that scrub reads, and `on_retention` the tags and manifests that retention deletes."""
     works: dict[str, Work] = {GC: collection_work(store.collector), FSCK: fsck_work(settings, store)}
     evictor = Evictor(
         store.cached_images,
@@ -80,7 +82,7 @@ def upkeep_components(
 
 
 def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], float]) -> Cooldowns | None:
-    """Returns the cooldowns of the upstreams; None if there are none."""
+    """Returns the cooldowns of the upstreams, which delay moves of mirrored tags; None if there are none."""
     upstreams = [upstream for upstream in settings.upstream if upstream.cooldown]
     if not upstreams:
         return None
@@ -95,8 +97,8 @@ def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], fl
     return Cooldowns(max(upstream.cooldown for upstream in upstreams), served_instead)
 
 
-# The modules of imports, and the HTTP client that one of them uses, are imported when the first import runs: most
-# servers never run one.
+# The functions below import their modules when the first import of content runs, because most servers never run one.
+# One of these modules needs an HTTP client.
 
 
 async def _import_directory(store: StoredRegistry, router: Router, context: JobContext) -> JSON:

@@ -1,5 +1,5 @@
-"""The job that evicts images from the cache of mirrored content on demand (`eviction_work`), and what the cache
-contains (`read_cache_status`)."""
+"""The job that evicts images from the cache of mirrored content on demand (`eviction_work`), and functions that return
+the size and content of the cache (`read_cache_use`, `read_cache_status`)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ MAX_LISTED_IMAGES: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class CachePart:
-    """The cached content of an upstream, or of all of them (`upstream` is None). `blobs` and `size` count each blob
-    once. `max_size`: the budget; None: not limited. `oldest_pull`: in seconds since 1970; None: there are no images.
-    `is_complete`: False while the content is still being counted."""
+    """The cached content of an upstream, or of all upstreams (`upstream` is None). `blobs` and `size` count each blob
+    once. `max_size`: the budget; None: not limited. `oldest_pull`: the last pull of the image that has not been pulled
+    for the longest time, in seconds since 1970; None: there are no images. `is_complete`: False while the content is
+    still being counted."""
 
     upstream: str | None
     max_size: int | None
@@ -41,8 +42,8 @@ class CachePart:
 
 @dataclass(frozen=True, slots=True)
 class CacheUse:
-    """How much the cached content of an upstream, or of all of them (`upstream` is None), occupies. The fields are
-    those of `CachePart`."""
+    """The size of the cached content of an upstream, or of all upstreams (`upstream` is None). The fields are those of
+    `CachePart`."""
 
     upstream: str | None
     max_size: int | None
@@ -51,8 +52,8 @@ class CacheUse:
 
 
 def eviction_arguments(to: int | None, upstream: str | None, *, dry_run: bool) -> dict[str, JSON]:
-    """Returns the arguments of the job. `to`: the number of bytes that the cache may have afterwards; None: what the
-    settings say. `upstream`: evicts only from this upstream; None: from all. `dry_run`: only lists the images."""
+    """Returns the arguments of the job. `to`: the number of bytes that the cache may have afterwards; None: the number
+    in the settings. `upstream`: evicts only from this upstream; None: from all. `dry_run`: only lists the images."""
     return {"to": to, "upstream": upstream, "dry_run": dry_run}
 
 
@@ -66,8 +67,9 @@ def check_upstream(settings: Settings, upstream: str | None) -> None:
 
 
 def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -> Work:
-    """Returns the work of the job, which evicts images and reports each as a step. The result of the work has the
-    number of evicted images and their bytes, and lists the first `MAX_LISTED_IMAGES` of them."""
+    """Returns the function that runs the job. It evicts images, and reports each image as a step, that is, as a record
+    for commands that watch the job. The result of the work has the number of evicted images and their bytes, and lists
+    the first `MAX_LISTED_IMAGES` of them."""
 
     async def work(context: JobContext) -> JSON:
         arguments = context.job.arguments
@@ -103,9 +105,9 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
 
 
 def _budgets(settings: Settings, evictor: Evictor, max_bytes: int | None, upstream: str | None) -> list[Budget] | None:
-    """Returns the budgets to keep; None: all limits in the settings are to be kept. `max_bytes`: the size that the
-    cache may have; None: the settings limit it. Raises Unsupported if the settings do not limit what is to be
-    evicted."""
+    """Returns the budgets that the eviction must meet; None: all limits in the settings. `max_bytes`: the size that the
+    cache may have; None: the settings limit it. Raises Unsupported if `max_bytes` is None and the settings have no
+    limit."""
     if max_bytes is not None:
         return [budget_of(settings, upstream, max_bytes)]
     if upstream is None:
@@ -125,7 +127,7 @@ async def _plan(evictor: Evictor, budgets: list[Budget] | None) -> list[EvictedI
 
 
 def _record(image: EvictedImage) -> dict[str, Any]:
-    """Returns the image for JSON."""
+    """Returns an evicted image as a JSON object."""
     return {
         "upstream": image.upstream,
         "repository": image.repository,
@@ -138,8 +140,8 @@ def _record(image: EvictedImage) -> dict[str, Any]:
 
 
 async def read_cache_use(settings: Settings, store: StoredRegistry) -> list[CacheUse]:
-    """Returns the use of each upstream, and then of all of them together, if there is any upstream. Takes microseconds,
-    unlike `read_cache_status`, which counts all images."""
+    """Returns the size of the cached content of each upstream, and then of all upstreams together, if there is any
+    upstream. Takes microseconds, unlike `read_cache_status`, which counts all images."""
     limits = [(upstream_scope(upstream.name), upstream.name, upstream.cache_max) for upstream in settings.upstream]
     uses = [await _use(store, scope, name, max_size) for scope, name, max_size in limits]
     return [*uses, await _use(store, CACHE_SCOPE, None, settings.cache.max)] if uses else []
@@ -151,7 +153,7 @@ async def _use(store: StoredRegistry, scope: str, upstream: str | None, max_size
 
 
 async def read_cache_status(settings: Settings, store: StoredRegistry) -> list[CachePart]:
-    """Returns the cached content of each upstream, and then of all of them together, if there is any upstream."""
+    """Returns the cached content of each upstream, and then of all upstreams together, if there is any upstream."""
     parts: list[CachePart] = []
     for upstream in settings.upstream:
         parts.append(await _upstream_part(store, upstream_scope(upstream.name), upstream.name, upstream.cache_max))

@@ -1,7 +1,7 @@
 """Freezes and unfreezes mirrored tags, for the command line and the management API.
 
-A *frozen* tag stays at one digest, whatever the upstream registry says. A tag is *mirrored* if its repository belongs
-to an upstream.
+A *frozen* tag stays at one digest, even if the upstream registry moves the tag. A tag is *mirrored* if its repository
+belongs to an upstream.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from storage.upstream_tags import FrozenTag, UpstreamTags
 
 
 class TagReference(NamedTuple):
-    """A tag of a repository, as a person writes it: `ubuntu:24.04`. `digest`: the digest behind the tag, as in
+    """A tag of a repository, as users write it: `ubuntu:24.04`. `digest`: the digest after the tag, as in
     `ubuntu:24.04@sha256:…`; None if there is none."""
 
     repository: RepositoryName
@@ -33,7 +33,7 @@ class FreezeResult(NamedTuple):
 
 def parse_tag_reference(text: str) -> TagReference:
     """Parses `NAME`, `NAME:TAG` or `NAME:TAG@DIGEST`. Without a tag and a digest, the tag is `latest`. Raises
-    NameInvalid, DigestInvalid, and TagInvalid, also if there is a digest but no tag."""
+    NameInvalid, DigestInvalid or TagInvalid. Raises TagInvalid also if there is a digest but no tag."""
     tagged, at_sign, digest_text = text.partition("@")
     repository, reference = parse_reference(tagged)
     assert isinstance(reference, Tag)

@@ -1,5 +1,5 @@
-"""The job that checks the store (`fsck_work`). A *step* is a record that a command gets if it runs or watches the
-job."""
+"""The job that checks the store for damage (`fsck_work`). A *step* is a record that a job sends to a command that runs
+or watches the job."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from storage.upkeep.job_runner import JobContext, Work
 FSCK: Final = "fsck"
 """The kind of the job."""
 MAX_RECORDS: Final = 1000
-"""Number of problems that the job's result lists. A command that runs the job gets all problems as steps."""
+"""Number of problems that the job's result lists. A command that runs the job receives all problems, as steps."""
 
 
 def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
-    """Returns the work of the job. Its arguments `repair` and `hash` (true or false) are the options of the command.
+    """Returns the function that runs the job. The job's arguments `repair` and `hash` (true or false) are the options
+    of the command.
 
-    Each problem is a step `problem` with the fields `code`, `repository`, `item`, `problem` and `repair`; the last is
-    null if the problem was not repaired. The result has the number of problems by code, and how many are left. The job
-    can be stopped at any time. A server that continues the job after a restart starts it from the beginning."""
+    Each problem is a step `problem` with the fields `code`, `repository`, `item`, `problem` and `repair`; `repair` is
+    null if the problem was not repaired. The result has the number of problems by code, and the number of problems that
+    are left. The job can be stopped at any time. A server that continues the job after a restart starts it from the
+    beginning."""
     mirrored = tuple(f"{upstream.name}/" for upstream in settings.upstream)
 
     async def check(context: JobContext) -> JSON:

@@ -1,4 +1,5 @@
-"""Fetches damaged mirrored blobs again from their upstreams (`Refetcher`)."""
+"""Fetches damaged mirrored blobs again from their upstreams (`Refetcher`), while a scrub job (which reads all stored
+content to find damage) is running."""
 
 from __future__ import annotations
 
@@ -16,11 +17,12 @@ from storage.names import Digest, RepositoryName
 from storage.upkeep.job_runner import JobContext
 
 MAX_QUEUED: Final = 1000
-"""Largest number of blobs that wait to be fetched. Further blobs are left to the next pull or the next scrub."""
+"""Largest number of blobs that wait to be fetched. Further blobs are not queued; the next pull or the next scrub
+fetches them."""
 MAX_REPOSITORIES: Final = 20
 """Largest number of repositories through which a blob is requested, one after another."""
 WAIT_SECONDS: Final = 1.0
-"""Seconds between two checks in `finish` whether the job has to stop."""
+"""Seconds between two checks whether the job has to stop, while `finish` waits."""
 log = logging.getLogger("registry.upkeep.scrub")
 
 
@@ -28,7 +30,7 @@ class Refetcher:
     """Fetches queued blobs, one at a time, while the `async with` block runs. `fetched` counts the mirrored blobs that
     were fetched, and `failed` those that could not be fetched. Blobs that no mirror has are not counted.
 
-    The mirror itself limits its connections, and prefers clients that wait."""
+    The mirror itself limits its connections, and serves waiting clients first."""
 
     def __init__(self, damage: DamageRecords, router: Router, context: JobContext) -> None:
         self.fetched = 0
@@ -71,7 +73,8 @@ class Refetcher:
             self._wake.clear()
 
     async def _fetch(self, digest: Digest) -> None:
-        """Fetches one blob through the first repository of a mirror that gives it. Logs an error and raises nothing."""
+        """Fetches one blob through one mirrored repository after another, until one succeeds. Logs an error and raises
+        nothing."""
         problem: RegistryError | None = None
         for repo in await self._damage.holders(digest, MAX_REPOSITORIES):
             try:
@@ -93,7 +96,7 @@ class Refetcher:
 
 async def _fetch_through(registry: Registry, repo: RepositoryName, digest: Digest) -> None:
     """Requests a blob from a mirror, and returns when it is stored. Tries again after wrong bytes, because another
-    endpoint of the upstream may send the right ones. Raises RegistryError."""
+    endpoint of the upstream may send the right bytes. Raises RegistryError."""
     try:
         await _wait_until_stored(registry, repo, digest)
     except DigestInvalid:

@@ -1,4 +1,4 @@
-"""The work of a job of the kind `scrub`, for servers and for `entrepot scrub` (`scrub_work`). Such a job reads all
+"""Runs jobs of the kind `scrub`, for servers and for the command `entrepot scrub` (`scrub_work`). Such a job reads all
 stored content again to find damage; one complete reading is a *round*. Also decides when a server starts such a job
 (`scrub_on_schedule`)."""
 
@@ -23,8 +23,8 @@ from storage.upkeep.scrubber import KIND, OnScrubbed, Scrubber, ignore_scrubbed
 CHECK_SECONDS: Final = 300.0
 """Seconds between two checks of a server process whether a round is due."""
 CONTINUE_SECONDS: Final = 86400.0
-"""A round that somebody has stopped, or that has failed, is continued after this time, or after `every` if that is
-shorter."""
+"""A round that a user has stopped, or that has failed, is continued after this time in seconds, or after the setting
+`every` if that is shorter."""
 SCHEDULE_SLOT: Final = "scrub schedule"
 """Name of the slot (a permit) of the process that checks whether a round is due."""
 SCHEDULE_ACTOR: Final = "schedule"
@@ -41,8 +41,8 @@ def scrub_arguments(rate: int | None, *, keep_going: bool) -> dict[str, JSON]:
 def scrub_work(
     settings: ScrubSettings, store: StoredRegistry, router: Router, on_scrubbed: OnScrubbed = ignore_scrubbed
 ) -> Work:
-    """Returns the work of a job: completes the current round or a new one, and fetches again the damaged blobs that a
-    mirror can get. `on_scrubbed` counts the bytes that are read."""
+    """Returns the function that runs a job: it completes the current round or a new one, and fetches damaged blobs
+    again that a mirror can download. `on_scrubbed` counts the bytes that are read."""
 
     async def work(context: JobContext) -> JSON:
         arguments: Mapping[str, JSON] = context.job.arguments
@@ -71,8 +71,8 @@ def scrub_work(
 
 async def is_due(damage: DamageRecords, every: float, now: float) -> bool:
     """Returns whether a round should start or continue at the time `now`. A round starts `every` seconds after the end
-    of the last one. The first round starts when the oldest blob is `every` seconds old: before that, no bytes have been
-    on the disk for long."""
+    of the last round. The first round starts when the oldest blob is `every` seconds old, because younger blobs need no
+    check yet."""
     newest = await damage.rounds(1)
     if not newest:
         oldest = await damage.oldest_blob_created()
@@ -83,8 +83,8 @@ async def is_due(damage: DamageRecords, every: float, now: float) -> bool:
 
 
 async def start_if_due(settings: ScrubSettings, store: StoredRegistry, clock: Callable[[], float]) -> Job | None:
-    """Queues a job if a round is due, no job of the kind is queued or running, and no other process is about to do the
-    same. Returns the job."""
+    """Queues a job and returns it, if a round is due, no scrub job is queued or running, and no other process is
+    queueing one at the same moment. Otherwise returns None."""
     async with store.leases.try_slot(SCHEDULE_SLOT, count=1) as has_slot:
         if not has_slot or await store.jobs.active(KIND) or not await is_due(store.damage, settings.every, clock()):
             return None

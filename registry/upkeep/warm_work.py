@@ -24,6 +24,7 @@ WARM_KIND: Final = "warm"
 MAX_WARMED_IMAGES: Final = 100
 """Largest number of images of one job."""
 _REPORT_SECONDS: Final = 1.0
+"""Time between two reports of the progress."""
 
 
 def warm_arguments(references: Sequence[str], platforms: Sequence[str]) -> dict[str, JSON]:
@@ -43,8 +44,9 @@ def warm_arguments(references: Sequence[str], platforms: Sequence[str]) -> dict[
 
 
 def warm_work(store: StoredRegistry, router: Router) -> Work:
-    """Returns the work of the job. It fetches all images, and reports the bytes. Its result has the outcome of each
-    image; the job fails if no image could be fetched whole. Whatever stops it, what was fetched stays cached."""
+    """Returns the function that runs the job. It fetches all images, and reports the number of bytes. Its result has
+    the outcome of each image. The job fails if no image could be fetched completely. If the job is stopped, the content
+    that was fetched stays cached."""
 
     async def work(context: JobContext) -> JSON:
         from registry.mirror.warm.targets import parse_platforms, parse_references
@@ -58,12 +60,14 @@ def warm_work(store: StoredRegistry, router: Router) -> Work:
         task = asyncio.create_task(warmer.warm(images))
         try:
             while not task.done():
-                await context.report(progress.here, total=progress.total, unit="bytes", message=progress.message)
+                await context.report(
+                    progress.stored_bytes, total=progress.total, unit="bytes", message=progress.message
+                )
                 await asyncio.wait([task], timeout=_REPORT_SECONDS)
             results = await task
         finally:
             await cancel_and_wait([task])
-        await context.report(progress.here, total=progress.total, save_now=True)
+        await context.report(progress.stored_bytes, total=progress.total, save_now=True)
         failed = [result.error for result in results if result.error is not None]
         if len(failed) == len(results):
             raise UpstreamUnavailable(failed[0])
@@ -74,7 +78,7 @@ def warm_work(store: StoredRegistry, router: Router) -> Work:
 
 
 def _outcome(image: ImageReference, result: WarmResult) -> dict[str, Any]:
-    """Returns the outcome of one image for JSON."""
+    """Returns the outcome of one image as a JSON object."""
     return {
         "image": str(image),
         "fetched": result.fetched,
@@ -84,7 +88,7 @@ def _outcome(image: ImageReference, result: WarmResult) -> dict[str, Any]:
 
 
 class _WarmProgress:
-    """Counts the bytes of the blobs that are wanted and that are stored. It is a `WarmObserver`."""
+    """Counts the bytes of the blobs that the job needs, and the bytes that are stored. It is a `WarmObserver`."""
 
     def __init__(self, images: int) -> None:
         self._images = images
@@ -93,28 +97,28 @@ class _WarmProgress:
         self._sizes: dict[Digest, int] = {}
 
     @property
-    def here(self) -> int:
-        """The bytes that are stored."""
+    def stored_bytes(self) -> int:
+        """Number of bytes that are stored."""
         return sum(self._stored.values())
 
     @property
     def total(self) -> int:
-        """The bytes of all blobs that are wanted so far."""
+        """Total size in bytes of all blobs that the job is known to need so far."""
         return sum(self._sizes.values())
 
     @property
     def message(self) -> str:
-        """How many images are complete, for people."""
+        """A text for people that says how many images are complete."""
         return f"{self._images_done} of {self._images} images"
 
     def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
-        """Counts the blob. Several images may have the same one."""
+        """Records the size of the blob. Several images may have the same blob."""
         self._sizes[blob.digest] = blob.size
 
     def on_bytes(self, blob: Digest, count: int) -> None:
-        """Notes how much of the blob is stored."""
+        """Records how many bytes of the blob are stored."""
         self._stored[blob] = count
 
     def on_reference_done(self, image: ImageReference, result: WarmResult) -> None:
-        """Counts the image."""
+        """Counts the image as complete."""
         self._images_done += 1

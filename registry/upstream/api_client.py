@@ -23,7 +23,7 @@ from storage.errors import UpstreamTimeout, UpstreamUnavailable
 
 _ASSUMED_BODY_BYTES = 1 * MIB
 """Memory that is reserved for a body before it is read, if the response does not state the length of the body."""
-_PIECES_PER_TURN = 64
+_PIECES_PER_PAUSE = 64
 """Number of pieces of a body after which other tasks of the event loop run. If a server sends chunks of one byte, one
 read from the socket yields ten thousand pieces, which would block the event loop."""
 
@@ -89,9 +89,10 @@ class ApiClient:
         whose end the memory of a body larger than SMALL_BODY_BYTES is given back to the budget; None: it is given back
         before this method returns.
 
-        Raises UpstreamUnavailable (no connection, an address outside `reach`, too many or bad redirects, or a
-        successful response whose body is compressed or larger than `max_bytes`), UpstreamTimeout, and TooManyRequests
-        if the memory budget has no room for the body. A cancellation closes the connection.
+        Raises UpstreamTimeout, and TooManyRequests if the memory budget has not enough free memory for the body. Raises
+        UpstreamUnavailable if there is no connection, if an address is outside `reach`, after too many or bad
+        redirects, or if the body of a successful response is compressed or larger than `max_bytes`. A cancellation
+        closes the connection.
         """
         route = RedirectChain(url, headers, reach or self._endpoint_reach)
         while True:
@@ -161,7 +162,7 @@ class ApiClient:
             async for piece in response.aiter_raw():
                 body += piece
                 pieces += 1
-                if pieces % _PIECES_PER_TURN == 0:
+                if pieces % _PIECES_PER_PAUSE == 0:
                     await asyncio.sleep(0)
                 if len(body) > max_bytes:
                     if is_success:

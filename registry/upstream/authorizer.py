@@ -87,7 +87,7 @@ class AuthorizationOffer:
     """The login requirement of the endpoint that the header is meant to meet. If this is a guess, the endpoint possibly
     requires something else. None: no requirement is known, or none was looked for, because a token was cached."""
     failure: Exception | None = None
-    """The error that left the offer without a header; None if there was no error."""
+    """The error because of which the offer has no header; None if there was no error."""
     guess: TokenServiceGuess | None = None
     """The guess from which `requirement` was made; None: `requirement` is not a guess, or no token could be
     obtained."""
@@ -221,8 +221,8 @@ class UpstreamAuthorizer:
             and requirement == offer.requirement
             and not isinstance(offer.failure, UpstreamTimeout)
         ):
-            # The endpoint requires just what could not be obtained. A second try can succeed after a timeout; after any
-            # other error, it would fail in the same way as the first one.
+            # The endpoint requires the same token that could not be obtained before. A second try can succeed after a
+            # timeout; after any other error, it would fail in the same way as the first one.
             raise offer.failure
         authorization, is_fresh = await self._authorization_for(endpoint, key, requirement, login, refused=token)
         if authorization == offer.authorization:

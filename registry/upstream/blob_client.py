@@ -135,7 +135,8 @@ class BlobClient:
                 transfer.received_bytes - received_bytes >= MIN_BYTES_PER_IDLE_TIMEOUT
                 or transfer.sink_called != sink_called
             )
-            # While a call of the sink runs, or the transfer waits for a thread, the upstream is not to blame.
+            # While a call of the sink runs, or the transfer waits for a thread, the delay is not caused by the
+            # upstream.
             if has_progress or transfer.is_in_sink or not transfer.has_started:
                 received_bytes, sink_called, last_progress_at = transfer.received_bytes, transfer.sink_called, clock()
             elif clock() - last_progress_at >= (self._idle_timeout if sink_called else self._start_timeout):

@@ -1,5 +1,5 @@
 """Reads the list of all repositories of an upstream, page by page (`CatalogReader`). Many registries, such as Docker
-Hub, do not give out this list."""
+Hub, do not offer this list."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ from storage.names import RepositoryName, shown
 NAMES_PER_PAGE: Final = 1000
 """Number of names that are requested in one page. CNCF Distribution refuses larger numbers."""
 MAX_PAGE_BYTES: Final = 8 * MIB
+"""Largest body of a response with one page of the list."""
 PAGE_TIMEOUT_SECONDS: Final = 300.0
 """Time limit for one page. CNCF Distribution walks through its whole storage for each page."""
 CATALOG_SCOPE: Final = "registry:catalog:*"
 """The scope of the token that reading the list needs (token specification of Distribution)."""
 _NO_REPOSITORY: Final = RepositoryName("catalog")
-"""Stands for a repository where the requester counts the requests for one repository."""
+"""The requester limits the concurrent requests for each repository. Requests for the list are counted under this
+name."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogPage:
-    """A page of the list of repositories. `names`: as the upstream wrote them. `next_url`: the URL of the next page;
-    None if this is the last one. `response`: the response with this page, without its body."""
+    """A page of the list of repositories. `names`: the names as the upstream sent them. `next_url`: the URL of the next
+    page; None if this is the last one. `response`: the response with this page, without its body."""
 
     names: Sequence[str]
     next_url: str | None

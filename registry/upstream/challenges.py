@@ -4,12 +4,12 @@ An endpoint (one of the URLs of the upstream) sends a challenge, which names the
 Without a rule, an endpoint could make this server send the password to any server. Therefore `RealmPolicy` checks each
 realm:
 
-- An https realm is used in three cases: it is on the endpoint's host; its registrable domain (such as `docker.io`) is
-  also the domain of an endpoint or of the upstream's name; the setting `realms` lists it.
+- An https realm is used if the setting `realms` lists it, or if it is on the endpoint's host. It is also used if its
+  registrable domain (such as `docker.io`) is the domain of an endpoint or of the upstream's name.
 - An http realm is used only if the endpoint is http itself, and the realm is on the endpoint's host or listed.
 - A realm that contains a user name is never used.
 - The password is sent only to a realm that is listed or has the endpoint's port. On another host, the port may also be
-  443. Any other port may belong to a service of somebody else, and so may port 443 of the endpoint's own host.
+  443. Any other port may belong to another owner's service. The same is true for port 443 of the endpoint's own host.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ It requests manifests, blobs and lists. An upstream has one or more endpoints (U
 all other requests.
 
 "The errors of a failed upstream request" are UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and
-StorageFailed. Each "not found" error, such as BlobUnknown, has an *unconfirmed* variant (UnconfirmedBlobUnknown), for
-a response that possibly comes from a proxy or firewall in front of the registry, and not from the registry itself.
+StorageFailed. Each "not found" error, such as BlobUnknown, has an *unconfirmed* variant (UnconfirmedBlobUnknown). It is
+for a response that possibly comes from a proxy or firewall in front of the registry, and not from the registry itself.
 
 Content with a digest is the same at all endpoints. For such content, requests are made with `any_endpoint`: if one
 endpoint does not have the content, the next one is tried. For tags, the first endpoint decides.
@@ -64,7 +64,7 @@ _BLOB_HEAD_UNSUPPORTED = frozenset({400, 403, 405, 501})
 """Statuses with which a registry, or the storage to which it redirects, may refuse a HEAD request for a blob. After
 such a response a GET is sent."""
 _NO_REPOSITORY = RepositoryName("ping")
-"""Stands for a repository in requests that are for no repository."""
+"""Takes the place of the repository name in requests that are for no repository."""
 
 
 class FetchEnded(Exception):
@@ -303,7 +303,7 @@ class HttpUpstreamClient:
         return self._requester.remaining_requests.is_nearly_exhausted()
 
     def endpoint_health(self) -> list[EndpointHealth]:
-        """Returns what this process knows about each endpoint, in the order of the settings."""
+        """Returns the health of each endpoint, as this process has observed it, in the order of the settings."""
         return self._requester.endpoint_health()
 
     async def aclose(self) -> None:

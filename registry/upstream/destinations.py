@@ -2,8 +2,8 @@
 
 An upstream chooses the URLs in its redirects and challenges. Without a rule, these URLs could make this server send
 requests to services that the upstream cannot reach: on this machine, in its private network, or the metadata service of
-its cloud. Therefore each IP address has a network class (`NetworkClass`), each request has a set of addresses to which
-it may connect (`Reach`), and `RedirectChain` limits the reach of the requests after a redirect.
+its cloud. Therefore each IP address has a network class (`NetworkClass`), and each request has a set of addresses to
+which it may connect (`Reach`). `RedirectChain` limits the reach of the requests after a redirect.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ class AddressPolicy:
             self.allowed_addresses(reach, host, port, [address])
 
     def classify_proxied(self, host: str) -> NetworkClass:
-        """Returns the network class of a host that has responded through a proxy: for an IP address, its class; for a
-        host name, PUBLIC, because the addresses of the host are not known."""
+        """Returns the network class of a host that has responded through a proxy. For an IP address, this is its class.
+        For a host name, it is PUBLIC, because the addresses of the host are not known."""
         return self.classify(literal_address(host))
 
     def _refusal(self, host: str, port: int, address: str, network: NetworkClass) -> UpstreamUnavailable:

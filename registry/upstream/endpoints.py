@@ -158,7 +158,7 @@ class UpstreamEndpoint:
 
     @property
     def health(self) -> EndpointHealth:
-        """What this process knows about the endpoint."""
+        """The health of the endpoint, as this process has observed it."""
         if self.failures < FAILURES_TO_OPEN:
             breaker: Literal["closed", "open", "half-open"] = "closed"
         else:
@@ -175,7 +175,7 @@ class UpstreamEndpoint:
 
     def close(self) -> None:
         """Ends the reports to the observer. If the breaker is open, first reports that it is no longer open. Call this
-        method when the endpoint is used no more. Idempotent."""
+        method when the endpoint is no longer used. Idempotent."""
         if self.failures >= FAILURES_TO_OPEN:
             self._observer.on_breaker(opened=False)
         self._observer = UNOBSERVED  # a request that still runs may open or close the breaker

@@ -1,8 +1,8 @@
-"""Passes searches on to an upstream that has a search of its own, such as Docker Hub (`UpstreamSearch`).
+"""Sends searches to an upstream registry that has a search API, such as Docker Hub (`UpstreamSearch`).
 
-The search is that of Docker's first API: `GET /v1/search?q=&n=&page=`. Answers are cached. If the upstream does not
-answer, a search waits at most `TIMEOUT_SECONDS`. After that, no search is passed on for `PAUSE_SECONDS`. A search that
-fails only because too many others run does not cause this pause.
+The API is the search of Docker's first registry API: `GET /v1/search?q=&n=&page=`. Answers are cached. A search waits
+at most `TIMEOUT_SECONDS` for the upstream. After a search has failed, no search is sent to the upstream for
+`PAUSE_SECONDS`. A search that fails only because too many others are running does not cause this pause.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from storage.names import MAX_NAME_LENGTH
 TIMEOUT_SECONDS: Final = 3.0
 """Longest time for which a search waits for the upstream."""
 PAUSE_SECONDS: Final = 30.0
-"""Time after a failed search for which no search is passed on."""
+"""Time after a failed search for which no search is sent to the upstream."""
 CACHED_SECONDS: Final = 600.0
 MAX_CACHED: Final = 256
-"""How long an answer is used again, and the number of answers that a process keeps."""
+"""Time for which a cached answer is used, and largest number of answers that a process caches."""
 MAX_AT_ONCE: Final = 2
-"""Largest number of searches that a process passes on at the same time. Others wait for their turn, at most
-`TIMEOUT_SECONDS`, and find nothing if it does not come."""
+"""Largest number of searches that a process sends to the upstream at the same time. Further searches wait for at most
+`TIMEOUT_SECONDS` until another search has ended. If none ends in this time, they return no results."""
 MAX_WAITING: Final = 20
-"""Number of searches that may wait. Further searches find nothing, without waiting."""
+"""Largest number of searches that may wait in this way. Further searches return no results, and do not wait."""
 REFUSED_SEARCHES: Final = frozenset({400, 414, 422})
-"""Statuses by which an upstream refuses one search. They do not mean that the search of the upstream does not work."""
+"""Statuses with which an upstream refuses a single search. They do not mean that its search API does not work."""
 MAX_BYTES: Final = MIB
 """Largest answer in bytes."""
 MAX_DESCRIPTION: Final = 300
@@ -47,7 +47,7 @@ log = logging.getLogger("registry.upstream")
 
 @dataclass(frozen=True, slots=True)
 class UpstreamResult:
-    """A repository that the upstream has found. `name`: as the upstream writes it, not checked."""
+    """A repository that the upstream has found. `name`: its name as the upstream sent it, not checked."""
 
     name: str
     description: str
@@ -70,12 +70,14 @@ class UpstreamSearch:
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
         self._waiting = 0
         self._cached: dict[tuple[str, int, int], tuple[float, Sequence[UpstreamResult]]] = {}
-        """By the arguments of `find`, oldest first: until when the answer is used, and the answer."""
+        """By the arguments of `find`, the oldest entry first: the time until which the answer is used, and the
+        answer."""
         self._paused_until = 0.0
 
     async def find(self, text: str, count: int, page: int) -> Sequence[UpstreamResult]:
-        """Returns a page of what the upstream finds for `text`; nothing if it does not answer, or not in time. The
-        first `page` is 1. Raises nothing. A cancellation does not stop the request, whose answer is cached."""
+        """Returns a page of the repositories that the upstream finds for `text`; an empty page if the upstream fails or
+        does not answer in time. The first `page` is 1. Raises nothing. A cancellation does not stop the request: its
+        answer is still cached."""
         key = text, count, page
         until, results = self._cached.get(key, (0.0, ()))
         if self._clock() < until:
@@ -88,8 +90,8 @@ class UpstreamSearch:
             return ()
 
     async def _ask(self, text: str, count: int, page: int) -> Sequence[UpstreamResult]:
-        """Asks the upstream when it is this search's turn, and caches the answer. Raises UpstreamUnavailable if the
-        upstream fails, after which all searches pause, or if the turn does not come."""
+        """Waits for a free slot, asks the upstream, and caches the answer. Raises UpstreamUnavailable if no slot
+        becomes free in time, or if the upstream fails, after which all searches pause."""
         await self._take_slot()
         try:
             if self._clock() < self._paused_until:
@@ -104,8 +106,8 @@ class UpstreamSearch:
         return results
 
     async def _take_slot(self) -> None:
-        """Waits for the turn of a search. Raises UpstreamUnavailable if the turn does not come in time, or if too many
-        searches wait."""
+        """Waits for a free slot. Raises UpstreamUnavailable if no slot becomes free in time, or if too many searches
+        are waiting already."""
         if self._waiting < MAX_WAITING:
             self._waiting += 1
             try:
@@ -119,7 +121,7 @@ class UpstreamSearch:
         raise UpstreamUnavailable(f"too many searches are passed on to {self.upstream}")
 
     async def _send(self, text: str, count: int, page: int) -> Sequence[UpstreamResult]:
-        """Returns what the upstream answers. After a failure, makes all searches pause and raises
+        """Sends a search to the upstream, and returns the results. After a failure, makes all searches pause and raises
         UpstreamUnavailable."""
         query = urlencode({"q": text, "n": count, "page": page})
         try:
@@ -141,13 +143,13 @@ class UpstreamSearch:
             raise UpstreamUnavailable(f"the search of {self.upstream} does not work") from None
 
     async def aclose(self) -> None:
-        """Ends the running searches, which then find nothing, and closes the connections."""
+        """Ends the running searches, which then return no results, and closes the connections."""
         await self._running.aclose()
         await self._api.aclose()
 
 
 def open_upstream_search(upstream: Upstream, clock: Callable[[], float]) -> UpstreamSearch:
-    """Returns the search of an upstream. Makes no connection yet. The caller closes it."""
+    """Returns the search of an upstream, without connecting to the upstream. The caller must close the search."""
     api = ApiClient(
         upstream,
         OutboundProxies(),

@@ -76,7 +76,7 @@ class ListCache(Generic[T]):
         list may have changed, and reading it costs little.
 
         Concurrent callers with the same key share one call of `read`. If a caller is cancelled, the call continues for
-        the others. Raises what `read` raises, and UpstreamTimeout after LIST_TIMEOUT_SECONDS."""
+        the others. Raises the errors of `read`, and UpstreamTimeout after LIST_TIMEOUT_SECONDS."""
         cached = self._cached.get(key)
         if (
             cached is not None

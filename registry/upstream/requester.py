@@ -55,8 +55,8 @@ MAX_RENEWALS = 3
 """Largest number of times that one request is sent again with another `Authorization` header."""
 
 EndpointOperation = Callable[[UpstreamEndpoint, EndpointAttempt], Awaitable[T]]
-"""A function that gets something from one endpoint, with one or more requests. It reports to the EndpointAttempt how
-the endpoint responds."""
+"""A function that gets content or a list from one endpoint, with one or more requests. It reports to the
+EndpointAttempt how the endpoint responds."""
 SendAuthorized = Callable[[Mapping[str, str]], Awaitable[UpstreamResponse]]
 """A function that sends a request and returns the response. Its argument has the headers to add to the request:
 `Authorization`, or none."""
@@ -117,7 +117,7 @@ class UpstreamRequester:
         self._auth = UpstreamAuthorizer(settings, self._endpoints.urls, api, self._backoff, records, leases, clock)
 
     def endpoint_health(self) -> list[EndpointHealth]:
-        """Returns what this process knows about each endpoint, in the order of the settings."""
+        """Returns the health of each endpoint, as this process has observed it, in the order of the settings."""
         return [endpoint.health for endpoint in self._endpoints.all]
 
     async def try_endpoints(
@@ -186,8 +186,8 @@ class UpstreamRequester:
         repo: RepositoryName,
         timeout_seconds: float | None,
     ) -> T:
-        """Returns the result of `operation` at one endpoint. Raises UpstreamTimeout after `timeout_seconds`, and what
-        `operation` raises. The circuit breaker of the endpoint counts the failure or success."""
+        """Returns the result of `operation` at one endpoint. Raises UpstreamTimeout after `timeout_seconds`, and the
+        errors of `operation`. The circuit breaker of the endpoint counts the failure or success."""
         with self._observer.request(loggable_origin(endpoint.url), repo), endpoint.attempt(repo) as attempt:
             attempt.timeout_seconds = timeout_seconds
             if timeout_seconds is None:

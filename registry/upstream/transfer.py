@@ -154,7 +154,7 @@ def _tcp_socket(connection: Connection) -> socket.socket:
 
 
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
-"""What follows the last byte of data in a chunked body: the end of that chunk, and a chunk of length zero (RFC 9112,
+"""The bytes after the last byte of data in a chunked body: the end of that chunk, and a chunk of length zero (RFC 9112,
 7.1)."""
 
 
@@ -262,9 +262,9 @@ def range_header(span: Span) -> str | None:
 
 def response_span(response: HTTPResponse, span: Span, url: str) -> tuple[int, int, int]:
     """Returns which bytes of the blob a response from `url` contains: their start, their exclusive stop, and the size
-    of the whole blob. `span` is what was requested. Raises RangesUnsupported if `span` is a part of the blob, and the
-    response contains the whole blob. Raises UpstreamUnavailable if the response contains another part of the blob,
-    compressed bytes, or no length."""
+    of the whole blob. `span` is the span that was requested. Raises RangesUnsupported if `span` is a part of the blob,
+    and the response contains the whole blob. Raises UpstreamUnavailable if the response contains another part of the
+    blob, compressed bytes, or no length."""
     server = loggable_origin(url)
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
         raise UpstreamUnavailable(f"{server} compresses the blob, which was not asked for")

@@ -306,8 +306,8 @@ class TrustStore:
         self._lock = threading.Lock()
 
     def context(self) -> ssl.SSLContext:
-        """Returns the context, always the same one. Raises UpstreamUnavailable if `ca_file` cannot be read; the log
-        says why. The first call blocks for about 30 ms. May be called in any thread."""
+        """Returns the context. All calls return the same object. Raises UpstreamUnavailable if `ca_file` cannot be
+        read; the log says why. The first call blocks for about 30 ms. May be called in any thread."""
         with self._lock:
             if self._context is None:
                 self._context = self._create_context()
@@ -325,7 +325,7 @@ class TrustStore:
 
 class UncheckedTrust(TrustStore):
     """Accepts every certificate, for servers with self-signed certificates. Anybody on the network between this machine
-    and the server can then read and change what the two send."""
+    and the server can then read and change the data that they exchange."""
 
     def __init__(self) -> None:
         super().__init__(None)

@@ -290,7 +290,8 @@ class _ListMemory:
 
     async def add_page(self, response: UpstreamResponse, entries_bytes: int) -> None:
         """Counts one more page: the length of its body, and `entries_bytes` for the objects of its entries. Raises
-        UpstreamUnavailable if the list exceeds MAX_LIST_BYTES, and TooManyRequests if the budget has no room."""
+        UpstreamUnavailable if the list exceeds MAX_LIST_BYTES, and TooManyRequests if too little of the budget is
+        free."""
         page_bytes = len(response.body) + entries_bytes
         if self._share.size + page_bytes > MAX_LIST_BYTES:
             raise UpstreamUnavailable(
@@ -356,9 +357,10 @@ def _next_page_of(response: UpstreamResponse) -> str | None:
 
 def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
     """Returns the URL of the next page, from the `Link` header of a response from `url`; None if the header has no
-    valid URL of a next page. The returned URL has the path and the query from the header, and the origin of `url`: a
-    registry behind a proxy may name an internal origin in the header, and the token must not be sent to another origin.
-    Raises UpstreamUnavailable if the header is longer than MAX_URL_LENGTH."""
+    valid URL of a next page. The returned URL has the path and the query from the header, and the origin of `url`. The
+    origin in the header is not used, because a registry behind a proxy may name an internal origin there, and because
+    the token must not be sent to another origin. Raises UpstreamUnavailable if the header is longer than
+    MAX_URL_LENGTH."""
     link_field = headers.get("link", "")
     if len(link_field) > MAX_URL_LENGTH:
         raise UpstreamUnavailable(

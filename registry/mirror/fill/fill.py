@@ -1,11 +1,11 @@
 """Downloads one blob from an upstream registry for any number of readers in several processes (`Fill`), and keeps track
 of the downloads of this process (`Fills`).
 
-A *fill* is the work of one process to get one blob. The bytes arrive in a *partial blob*, a file that all processes
-see. Each process that has readers for a blob has one fill of the blob. Only one of these fills downloads: it is the
-*owner* of the partial blob. The fills of the other processes are its *followers*: they wait for the bytes. If the owner
-dies, a follower becomes the owner and downloads the bytes that are still missing. A fill continues after the request
-that started it has ended.
+A *fill* is the work of one process to get one blob. The bytes are written into a *partial blob*, a file that all
+processes can read. Each process that has readers for a blob has one fill of the blob. Only one of these fills
+downloads: it is the *owner* of the partial blob. The fills of the other processes are its *followers*: they wait for
+the bytes. If the owner dies, a follower becomes the owner and downloads the bytes that are still missing. A fill
+continues after the request that started it has ended.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from storage.partials import Partial, Partials
 log = logging.getLogger("registry.mirror")
 
 READER_POLL_SECONDS: Final = 0.05
-"""After the owner has disappeared: longest time that a reader waits before it tries to read from a new owner."""
+"""Longest time that a reader waits, after the owner has disappeared, before it tries to read from a new owner."""
 FOLLOWER_PAUSE_SECONDS: Final = 0.01
-"""After the owner has disappeared: pause of a follower that could not take over, before it tries again."""
+"""Time that a follower waits, after it could not replace the owner that has disappeared, before it tries again."""
 MAX_LOST_OWNERS: Final = 40
 """Largest number of owners that can disappear, one after another, before a follower gives up."""
 
@@ -152,7 +152,7 @@ class Fill:
     async def run(self) -> None:
         """Runs the fill to its end, and sets `error` if it fails. Raises only CancelledError. After a cancellation, the
         stored bytes are kept for the next fill of the blob."""
-        abandoned: RegistryError = server_stopping_error()  # the error of a fill that nobody completes
+        abandoned: RegistryError = server_stopping_error()  # the error if the fill is stopped early
         error: RegistryError | None = abandoned
         try:
             await self._run()
@@ -213,7 +213,7 @@ class Fill:
             if not self.demand.requested.is_set():
                 # The fill was started only to prefetch the blob, and another process downloads the blob already.
                 raise NoReaders
-            failures_before = partial.owner_failures  # their number, and the reason of the last one
+            failures_before = partial.owner_failures  # the number of failures, and the reason of the last one
             partial.add_waiter()
             if await self._follow(partial):
                 return await self._mount_in(self.repositories)
@@ -227,7 +227,7 @@ class Fill:
                 if lost_owners > MAX_LOST_OWNERS:
                     raise PartialLost
                 await asyncio.sleep(FOLLOWER_PAUSE_SECONDS)
-                if not self._started.is_set():  # nobody reads from the old partial blob, which may have been deleted
+                if not self._started.is_set():  # no reader has the old partial blob, which may have been deleted
                     partial = await self._claim()
                     is_owner = partial.is_owner
         return await self._download(partial)
@@ -271,7 +271,7 @@ class Fill:
                 # Nobody reads the partial blob. If only some bytes are stored, a follower may have begun to read them.
                 await partial.discard()
             return
-        # If there was another owner, it may have learned that the upstream does not have the blob.
+        # An earlier owner may have learned that the upstream does not have the blob.
         if self._owner_change_count and await context.negative_cache.has(self.repo, self.digest):
             raise BlobUnknown
         download = Download(
@@ -351,8 +351,8 @@ class Fills:
     async def open_unstored(
         self, repo: RepositoryName, digest: Digest, size: int, span: tuple[int, int]
     ) -> PassThroughReader:
-        """Returns a reader of a blob that gets the bytes from the upstream for itself alone and stores nothing, for a
-        disk that has no room. The caller calls its `start`, and closes it. `span`: offsets of the first byte and of the
+        """Returns a reader that downloads a blob for one client and does not store it, because the disk is too full.
+        The caller must call the reader's `start`, and close the reader. `span`: offsets of the first byte and of the
         byte after the last one. Raises UpstreamUnavailable if all endpoints sent corrupt bytes for the blob."""
         context = self._context
         avoid = {*(avoided := await context.bad_senders.find_avoided(repo, digest)).ask_last, *avoided.refused}

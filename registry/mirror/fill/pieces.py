@@ -1,4 +1,4 @@
-"""Splits a blob's download into pieces (`PiecePlan`), chooses the piece length and the number of connections
+"""Splits the download of a blob into pieces (`PiecePlan`), chooses the piece length and the number of connections
 (`AdaptiveConcurrency`), and finds slow connections (`StragglerDetector`).
 
 A *piece* is the byte range of one request. Pieces that are requested at the same time never overlap. They are requested
@@ -220,8 +220,8 @@ class AdaptiveConcurrency:
 K = TypeVar("K")
 
 STRAGGLER_WINDOW_SECONDS: Final = 2.0
-"""Length of a window: a period over which the rate of one connection is measured. The first one starts with the first
-byte."""
+"""Length of a window: a period over which the rate of one connection is measured. The first window of a connection
+starts with the first byte of its response."""
 RECENT_SECONDS: Final = 30.0
 """Time for which the rate of a piece is used for comparison after the piece has ended."""
 MAX_ENDED_RATES: Final = 16

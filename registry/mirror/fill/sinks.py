@@ -1,5 +1,6 @@
-"""Writes the bytes of one response from an upstream registry into a partial blob: either the byte range that was
-requested, a *piece* (`PieceSink`), or the missing bytes of a blob that was requested whole (`WholeSink`).
+"""Writes the bytes of one response from an upstream registry into a partial blob. `PieceSink` writes the response to a
+request for one byte range, a *piece*. `WholeSink` writes the missing bytes from the response to a request for the whole
+blob.
 
 A *partial blob* is a blob that is still being downloaded, into a file. Both classes implement the Protocol `BlobSink`,
 whose methods are called in the thread that reads the response. An *endpoint* is one of the base URLs of the upstream.

@@ -133,7 +133,7 @@ class ImagePull:
         self._last_request = self._clock()
 
     def is_active(self) -> bool:
-        """Returns whether a reader is open or the last request is less than `PULL_IDLE_SECONDS` ago."""
+        """Returns whether a reader is open, or the last request was made less than `PULL_IDLE_SECONDS` ago."""
         return self._readers > 0 or self._clock() - self._last_request < PULL_IDLE_SECONDS
 
 

@@ -22,7 +22,8 @@ FindStored = Callable[[Sequence[Digest]], Awaitable[set[Digest]]]
 """Returns which of the given digests belong to blobs that are completely stored."""
 Locate = Callable[[RepositoryName], Awaitable[tuple[Registry, RepositoryName, str | None]]]
 """For a repository name, returns three things: the registry that serves the repository, the repository's name in that
-registry, and the name of its upstream registry, or None if the repository is *hosted*: clients push to it."""
+registry, and the name of its upstream registry. The last one is None if the repository is *hosted*, that is, if clients
+push to it."""
 
 MAX_RUNNING_REFERENCES = 4
 MAX_RUNNING_BLOBS = 8
@@ -117,9 +118,9 @@ class Warmer:
         return result
 
     async def _fetch_image(self, image: ImageReference, result: WarmResult) -> None:
-        """Fetches one image, and adds its numbers to `result`. If a manifest that an index lists is missing, or a blob
-        cannot be fetched, still fetches the rest of the image, and then raises the first such error. If a manifest
-        cannot be fetched for another reason, raises the error immediately."""
+        """Fetches one image, and adds its numbers to `result`. If the upstream does not have a manifest that an index
+        lists, or if a blob cannot be fetched, still fetches the rest of the image. Then raises the first such error. If
+        a manifest cannot be fetched for another reason, raises the error immediately."""
         registry, repo, upstream = await self._locate(image.repository)
         if upstream is None:
             raise NameUnknown(f"{repo} is hosted here; no upstream has it")

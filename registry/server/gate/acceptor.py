@@ -31,8 +31,8 @@ from registry.server.server_log import log
 OnLost = Callable[[], None]
 """Called when a connection is lost, in rare cases twice."""
 OnRefused = Callable[[tuple[str, int], bytes, int, str], None]
-"""Called for each connection that is refused, with the client's address and port, the bytes that the client has sent,
-the status of the response (0: there was none), and the reason, in one line."""
+"""Called for each connection that is refused. The arguments are the client's address and port, the bytes that the
+client has sent, the status of the response (0: there was none), and the reason in one line."""
 ProtocolFactory = Callable[[OnLost | None], asyncio.BaseProtocol]
 """Returns the protocol object of a new connection. The argument is None if nothing has to be called when the
 connection is lost."""
@@ -50,8 +50,8 @@ _CONNECTION_ERRORS = (
     *(errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT),
 )
-"""Errors of one connection, after which the worker goes on: another worker accepted the connection first, the client
-closed it, or the client's network failed. See accept(2), "Error handling"."""
+"""Errors of one connection, after which the worker continues to accept connections: another worker accepted the
+connection first, the client closed it, or the client's network failed. See accept(2), "Error handling"."""
 _TLS_SHUTDOWN_SECONDS = 600.0
 """The event loop's own timeout for closing a TLS connection. This time is so long that the timeout has no effect: the
 timeouts in `registry.server.connection.timeouts` are shorter."""
@@ -73,8 +73,8 @@ class PendingConnection:
         object."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns a candidate of the kind `new`: such a connection may be closed at any time (`now` is not used) to
-        make room for another one. Returns None if it is being closed already."""
+        """Returns a candidate of the kind `new`: such a connection may be closed at any time (`now` is not used), so
+        that another one can be accepted. Returns None if the connection is being closed already."""
         return None if self.task is None or self.task.cancelling() else self._candidate
 
     def evict(self) -> None:

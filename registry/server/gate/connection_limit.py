@@ -1,8 +1,8 @@
 """Limits how many connections one worker process has open, because each takes a file descriptor.
 
-A connection takes one descriptor. A request in progress takes up to three more: one for the file that it sends, a
-second one of this file for read-ahead, and one for a duplicate of the connection's socket. The worker keeps
-a reserve of descriptors for other files and for connections to upstream registries.
+A connection takes one descriptor. A request in progress takes up to three more descriptors: two for the file that it
+sends (the second one is for read-ahead), and one for a duplicate of the connection's socket. The worker keeps a reserve
+of descriptors for other files and for connections to upstream registries.
 
 When no descriptor is left for a new connection, the worker *evicts* silent connections: it closes them. `EvictionKind`
 lists the four kinds of silent connections. The worker never evicts a connection that is not silent.
@@ -40,7 +40,7 @@ large reserve."""
 _MIN_BUDGET = 8
 """Smallest number of descriptors for connections and their requests, even if that uses up the reserve."""
 _LOW_CAPACITY = 256
-"""A worker with room for fewer connections logs a warning at its start."""
+"""A worker that can have fewer connections than this logs a warning at its start."""
 _MIN_SELECTED = 32
 """Smallest number of silent connections that one search selects for eviction, if it finds so many."""
 _ACCEPTS_PER_PAUSE = 32
@@ -86,7 +86,7 @@ class EvictableConnection(Protocol):
         ...
 
     def evict(self) -> None:
-        """Closes the connection immediately, to make room for another one."""
+        """Closes the connection immediately, so that its descriptor can be used for another connection."""
         ...
 
 
@@ -96,7 +96,7 @@ _Selected = tuple[EvictableConnection, EvictionCandidate]
 
 class ConnectionLimit:
     """The connection limit of one worker. Create it after the application has started: the descriptors that are in
-    use at that moment are set aside for good."""
+    use at that moment are never counted as free for connections."""
 
     def __init__(
         self,
@@ -146,8 +146,8 @@ class ConnectionLimit:
         """Returns 0.0 if the worker may accept a connection now; otherwise for how many seconds to accept none. Call it
         before each connection is accepted.
 
-        If there is no room, the first call returns a short time, in which another worker can accept the connection. The
-        next calls evict silent connections to make room, up to `_ACCEPTS_PER_PAUSE` times.
+        If no descriptor is free, the first call returns a short time, in which another worker can accept the
+        connection. The next calls evict silent connections to free descriptors, up to `_ACCEPTS_PER_PAUSE` times.
         """
         if self._free_descriptors() > 0:
             return 0.0
@@ -226,13 +226,13 @@ class ConnectionLimit:
         return None
 
     def _search(self, now: float) -> list[_Selected]:
-        """Examines up to `MAX_EXAMINED` connections; each search goes on where the last one ended. Selects connections
-        of one kind: `_MIN_SELECTED` of those found, or an eighth of them if that is more. Returns them in reverse order
-        of eviction. The list is empty if no silent connection was found.
+        """Examines up to `MAX_EXAMINED` connections, from the position where the previous search ended. Selects
+        connections of one kind: `_MIN_SELECTED` of those found, or an eighth of them if that is more. Returns them in
+        reverse order of eviction. The list is empty if no silent connection was found.
 
-        Selects lingering connections if there are any. If not, selects new ones or idle ones, whichever are more. So a
-        client that opens many connections of one kind does not cause evictions of the other kind. Selects stalled
-        connections only if there are no others.
+        Selects lingering connections if there are any. If not, selects new or idle connections: the kind of which there
+        are more. So a client that opens many connections of one kind does not cause evictions of the other kind.
+        Selects stalled connections only if there are no others.
         """
         by_kind: dict[EvictionKind, list[_Selected]] = {"lingering": [], "new": [], "idle": [], "stalled": []}
         count = len(self._connections) + len(self._pending)
@@ -280,8 +280,8 @@ def _sorted_for_eviction(silent: list[_Selected]) -> list[_Selected]:
     """
     silent.sort(key=lambda selected: -selected[1].since)  # newest first
     counts: Counter[str] = Counter()
-    # id of a connection -> 0 for the newest `FAIR_SHARE` connections of an address, 1 for the next older one, 2 for the
-    # one before that, and so on
+    # Maps the id of each connection to a number. It is 0 for the newest `FAIR_SHARE` connections of an address. Its
+    # older connections have the numbers 1, 2, 3, …; the oldest connection has the highest number.
     excess: dict[int, int] = {}
     for connection, candidate in silent:
         if candidate.address is not None:

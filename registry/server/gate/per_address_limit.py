@@ -56,7 +56,7 @@ class PerAddressLimit:
         self._max_connections = max_connections
         self._counts = SharedCounters(_COLUMNS_PER_WORKER * workers)
         self._free_columns = list(range(self._counts.columns))
-        self._own_column: int | None = None  # of this process
+        self._own_column: int | None = None  # the column in which this process counts
         self._clock = clock
         self._logged_at = -_LOG_INTERVAL_SECONDS
         self._unlogged = 0  # connections closed since the last log line
@@ -82,8 +82,8 @@ class PerAddressLimit:
     # Called in a worker
 
     def use_column(self, column: int | None) -> None:
-        """Makes this process count its connections in `column`. With None it counts none, and admits every
-        connection."""
+        """Makes this process count its connections in `column`. If `column` is None, the process counts no connections,
+        and admits every connection."""
         self._own_column = column
 
     def admit(self, address: str) -> CountedConnection:

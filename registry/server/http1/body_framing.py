@@ -72,8 +72,8 @@ class LengthFraming:
 class ChunkedFraming:
     """The framing of a body in chunks (`Transfer-Encoding: chunked`).
 
-    This class is strict: it refuses framing that a proxy before the server could interpret differently, such as a line
-    that ends with LF without CR, or a size with spaces around it.
+    This class is strict: it refuses framing that a proxy in front of the server could interpret differently. Examples
+    are a line that ends with LF without CR, and a size with spaces around it.
     """
 
     def __init__(self, limit: int) -> None:

@@ -23,7 +23,7 @@ def find_head_end(tail: bytes, data: bytes, start: int) -> int:
     length of `data` if the head does not end in `data`.
 
     `tail` is empty if the head begins in `data`. Otherwise it has the last bytes, up to three, of the part of the head
-    that was received before `data`: these bytes could be the beginning of the CRLFCRLF that ends the head.
+    that was received before `data`. These bytes could be the beginning of the CRLFCRLF that ends the head.
     """
     if start == 0 and tail:
         position = (tail + data[:3]).find(_HEAD_END)

@@ -1,8 +1,9 @@
-"""Commands from the supervisor to a worker, over a pair of sockets that keep the bounds of messages.
+"""Sends commands from the supervisor (the parent process) to a worker, over a pair of connected sockets. Each message
+on these sockets is received as a whole.
 
 A command is the line `NUMBER NAME`. If the command has a payload, the descriptor of an anonymous file with the payload
-comes with the line. So a command never fills the socket, however large the payload is. The worker runs its commands one
-after another, and answers each with `NUMBER ok` or `NUMBER failed REASON`. The number of an answer tells to which
+is sent with the line. So a command never fills the socket, however large the payload is. The worker runs its commands
+one after another, and answers each with `NUMBER ok` or `NUMBER failed REASON`. The number of an answer tells to which
 command it belongs, even if the supervisor has not waited for earlier answers.
 """
 
@@ -33,7 +34,7 @@ class Answer:
 
 
 def command_pair() -> tuple[socket.socket, socket.socket]:
-    """Returns two connected sockets, the supervisor's and the worker's. Neither blocks."""
+    """Returns two connected non-blocking sockets: the supervisor's and the worker's."""
     supervisor_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     supervisor_end.setblocking(False)
     worker_end.setblocking(False)
@@ -68,7 +69,7 @@ def receive_answer(sock: socket.socket) -> Answer | None:
 
 
 class CommandReceiver:
-    """The worker's end: receives commands and runs them in their order."""
+    """The worker's end of the sockets: receives commands and runs them in the order in which they were sent."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, run: OnCommand) -> None:
         self._loop = loop
@@ -79,7 +80,7 @@ class CommandReceiver:
         loop.add_reader(sock, self._receive)
 
     def close(self) -> None:
-        """Receives and runs no more commands. A command that runs is cancelled, and gets no answer."""
+        """Stops receiving and running commands. Cancels a running command, to which no answer is sent."""
         self._loop.remove_reader(self._sock)
         self._task.cancel()
         self._sock.close()
@@ -91,7 +92,7 @@ class CommandReceiver:
             return
         except OSError:
             data, files = b"", []
-        if not data:  # the supervisor has ended, which the alive pipe reports as well
+        if not data:  # the supervisor has ended; the worker notices this by another pipe, and exits
             self._loop.remove_reader(self._sock)
             return
         number, name = data.decode().split(" ", 1)
@@ -116,7 +117,7 @@ def _read_and_close(file: int) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """Returns one line that says why a command failed. Logs the traceback of an error that nobody expects."""
+    """Returns one line that says why a command failed. Logs the traceback of an unexpected error."""
     message = getattr(error, "message", None)
     if not (isinstance(message, str) and message):
         if not isinstance(error, OSError):

@@ -1,8 +1,8 @@
-"""The control socket: how commands on the same machine reach a running server.
+"""The control socket, over which commands on the same machine send requests to a running server.
 
-It is a Unix socket in the data directory that only its owner can use. A connection takes one request, a line of JSON
-such as `{"do": "reload"}`, and gets one answer, the line `{"ok": true, "message": "…"}`. The answer comes when the work
-is done. A client that goes away does not stop the work.
+It is a Unix socket in the data directory, which only the owner of the socket can use. On each connection, the client
+sends one request, a line of JSON such as `{"do": "reload"}`. When the work is done, the server sends one answer, the
+line `{"ok": true, "message": "…"}`. If the client disconnects before that, the work goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_CONNECTIONS = 32
 _MAX_REQUEST_BYTES = 4096
 
 Action = Callable[[Reply], None]
-"""Starts what a request asks for. Calls the argument with the outcome, at once or later."""
+"""Starts the work that a request asks for. Calls its argument with the outcome, immediately or later."""
 Watch = Callable[[socket.socket, Callable[[], None]], None]
 """Makes the event loop call the function when the socket is readable."""
 Unwatch = Callable[[socket.socket], None]
@@ -31,7 +31,7 @@ Unwatch = Callable[[socket.socket], None]
 
 
 class ControlUnavailable(Exception):
-    """No server can be reached by the socket. `message` says why, in one line."""
+    """No server can be reached over the socket. `message` says why, in one line."""
 
     def __init__(self, message: str) -> None:
         self.message = message
@@ -39,9 +39,9 @@ class ControlUnavailable(Exception):
 
 
 def listen_for_control(path: Path) -> socket.socket | None:
-    """Creates the socket at `path` and listens on it. Replaces a socket that a server has left behind. Returns None,
-    and logs a warning, if another server is listening there or the socket cannot be created: then commands cannot reach
-    this server, but it can serve."""
+    """Creates the socket at `path` and listens on it. Replaces the file of an old socket on which no server listens any
+    more. Returns None, and logs a warning, if another server is listening there or the socket cannot be created: then
+    commands cannot reach this server, but it can still serve clients."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.setblocking(False)
     try:
@@ -70,8 +70,8 @@ def listen_for_control(path: Path) -> socket.socket | None:
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:
-    """Returns the device and the inode number of the file at `path`; None: there is no file. They change when another
-    server puts its own socket in the place of the file."""
+    """Returns the device and the inode number of the file at `path`; None: there is no file. These numbers change when
+    another server replaces the file by its own socket."""
     try:
         status = os.stat(path)
     except OSError:
@@ -80,8 +80,9 @@ def file_identity(path: Path) -> tuple[int, int] | None:
 
 
 def remove_control(path: Path, identity: tuple[int, int] | None) -> None:
-    """Removes the file of the socket, unless it is gone or another server has put its own socket in its place. Call it
-    before the socket is closed: as long as the socket listens, no other server replaces the file."""
+    """Removes the file of the socket. Does nothing if the file does not exist, or if another server has replaced it by
+    its own socket. Call this before the socket is closed: as long as the socket listens, no other server replaces the
+    file."""
     if identity is not None and identity == file_identity(path):
         with suppress(OSError):
             os.unlink(path)
@@ -112,7 +113,8 @@ def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _address(directory: int, path: Path) -> str:
     """Returns an address for the socket at `path`. `directory` is the open directory that contains it. An address may
-    have only 107 bytes (unix(7)), so a long path is reached by the directory's descriptor."""
+    have only 107 bytes (unix(7)), so the address of a socket with a long path contains the directory's descriptor
+    instead of the path."""
     text = str(path)
     return text if len(os.fsencode(text)) < 100 else f"/proc/self/fd/{directory}/{path.name}"
 
@@ -136,7 +138,7 @@ class ControlSocket:
     def __init__(
         self, listener: socket.socket, path: Path, actions: Mapping[str, Action], watch: Watch, unwatch: Unwatch
     ) -> None:
-        """`path`: the file of the listening socket. `actions`: what the server can do, by name."""
+        """`path`: the file of the listening socket. `actions`: the actions that a request can name in `do`."""
         self.listener = listener
         self._path = path
         self._identity = file_identity(path)
@@ -159,7 +161,7 @@ class ControlSocket:
         def reply(outcome: Outcome) -> None:
             self._waiting.discard(connection)
             line = json.dumps({"ok": outcome.ok, "message": outcome.message}).encode() + b"\n"
-            with connection, suppress(OSError):  # the client has gone
+            with connection, suppress(OSError):  # the client has disconnected
                 connection.send(line)
 
         return reply
@@ -213,9 +215,9 @@ class ControlSocket:
 
 
 def _requested_action(line: bytes) -> str:
-    """Returns the name of what a request asks for; empty if the line is no request."""
+    """Returns the name of the action that a request asks for; empty if the line is not a valid request."""
     try:
         request = json.loads(line)
-    except (ValueError, RecursionError):  # the latter for deeply nested lists
+    except (ValueError, RecursionError):  # RecursionError: the line has deeply nested lists
         return ""
     return str(request.get("do", "")) if isinstance(request, dict) else ""

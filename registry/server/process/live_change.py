@@ -1,9 +1,9 @@
-"""The terms of a change of the configuration while the server runs.
+"""Types that describe a change of the configuration while the server runs.
 
-A *reload* has two phases. First every worker prepares the new configuration beside the one in force. If all workers
-have done so, all of them switch to the new configuration. Otherwise all of them discard it. The server knows a
-configuration only as bytes: a `ConfigurationSource` makes the bytes in the parent process, and the application of each
-worker reads the bytes.
+A *reload* has two phases. First every worker prepares the new configuration, while the old one is still in use. If all
+workers have prepared it, all of them switch to the new configuration. Otherwise all of them discard it. The server
+handles a configuration only as bytes: a `ConfigurationSource` makes the bytes in the parent process, and the
+application of each worker parses them.
 """
 
 from __future__ import annotations
@@ -26,28 +26,29 @@ class Proposal:
     """A checked configuration that is not in force yet."""
 
     configuration: bytes
-    """What the workers' applications get."""
+    """The bytes that the application of each worker gets."""
     changes: str
-    """What differs from the configuration in force, for people; empty if nothing does."""
+    """A text for people that says how the proposal differs from the configuration in force; empty if they are equal."""
 
 
 class ConfigurationSource(Protocol):
-    """Reads the configuration, and knows which one is in force. Used in the parent process."""
+    """Reads the configuration, and remembers which configuration is in force. Used in the parent process."""
 
     def propose(self) -> Proposal:
         """Reads and checks the whole configuration. Raises ChangeRefused if the configuration is not valid, or if it
         changes a setting that cannot change while the server runs."""
 
     def accept(self, proposal: Proposal) -> None:
-        """Says that the proposal is in force: workers that start from now on use it."""
+        """Puts the proposal in force: workers that start from now on use it."""
 
 
 @runtime_checkable
 class LiveApplication(Protocol):
-    """An application that can change its configuration and hand its work over. Used in a worker."""
+    """An application that can change its configuration while it runs, and can leave its background work to other
+    workers. Used in a worker."""
 
     async def prepare(self, configuration: bytes) -> None:
-        """Gets ready to use the configuration. May raise any exception; then nothing changes."""
+        """Prepares to use the configuration. May raise any exception; then nothing changes."""
 
     async def switch(self) -> None:
         """Uses the prepared configuration for all new requests."""
@@ -56,7 +57,7 @@ class LiveApplication(Protocol):
         """Discards the prepared configuration."""
 
     async def retire(self) -> None:
-        """Starts no new background work, because the worker is about to end."""
+        """Makes the application start no more background work, because the worker is about to end."""
 
     async def finish(self) -> None:
         """Waits until the background work has ended. Called after `retire`."""
@@ -71,7 +72,7 @@ class Outcome:
 
 
 Reply = Callable[[Outcome], None]
-"""Gets the outcome of a change."""
+"""A function that is called with the outcome of a change."""
 
 
 def reloaded(proposal: Proposal) -> Outcome:

@@ -1,4 +1,5 @@
-"""`LiveChanges`: the queue of the changes that a supervisor is asked for. One change runs at a time.
+"""`LiveChanges`: the queue of the requested reloads and restarts of a server. The supervisor (the parent process of the
+workers) runs one such change at a time.
 
 If a change of the same kind is waiting already, a request joins that change. So any number of requests during a reload
 leads to exactly one more reload.
@@ -25,7 +26,7 @@ _READY_SECONDS = 30.0
 
 
 class ChangingSupervisor(Protocol):
-    """What the changes need of the supervisor."""
+    """The methods of the supervisor that `LiveChanges` calls."""
 
     def begin_renewal(self) -> Renewal:
         """Starts to replace all workers by forks of this process."""
@@ -57,11 +58,11 @@ class LiveChanges:
         self._successor = successor
         self._notifier = notifier
         self._command_numbers = command_numbers()
-        self._reloads: list[Reply] = []  # the replies to those who wait for the next reload; empty: nobody wants one
-        self._restarts: list[Reply] = []
-        self._wanted_since = 0.0
-        self._replies: list[Reply] = []  # the replies to those who wait for the change that runs
-        self._is_reload = False  # whether the change that runs is a reload; if none runs, whether the last one was
+        self._reloads: list[Reply] = []  # for the requests that wait for the next reload
+        self._restarts: list[Reply] = []  # for the requests that wait for the next restart
+        self._wanted_since = 0.0  # when the latest request was made
+        self._replies: list[Reply] = []  # for the requests that the running change fulfils
+        self._is_reload = False  # whether the running change is a reload, or, if none is running, the last one was
         self._reload: Reload | None = None
         self._check: SuccessorCheck | None = None
         self._renewal: Renewal | None = None
@@ -69,12 +70,13 @@ class LiveChanges:
     # Requests
 
     def request_reload(self, reply: Reply) -> None:
-        """Asks for a reload. `reply` gets the outcome of the reload."""
+        """Queues a reload. `reply` is called with the outcome of the reload."""
         self._wanted_since = time.monotonic()
         self._reloads.append(reply)
 
     def request_restart(self, reply: Reply) -> None:
-        """Asks for a restart: a new version of the program takes over, and all workers are replaced."""
+        """Queues a restart: a new version of the program takes over, and all workers are replaced. `reply` is called
+        with the outcome of the restart."""
         self._wanted_since = time.monotonic()
         self._restarts.append(reply)
 
@@ -92,7 +94,7 @@ class LiveChanges:
 
     @property
     def running(self) -> str:
-        """The change that runs, for people; empty if there is none."""
+        """The name of the running change; empty if there is none."""
         if self._reload is not None:
             return "reload"
         return "restart" if self._check is not None or self._renewal is not None else ""
@@ -106,7 +108,7 @@ class LiveChanges:
         return min(times, default=float("inf"))
 
     def on_answer(self, worker: WorkerProcess, answer: Answer) -> None:
-        """Takes a worker's answer to a command."""
+        """Called with a worker's answer to a command."""
         if self._reload is not None:
             self._reload.on_answer(worker, answer)
 
@@ -118,7 +120,7 @@ class LiveChanges:
         return self._renewal is not None and self._renewal.on_exit(worker, how)
 
     def step(self, now: float) -> None:
-        """Goes on with the change that runs, or starts the next one."""
+        """Continues the running change, or starts the next one."""
         if self._reload is not None:
             self._reload.step(now)
             self._end(self._reload.outcome)
@@ -131,7 +133,7 @@ class LiveChanges:
                 return
 
     def cancel(self) -> None:
-        """Refuses all changes, because the server stops."""
+        """Ends the running change, and refuses all queued ones, because the server stops."""
         if self._check is not None:
             self._check.kill()
             self._supervisor.end_check(self._check)
@@ -144,7 +146,7 @@ class LiveChanges:
     # Steps
 
     def _start_next(self, now: float) -> bool:
-        """Starts the change that is wanted next. Returns False if it has to wait for workers that are starting."""
+        """Starts the next change in the queue. Returns False if it has to wait for workers that are starting."""
         self._is_reload = bool(self._reloads)
         if any(not worker.ready for worker in self._pool.serving):
             if now >= self._wanted_since + _READY_SECONDS:
@@ -173,8 +175,8 @@ class LiveChanges:
 
     def _refuse_mixed_settings(self) -> None:
         """Raises ChangeRefused if workers of an old version still serve, because a restart was abandoned. Their
-        settings differ from the settings of this process, so nobody could tell what a reload would change in these
-        workers."""
+        settings differ from the settings of this process, so it is unknown which settings a reload would change in
+        these workers."""
         old_workers = sum(worker.is_adopted for worker in self._pool.serving)
         if old_workers:
             raise ChangeRefused(
@@ -210,7 +212,7 @@ class LiveChanges:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """Ends the change that runs because of an error that nobody expects. The server goes on without the change."""
+        """Ends the running change because of an unexpected error. The server continues without the change."""
         log.error("a change of the server failed", exc_info=error)
         if self._check is not None:
             with suppress(Exception):
@@ -220,7 +222,7 @@ class LiveChanges:
         self._end(Outcome(False, " ".join(str(message).split())))
 
     def _end(self, outcome: Outcome | None) -> None:
-        """Ends the change that runs, and tells everybody who waits for it. Does nothing for None."""
+        """Ends the running change, and replies to all requests that wait for it. Does nothing if `outcome` is None."""
         if outcome is None:
             return
         self._reload = self._check = self._renewal = None
@@ -238,4 +240,5 @@ class LiveChanges:
 
 
 def no_reply(outcome: Outcome) -> None:
-    """A `Reply` that does nothing. A signal has no sender to answer, and the log has the outcome."""
+    """A `Reply` that does nothing, for a change that a signal has requested: there is no client to answer, and the
+    outcome is in the log."""

@@ -1,4 +1,4 @@
-"""What the server needs to change while it runs (`LiveOptions`)."""
+"""`LiveOptions`: the options for reloads and restarts of the running server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class FixedConfiguration:
 
 @dataclass(frozen=True)
 class LiveOptions:
-    """The parts of live change. The defaults suit an application without a configuration."""
+    """The options for reloads and restarts of the running server. The defaults are for an application without a
+    configuration."""
 
     configuration: ConfigurationSource = field(default_factory=FixedConfiguration)
     control: Path | None = None
@@ -32,6 +33,6 @@ class LiveOptions:
     handover: Handover | None = None
     """The sockets and workers of the version that ran before in this process; None: this is an ordinary start."""
     counts: tuple[int, str] | None = None
-    """The memory in which the application counts, for a new version: its descriptor and its layout; None: a new version
-    counts from 0."""
+    """The shared memory with the application's counters, which a new version of the program continues: its file
+    descriptor, and a text that identifies its layout. None: a new version starts to count from 0."""
     notifier: Notifier = field(default_factory=lambda: Notifier(None))

@@ -1,4 +1,5 @@
-"""`Reload`: gives all workers a new configuration, or none (see `registry.server.process.live_change`)."""
+"""`Reload`: gives a new configuration either to all workers or to none of them (see
+`registry.server.process.live_change`)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _SWITCH_SECONDS = 20.0
 
 
 def command_numbers() -> Iterator[int]:
-    """Returns the numbers of commands, one after another. 0 is for commands whose answer nobody needs."""
+    """Returns an iterator over the numbers for commands, from 1 on. The number 0 is for commands whose answer is
+    ignored."""
     return itertools.count(1)
 
 
@@ -46,7 +48,7 @@ class Reload:
             if not pool.command(worker, self._prepare_number, "prepare", proposal.configuration):
                 self._refuse(f"the worker {worker.pid} does not answer")
                 return
-        self._switch_when_prepared()  # at once if no worker runs
+        self._switch_when_prepared()  # needed here if there are no workers, because then no answer will arrive
 
     @property
     def deadline(self) -> float:
@@ -54,7 +56,7 @@ class Reload:
         return self._deadline
 
     def on_answer(self, worker: WorkerProcess, answer: Answer) -> None:
-        """Takes a worker's answer. Ignores answers to other commands."""
+        """Called with a worker's answer to a command. Ignores answers to commands that are not of this reload."""
         if self.outcome is not None or worker.pid not in self._waiting:
             return
         if not self._is_switching and answer.number == self._prepare_number:

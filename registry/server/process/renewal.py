@@ -1,7 +1,7 @@
 """`Renewal`: replaces workers by new processes, one after another.
 
-Each old worker accepts connections until its replacement does, and then *retires*: it answers one more request on each
-of its connections, and ends when the last one is closed.
+Each old worker accepts connections until its replacement accepts them. Then the old worker *retires*: it answers one
+more request on each of its connections, and ends when its last connection is closed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _START_SECONDS = 60.0
 
 class Renewal:
     """One renewal. `to_replace`: the workers that are replaced. `surplus`: workers that end without a replacement,
-    after the others, because the number of workers is reduced. `fork` starts a worker with an index."""
+    after the others, because the number of workers is reduced. `fork` starts a worker with the given index."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Renewal:
             self._surplus.remove(worker)
             return True
         if is_being_replaced:
-            self._replacement = None  # from now on it is a worker like the others
+            self._replacement = None  # from now on, the new process is an ordinary worker
             return True
         if worker is self._replacement:
             self._abandon(f"the new worker {how}")
@@ -79,7 +79,7 @@ class Renewal:
             self.outcome = Outcome(True, "all workers were replaced")
 
     def _abandon(self, reason: str) -> None:
-        """Ends the renewal. The workers that were not replaced yet go on serving."""
+        """Ends the renewal. The workers that were not replaced yet continue to serve."""
         old_worker_count = len(self._to_replace) + len(self._surplus)
         self.outcome = Outcome(False, f"{reason}; {old_worker_count} old workers go on serving")
         self._to_replace.clear()

@@ -51,8 +51,8 @@ def serve(
     that they are not shared over the fork. Modules that it needs should be imported before the call of this function,
     because the workers then share their memory. `on_ready` is called once, in this process, when all workers accept
     connections. `shutdown_grace` is how many seconds requests in progress may continue after the signal, and
-    `restart_grace` how many seconds a worker that was replaced may go on with its connections. The sockets must be
-    listening; this function closes them. `live`: how the server changes while it runs.
+    `restart_grace` how many seconds a worker that was replaced may continue to serve its connections. The sockets must
+    be listening; this function closes them. `live`: how the server changes while it runs.
 
     Call this function from the main thread, because it sets signal handlers.
     """

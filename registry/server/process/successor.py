@@ -1,9 +1,10 @@
-"""How a server hands over to a new version of its program: the supervisor executes it in its own process.
+"""Replaces a running server by a new version of its program: the supervisor executes the new version in its own process
+(execve(2)).
 
-The process keeps its pid, its child processes and the files that it passes on. So whoever watches the process (a
-service manager, a container, a terminal) notices nothing, and the workers of the old version go on until the new
+The process keeps its pid, its child processes and the files that it passes on. So a service manager, container or
+terminal that watches the process notices no change. The workers of the old version continue to serve until the new
 version has replaced them. Before that, the new version *checks* in a process of its own whether it can start. If it
-cannot start, the old version goes on unchanged.
+cannot start, the old version continues unchanged.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ HANDOVER_VARIABLE: Final = "_ENTREPOT_HANDOVER"
 _FORMAT: Final = 2
 """Number of the format of a handover. A version that does not know the format refuses to take over."""
 _CHECK_SECONDS: Final = 60.0
+"""Longest time that the check may take."""
 _SHOWN_BYTES: Final = 4096
-"""Number of bytes of the check's output that are kept."""
+"""Number of bytes at the end of the check's output that are kept."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Handover:
     sockets: list[int]
     """The listening sockets."""
     alive_pipe: tuple[int, int]
+    """The reading and the writing end of the pipe by which the workers notice that the supervisor has ended."""
     control: int | None
     """The control socket."""
     waiting: list[int]
@@ -48,7 +51,7 @@ class Handover:
     facts: dict[str, str]
     """Facts about the old version that the new one checks, such as its data directory."""
     counts: tuple[int, str] | None = None
-    """See `LiveOptions`."""
+    """The memory with the application's counters (see `LiveOptions.counts`)."""
 
     def files(self) -> list[int]:
         """Returns all descriptors that the new version gets."""
@@ -77,7 +80,7 @@ class Handover:
 
 
 def describe_worker(worker: WorkerProcess) -> dict[str, Any]:
-    """Returns what `Handover.workers` says about a worker."""
+    """Returns the entry of a worker in `Handover.workers`."""
     return {
         "pid": worker.pid,
         "index": worker.index,
@@ -99,13 +102,14 @@ class Check:
 
 
 def take_handover(environment: MutableMapping[str, str]) -> Handover | Check | None:
-    """Returns what an old version of the program has passed to this process, and removes it from the environment. None:
-    this is an ordinary start. Raises ChangeRefused if this version does not understand it."""
+    """Returns the handover or the check that an old version of the program has passed to this process in the
+    environment, and removes it from there. None: this is an ordinary start. Raises ChangeRefused if this version does
+    not know the format of the handover."""
     text = environment.pop(HANDOVER_VARIABLE, None)
     if text is None:
         return None
     value = json.loads(text)
-    if value["format"] not in (1, _FORMAT):  # 1 has no counts
+    if value["format"] not in (1, _FORMAT):  # format 1 has no field `counts`
         raise ChangeRefused("this version cannot take over from the one that runs; stop the server and start it")
     if value["check"]:
         return Check(value["facts"])
@@ -142,8 +146,8 @@ class Successor:
         return SuccessorCheck(process)
 
     def execute(self, handover: Handover) -> None:
-        """Executes the new version in this process. Returns only if that fails; raises ChangeRefused then. Signals that
-        arrive meanwhile wait until the new version has set its handlers."""
+        """Executes the new version in this process. Does not return if that succeeds; otherwise raises ChangeRefused.
+        Signals that arrive in the meantime are blocked until the new version has set its handlers."""
         files = handover.files()
         environment = self._environment({"check": False, "handover": asdict(handover)})
         flush_output()
@@ -163,7 +167,7 @@ class Successor:
 
 
 class SuccessorCheck:
-    """A check that runs. Its process reports on stderr why it fails."""
+    """A running check. Its process writes to stderr why it fails."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -184,8 +188,8 @@ class SuccessorCheck:
         return bool(data)
 
     def outcome(self, now: float) -> Outcome | None:
-        """Returns whether the new version can take over; None: the check still runs. Kills a check that takes too
-        long."""
+        """Returns an outcome that says whether the new version can take over; None: the check still runs. Kills a check
+        that takes too long."""
         if not self._has_ended and now < self.deadline:
             return None
         if not self._has_ended:

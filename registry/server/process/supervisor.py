@@ -33,6 +33,7 @@ _FIRST_BACKOFF_SECONDS = 0.1
 """The *back-off* (pause) before the second restart of a worker that dies repeatedly. The first restart has no back-off.
 From the third restart on, the back-off doubles each time."""
 _MAX_BACKOFF_SECONDS = 10.0
+"""The longest back-off."""
 _STABLE_SECONDS = 10.0
 """If a worker was ready and has run for this long when it dies, its restart counts as the first one again."""
 _STOPPED_WORKER_PAUSE_SECONDS = 0.5
@@ -181,12 +182,12 @@ class Supervisor:
         self._changes.on_answer(worker, answer)
 
     def _on_exit(self, worker: WorkerProcess, code: int) -> None:
-        """Decides what follows after a worker has ended. `code` is its exit code, or the negative number of a signal.
+        """Decides what to do when a worker has ended. `code` is its exit code, or the negative number of a signal.
 
-        - Nothing follows if the supervisor has told the worker to stop.
-        - Nothing follows if a restart replaces the worker: its replacement takes its place.
-        - If not all workers have been ready yet, the start of the server has failed, and the server stops.
-        - In all other cases the supervisor restarts the worker.
+        - Does nothing if the supervisor has told the worker to stop.
+        - Does nothing if a restart of the server has started a replacement for the worker.
+        - If not all workers have been ready yet, the start of the server has failed: stops the server.
+        - In all other cases, plans the restart of the worker.
         """
         is_replaced = self._changes.on_exit(worker, worker.describe_exit(code))
         if self._is_stopping or worker.exit_expected or is_replaced:
@@ -199,8 +200,8 @@ class Supervisor:
             self._plan_restart(worker, code)
 
     def _plan_restart(self, worker: WorkerProcess, code: int) -> None:
-        """Plans the restart of a worker that has ended with the exit code `code`: after a fixed pause if the code is 0,
-        otherwise after a back-off, which is 0 for the first restart."""
+        """Plans the restart of a worker that has ended with the exit code `code`. If the code is 0, the restart comes
+        after a fixed pause. Otherwise it comes after a back-off, which is 0 for the first restart."""
         now = time.monotonic()
         pause = self._next_backoffs.get(worker.index, 0.0)
         if code == 0 or (worker.ready and now - worker.started >= _STABLE_SECONDS):
@@ -253,7 +254,7 @@ class Supervisor:
     # Changes while the server runs
 
     def _listen_for_control(self) -> None:
-        """Opens the control socket, or goes on with the control socket of the old version."""
+        """Opens the control socket, or takes over the control socket of the old version."""
         path, handover = self._live.control, self._live.handover
         if path is None:
             return
@@ -286,7 +287,8 @@ class Supervisor:
         self._selector.unregister(sock)
 
     def _unregistered_files(self) -> list[int | socket.socket]:
-        """Returns the files of this process that its selector does not know, so that a worker can close them."""
+        """Returns the files of this process that are not registered with its selector, so that a worker can close
+        them."""
         return [self._signal_writer, *([] if self._control is None else self._control.waiting)]
 
     def _control_action(self, request: Callable[[Reply], None]) -> Action:

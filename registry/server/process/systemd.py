@@ -1,5 +1,6 @@
 """The two protocols between systemd and a service: the state of the service (sd_notify(3)) and listening sockets that
-systemd has opened (sd_listen_fds(3)). Each is a few lines, so there is no library for them."""
+systemd has opened (sd_listen_fds(3)). Both protocols are so short that this module implements them without a
+library."""
 
 from __future__ import annotations
 
@@ -14,22 +15,23 @@ _FIRST_FILE = 3
 
 
 class Notifier:
-    """Tells the service manager what the server does. Does nothing if no service manager asked for that."""
+    """Reports the state of the server to the service manager. Does nothing if no service manager asked for such
+    reports."""
 
     def __init__(self, address: str | None) -> None:
         """`address`: the value of NOTIFY_SOCKET."""
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
 
     def ready(self, status: str) -> None:
-        """Says that the server serves: after its start, after a reload and after a restart."""
+        """Reports that the server is ready: after its start, after a reload and after a restart."""
         self._send(f"READY=1\nSTATUS={status}\nMAINPID={os.getpid()}")
 
     def reloading(self) -> None:
-        """Says that a reload or a restart has begun. `ready` must follow."""
+        """Reports that a reload or a restart has begun. `ready` must be called after it."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
-        """Says that the server stops."""
+        """Reports that the server stops."""
         self._send("STOPPING=1")
 
     def _send(self, text: str) -> None:
@@ -43,7 +45,7 @@ class Notifier:
 def activated_sockets(environment: MutableMapping[str, str]) -> list[socket.socket]:
     """Returns the TCP sockets that systemd has opened for this process; an empty list if there are none. Removes the
     variables of the protocol from `environment`, so that child processes do not see them. Raises OSError or ValueError
-    if they do not name listening TCP sockets."""
+    if the variables do not name listening TCP sockets."""
     pid, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
     environment.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdecimal():
@@ -52,8 +54,8 @@ def activated_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
 
 
 def listening_socket(file: int) -> socket.socket:
-    """Returns the socket with this descriptor, ready for the workers. Raises OSError or ValueError if it is no
-    listening TCP socket."""
+    """Returns the socket with this descriptor, ready for the workers. Raises OSError or ValueError if the descriptor is
+    not a listening TCP socket."""
     sock = socket.socket(fileno=file)
     if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
         raise ValueError(f"the descriptor {file} is no TCP socket")

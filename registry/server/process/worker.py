@@ -57,7 +57,7 @@ commands."""
 RunCommand = Callable[[str, bytes], Awaitable[None]]
 """A function that runs a command in the worker. The arguments are the command's name and its payload."""
 OnStart = Callable[[asyncio.AbstractEventLoop, RunCommand], Callable[[], None]]
-"""Called when the application has started. Returns the function to call at its end."""
+"""Called when the application has started. Returns a function that is called at the end of the worker."""
 
 
 class Worker:
@@ -79,7 +79,8 @@ class Worker:
         end, so the pipe becomes readable (end of file) when the supervisor has ended. None: there is no supervisor.
         `commands` is the worker's end of the channel for the supervisor's commands. `on_start` is called when the
         application has started, with the event loop and the function that runs a command; `on_start` returns a function
-        to call at the end. A worker without a supervisor needs `on_start` to change its configuration.
+        that is called at the end of the worker. A worker without a supervisor needs `on_start` to change its
+        configuration.
         """
         self._options = options
         self._on_ready = on_ready
@@ -151,7 +152,8 @@ class Worker:
         await _shut_down(lifespan)
 
     def _counts(self) -> ServerCounts:
-        """Returns what this process does now. The application calls this, for its status."""
+        """Returns the numbers of connections and requests in this process. The application calls this for its status
+        report."""
         state = self._state
         return ServerCounts(
             len(state.connections), self._max_connections, requests=len(state.tasks), answered=state.total_requests
@@ -236,7 +238,7 @@ class Worker:
     async def run_command(self, name: str, payload: bytes) -> None:
         """Runs a command of the supervisor: `prepare`, `switch` or `discard` (see `LiveApplication`) or `retire`. An
         application that is no `LiveApplication` ignores the first three. Even then, `switch` reloads the certificates.
-        Raises what the application raises, and ChangeRefused if it takes too long to prepare."""
+        Raises the exceptions of the application, and ChangeRefused if the application takes too long to prepare."""
         app = self._app if isinstance(self._app, LiveApplication) else None
         if name == "retire":
             self._retirement.begin()
@@ -281,7 +283,8 @@ class Worker:
             acceptor.close()
         deadline = time.monotonic() + self._options.grace_seconds
         while (self._state.connections or self._state.tasks) and time.monotonic() < deadline:
-            # In each round, because connections that are still being set up are added to the set later.
+            # This is repeated in each round, because connections that are still being set up are added to the set
+            # later.
             for connection in list(self._state.connections):
                 connection.shutdown()
             await asyncio.sleep(_DRAIN_CHECK_SECONDS)

@@ -1,4 +1,4 @@
-"""What all worker processes of a server share (`WorkerOptions`)."""
+"""`WorkerOptions`: the options that all worker processes of a server share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from registry.server.server_limits import ServerLimits
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """How the workers serve. Times are in seconds."""
+    """The application, sockets, time limits and other options of the workers. Times are in seconds."""
 
     make_app: Callable[[], AsgiApp]
     """Called in each worker, after the fork. Returns the application."""
@@ -22,6 +22,6 @@ class WorkerOptions:
     grace_seconds: float
     """How long requests in progress may continue after a worker is told to stop."""
     retire_seconds: float
-    """How long a worker that was replaced in a restart may go on with its connections."""
+    """How long a worker that was replaced in a restart may continue to serve its connections."""
     limits: ServerLimits
     listener_options: ListenerOptions

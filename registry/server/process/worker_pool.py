@@ -1,10 +1,10 @@
-"""`WorkerPool`: the worker processes of a supervisor. The pool forks, stops, kills and reaps them, and passes on what
-they report. The supervisor decides when to do so.
+"""`WorkerPool`: the worker processes of a supervisor. The pool forks, stops, kills and reaps them, and passes their
+reports to the supervisor. The supervisor decides when to do so.
 
 Each worker reports on a *status pipe* of its own that it is ready, or why it failed. All workers read from the *alive
 pipe*. The supervisor holds the only writing end of the alive pipe, and never writes to it. So the workers get an end of
-file from the pipe when the supervisor has ended, in whatever way. A third channel brings commands to a worker
-(`registry.server.process.commands`).
+file from the pipe when the supervisor has ended, even if it was killed. The supervisor sends commands to a worker over
+a third channel (`registry.server.process.commands`).
 
 A worker's *column* is its part of the shared table in which the workers count the connections of each client address.
 """

@@ -1,5 +1,5 @@
-"""What the supervisor knows of a worker process, its child: when the worker started, what it has reported, and how it
-ended.
+"""`WorkerProcess`: the supervisor's record of a worker, its child process: when the worker started, what it has
+reported, and how it ended.
 
 A worker reports on its *status pipe*, to which only the worker writes. Once it accepts connections, it writes the line
 "ready". If it fails, it writes the reason, in one line.

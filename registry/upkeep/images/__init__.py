@@ -1,1 +1,1 @@
-"""Images in files: exports of images as OCI image layouts and docker archives, and imports of them."""
+"""Exports of images into OCI image layouts and docker archives, and imports from these files."""

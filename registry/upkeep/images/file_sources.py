@@ -16,10 +16,11 @@ from storage.backups import ImageFileFailed
 MAX_MEMBERS: Final = 200_000
 """Largest number of files in a tar archive."""
 _MAX_LINKS: Final = 8
+"""Largest number of links that are followed, one after another, to find a file."""
 
 
 class FileSource(Protocol):
-    """Files with images. `label`: the name of the directory or archive, for messages. All methods raise
+    """A directory or archive with the files of images. `label`: its name, for messages. All methods raise
     ImageFileFailed."""
 
     label: str
@@ -29,11 +30,11 @@ class FileSource(Protocol):
         ...
 
     def position(self, name: str) -> int:
-        """Returns the file's place in the order in which files are read fastest."""
+        """Returns a sort key: files are read fastest in the order of their keys."""
         ...
 
     def open(self, name: str) -> BinaryIO:
-        """Opens a file. The file must exist (`size` tells)."""
+        """Opens a file. The file must exist: `size` must not have returned None for it."""
         ...
 
 
@@ -93,8 +94,8 @@ class DirectorySource:
 
 
 class TarSource:
-    """Files in a tar archive. A compressed archive is decompressed while it is read. To go back, it is decompressed
-    again from its beginning. So read the files in the order of `position`."""
+    """Files in a tar archive. A compressed archive is decompressed while it is read. To read an earlier file, the
+    archive is decompressed again from its beginning. So the caller should read the files in the order of `position`."""
 
     def __init__(self, path: Path, archive: tarfile.TarFile) -> None:
         self.label = str(path)
@@ -125,8 +126,8 @@ class TarSource:
             raise ImageFileFailed(f"{self.label} is damaged or cut off: {error}") from error
 
     def _find(self, name: str) -> tarfile.TarInfo | None:
-        """Returns the regular file of this name. Follows links, which old versions of docker write for a layer that
-        several images have."""
+        """Returns the regular file of this name; None if there is none. Follows links, which old versions of docker
+        write for a layer that several images have."""
         name = posixpath.normpath(name)
         for _ in range(_MAX_LINKS):
             member = self._members.get(name)

@@ -1,8 +1,8 @@
-"""Finds the images in a file source (`find_images`): in an OCI image layout, or in what `docker save` writes.
+"""Finds the images in an OCI image layout or in an archive of `docker save` (`find_images`).
 
 A docker archive of the old form has no manifests, only configs and layers. So this module makes a manifest for each
-image. The same archive always gives the same manifest. The config of an image states the digests of its uncompressed
-layers, and the layers are checked against these digests.
+image. For the same archive, it always makes the same manifests. The config of an image states the digests of its
+uncompressed layers, and the layers are checked against these digests.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from storage.errors import RegistryError
 from storage.names import Digest
 
 CHUNK_BYTES: Final = 1 << 20
+"""Number of bytes of a file that are read, and largest number that are decompressed, at a time."""
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-"""The first bytes of a layer that is compressed in this way."""
+"""The first bytes of a layer that is compressed with gzip, and of one that is compressed with zstd."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,8 @@ class FoundImage:
 
 @dataclass(slots=True)
 class FoundContent:
-    """The content of a file. `made`: manifests that are not in the file but were made from it. `files`: the names of
-    the files of some blobs, by the blob's digest. All other files are named after the digest of their blob."""
+    """The images and other content of a file source. `made`: manifests that are not in the source but were made from
+    its content. `files`: by digest, the file names of the blobs whose files are not named after the digest."""
 
     source: FileSource
     images: list[FoundImage] = field(default_factory=list)
@@ -73,7 +74,7 @@ class FoundContent:
 
 
 def find_images(source: FileSource) -> FoundContent:
-    """Finds the images. Reads all layers of a docker archive of the old form. Blocks. Raises ImageFileFailed."""
+    """Finds the images. For a docker archive of the old form, reads all layers. Blocks. Raises ImageFileFailed."""
     content = FoundContent(source)
     index = read_small(source, INDEX_FILE)
     if index is not None and source.size(LAYOUT_FILE) is not None:
@@ -99,7 +100,8 @@ def _parse(source: FileSource, name: str, data: bytes) -> Any:
 
 
 def _read_layout(content: FoundContent, index: Any) -> None:
-    """Adds the images of an OCI image layout. Entries for the same manifest become one image with several names."""
+    """Adds the images of an OCI image layout to `content`. Several entries for the same manifest become one image with
+    several names."""
     names: dict[tuple[Digest, str], list[str]] = {}
     try:
         for entry in index["manifests"]:
@@ -124,7 +126,7 @@ def _names_of(annotations: Mapping[str, str]) -> list[str]:
 
 
 def _read_docker_archive(content: FoundContent, images: Any) -> None:
-    """Adds the images of a docker archive of the old form."""
+    """Adds the images of a docker archive of the old form to `content`."""
     try:
         entries = [(str(image["Config"]), list(image["Layers"]), image.get("RepoTags") or []) for image in images]
     except (KeyError, TypeError, AttributeError) as error:

@@ -1,5 +1,5 @@
-"""Exports images from the registry, hosted or mirrored, into a file or directory (`export_images`). What a mirror has
-not cached yet is fetched from its upstream."""
+"""Exports images, which were pushed to this registry or are mirrored, into a file or directory (`export_images`).
+Content that a mirror has not cached yet is fetched from its upstream."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from storage.names import Digest, ImageReference, RepositoryName, Tag
 from storage.upkeep.reporter import Reporter
 
 MAX_DEPTH: Final = 8
-"""Largest number of levels of indexes in indexes, and of referrers of referrers."""
+"""Largest number of levels if indexes list other indexes, and if referrers have referrers."""
 _PAGE: Final = 100
+"""Largest number of referrers that are read from the registry with one call."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What is exported. `platforms`: if an image has several platforms, only the manifests for these are exported;
-    None: the manifests for all platforms. `with_referrers`: whether signatures, SBOMs and other manifests whose subject
-    is exported are exported as well. `for_docker`: whether the result is also a docker archive, in which each image has
-    one platform."""
+    """Options that say which content is exported. `platforms`: if an image has several platforms, only the manifests
+    for these platforms are exported; None: the manifests for all platforms. `with_referrers`: whether signatures, SBOMs
+    and other manifests whose subject is exported are exported as well. `for_docker`: whether the result is also a
+    docker archive, in which each image has one platform."""
 
     platforms: Sequence[Platform] | None = None
     with_referrers: bool = True
@@ -39,9 +40,9 @@ class ExportOptions:
 
 @dataclass(slots=True)
 class _Image:
-    """An image to export. `root`: what its name leads to. `manifests`: by digest, all manifests that belong to it, each
-    before the index that lists it. `referrers`: digests of the manifests that were added because their subject is
-    exported."""
+    """An image to export. `root`: the manifest or index that its name refers to. `manifests`: by digest, all manifests
+    that belong to the image, each before the index that lists it. `referrers`: digests of the manifests that were added
+    because their subject is exported."""
 
     name: ImageReference
     registry: Registry
@@ -56,9 +57,9 @@ class _Image:
 async def export_images(
     router: Router, names: Sequence[ImageReference], writer: ImageWriter, options: ExportOptions, reporter: Reporter
 ) -> JSON:
-    """Exports the images and returns what was written. Raises ManifestUnknown, also if an image does not exist for one
-    of the platforms; ImageFileFailed; the errors of mirrors; Unsupported if an image cannot be in a docker archive. The
-    final file does not exist after an error or a cancellation."""
+    """Exports the images. Returns the numbers of images and blobs, and the size in bytes. Raises ManifestUnknown, also
+    if an image does not exist for one of the platforms; ImageFileFailed; the errors of mirrors; Unsupported if an image
+    cannot be in a docker archive. The final file does not exist after an error or a cancellation."""
     try:
         return await _export(router, names, writer, options, reporter)
     except BaseException:
@@ -83,7 +84,7 @@ async def _export(
     }
     exported_bytes = 0
 
-    def note(count: int) -> None:
+    def count_exported(count: int) -> None:
         nonlocal exported_bytes
         exported_bytes += count
 
@@ -93,17 +94,17 @@ async def _export(
         for digest, blob in image.blobs.items():
             if writer.has(digest, blob.size):
                 present_blobs += 1
-                note(blob.size)
+                count_exported(blob.size)
             else:
                 reader = await image.registry.open_blob(image.repo, digest)
                 async with aclosing(reader):
                     await writer.write(
-                        digest, blob.size, _with_progress(reader, reporter, lambda: exported_bytes), note
+                        digest, blob.size, _with_progress(reader, reporter, lambda: exported_bytes), count_exported
                     )
                 written_blobs += 1
         for digest, manifest in image.manifests.items():
             if not writer.has(digest, len(manifest.body)):
-                await writer.write(digest, len(manifest.body), _single_chunk(manifest.body), note)
+                await writer.write(digest, len(manifest.body), _single_chunk(manifest.body), count_exported)
         reporter.step("image", image=str(image.name), digest=image.root.digest, manifests=len(image.manifests))
     entries = list(_entries(images))
     await writer.finish(entries, [_docker_entry(image) for image in images] if options.for_docker else None)
@@ -155,8 +156,8 @@ async def _choose_platforms(image: _Image, options: ExportOptions) -> None:
 
 
 async def _add_manifest(image: _Image, manifest: Manifest, depth: int) -> None:
-    """Adds to the image a manifest, the manifests that it lists, and the blobs of all these. `depth`: how many further
-    levels of manifests are allowed."""
+    """Adds to the image a manifest, the manifests that it lists, and the blobs of all these manifests. `depth`: how
+    many further levels of manifests are allowed."""
     if depth == 0:
         raise Unsupported(f"{image.name} has indexes in indexes, more than {MAX_DEPTH} deep")
     for entry in manifest.manifests:
@@ -187,8 +188,8 @@ async def _add_referrers(image: _Image, subject: Digest, depth: int) -> None:
 
 
 def _entries(images: Iterable[_Image]) -> Iterable[Document]:
-    """Yields the entries of `index.json`: the images, each with its tag, and then the referrers. If the images are of
-    several repositories, the tag in an entry is preceded by the name of the repository."""
+    """Yields the entries of `index.json`: the images, each with its tag, and then the referrers. If the images are from
+    several repositories, the name of the repository precedes the tag in each entry."""
     images = list(images)
     is_one_repository = len({image.name.repository for image in images}) == 1
     for image in images:

@@ -1,8 +1,10 @@
-"""Words that exports and imports of images share: names of files and annotations, and errors.
+"""Constants and functions that exports and imports of images share: names of files and annotations, media types, and
+error handling.
 
-An *OCI image layout* (OCI image spec, "Image Layout") is a directory, or a tar archive of one. Its `index.json` lists
-manifests. All manifests, configs and layers are in `blobs/ALGORITHM/HEX`. A *docker archive* is what `docker save`
-writes: a tar archive whose `manifest.json` lists images. Since version 25, docker writes archives that are both.
+An *OCI image layout* (OCI image spec, "Image Layout") is a directory, or a tar archive of such a directory. Its
+`index.json` lists manifests. All manifests, configs and layers are in `blobs/ALGORITHM/HEX`. A *docker archive* is a
+tar archive that `docker save` writes: its `manifest.json` lists images. Since version 25, docker writes archives that
+are both docker archives and OCI image layouts.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ def blob_file(digest: Digest) -> str:
 
 
 def with_file_errors(what: str, call: Callable[[], T]) -> T:
-    """Returns what `call` returns. Raises ImageFileFailed, with `what` as the first part of its message, if it raises
-    OSError."""
+    """Returns the result of `call`. If `call` raises OSError, raises ImageFileFailed, whose message begins with
+    `what`."""
     try:
         return call()
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Imports the images of a file into hosted repositories (`import_images`).
+"""Imports the images of a file into hosted repositories, that is, repositories to which clients push (`import_images`).
 
-The import pushes the images as a client would push them. The same checks apply, and blobs that the registry has already
+The import pushes the images as a client would push them, so the same checks apply. Blobs that the registry has already
 are not read from the file. So a second call continues an import that was interrupted.
 """
 
@@ -30,7 +30,7 @@ before its manifest is stored."""
 MAX_DEPTH: Final = 8
 """Largest number of levels of manifests in one image, because an index can list other indexes."""
 _HUB_PREFIXES: Final = ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/")
-"""The beginnings of Docker Hub names that docker does not show."""
+"""Prefixes of the names of Docker Hub images, which docker leaves out when it shows a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ class ImportName:
 
 @dataclass(slots=True)
 class _ImageTree:
-    """An image with everything that belongs to it. `manifests`: in the order in which they are stored. `missing`:
-    digests of listed manifests that the file does not contain."""
+    """An image with everything that belongs to it. `manifests`: all its manifests, in the order in which they are
+    stored. `missing`: digests of listed manifests that the file does not contain."""
 
     root: Manifest
     manifests: dict[Digest, Manifest] = field(default_factory=dict)
@@ -70,11 +70,11 @@ async def import_images(
     own_host: str = "",
     immutable_tags: ImmutableTags = NO_IMMUTABLE_TAGS,
 ) -> JSON:
-    """Imports all images of the file and returns what was done. `name`: the name to import under; None: the names in
-    the file are used. `own_host`: the host name under which clients know this registry, which is left out of names;
-    empty: not known. An immutable tag that points at another image stays, and is reported as a problem. Raises
-    ImageFileFailed, Denied (the name belongs to an upstream), and what pushes raise. What was stored before an error
-    stays."""
+    """Imports all images of the file. Returns the numbers of images, manifests, blobs and problems, and the size in
+    bytes. `name`: the name under which to import; None: the names in the file are used. `own_host`: the host name under
+    which clients know this registry, which is left out of names; empty: not known. An immutable tag that points at
+    another image stays, and is reported as a problem. Raises ImageFileFailed, Denied (the name belongs to an upstream),
+    and the errors of pushes. Content that was stored before an error stays."""
     trees = [await asyncio.to_thread(_read_tree, content, image) for image in content.images]
     referrers = [tree for tree in trees if tree.root.subject is not None]
     named_images = [
@@ -121,9 +121,9 @@ def _targets(
 
 
 def _reference(label: str, text: str, name: ImportName | None, own_host: str) -> ImageReference:
-    """Returns the repository and tag that a name in the file means here. Leaves out the parts of Docker Hub names that
-    docker does not show, such as `docker.io/library/`. Also leaves out the host of this registry, and a host with a
-    port."""
+    """Returns the repository and tag in this registry for a name in the file. Leaves out the parts of Docker Hub names
+    that docker does not show, such as `docker.io/library/`. Also leaves out the host of this registry, and a host with
+    a port."""
     if text.startswith(":") or name is not None:
         if name is None:
             raise ImageFileFailed(f"{label} states only the tag {text[1:]} for an image; give --as NAME")
@@ -146,7 +146,7 @@ def _reference(label: str, text: str, name: ImportName | None, own_host: str) ->
 
 def _read_tree(content: FoundContent, image: FoundImage) -> _ImageTree:
     """Reads the manifests of an image. Leaves out manifests that an index lists but the file does not contain: `docker
-    save` writes only the platforms that are on its machine. Blocks. Raises ImageFileFailed."""
+    save` writes only the platforms that docker has pulled. Blocks. Raises ImageFileFailed."""
     root = content.manifest(image.digest, image.media_type)
     if root is None:
         raise ImageFileFailed(f"{content.source.label} is incomplete: it has no manifest {image.digest}")
@@ -158,7 +158,7 @@ def _read_tree(content: FoundContent, image: FoundImage) -> _ImageTree:
 def _add_manifest(content: FoundContent, tree: _ImageTree, manifest: Manifest, depth: int) -> Manifest:
     """Adds to `tree` a manifest, and the manifests and blobs that it lists. `depth`: how many further levels of
     manifests are allowed. Returns the manifest. If the file lacks some of the listed manifests, returns an index of the
-    other ones instead."""
+    other manifests instead."""
     if depth == 0:
         raise ImageFileFailed(f"{content.source.label} has indexes in indexes, more than {MAX_DEPTH} deep")
     replaced: dict[str, Manifest | None] = {}
@@ -191,7 +191,7 @@ def _has_blobs(content: FoundContent, manifest: Manifest) -> bool:
 
 
 def _without_missing(content: FoundContent, index: Manifest, replaced: dict[str, Manifest | None]) -> Manifest:
-    """Returns the index with changed entries. `replaced`: the manifest to list instead, by the digest of the old entry;
+    """Returns the index with changed entries. `replaced`: by the digest of an old entry, the manifest to list instead;
     None: the entry is left out. Raises ImageFileFailed if no entry is left."""
     document = json.loads(index.body)
     entries = []
@@ -235,7 +235,7 @@ class _Importer:
         return digest in self._stored
 
     async def push(self, tree: _ImageTree, references: list[ImageReference]) -> None:
-        """Stores an image under all names, except for immutable tags that point at something else."""
+        """Stores an image under all names, except for immutable tags that point at another manifest."""
         by_repository: dict[RepositoryName, list[Tag]] = {}
         for repository, reference in references:
             assert isinstance(reference, Tag)
@@ -268,27 +268,28 @@ class _Importer:
         return changeable
 
     async def push_referrers(self, trees: list[_ImageTree]) -> None:
-        """Stores manifests beside their subjects. Leaves out the referrers of images that were not stored because of an
-        immutable tag. Raises ImageFileFailed if a subject is not among the manifests of the file."""
+        """Stores each referrer in the repositories that have its subject. Leaves out the referrers of images that were
+        not stored because of an immutable tag. Raises ImageFileFailed if a subject is not among the manifests of the
+        file."""
         waiting = list(trees)
         while waiting:
-            ready = [tree for tree in waiting if tree.root.subject in self._stored]
-            refused = [tree for tree in waiting if tree not in ready and tree.root.subject in self._refused]
-            self._refused.update(tree.root.digest for tree in refused)
-            waiting = [tree for tree in waiting if tree not in refused]
-            if refused and not ready:
+            storable = [tree for tree in waiting if tree.root.subject in self._stored]
+            refused_now = [tree for tree in waiting if tree not in storable and tree.root.subject in self._refused]
+            self._refused.update(tree.root.digest for tree in refused_now)
+            waiting = [tree for tree in waiting if tree not in refused_now]
+            if refused_now and not storable:
                 continue
-            if not ready:
+            if not storable:
                 raise ImageFileFailed(
                     f"{self._content.source.label} has no manifest {waiting[0].root.subject}, to which "
                     f"{waiting[0].root.digest} refers"
                 )
-            for tree in ready:
+            for tree in storable:
                 assert tree.root.subject is not None
                 for repo in list(self._stored[tree.root.subject]):
                     await self._push_to(repo, tree, [])
                 self._reporter.step("referrer", digest=tree.root.digest, subject=tree.root.subject)
-            waiting = [tree for tree in waiting if tree not in ready]
+            waiting = [tree for tree in waiting if tree not in storable]
 
     async def _push_to(self, repo: RepositoryName, tree: _ImageTree, tags: list[Tag]) -> None:
         for attempt in range(1, ATTEMPTS + 1):
@@ -299,7 +300,7 @@ class _Importer:
                         repo, manifest, tags if digest == tree.root.digest else (), by=self._by
                     )
                 break
-            except ManifestBlobUnknown:  # with a short grace period, the garbage collection deletes blobs soon
+            except ManifestBlobUnknown:  # if its grace period is short, the garbage collection has deleted a blob
                 if attempt == ATTEMPTS:
                     raise
         for digest in tree.manifests:

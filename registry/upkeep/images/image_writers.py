@@ -1,5 +1,5 @@
-"""Writes images into a directory (`LayoutDirectory`) or a tar archive (`TarArchive`). A file gets its final name only
-when it is complete."""
+"""Writes exported images into a directory (`LayoutDirectory`) or a tar archive (`TarArchive`). A file gets its final
+name only when it is complete."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ Document = dict[str, Any]
 
 
 class ImageWriter(Protocol):
-    """Gets the content of images. All methods raise ImageFileFailed."""
+    """Writes the content of images. All methods raise ImageFileFailed."""
 
     def has(self, digest: Digest, size: int) -> bool:
-        """Returns whether the content was written already, also by an earlier, interrupted run."""
+        """Returns whether the content was written already, by this run or by an earlier one that was interrupted."""
         ...
 
     async def write(
@@ -50,7 +50,7 @@ class ImageWriter(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Called after an error: removes the files that are of no use for the next run."""
+        """Called after an error. Removes the files that the next run cannot use."""
         ...
 
 
@@ -129,8 +129,8 @@ class LayoutDirectory:
 
 
 class TarArchive:
-    """A tar archive with an OCI image layout, and, if wanted, the file `manifest.json` that `docker load` of all
-    versions reads. Implements `ImageWriter`."""
+    """A tar archive with an OCI image layout, and, if requested, the file `manifest.json`, which all versions of
+    `docker load` read. Implements `ImageWriter`."""
 
     def __init__(self, path: Path | None, stream: BinaryIO | None = None) -> None:
         """Writes a file at `path`; None: writes to `stream`."""
@@ -206,6 +206,7 @@ async def _copy(
 
 
 def _entry_key(entry: Document) -> tuple[str, str]:
+    """Returns the tag of an entry, or its digest if it has no tag. Entries with the same key replace each other."""
     name = (entry.get("annotations") or {}).get(REF_NAME, "")
     return (name, "") if name else ("", str(entry.get("digest")))
 
@@ -216,7 +217,8 @@ def index_json(entries: list[Document]) -> bytes:
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """Returns the header of a file in a tar archive. It is the same at any time and on any machine."""
+    """Returns the header of a file in a tar archive. The header depends only on the name and the size, not on the time
+    or the machine."""
     member = tarfile.TarInfo(name)
     member.size, member.mode = size, 0o644
     return member.tobuf(tarfile.GNU_FORMAT)
@@ -228,7 +230,7 @@ def tar_padding(size: int) -> bytes:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    """Writes a file durably in one step."""
+    """Writes a file durably and atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with open(temporary, "wb") as file:
         file.write(data)

@@ -1,1 +1,2 @@
-"""Retention: deletes the tags and untagged manifests of hosted repositories that no rule in the settings keeps."""
+"""Retention: deletes tags and untagged manifests that no rule in the settings keeps, in the repositories to which
+clients push."""

@@ -1,4 +1,5 @@
-"""Decides by a rule whether a tag is kept (`decide`), and says why. Depends only on its arguments."""
+"""Decides by a retention rule whether a tag is kept, and gives the reason (`decide`). The functions depend only on
+their arguments."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ def decide(
 ) -> Decision:
     """Returns the decision of a rule on a tag at the time `now`. `newest`: the position of the oldest among the newest
     `rule.keep_last` tags of the repository; None: the repository has at most `rule.keep_last` tags. `is_protected`: the
-    tag is immutable, so it is never deleted. A signature or another tag that belongs to a manifest stays as long as the
-    manifest does."""
+    tag is immutable, so it is never deleted. A tag that belongs to a manifest, such as the tag of a signature, stays as
+    long as the manifest."""
     if is_protected:
         return Decision(True, "it is immutable")
     if tag.subject is not None:

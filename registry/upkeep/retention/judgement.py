@@ -1,5 +1,5 @@
-"""Applies the rules of the settings to *hosted* repositories, those to which clients push (`RetentionJudge`). Deletes
-nothing."""
+"""Applies the retention rules of the settings to *hosted* repositories, that is, to repositories to which clients push
+(`RetentionJudge`). Deletes nothing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from storage.retention import MAX_PAGE_ROWS, Retention, TagFacts
 from storage.tag_rules import NO_IMMUTABLE_TAGS, ImmutableTags
 
 _REPOSITORIES_PER_PAGE = 500
+"""Number of repositories that one call reads from the store."""
 
 
 class NumberedRule(NamedTuple):
@@ -26,21 +27,21 @@ class NumberedRule(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Names the rule for people."""
+        """The number and the patterns of the rule, for messages."""
         return f"rule {self.number} ({', '.join(self.rule.repositories)})"
 
 
 class JudgedTag(NamedTuple):
-    """A tag and what a rule decides on it."""
+    """A tag, and the decision of a rule about it."""
 
     tag: TagFacts
     decision: Decision
 
 
 class RetentionJudge:
-    """Finds the rule of a repository, and what this rule decides on the repository's tags. `naming` tells which
-    repositories are mirrored; no rule applies to those. `immutable_tags`: the tags that are kept whatever a rule
-    says."""
+    """Finds the rule for a repository, and the decisions of this rule about the repository's tags. `naming` says which
+    repositories are mirrored; no rule applies to mirrored repositories. `immutable_tags`: the tags that no rule can
+    delete."""
 
     def __init__(
         self,
@@ -88,8 +89,8 @@ class RetentionJudge:
         after: str | None = None,
         limit: int = MAX_PAGE_ROWS,
     ) -> AsyncGenerator[Sequence[JudgedTag]]:
-        """Yields the tags of a repository that sort after `after`, in pages of at most `limit` tags, with what the rule
-        decides on each at the time `now`. The rule sees all tags of a page as they were at one moment."""
+        """Yields the tags of a repository that sort after `after`, in pages of at most `limit` tags, with the decision
+        of the rule about each at the time `now`. All tags of a page are read at the same moment."""
         newest = await self._retention.newest(repo, rule.keep_last) if rule.keep_last else None
         is_immutable = self.immutable_tags.in_repository(repo)
         while tags := await self._retention.tags(repo, after, limit):
@@ -107,7 +108,7 @@ class UnmatchedPatterns:
         self._unmatched = [(rule, NamePattern(pattern)) for rule in rules for pattern in rule.rule.repositories]
 
     def on_repository(self, repo: RepositoryName, rule: NumberedRule) -> None:
-        """Takes note that `rule` applies to the repository."""
+        """Records that `rule` applies to the repository."""
         self._unmatched = [
             (other_rule, pattern)
             for other_rule, pattern in self._unmatched

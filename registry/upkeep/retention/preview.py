@@ -1,4 +1,4 @@
-"""Says what retention would do now (`RetentionPreview`). Deletes nothing."""
+"""Shows which tags and manifests retention would delete now (`RetentionPreview`). Deletes nothing."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.retention import MAX_PAGE_ROWS, ManifestKey, Retention, UnusedLimits
 
 MAX_JUDGED_TAGS: Final = 5000
-"""How many tags of a repository, and about how many in all, a page of `RetentionPreview.repositories` judges."""
+"""Approximate largest number of tags that are judged for a page of `RetentionPreview.repositories`. It is also the
+largest number for one repository."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewLine:
-    """What would happen to a tag, or, if `tag` is None, to an untagged manifest. `rule`: the number of the rule that
-    decides. `pushed`, `pulled`: when the tag or manifest was last pushed and pulled, in seconds since 1970. `pulled` is
-    None if there was no pull, or for an untagged manifest, because its last pull is not known."""
+    """Whether a tag would be kept or deleted. If `tag` is None, this is about an untagged manifest. `rule`: the number
+    of the rule that decides. `pushed`, `pulled`: when the tag or manifest was last pushed and pulled, in seconds since
+    1970. `pulled` is None if there was no pull, or for an untagged manifest, because its last pull is not known."""
 
     repository: RepositoryName
     tag: Tag | None
@@ -37,9 +38,10 @@ class PreviewLine:
 
 @dataclass(slots=True)
 class PreviewSummary:
-    """The totals of a preview. `bytes_freed`: the bytes that garbage collection frees once everything that the rules
-    delete is gone. `bytes_left`: the bytes that the images of deleted tags still occupy then, because their rule has no
-    `delete_untagged_after`. Each blob is counted once. `warnings`: patterns that apply to no repository."""
+    """The totals of a preview. `bytes_freed`: the bytes that garbage collection frees after the rules have deleted all
+    these tags and manifests. `bytes_left`: the bytes that the images of deleted tags still occupy after that, because
+    their rule has no `delete_untagged_after`. Each blob is counted once. `warnings`: patterns that apply to no
+    repository."""
 
     repositories: int = 0
     tags_kept: int = 0
@@ -66,7 +68,7 @@ OnLine = Callable[[PreviewLine], None]
 
 
 class RetentionPreview:
-    """Judges repositories as the job would. `clock` returns the time in seconds since 1970."""
+    """Judges repositories as the job `retention` would. `clock` returns the time in seconds since 1970."""
 
     def __init__(self, judge: RetentionJudge, retention: Retention, clock: Callable[[], float]) -> None:
         self.judge = judge
@@ -74,8 +76,8 @@ class RetentionPreview:
         self._clock = clock
 
     async def run(self, on_line: OnLine, repo: RepositoryName | None = None) -> PreviewSummary:
-        """Passes what would happen to each tag and untagged manifest to `on_line`, and returns the totals. `repo`: only
-        this repository. Raises NameUnknown if no rule applies to it."""
+        """Passes one line for each tag and untagged manifest to `on_line`, and returns the totals. `repo`: the only
+        repository to preview; None: all repositories. Raises NameUnknown if no rule applies to `repo`."""
         summary = PreviewSummary()
         freed: set[ManifestKey] = set()
         only_untagged: set[ManifestKey] = set()
@@ -101,8 +103,8 @@ class RetentionPreview:
         return rule
 
     async def page(self, repo: RepositoryName, after: str | None, limit: int) -> list[PreviewLine]:
-        """Returns what would happen to at most `limit` tags of the repository, in the order of their names: those after
-        the name `after`. Raises NameUnknown if no rule applies to it."""
+        """Returns the lines for at most `limit` tags of the repository, in the order of their names: the tags after the
+        name `after`. Raises NameUnknown if no rule applies to the repository."""
         rule = self.rule_of(repo)
         async with aclosing(self.judge.tags(repo, rule.rule, self._clock(), after, limit)) as pages:
             async for page in pages:
@@ -112,27 +114,27 @@ class RetentionPreview:
     async def repositories(self, after: str | None, limit: int) -> Page[RepositoryPreview]:
         """Returns how many tags the rules would keep and delete in each of at most `limit` repositories: those to which
         a rule applies and that sort after `after`. Judges at most `MAX_JUDGED_TAGS` tags of a repository, and ends the
-        page when as many were judged in all."""
-        now, judged, found = self._clock(), 0, list[RepositoryPreview]()
+        page when that many tags were judged in all of its repositories."""
+        now, judged_tags, previews = self._clock(), 0, list[RepositoryPreview]()
         async with aclosing(self.judge.repositories(after)) as repositories:
             async for repo, rule in repositories:
-                if len(found) == limit or judged >= MAX_JUDGED_TAGS:
-                    return Page(found, True)
-                found.append(await self._judged(repo, rule, now))
-                judged += found[-1].tags_kept + found[-1].tags_deleted
-        return Page(found, False)
+                if len(previews) == limit or judged_tags >= MAX_JUDGED_TAGS:
+                    return Page(previews, True)
+                previews.append(await self._judged(repo, rule, now))
+                judged_tags += previews[-1].tags_kept + previews[-1].tags_deleted
+        return Page(previews, False)
 
     async def _judged(self, repo: RepositoryName, rule: NumberedRule, now: float) -> RepositoryPreview:
         """Judges tags of one repository."""
-        kept = deleted = 0
+        kept_tags = deleted_tags = 0
         async with aclosing(self.judge.tags(repo, rule.rule, now)) as pages:
             async for page in pages:
-                if kept + deleted >= MAX_JUDGED_TAGS:
-                    return RepositoryPreview(repo, rule, kept, deleted, False)
+                if kept_tags + deleted_tags >= MAX_JUDGED_TAGS:
+                    return RepositoryPreview(repo, rule, kept_tags, deleted_tags, False)
                 kept_of_page = sum(decision.is_kept for _, decision in page)
-                kept += kept_of_page
-                deleted += len(page) - kept_of_page
-        return RepositoryPreview(repo, rule, kept, deleted, True)
+                kept_tags += kept_of_page
+                deleted_tags += len(page) - kept_of_page
+        return RepositoryPreview(repo, rule, kept_tags, deleted_tags, True)
 
     async def _preview(
         self,

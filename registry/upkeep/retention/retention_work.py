@@ -1,7 +1,7 @@
 """The work of the job `retention`: deletes the tags and untagged manifests that no rule keeps (`RetentionWork`).
 
-It handles one repository after the other, and records the last one that it has handled, so that the job continues there
-after a restart. In a repository it first deletes tags and then untagged manifests.
+It handles one repository after the other, and records the last repository that it has handled, so that the job
+continues after this one when the server restarts. In each repository it first deletes tags and then untagged manifests.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from storage.upkeep.job_runner import JobContext
 KIND: Final = "retention"
 """The kind of the job."""
 ACTOR: Final = Actor(name="entrepot retention")
-"""The name with which the audit log says who deleted content."""
+"""The actor that the audit log names for these deletions."""
 _DELETES_AT_A_TIME: Final = 16
-"""Largest number of deletions of tags that run at the same time, so that they can share a commit. Each is recorded as a
-change of its own."""
+"""Largest number of deletions of tags that run at the same time, so that they can share a commit. Each deletion is
+recorded as a separate change."""
 OnDeleted = Callable[[Literal["tag", "manifest"], int], None]
 """Called with the kind of content that was deleted, and the number of deleted items."""
 _COUNTS: Final = ("repositories", "tags_kept", "tags_deleted", "manifests_deleted")
+"""The names of the counts in the progress and in the result of the job."""
 
 
 def ignore_deleted(content: str, count: int) -> None:
@@ -37,8 +38,8 @@ def ignore_deleted(content: str, count: int) -> None:
 
 
 class RetentionWork:
-    """Deletes what no rule keeps. `clock` returns the time in seconds since 1970. `on_deleted` counts what is
-    deleted."""
+    """Deletes the tags and untagged manifests that no rule keeps. `clock` returns the time in seconds since 1970.
+    `on_deleted` counts the deleted items."""
 
     def __init__(
         self,
@@ -53,8 +54,8 @@ class RetentionWork:
         self._on_deleted = on_deleted
 
     async def __call__(self, context: JobContext) -> JSON:
-        """Runs the job, and returns how much it kept and deleted. An error or a cancellation leaves the rest as it is.
-        Raises JobStopped, StorageFull, StorageFailed."""
+        """Runs the job, and returns the numbers of kept and deleted items. After an error or a cancellation, the
+        remaining items stay. Raises JobStopped, StorageFull, StorageFailed."""
         position: dict[str, Any] = context.progress.position or {}
         counts = {name: int(position.get(name, 0)) for name in _COUNTS}
         is_whole_run = not position
@@ -70,7 +71,7 @@ class RetentionWork:
     async def _handle_repository(
         self, context: JobContext, repo: RepositoryName, rule: NumberedRule, counts: dict[str, int]
     ) -> None:
-        """Handles one repository. Adds to `counts`."""
+        """Deletes tags and untagged manifests of one repository, and adds their numbers to `counts`."""
         now = self._clock()
         async for page in self._judge.tags(repo, rule.rule, now):
             await context.report()
@@ -83,8 +84,8 @@ class RetentionWork:
                 await context.report()
             counts["tags_deleted"] += deleted
             counts["tags_kept"] += len(page) - deleted
-        # The limits are computed after the tags were deleted. So the manifests of these tags are deleted at once if the
-        # rule says so.
+        # The limits are computed after the tags were deleted. So the manifests of these tags are deleted immediately if
+        # the rule says so.
         limits = unused_limits(rule.rule, self._clock())
         if limits is not None:
             counts["manifests_deleted"] += await self._delete_untagged(context, repo, limits)
@@ -92,8 +93,8 @@ class RetentionWork:
     async def _delete_tags(
         self, context: JobContext, repo: RepositoryName, rule: NumberedRule, tags_to_delete: Sequence[JudgedTag]
     ) -> int:
-        """Deletes those of the tags that have not been used again since they were judged. Returns the number of deleted
-        tags."""
+        """Deletes the tags, except those that have been used again since they were judged. Returns the number of
+        deleted tags."""
         is_immutable = self._judge.immutable_tags.in_repository(repo)
         deletions = (self._retention.delete_tag(repo, judged.tag, ACTOR, is_immutable) for judged in tags_to_delete)
         outcomes = await asyncio.gather(*deletions)
@@ -155,5 +156,5 @@ class RetentionWork:
 
 
 def _report_deleted(context: JobContext, repo: RepositoryName, digest: Digest, reason: str) -> None:
-    """Reports to a command that watches the job that a manifest was deleted."""
+    """Reports the deletion of a manifest to commands that watch the job."""
     context.step("deleted", action="delete", repository=repo, digest=digest, reason=reason)
