@@ -2,13 +2,14 @@
 
 A worker (a server process) reads the version before it answers a request. If the version has changed since the last
 request, the worker no longer uses the responses and lookups that it has cached, and checks whether rights have changed.
-So it notices at the next request what another worker has committed, such as a revoked right.
+So a change that another worker has committed, such as the revocation of a right, takes effect at the next request.
 
 The value is read from SQLite's memory. In WAL mode, SQLite keeps an index of the write-ahead log in shared memory. The
 index begins with two copies of a header, which contains a count of the commits, the length of the log and a checksum.
 Every commit writes both copies after it has written its data to the log and before `COMMIT` returns. Reading the two
-copies takes 0.1 µs; the shortest SQL statement takes 2.5 µs. Only this module knows the header's layout. It checks the
-layout when the database is opened, and uses the slower `PRAGMA data_version` if the layout is unknown.
+copies takes 0.1 µs; the shortest SQL statement takes 2.5 µs. No other module depends on the header's layout. This
+module checks the layout when the database is opened, and uses the slower `PRAGMA data_version` if the layout is
+unknown.
 
 Sources: "WAL-mode File Format" (sqlite.org/walformat.html), sections 2.1 and 4.4; `sqlite3_io_methods`; "PRAGMA
 data_version" (sqlite.org/pragma.html).
@@ -43,8 +44,8 @@ _MIN_METHODS_VERSION: Final = 2
 _METHODS_BEFORE_SHM_MAP: Final = 12
 """Number of methods before `xShmMap` in `sqlite3_io_methods`."""
 _LAYOUT_ATTEMPTS: Final = 20
-"""Largest number of times that the header is read to recognize its layout. One read may fail, because a commit may be
-writing the two copies at that time."""
+"""Largest number of reads of the header to recognize its layout. A read does not recognize the layout while a commit
+writes the two copies."""
 log = logging.getLogger("storage.metadata")
 
 

@@ -76,9 +76,9 @@ def put_manifest(
     """Stores the manifest and points the tags at it. Creates the repository if it is missing.
 
     `condition` (from the header `If-Match` or `If-None-Match`) must hold for the first tag; otherwise raises
-    PreconditionFailed. Without tags, ignores the condition. `sparse`: whether the manifest is mirrored. Then records
-    its upstream, and accepts the manifest even if the repository lacks content of it. Raises ManifestBlobUnknown if the
-    repository lacks content of any other manifest; Denied if a tag is immutable and points at another manifest."""
+    PreconditionFailed. Without tags, ignores the condition. `sparse`: whether the manifest is mirrored. The upstream of
+    a mirrored manifest is recorded. Raises ManifestBlobUnknown if the repository lacks content of a manifest that is
+    not mirrored; Denied if a tag is immutable and points at another manifest."""
     repository = make_repository(db, repo, now)
     if condition and tags:
         _check_condition(db, repository, tags[0], condition)
@@ -255,9 +255,9 @@ def delete_tag(
     is_immutable: IsImmutable = nothing_immutable,
     action: EventAction = EventAction.DELETE,
 ) -> None:
-    """Deletes the tag; its manifest stays. `action`: that of the event. Raises NameUnknown if there is no such
-    repository, ManifestUnknown if it has no such tag, PreconditionFailed if `condition` does not hold for the tag,
-    Denied if the tag is immutable."""
+    """Deletes the tag; its manifest stays. `action`: the action that the event records. Raises NameUnknown if there is
+    no such repository, ManifestUnknown if it has no such tag, PreconditionFailed if `condition` does not hold for the
+    tag, Denied if the tag is immutable."""
     repository = lookups.repository_id(db, repo)
     digest = _digest_of_tag(db, repository, tag)
     if digest is None:
@@ -284,8 +284,8 @@ def delete_manifest(
 ) -> None:
     """Deletes the manifest and all its tags. Queues for garbage collection the blobs to which no other manifest of the
     repository refers. `restorable`: whether to keep the manifest in the table `deleted_manifest`, so that it can be put
-    back. `action`: that of the events. Raises NameUnknown if there is no such repository, ManifestUnknown if it has no
-    such manifest, Denied if an immutable tag needs the manifest."""
+    back. `action`: the action that the events record. Raises NameUnknown if there is no such repository,
+    ManifestUnknown if it has no such manifest, Denied if an immutable tag needs the manifest."""
     repository = lookups.repository_id(db, repo)
     manifest_id = db.execute("SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)).get
     if manifest_id is None:
@@ -326,10 +326,10 @@ def put_back(
     *,
     optional: Set[Digest] = frozenset(),
 ) -> list[Digest]:
-    """Puts deleted manifests back into the repository and returns their digests. A manifest has to come after the
-    manifests that it lists. Skips manifests that the repository has, and those in `optional` that cannot be put back.
-    Raises ManifestUnknown if a manifest is no longer kept, ManifestBlobUnknown if something that it refers to is
-    gone."""
+    """Puts deleted manifests back into the repository and returns their digests. In `digests`, a manifest has to come
+    after the manifests that it lists. Skips manifests that the repository has, and manifests in `optional` that cannot
+    be put back. Raises ManifestUnknown if a manifest is no longer kept, ManifestBlobUnknown if content that it refers
+    to is missing."""
     repository = lookups.repository_id(db, repo)
     restored: list[Digest] = []
     for digest in digests:
@@ -359,7 +359,7 @@ def _put_manifest_back(db: apsw.Connection, repo: RepositoryName, repository: in
 
 
 def _check_restorable(db: apsw.Connection, repo: RepositoryName, repository: int, manifest: Manifest) -> None:
-    """Raises ManifestBlobUnknown if the repository lacks content of the manifest, so that no tag can point at it."""
+    """Raises ManifestBlobUnknown if the repository lacks content of the manifest."""
     try:
         _check_complete(db, repository, manifest)
     except ManifestBlobUnknown as error:

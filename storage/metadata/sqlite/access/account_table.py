@@ -3,8 +3,8 @@
 An account belongs to a person or to a robot, which is a program.
 
 The *epoch* is a number in the database. Each transaction that changes somebody's rights increments it. Each request
-reads it, and the rights that a process has cached are valid for one epoch only. So a worker (a server process) notices
-a revoked right at the next request, whichever process revoked it.
+reads it, and the rights that a process has cached are valid for one epoch only. So the revocation of a right takes
+effect at the next request in every worker (server process).
 
 All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
 the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970.
@@ -135,8 +135,8 @@ def replace_hash(db: apsw.Connection, name: AccountName, old: str, new: str) -> 
 
 
 def set_enabled(db: apsw.Connection, by: Actor, now: float, name: AccountName, enabled: bool, keep_admin: bool) -> None:
-    """Enables or disables an account. Does nothing if the account is already in that state. Raises AccountUnknown. With
-    `keep_admin`, raises LastAdmin instead of disabling the only enabled admin."""
+    """Enables or disables an account. Does nothing if the account already is enabled or disabled as requested. Raises
+    AccountUnknown. With `keep_admin`, raises LastAdmin instead of disabling the only enabled admin."""
     if keep_admin and not enabled:
         _check_not_last_admin(db, name)
     if account(db, name).enabled is not enabled:
@@ -194,7 +194,7 @@ def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName, keep_a
 
 SELECT_EPOCH_AND_HAS_HAD_ACCOUNT = "SELECT epoch, closed FROM access"
 SELECT_HAS_HAD_ACCOUNT = "SELECT closed FROM access"
-"""The column `closed` is 0 until the first account is added, and 1 ever after. While it is 0, everybody may do
+"""The column `closed` is 0 until the first account is added, and 1 from then on. While it is 0, every client may do
 everything."""
 SELECT_INSTANCE_ID = "SELECT instance FROM access"
 """The column `instance` has the random name of this database."""
@@ -207,7 +207,7 @@ def increment_epoch(db: apsw.Connection) -> int:
 
 
 def _store_has_had_account(db: apsw.Connection) -> None:
-    """Stores that the registry has had an account. Nothing changes this back, not even the removal of the account."""
+    """Stores that the registry has had an account. This stays so even if the account is removed."""
     db.execute("UPDATE access SET closed = 1 WHERE closed = 0")
 
 
@@ -226,10 +226,10 @@ def limited_page(
 ) -> Page[T]:
     """Returns a page of entries, which `make_entry` makes from `rows`.
 
-    Entries differ in size: an entry may have many parts, and `count_parts` returns how many. The page ends after the
-    entry that raises the number of parts of all entries to `max_parts` or more, or after `limit` entries. So no page
-    takes long to make and to send. `rows` must contain one row more than `limit` if more entries follow. Reads no more
-    rows than it needs, and closes `rows` if it is a cursor."""
+    An entry may have many parts, and `count_parts` returns their number. The page ends after the entry that raises the
+    number of parts of all entries to `max_parts` or more, or after `limit` entries. So no page takes long to make and
+    to send. `rows` must contain one row more than `limit` if more entries follow. Reads no more rows than it needs, and
+    closes `rows` if it is a cursor."""
     entries: list[T] = []
     parts = 0
     has_more = False

@@ -1,8 +1,8 @@
 """The audit log. It is stored in two tables: `audit`, and `tag_history` for changes of tags.
 
 The line about a change is written in the transaction of the change. Pages merge the lines of both tables, newest first.
-If a line of `audit` and one of `tag_history` have the same time, the one of `audit` comes first. If two lines of a
-table have the same time, the one with the higher row id comes first. The public id of a line encodes its position in
+If a line of `audit` and one of `tag_history` have the same time, the line of `audit` comes first. If two lines of a
+table have the same time, the line with the higher row id comes first. The public id of a line encodes its position in
 this order, so the next page begins at the right line even if lines were written or deleted after the previous page was
 read.
 
@@ -43,7 +43,7 @@ def record(
 ) -> None:
     """Writes a line about a change that succeeded. `action`: the kind of change, such as `account.add`. `target`: what
     was changed: an account, a group, a key, a repository, or the subject of a grant. `part`: the changed part of a
-    repository, as `:tag` or `@digest`. `detail`: more about the change; the line stores it as JSON."""
+    repository, as `:tag` or `@digest`. `detail`: further facts about the change, which the line stores as JSON."""
     db.execute(
         _INSERT,
         (
@@ -94,14 +94,14 @@ def split_target(target: str) -> tuple[str, str]:
 
 
 def prune(db: apsw.Connection, before: float, limit: int) -> int:
-    """Deletes lines of the table `audit` that are older than the time `before`: the oldest ones, and at most `limit`.
-    Returns how many it deleted. Lines of `tag_history` stay."""
+    """Deletes the oldest lines of the table `audit`, at most `limit`, that are older than the time `before`. Returns
+    the number of deleted lines. Lines of `tag_history` stay."""
     db.execute("DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < ? ORDER BY at LIMIT ?)", (before, limit))
     return db.changes()
 
 
 def nonzero_counts(**counts: int) -> dict[str, object]:
-    """Returns those of the named counts that are not 0. Used as the detail of a line."""
+    """Returns the counts that are not 0, by their names. Callers store them as the detail of a line."""
     return {name: count for name, count in counts.items() if count}
 
 

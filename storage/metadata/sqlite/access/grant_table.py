@@ -132,8 +132,8 @@ def put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
 def _check_limit(db: apsw.Connection, grant: Grant) -> None:
     """Raises AccountInvalid if with this grant the subject would have more grants than `MOST_GRANTS`, or more wild
     characters in its patterns than `MOST_WILD_CHARACTERS`. Raises nothing if the subject has a grant for the same
-    pattern already: replacing its actions adds no grant. (A subject may exceed the limits, because earlier versions of
-    this program had none.)"""
+    pattern already: replacing its actions adds no grant. (A subject may exceed the limits already, because earlier
+    versions of this program had no limits.)"""
     subject, pattern = grant.subject, grant.pattern
     existing = "SELECT 1 FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?"
     if db.execute(existing, (subject.kind, subject.name, pattern)).get is not None:

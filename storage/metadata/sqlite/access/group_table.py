@@ -1,5 +1,5 @@
-"""The tables of groups and their members. A member is a person or a robot (a program). It need not have an account in
-this database: a person may come from an htpasswd file or from an external issuer of tokens.
+"""The tables of groups and their members. A member is a person or a robot (a program). A member need not have an
+account in this database: a person may have an account in an htpasswd file or at an external issuer of tokens.
 
 All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
 the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. Each change

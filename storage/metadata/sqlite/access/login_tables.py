@@ -1,7 +1,7 @@
 """The tables of signing keys and of throttled logins.
 
-A *signing key* signs the tokens that the endpoint `/token` issues. One key signs; the keys that it replaced are still
-accepted for a while.
+A *signing key* signs the tokens that the endpoint `/token` issues. One key signs new tokens. Tokens that were signed
+with the keys that it replaced are accepted for a limited time.
 
 A *throttling key* is a text that names an account, a client's network, or both. The table has a time for each
 throttling key. Each failed login under a key adds some seconds to the key's time, or to the current time if the key's

@@ -1,8 +1,9 @@
-"""The tables of the search index, and how they follow the tables of the content.
+"""The tables of the search index, and the functions that update them from the tables of the content.
 
-`search_progress` has the row ids up to which the index has seen repositories, manifests, blobs and the tag history. All
-of these get higher row ids as they are added, so the index finds what is new without a write by the push. Where the row
-ids of deleted rows can be used again, a trigger moves the position back, so that it is never above the highest row id.
+The table `search_progress` has a *position* each for repositories, manifests, blobs and the tag history: the highest
+row id that the index has processed. New rows get higher row ids, so the index finds them by their row ids, and a push
+need not write to the index. In tables that use the row ids of deleted rows again, a trigger moves the position back, so
+that it is never above the highest row id.
 
 Each function that changes something runs inside a transaction that the caller commits. Except for `rebuild`, it changes
 a bounded number of rows. Texts of the content are read as bytes, so that damaged ones raise no error.
@@ -29,15 +30,16 @@ MANIFESTS_PER_BATCH: Final = 100
 """Largest numbers of repositories, tags and manifests that one transaction adds. The transaction takes a few
 milliseconds, and a client's change waits no longer than that."""
 MAX_BATCH_BYTES: Final = 1024 * 1024
-"""A batch of manifests ends after the one whose annotations make it larger than this number of bytes."""
+"""A batch of manifests ends when their annotations together have more than this number of bytes."""
 INCOMPLETE_PER_PAGE: Final = 50
-"""Number of *incomplete* manifests (those of which the index lacks labels) that one page looks at again."""
+"""Number of incomplete manifests that one page checks again. A manifest is *incomplete* if the index lacks its labels,
+because the manifest was damaged or its config could not be read."""
 BLOBS_PER_BATCH: Final = 2000
-"""Number of new blobs that one batch compares with the configs that were missing."""
+"""Number of new blobs of which one batch checks whether they are configs that were missing."""
 MAX_LAG: Final = 2000
 """`is_indexing` returns True if the index lacks more rows of one kind than this."""
 MAX_WORDS_OF_TAG: Final = 5
-"""Largest number of words of a tag, including the whole tag."""
+"""Largest number of words by which a tag is found. The whole tag is one of these words."""
 MAX_MANIFEST_BYTES: Final = 64 * 1024
 """Largest size in bytes of a manifest whose body is read to find its config."""
 MAX_ANNOTATION_BYTES: Final = 64 * 1024
@@ -78,11 +80,13 @@ _READABLE_NOW = (
                    SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = m.repository
                     WHERE b.digest = c.digest AND b.place <> '')))) ORDER BY m.id"""
 )
-"""Finds those of some incomplete manifests that are not damaged any more, or whose repository has the config now."""
+"""Of the incomplete manifests with the row ids ?1 (JSON), finds those that are not damaged any more, or whose
+repository has the config now."""
 _INDEX_OBJECTS = r"""
 SELECT type, name FROM sqlite_schema WHERE type IN ('table', 'trigger') AND name LIKE 'search\_%' ESCAPE '\'
  ORDER BY type DESC, sql LIKE 'CREATE VIRTUAL%' DESC"""
-"""The triggers of the index, its virtual tables, which drop their own tables, and the other tables."""
+"""Lists the triggers of the index, then its virtual tables, then its other tables. SQLite drops the tables in which a
+virtual table stores its data together with the virtual table."""
 
 
 def has_unindexed(db: apsw.Connection) -> bool:
@@ -92,13 +96,15 @@ def has_unindexed(db: apsw.Connection) -> bool:
 
 
 def is_indexing(db: apsw.Connection) -> bool:
-    """Returns whether much of the content is not in the index. Blobs do not count, because few of them matter."""
+    """Returns whether much of the content is not in the index. Blobs do not count, because only configs matter to the
+    index."""
     repositories, manifests, _, tag_changes, reads_tags = db.execute(_LAG).get
     return bool(reads_tags) or max(repositories, manifests, tag_changes) > MAX_LAG
 
 
 def index_names(db: apsw.Connection) -> bool:
-    """Adds the next repositories and tags. Returns whether many are left, as each of the next three functions does."""
+    """Adds the names of the next repositories and tags. Returns whether a batch was full, so that more may be left. The
+    next three functions return the same for their batch."""
     is_full = _add_repositories(db)
     is_full |= _add_stored_tags(db)
     return _follow_tag_changes(db) or is_full
@@ -139,7 +145,7 @@ def _add_stored_tags(db: apsw.Connection) -> bool:
 
 
 def _follow_tag_changes(db: apsw.Connection) -> bool:
-    """Adds the tags that were added lately, and removes those that were deleted."""
+    """Adds the tags of the next changes in the tag history, and removes the tags that these changes deleted."""
     rows: list[Any] = db.execute(
         "SELECT h.id, h.repository, h.tag, h.digest IS NULL, "
         "       EXISTS (SELECT 1 FROM tag t WHERE t.repository = h.repository AND t.name = h.tag) "
@@ -168,7 +174,7 @@ def _add_tag(db: apsw.Connection, repository: int, tag: str) -> None:
 
 
 def words_of_tag(tag: str) -> list[str]:
-    """Returns the words by which a tag is found, in lower case: the whole tag, and its rest after each '-' and '_'."""
+    """Returns the words by which a tag is found, in lower case: the whole tag, and the text after each '-' and '_'."""
     text = tag.lower()
     starts = [0, *(match.end() for match in _WORD_START.finditer(text))]
     return list(dict.fromkeys(text[start:] for start in starts[:MAX_WORDS_OF_TAG]))
@@ -197,8 +203,8 @@ def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None
 
 
 def _search_full_text(db: apsw.Connection) -> None:
-    """Makes a small search in each full-text index. Raises apsw.SQLError or apsw.CorruptError if searches are not
-    possible any more, which additions may not notice."""
+    """Makes a small search in each full-text index. Raises apsw.SQLError or apsw.CorruptError if the index is too
+    damaged for searches. Additions to a damaged index may raise no error."""
     for table in ("search_word", "search_name"):
         db.execute(f"SELECT rowid FROM {table} WHERE {table} MATCH 'abc' LIMIT 1").fetchall()
 
@@ -235,8 +241,9 @@ def _manifest(row: Sequence[Any]) -> UnindexedManifest | None:
 
 
 def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
-    """Adds manifests to the index, and moves its position. If a manifest of the batch was deleted meanwhile, another
-    manifest may have got its row id, or get it later. The position then stays before that row id."""
+    """Adds manifests to the index, and moves the position of the index. If a manifest of the batch was deleted
+    meanwhile and another manifest has its row id, the position stays before that row id, so that the other manifest is
+    indexed later."""
     reached, reached_blob = batch.reached
     for entry in labels:
         if not set_labels(db, entry):
@@ -244,12 +251,14 @@ def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[Ma
     newest_manifest, newest_blob = db.execute(
         "SELECT (SELECT coalesce(max(id), 0) FROM manifest), (SELECT coalesce(max(id), 0) FROM blob)"
     ).get
-    for column, seen, now in (
+    for column, seen, new_position in (
         ("manifests", batch.seen[0], min(reached, newest_manifest)),
         ("blobs", batch.seen[1], min(reached_blob, newest_blob)),
     ):
         # If the stored position is not `seen` any more, a deletion has moved the position back meanwhile.
-        db.execute(f"UPDATE search_progress SET {column} = iif({column} = ?1, ?2, min({column}, ?2))", (seen, now))
+        db.execute(
+            f"UPDATE search_progress SET {column} = iif({column} = ?1, ?2, min({column}, ?2))", (seen, new_position)
+        )
 
 
 def set_labels(db: apsw.Connection, labels: ManifestLabels) -> bool:

@@ -31,7 +31,7 @@ from storage.patterns import NameSet
 GROUP_CHARACTERS: Final = 3
 """Number of characters in the groups by which names are found."""
 MAX_PATTERNS: Final = 16
-"""Largest number of patterns of rights that become a part of a search for names."""
+"""Largest number of patterns of a person's rights that become a condition of a search for names."""
 MAX_SHOWN_LABELS: Final = 8
 """Largest number of labels that an entry shows."""
 MAX_BLOBS: Final = 20
@@ -103,8 +103,8 @@ def repositories(
 
 
 def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScope) -> tuple[set[str], bool]:
-    """Returns the names that match, and whether these are all matching names. Looks for the best matches first, in case
-    very many names match."""
+    """Returns the names that match, and whether these are all matching names. Searches for the best matches first,
+    because the search ends early if very many names match."""
     names: set[str] = set()
     rows_read = 0
     try:
@@ -123,16 +123,16 @@ def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScop
 
 
 def _name_statements(words: Sequence[str], scope: SearchScope) -> Iterable[tuple[str, tuple[str, ...]]]:
-    """Yields the statements that find names, those with the best matches first: names that begin with the first word,
-    names with a part that begins with it, and all others."""
-    first, *others = words
-    limits = _pattern_expression(scope.within)
-    if len(first) < GROUP_CHARACTERS - 1 and not others:
+    """Yields the statements that find names, the statement with the best matches first: names that begin with the first
+    word, names with a part after a slash that begins with the first word, and all other names."""
+    first, *other_words = words
+    rights = _pattern_expression(scope.within)
+    if len(first) < GROUP_CHARACTERS - 1 and not other_words:
         yield _NAMES_BEGINNING, (first, first + LAST)
     for beginning in (START_OF_NAME, "/", ""):
-        expression = _groups_expression([beginning + first, *others])
+        expression = _groups_expression([beginning + first, *other_words])
         if expression:
-            yield _NAMES, (f"{expression} AND ({limits})" if limits else expression,)
+            yield _NAMES, (f"{expression} AND ({rights})" if rights else expression,)
 
 
 def _groups_expression(texts: Iterable[str]) -> str:
@@ -145,8 +145,8 @@ def _groups_expression(texts: Iterable[str]) -> str:
 
 
 def _pattern_expression(within: NameSet) -> str:
-    """Returns an expression that finds all names that match the patterns, and few others. The expression is empty if
-    there are many patterns, or if a pattern is not simple or is too short."""
+    """Returns an expression that finds all names that match the patterns, and few other names. The expression is empty
+    if there are many patterns, or if a pattern is not simple or is too short."""
     if len(within.patterns) > MAX_PATTERNS:
         return ""
     parts = [_groups_expression([START_OF_NAME + pattern.prefix]) for pattern in within.patterns]
@@ -286,7 +286,7 @@ def digests(db: apsw.Connection, digest: str, within: NameSet, offset: int, limi
 
 
 def tags_of(db: apsw.Connection, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
-    """Returns the first tags of a repository, with what they point at. Raises NameUnknown."""
+    """Returns the first `limit` tags of a repository, with the digests of their manifests. Raises NameUnknown."""
     repository = lookups.repository_id(db, repo)
     rows: list[Any] = db.execute(
         "SELECT t.name, m.digest FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ? "

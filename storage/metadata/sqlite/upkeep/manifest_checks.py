@@ -24,7 +24,7 @@ AREA: Final = "manifest"
 MAX_PAGE_MANIFESTS: Final = 100
 """Number of manifests that one page checks."""
 MAX_PAGE_BYTES: Final = 1024 * 1024
-"""Size of the bodies in bytes after which a page ends. A page has at least one manifest."""
+"""A page ends before the total size of its bodies exceeds this number of bytes. A page has at least one manifest."""
 _NEXT = "SELECT id, length(body) FROM manifest WHERE id > ? ORDER BY id LIMIT ?"
 _MANIFEST = """
 SELECT m.repository, m.digest, m.media_type, m.size, m.subject, m.artifact_type, m.body, r.name,
@@ -43,9 +43,9 @@ SELECT value FROM json_each(?2) WHERE NOT EXISTS (
 
 @dataclass(frozen=True, slots=True)
 class StoredManifest:
-    """A row of the table. `name`: name of the repository; None if there is no such repository. `is_mirrored`: whether
-    the repository is mirrored, so that it may lack content. `is_damaged`: whether the manifest is known to be
-    damaged."""
+    """A row of the table `manifest`, with facts from other tables. `name`: name of the repository; None if there is no
+    such repository. `is_mirrored`: whether the repository is mirrored, so that it may lack content. `is_damaged`:
+    whether the manifest is known to be damaged."""
 
     id: int
     repository: int
@@ -95,7 +95,8 @@ def check(db: apsw.Connection, after: Key | None) -> CheckedPage:
 
 
 def look(db: apsw.Connection, problem: Problem) -> Problem | None:
-    """Returns the problem as it is now; None if it is gone."""
+    """Checks the manifest of the problem again. Returns the problem as it is now; None if the manifest does not have it
+    any more."""
     return next((current for current in problems_of(db, int(problem.key[0])) if current == problem), None)
 
 

@@ -1,4 +1,5 @@
-"""What imports read from and write to the metadata database (`SqliteImportRecords`)."""
+"""Reads and writes the records of the metadata database that imports from other registries need
+(`SqliteImportRecords`)."""
 
 from __future__ import annotations
 
@@ -49,5 +50,5 @@ class SqliteImportRecords:
             for tag, set_at in tags.items():
                 db.execute(_SAVE_TAG_TIME, (manifest, tag, set_at))
 
-        # Not durable: a power cut may lose the times, not the content.
+        # A power cut may lose these times, but no content.
         await self._writer.run(save, durable=False)

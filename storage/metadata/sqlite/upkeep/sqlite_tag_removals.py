@@ -1,4 +1,4 @@
-"""Finds out what a removal of tags would remove (`SqliteTagRemovals`)."""
+"""Finds the tags and manifests that a removal of tags would remove (`SqliteTagRemovals`)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ SELECT t.name, r.digest, r.id FROM json_each(?2) j JOIN manifest m ON m.id = j.v
   JOIN tag t ON t.repository = ?1 AND t.name >= replace(m.digest, ':', '-')
    AND t.name < replace(m.digest, ':', '-') || '/' AND substr(t.name, length(m.digest) + 1, 1) IN ('', '.')
   JOIN manifest r ON r.id = t.manifest ORDER BY t.name LIMIT {MAX_REMOVED_TAGS}"""
-"""The referrer tags of the manifests ?2 (JSON). In byte order, "/" follows "."."""
+"""The referrer tags of the manifests ?2 (JSON): tags such as `sha256-….sig`, which name the digest of a manifest. In
+byte order, "/" follows "."."""
 _MAX_ROUNDS: Final = 3
-"""Largest number of steps from a removed manifest to its referrer tags, to their manifests, and so on. (A signature can
-have a signature.) Later referrer tags stay."""
+"""Largest number of steps from removed manifests to their referrer tags, whose manifests are removed in the next step.
+(A signature can have a signature.) Referrer tags that further steps would find are not removed."""
 
 
 class SqliteTagRemovals:

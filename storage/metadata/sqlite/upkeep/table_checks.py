@@ -19,8 +19,8 @@ PAGE_ROWS: Final = 500
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A rule that each row of a table must keep. `code`: the kind of problem if a row breaks the rule. `broken`: an SQL
-    condition on a row (alias `t`) that is true if the row breaks the rule. `text`: what is then wrong, for people;
-    `{repository}` and `{item}` stand for the names in the problem."""
+    condition on a row (alias `t`) that is true if the row breaks the rule. `text`: a description of the problem for
+    people; `{repository}` and `{item}` stand for the names in the problem."""
 
     code: ProblemCode
     broken: str
