@@ -67,7 +67,7 @@ class _Round:
             self.count(removal)
         if self.on_removal is not None:
             await self.on_removal(removal)
-        if self.dry_run:  # lets other tasks run; other rounds do so while they wait for the disk at each removal
+        if self.dry_run:  # lets other tasks run; without `dry_run`, each removal does so while it waits for the disk
             await asyncio.sleep(0)
 
 
@@ -111,13 +111,13 @@ class Collector:
     async def collect(
         self, on_removal: OnRemoval | None = None, *, dry_run: bool = False, all_shards: bool = False
     ) -> CollectionReport:
-        """Runs one round, and returns how much it removed. `on_removal` is called after each removal. `dry_run`:
-        whether to remove nothing, and to report what a round would remove now. `all_shards`: whether to look for strays
-        in all shards of the blob store, and not only in the next shards.
+        """Runs one round, and returns the numbers of its removals. `on_removal` is called after each removal.
+        `dry_run`: whether to remove nothing, and only to report the removals that a round would make now. `all_shards`:
+        whether to look for strays in all shards of the blob store, and not only in the next shards.
 
         If a step raises StorageFull, the later steps still run, and the round then raises that error. If a step raises
-        StorageFailed, or `on_removal` raises an error, the round raises it at once. What was removed before an error or
-        a cancellation stays removed."""
+        StorageFailed, or `on_removal` raises an error, the round raises it at once. Removals that were made before an
+        error or a cancellation are not undone."""
         shards = range(self._blobs.shard_count) if all_shards else self._next_shards()
         this_round = _Round(
             dry_run, shards, float("inf") if all_shards else BLOBS_LISTED_PER_ROUND, on_removal, self.on_removed
@@ -135,7 +135,7 @@ class Collector:
         ):
             try:
                 await step(this_round)
-            except StorageFull as error:  # later steps may free the space that this one needs
+            except StorageFull as error:  # later steps may free the space that this step needs
                 failure = failure or error
         report = this_round.report
         if report and not dry_run:
@@ -153,8 +153,8 @@ class Collector:
         return this_round.report.blobs
 
     async def remove_stray(self, stray: ListedBlob) -> bool:
-        """Removes bytes that the blob store has listed, unless there is a row with the digest now. Returns whether it
-        removed them. `BlobStore.reclaim_space` frees their disk space."""
+        """Removes bytes that the blob store has listed, unless there is a row with their digest now. Returns whether it
+        removed the bytes. `BlobStore.reclaim_space` frees their disk space."""
         async with self._locks.hold(stray.digest):
             if stray.digest in await self._metadata.known_blobs([stray.digest]):
                 return False
@@ -214,7 +214,8 @@ class Collector:
                 await this_round.note(RemovalKind.UPLOAD, upload_id, size, reason)
 
     async def _drop_deleted_manifests(self, this_round: _Round) -> None:
-        """Deletes for good the deleted manifests that can no longer be put back, because their grace period is over."""
+        """Removes the deleted manifests whose grace period is over. Until then they are kept, so that they can be put
+        back."""
         before = self._clock() - self.grace
         after: DeletedManifest | None = None
         while expired := await self._metadata.deleted_manifests(before, BATCH_SIZE, after):
@@ -268,7 +269,7 @@ class Collector:
                     await self._note_blob(this_round, entry.digest, entry.size)
 
     async def _remove_blob_batch(self, this_round: _Round) -> bool:
-        """Removes at most `BATCH_SIZE` blobs without a link. Returns False if there was none."""
+        """Removes at most `BATCH_SIZE` blobs without a link. Returns False if there was no such blob."""
         entries = await self._metadata.unlinked_blobs(BATCH_SIZE)
         for entry in entries:
             async with self._locks.hold(entry.digest):

@@ -1,10 +1,10 @@
 """`PullRecorder`: counts the pulls of manifests in memory, and stores them from time to time.
 
-Counting a pull must cost a request almost nothing, so a pull changes only a dictionary. A kill of the process loses the
-pulls since the last time they were stored.
+Counting a pull must not slow down the request, so a pull changes only a dictionary. If the process is killed, the pulls
+that were counted since the last time they were stored are lost.
 
 A commit empties the response caches of all processes. So all processes store their pulls at the same times, the
-multiples of `STORE_SECONDS`, and empty the caches only once in that time.
+multiples of `STORE_SECONDS`. The caches are then emptied only once in that time.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from storage.pulls import MAX_SAVED_PULLS, PullCount, Pulls
 STORE_SECONDS: Final = 30.0
 """Seconds between two times at which the pulls are stored."""
 MAX_COUNTED_MANIFESTS: Final = 100_000
-"""Largest number of manifests whose pulls are counted in memory, which then takes about 20 MB. When it is reached, the
-pulls are stored at once. While that fails, pulls of further manifests are not counted."""
+"""Largest number of manifests whose pulls are counted in memory. The counts then take about 20 MB. When this number is
+reached, the pulls are stored at once. While storing them fails, pulls of further manifests are not counted."""
 log = logging.getLogger("storage.pulls")
 
 Locate = Callable[[RepositoryName], Awaitable[tuple[object, RepositoryName, str | None]]]
@@ -76,11 +76,13 @@ class PullRecorder:
             except RegistryError as error:
                 if logged_error != (logged_error := str(error)):
                     log.warning("cannot store when images were last pulled: %s; it is tried again", error)
-                await asyncio.sleep(1.0)  # does not try again at once if there are too many to count
+                await asyncio.sleep(
+                    1.0
+                )  # while `MAX_COUNTED_MANIFESTS` is reached, the next attempt would otherwise come at once
 
     async def store(self) -> None:
-        """Stores the pulls that were counted so far. Those that are not stored, because of an error or a cancellation,
-        stay counted. Raises StorageFull, StorageFailed."""
+        """Stores the pulls that were counted so far. Pulls that are not stored because of an error or a cancellation
+        stay counted in memory. Raises StorageFull, StorageFailed."""
         pulls = list(self._counts)
         for start in range(0, len(pulls), MAX_SAVED_PULLS):
             batch = pulls[start : start + MAX_SAVED_PULLS]

@@ -135,8 +135,8 @@ class BackupDirectory:
         return self.root / "snapshots" / name / "entrepot.db"
 
     def create(self) -> None:
-        """Creates the directory and its subdirectories if they are missing. Takes all permissions on the directory from
-        other users. Raises BackupFailed if the directory contains something that is no backup."""
+        """Creates the directory and its subdirectories if they are missing. Removes all permissions of other users on
+        the directory. Raises BackupFailed if the directory contains something that is no backup."""
         make_root(self._system, self.root)
         names = set(os.listdir(self.root)) - {"lost+found"}
         if _MARKER not in names and names - {f"{_MARKER}.new"}:
@@ -165,9 +165,9 @@ class BackupDirectory:
 
     @contextmanager
     def locked(self, holder: str, *, shared: bool = False) -> Iterator[None]:
-        """Context manager that holds the lock on the directory. `holder`: text that says who holds the lock, for
-        people. `shared`: whether other readers can hold the lock at the same time. If another process holds the lock,
-        raises BackupFailed, which names the holder."""
+        """Context manager that holds the lock on the directory. `holder`: text for people that says who holds the lock.
+        `shared`: whether other readers can hold the lock at the same time. If another process holds the lock, raises
+        BackupFailed, which names the holder."""
         path = self.root / "lock"
         flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
         try:

@@ -1,5 +1,5 @@
-"""Changes that mark blobs and manifests as damaged or healed. Content is *damaged* if its stored bytes do not have its
-digest or cannot be read, and *healed* when the right bytes are stored again.
+"""Changes that mark blobs and manifests as damaged or healed. Content is *damaged* if its stored bytes no longer have
+its digest, or are missing. It is *healed* when the right bytes are stored again.
 
 Each function runs inside a transaction on the given connection; the caller commits it. A damaged blob has an empty
 `place` in its row. A damaged manifest has an empty `body` and the `size` 0, and the table `damaged_manifest` keeps its

@@ -1,5 +1,5 @@
-"""Stores the history of mirrored tags in the metadata database (`SqliteUpstreamTags`). A *sighting* records that the
-mirror saw a tag point at a digest. A *frozen* tag keeps its digest even if the tag moves at the upstream."""
+"""Stores the history of mirrored tags in the metadata database (`SqliteUpstreamTags`). A *sighting* is the first time
+that the mirror saw a tag point at a digest. A *frozen* tag keeps its digest even if the tag moves at the upstream."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""The tables that count what repositories use: `usage_scope`, `usage_member` and `usage_blob`.
+"""The tables that count the blobs, bytes and tags of sets of repositories: `usage_scope`, `usage_member` and
+`usage_blob`.
 
-Triggers in the migrations keep the counts exact, and refuse what exceeds a quota. The functions here define the usage
-scopes (`storage.usage`), count what was stored before a scope was defined, and say which quota refused a change. A
-repository that belongs to a scope is a *member*. Each function that changes something runs inside a transaction that
-the caller commits. It changes a bounded number of rows.
+A *scope* is such a set of repositories (`storage.usage`). A repository that belongs to a scope is a *member*. Triggers
+in the migrations keep the counts exact, and refuse blobs and tags that exceed a quota. The functions here define the
+scopes, count the content that was stored before a scope was defined, and find the quota that refused a change. Each
+function that changes something runs inside a transaction that the caller commits. It changes a bounded number of rows.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def configure(db: apsw.Connection, definitions: Sequence[ScopeDefinition]) -> No
     for scope, name, *contents in rows:
         definition = definitions_by_name.get(name)
         if definition is None or contents != [*_as_json(definition), definition.upstream]:
-            # With `complete` at 0, its quota is not enforced any more.
+            # With `complete` at 0, the scope's quota is not enforced any more.
             db.execute(
                 "UPDATE usage_scope SET name = 'removed ' || id, prefixes = '[]', complete = 0 WHERE id = ?", (scope,)
             )
@@ -118,9 +119,9 @@ def _delete_batch(db: apsw.Connection, scope: int) -> None:
 
 
 def _add_members(db: apsw.Connection, scope: int, prefixes: list[str], excluded: list[str], position: int) -> bool:
-    """Adds the next repositories that belong to the scope, with nothing counted. `position`: highest row id of a
-    repository that was looked at. Returns False if there are no more repositories. A repository that was created after
-    the scope is a member already, and is left as it is."""
+    """Adds the next repositories that belong to the scope, with nothing counted. `position`: highest row id of the
+    repositories that earlier calls compared with the prefixes. Returns False if there are no more repositories. A
+    repository that was created after the scope is a member already, and its row stays as it is."""
     rows: list[Any] = db.execute(
         "SELECT id, name FROM repository WHERE id > ? ORDER BY id LIMIT ?", (position, _REPOSITORIES_PER_BATCH)
     ).fetchall()
@@ -149,7 +150,7 @@ def _count_member(
     tags_to: str | None,
     manifests_to: int | None,
 ) -> int:
-    """Counts the next links, tags or manifests of a member, at most `BATCH_ROWS`. Returns how many it counted.
+    """Counts the next links, tags or manifests of a member, at most `BATCH_ROWS`. Returns the number of counted rows.
     `links_to`, `tags_to`, `manifests_to`: the last link, tag and manifest that were counted; None: all were counted."""
     column: str
     last: int | str | None
@@ -226,7 +227,7 @@ def _use(row: tuple[Any, ...]) -> ScopeUse:
 
 
 def recount(db: apsw.Connection, name: str) -> ScopeUse | None:
-    """Counts a scope from the links and tags of its members. Reads all of them."""
+    """Counts a scope again, from all links and tags of its members."""
     stored = scope(db, name)
     scope_id = db.execute("SELECT id FROM usage_scope WHERE name = ?", (name,)).get
     if stored is None or scope_id is None:
@@ -259,7 +260,8 @@ def _has_blob(db: apsw.Connection, scope_id: int, digest: Digest) -> bool:
 
 def link_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: int, blob: int) -> Exception:
     """Returns the error for the client if the new link of the repository to the blob does not fit into a quota.
-    `error`: what SQLite raised for the link. Returns `error` itself if it has another reason."""
+    `error`: the error that SQLite raised for the insertion of the link. Returns `error` itself if no quota caused
+    it."""
     if not _is_from_trigger(error):
         return error
     row: Any = db.execute(
@@ -275,8 +277,8 @@ def link_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: i
 
 
 def tag_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: int) -> Exception:
-    """Returns the error for the client if a new tag of the repository does not fit into a quota. `error`: what SQLite
-    raised for the tag. Returns `error` itself if it has another reason."""
+    """Returns the error for the client if a new tag of the repository does not fit into a quota. `error`: the error
+    that SQLite raised for the insertion of the tag. Returns `error` itself if no quota caused it."""
     if not _is_from_trigger(error):
         return error
     row: Any = db.execute(
