@@ -52,16 +52,16 @@ class QuarantinedBytes(NamedTuple):
 
 
 class ContentCheck(NamedTuple):
-    """What reading all stored bytes of a blob has shown. `problem`: what is wrong with the bytes, for people; None if
-    they have the right digest and size. `version`: text that identifies these very bytes (`BlobStore.version`)."""
+    """The result of reading all stored bytes of a blob. `problem`: what is wrong with the bytes, for people; None if
+    they have the right digest and size. `version`: text that identifies exactly these bytes (`BlobStore.version`)."""
 
     problem: str | None
     version: str
 
 
 OnRead = Callable[[int], Awaitable[None]]
-"""Called while bytes are checked, after each part that was read, with the number of its bytes. It may wait, to bound
-the rate. An error that it raises ends the check."""
+"""Called while bytes are checked, after each part that was read, with the number of its bytes. It may wait, to limit
+the rate of the reads. An error that it raises ends the check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,8 @@ class VerifiedContent(Protocol):
     """Key under which `publish` stores the bytes."""
 
     async def publish(self) -> None:
-        """Stores the bytes durably at `place`. Replaces bytes that are stored there already; they should have the same
-        digest, but can be damaged.
-        The caller must hold the lock of the digest (`DigestLocks`). Raises StorageFull, StorageFailed,
+        """Stores the bytes durably at `place`. Replaces bytes that are stored there already, because they may be
+        damaged. The caller must hold the lock of the digest (`DigestLocks`). Raises StorageFull, StorageFailed,
         BlobUploadInvalid (a newer request has taken the session over)."""
         ...
 
@@ -167,8 +166,8 @@ class ClaimedUpload(Protocol):
 
 class BlobStore(Protocol):
     """Stores the bytes of blobs, and of upload sessions, which any process can continue. Several processes may use the
-    same store at the same time. The async methods raise StorageFull and StorageFailed, besides the errors that their
-    docstrings name."""
+    same store at the same time. The async methods raise StorageFull and StorageFailed, in addition to the errors that
+    their docstrings name."""
 
     boot: str
     """Identifies the period in which flushed bytes survive: bytes that were flushed under another value may be lost. A
@@ -188,7 +187,7 @@ class BlobStore(Protocol):
         ...
 
     def take_over(self, upload: UploadID, check: Callable[[int], None] | None = None) -> Awaitable[ClaimedUpload]:
-        """Takes the session over from its owner, without waiting for that owner. If the id is unknown, creates an empty
+        """Takes the session over from its owner, without waiting for the owner. If the id is unknown, creates an empty
         session. First calls `check`, possibly in a thread, with the number of stored bytes; if `check` raises, the
         owner keeps the session, and this call raises the same error. Raises BlobUploadUnknown if another request
         commits or deletes the session at the same time."""
@@ -245,8 +244,8 @@ class BlobStore(Protocol):
         ...
 
     async def version(self, place: str) -> str | None:
-        """Returns a text that identifies the bytes at `place`. If other bytes are stored there later, the text is
-        another one. Returns None if there are no bytes."""
+        """Returns a text that identifies the bytes at `place`. The text changes when other bytes are stored there.
+        Returns None if there are no bytes."""
         ...
 
     def quarantine_place(self, digest: Digest) -> str:
@@ -254,7 +253,7 @@ class BlobStore(Protocol):
         ...
 
     async def quarantine(self, digest: Digest, place: str) -> None:
-        """Moves the bytes at `place` to `quarantine_place(digest)`, so that nobody can open them as the blob any more.
+        """Moves the bytes at `place` to `quarantine_place(digest)`, so that they cannot be opened as the blob any more.
         Replaces damaged bytes of the same blob that are already there. If the disk has no space to keep the bytes,
         deletes them. Does nothing if there are no bytes at `place`. The caller must hold the lock of the digest, and
         the blob's metadata row must not name `place`."""
@@ -265,5 +264,5 @@ class BlobStore(Protocol):
         ...
 
     async def delete_quarantined(self, digest: Digest) -> bool:
-        """Deletes the damaged bytes of a blob for good. Returns whether there were any."""
+        """Deletes the damaged bytes of a blob from the quarantine. Returns whether there were such bytes."""
         ...

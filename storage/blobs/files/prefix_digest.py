@@ -22,7 +22,7 @@ PIECE_BYTES = 1024 * 1024
 """Number of bytes that are read and hashed at a time."""
 PIECES_PER_STEP = 64
 """Largest number of pieces that one step hashes. The next step then queues for a thread, so that the steps of other
-files also get one."""
+files also get a thread."""
 
 
 class PrefixDigest:

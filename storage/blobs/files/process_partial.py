@@ -1,4 +1,5 @@
-"""One partial blob as this process sees it: its open files, its owner, and which bytes are stored (`ProcessPartial`).
+"""The state of one partial blob in this process: its open files, its owner, and the ranges of stored bytes
+(`ProcessPartial`).
 
 A *partial blob* is a blob that is still being downloaded. Its data file contains the bytes; its state file says which
 of them are stored. A *user* is an object that reads or writes the partial blob, such as a handle. All users of this
