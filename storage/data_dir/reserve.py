@@ -33,8 +33,8 @@ RESERVE_BYTES: Final = 16 * 1024 * 1024
 """Full size of the reserve. The largest known need is 7 MiB, for the log of a delete of a manifest with 25,000
 entries."""
 MAX_FILE_SYSTEM_FRACTION: Final = 1 / 16
-"""Largest part of the file system that the reserve may take up. So on a file system smaller than 256 MiB the reserve is
-smaller than `RESERVE_BYTES`."""
+"""Largest fraction of the file system that the reserve may take up. So on a file system smaller than 256 MiB the
+reserve is smaller than `RESERVE_BYTES`."""
 FIRST_RELEASE_BYTES: Final = 256 * 1024
 """Bytes that `spend` frees before its first attempt: enough for most changes, and for opening the database."""
 BLOCK_BYTES: Final = 4096
@@ -65,9 +65,9 @@ class ReserveUse(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class MinFreeSpace:
-    """How much of the disk is to stay free, apart from the reserve: the greater of a number of bytes and a percentage
-    of the file system. Clients cannot push if less is free. With the defaults, clients can push until the disk is
-    full."""
+    """The space on the disk that has to stay free in addition to the reserve: the greater of `size` (in bytes) and
+    `percent` percent of the file system. Clients cannot push if less space is free. With the defaults, clients can push
+    until the disk is full."""
 
     size: int = 0
     percent: float = 0.0
@@ -233,7 +233,8 @@ class Reserve:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Waits until no other thread or process uses the reserve, and keeps them out inside the `with` block."""
+        """Waits until no other thread or process uses the reserve. Inside the `with` block, only this thread uses
+        it."""
         with self._lock, Flock(self._fd):
             yield
 
@@ -258,14 +259,15 @@ class Reserve:
                 return
             except OSError as error:
                 # Some file systems keep the space that they allocated before the error, so the file is truncated. The
-                # next attempt is with half of the bytes, because a quota may allow less than the file system has free.
+                # next attempt allocates half of the bytes, because a disk quota may allow less than the free space of
+                # the file system.
                 with suppress(OSError):
                     self._system.truncate(self._fd, length)
                 self._note_if_unsupported(error)
                 missing = missing // 2 - missing // 2 % BLOCK_BYTES
 
     def _note_if_unsupported(self, error: OSError) -> None:
-        """If `error` means that the file system cannot allocate space in advance, logs that, and prevents further
+        """If `error` means that the file system cannot allocate space in advance, logs a warning, and prevents further
         attempts."""
         if error.errno in _UNSUPPORTED_ERRNOS:
             self._can_allocate = False

@@ -76,9 +76,8 @@ class PullRecorder:
             except RegistryError as error:
                 if logged_error != (logged_error := str(error)):
                     log.warning("cannot store when images were last pulled: %s; it is tried again", error)
-                await asyncio.sleep(
-                    1.0
-                )  # while `MAX_COUNTED_MANIFESTS` is reached, the next attempt would otherwise come at once
+                # While `MAX_COUNTED_MANIFESTS` is reached, the next attempt would come at once without this pause.
+                await asyncio.sleep(1.0)
 
     async def store(self) -> None:
         """Stores the pulls that were counted so far. Pulls that are not stored because of an error or a cancellation

@@ -79,9 +79,7 @@ class FileCopier:
             if await self.run(lambda: self._link_or_clone(fd, temporary)):
                 if self._verify:
                     await self._read(fd, digest, size, None, on_bytes)
-                    await self.run(
-                        lambda: self._system.sync(fd)
-                    )  # the program that wrote the file may not have synced it
+                    await self.run(lambda: self._system.sync(fd))  # its writer may not have synced it
                 else:
                     on_bytes(size)
             else:

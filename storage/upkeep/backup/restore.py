@@ -218,9 +218,7 @@ class _Restore:
 
     async def _bring(self, blob: SnapshotBlob) -> None:
         final = self._layout.blob(blob.digest)
-        if (
-            final.is_file() and final.stat().st_size == blob.size
-        ):  # its bytes were checked before the file got this name
+        if final.is_file() and final.stat().st_size == blob.size:  # its bytes were checked before
             self._counts.present += 1
             self._note_bytes(blob.size)
             self._note_healed(blob)
