@@ -37,8 +37,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Descriptor:
     """Media type, digest and size in bytes of a blob or manifest, and optional fields (OCI image spec, "Content
-    Descriptors"). `verified`: True if this registry stores the content and has checked its digest and size; False if
-    an upstream stated them and nobody has checked the content."""
+    Descriptors"). `verified`: True if this registry stores the content and has checked its digest and size; False if an
+    upstream stated them and the content has not been checked."""
 
     media_type: str
     digest: Digest

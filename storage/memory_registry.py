@@ -1,7 +1,7 @@
 """A registry in plain dicts (`MemoryRegistry`): the reference model of `storage.interface.Registry`.
 
-Its behaviour defines what is right. Contract and model tests compare other registries with it, and tests that need no
-disk use it. No method gives control back to the event loop, so each call is one transaction. The content is lost when
+It defines the correct behaviour of a registry. Contract and model tests compare other registries with it, and tests
+that need no disk use it. No method yields to the event loop, so each call is one transaction. The content is lost when
 the process ends.
 """
 
@@ -336,7 +336,7 @@ class MemoryRegistry:
     async def delete_manifest(
         self, repo: RepositoryName, digest: Digest, *, by: Actor, restorable: bool = True
     ) -> None:
-        """Deletes the manifest. Nobody can put it back (`restorable` has no effect)."""
+        """Deletes the manifest. It cannot be put back (`restorable` has no effect)."""
         repository = self._known_repository(repo)
         if digest not in repository.manifests:
             raise ManifestUnknown(detail={"reference": digest})

@@ -1,17 +1,20 @@
 """The paths in the data directory, and the names of its files (`Layout`).
 
-    DATA/ entrepot.db, entrepot.db-wal, entrepot.db-shm     metadata (SQLite) locks/metadata
-    lock of the one process that writes metadata locks/00 … ff                                     locked by a process
-    while it changes a blob file locks/turns                                       leases and slots: locks on single
-    bytes of this empty file blobs/sha256/ab/abcdef…                           content of the blob with the digest
-    sha256:abcdef… uploads/UUID/GENERATION                           bytes of an upload session
-    partials/SOURCE~sha256-abcdef….SIZE.data          bytes of a partial blob partials/SOURCE~sha256-abcdef….SIZE.state
-    which bytes of the partial blob are stored trash/                                            files of deleted blobs,
-    until they are unlinked quarantine/sha256-abcdef…                         damaged bytes of the blob with the digest
-    sha256:abcdef… workers/PID-RANDOM                                the report of a running server process reserve
-    disk space for deletes on a full disk control                                           Unix socket by which
-    commands reach a running server restore.json                                      says that a restore from a backup
-    has not ended yet
+    DATA/
+      entrepot.db, entrepot.db-wal, entrepot.db-shm     metadata (SQLite)
+      locks/metadata                                    lock of the one process that writes metadata
+      locks/00 … ff                                     locked by a process while it changes a blob file
+      locks/turns                                       leases and slots: locks on single bytes of this empty file
+      blobs/sha256/ab/abcdef…                           content of the blob with the digest sha256:abcdef…
+      uploads/UUID/GENERATION                           bytes of an upload session
+      partials/SOURCE~sha256-abcdef….SIZE.data          bytes of a partial blob
+      partials/SOURCE~sha256-abcdef….SIZE.state         which bytes of the partial blob are stored
+      trash/                                            files of deleted blobs, until they are unlinked
+      quarantine/sha256-abcdef…                         damaged bytes of the blob with the digest sha256:abcdef…
+      workers/PID-RANDOM                                report of a running server process
+      reserve                                           disk space for deletes on a full disk
+      control                                           Unix socket by which commands reach a running server
+      restore.json                                      marks a restore from a backup that has not ended yet
 
 A *partial blob* is a blob that is still being downloaded; SOURCE is the name of the upstream registry that sends it.
 The GENERATION of an upload session grows by 1 each time another request takes the session over. A *lease* is the
