@@ -183,10 +183,10 @@ class TokenLimit:
 @dataclass(frozen=True, slots=True)
 class ApiToken:
     """An API token: a secret with which a client logs in to an account in place of the password. `purpose`: `personal`
-    for tokens that people create, `login` for refresh tokens that the server issues when `docker login` asks for one.
-    `note`: free text for people. `created`, `expires` and `used` are seconds since 1970. `expires`: None if the token
-    never expires. `limits`: None if the token has all rights of its account. `used`: approximate time of the last use;
-    None if the token was never used."""
+    for tokens that people create, `login` for refresh tokens that the server issues to `docker login`. `note`: free
+    text for people. `created`, `expires` and `used` are seconds since 1970. `expires`: None if the token never expires.
+    `limits`: None if the token has all rights of its account. `used`: approximate time of the last use; None if the
+    token was never used."""
 
     id: str
     account: AccountName
@@ -202,10 +202,10 @@ class ApiToken:
 class LoginSession:
     """The session of a person who logged in with a browser. `method`: how the person logged in: `password`, or `openid`
     for the OpenID provider. `created`, `expires` and `seen` are seconds since 1970. `seen`: approximate time of the
-    last request. `address` and `user_agent`: those of the browser at the login. `version`: the version of the account
-    at the login; None for an account in an htpasswd file. `stamp`: a hash of the source outside the store on which the
-    login depends (the htpasswd line, or the settings of the OpenID provider); None: there is none. `groups`: groups
-    that the OpenID provider named."""
+    last request. `address` and `user_agent`: IP address and User-Agent of the browser at the login. `version`: the
+    version of the account at the login; None for an account in an htpasswd file. `stamp`: a hash of the source outside
+    the store on which the login depends (the htpasswd line, or the settings of the OpenID provider); None: there is
+    none. `groups`: groups that the OpenID provider named."""
 
     id: str
     account: AccountName

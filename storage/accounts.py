@@ -2,8 +2,8 @@
 (`Accounts`).
 
 `storage.access` has the types. The methods that are not `async` only read; they take microseconds and are called on the
-event loop. An `async` method that changes something returns when the change is durable. The audit log gets its line
-about a change in the same transaction.
+event loop. An `async` method that changes something returns when the change is durable. The line of the audit log about
+a change is written in the same transaction.
 """
 
 from __future__ import annotations
@@ -219,7 +219,8 @@ class Accounts(Protocol):
         ...
 
     async def end_login_sessions(self, account: AccountName, *, keep: str | None = None, by: Actor) -> int:
-        """Makes all sessions of the account invalid, except the one with the id `keep`. Returns their number."""
+        """Makes all sessions of the account invalid, except the session with the id `keep`. Returns the number of ended
+        sessions."""
         ...
 
     async def save_session_use(self, session_id: str, at: float) -> None:

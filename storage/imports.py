@@ -15,8 +15,8 @@ from storage.names import Digest, RepositoryName, Tag
 class ContentBroken(RegistryError):
     """Content of the old registry is missing there, damaged, or of a type that is not accepted here. `below`: if an
     index cannot be imported because a manifest below it is broken, the digests on the path from the index to the broken
-    manifest. The first digest is that of a manifest that the index lists, the last that of the broken manifest. Empty
-    if the content of the manifest itself is broken."""
+    manifest. The first digest belongs to a manifest that the index lists, the last digest belongs to the broken
+    manifest. Empty if the content of the manifest itself is broken."""
 
     code = "CONTENT_BROKEN"
     default = "the content is broken at the old registry"

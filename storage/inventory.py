@@ -13,8 +13,8 @@ from storage.usage import ScopeUse
 
 @dataclass(frozen=True, slots=True)
 class ContentTotals:
-    """Totals for some repositories. `repositories`: number of those that have a manifest. `blobs` and `size`: number of
-    blobs and their total size in bytes; a blob that several of the repositories have is counted once."""
+    """Totals for some repositories. `repositories`: number of repositories that have a manifest. `blobs` and `size`:
+    number of blobs and their total size in bytes; a blob that several of the repositories have is counted once."""
 
     repositories: int
     manifests: int

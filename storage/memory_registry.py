@@ -48,8 +48,8 @@ S = TypeVar("S", bound=str)
 def _page(items: Iterable[S], after: str | None, limit: int) -> Page[S]:
     """Returns the page of `items` that sort after `after`. The interface demands the order of the UTF-8 bytes. Python
     sorts strings by code points, which gives the same order."""
-    following = [item for item in sorted(items) if after is None or item > after]
-    return Page(following[:limit], len(following) > limit)
+    items_after = [item for item in sorted(items) if after is None or item > after]
+    return Page(items_after[:limit], len(items_after) > limit)
 
 
 def _blob_descriptor(digest: Digest, data: bytes) -> Descriptor:
@@ -58,7 +58,8 @@ def _blob_descriptor(digest: Digest, data: bytes) -> Descriptor:
 
 def _blobs_referred_to(manifest: Manifest) -> set[Digest]:
     """Returns the digests of the blobs that the manifest refers to. Garbage collection keeps these blobs. They include
-    `blob_children`: the entries of an index that may be blobs, because their media type is not that of a manifest."""
+    `blob_children`: the entries of an index that may be blobs, because they do not have the media type of a
+    manifest."""
     return {part.digest for part in manifest.blobs} | manifest.blob_children
 
 

@@ -183,14 +183,14 @@ class Outbox(Protocol):
     async def due(
         self, webhook: str, now: float, max_repositories: int, max_events: int, without: Collection[str] = ()
     ) -> DueDeliveries:
-        """Returns deliveries that are due at the time `now`: of at most `max_repositories` repositories, those that
-        wait longest first, and at most `max_events` of each. If the oldest delivery of a repository is not due yet, the
-        other deliveries of that repository are not due either. `without`: repositories to leave out."""
+        """Returns deliveries that are due at the time `now`: of at most `max_repositories` repositories, the longest
+        waiting first, and at most `max_events` of each repository. If the oldest delivery of a repository is not due
+        yet, the other deliveries of that repository are not due either. `without`: repositories to leave out."""
         ...
 
     async def settle(self, webhook: str, delivered: Sequence[int], failed: Sequence[FailedDelivery]) -> None:
-        """Deletes the deliveries of the events with the numbers `delivered`, and updates those that failed. A power cut
-        may undo this change; the server then delivers these events again."""
+        """Deletes the deliveries of the events with the numbers `delivered`, and updates the deliveries that failed. A
+        power cut may undo this change; the server then delivers these events again."""
         ...
 
     async def newest(self) -> int:
@@ -218,9 +218,9 @@ class Outbox(Protocol):
     async def deliveries(
         self, webhook: str | None, before: int | None, limit: int, *, only_dead: bool, only_pending: bool = False
     ) -> Sequence[Delivery]:
-        """Returns at most `limit` deliveries of one webhook (None: of all), newest event first: those of events with
-        numbers below `before` (None: from the newest on). `only_dead`: only dead letters. `only_pending`: only
-        deliveries that the server still tries."""
+        """Returns at most `limit` deliveries of one webhook (None: of all), newest event first, for events with numbers
+        below `before` (None: from the newest on). `only_dead`: only dead letters. `only_pending`: only deliveries that
+        the server still tries."""
         ...
 
     async def retry(self, webhook: str | None, event: int | None) -> int:

@@ -105,9 +105,9 @@ class DeletedOrphans(NamedTuple):
 
 
 class Retention(Protocol):
-    """Reads the tags and manifests of one repository at a time, in pages, and deletes those that no rule keeps. Reads
-    run in a thread. All methods take stored names, and may raise StorageFailed. A repository without content has no
-    tags and no manifests.
+    """Reads the tags and manifests of one repository at a time, in pages, and deletes tags and manifests that no rule
+    keeps. Reads run in a thread. All methods take stored names, and may raise StorageFailed. A repository without
+    content has no tags and no manifests.
 
     A deleted tag can be put back (`storage.tag_history`). A deleted manifest can be put back during the grace period of
     garbage collection, unless the disk was too full to keep it.
@@ -146,9 +146,9 @@ class Retention(Protocol):
     async def delete_orphans(
         self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, is_retention: bool = True
     ) -> DeletedOrphans:
-        """Checks the manifests `digests`, of which there are at most `MAX_ORPHANS`. Deletes those that have no tag,
-        that no index lists, and whose subject is not in the repository. `is_retention`: whether the events of these
-        deletions name a rule of retention as the reason."""
+        """Checks the manifests `digests`, of which there are at most `MAX_ORPHANS`. Deletes the manifests that have no
+        tag, that no index lists, and whose subject is not in the repository. `is_retention`: whether the events of
+        these deletions name a rule of retention as the reason."""
         ...
 
     async def add_unused(

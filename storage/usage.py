@@ -52,7 +52,7 @@ class Usage(Protocol):
 
     async def configure(self, definitions: Sequence[ScopeDefinition]) -> None:
         """Replaces the scopes by `definitions`. A scope that is new, or whose prefixes changed, begins with nothing
-        counted. Any other scope keeps its counts and gets the quota of its definition. A scope that is not in
+        counted. Any other scope keeps its counts and takes the quota of its definition. A scope that is not in
         `definitions` is removed. After this, call `count_batch` until it returns False."""
         ...
 

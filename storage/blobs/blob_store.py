@@ -148,10 +148,10 @@ class ClaimedUpload(Protocol):
     async def resume(self, algorithm: str, checkpoint: Checkpoint) -> UploadSession:
         """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session, such as
         `sha256`. If the checkpoint has another `boot` than the store, the bytes may be damaged. This call then hashes
-        the first `checkpoint.offset` bytes again. It keeps them if their digest is the one in `checkpoint.state`, and
-        deletes all other bytes. Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint says, because
-        a commit has moved them), BlobUploadInvalid (a newer caller has taken the session over), StorageFull,
-        StorageFailed."""
+        the first `checkpoint.offset` bytes again. If their digest is the digest in `checkpoint.state`, it keeps these
+        bytes. It deletes all other bytes. Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint
+        says, because a commit has moved them), BlobUploadInvalid (a newer caller has taken the session over),
+        StorageFull, StorageFailed."""
         ...
 
     async def discard(self) -> None:

@@ -79,11 +79,11 @@ def sync_directory(system: System, path: Path) -> None:
 def make_root(system: System, path: Path) -> None:
     """Creates the directory `path` and the missing directories above it, and makes their names durable. Raises
     OSError."""
-    missing = []
+    missing_directories = []
     while not path.exists():
-        missing.append(path)
+        missing_directories.append(path)
         path = path.parent
-    for directory in reversed(missing):
+    for directory in reversed(missing_directories):
         with suppress(FileExistsError):  # another process has created it
             system.mkdir(directory)
         with suppress(PermissionError):  # this user may not open the directory of another user

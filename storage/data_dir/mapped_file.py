@@ -1,7 +1,7 @@
 """Determines which parts of a file are in the kernel's page cache (`MappedFile`).
 
-The system call mincore(2) tells which pages of a mapping are in memory, and changes nothing. Two other system calls are
-not used:
+The system call mincore(2) reports which pages of a mapping are in memory, and changes nothing. Two other system calls
+are not used:
 
 - preadv2(2) with RWF_NOWAIT starts a read-ahead if a page is missing. On a busy disk, this blocked event loops for up
   to 0.4 s. Besides, the pages of the read-ahead look like pages that were in memory before.

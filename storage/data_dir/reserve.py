@@ -159,8 +159,8 @@ class Reserve:
             file_system = os.statvfs(self._path.parent)
         except OSError:
             return None
-        free = file_system.f_bavail * file_system.f_frsize
-        if free - size >= self._min_free.of(file_system.f_blocks * file_system.f_frsize):
+        free_bytes = file_system.f_bavail * file_system.f_frsize
+        if free_bytes - size >= self._min_free.of(file_system.f_blocks * file_system.f_frsize):
             return None
         return (
             f"the disk is almost full: less than {self._min_free} would stay free (the settings in [disk]). Nothing "
@@ -248,14 +248,14 @@ class Reserve:
     def _extend(self) -> None:
         """Extends the file to its full size, or as far as there is space. Ignores errors."""
         length = self._length()
-        missing = self.size - length
+        missing_bytes = self.size - length
         with suppress(OSError):
             file_system = os.fstatvfs(self._fd)
-            if (free := file_system.f_bavail * file_system.f_frsize) < missing:
-                missing = free - free % BLOCK_BYTES
-        while missing > 0 and self._can_allocate:
+            if (free_bytes := file_system.f_bavail * file_system.f_frsize) < missing_bytes:
+                missing_bytes = free_bytes - free_bytes % BLOCK_BYTES
+        while missing_bytes > 0 and self._can_allocate:
             try:
-                self._system.allocate(self._fd, length + missing)
+                self._system.allocate(self._fd, length + missing_bytes)
                 return
             except OSError as error:
                 # Some file systems keep the space that they allocated before the error, so the file is truncated. The
@@ -264,7 +264,7 @@ class Reserve:
                 with suppress(OSError):
                     self._system.truncate(self._fd, length)
                 self._note_if_unsupported(error)
-                missing = missing // 2 - missing // 2 % BLOCK_BYTES
+                missing_bytes = missing_bytes // 2 - missing_bytes // 2 % BLOCK_BYTES
 
     def _note_if_unsupported(self, error: OSError) -> None:
         """If `error` means that the file system cannot allocate space in advance, logs a warning, and prevents further

@@ -45,7 +45,7 @@ from storage.upstream_tags import UpstreamTags
 from storage.usage import Usage
 
 TOUCH_INTERVAL_SECONDS = 60.0
-"""Shortest time between two updates of `BlobRow.last_used` of one blob, because many clients may ask for the same blob
+"""Shortest time between two updates of `BlobRow.last_used` of one blob, because many clients may request the same blob
 and each update is a write. If half of the garbage collector's grace period is shorter, the registry uses that time
 instead."""
 
@@ -273,7 +273,7 @@ class StoredRegistry:
             stored = await self.blobs.upload_size(upload)
             checkpoint_of(row).check_not_truncated(stored)
             return stored
-        # The machine was restarted since the row was saved. Resuming finds out how many bytes are usable.
+        # The machine was restarted since the row was saved. Resuming determines how many bytes are usable.
         writer = await self.resume_upload(repo, upload)
         try:
             return writer.offset

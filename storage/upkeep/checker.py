@@ -284,10 +284,12 @@ class _Check:
         written_before = self._clock() - MIN_STRAY_AGE_SECONDS
         listed_blobs = await self._blobs.list_shard(shard)
         for start in range(0, len(listed_blobs), BATCH_SIZE):
-            old = [listed for listed in listed_blobs[start : start + BATCH_SIZE] if listed.written < written_before]
-            known = await self._metadata.known_blobs([listed.digest for listed in old])
-            for listed in old:
-                if listed.digest not in known:
+            old_blobs = [
+                listed for listed in listed_blobs[start : start + BATCH_SIZE] if listed.written < written_before
+            ]
+            known_digests = await self._metadata.known_blobs([listed.digest for listed in old_blobs])
+            for listed in old_blobs:
+                if listed.digest not in known_digests:
                     await self._confirm_stray(listed)
         await self._advance(1, "looking for stray files")
 

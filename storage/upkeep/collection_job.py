@@ -12,7 +12,7 @@ from storage.upkeep.removals import Removal, RemovalKind
 GC: Final = "gc"
 """The kind of the job."""
 MAX_RECORDS: Final = 1000
-"""Largest number of removals that the result of a dry run lists. A command that runs the job gets all removals as
+"""Largest number of removals that the result of a dry run lists. A command that runs the job receives all removals as
 steps."""
 
 

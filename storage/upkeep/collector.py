@@ -48,9 +48,9 @@ log = logging.getLogger("storage.collect")
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """One round of garbage collection. `dry_run`: the round removes nothing. `shards`: the numbers of the shards in
-    which to look for strays. `max_listed`: number of listed blobs after which the round lists no more shards. `report`
-    counts the removals. `on_removal` is called for each removal, `count` for each removal outside of dry runs."""
+    """One round of garbage collection. `dry_run`: the round removes nothing. `shards`: the numbers of the shards to
+    search for strays. `max_listed`: number of listed blobs after which the round lists no more shards. `report` counts
+    the removals. `on_removal` is called for each removal, `count` for each removal outside of dry runs."""
 
     dry_run: bool
     shards: Iterable[int]
@@ -113,7 +113,7 @@ class Collector:
     ) -> CollectionReport:
         """Runs one round, and returns the numbers of its removals. `on_removal` is called after each removal.
         `dry_run`: whether to remove nothing, and only to report the removals that a round would make now. `all_shards`:
-        whether to look for strays in all shards of the blob store, and not only in the next shards.
+        whether to search all shards of the blob store for strays, and not only the next shards.
 
         If a step raises StorageFull, the later steps still run, and the round then raises that error. If a step raises
         StorageFailed, or `on_removal` raises an error, the round raises it at once. Removals that were made before an
@@ -202,11 +202,11 @@ class Collector:
                 reason = f"the upload made no progress after {utc_text(upload.touched)}"
                 await this_round.note(RemovalKind.UPLOAD, upload.id, size, reason, upload.repository)
         written_before = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
-        listed = await self._blobs.list_uploads()
-        old = [(upload, changed) for upload, changed in listed if changed < written_before]
-        known = await self._metadata.known_uploads([upload for upload, _ in old])
-        for upload_id, changed in old:
-            if upload_id not in known:
+        listed_uploads = await self._blobs.list_uploads()
+        old_uploads = [(upload, changed) for upload, changed in listed_uploads if changed < written_before]
+        known_ids = await self._metadata.known_uploads([upload for upload, _ in old_uploads])
+        for upload_id, changed in old_uploads:
+            if upload_id not in known_ids:
                 size = await self._blobs.upload_size(upload_id)
                 if not this_round.dry_run:
                     await self._blobs.discard_upload(upload_id)
@@ -288,17 +288,17 @@ class Collector:
         await this_round.note(RemovalKind.BLOB, digest, size, "no repository has it any more")
 
     async def _remove_strays(self, this_round: _Round) -> None:
-        """Removes the strays in some shards of the blob store, except for those that were written recently."""
-        count = 0
+        """Removes the strays in some shards of the blob store, except strays that were written recently."""
+        listed_count = 0
         for shard in this_round.shards:
             written_before = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
             blobs = await self._blobs.list_shard(shard)
-            old = [listed for listed in blobs if listed.written < written_before]
-            known = await self._metadata.known_blobs([listed.digest for listed in old])
-            for stray in old:
-                if stray.digest not in known and (this_round.dry_run or await self.remove_stray(stray)):
+            old_blobs = [listed for listed in blobs if listed.written < written_before]
+            known_digests = await self._metadata.known_blobs([listed.digest for listed in old_blobs])
+            for stray in old_blobs:
+                if stray.digest not in known_digests and (this_round.dry_run or await self.remove_stray(stray)):
                     reason = f"the store has no such blob; the bytes were written at {utc_text(stray.written)}"
                     await this_round.note(RemovalKind.STRAY, stray.digest, stray.size, reason)
-            count += len(blobs)
-            if count >= this_round.max_listed:
+            listed_count += len(blobs)
+            if listed_count >= this_round.max_listed:
                 break

@@ -165,12 +165,12 @@ class Evictor:
     async def plan_for_limits(self) -> list[EvictedImage]:
         """Returns the images that `evict` would evict to keep the budgets. Ignores the free space of the disk. Changes
         nothing."""
-        planned: dict[tuple[str, Digest], EvictedImage] = {}
+        planned_images: dict[tuple[str, Digest], EvictedImage] = {}
         for budget in self.limits.budgets:
             if await self._is_over(budget):
                 target = Budget(budget.scope, budget.upstreams, int(budget.max_bytes * TARGET_FRACTION))
-                planned |= {(image.repository, image.digest): image for image in await self.plan(target)}
-        return list(planned.values())
+                planned_images |= {(image.repository, image.digest): image for image in await self.plan(target)}
+        return list(planned_images.values())
 
     async def _is_exceeded(self) -> bool:
         """Returns whether any limit is exceeded now."""
@@ -186,12 +186,12 @@ class Evictor:
         return use is None or use.bytes <= size
 
     def _is_disk_low(self) -> bool:
-        free = self._free_bytes() if self.limits.low_free else None
-        return free is not None and free < self.limits.low_free
+        free_bytes = self._free_bytes() if self.limits.low_free else None
+        return free_bytes is not None and free_bytes < self.limits.low_free
 
     async def _has_free_space(self) -> bool:
-        free = self._free_bytes()
-        return free is None or free >= max(self.limits.low_free, self.limits.high_free)
+        free_bytes = self._free_bytes()
+        return free_bytes is None or free_bytes >= max(self.limits.low_free, self.limits.high_free)
 
     async def _evict_to(self, budget: Budget, on_evicted: OnEvicted) -> int:
         target = int(budget.max_bytes * TARGET_FRACTION)

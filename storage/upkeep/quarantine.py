@@ -128,10 +128,10 @@ class Quarantine:
     async def shrink(self, max_bytes: int) -> int:
         """Deletes the oldest bytes in the quarantine until it has at most `max_bytes`. Returns the number of blobs
         whose bytes it deleted."""
-        kept = await self._blobs.list_quarantine()
-        total = sum(item.size for item in kept)
+        quarantined = await self._blobs.list_quarantine()
+        total = sum(item.size for item in quarantined)
         deleted = 0
-        for item in kept:
+        for item in quarantined:
             if total <= max_bytes:
                 break
             deleted += await self._blobs.delete_quarantined(item.digest)

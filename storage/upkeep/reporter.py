@@ -50,12 +50,12 @@ class PlainReporter:
         unit: str | None = None,
         message: str | None = None,
     ) -> None:
-        old = self._progress
+        previous = self._progress
         fields: dict[str, Any] = {
-            "done": old.done if done is None else done,
-            "total": old.total if total is None else total,
-            "unit": old.unit if unit is None else unit,
-            "message": old.message if message is None else message,
+            "done": previous.done if done is None else done,
+            "total": previous.total if total is None else total,
+            "unit": previous.unit if unit is None else unit,
+            "message": previous.message if message is None else message,
         }
         self._progress = Progress(**fields)
         self._on_progress(self._progress)

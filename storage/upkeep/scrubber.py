@@ -51,7 +51,7 @@ class Scrubber:
     """One run of scrub: completes the current round, or starts one and completes it.
 
     `rate`: limits the rate of the reads. `quarantine_bytes`: how many damaged bytes the quarantine keeps; during the
-    scrub, the quarantine may exceed this limit by an eighth. `keep_going`: whether to go on after `MAX_IN_A_ROW`
+    scrub, the quarantine may exceed this limit by an eighth. `keep_going`: whether to continue after `MAX_IN_A_ROW`
     damaged blobs in a row. `on_damaged`: called for each damaged blob, also for blobs that were known to be damaged
     before. `on_scrubbed`: called after each read."""
 
@@ -75,7 +75,7 @@ class Scrubber:
         self._keep_going = keep_going
         self._on_damaged = on_damaged
         self._on_scrubbed = on_scrubbed
-        self._in_a_row = 0
+        self._damaged_in_a_row = 0
         self._read_of_blob = 0
         """Number of bytes of the current blob that were read."""
         self._new_in_quarantine = 0
@@ -98,13 +98,13 @@ class Scrubber:
                 await self._damage.save_round(self._round)
         self._round = await self._damage.end_round(self._round)
         await self._shrink_quarantine()
-        done = self._round
+        ended_round = self._round
         return {
-            "round": done.id,
-            "blobs": done.blobs,
-            "manifests": done.manifests,
-            "bytes": done.size,
-            "damaged": done.damaged,
+            "round": ended_round.id,
+            "blobs": ended_round.blobs,
+            "manifests": ended_round.manifests,
+            "bytes": ended_round.size,
+            "damaged": ended_round.damaged,
             "healed": self._healed,
         }
 
@@ -137,7 +137,7 @@ class Scrubber:
         if problem is not None:
             await self._tell_damage(blob, problem)
         else:
-            self._in_a_row = 0
+            self._damaged_in_a_row = 0
         so_far = self._round
         self._read_of_blob = 0
         self._round = replace(
@@ -148,15 +148,15 @@ class Scrubber:
             damaged=so_far.damaged + (problem is not None),
         )
         await self._rate.wait(max(MIN_BYTES_PER_BLOB - blob.size, 0), self._save_progress)
-        if self._in_a_row >= MAX_IN_A_ROW and not self._keep_going:
+        if self._damaged_in_a_row >= MAX_IN_A_ROW and not self._keep_going:
             raise StorageFailed(
-                f"the last {self._in_a_row} blobs are all damaged; look at the disk first, then go on with "
+                f"the last {self._damaged_in_a_row} blobs are all damaged; look at the disk first, then go on with "
                 "`entrepot scrub --keep-going`"
             )
 
     async def _tell_damage(self, blob: StoredBlob, problem: str) -> None:
         """Reports a damaged blob, and the repositories that have it. `problem`: what is wrong with its bytes."""
-        self._in_a_row += 1
+        self._damaged_in_a_row += 1
         holders = await self._damage.holders(blob.digest, HOLDERS_TOLD)
         self._context.step(
             "damaged", kind="blob", digest=blob.digest, size=blob.size, reason=problem, repositories=list(holders)
@@ -210,6 +210,8 @@ class Scrubber:
             return
         self._saved_at = now
         await self._damage.save_round(self._round)
-        total = self._round.total_bytes
-        done = min(self._round.size + self._read_of_blob, total)
-        await self._context.report(done, total=total, unit="bytes", message="reading content", save_now=True)
+        total_bytes = self._round.total_bytes
+        done_bytes = min(self._round.size + self._read_of_blob, total_bytes)
+        await self._context.report(
+            done_bytes, total=total_bytes, unit="bytes", message="reading content", save_now=True
+        )

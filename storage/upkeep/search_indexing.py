@@ -89,7 +89,8 @@ class SearchIndexer:
 
     async def look_again(self) -> None:
         """Reads the manifests again that could not be read completely when they were indexed, and stores the labels of
-        those that can be read now. Raises StorageFull, StorageFailed. A cancellation leaves the index usable."""
+        the manifests that can be read now. Raises StorageFull, StorageFailed. A cancellation leaves the index
+        usable."""
         last: tuple[str, int] | None = None
         while True:
             page = await self._index.incomplete_manifests(last)
@@ -121,14 +122,14 @@ class SearchIndexer:
         """Returns the labels that the index stores for a manifest: its annotations, and the labels in its config if the
         config can be read. Raises StorageFull, StorageFailed."""
         lines: Mapping[str, str] = {}
-        missing = None
+        missing_config = None
         if manifest.config is not None:
             try:
                 lines = await self._config_lines(manifest.repository, manifest.config)
             except (NameUnknown, BlobUnknown, BytesMissing):
-                missing = manifest.config
+                missing_config = manifest.config
         annotations = await _read_lines(manifest.annotations or b"")
-        return ManifestLabels(manifest, "\n".join(_first_lines({**annotations, **lines}).values()), missing)
+        return ManifestLabels(manifest, "\n".join(_first_lines({**annotations, **lines}).values()), missing_config)
 
     async def _config_lines(self, repo: RepositoryName, digest: Digest) -> Mapping[str, str]:
         """Returns the labels in an image config of a repository, as lines. Returns no labels if the blob is larger than

@@ -114,9 +114,9 @@ class CommitThread:
         observer: CommitObserver = UNOBSERVED_COMMITS,
     ) -> None:
         """Starts the thread and opens the database in it. `version` returns the data version: a value that every commit
-        of any process changes. `observer` is told about the changes. The thread calls `version` and uses `reserve`
-        until `close` returns, so until then the caller must not close `reserve` or the connection that `version` uses.
-        Raises apsw.Error, OSError."""
+        of any process changes. `observer` measures the changes. The thread calls `version` and uses `reserve` until
+        `close` returns, so until then the caller must not close `reserve` or the connection that `version` uses. Raises
+        apsw.Error, OSError."""
         self._layout = layout
         self._system = system
         self._version = version
@@ -357,7 +357,7 @@ class CommitThread:
 
     def _checkpoint(self, db: apsw.Connection, mode: int) -> bool:
         """Runs a checkpoint. If the disk is full, uses the reserve. Logs apsw.Error and StorageFull instead of raising
-        them. Returns whether the checkpoint did all that `mode` asks for. The caller holds the lock. `mode`: one of
+        them. Returns whether the checkpoint was complete. The caller holds the lock. `mode`: one of
         `apsw.SQLITE_CHECKPOINT_*`."""
         self._log_pages = 0  # the next commit sets it to the length that the log then has
 

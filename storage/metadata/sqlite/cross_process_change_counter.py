@@ -176,8 +176,8 @@ def is_exactly_one_commit_later(before: object, after: object) -> bool:
     inside its write transaction, and `after` once it had committed, this one commit is the caller's own, because no
     other connection can commit while the transaction is open.
 
-    Returns False if there were more commits, or if their number is unknown. It is unknown if the versions are those of
-    a `PragmaDataVersion`, or if `after` was read while another commit wrote the copies of the header."""
+    Returns False if there were more commits, or if their number is unknown. It is unknown if a `PragmaDataVersion`
+    returned the versions, or if `after` was read while another commit wrote the copies of the header."""
     if not isinstance(before, bytes) or not isinstance(after, bytes):
         return False
     if after[:_HEADER_BYTES] != after[_HEADER_BYTES:]:  # another commit was writing the two copies
@@ -190,7 +190,7 @@ def _commit_count(version: bytes) -> int:
 
 
 def _is_known_layout(headers: bytes, page_size: int) -> bool:
-    """Returns whether the two copies of the header are equal and have the layout that this module knows: the format
+    """Returns whether the two copies of the header are equal and have the layout that this module can read: the format
     version, the database's page size and the checksum are where they are expected."""
     header = headers[:_HEADER_BYTES]
     if header != headers[_HEADER_BYTES:]:

@@ -156,25 +156,25 @@ class SqliteInventory:
         no manifests."""
         repository = lookups.repository_id(self._db, repo)
         # The highest row ids come first, so that an index comes before its children, which were usually pushed earlier.
-        removed = self._column("SELECT id FROM manifest WHERE repository = ?1 ORDER BY id DESC", repository)
-        if not removed:
+        removed_ids = self._column("SELECT id FROM manifest WHERE repository = ?1 ORDER BY id DESC", repository)
+        if not removed_ids:
             raise NameUnknown(f"there is nothing in {repo}")
         tags = self._column("SELECT name FROM tag WHERE repository = ?1 ORDER BY name", repository)
-        return self._plan(repo, repository, [Tag(name) for name in tags], removed)
+        return self._plan(repo, repository, [Tag(name) for name in tags], removed_ids)
 
     def _with_dependents(self, root: int) -> list[int]:
         """Returns the row ids of the manifests to remove: `root`, its children and referrers, and recursively their
         children and referrers. Leaves out manifests that have a tag or that a remaining index lists."""
-        removed = [root]
-        for manifest in removed:  # also visits the manifests that are appended during the loop
+        removed_ids = [root]
+        for manifest in removed_ids:  # also visits the manifests that are appended during the loop
             for dependent in [*self._column(_CHILDREN, manifest), *self._column(_REFERRERS, manifest)]:
                 if (
-                    dependent not in removed
+                    dependent not in removed_ids
                     and not self._tags(dependent)
-                    and set(self._column(_INDEXES, dependent)) <= set(removed)
+                    and set(self._column(_INDEXES, dependent)) <= set(removed_ids)
                 ):
-                    removed.append(dependent)
-        return removed
+                    removed_ids.append(dependent)
+        return removed_ids
 
     def _plan(self, repo: RepositoryName, repository: int, tags: Sequence[Tag], removed: list[int]) -> RemovalPlan:
         """Returns the plan that removes `tags` and the manifests with the row ids `removed`. `RemovalPlan.size` is the

@@ -265,7 +265,7 @@ def referrers(
     The page has at most `limit` referrers and approximately `max_page_bytes` bytes. At most `max_read` rows are read.
     If the first referrer is larger than `max_page_bytes`, the page has only this referrer. But if `max_page_bytes` is
     less than `PAGE_BYTES`, the page is empty and its `more` is true, so that the caller can read a larger page."""
-    listed: list[Descriptor] = []
+    descriptors: list[Descriptor] = []
     page_bytes = 0
     values = (repo, subject, after or "", max_read + 1)
     if artifact_type is None:
@@ -275,14 +275,14 @@ def referrers(
     last: str | None = None
     for digest, media_type, size, referrer_type, annotations_bytes, manifest_id in rows[:max_read]:
         page_bytes += annotations_bytes + len(referrer_type or "") + 256  # 256: the other fields as JSON
-        if len(listed) == limit or (page_bytes > max_page_bytes and (listed or max_page_bytes < PAGE_BYTES)):
-            return Page(listed, more=True)
+        if len(descriptors) == limit or (page_bytes > max_page_bytes and (descriptors or max_page_bytes < PAGE_BYTES)):
+            return Page(descriptors, more=True)
         text = db.execute(_ANNOTATIONS, (manifest_id,)).get if annotations_bytes else None
         annotations = JsonAnnotations(text) if text else None
-        listed.append(Descriptor(media_type, _digest(digest), size, referrer_type, annotations))
+        descriptors.append(Descriptor(media_type, _digest(digest), size, referrer_type, annotations))
         last = digest
-    more = len(rows) > max_read
-    return Page(listed, more=more, next_after=last if more else None)
+    has_more = len(rows) > max_read
+    return Page(descriptors, more=has_more, next_after=last if has_more else None)
 
 
 def existing_values(db: apsw.Connection, table: str, column: str, values: Iterable[S]) -> set[S]:

@@ -49,8 +49,8 @@ WITH RECURSIVE needing (id, repository, digest) AS (
     FROM needing n JOIN manifest_child c ON c.repository = n.repository AND c.digest = n.digest
     JOIN manifest m ON m.id = c.manifest)
 SELECT t.name FROM needing n CROSS JOIN tag t ON t.manifest = n.id"""
-"""Finds the tags of a manifest, and those of all indexes that contain it, directly or through other indexes. With CROSS
-JOIN, SQLite does not read all tags of the store."""
+"""Finds the tags of a manifest, and the tags of all indexes that contain it, directly or through other indexes. With
+CROSS JOIN, SQLite does not read all tags of the store."""
 _QUEUE_UNREFERENCED_BLOBS = """
 INSERT INTO collect_queue (repository, digest, since)
 SELECT ?1, g.digest, ?3 FROM manifest_blob g
@@ -88,7 +88,7 @@ def put_manifest(
     if not sparse:
         _check_complete(db, repository, manifest)
     manifest_id, is_new = _store_manifest(db, repository, manifest, now)
-    if sparse:  # only mirrors store manifests without their content, and their names begin with that of the upstream
+    if sparse:  # a sparse manifest is mirrored, so the repository's name begins with the upstream's name
         add_mirrored_manifest(db, manifest_id, repo.partition("/")[0], now)
     if is_new and not tags:  # with tags, the lines that `_store_tag` adds to the tag history name the manifest
         record_content(db, by, now, "manifest.put", repo, manifest.digest)
@@ -131,8 +131,8 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
     layers, which clients fetch from elsewhere.
 
     The children of an index are the entries of its list `manifests`. The repository must have each child as a manifest.
-    But a child in `manifest.blob_children` has a media type other than that of a manifest, so the repository may have
-    it as a blob instead."""
+    A child in `manifest.blob_children` has the media type of neither manifest nor index, so the repository may have it
+    as a blob instead."""
     foreign = manifest.foreign
     blobs = {blob.digest for blob in manifest.blobs if blob.digest not in foreign}
     children = {child.digest for child in manifest.manifests}
@@ -170,11 +170,11 @@ def _store_manifest(db: apsw.Connection, repository: int, manifest: Manifest, no
     """Stores the manifest, and the digests that it refers to. If the repository already has the manifest, only updates
     its media type, or, if the manifest is damaged, stores its body again. Returns the manifest's row id, and True if
     the manifest is new to the repository."""
-    existing = db.execute(
+    existing_row = db.execute(
         "SELECT id, media_type, size FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)
     ).get
-    if existing is not None:
-        manifest_id, media_type, size = existing
+    if existing_row is not None:
+        manifest_id, media_type, size = existing_row
         if not size:
             heal_manifest(db, repository, manifest_id, manifest, now)
         elif media_type != manifest.media_type:
@@ -382,7 +382,7 @@ def move_tag(
     force: bool,
 ) -> Digest | None:
     """Points the tag at a manifest that the repository has, and returns what it pointed at before; None if there was no
-    such tag. The other parameters are those of `storage.tag_history.TagHistory.move`."""
+    such tag. `storage.tag_history.TagHistory.move` describes the other parameters."""
     repository = lookups.repository_id(db, repo)
     manifest_id = db.execute(
         "SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)

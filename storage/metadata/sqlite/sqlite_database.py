@@ -73,9 +73,9 @@ class SqliteDatabase:
         observer: CommitObserver = UNOBSERVED_COMMITS,
     ) -> None:
         """With `immutable`, all stores read with that connection and refuse changes, and `close` closes it. `clock`
-        returns the time in seconds since 1970. On a full disk, changes may use `reserve`: disk space that was
-        allocated in advance. `observer` is told about the changes. Raises apsw.FullError if there is no
-        space to open the database; other apsw.Error, OSError."""
+        returns the time in seconds since 1970. On a full disk, changes may use `reserve`: disk space that was allocated
+        in advance. `observer` measures the changes. Raises apsw.FullError if there is no space to open the database;
+        other apsw.Error, OSError."""
         self._db = immutable.db if immutable else connect(layout.metadata, read_only=True)
         version = immutable or open_data_version(self._db, lambda: connect(layout.metadata, read_only=True))
         shared_reads = immutable or SharedReadTransaction(layout.metadata)
@@ -83,7 +83,7 @@ class SqliteDatabase:
         writer = immutable or CommitThread(layout, system, version, reserve, observer)
         checks = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         searches = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
-        lists = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)  # for lists that people look at
+        lists = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)  # for the lists on web pages
         self._parts_in_closing_order = writer, scans, checks, searches, lists, version, shared_reads
         self.immutable = immutable
         self.metadata = SqliteMetadata(self._db, version, shared_reads, scans, writer, clock)

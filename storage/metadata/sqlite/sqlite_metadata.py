@@ -102,7 +102,7 @@ class SqliteMetadata:
         clock: Callable[[], float],
     ) -> None:
         """`db` and `shared_reads` are connections for short lookups. `shared_reads` is for lookups whose results are
-        cached, and combines those of one iteration of the event loop into one transaction. `scans` runs long lookups,
+        cached; the lookups of one iteration of the event loop share one transaction. `scans` runs long lookups,
         `writer` runs changes. On a full disk, a read-only `ImmutableDatabase`, which refuses every change, can replace
         `shared_reads`, `scans` and `writer`. `clock` returns the time in seconds since 1970."""
         self._db = db
@@ -145,8 +145,8 @@ class SqliteMetadata:
         return self._cached_lookup(_row_memory, lookups.blob, repo, digest)
 
     async def touch_blob(self, repo: RepositoryName, digest: Digest) -> None:
-        """Stores that a client was just told that the repository has the blob. Garbage collection then keeps the blob
-        there for a grace period, so that the client can push a manifest that refers to the blob."""
+        """Records that the registry has just told a client that the repository has the blob. Garbage collection then
+        keeps the blob there for a grace period, so that the client can push a manifest that refers to the blob."""
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.touch_blob(db, repo, digest, now), durable=False)
 

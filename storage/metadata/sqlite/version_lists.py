@@ -65,19 +65,19 @@ class VersionLists:
         return matching
 
     def _names(self, db: apsw.Connection, repository: int) -> Sequence[str]:
-        newest: int = db.execute(_NEWEST_ENTRY).get
-        kept = self._lists.pop(repository, None)
-        if kept is None or not _is_current(db, repository, kept, newest):
+        newest_entry: int = db.execute(_NEWEST_ENTRY).get
+        cached_list = self._lists.pop(repository, None)
+        if cached_list is None or not _is_current(db, repository, cached_list, newest_entry):
             rows: list[Any] = db.execute(_NAMES, (repository,)).fetchall()
-            kept = _VersionList(sorted((name for (name,) in rows), key=version_key), newest)
-        kept.entry = newest
-        self._lists[repository] = kept
+            cached_list = _VersionList(sorted((name for (name,) in rows), key=version_key), newest_entry)
+        cached_list.entry = newest_entry
+        self._lists[repository] = cached_list
         while (
             len(self._lists) > 1
             and sum(len(version_list.names) for version_list in self._lists.values()) > _MAX_KEPT_NAMES
         ):
             self._lists.popitem(last=False)
-        return kept.names
+        return cached_list.names
 
 
 def _is_current(db: apsw.Connection, repository: int, kept: _VersionList, newest: int) -> bool:

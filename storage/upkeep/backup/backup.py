@@ -41,9 +41,9 @@ BATCH_SIZE: Final = 500
 @dataclass(frozen=True, slots=True)
 class BackupOptions:
     """The options of a backup. `target`: the directory of backups. `keep`: how many snapshots are kept (None: all).
-    `verify`: whether to read the blobs that the directory has already, and those that are hard links, and to compare
-    them with their digests. `may_link`: whether files of the backup may be hard links to files of the store, if both
-    are on one file system."""
+    `verify`: whether to read the blobs that the directory has already, and the blobs that become hard links, and to
+    compare them with their digests. `may_link`: whether files of the backup may be hard links to files of the store, if
+    both are on one file system."""
 
     target: Path
     keep: int | None = None
@@ -89,13 +89,13 @@ async def make_backup(
         stack.enter_context(directory.locked(holder))
         await copier.run(directory.remove_unfinished)
         backup = _Backup(snapshots, blobs, directory, copier, options, reporter)
-        async with AsyncExitStack() as held:
+        async with AsyncExitStack() as removal_stack:
             await reporter.report(message="waiting until no blob is being removed")
-            await held.enter_async_context(removals_held_back(leases))
+            await removal_stack.enter_async_context(removals_held_back(leases))
             name = await copier.run(lambda: directory.add_snapshot(clock()))
             manifest = await backup.copy(name, clock())
         await copier.run(lambda: directory.complete_snapshot(manifest))
-        removed = await backup.prune(options.keep) if options.keep is not None else {}
+        prune_report = await backup.prune(options.keep) if options.keep is not None else {}
         counts = backup.counts
         return {
             "target": str(directory.root),
@@ -109,7 +109,7 @@ async def make_backup(
             "present_blobs": counts.present,
             "damaged": list(counts.damaged),
             "missing": list(counts.missing),
-            **removed,
+            **prune_report,
         }
 
 
@@ -246,16 +246,18 @@ class _Backup:
         for snapshot in unneeded:
             await self._copier.run(partial(self._directory.remove_snapshot, snapshot.name))
             self._reporter.step("snapshot removed", snapshot=snapshot.name)
-        removed = 0
+        removed_blobs = 0
         if unneeded:
             await self._reporter.report(message="removing blobs of old snapshots")
-            kept = [self._directory.database(snapshot.name) for snapshot in snapshots[len(unneeded) :]]
+            kept_paths = [self._directory.database(snapshot.name) for snapshot in snapshots[len(unneeded) :]]
             with ExitStack() as stack:
-                databases = [stack.enter_context(self._snapshots.open(path)) for path in kept]
+                databases = [stack.enter_context(self._snapshots.open(path)) for path in kept_paths]
                 for algorithm, first_byte in _shards():
-                    removed += await self._copier.run(partial(self._remove_unneeded, databases, algorithm, first_byte))
+                    removed_blobs += await self._copier.run(
+                        partial(self._remove_unneeded, databases, algorithm, first_byte)
+                    )
                     await self._reporter.report()
-        return {"removed_snapshots": [snapshot.name for snapshot in unneeded], "removed_blobs": removed}
+        return {"removed_snapshots": [snapshot.name for snapshot in unneeded], "removed_blobs": removed_blobs}
 
     def _remove_unneeded(self, databases: list[DatabaseSnapshot], algorithm: str, first_byte: str) -> int:
         """Removes the blobs of one shard (the blobs whose digests begin with `first_byte`) that none of the databases

@@ -45,7 +45,7 @@ class BlobDamaged(Exception):
 
 class FileCopier:
     """Copies blobs to files. Works in threads, and can be interrupted between two chunks. `copied_bytes` counts the
-    bytes that were copied, without those that were linked or cloned."""
+    bytes that were copied, without the bytes of links and clones."""
 
     def __init__(self, system: System, target: Path, *, may_link: bool, may_clone: bool = True, verify: bool) -> None:
         """`target`: the directory of the new files, for error messages. `may_link`: whether a file may be a hard link.

@@ -2,12 +2,12 @@
 
 An account belongs to a person or to a robot, which is a program.
 
-The *epoch* is a number in the database. Each transaction that changes somebody's rights increments it. Each request
-reads it, and the rights that a process has cached are valid for one epoch only. So the revocation of a right takes
-effect at the next request in every worker (server process).
+The *epoch* is a number in the database. Each transaction that changes rights increments it. Each request reads it, and
+the rights that a process has cached are valid for one epoch only. So the revocation of a right takes effect at the next
+request in every worker (server process).
 
-All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
-the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970.
+All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
+`by` is the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -179,14 +179,14 @@ def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName, keep_a
     if keep_admin:
         _check_not_last_admin(db, name)
     removed_counts = {}
-    for what, sql in (
+    for item_kind, sql in (
         ("tokens", "DELETE FROM api_token WHERE account = ?"),
         ("sessions", "DELETE FROM login_session WHERE account = ?"),
         ("groups", "DELETE FROM group_member WHERE member = ?"),
         ("grants", "DELETE FROM access_grant WHERE name = ? AND kind IN ('user', 'robot')"),
     ):
         db.execute(sql, (name,))
-        removed_counts[what] = db.changes()
+        removed_counts[item_kind] = db.changes()
     db.execute("DELETE FROM account WHERE name = ?", (name,))
     increment_epoch(db)
     record(db, by, now, "account.remove", name, nonzero_counts(**removed_counts))
@@ -212,7 +212,7 @@ def _store_has_had_account(db: apsw.Connection) -> None:
 
 
 MAX_PAGE_PARTS: Final = 10_000
-"""Number of parts after which a page of accounts or groups ends. The parts of an account are its groups; those of a
+"""Number of parts after which a page of accounts or groups ends. The parts of an account are its groups; the parts of a
 group are its members."""
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ table have the same time, the line with the higher row id comes first. The publi
 this order, so the next page begins at the right line even if lines were written or deleted after the previous page was
 read.
 
-All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
-the actor (an account or a command) that the line names. Times are seconds since 1970.
+All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
+`by` is the actor (an account or a command) that the line names. Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ _ID = re.compile(r"([0-9a-f]{16})([at])([0-9]{1,18})")
 _AUDIT_LETTER, _TAG_HISTORY_LETTER = "a", "t"
 _PUT, _DELETE = "tag.put", "tag.delete"
 _HIGHEST_ROW_ID = 2**63 - 1
+"""The largest row id of SQLite, which no line reaches."""
 
 _AUDIT_LINES = """
 SELECT at, id, actor, action, target || part, outcome, address, request_id, user_agent, detail, count
@@ -125,8 +126,8 @@ of the column names."""
 
 
 class _Position(NamedTuple):
-    """Position of a line in the merged order of both tables. The greater of two positions is that of the newer line,
-    which comes first on the pages.
+    """Position of a line in the merged order of both tables. A newer line, which comes earlier on the pages, has a
+    greater position.
 
     `at`: the line's time. `is_audit`: True if the line is in the table `audit`, False if it is in `tag_history`.
     `row_id`: its row id in that table."""
@@ -166,9 +167,10 @@ def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]
 
     Reads at most `limit + 1` lines from each table, because all lines of the page may be from one table. A line after
     the first `limit` lines shows that more lines follow."""
-    before = _BEFORE_ALL_LINES if query.before is None else _Position.parse(query.before)
+    start_position = _BEFORE_ALL_LINES if query.before is None else _Position.parse(query.before)
     if query.until is not None:
-        before = min(before, _Position(query.until, is_audit=False, row_id=0))  # behind all lines of that time
+        # This position is behind all lines of the time `until`.
+        start_position = min(start_position, _Position(query.until, is_audit=False, row_id=0))
     target, part = split_target(query.target or "")
     values: dict[str, str | float | None] = {
         "actor": query.actor,
@@ -178,13 +180,15 @@ def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]
         "target": target,
         "part": part,
         "tag_or_digest": part[1:],
-        "at": before.at,
+        "at": start_position.at,
         "limit": limit + 1,
     }
     lines = [
         _entry(row, is_audit)
         for is_audit, sql in ((True, _audit_sql(query, part)), (False, _tag_history_sql(query, part)))
-        for row in (db.execute(sql, {**values, "id_bound": before.id_bound(is_audit)}).fetchall() if sql else ())
+        for row in (
+            db.execute(sql, {**values, "id_bound": start_position.id_bound(is_audit)}).fetchall() if sql else ()
+        )
     ]
     lines.sort(key=lambda line: line[0], reverse=True)
     entries = [entry for _, entry in lines[: limit + 1]]

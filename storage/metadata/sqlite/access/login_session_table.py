@@ -1,8 +1,8 @@
 """The table of login sessions. A session begins when a person logs in with a browser.
 
-An expired session is treated as if it did not exist. All functions take a connection; those that change something run
-inside a transaction that the caller commits. `by` is the actor (an account or a command) that the audit log names,
-`now` the time in seconds since 1970.
+An expired session is treated as if it did not exist. All functions take a connection. Functions that change something
+run inside a transaction, which the caller commits. `by` is the actor (an account or a command) that the audit log
+names, `now` the time in seconds since 1970.
 
 No change of a session increments the epoch, because no process caches sessions: each request with a session reads the
 row of the session.

@@ -2,8 +2,8 @@
 (`SqliteAccounts`).
 
 - The *data version* is a value that every commit to the database changes.
-- The *epoch* is a number in the database that increases with every change of somebody's rights. A process may use what
-  it has cached about rights only as long as the epoch stays the same.
+- The *epoch* is a number in the database that increases with every change of rights. A process may use cached rights
+  only as long as the epoch stays the same.
 - `by` is the actor (an account or a command) that the audit log names.
 - The *reserve* is disk space that was allocated in advance; on a full disk, some changes may use it (`ReserveUse`).
 

@@ -183,19 +183,22 @@ def words_of_tag(tag: str) -> list[str]:
 def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
     """Reads the next manifests that are not in the index, and those whose config was stored lately."""
     _search_full_text(db)
-    manifests, blobs = seen = db.execute("SELECT manifests, blobs FROM search_progress").get
+    manifests, blobs = position = db.execute("SELECT manifests, blobs FROM search_progress").get
     newest_blob = db.execute("SELECT coalesce(max(id), 0) FROM blob").get
     reached_blob = max(blobs, min(newest_blob, blobs + BLOBS_PER_BATCH))
     unindexed, last, is_full = _read(db, _NEW_MANIFESTS, (manifests, MANIFESTS_PER_BATCH))
     if reached_blob > blobs:
         # Manifests that this leaves out are read again later, with the other incomplete manifests.
         unindexed += _read(db, _MANIFESTS_WITH_NEW_CONFIG, (blobs, reached_blob, MANIFESTS_PER_BATCH))[0]
-    reached = manifests if last is None else last
-    return ManifestBatch(unindexed, tuple(seen), (reached, reached_blob), is_full or reached_blob < newest_blob)
+    reached_manifest = manifests if last is None else last
+    return ManifestBatch(
+        unindexed, tuple(position), (reached_manifest, reached_blob), is_full or reached_blob < newest_blob
+    )
 
 
 def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None) -> IncompletePage:
-    """Reads those of the next incomplete manifests after the key `after` that may be readable now."""
+    """Reads the next page of incomplete manifests after the key `after`. Leaves out manifests whose labels still cannot
+    be read."""
     _search_full_text(db)
     keys: list[Any] = db.execute(_INCOMPLETE, (*(after or ("", 0)), INCOMPLETE_PER_PAGE)).fetchall()
     readable, _, _ = _read(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in keys]),))
@@ -244,20 +247,21 @@ def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[Ma
     """Adds manifests to the index, and moves the position of the index. If a manifest of the batch was deleted
     meanwhile and another manifest has its row id, the position stays before that row id, so that the other manifest is
     indexed later."""
-    reached, reached_blob = batch.reached
+    reached_manifest, reached_blob = batch.reached
     for entry in labels:
         if not set_labels(db, entry):
-            reached = min(reached, entry.manifest.id - 1)
+            reached_manifest = min(reached_manifest, entry.manifest.id - 1)
     newest_manifest, newest_blob = db.execute(
         "SELECT (SELECT coalesce(max(id), 0) FROM manifest), (SELECT coalesce(max(id), 0) FROM blob)"
     ).get
-    for column, seen, new_position in (
-        ("manifests", batch.seen[0], min(reached, newest_manifest)),
+    for column, seen_position, new_position in (
+        ("manifests", batch.seen[0], min(reached_manifest, newest_manifest)),
         ("blobs", batch.seen[1], min(reached_blob, newest_blob)),
     ):
-        # If the stored position is not `seen` any more, a deletion has moved the position back meanwhile.
+        # If the stored position is not `seen_position` any more, a deletion has moved it back meanwhile.
         db.execute(
-            f"UPDATE search_progress SET {column} = iif({column} = ?1, ?2, min({column}, ?2))", (seen, new_position)
+            f"UPDATE search_progress SET {column} = iif({column} = ?1, ?2, min({column}, ?2))",
+            (seen_position, new_position),
         )
 
 
@@ -280,9 +284,9 @@ def set_labels(db: apsw.Connection, labels: ManifestLabels) -> bool:
     )
     _set_text(db, manifest.id, repository, labels.text)
     db.execute("DELETE FROM search_missing_config WHERE manifest = ?", (manifest.id,))
-    missing = "" if manifest.is_damaged else labels.missing_config
-    if missing is not None:
-        db.execute("INSERT INTO search_missing_config (digest, manifest) VALUES (?, ?)", (missing, manifest.id))
+    missing_config = "" if manifest.is_damaged else labels.missing_config
+    if missing_config is not None:
+        db.execute("INSERT INTO search_missing_config (digest, manifest) VALUES (?, ?)", (missing_config, manifest.id))
     return True
 
 

@@ -182,17 +182,17 @@ def tags(db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int
     parts = [part for word in words for part in word.split(":") if part]
     if not parts:
         return SearchPage([])
-    *others, last = parts
+    *other_parts, last_part = parts
     scope = SearchScope.of(db, within)
 
     def convert(row: tuple[Any, ...]) -> tuple[object, TagFound] | None:
         name, tag, digest, updated = row
-        if not _all_in(others, f"{name}:{tag.lower()}"):
+        if not _all_in(other_parts, f"{name}:{tag.lower()}"):
             return None
         entry = TagFound(str.__new__(RepositoryName, name), str.__new__(Tag, tag), _digest(digest), updated)
         return (name, tag), entry
 
-    values: tuple[str, ...] = (last, last + LAST)
+    values: tuple[str, ...] = (last_part, last_part + LAST)
     if scope.ids_json is None:
         return read_page(db, scope, _TAGS, values, offset, limit, convert)
     return read_page(db, scope, _TAGS_OF_SOME, (*values, scope.ids_json), offset, limit, convert)

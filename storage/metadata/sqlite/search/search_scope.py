@@ -1,9 +1,8 @@
 """The repositories in which a search may find something (`SearchScope`).
 
-If a person may see only few repositories, a search looks only at the rows of these repositories. Otherwise it looks at
-the rows of all repositories. If the person may not see all repositories, the search then compares the names of the
-repositories with the patterns of the person's rights. The number of rows that a search looks at and the time of each
-search are limited.
+If a person may see only few repositories, a search reads only the rows of these repositories. Otherwise it reads the
+rows of all repositories, and leaves out repositories whose names match no pattern of the person's rights. The number of
+rows that a search reads and the time of each search are limited.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from storage.patterns import NameSet
 
 T = TypeVar("T")
 MAX_LISTED_REPOSITORIES: Final = 500
-"""If a person may see at most this number of repositories, a search looks only at these repositories."""
+"""If a person may see at most this number of repositories, a search reads only the rows of these repositories."""
 LISTING_COST: Final = 30_000
 """Largest cost of finding out whether there are at most `MAX_LISTED_REPOSITORIES`, in the unit of
 `lookups.PAGE_COST_LIMIT`. This takes about 15 ms."""

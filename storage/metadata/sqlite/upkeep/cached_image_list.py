@@ -51,7 +51,7 @@ def page(
     sizes = {image.root: _size(db, image) for image in images} if order is ImageOrder.SIZE else {}
     sort_key = _SORT_KEYS[order]
     images.sort(key=lambda image: (sort_key(image, sizes.get(image.root, 0)), image.name, image.digest))
-    found = [
+    listed_images = [
         CachedImage(
             image.name,
             image.digest,
@@ -62,7 +62,7 @@ def page(
         )
         for image in images[offset : offset + limit]
     ]
-    return CachedImagePage(found, len(images), len(roots) <= MAX_LISTED_IMAGES)
+    return CachedImagePage(listed_images, len(images), len(roots) <= MAX_LISTED_IMAGES)
 
 
 def _roots(db: apsw.Connection, upstreams: Sequence[str], text: str) -> Iterator[int]:

@@ -1,10 +1,10 @@
 """Finds and evicts images of mirrored content in the metadata database.
 
-The table `cached_manifest` gives each mirrored manifest a `rank`, which is a time. Eviction looks at the manifests in
-the order of their ranks, earliest first. A pull does not update the rank. Instead, when an eviction comes to an image
-that was pulled after its rank, or that must stay, the eviction gives the image a later rank and goes on. So the cost of
-an eviction depends on how many images it evicts and how many were pulled since the last eviction, not on the size of
-the store.
+The table `cached_manifest` gives each mirrored manifest a `rank`, which is a time. Eviction checks the manifests in the
+order of their ranks, earliest first. A pull does not update the rank. Instead, when an eviction checks an image that
+was pulled after its rank, or that must stay, the eviction gives the image a later rank and continues with the next
+image. So the cost of an eviction depends on how many images it evicts and how many were pulled since the last eviction,
+not on the size of the store.
 
 `manifest` and `repository` are row ids. A *family* consists of all manifests of an image: a root manifest with its
 children and referrers.
@@ -166,7 +166,7 @@ def evict_next(
     db: apsw.Connection, upstreams: Sequence[str], rules: EvictionRules, started: float, by: Actor, now: float
 ) -> EvictedImage | bool:
     """Implements `CachedImages.evict_next`. Returns the evicted image. If it has evicted none, returns True if there
-    are more images to look at, otherwise False."""
+    are more images to check, otherwise False."""
     for _ in range(MAX_LOOKS):
         front = _front(db, upstreams, started)
         if front is None:
@@ -236,7 +236,7 @@ def unused_links(db: apsw.Connection, upstreams: Sequence[str], before: float) -
 
 
 def drop_unused_links(db: apsw.Connection, links: Sequence[tuple[int, int, Digest]], before: float, now: float) -> int:
-    """Removes those of the links that are still unused, and returns their number."""
+    """Removes the `links` that are still unused, and returns the number of removed links."""
     count = 0
     for repository, blob, digest in links:
         needed: Any = db.execute(

@@ -127,17 +127,17 @@ def _correct_references(db: apsw.Connection, problem: Problem, now: float) -> st
     stored, table = _stored(db, problem), str(problem.key[1])
     manifest = stored.manifest
     assert manifest is not None  # the check reports this problem only for a manifest that can be parsed
-    expected = manifest_checks.expected_references(manifest)[table]
-    before = manifest_checks.stored_references(db, table, stored)
+    expected_digests = manifest_checks.expected_references(manifest)[table]
+    stored_digests = manifest_checks.stored_references(db, table, stored)
     db.executemany(
         f"DELETE FROM {table} WHERE repository = ? AND digest = ? AND manifest = ?",
-        [(stored.repository, digest, stored.id) for digest in before - expected],
+        [(stored.repository, digest, stored.id) for digest in stored_digests - expected_digests],
     )
     db.executemany(
         f"INSERT INTO {table} (repository, digest, manifest) VALUES (?, ?, ?)",
-        [(stored.repository, digest, stored.id) for digest in expected - before],
+        [(stored.repository, digest, stored.id) for digest in expected_digests - stored_digests],
     )
-    _queue_if_unused(db, stored.repository, before - expected, now)
+    _queue_if_unused(db, stored.repository, stored_digests - expected_digests, now)
     return "stored the references that the manifest has"
 
 
@@ -162,9 +162,9 @@ def set_size(db: apsw.Connection, digest: Digest, place: str, size: int) -> bool
     `place` is not the blob's place any more."""
     row: Any = db.execute("SELECT id, size FROM blob WHERE digest = ? AND place = ?", (digest, place)).get
     if row is not None:
-        blob, before = row
+        blob, old_size = row
         db.execute("UPDATE blob SET size = ? WHERE id = ?", (size, blob))
-        usage_checks.resize_blob(db, blob, before, size)
+        usage_checks.resize_blob(db, blob, old_size, size)
     return row is not None
 
 

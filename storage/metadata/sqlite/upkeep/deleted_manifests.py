@@ -109,4 +109,4 @@ def _drop(db: apsw.Connection, manifests: Iterable[DeletedManifest]) -> list[Del
 
 def _rows(db: apsw.Connection, sql: str, *parameters: object) -> list[DeletedManifest]:
     rows: list[Any] = db.execute(sql, parameters).fetchall()
-    return [DeletedManifest(repository, Digest(digest), *more) for repository, digest, *more in rows]
+    return [DeletedManifest(repository, Digest(digest), *other_columns) for repository, digest, *other_columns in rows]

@@ -41,7 +41,7 @@ def plan(
 ) -> list[EvictedImage]:
     """Returns the images to evict at the time `now` so that the blobs of the usage scope `within` (a set of
     repositories whose disk usage is counted) have `bytes_to_free` fewer bytes."""
-    planned: list[EvictedImage] = []
+    planned_images: list[EvictedImage] = []
     planned_manifests: set[int] = set()
     postponed: list[tuple[float, int, str]] = []  # a heap of manifests whose image was pulled after its rank
     freed = 0
@@ -55,8 +55,8 @@ def plan(
             planned_manifests.update(image.removable)
             size = _freed_bytes(db, image, planned_manifests, within)
             freed += size
-            planned.append(_as_evicted(db, image, upstream, size))
-    return planned
+            planned_images.append(_as_evicted(db, image, upstream, size))
+    return planned_images
 
 
 def _in_order(
@@ -65,12 +65,12 @@ def _in_order(
     """Yields the rank, row id and upstream of each manifest, lowest rank first. The items of the heap `postponed`, to
     which the caller adds items during the iteration, are yielded at the places of their ranks."""
     stored = heapq.merge(*(_ranked(db, upstream) for upstream in upstreams))
-    following = next(stored, None)
-    while following is not None or postponed:
-        if postponed and (following is None or postponed[0] < following):
+    next_stored = next(stored, None)
+    while next_stored is not None or postponed:
+        if postponed and (next_stored is None or postponed[0] < next_stored):
             yield heapq.heappop(postponed)
-        elif following is not None:
-            current, following = following, next(stored, None)
+        elif next_stored is not None:
+            current, next_stored = next_stored, next(stored, None)
             yield current
 
 

@@ -1,6 +1,6 @@
-"""Checks of stored manifests: that the body has the digest, that the other columns and tables agree with the body, and
-that the repository has the content that a manifest refers to. A manifest that is known to be damaged has no body, and
-is not checked.
+"""Checks of stored manifests. The checks find out whether the body has the digest, whether the other columns and tables
+agree with the body, and whether the repository has the content that a manifest refers to. A manifest that is known to
+be damaged has no body, and is not checked.
 
 All functions run in a transaction, which the caller starts and ends. If this version cannot parse a manifest that an
 earlier version stored, it checks only the digest and the size.
@@ -128,8 +128,8 @@ def problems_of(db: apsw.Connection, manifest_id: int) -> list[Problem]:
     if stored is None:
         return []
     return [
-        Problem(code, text, stored.name or "", stored.digest, AREA, (manifest_id, *more))
-        for code, text, more in _findings(db, stored)
+        Problem(code, text, stored.name or "", stored.digest, AREA, (manifest_id, *key_parts))
+        for code, text, key_parts in _findings(db, stored)
     ]
 
 
@@ -170,8 +170,7 @@ def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[Pro
 
 
 def _missing(db: apsw.Connection, sql: str, stored: StoredManifest, digests: set[Digest]) -> list[str]:
-    """Returns those of `digests` that the manifest's repository lacks. `sql`: `_MISSING_BLOBS` or
-    `_MISSING_MANIFESTS`."""
+    """Returns the `digests` that the manifest's repository lacks. `sql`: `_MISSING_BLOBS` or `_MISSING_MANIFESTS`."""
     if not digests:
         return []
     rows: list[Any] = db.execute(sql, (stored.repository, json.dumps(sorted(digests)))).fetchall()

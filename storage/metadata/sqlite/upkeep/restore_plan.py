@@ -49,8 +49,8 @@ def find_plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> Rest
     repository = lookups.repository_id(db, repo)
     walk = _Walk(db, repo, repository)
     deleted = walk.deleted_below(digest)
-    kept = deleted_manifests.find(db, repository, digest)
-    target = kept.manifest if kept is not None else _stored(db, repository, digest)
+    kept_manifest = deleted_manifests.find(db, repository, digest)
+    target = kept_manifest.manifest if kept_manifest is not None else _stored(db, repository, digest)
     if target is None:
         raise not_restorable(repo, digest)
     plan = RestorePlan(target, deleted)
@@ -71,13 +71,13 @@ class _Walk:
         self._db = db
         self._repo = repo
         self._repository = repository
-        self._seen: set[Digest] = set()
+        self._visited: set[Digest] = set()
         self._index_bytes = 0
 
     def deleted_below(self, top: Digest) -> list[PlannedManifest]:
-        """Returns the deleted manifests among `top` and the manifests below it (those that it lists, directly or
-        through other indexes). Each comes after the manifests that it lists. Leaves out manifests that an earlier call
-        has visited. Raises ManifestTooLarge."""
+        """Returns the deleted manifests among `top` and the manifests that it lists, directly or through other indexes.
+        Each comes after the manifests that it lists. Leaves out manifests that an earlier call has visited. Raises
+        ManifestTooLarge."""
         deleted: list[PlannedManifest] = []
         stack: list[Digest | PlannedManifest] = [top]
         while stack:
@@ -85,9 +85,9 @@ class _Walk:
             if isinstance(item, PlannedManifest):  # all manifests that it lists were visited
                 deleted.append(item)
                 continue
-            if item in self._seen:
+            if item in self._visited:
                 continue
-            self._seen.add(item)
+            self._visited.add(item)
             self._check_limits(top)
             row: Any = self._db.execute(_SIZE, (self._repository, item)).get
             if row is None:
@@ -103,14 +103,14 @@ class _Walk:
 
     def _listed_in(self, digest: Digest) -> list[Digest]:
         """Returns the digests that an index lists; an empty list if the index cannot be parsed."""
-        kept = deleted_manifests.find(self._db, self._repository, digest)
-        index = kept.manifest if kept is not None else _stored(self._db, self._repository, digest)
+        kept_manifest = deleted_manifests.find(self._db, self._repository, digest)
+        index = kept_manifest.manifest if kept_manifest is not None else _stored(self._db, self._repository, digest)
         return [child.digest for child in index.manifests] if index is not None and index.is_readable else []
 
     def _check_limits(self, top: Digest) -> None:
         """Raises ManifestTooLarge if this object has visited too many manifests, or has read too many bytes."""
-        is_within = len(self._seen) <= MAX_MANIFESTS and self._index_bytes <= MAX_INDEX_BYTES
-        if not is_within and len(self._seen) > 1:  # a single index can be put back, whatever its size
+        is_within = len(self._visited) <= MAX_MANIFESTS and self._index_bytes <= MAX_INDEX_BYTES
+        if not is_within and len(self._visited) > 1:  # a single index can be put back, whatever its size
             raise ManifestTooLarge(
                 f"{self._repo}@{top} lists more manifests than can be put back at once; push the image again"
             )

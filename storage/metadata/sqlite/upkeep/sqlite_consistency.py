@@ -71,11 +71,11 @@ class SqliteConsistency:
             current = _look(db, problem)
             if current is None:
                 return "it was gone meanwhile"
-            done = None
+            repair_text = None
             # If a rule of the database, such as a quota, does not allow the repair, the savepoint is rolled back.
             with suppress(apsw.ConstraintError), db:
-                done = consistency_repairs.repair(db, current, now)
-            return done
+                repair_text = consistency_repairs.repair(db, current, now)
+            return repair_text
 
         return await self._writer.run(repair_current, reserve_use=ReserveUse.RELIEF)
 

@@ -112,10 +112,12 @@ class SqliteOutbox:
         def read(db: apsw.Connection) -> DueDeliveries:
             rows: list[Any] = db.execute(_HEADS, (webhook,)).fetchall()
             heads = [row for row in rows if row[0] not in excluded_repositories]
-            due = [repository for repository, next_at in heads if _is_due(next_at, now)][:max_repositories]
-            later = [next_at for _, next_at in heads if not _is_due(next_at, now)]
-            queues = [[_delivery(row) for row in db.execute(_QUEUE, (webhook, repo, max_events))] for repo in due]
-            return DueDeliveries(queues, min(later, default=None))
+            due_repositories = [repository for repository, next_at in heads if _is_due(next_at, now)][:max_repositories]
+            later_times = [next_at for _, next_at in heads if not _is_due(next_at, now)]
+            queues = [
+                [_delivery(row) for row in db.execute(_QUEUE, (webhook, repo, max_events))] for repo in due_repositories
+            ]
+            return DueDeliveries(queues, min(later_times, default=None))
 
         return await self._scan(read)
 
@@ -210,8 +212,8 @@ def _is_due(next_at: float, now: float) -> bool:
 
 def _event(row: Sequence[Any]) -> Event:
     """Returns the event of a row with the columns `_EVENT`."""
-    number, uuid, at, action, repository, tag, digest, previous, media_type, size, *more = row
-    actor, address, request_id, user_agent, reason = more
+    number, uuid, at, action, repository, tag, digest, previous, media_type, size, *cause_columns = row
+    actor, address, request_id, user_agent, reason = cause_columns
     by = Actor(actor, address, request_id, user_agent)
     content = NewEvent(EventAction(action), repository, at, by, tag, digest, previous, media_type, size, reason)
     return Event(number, uuid, content)

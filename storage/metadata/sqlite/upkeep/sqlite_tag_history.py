@@ -119,9 +119,9 @@ class SqliteTagHistory:
             put_back_now = put_back(db, batches[-1])
             # A referrer that lists manifests could not be put back before these manifests. So one batch of the
             # remaining referrers is tried again.
-            done = {*restored, *put_back_now}
+            restored_so_far = {*restored, *put_back_now}
             put_back_now += put_back(
-                db, _batches([manifest for manifest in referrers if manifest.digest not in done])[0]
+                db, _batches([manifest for manifest in referrers if manifest.digest not in restored_so_far])[0]
             )
             now = self._clock()
             previous = manifest_and_tag_changes.move_tag(

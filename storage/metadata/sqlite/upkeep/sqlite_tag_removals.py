@@ -45,21 +45,23 @@ class SqliteTagRemovals:
 
 def _plan(db: apsw.Connection, repository: int, named: Sequence[Tag]) -> TagRemovalPlan:
     rows = _rows(db, _TAGS, repository, named)
-    planned = [PlannedTag(Tag(name), Digest(digest), is_named=True) for name, digest, _ in rows]
-    removed = {tag.name for tag in planned}
+    planned_tags = [PlannedTag(Tag(name), Digest(digest), is_named=True) for name, digest, _ in rows]
+    removed_names = {tag.name for tag in planned_tags}
     roots = [row_id for _, _, row_id in rows]
     unused: set[int] = set()
     for _ in range(_MAX_ROUNDS):
-        before = set(unused)
-        unused_manifests.add_unused(db, roots, removed, unused, MAX_REMOVED_MANIFESTS)
-        referring = [row for row in _rows(db, _REFERRER_TAGS, repository, unused - before) if row[0] not in removed]
+        unused_before = set(unused)
+        unused_manifests.add_unused(db, roots, removed_names, unused, MAX_REMOVED_MANIFESTS)
+        referring = [
+            row for row in _rows(db, _REFERRER_TAGS, repository, unused - unused_before) if row[0] not in removed_names
+        ]
         if not referring:
             break
-        planned += [PlannedTag(Tag(name), Digest(digest), is_named=False) for name, digest, _ in referring]
-        removed |= {tag.name for tag in planned}
+        planned_tags += [PlannedTag(Tag(name), Digest(digest), is_named=False) for name, digest, _ in referring]
+        removed_names |= {tag.name for tag in planned_tags}
         roots = [row_id for _, _, row_id in referring]
     return TagRemovalPlan(
-        planned,
+        planned_tags,
         [Digest(str(digest)) for (digest,) in db.execute(_DIGESTS, (_json(unused),)).fetchall()],
         unused_manifests.freed_bytes(db, unused),
         is_complete=len(unused) < MAX_REMOVED_MANIFESTS,

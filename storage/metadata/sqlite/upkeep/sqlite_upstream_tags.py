@@ -125,9 +125,9 @@ class SqliteUpstreamTags:
         now = self._clock()
 
         def insert(db: apsw.Connection) -> FrozenTag:
-            before = _find_frozen(db, repo, tag)
-            if before is not None and before.digest == digest:
-                return before
+            current = _find_frozen(db, repo, tag)
+            if current is not None and current.digest == digest:
+                return current
             db.execute(
                 "INSERT OR REPLACE INTO frozen_tag (repository, tag, digest, at, actor) VALUES (?, ?, ?, ?, ?)",
                 (repo, tag, digest, now, by.name),
@@ -141,12 +141,12 @@ class SqliteUpstreamTags:
         now = self._clock()
 
         def delete(db: apsw.Connection) -> FrozenTag:
-            before = _find_frozen(db, repo, tag)
-            if before is None:
+            current = _find_frozen(db, repo, tag)
+            if current is None:
                 raise TagNotFrozen(f"{repo}:{tag} is not frozen; `entrepot mirror frozen` lists the frozen tags")
             db.execute("DELETE FROM frozen_tag WHERE repository = ? AND tag = ?", (repo, tag))
-            audit_table.record(db, by, now, "tag.unfreeze", repo, {"digest": before.digest}, part=f":{tag}")
-            return before
+            audit_table.record(db, by, now, "tag.unfreeze", repo, {"digest": current.digest}, part=f":{tag}")
+            return current
 
         return await self._writer.run(delete, reserve_use=ReserveUse.RELIEF)
 

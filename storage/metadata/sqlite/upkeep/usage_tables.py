@@ -72,9 +72,9 @@ def _as_json(definition: ScopeDefinition) -> tuple[str, str]:
 
 def count_batch(db: apsw.Connection) -> bool:
     """Does one small part of the counting, or of the deletion of removed scopes. Returns False if nothing is left."""
-    removed = db.execute(f"SELECT id FROM usage_scope WHERE NOT {_CONFIGURED} LIMIT 1").get
-    if removed is not None:
-        _delete_batch(db, removed)
+    removed_scope = db.execute(f"SELECT id FROM usage_scope WHERE NOT {_CONFIGURED} LIMIT 1").get
+    if removed_scope is not None:
+        _delete_batch(db, removed_scope)
         return True
     scope: Any = db.execute(
         "SELECT id, prefixes, excluded, upstream, position FROM usage_scope WHERE complete = 0 LIMIT 1"
@@ -191,8 +191,8 @@ def _count_tags(db: apsw.Connection, scope: int, repository: int, after: str) ->
 
 
 def _add_manifests(db: apsw.Connection, upstream: str | None, repository: int, after: int) -> tuple[int | None, int]:
-    """Adds the next manifests of a mirrored repository to `cached_manifest`. Returns the row id of the last one
-    (None: all manifests are there, or the scope is not that of an upstream), and the number of manifests."""
+    """Adds the next manifests of a mirrored repository to `cached_manifest`. Returns the row id of the last one (None:
+    all manifests are there, or the scope does not belong to an upstream), and the number of manifests."""
     if upstream is None:
         return None, 0
     rows: list[Any] = db.execute(
@@ -245,10 +245,10 @@ def check_room(db: apsw.Connection, repo: RepositoryName, size: int, digest: Dig
         "WHERE complete = 1 AND max_bytes IS NOT NULL AND bytes + ? > max_bytes",
         (size,),
     ).fetchall()
-    for scope_id, prefixes, excluded, max_bytes, used in rows:
+    for scope_id, prefixes, excluded, max_bytes, used_bytes in rows:
         is_member = repo.startswith(tuple(json.loads(prefixes))) and not repo.startswith(tuple(json.loads(excluded)))
         if is_member and not (digest and _has_blob(db, scope_id, digest)):
-            raise bytes_refusal(json.loads(prefixes)[0], max_bytes, used, size)
+            raise bytes_refusal(json.loads(prefixes)[0], max_bytes, used_bytes, size)
 
 
 def _has_blob(db: apsw.Connection, scope_id: int, digest: Digest) -> bool:
@@ -272,8 +272,8 @@ def link_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: i
     ).get
     if row is None:
         return error
-    prefixes, max_bytes, used, size = row
-    return bytes_refusal(json.loads(prefixes)[0], max_bytes, used, size)
+    prefixes, max_bytes, used_bytes, size = row
+    return bytes_refusal(json.loads(prefixes)[0], max_bytes, used_bytes, size)
 
 
 def tag_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: int) -> Exception:
