@@ -5,8 +5,9 @@ seconds since 1970.
 
 - A *link* is a row that lets a repository serve a blob. Several repositories may have links to the same blob.
   The column `needed` of a link is the time at which a client last added the blob to the repository or asked for it.
-- The *collect queue* lists what garbage collection may have to remove. An entry is a blob without any link, or a link
-  whose blob no manifest of the repository refers to. A link stays for a *grace period* after it was queued.
+- The *collect queue* lists the blobs and links that garbage collection may have to remove. An entry is a blob without
+  any link, or a link whose blob no manifest of the repository refers to. A link stays for a *grace period* after it was
+  queued.
 - The functions `drop_…` are the steps of garbage collection: each deletes one row if it is still unused.
 - `place` is the key under which the blob store finds the blob's bytes.
 - `boot` identifies the boot of the machine during which an upload's bytes were written. A restart of the machine may
@@ -327,7 +328,8 @@ def preview_link(db: apsw.Connection, entry: QueuedLink, before: float) -> LinkP
 
 
 def _is_queued(db: apsw.Connection, repository: int, digest: Digest, before: float) -> bool:
-    """Returns whether the link is in the collect queue since `before` or earlier."""
+    """Returns whether the link was put into the collect queue by the time `before` and has not been queued again
+    since."""
     since = db.execute("SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (repository, digest)).get
     return since is not None and since <= before
 

@@ -157,7 +157,7 @@ class CommitThread:
         and it changed no rights. Rights that were read at `before` are then still valid at `after`.
 
         Returns False in all other cases. May also return False for an earlier commit that fulfils these conditions,
-        because the thread remembers only its last one."""
+        because the thread remembers only its last commit."""
         return self._versions_with_same_rights == (before, after)
 
     def close(self) -> None:

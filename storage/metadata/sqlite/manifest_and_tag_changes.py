@@ -218,7 +218,7 @@ def _store_references(db: apsw.Connection, table: str, repository: int, manifest
 def _store_tag(
     db: apsw.Connection, repository: int, tag: Tag, manifest_id: int, digest: Digest, by: Actor, now: float
 ) -> Digest | None:
-    """Points the tag at the manifest, and returns what it pointed at before; None if there was no such tag. Records the
+    """Points the tag at the manifest, and returns the tag's previous digest; None if there was no such tag. Records the
     change in the tag history, unless the tag already pointed at this manifest. Raises QuotaExceeded if the tag is new
     and does not fit into a quota."""
     previous = _digest_of_tag(db, repository, tag)
@@ -236,7 +236,7 @@ def _store_tag(
 
 
 def _record_tag(db: apsw.Connection, repository: int, tag: str, digest: Digest | None, by: Actor, now: float) -> None:
-    """Adds a line to the tag history. `digest`: what the tag points at now; None if the tag was deleted."""
+    """Adds a line to the tag history. `digest`: the tag's new digest; None if the tag was deleted."""
     db.execute(
         "INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -381,7 +381,7 @@ def move_tag(
     is_immutable: IsImmutable,
     force: bool,
 ) -> Digest | None:
-    """Points the tag at a manifest that the repository has, and returns what it pointed at before; None if there was no
+    """Points the tag at a manifest that the repository has, and returns the tag's previous digest; None if there was no
     such tag. `storage.tag_history.TagHistory.move` describes the other parameters."""
     repository = lookups.repository_id(db, repo)
     manifest_id = db.execute(

@@ -49,13 +49,14 @@ class SqliteDatabase:
     - `jobs` stores the jobs of upkeep. `consistency` checks and repairs the whole store, and `damage` stores which
       content is damaged.
     - `snapshots` copies the database. `imports` records which images were imported from other registries.
-    - `tag_history` reads what tags pointed at in the past, and puts deleted manifests back. `tag_listing` lists tags
-      with facts for people, and `tag_removals` previews removals of tags.
+    - `tag_history` reads the history of tags, and puts deleted manifests back. `tag_listing` lists tags with facts for
+      people, and `tag_removals` previews removals of tags.
     - `pulls` stores when manifests were last pulled, and `retention` finds and deletes tags and manifests that no
       retention rule keeps.
     - `usage` counts the blobs, bytes and tags of sets of repositories. `cached_images` finds and evicts mirrored
       images.
-    - `descriptions` stores what people write about repositories. `activity` counts the pulls and pushes of each hour.
+    - `descriptions` stores texts that people write about repositories. `activity` counts the pulls and pushes of each
+      hour.
     - `outbox` stores events until the webhooks have received them.
     - `search` finds content, and keeps the search index up to date.
     - `immutable` is the read-only connection that replaces all others when a full disk has no space to open the

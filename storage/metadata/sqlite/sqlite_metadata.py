@@ -53,7 +53,7 @@ CACHE_BYTES: Final = 16 * 1024 * 1024
 MEMORY_PER_MANIFEST_BYTE: Final = 8
 """Approximate bytes of memory that a manifest with its parsed content takes for each byte of its body."""
 _SMALL_VALUE_BYTES: Final = 1024
-"""Approximate memory that a cached value of a few fields takes."""
+"""Approximate bytes of memory that a cached value of a few fields takes."""
 _MAX_REPOSITORIES_ON_LOOP: Final = 1000
 """Largest `limit` of a page of repositories that is read on the event loop. Pages with a larger limit, and pages of a
 set that does not contain every name, are read in the thread."""

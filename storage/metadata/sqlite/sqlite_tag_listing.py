@@ -37,7 +37,8 @@ _MAX_BLOB_ROWS: Final = 100_000
 """Largest number of references to blobs that one call reads, to add up sizes. This takes about 0.2 s."""
 _MAX_REFERRERS: Final = 20
 """Largest number of referrer types, and of referrer tags, that are read for one manifest. A *referrer tag*, such as
-`sha256-….sig`, names the digest of the manifest that its own manifest refers to."""
+`sha256-….sig`, belongs to the manifest whose digest its name contains: it points at a signature of that manifest, for
+example."""
 _REFERRER_GLOB: Final = "sha256-" + 64 * "[0-9a-f]"
 _MATCHES: Final = f"""
  WHERE repository = ?1 AND (?2 = '' OR instr(lower(name), ?2) > 0)

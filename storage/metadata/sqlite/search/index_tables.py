@@ -1,12 +1,12 @@
 """The tables of the search index, and the functions that update them from the tables of the content.
 
-The table `search_progress` has a *position* each for repositories, manifests, blobs and the tag history: the highest
-row id that the index has processed. New rows get higher row ids, so the index finds them by their row ids, and a push
-need not write to the index. In tables that use the row ids of deleted rows again, a trigger moves the position back, so
-that it is never above the highest row id.
+The table `search_progress` has four *positions*: for the tables of repositories, manifests, blobs and the tag history,
+the highest row id that the index has processed. New rows get higher row ids, so the index finds them by their row ids,
+and a push need not write to the index. In tables that use the row ids of deleted rows again, a trigger moves the
+position back, so that it is never above the highest row id.
 
 Each function that changes something runs inside a transaction that the caller commits. Except for `rebuild`, it changes
-a bounded number of rows. Texts of the content are read as bytes, so that damaged ones raise no error.
+a bounded number of rows. Texts of the content are read as bytes, so that damaged texts raise no error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ INCOMPLETE_PER_PAGE: Final = 50
 """Number of incomplete manifests that one page checks again. A manifest is *incomplete* if the index lacks its labels,
 because the manifest was damaged or its config could not be read."""
 BLOBS_PER_BATCH: Final = 2000
-"""Number of new blobs of which one batch checks whether they are configs that were missing."""
+"""Number of new blobs that one batch checks. A new blob may be a config that was missing when its manifest was
+indexed."""
 MAX_LAG: Final = 2000
 """`is_indexing` returns True if the index lacks more rows of one kind than this."""
 MAX_WORDS_OF_TAG: Final = 5
@@ -181,14 +182,14 @@ def words_of_tag(tag: str) -> list[str]:
 
 
 def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
-    """Reads the next manifests that are not in the index, and those whose config was stored lately."""
+    """Reads the next manifests that are not in the index, and manifests whose missing config is stored now."""
     _search_full_text(db)
     manifests, blobs = position = db.execute("SELECT manifests, blobs FROM search_progress").get
     newest_blob = db.execute("SELECT coalesce(max(id), 0) FROM blob").get
     reached_blob = max(blobs, min(newest_blob, blobs + BLOBS_PER_BATCH))
     unindexed, last, is_full = _read(db, _NEW_MANIFESTS, (manifests, MANIFESTS_PER_BATCH))
     if reached_blob > blobs:
-        # Manifests that this leaves out are read again later, with the other incomplete manifests.
+        # Manifests beyond the limit of this statement are read again later, with the other incomplete manifests.
         unindexed += _read(db, _MANIFESTS_WITH_NEW_CONFIG, (blobs, reached_blob, MANIFESTS_PER_BATCH))[0]
     reached_manifest = manifests if last is None else last
     return ManifestBatch(
@@ -267,7 +268,7 @@ def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[Ma
 
 def set_labels(db: apsw.Connection, labels: ManifestLabels) -> bool:
     """Stores the labels of a manifest in the index, unless the manifest was deleted meanwhile. Returns False, and
-    stores nothing, if another manifest has got the row id."""
+    stores nothing, if another manifest has the row id now."""
     manifest = labels.manifest
     row: Any = db.execute(
         "SELECT m.repository, m.digest, r.name FROM manifest m JOIN repository r ON r.id = m.repository WHERE m.id = ?",

@@ -2,7 +2,7 @@
 
 For each row of the index, a search also reads the row of the content. So it does not find deleted content. The
 functions take the arguments of `storage.content_search.ContentSearch`, and read all rows of their statements or close
-them.
+the statements.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from storage.names import ALGORITHMS, Digest, RepositoryName, Tag
 from storage.patterns import NameSet
 
 GROUP_CHARACTERS: Final = 3
-"""Number of characters in the groups by which names are found."""
+"""The full-text index of names contains all groups of this number of characters that occur in each name."""
 MAX_PATTERNS: Final = 16
 """Largest number of patterns of a person's rights that become a condition of a search for names."""
 MAX_SHOWN_LABELS: Final = 8
 """Largest number of labels that an entry shows."""
 MAX_BLOBS: Final = 20
-"""Largest number of blobs with the same first digits that are found."""
+"""Largest number of blobs that a search by the first digits of a digest finds."""
 LAST: Final = "\U0010ffff"
-"""Sorts after every character that names and tags have."""
+"""A character that sorts after all characters of names and tags."""
 MAX_TOKENS_OF_WORD: Final = 8
 MAX_TOKENS: Final = 16
 """Largest numbers of tokens (words of the full-text index) in one word of a search for labels, and in all words of the
@@ -158,9 +158,9 @@ def _all_in(words: Sequence[str], text: str) -> bool:
 
 
 def _is_match(words: Sequence[str], name: str) -> bool:
-    """Returns whether a name matches, by the rules of a search of all names. There, a single word of one character
-    finds only the names that begin with it. A single word of two characters finds only the names that have a part that
-    begins with it."""
+    """Returns whether a name matches, by the rules of a search of all names. In such a search, a single word of one
+    character finds only the names that begin with it. A single word of two characters finds only the names with a part
+    that begins with it."""
     if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS - 1:
         return name.startswith(words[0])
     if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS:

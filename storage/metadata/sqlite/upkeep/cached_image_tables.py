@@ -83,8 +83,8 @@ class Image:
     - `root`: row id of the root manifest.
     - `repository`, `name`: row id and stored name of the repository. `digest`: digest of the root.
     - `family`: row ids of all manifests of the image, root first.
-    - `removable`: row ids of the manifests that an eviction of the image deletes, root first. Not removable is a
-      manifest that has a tag, that a remaining index lists, or whose subject remains.
+    - `removable`: row ids of the manifests that an eviction of the image deletes, root first. A manifest other than the
+      root is not removable if it has a tag, if a remaining index lists it, or if its subject remains.
     - `last_pulled`: when a manifest of the family was last pulled or stored, in seconds since 1970."""
 
     root: int
@@ -185,7 +185,7 @@ def evict_next(
 
 
 def _front(db: apsw.Connection, upstreams: Sequence[str], started: float) -> tuple[int, str, float] | None:
-    """Returns the manifest with the lowest rank, with its upstream and rank; None if there is none with a rank before
+    """Returns the manifest with the lowest rank, with its upstream and rank; None if no manifest has a rank before
     `started`."""
     candidates = []
     for upstream in upstreams:

@@ -1,7 +1,7 @@
 """Repairs problems that a consistency check found in the metadata database (`repair`). Each repair runs in a
 transaction, which the caller commits. A repair loses no content: it deletes only rows that refer to missing rows, and
 never a manifest. If a repair leaves a link or blob unused, it puts the link or blob into the collect queue, which lists
-what garbage collection may have to remove."""
+the links and blobs that garbage collection may have to remove."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _drop_reference(db: apsw.Connection, problem: Problem, now: float) -> str:
 
 
 def _queue_if_unused(db: apsw.Connection, repository: int, digests: Iterable[str], now: float) -> None:
-    """Queues the repository's links to those of the blobs `digests` to which no manifest of the repository refers any
+    """Queues the repository's link to each of the blobs `digests` to which no manifest of the repository refers any
     more."""
     for digest in digests:
         if db.execute(_UNQUEUED_LINK, (repository, digest)).get is not None:

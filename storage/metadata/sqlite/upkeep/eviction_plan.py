@@ -63,7 +63,7 @@ def _in_order(
     db: apsw.Connection, upstreams: Sequence[str], postponed: list[tuple[float, int, str]]
 ) -> Iterator[tuple[float, int, str]]:
     """Yields the rank, row id and upstream of each manifest, lowest rank first. The items of the heap `postponed`, to
-    which the caller adds items during the iteration, are yielded at the places of their ranks."""
+    which the caller adds items during the iteration, are yielded in the same order."""
     stored = heapq.merge(*(_ranked(db, upstream) for upstream in upstreams))
     next_stored = next(stored, None)
     while next_stored is not None or postponed:

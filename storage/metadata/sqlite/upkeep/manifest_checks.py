@@ -107,7 +107,7 @@ def read(db: apsw.Connection, manifest_id: int) -> StoredManifest | None:
 
 
 def expected_references(manifest: Manifest) -> dict[str, set[str]]:
-    """Returns for each table of references the digests that it must have for the manifest."""
+    """Returns, for each table of references, the digests that the table must have for the manifest."""
     return {
         "manifest_blob": {blob.digest for blob in manifest.blobs} | set(manifest.blob_children),
         "manifest_child": {child.digest for child in manifest.manifests},

@@ -32,10 +32,10 @@ class PlannedManifest(NamedTuple):
 
 @dataclass(slots=True)
 class RestorePlan:
-    """The manifests that have to be put back before a tag can point at `target`. `deleted`: deleted manifests, each
-    behind the manifests that it lists. `referrers`: groups of deleted manifests. The last manifest of each group is a
-    referrer of a manifest in `deleted` or in an earlier group; the group's other manifests are those that the referrer
-    lists."""
+    """The manifests that have to be put back before a tag can point at `target`. `deleted`: deleted manifests, each of
+    them after the manifests that it lists. `referrers`: groups of deleted manifests. The last manifest of each group is
+    a referrer of a manifest in `deleted` or in an earlier group; the group's other manifests are those that the
+    referrer lists."""
 
     target: Manifest
     deleted: list[PlannedManifest]
@@ -76,8 +76,8 @@ class _Walk:
 
     def deleted_below(self, top: Digest) -> list[PlannedManifest]:
         """Returns the deleted manifests among `top` and the manifests that it lists, directly or through other indexes.
-        Each comes after the manifests that it lists. Leaves out manifests that an earlier call has visited. Raises
-        ManifestTooLarge."""
+        In the result, each manifest comes after the manifests that it lists. Leaves out manifests that an earlier call
+        has visited. Raises ManifestTooLarge."""
         deleted: list[PlannedManifest] = []
         stack: list[Digest | PlannedManifest] = [top]
         while stack:

@@ -1,4 +1,4 @@
-"""Reads and writes the records of the metadata database that imports from other registries need
+"""Reads and writes the records that imports from other registries need in the metadata database
 (`SqliteImportRecords`)."""
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ class SqliteSnapshot:
 
 
 def _failure(what: str, error: apsw.Error | OSError, db: apsw.Connection | None = None) -> BackupFailed:
-    """Returns the error for a failure. `db`: the connection that may have met a full disk."""
+    """Returns the error for a failure. `db`: the connection that was in use; ignored."""
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, apsw.FullError) or number in DISK_FULL_ERRNOS:
         return BackupFailed(f"{what}: the disk is full; free some space there and run the command again")
