@@ -98,7 +98,7 @@ class Consistency(Protocol):
         ...
 
     async def confirm(self, problem: Problem) -> Problem | None:
-        """Checks the row of a problem that `check` found again. Returns the problem as it is now; None if it does not
+        """Checks again the row of a problem that `check` found. Returns the problem as it is now; None if it does not
         exist any more."""
         ...
 

@@ -1,6 +1,6 @@
-"""The interface of the records that an import from another registry reads and writes in addition to content
-(`ImportRecords`), and the errors of imports. The records say who changed a tag last, and when content was pushed to the
-other registry."""
+"""The interface of the records that an import from another registry (the *old registry*) reads and writes in addition
+to content (`ImportRecords`), and the errors of imports. The records say who changed a tag last, and when content was
+pushed to the old registry."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from storage.names import Digest, RepositoryName, Tag
 
 
 class ContentBroken(RegistryError):
-    """Content of the old registry is missing there, damaged, or of a type that is not accepted here. `below`: if an
-    index cannot be imported because a manifest below it is broken, the digests on the path from the index to the broken
-    manifest. The first digest belongs to a manifest that the index lists, the last digest belongs to the broken
-    manifest. Empty if the content of the manifest itself is broken."""
+    """Content of the registry from which the import reads (the old registry) is missing there, damaged, or of a type
+    that is not accepted here. `below`: if an index cannot be imported because a manifest below it is broken, the
+    digests on the path from the index to the broken manifest. The first digest belongs to a manifest that the index
+    lists, the last digest belongs to the broken manifest. Empty if the content of the manifest itself is broken."""
 
     code = "CONTENT_BROKEN"
     default = "the content is broken at the old registry"

@@ -21,7 +21,8 @@ MAX_REFERENCES = 10_000
 """Largest number of layers, or of entries of an index, that a new manifest may have. The limit exists because the store
 writes one or two database rows for each of them."""
 MAX_TYPE_LENGTH = 255
-"""Longest media type or artifact type in a new manifest, in characters: 127, a '/', and 127 (RFC 6838, 4.2)."""
+"""Longest media type or artifact type in a new manifest, in characters: two names of 127 characters, and a '/' between
+them (RFC 6838, 4.2)."""
 
 
 class DescriptorFields(TypedDict):

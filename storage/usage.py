@@ -103,6 +103,7 @@ def tags_refusal(prefix: str, max_tags: int, tags: int) -> QuotaExceeded:
 
 
 def _owner(prefix: str) -> str:
+    """Returns how an error text names the repositories of the quota. `prefix`: empty for all repositories."""
     return prefix or "the repositories of this registry"
 
 

@@ -4,8 +4,8 @@ A store may keep its bytes in files on a local disk or in objects of a bucket: n
 rename, a path, a file descriptor, or a second write to a stored object. The store does not decide which blobs exist;
 the metadata database does.
 
-Words: a *place* is the key under which a store keeps the bytes of one blob. The metadata database stores the place with
-the blob, but only the store understands it. To *publish* verified bytes is to store them durably at their place. A
+A *place* is the key under which a store keeps the bytes of one blob. The metadata database stores the place with the
+blob, but only the store understands it. To *publish* verified bytes is to store them durably at their place. A
 session's *owner* is the caller that may write to it; a newer caller can take the session over at any time. Bytes are
 *durable* if they survive a crash of the machine.
 """
@@ -42,8 +42,8 @@ class ListedBlob(NamedTuple):
 
 class QuarantinedBytes(NamedTuple):
     """Damaged bytes that the store keeps aside. `digest`: the digest that they should have. `place`: the key under
-    which the store keeps them. `size`: number of the bytes. `since`: when they were moved there, in seconds since
-    1970."""
+    which the store keeps them. `size`: number of the bytes. `since`: when they were moved to the quarantine, in seconds
+    since 1970."""
 
     digest: Digest
     place: str

@@ -71,6 +71,7 @@ class CheckOptions:
 
 
 OnFinding = Callable[[Finding], Awaitable[None]]
+"""Called with each problem that the check found. An error that it raises ends the check."""
 OnProgress = Callable[[int, int, str], Awaitable[None]]
 """Called with the number of checked rows, the approximate number of all rows, and a text that says what is being
 checked. An error that it raises ends the check."""
@@ -191,8 +192,8 @@ class _Check:
                 await self._advance(len(records), "checking blobs")
 
     async def _confirm_size(self, digest: Digest) -> None:
-        """Checks a blob for the second time, whose stored bytes were missing or whose size was wrong. Reports or
-        repairs the problem if it still exists."""
+        """Checks for the second time a blob whose stored bytes were missing or whose size was wrong. Reports or repairs
+        the problem if it still exists."""
         async with self._locks.hold(digest):
             record = await self._consistency.blob(digest)
             if record is None or not record.place:

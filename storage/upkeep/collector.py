@@ -163,7 +163,7 @@ class Collector:
 
     def _next_shards(self) -> Iterable[int]:
         """Yields the numbers of the next shards to list. If a round takes only some of these numbers, the next round
-        gets the rest."""
+        lists the rest."""
         for _ in range(SHARDS_PER_ROUND):
             shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shard_count
             yield shard
@@ -260,7 +260,7 @@ class Collector:
                 is_more = may_remove and await self._remove_blob_batch(this_round)
 
     async def _preview_blobs(self, this_round: _Round) -> None:
-        """Notes the blobs that `_remove_blobs` would remove now."""
+        """Counts and reports the blobs that `_remove_blobs` would remove now."""
         after: Digest | None = None
         while entries := await self._metadata.unlinked_blobs(BATCH_SIZE, after):
             after = entries[-1].digest

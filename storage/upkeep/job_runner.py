@@ -32,6 +32,7 @@ log = logging.getLogger("storage.jobs")
 OnStep = Callable[[Mapping[str, JSON]], None]
 """Called with each step of a job: an object, which can be written as JSON, about one thing that the job did."""
 OnProgress = Callable[[Progress], None]
+"""Called with each update of a job's progress."""
 
 
 class JobContext:
@@ -51,7 +52,8 @@ class JobContext:
 
     def step(self, event: str, /, **fields: JSON) -> None:
         """Reports one thing that was done, or, in a dry run, would be done, to the command that runs the job. `event`:
-        what happened, such as `removed`. The command gets an object with the key `event`, followed by the `fields`."""
+        what happened, such as `removed`. The command receives an object with the key `event`, followed by the
+        `fields`."""
         if self._on_step is not None:
             self._on_step({"event": event, **fields})
 
@@ -201,7 +203,8 @@ async def run_in_command(
     on_progress: OnProgress | None = None,
 ) -> JSON:
     """Runs a job in this process, which is not a server, and returns its result. If another process runs a job of the
-    same kind, raises JobRunning with a sentence that says who runs it. Also raises what the work raises."""
+    same kind, raises JobRunning with a sentence that names the process that runs it. Also raises what the work
+    raises."""
     async with leases.try_slot(slot_name(kind), count=1) as has_slot:
         running = [job for job in await jobs.active(kind) if job.state is JobState.RUNNING]
         if not has_slot:

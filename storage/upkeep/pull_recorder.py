@@ -1,4 +1,4 @@
-"""`PullRecorder`: counts the pulls of manifests in memory, and stores them from time to time.
+"""Counts the pulls of manifests in memory, and stores the counts from time to time (`PullRecorder`).
 
 Counting a pull must not slow down the request, so a pull changes only a dictionary. If the process is killed, the pulls
 that were counted since the last time they were stored are lost.

@@ -28,8 +28,8 @@ MIN_BYTES_PER_BLOB: Final = 64 * 1024
 SAVE_SECONDS: Final = 1.0
 """Shortest time between two writes of the progress."""
 MAX_IN_A_ROW: Final = 20
-"""After this number of damaged blobs without a good one between them, scrub stops: a disk that fails, or a file system
-that is not mounted, should not take all blobs out of use."""
+"""After this number of damaged blobs without an undamaged blob between them, scrub stops: a disk that fails, or a file
+system that is not mounted, should not take all blobs out of use."""
 PAGE_SIZE: Final = 100
 """Number of damaged blobs that one lookup reads."""
 HOLDERS_TOLD: Final = 20
@@ -109,7 +109,7 @@ class Scrubber:
         }
 
     async def _look_again(self) -> None:
-        """Reads the content that is known to be damaged again, and heals it if its bytes are right now."""
+        """Reads the content that is known to be damaged again, and heals it if its bytes now have the right digest."""
         after: str | None = None
         has_more = True
         while has_more:

@@ -12,7 +12,7 @@ from storage.tag_rules import ImmutableTags
 
 class TagChanges:
     """Changes tags of hosted repositories. `by`: the actor that the history names. `force`: whether to change the tag
-    even if it is immutable; the audit log then says so.
+    even if it is immutable; the audit log then records this.
 
     All methods raise NameUnknown (nothing was ever pushed to the repository), Denied (the tag is immutable, and `force`
     is false), StorageFull and StorageFailed."""

@@ -165,7 +165,8 @@ class FileCopier:
             os.close(fd)
 
     async def open_file(self, path: Path) -> int:
-        """Opens a file for reading and returns its descriptor. Raises BlobDamaged if there is none, BackupFailed."""
+        """Opens a file for reading and returns its descriptor. Raises BlobDamaged if there is no such file. Raises
+        BackupFailed."""
 
         def open_or_none() -> int | None:
             with suppress(FileNotFoundError):

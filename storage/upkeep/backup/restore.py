@@ -137,9 +137,8 @@ def _directory_in_restore(layout: Layout, snapshot: str, system: System) -> Iter
         def prepare() -> None:
             system.write(fd, [json.dumps({"snapshot": snapshot}).encode()], 0)
             system.sync(fd)
-            durable_files.sync_directory(
-                system, layout.root
-            )  # makes the marker durable before the directory has files that a server uses
+            # Makes the marker durable before the directory has files that a server uses.
+            durable_files.sync_directory(system, layout.root)
             durable_files.make_directories(system, layout.root, layout.directories())
             durable_files.sync_directory(system, layout.root)
 

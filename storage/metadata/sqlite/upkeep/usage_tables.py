@@ -293,5 +293,5 @@ def tag_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: in
 
 
 def _is_from_trigger(error: apsw.ConstraintError) -> bool:
-    """Returns whether a trigger aborted the statement. SQLite has then rolled back what the statement had changed."""
+    """Returns whether a trigger aborted the statement. SQLite has then rolled back the changes of the statement."""
     return _QUOTA_MESSAGE in str(error)
