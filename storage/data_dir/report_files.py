@@ -129,9 +129,9 @@ def _read(fd: int) -> bytes | None:
     complete report."""
     for _ in range(_READ_ATTEMPTS):
         data = os.pread(fd, _HEADER_BYTES + MAX_REPORT_BYTES, 0)
-        length, checksum = int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big")
-        report = data[_HEADER_BYTES : _HEADER_BYTES + length]
-        if length and len(report) == length and zlib.crc32(report) == checksum:
+        report_bytes, checksum = int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big")
+        report = data[_HEADER_BYTES : _HEADER_BYTES + report_bytes]
+        if report_bytes and len(report) == report_bytes and zlib.crc32(report) == checksum:
             return report
         time.sleep(0.001)
     return None

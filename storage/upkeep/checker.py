@@ -159,9 +159,9 @@ class _Check:
 
     async def _check_area(self, area: str) -> None:
         """Checks an area of the metadata. With the option `repair`, also repairs it."""
-        last: Key | None = None
+        last_key: Key | None = None
         while True:
-            page = await self._consistency.check(area, last)
+            page = await self._consistency.check(area, last_key)
             for candidate in page.problems:
                 if candidate.code in MAY_LACK_CONTENT and self._options.is_mirrored(candidate.repository):
                     continue
@@ -170,15 +170,15 @@ class _Check:
                     repair = await self._consistency.repair(problem) if self._options.repair else None
                     await self._note(problem, repair)
             await self._advance(page.rows, f"checking {area.replace('_', ' ')} rows")
-            last = page.last
-            if last is None:
+            last_key = page.last
+            if last_key is None:
                 return
 
     async def _check_blobs(self) -> None:
         """Checks that the blob store has the bytes of each blob."""
-        last = 0
-        while records := await self._consistency.blobs(last, BATCH_SIZE):
-            last = records[-1].id
+        last_id = 0
+        while records := await self._consistency.blobs(last_id, BATCH_SIZE):
+            last_id = records[-1].id
             stored = [record for record in records if record.place]  # a blob without a place is known to be damaged
             sizes = await self._blobs.stored_sizes([record.place for record in stored])
             for record, size in zip(stored, sizes, strict=True):

@@ -203,14 +203,14 @@ class Collector:
                 await this_round.note(RemovalKind.UPLOAD, upload.id, size, reason, upload.repository)
         written_before = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
         listed_uploads = await self._blobs.list_uploads()
-        old_uploads = [(upload, changed) for upload, changed in listed_uploads if changed < written_before]
+        old_uploads = [(upload, changed_at) for upload, changed_at in listed_uploads if changed_at < written_before]
         known_ids = await self._metadata.known_uploads([upload for upload, _ in old_uploads])
-        for upload_id, changed in old_uploads:
+        for upload_id, changed_at in old_uploads:
             if upload_id not in known_ids:
                 size = await self._blobs.upload_size(upload_id)
                 if not this_round.dry_run:
                     await self._blobs.discard_upload(upload_id)
-                reason = f"the session of these bytes has ended; they were written at {utc_text(changed)}"
+                reason = f"the session of these bytes has ended; they were written at {utc_text(changed_at)}"
                 await this_round.note(RemovalKind.UPLOAD, upload_id, size, reason)
 
     async def _drop_deleted_manifests(self, this_round: _Round) -> None:

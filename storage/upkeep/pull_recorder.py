@@ -85,15 +85,15 @@ class PullRecorder:
         pulls = list(self._counts)
         for start in range(0, len(pulls), MAX_SAVED_PULLS):
             batch = pulls[start : start + MAX_SAVED_PULLS]
-            names = {repo: await self._stored_name(repo) for repo in {repo for repo, _ in batch}}
+            stored_names = {repo: await self._stored_name(repo) for repo in {repo for repo, _ in batch}}
             counts = [(pull, self._counts.pop(pull)) for pull in batch]
-            located = [
-                PullCount(name[0], digest, name[1], last, int(number))
-                for (repo, digest), (last, number) in counts
-                if (name := names[repo]) is not None
+            pulls_to_save = [
+                PullCount(name_and_upstream[0], digest, name_and_upstream[1], last_pull, int(pull_count))
+                for (repo, digest), (last_pull, pull_count) in counts
+                if (name_and_upstream := stored_names[repo]) is not None
             ]
             try:
-                await self._pulls.save(located)  # a cancellation takes effect only after the change has been made
+                await self._pulls.save(pulls_to_save)  # a cancellation takes effect only after the change has been made
             except RegistryError:
                 self._count_again(counts)
                 raise
@@ -109,9 +109,9 @@ class PullRecorder:
 
     def _count_again(self, counts: list[tuple[Pull, list[float]]]) -> None:
         """Puts back counts that could not be stored."""
-        for pull, (last, number) in counts:
+        for pull, (last_pull, pull_count) in counts:
             newer = self._counts.get(pull)
             if newer is None:
-                self._counts[pull] = [last, number]
+                self._counts[pull] = [last_pull, pull_count]
             else:
-                newer[1] += number
+                newer[1] += pull_count

@@ -129,13 +129,13 @@ class Quarantine:
         """Deletes the oldest bytes in the quarantine until it has at most `max_bytes`. Returns the number of blobs
         whose bytes it deleted."""
         quarantined = await self._blobs.list_quarantine()
-        total = sum(item.size for item in quarantined)
+        total_bytes = sum(blob.size for blob in quarantined)
         deleted = 0
-        for item in quarantined:
-            if total <= max_bytes:
+        for blob in quarantined:
+            if total_bytes <= max_bytes:
                 break
-            deleted += await self._blobs.delete_quarantined(item.digest)
-            total -= item.size
+            deleted += await self._blobs.delete_quarantined(blob.digest)
+            total_bytes -= blob.size
         return deleted
 
     async def _read(self, blob: StoredBlob, on_read: OnRead, *, read_again: bool) -> ContentCheck | None:

@@ -91,16 +91,16 @@ class SearchIndexer:
         """Reads the manifests again that could not be read completely when they were indexed, and stores the labels of
         the manifests that can be read now. Raises StorageFull, StorageFailed. A cancellation leaves the index
         usable."""
-        last: tuple[str, int] | None = None
+        last_read: tuple[str, int] | None = None
         while True:
-            page = await self._index.incomplete_manifests(last)
+            page = await self._index.incomplete_manifests(last_read)
             labels = await self._labels_of_all(page.manifests)
             complete = [entry for entry in labels if entry.missing_config is None]
             if complete:
                 await self._index.replace_labels(complete)
             if page.last is None:
                 return
-            last = page.last
+            last_read = page.last
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def rebuild(self) -> None:

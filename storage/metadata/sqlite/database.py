@@ -116,10 +116,10 @@ def _run_or_close(db: apsw.Connection, action: Callable[[], None]) -> apsw.Conne
     try:
         action()
     except apsw.Error as error:
-        full = is_full(db, error)
+        is_disk_full = is_full(db, error)
         with suppress(apsw.Error):
             db.close()
-        if full:
+        if is_disk_full:
             raise apsw.FullError(str(error)) from error
         raise
     return db

@@ -267,12 +267,12 @@ def referrers(
     less than `PAGE_BYTES`, the page is empty and its `more` is true, so that the caller can read a larger page."""
     descriptors: list[Descriptor] = []
     page_bytes = 0
-    values = (repo, subject, after or "", max_read + 1)
+    parameters = (repo, subject, after or "", max_read + 1)
     if artifact_type is None:
-        rows: list[Any] = db.execute(_REFERRERS, values).fetchall()
+        rows: list[Any] = db.execute(_REFERRERS, parameters).fetchall()
     else:
-        rows = db.execute(_REFERRERS_OF_TYPE, (*values, artifact_type)).fetchall()
-    last: str | None = None
+        rows = db.execute(_REFERRERS_OF_TYPE, (*parameters, artifact_type)).fetchall()
+    last_digest: str | None = None
     for digest, media_type, size, referrer_type, annotations_bytes, manifest_id in rows[:max_read]:
         page_bytes += annotations_bytes + len(referrer_type or "") + 256  # 256: the other fields as JSON
         if len(descriptors) == limit or (page_bytes > max_page_bytes and (descriptors or max_page_bytes < PAGE_BYTES)):
@@ -280,9 +280,9 @@ def referrers(
         text = db.execute(_ANNOTATIONS, (manifest_id,)).get if annotations_bytes else None
         annotations = JsonAnnotations(text) if text else None
         descriptors.append(Descriptor(media_type, _digest(digest), size, referrer_type, annotations))
-        last = digest
+        last_digest = digest
     has_more = len(rows) > max_read
-    return Page(descriptors, more=has_more, next_after=last if has_more else None)
+    return Page(descriptors, more=has_more, next_after=last_digest if has_more else None)
 
 
 def existing_values(db: apsw.Connection, table: str, column: str, values: Iterable[S]) -> set[S]:

@@ -115,8 +115,8 @@ class SqliteUpstreamRecords:
     async def find_holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
         """Returns a repository that has a link to the blob and whose name begins with `prefix`. `prefix` ends with a
         slash. Returns None if there is no such repository."""
-        end = prefix[:-1] + "0"  # sorts behind all names with the prefix: in byte order, "0" follows "/"
-        name = self._db.execute(_REPOSITORY_WITH_BLOB, (digest, prefix, end)).get
+        end_of_names = prefix[:-1] + "0"  # sorts behind all names with the prefix: in byte order, "0" follows "/"
+        name = self._db.execute(_REPOSITORY_WITH_BLOB, (digest, prefix, end_of_names)).get
         return None if name is None else RepositoryName(name)
 
     async def is_confirmed(self, repo: RepositoryName, digest: Digest) -> bool:

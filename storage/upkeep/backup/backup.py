@@ -145,8 +145,8 @@ class _Backup:
             await self._copy_blobs(snapshot)
             sha256, size = await self._copier.run(lambda: hash_file(path))
             version = snapshot.table_version
-        missing = tuple(sorted([*self.counts.damaged, *self.counts.missing]))
-        return SnapshotManifest(name, now, sha256, size, version, totals, missing)
+        absent_digests = tuple(sorted([*self.counts.damaged, *self.counts.missing]))
+        return SnapshotManifest(name, now, sha256, size, version, totals, absent_digests)
 
     async def _copy_database(self, path: Path) -> None:
         """Copies the database. Reports the progress twice a second meanwhile, so that the job can be stopped."""

@@ -89,8 +89,8 @@ def split_target(target: str) -> tuple[str, str]:
     kind, colon, _ = target.partition(":")
     if "@" not in target and (not colon or kind in set(GranteeKind)):
         return target, ""
-    end = min(index for index in map(target.find, ":@") if index >= 0)
-    return target[:end], target[end:]
+    name_end = min(index for index in map(target.find, ":@") if index >= 0)
+    return target[:name_end], target[name_end:]
 
 
 def prune(db: apsw.Connection, before: float, limit: int) -> int:
@@ -141,8 +141,8 @@ class _Position(NamedTuple):
         """Returns the position that the public id `text` encodes. Raises AccountInvalid if `text` is not such an id."""
         if (match := _ID.fullmatch(text)) is None:
             raise AccountInvalid(f"{shown(text)} is not the id of a line of the audit log")
-        (at,) = struct.unpack(">d", bytes.fromhex(match[1]))
-        return cls(at, match[2] == _AUDIT_LETTER, int(match[3]))
+        (time_of_line,) = struct.unpack(">d", bytes.fromhex(match[1]))
+        return cls(time_of_line, match[2] == _AUDIT_LETTER, int(match[3]))
 
     def __str__(self) -> str:
         """Returns the public id of the line."""

@@ -113,20 +113,20 @@ def index_names(db: apsw.Connection) -> bool:
 
 def _add_repositories(db: apsw.Connection) -> bool:
     """Adds the names of the next repositories."""
-    count, last = db.execute(
+    row_count, last_id = db.execute(
         "SELECT count(*), max(id) FROM ("
         "SELECT id FROM repository WHERE id > (SELECT repositories FROM search_progress) ORDER BY id LIMIT ?)",
         (NAMES_PER_BATCH,),
     ).get
-    if last is None:
+    if last_id is None:
         return False
     db.execute(
         "INSERT INTO search_name (rowid, name) SELECT id, ? || name FROM repository "
         "WHERE id > (SELECT repositories FROM search_progress) AND id <= ? ORDER BY id",
-        (START_OF_NAME, last),
+        (START_OF_NAME, last_id),
     )
-    db.execute("UPDATE search_progress SET repositories = ?", (last,))
-    return bool(count == NAMES_PER_BATCH)
+    db.execute("UPDATE search_progress SET repositories = ?", (last_id,))
+    return bool(row_count == NAMES_PER_BATCH)
 
 
 def _add_stored_tags(db: apsw.Connection) -> bool:
@@ -140,8 +140,8 @@ def _add_stored_tags(db: apsw.Connection) -> bool:
     ).fetchall()
     for repository, tag in rows:
         _add_tag(db, repository, tag)
-    last = rows[-1] if len(rows) == TAGS_PER_BATCH else (None, None)
-    db.execute("UPDATE search_progress SET tag_repository = ?, tag_name = ?", tuple(last))
+    next_position = rows[-1] if len(rows) == TAGS_PER_BATCH else (None, None)
+    db.execute("UPDATE search_progress SET tag_repository = ?, tag_name = ?", tuple(next_position))
     return len(rows) == TAGS_PER_BATCH
 
 
@@ -184,14 +184,14 @@ def words_of_tag(tag: str) -> list[str]:
 def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
     """Reads the next manifests that are not in the index, and manifests whose missing config is stored now."""
     _search_full_text(db)
-    manifests, blobs = position = db.execute("SELECT manifests, blobs FROM search_progress").get
+    indexed_manifest, checked_blob = position = db.execute("SELECT manifests, blobs FROM search_progress").get
     newest_blob = db.execute("SELECT coalesce(max(id), 0) FROM blob").get
-    reached_blob = max(blobs, min(newest_blob, blobs + BLOBS_PER_BATCH))
-    unindexed, last, is_full = _read(db, _NEW_MANIFESTS, (manifests, MANIFESTS_PER_BATCH))
-    if reached_blob > blobs:
+    reached_blob = max(checked_blob, min(newest_blob, checked_blob + BLOBS_PER_BATCH))
+    unindexed, last_id, is_full = _read(db, _NEW_MANIFESTS, (indexed_manifest, MANIFESTS_PER_BATCH))
+    if reached_blob > checked_blob:
         # Manifests beyond the limit of this statement are read again later, with the other incomplete manifests.
-        unindexed += _read(db, _MANIFESTS_WITH_NEW_CONFIG, (blobs, reached_blob, MANIFESTS_PER_BATCH))[0]
-    reached_manifest = manifests if last is None else last
+        unindexed += _read(db, _MANIFESTS_WITH_NEW_CONFIG, (checked_blob, reached_blob, MANIFESTS_PER_BATCH))[0]
+    reached_manifest = indexed_manifest if last_id is None else last_id
     return ManifestBatch(
         unindexed, tuple(position), (reached_manifest, reached_blob), is_full or reached_blob < newest_blob
     )
@@ -201,9 +201,9 @@ def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None
     """Reads the next page of incomplete manifests after the key `after`. Leaves out manifests whose labels still cannot
     be read."""
     _search_full_text(db)
-    keys: list[Any] = db.execute(_INCOMPLETE, (*(after or ("", 0)), INCOMPLETE_PER_PAGE)).fetchall()
-    readable, _, _ = _read(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in keys]),))
-    return IncompletePage(readable, tuple(keys[-1]) if keys else None)
+    incomplete: list[Any] = db.execute(_INCOMPLETE, (*(after or ("", 0)), INCOMPLETE_PER_PAGE)).fetchall()
+    readable, _, _ = _read(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in incomplete]),))
+    return IncompletePage(readable, tuple(incomplete[-1]) if incomplete else None)
 
 
 def _search_full_text(db: apsw.Connection) -> None:
@@ -217,17 +217,17 @@ def _read(db: apsw.Connection, sql: str, values: tuple[Any, ...]) -> tuple[list[
     """Returns the manifests that `sql` selects, the row id of the last one, and whether there may be more, because the
     batch is full. Leaves out manifests whose repository name or digest is damaged."""
     manifests: list[UnindexedManifest] = []
-    last, count, size = None, 0, 0
+    last_id, count, annotation_bytes = None, 0, 0
     with closing(db.cursor()) as cursor:
         for row in cursor.execute(sql, values):
-            last = row[0]
+            last_id = row[0]
             count += 1
-            size += len(row[3] or b"")
+            annotation_bytes += len(row[3] or b"")
             if (manifest := _manifest(row)) is not None:
                 manifests.append(manifest)
-            if count == MANIFESTS_PER_BATCH or size > MAX_BATCH_BYTES:
-                return manifests, last, True
-    return manifests, last, False
+            if count == MANIFESTS_PER_BATCH or annotation_bytes > MAX_BATCH_BYTES:
+                return manifests, last_id, True
+    return manifests, last_id, False
 
 
 def _manifest(row: Sequence[Any]) -> UnindexedManifest | None:

@@ -125,12 +125,12 @@ def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScop
 def _name_statements(words: Sequence[str], scope: SearchScope) -> Iterable[tuple[str, tuple[str, ...]]]:
     """Yields the statements that find names, the statement with the best matches first: names that begin with the first
     word, names with a part after a slash that begins with the first word, and all other names."""
-    first, *other_words = words
+    first_word, *other_words = words
     rights = _pattern_expression(scope.within)
-    if len(first) < GROUP_CHARACTERS - 1 and not other_words:
-        yield _NAMES_BEGINNING, (first, first + LAST)
+    if len(first_word) < GROUP_CHARACTERS - 1 and not other_words:
+        yield _NAMES_BEGINNING, (first_word, first_word + LAST)
     for beginning in (START_OF_NAME, "/", ""):
-        expression = _groups_expression([beginning + first, *other_words])
+        expression = _groups_expression([beginning + first_word, *other_words])
         if expression:
             yield _NAMES, (f"{expression} AND ({rights})" if rights else expression,)
 

@@ -39,8 +39,8 @@ each page that it reads."""
 @contextmanager
 def time_limit(db: apsw.Connection) -> Iterator[None]:
     """Makes statements inside the `with` block raise apsw.InterruptError after `MAX_SECONDS`."""
-    end = time.monotonic() + MAX_SECONDS
-    db.set_progress_handler(lambda: time.monotonic() > end, STEPS_PER_LOOK)
+    deadline = time.monotonic() + MAX_SECONDS
+    db.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_PER_LOOK)
     try:
         yield
     finally:

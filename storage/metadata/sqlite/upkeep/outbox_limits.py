@@ -75,10 +75,11 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
 def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
     """Returns the numbers of the events in the list that are too old, or that are more than the list may have."""
     rows: list[Any] = db.execute(_OLDEST_KEPT).fetchall()
-    last: int | None = db.execute(_LAST_IN_LIST, (limits.events,)).get  # the newest event beyond the list's limit
+    # The number of the newest event beyond the list's limit
+    newest_excess: int | None = db.execute(_LAST_IN_LIST, (limits.events,)).get
     event_numbers: list[int] = []
-    for number, at in rows:
-        if at >= limits.keep_since and (last is None or number > last):
+    for number, event_time in rows:
+        if event_time >= limits.keep_since and (newest_excess is None or number > newest_excess):
             break
         event_numbers.append(number)
     return event_numbers

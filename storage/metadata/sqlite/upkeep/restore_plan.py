@@ -81,24 +81,24 @@ class _Walk:
         deleted: list[PlannedManifest] = []
         stack: list[Digest | PlannedManifest] = [top]
         while stack:
-            item = stack.pop()
-            if isinstance(item, PlannedManifest):  # all manifests that it lists were visited
-                deleted.append(item)
+            digest_or_manifest = stack.pop()
+            if isinstance(digest_or_manifest, PlannedManifest):  # all manifests that it lists were visited
+                deleted.append(digest_or_manifest)
                 continue
-            if item in self._visited:
+            if digest_or_manifest in self._visited:
                 continue
-            self._visited.add(item)
+            self._visited.add(digest_or_manifest)
             self._check_limits(top)
-            row: Any = self._db.execute(_SIZE, (self._repository, item)).get
+            row: Any = self._db.execute(_SIZE, (self._repository, digest_or_manifest)).get
             if row is None:
                 continue
             media_type, size, is_deleted = row
             if is_deleted:
-                stack.append(PlannedManifest(item, size))
+                stack.append(PlannedManifest(digest_or_manifest, size))
             if media_type in INDEXES:
                 self._index_bytes += size
                 self._check_limits(top)
-                stack += self._listed_in(item)
+                stack += self._listed_in(digest_or_manifest)
         return deleted
 
     def _listed_in(self, digest: Digest) -> list[Digest]:

@@ -153,7 +153,10 @@ class SqliteDamageRecords:
             "FROM damaged_manifest d JOIN repository r ON r.id = d.repository ORDER BY d.found, d.digest LIMIT ?",
             (limit,),
         ).fetchall()
-        return [DamagedManifest(RepositoryName(name), Digest(digest), *rest) for name, digest, *rest in rows]
+        return [
+            DamagedManifest(RepositoryName(name), Digest(digest), *found_and_reason)
+            for name, digest, *found_and_reason in rows
+        ]
 
     async def damaged_count(self) -> int:
         counts = "SELECT (SELECT count(*) FROM damaged_blob) + (SELECT count(*) FROM damaged_manifest)"

@@ -143,8 +143,8 @@ def _find(db: apsw.Connection, job_id: int) -> Job:
 
 def _job(row: tuple[Any, ...]) -> Job:
     """Returns the job of a row with the columns `_COLUMNS`."""
-    (job_id, kind, arguments, state, actor, holder, resumable, stopping, created, updated, ended, *rest) = row
-    done, total, unit, message, position, result = rest
+    (job_id, kind, arguments, state, actor, holder, resumable, stopping, created, updated, ended, *last_columns) = row
+    done, total, unit, message, position, result = last_columns
     return Job(
         id=job_id,
         kind=kind,

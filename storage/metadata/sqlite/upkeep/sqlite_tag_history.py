@@ -156,12 +156,12 @@ def _changes(
     db: apsw.Connection, repo: RepositoryName, tag: Tag | None, before: int | None, limit: int
 ) -> Page[TagChange]:
     repository = lookups.repository_id(db, repo)
-    bound = _HIGHEST_ROW_ID if before is None else before
+    before_id = _HIGHEST_ROW_ID if before is None else before
     if tag is not None:
-        rows: list[Any] = db.execute(_CHANGES_OF_TAG, (repository, tag, bound, limit + 1)).fetchall()
+        rows: list[Any] = db.execute(_CHANGES_OF_TAG, (repository, tag, before_id, limit + 1)).fetchall()
     else:
-        at = None if before is None else db.execute("SELECT at FROM tag_history WHERE id = ?", (before,)).get
-        values = (repository, float("inf") if at is None else at, bound, limit + 1)
+        before_time = None if before is None else db.execute("SELECT at FROM tag_history WHERE id = ?", (before,)).get
+        values = (repository, float("inf") if before_time is None else before_time, before_id, limit + 1)
         rows = db.execute(_CHANGES_OF_REPOSITORY, values).fetchall()
     return Page([_change(row) for row in rows[:limit]], more=len(rows) > limit)
 

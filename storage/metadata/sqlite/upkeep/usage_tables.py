@@ -153,14 +153,16 @@ def _count_member(
     """Counts the next links, tags or manifests of a member, at most `BATCH_ROWS`. Returns the number of counted rows.
     `links_to`, `tags_to`, `manifests_to`: the last link, tag and manifest that were counted; None: all were counted."""
     column: str
-    last: int | str | None
+    last_counted: int | str | None
     if links_to is not None:
-        column, (last, rows) = "links_to", _count_links(db, scope, repository, links_to)
+        column, (last_counted, rows) = "links_to", _count_links(db, scope, repository, links_to)
     elif tags_to is not None:
-        column, (last, rows) = "tags_to", _count_tags(db, scope, repository, tags_to)
+        column, (last_counted, rows) = "tags_to", _count_tags(db, scope, repository, tags_to)
     else:
-        column, (last, rows) = "manifests_to", _add_manifests(db, upstream, repository, manifests_to or 0)
-    db.execute(f"UPDATE usage_member SET {column} = ? WHERE repository = ? AND scope = ?", (last, repository, scope))
+        column, (last_counted, rows) = "manifests_to", _add_manifests(db, upstream, repository, manifests_to or 0)
+    db.execute(
+        f"UPDATE usage_member SET {column} = ? WHERE repository = ? AND scope = ?", (last_counted, repository, scope)
+    )
     return rows
 
 
