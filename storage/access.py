@@ -183,10 +183,10 @@ class TokenLimit:
 @dataclass(frozen=True, slots=True)
 class ApiToken:
     """An API token: a secret with which a client logs in to an account in place of the password. `purpose`: `personal`
-    for tokens that people create, `login` for refresh tokens that the server issues when `docker login` asks for one.
-    `note`: free text for people. `created`, `expires` and `used` are seconds since 1970. `expires`: None if the token
-    never expires. `limits`: None if the token has all rights of its account. `used`: approximate time of the last use;
-    None if the token was never used."""
+    for tokens that people create, `login` for refresh tokens that the server issues to `docker login`. `note`: free
+    text for people. `created`, `expires` and `used` are seconds since 1970. `expires`: None if the token never expires.
+    `limits`: None if the token has all rights of its account. `used`: approximate time of the last use; None if the
+    token was never used."""
 
     id: str
     account: AccountName
@@ -201,11 +201,11 @@ class ApiToken:
 @dataclass(frozen=True, slots=True)
 class LoginSession:
     """The session of a person who logged in with a browser. `method`: how the person logged in: `password`, or `openid`
-    for the OpenID provider. `created`, `expires` and `seen` are seconds since 1970. `seen`: about when the last request
-    came. `address` and `user_agent`: those of the browser at the login. `version`: the version of the account at the
-    login; None for an account in an htpasswd file. `stamp`: a hash of the source outside the store on which the login
-    depends (the htpasswd line, or the settings of the OpenID provider); None: there is none. `groups`: groups that the
-    OpenID provider named."""
+    for the OpenID provider. `created`, `expires` and `seen` are seconds since 1970. `seen`: approximate time of the
+    last request. `address` and `user_agent`: IP address and User-Agent of the browser at the login. `version`: the
+    version of the account at the login; None for an account in an htpasswd file. `stamp`: a hash of the source outside
+    the store on which the login depends (the htpasswd line, or the settings of the OpenID provider); None: there is
+    none. `groups`: groups that the OpenID provider named."""
 
     id: str
     account: AccountName
@@ -238,9 +238,9 @@ class AuditEntry:
     """A line of the audit log. `at`: time in seconds since 1970. `actor`: name of the account that acted, `anonymous`
     or `system`. `action`: what was done, such as `account.add` (not an `Action`). `target`: what was changed or asked
     for, such as `alice`, `group:dev`, `team/app`, `team/app:latest` or `team/app@sha256:…`. `address`: the client's IP
-    address. `detail`: more about the action. `count`: number of events that this line stands for; logins and denied
-    requests that do not differ are combined into one line. `id`: identifies the line in `AuditQuery.before`; the store
-    sets it."""
+    address. `detail`: further facts about the action. `count`: number of events that this line stands for; logins and
+    denied requests that do not differ are combined into one line. `id`: identifies the line in `AuditQuery.before`; the
+    store sets it."""
 
     at: float
     actor: str

@@ -2,8 +2,8 @@
 (`Accounts`).
 
 `storage.access` has the types. The methods that are not `async` only read; they take microseconds and are called on the
-event loop. An `async` method that changes something returns when the change is durable. The audit log gets its line
-about a change in the same transaction.
+event loop. An `async` method that changes something returns when the change is durable. The line of the audit log about
+a change is written in the same transaction.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from storage.patterns import NamePattern
 
 
 class Accounts(Protocol):
-    """The store. Processes cache what they read from it. The *epoch* is a counter in the store that every change of
-    rights increments. When it has grown, a process discards what it has cached.
+    """The store of accounts and rights. Processes cache data that they read from the store. The *epoch* is a counter in
+    the store that every change of rights increments. When it has increased, a process discards its cached data.
 
     The parameter `by` of a change is the client that asked for it; the audit log names this client as the actor. A
     change that has no effect, such as adding a member twice, writes no line in the audit log and does not increment the
@@ -191,7 +191,7 @@ class Accounts(Protocol):
         ...
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
-        """Makes the token invalid for good."""
+        """Makes the token invalid. This cannot be undone."""
         ...
 
     async def save_token_use(self, token_id: str, at: float) -> None:
@@ -207,20 +207,20 @@ class Accounts(Protocol):
         ...
 
     def login_sessions(self, account: AccountName) -> list[LoginSession]:
-        """Returns the sessions of the account, the newest first. Their number is bounded."""
+        """Returns the sessions of the account, the newest first. Their number is limited."""
         ...
 
     async def add_login_session(self, session: LoginSession, secret_hash: bytes, *, by: Actor) -> None:
-        """Adds a session. If the account has too many sessions, ends the session that was not used for the longest
-        time."""
+        """Adds a session. If the account has too many sessions, ends the least recently used one."""
         ...
 
     async def end_login_session(self, session_id: str, *, by: Actor) -> None:
-        """Makes the session invalid for good. Raises AccountUnknown if there is no such session."""
+        """Makes the session invalid. This cannot be undone. Raises AccountUnknown if there is no such session."""
         ...
 
     async def end_login_sessions(self, account: AccountName, *, keep: str | None = None, by: Actor) -> int:
-        """Makes all sessions of the account invalid, except the one with the id `keep`. Returns their number."""
+        """Makes all sessions of the account invalid, except the session with the id `keep`. Returns the number of ended
+        sessions."""
         ...
 
     async def save_session_use(self, session_id: str, at: float) -> None:
@@ -228,7 +228,7 @@ class Accounts(Protocol):
         a power cut."""
         ...
 
-    # Signing keys of bearer tokens. One key signs new tokens; keys that it replaced still verify tokens for a while.
+    # Signing keys of bearer tokens. One key signs new tokens; keys that it replaced still verify tokens for some time.
 
     def signing_keys(self) -> list[SigningKey]:
         """Returns all keys that verify tokens. If there is a key that signs new tokens, it is the first."""

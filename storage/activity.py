@@ -1,5 +1,5 @@
-"""The interface of the store of the server's activity over time (`ActivityLog`): how much was pulled and pushed, and
-what the mirrors answered, in each hour of the last month."""
+"""The interface of the store of the server's activity over time (`ActivityLog`): counts of pulls and pushes, and of the
+mirrors' cache hits and misses, for each hour of the last month."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Final, Protocol
 HOUR_SECONDS: Final = 3600
 DAY_SECONDS: Final = 24 * HOUR_SECONDS
 KEEP_SECONDS: Final = 32 * DAY_SECONDS
-"""How long an hour is kept."""
+"""How long the counts of an hour are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What happened in some time.
+    """The activity of the server in a period of time.
 
     - `pulls`, `pushes`: manifests that clients pulled and pushed.
-    - `hits`, `misses`: requests for mirrored content that the mirrors answered with stored content, and those for which
-      they had to fetch it.
-    - `fetched_bytes`: bytes of content that came from the upstreams. `saved_bytes`: bytes of stored content that the
-      mirrors sent to clients, which did not have to be fetched."""
+    - `hits`, `misses`: requests for mirrored content that the mirrors answered with stored content, and requests for
+      which they had to download the content.
+    - `fetched_bytes`: bytes of content that the mirrors downloaded from the upstreams. `saved_bytes`: bytes of stored
+      content that the mirrors sent to clients without a download."""
 
     pulls: int = 0
     pushes: int = 0
@@ -32,7 +32,7 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class ActivityBucket:
-    """The activity of a time that begins at `start`, in seconds since 1970."""
+    """The activity in a period that begins at `start`, in seconds since 1970."""
 
     start: int
     activity: Activity
@@ -42,9 +42,9 @@ class ActivityLog(Protocol):
     """The store of the activity, which all processes share."""
 
     async def add(self, at: float, activity: Activity) -> None:
-        """Adds activity to the hour of `at`, in seconds since 1970, and deletes the hours that are older than
-        `KEEP_SECONDS`. A power cut may lose the newest additions; the end of the process does not. Raises StorageFull,
-        StorageFailed."""
+        """Adds activity to the hour that contains `at` (in seconds since 1970), and deletes the hours that are older
+        than `KEEP_SECONDS`. Additions survive the end of the process, but a power cut may lose the newest ones. Raises
+        StorageFull, StorageFailed."""
         ...
 
     async def buckets(self, since: float, seconds: int) -> list[ActivityBucket]:

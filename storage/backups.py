@@ -14,7 +14,7 @@ from storage.names import Digest
 
 
 class BackupFailed(RegistryError):
-    """A backup or a restore cannot go on, for example because the directory cannot be written."""
+    """A backup or a restore cannot continue, for example because the directory cannot be written."""
 
     code = "BACKUP_FAILED"
     default = "the backup failed"
@@ -36,7 +36,7 @@ class ImageFileFailed(RegistryError):
 
 class SnapshotBlob(NamedTuple):
     """A blob that a copy of the metadata names. `size`: number of its bytes. `place`: the key under which the blob
-    store has these bytes; empty if the store knew that its bytes were damaged."""
+    store has these bytes; empty if the blob was recorded as damaged."""
 
     digest: Digest
     size: int
@@ -45,7 +45,7 @@ class SnapshotBlob(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotTotals:
-    """What a copy of the metadata names. `size`: total size of the blobs in bytes."""
+    """The totals of the content that a copy of the metadata names. `size`: total size of the blobs in bytes."""
 
     repositories: int
     manifests: int
@@ -69,7 +69,7 @@ class DatabaseSnapshot(Protocol):
         ...
 
     def totals(self) -> SnapshotTotals:
-        """Counts everything that the copy names. Takes time in proportion to its size."""
+        """Counts all content that the copy names. The time grows with the size of the copy."""
         ...
 
     def blobs(self, after: str, limit: int, prefix: str = "") -> list[SnapshotBlob]:
@@ -99,6 +99,6 @@ class Snapshots(Protocol):
         ...
 
     def mark_healed(self, path: Path, places: Mapping[Digest, str]) -> None:
-        """Marks damaged blobs in a copy as whole. `places`: the key under which the blob store has the bytes of each.
-        Blocks. Raises BackupFailed."""
+        """Marks damaged blobs in a copy as healed. `places`: for each blob, the key under which the blob store has its
+        bytes. Blocks. Raises BackupFailed."""
         ...

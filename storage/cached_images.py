@@ -2,9 +2,10 @@
 
 An *image* is a group of mirrored manifests of one repository. No stored index of the repository lists its *root
 manifest*, and the root manifest has no stored subject. The other manifests of the image are the children of the root
-manifest (the manifests that it lists), its referrers, and so on. To *evict* an image is to delete its manifests, its
-tags, and the repository's links to blobs that no other manifest of the repository refers to. (A *link* is the right of
-a repository to serve a blob.) The next pull fetches the image from the upstream again.
+manifest (the manifests that it lists), its referrers, and recursively their children and referrers. To *evict* an image
+is to delete its manifests, its tags, and the repository's links to blobs that no other manifest of the repository
+refers to. (A *link* is the right of a repository to serve a blob.) The next pull fetches the image from the upstream
+again.
 
 The last pull of an image is the latest time at which a client pulled one of its manifests, or at which the mirror
 stored one. A *sighting* records when the mirror first saw a tag of the upstream point at a digest. A *cooldown* is the
@@ -23,16 +24,16 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.upstream_tags import Sighting
 
 MAX_LISTED_IMAGES: Final = 2000
-"""Largest number of images that `CachedImages.images` looks at."""
+"""Largest number of images that `CachedImages.images` reads."""
 
 IsKept = Callable[[RepositoryName], bool]
 """Returns whether the images of a repository are never evicted."""
 
 
 ServedInstead = Callable[[RepositoryName, Tag, Sequence[Sighting]], Digest | None]
-"""Gets an upstream's tag and its sightings. Returns the older digest that clients get while a cooldown holds back the
-newest digest. Returns None if no cooldown holds back the newest digest, or if clients may not get any digest yet.
-Called in a thread."""
+"""Called with a mirrored repository, a tag and the tag's sightings. Returns the older digest that clients get while a
+cooldown holds back the newest digest. Returns None if no cooldown holds back the newest digest, or if clients may not
+get any digest yet. Called in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +61,16 @@ class EvictedImage:
 
 @dataclass(frozen=True, slots=True)
 class CacheSummary:
-    """The images of one upstream. `images`: their number. `oldest_pull`: the time of the last pull of the image that
-    was not pulled for the longest time, in seconds since 1970; None if there is no image."""
+    """The images of one upstream. `images`: their number. `oldest_pull`: time of the last pull of the least recently
+    pulled image, in seconds since 1970; None if there is no image."""
 
     images: int
     oldest_pull: float | None
 
 
 class ImageOrder(StrEnum):
-    """The orders in which images are listed: the largest first, or the one that was pulled last, or the one that was
-    not pulled for the longest time."""
+    """The orders in which images are listed: largest first, most recently pulled first, or least recently pulled
+    first."""
 
     SIZE = "size"
     NEWEST_PULL = "newest-pull"
@@ -78,9 +79,9 @@ class ImageOrder(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CachedImage:
-    """An image in the cache. `digest`: that of the manifest to which the others belong. `manifests`: number of its
-    manifests. `last_pulled`: in seconds since 1970. `bytes`: size of its blobs that are stored, each counted once;
-    other images may have the same blobs."""
+    """An image in the cache. `digest`: digest of its root manifest. `manifests`: number of its manifests.
+    `last_pulled`: in seconds since 1970. `bytes`: size of its blobs that are stored, each counted once; other images
+    may have the same blobs."""
 
     repository: RepositoryName
     digest: Digest
@@ -93,7 +94,7 @@ class CachedImage:
 @dataclass(frozen=True, slots=True)
 class CachedImagePage:
     """A part of a list of images. `total`: number of images in the whole list. `is_complete`: False if there are more
-    than `MAX_LISTED_IMAGES`, so that the list lacks some."""
+    than `MAX_LISTED_IMAGES`, so that the list lacks some images."""
 
     images: Sequence[CachedImage]
     total: int
@@ -102,11 +103,12 @@ class CachedImagePage:
 
 @dataclass(frozen=True, slots=True)
 class EvictionRules:
-    """What is not evicted. `is_kept`: tells the repositories whose images stay. `downloading`: the digests of blobs
-    that are being downloaded now; an image that refers to one of them stays. `incomplete_since`: an image that lacks
-    some of its blobs stays if it was pulled after this time (seconds since 1970), because a client may be pulling
-    it. `cooldowns`: an image stays while a cooldown serves it instead of a newer image, because the upstream may no
-    longer have it; None: there are no cooldowns. Images that a frozen tag points at stay in any case."""
+    """The rules about images that are not evicted. `is_kept`: returns whether the images of a repository are never
+    evicted. `downloading`: the digests of blobs that are being downloaded now; an image that refers to one of them
+    stays. `incomplete_since`: an image that lacks some of its blobs stays if it was pulled after this time (seconds
+    since 1970), because a client may be pulling it. `cooldowns`: an image stays while clients get it because a cooldown
+    holds back a newer image, since the upstream may no longer have the older image; None: there are no cooldowns.
+    Images that a frozen tag points at stay in any case."""
 
     is_kept: IsKept
     downloading: Set[Digest]
@@ -115,29 +117,31 @@ class EvictionRules:
 
 
 class CachedImages(Protocol):
-    """The images of all mirrors. Changes raise StorageFull, StorageFailed; they may use all of the reserve."""
+    """The images of all mirrors. Changes raise StorageFull, StorageFailed. On a full disk they may use all of the
+    reserve (disk space that was allocated in advance)."""
 
     async def evict_next(
         self, upstreams: Sequence[str], rules: EvictionRules, started: float, by: Actor
     ) -> EvictedImage | bool:
-        """Looks at a few images of these upstreams, least recently pulled ones first. Evicts the first of them that the
-        rules allow, in one transaction, and returns it. If the rules allow none of them, returns True if more images
-        are left to look at, otherwise False. `started`: time at which this eviction began (seconds since 1970). From
-        then on, the store looks at each image only once. `by`: the actor that the audit log names."""
+        """Checks a few images of these upstreams, least recently pulled ones first. Evicts the first image that the
+        rules allow to evict, in one transaction, and returns the image. If the rules allow none of these evictions,
+        returns True if more images are left to check, otherwise False. `started`: time at which this eviction began
+        (seconds since 1970). In one eviction, the store checks each image only once. `by`: the actor that the audit log
+        names."""
         ...
 
     async def plan(
         self, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, within: str
     ) -> list[EvictedImage]:
         """Returns the images that would be evicted to free this number of bytes in the usage scope `within`
-        (`storage.usage`), in order. Here `EvictedImage.bytes` is what the eviction frees in that scope. Changes
-        nothing. Runs in a thread."""
+        (`storage.usage`), in order. Here `EvictedImage.bytes` is the number of bytes that the eviction frees in that
+        scope. Changes nothing. Runs in a thread."""
         ...
 
     async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> int:
-        """Removes links of mirrored repositories to blobs that no manifest of the repository refers to, if nobody used
-        the blob after the time `before` (seconds since 1970). Removes at most a few hundred, and returns their
-        number."""
+        """Removes links of mirrored repositories to blobs that no manifest of the repository refers to, if no client
+        used the blob after the time `before` (seconds since 1970). Removes at most a few hundred links, and returns
+        their number."""
         ...
 
     async def summary(self, upstream: str) -> CacheSummary:
@@ -148,7 +152,7 @@ class CachedImages(Protocol):
         self, upstreams: Sequence[str], text: str, order: ImageOrder, offset: int, limit: int
     ) -> CachedImagePage:
         """Lists the images of these upstreams whose repository has `text` in its name: at most `limit` of them, from
-        the position `offset` of the list on. Looks at no more than `MAX_LISTED_IMAGES` images, to bound the work: of
-        more, at those that eviction looks at first, or, with a `text`, at those of the first repositories. Runs in a
-        thread."""
+        the position `offset` of the list on. Reads at most `MAX_LISTED_IMAGES` images, to limit the work. If there are
+        more images, it reads those that eviction would check first, or, with a `text`, those of the first repositories
+        in the order of names. Runs in a thread."""
         ...

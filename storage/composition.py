@@ -3,7 +3,7 @@
 The server's parent process prepares the data directory (`prepare_data_dir`) and then forks the worker processes. Each
 worker opens the directory for itself (`open_registry`).
 
-The *reserve* is a file that only occupies disk space. On a full disk, the store shrinks this file to make room for
+The *reserve* is a file that only occupies disk space. On a full disk, the store shrinks this file to free space for
 changes that must not fail, such as deletions. A *partial blob* is a blob whose download from an upstream registry is
 not complete.
 """
@@ -66,8 +66,8 @@ from storage.upkeep.schedule import cancel_all, run_rounds
 
 DAY_SECONDS = 86400.0
 KEEP_UNUSED_TAGS_SECONDS = 365 * DAY_SECONDS
-"""For how long after its last move the store remembers what a mirrored tag pointed at. Only for tags that are no longer
-cached."""
+"""How long after the last move of a mirrored tag the store keeps the tag's history. Applies only to tags that are no
+longer cached."""
 log = logging.getLogger("storage")
 
 OpenContent = Callable[[Disk, str, Metadata, DigestLocks], AbstractAsyncContextManager[tuple[BlobStore, Partials]]]
@@ -79,10 +79,10 @@ def prepare_data_dir(data: Path, system: System | None = None) -> None:
     """Creates the data directory, or migrates an existing one to this version. It may be called before a fork, because
     it leaves no file open.
 
-    On a full disk it makes room: it shrinks the reserve, and deletes the files in the trash and the partial blobs that
-    no process is downloading. If there is still no room, the function leaves the database as it is. A database of this
-    version can then still be read. For a database of another version, the function raises DataDirectoryError. Raises
-    DataDirectoryError also if a file cannot be created or read."""
+    On a full disk it frees space: it shrinks the reserve, and deletes the files in the trash and the partial blobs that
+    no process is downloading. If there is still too little space, the function leaves the database as it is. A database
+    of this version can then still be read. For a database of another version, the function raises DataDirectoryError.
+    Raises DataDirectoryError also if a file cannot be created or read."""
     layout = layout_of(data)
     system = system or System()
     ensure_usable(layout.root)
@@ -153,8 +153,8 @@ def database_sizes(data: Path) -> tuple[int, int]:
 async def restore_data_dir(
     data: Path, options: RestoreOptions, reporter: Reporter, *, system: System | None = None
 ) -> JSON:
-    """Restores a backup into the data directory, which must be missing or empty, and prepares it. Returns what was
-    restored (`storage.upkeep.backup.restore.restore_backup`). Raises BackupFailed, DataDirectoryError."""
+    """Restores a backup into the data directory, which must be missing or empty, and prepares it. Returns the report of
+    `storage.upkeep.backup.restore.restore_backup`. Raises BackupFailed, DataDirectoryError."""
     layout = layout_of(data)
     result = await restore_backup(
         SqliteSnapshots(layout.metadata, system=system), layout, options, reporter, system=system
@@ -205,10 +205,10 @@ async def open_registry(
     `watch_disk_space`: whether this process logs that the disk has become full, and extends the shrunk reserve when
     there is space again. `may_open_read_only`: whether to open the metadata read-only if the full disk has no space to
     open it for changes (see `StoredRegistry.is_read_only`). `immutable_tags`: the rules about tags that clients cannot
-    change. `min_free`: how much of the disk must stay free; the registry refuses pushes that would leave less. None: it
-    refuses pushes only on a full disk. `clock`: returns the time in seconds since 1970. `boot`: replaces the id of the
-    machine's current boot in tests. `open_content`: opens the blob store and the store of partial blobs.
-    `commit_observer`: is told about the changes of the metadata. Raises StorageFull, StorageFailed."""
+    change. `min_free`: the space on the disk that must stay free; the registry refuses pushes that would leave less
+    space. None: it refuses pushes only on a full disk. `clock`: returns the time in seconds since 1970. `boot`:
+    replaces the id of the machine's current boot in tests. `open_content`: opens the blob store and the store of
+    partial blobs. `commit_observer`: measures the changes of the metadata. Raises StorageFull, StorageFailed."""
     layout = layout_of(data)
     system = system or System()
     boot = boot_id() if boot is None else boot
@@ -305,7 +305,7 @@ async def open_accounts(
 async def _open_database_in_thread(
     disk: Disk, clock: Callable[[], float], commit_observer: CommitObserver, *, may_open_read_only: bool
 ) -> SqliteDatabase:
-    """Opens the database like `_open_database`, without blocking the event loop: that takes 10 ms, and up to
+    """Opens the database like `_open_database`, without blocking the event loop. Opening takes 10 ms, and up to
     `BUSY_TIMEOUT_MILLISECONDS` if another program has locked the database. After a cancellation, waits for the end of
     the call, which uses `disk`, and closes the database."""
     call = partial(_open_database, disk, clock, commit_observer, may_open_read_only=may_open_read_only)

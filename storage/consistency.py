@@ -1,5 +1,5 @@
-"""Checks of the promises that the tables of the metadata store make to each other (`Consistency`), and what a check of
-the whole store finds (`Problem`)."""
+"""The interface for checks that the tables of the metadata store agree with each other (`Consistency`), and the
+problems that a check of the whole store finds (`Problem`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Protocol
 from storage.names import Digest
 
 Key = tuple[int | str, ...]
-"""Names a row of the metadata store. Only the store that made it understands it."""
+"""Identifies a row of the metadata store, in a form that only this store can interpret."""
 
 
 class ProblemCode(StrEnum):
@@ -44,9 +44,9 @@ class ProblemCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is wrong. `repository`: the name of the repository concerned, or empty. `item`: the digest or tag
-    concerned, or empty. `text`: what is wrong and what to do, for people. `area` and `key`: where in the metadata store
-    the problem is; both are empty for a problem that is not in the metadata store."""
+    """A problem in a store. `repository`: the name of the repository with the problem, or empty. `item`: the digest or
+    tag with the problem, or empty. `text`: what is wrong and what to do, for people. `area` and `key`: where in the
+    metadata store the problem is; both are empty for a problem that is not in the metadata store."""
 
     code: ProblemCode
     text: str
@@ -58,8 +58,8 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class CheckedPage:
-    """Some checked rows of an area: their number, the problems in them, and the key of the last one. `last`: None if no
-    rows are left."""
+    """The result of a check of some rows of an area: the number of rows, their problems, and the key of the last row.
+    `last`: None if no rows are left."""
 
     rows: int
     problems: Sequence[Problem]
@@ -68,7 +68,7 @@ class CheckedPage:
 
 @dataclass(frozen=True, slots=True)
 class BlobRecord:
-    """A blob as the metadata store knows it. `place` is empty while the blob is known to be damaged or missing."""
+    """A blob as the metadata store records it. `place` is empty while the blob is known to be damaged or missing."""
 
     id: int
     digest: Digest
@@ -77,19 +77,20 @@ class BlobRecord:
 
 
 class Consistency(Protocol):
-    """Checks and mends the metadata store, while others change it. Each `check` sees the store at one moment, so that a
-    change at the same time causes no false alarm. All methods raise StorageFailed, the changes also StorageFull."""
+    """Checks and repairs the metadata store while other processes change it. Each `check` sees the store at one moment,
+    so that a change at the same time causes no false alarm. All methods raise StorageFailed, the changes also
+    StorageFull."""
 
     areas: Sequence[str]
     """The parts of the metadata that `check` checks, in the order in which they should be checked and repaired."""
 
     async def count_rows(self) -> int:
-        """Returns about how many rows all areas have together."""
+        """Returns the approximate number of rows in all areas together."""
         ...
 
     async def check_database(self) -> list[Problem]:
-        """Checks the database itself. Returns what is wrong: problems of the kind DATABASE, after which nothing else
-        can be checked, and at most one of the kind SEARCH_INDEX."""
+        """Checks the database file itself. Returns problems of the kind DATABASE, after which nothing else can be
+        checked, and at most one problem of the kind SEARCH_INDEX."""
         ...
 
     async def check(self, area: str, after: Key | None) -> CheckedPage:
@@ -97,13 +98,13 @@ class Consistency(Protocol):
         ...
 
     async def confirm(self, problem: Problem) -> Problem | None:
-        """Looks again at the row of a problem that `check` found. Returns the problem as it is now; None if it is
-        gone."""
+        """Checks again the row of a problem that `check` found. Returns the problem as it is now; None if it does not
+        exist any more."""
         ...
 
     async def repair(self, problem: Problem) -> str | None:
-        """Mends a problem that `check` found, if that loses nothing. Returns what was done, for people; None if the
-        problem cannot be mended."""
+        """Repairs a problem that `check` found, if the repair loses no content. Returns a text for people that says
+        what was done; None if the problem cannot be repaired."""
         ...
 
     async def blobs(self, after: int, limit: int) -> list[BlobRecord]:

@@ -37,8 +37,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Descriptor:
     """Media type, digest and size in bytes of a blob or manifest, and optional fields (OCI image spec, "Content
-    Descriptors"). `verified`: True if this registry stores the content and has checked its digest and size; False if
-    an upstream stated them and nobody has checked the content."""
+    Descriptors"). `verified`: True if this registry stores the content and has checked its digest and size; False if an
+    upstream stated them and the content has not been checked."""
 
     media_type: str
     digest: Digest
@@ -107,7 +107,7 @@ BLOB_TYPE = "application/octet-stream"
 @dataclass(frozen=True, slots=True)
 class Span:
     """A requested part of a blob: the bytes from offset `start` up to, but without, offset `stop` (None: up to the end
-    of the blob). A negative `start` asks for the last bytes: -5 for the last five. `stop` is then None."""
+    of the blob). A negative `start` selects the last bytes: -5 selects the last five. `stop` is then None."""
 
     start: int
     stop: int | None = None
@@ -266,8 +266,8 @@ class Manifest:
 
     @cached_property
     def _parts(self) -> manifest_parser.ManifestParts:
-        """The parsed content. Raises ManifestInvalid if the manifest exceeds this version's limits on JSON (those of
-        `storage.json_bounds`, and the largest depth). Only a manifest that an earlier version of this program stored
+        """The parsed content. Raises ManifestInvalid if the manifest exceeds this version's limits on JSON (the limits
+        of `storage.json_bounds`, and the largest depth). Only a manifest that an earlier version of this program stored
         can exceed them. Clients can still download the bytes of such a manifest."""
         return manifest_parser.read_parts(manifest_parser.load_object(self.body), is_index=self.media_type in INDEXES)
 
@@ -316,8 +316,8 @@ class Manifest:
 
     @cached_property
     def blob_children(self) -> frozenset[Digest]:
-        """Digests of the entries of an index that may be blobs, because their media type is not that of a manifest or
-        index. The indexes of BuildKit's build cache list blobs."""
+        """Digests of the entries of an index that may be blobs, because they do not have the media type of a manifest
+        or index. The indexes of BuildKit's build cache list blobs."""
         return frozenset(entry.digest for entry in self.manifests if entry.media_type not in MANIFESTS | INDEXES)
 
     @property

@@ -1,10 +1,10 @@
-"""The interfaces of the search: `ContentSearch` finds stored content, `SearchIndex` keeps the index up to date.
+"""The interfaces of the search: `ContentSearch` finds stored content, `SearchIndex` updates the search index.
 
-A search finds only content in a set of repositories. The caller passes the set of those that a person has the right to
-see. Content outside of the set has no influence on the result, with one exception: see `SearchPage.is_complete`.
+A search finds only content in a set of repositories. The caller passes the set of repositories that a person may see.
+Content outside of the set has no influence on the result, with one exception: see `SearchPage.is_complete`.
 
-A push does not write to the index. The index follows a moment later, so a search finds pushed content after about a
-second. A search does not find deleted content, from the moment of the deletion on.
+A push does not write to the index. The index is updated afterwards, so a search finds pushed content after about a
+second. After a deletion, no search finds the deleted content.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ MAX_VALUE_CHARACTERS: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class SearchPage(Generic[T]):
-    """A page of what a search has found. `more`: whether more entries follow this page.
+    """A page of search results. `more`: whether more entries follow this page.
 
-    `is_complete`: False if the search has stopped at the limit of entries that one search may look at. It may then have
-    missed some. This happens if very many entries match. It also happens if the set of repositories is large and very
-    many entries outside of the set match."""
+    `is_complete`: False if the search has stopped at the limit of entries that one search may read, so that it may have
+    missed some entries. This happens if very many entries match. It also happens if the set of repositories is large
+    and very many entries outside of the set match."""
 
     items: Sequence[T]
     more: bool = False
@@ -46,7 +46,8 @@ class SearchPage(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class TagFound:
-    """A tag, what it points at, and when it was last moved, in seconds since 1970."""
+    """A tag, the digest that it points at, and the time at which it was last moved (`updated`), in seconds since
+    1970."""
 
     repository: RepositoryName
     tag: Tag
@@ -83,9 +84,9 @@ def search_words(text: str) -> list[str]:
 
 class ContentSearch(Protocol):
     """Finds stored content. `within`: the stored names of the repositories to search. `offset`: the number of entries
-    before the page, at most `MAX_OFFSET`. The work of a search is bounded, whatever is stored and whatever the patterns
-    of `within` are: at a limit of rows or of time, the search stops and its page is not complete. All methods raise
-    StorageFull, StorageFailed."""
+    before the page, at most `MAX_OFFSET`. The work of a search is limited, independently of the stored content and of
+    the patterns of `within`: at a limit of rows or of time, the search stops and its page is not complete. All methods
+    raise StorageFull, StorageFailed."""
 
     async def repositories(
         self, words: Sequence[str], within: NameSet, offset: int, limit: int
@@ -97,14 +98,14 @@ class ContentSearch(Protocol):
 
     async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:
         """Finds the tags that have a word that begins with the last of `words`. A word of a tag is the whole tag, or
-        its rest after a '-' or '_'. The other `words` must occur in the tag or in the name of its repository. A word
-        such as `app:1.2` counts as two."""
+        the text after a '-' or '_' in the tag. The other `words` must occur in the tag or in the name of its
+        repository. A word such as `app:1.2` counts as two."""
         ...
 
     async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsFound]:
         """Finds the manifests whose labels and annotations contain all `words`, as whole words; newest first. An image
         with several platforms is found once if it has a tag. A word such as `git.example.com/team/app` consists of
-        several words. If it consists of very many, only the first of them count."""
+        several whole words. If there are very many of them, only the first ones count."""
         ...
 
     async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestFound]:
@@ -113,7 +114,7 @@ class ContentSearch(Protocol):
         ...
 
     async def tags_of(self, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
-        """Returns the first `limit` tags of a repository, with what they point at. Raises NameUnknown."""
+        """Returns the first `limit` tags of a repository, with the digests that they point at. Raises NameUnknown."""
         ...
 
     async def is_indexing(self) -> bool:
@@ -167,7 +168,7 @@ class IncompletePage:
 
 class SearchIndex(Protocol):
     """Keeps the index up to date. Only one process at a time may change it. Changes are short transactions. All methods
-    raise StorageFailed (SearchIndexDamaged if the database is damaged). Those that make changes also raise
+    raise StorageFailed (SearchIndexDamaged if the database is damaged). Methods that make changes also raise
     StorageFull."""
 
     def has_unindexed(self) -> bool:
@@ -185,17 +186,17 @@ class SearchIndex(Protocol):
         ...
 
     async def add_manifests(self, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
-        """Adds the manifests of `batch`. Leaves out those that were deleted meanwhile."""
+        """Adds the manifests of `batch`. Leaves out manifests that were deleted meanwhile."""
         ...
 
     async def incomplete_manifests(self, after: tuple[str, int] | None) -> IncompletePage:
         """Returns some of the manifests that the index could not read completely, because they were damaged or because
-        their config could not be read. Returns only those for which this may have changed. `after`: the `last` of the
-        previous page; None: the first page."""
+        their config could not be read. Returns only manifests for which this may have changed. `after`: the `last` of
+        the previous page; None: the first page."""
         ...
 
     async def replace_labels(self, labels: Sequence[ManifestLabels]) -> None:
-        """Stores the labels of manifests that are in the index already. Leaves out those that were deleted
+        """Stores the labels of manifests that are in the index already. Leaves out manifests that were deleted
         meanwhile."""
         ...
 

@@ -58,8 +58,9 @@ class DamagedManifest:
 
 @dataclass(frozen=True, slots=True)
 class ManifestCheck:
-    """The outcome of a check of some manifests. `last`: the row id of the last one; `count`: how many were checked;
-    `size`: the bytes that were read; `wrong`: row ids of those whose body does not have the digest."""
+    """The outcome of a check of some manifests. `last`: the row id of the last one; `count`: number of checked
+    manifests; `size`: number of bytes that were read; `wrong`: row ids of the manifests whose body does not have the
+    digest."""
 
     last: int
     count: int
@@ -72,9 +73,9 @@ class ScrubRound:
     """One round through all content. Times are in seconds since 1970; `ended` is None while the round is not complete.
     The round checks all blobs with row ids up to `until_blob`, and all manifests with row ids up to `until_manifest`.
     So far it has checked the blobs with row ids up to `after_blob`, and the manifests with row ids up to
-    `after_manifest`. `blobs`, `manifests`: how many of each it has checked. `size`: bytes of the blobs that it has
-    checked. `total_bytes`: bytes of all blobs that it checks. `damaged`: how many blobs and manifests it has found
-    damaged."""
+    `after_manifest`. `blobs`, `manifests`: numbers of blobs and manifests that it has checked. `size`: bytes of the
+    blobs that it has checked. `total_bytes`: bytes of all blobs that it checks. `damaged`: how many blobs and manifests
+    it has found damaged."""
 
     id: int
     started: float
@@ -92,8 +93,8 @@ class ScrubRound:
 
 
 class DamageRecords(Protocol):
-    """The records, which all processes share. All methods may raise StorageFailed. Those that change something may also
-    raise StorageFull. Marking damage works on a full disk."""
+    """The records, which all processes share. All methods may raise StorageFailed. Methods that change something may
+    also raise StorageFull. Marking damage works on a full disk."""
 
     async def current_round(self) -> ScrubRound | None:
         """Returns the round that is not complete yet; None if there is none."""
@@ -105,7 +106,7 @@ class DamageRecords(Protocol):
         ...
 
     async def save_round(self, progress: ScrubRound) -> None:
-        """Stores the progress of a round. A power cut may lose it."""
+        """Stores the progress of a round. A power cut may lose this change."""
         ...
 
     async def end_round(self, progress: ScrubRound) -> ScrubRound:
@@ -113,11 +114,11 @@ class DamageRecords(Protocol):
         ...
 
     async def rounds(self, limit: int) -> Sequence[ScrubRound]:
-        """Returns the newest rounds, newest first. The newest twenty are kept."""
+        """Returns the newest rounds, newest first. The records of the newest twenty rounds are kept."""
         ...
 
     async def oldest_blob_created(self) -> float | None:
-        """Returns when the oldest blob was stored, in seconds since 1970; None if there is no blob."""
+        """Returns the time at which the oldest blob was stored, in seconds since 1970; None if there is no blob."""
         ...
 
     async def blobs_after(self, after: int, until: int, limit: int) -> Sequence[StoredBlob]:
@@ -163,11 +164,11 @@ class DamageRecords(Protocol):
         ...
 
     async def mark_manifest(self, row: int) -> DamagedManifest | None:
-        """Hashes a manifest's body again, and marks the manifest as damaged if it is still wrong. Returns the marked
-        manifest, or None if none was marked."""
+        """Hashes a manifest's body again, and marks the manifest as damaged if the body still does not have the digest.
+        Returns the marked manifest, or None if it was not marked."""
         ...
 
     async def restore_manifests(self) -> int:
-        """Hashes the bodies of damaged manifests again; the records keep these bodies. If a body has the right digest
-        after all, marks its manifest as healed. Returns the number of healed manifests."""
+        """Hashes the bodies of damaged manifests again; the records keep these bodies. If a body now has the right
+        digest, marks its manifest as healed. Returns the number of healed manifests."""
         ...

@@ -1,5 +1,5 @@
-"""The interface of the store of descriptions of repositories (`Descriptions`): what people write about a repository, as
-Markdown text."""
+"""The interface of the store of descriptions of repositories (`Descriptions`): Markdown texts that people write about
+repositories."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_DESCRIPTION_BYTES: Final = 256 * 1024
 @dataclass(frozen=True, slots=True)
 class Description:
     """A description; its text is empty after it was removed. `revision`: grows with each change. `at`: time of the last
-    change, in seconds since 1970. `actor`: the name of the account that made it."""
+    change, in seconds since 1970. `actor`: the name of the account that made this change."""
 
     text: str
     revision: int
@@ -28,7 +28,7 @@ class Descriptions(Protocol):
     """The descriptions, which all processes share. `repo` is the stored name of a repository."""
 
     async def description(self, repo: RepositoryName) -> Description | None:
-        """Returns the description; None if nobody has written one."""
+        """Returns the description; None if the repository has none."""
         ...
 
     async def put_description(

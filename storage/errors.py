@@ -12,7 +12,7 @@ from typing import ClassVar
 
 class RegistryError(Exception):
     """An error that the client gets as the response to its request. `code`: error code, for programs. `message`: text
-    for people. `detail`: more about the error, as any value that can be written as JSON."""
+    for people. `detail`: further facts about the error, as any value that can be written as JSON."""
 
     code: ClassVar[str] = "UNKNOWN"
     default: ClassVar[str] = "the registry could not do this"
@@ -220,7 +220,7 @@ class StorageFailed(RegistryError):
 
 class SearchIndexDamaged(StorageFailed):
     """Some tables that the search reads are damaged. If they are tables of the search index,
-    `storage.content_search.SearchIndex.rebuild` mends them."""
+    `storage.content_search.SearchIndex.rebuild` repairs them."""
 
     default = "the search index is damaged; entrepot fsck --repair builds it again"
 

@@ -1,6 +1,6 @@
-"""The interface of the records that an import from another registry reads and writes, in addition to content
-(`ImportRecords`): who changed a tag last, and when content was pushed at the other registry. Also the errors of
-imports."""
+"""The interface of the records that an import from another registry (the *old registry*) reads and writes in addition
+to content (`ImportRecords`), and the errors of imports. The records say who changed a tag last, and when content was
+pushed to the old registry."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from storage.names import Digest, RepositoryName, Tag
 
 
 class ContentBroken(RegistryError):
-    """Content of the old registry is missing there, damaged, or of a type that is not accepted here. `below`: if an
-    index cannot be imported because a manifest below it is broken, the digests on the path from the index to the broken
-    manifest. The first digest is that of a manifest that the index lists, the last that of the broken manifest. Empty
-    if the content of the manifest itself is broken."""
+    """Content of the registry from which the import reads (the old registry) is missing there, damaged, or of a type
+    that is not accepted here. `below`: if an index cannot be imported because a manifest below it is broken, the
+    digests on the path from the index to the broken manifest. The first digest belongs to a manifest that the index
+    lists, the last digest belongs to the broken manifest. Empty if the content of the manifest itself is broken."""
 
     code = "CONTENT_BROKEN"
     default = "the content is broken at the old registry"
@@ -34,7 +34,7 @@ class ImportInvalid(RegistryError):
 
 
 class SourceDown(RegistryError):
-    """The old registry does not answer any more, so the import has ended. What was imported stays."""
+    """The old registry does not answer any more, so the import has ended. The content that was imported stays."""
 
     code = "SOURCE_DOWN"
     default = "the old registry does not answer; run the import again later: it continues"
@@ -42,9 +42,9 @@ class SourceDown(RegistryError):
 
 @dataclass(frozen=True, slots=True)
 class TagChange:
-    """The latest change of a tag. `digest`: what the tag points at since then; None if the change deleted the tag.
-    `at`: in seconds since 1970. `actor`: the account or command that changed it. `program`: the User-Agent of the
-    client, or the name of the work inside this program that changed it."""
+    """The latest change of a tag. `digest`: the digest that the tag points at since then; None if the change deleted
+    the tag. `at`: in seconds since 1970. `actor`: the account or command that changed it. `program`: the User-Agent of
+    the client, or the name of the work inside this program that changed it."""
 
     digest: Digest | None
     at: float
@@ -53,7 +53,7 @@ class TagChange:
 
 
 class ImportRecords(Protocol):
-    """What imports read and write besides content. Changes raise StorageFull, StorageFailed."""
+    """The records that imports read and write in addition to content. Changes raise StorageFull, StorageFailed."""
 
     async def last_tag_change(self, repo: RepositoryName, tag: Tag) -> TagChange | None:
         """Returns the latest change of a tag; None if there never was such a tag."""

@@ -150,9 +150,10 @@ class Writer(Protocol):
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> Descriptor:
         """Adds to `repo` a blob that another repository has, and returns its descriptor (OCI distribution spec,
-        "Mounting a blob from another repository"). `source`: the name of the other repository, or a set of names; then
-        the blob may come from any repository with a name in the set, but only a limited number of them is searched.
-        Raises BlobUnknown if no such repository with the blob was found; the client then uploads the blob."""
+        "Mounting a blob from another repository"). `source`: the name of the other repository, or a set of names. With
+        a set, the blob may come from any repository with a name in the set, but only a limited number of these
+        repositories is searched. Raises BlobUnknown if no such repository with the blob was found; the client then
+        uploads the blob."""
         ...
 
     async def put_manifest(

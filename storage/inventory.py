@@ -1,5 +1,4 @@
-"""Statistics of a data directory, and plans of what to remove together with a tag or manifest, for administrators
-(`Inventory`)."""
+"""Statistics of a data directory, and plans for removals of tags and manifests, for administrators (`Inventory`)."""
 
 from __future__ import annotations
 
@@ -14,8 +13,8 @@ from storage.usage import ScopeUse
 
 @dataclass(frozen=True, slots=True)
 class ContentTotals:
-    """Totals for some repositories. `repositories`: number of those that have a manifest. `blobs` and `size`: number of
-    blobs and their total size in bytes; a blob that several of the repositories have is counted once."""
+    """Totals for some repositories. `repositories`: number of repositories that have a manifest. `blobs` and `size`:
+    number of blobs and their total size in bytes; a blob that several of the repositories have is counted once."""
 
     repositories: int
     manifests: int
@@ -40,8 +39,8 @@ class RemovalPlan:
 @dataclass(frozen=True, slots=True)
 class OpenUploads:
     """The upload sessions that are open. `count`: their number. `received`: bytes that have arrived and are recorded.
-    `oldest`: the last progress of the session that has had no progress for the longest time, in seconds since 1970;
-    None: there is no session."""
+    `oldest`: the time of the last progress of the session that has been idle longest, in seconds since 1970; None:
+    there is no session."""
 
     count: int
     received: int
@@ -54,8 +53,9 @@ class StoreFigures:
 
     `blob_bytes`: total size of all blobs. `uploads`: open upload sessions. `damaged_blobs`, `damaged_manifests`:
     content that is damaged and not healed yet. `running_jobs`: number of running jobs of each kind. `scopes`: the use
-    of each usage scope. `remaining_requests`: how many requests each upstream still allows, as far as it has said so
-    within the last hour. `backlogs`: the events that wait for webhooks; a webhook without any is left out."""
+    of each usage scope. `remaining_requests`: how many requests each upstream still allows, if it has reported this
+    within the last hour. `backlogs`: the pending deliveries of events to webhooks; a webhook without deliveries is left
+    out."""
 
     repositories: int
     manifests: int
@@ -94,10 +94,10 @@ class Inventory(Protocol):
         ...
 
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
-        """Returns what to remove to get rid of `reference`. Removes nothing itself. A plan for a tag includes its
+        """Returns a plan for the removal of `reference`. Removes nothing itself. A plan for a tag includes its
         manifest, unless another tag or an index refers to that manifest. A plan that includes a manifest includes its
         tags, its referrers and, for an index, the manifests that the index lists. A referrer or listed manifest stays
-        out of the plan if something that is not removed, a tag or an index, still refers to it. Raises NameUnknown,
+        out of the plan if a tag or index that is not removed still refers to it. Raises NameUnknown,
         ManifestUnknown."""
         ...
 

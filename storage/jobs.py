@@ -1,8 +1,8 @@
 """The interface of the store of jobs (`Jobs`). A *job* is long work, such as a garbage collection or a backup, that a
 server runs in the background or a command runs in its own process.
 
-Every job has a row in the store, so that anybody can watch it, stop it, and see its result later. Only one job of a
-*kind* runs at a time: the process that runs it holds the slot `slot_name(kind)` (`storage.leases.Leases`).
+Every job has a row in the store, so that every process can show its progress, stop it, and read its result later. Only
+one job of a *kind* runs at a time: the process that runs it holds the slot `slot_name(kind)` (`storage.leases.Leases`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class JobRunning(RegistryError):
 
 
 class JobStopped(RegistryError):
-    """Somebody has stopped the job."""
+    """A person has stopped the job."""
 
     code = "JOB_STOPPED"
     default = "the job was stopped"
@@ -65,11 +65,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job. `arguments`: what its kind needs to know. `actor`: the name of the account or command that started it.
-    `holder`: which process runs it, such as "server process 4711" (empty: none yet). `is_resumable`: whether a server
-    continues the job after a restart. `is_stopping`: somebody asked to stop the job, which has not ended yet.
-    `created`, `updated` and `ended` are in seconds since 1970; `ended` is None for a job that has not ended. `result`:
-    what the job returned; None if it has not ended, or failed. After a failure, `progress.message` is the reason."""
+    """One job. `arguments`: the arguments that jobs of its kind need. `actor`: the name of the account or command that
+    started it. `holder`: name of the process that runs it, such as "server process 4711" (empty: no process yet).
+    `is_resumable`: whether a server continues the job after a restart. `is_stopping`: whether a stop of the job was
+    requested. `created`, `updated` and `ended` are in seconds since 1970; `ended` is None for a job that has not ended.
+    `result`: the value that the job returned; None if it has not ended, or failed. After a failure, `progress.message`
+    is the reason."""
 
     id: int
     kind: str
@@ -121,7 +122,7 @@ class Jobs(Protocol):
         ...
 
     async def save_progress(self, job_id: int, progress: Progress) -> bool:
-        """Stores the progress of a running job. Returns True if the job has to stop, because somebody asked for it."""
+        """Stores the progress of a running job. Returns True if the job has to stop, because a stop was requested."""
         ...
 
     async def end(self, job_id: int, state: JobState, message: str, result: JSON | None = None) -> None:

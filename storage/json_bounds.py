@@ -50,23 +50,23 @@ def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
     that with `parse_bounded_int` and `parse_bounded_float`."""
     if len(body) <= UNCHECKED_BYTES:
         return
-    values = escapes = start = 0
+    value_count = escape_count = start = 0
     in_string = False  # whether the current slice begins inside a string
     while start < len(body):
         stop = _slice_end(body, start)
         part = body[start:stop]
         start = stop
         if b"\\" in part:
-            escapes += part.count(b"\\")
+            escape_count += part.count(b"\\")
             # Only quotes that begin or end a string are left after this.
             part = part.replace(b"\\\\", b"").replace(b'\\"', b"")
         pieces = part.split(b'"')  # alternately a piece outside a string and a piece inside a string
         outside = b"".join(pieces[1::2] if in_string else pieces[::2])
         in_string ^= len(pieces) % 2 == 0  # an even number of pieces means an odd number of quotes
-        values += len(outside) - len(outside.translate(None, _VALUE_MARKS))
-        if values > bounds.values:
+        value_count += len(outside) - len(outside.translate(None, _VALUE_MARKS))
+        if value_count > bounds.values:
             raise OutOfBounds(f"it holds more than {bounds.values} values, the most that are accepted")
-        if escapes > bounds.escapes:
+        if escape_count > bounds.escapes:
             raise OutOfBounds(f"it holds more than {bounds.escapes} backslashes, the most that are accepted")
 
 

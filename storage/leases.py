@@ -37,8 +37,8 @@ class DigestLocks(Protocol):
     its locks become free.
 
     A push holds the lock of a blob's digest while it stores the blob's bytes and then its metadata. The garbage
-    collector holds the lock while it deletes the metadata and then the bytes. So neither can run between the two steps
-    of the other."""
+    collector holds the lock while it deletes the metadata and then the bytes. So neither of the two can run between the
+    two steps of the other one."""
 
     def hold(self, digest: Digest) -> AbstractAsyncContextManager[None]:
         """Waits for the lock of `digest` and holds it inside the `async with` block. Raises StorageFull,

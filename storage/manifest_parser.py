@@ -21,7 +21,8 @@ MAX_REFERENCES = 10_000
 """Largest number of layers, or of entries of an index, that a new manifest may have. The limit exists because the store
 writes one or two database rows for each of them."""
 MAX_TYPE_LENGTH = 255
-"""Longest media type or artifact type in a new manifest, in characters: 127, a '/', and 127 (RFC 6838, 4.2)."""
+"""Longest media type or artifact type in a new manifest, in characters: two names of 127 characters, and a '/' between
+them (RFC 6838, 4.2)."""
 
 
 class DescriptorFields(TypedDict):
@@ -56,11 +57,11 @@ def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, obj
     name."""
     document = dict(pairs)
     if len(document) != len(pairs):
-        seen: set[str] = set()
+        seen_names: set[str] = set()
         for name, _ in pairs:
-            if name in seen:
+            if name in seen_names:
                 raise ManifestInvalid(f"the manifest names {shown(name)} twice in one object")
-            seen.add(name)
+            seen_names.add(name)
     return document
 
 
@@ -180,7 +181,7 @@ def _optional_string(value: object, where: str) -> str | None:
 
 
 def check_limits(parts: ManifestParts) -> None:
-    """Checks that a new manifest (from a client or an upstream registry) keeps to `MAX_REFERENCES` and
+    """Checks that a new manifest (from a client or an upstream registry) does not exceed `MAX_REFERENCES` and
     `MAX_TYPE_LENGTH`. Not called for stored manifests, because earlier versions of this program had no such limits.
     Raises ManifestInvalid."""
     count = len(parts.layers) + len(parts.manifests)
@@ -192,8 +193,8 @@ def check_limits(parts: ManifestParts) -> None:
     for where, part in (("config", parts.config), ("subject", parts.subject)):
         if part is not None:
             _check_lengths(part, where)
-    for where, listed in (("layers", parts.layers), ("manifests", parts.manifests)):
-        for part in listed:
+    for where, descriptors in (("layers", parts.layers), ("manifests", parts.manifests)):
+        for part in descriptors:
             _check_lengths(part, where)
 
 
@@ -262,8 +263,8 @@ def _read_descriptors(document: dict[str, object], name: str) -> tuple[Descripto
 
 
 def read_parts(document: dict[str, object], *, is_index: bool) -> ManifestParts:
-    """Checks the structure of a manifest and each descriptor in it, and returns its parts. `is_index`: whether its
-    media type is that of an index. Raises ManifestInvalid."""
+    """Checks the structure of a manifest and each descriptor in it, and returns its parts. `is_index`: whether it has
+    the media type of an index. Raises ManifestInvalid."""
     version = document.get("schemaVersion")
     is_artifact = document.get("mediaType") == "application/vnd.oci.artifact.manifest.v1+json"
     if not (version == 2 and type(version) is int) and not is_artifact:

@@ -1,7 +1,7 @@
 """A registry in plain dicts (`MemoryRegistry`): the reference model of `storage.interface.Registry`.
 
-Its behaviour defines what is right. Contract and model tests compare other registries with it, and tests that need no
-disk use it. No method gives control back to the event loop, so each call is one transaction. The content is lost when
+It defines the correct behaviour of a registry. Contract and model tests compare other registries with it, and tests
+that need no disk use it. No method yields to the event loop, so each call is one transaction. The content is lost when
 the process ends.
 """
 
@@ -48,8 +48,8 @@ S = TypeVar("S", bound=str)
 def _page(items: Iterable[S], after: str | None, limit: int) -> Page[S]:
     """Returns the page of `items` that sort after `after`. The interface demands the order of the UTF-8 bytes. Python
     sorts strings by code points, which gives the same order."""
-    following = [item for item in sorted(items) if after is None or item > after]
-    return Page(following[:limit], len(following) > limit)
+    items_after = [item for item in sorted(items) if after is None or item > after]
+    return Page(items_after[:limit], len(items_after) > limit)
 
 
 def _blob_descriptor(digest: Digest, data: bytes) -> Descriptor:
@@ -58,7 +58,8 @@ def _blob_descriptor(digest: Digest, data: bytes) -> Descriptor:
 
 def _blobs_referred_to(manifest: Manifest) -> set[Digest]:
     """Returns the digests of the blobs that the manifest refers to. Garbage collection keeps these blobs. They include
-    `blob_children`: the entries of an index that may be blobs, because their media type is not that of a manifest."""
+    `blob_children`: the entries of an index that may be blobs, because they do not have the media type of a
+    manifest."""
     return {part.digest for part in manifest.blobs} | manifest.blob_children
 
 
@@ -336,7 +337,7 @@ class MemoryRegistry:
     async def delete_manifest(
         self, repo: RepositoryName, digest: Digest, *, by: Actor, restorable: bool = True
     ) -> None:
-        """Deletes the manifest. Nobody can put it back (`restorable` has no effect)."""
+        """Deletes the manifest. It cannot be put back (`restorable` has no effect)."""
         repository = self._known_repository(repo)
         if digest not in repository.manifests:
             raise ManifestUnknown(detail={"reference": digest})

@@ -1,10 +1,9 @@
-"""The interface of the store of events (`Outbox`): what happened to content, and which events webhooks still have to
-get.
+"""The interface of the store of events about content, and of their deliveries to webhooks (`Outbox`).
 
 An *event* is one thing that happened to a repository: a push, a deletion, a tag that moved. A change and its events are
 one transaction, so every change that the server has acknowledged has its events. A *webhook* is an HTTP endpoint to
-which the server sends events. A *delivery* is an event that a webhook has to get and has not got yet. A *dead letter*
-is a delivery that the server no longer tries.
+which the server sends events. A *delivery* is an event that has to be sent to a webhook, and that the webhook has not
+accepted yet. A *dead letter* is a delivery that the server has given up.
 
 A *reader* is a webhook, or the list of events that people and programs read. An event that no reader wants is not
 stored. Times are seconds since 1970.
@@ -32,12 +31,12 @@ class EventAction(StrEnum):
     - `DELETE`: a manifest or tag was deleted. The tags of a deleted manifest have events of their own.
     - `MOVE`: a tag was pointed at a manifest without a push. A push that moves a tag counts as a move as well.
     - `RETENTION`: a rule of retention deleted a manifest or tag.
-    - `EVICTION`: a mirrored manifest, or a tag of it, was deleted to make room.
+    - `EVICTION`: a mirrored manifest, or a tag of it, was deleted to free space in the cache.
     - `QUARANTINE`: the stored bytes of a blob or manifest were found damaged.
     - `PULL`: a client pulled a manifest.
     - `FILL`: a mirror fetched a manifest or blob from its upstream.
     - `BLOB_PUSH`: a client or an import stored a blob, also one that the repository had already.
-    - `BLOB_MOUNT`: a repository got a blob that another one has.
+    - `BLOB_MOUNT`: a repository got a link to a blob that another repository has.
     - `BLOB_DELETE`: a client deleted a blob. Garbage collection has no events."""
 
     PUSH = "push"
@@ -64,9 +63,10 @@ frequent."""
 @dataclass(frozen=True, slots=True)
 class NewEvent:
     """An event that is not stored yet. `repository`: the stored name. `tag` and `digest`: the tag, manifest or blob
-    that the event is about; one of them may be None. `previous`: what the tag pointed at before it moved; None if it
-    did not move, or is new. `media_type` and `size` (in bytes): of the manifest or blob; empty and 0 if they are not
-    known. `by`: who caused the event. `reason`: more about the event, for people."""
+    that the event is about; one of them may be None. `previous`: the digest that the tag pointed at before it moved;
+    None if it did not move, or is new. `media_type` and `size` (in bytes): of the manifest or blob; empty and 0 if they
+    are not known. `by`: the client, command or job that caused the event. `reason`: a text for people about the cause
+    of the event."""
 
     action: EventAction
     repository: str
@@ -91,8 +91,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class EventReader:
-    """A webhook, or the list of events (`LIST_READER`), and which events it wants: those with one of `actions`, from
-    repositories that one of the patterns `repositories` matches."""
+    """A webhook, or the list of events (`LIST_READER`). It wants the events with one of `actions`, from repositories
+    that one of the patterns `repositories` matches."""
 
     name: str
     actions: frozenset[EventAction]
@@ -101,9 +101,9 @@ class EventReader:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An event that `webhook` has not got yet. `attempts`: number of attempts so far, which all failed. `next_at`: when
-    the server tries again. `dead`: when the server gave the delivery up; None if the server still tries. `error`: why
-    the last attempt failed."""
+    """An event that `webhook` has not accepted yet. `attempts`: number of attempts so far, which all failed. `next_at`:
+    time of the next attempt. `dead`: time at which the server gave up the delivery; None if the server still tries.
+    `error`: why the last attempt failed."""
 
     webhook: str
     event: Event
@@ -116,7 +116,7 @@ class Delivery:
 @dataclass(frozen=True, slots=True)
 class DueDeliveries:
     """Deliveries of one webhook. `queues`: one sequence for each repository, in the order of the events. `next_at`:
-    when the next one that is not in `queues` is due; None if there is none."""
+    time at which the next delivery that is not in `queues` is due; None if there is no such delivery."""
 
     queues: Sequence[Sequence[Delivery]]
     next_at: float | None
@@ -136,9 +136,9 @@ class FailedDelivery:
 
 @dataclass(frozen=True, slots=True)
 class EventLimits:
-    """How much the outbox keeps. `keep_since`: events before this time leave the list. `events`: largest number of
-    events in the list. `pending` and `dead`: largest number of deliveries and of dead letters of each webhook. An event
-    that is not in the list is deleted as soon as no webhook still has to get it."""
+    """How much the outbox keeps. `keep_since`: events before this time are removed from the list. `events`: largest
+    number of events in the list. `pending` and `dead`: largest number of deliveries and of dead letters of each
+    webhook. An event that is not in the list is deleted as soon as it has no delivery left."""
 
     keep_since: float
     events: int
@@ -168,39 +168,40 @@ class WebhookBacklog:
 
 class Outbox(Protocol):
     """The events and deliveries, which all processes share. Changes of content add their events themselves. All methods
-    may raise StorageFailed. Those that change something may also raise StorageFull."""
+    may raise StorageFailed. Methods that change something may also raise StorageFull."""
 
     async def configure(self, readers: Sequence[EventReader]) -> Sequence[DroppedDeliveries]:
-        """Replaces the readers, and deletes the deliveries of all webhooks that are not among the new ones. Returns how
-        many deliveries each of these webhooks had. Does not write if nothing changes."""
+        """Replaces the readers, and deletes the deliveries of all webhooks that are not among the new readers. Returns
+        how many deliveries each of these webhooks had. Does not write if nothing changes."""
         ...
 
     async def add(self, events: Sequence[NewEvent]) -> None:
-        """Adds events that change nothing, such as pulls: at most `MAX_ADDED_EVENTS`. A power cut may lose the
-        newest of them."""
+        """Adds events that no change of content adds, such as pulls: at most `MAX_ADDED_EVENTS`. A power cut may lose
+        the newest of them."""
         ...
 
     async def due(
         self, webhook: str, now: float, max_repositories: int, max_events: int, without: Collection[str] = ()
     ) -> DueDeliveries:
-        """Returns deliveries that are due at the time `now`: of at most `max_repositories` repositories, those that
-        wait longest first, and at most `max_events` of each. If the oldest delivery of a repository is not due yet, the
-        other deliveries of that repository are not due either. `without`: repositories to leave out."""
+        """Returns deliveries that are due at the time `now`: of at most `max_repositories` repositories, the longest
+        waiting first, and at most `max_events` of each repository. If the oldest delivery of a repository is not due
+        yet, the other deliveries of that repository are not due either. `without`: repositories to leave out."""
         ...
 
     async def settle(self, webhook: str, delivered: Sequence[int], failed: Sequence[FailedDelivery]) -> None:
-        """Deletes the deliveries of the events with the numbers `delivered`, and updates those that failed. A power cut
-        may undo this change; the server then delivers these events again."""
+        """Deletes the deliveries of the events with the numbers `delivered`, and updates the deliveries that failed. A
+        power cut may undo this change; the server then delivers these events again."""
         ...
 
     async def newest(self) -> int:
-        """Returns the number of the newest event, in the list or not; 0 if there never was one."""
+        """Returns the number of the newest event, even if the event is not in the list; 0 if there never was an
+        event."""
         ...
 
     async def oldest(self) -> int:
-        """Returns the smallest number from which on the list has lost no event. If the list has lost all its events,
-        returns the number after that of its newest event. Some numbers are missing in a list that has lost nothing,
-        because the list does not get every event."""
+        """Returns the smallest number N for which no event with the number N or a higher number was removed from the
+        list. If all events were removed from the list, N is the number after that of the newest removed event. The
+        numbers in the list have gaps even if no event was removed, because not every event enters the list."""
         ...
 
     async def after(self, number: int, limit: int) -> Sequence[Event]:
@@ -217,9 +218,9 @@ class Outbox(Protocol):
     async def deliveries(
         self, webhook: str | None, before: int | None, limit: int, *, only_dead: bool, only_pending: bool = False
     ) -> Sequence[Delivery]:
-        """Returns at most `limit` deliveries of one webhook (None: of all), newest event first: those of events with
-        numbers below `before` (None: from the newest on). `only_dead`: only dead letters.
-        `only_pending`: only those that are still tried."""
+        """Returns at most `limit` deliveries of one webhook (None: of all), newest event first, for events with numbers
+        below `before` (None: from the newest on). `only_dead`: only dead letters. `only_pending`: only deliveries that
+        the server still tries."""
         ...
 
     async def retry(self, webhook: str | None, event: int | None) -> int:
@@ -228,8 +229,8 @@ class Outbox(Protocol):
         ...
 
     async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
-        """Deletes what exceeds the limits, oldest first, in several transactions if it is much. Returns how many
-        deliveries and dead letters each webhook has lost."""
+        """Deletes the events and deliveries that exceed the limits, oldest first, in several transactions if there are
+        many. Returns how many deliveries and dead letters of each webhook it has deleted."""
         ...
 
     async def backlog(self) -> Sequence[WebhookBacklog]:

@@ -17,7 +17,7 @@ from storage.names import Digest, RepositoryName
 
 @dataclass(frozen=True, slots=True)
 class ExpiredPartial:
-    """A partial blob that nobody continues. `size`: number of bytes that it occupies."""
+    """A partial blob whose download no process continues. `size`: number of bytes that it occupies."""
 
     digest: Digest
     size: int

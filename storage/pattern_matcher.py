@@ -128,18 +128,18 @@ class _Automaton:
         """Does what `Matcher.seek` does, but only for names that begin with the first `prefix_length` characters of
         `text`."""
         steps, positions = self._steps, self._start
-        passed = []  # for each character read so far, the positions before it
+        earlier_positions = []  # for each character read so far, the positions before it
         for character in text[prefix_length:]:
             advancing, staying = steps[character]
-            passed.append(positions)
+            earlier_positions.append(positions)
             positions = ((positions & advancing) << 1) | (positions & staying)
             if not positions:
                 break
         else:
             return text  # some position is left after all of `text`, and from every position a match is possible
-        while passed:
-            index = prefix_length + len(passed) - 1
-            character = self._next_character(passed.pop(), text[index])
+        while earlier_positions:
+            index = prefix_length + len(earlier_positions) - 1
+            character = self._next_character(earlier_positions.pop(), text[index])
             if character:
                 return text[:index] + character
         return None

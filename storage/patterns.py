@@ -126,11 +126,15 @@ class NameSet:
 
     def without_names_below(self, first_segments: Iterable[str]) -> NameSet:
         """Returns the set of the names in this set that are not below one of these first segments."""
-        removed = frozenset(first_segments)
+        removed_segments = frozenset(first_segments)
         # The patterns that begin with a removed segment are left out. All others do not match below it, because the new
         # set guards the segment.
-        kept = (pattern for pattern in self.patterns if pattern.partition("/")[0] not in removed or "/" not in pattern)
-        return NameSet(frozenset(kept), self.guarded | removed, self.limits)
+        kept_patterns = (
+            pattern
+            for pattern in self.patterns
+            if pattern.partition("/")[0] not in removed_segments or "/" not in pattern
+        )
+        return NameSet(frozenset(kept_patterns), self.guarded | removed_segments, self.limits)
 
     @cached_property
     def has_every_name(self) -> bool:

@@ -19,7 +19,7 @@ MAX_SAVED_PULLS: Final = 500
 @dataclass(frozen=True, slots=True)
 class PullCount:
     """New pulls of one manifest. `repository`: the stored name. `upstream`: the name of the upstream registry whose
-    mirror has the repository; '' for a hosted repository. `last`: when the last of the pulls was, in seconds since
+    mirror has the repository; '' for a hosted repository. `last`: time of the last of these pulls, in seconds since
     1970. `pulls`: number of the pulls."""
 
     repository: RepositoryName
@@ -43,8 +43,8 @@ class Pulls(Protocol):
     """The store of pulls, which all processes share."""
 
     async def save(self, counts: Sequence[PullCount]) -> None:
-        """Adds pulls, at most `MAX_SAVED_PULLS` entries. Ignores entries of manifests that are not stored. A power cut
-        may lose the newest pulls; the end of the process loses none. Raises StorageFull, StorageFailed."""
+        """Adds pulls, at most `MAX_SAVED_PULLS` entries. Ignores entries of manifests that are not stored. The pulls
+        survive the end of the process, but a power cut may lose the newest ones. Raises StorageFull, StorageFailed."""
         ...
 
     async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:

@@ -1,8 +1,8 @@
-"""The interface through which retention sees tags and manifests (`Retention`). *Retention* deletes the tags and the
-untagged manifests of hosted repositories that no rule in the settings keeps.
+"""The interface through which retention reads and deletes tags and manifests (`Retention`). *Retention* deletes the
+tags and the untagged manifests of hosted repositories that no rule in the settings keeps.
 
-Judging a tag and deleting it are two steps, and a client may push or pull in between. So each deletion checks again, in
-its own transaction, what the judgement was based on.
+Retention first judges a tag and then deletes it, and a client may push or pull the tag in between. So each deletion
+checks again, in its own transaction, the facts on which the judgement was based.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from storage.tag_rules import IsImmutable, nothing_immutable
 MAX_PAGE_ROWS: Final = 500
 """Largest number of tags or manifests that one call reads."""
 MAX_ORPHANS: Final = 10
-"""Largest number of manifests that one call of `Retention.delete_orphans` looks at."""
+"""Largest number of manifests that one call of `Retention.delete_orphans` checks."""
 
 REFERRER_TAG: Final = re.compile(r"sha256-[0-9a-f]{64}(\..+)?")
 """The name of a tag that belongs to the manifest whose digest it contains: a signature, SBOM or attestation of cosign,
@@ -31,8 +31,8 @@ ManifestKey = int
 
 @dataclass(frozen=True, slots=True)
 class TagFacts:
-    """The facts by which retention judges a tag. `pushed`: when it was last pushed. `pulled`: when its manifest, or for
-    an index a manifest below it, was last pulled; None: no pull is recorded. `unrecorded`: pulls before this time were
+    """The facts by which retention judges a tag. `pushed`: when it was last pushed. `pulled`: when its manifest, or a
+    manifest that an index lists, was last pulled; None: no pull is recorded. `unrecorded`: pulls before this time were
     not recorded, because an earlier version of the program served the tag; None: all pulls are recorded. Times are in
     seconds since 1970. `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None: the
     repository does not have that manifest, or the tag has another name."""
@@ -67,9 +67,9 @@ class TagPosition:
 @dataclass(frozen=True, slots=True)
 class UnusedLimits:
     """The conditions for a manifest to count as unused. Times are in seconds since 1970. `pushed`: it has not been
-    pushed since this time. `untagged`: it has had no tag since this time. `pulled`: nobody has pulled it, or a manifest
-    below it, since this time. If the program began to record pulls only after this time, the records may lack pulls.
-    Then a manifest that was pushed before the recording began does not count as unused."""
+    pushed since this time. `untagged`: it has had no tag since this time. `pulled`: no client has pulled it, or a
+    manifest that it lists, since this time. If the program began to record pulls only after this time, the records may
+    lack pulls. Then a manifest that was pushed before the recording began does not count as unused."""
 
     pushed: float
     untagged: float
@@ -95,8 +95,9 @@ class UntaggedPage:
 
 
 class DeletedOrphans(NamedTuple):
-    """What `Retention.delete_orphans` has deleted. `dependents`: the children and referrers of the deleted manifests.
-    `is_restorable`: False if the disk was too full to keep the deleted manifests, so that they cannot be put back."""
+    """The result of `Retention.delete_orphans`. `deleted`: the deleted manifests. `dependents`: the children and
+    referrers of the deleted manifests. `is_restorable`: False if the disk was too full to keep the deleted manifests,
+    so that they cannot be put back."""
 
     deleted: Sequence[Digest]
     dependents: Sequence[Digest]
@@ -104,9 +105,9 @@ class DeletedOrphans(NamedTuple):
 
 
 class Retention(Protocol):
-    """Reads the tags and manifests of one repository at a time, in pages, and deletes what was judged. Reads run in a
-    thread. All methods take stored names, and may raise StorageFailed. A repository without content has no tags and no
-    manifests.
+    """Reads the tags and manifests of one repository at a time, in pages, and deletes tags and manifests that no rule
+    keeps. Reads run in a thread. All methods take stored names, and may raise StorageFailed. A repository without
+    content has no tags and no manifests.
 
     A deleted tag can be put back (`storage.tag_history`). A deleted manifest can be put back during the grace period of
     garbage collection, unless the disk was too full to keep it.
@@ -145,18 +146,18 @@ class Retention(Protocol):
     async def delete_orphans(
         self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, is_retention: bool = True
     ) -> DeletedOrphans:
-        """Looks at the manifests `digests`, of which there are at most `MAX_ORPHANS`. Deletes those that have no tag,
-        that no index lists, and whose subject is not in the repository. `is_retention`: whether the events of these
-        deletions name a rule of retention as the reason."""
+        """Checks the manifests `digests`, of which there are at most `MAX_ORPHANS`. Deletes the manifests that have no
+        tag, that no index lists, and whose subject is not in the repository. `is_retention`: whether the events of
+        these deletions name a rule of retention as the reason."""
         ...
 
     async def add_unused(
         self, repo: RepositoryName, roots: Sequence[ManifestKey], without: Collection[Tag], unused: set[ManifestKey]
     ) -> None:
-        """Finds out what would become unused if the tags `without` and the manifests in `unused` were deleted. Adds to
-        `unused` each of the `roots` that nothing would use any more. Then adds the children and referrers of the added
-        manifests, if nothing else would use these, and so on. There are at most `MAX_PAGE_ROWS` roots. Changes nothing
-        in the store."""
+        """Finds the manifests that would become unused if the tags `without` and the manifests in `unused` were
+        deleted. Adds to `unused` each of the `roots` that would become unused. Then adds, recursively, the children and
+        referrers of the added manifests that would become unused as well. There are at most `MAX_PAGE_ROWS` roots.
+        Changes nothing in the store."""
         ...
 
     async def freed_bytes(self, manifests: Collection[ManifestKey]) -> int:

@@ -130,11 +130,11 @@ def _libcrypto(algorithm: str) -> _LibcryptoHash | None:
     final.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     functions = _LibcryptoHash(state_bytes, digest_bytes, init, update, final)
     sample = bytes(range(256)) * 3
-    first = LibcryptoDigest(algorithm, functions)
-    first.update(sample[:100])
-    second = LibcryptoDigest(algorithm, functions, first.save())
-    second.update(sample[100:])
-    is_right = second.digest().encoded == hashlib.new(algorithm, sample).hexdigest()
+    interrupted = LibcryptoDigest(algorithm, functions)
+    interrupted.update(sample[:100])
+    continued = LibcryptoDigest(algorithm, functions, interrupted.save())
+    continued.update(sample[100:])
+    is_right = continued.digest().encoded == hashlib.new(algorithm, sample).hexdigest()
     return functions if is_right and sys.byteorder == "little" else None
 
 

@@ -1,7 +1,7 @@
-"""The interface of the tag history (`TagHistory`): what each tag pointed at in the past, who changed it, and how to
-point a tag at its earlier content again.
+"""The interface of the tag history (`TagHistory`): the digests that each tag pointed at in the past and who changed the
+tag, and changes that point a tag at its earlier content again.
 
-Each change of a tag has an entry in the history. Entries are kept for ever. A deleted manifest and its blobs are kept
+Each change of a tag has an entry in the history. Entries are never deleted. A deleted manifest and its blobs are kept
 for the grace period of garbage collection. During that time the manifest can be *put back*: it then is a manifest of
 its repository again.
 """
@@ -30,9 +30,10 @@ class Availability(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TagChange:
-    """An entry of the history. `digest`: what the tag points at since the change; None: the change deleted the tag.
-    `previous`: what the tag pointed at before; None: there was no such tag. `at`: time of the change, in seconds since
-    1970. `by`: who made it. `availability`: that of the manifest `digest`; None if `digest` is None."""
+    """An entry of the history. `digest`: the digest that the tag points at since the change; None: the change deleted
+    the tag. `previous`: the digest that the tag pointed at before; None: there was no such tag. `at`: time of the
+    change, in seconds since 1970. `by`: the client or command that made the change. `availability`: whether the
+    manifest `digest` is available; None if `digest` is None."""
 
     id: int
     tag: Tag
@@ -45,9 +46,9 @@ class TagChange:
 
 @dataclass(frozen=True, slots=True)
 class TagMove:
-    """A tag that was pointed at a manifest. `digest`: what it points at now; `previous`: what it pointed at before;
-    None: there was no such tag. `restored`: digests of the manifests that were put back for this, in the order in which
-    they were stored."""
+    """A tag that was pointed at a manifest. `digest`: the digest that the tag points at now. `previous`: the digest
+    that it pointed at before; None: there was no such tag. `restored`: digests of the manifests that were put back for
+    this, in the order in which they were stored."""
 
     tag: Tag
     digest: Digest
@@ -74,7 +75,7 @@ class TagHistory(Protocol):
         ...
 
     async def current(self, repo: RepositoryName, tag: Tag) -> Digest | None:
-        """Returns what the tag points at; None if there is no such tag."""
+        """Returns the digest that the tag points at; None if there is no such tag."""
         ...
 
     async def last_other_digest(self, repo: RepositoryName, tag: Tag, current: Digest | None) -> Digest | None:
@@ -82,8 +83,8 @@ class TagHistory(Protocol):
         ...
 
     async def digest_at(self, repo: RepositoryName, tag: Tag, at: float) -> Digest | None:
-        """Returns what the tag pointed at at the time `at` (seconds since 1970); None if there was no such tag.
-        Includes changes within the millisecond of `at`, because times are shown in milliseconds."""
+        """Returns the digest of the tag at the time `at` (seconds since 1970); None if there was no such tag. Includes
+        changes within the millisecond of `at`, because people see times in milliseconds."""
         ...
 
     async def move(
@@ -100,20 +101,20 @@ class TagHistory(Protocol):
         """Points the tag at a manifest that the repository has, or that was deleted and can be put back. Creates the
         tag if there is none.
 
-        First puts back what is missing: the manifest, the manifests that an index lists, and the deleted referrers of
-        each manifest that is put back. A deleted referrer stays deleted if some of its content is gone. All this
-        happens in the transaction that changes the tag. But if very many manifests are put back, most of them are put
+        First puts back deleted manifests: the manifest itself, the manifests that an index lists, and the referrers of
+        each manifest that is put back. A deleted referrer stays deleted if some of its content is missing. Usually all
+        this happens in the transaction that changes the tag. If very many manifests are put back, most of them are put
         back in earlier transactions. An interrupted call can then leave manifests that no tag points at.
 
-        Raises ManifestUnknown (the manifest, or one that it lists, is gone), ManifestBlobUnknown (a blob is gone),
-        ManifestTooLarge (it lists more manifests than one call can put back), PreconditionFailed (`condition` does not
-        hold for the tag), Denied (the tag is immutable and points at another manifest; with `force`, the call moves the
-        tag all the same, and the audit log says so)."""
+        Raises ManifestUnknown (the manifest, or a manifest that it lists, cannot be put back), ManifestBlobUnknown (a
+        blob is missing), ManifestTooLarge (it lists more manifests than one call can put back), PreconditionFailed
+        (`condition` does not hold for the tag), Denied (the tag is immutable and points at another manifest; with
+        `force`, the call moves the tag anyway, and the audit log records this)."""
         ...
 
     async def delete_tag(
         self, repo: RepositoryName, tag: Tag, *, by: Actor, is_immutable: IsImmutable, force: bool = False
     ) -> None:
         """Deletes the tag and keeps its manifest. Raises ManifestUnknown (there is no such tag), Denied (the tag is
-        immutable; with `force`, the call deletes the tag all the same, and the audit log says so)."""
+        immutable; with `force`, the call deletes the tag anyway, and the audit log records this)."""
         ...

@@ -1,9 +1,10 @@
-"""The interface of the lists of tags that people look at (`TagListing`): tags with the facts that only the metadata
-has, such as who pushed them and when they were last pulled.
+"""The interface of the lists of tags for people (`TagListing`): tags with facts from the metadata, such as who pushed
+them and when they were last pulled.
 
 A *referrer tag* belongs to the manifest whose digest its name contains, such as `sha256-….sig`: older versions of
 cosign store a signature under it. The *tree* of a manifest consists of the manifest and, for an index, of the stored
-manifests below it. Repositories have their stored names. Times are in seconds since 1970.
+manifests that it lists, directly or through other indexes. Repositories have their stored names. Times are in seconds
+since 1970.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ MAX_PAGE_TAGS: Final = 200
 MAX_SORTED_BY_SIZE: Final = 2_000
 """Largest number of tags that are sorted by size, because each size is the sum over a tree."""
 MAX_TREE_MANIFESTS: Final = 200
-"""Largest number of manifests that a call looks at in one tree."""
+"""Largest number of manifests that a call reads in one tree."""
 MAX_LOOKED_AT_MANIFESTS: Final = 20_000
-"""Largest number of manifests that one call looks at in all trees together. The trees that are left then count as too
+"""Largest number of manifests that one call reads in all trees together. The remaining trees then count as too
 large."""
 MAX_TAGS_OF_MANIFEST: Final = 100
 """Largest number of tags of one manifest in `ManifestFacts.tags`."""
@@ -41,8 +42,8 @@ class TagOrder(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TagQuery:
-    """Which tags to list. `text`: only those whose name contains this text; upper and lower case are the same.
-    `is_descending`: the order is reversed. `has_referrer_tags`: whether referrer tags are listed as well."""
+    """The tags to list, and their order. `text`: only tags whose name contains this text are listed, ignoring case.
+    `is_descending`: whether the order is reversed. `has_referrer_tags`: whether referrer tags are listed as well."""
 
     text: str = ""
     order: TagOrder = TagOrder.NAME
@@ -71,15 +72,15 @@ class TagCursor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ManifestFacts:
-    """What the metadata knows about a manifest of a repository.
+    """The facts in the metadata about a manifest of a repository.
 
-    - `size`: of the manifest itself, in bytes; 0 if its stored bytes are damaged.
-    - `stored`: when the repository got it.
-    - `last_pulled`: when a manifest of its tree was last pulled; None: no pull is recorded. `pulls`: how often all of
-      them were pulled.
+    - `size`: size of the manifest itself in bytes; 0 if its stored bytes are damaged.
+    - `stored`: when the manifest was stored in the repository.
+    - `last_pulled`: when a manifest of its tree was last pulled; None: no pull is recorded. `pulls`: total number of
+      pulls of the manifests of its tree.
     - `stored_bytes`: size of the stored blobs of the tree, each counted once; None: the tree is too large to add up.
     - `referrer_types`: the artifact types of its referrers, at most 20.
-    - `referrer_tags`: what follows the digest in the names of its referrer tags, such as `.sig`; at most 20.
+    - `referrer_tags`: the texts after the digest in the names of its referrer tags, such as `.sig`; at most 20.
     - `tags`: the tags that point at it, sorted, at most MAX_TAGS_OF_MANIFEST."""
 
     digest: Digest
@@ -97,7 +98,8 @@ class ManifestFacts:
 
 @dataclass(frozen=True, slots=True)
 class ListedTag:
-    """A tag. `pushed`: when it was last pushed. `pushed_by`: who made it point at its manifest; None: not recorded."""
+    """A tag. `pushed`: when it was last pushed. `pushed_by`: name of the account that pointed it at its manifest; None:
+    not recorded."""
 
     name: Tag
     pushed: float
@@ -117,11 +119,13 @@ class TagPage:
 
 
 class TagListing(Protocol):
-    """Reads in a thread. All methods raise NameUnknown for a repository that never had content."""
+    """Lists tags with facts about their manifests. All methods read in a thread, and raise NameUnknown for a repository
+    that never had content."""
 
     async def page(self, repo: RepositoryName, query: TagQuery, after: TagCursor | None, limit: int) -> TagPage:
-        """Returns a page of at most `limit` tags, at most MAX_PAGE_TAGS. `after`: `TagPage.next_after` of the page
-        before; None: the first page. A tag that is pushed or deleted between two pages can be on both or on none."""
+        """Returns a page of at most `limit` tags, at most MAX_PAGE_TAGS. `after`: `TagPage.next_after` of the previous
+        page; None: the first page. A tag that is pushed or deleted between the reads of two pages can be on both pages
+        or on neither."""
         ...
 
     async def tag(self, repo: RepositoryName, tag: Tag) -> ListedTag:

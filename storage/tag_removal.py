@@ -1,4 +1,4 @@
-"""The interface that says what a removal of tags would remove (`TagRemovals`)."""
+"""The interface for previews of removals of tags (`TagRemovals`)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from storage.names import Digest, RepositoryName, Tag
 MAX_REMOVED_TAGS: Final = 200
 """Largest number of tags that one removal may name."""
 MAX_REMOVED_MANIFESTS: Final = 2_000
-"""Largest number of manifests in a plan. The plan then does not look for more."""
+"""Largest number of manifests in a plan. At this number, the search for manifests ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTag:
-    """A tag, and what it points at. `is_named`: the removal names it; False: it is a referrer tag, such as
-    `sha256-….sig`, of a manifest that is removed."""
+    """A tag, and the digest that it points at. `is_named`: whether the request for the removal names the tag; False: it
+    is a referrer tag, such as `sha256-….sig`, of a manifest that is removed."""
 
     name: Tag
     digest: Digest
@@ -26,9 +26,10 @@ class PlannedTag:
 
 @dataclass(frozen=True, slots=True)
 class TagRemovalPlan:
-    """What a removal of tags would remove. `manifests`: those that nothing would use without these tags. A manifest is
-    used if it has a tag, if an index lists it, or if it refers to a subject that is used. `freed_bytes`: size of the
-    blobs that garbage collection would delete. `is_complete`: False if there are more manifests."""
+    """The tags and manifests that a removal of tags would remove. `manifests`: the manifests that would be unused
+    without these tags. A manifest is used if it has a tag, if an index lists it, or if it refers to a subject that is
+    used. `freed_bytes`: size of the blobs that garbage collection would delete. `is_complete`: False if there are more
+    manifests."""
 
     tags: Sequence[PlannedTag]
     manifests: Sequence[Digest]
@@ -37,9 +38,9 @@ class TagRemovalPlan:
 
 
 class TagRemovals(Protocol):
-    """Reads in a thread, and changes nothing."""
+    """Previews removals of tags. Reads in a thread, and changes nothing."""
 
     async def plan(self, repo: RepositoryName, tags: Sequence[Tag]) -> TagRemovalPlan:
-        """Returns what would be removed together with these tags, at most MAX_REMOVED_TAGS. Leaves out those that do
-        not exist. Raises NameUnknown for a repository that never had content."""
+        """Returns the tags and manifests that a removal of `tags` would remove. There are at most MAX_REMOVED_TAGS
+        `tags`. Leaves out tags that do not exist. Raises NameUnknown for a repository that never had content."""
         ...

@@ -2,7 +2,7 @@
 (`ImmutableTags`).
 
 Once an *immutable* tag exists, clients can neither delete it nor point it at another manifest. Only an operator can
-force such a change. The rules use only names. They say nothing about whether a tag exists.
+force such a change. The rules match names, so they also apply to tags that do not exist yet.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class ImmutableTags:
         return any(matcher.match(tag) is not None and repo in names for names, matcher in self._rules)
 
     def in_repository(self, repo: RepositoryName) -> IsImmutable:
-        """Returns the function that tells the immutable tags of a repository. If no rule matches the repository, that
-        is `nothing_immutable` itself."""
+        """Returns a function that returns whether a tag of the repository is immutable. If no rule matches the
+        repository, returns `nothing_immutable` itself."""
         matchers = [matcher for names, matcher in self._rules if repo in names]
         if not matchers:
             return nothing_immutable

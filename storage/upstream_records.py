@@ -11,9 +11,9 @@ from storage.names import Digest, Reference, RepositoryName
 
 
 class UpstreamRecords(Protocol):
-    """Records of what the mirror has learned from its upstreams. All processes share them, and they survive restarts of
-    the server. A power cut may lose recent changes, except changes by `confirm`; the mirror then asks the upstream
-    again. Changes raise StorageFull, StorageFailed.
+    """The mirror's records about its upstreams. All processes share the records, which survive restarts of the server.
+    A power cut may lose recent changes, except changes by `confirm`; the mirror then requests the lost information from
+    the upstream again. Changes raise StorageFull, StorageFailed.
 
     A *check* is a request that asked an upstream whether it has a manifest or blob. An *endpoint* is one server of an
     upstream, named by its URL. *Corrupt* bytes are bytes that an endpoint sent for a blob, but that do not have the
@@ -50,7 +50,7 @@ class UpstreamRecords(Protocol):
         ...
 
     async def is_confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether the mirror knows that the upstream's repository has the blob, because the blob was downloaded
+        """Returns whether it is recorded that the upstream's repository has the blob, because the blob was downloaded
         for `repo` or `confirm` was called. Returns False if `repo` does not have the blob in this registry."""
         ...
 

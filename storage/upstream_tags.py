@@ -1,10 +1,10 @@
-"""The interface of the store that knows mirrored tags over time (`UpstreamTags`): which digests an upstream's tag
-pointed at, and which tags are frozen.
+"""The interface of the store of the history of mirrored tags (`UpstreamTags`): the digests that an upstream's tag
+pointed at, and the frozen tags.
 
 An *upstream* is a registry that this registry mirrors. A *sighting* is the first time that the mirror saw an upstream's
-tag point at a digest; until the next sighting, the digest *holds* the tag. A *frozen* tag stays at one digest, whatever
-the upstream says. Repositories have their stored names, such as `docker.io/library/ubuntu`. Times are seconds since
-1970.
+tag point at a digest. The tag counts as pointing at this digest until the next sighting. A *frozen* tag stays at one
+digest in this registry, even if it moves at the upstream. Repositories have their stored names, such as
+`docker.io/library/ubuntu`. Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class TagFrozen(Denied):
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """`digest` holds an upstream's tag from `since` until the next sighting of the tag."""
+    """The mirror saw at the time `since` that an upstream's tag points at `digest`. This counts until the next
+    sighting."""
 
     since: float
     digest: Digest
@@ -63,8 +64,8 @@ class FrozenTag:
 
 
 class UpstreamTags(Protocol):
-    """All processes share these records, and they survive restarts. The reads take less than a millisecond. Changes
-    raise StorageFull, StorageFailed."""
+    """The sightings and the frozen tags. All processes share these records, which survive restarts. The reads take less
+    than a millisecond. Changes raise StorageFull, StorageFailed."""
 
     async def sightings(self, repo: RepositoryName, tag: Tag) -> Sequence[Sighting]:
         """Returns the stored sightings of the tag, oldest first; an empty sequence if the tag was never seen."""
@@ -78,7 +79,7 @@ class UpstreamTags(Protocol):
 
     async def moves(self, since: float, after: TagMove | None, limit: int) -> Sequence[TagMove]:
         """Returns at most `limit` stored moves of all tags that were seen at `since` or later, in order. With `after`,
-        only those that sort after this move."""
+        returns only moves that sort after this move."""
         ...
 
     async def forget_unused(self, before: float) -> int:
@@ -87,7 +88,7 @@ class UpstreamTags(Protocol):
         ...
 
     async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
-        """Returns at which digest the tag is frozen; None if it is not frozen."""
+        """Returns the frozen tag, with its digest; None if the tag is not frozen."""
         ...
 
     async def frozen_tags(self, after: str | None, limit: int) -> Page[FrozenTag]:

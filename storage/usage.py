@@ -1,4 +1,4 @@
-"""The interface of the accounting of disk space (`Usage`), and the sentences about exceeded quotas.
+"""The interface of the counts of disk usage (`Usage`), and the sentences about exceeded quotas.
 
 A *usage scope* (here *scope* for short) is a set of repositories, given by prefixes of their names. The store counts
 the blobs, bytes and tags of each scope. A blob counts once in a scope, even if several of the scope's repositories have
@@ -52,14 +52,14 @@ class Usage(Protocol):
 
     async def configure(self, definitions: Sequence[ScopeDefinition]) -> None:
         """Replaces the scopes by `definitions`. A scope that is new, or whose prefixes changed, begins with nothing
-        counted. Any other scope keeps its counts and gets the quota of its definition. A scope that is not in
+        counted. Any other scope keeps its counts and takes the quota of its definition. A scope that is not in
         `definitions` is removed. After this, call `count_batch` until it returns False."""
         ...
 
     async def count_batch(self) -> bool:
-        """Counts a small part of what is stored and not counted yet, or deletes a small part of what belongs to removed
-        scopes, in one short transaction. Returns False if nothing is left to do. The counts survive the death of the
-        process. Only one process at a time may call this."""
+        """Counts a small part of the stored content that is not counted yet, or deletes a small part of the counts of
+        removed scopes, in one short transaction. Returns False if nothing is left to do. The counts survive the end of
+        the process. Only one process at a time may call this."""
         ...
 
     async def scope(self, name: str) -> ScopeUse | None:
@@ -71,7 +71,7 @@ class Usage(Protocol):
         ...
 
     async def recount(self, name: str) -> ScopeUse | None:
-        """Counts the scope's blobs, bytes and tags again, from the stored links and tags, and returns what it counted.
+        """Counts the scope's blobs, bytes and tags again, from the stored links and tags, and returns the new counts.
         Changes nothing. Reads all links and tags of the scope, so a large scope takes long. Returns None if there is no
         such scope."""
         ...
@@ -103,6 +103,7 @@ def tags_refusal(prefix: str, max_tags: int, tags: int) -> QuotaExceeded:
 
 
 def _owner(prefix: str) -> str:
+    """Returns how an error text names the repositories of the quota. `prefix`: empty for all repositories."""
     return prefix or "the repositories of this registry"
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 _PIECES: Final = re.compile(r"[0-9]+|[^0-9]+")
 _PRE_RELEASE: Final = re.compile(r"[-._~]?(?:alpha|beta|dev|pre|preview|rc|snapshot)[-._]?", re.IGNORECASE)
-"""A piece that is nothing but the name of a stage before a release."""
+"""Matches a piece of a tag that is only the name of a stage before a release."""
 _LEADING_V: Final = re.compile(r"[vV](?=[0-9])")
 _PRE_RELEASE_MARK, _END_MARK, _TEXT_MARK, _NUMBER_MARK = "\x00", "\x01", "\x02", "\x03"
 """The first character of each piece of a key. No tag contains these characters, and they sort before all characters of
@@ -22,7 +22,7 @@ def version_key(tag: str) -> str:
     for piece in _PIECES.findall(_LEADING_V.sub("", tag, count=1) if tag[:1] in "vV" else tag):
         if "0" <= piece[0] <= "9":
             digits = piece.lstrip("0")
-            # A number with more digits is larger, so the number of digits comes first. A tag has at most 128.
+            # A number with more digits is larger, so the number of digits comes first. A tag has at most 128 digits.
             parts.append(f"{_NUMBER_MARK}{chr(0x30 + len(digits))}{digits}")
         elif _PRE_RELEASE.fullmatch(piece):
             parts.append(_PRE_RELEASE_MARK + piece.lower())

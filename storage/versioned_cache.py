@@ -19,22 +19,22 @@ class VersionedCache(Generic[V]):
     """A cache of values that are computed from data with a version.
 
     `version`: a function that returns the current version of the data. When the version has changed, the cache evicts
-    all values, so it never returns a stale value. `capacity`: largest total size of the cached values in bytes. To make
-    room for a new value, the cache evicts the values that were put into it first."""
+    all values, so it never returns a stale value. `capacity`: largest total size of the cached values in bytes. When a
+    new value does not fit, the cache evicts the oldest values."""
 
     def __init__(self, version: Callable[[], object], capacity: int) -> None:
         self.version = version
         self.last_version: object = None
-        """Version of the data from which the cached values were computed. `get` brings it up to date. If `get` returns
-        None, the caller reads this attribute, computes the value, and passes both to `put`."""
+        """Version of the data from which the cached values were computed. `get` updates it. If `get` returns None, the
+        caller reads this attribute, computes the value, and passes both to `put`."""
         self._capacity = capacity
         self._free_bytes = capacity
         self._entries: dict[Hashable, tuple[V, int]] = {}
         """The value and its size in bytes, by key, in the order of the `put` calls."""
         self._recent_hashes: set[int] = set()
-        """Hashes of the keys that `should_cache` was asked about last."""
+        """Hashes of the keys of the latest calls of `should_cache`."""
         self._older_hashes: set[int] = set()
-        """Hashes of the keys that `should_cache` was asked about before those in `_recent_hashes`."""
+        """Hashes of the keys of the calls before those in `_recent_hashes`."""
 
     def get(self, key: Hashable) -> V | None:
         """Returns the value of `key`, or None if there is no value for the current version of the data."""

@@ -1,8 +1,8 @@
 """Base classes of wrappers: registries that check or change calls before they pass them on to another registry.
 
 Both base classes turn each call of a method of `Registry` into one `Call` object and pass it to their method `handle`.
-A wrapper overrides only `handle`. There it inspects the call, may change it, and makes it on the other registry with
-`await call.invoke_on(registry)`. The two classes differ in what `handle` does if it is not overridden:
+A wrapper overrides only `handle`. In `handle`, the wrapper inspects the call, may change it, and makes it on the other
+registry with `await call.invoke_on(registry)`. The two classes differ in what `handle` does if it is not overridden:
 `RefusingRegistry` refuses every call, `ForwardingRegistry` passes every call on.
 """
 
@@ -65,7 +65,7 @@ class Call(Generic[T]):
     @property
     def actor(self) -> Actor | None:
         """The client on whose behalf the call is made: the option `by`. None for methods without this option, such as
-        those that read."""
+        methods that read."""
         return self.options.get("by")
 
     @property

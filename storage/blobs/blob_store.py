@@ -4,8 +4,8 @@ A store may keep its bytes in files on a local disk or in objects of a bucket: n
 rename, a path, a file descriptor, or a second write to a stored object. The store does not decide which blobs exist;
 the metadata database does.
 
-Words: a *place* is the key under which a store keeps the bytes of one blob. The metadata database stores the place with
-the blob, but only the store understands it. To *publish* verified bytes is to store them durably at their place. A
+A *place* is the key under which a store keeps the bytes of one blob. The metadata database stores the place with the
+blob, but only the store understands it. To *publish* verified bytes is to store them durably at their place. A
 session's *owner* is the caller that may write to it; a newer caller can take the session over at any time. Bytes are
 *durable* if they survive a crash of the machine.
 """
@@ -42,8 +42,8 @@ class ListedBlob(NamedTuple):
 
 class QuarantinedBytes(NamedTuple):
     """Damaged bytes that the store keeps aside. `digest`: the digest that they should have. `place`: the key under
-    which the store keeps them. `size`: number of the bytes. `since`: when they were moved there, in seconds since
-    1970."""
+    which the store keeps them. `size`: number of the bytes. `since`: when they were moved to the quarantine, in seconds
+    since 1970."""
 
     digest: Digest
     place: str
@@ -52,16 +52,16 @@ class QuarantinedBytes(NamedTuple):
 
 
 class ContentCheck(NamedTuple):
-    """What reading all stored bytes of a blob has shown. `problem`: what is wrong with the bytes, for people; None if
-    they have the right digest and size. `version`: text that identifies these very bytes (`BlobStore.version`)."""
+    """The result of reading all stored bytes of a blob. `problem`: what is wrong with the bytes, for people; None if
+    they have the right digest and size. `version`: text that identifies exactly these bytes (`BlobStore.version`)."""
 
     problem: str | None
     version: str
 
 
 OnRead = Callable[[int], Awaitable[None]]
-"""Called while bytes are checked, after each part that was read, with the number of its bytes. It may wait, to bound
-the rate. An error that it raises ends the check."""
+"""Called while bytes are checked, after each part that was read, with the number of its bytes. It may wait, to limit
+the rate of the reads. An error that it raises ends the check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,8 @@ class VerifiedContent(Protocol):
     """Key under which `publish` stores the bytes."""
 
     async def publish(self) -> None:
-        """Stores the bytes durably at `place`. Replaces bytes that are stored there already; they should have the same
-        digest, but can be damaged.
-        The caller must hold the lock of the digest (`DigestLocks`). Raises StorageFull, StorageFailed,
+        """Stores the bytes durably at `place`. Replaces bytes that are stored there already, because they may be
+        damaged. The caller must hold the lock of the digest (`DigestLocks`). Raises StorageFull, StorageFailed,
         BlobUploadInvalid (a newer request has taken the session over)."""
         ...
 
@@ -149,10 +148,10 @@ class ClaimedUpload(Protocol):
     async def resume(self, algorithm: str, checkpoint: Checkpoint) -> UploadSession:
         """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session, such as
         `sha256`. If the checkpoint has another `boot` than the store, the bytes may be damaged. This call then hashes
-        the first `checkpoint.offset` bytes again. It keeps them if their digest is the one in `checkpoint.state`, and
-        deletes all other bytes. Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint says, because
-        a commit has moved them), BlobUploadInvalid (a newer caller has taken the session over), StorageFull,
-        StorageFailed."""
+        the first `checkpoint.offset` bytes again. If their digest is the digest in `checkpoint.state`, it keeps these
+        bytes. It deletes all other bytes. Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint
+        says, because a commit has moved them), BlobUploadInvalid (a newer caller has taken the session over),
+        StorageFull, StorageFailed."""
         ...
 
     async def discard(self) -> None:
@@ -167,8 +166,8 @@ class ClaimedUpload(Protocol):
 
 class BlobStore(Protocol):
     """Stores the bytes of blobs, and of upload sessions, which any process can continue. Several processes may use the
-    same store at the same time. The async methods raise StorageFull and StorageFailed, besides the errors that their
-    docstrings name."""
+    same store at the same time. The async methods raise StorageFull and StorageFailed, in addition to the errors that
+    their docstrings name."""
 
     boot: str
     """Identifies the period in which flushed bytes survive: bytes that were flushed under another value may be lost. A
@@ -188,7 +187,7 @@ class BlobStore(Protocol):
         ...
 
     def take_over(self, upload: UploadID, check: Callable[[int], None] | None = None) -> Awaitable[ClaimedUpload]:
-        """Takes the session over from its owner, without waiting for that owner. If the id is unknown, creates an empty
+        """Takes the session over from its owner, without waiting for the owner. If the id is unknown, creates an empty
         session. First calls `check`, possibly in a thread, with the number of stored bytes; if `check` raises, the
         owner keeps the session, and this call raises the same error. Raises BlobUploadUnknown if another request
         commits or deletes the session at the same time."""
@@ -245,8 +244,8 @@ class BlobStore(Protocol):
         ...
 
     async def version(self, place: str) -> str | None:
-        """Returns a text that identifies the bytes at `place`. If other bytes are stored there later, the text is
-        another one. Returns None if there are no bytes."""
+        """Returns a text that identifies the bytes at `place`. The text changes when other bytes are stored there.
+        Returns None if there are no bytes."""
         ...
 
     def quarantine_place(self, digest: Digest) -> str:
@@ -254,7 +253,7 @@ class BlobStore(Protocol):
         ...
 
     async def quarantine(self, digest: Digest, place: str) -> None:
-        """Moves the bytes at `place` to `quarantine_place(digest)`, so that nobody can open them as the blob any more.
+        """Moves the bytes at `place` to `quarantine_place(digest)`, so that they cannot be opened as the blob any more.
         Replaces damaged bytes of the same blob that are already there. If the disk has no space to keep the bytes,
         deletes them. Does nothing if there are no bytes at `place`. The caller must hold the lock of the digest, and
         the blob's metadata row must not name `place`."""
@@ -265,5 +264,5 @@ class BlobStore(Protocol):
         ...
 
     async def delete_quarantined(self, digest: Digest) -> bool:
-        """Deletes the damaged bytes of a blob for good. Returns whether there were any."""
+        """Deletes the damaged bytes of a blob from the quarantine. Returns whether there were such bytes."""
         ...

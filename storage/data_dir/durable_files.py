@@ -17,8 +17,8 @@ from pathlib import Path
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
 WRITEBACK_BYTES = 8 * 1024 * 1024
-"""Each time a file has grown by this many bytes, the kernel is asked to start writing them to the disk, so that the
-sync at the end has little left to do."""
+"""Each time a file has grown by this many bytes, the kernel is asked to start writing these bytes to the disk, so that
+the sync at the end has little left to do."""
 MAX_CHUNKS_PER_CALL = 512
 """Largest number of chunks that are passed to one call of pwritev(2). Linux accepts at most 1024 (IOV_MAX)."""
 
@@ -79,14 +79,14 @@ def sync_directory(system: System, path: Path) -> None:
 def make_root(system: System, path: Path) -> None:
     """Creates the directory `path` and the missing directories above it, and makes their names durable. Raises
     OSError."""
-    missing = []
+    missing_directories = []
     while not path.exists():
-        missing.append(path)
+        missing_directories.append(path)
         path = path.parent
-    for directory in reversed(missing):
-        with suppress(FileExistsError):  # another process may do the same
+    for directory in reversed(missing_directories):
+        with suppress(FileExistsError):  # another process has created it
             system.mkdir(directory)
-        with suppress(PermissionError):  # a directory of another user, which this one cannot read
+        with suppress(PermissionError):  # this user may not open the directory of another user
             sync_directory(system, directory.parent)
 
 

@@ -67,7 +67,7 @@ class FileLeases:
         at least `keep_free` other slots are free, so that more urgent work finds a free slot. Tasks of this process
         that pass the same `keep_free` get slots in the order of their calls."""
         first_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)
-        locked: list[int] = []  # gets the offset of the byte when a slot is taken
+        locked: list[int] = []  # contains the offset of the byte after a slot was taken
 
         def try_take() -> bool:
             offset = self._lock_free_slot(first_offset, count, keep_free)
@@ -98,8 +98,8 @@ class FileLeases:
         offsets = range(first_offset, first_offset + count)
         for offset in offsets:
             if self._try_lock(offset):
-                free = sum(not self._is_locked(other) for other in offsets) if keep_free else 0
-                if free >= keep_free:
+                free_slots = sum(not self._is_locked(other_offset) for other_offset in offsets) if keep_free else 0
+                if free_slots >= keep_free:
                     return offset
                 self._unlock(offset)
                 return None

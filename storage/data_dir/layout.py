@@ -1,4 +1,4 @@
-"""Paths in the data directory. No other module knows them.
+"""The paths in the data directory, and the names of its files (`Layout`).
 
     DATA/
       entrepot.db, entrepot.db-wal, entrepot.db-shm     metadata (SQLite)
@@ -11,10 +11,10 @@
       partials/SOURCE~sha256-abcdef….SIZE.state         which bytes of the partial blob are stored
       trash/                                            files of deleted blobs, until they are unlinked
       quarantine/sha256-abcdef…                         damaged bytes of the blob with the digest sha256:abcdef…
-      workers/PID-RANDOM                                what a server process reports about itself
+      workers/PID-RANDOM                                report of a running server process
       reserve                                           disk space for deletes on a full disk
       control                                           Unix socket by which commands reach a running server
-      restore.json                                      says that a restore from a backup has not ended yet
+      restore.json                                      marks a restore from a backup that has not ended yet
 
 A *partial blob* is a blob that is still being downloaded; SOURCE is the name of the upstream registry that sends it.
 The GENERATION of an upload session grows by 1 each time another request takes the session over. A *lease* is the
@@ -64,7 +64,7 @@ class Layout:
 
     @property
     def restore_marker(self) -> Path:
-        """The file that exists while a restore brings content into the data directory."""
+        """The file that exists while a restore copies content into the data directory."""
         return self.root / "restore.json"
 
     @property
@@ -104,8 +104,8 @@ class Layout:
 
     @property
     def workers_in_memory(self) -> Path:
-        """A directory in memory, outside of the data directory. It takes the place of `workers` if the full disk has no
-        room for a file there."""
+        """A directory in memory, outside of the data directory. It replaces `workers` if the full disk has no space for
+        a file there."""
         return Path("/dev/shm") / f"entrepot-{hashlib.blake2b(os.fsencode(self.root), digest_size=12).hexdigest()}"
 
     @property

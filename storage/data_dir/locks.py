@@ -28,8 +28,8 @@ def try_lock_byte(fd: int, offset: int = 0) -> bool:
 
 def lock_byte_shared(fd: int, offset: int) -> None:
     """Takes a shared lock on the byte at `offset`. Other openings of the file can hold a shared lock on the same byte
-    at the same time. `is_byte_locked` tells the other openings that the lock is held. Never waits. Raises OSError, also
-    if another opening holds an exclusive lock on the byte. So a byte that is locked by this function must never be
+    at the same time. Other openings can see with `is_byte_locked` that the lock is held. Never waits. Raises OSError,
+    also if another opening holds an exclusive lock on the byte. So a byte that is locked by this function must never be
     locked by `try_lock_byte`, which locks exclusively."""
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _STRUCT_FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, 1, 0))
 
@@ -81,8 +81,8 @@ class Flock:
 
 
 class PollBackOff:
-    """The pauses between attempts to take a lock that another process holds. Each pause is twice as long as the one
-    before, but at most `longest_seconds`. Make a new object for each lock that is waited for."""
+    """The pauses between attempts to take a lock that another process holds. Each pause is twice as long as the
+    previous one, but at most `longest_seconds`. Make a new object for each wait."""
 
     __slots__ = ("_longest_seconds", "_next_seconds")
 

@@ -1,7 +1,7 @@
-"""Finds out which parts of a file are in the kernel's page cache (`MappedFile`).
+"""Determines which parts of a file are in the kernel's page cache (`MappedFile`).
 
-The system call mincore(2) tells which pages of a mapping are in memory, and changes nothing. Two other system calls are
-not used:
+The system call mincore(2) reports which pages of a mapping are in memory, and changes nothing. Two other system calls
+are not used:
 
 - preadv2(2) with RWF_NOWAIT starts a read-ahead if a page is missing. On a busy disk, this blocked event loops for up
   to 0.4 s. Besides, the pages of the read-ahead look like pages that were in memory before.
@@ -55,7 +55,7 @@ class MappedFile:
     def try_map(cls, fd: int, start: int, stop: int) -> MappedFile | None:
         """Maps the bytes from `start` to `stop` of an open file. Returns None if the system is not Linux or the file
         system does not support mappings. Also returns None if the file belongs to another user, because mincore then
-        says of all pages that they are in memory."""
+        reports that all pages are in memory."""
         calls = _library_calls()
         if calls is None or os.geteuid() not in (0, os.fstat(fd).st_uid):
             return None

@@ -1,11 +1,11 @@
 """Files in which the processes of a server report what they do, for other processes (`ReportFile`).
 
-Each process has a file of its own, and keeps it locked. The kernel releases the lock when the process ends, however it
-ends. So an unlocked file belongs to a process that is gone, and `read_reports` ignores it.
+Each process has a file of its own, and keeps it locked. The kernel releases the lock when the process ends, even if it
+is killed. So an unlocked file belongs to a process that has ended, and `read_reports` ignores the file.
 
 A report overwrites the previous one at the same place on the disk. On most file systems this works even if the disk is
-full. If a reader gets a half-written report, the checksum is wrong, and the reader reads again. Nothing is synced:
-after a power cut nobody needs the reports.
+full. If a reader gets a half-written report, the checksum is wrong, and the reader reads again. The files are not
+synced, because the reports are useless after a power cut.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ _FILE_BYTES: Final = 16 * 1024
 _HEADER_BYTES: Final = 8
 """Size of the header, which comes before the report: the length and the checksum of the report, 4 bytes each."""
 _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-"""Flags to open a file that somebody else may have created. It may be a pipe, which must not block, or a symbolic link,
+"""Flags to open a file that another user may have created. It may be a pipe, which must not block, or a symbolic link,
 which must not be followed."""
 _READ_ATTEMPTS: Final = 5
 """Largest number of attempts to read a report that is being written."""
 _ABANDONED_SECONDS: Final = 60.0
-"""Age from which an unlocked file is deleted. A younger one may belong to a process that has not locked it yet."""
+"""Age from which an unlocked file is deleted. A younger file may belong to a process that has not locked the file
+yet."""
 
 
 class ReportFile:
     """The file of this process. Not for use in several threads at a time."""
 
     def __init__(self, directory: Path, system: System, *, is_temporary: bool = False) -> None:
-        """Creates the file, and deletes those of processes that are gone. Creates `directory` if it is missing.
+        """Creates the file, and deletes the files of processes that have ended. Creates `directory` if it is missing.
         `is_temporary`: whether the last process that closes its file also deletes the directory. All users may create
         files in the parent of such a directory. So the directory is used only if it belongs to this user, and no other
         user may write in it. Raises OSError, for example on a full disk."""
@@ -73,7 +74,7 @@ class ReportFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def close(self) -> None:
-        """Deletes the file. Does nothing if the file is gone."""
+        """Deletes and closes the file. Raises nothing if the file was deleted before."""
         with suppress(OSError):
             self._system.unlink(self._path)
         if self._is_temporary:
@@ -83,7 +84,7 @@ class ReportFile:
 
 
 def open_report_file(layout: Layout, system: System) -> ReportFile:
-    """Creates the file of this process in the data directory, or in memory if the full disk has no room for it. Raises
+    """Creates the file of this process in the data directory, or in memory if the full disk has no space for it. Raises
     OSError."""
     try:
         return ReportFile(layout.workers, system)
@@ -128,9 +129,9 @@ def _read(fd: int) -> bytes | None:
     complete report."""
     for _ in range(_READ_ATTEMPTS):
         data = os.pread(fd, _HEADER_BYTES + MAX_REPORT_BYTES, 0)
-        length, checksum = int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big")
-        report = data[_HEADER_BYTES : _HEADER_BYTES + length]
-        if length and len(report) == length and zlib.crc32(report) == checksum:
+        report_bytes, checksum = int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big")
+        report = data[_HEADER_BYTES : _HEADER_BYTES + report_bytes]
+        if report_bytes and len(report) == report_bytes and zlib.crc32(report) == checksum:
             return report
         time.sleep(0.001)
     return None
@@ -147,7 +148,7 @@ def _is_locked(fd: int) -> bool:
 
 
 def _ensure_own(directory: Path) -> None:
-    """Raises PermissionError if the path is not a directory of this user in which no other may write."""
+    """Raises PermissionError if the path is not a directory of this user, or if other users may write in it."""
     status = directory.lstat()
     is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
     if not is_own or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -156,7 +157,7 @@ def _ensure_own(directory: Path) -> None:
 
 
 def _delete_abandoned(directory: Path, system: System) -> None:
-    """Deletes the files of processes that are gone."""
+    """Deletes the files of processes that have ended."""
     for name in os.listdir(directory):
         path = directory / name
         with suppress(OSError):

@@ -33,8 +33,8 @@ RESERVE_BYTES: Final = 16 * 1024 * 1024
 """Full size of the reserve. The largest known need is 7 MiB, for the log of a delete of a manifest with 25,000
 entries."""
 MAX_FILE_SYSTEM_FRACTION: Final = 1 / 16
-"""Largest part of the file system that the reserve may take up. So on a file system smaller than 256 MiB the reserve is
-smaller than `RESERVE_BYTES`."""
+"""Largest fraction of the file system that the reserve may take up. So on a file system smaller than 256 MiB the
+reserve is smaller than `RESERVE_BYTES`."""
 FIRST_RELEASE_BYTES: Final = 256 * 1024
 """Bytes that `spend` frees before its first attempt: enough for most changes, and for opening the database."""
 BLOCK_BYTES: Final = 4096
@@ -65,9 +65,9 @@ class ReserveUse(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class MinFreeSpace:
-    """How much of the disk is to stay free, apart from the reserve: the greater of a number of bytes and a percentage
-    of the file system. Clients cannot push if less is free. With the defaults, clients can push until the disk is
-    full."""
+    """The space on the disk that has to stay free in addition to the reserve: the greater of `size` (in bytes) and
+    `percent` percent of the file system. Clients cannot push if less space is free. With the defaults, clients can push
+    until the disk is full."""
 
     size: int = 0
     percent: float = 0.0
@@ -159,8 +159,8 @@ class Reserve:
             file_system = os.statvfs(self._path.parent)
         except OSError:
             return None
-        free = file_system.f_bavail * file_system.f_frsize
-        if free - size >= self._min_free.of(file_system.f_blocks * file_system.f_frsize):
+        free_bytes = file_system.f_bavail * file_system.f_frsize
+        if free_bytes - size >= self._min_free.of(file_system.f_blocks * file_system.f_frsize):
             return None
         return (
             f"the disk is almost full: less than {self._min_free} would stay free (the settings in [disk]). Nothing "
@@ -233,7 +233,8 @@ class Reserve:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Waits until no other thread or process uses the reserve, and keeps them out inside the `with` block."""
+        """Waits until no other thread or process uses the reserve. Inside the `with` block, only this thread uses
+        it."""
         with self._lock, Flock(self._fd):
             yield
 
@@ -247,25 +248,26 @@ class Reserve:
     def _extend(self) -> None:
         """Extends the file to its full size, or as far as there is space. Ignores errors."""
         length = self._length()
-        missing = self.size - length
+        missing_bytes = self.size - length
         with suppress(OSError):
             file_system = os.fstatvfs(self._fd)
-            if (free := file_system.f_bavail * file_system.f_frsize) < missing:
-                missing = free - free % BLOCK_BYTES
-        while missing > 0 and self._can_allocate:
+            if (free_bytes := file_system.f_bavail * file_system.f_frsize) < missing_bytes:
+                missing_bytes = free_bytes - free_bytes % BLOCK_BYTES
+        while missing_bytes > 0 and self._can_allocate:
             try:
-                self._system.allocate(self._fd, length + missing)
+                self._system.allocate(self._fd, length + missing_bytes)
                 return
             except OSError as error:
                 # Some file systems keep the space that they allocated before the error, so the file is truncated. The
-                # next attempt is with half of the bytes, because a quota may allow less than the file system has free.
+                # next attempt allocates half of the bytes, because a disk quota may allow less than the free space of
+                # the file system.
                 with suppress(OSError):
                     self._system.truncate(self._fd, length)
                 self._note_if_unsupported(error)
-                missing = missing // 2 - missing // 2 % BLOCK_BYTES
+                missing_bytes = missing_bytes // 2 - missing_bytes // 2 % BLOCK_BYTES
 
     def _note_if_unsupported(self, error: OSError) -> None:
-        """If `error` means that the file system cannot allocate space in advance, logs that, and prevents further
+        """If `error` means that the file system cannot allocate space in advance, logs a warning, and prevents further
         attempts."""
         if error.errno in _UNSUPPORTED_ERRNOS:
             self._can_allocate = False

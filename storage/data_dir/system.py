@@ -1,8 +1,8 @@
 """The system calls that change files, as methods of one class (`System`).
 
 All code in `storage` that creates, writes, syncs, renames or deletes files calls a `System`, and so does the commit of
-a metadata transaction. To check what survives a crash, a test can pass a subclass that records the calls, kills the
-process before one of them, or makes one fail.
+a metadata transaction. To check which changes survive a crash, a test can pass a subclass that records the calls, kills
+the process before a certain call, or makes a call fail.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class System:
         os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd, follow_symlinks=True)
 
     def clone(self, source_fd: int, fd: int) -> None:
-        """Makes the empty file `fd` a copy of `source_fd` that shares its blocks on the disk until either is changed
-        (ioctl_ficlone(2)). Raises OSError also if the file system cannot do this."""
+        """Makes the empty file `fd` a copy of `source_fd` that shares its blocks on the disk until one of the two files
+        is changed (ioctl_ficlone(2)). Raises OSError also if the file system cannot do this."""
         fcntl.ioctl(fd, _FICLONE, source_fd)
 
     def unlink(self, path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The metadata store, which knows which content exists: its interface, and the implementation with SQLite."""
+"""The metadata store, which records which content exists: its interface, and the implementation with SQLite."""

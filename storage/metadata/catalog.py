@@ -1,7 +1,7 @@
 """The interface of the metadata store (`Metadata`): which blobs, manifests, tags and upload sessions exist.
 
 The bytes of blobs are in a separate blob store. The metadata store has a *row* for each blob. The row contains the
-*place* of the blob: the key under which the blob store has the bytes. Only the blob store knows what the key means. A
+*place* of the blob: the key under which the blob store has the bytes. Only the blob store can interpret the key. A
 *link* is the right of a repository to serve a blob: if two repositories have the same blob, there are two links to one
 row. A blob is *published* as soon as the blob store has stored its bytes durably at their place.
 """
@@ -23,15 +23,17 @@ ANY_ACTOR = ""
 
 
 class CommitObserver(Protocol):
-    """Is told about the changes of the metadata, to measure them. The methods return at once and raise nothing."""
+    """Its methods are called for the changes of the metadata, to measure them. They return at once and raise
+    nothing."""
 
     def on_queued(self, change: Future[Any]) -> None:
         """Called on the event loop for each change. `change` is done when the change is committed or has failed."""
         ...
 
     def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
-        """Called in the commit thread after each batch: its number of changes, for how many seconds the thread waited
-        for the lock of the database, and how many seconds the changes and their commit took."""
+        """Called in the commit thread after each batch of changes. `changes`: number of changes in the batch.
+        `wait_seconds`: how long the thread waited for the lock of the database. `commit_seconds`: how long the changes
+        and their commit took."""
         ...
 
 
@@ -46,7 +48,7 @@ class _NoCommitObserver:
 
 
 UNOBSERVED_COMMITS: Final[CommitObserver] = _NoCommitObserver()
-"""The observer of a store whose changes nobody measures, for example that of a command."""
+"""The observer of a store whose changes are not measured, for example the store of a command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,8 @@ class UploadRow:
 @dataclass(frozen=True, slots=True)
 class QueuedLink:
     """An entry of the garbage collector's queue of links. `repository` and `name`: row id and name of the repository.
-    `digest`: of the blob. `size`: number of its stored bytes; 0 if they are damaged or missing. No manifest of the
-    repository referred to the blob when the entry was made, at the time `since` (seconds since 1970)."""
+    `digest`: digest of the blob. `size`: number of its stored bytes; 0 if they are damaged or missing. No manifest of
+    the repository referred to the blob when the entry was made, at the time `since` (seconds since 1970)."""
 
     repository: int
     digest: Digest
@@ -114,7 +116,7 @@ class UnlinkedBlob:
 
 @dataclass(frozen=True, slots=True)
 class StaleUpload:
-    """An upload session that makes no progress. `touched`: when it last did, in seconds since 1970."""
+    """An upload session that makes no progress. `touched`: when it last made progress, in seconds since 1970."""
 
     id: UploadID
     repository: str
@@ -137,8 +139,8 @@ class Metadata(Protocol):
     """The metadata store. Each method is one transaction. A method that changes something returns when the change is
     durable; changes that a description calls not durable may be lost in a power cut. Methods without a description do
     for the metadata what the methods of the same names in `storage.interface.Registry` do; `manifest_descriptor` is
-    `resolve_manifest` there, and `manifest` is `get_manifest`. All methods may raise StorageFull and StorageFailed,
-    besides the errors that their descriptions name."""
+    `resolve_manifest` there, and `manifest` is `get_manifest`. All methods may raise StorageFull and StorageFailed, in
+    addition to the errors that their descriptions name."""
 
     @property
     def version(self) -> Callable[[], object]:
@@ -165,8 +167,8 @@ class Metadata(Protocol):
         self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID, by: Actor
     ) -> None:
         """Adds the row of a published blob and a link from the repository to it, and deletes the row of the upload
-        session `upload`, through which its bytes came. `by`: who pushed it, for its event (`storage.outbox`). Raises
-        BlobUploadUnknown."""
+        session `upload`, through which its bytes came. `by`: the client that pushed the blob, for the blob's event
+        (`storage.outbox`). Raises BlobUploadUnknown."""
         ...
 
     async def adopt_blob(
@@ -179,10 +181,10 @@ class Metadata(Protocol):
         by: Actor | None = None,
         is_fill: bool = False,
     ) -> None:
-        """Adds the row of a published blob and a link from the repository to it. For blobs whose bytes did not come
-        through an upload session. `by`: who pushed the blob; its event (`storage.outbox`) is then a push. `is_fill`:
-        whether a mirror fetched the blob; its event is then a fill. In other cases there is no event. This method and
-        `add_blob` heal a damaged blob."""
+        """Adds the row of a published blob and a link from the repository to it. Used for blobs whose bytes did not
+        come through an upload session. `by`: the client that pushed the blob; the blob's event (`storage.outbox`) is
+        then a push. `is_fill`: whether the mirror downloaded the blob; its event is then a fill. In other cases there
+        is no event. This method and `add_blob` heal a damaged blob."""
         ...
 
     async def mount_blob(
@@ -282,12 +284,13 @@ class Metadata(Protocol):
         was last used before the time `before` (seconds since 1970). Returns whether it deleted the link. If a manifest
         refers to the blob, deletes only the entry. If no manifest refers to the blob but the blob was used later, keeps
         the entry for a later call. A deleted manifest needs its blobs as long as it can be put back. So before this
-        method deletes the link, it deletes for good the manifests of the repository that were deleted before `before`.
-        If there are many of these manifests, it deletes only some of them and keeps the entry for a later call."""
+        method deletes the link, it removes the repository's deleted manifests that were deleted before `before`; they
+        cannot be put back any more. If there are many of them, it removes only some and keeps the entry for a later
+        call."""
         ...
 
     async def drop_blob(self, digest: Digest) -> str | None:
-        """Takes the digest out of the queue of blobs without a link. If the blob still has no link, deletes its row and
+        """Removes the digest from the queue of blobs without a link. If the blob still has no link, deletes its row and
         returns its place, which is empty for a damaged blob; if not, returns None. The caller must hold the lock of the
         digest. Before it releases the lock, it must remove the bytes at the returned place from the blob store."""
         ...
@@ -318,6 +321,7 @@ class Metadata(Protocol):
         ...
 
     async def drop_deleted_manifests(self, before: float, limit: int) -> list[DeletedManifest]:
-        """Deletes for good at most `limit` of the manifests that were deleted by the time `before` (seconds since
-        1970). Returns them; they cannot be put back any more. Returns an empty list if there are none."""
+        """Removes at most `limit` of the manifests that were deleted by the time `before` (seconds since 1970) and are
+        kept so that they can be put back. Returns the removed manifests, which cannot be put back any more; an empty
+        list if there were none."""
         ...

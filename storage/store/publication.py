@@ -15,9 +15,9 @@ from storage.names import RepositoryName, UploadID
 
 class Publication:
     """Commits content in two steps. First the blob store stores the bytes durably at their *place*, the key under which
-    it finds them again. Then the metadata store commits the blob's *row*, which contains the place and makes the blob
-    exist. This class holds the lock of the digest during both steps, so that the garbage collector does not remove the
-    bytes after the first step."""
+    it can open them later. Then the metadata store commits the blob's *row*, which contains the place and makes the
+    blob exist. This class holds the lock of the digest during both steps, so that the garbage collector does not remove
+    the bytes after the first step."""
 
     def __init__(self, blobs: BlobStore, metadata: Metadata, locks: DigestLocks) -> None:
         self._blobs = blobs
@@ -26,15 +26,16 @@ class Publication:
 
     async def commit_upload(self, repo: RepositoryName, content: VerifiedContent, upload: UploadID, by: Actor) -> None:
         """Makes a blob of `repo` from the content of the upload session `upload`. Deletes the session's row in the
-        transaction that commits the blob's row. `by`: who pushed it. Raises BlobUploadUnknown, BlobUploadInvalid,
-        StorageFull, StorageFailed."""
+        transaction that commits the blob's row. `by`: the client that pushed the content. Raises BlobUploadUnknown,
+        BlobUploadInvalid, StorageFull, StorageFailed."""
         await self._commit(
             content, lambda: self._metadata.add_blob(repo, content.digest, content.size, content.place, upload, by)
         )
 
     async def commit_content(self, repo: RepositoryName, content: VerifiedContent, by: Actor | None = None) -> None:
         """Makes a blob of `repo` from content that did not come through an upload session, so there is no session's row
-        to delete. `by`: who pushed it; None: nobody. Raises StorageFull, StorageFailed."""
+        to delete. `by`: the client that pushed the content; None if no client did. Raises StorageFull,
+        StorageFailed."""
         await self._commit(
             content, lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place, by=by)
         )

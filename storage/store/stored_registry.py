@@ -45,19 +45,19 @@ from storage.upstream_tags import UpstreamTags
 from storage.usage import Usage
 
 TOUCH_INTERVAL_SECONDS = 60.0
-"""Shortest time between two updates of `BlobRow.last_used` of one blob, because many clients may ask for the same blob
+"""Shortest time between two updates of `BlobRow.last_used` of one blob, because many clients may request the same blob
 and each update is a write. If half of the garbage collector's grace period is shorter, the registry uses that time
 instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageHealth:
-    """What a `StoredRegistry` knows about a full disk. `problem`: a function that returns a sentence on why nothing can
-    be stored now, or None if no problem is known. `retire`: None if the metadata was opened for changes. If the full
-    disk had no space for that, the metadata was opened read-only, and `retire` is a function that stops reading from it
-    (see `StoredRegistry.retire`). `refusal`: a function that returns a sentence on why a push of a number of bytes
-    cannot be stored; None if it can. `free_bytes`: a function that returns the free bytes of the disk; None if they are
-    not known."""
+    """Information about a full disk for a `StoredRegistry`. `problem`: a function that returns a sentence on why
+    nothing can be stored now, or None if no problem is known. `retire`: None if the metadata was opened for changes. If
+    the full disk had no space for that, the metadata was opened read-only, and `retire` is a function that stops
+    reading from it (see `StoredRegistry.retire`). `refusal`: a function that returns a sentence on why a push of a
+    number of bytes cannot be stored; None if it can. `free_bytes`: a function that returns the free bytes of the disk;
+    None if they are not known."""
 
     problem: Callable[[], str | None]
     retire: Callable[[], None] | None = None
@@ -75,15 +75,17 @@ class StoredRegistry:
     - `accounts`: accounts, rights and the audit log;
     - `partials`, `records` and `upstream_tags`: the partial blobs and the records of the mirror;
     - `collector`, `jobs`, `consistency`: garbage collection, the jobs of upkeep, and the checks of the whole store;
-    - `damage`, `quarantine`: which content is damaged, and how damaged blobs are taken out of use;
-    - `snapshots`, `imports`: copies of the metadata, for backups, and records of imports;
-    - `pulls`, `retention`: when manifests were last pulled, and what the rules of retention do not keep;
-    - `usage`, `cached_images`: how much space repositories use, and the images in the cache of the mirror;
-    - `tag_history`, `tag_listing`, `tag_removals`: what tags pointed at in the past, lists of tags for people, and what
-      a removal of tags would remove;
-    - `descriptions`: what people write about repositories; `activity`: how much happened in each hour;
-    - `outbox`: events, and which of them webhooks still have to get;
-    - `search`, `search_index`, `search_indexer`: the search of content, its index, and what keeps the index up to date;
+    - `damage`, `quarantine`: the records of damaged content, and the object that takes damaged blobs out of use;
+    - `snapshots`, `imports`: copies of the metadata for backups, and the records of imports from other registries;
+    - `pulls`, `retention`: the last pulls of manifests, and the deletion of tags and manifests that no retention rule
+      keeps;
+    - `usage`, `cached_images`: the disk usage of sets of repositories, and the images in the cache of the mirror;
+    - `tag_history`, `tag_listing`, `tag_removals`: the history of tags, lists of tags for people, and previews of
+      removals of tags;
+    - `descriptions`: texts that people write about repositories; `activity`: counts of pulls and pushes for each hour;
+    - `outbox`: events, and their pending deliveries to webhooks;
+    - `search`, `search_index`, `search_indexer`: the search of content, the search index, and the indexer that keeps
+      the index up to date;
     - `immutable_tags`: the rules about tags that clients cannot change."""
 
     def __init__(
@@ -203,9 +205,9 @@ class StoredRegistry:
         try:
             return await self._open(row, span)
         except BytesMissing:
-            # The bytes are lost. This marks the blob as damaged. A HEAD request then no longer finds it, so that a
-            # client pushes it, or the mirror downloads it, again.
-            with suppress(StorageFull):  # a read-only store cannot record it
+            # The bytes are lost, so the blob is marked as damaged. A HEAD request then no longer finds the blob, so
+            # that a client pushes it again, or the mirror downloads it again.
+            with suppress(StorageFull):  # a read-only store cannot record the damage
                 await self.quarantine.mark_missing(digest, row.place)
             row = await self.metadata.blob(repo, digest)
         try:
@@ -271,7 +273,7 @@ class StoredRegistry:
             stored = await self.blobs.upload_size(upload)
             checkpoint_of(row).check_not_truncated(stored)
             return stored
-        # The machine was restarted since the row was saved. Resuming finds out how many bytes are usable.
+        # The machine was restarted since the row was saved. Resuming determines how many bytes are usable.
         writer = await self.resume_upload(repo, upload)
         try:
             return writer.offset

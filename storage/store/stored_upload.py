@@ -49,8 +49,8 @@ class StoredUpload:
         by: Actor,
         saved_bytes: int = 0,
     ) -> None:
-        """`session`: reads and writes the bytes of the upload session `upload` in the blob store. `by`: who pushes the
-        blob. `saved_bytes`: number of bytes that the session has according to its row."""
+        """`session`: reads and writes the bytes of the upload session `upload` in the blob store. `by`: the client that
+        pushes the blob. `saved_bytes`: number of bytes that the session has according to its row."""
         self.id: UploadID = upload
         self.repository: RepositoryName = repo
         self._blobs = blobs
@@ -101,7 +101,7 @@ class StoredUpload:
                 raise
             await self._publication.commit_upload(self.repository, content, self.id, self._by)
         except (StorageFull, StorageFailed, QuotaExceeded):
-            # There is no room for the content. Or an fsync failed, and the kernel does not tell which bytes are on the
+            # Either there is no space for the content, or an fsync failed and it is not known which bytes are on the
             # disk. In both cases, the session is deleted.
             await self._give_up()
             raise
@@ -123,8 +123,8 @@ class StoredUpload:
         await self._session.close()  # unlike `release`, also waits until the disk space is free
         with suppress(BlobUploadUnknown):
             await self._metadata.end_upload(self.id)
-        # Another request may have resumed the session and stored bytes before the row was deleted. They are useless
-        # without the row.
+        # Another request may have resumed the session and stored bytes before the row was deleted. These bytes are
+        # useless without the row.
         await self._blobs.discard_upload(self.id)
 
     async def aclose(self) -> None:
@@ -178,13 +178,13 @@ async def resume(
     check_before_take_over: Callable[[int], None] | None,
     check_after_take_over: Callable[[int], None],
 ) -> StoredUpload:
-    """Takes the session `upload` over from the request that owns it, and returns a writer for the new owner. `by`: who
-    makes the request.
+    """Takes the session `upload` over from the request that owns it, and returns a writer for the new owner. `by`: the
+    client that makes the request.
 
-    Each check gets a number of bytes, and raises an error if the session must not be resumed. `check_before_take_over`
-    (None: no check) gets the number of stored bytes, while the session still has its old owner. `check_after_take_over`
-    gets the number of usable bytes, when the old owner has lost the session. Bytes that were stored before a restart of
-    the machine may be unusable. Raises BlobUploadUnknown, and what the checks raise."""
+    Each check is called with a number of bytes, and raises an error if the session must not be resumed.
+    `check_before_take_over` (None: no check) is called with the number of stored bytes, while the session still has its
+    old owner. `check_after_take_over` is called with the number of usable bytes, after the takeover. Bytes that were
+    stored before a restart of the machine may be unusable. Raises BlobUploadUnknown, and what the checks raise."""
     claimed = await blobs.take_over(upload, check_before_take_over)
     try:
         # The row is read after the takeover, because the old owner could change or delete the row before.
@@ -205,5 +205,5 @@ async def resume(
 
 
 def checkpoint_of(row: UploadRow) -> Checkpoint:
-    """Returns the saved progress of the session as the blob store needs it."""
+    """Returns the saved progress of the session, in the form that the blob store needs."""
     return Checkpoint(row.offset, row.state, row.boot)

@@ -1,1 +1,1 @@
-"""Background work on a data directory: garbage collection, and watching the free disk space."""
+"""Background work (*upkeep*) on a registry's data, such as garbage collection, scrub, eviction and backups."""

@@ -1,14 +1,14 @@
-"""Checks a whole store, while others use it (`Checker`). Checks that the metadata is consistent, that the bytes of each
-blob are stored, and that all stored bytes belong to a blob.
+"""Checks a whole store while other processes use it (`Checker`). Checks that the metadata is consistent, that the bytes
+of each blob are stored, and that all stored bytes belong to a blob.
 
-The store changes during the check. So a problem that the first look finds is only a candidate, and a second look
-decides. The second look at a blob holds the lock of the blob's digest. A push holds this lock while it stores the bytes
-and then the row. The garbage collector holds it while it deletes the row and then the bytes. So while the check holds
-the lock, bytes and row must agree.
+The store changes during the check. So a problem that the first check finds is only a candidate, and a second check
+confirms or rejects it. The second check of a blob holds the lock of the blob's digest. A push holds this lock while it
+stores the bytes and then the row. The garbage collector holds the lock while it deletes the row and then the bytes. So
+while the second check holds the lock, bytes and row must agree.
 
-Content that is known to be damaged does not count as a problem: it is recorded, nobody serves it, and a push heals it.
-If a repair finds a damaged blob, it takes the blob out of use in the same way as scrub (module
-`storage.upkeep.quarantine`).
+Content that is known to be damaged does not count as a problem: it is recorded as damaged, it is not served, and a push
+stores the right bytes again. If a repair finds a damaged blob, it takes the blob out of use in the same way as scrub
+(module `storage.upkeep.quarantine`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAY_LACK_CONTENT: Final = frozenset({ProblemCode.MANIFEST_BLOB_MISSING, ProblemC
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem. `repair`: how it was repaired, for people; None if it was not repaired."""
+    """A confirmed problem. `repair`: how it was repaired, for people; None if it was not repaired."""
 
     problem: Problem
     repair: str | None
@@ -43,7 +43,8 @@ class Finding:
 @dataclass(slots=True)
 class CheckReport:
     """How many problems of each kind a check found (`found`), and how many of them it repaired (`repaired`). `damaged`:
-    number of blobs and manifests that are known to be damaged and wait for a push; they are no problem of their own."""
+    number of blobs and manifests that are known to be damaged until a push stores them again; they do not count as
+    problems."""
 
     found: dict[ProblemCode, int] = field(default_factory=dict)
     repaired: int = 0
@@ -57,10 +58,11 @@ class CheckReport:
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """`repair`: whether to mend what can be mended without losing anything. `hash_bytes`: whether to compare the stored
-    bytes of each blob with its digest, which reads all bytes. `quarantine_bytes`: how many damaged bytes a repair keeps
-    in the quarantine (None: all); while it runs, there can be an eighth more. `is_mirrored`: whether a repository
-    belongs to a mirror. It may then lack content that its manifests refer to."""
+    """The options of a check. `repair`: whether to repair the problems that can be repaired without a loss of content.
+    `hash_bytes`: whether to read the stored bytes of each blob and compare them with its digest. `quarantine_bytes`:
+    how many damaged bytes a repair keeps in the quarantine (None: all); during the repair, the quarantine may exceed
+    this limit by an eighth. `is_mirrored`: returns whether a repository is mirrored, so that it may lack content that
+    its manifests refer to."""
 
     repair: bool = False
     hash_bytes: bool = False
@@ -69,9 +71,10 @@ class CheckOptions:
 
 
 OnFinding = Callable[[Finding], Awaitable[None]]
+"""Called with each problem that the check found. An error that it raises ends the check."""
 OnProgress = Callable[[int, int, str], Awaitable[None]]
-"""Gets the number of checked rows, about how many there are, and what is checked. An error that it raises ends the
-check."""
+"""Called with the number of checked rows, the approximate number of all rows, and a text that says what is being
+checked. An error that it raises ends the check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,9 @@ class Checker:
     clock: Callable[[], float]
 
     async def check(self, options: CheckOptions, on_finding: OnFinding, on_progress: OnProgress) -> CheckReport:
-        """Checks everything, and returns how much is wrong. Calls `on_finding` for each problem. If the database itself
-        is damaged, checks nothing else. Raises StorageFull, StorageFailed. What was repaired before an error or a
-        cancellation stays repaired."""
+        """Checks the whole store and returns a report. Calls `on_finding` for each problem. If the database file itself
+        is damaged, checks nothing else. Raises StorageFull, StorageFailed. Repairs that were made before an error or a
+        cancellation are not undone."""
         this_check = _Check(self, options, on_finding, on_progress)
         await this_check.run()
         return this_check.report
@@ -105,7 +108,7 @@ class _Check:
         self._damage = store.damage
         self._quarantine = Quarantine(store.blobs, store.damage, store.locks)
         self._new_in_quarantine = 0
-        """Bytes that have come into the quarantine since it was last shrunk."""
+        """Number of bytes that were added to the quarantine since it was last shrunk."""
         self._locks = store.locks
         self._clock = store.clock
         self._options = options
@@ -135,16 +138,16 @@ class _Check:
         search index alone is repaired."""
         problems = await self._consistency.check_database()
         is_damaged = any(problem.code is ProblemCode.DATABASE for problem in problems)
-        may_repair &= not is_damaged  # to drop tables of a damaged database could make it worse
+        may_repair &= not is_damaged  # dropping tables of a damaged database could increase the damage
         for problem in problems:
             repair = await self._consistency.repair(problem) if may_repair else None
             await self._note(problem, repair)
-            if repair is not None:  # the check may have ended at this damage, before other tables
+            if repair is not None:  # SQLite's check may have ended at this damage, before other tables
                 return await self._is_database_damaged(may_repair=False)
         return is_damaged
 
     async def _note(self, problem: Problem, repair: str | None = None) -> None:
-        """Counts a problem and reports it. `repair`: how it was repaired; None if it was not."""
+        """Counts a problem and reports it. `repair`: how it was repaired; None if it was not repaired."""
         self.report.found[problem.code] = self.report.found.get(problem.code, 0) + 1
         self.report.repaired += repair is not None
         await self._on_finding(Finding(problem, repair))
@@ -156,9 +159,9 @@ class _Check:
 
     async def _check_area(self, area: str) -> None:
         """Checks an area of the metadata. With the option `repair`, also repairs it."""
-        last: Key | None = None
+        last_key: Key | None = None
         while True:
-            page = await self._consistency.check(area, last)
+            page = await self._consistency.check(area, last_key)
             for candidate in page.problems:
                 if candidate.code in MAY_LACK_CONTENT and self._options.is_mirrored(candidate.repository):
                     continue
@@ -167,16 +170,16 @@ class _Check:
                     repair = await self._consistency.repair(problem) if self._options.repair else None
                     await self._note(problem, repair)
             await self._advance(page.rows, f"checking {area.replace('_', ' ')} rows")
-            last = page.last
-            if last is None:
+            last_key = page.last
+            if last_key is None:
                 return
 
     async def _check_blobs(self) -> None:
         """Checks that the blob store has the bytes of each blob."""
-        last = 0
-        while records := await self._consistency.blobs(last, BATCH_SIZE):
-            last = records[-1].id
-            stored = [record for record in records if record.place]  # the others are known to be damaged
+        last_id = 0
+        while records := await self._consistency.blobs(last_id, BATCH_SIZE):
+            last_id = records[-1].id
+            stored = [record for record in records if record.place]  # a blob without a place is known to be damaged
             sizes = await self._blobs.stored_sizes([record.place for record in stored])
             for record, size in zip(stored, sizes, strict=True):
                 if size != record.size:
@@ -189,7 +192,8 @@ class _Check:
                 await self._advance(len(records), "checking blobs")
 
     async def _confirm_size(self, digest: Digest) -> None:
-        """Looks again at a blob whose bytes were missing or had the wrong number."""
+        """Checks for the second time a blob whose stored bytes were missing or whose size was wrong. Reports or repairs
+        the problem if it still exists."""
         async with self._locks.hold(digest):
             record = await self._consistency.blob(digest)
             if record is None or not record.place:
@@ -215,7 +219,8 @@ class _Check:
             await self._take_out(problem, FoundDamage(digest, blob.place, reason, version), size or 0)
 
     async def _has_digest(self, blob: StoredBlob, size: int, version: str | None) -> bool:
-        """Returns whether the stored bytes, of this number and version, have the digest of the blob."""
+        """Returns whether the stored bytes have the digest of the blob. `size`: the number of stored bytes. Returns
+        False if the bytes do not have the version `version` any more."""
         try:
             check = await self._blobs.check(blob.digest, size, blob.place, self._note_read)
         except BytesMissing:
@@ -223,7 +228,7 @@ class _Check:
         return check.problem is None and check.version == version
 
     async def _correct_size(self, problem: Problem, blob: StoredBlob, size: int, version: str | None) -> None:
-        """Corrects the recorded size, unless the bytes have been removed or replaced since."""
+        """Corrects the recorded size, unless the bytes do not have the version `version` any more."""
         async with self._locks.hold(blob.digest):
             is_same = await self._blobs.version(blob.place) == version
             is_done = is_same and await self._consistency.set_size(blob.digest, blob.place, size)
@@ -233,11 +238,11 @@ class _Check:
             )
 
     async def _check_bytes(self, blob: StoredBlob) -> None:
-        """Compares the bytes of a blob with its digest."""
+        """Compares the bytes of a blob with its digest. Reports or repairs the damage if there is any."""
         damage = await self._quarantine.find(blob, self._note_read, self._note_read)
         if damage is None:
             return
-        if damage.version is None:  # the bytes have gone since their size was read
+        if damage.version is None:  # the bytes were removed after their size was read
             await self._confirm_size(blob.digest)
             return
         text = (
@@ -253,8 +258,8 @@ class _Check:
             await self._note(problem)
 
     async def _take_out(self, problem: Problem, damage: FoundDamage, size: int) -> None:
-        """Takes a damaged blob out of use, unless its bytes have been removed or replaced since. `size`: how many
-        damaged bytes are stored."""
+        """Takes a damaged blob out of use, unless its bytes were removed or replaced after they were read. `size`: the
+        number of stored damaged bytes."""
         if not await self._quarantine.take_out(damage):
             return
         await self._note(
@@ -271,23 +276,26 @@ class _Check:
         self._new_in_quarantine = 0
 
     async def _note_read(self, count: int) -> None:
-        """Reports progress while the bytes of a large blob are read, so that the check can be stopped there."""
+        """Reports progress while the bytes of a large blob are read, so that the check can be stopped during the
+        read."""
         await self._advance(0, "hashing blobs")
 
     async def _check_shard(self, shard: int) -> None:
-        """Looks for strays in a shard of the blob store: bytes for whose digest there is no row."""
+        """Checks a shard (a part of the blob store) for *strays*: stored bytes for whose digest there is no row."""
         written_before = self._clock() - MIN_STRAY_AGE_SECONDS
         listed_blobs = await self._blobs.list_shard(shard)
         for start in range(0, len(listed_blobs), BATCH_SIZE):
-            old = [listed for listed in listed_blobs[start : start + BATCH_SIZE] if listed.written < written_before]
-            known = await self._metadata.known_blobs([listed.digest for listed in old])
-            for listed in old:
-                if listed.digest not in known:
+            old_blobs = [
+                listed for listed in listed_blobs[start : start + BATCH_SIZE] if listed.written < written_before
+            ]
+            known_digests = await self._metadata.known_blobs([listed.digest for listed in old_blobs])
+            for listed in old_blobs:
+                if listed.digest not in known_digests:
                     await self._confirm_stray(listed)
         await self._advance(1, "looking for stray files")
 
     async def _confirm_stray(self, stray: ListedBlob) -> None:
-        """Looks again at bytes without a row."""
+        """Checks bytes without a row for the second time. Reports them, or removes them with the option `repair`."""
         async with self._locks.hold(stray.digest):
             if stray.digest in await self._metadata.known_blobs([stray.digest]):
                 return

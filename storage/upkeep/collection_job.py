@@ -12,19 +12,19 @@ from storage.upkeep.removals import Removal, RemovalKind
 GC: Final = "gc"
 """The kind of the job."""
 MAX_RECORDS: Final = 1000
-"""Largest number of removals that the result of a dry run lists. A command that runs the job gets all removals as
+"""Largest number of removals that the result of a dry run lists. A command that runs the job receives all removals as
 steps."""
 
 
 def collection_work(collector: Collector) -> Work:
     """Returns the work of the job. The job has two optional arguments, each true or false. `dry_run`: whether to remove
-    nothing. `strays`: whether to look for strays in all shards of the blob store, which lists all blobs, and not only
-    in the next shards.
+    nothing. `strays`: whether to search all shards (parts) of the blob store for *strays*, stored bytes for which there
+    is no row. This lists all blobs; by default, a round searches only the next shards.
 
     Each removal is a step, `removed` or in a dry run `would be removed`, with the fields `kind`, `repository`, `item`,
     `bytes` and `reason`. The result has the totals for each kind and the number of freed bytes; after a dry run also
-    the first `MAX_RECORDS` removals. The job can be stopped after each removal. What it has removed stays removed, and
-    the next round removes the rest. So a server that continues the job after a restart starts a new round."""
+    the first `MAX_RECORDS` removals. The job can be stopped after each removal; the next round removes the rest. So a
+    server that continues the job after a restart starts a new round."""
 
     async def collect(context: JobContext) -> JSON:
         dry_run = bool(context.job.arguments.get("dry_run", False))

@@ -48,9 +48,9 @@ log = logging.getLogger("storage.collect")
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """One round of garbage collection. `dry_run`: the round removes nothing. `shards`: the numbers of the shards in
-    which to look for strays. `max_listed`: number of listed blobs after which the round lists no more shards. `report`
-    counts the removals. `on_removal` is called for each removal, `count` for each removal outside of dry runs."""
+    """One round of garbage collection. `dry_run`: the round removes nothing. `shards`: the numbers of the shards to
+    search for strays. `max_listed`: number of listed blobs after which the round lists no more shards. `report` counts
+    the removals. `on_removal` is called for each removal, `count` for each removal outside of dry runs."""
 
     dry_run: bool
     shards: Iterable[int]
@@ -67,7 +67,7 @@ class _Round:
             self.count(removal)
         if self.on_removal is not None:
             await self.on_removal(removal)
-        if self.dry_run:  # lets other tasks run; other rounds do so while they wait for the disk at each removal
+        if self.dry_run:  # lets other tasks run; without `dry_run`, each removal does so while it waits for the disk
             await asyncio.sleep(0)
 
 
@@ -111,13 +111,13 @@ class Collector:
     async def collect(
         self, on_removal: OnRemoval | None = None, *, dry_run: bool = False, all_shards: bool = False
     ) -> CollectionReport:
-        """Runs one round, and returns how much it removed. `on_removal` is called after each removal. `dry_run`:
-        whether to remove nothing, and to report what a round would remove now. `all_shards`: whether to look for strays
-        in all shards of the blob store, and not only in the next shards.
+        """Runs one round, and returns the numbers of its removals. `on_removal` is called after each removal.
+        `dry_run`: whether to remove nothing, and only to report the removals that a round would make now. `all_shards`:
+        whether to search all shards of the blob store for strays, and not only the next shards.
 
         If a step raises StorageFull, the later steps still run, and the round then raises that error. If a step raises
-        StorageFailed, or `on_removal` raises an error, the round raises it at once. What was removed before an error or
-        a cancellation stays removed."""
+        StorageFailed, or `on_removal` raises an error, the round raises it at once. Removals that were made before an
+        error or a cancellation are not undone."""
         shards = range(self._blobs.shard_count) if all_shards else self._next_shards()
         this_round = _Round(
             dry_run, shards, float("inf") if all_shards else BLOBS_LISTED_PER_ROUND, on_removal, self.on_removed
@@ -135,7 +135,7 @@ class Collector:
         ):
             try:
                 await step(this_round)
-            except StorageFull as error:  # later steps may free the space that this one needs
+            except StorageFull as error:  # later steps may free the space that this step needs
                 failure = failure or error
         report = this_round.report
         if report and not dry_run:
@@ -153,8 +153,8 @@ class Collector:
         return this_round.report.blobs
 
     async def remove_stray(self, stray: ListedBlob) -> bool:
-        """Removes bytes that the blob store has listed, unless there is a row with the digest now. Returns whether it
-        removed them. `BlobStore.reclaim_space` frees their disk space."""
+        """Removes bytes that the blob store has listed, unless there is a row with their digest now. Returns whether it
+        removed the bytes. `BlobStore.reclaim_space` frees their disk space."""
         async with self._locks.hold(stray.digest):
             if stray.digest in await self._metadata.known_blobs([stray.digest]):
                 return False
@@ -163,7 +163,7 @@ class Collector:
 
     def _next_shards(self) -> Iterable[int]:
         """Yields the numbers of the next shards to list. If a round takes only some of these numbers, the next round
-        gets the rest."""
+        lists the rest."""
         for _ in range(SHARDS_PER_ROUND):
             shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shard_count
             yield shard
@@ -202,19 +202,20 @@ class Collector:
                 reason = f"the upload made no progress after {utc_text(upload.touched)}"
                 await this_round.note(RemovalKind.UPLOAD, upload.id, size, reason, upload.repository)
         written_before = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
-        listed = await self._blobs.list_uploads()
-        old = [(upload, changed) for upload, changed in listed if changed < written_before]
-        known = await self._metadata.known_uploads([upload for upload, _ in old])
-        for upload_id, changed in old:
-            if upload_id not in known:
+        listed_uploads = await self._blobs.list_uploads()
+        old_uploads = [(upload, changed_at) for upload, changed_at in listed_uploads if changed_at < written_before]
+        known_ids = await self._metadata.known_uploads([upload for upload, _ in old_uploads])
+        for upload_id, changed_at in old_uploads:
+            if upload_id not in known_ids:
                 size = await self._blobs.upload_size(upload_id)
                 if not this_round.dry_run:
                     await self._blobs.discard_upload(upload_id)
-                reason = f"the session of these bytes has ended; they were written at {utc_text(changed)}"
+                reason = f"the session of these bytes has ended; they were written at {utc_text(changed_at)}"
                 await this_round.note(RemovalKind.UPLOAD, upload_id, size, reason)
 
     async def _drop_deleted_manifests(self, this_round: _Round) -> None:
-        """Deletes for good the deleted manifests that can no longer be put back, because their grace period is over."""
+        """Removes the deleted manifests whose grace period is over. Until then they are kept, so that they can be put
+        back."""
         before = self._clock() - self.grace
         after: DeletedManifest | None = None
         while expired := await self._metadata.deleted_manifests(before, BATCH_SIZE, after):
@@ -259,7 +260,7 @@ class Collector:
                 is_more = may_remove and await self._remove_blob_batch(this_round)
 
     async def _preview_blobs(self, this_round: _Round) -> None:
-        """Notes the blobs that `_remove_blobs` would remove now."""
+        """Counts and reports the blobs that `_remove_blobs` would remove now."""
         after: Digest | None = None
         while entries := await self._metadata.unlinked_blobs(BATCH_SIZE, after):
             after = entries[-1].digest
@@ -268,7 +269,7 @@ class Collector:
                     await self._note_blob(this_round, entry.digest, entry.size)
 
     async def _remove_blob_batch(self, this_round: _Round) -> bool:
-        """Removes at most `BATCH_SIZE` blobs without a link. Returns False if there was none."""
+        """Removes at most `BATCH_SIZE` blobs without a link. Returns False if there was no such blob."""
         entries = await self._metadata.unlinked_blobs(BATCH_SIZE)
         for entry in entries:
             async with self._locks.hold(entry.digest):
@@ -287,17 +288,17 @@ class Collector:
         await this_round.note(RemovalKind.BLOB, digest, size, "no repository has it any more")
 
     async def _remove_strays(self, this_round: _Round) -> None:
-        """Removes the strays in some shards of the blob store, except for those that were written recently."""
-        count = 0
+        """Removes the strays in some shards of the blob store, except strays that were written recently."""
+        listed_count = 0
         for shard in this_round.shards:
             written_before = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
             blobs = await self._blobs.list_shard(shard)
-            old = [listed for listed in blobs if listed.written < written_before]
-            known = await self._metadata.known_blobs([listed.digest for listed in old])
-            for stray in old:
-                if stray.digest not in known and (this_round.dry_run or await self.remove_stray(stray)):
+            old_blobs = [listed for listed in blobs if listed.written < written_before]
+            known_digests = await self._metadata.known_blobs([listed.digest for listed in old_blobs])
+            for stray in old_blobs:
+                if stray.digest not in known_digests and (this_round.dry_run or await self.remove_stray(stray)):
                     reason = f"the store has no such blob; the bytes were written at {utc_text(stray.written)}"
                     await this_round.note(RemovalKind.STRAY, stray.digest, stray.size, reason)
-            count += len(blobs)
-            if count >= this_round.max_listed:
+            listed_count += len(blobs)
+            if listed_count >= this_round.max_listed:
                 break

@@ -1,6 +1,6 @@
 """Watches the free space of the disk while a registry is open (`DiskSpaceMonitor`).
 
-The *reserve* is a file that only occupies space. On a full disk, the store shrinks this file to make room for changes
+The *reserve* is a file that only occupies space. On a full disk, the store shrinks this file to free space for changes
 that must not fail, such as deletions.
 """
 
@@ -36,7 +36,7 @@ class DiskSpaceMonitor:
 
     async def check(self) -> None:
         """Extends the reserve if it does not have its full size. If the disk has become full since the last check, or
-        is full for another reason, logs the reason. If the disk has space again, logs that."""
+        is full for a new reason, logs the reason. If the disk has space again, logs this."""
         reserve, root = self._disk.reserve, self._disk.layout.root
         if not reserve.is_whole:
             with suppress(RegistryError):

@@ -1,10 +1,9 @@
-"""Keeps the cache of mirrored content within its budgets (`Evictor`): evicts the images that were not pulled for the
-longest time.
+"""Keeps the cache of mirrored content within its budgets (`Evictor`): evicts the least recently pulled images first.
 
-There are two kinds of limits. A *budget* is the largest number of bytes that the content of one upstream, or of all
-together, may have. If a budget is exceeded, images are evicted until at most `TARGET_FRACTION` of the budget is used.
-The free space of the disk has a low and a high mark: if less than the low mark is free, images are evicted until the
-high mark is reached.
+There are two kinds of limits. A *budget* is the largest number of bytes that the content of one upstream (a registry
+that this registry mirrors), or of all upstreams together, may have. If a budget is exceeded, images are evicted until
+at most `TARGET_FRACTION` of the budget is used. The free space of the disk has a low and a high mark: if less than the
+low mark is free, images are evicted until the high mark is reached.
 
 The bytes of blobs that nothing uses any more are freed at once.
 """
@@ -28,11 +27,11 @@ from storage.upkeep.collector import Collector
 from storage.usage import ScopeUse, Usage
 
 EVICTION_ACTOR: Final = Actor(name="entrepot eviction")
-"""The actor that the audit log names for what eviction deletes."""
+"""The actor that the audit log names for deletions by eviction."""
 EVICTION_SLOT: Final = "cache eviction"
-"""Name of a slot. The process that evicts holds it."""
+"""Name of the slot (a permit that one process at a time can hold) for evictions."""
 TARGET_FRACTION: Final = 0.95
-"""The part of a budget that may still be used after an eviction, so that not every new blob causes one."""
+"""The fraction of a budget down to which an eviction evicts, so that not every new blob causes an eviction."""
 INCOMPLETE_SECONDS: Final = 600.0
 """An image that lacks blobs is kept for this time after its last pull, because a client may be pulling it."""
 UNUSED_SECONDS: Final = 60.0
@@ -43,7 +42,7 @@ CHECK_SECONDS: Final = 2.0
 WARNING_SECONDS: Final = 600.0
 """Shortest time between two warnings that a limit cannot be kept."""
 IMAGES_PER_ROUND: Final = 20
-"""Number of images after which their blobs are freed and the list of running downloads is read again."""
+"""Largest number of images that are evicted before the list of running downloads is read again."""
 log = logging.getLogger("storage.eviction")
 
 
@@ -59,8 +58,9 @@ class Budget:
 @dataclass(frozen=True, slots=True)
 class CacheLimits:
     """All limits of the cache. `upstreams`: names of all upstreams. `low_free` and `high_free`: marks of the free space
-    of the disk, in bytes; 0: not limited. `is_kept`: tells the repositories whose images are never evicted.
-    `cooldowns`: an image stays while a cooldown serves it instead of a newer one; None: there are no cooldowns."""
+    of the disk, in bytes; 0: not limited. `is_kept`: returns whether the images of a repository are never evicted.
+    `cooldowns`: after a tag has moved at the upstream, clients get the older image until the cooldown is over, and the
+    older image is not evicted; None: there are no cooldowns."""
 
     upstreams: tuple[str, ...] = ()
     budgets: tuple[Budget, ...] = ()
@@ -74,7 +74,7 @@ class CacheLimits:
 
 
 OnEvicted = Callable[[EvictedImage], Awaitable[None]]
-"""Called after each evicted image. May raise an error to stop the eviction; what was evicted stays evicted."""
+"""Called after each evicted image. May raise an error to stop the eviction; earlier evictions are not undone."""
 
 
 async def ignore_evicted(_: EvictedImage) -> None:
@@ -82,7 +82,7 @@ async def ignore_evicted(_: EvictedImage) -> None:
 
 
 class Evictor:
-    """Evicts images in this process, while other processes wait."""
+    """Evicts images of mirrored content. Only one process at a time evicts."""
 
     def __init__(
         self,
@@ -116,7 +116,8 @@ class Evictor:
         self._wake_up.set()
 
     async def run(self) -> None:
-        """Keeps the limits until the task is cancelled. Logs errors of the store and tries again later."""
+        """Keeps the cache within its limits until the task is cancelled. Logs errors of the store and tries again
+        later."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CHECK_SECONDS):
@@ -124,15 +125,15 @@ class Evictor:
             self._wake_up.clear()
             try:
                 if await self._is_exceeded() and not await self.evict():
-                    # Nothing could be evicted, so a check at each stored blob would only cost time.
+                    # Nothing could be evicted, so a further check after each stored blob would be useless.
                     await asyncio.sleep(CHECK_SECONDS)
             except RegistryError as error:
                 log.warning("eviction stopped with an error: %s; it is tried again later", error.message)
                 await asyncio.sleep(CHECK_SECONDS)
 
     async def evict(self, on_evicted: OnEvicted = ignore_evicted) -> int:
-        """Evicts images until the limits are kept or no more may be evicted. Returns how many it evicted. Waits while
-        another process evicts. Raises StorageFull, StorageFailed, and what `on_evicted` raises."""
+        """Evicts images until no limit is exceeded or no further image may be evicted. Returns the number of evicted
+        images. Waits while another process evicts. Raises StorageFull, StorageFailed, and what `on_evicted` raises."""
         async with self._leases.slot(EVICTION_SLOT, count=1):
             count = 0
             for budget in self.limits.budgets:
@@ -145,8 +146,9 @@ class Evictor:
             return count
 
     async def evict_to(self, budget: Budget, on_evicted: OnEvicted = ignore_evicted) -> int:
-        """Evicts images until the scope has at most the bytes of `budget`, or no more may be evicted. Returns how many
-        it evicted. Waits while another process evicts. Raises the same errors as `evict`."""
+        """Evicts images until the scope of `budget` has at most `budget.max_bytes` bytes, or no further image may be
+        evicted. Returns the number of evicted images. Waits while another process evicts. Raises the same errors as
+        `evict`."""
         async with self._leases.slot(EVICTION_SLOT, count=1):
             return await self._evict_until(
                 lambda: self._has_at_most(budget, budget.max_bytes), budget.upstreams, on_evicted
@@ -161,14 +163,14 @@ class Evictor:
         return await self._images.plan(budget.upstreams, await self._rules(), excess, budget.scope)
 
     async def plan_for_limits(self) -> list[EvictedImage]:
-        """Returns the images that `evict` would evict to keep the budgets. Does not look at the free space of the disk.
-        Changes nothing."""
-        planned: dict[tuple[str, Digest], EvictedImage] = {}
+        """Returns the images that `evict` would evict to keep the budgets. Ignores the free space of the disk. Changes
+        nothing."""
+        planned_images: dict[tuple[str, Digest], EvictedImage] = {}
         for budget in self.limits.budgets:
             if await self._is_over(budget):
                 target = Budget(budget.scope, budget.upstreams, int(budget.max_bytes * TARGET_FRACTION))
-                planned |= {(image.repository, image.digest): image for image in await self.plan(target)}
-        return list(planned.values())
+                planned_images |= {(image.repository, image.digest): image for image in await self.plan(target)}
+        return list(planned_images.values())
 
     async def _is_exceeded(self) -> bool:
         """Returns whether any limit is exceeded now."""
@@ -184,12 +186,12 @@ class Evictor:
         return use is None or use.bytes <= size
 
     def _is_disk_low(self) -> bool:
-        free = self._free_bytes() if self.limits.low_free else None
-        return free is not None and free < self.limits.low_free
+        free_bytes = self._free_bytes() if self.limits.low_free else None
+        return free_bytes is not None and free_bytes < self.limits.low_free
 
     async def _has_free_space(self) -> bool:
-        free = self._free_bytes()
-        return free is None or free >= max(self.limits.low_free, self.limits.high_free)
+        free_bytes = self._free_bytes()
+        return free_bytes is None or free_bytes >= max(self.limits.low_free, self.limits.high_free)
 
     async def _evict_to(self, budget: Budget, on_evicted: OnEvicted) -> int:
         target = int(budget.max_bytes * TARGET_FRACTION)
@@ -198,7 +200,8 @@ class Evictor:
     async def _evict_until(
         self, is_reached: Callable[[], Awaitable[bool]], upstreams: Sequence[str], on_evicted: OnEvicted
     ) -> int:
-        """Evicts images of the upstreams until `is_reached` returns True or no more may be evicted."""
+        """Evicts images of the upstreams until `is_reached` returns True or no further image may be evicted. Returns
+        the number of evicted images."""
         evicted: list[EvictedImage] = []
         started = self._clock()
         try:
@@ -222,8 +225,8 @@ class Evictor:
 
     async def _drop_unused_links(self, upstreams: Sequence[str]) -> int:
         """Removes links to blobs that no cached manifest uses, and frees the blobs. Returns the number of links. Does
-        nothing if a search a short time ago found no such link, because each search looks at the whole collect
-        queue."""
+        nothing if a search within the last `UNUSED_SECONDS` found no such link, because each search reads the whole
+        collect queue (the list of links and blobs that garbage collection may remove)."""
         now = self._clock()
         if now < self._no_unused_links_until:
             return 0

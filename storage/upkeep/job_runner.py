@@ -1,9 +1,10 @@
 """Runs jobs. In a server process, `JobRunner` runs the queued jobs. In a command, `run_in_command` adds one job and
 runs it.
 
-A job's work is a function that gets a `JobContext`. It reports its progress there, and stops when the context says so.
-Only one job of a kind runs at a time, over all processes: the process that runs it holds the slot of the kind. If the
-process dies, its slot becomes free, and a server continues the job if it is resumable.
+A job's work is a function with a `JobContext` as argument. The work reports its progress to the context, which raises
+JobStopped if the job has to stop. In all processes together, only one job of a kind runs at a time: the process that
+runs it holds the slot (a permit) of the kind. If the process dies, its slot becomes free, and a server process
+continues the job if it is resumable.
 """
 
 from __future__ import annotations
@@ -21,20 +22,22 @@ from storage.jobs import JSON, Job, JobRunning, Jobs, JobState, JobStopped, Prog
 from storage.leases import Leases
 
 POLL_SECONDS: Final = 1.0
-"""A server process looks for queued jobs at this interval, in seconds."""
+"""Interval, in seconds, at which a server process checks whether jobs are queued."""
 SAVE_SECONDS: Final = 1.0
 """Shortest time between two writes of a job's progress."""
 RETRY_SECONDS: Final = 30.0
-"""Seconds until a server process looks for jobs again after an error of the store."""
+"""Seconds until a server process checks again for queued jobs after an error of the store."""
 log = logging.getLogger("storage.jobs")
 
 OnStep = Callable[[Mapping[str, JSON]], None]
-"""Gets each step of a job, as an object that can be written as JSON."""
+"""Called with each step of a job: an object, which can be written as JSON, about one thing that the job did."""
 OnProgress = Callable[[Progress], None]
+"""Called with each update of a job's progress."""
 
 
 class JobContext:
-    """What the work of a job gets. `job`: the job; its `progress.position` is where an earlier run stopped."""
+    """The object to which the work of a job reports its steps and progress. `job`: the job; its `progress.position` is
+    the position at which an earlier run stopped."""
 
     def __init__(
         self, job: Job, jobs: Jobs, *, on_step: OnStep | None = None, on_progress: OnProgress | None = None
@@ -48,8 +51,9 @@ class JobContext:
         self._saved_at = 0.0
 
     def step(self, event: str, /, **fields: JSON) -> None:
-        """Tells a watching command about one thing that was done, or, in a dry run, would be done. `event`: what
-        happened, such as `removed`. The command gets an object with the key `event`, followed by the `fields`."""
+        """Reports one thing that was done, or, in a dry run, would be done, to the command that runs the job. `event`:
+        what happened, such as `removed`. The command receives an object with the key `event`, followed by the
+        `fields`."""
         if self._on_step is not None:
             self._on_step({"event": event, **fields})
 
@@ -64,7 +68,7 @@ class JobContext:
         save_now: bool = False,
     ) -> None:
         """Updates the given parts of the progress. Writes them to the store at most once a second, unless `save_now` is
-        true. Raises JobStopped if somebody asked to stop the job; so the work calls this only where it can be
+        true. Raises JobStopped if a stop of the job was requested. So the work calls this only where it can be
         interrupted."""
         changes: dict[str, Any] = {"done": done, "total": total, "unit": unit, "message": message, "position": position}
         self.progress = replace(self.progress, **{name: value for name, value in changes.items() if value is not None})
@@ -82,7 +86,7 @@ Work = Callable[[JobContext], Awaitable[JSON]]
 
 
 class JobRunner:
-    """Runs the queued jobs of the given kinds in a server process, beside the other server processes."""
+    """Runs the queued jobs of the given kinds in a server process. Each server process has a `JobRunner`."""
 
     def __init__(self, jobs: Jobs, leases: Leases, works: Mapping[str, Work]) -> None:
         """`works` maps each kind to its work."""
@@ -93,20 +97,21 @@ class JobRunner:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._takes_jobs = True
         self.on_ended: Callable[[str, JobState], None] = lambda *_: None
-        """Called with the kind of a job and how it ended. Returns at once and raises nothing."""
+        """Called with the kind of a job and the state in which it ended. Returns at once and raises nothing."""
 
     def take_no_more(self) -> None:
-        """From now on this runner starts no jobs. Those that it runs go on."""
+        """Makes this runner start no more jobs. Its running jobs continue."""
         self._takes_jobs = False
 
     async def wait_until_idle(self) -> None:
-        """Waits until the jobs that this runner runs have ended, however they end. Call `take_no_more` first."""
+        """Waits until the running jobs of this runner have ended, with or without an error. Call `take_no_more`
+        first."""
         while running := list(self._running.values()):
             await asyncio.wait(running)
 
     async def run(self) -> None:
-        """Looks for jobs until the task is cancelled. The cancellation also cancels the jobs that this process runs; a
-        server continues the resumable ones after its next start."""
+        """Starts queued jobs until the task is cancelled. The cancellation also cancels the jobs that this process
+        runs. A server continues the resumable jobs after its next start."""
         try:
             while True:
                 pause = POLL_SECONDS
@@ -145,7 +150,7 @@ class JobRunner:
                     return
                 job = await self._jobs.job(job.id)
                 if job.state is JobState.RUNNING and not job.is_resumable:
-                    # The process that ran it held the slot, so it has died.
+                    # The process that ran the job held the slot until it died.
                     await self._jobs.end(job.id, JobState.FAILED, "the process that ran it has ended")
                 elif job.state in (JobState.QUEUED, JobState.RUNNING):
                     job = await self._jobs.start(job.id, self._holder)
@@ -163,9 +168,9 @@ class JobRunner:
 
 
 async def run_job(context: JobContext, jobs: Jobs, work: Work) -> JSON:
-    """Runs the work of a job, stores how it ended, and returns its result. Raises what the work raises. If the task is
-    cancelled, a resumable job stays as it is, so that a server continues it. A job that is not resumable gets the state
-    STOPPED."""
+    """Runs the work of a job, stores the state in which it ended, and returns its result. Raises what the work raises.
+    If the task is cancelled, a resumable job stays as it is, so that a server continues it. A job that is not resumable
+    gets the state STOPPED."""
     job_id = context.job.id
     try:
         result = await work(context)
@@ -198,13 +203,14 @@ async def run_in_command(
     on_progress: OnProgress | None = None,
 ) -> JSON:
     """Runs a job in this process, which is not a server, and returns its result. If another process runs a job of the
-    same kind, raises JobRunning with a sentence that says who runs it. Also raises what the work raises."""
+    same kind, raises JobRunning with a sentence that names the process that runs it. Also raises what the work
+    raises."""
     async with leases.try_slot(slot_name(kind), count=1) as has_slot:
         running = [job for job in await jobs.active(kind) if job.state is JobState.RUNNING]
         if not has_slot:
             raise JobRunning(_who_runs_it(kind, running))
         for job in running:
-            if not job.is_resumable:  # the process that ran it has died, because this one has the slot
+            if not job.is_resumable:  # the process that ran the job has died, because this process has the slot
                 await jobs.end(job.id, JobState.FAILED, "the process that ran it has ended")
         job = await jobs.add(kind, arguments, actor=actor, holder=f"command, process {os.getpid()}")
         return await run_job(JobContext(job, jobs, on_step=on_step, on_progress=on_progress), jobs, work)

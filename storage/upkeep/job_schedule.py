@@ -1,5 +1,6 @@
-"""Queues a job at an interval (`queue_jobs`). The interval counts from the newest job of the kind in the store, whoever
-started that job. So a restart of the server does not change it."""
+"""Queues a job at an interval (`queue_jobs`). The interval begins when the newest job of the kind was added to the
+store, no matter whether a schedule or a person added it. So a restart of the server does not change the time of the
+next job."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ async def queue_jobs(
     check_seconds: float = CHECK_SECONDS,
 ) -> None:
     """Runs until the task is cancelled. Queues a resumable job of this kind whenever no such job is queued or running
-    and `every` seconds have passed since the newest one was added. Every process runs this function; together they
-    queue one job. Logs a RegistryError, and goes on. `clock` returns the time in seconds since 1970."""
+    and `every` seconds have passed since the newest such job was added. Every process runs this function, but only one
+    of them queues the job. Logs a RegistryError and continues. `clock` returns the time in seconds since 1970."""
     while True:
         await asyncio.sleep(min(every, check_seconds))
         try:
@@ -42,7 +43,8 @@ async def queue_jobs(
 
 
 async def _is_due(jobs: Jobs, kind: str, every: float, now: float) -> bool:
-    """Returns whether no job of the kind is queued or running, and the newest one is old enough."""
+    """Returns whether no job of the kind is queued or running, and the newest one was added at least `every` seconds
+    ago."""
     newest = (await jobs.jobs(None, 1, kind)).items
     if not newest:
         return True

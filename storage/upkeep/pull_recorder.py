@@ -1,10 +1,10 @@
-"""`PullRecorder`: counts the pulls of manifests in memory, and stores them from time to time.
+"""Counts the pulls of manifests in memory, and stores the counts from time to time (`PullRecorder`).
 
-Counting a pull must cost a request almost nothing, so a pull changes only a dictionary. A kill of the process loses the
-pulls since the last time they were stored.
+Counting a pull must not slow down the request, so a pull changes only a dictionary. If the process is killed, the pulls
+that were counted since the last time they were stored are lost.
 
 A commit empties the response caches of all processes. So all processes store their pulls at the same times, the
-multiples of `STORE_SECONDS`, and empty the caches only once in that time.
+multiples of `STORE_SECONDS`. The caches are then emptied only once in that time.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from storage.pulls import MAX_SAVED_PULLS, PullCount, Pulls
 STORE_SECONDS: Final = 30.0
 """Seconds between two times at which the pulls are stored."""
 MAX_COUNTED_MANIFESTS: Final = 100_000
-"""Largest number of manifests whose pulls are counted in memory, which then takes about 20 MB. When it is reached, the
-pulls are stored at once. While that fails, pulls of further manifests are not counted."""
+"""Largest number of manifests whose pulls are counted in memory. The counts then take about 20 MB. When this number is
+reached, the pulls are stored at once. While storing them fails, pulls of further manifests are not counted."""
 log = logging.getLogger("storage.pulls")
 
 Locate = Callable[[RepositoryName], Awaitable[tuple[object, RepositoryName, str | None]]]
@@ -76,23 +76,24 @@ class PullRecorder:
             except RegistryError as error:
                 if logged_error != (logged_error := str(error)):
                     log.warning("cannot store when images were last pulled: %s; it is tried again", error)
-                await asyncio.sleep(1.0)  # does not try again at once if there are too many to count
+                # While `MAX_COUNTED_MANIFESTS` is reached, the next attempt would come at once without this pause.
+                await asyncio.sleep(1.0)
 
     async def store(self) -> None:
-        """Stores the pulls that were counted so far. Those that are not stored, because of an error or a cancellation,
-        stay counted. Raises StorageFull, StorageFailed."""
+        """Stores the pulls that were counted so far. Pulls that are not stored because of an error or a cancellation
+        stay counted in memory. Raises StorageFull, StorageFailed."""
         pulls = list(self._counts)
         for start in range(0, len(pulls), MAX_SAVED_PULLS):
             batch = pulls[start : start + MAX_SAVED_PULLS]
-            names = {repo: await self._stored_name(repo) for repo in {repo for repo, _ in batch}}
+            stored_names = {repo: await self._stored_name(repo) for repo in {repo for repo, _ in batch}}
             counts = [(pull, self._counts.pop(pull)) for pull in batch]
-            located = [
-                PullCount(name[0], digest, name[1], last, int(number))
-                for (repo, digest), (last, number) in counts
-                if (name := names[repo]) is not None
+            pulls_to_save = [
+                PullCount(name_and_upstream[0], digest, name_and_upstream[1], last_pull, int(pull_count))
+                for (repo, digest), (last_pull, pull_count) in counts
+                if (name_and_upstream := stored_names[repo]) is not None
             ]
             try:
-                await self._pulls.save(located)  # a cancellation takes effect only after the change has been made
+                await self._pulls.save(pulls_to_save)  # a cancellation takes effect only after the change has been made
             except RegistryError:
                 self._count_again(counts)
                 raise
@@ -108,9 +109,9 @@ class PullRecorder:
 
     def _count_again(self, counts: list[tuple[Pull, list[float]]]) -> None:
         """Puts back counts that could not be stored."""
-        for pull, (last, number) in counts:
+        for pull, (last_pull, pull_count) in counts:
             newer = self._counts.get(pull)
             if newer is None:
-                self._counts[pull] = [last, number]
+                self._counts[pull] = [last_pull, pull_count]
             else:
-                newer[1] += number
+                newer[1] += pull_count

@@ -1,16 +1,16 @@
-"""Finds damaged blobs and takes them out of use (`Quarantine`), and puts them back when their bytes turn out to be
-right.
+"""Finds damaged blobs and takes them out of use, and puts them back when their bytes are right again (`Quarantine`).
+The *quarantine* is the part of the blob store that keeps damaged bytes.
 
 A blob is taken out of use in three steps. The lock of the blob's digest is held during all of them, so that no push
 stores the bytes, and garbage collection does not remove them, at the same time:
 
-1. The version of the bytes is compared: a push may have replaced the damaged bytes after they were read.
-2. The metadata store marks the blob as damaged. From this commit on nobody gets the bytes from this registry.
+1. The version of the bytes is compared, because a push may have replaced the damaged bytes after they were read.
+2. The metadata store marks the blob as damaged. From this commit on, the registry does not serve the bytes.
 3. The blob store moves the bytes to the quarantine.
 
-A crash after step 2 leaves the bytes where they were. The next scrub looks there, finds them damaged, and does step 3;
-a push replaces them. Nobody holds the lock while bytes are read. The version tells afterwards whether the bytes are
-still the same.
+A crash after step 2 leaves the bytes where they were. The next scrub (the job that reads all content) finds these bytes
+damaged and does step 3. A push of the blob replaces them. The lock is not held while bytes are read; the version shows
+afterwards whether the bytes are still the same.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ log = logging.getLogger("storage.damage")
 
 @dataclass(frozen=True, slots=True)
 class FoundDamage:
-    """What is wrong with the bytes of a blob, for people (`problem`). `place` is where they are. `version` identifies
-    these bytes (`BlobStore.version`); None if there are none."""
+    """The damage of a blob. `problem`: what is wrong with its bytes, for people. `place`: the key under which the blob
+    store has the bytes. `version`: identifies these bytes (`BlobStore.version`); None if there are no bytes."""
 
     digest: Digest
     place: str
@@ -48,29 +48,33 @@ class Quarantine:
         self._locks = locks
 
     async def check(self, blob: StoredBlob, on_read: OnRead, on_second_read: OnRead) -> str | None:
-        """Looks for damage like `find`, and takes the blob out of use if there is any. Returns what is wrong with its
-        bytes; None if the blob is right or was deleted."""
+        """Calls `find`, and takes the blob out of use if its bytes are damaged. Returns a text that says what is wrong
+        with the bytes; None if the blob is not damaged or was deleted."""
         damage = await self.find(blob, on_read, on_second_read)
         return damage.problem if damage is not None and await self.take_out(damage) else None
 
     async def find(self, blob: StoredBlob, on_read: OnRead, on_second_read: OnRead) -> FoundDamage | None:
         """Reads the blob's bytes. If they are damaged, reads them a second time from the disk. Returns the damage if
         the second read finds damage too. By then the blob may have been deleted, or its bytes replaced; `take_out` and
-        `is_current` check this. `on_second_read` is called during the second read. It should not slow that read down,
+        `is_current` check this. `on_second_read` is called during the second read. It should not slow down that read,
         because clients get the damaged bytes until the read has ended."""
-        first = await self._read(blob, on_read, read_again=False)
-        if first is not None and first.problem is None:
+        first_check = await self._read(blob, on_read, read_again=False)
+        if first_check is not None and first_check.problem is None:
             return None
-        last = first and await self._read(blob, on_second_read, read_again=True)
-        if last is None:
+        second_check = first_check and await self._read(blob, on_second_read, read_again=True)
+        if second_check is None:
             return FoundDamage(blob.digest, blob.place, MISSING, None)
-        if last.problem is None:
-            log.warning("a read of %s returned other bytes than the next one: %s", blob.digest, first and first.problem)
+        if second_check.problem is None:
+            log.warning(
+                "a read of %s returned other bytes than the next one: %s",
+                blob.digest,
+                first_check and first_check.problem,
+            )
             return None
-        return FoundDamage(blob.digest, blob.place, last.problem, last.version)
+        return FoundDamage(blob.digest, blob.place, second_check.problem, second_check.version)
 
     async def is_current(self, damage: FoundDamage) -> bool:
-        """Returns whether the blob still has the bytes that were found damaged. The caller holds the lock of the
+        """Returns whether the blob still has the bytes in which `damage` was found. The caller holds the lock of the
         digest."""
         return (
             await self._damage.place_of(damage.digest) == damage.place
@@ -100,9 +104,9 @@ class Quarantine:
         return await self.take_out(FoundDamage(digest, place, MISSING, None))
 
     async def look_again(self, blob: DamagedBlob, on_read: OnRead) -> bool:
-        """Looks where the bytes of a damaged blob were. If right bytes are there, because somebody has put them back,
-        the blob is whole again. If wrong bytes are there, because a crash has left them, moves them to the quarantine.
-        Returns whether the blob is whole again."""
+        """Reads the bytes at the former place of a damaged blob. If the bytes there are right, for example because an
+        operator has restored the file, marks the blob as healed. If they are wrong, because a crash has prevented their
+        move to the quarantine, moves them to the quarantine. Returns whether the blob is healed."""
         if not blob.former_place:
             return False
         stored = StoredBlob(0, blob.digest, blob.size, blob.former_place)
@@ -122,20 +126,20 @@ class Quarantine:
         return restored
 
     async def shrink(self, max_bytes: int) -> int:
-        """Deletes the oldest bytes in the quarantine until it has at most `max_bytes`. Returns how many blobs' bytes it
-        deleted."""
-        kept = await self._blobs.list_quarantine()
-        total = sum(item.size for item in kept)
+        """Deletes the oldest bytes in the quarantine until it has at most `max_bytes`. Returns the number of blobs
+        whose bytes it deleted."""
+        quarantined = await self._blobs.list_quarantine()
+        total_bytes = sum(blob.size for blob in quarantined)
         deleted = 0
-        for item in kept:
-            if total <= max_bytes:
+        for blob in quarantined:
+            if total_bytes <= max_bytes:
                 break
-            deleted += await self._blobs.delete_quarantined(item.digest)
-            total -= item.size
+            deleted += await self._blobs.delete_quarantined(blob.digest)
+            total_bytes -= blob.size
         return deleted
 
     async def _read(self, blob: StoredBlob, on_read: OnRead, *, read_again: bool) -> ContentCheck | None:
-        """Reads the blob's bytes. Returns None if there are none."""
+        """Reads and checks the blob's bytes. Returns None if there are no bytes."""
         try:
             return await self._blobs.check(blob.digest, blob.size, blob.place, on_read, read_again=read_again)
         except BytesMissing:

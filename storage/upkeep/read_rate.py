@@ -1,4 +1,4 @@
-"""Bounds the rate at which bytes are read (`ReadRate`)."""
+"""Limits the rate at which bytes are read (`ReadRate`)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 BURST_SECONDS: Final = 1.0
-"""A reader that was slower than the rate may read faster afterwards, until it has caught up. It can catch up with at
+"""A reader that was slower than the rate may exceed the rate afterwards, to reach it on average. It can make up for at
 most this number of seconds."""
 
 PAUSE_SECONDS: Final = 1.0
 """Longest sleep. A longer wait consists of several sleeps."""
 MIN_PAUSE_SECONDS: Final = 0.001
-"""If less than this time is left of a wait, the wait ends, because a sleep is hardly ever as short. The next call waits
-longer."""
+"""A wait ends when less than this time is left of it, because a sleep usually takes longer than that. The next call
+waits for the rest."""
 
 
 class ReadRate:
@@ -34,8 +34,9 @@ class ReadRate:
         """The time at which a reader at exactly this rate would have read the bytes so far."""
 
     async def wait(self, count: int, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Waits until `count` more bytes fit the rate. Call it after they were read. Always lets other tasks run. Calls
-        `meanwhile` after each sleep of at most `PAUSE_SECONDS`. An error that `meanwhile` raises ends the wait."""
+        """Waits until the rate allows `count` more bytes. The caller has already read these bytes. Always lets other
+        tasks run. Calls `meanwhile` after each sleep of at most `PAUSE_SECONDS`. An error that `meanwhile` raises ends
+        the wait."""
         now = self._monotonic()
         self._free_at = max(self._free_at, now - BURST_SECONDS) + count / self._bytes_per_second
         while True:

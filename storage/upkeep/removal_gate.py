@@ -1,12 +1,12 @@
-"""Holds back the removal of blobs while a backup copies them.
+"""Prevents the removal of blobs while a backup copies them.
 
 A backup copies the metadata first and then the blobs that the copy names. A blob whose last link is deleted meanwhile
 must stay until it is copied. So the garbage collector removes blobs only while it holds one of the *removal slots*. A
 backup takes all of these slots before it copies the metadata, and holds them until the last blob is copied. A slot is
-free again as soon as its process dies, so a backup that was killed holds nothing back.
+free again as soon as its process dies, so a backup that was killed prevents no removals.
 
-It would not be enough that the collector asks whether a backup is running: the backup could begin between the question
-and the removal.
+It would not suffice if the collector checked whether a backup is running: the backup could begin between the check and
+the removal.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from storage.leases import Leases
 
 SLOT_NAME: Final = "blob removal"
 SLOT_COUNT: Final = 16
-"""How many collectors can remove blobs at the same time."""
+"""Number of garbage collectors that can remove blobs at the same time."""
 
 
 def removal_slot(leases: Leases) -> AbstractAsyncContextManager[bool]:
-    """Returns a context manager that yields whether blobs may be removed inside its block. Remove at most a few hundred
+    """Returns a context manager that yields True if blobs may be removed inside its block. Remove at most a few hundred
     blobs in one block, because a backup waits until the block ends."""
     return leases.try_slot(SLOT_NAME, SLOT_COUNT)
 
 
 @asynccontextmanager
 async def removals_held_back(leases: Leases) -> AsyncIterator[None]:
-    """Waits until no process removes blobs, and keeps all processes from removing any inside the block."""
+    """Waits until no process removes blobs. Until the `async with` block ends, no process can remove blobs."""
     async with AsyncExitStack() as stack:
         for _ in range(SLOT_COUNT):
             await stack.enter_async_context(leases.slot(SLOT_NAME, SLOT_COUNT))

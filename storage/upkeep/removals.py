@@ -1,4 +1,4 @@
-"""What garbage collection removes (`Removal`), and the totals of a round (`CollectionReport`)."""
+"""The removals of garbage collection: a single one (`Removal`), and the totals of a round (`CollectionReport`)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from enum import StrEnum
 
 
 class RemovalKind(StrEnum):
-    """What was removed: an upload session, a partial blob, a deleted manifest (after which it can no longer be put
-    back), a repository's link to a blob, a blob, or a stray (bytes without a row). `TRASH`: bytes that an interrupted
-    round had removed without freeing their disk space."""
+    """The kind of a removed item: an upload session, a partial blob, a deleted manifest (after which it can no longer
+    be put back), a repository's link to a blob, a blob, or a stray (bytes without a row). `TRASH`: bytes that an
+    interrupted round had removed without freeing their disk space."""
 
     UPLOAD = "upload"
     PARTIAL = "partial"
@@ -23,10 +23,10 @@ class RemovalKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """One thing that was removed, or would be in a dry run. `repository`: empty if the thing belongs to none. `item`:
-    its digest, or the id of an upload session. `size`: number of bytes that are freed with it. The removal of a link
-    frees no bytes; the removal of a blob, after that of its last link, does. `reason`: why the thing was removed, for
-    people."""
+    """One item that was removed, or that a dry run would remove. `repository`: the item's repository; empty if it
+    belongs to none. `item`: the item's digest, or the id of an upload session. `size`: number of bytes that the removal
+    frees. The removal of a link frees no bytes; the removal of the blob, after its last link is removed, does.
+    `reason`: why the item was removed, for people."""
 
     kind: RemovalKind
     repository: str
@@ -36,13 +36,13 @@ class Removal:
 
 
 OnRemoval = Callable[[Removal], Awaitable[None]]
-"""Called after each removal. What it raises ends the round."""
+"""Called after each removal. An error that it raises ends the round."""
 
 
 @dataclass(slots=True)
 class CollectionReport:
-    """How many things of each kind one round removed, and their bytes. `bool(report)` is False if the round removed
-    nothing."""
+    """The number of items of each kind that one round removed (`counts`), and the bytes that this freed (`sizes`).
+    `bool(report)` is False if the round removed nothing."""
 
     counts: dict[RemovalKind, int] = field(default_factory=dict)
     sizes: dict[RemovalKind, int] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class CollectionReport:
         self.sizes[removal.kind] = self.sizes.get(removal.kind, 0) + removal.size
 
     def count(self, kind: RemovalKind) -> int:
-        """Returns how many things of the kind were removed."""
+        """Returns the number of removed items of the kind."""
         return self.counts.get(kind, 0)
 
     @property

@@ -10,7 +10,8 @@ from storage.jobs import JSON, Progress
 
 
 class Reporter(Protocol):
-    """Gets the steps and the progress of long-running work. A `storage.upkeep.job_runner.JobContext` is one."""
+    """Receives the steps and the progress of long-running work. `storage.upkeep.job_runner.JobContext` implements this
+    interface."""
 
     def step(self, event: str, /, **fields: JSON) -> None:
         """Reports one thing that was done. `event`: what happened, such as `removed`. The step is an object with the
@@ -30,10 +31,10 @@ class Reporter(Protocol):
 
 
 class PlainReporter:
-    """Reports the work of a command that is no job."""
+    """A `Reporter` for a command whose work is not a job."""
 
     def __init__(self, on_step: Callable[[Mapping[str, JSON]], None], on_progress: Callable[[Progress], None]) -> None:
-        """`on_step` and `on_progress` are called at each step and each progress."""
+        """`on_step` is called with each step, `on_progress` with each update of the progress."""
         self._on_step = on_step
         self._on_progress = on_progress
         self._progress = Progress()
@@ -49,12 +50,12 @@ class PlainReporter:
         unit: str | None = None,
         message: str | None = None,
     ) -> None:
-        old = self._progress
+        previous = self._progress
         fields: dict[str, Any] = {
-            "done": old.done if done is None else done,
-            "total": old.total if total is None else total,
-            "unit": old.unit if unit is None else unit,
-            "message": old.message if message is None else message,
+            "done": previous.done if done is None else done,
+            "total": previous.total if total is None else total,
+            "unit": previous.unit if unit is None else unit,
+            "message": previous.message if message is None else message,
         }
         self._progress = Progress(**fields)
         self._on_progress(self._progress)

@@ -27,8 +27,8 @@ async def run_rounds(
 ) -> None:
     """Calls `work` at the interval `every` (seconds) until the task is cancelled. While `is_urgent` returns True, the
     interval is at most `URGENT_SECONDS`. Every process runs this function, but only one process at a time calls `work`:
-    the one that holds the slot `UPKEEP_SLOT`. The others skip the round. If a process dies, its slot becomes free. Logs
-    a `RegistryError` of `work` and continues with the next round."""
+    the one that holds the slot `UPKEEP_SLOT`. The other processes skip the round. If a process dies, its slot becomes
+    free. Logs a `RegistryError` of `work` and continues with the next round."""
     await _wait_until_due(min(every, FIRST_ROUND_SECONDS), is_urgent, min_seconds=0.0)
     while True:
         try:

@@ -1,4 +1,5 @@
-"""Scrub (`Scrubber`): reads all stored content again, at a bounded rate, and takes what is damaged out of use.
+"""Scrub (`Scrubber`): reads all stored content again, at a limited rate, and takes damaged content out of use, so that
+it is not served any more.
 
 A *round* goes through all blobs and manifests that are stored when it starts. The progress of the round is in the
 store. So any process can continue the round: a command, or a server after a restart.
@@ -27,8 +28,8 @@ MIN_BYTES_PER_BLOB: Final = 64 * 1024
 SAVE_SECONDS: Final = 1.0
 """Shortest time between two writes of the progress."""
 MAX_IN_A_ROW: Final = 20
-"""After this number of damaged blobs without a good one between them, scrub stops: a disk that fails, or a file system
-that is not mounted, should not take all blobs out of use."""
+"""After this number of damaged blobs without an undamaged blob between them, scrub stops: a disk that fails, or a file
+system that is not mounted, should not take all blobs out of use."""
 PAGE_SIZE: Final = 100
 """Number of damaged blobs that one lookup reads."""
 HOLDERS_TOLD: Final = 20
@@ -39,7 +40,7 @@ KIND: Final = "scrub"
 OnDamagedBlob = Callable[[Digest], None]
 """Called with the digest of a damaged blob."""
 OnScrubbed = Callable[[int], None]
-"""Called with the number of bytes each time that some were read and hashed."""
+"""Called each time that bytes were read and hashed, with the number of these bytes."""
 
 
 def ignore_scrubbed(count: int) -> None:
@@ -49,10 +50,10 @@ def ignore_scrubbed(count: int) -> None:
 class Scrubber:
     """One run of scrub: completes the current round, or starts one and completes it.
 
-    `rate`: bounds the rate of the reads. `quarantine_bytes`: how many damaged bytes the quarantine keeps; while the
-    scrub runs, there can be an eighth more. `keep_going`: whether to go on after `MAX_IN_A_ROW` damaged blobs in a row.
-    `on_damaged`: called for each damaged blob, also for blobs that were known to be damaged before. `on_scrubbed`:
-    called after each read."""
+    `rate`: limits the rate of the reads. `quarantine_bytes`: how many damaged bytes the quarantine keeps; during the
+    scrub, the quarantine may exceed this limit by an eighth. `keep_going`: whether to continue after `MAX_IN_A_ROW`
+    damaged blobs in a row. `on_damaged`: called for each damaged blob, also for blobs that were known to be damaged
+    before. `on_scrubbed`: called after each read."""
 
     def __init__(
         self,
@@ -74,18 +75,18 @@ class Scrubber:
         self._keep_going = keep_going
         self._on_damaged = on_damaged
         self._on_scrubbed = on_scrubbed
-        self._in_a_row = 0
+        self._damaged_in_a_row = 0
         self._read_of_blob = 0
-        """Bytes of the current blob that were read."""
+        """Number of bytes of the current blob that were read."""
         self._new_in_quarantine = 0
-        """Bytes that may have come into the quarantine since it was last shrunk."""
+        """Largest number of bytes that may have been added to the quarantine since it was last shrunk."""
         self._saved_at = 0.0
         self._round: ScrubRound
         self._healed = 0
 
     async def run(self) -> dict[str, JSON]:
-        """Runs until the round is complete, and returns what the round has found. Raises JobStopped, StorageFull and
-        StorageFailed; the progress is kept."""
+        """Runs until the round is complete, and returns the totals of the round. Raises JobStopped, StorageFull and
+        StorageFailed; the next run then continues the round."""
         self._round = await self._damage.current_round() or await self._damage.start_round()
         await self._look_again()
         await self._shrink_quarantine()
@@ -93,22 +94,22 @@ class Scrubber:
             await self._check_blobs()
             await self._check_manifests()
         finally:
-            with suppress(RegistryError):  # an error of the checks says more
+            with suppress(RegistryError):  # an error of the checks must not be replaced by an error of this call
                 await self._damage.save_round(self._round)
         self._round = await self._damage.end_round(self._round)
         await self._shrink_quarantine()
-        done = self._round
+        ended_round = self._round
         return {
-            "round": done.id,
-            "blobs": done.blobs,
-            "manifests": done.manifests,
-            "bytes": done.size,
-            "damaged": done.damaged,
+            "round": ended_round.id,
+            "blobs": ended_round.blobs,
+            "manifests": ended_round.manifests,
+            "bytes": ended_round.size,
+            "damaged": ended_round.damaged,
             "healed": self._healed,
         }
 
     async def _look_again(self) -> None:
-        """Looks again at the content that is known to be damaged."""
+        """Reads the content that is known to be damaged again, and heals it if its bytes now have the right digest."""
         after: str | None = None
         has_more = True
         while has_more:
@@ -136,7 +137,7 @@ class Scrubber:
         if problem is not None:
             await self._tell_damage(blob, problem)
         else:
-            self._in_a_row = 0
+            self._damaged_in_a_row = 0
         so_far = self._round
         self._read_of_blob = 0
         self._round = replace(
@@ -147,15 +148,15 @@ class Scrubber:
             damaged=so_far.damaged + (problem is not None),
         )
         await self._rate.wait(max(MIN_BYTES_PER_BLOB - blob.size, 0), self._save_progress)
-        if self._in_a_row >= MAX_IN_A_ROW and not self._keep_going:
+        if self._damaged_in_a_row >= MAX_IN_A_ROW and not self._keep_going:
             raise StorageFailed(
-                f"the last {self._in_a_row} blobs are all damaged; look at the disk first, then go on with "
+                f"the last {self._damaged_in_a_row} blobs are all damaged; look at the disk first, then go on with "
                 "`entrepot scrub --keep-going`"
             )
 
     async def _tell_damage(self, blob: StoredBlob, problem: str) -> None:
         """Reports a damaged blob, and the repositories that have it. `problem`: what is wrong with its bytes."""
-        self._in_a_row += 1
+        self._damaged_in_a_row += 1
         holders = await self._damage.holders(blob.digest, HOLDERS_TOLD)
         self._context.step(
             "damaged", kind="blob", digest=blob.digest, size=blob.size, reason=problem, repositories=list(holders)
@@ -191,14 +192,14 @@ class Scrubber:
             await self._rate.wait(check.size, self._save_progress)
 
     async def _count_reading(self, count: int) -> None:
-        """Waits after a read of `count` bytes of a blob, so that the reads keep to the rate."""
+        """Counts `count` bytes of a blob that were read, and waits until the rate allows more."""
         self._read_of_blob += count
         self._on_scrubbed(count)
         await self._rate.wait(count, self._save_progress)
 
     async def _note_second_read(self, count: int) -> None:
-        """Saves the progress during a second read. Does not keep to the rate, because a damaged blob should be out of
-        use soon."""
+        """Saves the progress during a second read. Does not limit the rate, because a damaged blob should be taken out
+        of use soon."""
         self._on_scrubbed(count)
         await self._save_progress()
 
@@ -209,6 +210,8 @@ class Scrubber:
             return
         self._saved_at = now
         await self._damage.save_round(self._round)
-        total = self._round.total_bytes
-        done = min(self._round.size + self._read_of_blob, total)
-        await self._context.report(done, total=total, unit="bytes", message="reading content", save_now=True)
+        total_bytes = self._round.total_bytes
+        done_bytes = min(self._round.size + self._read_of_blob, total_bytes)
+        await self._context.report(
+            done_bytes, total=total_bytes, unit="bytes", message="reading content", save_now=True
+        )

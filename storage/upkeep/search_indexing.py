@@ -1,7 +1,7 @@
 """Keeps the search index up to date in the background, in one process at a time (`keep_indexed`).
 
-The index follows the content in small transactions. The same function indexes a store that is older than the index. If
-a config is missing or unreadable, or a manifest is damaged, the indexer looks at the manifest again later.
+New content is added to the index in small transactions, and so is the content of a store that is older than the index.
+If a config is missing or unreadable, or a manifest is damaged, the indexer reads the manifest again later.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from storage.metadata.catalog import BlobRow, Metadata
 from storage.names import Digest, RepositoryName
 
 SLOT: Final = "search index"
-"""Name of a slot. The process that writes the index holds it."""
+"""Name of the slot (a permit that one process at a time can hold) for writing the index."""
 CHECK_SECONDS: Final = 1.0
-"""Seconds between two looks for content that is not in the index."""
+"""Seconds between two checks for content that is not in the index."""
 CHECKS_PER_LOOK_AGAIN: Final = 300
-"""Number of these looks after which the incomplete manifests are read again."""
+"""Number of these checks after which the manifests whose labels could not be read completely are read again."""
 PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0
@@ -57,7 +57,7 @@ async def may_read_all(repo: RepositoryName, digest: Digest) -> bool:
 
 
 class SearchIndexer:
-    """Adds content to the index until all of it is there."""
+    """Adds content to the search index until all content is in it."""
 
     def __init__(
         self, index: SearchIndex, metadata: Metadata, blobs: BlobStore, may_read: MayRead = may_read_all
@@ -72,9 +72,9 @@ class SearchIndexer:
         """The labels in the configs of the current batch. Many manifests can have the same config."""
 
     async def run(self) -> int:
-        """Adds the content that is not in the index, in batches. Ends after a batch that is not full. What clients push
-        meanwhile waits for the next call, because small batches cost more. Returns the number of batches. Raises
-        StorageFull, StorageFailed. A cancellation leaves the index usable; a later call continues."""
+        """Adds the content that is not in the index, in batches. Ends after a batch that is not full. Content that
+        clients push meanwhile is left to the next call, because small batches cost more. Returns the number of batches.
+        Raises StorageFull, StorageFailed. A cancellation leaves the index usable; a later call continues."""
         batches = 0
         while self._index.has_unindexed():
             are_many_left = await self._index.index_names()
@@ -89,17 +89,18 @@ class SearchIndexer:
 
     async def look_again(self) -> None:
         """Reads the manifests again that could not be read completely when they were indexed, and stores the labels of
-        those that can be read now. Raises StorageFull, StorageFailed. A cancellation leaves the index usable."""
-        last: tuple[str, int] | None = None
+        the manifests that can be read now. Raises StorageFull, StorageFailed. A cancellation leaves the index
+        usable."""
+        last_read: tuple[str, int] | None = None
         while True:
-            page = await self._index.incomplete_manifests(last)
+            page = await self._index.incomplete_manifests(last_read)
             labels = await self._labels_of_all(page.manifests)
             complete = [entry for entry in labels if entry.missing_config is None]
             if complete:
                 await self._index.replace_labels(complete)
             if page.last is None:
                 return
-            last = page.last
+            last_read = page.last
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def rebuild(self) -> None:
@@ -114,21 +115,21 @@ class SearchIndexer:
         labels = []
         for manifest in manifests:
             labels.append(await self.labels_of(manifest))
-            await asyncio.sleep(0)  # small files and documents are read without any wait
+            await asyncio.sleep(0)  # lets other tasks run, because small files and documents are read without any wait
         return labels
 
     async def labels_of(self, manifest: UnindexedManifest) -> ManifestLabels:
-        """Returns what the index stores about a manifest: its annotations, and the labels in its config if the config
-        can be read. Raises StorageFull, StorageFailed."""
+        """Returns the labels that the index stores for a manifest: its annotations, and the labels in its config if the
+        config can be read. Raises StorageFull, StorageFailed."""
         lines: Mapping[str, str] = {}
-        missing = None
+        missing_config = None
         if manifest.config is not None:
             try:
                 lines = await self._config_lines(manifest.repository, manifest.config)
             except (NameUnknown, BlobUnknown, BytesMissing):
-                missing = manifest.config
+                missing_config = manifest.config
         annotations = await _read_lines(manifest.annotations or b"")
-        return ManifestLabels(manifest, "\n".join(_first_lines({**annotations, **lines}).values()), missing)
+        return ManifestLabels(manifest, "\n".join(_first_lines({**annotations, **lines}).values()), missing_config)
 
     async def _config_lines(self, repo: RepositoryName, digest: Digest) -> Mapping[str, str]:
         """Returns the labels in an image config of a repository, as lines. Returns no labels if the blob is larger than
@@ -185,20 +186,21 @@ def _line(name: str, value: str) -> str:
 
 def _first_lines(lines: Mapping[str, str]) -> Mapping[str, str]:
     """Returns the lines that fit into `MAX_TEXT_CHARACTERS`, in the order of the names of their labels."""
-    first: dict[str, str] = {}
+    fitting_lines: dict[str, str] = {}
     remaining = MAX_TEXT_CHARACTERS
     for name, line in sorted(lines.items()):
         remaining -= len(line) + 1
         if remaining < 0:
             break
-        first[name] = line
-    return first
+        fitting_lines[name] = line
+    return fitting_lines
 
 
 async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
     """Keeps the index up to date until the task is cancelled. Every server process runs this function; the process that
     holds the slot does the work. Logs an error, and tries again later. If the index is damaged, drops it and builds it
-    again. Does so only once until all content is indexed, because the damage may be in other tables."""
+    again. If it is damaged again before all content is indexed, does not drop it again, because the damage may be in
+    other tables."""
     may_rebuild = True
     while True:
         pause = RETRY_SECONDS

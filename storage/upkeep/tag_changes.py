@@ -12,7 +12,7 @@ from storage.tag_rules import ImmutableTags
 
 class TagChanges:
     """Changes tags of hosted repositories. `by`: the actor that the history names. `force`: whether to change the tag
-    even if it is immutable; the audit log then says so.
+    even if it is immutable; the audit log then records this.
 
     All methods raise NameUnknown (nothing was ever pushed to the repository), Denied (the tag is immutable, and `force`
     is false), StorageFull and StorageFailed."""
@@ -44,11 +44,11 @@ class TagChanges:
         by: Actor,
         force: bool = False,
     ) -> TagMove:
-        """Points the tag at a manifest that it pointed at before: at the manifest `to`; or at the one of the time `at`
-        (seconds since 1970); without both, at the last one other than the present one. Puts the manifest back if it was
-        deleted. Raises ManifestUnknown (the tag never pointed at another manifest, it did not exist at that time, or
-        the manifest is gone), ManifestBlobUnknown (a part of the image is gone), PreconditionFailed (somebody changed
-        the tag during this call)."""
+        """Points the tag at a manifest that it pointed at before: at the manifest `to`; or at its manifest of the time
+        `at` (seconds since 1970); without both, at the last manifest other than its current one. Puts the manifest back
+        if it was deleted. Raises ManifestUnknown (the tag never pointed at another manifest, it did not exist at that
+        time, or the manifest is not kept any more), ManifestBlobUnknown (a part of the image is missing),
+        PreconditionFailed (another client changed the tag during this call)."""
         current = await self._history.current(repo, tag)
         if to is not None:
             digest: Digest | None = to

@@ -1,5 +1,5 @@
-"""Counts in the background what repositories use, when the usage scopes in the settings have changed
-(`count_scopes`)."""
+"""Counts in the background the blobs, bytes and tags of *usage scopes* (sets of repositories), after the scopes in the
+settings have changed (`count_scopes`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storage.leases import Leases
 from storage.usage import ScopeDefinition, Usage
 
 COUNTING_SLOT: Final = "usage counting"
-"""Name of a slot. The process that counts holds it."""
+"""Name of the slot (a permit that one process at a time can hold) for counting."""
 PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0
@@ -22,8 +22,9 @@ log = logging.getLogger("storage.usage")
 
 
 async def count_scopes(usage: Usage, leases: Leases, definitions: Sequence[ScopeDefinition]) -> None:
-    """Replaces the scopes by `definitions` and counts what is stored, in one process at a time. Returns when all scopes
-    are complete. If the process dies, the next one that calls this continues. Raises StorageFull, StorageFailed."""
+    """Replaces the scopes by `definitions` and counts their content, in one process at a time. Returns when all scopes
+    are complete. If the process dies, the next process that calls this function continues the count. Raises
+    StorageFull, StorageFailed."""
     async with leases.slot(COUNTING_SLOT, count=1):
         await usage.configure(definitions)
         is_logged = False

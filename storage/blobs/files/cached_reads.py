@@ -1,8 +1,8 @@
 """Opens and reads files that the kernel has cached, without ever waiting for the disk.
 
-Such a call takes one or two microseconds, so it can run on the event loop. If it would have to wait for the disk, it
-returns None. The caller then does the work in a thread, which takes fifty times as long. See openat2(2), RESOLVE_CACHED
-(Linux 5.12), and preadv2(2), RWF_NOWAIT.
+Such a call takes one or two microseconds, so it can run on the event loop. If a call would have to wait for the disk,
+it returns None. The caller then opens or reads the file in a thread, which takes fifty times as long. See openat2(2),
+RESOLVE_CACHED (Linux 5.12), and preadv2(2), RWF_NOWAIT.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Reads and hashes the file of a blob in parts, to find out whether its bytes are still right (`FileCheck`)."""
+"""Reads and hashes the file of a blob in parts, to check whether its bytes still have the blob's digest
+(`FileCheck`)."""
 
 from __future__ import annotations
 
@@ -22,10 +23,10 @@ class FileCheck:
     """The check of one file. Call `read_part` until it returns 0; then `problem` says what is wrong with the file, or
     is None. `version` identifies the file (`version_of`). All methods block.
 
-    The check reads files that nobody else may read for months. The kernel would keep their pages in memory and drop
-    those of blobs that clients pull. So the check drops the pages that it has brought in, and keeps those that were in
-    memory before. Read-ahead is off for this file, because pages that the kernel reads in advance would look like pages
-    that were in memory before."""
+    The check reads all files, also those that clients rarely read. The kernel would keep the pages of these files in
+    memory, and drop pages of blobs that clients often pull. So the check drops the pages that its own reads have
+    loaded, and keeps pages that were in memory before. Read-ahead is off for this file, because pages that the kernel
+    reads in advance would look like pages that were in memory before."""
 
     def __init__(self, path: Path, digest: Digest, size: int, *, read_again: bool) -> None:
         """`read_again`: first drops all pages of the file from memory, so that all bytes come from the disk."""
@@ -66,7 +67,7 @@ class FileCheck:
             return 0
         self._running.update(view[:count])
         self._offset += count
-        if count < len(view):  # somebody has cut off the file since it was opened
+        if count < len(view):  # the file was truncated after it was opened
             self._end(f"its file ends after {self._offset} of {self._size} bytes")
         elif self._offset == self._size:
             actual = self._running.digest()
@@ -99,13 +100,13 @@ class FileCheck:
             self._end(None if actual == self._digest else f"it is empty, which has the digest {actual}")
 
     def _end(self, problem: str | None) -> None:
-        """Ends the check with this problem; None: the file is right."""
+        """Ends the check with this problem; None: the file is not damaged."""
         self.problem = problem
         self._has_ended = True
 
     def _read(self, view: memoryview) -> int:
         """Fills `view` with the bytes from `_offset` on, and returns the number of bytes read. Then drops from memory
-        the pages that this read has brought in."""
+        the pages that this read has loaded."""
         in_memory = self._count_resident(len(view))
         count = 0
         while count < len(view):

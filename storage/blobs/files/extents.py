@@ -34,9 +34,9 @@ class Extents:
 
     def copy(self) -> Extents:
         """Returns an independent copy."""
-        other = Extents()
-        other._bounds = self._bounds.copy()
-        return other
+        duplicate = Extents()
+        duplicate._bounds = self._bounds.copy()
+        return duplicate
 
     def add(self, start: int, stop: int) -> None:
         """Adds the positions from `start` up to, but without, `stop`."""

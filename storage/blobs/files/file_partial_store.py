@@ -241,7 +241,7 @@ class FilePartialStore:
         return handle
 
     def _remember_open(self, name: str, shared: ProcessPartial) -> None:
-        """Adds a partial blob to `_shared`, and removes those that have been closed."""
+        """Adds a partial blob to `_shared`, and removes partial blobs that have been closed."""
         for closed_name in [other_name for other_name, other in self._shared.items() if not other.is_open]:
             del self._shared[closed_name]
         self._shared[name] = shared

@@ -1,9 +1,9 @@
 """A file of another program that becomes a blob by a hard link, without a copy of its bytes (`LinkedFile`).
 
 A blob's file must never change. A hard link shares the bytes with the other name of the file. So the link is made only
-if root and the user of this process are the only users who may write to the file. The caller must know that the other
-program never writes to such a file again. The other program may delete its own name of the file: the link keeps the
-bytes.
+if root and the user of this process are the only users who may write to the file. The caller must be sure that the
+other program never writes to such a file again. The other program may delete its own name of the file: the link keeps
+the bytes.
 
     uploads/UUID/1      the link, until it is moved to the place of the blob
 

@@ -43,7 +43,7 @@ the owner then dies, their bytes are downloaded again."""
 
 
 class PartialStatus(IntEnum):
-    """Status of a partial blob. The status changes only once: from `INCOMPLETE` to one of the others."""
+    """Status of a partial blob. The status changes only once: from `INCOMPLETE` to one of the other values."""
 
     INCOMPLETE = 0
     """Bytes are missing, or the digest has not been checked yet."""

@@ -71,7 +71,7 @@ class PartialWaiters:
 
     def notify(self, file: GrowingFile) -> None:
         """Makes the event loop wake the waiters of `file` that can continue. Call it after each change of the file, in
-        any thread. Costs almost nothing while no task waits for the file."""
+        any thread. Takes almost no time while no task waits for the file."""
         if file in self._waiting and not file.is_notified:
             file.is_notified = True
             with suppress(RuntimeError):  # the event loop is closed

@@ -22,7 +22,7 @@ PIECE_BYTES = 1024 * 1024
 """Number of bytes that are read and hashed at a time."""
 PIECES_PER_STEP = 64
 """Largest number of pieces that one step hashes. The next step then queues for a thread, so that the steps of other
-files also get one."""
+files also get a thread."""
 
 
 class PrefixDigest:
@@ -89,7 +89,7 @@ class PrefixDigest:
         return new_bytes if new_bytes == PIECE_BYTES or prefix_bytes == self._size else 0
 
     def _run_step(self) -> None:
-        """Hashes the pieces of one step. After `PIECES_PER_STEP` pieces, submits another step to go on."""
+        """Hashes the pieces of one step. After `PIECES_PER_STEP` pieces, submits another step, which continues."""
         needs_another_step = False
 
         def hash_prefix() -> None:
@@ -118,9 +118,9 @@ class PrefixDigest:
         if count == 0:
             raise OSError(f"the file ends after {self._hashed_bytes} bytes")
         self._running_digest.update(buffer[:count])
-        before, self._hashed_bytes = self._hashed_bytes, self._hashed_bytes + count
-        if self._hashed_bytes // WRITEBACK_BYTES != before // WRITEBACK_BYTES:
-            start = before // WRITEBACK_BYTES * WRITEBACK_BYTES
+        hashed_before, self._hashed_bytes = self._hashed_bytes, self._hashed_bytes + count
+        if self._hashed_bytes // WRITEBACK_BYTES != hashed_before // WRITEBACK_BYTES:
+            start = hashed_before // WRITEBACK_BYTES * WRITEBACK_BYTES
             self._system.start_writeback(self._fd, start, self._hashed_bytes - start)
 
     def finish(self) -> Digest:

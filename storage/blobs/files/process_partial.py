@@ -1,4 +1,5 @@
-"""One partial blob as this process sees it: its open files, its owner, and which bytes are stored (`ProcessPartial`).
+"""The state of one partial blob in this process: its open files, its owner, and the ranges of stored bytes
+(`ProcessPartial`).
 
 A *partial blob* is a blob that is still being downloaded. Its data file contains the bytes; its state file says which
 of them are stored. A *user* is an object that reads or writes the partial blob, such as a handle. All users of this
@@ -49,8 +50,8 @@ class ProcessPartial:
     """A partial blob in this process. Each user calls `retain` when it starts to use the files and `release` when it
     stops. The last `release` closes the files.
 
-    If the owner is in this process, the record of stored bytes in memory is up to date. Otherwise the record is the one
-    that `refresh` last read from the state file.
+    If the owner is in this process, the record of stored bytes in memory is up to date. Otherwise it is the record that
+    `refresh` last read from the state file.
 
     There are two thread locks. `_lock` guards the attributes and is never held during a system call that may wait for
     the disk. `_state_file_lock` is held while the state file is written. Such a write may wait for the disk, so the
@@ -179,8 +180,8 @@ class ProcessPartial:
             if not has_file_lock and not (try_lock_byte(self._state_fd) and self._load_progress()):
                 return False
             self._owner, self._has_no_owner = user, False
-            # Starts to hash from the first byte, because an owner in another process may have written other bytes
-            # over those that this process has hashed.
+            # Starts to hash from the first byte, because an owner in another process may have overwritten bytes that
+            # this process has hashed.
             self._prefix_digest = self._start_digest()
         self._prefix_digest.notify()
         return True

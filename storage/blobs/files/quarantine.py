@@ -1,4 +1,5 @@
-"""The directory of damaged blob files (`QuarantineDirectory`), and how to tell files apart (`version_of`)."""
+"""The directory of damaged blob files (`QuarantineDirectory`), and a text that identifies the content of a file
+(`version_of`)."""
 
 from __future__ import annotations
 
@@ -20,15 +21,15 @@ that its checksum is wrong."""
 
 
 def version_of(status: os.stat_result) -> str:
-    """Returns a text that identifies a file and its bytes. If another file takes the same name, the text is another
-    one. The new file may get the same inode number, but not also the same modification time."""
+    """Returns a text that identifies a file and its bytes. If another file gets the same name, the text changes: the
+    new file may have the same inode number, but not also the same modification time."""
     return f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
 def file_version(path: Path) -> str | None:
     """Returns the version of the file at `path` (`version_of`); `damaged` if the inode is damaged; None if there is no
     such file. Raises StorageFailed if the directory of the file is missing too. The blobs are then probably not lost:
-    their file system is not mounted, or somebody has moved them. Raises OSError."""
+    their file system is not mounted, or an operator has moved them. Raises OSError."""
     try:
         return version_of(os.stat(path))
     except FileNotFoundError:
@@ -49,13 +50,13 @@ class QuarantineDirectory:
         self._system = system
 
     def take_in(self, digest: Digest, place: str) -> None:
-        """Moves the blob's file at `place` into the directory. If the full disk has no space for the name, unlinks the
+        """Moves the blob's file at `place` into the directory. If the disk is too full for a new name, unlinks the
         file. Does nothing if there is no file. Leaves the file where it is if its inode is so damaged that the move
         fails."""
         path = self._layout.path_of(place)
         with suppress(FileNotFoundError):
             try:
-                if not self._layout.quarantine.is_dir():  # somebody has deleted it
+                if not self._layout.quarantine.is_dir():  # an operator has deleted it
                     with suppress(FileExistsError):
                         self._system.mkdir(self._layout.quarantine)
                 self._system.rename(path, self._layout.path_of(self._layout.quarantine_place(digest)))
@@ -66,7 +67,7 @@ class QuarantineDirectory:
                     raise
 
     def entries(self) -> list[QuarantinedBytes]:
-        """Returns the files, oldest first. Ignores files with other names."""
+        """Returns the files, oldest first. Ignores files whose name is not a digest."""
         quarantined: list[QuarantinedBytes] = []
         if not self._layout.quarantine.is_dir():
             return quarantined
@@ -80,7 +81,7 @@ class QuarantineDirectory:
         return sorted(quarantined, key=lambda item: (item.since, item.digest))
 
     def delete(self, digest: Digest) -> bool:
-        """Unlinks a file. Returns whether there was one."""
+        """Unlinks the damaged file of a blob. Returns whether there was a file."""
         try:
             self._system.unlink(self._layout.path_of(self._layout.quarantine_place(digest)))
         except FileNotFoundError:

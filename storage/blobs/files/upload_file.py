@@ -1,8 +1,8 @@
 """The file of one upload session, and how a request takes the session over from another request (`UploadFile`).
 
 The bytes are in the file `uploads/UUID/GENERATION`. The *owner* of a session is the request that may write to the file.
-A request that takes the session over renames the file to the next generation number. The previous owner then finds no
-file with the name that it knows, and stops.
+A request that takes the session over renames the file to the next generation number. The previous owner then does not
+find the file under the old name any more, and stops.
 
 Each write and each rename holds the file's lock, and first checks that the file has not been renamed. So the previous
 owner cannot change a byte after the new owner has read the length of the file. The new owner does not wait for the
@@ -130,7 +130,7 @@ class UploadFile:
 
     def publish(self, target: Path) -> None:
         """Moves the synced file durably to `target`, the path of the blob's file, and deletes the session's directory.
-        If there is a file at `target` already, replaces it; it has the same content."""
+        If there is a file at `target` already, replaces it."""
         with self._locked_as_owner():
             self._system.rename(self.path, target)
             self._published = True

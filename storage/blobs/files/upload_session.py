@@ -141,7 +141,7 @@ class FileUploadSession:
                 await self._disk.run(lambda: os.close(fd))
 
     def _discard_batch(self) -> None:
-        """Forgets the bytes that have been collected since the last write was started."""
+        """Discards the bytes that were collected after the last write was started."""
         self._buffers.size -= self._batch_size
         self._batch, self._batch_size = [], 0
 
@@ -156,9 +156,10 @@ class FileUploadSession:
             close_without_waiting(self._disk, self._opening.result(), self._written)
 
     def _start_write(self, file: UploadFile, expected: Digest | None = None) -> None:
-        """Starts writing and hashing the batch in a thread. `expected`: given if the batch is the last one. Then the
-        thread also computes the digest of all bytes, and syncs the file if that digest is the expected one. All of this
-        is one call to a thread, because passing calls to threads takes more than half of the time of a small push."""
+        """Starts writing and hashing the batch in a thread. `expected`: the expected digest of all bytes if the batch
+        is the last one, otherwise None. After the last batch, the thread also computes the digest of all bytes, and
+        syncs the file if this is the expected digest. All this is done in one call in a thread, because passing calls
+        to threads takes more than half of the time of a small push."""
         chunks, start = self._batch, self._written
         end = start + self._batch_size
         self._batch, self._batch_size, self._written = [], 0, end
@@ -194,8 +195,8 @@ class FileUploadSession:
         return new_digest.digest()
 
     async def _finish_write(self) -> Digest | None:
-        """Waits for the running write, if there is one. Returns the digest that the write has computed; None if its
-        batch was not the last. If a write has failed, this and every later call raises its error."""
+        """Waits for the running write, if there is one. Returns the digest that the write has computed; None if the
+        written batch was not the last one. If a write has failed, this and every later call raises its error."""
         writing = self._writing
         if writing is None:
             return None
@@ -261,11 +262,11 @@ class ClaimedUploadFile:
     def _resume_from_bytes(
         self, algorithm: str, checkpoint: Checkpoint, *, is_same_boot: bool
     ) -> tuple[RunningDigest, int]:
-        """Finds out which bytes of the file are usable, and deletes the others. Returns the digest of the usable bytes
-        and their number. Blocks.
+        """Determines which bytes of the file are usable, and deletes the other bytes. Returns the digest of the usable
+        bytes and their number. Blocks.
 
-        If the machine has not rebooted since the checkpoint (`is_same_boot`), all bytes in the file are right, and only
-        the bytes after the checkpoint have to be hashed. Raises BlobUploadUnknown if the file has fewer bytes than
+        If the machine has not rebooted since the checkpoint (`is_same_boot`), all bytes in the file are usable, and
+        only the bytes after the checkpoint have to be hashed. Raises BlobUploadUnknown if the file has fewer bytes than
         the checkpoint says: an earlier request published the file as a blob, and its process died before it deleted the
         session's metadata row.
 
@@ -327,8 +328,8 @@ def close_without_waiting(disk: Disk, file: UploadFile, size: int) -> None:
 def _resume_from_checkpoint(
     file: UploadFile, algorithm: str, checkpoint: Checkpoint
 ) -> tuple[RunningDigest, int] | None:
-    """Returns the digest of the file's bytes and their number, without reading the file. Returns None if that is not
-    possible, because the checkpoint does not cover the whole file or has no saved digest."""
+    """Returns the digest of the file's bytes and their number, without reading the file. Returns None if the file has
+    to be read, because the checkpoint does not cover the whole file or has no saved digest."""
     if file.size() != checkpoint.offset:
         return None
     running_digest = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)

@@ -5,8 +5,9 @@ seconds since 1970.
 
 - A *link* is a row that lets a repository serve a blob. Several repositories may have links to the same blob.
   The column `needed` of a link is the time at which a client last added the blob to the repository or asked for it.
-- The *collect queue* lists what garbage collection may have to remove. An entry is a blob without any link, or a link
-  whose blob no manifest of the repository refers to. A link stays for a *grace period* after it was queued.
+- The *collect queue* lists the blobs and links that garbage collection may have to remove. An entry is a blob without
+  any link, or a link whose blob no manifest of the repository refers to. A link stays for a *grace period* after it was
+  queued.
 - The functions `drop_…` are the steps of garbage collection: each deletes one row if it is still unused.
 - `place` is the key under which the blob store finds the blob's bytes.
 - `boot` identifies the boot of the machine during which an upload's bytes were written. A restart of the machine may
@@ -39,7 +40,7 @@ _BLOB_IN_REPOSITORY = """
 SELECT b.id, b.size, r.name
   FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
  WHERE b.digest = ? AND b.place <> ''"""
-"""Leaves out damaged blobs, whose `place` is empty: what cannot be read must not be mounted."""
+"""Leaves out damaged blobs, whose `place` is empty. A repository must not mount a blob whose bytes cannot be read."""
 
 _LINKED_BLOB = """
 SELECT r.id, b.id FROM repository r JOIN blob b ON b.digest = ?2
@@ -95,9 +96,9 @@ def add_link(
     db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float, *, confirmed: bool = False
 ) -> None:
     """Adds the repository's link to the blob, or updates it if it exists. Queues the link if no manifest of the
-    repository refers to the blob yet. `confirmed`: whether the blob was pushed to this repository, or fetched for this
-    repository from the upstream (the registry that the repository mirrors). A link that is already confirmed stays
-    confirmed.
+    repository refers to the blob yet. `confirmed`: whether a client pushed the blob to this repository, or the mirror
+    downloaded it for this repository from the upstream (the registry that the repository mirrors). A link that is
+    already confirmed stays confirmed.
 
     Raises QuotaExceeded if the blob does not fit into a quota."""
     try:
@@ -144,8 +145,8 @@ def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: 
 
 
 def confirm_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> None:
-    """Marks the repository's link to the blob as confirmed: the upstream said that it has the blob in this repository.
-    Does nothing if the repository has no link to the blob."""
+    """Marks the repository's link to the blob as confirmed, because the upstream has reported that it has the blob in
+    this repository. Does nothing if the repository has no link to the blob."""
     db.execute(
         "UPDATE blob_link SET confirmed = 1 WHERE repository = (SELECT id FROM repository WHERE name = ?1) "
         "AND blob = (SELECT id FROM blob WHERE digest = ?2)",
@@ -156,9 +157,9 @@ def confirm_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> N
 def mount_blob(
     db: apsw.Connection, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor, now: float
 ) -> int:
-    """Gives `repo` a link to a blob that another repository has, and returns the blob's size in bytes. `source`: the
-    other repository, or the set of repositories that the client may read. Raises BlobUnknown if the blob is not found
-    in any of them."""
+    """Gives `repo` a link to a blob that a source repository has, and returns the blob's size in bytes. `source`: the
+    source repository, or the set of repositories that the client may read. Raises BlobUnknown if no source repository
+    with the blob is found."""
     if isinstance(source, NameSet):
         blob, size, found_in = _find_mount_source(db, digest, source)
     else:
@@ -175,8 +176,9 @@ def mount_blob(
 def _find_mount_source(db: apsw.Connection, digest: Digest, names: NameSet) -> tuple[int, int, str]:
     """Returns the blob's row id, its size in bytes, and a repository of the set `names` that has the blob.
 
-    Searches a limited number of repositories, because other changes wait for this transaction. So it may miss a
-    repository that has the blob, and then the client has to upload the blob. Raises BlobUnknown if it finds none."""
+    Searches only a limited number of repositories, because other changes wait for this transaction. So the search may
+    miss a repository that has the blob; the client then has to upload the blob. Raises BlobUnknown if the search finds
+    no repository."""
     # `match_cost`: the cost of matching a name against this set, as a multiple of the cost for the simplest set.
     max_rows = MAX_MOUNT_SOURCES_SEARCHED // names.match_cost + 1
     rows: list[Any] = db.execute(_BLOB_IN_REPOSITORY + " LIMIT ?", (digest, max_rows)).fetchall()
@@ -187,8 +189,8 @@ def _find_mount_source(db: apsw.Connection, digest: Digest, names: NameSet) -> t
 
 
 def touch_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> None:
-    """Stores that a client was told at `now` that the repository has the blob. Garbage collection then keeps the link
-    for a grace period from `now`, so that the client can push a manifest that refers to the blob. Raises
+    """Records that the registry told a client at `now` that the repository has the blob. Garbage collection then keeps
+    the link for a grace period from `now`, so that the client can push a manifest that refers to the blob. Raises
     BlobUnknown."""
     db.execute(
         "UPDATE blob_link SET needed = max(needed, ?3) WHERE repository = (SELECT id FROM repository WHERE name = ?1) "
@@ -250,8 +252,8 @@ def save_upload(db: apsw.Connection, upload: UploadID, offset: int, state: bytes
     computation after these bytes; None if it is not saved.
 
     Ignores an offset smaller than the stored one, because another process may have continued the session and stored
-    more. After a restart of the machine, stores a smaller offset too, because bytes may have been lost. Raises
-    BlobUploadUnknown."""
+    more bytes. After a restart of the machine, a smaller offset is stored too, because the restart may have lost bytes.
+    Raises BlobUploadUnknown."""
     db.execute(
         "UPDATE upload SET offset = ?2, state = ?3, boot = ?4, touched = ?5 "
         "WHERE id = ?1 AND (offset <= ?2 OR boot <> ?4)",
@@ -279,12 +281,12 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
 
     The period is over if the link was queued by the time `before`, no manifest of the repository refers to the blob,
     and no client pushed, mounted or requested the blob after `before`. If the link no longer exists or a manifest
-    refers to the blob, takes the entry off the queue. If a client used the blob after `before`, restarts the period at
-    that time.
+    refers to the blob, this function removes the entry from the queue. If a client used the blob after `before`, the
+    grace period starts again at the time of that use.
 
-    Before it removes the link, removes the deleted manifests of the repository whose grace period is over, because they
-    may refer to the blob. If there are more of them than one transaction should remove, removes some and keeps the
-    entry for the next call."""
+    Before this function removes the link, it removes the deleted manifests of the repository whose grace period is
+    over, because these manifests may refer to the blob. If there are more such manifests than one transaction should
+    remove, it removes some of them and keeps the entry for the next call."""
     if not _is_queued(db, entry.repository, entry.digest, before):
         return False  # the link is no longer queued, or it was queued again after `before`
     link = _unreferenced_link(db, entry.repository, entry.digest)
@@ -301,9 +303,9 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
 
 
 def preview_link(db: apsw.Connection, entry: QueuedLink, before: float) -> LinkPreview:
-    """Returns what `drop_link` would do to the link, and whether the blob loses its last link when all links that
-    `drop_link` would remove are gone. Of all links of one blob, only the link of the repository with the highest row id
-    can count as the last one. So a preview of many links to one blob looks at each link at most twice."""
+    """Returns whether `drop_link` would remove the link, and whether this would free the blob. The blob is freed if
+    `drop_link` would also remove all its other links. Only the link of the repository with the highest row id reports
+    that it frees the blob, so that previews of all links to one blob look at each link at most twice."""
     link = _unreferenced_link(db, entry.repository, entry.digest)
     if not _is_queued(db, entry.repository, entry.digest, before) or link is None or link[1] > before:
         return LinkPreview(is_dropped=False, frees_blob=False)
@@ -313,27 +315,28 @@ def preview_link(db: apsw.Connection, entry: QueuedLink, before: float) -> LinkP
     ).get
     if has_later_link is not None:
         return LinkPreview(is_dropped=True, frees_blob=False)
-    others: list[Any] = db.execute(
+    other_links: list[Any] = db.execute(
         "SELECT repository, needed FROM blob_link WHERE blob = ? AND repository < ?", (blob, entry.repository)
     ).fetchall()
     frees_blob = all(
         needed <= before
         and _is_queued(db, repository, entry.digest, before)
         and not is_referenced(db, repository, entry.digest)
-        for repository, needed in others
+        for repository, needed in other_links
     )
     return LinkPreview(is_dropped=True, frees_blob=frees_blob)
 
 
 def _is_queued(db: apsw.Connection, repository: int, digest: Digest, before: float) -> bool:
-    """Returns whether the link was queued by the time `before`, and not again later."""
+    """Returns whether the link was put into the collect queue by the time `before` and has not been queued again
+    since."""
     since = db.execute("SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (repository, digest)).get
     return since is not None and since <= before
 
 
 def _unreferenced_link(db: apsw.Connection, repository: int, digest: Digest) -> tuple[int, float] | None:
-    """Returns the row id of the blob, and when a client last used it in the repository. Returns None if the repository
-    has no link to the blob, or if a manifest of the repository refers to it."""
+    """Returns the row id of the blob, and the time at which a client last used the blob in the repository. Returns None
+    if the repository has no link to the blob, or if a manifest of the repository refers to it."""
     row: Any = db.execute(
         "SELECT l.blob, l.needed FROM blob b JOIN blob_link l ON l.blob = b.id WHERE b.digest = ? AND l.repository = ?",
         (digest, repository),
@@ -342,9 +345,9 @@ def _unreferenced_link(db: apsw.Connection, repository: int, digest: Digest) -> 
 
 
 def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
-    """Takes the blob off the collect queue. If it still has no link, deletes its row and returns its place, so that the
-    caller can delete the bytes there; a damaged blob has an empty place. Returns None if the blob has a link again or
-    has no row."""
+    """Removes the blob from the collect queue. If the blob still has no link, deletes its row and returns its place, so
+    that the caller can delete the bytes there; a damaged blob has an empty place. Returns None if the blob has a link
+    again or has no row."""
     remove_from_collect_queue(db, WHOLE_STORE, digest)
     row = db.execute("SELECT id, place FROM blob WHERE digest = ?", (digest,)).get
     if row is None:
@@ -359,8 +362,8 @@ def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
 
 
 def unlinked_blobs(db: apsw.Connection, limit: int, after: Digest | None) -> list[UnlinkedBlob]:
-    """Returns at most `limit` blobs that were queued because they had lost their last link, those that follow the
-    digest `after`. A blob may get a link at any time, so `drop_blob` checks this again."""
+    """Returns at most `limit` of the blobs that were queued because they had lost their last link. The list starts
+    behind the digest `after`. A blob may get a new link at any time, so `drop_blob` checks again that it has none."""
     rows: list[Any] = db.execute(_UNLINKED_BLOBS, (WHOLE_STORE, after or "", limit)).fetchall()
     return [UnlinkedBlob(Digest(digest), size, bool(is_unlinked)) for digest, size, is_unlinked in rows]
 

@@ -11,8 +11,8 @@ SQLite commits by appending to a write-ahead log. A *checkpoint* copies the log 
 in the same thread and with the same lock. Unless the disk is full, a checkpoint runs only after the results of a batch
 were delivered, so that no change of the batch waits for it.
 
-The *reserve* is disk space allocated in advance (`storage.data_dir.reserve`). On a full disk, checkpoints use it, and
-so do changes that free space or take rights away. Changes that store content are refused (`StorageFull`).
+The *reserve* is disk space allocated in advance (`storage.data_dir.reserve`). On a full disk, the reserve is used by
+checkpoints, and by changes that free space or revoke rights. Changes that store content are refused (`StorageFull`).
 """
 
 from __future__ import annotations
@@ -47,15 +47,16 @@ MAX_BATCH_CHANGES = 256
 """Largest number of changes in one transaction. The number is limited so that the first change does not wait long for
 its commit."""
 CHECKPOINT_LOG_PAGES = 1000
-"""A checkpoint runs after a commit if the log then has at least this number of pages. SQLite's own default."""
+"""A checkpoint runs after a commit if the log then has at least this number of pages. This is SQLite's own default."""
 RESTART_LOG_PAGES = 16_000
 """With at least this number of pages in the log, a checkpoint waits until no reader needs the log. The next commit can
 then overwrite the log from its beginning, so that the log does not grow further."""
 RESTART_WAIT_MILLISECONDS = 200
-"""How long a checkpoint waits for the readers of the log. A reader with a long transaction, such as a backup, may need
-the log for minutes, and no process can commit during the wait."""
+"""How long a checkpoint waits for the readers of the log. The wait is short, because a reader with a long transaction,
+such as a backup, may need the log for minutes, and no process can commit during the wait."""
 RESTART_RETRY_PAGES = 4000
-"""By how many pages the log has to grow until a checkpoint waits again, after one has waited in vain."""
+"""After a checkpoint has waited for readers in vain, the log has to grow by this number of pages before a checkpoint
+waits again."""
 RIGHTS_TABLE = "access"
 """Table with the epoch: a number that every change of rights increments in its transaction."""
 _CHECKPOINT_FAILED = (
@@ -72,7 +73,7 @@ Change = Callable[[apsw.Connection], T]
 class _PendingChange:
     """A change whose outcome has not been delivered to its future.
 
-    `change`, `durable` and `reserve_use` are the arguments of `CommitThread.run`, `future` is what `run` returned. At
+    `change`, `durable` and `reserve_use` are the arguments of `CommitThread.run`, and `future` is its return value. At
     the latest attempt, `change` returned `result` or failed with `error`. `committed` is true once the transaction with
     the change is committed."""
 
@@ -90,8 +91,8 @@ class _PendingChange:
             self.error = _as_registry_error(error)
 
     def deliver(self) -> None:
-        """Gives the future its result or error. Called in the commit thread, so it has the future's event loop do this.
-        Does nothing if that loop is closed."""
+        """Gives the future its result or error. The commit thread calls this method, but a future may only be completed
+        on its event loop. So this method schedules a callback on that loop; it does nothing if the loop is closed."""
         if self.error is None:
             set_outcome = partial(self.future.set_result, self.result)
         else:
@@ -113,9 +114,9 @@ class CommitThread:
         observer: CommitObserver = UNOBSERVED_COMMITS,
     ) -> None:
         """Starts the thread and opens the database in it. `version` returns the data version: a value that every commit
-        of any process changes. `observer` is told about the changes. The thread calls `version` and uses `reserve`
-        until `close` returns, so until then the caller must not close `reserve` or the connection that `version` uses.
-        Raises apsw.Error, OSError."""
+        of any process changes. `observer` measures the changes. The thread calls `version` and uses `reserve` until
+        `close` returns, so until then the caller must not close `reserve` or the connection that `version` uses. Raises
+        apsw.Error, OSError."""
         self._layout = layout
         self._system = system
         self._version = version
@@ -143,9 +144,9 @@ class CommitThread:
 
         `durable`: the commit must survive a power cut. `reserve_use`: how much of the reserve the change may use on a
         full disk. (`ReserveUse.GROWTH`: nothing, because the change makes the data grow.) If the change fails, it is
-        rolled back, and the future raises a RegistryError: the one that `change` raised, StorageFull, or StorageFailed
-        for any other error. A cancellation of the task that awaits the future does not stop the change; the task gets
-        its cancellation when the change has ended."""
+        rolled back, and the future raises a RegistryError: the RegistryError that `change` raised, StorageFull, or
+        StorageFailed for any other error. If the task that awaits the future is cancelled, the change still runs to its
+        end, and only then the task is cancelled."""
         future: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         self._observer.on_queued(future)
         self._queue.put(_PendingChange(change, durable, reserve_use, future))
@@ -155,8 +156,8 @@ class CommitThread:
         """Returns True if exactly one commit lies between the data versions `before` and `after`, this thread made it,
         and it changed no rights. Rights that were read at `before` are then still valid at `after`.
 
-        Returns False in all other cases. May also return False for an earlier such commit, because the thread remembers
-        only the last one."""
+        Returns False in all other cases. May also return False for an earlier commit that fulfils these conditions,
+        because the thread remembers only its last commit."""
         return self._versions_with_same_rights == (before, after)
 
     def close(self) -> None:
@@ -202,8 +203,8 @@ class CommitThread:
             os.close(lock)
 
     def _next_batch(self) -> list[_PendingChange]:
-        """Waits for a change. Returns it and the changes that are queued behind it, at most `MAX_BATCH_CHANGES`.
-        Returns an empty list if `close` was called and no change is queued."""
+        """Waits for a change. Returns a batch of this change and the changes that are queued behind it, at most
+        `MAX_BATCH_CHANGES` changes. Returns an empty list if `close` was called and no change is queued."""
         first = self._queue.get()
         if first is None:
             return []
@@ -218,9 +219,10 @@ class CommitThread:
         return batch
 
     def _commit_with_reserve(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
-        """Commits the batch. If the reserve cannot be restored to its full size, the disk counts as full: refuses the
-        changes that must not use the reserve. If a commit finds no space, frees a part of the reserve and tries again
-        those changes that may use it. On a full disk, finally runs a checkpoint."""
+        """Commits the batch. If the reserve cannot be restored to its full size, the disk counts as full, and this
+        method refuses the changes that must not use the reserve. If a commit finds no space, the method frees a part of
+        the reserve and repeats the changes that may use the reserve. On a full disk, it runs a checkpoint at the
+        end."""
         disk_is_full = not (self._reserve.is_whole or self._reserve.restore())
         uncommitted = batch
         if disk_is_full:
@@ -343,8 +345,8 @@ class CommitThread:
             log.warning(_CHECKPOINT_FAILED, error, exc_info=error)
 
     def _restart_log(self, db: apsw.Connection) -> None:
-        """Runs a checkpoint that waits for a short time until no reader needs the log. If readers need it for longer,
-        the next such checkpoint comes after the log has grown some more."""
+        """Runs a checkpoint that waits for a short time until no reader needs the log. If readers need the log for
+        longer, a checkpoint waits again only after the log has grown by `RESTART_RETRY_PAGES`."""
         self._restart_log_pages = self._log_pages + RESTART_RETRY_PAGES
         db.set_busy_timeout(RESTART_WAIT_MILLISECONDS)
         try:
@@ -355,7 +357,7 @@ class CommitThread:
 
     def _checkpoint(self, db: apsw.Connection, mode: int) -> bool:
         """Runs a checkpoint. If the disk is full, uses the reserve. Logs apsw.Error and StorageFull instead of raising
-        them. Returns whether the checkpoint did all that `mode` asks for. The caller holds the lock. `mode`: one of
+        them. Returns whether the checkpoint was complete. The caller holds the lock. `mode`: one of
         `apsw.SQLITE_CHECKPOINT_*`."""
         self._log_pages = 0  # the next commit sets it to the length that the log then has
 

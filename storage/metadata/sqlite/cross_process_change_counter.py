@@ -2,13 +2,14 @@
 
 A worker (a server process) reads the version before it answers a request. If the version has changed since the last
 request, the worker no longer uses the responses and lookups that it has cached, and checks whether rights have changed.
-So it notices at the next request what another worker has committed, such as a revoked right.
+So a change that another worker has committed, such as the revocation of a right, takes effect at the next request.
 
 The value is read from SQLite's memory. In WAL mode, SQLite keeps an index of the write-ahead log in shared memory. The
 index begins with two copies of a header, which contains a count of the commits, the length of the log and a checksum.
 Every commit writes both copies after it has written its data to the log and before `COMMIT` returns. Reading the two
-copies takes 0.1 µs; the shortest SQL statement takes 2.5 µs. Only this module knows the header's layout. It checks the
-layout when the database is opened, and uses the slower `PRAGMA data_version` if the layout is unknown.
+copies takes 0.1 µs; the shortest SQL statement takes 2.5 µs. No other module depends on the header's layout. This
+module checks the layout when the database is opened, and uses the slower `PRAGMA data_version` if the layout is
+unknown.
 
 Sources: "WAL-mode File Format" (sqlite.org/walformat.html), sections 2.1 and 4.4; `sqlite3_io_methods`; "PRAGMA
 data_version" (sqlite.org/pragma.html).
@@ -43,8 +44,8 @@ _MIN_METHODS_VERSION: Final = 2
 _METHODS_BEFORE_SHM_MAP: Final = 12
 """Number of methods before `xShmMap` in `sqlite3_io_methods`."""
 _LAYOUT_ATTEMPTS: Final = 20
-"""Largest number of times that the header is read to recognize its layout. One read may fail, because a commit may be
-writing the two copies at that time."""
+"""Largest number of reads of the header to recognize its layout. A read does not recognize the layout while a commit
+writes the two copies."""
 log = logging.getLogger("storage.metadata")
 
 
@@ -175,8 +176,8 @@ def is_exactly_one_commit_later(before: object, after: object) -> bool:
     inside its write transaction, and `after` once it had committed, this one commit is the caller's own, because no
     other connection can commit while the transaction is open.
 
-    Returns False if there were more commits, or if their number is unknown. It is unknown if the versions are those of
-    a `PragmaDataVersion`, or if `after` was read while another commit wrote the copies of the header."""
+    Returns False if there were more commits, or if their number is unknown. It is unknown if a `PragmaDataVersion`
+    returned the versions, or if `after` was read while another commit wrote the copies of the header."""
     if not isinstance(before, bytes) or not isinstance(after, bytes):
         return False
     if after[:_HEADER_BYTES] != after[_HEADER_BYTES:]:  # another commit was writing the two copies
@@ -189,7 +190,7 @@ def _commit_count(version: bytes) -> int:
 
 
 def _is_known_layout(headers: bytes, page_size: int) -> bool:
-    """Returns whether the two copies of the header are equal and have the layout that this module knows: the format
+    """Returns whether the two copies of the header are equal and have the layout that this module can read: the format
     version, the database's page size and the checksum are where they are expected."""
     header = headers[:_HEADER_BYTES]
     if header != headers[_HEADER_BYTES:]:

@@ -1,8 +1,8 @@
 """Opens connections to the metadata database, and applies its migrations.
 
 The database is in SQLite's WAL mode: commits append to a write-ahead log (`…-wal`). The log's index (`…-shm`) is shared
-memory of all processes, backed by a file. Opening the database needs disk space for this file. On a full disk, the
-space comes from the *reserve*: disk space that was allocated in advance (`storage.data_dir.reserve`).
+memory of all processes, backed by a file. Opening the database needs disk space for the index file. On a full disk,
+this space comes from the *reserve*: disk space that was allocated in advance (`storage.data_dir.reserve`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MEMORY_PAGE_BYTES: Final = 4096
 """Size of a page of memory: the unit in which files are mapped."""
 ALLOCATED_INDEX_BYTES: Final = 160 * 1024
 """Bytes of the log's index that are allocated when the database is opened, if the file system has small blocks
-(`_has_small_blocks`). They suffice for a log of 80 MiB."""
+(`_has_small_blocks`). An index of this size suffices for a log of 80 MiB."""
 MIN_FREE_BYTES_TO_OPEN: Final = 512 * 1024
 """Smallest free space on the disk, in bytes, with which the database is opened if the file system has small blocks. The
 index needs less. The rest is a margin, because the process would be killed if the space ran out while SQLite writes to
@@ -100,8 +100,8 @@ def _configure_files(db: apsw.Connection) -> None:
     """Sets the busy timeout and the log's size limit. Switches off automatic checkpoints (which copy the log into the
     database file), because the thread that commits runs them.
 
-    Two settings are for a full disk. SQLite does not delete the files of the log and its index when the last connection
-    is closed, so that the next start need not create them. And SQLite stores temporary data in memory."""
+    Two settings help on a full disk. When the last connection is closed, SQLite keeps the files of the log and its
+    index, so that the next start need not create them. SQLite stores temporary data in memory."""
     db.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
     db.pragma("wal_autocheckpoint", 0)
     db.pragma("journal_size_limit", LOG_SIZE_LIMIT_BYTES)
@@ -116,10 +116,10 @@ def _run_or_close(db: apsw.Connection, action: Callable[[], None]) -> apsw.Conne
     try:
         action()
     except apsw.Error as error:
-        full = is_full(db, error)
+        is_disk_full = is_full(db, error)
         with suppress(apsw.Error):
             db.close()
-        if full:
+        if is_disk_full:
             raise apsw.FullError(str(error)) from error
         raise
     return db
@@ -159,8 +159,8 @@ def _free_bytes(path: Path) -> int:
 
 
 def _allocate_index(path: Path) -> None:
-    """Allocates disk space for the log's index. Uses the file descriptor that SQLite has open. If this function opened
-    and closed the file itself, the process would lose SQLite's locks on it. Raises apsw.FullError."""
+    """Allocates disk space for the log's index, through the file descriptor that SQLite has open. If this function
+    opened and closed the file itself, the process would lose SQLite's locks on the file. Raises apsw.FullError."""
     index_path = os.path.realpath(f"{path}-shm")
     for descriptor in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):

@@ -46,8 +46,8 @@ class ImmutableDatabase:
     `SharedReadTransaction` (`connection_at`) and `CommitThread` (`run`, `has_same_rights`). The *data version* is a
     value that every commit to the database changes.
 
-    Close it after all other connections of this process to the same file. SQLite uses POSIX locks, and a process loses
-    all its POSIX locks on a file as soon as it closes any descriptor of the file."""
+    The caller must close all other connections of this process to the same file first. SQLite uses POSIX locks, and a
+    process loses all its POSIX locks on a file as soon as it closes any descriptor of the file."""
 
     def __init__(self, layout: Layout) -> None:
         """Opens the database and locks the writers' lock file in shared mode. Raises StorageFull if the log is not
@@ -83,7 +83,7 @@ class ImmutableDatabase:
         return object() if self._retired else self
 
     def connection_at(self, _version: object) -> apsw.Connection:
-        """Returns the connection, whatever the version. Raises StorageFull after `retire`."""
+        """Returns the connection for every version. Raises StorageFull after `retire`."""
         if self._retired:
             raise StorageFull(RETIRED)
         return self.db

@@ -1,7 +1,8 @@
-"""Counts the content of the metadata database, and lists what else a command removes when it removes a tag or manifest
-(`SqliteInventory`).
+"""Counts the content of the metadata database, and plans which tags and manifests a command removes together with a tag
+or manifest (`SqliteInventory`).
 
-Commands use it while a server may be running on the same database. It has a connection of its own.
+Commands of the command line use the inventory while a server may be running on the same database. The inventory has a
+connection of its own.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT coalesce(s
 _REMAINING = """
 SELECT upstream, remaining FROM upstream_allowance WHERE remaining IS NOT NULL AND at > ?1 ORDER BY upstream"""
 REMAINING_VALID_SECONDS = 3600.0
-"""Age in seconds at which the last report of an upstream about its rate limit is out of date."""
+"""Age in seconds at which an upstream's last report about its rate limit is out of date."""
 
 
 @contextmanager
@@ -132,8 +133,8 @@ class SqliteInventory:
 
         With a tag, the manifest that it points at is removed too, unless the manifest has other tags or an index lists
         it. If a plan removes a manifest, it also removes the manifest's tags, its children (the manifests that it
-        lists) and its referrers. A child or referrer stays if it has a tag, or if an index that stays lists it. Raises
-        NameUnknown, ManifestUnknown."""
+        lists) and its referrers. A child or referrer is not removed if it has a tag, or if an index that is not removed
+        lists it. Raises NameUnknown, ManifestUnknown."""
         repository = lookups.repository_id(self._db, repo)
         if isinstance(reference, Digest):
             root = self._db.execute(
@@ -155,25 +156,25 @@ class SqliteInventory:
         no manifests."""
         repository = lookups.repository_id(self._db, repo)
         # The highest row ids come first, so that an index comes before its children, which were usually pushed earlier.
-        removed = self._column("SELECT id FROM manifest WHERE repository = ?1 ORDER BY id DESC", repository)
-        if not removed:
+        removed_ids = self._column("SELECT id FROM manifest WHERE repository = ?1 ORDER BY id DESC", repository)
+        if not removed_ids:
             raise NameUnknown(f"there is nothing in {repo}")
         tags = self._column("SELECT name FROM tag WHERE repository = ?1 ORDER BY name", repository)
-        return self._plan(repo, repository, [Tag(name) for name in tags], removed)
+        return self._plan(repo, repository, [Tag(name) for name in tags], removed_ids)
 
     def _with_dependents(self, root: int) -> list[int]:
-        """Returns the row ids of the manifests to remove: `root`, its children and referrers, and the children and
-        referrers of these. Leaves out manifests that have a tag or that a remaining index lists."""
-        removed = [root]
-        for manifest in removed:  # also visits the manifests that are appended during the loop
+        """Returns the row ids of the manifests to remove: `root`, its children and referrers, and recursively their
+        children and referrers. Leaves out manifests that have a tag or that a remaining index lists."""
+        removed_ids = [root]
+        for manifest in removed_ids:  # also visits the manifests that are appended during the loop
             for dependent in [*self._column(_CHILDREN, manifest), *self._column(_REFERRERS, manifest)]:
                 if (
-                    dependent not in removed
+                    dependent not in removed_ids
                     and not self._tags(dependent)
-                    and set(self._column(_INDEXES, dependent)) <= set(removed)
+                    and set(self._column(_INDEXES, dependent)) <= set(removed_ids)
                 ):
-                    removed.append(dependent)
-        return removed
+                    removed_ids.append(dependent)
+        return removed_ids
 
     def _plan(self, repo: RepositoryName, repository: int, tags: Sequence[Tag], removed: list[int]) -> RemovalPlan:
         """Returns the plan that removes `tags` and the manifests with the row ids `removed`. `RemovalPlan.size` is the

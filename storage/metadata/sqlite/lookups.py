@@ -34,7 +34,7 @@ STATEMENT_COST = 100
 NAME_COST = 10
 """Cost of reading a name, in addition to matching its characters."""
 SKIP_COST_PER_CHARACTER = 2
-"""Additional cost per character of a name outside the set, for finding the next name in the set."""
+"""Additional cost per character of a name that is not in the set. It covers the search for the next name in the set."""
 MIN_BATCH_NAMES, MAX_BATCH_NAMES = 4, 512
 """Smallest and largest number of names that one statement reads. Each statement reads twice as many names as the one
 before. After names outside the set were skipped, the next statement starts with the smallest number again."""
@@ -90,7 +90,7 @@ def is_known_repository(db: apsw.Connection, repo: RepositoryName) -> bool:
 
 def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
     """Returns a blob of the repository. Raises BlobUnknown if the repository has no link to the blob, or if the blob is
-    damaged. A client that asks for a damaged blob before it pushes then sends the bytes again."""
+    damaged. So a client that checks for a damaged blob before a push uploads the bytes again."""
     row = db.execute(_BLOB, (repo, digest)).get
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
@@ -264,25 +264,25 @@ def referrers(
 
     The page has at most `limit` referrers and approximately `max_page_bytes` bytes. At most `max_read` rows are read.
     If the first referrer is larger than `max_page_bytes`, the page has only this referrer. But if `max_page_bytes` is
-    less than `PAGE_BYTES`, such a page is empty, with `more` set, so that the caller can read a larger page."""
-    listed: list[Descriptor] = []
+    less than `PAGE_BYTES`, the page is empty and its `more` is true, so that the caller can read a larger page."""
+    descriptors: list[Descriptor] = []
     page_bytes = 0
-    values = (repo, subject, after or "", max_read + 1)
+    parameters = (repo, subject, after or "", max_read + 1)
     if artifact_type is None:
-        rows: list[Any] = db.execute(_REFERRERS, values).fetchall()
+        rows: list[Any] = db.execute(_REFERRERS, parameters).fetchall()
     else:
-        rows = db.execute(_REFERRERS_OF_TYPE, (*values, artifact_type)).fetchall()
-    last: str | None = None
+        rows = db.execute(_REFERRERS_OF_TYPE, (*parameters, artifact_type)).fetchall()
+    last_digest: str | None = None
     for digest, media_type, size, referrer_type, annotations_bytes, manifest_id in rows[:max_read]:
         page_bytes += annotations_bytes + len(referrer_type or "") + 256  # 256: the other fields as JSON
-        if len(listed) == limit or (page_bytes > max_page_bytes and (listed or max_page_bytes < PAGE_BYTES)):
-            return Page(listed, more=True)
+        if len(descriptors) == limit or (page_bytes > max_page_bytes and (descriptors or max_page_bytes < PAGE_BYTES)):
+            return Page(descriptors, more=True)
         text = db.execute(_ANNOTATIONS, (manifest_id,)).get if annotations_bytes else None
         annotations = JsonAnnotations(text) if text else None
-        listed.append(Descriptor(media_type, _digest(digest), size, referrer_type, annotations))
-        last = digest
-    more = len(rows) > max_read
-    return Page(listed, more=more, next_after=last if more else None)
+        descriptors.append(Descriptor(media_type, _digest(digest), size, referrer_type, annotations))
+        last_digest = digest
+    has_more = len(rows) > max_read
+    return Page(descriptors, more=has_more, next_after=last_digest if has_more else None)
 
 
 def existing_values(db: apsw.Connection, table: str, column: str, values: Iterable[S]) -> set[S]:

@@ -49,8 +49,8 @@ WITH RECURSIVE needing (id, repository, digest) AS (
     FROM needing n JOIN manifest_child c ON c.repository = n.repository AND c.digest = n.digest
     JOIN manifest m ON m.id = c.manifest)
 SELECT t.name FROM needing n CROSS JOIN tag t ON t.manifest = n.id"""
-"""Finds the tags of a manifest, and those of all indexes that contain it, directly or through other indexes. With CROSS
-JOIN, SQLite does not read all tags of the store."""
+"""Finds the tags of a manifest, and the tags of all indexes that contain it, directly or through other indexes. With
+CROSS JOIN, SQLite does not read all tags of the store."""
 _QUEUE_UNREFERENCED_BLOBS = """
 INSERT INTO collect_queue (repository, digest, since)
 SELECT ?1, g.digest, ?3 FROM manifest_blob g
@@ -76,9 +76,9 @@ def put_manifest(
     """Stores the manifest and points the tags at it. Creates the repository if it is missing.
 
     `condition` (from the header `If-Match` or `If-None-Match`) must hold for the first tag; otherwise raises
-    PreconditionFailed. Without tags, ignores the condition. `sparse`: whether the manifest is mirrored. Then records
-    its upstream, and accepts the manifest even if the repository lacks content of it. Raises ManifestBlobUnknown if the
-    repository lacks content of any other manifest; Denied if a tag is immutable and points at another manifest."""
+    PreconditionFailed. Without tags, ignores the condition. `sparse`: whether the manifest is mirrored. The upstream of
+    a mirrored manifest is recorded. Raises ManifestBlobUnknown if the repository lacks content of a manifest that is
+    not mirrored; Denied if a tag is immutable and points at another manifest."""
     repository = make_repository(db, repo, now)
     if condition and tags:
         _check_condition(db, repository, tags[0], condition)
@@ -88,7 +88,7 @@ def put_manifest(
     if not sparse:
         _check_complete(db, repository, manifest)
     manifest_id, is_new = _store_manifest(db, repository, manifest, now)
-    if sparse:  # only mirrors store manifests without their content, and their names begin with that of the upstream
+    if sparse:  # a sparse manifest is mirrored, so the repository's name begins with the upstream's name
         add_mirrored_manifest(db, manifest_id, repo.partition("/")[0], now)
     if is_new and not tags:  # with tags, the lines that `_store_tag` adds to the tag history name the manifest
         record_content(db, by, now, "manifest.put", repo, manifest.digest)
@@ -131,8 +131,8 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
     layers, which clients fetch from elsewhere.
 
     The children of an index are the entries of its list `manifests`. The repository must have each child as a manifest.
-    But a child in `manifest.blob_children` has a media type other than that of a manifest, so the repository may have
-    it as a blob instead."""
+    A child in `manifest.blob_children` has the media type of neither manifest nor index, so the repository may have it
+    as a blob instead."""
     foreign = manifest.foreign
     blobs = {blob.digest for blob in manifest.blobs if blob.digest not in foreign}
     children = {child.digest for child in manifest.manifests}
@@ -170,11 +170,11 @@ def _store_manifest(db: apsw.Connection, repository: int, manifest: Manifest, no
     """Stores the manifest, and the digests that it refers to. If the repository already has the manifest, only updates
     its media type, or, if the manifest is damaged, stores its body again. Returns the manifest's row id, and True if
     the manifest is new to the repository."""
-    existing = db.execute(
+    existing_row = db.execute(
         "SELECT id, media_type, size FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)
     ).get
-    if existing is not None:
-        manifest_id, media_type, size = existing
+    if existing_row is not None:
+        manifest_id, media_type, size = existing_row
         if not size:
             heal_manifest(db, repository, manifest_id, manifest, now)
         elif media_type != manifest.media_type:
@@ -218,7 +218,7 @@ def _store_references(db: apsw.Connection, table: str, repository: int, manifest
 def _store_tag(
     db: apsw.Connection, repository: int, tag: Tag, manifest_id: int, digest: Digest, by: Actor, now: float
 ) -> Digest | None:
-    """Points the tag at the manifest, and returns what it pointed at before; None if there was no such tag. Records the
+    """Points the tag at the manifest, and returns the tag's previous digest; None if there was no such tag. Records the
     change in the tag history, unless the tag already pointed at this manifest. Raises QuotaExceeded if the tag is new
     and does not fit into a quota."""
     previous = _digest_of_tag(db, repository, tag)
@@ -236,7 +236,7 @@ def _store_tag(
 
 
 def _record_tag(db: apsw.Connection, repository: int, tag: str, digest: Digest | None, by: Actor, now: float) -> None:
-    """Adds a line to the tag history. `digest`: what the tag points at now; None if the tag was deleted."""
+    """Adds a line to the tag history. `digest`: the tag's new digest; None if the tag was deleted."""
     db.execute(
         "INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -255,9 +255,9 @@ def delete_tag(
     is_immutable: IsImmutable = nothing_immutable,
     action: EventAction = EventAction.DELETE,
 ) -> None:
-    """Deletes the tag; its manifest stays. `action`: that of the event. Raises NameUnknown if there is no such
-    repository, ManifestUnknown if it has no such tag, PreconditionFailed if `condition` does not hold for the tag,
-    Denied if the tag is immutable."""
+    """Deletes the tag; its manifest stays. `action`: the action that the event records. Raises NameUnknown if there is
+    no such repository, ManifestUnknown if it has no such tag, PreconditionFailed if `condition` does not hold for the
+    tag, Denied if the tag is immutable."""
     repository = lookups.repository_id(db, repo)
     digest = _digest_of_tag(db, repository, tag)
     if digest is None:
@@ -284,8 +284,8 @@ def delete_manifest(
 ) -> None:
     """Deletes the manifest and all its tags. Queues for garbage collection the blobs to which no other manifest of the
     repository refers. `restorable`: whether to keep the manifest in the table `deleted_manifest`, so that it can be put
-    back. `action`: that of the events. Raises NameUnknown if there is no such repository, ManifestUnknown if it has no
-    such manifest, Denied if an immutable tag needs the manifest."""
+    back. `action`: the action that the events record. Raises NameUnknown if there is no such repository,
+    ManifestUnknown if it has no such manifest, Denied if an immutable tag needs the manifest."""
     repository = lookups.repository_id(db, repo)
     manifest_id = db.execute("SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)).get
     if manifest_id is None:
@@ -326,10 +326,10 @@ def put_back(
     *,
     optional: Set[Digest] = frozenset(),
 ) -> list[Digest]:
-    """Puts deleted manifests back into the repository and returns their digests. A manifest has to come after the
-    manifests that it lists. Skips manifests that the repository has, and those in `optional` that cannot be put back.
-    Raises ManifestUnknown if a manifest is no longer kept, ManifestBlobUnknown if something that it refers to is
-    gone."""
+    """Puts deleted manifests back into the repository and returns their digests. In `digests`, a manifest has to come
+    after the manifests that it lists. Skips manifests that the repository has, and manifests in `optional` that cannot
+    be put back. Raises ManifestUnknown if a manifest is no longer kept, ManifestBlobUnknown if content that it refers
+    to is missing."""
     repository = lookups.repository_id(db, repo)
     restored: list[Digest] = []
     for digest in digests:
@@ -359,7 +359,7 @@ def _put_manifest_back(db: apsw.Connection, repo: RepositoryName, repository: in
 
 
 def _check_restorable(db: apsw.Connection, repo: RepositoryName, repository: int, manifest: Manifest) -> None:
-    """Raises ManifestBlobUnknown if the repository lacks content of the manifest, so that no tag can point at it."""
+    """Raises ManifestBlobUnknown if the repository lacks content of the manifest."""
     try:
         _check_complete(db, repository, manifest)
     except ManifestBlobUnknown as error:
@@ -381,8 +381,8 @@ def move_tag(
     is_immutable: IsImmutable,
     force: bool,
 ) -> Digest | None:
-    """Points the tag at a manifest that the repository has, and returns what it pointed at before; None if there was no
-    such tag. The other parameters are those of `storage.tag_history.TagHistory.move`."""
+    """Points the tag at a manifest that the repository has, and returns the tag's previous digest; None if there was no
+    such tag. `storage.tag_history.TagHistory.move` describes the other parameters."""
     repository = lookups.repository_id(db, repo)
     manifest_id = db.execute(
         "SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)

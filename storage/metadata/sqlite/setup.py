@@ -63,10 +63,10 @@ def _create_or_migrate(layout: Layout, system: System, free_space: Callable[[], 
         try:
             migrate(db)
         except apsw.Error as error:
-            full = is_full(db, error)
+            is_disk_full = is_full(db, error)
             with suppress(apsw.Error):
                 db.execute("ROLLBACK")
-            if full:
+            if is_disk_full:
                 raise apsw.FullError(str(error)) from error
             raise
 

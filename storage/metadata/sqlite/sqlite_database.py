@@ -43,17 +43,21 @@ class SqliteDatabase:
     loop.
 
     - `metadata` stores repositories, manifests, tags, blobs and upload sessions.
-    - `records` stores what the mirror learned about its upstream registries, and `upstream_tags` their tags over time.
+    - `records` stores the mirror's records about its upstream registries. `upstream_tags` stores the tags of these
+      registries over time.
     - `accounts` stores accounts and rights.
     - `jobs` stores the jobs of upkeep. `consistency` checks and repairs the whole store, and `damage` stores which
       content is damaged.
-    - `snapshots` copies the database. `imports` stores what was imported from other registries.
-    - `tag_history` reads what tags pointed at in the past, and puts deleted manifests back. `tag_listing` lists tags
-      with facts for people, and `tag_removals` says what a removal of tags would remove.
-    - `pulls` stores when manifests were last pulled, and `retention` finds and deletes what no rule keeps.
-    - `usage` counts what repositories use, and `cached_images` finds and evicts mirrored images.
-    - `descriptions` stores what people write about repositories. `activity` stores how much happened in each hour.
-    - `outbox` stores events, and which of them webhooks still have to get.
+    - `snapshots` copies the database. `imports` records which images were imported from other registries.
+    - `tag_history` reads the history of tags, and puts deleted manifests back. `tag_listing` lists tags with facts for
+      people, and `tag_removals` previews removals of tags.
+    - `pulls` stores when manifests were last pulled, and `retention` finds and deletes tags and manifests that no
+      retention rule keeps.
+    - `usage` counts the blobs, bytes and tags of sets of repositories. `cached_images` finds and evicts mirrored
+      images.
+    - `descriptions` stores texts that people write about repositories. `activity` counts the pulls and pushes of each
+      hour.
+    - `outbox` stores events until the webhooks have received them.
     - `search` finds content, and keeps the search index up to date.
     - `immutable` is the read-only connection that replaces all others when a full disk has no space to open the
       database normally; otherwise None.
@@ -70,9 +74,9 @@ class SqliteDatabase:
         observer: CommitObserver = UNOBSERVED_COMMITS,
     ) -> None:
         """With `immutable`, all stores read with that connection and refuse changes, and `close` closes it. `clock`
-        returns the time in seconds since 1970. On a full disk, changes may use `reserve`: disk space that was
-        allocated in advance. `observer` is told about the changes. Raises apsw.FullError if there is no
-        space to open the database; other apsw.Error, OSError."""
+        returns the time in seconds since 1970. On a full disk, changes may use `reserve`: disk space that was allocated
+        in advance. `observer` measures the changes. Raises apsw.FullError if there is no space to open the database;
+        other apsw.Error, OSError."""
         self._db = immutable.db if immutable else connect(layout.metadata, read_only=True)
         version = immutable or open_data_version(self._db, lambda: connect(layout.metadata, read_only=True))
         shared_reads = immutable or SharedReadTransaction(layout.metadata)
@@ -80,7 +84,7 @@ class SqliteDatabase:
         writer = immutable or CommitThread(layout, system, version, reserve, observer)
         checks = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         searches = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
-        lists = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)  # for lists that people look at
+        lists = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)  # for the lists on web pages
         self._parts_in_closing_order = writer, scans, checks, searches, lists, version, shared_reads
         self.immutable = immutable
         self.metadata = SqliteMetadata(self._db, version, shared_reads, scans, writer, clock)

@@ -53,7 +53,7 @@ CACHE_BYTES: Final = 16 * 1024 * 1024
 MEMORY_PER_MANIFEST_BYTE: Final = 8
 """Approximate bytes of memory that a manifest with its parsed content takes for each byte of its body."""
 _SMALL_VALUE_BYTES: Final = 1024
-"""Approximate memory that a cached value of a few fields takes."""
+"""Approximate bytes of memory that a cached value of a few fields takes."""
 _MAX_REPOSITORIES_ON_LOOP: Final = 1000
 """Largest `limit` of a page of repositories that is read on the event loop. Pages with a larger limit, and pages of a
 set that does not contain every name, are read in the thread."""
@@ -65,7 +65,7 @@ _MAX_REFERRERS_BYTES_ON_LOOP: Final = 64 * 1024
 _LOOKUPS_ON_LOOP: Final = 4
 """Number of rows that may be looked up one by one on the event loop."""
 _LOOKUPS_IN_THREAD: Final = 500
-"""Number of rows that are looked up one by one in one turn of the thread. This takes about 5 ms."""
+"""Number of rows that one call in the thread looks up one by one. This takes about 5 ms."""
 _HEALED: Final = "the damaged blob %s is whole again: its bytes were stored for %s"
 log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
@@ -89,8 +89,8 @@ def _row_memory(_: BlobRow | Descriptor) -> int:
 class SqliteMetadata:
     """Implements `storage.metadata.catalog.Metadata`, which says what each method raises. Used from one event loop.
 
-    `SqliteDatabase` makes it, and closes the connections and threads that it uses. `version` returns the data version:
-    a value that every commit of any process changes."""
+    `SqliteDatabase` makes this object, and closes the connections and threads that it uses. `version` returns the data
+    version: a value that every commit of any process changes."""
 
     def __init__(
         self,
@@ -102,9 +102,9 @@ class SqliteMetadata:
         clock: Callable[[], float],
     ) -> None:
         """`db` and `shared_reads` are connections for short lookups. `shared_reads` is for lookups whose results are
-        cached, and combines those of one iteration of the event loop into one transaction. `scans` runs long lookups,
-        `writer` runs changes. On a full disk, a read-only database can take the place of the last three; it refuses
-        every change. `clock` returns the time in seconds since 1970."""
+        cached; the lookups of one iteration of the event loop share one transaction. `scans` runs long lookups,
+        `writer` runs changes. On a full disk, a read-only `ImmutableDatabase`, which refuses every change, can replace
+        `shared_reads`, `scans` and `writer`. `clock` returns the time in seconds since 1970."""
         self._db = db
         self.version = version
         self._shared_reads = shared_reads
@@ -145,8 +145,8 @@ class SqliteMetadata:
         return self._cached_lookup(_row_memory, lookups.blob, repo, digest)
 
     async def touch_blob(self, repo: RepositoryName, digest: Digest) -> None:
-        """Stores that a client was just told that the repository has the blob. Garbage collection then keeps the blob
-        there for a grace period, so that the client can push a manifest that refers to the blob."""
+        """Records that the registry has just told a client that the repository has the blob. Garbage collection then
+        keeps the blob there for a grace period, so that the client can push a manifest that refers to the blob."""
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.touch_blob(db, repo, digest, now), durable=False)
 
@@ -172,7 +172,8 @@ class SqliteMetadata:
         is_fill: bool = False,
     ) -> None:
         """Adds to the repository a blob whose bytes the blob store already has at `place`. Unlike `add_blob`, needs no
-        upload session. `size`: in bytes. `by`: who pushed it; None: nobody. `is_fill`: a mirror fetched it."""
+        upload session. `size`: in bytes. `by`: the client that pushed the blob; None if no client did. `is_fill`:
+        whether the mirror downloaded the blob from an upstream."""
         now = self._clock()
 
         def adopt(db: apsw.Connection) -> bool:
@@ -189,8 +190,8 @@ class SqliteMetadata:
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> int:
-        """Gives `repo` a link to a blob that another repository has, and returns the blob's size in bytes. `source`:
-        the other repository, or a set of repositories to search for the blob."""
+        """Gives `repo` a link to a blob that a source repository has, and returns the blob's size in bytes. `source`:
+        the source repository, or a set of repositories to search for the blob."""
         now = self._clock()
         return await self._writer.run(lambda db: blob_changes.mount_blob(db, repo, digest, source, by, now))
 
@@ -333,7 +334,7 @@ class SqliteMetadata:
         return blob_changes.queued_links(self._db, before, limit, after)
 
     async def preview_link(self, entry: QueuedLink, before: float) -> LinkPreview:
-        """Returns what `drop_link` would do now. Looks in the thread, because the blob may have very many links."""
+        """Returns what `drop_link` would do now. Runs in the thread, because the blob may have very many links."""
         return await self._scans.run(lambda db: blob_changes.preview_link(db, entry, before))
 
     async def unlinked_blobs(self, limit: int, after: Digest | None = None) -> list[UnlinkedBlob]:
@@ -384,8 +385,8 @@ class SqliteMetadata:
 
     async def _existing(self, values: Sequence[S], *, table: str, column: str) -> set[S]:
         """Returns the `values` that occur in the column of the table. There may be tens of thousands of values. Each
-        lookup gives up the global interpreter lock and waits for it again, up to 5 ms if another thread has it. So if
-        there are more than a few values, the thread looks them up, and only the caller waits."""
+        lookup releases the global interpreter lock, and waits up to 5 ms to get it again if another thread has it. So
+        if there are more than a few values, the thread looks them up, and the event loop does not wait."""
         if len(values) <= _LOOKUPS_ON_LOOP:
             return lookups.existing_values(self._db, table, column, values)
         existing: set[S] = set()

@@ -36,7 +36,9 @@ from storage.tag_listing import (
 _MAX_BLOB_ROWS: Final = 100_000
 """Largest number of references to blobs that one call reads, to add up sizes. This takes about 0.2 s."""
 _MAX_REFERRERS: Final = 20
-"""Largest number of referrer types, and of referrer tags, that are read for one manifest."""
+"""Largest number of referrer types, and of referrer tags, that are read for one manifest. A *referrer tag*, such as
+`sha256-….sig`, belongs to the manifest whose digest its name contains: it points at a signature of that manifest, for
+example."""
 _REFERRER_GLOB: Final = "sha256-" + 64 * "[0-9a-f]"
 _MATCHES: Final = f"""
  WHERE repository = ?1 AND (?2 = '' OR instr(lower(name), ?2) > 0)
@@ -148,7 +150,7 @@ class SqliteTagListing:
         elif order is TagOrder.SIZE and (sizes := _sizes(db, repository, query, reader)) is not None:
             positions = _by_size(sizes, query, after, limit + 1)
         else:
-            if order is TagOrder.SIZE:  # `_sizes` has used up what the first reader may read
+            if order is TagOrder.SIZE:  # `_sizes` has used up the limits of the first reader
                 reader = _FactsReader(db, repository)
             order = TagOrder.NAME
             positions = _by_name(db, repository, query, after, limit + 1)
@@ -158,7 +160,7 @@ class SqliteTagListing:
 
 
 def _matches(repository: int, query: TagQuery) -> tuple[object, ...]:
-    """Returns the first values of the statements with `_MATCHES`."""
+    """Returns the values of the parameters ?1 to ?3 in `_MATCHES`."""
     return repository, query.text.lower(), query.has_referrer_tags
 
 
@@ -187,7 +189,7 @@ def _sizes(db: apsw.Connection, repository: int, query: TagQuery, reader: _Facts
     sizes = []
     for name, manifest in rows:
         sizes.append((reader.stored_bytes(manifest) or 0, name))
-        if not reader.has_room:
+        if not reader.can_read_more_manifests:
             return None
     return sorted(sizes)
 
@@ -201,8 +203,9 @@ def _by_size(sizes: Sequence[tuple[int, str]], query: TagQuery, after: TagCursor
 
 
 class _FactsReader:
-    """Reads the facts about tags and manifests of one repository, for one call. For the whole call, reads at most
-    `_MAX_BLOB_ROWS` references to blobs, and at most `MAX_LOOKED_AT_MANIFESTS` manifests of trees."""
+    """Reads the facts about tags and manifests of one repository, for one call. A *tree* is a manifest with all
+    manifests that it lists, directly or through other indexes. In total, the call reads at most `_MAX_BLOB_ROWS`
+    references to blobs, and at most `MAX_LOOKED_AT_MANIFESTS` manifests of trees."""
 
     def __init__(self, db: apsw.Connection, repository: int) -> None:
         self._db = db
@@ -214,8 +217,8 @@ class _FactsReader:
         self._manifests: dict[int, ManifestFacts | None] = {}
 
     @property
-    def has_room(self) -> bool:
-        """Whether the call may look at further manifests of trees."""
+    def can_read_more_manifests(self) -> bool:
+        """Whether the limit of manifests of trees is not reached yet."""
         return self._remaining_manifests > 0
 
     def tag(self, name: str) -> ListedTag | None:

@@ -1,10 +1,11 @@
-"""Stores what the mirror learned about its upstream registries in the metadata database (`SqliteUpstreamRecords`).
+"""Stores the mirror's records about its upstream registries in the metadata database (`SqliteUpstreamRecords`).
 
 - An *upstream* is a registry that this registry mirrors. An *endpoint* is one of its servers.
 - A *check* is a request that asked an upstream whether it has a manifest or blob. The store records the time and the
   answer: found, or "not found".
-- A *link* is a row that lets a repository serve a blob. A link is *confirmed* if the blob was pushed to this repository
-  or fetched for this repository, or if the upstream said that its repository has the blob.
+- A *link* is a row that lets a repository serve a blob. A link is *confirmed* if a client pushed the blob to this
+  repository, if the mirror downloaded it for this repository, or if the upstream reported that its repository has the
+  blob.
 - A *bad sender* is an endpoint that sent *corrupt* bytes for a blob: bytes that do not have the blob's digest. The
   store counts how often each endpoint did so.
 - An *allowance* is the rate limit that an upstream stated.
@@ -32,8 +33,8 @@ CHECKS_PER_PRUNE = 64
 MAX_REFERRING_MANIFESTS = 8
 """Largest number of manifests that `referring_manifests` returns."""
 MAX_PARSED_BYTES = 256 * 1024
-"""Largest total size in bytes of the manifests that `referring_manifests` parses. The size is limited because they are
-parsed on the event loop."""
+"""Largest total size in bytes of the manifests that `referring_manifests` parses. The size is limited because the
+manifests are parsed on the event loop."""
 MAX_ROWS_SEARCHED = 500
 """Largest number of references to a blob that `referring_manifests` searches for the newest manifests."""
 _REFERRING_MANIFESTS = """
@@ -57,8 +58,8 @@ class SqliteUpstreamRecords:
     """Implements `UpstreamRecords`. Reads on the event loop.
 
     A change by `confirm` is durable when the method returns. The other changes may be lost in a power cut, because the
-    mirror can learn the same from its upstreams again. `ReserveUse.RELIEF` marks changes that delete something: on a
-    full disk they may use disk space that was allocated in advance."""
+    mirror can get the same information from its upstreams again. `ReserveUse.RELIEF` marks changes that delete
+    something: on a full disk they may use disk space that was allocated in advance."""
 
     def __init__(
         self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase, clock: Callable[[], float]
@@ -73,8 +74,8 @@ class SqliteUpstreamRecords:
     async def last_check(
         self, repo: RepositoryName, reference: Reference, *, blob: bool = False
     ) -> UpstreamCheck | None:
-        """Returns the last check of the manifest `reference`; with `blob`, that of the blob with the digest
-        `reference`. Returns None if there is none."""
+        """Returns the last check of the manifest `reference`, or, if `blob` is true, of the blob with the digest
+        `reference`. Returns None if no check is stored."""
         row = self._db.execute(
             "SELECT at, known FROM upstream_check WHERE repository = ? AND reference = ?",
             (repo, _check_key(reference, blob)),
@@ -82,8 +83,8 @@ class SqliteUpstreamRecords:
         return None if row is None else UpstreamCheck(row[0], bool(row[1]))
 
     async def save_check(self, repo: RepositoryName, reference: Reference, found: bool, *, blob: bool = False) -> None:
-        """Stores a check that was made now. `found`: whether the upstream has the manifest `reference`, or with `blob`
-        the blob with the digest `reference`."""
+        """Stores a check that was made now. `found`: whether the upstream has the manifest `reference`, or, if `blob`
+        is true, the blob with the digest `reference`."""
         now, key = self._clock(), _check_key(reference, blob)
         should_prune = not found and self._not_found_count % CHECKS_PER_PRUNE == 0
         self._not_found_count += not found
@@ -102,8 +103,8 @@ class SqliteUpstreamRecords:
     async def forget_checks(
         self, repo: RepositoryName, reference: Reference | None = None, *, blob: bool = False
     ) -> None:
-        """Deletes the last check of the manifest `reference`, or with `blob` of the blob with the digest `reference`.
-        Without `reference`, deletes all checks of the repository."""
+        """Deletes the last check of the manifest `reference`, or, if `blob` is true, of the blob with the digest
+        `reference`. Without `reference`, deletes all checks of the repository."""
         key = None if reference is None else _check_key(reference, blob)
         await self._execute(
             "DELETE FROM upstream_check WHERE repository = ?1 AND (?2 IS NULL OR reference = ?2)",
@@ -114,8 +115,8 @@ class SqliteUpstreamRecords:
     async def find_holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
         """Returns a repository that has a link to the blob and whose name begins with `prefix`. `prefix` ends with a
         slash. Returns None if there is no such repository."""
-        end = prefix[:-1] + "0"  # sorts behind all names with the prefix: in byte order, "0" follows "/"
-        name = self._db.execute(_REPOSITORY_WITH_BLOB, (digest, prefix, end)).get
+        end_of_names = prefix[:-1] + "0"  # sorts behind all names with the prefix: in byte order, "0" follows "/"
+        name = self._db.execute(_REPOSITORY_WITH_BLOB, (digest, prefix, end_of_names)).get
         return None if name is None else RepositoryName(name)
 
     async def is_confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
@@ -187,9 +188,9 @@ class SqliteUpstreamRecords:
         return await self._writer.run(forget, durable=False, reserve_use=ReserveUse.RELIEF)
 
     async def token(self, key: str) -> tuple[str, float] | None:
-        """Returns the bearer token of an upstream that is stored under `key`, and when it expires (seconds since 1970).
-        The mirror chooses a key for each endpoint, scope and login. Returns None if there is no token or it has
-        expired."""
+        """Returns the bearer token of an upstream that is stored under `key`, and the time at which the token expires
+        (seconds since 1970). The mirror chooses a key for each endpoint, scope and login. Returns None if there is no
+        token or it has expired."""
         row: tuple[str, float] | None = self._db.execute(
             "SELECT token, expires FROM upstream_token WHERE key = ? AND expires > ?", (key, self._clock())
         ).get
@@ -223,8 +224,8 @@ class SqliteUpstreamRecords:
     async def save_allowance(self, upstream: str, allowance: Allowance) -> None:
         """Stores a rate limit that the upstream stated at `allowance.at`.
 
-        If another one is stored, combines the two: `remaining` and `limit` of the newer one, and the later `until`,
-        which is the time before which the mirror must not send a request."""
+        If a rate limit is stored already, the record gets `remaining` and `limit` of the newer of the two rate limits,
+        and the later of the two values of `until`: the time before which the mirror must not send a request."""
         await self._execute(
             "INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (upstream) DO UPDATE SET at = max(at, excluded.at), until = max(until, excluded.until), "
@@ -242,8 +243,8 @@ class SqliteUpstreamRecords:
 
 
 def _check_key(reference: Reference, blob: bool) -> str:
-    """Returns the key of a check of a manifest, or with `blob` of a blob. The key of a blob contains a space, which no
-    reference contains, so a manifest and a blob never have the same key."""
+    """Returns the key of a check of a manifest, or, if `blob` is true, of a blob. The key of a blob contains a space,
+    which no reference contains, so a manifest and a blob never have the same key."""
     return f"blob {reference}" if blob else reference
 
 

@@ -16,14 +16,15 @@ from storage.tag_listing import TagCursor, TagQuery
 from storage.version_order import version_key
 
 _MAX_KEPT_NAMES: Final = 300_000
-"""Largest number of names in all lists that are kept. They take up to 100 MB with the longest names, and usually a
-tenth of that."""
+"""Largest number of names in all lists that are kept. They take up to 100 MB of memory with the longest names, and
+usually 10 MB."""
 _MAX_NEW_ENTRIES: Final = 20_000
-"""If the tag history has more new entries than this, the list is read again, without a look at the entries."""
+"""If the tag history has more new entries than this, the list is read again, without a check whether one of the entries
+is about the repository."""
 _NAMES: Final = "SELECT name FROM tag WHERE repository = ? ORDER BY name"
 _NEWEST_ENTRY: Final = "SELECT coalesce(max(id), 0) FROM tag_history"
 _HAS_CHANGED: Final = "SELECT 1 FROM tag_history NOT INDEXED WHERE id > ? AND repository = ? LIMIT 1"
-"""Without an index, SQLite reads only the entries with these ids."""
+"""NOT INDEXED makes SQLite read only the entries with ids above the first parameter, in the order of their ids."""
 
 
 @dataclass(slots=True)
@@ -36,7 +37,7 @@ class _VersionList:
 
 
 class VersionLists:
-    """Keeps the lists of the repositories whose tags were listed last. Used by one thread at a time."""
+    """Caches the lists of the repositories whose tags were listed most recently. Used by one thread at a time."""
 
     def __init__(self) -> None:
         self._lists: OrderedDict[int, _VersionList] = OrderedDict()
@@ -64,19 +65,19 @@ class VersionLists:
         return matching
 
     def _names(self, db: apsw.Connection, repository: int) -> Sequence[str]:
-        newest: int = db.execute(_NEWEST_ENTRY).get
-        kept = self._lists.pop(repository, None)
-        if kept is None or not _is_current(db, repository, kept, newest):
+        newest_entry: int = db.execute(_NEWEST_ENTRY).get
+        cached_list = self._lists.pop(repository, None)
+        if cached_list is None or not _is_current(db, repository, cached_list, newest_entry):
             rows: list[Any] = db.execute(_NAMES, (repository,)).fetchall()
-            kept = _VersionList(sorted((name for (name,) in rows), key=version_key), newest)
-        kept.entry = newest
-        self._lists[repository] = kept
+            cached_list = _VersionList(sorted((name for (name,) in rows), key=version_key), newest_entry)
+        cached_list.entry = newest_entry
+        self._lists[repository] = cached_list
         while (
             len(self._lists) > 1
             and sum(len(version_list.names) for version_list in self._lists.values()) > _MAX_KEPT_NAMES
         ):
             self._lists.popitem(last=False)
-        return kept.names
+        return cached_list.names
 
 
 def _is_current(db: apsw.Connection, repository: int, kept: _VersionList, newest: int) -> bool:

@@ -1,7 +1,7 @@
 """Makes a backup of a registry, also while servers use it (`make_backup`).
 
-First it copies the metadata database, as it is at one moment, and then the blobs that the copy names. A blob whose last
-link is deleted meanwhile stays in the store, because the backup holds back the removal of blobs (module
+A backup first copies the metadata database, as it is at one moment, and then the blobs that the copy names. A blob
+whose last link is deleted meanwhile stays in the store, because the backup prevents the removal of blobs (module
 `storage.upkeep.removal_gate`). The other order, blobs first, would not work: after a push during the backup, the copied
 metadata would name a blob that the backup lacks.
 
@@ -41,9 +41,9 @@ BATCH_SIZE: Final = 500
 @dataclass(frozen=True, slots=True)
 class BackupOptions:
     """The options of a backup. `target`: the directory of backups. `keep`: how many snapshots are kept (None: all).
-    `verify`: whether blobs that the directory has already, and linked ones, are read and compared with their digests.
-    `may_link`: whether files of the backup may be hard links to files of the store, where both are on one file
-    system."""
+    `verify`: whether to read the blobs that the directory has already, and the blobs that become hard links, and to
+    compare them with their digests. `may_link`: whether files of the backup may be hard links to files of the store, if
+    both are on one file system."""
 
     target: Path
     keep: int | None = None
@@ -53,8 +53,9 @@ class BackupOptions:
 
 @dataclass(slots=True)
 class _Counts:
-    """What a backup did. `present`: blobs that the directory had already. `damaged`: blobs that the registry knew to be
-    damaged and that the directory does not have. `missing`: other blobs that could not be copied."""
+    """What a backup did with the blobs. `copied`: number of copied blobs. `present`: number of blobs that the directory
+    had already. `damaged`: blobs that were recorded as damaged in the registry and that the directory does not have.
+    `missing`: other blobs that could not be copied."""
 
     copied: int = 0
     copied_bytes: int = 0
@@ -74,10 +75,10 @@ async def make_backup(
     holder: str,
     system: System | None = None,
 ) -> JSON:
-    """Makes a backup and returns what it did, as JSON. The backup lacks the blobs that the result lists, and is
-    complete apart from these: `damaged` lists the blobs that the registry already knew to be damaged, `missing` those
-    whose bytes turned out to be missing or damaged. `holder`: text that says who makes the backup; another process that
-    tries to make one at the same time shows it. Raises BackupFailed, StorageFull, StorageFailed, JobStopped. After an
+    """Makes a backup and returns a report as JSON. The backup is complete except for the blobs in two lists of the
+    report: `damaged` lists the blobs that were recorded as damaged before, `missing` the blobs whose bytes are missing
+    or damaged without such a record. `holder`: text that says who makes the backup; a process that tries to make a
+    backup at the same time shows this text. Raises BackupFailed, StorageFull, StorageFailed, JobStopped. After an
     error, the copied blobs stay for the next run."""
     system = system or System()
     directory = BackupDirectory(options.target, system)
@@ -88,13 +89,13 @@ async def make_backup(
         stack.enter_context(directory.locked(holder))
         await copier.run(directory.remove_unfinished)
         backup = _Backup(snapshots, blobs, directory, copier, options, reporter)
-        async with AsyncExitStack() as held:
+        async with AsyncExitStack() as removal_stack:
             await reporter.report(message="waiting until no blob is being removed")
-            await held.enter_async_context(removals_held_back(leases))
+            await removal_stack.enter_async_context(removals_held_back(leases))
             name = await copier.run(lambda: directory.add_snapshot(clock()))
             manifest = await backup.copy(name, clock())
         await copier.run(lambda: directory.complete_snapshot(manifest))
-        removed = await backup.prune(options.keep) if options.keep is not None else {}
+        prune_report = await backup.prune(options.keep) if options.keep is not None else {}
         counts = backup.counts
         return {
             "target": str(directory.root),
@@ -108,7 +109,7 @@ async def make_backup(
             "present_blobs": counts.present,
             "damaged": list(counts.damaged),
             "missing": list(counts.missing),
-            **removed,
+            **prune_report,
         }
 
 
@@ -144,11 +145,11 @@ class _Backup:
             await self._copy_blobs(snapshot)
             sha256, size = await self._copier.run(lambda: hash_file(path))
             version = snapshot.table_version
-        missing = tuple(sorted([*self.counts.damaged, *self.counts.missing]))
-        return SnapshotManifest(name, now, sha256, size, version, totals, missing)
+        absent_digests = tuple(sorted([*self.counts.damaged, *self.counts.missing]))
+        return SnapshotManifest(name, now, sha256, size, version, totals, absent_digests)
 
     async def _copy_database(self, path: Path) -> None:
-        """Copies the database. Reports the progress twice a second meanwhile, so that somebody can stop the job."""
+        """Copies the database. Reports the progress twice a second meanwhile, so that the job can be stopped."""
         pages = [0, 0]  # the number of copied pages, and of all pages
 
         def note(done: int, total: int) -> None:
@@ -173,7 +174,7 @@ class _Backup:
             await self._reporter.report(self._done_bytes)
 
     def _find_present(self, batch: list[SnapshotBlob]) -> set[Digest]:
-        """Returns the digests of those blobs that the directory has with the right size."""
+        """Returns the digests of the blobs in `batch` that the directory has with the right size."""
         present_digests = set()
         for blob in batch:
             try:
@@ -186,8 +187,8 @@ class _Backup:
 
     async def _copy_if_needed(self, blob: SnapshotBlob, is_present: bool) -> None:
         """Copies a blob, unless the directory has its right bytes. `is_present`: whether the directory has a file of
-        the right size. If the registry knows that its own bytes of the blob are damaged, checks the bytes in the
-        directory. They may be right, but not if the file is a hard link to the damaged one."""
+        the right size. If the blob is recorded as damaged in the registry, checks the bytes in the directory. These may
+        be right, unless the file is a hard link to the damaged file."""
         if is_present and (self._verify or not blob.place):
             path = self._directory.blob(blob.digest)
             try:
@@ -238,26 +239,29 @@ class _Backup:
         self._done_bytes += count
 
     async def prune(self, keep: int) -> dict[str, JSON]:
-        """Removes the oldest snapshots until `keep` are left, and the blobs that only these named. Returns what was
-        removed."""
+        """Removes the oldest snapshots until `keep` snapshots are left, and the blobs that no remaining snapshot names.
+        Returns the removals, as a part of the report."""
         snapshots = await self._copier.run(self._directory.snapshots)
         unneeded = snapshots[: max(len(snapshots) - keep, 0)]
         for snapshot in unneeded:
             await self._copier.run(partial(self._directory.remove_snapshot, snapshot.name))
             self._reporter.step("snapshot removed", snapshot=snapshot.name)
-        removed = 0
+        removed_blobs = 0
         if unneeded:
             await self._reporter.report(message="removing blobs of old snapshots")
-            kept = [self._directory.database(snapshot.name) for snapshot in snapshots[len(unneeded) :]]
+            kept_paths = [self._directory.database(snapshot.name) for snapshot in snapshots[len(unneeded) :]]
             with ExitStack() as stack:
-                databases = [stack.enter_context(self._snapshots.open(path)) for path in kept]
+                databases = [stack.enter_context(self._snapshots.open(path)) for path in kept_paths]
                 for algorithm, first_byte in _shards():
-                    removed += await self._copier.run(partial(self._remove_unneeded, databases, algorithm, first_byte))
+                    removed_blobs += await self._copier.run(
+                        partial(self._remove_unneeded, databases, algorithm, first_byte)
+                    )
                     await self._reporter.report()
-        return {"removed_snapshots": [snapshot.name for snapshot in unneeded], "removed_blobs": removed}
+        return {"removed_snapshots": [snapshot.name for snapshot in unneeded], "removed_blobs": removed_blobs}
 
     def _remove_unneeded(self, databases: list[DatabaseSnapshot], algorithm: str, first_byte: str) -> int:
-        """Removes the blobs in one shard that none of the databases names. Returns their number."""
+        """Removes the blobs of one shard (the blobs whose digests begin with `first_byte`) that none of the databases
+        names. Returns their number."""
         names = set(os.listdir(self._directory.shard(algorithm, first_byte)))
         for database in databases:
             after = ""

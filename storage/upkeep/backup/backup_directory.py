@@ -39,9 +39,12 @@ from storage.names import ALGORITHMS, Digest
 
 T = TypeVar("T")
 FORMAT_VERSION: Final = 1
+"""Version of the format of the directory that this program writes."""
 _MARKER: Final = "backup.json"
 _KIND: Final = "entrepot backup"
+"""The text in `backup.json` that identifies a directory of backups."""
 _MAX_LOCK_TEXT_BYTES: Final = 400
+"""Largest size of the text in the lock file, which names the holder of the lock."""
 
 
 def as_backup_error(error: OSError, what: str) -> BackupFailed:
@@ -135,8 +138,8 @@ class BackupDirectory:
         return self.root / "snapshots" / name / "entrepot.db"
 
     def create(self) -> None:
-        """Creates the directory and its subdirectories if they are missing. Takes all permissions on the directory from
-        other users. Raises BackupFailed if the directory contains something that is no backup."""
+        """Creates the directory and its subdirectories if they are missing. Removes all permissions of other users on
+        the directory. Raises BackupFailed if the directory contains something that is no backup."""
         make_root(self._system, self.root)
         names = set(os.listdir(self.root)) - {"lost+found"}
         if _MARKER not in names and names - {f"{_MARKER}.new"}:
@@ -165,20 +168,20 @@ class BackupDirectory:
 
     @contextmanager
     def locked(self, holder: str, *, shared: bool = False) -> Iterator[None]:
-        """Context manager that holds the lock on the directory. `holder`: text that says who holds the lock, for
-        people. `shared`: whether other readers can hold the lock at the same time. If another process holds the lock,
-        raises BackupFailed, which names the holder."""
+        """Context manager that holds the lock on the directory. `holder`: text for people that says who holds the lock.
+        `shared`: whether other readers can hold the lock at the same time. If another process holds the lock, raises
+        BackupFailed, which names the holder."""
         path = self.root / "lock"
         flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
         try:
             fd = self._system.open(path, flags, 0o600)
         except FileNotFoundError:
-            yield  # this is a copy of a directory, without the lock file; nobody makes backups in it
+            yield  # a copy of a backup directory may lack the lock file; no backups are made in it
             return
         try:
             if not try_flock(fd, shared=shared):
-                who = os.pread(fd, _MAX_LOCK_TEXT_BYTES, 0).decode(errors="replace") or "another process"
-                raise BackupFailed(f"{who} is using {self.root}; try again when it has ended")
+                current_holder = os.pread(fd, _MAX_LOCK_TEXT_BYTES, 0).decode(errors="replace") or "another process"
+                raise BackupFailed(f"{current_holder} is using {self.root}; try again when it has ended")
             if not shared:
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, holder.encode()[:_MAX_LOCK_TEXT_BYTES], 0)
@@ -254,12 +257,12 @@ class BackupDirectory:
     def _write_json(self, path: Path, value: object) -> None:
         """Writes a file durably and in one step: after a crash, the file has either its new content or the state before
         the call."""
-        new = path.with_name(f"{path.name}.new")
-        fd = self._system.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        new_path = path.with_name(f"{path.name}.new")
+        fd = self._system.open(new_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             write_fully(self._system, fd, memoryview(json.dumps(value, indent=2).encode() + b"\n"), 0)
             self._system.sync(fd)
         finally:
             os.close(fd)
-        self._system.rename(new, path)
+        self._system.rename(new_path, path)
         sync_directory(self._system, path.parent)

@@ -1,8 +1,9 @@
-"""Brings blobs into files, for backups and restores (`FileCopier`). A file becomes a hard link, a clone that shares
-blocks on the disk, or a copy: the first of these that is allowed and that the file system supports.
+"""Copies blobs to files, for backups and restores (`FileCopier`). The new file is a hard link, a clone that shares
+blocks on the disk with the source file, or a copy: the first of these that is allowed and that the file system
+supports.
 
 A file gets its final name only when its bytes are durable. Copied bytes are always checked against their digest, which
-costs little beside the copy. Linked bytes are read only if the caller wants them checked.
+takes little time compared with the copy. The bytes of links and clones are read only if the caller asks for a check.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ T = TypeVar("T")
 CHUNK_BYTES: Final = 4 * 1024 * 1024
 """Number of bytes that are read, hashed and written at a time."""
 THREADS: Final = 4
-"""How many blobs are copied at the same time."""
-_IMPOSSIBLE: Final = frozenset(
+"""Number of blobs that are copied at the same time."""
+_UNSUPPORTED_ERRNOS: Final = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EACCES}
 )
-"""Errors of a link or clone which mean that it will not work for other files either."""
-_IMPOSSIBLE_FOR_ONE: Final = frozenset({errno.EMLINK, errno.ENOENT})
-"""Errors of a link which mean that this file cannot be linked: it has as many names as a file can have, or it was
+"""Errors of a link or clone which mean that links or clones are not possible for other files either."""
+_UNLINKABLE_FILE_ERRNOS: Final = frozenset({errno.EMLINK, errno.ENOENT})
+"""Errors of a link which mean that only this file cannot be linked: it has as many names as a file can have, or it was
 removed and has no name."""
 
 
@@ -43,13 +44,13 @@ class BlobDamaged(Exception):
 
 
 class FileCopier:
-    """Brings blobs into files. Works in threads, and can be interrupted between two chunks. `copied_bytes` counts the
-    bytes that were copied, without those that were linked or cloned."""
+    """Copies blobs to files. Works in threads, and can be interrupted between two chunks. `copied_bytes` counts the
+    bytes that were copied, without the bytes of links and clones."""
 
     def __init__(self, system: System, target: Path, *, may_link: bool, may_clone: bool = True, verify: bool) -> None:
-        """`target`: the directory that the files are brought to, for messages. `may_link`: whether a file may be a hard
-        link. `may_clone`: whether it may share blocks on the disk. `verify`: whether linked and cloned bytes are also
-        checked against their digests."""
+        """`target`: the directory of the new files, for error messages. `may_link`: whether a file may be a hard link.
+        `may_clone`: whether it may share blocks on the disk. `verify`: whether linked and cloned bytes are also checked
+        against their digests."""
         self._system = system
         self._failure = f"cannot write to {target}"
         self._may_link = may_link
@@ -69,15 +70,16 @@ class FileCopier:
     async def bring_file(
         self, fd: int, digest: Digest, size: int, temporary: Path, final: Path, on_bytes: Callable[[int], object]
     ) -> None:
-        """Makes `final` a file with the bytes of the open file `fd`, by way of the name `temporary`. Calls `on_bytes`
-        with the number of bytes of each chunk. Raises BlobDamaged, BackupFailed. An error leaves no file behind."""
+        """Creates the file `final` with the bytes of the open file `fd`. The file has the name `temporary` until its
+        bytes are durable. Calls `on_bytes` with the number of bytes of each chunk. Raises BlobDamaged, BackupFailed. An
+        error leaves no file behind."""
         if os.fstat(fd).st_size != size:
             raise BlobDamaged(f"it has {os.fstat(fd).st_size} bytes instead of {size}")
         try:
             if await self.run(lambda: self._link_or_clone(fd, temporary)):
                 if self._verify:
                     await self._read(fd, digest, size, None, on_bytes)
-                    await self.run(lambda: self._system.sync(fd))  # somebody may have written it a moment ago
+                    await self.run(lambda: self._system.sync(fd))  # its writer may not have synced it
                 else:
                     on_bytes(size)
             else:
@@ -94,8 +96,9 @@ class FileCopier:
             raise
 
     async def write_bytes(self, data: bytes, digest: Digest, temporary: Path, final: Path) -> None:
-        """Makes `final` a file with these bytes, by way of the name `temporary`. Uses a thread only once, since most
-        blobs of a registry are small. Raises BlobDamaged, BackupFailed. An error leaves no file behind."""
+        """Creates the file `final` with these bytes. The file has the name `temporary` until its bytes are durable.
+        Does everything in one call in a thread, because most blobs of a registry are small and each such call takes
+        time. Raises BlobDamaged, BackupFailed. An error leaves no file behind."""
 
         def write() -> None:
             running_digest = start_digest(digest.algorithm)
@@ -126,8 +129,9 @@ class FileCopier:
         final: Path,
         on_bytes: Callable[[int], object],
     ) -> None:
-        """Makes `final` a file with the bytes of `chunks`, by way of the name `temporary`. Calls `on_bytes` with the
-        number of bytes of each chunk. Raises BlobDamaged, BackupFailed. An error leaves no file behind."""
+        """Creates the file `final` with the bytes of `chunks`. The file has the name `temporary` until its bytes are
+        durable. Calls `on_bytes` with the number of bytes of each chunk. Raises BlobDamaged, BackupFailed. An error
+        leaves no file behind."""
         running_digest = start_digest(digest.algorithm)
         offset = 0
         fd = await self.run(lambda: self._create(temporary))
@@ -161,7 +165,8 @@ class FileCopier:
             os.close(fd)
 
     async def open_file(self, path: Path) -> int:
-        """Opens a file for reading and returns its descriptor. Raises BlobDamaged if there is none, BackupFailed."""
+        """Opens a file for reading and returns its descriptor. Raises BlobDamaged if there is no such file. Raises
+        BackupFailed."""
 
         def open_or_none() -> int | None:
             with suppress(FileNotFoundError):
@@ -190,9 +195,9 @@ class FileCopier:
                 self._system.link(fd, path)
                 return True
             except OSError as error:
-                if error.errno in _IMPOSSIBLE:
+                if error.errno in _UNSUPPORTED_ERRNOS:
                     self._may_link = False
-                elif error.errno not in _IMPOSSIBLE_FOR_ONE:
+                elif error.errno not in _UNLINKABLE_FILE_ERRNOS:
                     raise
         if self._may_clone:
             target = self._create(path)
@@ -201,7 +206,7 @@ class FileCopier:
                 self._system.sync(target)
                 return True
             except OSError as error:
-                if error.errno not in _IMPOSSIBLE:
+                if error.errno not in _UNSUPPORTED_ERRNOS:
                     raise
                 self._may_clone = False
             finally:
@@ -244,10 +249,10 @@ class FileCopier:
 async def run_together(calls: Iterable[Coroutine[Any, Any, None]], limit: int = THREADS) -> None:
     """Runs the calls, at most `limit` at the same time. If a call raises an error, cancels the other calls, waits until
     they have ended, and raises that error."""
-    waiting = iter(calls)
+    pending_calls = iter(calls)
 
     async def work() -> None:
-        for call in waiting:
+        for call in pending_calls:
             await call
 
     tasks = [asyncio.create_task(work()) for _ in range(limit)]
@@ -257,5 +262,5 @@ async def run_together(calls: Iterable[Coroutine[Any, Any, None]], limit: int = 
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for call in waiting:
+        for call in pending_calls:
             call.close()

@@ -1,7 +1,7 @@
 """Restores a registry from a backup into an empty data directory (`restore_backup`).
 
-The snapshot may say that a blob is damaged although the backup has its right bytes, from an earlier snapshot, or
-because somebody has put them there. In the restored registry, such a blob is whole.
+The snapshot's database may record a blob as damaged although the backup has its right bytes, from an earlier snapshot,
+or because an operator has put them there. In the restored registry, such a blob is not damaged.
 
 The bytes of each blob are compared with its digest before the blob gets its name in the data directory. The database
 gets its name last. Until then, the directory contains a marker file, so that no server uses it. After an interruption,
@@ -33,15 +33,15 @@ from storage.upkeep.backup.file_copies import BlobDamaged, FileCopier, run_toget
 from storage.upkeep.reporter import Reporter
 
 DAMAGED_IN_BACKUP: Final = "it was missing or damaged in the backup"
-"""The reason of blobs that a restored registry lacks."""
+"""The recorded reason of the damage, for blobs that the restored registry lacks."""
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreOptions:
-    """What a restore does. `target`: the directory of backups. `snapshot`: the name of the snapshot (None: the newest).
-    `may_link`: whether files of the data directory may be hard links to files of the backup. `skip_damaged`: whether
-    the restore succeeds even if blobs of the backup are missing or damaged. The restored registry then has a record
-    that it lacks them."""
+    """The options of a restore. `target`: the directory of backups. `snapshot`: the name of the snapshot (None: the
+    newest). `may_link`: whether files of the data directory may be hard links to files of the backup. `skip_damaged`:
+    whether the restore succeeds even if blobs of the backup are missing or damaged. The restored registry then records
+    these blobs as damaged."""
 
     target: Path
     snapshot: str | None = None
@@ -51,9 +51,9 @@ class RestoreOptions:
 
 @dataclass(slots=True)
 class _Counts:
-    """Counts of blobs. `restored`: those that this run has brought. `present`: those that an earlier, interrupted run
-    has brought. `healed`: those among both that are damaged according to the snapshot. `damaged`: those that the backup
-    lacks or has with wrong bytes."""
+    """What a restore did with the blobs. `restored`: number of blobs that this run has restored. `present`: number of
+    blobs that an earlier, interrupted run has restored. `healed`: restored blobs that the snapshot's database records
+    as damaged. `damaged`: blobs that the backup lacks or has with wrong bytes."""
 
     restored: int = 0
     present: int = 0
@@ -64,8 +64,8 @@ class _Counts:
 async def restore_backup(
     snapshots: Snapshots, layout: Layout, options: RestoreOptions, reporter: Reporter, *, system: System | None = None
 ) -> JSON:
-    """Restores a snapshot into the data directory of `layout`, which must be missing or empty, and returns what it did,
-    as JSON. The caller prepares the directory afterwards, as for any start of a server.
+    """Restores a snapshot into the data directory of `layout`, which must be missing or empty, and returns a report as
+    JSON. The caller prepares the directory afterwards, as for any start of a server.
 
     Raises BackupFailed, also if blobs are missing or damaged and `skip_damaged` is False. After an error or a
     cancellation, the blobs that were restored so far stay in the directory. A further call continues from there, for
@@ -103,7 +103,8 @@ async def restore_backup(
 
 
 def choose_snapshot(snapshots: list[SnapshotManifest], name: str | None, root: Path) -> SnapshotManifest:
-    """Returns the snapshot with this name; None: the newest. Raises BackupFailed, with the names that exist."""
+    """Returns the snapshot with this name; the newest one if `name` is None. Raises BackupFailed, whose text lists the
+    existing names."""
     if not snapshots:
         raise BackupFailed(f"{root} has no complete snapshot; run `entrepot backup {root}` to its end")
     for snapshot in snapshots:
@@ -136,9 +137,8 @@ def _directory_in_restore(layout: Layout, snapshot: str, system: System) -> Iter
         def prepare() -> None:
             system.write(fd, [json.dumps({"snapshot": snapshot}).encode()], 0)
             system.sync(fd)
-            durable_files.sync_directory(
-                system, layout.root
-            )  # first, before the directory has anything that a server uses
+            # Makes the marker durable before the directory has files that a server uses.
+            durable_files.sync_directory(system, layout.root)
             durable_files.make_directories(system, layout.root, layout.directories())
             durable_files.sync_directory(system, layout.root)
 
@@ -181,8 +181,8 @@ class _Restore:
         self._new_database = layout.root / "restored.db"
 
     async def bring_database(self) -> None:
-        """Copies the database and checks the copy. The copy does not have the name that a server looks for yet. Raises
-        BackupFailed."""
+        """Copies the database and checks the copy. Until `complete`, the copy does not have the name that a server
+        uses. Raises BackupFailed."""
         source = self._backups.database(self._snapshot.name)
         await self._reporter.report(message="copying the database")
 
@@ -202,7 +202,7 @@ class _Restore:
                 raise BackupFailed("a newer Entrepot made this backup; restore it with the `entrepot` of that version")
 
     async def bring_blobs(self) -> _Counts:
-        """Brings the blobs and checks them. Returns their counts."""
+        """Restores the blobs and checks them. Returns their counts."""
         await self._reporter.report(0, total=self._snapshot.totals.size, unit="bytes", message="restoring blobs")
         with self._snapshots.open(self._new_database) as database:
             await self._bring_blobs_of(database)
@@ -217,7 +217,7 @@ class _Restore:
 
     async def _bring(self, blob: SnapshotBlob) -> None:
         final = self._layout.blob(blob.digest)
-        if final.is_file() and final.stat().st_size == blob.size:  # its bytes were checked before it got this name
+        if final.is_file() and final.stat().st_size == blob.size:  # its bytes were checked before
             self._counts.present += 1
             self._note_bytes(blob.size)
             self._note_healed(blob)
@@ -230,7 +230,7 @@ class _Restore:
             finally:
                 os.close(fd)
         except BlobDamaged as error:
-            if blob.place:  # otherwise the restored registry knows that it lacks the blob
+            if blob.place:  # otherwise the database already records the blob as damaged
                 self._counts.damaged.append(blob.digest)
                 self._reporter.step("damaged", digest=blob.digest, size=blob.size, reason=str(error))
         else:
@@ -247,7 +247,7 @@ class _Restore:
             self._counts.healed.append(blob.digest)
 
     def complete(self) -> None:
-        """Makes the data directory one that a server can use. Blocks."""
+        """Completes the data directory, so that a server can use it. Blocks."""
         for shard in self._layout.shards():
             durable_files.sync_directory(self._system, shard)
         if self._counts.damaged:

@@ -2,12 +2,12 @@
 
 An account belongs to a person or to a robot, which is a program.
 
-The *epoch* is a number in the database. Each transaction that changes somebody's rights increments it. Each request
-reads it, and the rights that a process has cached are valid for one epoch only. So a worker (a server process) notices
-a revoked right at the next request, whichever process revoked it.
+The *epoch* is a number in the database. Each transaction that changes rights increments it. Each request reads it, and
+the rights that a process has cached are valid for one epoch only. So the revocation of a right takes effect at the next
+request in every worker (server process).
 
-All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
-the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970.
+All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
+`by` is the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def replace_hash(db: apsw.Connection, name: AccountName, old: str, new: str) -> 
 
 
 def set_enabled(db: apsw.Connection, by: Actor, now: float, name: AccountName, enabled: bool, keep_admin: bool) -> None:
-    """Enables or disables an account. Does nothing if the account is already in that state. Raises AccountUnknown. With
-    `keep_admin`, raises LastAdmin instead of disabling the only enabled admin."""
+    """Enables or disables an account. Does nothing if the account already is enabled or disabled as requested. Raises
+    AccountUnknown. With `keep_admin`, raises LastAdmin instead of disabling the only enabled admin."""
     if keep_admin and not enabled:
         _check_not_last_admin(db, name)
     if account(db, name).enabled is not enabled:
@@ -179,14 +179,14 @@ def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName, keep_a
     if keep_admin:
         _check_not_last_admin(db, name)
     removed_counts = {}
-    for what, sql in (
+    for item_kind, sql in (
         ("tokens", "DELETE FROM api_token WHERE account = ?"),
         ("sessions", "DELETE FROM login_session WHERE account = ?"),
         ("groups", "DELETE FROM group_member WHERE member = ?"),
         ("grants", "DELETE FROM access_grant WHERE name = ? AND kind IN ('user', 'robot')"),
     ):
         db.execute(sql, (name,))
-        removed_counts[what] = db.changes()
+        removed_counts[item_kind] = db.changes()
     db.execute("DELETE FROM account WHERE name = ?", (name,))
     increment_epoch(db)
     record(db, by, now, "account.remove", name, nonzero_counts(**removed_counts))
@@ -194,7 +194,7 @@ def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName, keep_a
 
 SELECT_EPOCH_AND_HAS_HAD_ACCOUNT = "SELECT epoch, closed FROM access"
 SELECT_HAS_HAD_ACCOUNT = "SELECT closed FROM access"
-"""The column `closed` is 0 until the first account is added, and 1 ever after. While it is 0, everybody may do
+"""The column `closed` is 0 until the first account is added, and 1 from then on. While it is 0, every client may do
 everything."""
 SELECT_INSTANCE_ID = "SELECT instance FROM access"
 """The column `instance` has the random name of this database."""
@@ -207,12 +207,12 @@ def increment_epoch(db: apsw.Connection) -> int:
 
 
 def _store_has_had_account(db: apsw.Connection) -> None:
-    """Stores that the registry has had an account. Nothing changes this back, not even the removal of the account."""
+    """Stores that the registry has had an account. This stays so even if the account is removed."""
     db.execute("UPDATE access SET closed = 1 WHERE closed = 0")
 
 
 MAX_PAGE_PARTS: Final = 10_000
-"""Number of parts after which a page of accounts or groups ends. The parts of an account are its groups; those of a
+"""Number of parts after which a page of accounts or groups ends. The parts of an account are its groups; the parts of a
 group are its members."""
 T = TypeVar("T")
 
@@ -226,10 +226,10 @@ def limited_page(
 ) -> Page[T]:
     """Returns a page of entries, which `make_entry` makes from `rows`.
 
-    Entries differ in size: an entry may have many parts, and `count_parts` returns how many. The page ends after the
-    entry that raises the number of parts of all entries to `max_parts` or more, or after `limit` entries. So no page
-    takes long to make and to send. `rows` must contain one row more than `limit` if more entries follow. Reads no more
-    rows than it needs, and closes `rows` if it is a cursor."""
+    An entry may have many parts, and `count_parts` returns their number. The page ends after the entry that raises the
+    number of parts of all entries to `max_parts` or more, or after `limit` entries. So no page takes long to make and
+    to send. `rows` must contain one row more than `limit` if more entries follow. Reads no more rows than it needs, and
+    closes `rows` if it is a cursor."""
     entries: list[T] = []
     parts = 0
     has_more = False

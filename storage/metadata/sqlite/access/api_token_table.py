@@ -1,8 +1,8 @@
 """The table of API tokens: secrets that an account uses in place of its password. Tokens with the purpose `personal`
 were made by people. Tokens with the purpose `login` are refresh tokens that `docker login` got.
 
-An expired token is treated as if it did not exist. All functions take a connection; those that change something run
-inside a transaction that the caller commits. `by` is the actor (an account or a command) that the audit log names,
+An expired token is treated as if it did not exist. All functions take a connection. Functions that change something run
+inside a transaction, which the caller commits. `by` is the actor (an account or a command) that the audit log names,
 `now` the time in seconds since 1970.
 
 The *epoch* is a number in the database. The rights that a process has cached are valid for one epoch only, so a change

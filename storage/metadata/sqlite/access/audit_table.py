@@ -1,13 +1,13 @@
 """The audit log. It is stored in two tables: `audit`, and `tag_history` for changes of tags.
 
 The line about a change is written in the transaction of the change. Pages merge the lines of both tables, newest first.
-If a line of `audit` and one of `tag_history` have the same time, the one of `audit` comes first. If two lines of a
-table have the same time, the one with the higher row id comes first. The public id of a line encodes its position in
+If a line of `audit` and one of `tag_history` have the same time, the line of `audit` comes first. If two lines of a
+table have the same time, the line with the higher row id comes first. The public id of a line encodes its position in
 this order, so the next page begins at the right line even if lines were written or deleted after the previous page was
 read.
 
-All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
-the actor (an account or a command) that the line names. Times are seconds since 1970.
+All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
+`by` is the actor (an account or a command) that the line names. Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def record(
 ) -> None:
     """Writes a line about a change that succeeded. `action`: the kind of change, such as `account.add`. `target`: what
     was changed: an account, a group, a key, a repository, or the subject of a grant. `part`: the changed part of a
-    repository, as `:tag` or `@digest`. `detail`: more about the change; the line stores it as JSON."""
+    repository, as `:tag` or `@digest`. `detail`: further facts about the change, which the line stores as JSON."""
     db.execute(
         _INSERT,
         (
@@ -89,19 +89,19 @@ def split_target(target: str) -> tuple[str, str]:
     kind, colon, _ = target.partition(":")
     if "@" not in target and (not colon or kind in set(GranteeKind)):
         return target, ""
-    end = min(index for index in map(target.find, ":@") if index >= 0)
-    return target[:end], target[end:]
+    name_end = min(index for index in map(target.find, ":@") if index >= 0)
+    return target[:name_end], target[name_end:]
 
 
 def prune(db: apsw.Connection, before: float, limit: int) -> int:
-    """Deletes lines of the table `audit` that are older than the time `before`: the oldest ones, and at most `limit`.
-    Returns how many it deleted. Lines of `tag_history` stay."""
+    """Deletes the oldest lines of the table `audit`, at most `limit`, that are older than the time `before`. Returns
+    the number of deleted lines. Lines of `tag_history` stay."""
     db.execute("DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < ? ORDER BY at LIMIT ?)", (before, limit))
     return db.changes()
 
 
 def nonzero_counts(**counts: int) -> dict[str, object]:
-    """Returns those of the named counts that are not 0. Used as the detail of a line."""
+    """Returns the counts that are not 0, by their names. Callers store them as the detail of a line."""
     return {name: count for name, count in counts.items() if count}
 
 
@@ -110,6 +110,7 @@ _ID = re.compile(r"([0-9a-f]{16})([at])([0-9]{1,18})")
 _AUDIT_LETTER, _TAG_HISTORY_LETTER = "a", "t"
 _PUT, _DELETE = "tag.put", "tag.delete"
 _HIGHEST_ROW_ID = 2**63 - 1
+"""The largest row id of SQLite, which no line reaches."""
 
 _AUDIT_LINES = """
 SELECT at, id, actor, action, target || part, outcome, address, request_id, user_agent, detail, count
@@ -125,8 +126,8 @@ of the column names."""
 
 
 class _Position(NamedTuple):
-    """Position of a line in the merged order of both tables. The greater of two positions is that of the newer line,
-    which comes first on the pages.
+    """Position of a line in the merged order of both tables. A newer line, which comes earlier on the pages, has a
+    greater position.
 
     `at`: the line's time. `is_audit`: True if the line is in the table `audit`, False if it is in `tag_history`.
     `row_id`: its row id in that table."""
@@ -140,8 +141,8 @@ class _Position(NamedTuple):
         """Returns the position that the public id `text` encodes. Raises AccountInvalid if `text` is not such an id."""
         if (match := _ID.fullmatch(text)) is None:
             raise AccountInvalid(f"{shown(text)} is not the id of a line of the audit log")
-        (at,) = struct.unpack(">d", bytes.fromhex(match[1]))
-        return cls(at, match[2] == _AUDIT_LETTER, int(match[3]))
+        (time_of_line,) = struct.unpack(">d", bytes.fromhex(match[1]))
+        return cls(time_of_line, match[2] == _AUDIT_LETTER, int(match[3]))
 
     def __str__(self) -> str:
         """Returns the public id of the line."""
@@ -166,9 +167,10 @@ def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]
 
     Reads at most `limit + 1` lines from each table, because all lines of the page may be from one table. A line after
     the first `limit` lines shows that more lines follow."""
-    before = _BEFORE_ALL_LINES if query.before is None else _Position.parse(query.before)
+    start_position = _BEFORE_ALL_LINES if query.before is None else _Position.parse(query.before)
     if query.until is not None:
-        before = min(before, _Position(query.until, is_audit=False, row_id=0))  # behind all lines of that time
+        # This position is behind all lines of the time `until`.
+        start_position = min(start_position, _Position(query.until, is_audit=False, row_id=0))
     target, part = split_target(query.target or "")
     values: dict[str, str | float | None] = {
         "actor": query.actor,
@@ -178,13 +180,15 @@ def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]
         "target": target,
         "part": part,
         "tag_or_digest": part[1:],
-        "at": before.at,
+        "at": start_position.at,
         "limit": limit + 1,
     }
     lines = [
         _entry(row, is_audit)
         for is_audit, sql in ((True, _audit_sql(query, part)), (False, _tag_history_sql(query, part)))
-        for row in (db.execute(sql, {**values, "id_bound": before.id_bound(is_audit)}).fetchall() if sql else ())
+        for row in (
+            db.execute(sql, {**values, "id_bound": start_position.id_bound(is_audit)}).fetchall() if sql else ()
+        )
     ]
     lines.sort(key=lambda line: line[0], reverse=True)
     entries = [entry for _, entry in lines[: limit + 1]]

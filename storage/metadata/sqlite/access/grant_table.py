@@ -1,8 +1,8 @@
 """The table of grants. A grant allows its *subject* some actions on the repositories whose names match a pattern, such
 as `team/**`. A subject is a user, a robot, a group, everyone, or everyone who is authenticated.
 
-All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
-the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. Each change
+All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
+`by` is the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. Each change
 increments the *epoch*, a number in the database: the rights that a process has cached are valid for one epoch only.
 """
 
@@ -132,11 +132,11 @@ def put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
 def _check_limit(db: apsw.Connection, grant: Grant) -> None:
     """Raises AccountInvalid if with this grant the subject would have more grants than `MOST_GRANTS`, or more wild
     characters in its patterns than `MOST_WILD_CHARACTERS`. Raises nothing if the subject has a grant for the same
-    pattern already: replacing its actions adds no grant. (A subject may exceed the limits, because earlier versions of
-    this program had none.)"""
+    pattern already: replacing its actions adds no grant. (A subject may exceed the limits already, because earlier
+    versions of this program had no limits.)"""
     subject, pattern = grant.subject, grant.pattern
-    existing = "SELECT 1 FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?"
-    if db.execute(existing, (subject.kind, subject.name, pattern)).get is not None:
+    select_existing = "SELECT 1 FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?"
+    if db.execute(select_existing, (subject.kind, subject.name, pattern)).get is not None:
         return
     row: Any = db.execute(_COUNT_GRANTS_AND_WILD_CHARACTERS, (subject.kind, subject.name)).get
     count, wild_characters = row

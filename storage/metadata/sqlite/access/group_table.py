@@ -1,8 +1,8 @@
-"""The tables of groups and their members. A member is a person or a robot (a program). It need not have an account in
-this database: a person may come from an htpasswd file or from an external issuer of tokens.
+"""The tables of groups and their members. A member is a person or a robot (a program). A member need not have an
+account in this database: a person may have an account in an htpasswd file or at an external issuer of tokens.
 
-All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
-the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. Each change
+All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
+`by` is the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. Each change
 increments the *epoch*, a number in the database: the rights that a process has cached are valid for one epoch only.
 """
 
@@ -63,7 +63,7 @@ def group(db: apsw.Connection, name: AccountName) -> Group:
 
 
 def existing_groups(db: apsw.Connection, names: Iterable[str]) -> set[str]:
-    """Returns those of `names` that are names of groups."""
+    """Returns the `names` that are names of groups."""
     sql = "SELECT 1 FROM account_group WHERE name = ?"
     return {name for name in names if db.execute(sql, (name,)).get is not None}
 

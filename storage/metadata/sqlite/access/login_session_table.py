@@ -1,8 +1,8 @@
-"""The table of login sessions: people who logged in with a browser.
+"""The table of login sessions. A session begins when a person logs in with a browser.
 
-An expired session is treated as if it did not exist. All functions take a connection; those that change something run
-inside a transaction that the caller commits. `by` is the actor (an account or a command) that the audit log names,
-`now` the time in seconds since 1970.
+An expired session is treated as if it did not exist. All functions take a connection. Functions that change something
+run inside a transaction, which the caller commits. `by` is the actor (an account or a command) that the audit log
+names, `now` the time in seconds since 1970.
 
 No change of a session increments the epoch, because no process caches sessions: each request with a session reads the
 row of the session.
@@ -68,7 +68,8 @@ def sessions(db: apsw.Connection, now: float, account: AccountName) -> list[Logi
 
 
 def add(db: apsw.Connection, by: Actor, now: float, new: LoginSession, secret_hash: bytes) -> None:
-    """Adds a session. Deletes expired sessions, and those of the account above `MOST_SESSIONS`."""
+    """Adds a session. Deletes expired sessions. If the account has more than `MOST_SESSIONS` sessions, deletes its
+    least recently used ones."""
     _delete_expired(db, now)
     db.execute(
         "INSERT INTO login_session (id, account, method, secret, created, expires, seen, address, user_agent, version, "

@@ -1,17 +1,17 @@
 """The tables of signing keys and of throttled logins.
 
-A *signing key* signs the tokens that the endpoint `/token` issues. One key signs; the keys that it replaced are still
-accepted for a while.
+A *signing key* signs the tokens that the endpoint `/token` issues. One key signs new tokens. Tokens that were signed
+with the keys that it replaced are accepted for a limited time.
 
 A *throttling key* is a text that names an account, a client's network, or both. The table has a time for each
 throttling key. Each failed login under a key adds some seconds to the key's time, or to the current time if the key's
 time has passed (GCRA, the generic cell rate algorithm). While the time of a key lies too far in the future, the caller
 refuses logins under the key.
 
-All functions take a connection; those that change something run inside a transaction that the caller commits. `by` is
-the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. A change of signing
-keys increments the *epoch*, a number in the database: a process may use what it has cached about keys only as long as
-the epoch stays the same.
+All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
+`by` is the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. A change of
+signing keys increments the *epoch*, a number in the database: a process may use cached keys only as long as the epoch
+stays the same.
 """
 
 from __future__ import annotations

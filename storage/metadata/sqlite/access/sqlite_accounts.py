@@ -2,8 +2,8 @@
 (`SqliteAccounts`).
 
 - The *data version* is a value that every commit to the database changes.
-- The *epoch* is a number in the database that increases with every change of somebody's rights. A process may use what
-  it has cached about rights only as long as the epoch stays the same.
+- The *epoch* is a number in the database that increases with every change of rights. A process may use cached rights
+  only as long as the epoch stays the same.
 - `by` is the actor (an account or a command) that the audit log names.
 - The *reserve* is disk space that was allocated in advance; on a full disk, some changes may use it (`ReserveUse`).
 
@@ -103,12 +103,13 @@ class SqliteAccounts:
 
     def epoch(self) -> int:
         """Returns the epoch after the last commit of any process. Does not read the database if nothing was committed
-        since the last call, or if the only commit was one of this process and changed no rights."""
+        since the last call, or if this process made the only commit and it changed no rights."""
         self._refresh_epoch()
         return self._epoch
 
     def has_had_account(self) -> bool:
-        """Returns whether there ever was an account. As long as there was none, everybody may do everything."""
+        """Returns whether there ever was an account. Until the first account is added, every client may do
+        everything."""
         self._refresh_epoch()
         return self._has_had_account
 
@@ -305,8 +306,8 @@ class SqliteAccounts:
         return await self._scans.run(lambda db: audit_table.page(db, query, limit))
 
     async def prune_audit(self, before: float) -> int:
-        """Deletes all lines that are older than `before` (seconds since 1970), except those about tags. Returns how
-        many it deleted."""
+        """Deletes all lines that are older than `before` (seconds since 1970), except lines about tags. Returns the
+        number of deleted lines."""
         deleted = 0
         while True:
             count = await self._writer.run(

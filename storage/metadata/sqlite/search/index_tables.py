@@ -1,11 +1,12 @@
-"""The tables of the search index, and how they follow the tables of the content.
+"""The tables of the search index, and the functions that update them from the tables of the content.
 
-`search_progress` has the row ids up to which the index has seen repositories, manifests, blobs and the tag history. All
-of these get higher row ids as they are added, so the index finds what is new without a write by the push. Where the row
-ids of deleted rows can be used again, a trigger moves the position back, so that it is never above the highest row id.
+The table `search_progress` has four *positions*: for the tables of repositories, manifests, blobs and the tag history,
+the highest row id that the index has processed. New rows get higher row ids, so the index finds them by their row ids,
+and a push need not write to the index. In tables that use the row ids of deleted rows again, a trigger moves the
+position back, so that it is never above the highest row id.
 
 Each function that changes something runs inside a transaction that the caller commits. Except for `rebuild`, it changes
-a bounded number of rows. Texts of the content are read as bytes, so that damaged ones raise no error.
+a bounded number of rows. Texts of the content are read as bytes, so that damaged texts raise no error.
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ MANIFESTS_PER_BATCH: Final = 100
 """Largest numbers of repositories, tags and manifests that one transaction adds. The transaction takes a few
 milliseconds, and a client's change waits no longer than that."""
 MAX_BATCH_BYTES: Final = 1024 * 1024
-"""A batch of manifests ends after the one whose annotations make it larger than this number of bytes."""
+"""A batch of manifests ends when their annotations together have more than this number of bytes."""
 INCOMPLETE_PER_PAGE: Final = 50
-"""Number of *incomplete* manifests (those of which the index lacks labels) that one page looks at again."""
+"""Number of incomplete manifests that one page checks again. A manifest is *incomplete* if the index lacks its labels,
+because the manifest was damaged or its config could not be read."""
 BLOBS_PER_BATCH: Final = 2000
-"""Number of new blobs that one batch compares with the configs that were missing."""
+"""Number of new blobs that one batch checks. A new blob may be a config that was missing when its manifest was
+indexed."""
 MAX_LAG: Final = 2000
 """`is_indexing` returns True if the index lacks more rows of one kind than this."""
 MAX_WORDS_OF_TAG: Final = 5
-"""Largest number of words of a tag, including the whole tag."""
+"""Largest number of words by which a tag is found. The whole tag is one of these words."""
 MAX_MANIFEST_BYTES: Final = 64 * 1024
 """Largest size in bytes of a manifest whose body is read to find its config."""
 MAX_ANNOTATION_BYTES: Final = 64 * 1024
@@ -78,11 +81,13 @@ _READABLE_NOW = (
                    SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = m.repository
                     WHERE b.digest = c.digest AND b.place <> '')))) ORDER BY m.id"""
 )
-"""Finds those of some incomplete manifests that are not damaged any more, or whose repository has the config now."""
+"""Of the incomplete manifests with the row ids ?1 (JSON), finds those that are not damaged any more, or whose
+repository has the config now."""
 _INDEX_OBJECTS = r"""
 SELECT type, name FROM sqlite_schema WHERE type IN ('table', 'trigger') AND name LIKE 'search\_%' ESCAPE '\'
  ORDER BY type DESC, sql LIKE 'CREATE VIRTUAL%' DESC"""
-"""The triggers of the index, its virtual tables, which drop their own tables, and the other tables."""
+"""Lists the triggers of the index, then its virtual tables, then its other tables. SQLite drops the tables in which a
+virtual table stores its data together with the virtual table."""
 
 
 def has_unindexed(db: apsw.Connection) -> bool:
@@ -92,13 +97,15 @@ def has_unindexed(db: apsw.Connection) -> bool:
 
 
 def is_indexing(db: apsw.Connection) -> bool:
-    """Returns whether much of the content is not in the index. Blobs do not count, because few of them matter."""
+    """Returns whether much of the content is not in the index. Blobs do not count, because only configs matter to the
+    index."""
     repositories, manifests, _, tag_changes, reads_tags = db.execute(_LAG).get
     return bool(reads_tags) or max(repositories, manifests, tag_changes) > MAX_LAG
 
 
 def index_names(db: apsw.Connection) -> bool:
-    """Adds the next repositories and tags. Returns whether many are left, as each of the next three functions does."""
+    """Adds the names of the next repositories and tags. Returns whether a batch was full, so that more may be left. The
+    next three functions return the same for their batch."""
     is_full = _add_repositories(db)
     is_full |= _add_stored_tags(db)
     return _follow_tag_changes(db) or is_full
@@ -106,20 +113,20 @@ def index_names(db: apsw.Connection) -> bool:
 
 def _add_repositories(db: apsw.Connection) -> bool:
     """Adds the names of the next repositories."""
-    count, last = db.execute(
+    row_count, last_id = db.execute(
         "SELECT count(*), max(id) FROM ("
         "SELECT id FROM repository WHERE id > (SELECT repositories FROM search_progress) ORDER BY id LIMIT ?)",
         (NAMES_PER_BATCH,),
     ).get
-    if last is None:
+    if last_id is None:
         return False
     db.execute(
         "INSERT INTO search_name (rowid, name) SELECT id, ? || name FROM repository "
         "WHERE id > (SELECT repositories FROM search_progress) AND id <= ? ORDER BY id",
-        (START_OF_NAME, last),
+        (START_OF_NAME, last_id),
     )
-    db.execute("UPDATE search_progress SET repositories = ?", (last,))
-    return bool(count == NAMES_PER_BATCH)
+    db.execute("UPDATE search_progress SET repositories = ?", (last_id,))
+    return bool(row_count == NAMES_PER_BATCH)
 
 
 def _add_stored_tags(db: apsw.Connection) -> bool:
@@ -133,13 +140,13 @@ def _add_stored_tags(db: apsw.Connection) -> bool:
     ).fetchall()
     for repository, tag in rows:
         _add_tag(db, repository, tag)
-    last = rows[-1] if len(rows) == TAGS_PER_BATCH else (None, None)
-    db.execute("UPDATE search_progress SET tag_repository = ?, tag_name = ?", tuple(last))
+    next_position = rows[-1] if len(rows) == TAGS_PER_BATCH else (None, None)
+    db.execute("UPDATE search_progress SET tag_repository = ?, tag_name = ?", tuple(next_position))
     return len(rows) == TAGS_PER_BATCH
 
 
 def _follow_tag_changes(db: apsw.Connection) -> bool:
-    """Adds the tags that were added lately, and removes those that were deleted."""
+    """Adds the tags of the next changes in the tag history, and removes the tags that these changes deleted."""
     rows: list[Any] = db.execute(
         "SELECT h.id, h.repository, h.tag, h.digest IS NULL, "
         "       EXISTS (SELECT 1 FROM tag t WHERE t.repository = h.repository AND t.name = h.tag) "
@@ -168,37 +175,40 @@ def _add_tag(db: apsw.Connection, repository: int, tag: str) -> None:
 
 
 def words_of_tag(tag: str) -> list[str]:
-    """Returns the words by which a tag is found, in lower case: the whole tag, and its rest after each '-' and '_'."""
+    """Returns the words by which a tag is found, in lower case: the whole tag, and the text after each '-' and '_'."""
     text = tag.lower()
     starts = [0, *(match.end() for match in _WORD_START.finditer(text))]
     return list(dict.fromkeys(text[start:] for start in starts[:MAX_WORDS_OF_TAG]))
 
 
 def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
-    """Reads the next manifests that are not in the index, and those whose config was stored lately."""
+    """Reads the next manifests that are not in the index, and manifests whose missing config is stored now."""
     _search_full_text(db)
-    manifests, blobs = seen = db.execute("SELECT manifests, blobs FROM search_progress").get
+    indexed_manifest, checked_blob = position = db.execute("SELECT manifests, blobs FROM search_progress").get
     newest_blob = db.execute("SELECT coalesce(max(id), 0) FROM blob").get
-    reached_blob = max(blobs, min(newest_blob, blobs + BLOBS_PER_BATCH))
-    unindexed, last, is_full = _read(db, _NEW_MANIFESTS, (manifests, MANIFESTS_PER_BATCH))
-    if reached_blob > blobs:
-        # Manifests that this leaves out are read again later, with the other incomplete manifests.
-        unindexed += _read(db, _MANIFESTS_WITH_NEW_CONFIG, (blobs, reached_blob, MANIFESTS_PER_BATCH))[0]
-    reached = manifests if last is None else last
-    return ManifestBatch(unindexed, tuple(seen), (reached, reached_blob), is_full or reached_blob < newest_blob)
+    reached_blob = max(checked_blob, min(newest_blob, checked_blob + BLOBS_PER_BATCH))
+    unindexed, last_id, is_full = _read(db, _NEW_MANIFESTS, (indexed_manifest, MANIFESTS_PER_BATCH))
+    if reached_blob > checked_blob:
+        # Manifests beyond the limit of this statement are read again later, with the other incomplete manifests.
+        unindexed += _read(db, _MANIFESTS_WITH_NEW_CONFIG, (checked_blob, reached_blob, MANIFESTS_PER_BATCH))[0]
+    reached_manifest = indexed_manifest if last_id is None else last_id
+    return ManifestBatch(
+        unindexed, tuple(position), (reached_manifest, reached_blob), is_full or reached_blob < newest_blob
+    )
 
 
 def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None) -> IncompletePage:
-    """Reads those of the next incomplete manifests after the key `after` that may be readable now."""
+    """Reads the next page of incomplete manifests after the key `after`. Leaves out manifests whose labels still cannot
+    be read."""
     _search_full_text(db)
-    keys: list[Any] = db.execute(_INCOMPLETE, (*(after or ("", 0)), INCOMPLETE_PER_PAGE)).fetchall()
-    readable, _, _ = _read(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in keys]),))
-    return IncompletePage(readable, tuple(keys[-1]) if keys else None)
+    incomplete: list[Any] = db.execute(_INCOMPLETE, (*(after or ("", 0)), INCOMPLETE_PER_PAGE)).fetchall()
+    readable, _, _ = _read(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in incomplete]),))
+    return IncompletePage(readable, tuple(incomplete[-1]) if incomplete else None)
 
 
 def _search_full_text(db: apsw.Connection) -> None:
-    """Makes a small search in each full-text index. Raises apsw.SQLError or apsw.CorruptError if searches are not
-    possible any more, which additions may not notice."""
+    """Makes a small search in each full-text index. Raises apsw.SQLError or apsw.CorruptError if the index is too
+    damaged for searches. Additions to a damaged index may raise no error."""
     for table in ("search_word", "search_name"):
         db.execute(f"SELECT rowid FROM {table} WHERE {table} MATCH 'abc' LIMIT 1").fetchall()
 
@@ -207,17 +217,17 @@ def _read(db: apsw.Connection, sql: str, values: tuple[Any, ...]) -> tuple[list[
     """Returns the manifests that `sql` selects, the row id of the last one, and whether there may be more, because the
     batch is full. Leaves out manifests whose repository name or digest is damaged."""
     manifests: list[UnindexedManifest] = []
-    last, count, size = None, 0, 0
+    last_id, count, annotation_bytes = None, 0, 0
     with closing(db.cursor()) as cursor:
         for row in cursor.execute(sql, values):
-            last = row[0]
+            last_id = row[0]
             count += 1
-            size += len(row[3] or b"")
+            annotation_bytes += len(row[3] or b"")
             if (manifest := _manifest(row)) is not None:
                 manifests.append(manifest)
-            if count == MANIFESTS_PER_BATCH or size > MAX_BATCH_BYTES:
-                return manifests, last, True
-    return manifests, last, False
+            if count == MANIFESTS_PER_BATCH or annotation_bytes > MAX_BATCH_BYTES:
+                return manifests, last_id, True
+    return manifests, last_id, False
 
 
 def _manifest(row: Sequence[Any]) -> UnindexedManifest | None:
@@ -235,26 +245,30 @@ def _manifest(row: Sequence[Any]) -> UnindexedManifest | None:
 
 
 def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
-    """Adds manifests to the index, and moves its position. If a manifest of the batch was deleted meanwhile, another
-    manifest may have got its row id, or get it later. The position then stays before that row id."""
-    reached, reached_blob = batch.reached
+    """Adds manifests to the index, and moves the position of the index. If a manifest of the batch was deleted
+    meanwhile and another manifest has its row id, the position stays before that row id, so that the other manifest is
+    indexed later."""
+    reached_manifest, reached_blob = batch.reached
     for entry in labels:
         if not set_labels(db, entry):
-            reached = min(reached, entry.manifest.id - 1)
+            reached_manifest = min(reached_manifest, entry.manifest.id - 1)
     newest_manifest, newest_blob = db.execute(
         "SELECT (SELECT coalesce(max(id), 0) FROM manifest), (SELECT coalesce(max(id), 0) FROM blob)"
     ).get
-    for column, seen, now in (
-        ("manifests", batch.seen[0], min(reached, newest_manifest)),
+    for column, seen_position, new_position in (
+        ("manifests", batch.seen[0], min(reached_manifest, newest_manifest)),
         ("blobs", batch.seen[1], min(reached_blob, newest_blob)),
     ):
-        # If the stored position is not `seen` any more, a deletion has moved the position back meanwhile.
-        db.execute(f"UPDATE search_progress SET {column} = iif({column} = ?1, ?2, min({column}, ?2))", (seen, now))
+        # If the stored position is not `seen_position` any more, a deletion has moved it back meanwhile.
+        db.execute(
+            f"UPDATE search_progress SET {column} = iif({column} = ?1, ?2, min({column}, ?2))",
+            (seen_position, new_position),
+        )
 
 
 def set_labels(db: apsw.Connection, labels: ManifestLabels) -> bool:
     """Stores the labels of a manifest in the index, unless the manifest was deleted meanwhile. Returns False, and
-    stores nothing, if another manifest has got the row id."""
+    stores nothing, if another manifest has the row id now."""
     manifest = labels.manifest
     row: Any = db.execute(
         "SELECT m.repository, m.digest, r.name FROM manifest m JOIN repository r ON r.id = m.repository WHERE m.id = ?",
@@ -271,9 +285,9 @@ def set_labels(db: apsw.Connection, labels: ManifestLabels) -> bool:
     )
     _set_text(db, manifest.id, repository, labels.text)
     db.execute("DELETE FROM search_missing_config WHERE manifest = ?", (manifest.id,))
-    missing = "" if manifest.is_damaged else labels.missing_config
-    if missing is not None:
-        db.execute("INSERT INTO search_missing_config (digest, manifest) VALUES (?, ?)", (missing, manifest.id))
+    missing_config = "" if manifest.is_damaged else labels.missing_config
+    if missing_config is not None:
+        db.execute("INSERT INTO search_missing_config (digest, manifest) VALUES (?, ?)", (missing_config, manifest.id))
     return True
 
 

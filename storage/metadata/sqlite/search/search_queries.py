@@ -2,7 +2,7 @@
 
 For each row of the index, a search also reads the row of the content. So it does not find deleted content. The
 functions take the arguments of `storage.content_search.ContentSearch`, and read all rows of their statements or close
-them.
+the statements.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from storage.names import ALGORITHMS, Digest, RepositoryName, Tag
 from storage.patterns import NameSet
 
 GROUP_CHARACTERS: Final = 3
-"""Number of characters in the groups by which names are found."""
+"""The full-text index of names contains all groups of this number of characters that occur in each name."""
 MAX_PATTERNS: Final = 16
-"""Largest number of patterns of rights that become a part of a search for names."""
+"""Largest number of patterns of a person's rights that become a condition of a search for names."""
 MAX_SHOWN_LABELS: Final = 8
 """Largest number of labels that an entry shows."""
 MAX_BLOBS: Final = 20
-"""Largest number of blobs with the same first digits that are found."""
+"""Largest number of blobs that a search by the first digits of a digest finds."""
 LAST: Final = "\U0010ffff"
-"""Sorts after every character that names and tags have."""
+"""A character that sorts after all characters of names and tags."""
 MAX_TOKENS_OF_WORD: Final = 8
 MAX_TOKENS: Final = 16
 """Largest numbers of tokens (words of the full-text index) in one word of a search for labels, and in all words of the
@@ -103,8 +103,8 @@ def repositories(
 
 
 def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScope) -> tuple[set[str], bool]:
-    """Returns the names that match, and whether these are all matching names. Looks for the best matches first, in case
-    very many names match."""
+    """Returns the names that match, and whether these are all matching names. Searches for the best matches first,
+    because the search ends early if very many names match."""
     names: set[str] = set()
     rows_read = 0
     try:
@@ -123,16 +123,16 @@ def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScop
 
 
 def _name_statements(words: Sequence[str], scope: SearchScope) -> Iterable[tuple[str, tuple[str, ...]]]:
-    """Yields the statements that find names, those with the best matches first: names that begin with the first word,
-    names with a part that begins with it, and all others."""
-    first, *others = words
-    limits = _pattern_expression(scope.within)
-    if len(first) < GROUP_CHARACTERS - 1 and not others:
-        yield _NAMES_BEGINNING, (first, first + LAST)
+    """Yields the statements that find names, the statement with the best matches first: names that begin with the first
+    word, names with a part after a slash that begins with the first word, and all other names."""
+    first_word, *other_words = words
+    rights = _pattern_expression(scope.within)
+    if len(first_word) < GROUP_CHARACTERS - 1 and not other_words:
+        yield _NAMES_BEGINNING, (first_word, first_word + LAST)
     for beginning in (START_OF_NAME, "/", ""):
-        expression = _groups_expression([beginning + first, *others])
+        expression = _groups_expression([beginning + first_word, *other_words])
         if expression:
-            yield _NAMES, (f"{expression} AND ({limits})" if limits else expression,)
+            yield _NAMES, (f"{expression} AND ({rights})" if rights else expression,)
 
 
 def _groups_expression(texts: Iterable[str]) -> str:
@@ -145,8 +145,8 @@ def _groups_expression(texts: Iterable[str]) -> str:
 
 
 def _pattern_expression(within: NameSet) -> str:
-    """Returns an expression that finds all names that match the patterns, and few others. The expression is empty if
-    there are many patterns, or if a pattern is not simple or is too short."""
+    """Returns an expression that finds all names that match the patterns, and few other names. The expression is empty
+    if there are many patterns, or if a pattern is not simple or is too short."""
     if len(within.patterns) > MAX_PATTERNS:
         return ""
     parts = [_groups_expression([START_OF_NAME + pattern.prefix]) for pattern in within.patterns]
@@ -158,9 +158,9 @@ def _all_in(words: Sequence[str], text: str) -> bool:
 
 
 def _is_match(words: Sequence[str], name: str) -> bool:
-    """Returns whether a name matches, by the rules of a search of all names. There, a single word of one character
-    finds only the names that begin with it. A single word of two characters finds only the names that have a part that
-    begins with it."""
+    """Returns whether a name matches, by the rules of a search of all names. In such a search, a single word of one
+    character finds only the names that begin with it. A single word of two characters finds only the names with a part
+    that begins with it."""
     if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS - 1:
         return name.startswith(words[0])
     if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS:
@@ -182,17 +182,17 @@ def tags(db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int
     parts = [part for word in words for part in word.split(":") if part]
     if not parts:
         return SearchPage([])
-    *others, last = parts
+    *other_parts, last_part = parts
     scope = SearchScope.of(db, within)
 
     def convert(row: tuple[Any, ...]) -> tuple[object, TagFound] | None:
         name, tag, digest, updated = row
-        if not _all_in(others, f"{name}:{tag.lower()}"):
+        if not _all_in(other_parts, f"{name}:{tag.lower()}"):
             return None
         entry = TagFound(str.__new__(RepositoryName, name), str.__new__(Tag, tag), _digest(digest), updated)
         return (name, tag), entry
 
-    values: tuple[str, ...] = (last, last + LAST)
+    values: tuple[str, ...] = (last_part, last_part + LAST)
     if scope.ids_json is None:
         return read_page(db, scope, _TAGS, values, offset, limit, convert)
     return read_page(db, scope, _TAGS_OF_SOME, (*values, scope.ids_json), offset, limit, convert)
@@ -286,7 +286,7 @@ def digests(db: apsw.Connection, digest: str, within: NameSet, offset: int, limi
 
 
 def tags_of(db: apsw.Connection, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
-    """Returns the first tags of a repository, with what they point at. Raises NameUnknown."""
+    """Returns the first `limit` tags of a repository, with the digests of their manifests. Raises NameUnknown."""
     repository = lookups.repository_id(db, repo)
     rows: list[Any] = db.execute(
         "SELECT t.name, m.digest FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ? "

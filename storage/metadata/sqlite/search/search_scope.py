@@ -1,9 +1,8 @@
 """The repositories in which a search may find something (`SearchScope`).
 
-If a person may see only few repositories, a search looks only at the rows of these repositories. Otherwise it looks at
-the rows of all repositories. If the person may not see all repositories, the search then compares the names of the
-repositories with the patterns of the person's rights. The number of rows that a search looks at and the time of each
-search are limited.
+If a person may see only few repositories, a search reads only the rows of these repositories. Otherwise it reads the
+rows of all repositories, and leaves out repositories whose names match no pattern of the person's rights. The number of
+rows that a search reads and the time of each search are limited.
 """
 
 from __future__ import annotations
@@ -23,24 +22,25 @@ from storage.patterns import NameSet
 
 T = TypeVar("T")
 MAX_LISTED_REPOSITORIES: Final = 500
-"""If a person may see at most this number of repositories, a search looks only at these repositories."""
+"""If a person may see at most this number of repositories, a search reads only the rows of these repositories."""
 LISTING_COST: Final = 30_000
-"""Largest cost of listing these repositories, in the unit of `lookups.PAGE_COST_LIMIT`. This takes about 15 ms."""
+"""Largest cost of finding out whether there are at most `MAX_LISTED_REPOSITORIES`, in the unit of
+`lookups.PAGE_COST_LIMIT`. This takes about 15 ms."""
 MAX_ROWS: Final = 3_000
-"""Largest number of rows at which one search looks. This takes about 30 ms."""
+"""Largest number of rows that one search reads. This takes about 30 ms."""
 
 MAX_SECONDS: Final = 0.1
 """Longest time of one statement of a search. The other searches of the process wait meanwhile."""
 STEPS_PER_LOOK: Final = 1000
-"""Number of steps of SQLite's virtual machine between two looks at the clock. A full-text index takes some steps for
+"""Number of steps of SQLite's virtual machine between two checks of the clock. A full-text index takes some steps for
 each page that it reads."""
 
 
 @contextmanager
 def time_limit(db: apsw.Connection) -> Iterator[None]:
     """Makes statements inside the `with` block raise apsw.InterruptError after `MAX_SECONDS`."""
-    end = time.monotonic() + MAX_SECONDS
-    db.set_progress_handler(lambda: time.monotonic() > end, STEPS_PER_LOOK)
+    deadline = time.monotonic() + MAX_SECONDS
+    db.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_PER_LOOK)
     try:
         yield
     finally:
@@ -115,6 +115,6 @@ def read_page(
 
 
 def _rows(db: apsw.Connection, sql: str, values: Sequence[Any]) -> Generator[tuple[Any, ...], None, None]:
-    """Yields the rows. Ends the statement, and so its read transaction, when it is closed."""
+    """Yields the rows. Closing the generator ends the statement, and so its read transaction."""
     with closing(db.cursor()) as cursor:
         yield from cursor.execute(sql, tuple(values))

@@ -102,7 +102,7 @@ class SqliteSearch:
         try:
             return await self._writer.run(change, durable=False)
         except StorageFailed as error:
-            # A change of a sound index violates no constraint.
+            # A change of an undamaged index violates no constraint.
             if _is_damage(error.__cause__) or isinstance(error.__cause__, apsw.ConstraintError):
                 raise SearchIndexDamaged from error.__cause__
             raise

@@ -1,1 +1,2 @@
-"""Tables of the metadata database that upkeep needs: jobs, pulls, the history of tags, use of space, damaged blobs."""
+"""Tables of the metadata database for background jobs (*upkeep*), pulls, the tag history, disk usage and damaged
+content."""

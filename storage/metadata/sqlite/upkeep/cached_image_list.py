@@ -1,4 +1,5 @@
-"""Lists the images of mirrored content by size or by last pull (`page`). Reads in the thread for long reads.
+"""Lists the images of mirrored content by size or by last pull (`page`). An image is a root manifest with its children
+and referrers. The caller runs `page` in the thread for long lookups.
 
 Neither the size nor the last pull of an image is stored, because both depend on all of its manifests. They are computed
 for a bounded number of images, and then sorted.
@@ -28,8 +29,8 @@ SELECT m.id FROM repository r CROSS JOIN manifest m ON m.repository = r.id CROSS
        ON c.manifest = m.id
  WHERE r.name > ?1 || '/' AND r.name < ?1 || '0' AND instr(r.name, ?3) AND {_IS_ROOT} ORDER BY r.name LIMIT ?2
 """
-"""The images of the repositories of an upstream whose names have a text in them; "0" is the character after the slash.
-With CROSS JOIN, SQLite begins with the names and does not read all manifests."""
+"""The root manifests in the repositories of the upstream ?1 whose names contain the text ?3. "0" is the character after
+the slash. With CROSS JOIN, SQLite begins with the names and does not read all manifests."""
 _SIZE = """
 SELECT coalesce(sum(size), 0) FROM (
   SELECT DISTINCT b.id, b.size FROM json_each(?) i JOIN manifest_blob g ON g.manifest = i.value
@@ -50,7 +51,7 @@ def page(
     sizes = {image.root: _size(db, image) for image in images} if order is ImageOrder.SIZE else {}
     sort_key = _SORT_KEYS[order]
     images.sort(key=lambda image: (sort_key(image, sizes.get(image.root, 0)), image.name, image.digest))
-    found = [
+    listed_images = [
         CachedImage(
             image.name,
             image.digest,
@@ -61,16 +62,16 @@ def page(
         )
         for image in images[offset : offset + limit]
     ]
-    return CachedImagePage(found, len(images), len(roots) <= MAX_LISTED_IMAGES)
+    return CachedImagePage(listed_images, len(images), len(roots) <= MAX_LISTED_IMAGES)
 
 
 def _roots(db: apsw.Connection, upstreams: Sequence[str], text: str) -> Iterator[int]:
     """Yields the row ids of root manifests, at most one more than `MAX_LISTED_IMAGES`."""
-    room = MAX_LISTED_IMAGES + 1
+    remaining_roots = MAX_LISTED_IMAGES + 1
     for upstream in upstreams:
-        parameters = (upstream, room, text) if text else (upstream, room)
+        parameters = (upstream, remaining_roots, text) if text else (upstream, remaining_roots)
         rows: list[Any] = db.execute(_ROOTS_BY_NAME if text else _ROOTS, parameters).fetchall()
-        room -= len(rows)
+        remaining_roots -= len(rows)
         yield from (root for (root,) in rows)
 
 

@@ -1,10 +1,10 @@
 """Finds and evicts images of mirrored content in the metadata database.
 
-The table `cached_manifest` gives each mirrored manifest a `rank`, which is a time. Eviction looks at the manifests in
-the order of their ranks, earliest first. A pull does not update the rank. Instead, when an eviction comes to an image
-that was pulled after its rank, or that must stay, the eviction gives the image a later rank and goes on. So the cost of
-an eviction depends on how many images it evicts and how many were pulled since the last eviction, not on the size of
-the store.
+The table `cached_manifest` gives each mirrored manifest a `rank`, which is a time. Eviction checks the manifests in the
+order of their ranks, earliest first. A pull does not update the rank. Instead, when an eviction checks an image that
+was pulled after its rank, or that must stay, the eviction gives the image a later rank and continues with the next
+image. So the cost of an eviction depends on how many images it evicts and how many were pulled since the last eviction,
+not on the size of the store.
 
 `manifest` and `repository` are row ids. A *family* consists of all manifests of an image: a root manifest with its
 children and referrers.
@@ -28,9 +28,9 @@ from storage.outbox import EventAction
 from storage.upstream_tags import Sighting
 
 MAX_LOOKS: Final = 20
-"""Largest number of manifests that one transaction looks at."""
+"""Largest number of manifests that one transaction checks."""
 MAX_LINKS: Final = 200
-"""Largest number of links that one transaction removes."""
+"""Largest number of links that one transaction removes. A *link* is a row that lets a repository serve a blob."""
 _ROW = """
 SELECT m.repository, r.name, m.digest, m.subject FROM manifest m JOIN repository r ON r.id = m.repository
  WHERE m.id = ?"""
@@ -83,8 +83,8 @@ class Image:
     - `root`: row id of the root manifest.
     - `repository`, `name`: row id and stored name of the repository. `digest`: digest of the root.
     - `family`: row ids of all manifests of the image, root first.
-    - `removable`: row ids of the manifests that an eviction of the image deletes, root first. Another manifest
-      stays if it has a tag, if an index that stays lists it, or if its subject stays.
+    - `removable`: row ids of the manifests that an eviction of the image deletes, root first. A manifest other than the
+      root is not removable if it has a tag, if a remaining index lists it, or if its subject remains.
     - `last_pulled`: when a manifest of the family was last pulled or stored, in seconds since 1970."""
 
     root: int
@@ -98,7 +98,7 @@ class Image:
 
 def find_image(db: apsw.Connection, manifest: int, gone: Collection[int] = ()) -> Image | None:
     """Returns the image whose root is `manifest`; None if the manifest belongs to another image, because a stored index
-    lists it or its subject is stored. `gone`: manifests that count as not stored."""
+    lists it or its subject is stored. `gone`: row ids of manifests that count as not stored."""
     row: Any = db.execute(_ROW, (manifest,)).get
     if row is None or manifest in gone:
         return None
@@ -108,7 +108,7 @@ def find_image(db: apsw.Connection, manifest: int, gone: Collection[int] = ()) -
     if subject is not None and not set(_column(db, _SUBJECT, manifest)) <= set(gone):
         return None
     family, removable = [manifest], [manifest]
-    for member in family:  # also visits what is appended during the loop
+    for member in family:  # also visits the manifests that are appended during the loop
         for dependent in _column(db, _DEPENDENTS, member):
             if dependent in family or dependent in gone:
                 continue
@@ -166,7 +166,7 @@ def evict_next(
     db: apsw.Connection, upstreams: Sequence[str], rules: EvictionRules, started: float, by: Actor, now: float
 ) -> EvictedImage | bool:
     """Implements `CachedImages.evict_next`. Returns the evicted image. If it has evicted none, returns True if there
-    are more images to look at, otherwise False."""
+    are more images to check, otherwise False."""
     for _ in range(MAX_LOOKS):
         front = _front(db, upstreams, started)
         if front is None:
@@ -177,7 +177,7 @@ def evict_next(
             _set_rank(db, manifest, image.last_pulled)
         elif image is None or reason_to_keep(db, image, rules, now) is not None:
             # Either the manifest belongs to another image, and the eviction of that image also deletes the manifest; or
-            # the image must stay. In both cases, this eviction need not look at the manifest again.
+            # the image must stay. In both cases, this eviction need not check the manifest again.
             _set_rank(db, manifest, max(started, now))
         else:
             return _evict(db, image, upstream, by, now)
@@ -185,7 +185,7 @@ def evict_next(
 
 
 def _front(db: apsw.Connection, upstreams: Sequence[str], started: float) -> tuple[int, str, float] | None:
-    """Returns the manifest with the lowest rank, with its upstream and rank; None if there is none with a rank before
+    """Returns the manifest with the lowest rank, with its upstream and rank; None if no manifest has a rank before
     `started`."""
     candidates = []
     for upstream in upstreams:
@@ -221,22 +221,22 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
             if db.execute("SELECT 1 FROM blob_link WHERE blob = ? LIMIT 1", (blob,)).get is None:
                 freed += size
     for manifest in set(image.family) - set(image.removable):
-        # The manifest is an image of its own now. Its rank may be the time of an earlier look, so the rank is computed
-        # again.
+        # The manifest is an image of its own now. Its rank may be the time of an earlier eviction, so the rank is
+        # computed again.
         _set_rank(db, manifest, float(db.execute(_LAST_PULLED, (json.dumps([manifest]),)).get or now))
     return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed)
 
 
 def unused_links(db: apsw.Connection, upstreams: Sequence[str], before: float) -> list[tuple[int, int, Digest]]:
-    """Returns links of mirrored repositories, each as (repository, blob, digest). Nobody has used the blob in the
-    repository after the time `before`, and probably no manifest of the repository refers to it. Looks at the collect
-    queue."""
+    """Returns links of mirrored repositories, each as (repository, blob, digest). No client has used the blob in the
+    repository after the time `before`, and probably no manifest of the repository refers to it. Reads the collect
+    queue, which lists the links and blobs that garbage collection may have to remove."""
     rows: list[Any] = db.execute(_UNUSED_LINKS, (json.dumps(list(upstreams)), before, MAX_LINKS)).fetchall()
     return [(repository, blob, Digest(digest)) for repository, blob, digest in rows]
 
 
 def drop_unused_links(db: apsw.Connection, links: Sequence[tuple[int, int, Digest]], before: float, now: float) -> int:
-    """Removes those of the links that are still unused, and returns their number."""
+    """Removes the `links` that are still unused, and returns the number of removed links."""
     count = 0
     for repository, blob, digest in links:
         needed: Any = db.execute(

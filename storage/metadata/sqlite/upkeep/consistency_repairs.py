@@ -1,6 +1,7 @@
-"""Repairs of problems in the metadata (`repair`). Each runs in a transaction, which the caller commits. A repair loses
-nothing: it deletes only rows that refer to missing rows, and never a manifest. If a repair leaves a link or blob
-unused, it puts the link or blob into the collect queue, which lists what garbage collection may have to remove."""
+"""Repairs problems that a consistency check found in the metadata database (`repair`). Each repair runs in a
+transaction, which the caller commits. A repair loses no content: it deletes only rows that refer to missing rows, and
+never a manifest. If a repair leaves a link or blob unused, it puts the link or blob into the collect queue, which lists
+the links and blobs that garbage collection may have to remove."""
 
 from __future__ import annotations
 
@@ -31,10 +32,10 @@ SELECT 1 FROM blob_link l JOIN blob b ON b.id = l.blob
 
 
 def repair(db: apsw.Connection, problem: Problem, now: float) -> str | None:
-    """Mends the problem, which the caller has just confirmed in the same transaction. Returns what was done, for
-    people; None if the problem cannot be mended. `now`: in seconds since 1970."""
-    mend = _REPAIRS.get(problem.code)
-    return usage_checks.repair(db, problem) if mend is None else mend(db, problem, now)
+    """Repairs the problem, which the caller has just confirmed in the same transaction. Returns a text for people that
+    says what was done; None if the problem cannot be repaired. `now`: in seconds since 1970."""
+    repair_function = _REPAIRS.get(problem.code)
+    return usage_checks.repair(db, problem) if repair_function is None else repair_function(db, problem, now)
 
 
 def _queue_blob(db: apsw.Connection, problem: Problem, now: float) -> str:
@@ -53,7 +54,7 @@ def _record_missing_place(db: apsw.Connection, problem: Problem, now: float) -> 
 
 
 def _mark_manifest(db: apsw.Connection, problem: Problem, now: float) -> str | None:
-    """Marks the manifest as damaged, as scrub does."""
+    """Marks the manifest as damaged, as scrub (the job that reads all content and checks its digests) does."""
     if not _stored(db, problem).names_digest or damage_changes.mark_manifest(db, int(problem.key[0]), now) is None:
         return None  # no push could heal it
     return "recorded it as damaged: it is not served any more, and the next push stores it again"
@@ -67,7 +68,7 @@ def _drop_link_without_blob(db: apsw.Connection, problem: Problem, now: float) -
 def _drop_link_without_repository(db: apsw.Connection, problem: Problem, now: float) -> str | None:
     repository, blob = int(problem.key[0]), int(problem.key[1])
     if db.execute("SELECT 1 FROM manifest WHERE repository = ? LIMIT 1", (repository,)).get is not None:
-        return None  # the manifests need the blob if somebody adds the row of the repository again
+        return None  # the manifests would need the blob if the repository's row were added again
     digest = db.execute("SELECT digest FROM blob WHERE id = ?", (blob,)).get
     if digest is None:
         return _drop_link_without_blob(db, problem, now)
@@ -82,14 +83,15 @@ def _drop_reference(db: apsw.Connection, problem: Problem, now: float) -> str:
 
 
 def _queue_if_unused(db: apsw.Connection, repository: int, digests: Iterable[str], now: float) -> None:
-    """Queues those links of the repository to which no manifest refers any more."""
+    """Queues the repository's link to each of the blobs `digests` to which no manifest of the repository refers any
+    more."""
     for digest in digests:
         if db.execute(_UNQUEUED_LINK, (repository, digest)).get is not None:
             blob_changes.queue_for_collection(db, repository, Digest(digest), now)
 
 
 def _restore_tag(db: apsw.Connection, problem: Problem, now: float) -> str | None:
-    """Points the tag at the manifest that its history names last, among those that the repository has."""
+    """Points the tag at the latest manifest in its history that the repository still has."""
     row: Any = db.execute(_NEWEST_TARGET, problem.key).get
     if row is None:
         return None
@@ -125,17 +127,17 @@ def _correct_references(db: apsw.Connection, problem: Problem, now: float) -> st
     stored, table = _stored(db, problem), str(problem.key[1])
     manifest = stored.manifest
     assert manifest is not None  # the check reports this problem only for a manifest that can be parsed
-    expected = manifest_checks.expected_references(manifest)[table]
-    before = manifest_checks.stored_references(db, table, stored)
+    expected_digests = manifest_checks.expected_references(manifest)[table]
+    stored_digests = manifest_checks.stored_references(db, table, stored)
     db.executemany(
         f"DELETE FROM {table} WHERE repository = ? AND digest = ? AND manifest = ?",
-        [(stored.repository, digest, stored.id) for digest in before - expected],
+        [(stored.repository, digest, stored.id) for digest in stored_digests - expected_digests],
     )
     db.executemany(
         f"INSERT INTO {table} (repository, digest, manifest) VALUES (?, ?, ?)",
-        [(stored.repository, digest, stored.id) for digest in expected - before],
+        [(stored.repository, digest, stored.id) for digest in expected_digests - stored_digests],
     )
-    _queue_if_unused(db, stored.repository, before - expected, now)
+    _queue_if_unused(db, stored.repository, stored_digests - expected_digests, now)
     return "stored the references that the manifest has"
 
 
@@ -156,13 +158,13 @@ def _stored(db: apsw.Connection, problem: Problem) -> manifest_checks.StoredMani
 
 
 def set_size(db: apsw.Connection, digest: Digest, place: str, size: int) -> bool:
-    """Corrects the size of a blob whose bytes are at `place`, and the counted use of space. Returns False if the bytes
-    are not there any more."""
+    """Corrects the stored size of a blob whose bytes are at `place`, and the counts of disk usage. Returns False if
+    `place` is not the blob's place any more."""
     row: Any = db.execute("SELECT id, size FROM blob WHERE digest = ? AND place = ?", (digest, place)).get
     if row is not None:
-        blob, before = row
+        blob, old_size = row
         db.execute("UPDATE blob SET size = ? WHERE id = ?", (size, blob))
-        usage_checks.resize_blob(db, blob, before, size)
+        usage_checks.resize_blob(db, blob, old_size, size)
     return row is not None
 
 
@@ -180,5 +182,5 @@ _REPAIRS: Final[Mapping[ProblemCode, Callable[[apsw.Connection, Problem, float],
     ProblemCode.TAG_WITHOUT_MANIFEST: _restore_tag,
     ProblemCode.REPOSITORY_COUNT: _count_manifests,
 }
-"""The repairs by kind of problem. Problems of other kinds cannot be mended without losing something, or are mended by
-`usage_checks.repair`."""
+"""The repairs by kind of problem. Problems of other kinds cannot be repaired without a loss of content, or
+`usage_checks.repair` repairs them."""

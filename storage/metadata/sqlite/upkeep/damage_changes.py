@@ -1,4 +1,5 @@
-"""Changes that mark blobs and manifests as damaged or healed. `storage.damage` says what these words mean.
+"""Changes that mark blobs and manifests as damaged or healed. Content is *damaged* if its stored bytes no longer have
+its digest, or are missing. It is *healed* when the right bytes are stored again.
 
 Each function runs inside a transaction on the given connection; the caller commits it. A damaged blob has an empty
 `place` in its row. A damaged manifest has an empty `body` and the `size` 0, and the table `damaged_manifest` keeps its
@@ -42,12 +43,12 @@ def mark_blob(db: apsw.Connection, digest: Digest, former_place: str, reason: st
 
 
 def record_lost_place(db: apsw.Connection, digest: Digest, reason: str, now: float) -> None:
-    """Records damage of a blob whose row already has no place. Nobody knows where the bytes of such a blob are."""
+    """Records damage of a blob whose row already has no place. The place of the blob's bytes is then unknown."""
     _record_damage(db, digest, "", reason, "", now)
 
 
 def _record_damage(db: apsw.Connection, digest: Digest, former_place: str, reason: str, place: str, now: float) -> None:
-    """Stores the record of damage of a blob whose row has no place, and writes lines in the audit log."""
+    """Stores the record of damage of a blob whose row has no place, writes lines in the audit log, and adds events."""
     db.execute(
         "INSERT INTO damaged_blob (digest, found, reason, place, former) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT (digest) DO UPDATE SET found = excluded.found, reason = excluded.reason, place = excluded.place, "
@@ -79,8 +80,8 @@ def restore_blob(db: apsw.Connection, digest: Digest, place: str, now: float) ->
 
 
 def note_stored_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> bool:
-    """Deletes the record of damage of a blob whose right bytes were just stored for `repo`. Returns whether there was
-    one."""
+    """Deletes the record of damage of a blob whose right bytes were just stored for `repo`. Returns whether there was a
+    record."""
     db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
     if db.changes() == 0:
         return False
@@ -95,7 +96,7 @@ def forget_blob(db: apsw.Connection, digest: Digest) -> None:
 
 def mark_manifest(db: apsw.Connection, manifest_id: int, now: float) -> DamagedManifest | None:
     """Hashes the manifest's body, and marks the manifest as damaged if the body has another digest. Returns None if the
-    body is right, or if the manifest was deleted or marked before."""
+    body has the right digest, or if the manifest was deleted or marked before."""
     row: Any = db.execute(
         "SELECT m.repository, r.name, m.digest, m.media_type, m.size, m.body "
         "FROM manifest m JOIN repository r ON r.id = m.repository WHERE m.id = ? AND m.size > 0",
@@ -140,8 +141,8 @@ def heal_manifest(db: apsw.Connection, repository: int, manifest_id: int, manife
 
 
 def restore_manifests(db: apsw.Connection, limit: int, now: float) -> int:
-    """Hashes again the bodies of at most `limit` damaged manifests, oldest damage first, and puts back those that are
-    right. Returns their number."""
+    """Hashes again the bodies of at most `limit` damaged manifests, oldest damage first, and puts back the bodies that
+    have the right digest. Returns the number of restored manifests."""
     rows: list[Any] = db.execute(
         "SELECT repository, digest, size, body FROM damaged_manifest ORDER BY found LIMIT ?", (limit,)
     ).fetchall()

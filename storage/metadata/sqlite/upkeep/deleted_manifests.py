@@ -38,8 +38,8 @@ class KeptManifest(NamedTuple):
 
 
 def keep(db: apsw.Connection, manifest_id: int, now: float) -> None:
-    """Copies the manifest with this row id, which the caller then deletes. Does not copy a damaged manifest: it has no
-    body, so it could not be put back."""
+    """Copies the manifest with this row id into the table `deleted_manifest`. The caller then deletes the manifest. A
+    damaged manifest is not copied: it has no body, so it could not be put back."""
     db.execute(
         "INSERT OR REPLACE INTO deleted_manifest (repository, digest, media_type, subject, pushed, deleted, body) "
         "SELECT repository, digest, media_type, subject, pushed, ?, body FROM manifest WHERE id = ? AND size > 0",
@@ -48,7 +48,7 @@ def keep(db: apsw.Connection, manifest_id: int, now: float) -> None:
 
 
 def forget(db: apsw.Connection, repository: int, digest: Digest) -> None:
-    """Deletes the row of a manifest, if there is one, because the repository has the manifest again."""
+    """Removes the manifest from the table `deleted_manifest`, if it is there."""
     db.execute("DELETE FROM deleted_manifest WHERE repository = ? AND digest = ?", (repository, digest))
 
 
@@ -81,20 +81,21 @@ def oldest(
 
 
 def drop_oldest(db: apsw.Connection, before: float, limit: int) -> list[DeletedManifest]:
-    """Deletes at most `limit` of the manifests that were deleted by the time `before`, the oldest first, and returns
-    them. Deletes fewer if they are large, but at least one."""
+    """Removes at most `limit` of the kept manifests that were deleted by the time `before`, the oldest first, and
+    returns the removed ones. Removes fewer manifests if they are large, but at least one."""
     return _drop(db, oldest(db, before, limit))
 
 
 def drop_of_repository(db: apsw.Connection, repository: int, before: float) -> bool:
-    """Deletes for good the manifests of one repository that were deleted by the time `before`, within the limits
-    `MAX_DROPPED` and `MAX_DROPPED_BYTES`. Returns whether none of them is left."""
+    """Removes the kept manifests of one repository that were deleted by the time `before`, within the limits
+    `MAX_DROPPED` and `MAX_DROPPED_BYTES`. Returns whether none of these manifests is left."""
     expired = _rows(db, _OLDEST_OF_REPOSITORY, repository, before, MAX_DROPPED)
     return len(_drop(db, expired)) == len(expired) < MAX_DROPPED
 
 
 def _drop(db: apsw.Connection, manifests: Iterable[DeletedManifest]) -> list[DeletedManifest]:
-    """Deletes manifests until they have `MAX_DROPPED_BYTES`, but at least one. Returns those that it deleted."""
+    """Removes manifests until the removed ones have `MAX_DROPPED_BYTES` bytes, but at least one. Returns the removed
+    manifests."""
     dropped: list[DeletedManifest] = []
     size = 0
     for manifest in manifests:
@@ -108,4 +109,4 @@ def _drop(db: apsw.Connection, manifests: Iterable[DeletedManifest]) -> list[Del
 
 def _rows(db: apsw.Connection, sql: str, *parameters: object) -> list[DeletedManifest]:
     rows: list[Any] = db.execute(sql, parameters).fetchall()
-    return [DeletedManifest(repository, Digest(digest), *more) for repository, digest, *more in rows]
+    return [DeletedManifest(repository, Digest(digest), *other_columns) for repository, digest, *other_columns in rows]

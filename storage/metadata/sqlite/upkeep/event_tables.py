@@ -2,7 +2,7 @@
 
 Each function runs inside a transaction on the given connection; the caller commits it. `by` is the client for which the
 change is made, `now` the time in seconds since 1970. A *reader* is a webhook, or the list of events that this registry
-keeps. If no reader wants an event, the function adds nothing. It then only reads the table of readers, which is short.
+keeps. If no reader wants an event, the function adds nothing, and has only read the table of readers, which is short.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from storage.outbox import LIST_READER, DroppedDeliveries, EventAction, EventRea
 from storage.pattern_matcher import Matcher
 
 MIRROR_ACTOR: Final = Actor(name="mirror")
-"""The actor of a blob that a mirror fetches for all clients."""
+"""The actor in events about blobs that the mirror downloads, because they are not downloaded for a single client."""
 _INSERT: Final = """
 INSERT INTO event (uuid, at, action, repository, tag, digest, previous, media_type, size, actor, address, request_id,
                    user_agent, reason, kept)
@@ -29,7 +29,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
 
 
 class _Filter(NamedTuple):
-    """What a reader wants."""
+    """The actions and repositories whose events a reader wants."""
 
     actions: frozenset[str]
     repositories: Matcher
@@ -76,8 +76,8 @@ def add_stored(
     by: Actor,
     now: float,
 ) -> None:
-    """Adds the event of a manifest that was stored, or of a tag that was set to a manifest. `previous`: what the tag
-    pointed at before; None if there was no such tag."""
+    """Adds the event of a manifest that was stored, or of a tag that was set to a manifest. `previous`: the digest that
+    the tag pointed at before; None if there was no such tag."""
     moved_from = None if previous == manifest.digest else previous
     size = len(manifest.body)
     add(db, NewEvent(action, repo, now, by, tag, manifest.digest, moved_from, manifest.media_type, size))
@@ -112,9 +112,9 @@ def add_deleted_manifest(
 
 
 def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> list[DroppedDeliveries]:
-    """Replaces the readers, and deletes the deliveries of webhooks that are not among the new readers. Returns how many
-    deliveries of each such webhook it has deleted. If the list of events is a new reader, the list begins with the next
-    event."""
+    """Replaces the readers, and deletes the deliveries of webhooks that are not among the new readers. Returns the
+    number of deleted deliveries for each of these webhooks. If the list of events is a new reader, the list begins with
+    the next event."""
     is_listed = db.execute("SELECT 1 FROM event_reader WHERE name = ?", (LIST_READER,)).get is not None
     if not is_listed and any(reader.name == LIST_READER for reader in readers):
         db.execute("UPDATE event_list SET kept_from = (SELECT coalesce(max(id), 0) + 1 FROM event)")
@@ -134,14 +134,14 @@ def reader_row(reader: EventReader) -> tuple[str, str, str]:
 
 
 def _readers(db: apsw.Connection) -> list[tuple[str, _Filter]]:
-    """Returns the readers, each with its name and what it wants."""
+    """Returns the name and the filter of each reader."""
     rows: list[Any] = db.execute("SELECT name, actions, repositories FROM event_reader").fetchall()
     return [(name, _filter(actions, repositories)) for name, actions, repositories in rows]
 
 
 @lru_cache(maxsize=256)
 def _filter(actions: str, repositories: str) -> _Filter:
-    """Returns what a reader with these columns wants."""
+    """Returns the filter of a reader with these columns."""
     return _Filter(frozenset(json.loads(actions)), Matcher(tuple(json.loads(repositories))))
 
 

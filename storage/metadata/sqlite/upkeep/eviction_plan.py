@@ -1,7 +1,8 @@
 """Plans an eviction of mirrored images without changing anything (`plan`), and counts images (`summary`).
 
-Both read in the thread for long reads. The plan follows the same order as the eviction
-(`storage.metadata.sqlite.upkeep.cached_image_tables`), but does not store later ranks. It keeps them in memory.
+The caller runs both in the thread for long lookups. Every mirrored manifest has a *rank*, a time that determines the
+order of eviction (`storage.metadata.sqlite.upkeep.cached_image_tables`). An eviction gives images that were pulled
+after their rank a later rank and stores this rank; the plan keeps such ranks in memory.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ SELECT count(*), min(max(m.pushed, coalesce(p.last, 0))) FROM cached_manifest c 
 def plan(
     db: apsw.Connection, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, within: str, now: float
 ) -> list[EvictedImage]:
-    """Returns the images to evict at the time `now` so that the scope `within` gets smaller by `bytes_to_free`."""
-    planned: list[EvictedImage] = []
+    """Returns the images to evict at the time `now` so that the blobs of the usage scope `within` (a set of
+    repositories whose disk usage is counted) have `bytes_to_free` fewer bytes."""
+    planned_images: list[EvictedImage] = []
     planned_manifests: set[int] = set()
     postponed: list[tuple[float, int, str]] = []  # a heap of manifests whose image was pulled after its rank
     freed = 0
@@ -53,22 +55,22 @@ def plan(
             planned_manifests.update(image.removable)
             size = _freed_bytes(db, image, planned_manifests, within)
             freed += size
-            planned.append(_as_evicted(db, image, upstream, size))
-    return planned
+            planned_images.append(_as_evicted(db, image, upstream, size))
+    return planned_images
 
 
 def _in_order(
     db: apsw.Connection, upstreams: Sequence[str], postponed: list[tuple[float, int, str]]
 ) -> Iterator[tuple[float, int, str]]:
-    """Yields the rank, row id and upstream of each manifest, lowest rank first. Also yields the items of the heap
-    `postponed`, in the same order; the caller adds items to the heap during the iteration."""
+    """Yields the rank, row id and upstream of each manifest, lowest rank first. The items of the heap `postponed`, to
+    which the caller adds items during the iteration, are yielded in the same order."""
     stored = heapq.merge(*(_ranked(db, upstream) for upstream in upstreams))
-    following = next(stored, None)
-    while following is not None or postponed:
-        if postponed and (following is None or postponed[0] < following):
+    next_stored = next(stored, None)
+    while next_stored is not None or postponed:
+        if postponed and (next_stored is None or postponed[0] < next_stored):
             yield heapq.heappop(postponed)
-        elif following is not None:
-            current, following = following, next(stored, None)
+        elif next_stored is not None:
+            current, next_stored = next_stored, next(stored, None)
             yield current
 
 
@@ -84,8 +86,8 @@ def _ranked(db: apsw.Connection, upstream: str) -> Iterator[tuple[float, int, st
 
 
 def _freed_bytes(db: apsw.Connection, image: Image, planned_manifests: set[int], within: str) -> int:
-    """Returns how many bytes of blobs the scope `within` loses with the image, if all `planned_manifests` are
-    deleted."""
+    """Returns the bytes of the image's blobs that no repository of the scope `within` needs any more, once all
+    `planned_manifests` are deleted."""
     blobs: list[Any] = db.execute(_BLOBS, (json.dumps(image.removable),)).fetchall()
     freed = 0
     for blob, digest, size in blobs:

@@ -1,6 +1,6 @@
-"""Checks of stored manifests: that the body has the digest, that the other columns and tables agree with the body, and
-that the repository has the content that a manifest refers to. A manifest that is known to be damaged has no body, and
-is not checked.
+"""Checks of stored manifests. The checks find out whether the body has the digest, whether the other columns and tables
+agree with the body, and whether the repository has the content that a manifest refers to. A manifest that is known to
+be damaged has no body, and is not checked.
 
 All functions run in a transaction, which the caller starts and ends. If this version cannot parse a manifest that an
 earlier version stored, it checks only the digest and the size.
@@ -24,7 +24,7 @@ AREA: Final = "manifest"
 MAX_PAGE_MANIFESTS: Final = 100
 """Number of manifests that one page checks."""
 MAX_PAGE_BYTES: Final = 1024 * 1024
-"""Size of the bodies in bytes after which a page ends. A page has at least one manifest."""
+"""A page ends before the total size of its bodies exceeds this number of bytes. A page has at least one manifest."""
 _NEXT = "SELECT id, length(body) FROM manifest WHERE id > ? ORDER BY id LIMIT ?"
 _MANIFEST = """
 SELECT m.repository, m.digest, m.media_type, m.size, m.subject, m.artifact_type, m.body, r.name,
@@ -43,9 +43,9 @@ SELECT value FROM json_each(?2) WHERE NOT EXISTS (
 
 @dataclass(frozen=True, slots=True)
 class StoredManifest:
-    """A row of the table. `name`: name of the repository; None if there is no such repository. `is_mirrored`: whether
-    the repository is mirrored, so that it may lack content. `is_damaged`: whether the manifest is known to be
-    damaged."""
+    """A row of the table `manifest`, with facts from other tables. `name`: name of the repository; None if there is no
+    such repository. `is_mirrored`: whether the repository is mirrored, so that it may lack content. `is_damaged`:
+    whether the manifest is known to be damaged."""
 
     id: int
     repository: int
@@ -95,7 +95,8 @@ def check(db: apsw.Connection, after: Key | None) -> CheckedPage:
 
 
 def look(db: apsw.Connection, problem: Problem) -> Problem | None:
-    """Returns the problem as it is now; None if it is gone."""
+    """Checks the manifest of the problem again. Returns the problem as it is now; None if the manifest does not have it
+    any more."""
     return next((current for current in problems_of(db, int(problem.key[0])) if current == problem), None)
 
 
@@ -106,7 +107,7 @@ def read(db: apsw.Connection, manifest_id: int) -> StoredManifest | None:
 
 
 def expected_references(manifest: Manifest) -> dict[str, set[str]]:
-    """Returns for each table of references the digests that it must have for the manifest."""
+    """Returns, for each table of references, the digests that the table must have for the manifest."""
     return {
         "manifest_blob": {blob.digest for blob in manifest.blobs} | set(manifest.blob_children),
         "manifest_child": {child.digest for child in manifest.manifests},
@@ -127,8 +128,8 @@ def problems_of(db: apsw.Connection, manifest_id: int) -> list[Problem]:
     if stored is None:
         return []
     return [
-        Problem(code, text, stored.name or "", stored.digest, AREA, (manifest_id, *more))
-        for code, text, more in _findings(db, stored)
+        Problem(code, text, stored.name or "", stored.digest, AREA, (manifest_id, *key_parts))
+        for code, text, key_parts in _findings(db, stored)
     ]
 
 
@@ -169,8 +170,7 @@ def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[Pro
 
 
 def _missing(db: apsw.Connection, sql: str, stored: StoredManifest, digests: set[Digest]) -> list[str]:
-    """Returns those of `digests` that the manifest's repository lacks. `sql`: `_MISSING_BLOBS` or
-    `_MISSING_MANIFESTS`."""
+    """Returns the `digests` that the manifest's repository lacks. `sql`: `_MISSING_BLOBS` or `_MISSING_MANIFESTS`."""
     if not digests:
         return []
     rows: list[Any] = db.execute(sql, (stored.repository, json.dumps(sorted(digests)))).fetchall()

@@ -1,7 +1,7 @@
-"""Keeps the tables of events within their limits, and counts the deliveries that wait.
+"""Keeps the tables of events within their limits, and counts the pending deliveries to webhooks.
 
-`find_excess` only reads, because it may look at many rows; `delete_excess` then deletes what it found, inside a
-transaction that the caller commits.
+`find_excess` may read many rows, so it runs outside of a write transaction and changes nothing. `delete_excess` then
+deletes the found rows, inside a transaction that the caller commits.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import apsw
 from storage.outbox import DroppedDeliveries, EventLimits, WebhookBacklog
 
 MAX_DELETED_EVENTS: Final = 2000
-"""Largest number of events that one transaction takes from the list. Also the largest number of other events that it
-deletes."""
+"""Largest number of events that one transaction removes from the list of events. Also the largest number of events
+outside of the list that it deletes."""
 MAX_DROPPED: Final = 2000
 """Largest number of deliveries of a webhook that one transaction deletes."""
 _IS_WAITED_FOR: Final = "EXISTS (SELECT 1 FROM event_delivery d WHERE d.event = e.id)"
@@ -35,10 +35,11 @@ SELECT event FROM event_delivery WHERE webhook = ?1 AND (dead IS NULL) = ?2 ORDE
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """The events and deliveries that exceed the limits. `kept`: numbers of listed events that are too old, or more than
-    the list may have. `needless`: numbers of events that are not listed and have no deliveries left. `deliveries`:
-    pairs of a webhook and the number of an event. `dropped`: how many of these are deliveries, and how many are dead
-    letters, for each webhook. `bool(excess)` is False if nothing exceeds the limits."""
+    """The events and deliveries that exceed the limits. `kept`: numbers of the events to remove from the list, because
+    they are too old or the list is too long. `needless`: numbers of events that are not in the list and have no
+    deliveries left. `deliveries`: the deliveries to delete, each as the name of the webhook and the number of the
+    event. `dropped`: for each webhook, how many of these deliveries are pending, and how many are dead letters
+    (deliveries that were given up). `bool(excess)` is False if nothing exceeds the limits."""
 
     kept: Sequence[int]
     needless: Sequence[int]
@@ -47,7 +48,7 @@ class Excess:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing else exceeds the limits."""
+        """Whether this object contains all events and deliveries that exceed the limits."""
         most_dropped = max((max(counts.pending, counts.dead) for counts in self.dropped), default=0)
         return max(len(self.kept), len(self.needless)) < MAX_DELETED_EVENTS and most_dropped < MAX_DROPPED
 
@@ -56,8 +57,8 @@ class Excess:
 
 
 def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
-    """Returns what exceeds the limits, oldest first. Returns only a part if very much exceeds them
-    (`Excess.is_complete`)."""
+    """Returns the events and deliveries that exceed the limits, oldest first. If very many do, returns only a part of
+    them (`Excess.is_complete`)."""
     deliveries: list[tuple[str, int]] = []
     dropped: list[DroppedDeliveries] = []
     counts: list[Any] = db.execute(_COUNTS).fetchall()
@@ -72,20 +73,21 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
 
 
 def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
-    """Returns events of the list that are too old or too many."""
+    """Returns the numbers of the events in the list that are too old, or that are more than the list may have."""
     rows: list[Any] = db.execute(_OLDEST_KEPT).fetchall()
-    last: int | None = db.execute(_LAST_IN_LIST, (limits.events,)).get  # the newest of those that are too many
+    # The number of the newest event beyond the list's limit
+    newest_excess: int | None = db.execute(_LAST_IN_LIST, (limits.events,)).get
     event_numbers: list[int] = []
-    for number, at in rows:
-        if at >= limits.keep_since and (last is None or number > last):
+    for number, event_time in rows:
+        if event_time >= limits.keep_since and (newest_excess is None or number > newest_excess):
             break
         event_numbers.append(number)
     return event_numbers
 
 
 def _oldest(db: apsw.Connection, webhook: str, count: int, *, is_pending: bool) -> list[tuple[str, int]]:
-    """Returns the `count` oldest deliveries (`is_pending`) or dead letters of a webhook, but only so many as one
-    transaction should delete."""
+    """Returns the `count` oldest pending deliveries of a webhook, or, if `is_pending` is false, its oldest dead
+    letters. Returns at most `MAX_DROPPED` of them."""
     if count <= 0:
         return []
     rows: list[Any] = db.execute(_OLDEST, (webhook, is_pending, min(count, MAX_DROPPED))).fetchall()
@@ -93,11 +95,11 @@ def _oldest(db: apsw.Connection, webhook: str, count: int, *, is_pending: bool) 
 
 
 def delete_excess(db: apsw.Connection, excess: Excess) -> None:
-    """Deletes what `find_excess` found."""
+    """Deletes the events and deliveries that `find_excess` found."""
     db.executemany("DELETE FROM event_delivery WHERE webhook = ? AND event = ?", excess.deliveries)
     event_numbers = [(number,) for number in (*excess.kept, *excess.needless)]
     db.executemany(f"DELETE FROM event AS e WHERE id = ? AND NOT {_IS_WAITED_FOR} AND NOT {_IS_NEWEST}", event_numbers)
-    if excess.kept:  # an event that a webhook still waits for leaves only the list
+    if excess.kept:  # events with pending deliveries were not deleted above, and are only removed from the list
         db.executemany("UPDATE event SET kept = 0 WHERE id = ?", [(number,) for number in excess.kept])
         db.execute("UPDATE event_list SET kept_from = max(kept_from, ?)", (excess.kept[-1] + 1,))
 

@@ -1,4 +1,4 @@
-"""Finds out which deleted manifests have to be put back, before a tag can point at a manifest (`find_plan`)."""
+"""Finds the deleted manifests that have to be put back before a tag can point at a manifest (`find_plan`)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from storage.names import Digest, RepositoryName
 from storage.tag_history import not_restorable
 
 MAX_MANIFESTS: Final = 10_000
-"""Largest number of manifests that a plan looks at."""
+"""Largest number of manifests that the search for a plan visits."""
 MAX_INDEX_BYTES: Final = 64 * 1024 * 1024
-"""Largest total size in bytes of the indexes that a plan reads, because parsing them takes about a second for each 20
-MiB."""
+"""Largest total size in bytes of the indexes that the search for a plan parses. Parsing takes about a second for each
+20 MiB."""
 MAX_REFERRERS: Final = 1000
 """Largest number of referrers that are put back with one manifest."""
 
 
 class PlannedManifest(NamedTuple):
-    """A deleted manifest that has to be put back. `size`: of its body in bytes."""
+    """A deleted manifest that has to be put back. `size`: the size of its body in bytes."""
 
     digest: Digest
     size: int
@@ -32,9 +32,10 @@ class PlannedManifest(NamedTuple):
 
 @dataclass(slots=True)
 class RestorePlan:
-    """What has to be put back before a tag can point at `target`. `deleted`: deleted manifests; each comes after the
-    manifests that it lists. `referrers`: groups of deleted manifests. The last manifest of each group is a referrer of
-    a manifest in `deleted` or in an earlier group. The manifests before it are those that the referrer lists."""
+    """The manifests that have to be put back before a tag can point at `target`. `deleted`: deleted manifests, each of
+    them after the manifests that it lists. `referrers`: groups of deleted manifests. The last manifest of each group is
+    a referrer of a manifest in `deleted` or in an earlier group; the group's other manifests are those that the
+    referrer lists."""
 
     target: Manifest
     deleted: list[PlannedManifest]
@@ -42,14 +43,14 @@ class RestorePlan:
 
 
 def find_plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> RestorePlan:
-    """Returns the plan for a tag that shall point at the manifest `digest`. The plan may be out of date when it is
-    carried out, so the transaction checks everything again. Raises NameUnknown, ManifestUnknown (the manifest is gone),
-    ManifestTooLarge (the manifest lists too much)."""
+    """Returns the plan for a tag that shall point at the manifest `digest`. The content may change before the plan is
+    carried out, so the transaction that puts the manifests back checks everything again. Raises NameUnknown,
+    ManifestUnknown (the manifest does not exist any more), ManifestTooLarge (the manifest lists too many manifests)."""
     repository = lookups.repository_id(db, repo)
     walk = _Walk(db, repo, repository)
     deleted = walk.deleted_below(digest)
-    kept = deleted_manifests.find(db, repository, digest)
-    target = kept.manifest if kept is not None else _stored(db, repository, digest)
+    kept_manifest = deleted_manifests.find(db, repository, digest)
+    target = kept_manifest.manifest if kept_manifest is not None else _stored(db, repository, digest)
     if target is None:
         raise not_restorable(repo, digest)
     plan = RestorePlan(target, deleted)
@@ -70,46 +71,46 @@ class _Walk:
         self._db = db
         self._repo = repo
         self._repository = repository
-        self._seen: set[Digest] = set()
+        self._visited: set[Digest] = set()
         self._index_bytes = 0
 
     def deleted_below(self, top: Digest) -> list[PlannedManifest]:
-        """Returns the deleted manifests among `top` and the manifests below it (those that it lists, directly or
-        through other indexes). Each comes after the manifests that it lists. Leaves out manifests that an earlier call
+        """Returns the deleted manifests among `top` and the manifests that it lists, directly or through other indexes.
+        In the result, each manifest comes after the manifests that it lists. Leaves out manifests that an earlier call
         has visited. Raises ManifestTooLarge."""
         deleted: list[PlannedManifest] = []
         stack: list[Digest | PlannedManifest] = [top]
         while stack:
-            item = stack.pop()
-            if isinstance(item, PlannedManifest):  # all manifests that it lists were visited
-                deleted.append(item)
+            digest_or_manifest = stack.pop()
+            if isinstance(digest_or_manifest, PlannedManifest):  # all manifests that it lists were visited
+                deleted.append(digest_or_manifest)
                 continue
-            if item in self._seen:
+            if digest_or_manifest in self._visited:
                 continue
-            self._seen.add(item)
+            self._visited.add(digest_or_manifest)
             self._check_limits(top)
-            row: Any = self._db.execute(_SIZE, (self._repository, item)).get
+            row: Any = self._db.execute(_SIZE, (self._repository, digest_or_manifest)).get
             if row is None:
                 continue
             media_type, size, is_deleted = row
             if is_deleted:
-                stack.append(PlannedManifest(item, size))
+                stack.append(PlannedManifest(digest_or_manifest, size))
             if media_type in INDEXES:
                 self._index_bytes += size
                 self._check_limits(top)
-                stack += self._listed_in(item)
+                stack += self._listed_in(digest_or_manifest)
         return deleted
 
     def _listed_in(self, digest: Digest) -> list[Digest]:
         """Returns the digests that an index lists; an empty list if the index cannot be parsed."""
-        kept = deleted_manifests.find(self._db, self._repository, digest)
-        index = kept.manifest if kept is not None else _stored(self._db, self._repository, digest)
+        kept_manifest = deleted_manifests.find(self._db, self._repository, digest)
+        index = kept_manifest.manifest if kept_manifest is not None else _stored(self._db, self._repository, digest)
         return [child.digest for child in index.manifests] if index is not None and index.is_readable else []
 
     def _check_limits(self, top: Digest) -> None:
         """Raises ManifestTooLarge if this object has visited too many manifests, or has read too many bytes."""
-        is_within = len(self._seen) <= MAX_MANIFESTS and self._index_bytes <= MAX_INDEX_BYTES
-        if not is_within and len(self._seen) > 1:  # a single index of any size can be put back
+        is_within = len(self._visited) <= MAX_MANIFESTS and self._index_bytes <= MAX_INDEX_BYTES
+        if not is_within and len(self._visited) > 1:  # a single index can be put back, whatever its size
             raise ManifestTooLarge(
                 f"{self._repo}@{top} lists more manifests than can be put back at once; push the image again"
             )

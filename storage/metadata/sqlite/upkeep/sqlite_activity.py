@@ -45,7 +45,7 @@ class SqliteActivityLog:
             db.execute(_ADD, row)
             db.execute("DELETE FROM activity_hour WHERE start < ?", (start - KEEP_SECONDS,))
 
-        # GROWTH: on a full disk, statistics must not use the space that deletes need.
+        # GROWTH: on a full disk, statistics must not use the reserved space that deletions need.
         await self._writer.run(add, durable=False, reserve_use=ReserveUse.GROWTH)
 
     async def buckets(self, since: float, seconds: int) -> list[ActivityBucket]:

@@ -1,4 +1,4 @@
-"""Checks and mends the metadata database (`SqliteConsistency`)."""
+"""Checks and repairs the metadata database (`SqliteConsistency`)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from storage.names import Digest
 MAX_DATABASE_ERRORS: Final = 100
 """Largest number of errors that SQLite reports in one check."""
 _TREE: Final = re.compile(r"Tree (\d+)\b")
-"""Matches the number of the first page of a table or index. SQLite's text about damage has this number if it does not
-name the table."""
+"""Matches the number of the first page of a table or index in a text of SQLite about damage. The text has this number
+if it does not name the table."""
 _TABLE_AREAS: Final[dict[str, TableCheck]] = {check.area: check for check in (*TABLE_CHECKS, *USAGE_CHECKS)}
 T = TypeVar("T")
 
@@ -67,17 +67,17 @@ class SqliteConsistency:
             return await self._rebuild_search_index()
         now = self._clock()
 
-        def mend(db: apsw.Connection) -> str | None:
+        def repair_current(db: apsw.Connection) -> str | None:
             current = _look(db, problem)
             if current is None:
                 return "it was gone meanwhile"
-            done = None
+            repair_text = None
             # If a rule of the database, such as a quota, does not allow the repair, the savepoint is rolled back.
             with suppress(apsw.ConstraintError), db:
-                done = consistency_repairs.repair(db, current, now)
-            return done
+                repair_text = consistency_repairs.repair(db, current, now)
+            return repair_text
 
-        return await self._writer.run(mend, reserve_use=ReserveUse.RELIEF)
+        return await self._writer.run(repair_current, reserve_use=ReserveUse.RELIEF)
 
     async def blobs(self, after: int, limit: int) -> list[BlobRecord]:
         def read(db: apsw.Connection) -> list[BlobRecord]:
@@ -139,14 +139,14 @@ def _check_database(db: apsw.Connection) -> list[Problem]:
 
 
 def _damage_texts(db: apsw.Connection) -> list[str]:
-    """Returns what SQLite reports as damaged, one text for each error."""
+    """Returns SQLite's texts about damage, one for each error."""
     texts: list[str] = []
     try:
         for (text,) in db.execute(f"PRAGMA quick_check({MAX_DATABASE_ERRORS})"):
             texts += [line for line in str(text).split("\n") if line != "ok" and not line.startswith("***")]
     except (apsw.CorruptError, apsw.SQLError) as error:
-        # The check ends with this error at a damaged page, which it has named before, or at a full-text index that it
-        # cannot open.
+        # The check ends with this error at a damaged page, which an earlier text names, or at a full-text index that
+        # SQLite cannot open.
         if not texts and "fts5" not in str(error):
             raise
         texts = texts or [str(error)]
@@ -154,8 +154,8 @@ def _damage_texts(db: apsw.Connection) -> list[str]:
 
 
 def _is_about_search_index(db: apsw.Connection, text: str) -> bool:
-    """Returns whether a text of SQLite about damage is about the search index. No other table depends on the search
-    index."""
+    """Returns whether a text of SQLite about damage is about the search index, which can be rebuilt from the other
+    tables."""
     tree = _TREE.search(text)
     if tree is not None:
         name = db.execute("SELECT tbl_name FROM sqlite_schema WHERE rootpage = ?", (int(tree[1]),)).get
@@ -168,7 +168,7 @@ def _number(value: Any) -> int:
 
 
 def _look(db: apsw.Connection, problem: Problem) -> Problem | None:
-    """Returns the problem as it is now; None if it is gone."""
+    """Checks the rows of the problem again. Returns the problem as it is now; None if it does not exist any more."""
     if problem.area in _TABLE_AREAS:
         return _TABLE_AREAS[problem.area].look(db, problem.key, problem.code)
     return manifest_checks.look(db, problem)

@@ -1,4 +1,5 @@
-"""Stores damaged content and the rounds of scrub in the metadata database (`SqliteDamageRecords`)."""
+"""Stores records of damaged content and of the rounds of scrub in the metadata database (`SqliteDamageRecords`).
+*Scrub* is a job that reads all content and checks its digests; a *round* is one pass over all content."""
 
 from __future__ import annotations
 
@@ -17,13 +18,13 @@ from storage.metadata.sqlite.upkeep import damage_changes
 from storage.names import Digest, RepositoryName
 
 MAX_ROUNDS: Final = 20
-"""Number of rounds that are kept."""
+"""Number of scrub rounds whose records are kept."""
 SHOWN_HOLDERS: Final = 20
 """Largest number of repositories that are named for a damaged blob."""
 MANIFESTS_PER_CHECK: Final = 200
 """Largest number of manifests that one call of `check_manifests` hashes."""
 BYTES_PER_CHECK: Final = 4 * 1024 * 1024
-"""Bytes of bodies after which a call of `check_manifests` ends."""
+"""A call of `check_manifests` ends when the hashed bodies together have at least this number of bytes."""
 MANIFESTS_PER_RESTORE: Final = 8
 """Number of damaged manifests that one transaction hashes again."""
 _ROUND: Final = (
@@ -152,7 +153,10 @@ class SqliteDamageRecords:
             "FROM damaged_manifest d JOIN repository r ON r.id = d.repository ORDER BY d.found, d.digest LIMIT ?",
             (limit,),
         ).fetchall()
-        return [DamagedManifest(RepositoryName(name), Digest(digest), *rest) for name, digest, *rest in rows]
+        return [
+            DamagedManifest(RepositoryName(name), Digest(digest), *found_and_reason)
+            for name, digest, *found_and_reason in rows
+        ]
 
     async def damaged_count(self) -> int:
         counts = "SELECT (SELECT count(*) FROM damaged_blob) + (SELECT count(*) FROM damaged_manifest)"
@@ -172,7 +176,8 @@ class SqliteDamageRecords:
         )
 
     async def restore_manifests(self) -> int:
-        """Looks at no more than the `MANIFESTS_PER_RESTORE` oldest ones, so that the transaction stays short."""
+        """Checks no more than the `MANIFESTS_PER_RESTORE` manifests that were damaged first, so that the transaction
+        stays short."""
         if self._db.execute("SELECT 1 FROM damaged_manifest LIMIT 1").get is None:
             return 0
         now = self._clock()
@@ -199,7 +204,7 @@ def _check_manifests(db: apsw.Connection, after: int, until: int) -> ManifestChe
     ).fetchall()
     if not rows:
         return None
-    wrong, size, last, count = [], 0, after, 0
+    damaged_rows, size, last, count = [], 0, after, 0
     for row, digest in rows:
         body: bytes | None = db.execute("SELECT body FROM manifest WHERE id = ? AND digest = ?", (row, digest)).get
         last, count = row, count + 1
@@ -207,7 +212,7 @@ def _check_manifests(db: apsw.Connection, after: int, until: int) -> ManifestChe
             continue  # deleted since the first statement
         size += len(body)
         if body and digest_of(body, Digest(digest).algorithm) != digest:
-            wrong.append(row)
+            damaged_rows.append(row)
         if size >= BYTES_PER_CHECK:
             break
-    return ManifestCheck(last, count, size, wrong)
+    return ManifestCheck(last, count, size, damaged_rows)

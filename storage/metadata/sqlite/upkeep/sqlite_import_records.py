@@ -1,4 +1,5 @@
-"""What imports read from and write to the metadata database (`SqliteImportRecords`)."""
+"""Reads and writes the records that imports from other registries need in the metadata database
+(`SqliteImportRecords`)."""
 
 from __future__ import annotations
 
@@ -49,5 +50,5 @@ class SqliteImportRecords:
             for tag, set_at in tags.items():
                 db.execute(_SAVE_TAG_TIME, (manifest, tag, set_at))
 
-        # Not durable: a power cut may lose the times, not the content.
+        # A power cut may lose these times, but no content.
         await self._writer.run(save, durable=False)

@@ -15,7 +15,7 @@ from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase
 
 MAX_JOBS: Final = 1000
-"""Number of jobs that are kept. When a job is added, older jobs that have ended are deleted."""
+"""Number of jobs whose records are kept. When a job is added, older jobs that have ended are deleted."""
 _COLUMNS: Final = (
     "id, kind, arguments, state, actor, holder, resumable, stopping, created, updated, ended, done, total, unit, "
     "message, position, result"
@@ -29,7 +29,7 @@ class SqliteJobs:
     """Implements `storage.jobs.Jobs`, which describes the methods. Reads on the event loop.
 
     On a full disk, changes may use a part of the reserve (disk space that was allocated in advance), because a job may
-    be what frees space."""
+    free disk space."""
 
     def __init__(
         self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase, clock: Callable[[], float]
@@ -143,8 +143,8 @@ def _find(db: apsw.Connection, job_id: int) -> Job:
 
 def _job(row: tuple[Any, ...]) -> Job:
     """Returns the job of a row with the columns `_COLUMNS`."""
-    (job_id, kind, arguments, state, actor, holder, resumable, stopping, created, updated, ended, *rest) = row
-    done, total, unit, message, position, result = rest
+    (job_id, kind, arguments, state, actor, holder, resumable, stopping, created, updated, ended, *last_columns) = row
+    done, total, unit, message, position, result = last_columns
     return Job(
         id=job_id,
         kind=kind,

@@ -49,8 +49,8 @@ head (repository, event) AS (
     FROM waiting w WHERE w.repository IS NOT NULL)
 SELECT h.repository, d.next_at FROM head h JOIN event_delivery d ON d.webhook = ?1 AND d.event = h.event
  ORDER BY h.event"""
-"""The repositories with deliveries for a webhook, and when the oldest delivery of each repository is due. Looks up one
-row for each repository, however many deliveries the repository has."""
+"""Finds the repositories with pending deliveries to the webhook ?1, and the time at which the oldest delivery of each
+repository is due. SQLite reads a few rows for each repository, no matter how many deliveries it has."""
 _QUEUE: Final = f"""
 SELECT {_DELIVERY} FROM event_delivery d CROSS JOIN event e ON e.id = d.event
  WHERE d.webhook = ?1 AND d.repository = ?2 AND d.dead IS NULL ORDER BY d.event LIMIT ?3"""
@@ -65,7 +65,7 @@ SELECT {_EVENT} FROM event e
  ORDER BY e.id DESC LIMIT ?4"""
 _NEXT_EVENTS: Final = f"SELECT {_EVENT} FROM event e WHERE e.kept = 1 AND e.id > ? ORDER BY e.id LIMIT ?"
 LONGEST_PAUSE_SECONDS: Final = 300.0
-"""No delivery waits longer than this for its next attempt."""
+"""Longest time from a failed attempt of a delivery to its next attempt."""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
 """The largest row id of SQLite, which no event reaches."""
 
@@ -107,15 +107,17 @@ class SqliteOutbox:
     async def due(
         self, webhook: str, now: float, max_repositories: int, max_events: int, without: Collection[str] = ()
     ) -> DueDeliveries:
-        left_out = frozenset(without)  # a copy, because the caller may change `without` meanwhile
+        excluded_repositories = frozenset(without)  # a copy, because the caller may change `without` meanwhile
 
         def read(db: apsw.Connection) -> DueDeliveries:
             rows: list[Any] = db.execute(_HEADS, (webhook,)).fetchall()
-            heads = [row for row in rows if row[0] not in left_out]
-            due = [repository for repository, next_at in heads if _is_due(next_at, now)][:max_repositories]
-            later = [next_at for _, next_at in heads if not _is_due(next_at, now)]
-            queues = [[_delivery(row) for row in db.execute(_QUEUE, (webhook, repo, max_events))] for repo in due]
-            return DueDeliveries(queues, min(later, default=None))
+            heads = [row for row in rows if row[0] not in excluded_repositories]
+            due_repositories = [repository for repository, next_at in heads if _is_due(next_at, now)][:max_repositories]
+            later_times = [next_at for _, next_at in heads if not _is_due(next_at, now)]
+            queues = [
+                [_delivery(row) for row in db.execute(_QUEUE, (webhook, repo, max_events))] for repo in due_repositories
+            ]
+            return DueDeliveries(queues, min(later_times, default=None))
 
         return await self._scan(read)
 
@@ -195,7 +197,7 @@ class SqliteOutbox:
 
 @contextmanager
 def _as_storage_failed() -> Iterator[None]:
-    """Turns an error of SQLite into StorageFailed."""
+    """Raises StorageFailed in place of an error of SQLite."""
     try:
         yield
     except apsw.Error as error:
@@ -203,15 +205,15 @@ def _as_storage_failed() -> Iterator[None]:
 
 
 def _is_due(next_at: float, now: float) -> bool:
-    """Returns whether a delivery is due. If `next_at` is too far in the future, the clock was set back after it was
-    stored. The delivery then counts as due."""
+    """Returns whether a delivery is due. If `next_at` is more than `LONGEST_PAUSE_SECONDS` in the future, the clock was
+    set back after `next_at` was stored. The delivery then counts as due."""
     return next_at <= now or next_at > now + LONGEST_PAUSE_SECONDS
 
 
 def _event(row: Sequence[Any]) -> Event:
     """Returns the event of a row with the columns `_EVENT`."""
-    number, uuid, at, action, repository, tag, digest, previous, media_type, size, *more = row
-    actor, address, request_id, user_agent, reason = more
+    number, uuid, at, action, repository, tag, digest, previous, media_type, size, *cause_columns = row
+    actor, address, request_id, user_agent, reason = cause_columns
     by = Actor(actor, address, request_id, user_agent)
     content = NewEvent(EventAction(action), repository, at, by, tag, digest, previous, media_type, size, reason)
     return Event(number, uuid, content)

@@ -38,7 +38,7 @@ class SqlitePulls:
         def add(db: apsw.Connection) -> None:
             db.executemany(_ADD, rows)
 
-        # GROWTH: on a full disk, pulls must not use the space that deletes need.
+        # GROWTH: on a full disk, counts of pulls must not use the reserved space that deletions need.
         await self._writer.run(add, durable=False, reserve_use=ReserveUse.GROWTH)
 
     async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
@@ -47,8 +47,8 @@ class SqlitePulls:
 
 
 def add_mirrored_manifest(db: apsw.Connection, manifest_id: int, upstream: str, now: float) -> None:
-    """Adds the row of a mirrored manifest that was just stored, with 0 pulls. Does nothing if the manifest has a row.
-    Runs inside a transaction, which the caller commits."""
+    """Adds the row of a mirrored manifest that was just stored, with 0 pulls. Does nothing if the manifest has a row
+    already. Runs inside a transaction, which the caller commits."""
     db.execute(
         "INSERT INTO manifest_pull (manifest, upstream, last, pulls) VALUES (?, ?, ?, 0) ON CONFLICT DO NOTHING",
         (manifest_id, upstream, now),

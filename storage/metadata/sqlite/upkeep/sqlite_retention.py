@@ -1,4 +1,5 @@
-"""Reads and deletes what retention judges, in the metadata database (`SqliteRetention`)."""
+"""Finds and deletes tags and manifests for retention, in the metadata database (`SqliteRetention`). *Retention* is the
+job that deletes tags and manifests that no rule of the settings keeps."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ T = TypeVar("T")
 log = logging.getLogger("storage.retention")
 _REFERRER_GLOB: Final = "sha256-" + 64 * "[0-9a-f]"
 _IS_REFERRER: Final = f"(name GLOB '{_REFERRER_GLOB}' OR name GLOB '{_REFERRER_GLOB}.?*')"
-"""Condition on a tag that is true where `storage.retention.REFERRER_TAG` matches its name."""
+"""SQL condition that is true if the regular expression `storage.retention.REFERRER_TAG` matches the name of a tag."""
 _NEWEST: Final = f"""
 SELECT updated, name FROM tag WHERE repository = ?1 AND NOT {_IS_REFERRER}
  ORDER BY updated DESC, name LIMIT 1 OFFSET ?2"""
@@ -199,8 +200,8 @@ def _delete_manifest(
     restorable: bool,
     action: EventAction = EventAction.RETENTION,
 ) -> None:
-    """Deletes a manifest. `restorable`: whether to keep the manifest, so that it can be put back. `action`: that of the
-    event."""
+    """Deletes a manifest. `restorable`: whether to keep the manifest, so that it can be put back. `action`: the action
+    that the event records."""
     manifest_and_tag_changes.delete_manifest(db, repo, digest, by, now, restorable=restorable, action=action)
 
 
@@ -220,11 +221,11 @@ def _subject_of_tag(db: apsw.Connection, repository: int, name: str) -> Digest |
 
 
 def _recorded_since(db: apsw.Connection) -> float:
-    """Returns since when pulls are recorded, in seconds since 1970; 0 if no manifest is older than the recording."""
+    """Returns the time since which pulls are recorded, in seconds since 1970; 0 if no manifest is older than that."""
     since = db.execute("SELECT since FROM pull_recording").get
     return 0.0 if since is None else float(since)
 
 
 def _is_newer(time: float | None, limit: float) -> bool:
-    """Returns whether there is a time and it is after `limit`."""
+    """Returns whether `time` is not None and is after `limit`."""
     return time is not None and time > limit

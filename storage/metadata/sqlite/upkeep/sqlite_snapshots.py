@@ -1,8 +1,8 @@
 """Copies the metadata database into a file while processes use it, and reads such copies (`SqliteSnapshots`).
 
-The copy is made in one read transaction, so it has the state of one moment. Writers do not wait for a read transaction.
-Until the transaction ends, the write-ahead log grows by what they commit. SQLite copies the pages without interpreting
-them, so this takes about as long as a copy of the file.
+The copy is made in one read transaction, so it has the state of one moment. Writers do not wait for a read transaction,
+but the write-ahead log grows with each commit until the transaction ends. SQLite copies the pages without interpreting
+them, so the copy takes about as long as a copy of the file.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class SqliteSnapshots:
     """Implements `storage.backups.Snapshots`, which describes the methods."""
 
     def __init__(self, database: Path, clock: Callable[[], float] = time.time, *, system: System | None = None) -> None:
-        """`database`: the metadata database that `write` copies. `clock` returns seconds since 1970. `system`
-        creates and syncs the files; None: the real one."""
+        """`database`: the metadata database that `write` copies. `clock` returns seconds since 1970. `system` creates
+        and syncs the files; None: the real file system."""
         self._database = database
         self._system = system or System()
         self._clock = clock
@@ -72,8 +72,8 @@ class SqliteSnapshots:
             target = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
             target.pragma("synchronous", "off")  # the file is synced at the end
             with closing(connect(self._database, read_only=True)) as source, closing(target):
-                # The transaction keeps the state of one moment. Without it, the backup would begin again after each
-                # commit of another connection.
+                # The transaction keeps the state of one moment. Without the transaction, the backup would begin again
+                # after each commit of another connection.
                 source.execute("BEGIN; SELECT 1 FROM sqlite_schema")
                 with target.backup("main", source, "main") as backup:
                     while not backup.done and not stopping.is_set():
@@ -90,9 +90,9 @@ class SqliteSnapshots:
 
     def _leave_out(self, db: apsw.Connection) -> None:
         """Deletes three things from a copy: the upload sessions, because a backup does not have their bytes; the
-        events, because this registry still sends them to its webhooks; and the login sessions of browsers, because some
-        of them may have been ended before the copy is used, for example after a theft. Marks the jobs that have not
-        ended as stopped."""
+        events, because this registry still sends them to its webhooks; and the login sessions of browsers, because a
+        session may be ended before the copy is used, for example after a theft. Marks the jobs that have not ended as
+        stopped."""
         db.execute(
             "DELETE FROM upload; DELETE FROM login_session; "
             "DELETE FROM event_delivery; DELETE FROM event_reader; DELETE FROM event; "
@@ -170,7 +170,7 @@ class SqliteSnapshot:
 
 
 def _failure(what: str, error: apsw.Error | OSError, db: apsw.Connection | None = None) -> BackupFailed:
-    """Returns the error for a failure. `db`: the connection that may have met a full disk."""
+    """Returns the error for a failure. `db`: the connection that was in use; ignored."""
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, apsw.FullError) or number in DISK_FULL_ERRNOS:
         return BackupFailed(f"{what}: the disk is full; free some space there and run the command again")

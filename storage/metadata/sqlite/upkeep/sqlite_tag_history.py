@@ -23,7 +23,7 @@ from storage.tag_rules import IsImmutable
 MAX_PUT_BACK_AT_ONCE: Final = 200
 """Largest number of manifests that one transaction puts back."""
 MAX_BYTES_AT_ONCE: Final = 8 * 1024 * 1024
-"""Size in bytes of the manifests after which a transaction puts no further manifest back."""
+"""Total size in bytes of the manifests after which a transaction puts no further manifest back."""
 _CHANGES: Final = """
 SELECT h.id, h.tag, h.digest, h.at, h.actor, h.address, h.request_id, h.user_agent,
        (SELECT p.digest FROM tag_history p
@@ -40,7 +40,7 @@ _CURRENT: Final = (
     "SELECT m.digest FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ? AND t.name = ?"
 )
 _HALF_MILLISECOND: Final = 0.0005
-"""Added to a time that a person names, because times are shown in whole milliseconds."""
+"""Added to a time that a person enters, because people see times in whole milliseconds."""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
 """The largest row id of SQLite, which no entry reaches."""
 
@@ -102,8 +102,8 @@ class SqliteTagHistory:
         force: bool = False,
     ) -> TagMove:
         plan = await self._scans.run(lambda db: find_plan(db, repo, digest))
-        # The referrers come before their subjects. This is because a call that repeats an interrupted one looks only
-        # for referrers of manifests that are still deleted.
+        # The referrers are put back before their subjects. If the process dies in between, the repeated call still
+        # finds the remaining referrers, because it searches for referrers of manifests that are still deleted.
         batches = _batches([manifest for group in reversed(plan.referrers) for manifest in group] + plan.deleted)
         referrers = [manifest for group in plan.referrers for manifest in group]
         optional = frozenset(manifest.digest for manifest in referrers)
@@ -117,11 +117,11 @@ class SqliteTagHistory:
 
         def change(db: apsw.Connection) -> TagMove:
             put_back_now = put_back(db, batches[-1])
-            # A referrer could not be put back if it lists a manifest that came back only in this batch. So this tries
-            # one batch of the remaining referrers again.
-            done = {*restored, *put_back_now}
+            # A referrer that lists manifests could not be put back before these manifests. So one batch of the
+            # remaining referrers is tried again.
+            restored_so_far = {*restored, *put_back_now}
             put_back_now += put_back(
-                db, _batches([manifest for manifest in referrers if manifest.digest not in done])[0]
+                db, _batches([manifest for manifest in referrers if manifest.digest not in restored_so_far])[0]
             )
             now = self._clock()
             previous = manifest_and_tag_changes.move_tag(
@@ -156,12 +156,12 @@ def _changes(
     db: apsw.Connection, repo: RepositoryName, tag: Tag | None, before: int | None, limit: int
 ) -> Page[TagChange]:
     repository = lookups.repository_id(db, repo)
-    bound = _HIGHEST_ROW_ID if before is None else before
+    before_id = _HIGHEST_ROW_ID if before is None else before
     if tag is not None:
-        rows: list[Any] = db.execute(_CHANGES_OF_TAG, (repository, tag, bound, limit + 1)).fetchall()
+        rows: list[Any] = db.execute(_CHANGES_OF_TAG, (repository, tag, before_id, limit + 1)).fetchall()
     else:
-        at = None if before is None else db.execute("SELECT at FROM tag_history WHERE id = ?", (before,)).get
-        values = (repository, float("inf") if at is None else at, bound, limit + 1)
+        before_time = None if before is None else db.execute("SELECT at FROM tag_history WHERE id = ?", (before,)).get
+        values = (repository, float("inf") if before_time is None else before_time, before_id, limit + 1)
         rows = db.execute(_CHANGES_OF_REPOSITORY, values).fetchall()
     return Page([_change(row) for row in rows[:limit]], more=len(rows) > limit)
 

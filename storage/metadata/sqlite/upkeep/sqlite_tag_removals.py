@@ -1,4 +1,4 @@
-"""Finds out what a removal of tags would remove (`SqliteTagRemovals`)."""
+"""Finds the tags and manifests that a removal of tags would remove (`SqliteTagRemovals`)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ SELECT t.name, r.digest, r.id FROM json_each(?2) j JOIN manifest m ON m.id = j.v
   JOIN tag t ON t.repository = ?1 AND t.name >= replace(m.digest, ':', '-')
    AND t.name < replace(m.digest, ':', '-') || '/' AND substr(t.name, length(m.digest) + 1, 1) IN ('', '.')
   JOIN manifest r ON r.id = t.manifest ORDER BY t.name LIMIT {MAX_REMOVED_TAGS}"""
-"""The referrer tags of the manifests ?2 (JSON). In byte order, "/" follows "."."""
+"""The referrer tags of the manifests ?2 (JSON): tags such as `sha256-….sig`, which name the digest of a manifest. In
+byte order, "/" follows "."."""
 _MAX_ROUNDS: Final = 3
-"""Largest number of steps from a removed manifest to its referrer tags, to their manifests, and so on. (A signature can
-have a signature.) Later referrer tags stay."""
+"""Largest number of steps from removed manifests to their referrer tags, whose manifests are removed in the next step.
+(A signature can have a signature.) Referrer tags that further steps would find are not removed."""
 
 
 class SqliteTagRemovals:
@@ -44,21 +45,23 @@ class SqliteTagRemovals:
 
 def _plan(db: apsw.Connection, repository: int, named: Sequence[Tag]) -> TagRemovalPlan:
     rows = _rows(db, _TAGS, repository, named)
-    planned = [PlannedTag(Tag(name), Digest(digest), is_named=True) for name, digest, _ in rows]
-    removed = {tag.name for tag in planned}
+    planned_tags = [PlannedTag(Tag(name), Digest(digest), is_named=True) for name, digest, _ in rows]
+    removed_names = {tag.name for tag in planned_tags}
     roots = [row_id for _, _, row_id in rows]
     unused: set[int] = set()
     for _ in range(_MAX_ROUNDS):
-        before = set(unused)
-        unused_manifests.add_unused(db, roots, removed, unused, MAX_REMOVED_MANIFESTS)
-        referring = [row for row in _rows(db, _REFERRER_TAGS, repository, unused - before) if row[0] not in removed]
+        unused_before = set(unused)
+        unused_manifests.add_unused(db, roots, removed_names, unused, MAX_REMOVED_MANIFESTS)
+        referring = [
+            row for row in _rows(db, _REFERRER_TAGS, repository, unused - unused_before) if row[0] not in removed_names
+        ]
         if not referring:
             break
-        planned += [PlannedTag(Tag(name), Digest(digest), is_named=False) for name, digest, _ in referring]
-        removed |= {tag.name for tag in planned}
+        planned_tags += [PlannedTag(Tag(name), Digest(digest), is_named=False) for name, digest, _ in referring]
+        removed_names |= {tag.name for tag in planned_tags}
         roots = [row_id for _, _, row_id in referring]
     return TagRemovalPlan(
-        planned,
+        planned_tags,
         [Digest(str(digest)) for (digest,) in db.execute(_DIGESTS, (_json(unused),)).fetchall()],
         unused_manifests.freed_bytes(db, unused),
         is_complete=len(unused) < MAX_REMOVED_MANIFESTS,

@@ -1,4 +1,5 @@
-"""Stores mirrored tags over time in the metadata database (`SqliteUpstreamTags`)."""
+"""Stores the history of mirrored tags in the metadata database (`SqliteUpstreamTags`). A *sighting* is the first time
+that the mirror saw a tag point at a digest. A *frozen* tag keeps its digest even if the tag moves at the upstream."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ SELECT repository, tag FROM upstream_tag u
    AND NOT EXISTS (
        SELECT 1 FROM upstream_tag n WHERE n.repository = u.repository AND n.tag = u.tag AND n.since > u.since)
  LIMIT {MAX_UNUSED_TAGS}"""
-"""The tags whose newest sighting is older than ?1 and that are not cached."""
+"""The tags whose newest sighting is older than the time ?1 and that are not in the cache."""
 _NEWEST_AND_CACHED = f"""
 SELECT (SELECT max(since) FROM upstream_tag WHERE repository = ?1 AND tag = ?2), {_CACHED.format("?1", "?2")}"""
 _FROZEN = "SELECT repository, tag, digest, at, actor FROM frozen_tag"
@@ -124,9 +125,9 @@ class SqliteUpstreamTags:
         now = self._clock()
 
         def insert(db: apsw.Connection) -> FrozenTag:
-            before = _find_frozen(db, repo, tag)
-            if before is not None and before.digest == digest:
-                return before
+            current = _find_frozen(db, repo, tag)
+            if current is not None and current.digest == digest:
+                return current
             db.execute(
                 "INSERT OR REPLACE INTO frozen_tag (repository, tag, digest, at, actor) VALUES (?, ?, ?, ?, ?)",
                 (repo, tag, digest, now, by.name),
@@ -140,18 +141,18 @@ class SqliteUpstreamTags:
         now = self._clock()
 
         def delete(db: apsw.Connection) -> FrozenTag:
-            before = _find_frozen(db, repo, tag)
-            if before is None:
+            current = _find_frozen(db, repo, tag)
+            if current is None:
                 raise TagNotFrozen(f"{repo}:{tag} is not frozen; `entrepot mirror frozen` lists the frozen tags")
             db.execute("DELETE FROM frozen_tag WHERE repository = ? AND tag = ?", (repo, tag))
-            audit_table.record(db, by, now, "tag.unfreeze", repo, {"digest": before.digest}, part=f":{tag}")
-            return before
+            audit_table.record(db, by, now, "tag.unfreeze", repo, {"digest": current.digest}, part=f":{tag}")
+            return current
 
         return await self._writer.run(delete, reserve_use=ReserveUse.RELIEF)
 
 
 def _forget_unused(db: apsw.Connection, tags: Sequence[tuple[str, str]], before: float) -> int:
-    """Deletes the sightings of those of the tags that are still unused. Returns the number of these tags."""
+    """Deletes the sightings of those `tags` that are still unused. Returns the number of these tags."""
     forgotten = 0
     for repo, tag in tags:
         row: Any = db.execute(_NEWEST_AND_CACHED, (repo, tag)).fetchone()

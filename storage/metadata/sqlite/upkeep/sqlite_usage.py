@@ -1,4 +1,4 @@
-"""Counts what repositories use, in the metadata database (`SqliteUsage`)."""
+"""Counts the blobs, bytes and tags of sets of repositories, in the metadata database (`SqliteUsage`)."""
 
 from __future__ import annotations
 

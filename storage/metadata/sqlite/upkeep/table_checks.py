@@ -19,8 +19,8 @@ PAGE_ROWS: Final = 500
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A rule that each row of a table must keep. `code`: the kind of problem if a row breaks the rule. `broken`: an SQL
-    condition on a row (alias `t`) that is true if the row breaks the rule. `text`: what is then wrong, for people;
-    `{repository}` and `{item}` stand for the names in the problem."""
+    condition on a row (alias `t`) that is true if the row breaks the rule. `text`: a description of the problem for
+    people; `{repository}` and `{item}` stand for the names in the problem."""
 
     code: ProblemCode
     broken: str
@@ -57,10 +57,10 @@ class TableCheck:
     def _rows(self, db: apsw.Connection, page: str, parameters: Key) -> list[Any]:
         """Returns the rows that the statement `page` selects. For each row: its key, the two names, and for each rule
         whether the row breaks the rule."""
-        keys = ", ".join(f"t.{column}" for column in self.key)
+        key_columns = ", ".join(f"t.{column}" for column in self.key)
         rules = ", ".join(f"({rule.broken})" for rule in self.rules)
         return db.execute(
-            f"SELECT {keys}, {self.repository}, {self.item}, {rules} FROM ({page}) t", parameters
+            f"SELECT {key_columns}, {self.repository}, {self.item}, {rules} FROM ({page}) t", parameters
         ).fetchall()
 
     def _key(self, row: tuple[Any, ...]) -> Key:

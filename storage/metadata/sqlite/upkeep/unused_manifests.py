@@ -23,7 +23,7 @@ WITH RECURSIVE tree (id) AS (
        SELECT m.id FROM tree t JOIN manifest_child c ON c.manifest = t.id
          JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest)
 SELECT max(p.last) FROM tree t JOIN manifest_pull p ON p.manifest = t.id WHERE p.pulls > 0"""
-"""When the manifest ?1 or a manifest below it was last pulled."""
+"""The time at which the manifest ?1, or a manifest that it lists directly or through other indexes, was last pulled."""
 _TAGS: Final = "SELECT name FROM tag WHERE manifest = ?1"
 _INDEXES: Final = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
@@ -40,7 +40,7 @@ _LOST_TAG: Final = """
 SELECT DISTINCT (SELECT p.digest FROM tag_history p
                   WHERE p.repository = h.repository AND p.tag = h.tag AND p.id < h.id ORDER BY p.id DESC LIMIT 1)
   FROM tag_history h WHERE h.repository = ?1 AND h.at > ?2"""
-"""The digests of the repository ?1 that have lost a tag since the time ?2, because it was moved or deleted."""
+"""The digests in the repository ?1 that have lost a tag since the time ?2, because the tag was moved or deleted."""
 _FREED_BYTES: Final = """
 SELECT coalesce(sum(b.size), 0) FROM blob b
  WHERE b.digest IN (SELECT g.digest FROM json_each(?1) j JOIN manifest_blob g ON g.manifest = j.value)
@@ -50,13 +50,14 @@ SELECT coalesce(sum(b.size), 0) FROM blob b
 
 
 def last_pull(db: apsw.Connection, manifest: int) -> float | None:
-    """Returns when the manifest, or for an index a manifest below it, was last pulled; None: never."""
+    """Returns the time at which the manifest, or a manifest that it lists directly or through other indexes, was last
+    pulled; None: never."""
     last: float | None = db.execute(_LAST_PULL, (manifest,)).get
     return last
 
 
 def digests_without_tag_since(db: apsw.Connection, repository: int, since: float) -> set[str]:
-    """Returns the digests that have lost a tag since the time `since`. They may have other tags."""
+    """Returns the digests that have lost a tag since the time `since`. Other tags may still point at them."""
     return {digest for (digest,) in _rows(db, _LOST_TAG, repository, since) if digest is not None}
 
 
@@ -84,12 +85,12 @@ def add_unused(
     max_unused: float = math.inf,
 ) -> None:
     """Adds to `unused` each of the `roots` that would be unused without the tags `without` and the manifests in
-    `unused`. Then adds the dependents of the added manifests, if these would be unused as well, and so on. Stops when
+    `unused`. Then adds, recursively, the dependents of the added manifests that would be unused as well. Stops when
     `unused` has `max_unused` manifests."""
     pending = list(roots)
     while pending and len(unused) < max_unused:
         manifest = pending.pop()
-        # A manifest with several indexes is looked at again each time that one of them is added.
+        # A manifest that several indexes list is checked again each time that one of these indexes is added.
         if manifest not in unused and not is_used(db, manifest, without, unused):
             unused.add(manifest)
             pending += (row_id for row_id, _ in dependents(db, manifest))

@@ -1,6 +1,6 @@
-"""Checks of the counted use of space: whether the counts of each scope equal a recount.
+"""Checks of the counts of disk usage: whether the stored counts of each scope equal a recount.
 
-A scope is a set of repositories whose use of space is counted. A scope that is still being counted is not checked.
+A *scope* is a set of repositories whose disk usage is counted. A scope that is still being counted is not checked.
 """
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ USAGE_CHECKS: Final = (
         ),
     ),
 )
-"""The checks in the order in which they should be repaired, because the totals are sums of the counts of blobs."""
+"""The checks in the order in which they should be repaired. Blobs come first, because the totals are sums over the
+blobs."""
 
 
 def repair(db: apsw.Connection, problem: Problem) -> str | None:
-    """Counts the blob or scope of the problem again. Returns what was done; None for a problem of another kind. Runs in
-    a transaction."""
+    """Counts the blob or scope of the problem again. Returns a text that says what was done; None for a problem of
+    another kind. Runs in a transaction."""
     if problem.code is ProblemCode.USAGE_LINKS:
         _recount_blob(db, problem.key)
     elif problem.code is ProblemCode.USAGE_TOTALS:
@@ -88,7 +89,8 @@ def _recount_blob(db: apsw.Connection, key: Key) -> None:
 
 
 def resize_blob(db: apsw.Connection, blob: int, before: int, after: int) -> None:
-    """Corrects the totals of all scopes that have counted the blob, when its size is corrected."""
+    """Corrects the totals of all scopes that have counted the blob, when its size in bytes is corrected from `before`
+    to `after`."""
     db.execute("UPDATE usage_blob SET size = ? WHERE blob = ?", (after, blob))
     db.execute(
         "UPDATE usage_scope SET bytes = bytes + ? WHERE id IN (SELECT scope FROM usage_blob WHERE blob = ?)",

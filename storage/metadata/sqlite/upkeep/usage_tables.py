@@ -1,9 +1,10 @@
-"""The tables that count what repositories use: `usage_scope`, `usage_member` and `usage_blob`.
+"""The tables that count the blobs, bytes and tags of sets of repositories: `usage_scope`, `usage_member` and
+`usage_blob`.
 
-Triggers in the migrations keep the counts exact, and refuse what exceeds a quota. The functions here define the usage
-scopes (`storage.usage`), count what was stored before a scope was defined, and say which quota refused a change. A
-repository that belongs to a scope is a *member*. Each function that changes something runs inside a transaction that
-the caller commits. It changes a bounded number of rows.
+A *scope* is such a set of repositories (`storage.usage`). A repository that belongs to a scope is a *member*. Triggers
+in the migrations keep the counts exact, and refuse blobs and tags that exceed a quota. The functions here define the
+scopes, count the content that was stored before a scope was defined, and find the quota that refused a change. Each
+function that changes something runs inside a transaction that the caller commits. It changes a bounded number of rows.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def configure(db: apsw.Connection, definitions: Sequence[ScopeDefinition]) -> No
     for scope, name, *contents in rows:
         definition = definitions_by_name.get(name)
         if definition is None or contents != [*_as_json(definition), definition.upstream]:
-            # With `complete` at 0, its quota is not enforced any more.
+            # With `complete` at 0, the scope's quota is not enforced any more.
             db.execute(
                 "UPDATE usage_scope SET name = 'removed ' || id, prefixes = '[]', complete = 0 WHERE id = ?", (scope,)
             )
@@ -71,9 +72,9 @@ def _as_json(definition: ScopeDefinition) -> tuple[str, str]:
 
 def count_batch(db: apsw.Connection) -> bool:
     """Does one small part of the counting, or of the deletion of removed scopes. Returns False if nothing is left."""
-    removed = db.execute(f"SELECT id FROM usage_scope WHERE NOT {_CONFIGURED} LIMIT 1").get
-    if removed is not None:
-        _delete_batch(db, removed)
+    removed_scope = db.execute(f"SELECT id FROM usage_scope WHERE NOT {_CONFIGURED} LIMIT 1").get
+    if removed_scope is not None:
+        _delete_batch(db, removed_scope)
         return True
     scope: Any = db.execute(
         "SELECT id, prefixes, excluded, upstream, position FROM usage_scope WHERE complete = 0 LIMIT 1"
@@ -118,9 +119,9 @@ def _delete_batch(db: apsw.Connection, scope: int) -> None:
 
 
 def _add_members(db: apsw.Connection, scope: int, prefixes: list[str], excluded: list[str], position: int) -> bool:
-    """Adds the next repositories that belong to the scope, with nothing counted. `position`: highest row id of a
-    repository that was looked at. Returns False if there are no more repositories. A repository that was created after
-    the scope is a member already, and is left as it is."""
+    """Adds the next repositories that belong to the scope, with nothing counted. `position`: highest row id of the
+    repositories that earlier calls compared with the prefixes. Returns False if there are no more repositories. A
+    repository that was created after the scope is a member already, and its row stays as it is."""
     rows: list[Any] = db.execute(
         "SELECT id, name FROM repository WHERE id > ? ORDER BY id LIMIT ?", (position, _REPOSITORIES_PER_BATCH)
     ).fetchall()
@@ -149,17 +150,19 @@ def _count_member(
     tags_to: str | None,
     manifests_to: int | None,
 ) -> int:
-    """Counts the next links, tags or manifests of a member, at most `BATCH_ROWS`. Returns how many it counted.
+    """Counts the next links, tags or manifests of a member, at most `BATCH_ROWS`. Returns the number of counted rows.
     `links_to`, `tags_to`, `manifests_to`: the last link, tag and manifest that were counted; None: all were counted."""
     column: str
-    last: int | str | None
+    last_counted: int | str | None
     if links_to is not None:
-        column, (last, rows) = "links_to", _count_links(db, scope, repository, links_to)
+        column, (last_counted, rows) = "links_to", _count_links(db, scope, repository, links_to)
     elif tags_to is not None:
-        column, (last, rows) = "tags_to", _count_tags(db, scope, repository, tags_to)
+        column, (last_counted, rows) = "tags_to", _count_tags(db, scope, repository, tags_to)
     else:
-        column, (last, rows) = "manifests_to", _add_manifests(db, upstream, repository, manifests_to or 0)
-    db.execute(f"UPDATE usage_member SET {column} = ? WHERE repository = ? AND scope = ?", (last, repository, scope))
+        column, (last_counted, rows) = "manifests_to", _add_manifests(db, upstream, repository, manifests_to or 0)
+    db.execute(
+        f"UPDATE usage_member SET {column} = ? WHERE repository = ? AND scope = ?", (last_counted, repository, scope)
+    )
     return rows
 
 
@@ -190,8 +193,8 @@ def _count_tags(db: apsw.Connection, scope: int, repository: int, after: str) ->
 
 
 def _add_manifests(db: apsw.Connection, upstream: str | None, repository: int, after: int) -> tuple[int | None, int]:
-    """Adds the next manifests of a mirrored repository to `cached_manifest`. Returns the row id of the last one
-    (None: all manifests are there, or the scope is not that of an upstream), and the number of manifests."""
+    """Adds the next manifests of a mirrored repository to `cached_manifest`. Returns the row id of the last one (None:
+    all manifests are there, or the scope does not belong to an upstream), and the number of manifests."""
     if upstream is None:
         return None, 0
     rows: list[Any] = db.execute(
@@ -226,7 +229,7 @@ def _use(row: tuple[Any, ...]) -> ScopeUse:
 
 
 def recount(db: apsw.Connection, name: str) -> ScopeUse | None:
-    """Counts a scope from the links and tags of its members. Reads all of them."""
+    """Counts a scope again, from all links and tags of its members."""
     stored = scope(db, name)
     scope_id = db.execute("SELECT id FROM usage_scope WHERE name = ?", (name,)).get
     if stored is None or scope_id is None:
@@ -244,10 +247,10 @@ def check_room(db: apsw.Connection, repo: RepositoryName, size: int, digest: Dig
         "WHERE complete = 1 AND max_bytes IS NOT NULL AND bytes + ? > max_bytes",
         (size,),
     ).fetchall()
-    for scope_id, prefixes, excluded, max_bytes, used in rows:
+    for scope_id, prefixes, excluded, max_bytes, used_bytes in rows:
         is_member = repo.startswith(tuple(json.loads(prefixes))) and not repo.startswith(tuple(json.loads(excluded)))
         if is_member and not (digest and _has_blob(db, scope_id, digest)):
-            raise bytes_refusal(json.loads(prefixes)[0], max_bytes, used, size)
+            raise bytes_refusal(json.loads(prefixes)[0], max_bytes, used_bytes, size)
 
 
 def _has_blob(db: apsw.Connection, scope_id: int, digest: Digest) -> bool:
@@ -259,7 +262,8 @@ def _has_blob(db: apsw.Connection, scope_id: int, digest: Digest) -> bool:
 
 def link_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: int, blob: int) -> Exception:
     """Returns the error for the client if the new link of the repository to the blob does not fit into a quota.
-    `error`: what SQLite raised for the link. Returns `error` itself if it has another reason."""
+    `error`: the error that SQLite raised for the insertion of the link. Returns `error` itself if no quota caused
+    it."""
     if not _is_from_trigger(error):
         return error
     row: Any = db.execute(
@@ -270,13 +274,13 @@ def link_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: i
     ).get
     if row is None:
         return error
-    prefixes, max_bytes, used, size = row
-    return bytes_refusal(json.loads(prefixes)[0], max_bytes, used, size)
+    prefixes, max_bytes, used_bytes, size = row
+    return bytes_refusal(json.loads(prefixes)[0], max_bytes, used_bytes, size)
 
 
 def tag_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: int) -> Exception:
-    """Returns the error for the client if a new tag of the repository does not fit into a quota. `error`: what SQLite
-    raised for the tag. Returns `error` itself if it has another reason."""
+    """Returns the error for the client if a new tag of the repository does not fit into a quota. `error`: the error
+    that SQLite raised for the insertion of the tag. Returns `error` itself if no quota caused it."""
     if not _is_from_trigger(error):
         return error
     row: Any = db.execute(
@@ -291,5 +295,5 @@ def tag_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: in
 
 
 def _is_from_trigger(error: apsw.ConstraintError) -> bool:
-    """Returns whether a trigger aborted the statement. SQLite has then rolled back what the statement had changed."""
+    """Returns whether a trigger aborted the statement. SQLite has then rolled back the changes of the statement."""
     return _QUOTA_MESSAGE in str(error)
