@@ -1,5 +1,5 @@
-"""The response cache beside mirrors: responses for mirrored repositories are never ready (in the cache). The Host
-header decides what a name means."""
+"""The response cache of a registry that also mirrors an upstream. Responses for mirrored repositories are never
+*ready*, that is, never in the cache. The Host header can decide whether a path means a mirrored repository."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.fakes.registry_content import push_image
 pytestmark = pytest.mark.slow
 
 HUB: dict[str, Any] = {"name": "docker.io", "endpoints": ["http://127.0.0.1:9"], "prefetch": "off"}
-"""An upstream that nobody reaches."""
+"""The settings of an upstream that cannot be reached."""
 PULLED = RepositoryName("docker.io/library/app")
 
 
 @asynccontextmanager
 async def mirroring(folder: Path, **upstream: Any) -> AsyncIterator[AnswerCacheSite]:
-    """A service with a mirror, one image that was pushed, and one image in the cache of the mirror."""
+    """A registry with the mirror HUB (changed by `upstream`) and one pushed image."""
     async with running_app(folder, upstream=[{**HUB, **upstream}]) as service:
         yield AnswerCacheSite(service, folder, await push_image(service.hosted, APP, "x", "latest"))
 
@@ -39,7 +39,7 @@ async def store_as_pulled(site: AnswerCacheSite) -> str:
 @pytest.mark.parametrize("default", [False, True])
 async def test_a_response_for_a_hosted_repository_is_cached(tmp_path: Path, default: bool) -> None:
     """The response for a hosted repository is cached. Without a default upstream, the repository is hosted because its
-    name does not begin with the name of an upstream. With one, it is hosted because it was pushed."""
+    name does not begin with the name of an upstream. With a default upstream, it is hosted because it was pushed."""
     async with mirroring(tmp_path / "data", default=default) as site:
         assert (await site.ready(TAG)).body == site.image.body
         assert (await site.ready(f"{V2}/tags/list")).json["tags"] == ["latest"]
@@ -76,19 +76,19 @@ async def test_a_request_with_a_namespace_bypasses_the_cache(tmp_path: Path) -> 
         assert (await site.never_ready(f"{path}?ns=docker.io"))["oci-namespace"] == "docker.io"
 
 
-async def test_the_host_decides_what_a_path_means(tmp_path: Path) -> None:
+async def test_the_host_decides_whether_a_path_is_mirrored(tmp_path: Path) -> None:
     """If upstreams have host names of their own, the cache distinguishes the hosts: the same path is hosted at one host
     and mirrored at another."""
     async with mirroring(tmp_path / "data", hosts=["hub.test"]) as site:
-        far = await store_as_pulled(site)
-        near = str((await push_image(site.service.hosted, RepositoryName("library/app"), "near")).digest)
-        ours, theirs = ({"host": host} for host in ("registry.test", "hub.test"))
-        for digest, right, wrong in ((near, ours, theirs), (far, theirs, ours)):
+        mirrored = await store_as_pulled(site)
+        hosted = str((await push_image(site.service.hosted, RepositoryName("library/app"), "near")).digest)
+        registry_host, mirror_host = ({"host": host} for host in ("registry.test", "hub.test"))
+        for digest, right, wrong in ((hosted, registry_host, mirror_host), (mirrored, mirror_host, registry_host)):
             path = f"/v2/library/app/manifests/{digest}"
-            answer = await (site.ready if right is ours else site.never_ready)(path, headers=right)
+            answer = await (site.ready if right is registry_host else site.never_ready)(path, headers=right)
             assert answer.status == 200
             assert (await site.never_ready(path, headers=wrong)).status != 200
-        await site.ready(TAG, headers=ours)
+        await site.ready(TAG, headers=registry_host)
         assert not site.has_ready(TAG, {"host": "other.test"})
         await site.ready(TAG, headers={"host": "other.test"})
 

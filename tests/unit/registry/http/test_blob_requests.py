@@ -1,4 +1,4 @@
-"""Pulling blobs: whole, in ranges, conditionally (RFC 9110, sections 13 and 14)."""
+"""Requests for blobs: for a whole blob, for ranges, and with conditions (RFC 9110, sections 13 and 14)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_get_and_head_agree(client: AsgiClient, registry: MemoryRegistry, 
 
 
 @pytest.mark.parametrize(
-    ("asked", "start", "stop"),
+    ("range_header", "start", "stop"),
     [
         ("bytes=500-1499", 500, 1500),
         ("bytes=500-", 500, SIZE),
@@ -76,36 +76,36 @@ async def test_get_and_head_agree(client: AsgiClient, registry: MemoryRegistry, 
         (f"bytes=0-{'9' * 4000}", 0, SIZE),
     ],
 )
-async def test_one_range(client: AsgiClient, path: str, asked: str, start: int, stop: int) -> None:
+async def test_one_range(client: AsgiClient, path: str, range_header: str, start: int, stop: int) -> None:
     """A range gets 206 with exactly its bytes, Content-Range and Content-Length. A range that ends beyond the blob is
     cut at the blob's end."""
-    answer = await client("GET", path, {"Range": asked})
+    answer = await client("GET", path, {"Range": range_header})
     assert answer.status == 206
     assert answer.body == DATA[start:stop]
     assert answer["content-range"] == f"bytes {start}-{stop - 1}/{SIZE}"
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "range_header",
     [
         *("bytes=5000-10000", "bytes=500-0", f"bytes={SIZE}-", "bytes=-0", f"bytes={'9' * 4000}-"),
         *("bytes=5000-6000,7000-8000", "bytes=-0,9000-"),
     ],
 )
-async def test_a_range_outside_is_416(client: AsgiClient, path: str, asked: str) -> None:
+async def test_a_range_outside_is_416(client: AsgiClient, path: str, range_header: str) -> None:
     """A range outside of the blob gets 416 with the blob's size."""
-    answer = await client("GET", path, {"Range": asked})
+    answer = await client("GET", path, {"Range": range_header})
     assert (answer.status, answer.code) == (416, "BLOB_UPLOAD_INVALID")
     assert answer["content-range"] == f"bytes */{SIZE}"
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "range_header",
     ["lines=0-5", "bytes=a-b", "bytes=5", "bytes=-", "bytes=", "bytes 0-5", "bytes=0-1,x", "bytes=1--2", "\xb2"],
 )
-async def test_a_range_that_cannot_be_read_is_ignored(client: AsgiClient, path: str, asked: str) -> None:
+async def test_a_range_that_cannot_be_read_is_ignored(client: AsgiClient, path: str, range_header: str) -> None:
     """A Range with another unit or bad syntax is ignored: the whole blob is sent with 200 (RFC 9110, 14.2)."""
-    answer = await client("GET", path, {"Range": asked})
+    answer = await client("GET", path, {"Range": range_header})
     assert (answer.status, answer.body) == (200, DATA)
 
 
@@ -139,21 +139,21 @@ async def test_many_ranges_come_as_parts(client: AsgiClient, path: str) -> None:
 
 async def test_a_thousand_ranges_are_served(client: AsgiClient, path: str) -> None:
     """A request for 1024 ranges is served, because clients that read parts of layers send such requests."""
-    asked = "bytes=" + ",".join(f"{place * 2}-{place * 2}" for place in range(1024))
-    answer = await client("GET", path, {"Range": asked})
-    assert [content for _, content in parts_of(answer)] == [DATA[place * 2 : place * 2 + 1] for place in range(1024)]
+    range_header = "bytes=" + ",".join(f"{index * 2}-{index * 2}" for index in range(1024))
+    answer = await client("GET", path, {"Range": range_header})
+    assert [content for _, content in parts_of(answer)] == [DATA[index * 2 : index * 2 + 1] for index in range(1024)]
 
 
 async def test_too_many_ranges_are_400(registry: MemoryRegistry, path: str) -> None:
-    """Too many ranges get 400. Clients then request fewer ranges, but would accept a 200 or a 416 as the final
-    response."""
+    """Too many ranges get 400, because clients then retry with fewer ranges. They would take a 200 or a 416 as the
+    final response."""
     client = AsgiClient(DistributionAPI(registry, limits=RequestLimits(ranges_per_request=3)))
     assert (await client("GET", path, {"Range": "bytes=0-0,2-2,4-4"})).status == 206
     answer = await client("GET", path, {"Range": "bytes=0-0,2-2,4-4,6-6"})
     assert (answer.status, answer.code) == (400, "UNSUPPORTED")
 
 
-async def test_overlapping_ranges_never_cost_more_than_the_blob(client: AsgiClient, path: str) -> None:
+async def test_overlapping_ranges_never_send_more_than_the_blob(client: AsgiClient, path: str) -> None:
     """If the ranges are together longer than the blob, the whole blob is sent once (RFC 9110, 14.2)."""
     answer = await client("GET", path, {"Range": "bytes=" + ",".join(["0-"] * 500)})
     assert (answer.status, answer.body) == (200, DATA)
@@ -161,7 +161,8 @@ async def test_overlapping_ranges_never_cost_more_than_the_blob(client: AsgiClie
 
 @pytest.mark.parametrize(("validator", "status"), [('"{}"', 206), ('W/"{}"', 200), ("{}", 200), ('"other"', 200)])
 async def test_if_range(client: AsgiClient, path: str, validator: str, status: int) -> None:
-    """Only the strong ETag itself keeps the range (RFC 9110, 13.1.5)."""
+    """The range is sent only if If-Range is the blob's strong ETag. Otherwise the whole blob is sent (RFC 9110,
+    13.1.5)."""
     tag = validator.format(path.rpartition("/")[2])
     answer = await client("GET", path, {"Range": "bytes=0-4", "If-Range": tag})
     assert answer.status == status
@@ -207,8 +208,8 @@ async def test_delete(client: AsgiClient, path: str) -> None:
 
 
 class EndlessReader:
-    """A blob of a tebibyte. The client disconnects after the third chunk. `read`: the number of chunks that were
-    read."""
+    """A reader for a blob of a tebibyte. At the third chunk, it sets the event `gone`, and so the client disconnects.
+    `read` is the number of chunks that were read."""
 
     def __init__(self, gone: asyncio.Event) -> None:
         self.descriptor = Descriptor(BLOB_TYPE, Digest("sha256:" + "a" * 64), 1 << 40)
@@ -236,7 +237,7 @@ class EndlessReader:
         self.closed = True
 
 
-class Endless(RefusingRegistry):
+class EndlessRegistry(RefusingRegistry):
     def __init__(self, reader: EndlessReader) -> None:
         self.reader = reader
 
@@ -248,7 +249,7 @@ async def test_reading_stops_when_the_client_has_left() -> None:
     """After the client has disconnected, the blob is not read further, and its reader is closed."""
     gone = asyncio.Event()
     reader = EndlessReader(gone)
-    answer = await AsgiClient(DistributionAPI(Endless(reader)))(
+    answer = await AsgiClient(DistributionAPI(EndlessRegistry(reader)))(
         "GET", f"{V2}/blobs/{reader.descriptor.digest}", leaves=True, after=gone
     )
     assert answer.status == 200

@@ -34,9 +34,9 @@ DIGEST = digest_of(DATA)
 SIZE = len(DATA)
 
 
-class Growing(RefusingRegistry):
-    """A registry with one blob in a file, which has `here` bytes so far. `asked`: the offsets for which readers have
-    waited."""
+class GrowingBlobRegistry(RefusingRegistry):
+    """A registry with one blob in a file. The download of the blob has written `here` bytes so far. `asked` has the
+    offsets for which readers have waited."""
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -82,10 +82,12 @@ class Growing(RefusingRegistry):
 
 
 class GrowingReader:
+    """A reader for the blob of `GrowingBlobRegistry`. It waits for bytes that have not arrived."""
+
     location: str | None = None
     data: bytes | None = None
 
-    def __init__(self, blob: Growing, span: tuple[int, int]) -> None:
+    def __init__(self, blob: GrowingBlobRegistry, span: tuple[int, int]) -> None:
         self.descriptor = Descriptor(BLOB_TYPE, DIGEST, SIZE)
         self.span = span
         self.file: OpenFile | None = OpenFile(blob.fd)
@@ -107,32 +109,32 @@ class GrowingReader:
 
 
 @pytest.fixture
-def blob(tmp_path: Path) -> Iterator[Growing]:
-    growing = Growing(tmp_path / "partial")
+def blob(tmp_path: Path) -> Iterator[GrowingBlobRegistry]:
+    growing = GrowingBlobRegistry(tmp_path / "partial")
     yield growing
     os.close(growing.fd)
 
 
 @pytest.fixture(params=[True, False], ids=["files", "bytes"])
-def client(request: pytest.FixtureRequest, blob: Growing) -> AsgiClient:
+def client(request: pytest.FixtureRequest, blob: GrowingBlobRegistry) -> AsgiClient:
     return AsgiClient(DistributionAPI(blob), zero_copy=request.param)
 
 
-async def test_a_blob_is_sent_as_it_comes(client: AsgiClient, blob: Growing) -> None:
+async def test_a_blob_is_sent_while_it_arrives(client: AsgiClient, blob: GrowingBlobRegistry) -> None:
     """The headers are sent first, then the bytes as they arrive. The client gets the right content."""
     await blob.grow(100)
     async with asyncio.TaskGroup() as group:
-        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
+        response = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
         for at in (100, 101, 3000):
             await blob.waiting(at)
             await blob.grow({100: 101, 101: 3000, 3000: SIZE}[at])
-    answer = asked.result()
+    answer = response.result()
     assert (answer.status, answer["content-length"], answer.body) == (200, str(SIZE), DATA)
     assert client.sent == [5, 4 if client.zero_copy else 0]
     assert not blob.open
 
 
-async def test_headers_wait_for_nothing(blob: Growing) -> None:
+async def test_headers_are_sent_before_the_first_byte_arrives(blob: GrowingBlobRegistry) -> None:
     """The status is sent before the first byte has arrived."""
     started, api = asyncio.Event(), DistributionAPI(blob)
 
@@ -144,36 +146,36 @@ async def test_headers_wait_for_nothing(blob: Growing) -> None:
         await api(scope, receive, told)
 
     async with asyncio.TaskGroup() as group:
-        asked = group.create_task(AsgiClient(app, zero_copy=True)("GET", f"{V2}/blobs/{DIGEST}"))
+        response = group.create_task(AsgiClient(app, zero_copy=True)("GET", f"{V2}/blobs/{DIGEST}"))
         await started.wait()
         assert blob.here == 0
         await blob.grow(SIZE)
-    assert asked.result().body == DATA
+    assert response.result().body == DATA
 
 
-async def test_a_range_ahead_waits_for_its_own_bytes(client: AsgiClient, blob: Growing) -> None:
-    """A range waits for its own bytes, and not for bytes after them."""
+async def test_a_range_waits_only_for_its_own_bytes(client: AsgiClient, blob: GrowingBlobRegistry) -> None:
+    """The response with a range waits until the bytes of the range have arrived, and not for later bytes."""
     await blob.grow(10)
     async with asyncio.TaskGroup() as group:
-        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=500-599"}))
+        response = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=500-599"}))
         await blob.waiting(500)
         await blob.grow(550)
         await blob.waiting(550)
         await blob.grow(700)
-    answer = asked.result()
+    answer = response.result()
     assert (answer.status, answer.body) == (206, DATA[500:600])
     assert answer["content-range"] == f"bytes 500-599/{SIZE}"
 
 
-async def test_many_ranges_of_a_growing_blob(client: AsgiClient, blob: Growing) -> None:
+async def test_many_ranges_of_a_growing_blob(client: AsgiClient, blob: GrowingBlobRegistry) -> None:
     """The parts of a multipart response are sent as they arrive, in the requested order."""
     async with asyncio.TaskGroup() as group:
-        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=2000-2099,0-9"}))
+        response = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=2000-2099,0-9"}))
         await blob.waiting(2000)
         await blob.grow(2050)
         await blob.waiting(2050)
         await blob.grow(SIZE)
-    answer = asked.result()
+    answer = response.result()
     assert answer.status == 206
     assert DATA[2000:2100] in answer.body
     assert answer.body.count(DATA[0:10] + b"\r\n--") == 1
@@ -181,15 +183,17 @@ async def test_many_ranges_of_a_growing_blob(client: AsgiClient, blob: Growing) 
 
 
 @pytest.mark.parametrize("headers", [{}, {"Range": "bytes=0-3999"}, {"Range": "bytes=0-99,200-3999"}])
-async def test_a_failure_midway_cuts_the_connection(client: AsgiClient, blob: Growing, headers: dict[str, str]) -> None:
-    """If the download fails, the bytes that have arrived were sent, and the response ends before its Content-Length."""
+async def test_a_failed_download_cuts_the_response_off(
+    client: AsgiClient, blob: GrowingBlobRegistry, headers: dict[str, str]
+) -> None:
+    """If the download fails, the bytes that have arrived are sent. Then the response ends before its Content-Length."""
     await blob.grow(150)
     async with asyncio.TaskGroup() as group:
-        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", headers))
+        response = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", headers))
         await blob.waiting(200 if "," in str(headers) else 150)
         error = PartialLost()
         await blob.fail(error)
-    answer = asked.result()
+    answer = response.result()
     assert answer.cut is error
     assert not answer.whole
     assert DATA[:100] in answer.body
@@ -199,7 +203,7 @@ async def test_a_failure_midway_cuts_the_connection(client: AsgiClient, blob: Gr
 @pytest.mark.parametrize(
     ("error", "level"),
     [
-        (DigestInvalid(), logging.INFO),  # said by who fetched it
+        (DigestInvalid(), logging.INFO),  # the code that downloads the blob has already logged this error
         (PartialLost(), logging.WARNING),
         (UpstreamUnavailable("it broke off"), logging.WARNING),
         (StorageFull(), logging.ERROR),
@@ -207,18 +211,18 @@ async def test_a_failure_midway_cuts_the_connection(client: AsgiClient, blob: Gr
     ],
     ids=lambda value: getattr(value, "code", ""),
 )
-async def test_a_cut_is_one_line_in_the_log(
-    client: AsgiClient, blob: Growing, error: RegistryError, level: int, caplog: pytest.LogCaptureFixture
+async def test_a_response_that_is_cut_off_is_logged_in_one_line(
+    client: AsgiClient, blob: GrowingBlobRegistry, error: RegistryError, level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A response that is cut off is one line in the log, with the reason and the request's id, and without a traceback.
+    """A response that is cut off is logged in one line, with the reason and the request's id, and without a traceback.
     The error is marked as logged, so that the server does not log it again."""
     caplog.set_level(logging.INFO)
     await blob.grow(150)
     async with asyncio.TaskGroup() as group:
-        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
+        response = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
         await blob.waiting(150)
         await blob.fail(error)
-    answer = asked.result()
+    answer = response.result()
     assert answer.cut is error
     assert was_logged(error)
     (record,) = [each for each in caplog.records if each.name == "registry.http"]
@@ -228,7 +232,7 @@ async def test_a_cut_is_one_line_in_the_log(
 
 
 @pytest.mark.slow
-async def test_a_client_that_leaves_is_not_waited_for(blob: Growing) -> None:
+async def test_the_reader_is_closed_when_the_client_disconnects(blob: GrowingBlobRegistry) -> None:
     """If the client disconnects while no byte arrives, the blob's reader is closed."""
     client, left = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
     await blob.grow(100)
@@ -241,8 +245,10 @@ async def test_a_client_that_leaves_is_not_waited_for(blob: Growing) -> None:
 
 
 @pytest.mark.slow
-async def test_a_client_that_leaves_before_the_first_byte(blob: Growing) -> None:
-    """The same holds if the client disconnects before the first byte has arrived."""
+async def test_the_reader_is_closed_when_the_client_disconnects_before_the_first_byte(
+    blob: GrowingBlobRegistry,
+) -> None:
+    """If the client disconnects before the first byte has arrived, the blob's reader is closed."""
     client, left = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
     running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=9-"}, leaves=True, after=left))
     await blob.waiting(9)
@@ -252,7 +258,7 @@ async def test_a_client_that_leaves_before_the_first_byte(blob: Growing) -> None
     assert not blob.open
 
 
-async def test_a_request_that_is_cancelled_stays_cancelled(blob: Growing) -> None:
+async def test_a_cancelled_request_is_not_taken_for_a_disconnect(blob: GrowingBlobRegistry) -> None:
     """If the server cancels the request, the cancellation is not mistaken for a disconnect of the client."""
     client = AsgiClient(DistributionAPI(blob), zero_copy=True)
     running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
@@ -263,7 +269,7 @@ async def test_a_request_that_is_cancelled_stays_cancelled(blob: Growing) -> Non
     assert not blob.open
 
 
-async def test_a_whole_blob_is_one_piece(blob: Growing) -> None:
+async def test_a_complete_blob_is_sent_in_one_message(blob: GrowingBlobRegistry) -> None:
     """A complete blob is sent in one message, after one call of `readable_until`."""
     await blob.grow(SIZE)
     blob.asked.clear()
