@@ -1,4 +1,4 @@
-"""An application with a repository to look at."""
+"""Fixtures for the tests of the browse API, which shows the content of repositories."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ CREATED = "2026-01-02T03:04:05Z"
 
 
 class Site:
-    """The application, and those who look: `root` is an admin, `puller` may pull from `team/**`, `other` may not."""
+    """A running registry with three accounts: `root` is an admin, `puller` may pull from `team/**`, and `other` has no
+    rights."""
 
     def __init__(self, app: AppInProcess) -> None:
         self.app = app
@@ -31,7 +32,8 @@ class Site:
         self.logins: dict[str, str] = {}
 
     async def get(self, path: str, who: str | None = "puller", method: str = "GET", body: Any = None) -> AsgiAnswer:
-        """The answer to a request for a path below `/api/v1/repositories`."""
+        """Returns the response to a request for a path below `/api/v1/repositories`, as the account `who` or (None)
+        without a login."""
         headers = {} if who is None else {"authorization": self.logins[who]}
         data = b""
         if body is not None:
@@ -39,6 +41,7 @@ class Site:
         return await self.app.client(method, f"/api/v1/repositories/{path}", headers, data)
 
     async def json(self, path: str, who: str | None = "puller", method: str = "GET", body: Any = None) -> Any:
+        """Returns the JSON of a response with status 200."""
         answer = await self.get(path, who, method, body)
         assert answer.status == 200, answer.body
         return answer.json
@@ -51,7 +54,7 @@ class Site:
         repo: RepositoryName = APP,
         **fields: Any,
     ) -> Manifest:
-        """Pushes an image; `config` is its config, as an object or as bytes."""
+        """Pushes an image. `config` is its config, as an object or as bytes."""
         config = {"os": "linux", "architecture": "amd64", "created": CREATED} if config is None else config
         data = config if isinstance(config, bytes) else json.dumps(config).encode()
         pushed = await push_blob(self.registry, repo, data)
