@@ -43,7 +43,6 @@ from tests.unit.registry.ui.test_pages import Site, password_hash, site
 
 SAME_TAG = "same"
 """A tag that each repository has. It points at the same image in all of them."""
-MISSING_REPOSITORY = "nothing/there"
 SHARED_LABEL = "everywhere"
 """A label that the image of each repository has."""
 HITS_OF_EACH_KIND = 8
@@ -89,7 +88,7 @@ class Visitor:
         for repo in self.hidden:
             word = REPOSITORIES[repo]
             if (word in text and word not in path) or (repo != asked and contains_name(text, repo)):
-                self.note(path, f"leaks {repo}")
+                self.record_problem(path, f"leaks {repo}")
         return answer
 
     def record_problem(self, place: str, problem: str) -> None:
@@ -99,7 +98,7 @@ class Visitor:
         """Records a problem if `found` is not `wanted`, and counts the cells."""
         self.cells += cells
         if found != wanted:
-            self.note(place, f"shows {found}, and should show {wanted}")
+            self.record_problem(place, f"shows {found}, and should show {wanted}")
 
     def expect_names(self, place: str, found: Iterable[str], among: Iterable[str] = REPOSITORIES) -> None:
         """Compares a list of names with those repositories in `among` that the visitor may pull."""
