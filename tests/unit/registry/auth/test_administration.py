@@ -58,8 +58,8 @@ async def test_older_grants_still_apply(worker: AuthWorker, administration: Admi
 async def test_older_limits_still_apply(worker: AuthWorker) -> None:
     """A token limit that an earlier version stored still applies."""
     await worker.grant("user:alice", "**", "pull")
-    made = await worker.add_token(ALICE, limits=(TokenLimit(OLD_PATTERN, Action.PULL),))
-    identity = await worker.access.credential_verifier.verify_basic(ALICE, made.text, AT_HOME)
+    token = await worker.add_token(ALICE, limits=(TokenLimit(OLD_PATTERN, Action.PULL),))
+    identity = await worker.access.credential_verifier.verify_basic(ALICE, token.text, AT_HOME)
     principal = Policy(worker.accounts, worker.access.revocation_check).principal(identity)
     assert principal.may(Action.PULL, "team/app")
     assert not principal.may(Action.PULL, "team/web")

@@ -71,7 +71,7 @@ def test_a_malformed_header_is_refused(values: list[bytes]) -> None:
 def test_any_bytes_are_parsed_or_refused(values: list[bytes]) -> None:
     """For any bytes, the parser returns a credential or None, or raises Unauthorized."""
     try:
-        found = parse_authorization(values)
+        credential = parse_authorization(values)
     except Unauthorized:
         return
-    assert found is None or isinstance(found, Basic | Bearer)
+    assert credential is None or isinstance(credential, Basic | Bearer)

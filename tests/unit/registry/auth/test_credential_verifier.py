@@ -122,8 +122,8 @@ async def test_cached_logins_end_when_the_account_changes(worker: AuthWorker, da
         await other.accounts.set_enabled(ALICE, False, by=ADMIN)
         await check_refused(worker, ALICE, "another password")
         await other.accounts.set_enabled(ALICE, True, by=ADMIN)
-        again = await verify(ALICE, "another password", AT_HOME)
-        assert again.version != first.version
+        later = await verify(ALICE, "another password", AT_HOME)
+        assert later.version != first.version
         await other.accounts.remove_account(ALICE, by=ADMIN)
         await check_refused(worker, ALICE, "another password")
 
@@ -163,8 +163,8 @@ async def test_logins_beyond_the_queue_get_429(worker: AuthWorker) -> None:
     """Many logins with different names fill the queue for hashing, and the rest gets 429. Afterwards logins work as
     before."""
     verify = worker.access.credential_verifier.verify_basic
-    many = [verify(f"user{n}", "password", Actor(address=f"10.0.{n // 200}.{n % 200}")) for n in range(90)]
-    outcomes = await asyncio.gather(*many, return_exceptions=True)
+    attempts = [verify(f"user{n}", "password", Actor(address=f"10.0.{n // 200}.{n % 200}")) for n in range(90)]
+    outcomes = await asyncio.gather(*attempts, return_exceptions=True)
     kinds = [type(each) for each in outcomes]
     assert kinds.count(TooManyRequests) == 90 - 66
     assert kinds.count(Unauthorized) == 66
@@ -285,11 +285,11 @@ async def test_logins_in_the_audit_log(worker: AuthWorker, caplog: pytest.LogCap
                 await verify("Secret Name", "password", by)
         await verify(ALICE, PASSWORD, ELSEWHERE)
         lines = await worker.audited()
-    found = [
+    recorded = [
         (htpasswd_line.actor, htpasswd_line.target, htpasswd_line.outcome, htpasswd_line.address, htpasswd_line.count)
         for htpasswd_line in reversed(lines)
     ]
-    assert sorted(found) == [
+    assert sorted(recorded) == [
         ("alice", "alice", "ok", "192.0.2.1", 1),
         ("alice", "alice", "ok", ELSEWHERE.address, 1),
         ("anonymous", "", "failed", "192.0.2.1", 3),
@@ -315,8 +315,8 @@ async def test_a_cached_login_is_not_recorded(worker: AuthWorker) -> None:
     assert len(await worker.audited()) == 1
 
 
-def login_entry(clock: AuthClock, **more: Any) -> AuditEntry:
-    return AuditEntry(clock(), "anonymous", "login", **more)
+def login_entry(clock: AuthClock, **fields: Any) -> AuditEntry:
+    return AuditEntry(clock(), "anonymous", "login", **fields)
 
 
 async def test_equal_audit_entries_are_counted(worker: AuthWorker, clock: AuthClock) -> None:

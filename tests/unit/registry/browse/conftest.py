@@ -69,11 +69,11 @@ class Site:
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     async with running_app(tmp_path / "data") as app:
-        made = Site(app)
-        made.logins = {
+        running_site = Site(app)
+        running_site.logins = {
             "root": await app.user("root", admin=True),
             "puller": await app.user("puller"),
             "other": await app.user("other"),
         }
         await add_grant(app.accounts, "user:puller", "team/**", "pull")
-        yield made
+        yield running_site

@@ -23,8 +23,8 @@ async def writer(site: Site) -> None:
     await site.image("v1")
 
 
-async def put(site: Site, text: str, **more: Any) -> Any:
-    return await site.json(PATH, "writer", "PUT", {"text": text, **more})
+async def put(site: Site, text: str, **fields: Any) -> Any:
+    return await site.json(PATH, "writer", "PUT", {"text": text, **fields})
 
 
 @pytest.mark.usefixtures("writer")

@@ -79,21 +79,21 @@ async def test_a_download_can_be_continued(site: Site) -> None:
     """The archive has the same bytes each time, so a client can continue a download at any offset. The test tries each
     border between parts of the archive, and one byte before and after it."""
     await site.image("v1", layers=LAYERS)
-    whole = await download(site)
-    borders = {0, 1, 511, 512, 513, len(whole.body) - 1}
+    complete = await download(site)
+    borders = {0, 1, 511, 512, 513, len(complete.body) - 1}
     position = 0
-    with tarfile.open(fileobj=io.BytesIO(whole.body)) as tar:
+    with tarfile.open(fileobj=io.BytesIO(complete.body)) as tar:
         for member in tar:
             position = member.offset_data
             borders |= {position - 1, position, position + 1, position + member.size}
     for start in sorted(borders):
-        answer = await download(site, range=f"bytes={start}-", if_range=whole["etag"])
-        assert (answer.status, answer["etag"]) == (206, whole["etag"])
-        assert answer["content-range"] == f"bytes {start}-{len(whole.body) - 1}/{len(whole.body)}"
-        assert answer.body == whole.body[start:]
+        answer = await download(site, range=f"bytes={start}-", if_range=complete["etag"])
+        assert (answer.status, answer["etag"]) == (206, complete["etag"])
+        assert answer["content-range"] == f"bytes {start}-{len(complete.body) - 1}/{len(complete.body)}"
+        assert answer.body == complete.body[start:]
     part = await download(site, range=f"bytes={position - 700}-{position + 9}")
-    assert part.body == whole.body[position - 700 : position + 10]
-    assert (await download(site, range="bytes=-600")).body == whole.body[-600:]
+    assert part.body == complete.body[position - 700 : position + 10]
+    assert (await download(site, range="bytes=-600")).body == complete.body[-600:]
 
 
 async def test_a_download_starts_again_after_the_tag_moved(site: Site) -> None:
@@ -105,10 +105,10 @@ async def test_a_download_starts_again_after_the_tag_moved(site: Site) -> None:
     new = await download(site, range="bytes=5-", if_range=old["etag"])
     assert (new.status, new["etag"] != old["etag"]) == (200, True)
     assert (await download(site, if_none_match=f'"x", {new["etag"]}')).status == 304
-    for odd in ("bytes=0-1,3-4", "bytes=", "bytes=-", "items=0-1", "bytes=1-x", "bytes=" + "9" * 30):
-        assert (await download(site, range=odd)).status == 200
-    for beyond in (f"bytes={len(new.body)}-", "bytes=5-4", "bytes=-0"):
-        answer = await download(site, range=beyond)
+    for ignored_range in ("bytes=0-1,3-4", "bytes=", "bytes=-", "items=0-1", "bytes=1-x", "bytes=" + "9" * 30):
+        assert (await download(site, range=ignored_range)).status == 200
+    for outside_range in (f"bytes={len(new.body)}-", "bytes=5-4", "bytes=-0"):
+        answer = await download(site, range=outside_range)
         assert (answer.status, answer["content-range"]) == (416, f"bytes */{len(new.body)}")
 
 
@@ -153,9 +153,9 @@ async def setting(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     """Yields a value of `downloads.allow`, and a registry with this setting."""
     value: Any = request.param
     async with running_app(tmp_path / "other", downloads={"allow": value}) as app:
-        made = Site(app)
-        await made.image("v1")
-        yield value, made
+        running_site = Site(app)
+        await running_site.image("v1")
+        yield value, running_site
 
 
 async def test_the_setting_for_downloads(setting: tuple[str, Site]) -> None:

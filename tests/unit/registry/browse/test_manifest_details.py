@@ -16,8 +16,8 @@ from tests.unit.registry.browse.conftest import APP, Site
 
 async def details(site: Site, reference: str = "v1", query: str = "") -> dict[str, Any]:
     """Returns the details of a manifest."""
-    found: dict[str, Any] = await site.json(f"{APP}/manifests/{reference}/details{query}")
-    return found
+    document: dict[str, Any] = await site.json(f"{APP}/manifests/{reference}/details{query}")
+    return document
 
 
 def entry(command: str, *, is_empty: bool = False) -> HistoryEntry:
@@ -69,8 +69,8 @@ async def test_the_details_of_an_index(site: Site) -> None:
     ]
     await site.registry.put_manifest(APP, index_of(entries), [Tag("v1")], by=BY)
     assert (await details(site))["image"]["digest"] == images[1].digest
-    for wanted in ("linux/arm64", images[0].digest):
-        assert (await details(site, query=f"?platform={wanted}"))["image"]["digest"] == images[0].digest
+    for requested in ("linux/arm64", images[0].digest):
+        assert (await details(site, query=f"?platform={requested}"))["image"]["digest"] == images[0].digest
     assert (await site.get(f"{APP}/manifests/v1/details?platform=linux/s390x")).status == 404
     assert (await site.get(f"{APP}/manifests/v1/config")).status == 404
 

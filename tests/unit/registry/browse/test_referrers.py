@@ -150,8 +150,8 @@ async def test_in_toto_statements_are_shown(site: Site) -> None:
         for each in (envelope, {"dsseEnvelope": envelope}, *without_statement)
     ]
     shown_files = await push_and_get_files(site, *files)
-    for shown in shown_files[:2]:
-        assert json.loads(shown["statement"])["predicateType"] == shown["predicate_type"] == SPDX
+    for file_view in shown_files[:2]:
+        assert json.loads(file_view["statement"])["predicateType"] == file_view["predicate_type"] == SPDX
     assert {each["statement"] for each in shown_files[2:]} == {None}
 
 
@@ -176,9 +176,9 @@ def test_statements_that_are_too_large_are_not_shown() -> None:
     ):
         data = envelope(statement)
         assert len(data) < MAX_FILE_BYTES
-        shown = read_file(data)
-        assert (shown.text, shown.statement) == (data.decode(), None)
-    assert shown.predicate_type == SPDX
+        file_view = read_file(data)
+        assert (file_view.text, file_view.statement) == (data.decode(), None)
+    assert file_view.predicate_type == SPDX
     longest = read_file(envelope('{"a": ["' + '","'.join("x" * 9000) + '"]}')).statement
     assert longest is not None
     assert len(longest) <= MAX_STATEMENT_CHARACTERS
@@ -187,8 +187,8 @@ def test_statements_that_are_too_large_are_not_shown() -> None:
 def test_deeply_nested_json_causes_no_error() -> None:
     """A file with very deeply nested JSON is shown as text. No error of the parser reaches the caller."""
     for data in (b"[" * MAX_FILE_BYTES, nested_object(MAX_FILE_BYTES // 6).encode()):
-        shown = read_file(data)
-        assert (shown.text, shown.statement) == (data.decode(), None)
+        file_view = read_file(data)
+        assert (file_view.text, file_view.statement) == (data.decode(), None)
 
 
 async def test_all_referrers_share_a_text_limit(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

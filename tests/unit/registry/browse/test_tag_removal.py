@@ -59,10 +59,10 @@ async def test_manifests_are_removed_and_restored_with_their_tags(site: Site) ->
     await site.registry.put_manifest(APP, index, [Tag("index")], by=BY)
     signature = await site.image(subject=single.digest, config=b"{}", layers=[b"signature"])
     old_signature = await site.image(f"{single.digest.replace(':', '-')}.sig", layers=[b"old signature"])
-    wanted = ["v1", "v2", "index", "none"]
+    chosen_tags = ["v1", "v2", "index", "none"]
     removed_digests = {single.digest, child.digest, index.digest, signature.digest, old_signature.digest}
 
-    planned = await get_plan(site, *wanted)
+    planned = await get_plan(site, *chosen_tags)
     assert [entry["tag"] for entry in planned["tags"]] == ["index", "v1", "v2"]
     assert [entry["digest"] for entry in planned["referrer_tags"]] == [old_signature.digest]
     assert (planned["unknown_tags"], planned["immutable_tags"], planned["complete"]) == (["none"], [], True)
@@ -70,7 +70,7 @@ async def test_manifests_are_removed_and_restored_with_their_tags(site: Site) ->
     # The config of `single` is not freed, because `shared` has the same config and stays.
     assert planned["freed_bytes"] == sum(map(len, (b"own", b"child", b"signature", b"{}", b"old signature")))
 
-    removed = await remove_tags(site, *wanted)
+    removed = await remove_tags(site, *chosen_tags)
     assert (removed["manifests"], removed["refused"]) == (len(removed_digests), [])
     assert await all_tags(site.registry, APP) == ["other"]
     assert await manifest_statuses(site, *removed_digests, shared.digest) == [*[404] * len(removed_digests), 200]
@@ -78,7 +78,9 @@ async def test_manifests_are_removed_and_restored_with_their_tags(site: Site) ->
     restored = await restore_tags(site, removed)
     assert (len(restored["restored"]), restored["refused"]) == (4, [])
     assert await manifest_statuses(site, *removed_digests) == [200] * len(removed_digests)
-    assert await all_tags(site.registry, APP) == sorted([*wanted[:3], "other", f"sha256-{single.digest.encoded}.sig"])
+    assert await all_tags(site.registry, APP) == sorted(
+        [*chosen_tags[:3], "other", f"sha256-{single.digest.encoded}.sig"]
+    )
 
 
 async def test_an_undo_changes_no_newer_tag(site: Site) -> None:
@@ -279,9 +281,9 @@ async def strict_site(tmp_path: Path) -> AsyncIterator[Site]:
     """Yields a registry in which tags like `v1` are immutable."""
     rules = [{"repositories": ["team/**"], "tags": ["v*"]}]
     async with running_app(tmp_path / "strict", immutable=rules) as app:
-        made = Site(app)
-        made.logins = {"cleaner": await app.user("cleaner", admin=True)}
-        yield made
+        running_site = Site(app)
+        running_site.logins = {"cleaner": await app.user("cleaner", admin=True)}
+        yield running_site
 
 
 async def test_immutable_tags_stay(strict_site: Site) -> None:
@@ -298,8 +300,8 @@ async def test_immutable_tags_stay(strict_site: Site) -> None:
 async def test_settings_that_forbid_deletes(tmp_path: Path) -> None:
     """If the settings forbid deletes, the plan and the removal get 405."""
     async with running_app(tmp_path / "strict", delete=False) as app:
-        made = Site(app)
-        made.logins = {"cleaner": await app.user("cleaner", admin=True)}
-        await made.image("v1", repo=RepositoryName(APP))
+        running_site = Site(app)
+        running_site.logins = {"cleaner": await app.user("cleaner", admin=True)}
+        await running_site.image("v1", repo=RepositoryName(APP))
         for route in ("tag-removal-plan", "tag-removal"):
-            assert (await made.get(f"{APP}/{route}", "cleaner", "POST", {"tags": ["v1"]})).status == 405
+            assert (await running_site.get(f"{APP}/{route}", "cleaner", "POST", {"tags": ["v1"]})).status == 405

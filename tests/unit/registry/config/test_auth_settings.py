@@ -39,13 +39,13 @@ def test_settings_in_a_file(tmp_path: Path) -> None:
     [issuer] = settings.issuer
     assert issuer.required == {"owner": ["team"], "ref": ["refs/heads/main", "refs/heads/x"]}
     assert issuer.algorithms == ["RS256", "ES256"]
-    done = entrepot("config", "-c", "a.toml", "--format", "toml", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    printed = tomllib.loads(done.stdout)
+    result = entrepot("config", "-c", "a.toml", "--format", "toml", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    printed = tomllib.loads(result.stdout)
     assert Settings(**printed).issuer == settings.issuer
-    done = entrepot("config", "-c", "a.toml", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "issuer[1].required" in done.stdout
+    result = entrepot("config", "-c", "a.toml", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "issuer[1].required" in result.stdout
 
 
 def test_issuers_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,5 +131,5 @@ def test_files_are_checked_before_the_start(tmp_path: Path) -> None:
     secret = OIDCSettings(issuer="https://sso.example.com", client_id="x", client_secret_file=tmp_path / "none")
     with pytest.raises(ProviderInvalid):
         check_auth_files(Settings(oidc=secret))
-    done = entrepot("serve", "--listen", "127.0.0.1:0", folder=tmp_path, ENTREPOT_OIDC__CLIENT_ID="x")
-    assert "oidc.issuer is not set" in error_line(done, 1)
+    result = entrepot("serve", "--listen", "127.0.0.1:0", folder=tmp_path, ENTREPOT_OIDC__CLIENT_ID="x")
+    assert "oidc.issuer is not set" in error_line(result, 1)

@@ -24,8 +24,8 @@ def test_no_cooldown_by_default() -> None:
 def test_a_cooldown() -> None:
     """Exemptions are patterns of repositories, with or without a pattern of tags."""
     exempt = ["library/**", "team/app:nightly-*", "**:edge", "app:[0-9]*"]
-    made = upstream(cooldown="3d", cooldown_tags=["v*"], cooldown_exempt=exempt, cooldown_new="refuse")
-    assert (made.cooldown, made.cooldown_tags, made.cooldown_exempt) == (259200.0, ["v*"], exempt)
+    settings = upstream(cooldown="3d", cooldown_tags=["v*"], cooldown_exempt=exempt, cooldown_new="refuse")
+    assert (settings.cooldown, settings.cooldown_tags, settings.cooldown_exempt) == (259200.0, ["v*"], exempt)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""Which settings a change of the configuration changes, and what makes the change take effect."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -95,8 +95,8 @@ async def running_dispatcher(
         yield counts
     finally:
         task.cancel()
-        done, _ = await asyncio.wait([task], timeout=60)
-        assert done, "the dispatcher does not end"
+        ended, _ = await asyncio.wait([task], timeout=60)
+        assert ended, "the dispatcher does not end"
         await client.aclose()
 
 

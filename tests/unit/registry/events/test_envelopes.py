@@ -18,8 +18,8 @@ DIGEST = "sha256:" + 64 * "a"
 BY = Actor("alice", "192.0.2.1", "0123456789abcdef", "docker/28")
 
 
-def event(action: EventAction, **more: Any) -> Event:
-    return Event(7, "11111111-2222-3333-4444-555555555555", NewEvent(action, "team/app", 1_700_000_000.5, BY, **more))
+def event(action: EventAction, **fields: Any) -> Event:
+    return Event(7, "11111111-2222-3333-4444-555555555555", NewEvent(action, "team/app", 1_700_000_000.5, BY, **fields))
 
 
 def test_the_attributes_of_a_cloud_event() -> None:

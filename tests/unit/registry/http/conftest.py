@@ -77,9 +77,9 @@ def api_of(registry: MemoryRegistry, intake: BodyMemory) -> DistributionAPI:
     return DistributionAPI(registry, body_memory=intake)
 
 
-def budget(size: int, **more: float) -> MemoryBudget:
+def budget(size: int, **options: float) -> MemoryBudget:
     """Returns a budget of `size` bytes for request bodies."""
-    return MemoryBudget(size, "request bodies", **more)
+    return MemoryBudget(size, "request bodies", **options)
 
 
 class UnreadPut(PiecewiseSender):

@@ -122,7 +122,9 @@ async def test_the_next_list_has_content_that_another_process_pushed(site: Answe
         assert (await site.ask("GET", "/v2/_catalog")).json["repositories"] == ["new/one", APP]
         image = await push_image(other, APP, "z", "zz", subject=site.image.digest)
         assert (await site.ask("GET", f"{V2}/tags/list")).json["tags"] == ["latest", "other", "zz"]
-        assert [found["digest"] for found in (await site.ask("GET", referrers)).json["manifests"]] == [image.digest]
+        assert [referrer["digest"] for referrer in (await site.ask("GET", referrers)).json["manifests"]] == [
+            image.digest
+        ]
 
 
 async def test_a_response_is_not_cached_if_the_store_changes_while_it_is_sent(site: AnswerCacheSite) -> None:
@@ -315,9 +317,9 @@ async def test_a_ready_answer_is_in_the_access_log(
         answer = await site.ask(method, target)
         assert site.ask.ready
         (record,) = [record for record in caplog.records if record.name == "registry.access"]
-        found = ACCESS_LINE.fullmatch(record.getMessage())
-        assert found is not None
-        assert found.groups() == (method, target, address, repo, reference, answer["x-request-id"])
+        match = ACCESS_LINE.fullmatch(record.getMessage())
+        assert match is not None
+        assert match.groups() == (method, target, address, repo, reference, answer["x-request-id"])
 
 
 async def test_ready_answers_count_toward_the_rate_limit(tmp_path: Path) -> None:

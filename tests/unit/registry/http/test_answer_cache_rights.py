@@ -129,9 +129,9 @@ async def test_an_expired_token_gets_no_ready_answer(tmp_path: Path, scheme: str
         await add_account(service.accounts, "alice")
         await add_grant(service.accounts, "user:alice", "team/**", "pull")
         end = clock() + 20.0
-        made = api_tokens.make(ALICE, now=clock(), expires=end)
-        await service.accounts.add_token(made.token, made.secret_hash, by=BY)
-        login = basic("alice", made.text)
+        token = api_tokens.make(ALICE, now=clock(), expires=end)
+        await service.accounts.add_token(token.token, token.secret_hash, by=BY)
+        login = basic("alice", token.text)
         authorization = login if scheme == "basic" else await service.bearer(login, "repository:team/app:pull")
         await ready(site, authorization)
         clock.now = end - 1.0

@@ -16,10 +16,11 @@ from tests.fakes.app_in_process import AppInProcess, running_app
 from tests.fakes.registry_content import push_image
 from tests.fakes.store_accounts import add_account, add_grant
 
-HEADER = re.compile(
+CHALLENGE = re.compile(
     r'Bearer realm="(https?://[^"\\\s]+)/token",service="([^"\\\s]+)"'
     r'(?:,scope="([a-z0-9:._/,* -]+)")?(?:,error="([a-z_]+)")?'
 )
+"""The parts of a challenge: the realm, the service, the scope and the error."""
 DIGEST = "sha256:" + "0" * 64
 
 
@@ -61,9 +62,9 @@ async def test_the_scope_has_the_rights_that_the_request_needs(
     """The scope in the challenge has the rights that the request needs, for the repository name in the request."""
     answer = await service.client(method, path, {"host": "registry.test:5000"})
     assert answer.status == 401
-    found = HEADER.fullmatch(answer["www-authenticate"])
-    assert found is not None
-    assert found.groups() == ("http://registry.test:5000", "entrepot", scope, None)
+    challenge = CHALLENGE.fullmatch(answer["www-authenticate"])
+    assert challenge is not None
+    assert challenge.groups() == ("http://registry.test:5000", "entrepot", scope, None)
     assert answer["cache-control"] == "no-store"
 
 
@@ -77,9 +78,9 @@ async def test_an_invalid_mount_source_is_not_repeated_in_the_challenge(service:
     if answer.status == 400:
         assert "www-authenticate" not in answer
         return
-    found = HEADER.fullmatch(answer["www-authenticate"])
-    assert found is not None
-    assert found[3] == "repository:a/b:pull,push"
+    challenge = CHALLENGE.fullmatch(answer["www-authenticate"])
+    assert challenge is not None
+    assert challenge[3] == "repository:a/b:pull,push"
 
 
 @pytest.mark.parametrize(
@@ -113,9 +114,9 @@ async def test_an_invalid_mount_source_is_not_repeated_in_the_challenge(service:
 async def test_an_invalid_host_is_not_in_the_realm(service: AppInProcess, host: str, valid: bool) -> None:
     """If the Host header is not a valid host, the realm has the server's own address."""
     answer = await service.client("GET", "/v2/a/manifests/1", {"host": host})
-    found = HEADER.fullmatch(answer["www-authenticate"])
-    assert found is not None
-    assert found[1] == ("http://" + (host if valid else "127.0.0.1:5000"))
+    challenge = CHALLENGE.fullmatch(answer["www-authenticate"])
+    assert challenge is not None
+    assert challenge[1] == ("http://" + (host if valid else "127.0.0.1:5000"))
 
 
 async def test_without_a_host_the_realm_is_at_the_servers_address(service: AppInProcess) -> None:
@@ -177,9 +178,9 @@ async def test_a_token_with_the_scope_of_the_challenge_is_enough(tmp_path: Path)
             answer = await service.client(
                 method, path, {"authorization": await service.bearer(None, "repository:x:pull")}
             )
-            found = HEADER.fullmatch(answer["www-authenticate"])
-            assert found is not None
-            scope = found[3]
+            challenge = CHALLENGE.fullmatch(answer["www-authenticate"])
+            assert challenge is not None
+            scope = challenge[3]
             assert scope is not None
             token = await service.bearer(login, scope)
             assert (await service.client(method, path, {"authorization": token})).status == status

@@ -32,12 +32,12 @@ def parts_of(answer: AsgiAnswer) -> list[tuple[dict[str, str], bytes]]:
     assert kind == "multipart/byteranges"
     first, *middle, last = (b"\r\n" + answer.body.removeprefix(b"\r\n")).split(b"\r\n--" + boundary.encode())
     assert (first, last) == (b"", b"--\r\n")
-    found = []
+    parts = []
     for part in middle:
         head, _, content = part.partition(b"\r\n\r\n")
         lines = head.removeprefix(b"\r\n").decode("ascii").split("\r\n")
-        found.append((dict(line.split(": ", 1) for line in lines), content))
-    return found
+        parts.append((dict(line.split(": ", 1) for line in lines), content))
+    return parts
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
@@ -179,11 +179,11 @@ async def test_not_modified(client: AsgiClient, path: str, method: str) -> None:
     """If-None-Match with the ETag (also as a weak tag, or in a list) or with `*` gets 304 with the same ETag and no
     body."""
     digest = path.rpartition("/")[2]
-    for given in (f'"{digest}"', f'W/"{digest}"', f'"a", "{digest}"', "*"):
-        answer = await client(method, path, {"If-None-Match": given, "Range": "bytes=0-1"})
+    for etags in (f'"{digest}"', f'W/"{digest}"', f'"a", "{digest}"', "*"):
+        answer = await client(method, path, {"If-None-Match": etags, "Range": "bytes=0-1"})
         assert (answer.status, answer["etag"]) == (304, f'"{digest}"')
-    for given in ('"other"', digest, "", "W/"):
-        assert (await client(method, path, {"If-None-Match": given})).status == 200
+    for etags in ('"other"', digest, "", "W/"):
+        assert (await client(method, path, {"If-None-Match": etags})).status == 200
 
 
 async def test_if_match_that_fails_is_412(client: AsgiClient, path: str) -> None:
@@ -238,6 +238,8 @@ class EndlessReader:
 
 
 class EndlessRegistry(RefusingRegistry):
+    """A registry that returns the `EndlessReader` for every blob."""
+
     def __init__(self, reader: EndlessReader) -> None:
         self.reader = reader
 
@@ -247,10 +249,10 @@ class EndlessRegistry(RefusingRegistry):
 
 async def test_reading_stops_when_the_client_has_left() -> None:
     """After the client has disconnected, the blob is not read further, and its reader is closed."""
-    gone = asyncio.Event()
-    reader = EndlessReader(gone)
+    disconnected = asyncio.Event()
+    reader = EndlessReader(disconnected)
     answer = await AsgiClient(DistributionAPI(EndlessRegistry(reader)))(
-        "GET", f"{V2}/blobs/{reader.descriptor.digest}", leaves=True, after=gone
+        "GET", f"{V2}/blobs/{reader.descriptor.digest}", leaves=True, after=disconnected
     )
     assert answer.status == 200
     assert not answer.whole

@@ -138,17 +138,17 @@ async def test_the_manifest_of_a_disconnected_client_is_not_parsed(
     """Large manifests are parsed one at a time. If the client of a waiting request disconnects, its manifest is not
     parsed."""
     parsed_bodies: list[bytes] = []
-    begun, go = threading.Event(), threading.Event()
+    started, go = threading.Event(), threading.Event()
     parse = Manifest.parse.__func__  # type: ignore[attr-defined]
 
     def parse_when_allowed(
         kind: type[Manifest], body: bytes, media_type: str | None, expected: Digest | None = None
     ) -> Manifest:
         parsed_bodies.append(body)
-        begun.set()
+        started.set()
         go.wait(30)
-        found: Manifest = parse(kind, body, media_type, expected)
-        return found
+        manifest: Manifest = parse(kind, body, media_type, expected)
+        return manifest
 
     monkeypatch.setattr(Manifest, "parse", classmethod(parse_when_allowed))
     intake = BodyMemory()
@@ -158,7 +158,7 @@ async def test_the_manifest_of_a_disconnected_client_is_not_parsed(
     for sender in (first, second, third):
         sender.send_all()
         tasks.append(sender.start())
-        await wait_until(begun.is_set)
+        await wait_until(started.is_set)
     second.leave()
     go.set()
     await asyncio.gather(*tasks)

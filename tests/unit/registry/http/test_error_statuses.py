@@ -110,10 +110,10 @@ def test_an_error_with_a_client_status_has_a_code_of_the_spec() -> None:
 def test_a_new_subclass_has_the_status_of_its_base() -> None:
     """An error class without an entry in `STATUS` has the status of its base class."""
 
-    class Newer(errors.ManifestUnknown):
+    class NewError(errors.ManifestUnknown):
         pass
 
-    assert status_of(Newer()) == 404
+    assert status_of(NewError()) == 404
 
 
 @pytest.mark.parametrize("kind", product_errors(), ids=lambda kind: kind.__name__)

@@ -138,12 +138,12 @@ async def test_a_blob_deleted_while_it_is_read(stored: StoredRegistry) -> None:
 
 
 def blob_descriptors(stored: StoredRegistry) -> list[str]:
-    """Returns the files in the blob store that this process has open."""
-    found = []
+    """Returns the file descriptors of this process for files in the blob store."""
+    descriptors = []
     for fd in os.listdir("/proc/self/fd"):
         try:
             if os.readlink(f"/proc/self/fd/{fd}").startswith(str(layout_behind(stored).root / "blobs")):
-                found.append(fd)
+                descriptors.append(fd)
         except FileNotFoundError:
             pass  # the descriptor of the directory that `listdir` had open
-    return found
+    return descriptors

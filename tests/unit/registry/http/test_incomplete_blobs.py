@@ -139,11 +139,11 @@ async def test_headers_are_sent_before_the_first_byte_arrives(blob: GrowingBlobR
     started, api = asyncio.Event(), DistributionAPI(blob)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        async def told(message: Message) -> None:
+        async def send_and_notify(message: Message) -> None:
             await send(message)
             started.set()
 
-        await api(scope, receive, told)
+        await api(scope, receive, send_and_notify)
 
     async with asyncio.TaskGroup() as group:
         response = group.create_task(AsgiClient(app, zero_copy=True)("GET", f"{V2}/blobs/{DIGEST}"))
@@ -234,11 +234,11 @@ async def test_a_response_that_is_cut_off_is_logged_in_one_line(
 @pytest.mark.slow
 async def test_the_reader_is_closed_when_the_client_disconnects(blob: GrowingBlobRegistry) -> None:
     """If the client disconnects while no byte arrives, the blob's reader is closed."""
-    client, left = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
+    client, disconnected = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
     await blob.grow(100)
-    running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}", leaves=True, after=left))
+    running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}", leaves=True, after=disconnected))
     await blob.waiting(100)
-    left.set()
+    disconnected.set()
     answer = await running
     assert (answer.status, answer.body, answer.whole) == (200, DATA[:100], False)
     assert not blob.open
@@ -249,10 +249,12 @@ async def test_the_reader_is_closed_when_the_client_disconnects_before_the_first
     blob: GrowingBlobRegistry,
 ) -> None:
     """If the client disconnects before the first byte has arrived, the blob's reader is closed."""
-    client, left = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
-    running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=9-"}, leaves=True, after=left))
+    client, disconnected = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
+    running = asyncio.create_task(
+        client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=9-"}, leaves=True, after=disconnected)
+    )
     await blob.waiting(9)
-    left.set()
+    disconnected.set()
     answer = await running
     assert (answer.status, answer.body, answer.whole) == (206, b"", False)
     assert not blob.open

@@ -25,9 +25,9 @@ def next_of(answer: AsgiAnswer) -> str | None:
     """Returns the path in the Link header, which never has a host."""
     if "link" not in answer:
         return None
-    found = re.fullmatch(r'<(/v2/[!-;=?-~]+)>; rel="next"', answer["link"])
-    assert found
-    return found[1]
+    match = re.fullmatch(r'<(/v2/[!-;=?-~]+)>; rel="next"', answer["link"])
+    assert match
+    return match[1]
 
 
 async def walk(client: AsgiClient, path: str, key: str) -> list[list[str]]:
@@ -194,11 +194,11 @@ class SlowListing(RefusingRegistry):
 async def test_a_list_is_cancelled_when_the_client_disconnects() -> None:
     """If the client disconnects while the registry makes a list, the call on the registry is cancelled. So the request
     does not stay in the queue of list requests."""
-    slow, gone = SlowListing(), asyncio.Event()
+    slow, disconnected = SlowListing(), asyncio.Event()
     client = AsgiClient(DistributionAPI(slow))
-    running = asyncio.create_task(client("GET", "/v2/_catalog", leaves=True, after=gone))
+    running = asyncio.create_task(client("GET", "/v2/_catalog", leaves=True, after=disconnected))
     await slow.waiting.wait()
-    gone.set()
+    disconnected.set()
     await asyncio.wait([running], timeout=10)
     assert slow.left.is_set()
     answer = await running

@@ -38,8 +38,12 @@ async def test_pull_by_tag_and_digest(client: AsgiClient, registry: MemoryRegist
         assert answer["content-type"] == OCI_MANIFEST
         assert answer["content-length"] == str(stored.size)
         assert answer["cache-control"] == caching
-        again = await client(method, f"{V2}/manifests/{reference}", {"If-None-Match": answer["etag"]})
-        assert (again.status, again["etag"], again["cache-control"]) == (304, answer["etag"], caching)
+        not_modified = await client(method, f"{V2}/manifests/{reference}", {"If-None-Match": answer["etag"]})
+        assert (not_modified.status, not_modified["etag"], not_modified["cache-control"]) == (
+            304,
+            answer["etag"],
+            caching,
+        )
 
 
 async def test_accept_does_not_convert_the_manifest(client: AsgiClient, registry: MemoryRegistry) -> None:
@@ -189,12 +193,12 @@ async def test_too_many_tags_are_414_and_none_is_set(registry: MemoryRegistry) -
     """More tags than the limit get 414. An invalid tag among valid tags gets 400. In both cases nothing is stored."""
     client = AsgiClient(DistributionAPI(registry, limits=RequestLimits(tags_per_put=10)))
     body = image()
-    many = "&".join(f"tag=t{number}" for number in range(11))
-    answer = await put(client, f"{digest_of(body)}?{many}", body)
+    too_many = "&".join(f"tag=t{number}" for number in range(11))
+    answer = await put(client, f"{digest_of(body)}?{too_many}", body)
     assert (answer.status, answer.code) == (414, "MANIFEST_INVALID")
     assert (await put(client, f"{digest_of(body)}?tag=ok&tag=-bad", body)).code == "MANIFEST_INVALID"
     assert (await client("GET", f"{V2}/manifests/{digest_of(body)}")).status == 404
-    assert (await put(client, f"{digest_of(body)}?{many.rpartition('&')[0]}", body)).status == 201
+    assert (await put(client, f"{digest_of(body)}?{too_many.rpartition('&')[0]}", body)).status == 201
 
 
 async def test_subject_is_acknowledged(client: AsgiClient) -> None:

@@ -168,6 +168,8 @@ async def test_a_large_manifest_is_read_once() -> None:
     references: list[Reference] = []
 
     class CountingRegistry(MemoryRegistry):
+        """A registry that records each read of a manifest."""
+
         async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
             references.append(reference)
             return await super().get_manifest(repo, reference)

@@ -80,12 +80,14 @@ async def test_chunks_with_content_range(client: AsgiClient) -> None:
 
 
 @pytest.mark.parametrize("method", ["PATCH", "PUT"])
-@pytest.mark.parametrize("given", ["0-9", "300-309", "500-509"])
-async def test_a_chunk_out_of_order_is_416_and_changes_nothing(client: AsgiClient, method: str, given: str) -> None:
+@pytest.mark.parametrize("content_range", ["0-9", "300-309", "500-509"])
+async def test_a_chunk_out_of_order_is_416_and_changes_nothing(
+    client: AsgiClient, method: str, content_range: str
+) -> None:
     """A chunk with a wrong offset gets 416, and the response says where to continue. The session stays usable."""
     location = await start(client)
     await client("PATCH", location, body=DATA[:400])
-    answer = await client(method, f"{location}?digest={DIGEST}", {"Content-Range": given}, DATA[:10])
+    answer = await client(method, f"{location}?digest={DIGEST}", {"Content-Range": content_range}, DATA[:10])
     assert (answer.status, answer.code) == (416, "BLOB_UPLOAD_INVALID")
     assert (answer["range"], answer["location"]) == ("0-399", location)
     assert await received_range(client, location) == "0-399"
@@ -94,12 +96,12 @@ async def test_a_chunk_out_of_order_is_416_and_changes_nothing(client: AsgiClien
 
 
 @pytest.mark.parametrize(
-    "given", ["bytes 0-9/10", "0-", "-9", "a-b", "0-9,10-19", "9-0", "0-9/10", " ", "0-" + "9" * 30]
+    "content_range", ["bytes 0-9/10", "0-", "-9", "a-b", "0-9,10-19", "9-0", "0-9/10", " ", "0-" + "9" * 30]
 )
-async def test_a_bad_content_range_is_400(client: AsgiClient, given: str) -> None:
+async def test_a_bad_content_range_is_400(client: AsgiClient, content_range: str) -> None:
     """A Content-Range that is not of the form `first-last` gets 400, and the session does not change."""
     location = await start(client)
-    answer = await client("PATCH", location, {"Content-Range": given}, DATA[:10])
+    answer = await client("PATCH", location, {"Content-Range": content_range}, DATA[:10])
     assert (answer.status, answer.code) == (400, "BLOB_UPLOAD_INVALID")
     assert await received_range(client, location) == "0-0"
 
@@ -119,14 +121,16 @@ async def test_a_declared_length_that_differs_is_refused_before_reading(client: 
     assert await received_range(client, location) == "0-0"
 
 
-@pytest.mark.parametrize(("sent", "kept"), [(DATA[:50], "0-49"), (DATA[:150], "0-99")], ids=["short", "long"])
-async def test_the_status_is_right_after_a_body_of_wrong_length(client: AsgiClient, sent: bytes, kept: str) -> None:
+@pytest.mark.parametrize(("sent", "stored_range"), [(DATA[:50], "0-49"), (DATA[:150], "0-99")], ids=["short", "long"])
+async def test_the_status_is_right_after_a_body_of_wrong_length(
+    client: AsgiClient, sent: bytes, stored_range: str
+) -> None:
     """In chunked transfer coding, a wrong length shows only at the end. The session then has at most the bytes that
     Content-Range declared, and its status says how many."""
     location = await start(client)
     answer = await client("PATCH", location, {"Content-Range": "0-99"}, [sent[:30], sent[30:]])
     assert (answer.status, answer.code) == (400, "SIZE_INVALID")
-    assert await received_range(client, location) == kept
+    assert await received_range(client, location) == stored_range
 
 
 async def test_a_session_can_be_resumed_after_a_disconnect(client: AsgiClient) -> None:

@@ -164,9 +164,9 @@ async def check_apis(visitor: Visitor, content: Content) -> None:
     for kind, query in searches_for_all(content):
         answer = await visitor.get(f"/api/v1/search?kind={kind}&limit=100&q={quote(query)}", api=True)
         if visitor.may_search:
-            found = answer.json()[kind]
-            visitor.expect_names(f"the API's search for {kind}", [each["repository"] for each in found["items"]])
-            visitor.expect("its next page", found["next"], None)
+            result = answer.json()[kind]
+            visitor.expect_names(f"the API's search for {kind}", [each["repository"] for each in result["items"]])
+            visitor.expect("its next page", result["next"], None)
         else:
             visitor.expect("the API's search", answer.status_code, 401, len(REPOSITORIES))
     docker_search = await visitor.get("/v1/search?q=app&n=100", api=True)
@@ -183,8 +183,8 @@ async def check_apis(visitor: Visitor, content: Content) -> None:
             visitor.expect("the list of /v2", visitor.who.name, None)
             return
         names += answer.json()["repositories"]
-        more = re.match("<([^>]+)>", answer.headers.get("link", ""))
-        path = more[1] if more else ""
+        next_link = re.match("<([^>]+)>", answer.headers.get("link", ""))
+        path = next_link[1] if next_link else ""
     visitor.expect_names("the list of /v2", names)
 
 
@@ -206,9 +206,9 @@ async def found_on_pages(visitor: Visitor, kind: str, query: str) -> list[str]:
         answer = await visitor.get(path)
         if answer.status_code == 303:
             return [name_in(answer.headers["location"])]
-        names += [name_in(found) for found in re.findall(r'<li><a href="([^"]+)">', answer.text)]
-        more = re.search(r'<a class="button" href="([^"]+)">Show more', answer.text)
-        path = more[1].replace("&amp;", "&") if more else ""
+        names += [name_in(link) for link in re.findall(r'<li><a href="([^"]+)">', answer.text)]
+        next_link = re.search(r'<a class="button" href="([^"]+)">Show more', answer.text)
+        path = next_link[1].replace("&amp;", "&") if next_link else ""
     return names
 
 

@@ -29,16 +29,16 @@ async def send(browser: httpx2.AsyncClient, path: str, **fields: str | list[str]
 def secret_on_page(answer: httpx2.Response) -> str:
     """Returns the password or token that the page shows once."""
     assert answer.status_code == 200, answer.text
-    found = re.search(r'<code id="secret">([^<]+)</code>', answer.text)
-    assert found is not None
-    return found[1]
+    match = re.search(r'<code id="secret">([^<]+)</code>', answer.text)
+    assert match is not None
+    return match[1]
 
 
 def problem_on_page(answer: httpx2.Response) -> tuple[int, str]:
     """Returns the status of the response, and the error text on the page."""
-    found = re.search(r'<p class="problem" role="alert" id="problem">(.*?)</p>', answer.text)
-    assert found is not None, answer.text
-    return answer.status_code, re.sub(r"<[^>]+>", "", found[1]).strip()
+    match = re.search(r'<p class="problem" role="alert" id="problem">(.*?)</p>', answer.text)
+    assert match is not None, answer.text
+    return answer.status_code, re.sub(r"<[^>]+>", "", match[1]).strip()
 
 
 async def test_the_pages_are_for_admins_only(tmp_path: Path) -> None:
@@ -124,10 +124,10 @@ async def test_the_page_states_the_error_in_a_form(tmp_path: Path) -> None:
     """The page says what is wrong with the form, and keeps the values that were entered, except passwords."""
     async with site(tmp_path) as server, server.browser() as browser:
         await server.log_in(browser, "root")
-        taken = await send(browser, "/ui/access", name="alice", note="a note", password="secret words here")
-        assert problem_on_page(taken) == (409, "This name is taken.")
-        assert 'value="a note"' in taken.text
-        assert "secret words" not in taken.text
+        conflict = await send(browser, "/ui/access", name="alice", note="a note", password="secret words here")
+        assert problem_on_page(conflict) == (409, "This name is taken.")
+        assert 'value="a note"' in conflict.text
+        assert "secret words" not in conflict.text
         status, text = problem_on_page(await send(browser, "/ui/access/robots", name=HOSTILE))
         assert (status, "is no name for an account" in text, HOSTILE in text) == (400, True, False)
         assert problem_on_page(await send(browser, "/ui/access", name="eve", password="short"))[0] == 400
@@ -199,10 +199,10 @@ async def test_api_tokens(tmp_path: Path) -> None:
         assert token.expires == pytest.approx(token.created + 30 * 86400)
         assert [limit.pattern for limit in token.limits or ()] == ["team/**", "x/app"]
         for page in (path, "/ui/access/tokens"):
-            shown = (await browser.get(page)).text
-            assert token.id in shown
-            assert secret not in shown
-            assert HOSTILE not in shown
+            text = (await browser.get(page)).text
+            assert token.id in text
+            assert secret not in text
+            assert HOSTILE not in text
         own = secret_on_page(await send(members_browser, "/ui/account", do="token", days="", note="laptop"))
         assert own not in (await members_browser.get("/ui/account")).text
         assert "laptop" in (await members_browser.get("/ui/account")).text
@@ -255,8 +255,8 @@ async def test_visitors_change_their_own_password(tmp_path: Path) -> None:
         await server.log_in(other, "alice")
         new = "quite another password"
 
-        async def change(old: str, new: str, again: str) -> httpx2.Response:
-            return await send(browser, "/ui/account", do="password", old=old, new=new, again=again)
+        async def change(old: str, new: str, repeated: str) -> httpx2.Response:
+            return await send(browser, "/ui/account", do="password", old=old, new=new, again=repeated)
 
         assert problem_on_page(await change(PASSWORD, new, new + "x")) == (400, "The two new passwords differ.")
         assert problem_on_page(await change("wrong", new, new)) == (403, "The old password is wrong.")
@@ -313,8 +313,8 @@ async def test_the_audit_log_is_filtered_and_paged(tmp_path: Path) -> None:
         while path:
             listed += await activity(browser, path)
             page = (await browser.get(f"/ui/activity?{path}")).text
-            more = re.search(r'<a class="button" href="/ui/activity\?([^"]+)"', page)
-            path = more[1].replace("&amp;", "&") if more else ""
+            next_link = re.search(r'<a class="button" href="/ui/activity\?([^"]+)"', page)
+            path = next_link[1].replace("&amp;", "&") if next_link else ""
         assert len(listed) == 61
         for wrong in ("outcome=odd", "period=year", "until=tomorrow", "after=nonsense", "account=a&account=b"):
             assert (await browser.get(f"/ui/activity?{wrong}")).status_code == 400, wrong

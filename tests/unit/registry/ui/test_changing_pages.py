@@ -105,7 +105,7 @@ async def test_buttons_are_shown_to_visitors_with_the_right(
     """A visitor sees a button only with the right to the action. A forged form of a visitor without the right changes
     nothing. If `actions` is None, the visitor is anonymous and may only pull."""
     async with site(tmp_path) as server:
-        kept = await push_image(server.store, APP, "kept", "v1", "v2")
+        first_image = await push_image(server.store, APP, "kept", "v1", "v2")
         await push_image(server.store, APP, "newer", "v2")
         await add_grant(server.app.accounts, "everyone", str(APP), "pull")
         async with logged_in(server, None if actions is None else "alice", actions or "") as browser:
@@ -113,11 +113,11 @@ async def test_buttons_are_shown_to_visitors_with_the_right(
             assert (f'formaction="{REMOVAL}"' in listed, f"{REMOVAL}?tag=v2" in tag_page) == (may_delete, may_delete)
             assert (f'href="{DESCRIPTION}"' in listed) == may_push
             history = (await browser.get(f"{HISTORY}:v2")).text
-            assert (kept.digest in hidden_fields(history, "digest")) == may_push
+            assert (first_image.digest in hidden_fields(history, "digest")) == may_push
             for path, allowed, fields in (
-                (REMOVAL, may_delete, {"tag": f"v1@{kept.digest}"}),
-                (RESTORATION, may_push, {"tag": f"v1@{kept.digest}"}),
-                (f"{HISTORY}:v2", may_push, {"digest": kept.digest}),
+                (REMOVAL, may_delete, {"tag": f"v1@{first_image.digest}"}),
+                (RESTORATION, may_push, {"tag": f"v1@{first_image.digest}"}),
+                (f"{HISTORY}:v2", may_push, {"digest": first_image.digest}),
                 (DESCRIPTION, may_push, {"text": "mine", "revision": "0", "action": "save"}),
             ):
                 if path in (REMOVAL, DESCRIPTION):
@@ -131,7 +131,7 @@ async def test_buttons_are_shown_to_visitors_with_the_right(
                 else:
                     assert answer.status_code == 403, path
             assert (len(await all_tags(server.store, APP)) == 2) == (not may_delete)
-            assert (await digest_of_tag(server.store, "v2") == kept.digest) == may_push
+            assert (await digest_of_tag(server.store, "v2") == first_image.digest) == may_push
             assert (await server.store.descriptions.description(APP) is not None) == may_push
 
 
@@ -246,9 +246,9 @@ async def test_a_long_history_has_pages(tmp_path: Path) -> None:
             await server.store.put_manifest(APP, images[n % 2], [Tag("v1")], by=BY)
         async with server.browser() as browser:
             first = (await browser.get(f"{HISTORY}:v1")).text
-            more = re.search(r'<a class="button" href="([^"]+after=[^"]+)"', first)
-            assert more is not None
-            second = (await browser.get(html.unescape(more[1]))).text
+            next_link = re.search(r'<a class="button" href="([^"]+after=[^"]+)"', first)
+            assert next_link is not None
+            second = (await browser.get(html.unescape(next_link[1]))).text
             assert [page.count('<th scope="row">') for page in (first, second)] == [50, 10]
             for page in (first, second):
                 assert set(hidden_fields(page, "digest")) == {images[0].digest}
@@ -284,10 +284,10 @@ async def test_a_description_is_written(tmp_path: Path) -> None:
             assert late.status_code == 412
             assert "mine</textarea>" in late.text
             assert "<h3>Title</h3>" in late.text
-            again = await post(
+            accepted = await post(
                 browser, DESCRIPTION, text="mine", revision=hidden_fields(late.text, "revision")[0], action="save"
             )
-            assert again.status_code == 303
+            assert accepted.status_code == 303
             assert "<p>mine</p>" in (await browser.get(PAGE)).text
             revision = hidden_fields((await browser.get(DESCRIPTION)).text, "revision")[0]
             assert (await post(browser, DESCRIPTION, text="", revision=revision, action="save")).status_code == 303

@@ -67,9 +67,9 @@ async def test_cached_images(tmp_path: Path) -> None:
         async def names(query: str) -> list[str]:
             answer = await browser.get(f"/ui/mirror/images?{query}")
             assert answer.status_code == 200, answer.text
-            more = re.search(r'<a class="button" href="([^"]+after=[^"]+)"', answer.text)
-            found = re.findall(r'<a href="/ui/repositories/([^@"]+)@', answer.text)
-            return found + (await names(more[1].partition("?")[2].replace("&amp;", "&")) if more else [])
+            next_link = re.search(r'<a class="button" href="([^"]+after=[^"]+)"', answer.text)
+            listed = re.findall(r'<a href="/ui/repositories/([^@"]+)@', answer.text)
+            return listed + (await names(next_link[1].partition("?")[2].replace("&amp;", "&")) if next_link else [])
 
         apps = [f"docker.io/team/app{number:02}" for number in range(27)]
         assert await names("sort=oldest-pull") == [*apps, UBUNTU]
@@ -90,8 +90,8 @@ async def test_a_purge_needs_a_confirmation(tmp_path: Path) -> None:
         image = await add_cached(server.store, UBUNTU, "24.04", "lts")
         reference = {"reference": f"{UBUNTU}@{image.digest}"}
 
-        async def purge(**more: str) -> tuple[int, str]:
-            answer = await browser.post("/ui/mirror/purge", data={**reference, **more}, headers=FROM_PAGE)
+        async def purge(**fields: str) -> tuple[int, str]:
+            answer = await browser.post("/ui/mirror/purge", data={**reference, **fields}, headers=FROM_PAGE)
             return answer.status_code, answer.text
 
         await server.store.upstream_tags.freeze(RepositoryName(UBUNTU), Tag("lts"), Digest(image.digest), by=BY)
@@ -119,8 +119,8 @@ async def test_purge_of_a_repository(tmp_path: Path) -> None:
             await add_cached(server.store, UBUNTU, f"24.0{number}", of=str(number))
         await add_cached(server.store, "docker.io/library/debian", "12")
 
-        async def purge(reference: str, **more: str) -> tuple[int, str]:
-            data = {"reference": reference, "everything": "yes", **more}
+        async def purge(reference: str, **fields: str) -> tuple[int, str]:
+            data = {"reference": reference, "everything": "yes", **fields}
             answer = await browser.post("/ui/mirror/purge", data=data, headers=FROM_PAGE)
             return answer.status_code, answer.text
 
@@ -133,8 +133,8 @@ async def test_purge_of_a_repository(tmp_path: Path) -> None:
         images = (await browser.get("/ui/mirror/images")).text
         assert (UBUNTU in images, "docker.io/library/debian" in images) == (False, True)
         for reference, status in (("<script>", 400), ("ubuntu", 404), ("team/none", 404)):
-            for more in ({}, {"sure": "yes"}) if status == 400 else ({"sure": "yes"},):
-                assert (await purge(reference, **more))[0] == status, reference
+            for fields in ({}, {"sure": "yes"}) if status == 400 else ({"sure": "yes"},):
+                assert (await purge(reference, **fields))[0] == status, reference
 
 
 async def test_an_unavailable_upstream(tmp_path: Path) -> None:

@@ -128,9 +128,9 @@ async def test_the_current_part_is_updated(server: Site) -> None:
     await server.store.jobs.add("unknown", {}, actor="root")  # no worker runs a job of an unknown kind
     async with server.browser() as browser:
         await server.log_in(browser, "root")
-        whole = (await browser.get("/ui/overview")).text
+        page = (await browser.get("/ui/overview")).text
         part = (await browser.get("/ui/overview/now", headers=HTMX)).text
-        assert 'hx-get="/ui/overview/now"' in whole
+        assert 'hx-get="/ui/overview/now"' in page
         assert 'hx-get="/ui/overview/now"' in part
         assert "<html" not in part
         assert re.search(r'<th scope="row">unknown</th>', part)

@@ -35,10 +35,10 @@ async def test_log_in_and_out(tmp_path: Path) -> None:
         assert f'action="/ui/language">\n<input type="hidden" name="next" value="{login_path}">' in refused.text
         form = await browser.get(login_path)
         assert '<input type="hidden" name="next" value="/ui/setup?client=podman">' in form.text
-        done = await server.log_in(browser, "alice", next="/ui/setup?client=podman")
-        assert done.headers["location"] == "/ui/setup?client=podman"
-        assert "HttpOnly" in done.headers["set-cookie"]
-        assert "SameSite=lax" in done.headers["set-cookie"]
+        logged_in = await server.log_in(browser, "alice", next="/ui/setup?client=podman")
+        assert logged_in.headers["location"] == "/ui/setup?client=podman"
+        assert "HttpOnly" in logged_in.headers["set-cookie"]
+        assert "SameSite=lax" in logged_in.headers["set-cookie"]
         assert '<span class="account">alice</span>' in (await browser.get("/ui/setup")).text
         assert (await browser.get("/ui/system")).status_code == 403
         for foreign_url in ("//evil.example", "https://evil.example", "/\\evil.example", "/\t/evil.example", ""):

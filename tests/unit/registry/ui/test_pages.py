@@ -128,10 +128,10 @@ async def test_long_lists_have_pages(tmp_path: Path) -> None:
             for _ in range(5):
                 answer = await browser.get(path)
                 names += names_on(answer)
-                more = re.search(r'<a class="button" href="([^"]+after=[^"]+)"', answer.text)
-                if more is None:
+                next_link = re.search(r'<a class="button" href="([^"]+after=[^"]+)"', answer.text)
+                if next_link is None:
                     return names
-                path = more[1].replace("&amp;", "&")
+                path = next_link[1].replace("&amp;", "&")
             raise AssertionError("the list does not end")
 
         async with server.browser() as browser:
@@ -163,9 +163,9 @@ async def test_a_repository_shows_its_tags(tmp_path: Path) -> None:
             assert manifest.digest in first
             assert "5.00 MiB" in first
             assert "docker pull registry.test/docker.io/library/ubuntu:t00" in first
-            more = re.search(r'<a class="button" href="([^"]+after=[^"]+)"', first)
-            assert more is not None
-            second = (await browser.get(more[1].replace("&amp;", "&"))).text
+            next_link = re.search(r'<a class="button" href="([^"]+after=[^"]+)"', first)
+            assert next_link is not None
+            second = (await browser.get(next_link[1].replace("&amp;", "&"))).text
             assert tags_on(first) + tags_on(second) == ["all", *(f"t{n:02}" for n in range(30))]
 
 
@@ -307,9 +307,9 @@ async def test_search(tmp_path: Path) -> None:
             assert (await search(params={"q": "app", **wrong})).status_code == 400
         await server.log_in(browser, "root")
         first = (await search(params={"q": "secret/app"})).text
-        more = re.search(r'<a class="button" href="([^"]+kind=repositories[^"]+)"', first)
-        assert more is not None
-        rest = (await browser.get(more[1].replace("&amp;", "&"))).text
+        next_link = re.search(r'<a class="button" href="([^"]+kind=repositories[^"]+)"', first)
+        assert next_link is not None
+        rest = (await browser.get(next_link[1].replace("&amp;", "&"))).text
         names = {path for path in result_paths(first) + result_paths(rest) if ":" not in path}
         assert names == {f"/ui/repositories/secret/app{number}" for number in range(HITS_OF_EACH_KIND + 1)}
 

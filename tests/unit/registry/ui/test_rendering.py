@@ -86,11 +86,11 @@ def test_templates_have_no_inline_scripts_or_styles() -> None:
     turns the escaping off."""
     for path in TEMPLATES.iterdir():
         text = path.read_text()
-        found = re.findall(
+        violations = re.findall(
             r"\|\s*safe|autoescape|style=|<style|javascript:|\son[a-z]+=|hx-on|<script(?! defer src| type=\S+ src)",
             text,
         )
-        assert found == [], path.name
+        assert violations == [], path.name
 
 
 def test_files_have_one_version() -> None:

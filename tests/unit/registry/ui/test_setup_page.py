@@ -29,7 +29,7 @@ async def test_the_page_shows_requests_from_the_visitors_address(tmp_path: Path)
 async def test_only_admins_see_requests_from_other_addresses(tmp_path: Path) -> None:
     """An admin can name another address in the query. For other visitors, the query has no effect."""
     path = "/ui/setup?client=containerd&from=192.0.2.2"
-    seen = "came through here from 192.0.2.2"
+    expected = "came through here from 192.0.2.2"
     async with site(tmp_path) as server, server.browser() as browser:
         recent = server.app.app.telemetry.recent_clients
         assert recent is not None
@@ -39,7 +39,7 @@ async def test_only_admins_see_requests_from_other_addresses(tmp_path: Path) -> 
                 await server.log_in(browser, name)
             assert "here from 192.0.2.2" not in (await browser.get(path)).text
         await server.log_in(browser, "root")
-        assert seen in (await browser.get(path)).text
+        assert expected in (await browser.get(path)).text
         assert "has come through here from 192.0.2.3 in" in (await browser.get(f"{path[:-1]}3")).text
         assert 'name="from"' in (await browser.get("/ui/setup")).text
         assert (await browser.get("/ui/setup?from=%3Cscript%3E")).status_code == 400

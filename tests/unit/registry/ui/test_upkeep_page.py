@@ -94,8 +94,8 @@ async def test_budgets_quotas_and_backups(tmp_path: Path) -> None:
     ):
         await server.log_in(browser, "root")
         page = (await browser.get("/ui/upkeep")).text
-        for shown in ("Quota of team/", "1.00 GiB", "Cache, all upstreams", "2.00 GiB", "There is no backup yet"):
-            assert shown in page, shown
+        for text in ("Quota of team/", "1.00 GiB", "Cache, all upstreams", "2.00 GiB", "There is no backup yet"):
+            assert text in page, text
         (target / "snapshots" / "bad" / "manifest.json").write_text("<script>")
         page = (await browser.get("/ui/upkeep")).text
         assert "cannot be read" in page

@@ -44,8 +44,8 @@ def rsa_key() -> IssuerKey:
     return IssuerKey("rsa", "RS256")
 
 
-def claims(clock: AuthClock, **more: Any) -> dict[str, Any]:
-    return {"iss": ISSUER, "aud": AUDIENCE, "exp": clock() + 600, "iat": clock(), "sub": "job 1", **more}
+def claims(clock: AuthClock, **changes: Any) -> dict[str, Any]:
+    return {"iss": ISSUER, "aud": AUDIENCE, "exp": clock() + 600, "iat": clock(), "sub": "job 1", **changes}
 
 
 @asynccontextmanager
@@ -292,11 +292,11 @@ async def test_changed_settings_make_bearer_tokens_invalid(
     async with worker_that_trusts(tmp_path, clock, {"jwks_url": key_server.url}) as worker:
         proof = await worker.access.credential_verifier.verify_bearer(key.sign(claims(clock)), AT_HOME)
         text = (await worker.access.bearer_tokens.issue(proof, {})).text
-    again = {"issuer": [{"issuer": ISSUER, "audience": AUDIENCE, "account": "ci", "jwks_url": key_server.url}]}
-    async with auth_worker(tmp_path / "data", clock, again) as worker:
+    new_settings = {"issuer": [{"issuer": ISSUER, "audience": AUDIENCE, "account": "ci", "jwks_url": key_server.url}]}
+    async with auth_worker(tmp_path / "data", clock, new_settings) as worker:
         assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
-    again["issuer"][0]["required"] = {"owner": "team"}  # type: ignore[assignment]
-    async with auth_worker(tmp_path / "data", clock, again) as worker:
+    new_settings["issuer"][0]["required"] = {"owner": "team"}  # type: ignore[assignment]
+    async with auth_worker(tmp_path / "data", clock, new_settings) as worker:
         with pytest.raises(Unauthorized):
             await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
 

@@ -45,8 +45,8 @@ REDIRECT_URI = "http://127.0.0.1:5000/login/callback"
 
 @pytest.fixture
 def fake_provider() -> Iterator[FakeOpenIDProvider]:
-    with openid_provider() as made:
-        yield made
+    with openid_provider() as provider:
+        yield provider
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def secret(tmp_path: Path) -> Path:
     return file
 
 
-def settings(fake_provider: FakeOpenIDProvider, **more: Any) -> OIDCSettings:
-    return OIDCSettings(issuer=fake_provider.url, client_id=CLIENT, **more)
+def settings(fake_provider: FakeOpenIDProvider, **options: Any) -> OIDCSettings:
+    return OIDCSettings(issuer=fake_provider.url, client_id=CLIENT, **options)
 
 
 async def authorization_code(fake_provider: FakeOpenIDProvider, attempts: LoginAttempts) -> tuple[str, str]:
@@ -325,13 +325,13 @@ async def test_groups_of_a_session(data: Path, clock: AuthClock, fake_provider: 
     fake_provider.secret = None
     async with auth_worker(data, clock, {"oidc": settings(fake_provider, groups_claim="groups")}) as worker:
         await worker.add_user(ALICE)
-        many = [f"{'g' * 50}-{number:03}" for number in range(MAX_CLAIM_GROUPS + 1)]
-        for name in ("dev", *many):
+        group_names = [f"{'g' * 50}-{number:03}" for number in range(MAX_CLAIM_GROUPS + 1)]
+        for name in ("dev", *group_names):
             await worker.accounts.add_group(AccountName(name), by=ADMIN)
         fake_provider.person["groups"] = ["dev", "none", "Not A Name", 5]
         assert (await log_in(worker, fake_provider)).groups == ("dev",)
-        fake_provider.person["groups"] = many
-        assert (await log_in(worker, fake_provider)).groups == tuple(many[:MAX_CLAIM_GROUPS])
+        fake_provider.person["groups"] = group_names
+        assert (await log_in(worker, fake_provider)).groups == tuple(group_names[:MAX_CLAIM_GROUPS])
 
 
 @pytest.mark.slow
@@ -347,8 +347,8 @@ async def test_first_login_creates_an_account(data: Path, clock: AuthClock, fake
             assert (await log_in(worker, fake_provider)).name == ALICE
         account = worker.accounts.account(ALICE)
         assert (account.kind, account.admin, account.has_password) == (AccountKind.USER, False, False)
-        made = (await worker.audited("account.add"))[0]
-        assert (made.actor, made.target, made.address) == ("system", "alice", AT_HOME.address)
+        audit_line = (await worker.audited("account.add"))[0]
+        assert (audit_line.actor, audit_line.target, audit_line.address) == ("system", "alice", AT_HOME.address)
         for name in (CI, "dev", "system", "Alice", "", None, 5, "a b"):
             fake_provider.person["preferred_username"] = name
             with pytest.raises(LoginFailed):

@@ -88,23 +88,23 @@ def library_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     calls: list[tuple[str, int]] = []
     check, verify_argon2 = bcrypt.checkpw, argon2.PasswordHasher.verify
 
-    def counted_bcrypt(password: bytes, held: bytes) -> bool:
-        calls.append(("bcrypt", 2 ** int(held[4:6])))
-        return check(password, held)
+    def counted_bcrypt(password: bytes, stored_hash: bytes) -> bool:
+        calls.append(("bcrypt", 2 ** int(stored_hash[4:6])))
+        return check(password, stored_hash)
 
-    def counted_argon2(self: argon2.PasswordHasher, held: str, password: bytes) -> bool:
-        calls.append(("argon2", argon2.extract_parameters(held).memory_cost))
-        return verify_argon2(self, held, password)
+    def counted_argon2(self: argon2.PasswordHasher, stored_hash: str, password: bytes) -> bool:
+        calls.append(("argon2", argon2.extract_parameters(stored_hash).memory_cost))
+        return verify_argon2(self, stored_hash, password)
 
     monkeypatch.setattr(bcrypt, "checkpw", counted_bcrypt)
     monkeypatch.setattr(argon2.PasswordHasher, "verify", counted_argon2)
     return calls
 
 
-def cost_of_wrong_password(library_calls: list[tuple[str, int]], held: StoredHash) -> dict[str, int]:
-    """Returns for each library what it costs to check a wrong password against `held`."""
+def cost_of_wrong_password(library_calls: list[tuple[str, int]], stored_hash: StoredHash) -> dict[str, int]:
+    """Returns for each library what it costs to check a wrong password against `stored_hash`."""
     library_calls.clear()
-    assert not verify_password("a wrong password", held)
+    assert not verify_password("a wrong password", stored_hash)
     return {name: sum(cost for library, cost in library_calls if library == name) for name in ("argon2", "bcrypt")}
 
 
@@ -190,15 +190,15 @@ async def test_cancelled_calls(leases: FileLeases) -> None:
     """If a call in the queue is cancelled, its work is not done. If a running call is cancelled, it keeps its slot
     until the work is done."""
     pool = HashingPool(leases, max_waiting=1)
-    finish, begun = threading.Event(), threading.Semaphore(0)
+    finish, started = threading.Event(), threading.Semaphore(0)
 
     def work() -> bool:
-        begun.release()
+        started.release()
         return finish.wait(30)
 
     running = [asyncio.create_task(pool.run(work)) for _ in range(MAX_PARALLEL_HASHINGS)]
     for _ in running:
-        assert await asyncio.to_thread(begun.acquire, True, 10)
+        assert await asyncio.to_thread(started.acquire, True, 10)
     waiting = asyncio.create_task(pool.run(work))
     await asyncio.sleep(0)
     waiting.cancel()

@@ -156,8 +156,8 @@ async def test_the_owner_can_log_in_during_an_attack(worker: AuthWorker) -> None
         with pytest.raises(TooManyRequests):
             await credentials.verify_basic(ALICE, guess, ELSEWHERE)
     assert await credentials.verify_basic(ALICE, PASSWORD, AT_HOME)
-    made = await worker.add_token(ALICE)
-    assert await credentials.verify_basic(ALICE, made.text, replace(ELSEWHERE, address=address(99)))
+    api_token = await worker.add_token(ALICE)
+    assert await credentials.verify_basic(ALICE, api_token.text, replace(ELSEWHERE, address=address(99)))
 
 
 async def test_the_same_wrong_password_is_counted_once_a_day(worker: AuthWorker) -> None:

@@ -60,13 +60,13 @@ async def test_a_private_upstream_needs_its_own_grant(accounts: Accounts, policy
     push to a mirrored repository."""
     await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "**", "*")
-    found = await explanation_of(policy, "alice", "private.example/app")
-    assert (grants_of(found), found.repositories[0].actions) == ([], Action.NONE)
+    explanation = await explanation_of(policy, "alice", "private.example/app")
+    assert (grants_of(explanation), explanation.repositories[0].actions) == ([], Action.NONE)
     await add_grant(accounts, "user:alice", "private.example/**", "pull,push")
-    found = await explanation_of(policy, "alice", "private.example/app")
-    assert grants_of(found) == ["user:alice private.example/**"]
-    assert found.repositories[0].actions == Action.PULL
-    assert found.repositories[0].upstream == "private.example"
+    explanation = await explanation_of(policy, "alice", "private.example/app")
+    assert grants_of(explanation) == ["user:alice private.example/**"]
+    assert explanation.repositories[0].actions == Action.PULL
+    assert explanation.repositories[0].upstream == "private.example"
     official = await explanation_of(policy, "alice", "docker.io/ubuntu")
     assert official.repositories[0].name == "docker.io/library/ubuntu"
     assert official.repositories[0].actions == EVERY_ACTION & ~Action.PUSH
@@ -75,9 +75,9 @@ async def test_a_private_upstream_needs_its_own_grant(accounts: Accounts, policy
 async def test_open_registries_admins_and_disabled_accounts(accounts: Accounts, policy: Policy) -> None:
     """The explanation says whether the registry is open (it has no accounts), whether the account is an admin or
     disabled, and whether the store has the account."""
-    found = await explanation_of(policy, None, "team/app")
-    assert found.is_open
-    assert found.repositories[0].actions == Action.PULL | Action.PUSH | Action.DELETE
+    explanation = await explanation_of(policy, None, "team/app")
+    assert explanation.is_open
+    assert explanation.repositories[0].actions == Action.PULL | Action.PUSH | Action.DELETE
     await add_account(accounts, "root", admin=True)
     await add_account(accounts, "alice")
     await add_account(accounts, "ci", robot=True)

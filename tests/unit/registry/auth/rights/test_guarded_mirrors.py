@@ -64,11 +64,11 @@ class MirrorStub(MemoryRegistry):
 async def site() -> GuardedRouter:
     """A `GuardedRouter` whose upstreams have images. Nothing was pushed to `team/app` here, but docker.io has a
     repository of this name."""
-    made = GuardedRouter()
-    await push_image(made.docker_hub, MIRRORED, "far", "latest")
-    await push_image(made.docker_hub, RepositoryName("docker.io/library/ubuntu"), "ubuntu", "latest")
-    await push_image(made.private, RepositoryName("private.example/team/app"), "private", "latest")
-    return made
+    router = GuardedRouter()
+    await push_image(router.docker_hub, MIRRORED, "far", "latest")
+    await push_image(router.docker_hub, RepositoryName("docker.io/library/ubuntu"), "ubuntu", "latest")
+    await push_image(router.private, RepositoryName("private.example/team/app"), "private", "latest")
+    return router
 
 
 MIRRORED_LAYER, HOSTED_LAYER = descriptor_of(b"layer of far").digest, descriptor_of(b"layer of hosted").digest

@@ -56,8 +56,8 @@ def next_position(answer: AsgiAnswer) -> str | None:
 
 def next_path(answer: AsgiAnswer) -> str:
     """Returns the path of the next page; empty if there is none."""
-    found = [re.fullmatch(r'<(.*)>; rel="next"', link) for link in answer.all("link")]
-    return found[0][1] if found and found[0] else ""
+    matches = [re.fullmatch(r'<(.*)>; rel="next"', link) for link in answer.all("link")]
+    return matches[0][1] if matches and matches[0] else ""
 
 
 async def walk(service: AppInProcess, login: str, n: int = 1000) -> tuple[list[str], list[str]]:

@@ -131,10 +131,10 @@ async def test_an_identity_is_refused_after_its_account_changed(accounts: Accoun
     await accounts.remove_account(AccountName("alice"), by=BY)
     with pytest.raises(Unauthorized):
         policy.principal(alice)
-    again = await add_account(accounts, "alice")
+    new_identity = await add_account(accounts, "alice")
     with pytest.raises(Unauthorized):
         policy.principal(alice)
-    policy.principal(again)
+    policy.principal(new_identity)
 
 
 async def test_removed_grants_no_longer_apply(accounts: Accounts, policy: Policy) -> None:

@@ -78,7 +78,7 @@ def endpoints(manifest: str, layer: str, other: str) -> list[ApiCall]:
     conditional = {"if-none-match": f'"{layer}"'}
     put = {"content-type": OCI_MANIFEST}
     no_manifest, no_blob = "MANIFEST_UNKNOWN", "BLOB_UNKNOWN"
-    found = [
+    calls = [
         ApiCall("r", method, path, 200, 404, code)
         for method in ("GET", "HEAD")
         for path, code in (
@@ -89,7 +89,7 @@ def endpoints(manifest: str, layer: str, other: str) -> list[ApiCall]:
             ("tags/list?n=1&last=a", "NAME_UNKNOWN"),
         )
     ]
-    found += [
+    calls += [
         ApiCall("r", "GET", "manifests/none", 404, 404, no_manifest),
         ApiCall("r", "GET", f"blobs/{ABSENT}", 404, 404, no_blob),
         ApiCall("r", "GET", tag, 304, 404, no_manifest, {"if-none-match": f'"{manifest}"'}),
@@ -116,9 +116,9 @@ def endpoints(manifest: str, layer: str, other: str) -> list[ApiCall]:
     ]
     for session in (SESSION, other):
         for method in ("GET", "PATCH", "DELETE"):
-            found.append(ApiCall("w", method, f"blobs/uploads/{session}", 404, 404, body=b"x" * (method == "PATCH")))
-        found.append(ApiCall("w", "PUT", f"blobs/uploads/{session}?digest={ABSENT}", 404, 404, body=b"x"))
-    return found
+            calls.append(ApiCall("w", method, f"blobs/uploads/{session}", 404, 404, body=b"x" * (method == "PATCH")))
+        calls.append(ApiCall("w", "PUT", f"blobs/uploads/{session}?digest={ABSENT}", 404, 404, body=b"x"))
+    return calls
 
 
 @dataclass(frozen=True)

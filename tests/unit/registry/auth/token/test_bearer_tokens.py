@@ -114,8 +114,8 @@ async def test_the_lifetime_depends_on_the_credential(worker: AuthWorker) -> Non
     minute, which is the shortest that clients assume."""
     await worker.add_robot()
     for seconds_left, lifetime in ((1000, 300), (100, 100), (10, 60)):
-        made = await worker.add_token(CI, expires=worker.clock() + seconds_left)
-        proof = await worker.access.credential_verifier.verify_basic(CI, made.text, AT_HOME)
+        api_token = await worker.add_token(CI, expires=worker.clock() + seconds_left)
+        proof = await worker.access.credential_verifier.verify_basic(CI, api_token.text, AT_HOME)
         issued = await worker.access.bearer_tokens.issue(proof, {})
         assert issued.lifetime == lifetime
         assert await worker.access.credential_verifier.verify_bearer(issued.text, AT_HOME)
@@ -349,10 +349,10 @@ async def test_a_bearer_token_ends_with_its_api_token(worker: AuthWorker, other:
     """A bearer token that was requested with an API token names the API token, and is refused once the API token is
     revoked."""
     await worker.add_robot()
-    made = await worker.add_token(CI)
-    proof = await worker.access.credential_verifier.verify_basic(CI, made.text, AT_HOME)
+    api_token = await worker.add_token(CI)
+    proof = await worker.access.credential_verifier.verify_basic(CI, api_token.text, AT_HOME)
     text = (await worker.access.bearer_tokens.issue(proof, ACCESS)).text
     identity = await other.access.credential_verifier.verify_bearer(text, AT_HOME)
-    assert (identity.name, identity.robot, identity.token) == (CI, True, made.token.id)
-    await worker.accounts.revoke_token(made.token.id, by=ADMIN)
+    assert (identity.name, identity.robot, identity.token) == (CI, True, api_token.token.id)
+    await worker.accounts.revoke_token(api_token.token.id, by=ADMIN)
     await check_refused(other, text)

@@ -45,10 +45,10 @@ async def test_a_session_lasts_eight_hours(worker: AuthWorker, other: AuthWorker
     text = await worker.access.login_sessions.start(proof, "openid", AT_HOME)
     await worker.accounts.rotate_key(make_key(worker.clock()), keep=0.0, by=ADMIN)
     worker.clock.now += SESSION_SECONDS - 1
-    found = other.access.login_sessions.verify(text)
-    assert replace(found, session=None, expires=None) == proof
-    assert found.session == text.partition(".")[0]
-    assert found.expires == worker.clock() + 1
+    identity = other.access.login_sessions.verify(text)
+    assert replace(identity, session=None, expires=None) == proof
+    assert identity.session == text.partition(".")[0]
+    assert identity.expires == worker.clock() + 1
     worker.clock.now += 1
     check_refused(other, text)
     assert other.accounts.login_sessions(ALICE) == []
@@ -78,21 +78,21 @@ async def test_sessions_can_be_ended(worker: AuthWorker, other: AuthWorker) -> N
     the account. Sessions of other accounts stay."""
     await worker.add_user(BOB)
     bobs = await worker.access.login_sessions.start(Identity(BOB, version=None, stamp="x"), "password", AT_HOME)
-    one, two, three = [await start_session(worker) for _ in range(3)]
-    for text in (one, two, three):
+    first, second, third = [await start_session(worker) for _ in range(3)]
+    for text in (first, second, third):
         assert other.access.login_sessions.verify(text).name == ALICE
-    await worker.access.login_sessions.end(one, AT_HOME)
-    await worker.access.login_sessions.end(one, AT_HOME)  # the second call does nothing
-    check_refused(other, one)
-    kept = two.partition(".")[0]
-    assert await other.accounts.end_login_sessions(ALICE, keep=kept, by=ADMIN) == 1
-    check_refused(worker, three)
-    assert worker.access.login_sessions.verify(two).session == kept
+    await worker.access.login_sessions.end(first, AT_HOME)
+    await worker.access.login_sessions.end(first, AT_HOME)  # the second call does nothing
+    check_refused(other, first)
+    second_id = second.partition(".")[0]
+    assert await other.accounts.end_login_sessions(ALICE, keep=second_id, by=ADMIN) == 1
+    check_refused(worker, third)
+    assert worker.access.login_sessions.verify(second).session == second_id
     assert await other.accounts.end_login_sessions(ALICE, by=ADMIN) == 1
-    check_refused(worker, two)
+    check_refused(worker, second)
     assert worker.access.login_sessions.verify(bobs).name == BOB
     with pytest.raises(AccountUnknown):
-        await worker.accounts.end_login_session(kept, by=ADMIN)
+        await worker.accounts.end_login_session(second_id, by=ADMIN)
 
 
 @pytest.mark.parametrize("change", ["password", "disabled", "admin", "removed"])
@@ -131,13 +131,13 @@ async def test_an_account_has_a_largest_number_of_sessions(worker: AuthWorker) -
 
 async def test_the_time_of_the_last_request_is_recorded(worker: AuthWorker) -> None:
     """The time of the last request is recorded at most once in ten minutes."""
-    text, began = await start_session(worker), worker.clock()
+    text, started = await start_session(worker), worker.clock()
     for later, recorded in ((SEEN_SECONDS - 1, 0.0), (SEEN_SECONDS, SEEN_SECONDS), (SEEN_SECONDS + 1, SEEN_SECONDS)):
-        worker.clock.now = began + later
+        worker.clock.now = started + later
         worker.access.login_sessions.verify(text)
         await worker.access.login_sessions.aclose()
         (session,) = worker.accounts.login_sessions(ALICE)
-        assert session.seen == began + recorded
+        assert session.seen == started + recorded
 
 
 async def test_sessions_and_tokens_are_not_interchangeable(worker: AuthWorker) -> None:

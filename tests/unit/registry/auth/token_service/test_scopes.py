@@ -13,7 +13,7 @@ PULL, PUSH, DELETE = Action.PULL, Action.PUSH, Action.DELETE
 
 
 @pytest.mark.parametrize(
-    ("values", "wanted"),
+    ("values", "expected"),
     [
         ([], {}),
         (["repository:team/app:pull"], {"team/app": PULL}),
@@ -27,11 +27,11 @@ PULL, PUSH, DELETE = Action.PULL, Action.PUSH, Action.DELETE
         (["repository:app:pull,dance"], {"app": PULL}),
     ],
 )
-def test_scopes_are_parsed(values: list[str], wanted: dict[str, Action]) -> None:
+def test_scopes_are_parsed(values: list[str], expected: dict[str, Action]) -> None:
     """A client can send scopes as repeated parameters, or in one parameter with spaces between them. The actions on the
     same name are united. Unknown actions are left out."""
     scopes = parse_scopes(values)
-    assert scopes.actions == wanted
+    assert scopes.actions == expected
     assert not scopes.has_unknown_scopes
 
 

@@ -45,8 +45,8 @@ async def client(worker: AuthWorker) -> AsyncIterator[httpx2.AsyncClient]:
     await worker.grant("everyone", "public/**", "pull")
     await worker.grant("user:alice", "team/**", "pull,push")
     await worker.grant("robot:ci", "team/**", "pull")
-    async with client_of(worker) as made:
-        yield made
+    async with client_of(worker) as token_client:
+        yield token_client
 
 
 async def get(client: httpx2.AsyncClient, *scopes: str, login: str | None = None, **query: str) -> httpx2.Response:
@@ -90,12 +90,12 @@ async def test_the_fields_of_a_response(worker: AuthWorker, client: httpx2.Async
 async def test_a_token_has_the_allowed_actions(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
     """A token has those of the requested actions that the client may do. The client can send the scopes in one
     parameter or in several."""
-    wanted = ("repository:team/app:pull,push,delete", "repository:public/a:pull,push repository:other:pull")
+    scopes = ("repository:team/app:pull,push,delete", "repository:public/a:pull,push repository:other:pull")
     for login, granted in (
         (None, {"public/a": Action.PULL}),
         (basic("alice", PASSWORD), {"team/app": Action.PULL | Action.PUSH, "public/a": Action.PULL}),
     ):
-        assert (await identity_in(worker, await get(client, *wanted, login=login))).access == granted
+        assert (await identity_in(worker, await get(client, *scopes, login=login))).access == granted
 
 
 async def test_tokens_without_a_login(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
@@ -160,12 +160,12 @@ async def test_anonymous_clients_and_api_tokens_get_no_refresh_token(
 ) -> None:
     """An anonymous client gets no refresh token. A login with an API token gets none either. Otherwise the access would
     continue after the API token is revoked."""
-    made = await worker.add_token(CI)
-    for login in (None, basic("ci", made.text)):
+    api_token = await worker.add_token(CI)
+    for login in (None, basic("ci", api_token.text)):
         answer = await get(client, login=login, offline_token="true")
         assert answer.status_code == 200
         assert "refresh_token" not in answer.json()
-    assert (await post(client, grant_type="refresh_token", refresh_token=made.text)).status_code == 200
+    assert (await post(client, grant_type="refresh_token", refresh_token=api_token.text)).status_code == 200
     assert len(worker.accounts.tokens(None, None, 10).items) == 1
 
 
@@ -174,14 +174,14 @@ async def test_an_account_has_a_largest_number_of_refresh_tokens(
 ) -> None:
     """If an account has the largest number of refresh tokens, a further login revokes the one that was used least
     recently. API tokens do not count, and stay."""
-    kept = await worker.add_token(ALICE)
+    api_token = await worker.add_token(ALICE)
     first = await get(client, login=basic("alice", PASSWORD), offline_token="true")
     for _ in range(MAX_REFRESH_TOKENS):
         worker.clock.now += 1
         last = await get(client, login=basic("alice", PASSWORD), offline_token="true")
     tokens = worker.accounts.tokens(ALICE, None, 1000).items
     assert len(tokens) == MAX_REFRESH_TOKENS + 1
-    assert kept.token.id in {token.id for token in tokens}
+    assert api_token.token.id in {token.id for token in tokens}
     check_refused(await post(client, grant_type="refresh_token", refresh_token=first.json()["refresh_token"]))
     answer = await post(client, grant_type="refresh_token", refresh_token=last.json()["refresh_token"])
     assert answer.status_code == 200
@@ -189,11 +189,11 @@ async def test_an_account_has_a_largest_number_of_refresh_tokens(
 
 async def test_a_robot_logs_in_with_an_api_token(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
     """A robot logs in with an API token in place of the password, by GET and by POST."""
-    made = await worker.add_token(CI)
+    api_token = await worker.add_token(CI)
     scope = "repository:team/app:pull,push"
     for answer in (
-        await get(client, scope, login=basic("ci", made.text)),
-        await post(client, grant_type="password", username="ci", password=made.text, scope=scope),
+        await get(client, scope, login=basic("ci", api_token.text)),
+        await post(client, grant_type="password", username="ci", password=api_token.text, scope=scope),
     ):
         proof = await identity_in(worker, answer)
         assert (proof.name, proof.robot, proof.access) == (CI, True, {"team/app": Action.PULL})

@@ -141,12 +141,12 @@ def test_a_certificate_without_a_known_name(tmp_path: Path) -> None:
     assert finding.level is Level.WARNING
     assert "set public_url" in finding.next_step
     assert name in finding.what
-    here = Settings(tls=tls, listen="localhost:443")
-    assert certificate_findings(here, registry_address(here).url, time.time())[0].level is Level.PROBLEM
+    local = Settings(tls=tls, listen="localhost:443")
+    assert certificate_findings(local, registry_address(local).url, time.time())[0].level is Level.PROBLEM
 
 
 @pytest.mark.parametrize(
-    ("subject", "listen", "wanted"),
+    ("subject", "listen", "needed_name"),
     [
         ("/CN=registry.example.com", "0.0.0.0:443", "DNS:registry.example.com"),
         ("/O=Our team", "0.0.0.0:443", f"DNS:{socket.gethostname()}"),
@@ -155,7 +155,7 @@ def test_a_certificate_without_a_known_name(tmp_path: Path) -> None:
     ],
     ids=["common name", "this machine", "address", "localhost is meant"],
 )
-def test_a_certificate_without_names(tmp_path: Path, subject: str, listen: str, wanted: str) -> None:
+def test_a_certificate_without_names(tmp_path: Path, subject: str, listen: str, needed_name: str) -> None:
     """If a certificate names no host, the next step says which name the certificate needs. This is the host or address
     to which clients connect, if the settings have it. Otherwise it is the common name of the certificate, or the name
     of this machine."""
@@ -176,7 +176,7 @@ def test_a_certificate_without_names(tmp_path: Path, subject: str, listen: str, 
     settings = Settings(tls=tls, listen=listen)
     (finding,) = certificate_findings(settings, registry_address(settings).url, time.time())
     assert "names no host" in finding.what
-    assert finding.next_step == f"make a certificate with subjectAltName = {wanted}"
+    assert finding.next_step == f"make a certificate with subjectAltName = {needed_name}"
 
 
 async def test_a_directory_that_cannot_be_examined(tmp_path: Path) -> None:
