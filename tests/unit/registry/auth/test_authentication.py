@@ -114,7 +114,8 @@ async def test_ambiguous_headers_are_refused(service: AppInProcess) -> None:
 
 
 async def test_only_a_bad_bearer_token_gets_invalid_token(service: AppInProcess) -> None:
-    """A bad bearer token gets `invalid_token`, which makes clients fetch another one. A bad password does not."""
+    """The response to a bad bearer token has the error `invalid_token`, which makes clients fetch a new token. The
+    response to a bad password does not have it."""
     answer = await service.client("GET", TAG, {"authorization": "Bearer abc.def.ghi"})
     assert answer["www-authenticate"].endswith(',error="invalid_token"')
     wrong = "Basic " + base64.b64encode(b"alice:ent_000000000000_" + b"0" * 43).decode()
@@ -178,7 +179,7 @@ async def test_requests_are_refused_before_the_body_is_read(
 async def test_calls_and_upload_sessions_belong_to_an_account(
     service: AppInProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log line of a call has the account's name, and an upload session belongs to the account that started it."""
+    """The log line of a call has the name of the account. An upload session belongs to the account that started it."""
     await add_account(service.accounts, "bob")
     await add_grant(service.accounts, "user:bob", "team/**", "pull,push")
     alice, bob = await service.token("alice"), await service.token("bob")

@@ -21,7 +21,7 @@ LOGIN, TOKEN = Basic("alice", "secret"), Bearer("abc.def.ghi")
 
 
 def test_keys_differ() -> None:
-    """The key depends on the header, the address and the process."""
+    """The key of an entry depends on the header, on the address, and on a secret of the cache."""
     cache = CredentialCache()
     headers = [b"Bearer a", b"Bearer b", b"Basic a"]
     keys = {cache.key_of(header, address) for header in headers for address in ("", "192.0.2.1", "192.0.2.2")}
@@ -39,7 +39,7 @@ def test_the_header_of_a_credential() -> None:
 
 
 def test_an_entry_expires_with_its_identity() -> None:
-    """An entry expires with its identity, and at the latest when the cache's lifetime is over."""
+    """An entry expires at the same time as its identity, or earlier, at the end of the cache's lifetime."""
     assert VerifiedCredential(Identity("alice", expires=5.0), 1, 10.0).until == 5.0
     assert VerifiedCredential(Identity("alice", expires=50.0), 1, 10.0).until == 10.0
     assert VerifiedCredential(Identity("alice"), 1, 10.0).until == 10.0

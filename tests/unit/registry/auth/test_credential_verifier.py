@@ -285,10 +285,7 @@ async def test_logins_in_the_audit_log(worker: AuthWorker, caplog: pytest.LogCap
                 await verify("Secret Name", "password", by)
         await verify(ALICE, PASSWORD, ELSEWHERE)
         lines = await worker.audited()
-    recorded = [
-        (htpasswd_line.actor, htpasswd_line.target, htpasswd_line.outcome, htpasswd_line.address, htpasswd_line.count)
-        for htpasswd_line in reversed(lines)
-    ]
+    recorded = [(line.actor, line.target, line.outcome, line.address, line.count) for line in reversed(lines)]
     assert sorted(recorded) == [
         ("alice", "alice", "ok", "192.0.2.1", 1),
         ("alice", "alice", "ok", ELSEWHERE.address, 1),
@@ -296,12 +293,10 @@ async def test_logins_in_the_audit_log(worker: AuthWorker, caplog: pytest.LogCap
         ("anonymous", "alice", "failed", "192.0.2.1", 1),
         ("anonymous", "alice", "failed", "192.0.2.1", 2),
     ]
-    reasons = {
-        str((htpasswd_line.detail or {}).get("reason")) for htpasswd_line in lines if htpasswd_line.outcome == "failed"
-    }
+    reasons = {str((line.detail or {}).get("reason")) for line in lines if line.outcome == "failed"}
     assert reasons == {"the password is wrong", "the password is wrong, as before", "no account has such a name"}
-    assert {htpasswd_line.user_agent for htpasswd_line in lines} == {"docker/29"}
-    assert {htpasswd_line.request_id for htpasswd_line in lines if htpasswd_line.address == by.address} == {"one"}
+    assert {line.user_agent for line in lines} == {"docker/29"}
+    assert {line.request_id for line in lines if line.address == by.address} == {"one"}
     logged_text = caplog.text + repr(lines)
     assert "Secret" not in logged_text
     assert PASSWORD not in logged_text
@@ -330,7 +325,7 @@ async def test_equal_audit_entries_are_counted(worker: AuthWorker, clock: AuthCl
     query = AuditQuery(action="login")
     while not worker.accounts.audit(query, 10).items:
         await worker.accounts.clear_failures([])
-    assert sorted(htpasswd_line.count for htpasswd_line in worker.accounts.audit(query, 10).items) == [1, 1000]
+    assert sorted(line.count for line in worker.accounts.audit(query, 10).items) == [1, 1000]
     slow_buffer = AuditBuffer(worker.accounts, clock, interval=3600.0)
     slow_buffer.add(login_entry(clock, address="192.0.2.11"))
     await slow_buffer.aclose()
@@ -365,16 +360,14 @@ async def test_failed_logins_are_recorded_at_a_limited_rate(worker: AuthWorker, 
     assert len(lines) == MAX_COLLECTED_ENTRIES + 9 * REFUSALS_PER_SECOND + 1
     assert lines[0].target == "alice"
     overflows = worker.accounts.audit(AuditQuery(action=OVERFLOW_ACTION), 100).items
-    assert (
-        sum(htpasswd_line.count for htpasswd_line in overflows) == 9 * MAX_COLLECTED_ENTRIES - 9 * REFUSALS_PER_SECOND
-    )
+    assert sum(line.count for line in overflows) == 9 * MAX_COLLECTED_ENTRIES - 9 * REFUSALS_PER_SECOND
 
 
 # The cache of secrets
 
 
 def test_the_secret_cache_evicts_the_oldest_entries() -> None:
-    """`SecretCache` evicts the oldest entries. A value that replaces another one counts as the newest entry."""
+    """`SecretCache` evicts the oldest entries. An entry that is put again counts as the newest."""
     cache = SecretCache[int](max_entries=3)
     keys = [cache.key_of(str(number)) for number in range(5)]
     for number, key in enumerate(keys):

@@ -17,7 +17,7 @@ PATH = f"{APP}/description"
 
 @pytest.fixture
 async def writer(site: Site) -> None:
-    """The account `writer` may push, and the repository has content."""
+    """Adds the account `writer`, which may push, and pushes an image to the repository."""
     site.logins["writer"] = await site.app.user("writer")
     await add_grant(site.app.accounts, "user:writer", "team/**", "pull,push")
     await site.image("v1")
@@ -72,8 +72,8 @@ def test_descriptions_are_commonmark() -> None:
 
 
 def test_links_in_descriptions() -> None:
-    """Links to other hosts have attributes that send no referrer and give the target no weight in search engines.
-    Relative links are shown as text, because they would lead to this registry."""
+    """Links to other hosts have the attributes `nofollow` and `noreferrer`. Relative links are shown as text, because
+    they would lead to this registry."""
     assert render_markdown('[a](https://example.org/?a=1&b=2 "t")') == (
         '<p><a href="https://example.org/?a=1&amp;b=2" title="t" rel="nofollow noreferrer">a</a></p>\n'
     )

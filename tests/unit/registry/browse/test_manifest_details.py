@@ -143,7 +143,7 @@ def test_histories_that_do_not_match_the_layers() -> None:
 
 
 def test_parts_of_the_size() -> None:
-    """The parts of the size begin with the largest layer, and name its step."""
+    """The parts of the size begin with the largest layer. Each layer has the number of its step in the history."""
     layers = [descriptor_of(text) for text in (b"a", b"bbb")]
     parts = size_parts(build_steps(layers, [entry("x", is_empty=True)], set()), 2, 10)
     assert [(part.kind, part.size, part.step) for part in parts] == [

@@ -103,7 +103,8 @@ async def test_tags_that_are_removed_already(site: Site) -> None:
 
 
 async def test_tags_that_moved_stay(site: Site) -> None:
-    """A tag that no longer points at the digest that the caller has seen stays, with its image and signature."""
+    """If a request names the digest at which a tag pointed, and the tag has moved since, then the tag stays, with its
+    image and signature."""
     old = await site.image("v1", layers=[b"old"])
     await site.image("v2", layers=[b"other"])
     new = await site.image("v1", layers=[b"new"])
@@ -287,7 +288,7 @@ async def strict_site(tmp_path: Path) -> AsyncIterator[Site]:
 
 
 async def test_immutable_tags_stay(strict_site: Site) -> None:
-    """Immutable tags stay, with their images and the signatures of these images."""
+    """Immutable tags are not removed. Their images stay, and so do the signatures of these images."""
     image = await strict_site.image("v1", "latest")
     await strict_site.image(f"sha256-{image.digest.encoded}.sig", layers=[b"signature"])
     planned = await get_plan(strict_site, "v1", "latest")

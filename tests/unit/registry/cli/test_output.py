@@ -19,8 +19,7 @@ class Row(BaseModel):
     [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB"), (1 << 60, "1048576.0 TiB")],
 )
 def test_sizes(count: int, text: str) -> None:
-    """Sizes are written in binary units with one digit after the point. Numbers of bytes have no digits after the
-    point."""
+    """Sizes are written in binary units with one digit after the point. Sizes in bytes have no point."""
     assert human_size(count) == text
 
 

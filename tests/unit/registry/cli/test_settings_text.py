@@ -22,7 +22,8 @@ from registry.config import RetentionRule, Settings, Upstream
     ],
 )
 def test_plain_values(path: tuple[str, ...], value: object) -> None:
-    """Durations and sizes are written as people write them, paths as text. A setting without a value is None."""
+    """Durations and sizes are written with units, as in a settings file. Paths are written as text. A setting without a
+    value is None."""
     assert plain_value(Settings(), path) == value
 
 
@@ -60,7 +61,7 @@ def test_toml_lines() -> None:
 
 
 def test_durations_in_a_retention_rule() -> None:
-    """A duration in a retention rule is written as people write it, even if the setting has no default."""
+    """A duration in a retention rule is written with its unit, even if the setting has no default."""
     rule = RetentionRule(repositories=["team/**"], keep_last=3, delete_untagged_after=604800.0)
     [table] = plain_value(Settings(retention=[rule]), ("retention",))
     assert (table["delete_untagged_after"], table["keep_pushed_within"], table["keep_last"]) == ("7d", "0s", 3)

@@ -75,7 +75,7 @@ def test_the_file_of_k3s() -> None:
 
 
 def test_the_files_of_kind() -> None:
-    """The configuration mounts the directory with containerd's files into the node."""
+    """The configuration of kind (Kubernetes in Docker) mounts the directory with containerd's files into the node."""
     contents = parsed_files(PROGRAM_SETUPS["kind"](HTTP, [HUB], False))
     (node,) = contents["kind.yaml"]["nodes"]
     assert node["extraMounts"] == [{"hostPath": "./certs.d", "containerPath": "/etc/containerd/certs.d"}]

@@ -72,9 +72,10 @@ class PiecewiseSender:
             self.answer += message["body"]
 
 
-def api_of(registry: MemoryRegistry, intake: BodyMemory) -> DistributionAPI:
-    """Returns the API over `registry`, with `intake` as the budgets for request bodies and responses."""
-    return DistributionAPI(registry, body_memory=intake)
+def api_of(registry: MemoryRegistry, body_memory: BodyMemory) -> DistributionAPI:
+    """Returns the API over `registry`. The budgets in `body_memory` limit the memory of request bodies and
+    responses."""
+    return DistributionAPI(registry, body_memory=body_memory)
 
 
 def budget(size: int, **options: float) -> MemoryBudget:

@@ -35,8 +35,9 @@ async def site(tmp_path: Path) -> AsyncIterator[AnswerCacheSite]:
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("endpoint", ["tag", "digest", "tags/list", "ping", "bare ping", "catalog", "referrers"])
 @pytest.mark.slow
-async def test_a_read_is_ready_the_next_time(site: AnswerCacheSite, endpoint: str, method: str) -> None:
-    """The status, headers and body of a ready answer are those of the first response. Only the request's id differs."""
+async def test_a_repeated_read_gets_a_ready_answer(site: AnswerCacheSite, endpoint: str, method: str) -> None:
+    """A repeated request gets a ready answer. Its status, headers and body are those of the first response, except for
+    the request id."""
     target = {
         "tag": TAG,
         "digest": f"{V2}/manifests/{site.image.digest}",
@@ -51,7 +52,7 @@ async def test_a_read_is_ready_the_next_time(site: AnswerCacheSite, endpoint: st
 
 
 @pytest.mark.parametrize("zero_copy", [False, True])
-async def test_a_small_blob_is_ready_the_next_time(site: AnswerCacheSite, zero_copy: bool) -> None:
+async def test_a_repeated_read_of_a_small_blob_gets_a_ready_answer(site: AnswerCacheSite, zero_copy: bool) -> None:
     """The response with a small blob is cached, whether or not the server can send files."""
     site.ask = CachedAnswerClient(site.service.app, zero_copy=zero_copy)
     assert (await site.ready(f"{V2}/blobs/{site.blob}")).body == b"layer of x"
@@ -64,7 +65,7 @@ async def test_each_response_has_its_own_id(site: AnswerCacheSite) -> None:
 
 
 async def test_a_ready_answer_is_only_for_its_method_and_path(site: AnswerCacheSite) -> None:
-    """A ready answer is used only for its method and its path."""
+    """A ready answer is sent only for requests with the same method and the same path."""
     await site.ready(TAG)
     await site.ready(TAG, "HEAD")
     assert (await site.ask("POST", TAG)).status == 405
@@ -113,7 +114,8 @@ async def test_content_that_another_process_deleted_gets_404(site: AnswerCacheSi
 
 
 async def test_the_next_list_has_content_that_another_process_pushed(site: AnswerCacheSite) -> None:
-    """After a push by another process, the next lists have the new tag, the new repository and the new referrer."""
+    """After a push by another process, the list of tags has the new tag, the catalog has the new repository, and the
+    list of referrers has the new referrer."""
     referrers = f"{V2}/referrers/{site.image.digest}"
     for target in (f"{V2}/tags/list", "/v2/_catalog", referrers):
         await site.ready(target)
@@ -176,8 +178,8 @@ async def test_the_cache_is_empty_after_the_application_has_ended(tmp_path: Path
 async def test_a_request_with_a_range_a_condition_or_a_body_bypasses_the_cache(
     site: AnswerCacheSite, name: str, value: str, status: int
 ) -> None:
-    """A request with a range, a condition, a body or `Expect` is never answered from the cache, and does not remove the
-    ready answer for the plain request."""
+    """A request with a range, a condition, a body or `Expect` is never answered from the cache. The ready answer for
+    the plain request stays in the cache."""
     target = f"{V2}/blobs/{site.blob}"
     await site.ready(target)
     assert (await site.never_ready(target, headers={name: value})).status == status
@@ -219,7 +221,8 @@ async def test_the_status_of_an_upload_session_is_never_cached(site: AnswerCache
 
 @pytest.mark.parametrize("zero_copy", [False, True])
 async def test_a_large_body_is_not_cached(site: AnswerCacheSite, zero_copy: bool) -> None:
-    """A response with a body of the largest size is cached. One with a larger body is not."""
+    """A response is cached if its body has at most the largest size for the cache. A response with a larger body is not
+    cached."""
     site.ask = CachedAnswerClient(site.service.app, zero_copy=zero_copy)
     too_large = (await push_blob(site.service.hosted, APP, b"y" * (LARGEST_BODY_BYTES + 1))).digest
     assert len((await site.never_ready(f"{V2}/blobs/{too_large}")).body) == LARGEST_BODY_BYTES + 1
@@ -229,7 +232,8 @@ async def test_a_large_body_is_not_cached(site: AnswerCacheSite, zero_copy: bool
 
 
 async def test_nothing_is_cached_if_the_server_does_not_ask_for_cached_answers(site: AnswerCacheSite) -> None:
-    """If the server does not ask for cached answers, no response is cached."""
+    """The cache is used only if the HTTP server asks for cached answers by an extension of the ASGI scope. Otherwise no
+    response is cached."""
     for _ in range(4):
         assert (await AsgiClient(site.service.app)("GET", TAG)).status == 200
     await site.ask("GET", TAG)
@@ -240,7 +244,7 @@ async def test_nothing_is_cached_if_the_server_does_not_ask_for_cached_answers(s
 
 
 async def test_a_blob_that_is_sent_in_parts_is_not_collected_in_memory(site: AnswerCacheSite) -> None:
-    """A blob that is sent in parts, as over TLS, is not collected in memory for the cache."""
+    """Over TLS, a blob is sent in parts. The cache does not collect these parts in memory."""
     size = 32 * MIB
     digest = (await push_blob(site.service.hosted, APP, bytes(size))).digest
     sent_bytes = 0
@@ -261,7 +265,7 @@ async def test_a_blob_that_is_sent_in_parts_is_not_collected_in_memory(site: Ans
 
 
 async def test_the_response_to_a_single_request_is_not_cached(site: AnswerCacheSite) -> None:
-    """The response to a request is cached only when the same request comes again. So requests for many different names
+    """A response is cached only when the same request is received a second time. So requests for many different names
     do not evict the ready answers."""
     assert (await site.ask("GET", TAG)).status == 200
     assert not site.has_ready(TAG)
@@ -269,7 +273,7 @@ async def test_the_response_to_a_single_request_is_not_cached(site: AnswerCacheS
 
 
 async def test_the_cache_has_a_largest_size(site: AnswerCacheSite) -> None:
-    """The bodies of all ready answers together do not exceed the size of the cache. The newest answers stay."""
+    """The bodies of all ready answers together do not exceed the size of the cache. The oldest answers are evicted."""
     digest = (await push_blob(site.service.hosted, APP, b"x" * LARGEST_BODY_BYTES)).digest
     targets = [
         f"{V2}/blobs/sha256:{_spelled(digest[7:], number)}" for number in range(3 * CACHE_BYTES // LARGEST_BODY_BYTES)
@@ -299,8 +303,8 @@ ACCESS_LINE = re.compile(
 async def test_a_ready_answer_is_in_the_access_log(
     site: AnswerCacheSite, caplog: pytest.LogCaptureFixture, endpoint: str
 ) -> None:
-    """A ready answer writes one line to the access log: the method, the path, the principal, the address, and the id in
-    the response."""
+    """When a ready answer is sent, the access log gets one line. It has the method, the path, the principal, the
+    address, and the request id of the response."""
     digest = str(site.image.digest)
     method, target, repo, reference = {
         "get_manifest": ("GET", TAG, APP, "latest"),
@@ -323,8 +327,8 @@ async def test_a_ready_answer_is_in_the_access_log(
 
 
 async def test_ready_answers_count_toward_the_rate_limit(tmp_path: Path) -> None:
-    """Ready answers count toward the rate limit: a client that exceeds it gets 429, and other clients are still
-    answered."""
+    """Ready answers count toward the rate limit. A client that exceeds the limit gets 429. Clients at other addresses
+    still get ready answers."""
     limits: dict[str, Any] = {"requests_per_second": 0.001, "burst": 5}
     async with running_app(tmp_path / "data", limits=limits) as service:
         site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))

@@ -47,8 +47,8 @@ async def test_a_response_for_a_hosted_repository_is_cached(tmp_path: Path, defa
 
 @pytest.mark.parametrize("name", ["docker.io/library/app", "docker.io/app", "library/app", "app"])
 async def test_a_response_for_a_mirrored_repository_is_never_cached(tmp_path: Path, name: str) -> None:
-    """The response for a mirrored repository is not cached under any of its names, because it also depends on the time
-    of the last request to the upstream."""
+    """The response for a mirrored repository is not cached under any of the repository's names, because the response
+    also depends on the time of the last request to the upstream."""
     async with mirroring(tmp_path / "data", default=True) as site:
         target = f"/v2/{name}/manifests/{await store_as_pulled(site)}"
         for method in ("GET", "HEAD"):
@@ -56,7 +56,7 @@ async def test_a_response_for_a_mirrored_repository_is_never_cached(tmp_path: Pa
 
 
 async def test_a_pushed_image_is_served_at_the_next_request(tmp_path: Path) -> None:
-    """Before the first push, the mirror answers for the name, and the response is not cached. After the push, the next
+    """Before the first push to a name, the mirror responds, and its response is not cached. After the push, the next
     request gets the pushed image, and the response is cached."""
     async with mirroring(tmp_path / "data", default=True) as site:
         assert (await site.never_ready(f"/v2/app/manifests/{await store_as_pulled(site)}")).status == 200
@@ -67,7 +67,8 @@ async def test_a_pushed_image_is_served_at_the_next_request(tmp_path: Path) -> N
 
 
 async def test_a_request_with_a_namespace_bypasses_the_cache(tmp_path: Path) -> None:
-    """A request with `ns` is not answered from the cache, because `ns` gives the path another meaning."""
+    """A request with the query parameter `ns` is not answered from the cache, because the path then means a repository
+    of the upstream in `ns`."""
     async with mirroring(tmp_path / "data") as site:
         digest = await store_as_pulled(site)
         await push_image(site.service.hosted, RepositoryName("library/app"), "far", "1")
@@ -77,8 +78,8 @@ async def test_a_request_with_a_namespace_bypasses_the_cache(tmp_path: Path) -> 
 
 
 async def test_the_host_decides_whether_a_path_is_mirrored(tmp_path: Path) -> None:
-    """If upstreams have host names of their own, the cache distinguishes the hosts: the same path is hosted at one host
-    and mirrored at another."""
+    """An upstream can have a host name of its own. At this host, a path means a repository of the upstream. At other
+    hosts, the same path means a hosted repository. The cache keeps the responses of the hosts apart."""
     async with mirroring(tmp_path / "data", hosts=["hub.test"]) as site:
         mirrored = await store_as_pulled(site)
         hosted = str((await push_image(site.service.hosted, RepositoryName("library/app"), "near")).digest)

@@ -30,7 +30,7 @@ CATALOG = "/v2/_catalog"
 
 @pytest.fixture
 async def open_site(tmp_path: Path) -> AsyncIterator[AnswerCacheSite]:
-    """A registry without an account."""
+    """Yields a registry without accounts, in which everyone may pull."""
     async with running_app(tmp_path / "data") as service:
         yield AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
 
@@ -79,8 +79,8 @@ async def test_the_first_account_makes_all_ready_answers_invalid(open_site: Answ
 async def test_the_next_request_is_refused_after_another_process_has_removed_a_right(
     site: AnswerCacheSite, scheme: str, removed: str, status_after: int
 ) -> None:
-    """After another process has removed a token, a grant or the account, or disabled the account, the next request with
-    the same header is refused."""
+    """Another process removes a token, a grant or the account, or disables the account. Then the next request with the
+    same header is refused."""
     login = await site.service.token("alice")
     authorization = login if scheme == "basic" else await site.service.bearer(login, "repository:team/app:pull")
     for target in (TAG, f"{V2}/tags/list", "/v2/"):

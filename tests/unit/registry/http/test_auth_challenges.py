@@ -29,7 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AppInProcess]:
-    """A registry with one account and no content. The tests share it."""
+    """Yields a registry with one account and no content. All tests share it."""
     async with running_app(tmp_path_factory.mktemp("service") / "data") as opened:
         await add_account(opened.accounts, "root", admin=True)
         yield opened
@@ -140,7 +140,7 @@ async def test_the_realm_is_at_the_public_url_whatever_the_host(tmp_path: Path) 
 
 
 async def test_a_location_never_contains_the_host(service: AppInProcess) -> None:
-    """Without `public_url`, a Location header has a path without a host."""
+    """Without `public_url`, a Location header has only a path, and not the host of the request."""
     root = await service.token("root")
     answer = await service.client("POST", "/v2/a/b/blobs/uploads/", {"host": "evil.test", "authorization": root})
     assert answer["location"].startswith("/v2/a/b/blobs/uploads/")

@@ -27,7 +27,7 @@ async def path(registry: MemoryRegistry) -> str:
 
 
 def parts_of(answer: AsgiAnswer) -> list[tuple[dict[str, str], bytes]]:
-    """Parses a multipart body byte by byte, and returns the headers and the content of each part."""
+    """Parses a multipart body, and returns the headers and the content of each part."""
     kind, _, boundary = answer["content-type"].partition("; boundary=")
     assert kind == "multipart/byteranges"
     first, *middle, last = (b"\r\n" + answer.body.removeprefix(b"\r\n")).split(b"\r\n--" + boundary.encode())
@@ -103,25 +103,25 @@ async def test_a_range_outside_is_416(client: AsgiClient, path: str, range_heade
     "range_header",
     ["lines=0-5", "bytes=a-b", "bytes=5", "bytes=-", "bytes=", "bytes 0-5", "bytes=0-1,x", "bytes=1--2", "\xb2"],
 )
-async def test_a_range_that_cannot_be_read_is_ignored(client: AsgiClient, path: str, range_header: str) -> None:
-    """A Range with another unit or bad syntax is ignored: the whole blob is sent with 200 (RFC 9110, 14.2)."""
+async def test_a_range_that_cannot_be_parsed_is_ignored(client: AsgiClient, path: str, range_header: str) -> None:
+    """A Range header with another unit or bad syntax is ignored. The whole blob is sent with 200 (RFC 9110, 14.2)."""
     answer = await client("GET", path, {"Range": range_header})
     assert (answer.status, answer.body) == (200, DATA)
 
 
 async def test_two_range_fields_are_ignored(client: AsgiClient, path: str) -> None:
-    """Two Range headers are ignored, because Range is not a list."""
+    """If a request has two Range headers, both are ignored, because the value of Range is not a list."""
     answer = await client("GET", path, [("Range", "bytes=0-1"), ("Range", "bytes=2-3")])
     assert (answer.status, answer.body) == (200, DATA)
 
 
 async def test_head_ignores_range(client: AsgiClient, path: str) -> None:
-    """HEAD ignores Range, which has a meaning for GET only."""
+    """A HEAD request ignores Range, because Range has a meaning only for GET."""
     answer = await client("HEAD", path, {"Range": "bytes=0-1"})
     assert (answer.status, answer["content-length"]) == (200, str(SIZE))
 
 
-async def test_many_ranges_come_as_parts(client: AsgiClient, path: str) -> None:
+async def test_several_ranges_are_sent_as_parts(client: AsgiClient, path: str) -> None:
     """Several ranges are sent as parts in the requested order, with the exact bytes. Content-Length is the length of
     the whole body (the test client checks this)."""
     answer = await client("GET", path, {"Range": "bytes=100-199, 0-9 ,-5,99999-,1000-1000"})
@@ -154,7 +154,7 @@ async def test_too_many_ranges_are_400(registry: MemoryRegistry, path: str) -> N
 
 
 async def test_overlapping_ranges_never_send_more_than_the_blob(client: AsgiClient, path: str) -> None:
-    """If the ranges are together longer than the blob, the whole blob is sent once (RFC 9110, 14.2)."""
+    """If the ranges together are longer than the blob, the whole blob is sent once instead (RFC 9110, 14.2)."""
     answer = await client("GET", path, {"Range": "bytes=" + ",".join(["0-"] * 500)})
     assert (answer.status, answer.body) == (200, DATA)
 
@@ -187,7 +187,7 @@ async def test_not_modified(client: AsgiClient, path: str, method: str) -> None:
 
 
 async def test_if_match_that_fails_is_412(client: AsgiClient, path: str) -> None:
-    """If-Match with another entity tag gets 412. With the blob's own entity tag, it gets the blob."""
+    """A request with If-Match gets the blob if the header has the blob's entity tag or `*`. Otherwise it gets 412."""
     assert (await client("GET", path, {"If-Match": '"other"'})).status == 412
     assert (await client("GET", path, {"If-Match": f'"{path.rpartition("/")[2]}"'})).status == 200
     assert (await client("GET", path, {"If-Match": "*"})).status == 200

@@ -25,26 +25,26 @@ from tests.unit.registry.http.conftest import KIB, LARGE, PiecewiseSender, api_o
 async def test_bodies_beyond_the_budget_are_429(registry: MemoryRegistry) -> None:
     """A request waits if the memory budget is used up. If it still is after the longest wait, the request gets 429 with
     Retry-After. Its body is not read."""
-    intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=0.05, slow_seconds=60))
+    body_memory = BodyMemory(manifests=budget(200 * KIB, wait_seconds=0.05, slow_seconds=60))
     await put_blob(registry, b"{}")
-    first, second = (PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "ab")
+    first, second = (PiecewiseSender(api_of(registry, body_memory), large_image(), name) for name in "ab")
     first_task = first.start()
     first.send(first.body[:-1])
-    await wait_until(lambda: intake.manifests.used > LARGE)
+    await wait_until(lambda: body_memory.manifests.used > LARGE)
     await second.start()
     assert (second.status, second.headers[b"retry-after"]) == (429, b"1")
     assert "holds as many request bodies in memory as it may; try again" in second.message
     first.send(first.body[-1:], more=False)
     await first_task
     assert first.status == 201
-    assert intake.manifests.used == 0
+    assert body_memory.manifests.used == 0
 
 
 async def test_waiting_requests_get_memory_in_the_order_of_arrival(registry: MemoryRegistry) -> None:
     """Requests that wait for memory get it in the order of their arrival."""
-    intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
+    body_memory = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
     await put_blob(registry, b"{}")
-    senders = [PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "abc"]
+    senders = [PiecewiseSender(api_of(registry, body_memory), large_image(), name) for name in "abc"]
     tasks = [sender.start() for sender in senders]
     for sender, task in zip(senders, tasks, strict=True):
         sender.send_all()
@@ -68,12 +68,12 @@ async def test_a_received_small_manifest_need_not_wait_for_memory(registry: Memo
 
 async def test_small_manifests_do_not_wait_for_large_ones(registry: MemoryRegistry) -> None:
     """A part of the budget is reserved for small bodies, so that they need not wait for large ones."""
-    intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
+    body_memory = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
     await put_blob(registry, b"{}")
-    first, second = (PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "ab")
+    first, second = (PiecewiseSender(api_of(registry, body_memory), large_image(), name) for name in "ab")
     tasks = [first.start(), second.start()]
-    await wait_until(lambda: intake.manifests.used > LARGE)
-    small = PiecewiseSender(api_of(registry, intake), image(), "small")
+    await wait_until(lambda: body_memory.manifests.used > LARGE)
+    small = PiecewiseSender(api_of(registry, body_memory), image(), "small")
     small.send_all()
     await small.start()
     assert small.status == 201
@@ -85,8 +85,8 @@ async def test_small_manifests_do_not_wait_for_large_ones(registry: MemoryRegist
 async def test_a_slow_body_is_408(registry: MemoryRegistry) -> None:
     """A body that arrives more slowly than the minimum rate gets 408, even if most of it arrived at once. Its memory is
     released."""
-    intake = BodyMemory(stall_seconds=0.05, bytes_per_second=1024 * KIB)
-    sender = PiecewiseSender(api_of(registry, intake), large_image())
+    body_memory = BodyMemory(stall_seconds=0.05, bytes_per_second=1024 * KIB)
+    sender = PiecewiseSender(api_of(registry, body_memory), large_image())
     sender.send(sender.body[:-10])
     task = sender.start()
 
@@ -100,17 +100,17 @@ async def test_a_slow_body_is_408(registry: MemoryRegistry) -> None:
     dripping.cancel()
     assert sender.status == 408
     assert "the body comes too slowly" in sender.message
-    assert intake.manifests.used == 0
+    assert body_memory.manifests.used == 0
 
 
 async def test_a_slow_body_is_cut_off_when_another_request_waits(registry: MemoryRegistry) -> None:
     """If a request waits for memory, the slow request that has held memory for the longest time is cut off with 408."""
-    intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=0.01))
+    body_memory = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=0.01))
     await put_blob(registry, b"{}")
-    slow, other = (PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "ab")
+    slow, other = (PiecewiseSender(api_of(registry, body_memory), large_image(), name) for name in "ab")
     slow.send(slow.body[:100])
     slow_task = slow.start()
-    await wait_until(lambda: intake.manifests.used > LARGE)
+    await wait_until(lambda: body_memory.manifests.used > LARGE)
     other.send_all()
     await other.start()
     await slow_task
@@ -119,17 +119,17 @@ async def test_a_slow_body_is_cut_off_when_another_request_waits(registry: Memor
 
 async def test_a_body_of_unknown_length_takes_memory_as_it_arrives(registry: MemoryRegistry) -> None:
     """A body in chunked transfer coding has no known length, so its share of the budget grows while it is received."""
-    intake = BodyMemory(manifests=budget(400 * KIB))
+    body_memory = BodyMemory(manifests=budget(400 * KIB))
     await put_blob(registry, b"{}")
-    sender = PiecewiseSender(api_of(registry, intake), large_image(), declared=False)
+    sender = PiecewiseSender(api_of(registry, body_memory), large_image(), declared=False)
     task = sender.start()
     sender.send(sender.body[:10])
-    await wait_until(lambda: intake.manifests.used == 10)
+    await wait_until(lambda: body_memory.manifests.used == 10)
     sender.send(sender.body[10:-1])
-    await wait_until(lambda: intake.manifests.used >= len(sender.body) - 1)
+    await wait_until(lambda: body_memory.manifests.used >= len(sender.body) - 1)
     sender.send(sender.body[-1:], more=False)
     await task
-    assert (sender.status, intake.manifests.used) == (201, 0)
+    assert (sender.status, body_memory.manifests.used) == (201, 0)
 
 
 async def test_the_manifest_of_a_disconnected_client_is_not_parsed(
@@ -151,9 +151,9 @@ async def test_the_manifest_of_a_disconnected_client_is_not_parsed(
         return manifest
 
     monkeypatch.setattr(Manifest, "parse", classmethod(parse_when_allowed))
-    intake = BodyMemory()
+    body_memory = BodyMemory()
     await put_blob(registry, b"{}")
-    first, second, third = (PiecewiseSender(api_of(registry, intake), large_image(n), n) for n in "abc")
+    first, second, third = (PiecewiseSender(api_of(registry, body_memory), large_image(n), n) for n in "abc")
     tasks = []
     for sender in (first, second, third):
         sender.send_all()
@@ -164,11 +164,12 @@ async def test_the_manifest_of_a_disconnected_client_is_not_parsed(
     await asyncio.gather(*tasks)
     assert (first.status, second.status, third.status) == (201, 0, 201)
     assert parsed_bodies == [first.body, third.body]
-    assert intake.manifests.used == 0
+    assert body_memory.manifests.used == 0
 
 
 class SlowStore(MemoryRegistry):
-    """A registry that stores the manifest of one tag only after `go` is set, as if it waited for an upstream."""
+    """A registry that stores the manifest of one tag only after `go` is set. It stands for a registry that has to wait
+    for an upstream."""
 
     def __init__(self, tag: str) -> None:
         super().__init__()
@@ -194,13 +195,13 @@ class SlowStore(MemoryRegistry):
 async def test_storing_one_manifest_does_not_delay_others() -> None:
     """While one manifest is being stored, others can be parsed and stored. Only parsing runs one at a time, because
     storing may have to wait for an upstream."""
-    slow_store, intake = SlowStore("a"), BodyMemory()
+    slow_store, body_memory = SlowStore("a"), BodyMemory()
     await put_blob(slow_store, b"{}")
-    first, second = (PiecewiseSender(api_of(slow_store, intake), large_image(), name) for name in "ab")
+    first, second = (PiecewiseSender(api_of(slow_store, body_memory), large_image(), name) for name in "ab")
     first.send_all()
     storing = first.start()
     await slow_store.began.wait()
-    assert intake.manifests.used >= LARGE  # the first manifest is still in memory
+    assert body_memory.manifests.used >= LARGE  # the first manifest is still in memory
     second.send_all()
     async with asyncio.timeout(10):
         await second.start()

@@ -50,8 +50,8 @@ FOREIGN = [
 async def test_a_page_of_another_site_changes_nothing(
     registry: MemoryRegistry, headers: dict[str, str], is_open: bool
 ) -> None:
-    """Every change from a page of another site is refused: an upload of a blob in one POST, a new session, a manifest,
-    a delete. The browser's preflight request is refused as well. No response may be read by such a page."""
+    """A page of another site cannot upload a blob, start an upload session, push a manifest or delete anything. The
+    browser's preflight request is refused too. No header allows the page to read the responses."""
     client = client_of(registry, is_open=lambda: is_open)
     for method, path in (
         ("POST", UPLOADS),
@@ -117,8 +117,8 @@ async def test_a_browser_cannot_read_under_a_foreign_host_name(
     "host", ["localhost:5000", "127.0.0.1:5000", "[::1]:5000", "192.0.2.1", "a.localhost", "mirror.example.com:80"]
 )
 async def test_reads_under_known_names_are_allowed(registry: MemoryRegistry, host: str) -> None:
-    """A browser may read under local names, IP addresses, and names in the settings. A registry client may read under
-    any name."""
+    """A browser may read if the host in the request is a local name, an IP address or a name in the settings. A
+    registry client may read under any host name."""
     client = client_of(registry)
     assert (await client("GET", "/v2/_catalog", {"host": host, "accept-language": "en"})).status == 200
     assert (await client("GET", "/v2/_catalog", {"host": "in-etc-hosts:5000"})).status == 200

@@ -95,7 +95,7 @@ class BrokenBlobRegistry(RefusingRegistry):
         return self.reader
 
 
-def test_status_names_every_error() -> None:
+def test_every_error_has_a_status() -> None:
     """Each error class has an entry of its own in `STATUS`."""
     assert set(product_errors()) <= STATUS.keys()
 
@@ -134,7 +134,8 @@ async def test_too_many_requests_has_retry_after() -> None:
 
 
 async def test_an_unexpected_failure_is_500_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """The response to an unexpected exception has the request id only. The log has the traceback once, with this id."""
+    """The response to an unexpected exception has only the request id. The log has the traceback once, with the same
+    id."""
     with caplog.at_level(logging.ERROR):
         answer = await AsgiClient(DistributionAPI(FailingRegistry(ValueError("secret"))))("GET", f"{V2}/manifests/1")
     assert (answer.status, answer.code) == (500, "UNKNOWN")
@@ -149,8 +150,8 @@ async def test_an_unexpected_failure_is_500_and_is_logged_once(caplog: pytest.Lo
 async def test_a_storage_failure_is_logged_with_its_cause(
     cause: Exception, unexpected: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """StorageFailed gets 500. The log has the operating system's error in one line, and a traceback for any other
-    cause."""
+    """StorageFailed gets 500. If an error of the operating system caused it, the log has this error in one line. For
+    any other cause, the log has a traceback."""
     error = errors.StorageFailed()
     error.__cause__ = cause
     with caplog.at_level(logging.ERROR):
@@ -187,7 +188,7 @@ async def test_the_response_is_cut_off_if_reading_the_blob_fails(error: Exceptio
     ],
 )
 async def test_an_unknown_path_is_404(client: AsgiClient, path: str) -> None:
-    """Unknown paths and extensions get 404 in the format of the spec."""
+    """Unknown paths and unknown extensions of the API get 404 in the format of the spec."""
     answer = await client("GET", path)
     assert (answer.status, answer.code) == (404, "UNSUPPORTED")
 
@@ -201,15 +202,15 @@ async def test_an_unknown_path_is_404(client: AsgiClient, path: str) -> None:
         *("/v2/" + "a" * 256 + "/tags/list", "/v2/a/manifests/x%2fy", "/v2/blobs/uploads/", "/v2/.hidden/tags/list"),
     ],
 )
-async def test_a_bad_name_is_400(client: AsgiClient, path: str) -> None:
-    """No combination of dots, escapes or lengths makes an invalid name valid."""
+async def test_an_invalid_name_is_400(client: AsgiClient, path: str) -> None:
+    """Paths with invalid repository names get 400. Dots, percent escapes or a large length do not make them valid."""
     method = "POST" if path.endswith("uploads/") else "GET"
     answer = await client(method, path)
     assert (answer.status, answer.code) == (400, "NAME_INVALID")
 
 
 async def test_raw_bytes_in_the_path_are_400(client: AsgiClient) -> None:
-    """Unescaped bytes outside ASCII in a path get 400, whether or not they are UTF-8."""
+    """A path with unescaped bytes outside ASCII gets 400, whether or not the bytes are UTF-8."""
     for raw in (b"/v2/\xff/tags/list", b"/v2/\xc3\xa9/tags/list", b"/v2/a\0/tags/list"):
         assert (await client("GET", raw)).code == "NAME_INVALID"
 

@@ -60,14 +60,14 @@ async def test_a_whole_blob(client: AsgiClient, stored: StoredRegistry, size: in
 
 @pytest.mark.parametrize(("first", "last"), [(0, 0), (5, 99), (70_000, 2_000_000), (1_000_000, len(LARGE) - 1)])
 async def test_a_range(client: AsgiClient, stored: StoredRegistry, first: int, last: int) -> None:
-    """A range gets exactly its bytes."""
+    """The response to a range has exactly the bytes of the range."""
     blob = await push(stored, LARGE)
     answer = await client("GET", f"{V2}/blobs/{blob.digest}", {"Range": f"bytes={first}-{last}"})
     assert (answer.status, answer.body) == (206, LARGE[first : last + 1])
 
 
 async def test_ranges(client: AsgiClient, stored: StoredRegistry) -> None:
-    """Several ranges, small and large, are sent as parts, each between its boundaries."""
+    """Several ranges, small and large, are sent as the parts of a multipart body."""
     blob = await push(stored, LARGE)
     answer = await client("GET", f"{V2}/blobs/{blob.digest}", {"Range": "bytes=1-2,100000-900000,7-7,1000000-1100000"})
     contents = [
@@ -94,7 +94,7 @@ async def test_pulls_leave_no_file_open(client: AsgiClient, stored: StoredRegist
 
 
 async def test_a_small_blob_whose_file_is_too_short(client: AsgiClient, stored: StoredRegistry) -> None:
-    """A small blob is read before its status is sent. So if its file is too short, the client gets a 500, and not a
+    """A small blob is read before the status is sent. So if its file is too short, the client gets a 500 instead of a
     broken connection."""
     blob = await push(stored, SMALL)
     os.truncate(file_of(stored, blob), 100)

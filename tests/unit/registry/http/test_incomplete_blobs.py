@@ -68,7 +68,7 @@ class GrowingBlobRegistry(RefusingRegistry):
         return self.here
 
     async def waiting(self, at: int) -> None:
-        """Returns when a reader waits for the byte at the offset `at`."""
+        """Waits until a reader waits for the byte at the offset `at`."""
         async with self._news:
             await self._news.wait_for(lambda: at in self.asked)
 
@@ -121,7 +121,8 @@ def client(request: pytest.FixtureRequest, blob: GrowingBlobRegistry) -> AsgiCli
 
 
 async def test_a_blob_is_sent_while_it_arrives(client: AsgiClient, blob: GrowingBlobRegistry) -> None:
-    """The headers are sent first, then the bytes as they arrive. The client gets the right content."""
+    """The headers are sent first. The bytes are sent as they arrive from the upstream, and the client gets the right
+    content."""
     await blob.grow(100)
     async with asyncio.TaskGroup() as group:
         response = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))

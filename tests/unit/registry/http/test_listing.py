@@ -22,7 +22,7 @@ SUBJECT_DESCRIPTOR = {"mediaType": OCI_MANIFEST, "digest": SUBJECT, "size": 7}
 
 
 def next_of(answer: AsgiAnswer) -> str | None:
-    """Returns the path in the Link header, which never has a host."""
+    """Returns the path in the Link header, or None. Checks that the Link has no host."""
     if "link" not in answer:
         return None
     match = re.fullmatch(r'<(/v2/[!-;=?-~]+)>; rel="next"', answer["link"])
@@ -31,7 +31,7 @@ def next_of(answer: AsgiAnswer) -> str | None:
 
 
 async def walk(client: AsgiClient, path: str, key: str) -> list[list[str]]:
-    """Follows the Link headers and returns the entries of all pages."""
+    """Follows the Link headers, and returns the entries of each page."""
     pages, following = [], path
     while following:
         answer = await client("GET", following)
@@ -82,7 +82,7 @@ async def test_n_zero(client: AsgiClient, registry: MemoryRegistry) -> None:
 
 @pytest.mark.parametrize("n", ["-1", "x", "", "1.5", "1e3", "+1", "%2B1", "0x1", "9" * 30, "\u0661"])
 async def test_a_bad_n_is_400(client: AsgiClient, registry: MemoryRegistry, n: str) -> None:
-    """A value of `n` that is not a number in digits gets 400."""
+    """If `n` is not a number in ASCII digits, the request gets 400."""
     await put_image(registry, "a")
     for path in (f"{V2}/tags/list", "/v2/_catalog"):
         answer = await client("GET", f"{path}?n={n}".encode())
@@ -123,7 +123,8 @@ async def test_catalog(client: AsgiClient, registry: MemoryRegistry) -> None:
 
 
 async def test_referrers_of_nothing_are_an_empty_index(client: AsgiClient) -> None:
-    """An unknown repository gets 200 with an empty index, because a 404 would make clients use fallback tags."""
+    """A request for the referrers in an unknown repository gets 200 with an empty index. A 404 would make clients use
+    fallback tags instead."""
     answer = await client("GET", f"/v2/never/heard/referrers/{SUBJECT}")
     assert (answer.status, answer["content-type"]) == (200, OCI_INDEX)
     assert answer.json == {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
@@ -169,7 +170,7 @@ async def test_referrers_come_in_pages(registry: MemoryRegistry, limits: Request
 
 
 async def test_lists_are_revalidated(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """Caches must revalidate a list before each use."""
+    """Lists have `Cache-Control: no-cache`, so caches must revalidate a list before each use."""
     await put_blob(registry, b"x")
     for path in (f"{V2}/tags/list", "/v2/_catalog", f"{V2}/referrers/{SUBJECT}"):
         assert (await client("GET", path))["cache-control"] == "no-cache"

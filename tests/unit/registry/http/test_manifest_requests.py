@@ -27,8 +27,8 @@ async def put(client: AsgiClient, reference: str, body: bytes, headers: dict[str
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_pull_by_tag_and_digest(client: AsgiClient, registry: MemoryRegistry, method: str) -> None:
-    """The response has the type, length, digest and ETag. Only a response to a request by digest may be cached without
-    revalidation."""
+    """The response has the media type, length, digest and ETag. Caches may use a response to a request by digest
+    without revalidation, but not one to a request by tag."""
     stored = await put_image(registry, "1.0")
     for reference, caching in ((stored.digest, "max-age=31536000, immutable"), ("1.0", "no-cache")):
         answer = await client(method, f"{V2}/manifests/{reference}")

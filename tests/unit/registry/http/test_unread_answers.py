@@ -29,15 +29,15 @@ async def test_a_client_that_does_not_read_delays_no_other(registry: MemoryRegis
     """Before the response is sent, the memory of the request's body is released, and the next manifest can be parsed.
     This holds for a 201 and for a 400."""
     await put_blob(registry, b"{}")
-    intake = BodyMemory()
+    body_memory = BodyMemory()
     silent, other = (
-        UnreadPut(api_of(registry, intake), body, "a"),
-        PiecewiseSender(api_of(registry, intake), large_image(), "b"),
+        UnreadPut(api_of(registry, body_memory), body, "a"),
+        PiecewiseSender(api_of(registry, body_memory), large_image(), "b"),
     )
     silent.send_all()
     waiting = silent.start()
     await wait_until(lambda: silent.status)
-    assert intake.manifests.used == 0
+    assert body_memory.manifests.used == 0
     other.send_all()
     async with asyncio.timeout(10):
         await other.start()
@@ -67,10 +67,10 @@ async def test_an_unread_error_does_not_keep_the_body_in_memory(registry: Memory
 async def test_large_responses_wait_for_memory(registry: MemoryRegistry) -> None:
     """A response stays in memory until the client has received it. If the budget is used up, the next request waits,
     and then gets 429. Responses with the same manifest count once."""
-    intake = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
+    body_memory = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
     await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
     await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
-    api = api_of(registry, intake)
+    api = api_of(registry, body_memory)
     may_receive = asyncio.Event()
 
     async def get(name: str, gate: asyncio.Event | None) -> int:
@@ -90,14 +90,14 @@ async def test_large_responses_wait_for_memory(registry: MemoryRegistry) -> None
         return status
 
     slow = [asyncio.create_task(get("a", may_receive)) for _ in range(5)]
-    await wait_until(lambda: intake.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
-    assert intake.responses.used < 3 * UNCOUNTED_RESPONSE_BYTES
+    await wait_until(lambda: body_memory.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
+    assert body_memory.responses.used < 3 * UNCOUNTED_RESPONSE_BYTES
     assert await get("b", None) == 429
     assert await get("a", None) == 200
     may_receive.set()
     assert await asyncio.gather(*slow) == [200] * 5
     assert await get("b", None) == 200
-    assert intake.responses.used == 0
+    assert body_memory.responses.used == 0
 
 
 class UnreadGet:
@@ -128,14 +128,14 @@ class UnreadGet:
 async def test_slow_clients_are_cut_off_when_a_request_waits(registry: MemoryRegistry, part: str) -> None:
     """When a request waits for memory, slow clients are cut off. All clients that are receiving the same manifest are
     cut off together, whether or not they have received the headers."""
-    intake = BodyMemory(
+    body_memory = BodyMemory(
         responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=30, slow_seconds=0.0)
     )
     await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
     await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
-    slow = [UnreadGet(api_of(registry, intake), "a", part=part) for _ in range(5)]
-    await wait_until(lambda: intake.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
-    other = UnreadGet(api_of(registry, intake), "b")
+    slow = [UnreadGet(api_of(registry, body_memory), "a", part=part) for _ in range(5)]
+    await wait_until(lambda: body_memory.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
+    other = UnreadGet(api_of(registry, body_memory), "b")
     other.reads.set()
     async with asyncio.timeout(10):
         await other.task
@@ -143,19 +143,19 @@ async def test_slow_clients_are_cut_off_when_a_request_waits(registry: MemoryReg
     for each in slow:
         with pytest.raises(TooManyRequests):  # the server cuts the connection
             await each.task
-    assert intake.responses.used == 0
+    assert body_memory.responses.used == 0
 
 
 async def test_a_response_without_a_body_needs_no_memory(registry: MemoryRegistry) -> None:
     """A response with 304 needs no memory, so it is sent even if the budget is used up."""
-    intake = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
+    body_memory = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
     await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
     await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
-    slow = UnreadGet(api_of(registry, intake), "a")
-    await wait_until(lambda: intake.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
+    slow = UnreadGet(api_of(registry, body_memory), "a")
+    await wait_until(lambda: body_memory.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
     digest = (await registry.resolve_manifest(REPO, Tag("b"))).digest
     for headers, status in (({"if-none-match": f'"{digest}"'}, 304), ({}, 429)):
-        other = UnreadGet(api_of(registry, intake), "b", headers)
+        other = UnreadGet(api_of(registry, body_memory), "b", headers)
         other.reads.set()
         await other.task
         assert other.status == status

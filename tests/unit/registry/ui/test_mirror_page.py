@@ -56,7 +56,7 @@ async def test_without_an_upstream(tmp_path: Path) -> None:
 
 
 async def test_cached_images(tmp_path: Path) -> None:
-    """Cached images are listed in the chosen order, with a filter, page by page."""
+    """The page lists the cached images in the order and with the filter of its query. A long list has several pages."""
     async with site(tmp_path) as server, server.browser() as browser:
         await server.log_in(browser, "root")
         for number in range(27):

@@ -62,8 +62,8 @@ async def worker_that_trusts(tmp_path: Path, clock: AuthClock, *issuers: dict[st
 @pytest.fixture
 async def key_server() -> AsyncIterator[KeySetServer]:
     """Yields an HTTP server with the issuer's key set."""
-    async with key_set_server() as token_claims:
-        yield token_claims
+    async with key_set_server() as server:
+        yield server
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ async def worker(
     tmp_path: Path, clock: AuthClock, key_server: KeySetServer, key: IssuerKey, rsa_key: IssuerKey
 ) -> AsyncIterator[AuthWorker]:
     key_server.body = key_set(key.jwk(), rsa_key.jwk())
-    async with worker_that_trusts(tmp_path, clock, {"jwks_url": key_server.url}) as token_claims:
-        yield token_claims
+    async with worker_that_trusts(tmp_path, clock, {"jwks_url": key_server.url}) as started:
+        yield started
 
 
 async def check_refused(worker: AuthWorker, text: str) -> None:
@@ -174,8 +174,8 @@ def forged(algorithm: object, key_id: object, token_claims: dict[str, Any], secr
 async def test_an_algorithm_that_is_not_allowed_is_refused(
     tmp_path: Path, clock: AuthClock, key_server: KeySetServer, rsa_key: IssuerKey
 ) -> None:
-    """An algorithm that the settings do not allow is refused. A key is accepted only with the algorithm that the key
-    states."""
+    """An algorithm that the settings do not allow is refused. If a key names an algorithm, a token with this key must
+    use this algorithm."""
     key_server.body = key_set(rsa_key.jwk(alg="PS256"))
     text = rsa_key.sign(claims(clock))
     async with worker_that_trusts(tmp_path, clock, {"jwks_url": key_server.url, "algorithms": ["ES256"]}) as worker:
@@ -213,7 +213,8 @@ def test_settings_refuse_unsafe_values() -> None:
 async def test_the_claim_has_to_name_an_enabled_robot(
     tmp_path: Path, clock: AuthClock, key_server: KeySetServer, key: IssuerKey
 ) -> None:
-    """The claim has to name an enabled robot of the store. No token logs in as a person."""
+    """The claim has to name a robot account of the store that is enabled. An issuer's token cannot log in as a
+    person."""
     key_server.body = key_set(key.jwk())
     async with worker_that_trusts(
         tmp_path, clock, {"jwks_url": key_server.url, "account": None, "account_claim": "robot"}
@@ -399,7 +400,8 @@ async def test_known_keys_are_used_while_the_issuer_is_unavailable(
 async def test_keys_are_read_from_a_file(
     tmp_path: Path, clock: AuthClock, key: IssuerKey, other_key: IssuerKey
 ) -> None:
-    """A key file is read when it is needed, and again when it has changed. Private and symmetric keys are ignored."""
+    """A file with keys is read at the first token, and again after it has changed. Private and symmetric keys in it are
+    ignored."""
     file = tmp_path / "keys.json"
     async with worker_that_trusts(tmp_path, clock, {"jwks_file": str(file)}) as worker:
         text = key.sign(claims(clock))
@@ -414,7 +416,7 @@ async def test_keys_are_read_from_a_file(
 
 
 async def test_token_without_a_key_id(tmp_path: Path, clock: AuthClock, key: IssuerKey, other_key: IssuerKey) -> None:
-    """A token may omit the key id if exactly one key fits."""
+    """A token without a key id is accepted if exactly one key of the issuer can have signed it."""
     file = tmp_path / "keys.json"
     file.write_bytes(key_set(key.jwk()))
     async with worker_that_trusts(tmp_path, clock, {"jwks_file": str(file)}) as worker:
@@ -426,8 +428,8 @@ async def test_token_without_a_key_id(tmp_path: Path, clock: AuthClock, key: Iss
 
 
 async def test_eddsa_and_a_long_header(tmp_path: Path, clock: AuthClock) -> None:
-    """A token signed with EdDSA is accepted if the settings allow EdDSA, even if its header has a certificate. A key
-    for key agreement is ignored."""
+    """A token signed with EdDSA is accepted if the settings allow EdDSA, even if its header has a long certificate. A
+    key for key agreement (X25519) is ignored."""
     signing, other = OKPKey.generate_key("Ed25519"), OKPKey.generate_key("X25519")
     file = tmp_path / "keys.json"
     file.write_bytes(key_set(dict(other.as_dict()), dict(signing.as_dict())))

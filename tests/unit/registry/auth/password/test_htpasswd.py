@@ -81,8 +81,8 @@ def test_unchanged_file_is_not_read_again(path: Path) -> None:
 
 
 def test_a_missing_file_has_no_lines(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """While the file is missing, no line is found, and the log says once that the file is missing. When the file is
-    back, its lines are found again."""
+    """While the file is missing, lookups find no line, and the log has one warning. When the file exists again, its
+    lines are found again."""
     path.write_text(f"alice:{HASH}\n")
     file = HtpasswdFile(path)
     assert file.line("alice")

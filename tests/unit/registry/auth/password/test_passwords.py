@@ -34,8 +34,8 @@ from storage.errors import TooManyRequests
 PASSWORD = "correct horse battery"
 
 
-def bcrypt_of(password: str, cost_of_wrong_password: int = 4) -> str:
-    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost_of_wrong_password)).decode()
+def bcrypt_of(password: str, cost: int = 4) -> str:
+    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost)).decode()
 
 
 @pytest.mark.parametrize(

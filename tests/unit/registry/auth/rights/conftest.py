@@ -33,5 +33,6 @@ def accounts(stored: StoredRegistry) -> Accounts:
 
 @pytest.fixture
 def policy(accounts: Accounts) -> Policy:
-    """Returns the policy of a registry with two upstreams. One of them is private: it needs a grant that names it."""
+    """Returns the policy of a registry with two upstreams. `private.example` is private: a pull from it needs a grant
+    whose pattern names it."""
     return Policy(accounts, RevocationCheck(accounts), naming=NamingRules(UPSTREAMS), guarded=GUARDED)

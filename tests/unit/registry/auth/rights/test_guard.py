@@ -102,8 +102,8 @@ def needed_action(name: str) -> Action:
 
 @pytest.mark.parametrize("name", sorted({*CALLS} - {"repositories"}))
 async def test_each_call_needs_exactly_one_action(name: str) -> None:
-    """Each call needs exactly one action on the repository. With this action alone the call succeeds. With all other
-    actions it is refused."""
+    """Each call needs exactly one action on the repository. The call succeeds with only this action, and is refused
+    with all other actions."""
     every = PULL | PUSH | DELETE | Action.ADMIN
     with acting_as(who("alice", ("team/**", needed_action(name)))):
         if name == "mount_blob":  # a mount needs a pull on the source as well
@@ -117,7 +117,7 @@ async def test_each_call_needs_exactly_one_action(name: str) -> None:
 
 
 async def test_a_call_without_a_rule_is_refused() -> None:
-    """The guard refuses a call for which it has no rule, even to an admin."""
+    """If the guard has no rule for a call, it refuses the call, even to an admin."""
     for action in (PULL, PUSH, DELETE):
         call: RegistryCall[None] = RegistryCall("get_everything", action, APP)
         with acting_as(ROOT), pytest.raises(Unsupported):
@@ -167,8 +167,8 @@ async def test_anonymous_clients_are_asked_to_log_in(inner: Registry, principal:
 
 @pytest.mark.parametrize("name", sorted(READS))
 async def test_a_refused_read_looks_like_a_missing_repository(inner: Registry, name: str) -> None:
-    """An account that may not read a repository gets the error of a repository that does not exist, with the same text
-    as from the store."""
+    """An account that may not read a repository gets the same error, with the same text, as for a repository that does
+    not exist."""
     with acting_as(ALICE):
         existing, missing = [await outcome(READS[name](Guarded(inner), repo)) for repo in (APP, NONE)]
     assert existing[0] in (BlobUnknown, ManifestUnknown, NameUnknown)

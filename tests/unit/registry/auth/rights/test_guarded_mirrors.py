@@ -77,7 +77,7 @@ MIRRORED_LAYER, HOSTED_LAYER = descriptor_of(b"layer of far").digest, descriptor
 @pytest.mark.parametrize("name", ["ubuntu", "library/ubuntu", "docker.io/ubuntu", "docker.io/library/ubuntu"])
 async def test_a_grant_for_a_mirrored_repository_has_its_stored_name(site: GuardedRouter, name: str) -> None:
     """A grant on the stored name allows a pull under every name of the repository. A grant on a short name such as
-    `ubuntu` does not."""
+    `ubuntu` does not allow a pull of the mirrored repository."""
     repo = RepositoryName(name)
     with acting_as(who("alice", ("docker.io/library/*", PULL))):
         await site.guard.get_manifest(repo, LATEST)

@@ -31,7 +31,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[AppInProcess]:
-    """Yields a service with an admin, with 50,000 repositories, and with the account alice, which has no grants."""
+    """Yields a registry with 50,000 repositories, an admin, and the account alice without grants."""
     async with running_app(tmp_path / "data") as started:
         with closing(connect(tmp_path / "data" / "entrepot.db")) as db, db:
             db.executemany("INSERT INTO repository (name, created, manifests) VALUES (?, 0, 1)", ((n,) for n in NAMES))

@@ -109,7 +109,7 @@ async def test_no_header_changes_the_request(service: AppInProcess, header: tupl
 
 
 async def test_a_known_digest_gives_no_access(service: AppInProcess) -> None:
-    """A blob can be read only through a repository that has it and that the principal may pull."""
+    """A blob can be read only through a repository that has the blob and from which the client may pull."""
     image = await service.hosted.get_manifest(RepositoryName("secret/app"), LATEST)
     headers = {"authorization": await service.token("alice")}
     for digest in [image.digest, *(blob.digest for blob in image.blobs)]:

@@ -83,7 +83,8 @@ async def test_a_grant_to_a_robot_does_not_apply_to_a_user(accounts: Accounts, p
 
 
 async def test_groups_in_an_issuers_token_apply_to_its_requests(accounts: Accounts, policy: Policy) -> None:
-    """The groups in an issuer's token apply to requests with this token, and not to other requests of the account."""
+    """The groups in an issuer's token apply to requests with this token. They do not apply to other requests of the
+    account."""
     robot = await add_account(accounts, "ci", robot=True)
     await accounts.add_group(AccountName("release"), by=BY)
     await add_grant(accounts, "group:release", "team/**", "push")
@@ -158,8 +159,8 @@ async def add_token(accounts: Accounts, account: str, *limits: tuple[str, str]) 
 
 
 async def test_limits_of_an_api_token_only_remove_rights(accounts: Accounts, policy: Policy) -> None:
-    """A request with an API token may do what both the account's grants and the token's limits allow. The limits are
-    read from the store, and not from the identity."""
+    """A request with an API token may do what is allowed both by the account's grants and by the token's limits. The
+    policy reads the limits from the store, and ignores those in the identity."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "team/**", "pull,push")
     token = await add_token(accounts, "alice", ("team/app", "pull,delete"), ("other/**", "pull"))
@@ -186,8 +187,8 @@ async def test_a_limit_gives_no_access_to_a_private_upstream(accounts: Accounts,
 
 
 async def test_the_access_of_a_bearer_token_only_removes_rights(accounts: Accounts, policy: Policy) -> None:
-    """A bearer token names repositories as the client does, and grants name them as the store does. An action needs
-    both the token and a grant."""
+    """An action needs both the access in the bearer token and a grant. The token has the repository's name that the
+    client uses, and the grant has the stored name."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "docker.io/**", "pull")
     principal = policy.principal(replace(alice, access={"ubuntu": PULL | PUSH, "team/app": PULL}))

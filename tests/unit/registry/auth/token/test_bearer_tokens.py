@@ -200,7 +200,7 @@ async def test_a_token_with_wrong_claims_is_refused(worker: AuthWorker, name: st
 
 
 async def test_the_clock_is_set_back_a_little(worker: AuthWorker) -> None:
-    """A clock that was set back by a few seconds does not make fresh tokens invalid."""
+    """If the clock is set back by a few seconds, tokens that were just issued are still accepted."""
     text = await issue_token(worker)
     worker.clock.now -= 4
     assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
@@ -215,7 +215,7 @@ async def test_the_clock_is_set_back_a_little(worker: AuthWorker) -> None:
 )
 @pytest.mark.slow
 async def test_a_token_with_a_replaced_part_is_refused(worker: AuthWorker, replaced: str) -> None:
-    """A token of which any part is replaced is refused."""
+    """If any part of a token is replaced, the token is refused."""
     header, claims, signature = (await issue_token(worker)).split(".")
     more_access = decode(f"{header}.{claims}.{signature}")[1]
     more_access["access"][0]["actions"] = ["pull", "push", "delete"]
@@ -248,7 +248,7 @@ async def test_an_unsigned_token_is_refused(worker: AuthWorker) -> None:
 
 @pytest.mark.full_store
 async def test_a_token_of_another_store_is_refused(worker: AuthWorker, tmp_path: Path, clock: AuthClock) -> None:
-    """A token of another registry is refused, even if it names a key of this registry."""
+    """A token of another registry is refused, even if it names a key of this registry or is signed with it."""
     async with auth_worker(tmp_path / "other", clock) as other:
         await other.add_user(ALICE)
         text = await issue_token(other)
@@ -338,7 +338,8 @@ async def test_changes_of_the_account_end_tokens_on_every_worker(
 
 
 async def test_unrelated_changes_end_no_token(worker: AuthWorker) -> None:
-    """After an unrelated change, each worker checks its cached credentials again, and still accepts the valid ones."""
+    """After an unrelated change in the store, the worker checks its cached credentials again, and still accepts the
+    valid ones."""
     text = await issue_token(worker)
     proof = await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     await worker.add_robot()

@@ -55,8 +55,8 @@ async def test_a_session_lasts_eight_hours(worker: AuthWorker, other: AuthWorker
 
 
 async def test_sessions_in_the_store_and_the_audit_log(worker: AuthWorker, other: AuthWorker) -> None:
-    """The store records when, from where and how the person logged in, and no secret. The audit log records the start
-    and the end of the session."""
+    """The store has the time, the address and the method of each login, but no secret. The audit log has the start and
+    the end of each session."""
     first = await start_session(worker)
     worker.clock.now += 60
     second = await worker.access.login_sessions.start(identity_of_alice(worker), "openid", ELSEWHERE)
@@ -115,7 +115,8 @@ async def test_changes_of_the_account_end_its_sessions(worker: AuthWorker, other
 
 
 async def test_an_account_has_a_largest_number_of_sessions(worker: AuthWorker) -> None:
-    """At the largest number of sessions, a further login ends the session that was not used for the longest time."""
+    """If an account has the largest number of sessions, a further login ends the session that was used least
+    recently."""
     texts = []
     for _ in range(MOST_SESSIONS):
         texts.append(await start_session(worker))

@@ -25,8 +25,8 @@ async def search(app: AppInProcess, token: str) -> list[str]:
 
 async def test_a_search_finds_repositories_that_the_account_may_pull(tmp_path: Path) -> None:
     """With a token for searches, a search finds all repositories that the account may pull. If the login used an API
-    token with limits, the search finds only those within the limits. With a token for repositories, a search finds only
-    these repositories."""
+    token with limits, the search finds only repositories within the limits. With a token for certain repositories, the
+    search finds only these."""
     prepare_data_dir(tmp_path)
     async with open_registry(tmp_path) as store:
         for repo in ("team/app", "team/app-web", "secret/app"):

@@ -72,7 +72,8 @@ def check_refused(answer: httpx2.Response) -> None:
 
 
 async def test_the_fields_of_a_response(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """The response has all fields that clients read, with the lifetime of the token, and must not be cached."""
+    """The response has all fields that clients read. `expires_in` is the lifetime of the token. The response must not
+    be cached."""
     answer = await get(client, "repository:team/app:pull", login=basic("alice", PASSWORD), account="alice")
     document = answer.json()
     assert document["token"] == document["access_token"]
@@ -99,7 +100,8 @@ async def test_a_token_has_the_allowed_actions(worker: AuthWorker, client: httpx
 
 
 async def test_tokens_without_a_login(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """A request without a login gets a token for what everyone may do, even if that is nothing."""
+    """A request without a login gets a token for the actions that everyone may do. If there are none, the token allows
+    nothing."""
     for scopes, granted in (
         ((), {}),
         (("repository:team/app:pull",), {}),

@@ -66,7 +66,7 @@ def test_the_clock_is_compared_with_upstreams(
 
 
 def test_the_clock_is_compared_with_files(tmp_path: Path) -> None:
-    """A database that was written in the future shows that the clock was set back."""
+    """If the database was written in the future, the clock has been set back, so there is a finding."""
     layout_of(tmp_path).metadata.write_bytes(b"")
     os.utime(layout_of(tmp_path).metadata, (NOW, NOW))
     assert file_clock_findings(NOW - 10, tmp_path) == []
@@ -225,7 +225,7 @@ async def test_data_directory_findings(tmp_path: Path) -> None:
 @pytest.mark.full_store
 async def test_database_findings(tmp_path: Path) -> None:
     """There is a finding for a database of another version, and for a file that is not a database."""
-    data = tmp_path / "older than newer"  # the path is in the texts of errors
+    data = tmp_path / "older than newer"  # errors contain the path, which must not be taken for an error text
     prepare_data_dir(data)
 
     async def finding_of_version(number: int) -> Finding:
@@ -248,8 +248,8 @@ async def test_database_findings(tmp_path: Path) -> None:
 
 @pytest.mark.full_store
 async def test_owner_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is a finding for a directory of another user, and for one that contains a file of another user, because the
-    server cannot change this file."""
+    """There is a finding if the directory belongs to another user than the one who runs the command. There is also a
+    finding if a file in it belongs to another user, because the server cannot change this file."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     if os.geteuid() == 0:  # only root can change the owner of a file

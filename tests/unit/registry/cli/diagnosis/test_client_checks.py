@@ -321,7 +321,7 @@ def test_podman_uses_the_later_file(tmp_path: Path) -> None:
 
 
 def test_a_registry_that_does_not_respond(tmp_path: Path) -> None:
-    """If nothing answers at the address, the first finding says so, whatever the files contain."""
+    """If nothing listens at the registry's address, the first finding says so, whatever the client's files contain."""
     answer = ProbeResult(PLAIN, ProbeError.REFUSED, "Connection refused")
     first = findings_of("podman", tmp_path, answer=answer)[0]
     assert "nothing listens there" in first.what
@@ -361,7 +361,7 @@ WRONG_TYPES = [
 
 @pytest.mark.parametrize(("text", "what"), WRONG_TYPES)
 def test_wrong_types_in_a_containerd_config(tmp_path: Path, text: str, what: str) -> None:
-    """Values of types that containerd does not accept are findings."""
+    """There is a finding for each value of a type that containerd does not accept."""
     write_files(tmp_path, **{CONFIG: text, "etc/containerd/more.toml": 'plugins = ["a"]\n'})
     assert any(what in finding.what for finding in at_level(findings_of("containerd", tmp_path)))
 
