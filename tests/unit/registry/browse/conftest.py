@@ -31,18 +31,18 @@ class Site:
         self.registry: Registry = app.hosted
         self.logins: dict[str, str] = {}
 
-    async def get(self, path: str, who: str | None = "puller", method: str = "GET", body: Any = None) -> AsgiAnswer:
-        """Returns the response to a request for a path below `/api/v1/repositories`, as the account `who` or (None)
-        without a login."""
-        headers = {} if who is None else {"authorization": self.logins[who]}
+    async def get(self, path: str, account: str | None = "puller", method: str = "GET", body: Any = None) -> AsgiAnswer:
+        """Returns the response to a request for a path below `/api/v1/repositories`, as this account or (None) without
+        a login."""
+        headers = {} if account is None else {"authorization": self.logins[account]}
         data = b""
         if body is not None:
             headers["content-type"], data = "application/json", json.dumps(body).encode()
         return await self.app.client(method, f"/api/v1/repositories/{path}", headers, data)
 
-    async def json(self, path: str, who: str | None = "puller", method: str = "GET", body: Any = None) -> Any:
+    async def json(self, path: str, account: str | None = "puller", method: str = "GET", body: Any = None) -> Any:
         """Returns the JSON of a response with status 200."""
-        answer = await self.get(path, who, method, body)
+        answer = await self.get(path, account, method, body)
         assert answer.status == 200, answer.body
         return answer.json
 

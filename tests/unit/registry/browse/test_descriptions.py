@@ -46,9 +46,9 @@ async def test_a_description(site: Site) -> None:
 async def test_rights_to_descriptions(site: Site) -> None:
     """Reading needs the right to pull, and writing needs the right to push. A repository that does not exist has no
     description."""
-    for who, read, write in (("puller", 200, 403), ("other", 404, 403), (None, 401, 401)):
-        assert (await site.get(PATH, who)).status == read
-        assert (await site.get(PATH, who, "PUT", {"text": "x"})).status == write
+    for account, read, write in (("puller", 200, 403), ("other", 404, 403), (None, 401, 401)):
+        assert (await site.get(PATH, account)).status == read
+        assert (await site.get(PATH, account, "PUT", {"text": "x"})).status == write
     assert (await site.get("team/none/description")).status == 404
     assert (await site.get("team/none/description", "writer", "PUT", {"text": "x"})).status == 404
 

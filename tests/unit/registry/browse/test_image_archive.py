@@ -30,9 +30,9 @@ LAYERS = [b"first layer", b"x" * 700_000, b""]
 
 
 async def download(
-    site: Site, reference: str = "v1", query: str = "", who: str | None = "puller", **headers: str
+    site: Site, reference: str = "v1", query: str = "", account: str | None = "puller", **headers: str
 ) -> AsgiAnswer:
-    login = {} if who is None else {"authorization": site.logins[who]}
+    login = {} if account is None else {"authorization": site.logins[account]}
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     path = f"/api/v1/repositories/{APP}/manifests/{reference}/archive{query}"
     return await site.app.client("GET", path, login | named)
@@ -144,8 +144,8 @@ async def test_manifests_without_an_archive(site: Site) -> None:
 async def test_an_archive_needs_the_right_to_pull(site: Site) -> None:
     """For a client without the right to pull, the image does not exist."""
     await site.image("v1")
-    assert (await download(site, who="other")).status == 404
-    assert (await download(site, who=None)).status == 401
+    assert (await download(site, account="other")).status == 404
+    assert (await download(site, account=None)).status == 401
 
 
 @pytest.fixture(params=["everyone", "accounts", "nobody"])
@@ -162,11 +162,11 @@ async def test_the_setting_for_downloads(setting: tuple[str, Site]) -> None:
     """The setting says which of the clients that may pull may download archives: everyone, accounts, or nobody. While
     the registry has no accounts, every client counts as an account."""
     allow, site = setting
-    assert (await download(site, who=None)).status == (405 if allow == "nobody" else 200)
+    assert (await download(site, account=None)).status == (405 if allow == "nobody" else 200)
     site.logins["someone"] = await site.app.user("someone")
     await add_grant(site.app.accounts, "everyone", "**", "pull")
     expected = {"everyone": (200, 200), "accounts": (401, 200), "nobody": (405, 405)}[allow]
-    assert tuple([(await download(site, who=who)).status for who in (None, "someone")]) == expected
+    assert tuple([(await download(site, account=account)).status for account in (None, "someone")]) == expected
 
 
 async def test_the_number_of_downloads_is_limited() -> None:

@@ -208,17 +208,17 @@ async def test_delete(client: AsgiClient, path: str) -> None:
 
 
 class EndlessReader:
-    """A reader for a blob of a tebibyte. At the third chunk, it sets the event `gone`, and so the client disconnects.
-    `read` is the number of chunks that were read."""
+    """A reader for a blob of a tebibyte. At the third chunk, it sets the event `disconnected`, and so the client
+    disconnects. `read` is the number of chunks that were read."""
 
-    def __init__(self, gone: asyncio.Event) -> None:
+    def __init__(self, disconnected: asyncio.Event) -> None:
         self.descriptor = Descriptor(BLOB_TYPE, Digest("sha256:" + "a" * 64), 1 << 40)
         self.span = (0, 1 << 40)
         self.file: OpenFile | None = None
         self.location: str | None = None
         self.is_incomplete = False
         self.data: bytes | None = None
-        self.gone = gone
+        self.disconnected = disconnected
         self.read = 0
         self.closed = False
 
@@ -229,7 +229,7 @@ class EndlessReader:
         while True:
             self.read += 1
             if self.read == 3:
-                self.gone.set()
+                self.disconnected.set()
             await asyncio.sleep(0)
             yield bytes(1024)
 

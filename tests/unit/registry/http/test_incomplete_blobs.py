@@ -35,42 +35,42 @@ SIZE = len(DATA)
 
 
 class GrowingBlobRegistry(RefusingRegistry):
-    """A registry with one blob in a file. The download of the blob has written `here` bytes so far. `asked` has the
-    offsets for which readers have waited."""
+    """A registry with one blob in a file. The download of the blob has written `available` bytes so far.
+    `awaited_offsets` has the offsets for which readers have waited."""
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
         os.ftruncate(self.fd, SIZE)
-        self.here = 0
-        self.asked: list[int] = []
+        self.available = 0
+        self.awaited_offsets: list[int] = []
         self.open: set[GrowingReader] = set()
         self._error: RegistryError | None = None
-        self._news = asyncio.Condition()
+        self._changed = asyncio.Condition()
 
     async def grow(self, to: int) -> None:
-        os.pwrite(self.fd, DATA[self.here : to], self.here)
-        async with self._news:
-            self.here = to
-            self._news.notify_all()
+        os.pwrite(self.fd, DATA[self.available : to], self.available)
+        async with self._changed:
+            self.available = to
+            self._changed.notify_all()
 
     async def fail(self, error: RegistryError) -> None:
-        async with self._news:
+        async with self._changed:
             self._error = error
-            self._news.notify_all()
+            self._changed.notify_all()
 
-    async def reach(self, at: int) -> int:
-        self.asked.append(at)
-        async with self._news:
-            self._news.notify_all()
-            await self._news.wait_for(lambda: self.here > at or self._error)
-        if self.here <= at and self._error is not None:
+    async def wait_until_readable(self, at: int) -> int:
+        self.awaited_offsets.append(at)
+        async with self._changed:
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: self.available > at or self._error)
+        if self.available <= at and self._error is not None:
             raise self._error
-        return self.here
+        return self.available
 
     async def waiting(self, at: int) -> None:
         """Waits until a reader waits for the byte at the offset `at`."""
-        async with self._news:
-            await self._news.wait_for(lambda: at in self.asked)
+        async with self._changed:
+            await self._changed.wait_for(lambda: at in self.awaited_offsets)
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         return Descriptor(BLOB_TYPE, DIGEST, SIZE)
@@ -91,18 +91,18 @@ class GrowingReader:
         self.descriptor = Descriptor(BLOB_TYPE, DIGEST, SIZE)
         self.span = span
         self.file: OpenFile | None = OpenFile(blob.fd)
-        self.is_incomplete = blob.here < SIZE
+        self.is_incomplete = blob.available < SIZE
         self._blob = blob
 
     async def readable_until(self, at: int) -> int:
-        return min(await self._blob.reach(at), self.span[1])
+        return min(await self._blob.wait_until_readable(at), self.span[1])
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         at, stop = self.span
         while at < stop:
-            reach = await self.readable_until(at)
-            yield os.pread(self._blob.fd, reach - at, at)
-            at = reach
+            end = await self.readable_until(at)
+            yield os.pread(self._blob.fd, end - at, at)
+            at = end
 
     async def aclose(self) -> None:
         self._blob.open.discard(self)
@@ -149,7 +149,7 @@ async def test_headers_are_sent_before_the_first_byte_arrives(blob: GrowingBlobR
     async with asyncio.TaskGroup() as group:
         response = group.create_task(AsgiClient(app, zero_copy=True)("GET", f"{V2}/blobs/{DIGEST}"))
         await started.wait()
-        assert blob.here == 0
+        assert blob.available == 0
         await blob.grow(SIZE)
     assert response.result().body == DATA
 
@@ -275,7 +275,7 @@ async def test_a_cancelled_request_is_not_taken_for_a_disconnect(blob: GrowingBl
 async def test_a_complete_blob_is_sent_in_one_message(blob: GrowingBlobRegistry) -> None:
     """A complete blob is sent in one message, after one call of `readable_until`."""
     await blob.grow(SIZE)
-    blob.asked.clear()
+    blob.awaited_offsets.clear()
     client = AsgiClient(DistributionAPI(blob), zero_copy=True)
     assert (await client("GET", f"{V2}/blobs/{DIGEST}")).body == DATA
-    assert (client.sent, blob.asked) == ([1, 1], [0])
+    assert (client.sent, blob.awaited_offsets) == ([1, 1], [0])

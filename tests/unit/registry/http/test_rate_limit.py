@@ -25,18 +25,18 @@ from tests.fakes.server_process import running_server
 
 
 class CountingLimiter:
-    """A fake rate limit. It allows `left` requests, and then tells clients to wait `wait` seconds. `keys` has the key
-    of each request."""
+    """A fake rate limit. It allows `remaining` more requests, and then tells clients to wait `wait` seconds. `keys` has
+    the key of each request."""
 
-    def __init__(self, left: int, wait: float) -> None:
-        self.left = left
+    def __init__(self, remaining: int, wait: float) -> None:
+        self.remaining = remaining
         self.wait = wait
         self.keys: list[str] = []
 
     def take(self, key: str) -> float:
         self.keys.append(key)
-        self.left -= 1
-        return 0.0 if self.left >= 0 else self.wait
+        self.remaining -= 1
+        return 0.0 if self.remaining >= 0 else self.wait
 
 
 async def test_too_many_requests(registry: MemoryRegistry) -> None:

@@ -60,10 +60,11 @@ class Content:
 
 @dataclass
 class Visitor:
-    """A visitor of the matrix, with a browser for pages and a client for the APIs. `sees` has the repositories that the
-    visitor may pull in the present phase. `cells` counts the checked cells."""
+    """A visitor of the matrix, with a browser for pages and a client for the APIs. `profile` has the visitor's account
+    and grants. `sees` has the repositories that the visitor may pull in the present phase. `cells` counts the checked
+    cells."""
 
-    who: MatrixVisitor
+    profile: MatrixVisitor
     browser: httpx2.AsyncClient
     client: httpx2.AsyncClient
     problems: list[str]
@@ -78,21 +79,21 @@ class Visitor:
     @property
     def may_search(self) -> bool:
         """Whether a search gets a result. An anonymous visitor who may pull nothing has to log in instead."""
-        return self.who.name is not None or bool(self.sees)
+        return self.profile.name is not None or bool(self.sees)
 
-    async def get(self, path: str, *, asked: str = "", api: bool = False) -> httpx2.Response:
-        """Gets a page, or (`api`) a response of an API. Records a problem for each hidden name or word in it. `asked`
-        is the repository that the path names."""
+    async def get(self, path: str, *, requested_repository: str = "", api: bool = False) -> httpx2.Response:
+        """Gets a page, or (`api`) a response of an API. Records a problem for each hidden name or word in it.
+        `requested_repository` is the repository that the path names."""
         answer = await (self.client if api else self.browser).get(path)
         text = unquote(answer.text + str(answer.headers.get("link", "")) + str(answer.headers.get("location", "")))
         for repo in self.hidden:
             word = REPOSITORIES[repo]
-            if (word in text and word not in path) or (repo != asked and contains_name(text, repo)):
+            if (word in text and word not in path) or (repo != requested_repository and contains_name(text, repo)):
                 self.record_problem(path, f"leaks {repo}")
         return answer
 
     def record_problem(self, place: str, problem: str) -> None:
-        self.problems.append(f"{self.who.label}, grants {self.phase}, {place}: {problem}")
+        self.problems.append(f"{self.profile.label}, grants {self.phase}, {place}: {problem}")
 
     def expect(self, place: str, found: object, wanted: object, cells: int = 1) -> None:
         """Records a problem if `found` is not `wanted`, and counts the cells."""
@@ -122,7 +123,7 @@ def repositories_of(upstream: str) -> list[str]:
 
 async def check_lists(visitor: Visitor, content: Content) -> None:
     """Checks the places that list or count repositories."""
-    if visitor.who.has_session:
+    if visitor.profile.has_session:
         await check_repository_list(visitor)
         await check_search_page(visitor, content)
     await check_apis(visitor, content)
@@ -170,7 +171,7 @@ async def check_apis(visitor: Visitor, content: Content) -> None:
         else:
             visitor.expect("the API's search", answer.status_code, 401, len(REPOSITORIES))
     docker_search = await visitor.get("/v1/search?q=app&n=100", api=True)
-    if visitor.sees or visitor.who.name is not None:
+    if visitor.sees or visitor.profile.name is not None:
         document = docker_search.json()
         visitor.expect_names("the old search", [each["name"] for each in document["results"]])
         visitor.expect("its count", document["num_results"], len(visitor.sees), len(REPOSITORIES))
@@ -180,7 +181,7 @@ async def check_apis(visitor: Visitor, content: Content) -> None:
     while path:
         answer = await visitor.get(path, api=True)
         if answer.status_code == 401:
-            visitor.expect("the list of /v2", visitor.who.name, None)
+            visitor.expect("the list of /v2", visitor.profile.name, None)
             return
         names += answer.json()["repositories"]
         next_link = re.match("<([^>]+)>", answer.headers.get("link", ""))
@@ -213,13 +214,14 @@ async def found_on_pages(visitor: Visitor, kind: str, query: str) -> list[str]:
 
 
 def name_in(path: str) -> str:
+    """Returns the name of the repository in the path of a page."""
     return re.split("[:@]", unquote(path).removeprefix("/ui/repositories/"))[0]
 
 
 async def check_repository(visitor: Visitor, repo: str, content: Content, random_choice: random.Random) -> None:
     """Checks two of the places that show one repository, chosen at random. A hidden repository has to look like a
     missing one."""
-    if visitor.who.has_session:
+    if visitor.profile.has_session:
         await check_page(visitor, repo, content, random_choice.randrange(6))
     await check_answer(visitor, repo, content, random_choice.randrange(4))
 
@@ -229,15 +231,17 @@ async def check_page(visitor: Visitor, repo: str, content: Content, number: int)
     path = f"/ui/repositories/{repo}"
     paths = (path, f"{path}:{word}", f"{path}@{digest}", f"{path}:{SAME_TAG}")
     if number < len(paths):
-        answer = await visitor.get(paths[number], asked=repo)
+        answer = await visitor.get(paths[number], requested_repository=repo)
         # An anonymous visitor is redirected to the login, unless they may pull the mirrored repository of this name.
-        is_redirected = visitor.who.name is None and not is_mirror_seen(visitor, repo)
+        is_redirected = visitor.profile.name is None and not is_mirror_seen(visitor, repo)
         visitor.expect(paths[number], answer.status_code, 200 if is_seen else 303 if is_redirected else 404)
         if is_seen and number < 3:
             visitor.expect(f"{paths[number]}, whole", word in answer.text, True)
     elif visitor.may_search:
         # A search for a reference redirects to its page. So does a search for a digest that only one repository has.
-        answer = await visitor.get(f"/ui/search?q={f'{repo}:{word}' if number == 4 else digest}", asked=repo)
+        answer = await visitor.get(
+            f"/ui/search?q={f'{repo}:{word}' if number == 4 else digest}", requested_repository=repo
+        )
         visitor.expect(f"what finds {repo}", answer.status_code, 303 if is_seen else 200)
 
 
@@ -249,19 +253,23 @@ async def check_answer(visitor: Visitor, repo: str, content: Content, number: in
         f"/v1/repositories/{repo}/tags",
     )
     if number < len(paths):
-        answer = await visitor.get(paths[number], asked=repo, api=True)
-        needs_login = visitor.who.name is None or may_pull(replace(visitor.who, limits=None), repo, shared_grants)
+        answer = await visitor.get(paths[number], requested_repository=repo, api=True)
+        needs_login = visitor.profile.name is None or may_pull(
+            replace(visitor.profile, limits=None), repo, shared_grants
+        )
         missing = 401 if needs_login and not is_mirror_seen(visitor, repo) else 404
         visitor.expect(paths[number], answer.status_code, 200 if is_seen else missing)
     elif visitor.may_search:
-        answer = await visitor.get(f"/api/v1/search?kind=repositories&q={repo}:{word}", asked=repo, api=True)
+        answer = await visitor.get(
+            f"/api/v1/search?kind=repositories&q={repo}:{word}", requested_repository=repo, api=True
+        )
         visitor.expect(f"the target {repo}", answer.json()["target"] is not None, is_seen)
 
 
 def is_mirror_seen(visitor: Visitor, repo: str) -> bool:
     """Returns whether the visitor may pull the mirrored repository that the name would mean if nothing had been pushed
     to it."""
-    return repo in hosted_repositories() and may_pull(visitor.who, mirrored_name(repo), PHASES[visitor.phase])
+    return repo in hosted_repositories() and may_pull(visitor.profile, mirrored_name(repo), PHASES[visitor.phase])
 
 
 async def add_repositories(server: Site) -> Content:
@@ -276,26 +284,26 @@ async def add_repositories(server: Site) -> Content:
     return Content(same.digest, own)
 
 
-async def add_visitor(server: Site, who: MatrixVisitor, problems: list[str]) -> Visitor:
+async def add_visitor(server: Site, profile: MatrixVisitor, problems: list[str]) -> Visitor:
     """Adds the account of a visitor with its grants, and logs the visitor in."""
     accounts = server.app.accounts
     headers = {}
-    if who.name is not None:
-        if who.name not in {account.name for account in accounts.accounts(None, None, 1000).items}:
-            kind = AccountKind.ROBOT if who.is_robot else AccountKind.USER
-            hashed = None if who.is_robot else password_hash()
-            await accounts.add_account(AccountName(who.name), kind, password_hash=hashed, admin=False, by=BY)
-        if who.group is not None:
-            await accounts.add_group(AccountName(who.group), by=BY)
-            await accounts.add_member(AccountName(who.group), AccountName(who.name), by=BY)
-        for pattern, actions in who.grants:
-            await add_grant(accounts, who.subject, pattern, actions)
-        limits = None if who.limits is None else [limit(*each) for each in who.limits]
-        headers = {"authorization": await server.app.token(who.name, limits)}
+    if profile.name is not None:
+        if profile.name not in {account.name for account in accounts.accounts(None, None, 1000).items}:
+            kind = AccountKind.ROBOT if profile.is_robot else AccountKind.USER
+            hashed = None if profile.is_robot else password_hash()
+            await accounts.add_account(AccountName(profile.name), kind, password_hash=hashed, admin=False, by=BY)
+        if profile.group is not None:
+            await accounts.add_group(AccountName(profile.group), by=BY)
+            await accounts.add_member(AccountName(profile.group), AccountName(profile.name), by=BY)
+        for pattern, actions in profile.grants:
+            await add_grant(accounts, profile.subject, pattern, actions)
+        limits = None if profile.limits is None else [limit(*each) for each in profile.limits]
+        headers = {"authorization": await server.app.token(profile.name, limits)}
     browser = server.browser()
-    if who.name is not None and who.has_session:
-        assert (await server.log_in(browser, who.name)).status_code == 303
-    return Visitor(who, browser, server.browser(**headers), problems)
+    if profile.name is not None and profile.has_session:
+        assert (await server.log_in(browser, profile.name)).status_code == 303
+    return Visitor(profile, browser, server.browser(**headers), problems)
 
 
 async def change_grants(server: Site, subject: str, old: Grants, new: Grants) -> None:
@@ -314,14 +322,14 @@ async def test_visitors_see_exactly_what_they_may_pull(tmp_path: Path, monkeypat
     async with site(tmp_path, upstream=UPSTREAMS) as server:
         content, problems, previous = await add_repositories(server), list[str](), Everybody()
         random_choice = random.Random(1)
-        visitors = [await add_visitor(server, who, problems) for who in matrix_visitors()]
+        visitors = [await add_visitor(server, profile, problems) for profile in matrix_visitors()]
         for phase, shared_grants in PHASES.items():
             await change_grants(server, "everyone", previous.everyone, shared_grants.everyone)
             await change_grants(server, "authenticated", previous.authenticated, shared_grants.authenticated)
             previous = shared_grants
             for visitor in visitors:
                 visitor.phase = phase
-                visitor.sees = {repo for repo in REPOSITORIES if may_pull(visitor.who, repo, shared_grants)}
+                visitor.sees = {repo for repo in REPOSITORIES if may_pull(visitor.profile, repo, shared_grants)}
                 await check_lists(visitor, content)
                 for repo in REPOSITORIES:
                     await check_repository(visitor, repo, content, random_choice)

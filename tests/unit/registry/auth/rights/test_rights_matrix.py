@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 AREAS = ("team", "secret", "public", "shared")
 TABLE = {
-    # who      team  secret public shared
+    # principal team secret public shared
     "nobody": ("", "", "r", ""),
     "plain": ("", "", "r", "r"),
     "reader": ("r", "", "r", "r"),
@@ -132,19 +132,19 @@ class Expected:
     """Whether the error in the challenge is `insufficient_scope`."""
 
 
-def expected(who: str, credential: str, area: str, repository: str, endpoint: ApiCall) -> Expected:
+def expected(principal: str, credential: str, area: str, repository: str, endpoint: ApiCall) -> Expected:
     """Returns the response that the table requires. `repository` is "app" (exists) or "non" (does not exist)."""
-    account = TABLE[who][AREAS.index(area)]
+    account = TABLE[principal][AREAS.index(area)]
     credential_letters = {"basic": "rwd", "whole": "rwd", "reading": "r", "writing": "w", "elsewhere": ""}[credential]
-    if who == "limited" and (area, repository) != ("team", "app"):
+    if principal == "limited" and (area, repository) != ("team", "app"):
         credential_letters = ""
-    elif who == "limited":
+    elif principal == "limited":
         credential_letters = "r" if "r" in credential_letters else ""
     if endpoint.letter in account and endpoint.letter in credential_letters:
         return Expected(endpoint.status_existing if repository == "app" else endpoint.status_missing, refused=False)
     if endpoint.letter in account:
         return Expected(401, "UNAUTHORIZED", scope=True)
-    if who == "nobody":
+    if principal == "nobody":
         return Expected(401, "UNAUTHORIZED")
     if endpoint.letter != "r":
         return Expected(403, "DENIED")
@@ -191,9 +191,9 @@ class MatrixStore:
         ):
             await add_grant(accounts, subject, pattern, actions)
 
-    async def authorization_headers(self, who: str, credential: str, repo: str) -> dict[str, str]:
+    async def authorization_headers(self, principal: str, credential: str, repo: str) -> dict[str, str]:
         """Returns the headers of a request by the principal with this kind of credential."""
-        login = self.logins[who]
+        login = self.logins[principal]
         if credential == "basic":
             return {} if login is None else {"authorization": login}
         scope = (
@@ -204,10 +204,14 @@ class MatrixStore:
         return {"authorization": await self.service.bearer(login, scope)}
 
 
-def calls(who: str, credential: str, area: str, matrix: MatrixStore) -> Iterator[tuple[ApiCall, Expected, Expected]]:
+def calls(
+    principal: str, credential: str, area: str, matrix: MatrixStore
+) -> Iterator[tuple[ApiCall, Expected, Expected]]:
     """Yields each call with the expected responses for the existing and for the missing repository."""
     for endpoint in matrix.endpoints[area]:
-        existing, missing = (expected(who, credential, area, repository, endpoint) for repository in ("app", "non"))
+        existing, missing = (
+            expected(principal, credential, area, repository, endpoint) for repository in ("app", "non")
+        )
         if existing.refused or not endpoint.harms:
             yield endpoint, existing, missing
 
@@ -238,15 +242,15 @@ def comparable(answer: AsgiAnswer, repo: str) -> tuple[int, list[tuple[str, str]
     return answer.status, fields, answer.body.replace(repo.encode(), b"NAME")
 
 
-async def try_all(matrix: MatrixStore, who: str, credential: str) -> int:
+async def try_all(matrix: MatrixStore, principal: str, credential: str) -> int:
     """Sends every call as the principal with this kind of credential. Returns the number of requests."""
     sent_requests = 0
     for area in AREAS:
         authorization_headers = {
-            repository: await matrix.authorization_headers(who, credential, f"{area}/{repository}")
+            repository: await matrix.authorization_headers(principal, credential, f"{area}/{repository}")
             for repository in ("app", "non")
         }
-        for endpoint, *wanted in calls(who, credential, area, matrix):
+        for endpoint, *wanted in calls(principal, credential, area, matrix):
             answers = []
             for repository, want in zip(("app", "non"), wanted, strict=True):
                 repo = f"{area}/{repository}"
@@ -262,15 +266,15 @@ async def try_all(matrix: MatrixStore, who: str, credential: str) -> int:
     return sent_requests
 
 
-@pytest.mark.parametrize("who", sorted(TABLE))
-async def test_every_response_is_as_the_table_says(tmp_path: Path, who: str) -> None:
+@pytest.mark.parametrize("principal", sorted(TABLE))
+async def test_every_response_is_as_the_table_says(tmp_path: Path, principal: str) -> None:
     """Every call gets the expected response. A refusal looks the same for existing and missing repositories. The
     content is unchanged at the end."""
     async with running_app(tmp_path / "data") as service:
         matrix = MatrixStore(service)
         await matrix.push_content()
         await matrix.add_principals()
-        sent_requests = sum([await try_all(matrix, who, credential) for credential in CREDENTIALS])
+        sent_requests = sum([await try_all(matrix, principal, credential) for credential in CREDENTIALS])
         assert sent_requests > 1000
         for area in AREAS:
             repo = RepositoryName(f"{area}/app")
@@ -287,8 +291,8 @@ async def test_the_catalog_has_the_repositories_that_may_be_pulled(tmp_path: Pat
         matrix = MatrixStore(service)
         await matrix.push_content()
         await matrix.add_principals()
-        for who, letters in TABLE.items():
-            if who == "nobody":
+        for principal, letters in TABLE.items():
+            if principal == "nobody":
                 answer = await service.client("GET", "/v2/_catalog")
                 assert (answer.status, answer["www-authenticate"].partition(",scope=")[2]) == (
                     401,
@@ -296,10 +300,10 @@ async def test_the_catalog_has_the_repositories_that_may_be_pulled(tmp_path: Pat
                 )
                 basic = None
             else:
-                basic = matrix.logins[who]
+                basic = matrix.logins[principal]
             bearer = await service.bearer(basic, "registry:catalog:*")
             readable = sorted(f"{area}/app" for area, some in zip(AREAS, letters, strict=True) if "r" in some)
-            if who == "limited":
+            if principal == "limited":
                 readable = ["team/app"]
             for login in filter(None, (basic, bearer)):
                 headers = {"authorization": login}
@@ -331,21 +335,21 @@ async def test_mounts_need_a_readable_source(tmp_path: Path) -> None:
         await matrix.push_content()
         await matrix.add_principals()
         number = 0
-        for who in ("writer", "pusher", "member", "robot", "root"):
-            own = "team" if "w" in TABLE[who][0] else "secret"
+        for principal in ("writer", "pusher", "member", "robot", "root"):
+            own = "team" if "w" in TABLE[principal][0] else "secret"
             for area in AREAS:
                 layer = next(
                     each.path.removeprefix("blobs/")
                     for each in matrix.endpoints[area]
                     if each.path.startswith("blobs/sha")
                 )
-                readable = "r" in TABLE[who][AREAS.index(area)]
+                readable = "r" in TABLE[principal][AREAS.index(area)]
                 for source in (f"&from={area}/app", ""):
                     for credential in ("basic", "token"):
                         number += 1
                         repo = f"{own}/mount{number}"
                         scopes = (f"repository:{repo}:pull,push", f"repository:{area}/app:pull")
-                        login = matrix.logins[who]
+                        login = matrix.logins[principal]
                         assert login is not None
                         authorization_headers = login if credential == "basic" else await service.bearer(login, *scopes)
                         answer = await service.client(
@@ -353,7 +357,7 @@ async def test_mounts_need_a_readable_source(tmp_path: Path) -> None:
                             f"/v2/{repo}/blobs/uploads/?mount={layer}{source}",
                             {"authorization": authorization_headers},
                         )
-                        assert answer.status == (201 if readable else 202), (who, area, source, credential)
+                        assert answer.status == (201 if readable else 202), (principal, area, source, credential)
 
 
 async def test_the_ping_needs_a_credential(tmp_path: Path) -> None:
