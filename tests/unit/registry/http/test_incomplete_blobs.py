@@ -125,11 +125,11 @@ async def test_a_blob_is_sent_while_it_arrives(client: AsgiClient, blob: Growing
     content."""
     await blob.grow(100)
     async with asyncio.TaskGroup() as group:
-        response = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
+        request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
         for at in (100, 101, 3000):
             await blob.waiting(at)
             await blob.grow({100: 101, 101: 3000, 3000: SIZE}[at])
-    answer = response.result()
+    answer = request_task.result()
     assert (answer.status, answer["content-length"], answer.body) == (200, str(SIZE), DATA)
     assert client.sent == [5, 4 if client.zero_copy else 0]
     assert not blob.open
@@ -147,23 +147,23 @@ async def test_headers_are_sent_before_the_first_byte_arrives(blob: GrowingBlobR
         await api(scope, receive, send_and_notify)
 
     async with asyncio.TaskGroup() as group:
-        response = group.create_task(AsgiClient(app, zero_copy=True)("GET", f"{V2}/blobs/{DIGEST}"))
+        request_task = group.create_task(AsgiClient(app, zero_copy=True)("GET", f"{V2}/blobs/{DIGEST}"))
         await started.wait()
         assert blob.available == 0
         await blob.grow(SIZE)
-    assert response.result().body == DATA
+    assert request_task.result().body == DATA
 
 
 async def test_a_range_waits_only_for_its_own_bytes(client: AsgiClient, blob: GrowingBlobRegistry) -> None:
     """The response with a range waits until the bytes of the range have arrived, and not for later bytes."""
     await blob.grow(10)
     async with asyncio.TaskGroup() as group:
-        response = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=500-599"}))
+        request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=500-599"}))
         await blob.waiting(500)
         await blob.grow(550)
         await blob.waiting(550)
         await blob.grow(700)
-    answer = response.result()
+    answer = request_task.result()
     assert (answer.status, answer.body) == (206, DATA[500:600])
     assert answer["content-range"] == f"bytes 500-599/{SIZE}"
 
@@ -171,12 +171,12 @@ async def test_a_range_waits_only_for_its_own_bytes(client: AsgiClient, blob: Gr
 async def test_many_ranges_of_a_growing_blob(client: AsgiClient, blob: GrowingBlobRegistry) -> None:
     """The parts of a multipart response are sent as they arrive, in the requested order."""
     async with asyncio.TaskGroup() as group:
-        response = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=2000-2099,0-9"}))
+        request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=2000-2099,0-9"}))
         await blob.waiting(2000)
         await blob.grow(2050)
         await blob.waiting(2050)
         await blob.grow(SIZE)
-    answer = response.result()
+    answer = request_task.result()
     assert answer.status == 206
     assert DATA[2000:2100] in answer.body
     assert answer.body.count(DATA[0:10] + b"\r\n--") == 1
@@ -190,11 +190,11 @@ async def test_a_failed_download_cuts_the_response_off(
     """If the download fails, the bytes that have arrived are sent. Then the response ends before its Content-Length."""
     await blob.grow(150)
     async with asyncio.TaskGroup() as group:
-        response = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", headers))
+        request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", headers))
         await blob.waiting(200 if "," in str(headers) else 150)
         error = PartialLost()
         await blob.fail(error)
-    answer = response.result()
+    answer = request_task.result()
     assert answer.cut is error
     assert not answer.whole
     assert DATA[:100] in answer.body
@@ -220,10 +220,10 @@ async def test_a_response_that_is_cut_off_is_logged_in_one_line(
     caplog.set_level(logging.INFO)
     await blob.grow(150)
     async with asyncio.TaskGroup() as group:
-        response = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
+        request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
         await blob.waiting(150)
         await blob.fail(error)
-    answer = response.result()
+    answer = request_task.result()
     assert answer.cut is error
     assert was_logged(error)
     (record,) = [each for each in caplog.records if each.name == "registry.http"]
