@@ -1,4 +1,4 @@
-"""Fixtures: one worker over a store with an account."""
+"""Fixtures for the tests of authentication: a worker process of the server, whose store has an account."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ async def worker(data: Path, clock: AuthClock) -> AsyncIterator[AuthWorker]:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Returns the list of passwords that argon2 has checked so far."""
+    """Returns a list to which each password that argon2 checks is added."""
     calls: list[bytes] = []
     verify = argon2.PasswordHasher.verify
 
-    def counted(self: argon2.PasswordHasher, held: str, password: bytes) -> bool:
+    def record_and_verify(self: argon2.PasswordHasher, stored_hash: str, password: bytes) -> bool:
         calls.append(password)
-        return verify(self, held, password)
+        return verify(self, stored_hash, password)
 
-    monkeypatch.setattr(argon2.PasswordHasher, "verify", counted)
+    monkeypatch.setattr(argon2.PasswordHasher, "verify", record_and_verify)
     return calls

@@ -1,4 +1,5 @@
-"""Administration: new grants and new limits of tokens have simple patterns, and older patterns stay in force."""
+"""`Administration` changes accounts, grants and tokens. New grants and new limits of tokens must have simple patterns.
+Older grants and limits with other patterns still apply."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from storage.access import AccountInvalid, Action, Grant, Grantee, TokenLimit
 from storage.patterns import NamePattern
 from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, AuthWorker
 
-OLD = NamePattern("*/app")
+OLD_PATTERN = NamePattern("*/app")
+"""A pattern that an earlier version allowed for new grants."""
 SUBJECT = Grantee.parse("user:alice")
 
 
@@ -23,17 +25,17 @@ def administration(worker: AuthWorker) -> Administration:
     return Administration(worker.accounts, _no_hash, clock=worker.clock)
 
 
-async def test_new_grants_take_simple_patterns(worker: AuthWorker, administration: Administration) -> None:
+async def test_new_grants_need_simple_patterns(worker: AuthWorker, administration: Administration) -> None:
     """If one pattern of a call is not simple, the whole call is refused, and nothing is stored."""
     simple = [Grant(SUBJECT, NamePattern(text), Action.PULL) for text in ("team/app", "team/a-*", "team/*", "team/**")]
     with pytest.raises(AccountInvalid, match="a star before its end"):
-        await administration.put_grants([*simple, Grant(SUBJECT, OLD, Action.PULL)], by=ADMIN)
+        await administration.put_grants([*simple, Grant(SUBJECT, OLD_PATTERN, Action.PULL)], by=ADMIN)
     assert worker.accounts.grants([SUBJECT]) == []
     await administration.put_grants(simple, by=ADMIN)
     assert len(worker.accounts.grants([SUBJECT])) == 4
 
 
-async def test_new_limits_take_simple_patterns(worker: AuthWorker, administration: Administration) -> None:
+async def test_new_limits_need_simple_patterns(worker: AuthWorker, administration: Administration) -> None:
     """A token limit with a pattern that is not simple is refused, and no token is made."""
     assert parse_limit("team/app-*:pull") == TokenLimit(NamePattern("team/app-*"), Action.PULL)
     with pytest.raises(AccountInvalid, match="a star before its end"):
@@ -42,22 +44,22 @@ async def test_new_limits_take_simple_patterns(worker: AuthWorker, administratio
     await administration.add_token(ALICE, limits=[parse_limit("team/app-*:pull")], by=ADMIN)
 
 
-async def test_older_grants_go_on(worker: AuthWorker, administration: Administration) -> None:
-    """A grant that an earlier version stored still counts, and can be removed."""
-    await worker.grant("user:alice", OLD, "pull")
+async def test_older_grants_still_apply(worker: AuthWorker, administration: Administration) -> None:
+    """A grant that an earlier version stored still applies, and can be removed."""
+    await worker.grant("user:alice", OLD_PATTERN, "pull")
     identity = await worker.access.credential_verifier.verify_basic(ALICE, "correct horse battery", AT_HOME)
     policy = Policy(worker.accounts, worker.access.revocation_check)
     assert policy.principal(identity).may(Action.PULL, "team/app")
     assert not policy.principal(identity).may(Action.PULL, "team/web")
-    await administration.remove_grant(SUBJECT, parse_pattern(OLD), by=ADMIN)
+    await administration.remove_grant(SUBJECT, parse_pattern(OLD_PATTERN), by=ADMIN)
     assert not policy.principal(identity).may(Action.PULL, "team/app")
 
 
-async def test_older_limits_go_on(worker: AuthWorker) -> None:
-    """A token that an earlier version limited is still limited in the same way."""
+async def test_older_limits_still_apply(worker: AuthWorker) -> None:
+    """A token limit that an earlier version stored still applies."""
     await worker.grant("user:alice", "**", "pull")
-    made = await worker.add_token(ALICE, limits=(TokenLimit(OLD, Action.PULL),))
-    identity = await worker.access.credential_verifier.verify_basic(ALICE, made.text, AT_HOME)
+    token = await worker.add_token(ALICE, limits=(TokenLimit(OLD_PATTERN, Action.PULL),))
+    identity = await worker.access.credential_verifier.verify_basic(ALICE, token.text, AT_HOME)
     principal = Policy(worker.accounts, worker.access.revocation_check).principal(identity)
     assert principal.may(Action.PULL, "team/app")
     assert not principal.may(Action.PULL, "team/web")

@@ -16,13 +16,13 @@ def encoded(text: str | bytes) -> bytes:
     return base64.b64encode(text.encode() if isinstance(text, str) else text)
 
 
-def test_none() -> None:
-    """A request without the header has no credential, which is no error."""
+def test_a_request_without_the_header_has_no_credential() -> None:
+    """A request without the Authorization header has no credential. This is not an error."""
     assert parse_authorization([]) is None
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    ("value", "credential"),
     [
         (b"Basic " + encoded("alice:secret"), Basic("alice", "secret")),
         (b"basic " + encoded("alice:se:cr:et:"), Basic("alice", "se:cr:et:")),
@@ -32,10 +32,10 @@ def test_none() -> None:
         (b"bearer  x ", Bearer("x")),
     ],
 )
-def test_read(value: bytes, found: Basic | Bearer) -> None:
-    """The case of the scheme does not matter. A password may hold colons, spaces and any letters."""
-    assert parse_authorization([value]) == found
-    assert "secret" not in repr(found)
+def test_valid_headers_are_parsed(value: bytes, credential: Basic | Bearer) -> None:
+    """The case of the scheme does not matter. A password may contain colons, spaces and any letters."""
+    assert parse_authorization([value]) == credential
+    assert "secret" not in repr(credential)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_read(value: bytes, found: Basic | Bearer) -> None:
         [b"Bearer " + b"a" * 40_000],
     ],
 )
-def test_malformed(values: list[bytes]) -> None:
+def test_a_malformed_header_is_refused(values: list[bytes]) -> None:
     """A malformed header is refused with the same text as a wrong password."""
     with pytest.raises(Unauthorized) as error:
         parse_authorization(values)
@@ -68,10 +68,10 @@ def test_malformed(values: list[bytes]) -> None:
 
 
 @given(st.lists(st.binary(max_size=60) | st.binary(max_size=40).map(lambda raw: b"Basic " + encoded(raw)), max_size=2))
-def test_any_bytes(values: list[bytes]) -> None:
-    """Any bytes are either parsed or refused."""
+def test_any_bytes_are_parsed_or_refused(values: list[bytes]) -> None:
+    """For any bytes, the parser returns a credential or None, or raises Unauthorized."""
     try:
-        found = parse_authorization(values)
+        credential = parse_authorization(values)
     except Unauthorized:
         return
-    assert found is None or isinstance(found, Basic | Bearer)
+    assert credential is None or isinstance(credential, Basic | Bearer)

@@ -1,4 +1,4 @@
-"""The cache of verified credentials: keys, bounds and principals."""
+"""The cache of verified credentials: its keys, its largest size, and the principals that it keeps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOGIN, TOKEN = Basic("alice", "secret"), Bearer("abc.def.ghi")
 
 
 def test_keys_differ() -> None:
-    """The key depends on the header, the address and the process."""
+    """The key of an entry depends on the header, on the address, and on a secret of the cache."""
     cache = CredentialCache()
     headers = [b"Bearer a", b"Bearer b", b"Basic a"]
     keys = {cache.key_of(header, address) for header in headers for address in ("", "192.0.2.1", "192.0.2.2")}
@@ -31,22 +31,22 @@ def test_keys_differ() -> None:
 
 
 def test_the_header_of_a_credential() -> None:
-    """The header is the same that clients send. A user name with a colon, which only a form can contain, does not
-    become the same header as a shorter name."""
+    """`header_of` returns the header that a client would send for the credential. In a form, a user name can contain a
+    colon. Such a name and a shorter one must not give the same header."""
     assert header_of(LOGIN) == b"Basic " + base64.b64encode(b"alice:secret")
     assert header_of(TOKEN) == b"Bearer abc.def.ghi"
     assert header_of(Basic("alice", "a:b")) != header_of(Basic("alice:a", "b"))
 
 
 def test_an_entry_expires_with_its_identity() -> None:
-    """An entry expires with its identity, and at the latest when the cache's lifetime is over."""
+    """An entry expires at the same time as its identity, or earlier, at the end of the cache's lifetime."""
     assert VerifiedCredential(Identity("alice", expires=5.0), 1, 10.0).until == 5.0
     assert VerifiedCredential(Identity("alice", expires=50.0), 1, 10.0).until == 10.0
     assert VerifiedCredential(Identity("alice"), 1, 10.0).until == 10.0
 
 
-def test_it_is_bounded() -> None:
-    """The oldest entries are evicted. Bearer tokens do not evict logins, because anyone can have many bearer tokens."""
+def test_the_cache_has_a_largest_size() -> None:
+    """The oldest entries are evicted. Bearer tokens do not evict logins, because anyone can get many bearer tokens."""
     cache = CredentialCache()
     login = cache.key_of(header_of(LOGIN), "")
     cache.put(login, VerifiedCredential(Identity("alice"), 1, 1.0), LOGIN)
@@ -64,8 +64,9 @@ def test_it_is_bounded() -> None:
     assert cache.get(login) is None
 
 
-async def test_the_principal_is_made_once_for_each_epoch(worker: AuthWorker) -> None:
-    """The principal of a credential is cached, and made anew after the epoch of the store has changed."""
+async def test_the_principal_is_made_again_when_rights_change(worker: AuthWorker) -> None:
+    """The principal of a credential is cached. It is made again after the store's epoch has changed, a number that
+    increases with each change of accounts and rights."""
     policy = Policy(worker.accounts, worker.access.revocation_check)
     verifier = worker.access.credential_verifier
     first = await principal_of(policy, await verifier.verify(Basic(ALICE, PASSWORD), AT_HOME))

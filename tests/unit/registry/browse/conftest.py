@@ -1,4 +1,4 @@
-"""An application with a repository to look at."""
+"""Fixtures for the tests of the browse API, which shows the content of repositories."""
 
 from __future__ import annotations
 
@@ -23,23 +23,26 @@ CREATED = "2026-01-02T03:04:05Z"
 
 
 class Site:
-    """The application, and those who look: `root` is an admin, `puller` may pull from `team/**`, `other` may not."""
+    """A running registry with three accounts: `root` is an admin, `puller` may pull from `team/**`, and `other` has no
+    rights."""
 
     def __init__(self, app: AppInProcess) -> None:
         self.app = app
         self.registry: Registry = app.hosted
         self.logins: dict[str, str] = {}
 
-    async def get(self, path: str, who: str | None = "puller", method: str = "GET", body: Any = None) -> AsgiAnswer:
-        """The answer to a request for a path below `/api/v1/repositories`."""
-        headers = {} if who is None else {"authorization": self.logins[who]}
+    async def get(self, path: str, account: str | None = "puller", method: str = "GET", body: Any = None) -> AsgiAnswer:
+        """Returns the response to a request for a path below `/api/v1/repositories`, as this account or (None) without
+        a login."""
+        headers = {} if account is None else {"authorization": self.logins[account]}
         data = b""
         if body is not None:
             headers["content-type"], data = "application/json", json.dumps(body).encode()
         return await self.app.client(method, f"/api/v1/repositories/{path}", headers, data)
 
-    async def json(self, path: str, who: str | None = "puller", method: str = "GET", body: Any = None) -> Any:
-        answer = await self.get(path, who, method, body)
+    async def json(self, path: str, account: str | None = "puller", method: str = "GET", body: Any = None) -> Any:
+        """Returns the JSON of a response with status 200."""
+        answer = await self.get(path, account, method, body)
         assert answer.status == 200, answer.body
         return answer.json
 
@@ -51,7 +54,7 @@ class Site:
         repo: RepositoryName = APP,
         **fields: Any,
     ) -> Manifest:
-        """Pushes an image; `config` is its config, as an object or as bytes."""
+        """Pushes an image. `config` is its config, as an object or as bytes."""
         config = {"os": "linux", "architecture": "amd64", "created": CREATED} if config is None else config
         data = config if isinstance(config, bytes) else json.dumps(config).encode()
         pushed = await push_blob(self.registry, repo, data)
@@ -66,11 +69,11 @@ class Site:
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     async with running_app(tmp_path / "data") as app:
-        made = Site(app)
-        made.logins = {
+        running_site = Site(app)
+        running_site.logins = {
             "root": await app.user("root", admin=True),
             "puller": await app.user("puller"),
             "other": await app.user("other"),
         }
         await add_grant(app.accounts, "user:puller", "team/**", "pull")
-        yield made
+        yield running_site

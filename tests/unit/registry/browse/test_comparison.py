@@ -11,27 +11,29 @@ from tests.fakes.registry_content import BY, index_of
 from tests.unit.registry.browse.conftest import APP, Site
 
 
-async def compared(site: Site, query: str = "base=v1&other=v2") -> dict[str, Any]:
-    found: dict[str, Any] = await site.json(f"{APP}/comparison?{query}")
-    return found
+async def get_comparison(site: Site, query: str = "base=v1&other=v2") -> dict[str, Any]:
+    document: dict[str, Any] = await site.json(f"{APP}/comparison?{query}")
+    return document
 
 
 def config(architecture: str = "amd64", **fields: Any) -> dict[str, Any]:
     return {"os": "linux", "architecture": architecture, "config": fields}
 
 
-async def test_layers_and_configs(site: Site) -> None:
+async def test_layers_and_configs_are_compared(site: Site) -> None:
+    """The response has the layers that both images share, the layers of only one image, and the differences of their
+    configs."""
     base = config(Env=["A=1", "B=2"], Cmd=["run", "a b"], Labels={"x": "1"}, ExposedPorts={"80/tcp": {}}, User="app")
     other = config(Env=["B=3", "C="], Cmd=["run"], Labels={"x": "1"}, ExposedPorts={"81/tcp": {}})
     first = await site.image("v1", config=base, layers=[b"shared", b"old"])
     second = await site.image("v2", config=other, layers=[b"shared", b"new", b"newer"])
-    found = await compared(site)
-    assert (found["base"]["digest"], found["other"]["digest"]) == (first.digest, second.digest)
-    assert [layer["digest"] for layer in found["shared_layers"]] == [first.layers[0].digest]
-    assert [layer["digest"] for layer in found["base_layers"]] == [first.layers[1].digest]
-    assert [layer["digest"] for layer in found["other_layers"]] == [layer.digest for layer in second.layers[1:]]
-    assert found["shared_bytes"] == len("shared")
-    assert [(each["field"], each["name"], each["base"], each["other"]) for each in found["changes"]] == [
+    comparison = await get_comparison(site)
+    assert (comparison["base"]["digest"], comparison["other"]["digest"]) == (first.digest, second.digest)
+    assert [layer["digest"] for layer in comparison["shared_layers"]] == [first.layers[0].digest]
+    assert [layer["digest"] for layer in comparison["base_layers"]] == [first.layers[1].digest]
+    assert [layer["digest"] for layer in comparison["other_layers"]] == [layer.digest for layer in second.layers[1:]]
+    assert comparison["shared_bytes"] == len("shared")
+    assert [(each["field"], each["name"], each["base"], each["other"]) for each in comparison["changes"]] == [
         ("user", "", "app", ""),
         ("cmd", "", "run 'a b'", "run"),
         ("exposed_ports", "80/tcp", "", None),
@@ -40,7 +42,7 @@ async def test_layers_and_configs(site: Site) -> None:
         ("env", "B", "2", "3"),
         ("env", "C", None, ""),
     ]
-    same = await compared(site, "base=v1&other=v1")
+    same = await get_comparison(site, "base=v1&other=v1")
     assert (same["base_layers"], same["other_layers"], same["changes"]) == ([], [], [])
 
 
@@ -54,26 +56,26 @@ async def push_index(site: Site, tag: str, *architectures: str) -> list[Manifest
     return images
 
 
-async def test_indexes(site: Site) -> None:
-    """Of two indexes, the images for one platform are compared: the platform in the request, otherwise the usual one,
-    otherwise one that both indexes have."""
+async def test_images_of_one_platform_are_compared(site: Site) -> None:
+    """If the tags are indexes, their images for one platform are compared. This is the platform in the request, or else
+    the usual one (linux/amd64), or else one that both indexes have."""
     first = await push_index(site, "v1", "amd64", "arm64")
     second = await push_index(site, "v2", "arm64", "s390x")
     third = await push_index(site, "v3", "arm64", "amd64")
-    found = await compared(site)
-    assert (found["base"]["digest"], found["other"]["digest"]) == (first[1].digest, second[0].digest)
-    found = await compared(site, "base=v1&other=v3")
-    assert (found["base"]["digest"], found["other"]["digest"]) == (first[0].digest, third[1].digest)
-    found = await compared(site, "base=v1&other=v3&platform=linux/arm64")
-    assert (found["base"]["digest"], found["other"]["digest"]) == (first[1].digest, third[0].digest)
+    comparison = await get_comparison(site)
+    assert (comparison["base"]["digest"], comparison["other"]["digest"]) == (first[1].digest, second[0].digest)
+    comparison = await get_comparison(site, "base=v1&other=v3")
+    assert (comparison["base"]["digest"], comparison["other"]["digest"]) == (first[0].digest, third[1].digest)
+    comparison = await get_comparison(site, "base=v1&other=v3&platform=linux/arm64")
+    assert (comparison["base"]["digest"], comparison["other"]["digest"]) == (first[1].digest, third[0].digest)
     await push_index(site, "v4", "riscv64")
     for query in ("base=v1&other=v4", "base=v1&other=v3&platform=linux/s390x", "base=v1&other=none"):
         assert (await site.get(f"{APP}/comparison?{query}")).status == 404
 
 
-async def test_a_config_that_is_no_json(site: Site) -> None:
+async def test_a_config_that_is_not_json(site: Site) -> None:
     """If a config is not JSON, only the layers are compared."""
     await site.image("v1", config=b"no JSON", layers=[b"shared"])
     await site.image("v2", layers=[b"shared"])
-    found = await compared(site)
-    assert (found["base"]["has_config"], len(found["shared_layers"]), found["changes"]) == (False, 1, [])
+    comparison = await get_comparison(site)
+    assert (comparison["base"]["has_config"], len(comparison["shared_layers"]), comparison["changes"]) == (False, 1, [])

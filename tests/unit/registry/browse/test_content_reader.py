@@ -1,4 +1,4 @@
-"""The summaries of manifests that the content reader keeps in memory."""
+"""`ContentReader` reads manifests and keeps summaries of them in memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from tests.fakes.registry_content import CONFIG_TYPE, descriptor_of, image_of, i
 CONFIG = descriptor_of(b"{}", CONFIG_TYPE)
 
 
-def stating(predicates: int, characters: int = 0) -> Manifest:
-    """Returns an image whose layers name `predicates` different predicate types, of `characters` characters each."""
+def image_with_predicates(predicates: int, characters: int = 0) -> Manifest:
+    """Returns an image whose layers name `predicates` different predicate types (kinds of attestation). Each has about
+    `characters` characters."""
     layer = descriptor_of(b"layer")
     notes = [{"in-toto.io/predicate-type": f"{number}" + "x" * characters} for number in range(predicates)]
     return image_of(CONFIG, [replace(layer, annotations=note) for note in notes])
@@ -26,32 +27,35 @@ def index(number: int, entries: int = 50) -> Manifest:
     return index_of([Descriptor(CONFIG_TYPE, digest_of(b"%d/%d" % (number, each)), 7) for each in range(entries)])
 
 
-def kept(reader: ContentReader, manifests: list[Manifest]) -> int:
-    """Returns how many of the summaries of these manifests are still in memory."""
+def cached_count(reader: ContentReader, manifests: list[Manifest]) -> int:
+    """Returns how many of these manifests have a summary in memory."""
     return sum(reader._manifests.get(manifest.digest) is not None for manifest in manifests)
 
 
 def test_a_summary_names_a_limited_number_of_predicates() -> None:
-    assert len(summarize(stating(5)).predicates) == 5
-    assert len(summarize(stating(MAX_PREDICATES + 50)).predicates) == MAX_PREDICATES
+    """A summary names at most `MAX_PREDICATES` predicate types."""
+    assert len(summarize(image_with_predicates(5)).predicates) == 5
+    assert len(summarize(image_with_predicates(MAX_PREDICATES + 50)).predicates) == MAX_PREDICATES
 
 
 async def test_summaries_take_a_limited_amount_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The summaries that were used last stay in memory: many small ones, or few large ones."""
+    """The summaries that were used most recently stay in memory. With the same limit, more small summaries than large
+    ones fit."""
     monkeypatch.setattr(content_reader, "_MAX_KEPT_BYTES", 100_000)
     reader = ContentReader(MemoryRegistry())
     small, large = [index(number, 1) for number in range(100)], [index(number) for number in range(100)]
     for manifest in small + large:
         await reader.summary_of(manifest)
-    few = kept(reader, large)
-    assert (kept(reader, small), kept(reader, large[-few:])) == (0, few)
+    cached_large = cached_count(reader, large)
+    assert (cached_count(reader, small), cached_count(reader, large[-cached_large:])) == (0, cached_large)
     for manifest in small:
         await reader.summary_of(manifest)
-    assert 1 <= few < kept(reader, small)
+    assert 1 <= cached_large < cached_count(reader, small)
 
 
-async def test_what_was_read_of_a_large_manifest_is_not_kept() -> None:
+async def test_the_summary_of_a_large_manifest_is_not_cached() -> None:
+    """A large manifest is summarized, but its summary is not kept in memory."""
     reader = ContentReader(MemoryRegistry())
     large = image_of(CONFIG, annotations={"note": "x" * MAX_ROW_BYTES})
     assert (await reader.summary_of(large)).kind == "image"
-    assert kept(reader, [large]) == 0
+    assert cached_count(reader, [large]) == 0

@@ -17,14 +17,14 @@ PATH = f"{APP}/description"
 
 @pytest.fixture
 async def writer(site: Site) -> None:
-    """The account `writer` may push, and the repository has content."""
+    """Adds the account `writer`, which may push, and pushes an image to the repository."""
     site.logins["writer"] = await site.app.user("writer")
     await add_grant(site.app.accounts, "user:writer", "team/**", "pull,push")
     await site.image("v1")
 
 
-async def put(site: Site, text: str, **more: Any) -> Any:
-    return await site.json(PATH, "writer", "PUT", {"text": text, **more})
+async def put(site: Site, text: str, **fields: Any) -> Any:
+    return await site.json(PATH, "writer", "PUT", {"text": text, **fields})
 
 
 @pytest.mark.usefixtures("writer")
@@ -43,16 +43,18 @@ async def test_a_description(site: Site) -> None:
 
 
 @pytest.mark.usefixtures("writer")
-async def test_rights(site: Site) -> None:
-    for who, read, write in (("puller", 200, 403), ("other", 404, 403), (None, 401, 401)):
-        assert (await site.get(PATH, who)).status == read
-        assert (await site.get(PATH, who, "PUT", {"text": "x"})).status == write
+async def test_rights_to_descriptions(site: Site) -> None:
+    """Reading needs the right to pull, and writing needs the right to push. A repository that does not exist has no
+    description."""
+    for account, read, write in (("puller", 200, 403), ("other", 404, 403), (None, 401, 401)):
+        assert (await site.get(PATH, account)).status == read
+        assert (await site.get(PATH, account, "PUT", {"text": "x"})).status == write
     assert (await site.get("team/none/description")).status == 404
     assert (await site.get("team/none/description", "writer", "PUT", {"text": "x"})).status == 404
 
 
 @pytest.mark.usefixtures("writer")
-async def test_limits(site: Site) -> None:
+async def test_the_longest_description(site: Site) -> None:
     """A description has at most 256 KiB in UTF-8. The escapes in the JSON of the request do not count."""
     longest = "文" * (MAX_DESCRIPTION_BYTES // 3)
     assert (await put(site, longest))["text"] == longest
@@ -61,7 +63,7 @@ async def test_limits(site: Site) -> None:
     assert (await site.get(PATH, "writer", "PUT", {"text": "x" * 700_000})).status == 413
 
 
-def test_markdown() -> None:
+def test_descriptions_are_commonmark() -> None:
     """Descriptions are CommonMark, with tables and strikethrough."""
     rendered = render_markdown("*a* **b** ~~c~~ `d`\n\n| x |\n| - |\n| y |\n\n1. one\n\n```sh\nls\n```\n\n> quote\n")
     for part in ("<em>a</em>", "<strong>b</strong>", "<s>c</s>", "<code>d</code>", "<td>y</td>", "<li>one</li>"):
@@ -69,9 +71,9 @@ def test_markdown() -> None:
     assert "<pre><code>ls\n</code></pre>" in rendered
 
 
-def test_links() -> None:
-    """Links to other hosts have attributes that send no referrer and give the target no weight in search engines.
-    Relative links are shown as text, because they would lead to this registry."""
+def test_links_in_descriptions() -> None:
+    """Links to other hosts have the attributes `nofollow` and `noreferrer`. Relative links are shown as text, because
+    they would lead to this registry."""
     assert render_markdown('[a](https://example.org/?a=1&b=2 "t")') == (
         '<p><a href="https://example.org/?a=1&amp;b=2" title="t" rel="nofollow noreferrer">a</a></p>\n'
     )
@@ -88,7 +90,7 @@ def test_images_are_links() -> None:
     assert badge == '<p><a href="https://example.org/build" rel="nofollow noreferrer">build</a></p>\n'
 
 
-ATTACKS = [
+HOSTILE_TEXTS = [
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
     "<svg/onload=alert(1)>",
@@ -117,8 +119,8 @@ ATTACKS = [
 ]
 
 
-@pytest.mark.parametrize("text", ATTACKS)
-def test_attacks(text: str) -> None:
+@pytest.mark.parametrize("text", HOSTILE_TEXTS)
+def test_hostile_texts_become_harmless_html(text: str) -> None:
     """The HTML of hostile texts has only harmless elements, attributes and link targets."""
     rendered = render_markdown(text)
     for tag, attributes in re.findall(r"<\s*/?\s*([^\s>/]+)([^>]*)>", rendered):
@@ -131,9 +133,9 @@ def test_attacks(text: str) -> None:
 
 
 @pytest.mark.slow
-def test_long_texts_take_no_long_time() -> None:
-    """A text of the largest length, of the kind that is slowest to parse, is parsed up to a limit. The rest is shown as
-    plain text and is as harmless."""
+def test_long_texts_are_parsed_in_limited_time() -> None:
+    """A text of the largest length, of the kind that is slowest to parse, is parsed only up to a limit. The rest is
+    shown as escaped plain text."""
     text = "![" * 30_000 + "\n" + "<script>" * ((MAX_DESCRIPTION_BYTES - 60_001) // 8)
     rendered = render_markdown(text)
     assert rendered.startswith("<p>![![")

@@ -1,4 +1,4 @@
-"""Images as tar archives, over the API."""
+"""The API that sends an image as a tar archive."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ LAYERS = [b"first layer", b"x" * 700_000, b""]
 
 
 async def download(
-    site: Site, reference: str = "v1", query: str = "", who: str | None = "puller", **headers: str
+    site: Site, reference: str = "v1", query: str = "", account: str | None = "puller", **headers: str
 ) -> AsgiAnswer:
-    login = {} if who is None else {"authorization": site.logins[who]}
+    login = {} if account is None else {"authorization": site.logins[account]}
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     path = f"/api/v1/repositories/{APP}/manifests/{reference}/archive{query}"
     return await site.app.client("GET", path, login | named)
@@ -43,75 +43,77 @@ def files_of(archive: bytes) -> dict[str, bytes]:
         return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
 
 
-def blob(digest: Digest) -> str:
+def blob_path(digest: Digest) -> str:
     return f"blobs/{digest.replace(':', '/')}"
 
 
-def check(archive: bytes, image: Manifest, name: str | None) -> None:
+def check_archive(archive: bytes, image: Manifest, name: str | None) -> None:
     """Checks that the archive has exactly the image, as a docker archive and as an OCI layout."""
     files = files_of(archive)
     assert image.config is not None
-    assert files[blob(image.digest)] == image.body
+    assert files[blob_path(image.digest)] == image.body
     [docker] = json.loads(files["manifest.json"])
     assert docker["RepoTags"] == ([name] if name else None)
-    assert docker["Config"] == blob(image.config.digest)
-    assert docker["Layers"] == [blob(layer.digest) for layer in image.layers]
+    assert docker["Config"] == blob_path(image.config.digest)
+    assert docker["Layers"] == [blob_path(layer.digest) for layer in image.layers]
     [entry] = json.loads(files["index.json"])["manifests"]
     assert (entry["digest"], entry["size"]) == (image.digest, len(image.body))
     assert json.loads(files["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
-    blobs = {blob(part.digest): part.size for part in image.blobs}
+    blobs = {blob_path(part.digest): part.size for part in image.blobs}
     assert {name: len(files[name]) for name in blobs} == blobs
     assert len(files) == 4 + len(blobs)
 
 
-async def test_an_image(site: Site) -> None:
+async def test_the_archive_of_an_image(site: Site) -> None:
+    """The archive of a tag has the tag's name. The archive of a digest has no name."""
     image = await site.image("v1", layers=[*LAYERS, LAYERS[0]])
     answer = await download(site)
     assert (answer.status, answer["content-type"]) == (200, "application/x-tar")
     assert int(answer["content-length"]) == len(answer.body)
     assert answer["content-disposition"] == 'attachment; filename="app_v1.tar"'
-    check(answer.body, image, f"{APP}:v1")
-    check((await download(site, image.digest)).body, image, None)
+    check_archive(answer.body, image, f"{APP}:v1")
+    check_archive((await download(site, image.digest)).body, image, None)
 
 
-async def test_the_rest_of_a_download(site: Site) -> None:
-    """The archive has the same bytes each time, so a download can be continued at any offset: at each border of a part,
-    and a byte before and after it."""
+async def test_a_download_can_be_continued(site: Site) -> None:
+    """The archive has the same bytes each time, so a client can continue a download at any offset. The test tries each
+    border between parts of the archive, and one byte before and after it."""
     await site.image("v1", layers=LAYERS)
-    whole = await download(site)
-    borders = {0, 1, 511, 512, 513, len(whole.body) - 1}
+    complete = await download(site)
+    borders = {0, 1, 511, 512, 513, len(complete.body) - 1}
     position = 0
-    with tarfile.open(fileobj=io.BytesIO(whole.body)) as tar:
+    with tarfile.open(fileobj=io.BytesIO(complete.body)) as tar:
         for member in tar:
             position = member.offset_data
             borders |= {position - 1, position, position + 1, position + member.size}
     for start in sorted(borders):
-        answer = await download(site, range=f"bytes={start}-", if_range=whole["etag"])
-        assert (answer.status, answer["etag"]) == (206, whole["etag"])
-        assert answer["content-range"] == f"bytes {start}-{len(whole.body) - 1}/{len(whole.body)}"
-        assert answer.body == whole.body[start:]
+        answer = await download(site, range=f"bytes={start}-", if_range=complete["etag"])
+        assert (answer.status, answer["etag"]) == (206, complete["etag"])
+        assert answer["content-range"] == f"bytes {start}-{len(complete.body) - 1}/{len(complete.body)}"
+        assert answer.body == complete.body[start:]
     part = await download(site, range=f"bytes={position - 700}-{position + 9}")
-    assert part.body == whole.body[position - 700 : position + 10]
-    assert (await download(site, range="bytes=-600")).body == whole.body[-600:]
+    assert part.body == complete.body[position - 700 : position + 10]
+    assert (await download(site, range="bytes=-600")).body == complete.body[-600:]
 
 
-async def test_ranges_of_another_archive(site: Site) -> None:
-    """After the tag has moved, the archive is another one, so the client gets all of it."""
+async def test_a_download_starts_again_after_the_tag_moved(site: Site) -> None:
+    """If the tag has moved since the download began, the archive is a different one. The client gets all of it. Ranges
+    with bad syntax are ignored, and ranges outside of the archive get 416."""
     await site.image("v1", layers=[b"old"])
     old = await download(site)
     await site.image("v1", layers=[b"new"])
     new = await download(site, range="bytes=5-", if_range=old["etag"])
     assert (new.status, new["etag"] != old["etag"]) == (200, True)
     assert (await download(site, if_none_match=f'"x", {new["etag"]}')).status == 304
-    for odd in ("bytes=0-1,3-4", "bytes=", "bytes=-", "items=0-1", "bytes=1-x", "bytes=" + "9" * 30):
-        assert (await download(site, range=odd)).status == 200
-    for beyond in (f"bytes={len(new.body)}-", "bytes=5-4", "bytes=-0"):
-        answer = await download(site, range=beyond)
+    for ignored_range in ("bytes=0-1,3-4", "bytes=", "bytes=-", "items=0-1", "bytes=1-x", "bytes=" + "9" * 30):
+        assert (await download(site, range=ignored_range)).status == 200
+    for outside_range in (f"bytes={len(new.body)}-", "bytes=5-4", "bytes=-0"):
+        answer = await download(site, range=outside_range)
         assert (answer.status, answer["content-range"]) == (416, f"bytes */{len(new.body)}")
 
 
-async def test_an_index(site: Site) -> None:
-    """Of an index, the request has to name the platform, unless the index has only one."""
+async def test_the_archive_of_a_platform(site: Site) -> None:
+    """If the tag is an index, the request has to name the platform, unless the index has only one."""
     images = [await site.image(config={"os": "linux", "architecture": each}) for each in ("amd64", "arm64")]
     entries = [
         replace(image.descriptor, platform={"os": "linux", "architecture": each})
@@ -121,14 +123,15 @@ async def test_an_index(site: Site) -> None:
     await site.registry.put_manifest(APP, index_of(entries[:1]), [Tag("one")], by=BY)
     answer = await download(site)
     assert (answer.status, "linux/amd64, linux/arm64" in answer.json["errors"][0]["message"]) == (400, True)
-    check((await download(site, query="?platform=linux/arm64")).body, images[1], f"{APP}:v1")
-    check((await download(site, query=f"?platform={images[0].digest}")).body, images[0], f"{APP}:v1")
-    check((await download(site, "one")).body, images[0], f"{APP}:one")
+    check_archive((await download(site, query="?platform=linux/arm64")).body, images[1], f"{APP}:v1")
+    check_archive((await download(site, query=f"?platform={images[0].digest}")).body, images[0], f"{APP}:v1")
+    check_archive((await download(site, "one")).body, images[0], f"{APP}:one")
     assert (await download(site, query="?platform=linux/s390x")).status == 404
 
 
-async def test_what_cannot_be_sent(site: Site) -> None:
-    """An artifact is refused, and so is an image with a layer that has another size than its manifest states."""
+async def test_manifests_without_an_archive(site: Site) -> None:
+    """An index without images gets 404. So does an image with a layer whose size differs from the size in the
+    manifest."""
     image = await site.image()
     wrong = image.body.replace(b'"size": 5', b'"size": 6')
     assert wrong != image.body
@@ -138,60 +141,63 @@ async def test_what_cannot_be_sent(site: Site) -> None:
         assert (await download(site, reference)).status == 404
 
 
-async def test_rights(site: Site) -> None:
+async def test_an_archive_needs_the_right_to_pull(site: Site) -> None:
     """For a client without the right to pull, the image does not exist."""
     await site.image("v1")
-    assert (await download(site, who="other")).status == 404
-    assert (await download(site, who=None)).status == 401
+    assert (await download(site, account="other")).status == 404
+    assert (await download(site, account=None)).status == 401
 
 
 @pytest.fixture(params=["everyone", "accounts", "nobody"])
 async def setting(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[str, Site]]:
-    """The value of `downloads.allow`, for a registry from which everyone may pull."""
+    """Yields a value of `downloads.allow`, and a registry with this setting."""
     value: Any = request.param
     async with running_app(tmp_path / "other", downloads={"allow": value}) as app:
-        made = Site(app)
-        await made.image("v1")
-        yield value, made
+        running_site = Site(app)
+        await running_site.image("v1")
+        yield value, running_site
 
 
-async def test_who_may_download(setting: tuple[str, Site]) -> None:
-    """Of the clients that may pull, the setting says which may download. While there are no accounts, every client
-    counts as an account."""
-    value, site = setting
-    assert (await download(site, who=None)).status == (405 if value == "nobody" else 200)
+async def test_the_setting_for_downloads(setting: tuple[str, Site]) -> None:
+    """The setting says which of the clients that may pull may download archives: everyone, accounts, or nobody. While
+    the registry has no accounts, every client counts as an account."""
+    allow, site = setting
+    assert (await download(site, account=None)).status == (405 if allow == "nobody" else 200)
     site.logins["someone"] = await site.app.user("someone")
     await add_grant(site.app.accounts, "everyone", "**", "pull")
-    expected = {"everyone": (200, 200), "accounts": (401, 200), "nobody": (405, 405)}[value]
-    assert tuple([(await download(site, who=who)).status for who in (None, "someone")]) == expected
+    expected = {"everyone": (200, 200), "accounts": (401, 200), "nobody": (405, 405)}[allow]
+    assert tuple([(await download(site, account=account)).status for account in (None, "someone")]) == expected
 
 
-async def test_a_limited_number_at_once() -> None:
-    """One visitor gets half of the slots. A slot is free again after the download has ended, also by an error."""
+async def test_the_number_of_downloads_is_limited() -> None:
+    """One visitor gets at most two of the three slots. A slot is free again after the download has ended, even with an
+    error."""
     downloads = RunningDownloads(3)
     async with downloads.slot("alice"), downloads.slot("alice"):
         with pytest.raises(TooManyRequests):
-            await enter(downloads, "alice")
+            await take_slot(downloads, "alice")
         async with downloads.slot("bob"):
             with pytest.raises(TooManyRequests):
-                await enter(downloads, "carol")
+                await take_slot(downloads, "carol")
     with pytest.raises(ValueError, match="broken"):
         async with downloads.slot("alice"):
             raise ValueError("broken")
     for visitor in ("alice", "bob", "carol"):
-        await enter(downloads, visitor)
+        await take_slot(downloads, visitor)
 
 
-async def enter(downloads: RunningDownloads, visitor: str) -> None:
+async def take_slot(downloads: RunningDownloads, visitor: str) -> None:
+    """Takes a slot for a download, and gives it back."""
     async with downloads.slot(visitor):
         pass
 
 
-async def test_a_client_that_takes_nothing_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When another download is refused, the download of a client that has received too little for too long ends. A
-    download goes on if its client receives the bytes, or if the registry itself waits for them."""
+async def test_a_stalled_download_is_ended_when_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a download is refused because all slots are taken, the registry ends a download whose client has received
+    too little for too long. A download continues if its client receives bytes, or if the registry itself has none to
+    send."""
     monkeypatch.setattr(archive_response, "_SLOW_SECONDS", 0.0)
-    downloads, started, gate = RunningDownloads(2), [asyncio.Event(), asyncio.Event()], asyncio.Event()
+    downloads, started, finish = RunningDownloads(2), [asyncio.Event(), asyncio.Event()], asyncio.Event()
     ended: list[str] = []
 
     async def stalled() -> None:
@@ -199,7 +205,7 @@ async def test_a_client_that_takes_nothing_makes_room(monkeypatch: pytest.Monkey
             with download.sending(1):
                 started[0].set()
                 await asyncio.Event().wait()
-            ended.append("sent")  # is not reached
+            ended.append("sent")  # this line is not reached
         ended.append("stalled")
 
     async def healthy() -> None:
@@ -207,7 +213,7 @@ async def test_a_client_that_takes_nothing_makes_room(monkeypatch: pytest.Monkey
             with download.sending(1 << 20):
                 pass
             started[1].set()
-            await gate.wait()
+            await finish.wait()
         ended.append("healthy")
 
     async with asyncio.TaskGroup() as tasks:
@@ -217,16 +223,16 @@ async def test_a_client_that_takes_nothing_makes_room(monkeypatch: pytest.Monkey
             await event.wait()
         for _ in range(2):
             with pytest.raises(TooManyRequests):
-                await enter(downloads, "other")
+                await take_slot(downloads, "other")
         await slow
-        await enter(downloads, "other")
-        gate.set()
+        await take_slot(downloads, "other")
+        finish.set()
     assert ended == ["stalled", "healthy"]
 
 
 async def test_a_download_needs_a_slot_before_it_is_planned(site: Site) -> None:
-    """A download that is refused causes no work, and its client gets an error response. If planning fails, the slot
-    becomes free again."""
+    """A download that is refused for lack of a slot causes no work, even for an unknown tag. If planning fails, the
+    slot becomes free again."""
     await site.image("v1")
     downloads = site.app.app.service.access.management.downloads  # type: ignore[union-attr]
     async with downloads.slot("account puller"), downloads.slot("account puller"):
@@ -237,28 +243,28 @@ async def test_a_download_needs_a_slot_before_it_is_planned(site: Site) -> None:
     assert (await download(site)).status == 200
 
 
-async def test_large_images_cannot_be_sent(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_image_with_too_many_layers_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image with too many layers is refused. A blob that the manifest lists several times is in the archive once."""
     monkeypatch.setattr(image_archive, "MAX_LAYERS", 3)
     image = await site.image("v1", layers=[b"same"] * 3)
     changed = image.body.replace(b"layer.v1.tar", b"layer.v1.tar+gzip", 1)
     await site.registry.put_manifest(APP, Manifest.parse(changed, image.media_type), [Tag("two-types")], by=BY)
     await site.image("large", layers=[b"same"] * 4)
-    check((await download(site)).body, image, f"{APP}:v1")
+    check_archive((await download(site)).body, image, f"{APP}:v1")
     with tarfile.open(fileobj=io.BytesIO((await download(site, "two-types")).body)) as tar:
         assert len(tar.getnames()) == len(set(tar.getnames())) == 4 + 2
     assert (await download(site, "large")).status == 404
 
 
-async def test_memory_of_documents_that_are_sent() -> None:
-    """A manifest or config for which the memory budget has no room is refused. After a response was sent, its memory is
-    released."""
-    memory, sent = MemoryBudget(1 << 20, "documents"), asyncio.Queue[Any]()
-    body, gate = b"x" * (600 << 10), asyncio.Event()
+async def test_unsent_documents_use_a_memory_budget() -> None:
+    """A manifest or config that is being sent uses memory of a budget. If the budget has too little left, a further
+    response is refused. After a response was sent, its memory is free again."""
+    memory, messages = MemoryBudget(1 << 20, "documents"), asyncio.Queue[Any]()
+    body, finish = b"x" * (600 << 10), asyncio.Event()
 
     async def slow_send(message: Any) -> None:
-        await sent.put(message)
-        await gate.wait()
+        await messages.put(message)
+        await finish.wait()
 
     async def receive() -> Any:
         raise AssertionError
@@ -266,9 +272,9 @@ async def test_memory_of_documents_that_are_sent() -> None:
     scope = {"type": "http"}
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(HeldResponse(body, memory)(scope, receive, slow_send))
-        await sent.get()
+        await messages.get()
         with pytest.raises(TooManyRequests):
             await HeldResponse(body, memory)(scope, receive, slow_send)
-        gate.set()
+        finish.set()
     assert memory.used == 0
     await HeldResponse(body, memory)(scope, receive, slow_send)

@@ -1,4 +1,4 @@
-"""Reading the config of an image for people."""
+"""`parse_config` reads the config of an image and makes a view of it for people."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage.content import digest_of
 DIGEST = digest_of(b"config")
 
 
-def parsed(document: Any) -> ImageConfig:
+def parse(document: Any) -> ImageConfig:
     config = parse_config(DIGEST, json.dumps(document).encode())
     assert config is not None
     return config
@@ -36,6 +36,7 @@ def parsed(document: Any) -> ImageConfig:
     ],
 )
 def test_commands_look_as_in_the_dockerfile(created_by: str, command: str) -> None:
+    """The command of a history entry is shown as it was written in the Dockerfile."""
     assert readable_command(created_by) == command
 
 
@@ -54,12 +55,14 @@ def test_commands_look_as_in_the_dockerfile(created_by: str, command: str) -> No
         (None, None),
     ],
 )
-def test_times(text: object, time: datetime | None) -> None:
+def test_times_are_parsed(text: object, time: datetime | None) -> None:
+    """Times are converted to UTC. The zero time of Go, and a value that is not a time, become None."""
     assert parse_time(text) == time
 
 
-def test_what_is_shown() -> None:
-    config = parsed(
+def test_the_view_of_a_config() -> None:
+    """The view has all settings of the config that people look for."""
+    config = parse(
         {
             "os": "linux",
             "architecture": "arm64",
@@ -88,32 +91,38 @@ def test_what_is_shown() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b'"text"', b"[" * 100_000, b"{" + b"[]," * 60_000])
-def test_what_is_no_config(data: bytes) -> None:
+def test_data_that_is_not_a_config(data: bytes) -> None:
+    """For data that is not a JSON object, or is nested or listed too much to parse safely, there is no config."""
     assert parse_config(DIGEST, data) is None
 
 
-def test_members_of_any_type() -> None:
+def test_members_of_wrong_types_are_ignored() -> None:
     """A member of a wrong type counts as missing. A lone surrogate becomes a question mark, so that the result can be
     encoded in UTF-8."""
     wrong: list[Any] = [None, 1, "text", [], {}, [[1]], {"a": {"b": []}}]
     for value in wrong:
         names = ("Env", "Labels", "Cmd", "ExposedPorts", "Volumes", "User", "Healthcheck")
-        config = parsed({"config": dict.fromkeys(names, value), "history": value, "os": value, "created": value})
+        config = parse({"config": dict.fromkeys(names, value), "history": value, "os": value, "created": value})
         config.view.model_dump_json()
-    assert parsed({"config": 1}).view.env == []
-    half = parse_config(DIGEST, rb'{"author": "\ud800", "config": {"Labels": {"\udfff": "\ud800x"}}}')
-    assert half is not None
-    assert (half.view.author, half.view.labels) == ("?", {"?": "?x"})
+    assert parse({"config": 1}).view.env == []
+    with_surrogates = parse_config(DIGEST, rb'{"author": "\ud800", "config": {"Labels": {"\udfff": "\ud800x"}}}')
+    assert with_surrogates is not None
+    assert (with_surrogates.view.author, with_surrogates.view.labels) == ("?", {"?": "?x"})
 
 
 def test_large_configs_are_cut() -> None:
-    """Long labels, many labels, and texts that are too long together are cut."""
-    long = parsed({"config": {"Labels": {"big": "x" * 1_000_000, "small": "y"}}}).view
-    assert (len(long.labels["big"]), long.labels["small"], long.truncated) == (MAX_TEXT_CHARACTERS + 1, "y", True)
-    many = parsed({"config": {"Labels": {f"l{n}": "v" for n in range(1000)}}}).view
-    assert (len(many.labels), many.truncated) == (MAX_ENTRIES, True)
-    much = parsed({"config": {"Env": ["x" * 4000] * 150, "Labels": {"a": "b"}}, "author": "me"}).view
-    assert sum(map(len, much.env)) <= MAX_TOTAL_CHARACTERS + MAX_ENTRIES
-    assert (much.labels, much.truncated) == ({}, True)
-    steps = parsed({"history": [{"created_by": "x" * 4096}] * (MAX_STEPS + 5)})
+    """Long labels are cut, and so is a large number of labels. Texts that are together too long, and a long history,
+    are cut as well."""
+    long_labels = parse({"config": {"Labels": {"big": "x" * 1_000_000, "small": "y"}}}).view
+    assert (len(long_labels.labels["big"]), long_labels.labels["small"], long_labels.truncated) == (
+        MAX_TEXT_CHARACTERS + 1,
+        "y",
+        True,
+    )
+    many_labels = parse({"config": {"Labels": {f"l{n}": "v" for n in range(1000)}}}).view
+    assert (len(many_labels.labels), many_labels.truncated) == (MAX_ENTRIES, True)
+    long_env = parse({"config": {"Env": ["x" * 4000] * 150, "Labels": {"a": "b"}}, "author": "me"}).view
+    assert sum(map(len, long_env.env)) <= MAX_TOTAL_CHARACTERS + MAX_ENTRIES
+    assert (long_env.labels, long_env.truncated) == ({}, True)
+    steps = parse({"history": [{"created_by": "x" * 4096}] * (MAX_STEPS + 5)})
     assert (len(steps.history), steps.more_history) == (MAX_STEPS, 5)

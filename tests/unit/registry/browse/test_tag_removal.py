@@ -1,4 +1,4 @@
-"""The API that removes several tags at once, and the API that undoes this."""
+"""The APIs that delete several tags at once, and that undo such a deletion."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from tests.unit.registry.browse.conftest import APP, Site
 
 @pytest.fixture(autouse=True)
 async def cleaner(site: Site) -> None:
-    """The account `cleaner` may also push and delete."""
+    """Adds the account `cleaner`, which may pull, push and delete."""
     site.logins["cleaner"] = await site.app.user("cleaner")
     await add_grant(site.app.accounts, "user:cleaner", "team/**", "pull,push,delete")
 
 
-async def plan(site: Site, *tags: str) -> dict[str, Any]:
-    found: dict[str, Any] = await site.json(f"{APP}/tag-removal-plan", "cleaner", "POST", {"tags": tags})
-    return found
+async def get_plan(site: Site, *tags: str) -> dict[str, Any]:
+    document: dict[str, Any] = await site.json(f"{APP}/tag-removal-plan", "cleaner", "POST", {"tags": tags})
+    return document
 
 
-async def remove(site: Site, *tags: str) -> dict[str, Any]:
-    found: dict[str, Any] = await site.json(f"{APP}/tag-removal", "cleaner", "POST", {"tags": tags})
-    return found
+async def remove_tags(site: Site, *tags: str) -> dict[str, Any]:
+    document: dict[str, Any] = await site.json(f"{APP}/tag-removal", "cleaner", "POST", {"tags": tags})
+    return document
 
 
-async def restore(site: Site, removed: dict[str, Any]) -> dict[str, Any]:
+async def restore_tags(site: Site, removed: dict[str, Any]) -> dict[str, Any]:
     body = {"tags": removed["removed"]}
-    found: dict[str, Any] = await site.json(f"{APP}/tag-restoration", "cleaner", "POST", body)
-    return found
+    document: dict[str, Any] = await site.json(f"{APP}/tag-restoration", "cleaner", "POST", body)
+    return document
 
 
-async def manifests(site: Site, *digests: Digest) -> list[int]:
+async def manifest_statuses(site: Site, *digests: Digest) -> list[int]:
     """Returns the status of a request for each of these manifests."""
     return [(await site.get(f"{APP}/manifests/{digest}/raw")).status for digest in digests]
 
 
-async def test_what_only_these_tags_hold_goes_and_comes_back(site: Site) -> None:
-    """The plan lists the manifests that only these tags keep, the removal deletes them, and the undo restores all of
-    them."""
+async def test_manifests_are_removed_and_restored_with_their_tags(site: Site) -> None:
+    """The plan lists the manifests that only the chosen tags refer to, with their signatures. The removal deletes these
+    manifests, and the undo restores all of them."""
     single = await site.image("v1", layers=[b"own", b"shared"])
     shared = await site.image("v2", "other", layers=[b"shared"])
     child = await site.image(layers=[b"child"])
@@ -59,48 +59,52 @@ async def test_what_only_these_tags_hold_goes_and_comes_back(site: Site) -> None
     await site.registry.put_manifest(APP, index, [Tag("index")], by=BY)
     signature = await site.image(subject=single.digest, config=b"{}", layers=[b"signature"])
     old_signature = await site.image(f"{single.digest.replace(':', '-')}.sig", layers=[b"old signature"])
-    wanted = ["v1", "v2", "index", "none"]
-    gone = {single.digest, child.digest, index.digest, signature.digest, old_signature.digest}
+    chosen_tags = ["v1", "v2", "index", "none"]
+    removed_digests = {single.digest, child.digest, index.digest, signature.digest, old_signature.digest}
 
-    planned = await plan(site, *wanted)
+    planned = await get_plan(site, *chosen_tags)
     assert [entry["tag"] for entry in planned["tags"]] == ["index", "v1", "v2"]
     assert [entry["digest"] for entry in planned["referrer_tags"]] == [old_signature.digest]
     assert (planned["unknown_tags"], planned["immutable_tags"], planned["complete"]) == (["none"], [], True)
-    assert set(planned["manifests"]) == gone
-    # Both single and shared have the same config, and shared stays.
+    assert set(planned["manifests"]) == removed_digests
+    # The config of `single` is not freed, because `shared` has the same config and stays.
     assert planned["freed_bytes"] == sum(map(len, (b"own", b"child", b"signature", b"{}", b"old signature")))
 
-    removed = await remove(site, *wanted)
-    assert (removed["manifests"], removed["refused"]) == (len(gone), [])
+    removed = await remove_tags(site, *chosen_tags)
+    assert (removed["manifests"], removed["refused"]) == (len(removed_digests), [])
     assert await all_tags(site.registry, APP) == ["other"]
-    assert await manifests(site, *gone, shared.digest) == [*[404] * len(gone), 200]
+    assert await manifest_statuses(site, *removed_digests, shared.digest) == [*[404] * len(removed_digests), 200]
 
-    restored = await restore(site, removed)
+    restored = await restore_tags(site, removed)
     assert (len(restored["restored"]), restored["refused"]) == (4, [])
-    assert await manifests(site, *gone) == [200] * len(gone)
-    assert await all_tags(site.registry, APP) == sorted([*wanted[:3], "other", f"sha256-{single.digest.encoded}.sig"])
+    assert await manifest_statuses(site, *removed_digests) == [200] * len(removed_digests)
+    assert await all_tags(site.registry, APP) == sorted(
+        [*chosen_tags[:3], "other", f"sha256-{single.digest.encoded}.sig"]
+    )
 
 
 async def test_an_undo_changes_no_newer_tag(site: Site) -> None:
+    """If a tag was pushed again after the removal, the undo does not change this tag. It restores the other tags."""
     await site.image("v1", "v2", layers=[b"old"])
-    removed = await remove(site, "v1", "v2")
+    removed = await remove_tags(site, "v1", "v2")
     newer = await site.image("v1", layers=[b"newer"])
-    restored = await restore(site, removed)
+    restored = await restore_tags(site, removed)
     assert [entry["tag"] for entry in restored["restored"]] == ["v2"]
     assert [entry["tag"] for entry in restored["refused"]] == ["v1"]
     assert (await site.registry.resolve_manifest(APP, Tag("v1"))).digest == newer.digest
 
 
 async def test_tags_that_are_removed_already(site: Site) -> None:
-    """A second removal of the same tags removes nothing, and is no error."""
+    """A second removal of the same tag removes nothing and is not an error."""
     await site.image("v1")
-    await remove(site, "v1", "v1")
+    await remove_tags(site, "v1", "v1")
     nothing = {"removed": [], "refused": [], "manifests": 0, "restorable": True, "problem": None}
-    assert await remove(site, "v1") == nothing
+    assert await remove_tags(site, "v1") == nothing
 
 
 async def test_tags_that_moved_stay(site: Site) -> None:
-    """A tag that no longer points at the digest that the caller has seen stays, with its image and signature."""
+    """If a request names the digest at which a tag pointed, and the tag has moved since, then the tag stays, with its
+    image and signature."""
     old = await site.image("v1", layers=[b"old"])
     await site.image("v2", layers=[b"other"])
     new = await site.image("v1", layers=[b"new"])
@@ -111,12 +115,12 @@ async def test_tags_that_moved_stay(site: Site) -> None:
     assert [entry["tag"] for entry in answer["removed"]] == ["v2"]
     assert [(entry["tag"], new.digest in entry["reason"]) for entry in answer["refused"]] == [("v1", True)]
     assert await all_tags(site.registry, APP) == [signature, "v1"]
-    assert await manifests(site, new.digest) == [200]
+    assert await manifest_statuses(site, new.digest) == [200]
 
 
-class Obstacle(ForwardingRegistry):
-    """Runs a function before each tag is deleted, such as a move of the tag by another client, or a failure of the
-    disk."""
+class InterceptingRegistry(ForwardingRegistry):
+    """A registry that calls a function before each tag is deleted. The function can move the tag, as another client
+    would, or fail, as a disk would."""
 
     def __init__(self, inner: Registry, act: Callable[[Tag], Awaitable[None]]) -> None:
         super().__init__(inner)
@@ -129,16 +133,17 @@ class Obstacle(ForwardingRegistry):
         return await self.forward(call)
 
 
-def remover(site: Site, act: Callable[[Tag], Awaitable[None]], **parts: Any) -> TagRemover:
+def make_remover(site: Site, act: Callable[[Tag], Awaitable[None]], **parts: Any) -> TagRemover:
+    """Returns a `TagRemover` that calls `act` before it deletes each tag."""
     assert site.app.app.service.access is not None
     store: Any = site.app.app.service.access.management.upkeep.store
     retention = parts.get("retention", store.retention)
-    registry = Obstacle(site.registry, act)
+    registry = InterceptingRegistry(site.registry, act)
     return TagRemover(registry, store.tag_removals, retention, store.tag_history, store.immutable_tags)
 
 
 async def test_a_tag_that_moves_during_the_removal_stays(site: Site) -> None:
-    """A tag that moves during the removal stays, with its manifests. The list for the undo has only what was
+    """A tag that moves during the removal stays, with its manifests. The response lists only the tags that were
     deleted."""
     await site.image("v1", layers=[b"old"])
     other = await site.image("v2", layers=[b"other"])
@@ -147,15 +152,15 @@ async def test_a_tag_that_moves_during_the_removal_stays(site: Site) -> None:
         if tag == "v1":
             await site.image("v1", layers=[b"new"])
 
-    removed = await remover(site, move).remove(APP, [Tag("v1"), Tag("v2")], {}, BY)
+    removed = await make_remover(site, move).remove(APP, [Tag("v1"), Tag("v2")], {}, BY)
     assert [(entry.tag, entry.digest) for entry in removed.removed] == [("v2", other.digest)]
     assert [entry.tag for entry in removed.refused] == ["v1"]
     assert await all_tags(site.registry, APP) == ["v1"]
 
 
-async def test_an_error_halfway_keeps_the_undo_list(site: Site) -> None:
-    """After an error in the middle, the response lists what was deleted before and after the error. The signature of an
-    image that stays also stays."""
+async def test_an_error_does_not_end_the_removal(site: Site) -> None:
+    """If the deletion of one tag fails, the response lists the tags that were deleted before and after the error. The
+    image that stays keeps its signature."""
     images = [await site.image(f"v{number}", layers=[str(number).encode()]) for number in range(3)]
     signature = f"sha256-{images[1].digest.encoded}.sig"
     await site.image(signature, layers=[b"signature"])
@@ -165,7 +170,7 @@ async def test_an_error_halfway_keeps_the_undo_list(site: Site) -> None:
             raise StorageFailed("the disk does not answer")
 
     tags = [Tag(f"v{number}") for number in range(3)]
-    removed = await remover(site, fail).remove(APP, tags, {}, BY)
+    removed = await make_remover(site, fail).remove(APP, tags, {}, BY)
     assert [entry.tag for entry in removed.removed] == ["v0", "v2"]
     assert [(entry.tag, entry.reason) for entry in removed.refused] == [("v1", "the disk does not answer")]
     assert (removed.manifests, removed.restorable, removed.problem) == (2, True, None)
@@ -173,7 +178,7 @@ async def test_an_error_halfway_keeps_the_undo_list(site: Site) -> None:
 
 
 class FailingRetention:
-    """Deletes no manifest: the disk fails, or is too full to store what is needed to put the manifest back."""
+    """A retention that deletes no manifest: `orphans` is its result, or (None) it raises StorageFull."""
 
     def __init__(self, orphans: DeletedOrphans | None) -> None:
         self._orphans = orphans
@@ -191,20 +196,22 @@ class FailingRetention:
         (DeletedOrphans([Digest("sha256:" + 64 * "0")], [], is_restorable=False), (1, False, None)),
     ],
 )
-async def test_a_full_disk(site: Site, orphans: DeletedOrphans | None, outcome: tuple[int, bool, str | None]) -> None:
-    """The response says that manifests were not removed, or that they cannot be put back."""
+async def test_the_response_states_problems_with_manifests(
+    site: Site, orphans: DeletedOrphans | None, outcome: tuple[int, bool, str | None]
+) -> None:
+    """The response says if the manifests could not be removed, or if they were removed but cannot be restored."""
     await site.image("v1")
 
     async def nothing(tag: Tag) -> None:
         pass
 
-    removed = await remover(site, nothing, retention=FailingRetention(orphans)).remove(APP, [Tag("v1")], {}, BY)
+    removed = await make_remover(site, nothing, retention=FailingRetention(orphans)).remove(APP, [Tag("v1")], {}, BY)
     assert [entry.tag for entry in removed.removed] == ["v1"]
     assert (removed.manifests, removed.restorable, removed.problem) == outcome
 
 
 class FailingHistory:
-    """Puts back no tag except `v2`."""
+    """A tag history that fails to restore the tags `v0` and `v1`."""
 
     async def move(self, repo: RepositoryName, tag: Tag, digest: Digest, **_: Any) -> TagMove:
         if tag == "v0":
@@ -214,8 +221,8 @@ class FailingHistory:
         return TagMove(tag, digest, None, [])
 
 
-async def test_what_cannot_be_put_back(site: Site) -> None:
-    """The response lists each tag that could not be put back, with the reason, and those that were put back."""
+async def test_tags_that_cannot_be_restored(site: Site) -> None:
+    """The response lists each tag that could not be restored, with the reason, and the tags that were restored."""
     store: Any = site.app.app.service.access.management.upkeep.store  # type: ignore[union-attr]
     history: Any = FailingHistory()
     undo = TagRemover(site.registry, store.tag_removals, store.retention, history, store.immutable_tags)
@@ -225,7 +232,7 @@ async def test_what_cannot_be_put_back(site: Site) -> None:
     assert [entry.reason for entry in restored.refused] == ["it is too large by now", "no space"]
 
 
-async def test_rights(site: Site) -> None:
+async def test_rights_to_remove_and_restore_tags(site: Site) -> None:
     """The removal needs `delete` and the undo needs `push`, as in `/v2`. For a caller without these rights, the error
     does not tell whether the repository exists."""
     await site.image("v1")
@@ -244,8 +251,8 @@ async def test_rights(site: Site) -> None:
     assert await all_tags(site.registry, APP) == ["v1"]
 
 
-async def test_who_may_not_pull_learns_no_digests(site: Site) -> None:
-    """The plan and the removal need `pull` as well, because their answers have digests."""
+async def test_the_plan_needs_the_right_to_pull(site: Site) -> None:
+    """The plan and the removal also need the right to pull, because their responses have digests."""
     await site.image("v1")
     site.logins["blind"] = await site.app.user("blind")
     await add_grant(site.app.accounts, "user:blind", "team/**", "delete")
@@ -264,36 +271,38 @@ async def test_who_may_not_pull_learns_no_digests(site: Site) -> None:
         ({}, 422),
     ],
 )
-async def test_bad_requests(site: Site, body: Any, status: int) -> None:
+async def test_invalid_requests_are_refused(site: Site, body: Any, status: int) -> None:
+    """Requests without tags, with too many tags, with an invalid tag, or with an unknown field are refused."""
     await site.image("v1")
     assert (await site.get(f"{APP}/tag-removal", "cleaner", "POST", body)).status == status
 
 
 @pytest.fixture
 async def strict_site(tmp_path: Path) -> AsyncIterator[Site]:
-    """A registry with immutable tags, and one that allows no deletes."""
+    """Yields a registry in which tags like `v1` are immutable."""
     rules = [{"repositories": ["team/**"], "tags": ["v*"]}]
     async with running_app(tmp_path / "strict", immutable=rules) as app:
-        made = Site(app)
-        made.logins = {"cleaner": await app.user("cleaner", admin=True)}
-        yield made
+        running_site = Site(app)
+        running_site.logins = {"cleaner": await app.user("cleaner", admin=True)}
+        yield running_site
 
 
 async def test_immutable_tags_stay(strict_site: Site) -> None:
-    """Immutable tags stay, with their images and the signatures of these images."""
+    """Immutable tags are not removed. Their images stay, and so do the signatures of these images."""
     image = await strict_site.image("v1", "latest")
     await strict_site.image(f"sha256-{image.digest.encoded}.sig", layers=[b"signature"])
-    planned = await plan(strict_site, "v1", "latest")
+    planned = await get_plan(strict_site, "v1", "latest")
     assert (planned["immutable_tags"], planned["manifests"], planned["referrer_tags"]) == (["v1"], [], [])
-    removed = await remove(strict_site, "v1", "latest")
+    removed = await remove_tags(strict_site, "v1", "latest")
     assert [entry["tag"] for entry in removed["refused"]] == ["v1"]
     assert await all_tags(strict_site.registry, APP) == [f"sha256-{image.digest.encoded}.sig", "v1"]
 
 
 async def test_settings_that_forbid_deletes(tmp_path: Path) -> None:
+    """If the settings forbid deletes, the plan and the removal get 405."""
     async with running_app(tmp_path / "strict", delete=False) as app:
-        made = Site(app)
-        made.logins = {"cleaner": await app.user("cleaner", admin=True)}
-        await made.image("v1", repo=RepositoryName(APP))
+        running_site = Site(app)
+        running_site.logins = {"cleaner": await app.user("cleaner", admin=True)}
+        await running_site.image("v1", repo=RepositoryName(APP))
         for route in ("tag-removal-plan", "tag-removal"):
-            assert (await made.get(f"{APP}/{route}", "cleaner", "POST", {"tags": ["v1"]})).status == 405
+            assert (await running_site.get(f"{APP}/{route}", "cleaner", "POST", {"tags": ["v1"]})).status == 405

@@ -1,4 +1,4 @@
-"""The settings of a running server, read again."""
+"""`LiveConfiguration` reads the settings of a running server again."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from registry.server.process.live_change import ChangeRefused
 from storage.composition import layout_of, prepare_data_dir
 
 
-def test_a_store_that_cannot_be_read(tmp_path: Path) -> None:
-    """If the store cannot be read, it is not known whether there are accounts, and the change of the settings is
-    refused."""
+def test_a_change_is_refused_if_the_store_cannot_be_read(tmp_path: Path) -> None:
+    """If the store cannot be read, the server cannot tell whether there are accounts. So it refuses the change of the
+    settings."""
     prepare_data_dir(tmp_path)
     flags = {"data": tmp_path}
     source = LiveConfiguration(load_settings(flags, None).settings, flags, None, bound_to_loopback=True)

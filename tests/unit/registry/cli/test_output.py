@@ -1,4 +1,4 @@
-"""How commands write sizes, times, lists and tables."""
+"""How commands print sizes, times, lists, tables and JSON."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ class Row(BaseModel):
     [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB"), (1 << 60, "1048576.0 TiB")],
 )
 def test_sizes(count: int, text: str) -> None:
-    """Sizes are written in binary units with one digit after the point. Numbers of bytes have no digits after the
-    point."""
+    """Sizes are written in binary units with one digit after the point. Sizes in bytes have no point."""
     assert human_size(count) == text
 
 
-def test_small_texts() -> None:
-    """The noun for one thing has no plural s. An empty list or a missing time is written as a dash, or as the text that
-    the caller gives."""
+def test_plurals_lists_and_times() -> None:
+    """One thing has a noun without a plural s. An empty list is written as a dash. A missing time is written as a dash,
+    or as the text that the caller gives."""
     assert [plural(count, "blob") for count in (0, 1, 2)] == ["0 blobs", "1 blob", "2 blobs"]
     assert (comma_list(["a", "b"]), comma_list([])) == ("a, b", "-")
     assert (local_time(None), local_time(None, "never")) == ("-", "never")
@@ -45,21 +44,21 @@ def test_times_are_local(monkeypatch: pytest.MonkeyPatch) -> None:
         time.tzset()
 
 
-def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    """Rows are a table on stdout, without control characters and without markup. If there are no rows, a sentence on
-    stderr says so."""
+def test_print_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows are printed as a table on stdout. Control characters are replaced, and markup is not interpreted. If there
+    are no rows, a sentence on stderr says so."""
     print_rows(("name", "note"), [("app", "\x1b[2J"), ("[bold]", "")], "nothing yet")
-    shown = capsys.readouterr()
-    assert [line.split() for line in shown.out.splitlines() if "─" not in line] == [
+    printed = capsys.readouterr()
+    assert [line.split() for line in printed.out.splitlines() if "─" not in line] == [
         ["name", "note"], ["app", "?[2J"], ["[bold]"],
     ]  # fmt: skip
     print_rows(("name",), [], "nothing yet; add one")
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("", "entrepot: nothing yet; add one\n")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "entrepot: nothing yet; add one\n")
 
 
-def test_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """One model is printed as a JSON object, several as an array."""
+def test_print_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """One model is printed as a JSON object, and a list of models as an array."""
     print_json(Row(name="é"))
     assert json.loads(capsys.readouterr().out) == {"name": "é"}
     print_json([Row(name="a"), Row(name="b")])

@@ -1,4 +1,4 @@
-"""Values of settings as text."""
+"""Values of settings as text: for JSON, for people, and for a TOML file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from registry.config import RetentionRule, Settings, Upstream
     ],
 )
 def test_plain_values(path: tuple[str, ...], value: object) -> None:
-    """Durations and sizes are written as people write them, paths as text. A setting without a value is None."""
+    """Durations and sizes are written with units, as in a settings file. Paths are written as text. A setting without a
+    value is None."""
     assert plain_value(Settings(), path) == value
 
 
-def test_tables_have_what_is_set() -> None:
-    """A table of a list of tables has only the settings with a value."""
+def test_tables_have_only_settings_with_a_value() -> None:
+    """In a list of tables, each table has only the settings with a value."""
     settings = Settings(upstream=[Upstream(name="ghcr.io", tag_ttls={"v*": 3600.0})])
     (table,) = plain_value(settings, ("upstream",))
     assert (table["name"], table["tag_ttl"], table["tag_ttls"]) == ("ghcr.io", "5m", {"v*": "1h"})
@@ -38,13 +39,13 @@ def test_tables_have_what_is_set() -> None:
     ("value", "text"),
     [(None, "(none)"), ([], "(none)"), (True, "true"), (["a", 1], "a, 1"), ({"v*": "1h"}, "v* = 1h"), (0, "0")],
 )
-def test_for_people(value: object, text: str) -> None:
+def test_display_text(value: object, text: str) -> None:
     """For people, booleans are written as in TOML, and lists with commas."""
     assert display_text(value) == text
 
 
-def test_lines_of_a_file() -> None:
-    """Each group has its header once. The written file can be read back."""
+def test_toml_lines() -> None:
+    """In the lines of a TOML file, each group of settings has its header once. A parser reads the same values back."""
     lines = toml_lines(
         [
             (("data",), ["data = " + toml_value('a "b"')]),
@@ -59,8 +60,8 @@ def test_lines_of_a_file() -> None:
     }  # fmt: skip
 
 
-def test_a_rule_of_retention_shows_durations() -> None:
-    """A duration in a retention rule is written as people write it, even if the setting has no default."""
+def test_durations_in_a_retention_rule() -> None:
+    """A duration in a retention rule is written with its unit, even if the setting has no default."""
     rule = RetentionRule(repositories=["team/**"], keep_last=3, delete_untagged_after=604800.0)
     [table] = plain_value(Settings(retention=[rule]), ("retention",))
     assert (table["delete_untagged_after"], table["keep_pushed_within"], table["keep_last"]) == ("7d", "0s", 3)

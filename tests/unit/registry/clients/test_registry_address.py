@@ -1,4 +1,4 @@
-"""The registry's address as clients reach it."""
+"""`registry_address` returns the address at which clients reach the registry."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_the_address_in_listen(listen: str, everywhere: bool, host: str) -> None
     assert registry_address(settings).host == host
 
 
-def test_public_url_wins() -> None:
-    """Behind a proxy, clients use `public_url`, whatever the server listens on."""
+def test_public_url_is_the_address() -> None:
+    """If `public_url` is set, clients use it, whatever the server listens on."""
     settings = Settings(listen="0.0.0.0:5000", public_url="https://registry.example.com")
     address = registry_address(settings)
     assert (address.url, address.host) == ("https://registry.example.com", "registry.example.com")

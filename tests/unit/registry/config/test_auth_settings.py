@@ -1,4 +1,4 @@
-"""`[auth]`, `[[issuer]]` and `[oidc]` in files and variables."""
+"""The settings of authentication in files and in environment variables: `[auth]`, `[[issuer]]` and `[oidc]`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ required = { owner = "team", ref = ["refs/heads/main", "refs/heads/x"] }
 """
 
 
-def test_file(tmp_path: Path) -> None:
-    """The file's values are in force, and `entrepot config --format toml` prints the same values."""
+def test_settings_in_a_file(tmp_path: Path) -> None:
+    """The values in a file are used. `entrepot config --format toml` prints the same values."""
     file = tmp_path / "a.toml"
     file.write_text(TABLE)
     settings = load_settings({}, file).settings
@@ -39,17 +39,17 @@ def test_file(tmp_path: Path) -> None:
     [issuer] = settings.issuer
     assert issuer.required == {"owner": ["team"], "ref": ["refs/heads/main", "refs/heads/x"]}
     assert issuer.algorithms == ["RS256", "ES256"]
-    done = entrepot("config", "-c", "a.toml", "--format", "toml", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    again = tomllib.loads(done.stdout)
-    assert Settings(**again).issuer == settings.issuer
-    done = entrepot("config", "-c", "a.toml", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "issuer[1].required" in done.stdout
+    result = entrepot("config", "-c", "a.toml", "--format", "toml", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    printed = tomllib.loads(result.stdout)
+    assert Settings(**printed).issuer == settings.issuer
+    result = entrepot("config", "-c", "a.toml", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "issuer[1].required" in result.stdout
 
 
-def test_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable takes the issuers as JSON. The value null counts as not set."""
+def test_issuers_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an environment variable, the issuers are written as JSON. The value null means that a setting is not set."""
     table = {"issuer": "x", "audience": "y", "jwks_file": "keys", "account": "ci", "jwks_url": None}
     monkeypatch.setenv("ENTREPOT_ISSUER", json.dumps([table]))
     monkeypatch.setenv("ENTREPOT_AUTH__SERVICE", "registry.example.com")
@@ -65,7 +65,7 @@ ISSUER = '[[issuer]]\nissuer = "https://ci"\naudience = "r"\naccount = "ci"\njwk
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('[auth]\ntoken_ttl = "30s"', "auth.token_ttl: "),
         ('[auth]\ntoken_ttl = "2h"', "auth.token_ttl: "),
@@ -90,27 +90,28 @@ ISSUER = '[[issuer]]\nissuer = "https://ci"\naudience = "r"\naccount = "ci"\njwk
         (ISSUER + "required = { owner = 7 }", "issuer[https://ci].required.owner: "),
     ],
 )
-def test_wrong(tmp_path: Path, text: str, said: str) -> None:
+def test_errors_name_the_setting(tmp_path: Path, text: str, message: str) -> None:
     """Each error is one line that names the setting. It does not repeat a value that may be a password."""
     file = tmp_path / "a.toml"
     file.write_text(text)
     with pytest.raises(ConfigError) as error:
         load_settings({}, file)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert "hush" not in str(error.value)
 
 
-def test_service() -> None:
-    """The service of tokens is `auth.service`, or else the host of `public_url`. A request cannot change it."""
+def test_the_service_name() -> None:
+    """The service name in tokens is `auth.service`, or else the host of `public_url`, or else "entrepot"."""
     settings = Settings(public_url="https://registry.example.com:8443")
     assert token_service_name(settings.auth, settings.public_url) == "registry.example.com:8443"
     assert token_service_name(Settings().auth, None) == "entrepot"
     assert token_service_name(Settings(auth={"service": "mine"}).auth, settings.public_url) == "mine"  # type: ignore[arg-type]
 
 
-def test_what_closes_the_registry(tmp_path: Path) -> None:
-    """An htpasswd file, an issuer or an OpenID provider closes the registry."""
+def test_settings_with_external_logins(tmp_path: Path) -> None:
+    """With an htpasswd file, an issuer or an OpenID provider, the registry has external logins, so anonymous clients
+    have no rights without a grant."""
     file = tmp_path / "a.toml"
     file.write_text(TABLE)
     settings = load_settings({}, file).settings
@@ -121,7 +122,7 @@ def test_what_closes_the_registry(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_files_are_looked_at_before_the_start(tmp_path: Path) -> None:
+def test_files_are_checked_before_the_start(tmp_path: Path) -> None:
     """The server does not start if the htpasswd file is unusable or the settings of the provider are incomplete."""
     check_auth_files(Settings())
     htpasswd = tmp_path / "htpasswd"
@@ -130,5 +131,5 @@ def test_files_are_looked_at_before_the_start(tmp_path: Path) -> None:
     secret = OIDCSettings(issuer="https://sso.example.com", client_id="x", client_secret_file=tmp_path / "none")
     with pytest.raises(ProviderInvalid):
         check_auth_files(Settings(oidc=secret))
-    done = entrepot("serve", "--listen", "127.0.0.1:0", folder=tmp_path, ENTREPOT_OIDC__CLIENT_ID="x")
-    assert "oidc.issuer is not set" in error_line(done, 1)
+    result = entrepot("serve", "--listen", "127.0.0.1:0", folder=tmp_path, ENTREPOT_OIDC__CLIENT_ID="x")
+    assert "oidc.issuer is not set" in error_line(result, 1)

@@ -1,4 +1,4 @@
-"""The settings of a cooldown: which values are accepted, and the errors for others."""
+"""The settings of a cooldown, which delays new tags of an upstream: the accepted values, and the errors for others."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def upstream(**values: Any) -> Upstream:
 
 
 def test_no_cooldown_by_default() -> None:
+    """Without the setting, the cooldown is 0. With a cooldown of 0, the setting `cooldown_new` is accepted."""
     assert upstream().cooldown == 0
     assert upstream(cooldown="0s", cooldown_new="refuse").cooldown == 0
 
@@ -23,8 +24,8 @@ def test_no_cooldown_by_default() -> None:
 def test_a_cooldown() -> None:
     """Exemptions are patterns of repositories, with or without a pattern of tags."""
     exempt = ["library/**", "team/app:nightly-*", "**:edge", "app:[0-9]*"]
-    made = upstream(cooldown="3d", cooldown_tags=["v*"], cooldown_exempt=exempt, cooldown_new="refuse")
-    assert (made.cooldown, made.cooldown_tags, made.cooldown_exempt) == (259200.0, ["v*"], exempt)
+    settings = upstream(cooldown="3d", cooldown_tags=["v*"], cooldown_exempt=exempt, cooldown_new="refuse")
+    assert (settings.cooldown, settings.cooldown_tags, settings.cooldown_exempt) == (259200.0, ["v*"], exempt)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_a_cooldown() -> None:
         ({"cooldown_new": "refuse"}, 'cooldown_new has no effect without a cooldown; set one, such as cooldown = "3d"'),
     ],
 )
-def test_what_is_refused(values: dict[str, Any], error: str) -> None:
-    """Each error says what is wrong, and how to write it."""
+def test_invalid_values_are_refused(values: dict[str, Any], error: str) -> None:
+    """Each error says what is wrong, and how to write the value."""
     with pytest.raises(ValidationError, match=re.escape(error)):
         upstream(**values)

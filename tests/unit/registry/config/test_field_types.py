@@ -10,7 +10,7 @@ from registry.config.field_types import split_commas, split_http_url
 @pytest.mark.parametrize(
     ("value", "parts"), [("a, b,,c ", ["a", "b", "c"]), ("", []), (["a,b"], ["a,b"]), (None, None), (3, 3)]
 )
-def test_commas(value: object, parts: object) -> None:
+def test_text_is_split_at_commas(value: object, parts: object) -> None:
     """Text is split at commas. Values of other types are passed on unchanged, so that the model can check them."""
     assert split_commas(value) == parts
 
@@ -18,7 +18,7 @@ def test_commas(value: object, parts: object) -> None:
 @pytest.mark.parametrize(
     "value", ["ftp://a", "a", "http://", "http://a:0", "http://a:x", "http://a:70000", "http://[a"]
 )
-def test_what_is_no_address(value: str) -> None:
+def test_an_invalid_address_is_refused(value: str) -> None:
     """The error repeats the given value and shows an example."""
     with pytest.raises(ValueError, match=r"is not an address like https://example\.com"):
         split_http_url(value, "https://example.com")

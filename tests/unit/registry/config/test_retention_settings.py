@@ -1,5 +1,5 @@
-"""The settings `[[retention]]` and `[upkeep]`: which values are refused when the server starts, and with which
-errors."""
+"""The settings `[[retention]]` (rules for deleting old tags) and `[upkeep]`: the accepted values, and the errors for
+others when the server starts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def load(tmp_path: Path, text: str) -> None:
 RULE = '[[retention]]\nrepositories = "team/**"\n'
 
 
-def test_a_rule(tmp_path: Path) -> None:
-    """A single pattern need not be a list. Durations have units."""
+def test_the_values_of_a_rule(tmp_path: Path) -> None:
+    """A single pattern need not be a list. Durations are written with units."""
     file = tmp_path / "entrepot.toml"
     file.write_text(
         RULE + 'keep_last = 10\nkeep_tags = ["v*", "latest"]\nkeep_pushed_within = "30d"\n'
@@ -62,7 +62,7 @@ def test_a_rule(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_rules_are_refused(tmp_path: Path, text: str, message: str) -> None:
     """Each error is one line that says what to do."""
     with pytest.raises(ConfigError) as refused:
         load(tmp_path, text)
@@ -70,13 +70,14 @@ def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_a_rule_that_deletes_everything_says_so(tmp_path: Path) -> None:
+def test_a_rule_that_deletes_everything_needs_delete_all(tmp_path: Path) -> None:
+    """A rule without a condition that keeps tags is accepted with `delete_all`."""
     load(tmp_path, RULE + "delete_all = true\n")
     load(tmp_path, RULE + "keep_last = 0\ndelete_all = true\n")
 
 
 def test_rules_in_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a variable, the rules are JSON. An error in it names the variable."""
+    """In an environment variable, the rules are written as JSON. An error names the variable."""
     monkeypatch.setenv("ENTREPOT_RETENTION", '[{"repositories": "team/**", "keep_last": 3}]')
     assert load_settings({}).settings.retention[0].keep_last == 3
     monkeypatch.setenv("ENTREPOT_RETENTION", "team/**")

@@ -1,3 +1,5 @@
+"""Which settings a change of the configuration changes, and what makes the change take effect."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -26,17 +28,18 @@ from registry.config.settings_sources import setting_fields
         ({"retention": [{"repositories": "a/**", "keep_last": 1}]}, {}, [("retention[1]", "reload")]),
     ],
 )  # fmt: skip
-def test_changes(old: dict[str, Any], new: dict[str, Any], changes: list[tuple[str, str]]) -> None:
-    """Each setting that differs is listed with its name in the file, and with the moment when its change takes
-    effect."""
+def test_changed_settings_are_listed(old: dict[str, Any], new: dict[str, Any], changes: list[tuple[str, str]]) -> None:
+    """Each changed setting is listed with its name in the file, and with what makes the change take effect: a reload, a
+    restart, or a start."""
     assert list(changed_settings(Settings(**{"workers": 2, **old}), Settings(**{"workers": 2, **new}))) == changes
 
 
-def test_every_setting_takes_effect() -> None:
-    """A reload can change all settings except those of the processes and of the port."""
-    marked = {".".join(path): takes_effect(Settings, path) for path, _ in setting_fields()}
-    assert {name for name, effect in marked.items() if effect == "start"} == {"data"}
-    assert {name for name, effect in marked.items() if effect == "restart"} == {
+def test_most_settings_take_effect_at_a_reload() -> None:
+    """A reload changes all settings except those listed here, which belong to the processes, the ports and the data
+    directory."""
+    effects = {".".join(path): takes_effect(Settings, path) for path, _ in setting_fields()}
+    assert {name for name, effect in effects.items() if effect == "start"} == {"data"}
+    assert {name for name, effect in effects.items() if effect == "restart"} == {
         *("listen", "workers", "trusted_proxies", "shutdown_grace", "restart_grace", "limits.connections_per_address"),
         *("tls.certificate", "tls.key", "tls.client_ca", "tls.client_auth"),
         *("log_format", "metrics.enabled", "metrics.listen", "metrics.distribution_names", "otel.endpoint"),

@@ -1,5 +1,5 @@
-"""The settings of quotas, of the cache and of free space: which values are refused, with which errors, and what the
-others mean."""
+"""The settings of quotas, of the cache and of free disk space: the errors for invalid values, and the limits that
+follow from valid values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ GIB = 1 << 30
         ('[quota]\nprefix = "a/"', "write [[quota]]"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_limits_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    """Each error is one line that says what is wrong."""
     file = tmp_path / "entrepot.toml"
     file.write_text(text)
     with pytest.raises(ConfigError) as refused:
@@ -45,20 +46,20 @@ def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_scopes_and_limits(tmp_path: Path) -> None:
-    """There is a usage scope for each upstream, for all upstreams together, and for each quota. A quota for all names
-    does not count mirrored repositories."""
+    """A usage scope is a set of repositories whose size is counted together. There is one for each upstream, one for
+    all upstreams together, and one for each quota. A quota for all names does not count mirrored repositories."""
     file = tmp_path / "entrepot.toml"
     file.write_text(
         '[cache]\nmax = "3GiB"\nkeep = ["docker.io/library/*"]\nmin_free = "10GiB"\n[disk]\nmin_free = "1GiB"\n'
         f'{MIRRORS}[[quota]]\nprefix = ""\nmax_size = "1GiB"\n[[quota]]\nprefix = "team/"\nmax_tags = 5\n'
     )
     settings = load_settings({}, file).settings
-    both = ("docker.io/", "ghcr.io/")
+    upstreams = ("docker.io/", "ghcr.io/")
     assert scope_definitions(settings) == [
         ScopeDefinition("cache docker.io", ("docker.io/",), upstream="docker.io"),
         ScopeDefinition("cache ghcr.io", ("ghcr.io/",), upstream="ghcr.io"),
-        ScopeDefinition("cache", both),
-        ScopeDefinition("quota ", ("",), excluded=both, max_bytes=GIB),
+        ScopeDefinition("cache", upstreams),
+        ScopeDefinition("quota ", ("",), excluded=upstreams, max_bytes=GIB),
         ScopeDefinition("quota team/", ("team/",), max_tags=5),
     ]
     limits = cache_limits(settings)
@@ -75,6 +76,7 @@ def test_scopes_and_limits(tmp_path: Path) -> None:
 
 
 def test_nothing_is_limited_by_default() -> None:
+    """Without these settings, there are no scopes and no limits."""
     settings = load_settings({}).settings
     assert not cache_limits(settings)
     assert scope_definitions(settings) == []

@@ -1,4 +1,5 @@
-"""How long deliveries wait when an endpoint is down, or when it refuses the events of a repository."""
+"""`EndpointHealth` decides how long the deliveries of events wait: after failures of the whole endpoint of a webhook,
+and after failures of one repository's events."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ def health(clock: Clock) -> EndpointHealth:
     return EndpointHealth(clock)
 
 
-def fail(health: EndpointHealth, clock: Clock, repository: str, times: int) -> None:
-    """Makes `times` attempts for the repository, one after the other, which all find the endpoint down."""
+def fail_repeatedly(health: EndpointHealth, clock: Clock, repository: str, times: int) -> None:
+    """Reports `times` failed attempts for the repository, one after the other, while the endpoint is down."""
     for _ in range(times):
         assert health.on_down(repository, health.delivered) == 0.0
         assert health.is_paused
@@ -29,9 +30,9 @@ def fail(health: EndpointHealth, clock: Clock, repository: str, times: int) -> N
 
 
 def test_a_repository_that_fails_alone_delays_others_for_seconds(health: EndpointHealth, clock: Clock) -> None:
-    """If only the events of one repository fail, the events of others wait for seconds, although this repository itself
-    waits for minutes."""
-    fail(health, clock, A, 12)
+    """If only the events of one repository fail, the events of other repositories wait for seconds at most. The events
+    of the failing repository wait for minutes."""
+    fail_repeatedly(health, clock, A, 12)
     health.on_down(A, health.delivered)
     clock.now += LONGEST_ENDPOINT_PAUSE_SECONDS
     assert not health.is_paused
@@ -39,10 +40,10 @@ def test_a_repository_that_fails_alone_delays_others_for_seconds(health: Endpoin
     assert B not in health.pauses()
 
 
-def test_nobody_waits_when_the_endpoint_is_up_again(health: EndpointHealth, clock: Clock) -> None:
-    """After failures of many repositories, one success ends the pauses of all of them."""
+def test_one_success_ends_all_pauses(health: EndpointHealth, clock: Clock) -> None:
+    """After failures for many repositories, one success ends the pauses of all of them."""
     for number in range(20):
-        fail(health, clock, f"team/{number}", 1)
+        fail_repeatedly(health, clock, f"team/{number}", 1)
     health.on_down(A, health.delivered)
     health.on_delivered(B)
     assert (dict(health.pauses()), health.failures) == ({}, 0)
@@ -51,15 +52,15 @@ def test_nobody_waits_when_the_endpoint_is_up_again(health: EndpointHealth, cloc
 
 
 def test_failures_at_the_same_time_count_once(health: EndpointHealth) -> None:
-    """Requests that were all running when the endpoint went down count as one failure."""
+    """Several requests can be running when the endpoint goes down. They count as one failure."""
     for number in range(4):
         health.on_down(f"team/{number}", 0)
     assert health.failures == 1
 
 
-def test_a_repository_whose_events_alone_fail_waits_by_itself(health: EndpointHealth, clock: Clock) -> None:
-    """Each pause of a repository whose events fail is longer than the one before. The endpoint has no pause, because it
-    accepted other events during the attempt."""
+def test_only_the_repository_whose_events_fail_is_paused(health: EndpointHealth, clock: Clock) -> None:
+    """If only the events of one repository fail, each pause of this repository is longer than the one before. The
+    endpoint has no pause, because it accepted another repository's event during each attempt."""
     pauses = []
     for _ in range(6):
         before = health.delivered

@@ -1,4 +1,5 @@
-"""The delivery of events from a real store to a receiver on loopback, in one process."""
+"""`WebhookDispatcher` delivers events to a webhook. The tests use a store on disk and a receiver on loopback, in one
+process."""
 
 from __future__ import annotations
 
@@ -27,10 +28,11 @@ from tests.fakes.webhook_receiver import WebhookReceiver, receiver_running
 from tests.unit.storage.metadata.test_outbox import FullDisk
 
 BAD = RepositoryName("team/bad")
+"""The repository whose events the receiver does not accept in some tests."""
 
 
-class Counts:
-    """A delivery observer that counts what it is told."""
+class CountingObserver:
+    """A delivery observer that counts attempts by their outcome, and events that were given up."""
 
     def __init__(self) -> None:
         self.attempts = dict.fromkeys(Outcome, 0)
@@ -48,11 +50,13 @@ class Counts:
 
 @pytest.fixture
 def clock() -> Clock:
+    """Returns a clock that the test sets."""
     return Clock()
 
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
+    """Yields a store whose outbox, the queue of events, has the webhook `hook` for all events."""
     async with clocked_store(tmp_path, clock) as opened:
         await opened.outbox.configure([EventReader("hook", frozenset(EventAction), ("**",))])
         yield opened
@@ -66,33 +70,33 @@ def receiver() -> Iterator[WebhookReceiver]:
 
 @pytest.fixture
 def hanging(receiver: WebhookReceiver) -> Iterator[threading.Event]:
-    """An event on which the receiver waits in a request, so that the request hangs. It is set when the test has
-    ended."""
+    """Yields a `threading.Event`. A test can make the receiver wait for it, so that a request hangs. It is set when the
+    test has ended."""
     event = threading.Event()
     yield event
     event.set()
 
 
 @asynccontextmanager
-async def delivering(
+async def running_dispatcher(
     store: StoredRegistry,
     receiver: WebhookReceiver,
     clock: Callable[[], float],
     limit: SenderLimit | None = None,
     **settings: Any,
-) -> AsyncIterator[Counts]:
-    """A context manager that runs a dispatcher until the end of the block."""
+) -> AsyncIterator[CountingObserver]:
+    """Runs a dispatcher until the end of the block, and yields its observer."""
     webhook = Webhook(name="hook", url=receiver.url, private_network=True, **settings)
-    client, counts = WebhookClient(webhook, "http://registry.test"), Counts()
+    client, counts = WebhookClient(webhook, "http://registry.test"), CountingObserver()
     limit = limit or SenderLimit()
-    tested = WebhookDispatcher(webhook, client, store.outbox, store.metadata.version, clock, counts, limit)
-    task = asyncio.create_task(tested.run())
+    webhook_dispatcher = WebhookDispatcher(webhook, client, store.outbox, store.metadata.version, clock, counts, limit)
+    task = asyncio.create_task(webhook_dispatcher.run())
     try:
         yield counts
     finally:
         task.cancel()
-        done, _ = await asyncio.wait([task], timeout=60)
-        assert done, "the dispatcher does not end"
+        ended, _ = await asyncio.wait([task], timeout=60)
+        assert ended, "the dispatcher does not end"
         await client.aclose()
 
 
@@ -101,76 +105,79 @@ async def push(store: StoredRegistry, repo: RepositoryName, tag: str) -> None:
 
 
 def subjects(receiver: WebhookReceiver) -> list[str]:
+    """Returns the subjects (repository and tag) of the events that the receiver has accepted."""
     return [body["subject"] for body in receiver.accepted()]
 
 
 async def wait_for(receiver: WebhookReceiver, count: int) -> None:
+    """Waits until the receiver has accepted `count` events."""
     await asyncio.to_thread(receiver.wait_for, lambda: len(subjects(receiver)) >= count, f"event {count}")
 
 
-async def until(true: Callable[[], Any]) -> None:
-    """Waits until `true()` is true."""
+async def wait_until(condition: Callable[[], Any]) -> None:
+    """Waits until `condition()` is true."""
     async with asyncio.timeout(60):
-        while not true():  # noqa: ASYNC110  `true` looks at what other tasks and threads do
+        while not condition():  # noqa: ASYNC110  `condition` depends on other tasks and threads
             await asyncio.sleep(0.02)
 
 
-async def until_left(store: StoredRegistry, count: int) -> Sequence[Delivery]:
-    """Waits until `count` deliveries are left. The dispatcher records a delivery a moment after it has sent it."""
+async def wait_until_left(store: StoredRegistry, count: int) -> Sequence[Delivery]:
+    """Waits until only `count` deliveries are left in the outbox, and returns them. The dispatcher records a delivery a
+    moment after it has sent the event."""
     async with asyncio.timeout(60):
-        while len(left := await store.outbox.deliveries("hook", None, 100, only_dead=False)) > count:  # noqa: ASYNC110
+        while len(pending := await store.outbox.deliveries("hook", None, 100, only_dead=False)) > count:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-    return left
+    return pending
 
 
-async def test_an_event_that_makes_the_receiver_hang_holds_up_its_repository_alone(
+async def test_a_hanging_request_times_out_without_a_refusal(
     store: StoredRegistry, receiver: WebhookReceiver, hanging: threading.Event
 ) -> None:
-    """While a request for one repository hangs, the events of other repositories are delivered, also those that are
-    added later. The hanging delivery stays pending and does not count as refused."""
+    """While a request for one repository hangs until its timeout, the events of other repositories are delivered,
+    including those that are added later. The hanging delivery stays pending and does not count as refused."""
     receiver.status = lambda body: 204 if not body["subject"].startswith(BAD) or hanging.wait(60) else 500
-    began = time.monotonic()
-    async with delivering(store, receiver, lambda: START + time.monotonic() - began, timeout=1):
+    started = time.monotonic()
+    async with running_dispatcher(store, receiver, lambda: START + time.monotonic() - started, timeout=1):
         await push(store, BAD, "v1")
         for number in range(10):
             await push(store, RepositoryName(f"team/good{number}"), "v1")
         await wait_for(receiver, 10)
         await push(store, RepositoryName("team/good0"), "v2")
         await wait_for(receiver, 11)
-        left = await until_left(store, 1)
-        assert (left[0].event.content.repository, left[0].attempts, left[0].dead) == (BAD, 0, None)
+        pending = await wait_until_left(store, 1)
+        assert (pending[0].event.content.repository, pending[0].attempts, pending[0].dead) == (BAD, 0, None)
     assert "team/good0:v2" in subjects(receiver)
 
 
 @pytest.mark.slow
-async def test_a_request_that_hangs_delays_no_other_repository(
+async def test_a_hanging_request_delays_no_other_repository(
     store: StoredRegistry, receiver: WebhookReceiver, hanging: threading.Event, clock: Clock
 ) -> None:
-    """While a request for one repository hangs, the events of other repositories are delivered again and again, and
-    their deliveries are recorded."""
+    """While a request for one repository hangs, several events of another repository are delivered one after the other,
+    and their deliveries are recorded."""
     receiver.status = lambda body: 204 if not body["subject"].startswith(BAD) or hanging.wait(150) else 500
     good = RepositoryName("team/good")
-    async with delivering(store, receiver, clock, timeout=300):
+    async with running_dispatcher(store, receiver, clock, timeout=300):
         await push(store, BAD, "v1")
         for number in range(3):
             await push(store, good, f"v{number}")
             await wait_for(receiver, number + 1)
-        await until_left(store, 1)
+        await wait_until_left(store, 1)
     assert subjects(receiver) == [f"{good}:v{number}" for number in range(3)]
 
 
 async def test_an_endpoint_has_few_requests_at_a_time(
     store: StoredRegistry, receiver: WebhookReceiver, clock: Clock
 ) -> None:
-    """An endpoint gets as many requests at a time as the setting `connections` allows, or one if all webhooks together
-    have too many."""
-    running, most, lock = 0, 0, threading.Lock()
+    """An endpoint gets at most as many requests at a time as the setting `connections` allows. If all webhooks together
+    have too many requests, it gets one at a time."""
+    running, most_running, lock = 0, 0, threading.Lock()
 
     def status(_: Any) -> int:
-        nonlocal running, most
+        nonlocal running, most_running
         with lock:
             running += 1
-            most = max(most, running)
+            most_running = max(most_running, running)
         time.sleep(0.01)
         with lock:
             running -= 1
@@ -179,20 +186,20 @@ async def test_an_endpoint_has_few_requests_at_a_time(
     receiver.status = status
     for number in range(12):
         await push(store, RepositoryName(f"team/app{number}"), "v1")
-    async with delivering(store, receiver, clock, SenderLimit(permits=0), connections=3):
+    async with running_dispatcher(store, receiver, clock, SenderLimit(permits=0), connections=3):
         await wait_for(receiver, 12)
-    assert most == 1
+    assert most_running == 1
     for number in range(12):
         await push(store, RepositoryName(f"team/app{number}"), "v2")
-    async with delivering(store, receiver, clock, connections=3):
+    async with running_dispatcher(store, receiver, clock, connections=3):
         await wait_for(receiver, 24)
-    assert most <= 3
+    assert most_running <= 3
 
 
-async def test_outcomes_that_cannot_be_written_down(
+async def test_events_are_not_sent_twice_while_the_store_fails(
     tmp_path: Path, receiver: WebhookReceiver, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the store refuses changes, no event is sent twice, and no event is sent that had not been read already."""
+    """While the store cannot write, the dispatcher cannot record its deliveries. It sends no event twice."""
     monkeypatch.setattr(dispatcher, "STORE_RETRY_SECONDS", 0.1)
     prepare_data_dir(tmp_path)
     system = FullDisk()
@@ -200,57 +207,58 @@ async def test_outcomes_that_cannot_be_written_down(
         await store.outbox.configure([EventReader("hook", frozenset(EventAction), ("**",))])
         await push(store, BAD, "v1")
         system.is_full = True
-        async with delivering(store, receiver, clock) as counts:
-            await until(lambda: counts.attempts[Outcome.DELIVERED] == 1)
+        async with running_dispatcher(store, receiver, clock) as counts:
+            await wait_until(lambda: counts.attempts[Outcome.DELIVERED] == 1)
             tries = system.refused
-            await until(lambda: system.refused >= tries + 3)
+            await wait_until(lambda: system.refused >= tries + 3)
             system.is_full = False
-            await until_left(store, 0)
+            await wait_until_left(store, 0)
     assert subjects(receiver) == [f"{BAD}:v1"]
 
 
-async def test_an_endpoint_that_is_down_for_too_long(
+async def test_an_event_becomes_a_dead_letter_after_its_largest_age(
     store: StoredRegistry, receiver: WebhookReceiver, clock: Clock
 ) -> None:
-    """An event that could not be delivered for `max_age` becomes a dead letter, however few attempts were refused."""
+    """An event that could not be delivered for `max_age` becomes a dead letter (it is not tried again), even if the
+    endpoint has refused no attempt."""
     receiver.status = lambda _: 503
     await push(store, BAD, "v1")
-    async with delivering(store, receiver, clock, max_age=3600) as counts:
-        await until(lambda: counts.attempts[Outcome.DOWN] >= 1)
+    async with running_dispatcher(store, receiver, clock, max_age=3600) as counts:
+        await wait_until(lambda: counts.attempts[Outcome.DOWN] >= 1)
         assert counts.dead == 0
         clock.now += 3600
-        await until(lambda: counts.dead == 1)
-    # The dispatcher has ended, and written down what it did.
+        await wait_until(lambda: counts.dead == 1)
+    # The dispatcher has ended, so it has recorded its attempts.
     (dead,) = await store.outbox.deliveries("hook", None, 10, only_dead=True)
     assert (dead.attempts, dead.error) == (0, "it answered 503")
     assert counts.attempts[Outcome.REFUSED] == 0
 
 
-async def test_a_receiver_that_starts_again(store: StoredRegistry, clock: Clock) -> None:
-    """After a restart of the receiver, whose connections are gone, the next event is delivered."""
+async def test_delivery_continues_after_a_restart_of_the_receiver(store: StoredRegistry, clock: Clock) -> None:
+    """After a restart of the receiver, the old connections are closed. The next event is still delivered."""
     async with AsyncExitStack() as stack:
         with receiver_running() as first:
-            counts = await stack.enter_async_context(delivering(store, first, clock))
+            counts = await stack.enter_async_context(running_dispatcher(store, first, clock))
             await push(store, BAD, "v1")
             await wait_for(first, 1)
         with receiver_running(first.port) as second:
             await push(store, BAD, "v2")
             await wait_for(second, 1)
-            await until(lambda: counts.attempts[Outcome.DELIVERED] == 2)
+            await wait_until(lambda: counts.attempts[Outcome.DELIVERED] == 2)
     assert (subjects(first), subjects(second)) == (["team/bad:v1"], ["team/bad:v2"])
 
 
-async def test_what_was_delivered_is_not_delivered_again(
+async def test_a_delivered_event_is_not_delivered_again(
     store: StoredRegistry, receiver: WebhookReceiver, clock: Clock
 ) -> None:
     """A dispatcher records its deliveries before it stops, so that the next dispatcher does not repeat them."""
-    async with delivering(store, receiver, clock) as counts:
+    async with running_dispatcher(store, receiver, clock) as counts:
         for number in range(20):
             await push(store, BAD, f"v{number}")
-        await until(lambda: counts.attempts[Outcome.DELIVERED] == 20)
-    async with delivering(store, receiver, clock) as counts:
+        await wait_until(lambda: counts.attempts[Outcome.DELIVERED] == 20)
+    async with running_dispatcher(store, receiver, clock) as counts:
         await push(store, BAD, "last")
-        await until(lambda: counts.attempts[Outcome.DELIVERED] == 1)
+        await wait_until(lambda: counts.attempts[Outcome.DELIVERED] == 1)
     assert subjects(receiver) == [*(f"team/bad:v{number}" for number in range(20)), "team/bad:last"]
 
 
@@ -258,15 +266,15 @@ async def test_what_was_delivered_is_not_delivered_again(
 async def test_a_secret_that_cannot_be_read(
     store: StoredRegistry, receiver: WebhookReceiver, clock: Clock, tmp_path: Path, secret: str
 ) -> None:
-    """If the secret cannot be read, no event is sent without a signature, and the delivery has the reason. The event is
-    delivered once the secret can be read."""
+    """If the secret for the signature cannot be read, no event is sent. Once the secret can be read, the event is sent
+    with a signature."""
     file = tmp_path / "secret"
     if secret == "empty":
         file.write_text("\n")
-    more = {"secret_env": "ENTREPOT_TEST_UNSET"} if secret == "unset" else {"secret_file": file}
-    async with delivering(store, receiver, clock, **more) as counts:
+    settings = {"secret_env": "ENTREPOT_TEST_UNSET"} if secret == "unset" else {"secret_file": file}
+    async with running_dispatcher(store, receiver, clock, **settings) as counts:
         await push(store, BAD, "v1")
-        await until(lambda: counts.attempts[Outcome.DOWN] >= 1)
+        await wait_until(lambda: counts.attempts[Outcome.DOWN] >= 1)
         assert receiver.requests == []
         if secret != "unset":
             file.write_text("now there is one\n")
@@ -275,17 +283,17 @@ async def test_a_secret_that_cannot_be_read(
 
 
 @pytest.mark.parametrize("token", ["s3cret\nsecond\n", "s3cret \u00e9\n", "s3 cret", "s3cret\x00", " \n"])
-async def test_a_token_that_no_header_can_hold(
+async def test_a_token_that_is_not_valid_in_a_header(
     store: StoredRegistry, receiver: WebhookReceiver, clock: Clock, tmp_path: Path, token: str
 ) -> None:
-    """If the token in a file cannot be in a header, the error names the file and shows nothing of the token."""
+    """If the token in a file cannot be sent in a header, the error names the file and shows nothing of the token."""
     file = tmp_path / "token"
     file.write_text(token)
     await push(store, BAD, "v1")
-    async with delivering(store, receiver, clock, token_file=file) as counts:
-        await until(lambda: counts.attempts[Outcome.DOWN] >= 1)
-    (left,) = await store.outbox.deliveries("hook", None, 10, only_dead=False)
-    assert left.error == f"ValueError: {file} is not one line of visible ASCII"
+    async with running_dispatcher(store, receiver, clock, token_file=file) as counts:
+        await wait_until(lambda: counts.attempts[Outcome.DOWN] >= 1)
+    (delivery,) = await store.outbox.deliveries("hook", None, 10, only_dead=False)
+    assert delivery.error == f"ValueError: {file} is not one line of visible ASCII"
     assert receiver.requests == []
 
 
@@ -295,21 +303,21 @@ async def test_a_token_with_spaces_around_it(
     """Spaces around a token are not sent."""
     file = tmp_path / "token"
     file.write_text("s3cret \r\n")
-    async with delivering(store, receiver, clock, token_file=file):
+    async with running_dispatcher(store, receiver, clock, token_file=file):
         await push(store, BAD, "v1")
         await wait_for(receiver, 1)
     assert receiver.requests[0].headers["authorization"] == "Bearer s3cret"
 
 
-async def test_a_stop_while_the_store_fails(
+async def test_a_dispatcher_stops_while_the_store_fails(
     tmp_path: Path,
     receiver: WebhookReceiver,
     hanging: threading.Event,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A dispatcher stops even if it cannot record its deliveries."""
-    monkeypatch.setattr(dispatcher, "SETTLE_SECONDS", 60.0)  # it writes nothing down before the disk is full
+    """A dispatcher stops even if it cannot record its deliveries. Then they are still pending."""
+    monkeypatch.setattr(dispatcher, "SETTLE_SECONDS", 60.0)  # it records nothing before the disk is full
     prepare_data_dir(tmp_path)
     system = FullDisk()
     receiver.status = lambda body: 204 if not body["subject"].startswith(BAD) or hanging.wait(60) else 500
@@ -317,8 +325,8 @@ async def test_a_stop_while_the_store_fails(
         await store.outbox.configure([EventReader("hook", frozenset(EventAction), ("**",))])
         await push(store, BAD, "v1")
         await push(store, RepositoryName("team/good"), "v1")
-        async with delivering(store, receiver, clock, timeout=60) as counts:
-            await until(lambda: counts.attempts[Outcome.DELIVERED] == 1)
+        async with running_dispatcher(store, receiver, clock, timeout=60) as counts:
+            await wait_until(lambda: counts.attempts[Outcome.DELIVERED] == 1)
             system.is_full = True
         system.is_full = False
         assert len(await store.outbox.deliveries("hook", None, 10, only_dead=False)) == 2

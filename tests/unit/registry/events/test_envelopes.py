@@ -1,4 +1,5 @@
-"""The two formats of an event."""
+"""The two formats of an event: CloudEvents, and the format of Distribution (the reference registry). Also the pauses
+between attempts to deliver one."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ DIGEST = "sha256:" + 64 * "a"
 BY = Actor("alice", "192.0.2.1", "0123456789abcdef", "docker/28")
 
 
-def event(action: EventAction, **more: Any) -> Event:
-    return Event(7, "11111111-2222-3333-4444-555555555555", NewEvent(action, "team/app", 1_700_000_000.5, BY, **more))
+def event(action: EventAction, **fields: Any) -> Event:
+    return Event(7, "11111111-2222-3333-4444-555555555555", NewEvent(action, "team/app", 1_700_000_000.5, BY, **fields))
 
 
-def test_a_cloud_event() -> None:
-    """It has the attributes that CloudEvents 1.0 requires, and only names that it allows."""
+def test_the_attributes_of_a_cloud_event() -> None:
+    """The event has the attributes that CloudEvents 1.0 requires, and only attribute names that it allows."""
     media_type, body = cloud_event(
         event(EventAction.PUSH, tag="v1", digest=DIGEST, media_type="application/x", size=9), ADDRESS
     )
@@ -52,20 +53,20 @@ def test_a_cloud_event() -> None:
 
 
 @pytest.mark.parametrize("action", list(EventAction))
-def test_every_action_has_both_forms(action: EventAction) -> None:
-    """Both forms of each action are JSON and name the event's id."""
+def test_every_action_has_both_formats(action: EventAction) -> None:
+    """For each action, both formats are JSON and contain the event's id."""
     for envelope in (cloud_event, distribution_envelope):
         _, body = envelope(event(action, digest=DIGEST), ADDRESS)
         assert "11111111-2222" in json.dumps(json.loads(body))
 
 
-def test_what_moves_and_deletes_are_for_distribution() -> None:
-    """In the format of Distribution, a move of a tag is a push. A deleted tag has no digest, because with a digest it
-    would mean the manifest."""
+def test_moves_and_deletes_in_the_format_of_distribution() -> None:
+    """In the format of Distribution, a move of a tag is a push. A deleted tag has no digest, because an event with a
+    digest would mean that the manifest was deleted."""
 
-    def record(of: Event) -> dict[str, Any]:
-        (found,) = json.loads(distribution_envelope(of, ADDRESS)[1])["events"]
-        return dict(found)
+    def record(source: Event) -> dict[str, Any]:
+        (envelope_record,) = json.loads(distribution_envelope(source, ADDRESS)[1])["events"]
+        return dict(envelope_record)
 
     assert record(event(EventAction.MOVE, tag="v1", digest=DIGEST))["action"] == "push"
     assert record(event(EventAction.RETENTION, tag="v1", digest=DIGEST))["target"] == {
@@ -84,7 +85,7 @@ def test_what_moves_and_deletes_are_for_distribution() -> None:
     }
 
 
-def test_blobs_are_for_distribution() -> None:
+def test_blobs_in_the_format_of_distribution() -> None:
     """In the format of Distribution, a blob has its media type and URL."""
     for action, expected in (
         (EventAction.BLOB_PUSH, "push"),
@@ -97,12 +98,12 @@ def test_blobs_are_for_distribution() -> None:
         assert record["target"]["url"] == f"{ADDRESS}/v2/team/app/blobs/{DIGEST}"
 
 
-def test_times() -> None:
-    """Times are in UTC with milliseconds, also if rounding changes the second."""
+def test_times_have_milliseconds() -> None:
+    """Times are in UTC with milliseconds. Rounding can change the second."""
     assert rfc3339(0.9996) == "1970-01-01T00:00:01.000Z"
 
 
-def test_the_back_off_grows_to_five_minutes() -> None:
+def test_the_pauses_grow_to_five_minutes() -> None:
     """Each pause is twice as long as the one before, up to five minutes. Half of each pause is random."""
     assert [back_off(failures, lambda: 1.0) for failures in (1, 2, 3)] == [1.0, 2.0, 4.0]
     assert [back_off(failures, lambda: 0.0) for failures in (1, 2, 3)] == [0.5, 1.0, 2.0]

@@ -1,4 +1,4 @@
-"""Events of pulls, if there are more pulls than the process keeps in memory."""
+"""`PullEvents` makes an event for each pull. It keeps a limited number of pulls in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fakes.upkeep_store import APP, Clock, clocked_store
 
 
 async def test_too_many_pulls_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Pulls for which there is no room get no event. A counter and a line in the log give their number."""
+    """Pulls beyond the limit get no event. A counter and a line in the log give their number."""
 
     async def locate(_: RepositoryName) -> NoReturn:
         raise NameUnknown("it was deleted meanwhile")

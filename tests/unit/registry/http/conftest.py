@@ -1,4 +1,4 @@
-"""Clients that send their body piece by piece, or do not read the answer."""
+"""Test clients for `/v2`: one sends its request body piece by piece, and one does not read the response."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from tests.unit.registry.conftest import V2, image
 KIB = 1024
 PUT = {"content-type": OCI_MANIFEST}
 LARGE = 100 * KIB
+"""The size of a large manifest in bytes. It counts toward the memory budget for request bodies."""
 
 
-def large_image(n: str = "") -> bytes:
-    """Returns an image manifest of a bit more than LARGE bytes. Another `n` makes another manifest."""
-    return image(annotations={"a": "x" * LARGE, "n": n})
+def large_image(variant: str = "") -> bytes:
+    """Returns an image manifest of a bit more than LARGE bytes. Each `variant` gives a different manifest."""
+    return image(annotations={"a": "x" * LARGE, "n": variant})
 
 
 class PiecewiseSender:
-    """A client that sends its body piece by piece, when it is told to."""
+    """A client that puts a manifest. The test calls `send` for each piece of the body."""
 
     def __init__(self, api: object, body: bytes, name: str = "t", declared: bool = True) -> None:
         self.api = api
@@ -71,18 +72,19 @@ class PiecewiseSender:
             self.answer += message["body"]
 
 
-def api_of(registry: MemoryRegistry, intake: BodyMemory) -> DistributionAPI:
-    """Returns the API over `registry`, with `intake` as the budgets for request bodies and responses."""
-    return DistributionAPI(registry, body_memory=intake)
+def api_of(registry: MemoryRegistry, body_memory: BodyMemory) -> DistributionAPI:
+    """Returns the API over `registry`. The budgets in `body_memory` limit the memory of request bodies and
+    responses."""
+    return DistributionAPI(registry, body_memory=body_memory)
 
 
-def budget(size: int, **more: float) -> MemoryBudget:
+def budget(size: int, **options: float) -> MemoryBudget:
     """Returns a budget of `size` bytes for request bodies."""
-    return MemoryBudget(size, "request bodies", **more)
+    return MemoryBudget(size, "request bodies", **options)
 
 
 class UnreadPut(PiecewiseSender):
-    """A client that reads nothing of the response until `reads` is set."""
+    """A client that puts a manifest, but does not read the response until the test sets `reads`."""
 
     def __init__(self, api: object, body: bytes, name: str = "t") -> None:
         super().__init__(api, body, name)

@@ -1,5 +1,5 @@
-"""The response cache. A *ready* answer is a response in the cache, which is sent without a call on the registry. It is
-equal to the response without the cache, as long as the store has not changed."""
+"""The response cache. A *ready* answer is a response in the cache. As long as the store has not changed since the
+answer was cached, the answer is sent again without a call on the registry."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ async def site(tmp_path: Path) -> AsyncIterator[AnswerCacheSite]:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize("what", ["tag", "digest", "tags/list", "ping", "bare ping", "catalog", "referrers"])
+@pytest.mark.parametrize("endpoint", ["tag", "digest", "tags/list", "ping", "bare ping", "catalog", "referrers"])
 @pytest.mark.slow
-async def test_a_read_is_ready_the_next_time(site: AnswerCacheSite, what: str, method: str) -> None:
-    """The status, headers and body of a ready answer are those of the first response. Only the request's id differs."""
+async def test_a_repeated_read_gets_a_ready_answer(site: AnswerCacheSite, endpoint: str, method: str) -> None:
+    """A repeated request gets a ready answer. Its status, headers and body are those of the first response, except for
+    the request id."""
     target = {
         "tag": TAG,
         "digest": f"{V2}/manifests/{site.image.digest}",
@@ -45,13 +46,13 @@ async def test_a_read_is_ready_the_next_time(site: AnswerCacheSite, what: str, m
         "bare ping": "/v2",
         "catalog": "/v2/_catalog",
         "referrers": f"{V2}/referrers/{site.image.digest}",
-    }[what]
+    }[endpoint]
     answer = await site.ready(target, method)
     assert (answer.status, bool(answer.body)) == (200, method == "GET")
 
 
 @pytest.mark.parametrize("zero_copy", [False, True])
-async def test_a_small_blob_is_ready_the_next_time(site: AnswerCacheSite, zero_copy: bool) -> None:
+async def test_a_repeated_read_of_a_small_blob_gets_a_ready_answer(site: AnswerCacheSite, zero_copy: bool) -> None:
     """The response with a small blob is cached, whether or not the server can send files."""
     site.ask = CachedAnswerClient(site.service.app, zero_copy=zero_copy)
     assert (await site.ready(f"{V2}/blobs/{site.blob}")).body == b"layer of x"
@@ -59,12 +60,12 @@ async def test_a_small_blob_is_ready_the_next_time(site: AnswerCacheSite, zero_c
 
 async def test_each_response_has_its_own_id(site: AnswerCacheSite) -> None:
     """Each response has an id of its own, even if the requests are the same."""
-    found = {(await site.ask("GET", TAG))["x-request-id"] for _ in range(100)}
-    assert len(found) == 100
+    ids = {(await site.ask("GET", TAG))["x-request-id"] for _ in range(100)}
+    assert len(ids) == 100
 
 
 async def test_a_ready_answer_is_only_for_its_method_and_path(site: AnswerCacheSite) -> None:
-    """A ready answer is used only for its method and its path."""
+    """A ready answer is sent only for requests with the same method and the same path."""
     await site.ready(TAG)
     await site.ready(TAG, "HEAD")
     assert (await site.ask("POST", TAG)).status == 405
@@ -73,10 +74,10 @@ async def test_a_ready_answer_is_only_for_its_method_and_path(site: AnswerCacheS
     assert (await site.ask("GET", "/v2/team/ap/manifests/latest")).status == 404
 
 
-# What changes
+# Changes by other processes
 
 
-async def test_a_tag_that_another_process_moves_is_seen_by_the_next_request(site: AnswerCacheSite) -> None:
+async def test_the_next_request_sees_a_tag_that_another_process_moved(site: AnswerCacheSite) -> None:
     """After another process has moved a tag, the next request by tag gets the new manifest. A request by digest still
     gets the old manifest."""
     async with site.beside() as other:
@@ -89,9 +90,9 @@ async def test_a_tag_that_another_process_moves_is_seen_by_the_next_request(site
     assert (await site.ask("GET", f"{V2}/manifests/{site.image.digest}")).body == site.image.body
 
 
-@pytest.mark.parametrize("what", ["tag", "manifest", "blob"])
+@pytest.mark.parametrize("deleted", ["tag", "manifest", "blob"])
 @pytest.mark.slow
-async def test_what_another_process_deletes_is_gone_at_the_next_request(site: AnswerCacheSite, what: str) -> None:
+async def test_content_that_another_process_deleted_gets_404(site: AnswerCacheSite, deleted: str) -> None:
     """After another process has deleted content, the next request gets 404: for a tag, for a manifest by its digest and
     its tags, and for a blob."""
     blob, digest = f"{V2}/blobs/{site.blob}", f"{V2}/manifests/{site.image.digest}"
@@ -100,20 +101,21 @@ async def test_what_another_process_deletes_is_gone_at_the_next_request(site: An
             await site.ready(target, method)
     assert (await site.ready(f"{V2}/tags/list")).json["tags"] == ["latest", "other"]
     async with site.beside() as other:
-        if what == "tag":
+        if deleted == "tag":
             await other.delete_tag(APP, Tag("latest"), by=BY)
         else:
             await other.delete_manifest(APP, site.image.digest, by=BY)
-        if what == "blob":
+        if deleted == "blob":
             await other.delete_blob(APP, site.blob, by=BY)
-        for target, there in ((TAG, False), (digest, what == "tag"), (blob, what != "blob")):
+        for target, exists in ((TAG, False), (digest, deleted == "tag"), (blob, deleted != "blob")):
             for method in ("GET", "HEAD"):
-                assert (await site.ask(method, target)).status == (200 if there else 404)
-        assert (await site.ask("GET", f"{V2}/tags/list")).json["tags"] == (["other"] if what == "tag" else [])
+                assert (await site.ask(method, target)).status == (200 if exists else 404)
+        assert (await site.ask("GET", f"{V2}/tags/list")).json["tags"] == (["other"] if deleted == "tag" else [])
 
 
-async def test_what_another_process_pushes_is_listed_at_the_next_request(site: AnswerCacheSite) -> None:
-    """After a push by another process, the next lists have the new tag, the new repository and the new referrer."""
+async def test_the_next_list_has_content_that_another_process_pushed(site: AnswerCacheSite) -> None:
+    """After a push by another process, the list of tags has the new tag, the catalog has the new repository, and the
+    list of referrers has the new referrer."""
     referrers = f"{V2}/referrers/{site.image.digest}"
     for target in (f"{V2}/tags/list", "/v2/_catalog", referrers):
         await site.ready(target)
@@ -122,7 +124,9 @@ async def test_what_another_process_pushes_is_listed_at_the_next_request(site: A
         assert (await site.ask("GET", "/v2/_catalog")).json["repositories"] == ["new/one", APP]
         image = await push_image(other, APP, "z", "zz", subject=site.image.digest)
         assert (await site.ask("GET", f"{V2}/tags/list")).json["tags"] == ["latest", "other", "zz"]
-        assert [found["digest"] for found in (await site.ask("GET", referrers)).json["manifests"]] == [image.digest]
+        assert [referrer["digest"] for referrer in (await site.ask("GET", referrers)).json["manifests"]] == [
+            image.digest
+        ]
 
 
 async def test_a_response_is_not_cached_if_the_store_changes_while_it_is_sent(site: AnswerCacheSite) -> None:
@@ -145,7 +149,7 @@ async def test_a_response_is_not_cached_if_the_store_changes_while_it_is_sent(si
 
 
 async def test_the_cache_is_empty_after_the_application_has_ended(tmp_path: Path) -> None:
-    """After the application has ended, it has no ready answers: its store is closed and no longer tells of changes."""
+    """After the application has ended, it has no ready answers. Its store is closed, so it would not notice changes."""
     async with running_app(tmp_path / "data") as service:
         site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
         await site.ready(TAG)
@@ -153,7 +157,7 @@ async def test_the_cache_is_empty_after_the_application_has_ended(tmp_path: Path
     assert not site.has_ready(TAG)
 
 
-# What is not kept
+# Responses that are not cached
 
 
 @pytest.mark.parametrize(
@@ -174,8 +178,8 @@ async def test_the_cache_is_empty_after_the_application_has_ended(tmp_path: Path
 async def test_a_request_with_a_range_a_condition_or_a_body_bypasses_the_cache(
     site: AnswerCacheSite, name: str, value: str, status: int
 ) -> None:
-    """A request with a range, a condition, a body or `Expect` is never answered from the cache, and does not remove the
-    ready answer for the plain request."""
+    """A request with a range, a condition, a body or `Expect` is never answered from the cache. The ready answer for
+    the plain request stays in the cache."""
     target = f"{V2}/blobs/{site.blob}"
     await site.ready(target)
     assert (await site.never_ready(target, headers={name: value})).status == status
@@ -217,57 +221,59 @@ async def test_the_status_of_an_upload_session_is_never_cached(site: AnswerCache
 
 @pytest.mark.parametrize("zero_copy", [False, True])
 async def test_a_large_body_is_not_cached(site: AnswerCacheSite, zero_copy: bool) -> None:
-    """A response with a body of the largest size is cached. One with a larger body is not."""
+    """A response is cached if its body has at most the largest size for the cache. A response with a larger body is not
+    cached."""
     site.ask = CachedAnswerClient(site.service.app, zero_copy=zero_copy)
-    over = (await push_blob(site.service.hosted, APP, b"y" * (LARGEST_BODY_BYTES + 1))).digest
-    assert len((await site.never_ready(f"{V2}/blobs/{over}")).body) == LARGEST_BODY_BYTES + 1
+    too_large = (await push_blob(site.service.hosted, APP, b"y" * (LARGEST_BODY_BYTES + 1))).digest
+    assert len((await site.never_ready(f"{V2}/blobs/{too_large}")).body) == LARGEST_BODY_BYTES + 1
     if not zero_copy:
-        at = (await push_blob(site.service.hosted, APP, b"x" * LARGEST_BODY_BYTES)).digest
-        assert (await site.ready(f"{V2}/blobs/{at}")).body == b"x" * LARGEST_BODY_BYTES
+        largest = (await push_blob(site.service.hosted, APP, b"x" * LARGEST_BODY_BYTES)).digest
+        assert (await site.ready(f"{V2}/blobs/{largest}")).body == b"x" * LARGEST_BODY_BYTES
 
 
 async def test_nothing_is_cached_if_the_server_does_not_ask_for_cached_answers(site: AnswerCacheSite) -> None:
-    """If the server does not ask for cached answers, no response is cached."""
+    """The cache is used only if the HTTP server asks for cached answers by an extension of the ASGI scope. Otherwise no
+    response is cached."""
     for _ in range(4):
         assert (await AsgiClient(site.service.app)("GET", TAG)).status == 200
     await site.ask("GET", TAG)
     assert not site.ask.ready
 
 
-# What it costs
+# Memory, the access log and the rate limit
 
 
 async def test_a_blob_that_is_sent_in_parts_is_not_collected_in_memory(site: AnswerCacheSite) -> None:
-    """A blob that is sent in parts, as over TLS, is not collected in memory for the cache."""
+    """Over TLS, a blob is sent in parts. The cache does not collect these parts in memory."""
     size = 32 * MIB
     digest = (await push_blob(site.service.hosted, APP, bytes(size))).digest
-    sent = 0
+    sent_bytes = 0
 
     async def send(message: Message) -> None:
-        nonlocal sent
-        sent += len(message.get("body", b""))
+        nonlocal sent_bytes
+        sent_bytes += len(message.get("body", b""))
 
     scope = {**scope_of("GET", f"{V2}/blobs/{digest}", {}), "extensions": {CACHED_ANSWER_EXTENSION: {}}}
     tracemalloc.start()
     try:
         await site.service.app(scope, AsgiConnection("GET", [], leaves=False).receive, send)
-        most = tracemalloc.get_traced_memory()[1]
+        peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert sent == size
-    assert most < 8 * MIB
+    assert sent_bytes == size
+    assert peak_bytes < 8 * MIB
 
 
 async def test_the_response_to_a_single_request_is_not_cached(site: AnswerCacheSite) -> None:
-    """The response to a request is cached only when the same request comes again. So requests for many different names
+    """A response is cached only when the same request is received a second time. So requests for many different names
     do not evict the ready answers."""
     assert (await site.ask("GET", TAG)).status == 200
     assert not site.has_ready(TAG)
     await site.ready(TAG)
 
 
-async def test_what_is_kept_has_a_bound(site: AnswerCacheSite) -> None:
-    """The bodies of all ready answers together do not exceed the size of the cache. The newest answers stay."""
+async def test_the_cache_has_a_largest_size(site: AnswerCacheSite) -> None:
+    """The bodies of all ready answers together do not exceed the size of the cache. The oldest answers are evicted."""
     digest = (await push_blob(site.service.hosted, APP, b"x" * LARGEST_BODY_BYTES)).digest
     targets = [
         f"{V2}/blobs/sha256:{_spelled(digest[7:], number)}" for number in range(3 * CACHE_BYTES // LARGEST_BODY_BYTES)
@@ -286,19 +292,19 @@ def _spelled(text: str, number: int) -> str:
     return "".join(f"%{ord(letter):x}" if number >> bit & 1 else letter for bit, letter in enumerate(text))
 
 
-LINE = re.compile(
+ACCESS_LINE = re.compile(
     r"(\S+) (\S+) status=200 bytes=\d+ received=0 ms=[\d.]+ principal=anonymous address=(\S+) "
     r"repository=(\S+) reference=(\S+) cache=answer request=(\S+) trace=- agent=.*"
 )
 
 
-@pytest.mark.parametrize("what", ["get_manifest", "resolve_manifest", "open_blob", "tags", "repositories"])
+@pytest.mark.parametrize("endpoint", ["get_manifest", "resolve_manifest", "open_blob", "tags", "repositories"])
 @pytest.mark.slow
 async def test_a_ready_answer_is_in_the_access_log(
-    site: AnswerCacheSite, caplog: pytest.LogCaptureFixture, what: str
+    site: AnswerCacheSite, caplog: pytest.LogCaptureFixture, endpoint: str
 ) -> None:
-    """A ready answer writes one line to the access log: the method, the path, the principal, the address, and the id in
-    the response."""
+    """When a ready answer is sent, the access log gets one line. It has the method, the path, the principal, the
+    address, and the request id of the response."""
     digest = str(site.image.digest)
     method, target, repo, reference = {
         "get_manifest": ("GET", TAG, APP, "latest"),
@@ -306,7 +312,7 @@ async def test_a_ready_answer_is_in_the_access_log(
         "open_blob": ("GET", f"{V2}/blobs/{site.blob}", APP, str(site.blob)),
         "tags": ("GET", f"{V2}/tags/list", APP, "-"),
         "repositories": ("GET", "/v2/_catalog", "-", "-"),
-    }[what]
+    }[endpoint]
     caplog.set_level(logging.INFO, "registry.access")
     await site.ready(target, method)
     for address in ("192.0.2.7", "198.51.100.9", "2001:db8::1"):
@@ -315,14 +321,14 @@ async def test_a_ready_answer_is_in_the_access_log(
         answer = await site.ask(method, target)
         assert site.ask.ready
         (record,) = [record for record in caplog.records if record.name == "registry.access"]
-        found = LINE.fullmatch(record.getMessage())
-        assert found is not None
-        assert found.groups() == (method, target, address, repo, reference, answer["x-request-id"])
+        match = ACCESS_LINE.fullmatch(record.getMessage())
+        assert match is not None
+        assert match.groups() == (method, target, address, repo, reference, answer["x-request-id"])
 
 
 async def test_ready_answers_count_toward_the_rate_limit(tmp_path: Path) -> None:
-    """Ready answers count toward the rate limit: a client that exceeds it gets 429, and other clients are still
-    answered."""
+    """Ready answers count toward the rate limit. A client that exceeds the limit gets 429. Clients at other addresses
+    still get ready answers."""
     limits: dict[str, Any] = {"requests_per_second": 0.001, "burst": 5}
     async with running_app(tmp_path / "data", limits=limits) as service:
         site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))

@@ -1,5 +1,5 @@
-"""The response cache beside mirrors: responses for mirrored repositories are never ready (in the cache). The Host
-header decides what a name means."""
+"""The response cache of a registry that also mirrors an upstream. Responses for mirrored repositories are never
+*ready*, that is, never in the cache. The Host header can decide whether a path means a mirrored repository."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.fakes.registry_content import push_image
 pytestmark = pytest.mark.slow
 
 HUB: dict[str, Any] = {"name": "docker.io", "endpoints": ["http://127.0.0.1:9"], "prefetch": "off"}
-"""An upstream that nobody reaches."""
+"""The settings of an upstream that cannot be reached."""
 PULLED = RepositoryName("docker.io/library/app")
 
 
 @asynccontextmanager
 async def mirroring(folder: Path, **upstream: Any) -> AsyncIterator[AnswerCacheSite]:
-    """A service with a mirror, one image that was pushed, and one image in the cache of the mirror."""
+    """A registry with the mirror HUB (changed by `upstream`) and one pushed image."""
     async with running_app(folder, upstream=[{**HUB, **upstream}]) as service:
         yield AnswerCacheSite(service, folder, await push_image(service.hosted, APP, "x", "latest"))
 
@@ -39,7 +39,7 @@ async def store_as_pulled(site: AnswerCacheSite) -> str:
 @pytest.mark.parametrize("default", [False, True])
 async def test_a_response_for_a_hosted_repository_is_cached(tmp_path: Path, default: bool) -> None:
     """The response for a hosted repository is cached. Without a default upstream, the repository is hosted because its
-    name does not begin with the name of an upstream. With one, it is hosted because it was pushed."""
+    name does not begin with the name of an upstream. With a default upstream, it is hosted because it was pushed."""
     async with mirroring(tmp_path / "data", default=default) as site:
         assert (await site.ready(TAG)).body == site.image.body
         assert (await site.ready(f"{V2}/tags/list")).json["tags"] == ["latest"]
@@ -47,8 +47,8 @@ async def test_a_response_for_a_hosted_repository_is_cached(tmp_path: Path, defa
 
 @pytest.mark.parametrize("name", ["docker.io/library/app", "docker.io/app", "library/app", "app"])
 async def test_a_response_for_a_mirrored_repository_is_never_cached(tmp_path: Path, name: str) -> None:
-    """The response for a mirrored repository is not cached under any of its names, because it also depends on the time
-    of the last request to the upstream."""
+    """The response for a mirrored repository is not cached under any of the repository's names, because the response
+    also depends on the time of the last request to the upstream."""
     async with mirroring(tmp_path / "data", default=True) as site:
         target = f"/v2/{name}/manifests/{await store_as_pulled(site)}"
         for method in ("GET", "HEAD"):
@@ -56,7 +56,7 @@ async def test_a_response_for_a_mirrored_repository_is_never_cached(tmp_path: Pa
 
 
 async def test_a_pushed_image_is_served_at_the_next_request(tmp_path: Path) -> None:
-    """Before the first push, the mirror answers for the name, and the response is not cached. After the push, the next
+    """Before the first push to a name, the mirror responds, and its response is not cached. After the push, the next
     request gets the pushed image, and the response is cached."""
     async with mirroring(tmp_path / "data", default=True) as site:
         assert (await site.never_ready(f"/v2/app/manifests/{await store_as_pulled(site)}")).status == 200
@@ -67,7 +67,8 @@ async def test_a_pushed_image_is_served_at_the_next_request(tmp_path: Path) -> N
 
 
 async def test_a_request_with_a_namespace_bypasses_the_cache(tmp_path: Path) -> None:
-    """A request with `ns` is not answered from the cache, because `ns` gives the path another meaning."""
+    """A request with the query parameter `ns` is not answered from the cache, because the path then means a repository
+    of the upstream in `ns`."""
     async with mirroring(tmp_path / "data") as site:
         digest = await store_as_pulled(site)
         await push_image(site.service.hosted, RepositoryName("library/app"), "far", "1")
@@ -76,19 +77,19 @@ async def test_a_request_with_a_namespace_bypasses_the_cache(tmp_path: Path) -> 
         assert (await site.never_ready(f"{path}?ns=docker.io"))["oci-namespace"] == "docker.io"
 
 
-async def test_the_host_decides_what_a_path_means(tmp_path: Path) -> None:
-    """If upstreams have host names of their own, the cache distinguishes the hosts: the same path is hosted at one host
-    and mirrored at another."""
+async def test_the_host_decides_whether_a_path_is_mirrored(tmp_path: Path) -> None:
+    """An upstream can have a host name of its own. At this host, a path means a repository of the upstream. At other
+    hosts, the same path means a hosted repository. The cache keeps the responses of the hosts apart."""
     async with mirroring(tmp_path / "data", hosts=["hub.test"]) as site:
-        far = await store_as_pulled(site)
-        near = str((await push_image(site.service.hosted, RepositoryName("library/app"), "near")).digest)
-        ours, theirs = ({"host": host} for host in ("registry.test", "hub.test"))
-        for digest, right, wrong in ((near, ours, theirs), (far, theirs, ours)):
+        mirrored = await store_as_pulled(site)
+        hosted = str((await push_image(site.service.hosted, RepositoryName("library/app"), "near")).digest)
+        registry_host, mirror_host = ({"host": host} for host in ("registry.test", "hub.test"))
+        for digest, right, wrong in ((hosted, registry_host, mirror_host), (mirrored, mirror_host, registry_host)):
             path = f"/v2/library/app/manifests/{digest}"
-            answer = await (site.ready if right is ours else site.never_ready)(path, headers=right)
+            answer = await (site.ready if right is registry_host else site.never_ready)(path, headers=right)
             assert answer.status == 200
             assert (await site.never_ready(path, headers=wrong)).status != 200
-        await site.ready(TAG, headers=ours)
+        await site.ready(TAG, headers=registry_host)
         assert not site.has_ready(TAG, {"host": "other.test"})
         await site.ready(TAG, headers={"host": "other.test"})
 

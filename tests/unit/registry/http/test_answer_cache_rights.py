@@ -1,5 +1,5 @@
-"""The response cache and rights: a ready answer (one in the cache) is sent only to the principal for whom it was made,
-and only as long as the rights of this principal hold."""
+"""The response cache and rights. A *ready* answer (a response in the cache) is sent only to the account for which it
+was made, and only as long as this account still has the right to it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CATALOG = "/v2/_catalog"
 
 @pytest.fixture
 async def open_site(tmp_path: Path) -> AsyncIterator[AnswerCacheSite]:
-    """A registry without an account."""
+    """Yields a registry without accounts, in which everyone may pull."""
     async with running_app(tmp_path / "data") as service:
         yield AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
 
@@ -55,12 +55,12 @@ async def status(site: AnswerCacheSite, login: str | None, target: str = TAG) ->
     return (await site.ask("GET", target, {"authorization": login} if login is not None else {})).status
 
 
-# What changes
+# Changes of accounts, credentials and grants by other processes
 
 
-async def test_the_first_account_ends_all_ready_answers(open_site: AnswerCacheSite) -> None:
-    """After another process has added the first account, no request gets an answer from before, whatever credential it
-    has."""
+async def test_the_first_account_makes_all_ready_answers_invalid(open_site: AnswerCacheSite) -> None:
+    """After another process has added the first account, no request gets an answer that was cached before, whatever
+    credential the request has."""
     stray = "Basic " + base64.b64encode(b"hub:password").decode()
     await open_site.ready(TAG)
     await ready(open_site, stray)
@@ -72,20 +72,22 @@ async def test_the_first_account_ends_all_ready_answers(open_site: AnswerCacheSi
             assert await status(open_site, login, target) == 401
 
 
-@pytest.mark.parametrize("way", ["basic", "bearer"])
-@pytest.mark.parametrize(("what", "after"), [("token", 401), ("grant", 404), ("account", 401), ("disabled", 401)])
-async def test_what_another_process_takes_away_is_gone_at_the_next_request(
-    site: AnswerCacheSite, way: str, what: str, after: int
+@pytest.mark.parametrize("scheme", ["basic", "bearer"])
+@pytest.mark.parametrize(
+    ("removed", "status_after"), [("token", 401), ("grant", 404), ("account", 401), ("disabled", 401)]
+)
+async def test_the_next_request_is_refused_after_another_process_has_removed_a_right(
+    site: AnswerCacheSite, scheme: str, removed: str, status_after: int
 ) -> None:
-    """After another process has removed a token, a grant or the account, or disabled the account, the next request with
-    the same header is refused."""
+    """Another process removes a token, a grant or the account, or disables the account. Then the next request with the
+    same header is refused."""
     login = await site.service.token("alice")
-    shown = login if way == "basic" else await site.service.bearer(login, "repository:team/app:pull")
+    authorization = login if scheme == "basic" else await site.service.bearer(login, "repository:team/app:pull")
     for target in (TAG, f"{V2}/tags/list", "/v2/"):
-        await ready(site, shown, target)
+        await ready(site, authorization, target)
     async with site.beside() as other:
         accounts = other.accounts
-        match what:
+        match removed:
             case "token":
                 for token in accounts.tokens(ALICE, None, 10).items:
                     await accounts.revoke_token(token.id, by=BY)
@@ -96,15 +98,15 @@ async def test_what_another_process_takes_away_is_gone_at_the_next_request(
             case "disabled":
                 await accounts.set_enabled(ALICE, False, by=BY)
     for target in (TAG, f"{V2}/tags/list"):
-        assert await status(site, shown, target) == after
+        assert await status(site, authorization, target) == status_after
 
 
-async def test_a_changed_password_ends_what_the_old_one_got(site: AnswerCacheSite) -> None:
-    """After a change of the password, the next request with the old password is refused, and so is one with a token
-    that was made with it. Requests with the new password get answers of their own."""
+async def test_a_changed_password_makes_old_ready_answers_invalid(site: AnswerCacheSite) -> None:
+    """After a change of the password, the next request with the old password is refused. So is a request with a bearer
+    token that was issued for the old password. Requests with the new password get new ready answers."""
     name = AccountName("bob")
-    held = hash_password(PASSWORD)
-    await site.service.accounts.add_account(name, AccountKind.USER, password_hash=held, admin=False, by=BY)
+    password_hash = hash_password(PASSWORD)
+    await site.service.accounts.add_account(name, AccountKind.USER, password_hash=password_hash, admin=False, by=BY)
     await add_grant(site.service.accounts, "user:bob", "team/**", "pull")
     old, new = basic("bob", PASSWORD), basic("bob", "another horse battery")
     bearer = await site.service.bearer(old, "repository:team/app:pull")
@@ -112,14 +114,14 @@ async def test_a_changed_password_ends_what_the_old_one_got(site: AnswerCacheSit
     await ready(site, bearer)
     async with site.beside() as other:
         await other.accounts.set_password(name, hash_password("another horse battery"), by=BY)
-    for shown in (old, bearer):
-        assert await status(site, shown) == 401
+    for authorization in (old, bearer):
+        assert await status(site, authorization) == 401
     await ready(site, new)
     assert await status(site, old) == 401
 
 
-@pytest.mark.parametrize("way", ["basic", "bearer"])
-async def test_a_token_that_has_run_out_is_refused_although_nothing_changed(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("scheme", ["basic", "bearer"])
+async def test_an_expired_token_gets_no_ready_answer(tmp_path: Path, scheme: str) -> None:
     """When a token expires, its ready answers are no longer sent, although the store has not changed."""
     clock = AuthClock(time.time())
     async with running_app(tmp_path / "data", clock) as service:
@@ -127,19 +129,19 @@ async def test_a_token_that_has_run_out_is_refused_although_nothing_changed(tmp_
         await add_account(service.accounts, "alice")
         await add_grant(service.accounts, "user:alice", "team/**", "pull")
         end = clock() + 20.0
-        made = api_tokens.make(ALICE, now=clock(), expires=end)
-        await service.accounts.add_token(made.token, made.secret_hash, by=BY)
-        login = basic("alice", made.text)
-        shown = login if way == "basic" else await service.bearer(login, "repository:team/app:pull")
-        await ready(site, shown)
+        token = api_tokens.make(ALICE, now=clock(), expires=end)
+        await service.accounts.add_token(token.token, token.secret_hash, by=BY)
+        login = basic("alice", token.text)
+        authorization = login if scheme == "basic" else await service.bearer(login, "repository:team/app:pull")
+        await ready(site, authorization)
         clock.now = end - 1.0
-        await ready(site, shown)
+        await ready(site, authorization)
         clock.now = end
-        assert not site.has_ready(TAG, {"authorization": shown})
-        assert await status(site, shown) == 401
+        assert not site.has_ready(TAG, {"authorization": authorization})
+        assert await status(site, authorization) == 401
 
 
-# Whose it is
+# Each ready answer belongs to one credential and one address
 
 
 async def test_a_ready_answer_is_only_for_its_account(site: AnswerCacheSite) -> None:
@@ -159,7 +161,7 @@ async def test_a_ready_answer_is_only_for_its_account(site: AnswerCacheSite) -> 
         assert await status(site, alice) == 200
 
 
-async def test_everybody_sees_a_catalog_of_their_own(site: AnswerCacheSite) -> None:
+async def test_each_account_gets_its_own_catalog(site: AnswerCacheSite) -> None:
     """Each account has its own ready answer with the list of repositories."""
     await push_image(site.service.hosted, APP.__class__("other/one"), "y", "1")
     alice, bob = await site.service.token("alice"), await site.service.user("bob")
@@ -169,9 +171,9 @@ async def test_everybody_sees_a_catalog_of_their_own(site: AnswerCacheSite) -> N
         assert await status(site, None, CATALOG) == 401
 
 
-async def test_what_everyone_may_pull_is_ready_for_everyone(site: AnswerCacheSite) -> None:
-    """What everyone may pull is cached for anonymous clients, and for each account separately, until the grant is
-    removed."""
+async def test_an_image_that_everyone_may_pull_is_ready_for_everyone(site: AnswerCacheSite) -> None:
+    """The response with an image that everyone may pull is cached for anonymous clients, and for each account
+    separately. After the grant is removed, requests are refused."""
     await add_grant(site.service.accounts, "everyone", "team/*", "pull")
     mallory = await site.service.user("mallory")
     await site.ready(TAG)
@@ -183,26 +185,26 @@ async def test_what_everyone_may_pull_is_ready_for_everyone(site: AnswerCacheSit
     assert await status(site, mallory) == 404
 
 
-async def test_two_logins_in_one_request_are_refused(site: AnswerCacheSite) -> None:
+async def test_two_authorization_headers_are_refused(site: AnswerCacheSite) -> None:
     """A request with two Authorization headers is refused, even if one has a ready answer or both are the same."""
     alice = await site.service.token("alice")
     await ready(site, alice)
     for pair in ((alice, alice), (alice, "Basic x"), ("Basic x", alice)):
-        answer = await site.ask("GET", TAG, [("authorization", shown) for shown in pair])
+        answer = await site.ask("GET", TAG, [("authorization", authorization) for authorization in pair])
         assert (answer.status, site.ask.ready) == (401, False)
     assert await status(site, alice) == 200
 
 
 async def test_a_ready_answer_is_only_for_its_address(site: AnswerCacheSite) -> None:
     """A ready answer belongs to a credential and an address. From another address, the credential is checked again,
-    because the throttle may hold that address back. No other pair of credential and address has the same key, even if
-    the two texts, written one after the other, are the same."""
+    because failed logins may have blocked that address. The cache keeps pairs of credential and address apart even if
+    their concatenations are equal (here "…" + "192.0.2.7", and "…19" + "2.0.2.7")."""
     alice = await site.service.token("alice")
     site.ask.address = "192.0.2.7"
     await ready(site, alice)
     site.ask.address = "2.0.2.7"
-    for shown in (alice, f"{alice}19"):
-        await site.ask("GET", TAG, {"authorization": shown})
+    for authorization in (alice, f"{alice}19"):
+        await site.ask("GET", TAG, {"authorization": authorization})
         assert not site.ask.ready
 
 
@@ -216,8 +218,8 @@ async def test_responses_for_htpasswd_accounts_are_not_cached(tmp_path: Path) ->
         await add_grant(service.accounts, "authenticated", "team/**", "pull")
         carol = basic("carol", PASSWORD)
         bearer = await service.bearer(carol, "repository:team/app:pull")
-        for shown in (carol, bearer):
-            assert (await site.never_ready(TAG, headers={"authorization": shown})).status == 200
+        for authorization in (carol, bearer):
+            assert (await site.never_ready(TAG, headers={"authorization": authorization})).status == 200
         file.write_bytes(b"")
-        for shown in (carol, bearer):
-            assert await status(site, shown) == 401
+        for authorization in (carol, bearer):
+            assert await status(site, authorization) == 401

@@ -1,4 +1,5 @@
-"""The challenge in a 401 response: realm, service, scope and error. No request can inject text into it."""
+"""The challenge in a 401 response (the header WWW-Authenticate): its realm, service, scope and error. No request can
+inject text into the challenge."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ from tests.fakes.app_in_process import AppInProcess, running_app
 from tests.fakes.registry_content import push_image
 from tests.fakes.store_accounts import add_account, add_grant
 
-HEADER = re.compile(
+CHALLENGE = re.compile(
     r'Bearer realm="(https?://[^"\\\s]+)/token",service="([^"\\\s]+)"'
     r'(?:,scope="([a-z0-9:._/,* -]+)")?(?:,error="([a-z_]+)")?'
 )
+"""The parts of a challenge: the realm, the service, the scope and the error."""
 DIGEST = "sha256:" + "0" * 64
 
 
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AppInProcess]:
-    """A registry with one account and no content. The tests share it."""
+    """Yields a registry with one account and no content. All tests share it."""
     async with running_app(tmp_path_factory.mktemp("service") / "data") as opened:
         await add_account(opened.accounts, "root", admin=True)
         yield opened
@@ -54,15 +56,15 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[App
         ("DELETE", f"/v2/a/b/blobs/{DIGEST}", "repository:a/b:delete"),
     ],
 )
-async def test_the_scope_is_what_the_request_takes(
+async def test_the_scope_has_the_rights_that_the_request_needs(
     service: AppInProcess, method: str, path: str, scope: str | None
 ) -> None:
-    """The scope in the challenge is what the request needs, under the name that the client used."""
+    """The scope in the challenge has the rights that the request needs, for the repository name in the request."""
     answer = await service.client(method, path, {"host": "registry.test:5000"})
     assert answer.status == 401
-    found = HEADER.fullmatch(answer["www-authenticate"])
-    assert found is not None
-    assert found.groups() == ("http://registry.test:5000", "entrepot", scope, None)
+    challenge = CHALLENGE.fullmatch(answer["www-authenticate"])
+    assert challenge is not None
+    assert challenge.groups() == ("http://registry.test:5000", "entrepot", scope, None)
     assert answer["cache-control"] == "no-store"
 
 
@@ -76,13 +78,13 @@ async def test_an_invalid_mount_source_is_not_repeated_in_the_challenge(service:
     if answer.status == 400:
         assert "www-authenticate" not in answer
         return
-    found = HEADER.fullmatch(answer["www-authenticate"])
-    assert found is not None
-    assert found[3] == "repository:a/b:pull,push"
+    challenge = CHALLENGE.fullmatch(answer["www-authenticate"])
+    assert challenge is not None
+    assert challenge[3] == "repository:a/b:pull,push"
 
 
 @pytest.mark.parametrize(
-    ("host", "said"),
+    ("host", "valid"),
     [
         ("registry.test", True),
         ("my_registry:5000", True),
@@ -109,21 +111,21 @@ async def test_an_invalid_mount_source_is_not_repeated_in_the_challenge(service:
         ("x" * 300, False),
     ],
 )
-async def test_a_host_that_is_none_is_not_said_back(service: AppInProcess, host: str, said: bool) -> None:
-    """If the Host header is not a valid host, the realm is at the server's own address."""
+async def test_an_invalid_host_is_not_in_the_realm(service: AppInProcess, host: str, valid: bool) -> None:
+    """If the Host header is not a valid host, the realm has the server's own address."""
     answer = await service.client("GET", "/v2/a/manifests/1", {"host": host})
-    found = HEADER.fullmatch(answer["www-authenticate"])
-    assert found is not None
-    assert found[1] == ("http://" + (host if said else "127.0.0.1:5000"))
+    challenge = CHALLENGE.fullmatch(answer["www-authenticate"])
+    assert challenge is not None
+    assert challenge[1] == ("http://" + (host if valid else "127.0.0.1:5000"))
 
 
 async def test_without_a_host_the_realm_is_at_the_servers_address(service: AppInProcess) -> None:
-    """Without a Host header, as HTTP/1.0 allows, the realm is at the server's own address."""
+    """Without a Host header, as HTTP/1.0 allows, the realm has the server's own address."""
     answer = await service.client("GET", "/v2/")
     assert answer["www-authenticate"].startswith('Bearer realm="http://127.0.0.1:5000/token"')
 
 
-async def test_the_public_address_is_the_realm_whatever_the_host(tmp_path: Path) -> None:
+async def test_the_realm_is_at_the_public_url_whatever_the_host(tmp_path: Path) -> None:
     """If `public_url` is set, the realm, the service and the Location headers are made from it, whatever the Host
     header says."""
     async with running_app(tmp_path / "data", public_url="https://registry.example.com") as service:
@@ -137,15 +139,15 @@ async def test_the_public_address_is_the_realm_whatever_the_host(tmp_path: Path)
             assert answer["location"].startswith("https://registry.example.com/v2/a/b/blobs/uploads/")
 
 
-async def test_a_location_never_speaks_of_the_host(service: AppInProcess) -> None:
-    """Without `public_url`, a Location header has a path without a host."""
+async def test_a_location_never_contains_the_host(service: AppInProcess) -> None:
+    """Without `public_url`, a Location header has only a path, and not the host of the request."""
     root = await service.token("root")
     answer = await service.client("POST", "/v2/a/b/blobs/uploads/", {"host": "evil.test", "authorization": root})
     assert answer["location"].startswith("/v2/a/b/blobs/uploads/")
     assert not any("evil" in value for _, value in answer.fields)
 
 
-async def test_forwarded_headers_change_no_realm(service: AppInProcess) -> None:
+async def test_forwarded_headers_do_not_change_the_realm(service: AppInProcess) -> None:
     """Headers such as X-Forwarded-Host do not change the realm, because any client can send them."""
     headers = {"host": "registry.test", "x-forwarded-host": "evil.test", "x-forwarded-proto": "https"}
     headers |= {"forwarded": "host=evil.test;proto=https", "x-original-host": "evil.test", "x-host": "evil.test"}
@@ -160,8 +162,8 @@ async def test_a_service_that_would_break_the_header_is_refused_at_the_start() -
             Challenges(None, service)
 
 
-async def test_a_token_of_the_challenge_is_enough(tmp_path: Path) -> None:
-    """A token with the scope of the challenge is enough for the request, which is how docker gets its tokens."""
+async def test_a_token_with_the_scope_of_the_challenge_is_enough(tmp_path: Path) -> None:
+    """A token with the scope of the challenge is enough for the request. Docker asks for such a token after a 401."""
     async with running_app(tmp_path / "data") as service:
         await add_account(service.accounts, "root", admin=True)
         await push_image(service.hosted, RepositoryName("team/app"), "x", "latest")
@@ -176,9 +178,9 @@ async def test_a_token_of_the_challenge_is_enough(tmp_path: Path) -> None:
             answer = await service.client(
                 method, path, {"authorization": await service.bearer(None, "repository:x:pull")}
             )
-            found = HEADER.fullmatch(answer["www-authenticate"])
-            assert found is not None
-            scope = found[3]
+            challenge = CHALLENGE.fullmatch(answer["www-authenticate"])
+            assert challenge is not None
+            scope = challenge[3]
             assert scope is not None
             token = await service.bearer(login, scope)
             assert (await service.client(method, path, {"authorization": token})).status == status

@@ -1,4 +1,4 @@
-"""Pulling blobs: whole, in ranges, conditionally (RFC 9110, sections 13 and 14)."""
+"""Requests for blobs: for a whole blob, for ranges, and with conditions (RFC 9110, sections 13 and 14)."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ async def path(registry: MemoryRegistry) -> str:
 
 
 def parts_of(answer: AsgiAnswer) -> list[tuple[dict[str, str], bytes]]:
-    """Parses a multipart body byte by byte, and returns the headers and the content of each part."""
+    """Parses a multipart body, and returns the headers and the content of each part."""
     kind, _, boundary = answer["content-type"].partition("; boundary=")
     assert kind == "multipart/byteranges"
     first, *middle, last = (b"\r\n" + answer.body.removeprefix(b"\r\n")).split(b"\r\n--" + boundary.encode())
     assert (first, last) == (b"", b"--\r\n")
-    found = []
+    parts = []
     for part in middle:
         head, _, content = part.partition(b"\r\n\r\n")
         lines = head.removeprefix(b"\r\n").decode("ascii").split("\r\n")
-        found.append((dict(line.split(": ", 1) for line in lines), content))
-    return found
+        parts.append((dict(line.split(": ", 1) for line in lines), content))
+    return parts
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
@@ -60,7 +60,7 @@ async def test_get_and_head_agree(client: AsgiClient, registry: MemoryRegistry, 
 
 
 @pytest.mark.parametrize(
-    ("asked", "start", "stop"),
+    ("range_header", "start", "stop"),
     [
         ("bytes=500-1499", 500, 1500),
         ("bytes=500-", 500, SIZE),
@@ -76,52 +76,52 @@ async def test_get_and_head_agree(client: AsgiClient, registry: MemoryRegistry, 
         (f"bytes=0-{'9' * 4000}", 0, SIZE),
     ],
 )
-async def test_one_range(client: AsgiClient, path: str, asked: str, start: int, stop: int) -> None:
+async def test_one_range(client: AsgiClient, path: str, range_header: str, start: int, stop: int) -> None:
     """A range gets 206 with exactly its bytes, Content-Range and Content-Length. A range that ends beyond the blob is
     cut at the blob's end."""
-    answer = await client("GET", path, {"Range": asked})
+    answer = await client("GET", path, {"Range": range_header})
     assert answer.status == 206
     assert answer.body == DATA[start:stop]
     assert answer["content-range"] == f"bytes {start}-{stop - 1}/{SIZE}"
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "range_header",
     [
         *("bytes=5000-10000", "bytes=500-0", f"bytes={SIZE}-", "bytes=-0", f"bytes={'9' * 4000}-"),
         *("bytes=5000-6000,7000-8000", "bytes=-0,9000-"),
     ],
 )
-async def test_a_range_outside_is_416(client: AsgiClient, path: str, asked: str) -> None:
+async def test_a_range_outside_is_416(client: AsgiClient, path: str, range_header: str) -> None:
     """A range outside of the blob gets 416 with the blob's size."""
-    answer = await client("GET", path, {"Range": asked})
+    answer = await client("GET", path, {"Range": range_header})
     assert (answer.status, answer.code) == (416, "BLOB_UPLOAD_INVALID")
     assert answer["content-range"] == f"bytes */{SIZE}"
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "range_header",
     ["lines=0-5", "bytes=a-b", "bytes=5", "bytes=-", "bytes=", "bytes 0-5", "bytes=0-1,x", "bytes=1--2", "\xb2"],
 )
-async def test_a_range_that_cannot_be_read_is_ignored(client: AsgiClient, path: str, asked: str) -> None:
-    """A Range with another unit or bad syntax is ignored: the whole blob is sent with 200 (RFC 9110, 14.2)."""
-    answer = await client("GET", path, {"Range": asked})
+async def test_a_range_that_cannot_be_parsed_is_ignored(client: AsgiClient, path: str, range_header: str) -> None:
+    """A Range header with another unit or bad syntax is ignored. The whole blob is sent with 200 (RFC 9110, 14.2)."""
+    answer = await client("GET", path, {"Range": range_header})
     assert (answer.status, answer.body) == (200, DATA)
 
 
 async def test_two_range_fields_are_ignored(client: AsgiClient, path: str) -> None:
-    """Two Range headers are ignored, because Range is not a list."""
+    """If a request has two Range headers, both are ignored, because the value of Range is not a list."""
     answer = await client("GET", path, [("Range", "bytes=0-1"), ("Range", "bytes=2-3")])
     assert (answer.status, answer.body) == (200, DATA)
 
 
 async def test_head_ignores_range(client: AsgiClient, path: str) -> None:
-    """HEAD ignores Range, which has a meaning for GET only."""
+    """A HEAD request ignores Range, because Range has a meaning only for GET."""
     answer = await client("HEAD", path, {"Range": "bytes=0-1"})
     assert (answer.status, answer["content-length"]) == (200, str(SIZE))
 
 
-async def test_many_ranges_come_as_parts(client: AsgiClient, path: str) -> None:
+async def test_several_ranges_are_sent_as_parts(client: AsgiClient, path: str) -> None:
     """Several ranges are sent as parts in the requested order, with the exact bytes. Content-Length is the length of
     the whole body (the test client checks this)."""
     answer = await client("GET", path, {"Range": "bytes=100-199, 0-9 ,-5,99999-,1000-1000"})
@@ -139,29 +139,30 @@ async def test_many_ranges_come_as_parts(client: AsgiClient, path: str) -> None:
 
 async def test_a_thousand_ranges_are_served(client: AsgiClient, path: str) -> None:
     """A request for 1024 ranges is served, because clients that read parts of layers send such requests."""
-    asked = "bytes=" + ",".join(f"{place * 2}-{place * 2}" for place in range(1024))
-    answer = await client("GET", path, {"Range": asked})
-    assert [content for _, content in parts_of(answer)] == [DATA[place * 2 : place * 2 + 1] for place in range(1024)]
+    range_header = "bytes=" + ",".join(f"{index * 2}-{index * 2}" for index in range(1024))
+    answer = await client("GET", path, {"Range": range_header})
+    assert [content for _, content in parts_of(answer)] == [DATA[index * 2 : index * 2 + 1] for index in range(1024)]
 
 
 async def test_too_many_ranges_are_400(registry: MemoryRegistry, path: str) -> None:
-    """Too many ranges get 400. Clients then request fewer ranges, but would accept a 200 or a 416 as the final
-    response."""
+    """Too many ranges get 400, because clients then retry with fewer ranges. They would take a 200 or a 416 as the
+    final response."""
     client = AsgiClient(DistributionAPI(registry, limits=RequestLimits(ranges_per_request=3)))
     assert (await client("GET", path, {"Range": "bytes=0-0,2-2,4-4"})).status == 206
     answer = await client("GET", path, {"Range": "bytes=0-0,2-2,4-4,6-6"})
     assert (answer.status, answer.code) == (400, "UNSUPPORTED")
 
 
-async def test_overlapping_ranges_never_cost_more_than_the_blob(client: AsgiClient, path: str) -> None:
-    """If the ranges are together longer than the blob, the whole blob is sent once (RFC 9110, 14.2)."""
+async def test_overlapping_ranges_never_send_more_than_the_blob(client: AsgiClient, path: str) -> None:
+    """If the ranges together are longer than the blob, the whole blob is sent once instead (RFC 9110, 14.2)."""
     answer = await client("GET", path, {"Range": "bytes=" + ",".join(["0-"] * 500)})
     assert (answer.status, answer.body) == (200, DATA)
 
 
 @pytest.mark.parametrize(("validator", "status"), [('"{}"', 206), ('W/"{}"', 200), ("{}", 200), ('"other"', 200)])
 async def test_if_range(client: AsgiClient, path: str, validator: str, status: int) -> None:
-    """Only the strong ETag itself keeps the range (RFC 9110, 13.1.5)."""
+    """The range is sent only if If-Range is the blob's strong ETag. Otherwise the whole blob is sent (RFC 9110,
+    13.1.5)."""
     tag = validator.format(path.rpartition("/")[2])
     answer = await client("GET", path, {"Range": "bytes=0-4", "If-Range": tag})
     assert answer.status == status
@@ -178,15 +179,15 @@ async def test_not_modified(client: AsgiClient, path: str, method: str) -> None:
     """If-None-Match with the ETag (also as a weak tag, or in a list) or with `*` gets 304 with the same ETag and no
     body."""
     digest = path.rpartition("/")[2]
-    for given in (f'"{digest}"', f'W/"{digest}"', f'"a", "{digest}"', "*"):
-        answer = await client(method, path, {"If-None-Match": given, "Range": "bytes=0-1"})
+    for etags in (f'"{digest}"', f'W/"{digest}"', f'"a", "{digest}"', "*"):
+        answer = await client(method, path, {"If-None-Match": etags, "Range": "bytes=0-1"})
         assert (answer.status, answer["etag"]) == (304, f'"{digest}"')
-    for given in ('"other"', digest, "", "W/"):
-        assert (await client(method, path, {"If-None-Match": given})).status == 200
+    for etags in ('"other"', digest, "", "W/"):
+        assert (await client(method, path, {"If-None-Match": etags})).status == 200
 
 
 async def test_if_match_that_fails_is_412(client: AsgiClient, path: str) -> None:
-    """If-Match with another entity tag gets 412. With the blob's own entity tag, it gets the blob."""
+    """A request with If-Match gets the blob if the header has the blob's entity tag or `*`. Otherwise it gets 412."""
     assert (await client("GET", path, {"If-Match": '"other"'})).status == 412
     assert (await client("GET", path, {"If-Match": f'"{path.rpartition("/")[2]}"'})).status == 200
     assert (await client("GET", path, {"If-Match": "*"})).status == 200
@@ -207,17 +208,17 @@ async def test_delete(client: AsgiClient, path: str) -> None:
 
 
 class EndlessReader:
-    """A blob of a tebibyte. The client disconnects after the third chunk. `read`: the number of chunks that were
-    read."""
+    """A reader for a blob of a tebibyte. At the third chunk, it sets the event `disconnected`, and so the client
+    disconnects. `read` is the number of chunks that were read."""
 
-    def __init__(self, gone: asyncio.Event) -> None:
+    def __init__(self, disconnected: asyncio.Event) -> None:
         self.descriptor = Descriptor(BLOB_TYPE, Digest("sha256:" + "a" * 64), 1 << 40)
         self.span = (0, 1 << 40)
         self.file: OpenFile | None = None
         self.location: str | None = None
         self.is_incomplete = False
         self.data: bytes | None = None
-        self.gone = gone
+        self.disconnected = disconnected
         self.read = 0
         self.closed = False
 
@@ -228,7 +229,7 @@ class EndlessReader:
         while True:
             self.read += 1
             if self.read == 3:
-                self.gone.set()
+                self.disconnected.set()
             await asyncio.sleep(0)
             yield bytes(1024)
 
@@ -236,7 +237,9 @@ class EndlessReader:
         self.closed = True
 
 
-class Endless(RefusingRegistry):
+class EndlessRegistry(RefusingRegistry):
+    """A registry that returns the `EndlessReader` for every blob."""
+
     def __init__(self, reader: EndlessReader) -> None:
         self.reader = reader
 
@@ -246,10 +249,10 @@ class Endless(RefusingRegistry):
 
 async def test_reading_stops_when_the_client_has_left() -> None:
     """After the client has disconnected, the blob is not read further, and its reader is closed."""
-    gone = asyncio.Event()
-    reader = EndlessReader(gone)
-    answer = await AsgiClient(DistributionAPI(Endless(reader)))(
-        "GET", f"{V2}/blobs/{reader.descriptor.digest}", leaves=True, after=gone
+    disconnected = asyncio.Event()
+    reader = EndlessReader(disconnected)
+    answer = await AsgiClient(DistributionAPI(EndlessRegistry(reader)))(
+        "GET", f"{V2}/blobs/{reader.descriptor.digest}", leaves=True, after=disconnected
     )
     assert answer.status == 200
     assert not answer.whole

@@ -1,4 +1,4 @@
-"""Request bodies in memory: within a budget, at a minimum rate, and parsed one at a time."""
+"""Request bodies in memory: they share a memory budget, must arrive at a minimum rate, and are parsed one at a time."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ from tests.unit.registry.http.conftest import KIB, LARGE, PiecewiseSender, api_o
 
 
 async def test_bodies_beyond_the_budget_are_429(registry: MemoryRegistry) -> None:
-    """A request that finds no room in the budget in time gets 429 with Retry-After. Its body is not read."""
-    intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=0.05, slow_seconds=60))
+    """A request waits if the memory budget is used up. If it still is after the longest wait, the request gets 429 with
+    Retry-After. Its body is not read."""
+    body_memory = BodyMemory(manifests=budget(200 * KIB, wait_seconds=0.05, slow_seconds=60))
     await put_blob(registry, b"{}")
-    first, second = (PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "ab")
-    held = first.start()
+    first, second = (PiecewiseSender(api_of(registry, body_memory), large_image(), name) for name in "ab")
+    first_task = first.start()
     first.send(first.body[:-1])
-    await wait_until(lambda: intake.manifests.used > LARGE)
+    await wait_until(lambda: body_memory.manifests.used > LARGE)
     await second.start()
     assert (second.status, second.headers[b"retry-after"]) == (429, b"1")
     assert "holds as many request bodies in memory as it may; try again" in second.message
     first.send(first.body[-1:], more=False)
-    await held
+    await first_task
     assert first.status == 201
-    assert intake.manifests.used == 0
+    assert body_memory.manifests.used == 0
 
 
 async def test_waiting_requests_get_memory_in_the_order_of_arrival(registry: MemoryRegistry) -> None:
     """Requests that wait for memory get it in the order of their arrival."""
-    intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
+    body_memory = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
     await put_blob(registry, b"{}")
-    senders = [PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "abc"]
+    senders = [PiecewiseSender(api_of(registry, body_memory), large_image(), name) for name in "abc"]
     tasks = [sender.start() for sender in senders]
     for sender, task in zip(senders, tasks, strict=True):
         sender.send_all()
@@ -51,8 +52,9 @@ async def test_waiting_requests_get_memory_in_the_order_of_arrival(registry: Mem
         assert sender.status == 201
 
 
-async def test_a_received_small_manifest_needs_no_budget(registry: MemoryRegistry) -> None:
-    """A manifest of a few KiB that arrived together with its head is stored while other bodies use the whole budget."""
+async def test_a_received_small_manifest_need_not_wait_for_memory(registry: MemoryRegistry) -> None:
+    """If a manifest of a few KiB arrived together with the request's headers, it is stored even while other bodies use
+    the whole budget."""
     memory = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
     await put_blob(registry, b"{}")
     share = memory.manifests.share()
@@ -64,14 +66,14 @@ async def test_a_received_small_manifest_needs_no_budget(registry: MemoryRegistr
     assert (await registry.get_manifest(RepositoryName(REPO), Tag("small"))).body == small.body
 
 
-async def test_small_manifests_get_past_large_ones(registry: MemoryRegistry) -> None:
-    """A part of the budget is only for small bodies, so that they need not wait for large ones."""
-    intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
+async def test_small_manifests_do_not_wait_for_large_ones(registry: MemoryRegistry) -> None:
+    """A part of the budget is reserved for small bodies, so that they need not wait for large ones."""
+    body_memory = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
     await put_blob(registry, b"{}")
-    first, second = (PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "ab")
+    first, second = (PiecewiseSender(api_of(registry, body_memory), large_image(), name) for name in "ab")
     tasks = [first.start(), second.start()]
-    await wait_until(lambda: intake.manifests.used > LARGE)
-    small = PiecewiseSender(api_of(registry, intake), image(), "small")
+    await wait_until(lambda: body_memory.manifests.used > LARGE)
+    small = PiecewiseSender(api_of(registry, body_memory), image(), "small")
     small.send_all()
     await small.start()
     assert small.status == 201
@@ -80,89 +82,94 @@ async def test_small_manifests_get_past_large_ones(registry: MemoryRegistry) -> 
         await task
 
 
-async def test_a_body_that_drips_is_408(registry: MemoryRegistry) -> None:
-    """A body that comes more slowly than the minimum rate gets 408 after the time allowance, even if most of it came
-    fast. Its memory is released."""
-    intake = BodyMemory(stall_seconds=0.05, bytes_per_second=1024 * KIB)
-    sender = PiecewiseSender(api_of(registry, intake), large_image())
+async def test_a_slow_body_is_408(registry: MemoryRegistry) -> None:
+    """A body that arrives more slowly than the minimum rate gets 408, even if most of it arrived at once. Its memory is
+    released."""
+    body_memory = BodyMemory(stall_seconds=0.05, bytes_per_second=1024 * KIB)
+    sender = PiecewiseSender(api_of(registry, body_memory), large_image())
     sender.send(sender.body[:-10])
     task = sender.start()
 
     async def drip() -> None:
         while True:
             sender.send(b"x")
-            await asyncio.sleep(0.02)  # its pace, not a wait for anything
+            await asyncio.sleep(0.02)  # the pace of the client; the test does not wait for anything here
 
     dripping = asyncio.create_task(drip())
     await task
     dripping.cancel()
     assert sender.status == 408
     assert "the body comes too slowly" in sender.message
-    assert intake.manifests.used == 0
+    assert body_memory.manifests.used == 0
 
 
-async def test_a_slow_body_is_cut_when_others_wait(registry: MemoryRegistry) -> None:
-    """If a request waits for memory, the request that has held memory for the longest time is cut off."""
-    intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=0.01))
+async def test_a_slow_body_is_cut_off_when_another_request_waits(registry: MemoryRegistry) -> None:
+    """If a request waits for memory, the slow request that has held memory for the longest time is cut off with 408."""
+    body_memory = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=0.01))
     await put_blob(registry, b"{}")
-    slow, other = (PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "ab")
+    slow, other = (PiecewiseSender(api_of(registry, body_memory), large_image(), name) for name in "ab")
     slow.send(slow.body[:100])
-    dripping = slow.start()
-    await wait_until(lambda: intake.manifests.used > LARGE)
+    slow_task = slow.start()
+    await wait_until(lambda: body_memory.manifests.used > LARGE)
     other.send_all()
     await other.start()
-    await dripping
+    await slow_task
     assert (slow.status, other.status) == (408, 201)
 
 
-async def test_a_body_of_unknown_length_counts_as_it_comes(registry: MemoryRegistry) -> None:
+async def test_a_body_of_unknown_length_takes_memory_as_it_arrives(registry: MemoryRegistry) -> None:
     """A body in chunked transfer coding has no known length, so its share of the budget grows while it is received."""
-    intake = BodyMemory(manifests=budget(400 * KIB))
+    body_memory = BodyMemory(manifests=budget(400 * KIB))
     await put_blob(registry, b"{}")
-    sender = PiecewiseSender(api_of(registry, intake), large_image(), declared=False)
+    sender = PiecewiseSender(api_of(registry, body_memory), large_image(), declared=False)
     task = sender.start()
     sender.send(sender.body[:10])
-    await wait_until(lambda: intake.manifests.used == 10)
+    await wait_until(lambda: body_memory.manifests.used == 10)
     sender.send(sender.body[10:-1])
-    await wait_until(lambda: intake.manifests.used >= len(sender.body) - 1)
+    await wait_until(lambda: body_memory.manifests.used >= len(sender.body) - 1)
     sender.send(sender.body[-1:], more=False)
     await task
-    assert (sender.status, intake.manifests.used) == (201, 0)
+    assert (sender.status, body_memory.manifests.used) == (201, 0)
 
 
-async def test_who_leaves_the_queue_costs_nothing(registry: MemoryRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_manifest_of_a_disconnected_client_is_not_parsed(
+    registry: MemoryRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Large manifests are parsed one at a time. If the client of a waiting request disconnects, its manifest is not
     parsed."""
-    read: list[bytes] = []
-    begun, go = threading.Event(), threading.Event()
+    parsed_bodies: list[bytes] = []
+    started, go = threading.Event(), threading.Event()
     parse = Manifest.parse.__func__  # type: ignore[attr-defined]
 
-    def counted(kind: type[Manifest], body: bytes, media_type: str | None, expected: Digest | None = None) -> Manifest:
-        read.append(body)
-        begun.set()
+    def parse_when_allowed(
+        kind: type[Manifest], body: bytes, media_type: str | None, expected: Digest | None = None
+    ) -> Manifest:
+        parsed_bodies.append(body)
+        started.set()
         go.wait(30)
-        found: Manifest = parse(kind, body, media_type, expected)
-        return found
+        manifest: Manifest = parse(kind, body, media_type, expected)
+        return manifest
 
-    monkeypatch.setattr(Manifest, "parse", classmethod(counted))
-    intake = BodyMemory()
+    monkeypatch.setattr(Manifest, "parse", classmethod(parse_when_allowed))
+    body_memory = BodyMemory()
     await put_blob(registry, b"{}")
-    first, second, third = (PiecewiseSender(api_of(registry, intake), large_image(n), n) for n in "abc")
+    first, second, third = (PiecewiseSender(api_of(registry, body_memory), large_image(n), n) for n in "abc")
     tasks = []
     for sender in (first, second, third):
         sender.send_all()
         tasks.append(sender.start())
-        await wait_until(begun.is_set)
+        await wait_until(started.is_set)
     second.leave()
     go.set()
     await asyncio.gather(*tasks)
     assert (first.status, second.status, third.status) == (201, 0, 201)
-    assert read == [first.body, third.body]
-    assert intake.manifests.used == 0
+    assert parsed_bodies == [first.body, third.body]
+    assert body_memory.manifests.used == 0
 
 
 class SlowStore(MemoryRegistry):
-    """A registry that stores the manifest of one tag only after `go` is set, as if it waited for an upstream."""
+    """A registry that stores the manifest of one tag only after `go` is set. It stands for a registry that has to wait
+    for an upstream."""
 
     def __init__(self, tag: str) -> None:
         super().__init__()
@@ -185,28 +192,28 @@ class SlowStore(MemoryRegistry):
         return await super().put_manifest(repo, manifest, tags, by=by, sparse=sparse, condition=condition)
 
 
-async def test_storing_holds_no_other_manifest_up() -> None:
-    """While one manifest is being stored, others can be parsed and stored: only the parsing runs one at a time, because
-    storing may wait for an upstream."""
-    far, intake = SlowStore("a"), BodyMemory()
-    await put_blob(far, b"{}")
-    first, second = (PiecewiseSender(api_of(far, intake), large_image(), name) for name in "ab")
+async def test_storing_one_manifest_does_not_delay_others() -> None:
+    """While one manifest is being stored, others can be parsed and stored. Only parsing runs one at a time, because
+    storing may have to wait for an upstream."""
+    slow_store, body_memory = SlowStore("a"), BodyMemory()
+    await put_blob(slow_store, b"{}")
+    first, second = (PiecewiseSender(api_of(slow_store, body_memory), large_image(), name) for name in "ab")
     first.send_all()
     storing = first.start()
-    await far.began.wait()
-    assert intake.manifests.used >= LARGE  # it is still in memory
+    await slow_store.began.wait()
+    assert body_memory.manifests.used >= LARGE  # the first manifest is still in memory
     second.send_all()
     async with asyncio.timeout(10):
         await second.start()
     assert second.status == 201
-    far.go.set()
+    slow_store.go.set()
     await storing
     assert first.status == 201
 
 
-async def test_forms_and_json_count_too() -> None:
-    """Bodies of requests outside `/v2` count against a budget of their own, and have the same minimum rate. The error
-    says why the body is refused."""
+async def test_bodies_outside_v2_have_a_budget_of_their_own() -> None:
+    """Bodies of requests outside `/v2` (forms and JSON) use a memory budget of their own, and must arrive at the same
+    minimum rate. A body that is too slow gets 408."""
     app = create_app(Settings(), MemoryRegistry())
     app.body_memory = BodyMemory(stall_seconds=0.05, bytes_per_second=1024 * KIB)
 
@@ -234,8 +241,8 @@ async def test_forms_and_json_count_too() -> None:
 
 @pytest.mark.parametrize(("size", "status"), [(2 * MIB, 429), (100, 408)])
 async def test_the_management_api_says_why_a_body_is_refused(size: int, status: int) -> None:
-    """If there is no memory for a body, or it comes too slowly, the management API says so. It does not answer 400 as
-    for a body that is not JSON."""
+    """If there is no memory for a body, the management API (`/api`) answers 429. If the body arrives too slowly, it
+    answers 408. It does not answer 400, as it would for a body that is not JSON."""
     app = create_app(Settings(), MemoryRegistry())
     app.body_memory = BodyMemory(forms=MemoryBudget(MIB, "forms", wait_seconds=0.05), stall_seconds=0.05)
     await app.body_memory.forms.share().grow(MIB - 1000)
@@ -260,14 +267,14 @@ async def test_the_management_api_says_why_a_body_is_refused(size: int, status: 
 
 
 def test_the_largest_manifest_leaves_room_for_others() -> None:
-    """The budgets have room for two manifests of the largest size that the settings allow. So such a manifest need not
-    wait until no other body is in memory."""
-    most = 64 * MIB
-    app = create_app(Settings.model_validate({"limits": {"manifest": most}}), MemoryRegistry())
+    """While a small body is in memory, the budgets still have enough memory for a manifest of the largest size that the
+    settings allow. So such a manifest need not wait until no other body is in memory."""
+    largest_bytes = 64 * MIB
+    app = create_app(Settings.model_validate({"limits": {"manifest": largest_bytes}}), MemoryRegistry())
 
     async def grow() -> None:
         for memory in (app.body_memory.manifests, app.body_memory.responses):
             await memory.share().grow(SMALL_SHARE_BYTES)
-            assert memory.share().try_grow(most)
+            assert memory.share().try_grow(largest_bytes)
 
     asyncio.run(grow())

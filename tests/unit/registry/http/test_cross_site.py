@@ -1,5 +1,5 @@
-"""Requests that a web page of another site makes a browser send. They are refused if they would change something, or
-would read what is private."""
+"""Requests that a web page of another site makes a browser send. The registry refuses such a request if it would change
+content. It also refuses a read under a foreign host name that would expose a registry without accounts."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.parametrize("sent", FOREIGN, ids=str)
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
 @pytest.mark.parametrize("is_open", [True, False])
 async def test_a_page_of_another_site_changes_nothing(
-    registry: MemoryRegistry, sent: dict[str, str], is_open: bool
+    registry: MemoryRegistry, headers: dict[str, str], is_open: bool
 ) -> None:
-    """Every change from a page of another site is refused: an upload of a blob in one POST, a new session, a manifest,
-    a delete. The browser's preflight request is refused as well. No response may be read by such a page."""
+    """A page of another site cannot upload a blob, start an upload session, push a manifest or delete anything. The
+    browser's preflight request is refused too. No header allows the page to read the responses."""
     client = client_of(registry, is_open=lambda: is_open)
     for method, path in (
         ("POST", UPLOADS),
@@ -61,14 +61,14 @@ async def test_a_page_of_another_site_changes_nothing(
         ("DELETE", "/v2/team/app/manifests/latest"),
         ("OPTIONS", UPLOADS),
     ):
-        answer = await client(method, path, {**HOST, **sent}, b"data")
+        answer = await client(method, path, {**HOST, **headers}, b"data")
         assert (answer.status, answer.code) == (403, "DENIED"), (method, path)
         assert "set public_url" in answer.body.decode()
         assert not [name for name, _ in answer.fields if name.startswith("access-control-")]
 
 
 @pytest.mark.parametrize(
-    "sent",
+    "headers",
     [
         {},
         {"origin": "http://localhost:5000"},
@@ -81,11 +81,11 @@ async def test_a_page_of_another_site_changes_nothing(
     ],
     ids=str,
 )
-async def test_registry_clients_and_own_pages_may_push(registry: MemoryRegistry, sent: dict[str, str]) -> None:
-    """Registry clients, which send none of the browsers' headers, may push, and so may a page of the registry's own
-    address."""
+async def test_registry_clients_and_own_pages_may_push(registry: MemoryRegistry, headers: dict[str, str]) -> None:
+    """Registry clients may push, because they send no browser headers. A page at the registry's own address may push
+    too."""
     client = client_of(registry, public_url="https://registry.example.com")
-    assert (await client("POST", UPLOADS, {**HOST, **sent})).status == 202
+    assert (await client("POST", UPLOADS, {**HOST, **headers})).status == 202
 
 
 async def test_pages_of_other_sites_cannot_see_the_response(registry: MemoryRegistry) -> None:
@@ -96,18 +96,18 @@ async def test_pages_of_other_sites_cannot_see_the_response(registry: MemoryRegi
     assert not [name for name, _ in answer.fields if name.startswith("access-control-")]
 
 
-@pytest.mark.parametrize("sent", [{"accept-language": "en"}, {"sec-fetch-site": "same-origin"}], ids=str)
+@pytest.mark.parametrize("browser_headers", [{"accept-language": "en"}, {"sec-fetch-site": "same-origin"}], ids=str)
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
-async def test_a_name_that_was_made_to_point_here_reads_nothing(
-    registry: MemoryRegistry, sent: dict[str, str], method: str
+async def test_a_browser_cannot_read_under_a_foreign_host_name(
+    registry: MemoryRegistry, browser_headers: dict[str, str], method: str
 ) -> None:
-    """If the registry has no accounts, a browser on its machine is refused under a host name that is not known to be
-    the registry's (DNS rebinding). The error says what to do."""
+    """If the registry has no accounts, a browser on the same machine may not use a host name that is not known to be
+    the registry's. This prevents DNS rebinding. The error says what to do."""
     await push_image(registry, RepositoryName("team/app"), "one", "latest")
     client = client_of(registry)
     path = UPLOADS if method == "POST" else "/v2/team/app/manifests/latest"
-    same = {"origin": "http://evil.example:5000"} if method == "POST" else {}
-    answer = await client(method, path, {"host": "evil.example:5000", **sent, **same})
+    origin = {"origin": "http://evil.example:5000"} if method == "POST" else {}
+    answer = await client(method, path, {"host": "evil.example:5000", **browser_headers, **origin})
     assert answer.status == 403
     if method != "HEAD":
         assert "set public_url" in answer.body.decode()
@@ -117,8 +117,8 @@ async def test_a_name_that_was_made_to_point_here_reads_nothing(
     "host", ["localhost:5000", "127.0.0.1:5000", "[::1]:5000", "192.0.2.1", "a.localhost", "mirror.example.com:80"]
 )
 async def test_reads_under_known_names_are_allowed(registry: MemoryRegistry, host: str) -> None:
-    """A browser may read under local names, IP addresses, and names in the settings. A registry client may read under
-    any name."""
+    """A browser may read if the host in the request is a local name, an IP address or a name in the settings. A
+    registry client may read under any host name."""
     client = client_of(registry)
     assert (await client("GET", "/v2/_catalog", {"host": host, "accept-language": "en"})).status == 200
     assert (await client("GET", "/v2/_catalog", {"host": "in-etc-hosts:5000"})).status == 200
@@ -127,8 +127,8 @@ async def test_reads_under_known_names_are_allowed(registry: MemoryRegistry, hos
 
 
 async def test_any_name_is_allowed_from_other_machines_and_with_accounts(registry: MemoryRegistry) -> None:
-    """From another machine, and with accounts, any host name is accepted, because DNS rebinding gives access to nothing
-    that is not public."""
-    sent = {"host": "evil.example", "accept-language": "en"}
-    assert (await client_of(registry, address="192.0.2.7")("GET", "/v2/_catalog", sent)).status == 200
-    assert (await client_of(registry, is_open=lambda: False)("GET", "/v2/_catalog", sent)).status == 200
+    """A request from another machine may use any host name, and so may every request if the registry has accounts. In
+    both cases, DNS rebinding gives no access to private content."""
+    headers = {"host": "evil.example", "accept-language": "en"}
+    assert (await client_of(registry, address="192.0.2.7")("GET", "/v2/_catalog", headers)).status == 200
+    assert (await client_of(registry, is_open=lambda: False)("GET", "/v2/_catalog", headers)).status == 200

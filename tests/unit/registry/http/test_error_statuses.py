@@ -1,4 +1,4 @@
-"""Errors over HTTP: their statuses and bodies, and that no response contains the cause of an internal error."""
+"""The HTTP status and body of each error. No response contains the cause of an internal error."""
 
 from __future__ import annotations
 
@@ -28,27 +28,31 @@ CODES = {
     *("MANIFEST_INVALID", "MANIFEST_UNKNOWN", "NAME_INVALID", "NAME_UNKNOWN", "SIZE_INVALID", "UNAUTHORIZED"),
     *("DENIED", "UNSUPPORTED", "TOOMANYREQUESTS"),
 }
-"""The spec's, "Error Codes"."""
+"""The error codes in the OCI distribution spec, "Error Codes"."""
 
 
-def family(kind: type[RegistryError]) -> Iterator[type[RegistryError]]:
+def class_and_subclasses(kind: type[RegistryError]) -> Iterator[type[RegistryError]]:
     yield kind
     for child in kind.__subclasses__():
-        yield from family(child)
+        yield from class_and_subclasses(child)
 
 
-def ours() -> list[type[RegistryError]]:
-    """Returns the error classes of the product that can reach a client. Leaves out classes that other tests define, and
-    errors that an upstream's client raises to a mirror."""
-    classes = [kind for kind in family(RegistryError) if kind.__module__.partition(".")[0] in ("storage", "registry")]
+def product_errors() -> list[type[RegistryError]]:
+    """Returns the error classes of the product that can reach an HTTP client. Leaves out the classes that other tests
+    define, and the errors that only the mirror sees."""
+    classes = [
+        kind
+        for kind in class_and_subclasses(RegistryError)
+        if kind.__module__.partition(".")[0] in ("storage", "registry")
+    ]
     return [kind for kind in classes if kind.__module__ != "registry.mirror.upstream_client"]
 
 
 T = TypeVar("T")
 
 
-class Failing(RefusingRegistry):
-    """Answers every call with one error."""
+class FailingRegistry(RefusingRegistry):
+    """A registry that raises the same error for every call."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -58,7 +62,7 @@ class Failing(RefusingRegistry):
 
 
 class BrokenReader:
-    """A blob of 10 bytes whose reading fails after 4."""
+    """A reader for a blob of 10 bytes. Reading fails after 4 bytes."""
 
     def __init__(self, error: Exception) -> None:
         self.descriptor = Descriptor(BLOB_TYPE, Digest(DIGEST), 10)
@@ -81,7 +85,9 @@ class BrokenReader:
         self.closed = True
 
 
-class Breaking(RefusingRegistry):
+class BrokenBlobRegistry(RefusingRegistry):
+    """A registry that returns a `BrokenReader` for every blob."""
+
     def __init__(self, reader: BrokenReader) -> None:
         self.reader = reader
 
@@ -89,47 +95,49 @@ class Breaking(RefusingRegistry):
         return self.reader
 
 
-def test_status_names_every_error() -> None:
+def test_every_error_has_a_status() -> None:
     """Each error class has an entry of its own in `STATUS`."""
-    assert set(ours()) <= STATUS.keys()
+    assert set(product_errors()) <= STATUS.keys()
 
 
 def test_an_error_with_a_client_status_has_a_code_of_the_spec() -> None:
-    """Error codes that are not in the spec have a status of 500 or more, or are only used outside `/v2`."""
-    beside = ("storage.access", "storage.jobs", "storage.backups", "storage.imports", "storage.upstream_tags")
-    distribution = [kind for kind in ours() if kind.__module__ not in beside]
+    """An error code that is not in the spec has a status of 500 or more, or is only used outside `/v2`."""
+    outside_v2 = ("storage.access", "storage.jobs", "storage.backups", "storage.imports", "storage.upstream_tags")
+    distribution = [kind for kind in product_errors() if kind.__module__ not in outside_v2]
     assert {kind.code for kind in distribution if STATUS[kind] < 500} <= CODES
 
 
-def test_a_new_subclass_is_answered_like_its_base() -> None:
+def test_a_new_subclass_has_the_status_of_its_base() -> None:
     """An error class without an entry in `STATUS` has the status of its base class."""
 
-    class Newer(errors.ManifestUnknown):
+    class NewError(errors.ManifestUnknown):
         pass
 
-    assert status_of(Newer()) == 404
+    assert status_of(NewError()) == 404
 
 
-@pytest.mark.parametrize("kind", ours(), ids=lambda kind: kind.__name__)
-async def test_every_error_reaches_the_client_in_the_shape_of_the_spec(kind: type[RegistryError]) -> None:
-    """Each error that a registry raises gets its status and its code, in JSON of the format of the spec."""
-    answer = await AsgiClient(DistributionAPI(Failing(kind("what went wrong"))))("GET", f"{V2}/manifests/1")
+@pytest.mark.parametrize("kind", product_errors(), ids=lambda kind: kind.__name__)
+async def test_every_error_has_the_json_format_of_the_spec(kind: type[RegistryError]) -> None:
+    """For each error that a registry raises, the response has the error's status, and its code in the JSON format of
+    the spec."""
+    answer = await AsgiClient(DistributionAPI(FailingRegistry(kind("what went wrong"))))("GET", f"{V2}/manifests/1")
     assert (answer.status, answer.code) == (STATUS[kind], kind.code)
     assert answer.json["errors"][0]["message"] == "what went wrong"
     assert answer["cache-control"] == "no-store"
 
 
-async def test_too_many_requests_says_when_to_come_back() -> None:
+async def test_too_many_requests_has_retry_after() -> None:
     """429 carries Retry-After in seconds (RFC 9110, 10.2.3)."""
     error = errors.TooManyRequests(retry_after=7)
-    answer = await AsgiClient(DistributionAPI(Failing(error)))("GET", f"{V2}/manifests/1")
+    answer = await AsgiClient(DistributionAPI(FailingRegistry(error)))("GET", f"{V2}/manifests/1")
     assert (answer.status, answer["retry-after"]) == (429, "7")
 
 
 async def test_an_unexpected_failure_is_500_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """The response to an unexpected exception has the request id only. The log has the traceback once, with this id."""
+    """The response to an unexpected exception has only the request id. The log has the traceback once, with the same
+    id."""
     with caplog.at_level(logging.ERROR):
-        answer = await AsgiClient(DistributionAPI(Failing(ValueError("secret"))))("GET", f"{V2}/manifests/1")
+        answer = await AsgiClient(DistributionAPI(FailingRegistry(ValueError("secret"))))("GET", f"{V2}/manifests/1")
     assert (answer.status, answer.code) == (500, "UNKNOWN")
     assert b"secret" not in answer.body
     assert b"Traceback" not in answer.body
@@ -138,36 +146,35 @@ async def test_an_unexpected_failure_is_500_and_is_logged_once(caplog: pytest.Lo
     assert record.exc_info
 
 
-@pytest.mark.parametrize(("cause", "strange"), [(OSError("the disk"), False), (ValueError("a bug"), True)])
+@pytest.mark.parametrize(("cause", "unexpected"), [(OSError("the disk"), False), (ValueError("a bug"), True)])
 async def test_a_storage_failure_is_logged_with_its_cause(
-    cause: Exception, strange: bool, caplog: pytest.LogCaptureFixture
+    cause: Exception, unexpected: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """StorageFailed gets 500. The log has the operating system's error in one line, and a traceback for any other
-    cause."""
+    """StorageFailed gets 500. If an error of the operating system caused it, the log has this error in one line. For
+    any other cause, the log has a traceback."""
     error = errors.StorageFailed()
     error.__cause__ = cause
     with caplog.at_level(logging.ERROR):
-        answer = await AsgiClient(DistributionAPI(Failing(error)))("GET", f"{V2}/manifests/1")
+        answer = await AsgiClient(DistributionAPI(FailingRegistry(error)))("GET", f"{V2}/manifests/1")
     assert (answer.status, answer.code) == (500, "STORAGE_FAILED")
     (record,) = caplog.records
-    assert bool(record.exc_info) == strange
-    assert strange or "the disk" in record.getMessage()
+    assert bool(record.exc_info) == unexpected
+    assert unexpected or "the disk" in record.getMessage()
 
 
-async def test_an_upstream_says_when_to_come_back() -> None:
-    """Responses with 502 and 504 have Retry-After if the time is known."""
+async def test_upstream_errors_have_retry_after() -> None:
+    """Responses with 502 and 504 have Retry-After if it is known when the upstream can be tried again."""
     for kind in (errors.UpstreamUnavailable, errors.UpstreamTimeout):
-        for error, told in ((kind(retry_after=3), ["3"]), (kind(), [])):
-            answer = await AsgiClient(DistributionAPI(Failing(error)))("GET", f"{V2}/manifests/1")
-            assert answer.all("retry-after") == told
+        for error, retry_after in ((kind(retry_after=3), ["3"]), (kind(), [])):
+            answer = await AsgiClient(DistributionAPI(FailingRegistry(error)))("GET", f"{V2}/manifests/1")
+            assert answer.all("retry-after") == retry_after
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), errors.StorageFailed()], ids=["unexpected", "expected"])
-async def test_a_blob_that_fails_midway_is_cut(error: Exception) -> None:
-    """If reading a blob fails, the response ends before its Content-Length, the connection is closed, and so is the
-    reader."""
+async def test_the_response_is_cut_off_if_reading_the_blob_fails(error: Exception) -> None:
+    """If reading a blob fails, the response ends before its Content-Length, and the reader is closed."""
     reader = BrokenReader(error)
-    answer = await AsgiClient(DistributionAPI(Breaking(reader)))("GET", f"{V2}/blobs/{DIGEST}")
+    answer = await AsgiClient(DistributionAPI(BrokenBlobRegistry(reader)))("GET", f"{V2}/blobs/{DIGEST}")
     assert answer.cut is error
     assert (answer.status, answer.body, answer.whole) == (200, b"half", False)
     assert reader.closed
@@ -181,7 +188,7 @@ async def test_a_blob_that_fails_midway_is_cut(error: Exception) -> None:
     ],
 )
 async def test_an_unknown_path_is_404(client: AsgiClient, path: str) -> None:
-    """Unknown paths and extensions get 404 in the format of the spec."""
+    """Unknown paths and unknown extensions of the API get 404 in the format of the spec."""
     answer = await client("GET", path)
     assert (answer.status, answer.code) == (404, "UNSUPPORTED")
 
@@ -195,15 +202,15 @@ async def test_an_unknown_path_is_404(client: AsgiClient, path: str) -> None:
         *("/v2/" + "a" * 256 + "/tags/list", "/v2/a/manifests/x%2fy", "/v2/blobs/uploads/", "/v2/.hidden/tags/list"),
     ],
 )
-async def test_a_bad_name_is_400(client: AsgiClient, path: str) -> None:
-    """No combination of dots, escapes or lengths makes an invalid name valid."""
+async def test_an_invalid_name_is_400(client: AsgiClient, path: str) -> None:
+    """Paths with invalid repository names get 400. Dots, percent escapes or a large length do not make them valid."""
     method = "POST" if path.endswith("uploads/") else "GET"
     answer = await client(method, path)
     assert (answer.status, answer.code) == (400, "NAME_INVALID")
 
 
 async def test_raw_bytes_in_the_path_are_400(client: AsgiClient) -> None:
-    """Unescaped bytes outside ASCII in a path get 400, whether or not they are UTF-8."""
+    """A path with unescaped bytes outside ASCII gets 400, whether or not the bytes are UTF-8."""
     for raw in (b"/v2/\xff/tags/list", b"/v2/\xc3\xa9/tags/list", b"/v2/a\0/tags/list"):
         assert (await client("GET", raw)).code == "NAME_INVALID"
 
@@ -251,8 +258,9 @@ PATHS = {
 
 
 @pytest.mark.parametrize("kind", HANDLERS)
-async def test_a_method_that_is_not_there_is_405_with_allow(client: AsgiClient, kind: str) -> None:
-    """The Allow header lists the methods of the path, and OPTIONS lists the same (RFC 9110, 15.5.6)."""
+async def test_an_unknown_method_is_405_with_allow(client: AsgiClient, kind: str) -> None:
+    """An unknown method gets 405. The Allow header lists the methods of the path, as in the response to OPTIONS (RFC
+    9110, 15.5.6)."""
     answer = await client("BREW", PATHS[kind])
     assert (answer.status, answer.code) == (405, "UNSUPPORTED")
     allowed = await client("OPTIONS", PATHS[kind])
@@ -261,14 +269,14 @@ async def test_a_method_that_is_not_there_is_405_with_allow(client: AsgiClient, 
 
 
 async def test_head_of_an_error_has_no_body(client: AsgiClient) -> None:
-    """A HEAD that fails has the Content-Length of the GET and no body."""
+    """If a HEAD fails, its response has the Content-Length of the GET's error, and no body."""
     got, head = await client("GET", f"{V2}/manifests/1"), await client("HEAD", f"{V2}/manifests/1")
     assert head.status == got.status == 404
     assert head["content-length"] == got["content-length"]
 
 
 async def test_every_answer_has_its_own_request_id(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """Each response has a request id of its own, by which logs and clients name the request."""
+    """Each response has a request id of its own. It is also in the logs."""
     await put_blob(registry, b"x")
     ids = {(await client("GET", "/v2/"))["x-request-id"] for _ in range(20)}
     assert len(ids) == 20
@@ -277,14 +285,14 @@ async def test_every_answer_has_its_own_request_id(client: AsgiClient, registry:
 @pytest.mark.parametrize("path", ["/v2", "/v2/"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_ping(client: AsgiClient, path: str, method: str) -> None:
-    """`/v2/` answers 200 with `{}` (end-1), and so does `/v2`."""
+    """`/v2/` answers 200 with `{}` (endpoint end-1 of the spec), and so does `/v2`."""
     answer = await client(method, path)
     assert (answer.status, answer["content-length"]) == (200, "2")
 
 
 async def test_a_query_with_too_many_parameters(client: AsgiClient) -> None:
-    """A query with a thousand parameters is accepted. With one more it is refused, because parsing it would block the
-    event loop."""
+    """A query with `MAX_PARAMETERS` parameters is accepted. A query with one more is refused, because parsing very many
+    parameters would block the event loop."""
     at_limit = "&".join(f"a{number}=" for number in range(MAX_PARAMETERS))
     assert (await client("GET", f"/v2/?{at_limit}")).status == 200
     refused = await client("GET", f"/v2/?{at_limit}&a=")

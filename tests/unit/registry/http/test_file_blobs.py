@@ -1,4 +1,5 @@
-"""Pulling blobs that are stored in files, from a server that can send files, and from one that needs the bytes."""
+"""Pulling blobs that are stored in files. The tests run with a server that can send files (zero copy), and with a
+server that has to get the bytes."""
 
 from __future__ import annotations
 
@@ -46,8 +47,8 @@ def file_of(stored: StoredRegistry, blob: Descriptor) -> Path:
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 65536, 65537, 1 << 20, len(LARGE)])
 async def test_a_whole_blob(client: AsgiClient, stored: StoredRegistry, size: int) -> None:
-    """The response has every byte, whatever the blob's size. A large blob is sent as a file if the server can send
-    files."""
+    """The response has every byte, whatever the blob's size. A blob of up to 64 KiB is sent as bytes. A larger blob is
+    sent as a file if the server can send files."""
     blob = await push(stored, LARGE[:size])
     answer = await client("GET", f"{V2}/blobs/{blob.digest}")
     assert answer.body == LARGE[:size]
@@ -59,14 +60,14 @@ async def test_a_whole_blob(client: AsgiClient, stored: StoredRegistry, size: in
 
 @pytest.mark.parametrize(("first", "last"), [(0, 0), (5, 99), (70_000, 2_000_000), (1_000_000, len(LARGE) - 1)])
 async def test_a_range(client: AsgiClient, stored: StoredRegistry, first: int, last: int) -> None:
-    """A range gets exactly its bytes."""
+    """The response to a range has exactly the bytes of the range."""
     blob = await push(stored, LARGE)
     answer = await client("GET", f"{V2}/blobs/{blob.digest}", {"Range": f"bytes={first}-{last}"})
     assert (answer.status, answer.body) == (206, LARGE[first : last + 1])
 
 
 async def test_ranges(client: AsgiClient, stored: StoredRegistry) -> None:
-    """Several ranges, small and large, are sent as parts, each between its boundaries."""
+    """Several ranges, small and large, are sent as the parts of a multipart body."""
     blob = await push(stored, LARGE)
     answer = await client("GET", f"{V2}/blobs/{blob.digest}", {"Range": "bytes=1-2,100000-900000,7-7,1000000-1100000"})
     contents = [
@@ -80,8 +81,8 @@ def boundary(content_type: str) -> bytes:
     return content_type.partition("boundary=")[2].encode()
 
 
-async def test_pulls_leave_nothing_open(client: AsgiClient, stored: StoredRegistry) -> None:
-    """No pull leaves a file descriptor open, whether it is whole, in parts or refused."""
+async def test_pulls_leave_no_file_open(client: AsgiClient, stored: StoredRegistry) -> None:
+    """No pull leaves a file descriptor open: neither for the whole blob, nor for ranges, nor a refused one."""
     small, large = await push(stored, SMALL), await push(stored, LARGE)
     for blob in (small, large):
         path = f"{V2}/blobs/{blob.digest}"
@@ -92,8 +93,8 @@ async def test_pulls_leave_nothing_open(client: AsgiClient, stored: StoredRegist
     assert not blob_descriptors(stored)
 
 
-async def test_a_small_blob_whose_file_is_cut(client: AsgiClient, stored: StoredRegistry) -> None:
-    """A small blob is read before its status is sent. So if its file is too short, the client gets a 500, and not a
+async def test_a_small_blob_whose_file_is_too_short(client: AsgiClient, stored: StoredRegistry) -> None:
+    """A small blob is read before the status is sent. So if its file is too short, the client gets a 500 instead of a
     broken connection."""
     blob = await push(stored, SMALL)
     os.truncate(file_of(stored, blob), 100)
@@ -101,8 +102,8 @@ async def test_a_small_blob_whose_file_is_cut(client: AsgiClient, stored: Stored
     assert (answer.status, answer.code) == (500, "STORAGE_FAILED")
 
 
-async def test_a_large_blob_whose_file_is_cut(stored: StoredRegistry) -> None:
-    """If the file of a large blob is too short, the response ends where the file ends."""
+async def test_a_large_blob_whose_file_is_too_short(stored: StoredRegistry) -> None:
+    """If the file of a large blob is too short, the response breaks off where the file ends."""
     blob = await push(stored, LARGE)
     os.truncate(file_of(stored, blob), 2_000_000)
     answer = await AsgiClient(DistributionAPI(stored))("GET", f"{V2}/blobs/{blob.digest}")
@@ -111,9 +112,9 @@ async def test_a_large_blob_whose_file_is_cut(stored: StoredRegistry) -> None:
 
 
 @pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
-async def test_a_blob_whose_file_is_gone(client: AsgiClient, stored: StoredRegistry, data: bytes) -> None:
-    """The response is a 404 that says what to do, so that a client's HEAD before a push makes the client upload the
-    blob."""
+async def test_a_blob_whose_file_is_missing(client: AsgiClient, stored: StoredRegistry, data: bytes) -> None:
+    """If the file of a blob is missing, a GET gets 404 with advice. A HEAD gets 404 too, so that a client that checks
+    before a push uploads the blob again."""
     blob = await push(stored, data)
     file_of(stored, blob).unlink()
     answer = await client("GET", f"{V2}/blobs/{blob.digest}")
@@ -123,8 +124,8 @@ async def test_a_blob_whose_file_is_gone(client: AsgiClient, stored: StoredRegis
 
 
 async def test_a_blob_deleted_while_it_is_read(stored: StoredRegistry) -> None:
-    """A client that is reading a blob gets all of it even if the blob is deleted meanwhile. Its disk space is freed
-    afterwards."""
+    """A reader gets the whole blob even if its file is deleted meanwhile. When the reader is closed, no descriptor
+    stays open, so the disk space is freed."""
     blob = await push(stored, LARGE)
     reader = await stored.open_blob(RepositoryName(REPO), blob.digest)
     assert blob_descriptors(stored)
@@ -137,12 +138,12 @@ async def test_a_blob_deleted_while_it_is_read(stored: StoredRegistry) -> None:
 
 
 def blob_descriptors(stored: StoredRegistry) -> list[str]:
-    """Returns the files in the blob store that this process has open."""
-    found = []
+    """Returns the file descriptors of this process for files in the blob store."""
+    descriptors = []
     for fd in os.listdir("/proc/self/fd"):
         try:
             if os.readlink(f"/proc/self/fd/{fd}").startswith(str(layout_behind(stored).root / "blobs")):
-                found.append(fd)
+                descriptors.append(fd)
         except FileNotFoundError:
-            pass  # the listing's own
-    return found
+            pass  # the descriptor of the directory that `listdir` had open
+    return descriptors

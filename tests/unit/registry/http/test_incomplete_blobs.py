@@ -34,43 +34,43 @@ DIGEST = digest_of(DATA)
 SIZE = len(DATA)
 
 
-class Growing(RefusingRegistry):
-    """A registry with one blob in a file, which has `here` bytes so far. `asked`: the offsets for which readers have
-    waited."""
+class GrowingBlobRegistry(RefusingRegistry):
+    """A registry with one blob in a file. The download of the blob has written `available` bytes so far.
+    `awaited_offsets` has the offsets for which readers have waited."""
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
         os.ftruncate(self.fd, SIZE)
-        self.here = 0
-        self.asked: list[int] = []
+        self.available = 0
+        self.awaited_offsets: list[int] = []
         self.open: set[GrowingReader] = set()
         self._error: RegistryError | None = None
-        self._news = asyncio.Condition()
+        self._changed = asyncio.Condition()
 
     async def grow(self, to: int) -> None:
-        os.pwrite(self.fd, DATA[self.here : to], self.here)
-        async with self._news:
-            self.here = to
-            self._news.notify_all()
+        os.pwrite(self.fd, DATA[self.available : to], self.available)
+        async with self._changed:
+            self.available = to
+            self._changed.notify_all()
 
     async def fail(self, error: RegistryError) -> None:
-        async with self._news:
+        async with self._changed:
             self._error = error
-            self._news.notify_all()
+            self._changed.notify_all()
 
-    async def reach(self, at: int) -> int:
-        self.asked.append(at)
-        async with self._news:
-            self._news.notify_all()
-            await self._news.wait_for(lambda: self.here > at or self._error)
-        if self.here <= at and self._error is not None:
+    async def wait_until_readable(self, at: int) -> int:
+        self.awaited_offsets.append(at)
+        async with self._changed:
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: self.available > at or self._error)
+        if self.available <= at and self._error is not None:
             raise self._error
-        return self.here
+        return self.available
 
     async def waiting(self, at: int) -> None:
-        """Returns when a reader waits for the byte at the offset `at`."""
-        async with self._news:
-            await self._news.wait_for(lambda: at in self.asked)
+        """Waits until a reader waits for the byte at the offset `at`."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: at in self.awaited_offsets)
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         return Descriptor(BLOB_TYPE, DIGEST, SIZE)
@@ -82,98 +82,101 @@ class Growing(RefusingRegistry):
 
 
 class GrowingReader:
+    """A reader for the blob of `GrowingBlobRegistry`. It waits for bytes that have not arrived."""
+
     location: str | None = None
     data: bytes | None = None
 
-    def __init__(self, blob: Growing, span: tuple[int, int]) -> None:
+    def __init__(self, blob: GrowingBlobRegistry, span: tuple[int, int]) -> None:
         self.descriptor = Descriptor(BLOB_TYPE, DIGEST, SIZE)
         self.span = span
         self.file: OpenFile | None = OpenFile(blob.fd)
-        self.is_incomplete = blob.here < SIZE
+        self.is_incomplete = blob.available < SIZE
         self._blob = blob
 
     async def readable_until(self, at: int) -> int:
-        return min(await self._blob.reach(at), self.span[1])
+        return min(await self._blob.wait_until_readable(at), self.span[1])
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         at, stop = self.span
         while at < stop:
-            reach = await self.readable_until(at)
-            yield os.pread(self._blob.fd, reach - at, at)
-            at = reach
+            end = await self.readable_until(at)
+            yield os.pread(self._blob.fd, end - at, at)
+            at = end
 
     async def aclose(self) -> None:
         self._blob.open.discard(self)
 
 
 @pytest.fixture
-def blob(tmp_path: Path) -> Iterator[Growing]:
-    growing = Growing(tmp_path / "partial")
+def blob(tmp_path: Path) -> Iterator[GrowingBlobRegistry]:
+    growing = GrowingBlobRegistry(tmp_path / "partial")
     yield growing
     os.close(growing.fd)
 
 
 @pytest.fixture(params=[True, False], ids=["files", "bytes"])
-def client(request: pytest.FixtureRequest, blob: Growing) -> AsgiClient:
+def client(request: pytest.FixtureRequest, blob: GrowingBlobRegistry) -> AsgiClient:
     return AsgiClient(DistributionAPI(blob), zero_copy=request.param)
 
 
-async def test_a_blob_is_sent_as_it_comes(client: AsgiClient, blob: Growing) -> None:
-    """The headers are sent first, then the bytes as they arrive. The client gets the right content."""
+async def test_a_blob_is_sent_while_it_arrives(client: AsgiClient, blob: GrowingBlobRegistry) -> None:
+    """The headers are sent first. The bytes are sent as they arrive from the upstream, and the client gets the right
+    content."""
     await blob.grow(100)
     async with asyncio.TaskGroup() as group:
-        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
+        request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
         for at in (100, 101, 3000):
             await blob.waiting(at)
             await blob.grow({100: 101, 101: 3000, 3000: SIZE}[at])
-    answer = asked.result()
+    answer = request_task.result()
     assert (answer.status, answer["content-length"], answer.body) == (200, str(SIZE), DATA)
     assert client.sent == [5, 4 if client.zero_copy else 0]
     assert not blob.open
 
 
-async def test_headers_wait_for_nothing(blob: Growing) -> None:
+async def test_headers_are_sent_before_the_first_byte_arrives(blob: GrowingBlobRegistry) -> None:
     """The status is sent before the first byte has arrived."""
     started, api = asyncio.Event(), DistributionAPI(blob)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        async def told(message: Message) -> None:
+        async def send_and_notify(message: Message) -> None:
             await send(message)
             started.set()
 
-        await api(scope, receive, told)
+        await api(scope, receive, send_and_notify)
 
     async with asyncio.TaskGroup() as group:
-        asked = group.create_task(AsgiClient(app, zero_copy=True)("GET", f"{V2}/blobs/{DIGEST}"))
+        request_task = group.create_task(AsgiClient(app, zero_copy=True)("GET", f"{V2}/blobs/{DIGEST}"))
         await started.wait()
-        assert blob.here == 0
+        assert blob.available == 0
         await blob.grow(SIZE)
-    assert asked.result().body == DATA
+    assert request_task.result().body == DATA
 
 
-async def test_a_range_ahead_waits_for_its_own_bytes(client: AsgiClient, blob: Growing) -> None:
-    """A range waits for its own bytes, and not for bytes after them."""
+async def test_a_range_waits_only_for_its_own_bytes(client: AsgiClient, blob: GrowingBlobRegistry) -> None:
+    """The response with a range waits until the bytes of the range have arrived, and not for later bytes."""
     await blob.grow(10)
     async with asyncio.TaskGroup() as group:
-        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=500-599"}))
+        request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=500-599"}))
         await blob.waiting(500)
         await blob.grow(550)
         await blob.waiting(550)
         await blob.grow(700)
-    answer = asked.result()
+    answer = request_task.result()
     assert (answer.status, answer.body) == (206, DATA[500:600])
     assert answer["content-range"] == f"bytes 500-599/{SIZE}"
 
 
-async def test_many_ranges_of_a_growing_blob(client: AsgiClient, blob: Growing) -> None:
+async def test_many_ranges_of_a_growing_blob(client: AsgiClient, blob: GrowingBlobRegistry) -> None:
     """The parts of a multipart response are sent as they arrive, in the requested order."""
     async with asyncio.TaskGroup() as group:
-        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=2000-2099,0-9"}))
+        request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=2000-2099,0-9"}))
         await blob.waiting(2000)
         await blob.grow(2050)
         await blob.waiting(2050)
         await blob.grow(SIZE)
-    answer = asked.result()
+    answer = request_task.result()
     assert answer.status == 206
     assert DATA[2000:2100] in answer.body
     assert answer.body.count(DATA[0:10] + b"\r\n--") == 1
@@ -181,15 +184,17 @@ async def test_many_ranges_of_a_growing_blob(client: AsgiClient, blob: Growing) 
 
 
 @pytest.mark.parametrize("headers", [{}, {"Range": "bytes=0-3999"}, {"Range": "bytes=0-99,200-3999"}])
-async def test_a_failure_midway_cuts_the_connection(client: AsgiClient, blob: Growing, headers: dict[str, str]) -> None:
-    """If the download fails, the bytes that have arrived were sent, and the response ends before its Content-Length."""
+async def test_a_failed_download_cuts_the_response_off(
+    client: AsgiClient, blob: GrowingBlobRegistry, headers: dict[str, str]
+) -> None:
+    """If the download fails, the bytes that have arrived are sent. Then the response ends before its Content-Length."""
     await blob.grow(150)
     async with asyncio.TaskGroup() as group:
-        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", headers))
+        request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", headers))
         await blob.waiting(200 if "," in str(headers) else 150)
         error = PartialLost()
         await blob.fail(error)
-    answer = asked.result()
+    answer = request_task.result()
     assert answer.cut is error
     assert not answer.whole
     assert DATA[:100] in answer.body
@@ -199,7 +204,7 @@ async def test_a_failure_midway_cuts_the_connection(client: AsgiClient, blob: Gr
 @pytest.mark.parametrize(
     ("error", "level"),
     [
-        (DigestInvalid(), logging.INFO),  # said by who fetched it
+        (DigestInvalid(), logging.INFO),  # the code that downloads the blob has already logged this error
         (PartialLost(), logging.WARNING),
         (UpstreamUnavailable("it broke off"), logging.WARNING),
         (StorageFull(), logging.ERROR),
@@ -207,18 +212,18 @@ async def test_a_failure_midway_cuts_the_connection(client: AsgiClient, blob: Gr
     ],
     ids=lambda value: getattr(value, "code", ""),
 )
-async def test_a_cut_is_one_line_in_the_log(
-    client: AsgiClient, blob: Growing, error: RegistryError, level: int, caplog: pytest.LogCaptureFixture
+async def test_a_response_that_is_cut_off_is_logged_in_one_line(
+    client: AsgiClient, blob: GrowingBlobRegistry, error: RegistryError, level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A response that is cut off is one line in the log, with the reason and the request's id, and without a traceback.
+    """A response that is cut off is logged in one line, with the reason and the request's id, and without a traceback.
     The error is marked as logged, so that the server does not log it again."""
     caplog.set_level(logging.INFO)
     await blob.grow(150)
     async with asyncio.TaskGroup() as group:
-        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
+        request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
         await blob.waiting(150)
         await blob.fail(error)
-    answer = asked.result()
+    answer = request_task.result()
     assert answer.cut is error
     assert was_logged(error)
     (record,) = [each for each in caplog.records if each.name == "registry.http"]
@@ -228,31 +233,35 @@ async def test_a_cut_is_one_line_in_the_log(
 
 
 @pytest.mark.slow
-async def test_a_client_that_leaves_is_not_waited_for(blob: Growing) -> None:
+async def test_the_reader_is_closed_when_the_client_disconnects(blob: GrowingBlobRegistry) -> None:
     """If the client disconnects while no byte arrives, the blob's reader is closed."""
-    client, left = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
+    client, disconnected = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
     await blob.grow(100)
-    running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}", leaves=True, after=left))
+    running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}", leaves=True, after=disconnected))
     await blob.waiting(100)
-    left.set()
+    disconnected.set()
     answer = await running
     assert (answer.status, answer.body, answer.whole) == (200, DATA[:100], False)
     assert not blob.open
 
 
 @pytest.mark.slow
-async def test_a_client_that_leaves_before_the_first_byte(blob: Growing) -> None:
-    """The same holds if the client disconnects before the first byte has arrived."""
-    client, left = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
-    running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=9-"}, leaves=True, after=left))
+async def test_the_reader_is_closed_when_the_client_disconnects_before_the_first_byte(
+    blob: GrowingBlobRegistry,
+) -> None:
+    """If the client disconnects before the first byte has arrived, the blob's reader is closed."""
+    client, disconnected = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
+    running = asyncio.create_task(
+        client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=9-"}, leaves=True, after=disconnected)
+    )
     await blob.waiting(9)
-    left.set()
+    disconnected.set()
     answer = await running
     assert (answer.status, answer.body, answer.whole) == (206, b"", False)
     assert not blob.open
 
 
-async def test_a_request_that_is_cancelled_stays_cancelled(blob: Growing) -> None:
+async def test_a_cancelled_request_is_not_taken_for_a_disconnect(blob: GrowingBlobRegistry) -> None:
     """If the server cancels the request, the cancellation is not mistaken for a disconnect of the client."""
     client = AsgiClient(DistributionAPI(blob), zero_copy=True)
     running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
@@ -263,10 +272,10 @@ async def test_a_request_that_is_cancelled_stays_cancelled(blob: Growing) -> Non
     assert not blob.open
 
 
-async def test_a_whole_blob_is_one_piece(blob: Growing) -> None:
+async def test_a_complete_blob_is_sent_in_one_message(blob: GrowingBlobRegistry) -> None:
     """A complete blob is sent in one message, after one call of `readable_until`."""
     await blob.grow(SIZE)
-    blob.asked.clear()
+    blob.awaited_offsets.clear()
     client = AsgiClient(DistributionAPI(blob), zero_copy=True)
     assert (await client("GET", f"{V2}/blobs/{DIGEST}")).body == DATA
-    assert (client.sent, blob.asked) == ([1, 1], [0])
+    assert (client.sent, blob.awaited_offsets) == ([1, 1], [0])

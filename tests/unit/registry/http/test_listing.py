@@ -1,4 +1,4 @@
-"""Lists over HTTP (OCI distribution spec, "Content Discovery")."""
+"""Lists of tags, repositories and referrers over HTTP (OCI distribution spec, "Content Discovery")."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tests.fakes.asgi_client import AsgiAnswer, AsgiClient
 from tests.unit.registry.conftest import REPO, V2, put_blob, put_image
 
 SUBJECT = digest_of(b"subject")
-ABOUT = {"mediaType": OCI_MANIFEST, "digest": SUBJECT, "size": 7}
+SUBJECT_DESCRIPTOR = {"mediaType": OCI_MANIFEST, "digest": SUBJECT, "size": 7}
 
 
 def next_of(answer: AsgiAnswer) -> str | None:
-    """Returns the path in the Link header, which never has a host."""
+    """Returns the path in the Link header, or None. Checks that the Link has no host."""
     if "link" not in answer:
         return None
-    found = re.fullmatch(r'<(/v2/[!-;=?-~]+)>; rel="next"', answer["link"])
-    assert found
-    return found[1]
+    match = re.fullmatch(r'<(/v2/[!-;=?-~]+)>; rel="next"', answer["link"])
+    assert match
+    return match[1]
 
 
 async def walk(client: AsgiClient, path: str, key: str) -> list[list[str]]:
-    """Follows the Link headers and returns the entries of all pages."""
+    """Follows the Link headers, and returns the entries of each page."""
     pages, following = [], path
     while following:
         answer = await client("GET", following)
@@ -51,8 +51,8 @@ async def test_tags_are_in_byte_order(client: AsgiClient, registry: MemoryRegist
     assert (await client("HEAD", f"{V2}/tags/list")).status == 200
 
 
-async def test_a_walk_over_tags_sees_each_once(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """The pages with `n` tags have each tag once. The last page has no Link, even if it is full."""
+async def test_the_pages_have_each_tag_once(client: AsgiClient, registry: MemoryRegistry) -> None:
+    """The pages of up to `n` tags have together each tag once. The last page has no Link, even if it has `n` tags."""
     tags = sorted(f"t{number}" for number in range(10))
     await put_image(registry, *tags)
     for count in (1, 3, 5, 10, 11):
@@ -63,7 +63,7 @@ async def test_a_walk_over_tags_sees_each_once(client: AsgiClient, registry: Mem
 
 
 async def test_last_without_n(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """The list has all tags after `last`. There need not be a tag `last`."""
+    """The list has all tags that sort after `last`. A tag with the name `last` need not exist."""
     await put_image(registry, "a", "b", "c")
     assert (await client("GET", f"{V2}/tags/list?last=a")).json["tags"] == ["b", "c"]
     assert (await client("GET", f"{V2}/tags/list?last=bb&n=5")).json["tags"] == ["c"]
@@ -80,18 +80,18 @@ async def test_n_zero(client: AsgiClient, registry: MemoryRegistry) -> None:
     assert (await client("GET", "/v2/never/heard/tags/list?n=0")).code == "NAME_UNKNOWN"
 
 
-@pytest.mark.parametrize("given", ["-1", "x", "", "1.5", "1e3", "+1", "%2B1", "0x1", "9" * 30, "\u0661"])
-async def test_a_bad_n_is_400(client: AsgiClient, registry: MemoryRegistry, given: str) -> None:
-    """A value of `n` that is not a number in digits gets 400."""
+@pytest.mark.parametrize("n", ["-1", "x", "", "1.5", "1e3", "+1", "%2B1", "0x1", "9" * 30, "\u0661"])
+async def test_a_bad_n_is_400(client: AsgiClient, registry: MemoryRegistry, n: str) -> None:
+    """If `n` is not a number in ASCII digits, the request gets 400."""
     await put_image(registry, "a")
     for path in (f"{V2}/tags/list", "/v2/_catalog"):
-        answer = await client("GET", f"{path}?n={given}".encode())
+        answer = await client("GET", f"{path}?n={n}".encode())
         assert (answer.status, answer.code) == (400, "UNSUPPORTED")
 
 
-async def test_pages_have_a_greatest_size(registry: MemoryRegistry) -> None:
-    """Without `n`, or with a larger `n`, a page has the largest allowed size and a Link to the rest. All pages together
-    have every tag."""
+async def test_pages_have_a_largest_size(registry: MemoryRegistry) -> None:
+    """Without `n`, a page has the default size. With an `n` above the limit, a page has the largest allowed size. Both
+    have a Link to the next page."""
     client = AsgiClient(
         DistributionAPI(registry, limits=RequestLimits(tags_per_page=4, default_catalog_page=2, max_catalog_page=3))
     )
@@ -123,18 +123,19 @@ async def test_catalog(client: AsgiClient, registry: MemoryRegistry) -> None:
 
 
 async def test_referrers_of_nothing_are_an_empty_index(client: AsgiClient) -> None:
-    """An unknown repository gets 200 with an empty index, because a 404 would make clients use fallback tags."""
+    """A request for the referrers in an unknown repository gets 200 with an empty index. A 404 would make clients use
+    fallback tags instead."""
     answer = await client("GET", f"/v2/never/heard/referrers/{SUBJECT}")
     assert (answer.status, answer["content-type"]) == (200, OCI_INDEX)
     assert answer.json == {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
 
 
 async def test_referrers(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """Descriptors have their artifact type (here that of the config) and annotations. The response says that the filter
-    was applied."""
-    plain = await put_image(registry, subject=ABOUT)
+    """Each descriptor has the artifact type of its manifest (or the type of its config) and the annotations. A response
+    with a filter says that the filter was applied."""
+    plain = await put_image(registry, subject=SUBJECT_DESCRIPTOR)
     signed = await put_image(
-        registry, subject=ABOUT, artifactType="application/x+json", annotations={"k": "\u00e9\U0001f600"}
+        registry, subject=SUBJECT_DESCRIPTOR, artifactType="application/x+json", annotations={"k": "\u00e9\U0001f600"}
     )
     path = f"{V2}/referrers/{SUBJECT}"
     answer = await client("GET", path)
@@ -154,13 +155,13 @@ async def test_referrers(client: AsgiClient, registry: MemoryRegistry) -> None:
     "limits", [RequestLimits(referrers_per_page=3), RequestLimits(referrers_page_bytes=1000)], ids=["count", "bytes"]
 )
 async def test_referrers_come_in_pages(registry: MemoryRegistry, limits: RequestLimits) -> None:
-    """Pages are limited by count and by size. The pages have each referrer once and keep the filter. A referrer that is
-    larger than a page is a page of its own."""
+    """Pages are limited by count and by size in bytes. Together they have each referrer once, and the links keep the
+    filter. A referrer that is larger than a page is on a page of its own."""
     client = AsgiClient(DistributionAPI(registry, limits=limits))
-    about: dict[str, Any] = {"subject": ABOUT, "artifactType": "application/x+json"}
-    digests = {(await put_image(registry, **about, annotations={"n": str(n)})).digest for n in range(8)}
-    digests.add((await put_image(registry, **about, annotations={"n": "x" * 2000})).digest)
-    await put_image(registry, subject=ABOUT)
+    fields: dict[str, Any] = {"subject": SUBJECT_DESCRIPTOR, "artifactType": "application/x+json"}
+    digests = {(await put_image(registry, **fields, annotations={"n": str(n)})).digest for n in range(8)}
+    digests.add((await put_image(registry, **fields, annotations={"n": "x" * 2000})).digest)
+    await put_image(registry, subject=SUBJECT_DESCRIPTOR)
     pages = await walk(client, f"{V2}/referrers/{SUBJECT}?artifactType=application/x%2Bjson", "manifests")
     listed = [part["digest"] for page in pages for part in page]  # type: ignore[index]
     assert len(pages) >= 3
@@ -169,14 +170,14 @@ async def test_referrers_come_in_pages(registry: MemoryRegistry, limits: Request
 
 
 async def test_lists_are_revalidated(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """Caches must revalidate a list before each use."""
+    """Lists have `Cache-Control: no-cache`, so caches must revalidate a list before each use."""
     await put_blob(registry, b"x")
     for path in (f"{V2}/tags/list", "/v2/_catalog", f"{V2}/referrers/{SUBJECT}"):
         assert (await client("GET", path))["cache-control"] == "no-cache"
 
 
 class SlowListing(RefusingRegistry):
-    """A registry whose list of repositories never comes: the call waits until the request ends."""
+    """A registry whose call `repositories` never returns. It waits until the request is cancelled."""
 
     def __init__(self) -> None:
         self.waiting, self.left = asyncio.Event(), asyncio.Event()
@@ -191,14 +192,15 @@ class SlowListing(RefusingRegistry):
 
 
 @pytest.mark.slow
-async def test_a_client_that_leaves_does_not_wait_for_a_list() -> None:
-    """Requests of one account for lists wait for each other. A client that disconnects leaves the queue."""
-    queue, gone = SlowListing(), asyncio.Event()
-    client = AsgiClient(DistributionAPI(queue))
-    running = asyncio.create_task(client("GET", "/v2/_catalog", leaves=True, after=gone))
-    await queue.waiting.wait()
-    gone.set()
+async def test_a_list_is_cancelled_when_the_client_disconnects() -> None:
+    """If the client disconnects while the registry makes a list, the call on the registry is cancelled. So the request
+    does not stay in the queue of list requests."""
+    slow, disconnected = SlowListing(), asyncio.Event()
+    client = AsgiClient(DistributionAPI(slow))
+    running = asyncio.create_task(client("GET", "/v2/_catalog", leaves=True, after=disconnected))
+    await slow.waiting.wait()
+    disconnected.set()
     await asyncio.wait([running], timeout=10)
-    assert queue.left.is_set()
+    assert slow.left.is_set()
     answer = await running
     assert not answer.status

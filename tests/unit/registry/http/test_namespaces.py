@@ -1,4 +1,5 @@
-"""`ns` and Host: they name the upstream that a request is for, and the response repeats `ns`."""
+"""A mirror's clients name the upstream of a request by the query parameter `ns` or by the Host header. The response
+repeats `ns` in the header OCI-Namespace."""
 
 from __future__ import annotations
 
@@ -23,10 +24,12 @@ from tests.unit.registry.conftest import put_blob, put_image
 HUB = "docker.io/library/ubuntu"
 PUBLIC = "https://registry.example.com"
 ALIASES = {"registry.corp:5000": "ghcr.io", "registry.corp": "docker.io"}
+"""Further values of `ns`, and the upstream that each stands for."""
 HOSTS = {"hub.example.com": "docker.io", "ghcr.example.com:8080": "ghcr.io"}
+"""Host names of the registry that are for one upstream each."""
 
 
-async def known(registry: MemoryRegistry, repo: RepositoryName) -> bool:
+async def exists(registry: MemoryRegistry, repo: RepositoryName) -> bool:
     try:
         await registry.tags(repo, None, 1)
     except NameUnknown:
@@ -35,10 +38,10 @@ async def known(registry: MemoryRegistry, repo: RepositoryName) -> bool:
 
 
 def client_of(registry: MemoryRegistry) -> AsgiClient:
-    """Returns a client of a router whose mirrors are the store itself: a mirror serves what the store has below the
-    upstream's name."""
+    """Returns a client of a registry with two mirrors. `registry` stands for both mirrors too: a mirrored repository is
+    one whose name in `registry` begins with the upstream's name."""
     naming = NamingRules(("docker.io", "ghcr.io"), default="docker.io")
-    router = Router(registry, {"docker.io": registry, "ghcr.io": registry}, lambda repo: known(registry, repo), naming)
+    router = Router(registry, {"docker.io": registry, "ghcr.io": registry}, lambda repo: exists(registry, repo), naming)
     namespaces = Namespaces(naming, HOSTS, hosts_of(PUBLIC), ALIASES)
     return AsgiClient(DistributionAPI(Observed(router), namespaces=namespaces))
 
@@ -85,7 +88,7 @@ async def test_ns_separates_names(client: AsgiClient, registry: MemoryRegistry) 
         assert answer.all("oci-namespace") == ([ns] if ns else [])
 
 
-async def test_ns_by_another_name(client: AsgiClient, registry: MemoryRegistry) -> None:
+async def test_ns_may_be_an_alias(client: AsgiClient, registry: MemoryRegistry) -> None:
     """`ns` may be an alias of an upstream, such as its host and port, which cannot be in a path. The response and the
     links to further pages have the alias that the client used."""
     for repo in ("docker.io/team/app", "ghcr.io/team/app"):
@@ -102,7 +105,7 @@ async def test_ns_by_another_name(client: AsgiClient, registry: MemoryRegistry) 
         assert answer.json == {"name": "team/app", "tags": ["2"]}
 
 
-async def test_an_unknown_ns_is_never_dialled(client: AsgiClient, registry: MemoryRegistry) -> None:
+async def test_an_unknown_ns_is_404(client: AsgiClient, registry: MemoryRegistry) -> None:
     """An unknown `ns` gets 404 NAME_UNKNOWN. The error does not tell which upstreams are mirrored, and content that is
     hosted under this path is not served."""
     await put_image(registry, "1", repo="team/app")
@@ -131,7 +134,8 @@ async def test_two_ns_are_refused(client: AsgiClient) -> None:
     ],
 )
 async def test_ns_of_this_server_is_ignored(client: AsgiClient, registry: MemoryRegistry, host: str, ns: str) -> None:
-    """If `ns` is the Host of the request, or the host in `public_url`, it is ignored, also for pushes."""
+    """If `ns` is the Host of the request or the host in `public_url`, then `ns` is ignored. This holds for pushes
+    too."""
     await put_image(registry, "1", repo="team/app")
     answer = await client("GET", f"/v2/team/app/manifests/1?ns={ns}", {"Host": host})
     assert answer.status == 200
@@ -161,7 +165,7 @@ async def _tag(registry: MemoryRegistry) -> Reference:
     return (await registry.tags(RepositoryName("team/app"), None, 1)).items[0]
 
 
-async def test_deletes_under_ns_drop_the_cached_copy(client: AsgiClient, registry: MemoryRegistry) -> None:
+async def test_deletes_under_ns_delete_the_cached_copy(client: AsgiClient, registry: MemoryRegistry) -> None:
     """A DELETE with `ns` gets 202 and deletes the mirror's copy."""
     await put_image(registry, "1", repo=HUB)
     assert (await client("DELETE", "/v2/library/ubuntu/manifests/1?ns=docker.io")).status == 202
@@ -172,13 +176,13 @@ async def test_lists_keep_the_name_and_ns_of_the_client(client: AsgiClient, regi
     """The Link header of a list keeps `ns` and the name that the client used."""
     for tag in "abc":
         await put_image(registry, tag, repo=HUB)
-    target, seen = "/v2/ubuntu/tags/list?n=1&ns=docker.io", []
+    target, listed_tags = "/v2/ubuntu/tags/list?n=1&ns=docker.io", []
     while target:
         answer = await client("GET", target)
         assert answer.json["name"] == "ubuntu"
-        seen += answer.json["tags"]
+        listed_tags += answer.json["tags"]
         target = answer["link"].partition(">")[0].removeprefix("<") if "link" in answer else ""
-    assert seen == ["a", "b", "c"]
+    assert listed_tags == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +193,7 @@ async def test_lists_keep_the_name_and_ns_of_the_client(client: AsgiClient, regi
         ("HUB.example.com", "docker.io/ubuntu"),
     ],
 )
-async def test_a_host_of_its_own_names_the_upstream(
+async def test_the_host_of_an_upstream_names_the_upstream(
     client: AsgiClient, registry: MemoryRegistry, host: str, path: str
 ) -> None:
     """A request to the host of an upstream is for this upstream, at any port if the setting has no port. The response
@@ -208,7 +212,7 @@ async def test_a_host_with_a_port_does_not_match_other_ports(client: AsgiClient,
     assert (await client("HEAD", "/v2/org/app/manifests/1", {"Host": "ghcr.example.com:5000"})).status == 404
 
 
-async def test_ns_goes_before_the_host(client: AsgiClient, registry: MemoryRegistry) -> None:
+async def test_ns_has_precedence_over_the_host(client: AsgiClient, registry: MemoryRegistry) -> None:
     """`ns` has precedence over the host. If both name the same upstream, the host changes nothing."""
     hub = await put_image(registry, "1", repo="docker.io/org/app")
     ghcr = await put_image(registry, "1", repo="ghcr.io/org/app", annotations={"of": "ghcr"})
@@ -225,13 +229,14 @@ async def test_pushes_to_a_host_of_an_upstream_are_denied(client: AsgiClient) ->
     assert (answer.status, answer.code) == (403, "DENIED")
 
 
-async def test_a_name_that_grows_too_long(client: AsgiClient) -> None:
-    """The limit for the length of a name applies to the stored name."""
+async def test_a_name_that_is_too_long_with_its_upstream_is_400(client: AsgiClient) -> None:
+    """The limit for the length of a repository name includes the upstream's name, which `ns` adds to the stored
+    name."""
     answer = await client("GET", f"/v2/{'a' * 250}/manifests/1?ns=docker.io")
     assert (answer.status, answer.code) == (400, "NAME_INVALID")
 
 
-async def test_ping_and_catalog_take_any_ns(client: AsgiClient) -> None:
+async def test_ping_and_catalog_accept_any_ns(client: AsgiClient) -> None:
     """Requests that name no repository accept any `ns`."""
     for path in ("/v2/", "/v2/_catalog"):
         assert (await client("GET", f"{path}?ns=quay.io")).status == 200
@@ -256,7 +261,7 @@ async def test_location_keeps_ns(registry: MemoryRegistry) -> None:
 
 
 class WarningRegistry(ForwardingRegistry):
-    """A registry that sets a notice when it lists or resolves tags."""
+    """A registry that sets `notice` for the response when it lists tags or referrers, or reads the tag `stale`."""
 
     def __init__(self, inner: MemoryRegistry, notice: str) -> None:
         super().__init__(inner)
@@ -289,9 +294,9 @@ class WarningRegistry(ForwardingRegistry):
         ("line\r\nbreak: é", '299 - "line  break: ?"'),
     ],
 )
-async def test_a_notice_is_a_warning(registry: MemoryRegistry, notice: str, header: str) -> None:
-    """Responses to GET and HEAD of a manifest, also with 304, and lists have the notice as one Warning header. The next
-    response does not have it."""
+async def test_a_notice_is_sent_as_a_warning_header(registry: MemoryRegistry, notice: str, header: str) -> None:
+    """If the registry sets a notice, the response has it in one Warning header. This holds for manifests (also with
+    304), tags and referrers. The next response, for which no notice is set, has no Warning."""
     image = await put_image(registry, "stale", "fresh", repo=HUB)
     api = DistributionAPI(WarningRegistry(registry, notice), namespaces=Namespaces(NamingRules(["docker.io"])))
     client = AsgiClient(api)
@@ -309,7 +314,7 @@ async def test_a_notice_is_a_warning(registry: MemoryRegistry, notice: str, head
 
 
 async def test_a_long_notice_is_cut(registry: MemoryRegistry) -> None:
-    """The notice is cut, because the spec allows 4096 bytes of warnings."""
+    """A long notice is cut, because the spec allows at most 4096 bytes of warnings."""
     await put_image(registry, "stale", repo=HUB)
     api = DistributionAPI(WarningRegistry(registry, '"' * 9000), namespaces=Namespaces(NamingRules(["docker.io"])))
     answer = await AsgiClient(api)("GET", f"/v2/{HUB}/manifests/stale")

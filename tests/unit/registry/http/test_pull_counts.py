@@ -1,4 +1,4 @@
-"""Which requests count as pulls of a manifest."""
+"""Tests which requests count as pulls of a manifest."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_a_read_of_a_manifest_is_a_pull(
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_a_client_that_has_the_manifest_pulls_it_too(
+async def test_a_304_counts_as_a_pull(
     registry: MemoryRegistry, api: DistributionAPI, pulls: list[Pull], method: str
 ) -> None:
     """A request that gets 304 counts as a pull, because the client uses the image."""
@@ -47,7 +47,7 @@ async def test_a_client_that_has_the_manifest_pulls_it_too(
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_answers_of_the_response_cache_count(
+async def test_responses_from_the_cache_count_as_pulls(
     registry: MemoryRegistry, api: DistributionAPI, pulls: list[Pull], method: str
 ) -> None:
     """Each response from the response cache counts as a pull."""
@@ -62,13 +62,15 @@ async def test_answers_of_the_response_cache_count(
 
 
 async def test_a_large_manifest_counts_once(registry: MemoryRegistry, api: DistributionAPI, pulls: list[Pull]) -> None:
-    """A pull of a large manifest counts once, although the handler looks it up twice when memory is short."""
+    """A pull of a large manifest counts once, although the handler can look the manifest up twice."""
     digest = (await put_image(registry, "latest", annotations={"a": "b" * 400_000})).digest
     assert (await AsgiClient(api)("GET", f"{V2}/manifests/latest")).status == 200
     assert pulls == [(REPO, digest)]
 
 
-async def test_other_requests_are_no_pulls(registry: MemoryRegistry, api: DistributionAPI, pulls: list[Pull]) -> None:
+async def test_other_requests_do_not_count_as_pulls(
+    registry: MemoryRegistry, api: DistributionAPI, pulls: list[Pull]
+) -> None:
     """Pushes, lists, requests for blobs, deletes, and requests for manifests that do not exist do not count as
     pulls."""
     digest = (await put_image(registry, "latest")).digest

@@ -1,4 +1,4 @@
-"""The rate limit of requests, in one application and over two workers."""
+"""The limit on the rate of requests per client address, in one application and in a server with two workers."""
 
 from __future__ import annotations
 
@@ -25,30 +25,31 @@ from tests.fakes.server_process import running_server
 
 
 class CountingLimiter:
-    """A rate limit that allows `left` requests. `keys`: the keys under which requests were counted."""
+    """A fake rate limit. It allows `remaining` more requests, and then tells clients to wait `wait` seconds. `keys` has
+    the key of each request."""
 
-    def __init__(self, left: int, wait: float) -> None:
-        self.left = left
+    def __init__(self, remaining: int, wait: float) -> None:
+        self.remaining = remaining
         self.wait = wait
         self.keys: list[str] = []
 
     def take(self, key: str) -> float:
         self.keys.append(key)
-        self.left -= 1
-        return 0.0 if self.left >= 0 else self.wait
+        self.remaining -= 1
+        return 0.0 if self.remaining >= 0 else self.wait
 
 
 async def test_too_many_requests(registry: MemoryRegistry) -> None:
     """Beyond the limit, every request gets 429 in the format of the spec, with the seconds to wait, rounded up."""
-    pace = CountingLimiter(2, 0.2)
-    client = AsgiClient(DistributionAPI(registry, rate_limit=pace.take))
+    limiter = CountingLimiter(2, 0.2)
+    client = AsgiClient(DistributionAPI(registry, rate_limit=limiter.take))
     assert [(await client("GET", "/v2/")).status for _ in range(2)] == [200, 200]
     for path in ("/v2/", "/v2/a/manifests/b", "/v2/nothing"):
         answer = await client("GET", path)
         assert (answer.status, answer.code, answer["retry-after"]) == (429, "TOOMANYREQUESTS", "1")
-    pace.wait = 12.1
+    limiter.wait = 12.1
     assert (await client("PUT", "/v2/a/manifests/b"))["retry-after"] == "13"
-    assert len(set(pace.keys)) == 1
+    assert len(set(limiter.keys)) == 1
 
 
 class DenyingAuth:
@@ -66,30 +67,30 @@ class DenyingAuth:
 
 async def test_refused_requests_count(registry: MemoryRegistry) -> None:
     """Requests with wrong credentials, invalid names or invalid queries count toward the limit as well."""
-    pace = CountingLimiter(3, 1)
-    client = AsgiClient(DistributionAPI(registry, rate_limit=pace.take, authenticator=DenyingAuth()))
+    limiter = CountingLimiter(3, 1)
+    client = AsgiClient(DistributionAPI(registry, rate_limit=limiter.take, authenticator=DenyingAuth()))
     for path, status in (("/v2/", 401), ("/v2/A/tags/list", 400), ("/v2/?n=%", 400), ("/v2/", 429), ("/v2/A/x", 429)):
         assert (await client("GET", path)).status == status
-    assert len(pace.keys) == 5
+    assert len(limiter.keys) == 5
 
 
-async def test_the_key_is_the_address(registry: MemoryRegistry) -> None:
+async def test_requests_count_under_the_address(registry: MemoryRegistry) -> None:
     """Requests count under the client's IP address, or under its 64-bit network for IPv6."""
-    pace = CountingLimiter(10, 1)
-    api = DistributionAPI(registry, rate_limit=pace.take)
+    limiter = CountingLimiter(10, 1)
+    api = DistributionAPI(registry, rate_limit=limiter.take)
     client = AsgiClient(api)
     for address in ("192.0.2.1", "2001:db8::1", "2001:db8::2"):
         client.address = address
         await client("GET", "/v2/")
-    assert pace.keys == ["192.0.2.1", "2001:db8::/64", "2001:db8::/64"]
+    assert limiter.keys == ["192.0.2.1", "2001:db8::/64", "2001:db8::/64"]
 
 
-async def test_all_that_is_asked_for_counts(tmp_path: Path) -> None:
-    """Requests for `/token`, `/api`, logins and paths that do not exist count under the same key as the others from
-    their address. A refusal has the security headers."""
+async def test_requests_for_all_paths_count(tmp_path: Path) -> None:
+    """Requests for `/token`, `/api`, pages and paths that do not exist count under the same key as requests for `/v2`
+    from the same address. A refusal outside `/v2` has the security headers."""
     prepare_data_dir(tmp_path)
-    pace = CountingLimiter(0, 1.5)
-    app = create_app(Settings(data=tmp_path), rate_limit=pace.take)
+    limiter = CountingLimiter(0, 1.5)
+    app = create_app(Settings(data=tmp_path), rate_limit=limiter.take)
     async with app.router.lifespan_context(app):
         transport = httpx2.ASGITransport(app=app, client=("192.0.2.9", 1))
         async with httpx2.AsyncClient(transport=transport, base_url="http://registry.test") as client:
@@ -108,12 +109,12 @@ async def test_all_that_is_asked_for_counts(tmp_path: Path) -> None:
                 assert (answer.status_code, answer.headers["retry-after"]) == (429, "2"), path
                 assert answer.json()["errors"][0]["code"] == "TOOMANYREQUESTS"
                 assert path == "/v2/" or answer.headers["x-frame-options"] == "DENY"
-    assert set(pace.keys) == {"192.0.2.9"}
+    assert set(limiter.keys) == {"192.0.2.9"}
 
 
-async def test_health_counts_by_itself(tmp_path: Path, registry: MemoryRegistry) -> None:
-    """Health checks count under a key of their own, so they are not refused because of other requests from the same
-    address. Many of them are allowed whatever the limit is, but not any number."""
+async def test_health_checks_have_a_limit_of_their_own(tmp_path: Path, registry: MemoryRegistry) -> None:
+    """Health checks count under a key of their own, so other requests from the same address do not use up their limit.
+    Their limit does not depend on the settings: it allows more than 100 at once, but fewer than 5000."""
     take = shared_rate_limit(Settings(limits=LimitSettings(requests_per_second=0.001, burst=1)))
     assert take is not None
     transport = httpx2.ASGITransport(app=create_app(Settings(data=tmp_path), registry, rate_limit=take))
@@ -124,9 +125,9 @@ async def test_health_counts_by_itself(tmp_path: Path, registry: MemoryRegistry)
         assert take(f"{HEALTH_KEY_PREFIX}192.0.2.2") == 0.0
 
 
-def test_what_the_settings_say() -> None:
-    """Without settings, there is no limit. Without a burst, as many requests may come at once as the rate allows in ten
-    seconds, and at least one."""
+def test_the_settings_of_the_rate_limit() -> None:
+    """Without settings, there is no limit. If the rate is set without a burst, the burst is what the rate allows in ten
+    seconds, and at least one request."""
     assert shared_rate_limit(Settings()) is None
     for per_second, burst in ((2, 20), (0.01, 1)):
         take = shared_rate_limit(Settings(limits=LimitSettings(requests_per_second=per_second)))

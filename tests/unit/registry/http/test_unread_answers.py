@@ -1,5 +1,5 @@
-"""Responses that clients do not read: they do not keep the request's body in memory, and their own memory is within a
-budget."""
+"""Clients that do not read their response. Meanwhile the request's body is not kept in memory, and the memory of all
+unread responses is limited by a budget."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from tests.unit.registry.http.conftest import KIB, LARGE, PiecewiseSender, Unrea
 
 
 @pytest.mark.parametrize("body", [large_image(), b"{" * LARGE], ids=["201", "400"])
-async def test_who_does_not_read_the_answer_holds_nobody_up(registry: MemoryRegistry, body: bytes) -> None:
-    """The memory of the request's body, and the turn to parse, are released before the response is sent, whether it is
-    a 201 or a 400."""
+async def test_a_client_that_does_not_read_delays_no_other(registry: MemoryRegistry, body: bytes) -> None:
+    """Before the response is sent, the memory of the request's body is released, and the next manifest can be parsed.
+    This holds for a 201 and for a 400."""
     await put_blob(registry, b"{}")
-    intake = BodyMemory()
+    body_memory = BodyMemory()
     silent, other = (
-        UnreadPut(api_of(registry, intake), body, "a"),
-        PiecewiseSender(api_of(registry, intake), large_image(), "b"),
+        UnreadPut(api_of(registry, body_memory), body, "a"),
+        PiecewiseSender(api_of(registry, body_memory), large_image(), "b"),
     )
     silent.send_all()
     waiting = silent.start()
     await wait_until(lambda: silent.status)
-    assert intake.manifests.used == 0
+    assert body_memory.manifests.used == 0
     other.send_all()
     async with asyncio.timeout(10):
         await other.start()
@@ -46,8 +46,9 @@ async def test_who_does_not_read_the_answer_holds_nobody_up(registry: MemoryRegi
     await waiting
 
 
-async def test_an_error_that_is_not_read_keeps_no_body(registry: MemoryRegistry) -> None:
-    """The traceback of an error refers to the body, so it is dropped before the error response is sent."""
+async def test_an_unread_error_does_not_keep_the_body_in_memory(registry: MemoryRegistry) -> None:
+    """The traceback of an error refers to the request's body. So the traceback is dropped before the error response is
+    sent."""
     size = 4 * 1024 * KIB
     silent = UnreadPut(api_of(registry, BodyMemory()), b"{" * size)
     silent.send_all()
@@ -63,14 +64,14 @@ async def test_an_error_that_is_not_read_keeps_no_body(registry: MemoryRegistry)
     await waiting
 
 
-async def test_large_answers_wait_for_memory(registry: MemoryRegistry) -> None:
-    """A response that the client does not receive stays in memory. Beyond the budget, the next response waits, and then
-    gets 429. Responses with the same manifest count once."""
-    intake = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
+async def test_large_responses_wait_for_memory(registry: MemoryRegistry) -> None:
+    """A response stays in memory until the client has received it. If the budget is used up, the next request waits,
+    and then gets 429. Responses with the same manifest count once."""
+    body_memory = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
     await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
     await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
-    api = api_of(registry, intake)
-    taken = asyncio.Event()
+    api = api_of(registry, body_memory)
+    may_receive = asyncio.Event()
 
     async def get(name: str, gate: asyncio.Event | None) -> int:
         status = 0
@@ -88,15 +89,15 @@ async def test_large_answers_wait_for_memory(registry: MemoryRegistry) -> None:
         await api(scope_of("GET", f"{V2}/manifests/{name}", {}), receive, send)
         return status
 
-    slow = [asyncio.create_task(get("a", taken)) for _ in range(5)]
-    await wait_until(lambda: intake.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
-    assert intake.responses.used < 3 * UNCOUNTED_RESPONSE_BYTES
+    slow = [asyncio.create_task(get("a", may_receive)) for _ in range(5)]
+    await wait_until(lambda: body_memory.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
+    assert body_memory.responses.used < 3 * UNCOUNTED_RESPONSE_BYTES
     assert await get("b", None) == 429
     assert await get("a", None) == 200
-    taken.set()
+    may_receive.set()
     assert await asyncio.gather(*slow) == [200] * 5
     assert await get("b", None) == 200
-    assert intake.responses.used == 0
+    assert body_memory.responses.used == 0
 
 
 class UnreadGet:
@@ -105,7 +106,7 @@ class UnreadGet:
     def __init__(
         self, api: DistributionAPI, name: str, headers: dict[str, str] | None = None, part: str = "body"
     ) -> None:
-        """`part`: where the client stops reading: "start" or "body" of the response."""
+        """`part` is the part of the response before which the client stops reading: "start" or "body"."""
         self.status = 0
         self.reads = asyncio.Event()
         self._part = f"http.response.{part}"
@@ -124,17 +125,17 @@ class UnreadGet:
 
 
 @pytest.mark.parametrize("part", ["start", "body"])
-async def test_who_takes_an_answer_too_slowly_is_cut_when_others_wait(registry: MemoryRegistry, part: str) -> None:
-    """Slow clients are cut off when a request waits for memory. All that hold the same manifest are cut off together,
-    whether or not they have received the headers."""
-    intake = BodyMemory(
+async def test_slow_clients_are_cut_off_when_a_request_waits(registry: MemoryRegistry, part: str) -> None:
+    """When a request waits for memory, slow clients are cut off. All clients that are receiving the same manifest are
+    cut off together, whether or not they have received the headers."""
+    body_memory = BodyMemory(
         responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=30, slow_seconds=0.0)
     )
     await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
     await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
-    slow = [UnreadGet(api_of(registry, intake), "a", part=part) for _ in range(5)]
-    await wait_until(lambda: intake.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
-    other = UnreadGet(api_of(registry, intake), "b")
+    slow = [UnreadGet(api_of(registry, body_memory), "a", part=part) for _ in range(5)]
+    await wait_until(lambda: body_memory.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
+    other = UnreadGet(api_of(registry, body_memory), "b")
     other.reads.set()
     async with asyncio.timeout(10):
         await other.task
@@ -142,19 +143,19 @@ async def test_who_takes_an_answer_too_slowly_is_cut_when_others_wait(registry: 
     for each in slow:
         with pytest.raises(TooManyRequests):  # the server cuts the connection
             await each.task
-    assert intake.responses.used == 0
+    assert body_memory.responses.used == 0
 
 
-async def test_an_answer_without_a_body_needs_no_room(registry: MemoryRegistry) -> None:
-    """A response with 304 needs no memory, so it is sent even if the budget has no room."""
-    intake = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
+async def test_a_response_without_a_body_needs_no_memory(registry: MemoryRegistry) -> None:
+    """A response with 304 needs no memory, so it is sent even if the budget is used up."""
+    body_memory = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
     await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
     await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
-    slow = UnreadGet(api_of(registry, intake), "a")
-    await wait_until(lambda: intake.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
+    slow = UnreadGet(api_of(registry, body_memory), "a")
+    await wait_until(lambda: body_memory.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
     digest = (await registry.resolve_manifest(REPO, Tag("b"))).digest
     for headers, status in (({"if-none-match": f'"{digest}"'}, 304), ({}, 429)):
-        other = UnreadGet(api_of(registry, intake), "b", headers)
+        other = UnreadGet(api_of(registry, body_memory), "b", headers)
         other.reads.set()
         await other.task
         assert other.status == status
@@ -163,18 +164,20 @@ async def test_an_answer_without_a_body_needs_no_room(registry: MemoryRegistry) 
 
 
 async def test_a_large_manifest_is_read_once() -> None:
-    """If there is memory for a large manifest, it is read once."""
-    read: list[Reference] = []
+    """If there is memory for a large manifest, the manifest is read from the store only once."""
+    references: list[Reference] = []
 
-    class Counted(MemoryRegistry):
+    class CountingRegistry(MemoryRegistry):
+        """A registry that records each read of a manifest."""
+
         async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-            read.append(reference)
+            references.append(reference)
             return await super().get_manifest(repo, reference)
 
-    registry = Counted()
+    registry = CountingRegistry()
     await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
     answer = await AsgiClient(DistributionAPI(registry))("GET", f"{V2}/manifests/a")
-    assert (answer.status, read) == (200, ["a"])
+    assert (answer.status, references) == (200, ["a"])
 
 
 async def test_a_form_is_not_in_memory_while_its_response_is_sent() -> None:

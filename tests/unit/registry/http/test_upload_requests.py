@@ -14,7 +14,7 @@ from tests.unit.registry.conftest import REPO, V2, put_blob
 DATA = b"0123456789" * 100
 DIGEST = digest_of(DATA)
 UPLOADS = f"{V2}/blobs/uploads/"
-LOST = f"{UPLOADS}00000000-0000-4000-8000-000000000000"
+UNKNOWN_SESSION = f"{UPLOADS}00000000-0000-4000-8000-000000000000"
 
 
 async def start(client: AsgiClient, query: str = "") -> str:
@@ -28,8 +28,8 @@ async def start(client: AsgiClient, query: str = "") -> str:
     return location
 
 
-async def stands(client: AsgiClient, location: str) -> str:
-    """Returns what a GET of the session says about the received bytes."""
+async def received_range(client: AsgiClient, location: str) -> str:
+    """Gets the status of the session. Returns its Range header: the range of the bytes that the registry has."""
     answer = await client("GET", location)
     assert (answer.status, answer["location"]) == (204, location)
     assert location.endswith(answer["docker-upload-uuid"])
@@ -37,7 +37,7 @@ async def stands(client: AsgiClient, location: str) -> str:
 
 
 async def pulled(client: AsgiClient, answer: AsgiAnswer) -> bytes:
-    """Returns the content at the Location of a 201."""
+    """Gets the blob at the Location of the 201 `answer`, and returns its content."""
     assert answer.status == 201
     got = await client("GET", answer["location"])
     assert got.status == 200
@@ -59,7 +59,8 @@ async def test_post_without_the_last_slash(client: AsgiClient) -> None:
 
 
 async def test_stream_then_put(client: AsgiClient) -> None:
-    """A PATCH in chunked transfer coding without Content-Range, and then a PUT without a body, as docker sends them."""
+    """A client can send the blob in a PATCH in chunked transfer coding without Content-Range, and then a PUT without a
+    body. Docker does so."""
     location = await start(client)
     answer = await client("PATCH", location, body=[DATA[:7], DATA[7:500], DATA[500:]])
     assert (answer.status, answer["range"], answer["location"]) == (202, f"0-{len(DATA) - 1}", location)
@@ -69,7 +70,7 @@ async def test_stream_then_put(client: AsgiClient) -> None:
 
 
 async def test_chunks_with_content_range(client: AsgiClient) -> None:
-    """Chunks with Content-Range in the right order, the last one in the closing PUT."""
+    """A client can send the blob in chunks with Content-Range. The closing PUT can have the last chunk."""
     location = await start(client)
     assert (await client("PATCH", location, {"Content-Range": "0-399"}, DATA[:400])).status == 202
     answer = await client("PATCH", location, {"Content-Range": "400-699"}, DATA[400:700])
@@ -79,28 +80,30 @@ async def test_chunks_with_content_range(client: AsgiClient) -> None:
 
 
 @pytest.mark.parametrize("method", ["PATCH", "PUT"])
-@pytest.mark.parametrize("given", ["0-9", "300-309", "500-509"])
-async def test_a_chunk_out_of_order_is_416_and_changes_nothing(client: AsgiClient, method: str, given: str) -> None:
+@pytest.mark.parametrize("content_range", ["0-9", "300-309", "500-509"])
+async def test_a_chunk_out_of_order_is_416_and_changes_nothing(
+    client: AsgiClient, method: str, content_range: str
+) -> None:
     """A chunk with a wrong offset gets 416, and the response says where to continue. The session stays usable."""
     location = await start(client)
     await client("PATCH", location, body=DATA[:400])
-    answer = await client(method, f"{location}?digest={DIGEST}", {"Content-Range": given}, DATA[:10])
+    answer = await client(method, f"{location}?digest={DIGEST}", {"Content-Range": content_range}, DATA[:10])
     assert (answer.status, answer.code) == (416, "BLOB_UPLOAD_INVALID")
     assert (answer["range"], answer["location"]) == ("0-399", location)
-    assert await stands(client, location) == "0-399"
+    assert await received_range(client, location) == "0-399"
     answer = await client("PUT", f"{location}?digest={DIGEST}", {"Content-Range": "400-999"}, DATA[400:])
     assert await pulled(client, answer) == DATA
 
 
 @pytest.mark.parametrize(
-    "given", ["bytes 0-9/10", "0-", "-9", "a-b", "0-9,10-19", "9-0", "0-9/10", " ", "0-" + "9" * 30]
+    "content_range", ["bytes 0-9/10", "0-", "-9", "a-b", "0-9,10-19", "9-0", "0-9/10", " ", "0-" + "9" * 30]
 )
-async def test_a_bad_content_range_is_400(client: AsgiClient, given: str) -> None:
-    """A Content-Range that is not two positions gets 400, and the session does not change."""
+async def test_a_bad_content_range_is_400(client: AsgiClient, content_range: str) -> None:
+    """A Content-Range that is not of the form `first-last` gets 400, and the session does not change."""
     location = await start(client)
-    answer = await client("PATCH", location, {"Content-Range": given}, DATA[:10])
+    answer = await client("PATCH", location, {"Content-Range": content_range}, DATA[:10])
     assert (answer.status, answer.code) == (400, "BLOB_UPLOAD_INVALID")
-    assert await stands(client, location) == "0-0"
+    assert await received_range(client, location) == "0-0"
 
 
 async def test_two_content_ranges_are_400(client: AsgiClient) -> None:
@@ -115,48 +118,50 @@ async def test_a_declared_length_that_differs_is_refused_before_reading(client: 
     location = await start(client)
     answer = await client("PATCH", location, {"Content-Range": "0-99"}, DATA[:50])
     assert (answer.status, answer.code) == (400, "SIZE_INVALID")
-    assert await stands(client, location) == "0-0"
+    assert await received_range(client, location) == "0-0"
 
 
-@pytest.mark.parametrize(("sent", "kept"), [(DATA[:50], "0-49"), (DATA[:150], "0-99")], ids=["short", "long"])
-async def test_a_body_of_another_length_leaves_a_true_status(client: AsgiClient, sent: bytes, kept: str) -> None:
+@pytest.mark.parametrize(("sent", "stored_range"), [(DATA[:50], "0-49"), (DATA[:150], "0-99")], ids=["short", "long"])
+async def test_the_status_is_right_after_a_body_of_wrong_length(
+    client: AsgiClient, sent: bytes, stored_range: str
+) -> None:
     """In chunked transfer coding, a wrong length shows only at the end. The session then has at most the bytes that
     Content-Range declared, and its status says how many."""
     location = await start(client)
     answer = await client("PATCH", location, {"Content-Range": "0-99"}, [sent[:30], sent[30:]])
     assert (answer.status, answer.code) == (400, "SIZE_INVALID")
-    assert await stands(client, location) == kept
+    assert await received_range(client, location) == stored_range
 
 
-async def test_a_hang_up_keeps_what_came(client: AsgiClient) -> None:
+async def test_a_session_can_be_resumed_after_a_disconnect(client: AsgiClient) -> None:
     """If the client disconnects, the session keeps the received bytes and can be resumed."""
     location = await start(client)
     answer = await client("PATCH", location, {"Content-Length": "1000"}, DATA[:300], leaves=True)
     assert answer.status == 0
-    assert await stands(client, location) == "0-299"
+    assert await received_range(client, location) == "0-299"
     answer = await client("PUT", f"{location}?digest={DIGEST}", {"Content-Range": "300-999"}, DATA[300:])
     assert await pulled(client, answer) == DATA
 
 
-async def test_a_hang_up_in_the_closing_put_commits_nothing(client: AsgiClient) -> None:
+async def test_a_disconnect_in_the_closing_put_commits_nothing(client: AsgiClient) -> None:
     """If the client disconnects in the closing PUT, no blob is stored, and the session stays."""
     location = await start(client)
     url = f"{location}?digest={digest_of(DATA[:300])}"
     assert (await client("PUT", url, {"Content-Length": "1000"}, DATA[:300], leaves=True)).status == 0
     assert (await client("HEAD", f"{V2}/blobs/{digest_of(DATA[:300])}")).status == 404
-    assert await stands(client, location) == "0-299"
+    assert await received_range(client, location) == "0-299"
 
 
 @pytest.mark.parametrize(
     "query", ["", "?digest=", "?digest=sha256:short", "?digest=md5:aa", f"?digest={DIGEST}&digest={DIGEST}"]
 )
-async def test_a_closing_put_needs_one_good_digest(client: AsgiClient, query: str) -> None:
+async def test_a_closing_put_needs_one_valid_digest(client: AsgiClient, query: str) -> None:
     """A closing PUT without exactly one valid digest gets 400 DIGEST_INVALID before its body is read. The session does
     not change."""
     location = await start(client)
     answer = await client("PUT", location + query, body=DATA)
     assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
-    assert await stands(client, location) == "0-0"
+    assert await received_range(client, location) == "0-0"
 
 
 async def test_a_wrong_digest_is_400_in_every_form(client: AsgiClient) -> None:
@@ -185,8 +190,9 @@ async def test_single_post(client: AsgiClient, data: bytes, algorithm: str) -> N
     assert answer["docker-content-digest"] == digest
 
 
-async def test_a_hang_up_in_a_single_post_leaves_nothing(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """If the client disconnects in a single POST, the session is cancelled, because no client knows its id."""
+async def test_a_disconnect_in_a_single_post_leaves_no_session(client: AsgiClient, registry: MemoryRegistry) -> None:
+    """If the client disconnects in a single POST, the session is cancelled. The client has not received the session's
+    id, so it could not resume the session."""
     url = f"{UPLOADS}?digest={DIGEST}"
     assert (await client("POST", url, {"Content-Length": "1000"}, DATA[:300], leaves=True)).status == 0
     assert not registry._uploads
@@ -211,8 +217,8 @@ async def test_digest_algorithm(client: AsgiClient) -> None:
         "?digest=x",
     ],
 )
-async def test_a_bad_start_is_400(client: AsgiClient, query: str) -> None:
-    """Unknown algorithms and invalid digests start no session."""
+async def test_an_invalid_post_is_400(client: AsgiClient, query: str) -> None:
+    """A POST with an unknown algorithm or an invalid digest gets 400."""
     answer = await client("POST", UPLOADS + query)
     assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
 
@@ -230,13 +236,13 @@ async def test_mount(client: AsgiClient, registry: MemoryRegistry) -> None:
         assert await pulled(client, answer) in (DATA, b"more")
 
 
-async def test_a_mount_that_cannot_be_done_is_a_session(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """If the blob cannot be mounted, the response is 202 with a session: the source does not have the blob, the source
-    is unknown, or no repository has the blob."""
+async def test_a_mount_that_fails_starts_a_session(client: AsgiClient, registry: MemoryRegistry) -> None:
+    """If the blob cannot be mounted, the response is 202 with a session. The test tries a source without the blob, an
+    unknown source, and a blob that no repository has."""
     await put_blob(registry, b"x", "other/app")
     for query in ("&from=other/app", "&from=never/heard", ""):
         location = await start(client, f"?mount={DIGEST}{query}")
-        assert await stands(client, location) == "0-0"
+        assert await received_range(client, location) == "0-0"
 
 
 async def test_a_mount_from_a_bad_name_is_400(client: AsgiClient) -> None:
@@ -265,10 +271,10 @@ async def test_a_session_belongs_to_its_repository(client: AsgiClient) -> None:
 async def test_an_unknown_session_is_404_before_the_body(client: AsgiClient) -> None:
     """A request for an unknown session gets 404 before its body is read."""
     for method in ("PATCH", "PUT"):
-        assert (await client(method, f"{LOST}?digest={DIGEST}", body=DATA)).code == "BLOB_UPLOAD_UNKNOWN"
+        assert (await client(method, f"{UNKNOWN_SESSION}?digest={DIGEST}", body=DATA)).code == "BLOB_UPLOAD_UNKNOWN"
 
 
-async def test_a_newer_request_takes_the_session_over(client: AsgiClient, registry: MemoryRegistry) -> None:
+async def test_a_newer_request_takes_over_the_session(client: AsgiClient, registry: MemoryRegistry) -> None:
     """A newer request takes a session over. The older request gets an error, and the bytes of the newer one are
     stored."""
     location = await start(client)

@@ -1,4 +1,5 @@
-"""The pages about accounts and rights, the own account and the audit log, without a browser."""
+"""The pages about accounts and rights, the visitor's own account, and the audit log. The tests send requests without a
+browser."""
 
 from __future__ import annotations
 
@@ -18,56 +19,58 @@ ADMIN_PAGES = (
     *("", "/robots", "/groups", "/grants", "/tokens", "/rights", "/rights?account=alice&repository=team/app"),
     *("/accounts/alice", "/accounts/none", "/groups/dev"),
 )
-EVIL = "<script>alert(1)</script>"
+HOSTILE = "<script>alert(1)</script>"
 
 
 async def send(browser: httpx2.AsyncClient, path: str, **fields: str | list[str]) -> httpx2.Response:
     return await browser.post(path, data=fields, headers=FROM_PAGE)
 
 
-def secret_on(answer: httpx2.Response) -> str:
+def secret_on_page(answer: httpx2.Response) -> str:
+    """Returns the password or token that the page shows once."""
     assert answer.status_code == 200, answer.text
-    found = re.search(r'<code id="secret">([^<]+)</code>', answer.text)
-    assert found is not None
-    return found[1]
+    match = re.search(r'<code id="secret">([^<]+)</code>', answer.text)
+    assert match is not None
+    return match[1]
 
 
-def problem_on(answer: httpx2.Response) -> tuple[int, str]:
-    found = re.search(r'<p class="problem" role="alert" id="problem">(.*?)</p>', answer.text)
-    assert found is not None, answer.text
-    return answer.status_code, re.sub(r"<[^>]+>", "", found[1]).strip()
+def problem_on_page(answer: httpx2.Response) -> tuple[int, str]:
+    """Returns the status of the response, and the error text on the page."""
+    match = re.search(r'<p class="problem" role="alert" id="problem">(.*?)</p>', answer.text)
+    assert match is not None, answer.text
+    return answer.status_code, re.sub(r"<[^>]+>", "", match[1]).strip()
 
 
-async def test_for_admins_alone(tmp_path: Path) -> None:
-    """Anonymous visitors are led to the login form, a member is refused whether or not the page exists, and the refusal
-    is in the audit log."""
-    async with site(tmp_path) as here:
+async def test_the_pages_are_for_admins_only(tmp_path: Path) -> None:
+    """Anonymous visitors are redirected to the login form. Members, who are not admins, get 403, whether or not the
+    page exists. These refusals are in the audit log."""
+    async with site(tmp_path) as server:
         paths = [f"/ui/access{path}" for path in ADMIN_PAGES] + ["/ui/activity"]
         forms = ["/ui/access", "/ui/access/robots", "/ui/access/groups", "/ui/access/grants", "/ui/access/tokens"]
         forms += ["/ui/access/accounts/root", "/ui/access/groups/dev"]
-        async with here.browser() as browser:
+        async with server.browser() as browser:
             for path in (*paths, "/ui/account"):
                 assert (await browser.get(path)).headers["location"].startswith("/ui/login?next=/ui/"), path
             for path in (*forms, "/ui/account"):
                 assert (await send(browser, path, do="delete")).headers["location"].startswith("/ui/login"), path
-            await here.log_in(browser, "alice")
+            await server.log_in(browser, "alice")
             for path in paths:
                 assert (await browser.get(path)).status_code == 403, path
             for path in forms:
                 answer = await send(browser, path, do="delete", name="eve", confirmed="yes")
                 assert answer.status_code == 403, path
             assert 'href="/ui/access"' not in (await browser.get("/ui/account")).text
-            await here.log_in(browser, "root")
+            await server.log_in(browser, "root")
             assert 'href="/ui/access"' in (await browser.get("/ui/account")).text
-        await here.app.audit_buffer.aclose()
-        denied = here.app.accounts.audit(AuditQuery(actor="alice", outcome="denied"), 100).items
+        await server.app.audit_buffer.aclose()
+        denied = server.app.accounts.audit(AuditQuery(actor="alice", outcome="denied"), 100).items
         assert {entry.target for entry in denied} >= {"/ui/access", "/ui/activity", "/ui/access/accounts/root"}
 
 
 async def test_forged_forms_change_nothing(tmp_path: Path) -> None:
     """A page of another site cannot change accounts or rights through an admin's browser."""
-    async with site(tmp_path) as here, here.browser() as browser:
-        await here.log_in(browser, "root")
+    async with site(tmp_path) as server, server.browser() as browser:
+        await server.log_in(browser, "root")
         for headers in ({"sec-fetch-site": "cross-site"}, {"origin": "https://evil.example"}, {}):
             for path, fields in (
                 ("/ui/access", {"name": "eve", "admin": "yes"}),
@@ -76,158 +79,166 @@ async def test_forged_forms_change_nothing(tmp_path: Path) -> None:
                 ("/ui/account", {"do": "token", "days": ""}),
             ):
                 assert (await browser.post(path, data=fields, headers=headers)).status_code == 403
-        assert [each.name for each in here.app.accounts.accounts(None, None, 10).items] == ["alice", "root"]
-        assert here.app.accounts.grants() == []
+        assert [each.name for each in server.app.accounts.accounts(None, None, 10).items] == ["alice", "root"]
+        assert server.app.accounts.grants() == []
 
 
-async def test_a_person_from_the_beginning_to_the_end(tmp_path: Path) -> None:
-    """A person is added with a password that is shown once, disabled and enabled, made an admin, given a password, and
-    deleted. What cannot be undone needs a confirmation."""
-    async with site(tmp_path) as here, here.browser() as browser, here.browser() as theirs:
-        await here.log_in(browser, "root")
-        password = secret_on(await send(browser, "/ui/access", name="carol", note=EVIL))
-        assert (await here.log_in(theirs, "carol", password=password)).status_code == 303
+async def test_an_account_is_added_changed_and_deleted(tmp_path: Path) -> None:
+    """An admin adds an account, whose password is shown once, disables and enables it, makes it an admin, changes its
+    password, and deletes it. The admin has to confirm what is hard to undo."""
+    async with site(tmp_path) as server, server.browser() as browser, server.browser() as persons_browser:
+        await server.log_in(browser, "root")
+        password = secret_on_page(await send(browser, "/ui/access", name="carol", note=HOSTILE))
+        assert (await server.log_in(persons_browser, "carol", password=password)).status_code == 303
         page = await browser.get("/ui/access?q=car")
         assert re.findall(r'accounts/([^"]+)">', page.text) == ["carol"]
-        assert EVIL not in page.text
+        assert HOSTILE not in page.text
         path = "/ui/access/accounts/carol"
 
-        async def done(**fields: str) -> str:
+        async def redirect_after(**fields: str) -> str:
             answer = await send(browser, path, **fields)
             assert answer.status_code == 303, answer.text
             return str(answer.headers["location"])
 
-        for deed in ("disable", "make-admin", "delete"):
-            question = await send(browser, path, do=deed)
+        for action in ("disable", "make-admin", "delete"):
+            question = await send(browser, path, do=action)
             assert question.status_code == 200
             assert 'name="confirmed" value="yes"' in question.text
-            assert f'name="do" value="{deed}"' in question.text
-        account = here.app.accounts.account(AccountName("carol"))
+            assert f'name="do" value="{action}"' in question.text
+        account = server.app.accounts.account(AccountName("carol"))
         assert (account.enabled, account.admin) == (True, False)
-        assert await done(do="disable", confirmed="yes") == path
-        assert "Your session has ended" in (await theirs.get("/ui/repositories")).text
-        await done(do="enable")
-        await done(do="make-admin", confirmed="yes")
-        assert here.app.accounts.account(AccountName("carol")).admin
-        await done(do="unmake-admin")
-        await done(do="password", password="another long password")
-        assert (await here.log_in(theirs, "carol", password="another long password")).status_code == 303
-        assert secret_on(await send(browser, path, do="password")) != password
-        assert await done(do="delete", confirmed="yes") == "/ui/access"
+        assert await redirect_after(do="disable", confirmed="yes") == path
+        assert "Your session has ended" in (await persons_browser.get("/ui/repositories")).text
+        await redirect_after(do="enable")
+        await redirect_after(do="make-admin", confirmed="yes")
+        assert server.app.accounts.account(AccountName("carol")).admin
+        await redirect_after(do="unmake-admin")
+        await redirect_after(do="password", password="another long password")
+        assert (await server.log_in(persons_browser, "carol", password="another long password")).status_code == 303
+        assert secret_on_page(await send(browser, path, do="password")) != password
+        assert await redirect_after(do="delete", confirmed="yes") == "/ui/access"
         assert (await browser.get(path)).status_code == 404
 
 
-async def test_what_is_wrong_with_a_form_is_said(tmp_path: Path) -> None:
-    """The page of the form says what was wrong, and keeps what was entered, except passwords."""
-    async with site(tmp_path) as here, here.browser() as browser:
-        await here.log_in(browser, "root")
-        taken = await send(browser, "/ui/access", name="alice", note="a note", password="secret words here")
-        assert problem_on(taken) == (409, "This name is taken.")
-        assert 'value="a note"' in taken.text
-        assert "secret words" not in taken.text
-        status, text = problem_on(await send(browser, "/ui/access/robots", name=EVIL))
-        assert (status, "is no name for an account" in text, EVIL in text) == (400, True, False)
-        assert problem_on(await send(browser, "/ui/access", name="eve", password="short"))[0] == 400
-        for deed in ("disable", "delete", "unmake-admin"):
-            answer = await send(browser, "/ui/access/accounts/root", do=deed, confirmed="yes")
-            assert problem_on(answer)[0] == 409, deed
+async def test_the_page_states_the_error_in_a_form(tmp_path: Path) -> None:
+    """The page says what is wrong with the form, and keeps the values that were entered, except passwords."""
+    async with site(tmp_path) as server, server.browser() as browser:
+        await server.log_in(browser, "root")
+        conflict = await send(browser, "/ui/access", name="alice", note="a note", password="secret words here")
+        assert problem_on_page(conflict) == (409, "This name is taken.")
+        assert 'value="a note"' in conflict.text
+        assert "secret words" not in conflict.text
+        status, text = problem_on_page(await send(browser, "/ui/access/robots", name=HOSTILE))
+        assert (status, "is no name for an account" in text, HOSTILE in text) == (400, True, False)
+        assert problem_on_page(await send(browser, "/ui/access", name="eve", password="short"))[0] == 400
+        for action in ("disable", "delete", "unmake-admin"):
+            answer = await send(browser, "/ui/access/accounts/root", do=action, confirmed="yes")
+            assert problem_on_page(answer)[0] == 409, action
         grant = {"do": "put", "kind": "user", "name": "alice"}
-        assert problem_on(await send(browser, "/ui/access/grants", **grant, pattern="a*b/c", action="pull"))[0] == 400
-        assert problem_on(await send(browser, "/ui/access/grants", **grant, pattern="a/**"))[0] == 400
-        assert problem_on(await send(browser, "/ui/access/grants", do="put", kind="group", name="none", pattern="a"))[0]
+        assert (
+            problem_on_page(await send(browser, "/ui/access/grants", **grant, pattern="a*b/c", action="pull"))[0] == 400
+        )
+        assert problem_on_page(await send(browser, "/ui/access/grants", **grant, pattern="a/**"))[0] == 400
+        assert problem_on_page(
+            await send(browser, "/ui/access/grants", do="put", kind="group", name="none", pattern="a")
+        )[0]
         for path in ("/ui/access/grants", "/ui/access/tokens", "/ui/access/accounts/alice", "/ui/account"):
             assert (await send(browser, path, do="nonsense")).status_code == 400, path
 
 
 async def test_groups_and_grants(tmp_path: Path) -> None:
-    """A group gets a member and a grant, and the test says by which grant the member may do what; without the grant
-    nothing is left."""
-    async with site(tmp_path) as here, here.browser() as browser:
-        await here.log_in(browser, "root")
+    """A group gets a member and a grant. The page *rights* then shows what the member may do, and the grant that allows
+    it. After the grant and the group are removed, nothing is left of them."""
+    async with site(tmp_path) as server, server.browser() as browser:
+        await server.log_in(browser, "root")
         assert (await send(browser, "/ui/access/groups", name="dev")).headers["location"] == "/ui/access/groups/dev"
         await send(browser, "/ui/access/groups/dev", do="join", member="alice")
         grant = {"do": "put", "kind": "group", "name": "dev", "pattern": "team/**"}
         answer = await send(browser, "/ui/access/grants", **grant, action=["pull", "push"])
         assert answer.headers["location"] == "/ui/access/grants"
-        test = "/ui/access/rights?account=alice&repository=team/app"
-        page = (await browser.get(test)).text
+        rights_path = "/ui/access/rights?account=alice&repository=team/app"
+        page = (await browser.get(rights_path)).text
         assert '<span class="account">root</span>' in page
         hosted_and_mirrored = ["yes", "yes", "no", "no"] + ["no"] * 4
         assert re.findall(r'<dd class="(yes|no)">', page) == hosted_and_mirrored
         assert 'href="/ui/access/groups/dev"' in page
-        assert re.findall(r'<dd class="(yes|no)">', (await browser.get(test.replace("alice", ""))).text) == ["no"] * 8
-        assert "may do everything" in (await browser.get(test.replace("alice", "root"))).text
-        assert problem_on(await browser.get("/ui/access/rights?repository=../etc"))[0] == 400
-        for shown in ("/ui/access/groups/dev", "/ui/access/accounts/alice", "/ui/access/grants?subject=group:dev"):
-            assert "<code>team/**</code>" in (await browser.get(shown)).text
+        assert (
+            re.findall(r'<dd class="(yes|no)">', (await browser.get(rights_path.replace("alice", ""))).text)
+            == ["no"] * 8
+        )
+        assert "may do everything" in (await browser.get(rights_path.replace("alice", "root"))).text
+        assert problem_on_page(await browser.get("/ui/access/rights?repository=../etc"))[0] == 400
+        for path in ("/ui/access/groups/dev", "/ui/access/accounts/alice", "/ui/access/grants?subject=group:dev"):
+            assert "<code>team/**</code>" in (await browser.get(path)).text
         assert "<code>team/**</code>" not in (await browser.get("/ui/access/grants?subject=everyone")).text
         remove = {"do": "remove", "subject": "group:dev", "pattern": "team/**"}
         assert (await send(browser, "/ui/access/grants", **remove)).status_code == 200
-        assert len(here.app.accounts.grants()) == 1
+        assert len(server.app.accounts.grants()) == 1
         assert (await send(browser, "/ui/access/grants", **remove, confirmed="yes")).status_code == 303
-        assert here.app.accounts.grants() == []
+        assert server.app.accounts.grants() == []
         await send(browser, "/ui/access/groups/dev", do="leave", member="alice")
-        assert here.app.accounts.group(AccountName("dev"))[1] == ()
+        assert server.app.accounts.group(AccountName("dev"))[1] == ()
         await send(browser, "/ui/access/groups/dev", do="delete", confirmed="yes")
         assert (await browser.get("/ui/access/groups/dev")).status_code == 404
 
 
 async def test_api_tokens(tmp_path: Path) -> None:
-    """An admin makes a token for a robot, and a member one for themselves: it is shown once, limited, and revoked after
-    a question. A member cannot revoke another account's token."""
-    async with site(tmp_path) as here, here.browser() as browser, here.browser() as members:
-        await here.log_in(browser, "root")
-        await here.log_in(members, "alice")
+    """An admin can make a token for a robot, and a member can make a token for their own account. The token is shown
+    once and can have limits. It is revoked after a confirmation. A member cannot revoke the token of another
+    account."""
+    async with site(tmp_path) as server, server.browser() as browser, server.browser() as members_browser:
+        await server.log_in(browser, "root")
+        await server.log_in(members_browser, "alice")
         await send(browser, "/ui/access/robots", name="ci")
         path = "/ui/access/accounts/ci"
-        secret = secret_on(
-            await send(browser, path, do="token", days="30", note=EVIL, limits="team/**:pull\r\n\r\nx/app:push")
+        secret = secret_on_page(
+            await send(browser, path, do="token", days="30", note=HOSTILE, limits="team/**:pull\r\n\r\nx/app:push")
         )
-        (token,) = here.app.accounts.tokens(AccountName("ci"), None, 10).items
+        (token,) = server.app.accounts.tokens(AccountName("ci"), None, 10).items
         assert token.id in secret
         assert token.expires == pytest.approx(token.created + 30 * 86400)
         assert [limit.pattern for limit in token.limits or ()] == ["team/**", "x/app"]
         for page in (path, "/ui/access/tokens"):
-            shown = (await browser.get(page)).text
-            assert token.id in shown
-            assert secret not in shown
-            assert EVIL not in shown
-        own = secret_on(await send(members, "/ui/account", do="token", days="", note="laptop"))
-        assert own not in (await members.get("/ui/account")).text
-        assert "laptop" in (await members.get("/ui/account")).text
+            text = (await browser.get(page)).text
+            assert token.id in text
+            assert secret not in text
+            assert HOSTILE not in text
+        own = secret_on_page(await send(members_browser, "/ui/account", do="token", days="", note="laptop"))
+        assert own not in (await members_browser.get("/ui/account")).text
+        assert "laptop" in (await members_browser.get("/ui/account")).text
         for wrong in ({"days": "1000000"}, {"days": "", "limits": "nonsense"}, {"days": "30", "note": "x" * 300}):
-            assert (await send(members, "/ui/account", do="token", **wrong)).status_code == 400
+            assert (await send(members_browser, "/ui/account", do="token", **wrong)).status_code == 400
         revoke = {"do": "revoke", "token": token.id, "confirmed": "yes"}
-        assert problem_on(await send(members, "/ui/account", **revoke))[0] == 404
+        assert problem_on_page(await send(members_browser, "/ui/account", **revoke))[0] == 404
         assert (await send(browser, "/ui/access/tokens", do="revoke", token=token.id)).status_code == 200
-        assert here.app.accounts.tokens(AccountName("ci"), None, 10).items
+        assert server.app.accounts.tokens(AccountName("ci"), None, 10).items
         assert (await send(browser, "/ui/access/tokens", **revoke)).status_code == 303
-        assert not here.app.accounts.tokens(AccountName("ci"), None, 10).items
+        assert not server.app.accounts.tokens(AccountName("ci"), None, 10).items
 
 
-async def test_sessions_end_one_by_one(tmp_path: Path) -> None:
-    """Visitors end their own sessions on the page about their account, and admins those of others. Ending the present
-    session logs the visitor out."""
+async def test_sessions_can_be_ended(tmp_path: Path) -> None:
+    """Visitors can end their own sessions on the page about their account. Admins can end the sessions of others. When
+    a visitor ends the present session, the visitor is logged out."""
     async with (
-        site(tmp_path) as here,
-        here.browser(**{"user-agent": EVIL}) as first,
-        here.browser() as second,
-        here.browser() as admin,
+        site(tmp_path) as server,
+        server.browser(**{"user-agent": HOSTILE}) as first,
+        server.browser() as second,
+        server.browser() as admin,
     ):
         for browser, name in ((first, "alice"), (second, "alice"), (admin, "root")):
-            await here.log_in(browser, name)
+            await server.log_in(browser, name)
         page = (await second.get("/ui/account")).text
-        assert EVIL not in page
+        assert HOSTILE not in page
         assert page.count("this browser") == 1
         newest, oldest = re.findall(r'name="session" value="([^"]+)"', page)
         (of_admin,) = re.findall(r'name="session" value="([^"]+)"', (await admin.get("/ui/account")).text)
-        assert problem_on(await send(second, "/ui/account", do="end-session", session=of_admin))[0] == 404
+        assert problem_on_page(await send(second, "/ui/account", do="end-session", session=of_admin))[0] == 404
         assert (await send(second, "/ui/account", do="end-session", session=oldest)).status_code == 303
         assert "Your session has ended" in (await first.get("/ui/repositories")).text
         assert (await send(second, "/ui/account", do="end-session", session=newest)).headers["location"] == "/ui/"
         assert (await second.get("/ui/account")).status_code == 303
-        await here.log_in(first, "alice")
-        await here.log_in(second, "alice")
+        await server.log_in(first, "alice")
+        await server.log_in(second, "alice")
         assert (await send(second, "/ui/account", do="end-sessions")).headers["location"] == "/ui/account"
         assert (await first.get("/ui/account")).status_code == 303
         assert (await second.get("/ui/account")).status_code == 200
@@ -236,34 +247,36 @@ async def test_sessions_end_one_by_one(tmp_path: Path) -> None:
         assert (await admin.get("/ui/account")).status_code == 200
 
 
-async def test_the_own_password(tmp_path: Path) -> None:
-    """A change needs the old password. Afterwards every other session has ended, and this browser stays logged in."""
-    async with site(tmp_path) as here, here.browser() as browser, here.browser() as other:
-        await here.log_in(browser, "alice")
-        await here.log_in(other, "alice")
+async def test_visitors_change_their_own_password(tmp_path: Path) -> None:
+    """To change their password, visitors have to enter the old one. After the change, this session continues, and all
+    other sessions of the account have ended."""
+    async with site(tmp_path) as server, server.browser() as browser, server.browser() as other:
+        await server.log_in(browser, "alice")
+        await server.log_in(other, "alice")
         new = "quite another password"
 
-        async def change(old: str, new: str, again: str) -> httpx2.Response:
-            return await send(browser, "/ui/account", do="password", old=old, new=new, again=again)
+        async def change(old: str, new: str, repeated: str) -> httpx2.Response:
+            return await send(browser, "/ui/account", do="password", old=old, new=new, again=repeated)
 
-        assert problem_on(await change(PASSWORD, new, new + "x")) == (400, "The two new passwords differ.")
-        assert problem_on(await change("wrong", new, new)) == (403, "The old password is wrong.")
-        assert problem_on(await change(PASSWORD, "short", "short"))[0] == 400
+        assert problem_on_page(await change(PASSWORD, new, new + "x")) == (400, "The two new passwords differ.")
+        assert problem_on_page(await change("wrong", new, new)) == (403, "The old password is wrong.")
+        assert problem_on_page(await change(PASSWORD, "short", "short"))[0] == 400
         assert (await change(PASSWORD, new, new)).headers["location"] == "/ui/account"
         assert (await browser.get("/ui/account")).status_code == 200
         assert (await other.get("/ui/account")).status_code == 303
-        assert (await here.log_in(other, "alice", password=new)).status_code == 303
-        await here.log_in(browser, "root")
+        assert (await server.log_in(other, "alice", password=new)).status_code == 303
+        await server.log_in(browser, "root")
         answer = await send(browser, "/ui/access/accounts/root", do="password", password=new)
         assert answer.status_code == 403
 
 
-async def test_own_rights(tmp_path: Path) -> None:
-    """A member sees the grants that apply to them, without buttons, and not those of others."""
-    async with site(tmp_path) as here, here.browser() as browser:
+async def test_visitors_see_their_own_grants(tmp_path: Path) -> None:
+    """Members see the grants that apply to them, without links to change these. They do not see the grants of
+    others."""
+    async with site(tmp_path) as server, server.browser() as browser:
         for subject in ("user:alice", "authenticated", "everyone", "user:bob"):
-            await add_grant(here.app.accounts, subject, f"{subject.replace(':', '-')}/**", "pull")
-        await here.log_in(browser, "alice")
+            await add_grant(server.app.accounts, subject, f"{subject.replace(':', '-')}/**", "pull")
+        await server.log_in(browser, "alice")
         page = (await browser.get("/ui/account")).text
         assert re.findall(r"<code>([\w-]+)/\*\*</code>", page) == ["authenticated", "everyone", "user-alice"]
         assert "/ui/access" not in page
@@ -280,9 +293,10 @@ async def activity(browser: httpx2.AsyncClient, query: str) -> list[str]:
 
 
 async def test_the_audit_log_is_filtered_and_paged(tmp_path: Path) -> None:
-    async with site(tmp_path) as here, here.browser() as browser:
-        await here.log_in(browser, "root")
-        await fill_audit_log(here)
+    """The page filters the entries by its query, and has links to further pages."""
+    async with site(tmp_path) as server, server.browser() as browser:
+        await server.log_in(browser, "root")
+        await fill_audit_log(server)
         assert (await activity(browser, "period=hour"))[0] == "Grant removed user:alice"
         assert await activity(browser, "action=grant.remove") == ["Grant removed user:alice"]
         assert await activity(browser, "account=nobody-here") == []
@@ -295,42 +309,42 @@ async def test_the_audit_log_is_filtered_and_paged(tmp_path: Path) -> None:
         assert await activity(browser, "until=2001-09-09T01:46:40") == []
         assert await activity(browser, "until=2001-09-09T09:47%2B08:00&period=hour") == ["odd.action &lt;b&gt;"]
         assert await activity(browser, "until=2001-09-10T01:47&period=hour") == []
-        seen, path = [], "action=grant.put"
+        listed, path = [], "action=grant.put"
         while path:
-            seen += await activity(browser, path)
+            listed += await activity(browser, path)
             page = (await browser.get(f"/ui/activity?{path}")).text
-            more = re.search(r'<a class="button" href="/ui/activity\?([^"]+)"', page)
-            path = more[1].replace("&amp;", "&") if more else ""
-        assert len(seen) == 61
+            next_link = re.search(r'<a class="button" href="/ui/activity\?([^"]+)"', page)
+            path = next_link[1].replace("&amp;", "&") if next_link else ""
+        assert len(listed) == 61
         for wrong in ("outcome=odd", "period=year", "until=tomorrow", "after=nonsense", "account=a&account=b"):
             assert (await browser.get(f"/ui/activity?{wrong}")).status_code == 400, wrong
 
 
-async def fill_audit_log(here: Site) -> None:
-    await here.app.accounts.add_audit_entries(
+async def fill_audit_log(server: Site) -> None:
+    await server.app.accounts.add_audit_entries(
         [
             AuditEntry(time.time() - 2 * 86400, "eve", "push", "team/app", "denied", address="192.0.2.7"),
             AuditEntry(1e9, "eve", "odd.action", "<b>", "failed", detail={"<i>": ["<u>", 1]}),
         ]
     )
-    await here.app.accounts.add_group(AccountName("dev"), by=BY)
-    await add_grant(here.app.accounts, "group:dev", "team/**", "pull")
+    await server.app.accounts.add_group(AccountName("dev"), by=BY)
+    await add_grant(server.app.accounts, "group:dev", "team/**", "pull")
     for number in range(60):
-        await add_grant(here.app.accounts, "user:alice", f"many/{number}", "pull")
-    await here.app.accounts.remove_grant(Grantee.parse("user:alice"), NamePattern("many/0"), by=BY)
+        await add_grant(server.app.accounts, "user:alice", f"many/{number}", "pull")
+    await server.app.accounts.remove_grant(Grantee.parse("user:alice"), NamePattern("many/0"), by=BY)
 
 
 async def test_the_first_account(tmp_path: Path) -> None:
-    """While there are no accounts, only a browser on this very machine may add one. It has to be an admin, and no
-    robot."""
-    async with site(tmp_path, accounts=False) as here:
-        async with here.browser() as far:
-            assert (await far.get("/ui/access")).status_code == 403
-            assert (await send(far, "/ui/access", name="root", password=PASSWORD)).status_code == 403
-        transport = httpx2.ASGITransport(app=here.app.app, client=("127.0.0.1", 1), raise_app_exceptions=False)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as near:
-            assert "The first account" in (await near.get("/ui/access")).text
-            assert problem_on(await send(near, "/ui/access/robots", name="ci"))[0] == 400
-            assert (await send(near, "/ui/access", name="root", password=PASSWORD)).headers["location"] == "/ui/login"
-            assert here.app.accounts.account(AccountName("root")).admin
-            assert (await near.get("/ui/access")).headers["location"] == "/ui/login?next=/ui/access"
+    """While there are no accounts, only a browser on the registry's own machine may add one. The first account has to
+    be a person and becomes an admin."""
+    async with site(tmp_path, accounts=False) as server:
+        async with server.browser() as remote:
+            assert (await remote.get("/ui/access")).status_code == 403
+            assert (await send(remote, "/ui/access", name="root", password=PASSWORD)).status_code == 403
+        transport = httpx2.ASGITransport(app=server.app.app, client=("127.0.0.1", 1), raise_app_exceptions=False)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as local:
+            assert "The first account" in (await local.get("/ui/access")).text
+            assert problem_on_page(await send(local, "/ui/access/robots", name="ci"))[0] == 400
+            assert (await send(local, "/ui/access", name="root", password=PASSWORD)).headers["location"] == "/ui/login"
+            assert server.app.accounts.account(AccountName("root")).admin
+            assert (await local.get("/ui/access")).headers["location"] == "/ui/login?next=/ui/access"

@@ -1,4 +1,4 @@
-"""The page that compares two images, and the link that downloads one."""
+"""The page that compares two images, and the link that downloads an image."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ def rows_below(page: str, heading: str) -> list[str]:
 
 
 async def test_two_tags_are_compared(tmp_path: Path) -> None:
-    """The page shows the layers that both images have, those that one has, and the differences of the configs. Markup
-    in them is shown as text."""
-    async with site(tmp_path, accounts=False) as here:
-        await add_image(here.store, APP, "v1", [b"shared", b"old"], User="1", Env=["A=1", "B=2"], Labels={"x": HOSTILE})
-        await add_image(here.store, APP, "v2", [b"shared", b"new 1", b"new 2"], Env=["A=2", "B=2"], Cmd=["run", "it"])
-        async with here.browser() as browser:
+    """The page shows the layers that both images have, the layers of only one image, and the differences of their
+    configs. HTML in a config is shown as text."""
+    async with site(tmp_path, accounts=False) as server:
+        await add_image(
+            server.store, APP, "v1", [b"shared", b"old"], User="1", Env=["A=1", "B=2"], Labels={"x": HOSTILE}
+        )
+        await add_image(server.store, APP, "v2", [b"shared", b"new 1", b"new 2"], Env=["A=2", "B=2"], Cmd=["run", "it"])
+        async with server.browser() as browser:
             answer = await browser.get(COMPARISON, params={"tag": ["v1", "v2"]})
             assert answer.status_code == 200
             page = answer.text
@@ -63,15 +65,15 @@ async def test_two_tags_are_compared(tmp_path: Path) -> None:
             assert (await browser.get(f"{COMPARISON}:v1")).status_code == 404
 
 
-async def test_an_unreadable_repository_is_not_compared(tmp_path: Path) -> None:
-    """A repository that a visitor may not see looks like a missing one. If the address has the short name that clients
-    use for a mirrored repository, the browser is redirected to the stored name."""
-    async with site(tmp_path) as here:
-        await add_image(here.store, APP, "v1", [b"layer"])
-        await add_cached(here.store, "docker.io/library/ubuntu", "1")
-        await add_grant(here.app.accounts, "user:alice", "docker.io/**", "pull")
-        async with here.browser() as browser:
-            await here.log_in(browser, "alice")
+async def test_a_hidden_repository_is_not_compared(tmp_path: Path) -> None:
+    """A repository that the visitor may not pull looks like a missing one. If the path has a short name of a mirrored
+    repository, the browser is redirected to the stored name."""
+    async with site(tmp_path) as server:
+        await add_image(server.store, APP, "v1", [b"layer"])
+        await add_cached(server.store, "docker.io/library/ubuntu", "1")
+        await add_grant(server.app.accounts, "user:alice", "docker.io/**", "pull")
+        async with server.browser() as browser:
+            await server.log_in(browser, "alice")
             for name in (APP, "no/such"):
                 answer = await browser.get(f"/ui/comparison/{name}?tag=v1&tag=v1")
                 assert answer.status_code == 404
@@ -80,28 +82,29 @@ async def test_an_unreadable_repository_is_not_compared(tmp_path: Path) -> None:
             assert answer.headers["location"] == "/ui/comparison/docker.io/library/ubuntu?tag=1&tag=1"
 
 
-async def download_links(here: Site, name: str | None) -> list[str]:
-    async with here.browser() as browser:
+async def download_links(server: Site, name: str | None) -> list[str]:
+    """Returns the links to archives on the page of a tag, for this account or (None) for an anonymous visitor."""
+    async with server.browser() as browser:
         if name is not None:
-            await here.log_in(browser, name)
+            await server.log_in(browser, name)
         page = (await browser.get("/ui/repositories/team/app:v1")).text
         return [html.unescape(link) for link in re.findall(r'href="([^"]+/archive[^"]*)" download', page)]
 
 
 @pytest.mark.parametrize(
-    ("allow", "offered"), [("nobody", (False, False)), ("accounts", (False, True)), ("everyone", (True, True))]
+    ("allow", "has_link"), [("nobody", (False, False)), ("accounts", (False, True)), ("everyone", (True, True))]
 )
-async def test_downloads_are_offered_to_those_who_may(tmp_path: Path, allow: str, offered: tuple[bool, bool]) -> None:
-    """Anonymous visitors and accounts are offered downloads if the setting allows it. The link leads to an archive with
-    the image."""
-    async with site(tmp_path, downloads={"allow": allow}) as here:
-        await add_described(here.store, str(APP), "v1", "text")
-        await add_grant(here.app.accounts, "everyone", str(APP), "pull")
-        links = [await download_links(here, name) for name in (None, "alice")]
-        assert tuple(map(bool, links)) == offered
+async def test_download_links_follow_the_setting(tmp_path: Path, allow: str, has_link: tuple[bool, bool]) -> None:
+    """Anonymous visitors and accounts see a download link only if the setting allows it. The link leads to an archive
+    of the image."""
+    async with site(tmp_path, downloads={"allow": allow}) as server:
+        await add_described(server.store, str(APP), "v1", "text")
+        await add_grant(server.app.accounts, "everyone", str(APP), "pull")
+        links = [await download_links(server, name) for name in (None, "alice")]
+        assert tuple(map(bool, links)) == has_link
         if links[1]:
-            async with here.browser() as browser:
-                await here.log_in(browser, "alice")
+            async with server.browser() as browser:
+                await server.log_in(browser, "alice")
                 archive = await browser.get(links[1][0])
                 assert archive.status_code == 200
                 with tarfile.open(fileobj=io.BytesIO(archive.content)) as opened:

@@ -1,4 +1,4 @@
-"""The language of a visitor, and the catalogues."""
+"""How the language of the pages is chosen for a visitor, and whether the catalogues of translations are complete."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from registry.ui.languages import CATALOGUES, LANGUAGES, choose_language, load_t
 from tests.fakes.server_process import ROOT
 
 KEYWORDS = {**DEFAULT_KEYWORDS, "hint": None, "translatable": None}
+"""The names of the functions whose arguments are translated."""
 FOLDERS = ("registry/ui", "registry/clients")
 
 
@@ -36,12 +37,13 @@ FOLDERS = ("registry/ui", "registry/clients")
     ],
 )
 def test_the_language_of_a_visitor(chosen: str, accepted: str, language: str) -> None:
-    """What the visitor chose wins, then what the browser likes best. What is not understood counts for nothing."""
+    """The language that the visitor chose is used, or else the language that the browser prefers. Values that cannot be
+    parsed are ignored."""
     assert choose_language(chosen, accepted) == language
 
 
-def texts() -> Iterator[str | tuple[str, ...]]:
-    """Returns the texts in templates and code."""
+def translatable_texts() -> Iterator[str | tuple[str, ...]]:
+    """Yields the texts in templates and code that need a translation."""
     methods = [("**.py", "python"), ("**/templates/**.html", "jinja2")]
     for folder in FOLDERS:
         for _, _, text, _, _ in extract_from_dir(
@@ -57,23 +59,24 @@ def catalogue(language: str) -> Catalog:
 
 @pytest.mark.parametrize("language", CATALOGUES)
 def test_a_catalogue_is_complete(language: str) -> None:
-    """Each text is translated, no entry is fuzzy or unused, and translations have the same placeholders."""
+    """Each text is translated. No entry is marked as fuzzy or unused. A translation has the same placeholders as its
+    text."""
     messages = {message.id: message for message in catalogue(language) if message.id}
-    assert set(messages) == set(texts())
+    assert set(messages) == set(translatable_texts())
     assert [message.id for message in messages.values() if message.fuzzy or not message.string] == []
     for message in messages.values():
         assert isinstance(message.id, str)
         assert isinstance(message.string, str)
-        assert values_of(message.string) == values_of(message.id), message.id
+        assert placeholders(message.string) == placeholders(message.id), message.id
     assert catalogue(language).obsolete == {}
 
 
-def values_of(text: str) -> list[str]:
+def placeholders(text: str) -> list[str]:
     return sorted(re.findall(r"%\(\w+\)s|\{\w+\}", text))
 
 
 def test_every_language_has_a_catalogue() -> None:
-    """Every language except English, which the texts are in, has a catalogue."""
+    """Every language has a catalogue, except English, in which the texts are written."""
     assert set(LANGUAGES) == {"en", *CATALOGUES}
     assert load_translations("zh-Hans").gettext("Repositories") == "仓库"
     assert load_translations("en").gettext("Repositories") == "Repositories"

@@ -1,4 +1,5 @@
-"""The page about the mirror, without a browser: who sees it, what it shows, and what its forms do."""
+"""The page about the mirror: who sees the page, what it shows, and what its forms do. The tests send requests without a
+browser."""
 
 from __future__ import annotations
 
@@ -23,51 +24,52 @@ PATHS = ("/ui/mirror", "/ui/mirror/images", "/ui/mirror/downloads")
 FORMS = ("refresh", "freeze", "unfreeze", "purge", "warm")
 
 
-async def test_it_is_for_admins(tmp_path: Path) -> None:
-    """Only admins see the pages, the link to them, and the responses of their forms. Forms of another site are
+async def test_the_mirror_pages_are_for_admins(tmp_path: Path) -> None:
+    """Only admins see the pages and the link to them, and only admins may send their forms. Forms of another site are
     refused."""
-    async with site(tmp_path) as here, here.browser() as browser:
+    async with site(tmp_path) as server, server.browser() as browser:
         for path in PATHS:
             assert (await browser.get(path)).status_code == 303
-        await here.log_in(browser, "alice")
+        await server.log_in(browser, "alice")
         for path in PATHS:
             assert (await browser.get(path)).status_code == 403
         for form in FORMS:
             data = {"reference": f"{UBUNTU}:24.04", "references": "ubuntu", "sure": "yes"}
             assert (await browser.post(f"/ui/mirror/{form}", data=data, headers=FROM_PAGE)).status_code == 403
         assert 'href="/ui/mirror"' not in (await browser.get("/ui/repositories")).text
-        await here.log_in(browser, "root")
+        await server.log_in(browser, "root")
         assert 'href="/ui/mirror"' in (await browser.get("/ui/repositories")).text
         for path in PATHS:
             assert (await browser.get(path)).status_code == 200
         for form in (*FORMS, "../upkeep/stop"):
             foreign = await browser.post(f"/ui/mirror/{form}", data={}, headers={"sec-fetch-site": "cross-site"})
             assert foreign.status_code == 403
-        assert await here.store.jobs.active("warm") == []
+        assert await server.store.jobs.active("warm") == []
 
 
 async def test_without_an_upstream(tmp_path: Path) -> None:
-    async with site(tmp_path, upstream=[]) as here, here.browser() as browser:
-        await here.log_in(browser, "root")
+    """If the registry has no upstream, the pages say so."""
+    async with site(tmp_path, upstream=[]) as server, server.browser() as browser:
+        await server.log_in(browser, "root")
         assert "mirrors no other one" in (await browser.get("/ui/mirror")).text
         assert "No image is cached" in (await browser.get("/ui/mirror/images")).text
 
 
 async def test_cached_images(tmp_path: Path) -> None:
-    """Cached images are listed in the chosen order, with a filter, page by page."""
-    async with site(tmp_path) as here, here.browser() as browser:
-        await here.log_in(browser, "root")
+    """The page lists the cached images in the order and with the filter of its query. A long list has several pages."""
+    async with site(tmp_path) as server, server.browser() as browser:
+        await server.log_in(browser, "root")
         for number in range(27):
-            await add_cached(here.store, f"docker.io/team/app{number:02}", "v1", of=str(number))
-        index = await add_index(here.store, UBUNTU, "24.04", [("linux", "amd64"), ("linux", "arm64")], present=2)
-        await add_cached(here.store, "team/hosted", "v1")
+            await add_cached(server.store, f"docker.io/team/app{number:02}", "v1", of=str(number))
+        index = await add_index(server.store, UBUNTU, "24.04", [("linux", "amd64"), ("linux", "arm64")], present=2)
+        await add_cached(server.store, "team/hosted", "v1")
 
         async def names(query: str) -> list[str]:
             answer = await browser.get(f"/ui/mirror/images?{query}")
             assert answer.status_code == 200, answer.text
-            more = re.search(r'<a class="button" href="([^"]+after=[^"]+)"', answer.text)
-            found = re.findall(r'<a href="/ui/repositories/([^@"]+)@', answer.text)
-            return found + (await names(more[1].partition("?")[2].replace("&amp;", "&")) if more else [])
+            next_link = re.search(r'<a class="button" href="([^"]+after=[^"]+)"', answer.text)
+            listed = re.findall(r'<a href="/ui/repositories/([^@"]+)@', answer.text)
+            return listed + (await names(next_link[1].partition("?")[2].replace("&amp;", "&")) if next_link else [])
 
         apps = [f"docker.io/team/app{number:02}" for number in range(27)]
         assert await names("sort=oldest-pull") == [*apps, UBUNTU]
@@ -80,18 +82,19 @@ async def test_cached_images(tmp_path: Path) -> None:
             assert (await browser.get(f"/ui/mirror/images?{query}")).status_code == status
 
 
-async def test_purge_asks_first(tmp_path: Path) -> None:
-    """Only the confirmed form deletes. Content that a frozen tag needs stays, unless the form forces its deletion."""
-    async with site(tmp_path) as here, here.browser() as browser:
-        await here.log_in(browser, "root")
-        image = await add_cached(here.store, UBUNTU, "24.04", "lts")
+async def test_a_purge_needs_a_confirmation(tmp_path: Path) -> None:
+    """A purge deletes an image from the cache. Only the confirmed form deletes it. An image that a frozen tag needs
+    stays until the tag is unfrozen."""
+    async with site(tmp_path) as server, server.browser() as browser:
+        await server.log_in(browser, "root")
+        image = await add_cached(server.store, UBUNTU, "24.04", "lts")
         reference = {"reference": f"{UBUNTU}@{image.digest}"}
 
-        async def purge(**more: str) -> tuple[int, str]:
-            answer = await browser.post("/ui/mirror/purge", data={**reference, **more}, headers=FROM_PAGE)
+        async def purge(**fields: str) -> tuple[int, str]:
+            answer = await browser.post("/ui/mirror/purge", data={**reference, **fields}, headers=FROM_PAGE)
             return answer.status_code, answer.text
 
-        await here.store.upstream_tags.freeze(RepositoryName(UBUNTU), Tag("lts"), Digest(image.digest), by=BY)
+        await server.store.upstream_tags.freeze(RepositoryName(UBUNTU), Tag("lts"), Digest(image.digest), by=BY)
         status, text = await purge()
         assert (status, 'name="sure"' in text) == (200, True)
         status, text = await purge(sure="yes")
@@ -108,36 +111,38 @@ async def test_purge_asks_first(tmp_path: Path) -> None:
 
 
 async def test_purge_of_a_repository(tmp_path: Path) -> None:
-    """It asks first as well, deletes all images of this repository, and none of another one."""
-    async with site(tmp_path) as here, here.browser() as browser:
-        await here.log_in(browser, "root")
+    """The purge of a repository needs a confirmation too. It deletes all cached images of this repository, and none of
+    another."""
+    async with site(tmp_path) as server, server.browser() as browser:
+        await server.log_in(browser, "root")
         for number in range(2):
-            await add_cached(here.store, UBUNTU, f"24.0{number}", of=str(number))
-        await add_cached(here.store, "docker.io/library/debian", "12")
+            await add_cached(server.store, UBUNTU, f"24.0{number}", of=str(number))
+        await add_cached(server.store, "docker.io/library/debian", "12")
 
-        async def purge(reference: str, **more: str) -> tuple[int, str]:
-            data = {"reference": reference, "everything": "yes", **more}
+        async def purge(reference: str, **fields: str) -> tuple[int, str]:
+            data = {"reference": reference, "everything": "yes", **fields}
             answer = await browser.post("/ui/mirror/purge", data=data, headers=FROM_PAGE)
             return answer.status_code, answer.text
 
         status, text = await purge("ubuntu:24.04")
         assert (status, 'name="everything" value="yes"' in text) == (200, True)
         assert '<h1 class="name">ubuntu</h1>' in text
-        assert len(await all_tags(here.store, RepositoryName(UBUNTU))) == 2
+        assert len(await all_tags(server.store, RepositoryName(UBUNTU))) == 2
         status, text = await purge("ubuntu:24.04", sure="yes")
         assert (status, "not in the cache any more" in text) == (200, True)
         images = (await browser.get("/ui/mirror/images")).text
         assert (UBUNTU in images, "docker.io/library/debian" in images) == (False, True)
         for reference, status in (("<script>", 400), ("ubuntu", 404), ("team/none", 404)):
-            for more in ({}, {"sure": "yes"}) if status == 400 else ({"sure": "yes"},):
-                assert (await purge(reference, **more))[0] == status, reference
+            for fields in ({}, {"sure": "yes"}) if status == 400 else ({"sure": "yes"},):
+                assert (await purge(reference, **fields))[0] == status, reference
 
 
-async def test_an_upstream_that_does_not_answer(tmp_path: Path) -> None:
-    """The page is sent at once, and a refresh says what is wrong. A wrong reference is shown as text."""
-    async with site(tmp_path) as here, here.browser() as browser:
-        await here.log_in(browser, "root")
-        await add_cached(here.store, UBUNTU, "24.04")
+async def test_an_unavailable_upstream(tmp_path: Path) -> None:
+    """If the upstream cannot be reached, the page is still sent, and a refresh shows an error. An invalid reference is
+    shown as text."""
+    async with site(tmp_path) as server, server.browser() as browser:
+        await server.log_in(browser, "root")
+        await add_cached(server.store, UBUNTU, "24.04")
         assert "http://127.0.0.1:9" in (await browser.get("/ui/mirror")).text
         for form in ("refresh", "freeze"):
             for reference, status in (
@@ -154,17 +159,17 @@ async def test_an_upstream_that_does_not_answer(tmp_path: Path) -> None:
                 assert answer.status_code == 400
 
 
-async def test_warming_and_stopping(tmp_path: Path) -> None:
-    """A form starts a job, the page shows it, and another form stops it."""
-    async with site(tmp_path) as here, here.browser() as browser:
-        await here.log_in(browser, "root")
-        work = here.app.app.service.work
+async def test_warming_is_started_and_stopped(tmp_path: Path) -> None:
+    """A form starts a job that downloads images into the cache. The page shows the job, and another form stops it."""
+    async with site(tmp_path) as server, server.browser() as browser:
+        await server.log_in(browser, "root")
+        work = server.app.app.service.work
         assert work is not None
-        await work.hand_over()  # so that the job waits
+        await work.hand_over()  # now this process runs no jobs, so the job stays in the queue
         data = {"references": "ubuntu:24.04\r\n debian:12\r\n", "platform": "linux/amd64 linux/arm64"}
         answer = await browser.post("/ui/mirror/warm", data=data, headers=FROM_PAGE)
         assert (answer.status_code, answer.headers["location"]) == (303, "/ui/mirror#downloads")
-        (job,) = await here.store.jobs.active("warm")
+        (job,) = await server.store.jobs.active("warm")
         assert job.arguments == {
             "references": ["ubuntu:24.04", "debian:12"],
             "platforms": ["linux/amd64", "linux/arm64"],
@@ -174,7 +179,7 @@ async def test_warming_and_stopping(tmp_path: Path) -> None:
         stop = {"job": str(job.id), "next": "/ui/mirror"}
         stopped = await browser.post("/ui/upkeep/stop", data=stop, headers=FROM_PAGE)
         assert stopped.headers["location"] == "/ui/mirror"
-        assert await here.store.jobs.active("warm") == []
+        assert await server.store.jobs.active("warm") == []
         assert f'id="stop-{job.id}"' not in (await browser.get("/ui/mirror")).text
         for number, status in (("", 400), ("x", 400), ("-1", 400), ("999999", 404)):
             answer = await browser.post("/ui/upkeep/stop", data={"job": number}, headers=FROM_PAGE)
@@ -191,27 +196,32 @@ async def test_warming_and_stopping(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_an_upstream_that_hangs(tmp_path: Path) -> None:
-    """Forms that wait for the upstream do not delay other pages, and the waiting job can be stopped."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
-        upstream = {"name": "docker.io", "default": True, "endpoints": [f"http://127.0.0.1:{silent.getsockname()[1]}"]}
-        async with site(tmp_path, upstream=[upstream]) as here, here.browser() as browser:
-            await here.log_in(browser, "root")
+    """While forms wait for an upstream that does not respond, other pages are not delayed. A job that waits for it can
+    be stopped."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as hanging_upstream:
+        upstream = {
+            "name": "docker.io",
+            "default": True,
+            "endpoints": [f"http://127.0.0.1:{hanging_upstream.getsockname()[1]}"],
+        }
+        async with site(tmp_path, upstream=[upstream]) as server, server.browser() as browser:
+            await server.log_in(browser, "root")
             await browser.post("/ui/mirror/warm", data={"references": "ubuntu:24.04"}, headers=FROM_PAGE)
             data = {"reference": "ubuntu:24.04"}
             forms = [
                 asyncio.create_task(browser.post("/ui/mirror/refresh", data=data, headers=FROM_PAGE))
                 for _ in range(AT_ONCE_FOR_ONE + 1)
             ]
-            (job,) = (await here.store.jobs.jobs(None, 1)).items
+            (job,) = (await server.store.jobs.jobs(None, 1)).items
             while job.state is JobState.QUEUED:
                 await asyncio.sleep(0.02)
-                job = await here.store.jobs.job(job.id)
+                job = await server.store.jobs.job(job.id)
             for path in PATHS:
                 assert (await browser.get(path)).status_code == 200
             await browser.post("/ui/upkeep/stop", data={"job": str(job.id)}, headers=FROM_PAGE)
             while job.ended is None:
                 await asyncio.sleep(0.02)
-                job = await here.store.jobs.job(job.id)
+                job = await server.store.jobs.job(job.id)
             assert job.state is JobState.STOPPED
             assert not any(form.done() for form in forms)
             await cancel_and_wait(forms)

@@ -1,4 +1,5 @@
-"""Logins, forms and errors of the pages, without a browser, and what requests of other sites may cause."""
+"""Logins, forms and errors of the pages. The tests send requests without a browser, including requests that other sites
+could cause."""
 
 from __future__ import annotations
 
@@ -20,29 +21,29 @@ from tests.unit.registry.ui.test_pages import FROM_PAGE, PASSWORD, names_on, sit
 
 
 async def test_log_in_and_out(tmp_path: Path) -> None:
-    """The session is a cookie that scripts cannot read. A wrong password says nothing about the account. The way back
-    never leads to another site."""
-    async with site(tmp_path) as here, here.browser() as browser:
+    """The session is in a cookie that scripts cannot read. The response to a wrong password does not tell whether the
+    account exists. After the login, the visitor is never redirected to another site."""
+    async with site(tmp_path) as server, server.browser() as browser:
         for name in ("alice", "nobody", "Not A Name"):
-            refused = await here.log_in(browser, name, password="wrong")
+            refused = await server.log_in(browser, name, password="wrong")
             assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
             assert "The user name or the password is wrong." in refused.text
-        assert (await here.log_in(browser, "", password="")).status_code == 400
-        refused = await here.log_in(browser, "alice", password="wrong", next="/ui/setup?client=podman")
-        place = "/ui/login?next=/ui/setup%3Fclient%3Dpodman"
-        # The form of the language leads back to the login.
-        assert f'action="/ui/language">\n<input type="hidden" name="next" value="{place}">' in refused.text
-        form = await browser.get(place)
+        assert (await server.log_in(browser, "", password="")).status_code == 400
+        refused = await server.log_in(browser, "alice", password="wrong", next="/ui/setup?client=podman")
+        login_path = "/ui/login?next=/ui/setup%3Fclient%3Dpodman"
+        # After a change of the language, the visitor gets back to the login page.
+        assert f'action="/ui/language">\n<input type="hidden" name="next" value="{login_path}">' in refused.text
+        form = await browser.get(login_path)
         assert '<input type="hidden" name="next" value="/ui/setup?client=podman">' in form.text
-        done = await here.log_in(browser, "alice", next="/ui/setup?client=podman")
-        assert done.headers["location"] == "/ui/setup?client=podman"
-        assert "HttpOnly" in done.headers["set-cookie"]
-        assert "SameSite=lax" in done.headers["set-cookie"]
+        logged_in = await server.log_in(browser, "alice", next="/ui/setup?client=podman")
+        assert logged_in.headers["location"] == "/ui/setup?client=podman"
+        assert "HttpOnly" in logged_in.headers["set-cookie"]
+        assert "SameSite=lax" in logged_in.headers["set-cookie"]
         assert '<span class="account">alice</span>' in (await browser.get("/ui/setup")).text
         assert (await browser.get("/ui/system")).status_code == 403
-        for elsewhere in ("//evil.example", "https://evil.example", "/\\evil.example", "/\t/evil.example", ""):
-            answer = await here.log_in(browser, "alice", next=elsewhere)
-            assert answer.headers["location"] == "/ui/", elsewhere
+        for foreign_url in ("//evil.example", "https://evil.example", "/\\evil.example", "/\t/evil.example", ""):
+            answer = await server.log_in(browser, "alice", next=foreign_url)
+            assert answer.headers["location"] == "/ui/", foreign_url
         ended = await browser.post("/ui/logout", headers={**FROM_PAGE, "content-type": FORM})
         assert ended.headers["location"] == "/ui/"
         assert '<span class="account">' not in (await browser.get("/ui/setup")).text
@@ -52,29 +53,30 @@ async def test_log_in_and_out(tmp_path: Path) -> None:
 FORM = "application/x-www-form-urlencoded"
 
 
-async def test_without_accounts_nobody_logs_in(tmp_path: Path) -> None:
-    """The login page leads to the home page."""
-    async with site(tmp_path, accounts=False) as here, here.browser() as browser:
-        for answer in (await browser.get("/ui/login"), await here.log_in(browser, "alice")):
+async def test_without_accounts_there_is_no_login(tmp_path: Path) -> None:
+    """If the registry has no accounts, the login page redirects to the home page."""
+    async with site(tmp_path, accounts=False) as server, server.browser() as browser:
+        for answer in (await browser.get("/ui/login"), await server.log_in(browser, "alice")):
             assert (answer.status_code, answer.headers["location"]) == (303, "/ui/")
 
 
-async def test_an_api_token_is_no_password_for_pages(tmp_path: Path) -> None:
-    """A session has all rights of the account, and a token may have less."""
-    async with site(tmp_path) as here, here.browser() as browser:
+async def test_an_api_token_cannot_log_in_to_pages(tmp_path: Path) -> None:
+    """An API token is not accepted as a password, because a session has all rights of the account, and the token may
+    have fewer."""
+    async with site(tmp_path) as server, server.browser() as browser:
         import base64
 
-        header = await here.app.token("alice")
+        header = await server.app.token("alice")
         secret = base64.b64decode(header.partition(" ")[2]).decode().partition(":")[2]
-        refused = await here.log_in(browser, "alice", password=secret)
+        refused = await server.log_in(browser, "alice", password=secret)
         assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
 
 
 async def test_a_session_that_ended(tmp_path: Path) -> None:
-    """The page says so, the cookie is gone, and the visitor sees what everyone sees."""
-    async with site(tmp_path) as here, here.browser() as browser:
-        await here.log_in(browser, "alice")
-        await here.app.accounts.set_enabled(AccountName("alice"), False, by=BY)
+    """If the session has ended, the next page says so once and deletes the cookie. Then the visitor is anonymous."""
+    async with site(tmp_path) as server, server.browser() as browser:
+        await server.log_in(browser, "alice")
+        await server.app.accounts.set_enabled(AccountName("alice"), False, by=BY)
         page = await browser.get("/ui/repositories")
         assert "Your session has ended" in page.text
         assert '<span class="account">' not in page.text
@@ -84,42 +86,43 @@ async def test_a_session_that_ended(tmp_path: Path) -> None:
 @pytest.mark.parametrize("headers", [{"sec-fetch-site": "cross-site"}, {"origin": "https://evil.example"}, {}])
 @pytest.mark.parametrize("path", ["/ui/login", "/ui/logout", "/ui/language"])
 async def test_forms_of_other_sites_do_nothing(tmp_path: Path, path: str, headers: dict[str, str]) -> None:
-    """Forms of other sites cannot log somebody in as another, log them out, or change the language."""
-    async with site(tmp_path) as here, here.browser() as browser:
+    """A form of another site cannot log a visitor in or out, or change the language."""
+    async with site(tmp_path) as server, server.browser() as browser:
         fields = {"user": "alice", "password": PASSWORD, "language": "zh-Hans"}
         refused = await browser.post(path, data=fields, headers=headers)
         assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
         assert refused.headers["content-type"] == "text/html; charset=utf-8"
 
 
-async def test_a_name_that_leads_here_is_not_trusted(tmp_path: Path) -> None:
-    """While there are no accounts, a page whose host name leads to this machine cannot read the pages (DNS
-    rebinding)."""
-    async with site(tmp_path, accounts=False) as here:
-        transport = httpx2.ASGITransport(app=here.app.app, client=("127.0.0.1", 1))
+async def test_a_foreign_host_name_is_refused(tmp_path: Path) -> None:
+    """While there are no accounts, a browser on the registry's machine may not use a foreign host name. Otherwise a
+    page of another site could read the pages (DNS rebinding)."""
+    async with site(tmp_path, accounts=False) as server:
+        transport = httpx2.ASGITransport(app=server.app.app, client=("127.0.0.1", 1))
         async with httpx2.AsyncClient(transport=transport, base_url="http://evil.example") as browser:
             refused = await browser.get("/ui/repositories", headers=FROM_PAGE)
             assert refused.status_code == 403
 
 
-@pytest.mark.parametrize(("language", "word"), [("en", "Nothing is here"), ("zh-CN", "页面不存在")])
-async def test_errors_are_pages(tmp_path: Path, language: str, word: str) -> None:
-    """404, 403, 400, 405 and 500, in the language of the visitor, as HTML that runs nothing."""
-    async with site(tmp_path) as here, here.browser(**{"accept-language": language}) as browser:
+@pytest.mark.parametrize(("language", "text"), [("en", "Nothing is here"), ("zh-CN", "页面不存在")])
+async def test_errors_are_pages(tmp_path: Path, language: str, text: str) -> None:
+    """Errors with 400, 404 and 500 are pages in the visitor's language. They contain no script from the request, and no
+    cause of an internal error."""
+    async with site(tmp_path) as server, server.browser(**{"accept-language": language}) as browser:
         missing = await browser.get("/ui/nothing")
-        assert (missing.status_code, word in missing.text) == (404, True)
-        evil = "/ui/repositories/%3Cscript%3Ealert(1)%3C/script%3E"
-        for path, status in ((evil, 404), ("/ui/repositories?q=%zz", 400), ("/ui/setup?client=%3Cb%3E", 404)):
+        assert (missing.status_code, text in missing.text) == (404, True)
+        hostile_path = "/ui/repositories/%3Cscript%3Ealert(1)%3C/script%3E"
+        for path, status in ((hostile_path, 404), ("/ui/repositories?q=%zz", 400), ("/ui/setup?client=%3Cb%3E", 404)):
             answer = await browser.get(path)
             assert (answer.status_code, "<script>alert" in answer.text) == (status, False)
             assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
             assert answer.headers["x-frame-options"] == "DENY"
-        await here.log_in(browser, "root")
+        await server.log_in(browser, "root")
 
         async def fail(*_: object, **__: object) -> None:
             raise StorageFailed("the secret path")
 
-        pages = here.app.app.service.pages
+        pages = server.app.app.service.pages
         assert pages is not None
         pages.content.repositories = fail  # type: ignore[method-assign, assignment]
         failed = await browser.get("/ui/repositories")
@@ -128,9 +131,10 @@ async def test_errors_are_pages(tmp_path: Path, language: str, word: str) -> Non
 
 
 async def test_too_many_requests_get_a_page(tmp_path: Path) -> None:
-    """With Retry-After, in the visitor's language; programs get JSON."""
+    """A browser gets the 429 as a page in the visitor's language, with Retry-After. Paths outside the pages get
+    JSON."""
     limits = {"requests_per_second": 0.001, "burst": 1}
-    async with site(tmp_path, limits=limits) as here, here.browser(**{"accept-language": "zh"}) as browser:
+    async with site(tmp_path, limits=limits) as server, server.browser(**{"accept-language": "zh"}) as browser:
         assert (await browser.get("/ui/setup")).status_code == 200
         for _ in range(2):
             refused = await browser.get("/ui/setup")
@@ -140,11 +144,12 @@ async def test_too_many_requests_get_a_page(tmp_path: Path) -> None:
 
 
 async def test_a_docker_hub_that_is_not_the_default_upstream(tmp_path: Path) -> None:
-    """docker gets the name to pull, and builders with `?ns=` get the mirror."""
+    """docker can use a mirror only if Docker Hub is the default upstream. Otherwise the set-up page shows the full name
+    to pull. BuildKit can still use the mirror."""
     endpoints = ["http://127.0.0.1:9"]
     hub = {"name": "docker.io", "endpoints": endpoints}
     upstream = [hub, {"name": "quay.io", "default": True, "endpoints": endpoints}]
-    async with site(tmp_path, accounts=False, upstream=upstream) as here, here.browser() as browser:
+    async with site(tmp_path, accounts=False, upstream=upstream) as server, server.browser() as browser:
         docker = (await browser.get("/ui/setup")).text
         assert "docker pull registry.test/docker.io/library/ubuntu" in docker
         assert "registry-mirrors" not in docker
@@ -154,25 +159,26 @@ async def test_a_docker_hub_that_is_not_the_default_upstream(tmp_path: Path) -> 
 
 
 async def test_too_many_pages_of_one_visitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page that says so is the same for all, and so costs nothing."""
+    """If a visitor requests too many pages at a time, the 429 is a page that is the same for everyone, so it need not
+    be rendered."""
     monkeypatch.setattr(page_limits, "WAITING_FOR_ONE", 0)
-    async with site(tmp_path) as here, here.browser() as browser:
+    async with site(tmp_path) as server, server.browser() as browser:
         first, second = [await browser.get("/ui/setup") for _ in range(2)]
         assert (first.status_code, first.text) == (429, second.text)
         assert "Too many requests" in first.text
         assert int(first.headers["retry-after"]) > 0
 
 
-async def test_forms_that_arrive_slowly_hold_up_no_pages(tmp_path: Path) -> None:
-    """However many forms arrive slowly, other pages are made."""
-    async with site(tmp_path) as here, here.browser() as browser:
-        rest, arriving = asyncio.Event(), 0
+async def test_slow_forms_do_not_delay_pages(tmp_path: Path) -> None:
+    """While several forms arrive slowly, other pages are still sent."""
+    async with site(tmp_path) as server, server.browser() as browser:
+        send_rest, arriving = asyncio.Event(), 0
 
         async def slow_form() -> AsyncIterator[bytes]:
             nonlocal arriving
             arriving += 1
             yield b"user=alice&"
-            await rest.wait()
+            await send_rest.wait()
             yield b"password=wrong"
 
         async def send(path: str) -> int:
@@ -181,32 +187,34 @@ async def test_forms_that_arrive_slowly_hold_up_no_pages(tmp_path: Path) -> None
 
         async with asyncio.TaskGroup() as tasks:
             forms = [tasks.create_task(send(path)) for path in ("/ui/login", "/ui/logout", "/ui/language") * 2]
-            while arriving < len(forms):  # noqa: ASYNC110 - the requests have no event for it
+            while arriving < len(forms):  # noqa: ASYNC110 - there is no event for the start of a request
                 await asyncio.sleep(0.01)
             async with asyncio.timeout(30):
                 assert (await browser.get("/ui/setup")).status_code == 200
-            rest.set()
+            send_rest.set()
         assert sorted(form.result() for form in forms) == [303, 303, 400, 400, 403, 403]
 
 
-async def test_the_root_leads_browsers_to_the_pages(tmp_path: Path) -> None:
-    """`/` leads browsers to the pages, and programs get a text. Without pages everybody gets the text."""
+async def test_the_root_redirects_browsers_to_the_pages(tmp_path: Path) -> None:
+    """`/` redirects browsers to the pages. Other programs get a text. If the pages are disabled, browsers get the text
+    too."""
     html = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-    async with site(tmp_path / "a", accounts=False) as here, here.browser() as browser:
+    async with site(tmp_path / "a", accounts=False) as server, server.browser() as browser:
         assert (await browser.get("/", headers=html)).headers["location"] == "/ui/"
         assert (await browser.get("/ui")).headers["location"] == "/ui/"
         assert (await browser.get("/ui/")).headers["location"] == "/ui/overview"
         text = await browser.get("/")
         assert "docker push registry.test/team/app" in text.text
         assert text.headers["vary"] == "Accept"
-    async with site(tmp_path / "b", accounts=False, pages={"enabled": False}) as here, here.browser() as browser:
+    async with site(tmp_path / "b", accounts=False, pages={"enabled": False}) as server, server.browser() as browser:
         assert "docker push" in (await browser.get("/", headers=html)).text
         assert (await browser.get("/ui/repositories")).headers["content-type"] == "application/json"
 
 
-async def test_files_are_kept_for_ever(tmp_path: Path) -> None:
-    """Files are cached for ever under the path with the right hash, and not under another one."""
-    async with site(tmp_path, accounts=False) as here, here.browser() as browser:
+async def test_static_files_are_cached_for_ever(tmp_path: Path) -> None:
+    """A static file is cached for ever under the path with the present version. Under a path with another version, it
+    must be revalidated."""
+    async with site(tmp_path, accounts=False) as server, server.browser() as browser:
         page = (await browser.get("/ui/setup")).text
         paths = re.findall(r'(?:src|href)="(/ui/static/[^"]+)"', page)
         assert {path.rpartition("/")[2] for path in paths} == {"page.css", "page.js", "icon.svg", "htmx.min.js"}
@@ -217,17 +225,18 @@ async def test_files_are_kept_for_ever(tmp_path: Path) -> None:
             assert (await browser.get(path)).status_code == 404
 
 
-async def test_pages_never_ask_an_upstream(tmp_path: Path) -> None:
-    """The registry that pages read refuses changes, and content that is not stored is unknown to it."""
-    async with site(tmp_path, accounts=False) as here, here.browser() as browser:
+async def test_pages_send_no_request_to_an_upstream(tmp_path: Path) -> None:
+    """The page of a mirrored repository that is not in the cache gets 404. No request is sent to the upstream for
+    it."""
+    async with site(tmp_path, accounts=False) as server, server.browser() as browser:
         missing = await browser.get("/ui/repositories/docker.io/library/nginx")
         assert missing.status_code == 404
-        assert await here.store.records.allowance("docker.io") is None
+        assert await server.store.records.allowance("docker.io") is None
         assert RepositoryName("docker.io/library/nginx") not in names_on(await browser.get("/ui/repositories"))
 
 
 def test_the_application_without_a_store_has_no_pages(tmp_path: Path) -> None:
-    """Without a store there are no accounts and no settings that pages could show."""
+    """Without a store, there are no accounts and no content that pages could show, so there are no pages."""
     from registry.config import Settings
     from storage.memory_registry import MemoryRegistry
 

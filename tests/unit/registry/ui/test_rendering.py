@@ -1,4 +1,5 @@
-"""How pages show values, and that no value becomes HTML."""
+"""How pages show sizes, digests and times, that values are escaped in HTML, and how the number of pages at a time is
+limited."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from tests.fakes.server_process import ROOT
 
 
 @pytest.mark.parametrize(
-    ("size", "shown"),
+    ("size", "text"),
     [
         (0, "0 B"),
         (1023, "1023 B"),
@@ -33,18 +34,19 @@ from tests.fakes.server_process import ROOT
         (5000 * 1024**4, "5000 TiB"),
     ],
 )
-def test_sizes(size: int, shown: str) -> None:
+def test_sizes(size: int, text: str) -> None:
     """A size has three digits and a binary unit."""
-    assert format_size(size) == shown
+    assert format_size(size) == text
 
 
 def test_digests_are_short() -> None:
-    """A digest is shortened after its algorithm."""
+    """A digest is shown with its algorithm and twelve digits."""
     assert short_digest("sha256:" + "0123456789abcdef" * 4) == "sha256:0123456789ab"
 
 
-def test_times_are_utc_until_a_script_shows_them() -> None:
-    """Times are written in UTC, whatever the time zone of the value."""
+def test_times_are_shown_in_utc() -> None:
+    """Times are written in UTC, whatever the time zone of the value. (In the browser, a script then shows them in local
+    time.)"""
     template = make_environment("en", PageFiles()).from_string("{{ moment|time }}")
     for moment in (
         datetime(2026, 11, 29, 2, 3, 4, tzinfo=UTC),
@@ -54,44 +56,46 @@ def test_times_are_utc_until_a_script_shows_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("language", "seconds", "shown"),
+    ("language", "seconds", "text"),
     [("en", 3 * 86400, "3 days ago"), ("zh-Hans", 3 * 86400, "3天前"), ("en", -5, "1 second ago")],
 )
-def test_ages(language: str, seconds: int, shown: str) -> None:
-    """In the visitor's language, with the time as the title. A clock that is ahead gives no age in the future."""
+def test_ages(language: str, seconds: int, text: str) -> None:
+    """An age is written in the visitor's language, with the time as the title. If a time is in the future because of a
+    wrong clock, the age is one second."""
     template = make_environment(language, PageFiles()).from_string("{{ moment|age(now) }}")
     moment = datetime(2026, 11, 29, 2, 3, 4, tzinfo=UTC)
     age = template.render(moment=moment, now=moment + timedelta(seconds=seconds))
     title = 'datetime="2026-11-29T02:03:04Z" title="2026-11-29 02:03 UTC"'
-    assert age == f"<time {title} data-age>{shown}</time>"
+    assert age == f"<time {title} data-age>{text}</time>"
 
 
 def test_values_are_escaped_and_must_exist() -> None:
-    """Values are escaped, also in translated texts, where the text is trusted and the value is not. A missing value is
-    an error."""
+    """Values are escaped, even within translated texts, which are not escaped themselves. A missing value is an
+    error."""
     environment = make_environment("zh-Hans", PageFiles())
-    evil = "<script>\"'&"
-    assert environment.from_string("{{ x }}").render(x=evil) == "&lt;script&gt;&#34;&#39;&amp;"
-    shown = environment.from_string('{{ _("Tags of %(name)s", name=x) }}').render(x=evil)
-    assert shown == "&lt;script&gt;&#34;&#39;&amp; 的标签"
+    hostile = "<script>\"'&"
+    assert environment.from_string("{{ x }}").render(x=hostile) == "&lt;script&gt;&#34;&#39;&amp;"
+    rendered = environment.from_string('{{ _("Tags of %(name)s", name=x) }}').render(x=hostile)
+    assert rendered == "&lt;script&gt;&#34;&#39;&amp; 的标签"
     with pytest.raises(jinja2.UndefinedError):
         environment.from_string("{{ y }}").render()
 
 
-def test_no_template_has_scripts_or_styles_of_its_own() -> None:
-    """Templates have no inline scripts or styles, which the content security policy would block, and none switches the
-    escaping off."""
+def test_templates_have_no_inline_scripts_or_styles() -> None:
+    """Templates have no inline scripts or styles, because the content security policy would block them. No template
+    turns the escaping off."""
     for path in TEMPLATES.iterdir():
         text = path.read_text()
-        found = re.findall(
+        violations = re.findall(
             r"\|\s*safe|autoescape|style=|<style|javascript:|\son[a-z]+=|hx-on|<script(?! defer src| type=\S+ src)",
             text,
         )
-        assert found == [], path.name
+        assert violations == [], path.name
 
 
 def test_files_have_one_version() -> None:
-    """htmx has the version that the pages are written for, and there are no files but these."""
+    """The static files have one version, which is in their paths. htmx has the version for which the pages are written.
+    Only the listed files exist."""
     files = PageFiles()
     assert files.path("page.css") == f"/ui/static/{files.version}/page.css"
     assert PageFiles().version == files.version
@@ -104,14 +108,14 @@ def test_files_have_one_version() -> None:
 
 
 @pytest.mark.slow
-def test_a_start_does_not_wait_for_templates() -> None:
-    """The application can be made without Jinja2 and Babel, which a process imports for its first page."""
+def test_the_start_does_not_import_the_template_engine() -> None:
+    """The application starts without an import of Jinja2 and Babel. A process imports them for its first page."""
     code = "import sys, registry.app; sys.exit(bool({'jinja2', 'babel'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-async def test_a_template_that_fails_fails_its_page_alone() -> None:
-    """After a template fails, the next page is rendered."""
+async def test_a_failing_template_does_not_affect_other_pages() -> None:
+    """After a template has failed, the next page is rendered."""
     renderer = PageRenderer(PageFiles())
     with pytest.raises(jinja2.UndefinedError):
         await renderer.render("error.html", "en", {})
@@ -121,15 +125,16 @@ async def test_a_template_that_fails_fails_its_page_alone() -> None:
     assert b"<h1>Nothing is here</h1>" in body
 
 
-async def test_one_visitor_leaves_room_for_others() -> None:
-    """One visitor gets some pages at a time, waits with some more, and is refused with yet more. Another one is not."""
-    limits, gate, running = PageLimits(), asyncio.Event(), 0
+async def test_the_pages_of_one_visitor_are_limited() -> None:
+    """One visitor gets a few pages at a time. Some further requests of this visitor wait, and the rest is refused.
+    Other visitors are not affected."""
+    limits, finish, running = PageLimits(), asyncio.Event(), 0
 
     async def page(visitor: str) -> None:
         nonlocal running
         async with limits.page(visitor):
             running += 1
-            await gate.wait()
+            await finish.wait()
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(WAITING_FOR_ONE):
@@ -143,13 +148,13 @@ async def test_one_visitor_leaves_room_for_others() -> None:
         for _ in range(5):
             await asyncio.sleep(0)
         assert running == AT_ONCE_FOR_ONE + 1
-        gate.set()
+        finish.set()
     assert running == WAITING_FOR_ONE + 1
     await page("alice")
 
 
-async def test_a_cancelled_page_gives_its_slot_back() -> None:
-    """A cancelled page releases its slot, and one that waits for a slot leaves the queue."""
+async def test_a_cancelled_page_releases_its_slot() -> None:
+    """A cancelled page releases its slot. A cancelled request that waits for a slot leaves the queue."""
     limits = PageLimits()
     for _ in range(WAITING_FOR_ONE * 2):
         async with asyncio.TaskGroup() as tasks:

@@ -1,4 +1,5 @@
-"""The page about upkeep, without a browser: who sees it, what it shows, and what its forms start."""
+"""The page about upkeep (garbage collection, checks, retention, backups): who sees the page, what it shows, and which
+jobs its forms start. The tests send requests without a browser."""
 
 from __future__ import annotations
 
@@ -17,50 +18,51 @@ KINDS = {
     "retention": ("retention", {}),
     "evict": ("evict", {"to": None, "upstream": None, "dry_run": False}),
 }
+"""For each kind of work in the form: the kind of job that it starts, and the arguments of the job."""
 RULES = [{"repositories": ["team/*"], "keep_last": 2, "keep_tags": ["v*"]}]
 
 
-async def without_jobs(here: Site) -> None:
-    """Makes jobs wait."""
-    work = here.app.app.service.work
+async def stop_running_jobs(server: Site) -> None:
+    """Makes this process run no jobs, so that new jobs stay in the queue."""
+    work = server.app.app.service.work
     assert work is not None
     await work.hand_over()
 
 
-async def test_it_is_for_admins(tmp_path: Path) -> None:
-    """Only admins see the pages and start work; forms of another site are refused."""
-    async with site(tmp_path) as here, here.browser() as browser:
+async def test_the_upkeep_pages_are_for_admins(tmp_path: Path) -> None:
+    """Only admins see the pages and may start work. Forms of another site are refused."""
+    async with site(tmp_path) as server, server.browser() as browser:
         for path in PATHS:
             assert (await browser.get(path)).status_code == 303
-        await here.log_in(browser, "alice")
+        await server.log_in(browser, "alice")
         for path in PATHS:
             assert (await browser.get(path)).status_code == 403
         start = {"kind": "gc", "sure": "yes"}
         assert (await browser.post("/ui/upkeep/start", data=start, headers=FROM_PAGE)).status_code == 403
         assert 'href="/ui/upkeep"' not in (await browser.get("/ui/repositories")).text
-        await here.log_in(browser, "root")
+        await server.log_in(browser, "root")
         for path in PATHS:
             assert (await browser.get(path)).status_code == 200
         foreign = await browser.post("/ui/upkeep/start", data=start, headers={"sec-fetch-site": "cross-site"})
         assert foreign.status_code == 403
-        assert (await here.store.jobs.jobs(None, 10)).items == []
+        assert (await server.store.jobs.jobs(None, 10)).items == []
 
 
 async def test_each_kind_of_work_is_started(tmp_path: Path) -> None:
-    """Work is started as a job of the visitor. Work that deletes content needs a confirmation. If work cannot be
-    started, the page says why."""
-    async with site(tmp_path, retention=RULES, cache={"max": 10**9}) as here, here.browser() as browser:
-        await here.log_in(browser, "root")
-        await without_jobs(here)
+    """A form starts a job in the name of the visitor. A job that deletes content needs a confirmation. If a job cannot
+    be started, the page says why."""
+    async with site(tmp_path, retention=RULES, cache={"max": 10**9}) as server, server.browser() as browser:
+        await server.log_in(browser, "root")
+        await stop_running_jobs(server)
         for kind, (job_kind, arguments) in KINDS.items():
             answer = await browser.post("/ui/upkeep/start", data={"kind": kind}, headers=FROM_PAGE)
             if kind in ("retention", "evict"):
                 assert (answer.status_code, 'name="sure"' in answer.text) == (200, True)
-                assert await here.store.jobs.active(job_kind) == []
+                assert await server.store.jobs.active(job_kind) == []
                 data = {"kind": kind, "sure": "yes"}
                 answer = await browser.post("/ui/upkeep/start", data=data, headers=FROM_PAGE)
             assert (answer.status_code, answer.headers["location"]) == (303, "/ui/upkeep#jobs")
-            job = (await here.store.jobs.active(job_kind))[-1]
+            job = (await server.store.jobs.active(job_kind))[-1]
             assert (job.arguments, job.actor) == (arguments, "root")
         for kind, status in (("scrub", 409), ("backup", 409), ("", 400), ("import-remote", 400)):
             answer = await browser.post("/ui/upkeep/start", data={"kind": kind}, headers=FROM_PAGE)
@@ -77,7 +79,8 @@ async def test_each_kind_of_work_is_started(tmp_path: Path) -> None:
 
 
 async def test_budgets_quotas_and_backups(tmp_path: Path) -> None:
-    """Budgets and quotas are shown with their limits. If the directory of backups cannot be read, the page says so."""
+    """The page shows budgets and quotas with their limits. If the directory of backups cannot be read, the page says
+    so."""
     target = tmp_path / "backups"
     (target / "snapshots" / "bad").mkdir(parents=True)
     async with (
@@ -86,28 +89,29 @@ async def test_budgets_quotas_and_backups(tmp_path: Path) -> None:
             quota=[{"prefix": "team/", "max_size": 2**30, "max_tags": 9}],
             cache={"max": 2**31},
             backup={"target": target},
-        ) as here,
-        here.browser() as browser,
+        ) as server,
+        server.browser() as browser,
     ):
-        await here.log_in(browser, "root")
+        await server.log_in(browser, "root")
         page = (await browser.get("/ui/upkeep")).text
-        for shown in ("Quota of team/", "1.00 GiB", "Cache, all upstreams", "2.00 GiB", "There is no backup yet"):
-            assert shown in page, shown
+        for text in ("Quota of team/", "1.00 GiB", "Cache, all upstreams", "2.00 GiB", "There is no backup yet"):
+            assert text in page, text
         (target / "snapshots" / "bad" / "manifest.json").write_text("<script>")
         page = (await browser.get("/ui/upkeep")).text
         assert "cannot be read" in page
         assert "<script>alert" not in page
 
 
-async def test_the_preview_of_retention(tmp_path: Path) -> None:
-    """The rules, what they would do in each repository, and for one what they decide on each tag."""
-    async with site(tmp_path, retention=RULES) as here, here.browser() as browser:
-        await here.log_in(browser, "root")
+async def test_the_retention_page(tmp_path: Path) -> None:
+    """The page shows the retention rules and the number of tags that they would keep and delete in each repository. For
+    one repository, it shows the decision on each tag."""
+    async with site(tmp_path, retention=RULES) as server, server.browser() as browser:
+        await server.log_in(browser, "root")
         for number in range(4):
-            await add_cached(here.store, "team/app", f"build-{number}", of=str(number))
-        await add_cached(here.store, "team/app", "v1", of="v1")
-        await add_cached(here.store, "team/web", "v1")
-        await add_cached(here.store, "other/app", "v1")
+            await add_cached(server.store, "team/app", f"build-{number}", of=str(number))
+        await add_cached(server.store, "team/app", "v1", of="v1")
+        await add_cached(server.store, "team/web", "v1")
+        await add_cached(server.store, "other/app", "v1")
         listed = (await browser.get("/ui/upkeep/retention")).text
         counts = re.findall(
             r'retention\?repository=([^"]+)">.*?</a>.*?data-label="Rule".*?>(\d+)</td>.*?>(\d+)</td>', listed, re.DOTALL

@@ -1,4 +1,5 @@
-"""Fetched documents: one fetch at a time, pauses, staleness."""
+"""`FetchedDocument` keeps a document that is fetched from another server. It runs one fetch at a time, pauses between
+fetches, and drops a document that has become too old."""
 
 from __future__ import annotations
 
@@ -7,10 +8,11 @@ import asyncio
 from registry.auth.external.fetched_document import FetchedDocument, FetchTimes
 
 TIMES = FetchTimes(refresh_age=100.0, max_age=1000.0, pause_after_failure=10.0, pause_after_success=50.0)
+"""In seconds."""
 
 
 class Source:
-    """A source whose answers the test controls."""
+    """A fake source of the document. The test sets the answer of the next fetch, and `open` lets fetches finish."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -27,7 +29,7 @@ class Source:
 
 
 async def test_concurrent_refreshes_share_one_fetch() -> None:
-    """Concurrent refreshes share one fetch, and a cancelled one does not end it for the others."""
+    """Concurrent refreshes share one fetch. If one of them is cancelled, the fetch continues for the others."""
     source = Source()
     source.open.clear()
     first, second = (asyncio.create_task(source.document.refresh()) for _ in range(2))
@@ -39,7 +41,7 @@ async def test_concurrent_refreshes_share_one_fetch() -> None:
     assert (source.fetches, source.document.current) == (1, "one")
 
 
-async def test_pauses() -> None:
+async def test_a_fetch_is_repeated_only_after_a_pause() -> None:
     """A fetch is repeated only after a pause, which is shorter after a failure."""
     source = Source()
     source.answer = None
@@ -58,7 +60,7 @@ async def test_pauses() -> None:
 
 
 async def test_a_document_becomes_stale() -> None:
-    """A document that cannot be fetched again is used until it is stale."""
+    """A document that cannot be fetched again is still used until its largest age. After that, there is no document."""
     source = Source()
     assert not source.document.is_fresh
     await source.document.refresh()
@@ -72,8 +74,8 @@ async def test_a_document_becomes_stale() -> None:
 
 
 async def test_closing_cancels_a_fetch() -> None:
-    """Closing cancels a fetch that is under way. Callers that wait for the fetch continue without a document, and no
-    further fetch starts."""
+    """Closing cancels a running fetch. Callers that wait for the fetch continue without a document, and no further
+    fetch starts."""
     source = Source()
     source.open.clear()
     waiting = asyncio.create_task(source.document.refresh())

@@ -1,4 +1,5 @@
-"""Tokens of trusted issuers: which are accepted, for which account, and how their keys are fetched."""
+"""Tokens of trusted issuers, such as CI systems. The tests check which tokens are accepted, for which account, and how
+the issuer's keys are fetched."""
 
 from __future__ import annotations
 
@@ -43,13 +44,13 @@ def rsa_key() -> IssuerKey:
     return IssuerKey("rsa", "RS256")
 
 
-def claims(clock: AuthClock, **more: Any) -> dict[str, Any]:
-    return {"iss": ISSUER, "aud": AUDIENCE, "exp": clock() + 600, "iat": clock(), "sub": "job 1", **more}
+def claims(clock: AuthClock, **changes: Any) -> dict[str, Any]:
+    return {"iss": ISSUER, "aud": AUDIENCE, "exp": clock() + 600, "iat": clock(), "sub": "job 1", **changes}
 
 
 @asynccontextmanager
-async def trusting(tmp_path: Path, clock: AuthClock, *issuers: dict[str, Any]) -> AsyncIterator[AuthWorker]:
-    """Yields a worker that trusts these issuers. Its store has the user alice and the robot ci."""
+async def worker_that_trusts(tmp_path: Path, clock: AuthClock, *issuers: dict[str, Any]) -> AsyncIterator[AuthWorker]:
+    """Yields a worker whose settings trust these issuers. Its store has the user alice and the robot account ci."""
     tables = [{"issuer": ISSUER, "audience": AUDIENCE, "account": "ci", **each} for each in issuers]
     tables = [{name: value for name, value in each.items() if value is not None} for each in tables]
     async with auth_worker(tmp_path / "data", clock, {"issuer": tables}) as worker:
@@ -59,22 +60,23 @@ async def trusting(tmp_path: Path, clock: AuthClock, *issuers: dict[str, Any]) -
 
 
 @pytest.fixture
-async def far() -> AsyncIterator[KeySetServer]:
-    async with key_set_server() as made:
-        yield made
+async def key_server() -> AsyncIterator[KeySetServer]:
+    """Yields an HTTP server with the issuer's key set."""
+    async with key_set_server() as server:
+        yield server
 
 
 @pytest.fixture
 async def worker(
-    tmp_path: Path, clock: AuthClock, far: KeySetServer, key: IssuerKey, rsa_key: IssuerKey
+    tmp_path: Path, clock: AuthClock, key_server: KeySetServer, key: IssuerKey, rsa_key: IssuerKey
 ) -> AsyncIterator[AuthWorker]:
-    far.body = key_set(key.jwk(), rsa_key.jwk())
-    async with trusting(tmp_path, clock, {"jwks_url": far.url}) as made:
-        yield made
+    key_server.body = key_set(key.jwk(), rsa_key.jwk())
+    async with worker_that_trusts(tmp_path, clock, {"jwks_url": key_server.url}) as started:
+        yield started
 
 
-async def refused(worker: AuthWorker, text: str) -> None:
-    """Checks that a token is refused as a bearer token and as a password, with the usual text."""
+async def check_refused(worker: AuthWorker, text: str) -> None:
+    """Checks that a token is refused as a bearer token and as a password, with the usual error text."""
     for verify in (
         worker.access.credential_verifier.verify_bearer(text, AT_HOME),
         worker.access.credential_verifier.verify_basic(CI, text, AT_HOME),
@@ -84,10 +86,12 @@ async def refused(worker: AuthWorker, text: str) -> None:
         assert error.value.message == "the credentials are not valid"
 
 
-async def test_logs_in_as_a_robot(worker: AuthWorker, far: KeySetServer, key: IssuerKey, rsa_key: IssuerKey) -> None:
-    """A token logs in as a bearer token or as the robot's password. Keys are fetched once, with the first token and not
-    at the start."""
-    assert far.asked == 0
+async def test_a_token_logs_in_as_a_robot(
+    worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, rsa_key: IssuerKey
+) -> None:
+    """An issuer's token logs in as a bearer token, and as the robot's password. The keys are fetched once, at the first
+    token and not when the server starts."""
+    assert key_server.asked == 0
     for each in (key, rsa_key):
         text = each.sign(claims(worker.clock))
         for proof in (
@@ -96,14 +100,14 @@ async def test_logs_in_as_a_robot(worker: AuthWorker, far: KeySetServer, key: Is
         ):
             assert (proof.name, proof.robot, proof.access) == (CI, True, None)
             assert proof.version == worker.accounts.account(CI).version
-    assert far.asked == 1
+    assert key_server.asked == 1
     with pytest.raises(Unauthorized):
         await worker.access.credential_verifier.verify_basic(ALICE, key.sign(claims(worker.clock)), AT_HOME)
     lines = await worker.audited()
     assert [(line.actor, line.outcome) for line in lines] == [("anonymous", "failed"), ("ci", "ok")]
 
 
-WRONG: dict[str, dict[str, Any]] = {
+WRONG_CLAIMS: dict[str, dict[str, Any]] = {
     "expired": {"exp": -11},
     "not yet": {"nbf": 11},
     "from the future": {"iat": 11},
@@ -113,29 +117,33 @@ WRONG: dict[str, dict[str, Any]] = {
     "expiry is text": {"exp": "never"},
     "no expiry": {"exp": None},
 }
+"""Changes to the claims. A number is an offset to the current time in seconds, and None removes the claim."""
 
 
-@pytest.mark.parametrize("name", WRONG)
-async def test_wrong_claims(worker: AuthWorker, key: IssuerKey, name: str) -> None:
+@pytest.mark.parametrize("name", WRONG_CLAIMS)
+async def test_a_token_with_wrong_claims_is_refused(worker: AuthWorker, key: IssuerKey, name: str) -> None:
     """A token that the issuer signed for another service or another time is refused."""
-    made = claims(worker.clock)
+    token_claims = claims(worker.clock)
     value: Any
-    for claim, value in WRONG[name].items():
-        made[claim] = worker.clock() + value if isinstance(value, int) else value
-    await refused(worker, key.sign({claim: value for claim, value in made.items() if value is not None}))
+    for claim, value in WRONG_CLAIMS[name].items():
+        token_claims[claim] = worker.clock() + value if isinstance(value, int) else value
+    await check_refused(worker, key.sign({claim: value for claim, value in token_claims.items() if value is not None}))
     assert await worker.access.credential_verifier.verify_bearer(key.sign(claims(worker.clock)), AT_HOME)
 
 
-async def test_wrong_signature(worker: AuthWorker, key: IssuerKey, rsa_key: IssuerKey) -> None:
-    """A token is refused if another key with the same id signed it, if no key signed it, if its header holds the key or
-    the key's URL, or if it is signed with HMAC and the public key as the secret."""
-    made = claims(worker.clock)
-    await refused(worker, IssuerKey("one").sign(made))
-    await refused(worker, IssuerKey("unknown").sign(made))
-    await refused(worker, key.sign(made).rpartition(".")[0] + ".")
-    await refused(worker, key.sign(made, crit=["exp"]))
+async def test_a_token_with_a_wrong_signature_is_refused(
+    worker: AuthWorker, key: IssuerKey, rsa_key: IssuerKey
+) -> None:
+    """A token is refused if another key with the same id signed it, if its key id is unknown, if it has no signature,
+    or if its header has a key or a key's URL. It is also refused if it is signed with HMAC and the public key as the
+    secret."""
+    token_claims = claims(worker.clock)
+    await check_refused(worker, IssuerKey("one").sign(token_claims))
+    await check_refused(worker, IssuerKey("unknown").sign(token_claims))
+    await check_refused(worker, key.sign(token_claims).rpartition(".")[0] + ".")
+    await check_refused(worker, key.sign(token_claims, crit=["exp"]))
     stranger = IssuerKey("stranger")
-    await refused(worker, stranger.sign(made, jwk=stranger.jwk(), jku="http://203.0.113.9/"))
+    await check_refused(worker, stranger.sign(token_claims, jwk=stranger.jwk(), jku="http://203.0.113.9/"))
     public = rsa_key.private.public_key()
     forms = (
         (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo),
@@ -144,38 +152,42 @@ async def test_wrong_signature(worker: AuthWorker, key: IssuerKey, rsa_key: Issu
     )
     for form in forms:
         for algorithm in ("HS256", "none", "RS256"):
-            await refused(worker, forged(algorithm, "rsa", made, public.public_bytes(*form)))
+            await check_refused(worker, forged(algorithm, "rsa", token_claims, public.public_bytes(*form)))
     for key_id in (7, None, ["rsa"], "../../dev/null"):
-        await refused(worker, forged("RS256", key_id, made, b"x"))
+        await check_refused(worker, forged("RS256", key_id, token_claims, b"x"))
     for nonsense in (7, None, ["RS256"]):
-        await refused(worker, forged(nonsense, "rsa", made, b"x"))
+        await check_refused(worker, forged(nonsense, "rsa", token_claims, b"x"))
 
 
-def forged(algorithm: object, key_id: object, made: dict[str, Any], secret: bytes) -> str:
+def forged(algorithm: object, key_id: object, token_claims: dict[str, Any], secret: bytes) -> str:
+    """Returns a token that is signed with HMAC and `secret`, whatever algorithm its header names."""
+
     def encode(raw: bytes) -> str:
         return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
-    text = f"{encode(json.dumps({'alg': algorithm, 'kid': key_id}).encode())}.{encode(json.dumps(made).encode())}"
+    text = (
+        f"{encode(json.dumps({'alg': algorithm, 'kid': key_id}).encode())}.{encode(json.dumps(token_claims).encode())}"
+    )
     return f"{text}.{encode(hmac.new(secret, text.encode(), hashlib.sha256).digest())}"
 
 
-async def test_algorithm_that_is_not_set_up(
-    tmp_path: Path, clock: AuthClock, far: KeySetServer, rsa_key: IssuerKey
+async def test_an_algorithm_that_is_not_allowed_is_refused(
+    tmp_path: Path, clock: AuthClock, key_server: KeySetServer, rsa_key: IssuerKey
 ) -> None:
-    """An algorithm that the settings do not allow is refused. A key is accepted only with the algorithm that the key
-    states."""
-    far.body = key_set(rsa_key.jwk(alg="PS256"))
+    """An algorithm that the settings do not allow is refused. If a key names an algorithm, a token with this key must
+    use this algorithm."""
+    key_server.body = key_set(rsa_key.jwk(alg="PS256"))
     text = rsa_key.sign(claims(clock))
-    async with trusting(tmp_path, clock, {"jwks_url": far.url, "algorithms": ["ES256"]}) as worker:
-        await refused(worker, text)
-        assert far.asked == 0
-    async with trusting(tmp_path / "x", clock, {"jwks_url": far.url}) as worker:
-        await refused(worker, text)
-        assert far.asked == 1
+    async with worker_that_trusts(tmp_path, clock, {"jwks_url": key_server.url, "algorithms": ["ES256"]}) as worker:
+        await check_refused(worker, text)
+        assert key_server.asked == 0
+    async with worker_that_trusts(tmp_path / "x", clock, {"jwks_url": key_server.url}) as worker:
+        await check_refused(worker, text)
+        assert key_server.asked == 1
 
 
-def test_settings_name_no_shared_secret() -> None:
-    """The settings refuse HS256 and `none`, keys over plain http from another machine, and incomplete tables."""
+def test_settings_refuse_unsafe_values() -> None:
+    """The settings refuse HS256 and `none`, URLs of keys over plain http at another machine, and incomplete tables."""
     good = {"issuer": ISSUER, "audience": AUDIENCE, "account": "ci", "jwks_url": "https://ci.example.com/keys"}
     assert Issuer.model_validate(good)
     assert Issuer.model_validate({**good, "jwks_url": "http://127.0.0.1:8000/keys"})
@@ -198,10 +210,15 @@ def test_settings_name_no_shared_secret() -> None:
             Issuer.model_validate({**good, **change})
 
 
-async def test_robot_has_to_be_there(tmp_path: Path, clock: AuthClock, far: KeySetServer, key: IssuerKey) -> None:
-    """The claim has to name an enabled robot of the store. No token logs in as a person."""
-    far.body = key_set(key.jwk())
-    async with trusting(tmp_path, clock, {"jwks_url": far.url, "account": None, "account_claim": "robot"}) as worker:
+async def test_the_claim_has_to_name_an_enabled_robot(
+    tmp_path: Path, clock: AuthClock, key_server: KeySetServer, key: IssuerKey
+) -> None:
+    """The claim has to name a robot account of the store that is enabled. An issuer's token cannot log in as a
+    person."""
+    key_server.body = key_set(key.jwk())
+    async with worker_that_trusts(
+        tmp_path, clock, {"jwks_url": key_server.url, "account": None, "account_claim": "robot"}
+    ) as worker:
         verify = worker.access.credential_verifier.verify_bearer
         text = key.sign(claims(clock, robot="ci"))
         assert (await verify(text, AT_HOME)).name == CI
@@ -209,12 +226,13 @@ async def test_robot_has_to_be_there(tmp_path: Path, clock: AuthClock, far: KeyS
             with pytest.raises(Unauthorized):
                 await verify(key.sign(claims(clock, robot=named)), AT_HOME)
         await worker.accounts.set_enabled(CI, False, by=ADMIN)
-        with pytest.raises(Unauthorized):  # verified a moment ago
+        with pytest.raises(Unauthorized):  # although the same token was accepted above
             await verify(text, AT_HOME)
 
 
-async def test_makes_nothing_that_outlives_it(worker: AuthWorker, key: IssuerKey) -> None:
-    """An issuer's token cannot make an API token of its robot."""
+async def test_an_issuers_token_cannot_make_an_api_token(worker: AuthWorker, key: IssuerKey) -> None:
+    """A client with an issuer's token cannot make an API token for the robot, because the API token would be valid for
+    longer."""
     policy = Policy(worker.accounts, worker.access.revocation_check)
     text = key.sign(claims(worker.clock))
     for proof in (
@@ -227,12 +245,19 @@ async def test_makes_nothing_that_outlives_it(worker: AuthWorker, key: IssuerKey
             authority.check_may_change_credentials(CI)
 
 
-async def test_required_claims_choose(tmp_path: Path, clock: AuthClock, far: KeySetServer, key: IssuerKey) -> None:
-    """The first table whose required claims a token has is used. Without such a table, the token is refused."""
-    far.body = key_set(key.jwk())
-    deploy = {"jwks_url": far.url, "account": "deploy", "required": {"owner": "team", "ref": ["refs/heads/main", "x"]}}
-    build = {"jwks_url": far.url, "required": {"owner": "team", "protected": "true", "run": ["7"]}}
-    async with trusting(tmp_path, clock, deploy, build) as worker:
+async def test_required_claims_select_the_table(
+    tmp_path: Path, clock: AuthClock, key_server: KeySetServer, key: IssuerKey
+) -> None:
+    """The first issuer table in the settings whose required claims the token has is used. If there is none, the token
+    is refused."""
+    key_server.body = key_set(key.jwk())
+    deploy = {
+        "jwks_url": key_server.url,
+        "account": "deploy",
+        "required": {"owner": "team", "ref": ["refs/heads/main", "x"]},
+    }
+    build = {"jwks_url": key_server.url, "required": {"owner": "team", "protected": "true", "run": ["7"]}}
+    async with worker_that_trusts(tmp_path, clock, deploy, build) as worker:
         await worker.add_robot(AccountName("deploy"))
         verify = worker.access.credential_verifier.verify_bearer
         fits = {"owner": "team", "protected": True, "run": 7}
@@ -242,14 +267,14 @@ async def test_required_claims_choose(tmp_path: Path, clock: AuthClock, far: Key
         for change in ({"owner": "Team"}, {"owner": "team2"}, {"owner": None}, {"owner": {"team": 1}}, {"run": "77"}):
             with pytest.raises(Unauthorized):
                 await verify(key.sign(claims(clock, **{**fits, **change})), AT_HOME)
-    assert far.asked == 1  # of one key set
+    assert key_server.asked == 1  # both tables share one key set
 
 
-async def test_groups(tmp_path: Path, clock: AuthClock, far: KeySetServer, key: IssuerKey) -> None:
-    """The groups of a claim are in the identity and in the bearer token made with it. Invalid group names are
-    ignored."""
-    far.body = key_set(key.jwk())
-    async with trusting(tmp_path, clock, {"jwks_url": far.url, "groups_claim": "groups"}) as worker:
+async def test_groups_of_a_token(tmp_path: Path, clock: AuthClock, key_server: KeySetServer, key: IssuerKey) -> None:
+    """The identity has the groups in the token's claim, and so has a bearer token that is issued for it. Invalid group
+    names are ignored."""
+    key_server.body = key_set(key.jwk())
+    async with worker_that_trusts(tmp_path, clock, {"jwks_url": key_server.url, "groups_claim": "groups"}) as worker:
         text = key.sign(claims(clock, groups=["dev", "Not A Group", "everyone", "ops", 7]))
         proof = await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
         assert proof.groups == ("dev", "ops")
@@ -260,71 +285,73 @@ async def test_groups(tmp_path: Path, clock: AuthClock, far: KeySetServer, key: 
             assert (await worker.access.credential_verifier.verify_bearer(text, AT_HOME)).groups == ()
 
 
-async def test_other_settings_end_what_was_proved(
-    tmp_path: Path, clock: AuthClock, far: KeySetServer, key: IssuerKey
+async def test_changed_settings_make_bearer_tokens_invalid(
+    tmp_path: Path, clock: AuthClock, key_server: KeySetServer, key: IssuerKey
 ) -> None:
-    """When the settings of an issuer change, bearer tokens made with that issuer's tokens are refused."""
-    far.body = key_set(key.jwk())
-    async with trusting(tmp_path, clock, {"jwks_url": far.url}) as worker:
+    """When the settings of an issuer change, bearer tokens that were issued for that issuer's tokens are refused."""
+    key_server.body = key_set(key.jwk())
+    async with worker_that_trusts(tmp_path, clock, {"jwks_url": key_server.url}) as worker:
         proof = await worker.access.credential_verifier.verify_bearer(key.sign(claims(clock)), AT_HOME)
         text = (await worker.access.bearer_tokens.issue(proof, {})).text
-    again = {"issuer": [{"issuer": ISSUER, "audience": AUDIENCE, "account": "ci", "jwks_url": far.url}]}
-    async with auth_worker(tmp_path / "data", clock, again) as worker:
+    new_settings = {"issuer": [{"issuer": ISSUER, "audience": AUDIENCE, "account": "ci", "jwks_url": key_server.url}]}
+    async with auth_worker(tmp_path / "data", clock, new_settings) as worker:
         assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
-    again["issuer"][0]["required"] = {"owner": "team"}  # type: ignore[assignment]
-    async with auth_worker(tmp_path / "data", clock, again) as worker:
+    new_settings["issuer"][0]["required"] = {"owner": "team"}  # type: ignore[assignment]
+    async with auth_worker(tmp_path / "data", clock, new_settings) as worker:
         with pytest.raises(Unauthorized):
             await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
 
 
-async def test_expires_when_remembered(worker: AuthWorker, key: IssuerKey) -> None:
+async def test_a_cached_token_expires(worker: AuthWorker, key: IssuerKey) -> None:
     """A cached token is refused once it has expired."""
     text = key.sign(claims(worker.clock))
     assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     assert await worker.access.credential_verifier.verify_basic(CI, text, AT_HOME)
     worker.clock.now += 611
-    await refused(worker, text)
+    await check_refused(worker, text)
 
 
-async def test_new_key_is_found(worker: AuthWorker, far: KeySetServer, key: IssuerKey, other_key: IssuerKey) -> None:
+async def test_a_new_key_is_fetched(
+    worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, other_key: IssuerKey
+) -> None:
     """An unknown key id makes the registry fetch the key set again, at most once a minute."""
     verify = worker.access.credential_verifier.verify_bearer
     assert await verify(key.sign(claims(worker.clock)), AT_HOME)
-    far.body = key_set(other_key.jwk())
+    key_server.body = key_set(other_key.jwk())
     text = other_key.sign(claims(worker.clock))
     for _ in range(3):
         with pytest.raises(Unauthorized):
             await verify(text, AT_HOME)
-    assert far.asked == 1
+    assert key_server.asked == 1
     worker.clock.now += REFRESH_SECONDS
     assert await verify(text, AT_HOME)
-    assert far.asked == 2
-    await refused(worker, key.sign(claims(worker.clock)))  # withdrawn
+    assert key_server.asked == 2
+    await check_refused(worker, key.sign(claims(worker.clock)))  # its key is no longer in the key set
 
 
-async def test_fetching_holds_nobody_up(
-    worker: AuthWorker, far: KeySetServer, key: IssuerKey, other_key: IssuerKey
+async def test_known_keys_are_used_during_a_fetch(
+    worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, other_key: IssuerKey
 ) -> None:
     """During a fetch of keys, tokens with known keys are checked without a wait. All other tokens wait for one shared
-    request, which continues if one of the waiting callers is cancelled."""
+    fetch. It continues if one of the waiting callers is cancelled."""
     verify = worker.access.credential_verifier.verify_bearer
     assert await verify(key.sign(claims(worker.clock)), AT_HOME)
     worker.clock.now += REFRESH_SECONDS
-    far.body = key_set(key.jwk(), other_key.jwk())
-    far.open.clear()
-    far.waiting.clear()
+    key_server.body = key_set(key.jwk(), other_key.jwk())
+    key_server.open.clear()
+    key_server.waiting.clear()
     waiting = [asyncio.create_task(verify(other_key.sign(claims(worker.clock, n=n)), AT_HOME)) for n in range(5)]
-    await far.waiting.wait()
+    await key_server.waiting.wait()
     assert await verify(key.sign(claims(worker.clock, n=6)), AT_HOME)
     waiting[0].cancel()
     await asyncio.gather(waiting[0], return_exceptions=True)
     assert not any(task.done() for task in waiting[1:])
-    far.open.set()
+    key_server.open.set()
     assert {proof.name for proof in await asyncio.gather(*waiting[1:])} == {CI}
-    assert far.asked == 2
+    assert key_server.asked == 2
 
 
-BROKEN: dict[str, dict[str, Any]] = {
+KEY_SERVER_FAULTS: dict[str, dict[str, Any]] = {
     "an error": {"status": 500},
     "elsewhere": {"status": 302, "extra": "location: http://127.0.0.1:1/\r\n"},
     "no JSON": {"body": b"<html>"},
@@ -334,57 +361,65 @@ BROKEN: dict[str, dict[str, Any]] = {
     "no keys": {"body": key_set()},
     "nonsense": {"body": b'{"keys": [7, null, {}, {"kty": "EC"}, {"kty": "RSA", "n": "!", "e": 1}, {"kty": "x"}]}'},
 }
+"""For each fault, the attributes of the key server that produce the fault."""
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", KEY_SERVER_FAULTS)
 @pytest.mark.slow
-async def test_keys_cannot_be_had(worker: AuthWorker, far: KeySetServer, key: IssuerKey, name: str) -> None:
-    """Without keys every token is refused. The fetch is repeated after some seconds, and then tokens are accepted."""
-    good = far.body
-    for field, value in BROKEN[name].items():
-        setattr(far, field, value)
+async def test_tokens_are_refused_while_keys_cannot_be_fetched(
+    worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, name: str
+) -> None:
+    """Without keys, every token is refused. The fetch is repeated after a pause, and then tokens are accepted."""
+    good = key_server.body
+    for field, value in KEY_SERVER_FAULTS[name].items():
+        setattr(key_server, field, value)
     text = key.sign(claims(worker.clock))
-    await refused(worker, text)
-    assert far.asked == 1
-    far.body, far.status, far.extra = good, 200, ""
+    await check_refused(worker, text)
+    assert key_server.asked == 1
+    key_server.body, key_server.status, key_server.extra = good, 200, ""
     worker.clock.now += REFRESH_SECONDS if name in ("no keys", "nonsense") else RETRY_SECONDS
     assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
 
 
-async def test_keys_stay_good_while_the_issuer_is_away(worker: AuthWorker, far: KeySetServer, key: IssuerKey) -> None:
-    """Known keys are fetched again after an hour, in the background. If that fails, the known keys are used for a
-    day."""
+async def test_known_keys_are_used_while_the_issuer_is_unavailable(
+    worker: AuthWorker, key_server: KeySetServer, key: IssuerKey
+) -> None:
+    """Known keys are fetched again after an hour, in the background. If the fetch fails, the known keys are used for up
+    to a day."""
     verify = worker.access.credential_verifier.verify_bearer
     assert await verify(key.sign(claims(worker.clock)), AT_HOME)
-    far.status = 503
-    far.waiting.clear()
+    key_server.status = 503
+    key_server.waiting.clear()
     worker.clock.now += FRESH_SECONDS + 1
     assert await verify(key.sign(claims(worker.clock)), AT_HOME)
-    await far.waiting.wait()
+    await key_server.waiting.wait()
     worker.clock.now += STALE_SECONDS
-    await refused(worker, key.sign(claims(worker.clock)))
+    await check_refused(worker, key.sign(claims(worker.clock)))
 
 
-async def test_keys_in_a_file(tmp_path: Path, clock: AuthClock, key: IssuerKey, other_key: IssuerKey) -> None:
-    """A key file is read when it is needed, and again when it has changed. Private and symmetric keys are ignored."""
+async def test_keys_are_read_from_a_file(
+    tmp_path: Path, clock: AuthClock, key: IssuerKey, other_key: IssuerKey
+) -> None:
+    """A file with keys is read at the first token, and again after it has changed. Private and symmetric keys in it are
+    ignored."""
     file = tmp_path / "keys.json"
-    async with trusting(tmp_path, clock, {"jwks_file": str(file)}) as worker:
+    async with worker_that_trusts(tmp_path, clock, {"jwks_file": str(file)}) as worker:
         text = key.sign(claims(clock))
-        await refused(worker, text)
+        await check_refused(worker, text)
         file.write_bytes(key_set(key.jwk(d="AAAA")))
-        await refused(worker, text)
+        await check_refused(worker, text)
         file.write_bytes(key_set(key.jwk(use="enc"), {"kty": "oct", "k": "AAAA", "kid": "one"}))
-        await refused(worker, text)
+        await check_refused(worker, text)
         file.write_bytes(key_set(key.jwk(), other_key.jwk()))
         assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
         assert await worker.access.credential_verifier.verify_bearer(other_key.sign(claims(clock)), AT_HOME)
 
 
 async def test_token_without_a_key_id(tmp_path: Path, clock: AuthClock, key: IssuerKey, other_key: IssuerKey) -> None:
-    """A token may omit the key id if exactly one key fits."""
+    """A token without a key id is accepted if exactly one key of the issuer can have signed it."""
     file = tmp_path / "keys.json"
     file.write_bytes(key_set(key.jwk()))
-    async with trusting(tmp_path, clock, {"jwks_file": str(file)}) as worker:
+    async with worker_that_trusts(tmp_path, clock, {"jwks_file": str(file)}) as worker:
         text = key.sign(claims(clock), kid=None)
         assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
         file.write_bytes(key_set(key.jwk(), other_key.jwk()))
@@ -393,23 +428,23 @@ async def test_token_without_a_key_id(tmp_path: Path, clock: AuthClock, key: Iss
 
 
 async def test_eddsa_and_a_long_header(tmp_path: Path, clock: AuthClock) -> None:
-    """A token signed with EdDSA is accepted if the settings allow EdDSA, even if its header has a certificate. A key
-    for key agreement is ignored."""
+    """A token signed with EdDSA is accepted if the settings allow EdDSA, even if its header has a long certificate. A
+    key for key agreement (X25519) is ignored."""
     signing, other = OKPKey.generate_key("Ed25519"), OKPKey.generate_key("X25519")
     file = tmp_path / "keys.json"
     file.write_bytes(key_set(dict(other.as_dict()), dict(signing.as_dict())))
-    async with trusting(tmp_path, clock, {"jwks_file": str(file), "algorithms": ["EdDSA"]}) as worker:
+    async with worker_that_trusts(tmp_path, clock, {"jwks_file": str(file), "algorithms": ["EdDSA"]}) as worker:
         text = signed_token({"alg": "EdDSA", "x5c": ["A" * 4000]}, claims(clock), signing)
         assert (await worker.access.credential_verifier.verify_bearer(text, AT_HOME)).name == CI
-        await refused(worker, signed_token({"alg": "EdDSA"}, claims(clock), OKPKey.generate_key("Ed25519")))
+        await check_refused(worker, signed_token({"alg": "EdDSA"}, claims(clock), OKPKey.generate_key("Ed25519")))
 
 
-async def test_an_expiry_that_is_no_float(worker: AuthWorker, key: IssuerKey) -> None:
-    """A number that is too large for a time is refused, and causes no failure."""
-    await refused(worker, key.sign({**claims(worker.clock), "exp": 10**400}))
+async def test_an_expiry_beyond_the_range_of_floats_is_refused(worker: AuthWorker, key: IssuerKey) -> None:
+    """An expiry that is too large for a float is refused like any invalid token."""
+    await check_refused(worker, key.sign({**claims(worker.clock), "exp": 10**400}))
 
 
-def test_short_rsa_keys_are_left_out() -> None:
-    """An RSA key that is short enough to be factored is ignored."""
+def test_short_rsa_keys_are_ignored() -> None:
+    """An RSA key of 1024 bits is ignored, because it is short enough to be factored."""
     assert not jwks.parse_key_set(key_set(IssuerKey("short", "RS256", 1024).jwk()))
     assert len(jwks.parse_key_set(key_set(IssuerKey("long", "RS256").jwk()))) == 1

@@ -1,4 +1,5 @@
-"""The OpenID provider and login attempts, in one process."""
+"""Login at an OpenID provider: the provider's metadata, keys and tokens, login attempts, and the accounts and groups of
+the persons."""
 
 from __future__ import annotations
 
@@ -38,13 +39,14 @@ from storage.errors import Unauthorized
 from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, CI, AuthClock, AuthWorker, auth_worker
 from tests.fakes.openid_server import CLIENT, SECRET, CodeGrant, FakeOpenIDProvider, openid_provider
 
-BACK = "http://127.0.0.1:5000/login/callback"
+REDIRECT_URI = "http://127.0.0.1:5000/login/callback"
+"""The URL of the registry to which the provider sends the browser back."""
 
 
 @pytest.fixture
-def sso() -> Iterator[FakeOpenIDProvider]:
-    with openid_provider() as made:
-        yield made
+def fake_provider() -> Iterator[FakeOpenIDProvider]:
+    with openid_provider() as provider:
+        yield provider
 
 
 @pytest.fixture
@@ -54,67 +56,67 @@ def secret(tmp_path: Path) -> Path:
     return file
 
 
-def settings(sso: FakeOpenIDProvider, **more: Any) -> OIDCSettings:
-    return OIDCSettings(issuer=sso.url, client_id=CLIENT, **more)
+def settings(fake_provider: FakeOpenIDProvider, **options: Any) -> OIDCSettings:
+    return OIDCSettings(issuer=fake_provider.url, client_id=CLIENT, **options)
 
 
-async def code(sso: FakeOpenIDProvider, attempts: LoginAttempts) -> tuple[str, str]:
-    """Returns an authorization code of the provider, and its verifier."""
-    attempt = attempts.begin(BACK, "/")
+async def authorization_code(fake_provider: FakeOpenIDProvider, attempts: LoginAttempts) -> tuple[str, str]:
+    """Returns an authorization code of the provider, and the verifier that belongs to the code (PKCE)."""
+    attempt = attempts.begin(REDIRECT_URI, "/")
     query = {
         "response_type": "code",
         "client_id": CLIENT,
         "scope": "openid",
         "code_challenge_method": "S256",
-        "redirect_uri": BACK,
+        "redirect_uri": REDIRECT_URI,
         "state": attempt.state,
         "nonce": attempt.nonce,
         "code_challenge": create_s256_code_challenge(attempt.verifier),
     }
-    place = sso.authorize(query)
-    return place.partition("code=")[2], attempt.verifier
+    redirect_url = fake_provider.authorize(query)
+    return redirect_url.partition("code=")[2], attempt.verifier
 
 
-async def test_it_is_asked_once_for_all(sso: FakeOpenIDProvider) -> None:
-    """The provider's metadata is fetched at the first login and not at the start, once for all callers, and again after
-    an hour. If that fetch fails, the known metadata is used for a day."""
+async def test_metadata_is_fetched_once_and_again_after_an_hour(fake_provider: FakeOpenIDProvider) -> None:
+    """The provider's metadata is fetched at the first login, not when the server starts. Concurrent callers share one
+    fetch. After an hour, the metadata is fetched again. If that fails, the known metadata is used for a day."""
     clock = AuthClock()
-    provider = OpenIDProvider(settings(sso), clock)
-    assert sso.paths == []
+    provider = OpenIDProvider(settings(fake_provider), clock)
+    assert fake_provider.paths == []
     await asyncio.gather(*(provider.metadata() for _ in range(5)))
-    assert len(sso.paths) == 1
+    assert len(fake_provider.paths) == 1
     clock.now += METADATA_FRESH_SECONDS
-    sso.statuses["/.well-known/openid-configuration"] = 500
+    fake_provider.statuses["/.well-known/openid-configuration"] = 500
     before = await provider.metadata()
-    assert len(sso.paths) == 2
+    assert len(fake_provider.paths) == 2
     clock.now += METADATA_STALE_SECONDS
     with pytest.raises(ProviderUnavailable):
         await provider.metadata()
-    sso.statuses.clear()
+    fake_provider.statuses.clear()
     clock.now += METADATA_RETRY_SECONDS
     assert await provider.metadata() == before
     await provider.aclose()
 
 
-async def test_down(sso: FakeOpenIDProvider) -> None:
-    """A provider that is down is asked again after some seconds, not with every login."""
-    sso.statuses["/.well-known/openid-configuration"] = 503
+async def test_the_fetch_is_repeated_only_after_a_pause(fake_provider: FakeOpenIDProvider) -> None:
+    """If the provider is down, its metadata is requested again after some seconds, and not with every login."""
+    fake_provider.statuses["/.well-known/openid-configuration"] = 503
     clock = AuthClock()
-    provider = OpenIDProvider(settings(sso), clock)
+    provider = OpenIDProvider(settings(fake_provider), clock)
     for _ in range(3):
         with pytest.raises(ProviderUnavailable):
             await provider.metadata()
-    assert len(sso.paths) == 1
-    sso.statuses.clear()
+    assert len(fake_provider.paths) == 1
+    fake_provider.statuses.clear()
     clock.now += METADATA_RETRY_SECONDS
-    assert (await provider.metadata()).token_url == f"{sso.url}/token"
+    assert (await provider.metadata()).token_url == f"{fake_provider.url}/token"
     await provider.aclose()
 
 
-async def test_nobody_there() -> None:
+async def test_a_refused_connection_is_an_unavailable_provider() -> None:
     """A refused connection is reported as an unavailable provider."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
     provider = OpenIDProvider(OIDCSettings(issuer=f"http://127.0.0.1:{port}", client_id=CLIENT), AuthClock())
     with pytest.raises(ProviderUnavailable):
         await provider.metadata()
@@ -123,18 +125,20 @@ async def test_nobody_there() -> None:
 
 @pytest.mark.parametrize("path", ["/.well-known/openid-configuration", "/token"])
 @pytest.mark.slow
-async def test_slow(sso: FakeOpenIDProvider, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    """A slow provider is given up after some seconds."""
+async def test_requests_to_a_slow_provider_time_out(
+    fake_provider: FakeOpenIDProvider, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """A request to the provider times out after some seconds."""
     monkeypatch.setattr(identity_http, "TOTAL_SECONDS", 0.3)
-    sso.held.add(path)
-    provider = OpenIDProvider(settings(sso), AuthClock())
+    fake_provider.held.add(path)
+    provider = OpenIDProvider(settings(fake_provider), AuthClock())
     with pytest.raises(ProviderUnavailable):
-        await provider.redeem("code", "verifier", BACK)
+        await provider.redeem("code", "verifier", REDIRECT_URI)
     await provider.aclose()
 
 
 @pytest.mark.parametrize(
-    "described",
+    "metadata",
     [
         {"issuer": "https://other.example.com"},
         {"issuer": None},
@@ -149,26 +153,26 @@ async def test_slow(sso: FakeOpenIDProvider, monkeypatch: pytest.MonkeyPatch, pa
     ids=str,
 )
 @pytest.mark.slow
-async def test_descriptions_that_are_refused(sso: FakeOpenIDProvider, described: dict[str, Any]) -> None:
+async def test_unsafe_metadata_is_refused(fake_provider: FakeOpenIDProvider, metadata: dict[str, Any]) -> None:
     """Metadata of another issuer, or with unsafe URLs, is refused."""
-    sso.described = described
-    provider = OpenIDProvider(settings(sso), AuthClock())
+    fake_provider.described = metadata
+    provider = OpenIDProvider(settings(fake_provider), AuthClock())
     with pytest.raises(ProviderUnavailable):
         await provider.metadata()
     await provider.aclose()
 
 
-async def test_keys_that_moved_while_somebody_waited(sso: FakeOpenIDProvider) -> None:
-    """If the URL of the keys changes during a fetch, waiting callers get an error, not a cancellation."""
+async def test_the_url_of_the_keys_changes_during_a_fetch(fake_provider: FakeOpenIDProvider) -> None:
+    """If the URL of the keys changes while a caller waits for the keys, the caller gets no key. It is not cancelled."""
     clock = AuthClock()
-    provider = OpenIDProvider(settings(sso), clock)
-    sso.held.add("/keys")
+    provider = OpenIDProvider(settings(fake_provider), clock)
+    fake_provider.held.add("/keys")
     waiting = asyncio.create_task((await provider.keys()).find("sso-1", "RS256"))
     deadline = time.monotonic() + 20
-    while "/keys" not in sso.paths:
+    while "/keys" not in fake_provider.paths:
         assert time.monotonic() < deadline, "nobody asked"
         await asyncio.sleep(0.005)
-    sso.described = {"jwks_uri": f"{sso.url}/other"}
+    fake_provider.described = {"jwks_uri": f"{fake_provider.url}/other"}
     clock.now += METADATA_FRESH_SECONDS
     await provider.keys()
     assert await waiting is None
@@ -178,31 +182,36 @@ async def test_keys_that_moved_while_somebody_waited(sso: FakeOpenIDProvider) ->
 @pytest.mark.parametrize("public", [False, True], ids=["secret", "public"])
 @pytest.mark.parametrize("post", [False, True], ids=["basic", "post"])
 @pytest.mark.slow
-async def test_how_the_client_shows_who_it_is(
-    sso: FakeOpenIDProvider, worker: AuthWorker, secret: Path, post: bool, public: bool
+async def test_how_the_registry_authenticates_at_the_provider(
+    fake_provider: FakeOpenIDProvider, worker: AuthWorker, secret: Path, post: bool, public: bool
 ) -> None:
-    """The client sends its secret with Basic, or in the form if the provider wants that; a public client sends none. A
-    code is accepted once."""
-    sso.post, sso.secret = post, None if public else SECRET
-    more = {} if public else {"client_secret_file": secret}
-    provider = OpenIDProvider(settings(sso, **more), AuthClock())
-    given, verifier = await code(sso, LoginAttempts(SigningKeys(worker.accounts, worker.clock), worker.clock))
-    assert await provider.redeem(given, verifier, BACK) == sso.tokens[-1]
-    assert ("client_secret" in sso.forms[-1]) == (post and not public)
+    """The registry sends its client secret in a Basic header, or in the form if the provider's metadata says so. A
+    public client sends no secret. A code is accepted once."""
+    fake_provider.post, fake_provider.secret = post, None if public else SECRET
+    options = {} if public else {"client_secret_file": secret}
+    provider = OpenIDProvider(settings(fake_provider, **options), AuthClock())
+    received_code, verifier = await authorization_code(
+        fake_provider, LoginAttempts(SigningKeys(worker.accounts, worker.clock), worker.clock)
+    )
+    assert await provider.redeem(received_code, verifier, REDIRECT_URI) == fake_provider.tokens[-1]
+    assert ("client_secret" in fake_provider.forms[-1]) == (post and not public)
     with pytest.raises(CodeRefused, match="invalid_grant"):
-        await provider.redeem(given, verifier, BACK)
+        await provider.redeem(received_code, verifier, REDIRECT_URI)
     await provider.aclose()
 
 
-async def test_a_wrong_secret(sso: FakeOpenIDProvider, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong secret is refused. A secret that cannot be read is reported in the log only."""
+async def test_a_wrong_or_unreadable_client_secret(
+    fake_provider: FakeOpenIDProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the provider refuses the client secret, the code is refused. If the secret cannot be read, the provider counts
+    as unavailable."""
     monkeypatch.setenv("SSO_SECRET", "wrong")
-    provider = OpenIDProvider(settings(sso, client_secret_env="SSO_SECRET"), AuthClock())
+    provider = OpenIDProvider(settings(fake_provider, client_secret_env="SSO_SECRET"), AuthClock())
     with pytest.raises(CodeRefused, match="invalid_client"):
-        await provider.redeem("x", "y", BACK)
+        await provider.redeem("x", "y", REDIRECT_URI)
     monkeypatch.delenv("SSO_SECRET")
     with pytest.raises(ProviderUnavailable, match="not in SSO_SECRET"):
-        await provider.redeem("x", "y", BACK)
+        await provider.redeem("x", "y", REDIRECT_URI)
     await provider.aclose()
 
 
@@ -228,8 +237,8 @@ async def test_a_wrong_secret(sso: FakeOpenIDProvider, monkeypatch: pytest.Monke
     ],
 )
 def test_token_responses(status: int, body: bytes, refusal: str | None) -> None:
-    """If the provider refuses, the error has the provider's error code, provided that the code is fit for a log. Any
-    other response without an ID token is reported as an unusable provider."""
+    """If the provider refuses the code, the error has the provider's error code, or `unnamed` if that code is not safe
+    to log. Any other response without an ID token means that the provider is unavailable."""
     if refusal is None:
         with pytest.raises(ProviderUnavailable, match=f"status {status}"):
             parse_token_response(status, body)
@@ -239,37 +248,37 @@ def test_token_responses(status: int, body: bytes, refusal: str | None) -> None:
         assert refused.value.reason == refusal
 
 
-async def test_settings_are_looked_at_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server starts only if the settings have both the issuer and the client, and the secret can be read. The start
-    sends no request."""
+async def test_settings_are_checked_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server starts only if the settings have both the issuer and the client or neither, and if the secret can be
+    read. The check sends no request."""
     monkeypatch.delenv("NOT_SET", raising=False)
-    whole = OIDCSettings(issuer="https://sso.example.com", client_id=CLIENT)
+    complete = OIDCSettings(issuer="https://sso.example.com", client_id=CLIENT)
     check_provider(OIDCSettings())
-    check_provider(whole)
-    for wrong, said in (
+    check_provider(complete)
+    for wrong, message in (
         (OIDCSettings(issuer="https://sso.example.com"), "oidc.client_id is not set"),
         (OIDCSettings(client_id=CLIENT), "oidc.issuer is not set"),
-        (whole.model_copy(update={"client_secret_file": tmp_path / "none"}), "cannot read the client's secret"),
-        (whole.model_copy(update={"client_secret_env": "NOT_SET"}), "is not in NOT_SET"),
+        (complete.model_copy(update={"client_secret_file": tmp_path / "none"}), "cannot read the client's secret"),
+        (complete.model_copy(update={"client_secret_env": "NOT_SET"}), "is not in NOT_SET"),
     ):
-        with pytest.raises(ProviderInvalid, match=said):
+        with pytest.raises(ProviderInvalid, match=message):
             check_provider(wrong)
 
 
-# Attempts
+# Login attempts
 
 
-async def test_an_attempt(worker: AuthWorker, clock: AuthClock) -> None:
-    """A login attempt is valid on every worker for ten minutes, and only with its own state. Nobody else can read or
-    change it."""
+async def test_a_login_attempt(worker: AuthWorker, clock: AuthClock) -> None:
+    """A login attempt is sealed (encrypted) in a cookie. It is valid on every worker for ten minutes, and only together
+    with its own state. Clients can neither read nor change it."""
     attempts = LoginAttempts(SigningKeys(worker.accounts, clock), clock)
-    attempt = attempts.begin(BACK, "/api/docs")
+    attempt = attempts.begin(REDIRECT_URI, "/api/docs")
     sealed = await attempts.seal(attempt)
     assert LoginAttempts(SigningKeys(worker.accounts, clock), clock).open(sealed, attempt.state) == attempt
     for secret in (attempt.state, attempt.nonce, attempt.verifier):
         assert secret not in sealed
         assert len(secret) >= 43
-    other = attempts.begin(BACK, "/")
+    other = attempts.begin(REDIRECT_URI, "/")
     for wrong in ("", "x", "x.y", sealed[:-4], sealed[:-4] + "AAAA", sealed + "A" * 5000, "é.é"):
         with pytest.raises(LoginAttemptInvalid):
             attempts.open(wrong, attempt.state)
@@ -281,14 +290,14 @@ async def test_an_attempt(worker: AuthWorker, clock: AuthClock) -> None:
         attempts.open(sealed, attempt.state)
 
 
-async def test_other_settings_end_sessions(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> None:
+async def test_changed_settings_end_sessions(data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider) -> None:
     """A session ends when the provider's settings change."""
-    before = settings(sso)
+    before = settings(fake_provider)
     async with auth_worker(data, clock, {"oidc": before}) as worker:
         await worker.add_user(ALICE)
         proof = Identity(ALICE, version=worker.accounts.account(ALICE).version, stamp=provider_stamp(before))
         assert worker.access.revocation_check.check(proof) == proof
-    for after in ({"oidc": settings(sso, account_claim="sub")}, {}):
+    for after in ({"oidc": settings(fake_provider, account_claim="sub")}, {}):
         async with auth_worker(data, clock, after) as worker:
             with pytest.raises(Unauthorized):
                 worker.access.revocation_check.check(proof)
@@ -297,62 +306,64 @@ async def test_other_settings_end_sessions(data: Path, clock: AuthClock, sso: Fa
 # Accounts and groups
 
 
-async def logged_in(worker: AuthWorker, sso: FakeOpenIDProvider) -> Identity:
-    """Logs in at the provider, and returns the identity. Raises LoginFailed."""
+async def log_in(worker: AuthWorker, fake_provider: FakeOpenIDProvider) -> Identity:
+    """Logs in at the provider, and returns the identity of the session. Raises LoginFailed."""
     openid = worker.access.openid_login
     assert openid is not None
-    place, sealed = await openid.begin(BACK, "/")
-    query = dict(part.split("=", 1) for part in place.partition("?")[2].split("&"))
+    redirect_url, sealed = await openid.begin(REDIRECT_URI, "/")
+    query = dict(part.split("=", 1) for part in redirect_url.partition("?")[2].split("&"))
     state, nonce, challenge = query["state"], query["nonce"], query["code_challenge"]
-    given = "code-" + state
-    sso.grants[given] = CodeGrant(challenge, BACK, nonce)
-    result = await openid.finish(AuthorizationResponse(state, given), sealed, AT_HOME)
+    code = "code-" + state
+    fake_provider.grants[code] = CodeGrant(challenge, REDIRECT_URI, nonce)
+    result = await openid.finish(AuthorizationResponse(state, code), sealed, AT_HOME)
     return worker.access.login_sessions.verify(result.session)
 
 
-async def test_groups(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> None:
-    """A session holds the claim's groups that the store has, at most a hundred."""
+async def test_groups_of_a_session(data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider) -> None:
+    """A session has the groups in the provider's claim that the store has too, at most a hundred."""
     clock.now = time.time()
-    sso.secret = None
-    async with auth_worker(data, clock, {"oidc": settings(sso, groups_claim="groups")}) as worker:
+    fake_provider.secret = None
+    async with auth_worker(data, clock, {"oidc": settings(fake_provider, groups_claim="groups")}) as worker:
         await worker.add_user(ALICE)
-        many = [f"{'g' * 50}-{number:03}" for number in range(MAX_CLAIM_GROUPS + 1)]
-        for name in ("dev", *many):
+        group_names = [f"{'g' * 50}-{number:03}" for number in range(MAX_CLAIM_GROUPS + 1)]
+        for name in ("dev", *group_names):
             await worker.accounts.add_group(AccountName(name), by=ADMIN)
-        sso.person["groups"] = ["dev", "none", "Not A Name", 5]
-        assert (await logged_in(worker, sso)).groups == ("dev",)
-        sso.person["groups"] = many
-        assert (await logged_in(worker, sso)).groups == tuple(many[:MAX_CLAIM_GROUPS])
+        fake_provider.person["groups"] = ["dev", "none", "Not A Name", 5]
+        assert (await log_in(worker, fake_provider)).groups == ("dev",)
+        fake_provider.person["groups"] = group_names
+        assert (await log_in(worker, fake_provider)).groups == tuple(group_names[:MAX_CLAIM_GROUPS])
 
 
 @pytest.mark.slow
-async def test_first_login(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> None:
-    """With `create`, the first login creates a person without a password and without admin rights. It replaces no group
-    and no robot."""
+async def test_first_login_creates_an_account(data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider) -> None:
+    """With the setting `create`, the first login creates an account for the person, without a password and without
+    admin rights. A login under the name of a group or a robot is refused."""
     clock.now = time.time()
-    sso.secret = None
-    async with auth_worker(data, clock, {"oidc": settings(sso, create=True)}) as worker:
+    fake_provider.secret = None
+    async with auth_worker(data, clock, {"oidc": settings(fake_provider, create=True)}) as worker:
         await worker.add_robot()
         await worker.accounts.add_group(AccountName("dev"), by=ADMIN)
         for _ in range(2):
-            assert (await logged_in(worker, sso)).name == ALICE
+            assert (await log_in(worker, fake_provider)).name == ALICE
         account = worker.accounts.account(ALICE)
         assert (account.kind, account.admin, account.has_password) == (AccountKind.USER, False, False)
-        made = (await worker.audited("account.add"))[0]
-        assert (made.actor, made.target, made.address) == ("system", "alice", AT_HOME.address)
+        audit_line = (await worker.audited("account.add"))[0]
+        assert (audit_line.actor, audit_line.target, audit_line.address) == ("system", "alice", AT_HOME.address)
         for name in (CI, "dev", "system", "Alice", "", None, 5, "a b"):
-            sso.person["preferred_username"] = name
+            fake_provider.person["preferred_username"] = name
             with pytest.raises(LoginFailed):
-                await logged_in(worker, sso)
+                await log_in(worker, fake_provider)
         (*failed, _) = await worker.audited()
         assert {line.outcome for line in failed} == {"failed"}
 
 
-async def test_without_create_nothing_is_made(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> None:
+async def test_without_create_no_account_is_made(
+    data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider
+) -> None:
     """Without `create`, a person without an account is refused."""
     clock.now = time.time()
-    sso.secret = None
-    async with auth_worker(data, clock, {"oidc": settings(sso)}) as worker:
+    fake_provider.secret = None
+    async with auth_worker(data, clock, {"oidc": settings(fake_provider)}) as worker:
         with pytest.raises(LoginFailed, match="no such account"):
-            await logged_in(worker, sso)
+            await log_in(worker, fake_provider)
         assert worker.accounts.accounts(None, None, 10).items == []

@@ -1,4 +1,4 @@
-"""The htpasswd file: parsing, reading it again, and its errors."""
+"""The htpasswd file: how it is parsed, when it is read again, and its errors."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ SECRET = "$apr1$verysecret$0123456789abcdefghijkl"
 
 
 class HtpasswdClock:
+    """A clock in nanoseconds, which the test sets."""
+
     def __init__(self) -> None:
         self.now = 0
 
@@ -29,7 +31,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "htpasswd"
 
 
-def test_lines(path: Path) -> None:
+def test_names_and_hashes_are_read(path: Path) -> None:
     """All names and hashes in the file are read. Comments and empty lines are ignored."""
     path.write_text(f"# people\n\nalice:{HASH}\r\nbob:{OTHER.replace('$2b$', '$2y$')}\n")
     file = HtpasswdFile(path)
@@ -45,10 +47,11 @@ def test_lines(path: Path) -> None:
     assert file.highest_bcrypt_cost == 5
 
 
-def test_change_counts_at_the_next_look(path: Path) -> None:
-    """After a change of the file, the next lookup sees a new stamp for a changed line, no stamp for a removed line, and
-    a stamp for an added line. The stamp of an unchanged line stays the same. This holds if the file is replaced, and if
-    it is overwritten in place within one tick of the clock and with the same length."""
+def test_the_next_lookup_sees_a_change(path: Path) -> None:
+    """The stamp of a line stands for its content. After a change of the file, the next lookup sees a new stamp for a
+    changed line, no stamp for a removed line, and a stamp for an added line. The stamp of an unchanged line stays the
+    same. This holds if the file is replaced. It also holds if the file is overwritten in place with the same length and
+    the same modification time."""
     path.write_text(f"alice:{HASH}\nbob:{HASH}\n")
     file = HtpasswdFile(path)
     before = {name: file.stamp(name) for name in ("alice", "bob")}
@@ -65,7 +68,8 @@ def test_change_counts_at_the_next_look(path: Path) -> None:
 
 
 def test_unchanged_file_is_not_read_again(path: Path) -> None:
-    """Once the file is older than a moment, a lookup makes one stat call and reads nothing."""
+    """If the file was changed some time ago, a lookup does not read it again. If it was changed just now, each lookup
+    reads it, because the file could change again without a new modification time."""
     path.write_text(f"alice:{HASH}\n")
     now = HtpasswdClock()
     file = HtpasswdFile(path, now)
@@ -76,9 +80,9 @@ def test_unchanged_file_is_not_read_again(path: Path) -> None:
     assert young.line("alice") is not young.line("alice")
 
 
-def test_without_the_file_there_are_no_lines(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """While the file is missing, no line is found, and the log says once that the file is missing. When the file is
-    back, its lines are found again."""
+def test_a_missing_file_has_no_lines(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While the file is missing, lookups find no line, and the log has one warning. When the file exists again, its
+    lines are found again."""
     path.write_text(f"alice:{HASH}\n")
     file = HtpasswdFile(path)
     assert file.line("alice")
@@ -93,7 +97,7 @@ def test_without_the_file_there_are_no_lines(path: Path, caplog: pytest.LogCaptu
     assert file.line("alice")
 
 
-BAD = [
+BAD_LINES = [
     (f"alice:{HASH}\ncarol:{SECRET}\n", "line 2 is not bcrypt with a cost of 4 to 16; `htpasswd -B` writes such lines"),
     (f"alice:{HASH}\nnonsense\n", "line 2 is not NAME:HASH"),
     (f"alice:{HASH}\nCarol X:{OTHER}\n", "line 2 has a name that no account may have"),
@@ -104,8 +108,8 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("text", "problem"), BAD, ids=[problem for _, problem in BAD])
-def test_bad_line(path: Path, caplog: pytest.LogCaptureFixture, text: str, problem: str) -> None:
+@pytest.mark.parametrize(("text", "problem"), BAD_LINES, ids=[problem for _, problem in BAD_LINES])
+def test_a_bad_line(path: Path, caplog: pytest.LogCaptureFixture, text: str, problem: str) -> None:
     """At the start, a bad line is an error with one line of text. While the server runs, a bad line is ignored with a
     warning, and the other lines are used. Both texts name the number of the line and show nothing of its content."""
     path.write_text(text)
@@ -119,17 +123,17 @@ def test_bad_line(path: Path, caplog: pytest.LogCaptureFixture, text: str, probl
     assert alice.hash == HASH
     assert file.line("carol") is None
     assert problem in caplog.text
-    for told in (str(refused.value), caplog.text):
-        assert SECRET not in told
-        assert OTHER not in told
-        assert "nonsense" not in told
+    for message in (str(refused.value), caplog.text):
+        assert SECRET not in message
+        assert OTHER not in message
+        assert "nonsense" not in message
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [(None, "cannot be read: no such file"), (b"", "has no line NAME:HASH"), (b"\xff\xfe", "is not UTF-8 text")],
 )
-def test_bad_file(path: Path, content: bytes | None, problem: str) -> None:
+def test_a_bad_file(path: Path, content: bytes | None, problem: str) -> None:
     """A file that is missing, empty or not text is refused at the start, with an error of one line."""
     if content is not None:
         path.write_bytes(content)

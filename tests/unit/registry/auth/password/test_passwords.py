@@ -1,4 +1,5 @@
-"""Passwords: which are accepted, what a check costs, and the pool that bounds hashing."""
+"""Passwords: which are accepted, what a check costs, and the pool that limits how many passwords are hashed at a
+time."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ from storage.data_dir.file_leases import FileLeases
 from storage.data_dir.system import System
 from storage.errors import TooManyRequests
 
-WORD = "correct horse battery"
+PASSWORD = "correct horse battery"
 
 
 def bcrypt_of(password: str, cost: int = 4) -> str:
@@ -40,193 +41,197 @@ def bcrypt_of(password: str, cost: int = 4) -> str:
 @pytest.mark.parametrize(
     "wrong", ["", "1234567", "x" * 1025, "pass\nword12", "pass\x00word", "pässwörd\x7f", "a\ud800b" * 5]
 )
-def test_password_refused(wrong: str) -> None:
-    """A password that is too short, too long, or has control characters or half a surrogate pair is refused. The error
-    does not show it."""
+def test_bad_passwords_are_refused(wrong: str) -> None:
+    """A password is refused if it is too short, is too long, has control characters, or has half of a surrogate pair.
+    The error does not show the password."""
     with pytest.raises(AccountInvalid) as refused:
         check_password(wrong)
     assert not wrong or wrong not in refused.value.message
 
 
 @pytest.mark.parametrize("right", ["12345678", "x" * 1024, "pass word:with ümlaut", "ключ ключ"])
-def test_password_taken(right: str) -> None:
+def test_accepted_passwords_match_their_hash(right: str) -> None:
     """An accepted password matches its own hash, and no other password does."""
-    held = StoredHash(argon2=hash_password(right))
-    assert verify_password(right, held)
-    assert not verify_password(right + "x", held)
+    stored_hash = StoredHash(argon2=hash_password(right))
+    assert verify_password(right, stored_hash)
+    assert not verify_password(right + "x", stored_hash)
 
 
-def test_parameters() -> None:
-    """The hash of a password names argon2id with 19 MiB, two passes and one lane. A hash with other parameters has to
-    be made anew."""
-    held = hash_password(WORD)
-    assert held.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
-    assert not needs_rehash(held)
-    assert needs_rehash(argon2.PasswordHasher(1, 8192, 1).hash(WORD))
+def test_parameters_of_a_hash() -> None:
+    """A hash names argon2id with 19 MiB, two passes and one lane. A hash with other parameters has to be replaced."""
+    stored_hash = hash_password(PASSWORD)
+    assert stored_hash.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    assert not needs_rehash(stored_hash)
+    assert needs_rehash(argon2.PasswordHasher(1, 8192, 1).hash(PASSWORD))
 
 
-def test_nothing_matches_no_account() -> None:
-    """No password is right for an account that does not exist, or against a malformed hash."""
-    assert not verify_password(WORD, StoredHash())
+def test_no_password_matches_a_missing_or_malformed_hash() -> None:
+    """No password matches if the account does not exist, or if its hash is malformed."""
+    assert not verify_password(PASSWORD, StoredHash())
     assert not verify_password("", StoredHash())
-    assert not verify_password(WORD, StoredHash(argon2="$argon2id$nonsense"))
-    assert not verify_password(WORD, StoredHash(bcrypt="$2b$04$" + "." * 53, highest_bcrypt_cost=4))
+    assert not verify_password(PASSWORD, StoredHash(argon2="$argon2id$nonsense"))
+    assert not verify_password(PASSWORD, StoredHash(bcrypt="$2b$04$" + "." * 53, highest_bcrypt_cost=4))
 
 
-def test_bcrypt_reads_72_bytes() -> None:
-    """A password of more than 72 bytes matches no bcrypt hash, not even that of its first 72 bytes, and raises
-    nothing."""
-    held = StoredHash(bcrypt=bcrypt_of("x" * 72), highest_bcrypt_cost=4)
-    assert verify_password("x" * 72, held)
-    assert not verify_password("x" * 73, held)
+def test_no_long_password_matches_a_bcrypt_hash() -> None:
+    """A password of more than 72 bytes matches no bcrypt hash. It does not match the hash of its first 72 bytes either,
+    and raises no exception."""
+    stored_hash = StoredHash(bcrypt=bcrypt_of("x" * 72), highest_bcrypt_cost=4)
+    assert verify_password("x" * 72, stored_hash)
+    assert not verify_password("x" * 73, stored_hash)
 
 
 @pytest.fixture
-def spent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Returns a list to which each call of the two hash libraries adds its cost."""
+def library_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Returns a list to which each check by one of the two hash libraries adds its cost: the rounds of bcrypt, or the
+    memory of argon2 in KiB."""
     calls: list[tuple[str, int]] = []
     check, verify_argon2 = bcrypt.checkpw, argon2.PasswordHasher.verify
 
-    def counted_bcrypt(password: bytes, held: bytes) -> bool:
-        calls.append(("bcrypt", 2 ** int(held[4:6])))
-        return check(password, held)
+    def counted_bcrypt(password: bytes, stored_hash: bytes) -> bool:
+        calls.append(("bcrypt", 2 ** int(stored_hash[4:6])))
+        return check(password, stored_hash)
 
-    def counted_argon2(self: argon2.PasswordHasher, held: str, password: bytes) -> bool:
-        calls.append(("argon2", argon2.extract_parameters(held).memory_cost))
-        return verify_argon2(self, held, password)
+    def counted_argon2(self: argon2.PasswordHasher, stored_hash: str, password: bytes) -> bool:
+        calls.append(("argon2", argon2.extract_parameters(stored_hash).memory_cost))
+        return verify_argon2(self, stored_hash, password)
 
     monkeypatch.setattr(bcrypt, "checkpw", counted_bcrypt)
     monkeypatch.setattr(argon2.PasswordHasher, "verify", counted_argon2)
     return calls
 
 
-def cost(spent: list[tuple[str, int]], held: StoredHash) -> dict[str, int]:
-    """Returns what it costs to check a wrong password against the hash `held`."""
-    spent.clear()
-    assert not verify_password("a wrong password", held)
-    return {kind: sum(of for which, of in spent if which == kind) for kind in ("argon2", "bcrypt")}
+def cost_of_wrong_password(library_calls: list[tuple[str, int]], stored_hash: StoredHash) -> dict[str, int]:
+    """Returns for each library what it costs to check a wrong password against `stored_hash`."""
+    library_calls.clear()
+    assert not verify_password("a wrong password", stored_hash)
+    return {name: sum(cost for library, cost in library_calls if library == name) for name in ("argon2", "bcrypt")}
 
 
-def test_a_wrong_password_costs_the_same_whatever_is_held(spent: list[tuple[str, int]]) -> None:
-    """To check a wrong password costs the same for an account of the store, for a line of the htpasswd file (whatever
-    the cost of its hash), and for an account that does not exist."""
-    for dearest in (0, 4, 7):
-        held = [
-            StoredHash(highest_bcrypt_cost=dearest),
-            StoredHash(argon2=hash_password(WORD), highest_bcrypt_cost=dearest),
+def test_a_wrong_password_costs_the_same_for_every_kind_of_account(library_calls: list[tuple[str, int]]) -> None:
+    """The check of a wrong password costs the same for an account of the store, for a line of the htpasswd file
+    (whatever the cost of its hash), and for an account that does not exist."""
+    for highest_cost in (0, 4, 7):
+        stored_hashes = [
+            StoredHash(highest_bcrypt_cost=highest_cost),
+            StoredHash(argon2=hash_password(PASSWORD), highest_bcrypt_cost=highest_cost),
         ]
-        if dearest:
-            held += [
-                StoredHash(bcrypt=bcrypt_of(WORD, each), highest_bcrypt_cost=dearest) for each in range(4, dearest + 1)
+        if highest_cost:
+            stored_hashes += [
+                StoredHash(bcrypt=bcrypt_of(PASSWORD, each), highest_bcrypt_cost=highest_cost)
+                for each in range(4, highest_cost + 1)
             ]
-        costs = [cost(spent, each) for each in held]
-        assert costs == [{"argon2": hashing.ARGON2_MEMORY_KIB, "bcrypt": 2**dearest if dearest else 0}] * len(held)
+        costs = [cost_of_wrong_password(library_calls, each) for each in stored_hashes]
+        assert costs == [{"argon2": hashing.ARGON2_MEMORY_KIB, "bcrypt": 2**highest_cost if highest_cost else 0}] * len(
+            stored_hashes
+        )
 
 
-def test_time_of_unknown_and_wrong() -> None:
-    """The median CPU times of checks for unknown accounts and of checks of wrong passwords are within a factor of
-    two."""
-    held = [StoredHash(argon2=hash_password(WORD)), StoredHash()]
+def test_unknown_accounts_and_wrong_passwords_take_equal_time() -> None:
+    """The check for an unknown account and the check of a wrong password take about the same CPU time: the medians
+    differ by less than a factor of two."""
+    stored_hashes = [StoredHash(argon2=hash_password(PASSWORD)), StoredHash()]
     times: list[list[float]] = [[], []]
     for _ in range(7):
-        for each, found in zip(held, times, strict=True):
-            begun = time.thread_time()
+        for each, measured_seconds in zip(stored_hashes, times, strict=True):
+            started = time.thread_time()
             verify_password("a wrong password", each)
-            found.append(time.thread_time() - begun)
+            measured_seconds.append(time.thread_time() - started)
     known, unknown = map(statistics.median, times)
     assert max(known, unknown) < 2 * min(known, unknown)
 
 
 @pytest.fixture
-def turns(tmp_path: Path) -> Iterator[FileLeases]:
+def leases(tmp_path: Path) -> Iterator[FileLeases]:
+    """Yields the leases by which all worker processes share the slots for hashing."""
     opened = FileLeases(tmp_path / "turns", System())
     yield opened
     opened.close()
 
 
-async def test_two_at_once_over_all_workers(tmp_path: Path, turns: FileLeases) -> None:
-    """Two hashings run at a time, however many callers and processes there are."""
+async def test_all_workers_together_hash_two_passwords_at_a_time(tmp_path: Path, leases: FileLeases) -> None:
+    """At most two passwords are hashed at a time, however many callers and worker processes there are."""
     other = FileLeases(tmp_path / "turns", System())
-    gates = [HashingPool(turns), HashingPool(other)]
-    running, most, lock = 0, 0, threading.Lock()
+    pools = [HashingPool(leases), HashingPool(other)]
+    running, most_running, lock = 0, 0, threading.Lock()
 
     def work() -> None:
-        nonlocal running, most
+        nonlocal running, most_running
         with lock:
             running += 1
-            most = max(most, running)
-        verify_password(WORD, StoredHash())
+            most_running = max(most_running, running)
+        verify_password(PASSWORD, StoredHash())
         with lock:
             running -= 1
 
-    await asyncio.gather(*(gates[each % 2].run(work) for each in range(10)))
-    assert most == MAX_PARALLEL_HASHINGS
-    for gate in gates:
-        gate.close()
+    await asyncio.gather(*(pools[each % 2].run(work) for each in range(10)))
+    assert most_running == MAX_PARALLEL_HASHINGS
+    for pool in pools:
+        pool.close()
     other.close()
 
 
-async def test_queue_is_bounded(turns: FileLeases) -> None:
-    """When the queue is full, a further call is refused at once. Calls in the queue get their turn."""
-    gate = HashingPool(turns, max_waiting=3)
-    free = threading.Event()
-    inside = [asyncio.create_task(gate.run(lambda: free.wait(30))) for _ in range(MAX_PARALLEL_HASHINGS + 3)]
+async def test_the_queue_has_a_largest_length(leases: FileLeases) -> None:
+    """When the queue is full, a further call is refused at once. The calls in the queue are still done."""
+    pool = HashingPool(leases, max_waiting=3)
+    finish = threading.Event()
+    accepted = [asyncio.create_task(pool.run(lambda: finish.wait(30))) for _ in range(MAX_PARALLEL_HASHINGS + 3)]
     await asyncio.sleep(0)
     with pytest.raises(TooManyRequests) as refused:
-        await gate.run(lambda: True)
+        await pool.run(lambda: True)
     assert refused.value.retry_after >= 1
-    free.set()
-    assert await asyncio.gather(*inside) == [True] * (MAX_PARALLEL_HASHINGS + 3)
-    assert await gate.run(lambda: 1) == 1
-    gate.close()
+    finish.set()
+    assert await asyncio.gather(*accepted) == [True] * (MAX_PARALLEL_HASHINGS + 3)
+    assert await pool.run(lambda: 1) == 1
+    pool.close()
 
 
-async def test_who_leaves_the_queue_makes_room(turns: FileLeases) -> None:
-    """A cancelled call in the queue is not hashed. A cancelled call that is being hashed holds its slot until the
-    hashing is done."""
-    gate = HashingPool(turns, max_waiting=1)
-    free, begun = threading.Event(), threading.Semaphore(0)
+async def test_cancelled_calls(leases: FileLeases) -> None:
+    """If a call in the queue is cancelled, its work is not done. If a running call is cancelled, it keeps its slot
+    until the work is done."""
+    pool = HashingPool(leases, max_waiting=1)
+    finish, started = threading.Event(), threading.Semaphore(0)
 
     def work() -> bool:
-        begun.release()
-        return free.wait(30)
+        started.release()
+        return finish.wait(30)
 
-    inside = [asyncio.create_task(gate.run(work)) for _ in range(MAX_PARALLEL_HASHINGS)]
-    for _ in inside:
-        assert await asyncio.to_thread(begun.acquire, True, 10)
-    waiting = asyncio.create_task(gate.run(work))
+    running = [asyncio.create_task(pool.run(work)) for _ in range(MAX_PARALLEL_HASHINGS)]
+    for _ in running:
+        assert await asyncio.to_thread(started.acquire, True, 10)
+    waiting = asyncio.create_task(pool.run(work))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    inside[0].cancel()
+    running[0].cancel()
     await asyncio.sleep(0)
-    assert not inside[0].done()
-    async with turns.try_slot("password", MAX_PARALLEL_HASHINGS) as has:
-        assert not has
-    free.set()
+    assert not running[0].done()
+    async with leases.try_slot("password", MAX_PARALLEL_HASHINGS) as has_slot:
+        assert not has_slot
+    finish.set()
     with pytest.raises(asyncio.CancelledError):
-        await inside[0]
-    assert await inside[1]
-    async with turns.try_slot("password", MAX_PARALLEL_HASHINGS) as has:
-        assert has
-    gate.close()
+        await running[0]
+    assert await running[1]
+    async with leases.try_slot("password", MAX_PARALLEL_HASHINGS) as has_slot:
+        assert has_slot
+    pool.close()
 
 
-async def test_threads_give_way(turns: FileLeases) -> None:
-    """Hashing threads have a lower priority than the process."""
-    gate = HashingPool(turns)
-    here = os.getpriority(os.PRIO_PROCESS, 0)
-    there = await gate.run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-    assert there == max(here, NICENESS)
-    assert os.getpriority(os.PRIO_PROCESS, 0) == here
-    gate.close()
+async def test_hashing_threads_have_low_priority(leases: FileLeases) -> None:
+    """Hashing threads have a lower priority than the other threads of the process."""
+    pool = HashingPool(leases)
+    process_niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    thread_niceness = await pool.run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    assert thread_niceness == max(process_niceness, NICENESS)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == process_niceness
+    pool.close()
 
 
-async def test_what_work_raises(turns: FileLeases) -> None:
-    """An exception of the work reaches the caller, and the slot is free again."""
-    gate = HashingPool(turns)
+async def test_exceptions_reach_the_caller(leases: FileLeases) -> None:
+    """If the work raises an exception, the caller gets the exception, and the slot is free again."""
+    pool = HashingPool(leases)
     for _ in range(MAX_PARALLEL_HASHINGS + 1):
         with pytest.raises(AccountInvalid):
-            await gate.run(lambda: hash_password("short"))
-    gate.close()
+            await pool.run(lambda: hash_password("short"))
+    pool.close()

@@ -1,1 +1,1 @@
-"""Who may do what: the policy, the guard, and the responses to requests without the rights."""
+"""Tests of the rights: the policy, the guard, and the responses to requests without the needed rights."""

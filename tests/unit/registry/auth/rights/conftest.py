@@ -1,4 +1,4 @@
-"""What the tests of rights share: a real store with its accounts, and the policy over it."""
+"""Fixtures for the tests of rights: a store on disk, its accounts, and the policy over these accounts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from storage.store.stored_registry import StoredRegistry
 
 UPSTREAMS = ("docker.io", "private.example")
 GUARDED = ("private.example",)
+"""The private upstreams. A pull from them needs a grant whose pattern names the upstream."""
 
 
 @pytest.fixture
@@ -32,5 +33,6 @@ def accounts(stored: StoredRegistry) -> Accounts:
 
 @pytest.fixture
 def policy(accounts: Accounts) -> Policy:
-    """Returns the policy of a registry with two upstreams. One of them is private: it needs a grant that names it."""
+    """Returns the policy of a registry with two upstreams. `private.example` is private: a pull from it needs a grant
+    whose pattern names it."""
     return Policy(accounts, RevocationCheck(accounts), naming=NamingRules(UPSTREAMS), guarded=GUARDED)

@@ -1,4 +1,5 @@
-"""The explanation of an account's rights names the grants that apply, and agrees with the policy."""
+"""The explanation of an account's rights, which the management API shows. It names the grants that apply, and agrees
+with the policy."""
 
 from __future__ import annotations
 
@@ -14,18 +15,18 @@ from storage.names import RepositoryName
 from tests.fakes.store_accounts import BY, add_account, add_grant
 
 
-async def explained(policy: Policy, account: str | None, repo: str) -> RightsExplanation:
+async def explanation_of(policy: Policy, account: str | None, repo: str) -> RightsExplanation:
     return await explain_rights(policy, None if account is None else AccountName(account), RepositoryName(repo))
 
 
-def grants_of(found: RightsExplanation) -> list[str]:
-    (rights,) = found.repositories
+def grants_of(explanation: RightsExplanation) -> list[str]:
+    (rights,) = explanation.repositories
     return [f"{grant.subject} {grant.pattern}" for grant in rights.grants]
 
 
 async def test_the_grants_that_apply_are_named(accounts: Accounts, policy: Policy) -> None:
-    """The explanation lists the grants to the account, to its groups, to all accounts and to everyone that match the
-    name, and no others. Its actions are those that the policy allows."""
+    """The explanation lists the grants that match the repository's name: those to the account, to its groups, to all
+    accounts and to everyone. It lists no other grants. Its actions are those that the policy allows."""
     await accounts.add_group(AccountName("dev"), by=BY)
     identities: dict[str | None, Identity] = {None: ANONYMOUS}
     for name in ("alice", "bob"):
@@ -48,10 +49,10 @@ async def test_the_grants_that_apply_are_named(accounts: Accounts, policy: Polic
         (None, "public/app"): ["everyone **", "everyone public/**"],
     }
     for (account, repo), grants in expected.items():
-        found = await explained(policy, account, repo)
-        assert sorted(grants_of(found)) == grants, (account, repo)
+        explanation = await explanation_of(policy, account, repo)
+        assert sorted(grants_of(explanation)) == grants, (account, repo)
         allowed = policy.principal(identities[account]).actions(repo, repo)
-        assert found.repositories[0].actions == Action(allowed)
+        assert explanation.repositories[0].actions == Action(allowed)
 
 
 async def test_a_private_upstream_needs_its_own_grant(accounts: Accounts, policy: Policy) -> None:
@@ -59,40 +60,41 @@ async def test_a_private_upstream_needs_its_own_grant(accounts: Accounts, policy
     push to a mirrored repository."""
     await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "**", "*")
-    found = await explained(policy, "alice", "private.example/app")
-    assert (grants_of(found), found.repositories[0].actions) == ([], Action.NONE)
+    explanation = await explanation_of(policy, "alice", "private.example/app")
+    assert (grants_of(explanation), explanation.repositories[0].actions) == ([], Action.NONE)
     await add_grant(accounts, "user:alice", "private.example/**", "pull,push")
-    found = await explained(policy, "alice", "private.example/app")
-    assert grants_of(found) == ["user:alice private.example/**"]
-    assert found.repositories[0].actions == Action.PULL
-    assert found.repositories[0].upstream == "private.example"
-    official = await explained(policy, "alice", "docker.io/ubuntu")
+    explanation = await explanation_of(policy, "alice", "private.example/app")
+    assert grants_of(explanation) == ["user:alice private.example/**"]
+    assert explanation.repositories[0].actions == Action.PULL
+    assert explanation.repositories[0].upstream == "private.example"
+    official = await explanation_of(policy, "alice", "docker.io/ubuntu")
     assert official.repositories[0].name == "docker.io/library/ubuntu"
     assert official.repositories[0].actions == EVERY_ACTION & ~Action.PUSH
 
 
-async def test_what_matters_more_than_grants(accounts: Accounts, policy: Policy) -> None:
-    """The explanation says if the registry is open, if the account is an admin or disabled, and if the store has no
-    such account."""
-    found = await explained(policy, None, "team/app")
-    assert found.is_open
-    assert found.repositories[0].actions == Action.PULL | Action.PUSH | Action.DELETE
+async def test_open_registries_admins_and_disabled_accounts(accounts: Accounts, policy: Policy) -> None:
+    """The explanation says whether the registry is open (it has no accounts), whether the account is an admin or
+    disabled, and whether the store has the account."""
+    explanation = await explanation_of(policy, None, "team/app")
+    assert explanation.is_open
+    assert explanation.repositories[0].actions == Action.PULL | Action.PUSH | Action.DELETE
     await add_account(accounts, "root", admin=True)
     await add_account(accounts, "alice")
     await add_account(accounts, "ci", robot=True)
     for subject in ("user:alice", "robot:ci", "user:filed"):
         await add_grant(accounts, subject, "team/**", "pull")
-    root = await explained(policy, "root", "team/app")
+    root = await explanation_of(policy, "root", "team/app")
     assert (root.is_admin, root.repositories[0].actions, grants_of(root)) == (True, EVERY_ACTION, [])
-    assert grants_of(await explained(policy, "ci", "team/app")) == ["robot:ci team/**"]
+    assert grants_of(await explanation_of(policy, "ci", "team/app")) == ["robot:ci team/**"]
     await accounts.set_enabled(AccountName("alice"), False, by=BY)
-    alice = await explained(policy, "alice", "team/app")
+    alice = await explanation_of(policy, "alice", "team/app")
     assert (alice.is_enabled, alice.repositories[0].actions) == (False, Action.NONE)
     assert grants_of(alice) == ["user:alice team/**"]
-    filed = await explained(policy, "filed", "team/app")
-    assert (filed.is_stored, filed.repositories[0].actions) == (False, Action.PULL)
+    not_stored = await explanation_of(policy, "filed", "team/app")
+    assert (not_stored.is_stored, not_stored.repositories[0].actions) == (False, Action.PULL)
 
 
-async def test_a_name_that_no_repository_can_have(policy: Policy) -> None:
+async def test_an_invalid_name_is_refused(policy: Policy) -> None:
+    """A name that is not a valid repository name raises NameInvalid."""
     with pytest.raises(NameInvalid):
-        await explained(policy, None, "../etc")
+        await explanation_of(policy, None, "../etc")

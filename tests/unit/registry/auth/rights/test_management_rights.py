@@ -1,4 +1,5 @@
-"""The rules of the management API, without HTTP."""
+"""`ManagementRights` has the rules of the management API: who may see and change which accounts, credentials and
+grants. The tests call it without HTTP."""
 
 from __future__ import annotations
 
@@ -11,25 +12,26 @@ from storage.errors import Denied, Unauthorized
 from storage.patterns import NamePattern, NameSet
 
 ALICE, BOB = AccountName("alice"), AccountName("bob")
-TEAM = Rights({Action.ADMIN: NameSet.of(["team/**"])})
+TEAM_ADMIN = Rights({Action.ADMIN: NameSet.of(["team/**"])})
+"""Rights with the action `admin` on all repositories below `team`."""
 
 
-def test_nobody_is_told_to_log_in() -> None:
+def test_anonymous_callers_are_unauthorized() -> None:
     """Every check raises Unauthorized for a caller without an account."""
-    nobody = management_rights_of(Principal(ANONYMOUS, Rights({Action.ADMIN: NameSet.of(["**"])})))
-    for refused in (
-        nobody.check_admin,
-        lambda: nobody.check_may_see(ALICE),
-        lambda: nobody.check_may_change_credentials(ALICE),
-        lambda: nobody.check_grant(NamePattern("team/**")),
+    anonymous = management_rights_of(Principal(ANONYMOUS, Rights({Action.ADMIN: NameSet.of(["**"])})))
+    for check in (
+        anonymous.check_admin,
+        lambda: anonymous.check_may_see(ALICE),
+        lambda: anonymous.check_may_change_credentials(ALICE),
+        lambda: anonymous.check_grant(NamePattern("team/**")),
     ):
         with pytest.raises(Unauthorized):
-            refused()
+            check()
 
 
-def test_others_are_not_there() -> None:
-    """For a caller who is no admin, another's account and another's token do not exist."""
-    alice = management_rights_of(Principal(Identity("alice", version=1), TEAM))
+def test_other_accounts_do_not_exist_for_a_caller() -> None:
+    """For a caller who is not an admin, the accounts and tokens of others do not exist."""
+    alice = management_rights_of(Principal(Identity("alice", version=1), TEAM_ADMIN))
     alice.check_may_see(ALICE)
     alice.check_may_change_credentials(ALICE)
     with pytest.raises(AccountUnknown, match="there is no account bob"):
@@ -51,50 +53,50 @@ def test_others_are_not_there() -> None:
     ids=["API token", "token of /token", "htpasswd", "issuer"],
 )
 def test_only_a_person_makes_credentials(proof: Identity) -> None:
-    """A credential of a program cannot make another credential."""
+    """A caller with a program's credential, or of an account outside the store, cannot make another credential."""
     with pytest.raises(Denied, match="log in as a person"):
-        management_rights_of(Principal(proof, TEAM)).check_may_change_credentials(ALICE)
+        management_rights_of(Principal(proof, TEAM_ADMIN)).check_may_change_credentials(ALICE)
 
 
-def test_a_token_may_end_itself() -> None:
+def test_a_token_may_revoke_itself() -> None:
     """An API token may revoke itself, but no other token of its account."""
-    rights = management_rights_of(Principal(Identity("alice", version=1, token="1"), TEAM))
+    rights = management_rights_of(Principal(Identity("alice", version=1, token="1"), TEAM_ADMIN))
     rights.check_may_revoke(ApiToken("1", ALICE, "personal", "", 0.0))
     with pytest.raises(Denied):
         rights.check_may_revoke(ApiToken("2", ALICE, "personal", "", 0.0))
 
 
-def test_who_ends_sessions() -> None:
-    """A person may end the sessions of the own account, even if the account is a line of the htpasswd file. A request
-    with a token may not end a session. The sessions of other accounts do not exist for the caller."""
-    mine, others = (LoginSession("1", name, "password", 0.0, 1.0, 0.0, "", "") for name in (ALICE, BOB))
+def test_sessions_are_ended_by_their_own_account() -> None:
+    """A person may end the sessions of their own account, even if the account is a line of the htpasswd file. A request
+    with a token may not end a session. For other callers, the session does not exist."""
+    own, of_other_account = (LoginSession("1", name, "password", 0.0, 1.0, 0.0, "", "") for name in (ALICE, BOB))
     for proof in (Identity("alice", version=1), Identity("alice", stamp="htpasswd", session="2")):
-        rights = management_rights_of(Principal(proof, TEAM))
-        rights.check_may_end(mine)
+        rights = management_rights_of(Principal(proof, TEAM_ADMIN))
+        rights.check_may_end(own)
         with pytest.raises(AccountUnknown, match="there is no such session"):
-            rights.check_may_end(others)
+            rights.check_may_end(of_other_account)
     for proof in (Identity("alice", version=1, token="1"), Identity("alice", version=1, access={})):
         with pytest.raises(Denied, match="a token does not suffice"):
-            management_rights_of(Principal(proof, TEAM)).check_may_end(mine)
-    ALL_MANAGEMENT_RIGHTS.check_may_end(others)
+            management_rights_of(Principal(proof, TEAM_ADMIN)).check_may_end(own)
+    ALL_MANAGEMENT_RIGHTS.check_may_end(of_other_account)
 
 
-def test_granting() -> None:
-    """An account with the action admin on a pattern may grant rights below this pattern. The limits of its token limit
-    this as well."""
-    alice = management_rights_of(Principal(Identity("alice", version=1), TEAM))
+def test_a_pattern_admin_may_grant_below_the_pattern() -> None:
+    """An account with the action `admin` on a pattern may grant rights below this pattern. If its token has limits, it
+    may grant only within them."""
+    alice = management_rights_of(Principal(Identity("alice", version=1), TEAM_ADMIN))
     assert alice.may_grant(NamePattern("team/app-*"))
     assert alice.may_grant(NamePattern("team/*/app"))
     assert not alice.may_grant(NamePattern("**"))
     limits = (TokenLimit(NamePattern("team/a/**"), Action.ADMIN), TokenLimit(NamePattern("team/b/**"), Action.PULL))
-    limited = management_rights_of(Principal(Identity("alice", version=1, token="1", limits=limits), TEAM))
+    limited = management_rights_of(Principal(Identity("alice", version=1, token="1", limits=limits), TEAM_ADMIN))
     assert limited.may_grant(NamePattern("team/a/b"))
     assert not limited.may_grant(NamePattern("team/b/c"))
     assert not limited.may_grant(NamePattern("team/**"))
 
 
-def test_an_admin_with_a_limited_token_is_none() -> None:
-    """A limited token of an admin has no admin rights."""
+def test_a_limited_token_has_no_admin_rights() -> None:
+    """A request with a limited token does not have admin rights, even if its account is an admin."""
     rights = Rights.everything(admin=True)
     limits = (TokenLimit(NamePattern("**"), Action.PULL),)
     with pytest.raises(Denied):
@@ -102,7 +104,7 @@ def test_an_admin_with_a_limited_token_is_none() -> None:
     management_rights_of(Principal(Identity("alice", version=1, token="1"), rights)).check_admin()
 
 
-def test_the_operator() -> None:
+def test_the_operator_needs_no_account() -> None:
     """The operator, who uses the command line, needs no account."""
     ALL_MANAGEMENT_RIGHTS.check_admin()
     ALL_MANAGEMENT_RIGHTS.check_may_see(BOB)

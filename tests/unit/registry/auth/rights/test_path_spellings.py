@@ -1,5 +1,5 @@
-"""Other spellings of a repository's path: no spelling evades the rights, and no response is for another repository than
-the path names."""
+"""Unusual spellings of a repository's path. No spelling evades the rights, and the response is always for the
+repository that the path names."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ SPELLINGS = [
     "/v2/public/app/manifests/latest?name=secret/app",
     "/v2/public/app/manifests/latest#/v2/secret/app/manifests/latest",
 ]
+"""Paths that some proxies or servers would take for the path of `secret/app`."""
 REWRITES = [
     ("x-original-url", "/v2/public/app/manifests/latest"),
     ("x-rewrite-url", "/v2/public/app/manifests/latest"),
@@ -66,12 +67,13 @@ REWRITES = [
     ("x-forwarded-prefix", "/v2/public"),
     ("x-forwarded-user", "root"),
 ]
+"""Headers with which some servers let a client change the path, the method or the user."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AppInProcess]:
     """Yields a service where only root may pull from `secret/app`. Everyone may pull from all other repositories, some
-    of which have similar names. The tests only read, so they share the service."""
+    of which have similar names. All tests share the service, because they only read."""
     async with running_app(tmp_path_factory.mktemp("service") / "data") as opened:
         await add_account(opened.accounts, "root", admin=True)
         await add_account(opened.accounts, "alice")
@@ -85,8 +87,8 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[App
 @pytest.mark.parametrize("login", [None, "alice"])
 @pytest.mark.parametrize("target", SPELLINGS)
 @pytest.mark.slow
-async def test_no_spelling_gets_around_a_right(service: AppInProcess, login: str | None, target: str) -> None:
-    """No spelling shows the secret manifest, or that it exists."""
+async def test_no_spelling_evades_the_rights(service: AppInProcess, login: str | None, target: str) -> None:
+    """No response contains the secret manifest or its digest, or shows that the manifest exists."""
     image = await service.hosted.get_manifest(RepositoryName("secret/app"), LATEST)
     headers = {"authorization": await service.token(login)} if login else {}
     answer = await service.client("GET", target, headers)
@@ -100,14 +102,14 @@ async def test_no_spelling_gets_around_a_right(service: AppInProcess, login: str
 
 
 @pytest.mark.parametrize("header", REWRITES)
-async def test_no_header_changes_what_is_asked_for(service: AppInProcess, header: tuple[str, str]) -> None:
-    """No header changes the requested name or the principal."""
+async def test_no_header_changes_the_request(service: AppInProcess, header: tuple[str, str]) -> None:
+    """No header changes the requested repository, the method or the principal."""
     answer = await service.client("GET", "/v2/secret/app/manifests/latest", [header])
     assert answer.status == 401
 
 
-async def test_knowing_a_digest_opens_nothing(service: AppInProcess) -> None:
-    """A blob can be read only through a repository that has it and that the principal may pull."""
+async def test_a_known_digest_gives_no_access(service: AppInProcess) -> None:
+    """A blob can be read only through a repository that has the blob and from which the client may pull."""
     image = await service.hosted.get_manifest(RepositoryName("secret/app"), LATEST)
     headers = {"authorization": await service.token("alice")}
     for digest in [image.digest, *(blob.digest for blob in image.blobs)]:

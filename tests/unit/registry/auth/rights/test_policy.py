@@ -1,4 +1,5 @@
-"""The policy: the rights that follow from grants, groups, limits and private upstreams, over a real store."""
+"""The policy decides what an account may do. It combines grants, groups, limits of tokens, and private upstreams. The
+tests use a store on disk."""
 
 from __future__ import annotations
 
@@ -20,25 +21,24 @@ PULL, PUSH, DELETE = Action.PULL, Action.PUSH, Action.DELETE
 
 
 def test_without_a_principal_nothing_is_allowed() -> None:
-    """A principal that was not authenticated may do nothing."""
-    nobody = current_principal()
-    assert nobody.actions("team/app", "team/app") == 0
-    assert not nobody.may_list
-    assert not nobody.admin
-    assert "team/app" not in nobody.names(PULL)
+    """The default principal, before a request is authenticated, may do nothing."""
+    principal = current_principal()
+    assert principal.actions("team/app", "team/app") == 0
+    assert not principal.may_list
+    assert not principal.admin
+    assert "team/app" not in principal.names(PULL)
 
 
-async def test_an_open_store_allows_all_to_everybody_until_the_first_account(
-    accounts: Accounts, policy: Policy
-) -> None:
-    """Before the first account, everybody may pull, push and delete. Exceptions are repositories of private upstreams,
-    and the right to grant. The first account ends this for good, even if it is removed later."""
-    nobody = policy.principal(ANONYMOUS)
-    assert nobody.open
-    assert nobody.may(PULL | PUSH | DELETE, "team/app")
-    assert not nobody.may(Action.ADMIN, "team/app")
-    assert not nobody.may(PULL, "private.example/team/app")
-    assert nobody.may_list
+async def test_without_accounts_everyone_may_pull_push_and_delete(accounts: Accounts, policy: Policy) -> None:
+    """Before the first account, everyone may pull, push and delete. Nobody may grant rights, or pull from a private
+    upstream. After the first account was added, anonymous clients lose these rights for good, even if the account is
+    removed later."""
+    anonymous = policy.principal(ANONYMOUS)
+    assert anonymous.open
+    assert anonymous.may(PULL | PUSH | DELETE, "team/app")
+    assert not anonymous.may(Action.ADMIN, "team/app")
+    assert not anonymous.may(PULL, "private.example/team/app")
+    assert anonymous.may_list
     await add_account(accounts, "alice")
     assert not policy.principal(ANONYMOUS).open
     assert not policy.principal(ANONYMOUS).may(PULL, "team/app")
@@ -46,15 +46,16 @@ async def test_an_open_store_allows_all_to_everybody_until_the_first_account(
     assert not policy.principal(ANONYMOUS).may(PULL, "team/app")
 
 
-async def test_accounts_from_elsewhere_close_the_store(accounts: Accounts) -> None:
-    """With an htpasswd file or an issuer in the settings, the registry is closed although the store has no accounts."""
+async def test_other_sources_of_accounts_close_the_registry(accounts: Accounts) -> None:
+    """If the settings have an htpasswd file or an issuer, anonymous clients have no rights, although the store has no
+    accounts."""
     policy = Policy(accounts, RevocationCheck(accounts), closed=True)
     assert not policy.anonymous().may(PULL, "team/app")
 
 
 async def test_grants_add_up(accounts: Accounts, policy: Policy) -> None:
-    """An account has the actions of its own grants and of those to its groups, to all accounts and to everyone. No
-    action includes another."""
+    """An account has the actions of its own grants, and of the grants to its groups, to all accounts and to everyone.
+    No action includes another action."""
     alice = await add_account(accounts, "alice")
     bob = await add_account(accounts, "bob")
     await accounts.add_group(AccountName("dev"), by=BY)
@@ -63,27 +64,27 @@ async def test_grants_add_up(accounts: Accounts, policy: Policy) -> None:
     await add_grant(accounts, "group:dev", "team/**", "pull,push")
     await add_grant(accounts, "authenticated", "shared/**", "pull")
     await add_grant(accounts, "everyone", "public/**", "pull")
-    seen = policy.principal(alice)
-    assert [seen.actions(name, name) for name in ("own/a", "own/a/b", "team/a/b", "shared/x", "public/x", "x")] == [
-        PUSH, 0, PULL | PUSH, PULL, PULL, 0,
-    ]  # fmt: skip
-    seen = policy.principal(bob)
-    assert [seen.actions(name, name) for name in ("own/a", "team/a", "shared/x", "public/x")] == [0, 0, PULL, PULL]
-    seen = policy.anonymous()
-    assert [seen.actions(name, name) for name in ("own/a", "team/a", "shared/x", "public/x")] == [0, 0, 0, PULL]
+    principal = policy.principal(alice)
+    names = ("own/a", "own/a/b", "team/a/b", "shared/x", "public/x", "x")
+    assert [principal.actions(name, name) for name in names] == [PUSH, 0, PULL | PUSH, PULL, PULL, 0]
+    principal = policy.principal(bob)
+    assert [principal.actions(name, name) for name in ("own/a", "team/a", "shared/x", "public/x")] == [0, 0, PULL, PULL]
+    principal = policy.anonymous()
+    assert [principal.actions(name, name) for name in ("own/a", "team/a", "shared/x", "public/x")] == [0, 0, 0, PULL]
 
 
-async def test_a_robot_and_a_user_are_not_each_other(accounts: Accounts, policy: Policy) -> None:
+async def test_a_grant_to_a_robot_does_not_apply_to_a_user(accounts: Accounts, policy: Policy) -> None:
     """A grant to a robot does not apply to a user of the same name."""
     robot = await add_account(accounts, "ci", robot=True)
     await add_grant(accounts, "robot:ci", "team/**", "push")
     assert policy.principal(robot).may(PUSH, "team/app")
-    outsider = replace(robot, robot=False)
-    assert not policy.principal(outsider).may(PUSH, "team/app")
+    user = replace(robot, robot=False)
+    assert not policy.principal(user).may(PUSH, "team/app")
 
 
-async def test_groups_of_an_issuer_count_beside_the_stores(accounts: Accounts, policy: Policy) -> None:
-    """The groups in an issuer's token apply to requests with this token, and not to other requests of the account."""
+async def test_groups_in_an_issuers_token_apply_to_its_requests(accounts: Accounts, policy: Policy) -> None:
+    """The groups in an issuer's token apply to requests with this token. They do not apply to other requests of the
+    account."""
     robot = await add_account(accounts, "ci", robot=True)
     await accounts.add_group(AccountName("release"), by=BY)
     await add_grant(accounts, "group:release", "team/**", "push")
@@ -95,32 +96,32 @@ async def test_an_admin_may_do_everything(accounts: Accounts, policy: Policy) ->
     """An admin may do everything, also below private upstreams. An admin with a limited credential does not have the
     rights of an admin."""
     root = await add_account(accounts, "root", admin=True)
-    seen = policy.principal(root)
-    assert seen.admin
-    assert seen.may(EVERY_ACTION, "private.example/team/app")
-    assert seen.listable_names.has_every_name
+    principal = policy.principal(root)
+    assert principal.admin
+    assert principal.may(EVERY_ACTION, "private.example/team/app")
+    assert principal.listable_names.has_every_name
     assert not policy.principal(replace(root, access={"team/app": PULL})).admin
     assert not policy.principal(replace(root, limits=(limit("**", "*"),))).admin
 
 
-async def test_a_private_upstream_wants_a_grant_of_its_own(accounts: Accounts, policy: Policy) -> None:
+async def test_a_private_upstream_needs_a_grant_that_names_it(accounts: Accounts, policy: Policy) -> None:
     """The patterns `**` and `private.*/**` do not match repositories of a private upstream. A pattern that begins with
     the upstream's name does."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "**", "pull")
     await add_grant(accounts, "user:alice", "private.*/**", "pull")
-    seen = policy.principal(alice)
-    assert seen.may(PULL, "docker.io/library/ubuntu")
-    assert not seen.may(PULL, "private.example/team/app")
-    assert RepositoryName("private.example/team/app") not in seen.listable_names
+    principal = policy.principal(alice)
+    assert principal.may(PULL, "docker.io/library/ubuntu")
+    assert not principal.may(PULL, "private.example/team/app")
+    assert RepositoryName("private.example/team/app") not in principal.listable_names
     await add_grant(accounts, "user:alice", "private.example/team/*", "pull")
-    seen = policy.principal(alice)
-    assert seen.may(PULL, "private.example/team/app")
-    assert RepositoryName("private.example/team/app") in seen.listable_names
-    assert not seen.may(PULL, "private.example/other")
+    principal = policy.principal(alice)
+    assert principal.may(PULL, "private.example/team/app")
+    assert RepositoryName("private.example/team/app") in principal.listable_names
+    assert not principal.may(PULL, "private.example/other")
 
 
-async def test_what_changed_since_ends_a_proof(accounts: Accounts, policy: Policy) -> None:
+async def test_an_identity_is_refused_after_its_account_changed(accounts: Accounts, policy: Policy) -> None:
     """An identity is refused after its account was disabled or removed, even if a new account of the same name was
     added."""
     alice = await add_account(accounts, "alice")
@@ -131,15 +132,15 @@ async def test_what_changed_since_ends_a_proof(accounts: Accounts, policy: Polic
     await accounts.remove_account(AccountName("alice"), by=BY)
     with pytest.raises(Unauthorized):
         policy.principal(alice)
-    again = await add_account(accounts, "alice")
+    new_identity = await add_account(accounts, "alice")
     with pytest.raises(Unauthorized):
         policy.principal(alice)
-    policy.principal(again)
+    policy.principal(new_identity)
 
 
-async def test_rights_are_those_of_this_moment(accounts: Accounts, policy: Policy) -> None:
-    """After a grant was removed, the account can still log in, but no longer has the rights of the grant. The epoch of
-    the store has increased."""
+async def test_removed_grants_no_longer_apply(accounts: Accounts, policy: Policy) -> None:
+    """After a grant was removed, the account can still log in, but no longer has the rights of the grant. The store's
+    epoch, a number that increases with each change of the rights, has changed."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "team/**", "pull")
     assert policy.principal(alice).may(PULL, "team/app")
@@ -157,75 +158,76 @@ async def add_token(accounts: Accounts, account: str, *limits: tuple[str, str]) 
     return token.id
 
 
-async def test_an_api_tokens_limits_only_take_away(accounts: Accounts, policy: Policy) -> None:
-    """A request with an API token may do what both the account's grants and the token's limits allow. The limits are
-    read from the store, and not from the identity."""
+async def test_limits_of_an_api_token_only_remove_rights(accounts: Accounts, policy: Policy) -> None:
+    """A request with an API token may do what is allowed both by the account's grants and by the token's limits. The
+    policy reads the limits from the store, and ignores those in the identity."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "team/**", "pull,push")
     token = await add_token(accounts, "alice", ("team/app", "pull,delete"), ("other/**", "pull"))
-    seen = policy.principal(replace(alice, token=token, limits=(limit("**", "*"),)))
-    assert seen.actions("team/app", "team/app") == PULL
-    assert seen.actions("team/web", "team/web") == 0
-    assert seen.actions("other/app", "other/app") == 0
-    assert seen.account_may(PUSH, "team/app")
-    assert [name for name in ("team/app", "team/web", "other/app") if name in seen.listable_names] == ["team/app"]
+    principal = policy.principal(replace(alice, token=token, limits=(limit("**", "*"),)))
+    assert principal.actions("team/app", "team/app") == PULL
+    assert principal.actions("team/web", "team/web") == 0
+    assert principal.actions("other/app", "other/app") == 0
+    assert principal.account_may(PUSH, "team/app")
+    assert [name for name in ("team/app", "team/web", "other/app") if name in principal.listable_names] == ["team/app"]
     await accounts.revoke_token(token, by=BY)
     with pytest.raises(Unauthorized):
         policy.principal(replace(alice, token=token))
 
 
-async def test_a_limit_does_not_open_a_private_upstream(accounts: Accounts, policy: Policy) -> None:
-    """A token whose limits name a private upstream, but whose account has no grant for it, allows neither a pull from
-    its repositories nor a list of them."""
+async def test_a_limit_gives_no_access_to_a_private_upstream(accounts: Accounts, policy: Policy) -> None:
+    """If a token's limits name a private upstream, but its account has no grant for the upstream, the token allows
+    neither pulls from the upstream's repositories nor a list of them."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "**", "pull")
-    seen = policy.principal(replace(alice, limits=(limit("private.example/**", "pull"),)))
-    assert not seen.may(PULL, "private.example/team/app")
-    assert RepositoryName("private.example/team/app") not in seen.listable_names
-    assert seen.listable_names.seek("") is None
+    principal = policy.principal(replace(alice, limits=(limit("private.example/**", "pull"),)))
+    assert not principal.may(PULL, "private.example/team/app")
+    assert RepositoryName("private.example/team/app") not in principal.listable_names
+    assert principal.listable_names.seek("") is None
 
 
-async def test_a_tokens_access_only_takes_away(accounts: Accounts, policy: Policy) -> None:
-    """A bearer token names repositories as the client does, and grants name them as the store does. An action needs
-    both the token and a grant."""
+async def test_the_access_of_a_bearer_token_only_removes_rights(accounts: Accounts, policy: Policy) -> None:
+    """An action needs both the access in the bearer token and a grant. The token has the repository's name that the
+    client uses, and the grant has the stored name."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "docker.io/**", "pull")
-    seen = policy.principal(replace(alice, access={"ubuntu": PULL | PUSH, "team/app": PULL}))
-    assert seen.may(PULL, "docker.io/library/ubuntu", "ubuntu")
-    assert not seen.may(PUSH, "docker.io/library/ubuntu", "ubuntu")
-    assert not seen.may(PULL, "docker.io/library/ubuntu", "library/ubuntu")
-    assert not seen.may(PULL, "team/app")
-    assert seen.account_may(PULL, "docker.io/library/debian")
+    principal = policy.principal(replace(alice, access={"ubuntu": PULL | PUSH, "team/app": PULL}))
+    assert principal.may(PULL, "docker.io/library/ubuntu", "ubuntu")
+    assert not principal.may(PUSH, "docker.io/library/ubuntu", "ubuntu")
+    assert not principal.may(PULL, "docker.io/library/ubuntu", "library/ubuntu")
+    assert not principal.may(PULL, "team/app")
+    assert principal.account_may(PULL, "docker.io/library/debian")
 
 
-async def test_a_token_that_was_granted_patterns_was_granted_nothing(accounts: Accounts, policy: Policy) -> None:
-    """A name in a token's access is never a pattern, even if it looks like one."""
+async def test_a_name_in_a_tokens_access_is_never_a_pattern(accounts: Accounts, policy: Policy) -> None:
+    """A name in a bearer token's access is never a pattern, even if it looks like one."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "team/*", "pull")
-    seen = policy.principal(replace(alice, access={"team/**": PULL, "**": PULL, "team/app": PULL, CATALOG: PULL}))
-    assert not seen.may(PULL, "team/web")
-    assert seen.names(PULL) == NameSet.of({"team/app"})
+    principal = policy.principal(replace(alice, access={"team/**": PULL, "**": PULL, "team/app": PULL, CATALOG: PULL}))
+    assert not principal.may(PULL, "team/web")
+    assert principal.names(PULL) == NameSet.of({"team/app"})
 
 
-async def test_a_list_takes_the_catalog_and_shows_what_may_be_pulled(accounts: Accounts, policy: Policy) -> None:
-    """The list of repositories needs a token with access to the catalog, and shows all that the account may pull. A
-    request without a token gets no list. With an anonymous token, the list shows what everyone may pull."""
+async def test_a_list_needs_access_to_the_catalog(accounts: Accounts, policy: Policy) -> None:
+    """The list of repositories needs a bearer token with access to the catalog. It has all repositories that the
+    account may pull. With an anonymous token, it has those that everyone may pull. An anonymous request without a token
+    gets no list."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "team/**", "pull")
     await add_grant(accounts, "everyone", "public/**", "pull")
     assert not policy.principal(replace(alice, access={"team/app": PULL})).may_list
-    seen = policy.principal(replace(alice, access={CATALOG: PULL}))
-    assert seen.may_list
-    assert seen.listable_names.patterns == {NamePattern("team/**"), NamePattern("public/**")}
+    principal = policy.principal(replace(alice, access={CATALOG: PULL}))
+    assert principal.may_list
+    assert principal.listable_names.patterns == {NamePattern("team/**"), NamePattern("public/**")}
     assert not policy.anonymous().may_list
     anonymous = policy.principal(Identity(None, access={CATALOG: PULL}))
     assert anonymous.may_list
     assert anonymous.listable_names.patterns == {NamePattern("public/**")}
 
 
-async def test_what_a_token_can_be_granted(accounts: Accounts, policy: Policy) -> None:
-    """A token is granted access to the name that the client asks for. Pulls and deletes can be granted even if a mirror
-    stores the repository under another name."""
+async def test_access_that_a_bearer_token_can_get(accounts: Accounts, policy: Policy) -> None:
+    """A bearer token gets access to the name that the client requests. The name may stand for a repository that a
+    mirror stores under another name. Then a push is not allowed."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "docker.io/library/*", "pull,push")
     await add_grant(accounts, "user:alice", "team/**", "pull,push,admin")
@@ -236,39 +238,40 @@ async def test_what_a_token_can_be_granted(accounts: Accounts, policy: Policy) -
     assert (await policy.allowed(alice, ["docker.io/library/ubuntu"]))["docker.io/library/ubuntu"] == PULL | PUSH
     assert (await policy.allowed(alice, ["team/app"]))["team/app"] == PULL | PUSH | Action.ADMIN
     assert (await policy.allowed(alice, ["private.example/x"]))["private.example/x"] == PULL
-    assert (await policy.allowed(alice, ["bitnami/redis"]))["bitnami/redis"] == PULL  # private.example may have it
+    # With `ns`, the name can stand for a repository of private.example.
+    assert (await policy.allowed(alice, ["bitnami/redis"]))["bitnami/redis"] == PULL
     assert (await policy.allowed(ANONYMOUS, ["team/app"]))["team/app"] == Action.NONE
     await accounts.set_enabled(AccountName("alice"), False, by=BY)
     assert (await policy.allowed(alice, ["team/app"]))["team/app"] == Action.NONE
 
 
-async def test_what_is_remembered_of_a_principal_is_bounded(accounts: Accounts, policy: Policy) -> None:
-    """A principal caches the rights on a bounded number of names. The answers are right for any number of names."""
+async def test_the_cache_of_a_principal_has_a_largest_size(accounts: Accounts, policy: Policy) -> None:
+    """A principal caches the rights on a limited number of names. Its answers are right for any number of names."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "team/**", "pull")
-    seen = policy.principal(alice)
+    principal = policy.principal(alice)
     for number in range(3000):
-        assert seen.may(PULL, f"team/{number}")
-        assert not seen.may(PULL, f"other/{number}")
-    assert len(seen._cached_bits) <= 64
+        assert principal.may(PULL, f"team/{number}")
+        assert not principal.may(PULL, f"other/{number}")
+    assert len(principal._cached_bits) <= 64
 
 
-async def test_where_no_name_makes_a_difference(accounts: Accounts, policy: Policy) -> None:
-    """If a principal may do the same on all repositories, its rights are known without a look at the name. One grant
-    for a narrower pattern ends this."""
+async def test_equal_rights_on_all_repositories_need_no_lookup(accounts: Accounts, policy: Policy) -> None:
+    """If a principal may do the same on all repositories, its rights are known without a look at the name. This is no
+    longer so after one grant for a narrower pattern."""
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "**", "pull,push")
-    assert policy.principal(alice).rights.actions_everywhere is None  # private.example wants a grant of its own
+    assert policy.principal(alice).rights.actions_everywhere is None  # private.example needs a grant of its own
     policy = Policy(accounts, policy.identity_check)
-    seen = policy.principal(alice)
-    assert seen.rights.actions_everywhere == (PULL | PUSH).value
-    assert seen.actions("a", "a") == seen.rights.action_bits("team/app") == (PULL | PUSH).value
-    assert seen._cached_bits == {}
+    principal = policy.principal(alice)
+    assert principal.rights.actions_everywhere == (PULL | PUSH).value
+    assert principal.actions("a", "a") == principal.rights.action_bits("team/app") == (PULL | PUSH).value
+    assert principal._cached_bits == {}
     await add_grant(accounts, "user:alice", "team/**", "delete")
-    seen = policy.principal(alice)
-    assert seen.rights.actions_everywhere is None
-    assert seen.actions("team/app", "team/app") == (PULL | PUSH | Action.DELETE).value
-    assert seen.actions("a", "a") == (PULL | PUSH).value
+    principal = policy.principal(alice)
+    assert principal.rights.actions_everywhere is None
+    assert principal.actions("team/app", "team/app") == (PULL | PUSH | Action.DELETE).value
+    assert principal.actions("a", "a") == (PULL | PUSH).value
 
 
 @pytest.mark.parametrize(
@@ -276,8 +279,8 @@ async def test_where_no_name_makes_a_difference(accounts: Accounts, policy: Poli
     [NameSet.of(["team/**"], ["private.example"]), NameSet.of(["team/**"], limits=["team/app"])],
     ids=["guarded", "limits"],
 )
-def test_rights_have_sets_of_names_that_can_be_united(other: NameSet) -> None:
-    """`Rights` refuses sets of names with different guarded upstreams or limits: their union could contain names that
-    are in none of them."""
+def test_rights_refuse_sets_of_names_with_different_limits(other: NameSet) -> None:
+    """`Rights` refuses sets of names that have different guarded (private) upstreams or different limits. The union of
+    such sets could contain names that are in none of them."""
     with pytest.raises(ValueError, match="guarded"):
         Rights({PULL: NameSet.of(["**"])}, more_names=[(PULL, other)])

@@ -1,8 +1,8 @@
 """The rights matrix over HTTP: principal x credential x repository x endpoint, against a table.
 
 The table says in letters what each principal may do. `expected` derives the response from the table, without knowledge
-of the implementation. Each request is sent for an existing repository and for a missing one. If it is refused, both
-responses are the same, byte for byte.
+of the implementation. Each request is sent for an existing repository and for a missing one. If the request is refused,
+both responses must be the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 AREAS = ("team", "secret", "public", "shared")
 TABLE = {
-    # who      team  secret public shared
+    # principal team secret public shared
     "nobody": ("", "", "r", ""),
     "plain": ("", "", "r", "r"),
     "reader": ("r", "", "r", "r"),
@@ -39,23 +39,27 @@ TABLE = {
     "limited": ("rw", "r", "r", "r"),
     "root": ("rwd", "rwd", "rwd", "rwd"),
 }
-"""Letters: r reads, w writes, d deletes. `limited` is a token of the robot's that may read `team/app`."""
+"""For each principal, the rights on each area (the first part of a repository's name). Letters: r reads, w writes, d
+deletes. `limited` is the robot with an API token that may only read `team/app`."""
 SCOPES = {"whole": "pull,push,delete", "reading": "pull", "writing": "push"}
-WAYS = ("basic", "whole", "reading", "writing", "elsewhere")
-"""The ways to authenticate: `basic` with each request, the others with a bearer token made from that credential."""
+"""The actions that each kind of bearer token requests."""
+CREDENTIALS = ("basic", "whole", "reading", "writing", "elsewhere")
+"""The ways to authenticate. `basic` sends the login with each request. The others send a bearer token: for the actions
+in SCOPES, or for another repository (`elsewhere`)."""
 
 
 @dataclass(frozen=True)
 class ApiCall:
-    """One endpoint. `there` and `missing`: the statuses of an allowed call on the existing and on the missing
-    repository. `code`: the error code of a refused read; empty: a refused read gets an empty list. `harms`: the call
-    would change the content, so the test sends it only if it must be refused."""
+    """One endpoint. `letter` is the right that it needs. `status_existing` and `status_missing` are the statuses of an
+    allowed call on the existing and on the missing repository. `code` is the error code of a refused read; it is empty
+    if a refused read gets an empty list. `harms` means that the call would change the content, so the test sends it
+    only if it must be refused."""
 
     letter: str
     method: str
     path: str
-    there: int
-    missing: int
+    status_existing: int
+    status_missing: int
     code: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
@@ -68,13 +72,13 @@ SESSION = UploadID.random()
 
 
 def endpoints(manifest: str, layer: str, other: str) -> list[ApiCall]:
-    """Returns the endpoints. `manifest` and `layer` are digests in the existing repository; `other` is an upload
-    session in it."""
+    """Returns the calls that the tests send. `manifest` and `layer` are digests in the existing repository, and `other`
+    is the id of an upload session of another account in it."""
     tag = "manifests/latest"
     conditional = {"if-none-match": f'"{layer}"'}
     put = {"content-type": OCI_MANIFEST}
     no_manifest, no_blob = "MANIFEST_UNKNOWN", "BLOB_UNKNOWN"
-    found = [
+    calls = [
         ApiCall("r", method, path, 200, 404, code)
         for method in ("GET", "HEAD")
         for path, code in (
@@ -85,7 +89,7 @@ def endpoints(manifest: str, layer: str, other: str) -> list[ApiCall]:
             ("tags/list?n=1&last=a", "NAME_UNKNOWN"),
         )
     ]
-    found += [
+    calls += [
         ApiCall("r", "GET", "manifests/none", 404, 404, no_manifest),
         ApiCall("r", "GET", f"blobs/{ABSENT}", 404, 404, no_blob),
         ApiCall("r", "GET", tag, 304, 404, no_manifest, {"if-none-match": f'"{manifest}"'}),
@@ -112,35 +116,35 @@ def endpoints(manifest: str, layer: str, other: str) -> list[ApiCall]:
     ]
     for session in (SESSION, other):
         for method in ("GET", "PATCH", "DELETE"):
-            found.append(ApiCall("w", method, f"blobs/uploads/{session}", 404, 404, body=b"x" * (method == "PATCH")))
-        found.append(ApiCall("w", "PUT", f"blobs/uploads/{session}?digest={ABSENT}", 404, 404, body=b"x"))
-    return found
+            calls.append(ApiCall("w", method, f"blobs/uploads/{session}", 404, 404, body=b"x" * (method == "PATCH")))
+        calls.append(ApiCall("w", "PUT", f"blobs/uploads/{session}?digest={ABSENT}", 404, 404, body=b"x"))
+    return calls
 
 
 @dataclass(frozen=True)
 class Expected:
-    """An answer's status, its error code, and whether it is a refusal."""
+    """The expected status, the expected error code, and whether the request is refused."""
 
     status: int
     code: str | None = None
     refused: bool = True
     scope: bool = False
-    """True if the answer is `insufficient_scope`."""
+    """Whether the error in the challenge is `insufficient_scope`."""
 
 
-def expected(who: str, way: str, area: str, twin: str, endpoint: ApiCall) -> Expected:
-    """Returns the response that the policy requires."""
-    account = TABLE[who][AREAS.index(area)]
-    shown = {"basic": "rwd", "whole": "rwd", "reading": "r", "writing": "w", "elsewhere": ""}[way]
-    if who == "limited" and (area, twin) != ("team", "app"):
-        shown = ""
-    elif who == "limited":
-        shown = "r" if "r" in shown else ""
-    if endpoint.letter in account and endpoint.letter in shown:
-        return Expected(endpoint.there if twin == "app" else endpoint.missing, refused=False)
+def expected(principal: str, credential: str, area: str, repository: str, endpoint: ApiCall) -> Expected:
+    """Returns the response that the table requires. `repository` is "app" (exists) or "non" (does not exist)."""
+    account = TABLE[principal][AREAS.index(area)]
+    credential_letters = {"basic": "rwd", "whole": "rwd", "reading": "r", "writing": "w", "elsewhere": ""}[credential]
+    if principal == "limited" and (area, repository) != ("team", "app"):
+        credential_letters = ""
+    elif principal == "limited":
+        credential_letters = "r" if "r" in credential_letters else ""
+    if endpoint.letter in account and endpoint.letter in credential_letters:
+        return Expected(endpoint.status_existing if repository == "app" else endpoint.status_missing, refused=False)
     if endpoint.letter in account:
         return Expected(401, "UNAUTHORIZED", scope=True)
-    if who == "nobody":
+    if principal == "nobody":
         return Expected(401, "UNAUTHORIZED")
     if endpoint.letter != "r":
         return Expected(403, "DENIED")
@@ -148,15 +152,14 @@ def expected(who: str, way: str, area: str, twin: str, endpoint: ApiCall) -> Exp
 
 
 class MatrixStore:
-    """A store with four areas, each with an existing repository `app` and a missing one `non`, and all principals of
-    the table."""
+    """A registry with all principals of the table. Each area has a repository `app`, and none with the name `non`."""
 
     def __init__(self, service: AppInProcess) -> None:
         self.service = service
         self.logins: dict[str, str | None] = {"nobody": None}
         self.endpoints: dict[str, list[ApiCall]] = {}
 
-    async def fill(self) -> None:
+    async def push_content(self) -> None:
         for area in AREAS:
             repo = RepositoryName(f"{area}/app")
             image = await push_image(self.service.hosted, repo, area, "latest")
@@ -166,7 +169,7 @@ class MatrixStore:
             await session.aclose()
             self.endpoints[area] = endpoints(image.digest, image.blobs[1].digest, session.id)
 
-    async def people(self) -> None:
+    async def add_principals(self) -> None:
         accounts = self.service.accounts
         for name in ("plain", "reader", "writer", "pusher", "cleaner", "member"):
             self.logins[name] = await self.service.user(name)
@@ -188,23 +191,32 @@ class MatrixStore:
         ):
             await add_grant(accounts, subject, pattern, actions)
 
-    async def shown(self, who: str, way: str, repo: str) -> dict[str, str]:
-        """Returns the headers of a principal that authenticates in one of the ways."""
-        login = self.logins[who]
-        if way == "basic":
+    async def authorization_headers(self, principal: str, credential: str, repo: str) -> dict[str, str]:
+        """Returns the headers of a request by the principal with this kind of credential."""
+        login = self.logins[principal]
+        if credential == "basic":
             return {} if login is None else {"authorization": login}
-        scope = f"repository:{repo}:{SCOPES[way]}" if way in SCOPES else "repository:else/where:pull,push,delete"
+        scope = (
+            f"repository:{repo}:{SCOPES[credential]}"
+            if credential in SCOPES
+            else "repository:else/where:pull,push,delete"
+        )
         return {"authorization": await self.service.bearer(login, scope)}
 
 
-def cells(who: str, way: str, area: str, world: MatrixStore) -> Iterator[tuple[ApiCall, Expected, Expected]]:
-    for endpoint in world.endpoints[area]:
-        there, missing = (expected(who, way, area, twin, endpoint) for twin in ("app", "non"))
-        if there.refused or not endpoint.harms:
-            yield endpoint, there, missing
+def calls(
+    principal: str, credential: str, area: str, matrix: MatrixStore
+) -> Iterator[tuple[ApiCall, Expected, Expected]]:
+    """Yields each call with the expected responses for the existing and for the missing repository."""
+    for endpoint in matrix.endpoints[area]:
+        existing, missing = (
+            expected(principal, credential, area, repository, endpoint) for repository in ("app", "non")
+        )
+        if existing.refused or not endpoint.harms:
+            yield endpoint, existing, missing
 
 
-def check(answer: AsgiAnswer, wanted: Expected, endpoint: ApiCall, repo: str) -> None:
+def check_response(answer: AsgiAnswer, wanted: Expected, endpoint: ApiCall, repo: str) -> None:
     assert answer.status == wanted.status, (answer.body, wanted)
     assert len(answer.all("www-authenticate")) == (wanted.status == 401)
     if not wanted.refused:
@@ -224,43 +236,46 @@ def check(answer: AsgiAnswer, wanted: Expected, endpoint: ApiCall, repo: str) ->
         assert challenge.endswith(',error="insufficient_scope"') == wanted.scope
 
 
-def told(answer: AsgiAnswer, repo: str) -> tuple[int, list[tuple[str, str]], bytes]:
-    """Returns all of an answer but the parts that differ between requests."""
+def comparable(answer: AsgiAnswer, repo: str) -> tuple[int, list[tuple[str, str]], bytes]:
+    """Returns the parts of a response that must be the same for the existing and the missing repository."""
     fields = [(name, value.replace(repo, "NAME")) for name, value in answer.fields if name != "x-request-id"]
     return answer.status, fields, answer.body.replace(repo.encode(), b"NAME")
 
 
-async def try_all(world: MatrixStore, who: str, way: str) -> int:
-    """Tries every cell of a principal and a way to authenticate. Returns the number of cells."""
-    tried = 0
+async def try_all(matrix: MatrixStore, principal: str, credential: str) -> int:
+    """Sends every call as the principal with this kind of credential. Returns the number of requests."""
+    sent_requests = 0
     for area in AREAS:
-        shown = {twin: await world.shown(who, way, f"{area}/{twin}") for twin in ("app", "non")}
-        for endpoint, *wanted in cells(who, way, area, world):
+        authorization_headers = {
+            repository: await matrix.authorization_headers(principal, credential, f"{area}/{repository}")
+            for repository in ("app", "non")
+        }
+        for endpoint, *wanted in calls(principal, credential, area, matrix):
             answers = []
-            for twin, want in zip(("app", "non"), wanted, strict=True):
-                repo = f"{area}/{twin}"
-                headers = {**endpoint.headers, **shown[twin]}
-                answer = await world.service.client(
+            for repository, want in zip(("app", "non"), wanted, strict=True):
+                repo = f"{area}/{repository}"
+                headers = {**endpoint.headers, **authorization_headers[repository]}
+                answer = await matrix.service.client(
                     endpoint.method, f"/v2/{repo}/{endpoint.path}", headers, endpoint.body
                 )
-                check(answer, want, endpoint, repo)
-                answers.append(told(answer, repo))
-                tried += 1
+                check_response(answer, want, endpoint, repo)
+                answers.append(comparable(answer, repo))
+                sent_requests += 1
             if wanted[0].refused and wanted[0] == wanted[1]:
                 assert answers[0] == answers[1], endpoint
-    return tried
+    return sent_requests
 
 
-@pytest.mark.parametrize("who", sorted(TABLE))
-async def test_every_cell_is_as_the_policy_says(tmp_path: Path, who: str) -> None:
-    """Every cell has the expected answer, a refusal looks the same for existing and missing repositories, and the
+@pytest.mark.parametrize("principal", sorted(TABLE))
+async def test_every_response_is_as_the_table_says(tmp_path: Path, principal: str) -> None:
+    """Every call gets the expected response. A refusal looks the same for existing and missing repositories. The
     content is unchanged at the end."""
     async with running_app(tmp_path / "data") as service:
-        world = MatrixStore(service)
-        await world.fill()
-        await world.people()
-        tried = sum([await try_all(world, who, way) for way in WAYS])
-        assert tried > 1000
+        matrix = MatrixStore(service)
+        await matrix.push_content()
+        await matrix.add_principals()
+        sent_requests = sum([await try_all(matrix, principal, credential) for credential in CREDENTIALS])
+        assert sent_requests > 1000
         for area in AREAS:
             repo = RepositoryName(f"{area}/app")
             image = await service.hosted.get_manifest(repo, Tag("latest"))
@@ -269,14 +284,15 @@ async def test_every_cell_is_as_the_policy_says(tmp_path: Path, who: str) -> Non
             await service.hosted.resolve_blob(repo, image.blobs[1].digest)
 
 
-async def test_lists_show_what_may_be_pulled(tmp_path: Path) -> None:
-    """The catalog shows each principal the repositories it may pull, by login and by token, page by page."""
+async def test_the_catalog_has_the_repositories_that_may_be_pulled(tmp_path: Path) -> None:
+    """For each principal, the catalog has the repositories from which the principal may pull. This holds with a login
+    and with a bearer token, on one page and on several."""
     async with running_app(tmp_path / "data") as service:
-        world = MatrixStore(service)
-        await world.fill()
-        await world.people()
-        for who, letters in TABLE.items():
-            if who == "nobody":
+        matrix = MatrixStore(service)
+        await matrix.push_content()
+        await matrix.add_principals()
+        for principal, letters in TABLE.items():
+            if principal == "nobody":
                 answer = await service.client("GET", "/v2/_catalog")
                 assert (answer.status, answer["www-authenticate"].partition(",scope=")[2]) == (
                     401,
@@ -284,67 +300,69 @@ async def test_lists_show_what_may_be_pulled(tmp_path: Path) -> None:
                 )
                 basic = None
             else:
-                basic = world.logins[who]
+                basic = matrix.logins[principal]
             bearer = await service.bearer(basic, "registry:catalog:*")
-            mine = sorted(f"{area}/app" for area, some in zip(AREAS, letters, strict=True) if "r" in some)
-            if who == "limited":
-                mine = ["team/app"]
+            readable = sorted(f"{area}/app" for area, some in zip(AREAS, letters, strict=True) if "r" in some)
+            if principal == "limited":
+                readable = ["team/app"]
             for login in filter(None, (basic, bearer)):
                 headers = {"authorization": login}
                 answer = await service.client("GET", "/v2/_catalog", headers)
-                assert answer.json == {"repositories": mine}
-                assert await by_pages(service, headers) == mine
-            short = {"authorization": await service.bearer(basic, "repository:public/app:pull")}
-            answer = await service.client("GET", "/v2/_catalog", short)
+                assert answer.json == {"repositories": readable}
+                assert await list_by_pages(service, headers) == readable
+            wrong_scope = {"authorization": await service.bearer(basic, "repository:public/app:pull")}
+            answer = await service.client("GET", "/v2/_catalog", wrong_scope)
             assert (answer.status, answer.code) == (401, "UNAUTHORIZED")
             assert answer["www-authenticate"].endswith('scope="registry:catalog:*",error="insufficient_scope"')
 
 
-async def by_pages(service: AppInProcess, headers: dict[str, str]) -> list[str]:
-    found: list[str] = []
+async def list_by_pages(service: AppInProcess, headers: dict[str, str]) -> list[str]:
+    repositories: list[str] = []
     target = "/v2/_catalog?n=1"
     while target:
         answer = await service.client("GET", target, headers)
-        found += answer.json["repositories"]
+        repositories += answer.json["repositories"]
         link = re.match(r"<(.*)>; rel", answer["link"]) if "link" in answer else None
         target = link[1] if link else ""
-    return found
+    return repositories
 
 
-async def test_mounts_open_nothing(tmp_path: Path) -> None:
-    """A mount succeeds from a repository that the principal may read; from others, and without a source, an upload
-    session begins."""
+async def test_mounts_need_a_readable_source(tmp_path: Path) -> None:
+    """A mount succeeds if the principal may read the source repository, or, without a source, any repository that has
+    the blob. Otherwise an upload session begins."""
     async with running_app(tmp_path / "data") as service:
-        world = MatrixStore(service)
-        await world.fill()
-        await world.people()
+        matrix = MatrixStore(service)
+        await matrix.push_content()
+        await matrix.add_principals()
         number = 0
-        for who in ("writer", "pusher", "member", "robot", "root"):
-            own = "team" if "w" in TABLE[who][0] else "secret"
+        for principal in ("writer", "pusher", "member", "robot", "root"):
+            own = "team" if "w" in TABLE[principal][0] else "secret"
             for area in AREAS:
                 layer = next(
                     each.path.removeprefix("blobs/")
-                    for each in world.endpoints[area]
+                    for each in matrix.endpoints[area]
                     if each.path.startswith("blobs/sha")
                 )
-                readable = "r" in TABLE[who][AREAS.index(area)]
+                readable = "r" in TABLE[principal][AREAS.index(area)]
                 for source in (f"&from={area}/app", ""):
-                    for way in ("basic", "token"):
+                    for credential in ("basic", "token"):
                         number += 1
                         repo = f"{own}/mount{number}"
                         scopes = (f"repository:{repo}:pull,push", f"repository:{area}/app:pull")
-                        login = world.logins[who]
+                        login = matrix.logins[principal]
                         assert login is not None
-                        shown = login if way == "basic" else await service.bearer(login, *scopes)
+                        authorization_headers = login if credential == "basic" else await service.bearer(login, *scopes)
                         answer = await service.client(
-                            "POST", f"/v2/{repo}/blobs/uploads/?mount={layer}{source}", {"authorization": shown}
+                            "POST",
+                            f"/v2/{repo}/blobs/uploads/?mount={layer}{source}",
+                            {"authorization": authorization_headers},
                         )
-                        assert answer.status == (201 if readable else 202), (who, area, source, way)
+                        assert answer.status == (201 if readable else 202), (principal, area, source, credential)
 
 
-async def test_the_ping_asks_who_has_shown_nothing(tmp_path: Path) -> None:
+async def test_the_ping_needs_a_credential(tmp_path: Path) -> None:
     """`/v2/` answers 401 to a request without a credential, even if everyone may pull, because docker reads the
-    challenge only there. Any valid token is enough."""
+    challenge only in this response. Any valid token is accepted."""
     async with running_app(tmp_path / "data") as service:
         assert (await service.client("GET", "/v2/")).status == 200
         await add_account(service.accounts, "alice")

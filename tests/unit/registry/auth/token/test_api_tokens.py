@@ -1,4 +1,4 @@
-"""API tokens: their form, what is stored of them, and logins with them."""
+"""API tokens: their form, what the store has of them, and logins with them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from storage.patterns import NamePattern
 from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, BOB, CI, ELSEWHERE, AuthWorker
 
 
-def test_form() -> None:
-    """A token is `ent_ID_SECRET` in letters and digits. No two are alike, and `repr` shows neither the text nor the
-    hash."""
-    made = [api_tokens.make(ALICE, now=1.0) for _ in range(100)]
-    assert all(re.fullmatch(r"ent_[0-9A-Za-z]{12}_[0-9A-Za-z]{43}", each.text) for each in made)
-    assert len({each.token.id for each in made}) == len({each.text for each in made}) == 100
-    assert made[0].text not in repr(made[0])
-    assert made[0].text.rpartition("_")[2] not in repr(made[0])
-    assert made[0].text.split("_")[1] == made[0].token.id
+def test_the_form_of_a_token() -> None:
+    """A token is `ent_ID_SECRET` in letters and digits. All tokens differ. `repr` shows neither the token's text nor
+    its secret."""
+    tokens = [api_tokens.make(ALICE, now=1.0) for _ in range(100)]
+    assert all(re.fullmatch(r"ent_[0-9A-Za-z]{12}_[0-9A-Za-z]{43}", each.text) for each in tokens)
+    assert len({each.token.id for each in tokens}) == len({each.text for each in tokens}) == 100
+    assert tokens[0].text not in repr(tokens[0])
+    assert tokens[0].text.rpartition("_")[2] not in repr(tokens[0])
+    assert tokens[0].text.split("_")[1] == tokens[0].token.id
 
 
-def test_all_bits_are_in_it() -> None:
-    """The secret has 256 bits: random bytes that differ in one bit make different secrets."""
+def test_the_secret_has_256_bits() -> None:
+    """Random bytes that differ in one of 256 bits give different secrets."""
     zero = api_tokens.make(ALICE, now=1.0, random=bytes).text
     texts = {zero}
     for bit in range(256):
@@ -34,38 +34,40 @@ def test_all_bits_are_in_it() -> None:
     assert len({text.rpartition("_")[2] for text in texts}) == 257
 
 
-async def test_log_in(worker: AuthWorker) -> None:
-    """A token proves its account, with its limits and its expiry. Its use is recorded once an hour."""
+async def test_log_in_with_a_token(worker: AuthWorker) -> None:
+    """A login with a token has the token's account, limits and expiry. The time of the last use is recorded once an
+    hour."""
     await worker.add_robot()
     limits = (TokenLimit(NamePattern("team/**"), Action.PULL),)
-    made = await worker.add_token(CI, limits=limits, expires=worker.clock() + 7200)
-    proof = await worker.access.credential_verifier.verify_basic(CI, made.text, AT_HOME)
-    assert (proof.name, proof.robot, proof.token) == (CI, True, made.token.id)
+    token = await worker.add_token(CI, limits=limits, expires=worker.clock() + 7200)
+    proof = await worker.access.credential_verifier.verify_basic(CI, token.text, AT_HOME)
+    assert (proof.name, proof.robot, proof.token) == (CI, True, token.token.id)
     assert proof.limits == limits
     assert proof.expires == worker.clock() + 7200
     assert proof.access is None
-    used = api_tokens.find(worker.accounts, made.text).used
-    while used is None:  # noted beside the login, which does not wait for it
-        await worker.accounts.clear_failures([])
-        used = api_tokens.find(worker.accounts, made.text).used
+    used = api_tokens.find(worker.accounts, token.text).used
+    while used is None:  # the use is recorded in the background, and the login does not wait for this
+        await worker.accounts.clear_failures([])  # an empty write, which waits for all earlier writes
+        used = api_tokens.find(worker.accounts, token.text).used
     assert used == worker.clock()
     worker.clock.now += 60
-    assert not api_tokens.should_record_use(api_tokens.find(worker.accounts, made.text), worker.clock())
+    assert not api_tokens.should_record_use(api_tokens.find(worker.accounts, token.text), worker.clock())
     worker.clock.now += 3600
-    assert api_tokens.should_record_use(api_tokens.find(worker.accounts, made.text), worker.clock())
+    assert api_tokens.should_record_use(api_tokens.find(worker.accounts, token.text), worker.clock())
 
 
 @pytest.mark.parametrize("change", ["secret", "id", "user", "shorter", "prefix"])
-async def test_wrong_token(worker: AuthWorker, change: str) -> None:
-    """Another secret, another id, another user's name, and a part of a token are refused with the same text."""
+async def test_a_wrong_token_is_refused(worker: AuthWorker, change: str) -> None:
+    """A token with another secret or id, a token of another account, and a part of a token are refused with the same
+    text."""
     await worker.add_user(BOB, None)
-    made = await worker.add_token(ALICE)
+    token = await worker.add_token(ALICE)
     other = await worker.add_token(ALICE)
-    user, text = "alice", made.text
+    user, text = "alice", token.text
     if change == "secret":
         text = text[:-1] + ("a" if text[-1] != "a" else "b")
     elif change == "id":
-        text = other.text[:17] + made.text[17:]
+        text = other.text[:17] + token.text[17:]
     elif change == "user":
         user = "bob"
     elif change == "shorter":
@@ -77,8 +79,8 @@ async def test_wrong_token(worker: AuthWorker, change: str) -> None:
     assert refused.value.message == "the credentials are not valid"
 
 
-async def test_end_of_a_token(worker: AuthWorker) -> None:
-    """A revoked or expired token is refused at the next request, although it was verified a moment ago."""
+async def test_revoked_and_expired_tokens_are_refused(worker: AuthWorker) -> None:
+    """A revoked or expired token is refused at the next request, although its last use is cached."""
     credentials = worker.access.credential_verifier
     revoked = await worker.add_token(ALICE)
     expiring = await worker.add_token(ALICE, expires=worker.clock() + 60)
@@ -93,32 +95,33 @@ async def test_end_of_a_token(worker: AuthWorker) -> None:
         await credentials.verify_basic(ALICE, expiring.text, AT_HOME)
 
 
-async def test_guessing_tokens_slows_nobody(worker: AuthWorker) -> None:
-    """Failures with tokens throttle nobody, and cause no hashing: nobody can guess 256 bits."""
-    made = await worker.add_token(ALICE)
+async def test_wrong_tokens_do_not_delay_logins(worker: AuthWorker) -> None:
+    """Logins with wrong tokens do not delay later logins. There is no need for it, because nobody can guess 256
+    bits."""
+    token = await worker.add_token(ALICE)
     wrong = api_tokens.make(ALICE, now=1.0)
     for _ in range(200):
         with pytest.raises(Unauthorized):
             await worker.access.credential_verifier.verify_basic(ALICE, wrong.text, ELSEWHERE)
-    assert await worker.access.credential_verifier.verify_basic(ALICE, made.text, ELSEWHERE)
+    assert await worker.access.credential_verifier.verify_basic(ALICE, token.text, ELSEWHERE)
 
 
-async def test_a_refresh_token_is_no_password(worker: AuthWorker) -> None:
+async def test_a_refresh_token_is_not_accepted_as_a_password(worker: AuthWorker) -> None:
     """A refresh token is accepted at `/token` only."""
-    made = await worker.add_token(ALICE, purpose="login")
+    token = await worker.add_token(ALICE, purpose="login")
     with pytest.raises(Unauthorized):
-        await worker.access.credential_verifier.verify_basic(ALICE, made.text, AT_HOME)
-    assert (await worker.access.credential_verifier.verify_api_token(made.text, AT_HOME)).token == made.token.id
+        await worker.access.credential_verifier.verify_basic(ALICE, token.text, AT_HOME)
+    assert (await worker.access.credential_verifier.verify_api_token(token.text, AT_HOME)).token == token.token.id
 
 
-async def test_token_of_a_disabled_account(worker: AuthWorker) -> None:
+async def test_a_token_of_a_disabled_account_is_refused(worker: AuthWorker) -> None:
     """A token of a disabled account is refused."""
-    made = await worker.add_token(ALICE)
-    assert await worker.access.credential_verifier.verify_basic(ALICE, made.text, AT_HOME)
+    token = await worker.add_token(ALICE)
+    assert await worker.access.credential_verifier.verify_basic(ALICE, token.text, AT_HOME)
     await worker.accounts.set_enabled(ALICE, False, by=ADMIN)
     for verify in (
-        worker.access.credential_verifier.verify_basic(ALICE, made.text, AT_HOME),
-        worker.access.credential_verifier.verify_api_token(made.text, AT_HOME),
+        worker.access.credential_verifier.verify_basic(ALICE, token.text, AT_HOME),
+        worker.access.credential_verifier.verify_api_token(token.text, AT_HOME),
     ):
         with pytest.raises(Unauthorized):
             await verify

@@ -1,4 +1,4 @@
-"""The bearer tokens of `/token`, and attacks on them."""
+"""The bearer tokens that `/token` issues, and attempts to forge them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, CI, PASSWORD, AuthClo
 from tests.fakes.token_issuer import signed_token
 
 ACCESS = {"team/app": Action.PULL | Action.PUSH, CATALOG: Action.PULL}
+"""The access that the tokens of these tests have."""
 
 
 @pytest.fixture
@@ -28,48 +29,49 @@ def tokens(worker: AuthWorker) -> BearerTokens:
     return worker.access.bearer_tokens
 
 
-async def alices(worker: AuthWorker) -> Identity:
+async def identity_of_alice(worker: AuthWorker) -> Identity:
     return await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
 
 
-async def token(worker: AuthWorker) -> str:
-    return (await worker.access.bearer_tokens.issue(await alices(worker), ACCESS)).text
+async def issue_token(worker: AuthWorker) -> str:
+    return (await worker.access.bearer_tokens.issue(await identity_of_alice(worker), ACCESS)).text
 
 
-def parts(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the header and the claims of a token, unchecked."""
+def decode(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the header and the claims of a token, without a check of the signature."""
     header, claims = (base64.urlsafe_b64decode(part + "==") for part in text.split(".")[:2])
     return json.loads(header), json.loads(claims)
 
 
-def encoded(value: bytes | dict[str, Any]) -> str:
+def encode(value: bytes | dict[str, Any]) -> str:
     raw = value if isinstance(value, bytes) else json.dumps(value).encode()
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
-def signed(header: dict[str, Any], claims: dict[str, Any], secret: bytes) -> str:
-    """Returns a token signed with HMAC, whatever its header names."""
-    text = f"{encoded(header)}.{encoded(claims)}"
-    return f"{text}.{encoded(hmac.new(secret, text.encode(), hashlib.sha256).digest())}"
+def sign(header: dict[str, Any], claims: dict[str, Any], secret: bytes) -> str:
+    """Returns a token that is signed with HMAC, whatever algorithm its header names."""
+    text = f"{encode(header)}.{encode(claims)}"
+    return f"{text}.{encode(hmac.new(secret, text.encode(), hashlib.sha256).digest())}"
 
 
-async def refused(worker: AuthWorker, text: str) -> None:
+async def check_refused(worker: AuthWorker, text: str) -> None:
     """Checks that a token is refused with the usual text."""
     with pytest.raises(Unauthorized) as error:
         await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     assert error.value.message == "the credentials are not valid"
 
 
-async def test_round_trip(worker: AuthWorker) -> None:
+async def test_a_token_proves_its_account(worker: AuthWorker) -> None:
     """A token proves the account that requested it, with the granted access, until it expires."""
-    proof = await worker.access.credential_verifier.verify_bearer(await token(worker), AT_HOME)
+    proof = await worker.access.credential_verifier.verify_bearer(await issue_token(worker), AT_HOME)
     account = worker.accounts.account(ALICE)
     assert proof == Identity(ALICE, version=account.version, access=ACCESS, expires=worker.clock() + 300)
 
 
-async def test_form(worker: AuthWorker) -> None:
-    """Its access has Distribution's format, its issuer is the store, its audience the service."""
-    header, claims = parts(await token(worker))
+async def test_the_form_of_a_token(worker: AuthWorker) -> None:
+    """The token's access has the format of Distribution, the reference registry. Its issuer is the store's id, and its
+    audience is the service."""
+    header, claims = decode(await issue_token(worker))
     key = worker.accounts.signing_keys()[0]
     assert header == {"alg": "HS256", "typ": "JWT", "kid": key.id}
     assert claims["access"] == [
@@ -79,126 +81,127 @@ async def test_form(worker: AuthWorker) -> None:
     assert (claims["iss"], claims["aud"], claims["sub"]) == (worker.accounts.instance_id(), "entrepot", "alice")
     assert claims["exp"] - claims["iat"] == 300
     assert claims["nbf"] == claims["iat"] == int(worker.clock())
-    assert parts(await token(worker))[1]["jti"] != claims["jti"]
+    assert decode(await issue_token(worker))[1]["jti"] != claims["jti"]
 
 
-async def test_nobody(worker: AuthWorker) -> None:
-    """An anonymous token proves no account, and holds its granted access."""
+async def test_an_anonymous_token(worker: AuthWorker) -> None:
+    """An anonymous token has no account, but has the access that was granted."""
     text = (await worker.access.bearer_tokens.issue(ANONYMOUS, {"public/app": Action.PULL})).text
     proof = await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     assert proof.name is None
     assert proof.access == {"public/app": Action.PULL}
 
 
-async def test_never_admin(worker: AuthWorker, tokens: BearerTokens) -> None:
-    """A token carries no right to grant rights, even if it was requested."""
-    text = (await tokens.issue(await alices(worker), {"team/app": Action.PULL | Action.ADMIN})).text
+async def test_a_token_never_has_the_action_admin(worker: AuthWorker, tokens: BearerTokens) -> None:
+    """A token never has the action `admin` (to grant rights), even if it was requested."""
+    text = (await tokens.issue(await identity_of_alice(worker), {"team/app": Action.PULL | Action.ADMIN})).text
     assert tokens.verify(text).access == {"team/app": Action.PULL}
 
 
-async def test_expiry(worker: AuthWorker) -> None:
-    """A token is accepted until the second of its expiry, whether or not it is cached."""
-    text, fresh = await token(worker), await token(worker)
+async def test_a_token_expires(worker: AuthWorker) -> None:
+    """A token is accepted until it expires, whether or not it is cached."""
+    text, not_cached = await issue_token(worker), await issue_token(worker)
     assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     worker.clock.now = int(worker.clock.now) + 299
     assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     worker.clock.now += 1
-    await refused(worker, text)
-    await refused(worker, fresh)
+    await check_refused(worker, text)
+    await check_refused(worker, not_cached)
 
 
-async def test_short_lived_origin(worker: AuthWorker) -> None:
-    """A token expires at the same time as the credential with which it was requested. It lives for at least a minute,
-    which is the shortest lifetime that clients assume."""
+async def test_the_lifetime_depends_on_the_credential(worker: AuthWorker) -> None:
+    """A token expires no later than the credential with which it was requested. Its stated lifetime is at least a
+    minute, which is the shortest that clients assume."""
     await worker.add_robot()
-    for left, lifetime in ((1000, 300), (100, 100), (10, 60)):
-        made = await worker.add_token(CI, expires=worker.clock() + left)
-        proof = await worker.access.credential_verifier.verify_basic(CI, made.text, AT_HOME)
+    for seconds_left, lifetime in ((1000, 300), (100, 100), (10, 60)):
+        api_token = await worker.add_token(CI, expires=worker.clock() + seconds_left)
+        proof = await worker.access.credential_verifier.verify_basic(CI, api_token.text, AT_HOME)
         issued = await worker.access.bearer_tokens.issue(proof, {})
         assert issued.lifetime == lifetime
         assert await worker.access.credential_verifier.verify_bearer(issued.text, AT_HOME)
     worker.clock.now += 11
-    await refused(worker, issued.text)  # the API token is no more
+    await check_refused(worker, issued.text)  # the API token has expired
 
 
 Change = Callable[[dict[str, Any], dict[str, Any], float], None]
+"""A change of a token's header and claims. The third argument is the current time."""
 
 
-def claim(name: str, value: Any) -> Change:
+def set_claim(name: str, value: Any) -> Change:
     return lambda header, claims, now: claims.__setitem__(name, value)
 
 
-def later(name: str, seconds: float) -> Change:
+def set_time(name: str, seconds: float) -> Change:
     return lambda header, claims, now: claims.__setitem__(name, now + seconds)
 
 
-def without(name: str) -> Change:
+def remove_claim(name: str) -> Change:
     return lambda header, claims, now: claims.pop(name)
 
 
-def heading(**fields: Any) -> Change:
+def set_header(**fields: Any) -> Change:
     return lambda header, claims, now: header.update(fields)
 
 
 CHANGES = {
-    "expired": later("exp", -1),
-    "expires now": later("exp", 0),
-    "not valid yet": later("nbf", 60),
-    "from the future": later("iat", 60),
-    "other audience": claim("aud", "another"),
-    "several audiences": claim("aud", ["entrepot", "another"]),
-    "other issuer": claim("iss", "another"),
-    "no issuer": without("iss"),
-    "no audience": without("aud"),
-    "no expiry": without("exp"),
-    "no begin": without("nbf"),
-    "no time": without("iat"),
-    "no subject": without("sub"),
-    "no id": without("jti"),
-    "no access": without("access"),
-    "expiry is text": claim("exp", "9999999999"),
-    "expiry is true": claim("exp", True),
-    "expiry is huge": claim("exp", 1e400),
-    "expiry is null": claim("exp", None),
-    "begin is a list": claim("nbf", [0]),
-    "subject is a number": claim("sub", 7),
-    "access is text": claim("access", "all"),
-    "access of nothing": claim("access", [{"type": "repository", "name": "a", "actions": ["everything"]}]),
-    "another's version": claim("version", 1),
-    "no version": without("version"),
-    "another account": claim("sub", "bob"),
-    "an API token of nobody": claim("token", "0123456789ab"),
-    "a stamp of nothing": claim("stamp", "htpasswd:0"),
-    "other kind": heading(typ="at+jwt"),
+    "expired": set_time("exp", -1),
+    "expires now": set_time("exp", 0),
+    "not valid yet": set_time("nbf", 60),
+    "from the future": set_time("iat", 60),
+    "other audience": set_claim("aud", "another"),
+    "several audiences": set_claim("aud", ["entrepot", "another"]),
+    "other issuer": set_claim("iss", "another"),
+    "no issuer": remove_claim("iss"),
+    "no audience": remove_claim("aud"),
+    "no expiry": remove_claim("exp"),
+    "no begin": remove_claim("nbf"),
+    "no time": remove_claim("iat"),
+    "no subject": remove_claim("sub"),
+    "no id": remove_claim("jti"),
+    "no access": remove_claim("access"),
+    "expiry is text": set_claim("exp", "9999999999"),
+    "expiry is true": set_claim("exp", True),
+    "expiry is huge": set_claim("exp", 1e400),
+    "expiry is null": set_claim("exp", None),
+    "begin is a list": set_claim("nbf", [0]),
+    "subject is a number": set_claim("sub", 7),
+    "access is text": set_claim("access", "all"),
+    "access of nothing": set_claim("access", [{"type": "repository", "name": "a", "actions": ["everything"]}]),
+    "another's version": set_claim("version", 1),
+    "no version": remove_claim("version"),
+    "another account": set_claim("sub", "bob"),
+    "an API token of nobody": set_claim("token", "0123456789ab"),
+    "a stamp of nothing": set_claim("stamp", "htpasswd:0"),
+    "other kind": set_header(typ="at+jwt"),
     "no kind": lambda header, claims, now: header.pop("typ"),
-    "none": heading(alg="none"),
-    "None": heading(alg="nOnE"),
-    "other length": heading(alg="HS512"),
-    "public key": heading(alg="RS256"),
-    "critical": heading(crit=["exp"]),
-    "a key's address": heading(jku="http://203.0.113.1/keys"),
-    "a key of its own": heading(jwk={"kty": "oct", "k": "AAAA"}),
-    "unknown key": heading(kid="0" * 18),
-    "key's path": heading(kid="../../dev/null"),
+    "none": set_header(alg="none"),
+    "None": set_header(alg="nOnE"),
+    "other length": set_header(alg="HS512"),
+    "public key": set_header(alg="RS256"),
+    "critical": set_header(crit=["exp"]),
+    "a key's address": set_header(jku="http://203.0.113.1/keys"),
+    "a key of its own": set_header(jwk={"kty": "oct", "k": "AAAA"}),
+    "unknown key": set_header(kid="0" * 18),
+    "key's path": set_header(kid="../../dev/null"),
     "no key": lambda header, claims, now: header.pop("kid"),
-    "key is a number": heading(kid=1),
+    "key is a number": set_header(kid=1),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.slow
-async def test_wrong_claims(worker: AuthWorker, name: str) -> None:
+async def test_a_token_with_wrong_claims_is_refused(worker: AuthWorker, name: str) -> None:
     """A token with the right signature and wrong claims is refused."""
-    header, claims = parts(await token(worker))
+    header, claims = decode(await issue_token(worker))
     secret = worker.accounts.signing_keys()[0].secret
-    assert await worker.access.credential_verifier.verify_bearer(signed(header, claims, secret), AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(sign(header, claims, secret), AT_HOME)
     CHANGES[name](header, claims, worker.clock())
-    await refused(worker, signed(header, claims, secret))
+    await check_refused(worker, sign(header, claims, secret))
 
 
-async def test_clock_set_back_a_little(worker: AuthWorker) -> None:
-    """A clock that was set back by a few seconds does not make fresh tokens invalid."""
-    text = await token(worker)
+async def test_the_clock_is_set_back_a_little(worker: AuthWorker) -> None:
+    """If the clock is set back by a few seconds, tokens that were just issued are still accepted."""
+    text = await issue_token(worker)
     worker.clock.now -= 4
     assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     worker.clock.now -= 4
@@ -207,86 +210,91 @@ async def test_clock_set_back_a_little(worker: AuthWorker) -> None:
         worker.access.bearer_tokens.verify(text)
 
 
-@pytest.mark.parametrize("where", ["header", "claims", "signature", "no signature", "empty", "two parts", "four parts"])
+@pytest.mark.parametrize(
+    "replaced", ["header", "claims", "signature", "no signature", "empty", "two parts", "four parts"]
+)
 @pytest.mark.slow
-async def test_tampered(worker: AuthWorker, where: str) -> None:
-    """A token of which any part is replaced is refused."""
-    header, claims, signature = (await token(worker)).split(".")
-    more = parts(f"{header}.{claims}.{signature}")[1]
-    more["access"][0]["actions"] = ["pull", "push", "delete"]
+async def test_a_token_with_a_replaced_part_is_refused(worker: AuthWorker, replaced: str) -> None:
+    """If any part of a token is replaced, the token is refused."""
+    header, claims, signature = (await issue_token(worker)).split(".")
+    more_access = decode(f"{header}.{claims}.{signature}")[1]
+    more_access["access"][0]["actions"] = ["pull", "push", "delete"]
     wrong = {
-        "header": f"{encoded({**parts(f'{header}.{claims}.x')[0], 'x': 1})}.{claims}.{signature}",
-        "claims": f"{header}.{encoded(more)}.{signature}",
-        "signature": f"{header}.{claims}.{encoded(bytes(32))}",
+        "header": f"{encode({**decode(f'{header}.{claims}.x')[0], 'x': 1})}.{claims}.{signature}",
+        "claims": f"{header}.{encode(more_access)}.{signature}",
+        "signature": f"{header}.{claims}.{encode(bytes(32))}",
         "no signature": f"{header}.{claims}.",
         "empty": "..",
         "two parts": f"{header}.{claims}",
         "four parts": f"{header}.{claims}.{signature}.{signature}",
-    }[where]
-    await refused(worker, wrong)
+    }[replaced]
+    await check_refused(worker, wrong)
 
 
 @pytest.mark.parametrize(
     "text", ["", "x", "a.b.c", "é.é.é", "e30.e30.e30", "[" * 5000, "a" * (MAX_TOKEN_CHARACTERS + 1), "ent_a_b"]
 )
-async def test_nonsense(worker: AuthWorker, text: str) -> None:
-    """A text that is no token is refused, and causes no failure."""
-    await refused(worker, text)
+async def test_a_text_that_is_not_a_token_is_refused(worker: AuthWorker, text: str) -> None:
+    """A text that is not a token is refused."""
+    await check_refused(worker, text)
 
 
-async def test_unsigned(worker: AuthWorker) -> None:
-    """A token with the algorithm `none`, as the library makes it, is refused."""
-    _, claims = parts(await token(worker))
+async def test_an_unsigned_token_is_refused(worker: AuthWorker) -> None:
+    """A token with the algorithm `none` is refused. The library for tokens can make one."""
+    _, claims = decode(await issue_token(worker))
     header = {"alg": "none", "typ": "JWT", "kid": worker.accounts.signing_keys()[0].id}
-    await refused(worker, signed_token(header, claims))
+    await check_refused(worker, signed_token(header, claims))
 
 
 @pytest.mark.full_store
-async def test_other_store(worker: AuthWorker, tmp_path: Path, clock: AuthClock) -> None:
-    """A token of another registry is refused, even if it names a key of this registry."""
+async def test_a_token_of_another_store_is_refused(worker: AuthWorker, tmp_path: Path, clock: AuthClock) -> None:
+    """A token of another registry is refused, even if it names a key of this registry or is signed with it."""
     async with auth_worker(tmp_path / "other", clock) as other:
         await other.add_user(ALICE)
-        text = await token(other)
+        text = await issue_token(other)
         assert await other.access.credential_verifier.verify_bearer(text, AT_HOME)
-        await refused(worker, text)
-        await token(worker)
-        header, claims = parts(text)
+        await check_refused(worker, text)
+        await issue_token(worker)
+        header, claims = decode(text)
         header["kid"] = worker.accounts.signing_keys()[0].id
-        await refused(worker, signed(header, claims, other.accounts.signing_keys()[0].secret))
-        await refused(worker, signed(header, claims, worker.accounts.signing_keys()[0].secret))  # another's issuer
+        await check_refused(worker, sign(header, claims, other.accounts.signing_keys()[0].secret))
+        # Even with the right key, the issuer in the claims is the other store.
+        await check_refused(worker, sign(header, claims, worker.accounts.signing_keys()[0].secret))
 
 
-async def test_other_service(data: Path, worker: AuthWorker, clock: AuthClock) -> None:
-    """A token for another service is refused, though the store and the key are the same."""
+async def test_a_token_for_another_service_is_refused(data: Path, worker: AuthWorker, clock: AuthClock) -> None:
+    """A token for another service is refused, although the store and the key are the same."""
     async with auth_worker(data, clock, {"auth": {"service": "elsewhere"}}) as other:
-        await refused(worker, await token(other))
+        await check_refused(worker, await issue_token(other))
 
 
-async def test_rotation(worker: AuthWorker) -> None:
-    """A new key signs. Tokens that the old key signed are accepted until they expire; then the old key is removed."""
-    old = await token(worker)
+async def test_rotation_of_the_signing_key(worker: AuthWorker) -> None:
+    """After a rotation, new tokens are signed with the new key. Tokens that were signed with the old key are accepted
+    until they expire. Then the old key is removed."""
+    old = await issue_token(worker)
     first = worker.accounts.signing_keys()[0].id
     await rotate(worker.accounts, worker.clock(), ADMIN)
-    new = await token(worker)
-    assert parts(new)[0]["kid"] != parts(old)[0]["kid"] == first
+    new = await issue_token(worker)
+    assert decode(new)[0]["kid"] != decode(old)[0]["kid"] == first
     for text in (old, new):
         assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
-    header, claims = parts(old)
+    header, claims = decode(old)
     claims["exp"] += 10 * RETIRED_KEY_SECONDS
-    forged = signed(header, claims, worker.accounts.signing_keys()[1].secret)
+    forged = sign(header, claims, worker.accounts.signing_keys()[1].secret)
     assert worker.access.bearer_tokens.verify(forged)
     worker.clock.now += RETIRED_KEY_SECONDS + 1
-    with pytest.raises(Unauthorized):  # also where nothing has been read anew since
+    with pytest.raises(Unauthorized):  # although this worker has not read the keys again
         worker.access.bearer_tokens.verify(forged)
-    assert [key.id for key in worker.accounts.signing_keys()] == [parts(new)[0]["kid"]]
+    assert [key.id for key in worker.accounts.signing_keys()] == [decode(new)[0]["kid"]]
 
 
-async def test_key_that_others_know(worker: AuthWorker) -> None:
-    """A key that is retired at once ends all its tokens, also those that were verified a moment ago."""
-    text = await token(worker)
+async def test_a_key_that_is_retired_at_once(worker: AuthWorker) -> None:
+    """If a key is retired at once, for example because it was stolen, all tokens signed with it are refused, even those
+    that are cached."""
+    text = await issue_token(worker)
     assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     await worker.accounts.rotate_key(make_key(worker.clock()), keep=0.0, by=ADMIN)
-    await refused(worker, text)
+    await check_refused(worker, text)
 
 
 @pytest.fixture
@@ -296,8 +304,8 @@ async def other(data: Path, clock: AuthClock, worker: AuthWorker) -> AsyncIterat
         yield opened
 
 
-async def test_first_key_is_one_for_all(worker: AuthWorker, other: AuthWorker) -> None:
-    """Workers that start on a new store accept each other's tokens."""
+async def test_workers_share_the_first_key(worker: AuthWorker, other: AuthWorker) -> None:
+    """Workers that start on a new store make only one key, and accept each other's tokens."""
     texts = [(await each.access.bearer_tokens.issue(ANONYMOUS, {})).text for each in (worker, other)]
     for each in (worker, other):
         for text in texts:
@@ -305,43 +313,47 @@ async def test_first_key_is_one_for_all(worker: AuthWorker, other: AuthWorker) -
     assert len(worker.accounts.signing_keys()) == 1
 
 
-@pytest.mark.parametrize("ending", ["disabled", "password", "removed", "admin"])
-async def test_revoked_on_every_worker(worker: AuthWorker, other: AuthWorker, ending: str) -> None:
-    """After a revocation, the credential is refused at the next request on every worker, whether or not it was
-    cached."""
-    text = await token(worker)
+@pytest.mark.parametrize("change", ["disabled", "password", "removed", "admin"])
+async def test_changes_of_the_account_end_tokens_on_every_worker(
+    worker: AuthWorker, other: AuthWorker, change: str
+) -> None:
+    """When the account is disabled or removed, gets another password, or becomes an admin, its bearer tokens are
+    refused at the next request on every worker, even those that are cached."""
+    text = await issue_token(worker)
     for each in (worker, other):
         assert await each.access.credential_verifier.verify_bearer(text, AT_HOME)
     accounts = other.accounts
-    if ending == "disabled":
+    if change == "disabled":
         await accounts.set_enabled(ALICE, False, by=ADMIN)
         await accounts.set_enabled(ALICE, True, by=ADMIN)
-    elif ending == "password":
+    elif change == "password":
         await accounts.set_password(ALICE, None, by=ADMIN)
-    elif ending == "removed":
+    elif change == "removed":
         await accounts.remove_account(ALICE, by=ADMIN)
         await other.add_user(ALICE)
     else:
         await accounts.set_admin(ALICE, True, by=ADMIN)
     for each in (worker, other):
-        await refused(each, text)
+        await check_refused(each, text)
 
 
-async def test_other_changes_end_nothing(worker: AuthWorker) -> None:
-    """After an unrelated change, each worker checks its cached credentials again, and still accepts the valid ones."""
-    text = await token(worker)
+async def test_unrelated_changes_end_no_token(worker: AuthWorker) -> None:
+    """After an unrelated change in the store, the worker checks its cached credentials again, and still accepts the
+    valid ones."""
+    text = await issue_token(worker)
     proof = await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     await worker.add_robot()
     assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME) == proof
 
 
-async def test_token_of_an_api_token(worker: AuthWorker, other: AuthWorker) -> None:
-    """A bearer token made with an API token has the API token's limits and ends with it."""
+async def test_a_bearer_token_ends_with_its_api_token(worker: AuthWorker, other: AuthWorker) -> None:
+    """A bearer token that was requested with an API token names the API token, and is refused once the API token is
+    revoked."""
     await worker.add_robot()
-    made = await worker.add_token(CI)
-    proof = await worker.access.credential_verifier.verify_basic(CI, made.text, AT_HOME)
+    api_token = await worker.add_token(CI)
+    proof = await worker.access.credential_verifier.verify_basic(CI, api_token.text, AT_HOME)
     text = (await worker.access.bearer_tokens.issue(proof, ACCESS)).text
-    shown = await other.access.credential_verifier.verify_bearer(text, AT_HOME)
-    assert (shown.name, shown.robot, shown.token) == (CI, True, made.token.id)
-    await worker.accounts.revoke_token(made.token.id, by=ADMIN)
-    await refused(other, text)
+    identity = await other.access.credential_verifier.verify_bearer(text, AT_HOME)
+    assert (identity.name, identity.robot, identity.token) == (CI, True, api_token.token.id)
+    await worker.accounts.revoke_token(api_token.token.id, by=ADMIN)
+    await check_refused(other, text)

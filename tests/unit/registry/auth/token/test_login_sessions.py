@@ -1,4 +1,4 @@
-"""Login sessions: what ends them on all workers. No other credential is accepted as a session."""
+"""Login sessions of the web pages: what ends them on all workers. No other credential is accepted as a session."""
 
 from __future__ import annotations
 
@@ -24,41 +24,42 @@ async def other(data: Path, clock: AuthClock, worker: AuthWorker) -> AsyncIterat
         yield opened
 
 
-def alices(worker: AuthWorker) -> Identity:
+def identity_of_alice(worker: AuthWorker) -> Identity:
     return Identity(ALICE, version=worker.accounts.account(ALICE).version)
 
 
-async def start(worker: AuthWorker) -> str:
-    return await worker.access.login_sessions.start(alices(worker), "password", AT_HOME)
+async def start_session(worker: AuthWorker) -> str:
+    return await worker.access.login_sessions.start(identity_of_alice(worker), "password", AT_HOME)
 
 
-def refused(worker: AuthWorker, text: str) -> None:
+def check_refused(worker: AuthWorker, text: str) -> None:
+    """Checks that the session is not valid."""
     with pytest.raises(Unauthorized):
         worker.access.revocation_check.check(worker.access.login_sessions.verify(text))
 
 
-async def test_it_lasts_a_working_day(worker: AuthWorker, other: AuthWorker) -> None:
-    """A session proves the identity that logged in, on every worker, for eight hours. A new signing key does not end
-    it."""
+async def test_a_session_lasts_eight_hours(worker: AuthWorker, other: AuthWorker) -> None:
+    """On every worker, a session has the identity that logged in, for eight hours. A new signing key does not end the
+    session."""
     proof = Identity(ALICE, version=1, stamp="openid:x", groups=("dev",))
     text = await worker.access.login_sessions.start(proof, "openid", AT_HOME)
     await worker.accounts.rotate_key(make_key(worker.clock()), keep=0.0, by=ADMIN)
     worker.clock.now += SESSION_SECONDS - 1
-    found = other.access.login_sessions.verify(text)
-    assert replace(found, session=None, expires=None) == proof
-    assert found.session == text.partition(".")[0]
-    assert found.expires == worker.clock() + 1
+    identity = other.access.login_sessions.verify(text)
+    assert replace(identity, session=None, expires=None) == proof
+    assert identity.session == text.partition(".")[0]
+    assert identity.expires == worker.clock() + 1
     worker.clock.now += 1
-    refused(other, text)
+    check_refused(other, text)
     assert other.accounts.login_sessions(ALICE) == []
 
 
-async def test_what_is_stored(worker: AuthWorker, other: AuthWorker) -> None:
-    """The store records when, from where and how the person logged in, and no secret. The audit log records the start
-    and the end of the session."""
-    first = await start(worker)
+async def test_sessions_in_the_store_and_the_audit_log(worker: AuthWorker, other: AuthWorker) -> None:
+    """The store has the time, the address and the method of each login, but no secret. The audit log has the start and
+    the end of each session."""
+    first = await start_session(worker)
     worker.clock.now += 60
-    second = await worker.access.login_sessions.start(alices(worker), "openid", ELSEWHERE)
+    second = await worker.access.login_sessions.start(identity_of_alice(worker), "openid", ELSEWHERE)
     listed = other.accounts.login_sessions(ALICE)
     assert [(each.id, each.method, each.address) for each in listed] == [
         (second.partition(".")[0], "openid", ELSEWHERE.address),
@@ -72,33 +73,33 @@ async def test_what_is_stored(worker: AuthWorker, other: AuthWorker) -> None:
     assert len(await worker.audited("session.start")) == 2
 
 
-async def test_each_can_be_ended(worker: AuthWorker, other: AuthWorker) -> None:
-    """An ended session is refused at once on every worker, whether it was ended alone or with all other sessions of the
-    account. Sessions of other accounts stay."""
+async def test_sessions_can_be_ended(worker: AuthWorker, other: AuthWorker) -> None:
+    """A session that was ended is refused at once on every worker. It can be ended alone, or with all other sessions of
+    the account. Sessions of other accounts stay."""
     await worker.add_user(BOB)
     bobs = await worker.access.login_sessions.start(Identity(BOB, version=None, stamp="x"), "password", AT_HOME)
-    one, two, three = [await start(worker) for _ in range(3)]
-    for text in (one, two, three):
+    first, second, third = [await start_session(worker) for _ in range(3)]
+    for text in (first, second, third):
         assert other.access.login_sessions.verify(text).name == ALICE
-    await worker.access.login_sessions.end(one, AT_HOME)
-    await worker.access.login_sessions.end(one, AT_HOME)  # a second time: nothing happens
-    refused(other, one)
-    kept = two.partition(".")[0]
-    assert await other.accounts.end_login_sessions(ALICE, keep=kept, by=ADMIN) == 1
-    refused(worker, three)
-    assert worker.access.login_sessions.verify(two).session == kept
+    await worker.access.login_sessions.end(first, AT_HOME)
+    await worker.access.login_sessions.end(first, AT_HOME)  # the second call does nothing
+    check_refused(other, first)
+    second_id = second.partition(".")[0]
+    assert await other.accounts.end_login_sessions(ALICE, keep=second_id, by=ADMIN) == 1
+    check_refused(worker, third)
+    assert worker.access.login_sessions.verify(second).session == second_id
     assert await other.accounts.end_login_sessions(ALICE, by=ADMIN) == 1
-    refused(worker, two)
+    check_refused(worker, second)
     assert worker.access.login_sessions.verify(bobs).name == BOB
     with pytest.raises(AccountUnknown):
-        await worker.accounts.end_login_session(kept, by=ADMIN)
+        await worker.accounts.end_login_session(second_id, by=ADMIN)
 
 
 @pytest.mark.parametrize("change", ["password", "disabled", "admin", "removed"])
-async def test_changes_of_the_account_end_all(worker: AuthWorker, other: AuthWorker, change: str) -> None:
-    """A change of the account's version, and the removal of the account, end its sessions. A new account of the same
-    name does not bring them back."""
-    text = await start(worker)
+async def test_changes_of_the_account_end_its_sessions(worker: AuthWorker, other: AuthWorker, change: str) -> None:
+    """Changes of the account's password, its admin rights or its state, and its removal, end its sessions. The sessions
+    stay invalid if an account of the same name is added."""
+    text = await start_session(worker)
     if change == "password":
         await other.accounts.set_password(ALICE, None, by=ADMIN)
     elif change == "disabled":
@@ -109,44 +110,45 @@ async def test_changes_of_the_account_end_all(worker: AuthWorker, other: AuthWor
     else:
         await other.accounts.remove_account(ALICE, by=ADMIN)
         await other.add_user(ALICE)
-    refused(worker, text)
+    check_refused(worker, text)
     assert worker.accounts.login_sessions(ALICE) == []
 
 
-async def test_their_number_is_bounded(worker: AuthWorker) -> None:
-    """At the largest number of sessions, a further login ends the session that was not used for the longest time."""
+async def test_an_account_has_a_largest_number_of_sessions(worker: AuthWorker) -> None:
+    """If an account has the largest number of sessions, a further login ends the session that was used least
+    recently."""
     texts = []
     for _ in range(MOST_SESSIONS):
-        texts.append(await start(worker))
+        texts.append(await start_session(worker))
         worker.clock.now += 1
     worker.clock.now += SEEN_SECONDS
     worker.access.login_sessions.verify(texts[0])
     await worker.access.login_sessions.aclose()
-    await start(worker)
+    await start_session(worker)
     assert worker.access.login_sessions.verify(texts[0])
-    refused(worker, texts[1])
+    check_refused(worker, texts[1])
     assert len(worker.accounts.login_sessions(ALICE)) == MOST_SESSIONS
 
 
-async def test_when_it_was_seen(worker: AuthWorker) -> None:
+async def test_the_time_of_the_last_request_is_recorded(worker: AuthWorker) -> None:
     """The time of the last request is recorded at most once in ten minutes."""
-    text, began = await start(worker), worker.clock()
+    text, started = await start_session(worker), worker.clock()
     for later, recorded in ((SEEN_SECONDS - 1, 0.0), (SEEN_SECONDS, SEEN_SECONDS), (SEEN_SECONDS + 1, SEEN_SECONDS)):
-        worker.clock.now = began + later
+        worker.clock.now = started + later
         worker.access.login_sessions.verify(text)
         await worker.access.login_sessions.aclose()
         (session,) = worker.accounts.login_sessions(ALICE)
-        assert session.seen == began + recorded
+        assert session.seen == started + recorded
 
 
-async def test_a_session_is_no_token(worker: AuthWorker) -> None:
+async def test_sessions_and_tokens_are_not_interchangeable(worker: AuthWorker) -> None:
     """A session is not accepted as a bearer token or a password, and a token is not accepted as a session."""
-    session = await start(worker)
+    session = await start_session(worker)
     token = (await worker.access.bearer_tokens.issue(Identity(ALICE, version=1), {})).text
     api_token = (await worker.add_token(ALICE)).text
     assert worker.access.bearer_tokens.verify(token).name == ALICE
     for text in (token, api_token):
-        refused(worker, text)
+        check_refused(worker, text)
     for verify in (
         worker.access.credential_verifier.verify_bearer(session, AT_HOME),
         worker.access.credential_verifier.verify_basic(ALICE, session, AT_HOME),
@@ -157,13 +159,14 @@ async def test_a_session_is_no_token(worker: AuthWorker) -> None:
 
 
 @pytest.mark.full_store
-async def test_texts_that_are_none(worker: AuthWorker, tmp_path: Path, clock: AuthClock) -> None:
-    """A session of another store, a part of one, and one with another secret are refused."""
-    text = await start(worker)
+async def test_invalid_sessions_are_refused(worker: AuthWorker, tmp_path: Path, clock: AuthClock) -> None:
+    """A session of another store, a part of a session, and a session with another secret are refused."""
+    text = await start_session(worker)
     session_id, _, secret = text.partition(".")
     async with auth_worker(tmp_path / "other", clock) as stranger:
         await stranger.add_user(AccountName("alice"))
-        for wrong in (await start(stranger), "", "x", ".", session_id, f"{session_id}.", f".{secret}", text + "0",
-                      f"{session_id}.{'0' * len(secret)}", text.upper(), "é" * 83, "x" * 5000):  # fmt: skip
-            refused(worker, wrong)
+        for wrong in (await start_session(stranger), "", "x", ".", session_id, f"{session_id}.", f".{secret}",
+                      text + "0", f"{session_id}.{'0' * len(secret)}", text.upper(), "é" * 83,
+                      "x" * 5000):  # fmt: skip
+            check_refused(worker, wrong)
     assert worker.access.login_sessions.verify(text)

@@ -1,4 +1,4 @@
-"""The scopes that a client requests for a token."""
+"""The scopes that a client requests for a bearer token: how they are parsed and written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PULL, PUSH, DELETE = Action.PULL, Action.PUSH, Action.DELETE
 
 
 @pytest.mark.parametrize(
-    ("values", "wanted"),
+    ("values", "expected"),
     [
         ([], {}),
         (["repository:team/app:pull"], {"team/app": PULL}),
@@ -27,12 +27,12 @@ PULL, PUSH, DELETE = Action.PULL, Action.PUSH, Action.DELETE
         (["repository:app:pull,dance"], {"app": PULL}),
     ],
 )
-def test_parse(values: list[str], wanted: dict[str, Action]) -> None:
-    """Scopes can be repeated parameters or separated by spaces. The actions on one name are united. Unknown actions are
-    left out."""
-    found = parse_scopes(values)
-    assert found.actions == wanted
-    assert not found.has_unknown_scopes
+def test_scopes_are_parsed(values: list[str], expected: dict[str, Action]) -> None:
+    """A client can send scopes as repeated parameters, or in one parameter with spaces between them. The actions on the
+    same name are united. Unknown actions are left out."""
+    scopes = parse_scopes(values)
+    assert scopes.actions == expected
+    assert not scopes.has_unknown_scopes
 
 
 @pytest.mark.parametrize(
@@ -55,25 +55,26 @@ def test_parse(values: list[str], wanted: dict[str, Action]) -> None:
         ":::",
     ],
 )
-def test_unreadable(scope: str) -> None:
-    """An unknown scope grants nothing and raises no error, but the request counts as one that asks for something."""
-    found = parse_scopes([scope])
-    assert found.actions == {}
-    assert found.has_unknown_scopes
-    assert found.is_any_requested
-    assert not found.is_pull_only
+def test_unknown_scopes_grant_nothing(scope: str) -> None:
+    """An unknown scope grants nothing and raises no error. Still, the request does not count as one without scopes, nor
+    as one for pulls only."""
+    scopes = parse_scopes([scope])
+    assert scopes.actions == {}
+    assert scopes.has_unknown_scopes
+    assert scopes.is_any_requested
+    assert not scopes.is_pull_only
     assert not parse_scopes([scope, "repository:app:pull"]).is_pull_only
 
 
-def test_pulls_alone() -> None:
-    """A request for pulls from any number of repositories asks for pulls only. A request for nothing, for a push, or
-    for the list of repositories does not."""
+def test_requests_for_pulls_only() -> None:
+    """A request with scopes for pulls from any number of repositories is for pulls only. A request without scopes, for
+    a push, or for the list of repositories is not."""
     assert parse_scopes(["repository:a:pull", "repository:b:pull"]).is_pull_only
     for scope in ("", "repository:a:pull,push", "repository:a:push", "repository:a:*", "registry:catalog:*"):
         assert not parse_scopes([scope]).is_pull_only
 
 
-def test_bounds() -> None:
+def test_a_request_has_a_largest_number_of_names() -> None:
     """A request may name a limited number of repositories with a limited total length, so that its token fits into a
     header."""
     assert len(parse_scopes([f"repository:a{n}:pull" for n in range(MAX_NAMES)]).actions) == MAX_NAMES
@@ -83,8 +84,8 @@ def test_bounds() -> None:
         parse_scopes([f"repository:{'a' * 200}{n}:pull" for n in range(60)])
 
 
-def test_written() -> None:
-    """The scopes are written in the format of OAuth's responses."""
+def test_scopes_are_written() -> None:
+    """The scopes are written in the format of OAuth's responses, which can be parsed again."""
     granted = {"team/app": PULL | PUSH, CATALOG: PULL}
     assert format_scopes(granted) == "repository:team/app:pull,push registry:catalog:*"
     assert parse_scopes([format_scopes(granted)]).actions == granted

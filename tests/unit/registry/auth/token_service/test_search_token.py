@@ -1,4 +1,4 @@
-"""The token with which `docker search` searches after a login."""
+"""The bearer token that `docker search` uses after a login."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tests.fakes.app_in_process import AppInProcess, running_app
 from tests.fakes.page_store import add_cached
 from tests.fakes.store_accounts import add_grant, limit
 
-FOR_SEARCHES = "registry:catalog:search"
+SEARCH_SCOPE = "registry:catalog:search"
 
 
-async def found(app: AppInProcess, token: str) -> list[str]:
+async def search(app: AppInProcess, token: str) -> list[str]:
     """Returns the repositories that a search for `app` finds with this token."""
     transport = httpx2.ASGITransport(app=app.app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://registry.test") as client:
@@ -23,10 +23,10 @@ async def found(app: AppInProcess, token: str) -> list[str]:
     return sorted(result["name"] for result in answer.json()["results"])
 
 
-async def test_it_finds_what_the_account_may_pull(tmp_path: Path) -> None:
+async def test_a_search_finds_repositories_that_the_account_may_pull(tmp_path: Path) -> None:
     """With a token for searches, a search finds all repositories that the account may pull. If the login used an API
-    token with limits, the search finds only those within the limits. With a token for repositories, a search finds only
-    these repositories."""
+    token with limits, the search finds only repositories within the limits. With a token for certain repositories, the
+    search finds only these."""
     prepare_data_dir(tmp_path)
     async with open_registry(tmp_path) as store:
         for repo in ("team/app", "team/app-web", "secret/app"):
@@ -35,8 +35,8 @@ async def test_it_finds_what_the_account_may_pull(tmp_path: Path) -> None:
     async with running_app(tmp_path) as app:
         login = await app.user("alice")
         await add_grant(app.accounts, "user:alice", "team/**", "pull")
-        assert await found(app, await app.bearer(login, FOR_SEARCHES)) == ["team/app", "team/app-web"]
+        assert await search(app, await app.bearer(login, SEARCH_SCOPE)) == ["team/app", "team/app-web"]
         limited = await app.token("alice", [limit("team/app", "pull"), limit("secret/**", "pull")])
-        assert await found(app, await app.bearer(limited, FOR_SEARCHES)) == ["team/app"]
+        assert await search(app, await app.bearer(limited, SEARCH_SCOPE)) == ["team/app"]
         scopes = ("repository:team/app-web:pull", "repository:secret/app:pull", "registry:catalog:delete")
-        assert await found(app, await app.bearer(login, *scopes)) == ["team/app-web"]
+        assert await search(app, await app.bearer(login, *scopes)) == ["team/app-web"]

@@ -1,4 +1,4 @@
-"""`/token` over HTTP, with a real store and real rights."""
+"""The endpoint `/token` over HTTP, which issues bearer tokens. The tests use a store on disk and the policy."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ async def client_of(worker: AuthWorker, **policy: Any) -> AsyncIterator[httpx2.A
 
 @pytest.fixture
 async def client(worker: AuthWorker) -> AsyncIterator[httpx2.AsyncClient]:
-    """Everyone may pull from `public/**`. The user alice may pull from and push to `team/**`, and the robot ci may pull
-    from there."""
+    """Yields a client of `/token`. Everyone may pull from `public/**`. The user alice may pull from and push to
+    `team/**`, and the robot ci may pull from there."""
     await worker.add_robot()
     await worker.grant("everyone", "public/**", "pull")
     await worker.grant("user:alice", "team/**", "pull,push")
     await worker.grant("robot:ci", "team/**", "pull")
-    async with client_of(worker) as made:
-        yield made
+    async with client_of(worker) as token_client:
+        yield token_client
 
 
 async def get(client: httpx2.AsyncClient, *scopes: str, login: str | None = None, **query: str) -> httpx2.Response:
-    asked = [("service", SERVICE), *(("scope", scope) for scope in scopes), *query.items()]
-    return await client.get(f"/token?{urlencode(asked)}", headers={"authorization": login} if login else {})
+    parameters = [("service", SERVICE), *(("scope", scope) for scope in scopes), *query.items()]
+    return await client.get(f"/token?{urlencode(parameters)}", headers={"authorization": login} if login else {})
 
 
 async def post(client: httpx2.AsyncClient, **form: str) -> httpx2.Response:
     return await client.post("/token", data={"service": SERVICE, "client_id": "docker", **form})
 
 
-async def proved(worker: AuthWorker, answer: httpx2.Response) -> Identity:
-    """Returns the identity that the token in a response proves."""
+async def identity_in(worker: AuthWorker, answer: httpx2.Response) -> Identity:
+    """Verifies the bearer token in a response and returns its identity."""
     assert answer.status_code == 200, answer.text
     return await worker.access.credential_verifier.verify_bearer(answer.json()["token"], AT_HOME)
 
@@ -71,8 +71,9 @@ def check_refused(answer: httpx2.Response) -> None:
     assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_docker_pull(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """The response has all fields that clients read, with the lifetime of the token, and must not be cached."""
+async def test_the_fields_of_a_response(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """The response has all fields that clients read. `expires_in` is the lifetime of the token. The response must not
+    be cached."""
     answer = await get(client, "repository:team/app:pull", login=basic("alice", PASSWORD), account="alice")
     document = answer.json()
     assert document["token"] == document["access_token"]
@@ -83,22 +84,24 @@ async def test_docker_pull(worker: AuthWorker, client: httpx2.AsyncClient) -> No
     assert "refresh_token" not in document
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["content-type"] == "application/json"
-    proof = await proved(worker, answer)
+    proof = await identity_in(worker, answer)
     assert (proof.name, proof.access) == (ALICE, {"team/app": Action.PULL})
 
 
-async def test_what_is_granted(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """A token allows those of the requested actions that the client may do, however the scopes are written."""
-    wanted = ("repository:team/app:pull,push,delete", "repository:public/a:pull,push repository:other:pull")
+async def test_a_token_has_the_allowed_actions(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """A token has those of the requested actions that the client may do. The client can send the scopes in one
+    parameter or in several."""
+    scopes = ("repository:team/app:pull,push,delete", "repository:public/a:pull,push repository:other:pull")
     for login, granted in (
         (None, {"public/a": Action.PULL}),
         (basic("alice", PASSWORD), {"team/app": Action.PULL | Action.PUSH, "public/a": Action.PULL}),
     ):
-        assert (await proved(worker, await get(client, *wanted, login=login))).access == granted
+        assert (await identity_in(worker, await get(client, *scopes, login=login))).access == granted
 
 
-async def test_nobody(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """A request without a login gets a token for what everyone may do, even if that is nothing."""
+async def test_tokens_without_a_login(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """A request without a login gets a token for the actions that everyone may do. If there are none, the token allows
+    nothing."""
     for scopes, granted in (
         ((), {}),
         (("repository:team/app:pull",), {}),
@@ -106,18 +109,18 @@ async def test_nobody(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
         (("registry:catalog:*",), {CATALOG: Action.PULL}),
         (("nonsense",), {}),
     ):
-        proof = await proved(worker, await get(client, *scopes))
+        proof = await identity_in(worker, await get(client, *scopes))
         assert (proof.name, proof.access) == (None, granted)
 
 
-async def test_docker_login(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """`docker login` requests no scope. With the right password it gets a token and a refresh token, with a wrong one
-    it is refused."""
-    ask = {"account": "alice", "client_id": "docker", "offline_token": "true"}
-    good = await get(client, login=basic("alice", PASSWORD), **ask)
-    assert (await proved(worker, good)).access == {}
+async def test_docker_login_gets_a_refresh_token(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """`docker login` requests no scope. With the right password it gets a token and a refresh token. With a wrong
+    password it is refused. The refresh token can be exchanged for bearer tokens until it is revoked."""
+    query = {"account": "alice", "client_id": "docker", "offline_token": "true"}
+    good = await get(client, login=basic("alice", PASSWORD), **query)
+    assert (await identity_in(worker, good)).access == {}
     refresh = good.json()["refresh_token"]
-    check_refused(await get(client, login=basic("alice", "a wrong password"), **ask))
+    check_refused(await get(client, login=basic("alice", "a wrong password"), **query))
     [token] = worker.accounts.tokens(ALICE, None, 10).items
     assert (token.purpose, token.note) == ("login", "docker at 192.0.2.1")
     assert token.expires == worker.clock() + 90 * 86400
@@ -126,24 +129,25 @@ async def test_docker_login(worker: AuthWorker, client: httpx2.AsyncClient) -> N
     answer = await post(client, **form)
     assert answer.json()["scope"] == "repository:team/app:pull,push"
     assert "refresh_token" not in answer.json()
-    proof = await proved(worker, answer)
+    proof = await identity_in(worker, answer)
     assert (proof.name, proof.token) == (ALICE, token.id)
     await worker.accounts.revoke_token(token.id, by=ADMIN)
     check_refused(await post(client, **form))
     with pytest.raises(Unauthorized):
-        await proved(worker, answer)
+        await identity_in(worker, answer)
 
 
-async def test_new_password_ends_logins(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """A new password ends refresh tokens and bearer tokens that were made with the old one."""
+async def test_a_new_password_ends_tokens(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """After a change of the password, refresh tokens and bearer tokens that were issued for the old password are
+    refused."""
     answer = await get(client, login=basic("alice", PASSWORD), offline_token="true")
     await worker.accounts.set_password(ALICE, hash_password("another password"), by=ADMIN)
     check_refused(await post(client, grant_type="refresh_token", refresh_token=answer.json()["refresh_token"]))
     with pytest.raises(Unauthorized):
-        await proved(worker, answer)
+        await identity_in(worker, answer)
 
 
-async def test_refresh_token_expires(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+async def test_a_refresh_token_expires(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
     """A refresh token expires after 90 days."""
     answer = await get(client, login=basic("alice", PASSWORD), offline_token="true")
     form = {"grant_type": "refresh_token", "refresh_token": answer.json()["refresh_token"]}
@@ -153,55 +157,60 @@ async def test_refresh_token_expires(worker: AuthWorker, client: httpx2.AsyncCli
     check_refused(await post(client, **form))
 
 
-async def test_who_gets_no_refresh_token(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """An anonymous client gets no refresh token. A login with an API token gets none either, because to revoke the API
-    token has to end all access that was made with it."""
-    made = await worker.add_token(CI)
-    for login in (None, basic("ci", made.text)):
+async def test_anonymous_clients_and_api_tokens_get_no_refresh_token(
+    worker: AuthWorker, client: httpx2.AsyncClient
+) -> None:
+    """An anonymous client gets no refresh token. A login with an API token gets none either. Otherwise the access would
+    continue after the API token is revoked."""
+    api_token = await worker.add_token(CI)
+    for login in (None, basic("ci", api_token.text)):
         answer = await get(client, login=login, offline_token="true")
         assert answer.status_code == 200
         assert "refresh_token" not in answer.json()
-    assert (await post(client, grant_type="refresh_token", refresh_token=made.text)).status_code == 200
+    assert (await post(client, grant_type="refresh_token", refresh_token=api_token.text)).status_code == 200
     assert len(worker.accounts.tokens(None, None, 10).items) == 1
 
 
-async def test_logins_are_bounded(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """An account has a largest number of refresh tokens: a further login ends the one that was used longest ago. API
-    tokens do not count, and stay."""
-    kept = await worker.add_token(ALICE)
+async def test_an_account_has_a_largest_number_of_refresh_tokens(
+    worker: AuthWorker, client: httpx2.AsyncClient
+) -> None:
+    """If an account has the largest number of refresh tokens, a further login revokes the one that was used least
+    recently. API tokens do not count, and stay."""
+    api_token = await worker.add_token(ALICE)
     first = await get(client, login=basic("alice", PASSWORD), offline_token="true")
     for _ in range(MAX_REFRESH_TOKENS):
         worker.clock.now += 1
         last = await get(client, login=basic("alice", PASSWORD), offline_token="true")
     tokens = worker.accounts.tokens(ALICE, None, 1000).items
     assert len(tokens) == MAX_REFRESH_TOKENS + 1
-    assert kept.token.id in {token.id for token in tokens}
+    assert api_token.token.id in {token.id for token in tokens}
     check_refused(await post(client, grant_type="refresh_token", refresh_token=first.json()["refresh_token"]))
     answer = await post(client, grant_type="refresh_token", refresh_token=last.json()["refresh_token"])
     assert answer.status_code == 200
 
 
-async def test_robot(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+async def test_a_robot_logs_in_with_an_api_token(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
     """A robot logs in with an API token in place of the password, by GET and by POST."""
-    made = await worker.add_token(CI)
+    api_token = await worker.add_token(CI)
     scope = "repository:team/app:pull,push"
     for answer in (
-        await get(client, scope, login=basic("ci", made.text)),
-        await post(client, grant_type="password", username="ci", password=made.text, scope=scope),
+        await get(client, scope, login=basic("ci", api_token.text)),
+        await post(client, grant_type="password", username="ci", password=api_token.text, scope=scope),
     ):
-        proof = await proved(worker, answer)
+        proof = await identity_in(worker, answer)
         assert (proof.name, proof.robot, proof.access) == (CI, True, {"team/app": Action.PULL})
 
 
-async def test_containerd(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
-    """containerd sends a POST with a password and with several scopes in one parameter. The response to a wrong
-    password has the error fields of both specifications, and a status at which containerd tries GET."""
+async def test_the_requests_of_containerd(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """containerd sends a POST with a password, and with several scopes in one parameter. The response to a wrong
+    password has the error fields of both specifications (OAuth and Distribution). Its status, 401, makes containerd try
+    GET."""
     scope = "repository:team/app:pull repository:public/base:pull"
     form = {"grant_type": "password", "username": "alice", "scope": scope}
     answer = await post(client, **form, password=PASSWORD, access_type="offline")
     assert answer.json()["scope"] == scope
     assert answer.json()["refresh_token"]
-    assert (await proved(worker, answer)).access == {"team/app": Action.PULL, "public/base": Action.PULL}
+    assert (await identity_in(worker, answer)).access == {"team/app": Action.PULL, "public/base": Action.PULL}
     wrong = await post(client, **form, password="a wrong password")
     check_refused(wrong)
     assert wrong.json()["error"] == "invalid_grant"
@@ -227,11 +236,11 @@ PULL, PUSH = "repository:public/app:pull", "repository:public/app:pull,push"
     ],
 )
 @pytest.mark.slow
-async def test_bad_credentials(
+async def test_wrong_credentials_get_at_most_an_anonymous_token(
     worker: AuthWorker, client: httpx2.AsyncClient, user: str, scopes: tuple[str, ...], status: int
 ) -> None:
-    """With wrong credentials, a request for nothing but pulls that everyone may do gets an anonymous token. Every other
-    request is refused. Both hold whether or not the account exists."""
+    """With wrong credentials, a request gets an anonymous token if it is only for pulls that everyone may do. Every
+    other request is refused. This holds whether or not the account exists."""
     form = {"grant_type": "password", "username": user, "password": "of another registry", "scope": " ".join(scopes)}
     for answer in (
         await get(client, *scopes, login=basic(user, "of another registry"), offline_token="true"),
@@ -240,18 +249,20 @@ async def test_bad_credentials(
         if status == 401:
             check_refused(answer)
         else:
-            assert (await proved(worker, answer)).name is None
+            assert (await identity_in(worker, answer)).name is None
             assert "refresh_token" not in answer.json()
 
 
 @pytest.mark.slow
-async def test_stray_credentials_of_many(worker: AuthWorker, client: httpx2.AsyncClient, hashed: list[bytes]) -> None:
-    """Many machines at one address send their logins for another registry with each pull, while accounts here change.
-    Others at this address can still log in, and each of these logins is hashed only once."""
+async def test_many_machines_send_logins_for_another_registry(
+    worker: AuthWorker, client: httpx2.AsyncClient, hashed: list[bytes]
+) -> None:
+    """Many machines at one address send their logins for another registry with each pull, while the rights here change.
+    Other clients at this address can still log in, and each login is hashed only once."""
     for _ in range(20):
         for number in range(40):
             answer = await get(client, PULL, login=basic(f"hubuser{number}", "hub password"))
-            assert (await proved(worker, answer)).name is None
+            assert (await identity_in(worker, answer)).name is None
         await worker.grant("user:alice", "team/**", "pull,push")
         worker.clock.now += 61
         assert (await get(client, login=basic("alice", PASSWORD))).status_code == 200
@@ -259,9 +270,11 @@ async def test_stray_credentials_of_many(worker: AuthWorker, client: httpx2.Asyn
 
 
 @pytest.mark.slow
-async def test_stray_credentials_for_ever(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+async def test_a_login_for_another_registry_does_not_prevent_public_pulls(
+    worker: AuthWorker, client: httpx2.AsyncClient
+) -> None:
     """A machine that sends its login for another registry with every pull can always pull what everyone may pull. A
-    client that guesses passwords is held back from everything else, and the response says for how long."""
+    client that guesses passwords gets 429 for all other requests, and Retry-After says for how long."""
     for _ in range(150):
         assert (await get(client, PULL, login=basic("hubuser", "hub password"))).status_code == 200
     for attempt in range(10):
@@ -276,14 +289,14 @@ async def test_stray_credentials_for_ever(worker: AuthWorker, client: httpx2.Asy
 
 
 @pytest.mark.parametrize("login", ["", "Basic", "Basic !", "Basic bm9jb2xvbg==", "Digest x", "Basic /////w=="])
-async def test_malformed_login(client: httpx2.AsyncClient, login: str) -> None:
+async def test_a_malformed_login_is_refused(client: httpx2.AsyncClient, login: str) -> None:
     """A malformed Authorization header is refused like a wrong password, whatever scopes are requested."""
     for scopes in ((), (PULL,)):
-        asked = [("scope", scope) for scope in scopes]
-        check_refused(await client.get(f"/token?{urlencode(asked)}", headers={"authorization": login}))
+        parameters = [("scope", scope) for scope in scopes]
+        check_refused(await client.get(f"/token?{urlencode(parameters)}", headers={"authorization": login}))
 
 
-async def test_token_for_a_token(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+async def test_a_bearer_token_cannot_be_exchanged_for_another(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
     """A bearer token of this registry cannot be exchanged for a new one, because access would then never expire."""
     text = (await get(client, login=basic("alice", PASSWORD))).json()["token"]
     check_refused(await get(client, "repository:team/app:pull", login=f"Bearer {text}"))
@@ -291,13 +304,13 @@ async def test_token_for_a_token(worker: AuthWorker, client: httpx2.AsyncClient)
     check_refused(await post(client, grant_type="refresh_token", refresh_token=text))
 
 
-async def test_token_for_an_issuers_token(tmp_path: Path, clock: AuthClock) -> None:
-    """A token of a trusted issuer can be exchanged for a bearer token, as a bearer credential or as the robot's
-    password. There is no refresh token for it."""
+async def test_an_issuers_token_can_be_exchanged(tmp_path: Path, clock: AuthClock) -> None:
+    """A token of a trusted issuer can be exchanged for a bearer token. The client can send it as a bearer credential or
+    as the robot's password. It gets no refresh token."""
     key = IssuerKey("one")
-    async with key_set_server() as far:
-        far.body = key_set(key.jwk())
-        table = {"issuer": ISSUER, "audience": AUDIENCE, "account": "ci", "jwks_url": far.url}
+    async with key_set_server() as key_server:
+        key_server.body = key_set(key.jwk())
+        table = {"issuer": ISSUER, "audience": AUDIENCE, "account": "ci", "jwks_url": key_server.url}
         async with auth_worker(tmp_path / "data", clock, {"issuer": [table]}) as worker:
             await worker.add_robot()
             await worker.grant("robot:ci", "team/**", "push")
@@ -307,12 +320,12 @@ async def test_token_for_an_issuers_token(tmp_path: Path, clock: AuthClock) -> N
                     answer = await get(client, "repository:team/app:pull,push", login=login, offline_token="true")
                     assert "refresh_token" not in answer.json()
                     assert answer.json()["expires_in"] <= 130
-                    proof = await proved(worker, answer)
+                    proof = await identity_in(worker, answer)
                     assert (proof.name, proof.access) == (CI, {"team/app": Action.PUSH})
 
 
 @pytest.mark.parametrize(("service", "status"), [(SERVICE, 200), ("", 200), (None, 200), ("registry.docker.io", 400)])
-async def test_service(client: httpx2.AsyncClient, service: str | None, status: int) -> None:
+async def test_the_service_of_a_request(client: httpx2.AsyncClient, service: str | None, status: int) -> None:
     """A request for a token of another service is refused, and the error names this registry's service. A request
     without a service gets a token of this registry."""
     answer = await client.get("/token", params={} if service is None else {"service": service})
@@ -337,52 +350,55 @@ FORMS: list[tuple[str, str, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "kind", "status", "word"), FORMS, ids=range(len(FORMS)))
-async def test_malformed_form(client: httpx2.AsyncClient, body: str, kind: str, status: int, word: str) -> None:
+@pytest.mark.parametrize(("body", "content_type", "status", "error"), FORMS, ids=range(len(FORMS)))
+async def test_a_malformed_form_gets_an_error(
+    client: httpx2.AsyncClient, body: str, content_type: str, status: int, error: str
+) -> None:
     """A malformed form gets an error that describes the problem and repeats nothing of the form."""
-    answer = await client.post("/token", content=body, headers={"content-type": kind} if kind else {})
+    answer = await client.post("/token", content=body, headers={"content-type": content_type} if content_type else {})
     assert answer.status_code == status
-    assert answer.json()["error"] == word
+    assert answer.json()["error"] == error
     assert answer.json()["errors"]
     assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_form_with_charset(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+async def test_a_form_may_name_a_charset(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
     """The Content-Type of a form may name a charset, as containerd's does. A password in a form may have any
     characters, and '+' means a space."""
     await worker.accounts.set_password(ALICE, hash_password("pass wörd&=%+"), by=ADMIN)
     body = urlencode({"grant_type": "password", "username": "alice", "password": "pass wörd&=%+"})
     assert "+" in body
     answer = await client.post("/token", content=body, headers={"content-type": f"{FORM}; charset=utf-8"})
-    assert (await proved(worker, answer)).name == ALICE
+    assert (await identity_in(worker, answer)).name == ALICE
 
 
-async def test_too_many_scopes(client: httpx2.AsyncClient) -> None:
+async def test_too_many_scopes_are_refused(client: httpx2.AsyncClient) -> None:
     """A request for too many repositories is refused, because the token would not fit into a header."""
     answer = await get(client, " ".join(f"repository:a{n}:pull" for n in range(101)))
     assert answer.status_code == 400
 
 
-async def test_largest_token_fits(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+async def test_the_largest_token_fits_into_a_header(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
     """The largest token that can be issued is accepted, and fits into the headers of a request."""
     await worker.grant("everyone", "**", "pull,push,delete")
     scopes = " ".join(f"repository:{'a' * 76}{n}:pull,push,delete" for n in range(100))
     answer = await post(client, grant_type="password", username="alice", password=PASSWORD, scope=scopes)
-    assert len((await proved(worker, answer)).access or {}) == 100
+    assert len((await identity_in(worker, answer)).access or {}) == 100
     assert len(answer.json()["token"]) < 24 * 1024
 
 
-async def test_mirrored_names(worker: AuthWorker) -> None:
+async def test_scopes_for_mirrored_repositories(worker: AuthWorker) -> None:
     """A scope has the name that the client used, without the upstream that the client names in `ns`. A grant on a
-    repository stored below an upstream allows a pull under this name, and no push."""
+    mirrored repository, whose stored name begins with the upstream, allows a pull under the client's name, but no
+    push."""
     await worker.grant("user:alice", "docker.io/**", "pull,push")
     async with client_of(worker, naming=NamingRules(["docker.io"])) as client:
         answer = await get(client, "repository:library/ubuntu:pull,push", login=basic("alice", PASSWORD))
-        assert (await proved(worker, answer)).access == {"library/ubuntu": Action.PULL}
-        assert (await proved(worker, await get(client, "repository:library/ubuntu:pull"))).access == {}
+        assert (await identity_in(worker, answer)).access == {"library/ubuntu": Action.PULL}
+        assert (await identity_in(worker, await get(client, "repository:library/ubuntu:pull"))).access == {}
 
 
-async def test_answers_say_nothing(client: httpx2.AsyncClient) -> None:
+async def test_responses_do_not_tell_whether_an_account_exists(client: httpx2.AsyncClient) -> None:
     """The responses to a wrong password and to an unknown account differ only in their request ids."""
     answers = []
     for user in ("alice", "a-stranger"):

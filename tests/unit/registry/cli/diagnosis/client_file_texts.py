@@ -1,5 +1,5 @@
-"""Configuration files as the packages of the clients install them, or as people posted them in the issues named
-here."""
+"""Texts of configuration files of container clients, for tests of the doctor. They are as the clients' packages install
+them, or as people posted them in the issues named here."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ imports = ['/etc/containerd/conf.d/*.toml']
   [plugins.'io.containerd.transfer.v1.local']
     config_path = ''
 """
-"""The part of `containerd config default` of 2.2 that is about registries: the list that 2.x takes as one directory
-(containerd #12808)."""
+"""The part of `containerd config default` of 2.2 that is about registries. `config_path` has a list of two directories,
+but containerd 2.x takes the list as one directory (containerd #12808)."""
 
 CONTAINERD_EKS = """
 version = 3
@@ -59,7 +59,7 @@ discard_unpacked_layers = true
 [plugins."io.containerd.cri.v1.images".registry]
 config_path = "/etc/containerd/certs.d:/etc/docker/certs.d"
 """
-"""As on EKS: the list works, because of `discard_unpacked_layers` (containerd #12415)."""
+"""The file on EKS. Here the list of directories works, because of `discard_unpacked_layers` (containerd #12415)."""
 
 CONTAINERD_MIXED = """
 version = 3
@@ -67,13 +67,13 @@ version = 3
 [plugins."io.containerd.grpc.v1.cri".registry]
   config_path = "/etc/containerd/certs.d"
 """
-"""The section of version 2 in a file of version 3."""
+"""A file of version 3 with the section of version 2."""
 
 CONTAINERD_WITHOUT_VERSION = """
 [plugins."io.containerd.grpc.v1.cri".registry]
   config_path = "/etc/containerd/certs.d"
 """
-"""A fragment that was copied without its version."""
+"""A fragment of a file, copied without its version."""
 
 CONTAINERD_IO_PACKAGE = """
 #   Copyright 2018-2022 Docker Inc.
@@ -116,7 +116,7 @@ PODMAN_FEDORA = """
 unqualified-search-registries = ["registry.fedoraproject.org", "registry.access.redhat.com", "docker.io"]
 short-name-mode = "enforcing"
 """
-"""What is not a comment in /etc/containers/registries.conf of Fedora."""
+"""The lines of Fedora's /etc/containers/registries.conf that are not comments."""
 
 PODMAN_OLD_FORMAT = """
 [registries.search]

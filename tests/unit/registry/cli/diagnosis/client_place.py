@@ -1,4 +1,5 @@
-"""A directory with the files of a client, and the findings of a check in it."""
+"""Helpers for tests of the doctor's checks of container clients. A temporary directory stands for the root directory of
+the client's machine."""
 
 from __future__ import annotations
 
@@ -13,17 +14,20 @@ from registry.clients.registry_address import RegistryAddress
 from registry.config import Upstream
 
 PLAIN, SECURE = "http://registry.example.com:5000", "https://registry.example.com"
+"""The registry's URL, without and with TLS."""
 DAEMON, CONFIG, HUB_HOSTS = "etc/docker/daemon.json", "etc/containerd/config.toml", "etc/containerd/certs.d/docker.io"
+"""Paths of docker's settings, of containerd's settings, and of containerd's directory for Docker Hub."""
 
 
-def write(root: Path, **files: str) -> None:
+def write_files(root: Path, **files: str) -> None:
+    """Writes the files below `root`."""
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
 
-def found(
+def findings_of(
     program: str,
     root: Path,
     url: str = PLAIN,
@@ -31,9 +35,11 @@ def found(
     default: str | None = "docker.io",
     answer: ProbeResult | None = None,
 ) -> list[Finding]:
+    """Returns the findings of the check of `program` with the files below `root`."""
     hosts = [host for name in upstreams for host in mirrored_hosts(Upstream(name=name))]
     return check_client(program, RegistryAddress(url), hosts, default, root=root, offline=True, answer=answer)
 
 
-def bad(findings: Sequence[Finding], level: Level = Level.PROBLEM) -> list[Finding]:
+def at_level(findings: Sequence[Finding], level: Level = Level.PROBLEM) -> list[Finding]:
+    """Returns the findings of this level."""
     return [finding for finding in findings if finding.level is level]

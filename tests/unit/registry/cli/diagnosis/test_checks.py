@@ -1,4 +1,4 @@
-"""The doctor's checks of the clock, the certificate, the data directory and the settings."""
+"""The checks that `entrepot doctor` makes of the clock, the TLS certificate, the data directory and the settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ URL = "https://registry-1.docker.io"
 
 
 def dates(*differences: float) -> dict[str, tuple[str, float]]:
-    """Returns the Date headers of upstreams whose clocks are behind by these numbers of seconds."""
+    """Returns for each number the Date header of an upstream whose clock is behind by this number of seconds, and the
+    time at which the header was received."""
     return {f"{URL}/{number}": (formatdate(NOW - each, usegmt=True), NOW) for number, each in enumerate(differences)}
 
 
@@ -49,20 +50,23 @@ def dates(*differences: float) -> dict[str, tuple[str, float]]:
         (NOW, dates(-90.0), Level.WARNING, "behind"),
         (NOW, dates(3600.0), Level.PROBLEM, "the clock is 60 min ahead of"),
         (NOW, dates(-86400.0 * 3), Level.PROBLEM, "the clock is 3 days behind"),
-        (NOW, dates(3600.0, 1.0), Level.OK, ""),  # the first one's own clock is wrong
+        (NOW, dates(3600.0, 1.0), Level.OK, ""),  # only the clock of the first upstream is wrong
         (86400.0, dates(), Level.PROBLEM, "1970-01-02 00:00 UTC, but this program is newer"),
     ],
 )
-def test_clock(now: float, answers: dict[str, tuple[str, float]], level: Level, what: str) -> None:
-    """The clock is compared with the clocks of the upstreams, with a tolerance, and with the age of the program."""
+def test_the_clock_is_compared_with_upstreams(
+    now: float, answers: dict[str, tuple[str, float]], level: Level, what: str
+) -> None:
+    """The clock is compared with the clocks of the upstreams, with a tolerance. It is also compared with the release
+    date of the program."""
     (finding,) = clock_findings(now, answers)
     assert finding.level is level
     assert what in finding.what
     assert ("timedatectl" in finding.next_step) == (level is not Level.OK)
 
 
-def test_clock_against_files(tmp_path: Path) -> None:
-    """A database that was written in the future shows that the clock was set back."""
+def test_the_clock_is_compared_with_files(tmp_path: Path) -> None:
+    """If the database was written in the future, the clock has been set back, so there is a finding."""
     layout_of(tmp_path).metadata.write_bytes(b"")
     os.utime(layout_of(tmp_path).metadata, (NOW, NOW))
     assert file_clock_findings(NOW - 10, tmp_path) == []
@@ -76,48 +80,60 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
     return CertificateAuthority(tmp_path_factory.mktemp("authority"))
 
 
-def certificate(certificate: Path, key: Path, url: str = "https://localhost:5000", days: float = 0.0) -> Finding:
-    """Returns the worst finding about a certificate after this many days."""
+def worst_finding(certificate: Path, key: Path, url: str = "https://localhost:5000", days: float = 0.0) -> Finding:
+    """Returns the finding of the highest level about the certificate, as of this many days from now."""
     settings = Settings(tls=TLSSettings(certificate=certificate, key=key))
     findings = certificate_findings(settings, url, time.time() + days * 86400)
     return max(findings, key=lambda finding: list(Level).index(finding.level))
 
 
-def test_certificate(authority: CertificateAuthority, tmp_path: Path) -> None:
-    """There is a finding if the certificate has expired, will expire soon, is not valid yet, is for another name, lacks
-    its chain, or does not belong to the key."""
+def test_certificate_findings(authority: CertificateAuthority, tmp_path: Path) -> None:
+    """There is a finding if the certificate has expired, expires soon, is not valid yet, is for another name, lacks its
+    chain, or does not belong to the key."""
     pair, other = authority.sign("localhost"), authority.sign("other")
-    whole = tmp_path / "whole.pem"
-    whole.write_text(pair.certificate.read_text() + authority.certificate.read_text())
-    assert "is valid until" in certificate(whole, pair.key).what
-    old = authority.expired(pair)
-    for finding in (certificate(old.certificate, old.key), certificate(whole, pair.key, days=30)):
+    with_chain = tmp_path / "whole.pem"
+    with_chain.write_text(pair.certificate.read_text() + authority.certificate.read_text())
+    assert "is valid until" in worst_finding(with_chain, pair.key).what
+    expired = authority.expired(pair)
+    for finding in (worst_finding(expired.certificate, expired.key), worst_finding(with_chain, pair.key, days=30)):
         assert finding.level is Level.PROBLEM
         assert "expired on" in finding.what
         assert "clients refuse it" in finding.why
         assert "renew it" in finding.next_step
-    soon = certificate(whole, pair.key, days=1.9)
-    assert (soon.level, "expires in 0 days" in soon.what) == (Level.WARNING, True)
-    assert "is valid only from" in certificate(whole, pair.key, days=-5).what
-    named = certificate(whole, pair.key, "https://registry.example.com")
-    assert "is for localhost, 127.0.0.1, and not for registry.example.com" in named.what
-    assert "subjectAltName" not in certificate(whole, pair.key, "https://127.0.0.1:5000").what
-    alone = certificate(pair.certificate, pair.key)
-    assert (alone.level, "fullchain.pem" in alone.next_step) == (Level.WARNING, True)
-    wrong = tmp_path / "wrong.pem"
-    wrong.write_text(pair.certificate.read_text() + other.certificate.read_text())
-    assert "which did not sign it" in certificate(wrong, pair.key).what
-    assert "does not belong to the certificate" in certificate(pair.certificate, other.key).what
-    assert "cannot read" in certificate(tmp_path / "none.pem", pair.key).what
+    expiring = worst_finding(with_chain, pair.key, days=1.9)
+    assert (expiring.level, "expires in 0 days" in expiring.what) == (Level.WARNING, True)
+    assert "is valid only from" in worst_finding(with_chain, pair.key, days=-5).what
+    for_other_name = worst_finding(with_chain, pair.key, "https://registry.example.com")
+    assert "is for localhost, 127.0.0.1, and not for registry.example.com" in for_other_name.what
+    assert "subjectAltName" not in worst_finding(with_chain, pair.key, "https://127.0.0.1:5000").what
+    without_chain = worst_finding(pair.certificate, pair.key)
+    assert (without_chain.level, "fullchain.pem" in without_chain.next_step) == (Level.WARNING, True)
+    wrong_chain = tmp_path / "wrong.pem"
+    wrong_chain.write_text(pair.certificate.read_text() + other.certificate.read_text())
+    assert "which did not sign it" in worst_finding(wrong_chain, pair.key).what
+    assert "does not belong to the certificate" in worst_finding(pair.certificate, other.key).what
+    assert "cannot read" in worst_finding(tmp_path / "none.pem", pair.key).what
 
 
 def test_a_certificate_without_a_known_name(tmp_path: Path) -> None:
-    """If the server listens at all addresses and has no `public_url`, its name is not known. A certificate for another
-    name than `localhost` is then no problem."""
-    name, pair = "registry.example.com", ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "certificate.pem")
-    new = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-days", "90")
+    """If the server listens on all addresses and has no `public_url`, its host name is not known. Then a certificate
+    for another name than `localhost` is only a warning."""
+    name, output_options = (
+        "registry.example.com",
+        ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "certificate.pem"),
+    )
+    certificate_options = (
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-noenc",
+        "-days",
+        "90",
+    )
     names = ("-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}")
-    command: list[str | Path] = ["openssl", "req", *new, *names, *pair]
+    command: list[str | Path] = ["openssl", "req", *certificate_options, *names, *output_options]
     subprocess.run(command, check=True, capture_output=True)
     tls = TLSSettings(certificate=tmp_path / "certificate.pem", key=tmp_path / "key.pem")
     everywhere = Settings(tls=tls, listen="0.0.0.0:443")
@@ -125,12 +141,12 @@ def test_a_certificate_without_a_known_name(tmp_path: Path) -> None:
     assert finding.level is Level.WARNING
     assert "set public_url" in finding.next_step
     assert name in finding.what
-    here = Settings(tls=tls, listen="localhost:443")
-    assert certificate_findings(here, registry_address(here).url, time.time())[0].level is Level.PROBLEM
+    local = Settings(tls=tls, listen="localhost:443")
+    assert certificate_findings(local, registry_address(local).url, time.time())[0].level is Level.PROBLEM
 
 
 @pytest.mark.parametrize(
-    ("subject", "listen", "wanted"),
+    ("subject", "listen", "needed_name"),
     [
         ("/CN=registry.example.com", "0.0.0.0:443", "DNS:registry.example.com"),
         ("/O=Our team", "0.0.0.0:443", f"DNS:{socket.gethostname()}"),
@@ -139,71 +155,84 @@ def test_a_certificate_without_a_known_name(tmp_path: Path) -> None:
     ],
     ids=["common name", "this machine", "address", "localhost is meant"],
 )
-def test_a_certificate_without_names(tmp_path: Path, subject: str, listen: str, wanted: str) -> None:
-    """If a certificate has no names, the next step says which name it needs: the one by which clients connect. If the
-    settings do not give this name, it is the common name of the certificate, or the name of this machine, and not the
-    `localhost` that stands for all addresses."""
-    pair = ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "certificate.pem", "-subj", subject)
-    new = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-days", "90")
-    command: list[str | Path] = ["openssl", "req", *new, *pair]
+def test_a_certificate_without_names(tmp_path: Path, subject: str, listen: str, needed_name: str) -> None:
+    """If a certificate names no host, the next step says which name the certificate needs. This is the host or address
+    to which clients connect, if the settings have it. Otherwise it is the common name of the certificate, or the name
+    of this machine."""
+    output_options = ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "certificate.pem", "-subj", subject)
+    certificate_options = (
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-noenc",
+        "-days",
+        "90",
+    )
+    command: list[str | Path] = ["openssl", "req", *certificate_options, *output_options]
     subprocess.run(command, check=True, capture_output=True)
     tls = TLSSettings(certificate=tmp_path / "certificate.pem", key=tmp_path / "key.pem")
     settings = Settings(tls=tls, listen=listen)
     (finding,) = certificate_findings(settings, registry_address(settings).url, time.time())
     assert "names no host" in finding.what
-    assert finding.next_step == f"make a certificate with subjectAltName = {wanted}"
+    assert finding.next_step == f"make a certificate with subjectAltName = {needed_name}"
 
 
-async def test_a_directory_that_cannot_be_looked_at(tmp_path: Path) -> None:
-    """If the directory cannot be read, the finding has the system's reason. The check itself does not fail."""
+async def test_a_directory_that_cannot_be_examined(tmp_path: Path) -> None:
+    """If the system call for the directory fails, the finding has the system's reason. The check itself does not
+    fail."""
     (finding,) = await run_checks(data_checks(Settings(data=tmp_path / ("a" * 300))))
     assert finding.level is Level.PROBLEM
     assert "cannot be looked at: File name too long" in finding.what
 
 
-def test_no_certificate() -> None:
-    """Plain HTTP needs no certificate. Behind a proxy with TLS, the server has no certificate of its own."""
+def test_plain_http_needs_no_certificate() -> None:
+    """Without a certificate, there is no problem: the server uses plain HTTP, or a proxy in front of it has the
+    certificate."""
     assert certificate_findings(Settings(), "http://localhost:5000", NOW) == []
     (finding,) = certificate_findings(Settings(), "https://registry.example.com", NOW)
     assert finding.level is Level.OK
 
 
-async def data_findings(settings: Settings) -> list[Finding]:
+async def problems_of_data(settings: Settings) -> list[Finding]:
+    """Returns the findings about the data directory that are not OK. Leaves out findings about memory."""
     findings = await run_checks(data_checks(settings))
     return [finding for finding in findings if finding.level is not Level.OK and "in memory" not in finding.what]
 
 
 @pytest.mark.full_store
-async def test_data_directory(tmp_path: Path) -> None:
-    """A prepared directory has no findings. For other paths, the finding says what is wrong."""
+async def test_data_directory_findings(tmp_path: Path) -> None:
+    """A prepared directory has no problem. For a path that is missing, almost full, writable by everyone or not a
+    directory, the finding says so. The checks change no file."""
     data = tmp_path / "data"
-    (missing,) = await data_findings(Settings(data=data))
+    (missing,) = await problems_of_data(Settings(data=data))
     assert "there is no" in missing.what
     prepare_data_dir(data)
-    assert await data_findings(Settings(data=data)) == []
+    assert await problems_of_data(Settings(data=data)) == []
     before = sorted(data.rglob("*"))
-    (low,) = await data_findings(Settings(data=data, disk=DiskSettings(min_free=ByteSize(1 << 60))))
+    (low,) = await problems_of_data(Settings(data=data, disk=DiskSettings(min_free=ByteSize(1 << 60))))
     assert "the disk is almost full" in low.what
     assert "entrepot cache evict" in low.next_step
     data.chmod(0o777)
-    assert "chmod o-w" in (await data_findings(Settings(data=data)))[0].next_step
+    assert "chmod o-w" in (await problems_of_data(Settings(data=data)))[0].next_step
     assert sorted(data.rglob("*")) == before
     (tmp_path / "file").write_text("")
-    (finding,) = await data_findings(Settings(data=tmp_path / "file"))
+    (finding,) = await problems_of_data(Settings(data=tmp_path / "file"))
     assert "is not a directory" in finding.what
 
 
 @pytest.mark.full_store
-async def test_database(tmp_path: Path) -> None:
+async def test_database_findings(tmp_path: Path) -> None:
     """There is a finding for a database of another version, and for a file that is not a database."""
-    data = tmp_path / "older than newer"  # the path is in the texts of errors
+    data = tmp_path / "older than newer"  # errors contain the path, which must not be taken for an error text
     prepare_data_dir(data)
 
     async def finding_of_version(number: int) -> Finding:
         connection = apsw.Connection(str(layout_of(data).metadata))
         connection.pragma("user_version", number)
         connection.close()
-        (finding,) = await data_findings(Settings(data=data))
+        (finding,) = await problems_of_data(Settings(data=data))
         return finding
 
     old, new = await finding_of_version(1), await finding_of_version(1000)
@@ -212,33 +241,33 @@ async def test_database(tmp_path: Path) -> None:
     assert "another version" in new.why
     assert new.next_step == "use the entrepot of that version"
     layout_of(data).metadata.write_bytes(b"no database" * 1000)
-    (finding,) = await data_findings(Settings(data=data))
+    (finding,) = await problems_of_data(Settings(data=data))
     assert "cannot be used" in finding.what
     assert "entrepot restore" in finding.next_step
 
 
 @pytest.mark.full_store
-async def test_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is a finding for a directory of another user, and for one that contains a file of another user, because the
-    server cannot change this file."""
+async def test_owner_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a finding if the directory belongs to another user than the one who runs the command. There is also a
+    finding if a file in it belongs to another user, because the server cannot change this file."""
     data = tmp_path / "data"
     prepare_data_dir(data)
-    if os.geteuid() == 0:  # only root can give files away
+    if os.geteuid() == 0:  # only root can change the owner of a file
         os.chown(layout_of(data).metadata_lock, 12345, 12345)
-        (finding,) = await data_findings(Settings(data=data))
+        (finding,) = await problems_of_data(Settings(data=data))
         assert "locks/metadata belongs to uid 12345" in finding.what
         assert "chown -R" in finding.next_step
         os.chown(layout_of(data).metadata_lock, 0, 0)
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    (finding,) = await data_findings(Settings(data=data))
+    (finding,) = await problems_of_data(Settings(data=data))
     assert "and this command runs as uid 12345" in finding.what
     assert "sudo -u" in finding.next_step
 
 
 @pytest.mark.full_store
-async def test_a_directory_that_may_not_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the wrong user runs the command, the finding names the right user, and the check of the version raises its own
-    error."""
+async def test_a_directory_without_the_right_to_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If another user than the owner runs the command and may not open the files in the directory, a finding names both
+    users. `check_version` raises an error with the system's reason."""
     prepare_data_dir(tmp_path)
     stat = os.stat
 
@@ -250,14 +279,14 @@ async def test_a_directory_that_may_not_be_searched(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: 12345)
         patch.setattr(os, "stat", refuse)
-        findings = await data_findings(Settings(data=tmp_path))
+        findings = await problems_of_data(Settings(data=tmp_path))
         with pytest.raises(DataDirectoryError, match="cannot be read: Permission denied"):
             check_version(tmp_path)
     assert any("and this command runs as uid 12345" in finding.what for finding in findings), findings
 
 
-async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checks of a directory on a disk that hangs end at their time limit. Other checks run meanwhile."""
+async def test_checks_end_when_the_disk_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the disk of the directory hangs, its checks end at their time limit."""
     stat, released = os.stat, threading.Event()
 
     def hang(path: Any, **options: Any) -> os.stat_result:
@@ -282,33 +311,37 @@ async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert responds(tmp_path)
 
 
-def test_settings(tmp_path: Path) -> None:
-    """There is a finding for settings that are valid but make no sense."""
+def test_settings_findings(tmp_path: Path) -> None:
+    """There is a finding for settings that are valid but unsafe or of no use."""
 
-    def said(**values: object) -> str:
+    def findings_text(**values: object) -> str:
         findings = settings_findings(Settings.model_validate(values), (), has_file=True)
         assert all(finding.next_step for finding in findings if finding.level is not Level.OK)
         return " ".join(finding.what for finding in findings)
 
-    assert said(data="/srv") == "the settings are valid"
-    assert "insecure_open is set" in said(data="/srv", listen="0.0.0.0:5000", insecure_open=True)
-    assert "insecure_open is set" in said(data="/srv", public_url="https://registry.example.com", insecure_open=True)
-    assert "without TLS" in said(data="/srv", listen="0.0.0.0:5000")
-    assert "without TLS" not in said(data="/srv", listen="0.0.0.0:5000", public_url="https://registry.example.com")
-    assert "not public_url" in said(data="/srv", trusted_proxies=["10.0.0.0/8"])
-    assert "is a relative path" in said(data="data")
-    assert "no upstream is the default" in said(data="/srv", upstream=[{"name": "docker.io"}])
+    assert findings_text(data="/srv") == "the settings are valid"
+    assert "insecure_open is set" in findings_text(data="/srv", listen="0.0.0.0:5000", insecure_open=True)
+    assert "insecure_open is set" in findings_text(
+        data="/srv", public_url="https://registry.example.com", insecure_open=True
+    )
+    assert "without TLS" in findings_text(data="/srv", listen="0.0.0.0:5000")
+    assert "without TLS" not in findings_text(
+        data="/srv", listen="0.0.0.0:5000", public_url="https://registry.example.com"
+    )
+    assert "not public_url" in findings_text(data="/srv", trusted_proxies=["10.0.0.0/8"])
+    assert "is a relative path" in findings_text(data="data")
+    assert "no upstream is the default" in findings_text(data="/srv", upstream=[{"name": "docker.io"}])
     password = tmp_path / "password"
     password.write_text("secret")
     password.chmod(0o644)
     upstream = {"name": "x.test", "endpoints": ["http://x.test"], "username": "u", "password_file": password}
-    text = said(data="/srv", upstream=[{**upstream, "default": True}])
+    text = findings_text(data="/srv", upstream=[{**upstream, "default": True}])
     assert "has a login and the endpoint http://x.test" in text
     assert "every user of this machine can read" in text
 
 
-async def test_checks_are_bounded() -> None:
-    """A check that hangs, raises or has a bug becomes a finding, and the others are not affected."""
+async def test_a_failing_check_does_not_affect_others() -> None:
+    """If a check hangs, raises an error or has a bug, this becomes a finding. The other checks are not affected."""
     started: list[str] = []
 
     async def hang() -> Sequence[Finding]:

@@ -1,4 +1,5 @@
-"""Right and wrong set-ups of clients: each finding names the cause and what to write."""
+"""The doctor's checks of the configuration files of docker, containerd and podman. Each finding names the cause and the
+lines to write."""
 
 from __future__ import annotations
 
@@ -15,12 +16,22 @@ from registry.clients.client_setup import SETUPS, mirrored_hosts
 from registry.clients.registry_address import RegistryAddress
 from registry.config import Upstream
 from tests.unit.registry.cli.diagnosis import client_file_texts as texts
-from tests.unit.registry.cli.diagnosis.client_place import CONFIG, DAEMON, HUB_HOSTS, PLAIN, SECURE, bad, found, write
+from tests.unit.registry.cli.diagnosis.client_place import (
+    CONFIG,
+    DAEMON,
+    HUB_HOSTS,
+    PLAIN,
+    SECURE,
+    at_level,
+    findings_of,
+    write_files,
+)
 
 DROP_IN = "etc/containers/registries.conf.d/50-entrepot.conf"
+"""The file of podman into which the proposed lines are written."""
 
 
-def test_what_the_command_prints_is_right(tmp_path: Path) -> None:
+def test_the_files_of_the_client_command_are_right(tmp_path: Path) -> None:
     """If the files that `entrepot client` prints are written to the paths that it names, no check finds a problem."""
     upstreams = [Upstream(name="docker.io", default=True), Upstream(name="ghcr.io")]
     hosts = [host for upstream in upstreams for host in mirrored_hosts(upstream)]
@@ -28,16 +39,16 @@ def test_what_the_command_prints_is_right(tmp_path: Path) -> None:
         root = tmp_path / url.replace("/", "_")
         for program in CHECKS:
             for name, text in SETUPS[program](RegistryAddress(url), hosts).files:
-                write(root, **{name.lstrip("/"): text})
-        write(root, **{CONFIG: texts.CONTAINERD_GOOD_1_7})
+                write_files(root, **{name.lstrip("/"): text})
+        write_files(root, **{CONFIG: texts.CONTAINERD_GOOD_1_7})
         for program in CHECKS:
-            findings = found(program, root, url, [upstream.name for upstream in upstreams])
-            assert not bad(findings), findings
+            findings = findings_of(program, root, url, [upstream.name for upstream in upstreams])
+            assert not at_level(findings), findings
             names = [finding.what for finding in findings if "come through" in finding.what]
             assert len(names) == (1 if program == "docker" else 2), findings
 
 
-DOCKER = [
+DOCKER_PROBLEMS = [
     (None, "there is no /etc/docker/daemon.json", "straight from Docker Hub"),
     ("{}", "names no mirror", "straight from Docker Hub"),
     ('{"registry-mirrors": ["https://mirror.gcr.io"]}', "only other mirrors: https://mirror.gcr.io", "does not know"),
@@ -47,95 +58,96 @@ DOCKER = [
     ('{"registry-mirrors": "http://registry.example.com:5000"}', "is no list of URLs", "does not start"),
     ('{"registry-mirrors": ["http://registry.example.com:5000",]}', "is not valid JSON", "does not use the file"),
 ]
+"""The text of daemon.json (None: no file), and parts of the finding."""
 
 
-@pytest.mark.parametrize(("text", "what", "why"), DOCKER)
-def test_docker(tmp_path: Path, text: str | None, what: str, why: str) -> None:
-    """If daemon.json does not lead to this registry, the finding has the cause, and a whole file that does and keeps
-    the other settings."""
+@pytest.mark.parametrize(("text", "what", "why"), DOCKER_PROBLEMS)
+def test_docker_findings(tmp_path: Path, text: str | None, what: str, why: str) -> None:
+    """If docker does not use this registry as a mirror, the finding has the cause. It also has a whole daemon.json that
+    makes docker use the registry."""
     if text is not None:
-        write(tmp_path, **{DAEMON: text})
-    first = bad(found("docker", tmp_path))[0]
+        write_files(tmp_path, **{DAEMON: text})
+    first = at_level(findings_of("docker", tmp_path))[0]
     assert what in first.what
     assert why in first.why
     assert first.next_step
     if "not valid JSON" not in what:
-        write(tmp_path, **{DAEMON: first.lines})
-        assert not bad(found("docker", tmp_path)), first.lines
+        write_files(tmp_path, **{DAEMON: first.lines})
+        assert not at_level(findings_of("docker", tmp_path)), first.lines
 
 
 def test_docker_keeps_other_settings(tmp_path: Path) -> None:
-    """The file in the finding keeps the other settings, the other insecure registries, and the other mirrors, after
-    this registry."""
+    """The proposed daemon.json keeps the other settings and the other insecure registries. It also keeps the other
+    mirrors, after this registry."""
     before = {
         "log-driver": "journald",
         "registry-mirrors": ["https://m.example"],
         "insecure-registries": ["10.0.0.0/8"],
     }
-    write(tmp_path, **{DAEMON: json.dumps(before)})
-    assert json.loads(bad(found("docker", tmp_path))[0].lines) == {
+    write_files(tmp_path, **{DAEMON: json.dumps(before)})
+    assert json.loads(at_level(findings_of("docker", tmp_path))[0].lines) == {
         "log-driver": "journald",
         "registry-mirrors": [PLAIN, "https://m.example"],
         "insecure-registries": ["registry.example.com:5000", "10.0.0.0/8"],
     }
 
 
-def test_docker_insecure(tmp_path: Path) -> None:
-    """Images that are named after the registry's own host need an entry in `insecure-registries`, by name or by
-    network. A loopback address does not need it."""
-    write(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [PLAIN]})})
-    (finding,) = bad(found("docker", tmp_path))
+def test_docker_needs_an_insecure_registry_for_plain_http(tmp_path: Path) -> None:
+    """To pull images that are named after the registry's own host over plain HTTP, docker needs the host in
+    `insecure-registries`, by name or by network. A loopback address is not needed there."""
+    write_files(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [PLAIN]})})
+    (finding,) = at_level(findings_of("docker", tmp_path))
     assert "gave HTTP response to HTTPS client" in finding.why
     url = "http://10.1.2.3:5000"
-    write(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [url], "insecure-registries": ["10.0.0.0/8"]})})
-    assert not bad(found("docker", tmp_path, url))
+    write_files(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [url], "insecure-registries": ["10.0.0.0/8"]})})
+    assert not at_level(findings_of("docker", tmp_path, url))
     url = "http://localhost:5000"
-    write(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": ["http://127.0.0.1:5000/"]})})
-    assert not bad(found("docker", tmp_path, url))
+    write_files(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": ["http://127.0.0.1:5000/"]})})
+    assert not at_level(findings_of("docker", tmp_path, url))
 
 
 def test_docker_order_login_and_spelling(tmp_path: Path) -> None:
-    """There is a finding for another mirror before this registry, for a registry that asks for a login, and for a
-    misspelt key."""
+    """There is a finding if another mirror is before this registry, if this registry asks for a login, and if a key is
+    misspelt."""
     daemon = {"registry-mirrors": ["https://m.example", SECURE], "registry-mirror": [SECURE]}
-    write(tmp_path, **{DAEMON: json.dumps(daemon)})
-    findings = found("docker", tmp_path, SECURE)
-    assert "before this registry" in bad(findings, Level.WARNING)[0].what
-    assert "'registry-mirror' in /etc/docker/daemon.json is not a key" in bad(findings)[0].what
-    write(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [SECURE]})})
+    write_files(tmp_path, **{DAEMON: json.dumps(daemon)})
+    findings = findings_of("docker", tmp_path, SECURE)
+    assert "before this registry" in at_level(findings, Level.WARNING)[0].what
+    assert "'registry-mirror' in /etc/docker/daemon.json is not a key" in at_level(findings)[0].what
+    write_files(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [SECURE]})})
     answer = ProbeResult(SECURE, status=401, is_registry=True, instance="x")
-    (finding,) = bad(found("docker", tmp_path, SECURE, answer=answer), Level.WARNING)
+    (finding,) = at_level(findings_of("docker", tmp_path, SECURE, answer=answer), Level.WARNING)
     assert "moby #30880" in finding.why
     assert "entrepot grant add 'docker.io/**' pull everyone" in finding.next_step
 
 
-def test_docker_asks_the_default_upstream(tmp_path: Path) -> None:
-    """A registry whose default upstream is not Docker Hub cannot be docker's mirror."""
-    (finding,) = bad(found("docker", tmp_path, "http://127.0.0.1:5000", default="ghcr.io"))
+def test_docker_needs_docker_hub_as_the_default_upstream(tmp_path: Path) -> None:
+    """If the default upstream of the registry is not Docker Hub, docker cannot use the registry as a mirror."""
+    (finding,) = at_level(findings_of("docker", tmp_path, "http://127.0.0.1:5000", default="ghcr.io"))
     assert "default = true" in finding.next_step
 
 
 @pytest.mark.parametrize("program", CHECKS)
-def test_an_authority_that_the_client_does_not_know(tmp_path: Path, program: str) -> None:
-    """If the certificate is not trusted, the finding names the file for the certificate of the authority. Once this
-    file exists, there is no such finding."""
+def test_an_unknown_certificate_authority(tmp_path: Path, program: str) -> None:
+    """If the client does not trust the registry's certificate, the finding names the file for the certificate of the
+    authority. Once this file exists, there is no such finding."""
     hosts = mirrored_hosts(Upstream(name="docker.io"))
     for name, text in SETUPS[program](RegistryAddress(SECURE), hosts).files:
-        write(tmp_path, **{name.lstrip("/"): text})
-    write(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2})
+        write_files(tmp_path, **{name.lstrip("/"): text})
+    write_files(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2})
     answer = ProbeResult(SECURE, ProbeError.UNTRUSTED, "unable to get local issuer certificate")
-    findings = bad(found(program, tmp_path, SECURE, answer=answer))
+    findings = at_level(findings_of(program, tmp_path, SECURE, answer=answer))
     assert findings
     assert all("unable to get local issuer certificate" in finding.why for finding in findings)
     if program == "containerd":
         for finding in findings:
-            write(tmp_path, **{finding.file.lstrip("/"): finding.lines})
+            write_files(tmp_path, **{finding.file.lstrip("/"): finding.lines})
     else:
-        write(tmp_path, **{findings[0].file.lstrip("/"): "PEM"})
-    assert not bad(found(program, tmp_path, SECURE, answer=answer))
+        write_files(tmp_path, **{findings[0].file.lstrip("/"): "PEM"})
+    assert not at_level(findings_of(program, tmp_path, SECURE, answer=answer))
 
 
-CONTAINERD = [
+CONTAINERD_PROBLEMS = [
     (None, "there is no /etc/containerd/config.toml", "a list that is taken as one directory"),
     (texts.CONTAINERD_1_7_DEFAULT, "does not set config_path", "reads no hosts.toml"),
     (texts.CONTAINERD_IO_PACKAGE, "does not set config_path", "reads no hosts.toml"),
@@ -146,57 +158,61 @@ CONTAINERD = [
     (texts.CONTAINERD_INLINE_MIRRORS, "sends pulls of docker.io to https://registry-1.docker.io", ""),
     ("version = 2\n[plugins", "is not valid TOML", "does not use the file"),
 ]
+"""The text of config.toml (None: no file), and parts of the finding."""
 
 
-@pytest.mark.parametrize(("text", "what", "why"), CONTAINERD)
+@pytest.mark.parametrize(("text", "what", "why"), CONTAINERD_PROBLEMS)
 def test_containerd_config(tmp_path: Path, text: str | None, what: str, why: str) -> None:
-    """If config.toml keeps Kubernetes from reading a right hosts.toml, no finding says that pulls come through the
-    registry."""
-    write(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
+    """If config.toml prevents Kubernetes from reading hosts.toml, there is a finding, and no finding says that pulls
+    come through the registry."""
+    write_files(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
     if text is not None:
-        write(tmp_path, **{CONFIG: text})
-    findings = found("containerd", tmp_path)
-    (finding,) = bad(findings)
+        write_files(tmp_path, **{CONFIG: text})
+    findings = findings_of("containerd", tmp_path)
+    (finding,) = at_level(findings)
     assert what in finding.what
     assert why in finding.why
     assert finding.next_step
     assert not any("come through" in each.what for each in findings)
 
 
-@pytest.mark.parametrize("text", [None, *(case[0] for case in CONTAINERD[1:6])])
+@pytest.mark.parametrize("text", [None, *(case[0] for case in CONTAINERD_PROBLEMS[1:6])])
 def test_containerd_lines_to_write(tmp_path: Path, text: str | None) -> None:
-    """The lines in the finding are a whole file, of the same version as the old one, with which pulls come through."""
-    write(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML, **({CONFIG: text} if text else {})})
-    (finding,) = bad(found("containerd", tmp_path))
-    write(tmp_path, **{finding.file.lstrip("/"): finding.lines})
-    findings = found("containerd", tmp_path)
-    assert not bad(findings)
+    """The finding has a whole config.toml, of the same version as the old one. With it, pulls come through the
+    registry."""
+    write_files(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML, **({CONFIG: text} if text else {})})
+    (finding,) = at_level(findings_of("containerd", tmp_path))
+    write_files(tmp_path, **{finding.file.lstrip("/"): finding.lines})
+    findings = findings_of("containerd", tmp_path)
+    assert not at_level(findings)
     assert any("pulls of docker.io come through" in each.what for each in findings)
     assert ("version = 3" in finding.lines) == (text is not None and "version = 3" in text)
 
 
-def test_containerd_list_that_works(tmp_path: Path) -> None:
-    """A list of directories is only a warning if it works: in a file of version 2, or if a setting makes containerd 2.x
-    pull locally."""
-    write(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
-    two = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/none:/etc/containerd/certs.d"\n'
-    for text, why in ((texts.CONTAINERD_EKS, "discard_unpacked_layers"), (two, "1.x reads all of them")):
-        write(tmp_path, **{CONFIG: text})
-        findings = found("containerd", tmp_path)
-        assert not bad(findings)
-        assert why in bad(findings, Level.WARNING)[0].why
+def test_a_list_of_directories_that_works_is_a_warning(tmp_path: Path) -> None:
+    """In some cases, a list of directories in `config_path` works: in a file of version 2, or if
+    `discard_unpacked_layers` is set. Then the list is only a warning."""
+    write_files(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
+    version_2 = (
+        'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/none:/etc/containerd/certs.d"\n'
+    )
+    for text, why in ((texts.CONTAINERD_EKS, "discard_unpacked_layers"), (version_2, "1.x reads all of them")):
+        write_files(tmp_path, **{CONFIG: text})
+        findings = findings_of("containerd", tmp_path)
+        assert not at_level(findings)
+        assert why in at_level(findings, Level.WARNING)[0].why
         assert any("pulls of docker.io come through" in each.what for each in findings)
 
 
 def test_containerd_imports(tmp_path: Path) -> None:
     """Files that config.toml imports are read as well."""
-    write(tmp_path, **{CONFIG: 'version = 2\nimports = ["/etc/containerd/conf.d/*.toml"]\n'})
-    write(tmp_path, **{"etc/containerd/conf.d/a.toml": texts.CONTAINERD_GOOD_1_7})
-    write(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
-    assert not bad(found("containerd", tmp_path))
+    write_files(tmp_path, **{CONFIG: 'version = 2\nimports = ["/etc/containerd/conf.d/*.toml"]\n'})
+    write_files(tmp_path, **{"etc/containerd/conf.d/a.toml": texts.CONTAINERD_GOOD_1_7})
+    write_files(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
+    assert not at_level(findings_of("containerd", tmp_path))
 
 
-HOSTS = [
+HOSTS_PROBLEMS = [
     ({}, "is for docker.io, and there is no _default", "straight from https://registry-1.docker.io"),
     (
         {"docker.io/ca.crt": "PEM"},
@@ -221,43 +237,45 @@ HOSTS = [
     ({"docker.io/hosts.toml": f"{texts.HOSTS_TOML}  override_path = true\n"}, "sets override_path", "gets 404"),
     ({"docker.io/hosts.toml": "[host.http://x]\n"}, "is not valid TOML", ""),
 ]
+"""Files below certs.d with their texts, and parts of the finding."""
 
 
-@pytest.mark.parametrize(("files", "what", "why"), HOSTS)
+@pytest.mark.parametrize(("files", "what", "why"), HOSTS_PROBLEMS)
 def test_containerd_hosts(tmp_path: Path, files: dict[str, str], what: str, why: str) -> None:
-    """A hosts.toml that does not lead to this registry has a finding. With the lines of the finding, it does."""
-    write(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2})
-    write(tmp_path, **{f"etc/containerd/certs.d/{name}": text for name, text in files.items()})
-    (finding,) = bad(found("containerd", tmp_path))
+    """If hosts.toml does not lead to this registry, there is a finding. With the lines in the finding, containerd uses
+    the registry."""
+    write_files(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2})
+    write_files(tmp_path, **{f"etc/containerd/certs.d/{name}": text for name, text in files.items()})
+    (finding,) = at_level(findings_of("containerd", tmp_path))
     assert what in finding.what
     assert why in finding.why
     if finding.lines.startswith("# "):
-        write(tmp_path, **{finding.file.lstrip("/"): finding.lines})
-        assert not bad(found("containerd", tmp_path))
+        write_files(tmp_path, **{finding.file.lstrip("/"): finding.lines})
+        assert not at_level(findings_of("containerd", tmp_path))
 
 
 def test_containerd_default_directory(tmp_path: Path) -> None:
-    """`_default` applies to every host without a directory of its own. Without `_default`, only pulls from hosts with a
-    directory come through. A `server` in `_default` is worth a warning."""
-    write(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2, f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
-    (finding,) = bad(found("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")))
+    """`_default` applies to every host without a directory of its own. Without `_default`, there is a finding for a
+    mirrored host without a directory. A `server` in `_default` is a warning."""
+    write_files(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2, f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
+    (finding,) = at_level(findings_of("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")))
     assert "is for ghcr.io" in finding.what
     default = "etc/containerd/certs.d/_default/hosts.toml"
-    write(tmp_path, **{default: texts.HOSTS_TOML.replace('server = "https://registry-1.docker.io"\n', "")})
-    assert not bad(found("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")))
-    write(tmp_path, **{default: texts.HOSTS_TOML})
-    findings = bad(found("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")), Level.WARNING)
+    write_files(tmp_path, **{default: texts.HOSTS_TOML.replace('server = "https://registry-1.docker.io"\n', "")})
+    assert not at_level(findings_of("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")))
+    write_files(tmp_path, **{default: texts.HOSTS_TOML})
+    findings = at_level(findings_of("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")), Level.WARNING)
     assert any("for every host that has no directory of its own" in finding.what for finding in findings)
 
 
 def test_containerd_plugin_is_off(tmp_path: Path) -> None:
     """There is a finding if the plugin for Kubernetes is switched off, as in the package of Docker."""
-    write(tmp_path, **{CONFIG: texts.CONTAINERD_IO_PACKAGE})
-    assert "disabled_plugins" in bad(found("containerd", tmp_path), Level.WARNING)[0].what
+    write_files(tmp_path, **{CONFIG: texts.CONTAINERD_IO_PACKAGE})
+    assert "disabled_plugins" in at_level(findings_of("containerd", tmp_path), Level.WARNING)[0].what
 
 
 MIRROR = 'location = "registry.example.com:5000/docker.io"\ninsecure = true'
-PODMAN = [
+PODMAN_PROBLEMS = [
     (texts.PODMAN_FEDORA, "no file of podman has a [[registry]] for docker.io", "podman pulls from"),
     (texts.PODMAN_OLD_FORMAT, "has the old format (version 1)", "mixing sysregistry v1/v2"),
     (texts.PODMAN_GOOD.replace(f"{MIRROR}", MIRROR.partition("\n")[0]), "lacks insecure = true", "tries TLS"),
@@ -272,52 +290,53 @@ PODMAN = [
     (texts.PODMAN_GOOD.replace(f"[[registry.mirror]]\n{MIRROR}", ""), "has no mirror for docker.io", ""),
     ("[[registry]\n", "is not valid TOML", ""),
 ]
+"""The text of registries.conf, and parts of the finding."""
 
 
-@pytest.mark.parametrize(("text", "what", "why"), PODMAN)
+@pytest.mark.parametrize(("text", "what", "why"), PODMAN_PROBLEMS)
 def test_podman(tmp_path: Path, text: str, what: str, why: str) -> None:
     """There is a finding for a registries.conf that does not lead to this registry."""
-    write(tmp_path, **{"etc/containers/registries.conf": text})
-    finding = bad(found("podman", tmp_path))[0]
+    write_files(tmp_path, **{"etc/containers/registries.conf": text})
+    finding = at_level(findings_of("podman", tmp_path))[0]
     assert what in finding.what
     assert why in finding.why
     if finding.lines and "old format" not in what and "blocks" not in what:
-        write(tmp_path, **{DROP_IN: finding.lines})
-        assert not bad(found("podman", tmp_path)), finding
+        write_files(tmp_path, **{DROP_IN: finding.lines})
+        assert not at_level(findings_of("podman", tmp_path)), finding
 
 
-def test_podman_later_files_win(tmp_path: Path) -> None:
-    """A file in registries.conf.d replaces the entry with the same prefix. There is a warning for an entry with a
-    longer prefix that lacks this mirror."""
-    write(tmp_path, **{"etc/containers/registries.conf": texts.PODMAN_GOOD})
-    assert not bad(found("podman", tmp_path))
+def test_podman_uses_the_later_file(tmp_path: Path) -> None:
+    """A file in registries.conf.d replaces the entry with the same prefix in registries.conf. There is a warning for an
+    entry with a longer prefix and without this mirror."""
+    write_files(tmp_path, **{"etc/containers/registries.conf": texts.PODMAN_GOOD})
+    assert not at_level(findings_of("podman", tmp_path))
     later = '[[registry]]\nlocation = "docker.io"\n'
-    write(tmp_path, **{"etc/containers/registries.conf.d/99-other.conf": later})
-    assert "99-other.conf has no mirror" in bad(found("podman", tmp_path))[0].what
+    write_files(tmp_path, **{"etc/containers/registries.conf.d/99-other.conf": later})
+    assert "99-other.conf has no mirror" in at_level(findings_of("podman", tmp_path))[0].what
     longer = '[[registry]]\nlocation = "docker.io/library"\n'
-    write(tmp_path, **{"etc/containers/registries.conf.d/99-other.conf": longer})
-    findings = found("podman", tmp_path)
-    assert not bad(findings)
-    assert "the longest prefix counts" in bad(findings, Level.WARNING)[0].why
+    write_files(tmp_path, **{"etc/containers/registries.conf.d/99-other.conf": longer})
+    findings = findings_of("podman", tmp_path)
+    assert not at_level(findings)
+    assert "the longest prefix counts" in at_level(findings, Level.WARNING)[0].why
 
 
-def test_what_does_not_answer(tmp_path: Path) -> None:
-    """If nothing answers at the address, the first finding says so, whatever the files contain."""
+def test_a_registry_that_does_not_respond(tmp_path: Path) -> None:
+    """If nothing listens at the registry's address, the first finding says so, whatever the client's files contain."""
     answer = ProbeResult(PLAIN, ProbeError.REFUSED, "Connection refused")
-    first = found("podman", tmp_path, answer=answer)[0]
+    first = findings_of("podman", tmp_path, answer=answer)[0]
     assert "nothing listens there" in first.what
     assert "start the server" in first.next_step
 
 
-def test_which_programs_are_here(tmp_path: Path) -> None:
-    """The doctor checks only client programs that are on the machine."""
+def test_programs_on_this_machine(tmp_path: Path) -> None:
+    """The doctor checks only those client programs of which it finds a file on the machine."""
     assert programs_on_this_machine(tmp_path) == []
-    write(tmp_path, **{CONFIG: "", "usr/bin/podman": ""})
+    write_files(tmp_path, **{CONFIG: "", "usr/bin/podman": ""})
     assert programs_on_this_machine(tmp_path) == ["containerd", "podman"]
 
 
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
-    """A directory in place of a file is a finding with the path and the reason."""
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """If there is a directory in place of a file, a finding says that the file cannot be read."""
     (tmp_path / DAEMON).mkdir(parents=True)
     files = ClientFiles("docker", tmp_path)
     hosts = mirrored_hosts(Upstream(name="docker.io"))
@@ -327,7 +346,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     assert "cannot be read" in finding.what
 
 
-ODD_CONFIGS = [
+WRONG_TYPES = [
     ('version = "two"\n', "version in /etc/containerd/config.toml is no number"),
     ("plugins = 3\n", "plugins in /etc/containerd/config.toml has not a table for each plugin"),
     ("[plugins]\na = 3\n", "plugins in /etc/containerd/config.toml has not a table for each plugin"),
@@ -340,20 +359,22 @@ ODD_CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "what"), ODD_CONFIGS)
-def test_an_odd_containerd_config(tmp_path: Path, text: str, what: str) -> None:
-    """Values of types that containerd does not accept are findings."""
-    write(tmp_path, **{CONFIG: text, "etc/containerd/more.toml": 'plugins = ["a"]\n'})
-    assert any(what in finding.what for finding in bad(found("containerd", tmp_path)))
+@pytest.mark.parametrize(("text", "what"), WRONG_TYPES)
+def test_wrong_types_in_a_containerd_config(tmp_path: Path, text: str, what: str) -> None:
+    """There is a finding for each value of a type that containerd does not accept."""
+    write_files(tmp_path, **{CONFIG: text, "etc/containerd/more.toml": 'plugins = ["a"]\n'})
+    assert any(what in finding.what for finding in at_level(findings_of("containerd", tmp_path)))
 
 
-def test_an_odd_mirror_of_docker(tmp_path: Path) -> None:
-    """A mirror that is no URL is a finding. The lines to write do not contain it."""
-    write(tmp_path, **{DAEMON: '{"registry-mirrors": ["http://[::1"]}'})
-    (finding,) = (each for each in bad(found("docker", tmp_path)) if "is not a mirror's address" in each.what)
+def test_a_mirror_of_docker_that_is_not_a_url(tmp_path: Path) -> None:
+    """A mirror that is not a URL is a finding. The proposed file does not contain the mirror."""
+    write_files(tmp_path, **{DAEMON: '{"registry-mirrors": ["http://[::1"]}'})
+    (finding,) = (
+        each for each in at_level(findings_of("docker", tmp_path)) if "is not a mirror's address" in each.what
+    )
     assert "[::1" not in finding.lines
 
 
-def test_a_trace_that_cannot_be_looked_at(tmp_path: Path) -> None:
-    """If the system call for one path fails, the search for client programs continues."""
+def test_the_search_for_programs_survives_system_errors(tmp_path: Path) -> None:
+    """If the system calls for the paths of client programs fail, the search returns no program and raises no error."""
     assert programs_on_this_machine(tmp_path / ("a" * 300)) == []

@@ -1,4 +1,5 @@
-"""k3s and RKE2: each finding names the cause and what to write."""
+"""The doctor's checks of registries.yaml, the configuration file of k3s and RKE2. Each finding names the cause and the
+lines to write."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ import yaml
 
 from registry.cli.diagnosis.finding import Level
 from registry.cli.diagnosis.probe import ProbeError, ProbeResult
-from tests.unit.registry.cli.diagnosis.client_place import CONFIG, PLAIN, SECURE, bad, found, write
+from tests.unit.registry.cli.diagnosis.client_place import CONFIG, PLAIN, SECURE, at_level, findings_of, write_files
 
-K3S, K3S_WRITTEN = "etc/rancher/k3s/registries.yaml", "var/lib/rancher/k3s/agent/etc/containerd/config.toml"
-K3S_FILES = [
+K3S, K3S_GENERATED = "etc/rancher/k3s/registries.yaml", "var/lib/rancher/k3s/agent/etc/containerd/config.toml"
+"""The file that people write, and the file of containerd that k3s generates when it starts."""
+K3S_PROBLEMS = [
     (None, "there is no /etc/rancher/k3s/registries.yaml", "from https://registry-1.docker.io"),
     ("mirrors:\n  ghcr.io:\n", "has no mirror for docker.io, and none for '*'", "from https://registry-1.docker.io"),
     ("mirrors:\n  docker.io:\n", "names no endpoint for docker.io", ""),
@@ -27,24 +29,25 @@ K3S_FILES = [
     ("mirrors: [", "is not valid YAML", "does not use the file"),
     ("mirrors: [docker.io]\n", "mirrors in /etc/rancher/k3s/registries.yaml is no table", "k3s does not start"),
 ]
+"""The text of registries.yaml (None: no file), and parts of the finding."""
 
 
-@pytest.mark.parametrize(("text", "what", "why"), K3S_FILES)
-def test_k3s(tmp_path: Path, text: str | None, what: str, why: str) -> None:
-    """If registries.yaml does not lead to this registry, the finding says why. If the finding also proposes a new
-    registries.yaml, that file leads to this registry. The files that k3s generates from it are not checked."""
-    write(tmp_path, **{K3S_WRITTEN: "version = 3\n"})
+@pytest.mark.parametrize(("text", "what", "why"), K3S_PROBLEMS)
+def test_k3s_findings(tmp_path: Path, text: str | None, what: str, why: str) -> None:
+    """If registries.yaml does not lead to this registry, the finding says why. If the finding proposes a new
+    registries.yaml, pulls come through this registry with it. The files that k3s generates are not checked."""
+    write_files(tmp_path, **{K3S_GENERATED: "version = 3\n"})
     if text is not None:
-        write(tmp_path, **{K3S: text})
-    (finding,) = bad(found("containerd", tmp_path))
+        write_files(tmp_path, **{K3S: text})
+    (finding,) = at_level(findings_of("containerd", tmp_path))
     assert what in finding.what
     assert why in finding.why
     assert "restart k3s" in finding.next_step
     if finding.lines:
         assert finding.file == f"/{K3S}"
-        write(tmp_path, **{K3S: finding.lines})
-        findings = found("containerd", tmp_path)
-        assert not bad(findings)
+        write_files(tmp_path, **{K3S: finding.lines})
+        findings = findings_of("containerd", tmp_path)
+        assert not at_level(findings)
         assert any("pulls of docker.io come through" in each.what for each in findings)
 
 
@@ -56,37 +59,37 @@ def test_k3s_keeps_other_settings(tmp_path: Path) -> None:
         "mirrors": {"docker.io": {"endpoint": ["https://m.example"], "rewrite": {"a": "b"}}, "quay.io": None},
         "configs": {"registry.example.com": auth},
     }
-    write(tmp_path, **{K3S: json.dumps(before)})
+    write_files(tmp_path, **{K3S: json.dumps(before)})
     answer = ProbeResult(SECURE, ProbeError.UNTRUSTED, "unable to get local issuer certificate")
-    first, second = bad(found("containerd", tmp_path, SECURE, answer=answer))
+    first, second = at_level(findings_of("containerd", tmp_path, SECURE, answer=answer))
     assert "unable to get local issuer certificate" in second.why
     assert first.lines == second.lines
     assert yaml.safe_load(first.lines) == {
         "mirrors": {"docker.io": {"endpoint": [SECURE, "https://m.example"], "rewrite": {"a": "b"}}, "quay.io": None},
         "configs": {"registry.example.com": {**auth, "tls": {"ca_file": "/etc/rancher/entrepot-ca.crt"}}},
     }
-    write(tmp_path, **{K3S: first.lines})
-    assert not bad(found("containerd", tmp_path, SECURE, answer=answer))
+    write_files(tmp_path, **{K3S: first.lines})
+    assert not at_level(findings_of("containerd", tmp_path, SECURE, answer=answer))
 
 
 def test_k3s_order_restart_and_spelling(tmp_path: Path) -> None:
-    """There is a warning for another endpoint before this registry, for a file that k3s has not read since it was
-    changed, and for an unknown key. There is also one if the file does not say that this registry speaks plain HTTP."""
+    """There are four warnings: for another endpoint before this registry, for a file that does not say that this
+    registry uses plain HTTP, for a file that k3s has not read since it was changed, and for an unknown key."""
     text = f"mirrors:\n  docker.io: {{endpoint: [https://m.example, '{PLAIN}']}}\nmirror: {{}}\n"
-    write(tmp_path, **{K3S: text, K3S_WRITTEN: ""})
-    os.utime(tmp_path / K3S_WRITTEN, (1, 1))
-    findings = found("containerd", tmp_path)
-    assert not bad(findings)
-    warnings = [finding.what for finding in bad(findings, Level.WARNING)]
+    write_files(tmp_path, **{K3S: text, K3S_GENERATED: ""})
+    os.utime(tmp_path / K3S_GENERATED, (1, 1))
+    findings = findings_of("containerd", tmp_path)
+    assert not at_level(findings)
+    warnings = [finding.what for finding in at_level(findings, Level.WARNING)]
     expected = ("before this registry", "speaks plain HTTP", "is newer than", "unknown key 'mirror'")
     assert [what in text for what, text in zip(expected, warnings, strict=True)] == [True] * 4
 
 
-def test_k3s_beside_a_containerd(tmp_path: Path) -> None:
+def test_k3s_and_containerd_on_the_same_machine(tmp_path: Path) -> None:
     """If a machine has both k3s and a containerd, each has its own findings. RKE2 has a file of its own."""
     lines = f"mirrors:\n  docker.io: {{endpoint: ['{SECURE}']}}\n"
-    write(tmp_path, **{"etc/rancher/rke2/registries.yaml": lines})
-    (finding,) = found("containerd", tmp_path, SECURE)
+    write_files(tmp_path, **{"etc/rancher/rke2/registries.yaml": lines})
+    (finding,) = findings_of("containerd", tmp_path, SECURE)
     assert finding.what.endswith("(/etc/rancher/rke2/registries.yaml)")
-    write(tmp_path, **{CONFIG: "version = 2\n"})
-    assert "does not set config_path" in bad(found("containerd", tmp_path, SECURE))[0].what
+    write_files(tmp_path, **{CONFIG: "version = 2\n"})
+    assert "does not set config_path" in at_level(findings_of("containerd", tmp_path, SECURE))[0].what
