@@ -1,4 +1,4 @@
-"""Pulls of pushed and of mirrored images through two workers of a real server, by every name of the image."""
+"""Tests that a server with two workers counts the pulls of pushed and of mirrored images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def push(site: MirrorSite, repo: str) -> str:
 
 
 def record(site: MirrorSite, repo: str, digest: str) -> PullRecord | None:
-    """Returns the stored record of the image. The server must have stopped."""
+    """Returns the stored count and time of an image's pulls. The server must not run."""
 
     async def read() -> PullRecord | None:
         async with open_registry(site.server.data) as store:
@@ -34,8 +34,8 @@ def record(site: MirrorSite, repo: str, digest: str) -> PullRecord | None:
 
 
 def test_pulls_of_pushed_images_are_counted(site: MirrorSite) -> None:
-    """The pulls of both workers are counted, also those served by the response cache, and are stored when the server
-    stops."""
+    """The server counts the pulls of both workers, including those that the response cache serves, and stores the
+    counts when it stops."""
     site.start()
     digest = push(site, "team/app")
     for pid in site.server.worker_pids():
@@ -51,8 +51,8 @@ def test_pulls_of_pushed_images_are_counted(site: MirrorSite) -> None:
 
 
 def test_pulls_of_mirrored_images_are_counted(site: MirrorSite) -> None:
-    """Pulls are counted under the stored name, whatever name the client used. Images that `mirror warm` fetches count
-    as not pulled."""
+    """Pulls of a mirrored image under any of its names are counted together. The download by `mirror warm`, which fills
+    the cache in advance, does not count as a pull."""
     site.start()
     config = str(site.folder / "entrepot.toml")
     entrepot_output("mirror", "warm", f"{REPO}:1", "--config", config, "--platform", "all", folder=site.folder)
@@ -67,8 +67,9 @@ def test_pulls_of_mirrored_images_are_counted(site: MirrorSite) -> None:
     assert (found.upstream, found.pulls) == ("docker.io", 10)
 
 
-def test_a_warmed_image_has_never_been_pulled(site: MirrorSite) -> None:
-    """A warmed image that was never pulled has a record, so that it is found among the least recently pulled images."""
+def test_warmed_image_has_a_record_with_no_pulls(site: MirrorSite) -> None:
+    """An image that `mirror warm` has fetched and nobody has pulled has a record with zero pulls, so that it is among
+    the least recently pulled images."""
     site.start()
     config = str(site.folder / "entrepot.toml")
     entrepot_output("mirror", "warm", f"{REPO}:1", "--config", config, "--platform", "all", folder=site.folder)
