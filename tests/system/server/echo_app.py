@@ -214,8 +214,8 @@ class EchoApp:
 
 @dataclass
 class EchoCachedAnswer:
-    """A response from the application's cache, as the server expects it: the headers `before` and `after` those of the
-    server, and the body."""
+    """A response from the application's cache, as the server expects it: the body, and the headers `before` and `after`
+    the request id that the server adds."""
 
     before: list[tuple[bytes, bytes]]
     after: list[tuple[bytes, bytes]]
