@@ -144,24 +144,24 @@ async def test_a_token_that_is_not_enough(
             assert type(raised.value) is (ManifestUnknown if sure else UnconfirmedManifestUnknown)
 
 
-async def test_a_head_that_is_wrong(registry: StoredRegistry, held: ImageTree) -> None:
+async def test_a_head_that_is_wrong(registry: StoredRegistry, image: ImageTree) -> None:
     """If HEAD says "not found" and GET returns a manifest, the manifest exists."""
 
     def reply(head: str) -> bytes:
-        return answer(404) if head.startswith("HEAD") else answer(200, held.body, content_type=held.media_type)
+        return answer(404) if head.startswith("HEAD") else answer(200, image.body, content_type=image.media_type)
 
     async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
-        assert (await source.resolve_manifest(REPO, TAG)).digest == held.digest
+        assert (await source.resolve_manifest(REPO, TAG)).digest == image.digest
 
 
-async def test_a_doubtful_answer_is_none(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
+async def test_a_doubtful_answer_is_none(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
     """After an unconfirmed response the next endpoint is asked, also for a tag, but a "not found" of that endpoint is
     not final."""
     async with (
         scripted_server(lambda head: answer(404, PAGE)) as first,
         upstream_source(registry, first.url, upstream.url) as source,
     ):
-        assert (await source.resolve_manifest(REPO, TAG)).digest == held.digest
+        assert (await source.resolve_manifest(REPO, TAG)).digest == image.digest
         with pytest.raises(UnconfirmedManifestUnknown):
             await source.resolve_manifest(REPO, Tag("absent"))
 

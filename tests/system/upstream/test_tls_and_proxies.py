@@ -31,46 +31,46 @@ def trusted(tmp_path_factory: pytest.TempPathFactory) -> CertificateBundle:
     return certificates(tmp_path_factory.mktemp("tls"))
 
 
-async def everything(registry: StoredRegistry, held: ImageTree, url: str, **settings: Any) -> None:
+async def everything(registry: StoredRegistry, image: ImageTree, url: str, **settings: Any) -> None:
     """Fetches the manifest and the blobs, whole and in parts."""
-    layer = held.layers[1]
+    layer = image.layers[1]
     async with upstream_source(registry, url, **settings) as source:
-        assert (await source.get_manifest(REPO, TAG)).body == held.body
-        assert (await source.resolve_manifest(REPO, Digest(held.digest))).size == len(held.body)
+        assert (await source.get_manifest(REPO, TAG)).body == image.body
+        assert (await source.resolve_manifest(REPO, Digest(image.digest))).size == len(image.body)
         assert (await source.resolve_blob(REPO, Digest(layer.digest))).size == layer.size
         assert bytes((await fetch(source, layer.digest)).body) == layer.read()
         assert bytes((await fetch(source, layer.digest, Span(5, 2_000_000))).body) == layer.read(5, 2_000_000)
         assert (await source.tags(REPO, None, 10)).items == ["1", "latest"]
-        assert (await source.referrers(REPO, Digest(held.digest), None, None, 10)).items == []
+        assert (await source.referrers(REPO, Digest(image.digest), None, None, 10)).items == []
 
 
 async def test_docker_registry(
-    registry: StoredRegistry, content: UpstreamContent, held: ImageTree, tmp_path: Path
+    registry: StoredRegistry, content: UpstreamContent, image: ImageTree, tmp_path: Path
 ) -> None:
     """Debian's docker-registry works as an upstream. It has no referrers API."""
     with docker_registry(tmp_path, content) as upstream:
-        await everything(registry, held, upstream.url)
+        await everything(registry, image, upstream.url)
 
 
 async def test_this_project(
-    registry: StoredRegistry, content: UpstreamContent, held: ImageTree, tmp_path: Path
+    registry: StoredRegistry, content: UpstreamContent, image: ImageTree, tmp_path: Path
 ) -> None:
     """Entrepot works as an upstream of Entrepot."""
     with entrepot(tmp_path, content) as url:
-        await everything(registry, held, url)
+        await everything(registry, image, url)
 
 
 async def test_an_authority_of_one_s_own(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, trusted: CertificateBundle, tmp_path: Path
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, trusted: CertificateBundle, tmp_path: Path
 ) -> None:
     """With `ca_file`, both clients trust its certificates and reuse connections."""
     with slow_link(tmp_path, upstream.url, certificates=trusted) as link:
         for host in ("127.0.0.1", "localhost"):
-            await everything(registry, held, link.url.replace("127.0.0.1", host), ca_file=trusted.authority)
+            await everything(registry, image, link.url.replace("127.0.0.1", host), ca_file=trusted.authority)
 
 
 async def test_certificates_nobody_vouches_for(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, trusted: CertificateBundle, tmp_path: Path
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, trusted: CertificateBundle, tmp_path: Path
 ) -> None:
     """Without `ca_file`, no request is sent to an untrusted server."""
     with slow_link(tmp_path, upstream.url, certificates=trusted) as link:
@@ -78,7 +78,7 @@ async def test_certificates_nobody_vouches_for(
             with pytest.raises(UpstreamUnavailable):
                 await source.get_manifest(REPO, TAG)
             with pytest.raises(UpstreamUnavailable):
-                await fetch(source, held.layers[0].digest)
+                await fetch(source, image.layers[0].digest)
     assert upstream.count() == 0
 
 
@@ -96,31 +96,31 @@ async def test_a_ca_file_that_cannot_be_read(registry: StoredRegistry, upstream:
 
 
 async def test_cancelled_under_tls(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, trusted: CertificateBundle, tmp_path: Path
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, trusted: CertificateBundle, tmp_path: Path
 ) -> None:
     """Cancelling a stalled body under TLS is as fast as without TLS."""
     upstream.fault(stall_after=100_000)
     sink = CollectingSink()
     with slow_link(tmp_path, upstream.url, certificates=trusted) as link:
         async with upstream_source(registry, link.url, ca_file=trusted.authority) as source:
-            task = asyncio.create_task(source.fetch_blob(REPO, Digest(held.layers[1].digest), Span(0), sink))
+            task = asyncio.create_task(source.fetch_blob(REPO, Digest(image.layers[1].digest), Span(0), sink))
             await upstream.until_async(lambda: sink.at > 0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             taken = sink.at
             upstream.release()
-            assert bytes((await fetch(source, held.layers[0].digest)).body) == held.layers[0].read()
+            assert bytes((await fetch(source, image.layers[0].digest)).body) == image.layers[0].read()
             assert sink.at == taken
 
 
 async def test_closed_while_a_thread_reads_certificates(
-    registry: StoredRegistry, held: ImageTree, tmp_path: Path
+    registry: StoredRegistry, image: ImageTree, tmp_path: Path
 ) -> None:
     """Closing waits for no thread and blocks nothing else, also if the disk with the certificates does not answer."""
     os.mkfifo(tmp_path / "ca.pem")
     async with upstream_source(registry, "https://127.0.0.1:9", ca_file=tmp_path / "ca.pem") as source:
-        task = asyncio.create_task(fetch(source, held.layers[0].digest))
+        task = asyncio.create_task(fetch(source, image.layers[0].digest))
         writer = await asyncio.to_thread(os.open, tmp_path / "ca.pem", os.O_WRONLY)  # once the other end is open
         closed = threading.Event()
         in_time = asyncio.get_running_loop().run_in_executor(None, _end_of_file, writer, closed)
@@ -233,19 +233,19 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 async def test_a_proxy(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, environment: pytest.MonkeyPatch
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, environment: pytest.MonkeyPatch
 ) -> None:
     """Small requests and blobs go through the proxy, with its login, to a name that only the proxy can resolve."""
     async with http_proxy(upstream.url, "guest:let me") as (between, address):
         environment.setenv("HTTP_PROXY", f"http://guest:let%20me@{address}")
-        await everything(registry, held, "http://registry.test:8080")
+        await everything(registry, image, "http://registry.test:8080")
     assert any(each.startswith("HEAD http://registry.test:8080/v2/") for each in between.asked)
-    assert between.asked.count(f"GET http://registry.test:8080/v2/{REPO}/blobs/{held.layers[1].digest}") == 2
+    assert between.asked.count(f"GET http://registry.test:8080/v2/{REPO}/blobs/{image.layers[1].digest}") == 2
     assert all("proxy-authorization" not in seen.headers for seen in upstream.requests())
 
 
 async def test_a_proxy_that_refuses(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, environment: pytest.MonkeyPatch
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, environment: pytest.MonkeyPatch
 ) -> None:
     """A refusal of the proxy is an upstream failure. The message has no password."""
     async with http_proxy(upstream.url, "guest:other") as (_, address):
@@ -255,14 +255,14 @@ async def test_a_proxy_that_refuses(
                 with pytest.raises(UpstreamUnavailable) as small:
                     await source.get_manifest(REPO, TAG)
                 with pytest.raises(UpstreamUnavailable) as large:
-                    await fetch(source, held.layers[0].digest)
+                    await fetch(source, image.layers[0].digest)
                 assert "sesame" not in f"{small.value} {large.value}"
 
 
 async def test_a_proxy_before_tls(
     registry: StoredRegistry,
     upstream: Hub,
-    held: ImageTree,
+    image: ImageTree,
     trusted: CertificateBundle,
     environment: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -273,7 +273,7 @@ async def test_a_proxy_before_tls(
             environment.setenv("HTTPS_PROXY", f"http://guest:pw@{address}")
             async with upstream_source(registry, "https://registry.test", ca_file=trusted.authority) as source:
                 with pytest.raises(UpstreamUnavailable, match=r"registry\.test"):
-                    await fetch(source, held.layers[0].digest)
+                    await fetch(source, image.layers[0].digest)
                 with pytest.raises(UpstreamUnavailable, match=r"registry\.test"):
                     await source.get_manifest(REPO, TAG)
     assert set(between.asked) == {"CONNECT registry.test:443"}
@@ -281,7 +281,7 @@ async def test_a_proxy_before_tls(
 
 
 async def test_cancelled_under_tls_inside_tls(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, environment: pytest.MonkeyPatch, tmp_path: Path
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A stalled body through an https proxy from an https upstream can be cancelled as well."""
     authority = CertificateAuthority(tmp_path)
@@ -293,13 +293,13 @@ async def test_cancelled_under_tls_inside_tls(
         async with http_proxy(link.url, certificates=both) as (between, address):
             environment.setenv("HTTPS_PROXY", f"https://{address}")
             async with upstream_source(registry, "https://192.0.2.1", ca_file=both.authority) as source:
-                task = asyncio.create_task(source.fetch_blob(REPO, Digest(held.layers[1].digest), Span(0), sink))
+                task = asyncio.create_task(source.fetch_blob(REPO, Digest(image.layers[1].digest), Span(0), sink))
                 await upstream.until_async(lambda: sink.at > 0)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
                 taken = sink.at
                 upstream.release()
-                assert bytes((await fetch(source, held.layers[0].digest)).body) == held.layers[0].read()
+                assert bytes((await fetch(source, image.layers[0].digest)).body) == image.layers[0].read()
                 assert sink.at == taken
     assert set(between.asked) == {"CONNECT 192.0.2.1:443"}

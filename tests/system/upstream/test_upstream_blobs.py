@@ -26,9 +26,9 @@ from tests.fakes.upstream_source import (
 )
 
 
-async def test_a_blob_comes_whole_and_in_order(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
+async def test_a_blob_comes_whole_and_in_order(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
     """A whole blob is requested without Range. The sink first gets endpoint and size."""
-    layer = held.layers[1]
+    layer = image.layers[1]
     async with upstream_source(registry, upstream.url) as source:
         sink = await fetch(source, layer.digest)
     assert bytes(sink.body) == layer.read()
@@ -49,10 +49,10 @@ async def test_a_blob_comes_whole_and_in_order(registry: StoredRegistry, upstrea
     ],
 )
 async def test_a_part_of_a_blob(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, span: Span, sent: str
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, span: Span, sent: str
 ) -> None:
     """A span is requested by Range, and exactly its bytes arrive."""
-    layer = held.layers[1]
+    layer = image.layers[1]
     start, stop = span.to_offsets(layer.size)
     async with upstream_source(registry, upstream.url) as source:
         sink = await fetch(source, layer.digest, span)
@@ -71,34 +71,34 @@ async def test_an_empty_blob(registry: StoredRegistry) -> None:
         assert server.connections == 1
 
 
-async def test_connections_are_used_again(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
+async def test_connections_are_used_again(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
     """A piece that is read to its end leaves the connection for the next, also behind a redirect."""
     upstream.set(redirects=True)
-    layer = held.layers[1]
+    layer = image.layers[1]
     async with upstream_source(registry, upstream.url) as source:
         for start in range(0, 1000, 100):
             await fetch(source, layer.digest, Span(start, start + 100))
         await fetch(source, layer.digest)
-        await fetch(source, held.config.digest)
+        await fetch(source, image.config.digest)
         assert upstream.opened == 2
 
 
-async def test_redirects_get_no_authorization(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
+async def test_redirects_get_no_authorization(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
     """The token is sent to the registry only; the target of the redirect would refuse it."""
     upstream.set(auth="bearer", redirects=True)
     async with upstream_source(registry, upstream.url) as source:
-        sink = await fetch(source, held.layers[1].digest)
-    assert bytes(sink.body) == held.layers[1].read()
+        sink = await fetch(source, image.layers[1].digest)
+    assert bytes(sink.body) == image.layers[1].read()
     assert [seen.authorization for seen in upstream.requests("blob")] == [False]
     assert all(seen.authorization for seen in upstream.requests("redirect") if seen.status == 307)
 
 
 async def test_a_token_that_expires_between_two_pieces(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree
+    registry: StoredRegistry, upstream: Hub, image: ImageTree
 ) -> None:
     """After a 401 a new token is obtained and the request is sent again, unnoticed by the sink."""
     upstream.set(auth="bearer", token_uses=1)
-    layer, body = held.layers[1], b""
+    layer, body = image.layers[1], b""
     async with upstream_source(registry, upstream.url) as source:
         for start in range(0, layer.size, 1 << 20):
             sink = await fetch(source, layer.digest, Span(start, min(start + (1 << 20), layer.size)))
@@ -107,28 +107,28 @@ async def test_a_token_that_expires_between_two_pieces(
     assert upstream.count("token") == 4
 
 
-async def test_a_registry_without_ranges(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
+async def test_a_registry_without_ranges(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
     """A registry without ranges raises RangesUnsupported for a span before any byte; the whole blob works."""
     upstream.set(ranges=False)
     async with upstream_source(registry, upstream.url) as source:
         for span in (Span(5), Span(5, 10), Span(0, 10)):
             sink = CollectingSink()
             with pytest.raises(RangesUnsupported):
-                await source.fetch_blob(REPO, Digest(held.layers[1].digest), span, sink)
+                await source.fetch_blob(REPO, Digest(image.layers[1].digest), span, sink)
             assert sink.begun == []
-        sink = await fetch(source, held.layers[1].digest, Span(0, held.layers[1].size))
-        assert bytes(sink.body) == held.layers[1].read()
+        sink = await fetch(source, image.layers[1].digest, Span(0, image.layers[1].size))
+        assert bytes(sink.body) == image.layers[1].read()
 
 
-async def test_a_blob_of_unknown_length(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
+async def test_a_blob_of_unknown_length(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
     """A registry that does not state a blob's length states it in the response to a range of the whole."""
     upstream.set(lengths=False)
     async with upstream_source(registry, upstream.url) as source:
-        sink = await fetch(source, held.layers[1].digest)
-        assert bytes(sink.body) == held.layers[1].read()
+        sink = await fetch(source, image.layers[1].digest)
+        assert bytes(sink.body) == image.layers[1].read()
         upstream.set(ranges=False)
         with pytest.raises(UpstreamUnavailable, match="how long"):
-            await fetch(source, held.layers[1].digest)
+            await fetch(source, image.layers[1].digest)
 
 
 async def test_unknown_blobs(registry: StoredRegistry, upstream: Hub) -> None:
@@ -140,9 +140,9 @@ async def test_unknown_blobs(registry: StoredRegistry, upstream: Hub) -> None:
             await fetch(source, ABSENT)
 
 
-async def test_the_size_of_a_blob(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
+async def test_the_size_of_a_blob(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
     """The size comes from HEAD, or from a GET of one byte if HEAD has none."""
-    layer = held.layers[1]
+    layer = image.layers[1]
     async with upstream_source(registry, upstream.url) as source:
         for switches in ({}, {"redirects": True}, {"lengths": False}):
             upstream.set(**switches)
@@ -211,10 +211,10 @@ async def test_a_doubtful_no_of_one_endpoint(registry: StoredRegistry) -> None:
 
 
 async def test_another_endpoint_has_it(
-    registry: StoredRegistry, tmp_path: Path, upstream: Hub, held: ImageTree
+    registry: StoredRegistry, tmp_path: Path, upstream: Hub, image: ImageTree
 ) -> None:
     """Whatever the first endpoint answers for a digest, the next one is asked; the endpoints in `avoid` come last."""
-    layer = held.layers[1]
+    layer = image.layers[1]
     async with upstream_source(registry) as nobody:
         assert nobody.connections == 8
     with hub(tmp_path, UpstreamContent()) as empty:
@@ -243,9 +243,9 @@ async def test_endpoints_that_differ_in_their_failure(registry: StoredRegistry, 
                     await fetch(source, ABSENT)
 
 
-async def test_many_at_once(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
+async def test_many_at_once(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
     """As many pieces as there are connections are fetched at a time, each with its own bytes."""
-    layer = held.layers[1]
+    layer = image.layers[1]
     step = layer.size // 24 + 1
     async with upstream_source(registry, upstream.url, connections=6) as source:
         sinks = await asyncio.gather(

@@ -44,11 +44,11 @@ async def all_tags(source: Any, limit: int) -> list[str]:
 
 
 @pytest.mark.parametrize("limit", [1, 7, 1000])
-async def test_tags(registry: StoredRegistry, upstream: Hub, held: ImageTree, limit: int) -> None:
+async def test_tags(registry: StoredRegistry, upstream: Hub, image: ImageTree, limit: int) -> None:
     """All tags are listed page by page, from an upstream with another page size, in one reading."""
     content = UpstreamContent()
     names = [f"v{number}" for number in range(50)] + ["Zed", "a_", "latest", "1"]
-    content.add(REPO, held, *names)
+    content.add(REPO, image, *names)
     upstream.put(content)
     upstream.set(page=20)
     async with upstream_source(registry, upstream.url) as source:
@@ -70,18 +70,18 @@ async def test_tags_that_are_not_in_byte_order(registry: StoredRegistry) -> None
         assert await all_tags(source, 2) == ["B", "Z", "a", "b"]
 
 
-async def test_a_new_tag_is_seen(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
+async def test_a_new_tag_is_seen(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
     """A first page is always requested again."""
     async with upstream_source(registry, upstream.url) as source:
         assert (await source.tags(REPO, None, 10)).items == ["1", "latest"]
-        upstream.tag(REPO, "0", held.digest)
+        upstream.tag(REPO, "0", image.digest)
         assert (await source.tags(REPO, None, 10)).items == ["0", "1", "latest"]
 
 
-async def test_a_long_list_is_read_once(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
+async def test_a_long_list_is_read_once(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
     """If a list takes many upstream requests, concurrent and later clients share one reading."""
     content = UpstreamContent()
-    content.add(REPO, held, *(f"v{number}" for number in range(50)))
+    content.add(REPO, image, *(f"v{number}" for number in range(50)))
     upstream.put(content)
     upstream.set(page=10)
     async with upstream_source(registry, upstream.url) as source:
@@ -188,7 +188,7 @@ async def test_lists_that_are_none(registry: StoredRegistry, upstream: Hub) -> N
                 await source.tags(REPO, None, 10)
 
 
-def signatures(held: ImageTree) -> list[ImageTree]:
+def signatures(image: ImageTree) -> list[ImageTree]:
     """Manifests that refer to an image: three signatures and a bill of materials."""
     kinds = ["application/vnd.test.signature"] * 3 + ["application/vnd.test.sbom"]
     return [
@@ -196,7 +196,7 @@ def signatures(held: ImageTree) -> list[ImageTree]:
             UpstreamBlob(b"{}", "application/vnd.oci.empty.v1+json"),
             UpstreamBlob(f"signature {number}".encode(), "text/plain"),
             artifact_type=kind,
-            subject=held,
+            subject=image,
             annotations={"number": str(number)},
         )
         for number, kind in enumerate(kinds)
@@ -204,19 +204,19 @@ def signatures(held: ImageTree) -> list[ImageTree]:
 
 
 @pytest.mark.parametrize("api", [True, False])
-async def test_referrers(registry: StoredRegistry, upstream: Hub, held: ImageTree, api: bool) -> None:
+async def test_referrers(registry: StoredRegistry, upstream: Hub, image: ImageTree, api: bool) -> None:
     """Referrers come from the API in pages, or from the fallback tag; filtered and sorted by digest."""
     content = UpstreamContent()
-    made = signatures(held)
+    made = signatures(image)
     for each in made:
         content.add(REPO, each)
     if not api:
-        content.add(REPO, fallback_index(*made), fallback_tag(held.digest))
+        content.add(REPO, fallback_index(*made), fallback_tag(image.digest))
     upstream.put(content)
     upstream.set(referrers=api, page=2)
     ordered = sorted(each.digest for each in made)
     async with upstream_source(registry, upstream.url) as source:
-        subject = Digest(held.digest)
+        subject = Digest(image.digest)
         page = await source.referrers(REPO, subject, None, None, 100)
         assert ([each.digest for each in page.items], page.more) == (ordered, False)
         assert {(each.annotations or {})["number"] for each in page.items} == {"0", "1", "2", "3"}

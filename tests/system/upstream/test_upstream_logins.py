@@ -33,17 +33,17 @@ from tests.fakes.upstream_source import (
 
 
 @pytest.mark.parametrize("auth", ["bearer", "basic"])
-async def test_a_login(registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path, auth: str) -> None:
+async def test_a_login(registry: StoredRegistry, upstream: Hub, image: ImageTree, tmp_path: Path, auth: str) -> None:
     """With a login private content can be pulled, by Bearer and by Basic."""
     upstream.set(auth=auth, private=[REPO], **LOGIN)
     async with upstream_source(registry, upstream.url, **logged_in(tmp_path)) as source:
-        assert (await source.get_manifest(REPO, TAG)).body == held.body
-        assert bytes((await fetch(source, held.layers[0].digest)).body) == held.layers[0].read()
+        assert (await source.get_manifest(REPO, TAG)).body == image.body
+        assert bytes((await fetch(source, image.layers[0].digest)).body) == image.layers[0].read()
 
 
 @pytest.mark.parametrize("auth", ["bearer", "basic"])
 async def test_a_login_that_is_refused(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path, auth: str
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, tmp_path: Path, auth: str
 ) -> None:
     """A refused login raises DENIED for every kind of request. The message has no password."""
     upstream.set(auth=auth, **LOGIN)
@@ -52,8 +52,8 @@ async def test_a_login_that_is_refused(
             source.get_manifest(REPO, TAG),
             source.resolve_manifest(REPO, TAG),
             source.tags(REPO, None, 10),
-            source.resolve_blob(REPO, Digest(held.layers[0].digest)),
-            fetch(source, held.layers[0].digest),
+            source.resolve_blob(REPO, Digest(image.layers[0].digest)),
+            fetch(source, image.layers[0].digest),
         ):
             with pytest.raises(Denied, match="login") as raised:
                 await request
@@ -61,7 +61,7 @@ async def test_a_login_that_is_refused(
 
 
 @pytest.mark.parametrize("auth", ["bearer", "basic"])
-async def test_anonymous_and_refused(registry: StoredRegistry, upstream: Hub, held: ImageTree, auth: str) -> None:
+async def test_anonymous_and_refused(registry: StoredRegistry, upstream: Hub, image: ImageTree, auth: str) -> None:
     """Private content looks like missing content: it is unknown."""
     upstream.set(auth=auth, private=[REPO], **LOGIN)
     async with upstream_source(registry, upstream.url) as source:
@@ -72,14 +72,14 @@ async def test_anonymous_and_refused(registry: StoredRegistry, upstream: Hub, he
         with pytest.raises(NameUnknown):
             await source.tags(REPO, None, 10)
         with pytest.raises(BlobUnknown):
-            await source.resolve_blob(REPO, Digest(held.layers[0].digest))
+            await source.resolve_blob(REPO, Digest(image.layers[0].digest))
         with pytest.raises(BlobUnknown):
-            await fetch(source, held.layers[0].digest)
+            await fetch(source, image.layers[0].digest)
         if auth == "bearer":
-            assert (await source.referrers(REPO, Digest(held.digest), None, None, 10)).items == []
+            assert (await source.referrers(REPO, Digest(image.digest), None, None, 10)).items == []
         else:  # nobody could log in, so nobody said that there are no referrers
             with pytest.raises(UnconfirmedNameUnknown):
-                await source.referrers(REPO, Digest(held.digest), None, None, 10)
+                await source.referrers(REPO, Digest(image.digest), None, None, 10)
 
 
 async def test_a_login_may_see_what_others_are_told_is_not_there(registry: StoredRegistry, tmp_path: Path) -> None:
@@ -276,14 +276,14 @@ async def test_a_redirect_keeps_authorization_at_home(registry: StoredRegistry, 
 
 
 async def test_nothing_secret_is_logged(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No log line contains the password or a token."""
     caplog.set_level(logging.DEBUG, "registry")
     upstream.set(auth="bearer", redirects=True, **LOGIN)
     async with upstream_source(registry, upstream.url, **logged_in(tmp_path)) as source:
         await source.get_manifest(REPO, TAG)
-        await fetch(source, held.layers[0].digest)
+        await fetch(source, image.layers[0].digest)
         upstream.set(auth="basic")
         await source.get_manifest(REPO, TAG)
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("registry")]

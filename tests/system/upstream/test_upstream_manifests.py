@@ -31,14 +31,14 @@ from tests.fakes.upstream_source import REPO, TAG, always, answer, scripted_serv
 
 
 @pytest.mark.parametrize("by", ["tag", "digest"])
-async def test_a_manifest(registry: StoredRegistry, upstream: Hub, held: ImageTree, by: str) -> None:
+async def test_a_manifest(registry: StoredRegistry, upstream: Hub, image: ImageTree, by: str) -> None:
     """A manifest arrives as it was pushed, with one GET; its descriptor takes one HEAD."""
-    reference: Reference = TAG if by == "tag" else Digest(held.digest)
+    reference: Reference = TAG if by == "tag" else Digest(image.digest)
     async with upstream_source(registry, upstream.url) as source:
         found = await source.get_manifest(REPO, reference)
-        assert (found.body, found.media_type, found.digest) == (held.body, held.media_type, held.digest)
+        assert (found.body, found.media_type, found.digest) == (image.body, image.media_type, image.digest)
         told = await source.resolve_manifest(REPO, reference)
-        assert (told.media_type, told.digest, told.size) == (held.media_type, held.digest, len(held.body))
+        assert (told.media_type, told.digest, told.size) == (image.media_type, image.digest, len(image.body))
     assert [seen.method for seen in upstream.requests()] == ["GET", "HEAD"]
 
 
@@ -58,34 +58,34 @@ async def test_every_kind_of_manifest_is_accepted(registry: StoredRegistry, upst
 
 @pytest.mark.parametrize("switches", [{"digests": False}, {"heads": False}, {"lengths": False}])
 async def test_an_answer_to_head_that_says_too_little(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, switches: dict[str, Any]
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, switches: dict[str, Any]
 ) -> None:
     """If HEAD lacks a header, the manifest is fetched for its descriptor."""
     upstream.set(**switches)
     async with upstream_source(registry, upstream.url) as source:
         told = await source.resolve_manifest(REPO, TAG)
-    assert (told.media_type, told.digest, told.size) == (held.media_type, held.digest, len(held.body))
+    assert (told.media_type, told.digest, told.size) == (image.media_type, image.digest, len(image.body))
 
 
 @pytest.mark.parametrize("by", ["tag", "digest"])
-async def test_wrong_bytes(registry: StoredRegistry, upstream: Hub, held: ImageTree, by: str) -> None:
+async def test_wrong_bytes(registry: StoredRegistry, upstream: Hub, image: ImageTree, by: str) -> None:
     """A manifest that does not match the requested digest, or the one the response names, is refused."""
     upstream.fault(on="manifest", corrupt=7)
     async with upstream_source(registry, upstream.url) as source:
         with pytest.raises(UpstreamUnavailable, match="another digest"):
-            await source.get_manifest(REPO, TAG if by == "tag" else Digest(held.digest))
+            await source.get_manifest(REPO, TAG if by == "tag" else Digest(image.digest))
 
 
 async def test_wrong_bytes_at_one_endpoint(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, tmp_path: Path
 ) -> None:
     """After wrong bytes, the next endpoint is asked."""
     content = UpstreamContent()
-    content.add(REPO, held, "1")
+    content.add(REPO, image, "1")
     upstream.fault(on="manifest", corrupt=7)
     with hub(tmp_path, content) as second:
         async with upstream_source(registry, upstream.url, second.url) as source:
-            assert (await source.get_manifest(REPO, TAG)).body == held.body
+            assert (await source.get_manifest(REPO, TAG)).body == image.body
         assert second.count("manifest") == 1
 
 
@@ -118,7 +118,7 @@ async def test_unknown_manifests(registry: StoredRegistry, upstream: Hub) -> Non
 
 
 async def test_a_tag_has_one_authority(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, tmp_path: Path
 ) -> None:
     """The first endpoint decides about a tag; a digest may be found at any endpoint."""
     with hub(tmp_path, UpstreamContent()) as first:
@@ -126,9 +126,9 @@ async def test_a_tag_has_one_authority(
             with pytest.raises(ManifestUnknown):
                 await source.get_manifest(REPO, TAG)
             assert upstream.count() == 0
-            assert (await source.get_manifest(REPO, Digest(held.digest))).body == held.body
+            assert (await source.get_manifest(REPO, Digest(image.digest))).body == image.body
             first.fault(on="manifest", status=503, method="")
-            assert (await source.resolve_manifest(REPO, TAG)).digest == held.digest
+            assert (await source.resolve_manifest(REPO, TAG)).digest == image.digest
 
 
 @pytest.mark.parametrize(
@@ -153,21 +153,23 @@ async def test_answers_that_make_no_sense(registry: StoredRegistry, given: bytes
             await source.get_manifest(REPO, TAG)
 
 
-async def test_a_type_that_is_none(registry: StoredRegistry, held: ImageTree) -> None:
+async def test_a_type_that_is_none(registry: StoredRegistry, image: ImageTree) -> None:
     """A plain file server sends application/json or no type; the manifest's own media type counts then."""
-    for kind in ({"content_type": "application/json"}, {"content_type": f"{held.media_type}; charset=utf-8"}, {}):
-        given = answer(200, held.body, **kind)
+    for kind in ({"content_type": "application/json"}, {"content_type": f"{image.media_type}; charset=utf-8"}, {}):
+        given = answer(200, image.body, **kind)
         async with scripted_server(always(given)) as server, upstream_source(registry, server.url) as source:
-            assert (await source.get_manifest(REPO, TAG)).media_type == held.media_type
+            assert (await source.get_manifest(REPO, TAG)).media_type == image.media_type
 
 
-async def test_a_digest_of_another_algorithm(registry: StoredRegistry, held: ImageTree) -> None:
+async def test_a_digest_of_another_algorithm(registry: StoredRegistry, image: ImageTree) -> None:
     """The digest in the response is verified and returned, whatever its algorithm."""
-    named = "sha512:" + hashlib.sha512(held.body).hexdigest()
+    named = "sha512:" + hashlib.sha512(image.body).hexdigest()
     fields = {"content_type": OCI_MANIFEST, "docker_content_digest": named}
 
     def reply(head: str) -> bytes:
-        return answer(200, b"" if head.startswith("HEAD") else held.body, content_length=str(len(held.body)), **fields)
+        return answer(
+            200, b"" if head.startswith("HEAD") else image.body, content_length=str(len(image.body)), **fields
+        )
 
     async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
         assert (await source.get_manifest(REPO, TAG)).digest == named
@@ -188,7 +190,7 @@ async def test_head_that_names_another_digest(registry: StoredRegistry, upstream
             await source.resolve_manifest(REPO, Digest("sha256:" + "2" * 64))
 
 
-async def test_redirected_manifests(registry: StoredRegistry, held: ImageTree) -> None:
+async def test_redirected_manifests(registry: StoredRegistry, image: ImageTree) -> None:
     """Five redirects are followed, relative ones too; a sixth is an error."""
     hops = 5
 
@@ -197,10 +199,10 @@ async def test_redirected_manifests(registry: StoredRegistry, held: ImageTree) -
         hop = int(target.removeprefix("/hop/")) if target.startswith("/hop/") else 0
         if hop < hops:
             return answer((301, 302, 303, 307, 308)[hop % 5], "moved", location=f"/hop/{hop + 1}")
-        return answer(200, held.body, content_type=held.media_type)
+        return answer(200, image.body, content_type=image.media_type)
 
     async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
-        assert (await source.get_manifest(REPO, TAG)).body == held.body
+        assert (await source.get_manifest(REPO, TAG)).body == image.body
         hops = 6
         with pytest.raises(UpstreamUnavailable, match="more than 5"):
             await source.get_manifest(REPO, TAG)

@@ -28,7 +28,7 @@ from tests.fakes.upstream_source import (
 )
 
 
-async def test_one_token_for_all_who_ask(tmp_path: Path, upstream: Hub, held: ImageTree) -> None:
+async def test_one_token_for_all_who_ask(tmp_path: Path, upstream: Hub, image: ImageTree) -> None:
     """Twenty concurrent requests in two processes obtain one token, and later requests use it."""
     upstream.set(auth="bearer", latency=0.02)
     async with (
@@ -39,7 +39,7 @@ async def test_one_token_for_all_who_ask(tmp_path: Path, upstream: Hub, held: Im
     ):
         await asyncio.gather(
             *(source.get_manifest(REPO, TAG) for source in (here, there) for _ in range(5)),
-            *(fetch(source, held.layers[0].digest) for source in (here, there) for _ in range(5)),
+            *(fetch(source, image.layers[0].digest) for source in (here, there) for _ in range(5)),
         )
         assert upstream.count("token") == 1
         upstream.forget()
@@ -82,7 +82,7 @@ async def test_a_token_that_is_refused_is_dropped(registry: StoredRegistry, upst
     assert upstream.count("token") == 2
 
 
-async def test_a_token_of_another_process_that_is_refused(tmp_path: Path, held: ImageTree) -> None:
+async def test_a_token_of_another_process_that_is_refused(tmp_path: Path, image: ImageTree) -> None:
     """A process whose token is refused finds a token that another process got since. When the registry refuses that
     one, too, the process gets a new one: the pull goes on."""
     accepted: set[str] = set()
@@ -95,7 +95,7 @@ async def test_a_token_of_another_process_that_is_refused(tmp_path: Path, held: 
             accepted.add(issued[-1])
             return answer(200, json.dumps({"token": issued[-1], "expires_in": 600}))
         if any(f"authorization: bearer {token}\r\n" in head.lower() for token in accepted):
-            return answer(200, held.body, content_type=held.media_type)
+            return answer(200, image.body, content_type=image.media_type)
         return answer(401, www_authenticate=f'Bearer realm="{server.url}/token",service="here"')
 
     async with (
@@ -109,7 +109,7 @@ async def test_a_token_of_another_process_that_is_refused(tmp_path: Path, held: 
         accepted.clear()
         await two.get_manifest(REPO, TAG)
         accepted.clear()
-        assert (await one.get_manifest(REPO, TAG)).digest == held.digest
+        assert (await one.get_manifest(REPO, TAG)).digest == image.digest
     assert issued == ["t1", "t2", "t3"]
 
 
