@@ -1,4 +1,5 @@
-"""Manifests and lists that are valid, or nearly valid, and expensive to parse. Each has the requested size."""
+"""Functions that return manifests and lists that are expensive to parse. They are valid or nearly valid. `size`: the
+number of bytes of the result, approximately."""
 
 from __future__ import annotations
 
@@ -12,38 +13,40 @@ from functools import lru_cache
 from storage.content import OCI_INDEX, OCI_MANIFEST
 
 EMPTY = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+"""The digest of the empty JSON object, `{}`."""
 CONFIG = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": EMPTY, "size": 2}
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
 def digest(number: int) -> str:
+    """Returns a digest that no blob has."""
     return f"sha256:{number:064x}"
 
 
 def manifest(note: str = "", **more: object) -> bytes:
-    """Returns an image manifest with one blob, `{}`."""
+    """Returns an image manifest whose only blob is the config `{}`. `more`: further members, or other values."""
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": CONFIG, "layers": []}
     return json.dumps({**document, **({"annotations": {"note": note}} if note else {}), **more}).encode()
 
 
-def _with(member: str) -> tuple[bytes, bytes]:
-    """Returns the bytes before and after the value of one more member of a manifest."""
+def _around_value_of(member: str) -> tuple[bytes, bytes]:
+    """Returns the bytes of a manifest before and after the value of the additional member."""
     return manifest()[:-1] + f', "{member}": '.encode(), b"}"
 
 
 def _filled(size: int, member: str, opening: bytes, part: bytes, closing: bytes) -> bytes:
-    """Returns a manifest with one more member: `part` as often as there is room, separated by commas."""
-    before, after = _with(member)
-    room = size - len(before) - len(after) - len(opening) - len(closing)
-    count = (room + 1) // (len(part) + 1)
+    """Returns a manifest of `size` bytes with an additional member. Its value repeats `part`, separated by commas."""
+    before, after = _around_value_of(member)
+    part_bytes = size - len(before) - len(after) - len(opening) - len(closing)
+    count = (part_bytes + 1) // (len(part) + 1)
     return before + opening + b",".join([part] * count) + closing + after
 
 
 def _numbered(size: int, member: str, opening: bytes, part: Callable[[int], bytes], closing: bytes) -> bytes:
-    """Returns the same with parts that differ and have the same length."""
-    before, after = _with(member)
-    room = size - len(before) - len(after) - len(opening) - len(closing)
-    count = (room + 1) // (len(part(0)) + 1)
+    """Like `_filled`, with a different part for each number. All parts have the same length."""
+    before, after = _around_value_of(member)
+    part_bytes = size - len(before) - len(after) - len(opening) - len(closing)
+    count = (part_bytes + 1) // (len(part(0)) + 1)
     return before + opening + b",".join(part(number) for number in range(count)) + closing + after
 
 
@@ -58,7 +61,7 @@ def many_annotations(size: int) -> bytes:
 
 
 def one_annotation(size: int) -> bytes:
-    before, after = _with("annotations")
+    before, after = _around_value_of("annotations")
     return before + b'{"a":"' + b"x" * (size - len(before) - len(after) - 8) + b'"}' + after
 
 
@@ -71,18 +74,18 @@ def empty_lists(size: int) -> bytes:
 
 
 def nested_lists(size: int) -> bytes:
-    """Many small trees, each as deep as allowed."""
+    """Many small nested lists, each as deep as the server allows."""
     return _filled(size, "extra", b"[", b"[" * 60 + b"]" * 60, b"]")
 
 
 def deep(size: int) -> bytes:
-    before, after = _with("extra")
+    before, after = _around_value_of("extra")
     depth = (size - len(before) - len(after)) // 2
     return before + b"[" * depth + b"]" * depth + after
 
 
 def opened(size: int) -> bytes:
-    """Brackets that are not closed."""
+    """Opening brackets that are never closed."""
     return b"[" * size
 
 
@@ -95,17 +98,17 @@ def floats(size: int) -> bytes:
 
 
 def long_number(size: int) -> bytes:
-    before, after = _with("extra")
+    before, after = _around_value_of("extra")
     return before + b"9" * (size - len(before) - len(after)) + after
 
 
 def long_exponent(size: int) -> bytes:
-    before, after = _with("extra")
+    before, after = _around_value_of("extra")
     return before + b"1e" + b"9" * (size - len(before) - len(after) - 2) + after
 
 
 def long_fraction(size: int) -> bytes:
-    before, after = _with("extra")
+    before, after = _around_value_of("extra")
     return before + b"0." + b"1" * (size - len(before) - len(after) - 2) + after
 
 
@@ -118,19 +121,19 @@ def not_a_number(size: int) -> bytes:
 
 
 def escapes(size: int) -> bytes:
-    before, after = _with("annotations")
+    before, after = _around_value_of("annotations")
     count = (size - len(before) - len(after) - 8) // 6
     return before + b'{"a":"' + b"\\u00e9" * count + b'"}' + after
 
 
 def half_surrogates(size: int) -> bytes:
-    before, after = _with("annotations")
+    before, after = _around_value_of("annotations")
     count = (size - len(before) - len(after) - 8) // 6
     return before + b'{"a":"' + b"\\ud800" * count + b'"}' + after
 
 
 def late_half_surrogate(size: int) -> bytes:
-    """Many objects, with an error at the end."""
+    """Many objects, with half of a surrogate pair, which is invalid, at the end."""
     return _filled(size, "extra", b"[", b"{}", b',"\\ud800"]')
 
 
@@ -172,7 +175,7 @@ def _layers(size: int, digest_at: Callable[[int], str]) -> bytes:
 
 
 def bare_layers(count: int) -> bytes:
-    """`count` layers that are the same existing blob."""
+    """A manifest with `count` layers, which are all the same existing blob."""
     layer = {"mediaType": "a", "digest": EMPTY, "size": 2}
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": CONFIG, "layers": [layer] * count}
     return json.dumps(document, separators=(",", ":")).encode()
@@ -216,19 +219,19 @@ def with_subject(note: str, subject: str, size: int) -> bytes:
 
 
 def upstream_tags(mark: str = "") -> bytes:
-    """About 8 MiB of tags, without an order."""
-    room, found = (8 << 20) - 100, []
+    """A list of about 8 MiB of unsorted tags."""
+    remaining_bytes, tags = (8 << 20) - 100, []
     for number in itertools.count():
         tag = f"{hashlib.sha256(f'{mark}{number}'.encode()).hexdigest()[:8]}"
-        room -= len(tag) + 4
-        if room < 0:
+        remaining_bytes -= len(tag) + 4
+        if remaining_bytes < 0:
             break
-        found.append(tag)
-    return json.dumps({"name": "a", "tags": found}).encode()
+        tags.append(tag)
+    return json.dumps({"name": "a", "tags": tags}).encode()
 
 
 def upstream_referrers(annotated: bool) -> bytes:
-    """About 4 MiB of descriptors. `annotated`: each has many small annotations."""
+    """An index of about 4 MiB of descriptors. `annotated`: whether each has many small annotations."""
     notes = {f"n{number}": "" for number in range(500)} if annotated else {}
     part = {"mediaType": OCI_MANIFEST, "size": 2, "artifactType": "a/b", "annotations": notes}
     size = len(json.dumps({**part, "digest": EMPTY})) + 2
@@ -237,7 +240,7 @@ def upstream_referrers(annotated: bool) -> bytes:
 
 
 def error_codes() -> bytes:
-    """About 64 KiB of errors in the format of the spec."""
+    """About 64 KiB of errors in the format of the distribution spec, cut off at the end."""
     return json.dumps({"errors": [{"code": f"X{number:05d}"} for number in range(3200)]}).encode()[: 64 << 10]
 
 
