@@ -34,8 +34,8 @@ class AttackAnswer:
     def header(self, name: bytes) -> str:
         """Returns the value of a header of the first response, or an empty text."""
         head = self.data.partition(b"\r\n\r\n")[0]
-        for line in head.split(b"\r\n")[1:]:
-            key, _, value = line.partition(b":")
+        for header_line in head.split(b"\r\n")[1:]:
+            key, _, value = header_line.partition(b":")
             if key.strip().lower() == name:
                 return value.strip().decode("latin-1")
         return ""
@@ -89,14 +89,14 @@ def send(sock: socket.socket, pieces: Iterable[bytes]) -> None:
 
 def read(sock: socket.socket, keep: int = MAX_KEPT) -> AttackAnswer:
     """Reads until the connection is closed or breaks. Keeps the first `keep` bytes."""
-    kept, size = bytearray(), 0
+    data_kept, size = bytearray(), 0
     with contextlib.suppress(OSError):
         while data := sock.recv(PIECE):
             size += len(data)
-            kept += data[: keep - len(kept)]
-    status_line = bytes(kept[:13])
+            data_kept += data[: keep - len(data_kept)]
+    status_line = bytes(data_kept[:13])
     status = int(status_line[9:12]) if status_line.startswith(b"HTTP/1.1 ") and status_line[9:12].isdigit() else 0
-    return AttackAnswer(status, bytes(kept), size)
+    return AttackAnswer(status, bytes(data_kept), size)
 
 
 def chunks(body: bytes, size: int, extension: bytes = b"") -> bytes:

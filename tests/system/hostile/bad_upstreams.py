@@ -70,7 +70,7 @@ def _endless(target: str) -> Iterator[bytes]:
 def _single_bytes(target: str) -> Iterator[bytes]:
     body = costly_bodies.manifest(note="x" * 100_000)
     yield f"HTTP/1.1 200 OK\r\nContent-Type: {OCI_MANIFEST}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-    yield b"".join(b"1\r\n%c\r\n" % each for each in body) + b"0\r\n\r\n"
+    yield b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
 
 
 def _long_headers(target: str) -> Iterator[bytes]:

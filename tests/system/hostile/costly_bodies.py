@@ -36,18 +36,18 @@ def _around_value_of(member: str) -> tuple[bytes, bytes]:
 
 def _filled(size: int, member: str, opening: bytes, part: bytes, closing: bytes) -> bytes:
     """Returns a manifest of `size` bytes with an additional member. Its value repeats `part`, separated by commas."""
-    before, after = _around_value_of(member)
-    part_bytes = size - len(before) - len(after) - len(opening) - len(closing)
+    prefix, suffix = _around_value_of(member)
+    part_bytes = size - len(prefix) - len(suffix) - len(opening) - len(closing)
     count = (part_bytes + 1) // (len(part) + 1)
-    return before + opening + b",".join([part] * count) + closing + after
+    return prefix + opening + b",".join([part] * count) + closing + suffix
 
 
 def _numbered(size: int, member: str, opening: bytes, part: Callable[[int], bytes], closing: bytes) -> bytes:
     """Like `_filled`, with a different part for each number. All parts have the same length."""
-    before, after = _around_value_of(member)
-    part_bytes = size - len(before) - len(after) - len(opening) - len(closing)
+    prefix, suffix = _around_value_of(member)
+    part_bytes = size - len(prefix) - len(suffix) - len(opening) - len(closing)
     count = (part_bytes + 1) // (len(part(0)) + 1)
-    return before + opening + b",".join(part(number) for number in range(count)) + closing + after
+    return prefix + opening + b",".join(part(number) for number in range(count)) + closing + suffix
 
 
 def repeated_names(size: int) -> bytes:
@@ -61,8 +61,8 @@ def many_annotations(size: int) -> bytes:
 
 
 def one_annotation(size: int) -> bytes:
-    before, after = _around_value_of("annotations")
-    return before + b'{"a":"' + b"x" * (size - len(before) - len(after) - 8) + b'"}' + after
+    prefix, suffix = _around_value_of("annotations")
+    return prefix + b'{"a":"' + b"x" * (size - len(prefix) - len(suffix) - 8) + b'"}' + suffix
 
 
 def empty_objects(size: int) -> bytes:
@@ -79,9 +79,9 @@ def nested_lists(size: int) -> bytes:
 
 
 def deep(size: int) -> bytes:
-    before, after = _around_value_of("extra")
-    depth = (size - len(before) - len(after)) // 2
-    return before + b"[" * depth + b"]" * depth + after
+    prefix, suffix = _around_value_of("extra")
+    depth = (size - len(prefix) - len(suffix)) // 2
+    return prefix + b"[" * depth + b"]" * depth + suffix
 
 
 def opened(size: int) -> bytes:
@@ -98,18 +98,18 @@ def floats(size: int) -> bytes:
 
 
 def long_number(size: int) -> bytes:
-    before, after = _around_value_of("extra")
-    return before + b"9" * (size - len(before) - len(after)) + after
+    prefix, suffix = _around_value_of("extra")
+    return prefix + b"9" * (size - len(prefix) - len(suffix)) + suffix
 
 
 def long_exponent(size: int) -> bytes:
-    before, after = _around_value_of("extra")
-    return before + b"1e" + b"9" * (size - len(before) - len(after) - 2) + after
+    prefix, suffix = _around_value_of("extra")
+    return prefix + b"1e" + b"9" * (size - len(prefix) - len(suffix) - 2) + suffix
 
 
 def long_fraction(size: int) -> bytes:
-    before, after = _around_value_of("extra")
-    return before + b"0." + b"1" * (size - len(before) - len(after) - 2) + after
+    prefix, suffix = _around_value_of("extra")
+    return prefix + b"0." + b"1" * (size - len(prefix) - len(suffix) - 2) + suffix
 
 
 def literals(size: int) -> bytes:
@@ -121,15 +121,15 @@ def not_a_number(size: int) -> bytes:
 
 
 def escapes(size: int) -> bytes:
-    before, after = _around_value_of("annotations")
-    count = (size - len(before) - len(after) - 8) // 6
-    return before + b'{"a":"' + b"\\u00e9" * count + b'"}' + after
+    prefix, suffix = _around_value_of("annotations")
+    count = (size - len(prefix) - len(suffix) - 8) // 6
+    return prefix + b'{"a":"' + b"\\u00e9" * count + b'"}' + suffix
 
 
 def half_surrogates(size: int) -> bytes:
-    before, after = _around_value_of("annotations")
-    count = (size - len(before) - len(after) - 8) // 6
-    return before + b'{"a":"' + b"\\ud800" * count + b'"}' + after
+    prefix, suffix = _around_value_of("annotations")
+    count = (size - len(prefix) - len(suffix) - 8) // 6
+    return prefix + b'{"a":"' + b"\\ud800" * count + b'"}' + suffix
 
 
 def late_half_surrogate(size: int) -> bytes:

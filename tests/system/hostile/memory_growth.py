@@ -87,30 +87,30 @@ class _Client:
         self._sock.close()
 
 
-def grow(server: RegistryServer, load: ClientLoad, before: int, clients: int = CLIENTS) -> Growth:
+def grow(server: RegistryServer, load: ClientLoad, bytes_before: int, clients: int = CLIENTS) -> Growth:
     """Runs all clients at the same time, and measures the memory of the workers until the clients have disconnected and
-    the memory is released, or until `MAX_SECONDS` have passed. `before`: the memory at the start in bytes. Kills a
+    the memory is released, or until `MAX_SECONDS` have passed. `bytes_before`: the memory at the start. Kills a
     server that uses far too much memory, so that the machine keeps working."""
     pids = server.worker_pids()
     start = threading.Barrier(clients + 1)
     running = [_Client(server.port, load.request(number), load, start) for number in range(clients)]
     start.wait()
     try:
-        peak = _watch(pids, before, running)
+        peak = _watch(pids, bytes_before, running)
     finally:
-        if pss_of(pids) - before > KILL_ABOVE_BYTES:
+        if pss_of(pids) - bytes_before > KILL_ABOVE_BYTES:
             server.kill()
         for client in running:
             client.leave()
     if server.ended:
-        return Growth(peak - before, peak - before)
+        return Growth(peak - bytes_before, peak - bytes_before)
     deadline = time.monotonic() + MAX_SECONDS
-    kept = pss_of(pids)
-    while kept - before > MAX_KEPT_BYTES and time.monotonic() < deadline:
-        peak = max(peak, kept)
+    bytes_now = pss_of(pids)
+    while bytes_now - bytes_before > MAX_KEPT_BYTES and time.monotonic() < deadline:
+        peak = max(peak, bytes_now)
         threading.Event().wait(INTERVAL_SECONDS)
-        kept = pss_of(pids)
-    return Growth(max(peak, kept) - before, kept - before)
+        bytes_now = pss_of(pids)
+    return Growth(max(peak, bytes_now) - bytes_before, bytes_now - bytes_before)
 
 
 def _watch(pids: Sequence[int], bytes_before: int, running: Sequence[_Client]) -> int:

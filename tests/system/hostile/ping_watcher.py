@@ -154,8 +154,8 @@ class _Worker:
         self.sent = time.monotonic()
         self.sock.sendall(PING)
 
-    def answered(self, late: float) -> None:
-        """Records a response. `late`: milliseconds for which the watcher itself was ready but had no CPU before it
+    def answered(self, late_ms: float) -> None:
+        """Records a response. `late_ms`: milliseconds for which the watcher itself was ready but had no CPU before it
         received the response."""
         if not self.sock.recv(65536):
             raise WatchFailed(f"worker {self.pid} has closed the connection of the pings")
@@ -165,7 +165,9 @@ class _Worker:
         self.sent, self.due = None, now + PAUSE_SECONDS
         pings = self.worst.pings + 1
         stall = (
-            self._judge(took - late, pings) if took > 1000 * SLOW_SECONDS else Stall(self.pid, took, took, pings=pings)
+            self._judge(took - late_ms, pings)
+            if took > 1000 * SLOW_SECONDS
+            else Stall(self.pid, took, took, pings=pings)
         )
         worse = stall if stall.held > self.worst.held else self.worst
         self.worst = Stall(**{**asdict(worse), "pings": pings})
@@ -205,25 +207,25 @@ class _Worker:
 def connect_to_each(port: int, pids: list[int]) -> dict[int, socket.socket]:
     """Returns one connection to each worker of the server at this port, on which the worker has answered a ping. Raises
     WatchFailed if a worker accepts no connection."""
-    found: dict[int, socket.socket] = {}
-    others = []
+    connections: dict[int, socket.socket] = {}
+    unused = []
     for _ in range(MAX_CONNECTIONS):
         sock = socket.create_connection(("127.0.0.1", port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.sendall(PING)
         sock.recv(65536)
         owner = accepting_process(port, sock.getsockname()[1], pids)
-        if owner is None or owner in found:
-            others.append(sock)
+        if owner is None or owner in connections:
+            unused.append(sock)
         else:
-            found[owner] = sock
-        if len(found) == len(pids):
+            connections[owner] = sock
+        if len(connections) == len(pids):
             break
-    for sock in others:
+    for sock in unused:
         sock.close()
-    if len(found) < len(pids):
-        raise WatchFailed(f"no connection reached {sorted(set(pids) - set(found))}")
-    return found
+    if len(connections) < len(pids):
+        raise WatchFailed(f"no connection reached {sorted(set(pids) - set(connections))}")
+    return connections
 
 
 def _watch(workers: list[_Worker]) -> None:
@@ -232,7 +234,7 @@ def _watch(workers: list[_Worker]) -> None:
     for worker in workers:
         selector.register(worker.sock, selectors.EVENT_READ, worker)
     selector.register(sys.stdin, selectors.EVENT_READ)
-    own = _ThreadTimes(Path("/proc/self/schedstat"))
+    own_times = _ThreadTimes(Path("/proc/self/schedstat"))
     ending = False
     _say(True)
     while True:
@@ -243,10 +245,10 @@ def _watch(workers: list[_Worker]) -> None:
         if ending and all(worker.sent is None for worker in workers):
             ending = False
             _say([asdict(worker.worst) for worker in workers])
-        waited = own.read()[1]
+        waited = own_times.read()[1]
         for key, _ in selector.select(PAUSE_SECONDS / 2):
             if key.data is not None:
-                key.data.answered(own.read()[1] - waited)
+                key.data.answered(own_times.read()[1] - waited)
                 continue
             word = os.read(sys.stdin.fileno(), 100).strip()
             if not word:
@@ -259,16 +261,16 @@ def _watch(workers: list[_Worker]) -> None:
                 _say(True)
 
 
-def _say(what: object) -> None:
-    sys.stdout.write(json.dumps(what) + "\n")
+def _say(message: object) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
 
 
 def main() -> None:
     """Runs the watcher with the arguments `PORT PID...`."""
     port, *pids = map(int, sys.argv[1:])
-    found = connect_to_each(port, pids)
-    _watch([_Worker(pid, sock) for pid, sock in found.items()])
+    connections = connect_to_each(port, pids)
+    _watch([_Worker(pid, sock) for pid, sock in connections.items()])
 
 
 if __name__ == "__main__":

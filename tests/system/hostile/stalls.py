@@ -80,9 +80,9 @@ def table(results: Mapping[str, StallResult]) -> str:
     """Returns a table of the results, with the largest delay first."""
     lines = [f"{'kind':52} {'limit':>12} {'status':>6} {'held ms':>8} {'loop ms':>8} {'thread ms':>9}"]
     lines += [
-        f"{each.kind.name:52} {each.kind.limit:>12} {each.status:>6} {each.held:8.1f} {each.stall.ran:8.1f} "
-        f"{each.stall.other:9.1f}"
-        for each in sorted(results.values(), key=lambda each: -each.held)
+        f"{result.kind.name:52} {result.kind.limit:>12} {result.status:>6} {result.held:8.1f} {result.stall.ran:8.1f} "
+        f"{result.stall.other:9.1f}"
+        for result in sorted(results.values(), key=lambda result: -result.held)
     ]
     return "\n".join(lines)
 
@@ -93,7 +93,7 @@ def summary(results: Mapping[str, StallResult]) -> str:
     for name, result in results.items():
         groups.setdefault(name.partition(":")[0], []).append(result)
     lines = ["| Group | Kinds | Worst, ms | Which |", "|---|---|---|---|"]
-    for group, found in groups.items():
-        worst = max(found, key=lambda each: each.held)
-        lines.append(f"| {group} | {len(found)} | {worst.held:.0f} | {worst.kind.name.partition(': ')[2]} |")
+    for group, group_results in groups.items():
+        worst = max(group_results, key=lambda each: each.held)
+        lines.append(f"| {group} | {len(group_results)} | {worst.held:.0f} | {worst.kind.name.partition(': ')[2]} |")
     return "\n".join(lines)

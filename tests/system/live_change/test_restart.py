@@ -22,10 +22,10 @@ from tests.system.live_change.conftest import LiveSite
 from tests.system.server.app_process import children, wait_for
 
 
-def is_replaced(site: LiveSite, before: list[int]) -> bool:
-    """Returns whether two workers run, and none of them is in `before`."""
+def is_replaced(site: LiveSite, old_workers: list[int]) -> bool:
+    """Returns whether two workers run, and none of them is in `old_workers`."""
     now = site.server.worker_pids()
-    return len(now) == 2 and not set(now) & set(before)
+    return len(now) == 2 and not set(now) & set(old_workers)
 
 
 def test_restart(site: LiveSite) -> None:
@@ -34,8 +34,8 @@ def test_restart(site: LiveSite) -> None:
     old_workers, parent = site.server.worker_pids(), site.server.pid
     site.write('restart_grace = 60\nmetrics.allow = ["127.0.0.0/8"]\n')
     assert site.run("reload").returncode == 1
-    done = site.run("restart")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "all workers were replaced\n", "")
+    process = site.run("restart")
+    assert (process.returncode, process.stdout, process.stderr) == (0, "all workers were replaced\n", "")
     wait_for(lambda: is_replaced(site, old_workers))
     assert site.server.pid == parent
     assert not site.server.ended
@@ -70,9 +70,9 @@ def test_restart_fails_if_the_new_version_cannot_start(site: LiveSite) -> None:
     """If the new version refuses its settings, the restart fails, and the old workers continue."""
     old_workers = site.server.worker_pids()
     site.write("[gc]\ngrce = 1\n")
-    done = site.run("restart")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"entrepot: {site.file}: gc.grce: unknown setting; did you mean gc.grace?\n"
+    process = site.run("restart")
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr == f"entrepot: {site.file}: gc.grce: unknown setting; did you mean gc.grace?\n"
     assert site.server.worker_pids() == old_workers
     assert site.may_push()
 
@@ -80,12 +80,12 @@ def test_restart_fails_if_the_new_version_cannot_start(site: LiveSite) -> None:
 def test_restart_fails_if_a_port_is_in_use(site: LiveSite) -> None:
     """If the new version cannot open its port for the metrics, the restart fails, and the old workers continue."""
     old_workers = site.server.worker_pids()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
         site.write(f'[metrics]\nlisten = "{address}"\n')
-        done = site.run("restart")
-        assert (done.returncode, done.stdout) == (1, "")
-        assert address in done.stderr
+        process = site.run("restart")
+        assert (process.returncode, process.stdout) == (1, "")
+        assert address in process.stderr
     assert site.server.worker_pids() == old_workers
     assert site.may_push()
 
@@ -94,9 +94,9 @@ def test_restart_fails_if_a_port_is_in_use(site: LiveSite) -> None:
 def test_a_single_worker(site: LiveSite) -> None:
     """A server with one worker refuses a restart, because no other worker could serve requests in the meantime. The
     message names the setting to change."""
-    done = site.run("restart")
-    assert done.returncode == 1
-    assert "set workers = 2 or more" in done.stderr
+    process = site.run("restart")
+    assert process.returncode == 1
+    assert "set workers = 2 or more" in process.stderr
     assert site.may_push()
 
 
@@ -169,22 +169,22 @@ def test_number_of_workers(tmp_path: Path) -> None:
             assert process.stdout is not None
             assert "listens on" in process.stdout.readline()
             for count in (3, 2):
-                before = children(process.pid)
+                old_workers = children(process.pid)
                 file.write_text(f"workers = {count}\n")
-                done = entrepot("restart", "--data", data, folder=tmp_path)
-                assert (done.returncode, done.stderr) == (0, "")
-                wait_for(partial(is_renewed, process.pid, count, before))
+                restart = entrepot("restart", "--data", data, folder=tmp_path)
+                assert (restart.returncode, restart.stderr) == (0, "")
+                wait_for(partial(is_renewed, process.pid, count, old_workers))
             file.write_text("workers = 1\n")
-            done = entrepot("restart", "--data", data, folder=tmp_path)
-            assert (done.returncode, done.stdout) == (1, "")
-            assert "workers cannot become 1 in a restart" in done.stderr
+            restart = entrepot("restart", "--data", data, folder=tmp_path)
+            assert (restart.returncode, restart.stdout) == (1, "")
+            assert "workers cannot become 1 in a restart" in restart.stderr
         finally:
             process.send_signal(signal.SIGTERM)
             _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
 
 
-def is_renewed(parent: int, count: int, before: list[int]) -> bool:
-    """Returns whether the parent has `count` workers, and none of them is in `before`."""
+def is_renewed(parent: int, count: int, old_workers: list[int]) -> bool:
+    """Returns whether the parent has `count` workers, and none of them is in `old_workers`."""
     now = children(parent)
-    return len(now) == count and not set(now) & set(before)
+    return len(now) == count and not set(now) & set(old_workers)

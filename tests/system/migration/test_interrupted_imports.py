@@ -221,12 +221,12 @@ def test_output_of_the_import_command(tmp_path: Path) -> None:
     old.push("team/app", noise_image("image", 1000), "1")
     broken = old.push("team/app", noise_image("broken", 1000), "broken")
     old.data(broken.layers[0].digest).unlink()
-    done = entrepot("import-registry", "old", folder=tmp_path)
-    assert done.returncode == 1
+    process = entrepot("import-registry", "old", folder=tmp_path)
+    assert process.returncode == 1
     reason = f"the file of the blob {broken.layers[0].digest} is missing"
-    assert done.stderr.splitlines()[0] == f"problem: team/app:broken: {reason}"
-    assert done.stdout.splitlines()[0] == "repositories: 1; tags: 1 imported, 0 unchanged"
-    assert done.stdout.splitlines()[-1] == "1 problem: the lines above say what could not be imported"
+    assert process.stderr.splitlines()[0] == f"problem: team/app:broken: {reason}"
+    assert process.stdout.splitlines()[0] == "repositories: 1; tags: 1 imported, 0 unchanged"
+    assert process.stdout.splitlines()[-1] == "1 problem: the lines above say what could not be imported"
 
     old.push("team/app", noise_image("image", 1000), "2")
     lines = json_lines(entrepot("import-registry", "old", "--json", folder=tmp_path).stdout)

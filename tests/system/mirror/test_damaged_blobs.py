@@ -38,11 +38,11 @@ def test_scrub_fetches_a_damaged_blob_again(site: MirrorSite, damage: Callable[[
     damage(blob_file(site))
     requests_before = len(site.hub.requests("blob", digest=site.digest))
 
-    damaged, fetched, done = scrub(site, exit_code=1)
+    damaged, fetched, summary = scrub(site, exit_code=1)
 
     assert (damaged["event"], damaged["digest"]) == ("damaged", site.digest)
     assert (fetched["event"], fetched["digest"], fetched["repository"]) == ("fetched", site.digest, f"docker.io/{REPO}")
-    assert (done["event"], done["damaged"], done["fetched"]) == ("done", 1, 1)
+    assert (summary["event"], summary["damaged"], summary["fetched"]) == ("done", 1, 1)
     assert blob_file(site).read_bytes() == site.blob
     requests_of_scrub = site.hub.requests("blob", digest=site.digest)[requests_before:]
     assert requests_of_scrub

@@ -38,8 +38,8 @@ def test_owner_of_the_fill_is_killed(site: MirrorSite) -> None:
     os.kill(owner, signal.SIGKILL)
     site.hub.set(rate=0)
     assert 0 < sum(stop - start for start, stop in stored) < BLOB_BYTES
-    broken, others = readers.pop(owner), next(iter(readers.values()))
-    for reader in others:
+    broken, other_readers = readers.pop(owner), next(iter(readers.values()))
+    for reader in other_readers:
         assert reader.ended().whole
         assert reader.body == site.blob
     for reader in broken:
@@ -113,6 +113,8 @@ def test_fill_continues_after_the_server_was_stopped(site: MirrorSite) -> None:
     site.hub.set(rate=0)
     site.serve()
     assert site.get().ended().body == site.blob
-    later_requests = [seen for seen in site.hub.requests("blob", digest=site.digest) if seen.begun > stopped_at]
-    assert any(seen.end == "whole" for seen in later_requests)
+    later_requests = [
+        request for request in site.hub.requests("blob", digest=site.digest) if request.begun > stopped_at
+    ]
+    assert any(request.end == "whole" for request in later_requests)
     assert site.asked("manifest") == 1

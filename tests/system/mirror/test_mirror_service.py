@@ -178,8 +178,8 @@ def test_push_needs_no_upload_of_blobs_at_the_upstream(site: HubAndServer) -> No
     kind = {"Content-Type": site.theirs.media_type}
     assert site.http.put(f"{repo}/manifests/mine", content=site.theirs.body, headers=kind).status_code == 201
     site.hub.refuse()
-    for digest, held in site.theirs.blobs.items():
-        assert site.http.get(f"{repo}/blobs/{digest}").content == held.read()
+    for digest, upstream_blob in site.theirs.blobs.items():
+        assert site.http.get(f"{repo}/blobs/{digest}").content == upstream_blob.read()
     assert site.http.get(f"{repo}/tags/list").json()["tags"] == ["mine"]
 
 
@@ -301,9 +301,9 @@ def test_delete_removes_the_cached_copy(site: HubAndServer) -> None:
     site.serve()
     site.http.get("/v2/app/manifests/1")
     assert site.http.delete(f"/v2/app/manifests/{site.image.digest}").status_code == 202
-    before = site.hub.count("manifest", "GET", site.image.digest)
+    requests_before = site.hub.count("manifest", "GET", site.image.digest)
     assert site.http.get("/v2/app/manifests/1").content == site.image.body
-    assert site.hub.count("manifest", "GET", site.image.digest) == before + 1
+    assert site.hub.count("manifest", "GET", site.image.digest) == requests_before + 1
 
 
 def test_tags_of_the_upstream_are_listed(site: HubAndServer) -> None:

@@ -22,9 +22,9 @@ async def _account(site: MirrorSite, name: str, *patterns: str) -> str:
         await add_account(accounts, name)
         for pattern in patterns:
             await add_grant(accounts, f"user:{name}", pattern, "pull")
-        made = api_tokens.make(AccountName(name), now=time.time())
-        await accounts.add_token(made.token, made.secret_hash, by=BY)
-    return "Basic " + base64.b64encode(f"{name}:{made.text}".encode()).decode()
+        created = api_tokens.make(AccountName(name), now=time.time())
+        await accounts.add_token(created.token, created.secret_hash, by=BY)
+    return "Basic " + base64.b64encode(f"{name}:{created.text}".encode()).decode()
 
 
 def account(site: MirrorSite, name: str, *patterns: str) -> dict[str, str]:

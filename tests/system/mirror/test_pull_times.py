@@ -45,9 +45,9 @@ def test_pulls_of_pushed_images_are_counted(site: MirrorSite) -> None:
     for _ in range(10):
         assert site.http.head("/v2/team/app/manifests/1").status_code == 200
     assert site.server.stop() == 0
-    found = record(site, "team/app", digest)
-    assert found is not None
-    assert (found.upstream, found.pulls) == ("", 20)
+    pull_record = record(site, "team/app", digest)
+    assert pull_record is not None
+    assert (pull_record.upstream, pull_record.pulls) == ("", 20)
 
 
 def test_pulls_of_mirrored_images_are_counted(site: MirrorSite) -> None:
@@ -62,9 +62,9 @@ def test_pulls_of_mirrored_images_are_counted(site: MirrorSite) -> None:
     assert site.http.get("/v2/library/app/manifests/1?ns=docker.io").status_code == 200
     digest = site.inspect().headers["docker-content-digest"]
     assert site.server.stop() == 0
-    found = record(site, "docker.io/library/app", digest)
-    assert found is not None
-    assert (found.upstream, found.pulls) == ("docker.io", 10)
+    pull_record = record(site, "docker.io/library/app", digest)
+    assert pull_record is not None
+    assert (pull_record.upstream, pull_record.pulls) == ("docker.io", 10)
 
 
 def test_warmed_image_has_a_record_with_no_pulls(site: MirrorSite) -> None:
@@ -74,6 +74,6 @@ def test_warmed_image_has_a_record_with_no_pulls(site: MirrorSite) -> None:
     config = str(site.folder / "entrepot.toml")
     entrepot_output("mirror", "warm", f"{REPO}:1", "--config", config, "--platform", "all", folder=site.folder)
     assert site.server.stop() == 0
-    found = record(site, "docker.io/library/app", site.image.digest)
-    assert found is not None
-    assert (found.upstream, found.pulls) == ("docker.io", 0)
+    pull_record = record(site, "docker.io/library/app", site.image.digest)
+    assert pull_record is not None
+    assert (pull_record.upstream, pull_record.pulls) == ("docker.io", 0)

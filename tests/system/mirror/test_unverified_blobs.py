@@ -87,10 +87,10 @@ def test_corrupt_bytes_are_not_sent_a_second_time(site: MirrorSite) -> None:
     """A client gets a range with a corrupt byte, marked as unverified. When the check of the digest has failed, a new
     request for the same range gets the right bytes."""
     start_stalled_download(site, corrupt=5)
-    early = site.get(span="0-9").ended()
-    assert early.whole
-    assert early.body != site.blob[:10]
-    assert is_marked_unverified(site, early.headers)
+    corrupt_range = site.get(span="0-9").ended()
+    assert corrupt_range.whole
+    assert corrupt_range.body != site.blob[:10]
+    assert is_marked_unverified(site, corrupt_range.headers)
     site.hub.release()
     wait_until(lambda: not site.kept(), "wrong bytes are kept")
     assert site.get(span="0-9").ended().body == site.blob[:10]

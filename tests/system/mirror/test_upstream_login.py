@@ -148,12 +148,12 @@ def test_if_none_match_of_mirrored_content(site: MirrorSite) -> None:
     for method in ("GET", "HEAD"):
         answer = site.http.request(method, blob, headers={"If-None-Match": f"{unrelated}, W/{blob_etag}"})
         assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", blob_etag)
-    moved = site.content.add(REPO, noise_image("moved", 2000), "1")
+    new_image = site.content.add(REPO, noise_image("moved", 2000), "1")
     site.hub.put(site.content)
     answer = site.http.get(manifest, headers={"If-None-Match": etag})
-    assert (answer.status_code, answer.content) == (200, moved.body)
+    assert (answer.status_code, answer.content) == (200, new_image.body)
     site.hub.refuse()
-    answer = site.http.get(manifest, headers={"If-None-Match": f'"{moved.digest}"'})
+    answer = site.http.get(manifest, headers={"If-None-Match": f'"{new_image.digest}"'})
     assert (answer.status_code, answer.headers["warning"][:6]) == (304, "299 - ")
 
 

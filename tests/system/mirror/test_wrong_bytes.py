@@ -9,16 +9,16 @@ from tests.fakes.client_images import MIB
 from tests.fakes.hub.hub import union
 from tests.fakes.mirror_site import REPO, SIZE, MirrorSite, wait_until
 
-PLACES = pytest.mark.parametrize("place", [0, SIZE // 2, SIZE - 1], ids=["first", "middle", "last"])
+CORRUPT_OFFSETS = pytest.mark.parametrize("offset", [0, SIZE // 2, SIZE - 1], ids=["first", "middle", "last"])
 
 
-@PLACES
-def test_corrupt_blob_is_cut_off_at_all_clients(site: MirrorSite, place: int) -> None:
+@CORRUPT_OFFSETS
+def test_corrupt_blob_is_cut_off_at_all_clients(site: MirrorSite, offset: int) -> None:
     """One byte of a blob is corrupt. Both workers close the connections of their clients before the last byte, for
     requests of the whole blob and of ranges. The blob is not stored, and the next request gets the right bytes."""
     site.start(settings='prefetch = "off"')
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, corrupt=place, stall_after=MIB)
+    site.hub.fault(on="blob", match=site.encoded, corrupt=offset, stall_after=MIB)
     workers = site.server.worker_pids()
     # These clients connect before the download ends. Clients that connect later would start a new download.
     readers = [site.get(worker=pid).reached(MIB) for pid in workers]

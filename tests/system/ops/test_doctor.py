@@ -28,20 +28,22 @@ from tests.fakes.server_process import ROOT, running_server
 from tests.fakes.upstream_content import UpstreamContent, noise_image
 
 
-def findings_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+def findings_of(process: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     """Returns the findings in the output of the command. Checks that each problem has a next step, and the exit
     code."""
-    assert done.stdout, done.stderr
-    output: dict[str, Any] = json.loads(done.stdout)
-    assert done.returncode == (output["level"] == "problem"), done.stderr
+    assert process.stdout, process.stderr
+    output: dict[str, Any] = json.loads(process.stdout)
+    assert process.returncode == (output["level"] == "problem"), process.stderr
     for finding in output["findings"]:
         assert finding["next"] or finding["level"] == "ok", finding
     return list(output["findings"])
 
 
-def problem(done: subprocess.CompletedProcess[str], check: str) -> dict[str, Any]:
+def problem(process: subprocess.CompletedProcess[str], check: str) -> dict[str, Any]:
     """Returns the only problem of this check."""
-    (finding,) = (each for each in findings_of(done) if each["level"] == "problem" and each["check"].startswith(check))
+    (finding,) = (
+        each for each in findings_of(process) if each["level"] == "problem" and each["check"].startswith(check)
+    )
     return finding
 
 
@@ -53,18 +55,21 @@ def doctor(folder: Path, *args: str | Path) -> subprocess.CompletedProcess[str]:
 def test_healthy_server(tmp_path: Path) -> None:
     """The command finds no problem with a healthy server, and checks that the configured address leads to this server.
     An address that leads to another server is a problem, which the text output and the exit code show."""
-    with running_server(tmp_path / "one", workers=1) as server, running_server(tmp_path / "two", workers=1) as other:
+    with (
+        running_server(tmp_path / "one", workers=1) as server,
+        running_server(tmp_path / "two", workers=1) as other_server,
+    ):
         for _ in range(2):
             findings = findings_of(doctor(tmp_path, "--data", server.data, "--listen", server.address))
             assert not [finding for finding in findings if finding["level"] == "problem"]
             assert "leads to this server" in next(each["what"] for each in findings if each["check"] == "address")
-        done = doctor(tmp_path, "--data", server.data, "--listen", other.address)
-        assert "leads to another Entrepot" in problem(done, "address")["what"]
-        done = entrepot("doctor", "--data", server.data, "--listen", other.address, folder=tmp_path)
-        assert done.returncode == 1
-        assert "next: correct public_url or the proxy" in done.stdout
-    done = doctor(tmp_path, "--data", server.data)
-    assert "no server runs" in next(each["what"] for each in findings_of(done) if each["check"] == "server")
+        process = doctor(tmp_path, "--data", server.data, "--listen", other_server.address)
+        assert "leads to another Entrepot" in problem(process, "address")["what"]
+        process = entrepot("doctor", "--data", server.data, "--listen", other_server.address, folder=tmp_path)
+        assert process.returncode == 1
+        assert "next: correct public_url or the proxy" in process.stdout
+    process = doctor(tmp_path, "--data", server.data)
+    assert "no server runs" in next(each["what"] for each in findings_of(process) if each["check"] == "server")
 
 
 def test_invalid_settings(tmp_path: Path) -> None:
@@ -91,7 +96,7 @@ def test_broken_disk(tmp_path: Path, case: str) -> None:
         mkdir data && mount -t tmpfs -o size=32m none data &&
         "$0" -c 'from pathlib import Path; from storage.composition import prepare_data_dir as p; p(Path("data"))' &&
         {command} && exec "$0" -m registry doctor --json --offline --data data"""
-    done = subprocess.run(
+    process = subprocess.run(
         [*namespace_command, "sh", "-c", script, sys.executable],
         cwd=tmp_path,
         env=command_environment(PYTHONPATH=str(ROOT)),
@@ -100,7 +105,7 @@ def test_broken_disk(tmp_path: Path, case: str) -> None:
         text=True,
         timeout=100,
     )
-    finding = problem(done, check)
+    finding = problem(process, check)
     assert text in finding["what"] + (finding["why"] or "")
 
 
@@ -108,13 +113,13 @@ def test_expired_certificate(tmp_path: Path) -> None:
     """The command reports an expired certificate, with which the server would refuse to start."""
     pair = CertificateAuthority(tmp_path).sign("localhost")
     old = CertificateAuthority(tmp_path).expired(pair)
-    done = entrepot(
+    process = entrepot(
         *("doctor", "--json", "--offline"),
         folder=tmp_path,
         ENTREPOT_TLS__CERTIFICATE=str(old.certificate),
         ENTREPOT_TLS__KEY=str(old.key),
     )
-    finding = problem(done, "certificate")
+    finding = problem(process, "certificate")
     assert "expired on" in finding["what"]
     assert "renew it" in finding["next"]
 

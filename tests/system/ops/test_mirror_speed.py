@@ -51,9 +51,9 @@ def test_fast_endpoint_is_recommended(tmp_path: Path) -> None:
         assert f"{fast.url} is the fastest" in result["advice"]
         assert tomllib.loads(result["lines"])["upstream"][0]["endpoints"] == [fast.url, slow.url]
         assert max(stop for _, stop in fast.sent(image.layers[1].digest)) == 8 * MIB
-        done = entrepot("mirror", "test", "-c", str(settings), "docker.io", folder=tmp_path)
-        assert done.returncode == 0
-        assert done.stdout.index(fast.url) < done.stdout.index(slow.url)
+        process = entrepot("mirror", "test", "-c", str(settings), "docker.io", folder=tmp_path)
+        assert process.returncode == 0
+        assert process.stdout.index(fast.url) < process.stdout.index(slow.url)
         settings.write_text(text.format(fast.url, slow.url))
         _, result, _ = measured(tmp_path, "-c", str(settings))
         assert "is the first already" in result["advice"]
@@ -113,6 +113,6 @@ def test_wrong_use(tmp_path: Path) -> None:
     """An unknown upstream, an endpoint that is not a URL, and an invalid image name end the command with exit code
     2."""
     for args in (["quay.io"], ["docker.io", "--endpoint", "ftp://x"], ["docker.io", "--image", "A B"]):
-        done = entrepot("mirror", "test", "--mirror", "docker.io", *args, folder=tmp_path)
-        assert done.returncode == 2, done.stdout
-        assert "Traceback" not in done.stderr
+        process = entrepot("mirror", "test", "--mirror", "docker.io", *args, folder=tmp_path)
+        assert process.returncode == 2, process.stdout
+        assert "Traceback" not in process.stderr

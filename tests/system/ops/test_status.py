@@ -21,9 +21,9 @@ TIMEOUT_SECONDS = 30.0
 
 def status_of(server: RegistryServer, *args: str) -> dict[str, Any]:
     """Runs `entrepot status --json`. Returns its output."""
-    done = entrepot("status", "--data", server.data, "--json", *args, folder=server.data.parent)
-    assert done.returncode in (0, 3), done.stderr
-    output: dict[str, Any] = json.loads(done.stdout)
+    command = entrepot("status", "--data", server.data, "--json", *args, folder=server.data.parent)
+    assert command.returncode in (0, 3), command.stderr
+    output: dict[str, Any] = json.loads(command.stdout)
     return output
 
 
@@ -49,7 +49,7 @@ def test_status_of_a_server(tmp_path: Path) -> None:
         over_http = plain_request("GET", f"{server.url}/api/v1/status").json()
         assert over_http["uploads"]["open"] == 1
         assert over_http["started"] == first_status["started"]
-        killed, other = server.worker_pids()
+        killed, other_worker = server.worker_pids()
         os.kill(killed, signal.SIGKILL)
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while killed in server.worker_pids():
@@ -58,14 +58,14 @@ def test_status_of_a_server(tmp_path: Path) -> None:
         while len(pids := server.worker_pids()) < 2:
             assert time.monotonic() < deadline
         last_status = wait_for_workers(server, pids)
-        assert other in pids
+        assert other_worker in pids
         assert last_status["started"] == first_status["started"]
         text = entrepot("status", "--data", server.data, folder=tmp_path).stdout
         assert all(str(pid) in text for pid in pids)
         assert "1 upload open" in text
-    done = entrepot("status", "--data", server.data, folder=tmp_path)
-    assert done.returncode == 3
-    assert "start it with: entrepot serve" in done.stderr
+    command = entrepot("status", "--data", server.data, folder=tmp_path)
+    assert command.returncode == 3
+    assert "start it with: entrepot serve" in command.stderr
     assert not status_of(server)["running"]
 
 
@@ -126,6 +126,6 @@ def test_watch_in_a_terminal(tmp_path: Path) -> None:
 def test_watch_needs_a_terminal(tmp_path: Path) -> None:
     """`--watch` is refused if the output is a pipe, and the message names the alternative."""
     with running_server(tmp_path, workers=1) as server:
-        done = entrepot("status", "--watch", "--data", server.data, folder=tmp_path)
-        assert done.returncode == 2
-        assert "with --json" in done.stderr
+        command = entrepot("status", "--watch", "--data", server.data, folder=tmp_path)
+        assert command.returncode == 2
+        assert "with --json" in command.stderr

@@ -75,9 +75,9 @@ def test_users_manage_their_own_account(site: MemberSite, browser: PageBrowser, 
     name, password = site.user()
     site.grant(f"user:{name}", {f"{name}/**": "pull"})
     new_password = "another long password"
-    with browser.tab(site.server.url) as other, browser.tab(site.server.url, javascript=javascript) as tab:
+    with browser.tab(site.server.url) as other_browser, browser.tab(site.server.url, javascript=javascript) as tab:
         tab.allowed_errors.append("the server responded with a status of 4")
-        log_in(other, name, password)
+        log_in(other_browser, name, password)
         page = log_in(tab, name, password)
         page.get_by_role("link", name=name, exact=True).click()
         expect(page.locator("h1")).to_have_text("Your account")
@@ -86,8 +86,8 @@ def test_users_manage_their_own_account(site: MemberSite, browser: PageBrowser, 
         expect(rows).to_have_count(2)
         rows.filter(has_not_text="this browser").get_by_role("button").click()
         expect(rows).to_have_count(1)
-        other.open("/ui/repositories")
-        assert "Your session has ended" in other.page.locator("main").inner_text()
+        other_browser.open("/ui/repositories")
+        assert "Your session has ended" in other_browser.page.locator("main").inner_text()
         for old_password, message in (("wrong", "The old password is wrong."), (password, None)):
             page.fill("#old", old_password)
             page.fill("#new", new_password)

@@ -60,18 +60,18 @@ def test_charts_count_pulls(site: MemberSite, browser: PageBrowser, javascript: 
             hour := int(time.time() // HOUR_SECONDS)
         ):  # repeated if an hour has ended, because the sum then loses its oldest hour
             tab.open(OVERVIEW_PATH)
-            before = number_in(figure.inner_text())
+            pulls_before = number_in(figure.inner_text())
             for _ in range(5):
                 answer = plain_request(
                     "GET", f"{site.server.url}/v2/public/app/manifests/latest", headers={"authorization": ROOT.basic}
                 )
                 assert answer.status_code == 200
             tab.open(OVERVIEW_PATH)
-            after = number_in(figure.inner_text())
-        assert after == before + 5
+            pulls_after = number_in(figure.inner_text())
+        assert pulls_after == pulls_before + 5
         charts = tab.page.get_by_role("img", name="Pulls and pushes")
         expect(charts).to_have_count(2)
-        assert f"Pulls: {after:,}." in charts.first.locator("desc").inner_html()
+        assert f"Pulls: {pulls_after:,}." in charts.first.locator("desc").inner_html()
         assert charts.first.locator("rect").count() >= 1
         table = tab.page.locator("details").first
         expect(table.locator("table")).to_be_hidden()

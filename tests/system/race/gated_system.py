@@ -75,12 +75,12 @@ class GatedSystem(System):
     def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
         half = len(chunks[0]) // 2
         if self.gate is None or half == 0:
-            done = super().write(fd, chunks, offset)
+            written = super().write(fd, chunks, offset)
         else:
-            done = super().write(fd, [chunks[0][:half]], offset)
+            written = super().write(fd, [chunks[0][:half]], offset)
             self.enter("write")
-        self.written += done
-        return done
+        self.written += written
+        return written
 
     def sync(self, fd: int) -> None:
         self.enter("sync", os.readlink(f"/proc/self/fd/{fd}"))

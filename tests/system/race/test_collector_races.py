@@ -203,11 +203,11 @@ async def test_pulls_during_pushes_deletions_and_collections(registry: StoredReg
     """While another task pushes, deletes and collects a blob again and again, each pull returns the right bytes or
     raises BlobUnknown."""
 
-    done = asyncio.Event()
+    stop_pulling = asyncio.Event()
 
     async def pull_repeatedly() -> int:
         pulled = 0
-        while not done.is_set():
+        while not stop_pulling.is_set():
             try:
                 assert await pull(registry, APP, DIGEST) == BODY
                 pulled += 1
@@ -220,7 +220,7 @@ async def test_pulls_during_pushes_deletions_and_collections(registry: StoredReg
             await push(registry, APP, BODY)
             await registry.delete_blob(APP, DIGEST, by=BY)
             await registry.collector.free_unlinked_blobs()
-        done.set()
+        stop_pulling.set()
 
     counts = await asyncio.gather(*(pull_repeatedly() for _ in range(4)), push_and_delete())
     assert sum(count or 0 for count in counts) > 0

@@ -154,7 +154,7 @@ async def test_file_stays_open_until_a_cancelled_write_has_ended(
     Otherwise the next file that the process opens could get the same descriptor, and the thread would write into that
     file."""
     writer = await registry.start_upload(APP)
-    pieces = [BODY[at : at + 100] for at in range(0, 90_000, 100)]
+    pieces = [BODY[offset : offset + 100] for offset in range(0, 90_000, 100)]
     for piece in pieces:
         await writer.write(piece)
     gate = system.stop_at("write")
@@ -183,8 +183,8 @@ async def test_two_takeovers_after_a_reboot_keep_acknowledged_bytes(data: Path, 
     """After a power cut, two requests resume an upload session at the same time, and both have read its state from
     before the cut. The second takeover does not remove bytes that the first request has acknowledged in the
     meantime."""
-    async with open_gated(data, kind, GatedSystem(), later, "first run") as before:
-        writer = await before.start_upload(APP)
+    async with open_gated(data, kind, GatedSystem(), later, "first run") as first_boot:
+        writer = await first_boot.start_upload(APP)
         await writer.write(BODY[:1_100_000])
         await writer.aclose()
     system = GatedSystem()

@@ -19,15 +19,15 @@ MIB = 1024 * 1024
 
 def _count_open_files(server: RegistryServer) -> int:
     """Returns how many files of blobs and upload sessions the workers have open."""
-    found = 0
+    count = 0
     for pid in server.worker_pids():
         for fd in os.listdir(f"/proc/{pid}/fd"):
             try:
                 target = os.readlink(f"/proc/{pid}/fd/{fd}")
             except FileNotFoundError:
                 continue
-            found += f"{server.data}/blobs" in target or f"{server.data}/uploads" in target
-    return found
+            count += f"{server.data}/blobs" in target or f"{server.data}/uploads" in target
+    return count
 
 
 def test_disconnected_readers_leave_no_open_file(tmp_path: Path) -> None:

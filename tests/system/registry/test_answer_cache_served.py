@@ -33,7 +33,7 @@ V2 = "/v2/team/app"
 TAG = f"{V2}/manifests/latest"
 CONNECTIONS_PER_WORKER = 3
 """The number of connections to each worker that stay open."""
-REQUESTS_PER_CONNECTION = 3
+REPEATS = 3
 """How often each connection sends the same request, so that cached responses are used."""
 Answer = tuple[int, bytes, dict[str, str]]
 """Status, body, and headers with lower-case names."""
@@ -77,7 +77,7 @@ def server(tmp_path: Path) -> Iterator[RegistryServer]:
 
 
 @pytest.fixture
-def kept(server: RegistryServer) -> Iterator[KeptConnections]:
+def connections(server: RegistryServer) -> Iterator[KeptConnections]:
     with ExitStack() as stack:
         yield KeptConnections(server, stack)
 
@@ -106,50 +106,52 @@ def workers(server: RegistryServer) -> set[str]:
 
 
 def test_changes_of_another_process_are_visible_on_every_connection(
-    server: RegistryServer, kept: KeptConnections
+    server: RegistryServer, connections: KeptConnections
 ) -> None:
     """Another process moves a tag several times, and then deletes a tag, a manifest and a blob. After each change, the
     next response on every connection is up to date."""
     for number in range(5):
         change_in_another_process(server, partial(_push, seed=f"image {number}"))
-        responses = kept.ask(TAG, times=REQUESTS_PER_CONNECTION)
+        responses = connections.ask(TAG, times=REPEATS)
         assert len({body for _, body, _ in responses}) == 1
         document = json.loads(responses[0][1])
         for digest in (document["config"]["digest"], document["layers"][0]["digest"]):
-            assert len({body for _, body, _ in kept.ask(f"{V2}/blobs/{digest}", times=REQUESTS_PER_CONNECTION)}) == 1
+            assert len({body for _, body, _ in connections.ask(f"{V2}/blobs/{digest}", times=REPEATS)}) == 1
     digest, layer = responses[0][2]["docker-content-digest"], document["layers"][0]["digest"]
-    assert f"image {number}".encode() in kept.ask(f"{V2}/blobs/{layer}")[0][1]
+    assert f"image {number}".encode() in connections.ask(f"{V2}/blobs/{layer}")[0][1]
     for target, change in (
         (TAG, lambda registry: registry.delete_tag(APP, Tag("latest"), by=Actor())),
         (f"{V2}/manifests/{digest}", lambda registry: registry.delete_manifest(APP, digest, by=Actor())),
         (f"{V2}/blobs/{layer}", lambda registry: registry.delete_blob(APP, layer, by=Actor())),
     ):
-        assert statuses(kept.ask(target, times=REQUESTS_PER_CONNECTION)) == {200}
+        assert statuses(connections.ask(target, times=REPEATS)) == {200}
         change_in_another_process(server, change)
-        assert statuses(kept.ask(target)) == {404}
+        assert statuses(connections.ask(target)) == {404}
     server.stop()
     assert len(workers(server)) == 2, "the test did not reach both workers"
 
 
-def test_changes_by_one_worker_are_visible_on_every_connection(server: RegistryServer, kept: KeptConnections) -> None:
+def test_changes_by_one_worker_are_visible_on_every_connection(
+    server: RegistryServer, connections: KeptConnections
+) -> None:
     """A client deletes a tag and pushes it again, many times. After each change, the next response on every connection
     is up to date."""
     change_in_another_process(server, partial(_push, seed="x"))
-    body = kept.ask(TAG, times=REQUESTS_PER_CONNECTION)[0][1]
+    body = connections.ask(TAG, times=REPEATS)[0][1]
     put = {"content-type": json.loads(body)["mediaType"]}
     for _ in range(20):
-        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as other:
-            assert _ask(other, "DELETE", TAG, {})[0] == 202
-            assert statuses(kept.ask(TAG)) == {404}
-            other.request("PUT", TAG, body, put)
-            answer = other.getresponse()
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as other_connection:
+            assert _ask(other_connection, "DELETE", TAG, {})[0] == 202
+            assert statuses(connections.ask(TAG)) == {404}
+            other_connection.request("PUT", TAG, body, put)
+            answer = other_connection.getresponse()
             assert (answer.status, answer.read()) == (201, b"")
-            assert {found for _, found, _ in kept.ask(TAG, times=REQUESTS_PER_CONNECTION)} == {body}
+            assert {received for _, received, _ in connections.ask(TAG, times=REPEATS)} == {body}
     server.stop()
     assert len(workers(server)) == 2, "the test did not reach both workers"
 
 
-def test_changed_permissions_apply_on_every_connection(server: RegistryServer, kept: KeptConnections) -> None:
+def test_changed_permissions_apply_on_every_connection(server: RegistryServer, connections: KeptConnections) -> None:
     """The first account is created, grants (permissions) are given and withdrawn, and a token is revoked. After each
     change, the next response on every connection follows the new permissions, although the headers of the requests stay
     the same."""
@@ -172,20 +174,20 @@ def test_changed_permissions_apply_on_every_connection(server: RegistryServer, k
         return ""
 
     change_in_another_process(server, partial(_push, seed="x"))
-    assert statuses(kept.ask(TAG, times=REQUESTS_PER_CONNECTION)) == {200}
+    assert statuses(connections.ask(TAG, times=REPEATS)) == {200}
     login = asyncio.run(change("account"))
-    assert statuses(kept.ask(TAG)) == {401}
+    assert statuses(connections.ask(TAG)) == {401}
     for step, status in (("grant", 200), ("withdraw", 404), ("grant", 200), ("revoke", 401)):
         asyncio.run(change(step))
-        assert statuses(kept.ask(TAG, login=login, times=REQUESTS_PER_CONNECTION)) == {status}
-        assert statuses(kept.ask(TAG)) == {401}
+        assert statuses(connections.ask(TAG, login=login, times=REPEATS)) == {status}
+        assert statuses(connections.ask(TAG)) == {401}
 
 
-def test_each_response_has_a_log_line(server: RegistryServer, kept: KeptConnections) -> None:
+def test_each_response_has_a_log_line(server: RegistryServer, connections: KeptConnections) -> None:
     """Each response, cached or not, has one log line with the same request id as its headers. The line has the account,
     the address, the repository and the reference."""
     change_in_another_process(server, partial(_push, seed="x"))
-    ids = [headers["x-request-id"] for _, _, headers in kept.ask(TAG, times=5)]
+    ids = [headers["x-request-id"] for _, _, headers in connections.ask(TAG, times=5)]
     assert len(set(ids)) == len(ids)
     server.stop()
     lines = re.findall(r"(GET \S+) (status=200) .* (principal=.*) cache=(?:answer|-) request=(\w+)", server.log_text())
@@ -199,7 +201,9 @@ def test_rate_limit_applies_to_cached_responses(tmp_path: Path) -> None:
     limit gets a 429."""
     (tmp_path / "entrepot.toml").write_text("[limits]\nrequests_per_second = 0.001\nburst = 40\n")
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server, ExitStack() as stack:
-        kept = KeptConnections(server, stack)
-        given = [status for status, _, _ in kept.ask("/v2/", times=10)]
+        connections = KeptConnections(server, stack)
+        statuses_received = [status for status, _, _ in connections.ask("/v2/", times=10)]
         earlier_requests = 2 * CONNECTIONS_PER_WORKER
-        assert given == [200] * (40 - earlier_requests) + [429] * (len(given) - 40 + earlier_requests)
+        assert statuses_received == [200] * (40 - earlier_requests) + [429] * (
+            len(statuses_received) - 40 + earlier_requests
+        )

@@ -126,12 +126,12 @@ def silent_connections(
 def wait_until_settled(server: RegistryServer) -> None:
     """Waits until the number of open files of each worker no longer changes, because the workers accept no more
     connections."""
-    before: list[int] = []
+    counts_before: list[int] = []
     for _ in range(100):
-        now = [open_files(pid) for pid in server.worker_pids()]
-        if now == before:
+        counts_now = [open_files(pid) for pid in server.worker_pids()]
+        if counts_now == counts_before:
             return
-        before = now
+        counts_before = counts_now
         time.sleep(0.1)
 
 

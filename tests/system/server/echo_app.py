@@ -67,14 +67,14 @@ class EchoApp:
     async def echo(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         """Receives the body. Answers with JSON that describes the request as the application got it."""
         size = 0
-        more = True
-        while more:
+        has_more = True
+        while has_more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 print_line(f"disconnected {size}")
                 return
             size += len(message["body"])
-            more = message["more_body"]
+            has_more = message["more_body"]
         description = {
             "method": scope["method"],
             "path": scope["path"],
@@ -94,13 +94,13 @@ class EchoApp:
         """Receives the body, and answers with its digest and size. Receives it as views of the server's buffers, or as
         copies with the query `copied`. With `keep`, keeps all parts until the end. With `whole`, first tries to take
         the whole body with one call, which works only if the body has already arrived."""
-        hasher, size, kept, has_more = hashlib.sha256(), 0, [], True
+        hasher, size, kept_parts, has_more = hashlib.sha256(), 0, [], True
         extension = scope.get("extensions", {}).get("entrepot.body", {})
         receive_views = extension.get("receive")
         whole = extension["take_whole"]() if "whole" in query else None
         if whole is not None:
             assert extension["take_whole"]() is None
-            kept, size, has_more = whole, sum(map(len, whole)), False
+            kept_parts, size, has_more = whole, sum(map(len, whole)), False
         elif "whole" in query:
             print_line("not whole")
         while has_more:
@@ -110,11 +110,11 @@ class EchoApp:
             else:
                 pieces, has_more = await receive_views()
             size += sum(map(len, pieces))
-            kept += pieces
+            kept_parts += pieces
             if "keep" not in query:
-                hasher.update(b"".join(kept))
-                kept.clear()
-        hasher.update(b"".join(kept))
+                hasher.update(b"".join(kept_parts))
+                kept_parts.clear()
+        hasher.update(b"".join(kept_parts))
         result: dict[str, object] = {"digest": hasher.hexdigest(), "size": size}
         if "whole" in query:
             result["whole"] = whole is not None
@@ -309,10 +309,10 @@ def listener_options_of(options: dict[str, Any]) -> ListenerOptions:
     tls, workers = options.get("tls"), options.get("workers", 1)
     certificates = None
     if tls is not None:
-        certificate, key, *more = tls
+        certificate, key, *client_options = tls
         files = CertificateFiles(Path(certificate), Path(key))
-        if more:
-            files = replace(files, client_ca=Path(more[0]), client_auth=more[1])
+        if client_options:
+            files = replace(files, client_ca=Path(client_options[0]), client_auth=client_options[1])
         certificates = Certificates(files)
     return ListenerOptions(
         certificates,

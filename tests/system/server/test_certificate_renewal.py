@@ -111,9 +111,9 @@ def test_expired_certificate_is_refused(authority: CertificateAuthority, first: 
 
 def test_key_and_certificate_in_one_file(tmp_path: Path, first: KeyPair) -> None:
     """One file may contain both the certificate and the key."""
-    both = tmp_path / "both.pem"
-    both.write_bytes(first.certificate.read_bytes() + first.key.read_bytes())
-    make_context(CertificateFiles(both), time.time())
+    combined_file = tmp_path / "both.pem"
+    combined_file.write_bytes(first.certificate.read_bytes() + first.key.read_bytes())
+    make_context(CertificateFiles(combined_file), time.time())
 
 
 # Checks for changed files

@@ -180,11 +180,11 @@ def test_refusal_reaches_a_client_that_stops_sending(server: AppProcess) -> None
 def test_short_unread_body_is_discarded(server: AppProcess) -> None:
     """If the application does not read a short body, the server receives and discards the body before it sends the
     response. It never parses the body as a request, and the connection stays open."""
-    with server.connect() as sock, server.connect() as other:
+    with server.connect() as sock, server.connect() as other_connection:
         sock.sendall(b"PUT /refuse HTTP/1.1\r\nHost: test\r\nContent-Length: 60000\r\n\r\n")
         for _ in range(3):  # the responses show that the server has read the first request
-            other.sendall(HEAD + b"\r\n")
-            read_response(other)
+            other_connection.sendall(HEAD + b"\r\n")
+            read_response(other_connection)
         assert select.select([sock], [], [], 0)[0] == []
         smuggled = b"DELETE /echo HTTP/1.1\r\nHost: test\r\n\r\n"
         sock.sendall((smuggled * 2000)[:60000] + HEAD + b"\r\n")

@@ -271,7 +271,7 @@ def test_small_requests_during_large_files(sender: AppProcess, large: Path) -> N
     """While three clients receive large files as fast as they can, the same event loop answers small requests between
     the slices of the files."""
     downloads = [sender.connect() for _ in range(3)]
-    other = sender.connect()
+    control = sender.connect()
     try:
         for download in downloads:
             download.sendall(file_request(large, length=1024 * MIB))
@@ -279,9 +279,9 @@ def test_small_requests_during_large_files(sender: AppProcess, large: Path) -> N
         for _ in range(20):
             for download in downloads:
                 assert download.recv(MIB)
-            descriptors(other)
+            descriptors(control)
     finally:
-        for sock in (*downloads, other):
+        for sock in (*downloads, control):
             sock.close()
     for _ in downloads:
         sender.said("cut ClientDisconnected")
@@ -317,17 +317,17 @@ def is_cold(fd: int) -> bool:
 async def sent_in_first_turn(file: int, data: bytes, is_local: bool) -> int:
     """Sends a whole file. Returns how many bytes were sent in the first iteration of the event loop."""
     loop = asyncio.get_running_loop()
-    ours, theirs = socket.socketpair()  # Unix sockets do not wait to fill a packet
-    with ours, theirs:
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        sender = FileSender(loop, ours, file, ignore, is_local=is_local)
+    sending_socket, receiving_socket = socket.socketpair()  # Unix sockets do not wait to fill a packet
+    with sending_socket, receiving_socket:
+        sending_socket.setblocking(False)
+        receiving_socket.setblocking(False)
+        sender = FileSender(loop, sending_socket, file, ignore, is_local=is_local)
         task = asyncio.create_task(sender.run(b"head", 0, SIZE))
         await asyncio.sleep(0)
-        received = bytearray(theirs.recv(2 * MIB))
+        received = bytearray(receiving_socket.recv(2 * MIB))
         first_bytes = len(received)
         while len(received) < SIZE + 4:
-            received += await loop.sock_recv(theirs, MIB)
+            received += await loop.sock_recv(receiving_socket, MIB)
         await task
     assert received == b"head" + data
     return first_bytes
@@ -340,16 +340,16 @@ def test_parts_of_a_file(path: Path, data: bytes, is_local: bool, offset: int) -
 
     async def send(count: int) -> bytes:
         loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        with ours, theirs, path.open("rb") as file:
-            ours.setblocking(False)
-            theirs.setblocking(False)
+        sending_socket, receiving_socket = socket.socketpair()
+        with sending_socket, receiving_socket, path.open("rb") as file:
+            sending_socket.setblocking(False)
+            receiving_socket.setblocking(False)
             task = asyncio.create_task(
-                FileSender(loop, ours, file.fileno(), ignore, is_local=is_local).run(b"head", offset, count)
+                FileSender(loop, sending_socket, file.fileno(), ignore, is_local=is_local).run(b"head", offset, count)
             )
             received = bytearray()
             while len(received) < count + 4:
-                received += await loop.sock_recv(theirs, MIB)
+                received += await loop.sock_recv(receiving_socket, MIB)
             await task
         return bytes(received)
 
@@ -366,14 +366,14 @@ def test_file_sender_raises_if_the_file_is_too_short(tmp_path: Path, is_local: b
 
     async def send() -> bytes:
         loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        with theirs, path.open("rb") as file:
-            with ours:
-                ours.setblocking(False)
-                theirs.setblocking(False)
+        sending_socket, receiving_socket = socket.socketpair()
+        with receiving_socket, path.open("rb") as file:
+            with sending_socket:
+                sending_socket.setblocking(False)
+                receiving_socket.setblocking(False)
                 with pytest.raises(FileTruncated):
-                    await FileSender(loop, ours, file.fileno(), ignore, is_local=is_local).run(b"", 0, 6000)
-            return await loop.sock_recv(theirs, MIB)
+                    await FileSender(loop, sending_socket, file.fileno(), ignore, is_local=is_local).run(b"", 0, 6000)
+            return await loop.sock_recv(receiving_socket, MIB)
 
     assert asyncio.run(send()) == b"x" * 5000
 
@@ -398,10 +398,10 @@ def test_cancelled_transfer_leaves_no_descriptor(large: Path, make_loop: MakeLoo
 
     async def cancel(turns: int) -> None:
         loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        with ours, theirs, large.open("rb") as file:
-            ours.setblocking(False)
-            task = asyncio.create_task(FileSender(loop, ours, file.fileno(), ignore).run(b"", 0, MIB))
+        sending_socket, receiving_socket = socket.socketpair()
+        with sending_socket, receiving_socket, large.open("rb") as file:
+            sending_socket.setblocking(False)
+            task = asyncio.create_task(FileSender(loop, sending_socket, file.fileno(), ignore).run(b"", 0, MIB))
             for _ in range(turns):
                 await asyncio.sleep(0)
             task.cancel()

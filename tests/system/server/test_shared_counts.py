@@ -75,15 +75,15 @@ def test_keys_are_limited_separately() -> None:
 @given(st.lists(st.floats(0, 3), max_size=60), st.floats(0.5, 20), st.integers(1, 10))
 def test_rate_and_burst_are_never_exceeded(pauses: list[float], per_second: float, burst: int) -> None:
     """In no period does the limiter allow more requests than the burst and the rate permit."""
-    clock, taken = LimiterClock(), []
+    clock, allowed_times = LimiterClock(), []
     limiter = SharedRateLimiter(per_second, burst, clock=clock)
     for pause in pauses:
         clock.now += pause
         if limiter.take("a") == 0.0:
-            taken.append(clock.now)
-    for first in range(len(taken)):
-        for last in range(first, len(taken)):
-            assert last - first + 1 <= burst + per_second * (taken[last] - taken[first]) + 1e-6
+            allowed_times.append(clock.now)
+    for start in range(len(allowed_times)):
+        for end in range(start, len(allowed_times)):
+            assert end - start + 1 <= burst + per_second * (allowed_times[end] - allowed_times[start]) + 1e-6
 
 
 def test_processes_share_a_rate_limit() -> None:

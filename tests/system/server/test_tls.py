@@ -176,11 +176,11 @@ def test_certificates_of_clients(
     other_authority = CertificateAuthority(tmp_path)
     tls = named(pair, str(authority.certificate), mode)
     running = start(env, tls=tls)
-    good, bad = authority.sign("client", client=True), other_authority.sign("stranger", client=True)
-    assert gets_in(running, client_context(authority.certificate, good))
-    assert not gets_in(running, client_context(authority.certificate, bad))
+    trusted_pair, untrusted_pair = authority.sign("client", client=True), other_authority.sign("stranger", client=True)
+    assert gets_in(running, client_context(authority.certificate, trusted_pair))
+    assert not gets_in(running, client_context(authority.certificate, untrusted_pair))
     assert gets_in(running, client_context(authority.certificate)) == is_served_without
-    assert gets_in(running, client_context(authority.certificate, good))
+    assert gets_in(running, client_context(authority.certificate, trusted_pair))
     assert running.errors == ""
 
 
@@ -271,8 +271,8 @@ def test_unread_responses_occupy_little_memory(tls: AppProcess, context: ssl.SSL
             sock.sendall(b"GET /big?size=1073741824 HTTP/1.1\r\nHost: test\r\n\r\n")
         for sock in socks:
             assert sock.recv(1)
-        with tls_connection(tls, context) as other:
-            assert ask(other)["size"] == 0
+        with tls_connection(tls, context) as other_client:
+            assert ask(other_client)["size"] == 0
         assert resident(tls) - memory_before < 16 * 3 * MIB
     for _ in socks:
         tls.said("cut")

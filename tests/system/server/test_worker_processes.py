@@ -197,7 +197,7 @@ def test_killed_worker(start: Start) -> None:
 def test_parent_retries_if_no_process_can_be_started(start: Start) -> None:
     """While the parent cannot start a new worker, the other worker continues, and the parent tries again later."""
     running = start(workers=2)
-    killed, other = running.children()
+    killed, other_worker = running.children()
     used = {int(name) for name in os.listdir(f"/proc/{running.pid}/fd")}
     lowest_free = next(number for number in range(len(used) + 1) if number not in used)
     limits = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
@@ -206,7 +206,7 @@ def test_parent_retries_if_no_process_can_be_started(start: Start) -> None:
     )  # starting a worker needs two more descriptors
     os.kill(killed, signal.SIGKILL)
     wait_for(lambda: "no process can be started: Too many open files" in running.errors)
-    assert running.children() == [other]
+    assert running.children() == [other_worker]
     resource.prlimit(running.pid, resource.RLIMIT_NOFILE, limits)
     wait_for(lambda: len(running.children()) == 2)
 

@@ -100,14 +100,14 @@ def test_too_large_content_length_is_refused_before_the_body(server: RegistrySer
     data = b"a" * 8 * KIB
     assert push(server, "team/app", data).status_code == 201
     too_long = 3 * KIB
-    other = digest_of(b"other")
-    status, error = answer_before_body(server, "POST", f"/v2/team/web/blobs/uploads/?digest={other}", too_long)
+    other_digest = digest_of(b"other")
+    status, error = answer_before_body(server, "POST", f"/v2/team/web/blobs/uploads/?digest={other_digest}", too_long)
     assert (status, error["code"]) == (403, "DENIED")
     assert "team/ may hold 10 KiB and holds 8 KiB; this blob of 3 KiB does not fit" in error["message"]
     with plain_client(server.url) as client:
         location = client.post("/v2/team/web/blobs/uploads/").headers["location"]
         assert answer_before_body(server, "PATCH", location, too_long)[0] == 403
-        assert answer_before_body(server, "PUT", f"{location}?digest={other}", too_long)[0] == 403
+        assert answer_before_body(server, "PUT", f"{location}?digest={other_digest}", too_long)[0] == 403
         assert push(server, "team/web", bytes(20_000 * KIB)).status_code == 403
         assert client.patch(location, content=b"b" * KIB).status_code == 202
         assert client.delete(location).status_code == 204

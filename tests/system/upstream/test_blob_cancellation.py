@@ -49,8 +49,8 @@ async def test_cancelled_during_a_call_of_the_sink(registry: StoredRegistry, ups
         task = asyncio.create_task(source.fetch_blob(REPO, Digest(image.layers[1].digest), Span(0), sink))
         await entered.wait()
         task.cancel()
-        done, _ = await asyncio.wait([task], timeout=0.05)
-        assert not done
+        finished, _ = await asyncio.wait([task], timeout=0.05)
+        assert not finished
         task.cancel()
         may_return.set()
         with pytest.raises(asyncio.CancelledError):

@@ -38,8 +38,8 @@ async def test_download_can_continue_after_a_broken_connection(
         with pytest.raises(UpstreamUnavailable):
             await source.fetch_blob(REPO, Digest(layer.digest), Span(0), sink)
         assert 0 < sink.at <= 1_000_000
-        rest = await fetch(source, layer.digest, Span(sink.at))
-    assert bytes(sink.body) + bytes(rest.body) == layer.read()
+        second_sink = await fetch(source, layer.digest, Span(sink.at))
+    assert bytes(sink.body) + bytes(second_sink.body) == layer.read()
 
 
 async def test_stall_during_a_body_is_a_timeout(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:

@@ -91,20 +91,20 @@ def test_networks(address: str, network: NetworkClass) -> None:
 def test_reach_of_redirects() -> None:
     """A redirect may lead to public addresses. It may also lead to the network of the first host, unless an earlier
     redirect has left this network. Listed hosts are always allowed."""
-    first = Reach(None, frozenset({("storage.corp", 9000)}))
-    inside_private = first.after(NetworkClass.PRIVATE)
+    initial = Reach(None, frozenset({("storage.corp", 9000)}))
+    inside_private = initial.after(NetworkClass.PRIVATE)
     assert [network for network in NetworkClass if inside_private.is_allowed(network)] == [
         NetworkClass.PUBLIC,
         NetworkClass.PRIVATE,
     ]
     assert inside_private.after(NetworkClass.PRIVATE) == inside_private
-    left = inside_private.after(NetworkClass.PUBLIC)
-    assert [network for network in NetworkClass if left.is_allowed(network)] == [NetworkClass.PUBLIC]
-    assert left.after(NetworkClass.PRIVATE) == left
-    assert left.is_unrestricted("Storage.corp.", 9000)
-    assert not left.is_unrestricted("storage.corp", 9001)
+    after_public = inside_private.after(NetworkClass.PUBLIC)
+    assert [network for network in NetworkClass if after_public.is_allowed(network)] == [NetworkClass.PUBLIC]
+    assert after_public.after(NetworkClass.PRIVATE) == after_public
+    assert after_public.is_unrestricted("Storage.corp.", 9000)
+    assert not after_public.is_unrestricted("storage.corp", 9001)
     assert not any(
-        first.after(NetworkClass.SPECIAL).is_allowed(network)
+        initial.after(NetworkClass.SPECIAL).is_allowed(network)
         for network in NetworkClass
         if network is NetworkClass.SPECIAL
     )
@@ -190,13 +190,15 @@ async def test_second_redirect_to_an_internal_address_makes_no_connection(
     """If a redirect leads to a public host, and a second redirect leads from there to an internal address, the client
     makes no connection to the internal address."""
     async with (
-        scripted_server(lambda head: answer(302, location=f"{internal_service.url}/x"), PUBLIC_ADDRESS) as other,
-        scripted_server(lambda head: answer(307, location=f"{other.url}/x"), PUBLIC_ADDRESS) as server,
+        scripted_server(
+            lambda head: answer(302, location=f"{internal_service.url}/x"), PUBLIC_ADDRESS
+        ) as public_target,
+        scripted_server(lambda head: answer(307, location=f"{public_target.url}/x"), PUBLIC_ADDRESS) as server,
         upstream_source(registry, server.url, classify=classify) as source,
     ):
         with pytest.raises(UpstreamUnavailable, match="not public"):
             await REQUESTS[request_](source)
-        assert other.count == 1
+        assert public_target.count == 1
     assert internal_service.connections == 0
 
 
@@ -373,8 +375,8 @@ async def test_internal_token_service_must_be_listed(
     internal_service.reply = lambda head: answer(200, '{"token": "t"}')
     async with scripted_server(reply, PUBLIC_ADDRESS) as server:
         realm = f"{server.url}/token"
-        for more in (dict[str, Any](), login):
-            async with upstream_source(registry, server.url, classify=classify, **more) as source:
+        for login_settings in (dict[str, Any](), login):
+            async with upstream_source(registry, server.url, classify=classify, **login_settings) as source:
                 with pytest.raises(UpstreamUnavailable, match="not public"):
                     await source.tags(REPO, None, 5)
         realm = f"{internal_service.url}/token"

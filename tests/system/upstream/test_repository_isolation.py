@@ -215,17 +215,17 @@ async def test_hanging_requests_leave_connections_for_others(
         if repository(head) != "bad":
             return answer(200, image.body, content_type=image.media_type)
         if hanging_host == "redirect" and target(head) != "/hangs/library/bad":
-            return answer(307, location=f"{other.url}/hangs/library/bad")
+            return answer(307, location=f"{redirect_target.url}/hangs/library/bad")
         await may_respond.wait()
         return b""
 
     async with (
         scripted_server(reply) as server,
-        scripted_server(reply) as other,
+        scripted_server(reply) as redirect_target,
         upstream_source(registry, server.url) as source,
     ):
         waiting = [asyncio.create_task(source.get_manifest(BAD_REPO, Tag(f"{n}"))) for n in range(200)]
-        hanging_server = other if hanging_host == "redirect" else server
+        hanging_server = redirect_target if hanging_host == "redirect" else server
         async with asyncio.timeout(8):
             while hanging_server.count < REQUESTS_PER_REPOSITORY:  # noqa: ASYNC110  the server has no event to wait for
                 await asyncio.sleep(0.01)

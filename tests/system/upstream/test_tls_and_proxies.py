@@ -86,9 +86,9 @@ async def test_untrusted_certificate_is_refused(
 
 async def test_unreadable_ca_file(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
     """If `ca_file` is missing or invalid, each request raises an error that names the setting, and nothing is sent."""
-    bad = tmp_path / "bad.pem"
-    bad.write_text("no certificate")
-    for file in (bad, tmp_path / "absent.pem"):
+    invalid_file = tmp_path / "bad.pem"
+    invalid_file.write_text("no certificate")
+    for file in (invalid_file, tmp_path / "absent.pem"):
         async with upstream_source(registry, upstream.url, ca_file=file) as source:
             with pytest.raises(UpstreamUnavailable, match="ca_file"):
                 await source.get_manifest(REPO, TAG)
@@ -137,10 +137,10 @@ async def test_close_does_not_wait_for_a_thread_that_reads_certificates(
             await task
 
 
-def _end_of_file(writer: int, wanted: threading.Event) -> bool:
-    """Closes the pipe once `wanted` is set. Returns False if that did not happen within 10 s."""
+def _end_of_file(writer: int, may_close: threading.Event) -> bool:
+    """Closes the pipe once `may_close` is set. Returns False if that did not happen within 10 s."""
     try:
-        return wanted.wait(10)
+        return may_close.wait(10)
     finally:
         os.close(writer)
 
@@ -192,8 +192,10 @@ class HttpProxy:
         else:
             parts = urlsplit(target)
             path = f"{parts.path}?{parts.query}" if parts.query else parts.path
-            kept = [line for line in head.split("\r\n")[1:-2] if not line.lower().startswith(("proxy-", "connection"))]
-            lines = [f"{method} {path} HTTP/1.1", *kept, "Connection: close", "", ""]
+            kept_headers = [
+                line for line in head.split("\r\n")[1:-2] if not line.lower().startswith(("proxy-", "connection"))
+            ]
+            lines = [f"{method} {path} HTTP/1.1", *kept_headers, "Connection: close", "", ""]
             far_writer.write("\r\n".join(lines).encode())
         await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
 

@@ -165,13 +165,13 @@ async def test_size_of_a_blob(registry: StoredRegistry, upstream: Hub, image: Im
 @pytest.mark.parametrize("head", [200, 405])
 async def test_size_of_another_blob_is_refused(registry: StoredRegistry, head: int) -> None:
     """If the response names another digest than the requested one, its size is not used, and the request fails."""
-    other = "sha256:" + "1" * 64
+    other_digest = "sha256:" + "1" * 64
 
     def reply(request: str) -> bytes:
         if request.startswith("HEAD") and head != 200:
             return answer(head)
         body = b"" if request.startswith("HEAD") else b"12345"
-        return answer(200, body, content_length="5", docker_content_digest=other)
+        return answer(200, body, content_length="5", docker_content_digest=other_digest)
 
     async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
         with pytest.raises(UpstreamUnavailable, match="another blob"):

@@ -273,10 +273,10 @@ async def test_redirect_targets_get_no_login(registry: StoredRegistry, tmp_path:
             redirected_heads.append(head)
             return answer(200, json.dumps({"name": REPO, "tags": ["1"]}))
         assert "authorization: basic" in head.lower()
-        return answer(302, location=f"{other.url}/away")
+        return answer(302, location=f"{redirect_target.url}/away")
 
     async with (
-        scripted_server(redirect_back) as other,
+        scripted_server(redirect_back) as redirect_target,
         scripted_server(reply) as endpoint,
         upstream_source(registry, endpoint.url, **logged_in(tmp_path)) as source,
     ):

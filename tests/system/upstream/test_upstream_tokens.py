@@ -140,12 +140,12 @@ async def test_cancelled_request_does_not_cancel_the_shared_token(registry: Stor
     async with upstream_source(registry, upstream.url) as source:
         first = asyncio.create_task(source.get_manifest(REPO, TAG))
         await upstream.arrival(1, "token")
-        others = [asyncio.create_task(source.get_manifest(REPO, TAG)) for _ in range(3)]
+        waiting_requests = [asyncio.create_task(source.get_manifest(REPO, TAG)) for _ in range(3)]
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
         upstream.release()
-        await asyncio.gather(*others)
+        await asyncio.gather(*waiting_requests)
     assert upstream.count("token") == 1
 
 
@@ -266,10 +266,10 @@ async def test_invalid_tokens_are_refused(registry: StoredRegistry) -> None:
 async def test_each_repository_has_its_own_token(registry: StoredRegistry, tmp_path: Path) -> None:
     """The client gets a separate token for each repository, with permission to pull only."""
     content = UpstreamContent()
-    other = RepositoryName("library/other")
+    other_repo = RepositoryName("library/other")
     with hub(tmp_path, content, auth="bearer") as empty_hub:
         async with upstream_source(registry, empty_hub.url) as source:
-            for repo in (REPO, other):
+            for repo in (REPO, other_repo):
                 with pytest.raises(ManifestUnknown):
                     await source.get_manifest(repo, TAG)
         scopes = sorted(request.path.partition("scope=")[2] for request in empty_hub.requests("token"))
