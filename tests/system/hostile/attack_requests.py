@@ -54,6 +54,7 @@ def head(
 
 
 def connect(port: int) -> socket.socket:
+    """Opens a connection to the server on this port."""
     sock = socket.create_connection(("127.0.0.1", port), TIMEOUT)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock

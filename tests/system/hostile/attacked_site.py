@@ -14,6 +14,7 @@ from tests.system.hostile.attack_requests import AttackAnswer
 from tests.system.hostile.bad_upstreams import BadUpstreams, bad_upstreams
 
 ENVIRONMENT = {"ENTREPOT_LOG_LEVEL": "warning"}
+"""The environment variables of the attacked server."""
 
 
 @dataclass

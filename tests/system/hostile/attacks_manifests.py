@@ -37,6 +37,7 @@ def put(
 
 
 def _pushed(make: Callable[[int], bytes], size: int, kind: str, site: AttackedSite) -> AttackAnswer:
+    """Pushes the manifest that `make` returns for this size."""
     return put(site, make(size), kind)
 
 
@@ -67,6 +68,7 @@ def _dripped(site: AttackedSite) -> AttackAnswer:
 
 
 def _single_byte_chunks(site: AttackedSite) -> AttackAnswer:
+    """Pushes a manifest in chunks of one byte."""
     headers = {"Content-Type": OCI_MANIFEST, "Transfer-Encoding": "chunked"}
     request_head = attack_requests.head("PUT", f"/v2/{REPO}/manifests/{site.fresh()}", headers)
     return site.talk(request_head + attack_requests.chunks(costly_bodies.manifest(note=site.fresh() + "x" * INLINE), 1))
@@ -106,10 +108,12 @@ def _subjects(site: AttackedSite) -> AttackAnswer:
 
 
 def _by_sha512(site: AttackedSite) -> AttackAnswer:
+    """Pushes a manifest under a SHA-512 digest that is wrong."""
     return put(site, costly_bodies.spaces(LARGEST), reference=f"sha512:{'0' * 128}")
 
 
 def _tags(count: int, site: AttackedSite) -> AttackAnswer:
+    """Pushes a manifest with `count` tags in the query."""
     query = "?" + "&".join(f"tag={site.fresh()}{'x' * 100}" for _ in range(count))
     return put(site, costly_bodies.manifest(note=site.fresh()), query=query)
 
@@ -142,6 +146,7 @@ def _deleted(name: str, text_format: str, site: AttackedSite) -> AttackAnswer:
     return site.ask("DELETE", f"/v2/{repo}/manifests/{large_store.digest(text_format % repo)}")
 
 
+# By name: the functions that return a large manifest for a size in bytes.
 _LARGE: dict[str, Callable[[int], bytes]] = {
     "repeated names": costly_bodies.repeated_names,
     "many annotations": costly_bodies.many_annotations,
@@ -171,6 +176,7 @@ _LARGE: dict[str, Callable[[int], bytes]] = {
     "long config type": costly_bodies.long_config_type,
     "long layer type": costly_bodies.long_descriptor_type,
 }
+# The names of the manifests that are also pushed in a small size.
 _INLINE = ("repeated names", "empty objects", "many annotations", "many numbers", "escapes", "one layer many times")
 
 ATTACKS = [

@@ -23,10 +23,12 @@ def _get(target: str, site: AttackedSite) -> AttackAnswer:
 
 
 def _headed(target: str, headers: Mapping[str, str], site: AttackedSite) -> AttackAnswer:
+    """Sends a GET with these headers."""
     return site.ask("GET", target, headers)
 
 
 def _blob(headers: Mapping[str, str], site: AttackedSite) -> AttackAnswer:
+    """Requests a blob of 1 MiB with these headers."""
     return site.ask("GET", f"/v2/{REPO}/blobs/{_large_blob(site)}", headers)
 
 
@@ -42,6 +44,7 @@ def _large_blob(site: AttackedSite) -> str:
 
 
 def _token_form(form: bytes, site: AttackedSite) -> AttackAnswer:
+    """Sends a form to `/token`."""
     return site.ask("POST", "/token", {"Content-Type": "application/x-www-form-urlencoded"}, form)
 
 
@@ -61,6 +64,7 @@ def _encoded(document: object) -> str:
 
 
 def _jwt(header: object, payload: object) -> str:
+    """Returns an Authorization header with a JWT whose signature is wrong."""
     return f"Bearer {_encoded(header)}.{_encoded(payload)}.{_encoded(b's' * 32)}"
 
 
@@ -162,4 +166,5 @@ ATTACKS = [
 
 
 def _hosted(host: str) -> bytes:
+    """Returns a request with this Host header."""
     return f"GET /v2/_catalog HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()

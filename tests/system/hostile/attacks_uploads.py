@@ -72,6 +72,7 @@ def _mounts(source: str, site: AttackedSite) -> AttackAnswer:
 
 
 def _ranged(value: str, site: AttackedSite) -> AttackAnswer:
+    """Sends a PATCH with this Content-Range to a new upload session."""
     return site.ask("PATCH", _start(site), {"Content-Range": value}, b"a")
 
 

@@ -29,6 +29,7 @@ MIB = 1 << 20
 Answering = Callable[[str], Iterable[bytes]]
 """The type of a kind of response: from the target of the request to the bytes to send."""
 DOMAIN = ".bad.test"
+"""The end of the names of all fake upstreams."""
 
 
 def respond(
@@ -64,16 +65,19 @@ def manifest(make: Callable[[int], bytes], kind: str = OCI_MANIFEST, size: int =
 
 
 def _endless(target: str) -> Iterator[bytes]:
+    """Yields a manifest of 32 MiB of spaces, without Content-Length."""
     return chunked((b" " * MIB for _ in range(32)), OCI_MANIFEST)
 
 
 def _single_bytes(target: str) -> Iterator[bytes]:
+    """Yields a manifest in chunks of one byte."""
     body = costly_bodies.manifest(note="x" * 100_000)
     yield f"HTTP/1.1 200 OK\r\nContent-Type: {OCI_MANIFEST}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     yield b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
 
 
 def _long_headers(target: str) -> Iterator[bytes]:
+    """Yields a manifest with 1200 headers."""
     lines = [f"X-Header-{number}: {'v' * 40}" for number in range(1200)]
     return respond(costly_bodies.manifest(note=target), kind=OCI_MANIFEST, headers=lines)
 
@@ -91,16 +95,19 @@ def _token(body: bytes) -> Answering:
 
 
 def _challenges(target: str) -> Iterator[bytes]:
+    """Yields a login challenge with 1500 parameters."""
     noise = ",".join(f'p{number}="{"=" * 20}"' for number in range(1500))
     return respond(b"", "401 Unauthorized", headers=(f"WWW-Authenticate: Bearer {noise}",))
 
 
 def _quotes(target: str) -> Iterator[bytes]:
+    """Yields a login challenge with 15,000 escaped quotes."""
     quotes = '\\"' * 15_000
     return respond(b"", "401 Unauthorized", headers=(f"WWW-Authenticate: Bearer realm={quotes}",))
 
 
 def _many_challenges(target: str) -> Iterator[bytes]:
+    """Yields 1200 login challenges."""
     return respond(b"", "401 Unauthorized", headers=("WWW-Authenticate: Basic realm=a",) * 1200)
 
 
@@ -112,6 +119,7 @@ def _tag_pages(target: str) -> Iterator[bytes]:
 
 
 def _tag_loop(target: str) -> Iterator[bytes]:
+    """Yields a page of tags whose next page is the same page."""
     link = f'Link: <{target}>; rel="next"'
     return respond(json.dumps({"name": "a", "tags": [f"t{n}" for n in range(1000)]}).encode(), headers=(link,))
 
@@ -120,6 +128,7 @@ _tag_list = lru_cache(maxsize=4)(costly_bodies.upstream_tags)
 
 
 def _tags(target: str) -> Iterator[bytes]:
+    """Yields a list of 8 MiB of tags in one page."""
     return respond(_tag_list(""))
 
 
@@ -138,15 +147,18 @@ def _referrers(annotated: bool) -> Answering:
 
 
 def _gzip_bomb(target: str) -> Iterator[bytes]:
+    """Yields a small gzip file that expands to 64 MiB."""
     body = gzip.compress(b" " * (64 * MIB), 9)
     return respond(body, kind=OCI_MANIFEST, headers=("Content-Encoding: gzip",))
 
 
 def _redirects(target: str) -> Iterator[bytes]:
+    """Yields a redirect to itself."""
     return respond(b"", "307 Temporary Redirect", headers=(f"Location: {target.partition('?')[0]}?again",))
 
 
 def _long_redirect(target: str) -> Iterator[bytes]:
+    """Yields a redirect to a very long URL."""
     return respond(b"", "307 Temporary Redirect", headers=(f"Location: /{'%2e/' * 15_000}",))
 
 
@@ -242,6 +254,7 @@ def bad_upstreams(folder: Path) -> Iterator[BadUpstreams]:
 
 
 def _serve(listener: socket.socket, answering: Answering) -> None:
+    """Accepts connections, and answers each in a thread."""
     while True:
         sock, _ = listener.accept()
         threading.Thread(target=_answer, args=(sock, answering), daemon=True).start()

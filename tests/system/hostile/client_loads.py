@@ -57,10 +57,12 @@ def _put(make: Callable[[int], bytes], size: int = LARGEST, missing_bytes: int =
 
 
 def _pipelined(target: str, count: int) -> Callable[[int], Sequence[bytes]]:
+    """Returns a function with the requests of a client: `count` GET requests at once."""
     return lambda number: [attack_requests.head("GET", target, keep=True) * count]
 
 
 def _posted(target: str, kind: str, body: bytes, site: AttackedSite) -> Callable[[int], Sequence[bytes]]:
+    """Returns a function with the request of a client: a POST by the admin."""
     return lambda number: [
         attack_requests.head(
             "POST", target, {"Content-Type": kind, "Authorization": site.logins["admin"]}, length=len(body)
@@ -86,13 +88,16 @@ _LISTED = f"/v2/large/referrers/referrers/{large_store.SUBJECT}"
 
 
 def _manifest(number: int) -> str:
+    """Returns the target of one of the 16 pushed manifests."""
     return f"/v2/{PULLED_REPO}/manifests/m{number % 16}"
 
 
 def _catalog(number: int) -> str:
+    """Returns the target of a large page of the catalog."""
     return f"/v2/_catalog?n=10000&last=r/{number:03d}"
 
 
+# By name: the functions that return a load for the attacked server.
 LOADS: Mapping[str, Callable[[AttackedSite], ClientLoad]] = {
     "manifests of empty objects": lambda site: ClientLoad(_put(costly_bodies.empty_objects)),
     "manifests with many annotations": lambda site: ClientLoad(_put(costly_bodies.many_annotations)),

@@ -57,19 +57,23 @@ def repeated_names(size: int) -> bytes:
 
 
 def many_annotations(size: int) -> bytes:
+    """A manifest with many small annotations."""
     return _numbered(size, "annotations", b"{", lambda number: b'"a%07d":"b"' % number, b"}")
 
 
 def one_annotation(size: int) -> bytes:
+    """A manifest with one long annotation."""
     prefix, suffix = _around_value_of("annotations")
     return prefix + b'{"a":"' + b"x" * (size - len(prefix) - len(suffix) - 8) + b'"}' + suffix
 
 
 def empty_objects(size: int) -> bytes:
+    """A manifest with many empty JSON objects."""
     return _filled(size, "extra", b"[", b"{}", b"]")
 
 
 def empty_lists(size: int) -> bytes:
+    """A manifest with many empty JSON lists."""
     return _filled(size, "extra", b"[", b"[]", b"]")
 
 
@@ -79,6 +83,7 @@ def nested_lists(size: int) -> bytes:
 
 
 def deep(size: int) -> bytes:
+    """A manifest with very deeply nested lists."""
     prefix, suffix = _around_value_of("extra")
     depth = (size - len(prefix) - len(suffix)) // 2
     return prefix + b"[" * depth + b"]" * depth + suffix
@@ -90,43 +95,52 @@ def opened(size: int) -> bytes:
 
 
 def numbers(size: int) -> bytes:
+    """A manifest with a list of many integers."""
     return _filled(size, "extra", b"[", b"1", b"]")
 
 
 def floats(size: int) -> bytes:
+    """A manifest with a list of many fractions."""
     return _filled(size, "extra", b"[", b"1.1e-308", b"]")
 
 
 def long_number(size: int) -> bytes:
+    """A manifest with one very long integer."""
     prefix, suffix = _around_value_of("extra")
     return prefix + b"9" * (size - len(prefix) - len(suffix)) + suffix
 
 
 def long_exponent(size: int) -> bytes:
+    """A manifest with a number whose exponent is very long."""
     prefix, suffix = _around_value_of("extra")
     return prefix + b"1e" + b"9" * (size - len(prefix) - len(suffix) - 2) + suffix
 
 
 def long_fraction(size: int) -> bytes:
+    """A manifest with one very long fraction."""
     prefix, suffix = _around_value_of("extra")
     return prefix + b"0." + b"1" * (size - len(prefix) - len(suffix) - 2) + suffix
 
 
 def literals(size: int) -> bytes:
+    """A manifest with a list of many `null`."""
     return _filled(size, "extra", b"[", b"null", b"]")
 
 
 def not_a_number(size: int) -> bytes:
+    """A manifest with a long list that ends with NaN, which is not valid JSON."""
     return _filled(size, "extra", b"[", b"0", b",NaN]")
 
 
 def escapes(size: int) -> bytes:
+    """A manifest with an annotation of many escaped characters."""
     prefix, suffix = _around_value_of("annotations")
     count = (size - len(prefix) - len(suffix) - 8) // 6
     return prefix + b'{"a":"' + b"\\u00e9" * count + b'"}' + suffix
 
 
 def half_surrogates(size: int) -> bytes:
+    """A manifest with an annotation of many halves of surrogate pairs, which are invalid."""
     prefix, suffix = _around_value_of("annotations")
     count = (size - len(prefix) - len(suffix) - 8) // 6
     return prefix + b'{"a":"' + b"\\ud800" * count + b'"}' + suffix
@@ -138,6 +152,7 @@ def late_half_surrogate(size: int) -> bytes:
 
 
 def bad_utf8(size: int) -> bytes:
+    """A manifest with a byte at its end that is not valid UTF-8."""
     return one_annotation(size - 1)[:-3] + b"\xff" + b'"}}'
 
 
@@ -147,11 +162,13 @@ def marked(size: int) -> bytes:
 
 
 def spaces(size: int) -> bytes:
+    """A small manifest, filled up with spaces."""
     body = manifest()
     return body[:-1] + b" " * (size - len(body)) + b"}"
 
 
 def unfinished(size: int) -> bytes:
+    """A manifest without its last byte."""
     return empty_objects(size)[:-1]
 
 
@@ -161,6 +178,7 @@ def many_layers(size: int) -> bytes:
 
 
 def same_layers(size: int) -> bytes:
+    """A manifest with many layers that are all the same blob."""
     return _layers(size, lambda number: EMPTY)
 
 
@@ -201,14 +219,17 @@ def platforms(size: int) -> bytes:
 
 
 def long_media_type(size: int) -> bytes:
+    """A manifest with a very long artifact type."""
     return manifest(artifactType="a/" + "b" * (size - 1000))
 
 
 def long_config_type(size: int) -> bytes:
+    """A manifest whose config has a very long media type."""
     return manifest(config={**CONFIG, "mediaType": "a/" + "b" * (size - 1000)})
 
 
 def long_descriptor_type(size: int) -> bytes:
+    """A manifest with a layer that has a very long media type."""
     return manifest(layers=[{"mediaType": "nondistributable" * ((size - 1000) // 16), "digest": EMPTY, "size": 2}])
 
 
@@ -246,8 +267,10 @@ def error_codes() -> bytes:
 
 @lru_cache(maxsize=1)
 def noise(size: int) -> bytes:
+    """Random bytes, the same for each call."""
     return random.Random(size).randbytes(size)
 
 
 def noise_digest(size: int) -> str:
+    """The digest of `noise(size)`."""
     return f"sha256:{hashlib.sha256(noise(size)).hexdigest()}"

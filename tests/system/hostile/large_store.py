@@ -48,9 +48,11 @@ HUGE_REFERRERS, HUGE = 3, 6 << 20
 
 
 def digest(text: str) -> str:
+    """Returns the digest of the text."""
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
+# The subjects of referrers with an annotation, without one, and with a huge one.
 SUBJECT, BARE_SUBJECT, HUGE_SUBJECT = digest("subject"), digest("bare subject"), digest("huge subject")
 SLOW_LIMITS = [f"{'*/' * (number % 3 + 1)}*0{number}z" for number in range(40)]
 """Patterns that match no repository name. The mismatch is only at the end of a name, so matching is slow."""
@@ -178,6 +180,7 @@ class Rows:
         )
 
     def add_audit(self, count: int) -> None:
+        """Adds `count` entries to the audit log."""
         self._db.executemany(
             "INSERT INTO audit (at, actor, action, target, part, outcome, address, request_id, user_agent, detail, "
             "count) VALUES (?, 'somebody', 'blob.mount', 'team/app', ?, 'ok', '127.0.0.1', '', 'test', ?, 1)",
@@ -203,6 +206,7 @@ class Rows:
         }
 
     def _account(self, name: str, *, admin: bool = False, limits: tuple[TokenLimit, ...] | None = None) -> str:
+        """Adds an account with an API token. Returns its Authorization header. `limits`: the patterns of the token."""
         self._db.execute(
             "INSERT INTO account (name, kind, password, enabled, admin, version, created, note) "
             "VALUES (?, 'user', NULL, 1, ?, 1, ?, '')",
@@ -237,6 +241,7 @@ class Rows:
         )
 
     def add_stale_uploads(self, name: str, count: int) -> None:
+        """Adds `count` upload sessions that expired long ago. `name`: their repository."""
         chance = random.Random(2)
         self._db.executemany(
             "INSERT INTO upload (id, repository, algorithm, offset, boot, started, touched, owner) "

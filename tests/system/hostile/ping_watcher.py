@@ -146,6 +146,7 @@ class _Worker:
         self._looked = 0.0
 
     def ping(self) -> None:
+        """Sends a ping, and records the CPU times of the threads before it."""
         now = time.monotonic()
         if now - self._looked > THREAD_SEARCH_SECONDS:
             self._looked = now
@@ -198,6 +199,7 @@ class _Worker:
         return times
 
     def _find_threads(self) -> None:
+        """Opens the CPU times of the threads that are new."""
         for tid in map(int, os.listdir(f"/proc/{self.pid}/task")):
             if tid not in self._threads:
                 with contextlib.suppress(OSError):
@@ -262,6 +264,7 @@ def _watch(workers: list[_Worker]) -> None:
 
 
 def _say(message: object) -> None:
+    """Sends the message to the test."""
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
 

@@ -21,6 +21,7 @@ from tests.system.hostile.ping_watcher import PingWatcher, Stall
 MAX_STALL_MS = 50.0
 """The maximum time in milliseconds for which a request may block a worker, as docs/en/security.md states it."""
 TRIES = 3
+"""How often a kind of request above the limit is sent."""
 SETTLE_SECONDS = 0.1
 """Seconds for which the pings continue after the last response, because the worker may still work then."""
 
@@ -50,6 +51,7 @@ class StallResult:
 
     @property
     def held(self) -> float:
+        """The time in milliseconds for which the worker was blocked."""
         return self.stall.held
 
     def __str__(self) -> str:

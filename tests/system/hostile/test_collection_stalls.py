@@ -19,6 +19,7 @@ from tests.system.hostile.stalls import MAX_STALL_MS, SETTLE_SECONDS, TRIES
 
 pytestmark = [pytest.mark.alone, pytest.mark.real_disk]
 
+# Settings with which the garbage collection runs every second.
 FREQUENT_COLLECTION = {"ENTREPOT_GC__GRACE": "1s", "ENTREPOT_GC__INTERVAL": "1s", "ENTREPOT_UPLOADS__EXPIRE": "1h"}
 TIMEOUT_SECONDS = 60.0
 ENOUGH_DELETED = 100

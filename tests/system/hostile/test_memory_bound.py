@@ -16,6 +16,7 @@ from tests.system.hostile.client_loads import LOADS
 from tests.system.hostile.memory_growth import MAX_GROWTH_BYTES, MAX_KEPT_BYTES, Growth, grow
 
 WARM_UP_ROUNDS = 20
+"""How often the ordinary requests are sent before the measurement."""
 
 
 class SharedSite:

@@ -16,6 +16,7 @@ from tests.system.live_change.live_client import LiveConnection, push
 CONNECTIONS = 64
 REQUESTS = 10_000
 PUSHES = 8
+"""The number of clients that push at the same time."""
 RELOADS = 20
 RESTARTS = 3
 PAUSE_SECONDS = 0.1

@@ -10,6 +10,7 @@ from tests.fakes.client_images import MIB
 from tests.fakes.hub.hub import repeated, union
 from tests.fakes.mirror_site import REPO, SIZE, MirrorSite, wait_until
 
+# Settings of the upstream with a short timeout for connections without data.
 QUICK_TIMEOUT = 'prefetch = "off"\nidle_timeout = "400ms"'
 
 

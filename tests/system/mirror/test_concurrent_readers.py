@@ -10,6 +10,7 @@ from tests.fakes.hub.hub import repeated, union
 from tests.fakes.mirror_site import REPO, SIZE, MirrorSite, wait_until
 
 GIB = 1024 * MIB
+# Settings of the upstream with which the mirror downloads each blob over one connection.
 ONE_CONNECTION = 'prefetch = "off"\nconnections = 1'
 
 

@@ -18,6 +18,7 @@ from tests.fakes.scrub_runs import delete, flip_byte
 
 
 def blob_file(site: MirrorSite) -> Path:
+    """Returns the file in which the mirror has stored the blob."""
     return Layout(site.server.data).blob(Digest(site.digest))
 
 

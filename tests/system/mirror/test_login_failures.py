@@ -10,10 +10,12 @@ import pytest
 from tests.fakes.mirror_site import REPO, MirrorSite
 from tests.fakes.upstream_content import noise_image
 
+# Settings of the upstream with which the mirror asks it at each request for a tag.
 NO_TTL = 'tag_ttl = "0s"\nmiss_ttl = "0s"'
 FAILING_REPO = "library/bad"
 TAGS = [f"t{number}" for number in range(10)]
 
+# By name: the realm (URL of the token service) with which the login for FAILING_REPO fails.
 FAILURES: dict[str, Callable[[MirrorSite], str]] = {
     "realm that is not trusted": lambda site: f"{site.hub.auth_url}/token",
     "token service that is dead": lambda site: "http://127.0.0.1:1/token",

@@ -7,6 +7,7 @@ import re
 from tests.fakes.metrics_reader import scrape
 from tests.fakes.mirror_site import REPO, MirrorSite
 
+# Settings that enable the metrics, also those with the names of the distribution registry.
 METRICS_SETTINGS = '[metrics]\nallow = ["127.0.0.0/8"]\ndistribution_names = true\n'
 DOCKER_IO = {"upstream": "docker.io"}
 

@@ -9,6 +9,7 @@ from tests.fakes.client_images import MIB
 from tests.fakes.mirror_site import REPO, MirrorSite
 from tests.fakes.upstream_content import noise_image
 
+# Settings of the upstream with which the mirror asks it at each request for a tag.
 NO_TTL = 'tag_ttl = "0s"\nmiss_ttl = "0s"'
 
 

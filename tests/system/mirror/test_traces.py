@@ -16,6 +16,7 @@ from tests.fakes.otlp_collector import Collector, attributes
 from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import running_server
 
+# The ids of the trace and of the span of the client.
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 

@@ -11,6 +11,7 @@ from tests.fakes.client_images import MIB
 from tests.fakes.mirror_site import REPO, SIZE, MirrorSite, wait_until
 
 IMMUTABLE = "max-age=31536000, immutable"
+"""The Cache-Control of a verified blob."""
 
 
 def start_stalled_download(site: MirrorSite, **fault: int) -> None:

@@ -121,10 +121,12 @@ def test_credentials_of_clients_are_not_forwarded(site: MirrorSite, auth: str) -
 
 
 def encoded(user: str, password: str) -> str:
+    """Returns the user and password as in an Authorization header for Basic."""
     return base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def not_in_log(site: MirrorSite, *secrets: str) -> bool:
+    """Returns whether none of the secrets is in the server's log."""
     text = site.server.log_text()
     return not any(secret in text for secret in secrets)
 

@@ -56,10 +56,12 @@ def pull(site: MirrorSite, name: str, query: str = "", headers: Mapping[str, str
 
 
 def known_images(site: MirrorSite) -> list[ImageTree]:
+    """Returns all images at the upstreams."""
     return [site.image, noise_image("ghcr", 1000, 100_000), noise_image("hub", 1000, 100_000)]
 
 
 def all_of(image: ImageTree) -> list[bytes]:
+    """Returns the bytes of the manifest and of all blobs of an image."""
     return [image.body, *(blob.read() for blob in image.blobs.values())]
 
 
@@ -103,6 +105,7 @@ def test_all_ways_to_push_to_a_mirrored_name_are_denied(pair: TwoUpstreams) -> N
 
 
 def check_refusals(pair: TwoUpstreams, base: str) -> None:
+    """Checks that each request that starts a push below the path `base` is denied."""
     site, digest = pair.site, pair.ghcrs.config.digest
     kind = {"Content-Type": pair.ghcrs.media_type}
     responses = [

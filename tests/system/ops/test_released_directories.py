@@ -14,6 +14,7 @@ from tests.fakes.clients.registry_client import RegistryClient, assert_same_imag
 from tests.fakes.released_directory import ARCHIVES, HOSTED, basic, settings, unpack
 from tests.fakes.server_process import ROOT, running_server
 
+# By version: the archive of a data directory.
 ARCHIVED_DIRECTORIES = {
     path.name.removeprefix("entrepot-").removesuffix(".tar.gz"): path for path in ARCHIVES.glob("*.tar.gz")
 }

@@ -23,12 +23,14 @@ from tests.fakes.page_store import add_cached, add_index
 from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import RegistryServer, running_server
 
+# The numbers of layers, platforms and tags of the unusual content.
 LAYERS = 500
 PLATFORMS = 100
 TAGS = 100_000
 
 
 async def _fill(data: Path) -> None:
+    """Stores an image with many layers, an index with many platforms, and images that `_spoil` changes later."""
     async with open_registry(data) as store:
         await add_cached(store, "odd/layers", "v1", layers=LAYERS)
         await add_index(store, "odd/wide", "v1", [("linux", f"cpu{n}") for n in range(PLATFORMS)], present=1)

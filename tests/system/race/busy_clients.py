@@ -24,6 +24,7 @@ TAGS = 6
 
 
 def shared_layer(number: int) -> bytes:
+    """Returns one of the layers that the images of all clients share."""
     return random.Random(f"layer {number}").randbytes(LAYER_BYTES)
 
 
@@ -83,6 +84,7 @@ class BusyClient:
             self.failure = f"{self.name}: {' '.join(where)}: {type(error).__name__}: {error}"
 
     def _act(self, wire: RawConnection) -> None:
+        """Does one random action."""
         chance = self._random.random()
         repo = self._random.choice((self.kept, self.scratch))
         if chance < 0.2:
@@ -143,6 +145,7 @@ class BusyClient:
             self._delete_manifest(wire, self.kept, digest)
 
     def _push_index(self, wire: RawConnection, repo: str, tag: str) -> None:
+        """Pushes two images and an index of them."""
         bodies = []
         for _ in range(2):
             digest = self._push_image(wire, repo, None)
@@ -172,6 +175,7 @@ class BusyClient:
         blobs: tuple[str, ...],
         children: tuple[str, ...],
     ) -> str | None:
+        """Puts a manifest. Returns its digest, or None if the server refused it because a blob is missing."""
         digest = digest_of(body)
         answer = wire.ask("PUT", f"/v2/{repo}/manifests/{reference or digest}", {"Content-Type": media_type}, body)
         if answer.status == 404 and answer.codes == ["MANIFEST_BLOB_UNKNOWN"]:
@@ -202,6 +206,7 @@ class BusyClient:
         self.counts.deleted += 1
 
     def _delete_manifest(self, wire: RawConnection, repo: str, digest: str) -> None:
+        """Deletes a manifest. Removes it and its tags from `acknowledged` before."""
         acknowledged = self.acknowledged
         del acknowledged.manifests[repo, digest]
         acknowledged.tags = {
@@ -211,6 +216,7 @@ class BusyClient:
         self.counts.deleted += 1
 
     def _pull(self, wire: RawConnection) -> None:
+        """Pulls a random acknowledged manifest."""
         if not self.acknowledged.manifests:
             return
         repo, digest = self._random.choice(list(self.acknowledged.manifests))
@@ -264,4 +270,5 @@ class BusyClient:
 
 
 def expect(answer: RawAnswer, *statuses: int) -> None:
+    """Checks that the response has one of these statuses."""
     assert answer.status in statuses, f"{answer.status} {answer.body[:300]!r}"

@@ -103,6 +103,7 @@ def manifest_of(config: bytes) -> Manifest:
 
 
 async def push(registry: StoredRegistry, repo: RepositoryName, body: bytes) -> None:
+    """Pushes a blob."""
     writer = await registry.start_upload(repo)
     try:
         await writer.write(body)
@@ -112,7 +113,7 @@ async def push(registry: StoredRegistry, repo: RepositoryName, body: bytes) -> N
 
 
 async def pull(registry: StoredRegistry, repo: RepositoryName, digest: Digest) -> bytes:
-    """Raises BlobUnknown."""
+    """Pulls a blob. Raises BlobUnknown if the repository does not have it."""
     reader = await registry.open_blob(repo, digest)
     try:
         return b"".join([chunk async for chunk in reader])

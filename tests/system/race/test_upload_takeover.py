@@ -62,6 +62,7 @@ async def test_old_owner_cannot_write_after_a_takeover(
 
 
 async def _write_and_close(writer: object, body: bytes) -> RegistryError | None:
+    """Writes `body` and OTHER_BODY, and closes the writer. Returns the error, if there was one."""
     try:
         await writer.write(body)  # type: ignore[attr-defined]
         await writer.write(OTHER_BODY)  # type: ignore[attr-defined]
@@ -208,6 +209,7 @@ async def test_two_takeovers_after_a_reboot_keep_acknowledged_bytes(data: Path, 
 
 
 async def _append(registry: StoredRegistry, upload: object, body: bytes) -> None:
+    """Resumes the upload session, and writes `body`."""
     writer = await registry.resume_upload(APP, upload)  # type: ignore[arg-type]
     await writer.write(body)
     await writer.aclose()

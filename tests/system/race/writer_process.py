@@ -13,6 +13,7 @@ from tests.system.race.gated_system import BY, manifest_of
 
 WRITERS = 8
 CHANGES = 200
+"""The number of manifests that each writer puts."""
 
 
 async def main(data: Path, name: str) -> None:

@@ -93,6 +93,7 @@ def change_in_another_process(server: RegistryServer, change: Callable[[StoredRe
 
 
 async def _push(registry: StoredRegistry, seed: str) -> None:
+    """Pushes another image for each seed, with the tag `latest`."""
     await push_image(registry, APP, seed, "latest")
 
 

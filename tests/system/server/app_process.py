@@ -68,6 +68,7 @@ class AppProcess:
         return children(self.pid)
 
     def connect(self) -> socket.socket:
+        """Opens a connection to the server."""
         sock = socket.create_connection(self.address, timeout=TIMEOUT_SECONDS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock

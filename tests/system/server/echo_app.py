@@ -125,6 +125,7 @@ class EchoApp:
         await answer(send, 403, b"no")
 
     async def slow(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Answers after `seconds`."""
         print_line("slow")
         await asyncio.sleep(float(query["seconds"]))
         await answer(send, 200, b"slow")
@@ -243,6 +244,7 @@ class CachedAnswerApp(EchoApp):
         ), f"{self.given:016x}"
 
     async def ready(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Answers without the cache: the server calls this if it cannot use the cached response."""
         assert "entrepot.at_once" in scope["extensions"]
         await answer(send, 200, body_of(query), (b"x-way", b"called"))
 
@@ -267,6 +269,7 @@ def file_message(file: Any, part: str) -> dict[str, Any]:
 
 
 async def answer(send: Any, status: int, body: bytes, *more: tuple[bytes, bytes]) -> None:
+    """Sends a whole response. `more`: headers besides Content-Length."""
     headers = [(b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -16,6 +16,7 @@ from tests.fakes.certificate_authority import CertificateAuthority
 from tests.system.server.app_process import AppProcess, Start, read_all, read_response
 from tests.system.server.tls_client import client_context, tls_connection
 
+# Environment variables that select the event loop of the server.
 LOOPS = [{}, {"NO_UVLOOP": "1"}]
 IDS = ["uvloop", "asyncio"]
 SIZE = 60_000

@@ -21,6 +21,7 @@ from tests.fakes.certificate_authority import CertificateAuthority, KeyPair
 from tests.system.server.app_process import AppProcess, Start, wait_for
 from tests.system.server.tls_client import ask, client_context, serial, tls_connection
 
+# Limits of the server with which it checks its certificate files every 50 ms.
 SHORT_INTERVALS = {"certificate_check_seconds": 0.05, "timeout_check_seconds": 0.05}
 DAY = 86400
 """Seconds."""

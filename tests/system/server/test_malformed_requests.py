@@ -13,6 +13,7 @@ from tests.system.server.app_process import TIMEOUT_SECONDS, AppProcess, read_er
 HEAD = b"GET /echo HTTP/1.1\r\nHost: test\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: test\r\n"
 
+# By name: requests that are not valid HTTP/1.1, or that the server does not support.
 MALFORMED = {
     "method": b"FETCH /echo HTTP/1.1\r\nHost: test\r\n\r\n",
     "small method": b"get /echo HTTP/1.1\r\nHost: test\r\n\r\n",

@@ -119,6 +119,7 @@ def test_tiny_chunks_are_joined() -> None:
     assert len(body.get_memory()) <= MIN_BUFFER_BYTES
 
 
+# By name: bodies that are not valid in chunked transfer coding.
 MALFORMED = {
     "nothing": b"\r\n",
     "LF after a size": b"3\nabc\r\n0\r\n\r\n",

@@ -30,6 +30,8 @@ from tests.system.server.app_process import AppProcess, Start, read_all, read_re
 from tests.system.server.echo_app import answer
 
 SIZE = 5 * 1024 * 1024 + 77
+"""The size of the file in bytes."""
+# Environment variables that select the event loop of the server.
 LOOPS = [{}, {"NO_UVLOOP": "1"}]
 IDS = ["uvloop", "asyncio"]
 MIB = 1024 * 1024
@@ -64,6 +66,7 @@ def data() -> bytes:
 
 @pytest.fixture(scope="session")
 def path(data: bytes) -> Iterator[Path]:
+    """The path of a file on a real disk."""
     with disk_folder() as folder:
         file = folder / "file"
         file.write_bytes(data)

@@ -22,6 +22,7 @@ from tests.fakes.certificate_authority import CertificateAuthority, KeyPair
 from tests.system.server.app_process import AppProcess, Start, read_all, read_error, read_response, wait_for
 from tests.system.server.tls_client import GET, ask, client_context, tls_connection
 
+# Environment variables that select the event loop of the server.
 LOOPS = [{}, {"NO_UVLOOP": "1"}]
 IDS = ["uvloop", "asyncio"]
 MIB = 1024 * 1024

@@ -16,6 +16,7 @@ from registry.client_addresses import network_of, plain_address
 from registry.server.gate.trusted_proxies import TrustedProxies
 from tests.system.server.app_process import AppProcess, read_response
 
+# Headers with which a client may try to forge its address.
 FORGED = {
     "X-Forwarded-For": "192.0.2.1",
     "X-Forwarded-Proto": "https",
@@ -81,6 +82,7 @@ def test_headers_apply_to_one_request_only(proxied: AppProcess) -> None:
     assert [(each["client"], each["scheme"]) for each in received] == [("192.0.2.7", "https"), ("127.0.0.1", "http")]
 
 
+# The lines of X-Forwarded-For in a request from 127.0.0.1, and the client address that the server finds.
 CLIENTS = [
     (["192.0.2.1"], "192.0.2.1"),
     (["6.6.6.6, 192.0.2.1"], "192.0.2.1"),  # the client forged the first address

@@ -364,6 +364,7 @@ def test_connections_are_shared(start: Start) -> None:
             sock.close()
 
 
+# Limits of the server with which idle connections stay open during a test.
 LONG_TIMEOUTS = {"keep_alive_seconds": 3600, "header_seconds": 3600}
 
 

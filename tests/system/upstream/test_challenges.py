@@ -57,6 +57,7 @@ def test_parser_accepts_any_text(text: str) -> None:
     parse_challenges(text)
 
 
+# Headers WWW-Authenticate of 90 KB or more.
 LONG_FIELDS = {
     "parameters": 'Bearer realm="x"' + ',a="b"' * 16000,
     "challenges": "Basic," * 16000,

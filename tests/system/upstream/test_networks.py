@@ -147,6 +147,7 @@ def test_redirects_setting() -> None:
 
 
 Request = Callable[[UpstreamClient], Awaitable[Any]]
+# By name: every kind of request that the upstream client can send.
 REQUESTS: dict[str, Request] = {
     "GET of a manifest": lambda source: source.get_manifest(REPO, TAG),
     "HEAD of a manifest": lambda source: source.resolve_manifest(REPO, TAG),

@@ -15,6 +15,7 @@ from storage.store.stored_registry import StoredRegistry
 from tests.fakes.upstream_source import REPO, answer, fetch, scripted_server, upstream_source
 
 DIGEST = "sha256:" + "0" * 64
+# A response whose chunked body has all bytes of the blob, but not the last, empty chunk.
 CHUNKED = (
     b"HTTP/1.1 206 Partial Content\r\nTransfer-Encoding: chunked\r\nContent-Range: bytes 0-9/10\r\n\r\n"
     b"4\r\n0123\r\n6\r\n456789"
