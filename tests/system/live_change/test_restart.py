@@ -91,7 +91,7 @@ def test_restart_fails_if_a_port_is_in_use(site: LiveSite) -> None:
 
 
 @pytest.mark.parametrize("site", [1], indirect=True)
-def test_a_single_worker(site: LiveSite) -> None:
+def test_restart_with_one_worker_is_refused(site: LiveSite) -> None:
     """A server with one worker refuses a restart, because no other worker could serve requests in the meantime. The
     message names the setting to change."""
     process = site.run("restart")

@@ -20,6 +20,7 @@ from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
 
 SIZE = 3 * MIB
 TIMEOUT = 60.0
+"""Seconds."""
 
 
 class HubAndServer:

@@ -26,7 +26,7 @@ class TwoUpstreams:
 
 
 @pytest.fixture
-def pair(site: MirrorSite) -> TwoUpstreams:
+def upstreams(site: MirrorSite) -> TwoUpstreams:
     content = UpstreamContent()
     ghcrs = content.add(NAME, noise_image("ghcr", 1000, 100_000), "1")
     hubs = site.content.add(NAME, noise_image("hub", 1000, 100_000), "1")
@@ -65,55 +65,55 @@ def all_of(image: ImageTree) -> list[bytes]:
     return [image.body, *(blob.read() for blob in image.blobs.values())]
 
 
-def test_request_selects_one_of_two_upstreams(pair: TwoUpstreams) -> None:
+def test_request_selects_one_of_two_upstreams(upstreams: TwoUpstreams) -> None:
     """The host name in the path, the query `ns=` or the Host header of a request selects the upstream. Each image is
     fetched once, from its own upstream."""
-    site = pair.site
+    site = upstreams.site
     for _ in range(2):
-        assert pull(site, NAME) == all_of(pair.hubs)
-        assert pull(site, f"ghcr.io/{NAME}") == all_of(pair.ghcrs)
-        assert pull(site, NAME, "?ns=ghcr.io") == all_of(pair.ghcrs)
-        assert pull(site, NAME, "?ns=docker.io") == all_of(pair.hubs)
-        assert pull(site, f"docker.io/{NAME}") == all_of(pair.hubs)
-        assert pull(site, NAME, headers={"Host": "ghcr.example"}) == all_of(pair.ghcrs)
+        assert pull(site, NAME) == all_of(upstreams.hubs)
+        assert pull(site, f"ghcr.io/{NAME}") == all_of(upstreams.ghcrs)
+        assert pull(site, NAME, "?ns=ghcr.io") == all_of(upstreams.ghcrs)
+        assert pull(site, NAME, "?ns=docker.io") == all_of(upstreams.hubs)
+        assert pull(site, f"docker.io/{NAME}") == all_of(upstreams.hubs)
+        assert pull(site, NAME, headers={"Host": "ghcr.example"}) == all_of(upstreams.ghcrs)
     assert site.asked("manifest") == 1
-    assert site.asked("manifest", far=pair.far) == 1
-    for far, image in ((site.hub, pair.hubs), (pair.far, pair.ghcrs)):
+    assert site.asked("manifest", far=upstreams.far) == 1
+    for far, image in ((site.hub, upstreams.hubs), (upstreams.far, upstreams.ghcrs)):
         for digest, blob in image.blobs.items():
             assert far.sent(digest) == [(0, blob.size)]
     catalog = site.http.get("/v2/_catalog").json()["repositories"]
     assert catalog == [f"docker.io/{NAME}", f"ghcr.io/{NAME}"]
 
 
-def test_only_configured_upstreams_are_contacted(pair: TwoUpstreams) -> None:
+def test_only_configured_upstreams_are_contacted(upstreams: TwoUpstreams) -> None:
     """A request that names a host without a configured upstream, in the query `ns` or in the path, gets an error, and
     no host is contacted."""
-    site = pair.site
+    site = upstreams.site
     assert site.get(f"/v2/{NAME}/manifests/1?ns=quay.io").ended().status in (400, 404)
-    assert site.get(f"/v2/{NAME}/manifests/1?ns={pair.far.address}").ended().status in (400, 404)
+    assert site.get(f"/v2/{NAME}/manifests/1?ns={upstreams.far.address}").ended().status in (400, 404)
     assert site.get(f"/v2/quay.io/{NAME}/manifests/1").ended().status == 404
     assert site.hub.requests() == []
-    assert pair.far.requests() == []
+    assert upstreams.far.requests() == []
 
 
-def test_all_ways_to_push_to_a_mirrored_name_are_denied(pair: TwoUpstreams) -> None:
+def test_all_ways_to_push_to_a_mirrored_name_are_denied(upstreams: TwoUpstreams) -> None:
     """Every request with which docker may start a push to a mirrored name gets 403 DENIED, in the format that docker
     shows to its user. The mirrored image does not change."""
     for name in (REPO, "docker.io/team/app", f"ghcr.io/{NAME}"):
-        check_refusals(pair, f"/v2/{name}")
-    assert pair.site.inspect().content == pair.site.image.body
+        check_refusals(upstreams, f"/v2/{name}")
+    assert upstreams.site.inspect().content == upstreams.site.image.body
 
 
-def check_refusals(pair: TwoUpstreams, base: str) -> None:
+def check_refusals(upstreams: TwoUpstreams, base: str) -> None:
     """Checks that each request that starts a push below the path `base` is denied."""
-    site, digest = pair.site, pair.ghcrs.config.digest
-    kind = {"Content-Type": pair.ghcrs.media_type}
+    site, digest = upstreams.site, upstreams.ghcrs.config.digest
+    kind = {"Content-Type": upstreams.ghcrs.media_type}
     responses = [
         site.http.post(f"{base}/blobs/uploads/"),
         site.http.post(f"{base}/blobs/uploads/", params={"mount": digest, "from": f"ghcr.io/{NAME}"}),
-        site.http.post(f"{base}/blobs/uploads/", params={"digest": digest}, content=pair.ghcrs.config.read()),
-        site.http.put(f"{base}/manifests/1", content=pair.ghcrs.body, headers=kind),
-        site.http.put(f"{base}/manifests/{pair.ghcrs.digest}", content=pair.ghcrs.body, headers=kind),
+        site.http.post(f"{base}/blobs/uploads/", params={"digest": digest}, content=upstreams.ghcrs.config.read()),
+        site.http.put(f"{base}/manifests/1", content=upstreams.ghcrs.body, headers=kind),
+        site.http.put(f"{base}/manifests/{upstreams.ghcrs.digest}", content=upstreams.ghcrs.body, headers=kind),
     ]
     for answer in responses:
         assert answer.status_code == 403
@@ -124,12 +124,12 @@ def check_refusals(pair: TwoUpstreams, base: str) -> None:
         assert "is mirrored from" in error["message"]
 
 
-def test_pushed_repository_is_never_requested_from_an_upstream(pair: TwoUpstreams) -> None:
+def test_pushed_repository_is_never_requested_from_an_upstream(upstreams: TwoUpstreams) -> None:
     """While the upstreams are down, a client pushes an image to team/app. Both workers serve the whole image and never
     request it from an upstream. Afterwards, mirrored images can still be pulled."""
-    site, image = pair.site, noise_image("ours", 1000, 200_000)
+    site, image = upstreams.site, noise_image("ours", 1000, 200_000)
     site.hub.refuse()
-    pair.far.refuse()
+    upstreams.far.refuse()
     for digest, blob in image.blobs.items():
         assert site.http.head(f"/v2/team/app/blobs/{digest}").status_code == 404
         started = site.http.post("/v2/team/app/blobs/uploads/")
@@ -140,7 +140,7 @@ def test_pushed_repository_is_never_requested_from_an_upstream(pair: TwoUpstream
     kind = {"Content-Type": image.media_type}
     assert site.http.put("/v2/team/app/manifests/1", content=image.body, headers=kind).status_code == 201
     site.hub.listen()
-    pair.far.listen()
+    upstreams.far.listen()
     for worker in site.server.worker_pids():
         assert site.get("/v2/team/app/manifests/1", worker=worker).ended().body == image.body
         for digest, blob in image.blobs.items():

@@ -109,7 +109,7 @@ def test_upstream_without_a_known_image(tmp_path: Path) -> None:
         assert (exit_code, "no such manifest" in result["endpoints"][0]["error"]) == (1, True)
 
 
-def test_wrong_use(tmp_path: Path) -> None:
+def test_invalid_arguments(tmp_path: Path) -> None:
     """An unknown upstream, an endpoint that is not a URL, and an invalid image name end the command with exit code
     2."""
     for args in (["quay.io"], ["docker.io", "--endpoint", "ftp://x"], ["docker.io", "--image", "A B"]):

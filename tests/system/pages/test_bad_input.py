@@ -59,7 +59,7 @@ def silent_upstream() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+def unusual_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
     """Provides a registry without accounts. It has the unusual content of `_fill` and `_spoil`, and an upstream that
     never responds."""
     folder = tmp_path_factory.mktemp("odd")
@@ -74,11 +74,11 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_pages_of_unusual_content(odd: RegistryServer, browser: PageBrowser, javascript: bool) -> None:
+def test_pages_of_unusual_content(unusual_registry: RegistryServer, browser: PageBrowser, javascript: bool) -> None:
     """The content has a manifest that is not JSON, a manifest of an unknown type, and an image, an index and a
     repository with very many layers, platforms and tags. Each page is short, states what it omits, and contains no
     markup from the content."""
-    with browser.tab(odd.url, javascript=javascript) as tab:
+    with browser.tab(unusual_registry.url, javascript=javascript) as tab:
         page = tab.page
         for path, expected_text in (
             ("odd/layers:v1", f"There are {LAYERS - 200} more steps."),
@@ -101,9 +101,13 @@ def test_pages_of_unusual_content(odd: RegistryServer, browser: PageBrowser, jav
         expect(page.locator("#rows th a").first).to_have_text("t99999")
 
 
-def test_pages_are_served_while_the_upstream_hangs(odd: RegistryServer, browser: PageBrowser) -> None:
+def test_pages_are_served_while_the_upstream_hangs(unusual_registry: RegistryServer, browser: PageBrowser) -> None:
     """While a client waits for a response from the upstream, the pages of mirrored content are served."""
-    with plain_client(odd.url, timeout=300) as client, ThreadPoolExecutor(1) as pool, browser.tab(odd.url) as tab:
+    with (
+        plain_client(unusual_registry.url, timeout=300) as client,
+        ThreadPoolExecutor(1) as pool,
+        browser.tab(unusual_registry.url) as tab,
+    ):
         waiting = pool.submit(client.get, "/v2/docker.io/library/nginx/manifests/latest")
         for path, heading in (
             ("/ui/repositories?in=docker.io", "Repositories"),

@@ -35,7 +35,7 @@ def server() -> Iterator[AppProcess]:
 
 
 @pytest.fixture(scope="session")
-def impatient() -> Iterator[AppProcess]:
+def short_timeout_server() -> Iterator[AppProcess]:
     """A shared server whose timeouts are all one second."""
     seconds = {
         "header_seconds": 1.0,

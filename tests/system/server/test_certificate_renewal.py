@@ -33,20 +33,20 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
 
 
 @pytest.fixture(scope="module")
-def first(authority: CertificateAuthority) -> KeyPair:
+def first_pair(authority: CertificateAuthority) -> KeyPair:
     return authority.sign("first")
 
 
 @pytest.fixture(scope="module")
-def second(authority: CertificateAuthority) -> KeyPair:
+def second_pair(authority: CertificateAuthority) -> KeyPair:
     return authority.sign("second")
 
 
 @pytest.fixture
-def live(tmp_path: Path, first: KeyPair) -> KeyPair:
+def live_pair(tmp_path: Path, first_pair: KeyPair) -> KeyPair:
     """The certificate and key files that the server is configured with. Tests replace them."""
     files = KeyPair(tmp_path / "live.pem", tmp_path / "live.key")
-    put(first, files)
+    put(first_pair, files)
     return files
 
 
@@ -55,10 +55,10 @@ def context(authority: CertificateAuthority) -> ssl.SSLContext:
     return client_context(authority.certificate)
 
 
-def put(pair: KeyPair, live: KeyPair) -> None:
-    """Replaces the certificate and the key in `live` by those of `pair`, each with an atomic rename, as careful renewal
-    programs do."""
-    for source, target in ((pair.certificate, live.certificate), (pair.key, live.key)):
+def put(pair: KeyPair, live_pair: KeyPair) -> None:
+    """Replaces the certificate and the key in `live_pair` by those of `pair`, each with an atomic rename, as careful
+    renewal programs do."""
+    for source, target in ((pair.certificate, live_pair.certificate), (pair.key, live_pair.key)):
         new = target.with_suffix(".new")
         shutil.copy(source, new)
         new.rename(target)
@@ -71,101 +71,104 @@ def files_of(pair: KeyPair) -> CertificateFiles:
 # Files that are refused
 
 
-def test_missing_files_are_refused(tmp_path: Path, first: KeyPair) -> None:
+def test_missing_files_are_refused(tmp_path: Path, first_pair: KeyPair) -> None:
     """The error names a file that is missing or unreadable."""
     with pytest.raises(CertificateError, match=r"cannot read the certificate .*nothing: no such file"):
-        make_context(CertificateFiles(tmp_path / "nothing", first.key), time.time())
+        make_context(CertificateFiles(tmp_path / "nothing", first_pair.key), time.time())
     with pytest.raises(CertificateError, match=r"cannot read the key of the certificate .*nothing: no such file"):
-        make_context(CertificateFiles(first.certificate, tmp_path / "nothing"), time.time())
+        make_context(CertificateFiles(first_pair.certificate, tmp_path / "nothing"), time.time())
     with pytest.raises(CertificateError, match=r"cannot read the certificates of the authorities .*: is a directory"):
-        make_context(CertificateFiles(first.certificate, first.key, tmp_path, "required"), time.time())
+        make_context(CertificateFiles(first_pair.certificate, first_pair.key, tmp_path, "required"), time.time())
 
 
 def test_unusable_certificates_and_keys_are_refused(
-    tmp_path: Path, authority: CertificateAuthority, first: KeyPair, second: KeyPair
+    tmp_path: Path, authority: CertificateAuthority, first_pair: KeyPair, second_pair: KeyPair
 ) -> None:
     """The server refuses the key of another certificate, a certificate without a key, files that are not in PEM form,
     and a key with a password. Each gets a message of its own."""
     text = tmp_path / "text"
     text.write_text("not PEM at all\n")
     cases = [
-        (CertificateFiles(first.certificate, second.key), "does not belong to the certificate in"),
-        (CertificateFiles(first.certificate), "cannot be used"),
-        (CertificateFiles(text, first.key), "text holds no certificate in PEM form"),
-        (CertificateFiles(first.certificate, text), "cannot be used"),
-        (CertificateFiles(first.certificate, first.key, text, "optional"), "text holds no certificate in PEM form"),
-        (files_of(authority.locked(first)), "is protected by a password"),
+        (CertificateFiles(first_pair.certificate, second_pair.key), "does not belong to the certificate in"),
+        (CertificateFiles(first_pair.certificate), "cannot be used"),
+        (CertificateFiles(text, first_pair.key), "text holds no certificate in PEM form"),
+        (CertificateFiles(first_pair.certificate, text), "cannot be used"),
+        (
+            CertificateFiles(first_pair.certificate, first_pair.key, text, "optional"),
+            "text holds no certificate in PEM form",
+        ),
+        (files_of(authority.locked(first_pair)), "is protected by a password"),
     ]
     for files, message in cases:
         with pytest.raises(CertificateError, match=message):
             make_context(files, time.time())
 
 
-def test_expired_certificate_is_refused(authority: CertificateAuthority, first: KeyPair) -> None:
+def test_expired_certificate_is_refused(authority: CertificateAuthority, first_pair: KeyPair) -> None:
     """The server refuses an expired certificate, and accepts one that expires soon."""
     with pytest.raises(CertificateError, match=r"expired on \d{4}-\d\d-\d\d"):
-        make_context(files_of(authority.expired(first)), time.time())
-    make_context(files_of(first), time.time() + DAY)
+        make_context(files_of(authority.expired(first_pair)), time.time())
+    make_context(files_of(first_pair), time.time() + DAY)
     with pytest.raises(CertificateError, match="expired on"):
-        make_context(files_of(first), time.time() + 3 * DAY)
+        make_context(files_of(first_pair), time.time() + 3 * DAY)
 
 
-def test_key_and_certificate_in_one_file(tmp_path: Path, first: KeyPair) -> None:
+def test_key_and_certificate_in_one_file(tmp_path: Path, first_pair: KeyPair) -> None:
     """One file may contain both the certificate and the key."""
     combined_file = tmp_path / "both.pem"
-    combined_file.write_bytes(first.certificate.read_bytes() + first.key.read_bytes())
+    combined_file.write_bytes(first_pair.certificate.read_bytes() + first_pair.key.read_bytes())
     make_context(CertificateFiles(combined_file), time.time())
 
 
 # Checks for changed files
 
 
-def test_unchanged_files_are_not_loaded_again(live: KeyPair) -> None:
+def test_unchanged_files_are_not_loaded_again(live_pair: KeyPair) -> None:
     """While the modification times of the files stay the same, the TLS context stays the same object."""
-    certificates = Certificates(files_of(live))
+    certificates = Certificates(files_of(live_pair))
     old_context = certificates.context
     certificates.refresh()
     certificates.refresh(settled=True)
     assert certificates.context is old_context
 
 
-def test_changed_files_are_loaded_when_they_no_longer_change(live: KeyPair, second: KeyPair) -> None:
+def test_changed_files_are_loaded_when_they_no_longer_change(live_pair: KeyPair, second_pair: KeyPair) -> None:
     """Changed files are loaded at the second check that finds the same modification times. With `settled=True` they are
     loaded at the first check."""
-    certificates = Certificates(files_of(live))
+    certificates = Certificates(files_of(live_pair))
     old_context = certificates.context
-    put(second, live)
+    put(second_pair, live_pair)
     certificates.refresh()
     assert certificates.context is old_context
     certificates.refresh()
     assert certificates.context is not old_context
     old_context = certificates.context
-    os.utime(live.key)
+    os.utime(live_pair.key)
     certificates.refresh(settled=True)
     assert certificates.context is not old_context
 
 
 def test_unusable_renewal_is_logged_once(
-    live: KeyPair, first: KeyPair, second: KeyPair, caplog: pytest.LogCaptureFixture
+    live_pair: KeyPair, first_pair: KeyPair, second_pair: KeyPair, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If the changed files are invalid, the old context stays in use. The same files are not loaded or logged again.
     Valid files are loaded later."""
     logging.getLogger("registry.server").propagate = True
-    certificates = Certificates(files_of(live))
+    certificates = Certificates(files_of(live_pair))
     old_context = certificates.context
-    shutil.copy(second.certificate, live.certificate)
+    shutil.copy(second_pair.certificate, live_pair.certificate)
     with caplog.at_level(logging.WARNING, "registry.server"):
         for _ in range(4):
             certificates.refresh()
         assert certificates.context is old_context
         (message,) = [record.getMessage() for record in caplog.records]
         assert message.startswith("new connections still use the old certificate: the key in ")
-        live.certificate.unlink()
+        live_pair.certificate.unlink()
         for _ in range(4):
             certificates.refresh()
         assert certificates.context is old_context
         assert len(caplog.records) == 2
-    put(second, live)
+    put(second_pair, live_pair)
     certificates.refresh(settled=True)
     assert certificates.context is not old_context
 
@@ -179,8 +182,8 @@ def named(pair: KeyPair) -> list[str]:
 
 
 @pytest.fixture
-def running(start: Start, live: KeyPair) -> AppProcess:
-    return start(workers=2, tls=named(live), limits=SHORT_INTERVALS)
+def running(start: Start, live_pair: KeyPair) -> AppProcess:
+    return start(workers=2, tls=named(live_pair), limits=SHORT_INTERVALS)
 
 
 def served_serial(running: AppProcess, context: ssl.SSLContext) -> str:
@@ -197,7 +200,7 @@ def all_connections_get(running: AppProcess, context: ssl.SSLContext, new: str) 
 
 
 def test_renewal_under_load(
-    running: AppProcess, context: ssl.SSLContext, live: KeyPair, first: KeyPair, second: KeyPair
+    running: AppProcess, context: ssl.SSLContext, live_pair: KeyPair, first_pair: KeyPair, second_pair: KeyPair
 ) -> None:
     """No handshake and no request fails during a renewal. New connections get the new certificate, and open connections
     keep the old one."""
@@ -218,9 +221,9 @@ def test_renewal_under_load(
     try:
         with tls_connection(running, context) as open_connection:
             old = serial(open_connection)
-            for pair in (second, first, second):
-                put(pair, live)
-                new = {first: old}.get(pair) or other_than(running, context, old)
+            for pair in (second_pair, first_pair, second_pair):
+                put(pair, live_pair)
+                new = {first_pair: old}.get(pair) or serial_other_than(running, context, old)
                 wait_for(partial(all_connections_get, running, context, new))
                 assert ask(open_connection)["size"] == 0
             assert serial(open_connection) == old
@@ -232,36 +235,36 @@ def test_renewal_under_load(
     assert "still use the old certificate" not in running.errors
 
 
-def other_than(running: AppProcess, context: ssl.SSLContext, old: str) -> str:
+def serial_other_than(running: AppProcess, context: ssl.SSLContext, old: str) -> str:
     """Waits until a new connection gets another certificate than `old`. Returns its serial number."""
     wait_for(lambda: served_serial(running, context) != old)
     return next(new for new in iter(lambda: served_serial(running, context), None) if new != old)
 
 
 def test_certificate_without_its_key_is_not_used(
-    running: AppProcess, context: ssl.SSLContext, live: KeyPair, second: KeyPair
+    running: AppProcess, context: ssl.SSLContext, live_pair: KeyPair, second_pair: KeyPair
 ) -> None:
     """If only the certificate file is replaced, the server keeps the old certificate, and each worker logs the problem
     once. When the key is replaced too, the new certificate is used."""
     old = served_serial(running, context)
-    shutil.copy(second.certificate, live.certificate)
+    shutil.copy(second_pair.certificate, live_pair.certificate)
     message = "new connections still use the old certificate: the key in"
     wait_for(lambda: running.errors.count(message) == 2)
     assert all_connections_get(running, context, old)
-    shutil.copy(second.key, live.key)
-    new = other_than(running, context, old)
+    shutil.copy(second_pair.key, live_pair.key)
+    new = serial_other_than(running, context, old)
     wait_for(lambda: all_connections_get(running, context, new))
     assert running.errors.count(message) == 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sighup_reloads_the_certificate(
-    start: Start, context: ssl.SSLContext, live: KeyPair, second: KeyPair, workers: int
+    start: Start, context: ssl.SSLContext, live_pair: KeyPair, second_pair: KeyPair, workers: int
 ) -> None:
     """On SIGHUP the server loads the files at once, although it checks them only once an hour."""
-    running = start(workers=workers, tls=named(live), limits={"certificate_check_seconds": 3600})
+    running = start(workers=workers, tls=named(live_pair), limits={"certificate_check_seconds": 3600})
     old = served_serial(running, context)
-    put(second, live)
+    put(second_pair, live_pair)
     os.kill(running.pid, signal.SIGHUP)
     # A worker that is being replaced may close a new connection before its first request.
     wait_for(lambda: try_served_serial(running, context) not in ("", old))
@@ -269,14 +272,14 @@ def test_sighup_reloads_the_certificate(
 
 
 def test_restarted_worker_loads_the_current_certificate(
-    start: Start, context: ssl.SSLContext, live: KeyPair, second: KeyPair
+    start: Start, context: ssl.SSLContext, live_pair: KeyPair, second_pair: KeyPair
 ) -> None:
     """A worker that replaces a killed worker loads the current certificate, not the one from the start of the
     server."""
-    running = start(workers=2, tls=named(live), limits=SHORT_INTERVALS)
+    running = start(workers=2, tls=named(live_pair), limits=SHORT_INTERVALS)
     old = served_serial(running, context)
-    put(second, live)
-    new = other_than(running, context, old)
+    put(second_pair, live_pair)
+    new = serial_other_than(running, context, old)
     wait_for(lambda: all_connections_get(running, context, new))
     for pid in running.children():
         os.kill(pid, signal.SIGKILL)
@@ -293,7 +296,7 @@ def try_served_serial(running: AppProcess, context: ssl.SSLContext) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
+def _restore_logger() -> Iterator[None]:
     """Restores the settings of the logger after each test."""
     logger = logging.getLogger("registry.server")
     old_settings = logger.propagate, list(logger.handlers), logger.level

@@ -41,8 +41,8 @@ POST = b"POST /echo HTTP/1.1\r\nHost: test\r\n"
     ],
 )
 def test_targets(server: AppProcess, target: str, path: str, raw_path: str, query: str) -> None:
-    """The application gets the path and the query of the request target as the client sent them. The host of an
-    absolute target replaces the Host header."""
+    """The application gets the raw path and the query as the client sent them, and the path with its percent-encoding
+    decoded. The host of an absolute target replaces the Host header."""
     received = server.get(target)
     assert (received["path"], received["raw_path"], received["query"]) == (path, raw_path, query)
     assert received["host"] == ["other:1" if target.startswith("http") else "test"]
@@ -243,7 +243,7 @@ def test_expect_in_http_1_0(server: AppProcess) -> None:
 # Clients that disconnect
 
 
-def test_half_closed(server: AppProcess) -> None:
+def test_half_closed_connection_gets_its_response(server: AppProcess) -> None:
     """A client that closes its sending side after a complete request gets the response."""
     with server.connect() as sock:
         sock.sendall(b"GET /slow?seconds=0.1 HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -251,7 +251,7 @@ def test_half_closed(server: AppProcess) -> None:
         assert read_all(sock).endswith(b"slow")
 
 
-def test_hang_up_while_sending(server: AppProcess) -> None:
+def test_disconnect_during_a_response(server: AppProcess) -> None:
     """If the client disconnects during a response, the `send` of the application raises."""
     with server.connect() as sock:
         sock.sendall(b"GET /big?size=10000000000 HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -259,7 +259,7 @@ def test_hang_up_while_sending(server: AppProcess) -> None:
     server.said("cut")
 
 
-def test_hang_up_while_receiving(server: AppProcess) -> None:
+def test_disconnect_during_a_request_body(server: AppProcess) -> None:
     """If the client disconnects before the body is complete, the application gets a disconnect message."""
     with server.connect() as sock:
         sock.sendall(POST + b"Content-Length: 2222\r\n\r\nabcde")
@@ -269,10 +269,10 @@ def test_hang_up_while_receiving(server: AppProcess) -> None:
 # Timeouts
 
 
-def test_slow_headers(impatient: AppProcess) -> None:
+def test_slow_headers(short_timeout_server: AppProcess) -> None:
     """A client whose headers are not complete after the timeout gets a 408, even if it sends a header every few
     milliseconds."""
-    with impatient.connect() as sock:
+    with short_timeout_server.connect() as sock:
         sock.sendall(b"GET /echo HTTP/1.1\r\n")
         sock.settimeout(0.05)
         data = b""
@@ -286,29 +286,29 @@ def test_slow_headers(impatient: AppProcess) -> None:
         assert read_error(data) == (408, "UNSUPPORTED")
 
 
-def test_silent_connection(impatient: AppProcess) -> None:
+def test_silent_connection(short_timeout_server: AppProcess) -> None:
     """A connection without a request is closed after the timeout, without a response. A connection that is idle after a
     response is closed too."""
-    with impatient.connect() as sock:
+    with short_timeout_server.connect() as sock:
         assert sock.recv(1) == b""
-    with impatient.connect() as sock:
+    with short_timeout_server.connect() as sock:
         sock.sendall(HEAD + b"\r\n")
         assert read_response(sock)[0] == 200
         assert sock.recv(1) == b""
 
 
-def test_idle_body(impatient: AppProcess) -> None:
+def test_idle_body(short_timeout_server: AppProcess) -> None:
     """If the client stops sending its body, it gets a 408 after the timeout, and the application gets a disconnect
     message."""
-    with impatient.connect() as sock:
+    with short_timeout_server.connect() as sock:
         sock.sendall(POST + b"Content-Length: 777\r\n\r\nabcdef")
         assert read_error(read_all(sock)) == (408, "UNSUPPORTED")
-    impatient.said("disconnected 6")
+    short_timeout_server.said("disconnected 6")
 
 
-def test_slow_body(impatient: AppProcess) -> None:
+def test_slow_body(short_timeout_server: AppProcess) -> None:
     """A body may take longer than the timeout in total, as long as the client sends some bytes again and again."""
-    with impatient.connect() as sock:
+    with short_timeout_server.connect() as sock:
         sock.sendall(POST + b"Content-Length: 15\r\n\r\n")
         for _ in range(15):
             sock.settimeout(0.1)
@@ -319,28 +319,28 @@ def test_slow_body(impatient: AppProcess) -> None:
         assert json.loads(read_response(sock)[2])["size"] == 15
 
 
-def test_slow_application(impatient: AppProcess) -> None:
+def test_slow_application(short_timeout_server: AppProcess) -> None:
     """The application may take longer than all timeouts to answer."""
-    with impatient.connect() as sock:
+    with short_timeout_server.connect() as sock:
         sock.sendall(b"GET /slow?seconds=2 HTTP/1.1\r\nHost: test\r\n\r\n")
         assert read_response(sock)[2] == b"slow"
 
 
-def test_client_that_does_not_read(impatient: AppProcess) -> None:
+def test_client_that_does_not_read(short_timeout_server: AppProcess) -> None:
     """The server disconnects a client that reads nothing of its response for the timeout."""
-    with impatient.connect() as sock:
+    with short_timeout_server.connect() as sock:
         sock.sendall(b"GET /big?size=1000000000 HTTP/1.1\r\nHost: test\r\n\r\n")
-        impatient.said("cut")
+        short_timeout_server.said("cut")
 
 
-def test_half_closed_connection_times_out(impatient: AppProcess) -> None:
+def test_half_closed_connection_times_out(short_timeout_server: AppProcess) -> None:
     """If a client has closed its sending side and the application does not answer, the server closes the connection
     after a timeout."""
-    with impatient.connect() as sock:
+    with short_timeout_server.connect() as sock:
         sock.sendall(b"GET /patient HTTP/1.1\r\nHost: test\r\n\r\n")
-        impatient.said("patient")
+        short_timeout_server.said("patient")
         sock.shutdown(socket.SHUT_WR)
-        impatient.said("left")
+        short_timeout_server.said("left")
 
 
 def test_unread_body_is_not_buffered(server: AppProcess) -> None:

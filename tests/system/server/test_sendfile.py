@@ -49,7 +49,7 @@ def sender(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
 
 
 @pytest.fixture(scope="session", params=LOOPS, ids=IDS)
-def hasty(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
+def sender_with_short_timeout(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
     """A server that disconnects clients that read nothing for a second."""
     running = AppProcess({"limits": {"send_idle_seconds": 1.0, "timeout_check_seconds": 0.05}}, request.param)
     try:
@@ -207,7 +207,7 @@ def test_body_shorter_than_the_declared_length(sender: AppProcess, path: Path) -
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_hang_up(sender: AppProcess, large: Path, reset: bool) -> None:
+def test_disconnect_during_a_file(sender: AppProcess, large: Path, reset: bool) -> None:
     """If the client disconnects during a file, the application gets an error, and the server closes all descriptors."""
     with closes_all_descriptors(sender):
         with connection_with(sender, file_request(large, length=1024 * MIB)) as sock:
@@ -224,25 +224,25 @@ def test_half_closed_connection_gets_the_file(sender: AppProcess, path: Path, da
         assert read_all(sock).endswith(data[-1000:])
 
 
-def test_client_that_reads_nothing_is_disconnected(hasty: AppProcess, large: Path) -> None:
+def test_client_that_reads_nothing_is_disconnected(sender_with_short_timeout: AppProcess, large: Path) -> None:
     """The server disconnects a client that reads nothing of a file for the timeout."""
-    with connection_with(hasty, file_request(large, length=1024 * MIB)) as sock:
-        hasty.said("cut ClientDisconnected")
+    with connection_with(sender_with_short_timeout, file_request(large, length=1024 * MIB)) as sock:
+        sender_with_short_timeout.said("cut ClientDisconnected")
         with contextlib.suppress(ConnectionResetError):
             assert len(read_all(sock)) < 100 * MIB
 
 
-def test_slow_client_is_not_disconnected(hasty: AppProcess, large: Path) -> None:
+def test_slow_client_is_not_disconnected(sender_with_short_timeout: AppProcess, large: Path) -> None:
     """The server does not disconnect a client that reads a few bytes again and again, even if the receive buffer of the
     client stays full for longer than the timeout."""
     deadline = time.monotonic() + 3
-    with connection_with(hasty, file_request(large, length=1024 * MIB), buffer=256 * 1024) as sock:
+    with connection_with(sender_with_short_timeout, file_request(large, length=1024 * MIB), buffer=256 * 1024) as sock:
         while time.monotonic() < deadline:
             assert sock.recv(32 * 1024)
             time.sleep(0.05)  # the pace of the slow client
         for _ in range(100):
             assert sock.recv(MIB)
-    hasty.said("cut ClientDisconnected")
+    sender_with_short_timeout.said("cut ClientDisconnected")
 
 
 @pytest.mark.parametrize("env", LOOPS, ids=IDS)

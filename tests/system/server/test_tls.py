@@ -286,7 +286,7 @@ def resident(running: AppProcess) -> int:
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_hang_up(tls: AppProcess, context: ssl.SSLContext, reset: bool) -> None:
+def test_disconnect_is_reported_to_the_application(tls: AppProcess, context: ssl.SSLContext, reset: bool) -> None:
     """If the client disconnects in the middle of a response or of a request body, the application gets an error or a
     disconnect message."""
     with tls_connection(tls, context) as sock:

@@ -76,7 +76,7 @@ def test_stop_of_the_group(start: Start) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_drain(start: Start, workers: int) -> None:
+def test_stop_completes_requests_in_progress(start: Start, workers: int) -> None:
     """During a stop, a request in progress gets its response with `Connection: close`. New connections are refused
     afterwards."""
     running = start(workers=workers)

@@ -132,7 +132,7 @@ async def test_outdated_cached_challenge_is_replaced(registry: StoredRegistry, i
 
 
 @pytest.mark.parametrize("failure", ["hangs", "token service hangs", "503", "500"])
-async def test_requests_without_a_login_after_a_failed_ping(
+async def test_requests_are_sent_without_a_login_if_v2_fails(
     registry: StoredRegistry, image: ImageTree, tmp_path: Path, failure: str
 ) -> None:
     """The client with a password first requests `/v2/` to find out how to log in. If `/v2/` or its token service fails,

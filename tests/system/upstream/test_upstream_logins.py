@@ -107,7 +107,7 @@ async def test_login_is_used_although_the_registry_answers_404(registry: StoredR
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-async def test_basic_login_is_tried_if_the_ping_has_no_challenge(
+async def test_basic_login_is_tried_if_v2_has_no_challenge(
     registry: StoredRegistry, tmp_path: Path, status: int
 ) -> None:
     """`/v2/` may be refused without a challenge, for example by a proxy that forwards repositories only, while private
@@ -180,7 +180,7 @@ async def test_password_is_not_sent_to_a_public_endpoint(registry: StoredRegistr
         assert (await source.tags(REPO, None, 10)).items == ["1"]
 
 
-async def test_429_of_the_ping_is_reported(registry: StoredRegistry, tmp_path: Path) -> None:
+async def test_429_of_v2_is_reported(registry: StoredRegistry, tmp_path: Path) -> None:
     """A 429 of `/v2/` raises TooManyRequests, and the client sends no request until its Retry-After has passed. It does
     not send the request without a login instead, because it could then get a wrong 404."""
     clock = UpstreamClock()
