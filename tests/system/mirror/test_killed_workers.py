@@ -38,11 +38,11 @@ def test_owner_of_the_fill_is_killed(site: MirrorSite) -> None:
     os.kill(owner, signal.SIGKILL)
     site.hub.set(rate=0)
     assert 0 < sum(stop - start for start, stop in stored) < BLOB_BYTES
-    broken, other_readers = readers.pop(owner), next(iter(readers.values()))
+    interrupted, other_readers = readers.pop(owner), next(iter(readers.values()))
     for reader in other_readers:
         assert reader.ended().whole
         assert reader.body == site.blob
-    for reader in broken:
+    for reader in interrupted:
         assert site.finish(reader) == site.blob
     assert site.refetched(stored, killed_at) == []
     assert union(site.hub.sent(site.digest)) == [(0, BLOB_BYTES)]
