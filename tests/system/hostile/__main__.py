@@ -11,12 +11,12 @@ from tests.system.hostile import large_store
 from tests.system.hostile.attacked_site import running_site
 from tests.system.hostile.attacks_manifests import prepare
 from tests.system.hostile.ping_watcher import PingWatcher
-from tests.system.hostile.stalls import BOUND, TRIES, StallResult, all_attacks, measure, summary, table
+from tests.system.hostile.stalls import MAX_STALL_MS, TRIES, StallResult, all_attacks, measure, summary, table
 
 
 def main() -> int:
-    """Returns 1 if a kind is above the limit."""
-    wanted = [word.lower() for word in sys.argv[1:] if word != "--once"]
+    """Returns the exit code: 1 if a kind is above the limit, otherwise 0."""
+    name_parts = [word.lower() for word in sys.argv[1:] if word != "--once"]
     tries = 1 if "--once" in sys.argv else TRIES
     results: dict[str, StallResult] = {}
     with tempfile.TemporaryDirectory(prefix="hostile-") as name:
@@ -25,13 +25,13 @@ def main() -> int:
         with running_site(folder, logins) as site, PingWatcher(site.server) as watcher:
             prepare(site)
             for name, kind in all_attacks().items():
-                if wanted and not any(word in name.lower() for word in wanted):
+                if name_parts and not any(word in name.lower() for word in name_parts):
                     continue
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 results[name] = measure(site, watcher, kind, tries)
-                print(f"{time.perf_counter() - begun:6.2f} s  {results[name]}", flush=True)
+                print(f"{time.perf_counter() - started:6.2f} s  {results[name]}", flush=True)
     print(f"\n{table(results)}\n\n{summary(results)}")
-    return int(any(each.held > BOUND for each in results.values()))
+    return int(any(result.held > MAX_STALL_MS for result in results.values()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One kind of expensive request."""
+"""The class of the expensive requests that the modules `attacks_*` define."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ KIB = 1 << 10
 
 @dataclass(frozen=True)
 class Attack:
-    """`limit`: the limit that applies, or how large the request is. `attack` sends the request once and returns the
-    last response. Each call requests something new, so that no cache has the response."""
+    """One kind of expensive request. `limit`: the limit of the server that applies to the request, or the size of the
+    request. `attack` sends the request once and returns the last response. Each call sends a new request, so that no
+    cache has the response."""
 
     name: str
     limit: str

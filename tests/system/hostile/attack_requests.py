@@ -1,4 +1,5 @@
-"""Requests that are written byte by byte, because HTTP libraries would not send most of them."""
+"""Functions that send HTTP requests as raw bytes over sockets, because HTTP libraries would refuse to send most of
+them."""
 
 from __future__ import annotations
 
@@ -9,14 +10,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 TIMEOUT = 90.0
+"""Seconds."""
 PIECE = 1 << 20
-MOST_KEPT = 1 << 20
-"""Bytes of an answer that are kept; the rest is read and thrown away."""
+"""The number of bytes that one call reads at most."""
+MAX_KEPT = 1 << 20
+"""The number of bytes of a response that are kept. The rest is read and discarded."""
 
 
 @dataclass(frozen=True)
 class AttackAnswer:
-    """The bytes that were received until the server closed the connection. `status`: 0 if there was no response."""
+    """What was received until the server closed the connection. `status`: of the first response, or 0 if there was
+    none. `data`: the first bytes. `size`: the number of all bytes."""
 
     status: int
     data: bytes
@@ -28,10 +32,10 @@ class AttackAnswer:
         return self.data.count(b"HTTP/1.1 ")
 
     def header(self, name: bytes) -> str:
-        """Returns a header of the first response; empty if it does not have it."""
+        """Returns the value of a header of the first response, or an empty text."""
         head = self.data.partition(b"\r\n\r\n")[0]
-        for line in head.split(b"\r\n")[1:]:
-            key, _, value = line.partition(b":")
+        for header_line in head.split(b"\r\n")[1:]:
+            key, _, value = header_line.partition(b":")
             if key.strip().lower() == name:
                 return value.strip().decode("latin-1")
         return ""
@@ -40,7 +44,8 @@ class AttackAnswer:
 def head(
     method: str, target: str, headers: Mapping[str, str] | None = None, *, length: int | None = None, keep: bool = False
 ) -> bytes:
-    """Returns the head of a request."""
+    """Returns the request line and headers of a request. Unless `keep` is set, they ask the server to close the
+    connection."""
     lines = [f"{method} {target} HTTP/1.1", "Host: localhost"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     lines += [] if length is None else [f"Content-Length: {length}"]
@@ -49,19 +54,21 @@ def head(
 
 
 def connect(port: int) -> socket.socket:
+    """Opens a connection to the server on this port."""
     sock = socket.create_connection(("127.0.0.1", port), TIMEOUT)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
 
 def talk(port: int, pieces: bytes | Iterable[bytes]) -> AttackAnswer:
-    """Sends all pieces, reads responses meanwhile, and waits until the server closes the connection."""
+    """Sends all pieces over a new connection. At the same time, reads responses until the server closes the
+    connection."""
     with connect(port) as sock:
         sending = threading.Thread(target=send, args=(sock, [pieces] if isinstance(pieces, bytes) else pieces))
         sending.start()
         answer = read(sock)
         with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)  # ends the sending of what nobody reads
+            sock.shutdown(socket.SHUT_RDWR)  # stops the sending thread if the server no longer reads
         sending.join()
     return answer
 
@@ -70,27 +77,27 @@ def ask(
     port: int, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
 ) -> AttackAnswer:
     """Sends one request with its body, and returns the response."""
-    first = head(method, target, headers, length=None if body is None else len(body))
-    return talk(port, first + (body or b""))
+    request_head = head(method, target, headers, length=None if body is None else len(body))
+    return talk(port, request_head + (body or b""))
 
 
 def send(sock: socket.socket, pieces: Iterable[bytes]) -> None:
-    """Sends as much as the server accepts."""
+    """Sends the pieces, until the server closes the connection."""
     with contextlib.suppress(OSError):  # a server may answer before it has read everything
         for piece in pieces:
             sock.sendall(piece)
 
 
-def read(sock: socket.socket, keep: int = MOST_KEPT) -> AttackAnswer:
-    """Reads until the end of the connection, however it ends."""
-    kept, size = bytearray(), 0
+def read(sock: socket.socket, keep: int = MAX_KEPT) -> AttackAnswer:
+    """Reads until the connection is closed or breaks. Keeps the first `keep` bytes."""
+    data_kept, size = bytearray(), 0
     with contextlib.suppress(OSError):
         while data := sock.recv(PIECE):
             size += len(data)
-            kept += data[: keep - len(kept)]
-    line = bytes(kept[:13])
-    status = int(line[9:12]) if line.startswith(b"HTTP/1.1 ") and line[9:12].isdigit() else 0
-    return AttackAnswer(status, bytes(kept), size)
+            data_kept += data[: keep - len(data_kept)]
+    status_line = bytes(data_kept[:13])
+    status = int(status_line[9:12]) if status_line.startswith(b"HTTP/1.1 ") and status_line[9:12].isdigit() else 0
+    return AttackAnswer(status, bytes(data_kept), size)
 
 
 def chunks(body: bytes, size: int, extension: bytes = b"") -> bytes:

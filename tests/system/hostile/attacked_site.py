@@ -14,12 +14,13 @@ from tests.system.hostile.attack_requests import AttackAnswer
 from tests.system.hostile.bad_upstreams import BadUpstreams, bad_upstreams
 
 ENVIRONMENT = {"ENTREPOT_LOG_LEVEL": "warning"}
+"""The environment variables of the attacked server."""
 
 
 @dataclass
 class AttackedSite:
-    """A running server, its logins and its upstreams. `fresh()` returns a text that was not used before, so that no
-    cache has the response to a request with it."""
+    """A running server, the Authorization headers of its accounts (`logins`), and its upstreams. `fresh()` returns a
+    text that was not used before, so that no cache has the response to a request with this text."""
 
     server: RegistryServer
     logins: Mapping[str, str]
@@ -34,6 +35,7 @@ class AttackedSite:
         return f"n{next(self._numbers)}"
 
     def number(self) -> int:
+        """Like `fresh`, but returns a number."""
         return next(self._numbers)
 
     def ask(
@@ -45,18 +47,19 @@ class AttackedSite:
         *,
         login: str = "",
     ) -> AttackAnswer:
-        """Sends one request, by an account or anonymously."""
-        shown = {"Authorization": self.logins[login]} if login else {}
-        return attack_requests.ask(self.port, method, target, {**shown, **(headers or {})}, body)
+        """Sends one request. `login`: the name of the account that sends it; empty: an anonymous client."""
+        credentials = {"Authorization": self.logins[login]} if login else {}
+        return attack_requests.ask(self.port, method, target, {**credentials, **(headers or {})}, body)
 
     def talk(self, data: bytes) -> AttackAnswer:
-        """Sends these bytes."""
+        """Sends these bytes over a new connection. Returns the response."""
         return attack_requests.talk(self.port, data)
 
 
 @contextlib.contextmanager
 def running_site(folder: Path, logins: Mapping[str, str]) -> Iterator[AttackedSite]:
-    """Runs a server on the store that `large_store.build` has made in `folder / "data"` during the block."""
+    """Runs the server during the `with` block. Its store is the one that `large_store.build` has made in `folder /
+    "data"`."""
     with bad_upstreams(folder) as upstreams:
         settings = folder / "entrepot.toml"
         settings.write_text(upstreams.settings())

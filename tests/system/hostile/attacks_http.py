@@ -1,4 +1,4 @@
-"""Expensive requests at the level of HTTP/1.1, valid and invalid."""
+"""Attacks with expensive HTTP/1.1 messages, valid and invalid: many headers, pipelined requests, and chunked bodies."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ PING = b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def _pipelined(target: str, count: int, site: AttackedSite) -> AttackAnswer:
+    """Sends `count` identical requests at once on one connection."""
     login = {"Authorization": site.logins["admin"]}
-    one = attack_requests.head("GET", target, login, keep=True)
-    return site.talk(one * (count - 1) + attack_requests.head("GET", target, login))
+    request_head = attack_requests.head("GET", target, login, keep=True)
+    return site.talk(request_head * (count - 1) + attack_requests.head("GET", target, login))
 
 
 def _head_of(lines: bytes) -> bytes:
+    """Returns a request with these header lines."""
     return b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + lines + b"\r\n"
 
 
 def _dripped(data: bytes, size: int, port: int) -> AttackAnswer:
-    """Sends the data in pieces, each as a TCP segment."""
+    """Sends the data in pieces of `size` bytes, each in a TCP segment of its own."""
 
     def pieces() -> Iterator[bytes]:
         for start in range(0, len(data), size):
@@ -34,13 +36,14 @@ def _dripped(data: bytes, size: int, port: int) -> AttackAnswer:
 
 
 def _upload(coded: bytes, site: AttackedSite) -> AttackAnswer:
-    """Sends a chunked body into an upload session."""
+    """Sends a body to a new upload session. `coded`: the body in chunked transfer coding."""
     started = site.ask("POST", f"/v2/{REPO}/blobs/uploads/")
     headers = {"Transfer-Encoding": "chunked"}
     return site.talk(attack_requests.head("PATCH", started.header(b"location"), headers) + coded)
 
 
 def _trailers(site: AttackedSite) -> AttackAnswer:
+    """Sends a chunked body with 3000 trailers."""
     coded = b"1\r\na\r\n0\r\n" + b"".join(b"t%d: v\r\n" % number for number in range(3000)) + b"\r\n"
     return _upload(coded, site)
 
@@ -55,7 +58,7 @@ def _huge_chunk(site: AttackedSite) -> AttackAnswer:
 
 
 def _kept_busy(site: AttackedSite) -> AttackAnswer:
-    """Sends a thousand requests on one connection, each after the response to the last one."""
+    """Sends a thousand requests on one connection, each after the response to the previous request."""
     with attack_requests.connect(site.port) as sock:
         for _ in range(1000):
             sock.sendall(b"GET /v2/none/tags/list HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -1,4 +1,5 @@
-"""Lists over a large store: repositories, tags, referrers, and lists of the management API."""
+"""Attacks that request expensive lists from a large store: repositories, tags, referrers, and lists of the management
+API."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ def _listed(target: str, login: str, site: AttackedSite) -> AttackAnswer:
 
 
 def _paged(target: str, login: str, pages: int, site: AttackedSite) -> AttackAnswer:
-    """Requests a list and the pages to which its Link headers lead."""
+    """Requests a list, page by page: follows the Link header of each response, up to `pages` pages."""
     answer = site.ask("GET", target, login=login)
     for _ in range(pages - 1):
         link = answer.header(b"link")
@@ -29,27 +30,30 @@ def _paged(target: str, login: str, pages: int, site: AttackedSite) -> AttackAns
 
 
 def _posted(target: str, body: bytes, method: str, site: AttackedSite) -> AttackAnswer:
+    """Sends JSON to the management API."""
     return site.ask(method, target, {"Content-Type": "application/json"}, body, login="admin")
 
 
 def _limits(site: AttackedSite) -> AttackAnswer:
-    """Makes an API token with the largest number of the most expensive patterns."""
+    """Creates an API token with as many patterns as allowed. The patterns are expensive to match."""
     patterns = ["a*" * 127 + str(number % 10) for number in range(50)]
     limits = [{"pattern": pattern, "actions": ["pull"]} for pattern in patterns]
     return _posted("/api/v1/tokens", json.dumps({"account": "admin", "limits": limits}).encode(), "POST", site)
 
 
 def _grants(site: AttackedSite) -> AttackAnswer:
-    """Makes grants whose patterns are compared with each other."""
+    """Creates a grant (a permission for the names that match a pattern) whose pattern is expensive to compare with
+    others."""
     pattern = f"{'a*' * 100}{site.fresh()}"
     body = {"subject": "everyone", "pattern": pattern, "actions": ["pull"]}
     return _posted("/api/v1/grants", json.dumps(body).encode(), "PUT", site)
 
 
-_R = "/v2/large/referrers/referrers/" + large_store.SUBJECT
+_REFERRERS = "/v2/large/referrers/referrers/" + large_store.SUBJECT
 _BARE = "/v2/large/bare/referrers/" + large_store.BARE_SUBJECT
 _HUGE = "/v2/large/huge/referrers/" + large_store.HUGE_SUBJECT
 
+# By name: the limit that applies, the target, and the account that requests it.
 _LISTS: dict[str, tuple[str, str, str]] = {
     "catalog: n=1000000": ("10,000", "/v2/_catalog?n=1000000&last=FRESH", "admin"),
     "catalog: last in the middle": ("1,000", "/v2/_catalog?last=r/1FRESH", "admin"),
@@ -61,8 +65,8 @@ _LISTS: dict[str, tuple[str, str, str]] = {
     "tags: n=1000000": ("10,000", "/v2/large/tags/tags/list?n=1000000&last=tFRESH", ""),
     "tags: no n": ("10,000", "/v2/large/tags/tags/list?last=t0FRESH", ""),
     "tags: a pull by an account with thousands of grants": ("5,000", "/v2/team1/a/b/tags/list?last=FRESH", "many"),
-    "referrers: annotated": ("20,000", f"{_R}?last=sha256:FRESH", ""),
-    "referrers: of no such type": ("20,000", f"{_R}?artifactType=a/FRESH", ""),
+    "referrers: annotated": ("20,000", f"{_REFERRERS}?last=sha256:FRESH", ""),
+    "referrers: of no such type": ("20,000", f"{_REFERRERS}?artifactType=a/FRESH", ""),
     "referrers: bare": ("50,000", f"{_BARE}?last=sha256:FRESH", ""),
     "referrers: bare, of no such type": ("50,000", f"{_BARE}?artifactType=a/FRESH", ""),
     "referrers: huge annotations": ("6 MiB each", f"{_HUGE}?artifactType=application/vnd.example.sbom", ""),
@@ -85,6 +89,7 @@ _LISTS: dict[str, tuple[str, str, str]] = {
     "api: audit of a tag": ("100,000", "/api/v1/audit?target=large/tags:none", "admin"),
     "api: audit since": ("200,000", "/api/v1/audit?limit=1000&since=2026-01-01T00:00:00Z", "admin"),
 }
+# By name: the limit that applies, and the body that is sent to the management API.
 _BODIES: dict[str, tuple[str, bytes]] = {
     "api: deep JSON": ("64 KiB", b"[" * (64 * KIB)),
     "api: deep object": ("64 KiB", b'{"a":' * (12 * KIB)),
@@ -102,7 +107,7 @@ ATTACKS = [
     Attack("catalog: 20 pages of 10,000", "200,000", partial(_paged, "/v2/_catalog?n=10000", "admin", 20)),
     Attack("catalog: 20 pages through slow patterns", "200,000", partial(_paged, "/v2/_catalog?n=10", "limited", 20)),
     Attack("tags: 10 pages of 10,000", "100,000", partial(_paged, "/v2/large/tags/tags/list", "", 10)),
-    Attack("referrers: 10 pages", "20,000", partial(_paged, _R, "", 10)),
+    Attack("referrers: 10 pages", "20,000", partial(_paged, _REFERRERS, "", 10)),
     Attack("api: 10 pages of audit", "200,000", partial(_paged, "/api/v1/audit?limit=1000", "admin", 10)),
     Attack("api: token with slow patterns", "50", _limits),
     Attack("api: grant of a slow pattern", "255", _grants),

@@ -1,4 +1,4 @@
-"""Pushes and pulls of expensive manifests."""
+"""Attacks that push, pull and delete expensive manifests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from tests.system.hostile.attack_requests import AttackAnswer
 from tests.system.hostile.attacked_site import AttackedSite
 
 LARGEST = 8 * MIB
+"""The maximum size of a manifest."""
 INLINE = 250_000
-"""Bytes of a manifest that is small enough to be looked at on the event loop, if any is."""
+"""The size in bytes of a manifest that the server may parse on its event loop, because it is small."""
 REPO = "hostile/app"
 
 
@@ -30,16 +31,18 @@ def prepare(site: AttackedSite) -> None:
 def put(
     site: AttackedSite, body: bytes, kind: str = OCI_MANIFEST, reference: str = "", query: str = ""
 ) -> AttackAnswer:
+    """Pushes a manifest, by default under a new tag. `kind`: its media type."""
     target = f"/v2/{REPO}/manifests/{reference or site.fresh()}{query}"
     return site.ask("PUT", target, {"Content-Type": kind}, body)
 
 
 def _pushed(make: Callable[[int], bytes], size: int, kind: str, site: AttackedSite) -> AttackAnswer:
+    """Pushes the manifest that `make` returns for this size."""
     return put(site, make(size), kind)
 
 
 def _read(make: Callable[[int], bytes], method: str, site: AttackedSite) -> AttackAnswer:
-    """Pushes a manifest, and reads it several times at once."""
+    """Pushes a manifest, and requests it three times."""
     tag = site.fresh()
     answer = put(site, make(LARGEST), reference=tag)
     for _ in range(3):
@@ -48,52 +51,55 @@ def _read(make: Callable[[int], bytes], method: str, site: AttackedSite) -> Atta
 
 
 def _dripped(site: AttackedSite) -> AttackAnswer:
-    """Sends a byte every few milliseconds."""
+    """Pushes a manifest byte by byte, one every 2 ms."""
     body = costly_bodies.manifest(note=site.fresh())
-    first = attack_requests.head(
+    request_head = attack_requests.head(
         "PUT", f"/v2/{REPO}/manifests/{site.fresh()}", {"Content-Type": OCI_MANIFEST}, length=len(body)
     )
     pause = threading.Event()
 
     def pieces() -> Iterator[bytes]:
-        yield first
-        for each in body:
+        yield request_head
+        for byte in body:
             pause.wait(0.002)
-            yield bytes([each])
+            yield bytes([byte])
 
     return attack_requests.talk(site.port, pieces())
 
 
 def _single_byte_chunks(site: AttackedSite) -> AttackAnswer:
+    """Pushes a manifest in chunks of one byte."""
     headers = {"Content-Type": OCI_MANIFEST, "Transfer-Encoding": "chunked"}
-    first = attack_requests.head("PUT", f"/v2/{REPO}/manifests/{site.fresh()}", headers)
-    return site.talk(first + attack_requests.chunks(costly_bodies.manifest(note=site.fresh() + "x" * INLINE), 1))
+    request_head = attack_requests.head("PUT", f"/v2/{REPO}/manifests/{site.fresh()}", headers)
+    return site.talk(request_head + attack_requests.chunks(costly_bodies.manifest(note=site.fresh() + "x" * INLINE), 1))
 
 
 def _cut_off(site: AttackedSite) -> AttackAnswer:
     """Declares 8 MiB, sends half of them, and disconnects."""
-    first = attack_requests.head(
+    request_head = attack_requests.head(
         "PUT", f"/v2/{REPO}/manifests/{site.fresh()}", {"Content-Type": OCI_MANIFEST}, length=LARGEST
     )
     with attack_requests.connect(site.port) as sock:
-        sock.sendall(first + costly_bodies.empty_objects(LARGEST)[: LARGEST // 2])
+        sock.sendall(request_head + costly_bodies.empty_objects(LARGEST)[: LARGEST // 2])
     return site.ask("GET", "/v2/")
 
 
-def _said_too_long(site: AttackedSite) -> AttackAnswer:
+def _declared_too_long(site: AttackedSite) -> AttackAnswer:
+    """Declares a manifest of 2^60 bytes."""
     headers = {"Content-Type": OCI_MANIFEST}
-    first = attack_requests.head("PUT", f"/v2/{REPO}/manifests/{site.fresh()}", headers, length=1 << 60)
-    return site.talk(first + b" " * MIB)
+    request_head = attack_requests.head("PUT", f"/v2/{REPO}/manifests/{site.fresh()}", headers, length=1 << 60)
+    return site.talk(request_head + b" " * MIB)
 
 
 def _too_long(site: AttackedSite) -> AttackAnswer:
+    """Sends twice the maximum size in chunks."""
     headers = {"Content-Type": OCI_MANIFEST, "Transfer-Encoding": "chunked"}
-    first = attack_requests.head("PUT", f"/v2/{REPO}/manifests/{site.fresh()}", headers)
-    return site.talk(first + attack_requests.chunks(b" " * (2 * LARGEST), MIB))
+    request_head = attack_requests.head("PUT", f"/v2/{REPO}/manifests/{site.fresh()}", headers)
+    return site.talk(request_head + attack_requests.chunks(b" " * (2 * LARGEST), MIB))
 
 
 def _subjects(site: AttackedSite) -> AttackAnswer:
-    """Pushes a hundred manifests, each the subject of the next."""
+    """Pushes a hundred manifests. Each has the previous manifest as its subject."""
     answer, subject = AttackAnswer(0, b"", 0), costly_bodies.EMPTY
     for _ in range(100):
         answer = put(site, costly_bodies.with_subject(site.fresh(), subject, 0))
@@ -102,10 +108,12 @@ def _subjects(site: AttackedSite) -> AttackAnswer:
 
 
 def _by_sha512(site: AttackedSite) -> AttackAnswer:
+    """Pushes a manifest under a SHA-512 digest that is wrong."""
     return put(site, costly_bodies.spaces(LARGEST), reference=f"sha512:{'0' * 128}")
 
 
 def _tags(count: int, site: AttackedSite) -> AttackAnswer:
+    """Pushes a manifest with `count` tags in the query."""
     query = "?" + "&".join(f"tag={site.fresh()}{'x' * 100}" for _ in range(count))
     return put(site, costly_bodies.manifest(note=site.fresh()), query=query)
 
@@ -117,7 +125,8 @@ def _deleted_layers(site: AttackedSite) -> AttackAnswer:
 
 
 def _nested_files(site: AttackedSite) -> AttackAnswer:
-    """Reads the files of an artifact that lists the same blob ten times: an envelope with a deeply nested statement."""
+    """Requests the files of an artifact that lists the same blob ten times. The blob is an in-toto envelope with a
+    deeply nested statement."""
     statement = f'{{"{site.fresh()}":{"[" * 900}{",".join("1" * 20_000)}{"]" * 900}}}'
     data = json.dumps({"payload": base64.b64encode(statement.encode()).decode()}).encode()
     blob = f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -128,14 +137,16 @@ def _nested_files(site: AttackedSite) -> AttackAnswer:
     return site.ask("GET", f"/api/v1/repositories/{REPO}/manifests/{tag}/files", login="admin")
 
 
-def _deleted(name: str, what: str, site: AttackedSite) -> AttackAnswer:
-    """Deletes one of the manifests that were made for this."""
+def _deleted(name: str, text_format: str, site: AttackedSite) -> AttackAnswer:
+    """Deletes one of the manifests that `large_store` has made for this purpose. `text_format`: the format of the text
+    whose digest the manifest has."""
     from tests.system.hostile import large_store
 
-    repo = f"{name}{site.number() % large_store.SPARE}"
-    return site.ask("DELETE", f"/v2/{repo}/manifests/{large_store.digest(what % repo)}")
+    repo = f"{name}{site.number() % large_store.SPARE_COPIES}"
+    return site.ask("DELETE", f"/v2/{repo}/manifests/{large_store.digest(text_format % repo)}")
 
 
+# By name: the functions that return a large manifest for a size in bytes.
 _LARGE: dict[str, Callable[[int], bytes]] = {
     "repeated names": costly_bodies.repeated_names,
     "many annotations": costly_bodies.many_annotations,
@@ -165,6 +176,7 @@ _LARGE: dict[str, Callable[[int], bytes]] = {
     "long config type": costly_bodies.long_config_type,
     "long layer type": costly_bodies.long_descriptor_type,
 }
+# The names of the manifests that are also pushed in a small size.
 _INLINE = ("repeated names", "empty objects", "many annotations", "many numbers", "escapes", "one layer many times")
 
 ATTACKS = [
@@ -189,7 +201,7 @@ ATTACKS = [
     Attack("manifest: drips", "a byte in 2 ms", _dripped),
     Attack("manifest: chunks of one byte", "250 KB", _single_byte_chunks),
     Attack("manifest: client leaves midway", "8 MiB", _cut_off),
-    Attack("manifest: says 2^60 bytes", "8 MiB", _said_too_long),
+    Attack("manifest: says 2^60 bytes", "8 MiB", _declared_too_long),
     Attack("manifest: chunks beyond the limit", "16 MiB", _too_long),
     Attack("manifest: wrong sha512", "8 MiB", _by_sha512),
     Attack("manifest: chain of subjects", "100", _subjects),

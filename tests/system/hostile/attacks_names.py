@@ -1,4 +1,4 @@
-"""Names, tags, digests, queries, ranges and credentials."""
+"""Attacks with expensive names, tags, digests, queries, ranges and credentials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.system.hostile.attacked_site import AttackedSite
 from tests.system.hostile.attacks_manifests import REPO
 
 LINE = 31 * KIB
-"""Bytes of a target or of a header that the server still takes: 32 KiB are the limit of a whole head."""
+"""The length in bytes of a target or header that the server accepts. The limit for the request line and all headers is
+32 KiB."""
 
 
 def _get(target: str, site: AttackedSite) -> AttackAnswer:
@@ -22,10 +23,12 @@ def _get(target: str, site: AttackedSite) -> AttackAnswer:
 
 
 def _headed(target: str, headers: Mapping[str, str], site: AttackedSite) -> AttackAnswer:
+    """Sends a GET with these headers."""
     return site.ask("GET", target, headers)
 
 
 def _blob(headers: Mapping[str, str], site: AttackedSite) -> AttackAnswer:
+    """Requests a blob of 1 MiB with these headers."""
     return site.ask("GET", f"/v2/{REPO}/blobs/{_large_blob(site)}", headers)
 
 
@@ -41,32 +44,37 @@ def _large_blob(site: AttackedSite) -> str:
 
 
 def _token_form(form: bytes, site: AttackedSite) -> AttackAnswer:
+    """Sends a form to `/token`."""
     return site.ask("POST", "/token", {"Content-Type": "application/x-www-form-urlencoded"}, form)
 
 
 def _passwords(site: AttackedSite) -> AttackAnswer:
-    """Sends wrong passwords, one after the other."""
+    """Sends twenty requests with wrong passwords, one after another."""
     answer = AttackAnswer(0, b"", 0)
     for _ in range(20):
-        shown = base64.b64encode(f"admin:{site.fresh()}{'x' * 10_000}".encode()).decode()
-        answer = site.ask("GET", "/v2/", {"Authorization": f"Basic {shown}"})
+        credentials = base64.b64encode(f"admin:{site.fresh()}{'x' * 10_000}".encode()).decode()
+        answer = site.ask("GET", "/v2/", {"Authorization": f"Basic {credentials}"})
     return answer
 
 
 def _encoded(document: object) -> str:
+    """Returns a part of a JWT: base64url of these bytes, or of this document as JSON."""
     text = document if isinstance(document, bytes) else json.dumps(document).encode()
     return base64.urlsafe_b64encode(text).rstrip(b"=").decode()
 
 
 def _jwt(header: object, payload: object) -> str:
+    """Returns an Authorization header with a JWT whose signature is wrong."""
     return f"Bearer {_encoded(header)}.{_encoded(payload)}.{_encoded(b's' * 32)}"
 
 
-def _shown(text: str, site: AttackedSite) -> AttackAnswer:
+def _authorized(text: str, site: AttackedSite) -> AttackAnswer:
+    """Sends this Authorization header."""
     return site.ask("GET", f"/v2/{REPO}/tags/list", {"Authorization": text})
 
 
 _HEADER = {"alg": "HS256", "typ": "JWT", "kid": "0"}
+# By name: the limit that applies or the size, and the target of the request.
 _TARGETS: dict[str, tuple[str, str]] = {
     "name: 255 characters": ("255", f"/v2/{'a' * 255}/tags/list"),
     "name: 127 levels": ("255", f"/v2/{'a/' * 127}a/tags/list"),
@@ -102,6 +110,7 @@ _TARGETS: dict[str, tuple[str, str]] = {
     "page: openapi.json": ("", "/api/openapi.json"),
     "page: not there": ("31 KiB", f"/{'a/' * (LINE // 2)}"),
 }
+# By name: the limit that applies or the size, and the header Range.
 _RANGES: dict[str, tuple[str, str]] = {
     "range: 1,024": ("1,024", "bytes=" + ",".join(f"{n * 1000}-{n * 1000}" for n in range(1024))),
     "range: 1,024 overlapping": ("1,024", "bytes=" + ",".join("0-1048575" for _ in range(1024))),
@@ -112,6 +121,7 @@ _RANGES: dict[str, tuple[str, str]] = {
     "range: long number": ("31 KiB", f"bytes={'9' * LINE}-"),
     "range: one byte each": ("1,024", "bytes=" + ",".join(f"{n}-{n}" for n in range(1024))),
 }
+# By name: the limit that applies or the size, and the header Authorization.
 _CREDENTIALS: dict[str, tuple[str, str]] = {
     "credentials: long Basic": ("31 KiB", f"Basic {base64.b64encode(b'a:' + b'b' * 22_000).decode()}"),
     "credentials: Basic of colons": ("31 KiB", f"Basic {base64.b64encode(b':' * 22_000).decode()}"),
@@ -130,7 +140,7 @@ _CREDENTIALS: dict[str, tuple[str, str]] = {
 ATTACKS = [
     *(Attack(name, limit, partial(_get, target)) for name, (limit, target) in _TARGETS.items()),
     *(Attack(name, limit, partial(_blob, {"Range": value})) for name, (limit, value) in _RANGES.items()),
-    *(Attack(name, limit, partial(_shown, value)) for name, (limit, value) in _CREDENTIALS.items()),
+    *(Attack(name, limit, partial(_authorized, value)) for name, (limit, value) in _CREDENTIALS.items()),
     Attack("etags: many", "31 KiB", partial(_blob, {"If-None-Match": ",".join('"a"' for _ in range(LINE // 4))})),
     Attack("etags: open quotes", "31 KiB", partial(_blob, {"If-None-Match": '"' * LINE})),
     Attack(
@@ -156,4 +166,5 @@ ATTACKS = [
 
 
 def _hosted(host: str) -> bytes:
+    """Returns a request with this Host header."""
     return f"GET /v2/_catalog HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()

@@ -1,4 +1,4 @@
-"""Uploads and mounts."""
+"""Attacks with upload sessions and mounts."""
 
 from __future__ import annotations
 
@@ -14,32 +14,35 @@ from tests.system.hostile.attacked_site import AttackedSite
 from tests.system.hostile.attacks_manifests import REPO
 
 LARGE = 128 * MIB
+"""The size of a large blob in bytes."""
 
 
 def _start(site: AttackedSite, query: str = "") -> str:
+    """Starts an upload session. Returns its URL."""
     return site.ask("POST", f"/v2/{REPO}/blobs/uploads/{query}").header(b"location")
 
 
 def _many_patches(site: AttackedSite) -> AttackAnswer:
-    """Sends many PATCHes with one byte each on one connection."""
-    place = _start(site)
+    """Sends 300 PATCH requests with one byte each on one connection."""
+    location = _start(site)
     with attack_requests.connect(site.port) as sock:
         for number in range(300):
             headers = {"Content-Range": f"{number}-{number}"}
-            sock.sendall(attack_requests.head("PATCH", place, headers, length=1, keep=True) + b"a")
+            sock.sendall(attack_requests.head("PATCH", location, headers, length=1, keep=True) + b"a")
             if not sock.recv(65536):
                 break
-        sock.sendall(attack_requests.head("GET", place))
+        sock.sendall(attack_requests.head("GET", location))
         return attack_requests.read(sock)
 
 
 def _closed(algorithm: str, site: AttackedSite) -> AttackAnswer:
-    """Closes the session of a large blob with a digest of `algorithm`, which may be another one than at its start."""
+    """Uploads a large blob, and commits it with a digest of `algorithm`. The server has to hash the bytes again if it
+    has used another algorithm."""
     piece = random.Random(site.number()).randbytes(MIB)
-    place = _start(site)
+    location = _start(site)
 
     def pieces() -> Iterator[bytes]:
-        yield attack_requests.head("PATCH", place, length=LARGE)
+        yield attack_requests.head("PATCH", location, length=LARGE)
         for _ in range(LARGE // MIB):
             yield piece
 
@@ -47,11 +50,11 @@ def _closed(algorithm: str, site: AttackedSite) -> AttackAnswer:
     digest = hashlib.new(algorithm)
     for _ in range(LARGE // MIB):
         digest.update(piece)
-    return site.ask("PUT", f"{place}?digest={algorithm}:{digest.hexdigest()}", body=b"")
+    return site.ask("PUT", f"{location}?digest={algorithm}:{digest.hexdigest()}", body=b"")
 
 
 def _sessions(site: AttackedSite) -> AttackAnswer:
-    """Starts many sessions on one connection."""
+    """Starts 300 upload sessions on one connection."""
     with attack_requests.connect(site.port) as sock:
         for _ in range(300):
             sock.sendall(attack_requests.head("POST", f"/v2/{REPO}/blobs/uploads/", length=0, keep=True))
@@ -62,21 +65,22 @@ def _sessions(site: AttackedSite) -> AttackAnswer:
 
 
 def _mounts(source: str, site: AttackedSite) -> AttackAnswer:
-    """Sends the largest number of pipelined mounts."""
+    """Sends as many pipelined mounts as the server accepts on one connection."""
     target = f"/v2/hostile/mounted{site.fresh()}/blobs/uploads/?mount={costly_bodies.EMPTY}{source}"
-    one = attack_requests.head("POST", target, length=0, keep=True)
-    return site.talk(one * 63 + attack_requests.head("POST", target, length=0))
+    request_head = attack_requests.head("POST", target, length=0, keep=True)
+    return site.talk(request_head * 63 + attack_requests.head("POST", target, length=0))
 
 
 def _ranged(value: str, site: AttackedSite) -> AttackAnswer:
+    """Sends a PATCH with this Content-Range to a new upload session."""
     return site.ask("PATCH", _start(site), {"Content-Range": value}, b"a")
 
 
 def _cancelled(site: AttackedSite) -> AttackAnswer:
-    """Cancels a session with many bytes."""
-    place = _start(site)
-    site.ask("PATCH", place, body=b"a" * (32 * MIB))
-    return site.ask("DELETE", place)
+    """Cancels an upload session with 32 MiB."""
+    location = _start(site)
+    site.ask("PATCH", location, body=b"a" * (32 * MIB))
+    return site.ask("DELETE", location)
 
 
 ATTACKS = [

@@ -1,4 +1,4 @@
-"""Bad responses of upstreams, which pulls of clients cause."""
+"""Attacks by upstreams: a client pulls through the mirror, and the upstream sends an expensive or invalid response."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tests.system.hostile.bad_upstreams import ANSWERS
 
 
 def _pulled(name: str, item: str, site: AttackedSite) -> AttackAnswer:
-    """Pulls from a bad upstream. `FRESH` is replaced by a new text."""
+    """Pulls `item` from the bad upstream `name`. `FRESH` in the item is replaced by a new text, so that no cache has
+    it."""
     repo = site.upstreams.repository(name, site.fresh())
     return site.ask("GET", f"/v2/{repo}/{item.replace('FRESH', site.fresh())}")
 
@@ -24,6 +25,7 @@ _LIMITS = {"endless": "32 MiB", "oversize": "16 MiB", "gzip-bomb": "64 MiB", "er
 
 
 def _item(name: str) -> str:
+    """Returns what is requested from this upstream: the path below the repository."""
     if name in _TAGS:
         return "tags/list"
     if name in _REFERRERS:
@@ -32,6 +34,7 @@ def _item(name: str) -> str:
 
 
 def _limit(name: str) -> str:
+    """Returns the limit or size that the table shows for this upstream."""
     if name.startswith("token"):
         return "256 KiB"
     if name.startswith(("error", "long", "challenge")):

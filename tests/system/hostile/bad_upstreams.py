@@ -1,8 +1,9 @@
-"""Upstreams with the most expensive responses, in a separate process.
+"""Fake upstream registries that send the most expensive responses, in a separate process.
 
-Each has its own port and sends one kind of response, which has a name in `ANSWERS`. The server mirrors each as an
-upstream of this name, so that the failures of one do not affect the others. A kind of response is a function of the
-request's target that yields the bytes to send. After the response, the connection is closed.
+Each fake upstream has its own port and sends one kind of response, whose name is a key of `ANSWERS`. The server mirrors
+each as an upstream of this name, so that the failures of one upstream do not affect the others. A kind of response is a
+function that takes the target of the request and yields the bytes to send. After the response, the connection is
+closed.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from tests.system.hostile import costly_bodies
 
 MIB = 1 << 20
 Answering = Callable[[str], Iterable[bytes]]
+"""The type of a kind of response: from the target of the request to the bytes to send."""
 DOMAIN = ".bad.test"
+"""The end of the names of all fake upstreams."""
 
 
 def respond(
     body: bytes, status: str = "200 OK", kind: str = "application/json", headers: Iterable[str] = (), size: int = 0
 ) -> Iterator[bytes]:
-    """Yields a response with its length. `size`: the number of bytes in a piece."""
+    """Yields a response with Content-Length, in pieces of `size` bytes (0: 1 MiB). `kind`: its Content-Type."""
     lines = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", f"Content-Length: {len(body)}", *headers]
     yield ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
     step = size or MIB
@@ -41,6 +44,7 @@ def respond(
 
 
 def chunked(pieces: Iterable[bytes], kind: str = "application/json") -> Iterator[bytes]:
+    """Yields a response in chunked transfer coding."""
     yield f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     for piece in pieces:
         yield b"%x\r\n%b\r\n" % (len(piece), piece)
@@ -48,7 +52,8 @@ def chunked(pieces: Iterable[bytes], kind: str = "application/json") -> Iterator
 
 
 def manifest(make: Callable[[int], bytes], kind: str = OCI_MANIFEST, size: int = 8 * MIB) -> Answering:
-    """Returns a response with the same manifest for every reference. The manifest is made at the first request."""
+    """Returns a kind of response: the same manifest for every reference. `make` is called with `size` at the first
+    request."""
     make_once = lru_cache(maxsize=1)(make)
 
     def answer(target: str) -> Iterator[bytes]:
@@ -60,22 +65,25 @@ def manifest(make: Callable[[int], bytes], kind: str = OCI_MANIFEST, size: int =
 
 
 def _endless(target: str) -> Iterator[bytes]:
+    """Yields a manifest of 32 MiB of spaces, without Content-Length."""
     return chunked((b" " * MIB for _ in range(32)), OCI_MANIFEST)
 
 
 def _single_bytes(target: str) -> Iterator[bytes]:
+    """Yields a manifest in chunks of one byte."""
     body = costly_bodies.manifest(note="x" * 100_000)
     yield f"HTTP/1.1 200 OK\r\nContent-Type: {OCI_MANIFEST}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-    yield b"".join(b"1\r\n%c\r\n" % each for each in body) + b"0\r\n\r\n"
+    yield b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
 
 
 def _long_headers(target: str) -> Iterator[bytes]:
+    """Yields a manifest with 1200 headers."""
     lines = [f"X-Header-{number}: {'v' * 40}" for number in range(1200)]
     return respond(costly_bodies.manifest(note=target), kind=OCI_MANIFEST, headers=lines)
 
 
 def _token(body: bytes) -> Answering:
-    """Returns a challenge that leads to a token service with this response."""
+    """Returns a kind of response: a login challenge, whose token service sends `body`."""
 
     def answer(target: str) -> Iterator[bytes]:
         if target.startswith("/token"):
@@ -87,27 +95,31 @@ def _token(body: bytes) -> Answering:
 
 
 def _challenges(target: str) -> Iterator[bytes]:
+    """Yields a login challenge with 1500 parameters."""
     noise = ",".join(f'p{number}="{"=" * 20}"' for number in range(1500))
     return respond(b"", "401 Unauthorized", headers=(f"WWW-Authenticate: Bearer {noise}",))
 
 
 def _quotes(target: str) -> Iterator[bytes]:
+    """Yields a login challenge with 15,000 escaped quotes."""
     quotes = '\\"' * 15_000
     return respond(b"", "401 Unauthorized", headers=(f"WWW-Authenticate: Bearer realm={quotes}",))
 
 
 def _many_challenges(target: str) -> Iterator[bytes]:
+    """Yields 1200 login challenges."""
     return respond(b"", "401 Unauthorized", headers=("WWW-Authenticate: Basic realm=a",) * 1200)
 
 
 def _tag_pages(target: str) -> Iterator[bytes]:
-    """Yields pages with one tag, each with a link to another page."""
+    """Yields a page with one tag and a link to a next page. The list never ends."""
     number = int(target.rpartition("page=")[2]) + 1 if "page=" in target else 0
     link = f'Link: <{target.partition("?")[0]}?page={number}>; rel="next"'
     return respond(json.dumps({"name": "a", "tags": [f"t{number}"]}).encode(), headers=(link,))
 
 
 def _tag_loop(target: str) -> Iterator[bytes]:
+    """Yields a page of tags whose next page is the same page."""
     link = f'Link: <{target}>; rel="next"'
     return respond(json.dumps({"name": "a", "tags": [f"t{n}" for n in range(1000)]}).encode(), headers=(link,))
 
@@ -116,11 +128,12 @@ _tag_list = lru_cache(maxsize=4)(costly_bodies.upstream_tags)
 
 
 def _tags(target: str) -> Iterator[bytes]:
+    """Yields a list of 8 MiB of tags in one page."""
     return respond(_tag_list(""))
 
 
 def _tags_of_pages(target: str) -> Iterator[bytes]:
-    """Yields four large pages of tags."""
+    """Yields one of four large pages of tags."""
     number = int(target.rpartition("page=")[2]) + 1 if "page=" in target else 0
     link = (f'Link: <{target.partition("?")[0]}?page={number}>; rel="next"',) if number < 3 else ()
     return respond(_tag_list(f"p{number}"), headers=link)
@@ -134,25 +147,29 @@ def _referrers(annotated: bool) -> Answering:
 
 
 def _gzip_bomb(target: str) -> Iterator[bytes]:
+    """Yields a small gzip file that expands to 64 MiB."""
     body = gzip.compress(b" " * (64 * MIB), 9)
     return respond(body, kind=OCI_MANIFEST, headers=("Content-Encoding: gzip",))
 
 
 def _redirects(target: str) -> Iterator[bytes]:
+    """Yields a redirect to itself."""
     return respond(b"", "307 Temporary Redirect", headers=(f"Location: {target.partition('?')[0]}?again",))
 
 
 def _long_redirect(target: str) -> Iterator[bytes]:
+    """Yields a redirect to a very long URL."""
     return respond(b"", "307 Temporary Redirect", headers=(f"Location: /{'%2e/' * 15_000}",))
 
 
 def _blob(target: str) -> Iterator[bytes]:
-    """Yields other bytes than the requested ones."""
+    """Yields bytes that do not match the requested digest."""
     return respond(b"wrong" * (MIB // 5), kind="application/octet-stream")
 
 
 def _blob_bytes(target: str) -> Iterator[bytes]:
-    """Yields single bytes, in chunks, that have no digest. They are more than the registry reads at once."""
+    """Yields 25,000 chunks of one byte, which do not match the requested digest. They are more than the server reads at
+    once."""
     yield b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-24999/25000\r\nTransfer-Encoding: chunked\r\n\r\n"
     yield b"1\r\nx\r\n" * 25_000 + b"0\r\n\r\n"
 
@@ -199,7 +216,7 @@ ANSWERS: Mapping[str, Answering] = {
 
 @dataclass(frozen=True)
 class BadUpstreams:
-    """The ports of the kinds of responses."""
+    """The running fake upstreams. `ports`: by the name of their kind of response."""
 
     ports: Mapping[str, int]
 
@@ -209,7 +226,7 @@ class BadUpstreams:
         return f"{name}{DOMAIN}/{rest}"
 
     def settings(self) -> str:
-        """Returns the server's settings in TOML."""
+        """Returns the settings with which the server mirrors the fake upstreams, as TOML."""
         return "\n".join(
             f'[[upstream]]\nname = "{name}{DOMAIN}"\nendpoints = ["http://127.0.0.1:{port}"]\n'
             for name, port in self.ports.items()
@@ -218,7 +235,7 @@ class BadUpstreams:
 
 @contextlib.contextmanager
 def bad_upstreams(folder: Path) -> Iterator[BadUpstreams]:
-    """Runs the upstreams during the block."""
+    """Runs the fake upstreams in a process during the `with` block."""
     with (folder / "upstreams.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
@@ -233,26 +250,27 @@ def bad_upstreams(folder: Path) -> Iterator[BadUpstreams]:
             process.wait()
 
 
-# -- in their own process
+# -- The rest runs in the process of the fake upstreams.
 
 
 def _serve(listener: socket.socket, answering: Answering) -> None:
+    """Accepts connections, and answers each in a thread."""
     while True:
         sock, _ = listener.accept()
         threading.Thread(target=_answer, args=(sock, answering), daemon=True).start()
 
 
 def _answer(sock: socket.socket, answering: Answering) -> None:
-    """Answers one request. `HOST` in the response is replaced by this server's address."""
+    """Answers one request. `HOST` in the response is replaced by the address of this fake upstream."""
     host, port = sock.getsockname()
     with sock, contextlib.suppress(OSError):
-        asked = b""
-        while b"\r\n\r\n" not in asked:
+        received = b""
+        while b"\r\n\r\n" not in received:
             data = sock.recv(1 << 16)
             if not data:
                 return
-            asked += data
-        method, target, _ = asked.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
+            received += data
+        method, target, _ = received.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
         pieces = iter(answering(target))
         first = next(pieces).replace(b"HOST", f"{host}:{port}".encode())
         sock.sendall(first.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
@@ -265,7 +283,7 @@ def _answer(sock: socket.socket, answering: Answering) -> None:
 
 
 def main() -> None:
-    """Prints its ports as a line of JSON, and serves until stdin is closed."""
+    """Prints the ports of the fake upstreams as a line of JSON, and serves until stdin is closed."""
     ports = {}
     for name, answering in ANSWERS.items():
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)

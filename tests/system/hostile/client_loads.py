@@ -1,4 +1,5 @@
-"""Loads of two hundred clients at the same time that make the workers use memory."""
+"""The loads (`LOADS`) for the memory test. In each, two hundred clients at the same time send requests that make the
+workers use much memory."""
 
 from __future__ import annotations
 
@@ -15,45 +16,53 @@ from tests.system.hostile.memory_growth import ClientLoad
 
 _once = lru_cache(maxsize=2)
 LAYER = 64 * MIB
-SEEN = "hostile/seen"
+"""The size of the pulled blob in bytes."""
+PULLED_REPO = "hostile/seen"
+"""The repository that the clients pull from."""
 
 
 def prepare(site: AttackedSite) -> None:
-    """Pushes the content that is read: a blob of 64 MiB, and manifests of 8 MiB."""
-    for repo in (REPO, SEEN):
+    """Pushes the content that the clients pull: a blob of 64 MiB, and 16 manifests of 8 MiB."""
+    for repo in (REPO, PULLED_REPO):
         site.ask("POST", f"/v2/{repo}/blobs/uploads/?digest={costly_bodies.EMPTY}", body=b"{}")
     answer = site.ask(
-        "POST", f"/v2/{SEEN}/blobs/uploads/?digest={costly_bodies.noise_digest(LAYER)}", body=costly_bodies.noise(LAYER)
+        "POST",
+        f"/v2/{PULLED_REPO}/blobs/uploads/?digest={costly_bodies.noise_digest(LAYER)}",
+        body=costly_bodies.noise(LAYER),
     )
     assert answer.status == 201, answer.data
     for number in range(16):
         body = costly_bodies.one_annotation(LARGEST - 32 - number)
-        answer = site.ask("PUT", f"/v2/{SEEN}/manifests/m{number}", {"Content-Type": OCI_MANIFEST}, body)
+        answer = site.ask("PUT", f"/v2/{PULLED_REPO}/manifests/m{number}", {"Content-Type": OCI_MANIFEST}, body)
 
 
 def _get(target: Callable[[int], str], login: str = "") -> Callable[[int], Sequence[bytes]]:
+    """Returns a function with the request of a client, a GET. `target`: from the number of the client."""
     headers = {"Authorization": login} if login else {}
     return lambda number: [attack_requests.head("GET", target(number), headers)]
 
 
-def _put(make: Callable[[int], bytes], size: int = LARGEST, less: int = 0) -> Callable[[int], Sequence[bytes]]:
-    """Pushes a manifest under a tag of its own. The last `less` bytes are not sent."""
+def _put(make: Callable[[int], bytes], size: int = LARGEST, missing_bytes: int = 0) -> Callable[[int], Sequence[bytes]]:
+    """Returns a function with the requests of a client, which pushes a manifest under a tag of its own. The client does
+    not send the last `missing_bytes` bytes."""
     body = _once(make)
 
     def request(number: int) -> Sequence[bytes]:
-        whole = body(size)
+        manifest = body(size)
         target = f"/v2/{REPO}/manifests/c{number}-{os.urandom(4).hex()}"
-        first = attack_requests.head("PUT", target, {"Content-Type": OCI_MANIFEST}, length=len(whole))
-        return [first, whole[: len(whole) - less]]
+        request_head = attack_requests.head("PUT", target, {"Content-Type": OCI_MANIFEST}, length=len(manifest))
+        return [request_head, manifest[: len(manifest) - missing_bytes]]
 
     return request
 
 
 def _pipelined(target: str, count: int) -> Callable[[int], Sequence[bytes]]:
+    """Returns a function with the requests of a client: `count` GET requests at once."""
     return lambda number: [attack_requests.head("GET", target, keep=True) * count]
 
 
 def _posted(target: str, kind: str, body: bytes, site: AttackedSite) -> Callable[[int], Sequence[bytes]]:
+    """Returns a function with the request of a client: a POST by the admin."""
     return lambda number: [
         attack_requests.head(
             "POST", target, {"Content-Type": kind, "Authorization": site.logins["admin"]}, length=len(body)
@@ -63,13 +72,13 @@ def _posted(target: str, kind: str, body: bytes, site: AttackedSite) -> Callable
 
 
 def _uploaded(number: int) -> Sequence[bytes]:
-    """Sends 8 MiB of a blob and never the end."""
+    """Returns a request that uploads a blob of 8 MiB without its last byte."""
     target = f"/v2/{REPO}/blobs/uploads/?digest={costly_bodies.EMPTY}"
     return [attack_requests.head("POST", target, length=LARGEST), bytes(LARGEST - 1)]
 
 
 def _far(name: str, item: str, site: AttackedSite) -> ClientLoad:
-    """Makes each client request another repository of a bad upstream."""
+    """Returns a load in which each client requests another repository of a bad upstream."""
     mark = site.fresh()
     return ClientLoad(_get(lambda number: f"/v2/{site.upstreams.repository(name, f'{mark}c{number}')}/{item}"))
 
@@ -79,27 +88,30 @@ _LISTED = f"/v2/large/referrers/referrers/{large_store.SUBJECT}"
 
 
 def _manifest(number: int) -> str:
-    return f"/v2/{SEEN}/manifests/m{number % 16}"
+    """Returns the target of one of the 16 pushed manifests."""
+    return f"/v2/{PULLED_REPO}/manifests/m{number % 16}"
 
 
 def _catalog(number: int) -> str:
+    """Returns the target of a large page of the catalog."""
     return f"/v2/_catalog?n=10000&last=r/{number:03d}"
 
 
+# By name: the functions that return a load for the attacked server.
 LOADS: Mapping[str, Callable[[AttackedSite], ClientLoad]] = {
     "manifests of empty objects": lambda site: ClientLoad(_put(costly_bodies.empty_objects)),
     "manifests with many annotations": lambda site: ClientLoad(_put(costly_bodies.many_annotations)),
     "manifests with a long artifact type": lambda site: ClientLoad(_put(costly_bodies.long_media_type)),
     "manifests with many layers": lambda site: ClientLoad(_put(costly_bodies.same_layers)),
     "manifests whose last byte never comes": lambda site: ClientLoad(
-        _put(costly_bodies.one_annotation, less=1), holds=True
+        _put(costly_bodies.one_annotation, missing_bytes=1), holds=True
     ),
     "small manifests of empty objects": lambda site: ClientLoad(_put(costly_bodies.empty_objects, 250_000)),
     "blobs whose last byte never comes": lambda site: ClientLoad(_uploaded, holds=True),
     "manifests read": lambda site: ClientLoad(_get(_manifest)),
     "manifests that nobody reads": lambda site: ClientLoad(_get(_manifest), reads=False),
     "blobs that nobody reads": lambda site: ClientLoad(
-        _get(lambda number: f"/v2/{SEEN}/blobs/{costly_bodies.noise_digest(LAYER)}"), reads=False
+        _get(lambda number: f"/v2/{PULLED_REPO}/blobs/{costly_bodies.noise_digest(LAYER)}"), reads=False
     ),
     "referrers with huge annotations": lambda site: ClientLoad(_get(lambda number: _HUGE)),
     "referrers with huge annotations that nobody reads": lambda site: ClientLoad(

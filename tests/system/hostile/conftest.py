@@ -1,4 +1,5 @@
-"""The attacked server: one for each module, over a store that is built once for all of them."""
+"""Fixtures of the attacked server. Each test module starts its own server. The large store is built once for all
+modules."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from tests.system.hostile.attacked_site import AttackedSite, running_site
 
 @pytest.fixture(scope="session")
 def store() -> Iterator[tuple[Path, Mapping[str, str]]]:
-    """Yields the folder of a large store, and its logins."""
+    """Yields the folder of a large store, and the Authorization headers of its accounts."""
     with disk_folder() as folder:
         yield folder, large_store.build(folder / "data")
 

@@ -1,4 +1,5 @@
-"""Manifests and lists that are valid, or nearly valid, and expensive to parse. Each has the requested size."""
+"""Functions that return manifests and lists that are expensive to parse. They are valid or nearly valid. `size`: the
+number of bytes of the result, approximately."""
 
 from __future__ import annotations
 
@@ -12,39 +13,41 @@ from functools import lru_cache
 from storage.content import OCI_INDEX, OCI_MANIFEST
 
 EMPTY = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+"""The digest of the empty JSON object, `{}`."""
 CONFIG = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": EMPTY, "size": 2}
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
 def digest(number: int) -> str:
+    """Returns a digest that no blob has."""
     return f"sha256:{number:064x}"
 
 
 def manifest(note: str = "", **more: object) -> bytes:
-    """Returns an image manifest with one blob, `{}`."""
+    """Returns an image manifest whose only blob is the config `{}`. `more`: further members, or other values."""
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": CONFIG, "layers": []}
     return json.dumps({**document, **({"annotations": {"note": note}} if note else {}), **more}).encode()
 
 
-def _with(member: str) -> tuple[bytes, bytes]:
-    """Returns the bytes before and after the value of one more member of a manifest."""
+def _around_value_of(member: str) -> tuple[bytes, bytes]:
+    """Returns the bytes of a manifest before and after the value of the additional member."""
     return manifest()[:-1] + f', "{member}": '.encode(), b"}"
 
 
 def _filled(size: int, member: str, opening: bytes, part: bytes, closing: bytes) -> bytes:
-    """Returns a manifest with one more member: `part` as often as there is room, separated by commas."""
-    before, after = _with(member)
-    room = size - len(before) - len(after) - len(opening) - len(closing)
-    count = (room + 1) // (len(part) + 1)
-    return before + opening + b",".join([part] * count) + closing + after
+    """Returns a manifest of `size` bytes with an additional member. Its value repeats `part`, separated by commas."""
+    prefix, suffix = _around_value_of(member)
+    part_bytes = size - len(prefix) - len(suffix) - len(opening) - len(closing)
+    count = (part_bytes + 1) // (len(part) + 1)
+    return prefix + opening + b",".join([part] * count) + closing + suffix
 
 
 def _numbered(size: int, member: str, opening: bytes, part: Callable[[int], bytes], closing: bytes) -> bytes:
-    """Returns the same with parts that differ and have the same length."""
-    before, after = _with(member)
-    room = size - len(before) - len(after) - len(opening) - len(closing)
-    count = (room + 1) // (len(part(0)) + 1)
-    return before + opening + b",".join(part(number) for number in range(count)) + closing + after
+    """Like `_filled`, with a different part for each number. All parts have the same length."""
+    prefix, suffix = _around_value_of(member)
+    part_bytes = size - len(prefix) - len(suffix) - len(opening) - len(closing)
+    count = (part_bytes + 1) // (len(part(0)) + 1)
+    return prefix + opening + b",".join(part(number) for number in range(count)) + closing + suffix
 
 
 def repeated_names(size: int) -> bytes:
@@ -54,87 +57,102 @@ def repeated_names(size: int) -> bytes:
 
 
 def many_annotations(size: int) -> bytes:
+    """A manifest with many small annotations."""
     return _numbered(size, "annotations", b"{", lambda number: b'"a%07d":"b"' % number, b"}")
 
 
 def one_annotation(size: int) -> bytes:
-    before, after = _with("annotations")
-    return before + b'{"a":"' + b"x" * (size - len(before) - len(after) - 8) + b'"}' + after
+    """A manifest with one long annotation."""
+    prefix, suffix = _around_value_of("annotations")
+    return prefix + b'{"a":"' + b"x" * (size - len(prefix) - len(suffix) - 8) + b'"}' + suffix
 
 
 def empty_objects(size: int) -> bytes:
+    """A manifest with many empty JSON objects."""
     return _filled(size, "extra", b"[", b"{}", b"]")
 
 
 def empty_lists(size: int) -> bytes:
+    """A manifest with many empty JSON lists."""
     return _filled(size, "extra", b"[", b"[]", b"]")
 
 
 def nested_lists(size: int) -> bytes:
-    """Many small trees, each as deep as allowed."""
+    """Many small nested lists, each as deep as the server allows."""
     return _filled(size, "extra", b"[", b"[" * 60 + b"]" * 60, b"]")
 
 
 def deep(size: int) -> bytes:
-    before, after = _with("extra")
-    depth = (size - len(before) - len(after)) // 2
-    return before + b"[" * depth + b"]" * depth + after
+    """A manifest with very deeply nested lists."""
+    prefix, suffix = _around_value_of("extra")
+    depth = (size - len(prefix) - len(suffix)) // 2
+    return prefix + b"[" * depth + b"]" * depth + suffix
 
 
 def opened(size: int) -> bytes:
-    """Brackets that are not closed."""
+    """Opening brackets that are never closed."""
     return b"[" * size
 
 
 def numbers(size: int) -> bytes:
+    """A manifest with a list of many integers."""
     return _filled(size, "extra", b"[", b"1", b"]")
 
 
 def floats(size: int) -> bytes:
+    """A manifest with a list of many fractions."""
     return _filled(size, "extra", b"[", b"1.1e-308", b"]")
 
 
 def long_number(size: int) -> bytes:
-    before, after = _with("extra")
-    return before + b"9" * (size - len(before) - len(after)) + after
+    """A manifest with one very long integer."""
+    prefix, suffix = _around_value_of("extra")
+    return prefix + b"9" * (size - len(prefix) - len(suffix)) + suffix
 
 
 def long_exponent(size: int) -> bytes:
-    before, after = _with("extra")
-    return before + b"1e" + b"9" * (size - len(before) - len(after) - 2) + after
+    """A manifest with a number whose exponent is very long."""
+    prefix, suffix = _around_value_of("extra")
+    return prefix + b"1e" + b"9" * (size - len(prefix) - len(suffix) - 2) + suffix
 
 
 def long_fraction(size: int) -> bytes:
-    before, after = _with("extra")
-    return before + b"0." + b"1" * (size - len(before) - len(after) - 2) + after
+    """A manifest with one very long fraction."""
+    prefix, suffix = _around_value_of("extra")
+    return prefix + b"0." + b"1" * (size - len(prefix) - len(suffix) - 2) + suffix
 
 
 def literals(size: int) -> bytes:
+    """A manifest with a list of many `null`."""
     return _filled(size, "extra", b"[", b"null", b"]")
 
 
 def not_a_number(size: int) -> bytes:
+    """A manifest with a long list that ends with NaN, which is not valid JSON."""
     return _filled(size, "extra", b"[", b"0", b",NaN]")
 
 
 def escapes(size: int) -> bytes:
-    before, after = _with("annotations")
-    count = (size - len(before) - len(after) - 8) // 6
-    return before + b'{"a":"' + b"\\u00e9" * count + b'"}' + after
+    """A manifest with an annotation of many escaped characters."""
+    prefix, suffix = _around_value_of("annotations")
+    count = (size - len(prefix) - len(suffix) - 8) // 6
+    return prefix + b'{"a":"' + b"\\u00e9" * count + b'"}' + suffix
 
 
 def half_surrogates(size: int) -> bytes:
-    before, after = _with("annotations")
-    count = (size - len(before) - len(after) - 8) // 6
-    return before + b'{"a":"' + b"\\ud800" * count + b'"}' + after
+    """A manifest with an annotation of many halves of surrogate pairs, which are invalid."""
+    prefix, suffix = _around_value_of("annotations")
+    count = (size - len(prefix) - len(suffix) - 8) // 6
+    return prefix + b'{"a":"' + b"\\ud800" * count + b'"}' + suffix
 
 
 def late_half_surrogate(size: int) -> bytes:
-    """Many objects, with an error at the end."""
+    """Many objects, with half of a surrogate pair, which is invalid, at the end."""
     return _filled(size, "extra", b"[", b"{}", b',"\\ud800"]')
 
 
 def bad_utf8(size: int) -> bytes:
+    """A manifest with a byte at its end that is not valid UTF-8."""
     return one_annotation(size - 1)[:-3] + b"\xff" + b'"}}'
 
 
@@ -144,11 +162,13 @@ def marked(size: int) -> bytes:
 
 
 def spaces(size: int) -> bytes:
+    """A small manifest, filled up with spaces."""
     body = manifest()
     return body[:-1] + b" " * (size - len(body)) + b"}"
 
 
 def unfinished(size: int) -> bytes:
+    """A manifest without its last byte."""
     return empty_objects(size)[:-1]
 
 
@@ -158,6 +178,7 @@ def many_layers(size: int) -> bytes:
 
 
 def same_layers(size: int) -> bytes:
+    """A manifest with many layers that are all the same blob."""
     return _layers(size, lambda number: EMPTY)
 
 
@@ -172,7 +193,7 @@ def _layers(size: int, digest_at: Callable[[int], str]) -> bytes:
 
 
 def bare_layers(count: int) -> bytes:
-    """`count` layers that are the same existing blob."""
+    """A manifest with `count` layers, which are all the same existing blob."""
     layer = {"mediaType": "a", "digest": EMPTY, "size": 2}
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": CONFIG, "layers": [layer] * count}
     return json.dumps(document, separators=(",", ":")).encode()
@@ -198,14 +219,17 @@ def platforms(size: int) -> bytes:
 
 
 def long_media_type(size: int) -> bytes:
+    """A manifest with a very long artifact type."""
     return manifest(artifactType="a/" + "b" * (size - 1000))
 
 
 def long_config_type(size: int) -> bytes:
+    """A manifest whose config has a very long media type."""
     return manifest(config={**CONFIG, "mediaType": "a/" + "b" * (size - 1000)})
 
 
 def long_descriptor_type(size: int) -> bytes:
+    """A manifest with a layer that has a very long media type."""
     return manifest(layers=[{"mediaType": "nondistributable" * ((size - 1000) // 16), "digest": EMPTY, "size": 2}])
 
 
@@ -216,19 +240,19 @@ def with_subject(note: str, subject: str, size: int) -> bytes:
 
 
 def upstream_tags(mark: str = "") -> bytes:
-    """About 8 MiB of tags, without an order."""
-    room, found = (8 << 20) - 100, []
+    """A list of about 8 MiB of unsorted tags."""
+    remaining_bytes, tags = (8 << 20) - 100, []
     for number in itertools.count():
         tag = f"{hashlib.sha256(f'{mark}{number}'.encode()).hexdigest()[:8]}"
-        room -= len(tag) + 4
-        if room < 0:
+        remaining_bytes -= len(tag) + 4
+        if remaining_bytes < 0:
             break
-        found.append(tag)
-    return json.dumps({"name": "a", "tags": found}).encode()
+        tags.append(tag)
+    return json.dumps({"name": "a", "tags": tags}).encode()
 
 
 def upstream_referrers(annotated: bool) -> bytes:
-    """About 4 MiB of descriptors. `annotated`: each has many small annotations."""
+    """An index of about 4 MiB of descriptors. `annotated`: whether each has many small annotations."""
     notes = {f"n{number}": "" for number in range(500)} if annotated else {}
     part = {"mediaType": OCI_MANIFEST, "size": 2, "artifactType": "a/b", "annotations": notes}
     size = len(json.dumps({**part, "digest": EMPTY})) + 2
@@ -237,14 +261,16 @@ def upstream_referrers(annotated: bool) -> bytes:
 
 
 def error_codes() -> bytes:
-    """About 64 KiB of errors in the format of the spec."""
+    """About 64 KiB of errors in the format of the distribution spec, cut off at the end."""
     return json.dumps({"errors": [{"code": f"X{number:05d}"} for number in range(3200)]}).encode()[: 64 << 10]
 
 
 @lru_cache(maxsize=1)
 def noise(size: int) -> bytes:
+    """Random bytes, the same for each call."""
     return random.Random(size).randbytes(size)
 
 
 def noise_digest(size: int) -> str:
+    """The digest of `noise(size)`."""
     return f"sha256:{hashlib.sha256(noise(size)).hexdigest()}"

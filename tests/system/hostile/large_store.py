@@ -1,6 +1,7 @@
-"""A data directory with as much content as an attacker could push. Its rows are inserted in bulk, without a server.
+"""Makes a data directory with as much content as an attacker could push. The rows of its metadata database are inserted
+in bulk, without a server.
 
-The rows are those that pushes would leave, except that the manifests of `many` repositories are small and alike.
+The rows are like those that pushes would insert, except that all manifests have the same small body.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from storage.content import BLOB_TYPE, OCI_MANIFEST
 from storage.metadata.sqlite.database import create
 from storage.patterns import NamePattern
 
+# The numbers of rows.
 REPOSITORIES = 200_000
 TAGS = 100_000
 REFERRERS = 20_000
@@ -32,22 +34,28 @@ BARE_REFERRERS = 50_000
 GRANTS = 5_000
 AUDITED = 100_000
 WIDE = 30_000
-"""Tags of each manifest that is there to be deleted, and blobs that such a manifest refers to."""
-SPARE = 6
-"""How many of those there are."""
+"""The number of tags, or of blobs, of a manifest that the tests delete."""
+SPARE_COPIES = 6
+"""The number of such manifests with many tags, and of those with many blobs."""
 GARBAGE = 100_000
+"""Blob links that the garbage collection deletes."""
 STALE, FOLDERS = 2_000, 20_000
+"""Abandoned upload sessions, and folders of unknown sessions."""
 ANNOTATION = 2_000
+"""The size of the annotation of each ordinary referrer in bytes."""
 HUGE_REFERRERS, HUGE = 3, 6 << 20
+"""The number of referrers with a huge annotation, and its size in bytes."""
 
 
 def digest(text: str) -> str:
+    """Returns the digest of the text."""
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
+# The subjects of referrers with an annotation, without one, and with a huge one.
 SUBJECT, BARE_SUBJECT, HUGE_SUBJECT = digest("subject"), digest("bare subject"), digest("huge subject")
 SLOW_LIMITS = [f"{'*/' * (number % 3 + 1)}*0{number}z" for number in range(40)]
-"""Patterns that match none of the names, and only at their end."""
+"""Patterns that match no repository name. The mismatch is only at the end of a name, so matching is slow."""
 
 
 def login(name: str, text: str) -> str:
@@ -56,7 +64,7 @@ def login(name: str, text: str) -> str:
 
 
 def build(data: Path) -> dict[str, str]:
-    """Makes the data directory. Returns the Authorization header of each account by name."""
+    """Makes the large data directory. Returns the Authorization header of each account by name."""
     prepare_data_dir(data)
     with _writing(data) as rows:
         rows.add_repositories("r/%06d/app", REPOSITORIES)
@@ -64,7 +72,7 @@ def build(data: Path) -> dict[str, str]:
         rows.add_referrers("large/referrers", SUBJECT, REFERRERS, ANNOTATION)
         rows.add_referrers("large/bare", BARE_SUBJECT, BARE_REFERRERS, 0)
         rows.add_referrers("large/huge", HUGE_SUBJECT, HUGE_REFERRERS, HUGE)
-        for number in range(SPARE):
+        for number in range(SPARE_COPIES):
             rows.add_tags(f"wide/tags{number}", WIDE, history=False)
             rows.add_wide_manifest(f"wide/blobs{number}", WIDE)
         rows.add_audit(AUDITED)
@@ -72,7 +80,7 @@ def build(data: Path) -> dict[str, str]:
 
 
 def build_links(data: Path) -> None:
-    """Makes a data directory with many links without references."""
+    """Makes a data directory with many links between a repository and blobs that no manifest refers to."""
     prepare_data_dir(data)
     with _writing(data) as rows:
         rows.add_garbage(rows.repository("left/over", 0), GARBAGE)
@@ -92,7 +100,7 @@ def build_sessions(data: Path) -> None:
 
 @contextmanager
 def _writing(data: Path) -> Iterator[Rows]:
-    """A context manager for one transaction, which a checkpoint then makes durable."""
+    """Runs the `with` block in one transaction, and writes the result into the database file with a checkpoint."""
     db = create(layout_of(data).metadata)
     try:
         db.pragma("synchronous", "OFF")
@@ -105,7 +113,7 @@ def _writing(data: Path) -> Iterator[Rows]:
 
 
 class Rows:
-    """Inserts rows inside a transaction."""
+    """Inserts rows into the database, with times of about 30 days ago."""
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
@@ -113,6 +121,7 @@ class Rows:
         self._next = 0
 
     def repository(self, name: str, manifests: int) -> int:
+        """Adds a repository. Returns its id. `manifests`: the number of its manifests."""
         sql = "INSERT INTO repository (name, created, manifests) VALUES (?, ?, ?) RETURNING id"
         return int(self._db.execute(sql, (name, self._now, manifests)).get)
 
@@ -132,7 +141,8 @@ class Rows:
         )
 
     def add_tags(self, name: str, count: int, history: bool = True) -> None:
-        """Adds `count` tags of one manifest."""
+        """Adds a repository with one manifest and `count` tags of it. `history`: whether each tag has an entry in its
+        history."""
         repository, manifest = self.repository(name, 1), self._take()
         self._add_manifests([(manifest, repository, name, None, "")])
         self._db.executemany(
@@ -147,6 +157,8 @@ class Rows:
             )
 
     def add_referrers(self, name: str, subject: str, count: int, annotation: int) -> None:
+        """Adds a repository with `count` referrers of `subject`. `annotation`: the size of the annotation of each in
+        bytes."""
         repository = self.repository(name, count)
         note = json.dumps({"org.example.note": "n" * annotation}) if annotation else ""
         first = self._next + 1
@@ -156,15 +168,19 @@ class Rows:
         )
 
     def add_wide_manifest(self, name: str, count: int) -> None:
-        """Adds a manifest that refers to many blobs."""
+        """Adds a repository with one manifest that refers to `count` blobs."""
         repository, manifest = self.repository(name, 1), self._take()
         self._add_manifests([(manifest, repository, name, None, "")])
         self._db.executemany(
             "INSERT INTO manifest_blob (repository, digest, manifest) VALUES (?, ?, ?)",
-            ((repository, each, manifest) for each in sorted(digest(f"{name} {number}") for number in range(count))),
+            (
+                (repository, blob_digest, manifest)
+                for blob_digest in sorted(digest(f"{name} {number}") for number in range(count))
+            ),
         )
 
     def add_audit(self, count: int) -> None:
+        """Adds `count` entries to the audit log."""
         self._db.executemany(
             "INSERT INTO audit (at, actor, action, target, part, outcome, address, request_id, user_agent, detail, "
             "count) VALUES (?, 'somebody', 'blob.mount', 'team/app', ?, 'ok', '127.0.0.1', '', 'test', ?, 1)",
@@ -172,46 +188,47 @@ class Rows:
         )
 
     def add_accounts(self) -> dict[str, str]:
-        """Adds accounts. Everyone may pull, push and delete. `limited` has a token with slow patterns, `many` has
-        thousands of grants that match nothing."""
+        """Adds accounts. Everyone may pull, push and delete. The account `limited` has a token with slow patterns. The
+        account `many` has thousands of grants (permissions by pattern) that match no repository."""
         self._db.execute("UPDATE access SET closed = 1, epoch = epoch + 1")
-        everything = [("everyone", "", "**", 7)]
-        many = [("user", "many", f"team{number}/*/*-{number}/*b", 1) for number in range(GRANTS)]
+        everyone_grant = [("everyone", "", "**", 7)]
+        many_grants = [("user", "many", f"team{number}/*/*-{number}/*b", 1) for number in range(GRANTS)]
         self._db.executemany(
-            "INSERT INTO access_grant (kind, name, pattern, actions) VALUES (?, ?, ?, ?)", everything + many
+            "INSERT INTO access_grant (kind, name, pattern, actions) VALUES (?, ?, ?, ?)", everyone_grant + many_grants
         )
         limits = tuple(TokenLimit(NamePattern(pattern), Action.PULL) for pattern in SLOW_LIMITS)
-        one = (TokenLimit(NamePattern("*/*/*z"), Action.PULL),)
+        one_limit = (TokenLimit(NamePattern("*/*/*z"), Action.PULL),)
         return {
             "admin": self._account("admin", admin=True),
             "limited": self._account("limited", limits=limits),
-            "one": self._account("one", limits=one),
+            "one": self._account("one", limits=one_limit),
             "many": self._account("many"),
         }
 
     def _account(self, name: str, *, admin: bool = False, limits: tuple[TokenLimit, ...] | None = None) -> str:
+        """Adds an account with an API token. Returns its Authorization header. `limits`: the patterns of the token."""
         self._db.execute(
             "INSERT INTO account (name, kind, password, enabled, admin, version, created, note) "
             "VALUES (?, 'user', NULL, 1, ?, 1, ?, '')",
             (name, int(admin), self._now),
         )
-        made = api_tokens.make(AccountName(name), now=self._now)
-        written = None if limits is None else json.dumps([(one.pattern, int(one.actions)) for one in limits])
+        created = api_tokens.make(AccountName(name), now=self._now)
+        limits_json = None if limits is None else json.dumps([(limit.pattern, int(limit.actions)) for limit in limits])
         self._db.execute(
             "INSERT INTO api_token (id, account, purpose, note, secret, created, expires, limits) "
             "VALUES (?, ?, 'personal', '', ?, ?, NULL, ?)",
-            (made.token.id, name, made.secret_hash, self._now, written),
+            (created.token.id, name, created.secret_hash, self._now, limits_json),
         )
-        return login(name, made.text)
+        return login(name, created.text)
 
     def add_garbage(self, repository: int, count: int) -> None:
-        """Adds links to whose blobs no manifest refers. The files of these blobs do not exist."""
+        """Adds links to `count` blobs that no manifest refers to. The files of these blobs do not exist."""
         digests = sorted(digest(f"garbage {number}") for number in range(count))
         self._db.executemany(
             "INSERT INTO blob (id, digest, size, place, created) VALUES (?, ?, 0, ?, ?)",
             (
-                (number, each, f"blobs/sha256/{each[7:9]}/{each[7:]}", self._now)
-                for number, each in enumerate(digests, 1)
+                (number, blob_digest, f"blobs/sha256/{blob_digest[7:9]}/{blob_digest[7:]}", self._now)
+                for number, blob_digest in enumerate(digests, 1)
             ),
         )
         self._db.executemany(
@@ -220,10 +237,11 @@ class Rows:
         )
         self._db.executemany(
             "INSERT INTO collect_queue (repository, digest, since) VALUES (?, ?, ?)",
-            ((repository, each, self._now) for each in digests),
+            ((repository, blob_digest, self._now) for blob_digest in digests),
         )
 
     def add_stale_uploads(self, name: str, count: int) -> None:
+        """Adds `count` upload sessions that expired long ago. `name`: their repository."""
         chance = random.Random(2)
         self._db.executemany(
             "INSERT INTO upload (id, repository, algorithm, offset, boot, started, touched, owner) "
@@ -235,12 +253,13 @@ class Rows:
         )
 
     def _take(self) -> int:
+        """Returns the id for the next manifest."""
         self._next += 1
         return self._next
 
     def _add_manifests(self, manifests: Iterable[tuple[int, int, str, str | None, str]]) -> None:
-        """Adds manifests. Each is given by its number, its repository, the text whose digest it has, its subject and
-        its annotations."""
+        """Adds manifests. Each is a tuple of its id, the id of its repository, the text whose digest it gets, its
+        subject, and its annotations as JSON."""
 
         def rows() -> Iterator[tuple[object, ...]]:
             for number, repository, text, subject, notes in manifests:

@@ -1,4 +1,4 @@
-"""How much memory the workers use while two hundred clients send the same kind of request at the same time."""
+"""Measures how much memory the workers use while two hundred clients send the same kind of request at the same time."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from tests.fakes.server_process import RegistryServer
 from tests.system.hostile import attack_requests
 
 CLIENTS = 200
-BOUND = 300 << 20
-"""Bytes that the workers may grow by together: what docs/en/security.md promises."""
-KEPT = 100 << 20
-"""Bytes that they may still have more once all clients have gone: caches, and what the allocator has not given back."""
-KILL_ABOVE = 2 * BOUND
-"""Bytes of growth from which nothing more needs to be known."""
-EVERY = 0.05
-STEADY = 12
-"""Looks without a new peak after which no more is expected."""
+MAX_GROWTH_BYTES = 300 << 20
+"""The maximum growth of all workers together, as docs/en/security.md states it."""
+MAX_KEPT_BYTES = 100 << 20
+"""The maximum growth that may remain after all clients have disconnected: caches, and memory that the allocator has not
+released."""
+KILL_ABOVE_BYTES = 2 * MAX_GROWTH_BYTES
+"""The growth above which the measurement stops and the server is killed."""
+INTERVAL_SECONDS = 0.05
+"""Time between two measurements."""
+STEADY_MEASUREMENTS = 12
+"""After so many measurements without a new peak, the memory counts as steady."""
 MAX_SECONDS = 40.0
-"""Seconds that clients stay at the most, and that shrinking may take."""
+"""The maximum time for which the clients stay connected, and for which the release of the memory may last."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Bytes of memory above the start: the peak, and the rest at the end."""
+    """The growth of the memory in bytes: at its peak, and after the clients have disconnected."""
 
     peak: int
     kept: int
@@ -40,8 +42,8 @@ class Growth:
 
 @dataclass(frozen=True)
 class ClientLoad:
-    """What each client does: it sends `request(number)`, and then reads the response or not. `holds`: after it has sent
-    everything, it keeps the connection until the memory no longer grows."""
+    """What each of the clients does. It sends `request(number)`, and reads the response if `reads` is set. `holds`: the
+    request is incomplete, so the client gets no response, and keeps its connection until the memory no longer grows."""
 
     request: Callable[[int], Sequence[bytes]]
     reads: bool = True
@@ -51,12 +53,12 @@ class ClientLoad:
 class _Client:
     """One connection, in a thread of its own."""
 
-    def __init__(self, port: int, pieces: Sequence[bytes], crowd: ClientLoad, start: threading.Barrier) -> None:
-        self._crowd = crowd
+    def __init__(self, port: int, pieces: Sequence[bytes], load: ClientLoad, start: threading.Barrier) -> None:
+        self._load = load
         self._pieces = pieces
         self._start = start
         self._sock = socket.socket()
-        if not crowd.reads:
+        if not load.reads:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self._sock.settimeout(attack_requests.TIMEOUT)
         self._sock.connect(("127.0.0.1", port))
@@ -68,14 +70,14 @@ class _Client:
         self._start.wait()
         with contextlib.suppress(OSError):
             attack_requests.send(self._sock, self._pieces)
-            if self._crowd.reads and not self._crowd.holds:
+            if self._load.reads and not self._load.holds:
                 self.status = attack_requests.read(self._sock, keep=64).status
 
     def done(self, steady: bool) -> bool:
-        """Returns whether the client has its response. A client that waits for none is done when the memory is
-        `steady`."""
-        waits = self._crowd.holds or not self._crowd.reads
-        return steady if waits else not self.thread.is_alive()
+        """Returns whether the client has its response. A client that gets or reads no response is done when the memory
+        is `steady`."""
+        has_no_response = self._load.holds or not self._load.reads
+        return steady if has_no_response else not self.thread.is_alive()
 
     def leave(self) -> None:
         """Disconnects."""
@@ -85,41 +87,43 @@ class _Client:
         self._sock.close()
 
 
-def grow(server: RegistryServer, crowd: ClientLoad, before: int, clients: int = CLIENTS) -> Growth:
-    """Runs all clients at the same time, and watches the memory of the workers until the clients have gone and the
-    memory is released, or until the time is up. `before`: the bytes at the start. A server that uses far too much
-    memory is killed, so that the machine keeps working."""
+def grow(server: RegistryServer, load: ClientLoad, bytes_before: int, clients: int = CLIENTS) -> Growth:
+    """Runs all clients at the same time, and measures the memory of the workers until the clients have disconnected and
+    the memory is released, or until `MAX_SECONDS` have passed. `bytes_before`: the memory at the start. Kills a
+    server that uses far too much memory, so that the machine keeps working."""
     pids = server.worker_pids()
     start = threading.Barrier(clients + 1)
-    running = [_Client(server.port, crowd.request(number), crowd, start) for number in range(clients)]
+    running = [_Client(server.port, load.request(number), load, start) for number in range(clients)]
     start.wait()
     try:
-        peak = _watch(pids, before, running)
+        peak = _watch(pids, bytes_before, running)
     finally:
-        if pss_of(pids) - before > KILL_ABOVE:
+        if pss_of(pids) - bytes_before > KILL_ABOVE_BYTES:
             server.kill()
         for client in running:
             client.leave()
     if server.ended:
-        return Growth(peak - before, peak - before)
-    until = time.monotonic() + MAX_SECONDS
-    kept = pss_of(pids)
-    while kept - before > KEPT and time.monotonic() < until:
-        peak = max(peak, kept)
-        threading.Event().wait(EVERY)
-        kept = pss_of(pids)
-    return Growth(max(peak, kept) - before, kept - before)
+        return Growth(peak - bytes_before, peak - bytes_before)
+    deadline = time.monotonic() + MAX_SECONDS
+    bytes_now = pss_of(pids)
+    while bytes_now - bytes_before > MAX_KEPT_BYTES and time.monotonic() < deadline:
+        peak = max(peak, bytes_now)
+        threading.Event().wait(INTERVAL_SECONDS)
+        bytes_now = pss_of(pids)
+    return Growth(max(peak, bytes_now) - bytes_before, bytes_now - bytes_before)
 
 
-def _watch(pids: Sequence[int], before: int, running: Sequence[_Client]) -> int:
-    """Returns the peak of the processes' memory, until all clients have their responses, or, if they wait for none,
-    until the memory no longer grows."""
-    peak, since, until = 0, 0, time.monotonic() + MAX_SECONDS
-    while time.monotonic() < until:
+def _watch(pids: Sequence[int], bytes_before: int, running: Sequence[_Client]) -> int:
+    """Measures the memory of the processes until all clients are done. Returns its peak in bytes. `bytes_before`: the
+    memory at the start."""
+    peak, measurements_since_peak, deadline = 0, 0, time.monotonic() + MAX_SECONDS
+    while time.monotonic() < deadline:
         now = pss_of(pids)
-        since = 0 if now > peak else since + 1
+        measurements_since_peak = 0 if now > peak else measurements_since_peak + 1
         peak = max(peak, now)
-        if peak - before > KILL_ABOVE or all(client.done(since >= STEADY) for client in running):
+        if peak - bytes_before > KILL_ABOVE_BYTES or all(
+            client.done(measurements_since_peak >= STEADY_MEASUREMENTS) for client in running
+        ):
             break
-        threading.Event().wait(EVERY)
+        threading.Event().wait(INTERVAL_SECONDS)
     return peak

@@ -1,11 +1,12 @@
-"""A process that pings each worker of a server, and says how long each kept it waiting.
+"""A process that sends a ping (`GET /v2/`) to each worker of a server again and again, and measures how long each
+worker takes to respond.
 
-    with Watcher(server) as watcher:
+    with PingWatcher(server) as watcher:
         watcher.begin()
         ...
-        for stall in watcher.end():     # one for each worker
+        for stall in watcher.end():     # the slowest ping of each worker
 
-Each worker has one connection that is kept open. The kernel tells which worker has accepted a connection.
+The watcher keeps one connection to each worker open. It finds out from `/proc` which worker has accepted a connection.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from typing import Any, Self
 from tests.fakes.connection_owner import accepting_process
 from tests.fakes.server_process import ROOT, RegistryServer
 
-PAUSE = 0.002
-"""Seconds between an answer and the next ping."""
-LOOKED_AT = 0.005
-"""Seconds from which a ping is looked at more closely."""
-THREADS_EVERY = 0.5
-"""Seconds between two looks at which threads a worker has."""
-CONNECTIONS = 400
-"""Tries until each worker has accepted one."""
+PAUSE_SECONDS = 0.002
+"""Time between a response and the next ping."""
+SLOW_SECONDS = 0.005
+"""For a ping that takes longer, the CPU times of the threads are examined."""
+THREAD_SEARCH_SECONDS = 0.5
+"""Time between two searches for new threads of a worker."""
+MAX_CONNECTIONS = 400
+"""How many connections are opened at most until each worker has accepted one."""
 PING = b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -41,9 +42,10 @@ PING = b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
 class Stall:
     """The slowest ping of a worker, in milliseconds.
 
-    `held`: without the time in which no CPU was free. `took`: as the client measured it. `ran`: the CPU time of the
-    worker's main thread during the ping; `other`: that of the busiest other thread. They show whether the event loop
-    itself was busy, or another thread held the interpreter lock."""
+    `took`: the time that the watcher has measured. `held`: this time without the time in which no CPU was free. `ran`:
+    the CPU time of the worker's main thread during the ping. `other`: the CPU time of the busiest other thread. The CPU
+    times show whether the event loop itself was busy, or another thread held the interpreter lock.
+    """
 
     pid: int
     held: float = 0.0
@@ -58,7 +60,7 @@ class WatchFailed(AssertionError):
 
 
 class PingWatcher:
-    """A running watcher; a context manager."""
+    """A context manager that runs the watcher process."""
 
     def __init__(self, server: RegistryServer) -> None:
         workers = [str(pid) for pid in server.worker_pids()]
@@ -111,7 +113,7 @@ class PingWatcher:
         return json.loads(line)
 
 
-# -- in the watcher's own process
+# -- The rest runs in the process of the watcher.
 
 
 class _ThreadTimes:
@@ -121,8 +123,8 @@ class _ThreadTimes:
         self._file = os.open(path, os.O_RDONLY)
 
     def read(self) -> tuple[float, float]:
-        """Returns the CPU time, and the time for which the thread was ready and had no CPU. Raises OSError if it has
-        ended."""
+        """Returns the CPU time, and the time for which the thread was ready but had no CPU. Raises OSError if the
+        thread has ended."""
         ran, waited, *_ = os.pread(self._file, 100, 0).split()
         return int(ran) / 1e6, int(waited) / 1e6
 
@@ -144,28 +146,35 @@ class _Worker:
         self._looked = 0.0
 
     def ping(self) -> None:
+        """Sends a ping, and records the CPU times of the threads before it."""
         now = time.monotonic()
-        if now - self._looked > THREADS_EVERY:
+        if now - self._looked > THREAD_SEARCH_SECONDS:
             self._looked = now
             self._find_threads()
         self._before = self._times()
         self.sent = time.monotonic()
         self.sock.sendall(PING)
 
-    def answered(self, late: float) -> None:
-        """Records a response. `late`: milliseconds for which the watcher itself had no CPU since the last look."""
+    def answered(self, late_ms: float) -> None:
+        """Records a response. `late_ms`: milliseconds for which the watcher itself was ready but had no CPU before it
+        received the response."""
         if not self.sock.recv(65536):
             raise WatchFailed(f"worker {self.pid} has closed the connection of the pings")
         assert self.sent is not None
         now = time.monotonic()
         took = 1000 * (now - self.sent)
-        self.sent, self.due = None, now + PAUSE
+        self.sent, self.due = None, now + PAUSE_SECONDS
         pings = self.worst.pings + 1
-        stall = self._judge(took - late, pings) if took > 1000 * LOOKED_AT else Stall(self.pid, took, took, pings=pings)
+        stall = (
+            self._judge(took - late_ms, pings)
+            if took > 1000 * SLOW_SECONDS
+            else Stall(self.pid, took, took, pings=pings)
+        )
         worse = stall if stall.held > self.worst.held else self.worst
         self.worst = Stall(**{**asdict(worse), "pings": pings})
 
     def _judge(self, took: float, pings: int) -> Stall:
+        """Returns the result of a slow ping, which took so many milliseconds, from the CPU times of the threads."""
         self._find_threads()
         times = self._times()
         spent = {
@@ -173,22 +182,24 @@ class _Worker:
             for tid, (ran, waited) in times.items()
         }
         ran, waited = spent.pop(self.pid, (0.0, 0.0))
-        other_ran = max((each for each, _ in spent.values()), default=0.0)
-        other_waited = max((each for _, each in spent.values()), default=0.0)
-        away = took - waited
-        held = max(away - other_waited, min(took, ran))
+        other_ran = max((milliseconds for milliseconds, _ in spent.values()), default=0.0)
+        other_waited = max((milliseconds for _, milliseconds in spent.values()), default=0.0)
+        with_cpu = took - waited
+        held = max(with_cpu - other_waited, min(took, ran))
         return Stall(self.pid, held, took, ran, other_ran, pings)
 
     def _times(self) -> dict[int, tuple[float, float]]:
-        found = {}
+        """Returns the times of each thread by its id (see `_ThreadTimes.read`)."""
+        times = {}
         for tid, thread in list(self._threads.items()):
             try:
-                found[tid] = thread.read()
+                times[tid] = thread.read()
             except (OSError, ValueError):
                 self._threads.pop(tid).close()
-        return found
+        return times
 
     def _find_threads(self) -> None:
+        """Opens the CPU times of the threads that are new."""
         for tid in map(int, os.listdir(f"/proc/{self.pid}/task")):
             if tid not in self._threads:
                 with contextlib.suppress(OSError):
@@ -196,36 +207,36 @@ class _Worker:
 
 
 def connect_to_each(port: int, pids: list[int]) -> dict[int, socket.socket]:
-    """Returns one connection to each worker of the server at this port, each of which has had a response. Raises
-    WatchFailed."""
-    found: dict[int, socket.socket] = {}
-    others = []
-    for _ in range(CONNECTIONS):
+    """Returns one connection to each worker of the server at this port, on which the worker has answered a ping. Raises
+    WatchFailed if a worker accepts no connection."""
+    connections: dict[int, socket.socket] = {}
+    unused = []
+    for _ in range(MAX_CONNECTIONS):
         sock = socket.create_connection(("127.0.0.1", port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.sendall(PING)
         sock.recv(65536)
         owner = accepting_process(port, sock.getsockname()[1], pids)
-        if owner is None or owner in found:
-            others.append(sock)
+        if owner is None or owner in connections:
+            unused.append(sock)
         else:
-            found[owner] = sock
-        if len(found) == len(pids):
+            connections[owner] = sock
+        if len(connections) == len(pids):
             break
-    for sock in others:
+    for sock in unused:
         sock.close()
-    if len(found) < len(pids):
-        raise WatchFailed(f"no connection reached {sorted(set(pids) - set(found))}")
-    return found
+    if len(connections) < len(pids):
+        raise WatchFailed(f"no connection reached {sorted(set(pids) - set(connections))}")
+    return connections
 
 
 def _watch(workers: list[_Worker]) -> None:
-    """Pings until the test closes its end."""
+    """Pings the workers, and follows the commands `begin` and `end` on stdin, until stdin is closed."""
     selector = selectors.DefaultSelector()
     for worker in workers:
         selector.register(worker.sock, selectors.EVENT_READ, worker)
     selector.register(sys.stdin, selectors.EVENT_READ)
-    own = _ThreadTimes(Path("/proc/self/schedstat"))
+    own_times = _ThreadTimes(Path("/proc/self/schedstat"))
     ending = False
     _say(True)
     while True:
@@ -236,10 +247,10 @@ def _watch(workers: list[_Worker]) -> None:
         if ending and all(worker.sent is None for worker in workers):
             ending = False
             _say([asdict(worker.worst) for worker in workers])
-        waited = own.read()[1]
-        for key, _ in selector.select(PAUSE / 2):
+        waited = own_times.read()[1]
+        for key, _ in selector.select(PAUSE_SECONDS / 2):
             if key.data is not None:
-                key.data.answered(own.read()[1] - waited)
+                key.data.answered(own_times.read()[1] - waited)
                 continue
             word = os.read(sys.stdin.fileno(), 100).strip()
             if not word:
@@ -252,16 +263,17 @@ def _watch(workers: list[_Worker]) -> None:
                 _say(True)
 
 
-def _say(what: object) -> None:
-    sys.stdout.write(json.dumps(what) + "\n")
+def _say(message: object) -> None:
+    """Sends the message to the test."""
+    sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
 
 
 def main() -> None:
     """Runs the watcher with the arguments `PORT PID...`."""
     port, *pids = map(int, sys.argv[1:])
-    found = connect_to_each(port, pids)
-    _watch([_Worker(pid, sock) for pid, sock in found.items()])
+    connections = connect_to_each(port, pids)
+    _watch([_Worker(pid, sock) for pid, sock in connections.items()])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""All kinds of requests, and how long one of them holds a worker."""
+"""Collects all kinds of requests, and measures for how long each kind blocks a worker."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ from tests.system.hostile.attack import Attack
 from tests.system.hostile.attacked_site import AttackedSite
 from tests.system.hostile.ping_watcher import PingWatcher, Stall
 
-BOUND = 50.0
-"""Milliseconds: what docs/en/security.md promises."""
+MAX_STALL_MS = 50.0
+"""The maximum time in milliseconds for which a request may block a worker, as docs/en/security.md states it."""
 TRIES = 3
+"""How often a kind of request above the limit is sent."""
 SETTLE_SECONDS = 0.1
-"""Seconds that are watched after the last answer: not all work is over with it."""
+"""Seconds for which the pings continue after the last response, because the worker may still work then."""
 
 
 MODULES = (attacks_manifests, attacks_names, attacks_http, attacks_lists, attacks_uploads, attacks_upstreams)
 
 
 def all_attacks() -> Mapping[str, Attack]:
-    """By name. Raises ValueError when two have the same."""
-    found: dict[str, Attack] = {}
+    """Returns all kinds of requests by name. Raises ValueError if two have the same name."""
+    attacks: dict[str, Attack] = {}
     for kind in (kind for module in MODULES for kind in module.ATTACKS):
-        if kind.name in found:
+        if kind.name in attacks:
             raise ValueError(f"two kinds are called {kind.name}")
-        found[kind.name] = kind
-    return found
+        attacks[kind.name] = kind
+    return attacks
 
 
 @dataclass(frozen=True)
 class StallResult:
-    """The least of the worst figures of up to three tries, and the last answer's status."""
+    """The result for one kind. `stall`: of up to three tries, the one with the smallest delay; for each try, the
+    slowest ping of all workers. `attempt`: the number of this try. `status`: of its last response."""
 
     kind: Attack
     stall: Stall
@@ -49,6 +51,7 @@ class StallResult:
 
     @property
     def held(self) -> float:
+        """The time in milliseconds for which the worker was blocked."""
         return self.stall.held
 
     def __str__(self) -> str:
@@ -60,7 +63,7 @@ class StallResult:
 
 
 def measure(site: AttackedSite, watcher: PingWatcher, kind: Attack, tries: int = TRIES) -> StallResult:
-    """Runs it until it keeps within the bound, at the most that many times."""
+    """Sends this kind of request up to `tries` times, until no worker is blocked for longer than the limit."""
     best: StallResult | None = None
     for number in range(1, tries + 1):
         watcher.begin()
@@ -69,30 +72,30 @@ def measure(site: AttackedSite, watcher: PingWatcher, kind: Attack, tries: int =
         stall = max(watcher.end(), key=lambda each: each.held)
         if best is None or stall.held < best.held:
             best = StallResult(kind, stall, status, number)
-        if best.held <= BOUND:
+        if best.held <= MAX_STALL_MS:
             break
     assert best is not None
     return best
 
 
 def table(results: Mapping[str, StallResult]) -> str:
-    """For a person, the worst first."""
+    """Returns a table of the results, with the largest delay first."""
     lines = [f"{'kind':52} {'limit':>12} {'status':>6} {'held ms':>8} {'loop ms':>8} {'thread ms':>9}"]
     lines += [
-        f"{each.kind.name:52} {each.kind.limit:>12} {each.status:>6} {each.held:8.1f} {each.stall.ran:8.1f} "
-        f"{each.stall.other:9.1f}"
-        for each in sorted(results.values(), key=lambda each: -each.held)
+        f"{result.kind.name:52} {result.kind.limit:>12} {result.status:>6} {result.held:8.1f} {result.stall.ran:8.1f} "
+        f"{result.stall.other:9.1f}"
+        for result in sorted(results.values(), key=lambda result: -result.held)
     ]
     return "\n".join(lines)
 
 
 def summary(results: Mapping[str, StallResult]) -> str:
-    """The worst of each group of kinds, as docs/en/security.md has it."""
+    """Returns the table of the largest delay in each group of kinds, in the format of docs/en/security.md."""
     groups: dict[str, list[StallResult]] = {}
     for name, result in results.items():
         groups.setdefault(name.partition(":")[0], []).append(result)
     lines = ["| Group | Kinds | Worst, ms | Which |", "|---|---|---|---|"]
-    for group, found in groups.items():
-        worst = max(found, key=lambda each: each.held)
-        lines.append(f"| {group} | {len(found)} | {worst.held:.0f} | {worst.kind.name.partition(': ')[2]} |")
+    for group, group_results in groups.items():
+        worst = max(group_results, key=lambda each: each.held)
+        lines.append(f"| {group} | {len(group_results)} | {worst.held:.0f} | {worst.kind.name.partition(': ')[2]} |")
     return "\n".join(lines)

@@ -1,5 +1,5 @@
-"""Two hundred requests of any kind at the same time make two workers use less than 300 MiB more, and only while the
-requests last."""
+"""Tests that two hundred expensive requests at the same time make two workers use less than 300 MiB of additional
+memory, and that most of this memory is released afterwards."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from tests.fakes.process_resources import pss_of
 from tests.system.hostile import client_loads
 from tests.system.hostile.attacked_site import AttackedSite, running_site
 from tests.system.hostile.client_loads import LOADS
-from tests.system.hostile.memory_growth import BOUND, KEPT, Growth, grow
+from tests.system.hostile.memory_growth import MAX_GROWTH_BYTES, MAX_KEPT_BYTES, Growth, grow
 
-WARM = 20
+WARM_UP_ROUNDS = 20
+"""How often the ordinary requests are sent before the measurement."""
 
 
 class SharedSite:
-    """One server for all tests, unless a test has to kill it."""
+    """One server for all tests. If a test has killed the server, the next test starts a new one."""
 
     def __init__(self, store: tuple[Path, Mapping[str, str]], stack: ExitStack) -> None:
         self._store = store
@@ -27,12 +28,12 @@ class SharedSite:
         self._site: AttackedSite | None = None
 
     def get(self) -> tuple[AttackedSite, int]:
-        """Returns a running site whose workers have served some usual requests, and the bytes of memory that they
-        use."""
+        """Returns a running server whose workers have already served some ordinary requests, and the memory of the
+        workers in bytes."""
         if self._site is None or self._site.server.ended:
             self._site = self._stack.enter_context(running_site(*self._store))
             client_loads.prepare(self._site)
-            for _ in range(WARM):
+            for _ in range(WARM_UP_ROUNDS):
                 self._site.ask("GET", "/v2/_catalog?n=100", login="admin")
                 self._site.ask("GET", "/v2/large/tags/tags/list")
                 self._site.ask("GET", "/api/v1/audit", login="admin")
@@ -48,21 +49,21 @@ def sites(store: tuple[Path, Mapping[str, str]]) -> Iterator[SharedSite]:
 @pytest.fixture(scope="module")
 def growths() -> Iterator[dict[str, Growth]]:
     """Collects the results, which are printed at the end, the largest first."""
-    found: dict[str, Growth] = {}
-    yield found
+    results: dict[str, Growth] = {}
+    yield results
     print()
-    for name, growth in sorted(found.items(), key=lambda item: -item[1].peak):
+    for name, growth in sorted(results.items(), key=lambda item: -item[1].peak):
         print(f"{name:52} {growth}")
 
 
 @pytest.mark.parametrize("name", LOADS)
-def test_many_at_once(sites: SharedSite, growths: dict[str, Growth], name: str) -> None:
-    """Two hundred clients that do this at the same time make both workers together grow by less than 300 MiB. After
-    that, most of the memory is released, and the workers are the same processes."""
-    site, before = sites.get()
+def test_memory_of_two_hundred_simultaneous_requests(sites: SharedSite, growths: dict[str, Growth], name: str) -> None:
+    """Two hundred clients send this kind of request at the same time. The memory of both workers together grows by less
+    than 300 MiB, and most of it is released afterwards. No worker was restarted."""
+    site, bytes_before = sites.get()
     workers = site.server.worker_pids()
-    growth = growths[name] = grow(site.server, LOADS[name](site), before)
+    growth = growths[name] = grow(site.server, LOADS[name](site), bytes_before)
     print(f"\n{name}: {growth}")
-    assert growth.peak < BOUND, str(growth)
-    assert growth.kept < KEPT, str(growth)
+    assert growth.peak < MAX_GROWTH_BYTES, str(growth)
+    assert growth.kept < MAX_KEPT_BYTES, str(growth)
     assert site.server.worker_pids() == workers

@@ -1,4 +1,5 @@
-"""The watcher sees every kind of delay by a worker, and tells it from a delay by a busy machine."""
+"""Tests that the ping watcher measures every kind of delay that a worker causes, and does not count a delay that a busy
+machine causes."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import pytest
 from tests.fakes.server_process import ROOT, RegistryServer
 from tests.system.hostile import attack_requests
 from tests.system.hostile.ping_watcher import PingWatcher, Stall
-from tests.system.hostile.stalls import BOUND
+from tests.system.hostile.stalls import MAX_STALL_MS
 
 pytestmark = pytest.mark.alone
 
@@ -53,12 +54,12 @@ async def main():
 
 asyncio.run(main())
 """
-"""Answers each path in a way that holds it, or does not."""
+"""A program with an HTTP server that blocks its event loop, or does not, depending on the path of the request."""
 
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[RegistryServer]:
-    """A process with one event loop."""
+    """A process that runs the program WORKER."""
     with subprocess.Popen([sys.executable, "-c", WORKER], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -68,7 +69,8 @@ def worker(tmp_path: Path) -> Iterator[RegistryServer]:
             process.kill()
 
 
-def _seen(worker: RegistryServer, path: str) -> Stall:
+def _slowest_ping(worker: RegistryServer, path: str) -> Stall:
+    """Returns the slowest ping during a request for this path."""
     with PingWatcher(worker) as watcher:
         watcher.begin()
         with attack_requests.connect(worker.port) as sock:
@@ -79,27 +81,28 @@ def _seen(worker: RegistryServer, path: str) -> Stall:
 
 
 @pytest.mark.parametrize("path", ["/runs", "/blocks", "/lock"])
-def test_what_holds_a_worker(worker: RegistryServer, path: str) -> None:
-    """These are above the limit: Python on the event loop for 80 ms, a blocking call of this time, and a thread that
-    does not release the interpreter lock."""
-    assert any(_seen(worker, path).held > BOUND for _ in range(3))
+def test_blocked_event_loop_is_above_the_limit(worker: RegistryServer, path: str) -> None:
+    """The measured delay is above the limit if Python code runs on the event loop for 80 ms, if a system call blocks
+    the event loop for 80 ms, and if another thread does not release the interpreter lock."""
+    assert any(_slowest_ping(worker, path).held > MAX_STALL_MS for _ in range(3))
 
 
-def test_what_holds_none(worker: RegistryServer) -> None:
-    """A long calculation in a thread that releases the interpreter lock is below the limit."""
-    assert min(_seen(worker, "/thread").held for _ in range(3)) < BOUND
+def test_thread_without_the_interpreter_lock_is_below_the_limit(worker: RegistryServer) -> None:
+    """The measured delay is below the limit if a thread makes a long calculation and releases the interpreter lock."""
+    assert min(_slowest_ping(worker, "/thread").held for _ in range(3)) < MAX_STALL_MS
 
 
-def test_a_busy_machine(worker: RegistryServer) -> None:
-    """If four times as many processes as processors are busy, pings take longer, but the result is below the limit."""
+def test_busy_machine_is_below_the_limit(worker: RegistryServer) -> None:
+    """While four busy processes for each processor are running, pings take longer, but the measured delay of the worker
+    is below the limit."""
     with contextlib.ExitStack() as stack:
         for _ in range(4 * (os.cpu_count() or 1)):
             busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
             stack.callback(busy.kill)
         with PingWatcher(worker) as watcher:
-            found = []
+            stalls = []
             for _ in range(3):
                 watcher.begin()
                 threading.Event().wait(0.5)
-                found += watcher.end()
-    assert min(stall.held for stall in found) < BOUND, found
+                stalls += watcher.end()
+    assert min(stall.held for stall in stalls) < MAX_STALL_MS, stalls

@@ -1,3 +1,5 @@
+"""The fixture `site`: a running server whose settings a test changes with `entrepot reload` and `entrepot restart`."""
+
 from __future__ import annotations
 
 import threading
@@ -13,7 +15,7 @@ from tests.fakes.server_process import RegistryServer, running_server
 
 
 class LiveSite:
-    """A server with a settings file, and the commands that change it."""
+    """A running server, its settings file, and the commands that put changed settings in force."""
 
     def __init__(self, folder: Path, server: RegistryServer, file: Path) -> None:
         self.folder = folder
@@ -50,7 +52,7 @@ class LiveSite:
 
 @pytest.fixture(params=[2])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LiveSite]:
-    """A server with the number of workers in the parameter."""
+    """A running server. The parameter is the number of its workers."""
     file = tmp_path / "settings.toml"
     file.write_text("")
     with running_server(tmp_path, "--config", str(file), workers=request.param) as server:

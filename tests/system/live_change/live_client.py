@@ -1,7 +1,7 @@
-"""Clients that keep their connections open, and count a request without a response as lost.
+"""Clients with persistent connections, for tests that no request is lost while the server changes.
 
-A connection may end only after a response with `Connection: close`. Everything else raises an error: a reset, an end
-without a response, a refused connection.
+The server may close a connection only after a response with `Connection: close`. In every other case the client raises
+an error: after a reset, an end without a response, or a refused connection.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import hashlib
 import json
 from typing import Self
 
-SLICES = 6
-"""In how many parts a push sends its blob."""
+PARTS = 6
+"""The number of parts in which a client sends each request body."""
 
 
 class LiveConnection:
-    """A persistent connection. It is opened again only after the server has said that it closes it."""
+    """A persistent connection. It is opened again only after the server has announced with `Connection: close` that it
+    closes the connection."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -42,20 +43,20 @@ class LiveConnection:
         lines = [f"{method} {target} HTTP/1.1", "Host: live", f"Content-Length: {len(body)}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
-        part = max(1, len(body) // SLICES)
-        for start in range(0, len(body), part):
-            writer.write(body[start : start + part])
+        part_bytes = max(1, len(body) // PARTS)
+        for start in range(0, len(body), part_bytes):
+            writer.write(body[start : start + part_bytes])
             if slow:
                 await writer.drain()
                 await asyncio.sleep(slow)
         await writer.drain()
         status, *fields = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
-        found = {name.lower(): value for name, _, value in (field.partition(": ") for field in fields)}
-        length = 0 if method == "HEAD" else int(found.get("content-length", "0"))
+        response_headers = {name.lower(): value for name, _, value in (field.partition(": ") for field in fields)}
+        length = 0 if method == "HEAD" else int(response_headers.get("content-length", "0"))
         answer = await reader.readexactly(length)
-        if found.get("connection") == "close":
+        if response_headers.get("connection") == "close":
             self._close()
-        return int(status.split()[1]), found, answer
+        return int(status.split()[1]), response_headers, answer
 
     def _close(self) -> None:
         if self._streams is not None:
@@ -64,7 +65,7 @@ class LiveConnection:
 
 
 async def push(connection: LiveConnection, name: str, data: bytes, *, slow: float = 0.0) -> None:
-    """Pushes a blob in two requests and a manifest. `slow`: pause in seconds between the parts of the blob."""
+    """Pushes a blob in two requests, and a manifest. `slow`: the pause in seconds between the parts of the blob."""
     half = len(data) // 2
     status, headers, _ = await connection.ask("POST", f"/v2/{name}/blobs/uploads/")
     assert status == 202

@@ -1,4 +1,4 @@
-"""While the settings and the workers change under load, no request fails."""
+"""Tests that no request fails while the settings are reloaded and the workers are replaced under load."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from tests.system.live_change.live_client import LiveConnection, push
 CONNECTIONS = 64
 REQUESTS = 10_000
 PUSHES = 8
+"""The number of clients that push at the same time."""
 RELOADS = 20
 RESTARTS = 3
 PAUSE_SECONDS = 0.1
-"""Between two requests of a connection, so that processor time is left for the changes."""
+"""The pause between two requests on a connection, which leaves processor time for the reloads and restarts."""
 
 
 def write_settings(folder: Path, number: int) -> Path:
-    """Writes a settings file that differs for each number."""
+    """Writes a settings file whose content differs for each number."""
     file = folder / "settings.toml"
     temporary = folder / "settings.toml.new"
     temporary.write_text(f"[gc]\ngrace = {1000 + number}\n")
@@ -32,8 +33,8 @@ def write_settings(folder: Path, number: int) -> Path:
 
 
 async def read(server: RegistryServer, requests: itertools.count[int], stop: asyncio.Event) -> int:
-    """Sends requests on one connection until the load is complete and `stop` is set. Returns how many connections this
-    took."""
+    """Sends requests, one after another, until all clients together have sent `REQUESTS` and `stop` is set. Returns how
+    many connections it has opened."""
     async with LiveConnection(server.port) as connection:
         targets = itertools.cycle(["/v2/", "/v2/live/a/manifests/latest", "/v2/live/a/tags/list", "/livez-not-there"])
         while next(requests) < REQUESTS or not stop.is_set():
@@ -45,7 +46,7 @@ async def read(server: RegistryServer, requests: itertools.count[int], stop: asy
 
 
 async def push_until(server: RegistryServer, number: int, stop: asyncio.Event) -> int:
-    """Pushes again and again until `stop` is set. Returns the number of pushes."""
+    """Pushes blobs and manifests until `stop` is set. Returns the number of pushes."""
     async with LiveConnection(server.port) as connection:
         for count in itertools.count(1):
             data = f"{number} {count}".encode().ljust(60_000, b".")
@@ -56,18 +57,19 @@ async def push_until(server: RegistryServer, number: int, stop: asyncio.Event) -
 
 
 async def change(server: RegistryServer, folder: Path) -> None:
-    """Reloads and restarts in turn."""
+    """Reloads the settings `RELOADS` times, and restarts the server several times in between."""
     for number in range(RELOADS):
         write_settings(folder, number + 1)
-        done = await asyncio.to_thread(entrepot, "reload", "--data", server.data, folder=folder)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == "reloaded: gc.grace\n"
+        process = await asyncio.to_thread(entrepot, "reload", "--data", server.data, folder=folder)
+        assert (process.returncode, process.stderr) == (0, "")
+        assert process.stdout == "reloaded: gc.grace\n"
         if number % (RELOADS // RESTARTS) == 3:
-            done = await asyncio.to_thread(entrepot, "restart", "--data", server.data, folder=folder)
-            assert (done.returncode, done.stderr) == (0, "")
+            process = await asyncio.to_thread(entrepot, "restart", "--data", server.data, folder=folder)
+            assert (process.returncode, process.stderr) == (0, "")
 
 
 async def run_load(server: RegistryServer, folder: Path) -> None:
+    """Runs the clients while `change` reloads and restarts. Raises an error if a request fails."""
     async with LiveConnection(server.port) as connection:
         await push(connection, "live/a", b"content")
     requests, stop = itertools.count(), asyncio.Event()
@@ -78,18 +80,18 @@ async def run_load(server: RegistryServer, folder: Path) -> None:
         stop.set()
     assert next(requests) >= REQUESTS
     assert sum(task.result() for task in pushes) >= PUSHES
-    assert all(task.result() > 1 for task in readers)  # each was closed at least once, after an answer that said so
+    assert all(task.result() > 1 for task in readers)  # the server has closed each connection at least once
 
 
 @pytest.mark.slow
 def test_no_request_is_lost(tmp_path: Path) -> None:
-    """10,000 requests over 64 kept-alive connections and 8 running pushes all succeed while the configuration is
-    reloaded 20 times and all workers are replaced 3 times."""
-    file = write_settings(tmp_path, 0)
-    with running_server(tmp_path, "--config", str(file), workers=2) as server:
-        before = set(server.worker_pids())
+    """While the settings are reloaded 20 times and all workers are replaced 3 times, 10,000 requests on 64 persistent
+    connections and the pushes of 8 clients all succeed."""
+    settings = write_settings(tmp_path, 0)
+    with running_server(tmp_path, "--config", str(settings), workers=2) as server:
+        old_workers = set(server.worker_pids())
         asyncio.run(run_load(server, tmp_path))
-        assert not before & set(server.worker_pids())
+        assert not old_workers & set(server.worker_pids())
         assert server.log_text().count("reloaded: gc.grace") == RELOADS
         assert server.log_text().count("all workers were replaced") == RESTARTS
     assert "Traceback" not in server.log_text()

@@ -1,4 +1,4 @@
-"""`entrepot reload` and SIGHUP."""
+"""Tests of `entrepot reload` and of SIGHUP, which put changed settings in force in a running server."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from tests.fakes.raw_http import RawConnection
 from tests.system.live_change.conftest import LiveSite
 from tests.system.server.app_process import wait_for
 
-both = pytest.mark.parametrize("site", [1, 2], indirect=True)
+one_and_two_workers = pytest.mark.parametrize("site", [1, 2], indirect=True)
 
 
 def refusal(site: LiveSite) -> str:
-    """Reloads, and returns the reason of the refusal. Checks that the log has it as well, and that the old settings are
-    in force."""
-    done = site.run("reload")
-    assert (done.returncode, done.stdout) == (1, "")
-    reason = done.stderr.removeprefix("entrepot: ").strip()
+    """Runs `entrepot reload`, which must fail. Returns the reason, and checks that the log has the same reason."""
+    process = site.run("reload")
+    assert (process.returncode, process.stdout) == (1, "")
+    reason = process.stderr.removeprefix("entrepot: ").strip()
     assert "\n" not in reason
     log = site.server.log_text()
     assert f"the configuration is not reloaded, the old one stays in force: {reason}\n" in log
     return reason
 
 
-@both
-def test_change(site: LiveSite) -> None:
-    """When the command has ended, every worker has the new settings, and the workers are the same processes."""
+@one_and_two_workers
+def test_reload_changes_settings_in_all_workers(site: LiveSite) -> None:
+    """When `entrepot reload` has ended, every worker uses the new settings. The workers are still the same
+    processes."""
     workers = site.server.worker_pids()
     site.write('read_only = true\n[gc]\ngrace = "2h"\n')
-    done = site.run("reload")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "reloaded: read_only, gc.grace\n", "")
+    process = site.run("reload")
+    assert (process.returncode, process.stdout, process.stderr) == (0, "reloaded: read_only, gc.grace\n", "")
     assert not any(site.may_push() for _ in range(10))
     site.write("")
     assert site.run("reload").stdout == "reloaded: read_only, gc.grace\n"
@@ -43,9 +43,9 @@ def test_change(site: LiveSite) -> None:
     assert site.run("reload").stdout == "reloaded: no setting has changed\n"
 
 
-@both
-def test_kept_connections(site: LiveSite) -> None:
-    """A connection from before the reload gets responses by the new settings."""
+@one_and_two_workers
+def test_reload_applies_to_open_connections(site: LiveSite) -> None:
+    """After a reload, the new settings apply to requests on connections that were opened before."""
     with RawConnection(("127.0.0.1", site.server.port)) as connection:
         assert connection.ask("POST", "/v2/live/a/blobs/uploads/").status == 202
         site.write("read_only = true\n")
@@ -53,10 +53,10 @@ def test_kept_connections(site: LiveSite) -> None:
         assert connection.ask("POST", "/v2/live/a/blobs/uploads/").status == 405
 
 
-@both
-def test_a_push_goes_on(site: LiveSite) -> None:
-    """A request that runs during a reload ends by the settings at its start. Its upload session can continue after
-    that."""
+@one_and_two_workers
+def test_request_in_progress_keeps_the_old_settings(site: LiveSite) -> None:
+    """A request in progress during a reload ends with the settings from its start. Its upload session can be continued
+    later."""
     with RawConnection(("127.0.0.1", site.server.port)) as connection:
         location = connection.ask("POST", "/v2/live/a/blobs/uploads/")["location"]
         connection.send(f"PATCH {location} HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\nhalf".encode())
@@ -70,7 +70,7 @@ def test_a_push_goes_on(site: LiveSite) -> None:
         assert connection.ask("GET", answer["location"]).status == 204
 
 
-@both
+@one_and_two_workers
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -81,15 +81,16 @@ def test_a_push_goes_on(site: LiveSite) -> None:
         ('[auth]\nhtpasswd = "missing"\n', "missing"),
     ],
 )
-def test_refused(site: LiveSite, text: str, reason: str) -> None:
-    """A configuration that is invalid, or that a reload cannot put in force, changes nothing."""
+def test_invalid_configuration_is_refused(site: LiveSite, text: str, reason: str) -> None:
+    """If the new configuration is invalid, or changes a setting that needs a restart, the reload fails and the old
+    settings stay in force."""
     site.write(text)
     assert reason in refusal(site)
     assert site.may_push()
 
 
-def test_only_names_are_shown(site: LiveSite) -> None:
-    """The command and the log name the changed settings. They show no values, because these may be secret."""
+def test_values_of_changed_settings_are_not_shown(site: LiveSite) -> None:
+    """The command and the log name the changed settings. They do not show the values, because these may be secret."""
     upstream = '[[upstream]]\nname = "ghcr.io"\nusername = "{}"\npassword_file = "{}"\n'
     site.write(upstream.format("somebody", "/one"))
     assert site.run("reload").stdout == "reloaded: upstream[ghcr.io]\n"
@@ -98,17 +99,18 @@ def test_only_names_are_shown(site: LiveSite) -> None:
     assert "body" not in site.server.log_text()
 
 
-def test_a_worker_that_is_killed(site: LiveSite) -> None:
-    """If a worker dies before it has the new configuration, no worker gets it."""
+def test_worker_killed_during_a_reload(site: LiveSite) -> None:
+    """If a worker is killed before it has loaded the new configuration, the reload fails, and all workers keep the old
+    configuration."""
     killed = site.server.worker_pids()[0]
     os.kill(killed, signal.SIGSTOP)
     site.write("read_only = true\n")
     wait = site.start("reload")
     wait_for(lambda: is_preparing(site, killed))
     os.kill(killed, signal.SIGKILL)
-    done = wait()
-    assert done.returncode == 1
-    assert f"the worker {killed} was ended by SIGKILL before it had the new configuration" in done.stderr
+    process = wait()
+    assert process.returncode == 1
+    assert f"the worker {killed} was ended by SIGKILL before it had the new configuration" in process.stderr
     wait_for(lambda: len(site.server.worker_pids()) == 2 and killed not in site.server.worker_pids())
     assert all(site.may_push() for _ in range(10))
     assert site.run("reload").returncode == 0
@@ -116,14 +118,15 @@ def test_a_worker_that_is_killed(site: LiveSite) -> None:
 
 
 def is_preparing(site: LiveSite, stopped: int) -> bool:
-    """Returns whether the other worker has opened a second store. The stopped worker cannot open one."""
-    other = next(pid for pid in site.server.worker_pids() if pid != stopped)
-    files = [os.readlink(file) for file in Path(f"/proc/{other}/fd").iterdir() if file.is_symlink()]
-    return sum(file.endswith("/locks/turns") for file in files) == 2
+    """Returns whether the worker that is not stopped has opened the store a second time, with which it prepares the new
+    settings."""
+    other_worker = next(pid for pid in site.server.worker_pids() if pid != stopped)
+    open_paths = [os.readlink(file) for file in Path(f"/proc/{other_worker}/fd").iterdir() if file.is_symlink()]
+    return sum(file.endswith("/locks/turns") for file in open_paths) == 2
 
 
 def test_signals_during_a_reload(site: LiveSite) -> None:
-    """Any number of SIGHUPs during a reload lead to exactly one more reload."""
+    """Several SIGHUPs during a reload cause exactly one more reload."""
     stopped = site.server.worker_pids()[0]
     os.kill(stopped, signal.SIGSTOP)
     os.kill(site.server.pid, signal.SIGHUP)
@@ -137,23 +140,23 @@ def test_signals_during_a_reload(site: LiveSite) -> None:
     wait_for(lambda: site.server.log_text().count("reloaded: no setting has changed") == 3)
 
 
-def test_a_worker_that_starts_later(site: LiveSite) -> None:
-    """A worker that replaces a dead one after a reload has the new settings."""
+def test_replaced_worker_has_the_new_settings(site: LiveSite) -> None:
+    """A worker that replaces a killed worker after a reload has the new settings."""
     site.write("read_only = true\n")
     assert site.run("reload").returncode == 0
-    before = site.server.worker_pids()
-    for pid in before:
+    killed_workers = site.server.worker_pids()
+    for pid in killed_workers:
         os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: len(site.server.worker_pids()) == 2 and not set(before) & set(site.server.worker_pids()))
+    wait_for(lambda: len(site.server.worker_pids()) == 2 and not set(killed_workers) & set(site.server.worker_pids()))
     assert not any(site.may_push() for _ in range(10))
 
 
-def test_no_server(tmp_path: Path) -> None:
-    """If no server runs on the data directory, the command says so."""
+def test_reload_without_a_server(tmp_path: Path) -> None:
+    """If no server uses the data directory, the command fails with a message."""
     (tmp_path / "data").mkdir()
-    done = entrepot("reload", "--data", "data", folder=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"entrepot: no server uses the data directory {tmp_path}/data\n"
+    process = entrepot("reload", "--data", "data", folder=tmp_path)
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr == f"entrepot: no server uses the data directory {tmp_path}/data\n"
 
 
 def test_only_the_owner_may_use_the_socket(site: LiveSite) -> None:
@@ -164,10 +167,10 @@ def test_only_the_owner_may_use_the_socket(site: LiveSite) -> None:
     assert not control.exists()
 
 
-@both
-def test_the_socket_during_a_stop(site: LiveSite) -> None:
-    """A server that is stopping accepts no more commands. The next server can open the socket while the old one still
-    answers requests."""
+@one_and_two_workers
+def test_control_socket_during_a_stop(site: LiveSite) -> None:
+    """A server that is stopping deletes its control socket, so commands fail. It still completes its requests in
+    progress."""
     with RawConnection(("127.0.0.1", site.server.port)) as connection:
         location = connection.ask("POST", "/v2/live/a/blobs/uploads/")["location"]
         connection.send(f"PATCH {location} HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\nhalf".encode())

@@ -1,4 +1,5 @@
-"""`entrepot restart` and SIGUSR2, and the takeover of a port that systemd has opened."""
+"""Tests of `entrepot restart` and of SIGUSR2, which replace all workers without lost requests, and of socket activation
+by systemd."""
 
 from __future__ import annotations
 
@@ -21,35 +22,36 @@ from tests.system.live_change.conftest import LiveSite
 from tests.system.server.app_process import children, wait_for
 
 
-def is_replaced(site: LiveSite, before: list[int]) -> bool:
-    """Returns whether two new workers run, and none of those in `before`."""
+def is_replaced(site: LiveSite, old_workers: list[int]) -> bool:
+    """Returns whether two workers run, and none of them is in `old_workers`."""
     now = site.server.worker_pids()
-    return len(now) == 2 and not set(now) & set(before)
+    return len(now) == 2 and not set(now) & set(old_workers)
 
 
 def test_restart(site: LiveSite) -> None:
-    """A restart executes the program again in the same process and replaces all workers. A setting that a reload
-    refuses takes effect. The counts of the metrics continue."""
-    before, parent = site.server.worker_pids(), site.server.pid
+    """A restart executes the program again in the same parent process, and replaces all workers. A setting that a
+    reload refuses takes effect. The metrics keep their counts. SIGUSR2 does the same."""
+    old_workers, parent = site.server.worker_pids(), site.server.pid
     site.write('restart_grace = 60\nmetrics.allow = ["127.0.0.0/8"]\n')
     assert site.run("reload").returncode == 1
-    done = site.run("restart")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "all workers were replaced\n", "")
-    wait_for(lambda: is_replaced(site, before))
+    process = site.run("restart")
+    assert (process.returncode, process.stdout, process.stderr) == (0, "all workers were replaced\n", "")
+    wait_for(lambda: is_replaced(site, old_workers))
     assert site.server.pid == parent
     assert not site.server.ended
     assert site.run("reload").stdout == "reloaded: no setting has changed\n"
-    before = site.server.worker_pids()
+    old_workers = site.server.worker_pids()
     os.kill(parent, signal.SIGUSR2)
-    wait_for(lambda: is_replaced(site, before))
+    wait_for(lambda: is_replaced(site, old_workers))
     assert site.may_push()
-    found = scrape(site.server.url)
-    assert found.total("entrepot_worker_starts_total") == 6
-    assert found.total("entrepot_workers") == 2
+    metrics = scrape(site.server.url)
+    assert metrics.total("entrepot_worker_starts_total") == 6
+    assert metrics.total("entrepot_workers") == 2
 
 
-def test_a_push_goes_on(site: LiveSite) -> None:
-    """A push that runs during a restart is completed: its request by the old worker, its session by the new ones."""
+def test_push_in_progress_is_completed(site: LiveSite) -> None:
+    """During a restart, the old worker completes its request of a push. The new workers can continue the upload
+    session."""
     data = b"half" + b"rest"
     with RawConnection(("127.0.0.1", site.server.port)) as connection:
         location = connection.ask("POST", "/v2/live/a/blobs/uploads/")["location"]
@@ -64,39 +66,41 @@ def test_a_push_goes_on(site: LiveSite) -> None:
         assert connection.ask("PUT", target).status == 201
 
 
-def test_a_version_that_cannot_start(site: LiveSite) -> None:
-    """If the new version refuses its settings, nothing changes."""
-    before = site.server.worker_pids()
+def test_restart_fails_if_the_new_version_cannot_start(site: LiveSite) -> None:
+    """If the new version refuses its settings, the restart fails, and the old workers continue."""
+    old_workers = site.server.worker_pids()
     site.write("[gc]\ngrce = 1\n")
-    done = site.run("restart")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"entrepot: {site.file}: gc.grce: unknown setting; did you mean gc.grace?\n"
-    assert site.server.worker_pids() == before
+    process = site.run("restart")
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr == f"entrepot: {site.file}: gc.grce: unknown setting; did you mean gc.grace?\n"
+    assert site.server.worker_pids() == old_workers
     assert site.may_push()
 
 
-def test_a_port_that_is_taken(site: LiveSite) -> None:
-    """If the new version cannot open its port for the metrics, nothing changes."""
-    before = site.server.worker_pids()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+def test_restart_fails_if_a_port_is_in_use(site: LiveSite) -> None:
+    """If the new version cannot open its port for the metrics, the restart fails, and the old workers continue."""
+    old_workers = site.server.worker_pids()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
         site.write(f'[metrics]\nlisten = "{address}"\n')
-        done = site.run("restart")
-        assert (done.returncode, done.stdout) == (1, "")
-        assert address in done.stderr
-    assert site.server.worker_pids() == before
+        process = site.run("restart")
+        assert (process.returncode, process.stdout) == (1, "")
+        assert address in process.stderr
+    assert site.server.worker_pids() == old_workers
     assert site.may_push()
 
 
 @pytest.mark.parametrize("site", [1], indirect=True)
-def test_a_single_worker(site: LiveSite) -> None:
-    """A server with one worker refuses a restart and says so, because no other worker could serve meanwhile."""
-    done = site.run("restart")
-    assert done.returncode == 1
-    assert "set workers = 2 or more" in done.stderr
+def test_restart_with_one_worker_is_refused(site: LiveSite) -> None:
+    """A server with one worker refuses a restart, because no other worker could serve requests in the meantime. The
+    message names the setting to change."""
+    process = site.run("restart")
+    assert process.returncode == 1
+    assert "set workers = 2 or more" in process.stderr
     assert site.may_push()
 
 
+# A program that opens a port, as systemd does for a socket unit, and then executes the server.
 SOCKET_UNIT = """
 import os, socket, sys
 listener = socket.create_server(("127.0.0.1", 0))
@@ -109,9 +113,9 @@ os.execv(sys.executable, [sys.executable, "-m", "registry", "serve", "--data", "
 
 
 def test_socket_activation(tmp_path: Path) -> None:
-    """The server listens on a socket that systemd has opened, and tells systemd when it is ready, restarts and stops.
-    Clients that connect before the start wait for it. Only this machine can connect to the socket, so the registry may
-    be open, whatever address the settings have."""
+    """The server listens on a socket that systemd has opened, and notifies systemd when it is ready, restarts and
+    stops. Clients that connect before the start get their responses after it. The server starts without accounts
+    although the setting `listen` has a public address, because only this machine can connect to the socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"\0entrepot-{tmp_path.name}-{os.getpid()}")
         manager.settimeout(60)
@@ -124,15 +128,15 @@ def test_socket_activation(tmp_path: Path) -> None:
             try:
                 assert process.stdout is not None
                 port = int(process.stdout.readline())
-                with RawConnection(("127.0.0.1", port), timeout=60) as early:
-                    assert early.ask("GET", "/v2/").status == 200
+                with RawConnection(("127.0.0.1", port), timeout=60) as early_client:
+                    assert early_client.ask("GET", "/v2/").status == 200
                 assert f"listens on http://127.0.0.1:{port}\n" in process.stdout.readline()
                 assert manager.recv(4096).decode().split("\n")[::2] == ["READY=1", f"MAINPID={process.pid}"]
                 process.send_signal(signal.SIGUSR2)
                 assert manager.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
                 assert manager.recv(4096).startswith(b"READY=1\nSTATUS=all workers were replaced")
-                with RawConnection(("127.0.0.1", port), timeout=60) as later:
-                    assert later.ask("GET", "/v2/").status == 200
+                with RawConnection(("127.0.0.1", port), timeout=60) as later_client:
+                    assert later_client.ask("GET", "/v2/").status == 200
             finally:
                 process.terminate()
             assert manager.recv(4096) == b"STOPPING=1"
@@ -141,21 +145,22 @@ def test_socket_activation(tmp_path: Path) -> None:
 
 
 def test_parent_is_killed_after_a_restart(site: LiveSite) -> None:
-    """The workers of the new version end with their parent, like those of the old version."""
+    """If the parent is killed after a restart, the new workers end too."""
     assert site.run("restart").returncode == 0
     site.server.kill_parent()
 
 
 def test_stop_during_a_restart(site: LiveSite) -> None:
-    """A server that is told to stop while a new version checks its start stops cleanly. The restart command fails."""
+    """During a restart, a child process checks whether the new version can start. If the server is stopped at this
+    moment, it stops cleanly, and the restart command fails."""
     wait = site.start("restart")
-    wait_for(lambda: len(site.server.worker_pids()) > 2)  # the check is one more child
+    wait_for(lambda: len(site.server.worker_pids()) > 2)  # the child that checks the start also counts
     assert site.server.stop() == 0
     assert wait().returncode == 1
 
 
 def test_number_of_workers(tmp_path: Path) -> None:
-    """A restart puts another number of workers in force."""
+    """A restart can change the number of workers, but not to one."""
     file, data = tmp_path / "settings.toml", tmp_path / "data"
     file.write_text("workers = 2\n")
     arguments = ["serve", "--config", str(file), "--data", str(data), "--listen", "127.0.0.1:0"]
@@ -164,22 +169,22 @@ def test_number_of_workers(tmp_path: Path) -> None:
             assert process.stdout is not None
             assert "listens on" in process.stdout.readline()
             for count in (3, 2):
-                before = children(process.pid)
+                old_workers = children(process.pid)
                 file.write_text(f"workers = {count}\n")
-                done = entrepot("restart", "--data", data, folder=tmp_path)
-                assert (done.returncode, done.stderr) == (0, "")
-                wait_for(partial(is_renewed, process.pid, count, before))
+                restart = entrepot("restart", "--data", data, folder=tmp_path)
+                assert (restart.returncode, restart.stderr) == (0, "")
+                wait_for(partial(is_renewed, process.pid, count, old_workers))
             file.write_text("workers = 1\n")
-            done = entrepot("restart", "--data", data, folder=tmp_path)
-            assert (done.returncode, done.stdout) == (1, "")
-            assert "workers cannot become 1 in a restart" in done.stderr
+            restart = entrepot("restart", "--data", data, folder=tmp_path)
+            assert (restart.returncode, restart.stdout) == (1, "")
+            assert "workers cannot become 1 in a restart" in restart.stderr
         finally:
             process.send_signal(signal.SIGTERM)
             _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
 
 
-def is_renewed(parent: int, count: int, before: list[int]) -> bool:
-    """Returns whether the parent has `count` workers, and none of those in `before`."""
+def is_renewed(parent: int, count: int, old_workers: list[int]) -> bool:
+    """Returns whether the parent has `count` workers, and none of them is in `old_workers`."""
     now = children(parent)
-    return len(now) == count and not set(now) & set(before)
+    return len(now) == count and not set(now) & set(old_workers)

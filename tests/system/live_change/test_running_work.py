@@ -1,4 +1,4 @@
-"""Downloads and jobs continue while the server changes."""
+"""Tests that downloads from an upstream and background jobs continue while the server is reloaded or restarted."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ def mirror(tmp_path: Path) -> Iterator[MirrorSite]:
 
 
 @pytest.mark.parametrize("command", ["reload", "restart"])
-def test_a_download_goes_on(mirror: MirrorSite, command: str) -> None:
-    """If a blob's download is running when the server changes, the worker that began it completes it. Its reader gets
-    all bytes, and none is fetched twice. A later reader joins it."""
+def test_download_continues_during_a_reload_or_restart(mirror: MirrorSite, command: str) -> None:
+    """A worker that downloads a blob from the upstream completes the download although the server is reloaded or
+    restarted. A client that has requested the blob before, and a client that requests it afterwards, get all bytes. No
+    byte is fetched twice."""
     mirror.start(settings='prefetch = "off"\nconnections = 1')
     mirror.inspect()
     mirror.hub.fault(on="blob", match=mirror.encoded, stall_after=MIB)
     readers = [mirror.get().reached(MIB)]
-    done = entrepot(command, "--data", mirror.server.data, folder=mirror.folder)
-    assert (done.returncode, done.stderr) == (0, "")
+    process = entrepot(command, "--data", mirror.server.data, folder=mirror.folder)
+    assert (process.returncode, process.stderr) == (0, "")
     readers.append(mirror.get().reached(MIB))
     mirror.hub.release()
     for reader in readers:
@@ -46,29 +47,29 @@ def test_a_download_goes_on(mirror: MirrorSite, command: str) -> None:
     assert repeated(mirror.hub.sent(mirror.digest)) == []
 
 
-async def test_a_job_goes_on(tmp_path: Path) -> None:
-    """A job that runs during a reload is completed by the application that began it, which is then closed. The new
-    application starts the next job."""
+async def test_job_continues_during_a_reload(tmp_path: Path) -> None:
+    """The application object that has started a job completes the job although a reload has replaced the application.
+    The new application starts the next job."""
     prepare_data_dir(tmp_path)
     gates = [asyncio.Event(), asyncio.Event()]
-    begun: list[int] = []
+    started_by: list[int] = []
     apps: list[Entrepot] = []
 
     def make_app(settings: Settings, starts_work: bool) -> Entrepot:
         apps.append(create_app(settings, starts_work=starts_work))
         return apps[-1]
 
-    async def until(job: int, state: JobState) -> None:
+    async def wait_for_state(job: int, state: JobState) -> None:
         while (await store.jobs.job(job)).state is not state:  # noqa: ASYNC110 - the store has no event for it
             await asyncio.sleep(0.05)
 
-    def hold(number: int) -> None:
-        """Replaces the work of an application's jobs by work that waits for its gate."""
+    def replace_work(number: int) -> None:
+        """Replaces the work of an application's jobs by work that waits until the gate of this application is open."""
         service = apps[number].service
         assert service.work is not None
 
         async def work(_: object) -> None:
-            begun.append(number)
+            started_by.append(number)
             await gates[number].wait()
 
         service.work._runner._works = {"count": work}
@@ -76,18 +77,18 @@ async def test_a_job_goes_on(tmp_path: Path) -> None:
     live = LiveApp(Settings(data=tmp_path), make_app)
     lifespan = Lifespan(live)
     await lifespan.start()
-    hold(0)
+    replace_work(0)
     async with open_registry(tmp_path) as store:
         first = await store.jobs.add("count", {}, actor="alice")
-        await until(first.id, JobState.RUNNING)
+        await wait_for_state(first.id, JobState.RUNNING)
         await live.prepare(pickle.dumps(Settings(data=tmp_path, read_only=True)))
-        hold(1)
+        replace_work(1)
         await live.switch()
         assert (await store.jobs.job(first.id)).state is JobState.RUNNING
         gates[0].set()
-        await until(first.id, JobState.DONE)
+        await wait_for_state(first.id, JobState.DONE)
         second = await store.jobs.add("count", {}, actor="alice")
         gates[1].set()
-        await until(second.id, JobState.DONE)
-        assert begun == [0, 1]
+        await wait_for_state(second.id, JobState.DONE)
+        assert started_by == [0, 1]
     await lifespan.stop()

@@ -1,4 +1,5 @@
-"""Imports that are killed, imports at the same time, and imports that a server runs."""
+"""Tests of imports from other registries: imports that are killed, several imports at the same time, and imports that a
+server runs as jobs."""
 
 from __future__ import annotations
 
@@ -34,26 +35,28 @@ from tests.fakes.upstream_content import UpstreamContent, index_of, noise_image
 @pytest.fixture
 def content() -> UpstreamContent:
     """Images of all kinds in three repositories, some of which share layers."""
-    made = UpstreamContent()
+    images = UpstreamContent()
     for number in range(12):
         amd64 = noise_image(f"amd64 {number // 2}", 300_000, docker=True)
         arm64 = noise_image(f"arm64 {number}", 1000, 400_000)
         image = index_of((amd64, "amd64"), (arm64, "arm64"), docker=bool(number % 2))
-        made.add(f"team/app-{number % 3}", image, str(number), "latest")
-    return made
+        images.add(f"team/app-{number % 3}", image, str(number), "latest")
+    return images
 
 
 def start(*args: str | Path, folder: Path) -> ForkedProcess:
+    """Starts an `entrepot` command in the background."""
     return ForkedProcess("registry", *map(str, args), cwd=folder, env=command_environment())
 
 
 def blob_count(data: Path) -> int:
+    """Returns the number of stored blobs."""
     return sum(1 for path in (data / "blobs" / "sha256").glob("*/*"))
 
 
 def kill_at(process: ForkedProcess, data: Path, count: int) -> bool:
-    """Kills the process when it has stored a blob and the data directory has `count` blobs. Returns False if it has
-    ended before."""
+    """Kills the process as soon as it has stored at least one blob and the data directory has `count` blobs. Returns
+    False if the process has ended before."""
     at_start = blob_count(data)
     while process.poll() is None:
         if blob_count(data) >= max(count, at_start + 1):
@@ -64,38 +67,39 @@ def kill_at(process: ForkedProcess, data: Path, count: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["links", "copies", "network"])
-def test_killed_again_and_again(tmp_path: Path, content: UpstreamContent, way: str) -> None:
-    """Whenever an import is killed, the next one continues. In the end, all content is imported, and no garbage is
-    left."""
+@pytest.mark.parametrize("method", ["links", "copies", "network"])
+def test_import_continues_after_several_kills(tmp_path: Path, content: UpstreamContent, method: str) -> None:
+    """An import is killed several times, and each next import continues. In the end, all content is imported, and no
+    partial files are left."""
     data = tmp_path / "data"
     with docker_registry(tmp_path, content) as old, running_server(tmp_path) as server:
-        source = old.url if way == "network" else old.log.parent / "data"
-        command = ["import" if way == "network" else "import-registry", source, "--data", data]
-        command += ["--copy"] if way == "copies" else []
+        source = old.url if method == "network" else old.log.parent / "data"
+        command = ["import" if method == "network" else "import-registry", source, "--data", data]
+        command += ["--copy"] if method == "copies" else []
         kills = 0
         for count in (1, 9, 20, 31):
             with start(*command, folder=tmp_path) as process:
-                os.setpriority(os.PRIO_PROCESS, process.pid, 19)  # so that it does not outrun the one that watches it
+                os.setpriority(os.PRIO_PROCESS, process.pid, 19)  # low priority, so that the test can watch it closely
                 kills += kill_at(process, data, count)
                 wait_for_output(process)
         assert kills >= 2
         result = json.loads(entrepot_output(*map(str, command), "--json", folder=tmp_path).splitlines()[-1])
         assert result["problems"] == 0
         assert assert_same_content(RegistryClient(old.address), RegistryClient(server.address)) > 30
-        # A kill between the deletions of a download's two files leaves one of them, which a collection deletes later.
+        # A download has two files. A kill between their deletions leaves one, which `entrepot gc` deletes.
         entrepot_output("gc", "--data", str(data), folder=tmp_path, ENTREPOT_UPLOADS__EXPIRE="1ms")
         assert list((data / "partials").iterdir()) == []
         jobs = json.loads(entrepot_output("jobs", "list", "--json", "--data", str(data), folder=tmp_path))
-        # A process that is killed after its work was done leaves a job that is done.
+        # The jobs of killed processes have failed, except a job that was done just before its process was killed.
         assert [job["state"] for job in jobs[:2]] == ["done", "done"]
         killed = [job["message"] for job in jobs[2:] if job["state"] != "done"]
         assert killed
         assert set(killed) == {"the process that ran it has ended"}
 
 
-def test_a_killed_download_continues(tmp_path: Path) -> None:
-    """Bytes of a blob that have arrived are not fetched again."""
+def test_bytes_of_a_killed_download_are_reused(tmp_path: Path) -> None:
+    """An import is killed in the middle of a large blob. The next import does not fetch the bytes again that have
+    already arrived."""
     content = UpstreamContent()
     image = content.add("team/app", noise_image("large", 24 * MIB), "1")
     layer = image.layers[0].digest
@@ -113,7 +117,7 @@ def test_a_killed_download_continues(tmp_path: Path) -> None:
         old.forget()
         old.set(rate=0)
         entrepot_output(*map(str, command), folder=tmp_path)
-        fetched = sum(stop - begin for begin, stop in union(old.sent(layer)))
+        fetched = sum(stop - start_offset for start_offset, stop in union(old.sent(layer)))
         assert fetched < 19 * MIB
         assert repeated(old.sent(layer)) == []
     with running_server(tmp_path) as server:
@@ -121,13 +125,13 @@ def test_a_killed_download_continues(tmp_path: Path) -> None:
 
 
 def _stored(data: Path) -> int:
-    """Returns the bytes of disk space that partial blobs use."""
+    """Returns the disk space in bytes of the partial blobs, which are not complete yet."""
     return sum(path.stat().st_blocks * 512 for path in (data / "partials").glob("*.data"))
 
 
 @pytest.fixture
 def stalling(tmp_path: Path) -> Iterator[Hub]:
-    """A registry whose responses wait for `release`."""
+    """A registry whose responses to blob requests wait until the test calls `release`."""
     content = UpstreamContent()
     content.add("team/app", noise_image("image", 10), "1")
     with hub(tmp_path, content) as running:
@@ -135,15 +139,16 @@ def stalling(tmp_path: Path) -> Iterator[Hub]:
         yield running
 
 
-def test_two_at_once(tmp_path: Path, stalling: Hub) -> None:
-    """A second command at the same time says who runs the first, and changes nothing."""
+def test_second_import_at_the_same_time_is_refused(tmp_path: Path, stalling: Hub) -> None:
+    """A second import command at the same time fails. Its message names the running job and how to stop it. The first
+    import is not affected."""
     (tmp_path / "names").write_text("team/app\n")
     command = ("import", stalling.url, "--repositories", "names", "--data", "data")
     with start(*command, folder=tmp_path) as first:
         stalling.wait(1, "blob")
-        said = error_line(entrepot(*command, folder=tmp_path), 1)
-        assert "is running import-remote already (job 1, command, process " in said
-        assert "entrepot jobs stop 1" in said
+        message = error_line(entrepot(*command, folder=tmp_path), 1)
+        assert "is running import-remote already (job 1, command, process " in message
+        assert "entrepot jobs stop 1" in message
         stalling.clear()
         stalling.release()
         out, err = wait_for_output(first)
@@ -152,7 +157,7 @@ def test_two_at_once(tmp_path: Path, stalling: Hub) -> None:
 
 
 def test_ctrl_c_ends_an_import(tmp_path: Path, stalling: Hub) -> None:
-    """Ctrl-C ends an import at once, and its job is marked as stopped. The next import imports the rest."""
+    """Ctrl-C ends an import immediately, and its job is marked as stopped. The next import continues."""
     (tmp_path / "names").write_text("team/app\n")
     command = ("import", stalling.url, "--repositories", "names", "--data", "data")
     with start(*command, folder=tmp_path) as first:
@@ -167,8 +172,9 @@ def test_ctrl_c_ends_an_import(tmp_path: Path, stalling: Hub) -> None:
     assert "tags: 1 imported" in entrepot_output(*command, folder=tmp_path)
 
 
-def test_the_server_runs_an_import(tmp_path: Path) -> None:
-    """A request to the API queues a job, which a worker runs. For a bad request, the error says what is wrong."""
+def test_import_by_the_api(tmp_path: Path) -> None:
+    """A request to the API queues an import job, which a worker of the server runs. An invalid request gets an error
+    that explains the problem."""
     old = OldDirectory(tmp_path / "old")
     image = old.push("team/app", noise_image("image", 1000), "1")
     broken = old.push("team/app", noise_image("broken", 1000), "broken")
@@ -208,18 +214,19 @@ def test_the_server_runs_an_import(tmp_path: Path) -> None:
         assert wire.manifest("team/app", "1").body == image.body
 
 
-def test_what_the_command_says(tmp_path: Path) -> None:
-    """Problems are lines on stderr, the summary is on stdout, and the exit code is 1."""
+def test_output_of_the_import_command(tmp_path: Path) -> None:
+    """The command prints each problem as a line on stderr and a summary on stdout. If there is a problem, its exit code
+    is 1."""
     old = OldDirectory(tmp_path / "old")
     old.push("team/app", noise_image("image", 1000), "1")
     broken = old.push("team/app", noise_image("broken", 1000), "broken")
     old.data(broken.layers[0].digest).unlink()
-    done = entrepot("import-registry", "old", folder=tmp_path)
-    assert done.returncode == 1
+    process = entrepot("import-registry", "old", folder=tmp_path)
+    assert process.returncode == 1
     reason = f"the file of the blob {broken.layers[0].digest} is missing"
-    assert done.stderr.splitlines()[0] == f"problem: team/app:broken: {reason}"
-    assert done.stdout.splitlines()[0] == "repositories: 1; tags: 1 imported, 0 unchanged"
-    assert done.stdout.splitlines()[-1] == "1 problem: the lines above say what could not be imported"
+    assert process.stderr.splitlines()[0] == f"problem: team/app:broken: {reason}"
+    assert process.stdout.splitlines()[0] == "repositories: 1; tags: 1 imported, 0 unchanged"
+    assert process.stdout.splitlines()[-1] == "1 problem: the lines above say what could not be imported"
 
     old.push("team/app", noise_image("image", 1000), "2")
     lines = json_lines(entrepot("import-registry", "old", "--json", folder=tmp_path).stdout)
@@ -237,6 +244,8 @@ def test_what_the_command_says(tmp_path: Path) -> None:
 
 
 def test_settings_are_translated(tmp_path: Path) -> None:
+    """`entrepot import-config` translates the settings of the distribution registry from a file, stdin and
+    variables."""
     (tmp_path / "config.yml").write_text("version: 0.1\nhttp: {addr: ':5000'}\n")
     out = entrepot_output("import-config", "config.yml", folder=tmp_path, REGISTRY_LOG_LEVEL="warn")
     assert 'log_level = "warning"' in out

@@ -1,4 +1,4 @@
-"""Imports from registries that need more than a URL: TLS, logins, another Entrepot."""
+"""Tests of imports from registries with private certificates, with logins, and from another Entrepot server."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ from tests.fakes.upstream_content import UpstreamContent, index_of, noise_image
 
 @pytest.fixture
 def content() -> UpstreamContent:
-    made = UpstreamContent()
-    image = made.add("team/app", index_of((noise_image("a", 1000), "amd64"), (noise_image("b", 10), "arm64")), "1")
-    made.add("team/app", noise_image("signature", 10, subject=image))
-    made.add("other", noise_image("other", 10, docker=True), "1")
-    return made
+    images = UpstreamContent()
+    image = images.add("team/app", index_of((noise_image("a", 1000), "amd64"), (noise_image("b", 10), "arm64")), "1")
+    images.add("team/app", noise_image("signature", 10, subject=image))
+    images.add("other", noise_image("other", 10, docker=True), "1")
+    return images
 
 
-def test_tls(tmp_path: Path, content: UpstreamContent) -> None:
-    """A self-signed certificate needs its authority, or `--insecure`."""
+def test_import_over_tls(tmp_path: Path, content: UpstreamContent) -> None:
+    """An import from a registry with a private certificate works with `--ca-file` or with `--insecure`."""
     bundle = certificates(tmp_path)
     with docker_registry(tmp_path, content) as old, slow_link(tmp_path, old.url, certificates=bundle) as link:
         names = tmp_path / "names"
         names.write_text("other\n")
         command = ("import", link.url, "--repositories", names)
-        trusts = [["--ca-file", str(bundle.authority)], ["--insecure"]]
-        for number, trust in enumerate(trusts):
-            out = entrepot_output(*map(str, [*command, *trust]), "--data", str(number), folder=tmp_path)
+        option_sets = [["--ca-file", str(bundle.authority)], ["--insecure"]]
+        for number, options in enumerate(option_sets):
+            out = entrepot_output(*map(str, [*command, *options]), "--data", str(number), folder=tmp_path)
             assert "tags: 1 imported" in out
 
 
 def test_another_entrepot_with_accounts(tmp_path: Path, content: UpstreamContent) -> None:
-    """With a login, the repositories and referrers that the account may see are imported."""
+    """With a login, the import gets all repositories that the account may pull, with their referrers. Without a login
+    it gets nothing, and prints a note."""
     folder = tmp_path / "old"
     folder.mkdir()
     with running_server(folder) as old:
@@ -52,9 +53,9 @@ def test_another_entrepot_with_accounts(tmp_path: Path, content: UpstreamContent
     (tmp_path / "password").write_text(PASSWORD + "\n")
     with running_server(folder) as old, running_server(tmp_path / "new") as new:
         command = ("import", old.url, "--data", new.data)
-        nothing = entrepot(*command, folder=tmp_path)
-        assert nothing.stdout.startswith("repositories: 0;")
-        assert nothing.stderr == f"note: {old.address} lists no repositories: it may need another login\n"
+        anonymous = entrepot(*command, folder=tmp_path)
+        assert anonymous.stdout.startswith("repositories: 0;")
+        assert anonymous.stderr == f"note: {old.address} lists no repositories: it may need another login\n"
 
         login = ("--username", ADMIN, "--password-file", "password", "--json")
         out = entrepot_output(*map(str, command), *login, folder=tmp_path)
@@ -68,8 +69,9 @@ def test_another_entrepot_with_accounts(tmp_path: Path, content: UpstreamContent
         assert PASSWORD not in entrepot_output("jobs", "list", "--json", "--data", str(new.data), folder=tmp_path)
 
 
-def test_the_server_copies_from_an_upstream(tmp_path: Path, content: UpstreamContent) -> None:
-    """The API imports from the upstreams in the settings. A job that a restart has interrupted is continued."""
+def test_import_job_continues_after_a_restart(tmp_path: Path, content: UpstreamContent) -> None:
+    """The API can import from an upstream in the settings. If the server is killed during the import job, the job
+    continues after the next start."""
     with docker_registry(tmp_path, content) as old:
         config = tmp_path / "entrepot.toml"
         config.write_text(f'[[upstream]]\nname = "old.test"\nendpoints = ["{old.url}"]\n')

@@ -1,4 +1,4 @@
-"""Connections to the upstream that break, stall or cannot be made."""
+"""Tests of a mirror whose connections to the upstream break, stall or cannot be opened."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from tests.fakes.client_images import MIB
 from tests.fakes.hub.hub import repeated, union
 from tests.fakes.mirror_site import REPO, SIZE, MirrorSite, wait_until
 
-QUICK = 'prefetch = "off"\nidle_timeout = "400ms"'
+# Settings of the upstream with a short timeout for connections without data.
+QUICK_TIMEOUT = 'prefetch = "off"\nidle_timeout = "400ms"'
 
 
 @pytest.mark.parametrize(("size", "reset"), [(SIZE, False), (SIZE, True), (12 * MIB, True)])
-def test_dropped_connections(site: MirrorSite, size: int, reset: bool) -> None:
+def test_download_continues_after_dropped_connections(site: MirrorSite, size: int, reset: bool) -> None:
     """After a broken connection, the download continues at the next byte. The client notices nothing, and no byte is
     sent twice."""
     site.start(1000, size, settings='prefetch = "off"')
@@ -22,15 +23,15 @@ def test_dropped_connections(site: MirrorSite, size: int, reset: bool) -> None:
     site.hub.fault(on="blob", match=site.encoded, drop_after=300_000, reset=reset, times=3)
     assert site.get().ended().body == site.blob
     assert site.hub.faults == 0
-    assert [seen.end for seen in site.hub.requests("blob")].count("dropped") == 3
+    assert [request.end for request in site.hub.requests("blob")].count("dropped") == 3
     assert repeated(site.hub.sent(site.digest)) == []
     assert union(site.hub.sent(site.digest)) == [(0, size)]
 
 
-def test_an_answer_that_stalls(site: MirrorSite) -> None:
-    """A response that stalls in the middle of a blob is ended after the idle timeout, and the rest is requested
-    again."""
-    site.start(settings=QUICK)
+def test_stalled_blob_response_is_resumed(site: MirrorSite) -> None:
+    """If a response stalls in the middle of a blob, the mirror closes the connection after the idle timeout and
+    requests the rest of the blob."""
+    site.start(settings=QUICK_TIMEOUT)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
     assert site.get().ended().body == site.blob
@@ -38,9 +39,9 @@ def test_an_answer_that_stalls(site: MirrorSite) -> None:
     assert union(site.hub.sent(site.digest)) == [(0, SIZE)]
 
 
-def test_an_upstream_without_ranges(site: MirrorSite) -> None:
-    """Blobs are fetched completely, and ranges are served from them. After a broken connection, the blob is fetched
-    from its start, and the pull succeeds."""
+def test_upstream_without_range_support(site: MirrorSite) -> None:
+    """If the upstream does not support Range, the mirror fetches each blob as a whole and serves ranges from it. After
+    a broken connection, the mirror fetches the blob from its start again, and the pull succeeds."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"', ranges=False)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, drop_after=5 * MIB)
@@ -50,8 +51,9 @@ def test_an_upstream_without_ranges(site: MirrorSite) -> None:
     assert site.hub.count("blob", digest=site.digest) == 2
 
 
-def test_an_upstream_without_lengths(site: MirrorSite) -> None:
-    """Manifests and blobs without a length, which end with the connection, can be pulled."""
+def test_upstream_without_content_length(site: MirrorSite) -> None:
+    """If the upstream sends no Content-Length and marks the end of a body by closing the connection, manifests and
+    blobs can still be pulled."""
     site.start(lengths=False)
     assert site.inspect().content == site.image.body
     for digest, blob in site.image.blobs.items():
@@ -59,59 +61,61 @@ def test_an_upstream_without_lengths(site: MirrorSite) -> None:
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_an_upstream_that_fails(site: MirrorSite, status: int) -> None:
-    """A request for content that is not cached gets 502 within 10 s."""
+def test_uncached_content_gets_502_while_the_upstream_fails(site: MirrorSite, status: int) -> None:
+    """While the upstream answers with 5xx, each request for content that is not cached gets 502 within 10 s."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="any", method="", status=status, times=None)
-    begun = time.monotonic()
-    asked = [site.get(f"/v2/{REPO}/manifests/none"), site.get(), site.get(span="-10")]
-    for each in asked:
-        assert each.ended().status == 502
-        assert b'"UNAVAILABLE"' in each.body
-    assert time.monotonic() - begun < 10
+    started = time.monotonic()
+    readers = [site.get(f"/v2/{REPO}/manifests/none"), site.get(), site.get(span="-10")]
+    for reader in readers:
+        assert reader.ended().status == 502
+        assert b'"UNAVAILABLE"' in reader.body
+    assert time.monotonic() - started < 10
 
 
-def test_a_failure_that_passes(site: MirrorSite) -> None:
-    """One bad response to the request for a blob is retried, so the client notices nothing."""
+def test_one_failed_blob_request_is_retried(site: MirrorSite) -> None:
+    """If the upstream answers one request for a blob with 503, the mirror retries it, and the client gets the blob."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="redirect", match=site.encoded, status=503)
     assert site.get().ended().body == site.blob
 
 
-def test_an_upstream_that_says_nothing(site: MirrorSite) -> None:
-    """Whatever the idle timeout is, each request that the upstream has to answer first gets 504 before docker gives up,
-    which is after 15 s."""
+def test_silent_upstream_gives_504_before_docker_times_out(site: MirrorSite) -> None:
+    """If the upstream accepts requests but never responds, each request that depends on it gets 504 within 15 s, when
+    docker times out. The idle timeout of the mirror does not matter: here it is one hour."""
     site.start(settings='prefetch = "off"\nidle_timeout = "1h"')
     site.hub.fault(on="any", method="", stall=True, times=None)
-    begun = time.monotonic()
+    started = time.monotonic()
     paths = ["manifests/1", f"manifests/{site.image.digest}", f"blobs/{site.digest}", "tags/list"]
-    asked = [site.get(f"/v2/{REPO}/{path}", worker=pid) for path in paths for pid in site.server.worker_pids()]
-    for each in asked:
-        assert each.ended().status == 504, each.body
-    assert time.monotonic() - begun < 15
+    readers = [site.get(f"/v2/{REPO}/{path}", worker=pid) for path in paths for pid in site.server.worker_pids()]
+    for reader in readers:
+        assert reader.ended().status == 504, reader.body
+    assert time.monotonic() - started < 15
     site.hub.clear()
-    site.hub.release()  # or the server waits for what it has under way before it ends
+    site.hub.release()  # otherwise the server would wait at its shutdown for the open upstream requests
 
 
-def test_a_blob_that_does_not_begin(site: MirrorSite) -> None:
-    """A blob that does not begin gets 504 after the idle timeout, at both workers. The next request can succeed."""
-    site.start(settings=QUICK)
+def test_blob_response_without_headers_gets_504(site: MirrorSite) -> None:
+    """If the upstream does not start to send a blob within the idle timeout, clients of both workers get 504. Once the
+    upstream responds again, the next request gets the blob."""
+    site.start(settings=QUICK_TIMEOUT)
     site.inspect()
     site.hub.fault(on="any", method="", stall=True, times=None)
-    asked = [site.get(span=span, worker=pid) for span in ("", "-10") for pid in site.server.worker_pids()]
-    for each in asked:
-        assert each.ended().status == 504
-        assert b'"UNAVAILABLE"' in each.body
+    readers = [site.get(span=span, worker=pid) for span in ("", "-10") for pid in site.server.worker_pids()]
+    for reader in readers:
+        assert reader.ended().status == 504
+        assert b'"UNAVAILABLE"' in reader.body
     site.hub.clear()
     site.hub.release()
     assert site.get().ended().body == site.blob
 
 
-def test_an_upstream_that_is_started_anew(site: MirrorSite) -> None:
-    """The only endpoint refuses connections until its circuit breaker opens. Readers in the middle of a blob, at every
-    worker, wait, and get the whole blob once the endpoint is back."""
+def test_readers_wait_until_the_upstream_is_back(site: MirrorSite) -> None:
+    """The only endpoint of the upstream refuses connections until the mirror's circuit breaker opens. Clients that have
+    received a part of a blob keep waiting at every worker, and get the whole blob once the endpoint accepts connections
+    again."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
@@ -124,9 +128,10 @@ def test_an_upstream_that_is_started_anew(site: MirrorSite) -> None:
     assert union(site.hub.sent(site.digest)) == [(0, 12 * MIB)]
 
 
-def test_one_connection_that_stalls(site: MirrorSite) -> None:
-    """Whatever the idle timeout is: when all other bytes are stored, the rest of the piece of a stalled connection is
-    fetched over another one, and no byte twice."""
+def test_piece_of_a_stalled_connection_is_fetched_over_another_one(site: MirrorSite) -> None:
+    """The mirror fetches the pieces of a blob over several connections, and one of them stalls. When all other pieces
+    are stored, the mirror fetches the rest of the stalled piece over another connection, without waiting for the idle
+    timeout. No byte is sent twice."""
     site.start(1000, 24 * MIB, settings='prefetch = "off"\nidle_timeout = "1h"', rate=4 * MIB)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
@@ -135,16 +140,16 @@ def test_one_connection_that_stalls(site: MirrorSite) -> None:
     assert union(site.hub.sent(site.digest)) == [(0, 24 * MIB)]
 
 
-def test_ranges_that_are_refused(site: MirrorSite) -> None:
-    """An upstream that answers a Range with an error is asked for the whole blob."""
+def test_whole_blob_is_requested_if_ranges_are_refused(site: MirrorSite) -> None:
+    """If the upstream answers a Range request with an error, the mirror requests the whole blob."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, status=416, times=2)
     assert site.get().ended().body == site.blob
 
 
-def test_an_endpoint_that_is_gone(site: MirrorSite) -> None:
-    """If an endpoint fails, the next one is used, also in the middle of a blob."""
+def test_second_endpoint_is_used_if_the_first_fails(site: MirrorSite) -> None:
+    """If one endpoint of the upstream fails, the mirror uses the next endpoint, even in the middle of a blob."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"\nconnections = 1', endpoints=2)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
@@ -152,6 +157,6 @@ def test_an_endpoint_that_is_gone(site: MirrorSite) -> None:
     site.hub.refuse()
     assert reader.ended().body == site.blob
     assert site.inspect("latest").content == site.image.body
-    both = [*site.hub.sent(site.digest), *site.other.sent(site.digest)]
-    assert repeated(both) == []
-    assert union(both) == [(0, 12 * MIB)]
+    sent_intervals = [*site.hub.sent(site.digest), *site.other.sent(site.digest)]
+    assert repeated(sent_intervals) == []
+    assert union(sent_intervals) == [(0, 12 * MIB)]

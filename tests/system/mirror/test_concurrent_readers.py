@@ -1,4 +1,5 @@
-"""Readers do not disturb a fill, and a fill serves all its readers."""
+"""Tests of several clients that read a blob during its fill, which is the download of the blob from the upstream into
+the mirror's cache."""
 
 from __future__ import annotations
 
@@ -9,29 +10,30 @@ from tests.fakes.hub.hub import repeated, union
 from tests.fakes.mirror_site import REPO, SIZE, MirrorSite, wait_until
 
 GIB = 1024 * MIB
-ALONE = 'prefetch = "off"\nconnections = 1'
+# Settings of the upstream with which the mirror downloads each blob over one connection.
+ONE_CONNECTION = 'prefetch = "off"\nconnections = 1'
 
 
-def test_a_slow_reader_slows_nobody(site: MirrorSite) -> None:
-    """While one client reads nothing, the fill completes, and other clients get the whole blob. Then the slow client
-    gets it as well."""
+def test_slow_reader_does_not_delay_the_fill(site: MirrorSite) -> None:
+    """While one client of each worker reads nothing from its connection, the fill completes, and other clients get the
+    whole blob. When the slow clients read again, they get the whole blob too."""
     site.start(1000, 16 * MIB, settings='prefetch = "off"')
     site.inspect()
-    hold = threading.Event()
-    slow = [site.get(worker=pid, hold=hold).answered() for pid in site.server.worker_pids()]
+    may_read = threading.Event()
+    slow_readers = [site.get(worker=pid, hold=may_read).answered() for pid in site.server.worker_pids()]
     for pid in site.server.worker_pids():
         assert site.get(worker=pid).ended().body == site.blob
     site.hub.refuse()
-    assert [len(reader.body) for reader in slow] == [0, 0]
-    hold.set()
-    for reader in slow:
+    assert [len(reader.body) for reader in slow_readers] == [0, 0]
+    may_read.set()
+    for reader in slow_readers:
         assert reader.ended().body == site.blob
     assert repeated(site.hub.sent(site.digest)) == []
 
 
-def test_a_reader_that_leaves_takes_nothing_along(site: MirrorSite) -> None:
-    """If a reader disconnects, the fill continues for the others, at its own worker and at the other one."""
-    site.start(settings=ALONE)
+def test_fill_continues_for_other_readers_after_a_disconnect(site: MirrorSite) -> None:
+    """If the client that started a fill disconnects, the fill continues for the remaining clients of both workers."""
+    site.start(settings=ONE_CONNECTION)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
     first = site.get().reached(MIB)
@@ -43,9 +45,9 @@ def test_a_reader_that_leaves_takes_nothing_along(site: MirrorSite) -> None:
     assert repeated(site.hub.sent(site.digest)) == []
 
 
-def test_a_blob_whose_only_reader_leaves(site: MirrorSite) -> None:
-    """If the only reader disconnects, the blob is fetched to its end and stored."""
-    site.start(settings=ALONE)
+def test_fill_completes_after_its_only_reader_disconnects(site: MirrorSite) -> None:
+    """If the only client disconnects, the mirror still downloads the rest of the blob and stores it."""
+    site.start(settings=ONE_CONNECTION)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
     site.get().reached(MIB).leave()
@@ -56,9 +58,9 @@ def test_a_blob_whose_only_reader_leaves(site: MirrorSite) -> None:
     assert repeated(site.hub.sent(site.digest)) == []
 
 
-def test_headers_of_a_huge_blob_come_at_once(site: MirrorSite) -> None:
-    """The headers and first bytes of a 1 GiB blob that is not stored arrive when the upstream has sent only a little of
-    it. A HEAD fetches nothing."""
+def test_headers_of_a_huge_blob_are_sent_early(site: MirrorSite) -> None:
+    """A client requests a 1 GiB blob that is not stored. Its headers, its first bytes and a range in its middle arrive
+    after the upstream has sent only a small part of it. A HEAD request downloads nothing."""
     site.start(1000, GIB, settings='prefetch = "off"', rate=MIB)
     site.inspect()
     head = site.http.head(site.path)
@@ -76,15 +78,15 @@ def test_headers_of_a_huge_blob_come_at_once(site: MirrorSite) -> None:
     reader.leave()
 
 
-SPANS = ["0-0", "1000000-1999999", f"{SIZE - 10}-", "-1000", f"0-{SIZE - 1}"]
+RANGES = ["0-0", "1000000-1999999", f"{SIZE - 10}-", "-1000", f"0-{SIZE - 1}"]
 
 
-def test_ranges_of_what_is_not_here(site: MirrorSite) -> None:
-    """A range of a blob that is not stored gets 206 with the right bytes. If the whole blob is requested next, no byte
-    is fetched twice."""
-    site.start(*(SIZE - place for place in range(len(SPANS))), settings='prefetch = "off"')
+def test_ranges_of_blobs_that_are_not_stored(site: MirrorSite) -> None:
+    """A Range request for a blob that is not stored gets 206 with the right bytes. If the client then requests the
+    whole blob, the mirror fetches no byte twice."""
+    site.start(*(SIZE - number for number in range(len(RANGES))), settings='prefetch = "off"')
     site.inspect()
-    for layer, span in zip(site.image.layers, SPANS, strict=True):
+    for layer, span in zip(site.image.layers, RANGES, strict=True):
         path = f"/v2/{REPO}/blobs/{layer.digest}"
         answer = site.get(path, span).ended()
         start, stop = bounds(span, layer.size)
@@ -95,35 +97,37 @@ def test_ranges_of_what_is_not_here(site: MirrorSite) -> None:
 
 
 def bounds(span: str, size: int) -> tuple[int, int]:
+    """Returns the first byte's offset, and the offset after the last byte, of a range as in `bytes=SPAN`."""
     first, _, last = span.partition("-")
     if not first:
         return size - int(last), size
     return int(first), min(int(last) + 1, size) if last else size
 
 
-def test_ranges_of_what_is_on_its_way(site: MirrorSite) -> None:
-    """At both workers, stored bytes are sent while the upstream delays the rest. The rest is sent when it arrives."""
-    site.start(settings=ALONE)
+def test_ranges_of_a_partly_stored_blob(site: MirrorSite) -> None:
+    """While the upstream holds back the rest of a blob, both workers send the stored bytes of a requested range. They
+    send the remaining bytes as soon as the upstream has sent them."""
+    site.start(settings=ONE_CONNECTION)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
-    whole = site.get().reached(MIB)
+    whole_blob = site.get().reached(MIB)
     workers = site.server.worker_pids()
     for pid in workers:
-        here = site.get(span="1000-1999", worker=pid).ended()
-        assert (here.status, bytes(here.body)) == (206, site.blob[1000:2000])
-    later = [site.get(span=f"{2 * MIB}-{2 * MIB + 999}", worker=pid).answered() for pid in workers]
-    last = [site.get(span="-1000", worker=pid).answered() for pid in workers]
-    across = [site.get(span=f"{MIB // 2}-{2 * MIB - 1}", worker=pid).reached(MIB // 4) for pid in workers]
-    assert [len(each.body) for each in (*later, *last)] == [0] * 4
+        stored = site.get(span="1000-1999", worker=pid).ended()
+        assert (stored.status, bytes(stored.body)) == (206, site.blob[1000:2000])
+    missing = [site.get(span=f"{2 * MIB}-{2 * MIB + 999}", worker=pid).answered() for pid in workers]
+    suffixes = [site.get(span="-1000", worker=pid).answered() for pid in workers]
+    partly_stored = [site.get(span=f"{MIB // 2}-{2 * MIB - 1}", worker=pid).reached(MIB // 4) for pid in workers]
+    assert [len(reader.body) for reader in (*missing, *suffixes)] == [0] * 4
     site.hub.release()
-    for each in later:
-        assert (each.ended().status, bytes(each.body)) == (206, site.blob[2 * MIB : 2 * MIB + 1000])
-    for each in last:
-        assert (each.ended().status, bytes(each.body)) == (206, site.blob[-1000:])
-    for each in across:
-        assert (each.ended().status, bytes(each.body)) == (206, site.blob[MIB // 2 : 2 * MIB])
-    assert whole.ended().body == site.blob
+    for reader in missing:
+        assert (reader.ended().status, bytes(reader.body)) == (206, site.blob[2 * MIB : 2 * MIB + 1000])
+    for reader in suffixes:
+        assert (reader.ended().status, bytes(reader.body)) == (206, site.blob[-1000:])
+    for reader in partly_stored:
+        assert (reader.ended().status, bytes(reader.body)) == (206, site.blob[MIB // 2 : 2 * MIB])
+    assert whole_blob.ended().body == site.blob
     assert union(site.hub.sent(site.digest)) == [(0, SIZE)]
     assert repeated(site.hub.sent(site.digest)) == []
-    beyond = site.get(span=f"{SIZE}-").ended()
-    assert (beyond.status, beyond.headers["content-range"]) == (416, f"bytes */{SIZE}")
+    past_the_end = site.get(span=f"{SIZE}-").ended()
+    assert (past_the_end.status, past_the_end.headers["content-range"]) == (416, f"bytes */{SIZE}")

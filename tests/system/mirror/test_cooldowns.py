@@ -1,4 +1,5 @@
-"""Cooldowns of an upstream over HTTP, with a clock that the test sets: what clients get at each moment."""
+"""Tests of the cooldown of an upstream: a mirror serves the new image of a tag only after the tag has pointed at it for
+some days. The tests set the clock, and use a fake Docker Hub."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ IMAGES = [noise_image(f"image {number}", 1000 + number) for number in range(4)]
 
 
 class CooldownSite:
-    """A data directory, its upstream, and the clock."""
+    """The data directory of a mirror with a cooldown of three days, its upstream, and the clock that the test sets."""
 
     def __init__(self, folder: Path, upstream: Hub) -> None:
         self.upstream = upstream
@@ -41,10 +42,11 @@ class CooldownSite:
             yield backend
 
     def set_day(self, day: float) -> None:
+        """Sets the clock to this number of days after the start of the test."""
         self.clock.now = self.started + day * DAY
 
     def move(self, image: ImageTree) -> None:
-        """Moves the tag at the upstream."""
+        """Makes the tag at the upstream point at this image."""
         content = UpstreamContent()
         content.add(REPO, image, TAG)
         self.upstream.put(content)
@@ -68,32 +70,34 @@ async def pull(registry: Registry) -> str:
     return manifest.digest
 
 
-async def test_a_tag_that_moves_three_times(site: CooldownSite) -> None:
-    """At each moment, two processes serve complete images with the right digest: the newest that has held the tag for
-    the cooldown. This does not change after a restart, or while the upstream is down."""
-    moves = {0.0: 0, 10.0: 1, 11.0: 2, 20.0: 3}
-    before_third = [(0.0, 0), (9.0, 0), (10.0, 0)]
-    after_third = [(11.0, 0), (12.9, 0), (13.1, 0), (13.9, 0), (14.0, 2)]  # the second was replaced after a day
-    after_fourth = [(20.0, 2), (22.9, 2), (23.0, 3), (90.0, 3)]
-    for day, number in before_third + after_third + after_fourth:
+async def test_newest_image_older_than_the_cooldown_is_served(site: CooldownSite) -> None:
+    """The tag moves three times. On each day, two processes serve the newest image that the tag has pointed at for at
+    least the cooldown, with all its blobs. They serve the same image after a restart and while the upstream is down."""
+    # Days of the moves, and (day, expected image) for each pull. The images are numbers in IMAGES.
+    image_of_move = {0.0: 0, 10.0: 1, 11.0: 2, 20.0: 3}
+    before_second_move = [(0.0, 0), (9.0, 0), (10.0, 0)]
+    # Image 1 was replaced after one day, so it is never served.
+    after_second_move = [(11.0, 0), (12.9, 0), (13.1, 0), (13.9, 0), (14.0, 2)]
+    after_third_move = [(20.0, 2), (22.9, 2), (23.0, 3), (90.0, 3)]
+    for day, expected in before_second_move + after_second_move + after_third_move:
         site.set_day(day)
-        if day in moves:
-            site.move(IMAGES[moves[day]])
-        async with site.process() as one, site.process() as two:
-            for each in (one, two, one):
-                assert await pull(each.router) == IMAGES[number].digest, day
+        if day in image_of_move:
+            site.move(IMAGES[image_of_move[day]])
+        async with site.process() as first, site.process() as second:
+            for process in (first, second, first):
+                assert await pull(process.router) == IMAGES[expected].digest, day
             site.upstream.refuse()
-            site.set_day(day + 0.09)  # past the time to live, so that the upstream would be asked
-            for each in (one, two):
-                assert await pull(each.router) == IMAGES[number].digest, day
+            site.set_day(day + 0.09)  # after the cached tag has expired, so that the mirror would ask the upstream
+            for process in (first, second):
+                assert await pull(process.router) == IMAGES[expected].digest, day
         async with site.process() as restarted:
-            assert await pull(restarted.router) == IMAGES[number].digest, day
+            assert await pull(restarted.router) == IMAGES[expected].digest, day
         site.upstream.listen()
 
 
-async def test_the_cooldown_ends_while_the_upstream_is_down(site: CooldownSite) -> None:
-    """If its manifest is cached, the digest that was held back is served on time although the upstream is down. Its
-    blobs are fetched when the upstream is back."""
+async def test_cooldown_can_end_while_the_upstream_is_down(site: CooldownSite) -> None:
+    """The cooldown ends while the upstream is down. The mirror has cached the manifest of the new image, so the tag
+    then resolves to the new image. Its blobs can be pulled when the upstream is back."""
     enter_request(request := RequestContext())
     site.move(IMAGES[0])
     async with site.process() as backend:
@@ -110,8 +114,8 @@ async def test_the_cooldown_ends_while_the_upstream_is_down(site: CooldownSite) 
         assert await pull(backend.router) == IMAGES[1].digest
 
 
-async def test_a_digest_is_pulled_at_once(site: CooldownSite) -> None:
-    """An image that is held back can be pulled completely by its digest."""
+async def test_cooldown_does_not_apply_to_digests(site: CooldownSite) -> None:
+    """While the cooldown holds back an image from its tag, the image and its blobs can be pulled by digest."""
     site.move(IMAGES[0])
     async with site.process() as backend:
         await pull(backend.router)

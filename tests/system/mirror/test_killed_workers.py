@@ -1,4 +1,6 @@
-"""Processes killed during a fill: no client gets wrong bytes, and stored bytes are not fetched again."""
+"""Kills server processes during a fill, which is the download of a blob from the upstream into the mirror's cache. No
+client gets wrong bytes, and no stored byte is fetched again. One worker owns the fill and downloads; the other worker
+only reads the stored bytes."""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ from tests.fakes.client_images import MIB
 from tests.fakes.hub.hub import repeated, union
 from tests.fakes.mirror_site import BackgroundGet, MirrorSite
 
-BIG = 48 * MIB
-SLOW = 2 * MIB
-"""Bytes a second and connection, so that a blob is on its way for a while."""
+BLOB_BYTES = 48 * MIB
+BYTES_PER_SECOND = 2 * MIB
+"""The rate of each upstream connection: so low that the fill still runs when a process is killed."""
 
 
-def begun(site: MirrorSite) -> dict[int, list[BackgroundGet]]:
-    """Starts two readers at each worker, which are in the middle of the blob."""
-    site.start(1000, BIG, settings='prefetch = "off"', rate=SLOW)
+def start_readers(site: MirrorSite) -> dict[int, list[BackgroundGet]]:
+    """Starts the mirror and two clients of each worker. Returns the clients by worker once each has received 1 MiB."""
+    site.start(1000, BLOB_BYTES, settings='prefetch = "off"', rate=BYTES_PER_SECOND)
     site.inspect()
     readers = {pid: [site.get(worker=pid) for _ in range(2)] for pid in site.server.worker_pids()}
     assert len(readers) == 2
@@ -26,48 +28,49 @@ def begun(site: MirrorSite) -> dict[int, list[BackgroundGet]]:
     return readers
 
 
-def test_the_owner_is_killed(site: MirrorSite) -> None:
-    """The readers of the other worker notice nothing. The readers of the killed worker continue with Range. No stored
-    byte is requested again."""
-    readers = begun(site)
+def test_owner_of_the_fill_is_killed(site: MirrorSite) -> None:
+    """The worker that owns the fill is killed. The clients of the other worker get the blob without an interruption.
+    The clients of the killed worker get the rest with Range requests. No stored byte is requested from the upstream
+    again."""
+    readers = start_readers(site)
     owner = site.owner()
-    here, before = site.extents(), time.monotonic()
+    stored, killed_at = site.extents(), time.monotonic()
     os.kill(owner, signal.SIGKILL)
     site.hub.set(rate=0)
-    assert 0 < sum(stop - start for start, stop in here) < BIG
-    broken, others = readers.pop(owner), next(iter(readers.values()))
-    for reader in others:
+    assert 0 < sum(stop - start for start, stop in stored) < BLOB_BYTES
+    interrupted, other_readers = readers.pop(owner), next(iter(readers.values()))
+    for reader in other_readers:
         assert reader.ended().whole
         assert reader.body == site.blob
-    for reader in broken:
+    for reader in interrupted:
         assert site.finish(reader) == site.blob
-    assert site.refetched(here, before) == []
-    assert union(site.hub.sent(site.digest)) == [(0, BIG)]
+    assert site.refetched(stored, killed_at) == []
+    assert union(site.hub.sent(site.digest)) == [(0, BLOB_BYTES)]
 
 
-def test_one_owner_after_another_is_killed(site: MirrorSite) -> None:
-    """Each worker is killed as soon as it owns the fill. In the end, every reader has the right bytes, and no stored
-    byte was lost."""
-    readers = begun(site)
+def test_three_owners_of_the_fill_are_killed_in_turn(site: MirrorSite) -> None:
+    """Three times, the worker that owns the fill is killed as soon as it owns it. In the end, every client has the
+    right bytes, and no stored byte was fetched again."""
+    readers = start_readers(site)
     for _ in range(3):
-        at = site.extents()[0][1]
-        here, before = site.extents(), time.monotonic()
+        offset = site.extents()[0][1]
+        stored, killed_at = site.extents(), time.monotonic()
         os.kill(site.owner(), signal.SIGKILL)
-        again = site.get(span=f"{at}-{at + MIB - 1}").ended()
-        while again.status == 0:  # it had reached the one that was killed
-            again = site.get(span=f"{at}-{at + MIB - 1}").ended()
-        assert again.whole
-        assert again.body == site.blob[at : at + MIB]
-        assert site.refetched(here, before) == []
+        reader_after = site.get(span=f"{offset}-{offset + MIB - 1}").ended()
+        while reader_after.status == 0:  # the connection had reached the killed worker
+            reader_after = site.get(span=f"{offset}-{offset + MIB - 1}").ended()
+        assert reader_after.whole
+        assert reader_after.body == site.blob[offset : offset + MIB]
+        assert site.refetched(stored, killed_at) == []
     site.hub.set(rate=0)
     for reader in (each for pair in readers.values() for each in pair):
         assert site.finish(reader) == site.blob
-    assert union(site.hub.sent(site.digest)) == [(0, BIG)]
+    assert union(site.hub.sent(site.digest)) == [(0, BLOB_BYTES)]
 
 
-def test_a_worker_that_only_follows_is_killed(site: MirrorSite) -> None:
-    """If a worker that only follows is killed, the fill continues, and no byte is sent twice."""
-    readers = begun(site)
+def test_worker_that_does_not_own_the_fill_is_killed(site: MirrorSite) -> None:
+    """The worker that does not own the fill is killed. The fill continues, and the upstream sends no byte twice."""
+    readers = start_readers(site)
     owner = site.owner()
     (follower,) = set(readers) - {owner}
     os.kill(follower, signal.SIGKILL)
@@ -78,38 +81,40 @@ def test_a_worker_that_only_follows_is_killed(site: MirrorSite) -> None:
     for reader in readers[follower]:
         assert site.finish(reader) == site.blob
     assert repeated(site.hub.sent(site.digest)) == []
-    assert union(site.hub.sent(site.digest)) == [(0, BIG)]
+    assert union(site.hub.sent(site.digest)) == [(0, BLOB_BYTES)]
 
 
-def test_the_server_is_killed(site: MirrorSite) -> None:
-    """After a restart, the fill continues after the stored bytes."""
-    readers = begun(site)
-    here, before = site.extents(), time.monotonic()
+def test_fill_continues_after_the_server_was_killed(site: MirrorSite) -> None:
+    """All processes are killed. After a restart, the fill continues after the stored bytes."""
+    readers = start_readers(site)
+    stored, killed_at = site.extents(), time.monotonic()
     site.server.kill()
     site.hub.set(rate=0)
-    assert 0 < sum(stop - start for start, stop in here) < BIG
+    assert 0 < sum(stop - start for start, stop in stored) < BLOB_BYTES
     site.serve()
     for reader in (each for pair in readers.values() for each in pair):
         assert site.finish(reader) == site.blob
-    assert site.refetched(here, before) == []
-    assert union(site.hub.sent(site.digest)) == [(0, BIG)]
+    assert site.refetched(stored, killed_at) == []
+    assert union(site.hub.sent(site.digest)) == [(0, BLOB_BYTES)]
 
 
-def test_the_server_is_stopped(site: MirrorSite) -> None:
-    """SIGTERM does not wait for a fill. After a restart, the fill continues after the stored bytes, without another
-    request for the manifest."""
-    readers = begun(site)
+def test_fill_continues_after_the_server_was_stopped(site: MirrorSite) -> None:
+    """On SIGTERM, the server stops without waiting for a fill. After a restart, the fill continues after the stored
+    bytes, and the manifest is not requested again."""
+    readers = start_readers(site)
     for reader in (each for pair in readers.values() for each in pair):
         reader.leave()
     site.hub.fault(on="blob", stall_after=0, times=None)
-    before = time.monotonic()
+    stopped_at = time.monotonic()
     assert site.server.stop() == 0
-    here = site.extents()
-    assert 0 < sum(stop - start for start, stop in here) < BIG
+    stored = site.extents()
+    assert 0 < sum(stop - start for start, stop in stored) < BLOB_BYTES
     site.hub.clear()
     site.hub.set(rate=0)
     site.serve()
     assert site.get().ended().body == site.blob
-    again = [seen for seen in site.hub.requests("blob", digest=site.digest) if seen.begun > before]
-    assert any(seen.end == "whole" for seen in again)
+    later_requests = [
+        request for request in site.hub.requests("blob", digest=site.digest) if request.begun > stopped_at
+    ]
+    assert any(request.end == "whole" for request in later_requests)
     assert site.asked("manifest") == 1

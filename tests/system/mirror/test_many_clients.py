@@ -1,4 +1,4 @@
-"""Many clients at the same time cost the upstream as much as one."""
+"""Tests that 32 clients at the same time cause no more upstream requests than a single client."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from tests.fakes.upstream_content import index_of, noise_image
 CLIENTS = 32
 
 
-def fetch(site: MirrorSite, what: str) -> bytes:
-    answer = site.get(f"/v2/{REPO}/{what}").ended()
-    assert answer.whole, (what, answer.status, len(answer.body))
+def fetch(site: MirrorSite, path: str) -> bytes:
+    """Returns the complete body of a path below the repository."""
+    answer = site.get(f"/v2/{REPO}/{path}").ended()
+    assert answer.whole, (path, answer.status, len(answer.body))
     return bytes(answer.body)
 
 
 def fetch_checked(site: MirrorSite, kind: str, digest: str) -> bytes:
+    """Fetches a manifest or blob, and checks its digest."""
     body = fetch(site, f"{kind}/{digest}")
     assert "sha256:" + hashlib.sha256(body).hexdigest() == digest
     return body
@@ -40,34 +42,34 @@ def pull(site: MirrorSite, start: threading.Barrier) -> None:
         list(layers.map(lambda digest: fetch_checked(site, "blobs", digest), digests))
 
 
-def test_a_crowd_pulls_a_cold_image(site: MirrorSite) -> None:
-    """32 clients pull through two workers. The upstream sends every byte, every manifest and one token once, all
-    digests are right, and the other platform is not fetched."""
-    ours = noise_image("crowd", 1000, 2 * MIB, 9 * MIB)
-    theirs = noise_image("arm", 2000, MIB, architecture="arm64")
-    index = site.content.add(REPO, index_of((ours, "amd64"), (theirs, "arm64")), "many")
+def test_many_clients_pull_an_uncached_image(site: MirrorSite) -> None:
+    """32 clients pull the same image through two workers. The upstream sends each byte and each manifest once, and
+    issues one token. All digests are right, and no content of the index's other platform is fetched."""
+    amd64 = noise_image("crowd", 1000, 2 * MIB, 9 * MIB)
+    arm64 = noise_image("arm", 2000, MIB, architecture="arm64")
+    index = site.content.add(REPO, index_of((amd64, "amd64"), (arm64, "arm64")), "many")
     site.start(latency=0.05)
     start = threading.Barrier(CLIENTS)
     with ThreadPoolExecutor(CLIENTS) as clients:
         list(clients.map(lambda _: pull(site, start), range(CLIENTS)))
     assert site.hub.count("manifest", "GET", index.digest) == 1
-    assert site.hub.count("manifest", "GET", ours.digest) == 1
+    assert site.hub.count("manifest", "GET", amd64.digest) == 1
     assert site.hub.count("manifest", "HEAD") == 0
     assert site.hub.count("token") == 1
-    for digest, blob in ours.blobs.items():
+    for digest, blob in amd64.blobs.items():
         assert repeated(site.hub.sent(digest)) == []
         assert union(site.hub.sent(digest)) == [(0, blob.size)]
-    assert not any(site.hub.requests(digest=digest) for digest in (theirs.digest, *theirs.blobs))
-    workers = set(re.findall(r"registry\.access\[(\d+)\]", site.server.log_text()))
-    assert len(workers) == 2, "the test did not reach both workers"
+    assert not any(site.hub.requests(digest=digest) for digest in (arm64.digest, *arm64.blobs))
+    worker_pids = set(re.findall(r"registry\.access\[(\d+)\]", site.server.log_text()))
+    assert len(worker_pids) == 2, "the test did not reach both workers"
 
 
-def test_a_crowd_asks_for_what_is_not_there(site: MirrorSite) -> None:
-    """Each client gets an error, and the upstream was asked only once: for a blob by a HEAD for its size, and by a GET
-    that shows which server answers."""
+def test_many_clients_request_unknown_content(site: MirrorSite) -> None:
+    """Each client gets 404, and the upstream gets only one request for a manifest. For a blob it gets two: a HEAD for
+    the blob's size, and a GET that shows which server sends the bytes."""
     site.start(latency=0.05)
     path, zeros = f"/v2/{REPO}", f"sha256:{'0' * 64}"
-    for what, requests in (("manifests/none", 1), (f"manifests/{zeros}", 1), (f"blobs/{zeros}", 2)):
-        asked = [site.get(f"{path}/{what}") for _ in range(CLIENTS)]
-        assert {each.ended().status for each in asked} == {404}
-        assert site.asked(match=what) == requests
+    for unknown, requests in (("manifests/none", 1), (f"manifests/{zeros}", 1), (f"blobs/{zeros}", 2)):
+        readers = [site.get(f"{path}/{unknown}") for _ in range(CLIENTS)]
+        assert {reader.ended().status for reader in readers} == {404}
+        assert site.asked(match=unknown) == requests

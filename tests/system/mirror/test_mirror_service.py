@@ -1,4 +1,5 @@
-"""The whole service in front of an upstream: real processes on both sides, and plain HTTP between client and server."""
+"""Tests of the whole server as a mirror of a fake Docker Hub. The server and the fake Hub run in processes of their
+own, and the tests are HTTP clients of the server."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
 
 SIZE = 3 * MIB
 TIMEOUT = 60.0
+"""Seconds."""
 
 
 class HubAndServer:
@@ -83,7 +85,7 @@ def site(tmp_path: Path) -> Iterator[HubAndServer]:
         yield HubAndServer(tmp_path, stack)
 
 
-FORMS = [
+PATHS_OF_ONE_IMAGE = [
     "/v2/app/manifests/1",
     "/v2/library/app/manifests/1",
     "/v2/docker.io/app/manifests/1",
@@ -93,10 +95,11 @@ FORMS = [
 ]
 
 
-def test_one_image_by_all_its_names(site: HubAndServer) -> None:
-    """Every form of the name returns the same manifest from one upstream request; it is stored once."""
+def test_all_names_of_an_image_return_the_same_manifest(site: HubAndServer) -> None:
+    """Every form of an image's name returns the same manifest. The mirror requests it from the upstream once, and
+    stores it under one name."""
     site.serve()
-    for path in FORMS:
+    for path in PATHS_OF_ONE_IMAGE:
         answer = site.http.get(path)
         assert (answer.status_code, answer.content) == (200, site.image.body)
         assert answer.headers.get("oci-namespace") == ("docker.io" if "ns=" in path else None)
@@ -105,9 +108,9 @@ def test_one_image_by_all_its_names(site: HubAndServer) -> None:
     assert site.http.get("/v2/_catalog").json() == {"repositories": ["docker.io/library/app"]}
 
 
-def test_a_look_asks_no_upstream_and_a_download_does(site: HubAndServer) -> None:
-    """Content that is not cached is unknown to requests that only look, and they send nothing upstream. A download
-    fetches it; from then on it is listed under each of its names."""
+def test_api_lookups_send_no_upstream_request(site: HubAndServer) -> None:
+    """For content that is not cached, the lookup routes of the API answer 404 and send no request to the upstream. The
+    archive download fetches the image. From then on, the API lists the image under each of its names."""
     site.serve()
     paths = [f"/api/v1/repositories/{name}" for name in ("app", "library/app", "docker.io/library/app")]
     for path in paths:
@@ -124,17 +127,17 @@ def test_a_look_asks_no_upstream_and_a_download_does(site: HubAndServer) -> None
         assert step["layer"]["present"]
 
 
-def test_hosting_beside_it(site: HubAndServer) -> None:
-    """A name without a push belongs to the upstream; after its first push it is hosted, on every worker, also after
-    deletion."""
+def test_pushed_repository_replaces_the_mirrored_one(site: HubAndServer) -> None:
+    """A name that nobody has pushed to is mirrored from the upstream. After the first push, all workers serve the
+    pushed repository under this name. The name stays hosted when its tag is deleted."""
     site.serve()
     assert site.http.get("/v2/team/app/manifests/1").content == site.theirs.body
-    status, ours = site.push("team/app", "1")
+    status, pushed_body = site.push("team/app", "1")
     assert status == 201
     for _ in range(8):  # both workers
         with closing(http.client.HTTPConnection(site.server.address, timeout=TIMEOUT)) as connection:
             connection.request("GET", "/v2/team/app/manifests/1")
-            assert connection.getresponse().read() == ours
+            assert connection.getresponse().read() == pushed_body
     assert site.http.get("/v2/team/app/manifests/1?ns=docker.io").content == site.theirs.body
     assert site.http.delete("/v2/team/app/manifests/1").status_code == 202
     site.hub.forget()
@@ -143,8 +146,9 @@ def test_hosting_beside_it(site: HubAndServer) -> None:
     assert site.hub.count("manifest") == 0
 
 
-def test_hosted_prefixes_are_never_asked_for(site: HubAndServer) -> None:
-    """The upstream is not asked for hosted names: neither for manifests nor for the blobs a push looks for."""
+def test_hosted_prefixes_send_no_upstream_request(site: HubAndServer) -> None:
+    """For names that match `hosted.prefixes`, the server sends no request to the upstream: neither for manifests nor
+    for the blobs that a pushing client looks up."""
     site.serve(more='[hosted]\nprefixes = ["team/**"]')
     assert site.http.get("/v2/team/app/manifests/1").status_code == 404
     assert site.http.head(f"/v2/team/app/blobs/{site.theirs.config.digest}").status_code == 404
@@ -153,8 +157,8 @@ def test_hosted_prefixes_are_never_asked_for(site: HubAndServer) -> None:
 
 
 @pytest.mark.parametrize("repo", ["library/app", "docker.io/app", "docker.io/team/app"])
-def test_pushes_to_mirrored_names(site: HubAndServer, repo: str) -> None:
-    """Pushes to mirrored names get 403 DENIED, with what to do instead."""
+def test_pushes_to_mirrored_names_are_denied(site: HubAndServer, repo: str) -> None:
+    """A push to a mirrored name gets 403 DENIED, and the error message tells the client to push under another name."""
     site.serve()
     answer = site.http.post(f"/v2/{repo}/blobs/uploads/")
     assert answer.status_code == 403
@@ -163,9 +167,10 @@ def test_pushes_to_mirrored_names(site: HubAndServer, repo: str) -> None:
     assert "push under a name of your own" in error["message"]
 
 
-def test_a_push_of_what_the_upstream_has(site: HubAndServer) -> None:
-    """Blobs that the client was told exist under a pulled name need no upload, stored or not; the hosted image is
-    complete."""
+def test_push_needs_no_upload_of_blobs_at_the_upstream(site: HubAndServer) -> None:
+    """A client pulls a manifest, and HEAD requests tell it that the blobs exist under this name. It can then push the
+    manifest under the same name without an upload, although the mirror has not stored the blobs yet. Afterwards the
+    pushed image is complete without the upstream."""
     site.serve(upstream='prefetch = "off"')
     repo = "/v2/team/app"
     site.http.get(f"{repo}/manifests/1")
@@ -174,13 +179,14 @@ def test_a_push_of_what_the_upstream_has(site: HubAndServer) -> None:
     kind = {"Content-Type": site.theirs.media_type}
     assert site.http.put(f"{repo}/manifests/mine", content=site.theirs.body, headers=kind).status_code == 201
     site.hub.refuse()
-    for digest, held in site.theirs.blobs.items():
-        assert site.http.get(f"{repo}/blobs/{digest}").content == held.read()
+    for digest, upstream_blob in site.theirs.blobs.items():
+        assert site.http.get(f"{repo}/blobs/{digest}").content == upstream_blob.read()
     assert site.http.get(f"{repo}/tags/list").json()["tags"] == ["mine"]
 
 
-def test_mount_from_a_mirrored_name(site: HubAndServer) -> None:
-    """Stored blobs are mounted; for others the mount becomes an upload."""
+def test_only_stored_blobs_are_mounted_from_a_mirrored_name(site: HubAndServer) -> None:
+    """A mount from a mirrored name succeeds if the mirror has stored the blob. For other blobs the server opens an
+    upload session (202)."""
     site.serve(upstream='prefetch = "off"')
     config, layer = site.image.config.digest, site.image.layers[0].digest
     site.http.get("/v2/app/manifests/1")
@@ -190,8 +196,9 @@ def test_mount_from_a_mirrored_name(site: HubAndServer) -> None:
     assert site.http.post("/v2/mine/app/blobs/uploads/", params={**mount, "mount": layer}).status_code == 202
 
 
-def test_a_cold_blob_leaves_as_it_comes(site: HubAndServer) -> None:
-    """Status and first bytes are sent while the upstream holds back the rest; the rest follows, unchanged."""
+def test_uncached_blob_is_streamed(site: HubAndServer) -> None:
+    """The client gets the status and the first bytes of a blob that is not cached while the upstream holds back the
+    rest. The rest follows as soon as the upstream sends it."""
     site.serve(upstream='prefetch = "off"\nconnections = 1')
     site.http.get("/v2/app/manifests/1")
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
@@ -205,8 +212,9 @@ def test_a_cold_blob_leaves_as_it_comes(site: HubAndServer) -> None:
     assert union(site.hub.sent(site.layer)) == [(0, SIZE)]
 
 
-def test_ranges_of_a_cold_blob(site: HubAndServer) -> None:
-    """A single range and several ranges are served before and after the blob is stored."""
+def test_ranges_before_and_after_a_blob_is_stored(site: HubAndServer) -> None:
+    """Requests for a single range and for several ranges get the right bytes before the blob is stored and afterwards.
+    A range past the end gets 416."""
     site.serve(upstream='prefetch = "off"')
     site.http.get("/v2/app/manifests/1")
     path = f"/v2/app/blobs/{site.layer}"
@@ -222,8 +230,9 @@ def test_ranges_of_a_cold_blob(site: HubAndServer) -> None:
     assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{SIZE}")
 
 
-def test_a_blob_with_wrong_bytes_is_never_whole(site: HubAndServer) -> None:
-    """The connection is cut before the last byte; the next request can succeed."""
+def test_corrupt_blob_is_cut_off_before_its_end(site: HubAndServer) -> None:
+    """If the upstream sends wrong bytes, the server closes the connection to the client before the last byte. Once the
+    upstream sends the right bytes, the next request succeeds."""
     site.serve(upstream='prefetch = "off"')
     site.http.get("/v2/app/manifests/1")
     site.hub.fault(on="blob", match=site.encoded, corrupt=SIZE // 2, times=None)
@@ -233,8 +242,9 @@ def test_a_blob_with_wrong_bytes_is_never_whole(site: HubAndServer) -> None:
     assert site.http.get(f"/v2/app/blobs/{site.layer}").content == site.content
 
 
-def test_a_stale_tag_is_said_to_be_stale(site: HubAndServer) -> None:
-    """While the upstream is down, a cached tag is served with a Warning; a digest needs none."""
+def test_stale_tag_has_a_warning(site: HubAndServer) -> None:
+    """While the upstream is down, a manifest requested by a cached tag has a Warning header. A manifest requested by
+    digest has none, because it cannot be outdated."""
     site.serve(upstream='tag_ttl = "0s"')
     fresh = site.http.get("/v2/app/manifests/1")
     assert "warning" not in fresh.headers
@@ -246,8 +256,9 @@ def test_a_stale_tag_is_said_to_be_stale(site: HubAndServer) -> None:
     assert "warning" not in site.http.get(f"/v2/app/manifests/{site.image.digest}").headers
 
 
-def test_what_cannot_be_had(site: HubAndServer) -> None:
-    """Unknown content is 404; while the upstream is down, content that is not cached is 502."""
+def test_statuses_of_unknown_and_unavailable_content(site: HubAndServer) -> None:
+    """Content that the upstream does not have gets 404. While the upstream is down, content that is not cached gets
+    502."""
     site.serve(upstream='miss_ttl = "0s"')
     answer = site.http.get("/v2/app/manifests/none")
     assert (answer.status_code, answer.json()["errors"][0]["code"]) == (404, "MANIFEST_UNKNOWN")
@@ -258,24 +269,25 @@ def test_what_cannot_be_had(site: HubAndServer) -> None:
     assert (answer.status_code, answer.json()["errors"][0]["code"]) == (502, "UNAVAILABLE")
 
 
-def test_an_upstream_that_says_nothing(site: HubAndServer) -> None:
-    """Clients of a silent upstream soon get 504."""
+def test_silent_upstream_gives_504(site: HubAndServer) -> None:
+    """If the upstream accepts requests but never responds, clients get 504 after the idle timeout."""
     site.serve(upstream='idle_timeout = "300ms"')
     site.hub.fault(on="any", method="", stall=True, times=None)
     answer = site.http.get("/v2/app/manifests/1")
     assert answer.status_code == 504
 
 
-def test_an_upstream_that_limits_us(site: HubAndServer) -> None:
-    """A 429 of the upstream is passed on with its Retry-After if there is no cached copy."""
+def test_rate_limit_of_the_upstream_is_passed_on(site: HubAndServer) -> None:
+    """If the upstream answers 429 and there is no cached copy, the client gets 429 with the same Retry-After."""
     site.serve()
     site.hub.set(limit=0, retry_after=7)
     answer = site.http.get("/v2/app/manifests/1")
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
 
 
-def test_a_read_only_server_goes_on_mirroring(site: HubAndServer) -> None:
-    """On a read-only server clients can change nothing, and what they pull is still fetched and stored."""
+def test_read_only_server_still_mirrors(site: HubAndServer) -> None:
+    """On a read-only server, pushes and deletions get 405. Images that clients pull are still fetched from the upstream
+    and stored."""
     site.serve("--read-only")
     assert site.http.get("/v2/app/manifests/1").content == site.image.body
     assert site.http.get(f"/v2/app/blobs/{site.layer}").content == site.content
@@ -285,18 +297,19 @@ def test_a_read_only_server_goes_on_mirroring(site: HubAndServer) -> None:
     assert site.http.get(f"/v2/app/blobs/{site.layer}").content == site.content
 
 
-def test_delete_drops_the_cached_copy(site: HubAndServer) -> None:
-    """After a delete the upstream is asked again."""
+def test_delete_removes_the_cached_copy(site: HubAndServer) -> None:
+    """After a client has deleted a cached manifest, the next pull fetches it from the upstream again."""
     site.serve()
     site.http.get("/v2/app/manifests/1")
     assert site.http.delete(f"/v2/app/manifests/{site.image.digest}").status_code == 202
-    before = site.hub.count("manifest", "GET", site.image.digest)
+    requests_before = site.hub.count("manifest", "GET", site.image.digest)
     assert site.http.get("/v2/app/manifests/1").content == site.image.body
-    assert site.hub.count("manifest", "GET", site.image.digest) == before + 1
+    assert site.hub.count("manifest", "GET", site.image.digest) == requests_before + 1
 
 
-def test_lists_of_an_upstream(site: HubAndServer) -> None:
-    """The upstream's tags are listed page by page under the requested name."""
+def test_tags_of_the_upstream_are_listed(site: HubAndServer) -> None:
+    """The tag list of a mirrored name has the tags of the upstream, page by page, and the name that the client
+    requested. The list of referrers is empty."""
     site.serve()
     answer = site.http.get("/v2/app/tags/list?n=1")
     assert answer.json() == {"name": "app", "tags": ["1"]}
@@ -305,18 +318,18 @@ def test_lists_of_an_upstream(site: HubAndServer) -> None:
     assert site.http.get(f"/v2/app/referrers/{site.image.digest}").json()["manifests"] == []
 
 
-def test_stray_credentials_of_clients_do_no_harm(site: HubAndServer) -> None:
-    """docker sends its login for Docker Hub to a mirror. The mirror neither requires nor forwards it."""
+def test_credentials_for_docker_hub_are_ignored(site: HubAndServer) -> None:
+    """docker sends its login for Docker Hub to its mirror. The mirror ignores the login and does not log it."""
     site.serve()
     answer = site.http.get("/v2/app/manifests/1", headers={"Authorization": "Basic c3RyYXk6bG9naW4="})
     assert answer.status_code == 200
     assert "c3RyYXk6bG9naW4" not in site.server.log_text()
 
 
-def test_an_upstream_is_not_contacted_at_the_start(site: HubAndServer) -> None:
-    """The upstream may be down at the start: hosted images can be pushed and pulled."""
+def test_server_starts_while_the_upstream_is_down(site: HubAndServer) -> None:
+    """The server starts although the upstream is down, and images can be pushed to it and pulled from it."""
     site.hub.refuse()
     site.serve()
     assert site.http.head(f"/v2/mine/app/blobs/{site.layer}").status_code == 404
-    status, ours = site.push("mine/app", "1")
-    assert (status, site.http.get("/v2/mine/app/manifests/1").content) == (201, ours)
+    status, pushed_body = site.push("mine/app", "1")
+    assert (status, site.http.get("/v2/mine/app/manifests/1").content) == (201, pushed_body)

@@ -1,4 +1,5 @@
-"""Content fetched with a login requires a grant for the private upstream."""
+"""Tests of a private upstream, which requires a login. An account gets its content only with a grant, which is a
+permission for repository names that match a pattern."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ async def _account(site: MirrorSite, name: str, *patterns: str) -> str:
         await add_account(accounts, name)
         for pattern in patterns:
             await add_grant(accounts, f"user:{name}", pattern, "pull")
-        made = api_tokens.make(AccountName(name), now=time.time())
-        await accounts.add_token(made.token, made.secret_hash, by=BY)
-    return "Basic " + base64.b64encode(f"{name}:{made.text}".encode()).decode()
+        created = api_tokens.make(AccountName(name), now=time.time())
+        await accounts.add_token(created.token, created.secret_hash, by=BY)
+    return "Basic " + base64.b64encode(f"{name}:{created.text}".encode()).decode()
 
 
 def account(site: MirrorSite, name: str, *patterns: str) -> dict[str, str]:
@@ -31,9 +32,10 @@ def account(site: MirrorSite, name: str, *patterns: str) -> dict[str, str]:
     return {"authorization": asyncio.run(_account(site, name, *patterns))}
 
 
-def test_a_grant_on_everything_is_none_on_a_private_upstream(site: MirrorSite) -> None:
-    """Neither a grant on everything nor a registry without accounts opens a private upstream; a pattern that starts
-    with the upstream's name does. Cached content is not served under any name without such a grant."""
+def test_private_upstream_requires_a_grant_that_names_it(site: MirrorSite) -> None:
+    """Only a grant whose pattern starts with the name of the private upstream allows pulls from it. A grant for all
+    names does not, and in a registry without accounts nobody can pull from it. Without such a grant, cached content is
+    not served under any name."""
     (site.folder / "password").write_text(PASSWORD)
     site.start(
         settings=f'username = "me"\npassword_file = "{site.folder / "password"}"',
@@ -47,25 +49,25 @@ def test_a_grant_on_everything_is_none_on_a_private_upstream(site: MirrorSite) -
     assert site.hub.count("manifest") == 0
 
     reader = account(site, "reader", "docker.io/library/*")
-    other = account(site, "other", "**", "library/**", "*")
-    got = site.http.get(MANIFEST, headers=reader)
-    assert (got.status_code, got.content) == (200, site.image.body)
+    other_account = account(site, "other", "**", "library/**", "*")
+    pulled = site.http.get(MANIFEST, headers=reader)
+    assert (pulled.status_code, pulled.content) == (200, site.image.body)
     for digest, blob in site.image.blobs.items():
         answer = site.get(f"/v2/{REPO}/blobs/{digest}", headers=reader).ended()
         assert (answer.status, bytes(answer.body)) == (200, blob.read())
-    for headers, status in ((other, 404), ({}, 401)):
+    for headers, status in ((other_account, 404), ({}, 401)):
         for name in (REPO, "app", f"docker.io/{REPO}", "docker.io/app"):
             for query in ("", "?ns=docker.io"):
                 assert site.http.get(f"/v2/{name}/manifests/1{query}", headers=headers).status_code == status
                 assert site.http.get(f"/v2/{name}/blobs/{site.digest}{query}", headers=headers).status_code == status
                 assert site.http.get(f"/v2/{name}/tags/list{query}", headers=headers).status_code == status
-    assert site.http.get("/v2/_catalog", headers=other).json() == {"repositories": []}
+    assert site.http.get("/v2/_catalog", headers=other_account).json() == {"repositories": []}
     assert site.http.get("/v2/_catalog", headers=reader).json() == {"repositories": [f"docker.io/{REPO}"]}
 
 
-def test_what_a_private_upstream_has_cannot_be_mounted_or_brought_over(site: MirrorSite) -> None:
-    """An account without a grant cannot mount or copy the upstream's content into a name that it may push to, even if
-    that name would lead to the upstream."""
+def test_private_content_cannot_be_mounted_or_pushed_by_digest(site: MirrorSite) -> None:
+    """An account without a grant for the private upstream can mount none of its blobs into a repository that it may
+    push to. It can also push no manifest that refers to these blobs, even under a name that would be mirrored."""
     (site.folder / "password").write_text(PASSWORD)
     site.start(
         settings=f'username = "me"\npassword_file = "{site.folder / "password"}"',
@@ -86,7 +88,7 @@ def test_what_a_private_upstream_has_cannot_be_mounted_or_brought_over(site: Mir
     for source in ("&from=" + REPO, "&from=docker.io/" + REPO, ""):
         answer = site.http.post(f"/v2/team/app/blobs/uploads/?mount={site.digest}{source}", headers=thief)
         assert answer.status_code == 202
-    put = {**thief, "content-type": "application/vnd.oci.image.manifest.v1+json"}
+    push_headers = {**thief, "content-type": "application/vnd.oci.image.manifest.v1+json"}
     for name in ("team/app", "app"):
-        answer = site.http.put(f"/v2/{name}/manifests/1", headers=put, content=site.image.body)
+        answer = site.http.put(f"/v2/{name}/manifests/1", headers=push_headers, content=site.image.body)
         assert (answer.status_code, answer.json()["errors"][0]["code"]) == (404, "MANIFEST_BLOB_UNKNOWN")

@@ -1,4 +1,4 @@
-"""Pulls of pushed and of mirrored images through two workers of a real server, by every name of the image."""
+"""Tests that a server with two workers counts the pulls of pushed and of mirrored images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def push(site: MirrorSite, repo: str) -> str:
 
 
 def record(site: MirrorSite, repo: str, digest: str) -> PullRecord | None:
-    """Returns the stored record of the image. The server must have stopped."""
+    """Returns the stored count and time of an image's pulls. The server must not run."""
 
     async def read() -> PullRecord | None:
         async with open_registry(site.server.data) as store:
@@ -34,8 +34,8 @@ def record(site: MirrorSite, repo: str, digest: str) -> PullRecord | None:
 
 
 def test_pulls_of_pushed_images_are_counted(site: MirrorSite) -> None:
-    """The pulls of both workers are counted, also those served by the response cache, and are stored when the server
-    stops."""
+    """The server counts the pulls of both workers, including those that the response cache serves, and stores the
+    counts when it stops."""
     site.start()
     digest = push(site, "team/app")
     for pid in site.server.worker_pids():
@@ -45,14 +45,14 @@ def test_pulls_of_pushed_images_are_counted(site: MirrorSite) -> None:
     for _ in range(10):
         assert site.http.head("/v2/team/app/manifests/1").status_code == 200
     assert site.server.stop() == 0
-    found = record(site, "team/app", digest)
-    assert found is not None
-    assert (found.upstream, found.pulls) == ("", 20)
+    pull_record = record(site, "team/app", digest)
+    assert pull_record is not None
+    assert (pull_record.upstream, pull_record.pulls) == ("", 20)
 
 
 def test_pulls_of_mirrored_images_are_counted(site: MirrorSite) -> None:
-    """Pulls are counted under the stored name, whatever name the client used. Images that `mirror warm` fetches count
-    as not pulled."""
+    """Pulls of a mirrored image under any of its names are counted together. The download by `mirror warm`, which fills
+    the cache in advance, does not count as a pull."""
     site.start()
     config = str(site.folder / "entrepot.toml")
     entrepot_output("mirror", "warm", f"{REPO}:1", "--config", config, "--platform", "all", folder=site.folder)
@@ -62,17 +62,18 @@ def test_pulls_of_mirrored_images_are_counted(site: MirrorSite) -> None:
     assert site.http.get("/v2/library/app/manifests/1?ns=docker.io").status_code == 200
     digest = site.inspect().headers["docker-content-digest"]
     assert site.server.stop() == 0
-    found = record(site, "docker.io/library/app", digest)
-    assert found is not None
-    assert (found.upstream, found.pulls) == ("docker.io", 10)
+    pull_record = record(site, "docker.io/library/app", digest)
+    assert pull_record is not None
+    assert (pull_record.upstream, pull_record.pulls) == ("docker.io", 10)
 
 
-def test_a_warmed_image_has_never_been_pulled(site: MirrorSite) -> None:
-    """A warmed image that was never pulled has a record, so that it is found among the least recently pulled images."""
+def test_warmed_image_has_a_record_with_no_pulls(site: MirrorSite) -> None:
+    """An image that `mirror warm` has fetched and nobody has pulled has a record with zero pulls, so that it is among
+    the least recently pulled images."""
     site.start()
     config = str(site.folder / "entrepot.toml")
     entrepot_output("mirror", "warm", f"{REPO}:1", "--config", config, "--platform", "all", folder=site.folder)
     assert site.server.stop() == 0
-    found = record(site, "docker.io/library/app", site.image.digest)
-    assert found is not None
-    assert (found.upstream, found.pulls) == ("docker.io", 0)
+    pull_record = record(site, "docker.io/library/app", site.image.digest)
+    assert pull_record is not None
+    assert (pull_record.upstream, pull_record.pulls) == ("docker.io", 0)

@@ -1,4 +1,5 @@
-"""Tags while the upstream limits requests or is down: cached content is served and marked as stale."""
+"""Tests of tags while the upstream limits requests or is down. The mirror serves its cached copy with a Warning
+header."""
 
 from __future__ import annotations
 
@@ -8,23 +9,24 @@ from tests.fakes.client_images import MIB
 from tests.fakes.mirror_site import REPO, MirrorSite
 from tests.fakes.upstream_content import noise_image
 
+# Settings of the upstream with which the mirror asks it at each request for a tag.
 NO_TTL = 'tag_ttl = "0s"\nmiss_ttl = "0s"'
 
 
-def moved(site: MirrorSite) -> None:
+def move_tag(site: MirrorSite) -> None:
     """Moves the tag `1` at the upstream."""
     site.content.add(REPO, noise_image("moved", 2000), "1")
     site.hub.put(site.content)
 
 
-def test_too_many_requests(site: MirrorSite) -> None:
-    """A cached tag is served with a Warning. Other content gets the upstream's 429 and Retry-After. Cached digests and
-    blobs need neither."""
+def test_rate_limited_upstream(site: MirrorSite) -> None:
+    """While the upstream answers 429, the mirror serves a cached tag with a Warning, and cached digests and blobs
+    without one. Requests for content that is not cached get the 429 and Retry-After of the upstream."""
     site.content.add(REPO, noise_image("second", 3000), "2")
     site.start(settings=NO_TTL)
-    pulled(site)
+    pull_image(site)
     site.hub.set(limit=0, retry_after=1)
-    moved(site)
+    move_tag(site)
     refused = site.http.get(f"/v2/{REPO}/manifests/2")
     assert refused.status_code == 429
     assert refused.json()["errors"][0]["code"] == "TOOMANYREQUESTS"
@@ -37,11 +39,12 @@ def test_too_many_requests(site: MirrorSite) -> None:
     assert site.get().ended().body == site.blob
 
 
-def test_requests_that_run_out(site: MirrorSite) -> None:
-    """After the last request that the upstream allows, cached content is served without an upstream request."""
+def test_no_upstream_request_after_the_rate_limit_is_used_up(site: MirrorSite) -> None:
+    """The upstream states how many requests it still allows. When none are left, the mirror serves its cached copy and
+    sends no further request."""
     site.start(settings=NO_TTL, limit=1)
-    pulled(site)
-    moved(site)
+    pull_image(site)
+    move_tag(site)
     for _ in range(4):
         answer = site.inspect()
         assert answer.headers["docker-content-digest"] == site.image.digest
@@ -49,24 +52,25 @@ def test_requests_that_run_out(site: MirrorSite) -> None:
     assert site.asked("manifest") == 1
 
 
-def test_a_limit_reached_while_a_blob_comes(site: MirrorSite) -> None:
-    """A 429 for one client's image does not disturb readers of a blob: the fill goes on requesting its pieces."""
+def test_rate_limit_does_not_stop_a_running_download(site: MirrorSite) -> None:
+    """A 429 for one client's manifest does not stop the download of a blob that another client reads. The mirror
+    continues to request the pieces of the blob."""
     site.content.add(REPO, noise_image("second", 3000), "2")
     site.start(12 * MIB, settings='connections = 1\nprefetch = "off"', rate=4 * MIB)
     site.inspect()
-    reading = site.get().reached(1)
+    reader = site.get().reached(1)
     site.hub.set(limit=0, retry_after=60)
     assert site.http.get(f"/v2/{REPO}/manifests/2").status_code == 429
-    asked = site.asked("blob")
-    assert reading.ended().body == site.blob
-    assert site.asked("blob") > asked
+    requests_before = site.asked("blob")
+    assert reader.ended().body == site.blob
+    assert site.asked("blob") > requests_before
 
 
-def test_a_fallback_that_has_less(site: MirrorSite) -> None:
-    """While the first endpoint is down, "not found" from the second one deletes no cached tag, and is not passed on for
-    an unknown tag."""
+def test_not_found_from_the_second_endpoint_keeps_cached_tags(site: MirrorSite) -> None:
+    """The first endpoint is down, and the second endpoint does not have the tags. Its 404 does not delete a cached tag.
+    For a tag that is not cached, the client gets 502 instead of the 404."""
     site.start(settings=NO_TTL, endpoints=2)
-    pulled(site)
+    pull_image(site)
     for tag in ("1", "latest"):
         site.other.remove(REPO, tag)
     site.hub.refuse()
@@ -78,11 +82,11 @@ def test_a_fallback_that_has_less(site: MirrorSite) -> None:
 
 
 @pytest.mark.parametrize("status", [404, 403])
-def test_a_page_that_is_no_registry_s(site: MirrorSite, status: int) -> None:
-    """A firewall or proxy that refuses in place of the upstream deletes no cached content; a refusal by the upstream
-    itself does."""
+def test_error_page_of_a_proxy_keeps_cached_tags(site: MirrorSite, status: int) -> None:
+    """An error page of a firewall or proxy in front of the upstream deletes no cached tag. A 404 of the upstream
+    registry itself does."""
     site.start(settings=NO_TTL, auth="off")
-    pulled(site)
+    pull_image(site)
     site.hub.fault(on="manifest", method="", status=status, page=True, times=None)
     for method in ("GET", "HEAD", "GET"):
         answer = site.http.request(method, f"/v2/{REPO}/manifests/1")
@@ -93,11 +97,12 @@ def test_a_page_that_is_no_registry_s(site: MirrorSite, status: int) -> None:
     assert site.http.get(f"/v2/{REPO}/manifests/1").status_code == 404
 
 
-def test_the_upstream_is_off(site: MirrorSite) -> None:
-    """All that was pulled can be pulled again: by tag with a Warning, by digest without one, with all blobs, and also
-    after a restart. Anything else gets 502."""
+def test_cached_images_can_be_pulled_while_the_upstream_is_down(site: MirrorSite) -> None:
+    """While the upstream is down, an image that was pulled before can be pulled again with all its blobs, also after a
+    restart. A response to a request by tag has a Warning, and one by digest has none. Content that is not cached gets
+    502."""
     site.start(settings=NO_TTL)
-    pulled(site)
+    pull_image(site)
     site.hub.refuse()
     for restarted in (False, True):
         if restarted:
@@ -115,14 +120,13 @@ def test_the_upstream_is_off(site: MirrorSite) -> None:
             assert site.get(f"/v2/{REPO}/manifests/other", worker=worker).ended().status == 502
 
 
-@pytest.mark.parametrize("how", ["status", "stall"])
-def test_the_upstream_is_ill(site: MirrorSite, how: str) -> None:
-    """If the upstream returns errors or does not respond, cached content is served as well, and a client that can get a
-    stale copy waits 3 s at most."""
+@pytest.mark.parametrize("failure", ["status", "stall"])
+def test_stale_copy_is_served_if_the_upstream_fails_or_stalls(site: MirrorSite, failure: str) -> None:
+    """If the upstream returns errors or does not respond, the client gets the cached copy with a Warning."""
     site.start(settings=NO_TTL)
-    pulled(site)
-    wrong = {"status": 503} if how == "status" else {"stall": True}
-    site.hub.fault(on="any", method="", times=None, **wrong)
+    pull_image(site)
+    fault = {"status": 503} if failure == "status" else {"stall": True}
+    site.hub.fault(on="any", method="", times=None, **fault)
     answer = site.inspect()
     assert answer.headers["docker-content-digest"] == site.image.digest
     assert answer.headers["warning"].startswith('299 - "')
@@ -130,7 +134,8 @@ def test_the_upstream_is_ill(site: MirrorSite, how: str) -> None:
     site.hub.release()
 
 
-def pulled(site: MirrorSite) -> None:
+def pull_image(site: MirrorSite) -> None:
+    """Pulls the image with all its blobs, so that it is cached."""
     assert site.inspect().content == site.image.body
     for digest, blob in site.image.blobs.items():
         assert site.get(f"/v2/{REPO}/blobs/{digest}").ended().body == blob.read()

@@ -1,4 +1,5 @@
-"""Until a blob's digest is checked, caches must not store any of it: no validator, and no-store."""
+"""Tests of the caching headers of blobs whose digest is not verified yet, because the mirror still downloads them. Such
+a response has `Cache-Control: no-store` and no ETag, so that HTTP caches do not store bytes that may be wrong."""
 
 from __future__ import annotations
 
@@ -10,18 +11,20 @@ from tests.fakes.client_images import MIB
 from tests.fakes.mirror_site import REPO, SIZE, MirrorSite, wait_until
 
 IMMUTABLE = "max-age=31536000, immutable"
+"""The Cache-Control of a verified blob."""
 
 
-def held(site: MirrorSite, **fault: int) -> None:
-    """Fetches the first MiB of the blob, for a client that reads it, and stops there."""
+def start_stalled_download(site: MirrorSite, **fault: int) -> None:
+    """Starts the mirror and a client that requests the blob. The upstream sends the first MiB and holds back the
+    rest."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB, **fault)
     site.get().reached(MIB)
 
 
-def unverified(site: MirrorSite, headers: Mapping[str, str]) -> bool:
-    """Returns whether the headers mark the blob as unverified. Its digest is in the headers in either case."""
+def is_marked_unverified(site: MirrorSite, headers: Mapping[str, str]) -> bool:
+    """Returns whether the headers mark the blob as unverified. Checks that they name its digest in both cases."""
     assert headers["docker-content-digest"] == site.digest
     assert headers["accept-ranges"] == "bytes"
     if headers["cache-control"] == "no-store":
@@ -32,68 +35,70 @@ def unverified(site: MirrorSite, headers: Mapping[str, str]) -> bool:
 
 
 @pytest.mark.parametrize("span", ["", "0-9", "0-1,5-9", "100-", "1000-1000"])
-def test_a_cold_answer_is_kept_by_no_cache(site: MirrorSite, span: str) -> None:
-    """No response from a blob that is being filled may be cached: neither the whole nor ranges, at any worker. That
-    includes a range which is complete long before the digest is checked. After the check, the same response may be
-    cached for ever."""
-    held(site)
+def test_responses_during_the_download_must_not_be_cached(site: MirrorSite, span: str) -> None:
+    """While the mirror downloads a blob, neither worker allows caches to store a response with the blob or a range of
+    it. This holds even for a range whose bytes are all stored already. Once the digest is verified, the same response
+    may be cached for ever."""
+    start_stalled_download(site)
     for worker in site.server.worker_pids():
-        cold = site.get(span=span, worker=worker).answered()
-        assert unverified(site, cold.headers)
+        unverified = site.get(span=span, worker=worker).answered()
+        assert is_marked_unverified(site, unverified.headers)
     site.hub.release()
     assert site.get().ended().body == site.blob
-    warm = site.get(span=span).ended()
-    assert not unverified(site, warm.headers)
-    assert warm.status == (206 if span else 200)
+    verified = site.get(span=span).ended()
+    assert not is_marked_unverified(site, verified.headers)
+    assert verified.status == (206 if span else 200)
 
 
-def test_a_head_of_what_is_not_here(site: MirrorSite) -> None:
-    """The response to HEAD states what the upstream or a manifest says, and is marked as unverified."""
+def test_head_of_a_blob_that_is_not_stored(site: MirrorSite) -> None:
+    """The response to HEAD for a blob that is not stored has the size that the upstream or a manifest states, and is
+    marked as unverified."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     answer = site.http.head(site.path)
     assert answer.headers["content-length"] == str(SIZE)
-    assert unverified(site, answer.headers)
+    assert is_marked_unverified(site, answer.headers)
     assert site.get().ended().body == site.blob
-    assert not unverified(site, site.http.head(site.path).headers)
+    assert not is_marked_unverified(site, site.http.head(site.path).headers)
 
 
-def test_conditions_do_not_hold_for_what_is_not_checked(site: MirrorSite) -> None:
-    """An unverified blob has no validator to compare with: If-Range returns the whole, If-None-Match a 200, and
-    If-Match fails (RFC 9110, 13.1 and 13.2)."""
-    held(site)
-    tag = f'"{site.digest}"'
-    ranged = site.get(span="0-9", headers={"If-Range": tag}).answered()
+def test_conditional_requests_for_an_unverified_blob(site: MirrorSite) -> None:
+    """An unverified blob has no ETag, so no condition matches it. A request with If-Range gets the whole blob, a
+    request with If-None-Match gets 200, and a request with If-Match gets 412 (RFC 9110, 13.1 and 13.2)."""
+    start_stalled_download(site)
+    etag = f'"{site.digest}"'
+    ranged = site.get(span="0-9", headers={"If-Range": etag}).answered()
     assert (ranged.status, ranged.headers["content-length"]) == (200, str(SIZE))
-    assert unverified(site, ranged.headers)
-    for condition in (tag, "*"):
-        got = site.get(headers={"If-None-Match": condition}).answered()
-        assert got.status == 200
-        assert unverified(site, got.headers)
+    assert is_marked_unverified(site, ranged.headers)
+    for condition in (etag, "*"):
+        response = site.get(headers={"If-None-Match": condition}).answered()
+        assert response.status == 200
+        assert is_marked_unverified(site, response.headers)
         assert site.http.head(site.path, headers={"If-None-Match": condition}).status_code == 200
-    assert site.http.get(site.path, headers={"If-Match": tag}).status_code == 412
-    assert site.http.head(site.path, headers={"If-Match": tag}).status_code == 412
+    assert site.http.get(site.path, headers={"If-Match": etag}).status_code == 412
+    assert site.http.head(site.path, headers={"If-Match": etag}).status_code == 412
     site.hub.release()
     assert ranged.ended().body == site.blob
-    assert site.get(span="0-9", headers={"If-Range": tag}).ended().status == 206
-    assert site.http.get(site.path, headers={"If-None-Match": tag}).status_code == 304
-    assert site.http.get(site.path, headers={"If-Match": tag}).status_code == 200
+    assert site.get(span="0-9", headers={"If-Range": etag}).ended().status == 206
+    assert site.http.get(site.path, headers={"If-None-Match": etag}).status_code == 304
+    assert site.http.get(site.path, headers={"If-Match": etag}).status_code == 200
 
 
-def test_bytes_of_a_bad_blob_are_not_sent_again(site: MirrorSite) -> None:
-    """After a range of corrupt bytes was sent, the same range later returns the right ones."""
-    held(site, corrupt=5)
-    early = site.get(span="0-9").ended()
-    assert early.whole
-    assert early.body != site.blob[:10]
-    assert unverified(site, early.headers)
+def test_corrupt_bytes_are_not_sent_a_second_time(site: MirrorSite) -> None:
+    """A client gets a range with a corrupt byte, marked as unverified. When the check of the digest has failed, a new
+    request for the same range gets the right bytes."""
+    start_stalled_download(site, corrupt=5)
+    corrupt_range = site.get(span="0-9").ended()
+    assert corrupt_range.whole
+    assert corrupt_range.body != site.blob[:10]
+    assert is_marked_unverified(site, corrupt_range.headers)
     site.hub.release()
     wait_until(lambda: not site.kept(), "wrong bytes are kept")
     assert site.get(span="0-9").ended().body == site.blob[:10]
 
 
-def test_small_blobs_are_checked_first(site: MirrorSite) -> None:
-    """Small blobs are verified before they are served, so each response may be cached."""
+def test_small_blobs_are_verified_before_they_are_served(site: MirrorSite) -> None:
+    """The mirror verifies a small blob before it serves any byte of it, so every response may be cached."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     small = site.image.layers[0]

@@ -1,4 +1,5 @@
-"""Names through the whole server: two upstreams and hosted repositories."""
+"""Tests of a server with two upstreams and with pushed repositories: the name in a request decides which of them the
+server uses."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ NAME = "org/app"
 
 
 class TwoUpstreams:
-    """A fake Docker Hub as the default upstream, and another one as ghcr.io; both have different images under the same
-    name."""
+    """A server with two fake registries as upstreams: Docker Hub (`site.hub`, the default) and ghcr.io (`far`). They
+    have different images under the same name: `hubs` and `ghcrs`."""
 
     def __init__(self, site: MirrorSite, far: Hub, hubs: ImageTree, ghcrs: ImageTree) -> None:
         self.site = site
@@ -25,7 +26,7 @@ class TwoUpstreams:
 
 
 @pytest.fixture
-def pair(site: MirrorSite) -> TwoUpstreams:
+def upstreams(site: MirrorSite) -> TwoUpstreams:
     content = UpstreamContent()
     ghcrs = content.add(NAME, noise_image("ghcr", 1000, 100_000), "1")
     hubs = site.content.add(NAME, noise_image("hub", 1000, 100_000), "1")
@@ -35,79 +36,86 @@ def pair(site: MirrorSite) -> TwoUpstreams:
 
 
 def pull(site: MirrorSite, name: str, query: str = "", headers: Mapping[str, str] | None = None) -> list[bytes]:
-    """Pulls the manifest by tag and by digest, then the blobs, all requested in the same way."""
-    first = site.get(f"/v2/{name}/manifests/1{query}", headers=headers).ended()
-    assert first.status == 200, (name, query, first.body)
-    assert first.headers.get("oci-namespace") == (query.partition("=")[2] or None)
-    again = site.get(f"/v2/{name}/manifests/{first.headers['docker-content-digest']}{query}", headers=headers).ended()
-    assert again.body == first.body
-    found = [bytes(first.body)]
-    image = next(held for held in known(site) if held.body == first.body)
+    """Pulls the manifest by tag and by digest, then the blobs, each with the same query and headers. Returns their
+    bytes."""
+    by_tag = site.get(f"/v2/{name}/manifests/1{query}", headers=headers).ended()
+    assert by_tag.status == 200, (name, query, by_tag.body)
+    assert by_tag.headers.get("oci-namespace") == (query.partition("=")[2] or None)
+    by_digest = site.get(
+        f"/v2/{name}/manifests/{by_tag.headers['docker-content-digest']}{query}", headers=headers
+    ).ended()
+    assert by_digest.body == by_tag.body
+    bodies = [bytes(by_tag.body)]
+    image = next(known_image for known_image in known_images(site) if known_image.body == by_tag.body)
     for digest in image.blobs:
         answer = site.get(f"/v2/{name}/blobs/{digest}{query}", headers=headers).ended()
         assert answer.whole
         assert answer.headers.get("oci-namespace") == (query.partition("=")[2] or None)
-        found.append(bytes(answer.body))
-    return found
+        bodies.append(bytes(answer.body))
+    return bodies
 
 
-def known(site: MirrorSite) -> list[ImageTree]:
+def known_images(site: MirrorSite) -> list[ImageTree]:
+    """Returns all images at the upstreams."""
     return [site.image, noise_image("ghcr", 1000, 100_000), noise_image("hub", 1000, 100_000)]
 
 
 def all_of(image: ImageTree) -> list[bytes]:
+    """Returns the bytes of the manifest and of all blobs of an image."""
     return [image.body, *(blob.read() for blob in image.blobs.values())]
 
 
-def test_one_name_at_two_upstreams(pair: TwoUpstreams) -> None:
-    """The host in the path, `ns=` and the Host header select the upstream; each image is fetched once, from its own
-    upstream."""
-    site = pair.site
+def test_request_selects_one_of_two_upstreams(upstreams: TwoUpstreams) -> None:
+    """The host name in the path, the query `ns=` or the Host header of a request selects the upstream. Each image is
+    fetched once, from its own upstream."""
+    site = upstreams.site
     for _ in range(2):
-        assert pull(site, NAME) == all_of(pair.hubs)
-        assert pull(site, f"ghcr.io/{NAME}") == all_of(pair.ghcrs)
-        assert pull(site, NAME, "?ns=ghcr.io") == all_of(pair.ghcrs)
-        assert pull(site, NAME, "?ns=docker.io") == all_of(pair.hubs)
-        assert pull(site, f"docker.io/{NAME}") == all_of(pair.hubs)
-        assert pull(site, NAME, headers={"Host": "ghcr.example"}) == all_of(pair.ghcrs)
+        assert pull(site, NAME) == all_of(upstreams.hubs)
+        assert pull(site, f"ghcr.io/{NAME}") == all_of(upstreams.ghcrs)
+        assert pull(site, NAME, "?ns=ghcr.io") == all_of(upstreams.ghcrs)
+        assert pull(site, NAME, "?ns=docker.io") == all_of(upstreams.hubs)
+        assert pull(site, f"docker.io/{NAME}") == all_of(upstreams.hubs)
+        assert pull(site, NAME, headers={"Host": "ghcr.example"}) == all_of(upstreams.ghcrs)
     assert site.asked("manifest") == 1
-    assert site.asked("manifest", far=pair.far) == 1
-    for far, image in ((site.hub, pair.hubs), (pair.far, pair.ghcrs)):
+    assert site.asked("manifest", far=upstreams.far) == 1
+    for far, image in ((site.hub, upstreams.hubs), (upstreams.far, upstreams.ghcrs)):
         for digest, blob in image.blobs.items():
             assert far.sent(digest) == [(0, blob.size)]
     catalog = site.http.get("/v2/_catalog").json()["repositories"]
     assert catalog == [f"docker.io/{NAME}", f"ghcr.io/{NAME}"]
 
 
-def test_a_host_nobody_mirrors(pair: TwoUpstreams) -> None:
-    """`ns` and hosts select from the configured upstreams: no other host is contacted."""
-    site = pair.site
+def test_only_configured_upstreams_are_contacted(upstreams: TwoUpstreams) -> None:
+    """A request that names a host without a configured upstream, in the query `ns` or in the path, gets an error, and
+    no host is contacted."""
+    site = upstreams.site
     assert site.get(f"/v2/{NAME}/manifests/1?ns=quay.io").ended().status in (400, 404)
-    assert site.get(f"/v2/{NAME}/manifests/1?ns={pair.far.address}").ended().status in (400, 404)
+    assert site.get(f"/v2/{NAME}/manifests/1?ns={upstreams.far.address}").ended().status in (400, 404)
     assert site.get(f"/v2/quay.io/{NAME}/manifests/1").ended().status == 404
     assert site.hub.requests() == []
-    assert pair.far.requests() == []
+    assert upstreams.far.requests() == []
 
 
-def test_pushes_to_what_is_mirrored(pair: TwoUpstreams) -> None:
-    """Every request with which docker may start a push gets 403 DENIED in the form that docker prints. The image does
-    not change."""
+def test_all_ways_to_push_to_a_mirrored_name_are_denied(upstreams: TwoUpstreams) -> None:
+    """Every request with which docker may start a push to a mirrored name gets 403 DENIED, in the format that docker
+    shows to its user. The mirrored image does not change."""
     for name in (REPO, "docker.io/team/app", f"ghcr.io/{NAME}"):
-        check_refusals(pair, f"/v2/{name}")
-    assert pair.site.inspect().content == pair.site.image.body
+        check_refusals(upstreams, f"/v2/{name}")
+    assert upstreams.site.inspect().content == upstreams.site.image.body
 
 
-def check_refusals(pair: TwoUpstreams, base: str) -> None:
-    site, digest = pair.site, pair.ghcrs.config.digest
-    kind = {"Content-Type": pair.ghcrs.media_type}
-    steps = [
+def check_refusals(upstreams: TwoUpstreams, base: str) -> None:
+    """Checks that each request that starts a push below the path `base` is denied."""
+    site, digest = upstreams.site, upstreams.ghcrs.config.digest
+    kind = {"Content-Type": upstreams.ghcrs.media_type}
+    responses = [
         site.http.post(f"{base}/blobs/uploads/"),
         site.http.post(f"{base}/blobs/uploads/", params={"mount": digest, "from": f"ghcr.io/{NAME}"}),
-        site.http.post(f"{base}/blobs/uploads/", params={"digest": digest}, content=pair.ghcrs.config.read()),
-        site.http.put(f"{base}/manifests/1", content=pair.ghcrs.body, headers=kind),
-        site.http.put(f"{base}/manifests/{pair.ghcrs.digest}", content=pair.ghcrs.body, headers=kind),
+        site.http.post(f"{base}/blobs/uploads/", params={"digest": digest}, content=upstreams.ghcrs.config.read()),
+        site.http.put(f"{base}/manifests/1", content=upstreams.ghcrs.body, headers=kind),
+        site.http.put(f"{base}/manifests/{upstreams.ghcrs.digest}", content=upstreams.ghcrs.body, headers=kind),
     ]
-    for answer in steps:
+    for answer in responses:
         assert answer.status_code == 403
         assert answer.headers["content-type"] == "application/json"
         assert list(answer.json()) == ["errors"]
@@ -116,26 +124,26 @@ def check_refusals(pair: TwoUpstreams, base: str) -> None:
         assert "is mirrored from" in error["message"]
 
 
-def test_what_is_hosted_beside_it(pair: TwoUpstreams) -> None:
-    """A push of team/app succeeds while the upstreams are down, is complete on both workers, and is never requested
-    upstream. Mirrored content can still be pulled afterwards."""
-    site, ours = pair.site, noise_image("ours", 1000, 200_000)
+def test_pushed_repository_is_never_requested_from_an_upstream(upstreams: TwoUpstreams) -> None:
+    """While the upstreams are down, a client pushes an image to team/app. Both workers serve the whole image and never
+    request it from an upstream. Afterwards, mirrored images can still be pulled."""
+    site, image = upstreams.site, noise_image("ours", 1000, 200_000)
     site.hub.refuse()
-    pair.far.refuse()
-    for digest, blob in ours.blobs.items():
+    upstreams.far.refuse()
+    for digest, blob in image.blobs.items():
         assert site.http.head(f"/v2/team/app/blobs/{digest}").status_code == 404
-        begun = site.http.post("/v2/team/app/blobs/uploads/")
-        assert begun.status_code == 202
-        where = begun.headers["location"]
-        done = site.http.put(where, params={"digest": digest}, content=blob.read())
-        assert done.status_code == 201
-    kind = {"Content-Type": ours.media_type}
-    assert site.http.put("/v2/team/app/manifests/1", content=ours.body, headers=kind).status_code == 201
+        started = site.http.post("/v2/team/app/blobs/uploads/")
+        assert started.status_code == 202
+        upload_url = started.headers["location"]
+        committed = site.http.put(upload_url, params={"digest": digest}, content=blob.read())
+        assert committed.status_code == 201
+    kind = {"Content-Type": image.media_type}
+    assert site.http.put("/v2/team/app/manifests/1", content=image.body, headers=kind).status_code == 201
     site.hub.listen()
-    pair.far.listen()
+    upstreams.far.listen()
     for worker in site.server.worker_pids():
-        assert site.get("/v2/team/app/manifests/1", worker=worker).ended().body == ours.body
-        for digest, blob in ours.blobs.items():
+        assert site.get("/v2/team/app/manifests/1", worker=worker).ended().body == image.body
+        for digest, blob in image.blobs.items():
             assert site.get(f"/v2/team/app/blobs/{digest}", worker=worker).ended().body == blob.read()
         assert site.get("/v2/team/app/manifests/none", worker=worker).ended().status == 404
     assert site.hub.requests() == []

@@ -1,4 +1,5 @@
-"""Corrupt bytes: no response with a blob's last byte contains them, and none are stored."""
+"""Tests of an upstream that sends corrupt bytes. The mirror never completes a response with such bytes, and stores none
+of them."""
 
 from __future__ import annotations
 
@@ -8,18 +9,18 @@ from tests.fakes.client_images import MIB
 from tests.fakes.hub.hub import union
 from tests.fakes.mirror_site import REPO, SIZE, MirrorSite, wait_until
 
-PLACES = pytest.mark.parametrize("place", [0, SIZE // 2, SIZE - 1], ids=["first", "middle", "last"])
+CORRUPT_OFFSETS = pytest.mark.parametrize("offset", [0, SIZE // 2, SIZE - 1], ids=["first", "middle", "last"])
 
 
-@PLACES
-def test_a_wrong_byte(site: MirrorSite, place: int) -> None:
-    """Clients are cut off before the last byte, at both workers, for the whole blob and for ranges. Nothing is stored,
-    and the next request gets the right bytes."""
+@CORRUPT_OFFSETS
+def test_corrupt_blob_is_cut_off_at_all_clients(site: MirrorSite, offset: int) -> None:
+    """One byte of a blob is corrupt. Both workers close the connections of their clients before the last byte, for
+    requests of the whole blob and of ranges. The blob is not stored, and the next request gets the right bytes."""
     site.start(settings='prefetch = "off"')
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, corrupt=place, stall_after=MIB)
+    site.hub.fault(on="blob", match=site.encoded, corrupt=offset, stall_after=MIB)
     workers = site.server.worker_pids()
-    # These clients read when the fill ends; later ones would start a new one.
+    # These clients connect before the download ends. Clients that connect later would start a new download.
     readers = [site.get(worker=pid).reached(MIB) for pid in workers]
     readers += [site.get(span=span, worker=pid).answered() for pid in workers for span in ("-1", "-1000", "100-")]
     site.hub.release()
@@ -30,8 +31,9 @@ def test_a_wrong_byte(site: MirrorSite, place: int) -> None:
     assert site.get(span="-1000").ended().body == site.blob[-1000:]
 
 
-def test_a_wrong_byte_in_one_of_many_pieces(site: MirrorSite) -> None:
-    """Clients are cut off in the same way if the blob is fetched over several connections."""
+def test_corrupt_byte_in_one_piece_of_a_large_blob(site: MirrorSite) -> None:
+    """The mirror fetches a large blob in pieces over several connections. If one piece has a corrupt byte, the client
+    is cut off before the last byte, and the next request gets the right bytes."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, corrupt=7 * MIB)
@@ -40,8 +42,9 @@ def test_a_wrong_byte_in_one_of_many_pieces(site: MirrorSite) -> None:
     assert site.get().ended().body == site.blob
 
 
-def test_the_next_endpoint_is_tried(site: MirrorSite) -> None:
-    """After corrupt bytes from one endpoint, a retry at any worker gets the blob from the next endpoint."""
+def test_next_endpoint_is_used_after_corrupt_bytes(site: MirrorSite) -> None:
+    """If the first endpoint of the upstream sends corrupt bytes, a second request to either worker gets the blob from
+    the next endpoint."""
     site.start(settings='prefetch = "off"', endpoints=2)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, corrupt=0, times=None)
@@ -52,8 +55,9 @@ def test_the_next_endpoint_is_tried(site: MirrorSite) -> None:
     assert union(site.other.sent(site.digest)) == [(0, SIZE)]
 
 
-def test_a_small_blob_comes_right_at_once(site: MirrorSite) -> None:
-    """A small blob is verified before it is served: the client does not see the corrupt bytes."""
+def test_small_blob_is_verified_before_it_is_served(site: MirrorSite) -> None:
+    """The mirror verifies a small blob before it serves it. If the first endpoint sends a corrupt blob, the first
+    request of the client already gets the right bytes from the next endpoint."""
     site.start(settings='prefetch = "off"', endpoints=2)
     site.inspect()
     digest = site.image.layers[0].digest
@@ -61,8 +65,9 @@ def test_a_small_blob_comes_right_at_once(site: MirrorSite) -> None:
     assert site.get(f"/v2/{REPO}/blobs/{digest}").ended().body == site.image.layers[0].read()
 
 
-def test_a_wrong_manifest(site: MirrorSite) -> None:
-    """A corrupt manifest is not served, by tag or by digest; the next response of the upstream can be right."""
+def test_corrupt_manifest_is_not_served(site: MirrorSite) -> None:
+    """If the upstream sends a corrupt manifest, a request by tag or by digest gets 502. The next request gets the
+    manifest if the upstream then sends the right bytes."""
     site.start(settings='prefetch = "off"')
     for reference in (site.image.digest, "1"):
         site.hub.fault(on="manifest", corrupt=20)
@@ -72,22 +77,22 @@ def test_a_wrong_manifest(site: MirrorSite) -> None:
         site.http.delete(f"/v2/{REPO}/manifests/{site.image.digest}")
 
 
-def test_a_wrong_manifest_with_another_endpoint(site: MirrorSite) -> None:
-    """With another endpoint, clients notice nothing."""
+def test_corrupt_manifest_is_fetched_from_the_next_endpoint(site: MirrorSite) -> None:
+    """If the first endpoint sends a corrupt manifest, the mirror fetches the manifest from the second endpoint."""
     site.start(settings='prefetch = "off"', endpoints=2)
     site.hub.fault(on="manifest", corrupt=20, times=None)
     assert site.inspect().content == site.image.body
     assert site.asked("manifest", far=site.other) == 1
 
 
-def errors(site: MirrorSite) -> list[str]:
+def error_lines(site: MirrorSite) -> list[str]:
     """Returns the error lines of the server's log."""
     return [line for line in site.server.log_text().splitlines() if " ERROR " in line]
 
 
-def test_wrong_bytes_are_one_line_in_the_log(site: MirrorSite) -> None:
-    """However many clients are cut off at both workers, one line names the endpoint, the repository and the digest. A
-    cut connection is not logged as a crash."""
+def test_corrupt_bytes_are_logged_once(site: MirrorSite) -> None:
+    """Eight clients of both workers are cut off because of corrupt bytes. The log has one error line with the endpoint,
+    the repository and the digest, and no traceback."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, corrupt=5, stall_after=MIB)
@@ -97,13 +102,14 @@ def test_wrong_bytes_are_one_line_in_the_log(site: MirrorSite) -> None:
         assert not reader.ended().whole
     site.server.stop()
     assert "Traceback" not in site.server.log_text()
-    (line,) = errors(site)
+    (line,) = error_lines(site)
     assert all(part in line for part in (site.hub.url, f"docker.io/{REPO}", site.digest)), line
 
 
-def test_a_client_that_comes_again_at_once(site: MirrorSite) -> None:
-    """The client is told which upstream sent corrupt bytes for which content, and when to retry. Until then the
-    upstream is not contacted. After a repair the blob can be pulled within seconds."""
+def test_client_that_retries_at_once_gets_502_with_retry_after(site: MirrorSite) -> None:
+    """A client that retries immediately after corrupt bytes gets 502 with Retry-After and a message that names the
+    upstream and the digest. Until the retry time the mirror sends no request to the upstream. Soon after the upstream
+    is repaired, the blob can be pulled."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, corrupt=5, times=None)
@@ -117,10 +123,10 @@ def test_a_client_that_comes_again_at_once(site: MirrorSite) -> None:
     assert 1 <= int(answer.headers["retry-after"]) <= 3
     text = answer.body.decode()
     assert all(part in text for part in ("docker.io", site.hub.url, site.digest, "entrepot mirror refresh")), text
-    asked = site.asked("blob")
-    assert asked <= 2
+    upstream_requests = site.asked("blob")
+    assert upstream_requests <= 2
     for worker in site.server.worker_pids():
         assert site.get(worker=worker).ended().status == 502
-    assert site.asked("blob") == asked
+    assert site.asked("blob") == upstream_requests
     site.hub.clear()
     wait_until(lambda: site.get().ended().body == site.blob, "the right bytes")

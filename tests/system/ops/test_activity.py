@@ -1,4 +1,4 @@
-"""The figures of `/api/v1/activity` beside a running server."""
+"""Tests of `/api/v1/activity`, which counts pulls and pushes, with a running server of two workers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.fakes.event_site import push
 from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import RegistryServer, running_server
 
-DEADLINE = 60.0
+TIMEOUT_SECONDS = 60.0
 
 
 def expect_total(server: RegistryServer, pulls: int, pushes: int) -> None:
-    """Waits for these figures, because a worker counts a request just after its response."""
-    deadline = time.monotonic() + DEADLINE
+    """Waits until the API returns these counts. A worker counts a request only after it has sent the response."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         total: dict[str, Any] = plain_request("GET", f"{server.url}/api/v1/activity").json()["month"]["total"]
         if (total["pulls"], total["pushes"]) == (pulls, pushes):
@@ -26,8 +26,8 @@ def expect_total(server: RegistryServer, pulls: int, pushes: int) -> None:
 
 
 def test_activity_survives_restarts(tmp_path: Path) -> None:
-    """The figures count the requests of all workers at once. None are lost when a worker is killed or the server stops,
-    and stored ones are not counted twice."""
+    """The counts include the requests of all workers. No count is lost when a worker is killed or the server stops, and
+    no request is counted twice."""
 
     def pull() -> None:
         assert plain_request("GET", f"{server.url}/v2/team/app/manifests/v1").status_code == 200
@@ -39,7 +39,7 @@ def test_activity_survives_restarts(tmp_path: Path) -> None:
         expect_total(server, 6, 1)
         killed, _ = server.worker_pids()
         os.kill(killed, signal.SIGKILL)
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while killed in server.worker_pids():
             assert time.monotonic() < deadline
         pull()

@@ -1,4 +1,5 @@
-"""`entrepot mirror test` against two fake Hubs."""
+"""Tests of `entrepot mirror test`, which measures the speed of the endpoints of an upstream, with two fake Docker
+Hubs."""
 
 from __future__ import annotations
 
@@ -19,50 +20,58 @@ from tests.fakes.upstream_content import UpstreamContent, noise_image
 
 
 def measured(folder: Path, *args: str) -> tuple[int, dict[str, Any], str]:
-    done = entrepot("mirror", "test", "--json", *args, folder=folder)
-    (result,) = json.loads(done.stdout)
-    return done.returncode, result, done.stderr
+    """Runs the command. Returns its exit code, its result for the only upstream, and its stderr."""
+    process = entrepot("mirror", "test", "--json", *args, folder=folder)
+    (result,) = json.loads(process.stdout)
+    return process.returncode, result, process.stderr
 
 
-def test_two_endpoints(tmp_path: Path) -> None:
-    """The settings list the slow endpoint first. The command names the fast one, and the lines that it suggests are
-    valid. A dead endpoint is reported and left out of them. Only a part of the layer is fetched."""
+def test_fast_endpoint_is_recommended(tmp_path: Path) -> None:
+    """The settings list a slow endpoint first and a fast one second. The command recommends the fast endpoint, and
+    suggests valid lines for the settings. It reports a dead endpoint and leaves it out of these lines. It fetches only
+    a part of a layer."""
     content = UpstreamContent()
-    held = content.add("library/alpine", noise_image("a", 1000, 12 * MIB), "latest")
+    image = content.add("library/alpine", noise_image("a", 1000, 12 * MIB), "latest")
     with hub(tmp_path, content, rate=MIB, latency=0.05) as slow, hub(tmp_path, content) as fast:
         settings = tmp_path / "entrepot.toml"
         text = '[[upstream]]\nname = "docker.io"\nendpoints = ["{}", "{}"]\n'
         settings.write_text(text.format(slow.url, fast.url))
-        code, result, _ = measured(tmp_path, "-c", str(settings))
-        assert code == 0
-        one, other = result["endpoints"]
-        assert (one["url"], other["url"], one["error"], other["error"]) == (slow.url, fast.url, None, None)
-        assert other["bytes_per_second"] > 2 * one["bytes_per_second"]
-        assert all(other[name] > 0 for name in ("connect", "first_byte", "manifest"))
-        assert (other["tls"], other["bytes"]) == (None, 8 * MIB)
+        exit_code, result, _ = measured(tmp_path, "-c", str(settings))
+        assert exit_code == 0
+        slow_result, fast_result = result["endpoints"]
+        assert (slow_result["url"], fast_result["url"], slow_result["error"], fast_result["error"]) == (
+            slow.url,
+            fast.url,
+            None,
+            None,
+        )
+        assert fast_result["bytes_per_second"] > 2 * slow_result["bytes_per_second"]
+        assert all(fast_result[name] > 0 for name in ("connect", "first_byte", "manifest"))
+        assert (fast_result["tls"], fast_result["bytes"]) == (None, 8 * MIB)
         assert f"{fast.url} is the fastest" in result["advice"]
         assert tomllib.loads(result["lines"])["upstream"][0]["endpoints"] == [fast.url, slow.url]
-        assert max(stop for _, stop in fast.sent(held.layers[1].digest)) == 8 * MIB
-        done = entrepot("mirror", "test", "-c", str(settings), "docker.io", folder=tmp_path)
-        assert done.returncode == 0
-        assert done.stdout.index(fast.url) < done.stdout.index(slow.url)
+        assert max(stop for _, stop in fast.sent(image.layers[1].digest)) == 8 * MIB
+        process = entrepot("mirror", "test", "-c", str(settings), "docker.io", folder=tmp_path)
+        assert process.returncode == 0
+        assert process.stdout.index(fast.url) < process.stdout.index(slow.url)
         settings.write_text(text.format(fast.url, slow.url))
         _, result, _ = measured(tmp_path, "-c", str(settings))
         assert "is the first already" in result["advice"]
         assert result["lines"] is None
         slow.refuse()
-        code, result, _ = measured(tmp_path, "-c", str(settings))
-        assert code == 0
+        exit_code, result, _ = measured(tmp_path, "-c", str(settings))
+        assert exit_code == 0
         assert f"{slow.url} does not work" in result["advice"]
         assert tomllib.loads(result["lines"])["upstream"][0]["endpoints"] == [fast.url]
         fast.refuse()
-        code, result, _ = measured(tmp_path, "-c", str(settings))
-        assert (code, result["lines"]) == (1, None)
+        exit_code, result, _ = measured(tmp_path, "-c", str(settings))
+        assert (exit_code, result["lines"]) == (1, None)
         assert "entrepot doctor" in result["advice"]
 
 
-def test_a_slow_endpoint_works(tmp_path: Path) -> None:
-    """A blob that is not complete within the time limit is measured by the bytes that have arrived, and is no error."""
+def test_slow_endpoint_is_no_error(tmp_path: Path) -> None:
+    """If a blob is not complete within the time limit, the speed is calculated from the bytes that have arrived. This
+    is not an error."""
     content = UpstreamContent()
     content.add("team/app", noise_image("c", 1000, 8 * MIB), "1")
     with hub(tmp_path, content, rate=MIB // 16) as slow:
@@ -74,8 +83,8 @@ def test_a_slow_endpoint_works(tmp_path: Path) -> None:
         assert speed.bytes_per_second
 
 
-def test_an_endpoint_that_does_not_answer() -> None:
-    """The error names the time limit that was exceeded."""
+def test_silent_endpoint() -> None:
+    """If an endpoint does not respond, the error states the time limit."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         upstream = Upstream(name="corp.test", endpoints=[url])
@@ -83,26 +92,27 @@ def test_an_endpoint_that_does_not_answer() -> None:
     assert speed.error == "no answer within 0.2 s"
 
 
-def test_an_upstream_without_a_known_image(tmp_path: Path) -> None:
-    """Connections are measured, and stderr says how to measure downloads too. `--endpoint` and `--image` select what is
-    measured."""
+def test_upstream_without_a_known_image(tmp_path: Path) -> None:
+    """For an upstream without a known image, only the connections are measured, and stderr explains how to measure
+    downloads. `--image` selects an image, and `--endpoint` an endpoint."""
     content = UpstreamContent()
     content.add("team/app", noise_image("b", 100_000), "1")
     with hub(tmp_path, content) as live:
         args = ("corp.test", "--mirror", "corp.test", "--endpoint", live.url)
-        code, result, said = measured(tmp_path, *args)
-        assert (code, result["endpoints"][0]["bytes_per_second"]) == (0, None)
+        exit_code, result, errors = measured(tmp_path, *args)
+        assert (exit_code, result["endpoints"][0]["bytes_per_second"]) == (0, None)
         assert result["endpoints"][0]["first_byte"] > 0
-        assert "--image NAME:TAG" in said
+        assert "--image NAME:TAG" in errors
         _, result, _ = measured(tmp_path, *args, "--image", "team/app:1")
         assert result["endpoints"][0]["bytes"] == 100_000
-        code, result, _ = measured(tmp_path, *args, "--image", "team/none:1")
-        assert (code, "no such manifest" in result["endpoints"][0]["error"]) == (1, True)
+        exit_code, result, _ = measured(tmp_path, *args, "--image", "team/none:1")
+        assert (exit_code, "no such manifest" in result["endpoints"][0]["error"]) == (1, True)
 
 
-def test_wrong_use(tmp_path: Path) -> None:
-    """An unknown upstream and an endpoint that is no URL end the command with exit code 2."""
+def test_invalid_arguments(tmp_path: Path) -> None:
+    """An unknown upstream, an endpoint that is not a URL, and an invalid image name end the command with exit code
+    2."""
     for args in (["quay.io"], ["docker.io", "--endpoint", "ftp://x"], ["docker.io", "--image", "A B"]):
-        done = entrepot("mirror", "test", "--mirror", "docker.io", *args, folder=tmp_path)
-        assert done.returncode == 2, done.stdout
-        assert "Traceback" not in done.stderr
+        process = entrepot("mirror", "test", "--mirror", "docker.io", *args, folder=tmp_path)
+        assert process.returncode == 2, process.stdout
+        assert "Traceback" not in process.stderr

@@ -1,4 +1,4 @@
-"""The data directory of every released version opens with this one, and nothing in it is lost."""
+"""Tests that the current version can open the data directory of every released version without loss."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ from tests.fakes.clients.registry_client import RegistryClient, assert_same_imag
 from tests.fakes.released_directory import ARCHIVES, HOSTED, basic, settings, unpack
 from tests.fakes.server_process import ROOT, running_server
 
-RECORDED = {path.name.removeprefix("entrepot-").removesuffix(".tar.gz"): path for path in ARCHIVES.glob("*.tar.gz")}
+# By version: the archive of a data directory.
+ARCHIVED_DIRECTORIES = {
+    path.name.removeprefix("entrepot-").removesuffix(".tar.gz"): path for path in ARCHIVES.glob("*.tar.gz")
+}
 NOWHERE = "http://127.0.0.1:9"
-"""An upstream that answers nobody: the port is that of a service which no machine has any more (RFC 863)."""
+"""The address of an upstream that cannot be reached: the port belongs to the discard service (RFC 863), which no
+machine offers any more."""
 
 
-def test_every_released_version_is_recorded() -> None:
-    """Each version with a date in the changelog has its directory here; besides them, only the version to come has."""
-    assert set(released_versions(ROOT)) <= set(RECORDED) <= {*released_versions(ROOT), __version__}
+def test_every_released_version_has_an_archive() -> None:
+    """Each version with a date in the changelog has an archive of a data directory. Only the next version may have one
+    too."""
+    assert set(released_versions(ROOT)) <= set(ARCHIVED_DIRECTORIES) <= {*released_versions(ROOT), __version__}
 
 
-@pytest.mark.parametrize("version", RECORDED)
-def test_opens(version: str, tmp_path: Path) -> None:
-    """Every tag of the directory can be pulled whole, cached ones while the upstream is away. Accounts, rights and API
-    tokens are as they were, so are histories and referrers. A deleted tag can be restored, and a check finds nothing
-    wrong. What is pushed anew is there."""
-    content = unpack(RECORDED[version], tmp_path)
+@pytest.mark.parametrize("version", ARCHIVED_DIRECTORIES)
+def test_directory_of_a_released_version_opens(version: str, tmp_path: Path) -> None:
+    """Every tag of the directory can be pulled with all its content, cached tags even while the upstream cannot be
+    reached. Accounts, permissions, API tokens, tag histories and referrers are unchanged. A deleted tag can be
+    restored, new images can be pushed, and `entrepot fsck` finds no errors."""
+    content = unpack(ARCHIVED_DIRECTORIES[version], tmp_path)
     with running_server(tmp_path, "--config", str(settings(tmp_path, NOWHERE))) as server:
         site = AdminSite(server, tmp_path)
         admin = RegistryClient(server.address, basic(ADMIN, PASSWORD))
@@ -41,8 +46,8 @@ def test_opens(version: str, tmp_path: Path) -> None:
         assert [
             each["digest"] for each in site.done("GET", f"/repositories/{HOSTED}/tags/latest/history")["items"]
         ] == (content.history)
-        listed = admin.ask("GET", f"/v2/{HOSTED}/referrers/{content.tags[HOSTED]['1']}").json()["manifests"]
-        assert [each["digest"] for each in listed] == content.referrers
+        referrers = admin.ask("GET", f"/v2/{HOSTED}/referrers/{content.tags[HOSTED]['1']}").json()["manifests"]
+        assert [each["digest"] for each in referrers] == content.referrers
         site.done("POST", f"/repositories/{HOSTED}/tags/old/restore", {})
         assert admin.digest(HOSTED, "old") == content.deleted
         alice = RegistryClient(server.address, basic("alice", PASSWORD))

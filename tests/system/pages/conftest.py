@@ -1,4 +1,4 @@
-"""A registry with pages, and a browser."""
+"""Fixtures for the tests of the web pages: a running registry, and a real browser."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.fakes.page_site import page_site
 
 @pytest.fixture(scope="package")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemberSite]:
-    """Yields one registry for all tests of the folder."""
+    """Provides one registry for all tests of this folder."""
     with page_site(tmp_path_factory.mktemp("pages")) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def browser(site: MemberSite) -> Iterator[PageBrowser]:
-    """Runs a browser for one module, because other tests need an event loop of their own. `site` needs an event loop to
-    start, so it starts first."""
+    """Runs a browser for one test module. The browser occupies the event loop, which tests of other modules need.
+    `site` also needs an event loop when it starts, so it has to start before the browser."""
     with page_browser() as started:
         yield started

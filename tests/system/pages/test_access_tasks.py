@@ -1,4 +1,4 @@
-"""What people do with accounts and rights on the pages, in a real browser."""
+"""Tests of the web pages for accounts, permissions and the audit log, in a real browser."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from tests.fakes.page_browser import PageBrowser, Tab
 
 
 def press(page: Page, name: str) -> None:
+    """Clicks the first button with this name."""
     page.locator("main").get_by_role("button", name=name, exact=True).first.click()
 
 
 def log_in(tab: Tab, name: str, password: str = PASSWORD) -> Page:
+    """Logs in, and returns the page of the tab."""
     tab.log_in(name, password)
     return tab.page
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_a_robot_gets_rights_and_a_token(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """An admin adds a robot and a grant, and the tester says what the robot may do. The secret of its token is shown
-    once, can be used, and is refused after the token was revoked."""
+def test_admin_adds_a_robot_with_a_grant_and_a_token(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """An admin adds a robot account, a grant (permission) and an API token. The page that tests permissions shows what
+    the robot may do. The secret of the token is shown once, can be used, and is refused after the token was revoked."""
     name = site.name("robot")
     with browser.tab(site.server.url, javascript=javascript) as tab:
         page = log_in(tab, ADMIN)
@@ -67,15 +69,15 @@ def test_a_robot_gets_rights_and_a_token(site: MemberSite, browser: PageBrowser,
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_a_person_looks_after_the_own_account(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """People see what they may do, end the session in another browser, and change their password without being logged
-    out here."""
+def test_users_manage_their_own_account(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """Users see their permissions, end their session in another browser, and change their password without being logged
+    out."""
     name, password = site.user()
     site.grant(f"user:{name}", {f"{name}/**": "pull"})
-    new = "another long password"
-    with browser.tab(site.server.url) as other, browser.tab(site.server.url, javascript=javascript) as tab:
+    new_password = "another long password"
+    with browser.tab(site.server.url) as other_browser, browser.tab(site.server.url, javascript=javascript) as tab:
         tab.allowed_errors.append("the server responded with a status of 4")
-        log_in(other, name, password)
+        log_in(other_browser, name, password)
         page = log_in(tab, name, password)
         page.get_by_role("link", name=name, exact=True).click()
         expect(page.locator("h1")).to_have_text("Your account")
@@ -84,25 +86,26 @@ def test_a_person_looks_after_the_own_account(site: MemberSite, browser: PageBro
         expect(rows).to_have_count(2)
         rows.filter(has_not_text="this browser").get_by_role("button").click()
         expect(rows).to_have_count(1)
-        other.open("/ui/repositories")
-        assert "Your session has ended" in other.page.locator("main").inner_text()
-        for old, problem in (("wrong", "The old password is wrong."), (password, None)):
-            page.fill("#old", old)
-            page.fill("#new", new)
-            page.fill("#again", new)
+        other_browser.open("/ui/repositories")
+        assert "Your session has ended" in other_browser.page.locator("main").inner_text()
+        for old_password, message in (("wrong", "The old password is wrong."), (password, None)):
+            page.fill("#old", old_password)
+            page.fill("#new", new_password)
+            page.fill("#again", new_password)
             press(page, "Set the password")
-            if problem:
-                expect(page.get_by_role("alert")).to_have_text(problem)
+            if message:
+                expect(page.get_by_role("alert")).to_have_text(message)
         expect(page.get_by_role("alert")).to_have_count(0)
         assert site.call("GET", "/me", auth=(name, password)).status_code == 401
-        assert site.call("GET", "/me", auth=(name, new)).status_code == 200
+        assert site.call("GET", "/me", auth=(name, new_password)).status_code == 200
         rows.get_by_role("button").click()
         expect(page.locator(".account")).to_have_count(0)
 
 
-def test_a_question_is_a_dialog(site: MemberSite, browser: PageBrowser) -> None:
-    """With JavaScript the page stays open behind it. Escape leads back to the button, and what is confirmed is done. A
-    question to somebody whose session has ended leads to the login."""
+def test_confirmation_opens_as_a_dialog(site: MemberSite, browser: PageBrowser) -> None:
+    """With JavaScript, a request for confirmation opens as a dialog over the page. Escape closes the dialog and returns
+    the focus to the button. The confirmed action is performed. If the session has ended, the button leads to the login
+    page."""
     name = site.robot()
     with browser.tab(site.server.url) as tab:
         page = log_in(tab, ADMIN)
@@ -124,9 +127,9 @@ def test_a_question_is_a_dialog(site: MemberSite, browser: PageBrowser) -> None:
         page.wait_for_url("**/ui/login?**")
 
 
-def test_the_audit_log_follows_the_filters(site: MemberSite, browser: PageBrowser) -> None:
-    """A filter changes the rows without loading the page, more rows are added at the end, and the address can be
-    bookmarked."""
+def test_audit_log_is_filtered_without_loading_the_page(site: MemberSite, browser: PageBrowser) -> None:
+    """A filter changes the rows of the audit log without loading the page again. More rows are added at the end on
+    request. The URL contains the filters, so it can be bookmarked."""
     name, _ = site.user()
     for number in range(55):
         site.grant(f"user:{name}", {f"{name}/{number}": "pull"})
@@ -153,8 +156,9 @@ def test_the_audit_log_follows_the_filters(site: MemberSite, browser: PageBrowse
         expect(page.locator("h1")).to_have_text(name)
 
 
-def test_a_form_of_another_site_does_nothing(site: MemberSite, browser: PageBrowser) -> None:
-    """The browser of an admin sends a form of another site, and says that it comes from there: it is refused."""
+def test_form_of_another_site_is_refused(site: MemberSite, browser: PageBrowser) -> None:
+    """The browser of a logged-in admin submits a form of another site. The browser states the origin of the form, so
+    the server refuses it."""
     name = site.name("robot")
     with browser.tab(site.server.url) as tab:
         tab.allowed_errors.append("the server responded with a status of 4")
@@ -169,8 +173,9 @@ def test_a_form_of_another_site_does_nothing(site: MemberSite, browser: PageBrow
         assert site.call("GET", f"/robots/{name}").status_code == 404
 
 
-def test_no_page_keeps_a_secret(site: MemberSite) -> None:
-    """The response to a form with a password is not stored by browsers, and has no address of its own."""
+def test_response_with_a_secret_is_not_stored(site: MemberSite) -> None:
+    """The page with the secret of a new account is the direct response to the form, so it has no URL of its own.
+    Browsers must not store it (`no-store`)."""
     with httpx2.Client(base_url=site.server.url) as client:
         from_page = {"sec-fetch-site": "same-origin"}
         client.post("/ui/login", data={"user": ADMIN, "password": PASSWORD}, headers=from_page)

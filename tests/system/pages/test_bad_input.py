@@ -1,4 +1,5 @@
-"""Invalid content, an upstream that hangs, and attacks by other sites, in a real browser."""
+"""Tests of the web pages with invalid content, with an upstream that does not respond, and against attacks by other
+sites, in a real browser."""
 
 from __future__ import annotations
 
@@ -22,12 +23,14 @@ from tests.fakes.page_store import add_cached, add_index
 from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import RegistryServer, running_server
 
+# The numbers of layers, platforms and tags of the unusual content.
 LAYERS = 500
 PLATFORMS = 100
 TAGS = 100_000
 
 
 async def _fill(data: Path) -> None:
+    """Stores an image with many layers, an index with many platforms, and images that `_spoil` changes later."""
     async with open_registry(data) as store:
         await add_cached(store, "odd/layers", "v1", layers=LAYERS)
         await add_index(store, "odd/wide", "v1", [("linux", f"cpu{n}") for n in range(PLATFORMS)], present=1)
@@ -37,7 +40,7 @@ async def _fill(data: Path) -> None:
 
 
 def _spoil(data: Path) -> None:
-    """Writes rows into the database that no push could write."""
+    """Writes rows into the database that no push could write: invalid manifests and 100,000 tags."""
     db = apsw.Connection(str(layout_of(data).metadata))
     of_repo = "FROM repository r WHERE r.name = ? AND r.id = manifest.repository"
     db.execute(f"UPDATE manifest SET body = ?, size = ? {of_repo}", (HOSTILE.encode(), len(HOSTILE), "odd/damaged"))
@@ -56,8 +59,9 @@ def silent_upstream() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """Yields a registry without accounts that has the odd content, and an upstream that never responds."""
+def unusual_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    """Provides a registry without accounts. It has the unusual content of `_fill` and `_spoil`, and an upstream that
+    never responds."""
     folder = tmp_path_factory.mktemp("odd")
     prepare_data_dir(folder / "data")
     with ThreadPoolExecutor(1) as pool:  # the browser may have an event loop in this thread
@@ -70,12 +74,13 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_odd_content_is_harmless(odd: RegistryServer, browser: PageBrowser, javascript: bool) -> None:
-    """The content is a manifest that is no JSON, one of an unknown type, many layers, many platforms, and many tags.
-    Each page is short, says what is left out, and contains no markup of the content."""
-    with browser.tab(odd.url, javascript=javascript) as tab:
+def test_pages_of_unusual_content(unusual_registry: RegistryServer, browser: PageBrowser, javascript: bool) -> None:
+    """The content has a manifest that is not JSON, a manifest of an unknown type, and an image, an index and a
+    repository with very many layers, platforms and tags. Each page is short, states what it omits, and contains no
+    markup from the content."""
+    with browser.tab(unusual_registry.url, javascript=javascript) as tab:
         page = tab.page
-        for path, shown in (
+        for path, expected_text in (
             ("odd/layers:v1", f"There are {LAYERS - 200} more steps."),
             ("odd/wide:v1", "linux/cpu99 not here"),
             ("odd/damaged:v1", "The manifest cannot be read"),
@@ -86,7 +91,7 @@ def test_odd_content_is_harmless(odd: RegistryServer, browser: PageBrowser, java
             ("odd/many?sort=size", "There are too many tags to sort them by size."),
         ):
             tab.open(f"/ui/repositories/{path}")
-            assert shown in page.locator("main").inner_text(), path
+            assert expected_text in page.locator("main").inner_text(), path
             assert page.locator("main script, main img").count() == 0, path
             assert page.title() != "taken"
             assert page.locator("main tr").count() <= 201, path
@@ -96,9 +101,13 @@ def test_odd_content_is_harmless(odd: RegistryServer, browser: PageBrowser, java
         expect(page.locator("#rows th a").first).to_have_text("t99999")
 
 
-def test_an_upstream_that_hangs_holds_up_no_page(odd: RegistryServer, browser: PageBrowser) -> None:
-    """While a client waits for the upstream, all pages of mirrored content are served."""
-    with plain_client(odd.url, timeout=300) as client, ThreadPoolExecutor(1) as pool, browser.tab(odd.url) as tab:
+def test_pages_are_served_while_the_upstream_hangs(unusual_registry: RegistryServer, browser: PageBrowser) -> None:
+    """While a client waits for a response from the upstream, the pages of mirrored content are served."""
+    with (
+        plain_client(unusual_registry.url, timeout=300) as client,
+        ThreadPoolExecutor(1) as pool,
+        browser.tab(unusual_registry.url) as tab,
+    ):
         waiting = pool.submit(client.get, "/v2/docker.io/library/nginx/manifests/latest")
         for path, heading in (
             ("/ui/repositories?in=docker.io", "Repositories"),
@@ -112,8 +121,11 @@ def test_an_upstream_that_hangs_holds_up_no_page(odd: RegistryServer, browser: P
 
 
 @pytest.mark.parametrize("path", ["/ui/logout", "/ui/login", "/ui/language"])
-def test_another_site_cannot_send_a_form(site: MemberSite, browser: PageBrowser, path: str) -> None:
-    """A page of another site sends a form in a visitor's browser: it is refused."""
+def test_login_and_language_forms_of_another_site_are_refused(
+    site: MemberSite, browser: PageBrowser, path: str
+) -> None:
+    """A page of another site submits a form to the registry in the browser of a logged-in user. The server answers 403,
+    and nothing changes."""
     name, password = site.user()
     with browser.tab(site.server.url) as tab:
         tab.allowed_errors.append("the server responded with a status of 403")
@@ -130,8 +142,9 @@ def test_another_site_cannot_send_a_form(site: MemberSite, browser: PageBrowser,
         assert tab.page.locator(".account").inner_text() == name
 
 
-def test_the_set_up_page_sees_the_visitor_s_client(site: MemberSite, browser: PageBrowser) -> None:
-    """The page shows the visitor's client, whichever worker serves it."""
+def test_set_up_page_shows_the_requests_of_a_client(site: MemberSite, browser: PageBrowser) -> None:
+    """After a client has sent a request from the address of the visitor, the set-up page of this client shows it,
+    whichever worker serves the page."""
     with browser.tab(site.server.url) as tab, plain_client(site.server.url) as docker:
         tab.open("/ui/setup?client=buildkit")
         assert "No request of this client" in tab.page.locator("main").inner_text()

@@ -1,4 +1,4 @@
-"""How people change a repository on the pages, in a real browser."""
+"""Tests of the web pages on which users change a repository, in a real browser: tags and descriptions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ TOOLS = "/ui/repositories/public/tools"
 
 
 def tags_on(page: Page) -> list[str]:
+    """Returns the tags that the page lists."""
     return page.locator("#rows th a").all_inner_texts()
 
 
@@ -42,19 +43,20 @@ def test_delete_two_tags_and_undo(site: MemberSite, browser: PageBrowser, javasc
         assert tags_on(page) == ["1", "2", "3"]
 
 
-def test_choose_all(site: MemberSite, browser: PageBrowser) -> None:
-    """One box chooses all tags that are shown, and follows what is chosen. It is not there without JavaScript."""
+def test_checkbox_for_all_tags(site: MemberSite, browser: PageBrowser) -> None:
+    """A checkbox selects all tags that are shown. It shows whether all, some or none are selected. Without JavaScript
+    it is hidden."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.log_in(ADMIN, PASSWORD)
         tab.open(TOOLS)
-        every = page.get_by_label("All that are shown")
-        every.press("Space")
+        all_box = page.get_by_label("All that are shown")
+        all_box.press("Space")
         assert page.locator("#rows input:checked").count() == 3
         page.get_by_label("Choose 2", exact=True).uncheck()
-        assert every.evaluate("box => [box.checked, box.indeterminate]") == [False, True]
+        assert all_box.evaluate("box => [box.checked, box.indeterminate]") == [False, True]
         page.get_by_label("Choose 2", exact=True).check()
-        assert every.is_checked()
+        assert all_box.is_checked()
         page.get_by_role("button", name="Delete…").click()
         page.wait_for_url("**/ui/tag-removal/public/tools?tag=*&tag=*&tag=*")
     with browser.tab(site.server.url, javascript=False) as tab:
@@ -64,7 +66,8 @@ def test_choose_all(site: MemberSite, browser: PageBrowser) -> None:
 
 @pytest.mark.parametrize("javascript", [True, False])
 def test_restore_and_compare(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """The history of a tag restores an earlier state, and then the later one. Two tags of the list are compared."""
+    """On the history page of a tag, a user restores an earlier state of the tag. In the list of tags, the user selects
+    two tags and compares them."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         page = tab.page
         tab.log_in(ADMIN, PASSWORD)
@@ -85,8 +88,8 @@ def test_restore_and_compare(site: MemberSite, browser: PageBrowser, javascript:
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_write_a_description(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """A member with the right to push sees a preview, saves the description, and removes it again. Markup in it is
+def test_edit_a_description(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """A user who may push sees a preview of a description, saves it, and removes it again. HTML in the description is
     shown as text."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         page = tab.page

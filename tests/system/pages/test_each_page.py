@@ -1,5 +1,5 @@
-"""Every page in a real browser: for each kind of visitor, in both languages, dark and light, wide and narrow, with
-JavaScript and without."""
+"""Tests that open every web page in a real browser: as each kind of visitor, in both languages, in dark and light
+colours, in wide and narrow windows, with and without JavaScript."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tests.fakes.page_site import VISITORS, PageVisitor
 LANGUAGES = {"en-US": "en", "zh-CN": "zh-Hans"}
 CLIENTS = ("docker", "podman", "containerd", "k3s", "kind", "buildkit", "nas", "ci")
 CLIENTS_WITH_ALL_PARTS = ("docker", "kind")
-"""Clients whose set-up pages have files, commands and hints. The set-up pages of the other clients have no other
-parts."""
+"""The clients whose set-up pages together have all parts: files, commands and hints. The other set-up pages have only
+some of these parts."""
 
-LOOKS_OF_OTHERS = ("/ui/login", "/ui/overview", "/ui/account", "/ui/repositories/public/described")
-"""The pages that do not look the same to an admin and to others."""
+PAGES_THAT_DIFFER = ("/ui/login", "/ui/overview", "/ui/account", "/ui/repositories/public/described")
+"""The pages that look different for an admin and for other visitors."""
 
 
 def pages_of(visitor: PageVisitor, clients: tuple[str, ...] = CLIENTS) -> list[str]:
-    """The pages that a visitor can open."""
+    """Returns the paths of the pages that this visitor can open."""
     pages = [
         "/ui/login",
         "/ui/overview",
@@ -47,46 +47,52 @@ def pages_of(visitor: PageVisitor, clients: tuple[str, ...] = CLIENTS) -> list[s
 
 
 def enter(tab: Tab, visitor: PageVisitor) -> None:
+    """Logs in, unless the visitor is anonymous."""
     if visitor.name is not None:
         tab.log_in(visitor.name, PASSWORD)
 
 
 def check_page(tab: Tab, language: str, visitor: PageVisitor) -> None:
-    """What holds on every page."""
+    """Checks what must hold on every page: the language, one heading, the title, no images or scripts in the content,
+    no names that the visitor must not see, and no horizontal scrolling."""
     page = tab.page
     assert page.locator("html").get_attribute("lang") == language
     assert page.locator("h1").count() == 1
     assert page.title().endswith("· Entrepot")
     assert page.locator("main script, main img").count() == 0
-    shown = page.content()
+    content = page.content()
     for name in visitor.sees_not:
-        assert name not in shown
+        assert name not in content
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
 @pytest.mark.parametrize("kind", VISITORS)
 def test_each_page_is_accessible(site: MemberSite, browser: PageBrowser, kind: str) -> None:
-    """axe finds no problem on any page, in light colours, in dark colours, and in a window as narrow as a phone. In
-    both languages no page is wider than the window, writes to the console, or sends a request to another site.
+    """The accessibility checker axe finds no problem on any page, in light colours, in dark colours, and in a window as
+    narrow as a phone. In both languages, no page is wider than the window, writes to the console, or sends a request to
+    another site.
 
-    axe checks each part once: the whole page in English, the contrast of the dark colours in English, and the sizes on
-    a phone in Chinese, which has the shortest words."""
+    To save time, each rule of axe is checked once for each page: all rules in English, the contrast of the dark colours
+    in English, and the sizes on a phone in Chinese, which has the shortest words.
+    """
     visitor = VISITORS[kind]
-    looks = {path for path in pages_of(visitor, CLIENTS_WITH_ALL_PARTS) if kind == "admin" or path in LOOKS_OF_OTHERS}
+    paths_to_check = {
+        path for path in pages_of(visitor, CLIENTS_WITH_ALL_PARTS) if kind == "admin" or path in PAGES_THAT_DIFFER
+    }
     for locale, language in LANGUAGES.items():
         with browser.tab(site.server.url, language=locale) as tab:
             enter(tab, visitor)
             for path in pages_of(visitor, CLIENTS_WITH_ALL_PARTS):
                 tab.open(path)
                 check_page(tab, language, visitor)
-                if path in looks and language == "en":
+                if path in paths_to_check and language == "en":
                     assert tab.accessibility_problems() == [], path
                     tab.page.emulate_media(color_scheme="dark")
                     assert tab.accessibility_problems("color-contrast") == [], path
                     tab.page.emulate_media(color_scheme="light")
                 tab.page.set_viewport_size({"width": 360, "height": 700})
                 check_page(tab, language, visitor)
-                if path in looks and language != "en":
+                if path in paths_to_check and language != "en":
                     assert tab.accessibility_problems("target-size", "scrollable-region-focusable") == [], path
                 tab.page.set_viewport_size({"width": 1200, "height": 900})
 
@@ -94,7 +100,8 @@ def test_each_page_is_accessible(site: MemberSite, browser: PageBrowser, kind: s
 @pytest.mark.parametrize("locale", LANGUAGES)
 @pytest.mark.parametrize("kind", VISITORS)
 def test_each_page_without_javascript(site: MemberSite, browser: PageBrowser, kind: str, locale: str) -> None:
-    """A visitor logs in, opens each page, and sees what they may see; buttons that need a script are not shown."""
+    """Without JavaScript, a visitor can log in and open each page. The list of repositories has those that the visitor
+    may see. Buttons that need a script are hidden."""
     visitor = VISITORS[kind]
     with browser.tab(site.server.url, language=locale, javascript=False, dark=True, width=360) as tab:
         enter(tab, visitor)
@@ -118,7 +125,7 @@ def test_each_page_without_javascript(site: MemberSite, browser: PageBrowser, ki
 
 @pytest.mark.parametrize("locale", LANGUAGES)
 def test_error_pages(site: MemberSite, browser: PageBrowser, locale: str) -> None:
-    """404, 403 and 400 are readable pages as well, and names with markup in them do nothing."""
+    """The error pages for 400, 403 and 404 are accessible, and HTML in a URL has no effect on them."""
     with browser.tab(site.server.url, language=locale) as tab:
         tab.allowed_errors.append("the server responded with a status of 4")
         tab.log_in(VISITORS["member"].name or "", PASSWORD)

@@ -1,4 +1,4 @@
-"""What admins do on the page about the mirror, in a real browser."""
+"""Tests of the web page on which admins manage the mirror, in a real browser."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.fakes.page_site import HOSTILE
 UBUNTU = "docker.io/library/ubuntu"
 
 
-def test_the_progress_follows_by_itself(site: MemberSite, browser: PageBrowser) -> None:
-    """A form starts a job that fetches images. The page shows the end of the job without being loaded again, although
-    the upstream does not respond, and the focus stays where it is."""
+def test_page_shows_the_progress_of_a_job(site: MemberSite, browser: PageBrowser) -> None:
+    """A form starts a job that fetches images from an upstream that does not respond. The page shows that the job has
+    failed without being loaded again, and the focus does not move."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.log_in(ADMIN, PASSWORD)
@@ -32,9 +32,9 @@ def test_the_progress_follows_by_itself(site: MemberSite, browser: PageBrowser) 
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_find_an_image_and_change_it(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """From the upstream the way leads to the cached image, which is frozen and unfrozen. A purge asks for confirmation,
-    and can be cancelled. Markup in a reference is shown as text."""
+def test_freeze_unfreeze_and_purge_a_cached_image(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """An admin finds a cached image with the filter, freezes its tag and unfreezes it. A purge asks for confirmation
+    and can be cancelled. HTML in an image reference is shown as text."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         tab.allowed_errors.append("the server responded with a status of 4")
         page = tab.page

@@ -1,4 +1,4 @@
-"""Which hosts the pages make a browser contact, by the browser's own log of its network."""
+"""Tests that the web pages cause no requests to other hosts, with the network log of a real browser."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.fakes.page_browser import page_browser
 from tests.fakes.page_site import MEMBER
 
 
-def hosts_asked(log: Path) -> set[str]:
-    """Returns the hosts of all requests for documents, and of all requests that an origin caused. The browser's own
-    requests, such as those for updates, have no origin."""
+def requested_hosts(log: Path) -> set[str]:
+    """Returns the hosts of all requests for pages and frames, and of all requests that a page has caused. Requests that
+    the browser sends on its own, such as those for updates, have no initiator and are left out."""
     document = json.loads(log.read_text())
     started = document["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
     requests = [event["params"] for event in document["events"] if event["type"] == started and "params" in event]
@@ -26,11 +26,11 @@ def hosts_asked(log: Path) -> set[str]:
     }
 
 
-def test_the_browser_asks_nobody_else(site: MemberSite, tmp_path: Path) -> None:
-    """A visit leads to requests to the registry only."""
+def test_pages_cause_requests_to_the_registry_only(site: MemberSite, tmp_path: Path) -> None:
+    """While a user opens several pages, the browser sends requests to the registry only."""
     log = tmp_path / "net.json"
     with page_browser(f"--log-net-log={log}") as browser, browser.tab(site.server.url) as tab:
         tab.log_in(MEMBER, PASSWORD)
         for path in ("/ui/repositories/public/described", "/ui/setup?client=ci", "/ui/repositories?in=docker.io"):
             tab.open(path)
-    assert hosts_asked(log) == {site.server.address}
+    assert requested_hosts(log) == {site.server.address}

@@ -1,4 +1,5 @@
-"""The overview in a real browser: the part about the present, the charts, and how counts get there."""
+"""Tests of the overview page in a real browser: the part with the current state, which updates itself, and the charts
+of pulls and pushes."""
 
 from __future__ import annotations
 
@@ -15,21 +16,21 @@ from tests.fakes.page_browser import PageBrowser
 from tests.fakes.page_site import MEMBER
 from tests.fakes.plain_client import plain_request
 
-PRESENT = f"{OVERVIEW_PATH}/now"
+CURRENT_STATE_PATH = f"{OVERVIEW_PATH}/now"
 
 
-def test_the_present_updates_itself(site: MemberSite, browser: PageBrowser) -> None:
-    """The rest of the page stays as it is, and so does the focus. A visitor can stop the updates. When the session
-    ends, the page leads to the login page and back."""
+def test_current_state_updates_itself(site: MemberSite, browser: PageBrowser) -> None:
+    """The part with the current state updates itself, without changing the rest of the page or the focus. A visitor can
+    stop the updates. When the session has ended, the page leads to the login page."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.log_in(ADMIN, PASSWORD)
         page.evaluate("window.isSamePage = true")
         page.evaluate("document.getElementById('now').dataset.first = ''")
         page.locator("#now-switch").focus()
-        with page.expect_response(f"**{PRESENT}") as answer:
+        with page.expect_response(f"**{CURRENT_STATE_PATH}") as response:
             expect(page.locator("#now[data-first]")).to_have_count(0, timeout=60_000)
-        assert answer.value.status == 200
+        assert response.value.status == 200
         assert page.evaluate("document.activeElement.id") == "now-switch"
         assert page.evaluate("window.isSamePage")
         assert tab.accessibility_problems() == []
@@ -43,31 +44,34 @@ def test_the_present_updates_itself(site: MemberSite, browser: PageBrowser) -> N
 
 
 def number_in(text: str) -> int:
+    """Returns the number, which has commas between the thousands."""
     return int(text.replace(",", ""))
 
 
 @pytest.mark.parametrize("javascript", [True, False])
 def test_charts_count_pulls(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """The charts count the pulls of all workers at once, and are shown as a picture with a description and as a
-    table."""
+    """The charts include the pulls of all workers without delay. Each is shown as a picture with a text description,
+    and as a table."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         tab.log_in(ADMIN, PASSWORD)
         figure = tab.page.locator("#today + dl div dd").first
         hour = None
-        while hour != (hour := int(time.time() // HOUR_SECONDS)):  # when an hour ends, the oldest one goes
+        while hour != (
+            hour := int(time.time() // HOUR_SECONDS)
+        ):  # repeated if an hour has ended, because the sum then loses its oldest hour
             tab.open(OVERVIEW_PATH)
-            before = number_in(figure.inner_text())
+            pulls_before = number_in(figure.inner_text())
             for _ in range(5):
                 answer = plain_request(
                     "GET", f"{site.server.url}/v2/public/app/manifests/latest", headers={"authorization": ROOT.basic}
                 )
                 assert answer.status_code == 200
             tab.open(OVERVIEW_PATH)
-            after = number_in(figure.inner_text())
-        assert after == before + 5
+            pulls_after = number_in(figure.inner_text())
+        assert pulls_after == pulls_before + 5
         charts = tab.page.get_by_role("img", name="Pulls and pushes")
         expect(charts).to_have_count(2)
-        assert f"Pulls: {after:,}." in charts.first.locator("desc").inner_html()
+        assert f"Pulls: {pulls_after:,}." in charts.first.locator("desc").inner_html()
         assert charts.first.locator("rect").count() >= 1
         table = tab.page.locator("details").first
         expect(table.locator("table")).to_be_hidden()
@@ -77,8 +81,9 @@ def test_charts_count_pulls(site: MemberSite, browser: PageBrowser, javascript: 
             assert tab.accessibility_problems() == []
 
 
-def test_others_see_what_they_may_pull(site: MemberSite, browser: PageBrowser) -> None:
-    """A member and an anonymous visitor see what they may pull, and links to the lists."""
+def test_overview_of_users_without_admin_rights(site: MemberSite, browser: PageBrowser) -> None:
+    """An anonymous visitor and a user who is not an admin see counts of the repositories that they may pull, with links
+    to the lists."""
     with browser.tab(site.server.url) as tab:
         tab.open(OVERVIEW_PATH)
         assert tab.page.locator(".facts dt").all_inner_texts() == ["Hosted"]

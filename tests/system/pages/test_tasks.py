@@ -1,4 +1,5 @@
-"""What people do on the pages, in a real browser."""
+"""Tests of common tasks on the web pages, in a real browser: login, search, lists of repositories and tags, and
+language."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ from tests.fakes.page_browser import PageBrowser
 from tests.fakes.page_site import HOSTILE, MANY, MEMBER
 
 
-def test_the_language_stays(site: MemberSite, browser: PageBrowser) -> None:
-    """The browser's language is the first; what the visitor chooses stays, also without JavaScript."""
+def test_chosen_language_is_kept(site: MemberSite, browser: PageBrowser) -> None:
+    """At first the pages have the language of the browser. If the visitor chooses another language, later pages keep
+    it, even without JavaScript."""
     with browser.tab(site.server.url, language="zh-CN", javascript=False) as tab:
         tab.open("/ui/setup?client=podman")
         assert tab.page.locator("h1").inner_text() == "客户端配置"
@@ -29,8 +31,8 @@ def test_the_language_stays(site: MemberSite, browser: PageBrowser) -> None:
 
 @pytest.mark.parametrize("javascript", [True, False])
 def test_log_in_and_out(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """A page that needs an account leads to the login form, and the form back to the page. If the password is wrong,
-    the form says so and keeps the name."""
+    """A page that needs an account leads to the login form. After the login, the form leads back to the page. If the
+    password is wrong, the form shows an error and keeps the user name."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         tab.allowed_errors.append("the server responded with a status of 4")
         page = tab.page
@@ -49,9 +51,9 @@ def test_log_in_and_out(site: MemberSite, browser: PageBrowser, javascript: bool
         assert page.locator(".account").count() == 0
 
 
-def test_filter_and_load_on(site: MemberSite, browser: PageBrowser) -> None:
-    """The list is filtered while one types, and grows at the end, without loading the page again. The address with the
-    filter can be bookmarked."""
+def test_filter_and_load_more_repositories(site: MemberSite, browser: PageBrowser) -> None:
+    """The list of repositories is filtered while the user types, and more rows are added at its end, both without
+    loading the page again. The URL with the filter can be bookmarked."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.open("/ui/repositories")
@@ -73,9 +75,9 @@ def test_filter_and_load_on(site: MemberSite, browser: PageBrowser) -> None:
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_from_a_pull_command_to_a_layer(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """The search field of every page leads from a pull command to the tag, and from there to a platform, a signature
-    and back. Markup from images and descriptions is shown as text."""
+def test_search_for_a_pull_command_leads_to_the_tag(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """A pull command in the search field of a page leads to the page of the tag. From there, links lead to a platform,
+    to a signature, and back to the repository. HTML from images and descriptions is shown as text."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         page = tab.page
         tab.open("/ui/setup")
@@ -98,7 +100,7 @@ def test_from_a_pull_command_to_a_layer(site: MemberSite, browser: PageBrowser, 
 
 
 def test_search_while_typing(site: MemberSite, browser: PageBrowser) -> None:
-    """The results appear while one types. Enter loads the page of results, and a tag in it leads to the tag's page."""
+    """Search results appear while the user types. Enter on a complete reference opens the page of the tag."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.open("/ui/search")
@@ -113,7 +115,7 @@ def test_search_while_typing(site: MemberSite, browser: PageBrowser) -> None:
 
 
 def test_sort_and_filter_tags(site: MemberSite, browser: PageBrowser) -> None:
-    """A click on an order sorts the tags by it, and another one reverses it; the filter stays."""
+    """A click on a sort order sorts the tags, and another click reverses the order. The filter is kept."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.open("/ui/repositories/public/app")
@@ -129,8 +131,8 @@ def test_sort_and_filter_tags(site: MemberSite, browser: PageBrowser) -> None:
         assert page.input_value("#q") == "LAT"
 
 
-def test_the_keyboard_suffices(site: MemberSite, browser: PageBrowser) -> None:
-    """The first Tab leads to the link that skips the navigation. The focused element is visible."""
+def test_keyboard_navigation(site: MemberSite, browser: PageBrowser) -> None:
+    """The first Tab leads to the link that skips the navigation. Every focused element has a visible outline."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.open("/ui/repositories")
@@ -139,18 +141,19 @@ def test_the_keyboard_suffices(site: MemberSite, browser: PageBrowser) -> None:
         assert page.evaluate("document.activeElement.getBoundingClientRect().top") >= 0
         page.keyboard.press("Enter")
         assert page.evaluate("document.activeElement.id") == "main"
-        seen = []
+        focused = []
         for _ in range(6):
             page.keyboard.press("Tab")
-            seen.append(page.evaluate("document.activeElement.id || document.activeElement.innerText"))
+            focused.append(page.evaluate("document.activeElement.id || document.activeElement.innerText"))
             assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-        assert seen[:2] == ["q", "Filter"]
+        assert focused[:2] == ["q", "Filter"]
         page.keyboard.press("Enter")
         page.wait_for_url("**/ui/repositories/**")
 
 
-def test_copy_and_times(site: MemberSite, browser: PageBrowser) -> None:
-    """A digest is short and is copied whole; times are those of the visitor's zone."""
+def test_copied_digests_and_local_times(site: MemberSite, browser: PageBrowser) -> None:
+    """A digest is shown shortened, and its button copies the whole digest. Times are shown in the time zone of the
+    visitor."""
     with browser.tab(
         site.server.url,
         timezone_id="Asia/Shanghai",
@@ -161,27 +164,26 @@ def test_copy_and_times(site: MemberSite, browser: PageBrowser) -> None:
         tab.log_in("root", PASSWORD)
         tab.open("/ui/repositories/public/app")
         digest = page.locator("td .digest code").first
-        whole = digest.get_attribute("title")
-        assert whole is not None
-        assert whole.startswith(digest.inner_text())
+        full_digest = digest.get_attribute("title")
+        assert full_digest is not None
+        assert full_digest.startswith(digest.inner_text())
         page.locator("td .digest button.copy").first.click()
         expect(page.locator("#said")).to_have_text("已复制")
-        assert page.evaluate("navigator.clipboard.readText()") == whole
+        assert page.evaluate("navigator.clipboard.readText()") == full_digest
         tab.open("/ui/system")
         time = page.locator("time").first
         moment = time.get_attribute("datetime")
-        shown = page.evaluate(
+        expected_time = page.evaluate(
             "moment => new Intl.DateTimeFormat('zh-Hans', {dateStyle: 'medium', timeStyle: 'short', "
             "timeZone: 'Asia/Shanghai'}).format(new Date(moment))",
             moment,
         )
-        assert time.inner_text() == shown
+        assert time.inner_text() == expected_time
         assert (time.get_attribute("title") or "").endswith(" UTC")
 
 
-def test_a_session_that_ends_between_two_clicks(site: MemberSite, browser: PageBrowser) -> None:
-    """After the session has ended, the next click shows what everyone may see, and says why. A part that htmx requests
-    leads to the login form."""
+def test_ended_session(site: MemberSite, browser: PageBrowser) -> None:
+    """After the session has ended, the next page states this, and shows only what anonymous visitors may see."""
     name, password = site.user()
     site.grant(f"user:{name}", {"crew/**": "pull"})
     with browser.tab(site.server.url) as tab:
@@ -194,8 +196,8 @@ def test_a_session_that_ends_between_two_clicks(site: MemberSite, browser: PageB
         assert tab.page.get_by_role("link", name="crew/app").count() == 0
 
 
-def test_no_other_site_frames_a_page(site: MemberSite, browser: PageBrowser) -> None:
-    """The browser refuses to show a page inside one of another site."""
+def test_pages_cannot_be_framed_by_another_site(site: MemberSite, browser: PageBrowser) -> None:
+    """The browser refuses to show a page of the registry in a frame of another site."""
     with browser.tab(site.server.url) as tab:
         tab.allowed_errors += ["frame-ancestors", "X-Frame-Options", "Framing"]
         tab.page.set_content(f'<iframe src="{site.server.url}/ui/login"></iframe>')

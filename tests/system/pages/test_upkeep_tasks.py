@@ -1,4 +1,4 @@
-"""What admins do on the page about upkeep, in a real browser."""
+"""Tests of the web pages on which admins start upkeep jobs and see retention rules, in a real browser."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.fakes.clients.member_site import MemberSite
 from tests.fakes.page_browser import PageBrowser
 
 
-def test_a_job_is_followed(site: MemberSite, browser: PageBrowser) -> None:
-    """A button starts a job, and the page shows its end without being loaded again."""
+def test_page_shows_the_end_of_a_job(site: MemberSite, browser: PageBrowser) -> None:
+    """A button starts a job, and the page shows when the job is done without being loaded again."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.log_in(ADMIN, PASSWORD)
@@ -25,8 +25,9 @@ def test_a_job_is_followed(site: MemberSite, browser: PageBrowser) -> None:
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_what_retention_would_delete(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
-    """The question whether to apply the rules leads to what they would delete in a repository."""
+def test_page_shows_what_retention_would_delete(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+    """The request for confirmation before the retention rules are applied has a link to a page that shows what the
+    rules would delete in a repository."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         page = tab.page
         tab.log_in(ADMIN, PASSWORD)

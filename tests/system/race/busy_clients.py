@@ -1,8 +1,10 @@
-"""Clients that push, mount, tag, delete and pull at random, and know what the server has acknowledged.
+"""Clients for load tests: they push, mount, tag, delete and pull at random, and record what the server has
+acknowledged.
 
-Each client has repositories of its own, so it knows what must be there. `kept/…` is under no retention rule;
-`scratch/…` is. All clients share a pool of layers. They also share a few images that each of them pushes and soon
-deletes again, so that the same blobs are pushed and collected at the same time.
+Each client has two repositories of its own, so it can check that everything the server acknowledged is still there. No
+retention rule applies to `kept/…`; one applies to `scratch/…`. The images of all clients share some layers. In
+addition, all clients push and soon delete a few identical images, so that the same blobs are pushed and
+garbage-collected at the same time.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ TAGS = 6
 
 
 def shared_layer(number: int) -> bytes:
+    """Returns one of the layers that the images of all clients share."""
     return random.Random(f"layer {number}").randbytes(LAYER_BYTES)
 
 
 @dataclass
 class Acknowledged:
-    """The manifests that the server has acknowledged. Each has its type, the digests of its blobs, and those of its
-    children."""
+    """The manifests and tags that the server has acknowledged. `manifests`: by repository and digest, the media type,
+    the digests of the blobs, and the digests of the child manifests. `tags`: by repository and tag, the digest."""
 
     manifests: dict[tuple[str, str], tuple[str, tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
     tags: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -36,8 +39,8 @@ class Acknowledged:
 
 @dataclass
 class Counts:
-    """Counts that show how much load there was: manifests pushed, refused and deleted, images pulled whole, images
-    pulled through the mirror (`mirrored`), and blobs mounted."""
+    """Counts that show how much load there was: manifests that were pushed or refused, deletions, images pulled with
+    all their blobs, images pulled through the mirror (`mirrored`), and mounted blobs."""
 
     pushed: int = 0
     refused: int = 0
@@ -48,7 +51,7 @@ class Counts:
 
 
 class BusyClient:
-    """One client, in a thread. `failure` says what went wrong, if anything did."""
+    """One client, in a thread of its own. `failure` describes the error that ended the client, or is None."""
 
     def __init__(self, port: int, number: int, stop: threading.Event, mirrored: tuple[str, ...] = ()) -> None:
         self.name = f"client {number}"
@@ -81,6 +84,7 @@ class BusyClient:
             self.failure = f"{self.name}: {' '.join(where)}: {type(error).__name__}: {error}"
 
     def _act(self, wire: RawConnection) -> None:
+        """Does one random action."""
         chance = self._random.random()
         repo = self._random.choice((self.kept, self.scratch))
         if chance < 0.2:
@@ -100,8 +104,8 @@ class BusyClient:
         return f"t{self._random.randrange(TAGS)}"
 
     def _ensure_blob(self, wire: RawConnection, repo: str, data: bytes) -> None:
-        """Makes sure that the repository has the blob. Begins at random with a HEAD, a mount or a push. If a HEAD does
-        not find the blob, mounts it; if a mount does not find it, pushes it."""
+        """Makes sure that the repository has the blob. Starts at random with a HEAD request, a mount or an upload.
+        After a HEAD that does not find the blob, tries a mount. After a failed mount, uploads the blob."""
         digest = digest_of(data)
         chance = self._random.random()
         if chance < 0.3 and wire.ask("HEAD", f"/v2/{repo}/blobs/{digest}").status == 200:
@@ -118,8 +122,8 @@ class BusyClient:
         expect(wire.ask("PUT", f"{answer['location']}?digest={digest}", body=data), 201)
 
     def _push_image(self, wire: RawConnection, repo: str, reference: str | None) -> str | None:
-        """Pushes an image with two shared layers and one layer of its own. Returns its digest. Returns None if the
-        server refused the manifest, because the collector had removed one of its blobs before."""
+        """Pushes an image with two shared layers and one layer of its own. Returns its digest, or None if the server
+        refused the manifest because the garbage collection had already removed one of its blobs."""
         config = b'{"architecture":"amd64","os":"linux","n":%d}' % self._random.getrandbits(60)
         layers = [shared_layer(number) for number in self._random.sample(range(SHARED_LAYERS), 2)]
         layers.append(self._random.randbytes(2_000))
@@ -129,7 +133,7 @@ class BusyClient:
         return self._put(wire, repo, reference, image(config, *layers), OCI_MANIFEST, blobs, ())
 
     def _push_short_lived_image(self, wire: RawConnection) -> None:
-        """Pushes an image that the other clients push as well, pulls it and deletes it."""
+        """Pushes an image that other clients push too, pulls it, and deletes it."""
         number = self._random.randrange(SHORT_LIVED_IMAGES)
         blobs = b'{"brief":%d}' % number, random.Random(f"brief {number}").randbytes(LAYER_BYTES)
         for data in blobs:
@@ -141,6 +145,7 @@ class BusyClient:
             self._delete_manifest(wire, self.kept, digest)
 
     def _push_index(self, wire: RawConnection, repo: str, tag: str) -> None:
+        """Pushes two images and an index of them."""
         bodies = []
         for _ in range(2):
             digest = self._push_image(wire, repo, None)
@@ -170,6 +175,7 @@ class BusyClient:
         blobs: tuple[str, ...],
         children: tuple[str, ...],
     ) -> str | None:
+        """Puts a manifest. Returns its digest, or None if the server refused it because a blob is missing."""
         digest = digest_of(body)
         answer = wire.ask("PUT", f"/v2/{repo}/manifests/{reference or digest}", {"Content-Type": media_type}, body)
         if answer.status == 404 and answer.codes == ["MANIFEST_BLOB_UNKNOWN"]:
@@ -184,15 +190,15 @@ class BusyClient:
 
     def _delete(self, wire: RawConnection, repo: str) -> None:
         """Deletes a tag, or a manifest that no acknowledged index lists."""
-        known = self.acknowledged
-        tags = [tag for name, tag in known.tags if name == repo]
+        acknowledged = self.acknowledged
+        tags = [tag for name, tag in acknowledged.tags if name == repo]
         if tags and self._random.random() < 0.5:
             tag = self._random.choice(tags)
-            del known.tags[repo, tag]
+            del acknowledged.tags[repo, tag]
             expect(wire.ask("DELETE", f"/v2/{repo}/manifests/{tag}"), 202, 404)
         else:
-            listed = {child for _, _, children in known.manifests.values() for child in children}
-            digests = [digest for name, digest in known.manifests if name == repo and digest not in listed]
+            listed = {child for _, _, children in acknowledged.manifests.values() for child in children}
+            digests = [digest for name, digest in acknowledged.manifests if name == repo and digest not in listed]
             if not digests:
                 return
             self._delete_manifest(wire, repo, self._random.choice(digests))
@@ -200,40 +206,43 @@ class BusyClient:
         self.counts.deleted += 1
 
     def _delete_manifest(self, wire: RawConnection, repo: str, digest: str) -> None:
-        known = self.acknowledged
-        del known.manifests[repo, digest]
-        known.tags = {key: value for key, value in known.tags.items() if (key[0], value) != (repo, digest)}
+        """Deletes a manifest. Removes it and its tags from `acknowledged` before."""
+        acknowledged = self.acknowledged
+        del acknowledged.manifests[repo, digest]
+        acknowledged.tags = {
+            key: value for key, value in acknowledged.tags.items() if (key[0], value) != (repo, digest)
+        }
         expect(wire.ask("DELETE", f"/v2/{repo}/manifests/{digest}"), 202, 404)
         self.counts.deleted += 1
 
     def _pull(self, wire: RawConnection) -> None:
+        """Pulls a random acknowledged manifest."""
         if not self.acknowledged.manifests:
             return
         repo, digest = self._random.choice(list(self.acknowledged.manifests))
         self.pull_whole(wire, repo, digest)
 
     def pull_whole(self, wire: RawConnection, repo: str, digest: str) -> bool:
-        """Pulls an acknowledged manifest with all that it refers to. Returns False if the manifest is gone. Only a
-        retention rule may have deleted it. As long as a manifest is there, everything that it refers to must be there
-        as well."""
+        """Pulls an acknowledged manifest with its blobs and children. Returns False if a retention rule has deleted the
+        manifest. As long as the manifest exists, all its blobs and children must exist too."""
         _, blobs, children = self.acknowledged.manifests[repo, digest]
         path = f"/v2/{repo}/manifests/{digest}"
         answer = wire.ask("GET", path)
-        is_gone = answer.status == 404
-        if not is_gone:
+        is_deleted = answer.status == 404
+        if not is_deleted:
             expect(answer, 200)
             assert digest_of(answer.body) == digest
-            is_gone = not (self._pull_blobs(wire, repo, blobs) and self._pull_children(wire, repo, children))
-        if is_gone:
+            is_deleted = not (self._pull_blobs(wire, repo, blobs) and self._pull_children(wire, repo, children))
+        if is_deleted:
             assert repo == self.scratch, f"something of {repo}@{digest} is gone"
-            expect(wire.ask("GET", path), 404)  # the manifest must be gone too
+            expect(wire.ask("GET", path), 404)  # if a blob or child is missing, the manifest must be missing too
             del self.acknowledged.manifests[repo, digest]
             return False
         self.counts.pulled += 1
         return True
 
     def _pull_blobs(self, wire: RawConnection, repo: str, blobs: tuple[str, ...]) -> bool:
-        """Pulls the blobs of an image. Returns False if one is gone."""
+        """Pulls the blobs of an image. Returns False if one of them is missing."""
         for blob in blobs:
             answer = wire.ask("GET", f"/v2/{repo}/blobs/{blob}")
             if answer.status == 404:
@@ -243,13 +252,13 @@ class BusyClient:
         return True
 
     def _pull_children(self, wire: RawConnection, repo: str, children: tuple[str, ...]) -> bool:
-        """Pulls the images of an index. Returns False if one is gone."""
+        """Pulls the images of an index. Returns False if one of them is missing."""
         return all(
             (repo, child) in self.acknowledged.manifests and self.pull_whole(wire, repo, child) for child in children
         )
 
     def _pull_mirrored(self, wire: RawConnection, name: str) -> None:
-        """Pulls an image through the mirror, whose cache is being evicted meanwhile."""
+        """Pulls an image through the mirror while another command evicts images from its cache."""
         answer = wire.ask("GET", f"/v2/{name}/manifests/latest")
         expect(answer, 200)
         document = answer.json()
@@ -261,4 +270,5 @@ class BusyClient:
 
 
 def expect(answer: RawAnswer, *statuses: int) -> None:
+    """Checks that the response has one of these statuses."""
     assert answer.status in statuses, f"{answer.status} {answer.body[:300]!r}"

@@ -1,4 +1,5 @@
-"""Two users of one data directory: the test's own registry, and a peer in this process or in another one."""
+"""Fixtures for tests in which two registries use the same data directory at the same time: the `registry` of the test,
+and a `peer` in the same process or in another process."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from tests.system.race.gated_system import GatedSystem, PeerRegistry, open_gated
 
 
 def later() -> float:
-    """Returns a time so late that the collector considers every file old."""
+    """A clock for the registries. It is so far in the future that the garbage collector considers every file old."""
     return time.time() + 3600
 
 

@@ -1,4 +1,5 @@
-"""The content stores that the races are run over, and the steps at which each can be stopped."""
+"""The content stores (`ContentKind`) with which the race tests run: files and an object store. Each lists the steps at
+which a test can stop it."""
 
 from __future__ import annotations
 
@@ -14,25 +15,32 @@ from tests.fakes.object_store.multipart_blob_store import open_objects, place_of
 
 PART_BYTES = 64 * 1024
 Step = tuple[str, str]
-"""A call's name, and a part of its path or key."""
+"""The name of a call to the store, and a part of the call's path or key."""
 
 
 class ContentKind(Protocol):
-    """A content store. Its steps: `verify` comes before the content is durable, `publish` before it is in its place,
-    `published` before that is durable or the session is gone, `remove` before it leaves its place, `write` in the
-    middle of a write, `take_over` before a session has its new owner."""
+    """A kind of content store. `steps` names the points at which a test can stop it:
+
+    - `write`: in the middle of a write
+    - `verify`: before the uploaded content is durable
+    - `publish`: before the content is moved to its final place
+    - `published`: before this move is durable, or before the upload session is deleted
+    - `commit`: before a commit of the metadata
+    - `remove`: before the garbage collector removes the content from its place
+    - `take_over`: before an upload session gets a new owner
+    """
 
     name: str
     steps: dict[str, Step]
     keeps_half_writes: bool
-    """Whether some bytes of a write that is stopped in the middle are stored."""
+    """Whether the store keeps the first bytes of a write that is stopped in the middle."""
 
     def opener(self, data: Path, before: Callable[[str, str], None]) -> OpenContent:
         """Returns the opener for `open_registry`. `before` is called before each step."""
         ...
 
     def leave_stray(self, data: Path, digest: Digest, body: bytes) -> None:
-        """Puts something in the blob's place, as a crash would leave it."""
+        """Leaves a file or object in the blob's place without a row in the metadata, as a crash can do."""
         ...
 
 
@@ -50,7 +58,7 @@ class Files:
     }
 
     def opener(self, data: Path, before: Callable[[str, str], None]) -> OpenContent:
-        return open_files  # `GatedSystem` stops at its steps
+        return open_files  # `GatedSystem` intercepts the steps of this store, so `before` is not needed
 
     def leave_stray(self, data: Path, digest: Digest, body: bytes) -> None:
         layout_of(data).blob(digest).write_bytes(b"left by a crash")
@@ -73,7 +81,7 @@ class Objects:
         return open_objects(data / "bucket", PART_BYTES, before)
 
     def leave_stray(self, data: Path, digest: Digest, body: bytes) -> None:
-        """Puts the whole object: an interrupted put leaves nothing."""
+        """Puts the whole object, because an object store keeps nothing of an interrupted put."""
         Bucket(data / "bucket", PART_BYTES).put(place_of(digest), body)
 
 

@@ -1,4 +1,5 @@
-"""Gates: a System that stops at a step until the test lets it go on, and peers that use the same data directory."""
+"""Tools for race tests. A `GatedSystem` makes the file system calls of a registry, and can stop before one of them, the
+gate, until the test opens the gate. A peer is a second registry with the same data directory."""
 
 from __future__ import annotations
 
@@ -25,10 +26,11 @@ from tests.system.race.content_kinds import KINDS, ContentKind
 BY = Actor(name="tester")
 TIMEOUT_SECONDS = 60.0
 BOOT = "one run of the machine"
+"""The boot id that all registries of a test see by default."""
 
 
 class StepGate:
-    """Stops the first caller that comes to a step `name` whose path contains `where`."""
+    """Stops the first call of the step `name` whose path contains `where`, until the test opens the gate."""
 
     def __init__(self, name: str, where: str) -> None:
         self.name = name
@@ -37,30 +39,31 @@ class StepGate:
         self._open = threading.Event()
 
     async def reached(self) -> None:
-        """Returns when a caller stands at the gate."""
+        """Waits until a call has stopped at the gate."""
         assert await asyncio.to_thread(self._reached.wait, TIMEOUT_SECONDS), f"nobody came to {self.name} {self.where}"
 
     def open(self) -> None:
         self._open.set()
 
     def enter(self, name: str, where: str) -> None:
-        """Called at each step. Waits if the step is the gate's and the gate is still shut."""
+        """Called before each step. The first call that matches the gate waits here until the gate is open."""
         if name == self.name and self.where in where and not self._reached.is_set():
             self._reached.set()
             assert self._open.wait(TIMEOUT_SECONDS), "the test left the gate shut"
 
 
 class GatedSystem(System):
-    """A System that waits at its gate, if it has one, before the gate's step. At a write it waits when half the bytes
-    are written."""
+    """A System that waits before the step that its gate matches. At a write, it waits after half of the first chunk is
+    written."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gate: StepGate | None = None
         self.written = 0
-        """Bytes."""
+        """The number of bytes written so far."""
 
     def stop_at(self, name: str, where: str = "") -> StepGate:
+        """Sets the gate to this step, and returns it."""
         self.gate = StepGate(name, where)
         return self.gate
 
@@ -72,12 +75,12 @@ class GatedSystem(System):
     def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
         half = len(chunks[0]) // 2
         if self.gate is None or half == 0:
-            done = super().write(fd, chunks, offset)
+            written = super().write(fd, chunks, offset)
         else:
-            done = super().write(fd, [chunks[0][:half]], offset)
+            written = super().write(fd, [chunks[0][:half]], offset)
             self.enter("write")
-        self.written += done
-        return done
+        self.written += written
+        return written
 
     def sync(self, fd: int) -> None:
         self.enter("sync", os.readlink(f"/proc/self/fd/{fd}"))
@@ -93,12 +96,14 @@ class GatedSystem(System):
 
 
 def manifest_of(config: bytes) -> Manifest:
+    """Returns an image manifest with this config and without layers."""
     part = {"mediaType": "application/json", "digest": digest_of(config), "size": len(config)}
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": part, "layers": []}
     return Manifest.parse(json.dumps(document).encode(), OCI_MANIFEST)
 
 
 async def push(registry: StoredRegistry, repo: RepositoryName, body: bytes) -> None:
+    """Pushes a blob."""
     writer = await registry.start_upload(repo)
     try:
         await writer.write(body)
@@ -108,7 +113,7 @@ async def push(registry: StoredRegistry, repo: RepositoryName, body: bytes) -> N
 
 
 async def pull(registry: StoredRegistry, repo: RepositoryName, digest: Digest) -> bytes:
-    """Raises BlobUnknown."""
+    """Pulls a blob. Raises BlobUnknown if the repository does not have it."""
     reader = await registry.open_blob(repo, digest)
     try:
         return b"".join([chunk async for chunk in reader])
@@ -116,10 +121,12 @@ async def pull(registry: StoredRegistry, repo: RepositoryName, digest: Digest) -
         await reader.aclose()
 
 
-async def act(registry: StoredRegistry, what: str, repo: str, body: bytes) -> None:
-    """Does one thing with the blob `body`: push, delete, mount (from anywhere), manifest, collect, or sweep."""
+async def act(registry: StoredRegistry, action: str, repo: str, body: bytes) -> None:
+    """Runs one action. `push`, `delete` and `mount` (from any repository) concern the blob `body`. `manifest` puts a
+    manifest that refers to the blob. `collect` runs the garbage collector once. `sweep` runs it until it has checked
+    all stored blobs."""
     name = RepositoryName(repo)
-    match what:
+    match action:
         case "push":
             await push(registry, name, body)
         case "delete":
@@ -131,19 +138,19 @@ async def act(registry: StoredRegistry, what: str, repo: str, body: bytes) -> No
         case "collect":
             await registry.collector.collect()
         case "sweep":
-            for _ in range(33):  # all shards
+            for _ in range(33):  # each run checks one shard of the stored blobs, so this covers all shards
                 await registry.collector.collect()
 
 
 class PeerRegistry(Protocol):
-    """Another user of the same data directory."""
+    """A second registry with the same data directory, whose action can be stopped at a gate."""
 
-    async def start(self, what: str, repo: str, body: bytes, gate: tuple[str, str]) -> None:
-        """Starts the action. Returns when it stands at the gate."""
+    async def start(self, action: str, repo: str, body: bytes, gate: tuple[str, str]) -> None:
+        """Starts the action of `act`. Returns when it has stopped at the gate."""
         ...
 
     async def finish(self) -> str | None:
-        """Lets the action go on, and waits for its end. Returns the error's code, or None for success."""
+        """Opens the gate, and waits until the action has ended. Returns the code of its error, or None for success."""
         ...
 
 
@@ -154,9 +161,9 @@ class PeerInProcess:
         self._registry = registry
         self._system = system
 
-    async def start(self, what: str, repo: str, body: bytes, gate: tuple[str, str]) -> None:
+    async def start(self, action: str, repo: str, body: bytes, gate: tuple[str, str]) -> None:
         self._gate = self._system.stop_at(*gate)
-        self._task = asyncio.create_task(_told(self._registry, what, repo, body))
+        self._task = asyncio.create_task(_run_action(self._registry, action, repo, body))
         await self._gate.reached()
 
     async def finish(self) -> str | None:
@@ -170,8 +177,8 @@ class PeerProcess:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
-    async def start(self, what: str, repo: str, body: bytes, gate: tuple[str, str]) -> None:
-        await self._send([what, repo, body.hex(), *gate])
+    async def start(self, action: str, repo: str, body: bytes, gate: tuple[str, str]) -> None:
+        await self._send([action, repo, body.hex(), *gate])
         assert await self._line() == "reached"
 
     async def finish(self) -> str | None:
@@ -193,9 +200,10 @@ class PeerProcess:
         return json.loads(line)
 
 
-async def _told(registry: StoredRegistry, what: str, repo: str, body: bytes) -> str | None:
+async def _run_action(registry: StoredRegistry, action: str, repo: str, body: bytes) -> str | None:
+    """Runs the action. Returns the code of its error, or None for success."""
     try:
-        await act(registry, what, repo, body)
+        await act(registry, action, repo, body)
     except RegistryError as error:
         return error.code
     return None
@@ -231,12 +239,13 @@ async def peer_process(data: Path, kind: ContentKind, clock: Callable[[], float]
 
 
 async def _main(data: Path, kind: ContentKind, now: float) -> None:
+    """Runs the actions that come as JSON lines on stdin, and prints when each has reached its gate and has ended."""
     system = GatedSystem()
     async with open_gated(data, kind, system, lambda: now) as registry:
         while line := await asyncio.to_thread(sys.stdin.readline):
-            what, repo, body, *where = json.loads(line)
+            action, repo, body, *where = json.loads(line)
             gate = system.stop_at(*where)
-            task = asyncio.create_task(_told(registry, what, repo, bytes.fromhex(body)))
+            task = asyncio.create_task(_run_action(registry, action, repo, bytes.fromhex(body)))
             await gate.reached()
             print(json.dumps("reached"), flush=True)
             await asyncio.to_thread(sys.stdin.readline)

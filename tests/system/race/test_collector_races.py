@@ -1,4 +1,4 @@
-"""The collector against requests that need the content it is about to delete."""
+"""Tests of the garbage collector against requests that need, at the same time, the blob that it is about to delete."""
 
 from __future__ import annotations
 
@@ -21,38 +21,39 @@ BODY = random.Random(1).randbytes(300_000)
 DIGEST = digest_of(BODY)
 
 
-async def _dropped(registry: StoredRegistry) -> None:
-    """Makes a blob whose file waits for the collector."""
+async def _push_and_delete(registry: StoredRegistry) -> None:
+    """Pushes a blob and deletes it, so that the collector has its file to delete."""
     await push(registry, APP, BODY)
     await registry.delete_blob(APP, DIGEST, by=BY)
 
 
 @pytest.mark.parametrize("gate", ["publish", "published", "commit"])
-async def test_a_push_under_way_keeps_its_blob_from_the_collector(
+async def test_collection_during_a_push_does_not_damage_the_blob(
     gate: str, registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
-    """A push stands before its rename, before the directory's sync, or before a commit, when a collection starts. The
-    collection does not delete the blob that the push then acknowledges."""
-    await _dropped(registry)
+    """A push is stopped before the blob is moved to its place, before this move is durable, or before a commit. Then a
+    collection starts. After both have ended, the blob is either complete or deleted together with its row."""
+    await _push_and_delete(registry)
     await peer.start("push", APP, BODY, kind.steps[gate])
     collecting = asyncio.create_task(act(registry, "collect", APP, BODY))
     await asyncio.wait([collecting], timeout=0.05)
     assert await peer.finish() is None
     await collecting
-    # Without a manifest and without any grace period, the blob may have been collected, but then as a whole.
-    there = await is_stored(registry, DIGEST)
+    # No manifest refers to the blob and there is no grace period, so the collection may have deleted the blob and its
+    # row.
+    is_in_store = await is_stored(registry, DIGEST)
     try:
         assert await pull(registry, APP, DIGEST) == BODY
     except BlobUnknown:
-        assert not there
+        assert not is_in_store
 
 
 @pytest.mark.parametrize("gate", ["publish", "published", "commit"])
-async def test_a_pushed_blob_that_a_manifest_needs_survives_a_collection_beside_it(
+async def test_collection_during_a_push_keeps_a_referenced_blob(
     gate: str, registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
-    """If a manifest refers to the pushed blob, the blob is served, byte for byte, after both the push and the
-    collection."""
+    """A manifest refers to the blob whose push is stopped when a collection starts. After both have ended, the blob can
+    be pulled."""
     await push(registry, APP, BODY)
     await registry.put_manifest(APP, manifest_of(BODY), by=BY)
     await registry.delete_blob(APP, DIGEST, by=BY, even_if_referenced=True)
@@ -65,12 +66,12 @@ async def test_a_pushed_blob_that_a_manifest_needs_survives_a_collection_beside_
 
 
 @pytest.mark.parametrize("gate", ["remove", "commit"])
-async def test_a_collection_under_way_does_not_take_what_is_pushed_meanwhile(
+async def test_push_waits_for_a_running_collection(
     gate: str, registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
-    """A push that comes while the collector stands before a commit, or between the row's end and the file's move, is
-    acknowledged with its bytes in place."""
-    await _dropped(registry)
+    """The collector is stopped before its commit, or after it has deleted the blob's row and before it removes the
+    file. A push of the same blob waits for the collector. After the push is acknowledged, the blob can be pulled."""
+    await _push_and_delete(registry)
     await peer.start("collect", APP, BODY, kind.steps[gate])
     pushing = asyncio.create_task(push(registry, APP, BODY))
     await asyncio.wait([pushing], timeout=0.05)
@@ -80,13 +81,14 @@ async def test_a_collection_under_way_does_not_take_what_is_pushed_meanwhile(
     assert await pull(registry, APP, DIGEST) == BODY
 
 
-async def test_a_stray_file_is_not_swept_away_under_a_push(
+async def test_sweep_of_a_stray_file_does_not_delete_a_push(
     registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind, data: Path
 ) -> None:
-    """A file without a row is pushed again while the sweep is deleting it: the bytes of the push stay."""
+    """The collector is about to delete a file that has no row in the metadata (a stray file), when the same content is
+    pushed. The pushed blob is kept."""
     kind.leave_stray(data, DIGEST, BODY)
     await peer.start("sweep", APP, BODY, kind.steps["remove"])
-    pushing = asyncio.create_task(_push_for_good(registry))
+    pushing = asyncio.create_task(_push_with_manifest(registry))
     await asyncio.wait([pushing], timeout=0.05)
     assert not pushing.done()
     assert await peer.finish() is None
@@ -94,17 +96,18 @@ async def test_a_stray_file_is_not_swept_away_under_a_push(
     assert await pull(registry, APP, DIGEST) == BODY
 
 
-async def _push_for_good(registry: StoredRegistry) -> None:
-    """Pushes the blob with a manifest, so that later collections keep it."""
+async def _push_with_manifest(registry: StoredRegistry) -> None:
+    """Puts a manifest that refers to the blob, and pushes the blob, so that later collections keep it."""
     await registry.put_manifest(APP, manifest_of(BODY), by=BY, sparse=True)
     await push(registry, APP, BODY)
 
 
-async def test_a_mount_of_what_is_collected_either_fails_or_keeps_it(
+async def test_mount_during_a_collection_fails_or_keeps_the_blob(
     registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
-    """While the collector moves the file, a mount finds no blob; while a mount commits, the collector finds a link."""
-    await _dropped(registry)
+    """While the collector removes the file of a blob, a mount of this blob fails. If the mount commits first, the
+    collector keeps the blob, because a repository is linked to it."""
+    await _push_and_delete(registry)
     await peer.start("collect", APP, BODY, kind.steps["remove"])
     with pytest.raises(BlobUnknown):
         await registry.mount_blob(WEB, DIGEST, ALL_NAMES, BY)
@@ -120,10 +123,11 @@ async def test_a_mount_of_what_is_collected_either_fails_or_keeps_it(
     assert await pull(registry, WEB, DIGEST) == BODY
 
 
-async def test_a_manifest_and_the_collection_of_its_blob_come_in_one_order_or_the_other(
+async def test_manifest_is_refused_or_keeps_its_blob_from_the_collection(
     registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
-    """A manifest is refused if its blob is being collected; a manifest that is being put keeps its blob."""
+    """If the collection of a blob commits first, a manifest that refers to the blob is refused. If the manifest commits
+    first, the collection keeps the blob."""
     await push(registry, APP, BODY)
     await peer.start("collect", APP, BODY, kind.steps["commit"])
     putting = asyncio.create_task(registry.put_manifest(APP, manifest_of(BODY), by=BY))
@@ -141,11 +145,11 @@ async def test_a_manifest_and_the_collection_of_its_blob_come_in_one_order_or_th
     assert await pull(registry, APP, DIGEST) == BODY
 
 
-async def test_a_manifest_and_the_deletion_of_its_blob_come_in_one_order_or_the_other(
+async def test_manifest_and_deletion_of_its_blob_are_never_both_accepted(
     registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
     """While a manifest is being committed, a deletion of its blob waits and is then refused. While the deletion is
-    being committed, the manifest waits and is refused. Both are never acknowledged."""
+    being committed, the manifest waits and is then refused."""
     await push(registry, APP, BODY)
     await peer.start("manifest", APP, BODY, kind.steps["commit"])
     deleting = asyncio.create_task(registry.delete_blob(APP, DIGEST, by=BY))
@@ -164,18 +168,19 @@ async def test_a_manifest_and_the_deletion_of_its_blob_come_in_one_order_or_the_
         await putting
 
 
-async def test_pulls_under_way_end_well_when_the_blob_is_deleted_and_collected(registry: StoredRegistry) -> None:
-    """Readers that opened the blob before its deletion get all of it; later ones get BlobUnknown."""
+async def test_open_readers_get_the_whole_blob_after_its_deletion(registry: StoredRegistry) -> None:
+    """Readers that opened the blob before it was deleted and collected get all its bytes. Opening the blob afterwards
+    raises BlobUnknown."""
     body = random.Random(2).randbytes(5 * 1024 * 1024)
     await push(registry, APP, body)
     readers = [await registry.open_blob(APP, digest_of(body)) for _ in range(20)]
-    parts = [(reader, aiter(reader)) for reader in readers]
-    firsts = [await anext(chunks) for _, chunks in parts]
+    open_readers = [(reader, aiter(reader)) for reader in readers]
+    first_chunks = [await anext(chunks) for _, chunks in open_readers]
     await registry.delete_blob(APP, digest_of(body), by=BY)
     await act(registry, "collect", APP, body)
     assert not await is_stored(registry, digest_of(body))
-    for first, (reader, chunks) in zip(firsts, parts, strict=True):
-        assert first + b"".join([chunk async for chunk in chunks]) == body
+    for first_chunk, (reader, chunks) in zip(first_chunks, open_readers, strict=True):
+        assert first_chunk + b"".join([chunk async for chunk in chunks]) == body
         await reader.aclose()
     with pytest.raises(BlobUnknown):
         await registry.open_blob(APP, digest_of(body))
@@ -184,8 +189,8 @@ async def test_pulls_under_way_end_well_when_the_blob_is_deleted_and_collected(r
 async def test_two_pushes_of_one_digest_both_succeed(
     registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
-    """Two clients that push the same content at once, into two repositories, are both acknowledged, and both can pull
-    it."""
+    """Two clients push the same content at the same time into two repositories. Both pushes are acknowledged, and the
+    blob can be pulled from both repositories."""
     await peer.start("push", WEB, BODY, kind.steps["published"])
     pushing = asyncio.create_task(push(registry, APP, BODY))
     await asyncio.wait([pushing], timeout=0.05)
@@ -194,27 +199,28 @@ async def test_two_pushes_of_one_digest_both_succeed(
     assert await pull(registry, APP, DIGEST) == await pull(registry, WEB, DIGEST) == BODY
 
 
-async def test_pulls_race_with_deletes_collections_and_pushes(registry: StoredRegistry, system: GatedSystem) -> None:
-    """In whatever order they run, a pull returns the right bytes or says that there is no such blob."""
+async def test_pulls_during_pushes_deletions_and_collections(registry: StoredRegistry, system: GatedSystem) -> None:
+    """While another task pushes, deletes and collects a blob again and again, each pull returns the right bytes or
+    raises BlobUnknown."""
 
-    done = asyncio.Event()
+    stop_pulling = asyncio.Event()
 
-    async def puller() -> int:
-        found = 0
-        while not done.is_set():
+    async def pull_repeatedly() -> int:
+        pulled = 0
+        while not stop_pulling.is_set():
             try:
                 assert await pull(registry, APP, DIGEST) == BODY
-                found += 1
+                pulled += 1
             except BlobUnknown:
                 await asyncio.sleep(0)
-        return found
+        return pulled
 
-    async def mover() -> None:
+    async def push_and_delete() -> None:
         for _ in range(20):
             await push(registry, APP, BODY)
             await registry.delete_blob(APP, DIGEST, by=BY)
             await registry.collector.free_unlinked_blobs()
-        done.set()
+        stop_pulling.set()
 
-    found = await asyncio.gather(*(puller() for _ in range(4)), mover())
-    assert sum(count or 0 for count in found) > 0
+    counts = await asyncio.gather(*(pull_repeatedly() for _ in range(4)), push_and_delete())
+    assert sum(count or 0 for count in counts) > 0

@@ -1,4 +1,4 @@
-"""Several processes that change one database at once."""
+"""Tests of several processes that change the same metadata database at the same time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tests.fakes.server_process import ROOT
 from tests.system.race.writer_process import CHANGES, WRITERS, expected
 
 
-def _write(data: Path, names: list[str]) -> None:
+def _run_writer_processes(data: Path, names: list[str]) -> None:
+    """Starts one `writer_process` for each name, lets all begin together, and waits until they have ended."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.system.race.writer_process", str(data), name],
@@ -33,17 +34,18 @@ def _write(data: Path, names: list[str]) -> None:
             assert process.wait(100) == 0
 
 
-async def test_writers_of_two_processes_never_fail_and_lose_nothing(data: Path) -> None:
-    """Two processes with eight writers each make 200 changes a writer: none fails, and all changes are stored."""
+async def test_two_processes_write_without_errors_or_lost_changes(data: Path) -> None:
+    """Two processes run eight writers each, and each writer makes 200 changes. No change fails, and all changes are
+    stored."""
     names = ["one", "two"]
-    _write(data, names)
+    _run_writer_processes(data, names)
     async with open_registry(data) as registry:
         for name in names:
             for number in range(WRITERS):
                 repo = RepositoryName(f"{name}/{number}")
                 assert len((await registry.tags(repo, None, 1000)).items) == CHANGES + 1
                 for change in (0, CHANGES // 2, CHANGES - 1):
-                    found = await registry.resolve_manifest(repo, Tag(f"t{change}"))
-                    assert found.digest == expected(name, number, change)
+                    manifest = await registry.resolve_manifest(repo, Tag(f"t{change}"))
+                    assert manifest.digest == expected(name, number, change)
                 latest = await registry.resolve_manifest(repo, Tag("latest"))
                 assert latest.digest == expected(name, number, CHANGES - 1)

@@ -1,5 +1,5 @@
-"""Sixteen clients at work while collection, retention, eviction and scrub run again and again: nothing that was
-acknowledged is lost, and nothing is left over."""
+"""Tests that the upkeep commands lose nothing that was acknowledged, and leave no unneeded files. Sixteen clients push
+and pull while garbage collection, retention, cache eviction, scrub and backup run again and again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ COMMANDS = (
     (("gc",), ("retention", "apply"), ("fsck",)),
     (("cache", "evict", "--to", "1MiB"), ("scrub", "--rate", "1GiB"), ("backup", "backups", "--keep", "2")),
 )
-"""Commands that run at the same time. Each list is run again and again, one command after the other."""
+"""Commands for `run_commands`. It repeats each of the two lists, one command after the other, and runs both lists at
+the same time."""
 EFFECTS = {
     "gc": ("bytes",),
     "retention": ("tags_deleted", "manifests_deleted"),
@@ -42,13 +43,15 @@ EFFECTS = {
     "scrub": ("blobs", "manifests"),
     "backup": ("copied_blobs",),
 }
-"""Counts in the commands' results that show that they had work to do."""
+"""The counts in each command's JSON result that show that the command found something to do."""
 UNTAGGED_AT_ONCE = str(Path(__file__).with_name("untagged_at_once.py"))
+"""A module that runs before `entrepot retention`: see there."""
 
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """Runs a registry with images that the server mirrors. Each image has a layer of its own and one that it shares."""
+    """Runs a registry with images that the server mirrors. Each image has a layer of its own and a layer that it shares
+    with other images."""
     with running_server(tmp_path_factory.mktemp("upstream"), workers=1) as server:
         numbers = random.Random(7)
         shared = [numbers.randbytes(MIRRORED_BYTES // 3) for _ in range(MIRRORED_IMAGES // 4)]
@@ -82,8 +85,9 @@ cache_max = "3MiB"
 
 
 def test_nothing_acknowledged_is_lost(server: RegistryServer, tmp_path: Path) -> None:
-    """After the load each acknowledged manifest can be pulled whole, `fsck` finds nothing, the stored files are those
-    of the linked blobs, and the last backup restores to a clean store."""
+    """After the load, each acknowledged manifest can be pulled with all its blobs. `fsck` finds no errors. The files in
+    the store are exactly those of the blobs that repositories are linked to. The last backup can be restored, and
+    `fsck` finds no errors in the restored data."""
     stop = threading.Event()
     mirrored = tuple(f"up.test/org/app{number}" for number in range(MIRRORED_IMAGES))
     clients = [BusyClient(server.port, number, stop, mirrored) for number in range(CLIENTS)]
@@ -99,7 +103,8 @@ def test_nothing_acknowledged_is_lost(server: RegistryServer, tmp_path: Path) ->
             client.join()
     assert [client.failure for client in clients if client.failure] == []
     counts = {
-        each.name: sum(getattr(client.counts, each.name) for client in clients) for each in dataclasses.fields(Counts)
+        count.name: sum(getattr(client.counts, count.name) for client in clients)
+        for count in dataclasses.fields(Counts)
     }
     print(f"in {SECONDS:.0f} s: {counts}; commands: {dict(runs)}")
     for name, effects in EFFECTS.items():
@@ -111,7 +116,7 @@ def test_nothing_acknowledged_is_lost(server: RegistryServer, tmp_path: Path) ->
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda client: pull_everything(client, server.port), clients))
-    for _ in range(2):  # links that the last pulls have touched are deleted in the second round
+    for _ in range(2):  # the first run keeps links that the last pulls have used; the second run deletes them
         assert entrepot("gc", *options, folder=tmp_path).returncode == 0
     # The last backup was made under the load.
     restored = tmp_path / "restored"
@@ -125,24 +130,24 @@ def test_nothing_acknowledged_is_lost(server: RegistryServer, tmp_path: Path) ->
 
 
 def run_commands(options: tuple[str | Path, ...], folder: Path, is_failed: Callable[[], bool]) -> Counter[str]:
-    """Runs the commands until the time is over or `is_failed` returns true. Returns how often each of them ran, and the
-    sums of their `EFFECTS`."""
+    """Runs `COMMANDS` for `SECONDS`, or until `is_failed` returns true. Returns how often each command ran, and the
+    sums of its `EFFECTS`."""
     start = time.monotonic()
 
     def run_in_turn(commands: tuple[tuple[str, ...], ...]) -> Counter[str]:
         counts: Counter[str] = Counter()
-        wanted = {f"{name} {effect}" for name, *_ in commands for effect in EFFECTS.get(name, ())}
+        effect_names = {f"{name} {effect}" for name, *_ in commands for effect in EFFECTS.get(name, ())}
         for command in itertools.cycle(commands):
             seconds = time.monotonic() - start
             # On a slow machine, a command may have found nothing to do yet.
-            has_worked = all(counts[effect] for effect in wanted)
+            has_worked = all(counts[effect] for effect in effect_names)
             if is_failed() or seconds > SECONDS + 60 or (seconds > SECONDS and has_worked):
                 break
             name = command[0]
             site = UNTAGGED_AT_ONCE if name == "retention" else STACK_DUMP_SITE
-            done = entrepot(*command, "--json", *options, folder=folder, site=site)
-            assert done.returncode == 0, (command, done.stdout, done.stderr)
-            result = json_lines(done.stdout)[-1]
+            process = entrepot(*command, "--json", *options, folder=folder, site=site)
+            assert process.returncode == 0, (command, process.stdout, process.stderr)
+            result = json_lines(process.stdout)[-1]
             counts[name] += 1
             counts.update({f"{name} {effect}": result[effect] for effect in EFFECTS.get(name, ())})
         return counts
@@ -152,23 +157,24 @@ def run_commands(options: tuple[str | Path, ...], folder: Path, is_failed: Calla
 
 
 def pull_everything(client: BusyClient, port: int) -> None:
-    """Pulls all that the server has acknowledged to the client, and checks the tags that no rule deletes."""
-    known = client.acknowledged
+    """Pulls every manifest that the server has acknowledged to the client, and checks the tags to which no retention
+    rule applies."""
+    acknowledged = client.acknowledged
     with RawConnection(("127.0.0.1", port)) as wire:
-        for repo, digest in list(known.manifests):
-            if (repo, digest) in known.manifests:
+        for repo, digest in list(acknowledged.manifests):
+            if (repo, digest) in acknowledged.manifests:
                 client.pull_whole(wire, repo, digest)
-        for (repo, tag), digest in known.tags.items():
+        for (repo, tag), digest in acknowledged.tags.items():
             if repo == client.kept:
                 answer = wire.ask("GET", f"/v2/{repo}/manifests/{tag}")
                 assert answer["docker-content-digest"] == digest
 
 
 def check_files(data: Path) -> None:
-    """Checks that the blobs' files have the bytes of the linked blobs and no more, and that nothing unfinished is
-    left."""
+    """Checks that the blob files have exactly the total size of the blobs that repositories are linked to, and that no
+    files of deletions, uploads and downloads are left."""
     with closing(apsw.Connection(str(data / "entrepot.db"), flags=apsw.SQLITE_OPEN_READONLY)) as db:
-        linked: int = db.execute("SELECT sum(size) FROM blob WHERE id IN (SELECT blob FROM blob_link)").get
-    assert sum(path.stat().st_size for path in (data / "blobs").rglob("*") if path.is_file()) == linked
+        linked_bytes: int = db.execute("SELECT sum(size) FROM blob WHERE id IN (SELECT blob FROM blob_link)").get
+    assert sum(path.stat().st_size for path in (data / "blobs").rglob("*") if path.is_file()) == linked_bytes
     for folder in ("trash", "uploads", "partials"):
         assert [path for path in (data / folder).rglob("*") if path.is_file()] == []

@@ -1,4 +1,5 @@
-"""Several requests for one upload session."""
+"""Tests of several requests for one upload session at the same time. A later request takes over the session from the
+request that owned it before, perhaps on another worker."""
 
 from __future__ import annotations
 
@@ -21,38 +22,39 @@ from tests.system.race.gated_system import TIMEOUT_SECONDS, GatedSystem, open_ga
 APP = RepositoryName("team/app")
 BODY = random.Random(3).randbytes(3_000_000)
 DIGEST = digest_of(BODY)
-OTHER = random.Random(4).randbytes(3_000_000)
+OTHER_BODY = random.Random(4).randbytes(3_000_000)
 
 
 @pytest.fixture
 async def second(data: Path, kind: ContentKind) -> AsyncIterator[StoredRegistry]:
-    """Opens another worker's registry over the same data."""
+    """A second registry with the same data directory, like that of another worker."""
     async with open_gated(data, kind, GatedSystem(), later) as opened:
         yield opened
 
 
-async def test_a_stalled_owner_cannot_change_a_byte_after_a_takeover(
+async def test_old_owner_cannot_write_after_a_takeover(
     registry: StoredRegistry, second: StoredRegistry, system: GatedSystem, kind: ContentKind
 ) -> None:
-    """A newer request takes over a session whose old owner is in the middle of a write. It counts the bytes stored so
-    far, later bytes of the old owner are never stored, and the blob has the right bytes."""
+    """A request takes over an upload session while the old owner is in the middle of a write. The new owner continues
+    after the bytes stored so far. Later writes of the old owner are refused, and the finished blob has the right
+    bytes."""
     old = await registry.start_upload(APP)
     await old.write(BODY[:100_000])
     await old.aclose()
     old = await registry.resume_upload(APP, old.id)
     gate = system.stop_at(*kind.steps["write"])
-    stalled = asyncio.create_task(_write_and_close(old, BODY[100_000:2_500_000]))
+    stalled_write = asyncio.create_task(_write_and_close(old, BODY[100_000:2_500_000]))
     await gate.reached()
-    taking = asyncio.create_task(second.resume_upload(APP, old.id))
-    await asyncio.wait([taking], timeout=0.05)
+    takeover = asyncio.create_task(second.resume_upload(APP, old.id))
+    await asyncio.wait([takeover], timeout=0.05)
     gate.open()
-    new = await taking
+    new = await takeover
     assert new.offset <= 2_500_000
     assert new.offset > 100_000 if kind.keeps_half_writes else new.offset >= 100_000
     assert await new.read_at(0, new.offset) == BODY[: new.offset]
-    await stalled
-    refused = await _write_and_close(old, OTHER)
-    assert isinstance(refused, BlobUploadInvalid)
+    await stalled_write
+    error = await _write_and_close(old, OTHER_BODY)
+    assert isinstance(error, BlobUploadInvalid)
     await new.write(BODY[new.offset :])
     await new.commit(DIGEST)
     await new.aclose()
@@ -60,23 +62,24 @@ async def test_a_stalled_owner_cannot_change_a_byte_after_a_takeover(
 
 
 async def _write_and_close(writer: object, body: bytes) -> RegistryError | None:
+    """Writes `body` and OTHER_BODY, and closes the writer. Returns the error, if there was one."""
     try:
         await writer.write(body)  # type: ignore[attr-defined]
-        await writer.write(OTHER)  # type: ignore[attr-defined]
+        await writer.write(OTHER_BODY)  # type: ignore[attr-defined]
         await writer.aclose()  # type: ignore[attr-defined]
     except RegistryError as error:
         return error
     return None
 
 
-async def test_of_many_takeovers_at_once_one_owns_the_session(registry: StoredRegistry, second: StoredRegistry) -> None:
-    """Eight requests resume one session at once, on two workers. One of them can finish it, and the blob has the right
-    bytes."""
+async def test_one_of_many_simultaneous_takeovers_wins(registry: StoredRegistry, second: StoredRegistry) -> None:
+    """Eight requests on two workers resume one upload session at the same time. Exactly one of them can finish the
+    upload, and the blob has the right bytes."""
     first = await registry.start_upload(APP)
     await first.write(BODY[:500_000])
     await first.aclose()
-    taken = await asyncio.gather(*((registry, second)[n % 2].resume_upload(APP, first.id) for n in range(8)))
-    assert {writer.offset for writer in taken} == {500_000}
+    writers = await asyncio.gather(*((registry, second)[n % 2].resume_upload(APP, first.id) for n in range(8)))
+    assert {writer.offset for writer in writers} == {500_000}
 
     async def finish(writer: object) -> bool:
         try:
@@ -91,18 +94,18 @@ async def test_of_many_takeovers_at_once_one_owns_the_session(registry: StoredRe
             except (BlobUploadInvalid, BlobUploadUnknown):
                 assert True
 
-    assert sum(await asyncio.gather(*map(finish, taken))) == 1
+    assert sum(await asyncio.gather(*map(finish, writers))) == 1
     assert await pull(second, APP, DIGEST) == BODY
     assert await registry.blobs.list_uploads() == []
 
 
 @pytest.mark.parametrize("step", ["verify", "publish", "published", "commit"])
 @pytest.mark.parametrize("act", ["resume", "cancel"])
-async def test_a_commit_and_whoever_takes_the_session_meanwhile_have_one_winner(
+async def test_commit_or_concurrent_takeover_wins_but_not_both(
     act: str, step: str, kind: ContentKind, registry: StoredRegistry, second: StoredRegistry, system: GatedSystem
 ) -> None:
-    """A takeover or a cancel meets a commit: either the commit is acknowledged and the blob is stored, or the other
-    request has the session. It is never both, and never neither."""
+    """While a request commits an upload, another request resumes the session and then commits or cancels it. Exactly
+    one of the two requests succeeds. The blob is stored, unless the cancel succeeded."""
     old = await registry.start_upload(APP)
     await old.write(BODY)
     await old.aclose()
@@ -111,7 +114,7 @@ async def test_a_commit_and_whoever_takes_the_session_meanwhile_have_one_winner(
     committing = asyncio.create_task(old.commit(DIGEST))
     await gate.reached()
 
-    async def other() -> bool:
+    async def finish_or_cancel() -> bool:
         try:
             new = await second.resume_upload(APP, old.id)
             if act == "cancel":
@@ -123,17 +126,17 @@ async def test_a_commit_and_whoever_takes_the_session_meanwhile_have_one_winner(
         except (BlobUploadUnknown, BlobUploadInvalid):
             return False
 
-    others = asyncio.create_task(other())
-    await asyncio.wait([others], timeout=0.05)
+    second_request = asyncio.create_task(finish_or_cancel())
+    await asyncio.wait([second_request], timeout=0.05)
     gate.open()
     try:
         await committing
         committed = True
     except (BlobUploadInvalid, BlobUploadUnknown):
         committed = False
-    won = await others
+    is_second_successful = await second_request
     await asyncio.gather(old.aclose(), return_exceptions=True)
-    assert committed != won
+    assert committed != is_second_successful
     if committed or act == "resume":
         assert await pull(second, APP, DIGEST) == BODY
     else:
@@ -145,13 +148,14 @@ async def test_a_commit_and_whoever_takes_the_session_meanwhile_have_one_winner(
 
 
 @pytest.mark.parametrize("kind", [KINDS["files"]], ids=["files"])
-async def test_a_file_is_not_closed_under_a_thread_that_still_writes_to_it(
+async def test_file_stays_open_until_a_cancelled_write_has_ended(
     registry: StoredRegistry, system: GatedSystem, tmp_path: Path
 ) -> None:
-    """A request that is cancelled while its last bytes are being written closes the file only after the write.
-    Otherwise the next opened file could get the same number, and the bytes."""
+    """If a request is cancelled while a thread writes its last bytes, the file is closed only after the write.
+    Otherwise the next file that the process opens could get the same descriptor, and the thread would write into that
+    file."""
     writer = await registry.start_upload(APP)
-    pieces = [BODY[at : at + 100] for at in range(0, 90_000, 100)]
+    pieces = [BODY[offset : offset + 100] for offset in range(0, 90_000, 100)]
     for piece in pieces:
         await writer.write(piece)
     gate = system.stop_at("write")
@@ -159,30 +163,29 @@ async def test_a_file_is_not_closed_under_a_thread_that_still_writes_to_it(
     await gate.reached()
     closing.cancel()
     await asyncio.gather(closing, return_exceptions=True)
-    victims = [os.open(tmp_path / f"victim {n}", os.O_RDWR | os.O_CREAT) for n in range(20)]
+    other_files = [os.open(tmp_path / f"victim {n}", os.O_RDWR | os.O_CREAT) for n in range(20)]
     gate.open()
     system.gate = None
     async with asyncio.timeout(TIMEOUT_SECONDS):
-        while system.written < 90_000:  # noqa: ASYNC110  it is a thread that counts
+        while system.written < 90_000:  # noqa: ASYNC110  a thread counts the bytes
             await asyncio.sleep(0)
-    taken = await registry.resume_upload(APP, writer.id)
+    resumed = await registry.resume_upload(APP, writer.id)
     try:
-        assert [os.fstat(fd).st_size for fd in victims] == [0] * len(victims)
-        assert await taken.read_at(0, len(BODY)) == BODY[: taken.offset]
-        assert taken.offset == 90_000
+        assert [os.fstat(fd).st_size for fd in other_files] == [0] * len(other_files)
+        assert await resumed.read_at(0, len(BODY)) == BODY[: resumed.offset]
+        assert resumed.offset == 90_000
     finally:
-        for fd in victims:
+        for fd in other_files:
             os.close(fd)
-        await taken.aclose()
+        await resumed.aclose()
 
 
-async def test_a_takeover_after_a_reboot_by_two_keeps_what_the_first_acknowledged(
-    data: Path, kind: ContentKind
-) -> None:
-    """After a power cut two requests that have read the session's old state resume it at once. The second does not cut
-    off what the first acknowledged since."""
-    async with open_gated(data, kind, GatedSystem(), later, "first run") as before:
-        writer = await before.start_upload(APP)
+async def test_two_takeovers_after_a_reboot_keep_acknowledged_bytes(data: Path, kind: ContentKind) -> None:
+    """After a power cut, two requests resume an upload session at the same time, and both have read its state from
+    before the cut. The second takeover does not remove bytes that the first request has acknowledged in the
+    meantime."""
+    async with open_gated(data, kind, GatedSystem(), later, "first run") as first_boot:
+        writer = await first_boot.start_upload(APP)
         await writer.write(BODY[:1_100_000])
         await writer.aclose()
     system = GatedSystem()
@@ -193,26 +196,28 @@ async def test_a_takeover_after_a_reboot_by_two_keeps_what_the_first_acknowledge
         gate = system.stop_at(*kind.steps["take_over"])
         resuming = asyncio.create_task(slow.resume_upload(APP, writer.id))
         await gate.reached()
-        taking = asyncio.create_task(_append(quick, writer.id, BODY[1_100_000:1_200_000]))
-        await asyncio.wait([taking], timeout=0.05)
+        appending = asyncio.create_task(_append(quick, writer.id, BODY[1_100_000:1_200_000]))
+        await asyncio.wait([appending], timeout=0.05)
         gate.open()
-        results = await asyncio.gather(resuming, taking, return_exceptions=True)
-        acknowledged = 1_200_000 if not isinstance(results[1], BaseException) else 1_100_000
+        results = await asyncio.gather(resuming, appending, return_exceptions=True)
+        acknowledged_bytes = 1_200_000 if not isinstance(results[1], BaseException) else 1_100_000
         last = await quick.resume_upload(APP, writer.id)
-        assert last.offset >= acknowledged
+        assert last.offset >= acknowledged_bytes
         await last.write(BODY[last.offset :])
         await last.commit(DIGEST)
         assert await pull(slow, APP, DIGEST) == BODY
 
 
 async def _append(registry: StoredRegistry, upload: object, body: bytes) -> None:
+    """Resumes the upload session, and writes `body`."""
     writer = await registry.resume_upload(APP, upload)  # type: ignore[arg-type]
     await writer.write(body)
     await writer.aclose()
 
 
 async def test_two_pushes_of_different_content_do_not_mix(registry: StoredRegistry, second: StoredRegistry) -> None:
-    """Twenty pushes at once on two workers, each with its own bytes, give twenty blobs with the right bytes."""
+    """Twenty pushes of different content run at the same time on two workers. Each of the twenty blobs has the right
+    bytes."""
     bodies = [random.Random(100 + n).randbytes(200_000 + n) for n in range(20)]
     await asyncio.gather(*(push((registry, second)[n % 2], APP, body) for n, body in enumerate(bodies)))
     for body in bodies:

@@ -1,4 +1,5 @@
-"""When one worker of a real server sees the changes of another one, and what is left after a client hangs up."""
+"""Tests of a server with two workers: each worker sees the changes of the other worker at once, and closes its files
+after a client has disconnected."""
 
 from __future__ import annotations
 
@@ -16,21 +17,22 @@ from tests.system.crash.full_disk import ask, pull, push
 MIB = 1024 * 1024
 
 
-def _blob_files(server: RegistryServer) -> int:
-    """Returns the blob and session files that the workers have open."""
-    found = 0
+def _count_open_files(server: RegistryServer) -> int:
+    """Returns how many files of blobs and upload sessions the workers have open."""
+    count = 0
     for pid in server.worker_pids():
         for fd in os.listdir(f"/proc/{pid}/fd"):
             try:
                 target = os.readlink(f"/proc/{pid}/fd/{fd}")
             except FileNotFoundError:
                 continue
-            found += f"{server.data}/blobs" in target or f"{server.data}/uploads" in target
-    return found
+            count += f"{server.data}/blobs" in target or f"{server.data}/uploads" in target
+    return count
 
 
-def test_a_reader_that_hangs_up_midway_leaves_no_open_file(tmp_path: Path) -> None:
-    """Thirty clients hang up in the middle of a blob: the server closes its files, and goes on serving."""
+def test_disconnected_readers_leave_no_open_file(tmp_path: Path) -> None:
+    """Thirty clients disconnect in the middle of a blob. The server closes its files, and then still serves the
+    blob."""
     body = random.Random(1).randbytes(30 * MIB)
     with running_server(tmp_path, workers=2) as server:
         assert push(server, "team/app", body)[0] == 201
@@ -41,13 +43,13 @@ def test_a_reader_that_hangs_up_midway_leaves_no_open_file(tmp_path: Path) -> No
             connection.close()
         for _ in range(500):
             assert ask(server, "GET", "/v2/")[0] == 200
-            if _blob_files(server) == 0:
+            if _count_open_files(server) == 0:
                 break
-        assert _blob_files(server) == 0
+        assert _count_open_files(server) == 0
         assert pull(server, "team/app", body) == body
 
 
-def test_a_tag_that_one_worker_moves_is_seen_by_the_next_request_on_every_worker(tmp_path: Path) -> None:
+def test_moved_tag_is_visible_to_every_worker_at_once(tmp_path: Path) -> None:
     """Each PUT of a tag is visible to the next GET and the next HEAD, whichever worker serves them. After the DELETE of
     the tag, each GET gets 404."""
     with running_server(tmp_path, workers=2) as server:

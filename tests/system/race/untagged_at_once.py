@@ -1,4 +1,5 @@
-"""Run before a command: retention then deletes untagged manifests however recently they were pushed."""
+"""Runs in the process of an `entrepot` command before the command itself. With it, retention deletes untagged manifests
+however recently they were pushed, so that a short load test can observe the deletion."""
 
 from registry.upkeep.retention import decision
 

@@ -1,5 +1,5 @@
-"""Eight writers of small changes in one process: `python -m tests.system.race.writer_process DATA NAME`. They start
-when a line comes in on stdin."""
+"""A program that runs eight concurrent writers in one process: `python -m tests.system.race.writer_process DATA NAME`.
+Each writer puts 200 manifests. The writers begin when the program has read a line from stdin."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.system.race.gated_system import BY, manifest_of
 
 WRITERS = 8
 CHANGES = 200
+"""The number of manifests that each writer puts."""
 
 
 async def main(data: Path, name: str) -> None:
@@ -30,6 +31,7 @@ async def main(data: Path, name: str) -> None:
 
 
 def expected(name: str, number: int, change: int) -> str:
+    """Returns the digest of the manifest that the change puts. `number`: the number of the writer."""
     return manifest_of(f"{name} {number} {change}".encode()).digest
 
 

@@ -1,1 +1,1 @@
-"""The whole service over sockets."""
+"""Tests of the whole server over sockets."""

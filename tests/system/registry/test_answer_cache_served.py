@@ -1,4 +1,5 @@
-"""Cached responses of a real server with two workers: no connection gets one that is out of date."""
+"""Tests of the response cache of a real server with two workers: after a change, no connection gets an outdated cached
+response."""
 
 from __future__ import annotations
 
@@ -30,24 +31,25 @@ from tests.fakes.store_accounts import BY, add_account, add_grant
 APP = RepositoryName("team/app")
 V2 = "/v2/team/app"
 TAG = f"{V2}/manifests/latest"
-CONNECTIONS = 3
-"""How many connections to each worker stay open."""
-AGAIN = 3
-"""How often each connection requests the same: the responses after the first are cached."""
+CONNECTIONS_PER_WORKER = 3
+"""The number of connections to each worker that stay open."""
+REPEATS = 3
+"""How often each connection sends the same request, so that cached responses are used."""
 Answer = tuple[int, bytes, dict[str, str]]
+"""Status, body, and headers with lower-case names."""
 
 
 class KeptConnections:
-    """Connections to each of the workers that stay open."""
+    """Three open connections to each of the two workers."""
 
     def __init__(self, server: RegistryServer, stack: ExitStack) -> None:
         self._connections: list[http.client.HTTPConnection] = []
         workers = server.worker_pids()
         assert len(workers) == 2
         for stopped in workers:
-            os.kill(stopped, signal.SIGSTOP)  # so the other worker accepts them
+            os.kill(stopped, signal.SIGSTOP)  # so that the other worker accepts the connections
             try:
-                for _ in range(CONNECTIONS):
+                for _ in range(CONNECTIONS_PER_WORKER):
                     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
                     stack.enter_context(closing(connection))
                     assert _ask(connection, "GET", "/v2/none/tags/list", {})[0] == 404
@@ -57,7 +59,7 @@ class KeptConnections:
                 os.kill(stopped, signal.SIGCONT)
 
     def ask(self, target: str, method: str = "GET", login: str | None = None, times: int = 1) -> list[Answer]:
-        """Returns the responses on all connections."""
+        """Sends the request on each connection, `times` times. Returns all responses."""
         headers = {"authorization": login} if login else {}
         return [_ask(connection, method, target, headers) for _ in range(times) for connection in self._connections]
 
@@ -75,13 +77,13 @@ def server(tmp_path: Path) -> Iterator[RegistryServer]:
 
 
 @pytest.fixture
-def kept(server: RegistryServer) -> Iterator[KeptConnections]:
+def connections(server: RegistryServer) -> Iterator[KeptConnections]:
     with ExitStack() as stack:
         yield KeptConnections(server, stack)
 
 
-def beside(server: RegistryServer, change: Callable[[StoredRegistry], Awaitable[object]]) -> None:
-    """Makes a change in another process."""
+def change_in_another_process(server: RegistryServer, change: Callable[[StoredRegistry], Awaitable[object]]) -> None:
+    """Makes a change with a registry of its own, like another process."""
 
     async def run() -> None:
         async with open_registry(server.data) as registry:
@@ -91,6 +93,7 @@ def beside(server: RegistryServer, change: Callable[[StoredRegistry], Awaitable[
 
 
 async def _push(registry: StoredRegistry, seed: str) -> None:
+    """Pushes another image for each seed, with the tag `latest`."""
     await push_image(registry, APP, seed, "latest")
 
 
@@ -99,101 +102,109 @@ def statuses(answers: list[Answer]) -> set[int]:
 
 
 def workers(server: RegistryServer) -> set[str]:
-    """Returns the workers that have logged requests for manifests."""
+    """Returns the process ids of the workers that have logged requests for manifests."""
     return set(re.findall(r"registry\.access\[(\d+)\] GET \S+/manifests/", server.log_text()))
 
 
-def test_what_another_process_changes_is_seen_on_every_connection(
-    server: RegistryServer, kept: KeptConnections
+def test_changes_of_another_process_are_visible_on_every_connection(
+    server: RegistryServer, connections: KeptConnections
 ) -> None:
-    """A tag is moved again and again, and a tag, a manifest and a blob are deleted."""
+    """Another process moves a tag several times, and then deletes a tag, a manifest and a blob. After each change, the
+    next response on every connection is up to date."""
     for number in range(5):
-        beside(server, partial(_push, seed=f"image {number}"))
-        found = kept.ask(TAG, times=AGAIN)
-        assert len({body for _, body, _ in found}) == 1
-        document = json.loads(found[0][1])
+        change_in_another_process(server, partial(_push, seed=f"image {number}"))
+        responses = connections.ask(TAG, times=REPEATS)
+        assert len({body for _, body, _ in responses}) == 1
+        document = json.loads(responses[0][1])
         for digest in (document["config"]["digest"], document["layers"][0]["digest"]):
-            assert len({body for _, body, _ in kept.ask(f"{V2}/blobs/{digest}", times=AGAIN)}) == 1
-    digest, layer = found[0][2]["docker-content-digest"], document["layers"][0]["digest"]
-    assert f"image {number}".encode() in kept.ask(f"{V2}/blobs/{layer}")[0][1]
+            assert len({body for _, body, _ in connections.ask(f"{V2}/blobs/{digest}", times=REPEATS)}) == 1
+    digest, layer = responses[0][2]["docker-content-digest"], document["layers"][0]["digest"]
+    assert f"image {number}".encode() in connections.ask(f"{V2}/blobs/{layer}")[0][1]
     for target, change in (
         (TAG, lambda registry: registry.delete_tag(APP, Tag("latest"), by=Actor())),
         (f"{V2}/manifests/{digest}", lambda registry: registry.delete_manifest(APP, digest, by=Actor())),
         (f"{V2}/blobs/{layer}", lambda registry: registry.delete_blob(APP, layer, by=Actor())),
     ):
-        assert statuses(kept.ask(target, times=AGAIN)) == {200}
-        beside(server, change)
-        assert statuses(kept.ask(target)) == {404}
+        assert statuses(connections.ask(target, times=REPEATS)) == {200}
+        change_in_another_process(server, change)
+        assert statuses(connections.ask(target)) == {404}
     server.stop()
     assert len(workers(server)) == 2, "the test did not reach both workers"
 
 
-def test_what_one_worker_changes_is_seen_on_every_connection(server: RegistryServer, kept: KeptConnections) -> None:
-    """A tag is deleted and pushed again: each time the next response on every connection is the right one."""
-    beside(server, partial(_push, seed="x"))
-    body = kept.ask(TAG, times=AGAIN)[0][1]
+def test_changes_by_one_worker_are_visible_on_every_connection(
+    server: RegistryServer, connections: KeptConnections
+) -> None:
+    """A client deletes a tag and pushes it again, many times. After each change, the next response on every connection
+    is up to date."""
+    change_in_another_process(server, partial(_push, seed="x"))
+    body = connections.ask(TAG, times=REPEATS)[0][1]
     put = {"content-type": json.loads(body)["mediaType"]}
     for _ in range(20):
-        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as other:
-            assert _ask(other, "DELETE", TAG, {})[0] == 202
-            assert statuses(kept.ask(TAG)) == {404}
-            other.request("PUT", TAG, body, put)
-            answer = other.getresponse()
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as other_connection:
+            assert _ask(other_connection, "DELETE", TAG, {})[0] == 202
+            assert statuses(connections.ask(TAG)) == {404}
+            other_connection.request("PUT", TAG, body, put)
+            answer = other_connection.getresponse()
             assert (answer.status, answer.read()) == (201, b"")
-            assert {found for _, found, _ in kept.ask(TAG, times=AGAIN)} == {body}
+            assert {received for _, received, _ in connections.ask(TAG, times=REPEATS)} == {body}
     server.stop()
     assert len(workers(server)) == 2, "the test did not reach both workers"
 
 
-def test_rights_that_go_are_gone_on_every_connection(server: RegistryServer, kept: KeptConnections) -> None:
-    """The first account is created, a grant is withdrawn, and a token is revoked, while requests have the same header
-    as before."""
+def test_changed_permissions_apply_on_every_connection(server: RegistryServer, connections: KeptConnections) -> None:
+    """The first account is created, grants (permissions) are given and withdrawn, and a token is revoked. After each
+    change, the next response on every connection follows the new permissions, although the headers of the requests stay
+    the same."""
 
-    async def change(what: str) -> str:
+    async def change(step: str) -> str:
         alice = AccountName("alice")
         async with open_accounts(server.data) as accounts:
-            if what == "account":
+            if step == "account":
                 await add_account(accounts, "alice")
-                made = api_tokens.make(alice, now=time.time())
-                await accounts.add_token(made.token, made.secret_hash, by=BY)
-                return "Basic " + base64.b64encode(f"alice:{made.text}".encode()).decode()
-            if what == "grant":
+                created = api_tokens.make(alice, now=time.time())
+                await accounts.add_token(created.token, created.secret_hash, by=BY)
+                return "Basic " + base64.b64encode(f"alice:{created.text}".encode()).decode()
+            if step == "grant":
                 await add_grant(accounts, "user:alice", "team/**", "pull")
-            elif what == "withdraw":
-                (held,) = accounts.grants()
-                await accounts.remove_grant(held.subject, held.pattern, by=BY)
-            elif what == "revoke":
+            elif step == "withdraw":
+                (grant,) = accounts.grants()
+                await accounts.remove_grant(grant.subject, grant.pattern, by=BY)
+            elif step == "revoke":
                 await accounts.revoke_token(accounts.tokens(alice, None, 1).items[0].id, by=BY)
         return ""
 
-    beside(server, partial(_push, seed="x"))
-    assert statuses(kept.ask(TAG, times=AGAIN)) == {200}
+    change_in_another_process(server, partial(_push, seed="x"))
+    assert statuses(connections.ask(TAG, times=REPEATS)) == {200}
     login = asyncio.run(change("account"))
-    assert statuses(kept.ask(TAG)) == {401}
-    for what, status in (("grant", 200), ("withdraw", 404), ("grant", 200), ("revoke", 401)):
-        asyncio.run(change(what))
-        assert statuses(kept.ask(TAG, login=login, times=AGAIN)) == {status}
-        assert statuses(kept.ask(TAG)) == {401}
+    assert statuses(connections.ask(TAG)) == {401}
+    for step, status in (("grant", 200), ("withdraw", 404), ("grant", 200), ("revoke", 401)):
+        asyncio.run(change(step))
+        assert statuses(connections.ask(TAG, login=login, times=REPEATS)) == {status}
+        assert statuses(connections.ask(TAG)) == {401}
 
 
-def test_each_answer_has_its_line_in_the_log(server: RegistryServer, kept: KeptConnections) -> None:
-    """Each response has one log line, found by the request id in its headers, that says who requested what from
-    where."""
-    beside(server, partial(_push, seed="x"))
-    ids = [headers["x-request-id"] for _, _, headers in kept.ask(TAG, times=5)]
+def test_each_response_has_a_log_line(server: RegistryServer, connections: KeptConnections) -> None:
+    """Each response, cached or not, has one log line with the same request id as its headers. The line has the account,
+    the address, the repository and the reference."""
+    change_in_another_process(server, partial(_push, seed="x"))
+    ids = [headers["x-request-id"] for _, _, headers in connections.ask(TAG, times=5)]
     assert len(set(ids)) == len(ids)
     server.stop()
     lines = re.findall(r"(GET \S+) (status=200) .* (principal=.*) cache=(?:answer|-) request=(\w+)", server.log_text())
     assert sorted(line[3] for line in lines) == sorted(ids)
-    about = "principal=anonymous address=127.0.0.1 repository=team/app reference=latest"
-    assert {line[:3] for line in lines} == {(f"GET {TAG}", "status=200", about)}
+    details = "principal=anonymous address=127.0.0.1 repository=team/app reference=latest"
+    assert {line[:3] for line in lines} == {(f"GET {TAG}", "status=200", details)}
 
 
-def test_a_limit_of_requests_holds_over_all_workers(tmp_path: Path) -> None:
-    """However many responses are cached, no more than the limit are sent, and each one after that is a 429."""
+def test_rate_limit_applies_to_cached_responses(tmp_path: Path) -> None:
+    """The rate limit counts all requests over both workers, although the responses are cached. Each request beyond the
+    limit gets a 429."""
     (tmp_path / "entrepot.toml").write_text("[limits]\nrequests_per_second = 0.001\nburst = 40\n")
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server, ExitStack() as stack:
-        kept = KeptConnections(server, stack)
-        given = [status for status, _, _ in kept.ask("/v2/", times=10)]
-        before = 2 * CONNECTIONS
-        assert given == [200] * (40 - before) + [429] * (len(given) - 40 + before)
+        connections = KeptConnections(server, stack)
+        statuses_received = [status for status, _, _ in connections.ask("/v2/", times=10)]
+        earlier_requests = 2 * CONNECTIONS_PER_WORKER
+        assert statuses_received == [200] * (40 - earlier_requests) + [429] * (
+            len(statuses_received) - 40 + earlier_requests
+        )

@@ -1,4 +1,5 @@
-"""What a real server logs about responses that break off: a line for what the operator should know, and no crash."""
+"""Tests of what a real server logs about responses that break off: one line if the operator should know about it, and
+never a traceback."""
 
 from __future__ import annotations
 
@@ -29,14 +30,15 @@ def server(tmp_path: Path) -> Iterator[RegistryServer]:
 
 
 def problems(server: RegistryServer) -> list[str]:
-    """Returns the log lines of warnings and errors. Stops the server first, so that all of them are written."""
+    """Stops the server, so that its log is complete. Returns the log lines of warnings and errors."""
     server.stop()
     assert "Traceback" not in server.log_text()
     return [line for line in server.log_text().splitlines() if " ERROR " in line or " WARNING " in line]
 
 
-def test_a_file_that_lost_its_end(server: RegistryServer) -> None:
-    """The connection is cut where the file ends, and one line says for which request and why."""
+def test_truncated_blob_file_is_logged_once(server: RegistryServer) -> None:
+    """If a blob file is too short, the server closes the connection at the end of the file. One log line names the
+    request and the reason."""
     os.truncate(Layout(server.data).blob(DIGEST), 5_000_000)
     with plain_client(server.url) as client, pytest.raises(httpx2.TransportError):
         client.get(PATH)
@@ -45,8 +47,8 @@ def test_a_file_that_lost_its_end(server: RegistryServer) -> None:
     assert "the file ends at byte 5000000" in line
 
 
-def test_a_file_that_is_gone(server: RegistryServer) -> None:
-    """A missing file is noticed before the response starts. The client gets "unknown", and the log one line."""
+def test_missing_blob_file_gets_404(server: RegistryServer) -> None:
+    """If a blob file is missing, the client gets 404, and the log has one line about it."""
     Layout(server.data).blob(DIGEST).unlink()
     assert plain_request("GET", f"{server.url}{PATH}").status_code == 404
     (line,) = problems(server)
@@ -54,8 +56,8 @@ def test_a_file_that_is_gone(server: RegistryServer) -> None:
     assert "its bytes are missing" in line
 
 
-def test_a_client_that_leaves(server: RegistryServer) -> None:
-    """A client that hangs up is no problem to log."""
+def test_disconnected_client_is_not_logged(server: RegistryServer) -> None:
+    """If a client disconnects in the middle of a blob, the log has no warning or error."""
     with plain_client(server.url) as client:
         for _ in range(3):
             with client.stream("GET", PATH) as answer:

@@ -1,4 +1,5 @@
-"""Rights on a server of two workers, over sockets, with requests that no HTTP library would send."""
+"""Tests of permissions on a server with two workers: a change applies to the next request on every worker. Some
+requests are sent as raw bytes, because HTTP libraries would not send them."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.store_accounts import BY, add_account, add_grant
 
 PATH = "/v2/team/app/tags/list"
-ROUNDS = 20
-"""How many new connections are tried: they reach both workers."""
+CONNECTIONS = 20
+"""The number of new connections for each check. They are so many that they reach both workers."""
 
 
 @pytest.fixture
@@ -33,15 +34,16 @@ def server(tmp_path: Path) -> Iterator[RegistryServer]:
         yield started
 
 
-def change(server: RegistryServer, what: str) -> str:
-    """Changes the accounts in another process, as a command does. For `alice`, returns her login."""
-    return asyncio.run(_change(server, what))
+def change(server: RegistryServer, step: str) -> str:
+    """Changes accounts and grants in the data directory, like a command in another process. `alice` creates the account
+    alice and returns its Authorization header."""
+    return asyncio.run(_change(server, step))
 
 
-async def _change(server: RegistryServer, what: str) -> str:
+async def _change(server: RegistryServer, step: str) -> str:
     alice = AccountName("alice")
     async with open_accounts(server.data) as accounts:
-        match what:
+        match step:
             case "alice":
                 await add_account(accounts, "alice")
                 return await _login(accounts, alice)
@@ -58,45 +60,47 @@ async def _change(server: RegistryServer, what: str) -> str:
 
 
 async def _login(accounts: Accounts, name: AccountName) -> str:
-    made = api_tokens.make(name, now=time.time())
-    await accounts.add_token(made.token, made.secret_hash, by=BY)
-    return "Basic " + base64.b64encode(f"{name}:{made.text}".encode()).decode()
+    """Creates an API token. Returns the Authorization header with it."""
+    created = api_tokens.make(name, now=time.time())
+    await accounts.add_token(created.token, created.secret_hash, by=BY)
+    return "Basic " + base64.b64encode(f"{name}:{created.text}".encode()).decode()
 
 
-def codes(server: RegistryServer, login: str | None) -> set[tuple[int, str]]:
-    """Returns the statuses of many connections."""
-    found = set()
-    for _ in range(ROUNDS):
+def responses(server: RegistryServer, login: str | None) -> set[tuple[int, str]]:
+    """Sends the same request on many new connections. Returns the different pairs of status and error message."""
+    pairs = set()
+    for _ in range(CONNECTIONS):
         with plain_client(server.url) as client:
             answer = client.get(PATH, headers={"authorization": login} if login else {})
-            found.add((answer.status_code, answer.json()["errors"][0]["message"]))
-    return found
+            pairs.add((answer.status_code, answer.json()["errors"][0]["message"]))
+    return pairs
 
 
 def bearer(server: RegistryServer, login: str) -> str:
+    """Gets a token from `/token`. Returns the Authorization header with it."""
     with plain_client(server.url) as client:
-        where = "/token?service=entrepot&scope=repository:team/app:pull"
-        return f"Bearer {client.get(where, headers={'authorization': login}).json()['token']}"
+        path = "/token?service=entrepot&scope=repository:team/app:pull"
+        return f"Bearer {client.get(path, headers={'authorization': login}).json()['token']}"
 
 
-def test_a_change_holds_on_every_worker_at_the_next_request(server: RegistryServer) -> None:
-    """The first account, a grant and a revoked token count from the next request on, also for tokens of `/token`. With
-    or without a grant, missing content looks the same."""
+def test_changed_permissions_apply_to_the_next_request(server: RegistryServer) -> None:
+    """The creation of the first account, a new grant, and the revocation of a token apply to the next request on every
+    worker, also to tokens of `/token`. Without a grant, a client gets the same 404 as for missing content."""
     missing = (404, "there is no repository team/app")
-    out = (401, "log in to pull from team/app")
-    gone = (401, "the credentials are not valid")
-    assert codes(server, None) == {missing}
+    not_logged_in = (401, "log in to pull from team/app")
+    revoked = (401, "the credentials are not valid")
+    assert responses(server, None) == {missing}
     login = change(server, "alice")
-    assert codes(server, None) == {out}
-    for shown in (login, bearer(server, login)):
-        assert codes(server, shown) == {missing}
+    assert responses(server, None) == {not_logged_in}
+    for authorization in (login, bearer(server, login)):
+        assert responses(server, authorization) == {missing}
     change(server, "grant")
     token = bearer(server, login)
-    for shown in (login, token):
-        assert codes(server, shown) == {missing}
+    for authorization in (login, token):
+        assert responses(server, authorization) == {missing}
     change(server, "revoke")
-    for shown in (login, token):
-        assert codes(server, shown) == {gone}
+    for authorization in (login, token):
+        assert responses(server, authorization) == {revoked}
 
 
 def raw(server: RegistryServer, request: bytes) -> list[bytes]:
@@ -109,14 +113,15 @@ def raw(server: RegistryServer, request: bytes) -> list[bytes]:
 
 
 def head(login: str, *lines: str) -> bytes:
+    """Returns a request with this Authorization header and these additional header lines."""
     return "\r\n".join(
         [f"GET {PATH} HTTP/1.1", "Host: registry.test", f"Authorization: {login}", *lines, "", ""]
     ).encode()
 
 
-def test_no_framing_lends_one_request_the_login_of_another(server: RegistryServer) -> None:
-    """A request that follows another one, in its body or between two lengths, gets the rights of its own login, or no
-    response."""
+def test_request_never_gets_the_login_of_another_request(server: RegistryServer) -> None:
+    """A request without a login directly follows a request with one, or is hidden in its body by ambiguous framing. It
+    gets the permissions of its own login only, or no response of its own."""
     login = change(server, "alice")
     plain = f"GET {PATH} HTTP/1.1\r\nHost: registry.test\r\n\r\n".encode()
     ok, refused = b"HTTP/1.1 404 Not Found", b"HTTP/1.1 401 Unauthorized"
@@ -124,16 +129,17 @@ def test_no_framing_lends_one_request_the_login_of_another(server: RegistryServe
     assert raw(server, plain + head(login)) == [refused, ok]
     length = f"Content-Length: {len(plain)}"
     assert raw(server, head(login, length) + plain) == [ok]
-    bad = b"HTTP/1.1 400 Bad Request"
-    assert raw(server, head(login, length, "Transfer-Encoding: chunked") + b"0\r\n\r\n" + plain) == [bad]
-    assert raw(server, head(login, "Content-Length: 0", length) + plain) == [bad]
-    assert raw(server, head(login, " Authorization: Basic x")) in ([bad], [refused])
+    bad_request = b"HTTP/1.1 400 Bad Request"
+    assert raw(server, head(login, length, "Transfer-Encoding: chunked") + b"0\r\n\r\n" + plain) == [bad_request]
+    assert raw(server, head(login, "Content-Length: 0", length) + plain) == [bad_request]
+    assert raw(server, head(login, " Authorization: Basic x")) in ([bad_request], [refused])
     assert raw(server, head("Basic x\r\nauthorization: " + login)) == [refused]
-    assert raw(server, head("Basic x\r\n\t" + login[6:])) in ([bad], [refused])
+    assert raw(server, head("Basic x\r\n\t" + login[6:])) in ([bad_request], [refused])
 
 
-def test_an_absolute_target_decides_the_realm_as_a_host_does(server: RegistryServer) -> None:
-    """An absolute target replaces Host (RFC 9112, 3.2.2) and must have the same form; two hosts are refused."""
+def test_realm_comes_from_the_absolute_target_or_the_host(server: RegistryServer) -> None:
+    """The realm in a login challenge has the host of an absolute request target (RFC 9112, 3.2.2), or else that of the
+    Host header. An invalid host is replaced by the address of the server. Two Host headers get a 400."""
     change(server, "alice")
     for target, host, realm in (
         (f"http://registry.test{PATH}", "other.test", "http://registry.test/token"),
@@ -150,8 +156,9 @@ def test_an_absolute_target_decides_the_realm_as_a_host_does(server: RegistrySer
     ]
 
 
-def test_a_push_that_is_refused_is_told_so_while_it_sends(server: RegistryServer) -> None:
-    """A client that sends a large body without waiting gets the whole response, not a broken connection."""
+def test_refused_push_gets_the_whole_response(server: RegistryServer) -> None:
+    """A client without a login sends a large body without waiting for a response. It gets the complete 401, and not a
+    broken connection."""
     change(server, "alice")
     body = b"x" * (8 << 20)
     for method, path in (
@@ -165,9 +172,9 @@ def test_a_push_that_is_refused_is_told_so_while_it_sends(server: RegistryServer
         assert answer.headers["www-authenticate"].startswith("Bearer ")
 
 
-@pytest.mark.parametrize(("what", "status"), [("revoke", 401), ("disable", 401), ("grant", 403), ("other", 201)])
-def test_a_body_that_takes_its_time_keeps_no_right(server: RegistryServer, what: str, status: int) -> None:
-    """A manifest whose last bytes arrive after the right was withdrawn is not pushed."""
+@pytest.mark.parametrize(("step", "status"), [("revoke", 401), ("disable", 401), ("grant", 403), ("other", 201)])
+def test_permission_withdrawn_during_a_push_refuses_it(server: RegistryServer, step: str, status: int) -> None:
+    """If the permission to push is withdrawn before the last bytes of a manifest arrive, the push is refused."""
     login = change(server, "alice")
     change(server, "push")
     body = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
@@ -179,6 +186,6 @@ def test_a_body_that_takes_its_time_keeps_no_right(server: RegistryServer, what:
     with closing(socket.create_connection(("127.0.0.1", server.port), timeout=20)) as sock:
         sock.sendall(head.encode())
         assert sock.recv(64 * 1024) == b"HTTP/1.1 100 Continue\r\n\r\n"  # the server is reading the body
-        change(server, what)
+        change(server, step)
         sock.sendall(body)
         assert sock.recv(64 * 1024).startswith(b"HTTP/1.1 %d " % status)

@@ -1,4 +1,5 @@
-"""Runs the server as a real process, and talks to it through raw sockets."""
+"""Runs the HTTP server with a small test application (`echo_app`) as a real process, and sends requests to it through
+raw sockets."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ TIMEOUT_SECONDS = 60.0
 
 
 class AppProcess:
-    """A server process. Tests can wait for `lines` of its stdout and read its `errors`."""
+    """A server process with the application `echo_app`, which prints a line to stdout for each event. `errors`: what
+    the process has written to stderr so far."""
 
     def __init__(self, options: dict[str, Any], env: dict[str, str] | None = None) -> None:
         self.process = _start_app(json.dumps(options), {**os.environ, **(env or {})})
@@ -48,33 +50,38 @@ class AppProcess:
         return self._errors
 
     def said(self, text: str) -> str:
-        """Waits for a line of stdout that starts with `text`."""
-        until = time.monotonic() + TIMEOUT_SECONDS
+        """Waits for a line of stdout that starts with `text`, and returns the line. Discards the lines before it."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while True:
-            line = self._lines.get(timeout=max(0.01, until - time.monotonic()))
+            line = self._lines.get(timeout=max(0.01, deadline - time.monotonic()))
             if line.startswith(text):
                 return line
 
     def until_ready(self) -> AppProcess:
+        """Waits until the server listens, and stores its address."""
         host, _, port = self.said("ready").split()[1].rpartition(":")
         self.address = (host, int(port))
         return self
 
     def children(self) -> list[int]:
+        """Returns the process ids of the workers."""
         return children(self.pid)
 
     def connect(self) -> socket.socket:
+        """Opens a connection to the server."""
         sock = socket.create_connection(self.address, timeout=TIMEOUT_SECONDS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
     def talk(self, request: bytes) -> bytes:
-        """Sends, and reads until the server ends the connection."""
+        """Sends the bytes over a new connection, and returns all that the server sends until it closes the
+        connection."""
         with self.connect() as sock:
             sock.sendall(request)
             return read_all(sock)
 
     def get(self, path: str = "/echo") -> dict[str, Any]:
+        """Sends a GET request over a new connection. Returns the JSON of the response."""
         with self.connect() as sock:
             sock.sendall(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
             status, _, body = read_response(sock)
@@ -89,6 +96,7 @@ class AppProcess:
         return code
 
     def close(self) -> None:
+        """Kills the process if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
         self.end()
@@ -99,7 +107,8 @@ class AppProcess:
 
 
 def _start_app(options: str, env: dict[str, str]) -> subprocess.Popen[str] | ForkedProcess:
-    """The loop is chosen when the server is imported: without uvloop it needs an interpreter of its own."""
+    """Starts `echo_app`, usually as a fork of a prepared process, which is fast. With `NO_UVLOOP`, starts a new
+    interpreter, because the event loop is chosen when the server is imported."""
     module = "tests.system.server.echo_app"
     if "NO_UVLOOP" not in env:
         return ForkedProcess(module, options, cwd=ROOT, env=env)
@@ -116,6 +125,7 @@ def _start_app(options: str, env: dict[str, str]) -> subprocess.Popen[str] | For
 
 
 def read_all(sock: socket.socket) -> bytes:
+    """Reads until the server closes the connection."""
     data = bytearray()
     while piece := sock.recv(65536):
         data += piece
@@ -123,7 +133,7 @@ def read_all(sock: socket.socket) -> bytes:
 
 
 class ExactReads(socket.SocketIO):
-    """Reads as many bytes as asked for, fewer only if the connection ends."""
+    """`read(size)` returns exactly `size` bytes, or fewer if the connection ends."""
 
     def read(self, size: int = -1) -> bytes:
         data = bytearray()
@@ -133,7 +143,7 @@ class ExactReads(socket.SocketIO):
 
 
 def read_response(sock: socket.socket, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-    """Reads one response, and not a byte more."""
+    """Reads one response, and no byte after it. Returns its status, its headers with lower-case names, and its body."""
     response = http.client.HTTPResponse(sock, method=method)
     response.fp.close()
     response.fp = ExactReads(sock, "r")  # type: ignore[assignment]
@@ -145,8 +155,8 @@ def read_response(sock: socket.socket, method: str = "GET") -> tuple[int, dict[s
 
 
 def read_error(data: bytes) -> tuple[int, str]:
-    """Returns status and code of a response that must be the only one and the last, in the distribution spec's error
-    format."""
+    """Returns the status and the error code of a response in the error format of the distribution spec. Checks that
+    `data` is one response, with which the connection closes."""
     head, _, body = data.partition(b"\r\n\r\n")
     lines = head.decode().lower().split("\r\n")
     for line in ("content-type: application/json", "connection: close", f"content-length: {len(body)}"):
@@ -158,18 +168,20 @@ def read_error(data: bytes) -> tuple[int, str]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + TIMEOUT_SECONDS
+    """Calls `condition` repeatedly until it returns True."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
-        assert time.monotonic() < until, "it did not happen"
+        assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.005)
 
 
 def children(pid: int) -> list[int]:
+    """Returns the process ids of the children of a process."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_alive(pid: int) -> bool:
-    """Returns whether a process runs; a zombie does not."""
+    """Returns whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -177,3 +189,4 @@ def is_alive(pid: int) -> bool:
 
 
 Start = Callable[..., AppProcess]
+"""The type of the fixture `start`, which starts a server with the given options."""

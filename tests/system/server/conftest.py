@@ -1,4 +1,4 @@
-"""Servers for the tests of this folder."""
+"""Fixtures with running servers for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.system.server.app_process import AppProcess, Start
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts servers, and ends them after the test."""
+    """Returns a function that starts a server with the given options of `echo_app`. The servers end after the test."""
     with ExitStack() as stack:
 
         def run(env: dict[str, str] | None = None, ready: bool = True, **options: Any) -> AppProcess:
@@ -26,7 +26,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[AppProcess]:
-    """A server that all tests of the protocol share."""
+    """A server that the tests of HTTP/1.1 share."""
     running = AppProcess({"limits": {"linger_seconds": 0.5, "timeout_check_seconds": 0.1}})
     try:
         yield running.until_ready()
@@ -35,8 +35,8 @@ def server() -> Iterator[AppProcess]:
 
 
 @pytest.fixture(scope="session")
-def impatient() -> Iterator[AppProcess]:
-    """A shared server with very short timeouts."""
+def short_timeout_server() -> Iterator[AppProcess]:
+    """A shared server whose timeouts are all one second."""
     seconds = {
         "header_seconds": 1.0,
         "keep_alive_seconds": 1.0,

@@ -1,5 +1,5 @@
-"""A small application to run the server with, as a process: `python -m tests.system.server.echo_app '{"workers":
-2}'`."""
+"""A program that runs the HTTP server with a small ASGI application, for the tests of this folder: `python -m
+tests.system.server.echo_app '{"workers": 2}'`. Its argument has the options as JSON."""
 
 from __future__ import annotations
 
@@ -29,10 +29,15 @@ from registry.server.server_limits import ServerLimits
 
 
 class DiskFull(Exception):
+    """An error that the server reports with its `message` instead of a traceback."""
+
     message = "the data directory\nis full"
 
 
 class EchoApp:
+    """An ASGI application. A request for `/NAME` calls the method NAME; any other path calls `echo`. Many methods print
+    a line to stdout, for which the test waits. `start`: what goes wrong at the start, or an empty text."""
+
     def __init__(self, start: str) -> None:
         self.start = start
 
@@ -52,7 +57,7 @@ class EchoApp:
             raise DiskFull
         if self.start == "bug":
             raise ZeroDivisionError("a bug")
-        if self.start == "marked":  # fails once the mark file exists
+        if self.start == "marked":  # set by `mark_or`: the test has created its mark file
             raise PermissionError(13, "Permission denied", "/data")
         await send({"type": "lifespan.startup.complete"})
         await receive()
@@ -60,16 +65,17 @@ class EchoApp:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def echo(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Receives the body. Answers with JSON that describes the request as the application got it."""
         size = 0
-        more = True
-        while more:
+        has_more = True
+        while has_more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 print_line(f"disconnected {size}")
                 return
             size += len(message["body"])
-            more = message["more_body"]
-        seen = {
+            has_more = message["more_body"]
+        description = {
             "method": scope["method"],
             "path": scope["path"],
             "raw_path": scope["raw_path"].decode(),
@@ -82,47 +88,50 @@ class EchoApp:
             "scheme": scope["scheme"],
             "extensions": sorted(scope.get("extensions", {})),
         }
-        await answer(send, 200, json.dumps(seen).encode())
+        await answer(send, 200, json.dumps(description).encode())
 
     async def digest(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
-        """Answers with the digest and size of the body, received without copies, or `copied`; `keep`: all parts are
-        kept to the end; `whole`: taken at once, if it was received to its end."""
-        running, size, kept, more = hashlib.sha256(), 0, [], True
+        """Receives the body, and answers with its digest and size. Receives it as views of the server's buffers, or as
+        copies with the query `copied`. With `keep`, keeps all parts until the end. With `whole`, first tries to take
+        the whole body with one call, which works only if the body has already arrived."""
+        hasher, size, kept_parts, has_more = hashlib.sha256(), 0, [], True
         extension = scope.get("extensions", {}).get("entrepot.body", {})
-        take = extension.get("receive")
+        receive_views = extension.get("receive")
         whole = extension["take_whole"]() if "whole" in query else None
         if whole is not None:
             assert extension["take_whole"]() is None
-            kept, size, more = whole, sum(map(len, whole)), False
+            kept_parts, size, has_more = whole, sum(map(len, whole)), False
         elif "whole" in query:
             print_line("not whole")
-        while more:
-            if take is None or "copied" in query:
+        while has_more:
+            if receive_views is None or "copied" in query:
                 message = await receive()
-                pieces, more = [message["body"]], message["more_body"]
+                pieces, has_more = [message["body"]], message["more_body"]
             else:
-                pieces, more = await take()
+                pieces, has_more = await receive_views()
             size += sum(map(len, pieces))
-            kept += pieces
+            kept_parts += pieces
             if "keep" not in query:
-                running.update(b"".join(kept))
-                kept.clear()
-        running.update(b"".join(kept))
-        seen: dict[str, object] = {"digest": running.hexdigest(), "size": size}
+                hasher.update(b"".join(kept_parts))
+                kept_parts.clear()
+        hasher.update(b"".join(kept_parts))
+        result: dict[str, object] = {"digest": hasher.hexdigest(), "size": size}
         if "whole" in query:
-            seen["whole"] = whole is not None
-        await answer(send, 200, json.dumps(seen).encode())
+            result["whole"] = whole is not None
+        await answer(send, 200, json.dumps(result).encode())
 
     async def refuse(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Answers 403 without reading the body."""
         await answer(send, 403, b"no")
 
     async def slow(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Answers after `seconds`."""
         print_line("slow")
         await asyncio.sleep(float(query["seconds"]))
         await answer(send, 200, b"slow")
 
     async def held(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
-        """Blocks the event loop."""
+        """Blocks the event loop for ten minutes."""
         print_line("held")
         time.sleep(600)  # noqa: ASYNC251
 
@@ -133,6 +142,7 @@ class EchoApp:
         print_line("left")
 
     async def big(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Sends `size` zero bytes in pieces of 1 MiB. Prints `cut` if the client disconnects before the end."""
         size = int(query["size"])
         headers = [(b"content-length", str(size).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -150,19 +160,21 @@ class EchoApp:
         await answer(send, 200, body_of(query))
 
     async def stream(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Sends a short body without a declared length, in two pieces."""
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"ab", "more_body": True})
         await send({"type": "http.response.body", "body": b"cd", "more_body": False})
 
     async def file(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
-        """Sends `parts` of a file, each `offset-count`, either left out, or `=text`. `length` declares a length."""
+        """Sends `parts` of a file, separated by commas. A part is `offset-count`, where both numbers are optional, or
+        `=text` for text that is not from the file. `length`: the declared Content-Length."""
         assert scope["extensions"] == {"http.response.zerocopysend": {}}
         headers = [(b"content-length", query["length"].encode())] if "length" in query else []
         parts = query.get("parts", "-").split(",")
         with io.FileIO(query["path"]) as file:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            for place, part in enumerate(parts):
-                more = {"more_body": place + 1 < len(parts)}
+            for number, part in enumerate(parts):
+                more = {"more_body": number + 1 < len(parts)}
                 try:
                     await send({**file_message(file, part), **more})
                 except OSError as error:
@@ -170,33 +182,41 @@ class EchoApp:
                     raise
 
     async def descriptors(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Answers with the number of file descriptors that the process has open."""
         await answer(send, 200, str(len(os.listdir("/proc/self/fd"))).encode())
 
     async def frozen(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Answers with the number of objects that Python's garbage collection skips (`gc.freeze`)."""
         await answer(send, 200, str(gc.get_freeze_count()).encode())
 
     async def unmodified(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Answers 304 with a declared length and no body."""
         await send({"type": "http.response.start", "status": 304, "headers": [(b"content-length", b"100")]})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def fail(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Raises before the response."""
         raise ZeroDivisionError("a bug")
 
     async def fail_late(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Raises in the middle of the response."""
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"10")]})
         await send({"type": "http.response.body", "body": b"abc", "more_body": True})
         raise ZeroDivisionError("a bug")
 
     async def silent(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Returns without a response."""
         return
 
     async def split(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Tries to send a header value with a line break (response splitting)."""
         await send({"type": "http.response.start", "status": 200, "headers": [(b"x-name", b"a\r\nSet-Cookie: b")]})
 
 
 @dataclass
 class EchoCachedAnswer:
-    """A response that the application has cached."""
+    """A response from the application's cache, as the server expects it: the body, and the headers `before` and `after`
+    the request id that the server adds."""
 
     before: list[tuple[bytes, bytes]]
     after: list[tuple[bytes, bytes]]
@@ -205,10 +225,12 @@ class EchoCachedAnswer:
 
 
 class CachedAnswerApp(EchoApp):
-    """Has a cached response for `/ready`, if the server asks for it; the header `x-way` says how a response was made.
-    The body is the query's `text`, `size` times."""
+    """Also has a cached response for `/ready`, which the server can send without calling the application. The header
+    `x-way` is `at once` for a cached response and `called` for one that the application sends. The body is the query's
+    `text`, repeated `size` times."""
 
     given = 0
+    """How many cached responses the server has requested."""
 
     def answer_at_once(self, scope: Any) -> tuple[EchoCachedAnswer, str] | None:
         if scope["raw_path"] != b"/ready":
@@ -222,18 +244,22 @@ class CachedAnswerApp(EchoApp):
         ), f"{self.given:016x}"
 
     async def ready(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Answers without the cache: the server calls this if it cannot use the cached response."""
         assert "entrepot.at_once" in scope["extensions"]
         await answer(send, 200, body_of(query), (b"x-way", b"called"))
 
     async def counted(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Answers with the number of cached responses that the server has requested."""
         await answer(send, 200, str(self.given).encode())
 
 
 def body_of(query: dict[str, str]) -> bytes:
+    """Returns the query's `text`, repeated `size` times."""
     return query.get("text", "x").encode() * int(query.get("size", "1"))
 
 
 def file_message(file: Any, part: str) -> dict[str, Any]:
+    """Returns the ASGI message that sends this part (see `EchoApp.file`)."""
     if part.startswith("="):
         return {"type": "http.response.body", "body": part[1:].encode()}
     offset, _, count = part.partition("-")
@@ -243,6 +269,7 @@ def file_message(file: Any, part: str) -> dict[str, Any]:
 
 
 async def answer(send: Any, status: int, body: bytes, *more: tuple[bytes, bytes]) -> None:
+    """Sends a whole response. `more`: headers besides Content-Length."""
     headers = [(b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
@@ -253,9 +280,10 @@ def print_line(text: str) -> None:
 
 
 def mark_or(start: str) -> str:
-    """Returns `marked` once the test has created its mark file, else what the test asked for."""
-    mark = os.environ.get("MARK")
-    return "marked" if mark is not None and os.path.exists(mark) else start
+    """Returns `marked`, which makes the start fail, if the test has created its mark file. Otherwise returns
+    `start`."""
+    mark_file = os.environ.get("MARK")
+    return "marked" if mark_file is not None and os.path.exists(mark_file) else start
 
 
 def main() -> int:
@@ -278,15 +306,16 @@ def main() -> int:
 
 
 def listener_options_of(options: dict[str, Any]) -> ListenerOptions:
-    """Reads `tls`: certificate, key, and perhaps the authority for clients and the kind of client authentication;
-    `proxies`: networks; `connections`: the limit of an address."""
+    """Returns the listener options from the JSON options. `tls`: the certificate, the key, and optionally the authority
+    for client certificates and the kind of client authentication. `proxies`: the networks of trusted proxies.
+    `connections`: the maximum number of connections per client address."""
     tls, workers = options.get("tls"), options.get("workers", 1)
     certificates = None
     if tls is not None:
-        certificate, key, *more = tls
+        certificate, key, *client_options = tls
         files = CertificateFiles(Path(certificate), Path(key))
-        if more:
-            files = replace(files, client_ca=Path(more[0]), client_auth=more[1])
+        if client_options:
+            files = replace(files, client_ca=Path(client_options[0]), client_auth=client_options[1])
         certificates = Certificates(files)
     return ListenerOptions(
         certificates,

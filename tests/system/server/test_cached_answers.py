@@ -1,4 +1,5 @@
-"""Responses that the application has cached, over sockets, with each kind of event loop."""
+"""Tests of cached responses, which the application hands to the server before the server calls it. The tests use raw
+sockets, and run with uvloop and with asyncio's event loop."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ from tests.fakes.certificate_authority import CertificateAuthority
 from tests.system.server.app_process import AppProcess, Start, read_all, read_response
 from tests.system.server.tls_client import client_context, tls_connection
 
+# Environment variables that select the event loop of the server.
 LOOPS = [{}, {"NO_UVLOOP": "1"}]
 IDS = ["uvloop", "asyncio"]
 SIZE = 60_000
-"""Bytes of a large answer."""
+"""The size of a large response in bytes."""
 LIMITS = {"linger_seconds": 0.3, "timeout_check_seconds": 0.05}
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
@@ -30,6 +32,7 @@ def env(request: pytest.FixtureRequest) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def ready(env: dict[str, str]) -> Iterator[AppProcess]:
+    """A server whose application has cached responses. Checks that it logs no errors."""
     running = AppProcess({"at_once": True, "limits": LIMITS}, env)
     try:
         yield running.until_ready()
@@ -45,6 +48,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
 
 @pytest.fixture(scope="module")
 def tls(env: dict[str, str], authority: CertificateAuthority) -> Iterator[AppProcess]:
+    """The same server over TLS."""
     pair = authority.sign("localhost")
     running = AppProcess({"at_once": True, "limits": LIMITS, "tls": [str(pair.certificate), str(pair.key)]}, env)
     try:
@@ -59,22 +63,23 @@ def request(query: str = "", *lines: str, method: str = "GET", version: str = "1
 
 
 def counted(running: AppProcess) -> int:
-    """Returns how many cached responses were sent so far."""
+    """Returns how many cached responses the server has requested from the application so far."""
     with running.connect() as sock:
         sock.sendall(request(path="/counted"))
         return int(read_response(sock)[2])
 
 
 def resident(running: AppProcess) -> int:
+    """Returns the resident memory of the process in bytes."""
     with open(f"/proc/{running.pid}/statm") as file:
         return int(file.read().split()[1]) * 4096
 
 
-# One answer
+# One response
 
 
-def test_a_ready_answer_is_a_whole_response(ready: AppProcess) -> None:
-    """It has the headers of every response, its own request id, and the body; the connection stays open."""
+def test_cached_response_is_complete(ready: AppProcess) -> None:
+    """A cached response has the usual headers, a request id of its own and the body. The connection stays open."""
     with ready.connect() as sock:
         ids = set()
         for number in range(20):
@@ -87,8 +92,9 @@ def test_a_ready_answer_is_a_whole_response(ready: AppProcess) -> None:
         assert len(ids) == 20
 
 
-def test_the_answer_to_head_has_no_body(ready: AppProcess) -> None:
-    """The next response starts right after its head."""
+def test_cached_response_to_head_has_no_body(ready: AppProcess) -> None:
+    """A cached response to HEAD has a Content-Length and no body. The next response on the connection starts right
+    after its headers."""
     with ready.connect() as sock:
         sock.sendall(request("size=5", method="HEAD"))
         status, headers, body = read_response(sock, "HEAD")
@@ -97,32 +103,35 @@ def test_the_answer_to_head_has_no_body(ready: AppProcess) -> None:
         assert read_response(sock)[2] == b"next"
 
 
-def test_a_head_that_comes_in_pieces_gets_its_ready_answer(ready: AppProcess) -> None:
-    """Wherever a head is cut into pieces, it gets the cached response."""
-    whole = request("text=abc")
+def test_request_head_in_two_pieces_gets_the_cached_response(ready: AppProcess) -> None:
+    """A request whose head (request line and headers) arrives in two pieces gets the cached response, wherever the head
+    is cut."""
+    head = request("text=abc")
     with ready.connect() as sock:
-        for cut in range(1, len(whole)):
-            sock.sendall(whole[:cut])
-            sock.sendall(whole[cut:])
+        for cut in range(1, len(head)):
+            sock.sendall(head[:cut])
+            sock.sendall(head[cut:])
             status, headers, body = read_response(sock)
             assert (status, headers["x-way"], body) == (200, "at once", b"abc")
 
 
 @pytest.mark.parametrize(
-    ("given", "sent"),
+    ("framing_header", "body_bytes"),
     [("Content-Length: 3", b"abc"), ("Transfer-Encoding: chunked", b"3\r\nabc\r\n0\r\n\r\n")],
 )
-def test_a_request_with_a_body_is_not_answered_before_that(ready: AppProcess, given: str, sent: bytes) -> None:
-    """The application is called for a request with a body, and the bytes after the body are another request."""
+def test_request_with_a_body_gets_no_cached_response(ready: AppProcess, framing_header: str, body_bytes: bytes) -> None:
+    """For a request with a body, the server calls the application instead of using the cached response. The bytes after
+    the body are parsed as the next request."""
     with ready.connect() as sock:
-        sock.sendall(request("text=first", given) + sent + request("text=second"))
+        sock.sendall(request("text=first", framing_header) + body_bytes + request("text=second"))
         _, headers, body = read_response(sock)
         assert (headers["x-way"], body) == ("called", b"first")
         assert read_response(sock)[2] == b"second"
 
 
-def test_an_upgrade_that_is_ignored_leaves_the_connection_whole(ready: AppProcess) -> None:
-    """What follows is parsed as HTTP/1.1, also after a cached response."""
+def test_cached_response_after_an_ignored_upgrade(ready: AppProcess) -> None:
+    """The server ignores an Upgrade header. Later requests on the connection are parsed as HTTP/1.1, also after a
+    cached response."""
     upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c")
     with ready.connect() as sock:
         for number in range(5):
@@ -132,22 +141,23 @@ def test_an_upgrade_that_is_ignored_leaves_the_connection_whole(ready: AppProces
         assert read_response(sock)[2] == b"plain"
 
 
-# Ends
+# The end of a connection
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_a_connection_that_ends_after_its_answer_still_does(ready: AppProcess, version: str) -> None:
-    """What follows `Connection: close` is ignored, and so is what follows a request in HTTP/1.0, whatever its
-    `Connection` says."""
-    said = "Connection: close" if version == "1.1" else "Connection: keep-alive"
-    data = ready.talk(request("text=last", said, version=version) + request("text=never"))
+def test_cached_response_to_the_last_request_closes_the_connection(ready: AppProcess, version: str) -> None:
+    """After a request with `Connection: close`, the server sends the cached response, closes the connection, and
+    ignores further requests. It does the same after a request in HTTP/1.0, even with `Connection: keep-alive`."""
+    connection_header = "Connection: close" if version == "1.1" else "Connection: keep-alive"
+    data = ready.talk(request("text=last", connection_header, version=version) + request("text=never"))
     assert data.count(b"HTTP/1.1") == 1
     assert data.endswith(b"\r\n\r\nlast")
     assert b"connection: close\r\n" in data
 
 
-def test_a_client_that_shuts_its_side_gets_the_answers_before_that(ready: AppProcess) -> None:
-    """A client that shuts its sending side gets all responses, and then the end of the connection."""
+def test_half_closed_connection_gets_all_cached_responses(ready: AppProcess) -> None:
+    """A client that closes its sending side gets the responses to all its requests. Then the server closes the
+    connection."""
     with ready.connect() as sock:
         sock.sendall(request(f"size={SIZE}") + request("text=second"))
         sock.shutdown(socket.SHUT_WR)
@@ -156,14 +166,14 @@ def test_a_client_that_shuts_its_side_gets_the_answers_before_that(ready: AppPro
         assert data.endswith(b"\r\n\r\nsecond")
 
 
-def test_what_is_wrong_after_a_ready_answer_is_refused_after_it(ready: AppProcess) -> None:
-    """A malformed request is refused after the cached response before it, also if both come in one read."""
+def test_malformed_request_after_a_cached_response(ready: AppProcess) -> None:
+    """If a valid and a malformed request arrive together, the client first gets the cached response and then a 400."""
     data = ready.talk(request("text=good") + b"GET /ready HTTP/1.1\r\n\r\n")
     assert [int(status) for status in STATUS.findall(data)] == [200, 400]
 
 
-def test_an_idle_connection_is_ended_after_a_ready_answer_as_after_any(start: Start, env: dict[str, str]) -> None:
-    """The keep-alive timeout starts with the cached response."""
+def test_keep_alive_timeout_starts_after_a_cached_response(start: Start, env: dict[str, str]) -> None:
+    """The server closes a connection that stays idle for the keep-alive timeout after a cached response."""
     running = start(env, at_once=True, limits={"keep_alive_seconds": 0.3, "timeout_check_seconds": 0.05})
     with running.connect() as sock:
         sock.sendall(request())
@@ -171,8 +181,8 @@ def test_an_idle_connection_is_ended_after_a_ready_answer_as_after_any(start: St
         assert sock.recv(1) == b""
 
 
-def test_a_stop_ends_connections_that_had_ready_answers(start: Start, env: dict[str, str]) -> None:
-    """Cached responses arrive whole, and the server ends with exit code 0."""
+def test_stop_completes_a_cached_response(start: Start, env: dict[str, str]) -> None:
+    """On SIGTERM, the server sends a cached response to its end, closes the connection, and exits with code 0."""
     running = start(env, at_once=True)
     with running.connect() as sock:
         sock.sendall(request(f"size={SIZE}"))
@@ -182,34 +192,35 @@ def test_a_stop_ends_connections_that_had_ready_answers(start: Start, env: dict[
         assert running.end() == 0
 
 
-# Many
+# Many responses
 
 
-def test_answers_keep_the_order_of_their_requests(ready: AppProcess) -> None:
-    """Pipelined requests, with cached responses and without, with bodies and without, are answered in their order."""
+def test_pipelined_cached_responses_keep_their_order(ready: AppProcess) -> None:
+    """The responses to pipelined requests come in the order of the requests, whether a response is cached or not, and
+    whether a request has a body or not."""
     slow = request("seconds=0.02", path="/slow")
     with ready.connect() as sock:
         for _ in range(3):
             batch = request("text=1") + slow + request("text=2") + request("text=3", "Content-Length: 3") + b"abc"
             sock.sendall(batch + request("text=4") + slow + request("text=5"))
-            found = [read_response(sock)[2] for _ in range(7)]
-            assert found == [b"1", b"slow", b"2", b"3", b"4", b"slow", b"5"]
+            bodies = [read_response(sock)[2] for _ in range(7)]
+            assert bodies == [b"1", b"slow", b"2", b"3", b"4", b"slow", b"5"]
 
 
-def test_too_many_sent_ahead(ready: AppProcess) -> None:
-    """Only a bounded number of pipelined requests is answered, cached or not, so one client cannot hold up the
-    others."""
-    before = counted(ready)
+def test_number_of_pipelined_requests_is_limited(ready: AppProcess) -> None:
+    """The server answers a limited number of pipelined requests of a connection and then closes it, so that one client
+    cannot delay the others."""
+    count_before = counted(ready)
     data = ready.talk(request() * 1000)
     assert 64 <= data.count(b"HTTP/1.1 200") <= 70
     assert data.lower().count(b"connection: close") == 1
-    assert counted(ready) - before <= 3
+    assert counted(ready) - count_before <= 3
 
 
-def test_what_nobody_takes_is_not_prepared(ready: AppProcess) -> None:
-    """A client that sends requests without reading gets no more responses than fit into the socket buffers; its other
-    requests wait unread."""
-    before, memory = counted(ready), resident(ready)
+def test_no_responses_are_made_while_the_client_does_not_read(ready: AppProcess) -> None:
+    """If a client sends requests and does not read the responses, the server makes no more responses than fit into the
+    socket buffers. It reads the remaining requests when the client reads again."""
+    count_before, memory_before = counted(ready), resident(ready)
     with socket.socket() as sock:
         sock.settimeout(15)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
@@ -217,11 +228,12 @@ def test_what_nobody_takes_is_not_prepared(ready: AppProcess) -> None:
         sock.connect(ready.address)
         for _ in range(2000):
             sock.sendall(request(f"size={SIZE}"))
-            given = counted(ready) - before  # counts the response to another client too: earlier requests were seen
-        assert 0 < given < 300
-        assert resident(ready) - memory < 8 << 20
+            # The response to `counted`, on another connection, shows that the server has run since the request.
+            requested = counted(ready) - count_before
+        assert 0 < requested < 300
+        assert resident(ready) - memory_before < 8 << 20
         data = read_all(sock)
-        assert data.count(b"HTTP/1.1 200") > given
+        assert data.count(b"HTTP/1.1 200") > requested
         assert data.endswith(b"\r\n\r\n" + b"x" * SIZE)
 
 
@@ -233,8 +245,8 @@ def context(authority: CertificateAuthority) -> ssl.SSLContext:
     return client_context(authority.certificate)
 
 
-def test_over_tls(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """Small and large cached responses arrive whole."""
+def test_cached_responses_over_tls(tls: AppProcess, context: ssl.SSLContext) -> None:
+    """Over TLS, small and large cached responses arrive completely."""
     with tls_connection(tls, context) as sock:
         for size in (1, 100, SIZE, 16 * 1024, 1):
             sock.sendall(request(f"size={size}"))
@@ -242,23 +254,24 @@ def test_over_tls(tls: AppProcess, context: ssl.SSLContext) -> None:
             assert (status, headers["x-way"], body) == (200, "at once", b"x" * size)
 
 
-def test_over_tls_answers_keep_their_order(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """Cached responses and others keep the order of their requests."""
+def test_cached_responses_over_tls_keep_their_order(tls: AppProcess, context: ssl.SSLContext) -> None:
+    """Over TLS, cached and other responses come in the order of the requests."""
     with tls_connection(tls, context) as sock:
         slow = request("seconds=0.02", path="/slow")
         sock.sendall(request("text=1") + slow + request(f"size={SIZE}") + request("text=2"))
         assert [read_response(sock)[2] for _ in range(4)] == [b"1", b"slow", b"x" * SIZE, b"2"]
 
 
-def test_over_tls_what_nobody_takes_is_not_prepared(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """A client that reads nothing makes the server encrypt no more than fits into the buffers."""
-    memory = resident(tls)
-    with tls_connection(tls, context) as other, tls_connection(tls, context, 64 * 1024) as sock:
+def test_no_tls_responses_are_made_while_the_client_does_not_read(tls: AppProcess, context: ssl.SSLContext) -> None:
+    """If a client sends requests over TLS and reads nothing, the server encrypts no more responses than fit into the
+    buffers."""
+    memory_before = resident(tls)
+    with tls_connection(tls, context) as control, tls_connection(tls, context, 64 * 1024) as sock:
         for _ in range(1000):
             sock.sendall(request(f"size={SIZE}"))
-            other.sendall(request(path="/counted"))
-            given = int(read_response(other)[2])
-        assert 0 < given < 500
-        assert resident(tls) - memory < 16 << 20
-        for _ in range(given // 2):
+            control.sendall(request(path="/counted"))
+            requested = int(read_response(control)[2])
+        assert 0 < requested < 500
+        assert resident(tls) - memory_before < 16 << 20
+        for _ in range(requested // 2):
             assert read_response(sock)[2] == b"x" * SIZE

@@ -1,4 +1,5 @@
-"""The server's certificate: which files are refused, and how it is renewed while the server runs."""
+"""Tests of the server's TLS certificate: which files the server refuses, and how it loads renewed files while it
+runs."""
 
 from __future__ import annotations
 
@@ -20,8 +21,10 @@ from tests.fakes.certificate_authority import CertificateAuthority, KeyPair
 from tests.system.server.app_process import AppProcess, Start, wait_for
 from tests.system.server.tls_client import ask, client_context, serial, tls_connection
 
-QUICK = {"certificate_check_seconds": 0.05, "timeout_check_seconds": 0.05}
+# Limits of the server with which it checks its certificate files every 50 ms.
+SHORT_INTERVALS = {"certificate_check_seconds": 0.05, "timeout_check_seconds": 0.05}
 DAY = 86400
+"""Seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +33,21 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
 
 
 @pytest.fixture(scope="module")
-def first(authority: CertificateAuthority) -> KeyPair:
+def first_pair(authority: CertificateAuthority) -> KeyPair:
     return authority.sign("first")
 
 
 @pytest.fixture(scope="module")
-def second(authority: CertificateAuthority) -> KeyPair:
+def second_pair(authority: CertificateAuthority) -> KeyPair:
     return authority.sign("second")
 
 
 @pytest.fixture
-def live(tmp_path: Path, first: KeyPair) -> KeyPair:
-    """The files that the server is configured with; tests replace them."""
-    pair = KeyPair(tmp_path / "live.pem", tmp_path / "live.key")
-    put(first, pair)
-    return pair
+def live_pair(tmp_path: Path, first_pair: KeyPair) -> KeyPair:
+    """The certificate and key files that the server is configured with. Tests replace them."""
+    files = KeyPair(tmp_path / "live.pem", tmp_path / "live.key")
+    put(first_pair, files)
+    return files
 
 
 @pytest.fixture
@@ -52,9 +55,10 @@ def context(authority: CertificateAuthority) -> ssl.SSLContext:
     return client_context(authority.certificate)
 
 
-def put(pair: KeyPair, live: KeyPair) -> None:
-    """Renames each file into its place, one after the other, as careful renewal programs do."""
-    for source, target in ((pair.certificate, live.certificate), (pair.key, live.key)):
+def put(pair: KeyPair, live_pair: KeyPair) -> None:
+    """Replaces the certificate and the key in `live_pair` by those of `pair`, each with an atomic rename, as careful
+    renewal programs do."""
+    for source, target in ((pair.certificate, live_pair.certificate), (pair.key, live_pair.key)):
         new = target.with_suffix(".new")
         shutil.copy(source, new)
         new.rename(target)
@@ -64,222 +68,237 @@ def files_of(pair: KeyPair) -> CertificateFiles:
     return CertificateFiles(pair.certificate, pair.key)
 
 
-# What is refused
+# Files that are refused
 
 
-def test_what_is_missing(tmp_path: Path, first: KeyPair) -> None:
+def test_missing_files_are_refused(tmp_path: Path, first_pair: KeyPair) -> None:
     """The error names a file that is missing or unreadable."""
     with pytest.raises(CertificateError, match=r"cannot read the certificate .*nothing: no such file"):
-        make_context(CertificateFiles(tmp_path / "nothing", first.key), time.time())
+        make_context(CertificateFiles(tmp_path / "nothing", first_pair.key), time.time())
     with pytest.raises(CertificateError, match=r"cannot read the key of the certificate .*nothing: no such file"):
-        make_context(CertificateFiles(first.certificate, tmp_path / "nothing"), time.time())
+        make_context(CertificateFiles(first_pair.certificate, tmp_path / "nothing"), time.time())
     with pytest.raises(CertificateError, match=r"cannot read the certificates of the authorities .*: is a directory"):
-        make_context(CertificateFiles(first.certificate, first.key, tmp_path, "required"), time.time())
+        make_context(CertificateFiles(first_pair.certificate, first_pair.key, tmp_path, "required"), time.time())
 
 
-def test_what_does_not_belong_together(
-    tmp_path: Path, authority: CertificateAuthority, first: KeyPair, second: KeyPair
+def test_unusable_certificates_and_keys_are_refused(
+    tmp_path: Path, authority: CertificateAuthority, first_pair: KeyPair, second_pair: KeyPair
 ) -> None:
-    """Another certificate's key, a certificate without a key, text that is neither, and a key with a password are
-    refused, each with its own message."""
+    """The server refuses the key of another certificate, a certificate without a key, files that are not in PEM form,
+    and a key with a password. Each gets a message of its own."""
     text = tmp_path / "text"
     text.write_text("not PEM at all\n")
-    wrong = [
-        (CertificateFiles(first.certificate, second.key), "does not belong to the certificate in"),
-        (CertificateFiles(first.certificate), "cannot be used"),
-        (CertificateFiles(text, first.key), "text holds no certificate in PEM form"),
-        (CertificateFiles(first.certificate, text), "cannot be used"),
-        (CertificateFiles(first.certificate, first.key, text, "optional"), "text holds no certificate in PEM form"),
-        (files_of(authority.locked(first)), "is protected by a password"),
+    cases = [
+        (CertificateFiles(first_pair.certificate, second_pair.key), "does not belong to the certificate in"),
+        (CertificateFiles(first_pair.certificate), "cannot be used"),
+        (CertificateFiles(text, first_pair.key), "text holds no certificate in PEM form"),
+        (CertificateFiles(first_pair.certificate, text), "cannot be used"),
+        (
+            CertificateFiles(first_pair.certificate, first_pair.key, text, "optional"),
+            "text holds no certificate in PEM form",
+        ),
+        (files_of(authority.locked(first_pair)), "is protected by a password"),
     ]
-    for files, line in wrong:
-        with pytest.raises(CertificateError, match=line):
+    for files, message in cases:
+        with pytest.raises(CertificateError, match=message):
             make_context(files, time.time())
 
 
-def test_what_has_expired(authority: CertificateAuthority, first: KeyPair) -> None:
-    """An expired certificate is refused; one that is about to expire is not."""
+def test_expired_certificate_is_refused(authority: CertificateAuthority, first_pair: KeyPair) -> None:
+    """The server refuses an expired certificate, and accepts one that expires soon."""
     with pytest.raises(CertificateError, match=r"expired on \d{4}-\d\d-\d\d"):
-        make_context(files_of(authority.expired(first)), time.time())
-    make_context(files_of(first), time.time() + DAY)
+        make_context(files_of(authority.expired(first_pair)), time.time())
+    make_context(files_of(first_pair), time.time() + DAY)
     with pytest.raises(CertificateError, match="expired on"):
-        make_context(files_of(first), time.time() + 3 * DAY)
+        make_context(files_of(first_pair), time.time() + 3 * DAY)
 
 
-def test_key_and_certificate_in_one_file(tmp_path: Path, first: KeyPair) -> None:
-    """One file may contain both."""
-    both = tmp_path / "both.pem"
-    both.write_bytes(first.certificate.read_bytes() + first.key.read_bytes())
-    make_context(CertificateFiles(both), time.time())
+def test_key_and_certificate_in_one_file(tmp_path: Path, first_pair: KeyPair) -> None:
+    """One file may contain both the certificate and the key."""
+    combined_file = tmp_path / "both.pem"
+    combined_file.write_bytes(first_pair.certificate.read_bytes() + first_pair.key.read_bytes())
+    make_context(CertificateFiles(combined_file), time.time())
 
 
-# Looking
+# Checks for changed files
 
 
-def test_what_has_not_changed_is_not_read(live: KeyPair) -> None:
-    """The context stays the same while the files' times do."""
-    certificates = Certificates(files_of(live))
-    before = certificates.context
+def test_unchanged_files_are_not_loaded_again(live_pair: KeyPair) -> None:
+    """While the modification times of the files stay the same, the TLS context stays the same object."""
+    certificates = Certificates(files_of(live_pair))
+    old_context = certificates.context
     certificates.refresh()
     certificates.refresh(settled=True)
-    assert certificates.context is before
+    assert certificates.context is old_context
 
 
-def test_a_change_is_read_once_it_has_settled(live: KeyPair, second: KeyPair) -> None:
-    """Changed files are loaded at the second check that finds the same times; at the first one if asked to."""
-    certificates = Certificates(files_of(live))
-    before = certificates.context
-    put(second, live)
+def test_changed_files_are_loaded_when_they_no_longer_change(live_pair: KeyPair, second_pair: KeyPair) -> None:
+    """Changed files are loaded at the second check that finds the same modification times. With `settled=True` they are
+    loaded at the first check."""
+    certificates = Certificates(files_of(live_pair))
+    old_context = certificates.context
+    put(second_pair, live_pair)
     certificates.refresh()
-    assert certificates.context is before
+    assert certificates.context is old_context
     certificates.refresh()
-    assert certificates.context is not before
-    before = certificates.context
-    os.utime(live.key)
+    assert certificates.context is not old_context
+    old_context = certificates.context
+    os.utime(live_pair.key)
     certificates.refresh(settled=True)
-    assert certificates.context is not before
+    assert certificates.context is not old_context
 
 
-def test_what_cannot_be_used_is_told_once(
-    live: KeyPair, first: KeyPair, second: KeyPair, caplog: pytest.LogCaptureFixture
+def test_unusable_renewal_is_logged_once(
+    live_pair: KeyPair, first_pair: KeyPair, second_pair: KeyPair, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Invalid files leave the old context, and are neither tried nor logged again; valid ones are loaded later."""
+    """If the changed files are invalid, the old context stays in use. The same files are not loaded or logged again.
+    Valid files are loaded later."""
     logging.getLogger("registry.server").propagate = True
-    certificates = Certificates(files_of(live))
-    before = certificates.context
-    shutil.copy(second.certificate, live.certificate)
+    certificates = Certificates(files_of(live_pair))
+    old_context = certificates.context
+    shutil.copy(second_pair.certificate, live_pair.certificate)
     with caplog.at_level(logging.WARNING, "registry.server"):
         for _ in range(4):
             certificates.refresh()
-        assert certificates.context is before
-        (line,) = [record.getMessage() for record in caplog.records]
-        assert line.startswith("new connections still use the old certificate: the key in ")
-        live.certificate.unlink()
+        assert certificates.context is old_context
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert message.startswith("new connections still use the old certificate: the key in ")
+        live_pair.certificate.unlink()
         for _ in range(4):
             certificates.refresh()
-        assert certificates.context is before
+        assert certificates.context is old_context
         assert len(caplog.records) == 2
-    put(second, live)
+    put(second_pair, live_pair)
     certificates.refresh(settled=True)
-    assert certificates.context is not before
+    assert certificates.context is not old_context
 
 
-# A server that runs
+# Renewal in a running server
 
 
 def named(pair: KeyPair) -> list[str]:
+    """Returns the paths of the certificate and the key, for the option `tls`."""
     return [str(pair.certificate), str(pair.key)]
 
 
 @pytest.fixture
-def running(start: Start, live: KeyPair) -> AppProcess:
-    return start(workers=2, tls=named(live), limits=QUICK)
+def running(start: Start, live_pair: KeyPair) -> AppProcess:
+    return start(workers=2, tls=named(live_pair), limits=SHORT_INTERVALS)
 
 
-def shown(running: AppProcess, context: ssl.SSLContext) -> str:
+def served_serial(running: AppProcess, context: ssl.SSLContext) -> str:
     """Returns the serial number of the certificate that a new connection gets."""
     with tls_connection(running, context) as sock:
         ask(sock)
         return serial(sock)
 
 
-def everywhere(running: AppProcess, context: ssl.SSLContext, new: str) -> bool:
-    """Returns whether 20 connections, which are spread over the workers, get the new certificate."""
-    return all(shown(running, context) == new for _ in range(20))
+def all_connections_get(running: AppProcess, context: ssl.SSLContext, new: str) -> bool:
+    """Returns whether 20 new connections, which are spread over the workers, all get the certificate with this serial
+    number."""
+    return all(served_serial(running, context) == new for _ in range(20))
 
 
 def test_renewal_under_load(
-    running: AppProcess, context: ssl.SSLContext, live: KeyPair, first: KeyPair, second: KeyPair
+    running: AppProcess, context: ssl.SSLContext, live_pair: KeyPair, first_pair: KeyPair, second_pair: KeyPair
 ) -> None:
-    """No handshake and no request fails during a renewal. New connections get the new certificate, and open ones go on
-    with the old one."""
-    wrong: list[BaseException] = []
-    ended = threading.Event()
+    """No handshake and no request fails during a renewal. New connections get the new certificate, and open connections
+    keep the old one."""
+    errors: list[BaseException] = []
+    stop = threading.Event()
 
-    def load() -> None:
+    def send_requests() -> None:
         try:
-            while not ended.is_set():
+            while not stop.is_set():
                 with tls_connection(running, context) as sock:
                     ask(sock)
         except BaseException as error:
-            wrong.append(error)
+            errors.append(error)
 
-    threads = [threading.Thread(target=load) for _ in range(4)]
+    threads = [threading.Thread(target=send_requests) for _ in range(4)]
     for thread in threads:
         thread.start()
     try:
-        with tls_connection(running, context) as kept:
-            old = serial(kept)
-            for pair in (second, first, second):
-                put(pair, live)
-                new = {first: old}.get(pair) or other_than(running, context, old)
-                wait_for(partial(everywhere, running, context, new))
-                assert ask(kept)["size"] == 0
-            assert serial(kept) == old
+        with tls_connection(running, context) as open_connection:
+            old = serial(open_connection)
+            for pair in (second_pair, first_pair, second_pair):
+                put(pair, live_pair)
+                new = {first_pair: old}.get(pair) or serial_other_than(running, context, old)
+                wait_for(partial(all_connections_get, running, context, new))
+                assert ask(open_connection)["size"] == 0
+            assert serial(open_connection) == old
     finally:
-        ended.set()
+        stop.set()
         for thread in threads:
             thread.join()
-    assert wrong == []
+    assert errors == []
     assert "still use the old certificate" not in running.errors
 
 
-def other_than(running: AppProcess, context: ssl.SSLContext, old: str) -> str:
-    wait_for(lambda: shown(running, context) != old)
-    return next(new for new in iter(lambda: shown(running, context), None) if new != old)
+def serial_other_than(running: AppProcess, context: ssl.SSLContext, old: str) -> str:
+    """Waits until a new connection gets another certificate than `old`. Returns its serial number."""
+    wait_for(lambda: served_serial(running, context) != old)
+    return next(new for new in iter(lambda: served_serial(running, context), None) if new != old)
 
 
-def test_a_renewal_that_went_wrong(
-    running: AppProcess, context: ssl.SSLContext, live: KeyPair, second: KeyPair
+def test_certificate_without_its_key_is_not_used(
+    running: AppProcess, context: ssl.SSLContext, live_pair: KeyPair, second_pair: KeyPair
 ) -> None:
-    """A certificate without its key changes nothing, and each worker logs it once; with its key it is loaded."""
-    old = shown(running, context)
-    shutil.copy(second.certificate, live.certificate)
-    line = "new connections still use the old certificate: the key in"
-    wait_for(lambda: running.errors.count(line) == 2)
-    assert everywhere(running, context, old)
-    shutil.copy(second.key, live.key)
-    new = other_than(running, context, old)
-    wait_for(lambda: everywhere(running, context, new))
-    assert running.errors.count(line) == 2
+    """If only the certificate file is replaced, the server keeps the old certificate, and each worker logs the problem
+    once. When the key is replaced too, the new certificate is used."""
+    old = served_serial(running, context)
+    shutil.copy(second_pair.certificate, live_pair.certificate)
+    message = "new connections still use the old certificate: the key in"
+    wait_for(lambda: running.errors.count(message) == 2)
+    assert all_connections_get(running, context, old)
+    shutil.copy(second_pair.key, live_pair.key)
+    new = serial_other_than(running, context, old)
+    wait_for(lambda: all_connections_get(running, context, new))
+    assert running.errors.count(message) == 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_sighup(start: Start, context: ssl.SSLContext, live: KeyPair, second: KeyPair, workers: int) -> None:
-    """SIGHUP reloads the files at once, however rarely they are checked."""
-    running = start(workers=workers, tls=named(live), limits={"certificate_check_seconds": 3600})
-    old = shown(running, context)
-    put(second, live)
+def test_sighup_reloads_the_certificate(
+    start: Start, context: ssl.SSLContext, live_pair: KeyPair, second_pair: KeyPair, workers: int
+) -> None:
+    """On SIGHUP the server loads the files at once, although it checks them only once an hour."""
+    running = start(workers=workers, tls=named(live_pair), limits={"certificate_check_seconds": 3600})
+    old = served_serial(running, context)
+    put(second_pair, live_pair)
     os.kill(running.pid, signal.SIGHUP)
-    # A worker that ends may close a connection before its first request, as any server does that stops.
-    wait_for(lambda: again(running, context) not in ("", old))
-    wait_for(lambda: all(again(running, context) not in ("", old) for _ in range(20)))
+    # A worker that is being replaced may close a new connection before its first request.
+    wait_for(lambda: try_served_serial(running, context) not in ("", old))
+    wait_for(lambda: all(try_served_serial(running, context) not in ("", old) for _ in range(20)))
 
 
-def test_a_worker_that_starts_again(start: Start, context: ssl.SSLContext, live: KeyPair, second: KeyPair) -> None:
-    """A worker that replaces a dead one loads the current certificate, not that of the start."""
-    running = start(workers=2, tls=named(live), limits=QUICK)
-    old = shown(running, context)
-    put(second, live)
-    new = other_than(running, context, old)
-    wait_for(lambda: everywhere(running, context, new))
+def test_restarted_worker_loads_the_current_certificate(
+    start: Start, context: ssl.SSLContext, live_pair: KeyPair, second_pair: KeyPair
+) -> None:
+    """A worker that replaces a killed worker loads the current certificate, not the one from the start of the
+    server."""
+    running = start(workers=2, tls=named(live_pair), limits=SHORT_INTERVALS)
+    old = served_serial(running, context)
+    put(second_pair, live_pair)
+    new = serial_other_than(running, context, old)
+    wait_for(lambda: all_connections_get(running, context, new))
     for pid in running.children():
         os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: again(running, context) == new)
-    assert everywhere(running, context, new)
+    wait_for(lambda: try_served_serial(running, context) == new)
+    assert all_connections_get(running, context, new)
 
 
-def again(running: AppProcess, context: ssl.SSLContext) -> str:
+def try_served_serial(running: AppProcess, context: ssl.SSLContext) -> str:
+    """Like `served_serial`, but returns an empty text if the connection fails."""
     try:
-        return shown(running, context)
+        return served_serial(running, context)
     except OSError:
         return ""
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Restores the loggers of other tests."""
+def _restore_logger() -> Iterator[None]:
+    """Restores the settings of the logger after each test."""
     logger = logging.getLogger("registry.server")
-    before = logger.propagate, list(logger.handlers), logger.level
+    old_settings = logger.propagate, list(logger.handlers), logger.level
     yield
-    logger.propagate, logger.handlers, logger.level = before[0], before[1], before[2]
+    logger.propagate, logger.handlers, logger.level = old_settings[0], old_settings[1], old_settings[2]

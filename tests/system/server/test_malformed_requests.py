@@ -1,3 +1,6 @@
+"""Tests of malformed and oversized HTTP requests over raw sockets: which status they get, and that the connection
+closes without a reset."""
+
 from __future__ import annotations
 
 import contextlib
@@ -10,6 +13,7 @@ from tests.system.server.app_process import TIMEOUT_SECONDS, AppProcess, read_er
 HEAD = b"GET /echo HTTP/1.1\r\nHost: test\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: test\r\n"
 
+# By name: requests that are not valid HTTP/1.1, or that the server does not support.
 MALFORMED = {
     "method": b"FETCH /echo HTTP/1.1\r\nHost: test\r\n\r\n",
     "small method": b"get /echo HTTP/1.1\r\nHost: test\r\n\r\n",
@@ -65,16 +69,16 @@ MALFORMED = {
 
 @pytest.mark.parametrize("request_bytes", MALFORMED.values(), ids=MALFORMED.keys())
 @pytest.mark.parametrize("bytewise", [False, True])
-def test_malformed(server: AppProcess, request_bytes: bytes, bytewise: bool) -> None:
-    """What is not HTTP/1.1 gets one 400 in the distribution spec's error format, and the connection ends without a
-    reset."""
+def test_malformed_requests_get_400(server: AppProcess, request_bytes: bytes, bytewise: bool) -> None:
+    """A malformed request gets one 400 in the error format of the distribution spec, and the connection closes without
+    a reset. This holds also if the request arrives byte by byte."""
     with server.connect() as sock:
         if bytewise:
             for i in range(len(request_bytes)):
                 try:
                     sock.send(request_bytes[i : i + 1])
                 except (BrokenPipeError, ConnectionResetError):
-                    break  # it has answered and closed already
+                    break  # the server has already answered and closed the connection
         else:
             sock.sendall(request_bytes)
         sock.shutdown(socket.SHUT_WR)
@@ -82,14 +86,15 @@ def test_malformed(server: AppProcess, request_bytes: bytes, bytewise: bool) -> 
 
 
 def _read(sock: socket.socket) -> bytes:
+    """Reads until the server closes the connection."""
     data = bytearray()
     while piece := sock.recv(65536):
         data += piece
     return bytes(data)
 
 
-def test_nothing_is_disturbed(server: AppProcess) -> None:
-    """After all of these requests the worker still serves others, and has logged nothing."""
+def test_malformed_requests_do_not_disturb_the_worker(server: AppProcess) -> None:
+    """After all malformed requests, the worker still serves valid requests, and has logged no errors."""
     for request_bytes in MALFORMED.values():
         server.talk(request_bytes)
     assert server.get()["size"] == 0
@@ -100,16 +105,16 @@ def test_nothing_is_disturbed(server: AppProcess) -> None:
 @pytest.mark.parametrize(
     "request_bytes", [b"GET /echo HTTP/1.1\r\nHos", POST + b"Content-Length: 5\r\n\r\nabc", b"GET"], ids=repr
 )
-def test_ends_early(server: AppProcess, request_bytes: bytes) -> None:
-    """A request that ends in the middle gets a 400."""
+def test_incomplete_request_gets_400(server: AppProcess, request_bytes: bytes) -> None:
+    """If the client closes its sending side in the middle of a request, it gets a 400."""
     with server.connect() as sock:
         sock.sendall(request_bytes)
         sock.shutdown(socket.SHUT_WR)
         assert read_error(_read(sock)) == (400, "UNSUPPORTED")
 
 
-def test_errors_keep_their_place(server: AppProcess) -> None:
-    """A malformed request that was sent ahead is answered after those before it."""
+def test_malformed_pipelined_request_is_answered_last(server: AppProcess) -> None:
+    """A malformed request behind two pipelined requests gets its 400 after the responses to these requests."""
     with server.connect() as sock:
         sock.sendall(b"GET /slow?seconds=0.1 HTTP/1.1\r\nHost: test\r\n\r\n" + HEAD + b"\r\n" + b"nonsense\r\n\r\n")
         assert read_response(sock)[2] == b"slow"
@@ -117,28 +122,31 @@ def test_errors_keep_their_place(server: AppProcess) -> None:
         assert read_error(_read(sock))[0] == 400
 
 
-@pytest.mark.parametrize("bad", ["bad Host", "no Host", "LF only", "chunk size"])
-def test_malformed_after_an_upgrade(server: AppProcess, bad: str) -> None:
-    """A malformed request is also refused in its place after a request whose upgrade was ignored."""
+@pytest.mark.parametrize("malformed", ["bad Host", "no Host", "LF only", "chunk size"])
+def test_malformed_after_an_upgrade(server: AppProcess, malformed: str) -> None:
+    """If a malformed request follows a request with an ignored Upgrade header, the client gets the response to the
+    first request and then a 400."""
     with server.connect() as sock:
         upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc"
-        sock.sendall(POST + upgrade + MALFORMED[bad])
+        sock.sendall(POST + upgrade + MALFORMED[malformed])
         assert read_response(sock)[0] == 200
         assert read_error(_read(sock))[0] == 400
     assert "callbacks" not in server.errors
 
 
-def test_broken_body_sent_ahead(server: AppProcess) -> None:
-    """A body that breaks while the request before it is being answered is refused after that response."""
-    bad = POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
+def test_malformed_body_of_a_pipelined_request(server: AppProcess) -> None:
+    """A pipelined request with malformed chunks arrives while the server answers the request before it. The client gets
+    that response first and then a 400."""
+    malformed = POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
     with server.connect() as sock:
-        sock.sendall(b"GET /slow?seconds=0.1 HTTP/1.1\r\nHost: test\r\n\r\n" + bad)
+        sock.sendall(b"GET /slow?seconds=0.1 HTTP/1.1\r\nHost: test\r\n\r\n" + malformed)
         assert read_response(sock)[2] == b"slow"
         assert read_error(_read(sock))[0] == 400
 
 
-def test_broken_body(server: AppProcess) -> None:
-    """If a body breaks while it is read, the client gets a 400 and the application a disconnect."""
+def test_malformed_chunk_in_the_middle_of_a_body(server: AppProcess) -> None:
+    """If a malformed chunk arrives while the application reads the body, the client gets a 400, and the application
+    gets a disconnect message."""
     with server.connect() as sock:
         sock.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n7\r\nabcdefg\r\n")
         sock.sendall(b"zz\r\n")
@@ -148,7 +156,8 @@ def test_broken_body(server: AppProcess) -> None:
 
 @pytest.mark.parametrize("bytewise", [False, True])
 def test_headers_too_large(server: AppProcess, bytewise: bool) -> None:
-    """More than 32 KiB of headers get a 431, in one piece or in many; a little less is served."""
+    """A request with slightly less than 32 KiB of headers is served. A request with more gets a 431, whether the
+    headers arrive together or one by one."""
     line = b"X-Filler: " + b"a" * 990 + b"\r\n"
     with server.connect() as sock:
         sock.sendall(HEAD + line * 31 + b"\r\n")
@@ -160,14 +169,14 @@ def test_headers_too_large(server: AppProcess, bytewise: bool) -> None:
 
 
 def test_endless_header(server: AppProcess) -> None:
-    """One endless header gets a 431 as well."""
+    """A single header of more than 32 KiB gets a 431 too."""
     with server.connect() as sock:
         sock.sendall(HEAD + b"X: " + b"a" * 40_000)
         assert read_error(_read(sock))[0] == 431
 
 
 def test_eight_mebibytes_of_headers(server: AppProcess) -> None:
-    """A client that keeps sending headers gets its response, and no reset before it."""
+    """A client that sends 8 MiB of headers without a pause gets the 431 before any reset of the connection."""
     with server.connect() as sock:
         sock.settimeout(0.5)
         with contextlib.suppress(OSError):  # the server has responded and stopped reading
@@ -177,6 +186,7 @@ def test_eight_mebibytes_of_headers(server: AppProcess) -> None:
 
 
 def _until_end(sock: socket.socket) -> bytes:
+    """Reads until the server closes or resets the connection."""
     data = bytearray()
     try:
         while piece := sock.recv(65536):
@@ -187,7 +197,7 @@ def _until_end(sock: socket.socket) -> bytes:
 
 
 def test_long_target(server: AppProcess) -> None:
-    """A target within 32 KiB is passed on; a longer one is a 414."""
+    """A request target within 32 KiB reaches the application. A longer target gets a 414."""
     with server.connect() as sock:
         sock.sendall(b"GET /echo/" + b"a" * 30_000 + b" HTTP/1.1\r\nHost: test\r\n\r\n")
         assert read_response(sock)[0] == 200
@@ -196,19 +206,20 @@ def test_long_target(server: AppProcess) -> None:
 
 
 def test_large_trailers_and_extensions(server: AppProcess) -> None:
-    """Trailers, chunk extensions and leading blank lines have the headers' limit."""
+    """Trailers, chunk extensions and blank lines before a request have the same size limit as headers: beyond it the
+    client gets a 431."""
     chunked = POST + b"Transfer-Encoding: chunked\r\n\r\n"
     assert read_error(server.talk(chunked + b"0\r\n" + b"X: abcdefgh\r\n" * 4000))[0] == 431
     assert read_error(server.talk(b"\r\n" * 20_000))[0] == 431
     with server.connect() as sock:
         sock.sendall(chunked + b"1;")
-        for _ in range(60):  # what is read together with the headers is not counted, so this is more than one read
+        for _ in range(60):  # more than one read, because bytes that are read together with the headers do not count
             sock.sendall(b"a" * 8192)
         assert read_error(_read(sock))[0] == 431
 
 
 def test_trailers(server: AppProcess) -> None:
-    """Small trailers are read and do not count as headers."""
+    """Small trailers after a chunked body are accepted, and the application does not see them as headers."""
     with server.connect() as sock:
         sock.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nX-Late: 1\r\n\r\n")
         status, _, body = read_response(sock)

@@ -1,3 +1,6 @@
+"""Tests of valid HTTP/1.1 requests over raw sockets: targets, pipelining, unread bodies, `Expect`, timeouts, and limits
+on the memory that one client can occupy."""
+
 from __future__ import annotations
 
 import contextlib
@@ -38,19 +41,20 @@ POST = b"POST /echo HTTP/1.1\r\nHost: test\r\n"
     ],
 )
 def test_targets(server: AppProcess, target: str, path: str, raw_path: str, query: str) -> None:
-    """The path is passed on as it was sent; an absolute target replaces the host."""
-    seen = server.get(target)
-    assert (seen["path"], seen["raw_path"], seen["query"]) == (path, raw_path, query)
-    assert seen["host"] == ["other:1" if target.startswith("http") else "test"]
+    """The application gets the raw path and the query as the client sent them, and the path with its percent-encoding
+    decoded. The host of an absolute target replaces the Host header."""
+    received = server.get(target)
+    assert (received["path"], received["raw_path"], received["query"]) == (path, raw_path, query)
+    assert received["host"] == ["other:1" if target.startswith("http") else "test"]
 
 
 def test_options_star(server: AppProcess) -> None:
-    """`OPTIONS *` reaches the application."""
+    """A request `OPTIONS *` reaches the application with the path `*`."""
     assert b'"path": "*"' in server.talk(b"OPTIONS * HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
 
 
 def test_pipelining(server: AppProcess) -> None:
-    """Pipelined requests, with and without bodies, are answered in their order."""
+    """The responses to pipelined requests come in the order of the requests, whether these have bodies or not."""
     with server.connect() as sock:
         requests = [b"GET /slow?seconds=0.05 HTTP/1.1\r\nHost: test\r\n\r\n", POST + b"Content-Length: 3\r\n\r\nabc"]
         requests += [HEAD + b"\r\n", POST + b"Transfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n0\r\n\r\n"]
@@ -60,40 +64,43 @@ def test_pipelining(server: AppProcess) -> None:
             assert [json.loads(read_response(sock)[2])["size"] for _ in range(3)] == [3, 0, 4]
 
 
-def test_too_many_sent_ahead(server: AppProcess) -> None:
-    """A client that sends ahead without limit gets a bounded number of responses, and then the end."""
-    one = b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n"
-    data = server.talk(one * 1000)
+def test_number_of_pipelined_requests_is_limited(server: AppProcess) -> None:
+    """A client that pipelines 1000 requests gets the responses to the first ones. Then the server closes the
+    connection."""
+    one_request = b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n"
+    data = server.talk(one_request * 1000)
     assert 64 <= data.count(b"HTTP/1.1 200") <= 70
     assert data.lower().count(b"connection: close") == 1
 
 
-def test_nothing_after_close(server: AppProcess) -> None:
-    """What follows a request with `Connection: close` is not executed."""
+def test_requests_after_connection_close_are_ignored(server: AppProcess) -> None:
+    """The server ignores requests that follow a request with `Connection: close` or a request in HTTP/1.0."""
     data = server.talk(HEAD + b"Connection: close\r\n\r\n" + b"DELETE /echo HTTP/1.1\r\nHost: test\r\n\r\n")
     assert data.count(b"HTTP/1.1") == 1
-    old = server.talk(b"GET /echo HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + HEAD + b"\r\n")
-    assert old.count(b"HTTP/1.1") == 1
+    http_1_0_data = server.talk(b"GET /echo HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + HEAD + b"\r\n")
+    assert http_1_0_data.count(b"HTTP/1.1") == 1
 
 
 @pytest.mark.parametrize("body", [b"", b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n"])
 def test_upgrade_is_ignored(server: AppProcess, body: bytes) -> None:
-    """A request that offers h2c or a websocket is served as HTTP/1.1, its body read, the connection kept."""
-    sent = {b"": b"", b"C": b"abc", b"T": b"3\r\nabc\r\n0\r\n\r\n"}[body[:1]]
+    """A request that offers an upgrade to h2c or a websocket is served as HTTP/1.1. Its body is read, and the
+    connection stays open."""
+    body_bytes = {b"": b"", b"C": b"abc", b"T": b"3\r\nabc\r\n0\r\n\r\n"}[body[:1]]
     for upgrade in (
         b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n",
         b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
     ):
         with server.connect() as sock:
-            sock.sendall(POST + upgrade + body + b"\r\n" + sent + HEAD + b"\r\n")
+            sock.sendall(POST + upgrade + body + b"\r\n" + body_bytes + HEAD + b"\r\n")
             status, headers, answer = read_response(sock)
             assert (status, json.loads(answer)["size"]) == (200, 3 if body else 0)
             assert "connection" not in headers
             assert json.loads(read_response(sock)[2])["method"] == "GET"
 
 
-def test_head(server: AppProcess) -> None:
-    """Responses to HEAD, and a 304, may declare a length and have no body."""
+def test_responses_without_a_body(server: AppProcess) -> None:
+    """A response to HEAD and a 304 can declare a length although they have no body. The next response follows
+    directly."""
     with server.connect() as sock:
         sock.sendall(b"HEAD /big?size=100 HTTP/1.1\r\nHost: test\r\n\r\n")
         assert read_response(sock, "HEAD")[1]["content-length"] == "100"
@@ -105,24 +112,27 @@ def test_head(server: AppProcess) -> None:
         assert read_all(sock).startswith(b"HTTP/1.1 200")
 
 
-def test_length_unknown(server: AppProcess) -> None:
-    """A response of unknown length is chunked in HTTP/1.1 and ends with the connection in HTTP/1.0."""
+def test_response_of_unknown_length(server: AppProcess) -> None:
+    """A response of unknown length is chunked in HTTP/1.1. In HTTP/1.0 the server marks its end by closing the
+    connection."""
     assert server.talk(b"GET /stream HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").endswith(
         b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n2\r\nab\r\n2\r\ncd\r\n0\r\n\r\n"
     )
-    old = server.talk(b"GET /stream HTTP/1.0\r\n\r\n")
-    assert old.endswith(b"\r\n\r\nabcd")
-    assert b"chunked" not in old
+    http_1_0_data = server.talk(b"GET /stream HTTP/1.0\r\n\r\n")
+    assert http_1_0_data.endswith(b"\r\n\r\nabcd")
+    assert b"chunked" not in http_1_0_data
 
 
 @pytest.mark.parametrize("path", [b"/fail", b"/silent", b"/split"])
 def test_failing_application(server: AppProcess, path: bytes) -> None:
-    """A bug in the application gives a 500 in the distribution spec's error format; only the log has the traceback."""
+    """If the application raises, sends no response or sends an invalid header, the client gets a 500 in the error
+    format of the distribution spec."""
     assert read_error(server.talk(b"GET " + path + b" HTTP/1.1\r\nHost: test\r\n\r\n")) == (500, "UNKNOWN")
 
 
-def test_failing_late(server: AppProcess) -> None:
-    """A client can tell that a response was broken off."""
+def test_application_that_fails_during_a_response(server: AppProcess) -> None:
+    """If the application fails in the middle of a response, the client gets fewer bytes than Content-Length
+    declares."""
     with server.connect() as sock:
         sock.sendall(b"GET /fail_late HTTP/1.1\r\nHost: test\r\n\r\n")
         data = bytearray()
@@ -133,12 +143,13 @@ def test_failing_late(server: AppProcess) -> None:
         assert bytes(data.partition(b"\r\n\r\n")[2]) in (b"", b"abc")
 
 
-# A body that nobody reads
+# Bodies that the application does not read
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_early_answer(server: AppProcess, framing: str) -> None:
-    """A client that is sending 50 MB gets an early response at once, with Connection: close, and no reset before it."""
+def test_refusal_while_the_client_sends_the_body(server: AppProcess, framing: str) -> None:
+    """The application answers 403 without reading the body, while the client sends 50 MB. The server stops reading, and
+    the client gets the response with `Connection: close` before any reset."""
     size = 50_000_000
     head = f"Content-Length: {size}" if framing == "length" else "Transfer-Encoding: chunked"
     piece = bytes(65536) if framing == "length" else b"10000\r\n" + bytes(65536) + b"\r\n"
@@ -157,8 +168,8 @@ def test_early_answer(server: AppProcess, framing: str) -> None:
         assert (status, headers["connection"], body) == (403, "close", b"no")
 
 
-def test_early_answer_to_a_client_that_listens(server: AppProcess) -> None:
-    """The response comes before the body has been sent, and the server shuts its side right after it."""
+def test_refusal_reaches_a_client_that_stops_sending(server: AppProcess) -> None:
+    """A client that has sent only a part of its body gets the 403, and then the server closes its sending side."""
     with server.connect() as sock:
         sock.sendall(b"PUT /refuse HTTP/1.1\r\nHost: test\r\nContent-Length: 50000000\r\n\r\n" + bytes(100_000))
         data = read_all(sock)
@@ -166,14 +177,14 @@ def test_early_answer_to_a_client_that_listens(server: AppProcess) -> None:
         assert b"connection: close" in data
 
 
-def test_short_rest_is_drained(server: AppProcess) -> None:
-    """A short rest of a declared body is received before the response and dropped, and the connection is kept; it is
-    never parsed as a request."""
-    with server.connect() as sock, server.connect() as other:
+def test_short_unread_body_is_discarded(server: AppProcess) -> None:
+    """If the application does not read a short body, the server receives and discards the body before it sends the
+    response. It never parses the body as a request, and the connection stays open."""
+    with server.connect() as sock, server.connect() as other_connection:
         sock.sendall(b"PUT /refuse HTTP/1.1\r\nHost: test\r\nContent-Length: 60000\r\n\r\n")
-        for _ in range(3):  # by then the server has read what was sent before
-            other.sendall(HEAD + b"\r\n")
-            read_response(other)
+        for _ in range(3):  # the responses show that the server has read the first request
+            other_connection.sendall(HEAD + b"\r\n")
+            read_response(other_connection)
         assert select.select([sock], [], [], 0)[0] == []
         smuggled = b"DELETE /echo HTTP/1.1\r\nHost: test\r\n\r\n"
         sock.sendall((smuggled * 2000)[:60000] + HEAD + b"\r\n")
@@ -182,8 +193,8 @@ def test_short_rest_is_drained(server: AppProcess) -> None:
         assert json.loads(read_response(sock)[2])["method"] == "GET"
 
 
-def test_unread_body_that_was_whole(server: AppProcess) -> None:
-    """A body that was received with its head and not read does not end the connection."""
+def test_unread_body_that_has_arrived_keeps_the_connection(server: AppProcess) -> None:
+    """If the application does not read a body that arrived completely with its headers, the connection stays open."""
     with server.connect() as sock:
         for _ in range(3):
             sock.sendall(
@@ -197,7 +208,8 @@ def test_unread_body_that_was_whole(server: AppProcess) -> None:
 
 
 def test_expect_and_read(server: AppProcess) -> None:
-    """The server sends a 100 when the application reads the body."""
+    """For a request with `Expect: 100-continue`, the server sends the 100 when the application starts to read the
+    body."""
     with server.connect() as sock:
         sock.sendall(POST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
         interim = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -207,20 +219,20 @@ def test_expect_and_read(server: AppProcess) -> None:
         assert (status, json.loads(body)["size"], "connection" in headers) == (200, 3, False)
 
 
-@pytest.mark.parametrize("follows", [b"abc", b"", HEAD + b"\r\n"])
-def test_expect_answered_early(server: AppProcess, follows: bytes) -> None:
-    """After a response without a 100, what follows may be the body or a request: it is ignored, and the connection
-    ends."""
+@pytest.mark.parametrize("next_bytes", [b"abc", b"", HEAD + b"\r\n"])
+def test_expect_answered_early(server: AppProcess, next_bytes: bytes) -> None:
+    """After `Expect: 100-continue`, the application answers 403 without reading the body. The next bytes of the client
+    can then be the body or a new request, so the server ignores them and closes the connection."""
     with server.connect() as sock:
         sock.sendall(b"PUT /refuse HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
         status, headers, _ = read_response(sock)
         assert (status, headers["connection"]) == (403, "close")
-        sock.sendall(follows)
+        sock.sendall(next_bytes)
         assert sock.recv(1) == b""
 
 
 def test_expect_in_http_1_0(server: AppProcess) -> None:
-    """An HTTP/1.0 client gets no 100, since HTTP/1.0 does not define it."""
+    """A client with HTTP/1.0 gets no 100, because HTTP/1.0 does not define this status."""
     with server.connect() as sock:
         sock.sendall(b"POST /echo HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc")
         data = read_all(sock)
@@ -228,43 +240,44 @@ def test_expect_in_http_1_0(server: AppProcess) -> None:
         assert b'"size": 3' in data
 
 
-# Clients that leave
+# Clients that disconnect
 
 
-def test_half_closed(server: AppProcess) -> None:
-    """A client that shuts its sending side after a whole request gets the answer."""
+def test_half_closed_connection_gets_its_response(server: AppProcess) -> None:
+    """A client that closes its sending side after a complete request gets the response."""
     with server.connect() as sock:
         sock.sendall(b"GET /slow?seconds=0.1 HTTP/1.1\r\nHost: test\r\n\r\n")
         sock.shutdown(socket.SHUT_WR)
         assert read_all(sock).endswith(b"slow")
 
 
-def test_hang_up_while_sending(server: AppProcess) -> None:
-    """The application's `send` raises once the client has left."""
+def test_disconnect_during_a_response(server: AppProcess) -> None:
+    """If the client disconnects during a response, the `send` of the application raises."""
     with server.connect() as sock:
         sock.sendall(b"GET /big?size=10000000000 HTTP/1.1\r\nHost: test\r\n\r\n")
         sock.recv(1000)
     server.said("cut")
 
 
-def test_hang_up_while_receiving(server: AppProcess) -> None:
-    """The application gets a disconnect if the client leaves before the body is complete."""
+def test_disconnect_during_a_request_body(server: AppProcess) -> None:
+    """If the client disconnects before the body is complete, the application gets a disconnect message."""
     with server.connect() as sock:
         sock.sendall(POST + b"Content-Length: 2222\r\n\r\nabcde")
     server.said("disconnected")
 
 
-# Time
+# Timeouts
 
 
-def test_slow_headers(impatient: AppProcess) -> None:
-    """A head that comes too slowly gets a 408, however steadily it comes."""
-    with impatient.connect() as sock:
+def test_slow_headers(short_timeout_server: AppProcess) -> None:
+    """A client whose headers are not complete after the timeout gets a 408, even if it sends a header every few
+    milliseconds."""
+    with short_timeout_server.connect() as sock:
         sock.sendall(b"GET /echo HTTP/1.1\r\n")
         sock.settimeout(0.05)
         data = b""
-        until = time.monotonic() + 10
-        while not data and time.monotonic() < until:
+        deadline = time.monotonic() + 10
+        while not data and time.monotonic() < deadline:
             sock.sendall(b"X: y\r\n")
             try:
                 data = sock.recv(65536)
@@ -273,27 +286,29 @@ def test_slow_headers(impatient: AppProcess) -> None:
         assert read_error(data) == (408, "UNSUPPORTED")
 
 
-def test_silent_connection(impatient: AppProcess) -> None:
-    """A connection without a request is closed without a response; so is an idle one after its last response."""
-    with impatient.connect() as sock:
+def test_silent_connection(short_timeout_server: AppProcess) -> None:
+    """A connection without a request is closed after the timeout, without a response. A connection that is idle after a
+    response is closed too."""
+    with short_timeout_server.connect() as sock:
         assert sock.recv(1) == b""
-    with impatient.connect() as sock:
+    with short_timeout_server.connect() as sock:
         sock.sendall(HEAD + b"\r\n")
         assert read_response(sock)[0] == 200
         assert sock.recv(1) == b""
 
 
-def test_idle_body(impatient: AppProcess) -> None:
-    """If a body stops coming, the client gets a 408 and the application a disconnect."""
-    with impatient.connect() as sock:
+def test_idle_body(short_timeout_server: AppProcess) -> None:
+    """If the client stops sending its body, it gets a 408 after the timeout, and the application gets a disconnect
+    message."""
+    with short_timeout_server.connect() as sock:
         sock.sendall(POST + b"Content-Length: 777\r\n\r\nabcdef")
         assert read_error(read_all(sock)) == (408, "UNSUPPORTED")
-    impatient.said("disconnected 6")
+    short_timeout_server.said("disconnected 6")
 
 
-def test_slow_body(impatient: AppProcess) -> None:
-    """A body that keeps coming may take longer than any timeout."""
-    with impatient.connect() as sock:
+def test_slow_body(short_timeout_server: AppProcess) -> None:
+    """A body may take longer than the timeout in total, as long as the client sends some bytes again and again."""
+    with short_timeout_server.connect() as sock:
         sock.sendall(POST + b"Content-Length: 15\r\n\r\n")
         for _ in range(15):
             sock.settimeout(0.1)
@@ -304,64 +319,68 @@ def test_slow_body(impatient: AppProcess) -> None:
         assert json.loads(read_response(sock)[2])["size"] == 15
 
 
-def test_slow_application(impatient: AppProcess) -> None:
-    """No timeout runs while the application works."""
-    with impatient.connect() as sock:
+def test_slow_application(short_timeout_server: AppProcess) -> None:
+    """The application may take longer than all timeouts to answer."""
+    with short_timeout_server.connect() as sock:
         sock.sendall(b"GET /slow?seconds=2 HTTP/1.1\r\nHost: test\r\n\r\n")
         assert read_response(sock)[2] == b"slow"
 
 
-def test_client_that_does_not_read(impatient: AppProcess) -> None:
-    """A client that takes nothing of its response is cut off."""
-    with impatient.connect() as sock:
+def test_client_that_does_not_read(short_timeout_server: AppProcess) -> None:
+    """The server disconnects a client that reads nothing of its response for the timeout."""
+    with short_timeout_server.connect() as sock:
         sock.sendall(b"GET /big?size=1000000000 HTTP/1.1\r\nHost: test\r\n\r\n")
-        impatient.said("cut")
+        short_timeout_server.said("cut")
 
 
-def test_half_closed_and_waiting(impatient: AppProcess) -> None:
-    """A half-closed connection ends after a while if the application is slow."""
-    with impatient.connect() as sock:
+def test_half_closed_connection_times_out(short_timeout_server: AppProcess) -> None:
+    """If a client has closed its sending side and the application does not answer, the server closes the connection
+    after a timeout."""
+    with short_timeout_server.connect() as sock:
         sock.sendall(b"GET /patient HTTP/1.1\r\nHost: test\r\n\r\n")
-        impatient.said("patient")
+        short_timeout_server.said("patient")
         sock.shutdown(socket.SHUT_WR)
-        impatient.said("left")
+        short_timeout_server.said("left")
 
 
-def test_memory_stays_flat(server: AppProcess) -> None:
-    """200 MB sent to an application that does not read yet are not buffered."""
+def test_unread_body_is_not_buffered(server: AppProcess) -> None:
+    """While the application does not read, the server buffers almost nothing of a body of 200 MB."""
     with server.connect() as sock:
         sock.sendall(b"PUT /slow?seconds=30 HTTP/1.1\r\nHost: test\r\nContent-Length: 200000000\r\n\r\n")
-        before = _resident(server)
+        memory_before = _resident(server)
         sock.settimeout(0.5)
         with pytest.raises(TimeoutError):
             sock.sendall(bytes(200_000_000))
-        assert _resident(server) - before < 8 << 20
+        assert _resident(server) - memory_before < 8 << 20
 
 
 def _resident(running: AppProcess) -> int:
+    """Returns the resident memory of the process in bytes."""
     with open(f"/proc/{running.pid}/statm") as file:
         return int(file.read().split()[1]) * 4096
 
 
-# What one client may hold
+# Limits on the memory that clients occupy
 
 
-def test_headers_are_bounded_in_number(server: AppProcess) -> None:
-    """A short header counts for more than its bytes, so a head of thousands of them is refused."""
+def test_number_of_headers_is_limited(server: AppProcess) -> None:
+    """A request with 400 short headers is served. A request with 1000 gets a 431 although its headers are small,
+    because each header counts as more than its bytes."""
     for count, status in ((400, 200), (1000, 431)):
-        head = b"GET /echo HTTP/1.1\r\nHost: test\r\nConnection: close\r\n" + b"a:\r\n" * count + b"\r\n"
-        assert server.talk(head).startswith(b"HTTP/1.1 %d " % status)
+        request = b"GET /echo HTTP/1.1\r\nHost: test\r\nConnection: close\r\n" + b"a:\r\n" * count + b"\r\n"
+        assert server.talk(request).startswith(b"HTTP/1.1 %d " % status)
 
 
-def test_heads_sent_ahead_are_bounded(server: AppProcess) -> None:
-    """Fewer large heads than small ones may be sent ahead; those beyond are ignored, and the connection ends."""
-    head = b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n" + b"a:\r\n" * 400 + b"\r\n"
-    answers = server.talk(head * 30)
-    assert 1 < answers.count(b"HTTP/1.1 200 OK") < 10
+def test_pipelined_requests_with_many_headers_are_limited_further(server: AppProcess) -> None:
+    """A client may pipeline fewer requests if these have many headers. The server ignores the requests beyond the limit
+    and closes the connection."""
+    request = b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n" + b"a:\r\n" * 400 + b"\r\n"
+    data = server.talk(request * 30)
+    assert 1 < data.count(b"HTTP/1.1 200 OK") < 10
 
 
-def _unread(running: AppProcess) -> socket.socket:
-    """Opens a connection with a small receive buffer."""
+def _connect_with_small_buffer(running: AppProcess) -> socket.socket:
+    """Opens a connection with a small receive buffer, which is full soon if the test does not read."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
     sock.settimeout(TIMEOUT_SECONDS)
@@ -369,9 +388,9 @@ def _unread(running: AppProcess) -> socket.socket:
     return sock
 
 
-def test_answers_that_clients_do_not_take(start: Start) -> None:
-    """Whole responses that clients do not take are bounded together: those beyond get 503 with Retry-After. Once the
-    clients are gone, such responses are sent again."""
+def test_unread_responses_are_limited_over_all_clients(start: Start) -> None:
+    """The server limits the total size of the responses that clients do not read. Beyond the limit, clients get 503
+    instead of large responses. Once the slow clients have disconnected, large responses are sent again."""
     running = start(limits={"unsent_bytes": 2 * 1024 * 1024})
     request = b"GET /whole?size=8388608 HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -381,36 +400,37 @@ def test_answers_that_clients_do_not_take(start: Start) -> None:
             return read_response(sock)[0]
 
     with contextlib.ExitStack() as stack:
-        found = []
+        statuses = []
         for _ in range(32):
-            sock = stack.enter_context(_unread(running))
+            sock = stack.enter_context(_connect_with_small_buffer(running))
             sock.sendall(request)
-            found.append(sock.recv(12)[-3:])
-        assert found[0] == b"200"
-        assert found.count(b"503") >= 8
+            statuses.append(sock.recv(12)[-3:])
+        assert statuses[0] == b"200"
+        assert statuses.count(b"503") >= 8
         assert status() == 503
     wait_for(lambda: status() == 200)
     assert "too many responses wait for slow clients" in running.errors
     assert "Traceback" not in running.errors
 
 
-def test_a_large_answer_counts_with_what_the_server_holds_of_it(start: Start) -> None:
-    """A large response counts with one slice of 256 KiB. The whole of it is the application's to count, which may send
-    the same bytes to many clients."""
+def test_large_response_counts_with_one_slice(start: Start) -> None:
+    """A large response counts against the limit of unread responses with one slice of 256 KiB only, because the server
+    copies one slice at a time. The rest is memory of the application, which can send the same bytes to many clients."""
     running = start(limits={"unsent_bytes": 4 * 1024 * 1024})
     with contextlib.ExitStack() as stack:
         for _ in range(7):
-            sock = stack.enter_context(_unread(running))
+            sock = stack.enter_context(_connect_with_small_buffer(running))
             sock.sendall(b"GET /whole?size=8388608 HTTP/1.1\r\nHost: test\r\n\r\n")
             assert sock.recv(12)[-3:] == b"200"
 
 
-def test_a_body_that_streams_takes_no_room_from_answers(start: Start) -> None:
-    """Pieces of blobs that clients do not take give no other client a 503 for its manifest."""
+def test_streamed_bodies_do_not_count_as_unread_responses(start: Start) -> None:
+    """Eight clients do not read streamed responses, such as blobs. Another client still gets its small response, such
+    as a manifest, instead of a 503."""
     running = start(limits={"unsent_bytes": 512 * 1024})
     with contextlib.ExitStack() as stack:
         for _ in range(8):
-            sock = stack.enter_context(_unread(running))
+            sock = stack.enter_context(_connect_with_small_buffer(running))
             sock.sendall(b"GET /big?size=16777216 HTTP/1.1\r\nHost: test\r\n\r\n")
             assert sock.recv(12)[-3:] == b"200"
         assert (
@@ -418,9 +438,9 @@ def test_a_body_that_streams_takes_no_room_from_answers(start: Start) -> None:
         )
 
 
-def test_what_a_start_leaves_is_not_collected(start: Start) -> None:
-    """Objects made during the start are frozen, so a full garbage collection skips them: it would block the loop for 50
-    ms."""
+def test_objects_of_the_start_are_frozen(start: Start) -> None:
+    """Python's garbage collection skips the objects that were created during the start (`gc.freeze`). Otherwise a full
+    collection would block the event loop for 50 ms."""
     for workers in (1, 2):
         running = start(workers=workers)
         with running.connect() as sock:

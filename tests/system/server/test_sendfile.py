@@ -1,4 +1,5 @@
-"""Files that the kernel sends (ASGI's zero-copy extension), over raw sockets, with each kind of event loop."""
+"""Tests of files that the kernel sends (the zero-copy extension of ASGI). The tests use raw sockets, and run with
+uvloop and with asyncio's event loop."""
 
 from __future__ import annotations
 
@@ -29,6 +30,8 @@ from tests.system.server.app_process import AppProcess, Start, read_all, read_re
 from tests.system.server.echo_app import answer
 
 SIZE = 5 * 1024 * 1024 + 77
+"""The size of the file in bytes."""
+# Environment variables that select the event loop of the server.
 LOOPS = [{}, {"NO_UVLOOP": "1"}]
 IDS = ["uvloop", "asyncio"]
 MIB = 1024 * 1024
@@ -37,6 +40,7 @@ MakeLoop = Callable[[], asyncio.AbstractEventLoop]
 
 @pytest.fixture(scope="session", params=LOOPS, ids=IDS)
 def sender(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
+    """A server that sends files."""
     running = AppProcess({"limits": {"linger_seconds": 0.5, "timeout_check_seconds": 0.1}}, request.param)
     try:
         yield running.until_ready()
@@ -45,8 +49,8 @@ def sender(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
 
 
 @pytest.fixture(scope="session", params=LOOPS, ids=IDS)
-def hasty(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
-    """A server that cuts off clients that take nothing for a second."""
+def sender_with_short_timeout(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
+    """A server that disconnects clients that read nothing for a second."""
     running = AppProcess({"limits": {"send_idle_seconds": 1.0, "timeout_check_seconds": 0.05}}, request.param)
     try:
         yield running.until_ready()
@@ -56,39 +60,42 @@ def hasty(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
 
 @pytest.fixture(scope="session")
 def data() -> bytes:
+    """The content of the file at `path`."""
     return os.urandom(SIZE)
 
 
 @pytest.fixture(scope="session")
 def path(data: bytes) -> Iterator[Path]:
+    """The path of a file on a real disk."""
     with disk_folder() as folder:
-        made = folder / "file"
-        made.write_bytes(data)
-        yield made
+        file = folder / "file"
+        file.write_bytes(data)
+        yield file
 
 
 @pytest.fixture(scope="session")
 def large() -> Iterator[Path]:
-    """A sparse file of a GiB."""
+    """The path of a sparse file of 1 GiB."""
     with disk_folder() as folder:
-        made = folder / "large"
-        with made.open("wb") as file:
+        path = folder / "large"
+        with path.open("wb") as file:
             file.truncate(1024 * MIB)
-        yield made
+        yield path
 
 
 def ignore(count: int) -> None:
-    """Ignores the number of bytes sent."""
+    """A callback for `FileSender` that ignores the number of bytes sent."""
 
 
-def asks(path: Path, method: str = "GET", version: str = "1.1", **query: object) -> bytes:
-    given = "&".join(f"{name}={value}" for name, value in {"path": path, **query}.items())
-    return f"{method} /file?{given} HTTP/{version}\r\nHost: test\r\n\r\n".encode()
+def file_request(path: Path, method: str = "GET", version: str = "1.1", **query: object) -> bytes:
+    """Returns a request for the file, for the application's path `/file`."""
+    query_text = "&".join(f"{name}={value}" for name, value in {"path": path, **query}.items())
+    return f"{method} /file?{query_text} HTTP/{version}\r\nHost: test\r\n\r\n".encode()
 
 
 @contextlib.contextmanager
-def asking(server: AppProcess, request: bytes, buffer: int | None = None) -> Iterator[socket.socket]:
-    """Opens a connection and sends a request. `buffer` is the size of its receive buffer."""
+def connection_with(server: AppProcess, request: bytes, buffer: int | None = None) -> Iterator[socket.socket]:
+    """Opens a connection and sends a request. `buffer`: the size of the receive buffer in bytes."""
     with socket.socket() as sock:
         sock.settimeout(15)
         if buffer is not None:
@@ -100,34 +107,35 @@ def asking(server: AppProcess, request: bytes, buffer: int | None = None) -> Ite
 
 @contextlib.contextmanager
 def closes_all_descriptors(server: AppProcess) -> Iterator[None]:
-    """Checks that the server closes what it opens during the `with` block. Asks over one connection, because the server
-    closes those of earlier questions a little later. At the beginning, connections of earlier tests may be closing."""
+    """Checks that the server closes all descriptors that it opens during the `with` block. Uses one connection for all
+    its requests, because the server would close further connections with a delay. Takes the minimum at the start,
+    because connections of earlier tests may still be open."""
     with server.connect() as sock:
-        before = min(descriptors(sock) for _ in range(5))
+        descriptors_before = min(descriptors(sock) for _ in range(5))
         yield
-        wait_for(lambda: descriptors(sock) <= before)
+        wait_for(lambda: descriptors(sock) <= descriptors_before)
 
 
 def descriptors(sock: socket.socket) -> int:
-    """Returns how many descriptors the server has open."""
+    """Returns how many file descriptors the server has open, by a request over this connection."""
     sock.sendall(b"GET /descriptors HTTP/1.1\r\nHost: test\r\n\r\n")
     return int(read_response(sock)[2])
 
 
-def test_a_file_and_what_follows(sender: AppProcess, path: Path, data: bytes) -> None:
+def test_file_is_sent_and_connection_stays_open(sender: AppProcess, path: Path, data: bytes) -> None:
     """Every byte of the file arrives, and the connection is kept for the next request."""
-    with asking(sender, asks(path, length=SIZE)) as sock:
+    with connection_with(sender, file_request(path, length=SIZE)) as sock:
         for _ in range(3):
             status, headers, body = read_response(sock)
             assert (status, headers["content-length"]) == (200, str(SIZE))
             assert body == data
-            sock.sendall(asks(path, length=SIZE))
+            sock.sendall(file_request(path, length=SIZE))
 
 
-def test_requests_sent_ahead(sender: AppProcess, path: Path, data: bytes) -> None:
-    """Files and other responses arrive whole, in the order of their requests."""
+def test_pipelined_files_keep_their_order(sender: AppProcess, path: Path, data: bytes) -> None:
+    """Files and other responses to pipelined requests arrive completely, in the order of the requests."""
     small = b"GET /descriptors HTTP/1.1\r\nHost: test\r\n\r\n"
-    with asking(sender, (asks(path, length=SIZE) + small) * 3) as sock:
+    with connection_with(sender, (file_request(path, length=SIZE) + small) * 3) as sock:
         for _ in range(3):
             assert read_response(sock)[2] == data
             assert read_response(sock)[2].isdigit()
@@ -135,43 +143,45 @@ def test_requests_sent_ahead(sender: AppProcess, path: Path, data: bytes) -> Non
 
 @pytest.mark.parametrize("length", [True, False])
 def test_parts_between_text(sender: AppProcess, path: Path, data: bytes, length: bool) -> None:
-    """Parts of a file and other pieces of the body keep their order, with a declared length and in chunks."""
+    """A body of parts of a file and of text between them arrives in the right order, both with a declared length and
+    chunked."""
     expected = b"head" + data[100:2_000_100] + b"middle" + data[7:8] + data[SIZE - 5 :] + b"tail"
     parts = f"=head,100-2000000,=middle,5-0,7-1,{SIZE - 5}-,=tail"
-    request = asks(path, parts=parts, length=len(expected)) if length else asks(path, parts=parts)
-    with asking(sender, request * 2) as sock:
+    request = file_request(path, parts=parts, length=len(expected)) if length else file_request(path, parts=parts)
+    with connection_with(sender, request * 2) as sock:
         for _ in range(2):
             _, headers, body = read_response(sock)
             assert body == expected
             assert ("transfer-encoding" in headers) != length
 
 
-def test_a_file_goes_on_where_it_stands(sender: AppProcess, path: Path, data: bytes) -> None:
-    """Without an offset each part starts where the one before ended; without a count it ends with the file."""
-    with asking(sender, asks(path, parts="-10,-20,-", length=SIZE)) as sock:
+def test_parts_without_offset_or_count(sender: AppProcess, path: Path, data: bytes) -> None:
+    """A part without an offset starts where the previous part ended. A part without a count ends at the end of the
+    file."""
+    with connection_with(sender, file_request(path, parts="-10,-20,-", length=SIZE)) as sock:
         assert read_response(sock)[2] == data
 
 
 def test_http_1_0(sender: AppProcess, path: Path, data: bytes) -> None:
-    """In HTTP/1.0 a file without a declared length ends with the connection."""
-    head, _, body = sender.talk(asks(path, version="1.0")).partition(b"\r\n\r\n")
+    """In HTTP/1.0, the server marks the end of a file without a declared length by closing the connection."""
+    head, _, body = sender.talk(file_request(path, version="1.0")).partition(b"\r\n\r\n")
     assert b"connection: close" in head
     assert body == data
 
 
 def test_head(sender: AppProcess, path: Path) -> None:
-    """HEAD gets the length and nothing of the file."""
-    with asking(sender, asks(path, "HEAD", length=SIZE) * 2) as sock:
+    """The response to HEAD has the length of the file and no body."""
+    with connection_with(sender, file_request(path, "HEAD", length=SIZE) * 2) as sock:
         for _ in range(2):
             status, headers, _ = read_response(sock, "HEAD")
             assert (status, headers["content-length"]) == (200, str(SIZE))
 
 
-def test_a_file_that_is_too_short(sender: AppProcess, path: Path) -> None:
-    """If a file ends before the declared length, the response is broken off; the log says why, and the server goes
-    on."""
+def test_file_shorter_than_the_declared_length(sender: AppProcess, path: Path) -> None:
+    """If a file ends before the declared length, the server breaks off the response, logs the reason, and serves
+    further requests."""
     with closes_all_descriptors(sender):
-        with asking(sender, asks(path, parts=f"0-{SIZE + 10}", length=SIZE + 10)) as sock:
+        with connection_with(sender, file_request(path, parts=f"0-{SIZE + 10}", length=SIZE + 10)) as sock:
             with pytest.raises(IncompleteRead) as caught:
                 read_response(sock)
             assert len(caught.value.partial) == SIZE
@@ -180,64 +190,66 @@ def test_a_file_that_is_too_short(sender: AppProcess, path: Path) -> None:
         assert_ends(sender, path, SIZE)
 
 
-def test_more_than_was_promised(sender: AppProcess, path: Path) -> None:
-    """A file larger than the declared length is an error of the application, raised before a byte of it is sent."""
-    with asking(sender, asks(path, length=5)) as sock:
+def test_file_longer_than_the_declared_length(sender: AppProcess, path: Path) -> None:
+    """If a file is larger than the declared length, the application gets an error before any byte is sent, and the
+    client gets a 500."""
+    with connection_with(sender, file_request(path, length=5)) as sock:
         status, headers, _ = read_response(sock)
         assert (status, headers["connection"]) == (500, "close")
         assert sock.recv(1) == b""
 
 
-def test_less_than_was_promised(sender: AppProcess, path: Path) -> None:
-    """A response that ends before its declared length is broken off."""
-    with asking(sender, asks(path, parts="0-5", length=SIZE)) as sock, pytest.raises(IncompleteRead):
+def test_body_shorter_than_the_declared_length(sender: AppProcess, path: Path) -> None:
+    """If the application ends the body before the declared length, the server closes the connection, so that the client
+    notices the missing bytes."""
+    with connection_with(sender, file_request(path, parts="0-5", length=SIZE)) as sock, pytest.raises(IncompleteRead):
         read_response(sock)
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_hang_up(sender: AppProcess, large: Path, reset: bool) -> None:
-    """The application learns at once that the client left, and every descriptor is closed."""
+def test_disconnect_during_a_file(sender: AppProcess, large: Path, reset: bool) -> None:
+    """If the client disconnects during a file, the application gets an error, and the server closes all descriptors."""
     with closes_all_descriptors(sender):
-        with asking(sender, asks(large, length=1024 * MIB)) as sock:
+        with connection_with(sender, file_request(large, length=1024 * MIB)) as sock:
             sock.recv(100_000)
             if reset:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         sender.said("cut ClientDisconnected")
 
 
-def test_a_client_that_shuts_its_side(sender: AppProcess, path: Path, data: bytes) -> None:
-    """A client that sends no more after a whole request still gets the file."""
-    with asking(sender, asks(path, length=SIZE)) as sock:
+def test_half_closed_connection_gets_the_file(sender: AppProcess, path: Path, data: bytes) -> None:
+    """A client that closes its sending side after a complete request still gets the file."""
+    with connection_with(sender, file_request(path, length=SIZE)) as sock:
         sock.shutdown(socket.SHUT_WR)
         assert read_all(sock).endswith(data[-1000:])
 
 
-def test_a_client_that_takes_nothing(hasty: AppProcess, large: Path) -> None:
-    """A client that takes nothing of a file is cut off."""
-    with asking(hasty, asks(large, length=1024 * MIB)) as sock:
-        hasty.said("cut ClientDisconnected")
+def test_client_that_reads_nothing_is_disconnected(sender_with_short_timeout: AppProcess, large: Path) -> None:
+    """The server disconnects a client that reads nothing of a file for the timeout."""
+    with connection_with(sender_with_short_timeout, file_request(large, length=1024 * MIB)) as sock:
+        sender_with_short_timeout.said("cut ClientDisconnected")
         with contextlib.suppress(ConnectionResetError):
             assert len(read_all(sock)) < 100 * MIB
 
 
-def test_a_slow_client(hasty: AppProcess, large: Path) -> None:
-    """A client that takes a little again and again is not cut off, however long its kernel takes no more of the
-    file."""
-    until = time.monotonic() + 3
-    with asking(hasty, asks(large, length=1024 * MIB), buffer=256 * 1024) as sock:
-        while time.monotonic() < until:
+def test_slow_client_is_not_disconnected(sender_with_short_timeout: AppProcess, large: Path) -> None:
+    """The server does not disconnect a client that reads a few bytes again and again, even if the receive buffer of the
+    client stays full for longer than the timeout."""
+    deadline = time.monotonic() + 3
+    with connection_with(sender_with_short_timeout, file_request(large, length=1024 * MIB), buffer=256 * 1024) as sock:
+        while time.monotonic() < deadline:
             assert sock.recv(32 * 1024)
-            time.sleep(0.05)  # its pace, not a wait for anything
+            time.sleep(0.05)  # the pace of the slow client
         for _ in range(100):
             assert sock.recv(MIB)
-    hasty.said("cut ClientDisconnected")
+    sender_with_short_timeout.said("cut ClientDisconnected")
 
 
 @pytest.mark.parametrize("env", LOOPS, ids=IDS)
-def test_a_stop_waits_for_a_file(start: Start, path: Path, data: bytes, env: dict[str, str]) -> None:
-    """A server told to stop sends a file to its end, and exits with 0."""
+def test_stop_waits_for_a_file(start: Start, path: Path, data: bytes, env: dict[str, str]) -> None:
+    """On SIGTERM, the server sends the file to its end and exits with code 0."""
     server = start(env, grace=15)
-    with asking(server, asks(path, length=SIZE), buffer=64 * 1024) as sock:
+    with connection_with(server, file_request(path, length=SIZE), buffer=64 * 1024) as sock:
         head = sock.recv(1000)
         os.kill(server.pid, signal.SIGTERM)
         body = head.partition(b"\r\n\r\n")[2] + read_all(sock)
@@ -246,10 +258,11 @@ def test_a_stop_waits_for_a_file(start: Start, path: Path, data: bytes, env: dic
 
 
 @pytest.mark.parametrize("env", LOOPS, ids=IDS)
-def test_a_stop_cuts_a_file_in_the_end(start: Start, large: Path, env: dict[str, str]) -> None:
-    """After the grace period a file in progress is broken off, and the server exits with 0."""
+def test_stop_cuts_a_file_after_the_grace_period(start: Start, large: Path, env: dict[str, str]) -> None:
+    """If a file is still being sent when the grace period of a stop ends, the server breaks off the response and exits
+    with code 0."""
     server = start(env, grace=0.2)
-    with asking(server, asks(large, length=1024 * MIB)) as sock:
+    with connection_with(server, file_request(large, length=1024 * MIB)) as sock:
         sock.recv(1000)
         os.kill(server.pid, signal.SIGTERM)
         assert server.end() == 0
@@ -257,42 +270,45 @@ def test_a_stop_cuts_a_file_in_the_end(start: Start, large: Path, env: dict[str,
             assert len(read_all(sock)) < 1024 * MIB
 
 
-def test_small_requests_beside_large_files(sender: AppProcess, large: Path) -> None:
-    """While clients pull as fast as they can, the same event loop answers small requests between the slices."""
-    pulls = [sender.connect() for _ in range(3)]
-    asking_beside = sender.connect()
+def test_small_requests_during_large_files(sender: AppProcess, large: Path) -> None:
+    """While three clients receive large files as fast as they can, the same event loop answers small requests between
+    the slices of the files."""
+    downloads = [sender.connect() for _ in range(3)]
+    control = sender.connect()
     try:
-        for pull in pulls:
-            pull.sendall(asks(large, length=1024 * MIB))
-            assert pull.recv(1000)
+        for download in downloads:
+            download.sendall(file_request(large, length=1024 * MIB))
+            assert download.recv(1000)
         for _ in range(20):
-            for pull in pulls:
-                assert pull.recv(MIB)
-            descriptors(asking_beside)
+            for download in downloads:
+                assert download.recv(MIB)
+            descriptors(control)
     finally:
-        for sock in (*pulls, asking_beside):
+        for sock in (*downloads, control):
             sock.close()
-    for _ in pulls:
+    for _ in downloads:
         sender.said("cut ClientDisconnected")
 
 
 @pytest.mark.parametrize("is_local", [True, False])
 @pytest.mark.parametrize("make_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=IDS)
 @pytest.mark.real_disk
-def test_the_loop_does_not_wait_for_the_disk(tmp_path: Path, data: bytes, make_loop: MakeLoop, is_local: bool) -> None:
-    """What is in memory is sent at once, and a thread reads the rest while the event loop turns; for local and remote
-    clients."""
+def test_event_loop_does_not_wait_for_the_disk(
+    tmp_path: Path, data: bytes, make_loop: MakeLoop, is_local: bool
+) -> None:
+    """Bytes of a file that are in the page cache are sent at once. A thread reads the other bytes, so that the event
+    loop does not block. Both hold for local and for remote clients."""
     path = tmp_path / "file"
     path.write_bytes(data)
     with path.open("rb") as file, asyncio.Runner(loop_factory=make_loop) as runner:
         os.fsync(file.fileno())
-        assert runner.run(first_turn(file.fileno(), data, is_local)) > len(b"head")
+        assert runner.run(sent_in_first_turn(file.fileno(), data, is_local)) > len(b"head")
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        assert is_cold(file.fileno()) == (runner.run(first_turn(file.fileno(), data, is_local)) == len(b"head"))
+        assert is_cold(file.fileno()) == (runner.run(sent_in_first_turn(file.fileno(), data, is_local)) == len(b"head"))
 
 
 def is_cold(fd: int) -> bool:
-    """Returns whether nothing of the file is in memory."""
+    """Returns whether no page of the file is in the page cache."""
     mapped = MappedFile.try_map(fd, 0, SIZE)
     assert mapped is not None
     try:
@@ -301,112 +317,115 @@ def is_cold(fd: int) -> bool:
         mapped.close()
 
 
-async def first_turn(file: int, data: bytes, is_local: bool) -> int:
-    """Sends a whole file. Returns how many bytes were sent in the first turn of the loop."""
+async def sent_in_first_turn(file: int, data: bytes, is_local: bool) -> int:
+    """Sends a whole file. Returns how many bytes were sent in the first iteration of the event loop."""
     loop = asyncio.get_running_loop()
-    ours, theirs = socket.socketpair()  # of a kind that holds nothing back to fill a packet
-    with ours, theirs:
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        sending = FileSender(loop, ours, file, ignore, is_local=is_local)
-        task = asyncio.create_task(sending.run(b"head", 0, SIZE))
+    sending_socket, receiving_socket = socket.socketpair()  # Unix sockets do not wait to fill a packet
+    with sending_socket, receiving_socket:
+        sending_socket.setblocking(False)
+        receiving_socket.setblocking(False)
+        sender = FileSender(loop, sending_socket, file, ignore, is_local=is_local)
+        task = asyncio.create_task(sender.run(b"head", 0, SIZE))
         await asyncio.sleep(0)
-        got = bytearray(theirs.recv(2 * MIB))
-        first = len(got)
-        while len(got) < SIZE + 4:
-            got += await loop.sock_recv(theirs, MIB)
+        received = bytearray(receiving_socket.recv(2 * MIB))
+        first_bytes = len(received)
+        while len(received) < SIZE + 4:
+            received += await loop.sock_recv(receiving_socket, MIB)
         await task
-    assert got == b"head" + data
-    return first
+    assert received == b"head" + data
+    return first_bytes
 
 
 @pytest.mark.parametrize("is_local", [True, False])
 @pytest.mark.parametrize("offset", [0, 77])
 def test_parts_of_a_file(path: Path, data: bytes, is_local: bool, offset: int) -> None:
-    """Any part of a file arrives unchanged, also one longer than a slice; for local and remote clients."""
+    """Any part of a file arrives unchanged, even a part longer than one slice, at local and at remote clients."""
 
     async def send(count: int) -> bytes:
         loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        with ours, theirs, path.open("rb") as file:
-            ours.setblocking(False)
-            theirs.setblocking(False)
+        sending_socket, receiving_socket = socket.socketpair()
+        with sending_socket, receiving_socket, path.open("rb") as file:
+            sending_socket.setblocking(False)
+            receiving_socket.setblocking(False)
             task = asyncio.create_task(
-                FileSender(loop, ours, file.fileno(), ignore, is_local=is_local).run(b"head", offset, count)
+                FileSender(loop, sending_socket, file.fileno(), ignore, is_local=is_local).run(b"head", offset, count)
             )
-            got = bytearray()
-            while len(got) < count + 4:
-                got += await loop.sock_recv(theirs, MIB)
+            received = bytearray()
+            while len(received) < count + 4:
+                received += await loop.sock_recv(receiving_socket, MIB)
             await task
-        return bytes(got)
+        return bytes(received)
 
     for count in (1, 4096, MIB + 5, SIZE - offset):
         assert asyncio.run(send(count)) == b"head" + data[offset : offset + count]
 
 
 @pytest.mark.parametrize("is_local", [True, False])
-def test_the_file_ends_before_what_was_promised(tmp_path: Path, is_local: bool) -> None:
-    """If a file is too short, only its own bytes are sent, and an error is raised; for local and remote clients."""
+def test_file_sender_raises_if_the_file_is_too_short(tmp_path: Path, is_local: bool) -> None:
+    """If a file is shorter than the requested count, `FileSender` sends the bytes of the file and raises FileTruncated,
+    for local and for remote clients."""
     path = tmp_path / "short"
     path.write_bytes(b"x" * 5000)
 
     async def send() -> bytes:
         loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        with theirs, path.open("rb") as file:
-            with ours:
-                ours.setblocking(False)
-                theirs.setblocking(False)
+        sending_socket, receiving_socket = socket.socketpair()
+        with receiving_socket, path.open("rb") as file:
+            with sending_socket:
+                sending_socket.setblocking(False)
+                receiving_socket.setblocking(False)
                 with pytest.raises(FileTruncated):
-                    await FileSender(loop, ours, file.fileno(), ignore, is_local=is_local).run(b"", 0, 6000)
-            return await loop.sock_recv(theirs, MIB)
+                    await FileSender(loop, sending_socket, file.fileno(), ignore, is_local=is_local).run(b"", 0, 6000)
+            return await loop.sock_recv(receiving_socket, MIB)
 
     assert asyncio.run(send()) == b"x" * 5000
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
-def test_who_is_near(address: str) -> None:
-    """A client on this machine counts as local, whichever address it uses; one that has left does not."""
+def test_clients_on_this_machine_are_local(address: str) -> None:
+    """A client on this machine counts as local, whichever address it uses. A socket without a peer does not count as
+    local."""
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname(), source_address=(address, 0)),
-        server.accept()[0] as taken,
+        server.accept()[0] as accepted,
     ):
-        assert is_local_peer(taken)
-    with socket.socket() as gone:
-        assert not is_local_peer(gone)
+        assert is_local_peer(accepted)
+    with socket.socket() as unconnected:
+        assert not is_local_peer(unconnected)
 
 
 @pytest.mark.parametrize("make_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=IDS)
-def test_a_cancelled_sending(large: Path, make_loop: MakeLoop) -> None:
-    """A cancelled transfer leaves no descriptor open and none watched, whatever it waited for."""
+def test_cancelled_transfer_leaves_no_descriptor(large: Path, make_loop: MakeLoop) -> None:
+    """A cancelled transfer leaves no open descriptor, whatever it was waiting for when it was cancelled."""
 
     async def cancel(turns: int) -> None:
         loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        with ours, theirs, large.open("rb") as file:
-            ours.setblocking(False)
-            task = asyncio.create_task(FileSender(loop, ours, file.fileno(), ignore).run(b"", 0, MIB))
+        sending_socket, receiving_socket = socket.socketpair()
+        with sending_socket, receiving_socket, large.open("rb") as file:
+            sending_socket.setblocking(False)
+            task = asyncio.create_task(FileSender(loop, sending_socket, file.fileno(), ignore).run(b"", 0, MIB))
             for _ in range(turns):
                 await asyncio.sleep(0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
         await loop.shutdown_default_executor()
-        await asyncio.sleep(0)  # frees what a thread has left behind
+        await asyncio.sleep(0)  # lets the event loop release the results of its threads
 
     with asyncio.Runner(loop_factory=make_loop) as runner:
         runner.run(asyncio.sleep(0))  # the first loop of a process opens descriptors that stay open
-    before = os.listdir("/proc/self/fd")
+    descriptors_before = os.listdir("/proc/self/fd")
     for turns in (0, 1, 2, 10):
         with asyncio.Runner(loop_factory=make_loop) as runner:
             runner.run(cancel(turns))
-    assert os.listdir("/proc/self/fd") == before
+    assert os.listdir("/proc/self/fd") == descriptors_before
 
 
 @pytest.mark.parametrize("make_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=IDS)
-def test_no_files_through_tls(make_loop: MakeLoop) -> None:
-    """Over TLS the extension is not offered: what must be encrypted cannot be sent by the kernel."""
+def test_zero_copy_is_not_offered_over_tls(make_loop: MakeLoop) -> None:
+    """Over TLS the server does not offer the zero-copy extension, because the bytes must be encrypted before the kernel
+    sends them."""
 
     async def ask() -> tuple[list[str], bytes]:
         offered: list[str] = []
@@ -422,26 +441,26 @@ def test_no_files_through_tls(make_loop: MakeLoop) -> None:
             lambda: RegistryProtocol(worker),
             "127.0.0.1",
             0,
-            ssl=anonymous(ssl.PROTOCOL_TLS_SERVER),
+            ssl=context_without_certificates(ssl.PROTOCOL_TLS_SERVER),
         )
         port = server.sockets[0].getsockname()[1]
-        client = anonymous(ssl.PROTOCOL_TLS_CLIENT)
+        client = context_without_certificates(ssl.PROTOCOL_TLS_CLIENT)
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client)
         writer.write(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
-        got = await reader.read()
+        received = await reader.read()
         writer.close()
         server.close()
-        return offered, got
+        return offered, received
 
     with asyncio.Runner(loop_factory=make_loop) as runner:
-        offered, got = runner.run(ask())
+        offered, received = runner.run(ask())
     assert offered == []
-    assert got.endswith(b"plain bytes")
+    assert received.endswith(b"plain bytes")
 
 
-def anonymous(side: int) -> ssl.SSLContext:
+def context_without_certificates(protocol: int) -> ssl.SSLContext:
     """Makes a TLS context that needs no certificates."""
-    context = ssl.SSLContext(side)
+    context = ssl.SSLContext(protocol)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -449,31 +468,32 @@ def anonymous(side: int) -> ssl.SSLContext:
     return context
 
 
-def test_a_file_system_in_memory(sender: AppProcess, data: bytes) -> None:
-    """On tmpfs every byte arrives, and a file that is too short is noticed."""
+def test_files_on_tmpfs(sender: AppProcess, data: bytes) -> None:
+    """Every byte of a file on tmpfs arrives, and the response breaks off if the file is too short."""
     with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
         file.write(data)
         file.flush()
-        with asking(sender, asks(Path(file.name), length=SIZE) * 2) as sock:
+        with connection_with(sender, file_request(Path(file.name), length=SIZE) * 2) as sock:
             for _ in range(2):
                 assert read_response(sock)[2] == data
         assert_ends(sender, Path(file.name), SIZE)
 
 
-def test_a_file_system_that_cannot_tell(sender: AppProcess) -> None:
-    """Where the kernel does not tell what is in memory, threads read each piece before it is sent."""
+def test_files_that_cannot_be_mapped(sender: AppProcess) -> None:
+    """For a file that cannot be mapped, the server cannot find out which pages are in the page cache, so a thread reads
+    each piece. The file still arrives completely."""
     path = Path("/proc/version")  # cannot be mapped
     data = path.read_bytes()
-    with asking(sender, asks(path, parts=f"0-{len(data)}", length=len(data)) * 2) as sock:
+    with connection_with(sender, file_request(path, parts=f"0-{len(data)}", length=len(data)) * 2) as sock:
         for _ in range(2):
             assert read_response(sock)[2] == data
     assert_ends(sender, path, len(data))
 
 
 def assert_ends(server: AppProcess, path: Path, size: int) -> None:
-    """Asserts that a response that promises more than the file has is broken off."""
-    for more in (1, 10 * MIB):
-        with asking(server, asks(path, parts=f"0-{size + more}", length=size + more)) as sock:
+    """Asserts that the response breaks off at the end of the file if the declared length is larger than the file."""
+    for extra in (1, 10 * MIB):
+        with connection_with(server, file_request(path, parts=f"0-{size + extra}", length=size + extra)) as sock:
             with pytest.raises(IncompleteRead) as caught:
                 read_response(sock)
             assert len(caught.value.partial) == size

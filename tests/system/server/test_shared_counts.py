@@ -1,4 +1,4 @@
-"""Connection counts and rate limits that all workers share."""
+"""Tests of the connection counts and rate limits that all worker processes share."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ from tests.system.server.app_process import AppProcess, Start, read_response, wa
 
 
 def in_children(count: int, work: Callable[[int], int]) -> list[int]:
-    """Runs `work` in many processes at once. Returns their exit codes."""
+    """Runs `work` in `count` child processes at the same time, with the number of the process. Returns their exit
+    codes, which are the results of `work`."""
     pids = []
-    for place in range(count):
+    for number in range(count):
         pid = os.fork()
         if pid == 0:
-            code = 255
+            exit_code = 255
             try:
-                code = work(place)
+                exit_code = work(number)
             finally:
-                os._exit(code)
+                os._exit(exit_code)
         pids.append(pid)
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
-# Paces
+# Rate limits
 
 
 class LimiterClock:
+    """A clock in seconds that the test sets."""
+
     def __init__(self) -> None:
         self.now = 1000.0
 
@@ -44,58 +47,60 @@ class LimiterClock:
 
 
 def test_a_burst_and_then_the_rate() -> None:
-    """After a burst, one request per step of time passes; the wait is exact, and a refused request counts nothing."""
+    """The limiter allows two requests per second and a burst of three. After the burst it allows one request each half
+    second. It returns the exact wait, and does not count refused requests."""
     clock = LimiterClock()
-    pace = SharedRateLimiter(2.0, 3, clock=clock)
-    assert [pace.take("a") for _ in range(3)] == [0.0] * 3
-    assert pace.take("a") == pytest.approx(0.5)
-    assert pace.take("a") == pytest.approx(0.5)
+    limiter = SharedRateLimiter(2.0, 3, clock=clock)
+    assert [limiter.take("a") for _ in range(3)] == [0.0] * 3
+    assert limiter.take("a") == pytest.approx(0.5)
+    assert limiter.take("a") == pytest.approx(0.5)
     clock.now += 0.4
-    assert pace.take("a") == pytest.approx(0.1)
+    assert limiter.take("a") == pytest.approx(0.1)
     clock.now += 0.11
-    assert pace.take("a") == 0.0
-    assert pace.take("a") > 0
+    assert limiter.take("a") == 0.0
+    assert limiter.take("a") > 0
     clock.now += 1000
-    assert [pace.take("a") for _ in range(3)] == [0.0] * 3
-    assert pace.take("a") > 0
+    assert [limiter.take("a") for _ in range(3)] == [0.0] * 3
+    assert limiter.take("a") > 0
 
 
-def test_keys_have_nothing_to_do_with_each_other() -> None:
-    """A thousand keys at their limit do not affect others, unless two cells collide."""
-    pace = SharedRateLimiter(1.0, 1, clock=LimiterClock())
-    assert sum(1 for key in range(1000) if pace.take(f"10.0.0.{key}")) < 20
-    assert all(pace.take(f"10.0.0.{key}") for key in range(1000))
+def test_keys_are_limited_separately() -> None:
+    """A thousand keys are limited separately from each other. Few keys are refused because their cells collide with
+    those of other keys."""
+    limiter = SharedRateLimiter(1.0, 1, clock=LimiterClock())
+    assert sum(1 for key in range(1000) if limiter.take(f"10.0.0.{key}")) < 20
+    assert all(limiter.take(f"10.0.0.{key}") for key in range(1000))
 
 
 @given(st.lists(st.floats(0, 3), max_size=60), st.floats(0.5, 20), st.integers(1, 10))
-def test_never_more_than_allowed(pauses: list[float], per_second: float, burst: int) -> None:
-    """In no period more requests pass than the burst and the rate allow."""
-    clock, taken = LimiterClock(), []
-    pace = SharedRateLimiter(per_second, burst, clock=clock)
+def test_rate_and_burst_are_never_exceeded(pauses: list[float], per_second: float, burst: int) -> None:
+    """In no period does the limiter allow more requests than the burst and the rate permit."""
+    clock, allowed_times = LimiterClock(), []
+    limiter = SharedRateLimiter(per_second, burst, clock=clock)
     for pause in pauses:
         clock.now += pause
-        if pace.take("a") == 0.0:
-            taken.append(clock.now)
-    for first in range(len(taken)):
-        for last in range(first, len(taken)):
-            assert last - first + 1 <= burst + per_second * (taken[last] - taken[first]) + 1e-6
+        if limiter.take("a") == 0.0:
+            allowed_times.append(clock.now)
+    for start in range(len(allowed_times)):
+        for end in range(start, len(allowed_times)):
+            assert end - start + 1 <= burst + per_second * (allowed_times[end] - allowed_times[start]) + 1e-6
 
 
-def test_processes_share_a_pace() -> None:
-    """A request that one process counts is counted for all. Processes that count at the same moment let at most one
-    request too many pass each."""
-    pace = SharedRateLimiter(0.001, 100)
-    codes = in_children(4, lambda _: sum(1 for _ in range(100) if pace.take("a") == 0.0))
-    assert 100 <= sum(codes) <= 100 + 3 * 100
-    assert pace.take("a") > 0
-    again = SharedRateLimiter(0.001, 100)
-    assert in_children(1, lambda _: sum(1 for _ in range(60) if again.take("a") == 0.0)) == [60]
-    assert in_children(1, lambda _: sum(1 for _ in range(60) if again.take("a") == 0.0)) == [40]
+def test_processes_share_a_rate_limit() -> None:
+    """A request that one process counts is counted for all processes. If four processes count at the same moment, each
+    may allow some requests too many. Processes that count one after another allow exactly the burst."""
+    limiter = SharedRateLimiter(0.001, 100)
+    allowed_counts = in_children(4, lambda _: sum(1 for _ in range(100) if limiter.take("a") == 0.0))
+    assert 100 <= sum(allowed_counts) <= 100 + 3 * 100
+    assert limiter.take("a") > 0
+    second_limiter = SharedRateLimiter(0.001, 100)
+    assert in_children(1, lambda _: sum(1 for _ in range(60) if second_limiter.take("a") == 0.0)) == [60]
+    assert in_children(1, lambda _: sum(1 for _ in range(60) if second_limiter.take("a") == 0.0)) == [40]
 
 
 @pytest.mark.parametrize(("per_second", "burst"), [(0.0, 1), (-1.0, 1), (1.0, 0)])
-def test_a_pace_that_is_none(per_second: float, burst: int) -> None:
-    """A rate of 0 and a burst of 0 are errors."""
+def test_invalid_rate_limits(per_second: float, burst: int) -> None:
+    """A rate of 0 or less and a burst of 0 are errors."""
     with pytest.raises(ValueError, match="a rate limit needs"):
         SharedRateLimiter(per_second, burst)
 
@@ -103,8 +108,9 @@ def test_a_pace_that_is_none(per_second: float, burst: int) -> None:
 # Counts
 
 
-def test_columns_add_up() -> None:
-    """Each process counts in its own column, and all read the sum; a process that has ended counts no more."""
+def test_count_is_the_sum_of_all_columns() -> None:
+    """Each process counts in a column of its own, and every process reads the sum of all columns. The counts of a
+    process that has ended are cleared."""
     counts = SharedCounters(3)
     assert [counts.add(column, "a") for column in (0, 1, 1, 2)] == [1, 2, 3, 4]
     assert counts.add(0, "b") == 1
@@ -115,7 +121,7 @@ def test_columns_add_up() -> None:
 
 
 def test_processes_share_counts() -> None:
-    """No count is lost, however many processes count at once."""
+    """No count is lost when four processes count at the same time."""
     counts = SharedCounters(4)
 
     def work(column: int) -> int:
@@ -129,8 +135,9 @@ def test_processes_share_counts() -> None:
     assert counts.add(0, "a") == 41
 
 
-def test_no_more_columns() -> None:
-    """A process without a column admits every connection; a released column is empty and can be claimed again."""
+def test_process_without_a_column_admits_every_connection() -> None:
+    """If there are more processes than columns, a process without a column admits every connection. A released column
+    is cleared, and another process can claim it."""
     limit = PerAddressLimit(1, workers=1)
     columns = [limit.claim_column() for _ in range(5)]
     assert columns[-1] is None
@@ -146,8 +153,8 @@ def test_no_more_columns() -> None:
     limit.admit("192.0.2.1")
 
 
-def test_a_seat_is_left_once() -> None:
-    """Releasing a connection twice counts once."""
+def test_releasing_a_connection_twice_counts_once() -> None:
+    """If a connection is released twice, the limit frees only one place."""
     limit = PerAddressLimit(2, workers=1)
     limit.use_column(limit.claim_column())
     first, _ = limit.admit("2001:db8::1"), limit.admit("2001:db8::2")
@@ -160,10 +167,11 @@ def test_a_seat_is_left_once() -> None:
         limit.admit("2001:db8::4")
 
 
-# Connections of an address, in a real server
+# The limit of connections per address, in a real server
 
 
 def closed(sock: socket.socket) -> bool:
+    """Returns whether the server has closed the connection."""
     try:
         return sock.recv(1) == b""
     except ConnectionResetError:
@@ -180,72 +188,75 @@ def serves(sock: socket.socket) -> bool:
 
 
 def open_some(running: AppProcess, count: int) -> tuple[list[socket.socket], int]:
-    """Opens `count` connections. Returns those that are served, and how many are not."""
+    """Opens `count` connections. Returns those that the server serves, and the number of those that it closes."""
     socks = [running.connect() for _ in range(count)]
-    good = [sock for sock in socks if serves(sock)]
+    served = [sock for sock in socks if serves(sock)]
     for sock in socks:
-        if sock not in good:
+        if sock not in served:
             sock.close()
-    return good, count - len(good)
+    return served, count - len(served)
 
 
 def test_connections_of_an_address(start: Start) -> None:
-    """An address has at most the configured number of connections over two workers. Those beyond are closed, and room
-    is made when one ends. One log line tells of it."""
+    """Two workers together serve at most the configured number of connections of one client address, and close further
+    connections. When a connection ends, another one is served. Each worker logs at most one line about this."""
     running = start(workers=2, connections=6)
-    good, refused = open_some(running, 16)
-    assert (len(good), refused) == (6, 10)
-    assert all(map(serves, good))
-    good.pop().close()
-    wait_for(lambda: bool(open_some_into(running, good)))
-    assert len(good) == 6
+    served, refused = open_some(running, 16)
+    assert (len(served), refused) == (6, 10)
+    assert all(map(serves, served))
+    served.pop().close()
+    wait_for(lambda: bool(open_some_into(running, served)))
+    assert len(served) == 6
     assert running.errors.count("closed") in (1, 2)  # at most a line for each worker
     assert "beyond the limit of 6, the last from 127.0.0.1" in running.errors
-    for sock in good:
+    for sock in served:
         sock.close()
 
 
-def open_some_into(running: AppProcess, good: list[socket.socket]) -> list[socket.socket]:
-    more, _ = open_some(running, 1)
-    good += more
-    return more
+def open_some_into(running: AppProcess, served: list[socket.socket]) -> list[socket.socket]:
+    """Opens one connection, and adds it to `served` if the server serves it. Returns the added connections."""
+    added, _ = open_some(running, 1)
+    served += added
+    return added
 
 
-def test_a_worker_that_dies_takes_its_counts_along(start: Start) -> None:
-    """The connections of a killed worker no longer count."""
+def test_connections_of_a_killed_worker_do_not_count(start: Start) -> None:
+    """After the workers were killed, their connections no longer count against the limit."""
     running = start(workers=2, connections=4)
-    good, _ = open_some(running, 8)
-    assert len(good) == 4
+    served, _ = open_some(running, 8)
+    assert len(served) == 4
     for pid in running.children():
         os.kill(pid, signal.SIGKILL)
-    assert all(map(closed, good))
-    found: list[socket.socket] = []
-    wait_for(lambda: bool(open_some_into(running, found)) and len(found) == 4)
+    assert all(map(closed, served))
+    new: list[socket.socket] = []
+    wait_for(lambda: bool(open_some_into(running, new)) and len(new) == 4)
     assert open_some(running, 4)[1] == 4
-    for sock in (*good, *found):
+    for sock in (*served, *new):
         sock.close()
 
 
-def test_connections_go_on_while_workers_are_renewed(start: Start) -> None:
-    """During a renewal by SIGUSR2 every open connection counts exactly once."""
+def test_connections_count_once_after_a_renewal_of_workers(start: Start) -> None:
+    """On SIGUSR2 the server replaces its workers. Afterwards the address can have exactly the configured number of
+    connections."""
     running = start(workers=2, connections=4)
-    before = running.children()
+    old_workers = running.children()
     with running.connect() as slow:
         slow.sendall(b"GET /slow?seconds=1 HTTP/1.1\r\nHost: test\r\n\r\n")
         running.said("slow")
         os.kill(running.pid, signal.SIGUSR2)
         assert read_response(slow)[2] == b"slow"
-    wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(before))
-    good, refused = open_some(running, 8)
-    assert (len(good), refused) == (4, 4)
-    for sock in good:
+    wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(old_workers))
+    served, refused = open_some(running, 8)
+    assert (len(served), refused) == (4, 4)
+    for sock in served:
         sock.close()
 
 
-def test_a_trusted_proxy_has_as_many_as_it_likes(start: Start) -> None:
-    """The limit does not apply to trusted proxies, which have the connections of many clients."""
+def test_trusted_proxies_have_no_connection_limit(start: Start) -> None:
+    """The limit does not apply to the address of a trusted proxy, because the proxy forwards the requests of many
+    clients."""
     running = start(workers=2, connections=2, proxies=["127.0.0.1/32"])
-    good, refused = open_some(running, 8)
-    assert (len(good), refused) == (8, 0)
-    for sock in good:
+    served, refused = open_some(running, 8)
+    assert (len(served), refused) == (8, 0)
+    for sock in served:
         sock.close()

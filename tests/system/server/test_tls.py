@@ -1,5 +1,5 @@
-"""TLS over raw sockets, with each kind of event loop: handshakes, bodies in both directions, and how connections
-end."""
+"""Tests of the server with TLS over raw sockets: handshakes, client certificates, bodies in both directions, and the
+end of connections. They run with uvloop and with asyncio's event loop."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.fakes.certificate_authority import CertificateAuthority, KeyPair
 from tests.system.server.app_process import AppProcess, Start, read_all, read_error, read_response, wait_for
 from tests.system.server.tls_client import GET, ask, client_context, tls_connection
 
+# Environment variables that select the event loop of the server.
 LOOPS = [{}, {"NO_UVLOOP": "1"}]
 IDS = ["uvloop", "asyncio"]
 MIB = 1024 * 1024
@@ -50,15 +51,17 @@ def env(request: pytest.FixtureRequest) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def tls(env: dict[str, str], pair: KeyPair) -> Iterator[AppProcess]:
+    """A server with TLS. Checks that it logs no errors."""
     running = AppProcess({"tls": named(pair), "limits": LIMITS}, env)
     try:
         yield running.until_ready()
-        assert running.errors == ""  # whatever was done to it, there is no word about it
+        assert running.errors == ""  # no client can make the server log an error
     finally:
         running.close()
 
 
 def named(pair: KeyPair, *more: str) -> list[str]:
+    """Returns the option `tls` of the test application: the paths of the certificate and the key, and `more`."""
     return [str(pair.certificate), str(pair.key), *more]
 
 
@@ -66,9 +69,9 @@ def named(pair: KeyPair, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_a_request(tls: AppProcess, authority: CertificateAuthority, version: ssl.TLSVersion) -> None:
-    """TLS 1.2 and 1.3 are spoken, with HTTP/1.1 on top and a cipher that has forward secrecy; the application sees
-    https, and no way to send files past the encryption."""
+def test_tls_versions_and_ciphers(tls: AppProcess, authority: CertificateAuthority, version: ssl.TLSVersion) -> None:
+    """The server supports TLS 1.2 and 1.3, selects HTTP/1.1 by ALPN, and uses a cipher with forward secrecy. The
+    application sees the scheme https, and is not offered the extension that sends files without encryption."""
     context = client_context(authority.certificate)
     context.minimum_version = context.maximum_version = version
     context.set_alpn_protocols(["h2", "http/1.1"])
@@ -78,12 +81,12 @@ def test_a_request(tls: AppProcess, authority: CertificateAuthority, version: ss
         assert cipher is not None
         assert cipher[0].startswith("TLS_") or (cipher[0].startswith("ECDHE") and "GCM" in cipher[0])
         for _ in range(3):
-            seen = ask(sock)
-            assert (seen["scheme"], seen["client"], seen["extensions"]) == ("https", "127.0.0.1", [])
+            received = ask(sock)
+            assert (received["scheme"], received["client"], received["extensions"]) == ("https", "127.0.0.1", [])
 
 
-def test_an_old_version(tls: AppProcess, authority: CertificateAuthority) -> None:
-    """TLS 1.1 is refused in the handshake; the same client gets in with 1.2."""
+def test_tls_1_1_is_refused(tls: AppProcess, authority: CertificateAuthority) -> None:
+    """The handshake fails for a client that supports only TLS 1.1. The same client succeeds with TLS 1.2."""
     context = client_context(authority.certificate)
     context.set_ciphers("ALL:@SECLEVEL=0")
     context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
@@ -98,26 +101,28 @@ def test_an_old_version(tls: AppProcess, authority: CertificateAuthority) -> Non
 
 @pytest.mark.parametrize("request_", [GET, b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n123456789"])
 def test_plain_http(tls: AppProcess, request_: bytes) -> None:
-    """A client that speaks plain HTTP gets an error that says so."""
+    """A client that sends plain HTTP to the TLS port gets a 400 that explains the mistake."""
     answer = tls.talk(request_)
     assert read_error(answer) == (400, "UNSUPPORTED")
     assert b"speaks TLS" in answer
 
 
-@pytest.mark.parametrize("said", [b"\x16", b"\x16\x03\x01\x00\x05hello", b"\x00\xff\x00", b"\x16\x03\x01\xff\xff" * 99])
-def test_what_is_no_handshake(tls: AppProcess, said: bytes) -> None:
-    """Invalid bytes end the connection, at once or at the handshake's timeout."""
+@pytest.mark.parametrize("sent", [b"\x16", b"\x16\x03\x01\x00\x05hello", b"\x00\xff\x00", b"\x16\x03\x01\xff\xff" * 99])
+def test_invalid_handshake_closes_the_connection(tls: AppProcess, sent: bytes) -> None:
+    """If a client sends invalid bytes instead of a handshake, the server closes the connection, immediately or at the
+    handshake timeout."""
     with tls.connect() as sock:
-        sock.sendall(said)
+        sock.sendall(sent)
         with contextlib.suppress(ConnectionResetError):
             read_all(sock)
 
 
 @pytest.mark.parametrize("count", [0, 1, 100])
-def test_a_client_that_goes_before_the_handshake_is_over(tls: AppProcess, context: ssl.SSLContext, count: int) -> None:
-    """Nothing is left of a client that hangs up during the handshake, wherever it stopped."""
-    with tls_connection(tls, context) as watching:
-        before = descriptors(watching)
+def test_disconnect_during_the_handshake_leaks_nothing(tls: AppProcess, context: ssl.SSLContext, count: int) -> None:
+    """If a client disconnects during the handshake, the server closes its descriptor, whatever part of the handshake
+    was sent."""
+    with tls_connection(tls, context) as control:
+        descriptors_before = descriptors(control)
         hello = first_flight(context)
         with tls.connect() as sock:
             sock.sendall(hello[:count])
@@ -125,18 +130,18 @@ def test_a_client_that_goes_before_the_handshake_is_over(tls: AppProcess, contex
             sock.sendall(hello)
             sock.recv(1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        wait_for(lambda: descriptors(watching) == before)
+        wait_for(lambda: descriptors(control) == descriptors_before)
 
 
-def test_silence(tls: AppProcess) -> None:
-    """A client that sends nothing, or stops in the handshake, is cut off."""
+def test_handshake_timeout(tls: AppProcess) -> None:
+    """The server disconnects a client that sends nothing, and a client that stops in the middle of the handshake."""
     with tls.connect() as silent, tls.connect() as slow:
         slow.sendall(b"\x16\x03")
-        begun = time.monotonic()
+        started = time.monotonic()
         for sock in (silent, slow):
             with contextlib.suppress(ConnectionResetError):
                 assert sock.recv(1) == b""
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - started < 5
 
 
 def first_flight(context: ssl.SSLContext) -> bytes:
@@ -149,14 +154,15 @@ def first_flight(context: ssl.SSLContext) -> bytes:
 
 
 def descriptors(sock: ssl.SSLSocket) -> int:
+    """Returns how many file descriptors the server has open."""
     sock.sendall(b"GET /descriptors HTTP/1.1\r\nHost: test\r\n\r\n")
     return int(read_response(sock)[2])
 
 
-# Certificates of clients
+# Client certificates
 
 
-@pytest.mark.parametrize(("mode", "without"), [("required", False), ("optional", True)])
+@pytest.mark.parametrize(("mode", "is_served_without"), [("required", False), ("optional", True)])
 def test_certificates_of_clients(
     start: Start,
     env: dict[str, str],
@@ -164,24 +170,24 @@ def test_certificates_of_clients(
     pair: KeyPair,
     tmp_path: Path,
     mode: str,
-    without: bool,
+    is_served_without: bool,
 ) -> None:
-    """A certificate of the configured authority is accepted, one of another is not; whether a client needs one is a
-    setting."""
-    theirs = CertificateAuthority(tmp_path)
+    """The server accepts a client certificate of the configured authority, and refuses one of another authority. A
+    client without a certificate is served if certificates are optional, and refused if they are required."""
+    other_authority = CertificateAuthority(tmp_path)
     tls = named(pair, str(authority.certificate), mode)
     running = start(env, tls=tls)
-    good, bad = authority.sign("client", client=True), theirs.sign("stranger", client=True)
-    assert gets_in(running, client_context(authority.certificate, good))
-    assert not gets_in(running, client_context(authority.certificate, bad))
-    assert gets_in(running, client_context(authority.certificate)) == without
-    assert gets_in(running, client_context(authority.certificate, good))
+    trusted_pair, untrusted_pair = authority.sign("client", client=True), other_authority.sign("stranger", client=True)
+    assert gets_in(running, client_context(authority.certificate, trusted_pair))
+    assert not gets_in(running, client_context(authority.certificate, untrusted_pair))
+    assert gets_in(running, client_context(authority.certificate)) == is_served_without
+    assert gets_in(running, client_context(authority.certificate, trusted_pair))
     assert running.errors == ""
 
 
 def gets_in(running: AppProcess, context: ssl.SSLContext) -> bool:
-    """Returns whether the client is served. In TLS 1.3 it learns only with the first response that its certificate was
-    refused."""
+    """Returns whether the client is served. Sends a request, because in TLS 1.3 a client notices only after the
+    handshake that its certificate was refused."""
     try:
         with tls_connection(running, context) as sock:
             return bool(ask(sock)["pid"])
@@ -190,14 +196,14 @@ def gets_in(running: AppProcess, context: ssl.SSLContext) -> bool:
 
 
 def test_curl_with_a_certificate(start: Start, authority: CertificateAuthority, pair: KeyPair) -> None:
-    """curl is served with a certificate, and not without one."""
+    """If the server requires client certificates, curl is served with a certificate and refused without one."""
     running = start(tls=named(pair, str(authority.certificate), "required"))
-    own = authority.sign("curl", client=True)
+    client_pair = authority.sign("curl", client=True)
     url = f"https://localhost:{running.address[1]}/echo"
     curl = ["curl", "--silent", "--show-error", "--cacert", str(authority.certificate), url]
-    shown = ["--cert", str(own.certificate), "--key", str(own.key)]
-    done = subprocess.run([*curl, *shown], capture_output=True, timeout=30, check=True)
-    assert json.loads(done.stdout)["scheme"] == "https"
+    certificate_options = ["--cert", str(client_pair.certificate), "--key", str(client_pair.key)]
+    process = subprocess.run([*curl, *certificate_options], capture_output=True, timeout=30, check=True)
+    assert json.loads(process.stdout)["scheme"] == "https"
     assert subprocess.run(curl, capture_output=True, timeout=30).returncode != 0
 
 
@@ -206,19 +212,19 @@ def test_curl_with_a_certificate(start: Start, authority: CertificateAuthority, 
 
 @pytest.mark.parametrize("path", ["/digest?keep=1", "/digest", "/digest?copied=1"])
 @pytest.mark.parametrize("chunked", [True, False])
-def test_a_body_comes_whole(tls: AppProcess, context: ssl.SSLContext, path: str, chunked: bool) -> None:
-    """Every byte of a large body arrives, as views and copied, and the connection is kept."""
+def test_large_request_body_over_tls(tls: AppProcess, context: ssl.SSLContext, path: str, chunked: bool) -> None:
+    """Every byte of a large body reaches the application, as views and as copies, and the connection stays open."""
     body = os.urandom(8 * MIB + 77)
     framed = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if chunked else body
-    how = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
+    framing_header = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
     with tls_connection(tls, context) as sock:
         for _ in range(2):
-            seen = ask(sock, f"POST {path} HTTP/1.1\r\nHost: test\r\n{how}\r\n\r\n".encode() + framed)
-            assert seen == {"digest": hashlib.sha256(body).hexdigest(), "size": len(body)}
+            result = ask(sock, f"POST {path} HTTP/1.1\r\nHost: test\r\n{framing_header}\r\n\r\n".encode() + framed)
+            assert result == {"digest": hashlib.sha256(body).hexdigest(), "size": len(body)}
 
 
-def test_small_pieces(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """A body may come in records of a few bytes, and several requests in one record."""
+def test_small_tls_records(tls: AppProcess, context: ssl.SSLContext) -> None:
+    """A body can arrive in TLS records of a few bytes, and several requests can arrive in one record."""
     with tls_connection(tls, context) as sock:
         sock.sendall(b"POST /digest HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n\r\n")
         for _ in range(250):
@@ -228,8 +234,8 @@ def test_small_pieces(tls: AppProcess, context: ssl.SSLContext) -> None:
         assert [read_response(sock)[0] for _ in range(20)] == [200] * 20
 
 
-def test_a_large_answer(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """A response sent in pieces of a MiB arrives whole, and the connection is kept."""
+def test_large_response_over_tls(tls: AppProcess, context: ssl.SSLContext) -> None:
+    """A response that the application sends in pieces of 1 MiB arrives completely, and the connection stays open."""
     with tls_connection(tls, context) as sock:
         for size in (64 * MIB + 7, MIB, 1):
             sock.sendall(f"GET /big?size={size} HTTP/1.1\r\nHost: test\r\n\r\n".encode() * 2)
@@ -237,10 +243,11 @@ def test_a_large_answer(tls: AppProcess, context: ssl.SSLContext) -> None:
                 assert len(read_response(sock)[2]) == size
 
 
-def test_a_body_that_streams_takes_no_room_from_answers(
+def test_streamed_bodies_do_not_count_as_unread_responses(
     start: Start, env: dict[str, str], context: ssl.SSLContext, pair: KeyPair
 ) -> None:
-    """Pieces of blobs that clients do not take give no other client a 503 for its manifest."""
+    """Eight clients do not read streamed responses, such as blobs. Another client still gets its small response, such
+    as a manifest, instead of a 503."""
     running = start(env, tls=named(pair), limits={"unsent_bytes": 512 * 1024})
     with contextlib.ExitStack() as stack:
         for _ in range(8):
@@ -252,33 +259,36 @@ def test_a_body_that_streams_takes_no_room_from_answers(
             assert sock.recv(12)[-3:] == b"200"
 
 
-def test_an_answer_to_a_client_that_waits(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """A client that reads nothing of a GiB makes the server hold a few hundred KiB, and gets the rest when it reads."""
-    with tls_connection(tls, context) as warm:
-        warm.sendall(b"GET /big?size=67108864 HTTP/1.1\r\nHost: test\r\n\r\n")
-        read_response(warm)
-    before = resident(tls)
+def test_unread_responses_occupy_little_memory(tls: AppProcess, context: ssl.SSLContext) -> None:
+    """Sixteen clients request 1 GiB each and read only one byte. The server buffers less than 3 MiB for each of
+    them."""
+    with tls_connection(tls, context) as warm_up:
+        warm_up.sendall(b"GET /big?size=67108864 HTTP/1.1\r\nHost: test\r\n\r\n")
+        read_response(warm_up)
+    memory_before = resident(tls)
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(tls_connection(tls, context, buffer=64 * 1024)) for _ in range(16)]
         for sock in socks:
             sock.sendall(b"GET /big?size=1073741824 HTTP/1.1\r\nHost: test\r\n\r\n")
         for sock in socks:
             assert sock.recv(1)
-        with tls_connection(tls, context) as other:
-            assert ask(other)["size"] == 0
-        assert resident(tls) - before < 16 * 3 * MIB
+        with tls_connection(tls, context) as other_client:
+            assert ask(other_client)["size"] == 0
+        assert resident(tls) - memory_before < 16 * 3 * MIB
     for _ in socks:
         tls.said("cut")
 
 
 def resident(running: AppProcess) -> int:
+    """Returns the resident memory of the process in bytes."""
     with open(f"/proc/{running.pid}/statm") as file:
         return int(file.read().split()[1]) * 4096
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_hang_up(tls: AppProcess, context: ssl.SSLContext, reset: bool) -> None:
-    """The application learns that the client left in the middle of a response, and of a request."""
+def test_disconnect_is_reported_to_the_application(tls: AppProcess, context: ssl.SSLContext, reset: bool) -> None:
+    """If the client disconnects in the middle of a response or of a request body, the application gets an error or a
+    disconnect message."""
     with tls_connection(tls, context) as sock:
         sock.sendall(b"GET /big?size=1073741824 HTTP/1.1\r\nHost: test\r\n\r\n")
         sock.recv(100_000)
@@ -294,7 +304,7 @@ def test_hang_up(tls: AppProcess, context: ssl.SSLContext, reset: bool) -> None:
 
 
 def test_close_notify(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """A client that ends its side in the middle of a body counts as gone."""
+    """If a client sends close_notify in the middle of a request body, the application gets a disconnect message."""
     with tls_connection(tls, context) as sock:
         sock.sendall(b"POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\nabc")
         with contextlib.suppress(OSError):
@@ -302,19 +312,20 @@ def test_close_notify(tls: AppProcess, context: ssl.SSLContext) -> None:
         tls.said("disconnected")
 
 
-def test_the_last_answer(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """With `Connection: close` a response of any size arrives whole, followed by close_notify."""
+def test_last_response_ends_with_close_notify(tls: AppProcess, context: ssl.SSLContext) -> None:
+    """After `Connection: close`, a response of any size arrives completely, followed by close_notify."""
     for size in (10, 5 * MIB):
         with tls_connection(tls, context, buffer=64 * 1024) as sock:
             sock.sendall(f"GET /big?size={size} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n".encode())
             data = bytearray()
-            while piece := sock.recv(65536):  # raises for an end that TLS was not told of
+            while piece := sock.recv(65536):  # raises if the connection ends without close_notify
                 data += piece
             assert len(data.partition(b"\r\n\r\n")[2]) == size
 
 
-def test_an_error_while_the_client_sends(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """A refusal before the body was read reaches a client that goes on sending."""
+def test_refusal_while_the_client_sends_the_body(tls: AppProcess, context: ssl.SSLContext) -> None:
+    """The application answers 403 without reading the body. The client gets this response although it continues to send
+    the body."""
     with tls_connection(tls, context) as sock:
         sock.sendall(b"POST /refuse HTTP/1.1\r\nHost: test\r\nContent-Length: 100000000\r\n\r\n")
         with contextlib.suppress(ssl.SSLError, ConnectionError):
@@ -324,11 +335,14 @@ def test_an_error_while_the_client_sends(tls: AppProcess, context: ssl.SSLContex
         assert (status, headers["connection"]) == (403, "close")
 
 
-# Patience and ends
+# Slow clients and the end of the server
 
 
-def test_a_client_that_takes_nothing(start: Start, env: dict[str, str], context: ssl.SSLContext, pair: KeyPair) -> None:
-    """A client that reads nothing is cut off; one that reads a little again and again is not."""
+def test_client_that_reads_nothing_is_disconnected(
+    start: Start, env: dict[str, str], context: ssl.SSLContext, pair: KeyPair
+) -> None:
+    """The server disconnects a client that reads nothing for the timeout, but not a client that reads a few bytes again
+    and again."""
     limits = {"send_idle_seconds": 1.0, "timeout_check_seconds": 0.05}
     running = start(env, tls=named(pair), limits=limits)
     request = b"GET /big?size=1073741824 HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -338,18 +352,20 @@ def test_a_client_that_takes_nothing(start: Start, env: dict[str, str], context:
     ):
         slow.sendall(request)
         assert slow.recv(1)
-        until = time.monotonic() + 3
-        while time.monotonic() < until:
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
             assert slow.recv(16 * 1024)
-            time.sleep(0.05)  # its pace, not a wait for anything
+            time.sleep(0.05)  # the pace of the slow client
         stuck.sendall(request)
         running.said("cut")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_stop(start: Start, env: dict[str, str], context: ssl.SSLContext, pair: KeyPair, workers: int) -> None:
-    """A stop waits for a response in progress, but neither for idle clients, whether they read or not, nor for
-    handshakes."""
+def test_stop_waits_only_for_responses_in_progress(
+    start: Start, env: dict[str, str], context: ssl.SSLContext, pair: KeyPair, workers: int
+) -> None:
+    """On SIGTERM, the server completes the response in progress. It does not wait for idle connections, or for clients
+    that have not started their handshake."""
     running = start(env, tls=named(pair), workers=workers, grace=30)
     with (
         tls_connection(running, context) as idle,
@@ -359,37 +375,38 @@ def test_a_stop(start: Start, env: dict[str, str], context: ssl.SSLContext, pair
         ask(idle)
         sock.sendall(b"GET /slow?seconds=0.5 HTTP/1.1\r\nHost: test\r\n\r\n")
         running.said("slow")
-        begun = time.monotonic()
+        started = time.monotonic()
         os.kill(running.pid, signal.SIGTERM)
         assert read_response(sock)[2] == b"slow"
         assert running.end() == 0
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - started < 10
         with contextlib.suppress(ConnectionResetError):
             assert silent.recv(1) == b""
     assert running.errors == ""
 
 
-def test_many_at_once(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """Handshakes, large bodies and responses at the same time do not mix."""
-    wrong: list[object] = []
+def test_many_tls_clients_at_once(tls: AppProcess, context: ssl.SSLContext) -> None:
+    """Twelve clients make handshakes, send large bodies and get large responses at the same time. No connection gets
+    the bytes of another."""
+    failures: list[object] = []
 
-    def work(place: int) -> None:
-        body = bytes([place]) * (MIB + place)
+    def work(number: int) -> None:
+        body = bytes([number]) * (MIB + number)
         try:
             for _ in range(4):
                 with tls_connection(tls, context) as sock:
                     head = f"POST /digest HTTP/1.1\r\nHost: test\r\nContent-Length: {len(body)}\r\n\r\n".encode()
                     if ask(sock, head + body)["digest"] != hashlib.sha256(body).hexdigest():
-                        wrong.append(place)
-                    sock.sendall(f"GET /big?size={MIB + place} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
-                    if len(read_response(sock)[2]) != MIB + place:
-                        wrong.append(place)
+                        failures.append(number)
+                    sock.sendall(f"GET /big?size={MIB + number} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+                    if len(read_response(sock)[2]) != MIB + number:
+                        failures.append(number)
         except Exception as error:
-            wrong.append(error)
+            failures.append(error)
 
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(12)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == []
+    assert failures == []

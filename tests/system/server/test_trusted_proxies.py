@@ -1,4 +1,5 @@
-"""Headers of reverse proxies, and when they count."""
+"""Tests of the `X-Forwarded-*` headers of reverse proxies: the server uses them only if the request comes from a
+trusted proxy."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from registry.client_addresses import network_of, plain_address
 from registry.server.gate.trusted_proxies import TrustedProxies
 from tests.system.server.app_process import AppProcess, read_response
 
+# Headers with which a client may try to forge its address.
 FORGED = {
     "X-Forwarded-For": "192.0.2.1",
     "X-Forwarded-Proto": "https",
@@ -25,7 +27,7 @@ FORGED = {
 
 @pytest.fixture(scope="module")
 def proxied() -> Iterator[AppProcess]:
-    """A server that trusts every client on this machine."""
+    """A server for which every client on this machine is a trusted proxy."""
     running = AppProcess({"proxies": ["127.0.0.0/8", "10.0.0.0/8", "2001:db8::/32"]})
     try:
         yield running.until_ready()
@@ -34,6 +36,7 @@ def proxied() -> Iterator[AppProcess]:
 
 
 def ask(running: AppProcess, *lines: str) -> dict[str, Any]:
+    """Sends a request with these header lines. Returns what the application has received."""
     head = "\r\n".join(["GET /echo HTTP/1.1", "Host: test", *lines])
     with running.connect() as sock:
         sock.sendall(f"{head}\r\n\r\n".encode("latin-1"))
@@ -42,45 +45,51 @@ def ask(running: AppProcess, *lines: str) -> dict[str, Any]:
     return dict(json.loads(body))
 
 
-def test_nobody_is_believed_unasked(server: AppProcess) -> None:
-    """Without trusted proxies the headers are ignored."""
-    seen = ask(server, *(f"{name}: {value}" for name, value in FORGED.items()))
-    assert (seen["client"], seen["scheme"], seen["host"]) == ("127.0.0.1", "http", ["test"])
+def test_headers_are_ignored_without_trusted_proxies(server: AppProcess) -> None:
+    """If no trusted proxies are configured, the server ignores the headers."""
+    received = ask(server, *(f"{name}: {value}" for name, value in FORGED.items()))
+    assert (received["client"], received["scheme"], received["host"]) == ("127.0.0.1", "http", ["test"])
 
 
-def test_a_peer_that_is_no_proxy() -> None:
-    """From an address outside the trusted networks the headers are ignored."""
+def test_headers_of_an_untrusted_peer_are_ignored() -> None:
+    """The server ignores the headers of a client whose address is outside the trusted networks."""
     running = AppProcess({"proxies": ["10.0.0.0/8"]})
     try:
-        seen = ask(running.until_ready(), *(f"{name}: {value}" for name, value in FORGED.items()))
+        received = ask(running.until_ready(), *(f"{name}: {value}" for name, value in FORGED.items()))
     finally:
         running.close()
-    assert (seen["client"], seen["scheme"], seen["host"]) == ("127.0.0.1", "http", ["test"])
+    assert (received["client"], received["scheme"], received["host"]) == ("127.0.0.1", "http", ["test"])
 
 
-def test_a_trusted_proxy(proxied: AppProcess) -> None:
-    """Client, scheme and host are those that the proxy sends; `Forwarded` is ignored."""
+def test_headers_of_a_trusted_proxy_are_used(proxied: AppProcess) -> None:
+    """The client address, scheme and host are those in the `X-Forwarded-*` headers of the trusted proxy. The header
+    `Forwarded` is ignored."""
     lines = ["X-Forwarded-For: 192.0.2.7", "X-Forwarded-Proto: https", "X-Forwarded-Host: registry.example:5000"]
-    seen = ask(proxied, *lines, "Forwarded: for=192.0.2.99;proto=http;host=evil.example")
-    assert (seen["client"], seen["scheme"], seen["host"]) == ("192.0.2.7", "https", ["registry.example:5000"])
+    received = ask(proxied, *lines, "Forwarded: for=192.0.2.99;proto=http;host=evil.example")
+    assert (received["client"], received["scheme"], received["host"]) == (
+        "192.0.2.7",
+        "https",
+        ["registry.example:5000"],
+    )
 
 
-def test_requests_of_one_connection_are_told_apart(proxied: AppProcess) -> None:
+def test_headers_apply_to_one_request_only(proxied: AppProcess) -> None:
     """The headers of one request do not apply to the next request on the same connection."""
     first = b"GET /echo HTTP/1.1\r\nHost: test\r\nX-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n\r\n"
     with proxied.connect() as sock:
         sock.sendall(first + b"GET /echo HTTP/1.1\r\nHost: test\r\n\r\n")
-        seen = [json.loads(read_response(sock)[2]) for _ in range(2)]
-    assert [(each["client"], each["scheme"]) for each in seen] == [("192.0.2.7", "https"), ("127.0.0.1", "http")]
+        received = [json.loads(read_response(sock)[2]) for _ in range(2)]
+    assert [(each["client"], each["scheme"]) for each in received] == [("192.0.2.7", "https"), ("127.0.0.1", "http")]
 
 
+# The lines of X-Forwarded-For in a request from 127.0.0.1, and the client address that the server finds.
 CLIENTS = [
     (["192.0.2.1"], "192.0.2.1"),
-    (["6.6.6.6, 192.0.2.1"], "192.0.2.1"),  # the client wrote the first itself
+    (["6.6.6.6, 192.0.2.1"], "192.0.2.1"),  # the client forged the first address
     (["6.6.6.6", "192.0.2.1"], "192.0.2.1"),
     (["192.0.2.1, 10.0.0.1, 10.9.9.9"], "192.0.2.1"),
     (["192.0.2.1 ,10.0.0.1"], "192.0.2.1"),
-    (["10.0.0.1"], "10.0.0.1"),  # nobody before our own proxies
+    (["10.0.0.1"], "10.0.0.1"),  # only trusted proxies are named
     (["6.6.6.6, 2001:db8::5"], "6.6.6.6"),
     (["192.0.2.1:4711"], "192.0.2.1"),
     (["[2001:470::1]:4711"], "2001:470::1"),
@@ -99,32 +108,33 @@ CLIENTS = [
 
 @pytest.mark.parametrize(("lines", "client"), CLIENTS)
 def test_the_client_behind_proxies(proxied: AppProcess, lines: list[str], client: str) -> None:
-    """The client is, from the right, the first address that is not a trusted proxy's; a malformed address ends the
-    search."""
+    """The server searches X-Forwarded-For from the right for the first address that is not a trusted proxy, and uses it
+    as the client address. At a malformed address the search ends, and the server uses the address that it found
+    before."""
     assert ask(proxied, *(f"X-Forwarded-For: {line}" for line in lines))["client"] == client
 
 
 @pytest.mark.parametrize(
-    ("said", "scheme"),
+    ("header", "scheme"),
     [("https", "https"), ("HTTPS", "https"), ("http", "http"), ("http, https", "https"), ("wss", "http"), ("", "http")],
 )
-def test_the_scheme(proxied: AppProcess, said: str, scheme: str) -> None:
-    """It is http or https, as the nearest proxy says; other values change nothing."""
-    assert ask(proxied, f"X-Forwarded-Proto: {said}")["scheme"] == scheme
+def test_the_scheme(proxied: AppProcess, header: str, scheme: str) -> None:
+    """The scheme is the last value in X-Forwarded-Proto if this is http or https. Other values are ignored."""
+    assert ask(proxied, f"X-Forwarded-Proto: {header}")["scheme"] == scheme
 
 
 @pytest.mark.parametrize(
-    ("said", "host"),
+    ("header", "host"),
     [("r.example", "r.example"), ("evil, r.example", "r.example"), ("a b", "test"), ("a/b", "test"), ("", "test")],
 )
-def test_the_host(proxied: AppProcess, said: str, host: str) -> None:
-    """The last valid host counts."""
-    assert ask(proxied, f"X-Forwarded-Host: {said}")["host"] == [host]
+def test_the_host(proxied: AppProcess, header: str, host: str) -> None:
+    """The host is the last value in X-Forwarded-Host. An invalid value is ignored."""
+    assert ask(proxied, f"X-Forwarded-Host: {header}")["host"] == [host]
 
 
 @given(st.lists(st.binary(max_size=30), max_size=4))
-def test_anything_at_all(values: list[bytes]) -> None:
-    """Whatever the headers contain, the client is an address and the scheme one of two."""
+def test_any_header_value_gives_a_valid_client_and_scheme(values: list[bytes]) -> None:
+    """Whatever bytes the headers contain, the client stays an IP address, and the scheme is http or https."""
     scope: dict[str, Any] = {"client": ("127.0.0.1", 1), "scheme": "http"}
     names = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
     headers = [(name, value) for value in values for name in names]
@@ -133,8 +143,9 @@ def test_anything_at_all(values: list[bytes]) -> None:
     assert all(letter in "0123456789abcdef.:" for letter in scope["client"][0])
 
 
-def test_trust() -> None:
-    """An IPv4 client on an IPv6 socket is the same as on an IPv4 socket; text that is no address is never trusted."""
+def test_trusted_networks() -> None:
+    """An IPv4 address in IPv6 notation (`::ffff:10.1.2.3`) is treated as the IPv4 address. Text that is not an address
+    is never trusted."""
     proxies = TrustedProxies([ip_network("10.0.0.0/8"), ip_network("fd00::/8")])
     assert proxies.trusts("10.1.2.3")
     assert proxies.trusts("::ffff:10.1.2.3")
@@ -146,7 +157,7 @@ def test_trust() -> None:
 
 
 def test_addresses() -> None:
-    """An IPv6 address counts by its first 64 bits, an IPv4 address as a whole, also on an IPv6 socket."""
+    """IPv6 addresses are grouped by their first 64 bits. IPv4 addresses are not grouped, even in IPv6 notation."""
     assert plain_address("::ffff:192.0.2.1") == "192.0.2.1"
     assert plain_address("::ffff:1") == "::ffff:1"
     assert plain_address("192.0.2.1") == "192.0.2.1"

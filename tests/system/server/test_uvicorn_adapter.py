@@ -1,4 +1,4 @@
-"""A plain uvicorn server runs our protocol class."""
+"""Tests that a standard uvicorn server can use the HTTP protocol class of this project."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOOPS: list[Loop] = ["uvloop", "asyncio"]
 
 @contextmanager
 def serving(loop: Loop, limits: ServerLimits | None = None) -> Iterator[int]:
-    """Runs a server in a thread. Yields its port."""
+    """Runs a uvicorn server with the protocol class in a thread. Yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         http = uvicorn_protocol_class(limits)
         server = uvicorn.Server(uvicorn.Config(EchoApp(""), http=http, loop=loop, log_config=None, lifespan="off"))
@@ -38,7 +38,7 @@ def serving(loop: Loop, limits: ServerLimits | None = None) -> Iterator[int]:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_requests(loop: Loop) -> None:
-    """Requests with and without bodies, one after the other on one connection, reach the application."""
+    """Requests with and without bodies on one connection reach the application one after another."""
     with serving(loop) as port:
         client = HTTPConnection("127.0.0.1", port)
         for body in (b"", b"abc" * 100_000, b"x"):
@@ -52,7 +52,7 @@ def test_requests(loop: Loop) -> None:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_malformed_request(loop: Loop) -> None:
-    """A malformed request gets the server's own error, and the connection ends."""
+    """A malformed request gets the 400 of the protocol class, and the connection closes."""
     with serving(loop) as port, socket.create_connection(("127.0.0.1", port)) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
         status, headers, _ = read_response(sock)
@@ -61,7 +61,7 @@ def test_a_malformed_request(loop: Loop) -> None:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_timeouts(loop: Loop) -> None:
-    """A client that sends nothing is cut off."""
+    """The server disconnects a client that sends nothing."""
     limits = ServerLimits(header_seconds=0.2, timeout_check_seconds=0.05)
     with serving(loop, limits) as port, socket.create_connection(("127.0.0.1", port)) as sock:
         assert read_all(sock) == b""

@@ -1,3 +1,6 @@
+"""Tests of the server's processes: a parent that supervises the workers, their start, restart and renewal, and the stop
+of the server."""
+
 from __future__ import annotations
 
 import contextlib
@@ -24,10 +27,11 @@ from tests.system.server.app_process import (
     wait_for,
 )
 
-STOPS = [signal.SIGTERM, signal.SIGINT]
+STOP_SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 
 def begin_slow(running: AppProcess, seconds: float) -> socket.socket:
+    """Sends a request that takes so many seconds. Returns its connection once the application has the request."""
     sock = running.connect()
     sock.sendall(f"GET /slow?seconds={seconds} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
     running.said("slow")
@@ -35,6 +39,7 @@ def begin_slow(running: AppProcess, seconds: float) -> socket.socket:
 
 
 def refuses(running: AppProcess) -> bool:
+    """Returns whether the server refuses new connections."""
     try:
         running.connect().close()
     except (ConnectionRefusedError, ConnectionResetError):
@@ -43,14 +48,15 @@ def refuses(running: AppProcess) -> bool:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("number", STOPS)
-def test_stop(start: Start, workers: int, number: int) -> None:
-    """SIGTERM and SIGINT end an idle server with exit code 0, its databases closed and no process left."""
+@pytest.mark.parametrize("signal_number", STOP_SIGNALS)
+def test_stop(start: Start, workers: int, signal_number: int) -> None:
+    """On SIGTERM and SIGINT, an idle server shuts down the application in each worker and exits with code 0. No process
+    is left."""
     running = start(workers=workers)
     children = running.children()
     assert len(children) == (workers if workers > 1 else 0)
     with running.connect() as idle:
-        os.kill(running.pid, number)
+        os.kill(running.pid, signal_number)
         assert running.end() == 0
         assert idle.recv(1) == b""
     for _ in range(workers):
@@ -60,17 +66,19 @@ def test_stop(start: Start, workers: int, number: int) -> None:
 
 
 def test_stop_of_the_group(start: Start) -> None:
-    """Ctrl-C and a SIGTERM to the whole group end the server in the same orderly way."""
-    for number in STOPS:
+    """Ctrl-C sends SIGINT to all processes of the group. SIGINT or SIGTERM to the whole group stops the server without
+    errors, like a signal to the parent alone."""
+    for signal_number in STOP_SIGNALS:
         running = start(workers=2)
-        os.killpg(running.pid, number)
+        os.killpg(running.pid, signal_number)
         assert running.end() == 0
         assert running.errors == ""
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_drain(start: Start, workers: int) -> None:
-    """A request in flight is answered, with Connection: close, while new connections are refused."""
+def test_stop_completes_requests_in_progress(start: Start, workers: int) -> None:
+    """During a stop, a request in progress gets its response with `Connection: close`. New connections are refused
+    afterwards."""
     running = start(workers=workers)
     with begin_slow(running, 0.5) as sock:
         os.kill(running.pid, signal.SIGTERM)
@@ -83,8 +91,8 @@ def test_drain(start: Start, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_grace_is_bounded(start: Start, workers: int) -> None:
-    """A request that does not end within the grace period is cancelled; the exit code is 0 all the same."""
+def test_requests_are_cancelled_after_the_grace_period(start: Start, workers: int) -> None:
+    """A request that does not end within the grace period of a stop is cancelled. The exit code is still 0."""
     running = start(workers=workers, grace=0.3)
     with begin_slow(running, 60) as sock:
         os.kill(running.pid, signal.SIGTERM)
@@ -97,7 +105,7 @@ def test_grace_is_bounded(start: Start, workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_second_interrupt(start: Start, workers: int) -> None:
-    """A second Ctrl-C ends the server at once, whatever the grace period."""
+    """A second Ctrl-C ends the server immediately, without waiting for the grace period."""
     running = start(workers=workers, grace=600)
     with begin_slow(running, 600):
         os.kill(running.pid, signal.SIGINT)
@@ -107,8 +115,8 @@ def test_second_interrupt(start: Start, workers: int) -> None:
 
 
 @pytest.mark.parametrize("env", [{}, {"NO_UVLOOP": "1"}], ids=["uvloop", "asyncio"])
-def test_second_interrupt_while_the_loop_is_held_up(start: Start, env: dict[str, str]) -> None:
-    """A second Ctrl-C ends a single worker at once even if its event loop is blocked."""
+def test_second_interrupt_while_the_event_loop_is_blocked(start: Start, env: dict[str, str]) -> None:
+    """A second Ctrl-C ends a server with one process immediately, even if its event loop is blocked."""
     running = start(workers=1, grace=600, env=env)
     with running.connect() as sock:
         sock.sendall(b"GET /held HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -119,15 +127,18 @@ def test_second_interrupt_while_the_loop_is_held_up(start: Start, env: dict[str,
         assert running.end() == 130
 
 
-def test_second_interrupt_while_nobody_reads_the_log() -> None:
-    """A second Ctrl-C ends a parent whose log is blocked, and its workers with it."""
-    log, full = os.pipe()
+def test_second_interrupt_while_the_log_is_blocked() -> None:
+    """Nobody reads the pipe to which the parent logs, so a write to its log blocks. A second Ctrl-C still ends the
+    parent and its workers."""
+    read_end, write_end = os.pipe()
     try:
         command = [sys.executable, "-m", "tests.system.server.echo_app", json.dumps({"workers": 2, "grace": 600})]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=full, start_new_session=True) as parent:
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=write_end, start_new_session=True
+        ) as parent:
             assert parent.stdout is not None
             assert parent.stdout.readline().startswith(b"ready")
-            fill(full)
+            fill(write_end)
             workers = children(parent.pid)
             os.kill(workers[0], signal.SIGKILL)
             wait_for(lambda: children(parent.pid) == workers[1:])
@@ -138,12 +149,12 @@ def test_second_interrupt_while_nobody_reads_the_log() -> None:
             assert parent.wait(TIMEOUT_SECONDS) == 130
             assert not is_alive(workers[1])
     finally:
-        os.close(log)
-        os.close(full)
+        os.close(read_end)
+        os.close(write_end)
 
 
 def fill(pipe: int) -> None:
-    """Fills the pipe."""
+    """Fills the pipe, so that the next write to it blocks."""
     os.set_blocking(pipe, False)
     with contextlib.suppress(BlockingIOError):
         while True:
@@ -155,13 +166,12 @@ def fill(pipe: int) -> None:
 
 
 def writes_its_log(pid: int) -> bool:
-    """Returns whether the process's main thread is in a system call whose first argument is stderr (proc(5),
-    syscall)."""
+    """Returns whether the main thread of the process is in a system call on its stderr (proc(5), syscall)."""
     return Path(f"/proc/{pid}/syscall").read_text().split()[1:2] == ["0x2"]
 
 
 def test_killed_parent(start: Start) -> None:
-    """SIGKILL of the parent ends the workers and frees the port."""
+    """If the parent is killed, its workers end and the port is free again."""
     running = start(workers=2)
     children = running.children()
     with begin_slow(running, 60):
@@ -172,39 +182,43 @@ def test_killed_parent(start: Start) -> None:
 
 
 def test_killed_worker(start: Start) -> None:
-    """A worker that dies is restarted while the other one serves; one log line tells of it."""
+    """If a worker is killed, the other worker serves requests until the parent has started a new worker. The parent
+    logs the restart."""
     running = start(workers=2)
-    before = running.children()
-    os.kill(before[0], signal.SIGKILL)
+    old_workers = running.children()
+    os.kill(old_workers[0], signal.SIGKILL)
     assert running.get()["size"] == 0
-    wait_for(lambda: len(running.children()) == 2 and running.children() != before)
-    new = next(child for child in running.children() if child not in before)
-    wait_for(lambda: running.get()["pid"] == new)
-    assert f"the worker {before[0]} was ended by SIGKILL; starting it again" in running.errors
+    wait_for(lambda: len(running.children()) == 2 and running.children() != old_workers)
+    new_worker = next(child for child in running.children() if child not in old_workers)
+    wait_for(lambda: running.get()["pid"] == new_worker)
+    assert f"the worker {old_workers[0]} was ended by SIGKILL; starting it again" in running.errors
 
 
-def test_no_process_can_be_started(start: Start) -> None:
-    """While no worker can be started, the supervisor goes on with the others, and tries again."""
+def test_parent_retries_if_no_process_can_be_started(start: Start) -> None:
+    """While the parent cannot start a new worker, the other worker continues, and the parent tries again later."""
     running = start(workers=2)
-    killed, other = running.children()
+    killed, other_worker = running.children()
     used = {int(name) for name in os.listdir(f"/proc/{running.pid}/fd")}
     lowest_free = next(number for number in range(len(used) + 1) if number not in used)
     limits = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (lowest_free, limits[1]))  # a worker needs two files more
+    resource.prlimit(
+        running.pid, resource.RLIMIT_NOFILE, (lowest_free, limits[1])
+    )  # starting a worker needs two more descriptors
     os.kill(killed, signal.SIGKILL)
     wait_for(lambda: "no process can be started: Too many open files" in running.errors)
-    assert running.children() == [other]
+    assert running.children() == [other_worker]
     resource.prlimit(running.pid, resource.RLIMIT_NOFILE, limits)
     wait_for(lambda: len(running.children()) == 2)
 
 
-def test_dying_workers_back_off(start: Start, tmp_path: Path) -> None:
-    """A worker that cannot start is restarted with growing pauses; the server can still be stopped."""
-    mark = tmp_path / "mark"
-    running = start({"MARK": str(mark)}, workers=2)
-    mark.touch()
-    first = running.children()[0]
-    os.kill(first, signal.SIGKILL)
+def test_failing_worker_is_restarted_with_growing_pauses(start: Start, tmp_path: Path) -> None:
+    """A worker that cannot start is started again after growing pauses. Meanwhile the other worker serves, and the
+    server can be stopped."""
+    mark_file = tmp_path / "mark"
+    running = start({"MARK": str(mark_file)}, workers=2)
+    mark_file.touch()
+    killed = running.children()[0]
+    os.kill(killed, signal.SIGKILL)
     wait_for(lambda: "again after 0.4 s" in running.errors)
     assert "exit code 1 ([Errno 13] Permission denied: '/data'); starting it again after 0.1 s" in running.errors
     assert running.get()["size"] == 0
@@ -214,22 +228,23 @@ def test_dying_workers_back_off(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
-    ("fault", "line"),
+    ("fault", "message"),
     [
         ("oserror", "error: [Errno 13] Permission denied: '/data'\n"),
         ("message", "error: the data directory is full\n"),
     ],
 )
-def test_failed_start(start: Start, workers: int, fault: str, line: str) -> None:
-    """A start that fails for a reason outside the program ends with exit code 1 and the reason in one line."""
+def test_failed_start(start: Start, workers: int, fault: str, message: str) -> None:
+    """If the start fails because of the environment, such as a missing permission or a full disk, the server exits with
+    code 1 and one line that states the reason."""
     running = start(ready=False, workers=workers, start=fault)
     assert running.end() == 1
-    assert running.errors == line
+    assert running.errors == message
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_start_with_a_bug(start: Start, workers: int) -> None:
-    """A bug during the start ends the command too, with its traceback in the log."""
+    """If the start fails because of a bug, the server exits with code 1 and logs the traceback."""
     running = start(ready=False, workers=workers, start="bug")
     assert running.end() == 1
     assert "Traceback" in running.errors
@@ -237,30 +252,31 @@ def test_start_with_a_bug(start: Start, workers: int) -> None:
 
 
 def test_worker_that_dies_while_stopping(start: Start) -> None:
-    """A worker that is killed while it drains does not delay the parent."""
+    """During a stop, a worker is killed while it waits for a request in progress. The parent ends without waiting for
+    the grace period."""
     running = start(workers=2, grace=600)
     with begin_slow(running, 600):
         os.kill(running.pid, signal.SIGTERM)
-        wait_for(lambda: len(running.children()) == 1)  # the idle one has ended
+        wait_for(lambda: len(running.children()) == 1)  # the idle worker has ended
         os.kill(running.children()[0], signal.SIGKILL)
         assert running.end() == 0
 
 
 def test_worker_that_dies_during_its_renewal(start: Start) -> None:
-    """A worker that dies while its successor starts is replaced once, not twice."""
+    """If a worker dies during a renewal while its successor starts, it is replaced only once."""
     running = start(workers=2)
-    before = running.children()
-    os.kill(before[0], signal.SIGSTOP)  # so that it cannot end in order before it is killed
+    old_workers = running.children()
+    os.kill(old_workers[0], signal.SIGSTOP)  # so that the worker does not end by itself before it is killed
     os.kill(running.pid, signal.SIGUSR2)
-    wait_for(lambda: running.children() != before)
-    os.kill(before[0], signal.SIGKILL)
-    wait_for(lambda: not set(running.children()) & set(before) and len(running.children()) == 2)
+    wait_for(lambda: running.children() != old_workers)
+    os.kill(old_workers[0], signal.SIGKILL)
+    wait_for(lambda: not set(running.children()) & set(old_workers) and len(running.children()) == 2)
     os.kill(running.pid, signal.SIGTERM)
     assert running.end() == 0
 
 
 def test_stuck_worker_and_second_interrupt(start: Start) -> None:
-    """A second Ctrl-C ends the server at once even if a worker does not react."""
+    """A second Ctrl-C ends the server immediately, even if a worker does not react."""
     running = start(workers=2, grace=600)
     stuck = running.children()[0]
     os.kill(stuck, signal.SIGSTOP)
@@ -272,7 +288,7 @@ def test_stuck_worker_and_second_interrupt(start: Start) -> None:
 
 
 def test_stuck_worker_is_killed(start: Start) -> None:
-    """A worker that does not react is killed after the grace period and a margin; the exit code is 0."""
+    """During a stop, a worker that does not react is killed a short time after the grace period. The exit code is 0."""
     running = start(workers=2, grace=0)
     stuck = running.children()[0]
     os.kill(stuck, signal.SIGSTOP)
@@ -282,32 +298,32 @@ def test_stuck_worker_is_killed(start: Start) -> None:
 
 
 def test_renewal(start: Start) -> None:
-    """SIGUSR2 replaces the workers one by one; a request in flight is answered by its old worker."""
+    """On SIGUSR2 the server replaces its workers (a renewal). An old worker still answers its request in progress."""
     running = start(workers=2)
-    before = running.children()
+    old_workers = running.children()
     with begin_slow(running, 0.5) as sock:
         os.kill(running.pid, signal.SIGUSR2)
         assert read_response(sock)[2] == b"slow"
-    wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(before))
+    wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(old_workers))
     assert running.get()["pid"] in running.children()
     os.kill(running.pid, signal.SIGTERM)
     assert running.end() == 0
 
 
 def test_failed_renewal(start: Start, tmp_path: Path) -> None:
-    """When a new worker cannot start, the old ones stay."""
-    mark = tmp_path / "mark"
-    running = start({"MARK": str(mark)}, workers=2)
-    before = running.children()
-    mark.touch()
+    """If a new worker cannot start during a renewal, the old workers stay."""
+    mark_file = tmp_path / "mark"
+    running = start({"MARK": str(mark_file)}, workers=2)
+    old_workers = running.children()
+    mark_file.touch()
     os.kill(running.pid, signal.SIGUSR2)
     wait_for(lambda: "the workers are not renewed: the new worker ended with exit code 1" in running.errors)
-    wait_for(lambda: running.children() == before)
-    assert running.get()["pid"] in before
+    wait_for(lambda: running.children() == old_workers)
+    assert running.get()["pid"] in old_workers
 
 
 def test_port_in_use(start: Start) -> None:
-    """A second server on the port ends with exit code 1 and one line."""
+    """A second server on the same port exits with code 1 and one error line."""
     running = start()
     second = start(ready=False, listen="{}:{}".format(*running.address))
     assert second.end() == 1
@@ -324,10 +340,10 @@ def _sockets(running: AppProcess) -> dict[int, int]:
 
 
 def test_connections_are_shared(start: Start) -> None:
-    """Each worker accepts some connections. How many is the scheduler's choice, so more are opened until both have
-    some."""
+    """Both workers accept connections. The kernel decides which worker gets a connection, so the test opens more
+    connections until each worker has some."""
     running = start(workers=2)
-    before = _sockets(running)
+    sockets_before = _sockets(running)
     socks: list[socket.socket] = []
 
     def each_worker_has_some() -> bool:
@@ -336,10 +352,10 @@ def test_connections_are_shared(start: Start) -> None:
         for sock in opened:
             sock.sendall(b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n")
         assert all(read_response(sock)[0] == 200 for sock in opened)
-        gained = {worker: sockets - before[worker] for worker, sockets in _sockets(running).items()}
-        assert len(gained) == 2
-        assert sum(gained.values()) == len(socks)
-        return min(gained.values()) > 0
+        new_sockets = {worker: sockets - sockets_before[worker] for worker, sockets in _sockets(running).items()}
+        assert len(new_sockets) == 2
+        assert sum(new_sockets.values()) == len(socks)
+        return min(new_sockets.values()) > 0
 
     try:
         assert any(each_worker_has_some() for _ in range(8))
@@ -348,14 +364,15 @@ def test_connections_are_shared(start: Start) -> None:
             sock.close()
 
 
-PATIENT = {"keep_alive_seconds": 3600, "header_seconds": 3600}
+# Limits of the server with which idle connections stay open during a test.
+LONG_TIMEOUTS = {"keep_alive_seconds": 3600, "header_seconds": 3600}
 
 
 def test_renewal_waits_for_idle_connections(start: Start) -> None:
-    """A connection without a request stays open in its old worker, also one that has sent nothing yet. It ends only
-    after a response with `Connection: close`."""
-    running = start(workers=2, limits=PATIENT)
-    before = running.children()
+    """After a renewal, idle connections stay open in their old worker, even connections on which no request was sent
+    yet. The old worker closes a connection after its next response, which has `Connection: close`."""
+    running = start(workers=2, limits=LONG_TIMEOUTS)
+    old_workers = running.children()
     socks = [running.connect() for _ in range(8)]
     for sock in socks[:6]:
         sock.sendall(b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -364,19 +381,22 @@ def test_renewal_waits_for_idle_connections(start: Start) -> None:
     wait_for(lambda: "all workers were replaced" in running.errors)
     for sock in socks:
         headers: dict[str, str] = {}
-        while "connection" not in headers:  # more than once if the worker has not read the command to retire yet
+        while (
+            "connection" not in headers
+        ):  # a second request is needed if the old worker does not know about the renewal yet
             sock.sendall(b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n")
             status, headers, body = read_response(sock)
             assert (status, body) == (200, b"slow")
         assert headers["connection"] == "close"
         assert sock.recv(1) == b""
         sock.close()
-    wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(before))
+    wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(old_workers))
 
 
 def test_renewal_during_a_response(start: Start) -> None:
-    """A response whose head was sent before the renewal keeps its connection; the next response ends it."""
-    running = start(workers=2, limits=PATIENT)
+    """If the headers of a response were sent before a renewal, the connection stays open after this response. It closes
+    after the next response."""
+    running = start(workers=2, limits=LONG_TIMEOUTS)
     size = 50_000_000  # more than the buffers of both ends hold
     with running.connect() as sock:
         sock.sendall(f"GET /big?size={size} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
@@ -397,8 +417,9 @@ def test_renewal_during_a_response(start: Start) -> None:
 
 
 def test_pipelined_requests_in_a_renewal(start: Start) -> None:
-    """The requests that a retiring worker has received before are all answered."""
-    running = start(workers=2, limits=PATIENT)
+    """An old worker answers the pipelined requests that it had received before the renewal, and then closes the
+    connection."""
+    running = start(workers=2, limits=LONG_TIMEOUTS)
     with running.connect() as sock:
         sock.sendall(b"GET /slow?seconds=0.5 HTTP/1.1\r\nHost: test\r\n\r\n" * 3)
         running.said("slow")

@@ -1,4 +1,4 @@
-"""TLS clients for the tests."""
+"""TLS clients for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GET = b"GET /echo HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
 def client_context(authority: Path, pair: KeyPair | None = None) -> ssl.SSLContext:
-    """Makes a context that trusts an authority, and shows a certificate if there is one."""
+    """Returns a TLS context of a client that trusts this authority. `pair`: the client certificate, if it has one."""
     context = ssl.create_default_context(cafile=authority)
     if pair is not None:
         context.load_cert_chain(pair.certificate, pair.key)
@@ -26,7 +26,7 @@ def client_context(authority: Path, pair: KeyPair | None = None) -> ssl.SSLConte
 
 @contextlib.contextmanager
 def tls_connection(running: AppProcess, context: ssl.SSLContext, buffer: int | None = None) -> Iterator[ssl.SSLSocket]:
-    """Opens a connection and performs the handshake. `buffer` is the size of its receive buffer."""
+    """Opens a connection and performs the handshake. `buffer`: the size of the receive buffer in bytes."""
     with socket.socket() as sock:
         sock.settimeout(15)
         if buffer is not None:
@@ -37,6 +37,7 @@ def tls_connection(running: AppProcess, context: ssl.SSLContext, buffer: int | N
 
 
 def ask(sock: ssl.SSLSocket, request: bytes = GET) -> dict[str, Any]:
+    """Sends the request. Returns the JSON of the response."""
     sock.sendall(request)
     status, _, body = read_response(sock)
     assert status == 200
@@ -45,6 +46,6 @@ def ask(sock: ssl.SSLSocket, request: bytes = GET) -> dict[str, Any]:
 
 def serial(sock: ssl.SSLSocket) -> str:
     """Returns the serial number of the server's certificate."""
-    shown = sock.getpeercert()
-    assert shown is not None
-    return str(shown["serialNumber"])
+    certificate = sock.getpeercert()
+    assert certificate is not None
+    return str(certificate["serialNumber"])

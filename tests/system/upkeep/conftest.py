@@ -1,3 +1,5 @@
+"""The fixture `site`: a pull-through mirror in front of a fake Docker Hub, for the tests of this folder."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -11,6 +13,6 @@ from tests.fakes.mirror_site import MirrorSite
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[MirrorSite]:
-    """Yields a mirror that tests start with `start`."""
+    """Provides a mirror that is not running yet. The test starts it with `site.start()`."""
     with ExitStack() as stack:
         yield MirrorSite(tmp_path, stack)

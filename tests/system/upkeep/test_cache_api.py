@@ -1,4 +1,4 @@
-"""`/api/v1/cache` and `/api/v1/quotas` of a real server that mirrors a fake Hub."""
+"""Tests of `/api/v1/cache` and `/api/v1/quotas` with a real server that mirrors a fake Docker Hub."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.fakes.upstream_content import noise_image
 
 
 @pytest.mark.slow
-def test_the_cache_by_the_api(site: MirrorSite) -> None:
-    """The parts of the cache and the quotas are listed. An eviction is a job: a dry run lists what the next one
-    evicts."""
+def test_cache_and_quotas_in_the_api(site: MirrorSite) -> None:
+    """The API lists the cache of each upstream, the whole cache, and the quotas. An eviction runs as a job. A dry run
+    lists the images that the next eviction then evicts."""
     images = [site.content.add(f"library/app{n}", noise_image(f"app{n}", 1000 * n), "1") for n in (1, 2, 3)]
     quota = '[[quota]]\nprefix = "team/"\nmax_size = "1MiB"\n'
     site.start(1000, more=f'[cache]\nmax = "1GiB"\n{quota}', settings='prefetch = "off"\ncache_max = "1MiB"')
@@ -30,9 +30,9 @@ def test_the_cache_by_the_api(site: MirrorSite) -> None:
     sizes = [sum(blob.size for blob in image.blobs.values()) for image in images]
 
     wait_until(lambda: all(part["complete"] for part in api.done("GET", "/cache")), "the cache to be counted")
-    [hub, everything] = api.done("GET", "/cache")
+    [hub, whole_cache] = api.done("GET", "/cache")
     assert (hub["upstream"], hub["size"], hub["max_size"], hub["images"]) == ("docker.io", sum(sizes), 1 << 20, 3)
-    assert (everything["upstream"], everything["size"], everything["max_size"]) == (None, sum(sizes), 1 << 30)
+    assert (whole_cache["upstream"], whole_cache["size"], whole_cache["max_size"]) == (None, sum(sizes), 1 << 30)
     assert api.done("GET", "/quotas") == [
         {"prefix": "team/", "size": 0, "max_size": 1 << 20, "tags": 0, "max_tags": None, "blobs": 0, "complete": True}
     ]

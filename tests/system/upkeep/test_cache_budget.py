@@ -1,4 +1,5 @@
-"""The budget of the mirror's cache, with a real server of two workers that mirrors a fake Hub."""
+"""Tests of the budget (maximum size) of a mirror's cache, with a server of two workers that mirrors a fake Docker
+Hub."""
 
 from __future__ import annotations
 
@@ -19,11 +20,11 @@ from tests.fakes.upstream_content import ImageTree, noise_image
 CLIENTS = 4
 IMAGES = 24
 BUDGET = 16 * MIB
-IMAGE = 2 * MIB
+IMAGE_BYTES = 2 * MIB
 
 
 def stored_bytes(site: MirrorSite) -> int:
-    """Returns the bytes of all blob files."""
+    """Returns the total size of all blob files in bytes."""
     size = 0
     for path in (site.server.data / "blobs").rglob("*"):
         try:
@@ -34,6 +35,7 @@ def stored_bytes(site: MirrorSite) -> int:
 
 
 def pull(site: MirrorSite, number: int, image: ImageTree) -> None:
+    """Pulls an image with all its blobs, and checks them."""
     manifest = site.http.get(f"/v2/library/app{number}/manifests/1")
     assert manifest.headers["docker-content-digest"] == image.digest
     for digest, blob in image.blobs.items():
@@ -41,28 +43,29 @@ def pull(site: MirrorSite, number: int, image: ImageTree) -> None:
 
 
 def status(site: MirrorSite) -> list[dict[str, Any]]:
+    """Returns the output of `entrepot cache status`: the cache of each upstream, and the whole cache."""
     output = entrepot_output(
         *("cache", "status", "--json", "--config", "entrepot.toml", "--data", "data"), folder=site.folder
     )
-    found: list[dict[str, Any]] = json.loads(output)
-    return found
+    parts: list[dict[str, Any]] = json.loads(output)
+    return parts
 
 
 @pytest.mark.slow
-def test_a_cache_stays_within_its_budget(site: MirrorSite) -> None:
-    """Four clients pull three times as much as the budget allows. At no time are more bytes stored than the budget and
-    what is in flight, all pulls succeed, and the most recently pulled images stay."""
+def test_cache_stays_within_its_budget(site: MirrorSite) -> None:
+    """Four clients pull three times as many bytes as the budget allows. The stored bytes never exceed the budget plus
+    the downloads in progress. All pulls succeed, and the most recently pulled images stay in the cache."""
     images = [
-        site.content.add(f"library/app{number}", noise_image(f"app{number}", IMAGE // 2, IMAGE // 2), "1")
+        site.content.add(f"library/app{number}", noise_image(f"app{number}", IMAGE_BYTES // 2, IMAGE_BYTES // 2), "1")
         for number in range(IMAGES)
     ]
     site.start(1000, settings=f'cache_max = "{BUDGET}"')
     wait_until(lambda: all(part["complete"] for part in status(site)), "the cache to be counted")
-    largest, done = 0, threading.Event()
+    largest, stop_watching = 0, threading.Event()
 
     def watch() -> None:
         nonlocal largest
-        while not done.wait(0.01):
+        while not stop_watching.wait(0.01):
             largest = max(largest, stored_bytes(site))
 
     watcher = threading.Thread(target=watch)
@@ -72,11 +75,11 @@ def test_a_cache_stays_within_its_budget(site: MirrorSite) -> None:
     with ThreadPoolExecutor(CLIENTS) as clients:
         list(clients.map(lambda number: pull(site, number, images[number]), order))
     wait_until(lambda: status(site)[0]["size"] <= BUDGET, "the last eviction")
-    done.set()
+    stop_watching.set()
     watcher.join()
-    assert largest <= BUDGET + 2 * CLIENTS * IMAGE
-    [hub, everything] = status(site)
-    assert hub["size"] == everything["size"] <= BUDGET
+    assert largest <= BUDGET + 2 * CLIENTS * IMAGE_BYTES
+    [hub, whole_cache] = status(site)
+    assert hub["size"] == whole_cache["size"] <= BUDGET
     assert hub["images"] >= 5
     wait_until(lambda: stored_bytes(site) <= BUDGET, "the files to be gone")
     site.hub.forget()
@@ -92,32 +95,32 @@ def test_a_cache_stays_within_its_budget(site: MirrorSite) -> None:
     assert entry["actor"] == "entrepot eviction"
 
 
-def test_the_commands(site: MirrorSite) -> None:
-    """`cache status` shows sizes and budgets. `cache evict` shows what it would evict, and evicts it beside a running
-    server. Images that match a `keep` pattern stay."""
+def test_cache_commands(site: MirrorSite) -> None:
+    """`cache status` shows sizes and budgets. `cache evict --dry-run` shows which images would be evicted, and `cache
+    evict` evicts them while the server runs. Images that match a `keep` pattern stay."""
     images = [site.content.add(f"library/app{number}", noise_image(f"app{number}", 1000), "1") for number in range(4)]
     site.start(1000, more='[cache]\nkeep = ["docker.io/library/app0"]')
     for number, image in enumerate(images):
         pull(site, number, image)
-    where = ("--config", "entrepot.toml", "--data", "data")
-    table = entrepot_output("cache", "status", *where, folder=site.folder)
+    options = ("--config", "entrepot.toml", "--data", "data")
+    table = entrepot_output("cache", "status", *options, folder=site.folder)
     assert [line.split()[0] for line in table.splitlines()[2:]] == ["docker.io", "all"]
     size = sum(blob.size for blob in images[3].blobs.values())
 
-    plan = entrepot_output("cache", "evict", "--to", str(3 * size), "--dry-run", *where, folder=site.folder)
+    plan = entrepot_output("cache", "evict", "--to", str(3 * size), "--dry-run", *options, folder=site.folder)
     assert [line.split()[0] for line in plan.splitlines()[:-1]] == ["docker.io/library/app1:1"]
     assert plan.splitlines()[-1] == f"1 image would be evicted, which frees {human_size(size)}"
     assert status(site)[-1]["images"] == 4
 
-    steps = json_lines(entrepot_output("cache", "evict", "--to", "0", "--json", *where, folder=site.folder))
-    assert {step["event"] for step in steps[:-1]} == {"evicted"}
-    assert [step["repository"] for step in steps[:-1]] == [f"docker.io/library/app{number}" for number in (1, 2, 3)]
-    size_of_all = sum(step["bytes"] for step in steps[:-1])
-    assert steps[-1] == {"event": "done", "images": 3, "bytes": size_of_all, "dry_run": False}
+    events = json_lines(entrepot_output("cache", "evict", "--to", "0", "--json", *options, folder=site.folder))
+    assert {event["event"] for event in events[:-1]} == {"evicted"}
+    assert [event["repository"] for event in events[:-1]] == [f"docker.io/library/app{number}" for number in (1, 2, 3)]
+    size_of_all = sum(event["bytes"] for event in events[:-1])
+    assert events[-1] == {"event": "done", "images": 3, "bytes": size_of_all, "dry_run": False}
     assert [status(site)[-1][name] for name in ("images", "size")] == [1, size]
     pull(site, 1, images[1])
 
-    for arguments, code, message in (
+    for arguments, exit_code, message in (
         (("--to", "much"), 2, "--to: 'much' is not a size; write it like 200GiB"),
         ((), 1, "the settings do not limit the cache; say how large it may be, as in --to 200GiB"),
         (
@@ -127,5 +130,5 @@ def test_the_commands(site: MirrorSite) -> None:
         ),
         (("--upstream", "ghcr.io"), 1, "ghcr.io is not mirrored; the upstreams are docker.io"),
     ):
-        failed = entrepot("cache", "evict", *arguments, *where, folder=site.folder)
-        assert (failed.returncode, failed.stderr.strip()) == (code, f"entrepot: {message}")
+        failed = entrepot("cache", "evict", *arguments, *options, folder=site.folder)
+        assert (failed.returncode, failed.stderr.strip()) == (exit_code, f"entrepot: {message}")

@@ -1,4 +1,4 @@
-"""Quotas and the free space of the disk, with a real server of two workers and clients over HTTP."""
+"""Tests of quotas, and of the minimum of free disk space, with a server of two workers and clients over HTTP."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ QUOTA = '[[quota]]\nprefix = "team/"\nmax_size = "10KiB"\nmax_tags = 2\n'
 
 
 def start(folder: Path, settings: str) -> Any:
+    """Starts a server with these settings."""
     (folder / "entrepot.toml").write_text(settings)
     return running_server(folder, "--config", str(folder / "entrepot.toml"))
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RegistryServer]:
+    """A server with the quota `QUOTA`, after it has counted the stored content."""
     with start(tmp_path, QUOTA) as running:
         with plain_client(running.url) as client:
             wait_until(lambda: quotas(tmp_path)[0]["complete"], "the quota to be counted")
@@ -39,10 +41,11 @@ def server(tmp_path: Path) -> Iterator[RegistryServer]:
 
 
 def quotas(folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(
+    """Returns the output of `entrepot quota list`."""
+    listed: list[dict[str, Any]] = json.loads(
         entrepot_output("quota", "list", "--json", "--config", "entrepot.toml", "--data", "data", folder=folder)
     )
-    return found
+    return listed
 
 
 def digest_of(data: bytes) -> str:
@@ -50,14 +53,14 @@ def digest_of(data: bytes) -> str:
 
 
 def push(server: RegistryServer, repo: str, data: bytes) -> httpx2.Response:
-    """Pushes by a POST, then a PUT of all bytes."""
+    """Pushes a blob with a POST and a PUT. Returns the last response."""
     with plain_client(server.url) as client:
         location = client.post(f"/v2/{repo}/blobs/uploads/").headers["location"]
         return client.put(location, params={"digest": digest_of(data)}, content=data)
 
 
 def answer_before_body(server: RegistryServer, method: str, path: str, length: int) -> tuple[int, dict[str, Any]]:
-    """Returns the response to a request that announces a body and does not send it."""
+    """Sends a request with a Content-Length and without its body. Returns the status and the error."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     try:
         connection.putrequest(method, path)
@@ -70,7 +73,8 @@ def answer_before_body(server: RegistryServer, method: str, path: str, length: i
 
 
 def test_parallel_pushes_never_exceed_a_quota(server: RegistryServer, tmp_path: Path) -> None:
-    """Of 30 pushes of 1 KiB over two workers exactly ten fit. The others get DENIED with the numbers."""
+    """30 clients push 1 KiB each through two workers, and the quota is 10 KiB. Exactly ten pushes succeed. The others
+    get DENIED with a message that states the sizes."""
     blobs = [f"{number}".encode().ljust(KIB, b".") for number in range(30)]
     with ThreadPoolExecutor(15) as clients:
         answers = list(clients.map(lambda number: push(server, f"team/app{number % 3}", blobs[number]), range(30)))
@@ -86,24 +90,24 @@ def test_parallel_pushes_never_exceed_a_quota(server: RegistryServer, tmp_path: 
     assert (quota["size"], quota["blobs"]) == (10 * KIB, 10)
     accepted = next(blob for blob, answer in zip(blobs, answers, strict=True) if answer.status_code == 201)
     assert push(server, "other/app", accepted).status_code == 201
-    stored = {path.name for path in (server.data / "blobs").rglob("*") if path.is_file()}
-    assert len(stored) == 10
+    stored_files = {path.name for path in (server.data / "blobs").rglob("*") if path.is_file()}
+    assert len(stored_files) == 10
 
 
-def test_an_announced_size_is_refused_before_the_body(server: RegistryServer) -> None:
-    """A POST, a PATCH and a PUT whose Content-Length does not fit are refused. A blob that the scope has already is
-    accepted."""
+def test_too_large_content_length_is_refused_before_the_body(server: RegistryServer) -> None:
+    """A POST, PATCH or PUT whose Content-Length does not fit into the quota is refused before the body is sent. A blob
+    that is already stored under the prefix of the quota is accepted."""
     data = b"a" * 8 * KIB
     assert push(server, "team/app", data).status_code == 201
     too_long = 3 * KIB
-    other = digest_of(b"other")
-    status, error = answer_before_body(server, "POST", f"/v2/team/web/blobs/uploads/?digest={other}", too_long)
+    other_digest = digest_of(b"other")
+    status, error = answer_before_body(server, "POST", f"/v2/team/web/blobs/uploads/?digest={other_digest}", too_long)
     assert (status, error["code"]) == (403, "DENIED")
     assert "team/ may hold 10 KiB and holds 8 KiB; this blob of 3 KiB does not fit" in error["message"]
     with plain_client(server.url) as client:
         location = client.post("/v2/team/web/blobs/uploads/").headers["location"]
         assert answer_before_body(server, "PATCH", location, too_long)[0] == 403
-        assert answer_before_body(server, "PUT", f"{location}?digest={other}", too_long)[0] == 403
+        assert answer_before_body(server, "PUT", f"{location}?digest={other_digest}", too_long)[0] == 403
         assert push(server, "team/web", bytes(20_000 * KIB)).status_code == 403
         assert client.patch(location, content=b"b" * KIB).status_code == 202
         assert client.delete(location).status_code == 204
@@ -112,6 +116,8 @@ def test_an_announced_size_is_refused_before_the_body(server: RegistryServer) ->
 
 
 def test_tags_and_mounts_count(server: RegistryServer) -> None:
+    """Tags count against `max_tags`, and a mounted blob counts against `max_size`. Deleting a tag makes room for
+    another."""
     config = b"{}"
     assert push(server, "team/app", config).status_code == 201
     document = {
@@ -137,8 +143,9 @@ def test_tags_and_mounts_count(server: RegistryServer) -> None:
 
 
 @pytest.mark.slow
-def test_an_existing_store_is_counted(tmp_path: Path) -> None:
-    """A quota that is new in the settings counts what is stored; a removed one has no effect."""
+def test_new_quota_counts_existing_content(tmp_path: Path) -> None:
+    """A quota that was added to the settings counts the content that was stored before. A quota that was removed has no
+    effect any more."""
     data = [bytes([number]) * 6 * KIB for number in range(3)]
     with start(tmp_path, "") as server:
         assert push(server, "team/app", data[0]).status_code == 201
@@ -153,9 +160,9 @@ def test_an_existing_store_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_little_free_space(tmp_path: Path) -> None:
-    """Pushes get 507 before their bytes are received, and the health check says why. Pulls and deletes succeed, and an
-    upload can be cancelled."""
+def test_pushes_are_refused_if_the_disk_is_almost_full(tmp_path: Path) -> None:
+    """If the disk is almost full, pushes get 507 before their bytes are received, and the health check reports the
+    reason. Pulls, deletions and the cancellation of an upload succeed."""
     data = b"a" * KIB
     with start(tmp_path, "") as server, plain_client(server.url) as client:
         assert push(server, "team/app", data).status_code == 201
@@ -177,9 +184,9 @@ def test_little_free_space(tmp_path: Path) -> None:
             connection.request("PUT", "/v2/team/app/manifests/v1", b"{}" * KIB)  # this body is read, but not used
             assert (answer := connection.getresponse()).status == 507
             assert "almost full" in answer.read().decode()
-            kept = connection.sock
+            connection_socket = connection.sock
             connection.request("GET", "/v2/")
-            assert (connection.getresponse().status, connection.sock) == (200, kept)
+            assert (connection.getresponse().status, connection.sock) == (200, connection_socket)
         assert client.delete(path).status_code == 204
         blob = f"/v2/team/app/blobs/{digest_of(data)}"
         assert client.get(blob).content == data
@@ -191,9 +198,9 @@ def test_little_free_space(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_mirror_serves_its_cache_when_little_space_is_free(site: MirrorSite) -> None:
-    """Cached content is served. A blob that is not cached is passed on without being stored, at each request, also for
-    a range."""
+def test_mirror_works_if_the_disk_is_almost_full(site: MirrorSite) -> None:
+    """If the disk is almost full, a mirror serves cached content. A blob that is not cached, or a range of it, is
+    passed from the upstream to the client without being stored."""
     site.start(1000, 2000, settings='prefetch = "off"')
     layers = site.image.layers
     site.inspect()

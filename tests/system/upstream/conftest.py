@@ -1,4 +1,5 @@
-"""The records and leases of a real registry, a fake Hub with one image, and names of repositories."""
+"""Fixtures and helpers for the tests of the upstream client, with which a mirror requests content from its upstream
+registries: a real `registry`, which stores tokens and locks for the client, and a fake Docker Hub with one image."""
 
 from __future__ import annotations
 
@@ -16,19 +17,20 @@ from tests.fakes.small_store import small_store as small_store
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
 from tests.fakes.upstream_source import REPO, opened_registry
 
-BAD = RepositoryName("library/bad")
-NONE = "sha256:" + "0" * 64
+BAD_REPO = RepositoryName("library/bad")
+"""A repository whose requests fail."""
+ABSENT_DIGEST = "sha256:" + "0" * 64
 
 
-def good(number: int = 0) -> RepositoryName:
-    """Returns a repository whose requests succeed, in contrast to BAD."""
+def good_repo(number: int = 0) -> RepositoryName:
+    """Returns a repository whose requests succeed, in contrast to BAD_REPO."""
     return RepositoryName(f"library/good{number}")
 
 
 def repository(head: str) -> str:
-    """Returns the repository of a request, also of a request for a token."""
-    found = re.search(r"library(?:/|%2F)(\w+)", head.split()[1])
-    return found[1] if found else ""
+    """Returns the repository, without `library/`, that a request names in its path or in the scope of a token."""
+    match = re.search(r"library(?:/|%2F)(\w+)", head.split()[1])
+    return match[1] if match else ""
 
 
 def target(head: str) -> str:
@@ -38,21 +40,22 @@ def target(head: str) -> str:
 
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
-    async with opened_registry(tmp_path / "data") as made:
-        yield made
+    async with opened_registry(tmp_path / "data") as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")
-def held() -> ImageTree:
-    """Returns an image of three blobs: a config, 1000 bytes, and a little more than 3 MiB."""
+def image() -> ImageTree:
+    """The image at the upstream. It has three blobs: a config, a layer of 1000 bytes, and a layer of 3 MiB and 11
+    bytes."""
     return noise_image("app", 1000, 3 * MIB + 11)
 
 
 @pytest.fixture
-def content(held: ImageTree) -> UpstreamContent:
-    made = UpstreamContent()
-    made.add(REPO, held, "1", "latest")
-    return made
+def content(image: ImageTree) -> UpstreamContent:
+    upstream_content = UpstreamContent()
+    upstream_content.add(REPO, image, "1", "latest")
+    return upstream_content
 
 
 @pytest.fixture

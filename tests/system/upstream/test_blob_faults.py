@@ -1,4 +1,5 @@
-"""Connections that break or stall, and answers that make no sense, while a blob is fetched from an upstream."""
+"""Tests of downloads of blobs from an upstream whose connections break or stall, or whose responses are invalid. The
+downloaded bytes go to a sink, an object that the caller passes to `fetch_blob`."""
 
 from __future__ import annotations
 
@@ -25,63 +26,68 @@ from tests.fakes.upstream_source import (
 
 
 @pytest.mark.parametrize("reset", [False, True])
-async def test_a_connection_that_breaks(registry: StoredRegistry, upstream: Hub, held: ImageTree, reset: bool) -> None:
-    """After a break, the sink has the bytes so far, and the rest can be requested without repeating any."""
-    layer = held.layers[1]
+async def test_download_can_continue_after_a_broken_connection(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, reset: bool
+) -> None:
+    """After the connection has broken, the sink has the bytes that arrived before. A second download gets exactly the
+    remaining bytes."""
+    layer = image.layers[1]
     upstream.fault(drop_after=1_000_000, reset=reset)
     async with upstream_source(registry, upstream.url) as source:
         sink = CollectingSink()
         with pytest.raises(UpstreamUnavailable):
             await source.fetch_blob(REPO, Digest(layer.digest), Span(0), sink)
         assert 0 < sink.at <= 1_000_000
-        rest = await fetch(source, layer.digest, Span(sink.at))
-    assert bytes(sink.body) + bytes(rest.body) == layer.read()
+        second_sink = await fetch(source, layer.digest, Span(sink.at))
+    assert bytes(sink.body) + bytes(second_sink.body) == layer.read()
 
 
-async def test_an_upstream_that_stalls_in_a_body(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """A body without bytes for idle_timeout is a timeout. The sink keeps the bytes it has."""
+async def test_stall_during_a_body_is_a_timeout(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
+    """If no bytes of a body arrive for `idle_timeout`, the download raises UpstreamTimeout. The sink keeps the bytes
+    that arrived before."""
     upstream.fault(stall_after=500_000)
     async with upstream_source(registry, upstream.url, idle_timeout=2) as source:
         sink = CollectingSink()
         with pytest.raises(UpstreamTimeout):
-            await source.fetch_blob(REPO, Digest(held.layers[1].digest), Span(0), sink)
+            await source.fetch_blob(REPO, Digest(image.layers[1].digest), Span(0), sink)
     assert sink.at == 500_000
 
 
-async def test_an_upstream_that_stalls_before_it_answers(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree
+async def test_stall_before_the_response_is_a_timeout(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree
 ) -> None:
-    """A stall before the response is a timeout, and the sink is not begun."""
+    """If the upstream does not respond for `idle_timeout`, the download raises UpstreamTimeout, and the sink is not
+    called."""
     upstream.fault(stall=True)
     async with upstream_source(registry, upstream.url, idle_timeout=0.3) as source:
         sink = CollectingSink()
         with pytest.raises(UpstreamTimeout):
-            await source.fetch_blob(REPO, Digest(held.layers[1].digest), Span(0), sink)
+            await source.fetch_blob(REPO, Digest(image.layers[1].digest), Span(0), sink)
     assert sink.begun == []
 
 
-async def test_a_slow_upstream_is_no_silent_one(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """The whole transfer has no time limit: a body may take longer than idle_timeout, and its first bytes are passed on
-    at once."""
+async def test_slow_download_is_no_timeout(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
+    """A body may take longer than `idle_timeout` as long as bytes arrive. The first bytes are passed to the sink before
+    the rest has arrived."""
     upstream.set(rate=1 << 20)
     async with upstream_source(registry, upstream.url, idle_timeout=2) as source:
-        sink = await fetch(source, held.layers[1].digest)
-    assert bytes(sink.body) == held.layers[1].read()
+        sink = await fetch(source, image.layers[1].digest)
+    assert bytes(sink.body) == image.layers[1].read()
     assert sink.pieces[0] < 1_000_000
 
 
-async def test_a_wrong_part_is_refused(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """A response with another Content-Range than requested is refused before any byte."""
+async def test_wrong_content_range_is_refused(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
+    """If a response has another Content-Range than requested, it is refused before the sink is called."""
     upstream.fault(shift=3)
     async with upstream_source(registry, upstream.url) as source:
         sink = CollectingSink()
         with pytest.raises(UpstreamUnavailable, match="another part"):
-            await source.fetch_blob(REPO, Digest(held.layers[1].digest), Span(10, 100), sink)
+            await source.fetch_blob(REPO, Digest(image.layers[1].digest), Span(10, 100), sink)
         assert sink.begun == []
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("response", "message"),
     [
         (answer(206, b"12345"), "without saying which"),
         (answer(206, b"12345", content_range="bytes 5-9/*"), "without saying which"),
@@ -95,37 +101,40 @@ async def test_a_wrong_part_is_refused(registry: StoredRegistry, upstream: Hub, 
         (b"SSH-2.0-what\r\n\r\n", "cannot be reached"),
     ],
 )
-async def test_answers_that_make_no_sense(registry: StoredRegistry, given: bytes, says: str) -> None:
-    """Invalid responses are refused, and the sink is not begun."""
-    broken = b"\r\n\r\n" not in given or not given.startswith(b"HTTP")
+async def test_invalid_responses_are_refused(registry: StoredRegistry, response: bytes, message: str) -> None:
+    """Invalid responses raise UpstreamUnavailable with a message that describes the problem, and the sink is not
+    called."""
+    is_broken = b"\r\n\r\n" not in response or not response.startswith(b"HTTP")
 
-    async def once() -> bytes:
-        return given
+    async def respond() -> bytes:
+        return response
 
     async with (
-        scripted_server(lambda head: once() if not broken else given + b"\r\nconnection: close\r\n\r\n") as server,
+        scripted_server(
+            lambda head: respond() if not is_broken else response + b"\r\nconnection: close\r\n\r\n"
+        ) as server,
         upstream_source(registry, server.url, idle_timeout=10) as source,
     ):
         sink = CollectingSink()
-        with pytest.raises(UpstreamUnavailable, match=says):
+        with pytest.raises(UpstreamUnavailable, match=message):
             await source.fetch_blob(REPO, ABSENT, Span(5, 10), sink)
         assert sink.begun == []
 
 
 async def test_a_chunked_body(registry: StoredRegistry) -> None:
-    """A part may be sent in chunks, and the connection is reused."""
-    given = (
+    """A range of a blob can be sent with chunked encoding, and the connection is reused."""
+    response = (
         b"HTTP/1.1 206 Partial\r\nContent-Range: bytes 2-9/10\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"3\r\ncde\r\n5\r\nfghij\r\n0\r\n\r\n"
     )
-    async with scripted_server(lambda head: given) as server, upstream_source(registry, server.url) as source:
+    async with scripted_server(lambda head: response) as server, upstream_source(registry, server.url) as source:
         for _ in range(2):
             assert bytes((await fetch(source, ABSENT, Span(2))).body) == b"cdefghij"
         assert server.connections == 1
 
 
-async def test_a_kept_connection_that_was_closed(registry: StoredRegistry) -> None:
-    """If the server closes a kept connection just as it is reused, the request is sent again."""
+async def test_request_is_repeated_if_a_reused_connection_closes(registry: StoredRegistry) -> None:
+    """If the server closes an idle connection when the client reuses it, the client sends the request again."""
     async with (
         scripted_server(lambda head: answer(200, b"12345")) as server,
         upstream_source(registry, server.url) as source,
@@ -143,19 +152,20 @@ async def test_a_kept_connection_that_was_closed(registry: StoredRegistry) -> No
         assert calls == 2
 
 
-async def test_a_connection_that_was_given_back_is_left_alone(
+async def test_abandoning_a_finished_transfer_keeps_its_connection(
     registry: StoredRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Abandoning a transfer at its very end does not shut down a connection that another transfer may use."""
+    """If a transfer is abandoned just after it has returned its connection to the pool, the connection stays open for
+    other transfers."""
     finish = SocketBody.finish
 
-    def abandoned(body: SocketBody) -> None:
+    def finish_and_abandon(body: SocketBody) -> None:
         finish(body)
         assert isinstance(source, HttpUpstreamClient)
         for transfer in list(source._blobs._running):
             transfer.abandon()
 
-    monkeypatch.setattr(SocketBody, "finish", abandoned)
+    monkeypatch.setattr(SocketBody, "finish", finish_and_abandon)
     async with (
         scripted_server(always(answer(200, b"12345"))) as server,
         upstream_source(registry, server.url) as source,
@@ -165,25 +175,29 @@ async def test_a_connection_that_was_given_back_is_left_alone(
         assert server.connections == 1
 
 
-async def test_what_the_sink_raises(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """An exception of the sink ends the fetch, which raises it; no other endpoint is asked."""
-    boom: list[BaseException] = [StorageFull(), OSError("no"), UpstreamUnavailable("mine"), KeyError("x")]
+async def test_exception_of_the_sink_ends_the_download(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree
+) -> None:
+    """If the sink raises an exception, the download ends with the same exception, and no other endpoint of the upstream
+    is tried."""
+    errors: list[BaseException] = [StorageFull(), OSError("no"), UpstreamUnavailable("mine"), KeyError("x")]
     async with upstream_source(registry, upstream.url, upstream.url.replace("127.0.0.1", "localhost")) as source:
-        for error in boom:
+        for error in errors:
 
             def hook(offset: int, error: BaseException = error) -> None:
                 raise error
 
             upstream.forget()
             with pytest.raises(type(error)) as raised:
-                await source.fetch_blob(REPO, Digest(held.layers[1].digest), Span(0), CollectingSink(hook))
+                await source.fetch_blob(REPO, Digest(image.layers[1].digest), Span(0), CollectingSink(hook))
             assert raised.value is error
             assert upstream.count("blob") == 1
-        assert bytes((await fetch(source, held.layers[1].digest)).body) == held.layers[1].read()
+        assert bytes((await fetch(source, image.layers[1].digest)).body) == image.layers[1].read()
 
 
-async def test_errors_say_nothing_of_signed_addresses(registry: StoredRegistry) -> None:
-    """No message contains the URL of a redirect, which can grant access to the blob."""
+async def test_error_messages_contain_no_redirect_url(registry: StoredRegistry) -> None:
+    """No error message contains the URL of a redirect, because such a URL can contain a signature that grants access to
+    the blob."""
 
     def reply(head: str) -> bytes:
         if "/v2/" in head.split()[1]:
@@ -194,8 +208,8 @@ async def test_errors_say_nothing_of_signed_addresses(registry: StoredRegistry) 
         with pytest.raises(RegistryError) as raised:
             await fetch(source, ABSENT)
         assert "secret" not in str(raised.value)
-    away = answer(307, location="http://127.0.0.1:1/far?X-Signature=secret")
-    async with scripted_server(lambda head: away) as server, upstream_source(registry, server.url) as source:
+    redirect = answer(307, location="http://127.0.0.1:1/far?X-Signature=secret")
+    async with scripted_server(lambda head: redirect) as server, upstream_source(registry, server.url) as source:
         with pytest.raises(RegistryError) as raised:
             await fetch(source, ABSENT)
         assert "secret" not in str(raised.value)

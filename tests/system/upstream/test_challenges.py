@@ -1,4 +1,4 @@
-"""`WWW-Authenticate` is parsed as RFC 9110 defines it, and as registries write it."""
+"""Tests of the parser for `WWW-Authenticate`, the header with which a registry states how to log in (RFC 9110)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from registry.upstream.challenges import LoginChallenge, choose_challenge, parse_challenges
 from tests.fakes.instruction_count import count_instructions
 
-HUB = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push"'
+DOCKER_HUB_HEADER = (
+    'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push"'
+)
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "challenges"),
     [
         ("", []),
         (",, ,", []),
@@ -21,7 +23,7 @@ HUB = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",
         ('Basic realm="x"', [("basic", {"realm": "x"})]),
         ("BEARER Realm=abc", [("bearer", {"realm": "abc"})]),
         (
-            HUB,
+            DOCKER_HUB_HEADER,
             [
                 (
                     "bearer",
@@ -43,17 +45,19 @@ HUB = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",
         ('Bearer realm="a",realm="b"', [("bearer", {"realm": "a"})]),
     ],
 )
-def test_challenges(text: str, found: list[tuple[str, dict[str, str]]]) -> None:
-    """Schemes, parameters with and without quotes, and several challenges in one field are parsed."""
-    assert [(each.scheme, dict(each.parameters)) for each in parse_challenges(text)] == found
+def test_challenges(text: str, challenges: list[tuple[str, dict[str, str]]]) -> None:
+    """The parser accepts parameters with and without quotes, and several challenges in one header. It ignores invalid
+    parts."""
+    assert [(each.scheme, dict(each.parameters)) for each in parse_challenges(text)] == challenges
 
 
 @given(st.text(max_size=200))
-def test_any_text_is_read(text: str) -> None:
-    """No text of an upstream breaks the parser or keeps it busy."""
+def test_parser_accepts_any_text(text: str) -> None:
+    """The parser raises no exception, whatever text an upstream sends."""
     parse_challenges(text)
 
 
+# Headers WWW-Authenticate of 90 KB or more.
 LONG_FIELDS = {
     "parameters": 'Bearer realm="x"' + ',a="b"' * 16000,
     "challenges": "Basic," * 16000,
@@ -66,21 +70,22 @@ LONG_FIELDS = {
 
 
 @pytest.mark.parametrize("field", LONG_FIELDS)
-def test_a_long_field_is_not_read(field: str) -> None:
-    """A field above 16 KiB names no challenge: parsing 95 KB took 200 ms of the event loop."""
+def test_too_long_header_is_ignored(field: str) -> None:
+    """A header of more than 16 KiB is ignored. Parsing 95 KB would block the event loop for 200 ms."""
     assert parse_challenges(LONG_FIELDS[field]) == []
 
 
 @pytest.mark.parametrize("field", LONG_FIELDS)
-def test_a_field_of_the_greatest_length(field: str) -> None:
-    """A field of the greatest length is parsed quickly, up to 16 challenges."""
+def test_header_of_maximum_length_is_parsed_quickly(field: str) -> None:
+    """The parser needs few instructions for a header of 16 KiB, because it stops after 16 challenges."""
     with count_instructions() as count:
         assert len(parse_challenges(LONG_FIELDS[field][: 16 << 10])) <= 16
     assert count.total < 1_000_000
 
 
 def test_bearer_is_chosen() -> None:
-    """Bearer is chosen before Basic; Basic only with a password; Bearer without a realm is ignored."""
+    """The client prefers Bearer to Basic. It chooses Basic only if it has a password, and ignores Bearer without a
+    realm."""
     basic, bearer = LoginChallenge("basic"), LoginChallenge("bearer", {"realm": "x"})
     assert choose_challenge([basic, bearer], True) is bearer
     assert choose_challenge([basic], True) is basic

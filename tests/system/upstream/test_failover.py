@@ -1,4 +1,6 @@
-"""Upstreams that fail: the error reported, the next endpoint asked, and the circuit breaker."""
+"""Tests of the upstream client while endpoints of an upstream fail: which error it raises, when it uses the next
+endpoint, and its circuit breaker. An open circuit breaker means that no requests are sent to an endpoint for a
+while."""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ from tests.fakes.upstream_source import (
 )
 
 
-async def test_nobody_listens(registry: StoredRegistry, upstream: Hub) -> None:
-    """A refused connection is reported at once."""
+async def test_refused_connection_is_unavailable(registry: StoredRegistry, upstream: Hub) -> None:
+    """A refused connection raises UpstreamUnavailable, and not a timeout."""
     upstream.refuse()
     async with upstream_source(registry, upstream.url) as source:
         with pytest.raises(UpstreamUnavailable) as raised:
@@ -42,13 +44,13 @@ async def test_nobody_listens(registry: StoredRegistry, upstream: Hub) -> None:
         assert not isinstance(raised.value, UpstreamTimeout)
 
 
-async def test_connections_that_do_not_come_about(registry: StoredRegistry) -> None:
-    """A connection that is not established is a timeout after connect_timeout."""
-    with socket.socket() as full:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        host, port = full.getsockname()
-        # A connection beyond what the queue holds waits for a response that never comes.
+async def test_connect_timeout(registry: StoredRegistry) -> None:
+    """If a connection is not established within `connect_timeout`, the client raises UpstreamTimeout."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        host, port = listener.getsockname()
+        # These connections fill the accept queue, so the kernel does not answer further connection attempts.
         queued = [await _connecting(host, port) for _ in range(4)]
         try:
             async with upstream_source(
@@ -59,15 +61,16 @@ async def test_connections_that_do_not_come_about(registry: StoredRegistry) -> N
                 with pytest.raises(UpstreamTimeout):
                     await fetch(source, "sha256:" + "0" * 64)
         finally:
-            for each in queued:
-                each.close()
+            for connection in queued:
+                connection.close()
 
 
 async def _connecting(host: str, port: int) -> socket.socket:
-    made = socket.socket()
-    made.setblocking(False)
-    made.connect_ex((host, port))
-    return made
+    """Starts to connect, and does not wait for the connection."""
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.connect_ex((host, port))
+    return sock
 
 
 async def test_names_that_do_not_resolve(registry: StoredRegistry) -> None:
@@ -80,27 +83,28 @@ async def test_names_that_do_not_resolve(registry: StoredRegistry) -> None:
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"hangup": True, "times": 2}, {"stall": True}, {"status": 500}])
-async def test_the_next_endpoint_is_asked(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path, fault: dict[str, Any]
+async def test_next_endpoint_is_used_after_a_failure(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, tmp_path: Path, fault: dict[str, Any]
 ) -> None:
-    """When the first endpoint fails, the next is asked, for every kind of request."""
+    """If the first endpoint fails, the client uses the next endpoint. This holds for every kind of request."""
     with hub(tmp_path, UpstreamContent()) as first:
         async with upstream_source(registry, first.url, upstream.url, idle_timeout=2) as source:
             for request in (
                 lambda: source.get_manifest(REPO, TAG),
                 lambda: source.resolve_manifest(REPO, TAG),
                 lambda: source.tags(REPO, None, 5),
-                lambda: source.resolve_blob(REPO, Digest(held.layers[0].digest)),
-                lambda: fetch(source, held.layers[0].digest),
+                lambda: source.resolve_blob(REPO, Digest(image.layers[0].digest)),
+                lambda: fetch(source, image.layers[0].digest),
             ):
                 first.fault(on="any", method="", **fault)
                 await request()
                 first.clear()
 
 
-async def test_the_breaker(registry: StoredRegistry, upstream: Hub) -> None:
-    """After failures in a row the endpoint is not asked for a moment. Then one request tries it, and the others wait
-    for its result."""
+async def test_circuit_breaker(registry: StoredRegistry, upstream: Hub) -> None:
+    """After several failures in a row, the breaker opens: requests fail at once, and the endpoint gets none for some
+    seconds. Then one request (the probe) is sent, and other requests still fail. After a successful probe, all requests
+    are sent again."""
     clock = UpstreamClock()
     upstream.fault(on="any", status=503, times=None)
     async with upstream_source(registry, upstream.url, clock=clock) as source:
@@ -132,9 +136,9 @@ async def test_the_breaker(registry: StoredRegistry, upstream: Hub) -> None:
         await source.get_manifest(REPO, TAG)
 
 
-async def test_a_closed_client_has_no_open_breakers(registry: StoredRegistry, upstream: Hub) -> None:
-    """A closed client counts no open breakers. Otherwise the metric would count the endpoints of a client that a reload
-    has replaced."""
+async def test_closed_client_reports_no_open_breakers(registry: StoredRegistry, upstream: Hub) -> None:
+    """After a client is closed, the metric no longer counts its open breakers. Otherwise the metric would include the
+    endpoints of clients that a reload of the settings has replaced."""
     clock, metrics = UpstreamClock(), Metrics(["far.test"], workers=1)
     metrics.start_worker()
     counts = UpstreamCounts(metrics.mirror, metrics.cells, "far.test")
@@ -151,9 +155,11 @@ async def test_a_closed_client_has_no_open_breakers(registry: StoredRegistry, up
     assert metrics.cells.totals()[open_breakers] == 0  # after the second `aclose`
 
 
-async def test_what_an_open_breaker_refuses_is_counted(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
-    """Requests that an open breaker refuses count as errors. Otherwise the rate of errors would fall to almost nothing
-    during an outage. A request that another endpoint serves is no error."""
+async def test_requests_refused_by_an_open_breaker_count_as_errors(
+    registry: StoredRegistry, upstream: Hub, tmp_path: Path
+) -> None:
+    """Requests that an open breaker refuses count as errors in the metrics. Otherwise the error rate would fall to
+    almost zero during an outage. A request that another endpoint serves does not count as an error."""
     clock, metrics = UpstreamClock(), Metrics(["far.test"], workers=1)
     metrics.start_worker()
     counts = UpstreamCounts(metrics.mirror, metrics.cells, "far.test")
@@ -177,8 +183,9 @@ async def test_what_an_open_breaker_refuses_is_counted(registry: StoredRegistry,
             assert metrics.cells.totals()[refused] == 2
 
 
-async def test_a_probe_that_is_cancelled(registry: StoredRegistry, upstream: Hub) -> None:
-    """If the request that tries the endpoint is cancelled, the next one tries it."""
+async def test_next_request_is_the_probe_after_a_cancelled_probe(registry: StoredRegistry, upstream: Hub) -> None:
+    """If the request that probes an endpoint behind an open breaker is cancelled, the next request becomes the
+    probe."""
     clock = UpstreamClock()
     upstream.fault(on="any", status=503, times=FAILURES_TO_OPEN)
     async with upstream_source(registry, upstream.url, clock=clock) as source:
@@ -196,9 +203,11 @@ async def test_a_probe_that_is_cancelled(registry: StoredRegistry, upstream: Hub
         await source.get_manifest(REPO, TAG)
 
 
-async def test_a_probe_that_takes_long(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """The request that tries an endpoint may be for a blob. Once its headers arrive, other requests are let through,
-    and later failures are counted from zero."""
+async def test_breaker_closes_when_the_headers_of_the_probe_arrive(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree
+) -> None:
+    """The request that probes an endpoint may be a long download of a blob. As soon as its headers arrive, the breaker
+    closes and other requests are sent."""
     clock = UpstreamClock()
     upstream.fault(on="any", status=503, times=FAILURES_TO_OPEN)
     async with upstream_source(registry, upstream.url, clock=clock) as source:
@@ -209,15 +218,15 @@ async def test_a_probe_that_takes_long(registry: StoredRegistry, upstream: Hub, 
         clock.now += 6
         upstream.fault(stall_after=100_000)
         sink = CollectingSink()
-        probe = asyncio.create_task(source.fetch_blob(REPO, Digest(held.layers[1].digest), Span(0), sink))
+        probe = asyncio.create_task(source.fetch_blob(REPO, Digest(image.layers[1].digest), Span(0), sink))
         await upstream.until_async(lambda: sink.at > 0)
         await source.get_manifest(REPO, TAG)
         upstream.release()
         await probe
 
 
-async def test_many_failures_at_once_are_one(registry: StoredRegistry, upstream: Hub) -> None:
-    """Eight connections that break together do not open the breaker."""
+async def test_simultaneous_failures_do_not_open_the_breaker(registry: StoredRegistry, upstream: Hub) -> None:
+    """Eight requests that fail at the same moment do not open the breaker."""
     upstream.fault(on="any", stall=True, times=8, status=503)
     async with upstream_source(registry, upstream.url) as source:
         tasks = [asyncio.create_task(source.get_manifest(REPO, TAG)) for _ in range(8)]
@@ -227,8 +236,8 @@ async def test_many_failures_at_once_are_one(registry: StoredRegistry, upstream:
         await source.get_manifest(REPO, TAG)
 
 
-async def test_one_bad_thing_is_no_bad_endpoint(registry: StoredRegistry, upstream: Hub) -> None:
-    """A manifest that always gets 500, or a blob that breaks off, does not stop other requests."""
+async def test_failures_of_one_manifest_do_not_open_the_breaker(registry: StoredRegistry, upstream: Hub) -> None:
+    """If the upstream answers every request for one manifest with 500, other manifests can still be requested."""
     upstream.fault(on="manifest", match="bad", status=500, times=None)
     async with upstream_source(registry, upstream.url) as source:
         for _ in range(2 * FAILURES_TO_OPEN):
@@ -237,38 +246,39 @@ async def test_one_bad_thing_is_no_bad_endpoint(registry: StoredRegistry, upstre
         await source.get_manifest(REPO, TAG)
 
 
-async def test_the_one_that_failed_comes_later(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path
+async def test_failed_endpoint_is_tried_last(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, tmp_path: Path
 ) -> None:
-    """After a failure, the other endpoints are asked first."""
+    """After an endpoint has failed, the client tries the other endpoints first."""
     content = UpstreamContent()
-    content.add(REPO, held, "1")
-    with hub(tmp_path, content) as first:
-        async with upstream_source(registry, first.url, upstream.url) as source:
-            first.fault(on="any", status=503)
+    content.add(REPO, image, "1")
+    with hub(tmp_path, content) as failing:
+        async with upstream_source(registry, failing.url, upstream.url) as source:
+            failing.fault(on="any", status=503)
             await source.get_manifest(REPO, TAG)
             await source.get_manifest(REPO, TAG)
-            assert (first.count(), upstream.count()) == (1, 2)
+            assert (failing.count(), upstream.count()) == (1, 2)
 
 
-@pytest.mark.parametrize("says", [404, 401, 403])
-@pytest.mark.parametrize("trouble", ["ill", "gone", "left alone"])
-async def test_only_the_first_says_what_tags_there_are(
-    registry: StoredRegistry, upstream: Hub, trouble: str, says: int
+@pytest.mark.parametrize("second_status", [404, 401, 403])
+@pytest.mark.parametrize("failure", ["answers 503", "refuses connections", "breaker is open"])
+async def test_only_the_first_endpoint_can_deny_a_tag(
+    registry: StoredRegistry, upstream: Hub, failure: str, second_status: int
 ) -> None:
-    """While the first endpoint fails, "not found" from another endpoint is not believed for content without a digest.
-    Once the first endpoint answers, its "not found" counts."""
+    """While the first endpoint fails, a "not found" from the second endpoint raises UpstreamUnavailable for tags and
+    lists, because the second endpoint may be incomplete. Once the first endpoint answers again, its "not found" is
+    final."""
     body = '{"errors": [{"code": "MANIFEST_UNKNOWN"}]}'
     clock = UpstreamClock()
     async with (
-        scripted_server(lambda head: answer(says, body)) as second,
+        scripted_server(lambda head: answer(second_status, body)) as second,
         upstream_source(registry, upstream.url, second.url, clock=clock) as source,
     ):
-        if trouble == "gone":
+        if failure == "refuses connections":
             upstream.refuse()
         else:
             upstream.fault(on="any", method="", status=503, times=None)
-        rounds = FAILURES_TO_OPEN + 1 if trouble == "left alone" else 1
+        rounds = FAILURES_TO_OPEN + 1 if failure == "breaker is open" else 1
         for _ in range(rounds):
             for request in (source.get_manifest(REPO, TAG), source.resolve_manifest(REPO, TAG)):
                 clock.now += 0.1
@@ -279,7 +289,7 @@ async def test_only_the_first_says_what_tags_there_are(
         with pytest.raises(UpstreamUnavailable):
             await source.referrers(REPO, Digest("sha256:" + "0" * 64), None, None, 10)
         upstream.clear()
-        if trouble == "gone":
+        if failure == "refuses connections":
             upstream.listen()
         clock.now += 61
         with pytest.raises(ManifestUnknown):

@@ -1,4 +1,5 @@
-"""Next pages, redirects and proxies: where the next request goes."""
+"""Tests of how the upstream client chooses the URL and the proxy of its next request: from the `Link` of a list, from a
+redirect, and from the proxy variables of the environment."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ URL = "https://far.test/v2/a/tags/list?n=5"
 
 
 @pytest.mark.parametrize(
-    ("link", "found"),
+    ("link", "next_url"),
     [
         ("", None),
         ('</v2/a/tags/list?n=5&last=x>; rel="next"', "https://far.test/v2/a/tags/list?n=5&last=x"),
@@ -27,20 +28,21 @@ URL = "https://far.test/v2/a/tags/list?n=5"
         ("nonsense", None),
     ],
 )
-def test_next_pages(link: str, found: str | None) -> None:
-    """`Link` is parsed as in RFC 8288, and the next page is always on the same origin."""
-    assert next_page_url({"link": link}, URL) == found
+def test_next_pages(link: str, next_url: str | None) -> None:
+    """The header `Link` is parsed as in RFC 8288. The next page is always requested from the same origin, even if
+    `Link` names another host."""
+    assert next_page_url({"link": link}, URL) == next_url
 
 
 @pytest.mark.parametrize("url", ["https://./", "https://../x", f"https://{'a.' * 127}a/", f"https://{'a' * 64}\u00e9/"])
-def test_hosts_that_are_none(url: str) -> None:
-    """A missing host, one that is too long, and one that has no form in the DNS are refused."""
+def test_invalid_host_names_are_refused(url: str) -> None:
+    """An empty host name, a name that is too long, and a name that the DNS cannot represent are refused."""
     with pytest.raises(ValueError, match=r"name|label"):
         origin(url)
 
 
 def test_a_trailing_dot_names_the_same_host() -> None:
-    """`far.test.` is `far.test`, in a URL and in the settings."""
+    """`far.test.` is the same host as `far.test`, in a URL and in the settings."""
     assert origin("https://FAR.test.:444/x") == ("https", "far.test", 444)
     settings = Upstream.model_validate(
         {"name": "far.test", "redirects": ["cdn.test.:9"], "realms": ["https://a.test./t"]}
@@ -50,7 +52,8 @@ def test_a_trailing_dot_names_the_same_host() -> None:
 
 
 def test_a_redirect_to_another_origin_loses_authorization() -> None:
-    """Another host, port or scheme is another origin. Once dropped, the header does not come back."""
+    """The header Authorization is dropped on a redirect to another host, port or scheme. It is not sent again if a
+    later redirect leads back."""
     for target in ("https://other.test/", "https://far.test:444/", "//other.test/"):
         route = RedirectChain("https://far.test/v2/", {"Authorization": "x", "Range": "bytes=1-"})
         assert route.follow(307, target)
@@ -67,7 +70,7 @@ def test_a_redirect_to_another_origin_loses_authorization() -> None:
 
 
 def test_a_redirect_to_a_long_address_is_refused() -> None:
-    """A long URL would block the event loop while it is parsed."""
+    """A redirect to a URL of more than 8192 characters is refused, because parsing it would block the event loop."""
     route = RedirectChain("https://far.test/", {})
     with pytest.raises(UpstreamUnavailable, match="address of more than 8192 characters"):
         route.follow(307, "/" + "x/../" * 12000)
@@ -75,20 +78,21 @@ def test_a_redirect_to_a_long_address_is_refused() -> None:
 
 
 def test_a_long_link_is_refused() -> None:
-    """A long `Link` is an error, since the list would otherwise end there unnoticed."""
+    """A `Link` of more than 8192 characters raises an error. If it were ignored, the list would be incomplete without
+    notice."""
     with pytest.raises(UpstreamUnavailable, match="Link of more than 8192 characters"):
         next_page_url({"link": f"</{'x' * 60000}>; rel=next"}, URL)
 
 
 def test_a_redirect_from_https_to_http_is_refused() -> None:
-    """A request over https is not continued over http."""
+    """A redirect from https to http is refused."""
     with pytest.raises(UpstreamUnavailable, match="from https to http"):
         RedirectChain("https://far.test/", {}).follow(307, "http://far.test/")
     assert not RedirectChain("https://far.test/", {}).follow(200, "http://far.test/")
 
 
 @pytest.mark.parametrize(
-    ("url", "spared", "found"),
+    ("url", "no_proxy", "proxy"),
     [
         ("https://far.test/", "", "http://secure.test:3129"),
         ("http://far.test/", "", "http://plain.test:3128"),
@@ -108,18 +112,19 @@ def test_a_redirect_from_https_to_http_is_refused() -> None:
         ("http://10.1.2.3:81/", "10.1.2.3:81,nonsense/99", None),
     ],
 )
-def test_proxies(monkeypatch: pytest.MonkeyPatch, url: str, spared: str, found: str | None) -> None:
-    """The proxy is chosen by scheme, unless NO_PROXY names the host; never for loopback addresses."""
+def test_proxies(monkeypatch: pytest.MonkeyPatch, url: str, no_proxy: str, proxy: str | None) -> None:
+    """The scheme of the URL selects the proxy. No proxy is used for hosts in NO_PROXY and for loopback addresses."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ALL_PROXY", "REQUEST_METHOD"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HTTP_PROXY", "plain.test:3128")
     monkeypatch.setenv("HTTPS_PROXY", "http://secure.test:3129")
-    monkeypatch.setenv("NO_PROXY", spared)
-    assert OutboundProxies().proxy_for(url) == found
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    assert OutboundProxies().proxy_for(url) == proxy
 
 
-def test_proxies_of_other_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy of an unsupported kind is refused, not ignored."""
+def test_unsupported_proxy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy with an unsupported scheme raises an error. It is not ignored, because the request would then bypass the
+    proxy."""
     monkeypatch.delenv("http_proxy", raising=False)
     monkeypatch.setenv("HTTP_PROXY", "socks5://proxy.test:1080")
     with pytest.raises(UpstreamUnavailable, match="socks5"):

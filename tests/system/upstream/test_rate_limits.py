@@ -1,4 +1,5 @@
-"""Rate limits of upstreams: 429 and `Retry-After`, and what they hold back."""
+"""Tests of rate limits of upstreams: how the upstream client treats 429 and `Retry-After`, and which requests it stops
+sending."""
 
 from __future__ import annotations
 
@@ -27,41 +28,45 @@ from tests.fakes.upstream_source import (
 )
 
 
-async def test_too_many_requests(tmp_path: Path, upstream: Hub) -> None:
-    """A 429 is reported with its Retry-After. Until then, no process requests a manifest."""
+async def test_all_processes_wait_after_a_429(tmp_path: Path, upstream: Hub) -> None:
+    """A 429 raises TooManyRequests with its Retry-After. Until this time, no process of the server requests a manifest
+    from the upstream."""
     clock = UpstreamClock()
     upstream.set(limit=1, retry_after=30)
     async with (
-        opened_registry(tmp_path / "data") as one,
-        opened_registry(tmp_path / "data") as two,
-        upstream_source(one, upstream.url, clock=clock) as here,
-        upstream_source(two, upstream.url, clock=clock) as there,
+        opened_registry(tmp_path / "data") as first_registry,
+        opened_registry(tmp_path / "data") as second_registry,
+        upstream_source(first_registry, upstream.url, clock=clock) as first_source,
+        upstream_source(second_registry, upstream.url, clock=clock) as second_source,
     ):
-        await here.get_manifest(REPO, TAG)
+        await first_source.get_manifest(REPO, TAG)
         with pytest.raises(TooManyRequests) as raised:
-            await here.get_manifest(REPO, TAG)
+            await first_source.get_manifest(REPO, TAG)
         assert raised.value.retry_after == 30
         upstream.forget()
         clock.now += 10
-        for source in (here, there):
+        for source in (first_source, second_source):
             with pytest.raises(TooManyRequests) as raised:
                 await source.get_manifest(REPO, TAG)
             assert raised.value.retry_after == 20
         assert upstream.count() == 0
         upstream.set(limit=None)
         clock.now += 21
-        await there.get_manifest(REPO, TAG)
+        await second_source.get_manifest(REPO, TAG)
 
 
-async def test_a_limit_holds_what_it_limits(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """Hub limits manifests only: HEADs, lists and blobs are requested all the while."""
+async def test_manifest_limit_does_not_stop_other_requests(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree
+) -> None:
+    """Docker Hub limits GET requests for manifests only. After a 429 for a manifest, the client still sends HEAD
+    requests and requests for lists and blobs."""
     upstream.set(limit=0, retry_after=3600)
-    layer = held.layers[0]
+    layer = image.layers[0]
     async with upstream_source(registry, upstream.url) as source:
         for _ in range(2):
             with pytest.raises(TooManyRequests):
                 await source.get_manifest(REPO, TAG)
-            assert (await source.resolve_manifest(REPO, TAG)).digest == held.digest
+            assert (await source.resolve_manifest(REPO, TAG)).digest == image.digest
             assert (await source.resolve_blob(REPO, Digest(layer.digest))).size == layer.size
             assert bytes((await fetch(source, layer.digest)).body) == layer.read()
             assert (await source.tags(REPO, None, 9)).items == ["1", "latest"]
@@ -69,34 +74,38 @@ async def test_a_limit_holds_what_it_limits(registry: StoredRegistry, upstream: 
 
 
 @pytest.mark.parametrize("kind", ["manifest", "head", "blob", "tags"])
-async def test_the_next_is_asked_where_one_limits(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, kind: str
+async def test_next_endpoint_is_used_after_a_429(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, kind: str
 ) -> None:
-    """When one endpoint limits requests, the next is asked, and the limited one is left out."""
+    """If one endpoint answers 429, the client uses the next endpoint, and sends no further request to the limited
+    one."""
     async with (
-        scripted_server(always(answer(429, retry_after="60"))) as full,
-        upstream_source(registry, full.url, upstream.url) as source,
+        scripted_server(always(answer(429, retry_after="60"))) as limited,
+        upstream_source(registry, limited.url, upstream.url) as source,
     ):
         requests: dict[str, Callable[[], Awaitable[object]]] = {
             "manifest": lambda: source.get_manifest(REPO, TAG),
             "head": lambda: source.resolve_manifest(REPO, TAG),
-            "blob": lambda: fetch(source, held.layers[0].digest),
+            "blob": lambda: fetch(source, image.layers[0].digest),
             "tags": lambda: source.tags(REPO, None, 9),
         }
         for _ in range(3):
             await requests[kind]()
-        assert full.count == 1
+        assert limited.count == 1
         upstream.refuse()
-        with pytest.raises(TooManyRequests):  # neither "unknown" nor "unavailable": it has a Retry-After
+        with pytest.raises(
+            TooManyRequests
+        ):  # the 429 is reported rather than the failed connection, because it has a Retry-After
             await requests[kind]()
 
 
-async def test_a_limit_elsewhere_holds_nothing(registry: StoredRegistry, held: ImageTree) -> None:
-    """A 429 of a redirect's target is reported with its Retry-After, and pauses nothing at the registry."""
-    layer = held.layers[0]
-    given = [answer(429, retry_after="60"), answer(200, layer.read())]
+async def test_429_of_a_redirect_target_does_not_limit_the_registry(registry: StoredRegistry, image: ImageTree) -> None:
+    """A 429 of the target of a redirect raises TooManyRequests with its Retry-After. Requests to the registry are not
+    delayed."""
+    layer = image.layers[0]
+    responses = [answer(429, retry_after="60"), answer(200, layer.read())]
     async with (
-        scripted_server(lambda head: given.pop(0)) as cdn,
+        scripted_server(lambda head: responses.pop(0)) as cdn,
         scripted_server(lambda head: answer(307, location=f"{cdn.url}/x")) as server,
         upstream_source(registry, server.url) as source,
     ):
@@ -106,8 +115,8 @@ async def test_a_limit_elsewhere_holds_nothing(registry: StoredRegistry, held: I
         assert bytes((await fetch(source, layer.digest)).body) == layer.read()
 
 
-async def test_a_token_service_s_limit_is_its_own(registry: StoredRegistry, upstream: Hub) -> None:
-    """While a token service limits requests, requests that have a token are sent."""
+async def test_429_of_the_token_service_does_not_limit_the_registry(registry: StoredRegistry, upstream: Hub) -> None:
+    """After a 429 of the token service, requests for which the client already has a token are still sent."""
     upstream.set(auth="bearer")
     async with upstream_source(registry, upstream.url) as source:
         await source.get_manifest(REPO, TAG)
@@ -121,7 +130,7 @@ async def test_a_token_service_s_limit_is_its_own(registry: StoredRegistry, upst
 
 @pytest.mark.parametrize(("text", "seconds"), [("7", 7), ("", 5), ("soon", 5), ("99999999", 3600), ("0", 1)])
 async def test_retry_after(registry: StoredRegistry, text: str, seconds: int) -> None:
-    """Retry-After in seconds is used up to an hour; five seconds without it."""
+    """Retry-After in seconds is used, up to an hour. Without a valid value the client waits five seconds."""
     fields = {"retry_after": text} if text else {}
     async with (
         scripted_server(lambda head: answer(429, **fields)) as server,
@@ -133,7 +142,7 @@ async def test_retry_after(registry: StoredRegistry, text: str, seconds: int) ->
 
 
 async def test_retry_after_a_date(registry: StoredRegistry) -> None:
-    """Retry-After may be a date."""
+    """Retry-After can be a date. It is converted to seconds."""
     clock = UpstreamClock()
     date = formatdate(clock.now + 42, usegmt=True)
     async with (
@@ -146,26 +155,27 @@ async def test_retry_after_a_date(registry: StoredRegistry) -> None:
 
 
 @pytest.mark.parametrize("text", ["1" * 60000, "Fri, " * 12000, "(" * 60000, "1 " * 30000, "a, b, c"])
-def test_a_retry_after_that_is_none(text: str) -> None:
-    """Other text, of any length, is ignored."""
+def test_invalid_retry_after_is_ignored(text: str) -> None:
+    """Other text in Retry-After is ignored, even if it is very long."""
     assert parse_retry_after({"retry-after": text}, 0.0) is None
 
 
 async def test_few_requests_left(tmp_path: Path, upstream: Hub) -> None:
-    """`is_nearly_exhausted` holds from a tenth of the limit on, in every process, and expires after an hour."""
+    """`is_nearly_exhausted` returns True in every process once at most a tenth of the allowed requests is left. It
+    returns False again after an hour."""
     clock = UpstreamClock()
     upstream.set(limit=20)
     async with (
-        opened_registry(tmp_path / "data") as one,
-        opened_registry(tmp_path / "data") as two,
-        upstream_source(one, upstream.url, clock=clock) as here,
-        upstream_source(two, upstream.url, clock=clock) as there,
+        opened_registry(tmp_path / "data") as first_registry,
+        opened_registry(tmp_path / "data") as second_registry,
+        upstream_source(first_registry, upstream.url, clock=clock) as first_source,
+        upstream_source(second_registry, upstream.url, clock=clock) as second_source,
     ):
         for number in range(1, 19):
-            assert not here.is_nearly_exhausted()
-            await here.get_manifest(REPO, TAG)
-            assert here.is_nearly_exhausted() is (number == 18)
-        await there.resolve_manifest(REPO, TAG)
-        assert there.is_nearly_exhausted()
+            assert not first_source.is_nearly_exhausted()
+            await first_source.get_manifest(REPO, TAG)
+            assert first_source.is_nearly_exhausted() is (number == 18)
+        await second_source.resolve_manifest(REPO, TAG)
+        assert second_source.is_nearly_exhausted()
         clock.now += 3601
-        assert not there.is_nearly_exhausted()
+        assert not second_source.is_nearly_exhausted()

@@ -1,4 +1,5 @@
-"""A challenge cannot send the password to a foreign service."""
+"""Tests of the rules for the realm in a login challenge, which is the URL of the token service: no challenge can make
+the upstream client send its password to a service of somebody else."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from storage.errors import UpstreamUnavailable
 
 
 @pytest.mark.parametrize(
-    ("host", "own"),
+    ("host", "domain"),
     [
         ("registry-1.docker.io", "docker.io"),
         ("GHCR.io", "ghcr.io"),
@@ -24,13 +25,13 @@ from storage.errors import UpstreamUnavailable
         ("::1", "::1"),
     ],
 )
-def test_sites(host: str, own: str) -> None:
-    """The site of a host name is the part that has one owner."""
-    assert registrable_domain(host) == own
+def test_registrable_domain(host: str, domain: str) -> None:
+    """The registrable domain is the part of a host name that belongs to one owner."""
+    assert registrable_domain(host) == domain
 
 
-def test_a_long_host_has_no_site() -> None:
-    """A host longer than 253 characters has no registrable domain."""
+def test_too_long_host_has_no_registrable_domain() -> None:
+    """A host name longer than 253 characters is returned unchanged."""
     host = "a." * 2000 + "example.com"
     assert registrable_domain(host) == host
 
@@ -63,7 +64,8 @@ def test_a_long_host_has_no_site() -> None:
     ],
 )
 def test_realms(endpoint: str, realm: str, allowed: bool) -> None:
-    """A realm may be https on the upstream's domain or on a listed host, or http on an http endpoint's own host."""
+    """A realm is allowed in three cases: an https URL on the domain of the upstream, a URL that the setting `realms`
+    lists, and an http URL on the host of an http endpoint."""
     settings = Upstream.model_validate(
         {
             "name": "docker.io" if "docker" in endpoint else "example.com",
@@ -99,9 +101,10 @@ def test_realms(endpoint: str, realm: str, allowed: bool) -> None:
         ("https://reg.example.com:5443", "https://reg.example.com.:9000/token", True),
     ],
 )
-def test_who_gets_the_password(endpoint: str, realm: str, allowed: bool) -> None:
-    """Another port may be another service. Unless `realms` says otherwise, the password goes only to the endpoint's own
-    port, and to port 443 of other hosts of the domain. Without a login there is no password to protect."""
+def test_ports_that_get_the_password(endpoint: str, realm: str, allowed: bool) -> None:
+    """The password is sent only to the port of the endpoint, to port 443 of other hosts of the same domain, and to URLs
+    that `realms` lists, because another port may be another service. Without a password, the other ports are allowed
+    too."""
     settings = Upstream.model_validate(
         {
             "name": "docker.io" if "docker" in endpoint else "example.com",

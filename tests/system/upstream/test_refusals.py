@@ -1,4 +1,6 @@
-"""What an upstream's error status means: the content does not exist, the login is refused, or the upstream fails."""
+"""Tests of how the upstream client interprets an error status: the content does not exist, the login is refused, or the
+upstream fails. A refusal is *unconfirmed* if it may not come from the registry. The mirror then keeps its cached
+content."""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ from tests.fakes.upstream_source import REPO, TAG, always, answer, fetch, script
         (504, UpstreamUnavailable),
     ],
 )
-async def test_what_a_status_means(registry: StoredRegistry, status: int, error: type[RegistryError]) -> None:
-    """Each status leads to its error, for manifests by GET and HEAD and for blobs, without a login."""
+async def test_error_of_each_status(registry: StoredRegistry, status: int, error: type[RegistryError]) -> None:
+    """Without a login, each status raises the expected error, for GET and HEAD requests of manifests and for blobs."""
     async with scripted_server(lambda head: answer(status)) as server, upstream_source(registry, server.url) as source:
         with pytest.raises(error) as raised:
             await source.get_manifest(REPO, TAG)
@@ -44,33 +46,36 @@ async def test_what_a_status_means(registry: StoredRegistry, status: int, error:
             assert raised.value.code == ("BLOB_UNKNOWN" if error is ManifestUnknown else "UNAVAILABLE")
 
 
-CODE = '{"errors": [{"code": "DENIED", "message": "requested access to the resource is denied"}]}'
-UNAUTHORIZED = CODE.replace("DENIED", "UNAUTHORIZED")
-PAGE = "<html>not for you</html>"
+DENIED_BODY = '{"errors": [{"code": "DENIED", "message": "requested access to the resource is denied"}]}'
+UNAUTHORIZED_BODY = DENIED_BODY.replace("DENIED", "UNAUTHORIZED")
+HTML_PAGE = "<html>not for you</html>"
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize(
-    ("status", "body", "sure"),
+    ("status", "body", "is_confirmed"),
     [
-        (404, CODE, True),
-        (410, CODE, True),
-        (401, CODE, False),
-        (403, CODE, True),
-        (403, CODE.replace("DENIED", "UNAUTHORIZED"), False),
+        (404, DENIED_BODY, True),
+        (410, DENIED_BODY, True),
+        (401, DENIED_BODY, False),
+        (403, DENIED_BODY, True),
+        (403, DENIED_BODY.replace("DENIED", "UNAUTHORIZED"), False),
         (404, "404 page not found\n", False),
         (404, "", False),
         (404, '{"message": "no Route matched with those values"}', False),
         (404, '{"errors": [{"code": "E1020"}]}', False),
-        (404, CODE + " " * (64 << 10), False),
-        (403, PAGE, False),
-        (401, PAGE, False),
+        (404, DENIED_BODY + " " * (64 << 10), False),
+        (403, HTML_PAGE, False),
+        (401, HTML_PAGE, False),
     ],
 )
-async def test_whose_refusal_it_is(registry: StoredRegistry, status: int, body: str, sure: bool, method: str) -> None:
-    """A refusal with a registry's error code comes from the registry. A firewall, or a proxy before a restarting
-    registry, refuses in other words: that is unconfirmed. So is the registry's refusal of our login, which says nothing
-    about the manifest. A response to HEAD has no body, so a GET follows."""
+async def test_refusal_without_a_registry_error_is_unconfirmed(
+    registry: StoredRegistry, status: int, body: str, is_confirmed: bool, method: str
+) -> None:
+    """A refusal with an error code of the distribution spec is confirmed, because it comes from the registry. Another
+    body can come from a firewall or proxy, so the refusal is unconfirmed. A 401 and the code UNAUTHORIZED are
+    unconfirmed too, because they concern the login and not the manifest. After a refused HEAD, which has no body, the
+    client sends a GET."""
 
     def reply(head: str) -> bytes:
         return answer(status, b"" if head.startswith("HEAD") else body, content_length=str(len(body)))
@@ -78,12 +83,13 @@ async def test_whose_refusal_it_is(registry: StoredRegistry, status: int, body: 
     async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
         with pytest.raises(ManifestUnknown) as raised:
             await (source.get_manifest if method == "GET" else source.resolve_manifest)(REPO, TAG)
-        assert type(raised.value) is (ManifestUnknown if sure else UnconfirmedManifestUnknown)
+        assert type(raised.value) is (ManifestUnknown if is_confirmed else UnconfirmedManifestUnknown)
         assert server.count == (1 if method == "GET" else 2)
 
 
-async def test_a_refusal_after_a_token_was_got(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
-    """A server that asks for a token and refuses the one it issued is the registry, also for HEAD, without a body."""
+async def test_refusal_of_a_new_token_is_confirmed(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
+    """A registry requires a token, and refuses the token that its token service has issued. Such a refusal is
+    confirmed, even for HEAD, whose response has no body."""
     upstream.set(auth="bearer", private=[REPO], username="ann", password="x")
     async with upstream_source(registry, upstream.url) as source:
         with pytest.raises(ManifestUnknown) as raised:
@@ -92,9 +98,10 @@ async def test_a_refusal_after_a_token_was_got(registry: StoredRegistry, upstrea
     assert upstream.count("manifest", "GET") == 0
 
 
-@pytest.mark.parametrize("body", [CODE, PAGE, ""])
-async def test_a_token_service_s_refusal_is_doubtful(registry: StoredRegistry, body: str) -> None:
-    """A token service that refuses anonymous clients says nothing about the manifest: the refusal is unconfirmed."""
+@pytest.mark.parametrize("body", [DENIED_BODY, HTML_PAGE, ""])
+async def test_refusal_of_the_token_service_is_unconfirmed(registry: StoredRegistry, body: str) -> None:
+    """If the token service refuses anonymous clients, this says nothing about the manifest, so the refusal is
+    unconfirmed."""
 
     def reply(head: str) -> bytes:
         if "/token" in head.split()[1]:
@@ -109,65 +116,68 @@ async def test_a_token_service_s_refusal_is_doubtful(registry: StoredRegistry, b
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize(
-    ("error", "body", "sure"),
+    ("error", "body", "is_confirmed"),
     [
-        ("insufficient_scope", CODE, True),
-        ("insufficient_scope", UNAUTHORIZED, True),
+        ("insufficient_scope", DENIED_BODY, True),
+        ("insufficient_scope", UNAUTHORIZED_BODY, True),
         ("insufficient_scope", "", True),
-        ("", CODE, True),
-        ("", UNAUTHORIZED, False),
-        ("", UNAUTHORIZED.replace("]", ', {"code": "DENIED"}]'), True),
+        ("", DENIED_BODY, True),
+        ("", UNAUTHORIZED_BODY, False),
+        ("", UNAUTHORIZED_BODY.replace("]", ', {"code": "DENIED"}]'), True),
         ("", "", False),
-        ("invalid_token", CODE, False),
-        ("invalid_token", UNAUTHORIZED, False),
+        ("invalid_token", DENIED_BODY, False),
+        ("invalid_token", UNAUTHORIZED_BODY, False),
     ],
 )
-async def test_a_token_that_is_not_enough(
-    registry: StoredRegistry, status: int, error: str, body: str, sure: bool
+async def test_refusal_of_an_accepted_token_is_confirmed(
+    registry: StoredRegistry, status: int, error: str, body: str, is_confirmed: bool
 ) -> None:
-    """The registry accepts the token and finds it insufficient: there is nothing for anonymous clients. A token that it
-    does not accept is a failed login, and so is UNAUTHORIZED without a reason: registries that lost their keys, or
-    whose clock is wrong, answer that for every token."""
+    """If the registry accepts the token but finds its permissions insufficient, the refusal is confirmed. If the
+    registry does not accept the token, or answers UNAUTHORIZED without a reason, the refusal is unconfirmed: a registry
+    that has lost its keys or has a wrong clock answers this to every token."""
 
     def reply(head: str) -> bytes:
         if "/token" in head.split()[1]:
             return answer(200, '{"token": "t"}')
         challenge = f'Bearer realm="{server.url}/token"' + (f',error="{error}"' if "bearer t" in head.lower() else "")
-        said = b"" if head.startswith("HEAD") else body
-        refused = status if "bearer t" in head.lower() else 401
-        return answer(refused, said, www_authenticate=challenge, content_length=str(len(body)))
+        sent_body = b"" if head.startswith("HEAD") else body
+        sent_status = status if "bearer t" in head.lower() else 401
+        return answer(sent_status, sent_body, www_authenticate=challenge, content_length=str(len(body)))
 
     async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
         for request in (source.get_manifest, source.resolve_manifest):
             with pytest.raises(ManifestUnknown) as raised:
                 await request(REPO, TAG)
-            assert type(raised.value) is (ManifestUnknown if sure else UnconfirmedManifestUnknown)
+            assert type(raised.value) is (ManifestUnknown if is_confirmed else UnconfirmedManifestUnknown)
 
 
-async def test_a_head_that_is_wrong(registry: StoredRegistry, held: ImageTree) -> None:
-    """If HEAD says "not found" and GET returns a manifest, the manifest exists."""
+async def test_get_overrules_a_head_without_the_manifest(registry: StoredRegistry, image: ImageTree) -> None:
+    """If HEAD gets 404 and GET gets the manifest, the manifest exists."""
 
     def reply(head: str) -> bytes:
-        return answer(404) if head.startswith("HEAD") else answer(200, held.body, content_type=held.media_type)
+        return answer(404) if head.startswith("HEAD") else answer(200, image.body, content_type=image.media_type)
 
     async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
-        assert (await source.resolve_manifest(REPO, TAG)).digest == held.digest
+        assert (await source.resolve_manifest(REPO, TAG)).digest == image.digest
 
 
-async def test_a_doubtful_answer_is_none(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """After an unconfirmed response the next endpoint is asked, also for a tag, but a "not found" of that endpoint is
-    not final."""
+async def test_next_endpoint_is_used_after_an_unconfirmed_refusal(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree
+) -> None:
+    """After an unconfirmed refusal of the first endpoint, the client uses the next endpoint, even for a tag. A "not
+    found" of the next endpoint is unconfirmed too."""
     async with (
-        scripted_server(lambda head: answer(404, PAGE)) as first,
+        scripted_server(lambda head: answer(404, HTML_PAGE)) as first,
         upstream_source(registry, first.url, upstream.url) as source,
     ):
-        assert (await source.resolve_manifest(REPO, TAG)).digest == held.digest
+        assert (await source.resolve_manifest(REPO, TAG)).digest == image.digest
         with pytest.raises(UnconfirmedManifestUnknown):
             await source.resolve_manifest(REPO, Tag("absent"))
 
 
 async def test_refusals_with_a_login(registry: StoredRegistry, tmp_path: Path) -> None:
-    """With a login, refusals are refusals of the login; "not found" stays "not found"."""
+    """If the client has a login, 401 and 403 raise Denied, because the login is refused. 404 still raises
+    ManifestUnknown."""
     file = tmp_path / "password"
     file.write_text("x")
     for status, error in ((401, Denied), (403, Denied), (404, ManifestUnknown)):
@@ -179,8 +189,8 @@ async def test_refusals_with_a_login(registry: StoredRegistry, tmp_path: Path) -
                 await source.get_manifest(REPO, TAG)
 
 
-async def test_codes_in_a_400(registry: StoredRegistry) -> None:
-    """A registry that answers 400 for a name it would never store has no such repository."""
+async def test_invalid_name_is_unknown(registry: StoredRegistry) -> None:
+    """If a registry answers 400 with the code NAME_INVALID, it has no such repository, so the manifest is unknown."""
     body = '{"errors": [{"code": "NAME_INVALID"}]}'
     async with (
         scripted_server(lambda head: answer(400, body)) as server,
@@ -190,9 +200,9 @@ async def test_codes_in_a_400(registry: StoredRegistry) -> None:
             await source.get_manifest(REPO, TAG)
 
 
-async def test_a_redirect_s_target_that_refuses_us(registry: StoredRegistry) -> None:
-    """A redirect target that refuses an expired URL says nothing about access to the blob: it is a failure, and the
-    request can be retried."""
+async def test_refusal_of_a_redirect_target_is_unavailable(registry: StoredRegistry) -> None:
+    """If the target of a redirect refuses the request, for example because the URL has expired, the client raises
+    UpstreamUnavailable, so that the request can be retried. The blob is not reported as unknown."""
     async with (
         scripted_server(lambda head: answer(403)) as cdn,
         scripted_server(lambda head: answer(307, location=f"{cdn.url}/x")) as server,

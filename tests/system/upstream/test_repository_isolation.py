@@ -1,4 +1,5 @@
-"""Bad answers for one repository, or none at all, do not affect other repositories of the upstream."""
+"""Tests that invalid or missing responses for one repository (`BAD_REPO`) do not affect the other repositories of the
+same upstream (`good_repo`)."""
 
 from __future__ import annotations
 
@@ -19,18 +20,19 @@ from storage.names import Digest, Tag
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.upstream_content import ImageTree
 from tests.fakes.upstream_source import TAG, CollectingSink, UpstreamClock, answer, scripted_server, upstream_source
-from tests.system.upstream.conftest import BAD, NONE, good, repository, target
+from tests.system.upstream.conftest import ABSENT_DIGEST, BAD_REPO, good_repo, repository, target
 
 
 def oversized(head: str) -> bytes:
     return answer(200, "{" + " " * (9 << 20) + "}")
 
 
+# The responses for BAD_REPO. Each is a function of the head of the request.
 BAD_ANSWERS: dict[str, Callable[[str], bytes]] = {
     "too large": oversized,
     "truncated": lambda head: answer(200, "{}", content_length="1000", connection="close"),
     "compressed": lambda head: answer(200, "xxx", content_encoding="gzip"),
-    "other bytes": lambda head: answer(200, "{}", docker_content_digest=NONE),
+    "other bytes": lambda head: answer(200, "{}", docker_content_digest=ABSENT_DIGEST),
     "no JSON": lambda head: answer(200, "nonsense"),
     "redirect to a dead host": lambda head: answer(307, location="http://127.0.0.1:1/x"),
     "redirect to a name that is none": lambda head: answer(307, location="http://absent.invalid/x"),
@@ -45,61 +47,71 @@ BAD_ANSWERS: dict[str, Callable[[str], bytes]] = {
 
 
 @pytest.mark.parametrize("names", ["one", "many of one domain", "many domains"])
-async def test_a_name_that_resolves_slowly(
-    registry: StoredRegistry, held: ImageTree, monkeypatch: pytest.MonkeyPatch, names: str
+async def test_slow_name_lookups_delay_one_repository_only(
+    registry: StoredRegistry, image: ImageTree, monkeypatch: pytest.MonkeyPatch, names: str
 ) -> None:
-    """Slow lookups of any names that one repository's redirects lead to do not delay the lookups of others."""
-    resolve, go, asked = socket.getaddrinfo, threading.Event(), asyncio.Event()
+    """The redirects of one repository lead to names whose lookup is slow. These lookups do not delay the lookups for
+    other repositories."""
+    resolve, may_resolve, all_redirected = socket.getaddrinfo, threading.Event(), asyncio.Event()
 
-    def resolving(host: Any, port: Any, *more: Any, **named: Any) -> Any:
+    def slow_getaddrinfo(host: Any, port: Any, *more: Any, **named: Any) -> Any:
         if str(host).endswith("slow.test"):
-            go.wait()
+            may_resolve.wait()
         host = "127.0.0.1" if str(host).endswith(".test") else host
         return resolve(host, port, *more, **named)
 
-    monkeypatch.setattr(socket, "getaddrinfo", resolving)
+    monkeypatch.setattr(socket, "getaddrinfo", slow_getaddrinfo)
 
     def reply(head: str) -> bytes:
         port = server.url.rpartition(":")[2]
         if head.split()[1] == "/there":
-            return answer(200, held.body, content_type=held.media_type)
+            return answer(200, image.body, content_type=image.media_type)
         if repository(head) == "bad":
-            led.append(head)
-            if len(led) == REQUESTS_PER_REPOSITORY:
-                asked.set()
-            many = f"n{len(led)}.slow.test" if names == "many of one domain" else f"n.{len(led)}slow.test"
-            name = "slow.test" if names == "one" else many
+            redirected_heads.append(head)
+            if len(redirected_heads) == REQUESTS_PER_REPOSITORY:
+                all_redirected.set()
+            host_of_many = (
+                f"n{len(redirected_heads)}.slow.test"
+                if names == "many of one domain"
+                else f"n.{len(redirected_heads)}slow.test"
+            )
+            name = "slow.test" if names == "one" else host_of_many
             return answer(307, location=f"http://{name}:{port}/there")
         return answer(307, location=f"http://fast.test:{port}/there")
 
-    led: list[str] = []
+    redirected_heads: list[str] = []
     async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
-        waiting = [asyncio.create_task(source.get_manifest(BAD, Tag(f"{n}"))) for n in range(REQUESTS_PER_REPOSITORY)]
+        waiting = [
+            asyncio.create_task(source.get_manifest(BAD_REPO, Tag(f"{n}"))) for n in range(REQUESTS_PER_REPOSITORY)
+        ]
         try:
             async with asyncio.timeout(8):
-                await asked.wait()
-                assert (await source.get_manifest(good(), TAG)).digest == held.digest
+                await all_redirected.wait()
+                assert (await source.get_manifest(good_repo(), TAG)).digest == image.digest
         finally:
-            go.set()
+            may_resolve.set()
             await asyncio.gather(*waiting, return_exceptions=True)
 
 
-@pytest.mark.parametrize("bad", BAD_ANSWERS)
-async def test_a_bad_answer_is_no_bad_endpoint(registry: StoredRegistry, held: ImageTree, bad: str) -> None:
-    """Bad responses, however often, do not open the endpoint's breaker, not even for their own repository."""
+@pytest.mark.parametrize("bad_answer", BAD_ANSWERS)
+async def test_invalid_responses_do_not_open_the_breaker(
+    registry: StoredRegistry, image: ImageTree, bad_answer: str
+) -> None:
+    """Repeated invalid responses for a repository do not open the circuit breaker, with which the client stops sending
+    requests: further requests are still sent, even for this repository."""
 
     def reply(head: str) -> bytes:
         if repository(head) == "bad":
-            return BAD_ANSWERS[bad](head)
-        return answer(200, held.body, content_type=held.media_type)
+            return BAD_ANSWERS[bad_answer](head)
+        return answer(200, image.body, content_type=image.media_type)
 
     clock = UpstreamClock()
     async with scripted_server(reply) as server, upstream_source(registry, server.url, clock=clock) as source:
         requests: list[Callable[[], Awaitable[object]]] = [
-            lambda: source.get_manifest(BAD, TAG),
-            lambda: source.resolve_manifest(BAD, TAG),
-            lambda: source.tags(BAD, None, 5),
-            lambda: source.fetch_blob(BAD, Digest(NONE), Span(0, 5), CollectingSink()),
+            lambda: source.get_manifest(BAD_REPO, TAG),
+            lambda: source.resolve_manifest(BAD_REPO, TAG),
+            lambda: source.tags(BAD_REPO, None, 5),
+            lambda: source.fetch_blob(BAD_REPO, Digest(ABSENT_DIGEST), Span(0, 5), CollectingSink()),
         ]
         for request in requests:
             for _ in range(FAILURES_TO_OPEN + 1):
@@ -108,20 +120,23 @@ async def test_a_bad_answer_is_no_bad_endpoint(registry: StoredRegistry, held: I
                 with suppress(RegistryError):
                     await request()
                 assert server.count > 0
-        assert (await source.get_manifest(good(), TAG)).digest == held.digest
+        assert (await source.get_manifest(good_repo(), TAG)).digest == image.digest
 
 
-@pytest.mark.parametrize("how", ["status", "hang up", "hang"])
-async def test_an_ill_repository(registry: StoredRegistry, held: ImageTree, how: str) -> None:
-    """A repository whose requests get no response, or 503, is left alone; requests for others go on."""
-    hang = asyncio.Event()
+@pytest.mark.parametrize("failure", ["status", "hang up", "hang"])
+async def test_failures_of_one_repository_open_the_breaker_for_it_only(
+    registry: StoredRegistry, image: ImageTree, failure: str
+) -> None:
+    """If requests for one repository repeatedly get no response or 503, the client sends no further requests for this
+    repository for a while. It still sends requests for other repositories."""
+    may_respond = asyncio.Event()
 
     async def reply(head: str) -> bytes:
         if repository(head) != "bad":
-            return answer(200, held.body, content_type=held.media_type)
-        if how == "hang":
-            await hang.wait()
-        return b"" if how == "hang up" else answer(503)
+            return answer(200, image.body, content_type=image.media_type)
+        if failure == "hang":
+            await may_respond.wait()
+        return b"" if failure == "hang up" else answer(503)
 
     clock = UpstreamClock()
     async with (
@@ -131,15 +146,16 @@ async def test_an_ill_repository(registry: StoredRegistry, held: ImageTree, how:
         for _ in range(2 * FAILURES_TO_OPEN):
             clock.now += 0.1
             with pytest.raises(UpstreamUnavailable):
-                await source.get_manifest(BAD, TAG)
+                await source.get_manifest(BAD_REPO, TAG)
         with pytest.raises(UpstreamUnavailable, match="lately"):
-            await source.get_manifest(BAD, TAG)
-        assert (await source.get_manifest(good(), TAG)).digest == held.digest
-        hang.set()
+            await source.get_manifest(BAD_REPO, TAG)
+        assert (await source.get_manifest(good_repo(), TAG)).digest == image.digest
+        may_respond.set()
 
 
-async def test_500_says_nothing_of_the_endpoint(registry: StoredRegistry) -> None:
-    """500 is about its request: it neither ends a row of failures nor counts as one."""
+async def test_status_500_does_not_count_for_the_breaker(registry: StoredRegistry) -> None:
+    """A 500 concerns only its request. The breaker opens after a number of failures in a row: a 500 does not count as a
+    failure, and does not reset the count."""
     clock, status = UpstreamClock(), 503
     async with (
         scripted_server(lambda head: answer(status)) as server,
@@ -149,17 +165,17 @@ async def test_500_says_nothing_of_the_endpoint(registry: StoredRegistry) -> Non
             clock.now += 0.1
             status = 503
             with pytest.raises(UpstreamUnavailable, match="503"):
-                await source.get_manifest(good(count), TAG)
+                await source.get_manifest(good_repo(count), TAG)
             if count + 1 < FAILURES_TO_OPEN:
                 status = 500
                 with pytest.raises(UpstreamUnavailable, match="500"):
-                    await source.get_manifest(BAD, TAG)
+                    await source.get_manifest(BAD_REPO, TAG)
         with pytest.raises(UpstreamUnavailable, match="lately"):
-            await source.get_manifest(good(), TAG)
+            await source.get_manifest(good_repo(), TAG)
 
 
-async def test_an_ill_endpoint(registry: StoredRegistry) -> None:
-    """Once requests for enough different repositories fail, the endpoint's breaker opens for all."""
+async def test_failures_of_many_repositories_open_the_breaker_for_all(registry: StoredRegistry) -> None:
+    """After failures for a number of different repositories, the breaker of the endpoint opens for all repositories."""
     clock = UpstreamClock()
     async with (
         scripted_server(lambda head: answer(503)) as server,
@@ -168,48 +184,52 @@ async def test_an_ill_endpoint(registry: StoredRegistry) -> None:
         for count in range(FAILURES_TO_OPEN):
             clock.now += 0.1
             with pytest.raises(UpstreamUnavailable, match="answers 503"):
-                await source.get_manifest(good(count), TAG)
+                await source.get_manifest(good_repo(count), TAG)
         with pytest.raises(UpstreamUnavailable, match="lately"):
-            await source.get_manifest(good(9), TAG)
+            await source.get_manifest(good_repo(9), TAG)
         assert server.count == FAILURES_TO_OPEN
 
 
-async def test_an_endpoint_that_is_away(registry: StoredRegistry) -> None:
-    """If no connection can be made, one repository's failures open the breaker."""
+async def test_failed_connections_open_the_breaker_for_all(registry: StoredRegistry) -> None:
+    """If no connection to the endpoint can be established, the failures of one repository are enough to open the
+    breaker for all repositories."""
     clock = UpstreamClock()
     async with upstream_source(registry, "http://127.0.0.1:1", clock=clock) as source:
         for _ in range(FAILURES_TO_OPEN):
             clock.now += 0.1
             with pytest.raises(UpstreamUnavailable, match="reached"):
-                await source.fetch_blob(BAD, Digest(NONE), Span(0), CollectingSink())
+                await source.fetch_blob(BAD_REPO, Digest(ABSENT_DIGEST), Span(0), CollectingSink())
         with pytest.raises(UpstreamUnavailable, match="lately"):
-            await source.get_manifest(good(), TAG)
+            await source.get_manifest(good_repo(), TAG)
 
 
-@pytest.mark.parametrize("where", ["endpoint", "redirect"])
-async def test_requests_that_hang(registry: StoredRegistry, held: ImageTree, where: str) -> None:
-    """Hundreds of hanging requests of one repository leave connections for the others."""
-    hang = asyncio.Event()
+@pytest.mark.parametrize("hanging_host", ["endpoint", "redirect"])
+async def test_hanging_requests_leave_connections_for_others(
+    registry: StoredRegistry, image: ImageTree, hanging_host: str
+) -> None:
+    """200 requests for one repository get no response, from the endpoint or from the target of a redirect. The number
+    of connections per repository is limited, so requests for other repositories succeed."""
+    may_respond = asyncio.Event()
 
     async def reply(head: str) -> bytes:
         if repository(head) != "bad":
-            return answer(200, held.body, content_type=held.media_type)
-        if where == "redirect" and target(head) != "/hangs/library/bad":
-            return answer(307, location=f"{other.url}/hangs/library/bad")
-        await hang.wait()
+            return answer(200, image.body, content_type=image.media_type)
+        if hanging_host == "redirect" and target(head) != "/hangs/library/bad":
+            return answer(307, location=f"{redirect_target.url}/hangs/library/bad")
+        await may_respond.wait()
         return b""
 
     async with (
         scripted_server(reply) as server,
-        scripted_server(reply) as other,
+        scripted_server(reply) as redirect_target,
         upstream_source(registry, server.url) as source,
     ):
-        waiting = [asyncio.create_task(source.get_manifest(BAD, Tag(f"{n}"))) for n in range(200)]
-        hanging = other if where == "redirect" else server
+        waiting = [asyncio.create_task(source.get_manifest(BAD_REPO, Tag(f"{n}"))) for n in range(200)]
+        hanging_server = redirect_target if hanging_host == "redirect" else server
         async with asyncio.timeout(8):
-            while hanging.count < REQUESTS_PER_REPOSITORY:  # noqa: ASYNC110  the other side knows nothing of who waits
+            while hanging_server.count < REQUESTS_PER_REPOSITORY:  # noqa: ASYNC110  the server has no event to wait for
                 await asyncio.sleep(0.01)
-            assert (await source.get_manifest(good(), TAG)).digest == held.digest
-        assert hanging.count <= REQUESTS_PER_REPOSITORY + 1
-        hang.set()
+            assert (await source.get_manifest(good_repo(), TAG)).digest == image.digest
+        assert hanging_server.count <= REQUESTS_PER_REPOSITORY + 1
+        may_respond.set()
         await asyncio.gather(*waiting, return_exceptions=True)

@@ -1,4 +1,5 @@
-"""Responses that never end, or send a byte at a time, hold no thread and no connection for ever."""
+"""Tests that upstream responses that never end, or arrive byte by byte, do not occupy a thread and a connection of the
+upstream client for ever."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from storage.store.stored_registry import StoredRegistry
 from tests.fakes.upstream_source import REPO, answer, fetch, scripted_server, upstream_source
 
 DIGEST = "sha256:" + "0" * 64
+# A response whose chunked body has all bytes of the blob, but not the last, empty chunk.
 CHUNKED = (
     b"HTTP/1.1 206 Partial Content\r\nTransfer-Encoding: chunked\r\nContent-Range: bytes 0-9/10\r\n\r\n"
     b"4\r\n0123\r\n6\r\n456789"
@@ -21,8 +23,8 @@ CHUNKED = (
 
 
 @contextlib.asynccontextmanager
-async def dripping(head: bytes, drop: bytes, pause: float = 0.02) -> AsyncIterator[str]:
-    """Runs a server that sends `head`, and then `drop` again and again."""
+async def dripping_server(head: bytes, drop: bytes, pause: float = 0.02) -> AsyncIterator[str]:
+    """Runs a server that sends `head`, and then `drop` again and again. `pause`: seconds between two drops."""
     tasks: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -48,8 +50,9 @@ async def dripping(head: bytes, drop: bytes, pause: float = 0.02) -> AsyncIterat
 
 
 @pytest.mark.parametrize("end", [b"", b"\r\n", b"\r\n0", b"\r\n0\r\n", b"\r\n0\r\nTrailer: x\r\n"])
-async def test_a_chunked_body_whose_end_does_not_come(registry: StoredRegistry, end: bytes) -> None:
-    """When all bytes of the blob have arrived, the last chunk is not waited for, and the connection is not reused."""
+async def test_download_does_not_wait_for_the_last_chunk(registry: StoredRegistry, end: bytes) -> None:
+    """When all bytes of a blob have arrived, the client does not wait for the end of the chunked encoding. It does not
+    reuse the connection."""
 
     async def reply(head: str) -> bytes:
         return CHUNKED + end
@@ -61,8 +64,8 @@ async def test_a_chunked_body_whose_end_does_not_come(registry: StoredRegistry, 
         assert server.connections == 2
 
 
-async def test_a_chunked_body_that_ends(registry: StoredRegistry) -> None:
-    """The connection of a complete chunked body is reused."""
+async def test_connection_of_a_complete_chunked_body_is_reused(registry: StoredRegistry) -> None:
+    """After a chunked body with its last chunk, the client reuses the connection."""
     async with (
         scripted_server(lambda head: CHUNKED + b"\r\n0\r\n\r\n") as server,
         upstream_source(registry, server.url) as source,
@@ -72,10 +75,10 @@ async def test_a_chunked_body_that_ends(registry: StoredRegistry) -> None:
         assert server.connections == 1
 
 
-async def test_a_blob_that_drips(registry: StoredRegistry) -> None:
-    """A blob of which only some bytes arrive each second is cut off."""
+async def test_very_slow_blob_times_out(registry: StoredRegistry) -> None:
+    """If only a few bytes of a blob arrive each second, the client ends the download with UpstreamTimeout."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
-    async with dripping(head, b"x") as url, upstream_source(registry, url, idle_timeout=0.2) as source:
+    async with dripping_server(head, b"x") as url, upstream_source(registry, url, idle_timeout=0.2) as source:
         async with asyncio.timeout(15):
             with pytest.raises(UpstreamTimeout, match="next to nothing"):
                 await fetch(source, DIGEST)
@@ -93,10 +96,11 @@ async def test_a_blob_that_drips(registry: StoredRegistry) -> None:
         (b"HTTP/1.1 206 OK\r\nTransfer-Encoding: chunked\r\nContent-Range: bytes 0-9/10\r\n\r\n0\r\n", b"X: x\r\n"),
     ],
 )
-async def test_what_comes_before_a_blob_drips(registry: StoredRegistry, head: bytes, drop: bytes) -> None:
-    """Slow headers, error bodies, redirect bodies, chunk sizes and trailers are cut off."""
+async def test_very_slow_headers_and_chunk_sizes_time_out(registry: StoredRegistry, head: bytes, drop: bytes) -> None:
+    """If headers, the body of an error or redirect, a chunk size, or trailers arrive very slowly, the client ends the
+    download."""
     async with (
-        dripping(head, drop) as url,
+        dripping_server(head, drop) as url,
         upstream_source(registry, url, idle_timeout=0.2, connect_timeout=0.2) as source,
     ):
         async with asyncio.timeout(15):
@@ -104,18 +108,19 @@ async def test_what_comes_before_a_blob_drips(registry: StoredRegistry, head: by
                 await fetch(source, DIGEST)
 
 
-async def test_a_chunk_size_that_does_not_end(registry: StoredRegistry) -> None:
-    """An endless chunk size is not kept in memory."""
+async def test_endless_chunk_size_is_refused(registry: StoredRegistry) -> None:
+    """If a chunk size never ends, the client ends the download instead of buffering it."""
     head = b"HTTP/1.1 206 OK\r\nTransfer-Encoding: chunked\r\nContent-Range: bytes 0-9/10\r\n\r\n"
-    async with dripping(head, b"0" * 65536, 0) as url, upstream_source(registry, url) as source:
+    async with dripping_server(head, b"0" * 65536, 0) as url, upstream_source(registry, url) as source:
         async with asyncio.timeout(15):
             with pytest.raises(UpstreamUnavailable):
                 await fetch(source, DIGEST)
 
 
-async def test_a_token_service_that_drips(registry: StoredRegistry) -> None:
-    """A slow token service is reported in time to its repository."""
-    async with dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n", b" ") as url:
+async def test_very_slow_token_service_times_out(registry: StoredRegistry) -> None:
+    """If the response of a token service arrives very slowly, the request that needs the token raises
+    UpstreamTimeout."""
+    async with dripping_server(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n", b" ") as url:
 
         def reply(head: str) -> bytes:
             return answer(401, www_authenticate=f'Bearer realm="{url}/token"')

@@ -1,4 +1,5 @@
-"""Blobs from upstreams: whole, in parts, unknown, and from another endpoint."""
+"""Tests of downloads of blobs with the upstream client: whole blobs, ranges, unknown blobs, and several endpoints. The
+downloaded bytes go to a sink, an object that the caller passes to `fetch_blob`."""
 
 from __future__ import annotations
 
@@ -26,21 +27,22 @@ from tests.fakes.upstream_source import (
 )
 
 
-async def test_a_blob_comes_whole_and_in_order(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """A whole blob is requested without Range. The sink first gets endpoint and size."""
-    layer = held.layers[1]
+async def test_whole_blob(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
+    """A whole blob is requested without Range. The sink first gets the endpoint and the size, and then all bytes in
+    order."""
+    layer = image.layers[1]
     async with upstream_source(registry, upstream.url) as source:
         sink = await fetch(source, layer.digest)
     assert bytes(sink.body) == layer.read()
     assert sink.begun == [(upstream.url, 0, layer.size, layer.size)]
-    (seen,) = upstream.requests("blob")
-    assert seen.range == ""
-    assert seen.headers["accept-encoding"] == "identity"
-    assert seen.headers["user-agent"].startswith("entrepot/")
+    (request,) = upstream.requests("blob")
+    assert request.range == ""
+    assert request.headers["accept-encoding"] == "identity"
+    assert request.headers["user-agent"].startswith("entrepot/")
 
 
 @pytest.mark.parametrize(
-    ("span", "sent"),
+    ("span", "range_header"),
     [
         (Span(0, 5), "bytes=0-4"),
         (Span(7), "bytes=7-"),
@@ -48,21 +50,21 @@ async def test_a_blob_comes_whole_and_in_order(registry: StoredRegistry, upstrea
         (Span(-9), "bytes=-9"),
     ],
 )
-async def test_a_part_of_a_blob(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, span: Span, sent: str
+async def test_range_of_a_blob(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, span: Span, range_header: str
 ) -> None:
-    """A span is requested by Range, and exactly its bytes arrive."""
-    layer = held.layers[1]
+    """A span of a blob is requested with Range, and the sink gets exactly its bytes."""
+    layer = image.layers[1]
     start, stop = span.to_offsets(layer.size)
     async with upstream_source(registry, upstream.url) as source:
         sink = await fetch(source, layer.digest, span)
     assert bytes(sink.body) == layer.read(start, stop)
     assert sink.begun == [(upstream.url, start, stop, layer.size)]
-    assert upstream.requests("blob")[0].range == sent
+    assert upstream.requests("blob")[0].range == range_header
 
 
 async def test_an_empty_blob(registry: StoredRegistry) -> None:
-    """For an empty blob the sink is begun and gets no bytes."""
+    """For an empty blob, the sink gets the endpoint and the size 0, and no bytes."""
     async with scripted_server(lambda head: answer(200)) as server, upstream_source(registry, server.url) as source:
         for span in (Span(0), Span(0, 0)):
             sink = await fetch(source, ABSENT, span)
@@ -71,34 +73,34 @@ async def test_an_empty_blob(registry: StoredRegistry) -> None:
         assert server.connections == 1
 
 
-async def test_connections_are_used_again(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """A piece that is read to its end leaves the connection for the next, also behind a redirect."""
+async def test_connections_are_reused(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
+    """After a completely read piece, the connection is reused for the next piece, also the connection to the target of
+    a redirect."""
     upstream.set(redirects=True)
-    layer = held.layers[1]
+    layer = image.layers[1]
     async with upstream_source(registry, upstream.url) as source:
         for start in range(0, 1000, 100):
             await fetch(source, layer.digest, Span(start, start + 100))
         await fetch(source, layer.digest)
-        await fetch(source, held.config.digest)
+        await fetch(source, image.config.digest)
         assert upstream.opened == 2
 
 
-async def test_redirects_get_no_authorization(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """The token is sent to the registry only; the target of the redirect would refuse it."""
+async def test_redirect_targets_get_no_authorization(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
+    """The token is sent to the registry only, and not to the target of a redirect, which would refuse it."""
     upstream.set(auth="bearer", redirects=True)
     async with upstream_source(registry, upstream.url) as source:
-        sink = await fetch(source, held.layers[1].digest)
-    assert bytes(sink.body) == held.layers[1].read()
-    assert [seen.authorization for seen in upstream.requests("blob")] == [False]
-    assert all(seen.authorization for seen in upstream.requests("redirect") if seen.status == 307)
+        sink = await fetch(source, image.layers[1].digest)
+    assert bytes(sink.body) == image.layers[1].read()
+    assert [request.authorization for request in upstream.requests("blob")] == [False]
+    assert all(request.authorization for request in upstream.requests("redirect") if request.status == 307)
 
 
-async def test_a_token_that_expires_between_two_pieces(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree
-) -> None:
-    """After a 401 a new token is obtained and the request is sent again, unnoticed by the sink."""
+async def test_token_can_expire_between_two_pieces(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
+    """If a piece gets a 401 because the token has expired, the client gets a new token and sends the request again. The
+    sink gets all bytes."""
     upstream.set(auth="bearer", token_uses=1)
-    layer, body = held.layers[1], b""
+    layer, body = image.layers[1], b""
     async with upstream_source(registry, upstream.url) as source:
         for start in range(0, layer.size, 1 << 20):
             sink = await fetch(source, layer.digest, Span(start, min(start + (1 << 20), layer.size)))
@@ -107,32 +109,34 @@ async def test_a_token_that_expires_between_two_pieces(
     assert upstream.count("token") == 4
 
 
-async def test_a_registry_without_ranges(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """A registry without ranges raises RangesUnsupported for a span before any byte; the whole blob works."""
+async def test_upstream_without_range_support(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
+    """If the upstream does not support Range, a request for a span raises RangesUnsupported before the sink is called.
+    The whole blob can be fetched."""
     upstream.set(ranges=False)
     async with upstream_source(registry, upstream.url) as source:
         for span in (Span(5), Span(5, 10), Span(0, 10)):
             sink = CollectingSink()
             with pytest.raises(RangesUnsupported):
-                await source.fetch_blob(REPO, Digest(held.layers[1].digest), span, sink)
+                await source.fetch_blob(REPO, Digest(image.layers[1].digest), span, sink)
             assert sink.begun == []
-        sink = await fetch(source, held.layers[1].digest, Span(0, held.layers[1].size))
-        assert bytes(sink.body) == held.layers[1].read()
+        sink = await fetch(source, image.layers[1].digest, Span(0, image.layers[1].size))
+        assert bytes(sink.body) == image.layers[1].read()
 
 
-async def test_a_blob_of_unknown_length(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """A registry that does not state a blob's length states it in the response to a range of the whole."""
+async def test_blob_without_content_length(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
+    """If the upstream sends no Content-Length, the client requests the whole blob as a range, and gets the size from
+    Content-Range. If the upstream does not support Range either, the download fails."""
     upstream.set(lengths=False)
     async with upstream_source(registry, upstream.url) as source:
-        sink = await fetch(source, held.layers[1].digest)
-        assert bytes(sink.body) == held.layers[1].read()
+        sink = await fetch(source, image.layers[1].digest)
+        assert bytes(sink.body) == image.layers[1].read()
         upstream.set(ranges=False)
         with pytest.raises(UpstreamUnavailable, match="how long"):
-            await fetch(source, held.layers[1].digest)
+            await fetch(source, image.layers[1].digest)
 
 
 async def test_unknown_blobs(registry: StoredRegistry, upstream: Hub) -> None:
-    """404 means that there is no such blob."""
+    """A 404 of the upstream raises BlobUnknown."""
     async with upstream_source(registry, upstream.url) as source:
         with pytest.raises(BlobUnknown):
             await source.resolve_blob(REPO, ABSENT)
@@ -140,14 +144,14 @@ async def test_unknown_blobs(registry: StoredRegistry, upstream: Hub) -> None:
             await fetch(source, ABSENT)
 
 
-async def test_the_size_of_a_blob(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """The size comes from HEAD, or from a GET of one byte if HEAD has none."""
-    layer = held.layers[1]
+async def test_size_of_a_blob(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
+    """The client gets the size of a blob with HEAD, or with a GET of one byte if the response to HEAD has no size."""
+    layer = image.layers[1]
     async with upstream_source(registry, upstream.url) as source:
         for switches in ({}, {"redirects": True}, {"lengths": False}):
             upstream.set(**switches)
-            found = await source.resolve_blob(REPO, Digest(layer.digest))
-            assert (found.digest, found.size) == (layer.digest, layer.size)
+            descriptor = await source.resolve_blob(REPO, Digest(layer.digest))
+            assert (descriptor.digest, descriptor.size) == (layer.digest, layer.size)
 
     def reply(head: str) -> bytes:
         return answer(405) if head.startswith("HEAD") else answer(206, b"x", content_range="bytes 0-0/77")
@@ -159,15 +163,15 @@ async def test_the_size_of_a_blob(registry: StoredRegistry, upstream: Hub, held:
 
 
 @pytest.mark.parametrize("head", [200, 405])
-async def test_the_size_of_another_blob(registry: StoredRegistry, head: int) -> None:
-    """A response that names another digest is refused, whatever its length."""
-    other = "sha256:" + "1" * 64
+async def test_size_of_another_blob_is_refused(registry: StoredRegistry, head: int) -> None:
+    """If the response names another digest than the requested one, its size is not used, and the request fails."""
+    other_digest = "sha256:" + "1" * 64
 
     def reply(request: str) -> bytes:
         if request.startswith("HEAD") and head != 200:
             return answer(head)
         body = b"" if request.startswith("HEAD") else b"12345"
-        return answer(200, body, content_length="5", docker_content_digest=other)
+        return answer(200, body, content_length="5", docker_content_digest=other_digest)
 
     async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
         with pytest.raises(UpstreamUnavailable, match="another blob"):
@@ -175,7 +179,7 @@ async def test_the_size_of_another_blob(registry: StoredRegistry, head: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "sure"),
+    ("status", "body", "is_confirmed"),
     [
         (404, '{"errors": [{"code": "BLOB_UNKNOWN"}]}', True),
         (404, "<html>not for you</html>", False),
@@ -184,9 +188,11 @@ async def test_the_size_of_another_blob(registry: StoredRegistry, head: int) -> 
         (401, '{"errors": [{"code": "UNAUTHORIZED"}]}', False),
     ],
 )
-async def test_whose_refusal_of_a_blob_it_is(registry: StoredRegistry, status: int, body: str, sure: bool) -> None:
-    """Without a registry's error code a refusal is unconfirmed, as for manifests. A response to HEAD has no body, so a
-    GET follows."""
+async def test_blob_refusal_without_a_registry_error_is_unconfirmed(
+    registry: StoredRegistry, status: int, body: str, is_confirmed: bool
+) -> None:
+    """A refusal without an error code of the distribution spec is unconfirmed, because it can come from a firewall or
+    proxy. After a refused HEAD, which has no body, the client sends a GET."""
 
     def reply(head: str) -> bytes:
         return answer(status, b"" if head.startswith("HEAD") else body, content_length=str(len(body)))
@@ -195,28 +201,30 @@ async def test_whose_refusal_of_a_blob_it_is(registry: StoredRegistry, status: i
         for request in (source.resolve_blob(REPO, ABSENT), fetch(source, ABSENT)):
             with pytest.raises(BlobUnknown) as raised:
                 await request
-            assert type(raised.value) is (BlobUnknown if sure else UnconfirmedBlobUnknown)
+            assert type(raised.value) is (BlobUnknown if is_confirmed else UnconfirmedBlobUnknown)
 
 
-async def test_a_doubtful_no_of_one_endpoint(registry: StoredRegistry) -> None:
-    """An "unknown" from one endpoint and a firewall's page from the other one are unconfirmed together."""
-    gone = answer(404, '{"errors": [{"code": "BLOB_UNKNOWN"}]}')
+async def test_unconfirmed_refusal_of_one_endpoint(registry: StoredRegistry) -> None:
+    """If one endpoint answers BLOB_UNKNOWN and the other endpoint sends an HTML page, such as that of a firewall, the
+    refusal is unconfirmed."""
+    unknown = answer(404, '{"errors": [{"code": "BLOB_UNKNOWN"}]}')
     async with (
-        scripted_server(always(gone)) as one,
-        scripted_server(always(answer(404, "<html>"))) as two,
-        upstream_source(registry, one.url, two.url) as source,
+        scripted_server(always(unknown)) as first,
+        scripted_server(always(answer(404, "<html>"))) as second,
+        upstream_source(registry, first.url, second.url) as source,
     ):
         with pytest.raises(UnconfirmedBlobUnknown):
             await fetch(source, ABSENT)
 
 
-async def test_another_endpoint_has_it(
-    registry: StoredRegistry, tmp_path: Path, upstream: Hub, held: ImageTree
+async def test_blob_from_the_next_endpoint(
+    registry: StoredRegistry, tmp_path: Path, upstream: Hub, image: ImageTree
 ) -> None:
-    """Whatever the first endpoint answers for a digest, the next one is asked; the endpoints in `avoid` come last."""
-    layer = held.layers[1]
-    async with upstream_source(registry) as nobody:
-        assert nobody.connections == 8
+    """If the first endpoint does not have a blob or fails, the client uses the next endpoint. Endpoints in `avoid` are
+    tried last."""
+    layer = image.layers[1]
+    async with upstream_source(registry) as default_source:
+        assert default_source.connections == 8
     with hub(tmp_path, UpstreamContent()) as empty:
         async with upstream_source(registry, empty.url, upstream.url) as source:
             for fault in ({}, {"status": 503}, {"status": 500}, {"status": 403}, {"hangup": True}):
@@ -233,8 +241,11 @@ async def test_another_endpoint_has_it(
                 await fetch(source, ABSENT)
 
 
-async def test_endpoints_that_differ_in_their_failure(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
-    """An "unknown" is reported only if all endpoints say so: one that is down might have the blob."""
+async def test_blob_is_unknown_only_if_all_endpoints_deny_it(
+    registry: StoredRegistry, upstream: Hub, tmp_path: Path
+) -> None:
+    """If one endpoint does not have the blob and the other endpoint is down, the client raises UpstreamUnavailable,
+    because the blob may be at the endpoint that is down."""
     with hub(tmp_path, UpstreamContent()) as down:
         down.refuse()
         for order in ((down.url, upstream.url), (upstream.url, down.url)):
@@ -243,12 +254,15 @@ async def test_endpoints_that_differ_in_their_failure(registry: StoredRegistry, 
                     await fetch(source, ABSENT)
 
 
-async def test_many_at_once(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """As many pieces as there are connections are fetched at a time, each with its own bytes."""
-    layer = held.layers[1]
+async def test_many_pieces_at_once(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
+    """24 pieces are fetched at the same time over six connections, and each sink gets the bytes of its own piece."""
+    layer = image.layers[1]
     step = layer.size // 24 + 1
     async with upstream_source(registry, upstream.url, connections=6) as source:
         sinks = await asyncio.gather(
-            *(fetch(source, layer.digest, Span(at, min(at + step, layer.size))) for at in range(0, layer.size, step))
+            *(
+                fetch(source, layer.digest, Span(offset, min(offset + step, layer.size)))
+                for offset in range(0, layer.size, step)
+            )
         )
     assert b"".join(bytes(sink.body) for sink in sinks) == layer.read()

@@ -1,4 +1,5 @@
-"""Lists of tags and referrers: complete and in byte order, however the upstream pages them."""
+"""Tests of lists of tags and referrers with the upstream client. They are complete and in byte order, however the
+upstream sorts and pages them."""
 
 from __future__ import annotations
 
@@ -35,20 +36,22 @@ from tests.fakes.upstream_source import REPO, always, answer, scripted_server, u
 
 
 async def all_tags(source: Any, limit: int) -> list[str]:
-    found: list[str] = []
+    """Returns all tags, requested in pages of `limit` tags."""
+    tags: list[str] = []
     while True:
-        page = await source.tags(REPO, found[-1] if found else None, limit)
-        found += page.items
+        page = await source.tags(REPO, tags[-1] if tags else None, limit)
+        tags += page.items
         if not page.more:
-            return found
+            return tags
 
 
 @pytest.mark.parametrize("limit", [1, 7, 1000])
-async def test_tags(registry: StoredRegistry, upstream: Hub, held: ImageTree, limit: int) -> None:
-    """All tags are listed page by page, from an upstream with another page size, in one reading."""
+async def test_tags(registry: StoredRegistry, upstream: Hub, image: ImageTree, limit: int) -> None:
+    """All tags can be listed with any page size, although the upstream uses pages of another size. The client reads the
+    list from the upstream once."""
     content = UpstreamContent()
     names = [f"v{number}" for number in range(50)] + ["Zed", "a_", "latest", "1"]
-    content.add(REPO, held, *names)
+    content.add(REPO, image, *names)
     upstream.put(content)
     upstream.set(page=20)
     async with upstream_source(registry, upstream.url) as source:
@@ -57,8 +60,9 @@ async def test_tags(registry: StoredRegistry, upstream: Hub, held: ImageTree, li
     assert upstream.count("tags") == 3
 
 
-async def test_tags_that_are_not_in_byte_order(registry: StoredRegistry) -> None:
-    """Registries may sort by collation or not at all, repeat tags, and list invalid ones; no valid tag is lost."""
+async def test_unsorted_and_invalid_tags(registry: StoredRegistry) -> None:
+    """An upstream may list tags in another order than byte order, repeat tags, and list invalid tags. The client lists
+    all valid tags in byte order."""
     pages = {"1": ["b", "B", "a"], "2": ["a", "not a tag", 7, "Z"], "3": None}
 
     def reply(head: str) -> bytes:
@@ -70,73 +74,78 @@ async def test_tags_that_are_not_in_byte_order(registry: StoredRegistry) -> None
         assert await all_tags(source, 2) == ["B", "Z", "a", "b"]
 
 
-async def test_a_new_tag_is_seen(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """A first page is always requested again."""
+async def test_new_tag_is_listed_at_once(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
+    """A request for the first page always reads the list from the upstream again, so a new tag is listed at once."""
     async with upstream_source(registry, upstream.url) as source:
         assert (await source.tags(REPO, None, 10)).items == ["1", "latest"]
-        upstream.tag(REPO, "0", held.digest)
+        upstream.tag(REPO, "0", image.digest)
         assert (await source.tags(REPO, None, 10)).items == ["0", "1", "latest"]
 
 
-async def test_a_long_list_is_read_once(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """If a list takes many upstream requests, concurrent and later clients share one reading."""
+async def test_long_list_is_read_once_for_several_clients(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree
+) -> None:
+    """Reading a long list takes many upstream requests. Clients at the same time share one reading, and so do clients
+    shortly afterwards."""
     content = UpstreamContent()
-    content.add(REPO, held, *(f"v{number}" for number in range(50)))
+    content.add(REPO, image, *(f"v{number}" for number in range(50)))
     upstream.put(content)
     upstream.set(page=10)
     async with upstream_source(registry, upstream.url) as source:
         upstream.fault(on="tags", stall=True)
-        asking = [asyncio.create_task(source.tags(REPO, None, limit)) for limit in (1, 1, 7, 1000)]
+        clients = [asyncio.create_task(source.tags(REPO, None, limit)) for limit in (1, 1, 7, 1000)]
         await upstream.arrival(1, "tags")
-        asking[0].cancel()
+        clients[0].cancel()
         upstream.release()
-        found = await asyncio.gather(*asking[1:])
-        assert [len(page.items) for page in found] == [1, 7, 52]
+        pages = await asyncio.gather(*clients[1:])
+        assert [len(page.items) for page in pages] == [1, 7, 52]
         for _ in range(5):
             assert (await source.tags(REPO, None, 1)).items == ["1"]
     assert upstream.count("tags") == 6
 
 
-async def test_lists_are_kept_for_a_moment() -> None:
-    """Lists are cached for a short time and within a memory limit. The last list is always cached."""
-    now, read = 1000.0, 0
+async def test_lists_are_cached_for_a_short_time() -> None:
+    """Lists are cached for a short time and within a memory limit. The latest list is always cached, even if it is
+    larger than the limit."""
+    now, reading_count = 1000.0, 0
 
-    async def reading() -> CompleteList[str]:
-        nonlocal read
-        read += 1
-        return CompleteList([f"{read}"], 2, size)
+    async def read_list() -> CompleteList[str]:
+        nonlocal reading_count
+        reading_count += 1
+        return CompleteList([f"{reading_count}"], 2, size)
 
-    readings: ListCache[str] = ListCache("far.test", lambda: now)
+    cache: ListCache[str] = ListCache("far.test", lambda: now)
 
-    async def count(key: str) -> str:
-        return (await readings.get(key, reading, is_first_page=True))[0]
+    async def number_of_reading(key: str) -> str:
+        return (await cache.get(key, read_list, is_first_page=True))[0]
 
     size = LIST_CACHE_BYTES // 2 - LIST_OVERHEAD_BYTES
-    assert [await count(key) for key in "aabbab"] == ["1", "1", "2", "2", "1", "2"]
+    assert [await number_of_reading(key) for key in "aabbab"] == ["1", "1", "2", "2", "1", "2"]
     now += LIST_CACHED_SECONDS + 1
-    assert [await count(key) for key in "aba"] == ["3", "4", "3"]
+    assert [await number_of_reading(key) for key in "aba"] == ["3", "4", "3"]
     size = 2 * LIST_CACHE_BYTES
-    assert [await count(key) for key in "cca"] == ["5", "5", "6"]
-    await readings.aclose()
+    assert [await number_of_reading(key) for key in "cca"] == ["5", "5", "6"]
+    await cache.aclose()
 
 
-async def test_few_lists_are_read_at_a_time(registry: StoredRegistry, upstream: Hub) -> None:
-    """Requests for many different lists do not use memory and connections for all of them at once."""
+async def test_number_of_concurrent_lists_is_limited(registry: StoredRegistry, upstream: Hub) -> None:
+    """If clients request many different lists at the same time, the client reads only a limited number of lists at
+    once. This limits its memory and connections."""
     upstream.fault(on="tags", stall=True, times=MAX_CONCURRENT_LISTS)
     async with upstream_source(registry, upstream.url) as source:
         names = [type(REPO)(f"library/x{number}") for number in range(3 * MAX_CONCURRENT_LISTS)]
-        asking = [asyncio.create_task(source.tags(name, None, 9)) for name in names]
+        requests = [asyncio.create_task(source.tags(name, None, 9)) for name in names]
         await upstream.arrival(MAX_CONCURRENT_LISTS, "tags")
         await source.get_manifest(REPO, Tag("1"))
         assert upstream.count("tags") == MAX_CONCURRENT_LISTS
         upstream.release()
-        ends = await asyncio.gather(*asking, return_exceptions=True)
-    assert all(isinstance(end, NameUnknown) for end in ends)
+        results = await asyncio.gather(*requests, return_exceptions=True)
+    assert all(isinstance(result, NameUnknown) for result in results)
     assert upstream.count("tags") == len(names)
 
 
-async def test_an_upstream_that_refuses_our_page_size(registry: StoredRegistry) -> None:
-    """If the upstream refuses our page size, the list is requested without one."""
+async def test_page_size_that_the_upstream_refuses(registry: StoredRegistry) -> None:
+    """If the upstream answers 400 to a request with a page size, the client requests the list without one."""
 
     def reply(head: str) -> bytes:
         return answer(400) if "n=" in head.split()[1] else answer(200, json.dumps({"tags": ["x"]}))
@@ -145,8 +154,9 @@ async def test_an_upstream_that_refuses_our_page_size(registry: StoredRegistry) 
         assert (await source.tags(REPO, None, 10)).items == ["x"]
 
 
-async def test_a_later_page_that_is_refused_ends_the_list(registry: StoredRegistry) -> None:
-    """A 400 for a later page is not about our page size: the list fails and does not start again at its first page."""
+async def test_refused_later_page_fails_the_list(registry: StoredRegistry) -> None:
+    """If the upstream answers 400 for a later page, the list fails. The client does not start again at the first page,
+    because the URL of a later page comes from the upstream."""
     targets: list[str] = []
 
     def reply(head: str) -> bytes:
@@ -162,8 +172,9 @@ async def test_a_later_page_that_is_refused_ends_the_list(registry: StoredRegist
     assert targets == [f"/v2/{REPO}/tags/list?n=1000", f"/v2/{REPO}/tags/list?last=b"]
 
 
-async def test_the_next_page_is_asked_at_home(registry: StoredRegistry) -> None:
-    """A Link that names another host, as behind a proxy, is followed on the requested origin."""
+async def test_next_page_is_requested_from_the_same_host(registry: StoredRegistry) -> None:
+    """If the header Link names another host, such as the internal name of a registry behind a proxy, the next page is
+    requested from the original host."""
 
     def reply(head: str) -> bytes:
         if "last=" in head.split()[1]:
@@ -174,8 +185,8 @@ async def test_the_next_page_is_asked_at_home(registry: StoredRegistry) -> None:
         assert (await source.tags(REPO, None, 10)).items == ["x", "y"]
 
 
-async def test_lists_that_are_none(registry: StoredRegistry, upstream: Hub) -> None:
-    """A missing repository raises NameUnknown; an invalid list is an upstream failure."""
+async def test_missing_and_invalid_lists(registry: StoredRegistry, upstream: Hub) -> None:
+    """A missing repository raises NameUnknown. A response that is not a list raises UpstreamUnavailable."""
     async with upstream_source(registry, upstream.url) as source:
         with pytest.raises(NameUnknown):
             await source.tags(type(REPO)("library/absent"), None, 10)
@@ -188,54 +199,56 @@ async def test_lists_that_are_none(registry: StoredRegistry, upstream: Hub) -> N
                 await source.tags(REPO, None, 10)
 
 
-def signatures(held: ImageTree) -> list[ImageTree]:
-    """Manifests that refer to an image: three signatures and a bill of materials."""
+def signatures(image: ImageTree) -> list[ImageTree]:
+    """Returns manifests that refer to the image: three signatures and a bill of materials (SBOM)."""
     kinds = ["application/vnd.test.signature"] * 3 + ["application/vnd.test.sbom"]
     return [
         manifest_of(
             UpstreamBlob(b"{}", "application/vnd.oci.empty.v1+json"),
             UpstreamBlob(f"signature {number}".encode(), "text/plain"),
             artifact_type=kind,
-            subject=held,
+            subject=image,
             annotations={"number": str(number)},
         )
         for number, kind in enumerate(kinds)
     ]
 
 
-@pytest.mark.parametrize("api", [True, False])
-async def test_referrers(registry: StoredRegistry, upstream: Hub, held: ImageTree, api: bool) -> None:
-    """Referrers come from the API in pages, or from the fallback tag; filtered and sorted by digest."""
+@pytest.mark.parametrize("has_api", [True, False])
+async def test_referrers(registry: StoredRegistry, upstream: Hub, image: ImageTree, has_api: bool) -> None:
+    """Referrers are read page by page from the referrers API of the upstream, or from the fallback tag if the upstream
+    has no such API. They are filtered by artifact type and sorted by digest."""
     content = UpstreamContent()
-    made = signatures(held)
-    for each in made:
-        content.add(REPO, each)
-    if not api:
-        content.add(REPO, fallback_index(*made), fallback_tag(held.digest))
+    referrers = signatures(image)
+    for referrer in referrers:
+        content.add(REPO, referrer)
+    if not has_api:
+        content.add(REPO, fallback_index(*referrers), fallback_tag(image.digest))
     upstream.put(content)
-    upstream.set(referrers=api, page=2)
-    ordered = sorted(each.digest for each in made)
+    upstream.set(referrers=has_api, page=2)
+    ordered = sorted(referrer.digest for referrer in referrers)
     async with upstream_source(registry, upstream.url) as source:
-        subject = Digest(held.digest)
+        subject = Digest(image.digest)
         page = await source.referrers(REPO, subject, None, None, 100)
-        assert ([each.digest for each in page.items], page.more) == (ordered, False)
-        assert {(each.annotations or {})["number"] for each in page.items} == {"0", "1", "2", "3"}
+        assert ([referrer.digest for referrer in page.items], page.more) == (ordered, False)
+        assert {(referrer.annotations or {})["number"] for referrer in page.items} == {"0", "1", "2", "3"}
         page = await source.referrers(REPO, subject, "application/vnd.test.sbom", None, 100)
-        assert [each.digest for each in page.items] == [made[3].digest]
+        assert [referrer.digest for referrer in page.items] == [referrers[3].digest]
         page = await source.referrers(REPO, subject, None, ordered[0], 2)
-        assert ([each.digest for each in page.items], page.more) == (ordered[1:3], True)
-        nothing = await source.referrers(REPO, Digest("sha256:" + "0" * 64), None, None, 100)
-        assert (nothing.items, nothing.more) == ([], False)
+        assert ([referrer.digest for referrer in page.items], page.more) == (ordered[1:3], True)
+        empty_page = await source.referrers(REPO, Digest("sha256:" + "0" * 64), None, None, 100)
+        assert (empty_page.items, empty_page.more) == ([], False)
 
 
-@pytest.mark.parametrize("api", [200, 404])
-async def test_referrers_that_are_in_doubt(registry: StoredRegistry, api: int) -> None:
-    """If something other than the registry refuses the list or the fallback tag, cached referrers can be listed. A
-    refusal by the registry is an empty list."""
+@pytest.mark.parametrize("api_status", [200, 404])
+async def test_referrers_refused_by_a_proxy_are_unconfirmed(registry: StoredRegistry, api_status: int) -> None:
+    """If a firewall or proxy refuses the list of referrers or the fallback tag, the client raises
+    UnconfirmedNameUnknown, so that the mirror can list its cached referrers. A refusal by the registry itself means an
+    empty list."""
     body = "<html>not for you</html>"
 
     def reply(head: str) -> bytes:
-        if "/referrers/" in head.split()[1] and api == 404:
+        if "/referrers/" in head.split()[1] and api_status == 404:
             return answer(404)
         return answer(403 if body.startswith("<") else 404, body)
 
@@ -247,42 +260,43 @@ async def test_referrers_that_are_in_doubt(registry: StoredRegistry, api: int) -
         assert not (await source.referrers(REPO, subject, None, None, 10)).items
 
 
-async def test_referrers_that_were_filtered_there(registry: StoredRegistry) -> None:
-    """`OCI-Filters-Applied` marks a filtered list; descriptors without an artifact type are accepted then."""
+async def test_referrers_filtered_by_the_upstream(registry: StoredRegistry) -> None:
+    """If the upstream has filtered the list by artifact type, which the header `OCI-Filters-Applied` states,
+    descriptors without an artifact type are listed. Otherwise the client filters the list itself."""
     entry = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest_of(b"x"), "size": 1}
     index = json.dumps(
         {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry]}
     )
-    applied = {"oci_filters_applied": "artifactType"}
+    filter_header = {"oci_filters_applied": "artifactType"}
     async with (
-        scripted_server(lambda head: answer(200, index, **applied)) as server,
+        scripted_server(lambda head: answer(200, index, **filter_header)) as server,
         upstream_source(registry, server.url) as source,
     ):
         subject = Digest("sha256:" + "0" * 64)
         assert len((await source.referrers(REPO, subject, "a/b", None, 9)).items) == 1
         assert "artifactType=a%2Fb" in server.heads[0]
-        applied.clear()
+        filter_header.clear()
         assert (await source.referrers(REPO, subject, "a/b", None, 9)).items == []
 
 
-async def test_a_list_without_end(registry: StoredRegistry) -> None:
-    """Reading an endless list stops after a limited number of pages."""
+async def test_endless_list(registry: StoredRegistry) -> None:
+    """If each page of a list names a next page, the list fails after a limited number of pages."""
     body = json.dumps({"tags": ["x"]})
-    round_about = {"link": '</v2/x/tags/list?n=1>; rel="next"'}
+    link_to_itself = {"link": '</v2/x/tags/list?n=1>; rel="next"'}
     async with (
-        scripted_server(lambda head: answer(200, body, **round_about)) as server,
+        scripted_server(lambda head: answer(200, body, **link_to_itself)) as server,
         upstream_source(registry, server.url) as source,
     ):
         with pytest.raises(UpstreamUnavailable, match="does not end"):
             await source.tags(REPO, None, 10)
 
 
-async def test_a_list_that_is_too_long(registry: StoredRegistry) -> None:
-    """Reading stops when a list exceeds its memory limit."""
+async def test_list_beyond_the_memory_limit(registry: StoredRegistry) -> None:
+    """If a list exceeds its memory limit, the client stops reading, and the list fails."""
     body = json.dumps({"tags": ["x"]}) + " " * (7 * MIB)
-    following = {"link": '</v2/x/tags/list?n=1>; rel="next"'}
+    next_page = {"link": '</v2/x/tags/list?n=1>; rel="next"'}
     async with (
-        scripted_server(always(answer(200, body, **following))) as server,
+        scripted_server(always(answer(200, body, **next_page))) as server,
         upstream_source(registry, server.url) as source,
     ):
         with pytest.raises(UpstreamUnavailable, match="a list of more than"):
@@ -290,16 +304,16 @@ async def test_a_list_that_is_too_long(registry: StoredRegistry) -> None:
         assert server.count < 12
 
 
-async def test_a_page_of_too_many_tags(registry: StoredRegistry) -> None:
-    """A page that would take too long to parse is refused, and the message names the limit."""
+async def test_page_with_too_many_tags(registry: StoredRegistry) -> None:
+    """A page with so many tags that parsing would take too long is refused, and the error message states the limit."""
     page = b'{"name":"a","tags":[' + b'"a",' * 400_000 + b'"b"]}'
     async with scripted_server(always(answer(200, page))) as script, upstream_source(registry, script.url) as source:
         with pytest.raises(UpstreamUnavailable, match="a list that is too large: it holds more than 300000 values"):
             await source.tags(REPO, None, 10)
 
 
-async def test_a_list_that_takes_too_much_memory(registry: StoredRegistry) -> None:
-    """Entries count against the memory limit beside their text: pages of short tags are bounded, too."""
+async def test_list_of_short_tags_beyond_the_memory_limit(registry: StoredRegistry) -> None:
+    """Each tag counts against the memory limit with more than its text, so a list of many short tags is limited too."""
     number = 0
 
     def reply(head: str) -> bytes:
@@ -314,8 +328,8 @@ async def test_a_list_that_takes_too_much_memory(registry: StoredRegistry) -> No
         assert script.count < 10
 
 
-async def test_many_tags_come_in_order(registry: StoredRegistry) -> None:
-    """More tags than are sorted in one call are in order."""
+async def test_many_tags_are_sorted(registry: StoredRegistry) -> None:
+    """35,000 tags, more than the client sorts in one call, are listed in byte order."""
     tags = [f"{n * 7919 % 35_000:05}" for n in range(35_000)]
     async with (
         scripted_server(always(answer(200, json.dumps({"tags": tags})))) as script,

@@ -1,4 +1,5 @@
-"""Logins at upstreams: where the password comes from, how it is sent, and that it is never sent to the wrong place."""
+"""Tests of the login of the upstream client at an upstream: where the password comes from, how it is sent, and that it
+is never sent to another host."""
 
 from __future__ import annotations
 
@@ -33,27 +34,28 @@ from tests.fakes.upstream_source import (
 
 
 @pytest.mark.parametrize("auth", ["bearer", "basic"])
-async def test_a_login(registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path, auth: str) -> None:
-    """With a login private content can be pulled, by Bearer and by Basic."""
+async def test_a_login(registry: StoredRegistry, upstream: Hub, image: ImageTree, tmp_path: Path, auth: str) -> None:
+    """With a login, private content can be pulled from an upstream with Bearer or with Basic authentication."""
     upstream.set(auth=auth, private=[REPO], **LOGIN)
     async with upstream_source(registry, upstream.url, **logged_in(tmp_path)) as source:
-        assert (await source.get_manifest(REPO, TAG)).body == held.body
-        assert bytes((await fetch(source, held.layers[0].digest)).body) == held.layers[0].read()
+        assert (await source.get_manifest(REPO, TAG)).body == image.body
+        assert bytes((await fetch(source, image.layers[0].digest)).body) == image.layers[0].read()
 
 
 @pytest.mark.parametrize("auth", ["bearer", "basic"])
-async def test_a_login_that_is_refused(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path, auth: str
+async def test_refused_login_raises_denied(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, tmp_path: Path, auth: str
 ) -> None:
-    """A refused login raises DENIED for every kind of request. The message has no password."""
+    """If the upstream refuses the login, every kind of request raises Denied. The message does not contain the
+    password."""
     upstream.set(auth=auth, **LOGIN)
     async with upstream_source(registry, upstream.url, **logged_in(tmp_path, "wrong")) as source:
         for request in (
             source.get_manifest(REPO, TAG),
             source.resolve_manifest(REPO, TAG),
             source.tags(REPO, None, 10),
-            source.resolve_blob(REPO, Digest(held.layers[0].digest)),
-            fetch(source, held.layers[0].digest),
+            source.resolve_blob(REPO, Digest(image.layers[0].digest)),
+            fetch(source, image.layers[0].digest),
         ):
             with pytest.raises(Denied, match="login") as raised:
                 await request
@@ -61,8 +63,10 @@ async def test_a_login_that_is_refused(
 
 
 @pytest.mark.parametrize("auth", ["bearer", "basic"])
-async def test_anonymous_and_refused(registry: StoredRegistry, upstream: Hub, held: ImageTree, auth: str) -> None:
-    """Private content looks like missing content: it is unknown."""
+async def test_private_content_without_a_login_is_unknown(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, auth: str
+) -> None:
+    """Without a login, private content looks like missing content, so requests for it raise "unknown" errors."""
     upstream.set(auth=auth, private=[REPO], **LOGIN)
     async with upstream_source(registry, upstream.url) as source:
         with pytest.raises(ManifestUnknown):
@@ -72,19 +76,19 @@ async def test_anonymous_and_refused(registry: StoredRegistry, upstream: Hub, he
         with pytest.raises(NameUnknown):
             await source.tags(REPO, None, 10)
         with pytest.raises(BlobUnknown):
-            await source.resolve_blob(REPO, Digest(held.layers[0].digest))
+            await source.resolve_blob(REPO, Digest(image.layers[0].digest))
         with pytest.raises(BlobUnknown):
-            await fetch(source, held.layers[0].digest)
+            await fetch(source, image.layers[0].digest)
         if auth == "bearer":
-            assert (await source.referrers(REPO, Digest(held.digest), None, None, 10)).items == []
-        else:  # nobody could log in, so nobody said that there are no referrers
+            assert (await source.referrers(REPO, Digest(image.digest), None, None, 10)).items == []
+        else:  # without a login, the registry has not confirmed that there are no referrers
             with pytest.raises(UnconfirmedNameUnknown):
-                await source.referrers(REPO, Digest(held.digest), None, None, 10)
+                await source.referrers(REPO, Digest(image.digest), None, None, 10)
 
 
-async def test_a_login_may_see_what_others_are_told_is_not_there(registry: StoredRegistry, tmp_path: Path) -> None:
-    """A registry with public content may answer 404, not 401, for private content: with a login, `/v2/` is asked first
-    how to log in."""
+async def test_login_is_used_although_the_registry_answers_404(registry: StoredRegistry, tmp_path: Path) -> None:
+    """A registry may answer 404 instead of 401 for private content, so it does not ask for a login. A client with a
+    password therefore requests `/v2/` first to find out how to log in."""
     expected = "Basic " + base64.b64encode(b"ann:correct horse").decode()
     body = json.dumps({"name": REPO, "tags": ["1"]})
 
@@ -103,18 +107,19 @@ async def test_a_login_may_see_what_others_are_told_is_not_there(registry: Store
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-async def test_an_endpoint_that_does_not_say_how_to_log_in(
+async def test_basic_login_is_tried_if_v2_has_no_challenge(
     registry: StoredRegistry, tmp_path: Path, status: int
 ) -> None:
-    """`/v2/` may refuse without a challenge, as behind a proxy that forwards repositories only, and private content may
-    be 404. Then Basic is tried after a refusal, and sent at once from then on."""
+    """`/v2/` may be refused without a challenge, for example by a proxy that forwards repositories only, while private
+    content gets 404. The client then tries Basic authentication after the 404. For later requests it sends the password
+    at once."""
     expected = "Basic " + base64.b64encode(b"ann:correct horse").decode()
 
     def reply(head: str) -> bytes:
         if head.startswith("GET /v2/ "):
             return answer(status)
-        known = f"authorization: {expected}".lower() in head.lower()
-        return answer(200, json.dumps({"name": REPO, "tags": ["1"]})) if known else answer(404)
+        is_logged_in = f"authorization: {expected}".lower() in head.lower()
+        return answer(200, json.dumps({"name": REPO, "tags": ["1"]})) if is_logged_in else answer(404)
 
     async with scripted_server(reply) as server, upstream_source(registry, server.url, **logged_in(tmp_path)) as source:
         for _ in range(2):
@@ -122,8 +127,9 @@ async def test_an_endpoint_that_does_not_say_how_to_log_in(
         assert ["authorization" in head.lower() for head in server.heads] == [False, False, True, True]
 
 
-async def test_a_login_nobody_asked_for(registry: StoredRegistry, tmp_path: Path) -> None:
-    """A registry that answers Basic with a challenge gets what it asks for, by the rules for realms."""
+async def test_challenge_after_an_unrequested_basic_login(registry: StoredRegistry, tmp_path: Path) -> None:
+    """If the registry answers Basic authentication with a Bearer challenge, the client gets a token from the realm in
+    the challenge. It refuses a realm on another host."""
 
     def reply(head: str) -> bytes:
         target, lower = head.split()[1], head.lower()
@@ -146,17 +152,17 @@ async def test_a_login_nobody_asked_for(registry: StoredRegistry, tmp_path: Path
                 await source.tags(REPO, None, 10)
 
 
-async def test_an_endpoint_that_wants_no_login(registry: StoredRegistry, tmp_path: Path) -> None:
-    """An endpoint whose `/v2/` answers everybody with 200 does not get the password, and is asked again after a
-    while."""
+async def test_password_is_not_sent_to_a_public_endpoint(registry: StoredRegistry, tmp_path: Path) -> None:
+    """If `/v2/` answers 200 without a login, the endpoint does not get the password. After a while the client requests
+    `/v2/` again, and logs in if a login is now required."""
     clock = UpstreamClock()
-    shut = False
+    requires_login = False
 
     def reply(head: str) -> bytes:
         if "authorization: basic" in head.lower():
             return answer(200, json.dumps({"name": REPO, "tags": ["1"]}))
         if head.startswith("GET /v2/ "):
-            return answer(401, www_authenticate='Basic realm="x"') if shut else answer(200, "{}")
+            return answer(401, www_authenticate='Basic realm="x"') if requires_login else answer(200, "{}")
         return answer(404)
 
     async with (
@@ -166,7 +172,7 @@ async def test_an_endpoint_that_wants_no_login(registry: StoredRegistry, tmp_pat
         with pytest.raises(NameUnknown):
             await source.tags(REPO, None, 10)
         assert "authorization" not in "".join(server.heads).lower()
-        shut = True
+        requires_login = True
         clock.now += PING_VALID_SECONDS - 1
         with pytest.raises(NameUnknown):
             await source.tags(REPO, None, 10)
@@ -174,8 +180,9 @@ async def test_an_endpoint_that_wants_no_login(registry: StoredRegistry, tmp_pat
         assert (await source.tags(REPO, None, 10)).items == ["1"]
 
 
-async def test_a_limit_on_asking_how_to_log_in(registry: StoredRegistry, tmp_path: Path) -> None:
-    """A 429 at `/v2/` is reported and waited out. No anonymous request is sent instead, which might see less."""
+async def test_429_of_v2_is_reported(registry: StoredRegistry, tmp_path: Path) -> None:
+    """A 429 of `/v2/` raises TooManyRequests, and the client sends no request until its Retry-After has passed. It does
+    not send the request without a login instead, because it could then get a wrong 404."""
     clock = UpstreamClock()
     limited = True
 
@@ -199,8 +206,8 @@ async def test_a_limit_on_asking_how_to_log_in(registry: StoredRegistry, tmp_pat
         assert (await source.tags(REPO, None, 10)).items == ["1"]
 
 
-async def test_passwords_that_change(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
-    """A changed password file is read again without a restart."""
+async def test_changed_password_file_is_read_again(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
+    """After a refused login, a changed password file is used without a restart."""
     upstream.set(auth="basic", **LOGIN)
     settings = logged_in(tmp_path, "wrong")
     async with upstream_source(registry, upstream.url, **settings) as source:
@@ -213,7 +220,8 @@ async def test_passwords_that_change(registry: StoredRegistry, upstream: Hub, tm
 async def test_a_password_in_the_environment(
     registry: StoredRegistry, upstream: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The password is read from the variable; a missing variable is logged."""
+    """The password is read from the environment variable that `password_env` names. If the variable is missing, the
+    request fails and the log names the variable."""
     upstream.set(auth="bearer", private=[REPO], **LOGIN)
     async with upstream_source(registry, upstream.url, username="ann", password_env="FAR_PASSWORD") as source:
         with pytest.raises(UpstreamUnavailable, match="login"):
@@ -224,8 +232,8 @@ async def test_a_password_in_the_environment(
 
 
 @pytest.mark.parametrize("entry", ["auth", "fields"])
-async def test_a_docker_config(registry: StoredRegistry, upstream: Hub, tmp_path: Path, entry: str) -> None:
-    """The login that `docker login` stored for the upstream's name is used."""
+async def test_login_from_a_docker_config(registry: StoredRegistry, upstream: Hub, tmp_path: Path, entry: str) -> None:
+    """The client uses the login that `docker login` has stored under the upstream's name."""
     upstream.set(auth="bearer", private=[REPO], **LOGIN)
     encoded = base64.b64encode(b"ann:correct horse").decode()
     login = {"auth": encoded} if entry == "auth" else LOGIN
@@ -238,7 +246,8 @@ async def test_a_docker_config(registry: StoredRegistry, upstream: Hub, tmp_path
 async def test_a_docker_config_without_the_name(
     registry: StoredRegistry, upstream: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a login for the name, requests are anonymous, and the log says so once."""
+    """If the docker config has no login for the name of the upstream, requests are anonymous, and the log mentions this
+    once."""
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"auths": {}, "credsStore": "desktop"}))
     async with upstream_source(registry, upstream.url, docker_config=file) as source:
@@ -247,51 +256,53 @@ async def test_a_docker_config_without_the_name(
     assert caplog.text.count("credential helper") == 1
 
 
-async def test_a_redirect_keeps_authorization_at_home(registry: StoredRegistry, tmp_path: Path) -> None:
-    """No redirect target gets the login: not another port, and not the endpoint after a redirect back."""
-    seen: list[str] = []
+async def test_redirect_targets_get_no_login(registry: StoredRegistry, tmp_path: Path) -> None:
+    """The login is not sent to the target of a redirect on another port. If this target redirects back to the endpoint,
+    the login is not sent there either."""
+    redirected_heads: list[str] = []
 
-    def away(head: str) -> bytes:
-        seen.append(head)
-        return answer(307, location=f"{home.url}/v2/back")
+    def redirect_back(head: str) -> bytes:
+        redirected_heads.append(head)
+        return answer(307, location=f"{endpoint.url}/v2/back")
 
     def reply(head: str) -> bytes:
         target = head.split()[1]
         if target == "/v2/":
             return answer(401, www_authenticate='Basic realm="x"')
         if target == "/v2/back":
-            seen.append(head)
+            redirected_heads.append(head)
             return answer(200, json.dumps({"name": REPO, "tags": ["1"]}))
         assert "authorization: basic" in head.lower()
-        return answer(302, location=f"{other.url}/away")
+        return answer(302, location=f"{redirect_target.url}/away")
 
     async with (
-        scripted_server(away) as other,
-        scripted_server(reply) as home,
-        upstream_source(registry, home.url, **logged_in(tmp_path)) as source,
+        scripted_server(redirect_back) as redirect_target,
+        scripted_server(reply) as endpoint,
+        upstream_source(registry, endpoint.url, **logged_in(tmp_path)) as source,
     ):
         assert (await source.tags(REPO, None, 10)).items == ["1"]
-    assert len(seen) == 2
-    assert "authorization" not in "".join(seen).lower()
+    assert len(redirected_heads) == 2
+    assert "authorization" not in "".join(redirected_heads).lower()
 
 
-async def test_nothing_secret_is_logged(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_no_password_or_token_is_logged(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No log line contains the password or a token."""
     caplog.set_level(logging.DEBUG, "registry")
     upstream.set(auth="bearer", redirects=True, **LOGIN)
     async with upstream_source(registry, upstream.url, **logged_in(tmp_path)) as source:
         await source.get_manifest(REPO, TAG)
-        await fetch(source, held.layers[0].digest)
+        await fetch(source, image.layers[0].digest)
         upstream.set(auth="basic")
         await source.get_manifest(REPO, TAG)
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("registry")]
     assert not [line for line in lines if LOGIN["password"] in line or "Bearer " in line or "Basic " in line]
 
 
-def test_the_libraries_log_no_addresses() -> None:
-    """The URL of a redirect can grant access, and httpx2 would log it at level info."""
+def test_http_libraries_do_not_log_urls() -> None:
+    """The HTTP libraries do not log requests, even at the log level `debug`. httpx2 would log the URLs of redirects,
+    which can grant access to blobs."""
     program = (
         "import logging, sys; from registry.log_output import log_to_stderr; log_to_stderr('debug');"
         "names = ('httpx2', 'httpcore2.http11', 'urllib3.connectionpool');"

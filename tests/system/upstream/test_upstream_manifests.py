@@ -1,4 +1,5 @@
-"""Manifests from upstreams: the exact bytes, verified, by tag and by digest."""
+"""Tests of requests for manifests with the upstream client: by tag and by digest, verification, invalid responses, and
+the memory that responses occupy."""
 
 from __future__ import annotations
 
@@ -30,85 +31,101 @@ from tests.fakes.upstream_content import ImageTree, UpstreamBlob, UpstreamConten
 from tests.fakes.upstream_source import REPO, TAG, always, answer, scripted_server, upstream_source
 
 
-@pytest.mark.parametrize("by", ["tag", "digest"])
-async def test_a_manifest(registry: StoredRegistry, upstream: Hub, held: ImageTree, by: str) -> None:
-    """A manifest arrives as it was pushed, with one GET; its descriptor takes one HEAD."""
-    reference: Reference = TAG if by == "tag" else Digest(held.digest)
+@pytest.mark.parametrize("reference_kind", ["tag", "digest"])
+async def test_a_manifest(registry: StoredRegistry, upstream: Hub, image: ImageTree, reference_kind: str) -> None:
+    """A manifest is fetched with one GET and has exactly the bytes of the upstream. Its descriptor (media type, digest
+    and size) is fetched with one HEAD."""
+    reference: Reference = TAG if reference_kind == "tag" else Digest(image.digest)
     async with upstream_source(registry, upstream.url) as source:
-        found = await source.get_manifest(REPO, reference)
-        assert (found.body, found.media_type, found.digest) == (held.body, held.media_type, held.digest)
-        told = await source.resolve_manifest(REPO, reference)
-        assert (told.media_type, told.digest, told.size) == (held.media_type, held.digest, len(held.body))
-    assert [seen.method for seen in upstream.requests()] == ["GET", "HEAD"]
+        manifest = await source.get_manifest(REPO, reference)
+        assert (manifest.body, manifest.media_type, manifest.digest) == (image.body, image.media_type, image.digest)
+        descriptor = await source.resolve_manifest(REPO, reference)
+        assert (descriptor.media_type, descriptor.digest, descriptor.size) == (
+            image.media_type,
+            image.digest,
+            len(image.body),
+        )
+    assert [request.method for request in upstream.requests()] == ["GET", "HEAD"]
 
 
 async def test_every_kind_of_manifest_is_accepted(registry: StoredRegistry, upstream: Hub) -> None:
-    """`Accept` lists docker's and OCI's manifests and indexes, and not schema 1."""
+    """The header `Accept` lists manifests and indexes of docker and OCI, but not docker's old schema 1."""
     content = UpstreamContent()
-    real = content.add(REPO, ubuntu(), "18.04")
+    index = content.add(REPO, ubuntu(), "18.04")
     upstream.put(content)
     upstream.set(negotiates=True)
     async with upstream_source(registry, upstream.url) as source:
-        assert (await source.get_manifest(REPO, Tag("18.04"))).digest == real.digest
-        for digest in real.manifests:
+        assert (await source.get_manifest(REPO, Tag("18.04"))).digest == index.digest
+        for digest in index.manifests:
             assert (await source.get_manifest(REPO, Digest(digest))).digest == digest
         await source.get_manifest(REPO, TAG)
-    assert all("v1+prettyjws" not in seen.headers["accept"] for seen in upstream.requests())
+    assert all("v1+prettyjws" not in request.headers["accept"] for request in upstream.requests())
 
 
 @pytest.mark.parametrize("switches", [{"digests": False}, {"heads": False}, {"lengths": False}])
-async def test_an_answer_to_head_that_says_too_little(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, switches: dict[str, Any]
+async def test_descriptor_needs_a_get_if_head_lacks_a_header(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, switches: dict[str, Any]
 ) -> None:
-    """If HEAD lacks a header, the manifest is fetched for its descriptor."""
+    """If the response to HEAD lacks a header or fails, the client fetches the manifest to get its descriptor."""
     upstream.set(**switches)
     async with upstream_source(registry, upstream.url) as source:
-        told = await source.resolve_manifest(REPO, TAG)
-    assert (told.media_type, told.digest, told.size) == (held.media_type, held.digest, len(held.body))
+        descriptor = await source.resolve_manifest(REPO, TAG)
+    assert (descriptor.media_type, descriptor.digest, descriptor.size) == (
+        image.media_type,
+        image.digest,
+        len(image.body),
+    )
 
 
-@pytest.mark.parametrize("by", ["tag", "digest"])
-async def test_wrong_bytes(registry: StoredRegistry, upstream: Hub, held: ImageTree, by: str) -> None:
-    """A manifest that does not match the requested digest, or the one the response names, is refused."""
+@pytest.mark.parametrize("reference_kind", ["tag", "digest"])
+async def test_corrupt_manifest_is_refused(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, reference_kind: str
+) -> None:
+    """A manifest is refused if its bytes do not match the requested digest or the digest in the response header."""
     upstream.fault(on="manifest", corrupt=7)
     async with upstream_source(registry, upstream.url) as source:
         with pytest.raises(UpstreamUnavailable, match="another digest"):
-            await source.get_manifest(REPO, TAG if by == "tag" else Digest(held.digest))
+            await source.get_manifest(REPO, TAG if reference_kind == "tag" else Digest(image.digest))
 
 
-async def test_wrong_bytes_at_one_endpoint(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path
+async def test_next_endpoint_is_used_after_a_corrupt_manifest(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, tmp_path: Path
 ) -> None:
-    """After wrong bytes, the next endpoint is asked."""
+    """If one endpoint sends a corrupt manifest, the client fetches the manifest from the next endpoint."""
     content = UpstreamContent()
-    content.add(REPO, held, "1")
+    content.add(REPO, image, "1")
     upstream.fault(on="manifest", corrupt=7)
     with hub(tmp_path, content) as second:
         async with upstream_source(registry, upstream.url, second.url) as source:
-            assert (await source.get_manifest(REPO, TAG)).body == held.body
+            assert (await source.get_manifest(REPO, TAG)).body == image.body
         assert second.count("manifest") == 1
 
 
-async def test_a_large_manifest(registry: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A manifest of some MiB is parsed and hashed off the event loop."""
-    parsed: list[threading.Thread] = []
+async def test_large_manifest_is_parsed_in_a_thread(registry: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest of 1 MiB is parsed in a thread, so that the event loop is not blocked. A small manifest is parsed in
+    the event loop."""
+    parsing_threads: list[threading.Thread] = []
     parse = Manifest.parse
 
-    def seen(*args: Any) -> Manifest:
-        parsed.append(threading.current_thread())
+    def recording_parse(*args: Any) -> Manifest:
+        parsing_threads.append(threading.current_thread())
         return parse(*args)
 
-    monkeypatch.setattr(Manifest, "parse", seen)
+    monkeypatch.setattr(Manifest, "parse", recording_parse)
     for size in (1000, 1 << 20):
-        made = manifest_of(UpstreamBlob(b"{}", "application/vnd.oci.empty.v1+json"), annotations={"text": "x" * size})
-        given = answer(200, made.body, content_type=made.media_type, docker_content_digest=made.digest)
-        async with scripted_server(always(given)) as server, upstream_source(registry, server.url) as source:
-            assert (await source.get_manifest(REPO, TAG)).digest == made.digest
-    assert [thread is threading.main_thread() for thread in parsed] == [True, False]
+        large_image = manifest_of(
+            UpstreamBlob(b"{}", "application/vnd.oci.empty.v1+json"), annotations={"text": "x" * size}
+        )
+        response = answer(
+            200, large_image.body, content_type=large_image.media_type, docker_content_digest=large_image.digest
+        )
+        async with scripted_server(always(response)) as server, upstream_source(registry, server.url) as source:
+            assert (await source.get_manifest(REPO, TAG)).digest == large_image.digest
+    assert [thread is threading.main_thread() for thread in parsing_threads] == [True, False]
 
 
 async def test_unknown_manifests(registry: StoredRegistry, upstream: Hub) -> None:
-    """404 means that there is no such manifest."""
+    """A 404 of the upstream raises ManifestUnknown."""
     async with upstream_source(registry, upstream.url) as source:
         for reference in (Tag("absent"), Digest("sha256:" + "0" * 64)):
             with pytest.raises(ManifestUnknown):
@@ -117,22 +134,23 @@ async def test_unknown_manifests(registry: StoredRegistry, upstream: Hub) -> Non
                 await source.resolve_manifest(REPO, reference)
 
 
-async def test_a_tag_has_one_authority(
-    registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path
+async def test_first_endpoint_decides_about_tags(
+    registry: StoredRegistry, upstream: Hub, image: ImageTree, tmp_path: Path
 ) -> None:
-    """The first endpoint decides about a tag; a digest may be found at any endpoint."""
+    """If the first endpoint does not have a tag, the tag is unknown, and no other endpoint is used. A manifest
+    requested by digest can come from any endpoint."""
     with hub(tmp_path, UpstreamContent()) as first:
         async with upstream_source(registry, first.url, upstream.url) as source:
             with pytest.raises(ManifestUnknown):
                 await source.get_manifest(REPO, TAG)
             assert upstream.count() == 0
-            assert (await source.get_manifest(REPO, Digest(held.digest))).body == held.body
+            assert (await source.get_manifest(REPO, Digest(image.digest))).body == image.body
             first.fault(on="manifest", status=503, method="")
-            assert (await source.resolve_manifest(REPO, TAG)).digest == held.digest
+            assert (await source.resolve_manifest(REPO, TAG)).digest == image.digest
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("response", "message"),
     [
         (answer(200, "<html>hotel wifi</html>", content_type="text/html"), "not valid"),
         (answer(200, '{"schemaVersion": 1}', content_type="application/json"), "not valid"),
@@ -146,50 +164,53 @@ async def test_a_tag_has_one_authority(
         (answer(418), "answers 418"),
     ],
 )
-async def test_answers_that_make_no_sense(registry: StoredRegistry, given: bytes, says: str) -> None:
-    """Invalid responses are upstream failures."""
-    async with scripted_server(lambda head: given) as server, upstream_source(registry, server.url) as source:
-        with pytest.raises(UpstreamUnavailable, match=says):
+async def test_invalid_responses_are_unavailable(registry: StoredRegistry, response: bytes, message: str) -> None:
+    """Invalid responses raise UpstreamUnavailable with a message that describes the problem."""
+    async with scripted_server(lambda head: response) as server, upstream_source(registry, server.url) as source:
+        with pytest.raises(UpstreamUnavailable, match=message):
             await source.get_manifest(REPO, TAG)
 
 
-async def test_a_type_that_is_none(registry: StoredRegistry, held: ImageTree) -> None:
-    """A plain file server sends application/json or no type; the manifest's own media type counts then."""
-    for kind in ({"content_type": "application/json"}, {"content_type": f"{held.media_type}; charset=utf-8"}, {}):
-        given = answer(200, held.body, **kind)
-        async with scripted_server(always(given)) as server, upstream_source(registry, server.url) as source:
-            assert (await source.get_manifest(REPO, TAG)).media_type == held.media_type
+async def test_media_type_of_the_manifest_is_used(registry: StoredRegistry, image: ImageTree) -> None:
+    """If the Content-Type is missing or `application/json`, as from a plain file server, the client uses the media type
+    that the manifest states."""
+    for kind in ({"content_type": "application/json"}, {"content_type": f"{image.media_type}; charset=utf-8"}, {}):
+        response = answer(200, image.body, **kind)
+        async with scripted_server(always(response)) as server, upstream_source(registry, server.url) as source:
+            assert (await source.get_manifest(REPO, TAG)).media_type == image.media_type
 
 
-async def test_a_digest_of_another_algorithm(registry: StoredRegistry, held: ImageTree) -> None:
-    """The digest in the response is verified and returned, whatever its algorithm."""
-    named = "sha512:" + hashlib.sha512(held.body).hexdigest()
-    fields = {"content_type": OCI_MANIFEST, "docker_content_digest": named}
+async def test_a_digest_of_another_algorithm(registry: StoredRegistry, image: ImageTree) -> None:
+    """If the response header has a SHA-512 digest, this digest is verified and returned."""
+    sha512_digest = "sha512:" + hashlib.sha512(image.body).hexdigest()
+    fields = {"content_type": OCI_MANIFEST, "docker_content_digest": sha512_digest}
 
     def reply(head: str) -> bytes:
-        return answer(200, b"" if head.startswith("HEAD") else held.body, content_length=str(len(held.body)), **fields)
+        return answer(
+            200, b"" if head.startswith("HEAD") else image.body, content_length=str(len(image.body)), **fields
+        )
 
     async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
-        assert (await source.get_manifest(REPO, TAG)).digest == named
-        assert (await source.resolve_manifest(REPO, TAG)).digest == named
+        assert (await source.get_manifest(REPO, TAG)).digest == sha512_digest
+        assert (await source.resolve_manifest(REPO, TAG)).digest == sha512_digest
         fields["docker_content_digest"] = "sha512:" + "0" * 128
         with pytest.raises(UpstreamUnavailable, match="another digest"):
             await source.get_manifest(REPO, TAG)
 
 
-async def test_head_that_names_another_digest(registry: StoredRegistry, upstream: Hub) -> None:
-    """A response about another digest than the requested one is a failure."""
-    named = {"docker_content_digest": "sha256:" + "1" * 64, "content_type": OCI_MANIFEST, "content_length": "5"}
+async def test_head_with_another_digest_is_refused(registry: StoredRegistry, upstream: Hub) -> None:
+    """If the response to HEAD names another digest than the requested one, the request raises UpstreamUnavailable."""
+    headers = {"docker_content_digest": "sha256:" + "1" * 64, "content_type": OCI_MANIFEST, "content_length": "5"}
     async with (
-        scripted_server(lambda head: answer(200, **named)) as server,
+        scripted_server(lambda head: answer(200, **headers)) as server,
         upstream_source(registry, server.url) as source,
     ):
         with pytest.raises(UpstreamUnavailable, match="another manifest"):
             await source.resolve_manifest(REPO, Digest("sha256:" + "2" * 64))
 
 
-async def test_redirected_manifests(registry: StoredRegistry, held: ImageTree) -> None:
-    """Five redirects are followed, relative ones too; a sixth is an error."""
+async def test_redirected_manifests(registry: StoredRegistry, image: ImageTree) -> None:
+    """The client follows up to five redirects, including relative ones. A sixth redirect is an error."""
     hops = 5
 
     def reply(head: str) -> bytes:
@@ -197,17 +218,17 @@ async def test_redirected_manifests(registry: StoredRegistry, held: ImageTree) -
         hop = int(target.removeprefix("/hop/")) if target.startswith("/hop/") else 0
         if hop < hops:
             return answer((301, 302, 303, 307, 308)[hop % 5], "moved", location=f"/hop/{hop + 1}")
-        return answer(200, held.body, content_type=held.media_type)
+        return answer(200, image.body, content_type=image.media_type)
 
     async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
-        assert (await source.get_manifest(REPO, TAG)).body == held.body
+        assert (await source.get_manifest(REPO, TAG)).body == image.body
         hops = 6
         with pytest.raises(UpstreamUnavailable, match="more than 5"):
             await source.get_manifest(REPO, TAG)
 
 
-async def test_an_upstream_that_is_silent(registry: StoredRegistry, upstream: Hub) -> None:
-    """A silent upstream is a timeout, and the next request can succeed."""
+async def test_silent_upstream_is_a_timeout(registry: StoredRegistry, upstream: Hub) -> None:
+    """If the upstream does not respond, the request raises UpstreamTimeout. The next request can succeed."""
     upstream.fault(on="manifest", stall=True)
     async with upstream_source(registry, upstream.url, idle_timeout=2) as source:
         with pytest.raises(UpstreamTimeout):
@@ -216,7 +237,7 @@ async def test_an_upstream_that_is_silent(registry: StoredRegistry, upstream: Hu
 
 
 async def test_no_cookies(registry: StoredRegistry) -> None:
-    """Cookies are not sent back."""
+    """The client ignores cookies that an upstream sets."""
     body = json.dumps({"name": REPO, "tags": ["1"]})
     async with (
         scripted_server(lambda head: answer(200, body, set_cookie="a=b; Path=/")) as server,
@@ -227,6 +248,7 @@ async def test_no_cookies(registry: StoredRegistry) -> None:
     assert "cookie:" not in "".join(server.heads).lower()
 
 
+# Invalid manifests by a part of the error message that each gets.
 TOO_LARGE = {
     "values": b'{"schemaVersion":2,"x":[' + b"[]," * 100_000 + b"[]]}",
     "refers to 10001 blobs": json.dumps(
@@ -247,81 +269,87 @@ TOO_LARGE = {
 }
 
 
-@pytest.mark.parametrize("why", TOO_LARGE)
-async def test_a_manifest_beyond_the_bounds(registry: StoredRegistry, why: str) -> None:
-    """A manifest that exceeds a limit is refused, and the message names the limit; others of that upstream still
-    work."""
-    good = json.dumps(
+@pytest.mark.parametrize("message", TOO_LARGE)
+async def test_manifest_beyond_a_limit_is_refused(registry: StoredRegistry, message: str) -> None:
+    """A manifest that exceeds a limit is refused, and the message names the limit. Other manifests of the same
+    repository can still be fetched."""
+    valid_body = json.dumps(
         {"schemaVersion": 2, "config": {"mediaType": "a/b", "digest": f"sha256:{'0' * 64}", "size": 1}}
     ).encode()
 
     def reply(head: str) -> bytes:
-        body = good if "/manifests/good" in head else TOO_LARGE[why]
+        body = valid_body if "/manifests/good" in head else TOO_LARGE[message]
         return answer(200, body, content_type=OCI_MANIFEST)
 
     async with scripted_server(reply) as script, upstream_source(registry, script.url) as source:
         for _ in range(5):
-            with pytest.raises(UpstreamUnavailable, match=f"a manifest that is not valid: .*{why}"):
+            with pytest.raises(UpstreamUnavailable, match=f"a manifest that is not valid: .*{message}"):
                 await source.get_manifest(REPO, Tag("bad"))
-        assert (await source.get_manifest(REPO, Tag("good"))).body == good
+        assert (await source.get_manifest(REPO, Tag("good"))).body == valid_body
 
 
-async def test_a_reading_that_nobody_waits_for_keeps_its_turn() -> None:
-    """A cancelled parse goes on in its thread, and the next document waits for it. The cancelled caller does not
-    wait."""
-    parser, begun, go, other = DocumentParser(), threading.Event(), threading.Event(), threading.Event()
+async def test_next_document_waits_for_a_cancelled_parse() -> None:
+    """Documents are parsed one after another in a thread. If the caller of a parse is cancelled, it returns at once,
+    but its parse continues in the thread. The next document is parsed only after that."""
+    parser, has_begun, may_end, second_has_run = (
+        DocumentParser(),
+        threading.Event(),
+        threading.Event(),
+        threading.Event(),
+    )
 
-    def read() -> None:
-        begun.set()
-        go.wait()
+    def parse_slowly() -> None:
+        has_begun.set()
+        may_end.wait()
 
-    first = asyncio.create_task(parser.run(MIB, read))
-    await asyncio.to_thread(begun.wait)
+    first = asyncio.create_task(parser.run(MIB, parse_slowly))
+    await asyncio.to_thread(has_begun.wait)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    second = asyncio.create_task(parser.run(MIB, other.set))
+    second = asyncio.create_task(parser.run(MIB, second_has_run.set))
     try:
-        assert not await asyncio.to_thread(other.wait, 0.2)
+        assert not await asyncio.to_thread(second_has_run.wait, 0.2)
     finally:
-        go.set()
+        may_end.set()
         await second
-    assert other.is_set()
+    assert second_has_run.is_set()
 
 
-async def test_memory_of_work_that_outlives_its_block() -> None:
-    """A shared task that outlives the block that started it does not hold memory in that block's scope."""
+async def test_shared_task_does_not_keep_memory_of_a_closed_scope() -> None:
+    """A ShareScope releases its memory when its `with` block ends. If a task is shared and continues after that, it
+    does not hold memory in the closed scope."""
     memory = MemoryBudget(MIB, "answers")
-    go, flights = asyncio.Event(), SingleFlight[None]()
+    may_continue, shared_tasks = asyncio.Event(), SingleFlight[None]()
 
     async def work(scope: ShareScope) -> None:
-        await go.wait()
+        await may_continue.wait()
         share = memory.share()
         await share.grow(1000)
         scope.hold(share)
 
-    async def begin() -> None:
+    async def start_work() -> None:
         with ShareScope() as scope:
-            await flights.run("it", lambda: work(scope))
+            await shared_tasks.run("it", lambda: work(scope))
 
-    first = asyncio.create_task(begin())
+    first = asyncio.create_task(start_work())
     await asyncio.sleep(0)
     first.cancel()
     with suppress(asyncio.CancelledError):
         await first
-    go.set()
-    await flights.run("it", lambda: work(ShareScope()))
+    may_continue.set()
+    await shared_tasks.run("it", lambda: work(ShareScope()))
     assert memory.used == 0
 
 
 async def test_memory_of_a_token(registry: StoredRegistry) -> None:
-    """A large response of a token service counts against memory only until it is parsed."""
-    ask, go = asyncio.Event(), asyncio.Event()
+    """A large response of a token service counts against the memory budget only until the token is parsed."""
+    token_requested, may_respond = asyncio.Event(), asyncio.Event()
 
     async def reply(head: str) -> bytes:
         if "/token" in head.split()[1]:
-            ask.set()
-            await go.wait()
+            token_requested.set()
+            await may_respond.wait()
             return answer(200, json.dumps({"token": "t", "more": "x" * (200 << 10)}))
         if "authorization: bearer t" in head.lower():
             return answer(404, '{"errors": [{"code": "MANIFEST_UNKNOWN"}]}')
@@ -336,45 +364,42 @@ async def test_memory_of_a_token(registry: StoredRegistry) -> None:
                     await source.get_manifest(REPO, Tag("1"), scope)
                 assert source._api._memory.used == 0, "of the token, which is read"
 
-        one = asyncio.create_task(get())
-        await ask.wait()
-        go.set()
-        await one
+        task = asyncio.create_task(get())
+        await token_requested.wait()
+        may_respond.set()
+        await task
         assert source._api._memory.used == 0
 
 
-async def test_large_answers_wait_for_memory() -> None:
-    """Large responses wait for memory, and each holds its share until its block ends."""
+async def test_large_responses_wait_for_memory() -> None:
+    """Four large responses do not fit into the memory budget together, so some wait. Each response holds its share of
+    the budget until the `with` block of its scope ends."""
     body = b"x" * (100 << 10)
     memory = MemoryBudget(300 << 10, "answers")
     settings = Upstream.model_validate({"name": "far.test"})
-    exchange = ApiClient(
-        settings, OutboundProxies(), TrustStore(settings.ca_file), AddressPolicy(settings.name), memory
-    )
+    client = ApiClient(settings, OutboundProxies(), TrustStore(settings.ca_file), AddressPolicy(settings.name), memory)
 
-    async def ask(url: str) -> int:
+    async def request(url: str) -> int:
         with ShareScope() as scope:
-            found = await exchange.send("GET", url, {}, max_bytes=MIB, memory=scope)
+            response = await client.send("GET", url, {}, max_bytes=MIB, memory=scope)
             assert memory.used == 2 * len(body)
-        return len(found.body)
+        return len(response.body)
 
     async with scripted_server(always(answer(200, body))) as script:
-        assert await asyncio.gather(*(ask(script.url) for _ in range(4))) == [len(body)] * 4
-        await exchange.aclose()
+        assert await asyncio.gather(*(request(script.url) for _ in range(4))) == [len(body)] * 4
+        await client.aclose()
     assert memory.used == 0
 
 
-async def test_an_answer_that_breaks_off_holds_nothing() -> None:
-    """A broken response holds no memory while its block goes on."""
+async def test_broken_response_holds_no_memory() -> None:
+    """A response that breaks off holds no memory, even before the `with` block of its scope ends."""
     body = b"x" * (100 << 10)
     memory = MemoryBudget(300 << 10, "answers")
     settings = Upstream.model_validate({"name": "far.test"})
-    exchange = ApiClient(
-        settings, OutboundProxies(), TrustStore(settings.ca_file), AddressPolicy(settings.name), memory
-    )
+    client = ApiClient(settings, OutboundProxies(), TrustStore(settings.ca_file), AddressPolicy(settings.name), memory)
     async with scripted_server(always(answer(200, body)[:-1])) as script:
         with ShareScope() as scope:
             with pytest.raises(UpstreamUnavailable):
-                await exchange.send("GET", script.url, {}, max_bytes=MIB, memory=scope)
+                await client.send("GET", script.url, {}, max_bytes=MIB, memory=scope)
             assert memory.used == 0
-    await exchange.aclose()
+    await client.aclose()

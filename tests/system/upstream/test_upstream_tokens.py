@@ -1,4 +1,5 @@
-"""Tokens for upstreams: obtained once for all requests, renewed in time, and from the upstream's token service only."""
+"""Tests of the tokens of the upstream client: all requests share a token, the token is renewed before it expires, and
+it comes only from the token service of the upstream."""
 
 from __future__ import annotations
 
@@ -28,37 +29,38 @@ from tests.fakes.upstream_source import (
 )
 
 
-async def test_one_token_for_all_who_ask(tmp_path: Path, upstream: Hub, held: ImageTree) -> None:
-    """Twenty concurrent requests in two processes obtain one token, and later requests use it."""
+async def test_concurrent_requests_share_one_token(tmp_path: Path, upstream: Hub, image: ImageTree) -> None:
+    """Twenty concurrent requests of two registries with the same data directory get one token together. Later requests
+    use it too."""
     upstream.set(auth="bearer", latency=0.02)
     async with (
-        opened_registry(tmp_path / "data") as one,
-        opened_registry(tmp_path / "data") as two,
-        upstream_source(one, upstream.url) as here,
-        upstream_source(two, upstream.url) as there,
+        opened_registry(tmp_path / "data") as first_registry,
+        opened_registry(tmp_path / "data") as second_registry,
+        upstream_source(first_registry, upstream.url) as first_source,
+        upstream_source(second_registry, upstream.url) as second_source,
     ):
         await asyncio.gather(
-            *(source.get_manifest(REPO, TAG) for source in (here, there) for _ in range(5)),
-            *(fetch(source, held.layers[0].digest) for source in (here, there) for _ in range(5)),
+            *(source.get_manifest(REPO, TAG) for source in (first_source, second_source) for _ in range(5)),
+            *(fetch(source, image.layers[0].digest) for source in (first_source, second_source) for _ in range(5)),
         )
         assert upstream.count("token") == 1
         upstream.forget()
-        await there.resolve_manifest(REPO, TAG)
-        assert [seen.status for seen in upstream.requests()] == [200]
+        await second_source.resolve_manifest(REPO, TAG)
+        assert [request.status for request in upstream.requests()] == [200]
 
 
-async def test_a_token_is_kept_over_a_restart(tmp_path: Path, upstream: Hub) -> None:
-    """The next process starts with the token, without a 401."""
+async def test_token_is_stored_over_a_restart(tmp_path: Path, upstream: Hub) -> None:
+    """After a restart, the client uses the stored token, so its first request does not get a 401."""
     upstream.set(auth="bearer")
     for _ in range(2):
         async with opened_registry(tmp_path / "data") as registry, upstream_source(registry, upstream.url) as source:
             await source.get_manifest(REPO, TAG)
     assert upstream.count("token") == 1
-    assert [seen.status for seen in upstream.requests("manifest")] == [401, 200, 200]
+    assert [request.status for request in upstream.requests("manifest")] == [401, 200, 200]
 
 
 async def test_a_token_is_renewed_before_it_expires(registry: StoredRegistry, upstream: Hub) -> None:
-    """A token is renewed ten seconds early, so that none expires on its way."""
+    """A token is renewed ten seconds before it expires, so that it does not expire while a request is on its way."""
     upstream.set(auth="bearer", token_seconds=300)
     clock = UpstreamClock()
     async with upstream_source(registry, upstream.url, clock=clock) as source:
@@ -69,11 +71,12 @@ async def test_a_token_is_renewed_before_it_expires(registry: StoredRegistry, up
         clock.now += 2
         await source.get_manifest(REPO, TAG)
         assert upstream.count("token") == 2
-    assert [seen.status for seen in upstream.requests("manifest")] == [401, 200, 200, 200]
+    assert [request.status for request in upstream.requests("manifest")] == [401, 200, 200, 200]
 
 
-async def test_a_token_that_is_refused_is_dropped(registry: StoredRegistry, upstream: Hub) -> None:
-    """A refused token is replaced once, whatever its lifetime, and the request is sent again."""
+async def test_refused_token_is_replaced_once(registry: StoredRegistry, upstream: Hub) -> None:
+    """If the registry refuses a token that has not expired yet, concurrent requests together get one new token, and are
+    sent again."""
     upstream.set(auth="bearer")
     async with upstream_source(registry, upstream.url) as source:
         await source.get_manifest(REPO, TAG)
@@ -82,9 +85,9 @@ async def test_a_token_that_is_refused_is_dropped(registry: StoredRegistry, upst
     assert upstream.count("token") == 2
 
 
-async def test_a_token_of_another_process_that_is_refused(tmp_path: Path, held: ImageTree) -> None:
-    """A process whose token is refused finds a token that another process got since. When the registry refuses that
-    one, too, the process gets a new one: the pull goes on."""
+async def test_refused_token_of_another_process_is_replaced(tmp_path: Path, image: ImageTree) -> None:
+    """The registry refuses the token of a process. The process then uses the newer token that another process has
+    stored. If the registry refuses this token too, the process gets a new token, and the pull succeeds."""
     accepted: set[str] = set()
     issued: list[str] = []
 
@@ -95,69 +98,68 @@ async def test_a_token_of_another_process_that_is_refused(tmp_path: Path, held: 
             accepted.add(issued[-1])
             return answer(200, json.dumps({"token": issued[-1], "expires_in": 600}))
         if any(f"authorization: bearer {token}\r\n" in head.lower() for token in accepted):
-            return answer(200, held.body, content_type=held.media_type)
+            return answer(200, image.body, content_type=image.media_type)
         return answer(401, www_authenticate=f'Bearer realm="{server.url}/token",service="here"')
 
     async with (
-        opened_registry(tmp_path / "data") as registry,
-        opened_registry(tmp_path / "data") as other,
+        opened_registry(tmp_path / "data") as first_registry,
+        opened_registry(tmp_path / "data") as second_registry,
         scripted_server(reply) as server,
-        upstream_source(registry, server.url) as one,
-        upstream_source(other, server.url) as two,
+        upstream_source(first_registry, server.url) as first_source,
+        upstream_source(second_registry, server.url) as second_source,
     ):
-        await one.get_manifest(REPO, TAG)
+        await first_source.get_manifest(REPO, TAG)
         accepted.clear()
-        await two.get_manifest(REPO, TAG)
+        await second_source.get_manifest(REPO, TAG)
         accepted.clear()
-        assert (await one.get_manifest(REPO, TAG)).digest == held.digest
+        assert (await first_source.get_manifest(REPO, TAG)).digest == image.digest
     assert issued == ["t1", "t2", "t3"]
 
 
-async def test_a_registry_that_refuses_every_token(registry: StoredRegistry) -> None:
-    """A new token that the registry refuses is not followed by another one."""
-    issued: list[str] = []
+async def test_refused_new_token_is_not_replaced(registry: StoredRegistry) -> None:
+    """If the registry refuses a token that was just issued, the client does not get another token."""
+    token_requests: list[str] = []
 
     def reply(head: str) -> bytes:
         if "/token" in head.split()[1]:
-            issued.append(head)
-            return answer(200, json.dumps({"token": f"t{len(issued)}"}))
+            token_requests.append(head)
+            return answer(200, json.dumps({"token": f"t{len(token_requests)}"}))
         return answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
 
     async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
         with pytest.raises(ManifestUnknown):
             await source.get_manifest(REPO, TAG)
-    assert len(issued) == 1
+    assert len(token_requests) == 1
 
 
-async def test_one_who_leaves_takes_no_token_from_others(registry: StoredRegistry, upstream: Hub) -> None:
-    """Cancelling the request that started to obtain a token leaves the token to the waiting requests."""
+async def test_cancelled_request_does_not_cancel_the_shared_token(registry: StoredRegistry, upstream: Hub) -> None:
+    """Several requests wait for the same token. If the request that has started to get the token is cancelled, the
+    other requests still get the token."""
     upstream.set(auth="bearer")
     upstream.fault(on="token", stall=True)
     async with upstream_source(registry, upstream.url) as source:
         first = asyncio.create_task(source.get_manifest(REPO, TAG))
         await upstream.arrival(1, "token")
-        others = [asyncio.create_task(source.get_manifest(REPO, TAG)) for _ in range(3)]
+        waiting_requests = [asyncio.create_task(source.get_manifest(REPO, TAG)) for _ in range(3)]
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
         upstream.release()
-        await asyncio.gather(*others)
+        await asyncio.gather(*waiting_requests)
     assert upstream.count("token") == 1
 
 
-async def test_nothing_is_contacted_before_it_is_needed(
-    registry: StoredRegistry, upstream: Hub, tmp_path: Path
-) -> None:
-    """Creating a client contacts nobody and reads no file."""
+async def test_new_client_contacts_nobody(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
+    """Creating a client opens no connection and reads no file."""
     absent = tmp_path / "absent"
     async with upstream_source(registry, upstream.url, username="ann", password_file=absent, ca_file=absent) as source:
         assert (source.name, source.connections, source.is_nearly_exhausted()) == ("far.test", 8, False)
     assert upstream.opened == 0
 
 
-async def test_a_token_service_that_refuses_the_anonymous(registry: StoredRegistry) -> None:
-    """A token service may answer anonymous clients with 401 or 403 instead of a token without rights; the content is
-    then unknown."""
+async def test_token_service_refuses_anonymous_clients(registry: StoredRegistry) -> None:
+    """A token service may answer anonymous clients with 401 or 403 instead of issuing a token without permissions. The
+    content is then unknown."""
     for status in (401, 403):
 
         def reply(head: str, status: int = status) -> bytes:
@@ -171,7 +173,7 @@ async def test_a_token_service_that_refuses_the_anonymous(registry: StoredRegist
 
 
 async def test_an_identity_token(registry: StoredRegistry, tmp_path: Path) -> None:
-    """An identity token is sent to the token service by POST, as a refresh token."""
+    """An identity token from a docker config is sent to the token service with POST, as a refresh token."""
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"auths": {"far.test": {"auth": "PHRva2VuPjo=", "identitytoken": "id-1"}}}))
 
@@ -190,14 +192,14 @@ async def test_an_identity_token(registry: StoredRegistry, tmp_path: Path) -> No
     assert "authorization" not in token_heads[0].lower()
 
 
-async def test_a_token_service_that_knows_post_alone(registry: StoredRegistry, tmp_path: Path) -> None:
-    """If GET is not allowed, the password is sent by POST."""
+async def test_token_service_that_allows_only_post(registry: StoredRegistry, tmp_path: Path) -> None:
+    """If the token service answers 405 to GET, the password is sent with POST."""
 
     def reply(head: str) -> bytes:
         method, target, _ = head.split(maxsplit=2)
         if target.startswith("/token"):
-            said = answer(200, json.dumps({"access_token": "given"}), connection="close")
-            return said if method == "POST" else answer(405)
+            response = answer(200, json.dumps({"access_token": "given"}), connection="close")
+            return response if method == "POST" else answer(405)
         if "authorization: bearer given" in head.lower():
             return answer(200, json.dumps({"name": REPO, "tags": ["1"]}))
         return answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
@@ -206,10 +208,11 @@ async def test_a_token_service_that_knows_post_alone(registry: StoredRegistry, t
         assert (await source.tags(REPO, None, 10)).items == ["1"]
 
 
-async def test_a_realm_elsewhere_is_not_asked(
+async def test_realm_on_a_foreign_host_is_not_contacted(
     registry: StoredRegistry, upstream: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A realm on a foreign host is not contacted, with or without a password. The log says how to allow it."""
+    """If the token service in a challenge (the realm) is on a foreign host, the client does not contact it, with or
+    without a password. The log explains how to allow it with the setting `realms`."""
     upstream.set(auth="bearer", realm=f"{upstream.auth_url}/token", **LOGIN)
     for login in ({}, logged_in(tmp_path)):
         async with upstream_source(registry, upstream.url, **login) as source:
@@ -235,10 +238,10 @@ async def test_a_realm_elsewhere_is_not_asked(
         ({"stall": True}, UpstreamTimeout),
     ],
 )
-async def test_a_token_service_that_fails(
+async def test_errors_of_a_failing_token_service(
     registry: StoredRegistry, upstream: Hub, fault: dict[str, Any], error: type[Exception]
 ) -> None:
-    """A failing token service is a failure of the upstream."""
+    """If the token service fails, requests raise the same errors as for a failing upstream."""
     upstream.set(auth="bearer")
     upstream.fault(on="token", **fault)
     async with upstream_source(registry, upstream.url, idle_timeout=2) as source:
@@ -246,8 +249,8 @@ async def test_a_token_service_that_fails(
             await source.get_manifest(REPO, TAG)
 
 
-async def test_tokens_that_are_none(registry: StoredRegistry) -> None:
-    """Text that cannot be a header value, or no text, is not accepted as a token."""
+async def test_invalid_tokens_are_refused(registry: StoredRegistry) -> None:
+    """A missing token, and a token that cannot be a header value, raise UpstreamUnavailable."""
     for body in ("{}", "[]", "nonsense", '{"token": 5}', '{"token": "a b"}', '{"token": "a\\r\\nHost: x"}'):
 
         def reply(head: str, body: str = body) -> bytes:
@@ -260,14 +263,14 @@ async def test_tokens_that_are_none(registry: StoredRegistry) -> None:
                 await source.get_manifest(REPO, TAG)
 
 
-async def test_the_scope_is_the_repository_s(registry: StoredRegistry, tmp_path: Path) -> None:
-    """Each repository has its own token, for pull only."""
+async def test_each_repository_has_its_own_token(registry: StoredRegistry, tmp_path: Path) -> None:
+    """The client gets a separate token for each repository, with permission to pull only."""
     content = UpstreamContent()
-    other = RepositoryName("library/other")
-    with hub(tmp_path, content, auth="bearer") as empty:
-        async with upstream_source(registry, empty.url) as source:
-            for repo in (REPO, other):
+    other_repo = RepositoryName("library/other")
+    with hub(tmp_path, content, auth="bearer") as empty_hub:
+        async with upstream_source(registry, empty_hub.url) as source:
+            for repo in (REPO, other_repo):
                 with pytest.raises(ManifestUnknown):
                     await source.get_manifest(repo, TAG)
-        scopes = sorted(seen.path.partition("scope=")[2] for seen in empty.requests("token"))
+        scopes = sorted(request.path.partition("scope=")[2] for request in empty_hub.requests("token"))
     assert scopes == ["repository%3Alibrary%2Fapp%3Apull", "repository%3Alibrary%2Fother%3Apull"]
