@@ -1,7 +1,8 @@
-"""Backups and restores that are killed at a durable step: `python -m tests.system.crash.killed_backup FOLDER SOURCE
-backup|restore` (see `crash_runs`).
+"""Kills processes before the durable steps of a backup or a restore: `python -m tests.system.crash.killed_backup FOLDER
+SOURCE backup|restore` (see `crash_runs`).
 
-Many steps are alike, because each makes or syncs one of the 512 directories of blobs. Only some of these are tried.
+Many steps are of the same kind, because each makes or syncs one of the 512 directories of blobs. Only some of these are
+tried.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from tests.system.crash.crash_runs import die_before_each_step
 from tests.system.crash.durable_steps import BOOT, KillingSystem
 
 FIRST, SECOND = 1e9, 2e9
-"""When the backups are made, in seconds since 1970."""
+"""The times of the two backups, in seconds since 1970."""
 LARGE = bytes(range(256)) * 1000
-"""A blob that is too large to be read at once."""
+"""The content of a blob that is too large to be read at once."""
 
 
 async def make_source(data: Path, backups: Path) -> Manifest:
-    """Makes a store, backs it up, and changes it after that: one image is deleted, another one added. Returns an image
-    that the store has before and after the change."""
+    """Makes a store and backs it up. Then deletes one of its images and pushes a new one. Returns an image that the
+    store has before and after this change."""
     prepare_data_dir(data)
     async with open_registry(data, grace=0, boot=BOOT) as store:
         large = await push_blob(store, APP, LARGE)

@@ -1,5 +1,5 @@
-"""A backup or a restore is interrupted, by SIGKILL before a durable step or by a power cut after one. A snapshot that
-counts as complete can be restored completely, and the next run completes the interrupted work."""
+"""Tests that interrupt a backup or a restore, by SIGKILL before a durable step or by a power cut after one. A snapshot
+that is listed as complete can be restored completely, and the next run completes the interrupted work."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from tests.system.crash.power_cut_disk import DiskAfterCut, RecordingSystem
 from tests.system.crash.workload import files_below
 
 OLD_TAGS, NEW_TAGS = ["kept", "old"], ["again", "kept", "new"]
+"""The tags in the first backup of `make_source`, and the tags after its last change."""
 
 
 def snapshot_names(folder: Path) -> list[str]:
@@ -55,7 +56,7 @@ async def check_data(data: Path, kept: Manifest) -> list[str]:
 
 
 async def check_newest(folder: Path, kept: Manifest, tags: list[str]) -> None:
-    """Restores the newest snapshot, and checks that it is complete and has these tags."""
+    """Restores the newest snapshot, and checks that the restored store is complete and has these tags."""
     await restore_in(folder / "backups", folder / "restored", System())
     assert await check_data(folder / "restored" / "data", kept) == tags
     shutil.rmtree(folder / "restored")
@@ -66,10 +67,10 @@ async def check_backups(folder: Path, source: Path, kept: Manifest) -> None:
     names = snapshot_names(folder)
     assert names
     await check_newest(folder, kept, OLD_TAGS if names[-1].startswith("2001") else NEW_TAGS)
-    await check_next(folder, source)
+    await check_next_backup(folder, source)
 
 
-async def check_next(folder: Path, source: Path) -> None:
+async def check_next_backup(folder: Path, source: Path) -> None:
     """Checks that the next backup has all blobs of the store byte for byte, and no other files."""
     await back_up_in(source, folder, System())
     assert len(snapshot_names(folder)) == 1
@@ -79,7 +80,7 @@ async def check_next(folder: Path, source: Path) -> None:
 
 
 async def check_restored(folder: Path, backups: Path, kept: Manifest) -> None:
-    """Checks that the restore is complete, or that the next one completes it."""
+    """Checks that the restored store is complete. If the interrupted restore is not, restores again first."""
     data = folder / "data"
     if not has_data(data) or Layout(data).restore_marker.exists():
         await restore_in(backups, folder, System())
@@ -87,7 +88,8 @@ async def check_restored(folder: Path, backups: Path, kept: Manifest) -> None:
 
 
 def look_at_backups(disk: DiskAfterCut) -> None:
-    """Checks that a complete snapshot has its database, byte for byte, and all blobs that it names."""
+    """Checks that each snapshot with a manifest file has its database, byte for byte, and all blobs that the database
+    names."""
     manifests = [name for name in disk.names if name.startswith("backups/snapshots/") and name.endswith(".json")]
     for name in manifests:
         fields = json.loads(disk.names[name] or b"")
@@ -102,13 +104,14 @@ def look_at_backups(disk: DiskAfterCut) -> None:
 
 
 def look_at_restored(disk: DiskAfterCut) -> None:
-    """Checks that a directory with any content is marked as unfinished, or has its database."""
+    """Checks that a data directory that is not empty either has its database or is marked as unfinished."""
     if any(name.startswith("data/") for name in disk.names):
         assert "data/restore.json" in disk.names or "data/entrepot.db" in disk.names
 
 
 @pytest.mark.slow
-def test_a_backup_that_is_killed(quick: Path) -> None:
+def test_next_backup_completes_a_killed_backup(quick: Path) -> None:
+    """After a SIGKILL, a complete snapshot exists and can be restored, and the next backup succeeds."""
     source = quick / "source"
     kept = asyncio.run(make_source(source, quick / "start" / "backups"))
 
@@ -119,9 +122,9 @@ def test_a_backup_that_is_killed(quick: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_backup_that_a_power_cut_ends(quick: Path) -> None:
-    """A backup that has returned is there after a power cut. The checks that take long run only for a sample of the
-    disks."""
+async def test_snapshots_are_complete_after_a_power_cut(quick: Path) -> None:
+    """After a power cut during a backup, the complete snapshots can be restored and the next backup succeeds. A backup
+    that was reported as finished survives the power cut. The slow checks run only for a sample of the disks."""
     source, start = quick / "source", quick / "start"
     kept = await make_source(source, start / "backups")
     system = RecordingSystem(start)
@@ -142,8 +145,9 @@ async def test_a_backup_that_a_power_cut_ends(quick: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_the_first_backup_that_a_power_cut_ends(quick: Path) -> None:
-    """The first backup is complete or absent. If it has returned, it is complete."""
+async def test_first_backup_is_complete_or_absent_after_a_power_cut(quick: Path) -> None:
+    """After a power cut, the first backup is either complete or absent. A backup that was reported as finished is
+    complete."""
     source, start = quick / "source", quick / "start"
     kept = await make_source(source, quick / "other backups")
     start.mkdir()
@@ -154,7 +158,7 @@ async def test_the_first_backup_that_a_power_cut_ends(quick: Path) -> None:
         if snapshot_names(folder):
             await check_newest(folder, kept, NEW_TAGS)
         else:
-            await check_next(folder, source)
+            await check_next_backup(folder, source)
 
     async def check_end(folder: Path) -> None:
         await check_newest(folder, kept, NEW_TAGS)
@@ -167,7 +171,8 @@ async def test_the_first_backup_that_a_power_cut_ends(quick: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_restore_that_is_killed(quick: Path) -> None:
+def test_next_restore_completes_a_killed_restore(quick: Path) -> None:
+    """After a SIGKILL, the restore is complete or marked as unfinished, and the next restore completes it."""
     backups = quick / "backups"
     kept = asyncio.run(make_source(quick / "source", backups))
     (quick / "start").mkdir()
@@ -180,9 +185,9 @@ def test_a_restore_that_is_killed(quick: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("may_link", [False, True])
-async def test_a_restore_that_a_power_cut_ends(quick: Path, *, may_link: bool) -> None:
-    """No server starts on an unfinished restore. For a sample of the disks, the next restore completes it. A restore
-    that has returned is there after a power cut."""
+async def test_next_restore_completes_a_restore_after_a_power_cut(quick: Path, *, may_link: bool) -> None:
+    """After a power cut, an unfinished restore is marked, so that no server starts on it. For a sample of the disks,
+    the next restore completes it. A restore that was reported as finished survives the power cut."""
     backups, start = quick / "backups", quick / "start"
     kept = await make_source(quick / "source", backups)
     start.mkdir()

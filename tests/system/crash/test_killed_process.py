@@ -1,5 +1,5 @@
-"""SIGKILL at durable steps: acknowledged content is there, no partial content is visible, and later work is not
-disturbed."""
+"""A test that kills a process at the durable steps of its requests. Acknowledged content is complete afterwards, no
+partial content is visible, and later requests work."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from tests.system.crash.workload import StateCheck, StepLog, files_below, referr
 
 
 async def _check(data: Path, told: StepLog, *, thorough: bool) -> None:
+    """Checks the data directory of a killed process. `told`: the requests that the process had begun and
+    acknowledged."""
     prepare_data_dir(data)
     async with open_registry(data, grace=0, boot=BOOT) as registry:
         if thorough:
@@ -44,11 +46,12 @@ async def _check(data: Path, told: StepLog, *, thorough: bool) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_nothing_acknowledged_is_lost_when_the_process_is_killed_at_a_durable_step(when: str, quick: Path) -> None:
-    """Kills a process at each of the tried durable steps of the script, which include each kind of step. What the
-    process has acknowledged is then there, byte for byte. No partial blob is visible, the status of upload sessions is
-    true, and the collector finds all garbage. After every fourth kill, a check of the whole store finds no problem."""
+    """Kills a process at each of the tried durable steps of the workload, which include each kind of step. The content
+    that the process has acknowledged is then there, byte for byte. No partial blob is visible, the reported offset of
+    upload sessions is true, and the collector finds all garbage. After every fourth kill, a check of the whole store
+    finds no problem."""
     command = [sys.executable, "-m", "tests.system.crash.killed_at_step", str(quick), when, str(random.random())]
-    deaths = 0
+    kills = 0
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as helper:
         assert helper.stdout is not None
         for line in helper.stdout:
@@ -58,15 +61,15 @@ def test_nothing_acknowledged_is_lost_when_the_process_is_killed_at_a_durable_st
                 told.note(kind, event)
             data = quick / str(report["number"])
             try:
-                asyncio.run(_check(data, told, thorough=deaths % 4 == 0))
+                asyncio.run(_check(data, told, thorough=kills % 4 == 0))
             except BaseException as error:
                 helper.kill()
                 error.add_note(f"killed {when} step {report['number']}; under way: {told.open}")
                 raise
             shutil.rmtree(data)
-            deaths += report["code"] == -signal.SIGKILL
+            kills += report["code"] == -signal.SIGKILL
     assert helper.returncode == 0
-    assert report["code"] == 0, "the last process should have come through"
+    assert report["code"] == 0, "the last process should have completed the workload"
     assert not told.open
-    assert report["number"] > 100, "the day has fewer durable steps than it should"
-    assert deaths > (60 if when == "before" else 20), "too few of them were tried"
+    assert report["number"] > 100, "the workload has fewer durable steps than expected"
+    assert kills > (60 if when == "before" else 20), "too few steps were tried"

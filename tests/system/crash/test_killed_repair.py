@@ -1,5 +1,5 @@
-"""A repair and the garbage collection after it are interrupted, by SIGKILL before a durable step or by a power cut
-after one. The next run completes the repair and the collection."""
+"""Tests that interrupt the repair of a damaged store and the garbage collection after it, by SIGKILL before a durable
+step or by a power cut after one. The next run completes the repair and the collection."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from tests.system.crash.durable_steps import BOOT
 from tests.system.crash.killed_repair import repair_and_collect
 
 APP, OTHER = RepositoryName("team/app"), RepositoryName("team/other")
-REPAIRS = 7
-"""A run that repairs all the damage of `make_damaged_store` has more durable steps than this. A power cut can leave
-more different disks than this."""
+REPAIR_STEPS = 7
+"""The repair of `make_damaged_store` has more durable steps than this, and a power cut can leave more different disks
+than this. With fewer, the tests would prove too little."""
 
 
 async def make_damaged_store(data: Path) -> tuple[Manifest, Manifest]:
-    """Makes a store with garbage and several kinds of damage. Returns a complete image, and one whose layer is
-    missing."""
+    """Makes a store with garbage and several kinds of damage. Returns an image that is complete after the repair, and
+    an image whose layer is missing."""
     prepare_data_dir(data)
     async with open_registry(data, boot=BOOT) as registry:
         whole = await push_image(registry, APP, "whole", "whole")
         broken = await push_image(registry, APP, "broken", "broken")
-        gone = await push_image(registry, OTHER, "gone", "gone")
-        await registry.delete_manifest(OTHER, gone.digest, by=BY)
+        deleted = await push_image(registry, OTHER, "gone", "gone")
+        await registry.delete_manifest(OTHER, deleted.digest, by=BY)
         await push_blob(registry, OTHER, b"a leaked link")
         writer = await registry.start_upload(APP)
         await writer.write(b"abandoned")
@@ -58,14 +58,14 @@ async def make_damaged_store(data: Path) -> tuple[Manifest, Manifest]:
 
 
 async def check_copy(data: Path, whole: Manifest, broken: Manifest, boot: str) -> None:
-    """Checks that a second run completes what the killed one has begun, and that no content in use is lost."""
+    """Checks that a second run completes the interrupted repair, and that no content in use is lost."""
     prepare_data_dir(data)
-    # The clock is an hour ahead. Otherwise the files that the killed process has left would be kept as new files.
+    # The clock is an hour ahead. Otherwise the repair would keep the leftover files of the killed process as new files.
     clock = lambda: time.time() + 3600  # noqa: E731
     assert all(finding.repair for finding in await repair_and_collect(data, System(), clock, boot))
     async with open_registry(data, grace=0, boot=boot, clock=clock) as registry:
         await assert_consistent(registry)
-        # A power cut can leave an upload's file with two names. The run above has deleted only one of them.
+        # A power cut can leave the file of an upload with two names. The run above has deleted only one of the names.
         await registry.collector.collect()
         assert await registry.damage.damaged_count() == 1
         assert (await registry.get_manifest(APP, Tag("whole"))).body == whole.body
@@ -79,24 +79,24 @@ async def check_copy(data: Path, whole: Manifest, broken: Manifest, boot: str) -
 
 
 @pytest.mark.slow
-def test_a_killed_repair_is_finished_by_the_next(quick: Path) -> None:
-    """A process is killed before each durable step that the test tries. After the second run there are no problems, no
+def test_next_repair_completes_a_killed_repair(quick: Path) -> None:
+    """A process is killed before each of the tried durable steps. After the second run there are no problems, no
     content in use is lost, and no garbage is left."""
     whole, broken = asyncio.run(make_damaged_store(quick / "start"))
 
     async def check(data: Path, _: int) -> None:
         await check_copy(data, whole, broken, BOOT)
 
-    assert check_killed_runs("tests.system.crash.killed_repair", quick, check=check) > REPAIRS
+    assert check_killed_runs("tests.system.crash.killed_repair", quick, check=check) > REPAIR_STEPS
 
 
 @pytest.mark.slow
-async def test_a_repair_that_a_power_cut_ends_is_finished_by_the_next(quick: Path) -> None:
-    """After a power cut, too, the second run leaves no problems and no garbage, and no content in use is lost. Of all
-    disks that a power cut after any durable step could leave, the test checks every third one."""
+async def test_next_repair_completes_a_repair_after_a_power_cut(quick: Path) -> None:
+    """After a power cut as well, the second run leaves no problems and no garbage, and no content in use is lost. Of
+    all disks that a power cut after any durable step could leave, the test checks every third one."""
     whole, broken = await make_damaged_store(quick / "start")
 
     async def check(data: Path, _: int) -> None:
         await check_copy(data, whole, broken, "second run")
 
-    assert await check_power_cuts(quick / "start", repair_and_collect, check, every=3) > REPAIRS
+    assert await check_power_cuts(quick / "start", repair_and_collect, check, every=3) > REPAIR_STEPS

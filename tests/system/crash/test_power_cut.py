@@ -1,5 +1,5 @@
-"""A power cut after a durable step, replayed on the disks that it could leave (see `power_cut_disk` for the
-assumptions)."""
+"""A test of power cuts: computes the disks that a power cut after each tried durable step of the workload could leave,
+and checks the registry on each of them (see `power_cut_disk` for the assumptions)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from tests.system.crash.power_cut_disk import RecordingSystem, ReplayedDisk, kin
 from tests.system.crash.workload import StateCheck, StepLog, Workload, files_below, referred_files, sweep
 
 MIXTURES = 2
+"""The number of random disks for each step, besides the three fixed ones."""
 
 
 async def _record(data: Path) -> tuple[ReplayedDisk, RecordingSystem]:
+    """Runs the workload. Returns the disk before it, and the system that has recorded the steps."""
     prepare_data_dir(data)
     system = RecordingSystem(data)
     disk = ReplayedDisk(system.snapshot())
@@ -26,6 +28,7 @@ async def _record(data: Path) -> tuple[ReplayedDisk, RecordingSystem]:
 
 
 async def _check(data: Path, told: StepLog, thorough: bool) -> None:
+    """Checks the registry on a disk after a power cut. `told`: the requests that had begun and were acknowledged."""
     async with open_registry(data, grace=0, boot="second run") as registry:
         if thorough:
             await assert_consistent(registry)
@@ -49,14 +52,15 @@ async def _check(data: Path, told: StepLog, thorough: bool) -> None:
 
 
 async def test_nothing_acknowledged_is_lost_in_a_power_cut_after_any_step(quick: Path) -> None:
-    """Checks each disk that a power cut after one of the tried durable steps of the script could leave. The tried steps
-    include each kind of step. Acknowledged content is there, byte for byte. No partial content is served. The status of
-    upload sessions is true, and the sessions can be completed."""
+    """Checks the disks that a power cut after each of the tried durable steps of the workload could leave. The tried
+    steps include each kind of step. Acknowledged content is there, byte for byte. No partial content is served. The
+    reported offset of upload sessions is true, and the sessions can be completed."""
     disk, system = await _record(quick / "recorded")
     data = quick / "data"
     prepare_data_dir(data)
-    done: set[object] = set()
+    different_disks: set[object] = set()
     log = system.log
+    # The entries after which the power is cut: not those just before a `told` entry, which changes nothing on the disk.
     ends = [number for number, (after, *_) in enumerate([*log[1:], ("end",)]) if after != "told"]
     kinds = kinds_of(log)
     chosen = {ends[step - 1] for step in choose_steps([kinds[end] for end in ends], random.Random(random.random()))}
@@ -65,13 +69,18 @@ async def test_nothing_acknowledged_is_lost_in_a_power_cut_after_any_step(quick:
         if number not in chosen:
             continue
         for left in disk.cuts(number, MIXTURES):
-            mark = (tuple(sorted(left.names.items())), left.metadata, len(disk.told.acknowledged), len(disk.told.open))
-            if mark in done:
+            disk_identity = (
+                tuple(sorted(left.names.items())),
+                left.metadata,
+                len(disk.told.acknowledged),
+                len(disk.told.open),
+            )
+            if disk_identity in different_disks:
                 continue
-            done.add(mark)
+            different_disks.add(disk_identity)
             left.lay_out(data)
             try:
-                await _check(data, disk.told, thorough=len(done) % 16 == 0)
+                await _check(data, disk.told, thorough=len(different_disks) % 16 == 0)
             except BaseException as error:
                 error.add_note(
                     f"power cut after step {number}, {entry[:3]!r:.100}; left: {left.how}: {sorted(left.names)}"
@@ -80,4 +89,4 @@ async def test_nothing_acknowledged_is_lost_in_a_power_cut_after_any_step(quick:
                 raise
     assert not disk.told.open
     assert len(ends) > 100
-    assert len(done) > 80
+    assert len(different_disks) > 80

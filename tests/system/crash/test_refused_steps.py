@@ -1,5 +1,5 @@
-"""A disk that refuses one durable step: the caller gets an error, no partial content is visible, and the next push
-works."""
+"""Tests with a disk that refuses one durable step (such as a write), because it is full or broken. The request gets an
+error, no partial content is visible, and the next push works."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from tests.system.crash.durable_steps import choose_steps
 from tests.system.crash.workload import Event, ExpectedState, StateCheck, StepLog, Workload, files_below, sweep
 
 T = TypeVar("T")
-SPARE = ("tell", "tidy")
-"""Steps on a partial blob that may fail at the end, when the blob is one: that its lock falls tells others as well."""
+OPTIONAL_STEPS = ("write state", "remove partial")
+"""Steps that may fail without an error for the client: a write of the state file of a partial blob (an unfinished
+download), and the removal of its files. Other processes learn the end of the download from its lock as well."""
 
 
 class RefusingSystem(System):
-    """Refuses the step `number`, counted from 1, with the error number `code`. Of a refused write, half is done.
-    `refused`: the refused step. Refuses only what a disk could refuse: on a full disk, no step that frees bytes, and no
-    creation of a directory that exists. `kinds`: the kind of each step so far that it could have refused; the caller
-    sets `during`."""
+    """Refuses the step `number`, counted from 1, with the error number `code`. A refused write writes half of its
+    bytes. Counts only steps that a real disk could refuse: on a full disk, not those that free bytes, and not the
+    creation of a directory that exists. `refused`: the name of the refused step. `kinds`: the kind of each step so far.
+    `during`: the current request, which the caller sets."""
 
     def __init__(self, number: int, code: int) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class RefusingSystem(System):
         self._is_stopped = False
 
     def stop(self) -> None:
-        """Refuses nothing from now on."""
+        """Lets every later step succeed."""
         self._left = 0
         self._is_stopped = True
 
@@ -64,8 +65,8 @@ class RefusingSystem(System):
     def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
         if self._left == 1:
             super().write(fd, [chunks[0][: len(chunks[0]) // 2]], offset)
-        told = os.readlink(f"/proc/self/fd/{fd}").endswith((".state", ".state (deleted)"))
-        return self._step("tell" if told else "write", lambda: System.write(self, fd, chunks, offset))
+        is_state = os.readlink(f"/proc/self/fd/{fd}").endswith((".state", ".state (deleted)"))
+        return self._step("write state" if is_state else "write", lambda: System.write(self, fd, chunks, offset))
 
     def sync(self, fd: int) -> None:
         self._step("sync", lambda: System.sync(self, fd))
@@ -80,7 +81,8 @@ class RefusingSystem(System):
 
     def unlink(self, path: Path) -> None:
         if self._code != errno.ENOSPC:
-            self._step("tidy" if path.parent.name == "partials" else "unlink", lambda: System.unlink(self, path))
+            name = "remove partial" if path.parent.name == "partials" else "unlink"
+            self._step(name, lambda: System.unlink(self, path))
         else:
             super().unlink(path)
 
@@ -89,14 +91,17 @@ class RefusingSystem(System):
         self._step("commit", lambda: System.commit(self, commit, durable=durable), error)
 
 
-async def _day(data: Path, system: RefusingSystem, code: int, thorough: bool) -> tuple[StepLog, list[RegistryError]]:
+async def _run_workload(
+    data: Path, system: RefusingSystem, code: int, thorough: bool
+) -> tuple[StepLog, list[RegistryError]]:
+    """Runs the workload and checks the registry afterwards. Returns the log of the requests, and their errors."""
     told, failures = StepLog(), list[RegistryError]()
 
     def tell(kind: str, event: Event) -> None:
         told.note(kind, event)
         system.during = str(event[1] if event[0] == "right" else event[0]) if kind == "begin" else ""
         if kind == "failed" and code == errno.ENOSPC and len(failures) == 1 and event[0] != "collect":
-            _freed(data, told, event, system.refused or "")
+            _check_freed(data, told, event, system.refused or "")
 
     async with open_registry(data, grace=0, boot="boot", system=system) as registry:
         await Workload(registry, tell, failures).run()
@@ -117,9 +122,9 @@ async def _day(data: Path, system: RefusingSystem, code: int, thorough: bool) ->
     return told, failures
 
 
-def _freed(data: Path, told: StepLog, event: Event, refused: str) -> None:
-    """Checks that a session which met the full disk has freed its bytes. A session that could not even be taken over,
-    because that needs a rename, keeps its bytes."""
+def _check_freed(data: Path, told: StepLog, event: Event, refused: str) -> None:
+    """Checks that the bytes of an upload session are freed after a request of the session has met the full disk. If the
+    refused step is a rename, the registry could not open the session, and the session keeps its bytes."""
     state = ExpectedState()
     for acknowledged in told.acknowledged:
         state.apply(acknowledged)
@@ -137,19 +142,19 @@ def _freed(data: Path, told: StepLog, event: Event, refused: str) -> None:
 
 
 @pytest.mark.parametrize(("code", "error"), [(errno.ENOSPC, StorageFull), (errno.EIO, StorageFailed)])
-async def test_a_refused_step_is_told_and_leaves_nothing_partial(
+async def test_refused_step_fails_the_request_and_leaves_no_partial_content(
     code: int, error: type[RegistryError], quick: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Lets a disk that is full or broken refuse each of the tried durable steps, which include each kind of step. The
+    """A disk that is full or broken refuses one of the tried durable steps, which include each kind of step. The
     running request then fails with an error. If the disk is full, the bytes of the upload session are freed. Other
     acknowledged content stays, and the same content can be pushed again. On a full disk, a delete succeeds: its commit
-    gets space from the reserve, and its file is deleted at once."""
+    uses reserved space, and its file is deleted at once."""
     refusals: set[str] = set()
-    reliefs = 0
-    every = 3 if code == errno.ENOSPC else 9  # a broken disk gives nothing back that a thorough check could find
+    successes_from_reserve = 0
+    thorough_every = 3 if code == errno.ENOSPC else 9  # a thorough check finds less after EIO, which frees no bytes
     prepare_data_dir(quick / "recorded")
     recorder = RefusingSystem(0, code)
-    await _day(quick / "recorded", recorder, code, thorough=True)
+    await _run_workload(quick / "recorded", recorder, code, thorough=True)
     steps = len(recorder.kinds)
     chosen = [*choose_steps(recorder.kinds, random.Random(random.random())), steps + 1]
     for tried, number in enumerate(chosen):
@@ -157,14 +162,14 @@ async def test_a_refused_step_is_told_and_leaves_nothing_partial(
         prepare_data_dir(data)
         system = RefusingSystem(number, code)
         try:
-            told, failures = await _day(data, system, code, thorough=tried % every == 0)
+            told, failures = await _run_workload(data, system, code, thorough=tried % thorough_every == 0)
             if system.refused is None:
                 break
             refusals.add(system.refused)
-            relieved = code == errno.ENOSPC and system.refused in ("commit", "rename") and not failures
-            if relieved:
-                reliefs += 1
-            elif system.refused not in SPARE:
+            used_reserve = code == errno.ENOSPC and system.refused in ("commit", "rename") and not failures
+            if used_reserve:
+                successes_from_reserve += 1
+            elif system.refused not in OPTIONAL_STEPS:
                 assert failures, "the request was acknowledged although a step of it failed"
                 assert isinstance(failures[0], error)
             assert all(isinstance(failure, error) for failure in failures), failures
@@ -174,6 +179,6 @@ async def test_a_refused_step_is_told_and_leaves_nothing_partial(
         shutil.rmtree(data)
     assert refusals >= {"create", "write", "sync", "rename", "mkdir", "commit"}
     assert steps > 90
-    assert (reliefs > 0) == (code == errno.ENOSPC)
-    assert system.refused is None, "the last day should have come through"
+    assert (successes_from_reserve > 0) == (code == errno.ENOSPC)
+    assert system.refused is None, "the last run should have completed without a refused step"
     assert not told.open

@@ -1,7 +1,8 @@
-"""A script of requests to a registry, step by step, and what must hold whenever it is interrupted.
+"""The workload of the crash tests: a fixed sequence of requests to a registry (`Workload`), and a check of the registry
+after the sequence was interrupted (`StateCheck`).
 
-Each step is announced before it starts, and acknowledged after it has returned. From these two lists a checker knows
-what must exist, what must not exist, and what may or may not exist (the one step that was running).
+Each request is announced before it starts, and acknowledged after it has returned. From these two lists the check
+computes which content must exist, which must not exist, and which may exist (that of the request that was running).
 """
 
 from __future__ import annotations
@@ -36,19 +37,21 @@ BY = Actor(name="tester")
 MIB = 1024 * 1024
 APP, WEB = RepositoryName("team/app"), RepositoryName("team/web")
 FRESH = RepositoryName("team/later")
-SIZES = {
+SIZES = {  # bytes of each blob, by its name in this workload
     "config": 200, "small": 7000, "big": 2 * MIB + 17, "chunked": 70_001, "long": 40_000, "loose": 900, "gone": 5000,
     "left": 30_000, "cancelled": 20_000, "twice": 1234, "filled": 90_001, "half": 60_000,
 }  # fmt: skip
 CUTS = (0, 1, 30_000, 50_000, 70_001)
+"""The bounds of the chunks of the blob `chunked`."""
 
 Event = list[str | int]
+"""A request of the workload: its kind and its arguments (see `ExpectedState.apply`)."""
 Tell = Callable[[str, Event], None]
 
 
 @cache
 def content(name: str) -> bytes:
-    """The bytes of a blob of the script."""
+    """Returns the bytes of a blob, by its name in `SIZES`."""
     return random.Random(name).randbytes(SIZES[name])
 
 
@@ -79,11 +82,11 @@ BY_DIGEST = {manifest.digest: manifest for manifest in IMAGES.values()}
 
 @dataclass
 class StepLog:
-    """What an interrupted run has announced and acknowledged."""
+    """The requests that an interrupted run has announced and acknowledged."""
 
     acknowledged: list[Event] = field(default_factory=list)
     open: list[Event] = field(default_factory=list)
-    """Steps that were under way, or that failed: they may have happened or not."""
+    """Requests that were running or that failed. They may or may not have taken effect."""
 
     def note(self, kind: str, event: Event) -> None:
         if kind == "begin":
@@ -94,8 +97,8 @@ class StepLog:
 
 
 class Workload:
-    """Runs the script. `tell("begin" | "done" | "failed", event)`. If the storage fails in a step, the step is told as
-    failed, and the script continues with the steps that do not need it."""
+    """Sends the requests. Calls `tell("begin", event)` before each request, and `tell("done" or "failed", event)` after
+    it. With a list `failures`, a failed request adds its error to the list, and the workload continues."""
 
     def __init__(self, registry: StoredRegistry, tell: Tell, failures: list[RegistryError] | None = None) -> None:
         self.registry = registry
@@ -109,7 +112,8 @@ class Workload:
         except RegistryError as error:
             if self.failures is None:
                 raise
-            # What a step needs of an earlier one that failed is not there, and that is no failure of its own.
+            # After a failure of the storage, later requests may fail because they need the content of the failed one.
+            # Such errors are not recorded.
             if isinstance(error, StorageFull | StorageFailed) or not self.failures:
                 self.failures.append(error)
             self._tell("failed", event)
@@ -173,8 +177,8 @@ class Workload:
 
         await self._step(["cancel", repo, upload], step)
 
-    async def bring(self, name: str, *pieces: tuple[int, int]) -> None:
-        """Writes bytes from an upstream into a partial blob."""
+    async def write_partial(self, name: str, *pieces: tuple[int, int]) -> None:
+        """Writes pieces of a blob into a partial blob, as a mirror does during a download from its upstream."""
 
         async def step() -> None:
             partial = await self.registry.partials.claim(digest(name), SIZES[name])
@@ -186,8 +190,8 @@ class Workload:
 
         await self._step(["partial", digest(name), *(bound for piece in pieces for bound in piece)], step)
 
-    async def keep(self, repo: RepositoryName, name: str) -> None:
-        """Makes the partial blob a blob. First writes the bytes that an earlier step could not write."""
+    async def commit_partial(self, repo: RepositoryName, name: str) -> None:
+        """Makes a partial blob a complete blob. First writes the bytes that an earlier request could not write."""
 
         async def step() -> None:
             partial = await self.registry.partials.claim(digest(name), SIZES[name])
@@ -213,7 +217,7 @@ class Workload:
             await self._step(["right", name], partial(step.change, self.registry.accounts))
 
     async def run(self) -> None:
-        """Runs the whole script."""
+        """Sends all requests in their order."""
         registry = self.registry
         for name, pieces in (("config", 1), ("small", 3), ("big", 5)):
             await self.push(APP, name, pieces)
@@ -240,9 +244,9 @@ class Workload:
         if (upload := await self.start(WEB)) is not None:
             await self.append(WEB, upload, "left", 0, 11_000)
             await self.append(WEB, upload, "left", 11_000, 12_000)
-        await self.bring("filled", (30_000, 60_000), (0, 30_000), (60_000, 90_001))
-        await self.keep(APP, "filled")
-        await self.bring("half", (0, 10_000), (30_000, 40_000))
+        await self.write_partial("filled", (30_000, 60_000), (0, 30_000), (60_000, 90_001))
+        await self.commit_partial(APP, "filled")
+        await self.write_partial("half", (0, 10_000), (30_000, 40_000))
         await self._step(["collect"], registry.collector.collect)
         await self.push(WEB, "gone", 2)
         await self.push(WEB, "config")
@@ -257,19 +261,22 @@ async def _close(writer: BlobWriter) -> None:
     try:
         await writer.aclose()
     except (BlobUploadUnknown, StorageFull, StorageFailed):
-        # The commit has failed and said so already.
+        # The commit has failed before and has raised the error already.
         return
 
 
 @dataclass
 class ExpectedState:
-    """The content that the registry must have after the acknowledged steps."""
+    """The content that the registry must have after the acknowledged requests. The keys are pairs of a repository and a
+    digest, tag or upload ID."""
 
     blobs: set[tuple[str, str]] = field(default_factory=set)
     manifests: set[tuple[str, str]] = field(default_factory=set)
     tags: dict[tuple[str, str], str] = field(default_factory=dict)
     uploads: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
+    """The name of the blob and the acknowledged number of bytes of each upload session."""
     standing: frozenset[account_workload.Fact] = frozenset()
+    """The facts that are true of the accounts."""
 
     def apply(self, event: Event) -> None:
         kind, *words = event
@@ -301,14 +308,15 @@ class ExpectedState:
                 self.blobs = {key for key in self.blobs if key in self.referred()}
 
     def referred(self) -> set[tuple[str, str]]:
+        """Returns the blobs to which manifests refer, as pairs of repository and digest."""
         return {(repo, str(d.digest)) for repo, of in self.manifests for d in BY_DIGEST[Digest(of)].blobs}
 
 
 @dataclass
 class StateCheck:
-    """Compares a registry with the acknowledged steps. `survived`: the machine kept running, so acknowledged bytes of
-    upload sessions are there; after a power cut a session may have fewer bytes, but its status must be true. `faults`:
-    the storage refused a step, and the session of this step may have been deleted."""
+    """Compares a registry with the acknowledged requests. `survived`: the machine kept running, so all acknowledged
+    bytes of upload sessions are there. After a power cut a session may have fewer bytes, but its reported offset must
+    be true. `faults`: the storage refused a step, so the upload session of that request may have been deleted."""
 
     registry: StoredRegistry
     told: StepLog
@@ -320,7 +328,7 @@ class StateCheck:
         for event in self.told.acknowledged:
             self.states[0].apply(event)
         for event in self.told.open:
-            # Every one of them may have happened or not; they touch different things.
+            # Each of these requests may or may not have taken effect. They change different content.
             after = ExpectedState(
                 set(self.states[-1].blobs), set(self.states[-1].manifests), dict(self.states[-1].tags),
                 dict(self.states[-1].uploads), self.states[-1].standing,
@@ -337,7 +345,7 @@ class StateCheck:
         await self.push_again()
 
     async def blobs(self) -> None:
-        """Acknowledged blobs exist, and every blob has the bytes of its digest."""
+        """Checks that acknowledged blobs exist, and that every blob has the bytes of its digest."""
         for repo in (APP, WEB):
             for wanted, name in DIGESTS.items():
                 have = await read(self.registry, repo, wanted)
@@ -346,7 +354,7 @@ class StateCheck:
                 assert (have is not None) in may, f"{name} in {repo}: {have is not None}; {self.told.open}"
 
     async def manifests(self) -> None:
-        """Manifests and tags are as acknowledged, and every blob that they need exists."""
+        """Checks that manifests and tags are as acknowledged, and that every blob that they need exists."""
         for repo in (APP, WEB):
             for made in IMAGES.values():
                 may = {(repo, made.digest) in state.manifests for state in self.states}
@@ -366,7 +374,8 @@ class StateCheck:
             assert found in [{t: to for (r, t), to in state.tags.items() if r == repo} for state in self.states]
 
     async def uploads(self) -> None:
-        """The status of a session is true, its bytes are those that were sent, and it can be finished."""
+        """Checks that the offset of each upload session is true, that its bytes are those that were sent, and that the
+        session can be finished."""
         for repo, upload in {key for state in self.states for key in state.uploads}:
             name = next(state.uploads[repo, upload][0] for state in self.states if (repo, upload) in state.uploads)
             known = [state.uploads.get((repo, upload)) for state in self.states]
@@ -392,7 +401,7 @@ class StateCheck:
             assert await read(self.registry, where, digest(name)) == content(name)
 
     async def partials(self) -> None:
-        """The bytes of a partial blob are there while the machine runs, and it can be completed."""
+        """Checks that a partial blob has its bytes if the machine kept running, and that it can be completed."""
         acknowledged = self.told.acknowledged
         for event in [event for event in acknowledged if event[0] == "partial"]:
             of, bounds = Digest(str(event[1])), [int(bound) for bound in event[2:]]
@@ -412,8 +421,8 @@ class StateCheck:
             partial.close()
 
     def accounts(self) -> None:
-        """Accounts and rights are as acknowledged. An interrupted step is either done, with its entry in the audit log,
-        or not done at all."""
+        """Checks that accounts and rights are as acknowledged. An interrupted change is either done, with its entry in
+        the audit log, or not done at all."""
         found, may = account_workload.facts(self.registry.accounts), [state.standing for state in self.states]
         if not self.faults:
             assert found in may, f"{sorted(found)}; {self.told.open}"
@@ -421,7 +430,7 @@ class StateCheck:
             assert (fact in found) in {fact in state for state in may}, f"{fact}; {self.told.open}"
 
     async def push_again(self) -> None:
-        """The same content can be pushed again, whatever files are left."""
+        """Checks that the same content can be pushed again, in spite of leftover files."""
         for wanted, name in DIGESTS.items():
             if wanted.algorithm == "sha512" and name != "long":
                 continue
