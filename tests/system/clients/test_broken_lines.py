@@ -1,4 +1,5 @@
-"""Broken connections, several clients at the same time, and a server that is restarted or killed."""
+"""Tests with real clients whose connections break, with several clients at the same time, and with a server that is
+restarted or killed."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from tests.fakes.server_process import RegistryServer, running_server
 
 @pytest.mark.timeout(300)
 def test_docker_upload_cut_midway(docker: DockerEngine, proxy: CuttingProxy, wire: RegistryClient, repo: str) -> None:
-    """If the connection breaks in the middle of a 24 MiB layer, docker retries or needs a second push, and no byte is
-    wrong."""
+    """If the connection breaks in the middle of a 24 MiB layer, docker retries by itself or the user pushes again. The
+    stored image is then correct."""
     made = image("cut", layer({"heavy": noise(repo, 24 * MIB)}))
     name = f"{proxy.address}/{repo}"
     docker.load(made, name)
@@ -34,7 +35,7 @@ def test_docker_upload_cut_midway(docker: DockerEngine, proxy: CuttingProxy, wir
 
 @pytest.mark.timeout(300)
 def test_docker_download_cut_midway(docker: DockerEngine, proxy: CuttingProxy, wire: RegistryClient, repo: str) -> None:
-    """After an interruption in the middle of a layer, docker continues the pull with the rest of the layer."""
+    """After the connection broke in the middle of a layer, docker requests only the rest of the layer."""
     made = image("cut", layer({"heavy": noise(repo, 24 * MIB)}))
     wire.push(repo, "latest", made)
     name = f"{proxy.address}/{repo}"
@@ -60,7 +61,7 @@ def test_skopeo_upload_cut_midway(
     assert (proxy.cuts, cut.code) == (1, 1), cut.text
     assert wire.ask("GET", f"/v2/{repo}/manifests/x").status == 404
     for digest, content in made.blobs.items():
-        # Layers travel side by side: one on another connection may have arrived.
+        # skopeo sends several layers in parallel. A layer on another connection may have been stored.
         assert wire.blob_status(repo, digest) == 404 or wire.blob(repo, digest) == content.body
     assert after < 2 * MIB or wire.blob_status(repo, made.layers[-1].digest) == 404
     tools.copy(f"oci:{tmp_path}:x", name)
@@ -71,8 +72,8 @@ def test_skopeo_upload_cut_midway(
 def test_two_clients_push_one_image_at_once(
     docker: DockerEngine, tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """docker, podman and two skopeos push one image to one repository at the same time. All succeed, and the image is
-    complete."""
+    """docker, podman and two skopeo processes push one image to one repository at the same time. All pushes succeed,
+    and the image is complete."""
     made = image("at once", layer({"heavy": noise(repo, 8 * MIB)}))
     name = f"{server.address}/{repo}"
     write_layout(tmp_path, {"x": made})
@@ -95,8 +96,8 @@ def test_two_clients_push_one_image_at_once(
 def test_two_images_race_for_one_tag(
     docker: DockerEngine, tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """docker and skopeo push different images under one tag at the same time. The tag points at one of the two, which
-    is complete."""
+    """docker and skopeo push different images under one tag at the same time. The tag points at one of the two images,
+    and both images are complete."""
     mine, yours = image(f"mine {repo}"), image(f"yours {repo}")
     name = f"{server.address}/{repo}:tag"
     write_layout(tmp_path, {"x": yours})
@@ -115,8 +116,8 @@ def test_two_images_race_for_one_tag(
 def test_restart_between_push_and_pull(
     tools: ContainerTools, layout: Path, big: ClientImage, multi: ClientImage, tmp_path: Path, end: str
 ) -> None:
-    """Pushed content is there after a restart, whether the server was ended by SIGTERM or by SIGKILL of the tree or of
-    the parent."""
+    """Pushed content is there after a restart, whether the server was ended by SIGTERM, by SIGKILL of all its
+    processes, or by SIGKILL of the parent process."""
     with running_server(tmp_path / "server") as first:
         address = first.address
         tools.copy(f"oci:{layout}:big", f"docker://{address}/team/app:big")
@@ -136,7 +137,8 @@ def test_restart_between_push_and_pull(
 
 
 def test_docker_pulls_after_a_restart(docker: DockerEngine, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """docker, which keeps connections open, pulls from the restarted server what it has pushed before."""
+    """After a restart of the server, docker can pull an image that it has pushed before, although docker keeps
+    connections open."""
     with running_server(tmp_path / "server") as first:
         address = first.address
         name = f"{address}/{repo}"

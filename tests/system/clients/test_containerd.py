@@ -1,4 +1,4 @@
-"""containerd's own client, ctr."""
+"""Tests with containerd and its command line client, ctr."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fakes.server_process import RegistryServer
 def test_pull_by_tag_and_by_digest(
     ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
 ) -> None:
-    """Pulls by tag and by digest bring the pushed bytes into the content store."""
+    """After a pull by tag or by digest, containerd's content store has exactly the pushed bytes."""
     wire.push(repo, "v1", fresh)
     for name in (f"{server.address}/{repo}:v1", f"{server.address}/{repo}@{fresh.digest}"):
         ctr.pull(name)
@@ -26,7 +26,8 @@ def test_pull_by_tag_and_by_digest(
 
 
 def test_push(ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str) -> None:
-    """containerd pushes its content byte by byte to another repository."""
+    """containerd pulls an image and pushes it to another repository without a change. A second push succeeds as
+    well."""
     made = image(f"ctr {repo}", layer({"heavy": noise(repo, 5_000_000)}))
     source, target = f"{server.address}/{repo}/one:x", f"{server.address}/{repo}/two:y"
     wire.push(f"{repo}/one", "x", made)
@@ -40,7 +41,7 @@ def test_push(ctr: Containerd, server: RegistryServer, wire: RegistryClient, rep
 def test_all_platforms(
     ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
 ) -> None:
-    """An index that is pulled for all platforms, exported and pushed again has the same bytes."""
+    """containerd pulls an index for all platforms, exports it, and pushes it again. The bytes never change."""
     wire.push(repo, "multi", multi)
     name, again = f"{server.address}/{repo}:multi", f"{server.address}/{repo}/again:multi"
     ctr.pull(name, "--all-platforms")
@@ -54,7 +55,7 @@ def test_all_platforms(
 
 
 def test_one_platform(ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str) -> None:
-    """For one platform, containerd fetches the blobs of this child only."""
+    """If containerd pulls an index for one platform, it fetches only the blobs of that platform's image."""
     children = [image(f"{each} of {repo}", architecture=each) for each in ("amd64", "arm64")]
     made = index((children[0], "amd64"), (children[1], "arm64"))
     wire.push(repo, "multi", made)
@@ -68,7 +69,7 @@ def test_one_platform(ctr: Containerd, server: RegistryServer, wire: RegistryCli
 def test_large_layers(
     ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str, big: ClientImage
 ) -> None:
-    """80 MiB are pushed in one PUT with the body, as containerd does, and pulled again."""
+    """containerd pulls a layer of 80 MiB, and pushes it with one PUT to another repository."""
     wire.push(repo, "big", big)
     name, other = f"{server.address}/{repo}:big", f"{server.address}/{repo}/other:big"
     ctr.pull(name)

@@ -1,4 +1,4 @@
-"""docker with a real dockerd."""
+"""Tests with docker and a real dockerd."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.fakes.server_process import RegistryServer
 def test_push_and_pull_without_a_tag(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
 ) -> None:
-    """A push and a pull without a tag mean the tag `latest`. The container prints the text of the image."""
+    """docker pushes and pulls an image without a tag, which means the tag `latest`. The pulled image runs."""
     name = f"{server.address}/{repo}"
     docker.load(fresh, name)
     assert "latest: digest: sha256:" in docker("push", name).out
@@ -46,7 +46,7 @@ def test_pull_by_tag_and_by_digest(
 
 @pytest.mark.parametrize("path", ["app", "a/b/c/d/e", "with.dot/under_score/dash-dash/two__under/1"])
 def test_nested_and_odd_names(docker: DockerEngine, server: RegistryServer, wire: RegistryClient, path: str) -> None:
-    """A repository name may have one part or many, with every separator that the grammar allows."""
+    """docker can use repository names with one part or with many, and with every separator that the spec allows."""
     name = f"{server.address}/{path}:x"
     made = image(f"odd {path}")
     docker.load(made, name)
@@ -61,7 +61,7 @@ def test_nested_and_odd_names(docker: DockerEngine, server: RegistryServer, wire
 def test_large_layer(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, big: ClientImage
 ) -> None:
-    """Layers from three bytes to 80 MiB are pulled as they were pushed."""
+    """docker pushes and pulls layers of up to 80 MiB without a change."""
     name = f"{server.address}/{repo}"
     docker.load(big, name)
     image_id = docker.image_id(name)
@@ -74,20 +74,20 @@ def test_large_layer(
 
 
 def test_push_again(docker: DockerEngine, proxy: CuttingProxy, repo: str, fresh: ClientImage) -> None:
-    """The second push of an image finds that every layer exists, and sends none."""
+    """At the second push of an image, docker finds that every layer exists, and sends no layer."""
     name = f"{proxy.address}/{repo}"
     docker.load(fresh, name)
     docker("push", name)
     sent = proxy.sent
-    again = docker("push", name).out
-    assert again.count("Layer already exists") == len(fresh.layers)
+    output = docker("push", name).out
+    assert output.count("Layer already exists") == len(fresh.layers)
     assert proxy.sent - sent < 16 * 1024
 
 
 def test_mount_from_another_repository(
     docker: DockerEngine, proxy: CuttingProxy, wire: RegistryClient, repo: str
 ) -> None:
-    """In a push to a second repository, layers are mounted: the repository has them, although no layer was sent."""
+    """When docker pushes an image to a second repository, the registry mounts its layers, and docker sends none."""
     made = image("mount", layer({"heavy": noise(repo, 8 * MIB)}))
     name, other = f"{proxy.address}/{repo}/one", f"{proxy.address}/{repo}/two"
     docker.load(made, name)
@@ -104,7 +104,7 @@ def test_mount_from_another_repository(
 def test_parallel_pushes_of_shared_layers(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str
 ) -> None:
-    """Six images with common layers, pushed at the same time to one repository and to several, are all complete."""
+    """Six images with a common layer are pushed at the same time to three repositories. All six are complete."""
     shared = layer({"shared": noise(repo, 4 * MIB)})
     names = [f"{repo}/{number % 3}" for number in range(6)]
     made = [image(f"parallel {number}", shared) for number in range(6)]
@@ -137,8 +137,8 @@ def test_build_from_a_pulled_image(
 
 
 def test_manifest_list(docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str) -> None:
-    """`docker manifest` reads two manifests of the registry, joins them to a list, and pushes it. A pull of the list
-    gets the image for its platform."""
+    """`docker manifest` makes a list of two manifests of the registry, and pushes this list. A pull of the list gets
+    the image for the platform of this machine."""
     name = f"{server.address}/{repo}"
     made = {
         architecture: image(f"list {architecture}", architecture=architecture) for architecture in ("amd64", "arm64")
@@ -157,7 +157,7 @@ def test_manifest_list(docker: DockerEngine, server: RegistryServer, wire: Regis
     assert docker.output_of(f"{name}:both") == "list amd64\n"
 
 
-def test_pull_of_what_is_not_there(docker: DockerEngine, server: RegistryServer, repo: str) -> None:
+def test_pull_of_a_missing_image(docker: DockerEngine, server: RegistryServer, repo: str) -> None:
     """For an unknown repository or tag, docker shows a clear error."""
     refused = docker.call.attempt("pull", f"{server.address}/{repo}:none")
     assert refused.code != 0

@@ -1,4 +1,5 @@
-"""docker and skopeo read the output of `entrepot export`, and `entrepot import` reads theirs."""
+"""Tests in which docker and skopeo read the files of `entrepot export`, and `entrepot import` reads files of docker and
+skopeo."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from tests.fakes.server_process import RegistryServer
 
 
 def run(server: RegistryServer, *args: str | Path) -> str:
+    """Runs an entrepot command on the data directory of the server, and returns its output."""
     return entrepot_output(*args, "--data", server.data, folder=server.data.parent)
 
 
@@ -37,8 +39,8 @@ def test_docker_load(
 def test_docker_load_of_a_download(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """docker loads an image that was downloaded over the API in two parts. skopeo reads the file in both of its
-    formats."""
+    """docker loads an image file that was downloaded over the API in two ranges. skopeo can read the same file as a
+    docker-archive and as an oci-archive."""
     wire.push(repo, "v1", fresh)
     url = f"{server.url}/api/v1/repositories/{repo}/manifests/v1/archive"
     first = httpx2.get(url, headers={"range": "bytes=0-99999"})
@@ -58,7 +60,8 @@ def test_docker_load_of_a_download(
 def test_docker_load_of_one_platform(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
 ) -> None:
-    """Without --platform, an archive for docker has this machine's platform."""
+    """If `entrepot export` gets no --platform, a docker-archive of an index has the image for this machine's
+    platform."""
     wire.push(repo, "v1", multi)
     run(server, "export", f"{repo}:v1", "--to", tmp_path / "x.tar", "--format", "docker-archive")
     docker("load", "--input", str(tmp_path / "x.tar"))
@@ -68,8 +71,8 @@ def test_docker_load_of_one_platform(
 def test_docker_save(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """An archive of `docker save` is imported under the names that docker has for the image. docker pulls the same
-    image id."""
+    """An archive of `docker save` is imported under the names that docker has for the image. docker can then pull an
+    image with the same id."""
     archive = tmp_path / "saved.tar"
     docker.load(fresh, f"{repo}:v1")
     docker("tag", f"{repo}:v1", f"{server.address}/{repo}:v2")
@@ -87,7 +90,7 @@ def test_docker_save(
 def test_docker_save_of_old_versions(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """An archive of docker before version 25, without `index.json`, can be imported."""
+    """An archive of a docker version before 25, which has no `index.json`, can be imported."""
     docker.load(fresh, f"{repo}:v1")
     docker("save", "--output", str(tmp_path / "saved.tar"), f"{repo}:v1")
     with tarfile.open(tmp_path / "saved.tar") as saved, tarfile.open(tmp_path / "old.tar", "w") as old:
@@ -113,7 +116,7 @@ def test_skopeo_reads_exports(
     tmp_path: Path,
     form: str,
 ) -> None:
-    """skopeo copies an exported index with all platforms to a registry, byte by byte."""
+    """skopeo copies an exported index with all its platforms to a registry without a change."""
     wire.push(repo, "v1", multi)
     wire.push(repo, (signature := artifact(multi, repo, "application/vnd.test.signature")).digest, signature)
     path = tmp_path / ("x.tar" if form == "oci-archive" else "x")
@@ -123,7 +126,7 @@ def test_skopeo_reads_exports(
 
 
 @pytest.mark.parametrize("form", ["oci", "oci-archive", "docker-archive"])
-def test_what_skopeo_writes(
+def test_import_of_skopeo_files(
     tools: ContainerTools,
     server: RegistryServer,
     wire: RegistryClient,
@@ -132,7 +135,8 @@ def test_what_skopeo_writes(
     tmp_path: Path,
     form: str,
 ) -> None:
-    """Layouts and archives of skopeo can be imported. The manifest of a layout keeps its bytes."""
+    """OCI layouts and archives that skopeo has written can be imported. In the OCI formats, the manifest keeps its
+    bytes."""
     wire.push(repo, "v1", fresh)
     path = tmp_path / ("x" if form == "oci" else "x.tar")
     name = f"{repo}-copy:v1" if form == "docker-archive" else "v1"
@@ -149,6 +153,7 @@ def test_what_skopeo_writes(
 def test_skopeo_reads_docker_archives(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
+    """skopeo copies an exported docker-archive to the registry."""
     wire.push(repo, "v1", fresh)
     run(server, "export", f"{repo}:v1", "--to", tmp_path / "x.tar", "--format", "docker-archive")
     source = f"docker-archive:{tmp_path / 'x.tar'}:{repo}:v1"

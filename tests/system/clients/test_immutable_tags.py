@@ -1,4 +1,4 @@
-"""What clients show when they push another image to an immutable tag."""
+"""Tests of the errors that clients show when they push another image to an immutable tag."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RULES = json.dumps([{"repositories": ["fixed/**"], "tags": ["v*"]}])
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A server on which the tags `v…` below `fixed` are immutable."""
+    """A server on which tags that begin with `v` are immutable in the repositories below `fixed/`."""
     with running_server(tmp_path_factory.mktemp("strict"), env={"ENTREPOT_IMMUTABLE": RULES}) as running:
         yield running
 
@@ -39,6 +39,7 @@ def test_docker_shows_why(docker: DockerEngine, strict: RegistryServer) -> None:
 
 
 def test_skopeo_and_podman_show_why(tools: ContainerTools, strict: RegistryServer, tmp_path: Path) -> None:
+    """skopeo can push the same image again. skopeo and podman show the registry's error when they push another one."""
     first, second = image("first"), image("second")
     layout = write_layout(tmp_path / "layout", {"first": first, "second": second})
     name = f"{strict.address}/fixed/skopeo:v1"

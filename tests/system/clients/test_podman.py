@@ -1,4 +1,4 @@
-"""podman and buildah."""
+"""Tests with podman and buildah."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def loaded(tools: ContainerTools, image: ClientImage, name: str, folder: Path) -
 def test_push_pull_and_run(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """podman pushes, and pulls without a tag, by tag and by digest. The container prints the text of the image."""
+    """podman pushes an image, and pulls it without a tag, by tag and by digest. The pulled image runs."""
     name = f"{server.address}/{repo}"
     loaded(tools, fresh, name, tmp_path)
     image_id = tools.image_id(name)
@@ -40,7 +40,8 @@ def test_push_pull_and_run(
 def test_push_again_and_mount(
     tools: ContainerTools, proxy: CuttingProxy, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """A second push sends no layer. Neither does a push to another repository, which mounts the layers."""
+    """A second push sends no layer. A push to another repository sends no layer either, because the registry mounts the
+    layers."""
     made = image("again", layer({"heavy": noise(repo, 4 * MIB)}))
     name = f"{proxy.address}/{repo}"
     loaded(tools, made, name, tmp_path)
@@ -57,7 +58,7 @@ def test_push_again_and_mount(
 def test_manifest_push_all(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
 ) -> None:
-    """`podman manifest` joins two pushed platforms. `push --all` pushes the index and its children."""
+    """`podman manifest` makes an index of two pushed images, and `push --all` pushes the index with both images."""
     name, index = f"{server.address}/{repo}", f"localhost/{repo}:index"
     for child, tag in zip(multi.children, ("amd64", "arm64"), strict=True):
         wire.push(f"{repo}/parts", tag, child)
@@ -67,7 +68,7 @@ def test_manifest_push_all(
     tools.podman("manifest", "push", INSECURE, "--all", "--format", "oci", index, f"docker://{name}:both")
     reply = wire.manifest(repo, "both")
     assert reply.headers["Content-Type"] == OCI_INDEX
-    # podman may take a layer in another compressed form, so what is compared is what the layers unpack to.
+    # podman may push a layer that it has in another compression, so the test compares the unpacked layers.
     for entry, child in zip(reply.json()["manifests"], multi.children, strict=True):
         assert_same_files(wire, repo, entry["digest"], child)
     tools.podman("pull", INSECURE, f"{name}:both")
@@ -77,8 +78,8 @@ def test_manifest_push_all(
 def test_buildah_builds_on_a_pulled_image(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """buildah starts from a pulled image, adds a file, commits and pushes. podman then pulls an image with both
-    files."""
+    """buildah pulls a base image, adds a file, commits and pushes. The built image can be pulled again, and has the
+    files of the base image and the added file."""
     base, name = f"{server.address}/{repo}/base", f"{server.address}/{repo}/built:2"
     wire.push(f"{repo}/base", "latest", fresh)
     container = tools.buildah("from", "--quiet", INSECURE, base).out.split()[-1]
@@ -94,10 +95,11 @@ def test_buildah_builds_on_a_pulled_image(
     pull_all(wire, f"{repo}/built", "2")
 
 
-def test_podman_and_docker_share(
+def test_podman_and_docker_pull_each_others_images(
     tools: ContainerTools, docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """docker runs images that podman has pushed, and the other way round, with the same image id."""
+    """docker can run an image that podman has pushed, and podman can run an image that docker has pushed. Both show the
+    same image id."""
     for number, greeting in enumerate(["from podman", "from docker"]):
         name = f"{server.address}/{repo}:{number}"
         made = image(f"{greeting} {repo}")

@@ -1,4 +1,4 @@
-"""skopeo: byte by byte copies, indexes, deletes, lists, sync, other formats."""
+"""Tests with skopeo: copies of images and indexes, deletes, lists of tags, sync, and conversions between formats."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SYNC = ("--all", "--preserve-digests")
 
 
 def blobs_below(layout: Path) -> dict[str, bytes]:
-    """Returns every file in the blobs of an OCI image layout, by digest."""
+    """Returns the bytes of every blob of an OCI image layout, by digest."""
     return {f"sha256:{path.name}": path.read_bytes() for path in (layout / "blobs" / "sha256").iterdir()}
 
 
@@ -47,7 +47,7 @@ def test_copy_in_and_out(
     big: ClientImage,
     tmp_path: Path,
 ) -> None:
-    """An OCI image of 80 MiB that is copied to the registry and back is the same, byte by byte."""
+    """skopeo copies an OCI image of 80 MiB to the registry and back without a change."""
     name = f"docker://{server.address}/{repo}:big"
     tools.copy(f"oci:{layout}:big", name)
     assert_same_image(wire, repo, "big", big)
@@ -59,7 +59,7 @@ def test_copy_in_and_out(
 def test_copy_by_digest_and_default_tag(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """Without a tag, `latest` is meant. The digest leads to the same bytes."""
+    """A copy without a tag uses the tag `latest`. A copy by digest gets the same bytes."""
     write_layout(tmp_path / "in", {"x": fresh})
     name = f"docker://{server.address}/{repo}"
     tools.copy(f"oci:{tmp_path / 'in'}:x", name)
@@ -81,7 +81,7 @@ def test_copy_of_an_index(
     option: str,
     tmp_path: Path,
 ) -> None:
-    """An index with all its platforms is copied to the registry and back without a change."""
+    """skopeo copies an index with all its platforms to the registry and back without a change."""
     name = f"docker://{server.address}/{repo}:multi"
     tools.copy(f"oci:{layout}:multi", name, option)
     assert_same_image(wire, repo, "multi", multi)
@@ -94,7 +94,7 @@ def test_copy_of_an_index(
 def test_one_platform_of_an_index(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
 ) -> None:
-    """For one platform, skopeo gets exactly this child."""
+    """If skopeo copies an index for one platform, it gets exactly the image of this platform."""
     wire.push(repo, "multi", multi)
     name = f"docker://{server.address}/{repo}:multi"
     tools.skopeo(
@@ -109,7 +109,7 @@ def test_one_platform_of_an_index(
 def test_index_only(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, layout: Path
 ) -> None:
-    """If the children of an index exist already, the index alone can be pushed."""
+    """If the registry already has the images of an index, skopeo can push the index alone."""
     for number, child in enumerate(multi.children):
         wire.push(repo, f"child-{number}", child)
     tools.copy(f"oci:{layout}:multi", f"docker://{server.address}/{repo}:multi", "--multi-arch=index-only")
@@ -119,7 +119,7 @@ def test_index_only(
 def test_inspect_and_list_tags(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
 ) -> None:
-    """`inspect` and `list-tags` show the digest, the layers, the platform, and every tag in order."""
+    """`skopeo inspect` shows the digest, the layers and the platform. `skopeo list-tags` shows every tag in order."""
     for tag in ("b", "a", "latest", "v10", "v9"):
         wire.push(repo, tag, fresh)
     name = f"docker://{server.address}/{repo}"
@@ -133,8 +133,8 @@ def test_inspect_and_list_tags(
 def test_delete(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
 ) -> None:
-    """After a delete, the digest and every tag that pointed at it get 404 at once. Another image of the repository
-    stays."""
+    """After a delete, requests for the digest and for every tag that pointed at it get 404 at once. Another image of
+    the repository stays."""
     other = image(f"other {repo}")
     wire.push(repo, "other", other)
     for tag in ("one", "two"):
@@ -190,8 +190,8 @@ def test_sync_between_registries(
 def test_conversion_to_docker_schema_2(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, layout: Path, big: ClientImage
 ) -> None:
-    """The client may convert an image to schema 2, and the registry stores what it gets. The client may also send a
-    layer without compression, if it knows it in this form."""
+    """skopeo converts an image to Docker schema 2 and pushes it. The registry stores the converted manifest. skopeo may
+    send layers in another compression, so the test compares the unpacked files."""
     tools.copy(f"oci:{layout}:big", f"docker://{server.address}/{repo}:v2s2", "--format", "v2s2", exact=False)
     reply = wire.manifest(repo, "v2s2")
     assert reply.headers["Content-Type"] == reply.json()["mediaType"] == DOCKER_MANIFEST
@@ -215,7 +215,7 @@ def test_docker_schema_2_is_kept(
 def test_zstd_layers_are_kept(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """zstd layers are copied byte by byte."""
+    """skopeo pushes zstd layers without a change."""
     made = image("zstd", layer({"x": noise(repo, MIB)}, OCI_LAYER_ZSTD), layer_type=OCI_LAYER_ZSTD)
     write_layout(tmp_path / "in", {"z": made})
     tools.copy(f"oci:{tmp_path / 'in'}:z", f"docker://{server.address}/{repo}:z")
@@ -225,7 +225,7 @@ def test_zstd_layers_are_kept(
 def test_compression_to_zstd(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """Layers that the client compresses anew as zstd unpack to the same bytes."""
+    """skopeo compresses the layers as zstd and pushes them. The pushed layers unpack to the same bytes as before."""
     write_layout(tmp_path / "in", {"x": fresh})
     target = f"docker://{server.address}/{repo}:z"
     tools.copy(f"oci:{tmp_path / 'in'}:x", target, "--dest-compress-format", "zstd", exact=False)
@@ -242,7 +242,8 @@ def test_compression_to_zstd(
 def test_artifact_with_a_subject(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
 ) -> None:
-    """An artifact that skopeo pushes is stored without a change, and listed as a referrer of its subject."""
+    """skopeo pushes an artifact with a subject. The registry stores it without a change, and lists it as a referrer of
+    its subject."""
     made = artifact(fresh, f"signed {repo}", "application/vnd.example.signature")
     write_layout(tmp_path / "in", {"x": fresh, "signature": made})
     for tag in ("x", "signature"):
@@ -259,12 +260,16 @@ def test_artifact_with_a_subject(
 def test_ten_parallel_copies_of_a_shared_blob(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """Ten images with one large common blob, pushed at the same time to five repositories, are all complete."""
+    """Ten images with one large common layer are pushed at the same time to five repositories. All ten are complete."""
     shared = layer({"shared": noise(repo, 8 * MIB)})
     made = {f"t{number}": image(f"ten {number}", shared) for number in range(10)}
     write_layout(tmp_path, made)
-    places = {tag: f"{repo}/{number // 2}" for number, tag in enumerate(made)}
+    repositories = {tag: f"{repo}/{number // 2}" for number, tag in enumerate(made)}
     with ThreadPoolExecutor(10) as pool:
-        list(pool.map(lambda t: tools.copy(f"oci:{tmp_path}:{t}", f"docker://{server.address}/{places[t]}:{t}"), made))
+        list(
+            pool.map(
+                lambda t: tools.copy(f"oci:{tmp_path}:{t}", f"docker://{server.address}/{repositories[t]}:{t}"), made
+            )
+        )
     for tag, each in made.items():
-        assert_same_image(wire, places[tag], tag, each)
+        assert_same_image(wire, repositories[tag], tag, each)
