@@ -1,4 +1,5 @@
-"""`entrepot scrub` while a server runs, and the routes of the API about scrub."""
+"""Tests of `entrepot scrub` while a server runs, and of the API for scrub. A scrub reads all blobs and moves damaged
+ones to the quarantine."""
 
 from __future__ import annotations
 
@@ -35,6 +36,7 @@ def site(tmp_path: Path) -> Iterator[AdminSite]:
 
 @pytest.fixture
 def wire(site: AdminSite) -> RegistryClient:
+    """A client with the login of the admin."""
     credentials = b64encode(f"{ADMIN}:{PASSWORD}".encode()).decode()
     return RegistryClient(site.server.address, f"Basic {credentials}")
 
@@ -46,18 +48,21 @@ def push(wire: RegistryClient, repo: str) -> ClientImage:
 
 
 def layer_file(site: AdminSite, made: ClientImage) -> Path:
+    """Returns the file of the first layer of the image."""
     return Layout(site.server.data).blob(Digest(made.layers[0].digest))
 
 
 def scrub_json(site: AdminSite, *more: str, code: int) -> list[dict[str, Any]]:
+    """Runs `entrepot scrub --json`, and checks its exit code. Returns the JSON lines."""
     done = entrepot("scrub", "--json", *more, folder=site.folder)
     assert done.returncode == code, done.stderr
     return json_lines(done.stdout)
 
 
-def test_the_command_finds_and_a_push_heals(site: AdminSite, wire: RegistryClient) -> None:
-    """The exit code is 1, and there is one JSON line for each damaged blob. Every worker answers HEAD with 404 at once,
-    so that a client sends the layer again. After that, every byte is right. The status and the quarantine agree."""
+def test_push_replaces_a_blob_that_scrub_found_damaged(site: AdminSite, wire: RegistryClient) -> None:
+    """`entrepot scrub` finds a damaged layer: it exits with 1 and prints a JSON line for the blob. Every worker then
+    responds to a HEAD of the blob with 404, so a client pushes the layer again. After the push, the image is complete.
+    The API, `scrub status` and the quarantine list the blob."""
     made = push(wire, "scrubbed/one")
     digest = made.layers[0].digest
     assert wire.blob_status("scrubbed/one", digest) == 200
@@ -76,9 +81,9 @@ def test_the_command_finds_and_a_push_heals(site: AdminSite, wire: RegistryClien
     assert [blob["digest"] for blob in status["damaged_blobs"]] == [digest]
     assert [each["damaged"] for each in status["rounds"][:2]] == [1, 0]
     assert digest in site.command("scrub", "status")
-    [kept] = site.done("GET", "/quarantine")
-    assert (kept["digest"], kept["damaged"]) == (digest, True)
-    assert (site.server.data / kept["place"]).exists()
+    [quarantined] = site.done("GET", "/quarantine")
+    assert (quarantined["digest"], quarantined["damaged"]) == (digest, True)
+    assert (site.server.data / quarantined["place"]).exists()
 
     [done] = scrub_json(site, code=1)
     assert (done["damaged"], done["still_damaged"]) == (0, 1)
@@ -87,8 +92,8 @@ def test_the_command_finds_and_a_push_heals(site: AdminSite, wire: RegistryClien
 
     assert_same_files(wire, "scrubbed/one", "latest", made)
     assert site.done("GET", "/damaged")["items"] == []
-    [kept] = json.loads(site.command("scrub", "quarantine", "list", "--json"))
-    assert (kept["digest"], kept["damaged"]) == (digest, False)
+    [quarantined] = json.loads(site.command("scrub", "quarantine", "list", "--json"))
+    assert (quarantined["digest"], quarantined["damaged"]) == (digest, False)
     site.command("scrub", "quarantine", "delete", digest)
     assert site.done("GET", "/quarantine") == []
     assert code_of(site.call("DELETE", f"/quarantine/{digest}")) == "BLOB_UNKNOWN"
@@ -97,9 +102,9 @@ def test_the_command_finds_and_a_push_heals(site: AdminSite, wire: RegistryClien
     assert actions.index("blob.healed") < actions.index("blob.damaged")
 
 
-def test_no_cache_serves_damaged_bytes(site: AdminSite, wire: RegistryClient) -> None:
-    """A worker answers repeated GETs of a small blob from memory. After a scrub by another process, the same worker
-    answers 404 on the same connection."""
+def test_workers_serve_no_damaged_bytes_from_memory(site: AdminSite, wire: RegistryClient) -> None:
+    """A worker serves repeated GETs of a small blob from memory. After another process has found by a scrub that the
+    blob is damaged, the worker responds with 404 on the same connection."""
     made = push(wire, "scrubbed/small")
     assert made.config is not None
     digest = digest_of(made.config.body)
@@ -115,9 +120,9 @@ def test_no_cache_serves_damaged_bytes(site: AdminSite, wire: RegistryClient) ->
         assert client.get(path, auth=(ADMIN, PASSWORD)).content == made.config.body
 
 
-def test_a_job_of_the_api(site: AdminSite, wire: RegistryClient) -> None:
-    """A POST queues a job, which a worker runs. While a job is queued or runs, a second one is refused, and so is the
-    command. The error says who started the first."""
+def test_scrub_by_the_api(site: AdminSite, wire: RegistryClient) -> None:
+    """A POST adds a scrub job, which a worker runs. While a job waits or runs, the API refuses a second job and the
+    command fails. The error of the command says who started the job."""
     made = push(wire, "scrubbed/two")
     flip_byte(layer_file(site, made))
     slow = site.done("POST", "/scrub", {"rate": 1})
@@ -148,4 +153,5 @@ def test_a_job_of_the_api(site: AdminSite, wire: RegistryClient) -> None:
     ],
 )
 def test_bad_usage(tmp_path: Path, args: tuple[str, ...], problem: str) -> None:
+    """With wrong arguments, the command fails with one line."""
     assert problem in error_line(entrepot("scrub", *args, folder=tmp_path), 2)
