@@ -133,12 +133,17 @@ def test_rights(site: AdminSite) -> None:
     grant = {"subject": f"group:{group}", "pattern": f"{group}/**", "actions": ["pull", "push"]}
     site.done("PUT", "/grants", grant)
     repo = f"{group}/app"
-    own = site.done("GET", "/rights", auth=user, repository=repo)
-    assert own == site.done("GET", f"/rights?repository={repo}&for={user[0]}")
-    hosted = own["repositories"][0]
+    own_rights = site.done("GET", "/rights", auth=user, repository=repo)
+    assert own_rights == site.done("GET", f"/rights?repository={repo}&for={user[0]}")
+    hosted = own_rights["repositories"][0]
     assert (hosted["name"], hosted["upstream"], hosted["actions"]) == (repo, None, ["pull", "push"])
     assert grant in hosted["grants"]
-    assert (own["account"], own["stored"], own["enabled"], own["admin"]) == (user[0], True, True, False)
+    assert (own_rights["account"], own_rights["stored"], own_rights["enabled"], own_rights["admin"]) == (
+        user[0],
+        True,
+        True,
+        False,
+    )
     nobody = site.done("GET", f"/rights?repository={repo}&for=anonymous", auth=user)
     assert (nobody["account"], nobody["repositories"][0]["actions"]) == (None, [])
     assert site.done("GET", "/rights", repository=repo)["admin"]
@@ -167,8 +172,8 @@ def test_admin_of_a_pattern_can_grant_below_it(site: AdminSite) -> None:
     for pattern in ("**", f"{area}*/**", area, "*/app"):
         refused = site.call("PUT", "/grants", {**below, "pattern": pattern}, auth=user)
         assert (refused.status_code, code_of(refused)) == (403, "DENIED")
-    seen = site.done("GET", "/grants", auth=user, limit=1000)["items"]
-    assert [each for each in seen if not each["pattern"].startswith(f"{area}/")] == []
+    visible_grants = site.done("GET", "/grants", auth=user, limit=1000)["items"]
+    assert [each for each in visible_grants if not each["pattern"].startswith(f"{area}/")] == []
     site.done("DELETE", "/grants", auth=user, subject="everyone", pattern=below["pattern"])
     secret = site.token(user[0], limits=[{"pattern": f"{area}/a/**", "actions": ["admin"]}])
     assert site.call("PUT", "/grants", {**below, "pattern": f"{area}/a/b"}, auth=(user[0], secret)).is_success

@@ -163,8 +163,8 @@ def test_command_while_a_server_runs(site: AdminSite) -> None:
     assert lines[2] == "1 tag and 0 untagged manifests would be deleted, and 1 tag kept"
     assert lines[3].endswith("would be freed, after delete_untagged_after and gc.grace")
 
-    done = entrepot("retention", "preview", *options, "--json", folder=site.folder)
-    steps = json_lines(done.stdout)
+    completed = entrepot("retention", "preview", *options, "--json", folder=site.folder)
+    steps = json_lines(completed.stdout)
     digest = digest_of(image(b"config of scratch/command:a", b"layer of scratch/command:a"))
     [step] = [step for step in steps if step.get("repository") == "scratch/command" and step["tag"] == "a"]
     assert (step["event"], step["action"]) == ("would be deleted", "delete")
@@ -197,9 +197,9 @@ def test_retention_keeps_immutable_tags(site: AdminSite) -> None:
 
 def test_a_repository_without_a_rule(site: AdminSite) -> None:
     """If no rule applies to a repository, the command says that everything is kept."""
-    done = entrepot("retention", "preview", "private/app", "--config", "entrepot.toml", folder=site.folder)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
+    completed = entrepot("retention", "preview", "private/app", "--config", "entrepot.toml", folder=site.folder)
+    assert (completed.returncode, completed.stdout) == (1, "")
+    assert completed.stderr == (
         "entrepot: no [[retention]] rule in the settings applies to private/app, so all of it is kept\n"
     )
 
@@ -247,6 +247,6 @@ def test_settings_without_rules(tmp_path: Path, command: str) -> None:
     """If the settings have no rules, the command says that all tags are kept."""
     with running_server(tmp_path):
         pass
-    done = entrepot("retention", command, folder=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("entrepot: the settings have no rule, so all tags are kept; add [[retention]]")
+    completed = entrepot("retention", command, folder=tmp_path)
+    assert (completed.returncode, completed.stdout) == (1, "")
+    assert completed.stderr.startswith("entrepot: the settings have no rule, so all tags are kept; add [[retention]]")

@@ -151,8 +151,12 @@ def test_search_api_of_registry_version_1(site: AdminSite) -> None:
 
 def test_extensions(site: AdminSite) -> None:
     """`/v2/_oci/ext/discover` lists the extensions of this registry."""
-    [oci, own] = get(site, "/v2/_oci/ext/discover", None).json()["extensions"]
-    assert (oci["name"], own["name"], own["endpoints"]) == ("_oci", "_entrepot", ["_entrepot/history"])
+    [oci_extension, entrepot_extension] = get(site, "/v2/_oci/ext/discover", None).json()["extensions"]
+    assert (oci_extension["name"], entrepot_extension["name"], entrepot_extension["endpoints"]) == (
+        "_oci",
+        "_entrepot",
+        ["_entrepot/history"],
+    )
 
 
 def test_history_over_v2(site: AdminSite, repo: str) -> None:

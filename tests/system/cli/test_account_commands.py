@@ -46,11 +46,11 @@ def test_the_first_account(tmp_path: Path) -> None:
     """The command that adds the first account creates the data directory. It says that the registry is closed from now
     on (clients need an account), and what to do next. Later commands do not say this again. stdout has only the
     generated password."""
-    done = entrepot("user", "add", "alice", "--admin", "--generate", folder=tmp_path)
-    assert (done.returncode, bool(GENERATED_PASSWORD.fullmatch(done.stdout))) == (0, True)
-    assert f"The registry at {tmp_path / 'data'} is closed from now on" in done.stderr
-    assert "docker login 127.0.0.1:5000 --username alice" in done.stderr
-    assert "there is none yet" not in done.stderr
+    completed = entrepot("user", "add", "alice", "--admin", "--generate", folder=tmp_path)
+    assert (completed.returncode, bool(GENERATED_PASSWORD.fullmatch(completed.stdout))) == (0, True)
+    assert f"The registry at {tmp_path / 'data'} is closed from now on" in completed.stderr
+    assert "docker login 127.0.0.1:5000 --username alice" in completed.stderr
+    assert "there is none yet" not in completed.stderr
     second = entrepot("robot", "add", "ci", folder=tmp_path)
     assert second.stderr == "ci is added; to make an API token for its login, run: entrepot token add ci\n"
 
@@ -64,8 +64,8 @@ def test_if_first_adds_only_the_first_account(tmp_path: Path) -> None:
     entrepot_output("user", "add", "alice", "--admin", "--generate", folder=tmp_path)
     entrepot_output("user", "remove", "admin", folder=tmp_path)
     (tmp_path / "password.txt").unlink()
-    again = entrepot(*command, folder=tmp_path)
-    assert (again.returncode, again.stderr) == (0, "admin is not added: the registry has or had an account\n")
+    second_run = entrepot(*command, folder=tmp_path)
+    assert (second_run.returncode, second_run.stderr) == (0, "admin is not added: the registry has or had an account\n")
     assert [user["name"] for user in listed("user", "list", folder=tmp_path)] == ["alice"]
 
 
@@ -82,9 +82,9 @@ def test_users(folder: Path) -> None:
     alice, bob = listed("user", "list", folder=folder)
     assert (alice["name"], alice["admin"], alice["enabled"]) == ("alice", True, True)
     assert (bob["name"], bob["admin"], bob["note"], bob["groups"]) == ("bob", False, "on call", [])
-    shown = entrepot_output("user", "list", folder=folder)
-    assert re.search(r"^alice +enabled +admin ", shown, re.MULTILINE)
-    assert re.search(r"^bob +enabled +- .* on call *$", shown, re.MULTILINE)
+    output = entrepot_output("user", "list", folder=folder)
+    assert re.search(r"^alice +enabled +admin ", output, re.MULTILINE)
+    assert re.search(r"^bob +enabled +- .* on call *$", output, re.MULTILINE)
     entrepot_output("user", "disable", "bob", folder=folder)
     entrepot_output("user", "admin", "bob", folder=folder)
     assert "bob, disabled, an admin" in entrepot_output("user", "show", "bob", folder=folder)
@@ -178,21 +178,21 @@ def test_robots_and_tokens(folder: Path) -> None:
     (robot,) = listed("robot", "list", folder=folder)
     assert (robot["name"], robot["kind"], robot["note"]) == ("ci", "robot", "builds")
     limits = ("--allow", "team/**:pull,push", "--allow", "base/*:pull")
-    done = entrepot("token", "add", "ci", "--expires", "90d", "--note", "main", *limits, folder=folder)
-    assert API_TOKEN.fullmatch(done.stdout)
-    assert "docker login 127.0.0.1:5000 --username ci --password-stdin" in done.stderr
-    assert done.stdout.strip() not in done.stderr
+    completed = entrepot("token", "add", "ci", "--expires", "90d", "--note", "main", *limits, folder=folder)
+    assert API_TOKEN.fullmatch(completed.stdout)
+    assert "docker login 127.0.0.1:5000 --username ci --password-stdin" in completed.stderr
+    assert completed.stdout.strip() not in completed.stderr
     (token,) = listed("token", "list", "ci", folder=folder)
     assert (token["account"], token["note"], token["purpose"], token["used"]) == ("ci", "main", "personal", None)
     assert token["limits"] == [
         {"pattern": "team/**", "actions": ["pull", "push"]},
         {"pattern": "base/*", "actions": ["pull"]},
     ]
-    assert token["id"] == done.stdout.split("_")[1]
+    assert token["id"] == completed.stdout.split("_")[1]
     assert token["expires"] > token["created"]
-    shown = entrepot_output("token", "list", folder=folder)
-    assert "team/**:pull,push base/*:pull" in shown
-    assert done.stdout.strip().split("_")[2] not in shown
+    output = entrepot_output("token", "list", folder=folder)
+    assert "team/**:pull,push base/*:pull" in output
+    assert completed.stdout.strip().split("_")[2] not in output
     entrepot_output("token", "revoke", token["id"], folder=folder)
     assert listed("token", "list", folder=folder) == []
     assert "no such API token" in error_line(entrepot("token", "revoke", token["id"], folder=folder), 1)
@@ -234,9 +234,9 @@ def test_groups(folder: Path) -> None:
     because the name may be mistyped."""
     entrepot_output("robot", "add", "ci", folder=folder)
     entrepot_output("group", "add", "dev", folder=folder)
-    done = entrepot("group", "join", "dev", "alice", "ci", "zoe", folder=folder)
-    assert "note: there is no account zoe here" in done.stderr
-    assert "alice here" not in done.stderr
+    completed = entrepot("group", "join", "dev", "alice", "ci", "zoe", folder=folder)
+    assert "note: there is no account zoe here" in completed.stderr
+    assert "alice here" not in completed.stderr
     assert listed("group", "list", folder=folder) == [{"name": "dev", "members": ["alice", "ci", "zoe"]}]
     entrepot_output("group", "leave", "dev", "zoe", "ci", folder=folder)
     assert re.search(r"^dev +alice *$", entrepot_output("group", "list", folder=folder), re.MULTILINE)
@@ -332,9 +332,9 @@ def test_list_creates_no_data_directory(tmp_path: Path) -> None:
 
 def test_empty_lists(folder: Path) -> None:
     """If a list is empty, stderr says how to add an entry. The JSON output is an empty array."""
-    done = entrepot("robot", "list", folder=folder)
-    assert (done.returncode, done.stdout) == (0, "")
-    assert "entrepot robot add" in done.stderr
+    completed = entrepot("robot", "list", folder=folder)
+    assert (completed.returncode, completed.stdout) == (0, "")
+    assert "entrepot robot add" in completed.stderr
     assert listed("robot", "list", folder=folder) == []
 
 
@@ -346,11 +346,11 @@ def test_secrets_are_in_no_file_and_no_output(folder: Path) -> None:
     token = entrepot_output("token", "add", "alice", folder=folder).strip()
     secrets += [token, token.split("_")[2]]
     entrepot_output("key", "rotate", folder=folder)
-    shown = entrepot_output("config", "--format", "json", folder=folder)
+    output = entrepot_output("config", "--format", "json", folder=folder)
     for args in (("user", "list"), ("user", "show", "bob"), ("token", "list"), ("key", "list"), ("audit",)):
-        shown += entrepot_output(*args, folder=folder) + entrepot_output(*args, "--json", folder=folder)
+        output += entrepot_output(*args, folder=folder) + entrepot_output(*args, "--json", folder=folder)
     files = [file for file in (folder / "data").rglob("*") if file.is_file()]
     assert files
     for secret in secrets:
-        assert secret not in shown
+        assert secret not in output
         assert [file for file in files if secret.encode() in file.read_bytes()] == []

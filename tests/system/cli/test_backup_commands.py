@@ -131,14 +131,14 @@ def test_restore_of_damaged_bytes(tmp_path: Path) -> None:
         entrepot_output("backup", "backups", "--copy", folder=tmp_path)
     damaged_file = max((tmp_path / "backups/blobs").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
     damaged_file.write_bytes(damaged_file.read_bytes()[:-1] + b"?")
-    done = entrepot("restore", "backups", "--data", "new", folder=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert f"sha256:{damaged_file.name} cannot be restored: its bytes have the digest sha256:" in done.stderr
+    completed = entrepot("restore", "backups", "--data", "new", folder=tmp_path)
+    assert (completed.returncode, completed.stdout) == (1, "")
+    assert f"sha256:{damaged_file.name} cannot be restored: its bytes have the digest sha256:" in completed.stderr
     assert "a restore from a backup has not ended" in error_line(
         entrepot("user", "add", "root", "--data", "new", "--password-file", "-", folder=tmp_path, given=PASSWORD), 1
     )
-    done = entrepot("restore", "backups", "--data", "new", "--skip-damaged", folder=tmp_path)
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "entrepot: 1 blob could not be restored")
+    completed = entrepot("restore", "backups", "--data", "new", "--skip-damaged", folder=tmp_path)
+    assert (completed.returncode, completed.stderr.splitlines()[-1]) == (1, "entrepot: 1 blob could not be restored")
 
 
 @pytest.mark.slow
@@ -154,7 +154,7 @@ def test_backup_onto_a_full_disk(tmp_path: Path) -> None:
         f"mount -t tmpfs -o size=6m none backups && ! {command} && find backups -name manifest.json && "
         f"mount -o remount,size=64m none backups && {command}"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
         cwd=tmp_path,
         env=command_environment(),
@@ -162,9 +162,9 @@ def test_backup_onto_a_full_disk(tmp_path: Path) -> None:
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0, done.stderr
-    assert "backups: the disk is full; free some space there and run the same command again" in done.stderr
-    first, second = done.stdout.splitlines()
+    assert completed.returncode == 0, completed.stderr
+    assert "backups: the disk is full; free some space there and run the same command again" in completed.stderr
+    first, second = completed.stdout.splitlines()
     assert ": 4 tags, 4 manifests, 8 blobs (" in first
     new, present = (int(text) for text in (second.split()[0], second.split(", ")[1].split()[0]))
     assert (new + present, present >= 1) == (8, True)

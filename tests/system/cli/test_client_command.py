@@ -25,11 +25,11 @@ name = "ghcr.io"
 
 def printed(folder: Path, *args: str, hint: str = "") -> str:
     """Returns the output of the command. Checks that stderr has only comments, and that `hint` is in them."""
-    done = entrepot("client", *args, folder=folder)
-    assert done.returncode == 0, done.stderr
-    assert hint in done.stderr
-    assert all(line.startswith("# ") for line in done.stderr.splitlines())
-    return done.stdout
+    result = entrepot("client", *args, folder=folder)
+    assert result.returncode == 0, result.stderr
+    assert hint in result.stderr
+    assert all(line.startswith("# ") for line in result.stderr.splitlines())
+    return result.stdout
 
 
 def toml(folder: Path, *args: str) -> dict[str, Any]:

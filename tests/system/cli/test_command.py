@@ -51,9 +51,9 @@ EVERY_COMMAND = list(commands(ROOT_COMMAND))
 @pytest.mark.parametrize("name", EVERY_COMMAND)
 def test_help_has_examples(name: str) -> None:
     """Each command's help ends with examples that can be typed."""
-    done = CliRunner().invoke(app, [*name.split(), "-h"], prog_name="entrepot")
-    assert done.exit_code == 0
-    assert f"\n    entrepot {name}" in done.stdout
+    result = CliRunner().invoke(app, [*name.split(), "-h"], prog_name="entrepot")
+    assert result.exit_code == 0
+    assert f"\n    entrepot {name}" in result.stdout
 
 
 def options_of(name: str) -> set[str]:
@@ -79,29 +79,29 @@ def test_completion(tmp_path: Path, shell: str) -> None:
     shell by the name of its program, so the test uses a copy of bash with the name of the shell."""
     program = shutil.copy(shutil.which("bash") or "/bin/bash", tmp_path / shell)
     command = f"{shlex.quote(sys.executable)} -m registry --show-completion; exit $?"
-    done = subprocess.run(
+    result = subprocess.run(
         [program, "-c", command], cwd=tmp_path, env=command_environment(), capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, done.stderr
-    assert f"complete_{shell}" in done.stdout
+    assert result.returncode == 0, result.stderr
+    assert f"complete_{shell}" in result.stdout
 
 
 def test_completion_of_a_command(tmp_path: Path) -> None:
     """The completion of `entrepot ins` is `inspect`."""
-    done = entrepot_program(
+    result = entrepot_program(
         folder=tmp_path, _ENTREPOT_COMPLETE="complete_bash", COMP_WORDS="entrepot ins", COMP_CWORD="1"
     )
-    assert done.stdout.split() == ["inspect"]
+    assert result.stdout.split() == ["inspect"]
 
 
 @pytest.mark.parametrize("args", [["--no-such"], ["no-such"], ["serve", "extra"], ["inspect"]])
 def test_bad_usage(tmp_path: Path, args: list[str]) -> None:
     """For wrong usage, the exit code is 2, and stderr says what is wrong, without a traceback."""
-    done = entrepot_program(*args, folder=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "Error: " in done.stderr
-    assert "Traceback" not in done.stderr
+    result = entrepot_program(*args, folder=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "Error: " in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,10 @@ def test_bad_usage(tmp_path: Path, args: list[str]) -> None:
 def test_a_data_directory_that_cannot_be_read(tmp_path: Path, line: str) -> None:
     """If the system refuses the path of the data directory, here because a name is too long, the command fails with the
     reason in one line."""
-    done = entrepot(*line.split(), "--data", tmp_path / ("a" * 300), folder=tmp_path)
-    assert done.returncode == 1
-    assert "File name too long" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    result = entrepot(*line.split(), "--data", tmp_path / ("a" * 300), folder=tmp_path)
+    assert result.returncode == 1
+    assert "File name too long" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("line", ["status", "events list", "fsck", "inspect team/app:1"])
@@ -136,14 +136,14 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path, line: str) -> None:
     reserve = layout_of(tmp_path / "data").reserve
     reserve.unlink()
     reserve.mkdir()
-    done = entrepot(*line.split(), "--data", tmp_path / "data", folder=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr == f"entrepot: {reserve}: Is a directory\n"
+    result = entrepot(*line.split(), "--data", tmp_path / "data", folder=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == f"entrepot: {reserve}: Is a directory\n"
 
 
 def test_command_line_imports_no_large_packages() -> None:
     """To be fast, the command line module imports neither the web framework, nor the server, nor the database, nor
     rich."""
     code = "import sys, registry.__main__; print(*{'fastapi', 'uvicorn', 'apsw', 'rich'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "\n"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "\n"

@@ -63,8 +63,8 @@ def test_files_of_serve_and_inspect_belong_to_the_owner(folder: Path, workers: i
     with running_server(folder, workers=workers, own_interpreter=True) as server:
         push(server.url)
         assert {os.stat(f"/proc/{pid}").st_uid for pid in server.worker_pids()} == {OWNER}
-        done = entrepot_program("inspect", "team/app:1", "--json", "--data", folder / "data", folder=folder)
-        assert json.loads(done.stdout)["tags"] == ["1"]
+        result = entrepot_program("inspect", "team/app:1", "--json", "--data", folder / "data", folder=folder)
+        assert json.loads(result.stdout)["tags"] == ["1"]
     assert entrepot_program("inspect", "team/app:1", "--data", folder / "data", folder=folder).returncode == 0
     assert owners(folder / "data") == {OWNER}
 

@@ -166,8 +166,8 @@ def test_import_of_an_incomplete_index(target: RegistryServer, tmp_path: Path) -
     layout = write_layout(tmp_path / "layout", {"v1": MULTI})
     assert MULTI.children[1].config is not None
     (layout / "blobs/sha256" / MULTI.children[1].config.digest.partition(":")[2]).unlink()
-    done = entrepot("import", layout, "--as", "team/part", "--data", target.data, folder=tmp_path)
-    assert (done.returncode, "the file lacks 1 platform of the image" in done.stderr) == (0, True)
+    completed = entrepot("import", layout, "--as", "team/part", "--data", target.data, folder=tmp_path)
+    assert (completed.returncode, "the file lacks 1 platform of the image" in completed.stderr) == (0, True)
     wire = RegistryClient(target.address)
     stored = wire.manifest("team/part", "v1").json()
     assert [entry["digest"] for entry in stored["manifests"]] == [MULTI.children[0].digest]
@@ -304,9 +304,9 @@ def test_import_does_not_change_an_immutable_tag(server: RegistryServer, tmp_pat
     export(server, "team/one:v1", "team/multi:v2", "--to", tmp_path / "both")
     changed = write_layout(tmp_path / "changed", {"v1": MULTI})
     entrepot_output("import", changed, "--as", "team/one", *options, folder=tmp_path)
-    done = entrepot("import", "both", "--json", *options, folder=tmp_path)
-    assert done.returncode == 1
-    problem, stored, result = json_lines(done.stdout)
+    completed = entrepot("import", "both", "--json", *options, folder=tmp_path)
+    assert completed.returncode == 1
+    problem, stored, result = json_lines(completed.stdout)
     assert (problem["event"], problem["image"]) == ("problem", "team/one:v1")
     assert problem["reason"] == f"team/one:v1 is immutable and points at {MULTI.digest}; push another tag"
     assert (stored["event"], stored["image"]) == ("image", "team/multi:v2")

@@ -69,9 +69,9 @@ async def pushed(tmp_path: Path) -> dict[str, Manifest]:
 
 def inspect(folder: Path, reference: str) -> dict[str, Any]:
     """Returns the JSON output of the command."""
-    done = entrepot("inspect", reference, "--json", folder=folder)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    result = entrepot("inspect", reference, "--json", folder=folder)
+    assert result.returncode == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
     return found
 
 

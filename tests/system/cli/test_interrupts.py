@@ -88,10 +88,10 @@ def _start(folder: Path, args: list[str], before: tuple[str, ...]) -> Command:
     )
 
 
-def until(true: Callable[[], bool], process: Command) -> None:
-    """Waits until `true()` returns True. Fails if the process ends before."""
+def until(condition: Callable[[], bool], process: Command) -> None:
+    """Waits until `condition()` returns True. Fails if the process ends before."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not true():
+    while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "the expected state was not reached in time"
         time.sleep(0.005)

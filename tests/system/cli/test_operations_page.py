@@ -59,12 +59,12 @@ class OperationsPlace(Place):
         assert self.server
         deadline = time.monotonic() + DEADLINE_SECONDS
         while True:
-            done = self._entrepot(command.line)
-            output = self._as_on_the_page(done.stdout + done.stderr)
-            if done.returncode == command.exit_code and has_shape(output, command.output, is_loose=True):
+            result = self._entrepot(command.line)
+            output = self._as_on_the_page(result.stdout + result.stderr)
+            if result.returncode == command.exit_code and has_shape(output, command.output, is_loose=True):
                 return
             on_page = "\n".join(command.output)
-            difference = f"$ {command.line}\n{output}(exit code {done.returncode}), but the page has:\n{on_page}"
+            difference = f"$ {command.line}\n{output}(exit code {result.returncode}), but the page has:\n{on_page}"
             assert "status" in command.line, difference
             assert time.monotonic() < deadline, difference
 

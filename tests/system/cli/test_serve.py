@@ -178,8 +178,8 @@ def test_data_directory_of_a_newer_version(tmp_path: Path) -> None:
     db.pragma("user_version", 9999)
     db.close()
     assert "newer" in serve_fails(tmp_path, tmp_path / "data")
-    done = entrepot("inspect", "a", "--data", tmp_path / "data", folder=tmp_path)
-    assert "newer" in error_line(done, 1)
+    result = entrepot("inspect", "a", "--data", tmp_path / "data", folder=tmp_path)
+    assert "newer" in error_line(result, 1)
 
 
 def test_data_directory_with_a_broken_database(tmp_path: Path) -> None:

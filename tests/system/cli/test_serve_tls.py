@@ -117,8 +117,8 @@ def test_client_ca_alone_requires_certificates(tmp_path: Path, authority: Certif
 
 def test_client_settings_have_the_https_address(tmp_path: Path, pair: KeyPair) -> None:
     """`entrepot client` prints an https address if the settings have a certificate."""
-    done = entrepot("client", "docker", folder=tmp_path, **variables(pair))
-    assert "https://127.0.0.1:5000" in done.stdout
+    result = entrepot("client", "docker", folder=tmp_path, **variables(pair))
+    assert "https://127.0.0.1:5000" in result.stdout
 
 
 # Blobs
@@ -165,10 +165,10 @@ def test_curl(server: RegistryServer, client: httpx2.Client, authority: Certific
     body = os.urandom(SIZE)
     url = server.url + push(client, body)
     curl = ["curl", "--silent", "--show-error", "--fail", "--cacert", str(authority.certificate)]
-    done = subprocess.run([*curl, url], capture_output=True, timeout=30, check=True)
-    assert done.stdout == body
-    done = subprocess.run([*curl, "--range", "100-", url], capture_output=True, timeout=30, check=True)
-    assert done.stdout == body[100:]
+    result = subprocess.run([*curl, url], capture_output=True, timeout=30, check=True)
+    assert result.stdout == body
+    result = subprocess.run([*curl, "--range", "100-", url], capture_output=True, timeout=30, check=True)
+    assert result.stdout == body[100:]
 
 
 def test_blob_that_is_still_being_downloaded(tmp_path: Path, authority: CertificateAuthority, pair: KeyPair) -> None:

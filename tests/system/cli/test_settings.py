@@ -21,9 +21,9 @@ from tests.fakes.server_process import ROOT
 
 def effective_settings(folder: Path, *args: str, **variables: str) -> dict[str, Any]:
     """Returns the settings that `entrepot config` shows, each with its value and its origin."""
-    done = entrepot("config", "--format", "json", *args, folder=folder, **variables)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    result = entrepot("config", "--format", "json", *args, folder=folder, **variables)
+    assert result.returncode == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
     return found
 
 
@@ -161,8 +161,8 @@ def test_wrong_file_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_wrong_value_in_the_file_is_an_error_even_if_overridden(tmp_path: Path) -> None:
     """A wrong value in the file is an error even if a flag overrides it."""
     (tmp_path / "a.toml").write_text("workers = 0")
-    done = entrepot("config", "--config", "a.toml", "--workers", "2", folder=tmp_path)
-    assert error_line(done, 2).startswith("a.toml: workers: 0 ")
+    result = entrepot("config", "--config", "a.toml", "--workers", "2", folder=tmp_path)
+    assert error_line(result, 2).startswith("a.toml: workers: 0 ")
 
 
 @pytest.mark.parametrize(
@@ -194,9 +194,9 @@ def test_wrong_source_in_one_line(
 
 def test_unknown_variable_is_warned_about(tmp_path: Path) -> None:
     """For each misspelt variable, the command prints one warning with the most similar name, and continues."""
-    done = entrepot("config", folder=tmp_path, ENTREPOT_GC__GRASE="1h", ENTREPOT_WORKER="3")
-    assert done.returncode == 0
-    assert done.stderr.splitlines() == [
+    result = entrepot("config", folder=tmp_path, ENTREPOT_GC__GRASE="1h", ENTREPOT_WORKER="3")
+    assert result.returncode == 0
+    assert result.stderr.splitlines() == [
         "entrepot: warning: ENTREPOT_GC__GRASE is no setting and is ignored; did you mean ENTREPOT_GC__GRACE?",
         "entrepot: warning: ENTREPOT_WORKER is no setting and is ignored; did you mean ENTREPOT_WORKERS?",
     ]
@@ -204,17 +204,17 @@ def test_unknown_variable_is_warned_about(tmp_path: Path) -> None:
 
 def test_no_warning_for_variables_of_kubernetes(tmp_path: Path) -> None:
     """The variables that Kubernetes sets for a service named `entrepot` cause no warning."""
-    done = entrepot(
+    result = entrepot(
         "config", folder=tmp_path,
         ENTREPOT_PORT="tcp://10.0.0.1:5000", ENTREPOT_SERVICE_HOST="10.0.0.1", ENTREPOT_PORT_5000_TCP_ADDR="10.0.0.1",
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_config_as_toml_can_be_used_as_a_file(tmp_path: Path) -> None:
     """The output of `config --format toml` is a valid settings file with the same values."""
-    done = entrepot("config", "--format", "toml", "--data", 'a "b"', folder=tmp_path, ENTREPOT_GC__GRACE="90s")
-    (tmp_path / "again.toml").write_text(done.stdout)
+    result = entrepot("config", "--format", "toml", "--data", 'a "b"', folder=tmp_path, ENTREPOT_GC__GRACE="90s")
+    (tmp_path / "again.toml").write_text(result.stdout)
     reloaded = effective_settings(tmp_path, "--config", "again.toml")
     assert reloaded["data"] == {"value": 'a "b"', "origin": "again.toml"}
     assert reloaded["gc.grace"] == {"value": "1m30s", "origin": "again.toml"}
@@ -222,10 +222,10 @@ def test_config_as_toml_can_be_used_as_a_file(tmp_path: Path) -> None:
 
 def test_config_table_has_every_setting(tmp_path: Path) -> None:
     """The table has a row for each setting, and no colour codes outside a terminal."""
-    done = entrepot("config", folder=tmp_path)
-    rows = [line.split() for line in done.stdout.splitlines()]
+    result = entrepot("config", folder=tmp_path)
+    rows = [line.split() for line in result.stdout.splitlines()]
     assert {".".join(path) for path, _ in setting_fields()} <= {row[0] for row in rows if row}
-    assert "\x1b" not in done.stdout
+    assert "\x1b" not in result.stdout
 
 
 def test_every_setting_has_help_and_a_variable() -> None:
@@ -322,8 +322,8 @@ def test_config_shows_upstreams_and_no_secret(tmp_path: Path) -> None:
     passwords."""
     (tmp_path / "a.toml").write_text(UPSTREAMS)
     (tmp_path / "secret").write_text("hunter2")
-    done = entrepot("config", "-c", "a.toml", folder=tmp_path, HUB_PASSWORD="hunter2")
-    rows = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if line.split()[1:]}
+    result = entrepot("config", "-c", "a.toml", folder=tmp_path, HUB_PASSWORD="hunter2")
+    rows = {line.split()[0]: line.split()[1] for line in result.stdout.splitlines() if line.split()[1:]}
     assert rows["upstream[docker.io].password_file"] == "secret"
     assert rows["upstream[ghcr.io].endpoints"] == "https://ghcr.io"
     for form in ("table", "toml", "json"):
@@ -343,8 +343,8 @@ def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path: Path
 def test_upstreams_as_toml_can_be_used_as_a_file(tmp_path: Path) -> None:
     """If the output of `config --format toml` is used as a file, it has the same upstreams."""
     (tmp_path / "a.toml").write_text(UPSTREAMS)
-    done = entrepot("config", "-c", "a.toml", "-f", "toml", "--mirror", "quay.io", folder=tmp_path)
-    (tmp_path / "b.toml").write_text(done.stdout)
+    result = entrepot("config", "-c", "a.toml", "-f", "toml", "--mirror", "quay.io", folder=tmp_path)
+    (tmp_path / "b.toml").write_text(result.stdout)
     original = load_settings({"mirror": ["quay.io"]}, tmp_path / "a.toml").settings
     assert load_settings({}, tmp_path / "b.toml").settings.upstream == original.upstream
     assert [upstream.name for upstream in original.upstream] == ["docker.io", "ghcr.io", "quay.io"]

@@ -76,9 +76,9 @@ def head(server: RegistryServer, name: str, tag: str) -> str | None:
 def run(server: RegistryServer, *args: str, code: int = 0) -> str:
     """Runs `entrepot tag`, and checks its exit code. Returns its stdout, or its stderr if the code is not 0."""
     folder = server.data.parent
-    done = entrepot("tag", *args, "--config", "entrepot.toml", folder=folder)
-    assert done.returncode == code, (done.stdout, done.stderr)
-    return done.stderr if code else done.stdout
+    result = entrepot("tag", *args, "--config", "entrepot.toml", folder=folder)
+    assert result.returncode == code, (result.stdout, result.stderr)
+    return result.stderr if code else result.stdout
 
 
 def test_restore_of_an_overwritten_tag(server: RegistryServer, repo: str) -> None:
@@ -208,13 +208,13 @@ def test_bad_usage(server: RegistryServer, args: list[str], code: int, error: st
 
 def test_tag_of_a_mirrored_repository_cannot_be_moved(server: RegistryServer) -> None:
     """A tag of a mirrored repository cannot be moved."""
-    done = entrepot(
+    result = entrepot(
         *("tag", "move", "docker.io/library/x:1", "2", "--data", str(server.data)),
         folder=server.data.parent,
         ENTREPOT_MIRROR="docker.io",
     )
-    assert done.returncode == 1
-    assert done.stderr == (
+    assert result.returncode == 1
+    assert result.stderr == (
         "entrepot: docker.io/library/x is mirrored from docker.io, and its tags follow that registry\n"
     )
 
@@ -223,8 +223,8 @@ def test_history_of_a_tag_that_never_existed(server: RegistryServer, repo: str) 
     """The history of a tag that never existed is empty, and stderr says so."""
     body, digest = index("untagged")
     plain_request("PUT", f"{server.url}/v2/{repo}/manifests/{digest}", content=body, headers={"content-type": KIND})
-    done = entrepot("tag", "history", f"{repo}:v1", "--config", "entrepot.toml", folder=server.data.parent)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"entrepot: {repo} never had a tag v1\n")
+    result = entrepot("tag", "history", f"{repo}:v1", "--config", "entrepot.toml", folder=server.data.parent)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", f"entrepot: {repo} never had a tag v1\n")
 
 
 @pytest.mark.parametrize(
@@ -240,6 +240,6 @@ def test_history_of_a_tag_that_never_existed(server: RegistryServer, repo: str) 
 def test_bad_rules(tmp_path: Path, rule: str, error: str) -> None:
     """The server refuses invalid rules about immutable tags when it starts."""
     (tmp_path / "bad.toml").write_text(f'mirror = ["ghcr.io"]\n[[immutable]]\n{rule}\n')
-    done = entrepot("serve", "--config", "bad.toml", folder=tmp_path)
-    assert done.returncode == 2
-    assert error in done.stderr
+    result = entrepot("serve", "--config", "bad.toml", folder=tmp_path)
+    assert result.returncode == 2
+    assert error in result.stderr

@@ -83,11 +83,13 @@ class Place:
         """Runs a command of the page, and checks that its exit code and the shape of its output are those of the
         page."""
         assert self.server
-        done = self._entrepot(command.line)
-        outputs = [self._as_on_the_page(text) for text in (done.stderr + done.stdout, done.stdout + done.stderr)]
+        result = self._entrepot(command.line)
+        outputs = [
+            self._as_on_the_page(text) for text in (result.stderr + result.stdout, result.stdout + result.stderr)
+        ]
         on_page = "\n".join(command.output)
-        difference = f"$ {command.line}\n{outputs[0]}(exit code {done.returncode}), but the page has:\n{on_page}"
-        assert done.returncode == command.exit_code, difference
+        difference = f"$ {command.line}\n{outputs[0]}(exit code {result.returncode}), but the page has:\n{on_page}"
+        assert result.returncode == command.exit_code, difference
         assert any(has_shape(output, command.output) for output in outputs), difference
 
     def prepare(self, name: str) -> None:

@@ -87,28 +87,28 @@ def repo(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def fresh(repo: str) -> ClientImage:
+def small_image(repo: str) -> ClientImage:
     """A small image with a layer that no other test pushes."""
     return image(f"hello from {repo}")
 
 
 @pytest.fixture(scope="session")
-def big() -> ClientImage:
+def large_image() -> ClientImage:
     """An image with incompressible layers, the largest of 80 MiB."""
     sizes = {"few": 3, "middle": 256 * 1024, "large": 80 * MIB}
     return image("big", *[layer({name: noise(name, size)}) for name, size in sizes.items()])
 
 
 @pytest.fixture(scope="session")
-def multi() -> ClientImage:
+def multi_platform() -> ClientImage:
     """An index of an amd64 and an arm64 image. Each can be run on its own platform only."""
     return index((image("on amd64"), "amd64"), (image("on arm64", architecture="arm64"), "arm64"))
 
 
 @pytest.fixture(scope="session")
-def layout(tmp_path_factory: pytest.TempPathFactory, big: ClientImage, multi: ClientImage) -> Path:
-    """An OCI image layout with the images `big` and `multi`, each under the tag of its name."""
-    return write_layout(tmp_path_factory.mktemp("layout"), {"big": big, "multi": multi})
+def layout(tmp_path_factory: pytest.TempPathFactory, large_image: ClientImage, multi_platform: ClientImage) -> Path:
+    """An OCI image layout with `large_image` under the tag `big` and `multi_platform` under the tag `multi`."""
+    return write_layout(tmp_path_factory.mktemp("layout"), {"big": large_image, "multi": multi_platform})
 
 
 @pytest.fixture

@@ -98,23 +98,23 @@ def test_two_images_race_for_one_tag(
 ) -> None:
     """docker and skopeo push different images under one tag at the same time. The tag points at one of the two images,
     and both images are complete."""
-    mine, yours = image(f"mine {repo}"), image(f"yours {repo}")
+    docker_image, skopeo_image = image(f"mine {repo}"), image(f"yours {repo}")
     name = f"{server.address}/{repo}:tag"
-    write_layout(tmp_path, {"x": yours})
-    docker.load(mine, name)
+    write_layout(tmp_path, {"x": skopeo_image})
+    docker.load(docker_image, name)
     with ThreadPoolExecutor(2) as pool:
         pushed = pool.submit(docker, "push", name)
         pool.submit(tools.copy, f"oci:{tmp_path}:x", f"docker://{name}").result()
     docker_digest = next(word for word in pushed.result().out.split() if word.startswith("sha256:"))
-    assert wire.digest(repo, "tag") in {docker_digest, yours.digest}
-    for digest in (docker_digest, yours.digest):
+    assert wire.digest(repo, "tag") in {docker_digest, skopeo_image.digest}
+    for digest in (docker_digest, skopeo_image.digest):
         pull_all(wire, repo, digest)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("end", ["stop", "kill", "kill_parent"])
 def test_restart_between_push_and_pull(
-    tools: ContainerTools, layout: Path, big: ClientImage, multi: ClientImage, tmp_path: Path, end: str
+    tools: ContainerTools, layout: Path, large_image: ClientImage, multi_platform: ClientImage, tmp_path: Path, end: str
 ) -> None:
     """Pushed content is there after a restart, whether the server was ended by SIGTERM, by SIGKILL of all its
     processes, or by SIGKILL of the parent process."""
@@ -131,22 +131,24 @@ def test_restart_between_push_and_pull(
     with running_server(tmp_path / "server", listen=address) as second:
         wire = RegistryClient(second.address)
         assert wire.tags("team/app") == ["big", "multi"]
-        assert_same_image(wire, "team/app", "big", big)
-        assert_same_image(wire, "team/app", "multi", multi)
+        assert_same_image(wire, "team/app", "big", large_image)
+        assert_same_image(wire, "team/app", "multi", multi_platform)
         tools.copy(f"docker://{address}/team/app:big", f"oci:{tmp_path / 'out'}:big")
 
 
-def test_docker_pulls_after_a_restart(docker: DockerEngine, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
+def test_docker_pulls_after_a_restart(
+    docker: DockerEngine, repo: str, small_image: ClientImage, tmp_path: Path
+) -> None:
     """After a restart of the server, docker can pull an image that it has pushed before, although docker keeps
     connections open."""
     with running_server(tmp_path / "server") as first:
         address = first.address
         name = f"{address}/{repo}"
-        docker.load(fresh, name)
+        docker.load(small_image, name)
         docker("push", name)
         assert first.stop() == 0
     docker.forget(name)
     with running_server(tmp_path / "server", listen=address) as second:
         docker("pull", name)
         assert docker.output_of(name) == f"hello from {repo}\n"
-        assert_same_files(RegistryClient(second.address), repo, "latest", fresh)
+        assert_same_files(RegistryClient(second.address), repo, "latest", small_image)

@@ -56,9 +56,9 @@ def mirror(tmp_path: Path, upstream: Hub) -> Iterator[RegistryServer]:
 
 def client_settings(mirror: RegistryServer, program: str, *args: str) -> str:
     """Returns the output of `entrepot client PROGRAM`, which users write into a file."""
-    done = entrepot("client", program, "--url", mirror.url, *args, folder=mirror.data.parent)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = entrepot("client", program, "--url", mirror.url, *args, folder=mirror.data.parent)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def sent_manifests(upstream: Hub) -> int:

@@ -15,26 +15,26 @@ from tests.fakes.server_process import RegistryServer
 
 
 def test_push_and_pull_without_a_tag(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, small_image: ClientImage
 ) -> None:
     """docker pushes and pulls an image without a tag, which means the tag `latest`. The pulled image runs."""
     name = f"{server.address}/{repo}"
-    docker.load(fresh, name)
+    docker.load(small_image, name)
     assert "latest: digest: sha256:" in docker("push", name).out
     docker.forget(name)
     assert "Using default tag: latest" in docker("pull", name).out
-    assert docker.image_id(name) == digest_of(fresh.config.body if fresh.config else b"")
+    assert docker.image_id(name) == digest_of(small_image.config.body if small_image.config else b"")
     assert docker.output_of(name) == f"hello from {repo}\n"
     assert wire.tags(repo) == ["latest"]
-    assert_same_files(wire, repo, "latest", fresh)
+    assert_same_files(wire, repo, "latest", small_image)
 
 
 def test_pull_by_tag_and_by_digest(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, small_image: ClientImage
 ) -> None:
     """Pulls by tag and by digest give the same image id. RepoDigests has the registry's digest."""
     name = f"{server.address}/{repo}"
-    docker.load(fresh, f"{name}:v1.0")
+    docker.load(small_image, f"{name}:v1.0")
     docker("push", f"{name}:v1.0")
     digest, image_id = wire.digest(repo, "v1.0"), docker.image_id(f"{name}:v1.0")
     for reference in (f"{name}:v1.0", f"{name}@{digest}"):
@@ -59,28 +59,28 @@ def test_nested_and_odd_names(docker: DockerEngine, server: RegistryServer, wire
 
 @pytest.mark.timeout(300)
 def test_large_layer(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, big: ClientImage
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, large_image: ClientImage
 ) -> None:
     """docker pushes and pulls layers of up to 80 MiB without a change."""
     name = f"{server.address}/{repo}"
-    docker.load(big, name)
+    docker.load(large_image, name)
     image_id = docker.image_id(name)
     docker("push", name)
     docker.forget(name)
     docker("pull", name)
     assert docker.image_id(name) == image_id
     assert docker.output_of(name, "/bin/sha256sum", "/large").split()[0] == digest_of(noise("large", 80 * MIB))[7:]
-    assert_same_files(wire, repo, "latest", big)
+    assert_same_files(wire, repo, "latest", large_image)
 
 
-def test_push_again(docker: DockerEngine, proxy: CuttingProxy, repo: str, fresh: ClientImage) -> None:
+def test_push_again(docker: DockerEngine, proxy: CuttingProxy, repo: str, small_image: ClientImage) -> None:
     """At the second push of an image, docker finds that every layer exists, and sends no layer."""
     name = f"{proxy.address}/{repo}"
-    docker.load(fresh, name)
+    docker.load(small_image, name)
     docker("push", name)
     sent = proxy.sent
     output = docker("push", name).out
-    assert output.count("Layer already exists") == len(fresh.layers)
+    assert output.count("Layer already exists") == len(small_image.layers)
     assert proxy.sent - sent < 16 * 1024
 
 
@@ -117,11 +117,16 @@ def test_parallel_pushes_of_shared_layers(
 
 
 def test_build_from_a_pulled_image(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+    docker: DockerEngine,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    small_image: ClientImage,
+    tmp_path: Path,
 ) -> None:
     """`docker build` pulls its base image from the registry. The built image can be pushed and run."""
     base, name = f"{server.address}/{repo}/base", f"{server.address}/{repo}/built:1"
-    docker.load(fresh, base)
+    docker.load(small_image, base)
     docker("push", base)
     docker.forget(base)
     (tmp_path / "added").write_text(f"added to {repo}\n")
@@ -165,11 +170,11 @@ def test_pull_of_a_missing_image(docker: DockerEngine, server: RegistryServer, r
 
 
 def test_pull_of_an_oci_index(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, multi_platform: ClientImage
 ) -> None:
     """docker pulls the image for its platform from an OCI index that another client has pushed."""
-    wire.push(repo, "multi", multi)
+    wire.push(repo, "multi", multi_platform)
     name = f"{server.address}/{repo}:multi"
     docker("pull", name)
     assert docker.output_of(name) == "on amd64\n"
-    assert docker.inspect(name)["RepoDigests"] == [f"{server.address}/{repo}@{multi.digest}"]
+    assert docker.inspect(name)["RepoDigests"] == [f"{server.address}/{repo}@{multi_platform.digest}"]

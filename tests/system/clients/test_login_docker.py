@@ -44,9 +44,9 @@ def log_in(docker: DockerEngine, address: str, login: ClientLogin) -> None:
 
 def refused(docker: DockerEngine, *args: str) -> str:
     """Runs a docker command that must fail. Returns its error."""
-    done = docker.call.attempt(*args)
-    assert done.code != 0, done.text
-    return done.err
+    result = docker.call.attempt(*args)
+    assert result.code != 0, result.text
+    return result.err
 
 
 def stored_login(docker: DockerEngine, address: str) -> dict[str, Any]:
@@ -56,14 +56,14 @@ def stored_login(docker: DockerEngine, address: str) -> dict[str, Any]:
     return found
 
 
-def test_login_and_logout(my_docker: DockerEngine, site: MemberSite, repo: str, fresh: ClientImage) -> None:
+def test_login_and_logout(my_docker: DockerEngine, site: MemberSite, repo: str, small_image: ClientImage) -> None:
     """After a login, docker can push and pull. Before the login and after the logout, it is refused."""
     login, name = site.person({f"{repo}/**": "pull,push"}), f"{site.address}/{repo}/app:1"
-    my_docker.load(fresh, name)
+    my_docker.load(small_image, name)
     assert f"unauthorized: log in to push to {repo}/app" in refused(my_docker, "push", name)
     log_in(my_docker, site.address, login)
     my_docker("push", name)
-    assert_same_files(site.wire(), f"{repo}/app", "1", fresh)
+    assert_same_files(site.wire(), f"{repo}/app", "1", small_image)
     my_docker.forget(name)
     my_docker("pull", name)
     assert my_docker.output_of(name) == f"hello from {repo}\n"
@@ -89,30 +89,30 @@ def test_bad_logins(my_docker: DockerEngine, site: MemberSite) -> None:
 
 
 def test_push_with_a_login_and_pull_without(
-    my_docker: DockerEngine, other_docker: DockerEngine, site: MemberSite, repo: str, fresh: ClientImage
+    my_docker: DockerEngine, other_docker: DockerEngine, site: MemberSite, repo: str, small_image: ClientImage
 ) -> None:
     """One person pushes an image with a login. Another person can pull it without a login, because everyone may pull
     it, but cannot push."""
     name = f"{site.address}/{repo}/open:1"
     log_in(my_docker, site.address, site.person({f"{repo}/**": "pull,push"}))
     site.allow_everyone(f"{repo}/open")
-    my_docker.load(fresh, name)
+    my_docker.load(small_image, name)
     my_docker("push", name)
     my_docker.forget(name)
     other_docker("pull", name)
     assert other_docker.output_of(name) == f"hello from {repo}\n"
     assert f"unauthorized: log in to push to {repo}/open" in refused(other_docker, "push", name)
-    my_docker.load(fresh, f"{site.address}/{repo}/closed:1")
+    my_docker.load(small_image, f"{site.address}/{repo}/closed:1")
     my_docker("push", f"{site.address}/{repo}/closed:1")
     other_docker.forget(name)
     assert "unauthorized: log in to pull" in refused(other_docker, "pull", f"{site.address}/{repo}/closed:1")
 
 
-def test_denied_push(my_docker: DockerEngine, site: MemberSite, repo: str, fresh: ClientImage) -> None:
+def test_denied_push(my_docker: DockerEngine, site: MemberSite, repo: str, small_image: ClientImage) -> None:
     """If an account may not push to a repository, docker's error names the account and the repository, whether or not
     the repository exists. The registry stores nothing."""
     login, name = site.person({f"{repo}/read": "pull"}), f"{site.address}/{repo}"
-    site.wire().push(f"{repo}/read", "1", fresh)
+    site.wire().push(f"{repo}/read", "1", small_image)
     other = image(f"another {repo}")
     log_in(my_docker, site.address, login)
     for path in ("read", "hidden", "new"):
@@ -124,11 +124,11 @@ def test_denied_push(my_docker: DockerEngine, site: MemberSite, repo: str, fresh
 
 
 def test_private_image_looks_like_a_missing_one(
-    my_docker: DockerEngine, other_docker: DockerEngine, site: MemberSite, repo: str, fresh: ClientImage
+    my_docker: DockerEngine, other_docker: DockerEngine, site: MemberSite, repo: str, small_image: ClientImage
 ) -> None:
     """For an account without the right to pull, docker shows the same error for a private image as for a missing one.
     Without a login, the error is that a login is needed."""
-    site.wire().push(f"{repo}/private", "1", fresh)
+    site.wire().push(f"{repo}/private", "1", small_image)
     log_in(my_docker, site.address, site.person({"elsewhere/**": "pull,push"}))
     for path in ("private", "none"):
         name = f"{site.address}/{repo}/{path}:1"
@@ -142,14 +142,14 @@ def test_private_image_looks_like_a_missing_one(
 
 
 def test_a_robot_logs_in_until_its_token_is_revoked(
-    my_docker: DockerEngine, site: MemberSite, repo: str, fresh: ClientImage
+    my_docker: DockerEngine, site: MemberSite, repo: str, small_image: ClientImage
 ) -> None:
     """A robot (an account for a program) logs in with an API token. After the token is revoked, docker's next command
     is refused, and so is a new login."""
     robot, name = site.machine({f"{repo}/**": "pull,push"}), f"{site.address}/{repo}/app:1"
     log_in(my_docker, site.address, robot)
     assert stored_login(my_docker, site.address) == {"auth": robot.encoded}
-    my_docker.load(fresh, name)
+    my_docker.load(small_image, name)
     my_docker("push", name)
     site.command("token", "revoke", robot.secret.split("_")[1])
     for _ in range(4):  # often enough to reach both workers
@@ -158,12 +158,12 @@ def test_a_robot_logs_in_until_its_token_is_revoked(
         assert INVALID in attempt_login(my_docker, site.address, robot).err
 
 
-def test_a_disabled_account(my_docker: DockerEngine, site: MemberSite, repo: str, fresh: ClientImage) -> None:
+def test_a_disabled_account(my_docker: DockerEngine, site: MemberSite, repo: str, small_image: ClientImage) -> None:
     """After an account is disabled, docker's next command is refused, although docker has stored a login. A new login
     is refused as well. After the account is enabled again, docker can log in with the same password."""
     login, name = site.person({f"{repo}/**": "pull,push"}), f"{site.address}/{repo}/app:1"
     log_in(my_docker, site.address, login)
-    my_docker.load(fresh, name)
+    my_docker.load(small_image, name)
     my_docker("push", name)
     site.command("user", "disable", login.name)
     for _ in range(4):
@@ -176,7 +176,7 @@ def test_a_disabled_account(my_docker: DockerEngine, site: MemberSite, repo: str
 
 
 def test_docker_stores_a_token_instead_of_the_password(
-    my_docker: DockerEngine, site: MemberSite, repo: str, fresh: ClientImage
+    my_docker: DockerEngine, site: MemberSite, repo: str, small_image: ClientImage
 ) -> None:
     """After a login with a password, docker's config.json has a token instead of the password. docker pushes with this
     token. The account's owner can list and revoke it like any other API token."""
@@ -187,7 +187,7 @@ def test_docker_stores_a_token_instead_of_the_password(
     (listed,) = json.loads(site.command("token", "list", login.name, "--json"))
     assert (listed["id"], listed["purpose"]) == (found["identitytoken"].split("_")[1], "login")
     assert "docker" in listed["note"]
-    my_docker.load(fresh, name)
+    my_docker.load(small_image, name)
     my_docker("push", name)
     site.command("token", "revoke", listed["id"])
     assert INVALID in refused(my_docker, "push", name)
@@ -196,13 +196,13 @@ def test_docker_stores_a_token_instead_of_the_password(
 
 
 def test_new_password_ends_stored_logins(
-    my_docker: DockerEngine, site: MemberSite, repo: str, fresh: ClientImage
+    my_docker: DockerEngine, site: MemberSite, repo: str, small_image: ClientImage
 ) -> None:
     """After the account gets a new password, the login that docker has stored is refused, and so is the old
     password."""
     login, name = site.person({f"{repo}/**": "pull,push"}), f"{site.address}/{repo}/app:1"
     log_in(my_docker, site.address, login)
-    my_docker.load(fresh, name)
+    my_docker.load(small_image, name)
     my_docker("push", name)
     site.command("user", "password", login.name, "--password-file", "-", given="another password\n")
     assert INVALID in refused(my_docker, "push", name)

@@ -29,23 +29,23 @@ def attempt_login(program: ForeignProgram, address: str, login: ClientLogin) -> 
 
 def refused(program: ForeignProgram, *args: str) -> str:
     """Runs a command that must fail. Returns its error."""
-    done = program.attempt(*args)
-    assert done.code != 0, done.text
-    return done.err
+    result = program.attempt(*args)
+    assert result.code != 0, result.text
+    return result.err
 
 
 def test_login_push_pull_and_logout(
-    my_tools: ContainerTools, site: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
+    my_tools: ContainerTools, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
     """After `podman login`, podman, skopeo and buildah can push and pull. After `podman logout`, all three are
     refused."""
     name = f"{site.address}/{repo}/app"
-    loaded(my_tools, fresh, name, tmp_path / "in")
+    loaded(my_tools, small_image, name, tmp_path / "in")
     assert "unauthorized" in refused(my_tools.podman, "push", INSECURE, name)
     login = site.person({f"{repo}/**": "pull,push"})
     assert "Login Succeeded" in attempt_login(my_tools.podman, site.address, login).demand().out
     my_tools.podman("push", INSECURE, name)
-    assert_same_files(site.wire(), f"{repo}/app", "latest", fresh)
+    assert_same_files(site.wire(), f"{repo}/app", "latest", small_image)
     my_tools.podman("rmi", "--force", my_tools.image_id(name))
     my_tools.podman("pull", INSECURE, name)
     assert my_tools.output_of(name) == f"hello from {repo}\n"
@@ -75,11 +75,11 @@ def test_bad_logins(my_tools: ContainerTools, site: MemberSite) -> None:
 
 
 def test_anonymous_pull(
-    my_tools: ContainerTools, site: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
+    my_tools: ContainerTools, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
     """podman pulls a public image without a login, and skopeo lists its tags with the login of an account without
     rights."""
-    site.wire().push(f"{repo}/open", "1", fresh)
+    site.wire().push(f"{repo}/open", "1", small_image)
     site.allow_everyone(f"{repo}/open")
     name = f"{site.address}/{repo}/open:1"
     my_tools.podman("pull", INSECURE, name)
@@ -92,27 +92,29 @@ def test_anonymous_pull(
     assert "denied" in refused(my_tools.podman, "push", INSECURE, name)
 
 
-def test_denied(my_tools: ContainerTools, site: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
+def test_denied(
+    my_tools: ContainerTools, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
+) -> None:
     """If an account may not push to a repository, the errors of podman and skopeo name the account and the repository.
     A repository from which the account may not pull looks like a missing one."""
     login = site.person({f"{repo}/read": "pull"})
     for path in ("read", "private"):
-        site.wire().push(f"{repo}/{path}", "1", fresh)
-    made, who = image(f"another {repo}"), f"{login.name}:{login.secret}"
+        site.wire().push(f"{repo}/{path}", "1", small_image)
+    made, credentials = image(f"another {repo}"), f"{login.name}:{login.secret}"
     loaded(my_tools, made, "localhost/denied", tmp_path / "in")
     name = f"docker://{site.address}/{repo}"
     for path in ("read", "private", "new"):
         error = f"denied: {login.name} may not push to {repo}/{path}"
         assert error in refused(
-            my_tools.podman, "push", INSECURE, "--creds", who, "localhost/denied", f"{name}/{path}:2"
+            my_tools.podman, "push", INSECURE, "--creds", credentials, "localhost/denied", f"{name}/{path}:2"
         )
-        copy = ("copy", "--dest-tls-verify=false", "--dest-creds", who, f"oci:{tmp_path / 'in'}:x")
+        copy = ("copy", "--dest-tls-verify=false", "--dest-creds", credentials, f"oci:{tmp_path / 'in'}:x")
         assert error in refused(my_tools.skopeo, *copy, f"{name}/{path}:2")
     for path in ("private", "new"):
-        pulled = refused(my_tools.podman, "pull", INSECURE, "--creds", who, f"{name}/{path}:1")
+        pulled = refused(my_tools.podman, "pull", INSECURE, "--creds", credentials, f"{name}/{path}:1")
         assert f"manifest unknown: {repo}/{path} has no manifest 1" in pulled
-        assert "404" in refused(my_tools.skopeo, "list-tags", INSECURE, "--creds", who, f"{name}/{path}")
-    deleted = refused(my_tools.skopeo, "delete", INSECURE, "--creds", who, f"{name}/read:1")
+        assert "404" in refused(my_tools.skopeo, "list-tags", INSECURE, "--creds", credentials, f"{name}/{path}")
+    deleted = refused(my_tools.skopeo, "delete", INSECURE, "--creds", credentials, f"{name}/read:1")
     assert f"{login.name} may not delete from {repo}/read" in deleted
     assert site.wire().tags(f"{repo}/read") == ["1"]
 
@@ -126,10 +128,10 @@ def test_skopeo_copy_mounts_layers(my_tools: ContainerTools, site: MemberSite, r
     other = site.person({f"{repo}/three": "pull,push"})
     with cutting_proxy(site.address) as proxy:
         name = f"docker://{proxy.address}/{repo}"
-        who = f"{both.name}:{both.secret}"
-        my_tools.copy(f"oci:{tmp_path / 'in'}:x", f"{name}/one:1", "--dest-creds", who)
+        credentials = f"{both.name}:{both.secret}"
+        my_tools.copy(f"oci:{tmp_path / 'in'}:x", f"{name}/one:1", "--dest-creds", credentials)
         sent = proxy.sent
-        my_tools.copy(f"{name}/one:1", f"{name}/two:1", "--src-creds", who, "--dest-creds", who)
+        my_tools.copy(f"{name}/one:1", f"{name}/two:1", "--src-creds", credentials, "--dest-creds", credentials)
         assert proxy.sent - sent < 64 * 1024
         assert_same_image(site.wire(), f"{repo}/two", "1", made)
         my_tools.copy(f"oci:{tmp_path / 'in'}:x", f"{name}/three:1", "--dest-creds", f"{other.name}:{other.secret}")
@@ -138,12 +140,12 @@ def test_skopeo_copy_mounts_layers(my_tools: ContainerTools, site: MemberSite, r
 
 
 def test_a_robot_logs_in_until_it_is_disabled(
-    my_tools: ContainerTools, site: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
+    my_tools: ContainerTools, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
     """skopeo can use a robot's API token as its password. After the robot (an account for a program) is disabled, the
     next command is refused."""
     robot, name = site.machine({f"{repo}/**": "pull,push"}), f"docker://{site.address}/{repo}/app:1"
-    write_layout(tmp_path / "in", {"x": fresh})
+    write_layout(tmp_path / "in", {"x": small_image})
     attempt_login(my_tools.skopeo, site.address, robot).demand()
     my_tools.copy(f"oci:{tmp_path / 'in'}:x", name)
     site.done("PATCH", f"/robots/{robot.name}", {"enabled": False})
@@ -154,17 +156,17 @@ def test_a_robot_logs_in_until_it_is_disabled(
 
 
 def test_skopeo_uses_the_identity_token_of_docker(
-    my_tools: ContainerTools, site: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
+    my_tools: ContainerTools, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
     """skopeo reads the identity token that `docker login` has stored in a config.json, and exchanges it for bearer
     tokens by POST."""
     login, name = site.person({f"{repo}/**": "pull,push"}), f"docker://{site.address}/{repo}/app:1"
-    write_layout(tmp_path / "in", {"x": fresh})
+    write_layout(tmp_path / "in", {"x": small_image})
     query = f"/token?service=entrepot&offline_token=true&client_id=tests&account={login.name}"
     refresh = site.wire(login).ask("GET", query).json()["refresh_token"]
     stored_login = {"auth": ClientLogin(login.name, "").encoded, "identitytoken": refresh}
     Path(my_tools.skopeo.env["REGISTRY_AUTH_FILE"]).write_text(json.dumps({"auths": {site.address: stored_login}}))
     my_tools.copy(f"oci:{tmp_path / 'in'}:x", name)
-    assert_same_image(site.wire(), f"{repo}/app", "1", fresh)
+    assert_same_image(site.wire(), f"{repo}/app", "1", small_image)
     site.command("token", "revoke", refresh.split("_")[1])
     assert "credentials are not valid" in refused(my_tools.skopeo, "inspect", INSECURE, name)

@@ -83,11 +83,11 @@ def far_docker(secret: TlsServer, short_folder: Path) -> Iterator[DockerEngine]:
 
 
 def log_in(docker: DockerEngine, address: str, login: ClientLogin) -> tuple[int, str]:
-    done = docker.call.attempt("login", address, "-u", login.name, "--password-stdin", given=login.secret)
-    return done.code, done.text
+    result = docker.call.attempt("login", address, "-u", login.name, "--password-stdin", given=login.secret)
+    return result.code, result.text
 
 
-def test_docker(far_docker: DockerEngine, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
+def test_docker(far_docker: DockerEngine, repo: str, small_image: ClientImage, tmp_path: Path) -> None:
     """With the authority's certificate in certs.d, docker can log in, push and pull. Requests without the right or with
     a wrong password are refused. Without the authority's certificate, docker's error is an unknown authority."""
     my_docker, name, public_image = (
@@ -101,7 +101,7 @@ def test_docker(far_docker: DockerEngine, repo: str, fresh: ClientImage, tmp_pat
     assert (code, "unauthorized: the credentials are not valid" in output) == (1, True), output
     assert log_in(my_docker, f"{FAR}:5000", ALICE)[0] == 0
     for each in (name, public_image):
-        my_docker.load(fresh, each)
+        my_docker.load(small_image, each)
         my_docker("push", each)
     my_docker.forget(name)
     my_docker("pull", name)
@@ -111,11 +111,11 @@ def test_docker(far_docker: DockerEngine, repo: str, fresh: ClientImage, tmp_pat
     my_docker("pull", public_image)
     assert f"unauthorized: log in to pull from {repo}" in my_docker.call.attempt("pull", name).err
     assert log_in(my_docker, f"{FAR}:5000", EVE)[0] == 0
-    assert f"denied: eve may not push to {repo}" in _push(my_docker, fresh, name)
+    assert f"denied: eve may not push to {repo}" in _push(my_docker, small_image, name)
     my_docker.forget(public_image)
 
 
-def test_docker_search(far_docker: DockerEngine, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
+def test_docker_search(far_docker: DockerEngine, repo: str, small_image: ClientImage, tmp_path: Path) -> None:
     """Over TLS, docker sends its login with a search, and finds the repositories from which this login may pull.
     Without a login, it finds those from which everyone may pull."""
     my_docker, term = logged_out(far_docker, tmp_path), repo.removeprefix("team/")
@@ -126,7 +126,7 @@ def test_docker_search(far_docker: DockerEngine, repo: str, fresh: ClientImage, 
 
     assert log_in(my_docker, f"{FAR}:5000", ALICE)[0] == 0
     for name in (repo, public_image):
-        my_docker.load(fresh, f"{FAR}:5000/{name}:1")
+        my_docker.load(small_image, f"{FAR}:5000/{name}:1")
         my_docker("push", f"{FAR}:5000/{name}:1")
     wait_until(lambda: found() == {repo, public_image}, 60, lambda: f"docker finds {found()}")
     my_docker("logout", f"{FAR}:5000")
@@ -142,12 +142,12 @@ def _push(docker: DockerEngine, image: ClientImage, name: str) -> str:
 
 
 def test_podman_and_skopeo(
-    tools: ContainerTools, secret: TlsServer, repo: str, fresh: ClientImage, tmp_path: Path
+    tools: ContainerTools, secret: TlsServer, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
     """With `--cert-dir`, podman and skopeo can log in, push and pull, and get the registry's errors. Without it, the
     TLS handshake fails."""
     mine, cert, name = tools_logged_out(tools, tmp_path), str(secret.trusted), f"{secret.address}/{repo}:1"
-    loaded(mine, fresh, name, tmp_path / "in")
+    loaded(mine, small_image, name, tmp_path / "in")
     login = ("login", "-u", ALICE.name, "--password-stdin", secret.address)
     assert "unknown authority" in mine.podman.attempt(*login, given=ALICE.secret).err
     wrong = mine.podman.attempt(*login, "--cert-dir", cert, given=WRONG)
@@ -167,14 +167,16 @@ def test_podman_and_skopeo(
     assert f"denied: eve may not push to {repo}" in mine.podman.attempt("push", "--cert-dir", cert, *eve, name).err
 
 
-def test_podman_search(tools: ContainerTools, secret: TlsServer, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
+def test_podman_search(
+    tools: ContainerTools, secret: TlsServer, repo: str, small_image: ClientImage, tmp_path: Path
+) -> None:
     """Without a login, podman finds the repositories from which everyone may pull. With a login, it also finds those
     from which the login may pull. `podman search` has no `--cert-dir`, so the test sets the system's certificates.
     Without the authority, the TLS handshake fails."""
     my_tools = tools_logged_out(tools, tmp_path)
     podman, cert = my_tools.podman.with_variables(SSL_CERT_FILE=secret.authority), str(secret.trusted)
     public_image, term = f"team/open/{repo.removeprefix('team/')}", f"{secret.address}/{repo.removeprefix('team/')}"
-    loaded(my_tools, fresh, f"{secret.address}/{repo}", tmp_path / "in")
+    loaded(my_tools, small_image, f"{secret.address}/{repo}", tmp_path / "in")
     login = ("--creds", f"{ALICE.name}:{ALICE.secret}")
     for name in (repo, public_image):
         source, target = f"{secret.address}/{repo}", f"docker://{secret.address}/{name}:1"
@@ -192,7 +194,7 @@ def test_podman_search(tools: ContainerTools, secret: TlsServer, repo: str, fres
     assert found(hidden) == [repo]
 
 
-def test_containerd(ctr: Containerd, secret: TlsServer, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
+def test_containerd(ctr: Containerd, secret: TlsServer, repo: str, small_image: ClientImage, tmp_path: Path) -> None:
     """With `ca` in hosts.toml, containerd can push and pull, and gets the registry's errors. Without it, the TLS
     handshake fails."""
     host, name = f'[host."https://{secret.address}"]\n', f"{secret.address}/{repo}:1"
@@ -201,7 +203,7 @@ def test_containerd(ctr: Containerd, secret: TlsServer, repo: str, fresh: Client
         for which, lines in {"without_ca": host, "with_ca": f'{host}ca = "{secret.authority}"\n'}.items()
     )
     alice, eve = (("--user", f"{login.name}:{login.secret}") for login in (ALICE, EVE))
-    ctr.load(fresh, f"localhost/{repo}:1", tmp_path / "in")
+    ctr.load(small_image, f"localhost/{repo}:1", tmp_path / "in")
     push, pull = ("images", "push"), ("images", "pull", "--snapshotter", "native")
     assert "unknown authority" in ctr.call.attempt(*push, *without_ca, *alice, name, f"localhost/{repo}:1").err
     ctr(*push, *with_ca, *alice, name, f"localhost/{repo}:1")
@@ -209,7 +211,7 @@ def test_containerd(ctr: Containerd, secret: TlsServer, repo: str, fresh: Client
     assert "401 Unauthorized" in ctr.call.attempt(*pull, *with_ca, name).err
     assert "http.StatusNotFound" in ctr.call.attempt(*pull, *with_ca, *eve, name).err
     ctr(*pull, *with_ca, *alice, name)
-    assert ctr.has_same_bytes(fresh)
+    assert ctr.has_same_bytes(small_image)
     assert "403 Forbidden" in ctr.call.attempt(*push, *with_ca, *eve, f"{secret.address}/{repo}:2", name).err
     ctr.forget(name)
 

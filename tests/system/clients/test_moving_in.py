@@ -110,7 +110,12 @@ def test_import_of_a_registry_directory(
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_import_over_the_network(
-    old: OldRegistry, new: RegistryServer, docker: DockerEngine, tools: ContainerTools, tmp_path: Path, big: ClientImage
+    old: OldRegistry,
+    new: RegistryServer,
+    docker: DockerEngine,
+    tools: ContainerTools,
+    tmp_path: Path,
+    large_image: ClientImage,
 ) -> None:
     """`entrepot import` imports all repositories that the old registry lists, over the network. A second run imports
     only the image that was pushed meanwhile."""
@@ -120,7 +125,7 @@ def test_import_over_the_network(
     assert first_run.stdout.startswith("repositories: 4; tags: 6 imported, 0 unchanged\n")
     assert_moved(old, new, docker)
 
-    old.wire.push("by/skopeo", "big", big)
+    old.wire.push("by/skopeo", "big", large_image)
     second_run = json.loads(entrepot(*command, "--json", folder=tmp_path).stdout.splitlines()[-1])
     assert (second_run["tags"], second_run["present"], second_run["manifests"]) == (1, 6, 1)
     assert_moved(old, new, docker)

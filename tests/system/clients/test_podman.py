@@ -20,16 +20,21 @@ def loaded(tools: ContainerTools, image: ClientImage, name: str, folder: Path) -
 
 
 def test_push_pull_and_run(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    small_image: ClientImage,
+    tmp_path: Path,
 ) -> None:
     """podman pushes an image, and pulls it without a tag, by tag and by digest. The pulled image runs."""
     name = f"{server.address}/{repo}"
-    loaded(tools, fresh, name, tmp_path)
+    loaded(tools, small_image, name, tmp_path)
     image_id = tools.image_id(name)
     for pushed in (name, f"{name}:v1"):
         tools.podman("push", INSECURE, name, f"docker://{pushed}")
     assert wire.tags(repo) == ["latest", "v1"]
-    assert_same_files(wire, repo, "latest", fresh)
+    assert_same_files(wire, repo, "latest", small_image)
     for reference in (name, f"{name}:v1", f"{name}@{wire.digest(repo)}"):
         tools.podman("rmi", "--force", image_id)
         tools.podman("pull", INSECURE, reference)
@@ -56,11 +61,16 @@ def test_push_again_and_mount(
 
 
 def test_manifest_push_all(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    multi_platform: ClientImage,
+    tmp_path: Path,
 ) -> None:
     """`podman manifest` makes an index of two pushed images, and `push --all` pushes the index with both images."""
     name, index = f"{server.address}/{repo}", f"localhost/{repo}:index"
-    for child, tag in zip(multi.children, ("amd64", "arm64"), strict=True):
+    for child, tag in zip(multi_platform.children, ("amd64", "arm64"), strict=True):
         wire.push(f"{repo}/parts", tag, child)
     tools.podman("manifest", "create", index)
     for tag in ("amd64", "arm64"):
@@ -69,19 +79,24 @@ def test_manifest_push_all(
     reply = wire.manifest(repo, "both")
     assert reply.headers["Content-Type"] == OCI_INDEX
     # podman may push a layer that it has in another compression, so the test compares the unpacked layers.
-    for entry, child in zip(reply.json()["manifests"], multi.children, strict=True):
+    for entry, child in zip(reply.json()["manifests"], multi_platform.children, strict=True):
         assert_same_files(wire, repo, entry["digest"], child)
     tools.podman("pull", INSECURE, f"{name}:both")
     assert tools.output_of(f"{name}:both") == "on amd64\n"
 
 
 def test_buildah_builds_on_a_pulled_image(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    small_image: ClientImage,
+    tmp_path: Path,
 ) -> None:
     """buildah pulls a base image, adds a file, commits and pushes. The built image can be pulled again, and has the
     files of the base image and the added file."""
     base, name = f"{server.address}/{repo}/base", f"{server.address}/{repo}/built:2"
-    wire.push(f"{repo}/base", "latest", fresh)
+    wire.push(f"{repo}/base", "latest", small_image)
     container = tools.buildah("from", "--quiet", INSECURE, base).out.split()[-1]
     (tmp_path / "added").write_text(f"added to {repo}\n")
     tools.buildah("copy", "--quiet", container, str(tmp_path / "added"), "/added")

@@ -25,10 +25,10 @@ def until_found(wire: RegistryClient, repo: str) -> None:
 
 
 def test_docker_search(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, small_image: ClientImage
 ) -> None:
     """docker finds a repository by a part of its name."""
-    wire.push(repo, "v1", fresh)
+    wire.push(repo, "v1", small_image)
     until_found(wire, repo)
     term = repo.removeprefix("team/")
     for options in ((), ("--limit", "5"), ("--filter", "stars=0")):
@@ -38,7 +38,7 @@ def test_docker_search(
 
 
 def test_docker_search_with_a_login(
-    docker: DockerEngine, site: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
+    docker: DockerEngine, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
     """docker finds the repositories from which its login may pull. This works without TLS as well, because docker
     exchanges the refresh token of its login for a bearer token. Without a login, it finds the repositories from which
@@ -46,7 +46,7 @@ def test_docker_search_with_a_login(
     my_client, term = logged_out(docker, tmp_path), repo.removeprefix("team/")
     public_repo, hidden_repo = f"{repo}/open", f"{repo}/hidden"
     for name in (repo, public_repo, hidden_repo):
-        site.wire().push(name, "v1", fresh)
+        site.wire().push(name, "v1", small_image)
         until_found(site.wire(), name)
     search = ("search", "--format", "{{.Name}}", f"{site.address}/{term}")
     refused = my_client.call.attempt(*search)
@@ -59,10 +59,10 @@ def test_docker_search_with_a_login(
 
 
 def test_podman_search(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, small_image: ClientImage
 ) -> None:
     """podman finds repositories by name, and lists the tags of a repository."""
-    wire.push(repo, "v1", fresh)
+    wire.push(repo, "v1", small_image)
     until_found(wire, repo)
     name = f"{server.address}/{repo}"
     found = json.loads(tools.podman("search", INSECURE, "--format", "json", f"{server.address}/{repo}").out)
@@ -72,12 +72,12 @@ def test_podman_search(
 
 
 def test_podman_search_with_a_login(
-    tools: ContainerTools, site: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
+    tools: ContainerTools, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
     """podman sends no login to the search API of registry version 1, and gets a 401. It then reads the list of
     repositories with its login."""
     my_client = tools_logged_out(tools, tmp_path)
-    site.wire().push(repo, "v1", fresh)
+    site.wire().push(repo, "v1", small_image)
     until_found(site.wire(), repo)
     login = site.person({f"{repo}": "pull"})
     my_client.podman("login", INSECURE, "-u", login.name, "-p", login.secret, site.address)

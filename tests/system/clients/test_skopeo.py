@@ -44,30 +44,35 @@ def test_copy_in_and_out(
     wire: RegistryClient,
     repo: str,
     layout: Path,
-    big: ClientImage,
+    large_image: ClientImage,
     tmp_path: Path,
 ) -> None:
     """skopeo copies an OCI image of 80 MiB to the registry and back without a change."""
     name = f"docker://{server.address}/{repo}:big"
     tools.copy(f"oci:{layout}:big", name)
-    assert_same_image(wire, repo, "big", big)
+    assert_same_image(wire, repo, "big", large_image)
     tools.copy(name, f"oci:{tmp_path / 'out'}:big")
-    contents = big.manifests | big.blobs
+    contents = large_image.manifests | large_image.blobs
     assert blobs_below(tmp_path / "out") == {digest: content.body for digest, content in contents.items()}
 
 
 def test_copy_by_digest_and_default_tag(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    small_image: ClientImage,
+    tmp_path: Path,
 ) -> None:
     """A copy without a tag uses the tag `latest`. A copy by digest gets the same bytes."""
-    write_layout(tmp_path / "in", {"x": fresh})
+    write_layout(tmp_path / "in", {"x": small_image})
     name = f"docker://{server.address}/{repo}"
     tools.copy(f"oci:{tmp_path / 'in'}:x", name)
     assert wire.tags(repo) == ["latest"]
-    for number, reference in enumerate([name, f"{name}@{fresh.digest}"]):
-        assert tools.skopeo("inspect", INSECURE, "--raw", reference).out.encode() == fresh.manifest.body
+    for number, reference in enumerate([name, f"{name}@{small_image.digest}"]):
+        assert tools.skopeo("inspect", INSECURE, "--raw", reference).out.encode() == small_image.manifest.body
         tools.copy(reference, f"oci:{tmp_path / str(number)}:x")
-        assert blobs_below(tmp_path / str(number))[fresh.digest] == fresh.manifest.body
+        assert blobs_below(tmp_path / str(number))[small_image.digest] == small_image.manifest.body
 
 
 @pytest.mark.parametrize("option", ["--all", "--multi-arch=all"])
@@ -77,71 +82,81 @@ def test_copy_of_an_index(
     wire: RegistryClient,
     repo: str,
     layout: Path,
-    multi: ClientImage,
+    multi_platform: ClientImage,
     option: str,
     tmp_path: Path,
 ) -> None:
     """skopeo copies an index with all its platforms to the registry and back without a change."""
     name = f"docker://{server.address}/{repo}:multi"
     tools.copy(f"oci:{layout}:multi", name, option)
-    assert_same_image(wire, repo, "multi", multi)
+    assert_same_image(wire, repo, "multi", multi_platform)
     assert wire.manifest(repo, "multi").headers["Content-Type"] == OCI_INDEX
     tools.copy(name, f"oci:{tmp_path / 'out'}:multi", option)
-    contents = multi.manifests | multi.blobs
+    contents = multi_platform.manifests | multi_platform.blobs
     assert blobs_below(tmp_path / "out") == {digest: content.body for digest, content in contents.items()}
 
 
 def test_one_platform_of_an_index(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    multi_platform: ClientImage,
+    tmp_path: Path,
 ) -> None:
     """If skopeo copies an index for one platform, it gets exactly the image of this platform."""
-    wire.push(repo, "multi", multi)
+    wire.push(repo, "multi", multi_platform)
     name = f"docker://{server.address}/{repo}:multi"
     tools.skopeo(
         *("--override-arch", "arm64", "copy", "--quiet", "--src-tls-verify=false", "--multi-arch=system"),
         *(name, f"oci:{tmp_path / 'out'}:arm64"),
     )
-    child = multi.children[1]
+    child = multi_platform.children[1]
     contents = child.manifests | child.blobs
     assert blobs_below(tmp_path / "out") == {digest: content.body for digest, content in contents.items()}
 
 
 def test_index_only(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, layout: Path
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    multi_platform: ClientImage,
+    layout: Path,
 ) -> None:
     """If the registry already has the images of an index, skopeo can push the index alone."""
-    for number, child in enumerate(multi.children):
+    for number, child in enumerate(multi_platform.children):
         wire.push(repo, f"child-{number}", child)
     tools.copy(f"oci:{layout}:multi", f"docker://{server.address}/{repo}:multi", "--multi-arch=index-only")
-    assert_same_image(wire, repo, "multi", multi)
+    assert_same_image(wire, repo, "multi", multi_platform)
 
 
 def test_inspect_and_list_tags(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, small_image: ClientImage
 ) -> None:
     """`skopeo inspect` shows the digest, the layers and the platform. `skopeo list-tags` shows every tag in order."""
     for tag in ("b", "a", "latest", "v10", "v9"):
-        wire.push(repo, tag, fresh)
+        wire.push(repo, tag, small_image)
     name = f"docker://{server.address}/{repo}"
-    seen = json.loads(tools.skopeo("inspect", INSECURE, f"{name}:a").out)
-    assert (seen["Digest"], seen["Architecture"], seen["Os"]) == (fresh.digest, "amd64", "linux")
-    assert seen["Layers"] == [each.digest for each in fresh.layers]
+    inspected = json.loads(tools.skopeo("inspect", INSECURE, f"{name}:a").out)
+    assert (inspected["Digest"], inspected["Architecture"], inspected["Os"]) == (small_image.digest, "amd64", "linux")
+    assert inspected["Layers"] == [each.digest for each in small_image.layers]
     listed = json.loads(tools.skopeo("list-tags", INSECURE, name).out)["Tags"]
-    assert listed == seen["RepoTags"] == ["a", "b", "latest", "v10", "v9"]
+    assert listed == inspected["RepoTags"] == ["a", "b", "latest", "v10", "v9"]
 
 
 def test_delete(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, small_image: ClientImage
 ) -> None:
     """After a delete, requests for the digest and for every tag that pointed at it get 404 at once. Another image of
     the repository stays."""
     other = image(f"other {repo}")
     wire.push(repo, "other", other)
     for tag in ("one", "two"):
-        wire.push(repo, tag, fresh)
+        wire.push(repo, tag, small_image)
     name = f"docker://{server.address}/{repo}:one"
     tools.skopeo("delete", INSECURE, name)
-    for reference in ("one", "two", fresh.digest):
+    for reference in ("one", "two", small_image.digest):
         assert wire.ask("GET", f"/v2/{repo}/manifests/{reference}").status == 404
     assert tools.skopeo.attempt("inspect", INSECURE, name).code != 0
     assert_same_image(wire, repo, "other", other)
@@ -152,20 +167,20 @@ def test_sync_to_a_directory_and_back(
     server: RegistryServer,
     wire: RegistryClient,
     repo: str,
-    fresh: ClientImage,
-    multi: ClientImage,
+    small_image: ClientImage,
+    multi_platform: ClientImage,
     tmp_path: Path,
 ) -> None:
     """`skopeo sync` copies every tag of a repository to a directory and to another repository without a change."""
-    wire.push(repo, "plain", fresh)
-    wire.push(repo, "multi", multi)
+    wire.push(repo, "plain", small_image)
+    wire.push(repo, "multi", multi_platform)
     source = f"{server.address}/{repo}"
     tools.skopeo("sync", *SYNC, "--src", "docker", "--dest", "dir", "--src-tls-verify=false", source, str(tmp_path))
     target = f"{server.address}/{repo}/back"
     tools.skopeo("sync", *SYNC, "--src", "dir", "--dest", "docker", "--dest-tls-verify=false", str(tmp_path), target)
     back = f"{repo}/back/{repo.rpartition('/')[2]}"
-    assert_same_image(wire, back, "plain", fresh)
-    assert_same_image(wire, back, "multi", multi)
+    assert_same_image(wire, back, "plain", small_image)
+    assert_same_image(wire, back, "multi", multi_platform)
 
 
 def test_sync_between_registries(
@@ -173,29 +188,34 @@ def test_sync_between_registries(
     server: RegistryServer,
     wire: RegistryClient,
     repo: str,
-    fresh: ClientImage,
-    multi: ClientImage,
+    small_image: ClientImage,
+    multi_platform: ClientImage,
 ) -> None:
     """`skopeo sync` between two registries copies every tag and every byte."""
-    wire.push(repo, "plain", fresh)
-    wire.push(repo, "multi", multi)
+    wire.push(repo, "plain", small_image)
+    wire.push(repo, "multi", multi_platform)
     options = (*SYNC, "--src", "docker", "--dest", "docker", "--src-tls-verify=false", "--dest-tls-verify=false")
     tools.skopeo("sync", *options, f"{server.address}/{repo}", f"{server.address}/{repo}/far")
     far = f"{repo}/far/{repo.rpartition('/')[2]}"
     assert wire.tags(far) == ["multi", "plain"]
-    assert_same_image(wire, far, "plain", fresh)
-    assert_same_image(wire, far, "multi", multi)
+    assert_same_image(wire, far, "plain", small_image)
+    assert_same_image(wire, far, "multi", multi_platform)
 
 
 def test_conversion_to_docker_schema_2(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, layout: Path, big: ClientImage
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    layout: Path,
+    large_image: ClientImage,
 ) -> None:
     """skopeo converts an image to Docker schema 2 and pushes it. The registry stores the converted manifest. skopeo may
     send layers in another compression, so the test compares the unpacked files."""
     tools.copy(f"oci:{layout}:big", f"docker://{server.address}/{repo}:v2s2", "--format", "v2s2", exact=False)
     reply = wire.manifest(repo, "v2s2")
     assert reply.headers["Content-Type"] == reply.json()["mediaType"] == DOCKER_MANIFEST
-    assert_same_files(wire, repo, "v2s2", big)
+    assert_same_files(wire, repo, "v2s2", large_image)
 
 
 def test_docker_schema_2_is_kept(
@@ -223,14 +243,19 @@ def test_zstd_layers_are_kept(
 
 
 def test_compression_to_zstd(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    small_image: ClientImage,
+    tmp_path: Path,
 ) -> None:
     """skopeo compresses the layers as zstd and pushes them. The pushed layers unpack to the same bytes as before."""
-    write_layout(tmp_path / "in", {"x": fresh})
+    write_layout(tmp_path / "in", {"x": small_image})
     target = f"docker://{server.address}/{repo}:z"
     tools.copy(f"oci:{tmp_path / 'in'}:x", target, "--dest-compress-format", "zstd", exact=False)
     pull_all(wire, repo, "z")
-    for entry, made in zip(wire.manifest(repo, "z").json()["layers"], fresh.layers, strict=True):
+    for entry, made in zip(wire.manifest(repo, "z").json()["layers"], small_image.layers, strict=True):
         body = wire.blob(repo, entry["digest"])
         if entry["mediaType"] == OCI_LAYER_ZSTD:
             body = zstandard.ZstdDecompressor().decompressobj().decompress(body)
@@ -240,17 +265,22 @@ def test_compression_to_zstd(
 
 
 def test_artifact_with_a_subject(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    small_image: ClientImage,
+    tmp_path: Path,
 ) -> None:
     """skopeo pushes an artifact with a subject. The registry stores it without a change, and lists it as a referrer of
     its subject."""
-    made = artifact(fresh, f"signed {repo}", "application/vnd.example.signature")
-    write_layout(tmp_path / "in", {"x": fresh, "signature": made})
+    made = artifact(small_image, f"signed {repo}", "application/vnd.example.signature")
+    write_layout(tmp_path / "in", {"x": small_image, "signature": made})
     for tag in ("x", "signature"):
         source = f"oci:{tmp_path / 'in'}:{tag}"
         tools.copy(source, f"docker://{server.address}/{repo}:{tag}")
     assert_same_image(wire, repo, "signature", made)
-    listed = wire.ask("GET", f"/v2/{repo}/referrers/{fresh.digest}").json()["manifests"]
+    listed = wire.ask("GET", f"/v2/{repo}/referrers/{small_image.digest}").json()["manifests"]
     assert [each["digest"] for each in listed] == [made.digest]
     assert listed[0]["artifactType"] == "application/vnd.example.signature"
     assert listed[0]["annotations"] == {"org.example.note": f"signed {repo}"}

@@ -10,7 +10,7 @@ import pytest
 
 
 @pytest.fixture
-def quick(tmp_path: Path) -> Iterator[Path]:
+def memory_folder(tmp_path: Path) -> Iterator[Path]:
     """Yields an empty folder, in memory if the system has /dev/shm. Memory is enough, because these tests do not crash
     the machine: they compute what a crash would leave on the disk."""
     memory = Path("/dev/shm")

@@ -166,19 +166,19 @@ async def check_power_cuts(
         disk.follow(entry)
         if number < entries_before_run - 1:
             continue
-        for left in disk.cuts(number, mixtures):
-            disk_identity = (tuple(sorted(left.names.items())), left.metadata)
+        for disk_after_cut in disk.cuts(number, mixtures):
+            disk_identity = (tuple(sorted(disk_after_cut.names.items())), disk_after_cut.metadata)
             if disk_identity in different_disks:
                 continue
             different_disks.add(disk_identity)
             try:
-                look_at(left)
+                look_at(disk_after_cut)
                 if len(different_disks) % every and number + 1 < len(system.log):
                     continue
-                lay_out(left, data)
+                lay_out(disk_after_cut, data)
                 await check(data, len(different_disks))
             except BaseException as error:
-                error.add_note(f"power cut after step {number}, {entry[:3]!r:.200}; left: {left.how}")
+                error.add_note(f"power cut after step {number}, {entry[:3]!r:.200}; disk: {disk_after_cut.how}")
                 raise
     if check_end is not None:
         lay_out(next(disk.cuts(0, 0)), data)

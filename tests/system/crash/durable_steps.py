@@ -32,21 +32,21 @@ STEPS_PER_CHOICE = 4
 
 class KillingSystem(System):
     """Kills its process with SIGKILL before or after the durable step `number`, counted from 1. Opening a file counts
-    as a step if O_EXCL is set, so that it creates the file. `left`: the number of steps until the kill."""
+    as a step if O_EXCL is set, so that it creates the file. `steps_left`: the number of steps until the kill."""
 
     def __init__(self, number: int, after: bool) -> None:
         super().__init__()
-        self.left = number
+        self.steps_left = number
         self._after = after
 
     def _step(self, name: str, place: Place, step: Callable[[], T]) -> T:
-        self.left -= 1
-        if self.left == 0 and not self._after:
+        self.steps_left -= 1
+        if self.steps_left == 0 and not self._after:
             os.kill(os.getpid(), signal.SIGKILL)
         try:
             return step()
         finally:
-            if self.left == 0:
+            if self.steps_left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def open(self, path: Path, flags: int, mode: int = 0o644) -> int:

@@ -68,11 +68,11 @@ def fill(data: Path, name: str = "filler") -> Path:
     return filler
 
 
-def until(true: Callable[[], bool], what: str) -> None:
-    """Waits until `true()` returns True. `what` describes the expected state."""
-    ends = time.monotonic() + TIMEOUT_SECONDS
-    while not true():
-        assert time.monotonic() < ends, f"not in {TIMEOUT_SECONDS:.0f} s: {what}"
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Waits until `condition()` returns True. `what` describes the expected state."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {TIMEOUT_SECONDS:.0f} s: {what}"
         time.sleep(0.02)
 
 
@@ -110,11 +110,11 @@ def check_reads(server: RegistryServer, images: list[OneLayerImage]) -> None:
     assert sorted(tags) == sorted(image.tag for image in images)
 
 
-def check_told(server: RegistryServer) -> None:
+def check_full_disk_is_reported(server: RegistryServer) -> None:
     """Checks that the health check and the log report the full disk, and that a push gets 507."""
-    status, told = health(server, "ready")
-    assert (status, told["status"]) == (200, "disk full"), told
-    assert "disk" in told["reason"]
+    status, document = health(server, "ready")
+    assert (status, document["status"]) == (200, "disk full"), document
+    assert "disk" in document["reason"]
     assert health(server, "live") == (200, {"status": "ok"})
     until(lambda: "disk is full" in server.log_text(), "the log says that the disk is full")
     refused = ask(server, "POST", "/v2/team/app/blobs/uploads/")
@@ -149,7 +149,7 @@ def main(folder: Path, kind: str) -> None:
     with restarted(folder) as server:
         fill(data)
         check_reads(server, images)
-        check_told(server)
+        check_full_disk_is_reported(server)
         deleted, images = images[:5], images[5:]
         delete(server, deleted)
         until(lambda: free(data) > 3 * LAYER_BYTES, "the space of the deleted images is free")
@@ -162,7 +162,7 @@ def main(folder: Path, kind: str) -> None:
     with restarted(folder) as server:
         fill(data, "still more")
         check_reads(server, images)
-        check_told(server)
+        check_full_disk_is_reported(server)
         delete(server, images)
         until(lambda: free(data) > 8 * LAYER_BYTES, "the space of the deleted images is free")
         until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is free space again")

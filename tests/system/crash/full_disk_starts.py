@@ -22,8 +22,8 @@ from tests.fakes.server_process import ROOT, RegistryServer, ServerFailed, runni
 from tests.system.crash.full_disk import MIB, ask, assert_storage_full, free
 from tests.system.crash.full_disk_emptied import (
     OneLayerImage,
+    check_full_disk_is_reported,
     check_reads,
-    check_told,
     delete,
     fill,
     health,
@@ -64,7 +64,7 @@ def without_reserve(folder: Path) -> None:
     filler = fill(data)
     with restarted(folder) as server:
         check_reads(server, images)
-        check_told(server)
+        check_full_disk_is_reported(server)
         assert ask(server, "GET", "/readyz")[0] == 503
         assert ask(server, "GET", "/readyz?exclude=disk")[0] == 200
         until(lambda: json.loads(command(folder, "status", "--json").stdout)["running"], "the status shows the server")
@@ -93,7 +93,7 @@ def killed(folder: Path) -> None:
     assert (data / "entrepot.db-wal").stat().st_size
     with restarted(folder) as server:
         check_reads(server, images)
-        check_told(server)
+        check_full_disk_is_reported(server)
         delete(server, images)
         until(lambda: free(data) > 3 * MIB, "the space of the deleted images is free")
 
@@ -110,7 +110,7 @@ def no_inodes(folder: Path) -> None:
         number += 1
     with restarted(folder) as server:
         check_reads(server, images)
-        check_told(server)
+        check_full_disk_is_reported(server)
         delete(server, images)
         until(lambda: os.statvfs(data).f_favail >= 4, "the files of the deleted images are removed")
         for freed in range(100):
@@ -130,16 +130,16 @@ def account_commands(folder: Path) -> None:
     mount(data, "tmpfs", "24m")
     for name in ("admin", "anna", "bert"):
         flags = ["--admin"] if name == "admin" else []
-        done = command(folder, "user", "add", name, *flags, "--password-file", "-", stdin=f"{PASSWORD}\n")
-        assert done.returncode == 0, done.stderr
+        result = command(folder, "user", "add", name, *flags, "--password-file", "-", stdin=f"{PASSWORD}\n")
+        assert result.returncode == 0, result.stderr
     fill(data)
-    done = command(folder, "user", "disable", "anna")
-    assert done.returncode == 0, done.stderr
+    result = command(folder, "user", "disable", "anna")
+    assert result.returncode == 0, result.stderr
     with restarted(folder) as server:
         assert _login(server, "anna") == 401
         assert _login(server, "bert") == 200
-        done = command(folder, "user", "disable", "bert")
-        assert done.returncode == 0, done.stderr
+        result = command(folder, "user", "disable", "bert")
+        assert result.returncode == 0, result.stderr
         assert _login(server, "bert") == 401
         answers = [_login(server, "admin", f"guess {number}") for number in range(12)]
         assert answers == [401] * 10 + [429] * 2, "failed logins are counted"

@@ -25,19 +25,19 @@ from tests.system.crash.durable_steps import BOOT, KillingSystem, StepRecorder, 
 from tests.system.crash.workload import Event, Workload
 
 
-async def _run_workload(data: Path, system: System, tell: Callable[[str, Event], None]) -> None:
+async def _run_workload(data: Path, system: System, announce: Callable[[str, Event], None]) -> None:
     async with open_registry(data, grace=0, system=system, boot=BOOT) as registry:
-        await Workload(registry, tell).run()
+        await Workload(registry, announce).run()
 
 
 def _run_until_killed(data: Path, number: int, after: bool, report: int) -> None:
     """Runs the workload, and writes its events to the descriptor `report`."""
 
-    def tell(kind: str, event: Event) -> None:
+    def announce(kind: str, event: Event) -> None:
         os.write(report, json.dumps([kind, event]).encode() + b"\n")
 
     prepare_data_dir(data)
-    asyncio.run(_run_workload(data, KillingSystem(number, after), tell))
+    asyncio.run(_run_workload(data, KillingSystem(number, after), announce))
 
 
 def _choose_steps(data: Path, after: bool, chance: random.Random) -> tuple[list[int], int]:
@@ -48,12 +48,12 @@ def _choose_steps(data: Path, after: bool, chance: random.Random) -> tuple[list[
     prepare_data_dir(data)
     recorder, last_steps = StepRecorder(data), list[int]()
 
-    def tell(kind: str, event: Event) -> None:
+    def announce(kind: str, event: Event) -> None:
         recorder.during = tuple(event[: 2 if event[0] == "right" else 1]) if kind == "begin" else None
         if kind == "done" and recorder.kinds:
             last_steps.append(len(recorder.kinds))
 
-    asyncio.run(_run_workload(data, recorder, tell))
+    asyncio.run(_run_workload(data, recorder, announce))
     steps = len(recorder.kinds)
     if not after:
         return choose_steps(recorder.kinds, chance), steps
@@ -77,10 +77,10 @@ def main(folder: Path, after: bool, chance: random.Random) -> None:
                 os._exit(1)
         os.close(writing)
         with open(reading, "rb") as pipe:
-            told = [json.loads(line) for line in pipe]
+            announcements = [json.loads(line) for line in pipe]
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
-        print(json.dumps({"number": number, "code": code, "told": told}), flush=True)
+        print(json.dumps({"number": number, "code": code, "announcements": announcements}), flush=True)
         if code != -signal.SIGKILL:
             return
 

@@ -38,8 +38,8 @@ async def make_source(data: Path, backups: Path) -> Manifest:
     prepare_data_dir(data)
     async with open_registry(data, grace=0, boot=BOOT) as store:
         large = await push_blob(store, APP, LARGE)
-        kept = image_of(await push_blob(store, APP, b"config"), [large])
-        await store.put_manifest(APP, kept, [Tag("kept")], by=BY)
+        kept_image = image_of(await push_blob(store, APP, b"config"), [large])
+        await store.put_manifest(APP, kept_image, [Tag("kept")], by=BY)
         old = await push_image(store, APP, "old", "old")
     await back_up(data, backups, System(), FIRST)
     async with open_registry(data, grace=0, boot=BOOT) as store:
@@ -48,7 +48,7 @@ async def make_source(data: Path, backups: Path) -> Manifest:
         await push_blob(store, APP, LARGE[1:])
         new = await push_image(store, APP, "new", "new")
         await store.put_manifest(APP, new, [Tag("again")], by=BY)
-    return kept
+    return kept_image
 
 
 def quiet_reporter() -> PlainReporter:
@@ -83,7 +83,7 @@ def main(folder: Path, source: Path, what: str) -> None:
     counting = KillingSystem(10**9, after=False)
     shutil.copytree(folder / "start", folder / "whole")
     asyncio.run(run(folder / "whole", counting))
-    die_before_each_step(folder, run, iter(chosen_steps(10**9 - counting.left)))
+    die_before_each_step(folder, run, iter(chosen_steps(10**9 - counting.steps_left)))
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ async def fill(store: StoredRegistry, clock: Clock) -> None:
         shared = await push_image(store, repo, "shared")
         for number, tag in enumerate(("v1", "a", "b", "c", "d", "")):
             clock.now += 60
-            own = await push_image(store, repo, f"{repo} {number}")
-            index = index_of([shared.descriptor, own.descriptor])
+            platform_image = await push_image(store, repo, f"{repo} {number}")
+            index = index_of([shared.descriptor, platform_image.descriptor])
             await store.put_manifest(repo, index, [Tag(tag)] if tag else [], by=BY)
             await push_image(store, repo, f"signature {number}", subject=index.digest)
 

@@ -46,10 +46,10 @@ class RecordingSystem(System):
         self._made = 0
         self._lock = threading.RLock()
 
-    def tell(self, kind: str, event: Event) -> None:
-        """Adds an entry `told` to the log: the request `event` of the workload has begun or ended (`StepLog`)."""
+    def announce(self, kind: str, event: Event) -> None:
+        """Adds an entry `announced` to the log: the request `event` of the workload has begun or ended (`StepLog`)."""
         with self._lock:
-            self.log.append(("told", kind, event))
+            self.log.append(("announced", kind, event))
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self._data))
@@ -173,20 +173,22 @@ class RecordingSystem(System):
 
 @dataclass
 class ReplayedFile:
-    """The bytes of a file: `durable` on the disk, and `seen` by running processes."""
+    """The bytes of a file: `durable_bytes` on the disk, and `visible_bytes` as seen by running processes."""
 
-    durable: bytes = b""
-    seen: bytes = b""
+    durable_bytes: bytes = b""
+    visible_bytes: bytes = b""
 
     def left(self, rng: random.Random | None, *, zeros: bool) -> bytes:
         """Returns the bytes of the file after a power cut. With `rng`, they include a random part of the unsynced
         bytes. Without `rng`, they are only the synced bytes. With `zeros`, zeros follow up to the length that processes
         saw."""
         if rng is None:
-            return self.durable.ljust(len(self.seen), b"\0") if zeros else self.durable
-        kept = self.durable + self.seen[len(self.durable) :]
-        cut = rng.randint(len(self.durable), max(len(kept), len(self.durable)))
-        return rng.choice((self.durable, self.seen, kept[:cut], kept[:cut].ljust(len(self.seen), b"\0")))
+            return self.durable_bytes.ljust(len(self.visible_bytes), b"\0") if zeros else self.durable_bytes
+        kept = self.durable_bytes + self.visible_bytes[len(self.durable_bytes) :]
+        cut = rng.randint(len(self.durable_bytes), max(len(kept), len(self.durable_bytes)))
+        return rng.choice(
+            (self.durable_bytes, self.visible_bytes, kept[:cut], kept[:cut].ljust(len(self.visible_bytes), b"\0"))
+        )
 
 
 @dataclass
@@ -233,39 +235,40 @@ class ReplayedDisk:
     not_durable: list[bytes] = field(default_factory=list)
     """The database after each commit since the last durable commit. A power cut may leave any of these states."""
     files: dict[int, ReplayedFile] = field(default_factory=dict)
-    seen: dict[str, int] = field(default_factory=dict)
+    visible_names: dict[str, int] = field(default_factory=dict)
     """The number of the file behind each name, as running processes see the disk. 0: the name is that of a
     directory."""
-    durable: dict[str, int] = field(default_factory=dict)
-    """Like `seen`, but only the names that syncs of directories have made durable."""
-    entries: list[tuple[str, int | None]] = field(default_factory=list)
+    durable_names: dict[str, int] = field(default_factory=dict)
+    """Like `visible_names`, but only the names that syncs of directories have made durable."""
+    unsynced_names: list[tuple[str, int | None]] = field(default_factory=list)
     """Names that were added or removed since the last sync of their directory. None: the name was removed."""
-    made: set[str] = field(default_factory=set)
+    made_directories: set[str] = field(default_factory=set)
     """All directories that were ever made, including those that were removed."""
-    told: StepLog = field(default_factory=StepLog)
+    step_log: StepLog = field(default_factory=StepLog)
 
     def follow(self, entry: Entry) -> None:
         """Applies the next entry of the log."""
         match entry:
-            case ("told", kind, event):
-                self.told.note(kind, event)
+            case ("announced", kind, event):
+                self.step_log.note(kind, event)
             case ("create" | "link", name, number):
                 self.files.setdefault(number, ReplayedFile())
                 self._enter(name, number)
             case ("mkdir", name):
-                self.made.add(name)
+                self.made_directories.add(name)
                 self._enter(name, 0)
             case ("write", number, offset, data):
                 file = self.files[number]
-                file.seen = file.seen[:offset].ljust(offset, b"\0") + data + file.seen[offset + len(data) :]
+                before, after = file.visible_bytes[:offset], file.visible_bytes[offset + len(data) :]
+                file.visible_bytes = before.ljust(offset, b"\0") + data + after
             case ("truncate", number, size):
-                self.files[number].seen = self.files[number].seen[:size]
+                self.files[number].visible_bytes = self.files[number].visible_bytes[:size]
             case ("sync", number):
-                self.files[number].durable = self.files[number].seen
+                self.files[number].durable_bytes = self.files[number].visible_bytes
             case ("sync directory", folder):
                 self._make_durable("" if folder == "." else folder)
             case ("rename", source, target):
-                self._enter(target, self.seen[source])
+                self._enter(target, self.visible_names[source])
                 self._enter(source, None)
             case ("unlink", name) | ("rmdir", name):
                 self._enter(name, None)
@@ -277,30 +280,30 @@ class ReplayedDisk:
                 raise AssertionError(entry)
 
     def _enter(self, name: str, number: int | None) -> None:
-        self.entries.append((name, number))
-        _change(self.seen, name, number)
+        self.unsynced_names.append((name, number))
+        _change(self.visible_names, name, number)
 
     def _make_durable(self, folder: str) -> None:
         rest = []
-        for name, number in self.entries:
+        for name, number in self.unsynced_names:
             if os.path.dirname(name) == folder:
-                _change(self.durable, name, number)
+                _change(self.durable_names, name, number)
             else:
                 rest.append((name, number))
-        self.entries = rest
+        self.unsynced_names = rest
 
     def cuts(self, seed: int, mixtures: int) -> Iterator[DiskAfterCut]:
         """Returns disks that a power cut at this point could leave. The first has the least content. Two have all
         names, but only the synced bytes (followed by zeros on one of them). The others (`mixtures`) are random
         combinations."""
         latest = self.not_durable[-1] if self.not_durable else self.metadata
-        yield self._left("least", self.durable, self.metadata, None, zeros=False)
-        yield self._left("names without bytes", self.seen, latest, None, zeros=False)
-        yield self._left("names with zeros", self.seen, self.metadata, None, zeros=True)
+        yield self._left("least", self.durable_names, self.metadata, None, zeros=False)
+        yield self._left("names without bytes", self.visible_names, latest, None, zeros=False)
+        yield self._left("names with zeros", self.visible_names, self.metadata, None, zeros=True)
         for number in range(mixtures):
             rng = random.Random(f"{seed} {number}")
-            names = dict(self.durable)
-            for name, to in self.entries:
+            names = dict(self.durable_names)
+            for name, to in self.unsynced_names:
                 if rng.random() < 0.6:
                     _change(names, name, to)
             metadata = rng.choice([self.metadata, *self.not_durable])
@@ -311,7 +314,7 @@ class ReplayedDisk:
     ) -> DiskAfterCut:
         bytes_of = {number: file.left(rng, zeros=zeros) for number, file in self.files.items()}
         kept = {name: bytes_of[number] if number else None for name, number in names.items()}
-        missing = self.made.difference(kept)
+        missing = self.made_directories.difference(kept)
         if missing:  # the content of a missing directory is missing as well
             kept = {name: body for name, body in kept.items() if missing.isdisjoint(_directories_of(name))}
         return DiskAfterCut(how, kept, metadata)
@@ -329,7 +332,7 @@ def kinds_of(log: Sequence[Entry]) -> list[Hashable]:
     kinds, files, during = list[Hashable](), dict[int, Hashable](), None
     for entry in log:
         what, place, *_ = entry
-        if what == "told":
+        if what == "announced":
             during = tuple(entry[2][: 2 if entry[2][0] == "right" else 1]) if place == "begin" else None
         elif what == "commit":
             place = entry[2]

@@ -35,10 +35,10 @@ def images() -> list[ImageTree]:
 
 
 @pytest.fixture
-def old(quick: Path, images: list[ImageTree]) -> OldDirectory:
+def old(memory_folder: Path, images: list[ImageTree]) -> OldDirectory:
     """The data directory of an old registry. Two repositories have the same images. Some of the files cannot be
     hard-linked because others may write them, so the import copies them."""
-    made = OldDirectory(quick / "old")
+    made = OldDirectory(memory_folder / "old")
     for repo in REPOSITORIES:
         for number, image in enumerate(images):
             made.push(repo, image, str(number))
@@ -81,10 +81,10 @@ async def check_next_import(data: Path, old: OldDirectory, images: list[ImageTre
 
 
 @pytest.mark.slow
-def test_next_import_completes_a_killed_import(quick: Path, old: OldDirectory, images: list[ImageTree]) -> None:
+def test_next_import_completes_a_killed_import(memory_folder: Path, old: OldDirectory, images: list[ImageTree]) -> None:
     """After a SIGKILL, the stored images are complete, the next import completes the work, and the old registry is
     unchanged."""
-    folder, before = quick / "killed", old.snapshot()
+    folder, before = memory_folder / "killed", old.snapshot()
     prepare_data_dir(folder / "start")
 
     async def check(data: Path, _: int) -> None:
@@ -96,11 +96,11 @@ def test_next_import_completes_a_killed_import(quick: Path, old: OldDirectory, i
 
 @pytest.mark.slow
 async def test_next_import_completes_an_import_after_a_power_cut(
-    quick: Path, old: OldDirectory, images: list[ImageTree]
+    memory_folder: Path, old: OldDirectory, images: list[ImageTree]
 ) -> None:
     """On every disk that a power cut could leave, the stored images are complete. On every seventh disk, the test also
     checks that the next import completes the work."""
-    start = quick / "start"
+    start = memory_folder / "start"
     prepare_data_dir(start)
 
     async def check(data: Path, number: int) -> None:

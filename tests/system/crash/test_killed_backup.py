@@ -43,7 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files_below(folder)}
 
 
-async def check_data(data: Path, kept: Manifest) -> list[str]:
+async def check_data(data: Path, kept_image: Manifest) -> list[str]:
     """Checks that a restored store is complete. Returns its tags."""
     prepare_data_dir(data)
     async with open_registry(data) as store:
@@ -51,22 +51,22 @@ async def check_data(data: Path, kept: Manifest) -> list[str]:
         tags = await all_tags(store, APP)
         for tag in tags:
             await pulled_blobs(store, APP, Tag(tag))
-        assert (await store.get_manifest(APP, Tag("kept"))).body == kept.body
+        assert (await store.get_manifest(APP, Tag("kept"))).body == kept_image.body
     return tags
 
 
-async def check_newest(folder: Path, kept: Manifest, tags: list[str]) -> None:
+async def check_newest(folder: Path, kept_image: Manifest, tags: list[str]) -> None:
     """Restores the newest snapshot, and checks that the restored store is complete and has these tags."""
     await restore_in(folder / "backups", folder / "restored", System())
-    assert await check_data(folder / "restored" / "data", kept) == tags
+    assert await check_data(folder / "restored" / "data", kept_image) == tags
     shutil.rmtree(folder / "restored")
 
 
-async def check_backups(folder: Path, source: Path, kept: Manifest) -> None:
+async def check_backups(folder: Path, source: Path, kept_image: Manifest) -> None:
     """Checks that there is a complete snapshot, that it can be restored, and that the next backup succeeds."""
     names = snapshot_names(folder)
     assert names
-    await check_newest(folder, kept, OLD_TAGS if names[-1].startswith("2001") else NEW_TAGS)
+    await check_newest(folder, kept_image, OLD_TAGS if names[-1].startswith("2001") else NEW_TAGS)
     await check_next_backup(folder, source)
 
 
@@ -79,12 +79,12 @@ async def check_next_backup(folder: Path, source: Path) -> None:
     assert contents(folder / "backups" / "blobs") == contents(source / "blobs")
 
 
-async def check_restored(folder: Path, backups: Path, kept: Manifest) -> None:
+async def check_restored(folder: Path, backups: Path, kept_image: Manifest) -> None:
     """Checks that the restored store is complete. If the interrupted restore is not, restores again first."""
     data = folder / "data"
     if not has_data(data) or Layout(data).restore_marker.exists():
         await restore_in(backups, folder, System())
-    assert await check_data(data, kept) == OLD_TAGS
+    assert await check_data(data, kept_image) == OLD_TAGS
 
 
 def look_at_backups(disk: DiskAfterCut) -> None:
@@ -110,32 +110,32 @@ def look_at_restored(disk: DiskAfterCut) -> None:
 
 
 @pytest.mark.slow
-def test_next_backup_completes_a_killed_backup(quick: Path) -> None:
+def test_next_backup_completes_a_killed_backup(memory_folder: Path) -> None:
     """After a SIGKILL, a complete snapshot exists and can be restored, and the next backup succeeds."""
-    source = quick / "source"
-    kept = asyncio.run(make_source(source, quick / "start" / "backups"))
+    source = memory_folder / "source"
+    kept_image = asyncio.run(make_source(source, memory_folder / "start" / "backups"))
 
     async def check(folder: Path, _: int) -> None:
-        await check_backups(folder, source, kept)
+        await check_backups(folder, source, kept_image)
 
-    assert check_killed_runs("tests.system.crash.killed_backup", quick, str(source), "backup", check=check) > 15
+    assert check_killed_runs("tests.system.crash.killed_backup", memory_folder, str(source), "backup", check=check) > 15
 
 
 @pytest.mark.slow
-async def test_snapshots_are_complete_after_a_power_cut(quick: Path) -> None:
+async def test_snapshots_are_complete_after_a_power_cut(memory_folder: Path) -> None:
     """After a power cut during a backup, the complete snapshots can be restored and the next backup succeeds. A backup
     that was reported as finished survives the power cut. The slow checks run only for a sample of the disks."""
-    source, start = quick / "source", quick / "start"
-    kept = await make_source(source, start / "backups")
+    source, start = memory_folder / "source", memory_folder / "start"
+    kept_image = await make_source(source, start / "backups")
     system = RecordingSystem(start)
     system.trust(source)
 
     async def check(folder: Path, _: int) -> None:
-        await check_backups(folder, source, kept)
+        await check_backups(folder, source, kept_image)
 
     async def check_end(folder: Path) -> None:
         assert len(snapshot_names(folder)) == 1
-        await check_newest(folder, kept, NEW_TAGS)
+        await check_newest(folder, kept_image, NEW_TAGS)
 
     cuts = await check_power_cuts(
         start, partial(back_up_in, source), check,
@@ -145,23 +145,23 @@ async def test_snapshots_are_complete_after_a_power_cut(quick: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_first_backup_is_complete_or_absent_after_a_power_cut(quick: Path) -> None:
+async def test_first_backup_is_complete_or_absent_after_a_power_cut(memory_folder: Path) -> None:
     """After a power cut, the first backup is either complete or absent. A backup that was reported as finished is
     complete."""
-    source, start = quick / "source", quick / "start"
-    kept = await make_source(source, quick / "other backups")
+    source, start = memory_folder / "source", memory_folder / "start"
+    kept_image = await make_source(source, memory_folder / "other backups")
     start.mkdir()
     system = RecordingSystem(start)
     system.trust(source)
 
     async def check(folder: Path, _: int) -> None:
         if snapshot_names(folder):
-            await check_newest(folder, kept, NEW_TAGS)
+            await check_newest(folder, kept_image, NEW_TAGS)
         else:
             await check_next_backup(folder, source)
 
     async def check_end(folder: Path) -> None:
-        await check_newest(folder, kept, NEW_TAGS)
+        await check_newest(folder, kept_image, NEW_TAGS)
 
     cuts = await check_power_cuts(
         start, partial(back_up_in, source), check,
@@ -171,32 +171,34 @@ async def test_first_backup_is_complete_or_absent_after_a_power_cut(quick: Path)
 
 
 @pytest.mark.slow
-def test_next_restore_completes_a_killed_restore(quick: Path) -> None:
+def test_next_restore_completes_a_killed_restore(memory_folder: Path) -> None:
     """After a SIGKILL, the restore is complete or marked as unfinished, and the next restore completes it."""
-    backups = quick / "backups"
-    kept = asyncio.run(make_source(quick / "source", backups))
-    (quick / "start").mkdir()
+    backups = memory_folder / "backups"
+    kept_image = asyncio.run(make_source(memory_folder / "source", backups))
+    (memory_folder / "start").mkdir()
 
     async def check(folder: Path, _: int) -> None:
-        await check_restored(folder, backups, kept)
+        await check_restored(folder, backups, kept_image)
 
-    assert check_killed_runs("tests.system.crash.killed_backup", quick, str(backups), "restore", check=check) > 15
+    assert (
+        check_killed_runs("tests.system.crash.killed_backup", memory_folder, str(backups), "restore", check=check) > 15
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("may_link", [False, True])
-async def test_next_restore_completes_a_restore_after_a_power_cut(quick: Path, *, may_link: bool) -> None:
+async def test_next_restore_completes_a_restore_after_a_power_cut(memory_folder: Path, *, may_link: bool) -> None:
     """After a power cut, an unfinished restore is marked, so that no server starts on it. For a sample of the disks,
     the next restore completes it. A restore that was reported as finished survives the power cut."""
-    backups, start = quick / "backups", quick / "start"
-    kept = await make_source(quick / "source", backups)
+    backups, start = memory_folder / "backups", memory_folder / "start"
+    kept_image = await make_source(memory_folder / "source", backups)
     start.mkdir()
 
     async def check(folder: Path, _: int) -> None:
-        await check_restored(folder, backups, kept)
+        await check_restored(folder, backups, kept_image)
 
     async def check_end(folder: Path) -> None:
-        assert await check_data(folder / "data", kept) == OLD_TAGS
+        assert await check_data(folder / "data", kept_image) == OLD_TAGS
 
     async def run(folder: Path, system: System) -> None:
         layout = Layout(folder / "data")

@@ -56,24 +56,24 @@ async def check_store(data: Path, restored: dict[str, Digest], untagged: Digest,
 
 
 @pytest.mark.slow
-def test_a_collection_is_completed_after_a_kill(quick: Path) -> None:
+def test_a_collection_is_completed_after_a_kill(memory_folder: Path) -> None:
     """A process is killed before each of the tried durable steps, which include each kind of step. The next collection
     completes the work."""
-    restored, untagged = asyncio.run(make_store(quick / "start"))
+    restored, untagged = asyncio.run(make_store(memory_folder / "start"))
 
     async def check(data: Path, _: int) -> None:
         await check_store(data, restored, untagged, BOOT)
 
-    assert check_killed_runs("tests.system.crash.killed_collection", quick, check=check) > 30
+    assert check_killed_runs("tests.system.crash.killed_collection", memory_folder, check=check) > 30
 
 
 @pytest.mark.slow
-async def test_a_collection_is_completed_after_a_power_cut(quick: Path) -> None:
+async def test_a_collection_is_completed_after_a_power_cut(memory_folder: Path) -> None:
     """The next collection completes the work. Of all disks that a power cut after any durable step could leave, the
     test checks every ninth one."""
-    restored, untagged = await make_store(quick / "start")
+    restored, untagged = await make_store(memory_folder / "start")
 
     async def check(data: Path, _: int) -> None:
         await check_store(data, restored, untagged, "second run")
 
-    assert await check_power_cuts(quick / "start", run, check, every=9) > 30
+    assert await check_power_cuts(memory_folder / "start", run, check, every=9) > 30

@@ -79,23 +79,23 @@ async def check(data: Path, mounted: Digest, boot: str) -> None:
 
 
 @pytest.mark.slow
-def test_next_eviction_completes_a_killed_eviction(quick: Path) -> None:
+def test_next_eviction_completes_a_killed_eviction(memory_folder: Path) -> None:
     """After a SIGKILL before any of the tried durable steps, the next eviction completes the work."""
-    mounted = asyncio.run(fill(quick / "start"))
+    mounted = asyncio.run(fill(memory_folder / "start"))
 
     async def check_run(data: Path, _: int) -> None:
         await check(data, mounted, BOOT)
 
-    assert check_killed_runs("tests.system.crash.killed_eviction", quick, check=check_run) > 8
+    assert check_killed_runs("tests.system.crash.killed_eviction", memory_folder, check=check_run) > 8
 
 
 @pytest.mark.slow
-async def test_next_eviction_completes_an_eviction_after_a_power_cut(quick: Path) -> None:
+async def test_next_eviction_completes_an_eviction_after_a_power_cut(memory_folder: Path) -> None:
     """The next eviction completes the work. Of all disks that a power cut after any durable step could leave, the test
     checks every fourth one."""
-    mounted = await fill(quick / "start")
+    mounted = await fill(memory_folder / "start")
 
     async def check_cut(data: Path, _: int) -> None:
         await check(data, mounted, "second run")
 
-    assert await check_power_cuts(quick / "start", evict_all, check_cut, every=4) > 8
+    assert await check_power_cuts(memory_folder / "start", evict_all, check_cut, every=4) > 8

@@ -45,16 +45,16 @@ async def check(data: Path, _: int) -> None:
 
 
 @pytest.mark.slow
-def test_retention_is_completed_after_a_kill(quick: Path) -> None:
+def test_retention_is_completed_after_a_kill(memory_folder: Path) -> None:
     """After a SIGKILL before any of the tried durable steps, every remaining tag can be pulled. The next run of
     retention deletes the other tags, and garbage collection then leaves only the blobs of the kept tags."""
-    asyncio.run(make_store(quick / "start"))
-    assert check_killed_runs("tests.system.crash.killed_retention", quick, check=check) > 10
+    asyncio.run(make_store(memory_folder / "start"))
+    assert check_killed_runs("tests.system.crash.killed_retention", memory_folder, check=check) > 10
 
 
 @pytest.mark.slow
-async def test_retention_is_completed_after_a_power_cut(quick: Path) -> None:
+async def test_retention_is_completed_after_a_power_cut(memory_folder: Path) -> None:
     """After a power cut as well, every remaining tag can be pulled, and the next run completes the work. The test
     checks every third of the disks that a power cut after a durable step could leave."""
-    await make_store(quick / "start")
-    assert await check_power_cuts(quick / "start", run, check, every=3) > 10
+    await make_store(memory_folder / "start")
+    assert await check_power_cuts(memory_folder / "start", run, check, every=3) > 10

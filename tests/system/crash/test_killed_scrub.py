@@ -62,25 +62,25 @@ async def _check(data: Path, boot: str, *, kept: tuple[int, ...] = (1,), thoroug
 
 
 @pytest.mark.slow
-def test_scrub_killed_before_a_durable_step(quick: Path) -> None:
+def test_scrub_killed_before_a_durable_step(memory_folder: Path) -> None:
     """The next scrub completes the work, and a new push replaces the damaged blobs."""
-    asyncio.run(make_damaged_store(quick / "start"))
+    asyncio.run(make_damaged_store(memory_folder / "start"))
 
     async def check(data: Path, _: int) -> None:
         await _check(data, BOOT, thorough=True)
 
-    steps = check_killed_runs("tests.system.crash.killed_scrub", quick, check=check)
+    steps = check_killed_runs("tests.system.crash.killed_scrub", memory_folder, check=check)
     assert steps >= 10, "scrub has fewer durable steps than expected"
 
 
 @pytest.mark.slow
-async def test_a_power_cut_after_each_durable_step_of_scrub(quick: Path) -> None:
+async def test_a_power_cut_after_each_durable_step_of_scrub(memory_folder: Path) -> None:
     """The next scrub completes the work, and a new push replaces the damaged blobs. Of all disks that a power cut after
     any durable step could leave, the test checks every third one."""
-    await make_damaged_store(quick / "start")
+    await make_damaged_store(memory_folder / "start")
 
     async def check(data: Path, number: int) -> None:
         # The power cut may undo the move of the bytes into the quarantine, completely or in part.
         await _check(data, "second run", kept=(0, 1), thorough=number % 6 == 0)
 
-    assert await check_power_cuts(quick / "start", run, check, every=3) > 10
+    assert await check_power_cuts(memory_folder / "start", run, check, every=3) > 10

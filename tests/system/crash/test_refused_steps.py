@@ -95,18 +95,18 @@ async def _run_workload(
     data: Path, system: RefusingSystem, code: int, thorough: bool
 ) -> tuple[StepLog, list[RegistryError]]:
     """Runs the workload and checks the registry afterwards. Returns the log of the requests, and their errors."""
-    told, failures = StepLog(), list[RegistryError]()
+    step_log, failures = StepLog(), list[RegistryError]()
 
-    def tell(kind: str, event: Event) -> None:
-        told.note(kind, event)
+    def announce(kind: str, event: Event) -> None:
+        step_log.note(kind, event)
         system.during = str(event[1] if event[0] == "right" else event[0]) if kind == "begin" else ""
         if kind == "failed" and code == errno.ENOSPC and len(failures) == 1 and event[0] != "collect":
-            _check_freed(data, told, event, system.refused or "")
+            _check_freed(data, step_log, event, system.refused or "")
 
     async with open_registry(data, grace=0, boot="boot", system=system) as registry:
-        await Workload(registry, tell, failures).run()
+        await Workload(registry, announce, failures).run()
         system.stop()
-        check = StateCheck(registry, told, faults=True)
+        check = StateCheck(registry, step_log, faults=True)
         if thorough:
             await check.everything()
         else:
@@ -114,19 +114,19 @@ async def _run_workload(
             await check.manifests()
             await check.uploads()
     async with open_registry(data, grace=0, boot="boot") as registry:
-        await StateCheck(registry, told, faults=True).manifests()
+        await StateCheck(registry, step_log, faults=True).manifests()
         if thorough:
             await sweep(registry)
-            await StateCheck(registry, told, faults=True).manifests()
+            await StateCheck(registry, step_log, faults=True).manifests()
             assert not list((data / "trash").iterdir())
-    return told, failures
+    return step_log, failures
 
 
-def _check_freed(data: Path, told: StepLog, event: Event, refused: str) -> None:
+def _check_freed(data: Path, step_log: StepLog, event: Event, refused: str) -> None:
     """Checks that the bytes of an upload session are freed after a request of the session has met the full disk. If the
     refused step is a rename, the registry could not open the session, and the session keeps its bytes."""
     state = ExpectedState()
-    for acknowledged in told.acknowledged:
+    for acknowledged in step_log.acknowledged:
         state.apply(acknowledged)
     others = {key: offset for key, (_, offset) in state.uploads.items() if key[1] not in event or refused == "rename"}
     kept = sum(others.values())
@@ -143,7 +143,7 @@ def _check_freed(data: Path, told: StepLog, event: Event, refused: str) -> None:
 
 @pytest.mark.parametrize(("code", "error"), [(errno.ENOSPC, StorageFull), (errno.EIO, StorageFailed)])
 async def test_refused_step_fails_the_request_and_leaves_no_partial_content(
-    code: int, error: type[RegistryError], quick: Path, caplog: pytest.LogCaptureFixture
+    code: int, error: type[RegistryError], memory_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A disk that is full or broken refuses one of the tried durable steps, which include each kind of step. The
     running request then fails with an error. If the disk is full, the bytes of the upload session are freed. Other
@@ -152,17 +152,17 @@ async def test_refused_step_fails_the_request_and_leaves_no_partial_content(
     refusals: set[str] = set()
     successes_from_reserve = 0
     thorough_every = 3 if code == errno.ENOSPC else 9  # a thorough check finds less after EIO, which frees no bytes
-    prepare_data_dir(quick / "recorded")
+    prepare_data_dir(memory_folder / "recorded")
     recorder = RefusingSystem(0, code)
-    await _run_workload(quick / "recorded", recorder, code, thorough=True)
+    await _run_workload(memory_folder / "recorded", recorder, code, thorough=True)
     steps = len(recorder.kinds)
     chosen = [*choose_steps(recorder.kinds, random.Random(random.random())), steps + 1]
     for tried, number in enumerate(chosen):
-        data = quick / str(number)
+        data = memory_folder / str(number)
         prepare_data_dir(data)
         system = RefusingSystem(number, code)
         try:
-            told, failures = await _run_workload(data, system, code, thorough=tried % thorough_every == 0)
+            step_log, failures = await _run_workload(data, system, code, thorough=tried % thorough_every == 0)
             if system.refused is None:
                 break
             refusals.add(system.refused)
@@ -181,4 +181,4 @@ async def test_refused_step_fails_the_request_and_leaves_no_partial_content(
     assert steps > 90
     assert (successes_from_reserve > 0) == (code == errno.ENOSPC)
     assert system.refused is None, "the last run should have completed without a refused step"
-    assert not told.open
+    assert not step_log.unacknowledged

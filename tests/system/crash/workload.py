@@ -46,7 +46,8 @@ CUTS = (0, 1, 30_000, 50_000, 70_001)
 
 Event = list[str | int]
 """A request of the workload: its kind and its arguments (see `ExpectedState.apply`)."""
-Tell = Callable[[str, Event], None]
+Announce = Callable[[str, Event], None]
+"""A function that gets `begin`, `done` or `failed`, and the request."""
 
 
 @cache
@@ -85,28 +86,31 @@ class StepLog:
     """The requests that an interrupted run has announced and acknowledged."""
 
     acknowledged: list[Event] = field(default_factory=list)
-    open: list[Event] = field(default_factory=list)
-    """Requests that were running or that failed. They may or may not have taken effect."""
+    unacknowledged: list[Event] = field(default_factory=list)
+    """Requests that were running or have failed. They may or may not have taken effect."""
 
     def note(self, kind: str, event: Event) -> None:
         if kind == "begin":
-            self.open.append(event)
+            self.unacknowledged.append(event)
         elif kind == "done":
-            self.open.pop()
+            self.unacknowledged.pop()
             self.acknowledged.append(event)
 
 
 class Workload:
-    """Sends the requests. Calls `tell("begin", event)` before each request, and `tell("done" or "failed", event)` after
-    it. With a list `failures`, a failed request adds its error to the list, and the workload continues."""
+    """Sends the requests. Calls `announce("begin", event)` before each request, and `announce("done" or "failed",
+    event)` after it. With a list `failures`, a failed request adds its error to the list, and the workload
+    continues."""
 
-    def __init__(self, registry: StoredRegistry, tell: Tell, failures: list[RegistryError] | None = None) -> None:
+    def __init__(
+        self, registry: StoredRegistry, announce: Announce, failures: list[RegistryError] | None = None
+    ) -> None:
         self.registry = registry
-        self._tell = tell
+        self._announce = announce
         self.failures = failures
 
     async def _step(self, event: Event, step: Callable[[], object]) -> bool:
-        self._tell("begin", event)
+        self._announce("begin", event)
         try:
             await step()  # type: ignore[misc]
         except RegistryError as error:
@@ -116,9 +120,9 @@ class Workload:
             # Such errors are not recorded.
             if isinstance(error, StorageFull | StorageFailed) or not self.failures:
                 self.failures.append(error)
-            self._tell("failed", event)
+            self._announce("failed", event)
             return False
-        self._tell("done", event)
+        self._announce("done", event)
         return True
 
     async def push(
@@ -275,7 +279,7 @@ class ExpectedState:
     tags: dict[tuple[str, str], str] = field(default_factory=dict)
     uploads: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
     """The name of the blob and the acknowledged number of bytes of each upload session."""
-    standing: frozenset[account_workload.Fact] = frozenset()
+    account_facts: frozenset[account_workload.Fact] = frozenset()
     """The facts that are true of the accounts."""
 
     def apply(self, event: Event) -> None:
@@ -303,7 +307,7 @@ class ExpectedState:
             case "cancel":
                 self.uploads.pop((texts[0], texts[1]), None)
             case "right":
-                self.standing = account_workload.after(self.standing, texts[0])
+                self.account_facts = account_workload.after(self.account_facts, texts[0])
             case "collect":
                 self.blobs = {key for key in self.blobs if key in self.referred()}
 
@@ -319,19 +323,19 @@ class StateCheck:
     be true. `faults`: the storage refused a step, so the upload session of that request may have been deleted."""
 
     registry: StoredRegistry
-    told: StepLog
+    step_log: StepLog
     survived: bool = True
     faults: bool = False
 
     def __post_init__(self) -> None:
         self.states = [ExpectedState()]
-        for event in self.told.acknowledged:
+        for event in self.step_log.acknowledged:
             self.states[0].apply(event)
-        for event in self.told.open:
+        for event in self.step_log.unacknowledged:
             # Each of these requests may or may not have taken effect. They change different content.
             after = ExpectedState(
                 set(self.states[-1].blobs), set(self.states[-1].manifests), dict(self.states[-1].tags),
-                dict(self.states[-1].uploads), self.states[-1].standing,
+                dict(self.states[-1].uploads), self.states[-1].account_facts,
             )  # fmt: skip
             after.apply(event)
             self.states.append(after)
@@ -348,23 +352,25 @@ class StateCheck:
         """Checks that acknowledged blobs exist, and that every blob has the bytes of its digest."""
         for repo in (APP, WEB):
             for wanted, name in DIGESTS.items():
-                have = await read(self.registry, repo, wanted)
-                may = {(repo, wanted) in state.blobs for state in self.states}
-                assert have is None or have == content(name), f"{repo} serves wrong bytes for {name}"
-                assert (have is not None) in may, f"{name} in {repo}: {have is not None}; {self.told.open}"
+                stored = await read(self.registry, repo, wanted)
+                allowed = {(repo, wanted) in state.blobs for state in self.states}
+                assert stored is None or stored == content(name), f"{repo} serves wrong bytes for {name}"
+                assert (stored is not None) in allowed, (
+                    f"{name} in {repo}: {stored is not None}; {self.step_log.unacknowledged}"
+                )
 
     async def manifests(self) -> None:
         """Checks that manifests and tags are as acknowledged, and that every blob that they need exists."""
         for repo in (APP, WEB):
             for made in IMAGES.values():
-                may = {(repo, made.digest) in state.manifests for state in self.states}
+                allowed = {(repo, made.digest) in state.manifests for state in self.states}
                 try:
                     assert (await self.registry.get_manifest(repo, made.digest)).body == made.body
-                    have = True
+                    stored = True
                 except ManifestUnknown:
-                    have = False
-                assert have in may, f"manifest {made.digest} in {repo}: {have}; {self.told.open}"
-                for part in made.blobs if have else ():
+                    stored = False
+                assert stored in allowed, f"manifest {made.digest} in {repo}: {stored}; {self.step_log.unacknowledged}"
+                for part in made.blobs if stored else ():
                     assert await read(self.registry, repo, part.digest) is not None
             try:
                 tags = (await self.registry.tags(repo, None, 100)).items
@@ -378,31 +384,35 @@ class StateCheck:
         session can be finished."""
         for repo, upload in {key for state in self.states for key in state.uploads}:
             name = next(state.uploads[repo, upload][0] for state in self.states if (repo, upload) in state.uploads)
-            known = [state.uploads.get((repo, upload)) for state in self.states]
-            where, session = RepositoryName(repo), UploadID(upload)
+            expected = [state.uploads.get((repo, upload)) for state in self.states]
+            repository, session = RepositoryName(repo), UploadID(upload)
             try:
-                offset = await self.registry.upload_offset(where, session)
+                offset = await self.registry.upload_offset(repository, session)
             except BlobUploadUnknown:
-                dropped = self.faults and any(upload in event for event in self.told.open)
-                assert None in known or dropped or not self.survived, "an acknowledged session is gone"
+                may_be_deleted = self.faults and any(upload in event for event in self.step_log.unacknowledged)
+                assert None in expected or may_be_deleted or not self.survived, "an acknowledged session is gone"
                 continue
-            least = known[0][1] if known[0] is not None else 0
-            committing = any(event[0] in ("finish", "cancel") and event[2] == upload for event in self.told.open)
-            assert offset >= least or not self.survived or committing, f"{least} bytes acknowledged, {offset} are left"
+            acknowledged_bytes = expected[0][1] if expected[0] is not None else 0
+            committing = any(
+                event[0] in ("finish", "cancel") and event[2] == upload for event in self.step_log.unacknowledged
+            )
+            assert offset >= acknowledged_bytes or not self.survived or committing, (
+                f"{acknowledged_bytes} bytes acknowledged, {offset} are left"
+            )
             assert offset <= SIZES[name]
-            writer = await self.registry.resume_upload(where, session, offset)
+            writer = await self.registry.resume_upload(repository, session, offset)
             assert await writer.read_at(0, SIZES[name]) == content(name)[:offset], "these are not the bytes sent"
             await writer.write(content(name)[offset : offset + 10])
             await writer.aclose()
-            writer = await self.registry.resume_upload(where, session, min(offset + 10, SIZES[name]))
+            writer = await self.registry.resume_upload(repository, session, min(offset + 10, SIZES[name]))
             await writer.write(content(name)[offset + 10 :])
             await writer.commit(digest(name))
             await writer.aclose()
-            assert await read(self.registry, where, digest(name)) == content(name)
+            assert await read(self.registry, repository, digest(name)) == content(name)
 
     async def partials(self) -> None:
         """Checks that a partial blob has its bytes if the machine kept running, and that it can be completed."""
-        acknowledged = self.told.acknowledged
+        acknowledged = self.step_log.acknowledged
         for event in [event for event in acknowledged if event[0] == "partial"]:
             of, bounds = Digest(str(event[1])), [int(bound) for bound in event[2:]]
             name, pieces = DIGESTS[of], list(zip(bounds[::2], bounds[1::2], strict=True))
@@ -411,8 +421,8 @@ class StateCheck:
             partial = await self.registry.partials.claim(of, SIZES[name])
             assert partial.is_owner
             missing = partial.missing()
-            again = [gap for gap in missing for piece in pieces if gap[0] < piece[1] and piece[0] < gap[1]]
-            assert not again or self.faults or not self.survived, f"{again} of {name} would be fetched again"
+            lost = [gap for gap in missing for piece in pieces if gap[0] < piece[1] and piece[0] < gap[1]]
+            assert not lost or self.faults or not self.survived, f"{lost} of {name} would be fetched again"
             if name == "filled":
                 for start, stop in missing:
                     await asyncio.to_thread(partial.write_at, start, content(name)[start:stop])
@@ -423,11 +433,11 @@ class StateCheck:
     def accounts(self) -> None:
         """Checks that accounts and rights are as acknowledged. An interrupted change is either done, with its entry in
         the audit log, or not done at all."""
-        found, may = account_workload.facts(self.registry.accounts), [state.standing for state in self.states]
+        found, allowed = account_workload.facts(self.registry.accounts), [state.account_facts for state in self.states]
         if not self.faults:
-            assert found in may, f"{sorted(found)}; {self.told.open}"
-        for fact in found.union(*may):
-            assert (fact in found) in {fact in state for state in may}, f"{fact}; {self.told.open}"
+            assert found in allowed, f"{sorted(found)}; {self.step_log.unacknowledged}"
+        for fact in found.union(*allowed):
+            assert (fact in found) in {fact in state for state in allowed}, f"{fact}; {self.step_log.unacknowledged}"
 
     async def push_again(self) -> None:
         """Checks that the same content can be pushed again, in spite of leftover files."""

@@ -96,19 +96,22 @@ def last_number(site: AdminSite) -> int:
 def test_list_depends_on_the_rights_of_the_account(site: AdminSite) -> None:
     """The list for an admin has all events. The list for another account has the events of repositories from which the
     account may pull. The events have the address of the client only if the account may push."""
-    mine, other = f"team/{site.name('repo')}", f"team/{site.name('repo')}"
-    pushed(site, mine, "v1", "first")
-    pushed(site, other, "v1", "second")
-    reader, pusher = reader_of(site, mine), reader_of(site, mine, "pull", "push")
+    readable_repo, other_repo = f"team/{site.name('repo')}", f"team/{site.name('repo')}"
+    pushed(site, readable_repo, "v1", "first")
+    pushed(site, other_repo, "v1", "second")
+    reader, pusher = reader_of(site, readable_repo), reader_of(site, readable_repo, "pull", "push")
     all_events = site.done("GET", "/events")["items"]
-    assert [(event["action"], event["repository"]) for event in all_events[:2]] == [("push", other), ("push", mine)]
+    assert [(event["action"], event["repository"]) for event in all_events[:2]] == [
+        ("push", other_repo),
+        ("push", readable_repo),
+    ]
     assert (all_events[0]["digest"], all_events[0]["tag"], all_events[0]["actor"]) == (
         digest_named("second"),
         "v1",
         ADMIN,
     )
     (event,) = site.done("GET", "/events", auth=reader)["items"]
-    assert (event["repository"], event["address"], event["user_agent"]) == (mine, None, None)
+    assert (event["repository"], event["address"], event["user_agent"]) == (readable_repo, None, None)
     (event,) = site.done("GET", "/events", auth=pusher)["items"]
     assert event["address"] == "127.0.0.1"
     assert site.done("GET", "/events", auth=site.user())["items"] == []
@@ -155,12 +158,12 @@ def test_stream_continues_after_the_last_event_id(site: AdminSite) -> None:
 def test_stream_depends_on_the_rights_of_the_account(site: AdminSite) -> None:
     """A stream has only the events of repositories from which the account may pull. It ends when the account is
     disabled."""
-    mine, other = f"team/{site.name('repo')}", f"team/{site.name('repo')}"
-    reader = reader_of(site, mine)
+    readable_repo, other_repo = f"team/{site.name('repo')}", f"team/{site.name('repo')}"
+    reader = reader_of(site, readable_repo)
     with stream(site, reader) as messages:
-        pushed(site, other, "v1", "not yours")
-        pushed(site, mine, "v1", "yours")
-        assert next(messages)["data"]["repository"] == mine
+        pushed(site, other_repo, "v1", "not yours")
+        pushed(site, readable_repo, "v1", "yours")
+        assert next(messages)["data"]["repository"] == readable_repo
         site.done("PATCH", f"/users/{reader[0]}", {"enabled": False})
         assert list(messages) == []
 
@@ -220,9 +223,9 @@ def test_without_kept_events(tmp_path: Path) -> None:
         assert (answer.status_code, code_of(answer)) == (405, "UNSUPPORTED")
         assert "events.keep" in answer.text
         for command in ("list", "tail"):
-            done = entrepot("events", command, *SETTINGS, folder=tmp_path)
-            assert done.returncode == 1
-            assert "events.keep" in done.stderr
+            result = entrepot("events", command, *SETTINGS, folder=tmp_path)
+            assert result.returncode == 1
+            assert "events.keep" in result.stderr
 
 
 def test_the_command_lists_events(site: AdminSite) -> None:

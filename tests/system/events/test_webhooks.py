@@ -69,8 +69,8 @@ def test_events_of_pushes_moves_and_deletes(tmp_path: Path) -> None:
 def openssl_hmac(body: bytes, secret: str) -> str:
     """Returns the HMAC-SHA256 in hexadecimal, as openssl computes it."""
     command = ["openssl", "dgst", "-sha256", "-hmac", secret, "-hex"]
-    done = subprocess.run(command, input=body, capture_output=True, check=True)
-    return done.stdout.decode().split()[-1]
+    result = subprocess.run(command, input=body, capture_output=True, check=True)
+    return result.stdout.decode().split()[-1]
 
 
 def test_format_of_distribution(tmp_path: Path) -> None:
@@ -142,26 +142,30 @@ def test_events_of_pulls(tmp_path: Path) -> None:
 def test_failing_receiver_does_not_disturb_pushes(tmp_path: Path, fault: str) -> None:
     """While one receiver does not accept events, pushes succeed and another receiver gets its events. The log has a
     line with the reason. A redirect is not followed."""
-    with receiver_running() as bad, receiver_running() as good, receiver_running() as redirect_target:
-        url = bad.url
+    with (
+        receiver_running() as failing_receiver,
+        receiver_running() as working_receiver,
+        receiver_running() as redirect_target,
+    ):
+        url = failing_receiver.url
         if fault == "answers 500":
-            bad.status = lambda _: 500
+            failing_receiver.status = lambda _: 500
         elif fault == "never answers":
-            bad.open.clear()
+            failing_receiver.open.clear()
         elif fault == "redirects":
-            bad.status, bad.location = (lambda _: 307), redirect_target.url
+            failing_receiver.status, failing_receiver.location = (lambda _: 307), redirect_target.url
         else:
             with socket.socket() as unused:
                 unused.bind(("127.0.0.1", 0))
                 url = f"http://127.0.0.1:{unused.getsockname()[1]}/hook"
-        settings = webhook_table(url, "bad", timeout=1) + webhook_table(good.url, "good")
+        settings = webhook_table(url, "bad", timeout=1) + webhook_table(working_receiver.url, "good")
         with event_site(tmp_path, settings) as server:
             for number in range(20):
                 pushed(server, "team/app", f"v{number}", f"image {number}")
-            good.wait_for(lambda: len(good.requests) >= 20, "20 events")
+            working_receiver.wait_for(lambda: len(working_receiver.requests) >= 20, "20 events")
             wait_until(lambda: "webhook bad: " in server.log_text(), "a line about the fault")
             pending = deliveries(tmp_path)
-    assert subjects(good) == [f"team/app:v{number}" for number in range(20)]
+    assert subjects(working_receiver) == [f"team/app:v{number}" for number in range(20)]
     assert {delivery["webhook"] for delivery in pending} == {"bad"}
     assert len(pending) == 20
     assert redirect_target.requests == []
@@ -226,8 +230,8 @@ def test_dead_letters_can_be_sent_again(tmp_path: Path) -> None:
             assert 'entrepot_events_given_up_total{webhook="hook"} 1.0' in metrics
             assert 'entrepot_events_dead_letters{webhook="hook"} 1.0' in metrics
             receiver.status = lambda _: 200
-            done = entrepot("events", "retry", str(dead["event"]["number"]), *SETTINGS, folder=tmp_path)
-            assert (done.returncode, done.stderr) == (0, "1 event will be sent again\n")
+            result = entrepot("events", "retry", str(dead["event"]["number"]), *SETTINGS, folder=tmp_path)
+            assert (result.returncode, result.stderr) == (0, "1 event will be sent again\n")
             receiver.wait_for(lambda: subjects(receiver) == ["team/app:good", "team/app:bad"], "event again")
             wait_until(lambda: deliveries(tmp_path, "--dead") == [], "the dead letter to go")
 

@@ -21,15 +21,15 @@ SIZE = 3 * MIB + 11
 
 
 @pytest.fixture(scope="module")
-def held() -> ImageTree:
+def hub_image() -> ImageTree:
     """The image of the fake Hub, with a layer of 1000 bytes and one of SIZE bytes."""
     return noise_image("app", 1000, SIZE)
 
 
 @pytest.fixture
-def content(held: ImageTree) -> UpstreamContent:
+def content(hub_image: ImageTree) -> UpstreamContent:
     made = UpstreamContent()
-    made.add(REPO, held, "1", "latest")
+    made.add(REPO, hub_image, "1", "latest")
     return made
 
 

@@ -31,33 +31,35 @@ from tests.fakes.upstream_content import (
 from tests.system.fakes.conftest import REPO, SIZE, ask, bearer, blob_url, manifest_url, token_for
 
 
-def test_manifests_by_tag_and_by_digest_are_byte_exact(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
+def test_manifests_by_tag_and_by_digest_are_byte_exact(
+    upstream: Hub, client: httpx2.Client, hub_image: ImageTree
+) -> None:
     """The responses to GET and HEAD of a manifest have the digest, the media type and the length. An unknown tag gets
     404. The fake Hub records the requests."""
-    for reference in ("1", held.digest):
+    for reference in ("1", hub_image.digest):
         got = client.get(manifest_url(upstream, reference))
         head = client.head(manifest_url(upstream, reference))
-        assert got.content == held.body
+        assert got.content == hub_image.body
         for answer in (got, head):
-            assert answer.headers["Docker-Content-Digest"] == held.digest
-            assert answer.headers["Content-Type"] == held.media_type
-            assert answer.headers["Content-Length"] == str(len(held.body))
+            assert answer.headers["Docker-Content-Digest"] == hub_image.digest
+            assert answer.headers["Content-Type"] == hub_image.media_type
+            assert answer.headers["Content-Length"] == str(len(hub_image.body))
         assert head.content == b""
     missing = client.get(manifest_url(upstream, "none"))
     assert (missing.status_code, missing.json()["errors"][0]["code"]) == (404, "MANIFEST_UNKNOWN")
     assert upstream.count("manifest", "GET") == 3
-    assert upstream.count("manifest", "HEAD", digest=held.digest) == 2
+    assert upstream.count("manifest", "HEAD", digest=hub_image.digest) == 2
 
 
-def test_blobs_have_the_bytes_of_their_digest(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
+def test_blobs_have_the_bytes_of_their_digest(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
     """Blobs are served with the right bytes, completely and by range. The fake Hub records exactly which bytes it has
     sent."""
-    for blob in (held.config, *held.layers):
+    for blob in (hub_image.config, *hub_image.layers):
         whole = client.get(blob_url(upstream, blob.digest)).content
         assert "sha256:" + hashlib.sha256(whole).hexdigest() == blob.digest
         assert whole == blob.read()
         assert upstream.sent(blob.digest) == [(0, blob.size)]
-    digest = held.layers[1].digest
+    digest = hub_image.layers[1].digest
     for requested, start, stop in (
         ("5-", 5, SIZE),
         ("7-1500000", 7, 1500001),
@@ -85,15 +87,15 @@ def test_pieces_of_noise_are_consistent() -> None:
     assert len({whole[start : start + 4096] for start in range(0, noise.size, MIB)}) == 20
 
 
-def test_without_ranges(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
+def test_without_ranges(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
     """If the switch `ranges` is off, the header Range is ignored, and the response has no Accept-Ranges."""
     upstream.set(ranges=False)
-    got = client.get(blob_url(upstream, held.layers[0].digest), headers={"Range": "bytes=5-9"})
+    got = client.get(blob_url(upstream, hub_image.layers[0].digest), headers={"Range": "bytes=5-9"})
     assert (got.status_code, len(got.content)) == (200, 1000)
     assert "Accept-Ranges" not in got.headers
 
 
-def test_tokens(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
+def test_tokens(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
     """A request without a token gets a 401 with a challenge. A token is accepted for as many requests as `token_uses`
     says, and only until it expires or is revoked. Then it is refused with `invalid_token`."""
     upstream.set(auth="bearer", token_uses=2, realm=f"{upstream.auth_url}/token")
@@ -125,19 +127,21 @@ def test_logins(upstream: Hub, client: httpx2.Client) -> None:
     assert anonymous.status_code == 401
     assert 'error="insufficient_scope"' in anonymous.headers["WWW-Authenticate"]
     assert token_for(client, refused, ("ann", "wrong")).status_code == 401
-    known = bearer(token_for(client, refused, ("ann", "right")))
-    assert client.get(manifest_url(upstream), headers=known).status_code == 200
-    other = client.get(manifest_url(upstream, repo="library/other"), headers=known)
+    login_token = bearer(token_for(client, refused, ("ann", "right")))
+    assert client.get(manifest_url(upstream), headers=login_token).status_code == 200
+    other = client.get(manifest_url(upstream, repo="library/other"), headers=login_token)
     assert other.status_code == 401
     upstream.set(auth="basic")
     assert client.get(manifest_url(upstream), auth=("ann", "wrong")).status_code == 401
     assert client.get(manifest_url(upstream), auth=("ann", "right")).status_code == 200
 
 
-def test_redirects_to_a_port_that_refuses_authorization(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
+def test_redirects_to_a_port_that_refuses_authorization(
+    upstream: Hub, client: httpx2.Client, hub_image: ImageTree
+) -> None:
     """With the switch `redirects`, a request for a blob is redirected to a second port, as to the CDN of Docker Hub.
     This port responds with 400 to requests with Authorization. A link can be used as often as `link_uses` says."""
-    digest = held.layers[1].digest
+    digest = hub_image.layers[1].digest
     upstream.set(redirects=True, link_uses=1)
     moved = client.get(blob_url(upstream, digest))
     assert moved.status_code == 307
@@ -145,37 +149,39 @@ def test_redirects_to_a_port_that_refuses_authorization(upstream: Hub, client: h
     assert link.startswith(upstream.cdn_url)
     assert client.get(link, headers={"Authorization": "Bearer x"}).status_code == 400
     part = client.get(link, headers={"Range": "bytes=10-19"})
-    assert (part.status_code, part.content) == (206, held.layers[1].read(10, 20))
+    assert (part.status_code, part.content) == (206, hub_image.layers[1].read(10, 20))
     assert client.get(link).status_code == 403
     assert [request.kind for request in upstream.requests(digest=digest)] == ["redirect", "blob", "blob", "blob"]
     assert upstream.sent(digest) == [(10, 20)]
 
 
-def test_gzip(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
+def test_gzip(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
     """With the switch `gzip`, clients that accept gzip get compressed content, and other clients do not."""
     upstream.set(gzip=True)
-    url = blob_url(upstream, held.layers[0].digest)
-    assert client.get(url).content == held.layers[0].read()
+    url = blob_url(upstream, hub_image.layers[0].digest)
+    assert client.get(url).content == hub_image.layers[0].read()
     packed = client.get(url, headers={"Accept-Encoding": "zstd, gzip;q=0.5"})
     assert packed.headers["Content-Encoding"] == "gzip"
-    assert packed.content == held.layers[0].read()
+    assert packed.content == hub_image.layers[0].read()
 
 
-def test_manifests_need_an_accepted_media_type(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
+def test_manifests_need_an_accepted_media_type(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
     """With the switch `negotiates`, a client gets a manifest only if its Accept headers have the media type of the
     manifest."""
     upstream.set(negotiates=True)
     assert client.get(manifest_url(upstream)).status_code == 404
-    assert client.get(manifest_url(upstream), headers={"Accept": f"x/y, {held.media_type}"}).content == held.body
-    several = [("Accept", "x/y"), ("Accept", held.media_type), ("Accept", "y/z")]
-    assert client.get(manifest_url(upstream), headers=several).content == held.body
+    assert (
+        client.get(manifest_url(upstream), headers={"Accept": f"x/y, {hub_image.media_type}"}).content == hub_image.body
+    )
+    several = [("Accept", "x/y"), ("Accept", hub_image.media_type), ("Accept", "y/z")]
+    assert client.get(manifest_url(upstream), headers=several).content == hub_image.body
 
 
-def test_pages_of_tags(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
+def test_pages_of_tags(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
     """Tags are listed in pages: in order, after the parameter `last`, and at most `n` or the switch `page` at a time.
     If there are more tags, the response has a Link header."""
     for tag in ("3", "2"):
-        upstream.tag(REPO, tag, held.digest)
+        upstream.tag(REPO, tag, hub_image.digest)
     url = f"{upstream.url}/v2/{REPO}/tags/list"
     assert client.get(url).json() == {"name": REPO, "tags": ["1", "2", "3", "latest"]}
     found, link = [], "?n=3"
@@ -189,19 +195,21 @@ def test_pages_of_tags(upstream: Hub, client: httpx2.Client, held: ImageTree) ->
     assert found == [["1", "2", "3"], ["latest"]]
     upstream.set(page=1)
     assert client.get(url, params={"n": 9, "last": "2"}).json()["tags"] == ["3"]
-    upstream.remove(REPO, held.digest)
+    upstream.remove(REPO, hub_image.digest)
     assert client.get(url).json()["tags"] == []
 
 
-def test_referrers_by_the_api_or_by_the_fallback_tag(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
+def test_referrers_by_the_api_or_by_the_fallback_tag(
+    upstream: Hub, client: httpx2.Client, hub_image: ImageTree
+) -> None:
     """The referrers API lists referrers with their annotations, and can filter them by artifactType. With the switch
     `referrers` off, it responds with 404, and the fallback tag still lists them."""
-    signature = noise_image("signature", 10, subject=held, annotations={"by": "ann"})
+    signature = noise_image("signature", 10, subject=hub_image, annotations={"by": "ann"})
     more = UpstreamContent()
     more.add(REPO, signature)
-    more.add(REPO, fallback_index(signature), fallback_tag(held.digest))
+    more.add(REPO, fallback_index(signature), fallback_tag(hub_image.digest))
     upstream.put(more)
-    url = f"{upstream.url}/v2/{REPO}/referrers/{held.digest}"
+    url = f"{upstream.url}/v2/{REPO}/referrers/{hub_image.digest}"
     listed = client.get(url)
     assert listed.headers["Content-Type"] == "application/vnd.oci.image.index.v1+json"
     [entry] = listed.json()["manifests"]
@@ -210,7 +218,7 @@ def test_referrers_by_the_api_or_by_the_fallback_tag(upstream: Hub, client: http
     assert (none.json()["manifests"], none.headers["OCI-Filters-Applied"]) == ([], "artifactType")
     upstream.set(referrers=False)
     assert client.get(url).status_code == 404
-    fallback = client.get(manifest_url(upstream, fallback_tag(held.digest)))
+    fallback = client.get(manifest_url(upstream, fallback_tag(hub_image.digest)))
     assert fallback.json()["manifests"] == [entry]
 
 
@@ -230,19 +238,19 @@ def test_an_image_of_several_platforms(upstream: Hub, client: httpx2.Client) -> 
     assert index_of((listed.children[0], "amd64")).children[0].layers == listed.children[0].layers
 
 
-def test_unknown_content(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
+def test_unknown_content(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
     """An unknown repository gets 404, and so does a blob that only another repository has. With the switch
     `hide_unknown`, an unknown repository gets 401, as at Docker Hub."""
     other = UpstreamContent()
     other.add("library/other", noise_image("other", 10), "1")
     upstream.put(other)
-    url = f"{upstream.url}/v2/library/other/blobs/{held.layers[0].digest}"
+    url = f"{upstream.url}/v2/library/other/blobs/{hub_image.layers[0].digest}"
     assert client.get(url).json()["errors"][0]["code"] == "BLOB_UNKNOWN"
     assert client.get(manifest_url(upstream, repo="library/none")).json()["errors"][0]["code"] == "NAME_UNKNOWN"
     upstream.set(auth="bearer", hide_unknown=True)
     refused = client.get(manifest_url(upstream, repo="library/none"))
-    again = client.get(manifest_url(upstream, repo="library/none"), headers=bearer(token_for(client, refused)))
-    assert again.status_code == 401
+    with_token = client.get(manifest_url(upstream, repo="library/none"), headers=bearer(token_for(client, refused)))
+    assert with_token.status_code == 401
 
 
 def test_large_content_needs_little_memory(tmp_path: Path) -> None:

@@ -28,13 +28,13 @@ def test_the_rate_limit_counts_gets(upstream: Hub, client: httpx2.Client) -> Non
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_connection_ends_after_a_number_of_bytes(upstream: Hub, held: ImageTree, reset: bool) -> None:
+def test_connection_ends_after_a_number_of_bytes(upstream: Hub, hub_image: ImageTree, reset: bool) -> None:
     """A connection can be set to end after a number of bytes of a body, normally or with a RST. All sent bytes arrive,
     and the next request succeeds."""
-    layer = held.layers[1]
+    layer = hub_image.layers[1]
     upstream.fault(drop_after=1_000_001, reset=reset)
     rest(
-        ask(upstream, f"/v2/{REPO}/blobs/{held.layers[0].digest}", "Connection: close")
+        ask(upstream, f"/v2/{REPO}/blobs/{hub_image.layers[0].digest}", "Connection: close")
     )  # this layer is shorter, so the fault does not apply
     answer, was_reset = rest(ask(upstream, f"/v2/{REPO}/blobs/{layer.digest}", "Range: bytes=9-"))
     assert was_reset is reset
@@ -49,10 +49,10 @@ def test_connection_ends_after_a_number_of_bytes(upstream: Hub, held: ImageTree,
     assert union(upstream.sent(layer.digest)) == [(9, SIZE)]
 
 
-def test_wrong_bytes(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
+def test_wrong_bytes(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
     """A byte at one position can be made wrong. Only responses that contain this byte are changed, and only as many as
     `times` says. The same works for manifests."""
-    layer = held.layers[1]
+    layer = hub_image.layers[1]
     upstream.fault(corrupt=2_000_000, times=2)
     url = blob_url(upstream, layer.digest)
     assert client.get(url, headers={"Range": "bytes=0-1999999"}).content == layer.read(0, 2_000_000)
@@ -61,12 +61,12 @@ def test_wrong_bytes(upstream: Hub, client: httpx2.Client, held: ImageTree) -> N
         assert [start + at for at, (a, b) in enumerate(zip(got, right, strict=True)) if a != b] == [2_000_000]
     assert client.get(url).content == layer.read()
     upstream.fault(on="manifest", corrupt=3, times=None)
-    assert client.get(manifest_url(upstream)).content[3] == held.body[3] ^ 0xFF
+    assert client.get(manifest_url(upstream)).content[3] == hub_image.body[3] ^ 0xFF
     upstream.clear()
-    assert client.get(manifest_url(upstream)).content == held.body
+    assert client.get(manifest_url(upstream)).content == hub_image.body
 
 
-def test_statuses_and_hangups(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
+def test_statuses_and_hangups(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
     """The next requests of one kind can get an error status, or no response at all. `skip` lets the first of them
     succeed. Requests of other kinds are not affected."""
     upstream.fault(on="manifest", method="", status=503, times=2, skip=1, retry_after="3")
@@ -74,17 +74,17 @@ def test_statuses_and_hangups(upstream: Hub, client: httpx2.Client, held: ImageT
     assert [answer.status_code for answer in answers] == [200, 503, 503, 200]
     assert answers[1].headers["Retry-After"] == "3"
     assert upstream.faults == 0
-    upstream.fault(on="blob", match=held.layers[0].digest, hangup=True)
-    assert client.get(blob_url(upstream, held.layers[1].digest)).status_code == 200
+    upstream.fault(on="blob", match=hub_image.layers[0].digest, hangup=True)
+    assert client.get(blob_url(upstream, hub_image.layers[1].digest)).status_code == 200
     with pytest.raises(httpx2.RemoteProtocolError):
-        client.get(blob_url(upstream, held.layers[0].digest))
-    assert client.get(blob_url(upstream, held.layers[0].digest)).status_code == 200
+        client.get(blob_url(upstream, hub_image.layers[0].digest))
+    assert client.get(blob_url(upstream, hub_image.layers[0].digest)).status_code == 200
 
 
-def test_stalled_responses(upstream: Hub, held: ImageTree) -> None:
+def test_stalled_responses(upstream: Hub, hub_image: ImageTree) -> None:
     """A response can stall before its headers or in the middle of its body, until the test releases it. The fake Hub
     notices if the client disconnects meanwhile."""
-    layer = held.layers[1]
+    layer = hub_image.layers[1]
     path = f"/v2/{REPO}/blobs/{layer.digest}"
     upstream.fault(stall=True, times=2)
     leaving, waiting = ask(upstream, path, "Connection: close"), ask(upstream, path, "Connection: close")
@@ -122,11 +122,11 @@ def test_refused_connections(upstream: Hub, client: httpx2.Client) -> None:
     assert (upstream.open, upstream.opened) == (1, 2)
 
 
-def test_rate_of_a_connection(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
+def test_rate_of_a_connection(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
     """With the switch `rate`, a connection gets no more bytes per second than this rate. The fake Hub records the times
     at which a response began and ended."""
     upstream.set(rate=8 * MIB)
-    digest = held.layers[1].digest
+    digest = hub_image.layers[1].digest
     client.get(blob_url(upstream, digest), headers={"Range": f"bytes=0-{2 * MIB - 1}"})
     [request] = upstream.requests("blob")
     assert request.ended - request.first_byte >= 0.2
@@ -142,11 +142,11 @@ def test_latency(upstream: Hub, client: httpx2.Client) -> None:
     assert request.first_byte - request.begun >= 0.05
 
 
-def test_responses_without_a_length(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
+def test_responses_without_a_length(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
     """With the switch `lengths` off, responses have no Content-Length and end with their connection. A client cannot
     distinguish a dropped response from a complete one."""
     upstream.set(lengths=False)
-    layer = held.layers[1]
+    layer = hub_image.layers[1]
     got = client.get(blob_url(upstream, layer.digest), headers={"Range": "bytes=7-"})
     assert got.content == layer.read(7)
     assert "Content-Length" not in got.headers
@@ -155,10 +155,10 @@ def test_responses_without_a_length(upstream: Hub, client: httpx2.Client, held: 
     assert client.get(blob_url(upstream, layer.digest)).content == layer.read(0, 99)
 
 
-def test_ranges_at_another_offset(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
+def test_ranges_at_another_offset(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
     """A response can begin at another offset than requested. Content-Range has the real offset, and the fake Hub
     records the bytes that it has sent."""
-    layer = held.layers[1]
+    layer = hub_image.layers[1]
     upstream.fault(shift=10)
     got = client.get(blob_url(upstream, layer.digest), headers={"Range": "bytes=7-99"})
     assert got.headers["Content-Range"] == f"bytes 17-99/{SIZE}"

@@ -343,9 +343,9 @@ def early_answer(rng: Random) -> FuzzCase:
 
 
 def odd_expect(rng: Random) -> FuzzCase:
-    given = rng.choice(["200-ok", "100-continue, x", "", "\xff", "a" * 1000])
+    expect = rng.choice(["200-ok", "100-continue, x", "", "\xff", "a" * 1000])
     return FuzzCase(
-        "odd Expect", message("PUT", f"/v2/{REPO}/manifests/x", {"Expect": given}, b"no JSON"), _statuses(400, 417)
+        "odd Expect", message("PUT", f"/v2/{REPO}/manifests/x", {"Expect": expect}, b"no JSON"), _statuses(400, 417)
     )
 
 

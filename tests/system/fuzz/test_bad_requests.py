@@ -109,10 +109,10 @@ def test_a_bad_tag(probe: RequestProbe, tag: str, method: str) -> None:
     probe.refuse(message(method, f"{ROOT}/manifests/{tag}", body=body), 400)
 
 
-@pytest.mark.parametrize("asked", ["2-", "-0", "1-0", "99999999999999999999-", "5-9,7-8"])
-def test_a_range_outside_the_blob(probe: RequestProbe, asked: str) -> None:
+@pytest.mark.parametrize("requested_range", ["2-", "-0", "1-0", "99999999999999999999-", "5-9,7-8"])
+def test_a_range_outside_the_blob(probe: RequestProbe, requested_range: str) -> None:
     """A range without any byte of the blob gets 416 with the blob's size."""
-    answer = probe.refuse(message("GET", f"{ROOT}/blobs/{BLOB_DIGEST}", {"Range": f"bytes={asked}"}), 416)
+    answer = probe.refuse(message("GET", f"{ROOT}/blobs/{BLOB_DIGEST}", {"Range": f"bytes={requested_range}"}), 416)
     assert answer["content-range"] == f"bytes */{len(BLOB)}"
 
 
@@ -249,10 +249,10 @@ def test_content_length_with_transfer_encoding(probe: RequestProbe, order: int) 
     probe.refuse(raw, 400, kept_alive=False)
 
 
-@pytest.mark.parametrize("given", ["-1", "5, 5", "0x10", "+1", "9" * 30, "a"])
-def test_bad_content_lengths(probe: RequestProbe, given: str) -> None:
+@pytest.mark.parametrize("length", ["-1", "5, 5", "0x10", "+1", "9" * 30, "a"])
+def test_bad_content_lengths(probe: RequestProbe, length: str) -> None:
     """A Content-Length that is not a number gets 400 (RFC 9112, 6.3)."""
-    probe.refuse(message("GET", "/v2/", {"Content-Length": given}), 400, kept_alive=False)
+    probe.refuse(message("GET", "/v2/", {"Content-Length": length}), 400, kept_alive=False)
 
 
 @pytest.mark.parametrize("body", [b"g\r\n", b"-1\r\n", b"5\r\nabcdeXX\r\n", b"5\nabcde", b"f" * 20 + b"\r\n"])

@@ -75,9 +75,9 @@ def test_crane_retries_after_a_lost_response(connect: Connect, steps: RawPushes)
     assert first.head().status == 201
     first.reset()
     wire = connect()
-    again = wire.ask("PUT", target, CRANE, data)
-    assert again.status == 404
-    assert again.codes == ["BLOB_UPLOAD_UNKNOWN"]
+    repeated_put = wire.ask("PUT", target, CRANE, data)
+    assert repeated_put.status == 404
+    assert repeated_put.codes == ["BLOB_UPLOAD_UNKNOWN"]
     assert wire.ask("HEAD", f"{steps.root}/blobs/{digest_of(data)}", CRANE).status == 200
     steps.blob(data)
 
