@@ -22,19 +22,19 @@ from pathlib import Path
 from storage.composition import open_registry, prepare_data_dir
 from storage.data_dir.system import System
 from tests.system.crash.durable_steps import BOOT, KillingSystem, StepRecorder, choose_steps
-from tests.system.crash.workload import Event, Workload
+from tests.system.crash.workload import Request, Workload
 
 
-async def _run_workload(data: Path, system: System, announce: Callable[[str, Event], None]) -> None:
+async def _run_workload(data: Path, system: System, announce: Callable[[str, Request], None]) -> None:
     async with open_registry(data, grace=0, system=system, boot=BOOT) as registry:
         await Workload(registry, announce).run()
 
 
 def _run_until_killed(data: Path, number: int, after: bool, report: int) -> None:
-    """Runs the workload, and writes its events to the descriptor `report`."""
+    """Runs the workload, and writes its announcements to the descriptor `report`."""
 
-    def announce(kind: str, event: Event) -> None:
-        os.write(report, json.dumps([kind, event]).encode() + b"\n")
+    def announce(kind: str, request: Request) -> None:
+        os.write(report, json.dumps([kind, request]).encode() + b"\n")
 
     prepare_data_dir(data)
     asyncio.run(_run_workload(data, KillingSystem(number, after), announce))
@@ -48,8 +48,8 @@ def _choose_steps(data: Path, after: bool, chance: random.Random) -> tuple[list[
     prepare_data_dir(data)
     recorder, last_steps = StepRecorder(data), list[int]()
 
-    def announce(kind: str, event: Event) -> None:
-        recorder.during = tuple(event[: 2 if event[0] == "right" else 1]) if kind == "begin" else None
+    def announce(kind: str, request: Request) -> None:
+        recorder.during = tuple(request[: 2 if request[0] == "right" else 1]) if kind == "begin" else None
         if kind == "done" and recorder.kinds:
             last_steps.append(len(recorder.kinds))
 

@@ -26,7 +26,7 @@ import apsw
 
 from storage.data_dir.system import System
 from tests.system.crash.durable_steps import kind_of_place
-from tests.system.crash.workload import Event, StepLog
+from tests.system.crash.workload import Request, RequestLog
 
 Entry = tuple[Any, ...]
 """An entry of the recorded log: the name of a step and its arguments (`ReplayedDisk.follow` lists all kinds)."""
@@ -46,10 +46,10 @@ class RecordingSystem(System):
         self._made = 0
         self._lock = threading.RLock()
 
-    def announce(self, kind: str, event: Event) -> None:
-        """Adds an entry `announced` to the log: the request `event` of the workload has begun or ended (`StepLog`)."""
+    def announce(self, kind: str, request: Request) -> None:
+        """Adds an entry `announced` to the log: the request `request` has begun or ended (`RequestLog`)."""
         with self._lock:
-            self.log.append(("announced", kind, event))
+            self.log.append(("announced", kind, request))
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self._data))
@@ -244,13 +244,13 @@ class ReplayedDisk:
     """Names that were added or removed since the last sync of their directory. None: the name was removed."""
     made_directories: set[str] = field(default_factory=set)
     """All directories that were ever made, including those that were removed."""
-    step_log: StepLog = field(default_factory=StepLog)
+    request_log: RequestLog = field(default_factory=RequestLog)
 
     def follow(self, entry: Entry) -> None:
         """Applies the next entry of the log."""
         match entry:
-            case ("announced", kind, event):
-                self.step_log.note(kind, event)
+            case ("announced", kind, request):
+                self.request_log.note(kind, request)
             case ("create" | "link", name, number):
                 self.files.setdefault(number, ReplayedFile())
                 self._enter(name, number)

@@ -19,17 +19,17 @@ from storage.composition import open_registry, prepare_data_dir
 from tests.fakes.server_process import ROOT
 from tests.system.crash.crash_runs import assert_consistent
 from tests.system.crash.durable_steps import BOOT
-from tests.system.crash.workload import StateCheck, StepLog, files_below, referred_files, sweep
+from tests.system.crash.workload import RequestLog, StateCheck, files_below, referred_files, sweep
 
 
-async def _check(data: Path, step_log: StepLog, *, thorough: bool) -> None:
-    """Checks the data directory of a killed process. `step_log`: the requests that the process had begun and
+async def _check(data: Path, request_log: RequestLog, *, thorough: bool) -> None:
+    """Checks the data directory of a killed process. `request_log`: the requests that the process had begun and
     acknowledged."""
     prepare_data_dir(data)
     async with open_registry(data, grace=0, boot=BOOT) as registry:
         if thorough:
             await assert_consistent(registry)
-        check = StateCheck(registry, step_log)
+        check = StateCheck(registry, request_log)
         await check.everything()
     async with open_registry(data, grace=0, expire=60, boot=BOOT, clock=lambda: time.time() + 3600) as registry:
         referred = referred_files(data, sorted({key for state in check.states for key in state.referred()}))
@@ -37,7 +37,7 @@ async def _check(data: Path, step_log: StepLog, *, thorough: bool) -> None:
             await registry.collector.collect()
         if thorough or not set(files_below(data / "blobs")) <= referred:
             await sweep(registry)
-        await StateCheck(registry, step_log).manifests()
+        await StateCheck(registry, request_log).manifests()
         assert set(files_below(data / "blobs")) <= referred, "garbage is left"
         assert not list((data / "trash").iterdir())
         assert not list((data / "uploads").iterdir())
@@ -65,20 +65,20 @@ def test_nothing_acknowledged_is_lost_when_the_process_is_killed_at_a_durable_st
         assert helper.stdout is not None
         for line in helper.stdout:
             report = json.loads(line)
-            step_log = StepLog()
-            for kind, event in report["announcements"]:
-                step_log.note(kind, event)
+            request_log = RequestLog()
+            for kind, request in report["announcements"]:
+                request_log.note(kind, request)
             data = memory_folder / str(report["number"])
             try:
-                asyncio.run(_check(data, step_log, thorough=kills % 4 == 0))
+                asyncio.run(_check(data, request_log, thorough=kills % 4 == 0))
             except BaseException as error:
                 helper.kill()
-                error.add_note(f"killed {when} step {report['number']}; under way: {step_log.unacknowledged}")
+                error.add_note(f"killed {when} step {report['number']}; under way: {request_log.unacknowledged}")
                 raise
             shutil.rmtree(data)
             kills += report["code"] == -signal.SIGKILL
     assert helper.returncode == 0
     assert report["code"] == 0, "the last process should have completed the workload"
-    assert not step_log.unacknowledged
+    assert not request_log.unacknowledged
     assert report["number"] > 100, "the workload has fewer durable steps than expected"
     assert kills > (60 if when == "before" else 20), "too few steps were tried"

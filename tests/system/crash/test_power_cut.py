@@ -11,7 +11,7 @@ from storage.composition import open_registry, prepare_data_dir
 from tests.system.crash.crash_runs import assert_consistent
 from tests.system.crash.durable_steps import choose_steps
 from tests.system.crash.power_cut_disk import RecordingSystem, ReplayedDisk, kinds_of
-from tests.system.crash.workload import StateCheck, StepLog, Workload, files_below, referred_files, sweep
+from tests.system.crash.workload import RequestLog, StateCheck, Workload, files_below, referred_files, sweep
 
 MIXTURES = 2
 """The number of random disks for each step, besides the three fixed ones."""
@@ -27,13 +27,13 @@ async def _record(data: Path) -> tuple[ReplayedDisk, RecordingSystem]:
     return disk, system
 
 
-async def _check(data: Path, step_log: StepLog, thorough: bool) -> None:
-    """Checks the registry on a disk after a power cut. `step_log`: the requests that had begun and were
+async def _check(data: Path, request_log: RequestLog, thorough: bool) -> None:
+    """Checks the registry on a disk after a power cut. `request_log`: the requests that had begun and were
     acknowledged."""
     async with open_registry(data, grace=0, boot="second run") as registry:
         if thorough:
             await assert_consistent(registry)
-        check = StateCheck(registry, step_log, survived=False)
+        check = StateCheck(registry, request_log, survived=False)
         await check.blobs()
         await check.manifests()
         await check.uploads()
@@ -44,7 +44,7 @@ async def _check(data: Path, step_log: StepLog, thorough: bool) -> None:
         clock = lambda: time.time() + 3600  # noqa: E731
         async with open_registry(data, grace=0, expire=60, boot="second run", clock=clock) as registry:
             await sweep(registry)
-            await StateCheck(registry, step_log).manifests()
+            await StateCheck(registry, request_log).manifests()
         referred = {key for state in check.states for key in state.referred()}
         assert set(files_below(data / "blobs")) <= referred_files(data, sorted(referred)), "garbage is left"
         assert not list((data / "trash").iterdir())
@@ -77,20 +77,20 @@ async def test_nothing_acknowledged_is_lost_in_a_power_cut_after_any_step(memory
             disk_identity = (
                 tuple(sorted(disk_after_cut.names.items())),
                 disk_after_cut.metadata,
-                len(disk.step_log.acknowledged),
-                len(disk.step_log.unacknowledged),
+                len(disk.request_log.acknowledged),
+                len(disk.request_log.unacknowledged),
             )
             if disk_identity in different_disks:
                 continue
             different_disks.add(disk_identity)
             disk_after_cut.lay_out(data)
             try:
-                await _check(data, disk.step_log, thorough=len(different_disks) % 16 == 0)
+                await _check(data, disk.request_log, thorough=len(different_disks) % 16 == 0)
             except BaseException as error:
                 names = sorted(disk_after_cut.names)
                 error.add_note(f"power cut after step {number}, {entry[:3]!r:.100}; {disk_after_cut.how}: {names}")
-                error.add_note(f"under way: {disk.step_log.unacknowledged}")
+                error.add_note(f"under way: {disk.request_log.unacknowledged}")
                 raise
-    assert not disk.step_log.unacknowledged
+    assert not disk.request_log.unacknowledged
     assert len(cut_points) > 100
     assert len(different_disks) > 80

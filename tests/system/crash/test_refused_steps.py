@@ -18,7 +18,7 @@ from storage.composition import open_registry, prepare_data_dir
 from storage.data_dir.system import System
 from storage.errors import RegistryError, StorageFailed, StorageFull
 from tests.system.crash.durable_steps import choose_steps
-from tests.system.crash.workload import Event, ExpectedState, StateCheck, StepLog, Workload, files_below, sweep
+from tests.system.crash.workload import ExpectedState, Request, RequestLog, StateCheck, Workload, files_below, sweep
 
 T = TypeVar("T")
 OPTIONAL_STEPS = ("write state", "remove partial")
@@ -34,7 +34,7 @@ class RefusingSystem(System):
 
     def __init__(self, number: int, code: int) -> None:
         super().__init__()
-        self._left = number
+        self._steps_left = number
         self._code = code
         self.refused: str | None = None
         self.during = ""
@@ -43,14 +43,14 @@ class RefusingSystem(System):
 
     def stop(self) -> None:
         """Lets every later step succeed."""
-        self._left = 0
+        self._steps_left = 0
         self._is_stopped = True
 
     def _step(self, name: str, step: Callable[[], T], error: type[Exception] | None = None) -> T:
-        self._left -= 1
+        self._steps_left -= 1
         if not self._is_stopped:
             self.kinds.append((self.during, name))
-        if self._left == 0:
+        if self._steps_left == 0:
             self.refused = name
             if error is not None:
                 raise error("refused by the test")
@@ -63,7 +63,7 @@ class RefusingSystem(System):
         return super().open(path, flags, mode)
 
     def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
-        if self._left == 1:
+        if self._steps_left == 1:
             super().write(fd, [chunks[0][: len(chunks[0]) // 2]], offset)
         is_state = os.readlink(f"/proc/self/fd/{fd}").endswith((".state", ".state (deleted)"))
         return self._step("write state" if is_state else "write", lambda: System.write(self, fd, chunks, offset))
@@ -93,20 +93,20 @@ class RefusingSystem(System):
 
 async def _run_workload(
     data: Path, system: RefusingSystem, code: int, thorough: bool
-) -> tuple[StepLog, list[RegistryError]]:
+) -> tuple[RequestLog, list[RegistryError]]:
     """Runs the workload and checks the registry afterwards. Returns the log of the requests, and their errors."""
-    step_log, failures = StepLog(), list[RegistryError]()
+    request_log, failures = RequestLog(), list[RegistryError]()
 
-    def announce(kind: str, event: Event) -> None:
-        step_log.note(kind, event)
-        system.during = str(event[1] if event[0] == "right" else event[0]) if kind == "begin" else ""
-        if kind == "failed" and code == errno.ENOSPC and len(failures) == 1 and event[0] != "collect":
-            _check_freed(data, step_log, event, system.refused or "")
+    def announce(kind: str, request: Request) -> None:
+        request_log.note(kind, request)
+        system.during = str(request[1] if request[0] == "right" else request[0]) if kind == "begin" else ""
+        if kind == "failed" and code == errno.ENOSPC and len(failures) == 1 and request[0] != "collect":
+            _check_freed(data, request_log, request, system.refused or "")
 
     async with open_registry(data, grace=0, boot="boot", system=system) as registry:
         await Workload(registry, announce, failures).run()
         system.stop()
-        check = StateCheck(registry, step_log, faults=True)
+        check = StateCheck(registry, request_log, faults=True)
         if thorough:
             await check.everything()
         else:
@@ -114,31 +114,37 @@ async def _run_workload(
             await check.manifests()
             await check.uploads()
     async with open_registry(data, grace=0, boot="boot") as registry:
-        await StateCheck(registry, step_log, faults=True).manifests()
+        await StateCheck(registry, request_log, faults=True).manifests()
         if thorough:
             await sweep(registry)
-            await StateCheck(registry, step_log, faults=True).manifests()
+            await StateCheck(registry, request_log, faults=True).manifests()
             assert not list((data / "trash").iterdir())
-    return step_log, failures
+    return request_log, failures
 
 
-def _check_freed(data: Path, step_log: StepLog, event: Event, refused: str) -> None:
+def _check_freed(data: Path, request_log: RequestLog, request: Request, refused: str) -> None:
     """Checks that the bytes of an upload session are freed after a request of the session has met the full disk. If the
     refused step is a rename, the registry could not open the session, and the session keeps its bytes."""
     state = ExpectedState()
-    for acknowledged in step_log.acknowledged:
+    for acknowledged in request_log.acknowledged:
         state.apply(acknowledged)
-    others = {key: offset for key, (_, offset) in state.uploads.items() if key[1] not in event or refused == "rename"}
-    kept = sum(others.values())
-    left = [path for path in files_below(data / "uploads") if path.stat().st_size]
-    assert sum(path.stat().st_size for path in left) <= kept, f"{event}: {left}"
+    other_offsets = {
+        key: offset for key, (_, offset) in state.uploads.items() if key[1] not in request or refused == "rename"
+    }
+    kept_bytes = sum(other_offsets.values())
+    leftover_files = [path for path in files_below(data / "uploads") if path.stat().st_size]
+    assert sum(path.stat().st_size for path in leftover_files) <= kept_bytes, f"{request}: {leftover_files}"
     assert not list((data / "trash").iterdir())
-    texts = [str(word).partition(":")[2] for word in event]
-    assert not [path for path in files_below(data / "partials") if any(text and text in path.name for text in texts)]
-    if event[0] in ("blob", "finish"):
-        wanted = str(event[-1])
-        there = any(digest == wanted for _, digest in state.blobs)
-        assert there or not [path for path in files_below(data / "blobs") if path.name == wanted.partition(":")[2]]
+    hashes = [str(word).partition(":")[2] for word in request]
+    assert not [
+        path for path in files_below(data / "partials") if any(digest and digest in path.name for digest in hashes)
+    ]
+    if request[0] in ("blob", "finish"):
+        digest_of_request = str(request[-1])
+        is_acknowledged = any(digest == digest_of_request for _, digest in state.blobs)
+        assert is_acknowledged or not [
+            path for path in files_below(data / "blobs") if path.name == digest_of_request.partition(":")[2]
+        ]
 
 
 @pytest.mark.parametrize(("code", "error"), [(errno.ENOSPC, StorageFull), (errno.EIO, StorageFailed)])
@@ -162,7 +168,7 @@ async def test_refused_step_fails_the_request_and_leaves_no_partial_content(
         prepare_data_dir(data)
         system = RefusingSystem(number, code)
         try:
-            step_log, failures = await _run_workload(data, system, code, thorough=tried % thorough_every == 0)
+            request_log, failures = await _run_workload(data, system, code, thorough=tried % thorough_every == 0)
             if system.refused is None:
                 break
             refusals.add(system.refused)
@@ -181,4 +187,4 @@ async def test_refused_step_fails_the_request_and_leaves_no_partial_content(
     assert steps > 90
     assert (successes_from_reserve > 0) == (code == errno.ENOSPC)
     assert system.refused is None, "the last run should have completed without a refused step"
-    assert not step_log.unacknowledged
+    assert not request_log.unacknowledged

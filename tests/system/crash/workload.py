@@ -44,9 +44,9 @@ SIZES = {  # bytes of each blob, by its name in this workload
 CUTS = (0, 1, 30_000, 50_000, 70_001)
 """The bounds of the chunks of the blob `chunked`."""
 
-Event = list[str | int]
+Request = list[str | int]
 """A request of the workload: its kind and its arguments (see `ExpectedState.apply`)."""
-Announce = Callable[[str, Event], None]
+Announce = Callable[[str, Request], None]
 """A function that gets `begin`, `done` or `failed`, and the request."""
 
 
@@ -58,6 +58,7 @@ def content(name: str) -> bytes:
 
 @cache
 def digest(name: str, algorithm: str = "sha256") -> Digest:
+    """Returns the digest of a blob, by its name in `SIZES`."""
     return digest_of(content(name), algorithm)
 
 
@@ -78,28 +79,28 @@ IMAGES = {
     "second": image(digest("chunked"), digest("long", "sha512")),
     "third": image(digest("gone")),
 }
-BY_DIGEST = {manifest.digest: manifest for manifest in IMAGES.values()}
+IMAGES_BY_DIGEST = {manifest.digest: manifest for manifest in IMAGES.values()}
 
 
 @dataclass
-class StepLog:
-    """The requests that an interrupted run has announced and acknowledged."""
+class RequestLog:
+    """The requests that an interrupted run has announced. `acknowledged`: those that have returned without an error."""
 
-    acknowledged: list[Event] = field(default_factory=list)
-    unacknowledged: list[Event] = field(default_factory=list)
+    acknowledged: list[Request] = field(default_factory=list)
+    unacknowledged: list[Request] = field(default_factory=list)
     """Requests that were running or have failed. They may or may not have taken effect."""
 
-    def note(self, kind: str, event: Event) -> None:
+    def note(self, kind: str, request: Request) -> None:
         if kind == "begin":
-            self.unacknowledged.append(event)
+            self.unacknowledged.append(request)
         elif kind == "done":
             self.unacknowledged.pop()
-            self.acknowledged.append(event)
+            self.acknowledged.append(request)
 
 
 class Workload:
-    """Sends the requests. Calls `announce("begin", event)` before each request, and `announce("done" or "failed",
-    event)` after it. With a list `failures`, a failed request adds its error to the list, and the workload
+    """Sends the requests. Calls `announce("begin", request)` before each request, and `announce("done" or "failed",
+    request)` after it. With a list `failures`, a failed request adds its error to the list, and the workload
     continues."""
 
     def __init__(
@@ -109,10 +110,10 @@ class Workload:
         self._announce = announce
         self.failures = failures
 
-    async def _step(self, event: Event, step: Callable[[], object]) -> bool:
-        self._announce("begin", event)
+    async def _send(self, request: Request, send: Callable[[], object]) -> bool:
+        self._announce("begin", request)
         try:
-            await step()  # type: ignore[misc]
+            await send()  # type: ignore[misc]
         except RegistryError as error:
             if self.failures is None:
                 raise
@@ -120,18 +121,19 @@ class Workload:
             # Such errors are not recorded.
             if isinstance(error, StorageFull | StorageFailed) or not self.failures:
                 self.failures.append(error)
-            self._announce("failed", event)
+            self._announce("failed", request)
             return False
-        self._announce("done", event)
+        self._announce("done", request)
         return True
 
     async def push(
         self, repo: RepositoryName, name: str, pieces: int = 1, algorithm: str = "sha256", declared: bool = True
     ) -> None:
+        """Pushes a blob. `declared`: the upload session is started with the digest algorithm."""
         body = content(name)
         length = -(-len(body) // pieces)
 
-        async def step() -> None:
+        async def send() -> None:
             writer = await self.registry.start_upload(repo, algorithm if declared else "sha256")
             try:
                 for at in range(0, len(body), length):
@@ -140,30 +142,35 @@ class Workload:
             finally:
                 await _close(writer)
 
-        await self._step(["blob", repo, digest(name, algorithm)], step)
+        await self._send(["blob", repo, digest(name, algorithm)], send)
 
     async def start(self, repo: RepositoryName) -> UploadID | None:
+        """Starts an upload session. Returns its ID, or None if the request has failed."""
         made: list[UploadID] = []
 
-        async def step() -> None:
+        async def send() -> None:
             writer = await self.registry.start_upload(repo)
             made.append(writer.id)
             await writer.aclose()
 
-        return made[0] if await self._step(["start"], step) else None
+        return made[0] if await self._send(["start"], send) else None
 
     async def append(self, repo: RepositoryName, upload: UploadID, name: str, start: int, stop: int) -> None:
-        async def step() -> None:
+        """Sends a chunk of a blob to an upload session."""
+
+        async def send() -> None:
             writer = await self.registry.resume_upload(repo, upload, start)
             try:
                 await writer.write(content(name)[start:stop])
             finally:
                 await writer.aclose()
 
-        await self._step(["upload", repo, upload, name, stop], step)
+        await self._send(["upload", repo, upload, name, stop], send)
 
     async def finish(self, repo: RepositoryName, upload: UploadID, name: str, start: int) -> None:
-        async def step() -> None:
+        """Sends the rest of a blob to an upload session, and completes the session."""
+
+        async def send() -> None:
             writer = await self.registry.resume_upload(repo, upload)
             try:
                 await writer.write(content(name)[start:])
@@ -171,20 +178,20 @@ class Workload:
             finally:
                 await _close(writer)
 
-        await self._step(["finish", repo, upload, digest(name)], step)
+        await self._send(["finish", repo, upload, digest(name)], send)
 
     async def cancel(self, repo: RepositoryName, upload: UploadID) -> None:
-        async def step() -> None:
+        async def send() -> None:
             writer = await self.registry.resume_upload(repo, upload)
             await writer.cancel()
             await writer.aclose()
 
-        await self._step(["cancel", repo, upload], step)
+        await self._send(["cancel", repo, upload], send)
 
     async def write_partial(self, name: str, *pieces: tuple[int, int]) -> None:
         """Writes pieces of a blob into a partial blob, as a mirror does during a download from its upstream."""
 
-        async def step() -> None:
+        async def send() -> None:
             partial = await self.registry.partials.claim(digest(name), SIZES[name])
             try:
                 for start, stop in pieces:
@@ -192,12 +199,12 @@ class Workload:
             finally:
                 partial.close()
 
-        await self._step(["partial", digest(name), *(bound for piece in pieces for bound in piece)], step)
+        await self._send(["partial", digest(name), *(bound for piece in pieces for bound in piece)], send)
 
     async def commit_partial(self, repo: RepositoryName, name: str) -> None:
         """Makes a partial blob a complete blob. First writes the bytes that an earlier request could not write."""
 
-        async def step() -> None:
+        async def send() -> None:
             partial = await self.registry.partials.claim(digest(name), SIZES[name])
             try:
                 for start, stop in partial.missing():
@@ -206,11 +213,11 @@ class Workload:
             finally:
                 partial.close()
 
-        await self._step(["blob", repo, digest(name)], step)
+        await self._send(["blob", repo, digest(name)], send)
 
     async def manifest(self, repo: RepositoryName, name: str, *tags: str) -> None:
         made = IMAGES[name]
-        await self._step(
+        await self._send(
             ["manifest", repo, made.digest, *tags],
             lambda: self.registry.put_manifest(repo, made, [Tag(tag) for tag in tags], by=BY),
         )
@@ -218,7 +225,7 @@ class Workload:
     async def manage(self) -> None:
         """Changes accounts and rights."""
         for name, step in account_workload.STEPS.items():
-            await self._step(["right", name], partial(step.change, self.registry.accounts))
+            await self._send(["right", name], partial(step.change, self.registry.accounts))
 
     async def run(self) -> None:
         """Sends all requests in their order."""
@@ -232,7 +239,7 @@ class Workload:
             await self.finish(APP, upload, "chunked", CUTS[-2])
         await self.push(APP, "long", 2, "sha512", declared=False)
         await self.manifest(APP, "second", "latest")
-        await self._step(["blob", WEB, digest("config")], lambda: registry.mount_blob(WEB, digest("config"), APP, BY))
+        await self._send(["blob", WEB, digest("config")], lambda: registry.mount_blob(WEB, digest("config"), APP, BY))
         await self.push(WEB, "gone")
         await self.manifest(WEB, "third", "x", "y")
         await self.push(WEB, "loose")
@@ -241,23 +248,23 @@ class Workload:
         if (upload := await self.start(WEB)) is not None:
             await self.append(WEB, upload, "cancelled", 0, 9000)
             await self.cancel(WEB, upload)
-        await self._step(["untag", WEB, "y"], lambda: registry.delete_tag(WEB, Tag("y"), by=BY))
-        await self._step(["unblob", WEB, digest("twice")], lambda: registry.delete_blob(WEB, digest("twice"), by=BY))
+        await self._send(["untag", WEB, "y"], lambda: registry.delete_tag(WEB, Tag("y"), by=BY))
+        await self._send(["unblob", WEB, digest("twice")], lambda: registry.delete_blob(WEB, digest("twice"), by=BY))
         third = IMAGES["third"].digest
-        await self._step(["unmanifest", WEB, third], lambda: registry.delete_manifest(WEB, third, by=BY))
+        await self._send(["unmanifest", WEB, third], lambda: registry.delete_manifest(WEB, third, by=BY))
         if (upload := await self.start(WEB)) is not None:
             await self.append(WEB, upload, "left", 0, 11_000)
             await self.append(WEB, upload, "left", 11_000, 12_000)
         await self.write_partial("filled", (30_000, 60_000), (0, 30_000), (60_000, 90_001))
         await self.commit_partial(APP, "filled")
         await self.write_partial("half", (0, 10_000), (30_000, 40_000))
-        await self._step(["collect"], registry.collector.collect)
+        await self._send(["collect"], registry.collector.collect)
         await self.push(WEB, "gone", 2)
         await self.push(WEB, "config")
         await self.manifest(WEB, "third", "z")
-        await self._step(["unmanifest", WEB, third], lambda: registry.delete_manifest(WEB, third, by=BY))
+        await self._send(["unmanifest", WEB, third], lambda: registry.delete_manifest(WEB, third, by=BY))
         changes = TagChanges(registry.tag_history, registry.immutable_tags)
-        await self._step(["manifest", WEB, third, "z"], lambda: changes.restore(WEB, Tag("z"), by=BY))
+        await self._send(["manifest", WEB, third, "z"], lambda: changes.restore(WEB, Tag("z"), by=BY))
         await self.manage()
 
 
@@ -282,8 +289,8 @@ class ExpectedState:
     account_facts: frozenset[account_workload.Fact] = frozenset()
     """The facts that are true of the accounts."""
 
-    def apply(self, event: Event) -> None:
-        kind, *words = event
+    def apply(self, request: Request) -> None:
+        kind, *words = request
         texts = [str(word) for word in words]
         match kind:
             case "blob":
@@ -313,7 +320,7 @@ class ExpectedState:
 
     def referred(self) -> set[tuple[str, str]]:
         """Returns the blobs to which manifests refer, as pairs of repository and digest."""
-        return {(repo, str(d.digest)) for repo, of in self.manifests for d in BY_DIGEST[Digest(of)].blobs}
+        return {(repo, str(d.digest)) for repo, of in self.manifests for d in IMAGES_BY_DIGEST[Digest(of)].blobs}
 
 
 @dataclass
@@ -323,21 +330,21 @@ class StateCheck:
     be true. `faults`: the storage refused a step, so the upload session of that request may have been deleted."""
 
     registry: StoredRegistry
-    step_log: StepLog
+    request_log: RequestLog
     survived: bool = True
     faults: bool = False
 
     def __post_init__(self) -> None:
         self.states = [ExpectedState()]
-        for event in self.step_log.acknowledged:
-            self.states[0].apply(event)
-        for event in self.step_log.unacknowledged:
+        for request in self.request_log.acknowledged:
+            self.states[0].apply(request)
+        for request in self.request_log.unacknowledged:
             # Each of these requests may or may not have taken effect. They change different content.
             after = ExpectedState(
                 set(self.states[-1].blobs), set(self.states[-1].manifests), dict(self.states[-1].tags),
                 dict(self.states[-1].uploads), self.states[-1].account_facts,
             )  # fmt: skip
-            after.apply(event)
+            after.apply(request)
             self.states.append(after)
 
     async def everything(self) -> None:
@@ -356,7 +363,7 @@ class StateCheck:
                 allowed = {(repo, wanted) in state.blobs for state in self.states}
                 assert stored is None or stored == content(name), f"{repo} serves wrong bytes for {name}"
                 assert (stored is not None) in allowed, (
-                    f"{name} in {repo}: {stored is not None}; {self.step_log.unacknowledged}"
+                    f"{name} in {repo}: {stored is not None}; {self.request_log.unacknowledged}"
                 )
 
     async def manifests(self) -> None:
@@ -369,7 +376,9 @@ class StateCheck:
                     stored = True
                 except ManifestUnknown:
                     stored = False
-                assert stored in allowed, f"manifest {made.digest} in {repo}: {stored}; {self.step_log.unacknowledged}"
+                assert stored in allowed, (
+                    f"manifest {made.digest} in {repo}: {stored}; {self.request_log.unacknowledged}"
+                )
                 for part in made.blobs if stored else ():
                     assert await read(self.registry, repo, part.digest) is not None
             try:
@@ -389,12 +398,13 @@ class StateCheck:
             try:
                 offset = await self.registry.upload_offset(repository, session)
             except BlobUploadUnknown:
-                may_be_deleted = self.faults and any(upload in event for event in self.step_log.unacknowledged)
+                may_be_deleted = self.faults and any(upload in request for request in self.request_log.unacknowledged)
                 assert None in expected or may_be_deleted or not self.survived, "an acknowledged session is gone"
                 continue
             acknowledged_bytes = expected[0][1] if expected[0] is not None else 0
             committing = any(
-                event[0] in ("finish", "cancel") and event[2] == upload for event in self.step_log.unacknowledged
+                request[0] in ("finish", "cancel") and request[2] == upload
+                for request in self.request_log.unacknowledged
             )
             assert offset >= acknowledged_bytes or not self.survived or committing, (
                 f"{acknowledged_bytes} bytes acknowledged, {offset} are left"
@@ -412,9 +422,9 @@ class StateCheck:
 
     async def partials(self) -> None:
         """Checks that a partial blob has its bytes if the machine kept running, and that it can be completed."""
-        acknowledged = self.step_log.acknowledged
-        for event in [event for event in acknowledged if event[0] == "partial"]:
-            of, bounds = Digest(str(event[1])), [int(bound) for bound in event[2:]]
+        acknowledged = self.request_log.acknowledged
+        for request in [request for request in acknowledged if request[0] == "partial"]:
+            of, bounds = Digest(str(request[1])), [int(bound) for bound in request[2:]]
             name, pieces = DIGESTS[of], list(zip(bounds[::2], bounds[1::2], strict=True))
             if ["blob", APP, of] in acknowledged or await read(self.registry, APP, of):
                 continue
@@ -435,9 +445,9 @@ class StateCheck:
         the audit log, or not done at all."""
         found, allowed = account_workload.facts(self.registry.accounts), [state.account_facts for state in self.states]
         if not self.faults:
-            assert found in allowed, f"{sorted(found)}; {self.step_log.unacknowledged}"
+            assert found in allowed, f"{sorted(found)}; {self.request_log.unacknowledged}"
         for fact in found.union(*allowed):
-            assert (fact in found) in {fact in state for state in allowed}, f"{fact}; {self.step_log.unacknowledged}"
+            assert (fact in found) in {fact in state for state in allowed}, f"{fact}; {self.request_log.unacknowledged}"
 
     async def push_again(self) -> None:
         """Checks that the same content can be pushed again, in spite of leftover files."""
@@ -452,7 +462,7 @@ class StateCheck:
 
 
 async def read(registry: Registry, repo: RepositoryName, wanted: Digest) -> bytes | None:
-    """Returns the bytes of a blob; None if the repository does not have it."""
+    """Returns the bytes of a blob, or None if the repository does not have it."""
     try:
         reader = await registry.open_blob(repo, wanted)
     except BlobUnknown:
