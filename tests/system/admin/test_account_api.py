@@ -201,19 +201,19 @@ def test_tokens(site: AdminSite) -> None:
     """A user can make an API token with their password, but not with an API token. Only the first response has the
     secret. The token is accepted as Basic and as Bearer. After its revocation, it is refused at once."""
     user = site.user()
-    made = site.done("POST", "/tokens", {"note": "laptop", "expires_in": "90d"}, auth=user)
-    assert made["account"] == user[0]
-    bearer = {"authorization": f"Bearer {made['secret']}"}
+    added_token = site.done("POST", "/tokens", {"note": "laptop", "expires_in": "90d"}, auth=user)
+    assert added_token["account"] == user[0]
+    bearer = {"authorization": f"Bearer {added_token['secret']}"}
     assert site.call("GET", "/me", auth=None, headers=bearer).json()["name"] == user[0]
-    assert site.call("GET", "/me", auth=(user[0], made["secret"])).json()["name"] == user[0]
+    assert site.call("GET", "/me", auth=(user[0], added_token["secret"])).json()["name"] == user[0]
     (listed,) = site.done("GET", "/tokens", auth=user)["items"]
-    assert listed == {**{name: made[name] for name in listed}, "used": listed["used"]}
+    assert listed == {**{name: added_token[name] for name in listed}, "used": listed["used"]}
     assert "secret" not in listed
-    with_token = site.call("POST", "/tokens", {}, auth=(user[0], made["secret"]))
+    with_token = site.call("POST", "/tokens", {}, auth=(user[0], added_token["secret"]))
     assert (with_token.status_code, code_of(with_token)) == (403, "DENIED")
-    site.done("DELETE", f"/tokens/{made['id']}", auth=user)
+    site.done("DELETE", f"/tokens/{added_token['id']}", auth=user)
     assert site.call("GET", "/me", auth=None, headers=bearer).status_code == 401
-    assert site.call("GET", "/me", auth=(user[0], made["secret"])).status_code == 401
+    assert site.call("GET", "/me", auth=(user[0], added_token["secret"])).status_code == 401
 
 
 @pytest.mark.parametrize("wrong", ["0s", "37000d", "99999999999999w"])

@@ -19,8 +19,8 @@ MARK = "hunter2-was-here"
 @pytest.fixture
 def client(site: AdminSite) -> Iterator[httpx2.Client]:
     """A client of the management API with the login of the admin."""
-    with plain_client(f"{site.server.url}/api/v1", auth=(ADMIN, PASSWORD), timeout=60) as made:
-        yield made
+    with plain_client(f"{site.server.url}/api/v1", auth=(ADMIN, PASSWORD), timeout=60) as api_client:
+        yield api_client
 
 
 @pytest.mark.parametrize(

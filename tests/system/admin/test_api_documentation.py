@@ -45,7 +45,7 @@ def test_the_page_needs_no_internet(site: AdminSite) -> None:
         ("start.js", "text/javascript; charset=utf-8", b'url: "/api/openapi.json"'),
     ],
 )
-def test_files(site: AdminSite, name: str, kind: str, part: bytes) -> None:
+def test_files_of_swagger_ui(site: AdminSite, name: str, kind: str, part: bytes) -> None:
     """The server serves the files of Swagger UI, and the script that starts it."""
     answer = plain_request("GET", f"{site.server.url}/api/docs/{name}")
     assert (answer.status_code, answer.headers["content-type"]) == (200, kind)

@@ -138,7 +138,7 @@ def test_previews_of_other_repositories(site: AdminSite, repository: str | None,
 def test_run_deletes_old_tags(site: AdminSite) -> None:
     """A run deletes the tags that the rules do not keep, and warns of a pattern that applies to no repository. The
     audit log has an entry for each deleted tag."""
-    push(site, "team/run", "kept")  # so that the pattern of the first rule applies to something
+    push(site, "team/run", "kept")  # without this, the run would warn that the first rule applies to nothing
     push(site, "scratch/run", "a", "b", "c")
     assert tags(site, "scratch/run") == ["a", "b", "c"]
     result = run_job(site)
@@ -152,7 +152,7 @@ def test_run_deletes_old_tags(site: AdminSite) -> None:
 def test_command_while_a_server_runs(site: AdminSite) -> None:
     """`entrepot retention preview` and `apply` print text, or JSON lines with --json. The running server no longer has
     the tags that `apply` has deleted."""
-    push(site, "team/command", "kept")  # so that the pattern of the first rule applies to something
+    push(site, "team/command", "kept")  # without this, the run would warn that the first rule applies to nothing
     push(site, "scratch/command", "a", "b")
     options = ("--config", "entrepot.toml")
     preview = entrepot("retention", "preview", "scratch/command", *options, folder=site.folder)

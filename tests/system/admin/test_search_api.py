@@ -19,7 +19,7 @@ ROOT = (ADMIN, PASSWORD)
 
 
 def get(site: AdminSite, path: str, auth: Auth = ROOT, **query: Any) -> httpx2.Response:
-    """Sends a request outside the management API."""
+    """Sends a GET to any path of the server, outside the management API."""
     with plain_client(site.server.url, timeout=60) as client:
         return client.get(path, auth=auth, params=query or None)
 

@@ -30,9 +30,9 @@ def listed(*args: str, folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory with one account, the admin alice. Tests must not change it."""
-    made = tmp_path_factory.mktemp("accounts")
-    entrepot_output("user", "add", "alice", "--admin", "--password-file", "-", folder=made, given=PASSWORD)
-    return made
+    account_folder = tmp_path_factory.mktemp("accounts")
+    entrepot_output("user", "add", "alice", "--admin", "--password-file", "-", folder=account_folder, given=PASSWORD)
+    return account_folder
 
 
 @pytest.fixture

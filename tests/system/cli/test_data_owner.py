@@ -29,12 +29,12 @@ OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
 def folder() -> Iterator[Path]:
     """A folder with a data directory of OWNER. It is not one of pytest's temporary folders, because OWNER could not
     enter them."""
-    made = Path(tempfile.mkdtemp(prefix="entrepot-owner-", dir=memory_root()))
-    made.chmod(0o755)
-    (made / "data").mkdir(mode=0o700)
-    os.chown(made / "data", OWNER, -1)
-    yield made
-    shutil.rmtree(made)
+    owner_folder = Path(tempfile.mkdtemp(prefix="entrepot-owner-", dir=memory_root()))
+    owner_folder.chmod(0o755)
+    (owner_folder / "data").mkdir(mode=0o700)
+    os.chown(owner_folder / "data", OWNER, -1)
+    yield owner_folder
+    shutil.rmtree(owner_folder)
 
 
 def owners(data: Path) -> set[int]:

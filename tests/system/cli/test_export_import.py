@@ -37,7 +37,7 @@ SIGNATURE = artifact(ONE, "signed", "application/vnd.test.signature")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A server with three images, one of them signed."""
+    """A server with an image and its signature, and with an index of two platforms."""
     with running_server(tmp_path_factory.mktemp("images")) as running:
         wire = RegistryClient(running.address)
         wire.push("team/one", "v1", ONE)

@@ -55,9 +55,9 @@ def pulls(server: RegistryServer, repo: str, blob: bytes) -> bool:
 
 def lines(*args: str, server: RegistryServer, code: int = 0) -> list[dict[str, Any]]:
     """Runs a command with --json, and returns its JSON lines. The last line is the result, the others are the steps."""
-    done = entrepot(*args, "--json", folder=server.data.parent, **NO_GRACE)
-    assert done.returncode == code, done.stderr
-    return json_lines(done.stdout)
+    completed = entrepot(*args, "--json", folder=server.data.parent, **NO_GRACE)
+    assert completed.returncode == code, completed.stderr
+    return json_lines(completed.stdout)
 
 
 def blob_file(server: RegistryServer, blob: bytes) -> Path:
@@ -124,9 +124,9 @@ def test_push_replaces_a_blob_that_fsck_found_missing(server: RegistryServer) ->
     ]
     blob_file(server, blobs[1]).unlink()
 
-    done = entrepot("fsck", folder=server.data.parent)
-    assert done.returncode == 1
-    problem, summary = done.stdout.splitlines()
+    completed = entrepot("fsck", folder=server.data.parent)
+    assert completed.returncode == 1
+    problem, summary = completed.stdout.splitlines()
     assert problem.startswith(f"blob-bytes-missing: {digest_of(blobs[1])}: the bytes of the blob are missing; ")
     assert summary == "1 problem; to repair what can be repaired, run entrepot fsck --repair"
 

@@ -238,7 +238,8 @@ def test_history_of_a_tag_that_never_existed(server: RegistryServer, repo: str) 
     ],
 )
 def test_bad_rules(tmp_path: Path, rule: str, error: str) -> None:
-    """The server refuses invalid rules about immutable tags when it starts."""
+    """If the settings have an invalid rule for immutable tags, the server does not start, and the error says what is
+    wrong."""
     (tmp_path / "bad.toml").write_text(f'mirror = ["ghcr.io"]\n[[immutable]]\n{rule}\n')
     result = entrepot("serve", "--config", "bad.toml", folder=tmp_path)
     assert result.returncode == 2

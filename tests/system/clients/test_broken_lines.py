@@ -20,9 +20,9 @@ from tests.fakes.server_process import RegistryServer, running_server
 def test_docker_upload_cut_midway(docker: DockerEngine, proxy: CuttingProxy, wire: RegistryClient, repo: str) -> None:
     """If the connection breaks in the middle of a 24 MiB layer, docker retries by itself or the user pushes again. The
     stored image is then correct."""
-    made = image("cut", layer({"heavy": noise(repo, 24 * MIB)}))
+    test_image = image("cut", layer({"heavy": noise(repo, 24 * MIB)}))
     name = f"{proxy.address}/{repo}"
-    docker.load(made, name)
+    docker.load(test_image, name)
     proxy.cut_upload_after(12 * MIB)
     docker.call.attempt("push", name)
     assert proxy.cuts == 1
@@ -30,14 +30,14 @@ def test_docker_upload_cut_midway(docker: DockerEngine, proxy: CuttingProxy, wir
     docker.forget(name)
     docker("pull", name)
     assert docker.output_of(name) == "cut\n"
-    assert_same_files(wire, repo, "latest", made)
+    assert_same_files(wire, repo, "latest", test_image)
 
 
 @pytest.mark.timeout(300)
 def test_docker_download_cut_midway(docker: DockerEngine, proxy: CuttingProxy, wire: RegistryClient, repo: str) -> None:
     """After the connection broke in the middle of a layer, docker requests only the rest of the layer."""
-    made = image("cut", layer({"heavy": noise(repo, 24 * MIB)}))
-    wire.push(repo, "latest", made)
+    test_image = image("cut", layer({"heavy": noise(repo, 24 * MIB)}))
+    wire.push(repo, "latest", test_image)
     name = f"{proxy.address}/{repo}"
     proxy.cut_download_after(12 * MIB)
     docker("pull", name)
@@ -53,19 +53,19 @@ def test_skopeo_upload_cut_midway(
 ) -> None:
     """After an interrupted push there is no tag, and each layer is stored completely or not at all. After a second push
     the image is complete."""
-    made = image(f"cut {after}", layer({"heavy": noise(repo, 24 * MIB)}))
-    write_layout(tmp_path, {"x": made})
+    test_image = image(f"cut {after}", layer({"heavy": noise(repo, 24 * MIB)}))
+    write_layout(tmp_path, {"x": test_image})
     name = f"docker://{proxy.address}/{repo}:x"
     proxy.cut_upload_after(after)
     cut = tools.skopeo.attempt("copy", "--dest-tls-verify=false", "--preserve-digests", f"oci:{tmp_path}:x", name)
     assert (proxy.cuts, cut.code) == (1, 1), cut.text
     assert wire.ask("GET", f"/v2/{repo}/manifests/x").status == 404
-    for digest, content in made.blobs.items():
+    for digest, content in test_image.blobs.items():
         # skopeo sends several layers in parallel. A layer on another connection may have been stored.
         assert wire.blob_status(repo, digest) == 404 or wire.blob(repo, digest) == content.body
-    assert after < 2 * MIB or wire.blob_status(repo, made.layers[-1].digest) == 404
+    assert after < 2 * MIB or wire.blob_status(repo, test_image.layers[-1].digest) == 404
     tools.copy(f"oci:{tmp_path}:x", name)
-    assert_same_image(wire, repo, "x", made)
+    assert_same_image(wire, repo, "x", test_image)
 
 
 @pytest.mark.timeout(300)
@@ -74,10 +74,10 @@ def test_two_clients_push_one_image_at_once(
 ) -> None:
     """docker, podman and two skopeo processes push one image to one repository at the same time. All pushes succeed,
     and the image is complete."""
-    made = image("at once", layer({"heavy": noise(repo, 8 * MIB)}))
+    test_image = image("at once", layer({"heavy": noise(repo, 8 * MIB)}))
     name = f"{server.address}/{repo}"
-    write_layout(tmp_path, {"x": made})
-    docker.load(made, f"{name}:docker")
+    write_layout(tmp_path, {"x": test_image})
+    docker.load(test_image, f"{name}:docker")
     podman_id = tools.podman("pull", "--quiet", f"oci:{tmp_path}:x").out.split()[-1]
     pushes = [
         lambda: docker("push", f"{name}:docker"),
@@ -86,11 +86,11 @@ def test_two_clients_push_one_image_at_once(
         lambda: tools.copy(f"oci:{tmp_path}:x", f"docker://{name}:skopeo"),
     ]
     with ThreadPoolExecutor(len(pushes)) as pool:
-        for done in [pool.submit(push) for push in pushes]:
-            done.result()
-    assert_same_files(wire, repo, "docker", made)
-    assert_same_files(wire, repo, "podman", made)
-    assert_same_image(wire, repo, "skopeo", made)
+        for push_future in [pool.submit(push) for push in pushes]:
+            push_future.result()
+    assert_same_files(wire, repo, "docker", test_image)
+    assert_same_files(wire, repo, "podman", test_image)
+    assert_same_image(wire, repo, "skopeo", test_image)
 
 
 def test_two_images_race_for_one_tag(

@@ -36,16 +36,16 @@ def server(tmp_path: Path, authority: CertificateAuthority) -> Iterator[Registry
 def folder(tmp_path: Path, authority: CertificateAuthority) -> Path:
     """A folder for the option `--cert-dir` of the clients. It has the same files as docker's folder `certs.d/HOST`."""
     client_pair = authority.sign("client", client=True)
-    made = tmp_path / "certs"
-    made.mkdir()
+    certificates_folder = tmp_path / "certs"
+    certificates_folder.mkdir()
     files = (
         (authority.certificate, "ca.crt"),
         (client_pair.certificate, "client.cert"),
         (client_pair.key, "client.key"),
     )
     for source, name in files:
-        shutil.copy(source, made / name)
-    return made
+        shutil.copy(source, certificates_folder / name)
+    return certificates_folder
 
 
 @pytest.fixture

@@ -28,14 +28,14 @@ def test_pull_by_tag_and_by_digest(
 def test_push(ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str) -> None:
     """containerd pulls an image and pushes it to another repository without a change. A second push succeeds as
     well."""
-    made = image(f"ctr {repo}", layer({"heavy": noise(repo, 5_000_000)}))
+    test_image = image(f"ctr {repo}", layer({"heavy": noise(repo, 5_000_000)}))
     source, target = f"{server.address}/{repo}/one:x", f"{server.address}/{repo}/two:y"
-    wire.push(f"{repo}/one", "x", made)
+    wire.push(f"{repo}/one", "x", test_image)
     ctr.pull(source)
     ctr.push(target, source)
-    assert_same_image(wire, f"{repo}/two", "y", made)
+    assert_same_image(wire, f"{repo}/two", "y", test_image)
     ctr.push(target, source)
-    assert_same_image(wire, f"{repo}/two", "y", made)
+    assert_same_image(wire, f"{repo}/two", "y", test_image)
 
 
 def test_all_platforms(
@@ -62,8 +62,8 @@ def test_all_platforms(
 def test_one_platform(ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str) -> None:
     """If containerd pulls an index for one platform, it fetches only the blobs of that platform's image."""
     children = [image(f"{each} of {repo}", architecture=each) for each in ("amd64", "arm64")]
-    made = index((children[0], "amd64"), (children[1], "arm64"))
-    wire.push(repo, "multi", made)
+    test_image = index((children[0], "amd64"), (children[1], "arm64"))
+    wire.push(repo, "multi", test_image)
     ctr.pull(f"{server.address}/{repo}:multi", "--platform", "linux/arm64")
     content_store = ctr.held()
     assert set(children[1].blobs) <= content_store

@@ -48,13 +48,13 @@ def test_pull_by_tag_and_by_digest(
 def test_nested_and_odd_names(docker: DockerEngine, server: RegistryServer, wire: RegistryClient, path: str) -> None:
     """docker can use repository names with one part or with many, and with every separator that the spec allows."""
     name = f"{server.address}/{path}:x"
-    made = image(f"odd {path}")
-    docker.load(made, name)
+    test_image = image(f"odd {path}")
+    docker.load(test_image, name)
     docker("push", name)
     docker.forget(name)
     docker("pull", name)
     assert docker.output_of(name) == f"odd {path}\n"
-    assert_same_files(wire, path, "x", made)
+    assert_same_files(wire, path, "x", test_image)
 
 
 @pytest.mark.timeout(300)
@@ -88,16 +88,16 @@ def test_mount_from_another_repository(
     docker: DockerEngine, proxy: CuttingProxy, wire: RegistryClient, repo: str
 ) -> None:
     """When docker pushes an image to a second repository, the registry mounts its layers, and docker sends none."""
-    made = image("mount", layer({"heavy": noise(repo, 8 * MIB)}))
+    test_image = image("mount", layer({"heavy": noise(repo, 8 * MIB)}))
     name, other = f"{proxy.address}/{repo}/one", f"{proxy.address}/{repo}/two"
-    docker.load(made, name)
+    docker.load(test_image, name)
     docker("push", name)
     docker("tag", name, other)
     sent = proxy.sent
-    assert docker("push", other).out.count(f"Mounted from {repo}/one") == len(made.layers)
+    assert docker("push", other).out.count(f"Mounted from {repo}/one") == len(test_image.layers)
     assert proxy.sent - sent < 64 * 1024
     assert wire.digest(f"{repo}/one") == wire.digest(f"{repo}/two")
-    assert_same_files(wire, f"{repo}/two", "latest", made)
+    assert_same_files(wire, f"{repo}/two", "latest", test_image)
 
 
 @pytest.mark.timeout(300)
@@ -107,12 +107,12 @@ def test_parallel_pushes_of_shared_layers(
     """Six images with a common layer are pushed at the same time to three repositories. All six are complete."""
     shared = layer({"shared": noise(repo, 4 * MIB)})
     names = [f"{repo}/{number % 3}" for number in range(6)]
-    made = [image(f"parallel {number}", shared) for number in range(6)]
-    for number, each in enumerate(made):
+    test_images = [image(f"parallel {number}", shared) for number in range(6)]
+    for number, each in enumerate(test_images):
         docker.load(each, f"{server.address}/{names[number]}:{number}")
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda n: docker("push", f"{server.address}/{names[n]}:{n}"), range(6)))
-    for number, each in enumerate(made):
+    for number, each in enumerate(test_images):
         assert_same_files(wire, names[number], str(number), each)
 
 
@@ -145,10 +145,10 @@ def test_manifest_list(docker: DockerEngine, server: RegistryServer, wire: Regis
     """`docker manifest` makes a list of two manifests of the registry, and pushes this list. A pull of the list gets
     the image for the platform of this machine."""
     name = f"{server.address}/{repo}"
-    made = {
+    images_by_platform = {
         architecture: image(f"list {architecture}", architecture=architecture) for architecture in ("amd64", "arm64")
     }
-    for architecture, each in made.items():
+    for architecture, each in images_by_platform.items():
         docker.load(each, f"{name}:{architecture}")
         docker("push", f"{name}:{architecture}")
     assert "schemaVersion" in docker("manifest", "inspect", "--insecure", f"{name}:arm64").out
@@ -156,7 +156,7 @@ def test_manifest_list(docker: DockerEngine, server: RegistryServer, wire: Regis
     pushed = docker("manifest", "push", "--insecure", "--purge", f"{name}:both").out.split()[-1]
     reply = wire.manifest(repo, "both")
     assert (digest_of(reply.body), reply.headers["Content-Type"]) == (pushed, DOCKER_LIST)
-    assert {wire.digest(repo, each) for each in made} < pull_all(wire, repo, "both")
+    assert {wire.digest(repo, each) for each in images_by_platform} < pull_all(wire, repo, "both")
     docker.forget(f"{name}:amd64")
     docker("pull", f"{name}:both")
     assert docker.output_of(f"{name}:both") == "list amd64\n"

@@ -61,13 +61,13 @@ def ask(connection: http.client.HTTPConnection, method: str, path: str, body: by
         return reply.headers["Location"]
 
 
-def push_traced(server: RegistryServer, folder: Path, made: ClientImage) -> list[SystemCall]:
+def push_traced(server: RegistryServer, folder: Path, test_image: ClientImage) -> list[SystemCall]:
     """Pushes an image. Uses one connection for its last layer (POST, PATCH, PUT) and its manifest, while strace records
     the system calls of the workers. Returns these calls."""
-    wire, last = RegistryClient(server.address), made.layers[-1]
+    wire, last = RegistryClient(server.address), test_image.layers[-1]
     wire.push("team/traced", "before", image("before"))
-    assert made.config is not None
-    for content in (made.config, *made.layers[:-1]):
+    assert test_image.config is not None
+    for content in (test_image.config, *test_image.layers[:-1]):
         start = wire.ask("POST", "/v2/team/traced/blobs/uploads/").headers["Location"]
         assert wire.ask("PUT", with_digest(start, content.digest), content.body).status == 201
     with (
@@ -77,8 +77,8 @@ def push_traced(server: RegistryServer, folder: Path, made: ClientImage) -> list
         location = ask(connection, "POST", "/v2/team/traced/blobs/uploads/", b"")
         location = ask(connection, "PATCH", location, last.body)
         ask(connection, "PUT", with_digest(location, last.digest), b"")
-        headers = {"Content-Type": made.manifest.media_type}
-        ask(connection, "PUT", "/v2/team/traced/manifests/traced", made.manifest.body, **headers)
+        headers = {"Content-Type": test_image.manifest.media_type}
+        ask(connection, "PUT", "/v2/team/traced/manifests/traced", test_image.manifest.body, **headers)
         # The same thread of the server answers this request. So when the response arrives, the write of the 201 before
         # it has ended, and strace has recorded it completely.
         ask(connection, "POST", "/v2/team/traced/blobs/uploads/", b"")
@@ -89,11 +89,11 @@ def push_traced(server: RegistryServer, folder: Path, made: ClientImage) -> list
 def test_everything_is_synced_before_the_201(tmp_path: Path) -> None:
     """Before the server sends the 201 for a blob, it syncs the blob's file, renames the file, syncs the directory, and
     syncs the write-ahead log (WAL) of the metadata. Before the 201 for a manifest, it syncs the WAL again."""
-    made = image("traced", layer({"traced": noise("traced", MIB)}))
+    test_image = image("traced", layer({"traced": noise("traced", MIB)}))
     with running_server(tmp_path / "server") as server:
-        steps = push_traced(server, tmp_path, made)
-        assert_same_image(RegistryClient(server.address), "team/traced", "traced", made)
-    name = made.layers[-1].digest.partition(":")[2]
+        steps = push_traced(server, tmp_path, test_image)
+        assert_same_image(RegistryClient(server.address), "team/traced", "traced", test_image)
+    name = test_image.layers[-1].digest.partition(":")[2]
     created_responses = answers(steps, 201)
     assert len(created_responses) == 2, "one 201 for the blob, one for the manifest"
     blob_response, manifest_response = created_responses

@@ -32,10 +32,10 @@ def warm_server(tmp_path: Path) -> Iterator[RegistryServer]:
     allocated."""
     with running_server(tmp_path, own_interpreter=True) as running:
         wire = RegistryClient(running.address)
-        made = image("warm", layer({"warm": noise("warm", 4 * MIB)}))
+        test_image = image("warm", layer({"warm": noise("warm", 4 * MIB)}))
         for number in range(8):
-            wire.push(f"team/warm-{number}", "latest", made)
-            for digest in made.blobs:
+            wire.push(f"team/warm-{number}", "latest", test_image)
+            for digest in test_image.blobs:
                 wire.blob(f"team/warm-{number}", digest)
         yield running
     # pytest would keep these gigabytes for three more sessions.

@@ -23,7 +23,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
         yield running
 
 
-def test_docker_shows_why(docker: DockerEngine, strict: RegistryServer) -> None:
+def test_docker_shows_the_error(docker: DockerEngine, strict: RegistryServer) -> None:
     """A push of the same image succeeds. A push of another image is refused with an error that names the tag and its
     digest."""
     name = f"{strict.address}/fixed/docker:v1"
@@ -38,7 +38,7 @@ def test_docker_shows_why(docker: DockerEngine, strict: RegistryServer) -> None:
     assert f"denied: fixed/docker:v1 is immutable and points at {digest}; push another tag" in refused.text
 
 
-def test_skopeo_and_podman_show_why(tools: ContainerTools, strict: RegistryServer, tmp_path: Path) -> None:
+def test_skopeo_and_podman_show_the_error(tools: ContainerTools, strict: RegistryServer, tmp_path: Path) -> None:
     """skopeo can push the same image again. skopeo and podman show the registry's error when they push another one."""
     first, second = image("first"), image("second")
     layout = write_layout(tmp_path / "layout", {"first": first, "second": second})

@@ -91,8 +91,8 @@ def test_denied(ctr: Containerd, site: MemberSite, repo: str, small_image: Clien
 def test_mounts(ctr: Containerd, site: MemberSite, repo: str) -> None:
     """containerd pushes an image that it has pulled from another repository. If the login may pull from that
     repository, the registry mounts the layers. If not, containerd sends the layers."""
-    made = image("mounted", layer({"heavy": noise(repo, 4 * MIB)}))
-    site.wire().push(f"{repo}/one", "1", made)
+    test_image = image("mounted", layer({"heavy": noise(repo, 4 * MIB)}))
+    site.wire().push(f"{repo}/one", "1", test_image)
     source_reader = site.person({f"{repo}/one": "pull", f"{repo}/two": "pull,push"})
     other = site.person({f"{repo}/three": "pull,push"})
     with cutting_proxy(site.address) as proxy:
@@ -104,5 +104,5 @@ def test_mounts(ctr: Containerd, site: MemberSite, repo: str) -> None:
         ctr.push(f"{proxy.address}/{repo}/three:1", source, *user(other))
         assert proxy.sent > 4 * MIB
     for path in ("two", "three"):
-        assert_same_image(site.wire(), f"{repo}/{path}", "1", made)
+        assert_same_image(site.wire(), f"{repo}/{path}", "1", test_image)
     ctr.forget(source)

@@ -223,17 +223,17 @@ def test_mounts(
 ) -> None:
     """If the login may pull from a repository, the registry mounts its layers in another repository. If not, docker has
     to send the layers, and does not learn that the registry has them."""
-    made = image("mount", layer({"heavy": noise(repo, 4 * MIB)}))
+    test_image = image("mount", layer({"heavy": noise(repo, 4 * MIB)}))
     first, second, third = (f"{proxy.address}/{repo}/{path}" for path in ("one", "two", "three"))
     log_in(my_docker, proxy.address, site.person({f"{repo}/**": "pull,push"}))
-    my_docker.load(made, first)
+    my_docker.load(test_image, first)
     my_docker("push", first)
     sent = proxy.sent
     my_docker("tag", first, second)
-    assert my_docker("push", second).out.count(f"Mounted from {repo}/one") == len(made.layers)
+    assert my_docker("push", second).out.count(f"Mounted from {repo}/one") == len(test_image.layers)
     assert proxy.sent - sent < 64 * 1024
     log_in(other_docker, proxy.address, site.person({f"{repo}/three": "pull,push"}))
     other_docker("tag", first, third)
     assert "Mounted" not in other_docker("push", third).out
     assert proxy.sent - sent > 4 * MIB
-    assert_same_files(site.wire(), f"{repo}/three", "latest", made)
+    assert_same_files(site.wire(), f"{repo}/three", "latest", test_image)

@@ -35,16 +35,16 @@ def test_a_token_that_expires_in_the_middle_of_a_push(
     token has expired. The running request continues. For the next request, the client requests a new token. The pushed
     image is complete."""
     login = site.person({f"{repo}/**": "pull,push"})
-    made = image(repo, layer({"heavy": noise(repo, 4 * MIB)}))
-    user, layout = f"{login.name}:{login.secret}", write_layout(tmp_path / "in", {"x": made})
+    test_image = image(repo, layer({"heavy": noise(repo, 4 * MIB)}))
+    user, layout = f"{login.name}:{login.secret}", write_layout(tmp_path / "in", {"x": test_image})
     (tmp_path / "docker").mkdir()
     my_docker, tools = logged_out(docker, tmp_path / "docker"), tools_logged_out(tools, tmp_path)
-    ctr.load(made, "localhost/slow:1", tmp_path / "ctr")
-    loaded(tools, made, "localhost/slow", tmp_path / "podman")
+    ctr.load(test_image, "localhost/slow:1", tmp_path / "ctr")
+    loaded(tools, test_image, "localhost/slow", tmp_path / "podman")
 
     def docker_push(name: str) -> None:
         log_in(my_docker, name.partition("/")[0], login)
-        my_docker.load(made, name)
+        my_docker.load(test_image, name)
         my_docker("push", name)
 
     pushes: dict[str, Callable[[str], object]] = {
@@ -71,7 +71,7 @@ def test_a_token_that_expires_in_the_middle_of_a_push(
             running.result()
         for client, proxy in proxies.items():
             assert token_requests(proxy) > token_requests_before[client] > 0, client
-            assert_same_files(site.wire(), f"{repo}/{client}", "1", made)
+            assert_same_files(site.wire(), f"{repo}/{client}", "1", test_image)
     ctr.forget("localhost/slow:1")
 
 

@@ -100,8 +100,8 @@ def test_denied(
     login = site.person({f"{repo}/read": "pull"})
     for path in ("read", "private"):
         site.wire().push(f"{repo}/{path}", "1", small_image)
-    made, credentials = image(f"another {repo}"), f"{login.name}:{login.secret}"
-    loaded(my_tools, made, "localhost/denied", tmp_path / "in")
+    test_image, credentials = image(f"another {repo}"), f"{login.name}:{login.secret}"
+    loaded(my_tools, test_image, "localhost/denied", tmp_path / "in")
     name = f"docker://{site.address}/{repo}"
     for path in ("read", "private", "new"):
         error = f"denied: {login.name} may not push to {repo}/{path}"
@@ -122,8 +122,8 @@ def test_denied(
 def test_skopeo_copy_mounts_layers(my_tools: ContainerTools, site: MemberSite, repo: str, tmp_path: Path) -> None:
     """When skopeo copies an image between two repositories, the registry mounts the layers, if the login may pull from
     the source. With a login that may not, skopeo has to send the layers."""
-    made = image("mounted", layer({"heavy": noise(repo, 4 * MIB)}))
-    write_layout(tmp_path / "in", {"x": made})
+    test_image = image("mounted", layer({"heavy": noise(repo, 4 * MIB)}))
+    write_layout(tmp_path / "in", {"x": test_image})
     both = site.person({f"{repo}/one": "pull,push", f"{repo}/two": "pull,push"})
     other = site.person({f"{repo}/three": "pull,push"})
     with cutting_proxy(site.address) as proxy:
@@ -133,10 +133,10 @@ def test_skopeo_copy_mounts_layers(my_tools: ContainerTools, site: MemberSite, r
         sent = proxy.sent
         my_tools.copy(f"{name}/one:1", f"{name}/two:1", "--src-creds", credentials, "--dest-creds", credentials)
         assert proxy.sent - sent < 64 * 1024
-        assert_same_image(site.wire(), f"{repo}/two", "1", made)
+        assert_same_image(site.wire(), f"{repo}/two", "1", test_image)
         my_tools.copy(f"oci:{tmp_path / 'in'}:x", f"{name}/three:1", "--dest-creds", f"{other.name}:{other.secret}")
         assert proxy.sent - sent > 4 * MIB
-        assert_same_image(site.wire(), f"{repo}/three", "1", made)
+        assert_same_image(site.wire(), f"{repo}/three", "1", test_image)
 
 
 def test_a_robot_logs_in_until_it_is_disabled(

@@ -104,12 +104,12 @@ def test_referrers(wire: RegistryClient, upstreams: TwoRegistries) -> None:
     subject = image("signed")
     signature = artifact(subject, "a signature", "application/vnd.example.signature")
     signed = upstreams.hub.add("org/signed", image_tree_of(subject), "1")
-    made = upstreams.hub.add("org/signed", image_tree_of(signature))
-    upstreams.hub.add("org/signed", fallback_index(made), fallback_tag(signed.digest))
+    pushed_signature = upstreams.hub.add("org/signed", image_tree_of(signature))
+    upstreams.hub.add("org/signed", fallback_index(pushed_signature), fallback_tag(signed.digest))
     reply = wire.ask("GET", f"/v2/org/signed/referrers/{signed.digest}")
     assert reply.status == 200
-    assert reply.json()["manifests"] == [referrer_descriptor(made.body, made.media_type)]
-    assert pull_all(wire, "org/signed", made.digest) == {made.digest, *made.blobs}
+    assert reply.json()["manifests"] == [referrer_descriptor(pushed_signature.body, pushed_signature.media_type)]
+    assert pull_all(wire, "org/signed", pushed_signature.digest) == {pushed_signature.digest, *pushed_signature.blobs}
 
 
 @pytest.mark.parametrize("name", ["org/listed", "docker.io/org/listed"])

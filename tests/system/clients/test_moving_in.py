@@ -38,7 +38,7 @@ class OldRegistry:
 
 
 @pytest.fixture(scope="module")
-def old(
+def old_registry(
     tmp_path_factory: pytest.TempPathFactory, docker: DockerEngine, tools: ContainerTools, layout: Path
 ) -> Iterator[OldRegistry]:
     """The old registry, to which docker, skopeo and buildah have pushed images."""
@@ -64,20 +64,20 @@ def old(
 
 
 @pytest.fixture
-def new(tmp_path: Path) -> Iterator[RegistryServer]:
+def new_server(tmp_path: Path) -> Iterator[RegistryServer]:
     """A running server without content."""
     with running_server(tmp_path / "new") as running:
         yield running
 
 
-def assert_moved(old: OldRegistry, new: RegistryServer, docker: DockerEngine) -> None:
+def assert_moved(old_registry: OldRegistry, new_server: RegistryServer, docker: DockerEngine) -> None:
     """Checks that the new server has all images of the old one, and that the deleted image is missing. Checks that
     docker can run an image of the new server."""
-    wire = RegistryClient(new.address)
-    assert assert_same_content(old.wire, wire) >= 18
+    wire = RegistryClient(new_server.address)
+    assert assert_same_content(old_registry.wire, wire) >= 18
     assert catalog(wire) == ["by/buildah", "by/docker", "by/skopeo", "other/docker"]
-    assert wire.ask("GET", f"/v2/by/skopeo/manifests/{old.deleted}").status == 404
-    name = f"{new.address}/by/docker:1"
+    assert wire.ask("GET", f"/v2/by/skopeo/manifests/{old_registry.deleted}").status == 404
+    name = f"{new_server.address}/by/docker:1"
     docker("pull", name)
     assert docker.output_of(name) == "from docker\n"
 
@@ -85,17 +85,17 @@ def assert_moved(old: OldRegistry, new: RegistryServer, docker: DockerEngine) ->
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_import_of_a_registry_directory(
-    old: OldRegistry, new: RegistryServer, docker: DockerEngine, tmp_path: Path
+    old_registry: OldRegistry, new_server: RegistryServer, docker: DockerEngine, tmp_path: Path
 ) -> None:
     """`entrepot import-registry` imports the data directory while both servers run. It links the files instead of
     copying them. A second run changes nothing."""
-    command = ("import-registry", old.directory, "--data", new.data)
-    count = sum(len(tags(old.wire, repo)) for repo in catalog(old.wire))
+    command = ("import-registry", old_registry.directory, "--data", new_server.data)
+    count = sum(len(tags(old_registry.wire, repo)) for repo in catalog(old_registry.wire))
     first_run = entrepot(*command, folder=tmp_path)
     assert (first_run.returncode, "copied" in first_run.stdout) == (0, False), (first_run.stdout, first_run.stderr)
     assert first_run.stdout.startswith(f"repositories: 4; tags: {count} imported, 0 unchanged\n")
     assert "left out: " in first_run.stderr  # this line reports the blobs of the deleted image
-    assert_moved(old, new, docker)
+    assert_moved(old_registry, new_server, docker)
 
     second_run = json.loads(entrepot(*command, "--json", folder=tmp_path).stdout.splitlines()[-1])
     assert (second_run["event"], second_run["tags"], second_run["present"], second_run["manifests"]) == (
@@ -110,8 +110,8 @@ def test_import_of_a_registry_directory(
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_import_over_the_network(
-    old: OldRegistry,
-    new: RegistryServer,
+    old_registry: OldRegistry,
+    new_server: RegistryServer,
     docker: DockerEngine,
     tools: ContainerTools,
     tmp_path: Path,
@@ -119,13 +119,13 @@ def test_import_over_the_network(
 ) -> None:
     """`entrepot import` imports all repositories that the old registry lists, over the network. A second run imports
     only the image that was pushed meanwhile."""
-    command = ("import", old.program.url, "--data", new.data)
+    command = ("import", old_registry.program.url, "--data", new_server.data)
     first_run = entrepot(*command, folder=tmp_path)
     assert first_run.returncode == 0, (first_run.stdout, first_run.stderr)
     assert first_run.stdout.startswith("repositories: 4; tags: 6 imported, 0 unchanged\n")
-    assert_moved(old, new, docker)
+    assert_moved(old_registry, new_server, docker)
 
-    old.wire.push("by/skopeo", "big", large_image)
+    old_registry.wire.push("by/skopeo", "big", large_image)
     second_run = json.loads(entrepot(*command, "--json", folder=tmp_path).stdout.splitlines()[-1])
     assert (second_run["tags"], second_run["present"], second_run["manifests"]) == (1, 6, 1)
-    assert_moved(old, new, docker)
+    assert_moved(old_registry, new_server, docker)

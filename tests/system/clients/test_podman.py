@@ -47,9 +47,9 @@ def test_push_again_and_mount(
 ) -> None:
     """A second push sends no layer. A push to another repository sends no layer either, because the registry mounts the
     layers."""
-    made = image("again", layer({"heavy": noise(repo, 4 * MIB)}))
+    test_image = image("again", layer({"heavy": noise(repo, 4 * MIB)}))
     name = f"{proxy.address}/{repo}"
-    loaded(tools, made, name, tmp_path)
+    loaded(tools, test_image, name, tmp_path)
     tools.podman("push", INSECURE, name)
     assert proxy.sent > 4 * MIB
     first, sent = wire.manifest(repo, "latest").body, proxy.sent
@@ -57,7 +57,7 @@ def test_push_again_and_mount(
     assert wire.manifest(repo, "latest").body == first
     tools.podman("push", INSECURE, name, f"docker://{name}/other:x")
     assert proxy.sent - sent < 64 * 1024
-    assert_same_files(wire, f"{repo}/other", "x", made)
+    assert_same_files(wire, f"{repo}/other", "x", test_image)
 
 
 def test_manifest_push_all(
@@ -117,13 +117,13 @@ def test_podman_and_docker_pull_each_others_images(
     same image id."""
     for number, greeting in enumerate(["from podman", "from docker"]):
         name = f"{server.address}/{repo}:{number}"
-        made = image(f"{greeting} {repo}")
+        test_image = image(f"{greeting} {repo}")
         if number == 0:
-            loaded(tools, made, name, tmp_path)
+            loaded(tools, test_image, name, tmp_path)
             tools.podman("push", INSECURE, name)
             docker("pull", name)
         else:
-            docker.load(made, name)
+            docker.load(test_image, name)
             docker("push", name)
             tools.podman("pull", INSECURE, name)
         assert docker.image_id(name) == tools.image_id(name)

@@ -222,24 +222,24 @@ def test_docker_schema_2_is_kept(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
     """A Docker schema 2 image is copied without a change, with its media types and unusual white space."""
-    made = image("schema 2", media_type=DOCKER_MANIFEST, layer_type=DOCKER_LAYER)
-    assert made.config is not None
-    assert made.config.media_type == DOCKER_CONFIG
+    test_image = image("schema 2", media_type=DOCKER_MANIFEST, layer_type=DOCKER_LAYER)
+    assert test_image.config is not None
+    assert test_image.config.media_type == DOCKER_CONFIG
     name = f"docker://{server.address}/{repo}:s2"
-    tools.copy(f"dir:{write_dir(tmp_path / 'in', made)}", name)
-    assert_same_image(wire, repo, "s2", made)
+    tools.copy(f"dir:{write_dir(tmp_path / 'in', test_image)}", name)
+    assert_same_image(wire, repo, "s2", test_image)
     tools.copy(name, f"dir:{tmp_path / 'out'}")
-    assert (tmp_path / "out" / "manifest.json").read_bytes() == made.manifest.body
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == test_image.manifest.body
 
 
 def test_zstd_layers_are_kept(
     tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
     """skopeo pushes zstd layers without a change."""
-    made = image("zstd", layer({"x": noise(repo, MIB)}, OCI_LAYER_ZSTD), layer_type=OCI_LAYER_ZSTD)
-    write_layout(tmp_path / "in", {"z": made})
+    test_image = image("zstd", layer({"x": noise(repo, MIB)}, OCI_LAYER_ZSTD), layer_type=OCI_LAYER_ZSTD)
+    write_layout(tmp_path / "in", {"z": test_image})
     tools.copy(f"oci:{tmp_path / 'in'}:z", f"docker://{server.address}/{repo}:z")
-    assert_same_image(wire, repo, "z", made)
+    assert_same_image(wire, repo, "z", test_image)
 
 
 def test_compression_to_zstd(
@@ -255,13 +255,13 @@ def test_compression_to_zstd(
     target = f"docker://{server.address}/{repo}:z"
     tools.copy(f"oci:{tmp_path / 'in'}:x", target, "--dest-compress-format", "zstd", exact=False)
     pull_all(wire, repo, "z")
-    for entry, made in zip(wire.manifest(repo, "z").json()["layers"], small_image.layers, strict=True):
+    for entry, original in zip(wire.manifest(repo, "z").json()["layers"], small_image.layers, strict=True):
         body = wire.blob(repo, entry["digest"])
         if entry["mediaType"] == OCI_LAYER_ZSTD:
             body = zstandard.ZstdDecompressor().decompressobj().decompress(body)
         else:
             body = gzip.decompress(body)
-        assert digest_of(body) == digest_of(made.tar)
+        assert digest_of(body) == digest_of(original.tar)
 
 
 def test_artifact_with_a_subject(
@@ -274,14 +274,14 @@ def test_artifact_with_a_subject(
 ) -> None:
     """skopeo pushes an artifact with a subject. The registry stores it without a change, and lists it as a referrer of
     its subject."""
-    made = artifact(small_image, f"signed {repo}", "application/vnd.example.signature")
-    write_layout(tmp_path / "in", {"x": small_image, "signature": made})
+    signature = artifact(small_image, f"signed {repo}", "application/vnd.example.signature")
+    write_layout(tmp_path / "in", {"x": small_image, "signature": signature})
     for tag in ("x", "signature"):
         source = f"oci:{tmp_path / 'in'}:{tag}"
         tools.copy(source, f"docker://{server.address}/{repo}:{tag}")
-    assert_same_image(wire, repo, "signature", made)
+    assert_same_image(wire, repo, "signature", signature)
     listed = wire.ask("GET", f"/v2/{repo}/referrers/{small_image.digest}").json()["manifests"]
-    assert [each["digest"] for each in listed] == [made.digest]
+    assert [each["digest"] for each in listed] == [signature.digest]
     assert listed[0]["artifactType"] == "application/vnd.example.signature"
     assert listed[0]["annotations"] == {"org.example.note": f"signed {repo}"}
 
@@ -292,14 +292,15 @@ def test_ten_parallel_copies_of_a_shared_blob(
 ) -> None:
     """Ten images with one large common layer are pushed at the same time to five repositories. All ten are complete."""
     shared = layer({"shared": noise(repo, 8 * MIB)})
-    made = {f"t{number}": image(f"ten {number}", shared) for number in range(10)}
-    write_layout(tmp_path, made)
-    repositories = {tag: f"{repo}/{number // 2}" for number, tag in enumerate(made)}
+    images_by_tag = {f"t{number}": image(f"ten {number}", shared) for number in range(10)}
+    write_layout(tmp_path, images_by_tag)
+    repositories = {tag: f"{repo}/{number // 2}" for number, tag in enumerate(images_by_tag)}
     with ThreadPoolExecutor(10) as pool:
         list(
             pool.map(
-                lambda t: tools.copy(f"oci:{tmp_path}:{t}", f"docker://{server.address}/{repositories[t]}:{t}"), made
+                lambda t: tools.copy(f"oci:{tmp_path}:{t}", f"docker://{server.address}/{repositories[t]}:{t}"),
+                images_by_tag,
             )
         )
-    for tag, each in made.items():
+    for tag, each in images_by_tag.items():
         assert_same_image(wire, repositories[tag], tag, each)

@@ -113,8 +113,9 @@ async def _run_in_child(run: Run, data: Path, system: System) -> None:
 def check_killed_runs(
     module: str, folder: Path, *arguments: str, check: Callable[[Path, int], Coroutine[Any, Any, None]]
 ) -> int:
-    """Runs `python -m module FOLDER ARGUMENTS…`, which calls `die_before_each_step`, and awaits `check(FOLDER/n, n)`
-    for each of its processes. Returns the number of durable steps."""
+    """Runs the program `python -m module FOLDER ARGUMENTS…`, which calls `die_before_each_step`. For each process that
+    the program kills, and for the last one, awaits `check(FOLDER/n, n)` with its data directory. Returns the number of
+    durable steps."""
     command = [sys.executable, "-m", module, str(folder), *arguments]
     environment = {**os.environ, CHOICE: str(random.random())}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as helper:
@@ -135,7 +136,7 @@ def check_killed_runs(
 
 
 async def check_power_cuts(
-    made: Path,
+    recorded_data: Path,
     run: Run,
     check: Callable[[Path, int], Awaitable[None]],
     *,
@@ -146,21 +147,21 @@ async def check_power_cuts(
     look_at: Callable[[DiskAfterCut], None] = lambda _: None,
     check_end: Callable[[Path], Awaitable[None]] | None = None,
 ) -> int:
-    """Does the work on the directory `made`. Then computes the disks that a power cut after each durable step could
-    leave, and awaits `check(data, n)` for the nth disk, with its content in the directory `data`. A disk that equals an
-    earlier one is skipped. Returns the number of different disks.
+    """Does the work on the directory `recorded_data`. Then computes the disks that a power cut after each durable step
+    could leave, and awaits `check(data, n)` for the nth disk, with its content in the directory `data`. A disk that
+    equals an earlier one is skipped. Returns the number of different disks.
 
     `mixtures`: the number of random disks per step. `every`: of the different disks, only each `every`th one is
     checked, and all those after the last step. `system` records the work. `lay_out` writes the content of a disk into a
     directory. `look_at` is called with every different disk. `check_end` is awaited at the end, with the disk that has
     the least content after a power cut at the end of the work."""
-    data = made.with_name(f"{made.name} after a cut")
-    shutil.copytree(made, data)
-    system = system or RecordingSystem(made)
+    data = recorded_data.with_name(f"{recorded_data.name} after a cut")
+    shutil.copytree(recorded_data, data)
+    system = system or RecordingSystem(recorded_data)
     system.record_existing()
     disk = ReplayedDisk(system.snapshot())
     entries_before_run = len(system.log)
-    await run(made, system)
+    await run(recorded_data, system)
     different_disks: set[object] = set()
     for number, entry in enumerate(system.log):
         disk.follow(entry)

@@ -59,8 +59,8 @@ async def back_up(source: Path, backups: Path, system: System, now: float = SECO
     """Backs up the data directory `source`, and keeps only this backup."""
     async with open_registry(source, grace=0, system=system, boot=BOOT) as store:
         parts = store.snapshots, store.blobs, store.leases, BackupOptions(backups, keep=1), quiet_reporter()
-        made: Any = await make_backup(*parts, clock=lambda: now, holder="test", system=system)
-    assert made["missing"] == []
+        result: Any = await make_backup(*parts, clock=lambda: now, holder="test", system=system)
+    assert result["missing"] == []
 
 
 async def back_up_in(source: Path, folder: Path, system: System) -> None:

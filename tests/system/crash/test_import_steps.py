@@ -35,16 +35,16 @@ def images() -> list[ImageTree]:
 
 
 @pytest.fixture
-def old(memory_folder: Path, images: list[ImageTree]) -> OldDirectory:
+def old_registry(memory_folder: Path, images: list[ImageTree]) -> OldDirectory:
     """The data directory of an old registry. Two repositories have the same images. Some of the files cannot be
     hard-linked because others may write them, so the import copies them."""
-    made = OldDirectory(memory_folder / "old")
+    directory = OldDirectory(memory_folder / "old")
     for repo in REPOSITORIES:
         for number, image in enumerate(images):
-            made.push(repo, image, str(number))
+            directory.push(repo, image, str(number))
     for digest in list(images[0].blobs)[:2]:
-        made.data(digest).chmod(0o666)
-    return made
+        directory.data(digest).chmod(0o666)
+    return directory
 
 
 async def assert_images_complete(store: StoredRegistry, images: list[ImageTree]) -> None:
@@ -59,7 +59,7 @@ async def assert_images_complete(store: StoredRegistry, images: list[ImageTree])
             await assert_whole(store, repo, image)
 
 
-async def check_next_import(data: Path, old: OldDirectory, images: list[ImageTree], boot: str) -> None:
+async def check_next_import(data: Path, old_registry: OldDirectory, images: list[ImageTree], boot: str) -> None:
     """Checks that the stored images are complete, that the next import completes the work, and that garbage collection
     then leaves only needed content."""
     async with open_registry(data, grace=0, boot=boot) as store:
@@ -67,7 +67,7 @@ async def check_next_import(data: Path, old: OldDirectory, images: list[ImageTre
         # reported as stray. The collection below removes it.
         await assert_consistent(store, {ProblemCode.STRAY})
         await assert_images_complete(store, images)
-    await import_once(old.path, data, boot=boot)
+    await import_once(old_registry.path, data, boot=boot)
     clock = lambda: time.time() + 3600  # noqa: E731
     async with open_registry(data, grace=0, expire=60, boot=boot, clock=clock) as store:
         await store.collector.collect(all_shards=True)
@@ -81,22 +81,24 @@ async def check_next_import(data: Path, old: OldDirectory, images: list[ImageTre
 
 
 @pytest.mark.slow
-def test_next_import_completes_a_killed_import(memory_folder: Path, old: OldDirectory, images: list[ImageTree]) -> None:
+def test_next_import_completes_a_killed_import(
+    memory_folder: Path, old_registry: OldDirectory, images: list[ImageTree]
+) -> None:
     """After a SIGKILL, the stored images are complete, the next import completes the work, and the old registry is
     unchanged."""
-    folder, before = memory_folder / "killed", old.snapshot()
+    folder, before = memory_folder / "killed", old_registry.snapshot()
     prepare_data_dir(folder / "start")
 
     async def check(data: Path, _: int) -> None:
-        await check_next_import(data, old, images, BOOT)
+        await check_next_import(data, old_registry, images, BOOT)
 
-    assert check_killed_runs("tests.system.crash.killed_import", folder, str(old.path), check=check) > 40
-    assert old.snapshot() == before
+    assert check_killed_runs("tests.system.crash.killed_import", folder, str(old_registry.path), check=check) > 40
+    assert old_registry.snapshot() == before
 
 
 @pytest.mark.slow
 async def test_next_import_completes_an_import_after_a_power_cut(
-    memory_folder: Path, old: OldDirectory, images: list[ImageTree]
+    memory_folder: Path, old_registry: OldDirectory, images: list[ImageTree]
 ) -> None:
     """On every disk that a power cut could leave, the stored images are complete. On every seventh disk, the test also
     checks that the next import completes the work."""
@@ -108,6 +110,6 @@ async def test_next_import_completes_an_import_after_a_power_cut(
             async with open_registry(data, grace=0, boot="second run") as store:
                 await assert_images_complete(store, images)
         else:
-            await check_next_import(data, old, images, "second run")
+            await check_next_import(data, old_registry, images, "second run")
 
-    assert await check_power_cuts(start, partial(import_once, old.path), check, mixtures=0) > 60
+    assert await check_power_cuts(start, partial(import_once, old_registry.path), check, mixtures=0) > 60

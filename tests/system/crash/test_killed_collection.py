@@ -69,8 +69,8 @@ def test_a_collection_is_completed_after_a_kill(memory_folder: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_collection_is_completed_after_a_power_cut(memory_folder: Path) -> None:
-    """The next collection completes the work. Of all disks that a power cut after any durable step could leave, the
-    test checks every ninth one."""
+    """After a power cut, the next collection completes the work. Of all disks that a power cut after any durable step
+    could leave, the test checks every ninth one."""
     restored, untagged = await make_store(memory_folder / "start")
 
     async def check(data: Path, _: int) -> None:

@@ -91,8 +91,8 @@ def test_next_eviction_completes_a_killed_eviction(memory_folder: Path) -> None:
 
 @pytest.mark.slow
 async def test_next_eviction_completes_an_eviction_after_a_power_cut(memory_folder: Path) -> None:
-    """The next eviction completes the work. Of all disks that a power cut after any durable step could leave, the test
-    checks every fourth one."""
+    """After a power cut, the next eviction completes the work. Of all disks that a power cut after any durable step
+    could leave, the test checks every fourth one."""
     mounted = await fill(memory_folder / "start")
 
     async def check_cut(data: Path, _: int) -> None:

@@ -146,14 +146,14 @@ class Workload:
 
     async def start(self, repo: RepositoryName) -> UploadID | None:
         """Starts an upload session. Returns its ID, or None if the request has failed."""
-        made: list[UploadID] = []
+        started: list[UploadID] = []
 
         async def send() -> None:
             writer = await self.registry.start_upload(repo)
-            made.append(writer.id)
+            started.append(writer.id)
             await writer.aclose()
 
-        return made[0] if await self._send(["start"], send) else None
+        return started[0] if await self._send(["start"], send) else None
 
     async def append(self, repo: RepositoryName, upload: UploadID, name: str, start: int, stop: int) -> None:
         """Sends a chunk of a blob to an upload session."""
@@ -216,10 +216,10 @@ class Workload:
         await self._send(["blob", repo, digest(name)], send)
 
     async def manifest(self, repo: RepositoryName, name: str, *tags: str) -> None:
-        made = IMAGES[name]
+        image_manifest = IMAGES[name]
         await self._send(
-            ["manifest", repo, made.digest, *tags],
-            lambda: self.registry.put_manifest(repo, made, [Tag(tag) for tag in tags], by=BY),
+            ["manifest", repo, image_manifest.digest, *tags],
+            lambda: self.registry.put_manifest(repo, image_manifest, [Tag(tag) for tag in tags], by=BY),
         )
 
     async def manage(self) -> None:
@@ -369,17 +369,17 @@ class StateCheck:
     async def manifests(self) -> None:
         """Checks that manifests and tags are as acknowledged, and that every blob that they need exists."""
         for repo in (APP, WEB):
-            for made in IMAGES.values():
-                allowed = {(repo, made.digest) in state.manifests for state in self.states}
+            for image_manifest in IMAGES.values():
+                allowed = {(repo, image_manifest.digest) in state.manifests for state in self.states}
                 try:
-                    assert (await self.registry.get_manifest(repo, made.digest)).body == made.body
+                    assert (await self.registry.get_manifest(repo, image_manifest.digest)).body == image_manifest.body
                     stored = True
                 except ManifestUnknown:
                     stored = False
                 assert stored in allowed, (
-                    f"manifest {made.digest} in {repo}: {stored}; {self.request_log.unacknowledged}"
+                    f"manifest {image_manifest.digest} in {repo}: {stored}; {self.request_log.unacknowledged}"
                 )
-                for part in made.blobs if stored else ():
+                for part in image_manifest.blobs if stored else ():
                     assert await read(self.registry, repo, part.digest) is not None
             try:
                 tags = (await self.registry.tags(repo, None, 100)).items

@@ -161,12 +161,12 @@ def run_batch(
 
 
 def prepare(server: RegistryServer) -> None:
-    """Pushes the content that the cases expect."""
+    """Pushes the content to which the malformed requests refer."""
     push_and_pull(server)
 
 
 def push_and_pull(server: RegistryServer) -> None:
-    """Pushes valid content, always the same, and pulls it."""
+    """Pushes the same valid content at each call, pulls it, and checks it."""
     with RawConnection(("127.0.0.1", server.port)) as wire:
         steps = RawPushes(wire, REPO)
         path = steps.blob(BLOB)

@@ -100,8 +100,8 @@ def assert_refused(browser: Browser, answer: httpx2.Response, status: int = 403)
 @pytest.fixture(scope="package")
 def made_provider() -> Iterator[FakeOpenIDProvider]:
     """One provider for all tests of this folder."""
-    with openid_provider() as made:
-        yield made
+    with openid_provider() as running:
+        yield running
 
 
 @pytest.fixture

@@ -128,10 +128,11 @@ def test_session_can_make_api_tokens(browser: Browser, provider: FakeOpenIDProvi
     cannot make one for another account, or set a new password without the old one."""
     browser.login()
     headers = {"origin": browser.registry_url} if how == "origin" else {"sec-fetch-site": "same-origin"}
-    made = browser.call("POST", "/tokens", {"note": "laptop"}, **headers)
-    assert made.status_code == 201
+    added_token = browser.call("POST", "/tokens", {"note": "laptop"}, **headers)
+    assert added_token.status_code == 201
     assert (
-        plain_request("GET", f"{browser.registry_url}/token", auth=("alice", made.json()["secret"])).status_code == 200
+        plain_request("GET", f"{browser.registry_url}/token", auth=("alice", added_token.json()["secret"])).status_code
+        == 200
     )
     assert browser.call("POST", "/tokens", {"account": ADMIN}, **headers).status_code == 404
     # A new password still needs the old one.
