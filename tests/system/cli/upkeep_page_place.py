@@ -69,6 +69,7 @@ class Place:
 
     @property
     def server(self) -> RegistryServer:
+        """The server. The first access starts it."""
         if self._server is None:
             (self.folder / "entrepot.toml").write_text(self._settings_for_tests())
             flags = ("--config", str(self.folder / "entrepot.toml"))
@@ -108,10 +109,10 @@ class Place:
 
     def push(self, repo: str, tag: str) -> ClientImage:
         """Pushes an image over HTTP."""
-        made = image(f"{repo}:{tag}")
-        self.client.push(repo, tag, made)
-        self._images.append(made)
-        return made
+        pushed_image = image(f"{repo}:{tag}")
+        self.client.push(repo, tag, pushed_image)
+        self._images.append(pushed_image)
+        return pushed_image
 
     def _entrepot(self, line: str) -> subprocess.CompletedProcess[str]:
         words = shlex.split(self._here(line))
@@ -121,14 +122,14 @@ class Place:
 
     def _here(self, text: str) -> str:
         """Replaces the URLs and paths of the page by those of this test."""
-        for shown, real in self.addresses.items():
-            text = text.replace(shown, real)
+        for page_url, test_url in self.addresses.items():
+            text = text.replace(page_url, test_url)
         return re.sub(r"(?<!\S)/(mnt|srv|var|etc)/", rf"{self.folder}/\1/", text)
 
     def _as_on_the_page(self, output: str) -> str:
         """Replaces the URLs and paths of this test by those of the page."""
-        for shown, real in self.addresses.items():
-            output = output.replace(real, shown)
+        for page_url, test_url in self.addresses.items():
+            output = output.replace(test_url, page_url)
         return output.replace(f"{self.folder}/", "/")
 
     def _settings_for_tests(self) -> str:
@@ -136,9 +137,9 @@ class Place:
         GiB, because the disk of a test may be small."""
         settings = re.sub(r'((?:min|target)_free = "\d+)GiB', r"\1MiB", self._settings)
         settings = re.sub(r"(min_free_percent) = \d+", r"\1 = 0.01", settings)
-        for shown, real in self.addresses.items():
-            name = shown.removeprefix("https://")
-            settings = settings.replace(f'name = "{name}"', f'name = "{name}"\nendpoints = ["{real}"]')
+        for page_url, test_url in self.addresses.items():
+            name = page_url.removeprefix("https://")
+            settings = settings.replace(f'name = "{name}"', f'name = "{name}"\nendpoints = ["{test_url}"]')
         return settings
 
     def start_upstream(self, url: str, content: UpstreamContent) -> None:
@@ -169,6 +170,7 @@ class Place:
             pass
 
     def damage_blob(self) -> None:
+        """Pushes two images, and changes a byte in a layer of the first."""
         self.push("team/app", "1")
         self.push("team/web", "1")
         flip_byte(self._layer_file(0))
@@ -209,6 +211,7 @@ class Place:
             RegistryClient(server.address, f"Basic {login}").push(repo, "2", image(repo))
 
     def write_old_settings(self) -> None:
+        """Writes the settings file of a registry:2 server."""
         file = self.folder / "etc" / "docker" / "registry" / "config.yml"
         file.parent.mkdir(parents=True)
         file.write_text(OLD_CONFIG)

@@ -16,6 +16,7 @@ from tests.fakes.clients.registry_client import RegistryClient, assert_same_imag
 from tests.fakes.clients.strace import SystemCall, tracing
 from tests.fakes.server_process import RegistryServer, running_server
 
+# The names of the system calls that sync a file, rename a file, and send a response.
 FSYNC = {"fsync", "fdatasync"}
 RENAME = {"rename", "renameat", "renameat2"}
 SEND = {"write", "writev", "sendto", "sendmsg"}

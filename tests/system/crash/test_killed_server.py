@@ -53,6 +53,7 @@ class PushingThread(threading.Thread):
             self._pushed.release()
 
     def _push_image(self, body: bytes) -> None:
+        """Pushes a blob, and a manifest with this blob as its config under a new tag."""
         status = push(self._server, "team/app", body)[0] if self._random.random() < 0.5 else self._push_in_chunks(body)
         assert status == 201
         self.blobs.append(body)
@@ -64,15 +65,16 @@ class PushingThread(threading.Thread):
         self.tags[tag] = manifest
 
     def _push_in_chunks(self, body: bytes) -> int:
+        """Pushes a blob with up to three PATCH requests and a PUT. Returns the status of the PUT."""
         location = start(self._server, "team/app")
         cuts = [0, *sorted(self._random.randrange(len(body)) for _ in range(2)), len(body)]
-        for at, to in itertools.pairwise(cuts):
-            if at == to:
+        for start_at, stop_at in itertools.pairwise(cuts):
+            if start_at == stop_at:
                 continue
-            status, _, headers = ask(self._server, "PATCH", location, body[at:to])
+            status, _, headers = ask(self._server, "PATCH", location, body[start_at:stop_at])
             assert status == 202
             location = headers["location"]
-            self.offsets[location], self.sessions[location] = to, body
+            self.offsets[location], self.sessions[location] = stop_at, body
         joined = location + ("&" if "?" in location else "?")
         status = ask(self._server, "PUT", f"{joined}digest={digest_of(body)}")[0]
         if status == 201:

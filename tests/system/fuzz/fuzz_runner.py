@@ -21,6 +21,7 @@ from tests.system.fuzz.malformed_http import FRAMINGS
 
 GENERATORS: Sequence[Callable[[random.Random], FuzzCase]] = (*CONTENTS, *FRAMINGS)
 PARALLEL_CONNECTIONS = 4
+"""The number of connections over which the cases are sent at the same time."""
 VALID_REQUEST_INTERVAL = 7
 """After each such number of cases, a valid request on the same connection must succeed."""
 
@@ -45,7 +46,7 @@ def check_response(case: FuzzCase, answer: RawAnswer) -> None:
     assert set(document) == {"errors"}
     assert document["errors"]
     for error in document["errors"]:
-        assert error["code"] in CODES, f"{error['code']} is none of the spec's codes"
+        assert error["code"] in CODES, f"{error['code']} is not a code of the spec"
         assert isinstance(error["message"], str)
         assert error["message"]
 
@@ -58,7 +59,8 @@ class FuzzConnection:
     server: RegistryServer
     seed: int
     wire: RawConnection | None = None
-    held: list[RawConnection] = field(default_factory=list)
+    held_connections: list[RawConnection] = field(default_factory=list)
+    """Connections that stay open without further requests (the end `hold` of a case)."""
     history: list[int] = field(default_factory=list)
     """The numbers of the cases that were sent on the current connection."""
 
@@ -76,9 +78,9 @@ class FuzzConnection:
                 ) from error
 
     def close(self) -> None:
-        for wire in (*self.held, *([self.wire] if self.wire else [])):
+        for wire in (*self.held_connections, *([self.wire] if self.wire else [])):
             wire.close()
-        self.held.clear()
+        self.held_connections.clear()
         self._drop()
 
     def _drop(self) -> None:
@@ -109,11 +111,11 @@ class FuzzConnection:
             assert self.wire.ask("GET", "/v2/").status == 200
 
     def _send(self, case: FuzzCase, raw: bytes) -> None:
+        """Sends the bytes of a case, and checks the response."""
         wire = self._open()
         assert not wire.received, f"unexpected bytes on the connection: {bytes(wire.received)!r}"
-        with suppress(
-            BrokenPipeError, ConnectionResetError
-        ):  # the server has responded early; the response can still be read
+        # If the server has responded early and closed the connection, the response can still be read.
+        with suppress(BrokenPipeError, ConnectionResetError):
             wire.send(raw)
         if case.end == "answer":
             answer = wire.answer(case.method)
@@ -122,7 +124,7 @@ class FuzzConnection:
             if answer.closes:
                 self._drop()
         elif case.end == "hold":
-            self.held.append(wire)
+            self.held_connections.append(wire)
             self.wire = None
             self.history.clear()
         else:
