@@ -41,6 +41,7 @@ WRITING_COMMANDS = [
     ["key", "rotate"],
     ["mirror", "warm", "app:1", "--mirror", "docker.io"],
 ]
+"""Commands that change the data directory. All but the last wait for the lock of the metadata."""
 OTHER_COMMANDS = [
     ["serve"],
     ["config"],
@@ -58,7 +59,9 @@ STALLS = {
     "headers of a blob": {"on": "blob", "stall": True},
     "body of a blob": {"on": "blob", "stall_after": MIB},
 }
+"""The places at which the fake upstream stops a response, as arguments of `Hub.fault`."""
 INTERRUPTED = "entrepot: interrupted"
+"""The beginning of the line that an interrupted command prints."""
 Command = subprocess.Popen[str] | ForkedProcess
 
 
@@ -74,6 +77,7 @@ def running_command(folder: Path, *args: str, before: tuple[str, ...] = ()) -> I
 
 
 def _start(folder: Path, args: list[str], before: tuple[str, ...]) -> Command:
+    """Starts the process of `running_command`."""
     if not before:
         site = f"{STACK_DUMP}/sitecustomize.py"
         return ForkedProcess("registry", *args, cwd=folder, env=command_environment(), site=site)
