@@ -18,7 +18,7 @@ from tests.fakes.commands import entrepot_output
 from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import running_server
 
-ROOT = {"name": "root", "password": PASSWORD, "admin": True}
+FIRST_ADMIN = {"name": "root", "password": PASSWORD, "admin": True}
 
 
 @asynccontextmanager
@@ -39,16 +39,16 @@ async def test_from_this_machine(tmp_path: Path) -> None:
     async with api(tmp_path) as client:
         me = (await client.get("/me")).json()
         assert (me["name"], me["open"], me["admin"]) == (None, True, True)
-        assert (await client.post("/users", json=ROOT)).status_code == 201
+        assert (await client.post("/users", json=FIRST_ADMIN)).status_code == 201
         assert (await client.get("/me")).status_code == 401
-        assert (await client.post("/users", json={**ROOT, "name": "eve"})).status_code == 401
+        assert (await client.post("/users", json={**FIRST_ADMIN, "name": "eve"})).status_code == 401
         assert (await client.get("/users", auth=("root", PASSWORD))).status_code == 200
 
 
 async def test_first_account_must_be_an_admin(tmp_path: Path) -> None:
     """The first account must be an admin. Other first accounts are refused."""
     async with api(tmp_path) as client:
-        for path, body in (("/users", {**ROOT, "admin": False}), ("/robots", {"name": "ci"})):
+        for path, body in (("/users", {**FIRST_ADMIN, "admin": False}), ("/robots", {"name": "ci"})):
             refused = await client.post(path, json=body)
             assert (refused.status_code, code_of(refused)) == (400, "ACCOUNT_INVALID")
         assert (await client.get("/me")).json()["open"]
@@ -61,7 +61,11 @@ async def test_from_another_machine(tmp_path: Path, address: str) -> None:
     async with api(tmp_path, address) as client:
         me = (await client.get("/me")).json()
         assert (me["open"], me["admin"]) == (True, False)
-        for answer in (await client.post("/users", json=ROOT), await client.get("/users"), await client.get("/audit")):
+        for answer in (
+            await client.post("/users", json=FIRST_ADMIN),
+            await client.get("/users"),
+            await client.get("/audit"),
+        ):
             assert (answer.status_code, code_of(answer)) == (403, "DENIED")
             assert "entrepot user add NAME --admin" in answer.text
         assert (await client.get("/me")).json()["open"]
@@ -98,20 +102,20 @@ async def test_proxies_and_other_host_names(tmp_path: Path, headers: dict[str, s
     """A request through a proxy on this machine, or with another host name, does not count as a request from this
     machine."""
     async with api(tmp_path) as client:
-        assert (await client.post("/users", json=ROOT, headers=headers)).status_code == 403
+        assert (await client.post("/users", json=FIRST_ADMIN, headers=headers)).status_code == 403
 
 
 async def test_behind_a_proxy(tmp_path: Path) -> None:
     """If the settings name a trusted proxy, the API does not add the first account. Only the command does."""
     async with api(tmp_path, proxied=True) as client:
-        assert (await client.post("/users", json=ROOT)).status_code == 403
+        assert (await client.post("/users", json=FIRST_ADMIN)).status_code == 403
 
 
 async def test_the_last_admin_stays(tmp_path: Path) -> None:
     """The last admin cannot be disabled, removed or made an ordinary account. If there is a second admin, the first can
     be removed."""
     async with api(tmp_path) as client:
-        await client.post("/users", json=ROOT)
+        await client.post("/users", json=FIRST_ADMIN)
         client.auth = httpx2.BasicAuth("root", PASSWORD)
         for answer in (
             await client.delete("/users/root"),
@@ -119,7 +123,7 @@ async def test_the_last_admin_stays(tmp_path: Path) -> None:
             await client.patch("/users/root", json={"admin": False}),
         ):
             assert (answer.status_code, code_of(answer)) == (409, "LAST_ADMIN")
-        await client.post("/users", json={**ROOT, "name": "second"})
+        await client.post("/users", json={**FIRST_ADMIN, "name": "second"})
         assert (await client.delete("/users/root")).status_code == 204
 
 

@@ -15,10 +15,10 @@ from tests.fakes.plain_client import plain_client
 
 from .test_tag_api import basic, grant, put
 
-ROOT = (ADMIN, PASSWORD)
+ADMIN_LOGIN = (ADMIN, PASSWORD)
 
 
-def get(site: AdminSite, path: str, auth: Auth = ROOT, **query: Any) -> httpx2.Response:
+def get(site: AdminSite, path: str, auth: Auth = ADMIN_LOGIN, **query: Any) -> httpx2.Response:
     """Sends a GET to any path of the server, outside the management API."""
     with plain_client(site.server.url, timeout=60) as client:
         return client.get(path, auth=auth, params=query or None)
@@ -96,7 +96,7 @@ def test_accounts_find_only_what_they_may_pull(site: AdminSite, repo: str) -> No
     grant(site, member[0], repo, "pull")
     outsider = site.user()
     limited = (member[0], site.token(member[0], limits=[{"pattern": "other/**", "actions": ["pull"]}]))
-    for auth, visible in ((ROOT, [repo, hidden]), (member, [repo]), (outsider, []), (limited, [])):
+    for auth, visible in ((ADMIN_LOGIN, [repo, hidden]), (member, [repo]), (outsider, []), (limited, [])):
         for name in (repo, hidden):
             found = site.done("GET", "/search", auth=auth, q=f"docker pull {name}:v1")
             assert (found["target"] is not None) == (name in visible)

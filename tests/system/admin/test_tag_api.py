@@ -11,9 +11,9 @@ import pytest
 
 from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, Auth, code_of
 from tests.fakes.plain_client import plain_request
-from tests.system.cli.test_tag_commands import KIND, index
+from tests.system.cli.test_tag_commands import INDEX_TYPE, index
 
-ROOT = (ADMIN, PASSWORD)
+ADMIN_LOGIN = (ADMIN, PASSWORD)
 
 
 def basic(auth: tuple[str, str]) -> str:
@@ -21,18 +21,20 @@ def basic(auth: tuple[str, str]) -> str:
     return "Basic " + base64.b64encode(":".join(auth).encode()).decode()
 
 
-def put(site: AdminSite, repo: str, tag: str, text: str, auth: tuple[str, str] = ROOT) -> str:
+def put(site: AdminSite, repo: str, tag: str, text: str, auth: tuple[str, str] = ADMIN_LOGIN) -> str:
     """Pushes an index over /v2, and returns its digest."""
     body, digest = index(text)
     url = f"{site.server.url}/v2/{repo}/manifests/{tag}"
-    answer = plain_request("PUT", url, content=body, headers={"content-type": KIND, "authorization": basic(auth)})
+    answer = plain_request("PUT", url, content=body, headers={"content-type": INDEX_TYPE, "authorization": basic(auth)})
     assert answer.status_code == 201, answer.text
     return digest
 
 
 def v2_status(site: AdminSite, method: str, repo: str, tag: str, auth: Auth) -> int:
     """Returns the status of a read (GET) or a push (PUT) of the tag over /v2."""
-    headers = {"accept": KIND, "content-type": KIND} | ({} if auth is None else {"authorization": basic(auth)})
+    headers = {"accept": INDEX_TYPE, "content-type": INDEX_TYPE} | (
+        {} if auth is None else {"authorization": basic(auth)}
+    )
     content = index("by v2")[0] if method == "PUT" else None
     url = f"{site.server.url}/v2/{repo}/manifests/{tag}"
     return plain_request(method, url, content=content, headers=headers).status_code
@@ -42,7 +44,7 @@ def grant(site: AdminSite, account: str, repo: str, *actions: str) -> None:
     site.done("PUT", "/grants", {"subject": f"user:{account}", "pattern": repo, "actions": actions})
 
 
-def history(site: AdminSite, repo: str, tag: str, auth: Auth = ROOT, **query: Any) -> dict[str, Any]:
+def history(site: AdminSite, repo: str, tag: str, auth: Auth = ADMIN_LOGIN, **query: Any) -> dict[str, Any]:
     """Returns a page of the history of a tag."""
     found: dict[str, Any] = site.done("GET", f"/repositories/{repo}/tags/{tag}/history", auth=auth, **query)
     return found
@@ -72,10 +74,10 @@ def test_moved_tag_restores_a_deleted_manifest(site: AdminSite) -> None:
     repo = f"team/{site.name('repo')}"
     digest = put(site, repo, "v1", "first")
     url = f"{site.server.url}/v2/{repo}/manifests/{digest}"
-    assert plain_request("DELETE", url, headers={"authorization": basic(ROOT)}).status_code == 202
+    assert plain_request("DELETE", url, headers={"authorization": basic(ADMIN_LOGIN)}).status_code == 202
     moved = site.done("PUT", f"/repositories/{repo}/tags/again", {"digest": digest})
     assert (moved["previous"], moved["restored"]) == (None, [digest])
-    assert v2_status(site, "GET", repo, "again", ROOT) == 200
+    assert v2_status(site, "GET", repo, "again", ADMIN_LOGIN) == 200
 
 
 def test_pages(site: AdminSite) -> None:

@@ -13,8 +13,8 @@ from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import RegistryServer, running_server
 
 PASSWORD = "correct horse battery"
-KIND = "application/vnd.oci.image.index.v1+json"
-INDEX = json.dumps({"schemaVersion": 2, "mediaType": KIND, "manifests": []})
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+INDEX = json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": []})
 BOB = ("bob", PASSWORD)
 CONNECTIONS = 6
 """The number of connections per check. With so many, both workers get some."""
@@ -38,7 +38,7 @@ def run(server: RegistryServer, *args: str) -> str:
 def push_statuses(server: RegistryServer, name: str, auth: tuple[str, str] | None) -> set[int]:
     """Pushes a manifest several times, each over a new connection, and returns the statuses."""
     url = f"{server.url}/v2/{name}/manifests/1"
-    headers = {"content-type": KIND}
+    headers = {"content-type": INDEX_TYPE}
     return {
         plain_request("PUT", url, content=INDEX, headers=headers, auth=auth).status_code for _ in range(CONNECTIONS)
     }
@@ -47,7 +47,9 @@ def push_statuses(server: RegistryServer, name: str, auth: tuple[str, str] | Non
 def pull_statuses(server: RegistryServer, name: str, auth: tuple[str, str] | None) -> set[int]:
     """Pulls a manifest several times, each over a new connection, and returns the statuses."""
     url = f"{server.url}/v2/{name}/manifests/1"
-    return {plain_request("GET", url, headers={"accept": KIND}, auth=auth).status_code for _ in range(CONNECTIONS)}
+    return {
+        plain_request("GET", url, headers={"accept": INDEX_TYPE}, auth=auth).status_code for _ in range(CONNECTIONS)
+    }
 
 
 def test_grants(server: RegistryServer) -> None:

@@ -30,9 +30,9 @@ from tests.fakes.hub.hub import hub
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import UpstreamContent, index_of, noise_image
 
-ONE = image("one", layer({"noise": noise("one", MIB)}))
-MULTI = index((image("on amd64"), "amd64"), (image("on arm64", architecture="arm64"), "arm64"))
-SIGNATURE = artifact(ONE, "signed", "application/vnd.test.signature")
+SIGNED_IMAGE = image("one", layer({"noise": noise("one", MIB)}))
+TWO_PLATFORMS = index((image("on amd64"), "amd64"), (image("on arm64", architecture="arm64"), "arm64"))
+SIGNATURE = artifact(SIGNED_IMAGE, "signed", "application/vnd.test.signature")
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
     """A server with an image and its signature, and with an index of two platforms."""
     with running_server(tmp_path_factory.mktemp("images")) as running:
         wire = RegistryClient(running.address)
-        wire.push("team/one", "v1", ONE)
+        wire.push("team/one", "v1", SIGNED_IMAGE)
         wire.push("team/one", SIGNATURE.digest, SIGNATURE)
-        wire.push("team/multi", "v2", MULTI)
+        wire.push("team/multi", "v2", TWO_PLATFORMS)
         yield running
 
 
@@ -75,17 +75,17 @@ def test_export_and_import_again(server: RegistryServer, target: RegistryServer,
     export(server, "team/one:v1", "team/multi:v2", "--to", tmp_path / to)
     lines = import_(target, tmp_path / to)
     wire = RegistryClient(target.address)
-    assert_same_image(wire, "team/one", "v1", ONE)
-    assert_same_image(wire, "team/multi", "v2", MULTI)
-    referrers = wire.ask("GET", f"/v2/team/one/referrers/{ONE.digest}").json()["manifests"]
+    assert_same_image(wire, "team/one", "v1", SIGNED_IMAGE)
+    assert_same_image(wire, "team/multi", "v2", TWO_PLATFORMS)
+    referrers = wire.ask("GET", f"/v2/team/one/referrers/{SIGNED_IMAGE.digest}").json()["manifests"]
     assert [entry["digest"] for entry in referrers] == [SIGNATURE.digest]
-    assert lines[:2] == [f"team/one:v1: {ONE.digest}", f"team/multi:v2: {MULTI.digest}"]
-    blobs = len(ONE.blobs | MULTI.blobs | SIGNATURE.blobs)
+    assert lines[:2] == [f"team/one:v1: {SIGNED_IMAGE.digest}", f"team/multi:v2: {TWO_PLATFORMS.digest}"]
+    blobs = len(SIGNED_IMAGE.blobs | TWO_PLATFORMS.blobs | SIGNATURE.blobs)
     assert lines[2].startswith(f"2 images: {blobs} blobs new")
 
     second_import = json.loads(import_(target, tmp_path / to, "--as", "other/name", "--json")[-1])
     assert second_import["new_blobs"] == 0
-    assert_same_image(wire, "other/name", "v1", ONE)
+    assert_same_image(wire, "other/name", "v1", SIGNED_IMAGE)
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -100,7 +100,7 @@ def test_names_in_a_layout(server: RegistryServer, tmp_path: Path) -> None:
     result = json.loads(
         export(server, "team/one:v1", "team/multi:v2", "--to", tmp_path / "layout", "--json").splitlines()[-1]
     )
-    assert result["present_blobs"] >= len(ONE.blobs)
+    assert result["present_blobs"] >= len(SIGNED_IMAGE.blobs)
     names = [
         entry["annotations"]["org.opencontainers.image.ref.name"]
         for entry in json.loads((tmp_path / "layout/index.json").read_text())["manifests"]
@@ -114,7 +114,7 @@ def test_platforms(server: RegistryServer, target: RegistryServer, tmp_path: Pat
     not have is an error."""
     export(server, "team/multi:v2", "--platform", "linux/arm64", "--to", tmp_path / "arm.tar")
     import_(target, tmp_path / "arm.tar", "--as", "team/arm")
-    assert_same_image(RegistryClient(target.address), "team/arm", "v2", MULTI.children[1])
+    assert_same_image(RegistryClient(target.address), "team/arm", "v2", TWO_PLATFORMS.children[1])
     arguments = ("export", "team/multi:v2", "--platform", "linux/s390x", "--to", tmp_path / "none.tar")
     message = error_line(entrepot(*arguments, "--data", server.data, folder=tmp_path), 1)
     assert message == "team/multi:v2 does not exist for linux/s390x, only for linux/amd64, linux/arm64"
@@ -130,14 +130,14 @@ def test_platforms(server: RegistryServer, target: RegistryServer, tmp_path: Pat
 def test_archives_of_docker_save(target: RegistryServer, tmp_path: Path) -> None:
     """An archive of `docker save` in its old format has no manifests, so the import makes them. They are the same at
     each import. The archive may be compressed, and its layers may be symbolic links to other files of the archive."""
-    old = write_archive(tmp_path / "old.tar", ONE, "localhost:5000/team/old:v1")
+    old = write_archive(tmp_path / "old.tar", SIGNED_IMAGE, "localhost:5000/team/old:v1")
     lines = import_(target, old)
     wire = RegistryClient(target.address)
     pull_all(wire, "team/old", "v1")
     document = wire.manifest("team/old", "v1").json()
-    assert ONE.config is not None
-    assert document["config"]["digest"] == ONE.config.digest
-    assert [each["digest"] for each in document["layers"]] == [digest_of(each.tar) for each in ONE.layers]
+    assert SIGNED_IMAGE.config is not None
+    assert document["config"]["digest"] == SIGNED_IMAGE.config.digest
+    assert [each["digest"] for each in document["layers"]] == [digest_of(each.tar) for each in SIGNED_IMAGE.layers]
     (tmp_path / "old.tar.gz").write_bytes(gzip.compress(old.read_bytes()))
     assert import_(target, tmp_path / "old.tar.gz", "--as", "team/again:v9")[0].split()[1] == lines[0].split()[1]
 
@@ -163,14 +163,14 @@ def _named(member: tarfile.TarInfo, name: str) -> tarfile.TarInfo:
 def test_import_of_an_incomplete_index(target: RegistryServer, tmp_path: Path) -> None:
     """Newer versions of docker save a complete index, but only the blobs of one platform. The import stores an index
     with this platform alone, and reports the missing platform."""
-    layout = write_layout(tmp_path / "layout", {"v1": MULTI})
-    assert MULTI.children[1].config is not None
-    (layout / "blobs/sha256" / MULTI.children[1].config.digest.partition(":")[2]).unlink()
+    layout = write_layout(tmp_path / "layout", {"v1": TWO_PLATFORMS})
+    assert TWO_PLATFORMS.children[1].config is not None
+    (layout / "blobs/sha256" / TWO_PLATFORMS.children[1].config.digest.partition(":")[2]).unlink()
     completed = entrepot("import", layout, "--as", "team/part", "--data", target.data, folder=tmp_path)
     assert (completed.returncode, "the file lacks 1 platform of the image" in completed.stderr) == (0, True)
     wire = RegistryClient(target.address)
     stored = wire.manifest("team/part", "v1").json()
-    assert [entry["digest"] for entry in stored["manifests"]] == [MULTI.children[0].digest]
+    assert [entry["digest"] for entry in stored["manifests"]] == [TWO_PLATFORMS.children[0].digest]
     pull_all(wire, "team/part", "v1")
 
 
@@ -201,8 +201,8 @@ def _damage(layout: Path, part: ImagePart) -> None:
 def test_damaged_files(target: RegistryServer, tmp_path: Path) -> None:
     """Damaged and incomplete files are refused with one line that names the digest, and no tag is set."""
     wire = RegistryClient(target.address)
-    for number, part in enumerate((ONE.layers[-1], ONE.manifest)):
-        layout = write_layout(tmp_path / f"layout{number}", {"v1": ONE})
+    for number, part in enumerate((SIGNED_IMAGE.layers[-1], SIGNED_IMAGE.manifest)):
+        layout = write_layout(tmp_path / f"layout{number}", {"v1": SIGNED_IMAGE})
         _damage(layout, part)
         message = refused(target, layout, "--as", "team/bad")
         assert f"{part.digest} is damaged" in message
@@ -212,7 +212,7 @@ def test_damaged_files(target: RegistryServer, tmp_path: Path) -> None:
     assert f"is incomplete: it has no blob {other.layers[1].digest}" in refused(target, layout, "--as", "team/bad")
     assert wire.tags("team/bad") == []
 
-    archive = write_archive(tmp_path / "archive.tar", ONE, "team/bad:v1")
+    archive = write_archive(tmp_path / "archive.tar", SIGNED_IMAGE, "team/bad:v1")
     cut = archive.read_bytes()[: MIB // 2]
     (tmp_path / "cut.tar").write_bytes(cut)
     assert "cut.tar" in refused(target, tmp_path / "cut.tar")
@@ -231,7 +231,7 @@ def test_damaged_files(target: RegistryServer, tmp_path: Path) -> None:
 def test_unclear_names(target: RegistryServer, tmp_path: Path) -> None:
     """If a file does not state the name of its images, the import fails, and the error says to give a name with
     --as."""
-    layout = write_layout(tmp_path / "two", {"v1": ONE, "v2": MULTI})
+    layout = write_layout(tmp_path / "two", {"v1": SIGNED_IMAGE, "v2": TWO_PLATFORMS})
     assert "states only the tag v1 for an image; give --as NAME" in refused(target, layout)
     assert "has 2 images (:v1, :v2); give --as NAME without a tag" in refused(target, layout, "--as", "team/x:y")
     assert "--as: " in refused(target, layout, "--as", "Team", code=2)
@@ -240,7 +240,7 @@ def test_unclear_names(target: RegistryServer, tmp_path: Path) -> None:
     (layout / "index.json").write_text(json.dumps(document))
     assert "states no name for the image" in refused(target, layout)
     import_(target, layout, "--as", "team/latest")
-    assert_same_image(RegistryClient(target.address), "team/latest", "latest", ONE)
+    assert_same_image(RegistryClient(target.address), "team/latest", "latest", SIGNED_IMAGE)
 
 
 def test_failed_export_leaves_no_file(server: RegistryServer, tmp_path: Path) -> None:
@@ -302,13 +302,13 @@ def test_import_does_not_change_an_immutable_tag(server: RegistryServer, tmp_pat
     (tmp_path / "entrepot.toml").write_text('[[immutable]]\nrepositories = "team/**"\ntags = "v1"\n')
     options = ("--config", "entrepot.toml", "--data", "data")
     export(server, "team/one:v1", "team/multi:v2", "--to", tmp_path / "both")
-    changed = write_layout(tmp_path / "changed", {"v1": MULTI})
+    changed = write_layout(tmp_path / "changed", {"v1": TWO_PLATFORMS})
     entrepot_output("import", changed, "--as", "team/one", *options, folder=tmp_path)
     completed = entrepot("import", "both", "--json", *options, folder=tmp_path)
     assert completed.returncode == 1
     problem, stored, result = json_lines(completed.stdout)
     assert (problem["event"], problem["image"]) == ("problem", "team/one:v1")
-    assert problem["reason"] == f"team/one:v1 is immutable and points at {MULTI.digest}; push another tag"
+    assert problem["reason"] == f"team/one:v1 is immutable and points at {TWO_PLATFORMS.digest}; push another tag"
     assert (stored["event"], stored["image"]) == ("image", "team/multi:v2")
     assert (result["images"], result["problems"]) == (1, 1)
     message = entrepot("import", "both", *options, folder=tmp_path).stderr

@@ -17,13 +17,13 @@ from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, index_of, noise_image
 
-FIRST, SECOND = noise_image("first", 1000), noise_image("second", 1000)
+FIRST_IMAGE, SECOND_IMAGE = noise_image("first", 1000), noise_image("second", 1000)
 
 
 @pytest.fixture
 def upstream(tmp_path: Path) -> Iterator[Hub]:
     """A running upstream with one tag. Writes settings for a mirror of it into the folder of the test."""
-    with hub(tmp_path, content_of(FIRST)) as running:
+    with hub(tmp_path, content_of(FIRST_IMAGE)) as running:
         configure(tmp_path, running)
         yield running
 
@@ -70,42 +70,44 @@ def test_freeze_while_a_server_runs(tmp_path: Path, upstream: Hub) -> None:
     """After `freeze`, all workers serve the tag at its digest, with a Warning header, and do not request the tag from
     the upstream. After `unfreeze`, they serve the digest that the upstream has."""
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml"), "--workers", "2") as server:
-        assert served(server) == {(FIRST.digest, "")}
-        assert output_of(tmp_path, "freeze", "app:1") == [f"app:1: frozen at {FIRST.digest}"]
-        upstream.put(content_of(SECOND))
+        assert served(server) == {(FIRST_IMAGE.digest, "")}
+        assert output_of(tmp_path, "freeze", "app:1") == [f"app:1: frozen at {FIRST_IMAGE.digest}"]
+        upstream.put(content_of(SECOND_IMAGE))
         upstream.forget()
         ((digest, warning),) = served(server)
-        assert digest == FIRST.digest
-        assert warning.startswith(f'299 - "docker.io/library/app:1 is frozen at {FIRST.digest} since 20')
+        assert digest == FIRST_IMAGE.digest
+        assert warning.startswith(f'299 - "docker.io/library/app:1 is frozen at {FIRST_IMAGE.digest} since 20')
         (message,) = output_of(tmp_path, "refresh", "app:1")
-        assert message.startswith(f"app:1: frozen at {FIRST.digest} since 20")
+        assert message.startswith(f"app:1: frozen at {FIRST_IMAGE.digest} since 20")
         assert upstream.requests("manifest") == []
         assert status(tmp_path)["frozen"] == ["docker.io/library/app:1"]
         assert "1 tag frozen: entrepot mirror frozen lists them" in output_of(tmp_path, "status")
         (message,) = output_of(tmp_path, "unfreeze", "app:1")
-        assert message.startswith(f"app:1: no longer frozen; it was at {FIRST.digest} since 20")
-        assert served(server) == {(SECOND.digest, "")}
+        assert message.startswith(f"app:1: no longer frozen; it was at {FIRST_IMAGE.digest} since 20")
+        assert served(server) == {(SECOND_IMAGE.digest, "")}
 
 
 def test_freeze_at_a_digest(tmp_path: Path, upstream: Hub) -> None:
     """A tag can be frozen at any digest that the upstream has, even if the tag does not point at it. `frozen` lists the
     tag with this digest."""
     content = UpstreamContent()
-    content.add("library/app", SECOND)
+    content.add("library/app", SECOND_IMAGE)
     upstream.put(content)
-    frozen, summary = json_lines("\n".join(output_of(tmp_path, "freeze", f"library/app:1@{SECOND.digest}", "--json")))
+    frozen, summary = json_lines(
+        "\n".join(output_of(tmp_path, "freeze", f"library/app:1@{SECOND_IMAGE.digest}", "--json"))
+    )
     assert (frozen["event"], summary) == ("frozen", {"event": "done", "tags": 1, "failed": 0})
     assert (frozen["repository"], frozen["tag"]) == ("docker.io/library/app", "1")
-    assert frozen["digest"] == SECOND.digest
+    assert frozen["digest"] == SECOND_IMAGE.digest
     assert frozen["frozen_by"].startswith("cli:")
     (repeated,) = output_of(tmp_path, "freeze", "app:1")
-    assert repeated.startswith(f"app:1: frozen already at {SECOND.digest}, since 20")
+    assert repeated.startswith(f"app:1: frozen already at {SECOND_IMAGE.digest}, since 20")
     (listed,) = json.loads("\n".join(output_of(tmp_path, "frozen", "--json")))
     assert listed == {name: value for name, value in frozen.items() if name not in ("event", "message")}
     assert "docker.io/library/app:1" in "\n".join(output_of(tmp_path, "frozen"))
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
         ((digest, _),) = served(server)
-        assert digest == SECOND.digest
+        assert digest == SECOND_IMAGE.digest
 
 
 def test_references_that_cannot_be_frozen(tmp_path: Path, upstream: Hub) -> None:
@@ -113,7 +115,7 @@ def test_references_that_cannot_be_frozen(tmp_path: Path, upstream: Hub) -> None
     unknown = "sha256:" + "0" * 64
     result = run_mirror(tmp_path, "freeze", "app:none", f"app:1@{unknown}", "local.test/app:1", "app:1")
     assert result.returncode == 1
-    assert result.stdout == f"app:1: frozen at {FIRST.digest}\n"
+    assert result.stdout == f"app:1: frozen at {FIRST_IMAGE.digest}\n"
     lines = result.stderr.splitlines()
     assert [line.split()[1] for line in lines] == ["app:none:", f"app:1@{unknown}:", "local.test/app:1:"]
     assert lines[2].endswith("local.test/app is hosted here and has no upstream, so there is nothing to freeze")
@@ -129,13 +131,13 @@ def test_purge_refuses_frozen_tags(tmp_path: Path, upstream: Hub) -> None:
     With --force, it deletes them from the cache. The tag stays frozen, and the next pull fetches the frozen digest
     again."""
     content = UpstreamContent()
-    content.add("library/app", multi := index_of((FIRST, "amd64")), "1", "2")
-    content.add("library/app", SECOND, "3")
+    content.add("library/app", multi := index_of((FIRST_IMAGE, "amd64")), "1", "2")
+    content.add("library/app", SECOND_IMAGE, "3")
     upstream.put(content)
     output_of(tmp_path, "warm", "app:1", "app:2", "app:3", "--all-platforms")
     output_of(tmp_path, "freeze", "app:1")
     upstream.forget()
-    for args in (["app:1"], [f"app@{multi.digest}"], [f"app@{FIRST.digest}"], ["--all", "app"]):
+    for args in (["app:1"], [f"app@{multi.digest}"], [f"app@{FIRST_IMAGE.digest}"], ["--all", "app"]):
         message = error_line(run_mirror(tmp_path, "purge", *args), 1)
         assert f"docker.io/library/app:1 is frozen at {multi.digest}, which the upstream may no longer have" in message
         assert message.endswith("add --force")
@@ -144,7 +146,7 @@ def test_purge_refuses_frozen_tags(tmp_path: Path, upstream: Hub) -> None:
     assert line.startswith("app:1: dropped 1 tag and 2 manifests; ")
     assert upstream.requests() == []
     assert "is frozen at" in error_line(run_mirror(tmp_path, "purge", "app:1"), 1)
-    content.add("library/app", SECOND, "1")
+    content.add("library/app", SECOND_IMAGE, "1")
     upstream.put(content)
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
         ((digest, _),) = served(server)
@@ -155,24 +157,30 @@ def test_commands_use_the_digest_before_the_cooldown(tmp_path: Path, upstream: H
     """While a cooldown delays the new digest of a tag, `refresh`, `status`, `inspect` and `warm` use and show the
     earlier digest, which pulls get."""
     configure(tmp_path, upstream, 'cooldown = "3d"\n')
-    assert output_of(tmp_path, "refresh", "app:1") == [f"app:1: new here: {FIRST.digest}"]
+    assert output_of(tmp_path, "refresh", "app:1") == [f"app:1: new here: {FIRST_IMAGE.digest}"]
     assert status(tmp_path)["held_back"] == []
-    upstream.put(content_of(SECOND))
+    upstream.put(content_of(SECOND_IMAGE))
     (message,) = output_of(tmp_path, "refresh", "app:1")
-    assert message.startswith(f"app:1: changed: {FIRST.digest} -> {SECOND.digest}; it is held back until 20")
-    assert message.endswith(f"UTC, and {FIRST.digest} is served")
+    assert message.startswith(
+        f"app:1: changed: {FIRST_IMAGE.digest} -> {SECOND_IMAGE.digest}; it is held back until 20"
+    )
+    assert message.endswith(f"UTC, and {FIRST_IMAGE.digest} is served")
     (held,) = status(tmp_path)["held_back"]
-    assert (held["tag"], held["served"], held["newest"]) == ("docker.io/library/app:1", FIRST.digest, SECOND.digest)
-    assert FIRST.digest[:19] in "\n".join(output_of(tmp_path, "status"))
+    assert (held["tag"], held["served"], held["newest"]) == (
+        "docker.io/library/app:1",
+        FIRST_IMAGE.digest,
+        SECOND_IMAGE.digest,
+    )
+    assert FIRST_IMAGE.digest[:19] in "\n".join(output_of(tmp_path, "status"))
     reference = ("docker.io/library/app:1", "--json", "--config", "entrepot.toml")
-    assert json.loads(entrepot_output("inspect", *reference, folder=tmp_path))["digest"] == FIRST.digest
+    assert json.loads(entrepot_output("inspect", *reference, folder=tmp_path))["digest"] == FIRST_IMAGE.digest
     upstream.forget()
     output_of(tmp_path, "warm", "app:1")
-    assert {request.digest for request in upstream.requests("blob", "GET")} == set(FIRST.blobs)
+    assert {request.digest for request in upstream.requests("blob", "GET")} == set(FIRST_IMAGE.blobs)
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
         ((digest, warning),) = served(server)
-        assert digest == FIRST.digest
-        assert f"points at {SECOND.digest} at docker.io, which the cooldown of 3d holds back until 20" in warning
+        assert digest == FIRST_IMAGE.digest
+        assert f"points at {SECOND_IMAGE.digest} at docker.io, which the cooldown of 3d holds back until 20" in warning
 
 
 def test_new_tags_are_refused_during_a_cooldown(tmp_path: Path, upstream: Hub) -> None:
@@ -186,7 +194,7 @@ def test_new_tags_are_refused_during_a_cooldown(tmp_path: Path, upstream: Hub) -
         assert error["code"] == "DENIED"
         assert error["message"].startswith("docker.io/library/app:1 is new here, and the cooldown of 3d holds it back")
         assert error["message"].endswith("UTC on; until then, pull it by digest")
-        assert plain_request("GET", f"{server.url}/v2/app/manifests/{FIRST.digest}").status_code == 200
+        assert plain_request("GET", f"{server.url}/v2/app/manifests/{FIRST_IMAGE.digest}").status_code == 200
         assert plain_request("HEAD", f"{server.url}/v2/app/manifests/1").status_code == 403
     assert "and the cooldown of 3d holds it back" in error_line(run_mirror(tmp_path, "freeze", "app:1"), 1)
     (held,) = status(tmp_path)["held_back"]

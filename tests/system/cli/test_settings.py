@@ -77,6 +77,7 @@ def test_settings_read_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings().workers != 63
 
 
+# Files with a mistake, and the beginning of the error.
 WRONG_FILES = [
     ("data = [", "a.toml: not TOML: "),
     ("lissen = 'x'", "a.toml: lissen: unknown setting; did you mean listen?"),
@@ -273,6 +274,7 @@ MIRRORS = [
     (GHCR + "default = true", ["docker.io"], {"ghcr.io": True, "docker.io": False}),
     ("mirror = ['quay.io']", ["docker.io"], {"docker.io": True}),
 ]
+"""A file, the values of the flag `--mirror`, and the resulting upstreams: for each, whether it is the default."""
 
 
 @pytest.mark.parametrize(("text", "flags", "upstreams"), MIRRORS)

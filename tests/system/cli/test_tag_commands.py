@@ -19,7 +19,7 @@ from tests.fakes.commands import entrepot
 from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import RegistryServer, running_server
 
-KIND = "application/vnd.oci.image.index.v1+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 SETTINGS = """
 [gc]
 grace = "1h"
@@ -48,7 +48,7 @@ def repo(request: pytest.FixtureRequest) -> str:
 def index(text: str) -> tuple[bytes, str]:
     """Returns the body and the digest of an index without manifests. The text is in an annotation, so that the digest
     depends on it."""
-    document = {"schemaVersion": 2, "mediaType": KIND, "manifests": [], "annotations": {"text": text}}
+    document = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [], "annotations": {"text": text}}
     body = json.dumps(document).encode()
     return body, "sha256:" + hashlib.sha256(body).hexdigest()
 
@@ -57,7 +57,7 @@ def put(server: RegistryServer, name: str, tag: str, text: str) -> str:
     """Pushes the index with this text under the tag. Returns its digest."""
     body, digest = index(text)
     answer = plain_request(
-        "PUT", f"{server.url}/v2/{name}/manifests/{tag}", content=body, headers={"content-type": KIND}
+        "PUT", f"{server.url}/v2/{name}/manifests/{tag}", content=body, headers={"content-type": INDEX_TYPE}
     )
     assert answer.status_code == 201, answer.text
     return digest
@@ -69,7 +69,7 @@ def delete(server: RegistryServer, name: str, reference: str) -> None:
 
 def head(server: RegistryServer, name: str, tag: str) -> str | None:
     """Returns the digest at which the tag points, or None if the tag does not exist."""
-    answer = plain_request("HEAD", f"{server.url}/v2/{name}/manifests/{tag}", headers={"accept": KIND})
+    answer = plain_request("HEAD", f"{server.url}/v2/{name}/manifests/{tag}", headers={"accept": INDEX_TYPE})
     return answer.headers.get("docker-content-digest")
 
 
@@ -146,7 +146,7 @@ def test_an_immutable_tag(server: RegistryServer, repo: str) -> None:
     first, second = put(server, repo, "v1", "first"), put(server, repo, "latest", "second")
     put(server, repo, "v1", "first")
     url = f"{server.url}/v2/{repo}/manifests"
-    headers = {"content-type": KIND}
+    headers = {"content-type": INDEX_TYPE}
     refused = [
         plain_request("PUT", f"{url}/v1", content=index("second")[0], headers=headers),
         plain_request("PUT", f"{url}/latest?tag=v1", content=index("second")[0], headers=headers),
@@ -174,13 +174,13 @@ def test_one_of_many_parallel_pushes_sets_an_immutable_tag(server: RegistryServe
     url = f"{server.url}/v2/{repo.replace('team/', 'fixed/')}/manifests/v1"
 
     def push(number: int) -> httpx2.Response:
-        return plain_request("PUT", url, content=index(f"number {number}")[0], headers={"content-type": KIND})
+        return plain_request("PUT", url, content=index(f"number {number}")[0], headers={"content-type": INDEX_TYPE})
 
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(push, range(48)))
     assert sorted({answer.status_code for answer in answers}) == [201, 403]
     [accepted] = [answer.headers["docker-content-digest"] for answer in answers if answer.status_code == 201]
-    assert plain_request("GET", url, headers={"accept": KIND}).headers["docker-content-digest"] == accepted
+    assert plain_request("GET", url, headers={"accept": INDEX_TYPE}).headers["docker-content-digest"] == accepted
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,9 @@ def test_tag_of_a_mirrored_repository_cannot_be_moved(server: RegistryServer) ->
 def test_history_of_a_tag_that_never_existed(server: RegistryServer, repo: str) -> None:
     """The history of a tag that never existed is empty, and stderr says so."""
     body, digest = index("untagged")
-    plain_request("PUT", f"{server.url}/v2/{repo}/manifests/{digest}", content=body, headers={"content-type": KIND})
+    plain_request(
+        "PUT", f"{server.url}/v2/{repo}/manifests/{digest}", content=body, headers={"content-type": INDEX_TYPE}
+    )
     result = entrepot("tag", "history", f"{repo}:v1", "--config", "entrepot.toml", folder=server.data.parent)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", f"entrepot: {repo} never had a tag v1\n")
 

@@ -14,7 +14,7 @@ from tests.fakes.hub.hub import Hub, hub
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
 
-FIRST, SECOND = noise_image("first", 1000), noise_image("second", 2000)
+FIRST_IMAGE, SECOND_IMAGE = noise_image("first", 1000), noise_image("second", 2000)
 
 
 def content_with(image: ImageTree, *tags: str) -> UpstreamContent:
@@ -25,7 +25,7 @@ def content_with(image: ImageTree, *tags: str) -> UpstreamContent:
 
 @pytest.fixture
 def upstream(tmp_path: Path) -> Iterator[Hub]:
-    with hub(tmp_path, content_with(FIRST, "1")) as running:
+    with hub(tmp_path, content_with(FIRST_IMAGE, "1")) as running:
         yield running
 
 
@@ -53,13 +53,13 @@ def test_skopeo(tools: ContainerTools, mirror: RegistryServer, upstream: Hub, tm
     """After a tag has moved at the upstream, skopeo still gets the earlier image by tag, and the newer image by digest.
     If the mirror refuses a tag because of the cooldown, skopeo shows the registry's error."""
     name = f"{mirror.address}/far.test/org/app"
-    assert copied(tools, f"{name}:1", tmp_path / "one") == FIRST.digest
-    upstream.put(content_with(SECOND, "1", "2"))
-    assert copied(tools, f"{name}:1", tmp_path / "two") == FIRST.digest
-    assert copied(tools, f"{name}@{SECOND.digest}", tmp_path / "three") == SECOND.digest
-    assert copied(tools, f"{name}:2", tmp_path / "four") == SECOND.digest
+    assert copied(tools, f"{name}:1", tmp_path / "one") == FIRST_IMAGE.digest
+    upstream.put(content_with(SECOND_IMAGE, "1", "2"))
+    assert copied(tools, f"{name}:1", tmp_path / "two") == FIRST_IMAGE.digest
+    assert copied(tools, f"{name}@{SECOND_IMAGE.digest}", tmp_path / "three") == SECOND_IMAGE.digest
+    assert copied(tools, f"{name}:2", tmp_path / "four") == SECOND_IMAGE.digest
     strict = f"{mirror.address}/strict.test/org/app"
     refused = tools.skopeo.attempt("copy", "--src-tls-verify=false", f"docker://{strict}:1", f"dir:{tmp_path / 'five'}")
     assert refused.code != 0
     assert "the cooldown of 3d holds it back" in refused.err
-    assert copied(tools, f"{strict}@{SECOND.digest}", tmp_path / "six") == SECOND.digest
+    assert copied(tools, f"{strict}@{SECOND_IMAGE.digest}", tmp_path / "six") == SECOND_IMAGE.digest

@@ -13,13 +13,13 @@ from tests.fakes.clients.container_tools import INSECURE, ContainerTools
 from tests.fakes.clients.docker_engine import DockerEngine
 from tests.fakes.server_process import RegistryServer, running_server
 
-RULES = json.dumps([{"repositories": ["fixed/**"], "tags": ["v*"]}])
+IMMUTABLE_RULES = json.dumps([{"repositories": ["fixed/**"], "tags": ["v*"]}])
 
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
     """A server on which tags that begin with `v` are immutable in the repositories below `fixed/`."""
-    with running_server(tmp_path_factory.mktemp("strict"), env={"ENTREPOT_IMMUTABLE": RULES}) as running:
+    with running_server(tmp_path_factory.mktemp("strict"), env={"ENTREPOT_IMMUTABLE": IMMUTABLE_RULES}) as running:
         yield running
 
 

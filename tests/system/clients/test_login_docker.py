@@ -16,7 +16,7 @@ from tests.fakes.clients.member_site import WRONG, ClientLogin, MemberSite, logg
 from tests.fakes.clients.programs import ProgramResult
 from tests.fakes.clients.registry_client import assert_same_files
 
-INVALID = "unauthorized: the credentials are not valid"
+LOGIN_ERROR = "unauthorized: the credentials are not valid"
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_bad_logins(my_docker: DockerEngine, site: MemberSite) -> None:
         failed = attempt_login(my_docker, site.address, bad)
         assert failed.code == 1, failed.text
         errors.add(failed.err.strip())
-    assert errors == {f'Error response from daemon: Get "http://{site.address}/v2/": {INVALID}'}
+    assert errors == {f'Error response from daemon: Get "http://{site.address}/v2/": {LOGIN_ERROR}'}
     assert not (Path(my_docker.call.env["DOCKER_CONFIG"]) / "config.json").exists()
 
 
@@ -153,9 +153,9 @@ def test_a_robot_logs_in_until_its_token_is_revoked(
     my_docker("push", name)
     site.command("token", "revoke", robot.secret.split("_")[1])
     for _ in range(4):  # often enough to reach both workers
-        assert INVALID in refused(my_docker, "push", name)
-        assert INVALID in refused(my_docker, "pull", name)
-        assert INVALID in attempt_login(my_docker, site.address, robot).err
+        assert LOGIN_ERROR in refused(my_docker, "push", name)
+        assert LOGIN_ERROR in refused(my_docker, "pull", name)
+        assert LOGIN_ERROR in attempt_login(my_docker, site.address, robot).err
 
 
 def test_a_disabled_account(my_docker: DockerEngine, site: MemberSite, repo: str, small_image: ClientImage) -> None:
@@ -167,9 +167,9 @@ def test_a_disabled_account(my_docker: DockerEngine, site: MemberSite, repo: str
     my_docker("push", name)
     site.command("user", "disable", login.name)
     for _ in range(4):
-        assert INVALID in refused(my_docker, "push", name)
-        assert INVALID in refused(my_docker, "pull", name)
-    assert INVALID in attempt_login(my_docker, site.address, login).err
+        assert LOGIN_ERROR in refused(my_docker, "push", name)
+        assert LOGIN_ERROR in refused(my_docker, "pull", name)
+    assert LOGIN_ERROR in attempt_login(my_docker, site.address, login).err
     site.command("user", "enable", login.name)
     log_in(my_docker, site.address, login)
     my_docker("push", name)
@@ -190,7 +190,7 @@ def test_docker_stores_a_token_instead_of_the_password(
     my_docker.load(small_image, name)
     my_docker("push", name)
     site.command("token", "revoke", listed["id"])
-    assert INVALID in refused(my_docker, "push", name)
+    assert LOGIN_ERROR in refused(my_docker, "push", name)
     log_in(my_docker, site.address, login)
     my_docker("push", name)
 
@@ -205,8 +205,8 @@ def test_new_password_ends_stored_logins(
     my_docker.load(small_image, name)
     my_docker("push", name)
     site.command("user", "password", login.name, "--password-file", "-", given="another password\n")
-    assert INVALID in refused(my_docker, "push", name)
-    assert INVALID in attempt_login(my_docker, site.address, login).err
+    assert LOGIN_ERROR in refused(my_docker, "push", name)
+    assert LOGIN_ERROR in attempt_login(my_docker, site.address, login).err
     log_in(my_docker, site.address, ClientLogin(login.name, "another password"))
     my_docker("push", name)
 

@@ -30,7 +30,7 @@ from tests.fakes.clients.container_tools import INSECURE, ContainerTools
 from tests.fakes.clients.registry_client import RegistryClient, assert_same_files, assert_same_image, pull_all
 from tests.fakes.server_process import RegistryServer
 
-SYNC = ("--all", "--preserve-digests")
+SYNC_OPTIONS = ("--all", "--preserve-digests")
 
 
 def blobs_below(layout: Path) -> dict[str, bytes]:
@@ -175,9 +175,13 @@ def test_sync_to_a_directory_and_back(
     wire.push(repo, "plain", small_image)
     wire.push(repo, "multi", multi_platform)
     source = f"{server.address}/{repo}"
-    tools.skopeo("sync", *SYNC, "--src", "docker", "--dest", "dir", "--src-tls-verify=false", source, str(tmp_path))
+    tools.skopeo(
+        "sync", *SYNC_OPTIONS, "--src", "docker", "--dest", "dir", "--src-tls-verify=false", source, str(tmp_path)
+    )
     target = f"{server.address}/{repo}/back"
-    tools.skopeo("sync", *SYNC, "--src", "dir", "--dest", "docker", "--dest-tls-verify=false", str(tmp_path), target)
+    tools.skopeo(
+        "sync", *SYNC_OPTIONS, "--src", "dir", "--dest", "docker", "--dest-tls-verify=false", str(tmp_path), target
+    )
     back = f"{repo}/back/{repo.rpartition('/')[2]}"
     assert_same_image(wire, back, "plain", small_image)
     assert_same_image(wire, back, "multi", multi_platform)
@@ -194,7 +198,15 @@ def test_sync_between_registries(
     """`skopeo sync` between two registries copies every tag and every byte."""
     wire.push(repo, "plain", small_image)
     wire.push(repo, "multi", multi_platform)
-    options = (*SYNC, "--src", "docker", "--dest", "docker", "--src-tls-verify=false", "--dest-tls-verify=false")
+    options = (
+        *SYNC_OPTIONS,
+        "--src",
+        "docker",
+        "--dest",
+        "docker",
+        "--src-tls-verify=false",
+        "--dest-tls-verify=false",
+    )
     tools.skopeo("sync", *options, f"{server.address}/{repo}", f"{server.address}/{repo}/far")
     far = f"{repo}/far/{repo.rpartition('/')[2]}"
     assert wire.tags(far) == ["multi", "plain"]

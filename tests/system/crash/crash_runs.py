@@ -32,7 +32,7 @@ from tests.system.crash.durable_steps import KillingSystem, StepRecorder, choose
 from tests.system.crash.power_cut_disk import DiskAfterCut, RecordingSystem, ReplayedDisk
 
 Run = Callable[[Path, System], Awaitable[object]]
-NOTHING: frozenset[ProblemCode] = frozenset()
+NO_PROBLEMS: frozenset[ProblemCode] = frozenset()
 CHOICE = "ENTREPOT_CHOICE"
 """The environment variable with the random seed for the choice of the steps that are tried."""
 
@@ -52,7 +52,7 @@ async def find_problems(store: StoredRegistry, options: CheckOptions | None = No
 
 
 async def assert_consistent(
-    store: StoredRegistry, expected: Set[ProblemCode] = NOTHING, options: CheckOptions | None = None
+    store: StoredRegistry, expected: Set[ProblemCode] = NO_PROBLEMS, options: CheckOptions | None = None
 ) -> None:
     """Checks that the store has no problems except those of the kinds in `expected`."""
     found = [finding.problem for finding in await find_problems(store, options)]

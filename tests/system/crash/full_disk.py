@@ -22,6 +22,7 @@ from tests.fakes.server_process import RegistryServer, running_server
 
 MIB = 1024 * 1024
 Answer = tuple[int, bytes, dict[str, str]]
+"""A response: its status, body and headers."""
 
 
 def ask(server: RegistryServer, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:

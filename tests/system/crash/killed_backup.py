@@ -26,7 +26,7 @@ from tests.fakes.upkeep_store import APP
 from tests.system.crash.crash_runs import die_before_each_step
 from tests.system.crash.durable_steps import BOOT, KillingSystem
 
-FIRST, SECOND = 1e9, 2e9
+FIRST_TIME, SECOND_TIME = 1e9, 2e9
 """The times of the two backups, in seconds since 1970."""
 LARGE = bytes(range(256)) * 1000
 """The content of a blob that is too large to be read at once."""
@@ -41,7 +41,7 @@ async def make_source(data: Path, backups: Path) -> Manifest:
         kept_image = image_of(await push_blob(store, APP, b"config"), [large])
         await store.put_manifest(APP, kept_image, [Tag("kept")], by=BY)
         old = await push_image(store, APP, "old", "old")
-    await back_up(data, backups, System(), FIRST)
+    await back_up(data, backups, System(), FIRST_TIME)
     async with open_registry(data, grace=0, boot=BOOT) as store:
         await store.delete_manifest(APP, old.digest, by=BY)
         await store.collector.collect()
@@ -55,7 +55,7 @@ def quiet_reporter() -> PlainReporter:
     return PlainReporter(lambda _: None, lambda _: None)
 
 
-async def back_up(source: Path, backups: Path, system: System, now: float = SECOND) -> None:
+async def back_up(source: Path, backups: Path, system: System, now: float = SECOND_TIME) -> None:
     """Backs up the data directory `source`, and keeps only this backup."""
     async with open_registry(source, grace=0, system=system, boot=BOOT) as store:
         parts = store.snapshots, store.blobs, store.leases, BackupOptions(backups, keep=1), quiet_reporter()

@@ -19,9 +19,11 @@ from tests.system.crash.durable_steps import BOOT
 
 APP = RepositoryName("team/app")
 BODIES = {name: random.Random(name).randbytes(20_000) for name in ("whole", "flipped", "cut", "deleted", "last")}
+"""The content of the blobs, by the damage that the test does to them."""
 QUARANTINE_BYTES = 30_000
 """The size of the quarantine. It holds one damaged blob, so the scrub has to delete the others."""
 DAMAGE = {"flipped": flip_byte, "cut": cut, "deleted": delete}
+"""The functions that damage the file of a blob, by the name of the blob."""
 
 
 def digest(name: str) -> Digest:

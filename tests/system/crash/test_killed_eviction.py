@@ -21,6 +21,7 @@ from tests.system.crash.crash_runs import assert_consistent, check_killed_runs, 
 from tests.system.crash.durable_steps import BOOT
 from tests.system.crash.killed_eviction import NOW, evict_all
 
+# Two mirrored repositories, and one that is not mirrored.
 HUB, OTHER, HOSTED = RepositoryName("hub/app"), RepositoryName("hub/web"), RepositoryName("team/app")
 SCOPES = [ScopeDefinition("cache hub", ("hub/",), upstream="hub")]
 CHECKS = CheckOptions(hash_bytes=True, is_mirrored=lambda name: name.startswith("hub/"))

@@ -17,6 +17,7 @@ from tests.system.crash.killed_retention import WEB, make_store, run, run_retent
 from tests.system.crash.workload import files_below
 
 KEPT_TAGS = ["c", "d", "v1"]
+"""The tags that the rules of `killed_retention` keep in each repository."""
 
 
 async def check(data: Path, _: int) -> None:

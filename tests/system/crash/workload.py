@@ -37,6 +37,7 @@ BY = Actor(name="tester")
 MIB = 1024 * 1024
 APP, WEB = RepositoryName("team/app"), RepositoryName("team/web")
 FRESH = RepositoryName("team/later")
+"""A repository to which only the checks push."""
 SIZES = {  # bytes of each blob, by its name in this workload
     "config": 200, "small": 7000, "big": 2 * MIB + 17, "chunked": 70_001, "long": 40_000, "loose": 900, "gone": 5000,
     "left": 30_000, "cancelled": 20_000, "twice": 1234, "filled": 90_001, "half": 60_000,
@@ -63,6 +64,7 @@ def digest(name: str, algorithm: str = "sha256") -> Digest:
 
 
 DIGESTS = {digest(name, algorithm): name for name in SIZES for algorithm in ("sha256", "sha512")}
+"""The name of the blob for each digest."""
 
 
 def image(*layers: Digest) -> Manifest:

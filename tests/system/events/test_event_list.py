@@ -30,7 +30,7 @@ KEEP_EVENTS = '[events]\nkeep = "1h"\n'
 ESTABLISHED = b"\x01"
 """The first byte of TCP_INFO for an open connection (see tcp(7))."""
 MIB = 1024 * 1024
-ROOT = (ADMIN, PASSWORD)
+ADMIN_LOGIN = (ADMIN, PASSWORD)
 SETTINGS = ("--config", "entrepot.toml", "--data", "data")
 """The options with which commands use the settings and the data directory of the server."""
 
@@ -44,7 +44,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
         yield AdminSite(server, folder)
 
 
-def pushed(site: AdminSite, repo: str, tag: str, name: str, auth: tuple[str, str] = ROOT) -> None:
+def pushed(site: AdminSite, repo: str, tag: str, name: str, auth: tuple[str, str] = ADMIN_LOGIN) -> None:
     """Pushes an image, which must succeed."""
     assert push(site.server, repo, tag, name, auth=auth).status_code == 201
 
@@ -142,7 +142,7 @@ def test_stream_continues_after_the_last_event_id(site: AdminSite) -> None:
     """A stream begins with the next event. If the client sends the number of the last event that it has got, the stream
     continues after this event."""
     repo = f"team/{site.name('repo')}"
-    with stream(site, ROOT) as messages:
+    with stream(site, ADMIN_LOGIN) as messages:
         pushed(site, repo, "v1", f"{repo} 1")
         pushed(site, repo, "v1", f"{repo} 2")
         first, second = next(messages), next(messages)
@@ -151,7 +151,7 @@ def test_stream_continues_after_the_last_event_id(site: AdminSite) -> None:
     )
     assert second["data"]["previous"] == first["data"]["digest"]
     pushed(site, repo, "v1", f"{repo} 3")
-    with stream(site, ROOT, after=int(first["id"])) as messages:
+    with stream(site, ADMIN_LOGIN, after=int(first["id"])) as messages:
         assert [next(messages)["data"]["digest"] for _ in range(2)] == [digest_named(f"{repo} {n}") for n in (2, 3)]
 
 
@@ -269,5 +269,5 @@ def test_bad_stream_requests(site: AdminSite) -> None:
     """A stream with a Last-Event-ID that is no number gets 400. A stream without a login gets 401."""
     headers = {"accept": "text/event-stream", "last-event-id": "x"}
     with httpx2.Client(base_url=site.server.url, trust_env=False, verify=False) as client:
-        assert client.get("/api/v1/events", headers=headers, auth=ROOT).status_code == 400
+        assert client.get("/api/v1/events", headers=headers, auth=ADMIN_LOGIN).status_code == 400
         assert client.get("/api/v1/events", headers=headers).status_code == 401

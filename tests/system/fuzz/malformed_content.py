@@ -39,6 +39,7 @@ def _spoil(rng: Random, text: str, spoilers: list[str]) -> str:
     return text[:at] + rng.choice(spoilers) + text[at:]
 
 
+# Texts that make a name invalid if they are inserted.
 NAME_SPOILERS = ["A", "..", "%20", "%2F", "%2f", "%00", "%ff", "%C3%A4", "~", ":", "@", "+", "$", "___", ".-", "%0d%0a"]
 NAME_SPOILERS += ["*", "%5c", "n" * 256, "%2e%2e", "%E2%80%AE", "!", "'", "(", "|", "`", "^", "%25"]
 
@@ -362,6 +363,7 @@ WRONG_VALUES: list[Any] = [
 UNKNOWN_LAYER = {"mediaType": OCI_LAYER, "digest": UNKNOWN, "size": 2}
 
 Spoiler = Callable[[Random, Document], None]
+"""A function that makes a valid manifest invalid."""
 
 
 def _wrong(rng: Random, *fine: Any) -> Any:

@@ -15,7 +15,7 @@ from tests.fakes.server_process import RegistryServer
 from tests.system.fuzz.fuzz_runner import GENERATORS, make_case, push_and_pull, run_batch, store_counts
 
 SEED = 20_261
-COUNT = int(os.environ.get("ENTREPOT_FUZZ_CASES", "5000"))
+CASE_COUNT = int(os.environ.get("ENTREPOT_FUZZ_CASES", "5000"))
 BATCH = 500
 """The number of requests between two valid pushes."""
 WARM_UP_REQUESTS = 2_500
@@ -25,7 +25,7 @@ MAX_GROWTH = 16 * 1024 * 1024
 """The memory of the server may grow by less than this number of bytes."""
 
 
-@pytest.mark.timeout(max(300, COUNT / 10))
+@pytest.mark.timeout(max(300, CASE_COUNT / 10))
 def test_malformed_requests(server: RegistryServer) -> None:
     """Each malformed request gets a 4xx response in the format of errors. No worker crashes, and the log has no
     traceback. Memory and the number of open files do not grow, and the data directory does not change. After every 500
@@ -40,7 +40,7 @@ def test_malformed_requests(server: RegistryServer) -> None:
     memory_before = pss_of(pids)
     files_before = open_files(workers)
 
-    for start in range(0, COUNT, BATCH):
+    for start in range(0, CASE_COUNT, BATCH):
         run_batch(server, SEED, range(start, start + BATCH))
         push_and_pull(server)
 

@@ -13,7 +13,9 @@ from tests.fakes.server_process import RegistryServer
 from tests.system.clients.replay.conftest import Connect
 
 AGENT = {"User-Agent": "containerd/v2.3.0"}
-DOCKER = {"User-Agent": "docker/29.0.0 go/go1.25 git-commit/abc kernel/6.1 os/linux arch/amd64 containerd-client/2.2.0"}
+DOCKER_AGENT = {
+    "User-Agent": "docker/29.0.0 go/go1.25 git-commit/abc kernel/6.1 os/linux arch/amd64 containerd-client/2.2.0"
+}
 ENCODINGS = "zstd;q=1.0, gzip;q=0.8, deflate;q=0.5"
 ACCEPT = f"application/vnd.docker.distribution.manifest.v2+json, {OCI_MANIFEST}, {OCI_INDEX}, */*"
 
@@ -58,7 +60,7 @@ def test_head_finds_an_existing_blob(connect: Connect, steps: RawPushes) -> None
     assert (head.status, head["content-length"], head["docker-content-digest"]) == (200, "100", digest_of(data))
 
 
-@pytest.mark.parametrize("agent", [AGENT, DOCKER])
+@pytest.mark.parametrize("agent", [AGENT, DOCKER_AGENT])
 def test_pull_with_ns(connect: Connect, steps: RawPushes, agent: dict[str, str]) -> None:
     """Clients that use the registry as a mirror send `?ns=docker.io` in each request. The registry serves its content
     as without this parameter."""

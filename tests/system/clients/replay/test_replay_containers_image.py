@@ -11,20 +11,20 @@ from tests.fakes.raw_pushes import OCI_MANIFEST, OCTETS, RawPushes, digest_of, i
 from tests.system.clients.replay.conftest import Connect
 
 AGENT = {"User-Agent": "containers/5.36.0 (github.com/containers/image)"}
-API = {**AGENT, "Docker-Distribution-Api-Version": "registry/2.0"}
+API_HEADERS = {**AGENT, "Docker-Distribution-Api-Version": "registry/2.0"}
 
 
 def upload(connect: Connect, repo: str, data: bytes) -> None:
     """Pushes a blob: sends a POST, a PATCH with a chunked body, and a PUT with the digest."""
     wire = connect()
-    started = wire.ask("POST", f"/v2/{repo}/blobs/uploads/", API)
+    started = wire.ask("POST", f"/v2/{repo}/blobs/uploads/", API_HEADERS)
     assert started.status == 202
-    headers = {**API, "Content-Type": OCTETS, "Transfer-Encoding": "chunked"}
+    headers = {**API_HEADERS, "Content-Type": OCTETS, "Transfer-Encoding": "chunked"}
     wire.send(message("PATCH", started["location"], headers) + chunked(data[:777], data[777:]))
     patched = wire.answer("PATCH")
     assert patched.status == 202
     target = f"{patched['location']}?digest={digest_of(data).replace(':', '%3A')}"
-    closed = wire.ask("PUT", target, {**API, "Content-Type": OCTETS, "Content-Length": "0"})
+    closed = wire.ask("PUT", target, {**API_HEADERS, "Content-Type": OCTETS, "Content-Length": "0"})
     assert closed.status == 201
 
 
@@ -45,19 +45,19 @@ def test_push_with_anonymous_mount(connect: Connect, repo: str) -> None:
     config, layer = os.urandom(300), os.urandom(2 << 20)
     root, digest = f"/v2/{repo}", digest_of(layer)
     wire = connect()
-    assert wire.ask("HEAD", f"{root}/blobs/{digest}", API).status == 404
-    tried = wire.ask("POST", f"{root}/blobs/uploads/?mount={digest.replace(':', '%3A')}", API)
+    assert wire.ask("HEAD", f"{root}/blobs/{digest}", API_HEADERS).status == 404
+    tried = wire.ask("POST", f"{root}/blobs/uploads/?mount={digest.replace(':', '%3A')}", API_HEADERS)
     assert tried.status == 202
-    assert wire.ask("DELETE", tried["location"], API).status == 204
-    assert wire.ask("GET", tried["location"], API).status == 404
+    assert wire.ask("DELETE", tried["location"], API_HEADERS).status == 204
+    assert wire.ask("GET", tried["location"], API_HEADERS).status == 404
     for data in (config, layer):
         upload(connect, repo, data)
     body = image(config, layer)
-    put = wire.ask("PUT", f"{root}/manifests/latest", {**API, "Content-Type": OCI_MANIFEST}, body)
+    put = wire.ask("PUT", f"{root}/manifests/latest", {**API_HEADERS, "Content-Type": OCI_MANIFEST}, body)
     assert put.status == 201
-    mounted = wire.ask("POST", f"{root}/again/blobs/uploads/?mount={digest}", API)
+    mounted = wire.ask("POST", f"{root}/again/blobs/uploads/?mount={digest}", API_HEADERS)
     assert mounted.status == 201
-    assert connect().ask("GET", mounted["location"], API).body == layer
+    assert connect().ask("GET", mounted["location"], API_HEADERS).body == layer
 
 
 def read_parts(answer: RawAnswer) -> list[bytes]:
@@ -124,6 +124,6 @@ def test_skopeo_delete(connect: Connect, steps: RawPushes) -> None:
     steps.blob(b"{}")
     path = steps.manifest(image(b"{}"), "doomed")
     wire = connect()
-    digest = wire.ask("GET", path, {**API, "Accept": OCI_MANIFEST})["docker-content-digest"]
-    assert wire.ask("DELETE", f"{steps.root}/manifests/{digest}", API).status == 202
-    assert wire.ask("GET", path, API).status == 404
+    digest = wire.ask("GET", path, {**API_HEADERS, "Accept": OCI_MANIFEST})["docker-content-digest"]
+    assert wire.ask("DELETE", f"{steps.root}/manifests/{digest}", API_HEADERS).status == 202
+    assert wire.ask("GET", path, API_HEADERS).status == 404
