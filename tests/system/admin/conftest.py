@@ -1,3 +1,5 @@
+"""Fixtures for the tests of the management API: one server with accounts, and one mirror with accounts."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -16,7 +18,8 @@ WARMED = noise_image("warm", 3000, 200_000)
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
-    """Yields one server for all tests. Each test uses names of its own."""
+    """Yields one server with two workers for all tests. Each test uses account and repository names that no other test
+    uses."""
     folder = tmp_path_factory.mktemp("site")
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
     with running_server(folder, workers=2) as server:
@@ -25,8 +28,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
 
 @pytest.fixture(scope="session")
 def mirror_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
-    """Yields a server that mirrors docker.io, with `library/app:1`, `team/app:1` and other images there. No test leaves
-    a tag frozen."""
+    """Yields a mirror of a fake docker.io, which has `library/app:1`, `team/app:1` and other images. All tests share
+    the mirror, so each test unfreezes the tags that it has frozen."""
     folder = tmp_path_factory.mktemp("site")
     content = UpstreamContent()
     content.add("library/app", MIRRORED, "1", "2", "3")

@@ -1,4 +1,4 @@
-"""`/api/v1` over HTTP: accounts, groups, grants, tokens, keys and the audit log."""
+"""Tests of the management API for accounts, groups, grants, tokens, keys and the audit log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.fakes.plain_client import plain_request
 
 
 def test_users(site: AdminSite) -> None:
-    """A person is added, shown, listed in pages, changed and removed."""
+    """A user can be added, shown, listed in pages, changed and removed."""
     name = site.name()
     added = site.done("POST", "/users", {"name": name, "password": PASSWORD, "note": "on call"})
     assert (added["name"], added["admin"], added["password"]) == (name, False, None)
@@ -32,8 +32,8 @@ def test_users(site: AdminSite) -> None:
     assert site.call("GET", "/me", auth=(name, PASSWORD)).status_code == 401
 
 
-def test_disabling_holds_at_the_next_request(site: AdminSite) -> None:
-    """After an account was disabled, every worker refuses its next request, even if the login is cached."""
+def test_disabled_account_is_refused_at_the_next_request(site: AdminSite) -> None:
+    """After an account is disabled, every worker refuses its next request, even if the worker has cached the login."""
     user = site.user()
     for _ in range(8):
         assert site.call("GET", "/me", auth=user).status_code == 200
@@ -44,8 +44,8 @@ def test_disabling_holds_at_the_next_request(site: AdminSite) -> None:
     assert site.call("GET", "/me", auth=user).status_code == 200
 
 
-def test_a_password_that_is_made(site: AdminSite) -> None:
-    """A generated password is shown once and works."""
+def test_generated_passwords(site: AdminSite) -> None:
+    """If a request has no password, the API generates one and returns it. The user can log in with it."""
     name = site.name()
     password = site.done("POST", "/users", {"name": name})["password"]
     assert site.call("GET", "/me", auth=(name, password)).status_code == 200
@@ -55,8 +55,8 @@ def test_a_password_that_is_made(site: AdminSite) -> None:
     assert site.call("GET", "/me", auth=(name, other)).status_code == 200
 
 
-def test_ones_own_password(site: AdminSite) -> None:
-    """A person changes their own password with the old one only; an API token does not replace it."""
+def test_change_of_the_own_password(site: AdminSite) -> None:
+    """A user needs the old password to change their own password. An API token is not accepted instead."""
     user = site.user()
     secret = site.token(user[0])
     for old in (None, "not this one", secret):
@@ -96,14 +96,14 @@ def test_ones_own_password(site: AdminSite) -> None:
     ],
 )
 def test_errors(site: AdminSite, method: str, path: str, body: object, status: int, code: str) -> None:
-    """Each error has its status, and the format of the OCI spec."""
+    """Each error has the right status and code, in the format of the OCI spec."""
     answer = site.call(method, path, body)
     assert (answer.status_code, code_of(answer)) == (status, code)
     assert answer.headers["cache-control"] == "no-store"
 
 
 def test_groups_and_grants(site: AdminSite) -> None:
-    """A grant to a group applies to its members. The query parameter `for` shows it."""
+    """A grant to a group (a right of the group) applies to its members, and is listed for them."""
     group, user = site.name("group"), site.user()
     assert site.done("POST", "/groups", {"name": group}) == {"name": group, "members": []}
     site.done("PUT", f"/groups/{group}/members/{user[0]}")
@@ -124,8 +124,8 @@ def test_groups_and_grants(site: AdminSite) -> None:
 
 
 def test_rights(site: AdminSite) -> None:
-    """The API shows what an account may do, and by which grants. An admin may ask about every account, others about
-    their own and about clients without a login."""
+    """`/rights` shows what an account may do with a repository, and which grants allow it. An admin can query every
+    account. Other callers can query their own account, and clients without a login."""
     user = site.user()
     group = site.name("group")
     site.done("POST", "/groups", {"name": group})
@@ -133,12 +133,17 @@ def test_rights(site: AdminSite) -> None:
     grant = {"subject": f"group:{group}", "pattern": f"{group}/**", "actions": ["pull", "push"]}
     site.done("PUT", "/grants", grant)
     repo = f"{group}/app"
-    own = site.done("GET", "/rights", auth=user, repository=repo)
-    assert own == site.done("GET", f"/rights?repository={repo}&for={user[0]}")
-    hosted = own["repositories"][0]
+    own_rights = site.done("GET", "/rights", auth=user, repository=repo)
+    assert own_rights == site.done("GET", f"/rights?repository={repo}&for={user[0]}")
+    hosted = own_rights["repositories"][0]
     assert (hosted["name"], hosted["upstream"], hosted["actions"]) == (repo, None, ["pull", "push"])
     assert grant in hosted["grants"]
-    assert (own["account"], own["stored"], own["enabled"], own["admin"]) == (user[0], True, True, False)
+    assert (own_rights["account"], own_rights["stored"], own_rights["enabled"], own_rights["admin"]) == (
+        user[0],
+        True,
+        True,
+        False,
+    )
     nobody = site.done("GET", f"/rights?repository={repo}&for=anonymous", auth=user)
     assert (nobody["account"], nobody["repositories"][0]["actions"]) == (None, [])
     assert site.done("GET", "/rights", repository=repo)["admin"]
@@ -146,7 +151,7 @@ def test_rights(site: AdminSite) -> None:
 
 
 def test_pages_of_grants(site: AdminSite) -> None:
-    """Each page goes on after the last grant of the page before."""
+    """A list of grants in pages has each grant once: each page continues after the last grant of the page before."""
     name = site.name("paged")
     for number in range(5):
         site.done("PUT", "/grants", {"subject": f"user:{name}", "pattern": f"{name}/{number}", "actions": ["pull"]})
@@ -156,8 +161,9 @@ def test_pages_of_grants(site: AdminSite) -> None:
     assert [each["pattern"] for each in first["items"] + second["items"]] == [f"{name}/{n}" for n in range(5)]
 
 
-def test_who_may_grant(site: AdminSite) -> None:
-    """With the action admin on a pattern, an account may add, remove and see grants below it."""
+def test_admin_of_a_pattern_can_grant_below_it(site: AdminSite) -> None:
+    """An account with the action `admin` on a pattern can add, remove and see grants for patterns below this pattern,
+    and no others. The limits of its API token apply as well."""
     user, area = site.user(), site.name("area")
     site.done("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": f"{area}/**", "actions": ["admin"]})
     below = {"subject": "everyone", "pattern": f"{area}/app-*", "actions": ["pull"]}
@@ -166,13 +172,13 @@ def test_who_may_grant(site: AdminSite) -> None:
     for pattern in ("**", f"{area}*/**", area, "*/app"):
         refused = site.call("PUT", "/grants", {**below, "pattern": pattern}, auth=user)
         assert (refused.status_code, code_of(refused)) == (403, "DENIED")
-    seen = site.done("GET", "/grants", auth=user, limit=1000)["items"]
-    assert [each for each in seen if not each["pattern"].startswith(f"{area}/")] == []
+    visible_grants = site.done("GET", "/grants", auth=user, limit=1000)["items"]
+    assert [each for each in visible_grants if not each["pattern"].startswith(f"{area}/")] == []
     site.done("DELETE", "/grants", auth=user, subject="everyone", pattern=below["pattern"])
     secret = site.token(user[0], limits=[{"pattern": f"{area}/a/**", "actions": ["admin"]}])
     assert site.call("PUT", "/grants", {**below, "pattern": f"{area}/a/b"}, auth=(user[0], secret)).is_success
     assert site.call("PUT", "/grants", {**below, "pattern": f"{area}/b/b"}, auth=(user[0], secret)).status_code == 403
-    # The tests of searches on this site find nothing without a login.
+    # Tests of searches on this site expect that clients without a login find nothing.
     site.done("DELETE", "/grants", subject="everyone", pattern=f"{area}/a/b")
 
 
@@ -192,27 +198,27 @@ def test_new_patterns_are_simple(site: AdminSite, pattern: str) -> None:
 
 
 def test_tokens(site: AdminSite) -> None:
-    """The account with its password, or an admin, can make a token. Its secret is shown once. It logs in as Basic or
-    Bearer, and is refused at the next request after its revocation."""
+    """A user can make an API token with their password, but not with an API token. Only the first response has the
+    secret. The token is accepted as Basic and as Bearer. After its revocation, it is refused at once."""
     user = site.user()
-    made = site.done("POST", "/tokens", {"note": "laptop", "expires_in": "90d"}, auth=user)
-    assert made["account"] == user[0]
-    bearer = {"authorization": f"Bearer {made['secret']}"}
+    added_token = site.done("POST", "/tokens", {"note": "laptop", "expires_in": "90d"}, auth=user)
+    assert added_token["account"] == user[0]
+    bearer = {"authorization": f"Bearer {added_token['secret']}"}
     assert site.call("GET", "/me", auth=None, headers=bearer).json()["name"] == user[0]
-    assert site.call("GET", "/me", auth=(user[0], made["secret"])).json()["name"] == user[0]
+    assert site.call("GET", "/me", auth=(user[0], added_token["secret"])).json()["name"] == user[0]
     (listed,) = site.done("GET", "/tokens", auth=user)["items"]
-    assert listed == {**{name: made[name] for name in listed}, "used": listed["used"]}
+    assert listed == {**{name: added_token[name] for name in listed}, "used": listed["used"]}
     assert "secret" not in listed
-    again = site.call("POST", "/tokens", {}, auth=(user[0], made["secret"]))
-    assert (again.status_code, code_of(again)) == (403, "DENIED")
-    site.done("DELETE", f"/tokens/{made['id']}", auth=user)
+    with_token = site.call("POST", "/tokens", {}, auth=(user[0], added_token["secret"]))
+    assert (with_token.status_code, code_of(with_token)) == (403, "DENIED")
+    site.done("DELETE", f"/tokens/{added_token['id']}", auth=user)
     assert site.call("GET", "/me", auth=None, headers=bearer).status_code == 401
-    assert site.call("GET", "/me", auth=(user[0], made["secret"])).status_code == 401
+    assert site.call("GET", "/me", auth=(user[0], added_token["secret"])).status_code == 401
 
 
 @pytest.mark.parametrize("wrong", ["0s", "37000d", "99999999999999w"])
-def test_when_tokens_expire(site: AdminSite, wrong: str) -> None:
-    """An expiry that a calendar cannot express is refused, because no list could show it."""
+def test_lifetimes_of_tokens_that_are_refused(site: AdminSite, wrong: str) -> None:
+    """A lifetime of 0, or one that ends after the last date that a calendar can express, is refused."""
     user = site.user()
     answer = site.call("POST", "/tokens", {"expires_in": wrong}, auth=user)
     assert (answer.status_code, code_of(answer)) == (400, "ACCOUNT_INVALID")
@@ -220,7 +226,7 @@ def test_when_tokens_expire(site: AdminSite, wrong: str) -> None:
 
 
 def test_robots(site: AdminSite) -> None:
-    """A robot logs in with tokens that an admin makes, and has no password."""
+    """A robot (an account for a program) has no password, and logs in with API tokens that an admin makes."""
     robot = site.robot()
     auth = (robot, site.token(robot))
     assert site.done("GET", "/me", auth=auth)["account"]["kind"] == "robot"
@@ -235,23 +241,24 @@ def test_robots(site: AdminSite) -> None:
 
 
 def test_keys(site: AdminSite) -> None:
-    """Keys are rotated, and listed without their secrets."""
+    """A signing key can be replaced by a new one. Keys are listed without their secrets."""
     key = site.done("POST", "/keys", {})
     assert site.done("GET", "/keys")[0] == key
     assert set(key) == {"id", "created", "retired"}
 
 
-def test_a_key_that_others_have(site: AdminSite) -> None:
-    """A key that is retired at once, by the API or the command, ends its tokens on every worker."""
+def test_key_that_is_replaced_at_once(site: AdminSite) -> None:
+    """If a signing key is replaced at once, by the API or the command, every worker refuses the bearer tokens that it
+    has signed."""
     user = site.user()
-    for give_up in (
+    for replace_key in (
         lambda: site.done("POST", "/keys", {"at_once": True}),
         lambda: site.command("key", "rotate", "--at-once"),
     ):
         token = plain_request("GET", f"{site.server.url}/token?service=entrepot", auth=user).json()["token"]
         bearer = {"authorization": f"Bearer {token}"}
         assert {plain_request("GET", f"{site.server.url}/v2/", headers=bearer).status_code for _ in range(10)} == {200}
-        give_up()
+        replace_key()
         assert {plain_request("GET", f"{site.server.url}/v2/", headers=bearer).status_code for _ in range(10)} == {401}
         assert len(site.done("GET", "/keys")) == 1
 
@@ -280,7 +287,7 @@ def test_audit(site: AdminSite) -> None:
 
 
 def test_me(site: AdminSite) -> None:
-    """`/me` shows the caller, and answers 401 without a login."""
+    """`/me` shows the account of the caller. Without a login, it responds with 401."""
     me = site.done("GET", "/me")
     assert (me["name"], me["admin"], me["open"], me["account"]["name"]) == ("root", True, False, "root")
     nobody = site.call("GET", "/me", auth=None)

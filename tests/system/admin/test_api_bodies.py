@@ -1,4 +1,5 @@
-"""Which requests the management API accepts, and what its responses and the log never show."""
+"""Tests of the requests that the management API accepts or refuses, and of secrets, which its responses and the log
+must not contain."""
 
 from __future__ import annotations
 
@@ -12,27 +13,30 @@ from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, code_of
 from tests.fakes.plain_client import plain_client
 
 MARK = "hunter2-was-here"
+"""A password that must not appear in any response or log."""
 
 
 @pytest.fixture
 def client(site: AdminSite) -> Iterator[httpx2.Client]:
-    with plain_client(f"{site.server.url}/api/v1", auth=(ADMIN, PASSWORD), timeout=60) as made:
-        yield made
+    """A client of the management API with the login of the admin."""
+    with plain_client(f"{site.server.url}/api/v1", auth=(ADMIN, PASSWORD), timeout=60) as api_client:
+        yield api_client
 
 
 @pytest.mark.parametrize(
     "kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/json"]
 )
 def test_only_json(client: httpx2.Client, kind: str | None) -> None:
-    """A body of a type that a form on another site could send is refused."""
+    """A body is refused if its type is not JSON, because a form on another site could send such a body."""
     headers = {} if kind is None else {"content-type": kind}
     for path, body in (("/users", b'{"name": "eve", "admin": true}'), ("/keys", b"{}"), ("/keys", b"")):
         refused = client.post(path, content=body, headers=headers)
         assert refused.status_code == 415, refused.text
 
 
-def test_other_sites(client: httpx2.Client) -> None:
-    """Only pages of this registry may change something. The browser's headers tell the origin of the page."""
+def test_requests_of_other_sites_are_refused(client: httpx2.Client) -> None:
+    """A request that a browser has sent from a page of another site is refused if it changes something. The header
+    Sec-Fetch-Site names the relation of the page to this registry. The API sends no CORS headers."""
     for place in ("cross-site", "same-site"):
         refused = client.post("/keys", json={}, headers={"sec-fetch-site": place})
         assert (refused.status_code, code_of(refused)) == (403, "DENIED")
@@ -43,7 +47,7 @@ def test_other_sites(client: httpx2.Client) -> None:
 
 
 def test_long_bodies(client: httpx2.Client) -> None:
-    """A body has at most 64 KiB, with or without a declared length."""
+    """A body of more than 64 KiB is refused, with or without a Content-Length."""
     body = b'{"name": "' + b"x" * 70_000 + b'"}'
     headers = {"content-type": "application/json"}
     assert client.post("/users", content=body, headers=headers).status_code == 413
@@ -68,8 +72,8 @@ def test_long_bodies(client: httpx2.Client) -> None:
         ("/tokens", b'{"account": {"password": "%b"}}'),
     ],
 )
-def test_errors_do_not_show_what_came(client: httpx2.Client, site: AdminSite, path: str, body: bytes) -> None:
-    """A validation error names the field and the reason. Neither the error nor the log shows the password."""
+def test_errors_do_not_repeat_the_body(client: httpx2.Client, site: AdminSite, path: str, body: bytes) -> None:
+    """Neither the error for an invalid body nor the log contains the password in the body."""
     answer = client.post(path, content=body % MARK.encode(), headers={"content-type": "application/json"})
     assert answer.status_code in (400, 409, 422)
     code_of(answer)
@@ -77,40 +81,40 @@ def test_errors_do_not_show_what_came(client: httpx2.Client, site: AdminSite, pa
     assert MARK not in site.server.log_text()
 
 
-def test_a_password_that_is_no_text(client: httpx2.Client) -> None:
-    """A password with half of a surrogate pair is refused, and causes no internal error."""
+def test_password_that_is_no_valid_text(client: httpx2.Client) -> None:
+    """A password with half of a surrogate pair, which is no valid text, is refused, and causes no internal error."""
     answer = client.post(
         "/users", content=b'{"name":"x","password":"\\ud800abcdefgh"}', headers={"content-type": "application/json"}
     )
     assert answer.status_code in (400, 422)
 
 
-def test_secrets_are_nowhere(site: AdminSite) -> None:
-    """Passwords and API tokens, used in every possible way, are in no log, no file of the data directory, and no list
-    of the API."""
+def test_secrets_are_in_no_log_file_or_list(site: AdminSite) -> None:
+    """After requests with passwords and API tokens, these secrets are in no log, in no file of the data directory, and
+    in no list of the API."""
     user, _ = site.user()
-    given = "a password of mine"
-    made = site.done("PUT", f"/users/{user}/password", {})["password"]
-    site.done("PUT", f"/users/{user}/password", {"old": made, "new": given}, auth=(user, made))
-    token = site.done("POST", "/tokens", {"note": "x"}, auth=(user, given))["secret"]
-    for auth in ((user, given), (user, token), (user, "wrong-password-1")):
+    chosen = "a password of mine"
+    generated = site.done("PUT", f"/users/{user}/password", {})["password"]
+    site.done("PUT", f"/users/{user}/password", {"old": generated, "new": chosen}, auth=(user, generated))
+    token = site.done("POST", "/tokens", {"note": "x"}, auth=(user, chosen))["secret"]
+    for auth in ((user, chosen), (user, token), (user, "wrong-password-1")):
         site.call("GET", "/me", auth=auth)
     site.call("GET", "/me", auth=None, headers={"authorization": f"Bearer {token}"})
-    shown = "".join(
+    responses = "".join(
         site.call("GET", path).text
         for path in ("/users?limit=1000", "/tokens?limit=1000", "/audit?limit=1000", "/keys", f"/users/{user}")
     )
-    assert user in shown
-    shown += site.command("audit", "--limit", "1000", "--json")
+    assert user in responses
+    responses += site.command("audit", "--limit", "1000", "--json")
     files = [file for file in (site.folder / "data").rglob("*") if file.is_file()]
-    for secret in (given, made, token, token.split("_")[2], "wrong-password-1"):
-        assert secret not in shown
+    for secret in (chosen, generated, token, token.split("_")[2], "wrong-password-1"):
+        assert secret not in responses
         assert secret not in site.server.log_text()
         assert [file for file in files if secret.encode() in file.read_bytes()] == []
 
 
-def test_a_line_for_each_request(site: AdminSite) -> None:
-    """The log has a line with path, status and account for each request."""
+def test_log_has_a_line_for_each_request(site: AdminSite) -> None:
+    """The log has a line for each request, with the path, the status and the account."""
     user = site.user()
     site.call("GET", "/users", auth=user)
     site.done("GET", "/me", auth=user)
@@ -120,7 +124,7 @@ def test_a_line_for_each_request(site: AdminSite) -> None:
 
 
 def _lines(site: AdminSite, part: str, count: int) -> list[str]:
-    """Waits for log lines that contain `part`, and returns them."""
+    """Waits until `count` lines of the log contain `part`, and returns these lines."""
     while True:
         found = [line for line in site.server.log_text().splitlines() if part in line]
         if len(found) >= count:
@@ -128,7 +132,7 @@ def _lines(site: AdminSite, part: str, count: int) -> list[str]:
         site.call("GET", "/me", auth=None)
 
 
-def test_half_a_request(site: AdminSite) -> None:
+def test_client_disconnects_in_the_middle_of_a_body(site: AdminSite) -> None:
     """If a client disconnects in the middle of its body, other requests are not affected."""
     with socket.create_connection(("127.0.0.1", site.server.port)) as raw:
         raw.sendall(

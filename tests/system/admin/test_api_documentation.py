@@ -1,4 +1,4 @@
-"""`/api/docs` and `/api/openapi.json`."""
+"""Tests of the documentation of the management API: the page `/api/docs` and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from tests.fakes.plain_client import plain_request
 
 
 def description() -> dict[str, Any]:
+    """Returns the OpenAPI document."""
     return create_app(Settings()).openapi()
 
 
 def test_the_page_needs_no_internet(site: AdminSite) -> None:
-    """The page loads scripts, styles and icon from this registry, and its policy allows nothing else."""
+    """The page loads its scripts, styles and icon from this registry, and its content security policy allows no other
+    source."""
     page = plain_request("GET", f"{site.server.url}/api/docs")
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -43,8 +45,8 @@ def test_the_page_needs_no_internet(site: AdminSite) -> None:
         ("start.js", "text/javascript; charset=utf-8", b'url: "/api/openapi.json"'),
     ],
 )
-def test_files(site: AdminSite, name: str, kind: str, part: bytes) -> None:
-    """The files are those of Swagger UI, and the start script."""
+def test_files_of_swagger_ui(site: AdminSite, name: str, kind: str, part: bytes) -> None:
+    """The server serves the files of Swagger UI, and the script that starts it."""
     answer = plain_request("GET", f"{site.server.url}/api/docs/{name}")
     assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
     assert part in answer.content
@@ -52,15 +54,16 @@ def test_files(site: AdminSite, name: str, kind: str, part: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["none.js", "__init__.py", "..%2fmain.py", "%2fetc%2fpasswd"])
 def test_no_other_files(site: AdminSite, name: str) -> None:
-    """No other file of the package or of the machine is served."""
+    """The server serves no other file of the package or of the machine."""
     assert plain_request("GET", f"{site.server.url}/api/docs/{name}").status_code == 404
 
 
-def test_everything_is_described() -> None:
-    """Each route has a summary, a description, a tag with a description, and its ways to log in."""
-    whole = description()
-    tags = {tag["name"] for tag in whole["tags"]}
-    for path, methods in whole["paths"].items():
+def test_every_route_is_described() -> None:
+    """In the OpenAPI document, each route has a summary, a description, a tag that is described, and its authentication
+    schemes."""
+    document = description()
+    tags = {tag["name"] for tag in document["tags"]}
+    for path, methods in document["paths"].items():
         for method, route in methods.items():
             assert route["summary"], (method, path)
             assert route["description"], (method, path)
@@ -71,7 +74,7 @@ def test_everything_is_described() -> None:
 
 
 def test_bodies_have_examples() -> None:
-    """Each model of a body has examples that can be sent as they are."""
+    """Each model of a request body has examples."""
     schemas = description()["components"]["schemas"]
     for name in ("NewUser", "NewRobot", "NewGroup", "NewGrant", "NewToken"):
         examples = [part.get("examples") for part in schemas[name]["properties"].values()]

@@ -1,4 +1,5 @@
-"""What the management API refuses: every route, for every kind of caller."""
+"""Tests that the management API refuses callers who lack the rights, on every route. `ROUTES` and `OWN` are used by
+other tests as well."""
 
 from __future__ import annotations
 
@@ -52,9 +53,10 @@ OWN = {
     ("GET", "/events"),
     ("GET", "/search"),
 }
-"""The routes that are not for admins only. All others have to be."""
+"""The routes that other accounts than admins may use, for their own data or with a grant. All other routes are for
+admins only."""
 
-BODIES: dict[tuple[str, str], Any] = {
+BODIES: dict[tuple[str, str], Any] = {  # a valid body for each route that needs one
     ("POST", "/users"): {"name": "x"},
     ("PATCH", "/users/{name}"): {"enabled": True},
     ("PUT", "/users/{name}/password"): {"new": PASSWORD},
@@ -88,7 +90,7 @@ BODIES: dict[tuple[str, str], Any] = {
 
 
 def routes() -> list[tuple[str, str]]:
-    """Returns all routes of the API's OpenAPI document."""
+    """Returns the method and the path of every route in the OpenAPI document of the API."""
     paths = create_app(Settings()).openapi()["paths"]
     return sorted(
         (method.upper(), path.removeprefix("/api/v1"))
@@ -99,7 +101,7 @@ def routes() -> list[tuple[str, str]]:
 
 
 def filled(path: str) -> str:
-    """Returns a route's path, filled with an account, a group and a grant that exist."""
+    """Returns the path of a route with the parameters filled in. The account `root` exists."""
     queries = {
         "/grants": "?subject=everyone&pattern=**",
         "/rights": "?repository=team/app",
@@ -112,8 +114,8 @@ ROUTES = routes()
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=" ".join)
-def test_nobody(site: AdminSite, route: tuple[str, str]) -> None:
-    """Without credentials every route answers 401, with a challenge that makes a browser ask."""
+def test_no_credentials(site: AdminSite, route: tuple[str, str]) -> None:
+    """Without credentials, every route responds with 401, and with a challenge for which a browser asks for a login."""
     answer = site.call(route[0], filled(route[1]), BODIES.get(route), auth=None)
     assert (answer.status_code, code_of(answer)) == (401, "UNAUTHORIZED")
     assert answer.headers["www-authenticate"].startswith('Basic realm="Entrepot"')
@@ -121,14 +123,15 @@ def test_nobody(site: AdminSite, route: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("route", ROUTES, ids=" ".join)
 def test_wrong_credentials(site: AdminSite, route: tuple[str, str]) -> None:
-    """With wrong credentials every route answers 401."""
+    """With wrong credentials, every route responds with 401."""
     answer = site.call(route[0], filled(route[1]), BODIES.get(route), auth=None, headers={"authorization": "Bearer x"})
     assert answer.status_code == 401
 
 
 @pytest.mark.parametrize("route", sorted(set(ROUTES) - OWN), ids=" ".join)
-def test_for_admins_alone(site: AdminSite, route: tuple[str, str]) -> None:
-    """Every caller who is not an admin gets 403, also an admin with a limited token, whatever exists."""
+def test_routes_for_admins_only(site: AdminSite, route: tuple[str, str]) -> None:
+    """On routes for admins, every other caller gets 403, whether or not the named object exists. An admin with a
+    limited token gets 403 as well."""
     user = site.user()
     admin = site.user(admin=True)
     limited = site.token(admin[0], limits=[{"pattern": "**", "actions": ["pull", "push", "delete", "admin"]}])
@@ -138,8 +141,8 @@ def test_for_admins_alone(site: AdminSite, route: tuple[str, str]) -> None:
             assert (answer.status_code, code_of(answer)) == (403, "DENIED")
 
 
-def test_denials_are_in_the_audit_log(site: AdminSite) -> None:
-    """A denial is recorded with account, operation and address, at most a second later."""
+def test_refused_requests_are_in_the_audit_log(site: AdminSite) -> None:
+    """The audit log has an entry for a refused request, with the account, the operation and the address."""
     user = site.user()
     site.call("DELETE", "/groups/some", auth=user)
     while not (lines := site.done("GET", "/audit", actor=user[0], outcome="denied")["items"]):
@@ -148,8 +151,9 @@ def test_denials_are_in_the_audit_log(site: AdminSite) -> None:
     assert (line["action"], line["target"], line["address"]) == ("management.remove_group", "groups/some", "127.0.0.1")
 
 
-def test_a_denial_steers_no_terminal(site: AdminSite) -> None:
-    """The audit log has the path in its percent-encoded form, as the client sent it."""
+def test_audit_log_has_no_control_characters(site: AdminSite) -> None:
+    """The audit log contains the percent-encoded path as the client has sent it, so it cannot send control sequences to
+    a terminal."""
     user = site.user()
     site.call("DELETE", "/groups/%1b[2J%0d", auth=user)
     while not (lines := site.done("GET", "/audit", actor=user[0], outcome="denied")["items"]):
@@ -158,7 +162,7 @@ def test_a_denial_steers_no_terminal(site: AdminSite) -> None:
     assert "\x1b" not in site.command("audit", "--actor", user[0])
 
 
-def test_the_list_of_the_others_is_right() -> None:
+def test_own_routes_exist() -> None:
     """All routes in `OWN` exist."""
     assert set(ROUTES) >= OWN
 
@@ -174,21 +178,21 @@ def test_the_list_of_the_others_is_right() -> None:
         ("GET", "/rights?repository=team/app&for={}", None),
     ],
 )
-def test_others_are_as_if_they_were_not(site: AdminSite, method: str, path: str, body: object) -> None:
-    """An existing account that the caller may not see gets the same response as one that does not exist."""
+def test_other_accounts_look_like_missing_ones(site: AdminSite, method: str, path: str, body: object) -> None:
+    """For an account that the caller may not see, the response is the same as for an account that does not exist."""
     user = site.user()
     answers = [site.call(method, path.format(name), body, auth=user) for name in ("root", "not-there")]
     assert [answer.status_code for answer in answers] == [404, 404]
     assert answers[0].text.replace("root", "") == answers[1].text.replace("not-there", "")
 
 
-def test_others_tokens_are_as_if_they_were_not(site: AdminSite) -> None:
+def test_tokens_of_others_look_like_missing_ones(site: AdminSite) -> None:
     """A caller cannot make or revoke a token of another account, and cannot find out whether it exists."""
     user = site.user()
-    theirs = site.token("root").split("_")[1]
-    answers = [site.call("DELETE", f"/tokens/{token}", auth=user) for token in (theirs, "not-there")]
+    token_of_root = site.token("root").split("_")[1]
+    answers = [site.call("DELETE", f"/tokens/{token}", auth=user) for token in (token_of_root, "not-there")]
     assert [answer.status_code for answer in answers] == [404, 404]
     assert answers[0].text == answers[1].text
     for account in ("root", "not-there"):
         assert site.call("POST", "/tokens", {"account": account}, auth=user).status_code == 404
-    assert site.call("DELETE", f"/tokens/{theirs}").status_code == 204
+    assert site.call("DELETE", f"/tokens/{token_of_root}").status_code == 204

@@ -1,4 +1,5 @@
-"""Adding the first account: from where, and how."""
+"""Tests of adding the first account over the API, which is possible only from the machine of the registry, and by the
+command."""
 
 from __future__ import annotations
 
@@ -17,12 +18,13 @@ from tests.fakes.commands import entrepot_output
 from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import running_server
 
-ROOT = {"name": "root", "password": PASSWORD, "admin": True}
+FIRST_ADMIN = {"name": "root", "password": PASSWORD, "admin": True}
 
 
 @asynccontextmanager
 async def api(folder: Path, address: str = "127.0.0.1", *, proxied: bool = False) -> AsyncIterator[httpx2.AsyncClient]:
-    """Yields a client of the application with this address."""
+    """Yields a client of a new registry, which sees `address` as the address of the client. `proxied`: the settings
+    name a proxy."""
     settings = Settings(data=folder / "data", trusted_proxies=["192.0.2.0/24"] if proxied else [])
     prepare_data_dir(settings.data)
     app = create_app(settings)
@@ -33,53 +35,58 @@ async def api(folder: Path, address: str = "127.0.0.1", *, proxied: bool = False
 
 
 async def test_from_this_machine(tmp_path: Path) -> None:
-    """One request adds the first account, an admin, and closes the registry at once."""
+    """A request from the same machine adds the first account, an admin. From then on, requests need a login."""
     async with api(tmp_path) as client:
         me = (await client.get("/me")).json()
         assert (me["name"], me["open"], me["admin"]) == (None, True, True)
-        assert (await client.post("/users", json=ROOT)).status_code == 201
+        assert (await client.post("/users", json=FIRST_ADMIN)).status_code == 201
         assert (await client.get("/me")).status_code == 401
-        assert (await client.post("/users", json={**ROOT, "name": "eve"})).status_code == 401
+        assert (await client.post("/users", json={**FIRST_ADMIN, "name": "eve"})).status_code == 401
         assert (await client.get("/users", auth=("root", PASSWORD))).status_code == 200
 
 
-async def test_the_first_one_is_an_admin(tmp_path: Path) -> None:
-    """A first account that is no admin is refused."""
+async def test_first_account_must_be_an_admin(tmp_path: Path) -> None:
+    """The first account must be an admin. Other first accounts are refused."""
     async with api(tmp_path) as client:
-        for path, body in (("/users", {**ROOT, "admin": False}), ("/robots", {"name": "ci"})):
+        for path, body in (("/users", {**FIRST_ADMIN, "admin": False}), ("/robots", {"name": "ci"})):
             refused = await client.post(path, json=body)
             assert (refused.status_code, code_of(refused)) == (400, "ACCOUNT_INVALID")
         assert (await client.get("/me")).json()["open"]
 
 
 @pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7", "10.0.0.1"])
-async def test_from_elsewhere(tmp_path: Path, address: str) -> None:
-    """From another machine, only `/me` answers. All other responses name the command that adds the first account."""
+async def test_from_another_machine(tmp_path: Path, address: str) -> None:
+    """From another machine, only `/me` succeeds. All other routes are refused, and the error names the command that
+    adds the first account."""
     async with api(tmp_path, address) as client:
         me = (await client.get("/me")).json()
         assert (me["open"], me["admin"]) == (True, False)
-        for answer in (await client.post("/users", json=ROOT), await client.get("/users"), await client.get("/audit")):
+        for answer in (
+            await client.post("/users", json=FIRST_ADMIN),
+            await client.get("/users"),
+            await client.get("/audit"),
+        ):
             assert (answer.status_code, code_of(answer)) == (403, "DENIED")
             assert "entrepot user add NAME --admin" in answer.text
         assert (await client.get("/me")).json()["open"]
 
 
-async def test_a_page_of_another_host(tmp_path: Path) -> None:
-    """In a registry without accounts, a web page whose host name leads to this machine (DNS rebinding) can neither read
-    nor change anything, although the browser takes the registry for the page's own site. A program other than a browser
-    can."""
-    evil = {"host": "evil.example:5000", "sec-fetch-site": "same-origin", "accept-language": "en"}
+async def test_dns_rebinding(tmp_path: Path) -> None:
+    """A web page can have a host name that resolves to this machine (DNS rebinding). The browser then treats the
+    registry as the page's own site. In a registry without accounts, such a page can neither read nor change anything. A
+    program that is not a browser can use such a host name."""
+    rebound_page = {"host": "evil.example:5000", "sec-fetch-site": "same-origin", "accept-language": "en"}
     async with api(tmp_path) as client:
         for answer in (
-            await client.get("/me", headers=evil),
-            await client.get("/repositories/team/app/tags/1/history", headers=evil),
+            await client.get("/me", headers=rebound_page),
+            await client.get("/repositories/team/app/tags/1/history", headers=rebound_page),
             await client.put(
-                "/repositories/team/app/tags/1", json={}, headers={**evil, "origin": "http://evil.example:5000"}
+                "/repositories/team/app/tags/1", json={}, headers={**rebound_page, "origin": "http://evil.example:5000"}
             ),
         ):
             assert (answer.status_code, code_of(answer)) == (403, "DENIED")
         assert (await client.get("/me", headers={"host": "evil.example:5000"})).status_code == 200
-        assert (await client.get("/me", headers={**evil, "host": "127.0.0.1:5000"})).status_code == 200
+        assert (await client.get("/me", headers={**rebound_page, "host": "127.0.0.1:5000"})).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -91,22 +98,24 @@ async def test_a_page_of_another_host(tmp_path: Path) -> None:
         {"host": "evil.example:5000"},
     ],
 )
-async def test_what_only_looks_like_this_machine(tmp_path: Path, headers: dict[str, str]) -> None:
-    """A proxy on this machine, and a page whose host name resolves to it, do not count as this machine."""
+async def test_proxies_and_other_host_names(tmp_path: Path, headers: dict[str, str]) -> None:
+    """A request through a proxy on this machine, or with another host name, does not count as a request from this
+    machine."""
     async with api(tmp_path) as client:
-        assert (await client.post("/users", json=ROOT, headers=headers)).status_code == 403
+        assert (await client.post("/users", json=FIRST_ADMIN, headers=headers)).status_code == 403
 
 
 async def test_behind_a_proxy(tmp_path: Path) -> None:
-    """Behind a proxy that the settings name, only the command adds the first account."""
+    """If the settings name a trusted proxy, the API does not add the first account. Only the command does."""
     async with api(tmp_path, proxied=True) as client:
-        assert (await client.post("/users", json=ROOT)).status_code == 403
+        assert (await client.post("/users", json=FIRST_ADMIN)).status_code == 403
 
 
 async def test_the_last_admin_stays(tmp_path: Path) -> None:
-    """The last admin cannot be disabled, removed or made less. With a second one, it can."""
+    """The last admin cannot be disabled, removed or made an ordinary account. If there is a second admin, the first can
+    be removed."""
     async with api(tmp_path) as client:
-        await client.post("/users", json=ROOT)
+        await client.post("/users", json=FIRST_ADMIN)
         client.auth = httpx2.BasicAuth("root", PASSWORD)
         for answer in (
             await client.delete("/users/root"),
@@ -114,12 +123,13 @@ async def test_the_last_admin_stays(tmp_path: Path) -> None:
             await client.patch("/users/root", json={"admin": False}),
         ):
             assert (answer.status_code, code_of(answer)) == (409, "LAST_ADMIN")
-        await client.post("/users", json={**ROOT, "name": "second"})
+        await client.post("/users", json={**FIRST_ADMIN, "name": "second"})
         assert (await client.delete("/users/root")).status_code == 204
 
 
-def test_the_command_beside_an_open_server(tmp_path: Path) -> None:
-    """`entrepot user add` closes a running open server on every worker, at the next request."""
+def test_first_account_by_command_while_a_server_runs(tmp_path: Path) -> None:
+    """After `entrepot user add` has added the first account, every worker of a running server requires a login from the
+    next request on. After the last account is removed, a login is still required."""
     with running_server(tmp_path, workers=2) as server:
         url = f"{server.url}/api/v1/me"
         assert [plain_request("GET", url).json()["open"] for _ in range(4)] == [True] * 4
@@ -129,4 +139,4 @@ def test_the_command_beside_an_open_server(tmp_path: Path) -> None:
         entrepot_output("user", "disable", "root", "--force", folder=tmp_path)
         assert [plain_request("GET", url, auth=("root", PASSWORD)).status_code for _ in range(8)] == [401] * 8
         entrepot_output("user", "remove", "root", "--force", folder=tmp_path)
-        assert plain_request("GET", url).status_code == 401, "removing the last account opens nothing"
+        assert plain_request("GET", url).status_code == 401, "a login is required even without accounts"

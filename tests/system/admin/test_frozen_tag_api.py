@@ -1,4 +1,5 @@
-"""`/api/v1/mirror/frozen`: who may freeze, see and unfreeze mirrored tags."""
+"""Tests of `/api/v1/mirror/frozen`, which freezes, lists and unfreezes mirrored tags. A frozen tag stays at one digest,
+whatever the upstream has."""
 
 from __future__ import annotations
 
@@ -9,17 +10,18 @@ from tests.system.admin.conftest import MIRRORED
 
 
 def frozen_tags(site: AdminSite, **more: Any) -> list[str]:
+    """Returns the names of the frozen tags that the caller may see."""
     listed = site.done("GET", "/mirror/frozen", **more)["items"]
     return [f"{item['repository']}:{item['tag']}" for item in listed]
 
 
-def test_an_admin(mirror_site: AdminSite) -> None:
-    """An admin freezes a tag at its present digest or at a given one, sees all frozen tags in pages, and unfreezes
-    them. All workers and the command see this at once. The audit log names the admin."""
+def test_freeze_by_an_admin(mirror_site: AdminSite) -> None:
+    """An admin can freeze a tag at its current digest or at a given digest, list all frozen tags in pages, and unfreeze
+    them. All workers and the command use the change at once. The audit log names the admin."""
     site = mirror_site
-    one = site.done("PUT", "/mirror/frozen", {"reference": "app:1"})
-    assert (one["repository"], one["tag"], one["digest"]) == ("docker.io/library/app", "1", MIRRORED.digest)
-    assert one["frozen_by"] == ADMIN
+    frozen = site.done("PUT", "/mirror/frozen", {"reference": "app:1"})
+    assert (frozen["repository"], frozen["tag"], frozen["digest"]) == ("docker.io/library/app", "1", MIRRORED.digest)
+    assert frozen["frozen_by"] == ADMIN
     site.done("PUT", "/mirror/frozen", {"reference": f"docker.io/library/app:2@{MIRRORED.digest}"})
     site.done("PUT", "/mirror/frozen", {"reference": "docker.io/team/app:1"})
     names = ["docker.io/library/app:1", "docker.io/library/app:2", "docker.io/team/app:1"]
@@ -32,15 +34,16 @@ def test_an_admin(mirror_site: AdminSite) -> None:
     for name in names:
         site.done("DELETE", "/mirror/frozen", reference=name)
     assert frozen_tags(site) == []
-    unknown = site.call("DELETE", "/mirror/frozen", reference=names[0])
-    assert (unknown.status_code, code_of(unknown)) == (404, "TAG_NOT_FROZEN")
+    not_frozen = site.call("DELETE", "/mirror/frozen", reference=names[0])
+    assert (not_frozen.status_code, code_of(not_frozen)) == (404, "TAG_NOT_FROZEN")
     (line, *_) = site.done("GET", "/audit", action="tag.freeze", actor=ADMIN)["items"]
     assert (line["action"], line["target"]) == ("tag.freeze", "docker.io/team/app:1")
     assert line["detail"] == {"digest": MIRRORED.digest}
 
 
-def test_the_admin_of_a_repository(mirror_site: AdminSite) -> None:
-    """An account with the action admin on a repository can freeze, see and unfreeze its tags, and no others."""
+def test_freeze_by_the_admin_of_a_repository(mirror_site: AdminSite) -> None:
+    """An account with the action `admin` on a repository can freeze, list and unfreeze the tags of this repository, but
+    no other tags."""
     site = mirror_site
     user = site.user()
     site.done("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": "docker.io/team/**", "actions": ["admin"]})

@@ -1,4 +1,5 @@
-"""`/api/v1/mirror`: the state of the upstreams, cached images, and changes of the cached content."""
+"""Tests of `/api/v1/mirror`: the state of the upstreams, the list of cached images, and changes of the cached
+content."""
 
 from __future__ import annotations
 
@@ -11,9 +12,10 @@ from tests.fakes.admin_site import AdminSite, code_of
 from tests.system.admin.conftest import MIRRORED, WARMED
 
 WARM = "docker.io/library/warm"
+"""The repository of the image `WARMED`."""
 
 
-def ended(site: AdminSite, job: dict[str, Any]) -> dict[str, Any]:
+def wait_for_end(site: AdminSite, job: dict[str, Any]) -> dict[str, Any]:
     """Waits until the job has ended, and returns it."""
     deadline = time.monotonic() + 60
     while job["ended"] is None:
@@ -24,24 +26,28 @@ def ended(site: AdminSite, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def images(site: AdminSite, **query: Any) -> list[dict[str, Any]]:
+    """Returns the cached images that match the query."""
     found: list[dict[str, Any]] = site.done("GET", "/mirror/images", **query)["items"]
     return found
 
 
-def test_what_is_cached(mirror_site: AdminSite) -> None:
-    """A job fetches an image, which is listed after that. A refresh asks the upstream about it, and a purge deletes it.
-    The audit log names who purged it. A second job fetches nothing again. A job whose image does not exist fails."""
+def test_warm_list_refresh_and_purge(mirror_site: AdminSite) -> None:
+    """A job fetches an image into the cache, and the API lists the image. A second job fetches nothing. A job for a
+    missing image fails. A refresh checks the tag at the upstream. A purge deletes the image from the cache, and the
+    audit log names the admin."""
     site = mirror_site
     body = {"references": ["warm:1", f"{WARM}:2"], "platforms": ["all"]}
-    job = ended(site, site.done("POST", "/mirror/warm", body))
+    job = wait_for_end(site, site.done("POST", "/mirror/warm", body))
     assert (job["state"], job["unit"]) == ("done", "bytes")
     size = sum(layer.size for layer in WARMED.layers)
     assert job["done"] == job["total"] >= size
     assert [result["image"] for result in job["result"]["results"]] == ["warm:1", f"{WARM}:2"]
-    again = ended(site, site.done("POST", "/mirror/warm", body))
-    assert {result["fetched"] for result in again["result"]["results"]} == {0}
-    lost = ended(site, site.done("POST", "/mirror/warm", {"references": ["nothing:here"], "platforms": ["all"]}))
-    assert (lost["state"], lost["message"] != "") == ("failed", True)
+    second_job = wait_for_end(site, site.done("POST", "/mirror/warm", body))
+    assert {result["fetched"] for result in second_job["result"]["results"]} == {0}
+    failed_job = wait_for_end(
+        site, site.done("POST", "/mirror/warm", {"references": ["nothing:here"], "platforms": ["all"]})
+    )
+    assert (failed_job["state"], failed_job["message"] != "") == ("failed", True)
 
     (image,) = images(site, text="WARM", upstream="docker.io")
     assert (image["repository"], image["digest"], image["tags"]) == (WARM, WARMED.digest, ["1", "2"])
@@ -75,8 +81,8 @@ def test_what_is_cached(mirror_site: AdminSite) -> None:
 
 
 def test_who_may_change_the_cache(mirror_site: AdminSite) -> None:
-    """Admins, and accounts with the action admin on the repository, may change what is cached of it. All other routes
-    are for admins only."""
+    """Admins, and accounts with the action `admin` on a repository, may refresh and purge its cached content. All other
+    routes are for admins only."""
     site = mirror_site
     user = site.user()
     site.done("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": "docker.io/team/**", "actions": ["admin"]})
@@ -108,4 +114,5 @@ def test_who_may_change_the_cache(mirror_site: AdminSite) -> None:
     ],
 )
 def test_bad_input(mirror_site: AdminSite, path: str, body: dict[str, Any], status: int) -> None:
+    """An invalid or unknown reference gets an error."""
     assert mirror_site.call("POST", path, body).status_code == status

@@ -1,4 +1,5 @@
-"""Retention on a running server: previews and runs, by the API and by the command."""
+"""Tests of retention (the job that deletes old tags by rules) on a running server: previews and runs, by the API and by
+the command."""
 
 from __future__ import annotations
 
@@ -60,13 +61,14 @@ def push(site: AdminSite, repo: str, *tags: str) -> None:
 
 
 def tags(site: AdminSite, repo: str) -> list[str]:
+    """Returns the tags of a repository."""
     with plain_client(f"{site.server.url}/v2/{repo}", auth=(ADMIN, PASSWORD)) as client:
         listed: list[str] = client.get("/tags/list").json()["tags"]
         return listed
 
 
 def run_job(site: AdminSite) -> Any:
-    """Starts a job and waits for its end."""
+    """Starts the retention job, waits for its end, and returns its result."""
     job = site.done("POST", "/retention", {})
     deadline = time.monotonic() + 60
     while (found := site.done("GET", f"/jobs/{job['id']}"))["ended"] is None:
@@ -76,7 +78,8 @@ def run_job(site: AdminSite) -> Any:
 
 
 def test_a_preview_names_each_tag_and_the_reason(site: AdminSite) -> None:
-    """A preview lists each tag with the reason, in pages. The first page has the totals."""
+    """A preview of a repository lists each tag in pages, with the reason why it would be kept or deleted. The first
+    page has the totals."""
     push(site, "team/preview", "a", "b", "c", "v1")
     first = site.done("GET", "/retention/preview", repository="team/preview", limit=3)
     assert first["rule"] == "rule 1 (team/**)"
@@ -90,7 +93,8 @@ def test_a_preview_names_each_tag_and_the_reason(site: AdminSite) -> None:
 
 
 def test_a_preview_of_all_repositories(site: AdminSite) -> None:
-    """In the order of their names, in pages, with the numbers of tags that go and stay."""
+    """The preview of all repositories lists them in pages, in the order of their names, with the numbers of kept and
+    deleted tags."""
     for name in ("all-a", "all-b"):
         push(site, f"team/{name}", "a", "b", "c")
     first = site.done("GET", "/retention/repositories", after="team/all", limit=1)
@@ -112,7 +116,8 @@ def test_a_preview_of_all_repositories(site: AdminSite) -> None:
 
 
 def test_a_preview_needs_rights_on_the_repository(site: AdminSite) -> None:
-    """A preview needs the action admin on the repository. Other callers get the same error whether or not it exists."""
+    """A preview needs the action `admin` on the repository. Other callers get the same error whether or not the
+    repository exists."""
     user = site.user()
     for repo in ("team/mine", "team/none"):
         answer = site.call("GET", "/retention/preview", auth=user, repository=repo)
@@ -124,14 +129,16 @@ def test_a_preview_needs_rights_on_the_repository(site: AdminSite) -> None:
 
 
 @pytest.mark.parametrize(("repository", "status"), [("private/app", 404), ("Team/App", 400), ("", 400), (None, 422)])
-def test_previews_of_nothing(site: AdminSite, repository: str | None, status: int) -> None:
+def test_previews_of_other_repositories(site: AdminSite, repository: str | None, status: int) -> None:
+    """A preview needs a valid name of a repository to which a rule applies."""
     query: dict[str, Any] = {} if repository is None else {"repository": repository}
     assert site.call("GET", "/retention/preview", **query).status_code == status
 
 
-def test_a_run_deletes_what_the_preview_said(site: AdminSite) -> None:
-    """A run deletes what the preview has listed. Pulls by clients since then count in the next preview."""
-    push(site, "team/run", "kept")  # so that the pattern of the first rule applies to something
+def test_run_deletes_old_tags(site: AdminSite) -> None:
+    """A run deletes the tags that the rules do not keep, and warns of a pattern that applies to no repository. The
+    audit log has an entry for each deleted tag."""
+    push(site, "team/run", "kept")  # without this, the run would warn that the first rule applies to nothing
     push(site, "scratch/run", "a", "b", "c")
     assert tags(site, "scratch/run") == ["a", "b", "c"]
     result = run_job(site)
@@ -142,21 +149,22 @@ def test_a_run_deletes_what_the_preview_said(site: AdminSite) -> None:
     assert (line["action"], line["actor"]) == ("tag.delete", "entrepot retention")
 
 
-def test_the_command_beside_the_server(site: AdminSite) -> None:
-    """The command prints the same as text and as lines of JSON. The server sees what it deletes."""
-    push(site, "team/command", "kept")  # so that the pattern of the first rule applies to something
+def test_command_while_a_server_runs(site: AdminSite) -> None:
+    """`entrepot retention preview` and `apply` print text, or JSON lines with --json. The running server no longer has
+    the tags that `apply` has deleted."""
+    push(site, "team/command", "kept")  # without this, the run would warn that the first rule applies to nothing
     push(site, "scratch/command", "a", "b")
     options = ("--config", "entrepot.toml")
-    shown = entrepot("retention", "preview", "scratch/command", *options, folder=site.folder)
-    assert (shown.returncode, shown.stderr) == (0, "")
-    lines = shown.stdout.splitlines()
+    preview = entrepot("retention", "preview", "scratch/command", *options, folder=site.folder)
+    assert (preview.returncode, preview.stderr) == (0, "")
+    lines = preview.stdout.splitlines()
     assert lines[0].startswith("delete scratch/command:a  not one of the newest 1, pushed 20")
     assert lines[1] == "keep   scratch/command:b  one of the newest 1 (rule 2)"
     assert lines[2] == "1 tag and 0 untagged manifests would be deleted, and 1 tag kept"
     assert lines[3].endswith("would be freed, after delete_untagged_after and gc.grace")
 
-    done = entrepot("retention", "preview", *options, "--json", folder=site.folder)
-    steps = json_lines(done.stdout)
+    completed = entrepot("retention", "preview", *options, "--json", folder=site.folder)
+    steps = json_lines(completed.stdout)
     digest = digest_of(image(b"config of scratch/command:a", b"layer of scratch/command:a"))
     [step] = [step for step in steps if step.get("repository") == "scratch/command" and step["tag"] == "a"]
     assert (step["event"], step["action"]) == ("would be deleted", "delete")
@@ -170,34 +178,35 @@ def test_the_command_beside_the_server(site: AdminSite) -> None:
     assert {(step["repository"], step["tag"]) for step in steps[:-1] if "tag" in step} >= {("scratch/command", "a")}
     assert steps[-1]["tags_deleted"] >= 1
     assert tags(site, "scratch/command") == ["b"]
-    again = entrepot("retention", "apply", *options, folder=site.folder)
-    assert again.stdout.startswith("deleted 0 tags and 0 manifests; kept ")
-    assert again.stderr.splitlines() == [
+    second_run = entrepot("retention", "apply", *options, folder=site.folder)
+    assert second_run.stdout.startswith("deleted 0 tags and 0 manifests; kept ")
+    assert second_run.stderr.splitlines() == [
         "entrepot: warning: rule 2: the pattern taem/* applies to no hosted repository with content"
     ]
 
 
-def test_an_immutable_tag_stays(site: AdminSite) -> None:
-    """An immutable tag stays, and the preview says so."""
+def test_retention_keeps_immutable_tags(site: AdminSite) -> None:
+    """Retention keeps an immutable tag, and the preview gives this reason."""
     push(site, "scratch/fixed", "1.0", "a", "b")
     options = ("--config", "entrepot.toml")
-    shown = entrepot_output("retention", "preview", "scratch/fixed", *options, folder=site.folder).splitlines()
-    assert shown[0] == "keep   scratch/fixed:1.0  it is immutable (rule 2)"
+    preview = entrepot_output("retention", "preview", "scratch/fixed", *options, folder=site.folder).splitlines()
+    assert preview[0] == "keep   scratch/fixed:1.0  it is immutable (rule 2)"
     run_job(site)
     assert tags(site, "scratch/fixed") == ["1.0", "b"]
 
 
 def test_a_repository_without_a_rule(site: AdminSite) -> None:
-    done = entrepot("retention", "preview", "private/app", "--config", "entrepot.toml", folder=site.folder)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
+    """If no rule applies to a repository, the command says that everything is kept."""
+    completed = entrepot("retention", "preview", "private/app", "--config", "entrepot.toml", folder=site.folder)
+    assert (completed.returncode, completed.stdout) == (1, "")
+    assert completed.stderr == (
         "entrepot: no [[retention]] rule in the settings applies to private/app, so all of it is kept\n"
     )
 
 
-def test_a_rule_that_deletes_everything_is_confirmed(tmp_path: Path) -> None:
-    """A rule that deletes all tags needs a confirmation: its own setting when the server starts, and --yes for the
-    command."""
+def test_rule_that_deletes_all_tags_must_be_confirmed(tmp_path: Path) -> None:
+    """A rule that deletes all tags must be confirmed: with `delete_all` in the settings, or else the server does not
+    start, and with --yes for the command."""
     rule = '[[retention]]\nrepositories = "scratch/**"\nkeep_last = 0\n'
     (tmp_path / "entrepot.toml").write_text(rule)
     refused = entrepot("serve", "--config", "entrepot.toml", folder=tmp_path)
@@ -217,8 +226,8 @@ def test_a_rule_that_deletes_everything_is_confirmed(tmp_path: Path) -> None:
         )
 
 
-def test_the_server_runs_the_rules_by_itself(tmp_path: Path) -> None:
-    """One of the workers applies the rules at the interval in the settings."""
+def test_server_runs_retention_by_schedule(tmp_path: Path) -> None:
+    """The server applies the rules at the interval `retention_every` in the settings."""
     (tmp_path / "entrepot.toml").write_text(
         '[upkeep]\nretention_every = "1s"\n[[retention]]\nrepositories = "team/**"\nkeep_last = 1\n'
     )
@@ -235,8 +244,9 @@ def test_the_server_runs_the_rules_by_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["preview", "apply"])
 def test_settings_without_rules(tmp_path: Path, command: str) -> None:
+    """If the settings have no rules, the command says that all tags are kept."""
     with running_server(tmp_path):
         pass
-    done = entrepot("retention", command, folder=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("entrepot: the settings have no rule, so all tags are kept; add [[retention]]")
+    completed = entrepot("retention", command, folder=tmp_path)
+    assert (completed.returncode, completed.stdout) == (1, "")
+    assert completed.stderr.startswith("entrepot: the settings have no rule, so all tags are kept; add [[retention]]")

@@ -1,4 +1,5 @@
-"""Searches over the management API, over Docker's first API, and the extensions of /v2."""
+"""Tests of searches over the management API and over the API of registry version 1, which docker uses, and of the
+extensions of /v2."""
 
 from __future__ import annotations
 
@@ -14,23 +15,23 @@ from tests.fakes.plain_client import plain_client
 
 from .test_tag_api import basic, grant, put
 
-ROOT = (ADMIN, PASSWORD)
+ADMIN_LOGIN = (ADMIN, PASSWORD)
 
 
-def get(site: AdminSite, path: str, auth: Auth = ROOT, **query: Any) -> httpx2.Response:
-    """Sends a request outside the management API."""
+def get(site: AdminSite, path: str, auth: Auth = ADMIN_LOGIN, **query: Any) -> httpx2.Response:
+    """Sends a GET to any path of the server, outside the management API."""
     with plain_client(site.server.url, timeout=60) as client:
         return client.get(path, auth=auth, params=query or None)
 
 
 def until(is_done: Callable[[], bool]) -> None:
-    """Waits until the index contains the content, so that `is_done` returns True."""
+    """Waits until `is_done` returns True, because the search index is updated a little after a push."""
     while not is_done():
         time.sleep(0.02)
 
 
 def indexed(site: AdminSite, repo: str, tag: str = "v1") -> str:
-    """Pushes an index to a repository, waits until it can be found, and returns its digest."""
+    """Pushes an index to a repository, waits until searches find it, and returns its digest."""
     digest = put(site, repo, tag, repo)
     until(lambda: bool(site.done("GET", "/search", q=f"{repo}:{tag}", kind="tags")["tags"]["items"]))
     until(lambda: bool(site.done("GET", "/search", q=digest, kind="digests")["digests"]["items"]))
@@ -39,10 +40,12 @@ def indexed(site: AdminSite, repo: str, tag: str = "v1") -> str:
 
 @pytest.fixture
 def repo(site: AdminSite) -> str:
+    """A repository name that only this test uses."""
     return f"found-{site.name('x')}/app"
 
 
 def test_all_kinds_at_once(site: AdminSite, repo: str) -> None:
+    """One search finds repositories, tags, labels and digests that match the text."""
     digest = indexed(site, repo)
     found = site.done("GET", "/search", q=repo)
     place = {"repository": repo, "mirrored_from": None}
@@ -54,7 +57,8 @@ def test_all_kinds_at_once(site: AdminSite, repo: str) -> None:
     assert entry == {**place, "digest": digest, "kind": "manifest", "tag": "v1"}
 
 
-def test_pasted_texts_lead_to_the_thing(site: AdminSite, repo: str) -> None:
+def test_search_for_a_complete_reference(site: AdminSite, repo: str) -> None:
+    """A search for a pull command or a complete reference returns the repository, tag or manifest that it names."""
     digest = indexed(site, repo)
     host = site.server.address
     for text, kind in (
@@ -70,6 +74,7 @@ def test_pasted_texts_lead_to_the_thing(site: AdminSite, repo: str) -> None:
 
 
 def test_pages(site: AdminSite) -> None:
+    """A search for one kind of results is listed in pages."""
     area = site.name("paged")
     for number in range(3):
         indexed(site, f"{area}/app{number}")
@@ -81,9 +86,9 @@ def test_pages(site: AdminSite) -> None:
     assert site.call("GET", "/search", q="x" * 1025).status_code == 422
 
 
-def test_others_find_what_they_may_pull(site: AdminSite, repo: str) -> None:
-    """With every kind of search, and with the old API, an account finds only what it may pull. A limited token finds
-    less."""
+def test_accounts_find_only_what_they_may_pull(site: AdminSite, repo: str) -> None:
+    """With every kind of search, an account finds only content that it may pull. A limited token finds only content
+    within its limits."""
     digest = indexed(site, repo)
     hidden = repo.replace("found", "hidden")
     indexed(site, hidden)
@@ -91,21 +96,21 @@ def test_others_find_what_they_may_pull(site: AdminSite, repo: str) -> None:
     grant(site, member[0], repo, "pull")
     outsider = site.user()
     limited = (member[0], site.token(member[0], limits=[{"pattern": "other/**", "actions": ["pull"]}]))
-    for auth, sees in ((ROOT, [repo, hidden]), (member, [repo]), (outsider, []), (limited, [])):
+    for auth, visible in ((ADMIN_LOGIN, [repo, hidden]), (member, [repo]), (outsider, []), (limited, [])):
         for name in (repo, hidden):
             found = site.done("GET", "/search", auth=auth, q=f"docker pull {name}:v1")
-            assert (found["target"] is not None) == (name in sees)
+            assert (found["target"] is not None) == (name in visible)
             tags = site.done("GET", "/search", auth=auth, q=f"{name}:v1", kind="tags")["tags"]["items"]
-            assert [item["repository"] for item in tags] == ([name] if name in sees else [])
-            assert (get(site, f"/v1/repositories/{name}/tags", auth).status_code == 200) == (name in sees)
+            assert [item["repository"] for item in tags] == ([name] if name in visible else [])
+            assert (get(site, f"/v1/repositories/{name}/tags", auth).status_code == 200) == (name in visible)
         found_digests = site.done("GET", "/search", auth=auth, q=digest)["digests"]["items"]
-        assert bool(found_digests) == (repo in sees)
+        assert bool(found_digests) == (repo in visible)
         results = get(site, "/v1/search", auth, q=repo.partition("-")[2]).json()["results"]
-        assert sorted(result["name"] for result in results) == sorted(sees)
+        assert sorted(result["name"] for result in results) == sorted(visible)
 
 
-def test_nobody_has_to_log_in(site: AdminSite, repo: str) -> None:
-    """If everyone may pull something, a search needs no login and finds that. Otherwise it asks for a login."""
+def test_search_without_a_login(site: AdminSite, repo: str) -> None:
+    """A search without a login finds the repositories from which everyone may pull. If it finds none, it gets 401."""
     indexed(site, repo)
     for answer in (site.call("GET", "/search", auth=None, q="app"), get(site, "/v1/search", None, q="app")):
         assert (answer.status_code, code_of(answer)) == (401, "UNAUTHORIZED")
@@ -120,8 +125,8 @@ def test_nobody_has_to_log_in(site: AdminSite, repo: str) -> None:
         site.done("DELETE", "/grants", subject="everyone", pattern=repo)
 
 
-def test_the_old_api(site: AdminSite) -> None:
-    """The old API has the fields and headers that Docker's client needs."""
+def test_search_api_of_registry_version_1(site: AdminSite) -> None:
+    """The API of registry version 1 has the fields and headers that docker needs."""
     area = site.name("old")
     digests = [indexed(site, f"{area}/app{number}") for number in range(3)]
     answer = get(site, "/v1/_ping", None)
@@ -145,13 +150,17 @@ def test_the_old_api(site: AdminSite) -> None:
 
 
 def test_extensions(site: AdminSite) -> None:
-    """The list of extensions names all of them."""
-    [oci, own] = get(site, "/v2/_oci/ext/discover", None).json()["extensions"]
-    assert (oci["name"], own["name"], own["endpoints"]) == ("_oci", "_entrepot", ["_entrepot/history"])
+    """`/v2/_oci/ext/discover` lists the extensions of this registry."""
+    [oci_extension, entrepot_extension] = get(site, "/v2/_oci/ext/discover", None).json()["extensions"]
+    assert (oci_extension["name"], entrepot_extension["name"], entrepot_extension["endpoints"]) == (
+        "_oci",
+        "_entrepot",
+        ["_entrepot/history"],
+    )
 
 
 def test_history_over_v2(site: AdminSite, repo: str) -> None:
-    """The history is listed newest first, in pages, without addresses, for clients that may pull."""
+    """Clients that may pull can read the history of a tag over /v2: in pages, newest entry first, without addresses."""
     digests = [put(site, repo, "v1", text) for text in ("first", "second", "third")]
     path = f"/v2/{repo}/_entrepot/history/v1"
     page = get(site, path, None, n=2)

@@ -1,4 +1,4 @@
-"""Tags over the management API: their history, and changes by accounts that may push."""
+"""Tests of the management API for tags: their history, and restores and moves of tags by accounts that may push."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ import pytest
 
 from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, Auth, code_of
 from tests.fakes.plain_client import plain_request
-from tests.system.cli.test_tag_commands import KIND, index
+from tests.system.cli.test_tag_commands import INDEX_TYPE, index
 
-ROOT = (ADMIN, PASSWORD)
+ADMIN_LOGIN = (ADMIN, PASSWORD)
 
 
 def basic(auth: tuple[str, str]) -> str:
+    """Returns the value of the Authorization header."""
     return "Basic " + base64.b64encode(":".join(auth).encode()).decode()
 
 
-def put(site: AdminSite, repo: str, tag: str, text: str, auth: tuple[str, str] = ROOT) -> str:
+def put(site: AdminSite, repo: str, tag: str, text: str, auth: tuple[str, str] = ADMIN_LOGIN) -> str:
     """Pushes an index over /v2, and returns its digest."""
     body, digest = index(text)
     url = f"{site.server.url}/v2/{repo}/manifests/{tag}"
-    answer = plain_request("PUT", url, content=body, headers={"content-type": KIND, "authorization": basic(auth)})
+    answer = plain_request("PUT", url, content=body, headers={"content-type": INDEX_TYPE, "authorization": basic(auth)})
     assert answer.status_code == 201, answer.text
     return digest
 
 
 def v2_status(site: AdminSite, method: str, repo: str, tag: str, auth: Auth) -> int:
-    """Returns the status of a read or push over /v2."""
-    headers = {"accept": KIND, "content-type": KIND} | ({} if auth is None else {"authorization": basic(auth)})
+    """Returns the status of a read (GET) or a push (PUT) of the tag over /v2."""
+    headers = {"accept": INDEX_TYPE, "content-type": INDEX_TYPE} | (
+        {} if auth is None else {"authorization": basic(auth)}
+    )
     content = index("by v2")[0] if method == "PUT" else None
     url = f"{site.server.url}/v2/{repo}/manifests/{tag}"
     return plain_request(method, url, content=content, headers=headers).status_code
@@ -41,13 +44,15 @@ def grant(site: AdminSite, account: str, repo: str, *actions: str) -> None:
     site.done("PUT", "/grants", {"subject": f"user:{account}", "pattern": repo, "actions": actions})
 
 
-def history(site: AdminSite, repo: str, tag: str, auth: Auth = ROOT, **query: Any) -> dict[str, Any]:
+def history(site: AdminSite, repo: str, tag: str, auth: Auth = ADMIN_LOGIN, **query: Any) -> dict[str, Any]:
+    """Returns a page of the history of a tag."""
     found: dict[str, Any] = site.done("GET", f"/repositories/{repo}/tags/{tag}/history", auth=auth, **query)
     return found
 
 
 def test_history_and_restore(site: AdminSite) -> None:
-    """An account that may push sees the history of a tag and restores the tag. The history names the account."""
+    """An account that may push can read the history of a tag, and restore the tag to an earlier digest. The history
+    names the account of each change."""
     repo = f"team/{site.name('repo')}"
     pusher = site.user()
     grant(site, pusher[0], repo, "pull", "push")
@@ -64,17 +69,19 @@ def test_history_and_restore(site: AdminSite) -> None:
     assert [entry["digest"] for entry in history(site, repo, "v1")["items"]] == [first, second, first, second, first]
 
 
-def test_a_deleted_image_comes_back(site: AdminSite) -> None:
+def test_moved_tag_restores_a_deleted_manifest(site: AdminSite) -> None:
+    """A tag that is moved to the digest of a deleted manifest restores the manifest."""
     repo = f"team/{site.name('repo')}"
     digest = put(site, repo, "v1", "first")
     url = f"{site.server.url}/v2/{repo}/manifests/{digest}"
-    assert plain_request("DELETE", url, headers={"authorization": basic(ROOT)}).status_code == 202
+    assert plain_request("DELETE", url, headers={"authorization": basic(ADMIN_LOGIN)}).status_code == 202
     moved = site.done("PUT", f"/repositories/{repo}/tags/again", {"digest": digest})
     assert (moved["previous"], moved["restored"]) == (None, [digest])
-    assert v2_status(site, "GET", repo, "again", ROOT) == 200
+    assert v2_status(site, "GET", repo, "again", ADMIN_LOGIN) == 200
 
 
 def test_pages(site: AdminSite) -> None:
+    """The history of a tag is listed in pages, newest entry first."""
     repo = f"team/{site.name('repo')}"
     digests = [put(site, repo, "v1", str(number)) for number in range(5)]
     found, after = [], None
@@ -90,8 +97,8 @@ def test_pages(site: AdminSite) -> None:
 
 @pytest.mark.parametrize("name", ["one", "a/b/c", "a/tags/b", "tags/v1/history", "tags/tags"])
 def test_names_with_slashes(site: AdminSite, name: str) -> None:
-    """The name of the repository in the path may have slashes, also percent-encoded ones, and may contain the words of
-    the path."""
+    """The name of a repository in the path may have slashes, plain or percent-encoded, and may contain the same words
+    as the path of the route."""
     repo = f"{site.name('repo')}/{name}"
     first, second = put(site, repo, "tags", "first"), put(site, repo, "history", "second")
     assert [entry["digest"] for entry in history(site, repo, "tags")["items"]] == [first]
@@ -101,9 +108,9 @@ def test_names_with_slashes(site: AdminSite, name: str) -> None:
     assert site.done("POST", f"/repositories/{repo}/tags/restore/restore", {})["digest"] == first
 
 
-def test_rights_are_those_of_v2(site: AdminSite) -> None:
-    """For every right, and for existing and missing repositories: the history answers as a read of the tag over /v2
-    does, and a change as a push does."""
+def test_history_and_changes_need_the_rights_of_v2(site: AdminSite) -> None:
+    """With every combination of rights, and for existing and missing repositories, a request for the history gets the
+    same status as a read of the tag over /v2. A change of the tag needs the right to push."""
     repo = f"team/{site.name('repo')}"
     put(site, repo, "v1", "first")
     put(site, repo, "v1", "second")
@@ -123,7 +130,8 @@ def test_rights_are_those_of_v2(site: AdminSite) -> None:
     assert v2_status(site, "PUT", "team/none2", "v1", auth) == 403
 
 
-def test_invisible_and_unknown_look_alike(site: AdminSite) -> None:
+def test_invisible_repository_looks_like_a_missing_one(site: AdminSite) -> None:
+    """For a repository that the account may not see, the responses are the same as for a missing repository."""
     repo = f"team/{site.name('repo')}"
     put(site, repo, "v1", "first")
     auth = site.user()
@@ -136,8 +144,9 @@ def test_invisible_and_unknown_look_alike(site: AdminSite) -> None:
         assert "sha256" not in answers[0].text
 
 
-def test_a_limited_token_limits(site: AdminSite) -> None:
-    """A limited token gets 401, as in /v2, because another login of the account would be accepted."""
+def test_limits_of_a_token_apply(site: AdminSite) -> None:
+    """A token whose limits do not allow a change gets 401, as over /v2, because another login of the account would be
+    accepted."""
     repo = f"team/{site.name('repo')}"
     put(site, repo, "v1", "first")
     name, _ = site.user()
@@ -148,7 +157,7 @@ def test_a_limited_token_limits(site: AdminSite) -> None:
     assert answer.status_code == v2_status(site, "PUT", repo, "v2", token) == 401
 
 
-def test_pullers_do_not_see_addresses(site: AdminSite) -> None:
+def test_accounts_that_may_only_pull_do_not_see_addresses(site: AdminSite) -> None:
     """An account that may only pull sees who changed the tag and when, but not from which address."""
     repo = f"team/{site.name('repo')}"
     put(site, repo, "v1", "first")
@@ -159,6 +168,7 @@ def test_pullers_do_not_see_addresses(site: AdminSite) -> None:
 
 
 def test_force_is_for_admins(site: AdminSite) -> None:
+    """Only an admin can send `"force": true`."""
     repo = f"team/{site.name('repo')}"
     put(site, repo, "v1", "first")
     pusher = site.user()
@@ -183,6 +193,7 @@ def test_force_is_for_admins(site: AdminSite) -> None:
     ],
 )
 def test_bad_requests(site: AdminSite, method: str, path: str, body: object, status: int, text: str) -> None:
+    """An invalid request gets an error that says what is wrong."""
     repo = f"team/{site.name('repo')}"
     put(site, repo, "v1", "first")
     answer = site.call(method, path.format(repo), body)
@@ -190,8 +201,8 @@ def test_bad_requests(site: AdminSite, method: str, path: str, body: object, sta
 
 
 def test_the_history_of_all_tags(site: AdminSite) -> None:
-    """The history of a repository has the changes of all its tags, also of deleted ones, in pages, for accounts that
-    may pull."""
+    """The history of a repository has the changes of all its tags, including deleted tags, in pages. Only accounts that
+    may pull can read it."""
     repo = f"team/{site.name('repo')}"
     put(site, repo, "v1", "first")
     put(site, repo, "v2", "second")

@@ -1,4 +1,4 @@
-"""`entrepot backup` and `entrepot restore` beside a real server, and the same in the API."""
+"""Tests of `entrepot backup` and `entrepot restore` while a server runs, and of backups by the API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fakes.raw_http import RawConnection
 from tests.fakes.raw_pushes import RawPushes, digest_of, image
 from tests.fakes.server_process import RegistryServer, running_server
 
-SHORT_GRACE = {"ENTREPOT_GC__GRACE": "2", "ENTREPOT_GC__INTERVAL": "0.2"}
+SHORT_GRACE_SETTINGS = {"ENTREPOT_GC__GRACE": "2", "ENTREPOT_GC__INTERVAL": "0.2"}
 
 
 def push(server: RegistryServer, repo: str, tag: str, size: int = 100_000) -> tuple[str, bytes]:
@@ -34,7 +34,7 @@ def push(server: RegistryServer, repo: str, tag: str, size: int = 100_000) -> tu
         return pushes.manifest(body, tag), body
 
 
-def check_whole(server: RegistryServer, path: str, body: bytes) -> None:
+def check_image(server: RegistryServer, path: str, body: bytes) -> None:
     """Checks that the server has the manifest, and every blob of it with the right bytes."""
     root = path.partition("/manifests/")[0]
     with plain_client(server.url) as client:
@@ -45,14 +45,16 @@ def check_whole(server: RegistryServer, path: str, body: bytes) -> None:
 
 
 def lines(text: str) -> list[Any]:
+    """Parses one JSON document per line."""
     return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.mark.slow
-def test_a_backup_under_push_load(tmp_path: Path) -> None:
-    """Backups are made while threads push and delete images and garbage is collected. Each backup can be restored. Each
-    manifest that was acknowledged before the backup began, and was not deleted, can be pulled completely."""
-    done: list[tuple[str, bytes]] = []
+def test_backups_while_clients_push(tmp_path: Path) -> None:
+    """Three backups are made while threads push and delete images and the server collects garbage. Each backup can be
+    restored. Each image whose push had ended before the backup began, and which was not deleted, can be pulled
+    completely from the restored registry."""
+    finished_pushes: list[tuple[str, bytes]] = []
     stop = threading.Event()
 
     def load(server: RegistryServer, thread: int) -> None:
@@ -61,50 +63,54 @@ def test_a_backup_under_push_load(tmp_path: Path) -> None:
             number += 1
             try:
                 pushed = push(server, f"load/app{thread}", f"v{number}")
-            except AssertionError:  # its blobs were collected before its manifest came, on a busy machine
+            except AssertionError:  # on a busy machine, the blobs may be collected before their manifest is pushed
                 continue
             if number % 3:
-                done.append(pushed)
+                finished_pushes.append(pushed)
             else:
                 with plain_client(server.url) as client:
                     digest = digest_of(pushed[1])
                     assert client.delete(f"/v2/load/app{thread}/manifests/{digest}").status_code == 202
 
-    with running_server(tmp_path, env=SHORT_GRACE) as server:
+    with running_server(tmp_path, env=SHORT_GRACE_SETTINGS) as server:
         threads = [threading.Thread(target=load, args=(server, number)) for number in range(3)]
         for thread in threads:
             thread.start()
         try:
-            while len(done) < 20:
+            while len(finished_pushes) < 20:
                 assert all(thread.is_alive() for thread in threads)
                 time.sleep(0.01)
             acknowledged = []
             for options in ((), ("--copy",), ("--verify",)):
-                acknowledged.append(list(done))
-                made = entrepot_output("backup", "backups", "--json", *options, folder=tmp_path)
-                assert json_lines(made)[-1]["missing"] == []
+                acknowledged.append(list(finished_pushes))
+                output = entrepot_output("backup", "backups", "--json", *options, folder=tmp_path)
+                assert json_lines(output)[-1]["missing"] == []
         finally:
             stop.set()
             for thread in threads:
                 thread.join()
-    names = [made["name"] for made in lines(entrepot_output("restore", "backups", "--list", "--json", folder=tmp_path))]
+    names = [
+        snapshot["name"]
+        for snapshot in lines(entrepot_output("restore", "backups", "--list", "--json", folder=tmp_path))
+    ]
     assert len(names) == 3
     for name, expected in zip(names, acknowledged, strict=True):
         folder = tmp_path / name
         entrepot_output("restore", "backups", "--snapshot", name, "--data", folder / "data", folder=tmp_path)
         with running_server(folder) as restored:
             for path, body in expected:
-                check_whole(restored, path, body)
+                check_image(restored, path, body)
 
 
-def test_what_the_commands_say(tmp_path: Path) -> None:
+def test_output_of_the_commands(tmp_path: Path) -> None:
+    """The commands report the number of tags, manifests and blobs, and wrong directories with one line."""
     with running_server(tmp_path) as server:
         push(server, "team/app", "v1")
         first = entrepot_output("backup", "backups", folder=tmp_path).splitlines()
-        again = entrepot_output("backup", "backups", "--keep", "1", folder=tmp_path).splitlines()
+        second = entrepot_output("backup", "backups", "--keep", "1", folder=tmp_path).splitlines()
     assert ": 1 tag, 1 manifest, 2 blobs (" in first[0]
     assert first[1].startswith("2 blobs new (")
-    assert again[1:] == ["0 blobs new (0 B copied), 2 already there", "1 old backup and 0 blobs removed"]
+    assert second[1:] == ["0 blobs new (0 B copied), 2 already there", "1 old backup and 0 blobs removed"]
     listed = entrepot_output("restore", "backups", "--list", folder=tmp_path).splitlines()
     assert len([line for line in listed if "Z" in line]) == 1
     restored = entrepot_output("restore", "backups", "--data", "new", folder=tmp_path)
@@ -117,26 +123,28 @@ def test_what_the_commands_say(tmp_path: Path) -> None:
     assert "is no directory of backups" in error_line(entrepot("restore", "data", "--data", "x", folder=tmp_path), 1)
 
 
-def test_rotten_bytes(tmp_path: Path) -> None:
-    """If the backup has wrong bytes, the restore names their digest and makes no registry."""
+def test_restore_of_damaged_bytes(tmp_path: Path) -> None:
+    """If a blob in the backup has wrong bytes, the restore fails and names its digest, and no command accepts the
+    incomplete data directory. With --skip-damaged, the restore leaves out the blob."""
     with running_server(tmp_path) as server:
         push(server, "team/app", "v1")
         entrepot_output("backup", "backups", "--copy", folder=tmp_path)
-    victim = max((tmp_path / "backups/blobs").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
-    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
-    done = entrepot("restore", "backups", "--data", "new", folder=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert f"sha256:{victim.name} cannot be restored: its bytes have the digest sha256:" in done.stderr
+    damaged_file = max((tmp_path / "backups/blobs").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    damaged_file.write_bytes(damaged_file.read_bytes()[:-1] + b"?")
+    completed = entrepot("restore", "backups", "--data", "new", folder=tmp_path)
+    assert (completed.returncode, completed.stdout) == (1, "")
+    assert f"sha256:{damaged_file.name} cannot be restored: its bytes have the digest sha256:" in completed.stderr
     assert "a restore from a backup has not ended" in error_line(
         entrepot("user", "add", "root", "--data", "new", "--password-file", "-", folder=tmp_path, given=PASSWORD), 1
     )
-    done = entrepot("restore", "backups", "--data", "new", "--skip-damaged", folder=tmp_path)
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "entrepot: 1 blob could not be restored")
+    completed = entrepot("restore", "backups", "--data", "new", "--skip-damaged", folder=tmp_path)
+    assert (completed.returncode, completed.stderr.splitlines()[-1]) == (1, "entrepot: 1 blob could not be restored")
 
 
 @pytest.mark.slow
-def test_a_full_target(tmp_path: Path) -> None:
-    """A backup onto a full disk ends with an error, and continues when there is space."""
+def test_backup_onto_a_full_disk(tmp_path: Path) -> None:
+    """A backup onto a full disk fails with an error. After space is freed, the next backup keeps the blobs that are
+    already there."""
     with running_server(tmp_path) as server:
         for number in range(4):
             push(server, "team/app", f"v{number}", 2_000_000)
@@ -146,7 +154,7 @@ def test_a_full_target(tmp_path: Path) -> None:
         f"mount -t tmpfs -o size=6m none backups && ! {command} && find backups -name manifest.json && "
         f"mount -o remount,size=64m none backups && {command}"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
         cwd=tmp_path,
         env=command_environment(),
@@ -154,19 +162,19 @@ def test_a_full_target(tmp_path: Path) -> None:
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0, done.stderr
-    assert "backups: the disk is full; free some space there and run the same command again" in done.stderr
-    first, second = done.stdout.splitlines()
+    assert completed.returncode == 0, completed.stderr
+    assert "backups: the disk is full; free some space there and run the same command again" in completed.stderr
+    first, second = completed.stdout.splitlines()
     assert ": 4 tags, 4 manifests, 8 blobs (" in first
     new, present = (int(text) for text in (second.split()[0], second.split(", ")[1].split()[0]))
     assert (new + present, present >= 1) == (8, True)
 
 
 @pytest.mark.slow
-def test_killed(tmp_path: Path) -> None:
-    """A backup that is killed in the middle does not delay garbage collection any more. The next backup continues
-    it."""
-    with running_server(tmp_path, env=SHORT_GRACE) as server:
+def test_backup_after_a_killed_backup(tmp_path: Path) -> None:
+    """After a backup is killed, the next backup keeps the blobs that are already there. The killed backup does not
+    prevent garbage collection."""
+    with running_server(tmp_path, env=SHORT_GRACE_SETTINGS) as server:
         path, body = push(server, "team/app", "v1", 30_000_000)
         for number in range(5):
             push(server, "team/app", f"more{number}", 10_000_000)
@@ -188,13 +196,14 @@ def test_killed(tmp_path: Path) -> None:
         file = server.data / f"blobs/sha256/{layer[:2]}/{layer}"
         deadline = time.monotonic() + 30
         while file.exists():
-            assert time.monotonic() < deadline, "collection is held back"
+            assert time.monotonic() < deadline, "the blob is not collected"
             time.sleep(0.05)
 
 
 @pytest.mark.slow
-def test_a_killed_restore(tmp_path: Path) -> None:
-    """No server starts on a killed restore. The next restore continues it, and its registry is complete."""
+def test_restore_after_a_killed_restore(tmp_path: Path) -> None:
+    """After a restore is killed, no server starts on its data directory. The next restore keeps the blobs that are
+    already there, and the restored registry is complete."""
     with running_server(tmp_path) as server:
         pushed = [push(server, "team/app", f"v{number}", 10_000_000) for number in range(6)]
         entrepot_output("backup", "backups", folder=tmp_path)
@@ -212,12 +221,13 @@ def test_a_killed_restore(tmp_path: Path) -> None:
     assert result["present_blobs"] + result["restored_blobs"] == 12
     with running_server(tmp_path / "new") as restored:
         for path, body in pushed:
-            check_whole(restored, path, body)
+            check_image(restored, path, body)
 
 
 @pytest.mark.parametrize("is_configured", [True, False])
 def test_backups_by_the_api(tmp_path: Path, is_configured: bool) -> None:
-    """An admin starts a backup into the configured directory and sees it in the list."""
+    """An admin can start a backup into the directory of the settings, and sees it in the list. If the settings have no
+    directory, the API responds with 409."""
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=tmp_path, given=PASSWORD)
     env = {"ENTREPOT_BACKUP__TARGET": str(tmp_path / "backups"), "ENTREPOT_BACKUP__KEEP": "1"} if is_configured else {}
     with running_server(tmp_path, env=env) as server:
@@ -238,17 +248,19 @@ def test_backups_by_the_api(tmp_path: Path, is_configured: bool) -> None:
 
 
 def test_lost_and_damaged_blobs(tmp_path: Path) -> None:
-    """A backup that finds a missing blob fails. Once the registry knows that the blob is damaged, the backup only
-    reports it."""
+    """If the file of a blob is missing, the backup fails. After `fsck --repair` has recorded the blob as damaged, the
+    backup succeeds and reports the blob as left out."""
     with running_server(tmp_path) as server:
         push(server, "team/app", "v1")
-        victim = max((tmp_path / "data/blobs").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
-        victim.unlink()
+        damaged_file = max((tmp_path / "data/blobs").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+        damaged_file.unlink()
         failed = entrepot("backup", "backups", folder=tmp_path)
         repaired = entrepot("fsck", "--repair", folder=tmp_path)
-        known = entrepot("backup", "backups", folder=tmp_path)
-    assert (failed.returncode, repaired.returncode, known.returncode) == (1, 0, 0)
-    assert f"sha256:{victim.name} is not in the backup: its file is missing" in failed.stderr
+        after_repair = entrepot("backup", "backups", folder=tmp_path)
+    assert (failed.returncode, repaired.returncode, after_repair.returncode) == (1, 0, 0)
+    assert f"sha256:{damaged_file.name} is not in the backup: its file is missing" in failed.stderr
     assert "1 problem, 1 repaired, 0 left; 1 blob or manifest known to be damaged" in repaired.stdout
-    assert f"sha256:{victim.name} is not in the backup: the registry knows that it is damaged" in known.stderr
-    assert "left out 1 blob known to be damaged; push or pull the images again" in known.stderr
+    assert (
+        f"sha256:{damaged_file.name} is not in the backup: the registry knows that it is damaged" in after_repair.stderr
+    )
+    assert "left out 1 blob known to be damaged; push or pull the images again" in after_repair.stderr

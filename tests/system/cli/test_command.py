@@ -1,4 +1,4 @@
-"""The command itself: help, version, completion, bad usage."""
+"""Tests of the command `entrepot` as a whole: help, version, completion of a shell, wrong usage."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def test_version(tmp_path: Path) -> None:
 
 def test_help_lists_the_commands(tmp_path: Path) -> None:
     """The help of `entrepot` lists all commands."""
-    shown = entrepot("--help", folder=tmp_path).stdout
-    about_accounts = ("user", "robot", "token", "group", "grant", "key", "audit")
-    for name in ("serve", "config", "inspect", "client", "mirror", "jobs", "tag", "gc", "fsck", *about_accounts):
-        assert f"\n  {name} " in shown
+    output = entrepot("--help", folder=tmp_path).stdout
+    account_commands = ("user", "robot", "token", "group", "grant", "key", "audit")
+    for name in ("serve", "config", "inspect", "client", "mirror", "jobs", "tag", "gc", "fsck", *account_commands):
+        assert f"\n  {name} " in output
 
 
 def commands(command: Any, name: str = "") -> Iterator[str]:
-    """Yields the full names of all commands, from click's own tree."""
-    below = getattr(command, "commands", None)
-    if below is None:
+    """Yields the full names of all commands below a command of click."""
+    subcommands = getattr(command, "commands", None)
+    if subcommands is None:
         yield name
         return
-    for part, inner in below.items():
+    for part, inner in subcommands.items():
         yield from commands(inner, f"{name} {part}".strip())
 
 
@@ -51,9 +51,9 @@ EVERY_COMMAND = list(commands(ROOT_COMMAND))
 @pytest.mark.parametrize("name", EVERY_COMMAND)
 def test_help_has_examples(name: str) -> None:
     """Each command's help ends with examples that can be typed."""
-    done = CliRunner().invoke(app, [*name.split(), "-h"], prog_name="entrepot")
-    assert done.exit_code == 0
-    assert f"\n    entrepot {name}" in done.stdout
+    result = CliRunner().invoke(app, [*name.split(), "-h"], prog_name="entrepot")
+    assert result.exit_code == 0
+    assert f"\n    entrepot {name}" in result.stdout
 
 
 def options_of(name: str) -> set[str]:
@@ -65,8 +65,8 @@ def options_of(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", EVERY_COMMAND)
-def test_neighbours_take_the_same_options(name: str) -> None:
-    """Each command with `--config` has `--data` too, and each command that shows something has `--json`."""
+def test_similar_commands_have_the_same_options(name: str) -> None:
+    """Each command with the option `--config` also has `--data`. Each command that shows data has `--json`."""
     options = options_of(name)
     assert "--config" not in options or "--data" in options
     if name.split()[-1] in ("list", "show", "status", "inspect", "config", "audit"):
@@ -75,33 +75,33 @@ def test_neighbours_take_the_same_options(name: str) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(tmp_path: Path, shell: str) -> None:
-    """The command prints the completion for the shell that starts it. It recognises the shell by its program name, so
-    the test uses a copy of bash with another name."""
+    """`--show-completion` prints the completion script for the shell that runs the command. The command recognises the
+    shell by the name of its program, so the test uses a copy of bash with the name of the shell."""
     program = shutil.copy(shutil.which("bash") or "/bin/bash", tmp_path / shell)
     command = f"{shlex.quote(sys.executable)} -m registry --show-completion; exit $?"
-    done = subprocess.run(
+    result = subprocess.run(
         [program, "-c", command], cwd=tmp_path, env=command_environment(), capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, done.stderr
-    assert f"complete_{shell}" in done.stdout
+    assert result.returncode == 0, result.stderr
+    assert f"complete_{shell}" in result.stdout
 
 
 def test_completion_of_a_command(tmp_path: Path) -> None:
-    """Completing `entrepot ins` gives `inspect`."""
-    done = entrepot_program(
+    """The completion of `entrepot ins` is `inspect`."""
+    result = entrepot_program(
         folder=tmp_path, _ENTREPOT_COMPLETE="complete_bash", COMP_WORDS="entrepot ins", COMP_CWORD="1"
     )
-    assert done.stdout.split() == ["inspect"]
+    assert result.stdout.split() == ["inspect"]
 
 
 @pytest.mark.parametrize("args", [["--no-such"], ["no-such"], ["serve", "extra"], ["inspect"]])
 def test_bad_usage(tmp_path: Path, args: list[str]) -> None:
     """For wrong usage, the exit code is 2, and stderr says what is wrong, without a traceback."""
-    done = entrepot_program(*args, folder=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "Error: " in done.stderr
-    assert "Traceback" not in done.stderr
+    result = entrepot_program(*args, folder=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "Error: " in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -120,27 +120,30 @@ def test_bad_usage(tmp_path: Path, args: list[str]) -> None:
     ],
 )
 def test_a_data_directory_that_cannot_be_read(tmp_path: Path, line: str) -> None:
-    """If the system refuses to look at the path of the data directory, the command gives the reason in one line."""
-    done = entrepot(*line.split(), "--data", tmp_path / ("a" * 300), folder=tmp_path)
-    assert done.returncode == 1
-    assert "File name too long" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    """If the system refuses the path of the data directory, here because a name is too long, the command fails with the
+    reason in one line."""
+    result = entrepot(*line.split(), "--data", tmp_path / ("a" * 300), folder=tmp_path)
+    assert result.returncode == 1
+    assert "File name too long" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("line", ["status", "events list", "fsck", "inspect team/app:1"])
 def test_a_file_that_cannot_be_opened(tmp_path: Path, line: str) -> None:
-    """A command names the file and the reason, in one line."""
+    """If a file of the data directory cannot be opened, the command fails with one line that has the file and the
+    reason."""
     prepare_data_dir(tmp_path / "data")
     reserve = layout_of(tmp_path / "data").reserve
     reserve.unlink()
     reserve.mkdir()
-    done = entrepot(*line.split(), "--data", tmp_path / "data", folder=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr == f"entrepot: {reserve}: Is a directory\n"
+    result = entrepot(*line.split(), "--data", tmp_path / "data", folder=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == f"entrepot: {reserve}: Is a directory\n"
 
 
-def test_help_imports_nothing_heavy() -> None:
-    """Help appears fast: it imports neither the web framework, nor the server, nor the database, nor rich."""
+def test_command_line_imports_no_large_packages() -> None:
+    """To be fast, the command line module imports neither the web framework, nor the server, nor the database, nor
+    rich."""
     code = "import sys, registry.__main__; print(*{'fastapi', 'uvicorn', 'apsw', 'rich'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "\n"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "\n"

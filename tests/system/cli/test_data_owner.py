@@ -1,7 +1,6 @@
-"""When root uses a data directory of another owner, no file in it belongs to root afterwards.
+"""Tests that all files in a data directory belong to its owner, even if root runs the commands.
 
-If the tests run as root, the directory belongs to uid 65534, otherwise to the user of the tests. In both cases, every
-file in it belongs to the owner of the directory afterwards.
+If the tests run as root, the directory belongs to uid 65534. Otherwise, it belongs to the user who runs the tests.
 """
 
 from __future__ import annotations
@@ -28,17 +27,18 @@ OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder with a data directory that its owner can reach. Other users cannot reach pytest's own temporary
-    folders."""
-    made = Path(tempfile.mkdtemp(prefix="entrepot-owner-", dir=memory_root()))
-    made.chmod(0o755)
-    (made / "data").mkdir(mode=0o700)
-    os.chown(made / "data", OWNER, -1)
-    yield made
-    shutil.rmtree(made)
+    """A folder with a data directory of OWNER. It is not one of pytest's temporary folders, because OWNER could not
+    enter them."""
+    owner_folder = Path(tempfile.mkdtemp(prefix="entrepot-owner-", dir=memory_root()))
+    owner_folder.chmod(0o755)
+    (owner_folder / "data").mkdir(mode=0o700)
+    os.chown(owner_folder / "data", OWNER, -1)
+    yield owner_folder
+    shutil.rmtree(owner_folder)
 
 
 def owners(data: Path) -> set[int]:
+    """Returns the uids of the owners of the directory and of everything in it."""
     return {entry.stat().st_uid for entry in (data, *data.rglob("*"))}
 
 
@@ -57,33 +57,34 @@ def push(url: str) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_serve_and_inspect_make_the_owners_files(folder: Path, workers: int) -> None:
-    """After a start, a push, an inspection while the server runs, and a stop, all files belong to the owner."""
+def test_files_of_serve_and_inspect_belong_to_the_owner(folder: Path, workers: int) -> None:
+    """After a server has run on the directory, a client has pushed, and `entrepot inspect` has run, all files belong to
+    the owner. The workers of the server run with the uid of the owner."""
     with running_server(folder, workers=workers, own_interpreter=True) as server:
         push(server.url)
         assert {os.stat(f"/proc/{pid}").st_uid for pid in server.worker_pids()} == {OWNER}
-        done = entrepot_program("inspect", "team/app:1", "--json", "--data", folder / "data", folder=folder)
-        assert json.loads(done.stdout)["tags"] == ["1"]
+        result = entrepot_program("inspect", "team/app:1", "--json", "--data", folder / "data", folder=folder)
+        assert json.loads(result.stdout)["tags"] == ["1"]
     assert entrepot_program("inspect", "team/app:1", "--data", folder / "data", folder=folder).returncode == 0
     assert owners(folder / "data") == {OWNER}
 
 
-def test_accounts_are_the_owners_files(folder: Path) -> None:
-    """A command that creates the database and one that changes it leave all files to the owner."""
+def test_files_of_account_commands_belong_to_the_owner(folder: Path) -> None:
+    """After a command has created the database and another command has changed it, all files belong to the owner."""
     for args in (("user", "add", "alice", "--generate"), ("grant", "add", "**", "pull", "everyone")):
         assert entrepot_program(*args, "--data", folder / "data", folder=folder).returncode == 0
     assert owners(folder / "data") == {OWNER}
 
 
-def test_served_again_after_root(folder: Path) -> None:
-    """A second start on the same directory works, and all files still belong to the owner."""
+def test_second_start_on_the_same_directory(folder: Path) -> None:
+    """A second start of the server on the same directory works, and all files still belong to the owner."""
     for _ in range(2):
         with running_server(folder, workers=1, own_interpreter=True) as server:
             push(server.url)
     assert owners(folder / "data") == {OWNER}
 
 
-def test_nothing_changes_for_the_owner(tmp_path: Path) -> None:
+def test_process_of_the_owner_keeps_its_user(tmp_path: Path) -> None:
     """If the directory belongs to the process's own user, or does not exist, the process keeps its user and groups."""
     before = (os.geteuid(), os.getegid(), os.getgroups())
     become_owner(tmp_path)

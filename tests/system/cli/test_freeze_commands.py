@@ -1,5 +1,5 @@
-"""`entrepot mirror freeze|unfreeze|frozen`, and what `status` and `refresh` say about frozen tags and cooldowns, beside
-a running server and without one."""
+"""Tests of `entrepot mirror freeze`, `unfreeze` and `frozen`, and of the output of `status` and `refresh` about frozen
+tags and cooldowns. A frozen tag stays at one digest. A cooldown delays the use of a new digest of a tag."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, index_of, noise_image
 
-FIRST, SECOND = noise_image("first", 1000), noise_image("second", 1000)
+FIRST_IMAGE, SECOND_IMAGE = noise_image("first", 1000), noise_image("second", 1000)
 
 
 @pytest.fixture
 def upstream(tmp_path: Path) -> Iterator[Hub]:
-    with hub(tmp_path, content_of(FIRST)) as running:
+    """A running upstream with one tag. Writes settings for a mirror of it into the folder of the test."""
+    with hub(tmp_path, content_of(FIRST_IMAGE)) as running:
         configure(tmp_path, running)
         yield running
 
@@ -39,139 +40,152 @@ def configure(folder: Path, upstream: Hub, more: str = "") -> None:
     )
 
 
-def mirror(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+def run_mirror(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Runs `entrepot mirror` with these arguments."""
     return entrepot("mirror", *args, "--config", "entrepot.toml", folder=folder)
 
 
-def done(folder: Path, *args: str) -> list[str]:
-    """Returns the output lines of a command that must succeed."""
-    ended = mirror(folder, *args)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    return ended.stdout.splitlines()
+def output_of(folder: Path, *args: str) -> list[str]:
+    """Runs `entrepot mirror`, which must succeed without errors. Returns the lines of its output."""
+    result = run_mirror(folder, *args)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout.splitlines()
 
 
 def status(folder: Path) -> dict[str, Any]:
-    (seen,) = json.loads("\n".join(done(folder, "status", "--json")))["upstreams"]
-    assert isinstance(seen, dict)
-    return seen
+    """Returns the status of the upstream."""
+    (upstream,) = json.loads("\n".join(output_of(folder, "status", "--json")))["upstreams"]
+    assert isinstance(upstream, dict)
+    return upstream
 
 
 def served(server: RegistryServer) -> set[tuple[str, str]]:
-    """Returns the digests and warnings in the responses of all workers, over several connections."""
+    """Returns the digests and warnings in the responses of the server. Sends so many requests that both workers get
+    some."""
     answers = [plain_request("HEAD", f"{server.url}/v2/app/manifests/1") for _ in range(12)]
     return {(answer.headers["docker-content-digest"], answer.headers.get("warning", "")) for answer in answers}
 
 
-def test_freezing_beside_a_server(tmp_path: Path, upstream: Hub) -> None:
-    """All workers serve a frozen tag at its digest, with a Warning, and do not ask the upstream for the tag. After it
-    is unfrozen, they serve what the upstream has."""
+def test_freeze_while_a_server_runs(tmp_path: Path, upstream: Hub) -> None:
+    """After `freeze`, all workers serve the tag at its digest, with a Warning header, and do not request the tag from
+    the upstream. After `unfreeze`, they serve the digest that the upstream has."""
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml"), "--workers", "2") as server:
-        assert served(server) == {(FIRST.digest, "")}
-        assert done(tmp_path, "freeze", "app:1") == [f"app:1: frozen at {FIRST.digest}"]
-        upstream.put(content_of(SECOND))
+        assert served(server) == {(FIRST_IMAGE.digest, "")}
+        assert output_of(tmp_path, "freeze", "app:1") == [f"app:1: frozen at {FIRST_IMAGE.digest}"]
+        upstream.put(content_of(SECOND_IMAGE))
         upstream.forget()
         ((digest, warning),) = served(server)
-        assert digest == FIRST.digest
-        assert warning.startswith(f'299 - "docker.io/library/app:1 is frozen at {FIRST.digest} since 20')
-        (said,) = done(tmp_path, "refresh", "app:1")
-        assert said.startswith(f"app:1: frozen at {FIRST.digest} since 20")
+        assert digest == FIRST_IMAGE.digest
+        assert warning.startswith(f'299 - "docker.io/library/app:1 is frozen at {FIRST_IMAGE.digest} since 20')
+        (message,) = output_of(tmp_path, "refresh", "app:1")
+        assert message.startswith(f"app:1: frozen at {FIRST_IMAGE.digest} since 20")
         assert upstream.requests("manifest") == []
         assert status(tmp_path)["frozen"] == ["docker.io/library/app:1"]
-        assert "1 tag frozen: entrepot mirror frozen lists them" in done(tmp_path, "status")
-        (said,) = done(tmp_path, "unfreeze", "app:1")
-        assert said.startswith(f"app:1: no longer frozen; it was at {FIRST.digest} since 20")
-        assert served(server) == {(SECOND.digest, "")}
+        assert "1 tag frozen: entrepot mirror frozen lists them" in output_of(tmp_path, "status")
+        (message,) = output_of(tmp_path, "unfreeze", "app:1")
+        assert message.startswith(f"app:1: no longer frozen; it was at {FIRST_IMAGE.digest} since 20")
+        assert served(server) == {(SECOND_IMAGE.digest, "")}
 
 
-def test_freezing_at_a_digest(tmp_path: Path, upstream: Hub) -> None:
-    """A tag can be frozen at a digest at which it does not point, if the upstream has the digest. The lists show this
-    digest."""
+def test_freeze_at_a_digest(tmp_path: Path, upstream: Hub) -> None:
+    """A tag can be frozen at any digest that the upstream has, even if the tag does not point at it. `frozen` lists the
+    tag with this digest."""
     content = UpstreamContent()
-    content.add("library/app", SECOND)
+    content.add("library/app", SECOND_IMAGE)
     upstream.put(content)
-    frozen, last = json_lines("\n".join(done(tmp_path, "freeze", f"library/app:1@{SECOND.digest}", "--json")))
-    assert (frozen["event"], last) == ("frozen", {"event": "done", "tags": 1, "failed": 0})
+    frozen, summary = json_lines(
+        "\n".join(output_of(tmp_path, "freeze", f"library/app:1@{SECOND_IMAGE.digest}", "--json"))
+    )
+    assert (frozen["event"], summary) == ("frozen", {"event": "done", "tags": 1, "failed": 0})
     assert (frozen["repository"], frozen["tag"]) == ("docker.io/library/app", "1")
-    assert frozen["digest"] == SECOND.digest
+    assert frozen["digest"] == SECOND_IMAGE.digest
     assert frozen["frozen_by"].startswith("cli:")
-    (again,) = done(tmp_path, "freeze", "app:1")
-    assert again.startswith(f"app:1: frozen already at {SECOND.digest}, since 20")
-    (listed,) = json.loads("\n".join(done(tmp_path, "frozen", "--json")))
+    (repeated,) = output_of(tmp_path, "freeze", "app:1")
+    assert repeated.startswith(f"app:1: frozen already at {SECOND_IMAGE.digest}, since 20")
+    (listed,) = json.loads("\n".join(output_of(tmp_path, "frozen", "--json")))
     assert listed == {name: value for name, value in frozen.items() if name not in ("event", "message")}
-    assert "docker.io/library/app:1" in "\n".join(done(tmp_path, "frozen"))
+    assert "docker.io/library/app:1" in "\n".join(output_of(tmp_path, "frozen"))
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
         ((digest, _),) = served(server)
-        assert digest == SECOND.digest
+        assert digest == SECOND_IMAGE.digest
 
 
-def test_what_cannot_be_frozen(tmp_path: Path, upstream: Hub) -> None:
-    """Each refusal is one line with the reason, and freezes nothing. The other references are still handled."""
+def test_references_that_cannot_be_frozen(tmp_path: Path, upstream: Hub) -> None:
+    """For each reference that cannot be frozen, there is one line with the reason. The other references are frozen."""
     unknown = "sha256:" + "0" * 64
-    ended = mirror(tmp_path, "freeze", "app:none", f"app:1@{unknown}", "local.test/app:1", "app:1")
-    assert ended.returncode == 1
-    assert ended.stdout == f"app:1: frozen at {FIRST.digest}\n"
-    lines = ended.stderr.splitlines()
+    result = run_mirror(tmp_path, "freeze", "app:none", f"app:1@{unknown}", "local.test/app:1", "app:1")
+    assert result.returncode == 1
+    assert result.stdout == f"app:1: frozen at {FIRST_IMAGE.digest}\n"
+    lines = result.stderr.splitlines()
     assert [line.split()[1] for line in lines] == ["app:none:", f"app:1@{unknown}:", "local.test/app:1:"]
     assert lines[2].endswith("local.test/app is hosted here and has no upstream, so there is nothing to freeze")
     assert status(tmp_path)["frozen"] == ["docker.io/library/app:1"]
-    assert "is not frozen" in error_line(mirror(tmp_path, "unfreeze", "app:2"), 1)
-    usage = error_line(mirror(tmp_path, "freeze", "app:1", f"app@{unknown}"), 2)
+    assert "is not frozen" in error_line(run_mirror(tmp_path, "unfreeze", "app:2"), 1)
+    usage = error_line(run_mirror(tmp_path, "freeze", "app:1", f"app@{unknown}"), 2)
     assert usage == f"'app' names no tag to freeze; write it like app:TAG@{unknown}"
-    assert "is not a digest" in error_line(mirror(tmp_path, "freeze", "app:1@sha256:1"), 2)
+    assert "is not a digest" in error_line(run_mirror(tmp_path, "freeze", "app:1@sha256:1"), 2)
 
 
-def test_a_purge_spares_frozen_tags(tmp_path: Path, upstream: Hub) -> None:
-    """Unless it is forced, a purge deletes neither a frozen tag, nor a digest that it needs, nor its repository. After
-    a forced purge, the next pull fetches the frozen digest again."""
+def test_purge_refuses_frozen_tags(tmp_path: Path, upstream: Hub) -> None:
+    """Without --force, `purge` refuses to delete a frozen tag, a manifest that the frozen tag needs, or its repository.
+    With --force, it deletes them from the cache. The tag stays frozen, and the next pull fetches the frozen digest
+    again."""
     content = UpstreamContent()
-    content.add("library/app", multi := index_of((FIRST, "amd64")), "1", "2")
-    content.add("library/app", SECOND, "3")
+    content.add("library/app", multi := index_of((FIRST_IMAGE, "amd64")), "1", "2")
+    content.add("library/app", SECOND_IMAGE, "3")
     upstream.put(content)
-    done(tmp_path, "warm", "app:1", "app:2", "app:3", "--all-platforms")
-    done(tmp_path, "freeze", "app:1")
+    output_of(tmp_path, "warm", "app:1", "app:2", "app:3", "--all-platforms")
+    output_of(tmp_path, "freeze", "app:1")
     upstream.forget()
-    for args in (["app:1"], [f"app@{multi.digest}"], [f"app@{FIRST.digest}"], ["--all", "app"]):
-        said = error_line(mirror(tmp_path, "purge", *args), 1)
-        assert f"docker.io/library/app:1 is frozen at {multi.digest}, which the upstream may no longer have" in said
-        assert said.endswith("add --force")
-    assert done(tmp_path, "purge", "app:2", "app:3")[0].startswith("app:2: dropped 1 tag and 0 manifests; ")
-    (line,) = done(tmp_path, "purge", "app:1", "--force")
+    for args in (["app:1"], [f"app@{multi.digest}"], [f"app@{FIRST_IMAGE.digest}"], ["--all", "app"]):
+        message = error_line(run_mirror(tmp_path, "purge", *args), 1)
+        assert f"docker.io/library/app:1 is frozen at {multi.digest}, which the upstream may no longer have" in message
+        assert message.endswith("add --force")
+    assert output_of(tmp_path, "purge", "app:2", "app:3")[0].startswith("app:2: dropped 1 tag and 0 manifests; ")
+    (line,) = output_of(tmp_path, "purge", "app:1", "--force")
     assert line.startswith("app:1: dropped 1 tag and 2 manifests; ")
     assert upstream.requests() == []
-    assert "is frozen at" in error_line(mirror(tmp_path, "purge", "app:1"), 1)
-    content.add("library/app", SECOND, "1")
+    assert "is frozen at" in error_line(run_mirror(tmp_path, "purge", "app:1"), 1)
+    content.add("library/app", SECOND_IMAGE, "1")
     upstream.put(content)
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
         ((digest, _),) = served(server)
         assert digest == multi.digest
 
 
-def test_a_cooldown_in_the_commands(tmp_path: Path, upstream: Hub) -> None:
-    """While a cooldown holds a tag back, `refresh`, `status`, `inspect` and `warm` show the digest that pulls get."""
+def test_commands_use_the_digest_before_the_cooldown(tmp_path: Path, upstream: Hub) -> None:
+    """While a cooldown delays the new digest of a tag, `refresh`, `status`, `inspect` and `warm` use and show the
+    earlier digest, which pulls get."""
     configure(tmp_path, upstream, 'cooldown = "3d"\n')
-    assert done(tmp_path, "refresh", "app:1") == [f"app:1: new here: {FIRST.digest}"]
+    assert output_of(tmp_path, "refresh", "app:1") == [f"app:1: new here: {FIRST_IMAGE.digest}"]
     assert status(tmp_path)["held_back"] == []
-    upstream.put(content_of(SECOND))
-    (said,) = done(tmp_path, "refresh", "app:1")
-    assert said.startswith(f"app:1: changed: {FIRST.digest} -> {SECOND.digest}; it is held back until 20")
-    assert said.endswith(f"UTC, and {FIRST.digest} is served")
+    upstream.put(content_of(SECOND_IMAGE))
+    (message,) = output_of(tmp_path, "refresh", "app:1")
+    assert message.startswith(
+        f"app:1: changed: {FIRST_IMAGE.digest} -> {SECOND_IMAGE.digest}; it is held back until 20"
+    )
+    assert message.endswith(f"UTC, and {FIRST_IMAGE.digest} is served")
     (held,) = status(tmp_path)["held_back"]
-    assert (held["tag"], held["served"], held["newest"]) == ("docker.io/library/app:1", FIRST.digest, SECOND.digest)
-    assert FIRST.digest[:19] in "\n".join(done(tmp_path, "status"))
+    assert (held["tag"], held["served"], held["newest"]) == (
+        "docker.io/library/app:1",
+        FIRST_IMAGE.digest,
+        SECOND_IMAGE.digest,
+    )
+    assert FIRST_IMAGE.digest[:19] in "\n".join(output_of(tmp_path, "status"))
     reference = ("docker.io/library/app:1", "--json", "--config", "entrepot.toml")
-    assert json.loads(entrepot_output("inspect", *reference, folder=tmp_path))["digest"] == FIRST.digest
+    assert json.loads(entrepot_output("inspect", *reference, folder=tmp_path))["digest"] == FIRST_IMAGE.digest
     upstream.forget()
-    done(tmp_path, "warm", "app:1")
-    assert {seen.digest for seen in upstream.requests("blob", "GET")} == set(FIRST.blobs)
+    output_of(tmp_path, "warm", "app:1")
+    assert {request.digest for request in upstream.requests("blob", "GET")} == set(FIRST_IMAGE.blobs)
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
         ((digest, warning),) = served(server)
-        assert digest == FIRST.digest
-        assert f"points at {SECOND.digest} at docker.io, which the cooldown of 3d holds back until 20" in warning
+        assert digest == FIRST_IMAGE.digest
+        assert f"points at {SECOND_IMAGE.digest} at docker.io, which the cooldown of 3d holds back until 20" in warning
 
 
-def test_new_tags_are_refused(tmp_path: Path, upstream: Hub) -> None:
-    """With `cooldown_new = "refuse"`, the pull of a new tag is denied with a text that says what to do. A pull by
-    digest works."""
+def test_new_tags_are_refused_during_a_cooldown(tmp_path: Path, upstream: Hub) -> None:
+    """With `cooldown_new = "refuse"`, a pull of a tag that the mirror did not know is denied, and the error says how to
+    continue. A pull by digest works."""
     configure(tmp_path, upstream, 'cooldown = "3d"\ncooldown_new = "refuse"\n')
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
         refused = plain_request("GET", f"{server.url}/v2/app/manifests/1")
@@ -180,8 +194,8 @@ def test_new_tags_are_refused(tmp_path: Path, upstream: Hub) -> None:
         assert error["code"] == "DENIED"
         assert error["message"].startswith("docker.io/library/app:1 is new here, and the cooldown of 3d holds it back")
         assert error["message"].endswith("UTC on; until then, pull it by digest")
-        assert plain_request("GET", f"{server.url}/v2/app/manifests/{FIRST.digest}").status_code == 200
+        assert plain_request("GET", f"{server.url}/v2/app/manifests/{FIRST_IMAGE.digest}").status_code == 200
         assert plain_request("HEAD", f"{server.url}/v2/app/manifests/1").status_code == 403
-    assert "and the cooldown of 3d holds it back" in error_line(mirror(tmp_path, "freeze", "app:1"), 1)
+    assert "and the cooldown of 3d holds it back" in error_line(run_mirror(tmp_path, "freeze", "app:1"), 1)
     (held,) = status(tmp_path)["held_back"]
     assert held["served"] is None

@@ -1,4 +1,5 @@
-"""`entrepot gc` and `entrepot fsck`, and the same work by the API, while a server runs."""
+"""Tests of `entrepot gc` and `entrepot fsck` (garbage collection, and the check of the store), and of the same jobs by
+the API, while a server runs."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ NO_GRACE = {"ENTREPOT_GC__GRACE": "0s"}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A server that collects garbage once an hour, so never during a test."""
+    """A server without a grace period. It collects garbage once an hour, so never by itself during a test."""
     with running_server(tmp_path_factory.mktemp("upkeep"), workers=2, env=NO_GRACE) as started:
         yield started
 
@@ -46,33 +47,35 @@ def push(server: RegistryServer, repo: str, tag: str, *blobs: bytes) -> str:
 
 
 def pulls(server: RegistryServer, repo: str, blob: bytes) -> bool:
+    """Returns whether the blob can be pulled with the right bytes."""
     answer = plain_request("GET", f"{server.url}/v2/{repo}/blobs/{digest_of(blob)}")
     assert answer.status_code in (200, 404, 500)
     return answer.content == blob
 
 
 def lines(*args: str, server: RegistryServer, code: int = 0) -> list[dict[str, Any]]:
-    """Runs a command with --json, and returns its lines: the steps, and the result as the last one."""
-    done = entrepot(*args, "--json", folder=server.data.parent, **NO_GRACE)
-    assert done.returncode == code, done.stderr
-    return json_lines(done.stdout)
+    """Runs a command with --json, and returns its JSON lines. The last line is the result, the others are the steps."""
+    completed = entrepot(*args, "--json", folder=server.data.parent, **NO_GRACE)
+    assert completed.returncode == code, completed.stderr
+    return json_lines(completed.stdout)
 
 
 def blob_file(server: RegistryServer, blob: bytes) -> Path:
+    """Returns the path of the file of this blob."""
     digest = digest_of(blob).removeprefix("sha256:")
     return server.data / "blobs" / "sha256" / digest[:2] / digest
 
 
-def test_collection_beside_the_server(server: RegistryServer) -> None:
-    """A dry run lists what would be removed, with the reason and the bytes. The run removes it, and the server no
-    longer has it. Content in use stays."""
+def test_gc_while_a_server_runs(server: RegistryServer) -> None:
+    """A dry run lists the garbage that a run would remove, with the number of bytes. A run removes this garbage and
+    prints the reasons, and the server no longer has it. Content in use stays."""
     push(server, "gc/app", "kept", b"config of kept", b"layer of both")
-    gone = push(server, "gc/app", "gone", b"config of gone", b"layer of both")
-    assert plain_request("DELETE", f"{server.url}/v2/gc/app/manifests/{gone}").status_code == 202
+    deleted = push(server, "gc/app", "gone", b"config of gone", b"layer of both")
+    assert plain_request("DELETE", f"{server.url}/v2/gc/app/manifests/{deleted}").status_code == 202
 
     *planned, preview = lines("gc", "--dry-run", server=server)
     assert pulls(server, "gc/app", b"config of gone")
-    printed = entrepot_output("gc", folder=server.data.parent, **NO_GRACE)
+    output = entrepot_output("gc", folder=server.data.parent, **NO_GRACE)
 
     config = digest_of(b"config of gone")
     found = {(step["kind"], step["repository"], step["item"]): step["bytes"] for step in planned}
@@ -81,23 +84,24 @@ def test_collection_beside_the_server(server: RegistryServer) -> None:
     assert digest_of(b"layer of both") not in {step["item"] for step in planned}
     assert {step["event"] for step in planned} == {"would be removed"}
     assert preview["totals"]["blob"] == {"count": 1, "bytes": len(b"config of gone")}
-    assert f"removed link {config} of gc/app: no manifest of gc/app has referred to it since " in printed
-    assert f"removed blob {config} (14 B): no repository has it any more\n" in printed
-    assert printed.endswith(" freed\n")
+    assert f"removed link {config} of gc/app: no manifest of gc/app has referred to it since " in output
+    assert f"removed blob {config} (14 B): no repository has it any more\n" in output
+    assert output.endswith(" freed\n")
     assert not pulls(server, "gc/app", b"config of gone")
     assert pulls(server, "gc/app", b"layer of both")
     assert lines("gc", server=server)[-1]["bytes"] == 0
 
 
 def strays_found(result: dict[str, Any]) -> int:
+    """Returns the number of stray files (files of blobs that the database does not have) in the result of a run."""
     count = result["totals"]["stray"]["count"]
     assert isinstance(count, int)
     return count
 
 
-def test_strays_are_looked_for_in_all_shards_on_demand(server: RegistryServer) -> None:
-    """By default, a round lists only a part of the blobs, so that its cost depends on the amount of garbage. With
-    --strays, it lists all."""
+def test_gc_with_strays_lists_all_directories(server: RegistryServer) -> None:
+    """By default, a run looks for stray files in a part of the directories only, so that it stays cheap in a large
+    store. With --strays, it looks in all directories."""
     strays = [f"stray {number}".encode() for number in range(64)]
     for blob in strays:
         blob_file(server, blob).parent.mkdir(parents=True, exist_ok=True)
@@ -110,8 +114,9 @@ def test_strays_are_looked_for_in_all_shards_on_demand(server: RegistryServer) -
     assert not any(blob_file(server, blob).exists() for blob in strays)
 
 
-def test_a_check_finds_damage_and_a_push_heals_it(server: RegistryServer) -> None:
-    """The exit code is 1 as long as something is damaged. After --repair, the next push stores the blob again."""
+def test_push_replaces_a_blob_that_fsck_found_missing(server: RegistryServer) -> None:
+    """`fsck` exits with 1 if the file of a blob is missing. `fsck --repair` records the blob as damaged. The next push
+    then stores the blob again, and `fsck` finds nothing wrong."""
     blobs = b"config of damaged", b"layer of damaged"
     push(server, "fsck/app", "latest", *blobs)
     assert lines("fsck", "--hash", server=server) == [
@@ -119,9 +124,9 @@ def test_a_check_finds_damage_and_a_push_heals_it(server: RegistryServer) -> Non
     ]
     blob_file(server, blobs[1]).unlink()
 
-    done = entrepot("fsck", folder=server.data.parent)
-    assert done.returncode == 1
-    problem, summary = done.stdout.splitlines()
+    completed = entrepot("fsck", folder=server.data.parent)
+    assert completed.returncode == 1
+    problem, summary = completed.stdout.splitlines()
     assert problem.startswith(f"blob-bytes-missing: {digest_of(blobs[1])}: the bytes of the blob are missing; ")
     assert summary == "1 problem; to repair what can be repaired, run entrepot fsck --repair"
 
@@ -145,10 +150,11 @@ def job_of(server: RegistryServer, path: str, body: dict[str, Any]) -> dict[str,
             return job
 
 
-def test_the_api_starts_both(server: RegistryServer) -> None:
-    """The API starts both as jobs. Their results have the totals and the records."""
-    gone = push(server, "api/app", "gone", b"config by api", b"layer by api")
-    assert plain_request("DELETE", f"{server.url}/v2/api/app/manifests/{gone}").status_code == 202
+def test_gc_and_fsck_by_the_api(server: RegistryServer) -> None:
+    """The API starts garbage collection and the check as jobs. The result of a job has the totals and the records of
+    the removed content."""
+    deleted = push(server, "api/app", "gone", b"config by api", b"layer by api")
+    assert plain_request("DELETE", f"{server.url}/v2/api/app/manifests/{deleted}").status_code == 202
     preview = job_of(server, "gc", {"dry_run": True})
     assert (preview["kind"], preview["state"], preview["message"]) == ("gc", "done", "")
     assert {record["item"] for record in preview["result"]["records"]} >= {digest_of(b"layer by api")}
@@ -159,16 +165,16 @@ def test_the_api_starts_both(server: RegistryServer) -> None:
     assert plain_request("POST", f"{server.url}/api/v1/gc", json={"dry": True}).status_code == 422
 
 
-async def test_a_second_command_says_who_is_at_work(server: RegistryServer) -> None:
-    """A second command at the same time ends with exit code 1, and with one line that says who runs the first."""
+async def test_second_gc_names_the_running_one(server: RegistryServer) -> None:
+    """While `gc` runs, a second `gc` fails with exit code 1 and one line that says who started the running one."""
     async with (
         open_registry(server.data) as registry,
         registry.leases.try_slot(slot_name(GC), count=1),
     ):
         job = await registry.jobs.add(GC, {}, actor="cli:alice", holder="command, process 7")
-        said = error_line(entrepot("gc", folder=server.data.parent), 1)
+        error = error_line(entrepot("gc", folder=server.data.parent), 1)
         await registry.jobs.request_stop(job.id)
-    assert said.startswith(f"cli:alice is running gc already (job {job.id}, command, process 7); to watch it, run ")
+    assert error.startswith(f"cli:alice is running gc already (job {job.id}, command, process 7); to watch it, run ")
 
 
 async def push_blobs(data: Path, number: int) -> None:
@@ -183,24 +189,25 @@ def blob_files(data: Path) -> list[Path]:
     return [path for path in (data / "blobs").rglob("*") if path.is_file()]
 
 
-def test_a_killed_collection_is_finished_by_the_next(tmp_path: Path) -> None:
-    """After a killed round, the next one removes the rest, and the store has no problem, at whatever step the process
-    was killed."""
+def test_next_gc_completes_a_killed_one(tmp_path: Path) -> None:
+    """`gc` is killed after it has removed one item, and once more after 45 items. Each time, `fsck` finds nothing
+    wrong. The next run removes the rest of the garbage."""
     asyncio.run(push_blobs(tmp_path / "data", 40))
     command = [sys.executable, "-m", "registry", "gc", "--json"]
     environment = command_environment(**NO_GRACE)
-    for printed in (1, 45):  # the links go first, then the blobs
+    for removals in (1, 45):  # `gc` removes the 40 links first, and then the blobs
         with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            for _ in range(printed):
+            for _ in range(removals):
                 assert json.loads(process.stdout.readline())["event"] == "removed"
             process.kill()
         assert process.returncode == -signal.SIGKILL
         assert entrepot_output("fsck", folder=tmp_path) == "nothing is wrong\n"
-    for path in blob_files(tmp_path / "data"):  # it has lost its row, and strays are not removed before they are old
+    # A blob whose database row was removed before the kill is a stray file. Only old stray files are removed.
+    for path in blob_files(tmp_path / "data"):
         os.utime(path, (0, 0))
     entrepot_output("gc", "--strays", folder=tmp_path, **NO_GRACE)
     assert blob_files(tmp_path / "data") == []
     assert entrepot_output("fsck", folder=tmp_path) == "nothing is wrong\n"
-    ended = json.loads(entrepot_output("jobs", "list", "--kind", "gc", "--json", folder=tmp_path))
-    assert ended[-1]["message"] == "the process that ran it has ended"
+    jobs = json.loads(entrepot_output("jobs", "list", "--kind", "gc", "--json", folder=tmp_path))
+    assert jobs[-1]["message"] == "the process that ran it has ended"

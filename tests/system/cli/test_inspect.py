@@ -1,4 +1,4 @@
-"""`entrepot inspect REF`."""
+"""Tests of `entrepot inspect`, which shows an image of the registry."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 
-async def blob(registry: Registry, data: bytes, kind: str) -> dict[str, object]:
+async def push_blob(registry: Registry, data: bytes, kind: str) -> dict[str, object]:
+    """Pushes a blob. Returns its descriptor."""
     writer = await registry.start_upload(REPO)
     await writer.write(data)
     await writer.commit(digest_of(data))
     return Descriptor(kind, digest_of(data), len(data)).as_json()
 
 
-async def put(registry: Registry, kind: str, tags: list[str], **document: object) -> Manifest:
+async def push_manifest(registry: Registry, kind: str, tags: list[str], **document: object) -> Manifest:
+    """Pushes a manifest with these fields under the tags."""
     body = json.dumps({"schemaVersion": 2, "mediaType": kind, **document}).encode()
     manifest = Manifest.parse(body, kind)
     await registry.put_manifest(REPO, manifest, [Tag(tag) for tag in tags], by=Actor())
@@ -37,83 +39,86 @@ async def put(registry: Registry, kind: str, tags: list[str], **document: object
 
 @pytest.fixture
 async def pushed(tmp_path: Path) -> dict[str, Manifest]:
-    """A server with an image for each of two platforms, an index of both as `latest` and `1`, and a signature of the
-    first image."""
+    """A data directory with an image for each of two platforms, an index of both images with the tags `latest` and `1`,
+    and a signature of the first image. Returns the manifests."""
     prepare_data_dir(tmp_path / "data")
     async with open_registry(tmp_path / "data") as registry:
-        made: dict[str, Manifest] = {}
+        manifests: dict[str, Manifest] = {}
         for arch in ("amd64", "arm64"):
             about = {"os": "linux", "architecture": arch, "created": "2026-01-02T03:04:05Z"}
-            config = await blob(registry, json.dumps(about).encode(), CONFIG)
-            layer = await blob(registry, arch.encode() * 1000, LAYER)
-            made[arch] = await put(registry, OCI_MANIFEST, [arch], config=config, layers=[layer, layer])
+            config = await push_blob(registry, json.dumps(about).encode(), CONFIG)
+            layer = await push_blob(registry, arch.encode() * 1000, LAYER)
+            manifests[arch] = await push_manifest(registry, OCI_MANIFEST, [arch], config=config, layers=[layer, layer])
         children = [
-            {**made[arch].descriptor.as_json(), "platform": {"os": "linux", "architecture": arch}}
+            {**manifests[arch].descriptor.as_json(), "platform": {"os": "linux", "architecture": arch}}
             for arch in ("amd64", "arm64")
         ]
-        made["index"] = await put(
+        manifests["index"] = await push_manifest(
             registry, OCI_INDEX, ["latest", "1"], manifests=children, annotations={"org.example.note": "[bold]hi"}
         )
-        empty = await blob(registry, b"{}", "application/vnd.oci.empty.v1+json")
-        subject = {k: v for k, v in made["amd64"].descriptor.as_json().items() if k in ("mediaType", "digest", "size")}
-        made["signature"] = await put(
+        empty = await push_blob(registry, b"{}", "application/vnd.oci.empty.v1+json")
+        subject = {
+            k: v for k, v in manifests["amd64"].descriptor.as_json().items() if k in ("mediaType", "digest", "size")
+        }
+        manifests["signature"] = await push_manifest(
             registry, OCI_MANIFEST, [],
             artifactType="application/vnd.example.signature", config=empty, layers=[empty], subject=subject,
         )  # fmt: skip
-    return made
+    return manifests
 
 
 def inspect(folder: Path, reference: str) -> dict[str, Any]:
-    done = entrepot("inspect", reference, "--json", folder=folder)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    """Returns the JSON output of the command."""
+    result = entrepot("inspect", reference, "--json", folder=folder)
+    assert result.returncode == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
     return found
 
 
 def test_index(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
-    """Without a tag, the tag `latest` is shown. For an index, the command shows its platforms with their sizes, and all
-    its tags."""
-    seen = inspect(tmp_path, "team/app")
-    assert seen["reference"] == "team/app:latest"
-    assert seen["digest"] == pushed["index"].digest
-    assert seen["tags"] == ["1", "latest"]
-    assert [child["platform"] for child in seen["manifests"]] == ["linux/amd64", "linux/arm64"]
-    assert all(child["total"] > 5000 for child in seen["manifests"])
-    assert seen["annotations"] == {"org.example.note": "[bold]hi"}
+    """A reference without a tag means the tag `latest`. For an index, the command shows all its tags, and its platforms
+    with their sizes."""
+    output = inspect(tmp_path, "team/app")
+    assert output["reference"] == "team/app:latest"
+    assert output["digest"] == pushed["index"].digest
+    assert output["tags"] == ["1", "latest"]
+    assert [child["platform"] for child in output["manifests"]] == ["linux/amd64", "linux/arm64"]
+    assert all(child["total"] > 5000 for child in output["manifests"])
+    assert output["annotations"] == {"org.example.note": "[bold]hi"}
 
 
 def test_image(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
-    """For an image, the command shows its config, layers, platform and referrers. A layer that occurs twice counts
-    once."""
-    seen = inspect(tmp_path, f"team/app@{pushed['amd64'].digest}")
-    assert (seen["platform"], seen["created"]) == ("linux/amd64", "2026-01-02T03:04:05Z")
-    assert len(seen["layers"]) == 2
-    assert seen["total"] == seen["config"]["size"] + seen["layers"][0]["size"]
-    assert [found["digest"] for found in seen["referrers"]] == [pushed["signature"].digest]
-    assert seen["tags"] == ["amd64"]
+    """For an image, the command shows its config, layers, platform and referrers. In the total size, a layer that
+    occurs twice counts once."""
+    output = inspect(tmp_path, f"team/app@{pushed['amd64'].digest}")
+    assert (output["platform"], output["created"]) == ("linux/amd64", "2026-01-02T03:04:05Z")
+    assert len(output["layers"]) == 2
+    assert output["total"] == output["config"]["size"] + output["layers"][0]["size"]
+    assert [found["digest"] for found in output["referrers"]] == [pushed["signature"].digest]
+    assert output["tags"] == ["amd64"]
 
 
 def test_artifact(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
     """For an artifact, the command shows its type and its subject. It has no tag and no platform."""
-    seen = inspect(tmp_path, f"team/app@{pushed['signature'].digest}")
-    assert seen["artifactType"] == "application/vnd.example.signature"
-    assert seen["subject"] == pushed["amd64"].digest
-    assert (seen["tags"], seen["platform"]) == ([], None)
+    output = inspect(tmp_path, f"team/app@{pushed['signature'].digest}")
+    assert output["artifactType"] == "application/vnd.example.signature"
+    assert output["subject"] == pushed["amd64"].digest
+    assert (output["tags"], output["platform"]) == ([], None)
 
 
-def test_for_people(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
-    """The table has whole digests, and sizes with units. It has no colour codes outside a terminal. Text of the content
-    is not interpreted as markup."""
-    shown = entrepot("inspect", "team/app", folder=tmp_path).stdout
-    assert pushed["index"].digest in shown
-    assert pushed["arm64"].digest in shown
-    assert "linux/arm64" in shown
-    assert "KiB" in shown
-    assert "org.example.note = [bold]hi" in shown
-    assert "\x1b" not in shown
-    shown = entrepot("inspect", "team/app:amd64", folder=tmp_path).stdout
-    assert "layer 2" in shown
-    assert f"1: application/vnd.example.signature {pushed['signature'].digest}" in shown
+def test_table_without_json(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
+    """Without --json, the command prints a table with complete digests and with sizes with units. The table has no
+    colour codes outside a terminal. Markup in annotations is printed as it is."""
+    table = entrepot("inspect", "team/app", folder=tmp_path).stdout
+    assert pushed["index"].digest in table
+    assert pushed["arm64"].digest in table
+    assert "linux/arm64" in table
+    assert "KiB" in table
+    assert "org.example.note = [bold]hi" in table
+    assert "\x1b" not in table
+    table = entrepot("inspect", "team/app:amd64", folder=tmp_path).stdout
+    assert "layer 2" in table
+    assert f"1: application/vnd.example.signature {pushed['signature'].digest}" in table
 
 
 def test_unknown_reference(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
@@ -122,17 +127,17 @@ def test_unknown_reference(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
         error_line(entrepot("inspect", reference, folder=tmp_path), 1)
 
 
-def test_a_database_that_is_none(tmp_path: Path) -> None:
-    """For a broken database file, the error is one line that names the file."""
+def test_file_that_is_no_database(tmp_path: Path) -> None:
+    """If the database file is not a database, the error is one line that names the file."""
     file = tmp_path / "data" / "entrepot.db"
     file.parent.mkdir()
     file.write_bytes(b"not a database" * 1000)
-    said = error_line(entrepot("inspect", "team/app", folder=tmp_path), 1)
-    assert f"{file} cannot be used: file is not a database" in said
+    error = error_line(entrepot("inspect", "team/app", folder=tmp_path), 1)
+    assert f"{file} cannot be used: file is not a database" in error
 
 
 def test_no_data_directory(tmp_path: Path) -> None:
-    """The command creates neither a data directory nor files in a directory without a registry."""
+    """Without a data directory, or with an empty one, the command fails and creates no file."""
     assert "no data directory" in error_line(entrepot("inspect", "a", folder=tmp_path), 1)
     (tmp_path / "data").mkdir()
     assert "holds no registry" in error_line(entrepot("inspect", "a", folder=tmp_path), 1)
@@ -140,7 +145,7 @@ def test_no_data_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "place"),
+    ("text", "reference"),
     [
         ("ubuntu", "ubuntu:latest"),
         ("localhost/a/b", "a/b:latest"),
@@ -153,12 +158,12 @@ def test_no_data_directory(tmp_path: Path) -> None:
         (f"localhost:5000/a:1@sha256:{'0' * 64}", f"a@sha256:{'0' * 64}"),
     ],
 )
-def test_references_people_paste(text: str, place: str) -> None:
-    """A host with a port, or `localhost`, at the beginning of a reference is removed. Another first part with dots
-    stays, because it may be part of a repository name."""
-    assert str(parse_image_reference(text)) == place
+def test_host_is_removed_from_references(text: str, reference: str) -> None:
+    """The command removes a host with a port, or `localhost`, from the beginning of a reference. It keeps another first
+    part with dots, because this may be part of a repository name."""
+    assert str(parse_image_reference(text)) == reference
 
 
 def test_human_sizes() -> None:
-    """Sizes have binary units; numbers below 1 KiB are in bytes."""
+    """Sizes have binary units. Sizes below 1 KiB are in bytes."""
     assert [human_size(count) for count in (0, 1023, 1536, 5 << 30)] == ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end every command, whatever the command waits for."""
+"""Tests that SIGINT and SIGTERM end every command at once, whatever the command waits for."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from tests.fakes.hub.hub import Hub, hub
 from tests.fakes.upstream_content import UpstreamContent, noise_image
 
 MIB = 1 << 20
-PATIENCE = 100.0
-IGNORING = ("/bin/sh", "-c", 'trap "" INT; exec "$0" "$@"')
-"""As a shell without job control starts what it runs in the background."""
-WRITING = [
+TIMEOUT_SECONDS = 100.0
+SIGINT_IGNORED = ("/bin/sh", "-c", 'trap "" INT; exec "$0" "$@"')
+"""A program that starts a command with SIGINT ignored, as a shell without job control starts background commands."""
+WRITING_COMMANDS = [
     ["user", "add", "bob", "--generate"],
     ["group", "add", "dev"],
     ["robot", "add", "ci"],
@@ -41,7 +41,8 @@ WRITING = [
     ["key", "rotate"],
     ["mirror", "warm", "app:1", "--mirror", "docker.io"],
 ]
-READING = [
+"""Commands that change the data directory. All but the last wait for the lock of the metadata."""
+OTHER_COMMANDS = [
     ["serve"],
     ["config"],
     ["client", "docker"],
@@ -58,14 +59,16 @@ STALLS = {
     "headers of a blob": {"on": "blob", "stall": True},
     "body of a blob": {"on": "blob", "stall_after": MIB},
 }
-ANSWERED = "entrepot: interrupted"
+"""The places at which the fake upstream stops a response, as arguments of `Hub.fault`."""
+INTERRUPTED = "entrepot: interrupted"
+"""The beginning of the line that an interrupted command prints."""
 Command = subprocess.Popen[str] | ForkedProcess
 
 
 @contextmanager
-def started(folder: Path, *args: str, before: tuple[str, ...] = ()) -> Iterator[Command]:
-    """Runs the command during the block. With `before`, starts it as a program with these words in front; otherwise as
-    a fork."""
+def running_command(folder: Path, *args: str, before: tuple[str, ...] = ()) -> Iterator[Command]:
+    """Runs the command during the block. With `before`, starts a new program with these words before the command.
+    Without, forks this process, which is faster."""
     with _start(folder, list(args), before) as process:
         try:
             yield process
@@ -74,6 +77,7 @@ def started(folder: Path, *args: str, before: tuple[str, ...] = ()) -> Iterator[
 
 
 def _start(folder: Path, args: list[str], before: tuple[str, ...]) -> Command:
+    """Starts the process of `running_command`."""
     if not before:
         site = f"{STACK_DUMP}/sitecustomize.py"
         return ForkedProcess("registry", *args, cwd=folder, env=command_environment(), site=site)
@@ -88,26 +92,28 @@ def _start(folder: Path, args: list[str], before: tuple[str, ...]) -> Command:
     )
 
 
-def until(true: Callable[[], bool], process: Command) -> None:
-    """Waits until `true` returns true while the process runs."""
-    deadline = time.monotonic() + PATIENCE
-    while not true():
+def until(condition: Callable[[], bool], process: Command) -> None:
+    """Waits until `condition()` returns True. Fails if the process ends before."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, "the expected state was not reached in time"
         time.sleep(0.005)
 
 
-def interrupted(process: Command, number: int = signal.SIGINT) -> None:
-    """Sends the signal, and checks that the command ends with one line and the right exit code."""
+def check_interrupt(process: Command, number: int = signal.SIGINT) -> None:
+    """Sends the signal with this number, and checks that the command ends with one line and the exit code of the
+    signal."""
     process.send_signal(number)
     out, err = wait_for_output(process)
     assert (process.returncode, out) == (128 + number, "")
     (line,) = err.splitlines()
-    assert line.startswith(ANSWERED)
+    assert line.startswith(INTERRUPTED)
 
 
 @pytest.fixture
 def upstream(tmp_path: Path) -> Iterator[Hub]:
+    """A running upstream with one image, which requires bearer tokens."""
     content = UpstreamContent()
     content.add("library/app", noise_image("app", 2 * MIB), "1")
     with hub(tmp_path, content, auth="bearer") as running:
@@ -121,33 +127,34 @@ def settings(folder: Path, url: str, more: str = "") -> list[str]:
     return ["--config", "entrepot.toml"]
 
 
-# What an upstream does
+# Commands that wait for an upstream
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stall", STALLS)
 def test_upstream_stalls(tmp_path: Path, upstream: Hub, stall: str, number: int) -> None:
-    """An upstream that stops answering does not delay the exit."""
+    """If the upstream stops in the middle of a response, the command still ends at once."""
     upstream.fault(**STALLS[stall], times=None)
     config = settings(tmp_path, upstream.url)
-    with started(tmp_path, "mirror", "warm", "app:1", *config) as process:
+    with running_command(tmp_path, "mirror", "warm", "app:1", *config) as process:
         kind = str(STALLS[stall]["on"])
-        until(lambda: any(seen.start < seen.stop or not seen.status for seen in upstream.requests(kind)), process)  # type: ignore[arg-type]
-        interrupted(process, number)
+        until(lambda: any(sent.start < sent.stop or not sent.status for sent in upstream.requests(kind)), process)  # type: ignore[arg-type]
+        check_interrupt(process, number)
 
 
 @pytest.mark.parametrize("command", ["warm", "refresh"])
 def test_started_with_interrupts_ignored(tmp_path: Path, upstream: Hub, command: str) -> None:
-    """A script starts background commands with SIGINT ignored. They end on SIGINT nevertheless."""
+    """A shell script starts its background commands with SIGINT ignored. A command that was started in this way still
+    ends on SIGINT."""
     upstream.fault(on="manifest", method="", stall=True, times=None)
     config = settings(tmp_path, upstream.url)
-    with started(tmp_path, "mirror", command, "app:1", *config, before=IGNORING) as process:
+    with running_command(tmp_path, "mirror", command, "app:1", *config, before=SIGINT_IGNORED) as process:
         until(lambda: upstream.count("manifest") > 0, process)
-        interrupted(process)
+        check_interrupt(process)
 
 
-def test_upstream_does_not_take_the_connection(tmp_path: Path) -> None:
-    """An upstream that accepts no connection does not delay the exit."""
+def test_upstream_does_not_accept_the_connection(tmp_path: Path) -> None:
+    """If the upstream does not accept the connection, the command still ends at once."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
         port = full.getsockname()[1]
         for _ in range(3):
@@ -156,9 +163,9 @@ def test_upstream_does_not_take_the_connection(tmp_path: Path) -> None:
             client.connect_ex(("127.0.0.1", port))
         config = settings(tmp_path, f"http://127.0.0.1:{port}", 'connect_timeout = "10m"\n')
         before = connecting(port)
-        with started(tmp_path, "mirror", "refresh", "app:1", *config) as process:
+        with running_command(tmp_path, "mirror", "refresh", "app:1", *config) as process:
             until(lambda: connecting(port) > before, process)
-            interrupted(process)
+            check_interrupt(process)
 
 
 def connecting(port: int) -> int:
@@ -167,38 +174,42 @@ def connecting(port: int) -> int:
     return sum(line[2].endswith(f":{port:04X}") and line[3] == "02" for line in lines)
 
 
-def test_upstream_says_nothing_under_tls(tmp_path: Path) -> None:
-    """An upstream that accepts the connection and never answers the TLS handshake does not delay the exit."""
+def test_upstream_does_not_answer_the_tls_handshake(tmp_path: Path) -> None:
+    """If the upstream accepts the connection but never answers the TLS handshake, the command still ends at once."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = settings(tmp_path, f"https://127.0.0.1:{silent.getsockname()[1]}")
-        with started(tmp_path, "mirror", "refresh", "app:1", *config) as process:
-            silent.settimeout(PATIENCE)
+        with running_command(tmp_path, "mirror", "refresh", "app:1", *config) as process:
+            silent.settimeout(TIMEOUT_SECONDS)
             with silent.accept()[0] as client:
-                assert client.recv(1) == b"\x16"  # a handshake has begun
-                interrupted(process)
+                assert client.recv(1) == b"\x16"  # the first byte of a TLS handshake
+                check_interrupt(process)
 
 
-# What else a command may wait for
+# Commands that wait for something else
 
 
-def test_a_thread_that_nothing_wakes(tmp_path: Path) -> None:
-    """The exit does not wait for a thread that blocks for ever, here while it reads the upstream's certificates."""
+def test_thread_that_blocks_for_ever(tmp_path: Path) -> None:
+    """The command ends although one of its threads blocks for ever, here while it reads the file with the upstream's
+    certificates."""
     os.mkfifo(tmp_path / "ca.pem")
     config = settings(tmp_path, "https://127.0.0.1:9", f'ca_file = "{tmp_path}/ca.pem"\n')
-    with started(tmp_path, "mirror", "refresh", "app:1", *config) as process, feeding(tmp_path / "ca.pem", process):
-        interrupted(process)
+    with (
+        running_command(tmp_path, "mirror", "refresh", "app:1", *config) as process,
+        feeding(tmp_path / "ca.pem", process),
+    ):
+        check_interrupt(process)
 
 
 @contextmanager
 def feeding(pipe: Path, process: Command) -> Iterator[None]:
-    """From the moment at which the process reads from a named pipe, holds the write end open, so that the read never
-    ends."""
+    """Waits until the process reads from the named pipe. Then keeps the write end of the pipe open during the block, so
+    that the read never ends."""
     writers: list[int] = []
 
     def opened() -> bool:
         try:
             writers.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
-        except OSError:  # ENXIO: nobody reads
+        except OSError:  # ENXIO: no process reads from the pipe yet
             return False
         return True
 
@@ -209,41 +220,42 @@ def feeding(pipe: Path, process: Command) -> Iterator[None]:
         os.close(writers[0])
 
 
-@pytest.mark.parametrize("command", [*READING, *WRITING], ids=" ".join)
-def test_while_it_begins(tmp_path: Path, command: list[str]) -> None:
-    """A command that is still reading its settings ends at once, with SIGINT ignored or not."""
+@pytest.mark.parametrize("command", [*OTHER_COMMANDS, *WRITING_COMMANDS], ids=" ".join)
+def test_command_that_reads_its_settings(tmp_path: Path, command: list[str]) -> None:
+    """A command that is still reading its settings ends at once, even if it was started with SIGINT ignored."""
     os.mkfifo(tmp_path / "settings.toml")
     with (
-        started(tmp_path, *command, "--config", "settings.toml", before=IGNORING) as process,
+        running_command(tmp_path, *command, "--config", "settings.toml", before=SIGINT_IGNORED) as process,
         feeding(tmp_path / "settings.toml", process),
     ):
-        interrupted(process)
+        check_interrupt(process)
 
 
 @contextmanager
-def held(lock: Path) -> Iterator[None]:
-    """Holds the lock, so that no other process can take it."""
+def holding(lock: Path) -> Iterator[None]:
+    """Holds the lock during the block, so that no other process can take it."""
     with lock.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-@pytest.mark.parametrize("command", WRITING[:-1], ids=" ".join)
+@pytest.mark.parametrize("command", WRITING_COMMANDS[:-1], ids=" ".join)
 def test_another_process_holds_the_lock(tmp_path: Path, command: list[str]) -> None:
-    """A command that waits for another process's lock on the metadata ends without having changed anything."""
+    """A command that waits for another process's lock on the metadata ends at once, and has changed nothing."""
     prepare_data_dir(tmp_path / "data")
-    with held(tmp_path / "data" / "locks" / "metadata"), started(tmp_path, *command) as process:
+    with holding(tmp_path / "data" / "locks" / "metadata"), running_command(tmp_path, *command) as process:
         until(lambda: is_waiting_for_lock(process), process)
-        interrupted(process)
+        check_interrupt(process)
     assert json.loads(entrepot_output("audit", "--json", folder=tmp_path)) == []
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
 def test_second_signal(tmp_path: Path, numbers: tuple[int, int]) -> None:
-    """The second signal ends the command at once, with the exit code of the second signal."""
+    """If a command is still running after a first signal, a second signal ends it at once, with the exit code of the
+    second signal."""
     prepare_data_dir(tmp_path / "data")
-    with held(tmp_path / "data" / "locks" / "metadata"), started(tmp_path, "group", "add", "dev") as process:
+    with holding(tmp_path / "data" / "locks" / "metadata"), running_command(tmp_path, "group", "add", "dev") as process:
         until(lambda: is_waiting_for_lock(process), process)
         process.send_signal(numbers[0])
         until(lambda: has_received_signals(process), process)
-        interrupted(process, numbers[1])
+        check_interrupt(process, numbers[1])

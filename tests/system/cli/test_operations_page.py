@@ -1,4 +1,4 @@
-"""The commands of docs/en/operations.md do what the page shows, each beside a running server."""
+"""Tests that the commands on the page docs/en/operations.md print what the page shows, while a server runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.system.cli.upkeep_page_place import Place
 from tests.unit.registry.cli.diagnosis import client_file_texts as texts
 
 SECTIONS = read_sections(ROOT / "docs" / "en" / "operations.md")
-RUN = [section for section in SECTIONS if section.parts]
+SECTIONS_TO_RUN = [section for section in SECTIONS if section.parts]
 RUN_ELSEWHERE = {
     "tests/unit/registry/status/test_readiness.py": ["curl -s http://localhost:5000/readyz"],
     "tests/system/ops/test_doctor.py": ["sudo entrepot doctor -c /etc/entrepot/entrepot.toml"],
@@ -27,15 +27,16 @@ RUN_ELSEWHERE = {
         "entrepot mirror test docker.io --endpoint https://registry-1.docker.io --endpoint https://mirror.gcr.io"
     ],
 }
-"""The commands that need a full disk, an expired certificate or other networks, by the tests that have these."""
+"""The commands of the page that are not run here, by the test file that runs them. They need a full disk, an expired
+certificate or other networks."""
 HUB = "https://registry-1.docker.io"
 UPSTREAM = '[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = ["{url}"]\n'
 DEADLINE_SECONDS = 60.0
 
 
 class OperationsPlace(Place):
-    """A server with two workers, and with its data and settings at the paths of the page. The files of clients are
-    below the folder."""
+    """A server with two workers for the commands of one section. In `folder`, its data, its settings and the files of
+    clients have the same paths as on the page."""
 
     @property
     def server(self) -> RegistryServer:
@@ -53,19 +54,19 @@ class OperationsPlace(Place):
         return self.folder / "etc" / "entrepot" / "entrepot.toml"
 
     def run(self, command: Command) -> None:
-        """Runs a command of the page again and again until its output is that of the page, because the workers report
-        their state only once a second. Raises AssertionError if the output stays different."""
+        """Runs a command of the page, and checks its output. A `status` command is repeated until its output is that of
+        the page, because the workers report their state only once a second."""
         assert self.server
         deadline = time.monotonic() + DEADLINE_SECONDS
         while True:
-            done = self._entrepot(command.line)
-            output = self._as_on_the_page(done.stdout + done.stderr)
-            if done.returncode == command.exit_code and has_shape(output, command.output, is_loose=True):
+            result = self._entrepot(command.line)
+            output = self._as_on_the_page(result.stdout + result.stderr)
+            if result.returncode == command.exit_code and has_shape(output, command.output, is_loose=True):
                 return
-            shown = "\n".join(command.output)
-            said = f"$ {command.line}\n{output}(exit code {done.returncode}), but the page has:\n{shown}"
-            assert "status" in command.line, said
-            assert time.monotonic() < deadline, said
+            on_page = "\n".join(command.output)
+            difference = f"$ {command.line}\n{output}(exit code {result.returncode}), but the page has:\n{on_page}"
+            assert "status" in command.line, difference
+            assert time.monotonic() < deadline, difference
 
     def prepare(self, name: str) -> None:
         PREPARATIONS[name](self)
@@ -85,7 +86,7 @@ class OperationsPlace(Place):
         self.settings_file.write_text(UPSTREAM.format(url=HUB) + "tag_ttl = 70\n[gc]\ngrace = 200\n")
 
     def start_busy_server(self) -> None:
-        """Starts a server with an open upload, whose upstream has said how many pulls are left."""
+        """Starts a server with an unfinished upload. Its upstream has reported how many pulls it still allows."""
         content = UpstreamContent()
         content.add("library/app", noise_image("app", 1000), "1")
         self.addresses[HUB] = self._stack.enter_context(hub(self.folder, content, limit=100)).url
@@ -95,7 +96,7 @@ class OperationsPlace(Place):
         assert self.client.ask("PATCH", location, b"x" * 1000).status == 202
 
     def write_node(self) -> None:
-        """Writes containerd's default settings, and a hosts.toml that leads to the registry."""
+        """Writes containerd's default settings, and a hosts.toml that names the registry as a mirror."""
         folder = self.folder / "etc" / "containerd"
         (folder / "certs.d" / "docker.io").mkdir(parents=True)
         (folder / "config.toml").write_text(texts.CONTAINERD_2_2_DEFAULT)
@@ -108,9 +109,10 @@ PREPARATIONS: dict[str, Callable[[OperationsPlace], None]] = {
     "busy server": OperationsPlace.start_busy_server,
     "node with containerd 2.2": OperationsPlace.write_node,
 }
+"""By the name that a comment on the page has for the preparation."""
 
 
-@pytest.mark.parametrize("section", RUN, ids=lambda section: section.title.partition(",")[0])
+@pytest.mark.parametrize("section", SECTIONS_TO_RUN, ids=lambda section: section.title.partition(",")[0])
 def test_the_commands_print_what_the_page_shows(tmp_path: Path, section: Section) -> None:
     """Each command has the exit code that the page shows, or 0, and an output of the same shape. Numbers may differ."""
     with ExitStack() as stack:
@@ -122,12 +124,12 @@ def test_the_commands_print_what_the_page_shows(tmp_path: Path, section: Section
                 place.prepare(part)
 
 
-def test_the_page_is_read_as_its_author_meant_it() -> None:
-    """Every block of the page is run here or by another existing test, and every preparation is used."""
+def test_every_command_of_the_page_is_run_in_a_test() -> None:
+    """Every command of the page is run here or in another existing test file, and every preparation is used."""
     found: dict[str, list[str]] = {}
     for section in SECTIONS:
         found |= section.elsewhere
     assert found == RUN_ELSEWHERE
     assert [file for file in found if not (ROOT / file).is_file()] == []
     assert {part for section in SECTIONS for part in section.parts if isinstance(part, str)} == set(PREPARATIONS)
-    assert len([part for section in RUN for part in section.parts if isinstance(part, Command)]) == 4
+    assert len([part for section in SECTIONS_TO_RUN for part in section.parts if isinstance(part, Command)]) == 4

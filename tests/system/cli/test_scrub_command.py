@@ -1,4 +1,5 @@
-"""`entrepot scrub` while a server runs, and the routes of the API about scrub."""
+"""Tests of `entrepot scrub` while a server runs, and of the API for scrub. A scrub reads all blobs and moves damaged
+ones to the quarantine."""
 
 from __future__ import annotations
 
@@ -35,40 +36,44 @@ def site(tmp_path: Path) -> Iterator[AdminSite]:
 
 @pytest.fixture
 def wire(site: AdminSite) -> RegistryClient:
+    """A client with the login of the admin."""
     credentials = b64encode(f"{ADMIN}:{PASSWORD}".encode()).decode()
     return RegistryClient(site.server.address, f"Basic {credentials}")
 
 
 def push(wire: RegistryClient, repo: str) -> ClientImage:
-    made = image(f"hello from {repo}")
-    wire.push(repo, "latest", made)
-    return made
+    pushed_image = image(f"hello from {repo}")
+    wire.push(repo, "latest", pushed_image)
+    return pushed_image
 
 
-def layer_file(site: AdminSite, made: ClientImage) -> Path:
-    return Layout(site.server.data).blob(Digest(made.layers[0].digest))
+def layer_file(site: AdminSite, pushed_image: ClientImage) -> Path:
+    """Returns the file of the first layer of the image."""
+    return Layout(site.server.data).blob(Digest(pushed_image.layers[0].digest))
 
 
 def scrub_json(site: AdminSite, *more: str, code: int) -> list[dict[str, Any]]:
-    done = entrepot("scrub", "--json", *more, folder=site.folder)
-    assert done.returncode == code, done.stderr
-    return json_lines(done.stdout)
+    """Runs `entrepot scrub --json`, and checks its exit code. Returns the JSON lines."""
+    result = entrepot("scrub", "--json", *more, folder=site.folder)
+    assert result.returncode == code, result.stderr
+    return json_lines(result.stdout)
 
 
-def test_the_command_finds_and_a_push_heals(site: AdminSite, wire: RegistryClient) -> None:
-    """The exit code is 1, and there is one JSON line for each damaged blob. Every worker answers HEAD with 404 at once,
-    so that a client sends the layer again. After that, every byte is right. The status and the quarantine agree."""
-    made = push(wire, "scrubbed/one")
-    digest = made.layers[0].digest
+def test_push_replaces_a_blob_that_scrub_found_damaged(site: AdminSite, wire: RegistryClient) -> None:
+    """`entrepot scrub` finds a damaged layer: it exits with 1 and prints a JSON line for the blob. Every worker then
+    responds to a HEAD of the blob with 404, so a client pushes the layer again. After the push, the image is complete.
+    The API, `scrub status` and the quarantine list the blob."""
+    pushed_image = push(wire, "scrubbed/one")
+    digest = pushed_image.layers[0].digest
     assert wire.blob_status("scrubbed/one", digest) == 200
     assert [step["event"] for step in scrub_json(site, code=0)] == ["done"]
-    flip_byte(layer_file(site, made))
+    flip_byte(layer_file(site, pushed_image))
 
-    found, done = scrub_json(site, "--rate", "1GiB", code=1)
+    found, summary = scrub_json(site, "--rate", "1GiB", code=1)
 
     assert (found["event"], found["kind"], found["digest"]) == ("damaged", "blob", digest)
     assert found["repositories"] == ["scrubbed/one"]
-    assert (done["event"], done["damaged"], done["still_damaged"]) == ("done", 1, 1)
+    assert (summary["event"], summary["damaged"], summary["still_damaged"]) == ("done", 1, 1)
     assert {wire.blob_status("scrubbed/one", digest) for _ in range(6)} == {404}
     [listed] = site.done("GET", "/damaged")["items"]
     assert (listed["digest"], listed["repositories"]) == (digest, ["scrubbed/one"])
@@ -76,19 +81,19 @@ def test_the_command_finds_and_a_push_heals(site: AdminSite, wire: RegistryClien
     assert [blob["digest"] for blob in status["damaged_blobs"]] == [digest]
     assert [each["damaged"] for each in status["rounds"][:2]] == [1, 0]
     assert digest in site.command("scrub", "status")
-    [kept] = site.done("GET", "/quarantine")
-    assert (kept["digest"], kept["damaged"]) == (digest, True)
-    assert (site.server.data / kept["place"]).exists()
+    [quarantined] = site.done("GET", "/quarantine")
+    assert (quarantined["digest"], quarantined["damaged"]) == (digest, True)
+    assert (site.server.data / quarantined["place"]).exists()
 
-    [done] = scrub_json(site, code=1)
-    assert (done["damaged"], done["still_damaged"]) == (0, 1)
+    [summary] = scrub_json(site, code=1)
+    assert (summary["damaged"], summary["still_damaged"]) == (0, 1)
 
-    wire.push("scrubbed/one", "latest", made)
+    wire.push("scrubbed/one", "latest", pushed_image)
 
-    assert_same_files(wire, "scrubbed/one", "latest", made)
+    assert_same_files(wire, "scrubbed/one", "latest", pushed_image)
     assert site.done("GET", "/damaged")["items"] == []
-    [kept] = json.loads(site.command("scrub", "quarantine", "list", "--json"))
-    assert (kept["digest"], kept["damaged"]) == (digest, False)
+    [quarantined] = json.loads(site.command("scrub", "quarantine", "list", "--json"))
+    assert (quarantined["digest"], quarantined["damaged"]) == (digest, False)
     site.command("scrub", "quarantine", "delete", digest)
     assert site.done("GET", "/quarantine") == []
     assert code_of(site.call("DELETE", f"/quarantine/{digest}")) == "BLOB_UNKNOWN"
@@ -97,29 +102,29 @@ def test_the_command_finds_and_a_push_heals(site: AdminSite, wire: RegistryClien
     assert actions.index("blob.healed") < actions.index("blob.damaged")
 
 
-def test_no_cache_serves_damaged_bytes(site: AdminSite, wire: RegistryClient) -> None:
-    """A worker answers repeated GETs of a small blob from memory. After a scrub by another process, the same worker
-    answers 404 on the same connection."""
-    made = push(wire, "scrubbed/small")
-    assert made.config is not None
-    digest = digest_of(made.config.body)
+def test_workers_serve_no_damaged_bytes_from_memory(site: AdminSite, wire: RegistryClient) -> None:
+    """A worker serves repeated GETs of a small blob from memory. After another process has found by a scrub that the
+    blob is damaged, the worker responds with 404 on the same connection."""
+    pushed_image = push(wire, "scrubbed/small")
+    assert pushed_image.config is not None
+    digest = digest_of(pushed_image.config.body)
     path = f"/v2/scrubbed/small/blobs/{digest}"
     with plain_client(site.server.url, timeout=60) as client:
         for _ in range(5):
-            assert client.get(path, auth=(ADMIN, PASSWORD)).content == made.config.body
+            assert client.get(path, auth=(ADMIN, PASSWORD)).content == pushed_image.config.body
         flip_byte(Layout(site.server.data).blob(Digest(digest)))
         found, _ = scrub_json(site, code=1)
         assert found["digest"] == digest
         assert client.get(path, auth=(ADMIN, PASSWORD)).status_code == 404
-        wire.push("scrubbed/small", "latest", made)
-        assert client.get(path, auth=(ADMIN, PASSWORD)).content == made.config.body
+        wire.push("scrubbed/small", "latest", pushed_image)
+        assert client.get(path, auth=(ADMIN, PASSWORD)).content == pushed_image.config.body
 
 
-def test_a_job_of_the_api(site: AdminSite, wire: RegistryClient) -> None:
-    """A POST queues a job, which a worker runs. While a job is queued or runs, a second one is refused, and so is the
-    command. The error says who started the first."""
-    made = push(wire, "scrubbed/two")
-    flip_byte(layer_file(site, made))
+def test_scrub_by_the_api(site: AdminSite, wire: RegistryClient) -> None:
+    """A POST adds a scrub job, which a worker runs. While a job waits or runs, the API refuses a second job and the
+    command fails. The error of the command says who started the job."""
+    pushed_image = push(wire, "scrubbed/two")
+    flip_byte(layer_file(site, pushed_image))
     slow = site.done("POST", "/scrub", {"rate": 1})
     wait_until(lambda: site.done("GET", f"/jobs/{slow['id']}")["state"] == "running", "no worker runs the job")
     refused = site.call("POST", "/scrub", {})
@@ -133,10 +138,10 @@ def test_a_job_of_the_api(site: AdminSite, wire: RegistryClient) -> None:
     job = site.done("POST", "/scrub", {})
     wait_until(lambda: site.done("GET", f"/jobs/{job['id']}")["ended"], "the job does not end")
 
-    assert [each["digest"] for each in site.done("GET", "/damaged")["items"]] == [made.layers[0].digest]
+    assert [each["digest"] for each in site.done("GET", "/damaged")["items"]] == [pushed_image.layers[0].digest]
     assert site.done("GET", "/scrub")["rounds"][0]["ended"] is not None
     assert site.call("POST", "/scrub", {"rate": 0}).status_code == 422
-    wire.push("scrubbed/two", "latest", made)
+    wire.push("scrubbed/two", "latest", pushed_image)
 
 
 @pytest.mark.parametrize(
@@ -148,4 +153,5 @@ def test_a_job_of_the_api(site: AdminSite, wire: RegistryClient) -> None:
     ],
 )
 def test_bad_usage(tmp_path: Path, args: tuple[str, ...], problem: str) -> None:
+    """With wrong arguments, the command fails with one line."""
     assert problem in error_line(entrepot("scrub", *args, folder=tmp_path), 2)

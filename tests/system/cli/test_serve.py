@@ -1,4 +1,4 @@
-"""`entrepot serve`: its output when it starts, and its errors when it cannot start."""
+"""Tests of `entrepot serve`: the banner (the lines that it prints at the start), and the errors if it cannot start."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import RegistryServer, running_server
 
 
-def test_start_says_what_a_person_needs(server: RegistryServer) -> None:
-    """The banner has the version, the address with the real port, the absolute data directory, a push to try, and how
-    to stop the server. The server answers at this address."""
+def test_banner(server: RegistryServer) -> None:
+    """The banner has the version, the address with the real port, the absolute path of the data directory, an example
+    of a push, and how to stop the server. The server responds at this address."""
     assert plain_request("GET", server.url + "/v2/").status_code == 200
     assert server.stop() == 0
     lines = server.log_text().splitlines()
     first = lines.index(f"Entrepot {__version__} listens on http://127.0.0.1:{server.port}")
-    said = [line.split(maxsplit=1) for line in lines[first + 1 : first + 6]]
-    assert said[0] == ["data", str(server.data.resolve())]
-    assert said[1][0] == "try"
-    assert said[1][1].endswith(f"docker push 127.0.0.1:{server.port}/team/busybox")
-    assert said[2] == ["note", "there are no accounts: whoever reaches this address can push and delete"]
-    assert said[3] == ["accounts", f"entrepot user add NAME --admin --data {server.data.resolve()}"]
-    assert said[4][0] == "stop"
+    rows = [line.split(maxsplit=1) for line in lines[first + 1 : first + 6]]
+    assert rows[0] == ["data", str(server.data.resolve())]
+    assert rows[1][0] == "try"
+    assert rows[1][1].endswith(f"docker push 127.0.0.1:{server.port}/team/busybox")
+    assert rows[2] == ["note", "there are no accounts: whoever reaches this address can push and delete"]
+    assert rows[3] == ["accounts", f"entrepot user add NAME --admin --data {server.data.resolve()}"]
+    assert rows[4][0] == "stop"
 
 
 def test_start_of_a_read_only_registry(tmp_path: Path) -> None:
-    """The banner of a read-only registry has a pull to try, and the server refuses an upload."""
+    """The banner of a read-only registry has an example of a pull instead of a push, and the server refuses an
+    upload."""
     with running_server(tmp_path, "--read-only", workers=1, own_interpreter=True) as server:
         assert plain_request("POST", server.url + "/v2/a/blobs/uploads/").status_code == 405
     assert f"docker pull {server.address}/team/busybox" in server.log_text()
@@ -48,7 +49,7 @@ def test_start_of_a_read_only_registry(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", ":0", "[::]:0"])
 def test_start_on_every_address_without_accounts(tmp_path: Path, listen: str) -> None:
-    """Without accounts, a start on all addresses ends with one line that says what to do."""
+    """Without accounts, the server does not start on all addresses. The error is one line that says what to do."""
     line = error_line(entrepot("serve", "--listen", listen, folder=tmp_path), 1)
     assert "there are no accounts" in line
     assert "`entrepot user add NAME --admin`" in line
@@ -56,7 +57,8 @@ def test_start_on_every_address_without_accounts(tmp_path: Path, listen: str) ->
 
 
 def test_start_on_every_address_insecurely(tmp_path: Path) -> None:
-    """With the flag or the variable, the server starts, and the banner says what this means."""
+    """With --insecure-open or its environment variable, the server starts on all addresses without accounts, and the
+    banner warns of this."""
     with running_server(tmp_path, "--insecure-open", workers=1, listen="0.0.0.0:0") as server:
         pass
     assert "there are no accounts" in server.log_text()
@@ -66,7 +68,8 @@ def test_start_on_every_address_insecurely(tmp_path: Path) -> None:
 
 
 def test_start_on_every_address_with_an_account(tmp_path: Path) -> None:
-    """If there was an account once, the server starts without a warning, even if the account was removed."""
+    """If the registry has ever had an account, the server starts on all addresses without a warning, even if the
+    account was removed."""
     prepare_data_dir(tmp_path / "data")
     asyncio.run(_add_and_remove(tmp_path / "data"))
     with running_server(tmp_path, workers=1, listen="0.0.0.0:0") as server:
@@ -92,10 +95,10 @@ async def _add_and_remove(data: Path) -> None:
 )
 @pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize("insecure", [True, False])
-def test_who_may_be_let_in(
+def test_when_an_open_registry_is_refused(
     loopback: bool, values: dict[str, object], reachable: bool, closed: bool, insecure: bool
 ) -> None:
-    """The start is refused only if the registry is open, other machines reach it directly or through a proxy, and
+    """The start is refused only if the registry has no accounts, other machines reach it directly or through a proxy, and
     `insecure_open` is not set."""
     settings = Settings.model_validate({**values, "insecure_open": insecure})
     allowed = not reachable or closed or insecure
@@ -111,8 +114,8 @@ def test_start_behind_a_proxy_without_accounts(tmp_path: Path) -> None:
     assert "`entrepot user add NAME --admin`" in line
 
 
-def test_public_url_is_what_people_are_told(tmp_path: Path) -> None:
-    """With `public_url`, the push to try has this address."""
+def test_banner_has_the_public_url(tmp_path: Path) -> None:
+    """With `public_url`, the example of a push in the banner has this address."""
     url = "https://registry.example.com"
     env = {"ENTREPOT_PUBLIC_URL": url + "/", "ENTREPOT_INSECURE_OPEN": "true"}
     with running_server(tmp_path, workers=1, env=env) as server:
@@ -120,8 +123,8 @@ def test_public_url_is_what_people_are_told(tmp_path: Path) -> None:
     assert "docker push registry.example.com/team/busybox" in server.log_text()
 
 
-def test_start_of_a_mirror_says_what_to_pull(tmp_path: Path) -> None:
-    """The banner lists the upstreams and a pull through the default one. The start sends no request to an upstream."""
+def test_banner_of_a_mirror(tmp_path: Path) -> None:
+    """The banner of a mirror lists the upstreams, and has an example of a pull from the default upstream."""
     with running_server(tmp_path, "--mirror", "docker.io", "--mirror", "ghcr.io", workers=1) as server:
         pass
     text = server.log_text()
@@ -130,7 +133,7 @@ def test_start_of_a_mirror_says_what_to_pull(tmp_path: Path) -> None:
 
 
 def test_start_of_a_mirror_without_a_default(tmp_path: Path) -> None:
-    """Without a default upstream, the pull to try has the name of an upstream."""
+    """Without a default upstream, the example of a pull in the banner has the name of an upstream."""
     (tmp_path / "a.toml").write_text('[[upstream]]\nname = "ghcr.io"\n')
     with running_server(tmp_path, "--config", "a.toml", workers=1) as server:
         pass
@@ -158,11 +161,12 @@ def test_port_in_use(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("listen", ["5000", "127.0.0.1:99999", "no-such-host.invalid:5000", "127.0.0.1:x"])
 def test_bad_address(tmp_path: Path, listen: str) -> None:
-    """If the address cannot be listened on, the error is one line."""
+    """If the server cannot listen on the address, the error is one line."""
     assert listen in error_line(entrepot("serve", "--listen", listen, folder=tmp_path), 1)
 
 
 def serve_fails(folder: Path, data: Path) -> str:
+    """Runs `entrepot serve`, which must fail. Returns its error of one line."""
     return error_line(entrepot("serve", "--listen", "127.0.0.1:0", "--data", data, folder=folder), 1)
 
 
@@ -179,8 +183,8 @@ def test_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
-    """If the owner of the directory cannot write to it, the error is one line. Root becomes the owner and cannot write
-    to it either."""
+    """If the owner of the data directory may not write to it, the error is one line. This holds for root as well,
+    because the server then runs with the uid of the owner."""
     data = tmp_path / "data"
     data.mkdir(mode=0o500)
     os.chown(data, owner := 65534 if os.geteuid() == 0 else os.geteuid(), -1)
@@ -196,8 +200,8 @@ def test_data_directory_of_a_newer_version(tmp_path: Path) -> None:
     db.pragma("user_version", 9999)
     db.close()
     assert "newer" in serve_fails(tmp_path, tmp_path / "data")
-    done = entrepot("inspect", "a", "--data", tmp_path / "data", folder=tmp_path)
-    assert "newer" in error_line(done, 1)
+    result = entrepot("inspect", "a", "--data", tmp_path / "data", folder=tmp_path)
+    assert "newer" in error_line(result, 1)
 
 
 def test_data_directory_with_a_broken_database(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`entrepot serve` over TLS: errors at the start, and transfers of blobs."""
+"""Tests of `entrepot serve` with TLS: the start, its errors, and transfers of blobs."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tests.fakes.upstream_content import UpstreamContent, noise_image
 
 MIB = 1024 * 1024
 SIZE = 5 * MIB + 77
+"""The size of the pushed blobs in bytes."""
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,7 @@ def pair(authority: CertificateAuthority) -> KeyPair:
 
 
 def variables(pair: KeyPair) -> dict[str, str]:
+    """Returns the environment variables for a server with this certificate."""
     return {"ENTREPOT_TLS__CERTIFICATE": str(pair.certificate), "ENTREPOT_TLS__KEY": str(pair.key)}
 
 
@@ -57,37 +59,39 @@ def client(server: RegistryServer, authority: CertificateAuthority) -> Iterator[
 
 
 def test_start(server: RegistryServer, client: httpx2.Client) -> None:
-    """The banner has the https address, and the server answers there."""
+    """The banner has the https address, and the server responds at this address. A plain HTTP request gets 400."""
     assert f"listens on https://127.0.0.1:{server.port}\n" in server.log_text()
     assert client.get("/v2/").status_code == 200
     assert plain_request("GET", f"http://127.0.0.1:{server.port}/v2/").status_code == 400
 
 
-def fails(folder: Path, **settings: str | Path) -> str:
-    given = {f"ENTREPOT_TLS__{name.upper()}": str(value) for name, value in settings.items()}
-    line = error_line(entrepot("serve", "--listen", "127.0.0.1:0", folder=folder, **given), 1)
+def start_fails(folder: Path, **settings: str | Path) -> str:
+    """Starts a server with these TLS settings, which must fail without creating a data directory. Returns the error."""
+    environment = {f"ENTREPOT_TLS__{name.upper()}": str(value) for name, value in settings.items()}
+    line = error_line(entrepot("serve", "--listen", "127.0.0.1:0", folder=folder, **environment), 1)
     assert not (folder / "data").exists()
     return line
 
 
-def test_a_start_that_cannot_be(tmp_path: Path, authority: CertificateAuthority, pair: KeyPair) -> None:
-    """With missing, mismatched or expired files, or contradicting settings, the start ends with one line and exit code
-    1, and creates nothing."""
+def test_start_with_wrong_files_or_settings(tmp_path: Path, authority: CertificateAuthority, pair: KeyPair) -> None:
+    """If a file is missing, expired or does not match the others, or if the settings are contradictory, the start fails
+    with one line and exit code 1."""
     other, certificate, key = authority.sign("other"), pair.certificate, pair.key
-    assert "no such file" in fails(tmp_path, certificate=tmp_path / "none.pem", key=key)
-    assert "no such file" in fails(tmp_path, certificate=certificate, key=tmp_path / "none.key")
-    assert "does not belong" in fails(tmp_path, certificate=certificate, key=other.key)
-    assert "expired on" in fails(tmp_path, certificate=authority.expired(pair).certificate, key=key)
-    assert "protected by a password" in fails(tmp_path, certificate=certificate, key=authority.locked(pair).key)
-    assert "no such file" in fails(tmp_path, certificate=certificate, key=key, client_ca=tmp_path / "none.pem")
-    assert "names no certificate" in fails(tmp_path, key=key)
-    assert "no authority for client certificates" in fails(
+    assert "no such file" in start_fails(tmp_path, certificate=tmp_path / "none.pem", key=key)
+    assert "no such file" in start_fails(tmp_path, certificate=certificate, key=tmp_path / "none.key")
+    assert "does not belong" in start_fails(tmp_path, certificate=certificate, key=other.key)
+    assert "expired on" in start_fails(tmp_path, certificate=authority.expired(pair).certificate, key=key)
+    assert "protected by a password" in start_fails(tmp_path, certificate=certificate, key=authority.locked(pair).key)
+    assert "no such file" in start_fails(tmp_path, certificate=certificate, key=key, client_ca=tmp_path / "none.pem")
+    assert "names no certificate" in start_fails(tmp_path, key=key)
+    assert "no authority for client certificates" in start_fails(
         tmp_path, certificate=certificate, key=key, client_auth="optional"
     )
 
 
 def test_a_key_that_only_root_can_read(tmp_path: Path, authority: CertificateAuthority, pair: KeyPair) -> None:
-    """The key is read before the process changes from root to the owner of the data directory."""
+    """If root starts the server, it reads the key as root, and then runs with the uid of the owner of the data
+    directory."""
     data = tmp_path / "data"
     data.mkdir()
     os.chown(data, owner := 65534 if os.geteuid() == 0 else os.geteuid(), -1)
@@ -99,38 +103,37 @@ def test_a_key_that_only_root_can_read(tmp_path: Path, authority: CertificateAut
         assert httpx2.get(server.url + "/v2/", verify=context).status_code == 200
 
 
-def test_a_client_ca_alone_asks_for_certificates(
-    tmp_path: Path, authority: CertificateAuthority, pair: KeyPair
-) -> None:
-    """With `client_ca` and without `client_auth`, clients without a certificate are refused."""
+def test_client_ca_alone_requires_certificates(tmp_path: Path, authority: CertificateAuthority, pair: KeyPair) -> None:
+    """If `client_ca` is set and `client_auth` is not, clients need a certificate."""
     env = {**variables(pair), "ENTREPOT_TLS__CLIENT_CA": str(authority.certificate)}
-    own = authority.sign("client", client=True)
+    client_pair = authority.sign("client", client=True)
     context = ssl.create_default_context(cafile=authority.certificate)
     with running_server(tmp_path, env=env) as server:
         with pytest.raises((httpx2.ReadError, httpx2.ConnectError, httpx2.RemoteProtocolError)):
             httpx2.get(server.url + "/v2/", verify=context)
-        context.load_cert_chain(own.certificate, own.key)
+        context.load_cert_chain(client_pair.certificate, client_pair.key)
         assert httpx2.get(server.url + "/v2/", verify=context).status_code == 200
 
 
-def test_what_clients_are_to_set_up(tmp_path: Path, pair: KeyPair) -> None:
-    """`entrepot client` prints https addresses if the port speaks TLS."""
-    done = entrepot("client", "docker", folder=tmp_path, **variables(pair))
-    assert "https://127.0.0.1:5000" in done.stdout
+def test_client_settings_have_the_https_address(tmp_path: Path, pair: KeyPair) -> None:
+    """`entrepot client` prints an https address if the settings have a certificate."""
+    result = entrepot("client", "docker", folder=tmp_path, **variables(pair))
+    assert "https://127.0.0.1:5000" in result.stdout
 
 
 # Blobs
 
 
 def push(client: httpx2.Client, body: bytes) -> str:
+    """Pushes a blob. Returns its path."""
     digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-    where = client.post("/v2/team/app/blobs/uploads/").headers["location"]
-    assert client.put(where, params={"digest": digest}, content=body).status_code == 201
+    location = client.post("/v2/team/app/blobs/uploads/").headers["location"]
+    assert client.put(location, params={"digest": digest}, content=body).status_code == 201
     return f"/v2/team/app/blobs/{digest}"
 
 
 def test_a_blob_and_its_ranges(client: httpx2.Client) -> None:
-    """A pushed blob can be pulled completely, by one range, and by several ranges."""
+    """A pushed blob can be pulled completely, with one range, and with several ranges."""
     body = os.urandom(SIZE)
     path = push(client, body)
     for _ in range(2):
@@ -145,32 +148,32 @@ def test_a_blob_and_its_ranges(client: httpx2.Client) -> None:
 
 
 def test_a_blob_in_chunks(client: httpx2.Client) -> None:
-    """An upload can be sent in several PATCHes, of which the first is larger than a buffer."""
+    """A blob can be pushed with several PATCH requests, the first of which is larger than a buffer."""
     body = os.urandom(SIZE)
-    where = client.post("/v2/team/app/blobs/uploads/").headers["location"]
+    location = client.post("/v2/team/app/blobs/uploads/").headers["location"]
     for start, stop in ((0, 3 * MIB), (3 * MIB, 3 * MIB + 1), (3 * MIB + 1, SIZE)):
-        answer = client.patch(where, content=body[start:stop], headers={"content-range": f"{start}-{stop - 1}"})
+        answer = client.patch(location, content=body[start:stop], headers={"content-range": f"{start}-{stop - 1}"})
         assert answer.status_code == 202
-        where = answer.headers["location"]
+        location = answer.headers["location"]
     digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-    assert client.put(where, params={"digest": digest}).status_code == 201
+    assert client.put(location, params={"digest": digest}).status_code == 201
     assert client.get(f"/v2/team/app/blobs/{digest}").content == body
 
 
 def test_curl(server: RegistryServer, client: httpx2.Client, authority: CertificateAuthority) -> None:
-    """curl downloads a blob, and resumes a download."""
+    """curl can download a blob, and the rest of a blob from an offset."""
     body = os.urandom(SIZE)
     url = server.url + push(client, body)
     curl = ["curl", "--silent", "--show-error", "--fail", "--cacert", str(authority.certificate)]
-    done = subprocess.run([*curl, url], capture_output=True, timeout=30, check=True)
-    assert done.stdout == body
-    done = subprocess.run([*curl, "--range", "100-", url], capture_output=True, timeout=30, check=True)
-    assert done.stdout == body[100:]
+    result = subprocess.run([*curl, url], capture_output=True, timeout=30, check=True)
+    assert result.stdout == body
+    result = subprocess.run([*curl, "--range", "100-", url], capture_output=True, timeout=30, check=True)
+    assert result.stdout == body[100:]
 
 
-def test_a_blob_that_is_still_coming(tmp_path: Path, authority: CertificateAuthority, pair: KeyPair) -> None:
-    """While a blob is being downloaded from the upstream, clients get the bytes as they arrive. If one client
-    disconnects, the others are not affected."""
+def test_blob_that_is_still_being_downloaded(tmp_path: Path, authority: CertificateAuthority, pair: KeyPair) -> None:
+    """While the mirror downloads a blob from its upstream, several clients get the bytes as they arrive, also by a
+    range. If one client disconnects, the others are not affected."""
     content = UpstreamContent()
     image = content.add("library/app", noise_image("app", 1000, SIZE), "1")
     layer = image.layers[-1]
@@ -179,21 +182,22 @@ def test_a_blob_that_is_still_coming(tmp_path: Path, authority: CertificateAutho
         env = {**variables(pair), "ENTREPOT_UPSTREAM": json.dumps([{**settings, "prefetch": "off"}])}
         with running_server(tmp_path, env=env) as server:
             upstream.fault(on="blob", match=layer.digest.partition(":")[2], stall_after=2 * MIB)
-            with asking(server, authority, f"/v2/library/app/blobs/{layer.digest}") as first:
-                begun = read(first, MIB)
-                with asking(server, authority, f"/v2/library/app/blobs/{layer.digest}") as other:
-                    assert read(other, MIB) == begun
+            with requesting(server, authority, f"/v2/library/app/blobs/{layer.digest}") as first:
+                first_bytes = read(first, MIB)
+                with requesting(server, authority, f"/v2/library/app/blobs/{layer.digest}") as other:
+                    assert read(other, MIB) == first_bytes
                 span = {"Range": f"bytes={MIB}-{MIB + 9}"}
-                with asking(server, authority, f"/v2/library/app/blobs/{layer.digest}", span) as part:
+                with requesting(server, authority, f"/v2/library/app/blobs/{layer.digest}", span) as part:
                     assert part.read() == layer.read()[MIB : MIB + 10]
                 upstream.release()
-                assert begun + first.read() == layer.read()
+                assert first_bytes + first.read() == layer.read()
 
 
 @contextlib.contextmanager
-def asking(
+def requesting(
     server: RegistryServer, authority: CertificateAuthority, path: str, headers: Mapping[str, str] | None = None
 ) -> Iterator[http.client.HTTPResponse]:
+    """Sends a GET over TLS, and yields the response, whose body may still be arriving."""
     context = ssl.create_default_context(cafile=authority.certificate)
     connection = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=30, context=context)
     try:

@@ -1,4 +1,4 @@
-"""Settings: precedence, origins, and errors."""
+"""Tests of the settings: which source has precedence, which origin `entrepot config` shows, and the errors."""
 
 from __future__ import annotations
 
@@ -19,63 +19,66 @@ from tests.fakes.commands import entrepot, error_line
 from tests.fakes.server_process import ROOT
 
 
-def in_force(folder: Path, *args: str, **variables: str) -> dict[str, Any]:
-    done = entrepot("config", "--format", "json", *args, folder=folder, **variables)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+def effective_settings(folder: Path, *args: str, **variables: str) -> dict[str, Any]:
+    """Returns the settings that `entrepot config` shows, each with its value and its origin."""
+    result = entrepot("config", "--format", "json", *args, folder=folder, **variables)
+    assert result.returncode == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
     return found
 
 
 def test_precedence(tmp_path: Path) -> None:
-    """A flag overrides a variable, a variable the file, the file the default. The output names the origin of each
-    value."""
+    """A flag has precedence over an environment variable, a variable over the file, and the file over the default. The
+    output names the origin of each value."""
     file = tmp_path / "entrepot.toml"
     file.write_text('workers = 4\nlisten = "127.0.0.1:4"\ndata = "from-file"\n')
-    seen = in_force(
+    settings = effective_settings(
         tmp_path, "--config", str(file), "--workers", "2",
         ENTREPOT_WORKERS="3", ENTREPOT_LISTEN="127.0.0.1:3",
     )  # fmt: skip
-    assert seen["workers"] == {"value": 2, "origin": "--workers"}
-    assert seen["listen"] == {"value": "127.0.0.1:3", "origin": "ENTREPOT_LISTEN"}
-    assert seen["data"] == {"value": "from-file", "origin": str(file)}
-    assert seen["delete"] == {"value": True, "origin": "default"}
+    assert settings["workers"] == {"value": 2, "origin": "--workers"}
+    assert settings["listen"] == {"value": "127.0.0.1:3", "origin": "ENTREPOT_LISTEN"}
+    assert settings["data"] == {"value": "from-file", "origin": str(file)}
+    assert settings["delete"] == {"value": True, "origin": "default"}
 
 
-def test_sources_mix_inside_a_group(tmp_path: Path) -> None:
-    """A variable sets one setting of a group. The other settings of the group still come from the file."""
+def test_variable_and_file_set_one_table(tmp_path: Path) -> None:
+    """An environment variable can set one setting of a table. The other settings of the table still come from the
+    file."""
     (tmp_path / "a.toml").write_text('[gc]\ngrace = "1h"\ninterval = "5m"\n')
-    seen = in_force(tmp_path, "--config", "a.toml", ENTREPOT_GC__GRACE="90m")
-    assert seen["gc.grace"] == {"value": "1h30m", "origin": "ENTREPOT_GC__GRACE"}
-    assert seen["gc.interval"] == {"value": "5m", "origin": "a.toml"}
+    settings = effective_settings(tmp_path, "--config", "a.toml", ENTREPOT_GC__GRACE="90m")
+    assert settings["gc.grace"] == {"value": "1h30m", "origin": "ENTREPOT_GC__GRACE"}
+    assert settings["gc.interval"] == {"value": "5m", "origin": "a.toml"}
 
 
 def test_file_named_by_variable(tmp_path: Path) -> None:
-    """ENTREPOT_CONFIG names the file, and the flag names another one instead."""
+    """The variable ENTREPOT_CONFIG names the file with the settings. The flag `-c` has precedence over it."""
     (tmp_path / "a.toml").write_text("workers = 5\n")
     (tmp_path / "b.toml").write_text("workers = 6\n")
-    assert in_force(tmp_path, ENTREPOT_CONFIG="a.toml")["workers"] == {"value": 5, "origin": "a.toml"}
-    assert in_force(tmp_path, "-c", "b.toml", ENTREPOT_CONFIG="a.toml")["workers"]["origin"] == "b.toml"
+    assert effective_settings(tmp_path, ENTREPOT_CONFIG="a.toml")["workers"] == {"value": 5, "origin": "a.toml"}
+    assert effective_settings(tmp_path, "-c", "b.toml", ENTREPOT_CONFIG="a.toml")["workers"]["origin"] == "b.toml"
 
 
-def test_no_file_is_read_unasked(tmp_path: Path) -> None:
-    """No file is read unless it is named, whatever name it has."""
+def test_no_file_is_read_unless_named(tmp_path: Path) -> None:
+    """A file `entrepot.toml` in the current folder is not read unless a flag or a variable names it."""
     (tmp_path / "entrepot.toml").write_text("workers = 5\n")
-    assert in_force(tmp_path)["workers"]["origin"] == "default"
+    assert effective_settings(tmp_path)["workers"]["origin"] == "default"
 
 
 def test_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
     """An empty variable counts as not set, because compose files leave variables empty."""
-    assert in_force(tmp_path, ENTREPOT_PUBLIC_URL="")["public_url"] == {"value": None, "origin": "default"}
+    assert effective_settings(tmp_path, ENTREPOT_PUBLIC_URL="")["public_url"] == {"value": None, "origin": "default"}
 
 
 def test_settings_read_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`Settings(...)` depends on its arguments alone."""
+    """`Settings(...)` uses only its arguments, and no environment variables."""
     monkeypatch.setenv("ENTREPOT_WORKERS", "63")
     assert Settings(workers=1).workers == 1
     assert Settings().workers != 63
 
 
-WRONG = [
+# Files with a mistake, and the beginning of the error.
+WRONG_FILES = [
     ("data = [", "a.toml: not TOML: "),
     ("lissen = 'x'", "a.toml: lissen: unknown setting; did you mean listen?"),
     ("[gc]\ngrase = '1h'", "a.toml: gc.grase: unknown setting; did you mean gc.grace?"),
@@ -145,26 +148,26 @@ WRONG_UPSTREAMS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "said"), WRONG + WRONG_UPSTREAMS)
-def test_wrong_file_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
-    """The error for a wrong file is one line with the file, the setting, and what would be right."""
+@pytest.mark.parametrize(("text", "message"), WRONG_FILES + WRONG_UPSTREAMS)
+def test_wrong_file_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
+    """The error for a wrong file is one line with the file, the setting, and the values that are allowed."""
     monkeypatch.chdir(tmp_path)
     Path("a.toml").write_text(text)
     with pytest.raises(ConfigError) as error:
         load_settings({}, Path("a.toml"))
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
 
-def test_wrong_value_is_told_even_where_another_wins(tmp_path: Path) -> None:
+def test_wrong_value_in_the_file_is_an_error_even_if_overridden(tmp_path: Path) -> None:
     """A wrong value in the file is an error even if a flag overrides it."""
     (tmp_path / "a.toml").write_text("workers = 0")
-    done = entrepot("config", "--config", "a.toml", "--workers", "2", folder=tmp_path)
-    assert error_line(done, 2).startswith("a.toml: workers: 0 ")
+    result = entrepot("config", "--config", "a.toml", "--workers", "2", folder=tmp_path)
+    assert error_line(result, 2).startswith("a.toml: workers: 0 ")
 
 
 @pytest.mark.parametrize(
-    ("args", "variables", "said"),
+    ("args", "variables", "message"),
     [
         (["--workers", "two"], {}, "--workers: 'two' should be a valid integer"),
         (["--data", ""], {}, "--data: '' is not a directory's path"),
@@ -184,46 +187,46 @@ def test_wrong_value_is_told_even_where_another_wins(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("command", ["serve", "config"])
 def test_wrong_source_in_one_line(
-    tmp_path: Path, command: str, args: list[str], variables: dict[str, str], said: str
+    tmp_path: Path, command: str, args: list[str], variables: dict[str, str], message: str
 ) -> None:
-    """A wrong flag, variable or file ends the command with exit code 2 and one line that names it."""
-    assert error_line(entrepot(command, *args, folder=tmp_path, **variables), 2).startswith(said)
+    """With a wrong flag, variable or file, the command fails with exit code 2 and one line that names this source."""
+    assert error_line(entrepot(command, *args, folder=tmp_path, **variables), 2).startswith(message)
 
 
 def test_unknown_variable_is_warned_about(tmp_path: Path) -> None:
-    """A misspelt variable causes one warning with the nearest name, and the command continues."""
-    done = entrepot("config", folder=tmp_path, ENTREPOT_GC__GRASE="1h", ENTREPOT_WORKER="3")
-    assert done.returncode == 0
-    assert done.stderr.splitlines() == [
+    """For each misspelt variable, the command prints one warning with the most similar name, and continues."""
+    result = entrepot("config", folder=tmp_path, ENTREPOT_GC__GRASE="1h", ENTREPOT_WORKER="3")
+    assert result.returncode == 0
+    assert result.stderr.splitlines() == [
         "entrepot: warning: ENTREPOT_GC__GRASE is no setting and is ignored; did you mean ENTREPOT_GC__GRACE?",
         "entrepot: warning: ENTREPOT_WORKER is no setting and is ignored; did you mean ENTREPOT_WORKERS?",
     ]
 
 
-def test_variables_of_kubernetes_are_passed_over(tmp_path: Path) -> None:
+def test_no_warning_for_variables_of_kubernetes(tmp_path: Path) -> None:
     """The variables that Kubernetes sets for a service named `entrepot` cause no warning."""
-    done = entrepot(
+    result = entrepot(
         "config", folder=tmp_path,
         ENTREPOT_PORT="tcp://10.0.0.1:5000", ENTREPOT_SERVICE_HOST="10.0.0.1", ENTREPOT_PORT_5000_TCP_ADDR="10.0.0.1",
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_config_as_toml_is_a_file(tmp_path: Path) -> None:
+def test_config_as_toml_can_be_used_as_a_file(tmp_path: Path) -> None:
     """The output of `config --format toml` is a valid settings file with the same values."""
-    done = entrepot("config", "--format", "toml", "--data", 'a "b"', folder=tmp_path, ENTREPOT_GC__GRACE="90s")
-    (tmp_path / "again.toml").write_text(done.stdout)
-    again = in_force(tmp_path, "--config", "again.toml")
-    assert again["data"] == {"value": 'a "b"', "origin": "again.toml"}
-    assert again["gc.grace"] == {"value": "1m30s", "origin": "again.toml"}
+    result = entrepot("config", "--format", "toml", "--data", 'a "b"', folder=tmp_path, ENTREPOT_GC__GRACE="90s")
+    (tmp_path / "again.toml").write_text(result.stdout)
+    reloaded = effective_settings(tmp_path, "--config", "again.toml")
+    assert reloaded["data"] == {"value": 'a "b"', "origin": "again.toml"}
+    assert reloaded["gc.grace"] == {"value": "1m30s", "origin": "again.toml"}
 
 
-def test_config_for_people_has_every_setting(tmp_path: Path) -> None:
+def test_config_table_has_every_setting(tmp_path: Path) -> None:
     """The table has a row for each setting, and no colour codes outside a terminal."""
-    done = entrepot("config", folder=tmp_path)
-    rows = [line.split() for line in done.stdout.splitlines()]
+    result = entrepot("config", folder=tmp_path)
+    rows = [line.split() for line in result.stdout.splitlines()]
     assert {".".join(path) for path, _ in setting_fields()} <= {row[0] for row in rows if row}
-    assert "\x1b" not in done.stdout
+    assert "\x1b" not in result.stdout
 
 
 def test_every_setting_has_help_and_a_variable() -> None:
@@ -234,12 +237,12 @@ def test_every_setting_has_help_and_a_variable() -> None:
 
 
 def test_page_of_settings_is_current() -> None:
-    """docs/en/settings.md is current; `make docs` writes it."""
+    """docs/en/settings.md is the same as the page that `make docs` would write now."""
     assert (ROOT / "docs" / "en" / "settings.md").read_text() == render_settings_page()
 
 
-def test_page_of_settings_holds_the_defaults(tmp_path: Path) -> None:
-    """The page's example is a valid file that sets every setting to its default."""
+def test_example_on_the_settings_page_has_the_defaults(tmp_path: Path) -> None:
+    """The example on the page docs/en/settings.md is a valid file that sets every setting to its default."""
     example = render_settings_page().partition("```toml\n")[2].partition("```")[0]
     file = tmp_path / "all.toml"
     file.write_text(example)
@@ -247,16 +250,17 @@ def test_page_of_settings_holds_the_defaults(tmp_path: Path) -> None:
     assert load_settings({}, file).settings == Settings()
 
 
-def test_an_upstream_needs_its_name_alone(tmp_path: Path) -> None:
-    """The endpoint follows from the upstream's name. Docker Hub's address and token service are built in."""
+def test_upstream_with_a_name_only(tmp_path: Path) -> None:
+    """The default endpoint of an upstream is the host in its name. The endpoint and the token service of Docker Hub are
+    built in."""
     (tmp_path / "a.toml").write_text(HUB + GHCR + "endpoints = []")
     hub, ghcr = load_settings({}, tmp_path / "a.toml").settings.upstream
     assert (hub.endpoints, hub.realms) == (["https://registry-1.docker.io"], ["https://auth.docker.io/token"])
     assert (ghcr.endpoints, ghcr.realms) == (["https://ghcr.io"], [])
 
 
-def test_an_address_replaces_what_is_known(tmp_path: Path) -> None:
-    """If `endpoints` is set for `docker.io`, only these are used."""
+def test_endpoints_replace_the_built_in_ones(tmp_path: Path) -> None:
+    """If `endpoints` is set for `docker.io`, it replaces the built-in endpoint and token service."""
     (tmp_path / "a.toml").write_text(HUB + "endpoints = ['http://127.0.0.1:5001/']")
     (hub,) = load_settings({}, tmp_path / "a.toml").settings.upstream
     assert (hub.endpoints, hub.realms) == (["http://127.0.0.1:5001"], [])
@@ -270,18 +274,20 @@ MIRRORS = [
     (GHCR + "default = true", ["docker.io"], {"ghcr.io": True, "docker.io": False}),
     ("mirror = ['quay.io']", ["docker.io"], {"docker.io": True}),
 ]
+"""A file, the values of the flag `--mirror`, and the resulting upstreams: for each, whether it is the default."""
 
 
 @pytest.mark.parametrize(("text", "flags", "upstreams"), MIRRORS)
 def test_mirror(tmp_path: Path, text: str, flags: list[str], upstreams: dict[str, bool]) -> None:
-    """`--mirror` adds upstreams that the file does not have. The first one is the default if the file has none."""
+    """`--mirror` adds upstreams that the file does not have. If the file has no default upstream, the first added one
+    is the default."""
     (tmp_path / "a.toml").write_text(text)
     settings = load_settings({"mirror": flags} if flags else {}, tmp_path / "a.toml").settings
     assert {upstream.name: upstream.default for upstream in settings.upstream} == upstreams
     assert settings.default_upstream == next((name for name, default in upstreams.items() if default), None)
 
 
-def test_mirror_keeps_what_the_file_says(tmp_path: Path) -> None:
+def test_mirror_flag_keeps_configured_upstreams(tmp_path: Path) -> None:
     """`--mirror` does not change an upstream that the file configures."""
     (tmp_path / "a.toml").write_text(HUB + "endpoints = ['https://hub.example.com']\ntag_ttl = '1h'")
     (hub,) = load_settings({"mirror": ["docker.io", "docker.io"]}, tmp_path / "a.toml").settings.upstream
@@ -289,12 +295,13 @@ def test_mirror_keeps_what_the_file_says(tmp_path: Path) -> None:
 
 
 def test_lists_as_variables(tmp_path: Path) -> None:
-    """A variable takes a list with commas, and each list has its origin."""
-    seen = in_force(tmp_path, ENTREPOT_MIRROR="docker.io, ghcr.io", ENTREPOT_HOSTED__PREFIXES="team/**,*")
-    assert seen["mirror"] == {"value": ["docker.io", "ghcr.io"], "origin": "ENTREPOT_MIRROR"}
-    assert seen["hosted.prefixes"] == {"value": ["team/**", "*"], "origin": "ENTREPOT_HOSTED__PREFIXES"}
-    assert [each["name"] for each in seen["upstream"]["value"]] == ["docker.io", "ghcr.io"]
-    assert seen["upstream"]["origin"] == "ENTREPOT_MIRROR"
+    """In an environment variable, the values of a list are separated by commas. The output shows the origin of each
+    list."""
+    settings = effective_settings(tmp_path, ENTREPOT_MIRROR="docker.io, ghcr.io", ENTREPOT_HOSTED__PREFIXES="team/**,*")
+    assert settings["mirror"] == {"value": ["docker.io", "ghcr.io"], "origin": "ENTREPOT_MIRROR"}
+    assert settings["hosted.prefixes"] == {"value": ["team/**", "*"], "origin": "ENTREPOT_HOSTED__PREFIXES"}
+    assert [each["name"] for each in settings["upstream"]["value"]] == ["docker.io", "ghcr.io"]
+    assert settings["upstream"]["origin"] == "ENTREPOT_MIRROR"
 
 
 UPSTREAMS = """
@@ -313,11 +320,12 @@ docker_config = "docker/config.json"
 
 
 def test_config_shows_upstreams_and_no_secret(tmp_path: Path) -> None:
-    """Each setting of each upstream has a row. The rows show where passwords are, never the passwords."""
+    """The table has a row for each setting of each upstream. It shows the paths of files with passwords, but no
+    passwords."""
     (tmp_path / "a.toml").write_text(UPSTREAMS)
     (tmp_path / "secret").write_text("hunter2")
-    done = entrepot("config", "-c", "a.toml", folder=tmp_path, HUB_PASSWORD="hunter2")
-    rows = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if line.split()[1:]}
+    result = entrepot("config", "-c", "a.toml", folder=tmp_path, HUB_PASSWORD="hunter2")
+    rows = {line.split()[0]: line.split()[1] for line in result.stdout.splitlines() if line.split()[1:]}
     assert rows["upstream[docker.io].password_file"] == "secret"
     assert rows["upstream[ghcr.io].endpoints"] == "https://ghcr.io"
     for form in ("table", "toml", "json"):
@@ -325,7 +333,7 @@ def test_config_shows_upstreams_and_no_secret(tmp_path: Path) -> None:
 
 
 def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path: Path) -> None:
-    """The error does not repeat an address that may contain a password."""
+    """An address with a user name and a password is refused. The error does not contain the address."""
     (tmp_path / "a.toml").write_text(GHCR + "endpoints = ['https://me:hunter2@ghcr.io']")
     line = error_line(entrepot("config", "-c", "a.toml", folder=tmp_path), 2)
     assert line.startswith(
@@ -334,25 +342,25 @@ def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path: Path
     assert "hunter2" not in line
 
 
-def test_upstreams_as_toml_are_a_file(tmp_path: Path) -> None:
-    """Upstreams printed by `config --format toml` load as the same upstreams."""
+def test_upstreams_as_toml_can_be_used_as_a_file(tmp_path: Path) -> None:
+    """If the output of `config --format toml` is used as a file, it has the same upstreams."""
     (tmp_path / "a.toml").write_text(UPSTREAMS)
-    done = entrepot("config", "-c", "a.toml", "-f", "toml", "--mirror", "quay.io", folder=tmp_path)
-    (tmp_path / "b.toml").write_text(done.stdout)
-    given = load_settings({"mirror": ["quay.io"]}, tmp_path / "a.toml").settings
-    assert load_settings({}, tmp_path / "b.toml").settings.upstream == given.upstream
-    assert [upstream.name for upstream in given.upstream] == ["docker.io", "ghcr.io", "quay.io"]
+    result = entrepot("config", "-c", "a.toml", "-f", "toml", "--mirror", "quay.io", folder=tmp_path)
+    (tmp_path / "b.toml").write_text(result.stdout)
+    original = load_settings({"mirror": ["quay.io"]}, tmp_path / "a.toml").settings
+    assert load_settings({}, tmp_path / "b.toml").settings.upstream == original.upstream
+    assert [upstream.name for upstream in original.upstream] == ["docker.io", "ghcr.io", "quay.io"]
 
 
 @given(st.integers(min_value=0, max_value=10**9))
-def test_durations_read_back(seconds: int) -> None:
-    """A formatted duration parses to the same number of seconds."""
+def test_formatted_durations_can_be_parsed(seconds: int) -> None:
+    """If a formatted duration is parsed, the result is the same number of seconds."""
     assert parse_duration(format_duration(float(seconds))) == seconds
 
 
 @given(st.integers(min_value=0, max_value=1 << 62))
-def test_sizes_read_back(count: int) -> None:
-    """A formatted size parses to the same number of bytes."""
+def test_formatted_sizes_can_be_parsed(count: int) -> None:
+    """If a formatted size is parsed, the result is the same number of bytes."""
     assert TypeAdapter(ByteSize).validate_python(format_size(count)) == count
 
 
@@ -360,12 +368,12 @@ def test_sizes_read_back(count: int) -> None:
     ("text", "seconds"),
     [("90s", 90), ("5m", 300), ("1h30m", 5400), ("7d", 604800), ("1w", 604800), ("2.5", 2.5), ("250ms", 0.25)],
 )
-def test_durations_people_write(text: str, seconds: float) -> None:
-    """The forms that the documentation shows are accepted."""
+def test_forms_of_durations(text: str, seconds: float) -> None:
+    """All forms of durations in the documentation are accepted."""
     assert parse_duration(text) == seconds
 
 
 def test_trusted_proxies_in_one_variable(tmp_path: Path) -> None:
-    """A variable takes addresses and networks with commas; each is normalized."""
-    seen = in_force(tmp_path, ENTREPOT_TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8,2001:DB8::/32")
-    assert seen["trusted_proxies"]["value"] == ["127.0.0.1/32", "10.0.0.0/8", "2001:db8::/32"]
+    """In the variable for `trusted_proxies`, addresses and networks are separated by commas, and each is normalized."""
+    settings = effective_settings(tmp_path, ENTREPOT_TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8,2001:DB8::/32")
+    assert settings["trusted_proxies"]["value"] == ["127.0.0.1/32", "10.0.0.0/8", "2001:db8::/32"]

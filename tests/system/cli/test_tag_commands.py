@@ -1,4 +1,4 @@
-"""`entrepot tag` while a server runs: the history of a tag, and changes of the tag."""
+"""Tests of `entrepot tag` while a server runs: it shows the history of a tag, and restores, moves and deletes tags."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.fakes.commands import entrepot
 from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import RegistryServer, running_server
 
-KIND = "application/vnd.oci.image.index.v1+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 SETTINGS = """
 [gc]
 grace = "1h"
@@ -32,6 +32,7 @@ tags = ["v*"]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    """A server with two workers. In its repositories below `fixed/`, tags that begin with `v` are immutable."""
     folder = tmp_path_factory.mktemp("tags")
     (folder / "entrepot.toml").write_text(SETTINGS)
     with running_server(folder, "--config", str(folder / "entrepot.toml"), workers=2) as started:
@@ -40,20 +41,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
 
 @pytest.fixture
 def repo(request: pytest.FixtureRequest) -> str:
+    """A repository name that only this test uses."""
     return "team/" + re.sub(r"[^a-z0-9]+", "-", request.node.name).strip("-")
 
 
 def index(text: str) -> tuple[bytes, str]:
-    """Returns an index without manifests that differs for each text, and its digest."""
-    document = {"schemaVersion": 2, "mediaType": KIND, "manifests": [], "annotations": {"text": text}}
+    """Returns the body and the digest of an index without manifests. The text is in an annotation, so that the digest
+    depends on it."""
+    document = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [], "annotations": {"text": text}}
     body = json.dumps(document).encode()
     return body, "sha256:" + hashlib.sha256(body).hexdigest()
 
 
 def put(server: RegistryServer, name: str, tag: str, text: str) -> str:
+    """Pushes the index with this text under the tag. Returns its digest."""
     body, digest = index(text)
     answer = plain_request(
-        "PUT", f"{server.url}/v2/{name}/manifests/{tag}", content=body, headers={"content-type": KIND}
+        "PUT", f"{server.url}/v2/{name}/manifests/{tag}", content=body, headers={"content-type": INDEX_TYPE}
     )
     assert answer.status_code == 201, answer.text
     return digest
@@ -64,20 +68,22 @@ def delete(server: RegistryServer, name: str, reference: str) -> None:
 
 
 def head(server: RegistryServer, name: str, tag: str) -> str | None:
-    answer = plain_request("HEAD", f"{server.url}/v2/{name}/manifests/{tag}", headers={"accept": KIND})
+    """Returns the digest at which the tag points, or None if the tag does not exist."""
+    answer = plain_request("HEAD", f"{server.url}/v2/{name}/manifests/{tag}", headers={"accept": INDEX_TYPE})
     return answer.headers.get("docker-content-digest")
 
 
 def run(server: RegistryServer, *args: str, code: int = 0) -> str:
-    """Runs `entrepot tag`. Returns its stdout, or its stderr if it has to fail."""
+    """Runs `entrepot tag`, and checks its exit code. Returns its stdout, or its stderr if the code is not 0."""
     folder = server.data.parent
-    done = entrepot("tag", *args, "--config", "entrepot.toml", folder=folder)
-    assert done.returncode == code, (done.stdout, done.stderr)
-    return done.stderr if code else done.stdout
+    result = entrepot("tag", *args, "--config", "entrepot.toml", folder=folder)
+    assert result.returncode == code, (result.stdout, result.stderr)
+    return result.stderr if code else result.stdout
 
 
-def test_somebody_overwrote_a_tag(server: RegistryServer, repo: str) -> None:
-    """The history shows that a tag was overwritten. One command undoes this for all clients at once."""
+def test_restore_of_an_overwritten_tag(server: RegistryServer, repo: str) -> None:
+    """The history shows that a tag was overwritten. `restore` lets the tag point at the earlier image again, and both
+    workers serve this image at once."""
     first, second = put(server, repo, "v1", "first"), put(server, repo, "v1", "second")
     table = run(server, "history", f"{repo}:v1").splitlines()
     assert re.split(r"\s{2,}", table[0].strip()) == ["time", "tag", "points at", "actor", "address", "can be restored"]
@@ -91,21 +97,21 @@ def test_somebody_overwrote_a_tag(server: RegistryServer, repo: str) -> None:
     assert (newest["digest"], newest["previous"], newest["availability"]) == (first, second, "stored")
 
 
-def test_somebody_deleted_an_image(server: RegistryServer, repo: str) -> None:
-    """A deleted tag is restored with its manifest."""
+def test_restore_of_a_deleted_image(server: RegistryServer, repo: str) -> None:
+    """If a manifest was deleted, `restore` restores the tag together with the manifest."""
     digest = put(server, repo, "v1", "first")
     delete(server, repo, digest)
     assert head(server, repo, "v1") is None
     rows = run(server, "history", f"{repo}:v1").splitlines()[2:]
     assert "(deleted)" in rows[0]
     assert rows[1].endswith("yes, it was deleted")
-    shown = json.loads(run(server, "restore", f"{repo}:v1", "--json"))
-    assert shown == {"repository": repo, "tag": "v1", "digest": digest, "previous": None, "restored": [digest]}
+    output = json.loads(run(server, "restore", f"{repo}:v1", "--json"))
+    assert output == {"repository": repo, "tag": "v1", "digest": digest, "previous": None, "restored": [digest]}
     assert head(server, repo, "v1") == digest
 
 
-def test_a_point_in_time(server: RegistryServer, repo: str) -> None:
-    """`--at` accepts a date, and a duration before now."""
+def test_restore_at_a_point_in_time(server: RegistryServer, repo: str) -> None:
+    """`restore --at` accepts a time, or a duration before now, and restores the image at which the tag pointed then."""
     first = put(server, repo, "v1", "first")
     between = datetime.fromtimestamp(time.time()).isoformat()
     put(server, repo, "v1", "second")
@@ -115,11 +121,13 @@ def test_a_point_in_time(server: RegistryServer, repo: str) -> None:
     assert len(entries) == 3
     run(server, "restore", f"{repo}:v1", "--at", entries[1]["at"])  # the time that the history shows
     assert head(server, repo, "v1") == entries[1]["digest"]
-    shown = run(server, "restore", f"{repo}:v1", "--at", "1h", code=1)
-    assert shown == f"entrepot: {repo}:v1 did not exist at that time; its history lists when it did\n"
+    output = run(server, "restore", f"{repo}:v1", "--at", "1h", code=1)
+    assert output == f"entrepot: {repo}:v1 did not exist at that time; its history lists when it did\n"
 
 
 def test_move_and_delete(server: RegistryServer, repo: str) -> None:
+    """`move` lets a tag point at the image of another tag or at a digest. `delete` deletes a tag and keeps its
+    manifest."""
     first, second = put(server, repo, "v1", "first"), put(server, repo, "v2", "second")
     created = run(server, "move", f"{repo}:stable", "v1")
     assert created == f"{repo}:stable points at {first} now; before, there was no such tag\n"
@@ -132,12 +140,13 @@ def test_move_and_delete(server: RegistryServer, repo: str) -> None:
 
 
 def test_an_immutable_tag(server: RegistryServer, repo: str) -> None:
-    """No client can change an immutable tag. An operator can with --force, and the audit log says so."""
+    """Clients and commands cannot change an immutable tag. `move --force` can, and the audit log has an entry for
+    this."""
     repo = repo.replace("team/", "fixed/")
     first, second = put(server, repo, "v1", "first"), put(server, repo, "latest", "second")
     put(server, repo, "v1", "first")
     url = f"{server.url}/v2/{repo}/manifests"
-    headers = {"content-type": KIND}
+    headers = {"content-type": INDEX_TYPE}
     refused = [
         plain_request("PUT", f"{url}/v1", content=index("second")[0], headers=headers),
         plain_request("PUT", f"{url}/latest?tag=v1", content=index("second")[0], headers=headers),
@@ -159,19 +168,19 @@ def test_an_immutable_tag(server: RegistryServer, repo: str) -> None:
     assert ["tag.force", {"previous": first}] in [[line["action"], line["detail"]] for line in lines]
 
 
-def test_one_of_many_pushes_makes_an_immutable_tag(server: RegistryServer, repo: str) -> None:
-    """Of several pushes of different images to a new immutable tag, over two workers at the same time, one succeeds and
-    all others are denied."""
+def test_one_of_many_parallel_pushes_sets_an_immutable_tag(server: RegistryServer, repo: str) -> None:
+    """Several clients push different images to a new immutable tag at the same time, through two workers. One push
+    succeeds, and all others are denied."""
     url = f"{server.url}/v2/{repo.replace('team/', 'fixed/')}/manifests/v1"
 
     def push(number: int) -> httpx2.Response:
-        return plain_request("PUT", url, content=index(f"number {number}")[0], headers={"content-type": KIND})
+        return plain_request("PUT", url, content=index(f"number {number}")[0], headers={"content-type": INDEX_TYPE})
 
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(push, range(48)))
     assert sorted({answer.status_code for answer in answers}) == [201, 403]
     [accepted] = [answer.headers["docker-content-digest"] for answer in answers if answer.status_code == 201]
-    assert plain_request("GET", url, headers={"accept": KIND}).headers["docker-content-digest"] == accepted
+    assert plain_request("GET", url, headers={"accept": INDEX_TYPE}).headers["docker-content-digest"] == accepted
 
 
 @pytest.mark.parametrize(
@@ -191,30 +200,33 @@ def test_one_of_many_pushes_makes_an_immutable_tag(server: RegistryServer, repo:
 )
 def test_bad_usage(server: RegistryServer, args: list[str], code: int, error: str) -> None:
     """For wrong usage, the error is one line that says what is wrong."""
-    shown = run(server, *args, code=code)
-    assert error in shown
-    assert shown.startswith("entrepot: ")
-    assert shown.count("\n") == 1
+    output = run(server, *args, code=code)
+    assert error in output
+    assert output.startswith("entrepot: ")
+    assert output.count("\n") == 1
 
 
-def test_a_mirrored_tag_follows_its_upstream(server: RegistryServer) -> None:
-    done = entrepot(
+def test_tag_of_a_mirrored_repository_cannot_be_moved(server: RegistryServer) -> None:
+    """A tag of a mirrored repository cannot be moved."""
+    result = entrepot(
         *("tag", "move", "docker.io/library/x:1", "2", "--data", str(server.data)),
         folder=server.data.parent,
         ENTREPOT_MIRROR="docker.io",
     )
-    assert done.returncode == 1
-    assert done.stderr == (
+    assert result.returncode == 1
+    assert result.stderr == (
         "entrepot: docker.io/library/x is mirrored from docker.io, and its tags follow that registry\n"
     )
 
 
-def test_no_tag_yet(server: RegistryServer, repo: str) -> None:
-    """A repository without tags has an empty history."""
+def test_history_of_a_tag_that_never_existed(server: RegistryServer, repo: str) -> None:
+    """The history of a tag that never existed is empty, and stderr says so."""
     body, digest = index("untagged")
-    plain_request("PUT", f"{server.url}/v2/{repo}/manifests/{digest}", content=body, headers={"content-type": KIND})
-    done = entrepot("tag", "history", f"{repo}:v1", "--config", "entrepot.toml", folder=server.data.parent)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"entrepot: {repo} never had a tag v1\n")
+    plain_request(
+        "PUT", f"{server.url}/v2/{repo}/manifests/{digest}", content=body, headers={"content-type": INDEX_TYPE}
+    )
+    result = entrepot("tag", "history", f"{repo}:v1", "--config", "entrepot.toml", folder=server.data.parent)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", f"entrepot: {repo} never had a tag v1\n")
 
 
 @pytest.mark.parametrize(
@@ -228,8 +240,9 @@ def test_no_tag_yet(server: RegistryServer, repo: str) -> None:
     ],
 )
 def test_bad_rules(tmp_path: Path, rule: str, error: str) -> None:
-    """The server refuses invalid rules about immutable tags when it starts."""
+    """If the settings have an invalid rule for immutable tags, the server does not start, and the error says what is
+    wrong."""
     (tmp_path / "bad.toml").write_text(f'mirror = ["ghcr.io"]\n[[immutable]]\n{rule}\n')
-    done = entrepot("serve", "--config", "bad.toml", folder=tmp_path)
-    assert done.returncode == 2
-    assert error in done.stderr
+    result = entrepot("serve", "--config", "bad.toml", folder=tmp_path)
+    assert result.returncode == 2
+    assert error in result.stderr

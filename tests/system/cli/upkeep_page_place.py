@@ -1,5 +1,5 @@
-"""What docs/en/upkeep.md, moving.md and air-gapped.md presuppose in their sections: a server, and content to look at
-(`Place.prepare`)."""
+"""The environment for the commands on the pages docs/en/upkeep.md, moving.md and air-gapped.md: a server, and the
+content that the sections of the pages presuppose (`Place.prepare`). Used by the tests that run these commands."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ auth:
 
 
 class Place:
-    """A folder in which the commands of one section run, and the server beside which they do.
+    """A folder in which the commands of one section run, and a server that runs at the same time.
 
-    The page's paths (/mnt, /srv, /var, /etc) lie in the folder. `addresses` has the URLs that stand for those of the
-    page. The server starts with the first command."""
+    The paths on the page that begin with /mnt, /srv, /var or /etc are below the folder. `addresses`: the URLs of
+    servers of the tests, by the URLs on the page for which they stand. The server starts with the first command."""
 
     def __init__(self, folder: Path, section: Section, stack: ExitStack) -> None:
         self.folder = folder
@@ -69,6 +69,7 @@ class Place:
 
     @property
     def server(self) -> RegistryServer:
+        """The server. The first access starts it."""
         if self._server is None:
             (self.folder / "entrepot.toml").write_text(self._settings_for_tests())
             flags = ("--config", str(self.folder / "entrepot.toml"))
@@ -80,22 +81,24 @@ class Place:
         return RegistryClient(self.server.address)
 
     def run(self, command: Command) -> None:
-        """Runs a command of the page. Raises AssertionError if its exit code or the shape of its output is another
-        one."""
+        """Runs a command of the page, and checks that its exit code and the shape of its output are those of the
+        page."""
         assert self.server
-        done = self._entrepot(command.line)
-        outputs = [self._as_on_the_page(text) for text in (done.stderr + done.stdout, done.stdout + done.stderr)]
-        shown = "\n".join(command.output)
-        said = f"$ {command.line}\n{outputs[0]}(exit code {done.returncode}), but the page has:\n{shown}"
-        assert done.returncode == command.exit_code, said
-        assert any(has_shape(output, command.output) for output in outputs), said
+        result = self._entrepot(command.line)
+        outputs = [
+            self._as_on_the_page(text) for text in (result.stderr + result.stdout, result.stdout + result.stderr)
+        ]
+        on_page = "\n".join(command.output)
+        difference = f"$ {command.line}\n{outputs[0]}(exit code {result.returncode}), but the page has:\n{on_page}"
+        assert result.returncode == command.exit_code, difference
+        assert any(has_shape(output, command.output) for output in outputs), difference
 
     def prepare(self, name: str) -> None:
-        """Prepares what the page names in a comment."""
+        """Makes the preparation that a comment on the page names."""
         PREPARATIONS[name](self)
 
     def fill(self, work: Callable[[StoredRegistry, Clock], Awaitable[None]]) -> None:
-        """Runs `work` on the store, with a clock that it may set."""
+        """Runs `work` with the store and its clock, which `work` may change."""
 
         async def run() -> None:
             clock = Clock(time.time())
@@ -105,11 +108,11 @@ class Place:
         asyncio.run(run())
 
     def push(self, repo: str, tag: str) -> ClientImage:
-        """Pushes an image by HTTP."""
-        made = image(f"{repo}:{tag}")
-        self.client.push(repo, tag, made)
-        self._images.append(made)
-        return made
+        """Pushes an image over HTTP."""
+        pushed_image = image(f"{repo}:{tag}")
+        self.client.push(repo, tag, pushed_image)
+        self._images.append(pushed_image)
+        return pushed_image
 
     def _entrepot(self, line: str) -> subprocess.CompletedProcess[str]:
         words = shlex.split(self._here(line))
@@ -118,31 +121,34 @@ class Place:
         return entrepot(*words, folder=self.folder, **paths)
 
     def _here(self, text: str) -> str:
-        for shown, real in self.addresses.items():
-            text = text.replace(shown, real)
+        """Replaces the URLs and paths of the page by those of this test."""
+        for page_url, test_url in self.addresses.items():
+            text = text.replace(page_url, test_url)
         return re.sub(r"(?<!\S)/(mnt|srv|var|etc)/", rf"{self.folder}/\1/", text)
 
     def _as_on_the_page(self, output: str) -> str:
-        for shown, real in self.addresses.items():
-            output = output.replace(real, shown)
+        """Replaces the URLs and paths of this test by those of the page."""
+        for page_url, test_url in self.addresses.items():
+            output = output.replace(test_url, page_url)
         return output.replace(f"{self.folder}/", "/")
 
     def _settings_for_tests(self) -> str:
-        """The page's settings, with the stand-ins' addresses. The disk of a test may be small, so free space is
-        counted in MiB."""
+        """Returns the settings of the page, with the URLs of this test. The limits for free space are in MiB instead of
+        GiB, because the disk of a test may be small."""
         settings = re.sub(r'((?:min|target)_free = "\d+)GiB', r"\1MiB", self._settings)
         settings = re.sub(r"(min_free_percent) = \d+", r"\1 = 0.01", settings)
-        for shown, real in self.addresses.items():
-            name = shown.removeprefix("https://")
-            settings = settings.replace(f'name = "{name}"', f'name = "{name}"\nendpoints = ["{real}"]')
+        for page_url, test_url in self.addresses.items():
+            name = page_url.removeprefix("https://")
+            settings = settings.replace(f'name = "{name}"', f'name = "{name}"\nendpoints = ["{test_url}"]')
         return settings
 
     def start_upstream(self, url: str, content: UpstreamContent) -> None:
+        """Starts an upstream that stands for `url`."""
         self._hub = self._stack.enter_context(hub(self.folder, content))
         self.addresses[url] = self._hub.url
 
     def move_upstream_tag(self) -> None:
-        """A pull, a move of the tag at the upstream, and the next request there."""
+        """Pulls a tag, moves it at the upstream, and refreshes it."""
         self.client.manifest("ghcr.io/org/app", "1")
         moved = UpstreamContent()
         moved.add("org/app", noise_image("second", 1000), "1")
@@ -157,18 +163,20 @@ class Place:
         self.push("team/app", "1")
 
     def wait_for_quota(self) -> None:
-        """The server counts once what is there when a quota is new."""
+        """Pushes an image, and waits until the server has counted the existing content, which it does once for a new
+        quota."""
         self.push("team/app", "1")
         while self._entrepot("entrepot quota list").stdout.find("in effect") < 0:
             pass
 
     def damage_blob(self) -> None:
+        """Pushes two images, and changes a byte in a layer of the first."""
         self.push("team/app", "1")
         self.push("team/web", "1")
         flip_byte(self._layer_file(0))
 
     def lose_blob(self) -> None:
-        """Heals the damaged one by a push, and removes the file of another."""
+        """Replaces the damaged blob by a push, and removes the file of another blob."""
         self.push("team/app", "1")
         self._layer_file(1).unlink()
 
@@ -176,8 +184,8 @@ class Place:
         return Layout(self.data).blob(Digest(self._images[number].layers[-1].digest))
 
     def write_old_registry(self) -> None:
-        """The directory of an old registry, with an index one of whose manifests has lost a blob. Another server stands
-        for one that is reached over the network."""
+        """Writes the data directory of an old registry. One image in it lacks a blob. Also starts a server that stands
+        for an old registry on the network."""
         old = OldDirectory(self.folder / "var" / "lib" / "docker-registry")
         old.push("team/app", noise_image("team", 1000), "1")
         whole, broken = noise_image("whole", 1000), noise_image("broken", 1000)
@@ -186,11 +194,12 @@ class Place:
         self._start_other_server("https://old.example.com", "ann", "team/web", "other/web")
 
     def start_harbor(self) -> None:
-        """A server with a project, and one that is a proxy cache."""
+        """Starts a server that stands for a Harbor registry, with a project of images and a project that is a proxy
+        cache."""
         self._start_other_server("https://harbor.example.com", "admin", "team/web", "proxy-hub/app")
 
     def _start_other_server(self, url: str, name: str, *repos: str) -> None:
-        """A server that stands for `url`. An admin of this name can log in, with the password in the file `pw`."""
+        """Starts a server that stands for `url`. It has an admin `name`, whose password is in the file `pw`."""
         folder = self.folder / "other"
         folder.mkdir()
         (self.folder / "pw").write_text(OLD_PASSWORD)
@@ -202,13 +211,14 @@ class Place:
             RegistryClient(server.address, f"Basic {login}").push(repo, "2", image(repo))
 
     def write_old_settings(self) -> None:
+        """Writes the settings file of a registry:2 server."""
         file = self.folder / "etc" / "docker" / "registry" / "config.yml"
         file.parent.mkdir(parents=True)
         file.write_text(OLD_CONFIG)
 
 
 async def _leave_garbage(store: StoredRegistry, clock: Clock) -> None:
-    """A blob that nothing has referred to for two days, and an upload that stopped three weeks ago."""
+    """Leaves a blob to which no manifest has referred for two days, and an upload that stopped three weeks ago."""
     now = clock.now
     clock.now = now - 21 * DAY
     upload = await store.start_upload(RepositoryName("team/web"))
@@ -232,7 +242,7 @@ async def _delete_image(store: StoredRegistry, _: Clock) -> None:
 
 
 async def _push_many_tags(store: StoredRegistry, clock: Clock) -> None:
-    """A release, an old tag, an old tag that was pulled yesterday, and ten newer ones."""
+    """Pushes a release, an old tag, an old tag that was pulled yesterday, and ten newer tags."""
     now = clock.now
     ages = {"v1.0": 60, "1841": 57, "1842": 40} | {str(1843 + number): 20 - number for number in range(10)}
     for tag, age in ages.items():
@@ -286,3 +296,4 @@ PREPARATIONS: dict[str, Callable[[Place], None]] = {
     "harbor": Place.start_harbor,
     "upstream with an image": lambda place: place.start_upstream("https://docker.io", _one_image()),
 }
+"""By the name that a comment on a page has for the preparation."""

@@ -1,4 +1,5 @@
-"""One server with two workers, one dockerd, one containerd and one set of container tools for the whole session."""
+"""Fixtures for tests with real clients. All tests of a session share one server with two workers, one dockerd, one
+containerd and one set of container tools."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from tests.fakes.server_process import RegistryServer, running_server
 
 @pytest.fixture(scope="session")
 def short_folder() -> Iterator[Path]:
-    """A folder with a short absolute path, for sockets."""
+    """A folder with a short absolute path, because the path of a Unix socket may not be long."""
     folder = Path(tempfile.mkdtemp(prefix="ent-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder)
@@ -40,8 +41,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
 
 
 @pytest.fixture(scope="session")
-def club(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemberSite]:
-    """A server with two workers and with accounts, whose tokens have the shortest possible lifetime."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemberSite]:
+    """A server with two workers and with accounts. Its bearer tokens live for 60 s, which is the shortest lifetime that
+    the settings allow."""
     folder = tmp_path_factory.mktemp("club")
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
     with running_server(folder, env={"ENTREPOT_AUTH__TOKEN_TTL": "60s"}) as running:
@@ -51,6 +53,7 @@ def club(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemberSite]:
 
 @pytest.fixture(scope="session")
 def wire(server: RegistryServer) -> RegistryClient:
+    """A plain HTTP client of the shared server, with which tests push content and check what the server has."""
     return RegistryClient(server.address)
 
 
@@ -79,33 +82,33 @@ def tools(short_folder: Path) -> ContainerTools:
 
 @pytest.fixture
 def repo(request: pytest.FixtureRequest) -> str:
-    """A repository name for one test, whose images and layers no other test uses."""
+    """A repository name that only this test uses."""
     return "team/" + re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
 
 
 @pytest.fixture
-def fresh(repo: str) -> ClientImage:
-    """A small image with a layer that no other test has."""
+def small_image(repo: str) -> ClientImage:
+    """A small image with a layer that no other test pushes."""
     return image(f"hello from {repo}")
 
 
 @pytest.fixture(scope="session")
-def big() -> ClientImage:
-    """An image with layers from a few hundred bytes to 80 MiB, which cannot be compressed."""
+def large_image() -> ClientImage:
+    """An image with incompressible layers, the largest of 80 MiB."""
     sizes = {"few": 3, "middle": 256 * 1024, "large": 80 * MIB}
     return image("big", *[layer({name: noise(name, size)}) for name, size in sizes.items()])
 
 
 @pytest.fixture(scope="session")
-def multi() -> ClientImage:
-    """An index of two platforms with layers of real files. Each child runs on its own platform only."""
+def multi_platform() -> ClientImage:
+    """An index of an amd64 and an arm64 image. Each can be run on its own platform only."""
     return index((image("on amd64"), "amd64"), (image("on arm64", architecture="arm64"), "arm64"))
 
 
 @pytest.fixture(scope="session")
-def layout(tmp_path_factory: pytest.TempPathFactory, big: ClientImage, multi: ClientImage) -> Path:
-    """The images `big` and `multi` as an OCI image layout."""
-    return write_layout(tmp_path_factory.mktemp("layout"), {"big": big, "multi": multi})
+def layout(tmp_path_factory: pytest.TempPathFactory, large_image: ClientImage, multi_platform: ClientImage) -> Path:
+    """An OCI image layout with `large_image` under the tag `big` and `multi_platform` under the tag `multi`."""
+    return write_layout(tmp_path_factory.mktemp("layout"), {"big": large_image, "multi": multi_platform})
 
 
 @pytest.fixture
@@ -119,7 +122,7 @@ def proxy(server: RegistryServer) -> Iterator[CuttingProxy]:
 def pytest_runtest_makereport(
     item: pytest.Function, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Adds the end of the logs of the server and of the daemons to a failed test."""
+    """Adds the last lines of the logs of the server and of the daemons to the report of a failed test."""
     report = yield
     if report.failed:
         for name, log in _logs(item.funcargs):
@@ -127,8 +130,9 @@ def pytest_runtest_makereport(
     return report
 
 
-def _logs(used: Mapping[str, object]) -> Iterator[tuple[str, Path]]:
-    for each in used.values():
+def _logs(fixtures: Mapping[str, object]) -> Iterator[tuple[str, Path]]:
+    """Returns the name and the path of the log of each server and daemon among the fixtures of a test."""
+    for each in fixtures.values():
         if isinstance(each, RegistryServer):
             yield "server", each.log
         elif isinstance(each, MemberSite):

@@ -1,4 +1,5 @@
-"""Broken connections, several clients at the same time, and a server that is restarted or killed."""
+"""Tests with real clients whose connections break, with several clients at the same time, and with a server that is
+restarted or killed."""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ from tests.fakes.server_process import RegistryServer, running_server
 
 @pytest.mark.timeout(300)
 def test_docker_upload_cut_midway(docker: DockerEngine, proxy: CuttingProxy, wire: RegistryClient, repo: str) -> None:
-    """If the connection breaks in the middle of a 24 MiB layer, docker retries or needs a second push, and no byte is
-    wrong."""
-    made = image("cut", layer({"heavy": noise(repo, 24 * MIB)}))
+    """If the connection breaks in the middle of a 24 MiB layer, docker retries by itself or the user pushes again. The
+    stored image is then correct."""
+    test_image = image("cut", layer({"heavy": noise(repo, 24 * MIB)}))
     name = f"{proxy.address}/{repo}"
-    docker.load(made, name)
+    docker.load(test_image, name)
     proxy.cut_upload_after(12 * MIB)
     docker.call.attempt("push", name)
     assert proxy.cuts == 1
@@ -29,14 +30,14 @@ def test_docker_upload_cut_midway(docker: DockerEngine, proxy: CuttingProxy, wir
     docker.forget(name)
     docker("pull", name)
     assert docker.output_of(name) == "cut\n"
-    assert_same_files(wire, repo, "latest", made)
+    assert_same_files(wire, repo, "latest", test_image)
 
 
 @pytest.mark.timeout(300)
 def test_docker_download_cut_midway(docker: DockerEngine, proxy: CuttingProxy, wire: RegistryClient, repo: str) -> None:
-    """After an interruption in the middle of a layer, docker continues the pull with the rest of the layer."""
-    made = image("cut", layer({"heavy": noise(repo, 24 * MIB)}))
-    wire.push(repo, "latest", made)
+    """After the connection broke in the middle of a layer, docker requests only the rest of the layer."""
+    test_image = image("cut", layer({"heavy": noise(repo, 24 * MIB)}))
+    wire.push(repo, "latest", test_image)
     name = f"{proxy.address}/{repo}"
     proxy.cut_download_after(12 * MIB)
     docker("pull", name)
@@ -52,31 +53,31 @@ def test_skopeo_upload_cut_midway(
 ) -> None:
     """After an interrupted push there is no tag, and each layer is stored completely or not at all. After a second push
     the image is complete."""
-    made = image(f"cut {after}", layer({"heavy": noise(repo, 24 * MIB)}))
-    write_layout(tmp_path, {"x": made})
+    test_image = image(f"cut {after}", layer({"heavy": noise(repo, 24 * MIB)}))
+    write_layout(tmp_path, {"x": test_image})
     name = f"docker://{proxy.address}/{repo}:x"
     proxy.cut_upload_after(after)
     cut = tools.skopeo.attempt("copy", "--dest-tls-verify=false", "--preserve-digests", f"oci:{tmp_path}:x", name)
     assert (proxy.cuts, cut.code) == (1, 1), cut.text
     assert wire.ask("GET", f"/v2/{repo}/manifests/x").status == 404
-    for digest, content in made.blobs.items():
-        # Layers travel side by side: one on another connection may have arrived.
+    for digest, content in test_image.blobs.items():
+        # skopeo sends several layers in parallel. A layer on another connection may have been stored.
         assert wire.blob_status(repo, digest) == 404 or wire.blob(repo, digest) == content.body
-    assert after < 2 * MIB or wire.blob_status(repo, made.layers[-1].digest) == 404
+    assert after < 2 * MIB or wire.blob_status(repo, test_image.layers[-1].digest) == 404
     tools.copy(f"oci:{tmp_path}:x", name)
-    assert_same_image(wire, repo, "x", made)
+    assert_same_image(wire, repo, "x", test_image)
 
 
 @pytest.mark.timeout(300)
 def test_two_clients_push_one_image_at_once(
     docker: DockerEngine, tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """docker, podman and two skopeos push one image to one repository at the same time. All succeed, and the image is
-    complete."""
-    made = image("at once", layer({"heavy": noise(repo, 8 * MIB)}))
+    """docker, podman and two skopeo processes push one image to one repository at the same time. All pushes succeed,
+    and the image is complete."""
+    test_image = image("at once", layer({"heavy": noise(repo, 8 * MIB)}))
     name = f"{server.address}/{repo}"
-    write_layout(tmp_path, {"x": made})
-    docker.load(made, f"{name}:docker")
+    write_layout(tmp_path, {"x": test_image})
+    docker.load(test_image, f"{name}:docker")
     podman_id = tools.podman("pull", "--quiet", f"oci:{tmp_path}:x").out.split()[-1]
     pushes = [
         lambda: docker("push", f"{name}:docker"),
@@ -85,38 +86,38 @@ def test_two_clients_push_one_image_at_once(
         lambda: tools.copy(f"oci:{tmp_path}:x", f"docker://{name}:skopeo"),
     ]
     with ThreadPoolExecutor(len(pushes)) as pool:
-        for done in [pool.submit(push) for push in pushes]:
-            done.result()
-    assert_same_files(wire, repo, "docker", made)
-    assert_same_files(wire, repo, "podman", made)
-    assert_same_image(wire, repo, "skopeo", made)
+        for push_future in [pool.submit(push) for push in pushes]:
+            push_future.result()
+    assert_same_files(wire, repo, "docker", test_image)
+    assert_same_files(wire, repo, "podman", test_image)
+    assert_same_image(wire, repo, "skopeo", test_image)
 
 
 def test_two_images_race_for_one_tag(
     docker: DockerEngine, tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """docker and skopeo push different images under one tag at the same time. The tag points at one of the two, which
-    is complete."""
-    mine, yours = image(f"mine {repo}"), image(f"yours {repo}")
+    """docker and skopeo push different images under one tag at the same time. The tag points at one of the two images,
+    and both images are complete."""
+    docker_image, skopeo_image = image(f"mine {repo}"), image(f"yours {repo}")
     name = f"{server.address}/{repo}:tag"
-    write_layout(tmp_path, {"x": yours})
-    docker.load(mine, name)
+    write_layout(tmp_path, {"x": skopeo_image})
+    docker.load(docker_image, name)
     with ThreadPoolExecutor(2) as pool:
         pushed = pool.submit(docker, "push", name)
         pool.submit(tools.copy, f"oci:{tmp_path}:x", f"docker://{name}").result()
     docker_digest = next(word for word in pushed.result().out.split() if word.startswith("sha256:"))
-    assert wire.digest(repo, "tag") in {docker_digest, yours.digest}
-    for digest in (docker_digest, yours.digest):
+    assert wire.digest(repo, "tag") in {docker_digest, skopeo_image.digest}
+    for digest in (docker_digest, skopeo_image.digest):
         pull_all(wire, repo, digest)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("end", ["stop", "kill", "kill_parent"])
 def test_restart_between_push_and_pull(
-    tools: ContainerTools, layout: Path, big: ClientImage, multi: ClientImage, tmp_path: Path, end: str
+    tools: ContainerTools, layout: Path, large_image: ClientImage, multi_platform: ClientImage, tmp_path: Path, end: str
 ) -> None:
-    """Pushed content is there after a restart, whether the server was ended by SIGTERM or by SIGKILL of the tree or of
-    the parent."""
+    """Pushed content is there after a restart, whether the server was ended by SIGTERM, by SIGKILL of all its
+    processes, or by SIGKILL of the parent process."""
     with running_server(tmp_path / "server") as first:
         address = first.address
         tools.copy(f"oci:{layout}:big", f"docker://{address}/team/app:big")
@@ -130,21 +131,24 @@ def test_restart_between_push_and_pull(
     with running_server(tmp_path / "server", listen=address) as second:
         wire = RegistryClient(second.address)
         assert wire.tags("team/app") == ["big", "multi"]
-        assert_same_image(wire, "team/app", "big", big)
-        assert_same_image(wire, "team/app", "multi", multi)
+        assert_same_image(wire, "team/app", "big", large_image)
+        assert_same_image(wire, "team/app", "multi", multi_platform)
         tools.copy(f"docker://{address}/team/app:big", f"oci:{tmp_path / 'out'}:big")
 
 
-def test_docker_pulls_after_a_restart(docker: DockerEngine, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """docker, which keeps connections open, pulls from the restarted server what it has pushed before."""
+def test_docker_pulls_after_a_restart(
+    docker: DockerEngine, repo: str, small_image: ClientImage, tmp_path: Path
+) -> None:
+    """After a restart of the server, docker can pull an image that it has pushed before, although docker keeps
+    connections open."""
     with running_server(tmp_path / "server") as first:
         address = first.address
         name = f"{address}/{repo}"
-        docker.load(fresh, name)
+        docker.load(small_image, name)
         docker("push", name)
         assert first.stop() == 0
     docker.forget(name)
     with running_server(tmp_path / "server", listen=address) as second:
         docker("pull", name)
         assert docker.output_of(name) == f"hello from {repo}\n"
-        assert_same_files(RegistryClient(second.address), repo, "latest", fresh)
+        assert_same_files(RegistryClient(second.address), repo, "latest", small_image)

@@ -1,7 +1,9 @@
-"""Clients use the output of `entrepot client` without changes, and pull an image of Docker Hub through the mirror.
+"""Tests that set up real clients with the output of `entrepot client`, and pull an image of Docker Hub through the
+mirror.
 
-The real Docker Hub cannot be reached, and a fake one takes its place. So an image that a client gets has come through
-the mirror. BuildKit is missing, because Debian has no buildkitd; tests/system/cli only parses its file as TOML.
+A fake registry takes the place of Docker Hub, and the real Docker Hub cannot be reached. So an image that a client gets
+has come through the mirror. There is no test with BuildKit, because Debian has no buildkitd; tests/system/cli only
+parses the file for BuildKit as TOML.
 """
 
 from __future__ import annotations
@@ -30,14 +32,14 @@ endpoints = ["{url}"]
 
 
 @pytest.fixture(scope="module")
-def held() -> ImageTree:
+def ubuntu_image() -> ImageTree:
     return ubuntu()
 
 
 @pytest.fixture(scope="module")
-def upstream(tmp_path_factory: pytest.TempPathFactory, held: ImageTree) -> Iterator[Hub]:
+def upstream(tmp_path_factory: pytest.TempPathFactory, ubuntu_image: ImageTree) -> Iterator[Hub]:
     content = UpstreamContent()
-    content.add("library/ubuntu", held, "18.04")
+    content.add("library/ubuntu", ubuntu_image, "18.04")
     with hub(tmp_path_factory.mktemp("hub"), content, auth="bearer", redirects=True) as running:
         yield running
 
@@ -52,56 +54,56 @@ def mirror(tmp_path: Path, upstream: Hub) -> Iterator[RegistryServer]:
         yield running
 
 
-def printed(mirror: RegistryServer, program: str, *args: str) -> str:
-    """Returns the output of the command, as `> file` would write it."""
-    done = entrepot("client", program, "--url", mirror.url, *args, folder=mirror.data.parent)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def client_settings(mirror: RegistryServer, program: str, *args: str) -> str:
+    """Returns the output of `entrepot client PROGRAM`, which users write into a file."""
+    result = entrepot("client", program, "--url", mirror.url, *args, folder=mirror.data.parent)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
-def fetched(upstream: Hub) -> int:
-    """Returns the manifests that the upstream has sent. A request that first got a 401 counts once."""
-    return sum(seen.status == 200 for seen in upstream.requests("manifest", "GET"))
+def sent_manifests(upstream: Hub) -> int:
+    """Returns the number of manifests that the upstream has sent. Requests that got a 401 do not count."""
+    return sum(request.status == 200 for request in upstream.requests("manifest", "GET"))
 
 
 def test_docker(short_folder: Path, mirror: RegistryServer, upstream: Hub) -> None:
     """dockerd accepts the daemon.json, and `docker pull ubuntu:18.04` goes through the mirror."""
     folder = short_folder / "docker-mirror"
     folder.mkdir()
-    (folder / "daemon.json").write_text(printed(mirror, "docker"))
+    (folder / "daemon.json").write_text(client_settings(mirror, "docker"))
     with running_docker(folder, "--config-file", str(folder / "daemon.json")) as docker:
-        known = json.loads(docker("info", "--format", "{{json .RegistryConfig.Mirrors}}").out)
-        assert known == [f"{mirror.url}/"]
+        mirrors = json.loads(docker("info", "--format", "{{json .RegistryConfig.Mirrors}}").out)
+        assert mirrors == [f"{mirror.url}/"]
         docker("pull", "--quiet", "ubuntu:18.04")
         assert docker.output_of("ubuntu:18.04") == "bionic amd64\n"
-    assert fetched(upstream) == 2
+    assert sent_manifests(upstream) == 2
 
 
 def test_containerd(tmp_path: Path, ctr: Containerd, mirror: RegistryServer, upstream: Hub) -> None:
-    """containerd finds hosts.toml by the upstream's name, and requests images from the mirror with `?ns=docker.io`."""
+    """containerd reads hosts.toml in the folder with the upstream's name, and pulls the image through the mirror."""
     folder = tmp_path / "certs.d" / "docker.io"
     folder.mkdir(parents=True)
-    (folder / "hosts.toml").write_text(printed(mirror, "containerd", "--upstream", "docker.io"))
+    (folder / "hosts.toml").write_text(client_settings(mirror, "containerd", "--upstream", "docker.io"))
     name = "docker.io/library/ubuntu:18.04"
     ctr("images", "pull", "--hosts-dir", str(folder.parent), "--snapshotter", "native", name)
     ctr.forget(name)
-    assert fetched(upstream) == 2
+    assert sent_manifests(upstream) == 2
 
 
 @pytest.mark.parametrize("name", ["docker.io/library/ubuntu:18.04", "docker.io/ubuntu:18.04"])
 def test_podman_and_skopeo(
-    short_folder: Path, mirror: RegistryServer, upstream: Hub, held: ImageTree, name: str
+    short_folder: Path, mirror: RegistryServer, upstream: Hub, ubuntu_image: ImageTree, name: str
 ) -> None:
-    """Both ask the mirror, with and without `library/` in the name. skopeo finds the file at its path for users, podman
-    by an environment variable."""
-    # With a long path podman waits 20 s for a container's end.
+    """podman and skopeo send their requests to the mirror, whether the name has `library/` or not. skopeo reads the
+    printed file from the user's folder for registries.conf, podman from the path in an environment variable."""
+    # With a long path, podman would wait 20 s for the end of a container.
     folder = Path(tempfile.mkdtemp(prefix="t", dir=short_folder))
     tools = container_tools(folder)
-    dropped_in = folder / "home" / ".config" / "containers" / "registries.conf.d"
-    dropped_in.mkdir()
-    for file in (folder / "registries.conf", dropped_in / "50-entrepot.conf"):
-        file.write_text(printed(mirror, "podman"))
-    assert tools.skopeo("inspect", "--raw", f"docker://{name}").out.encode() == held.body
+    user_folder = folder / "home" / ".config" / "containers" / "registries.conf.d"
+    user_folder.mkdir()
+    for file in (folder / "registries.conf", user_folder / "50-entrepot.conf"):
+        file.write_text(client_settings(mirror, "podman"))
+    assert tools.skopeo("inspect", "--raw", f"docker://{name}").out.encode() == ubuntu_image.body
     tools.podman("pull", "--quiet", name)
     assert tools.output_of(name) == "bionic amd64\n"
-    assert fetched(upstream) == 2
+    assert sent_manifests(upstream) == 2

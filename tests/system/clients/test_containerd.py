@@ -1,4 +1,4 @@
-"""containerd's own client, ctr."""
+"""Tests with containerd and its command line client, ctr."""
 
 from __future__ import annotations
 
@@ -13,66 +13,72 @@ from tests.fakes.server_process import RegistryServer
 
 
 def test_pull_by_tag_and_by_digest(
-    ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+    ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str, small_image: ClientImage
 ) -> None:
-    """Pulls by tag and by digest bring the pushed bytes into the content store."""
-    wire.push(repo, "v1", fresh)
-    for name in (f"{server.address}/{repo}:v1", f"{server.address}/{repo}@{fresh.digest}"):
+    """After a pull by tag or by digest, containerd's content store has exactly the pushed bytes."""
+    wire.push(repo, "v1", small_image)
+    for name in (f"{server.address}/{repo}:v1", f"{server.address}/{repo}@{small_image.digest}"):
         ctr.pull(name)
-        assert fresh.digest in ctr("images", "ls", f"name=={name}").out
-        assert ctr.has_same_bytes(fresh)
+        assert small_image.digest in ctr("images", "ls", f"name=={name}").out
+        assert ctr.has_same_bytes(small_image)
         ctr.forget(name)
-        assert fresh.digest not in ctr.held()
+        assert small_image.digest not in ctr.held()
 
 
 def test_push(ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str) -> None:
-    """containerd pushes its content byte by byte to another repository."""
-    made = image(f"ctr {repo}", layer({"heavy": noise(repo, 5_000_000)}))
+    """containerd pulls an image and pushes it to another repository without a change. A second push succeeds as
+    well."""
+    test_image = image(f"ctr {repo}", layer({"heavy": noise(repo, 5_000_000)}))
     source, target = f"{server.address}/{repo}/one:x", f"{server.address}/{repo}/two:y"
-    wire.push(f"{repo}/one", "x", made)
+    wire.push(f"{repo}/one", "x", test_image)
     ctr.pull(source)
     ctr.push(target, source)
-    assert_same_image(wire, f"{repo}/two", "y", made)
+    assert_same_image(wire, f"{repo}/two", "y", test_image)
     ctr.push(target, source)
-    assert_same_image(wire, f"{repo}/two", "y", made)
+    assert_same_image(wire, f"{repo}/two", "y", test_image)
 
 
 def test_all_platforms(
-    ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
+    ctr: Containerd,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    multi_platform: ClientImage,
+    tmp_path: Path,
 ) -> None:
-    """An index that is pulled for all platforms, exported and pushed again has the same bytes."""
-    wire.push(repo, "multi", multi)
-    name, again = f"{server.address}/{repo}:multi", f"{server.address}/{repo}/again:multi"
+    """containerd pulls an index for all platforms, exports it, and pushes it again. The bytes never change."""
+    wire.push(repo, "multi", multi_platform)
+    name, copy_name = f"{server.address}/{repo}:multi", f"{server.address}/{repo}/again:multi"
     ctr.pull(name, "--all-platforms")
-    assert ctr.has_same_bytes(multi)
+    assert ctr.has_same_bytes(multi_platform)
     ctr("images", "export", "--all-platforms", "--skip-manifest-json", str(tmp_path / "out.tar"), name)
     exported = blobs_of_export(tmp_path / "out.tar")
-    contents = multi.manifests | multi.blobs
+    contents = multi_platform.manifests | multi_platform.blobs
     assert exported == {digest: content.body for digest, content in contents.items()}
-    ctr.push(again, name)
-    assert_same_image(wire, f"{repo}/again", "multi", multi)
+    ctr.push(copy_name, name)
+    assert_same_image(wire, f"{repo}/again", "multi", multi_platform)
 
 
 def test_one_platform(ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str) -> None:
-    """For one platform, containerd fetches the blobs of this child only."""
+    """If containerd pulls an index for one platform, it fetches only the blobs of that platform's image."""
     children = [image(f"{each} of {repo}", architecture=each) for each in ("amd64", "arm64")]
-    made = index((children[0], "amd64"), (children[1], "arm64"))
-    wire.push(repo, "multi", made)
+    test_image = index((children[0], "amd64"), (children[1], "arm64"))
+    wire.push(repo, "multi", test_image)
     ctr.pull(f"{server.address}/{repo}:multi", "--platform", "linux/arm64")
-    held = ctr.held()
-    assert set(children[1].blobs) <= held
-    assert children[0].layers[1].digest not in held
+    content_store = ctr.held()
+    assert set(children[1].blobs) <= content_store
+    assert children[0].layers[1].digest not in content_store
 
 
 @pytest.mark.timeout(300)
 def test_large_layers(
-    ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str, big: ClientImage
+    ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str, large_image: ClientImage
 ) -> None:
-    """80 MiB are pushed in one PUT with the body, as containerd does, and pulled again."""
-    wire.push(repo, "big", big)
+    """containerd pulls a layer of 80 MiB, and pushes it with one PUT to another repository."""
+    wire.push(repo, "big", large_image)
     name, other = f"{server.address}/{repo}:big", f"{server.address}/{repo}/other:big"
     ctr.pull(name)
-    assert ctr.has_same_bytes(big)
+    assert ctr.has_same_bytes(large_image)
     ctr.push(other, name)
-    assert_same_image(wire, f"{repo}/other", "big", big)
+    assert_same_image(wire, f"{repo}/other", "big", large_image)
     ctr.forget(name)

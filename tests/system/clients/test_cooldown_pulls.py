@@ -1,4 +1,5 @@
-"""Real clients and a cooldown: they get the digest that is served, with its blobs, and show why a tag is refused."""
+"""A test with skopeo and a mirror with a cooldown: the mirror serves a new digest of a tag only some days after the
+upstream has it."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ from tests.fakes.hub.hub import Hub, hub
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
 
-FIRST, SECOND = noise_image("first", 1000), noise_image("second", 2000)
+FIRST_IMAGE, SECOND_IMAGE = noise_image("first", 1000), noise_image("second", 2000)
 
 
-def content_of(image: ImageTree, *tags: str) -> UpstreamContent:
+def content_with(image: ImageTree, *tags: str) -> UpstreamContent:
     content = UpstreamContent()
     content.add("org/app", image, *tags)
     return content
@@ -24,13 +25,14 @@ def content_of(image: ImageTree, *tags: str) -> UpstreamContent:
 
 @pytest.fixture
 def upstream(tmp_path: Path) -> Iterator[Hub]:
-    with hub(tmp_path, content_of(FIRST, "1")) as running:
+    with hub(tmp_path, content_with(FIRST_IMAGE, "1")) as running:
         yield running
 
 
 @pytest.fixture
 def mirror(tmp_path: Path, upstream: Hub) -> Iterator[RegistryServer]:
-    """A mirror of two upstreams with the same content, one of which refuses new tags."""
+    """A mirror of two upstreams with the same content, both with a cooldown of 3 days. For `strict.test`, the mirror
+    refuses new tags during the cooldown."""
     (tmp_path / "entrepot.toml").write_text(
         "".join(
             f'[[upstream]]\nname = "{name}"\nendpoints = ["{upstream.url}"]\ntag_ttl = "0s"\ncooldown = "3d"\n{more}\n'
@@ -48,16 +50,16 @@ def copied(tools: ContainerTools, source: str, folder: Path) -> str:
 
 
 def test_skopeo(tools: ContainerTools, mirror: RegistryServer, upstream: Hub, tmp_path: Path) -> None:
-    """skopeo copies the image that has held the tag for the cooldown, and the newer one by digest. If new tags are
-    refused, it shows the registry's error."""
+    """After a tag has moved at the upstream, skopeo still gets the earlier image by tag, and the newer image by digest.
+    If the mirror refuses a tag because of the cooldown, skopeo shows the registry's error."""
     name = f"{mirror.address}/far.test/org/app"
-    assert copied(tools, f"{name}:1", tmp_path / "one") == FIRST.digest
-    upstream.put(content_of(SECOND, "1", "2"))
-    assert copied(tools, f"{name}:1", tmp_path / "two") == FIRST.digest
-    assert copied(tools, f"{name}@{SECOND.digest}", tmp_path / "three") == SECOND.digest
-    assert copied(tools, f"{name}:2", tmp_path / "four") == SECOND.digest
+    assert copied(tools, f"{name}:1", tmp_path / "one") == FIRST_IMAGE.digest
+    upstream.put(content_with(SECOND_IMAGE, "1", "2"))
+    assert copied(tools, f"{name}:1", tmp_path / "two") == FIRST_IMAGE.digest
+    assert copied(tools, f"{name}@{SECOND_IMAGE.digest}", tmp_path / "three") == SECOND_IMAGE.digest
+    assert copied(tools, f"{name}:2", tmp_path / "four") == SECOND_IMAGE.digest
     strict = f"{mirror.address}/strict.test/org/app"
     refused = tools.skopeo.attempt("copy", "--src-tls-verify=false", f"docker://{strict}:1", f"dir:{tmp_path / 'five'}")
     assert refused.code != 0
     assert "the cooldown of 3d holds it back" in refused.err
-    assert copied(tools, f"{strict}@{SECOND.digest}", tmp_path / "six") == SECOND.digest
+    assert copied(tools, f"{strict}@{SECOND_IMAGE.digest}", tmp_path / "six") == SECOND_IMAGE.digest

@@ -1,4 +1,4 @@
-"""docker heals a damaged layer by an ordinary push."""
+"""A test in which an ordinary push with docker replaces a damaged layer."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from tests.fakes.scrub_runs import flip_byte
 from tests.fakes.server_process import RegistryServer
 
 
-def test_a_docker_push_heals(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+def test_docker_push_replaces_a_damaged_layer(
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, small_image: ClientImage
 ) -> None:
-    """Before the scrub, docker finds that the layer exists, and does not send it. After the scrub, the same push sends
-    the layer again, although the manifest exists. Another host can then pull the image."""
+    """While the registry has the layer, docker does not send it. A scrub finds that the layer is damaged, and the
+    registry no longer serves it. The next push then sends the layer again, although the manifest exists, and docker can
+    pull the image."""
     name = f"{server.address}/{repo}"
-    docker.load(fresh, name)
+    docker.load(small_image, name)
     docker("push", name)
     assert "Layer already exists" in docker("push", name).out
     manifest = wire.manifest(repo, "latest").body
-    layer = json.loads(manifest)["layers"][-1]["digest"]  # docker has compressed it itself
+    # docker has compressed the layer itself, so its digest differs from that in `small_image`.
+    layer = json.loads(manifest)["layers"][-1]["digest"]
     flip_byte(Layout(server.data).blob(Digest(layer)))
-    done = entrepot("scrub", folder=server.data.parent)
-    assert done.returncode == 1, done.stderr
-    assert f"damaged blob {layer} of {repo}" in done.stdout
+    result = entrepot("scrub", folder=server.data.parent)
+    assert result.returncode == 1, result.stderr
+    assert f"damaged blob {layer} of {repo}" in result.stdout
     assert wire.blob_status(repo, layer) == 404
 
     assert "Pushed" in docker("push", name).out
 
     assert wire.manifest(repo, "latest").body == manifest
-    assert_same_files(wire, repo, "latest", fresh)
+    assert_same_files(wire, repo, "latest", small_image)
     docker.forget(name)
     docker("pull", name)
     assert docker.output_of(name) == f"hello from {repo}\n"

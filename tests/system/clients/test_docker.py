@@ -1,4 +1,4 @@
-"""docker with a real dockerd."""
+"""Tests with docker and a real dockerd."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from tests.fakes.server_process import RegistryServer
 
 
 def test_push_and_pull_without_a_tag(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, small_image: ClientImage
 ) -> None:
-    """A push and a pull without a tag mean the tag `latest`. The container prints the text of the image."""
+    """docker pushes and pulls an image without a tag, which means the tag `latest`. The pulled image runs."""
     name = f"{server.address}/{repo}"
-    docker.load(fresh, name)
+    docker.load(small_image, name)
     assert "latest: digest: sha256:" in docker("push", name).out
     docker.forget(name)
     assert "Using default tag: latest" in docker("pull", name).out
-    assert docker.image_id(name) == digest_of(fresh.config.body if fresh.config else b"")
+    assert docker.image_id(name) == digest_of(small_image.config.body if small_image.config else b"")
     assert docker.output_of(name) == f"hello from {repo}\n"
     assert wire.tags(repo) == ["latest"]
-    assert_same_files(wire, repo, "latest", fresh)
+    assert_same_files(wire, repo, "latest", small_image)
 
 
 def test_pull_by_tag_and_by_digest(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, small_image: ClientImage
 ) -> None:
     """Pulls by tag and by digest give the same image id. RepoDigests has the registry's digest."""
     name = f"{server.address}/{repo}"
-    docker.load(fresh, f"{name}:v1.0")
+    docker.load(small_image, f"{name}:v1.0")
     docker("push", f"{name}:v1.0")
     digest, image_id = wire.digest(repo, "v1.0"), docker.image_id(f"{name}:v1.0")
     for reference in (f"{name}:v1.0", f"{name}@{digest}"):
@@ -46,82 +46,87 @@ def test_pull_by_tag_and_by_digest(
 
 @pytest.mark.parametrize("path", ["app", "a/b/c/d/e", "with.dot/under_score/dash-dash/two__under/1"])
 def test_nested_and_odd_names(docker: DockerEngine, server: RegistryServer, wire: RegistryClient, path: str) -> None:
-    """A repository name may have one part or many, with every separator that the grammar allows."""
+    """docker can use repository names with one part or with many, and with every separator that the spec allows."""
     name = f"{server.address}/{path}:x"
-    made = image(f"odd {path}")
-    docker.load(made, name)
+    test_image = image(f"odd {path}")
+    docker.load(test_image, name)
     docker("push", name)
     docker.forget(name)
     docker("pull", name)
     assert docker.output_of(name) == f"odd {path}\n"
-    assert_same_files(wire, path, "x", made)
+    assert_same_files(wire, path, "x", test_image)
 
 
 @pytest.mark.timeout(300)
 def test_large_layer(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, big: ClientImage
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, large_image: ClientImage
 ) -> None:
-    """Layers from three bytes to 80 MiB are pulled as they were pushed."""
+    """docker pushes and pulls layers of up to 80 MiB without a change."""
     name = f"{server.address}/{repo}"
-    docker.load(big, name)
+    docker.load(large_image, name)
     image_id = docker.image_id(name)
     docker("push", name)
     docker.forget(name)
     docker("pull", name)
     assert docker.image_id(name) == image_id
     assert docker.output_of(name, "/bin/sha256sum", "/large").split()[0] == digest_of(noise("large", 80 * MIB))[7:]
-    assert_same_files(wire, repo, "latest", big)
+    assert_same_files(wire, repo, "latest", large_image)
 
 
-def test_push_again(docker: DockerEngine, proxy: CuttingProxy, repo: str, fresh: ClientImage) -> None:
-    """The second push of an image finds that every layer exists, and sends none."""
+def test_push_again(docker: DockerEngine, proxy: CuttingProxy, repo: str, small_image: ClientImage) -> None:
+    """At the second push of an image, docker finds that every layer exists, and sends no layer."""
     name = f"{proxy.address}/{repo}"
-    docker.load(fresh, name)
+    docker.load(small_image, name)
     docker("push", name)
     sent = proxy.sent
-    again = docker("push", name).out
-    assert again.count("Layer already exists") == len(fresh.layers)
+    output = docker("push", name).out
+    assert output.count("Layer already exists") == len(small_image.layers)
     assert proxy.sent - sent < 16 * 1024
 
 
 def test_mount_from_another_repository(
     docker: DockerEngine, proxy: CuttingProxy, wire: RegistryClient, repo: str
 ) -> None:
-    """In a push to a second repository, layers are mounted: the repository has them, although no layer was sent."""
-    made = image("mount", layer({"heavy": noise(repo, 8 * MIB)}))
+    """When docker pushes an image to a second repository, the registry mounts its layers, and docker sends none."""
+    test_image = image("mount", layer({"heavy": noise(repo, 8 * MIB)}))
     name, other = f"{proxy.address}/{repo}/one", f"{proxy.address}/{repo}/two"
-    docker.load(made, name)
+    docker.load(test_image, name)
     docker("push", name)
     docker("tag", name, other)
     sent = proxy.sent
-    assert docker("push", other).out.count(f"Mounted from {repo}/one") == len(made.layers)
+    assert docker("push", other).out.count(f"Mounted from {repo}/one") == len(test_image.layers)
     assert proxy.sent - sent < 64 * 1024
     assert wire.digest(f"{repo}/one") == wire.digest(f"{repo}/two")
-    assert_same_files(wire, f"{repo}/two", "latest", made)
+    assert_same_files(wire, f"{repo}/two", "latest", test_image)
 
 
 @pytest.mark.timeout(300)
 def test_parallel_pushes_of_shared_layers(
     docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str
 ) -> None:
-    """Six images with common layers, pushed at the same time to one repository and to several, are all complete."""
+    """Six images with a common layer are pushed at the same time to three repositories. All six are complete."""
     shared = layer({"shared": noise(repo, 4 * MIB)})
     names = [f"{repo}/{number % 3}" for number in range(6)]
-    made = [image(f"parallel {number}", shared) for number in range(6)]
-    for number, each in enumerate(made):
+    test_images = [image(f"parallel {number}", shared) for number in range(6)]
+    for number, each in enumerate(test_images):
         docker.load(each, f"{server.address}/{names[number]}:{number}")
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda n: docker("push", f"{server.address}/{names[n]}:{n}"), range(6)))
-    for number, each in enumerate(made):
+    for number, each in enumerate(test_images):
         assert_same_files(wire, names[number], str(number), each)
 
 
 def test_build_from_a_pulled_image(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+    docker: DockerEngine,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    small_image: ClientImage,
+    tmp_path: Path,
 ) -> None:
     """`docker build` pulls its base image from the registry. The built image can be pushed and run."""
     base, name = f"{server.address}/{repo}/base", f"{server.address}/{repo}/built:1"
-    docker.load(fresh, base)
+    docker.load(small_image, base)
     docker("push", base)
     docker.forget(base)
     (tmp_path / "added").write_text(f"added to {repo}\n")
@@ -137,13 +142,13 @@ def test_build_from_a_pulled_image(
 
 
 def test_manifest_list(docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str) -> None:
-    """`docker manifest` reads two manifests of the registry, joins them to a list, and pushes it. A pull of the list
-    gets the image for its platform."""
+    """`docker manifest` makes a list of two manifests of the registry, and pushes this list. A pull of the list gets
+    the image for the platform of this machine."""
     name = f"{server.address}/{repo}"
-    made = {
+    images_by_platform = {
         architecture: image(f"list {architecture}", architecture=architecture) for architecture in ("amd64", "arm64")
     }
-    for architecture, each in made.items():
+    for architecture, each in images_by_platform.items():
         docker.load(each, f"{name}:{architecture}")
         docker("push", f"{name}:{architecture}")
     assert "schemaVersion" in docker("manifest", "inspect", "--insecure", f"{name}:arm64").out
@@ -151,13 +156,13 @@ def test_manifest_list(docker: DockerEngine, server: RegistryServer, wire: Regis
     pushed = docker("manifest", "push", "--insecure", "--purge", f"{name}:both").out.split()[-1]
     reply = wire.manifest(repo, "both")
     assert (digest_of(reply.body), reply.headers["Content-Type"]) == (pushed, DOCKER_LIST)
-    assert {wire.digest(repo, each) for each in made} < pull_all(wire, repo, "both")
+    assert {wire.digest(repo, each) for each in images_by_platform} < pull_all(wire, repo, "both")
     docker.forget(f"{name}:amd64")
     docker("pull", f"{name}:both")
     assert docker.output_of(f"{name}:both") == "list amd64\n"
 
 
-def test_pull_of_what_is_not_there(docker: DockerEngine, server: RegistryServer, repo: str) -> None:
+def test_pull_of_a_missing_image(docker: DockerEngine, server: RegistryServer, repo: str) -> None:
     """For an unknown repository or tag, docker shows a clear error."""
     refused = docker.call.attempt("pull", f"{server.address}/{repo}:none")
     assert refused.code != 0
@@ -165,11 +170,11 @@ def test_pull_of_what_is_not_there(docker: DockerEngine, server: RegistryServer,
 
 
 def test_pull_of_an_oci_index(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, multi_platform: ClientImage
 ) -> None:
     """docker pulls the image for its platform from an OCI index that another client has pushed."""
-    wire.push(repo, "multi", multi)
+    wire.push(repo, "multi", multi_platform)
     name = f"{server.address}/{repo}:multi"
     docker("pull", name)
     assert docker.output_of(name) == "on amd64\n"
-    assert docker.inspect(name)["RepoDigests"] == [f"{server.address}/{repo}@{multi.digest}"]
+    assert docker.inspect(name)["RepoDigests"] == [f"{server.address}/{repo}@{multi_platform.digest}"]

@@ -1,5 +1,5 @@
-"""The system calls of a push, seen by strace: bytes and metadata are on the disk before the client gets the
-response."""
+"""A test that records the system calls of a push with strace. The bytes and the metadata are synced to the disk before
+the client gets the response."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from tests.fakes.clients.registry_client import RegistryClient, assert_same_imag
 from tests.fakes.clients.strace import SystemCall, tracing
 from tests.fakes.server_process import RegistryServer, running_server
 
+# The names of the system calls that sync a file, rename a file, and send a response.
 FSYNC = {"fsync", "fdatasync"}
 RENAME = {"rename", "renameat", "renameat2"}
 SEND = {"write", "writev", "sendto", "sendmsg"}
 
 
 def first(steps: list[SystemCall], what: str, after: int, fits: Callable[[SystemCall], bool]) -> SystemCall:
-    """Returns the first step of this kind that began after the line. Raises AssertionError with the record if there is
-    none."""
+    """Returns the first successful system call that began after line `after` of the trace and for which `fits` returns
+    True. If there is none, raises AssertionError with the trace. `what`: a description for this error."""
     for step in steps:
         if step.began > after and step.worked and fits(step):
             return step
@@ -32,12 +33,13 @@ def first(steps: list[SystemCall], what: str, after: int, fits: Callable[[System
 
 
 def answers(steps: list[SystemCall], status: int) -> list[SystemCall]:
+    """Returns the system calls that send a response with this status."""
     return [step for step in steps if step.name in SEND and f'"HTTP/1.1 {status} ' in step.text]
 
 
 def paths_of(rename: SystemCall) -> tuple[Path, Path]:
-    """Returns the two paths of a rename. Joins a path that is relative to an open directory with the directory's
-    path."""
+    """Returns the source and the target of a rename. If a path is relative to an open directory, joins it with the path
+    of this directory."""
     found = re.findall(r'(?:(?:AT_FDCWD|\d+)(?:<([^>]*)>)?, )?"([^"]*)"', rename.text)
     source, target = (Path(folder or "/") / path for folder, path in found)
     return source, target
@@ -60,12 +62,13 @@ def ask(connection: http.client.HTTPConnection, method: str, path: str, body: by
         return reply.headers["Location"]
 
 
-def push_traced(server: RegistryServer, folder: Path, made: ClientImage) -> list[SystemCall]:
-    """Pushes one layer (POST, PATCH, PUT) and the manifest on one connection while strace records the workers."""
-    wire, last = RegistryClient(server.address), made.layers[-1]
+def push_traced(server: RegistryServer, folder: Path, test_image: ClientImage) -> list[SystemCall]:
+    """Pushes an image. Uses one connection for its last layer (POST, PATCH, PUT) and its manifest, while strace records
+    the system calls of the workers. Returns these calls."""
+    wire, last = RegistryClient(server.address), test_image.layers[-1]
     wire.push("team/traced", "before", image("before"))
-    assert made.config is not None
-    for content in (made.config, *made.layers[:-1]):
+    assert test_image.config is not None
+    for content in (test_image.config, *test_image.layers[:-1]):
         start = wire.ask("POST", "/v2/team/traced/blobs/uploads/").headers["Location"]
         assert wire.ask("PUT", with_digest(start, content.digest), content.body).status == 201
     with (
@@ -75,25 +78,26 @@ def push_traced(server: RegistryServer, folder: Path, made: ClientImage) -> list
         location = ask(connection, "POST", "/v2/team/traced/blobs/uploads/", b"")
         location = ask(connection, "PATCH", location, last.body)
         ask(connection, "PUT", with_digest(location, last.digest), b"")
-        headers = {"Content-Type": made.manifest.media_type}
-        ask(connection, "PUT", "/v2/team/traced/manifests/traced", made.manifest.body, **headers)
-        # Answered by the same thread after it: the write of the 201 has ended then, and strace has it whole.
+        headers = {"Content-Type": test_image.manifest.media_type}
+        ask(connection, "PUT", "/v2/team/traced/manifests/traced", test_image.manifest.body, **headers)
+        # The same thread of the server answers this request. So when the response arrives, the write of the 201 before
+        # it has ended, and strace has recorded it completely.
         ask(connection, "POST", "/v2/team/traced/blobs/uploads/", b"")
     return trace.steps()
 
 
 @pytest.mark.timeout(180)
 def test_everything_is_synced_before_the_201(tmp_path: Path) -> None:
-    """These steps come before the 201 is sent: fsync of the blob's file, rename, fsync of the directory, fsync of the
-    metadata's WAL."""
-    made = image("traced", layer({"traced": noise("traced", MIB)}))
+    """Before the server sends the 201 for a blob, it syncs the blob's file, renames the file, syncs the directory, and
+    syncs the write-ahead log (WAL) of the metadata. Before the 201 for a manifest, it syncs the WAL again."""
+    test_image = image("traced", layer({"traced": noise("traced", MIB)}))
     with running_server(tmp_path / "server") as server:
-        steps = push_traced(server, tmp_path, made)
-        assert_same_image(RegistryClient(server.address), "team/traced", "traced", made)
-    name = made.layers[-1].digest.partition(":")[2]
-    created = answers(steps, 201)
-    assert len(created) == 2, "one 201 for the blob, one for the manifest"
-    for_blob, for_manifest = created
+        steps = push_traced(server, tmp_path, test_image)
+        assert_same_image(RegistryClient(server.address), "team/traced", "traced", test_image)
+    name = test_image.layers[-1].digest.partition(":")[2]
+    created_responses = answers(steps, 201)
+    assert len(created_responses) == 2, "one 201 for the blob, one for the manifest"
+    blob_response, manifest_response = created_responses
 
     renamed = first(steps, "rename into place", -1, lambda step: step.name in RENAME and name in step.text)
     source, target = paths_of(renamed)
@@ -103,7 +107,7 @@ def test_everything_is_synced_before_the_201(tmp_path: Path) -> None:
     folder = first(
         steps, "fsync of the directory", renamed.ended, lambda s: s.name == "fsync" and f"<{target.parent}>" in s.text
     )
-    committed = first(steps, "fsync of the WAL", folder.ended, is_wal_sync)
-    assert committed.ended < for_blob.began
-    written = first(steps, "fsync of the WAL for the manifest", for_blob.began, is_wal_sync)
-    assert written.ended < for_manifest.began
+    blob_commit = first(steps, "fsync of the WAL", folder.ended, is_wal_sync)
+    assert blob_commit.ended < blob_response.began
+    manifest_commit = first(steps, "fsync of the WAL for the manifest", blob_response.began, is_wal_sync)
+    assert manifest_commit.ended < manifest_response.began

@@ -1,4 +1,4 @@
-"""The server's memory does not grow with the size of the blobs that pass through it."""
+"""Tests that the memory of the server does not grow with the size of the blobs that clients push and pull."""
 
 from __future__ import annotations
 
@@ -20,45 +20,48 @@ from tests.fakes.server_process import RegistryServer, running_server
 pytestmark = pytest.mark.real_disk
 
 SIZE = 1024 * MIB
-LIMIT = 32 * MIB
+"""The size of the pushed blob in bytes."""
+MAX_GROWTH = 32 * MIB
+"""The memory of the server may grow by less than this number of bytes."""
 REPO = "team/large"
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[RegistryServer]:
-    """A server whose workers have all served pushes and pulls, so that memory for first requests is already in use."""
+def warm_server(tmp_path: Path) -> Iterator[RegistryServer]:
+    """A server that has served pushes and pulls, so that the memory that the first requests need is already
+    allocated."""
     with running_server(tmp_path, own_interpreter=True) as running:
         wire = RegistryClient(running.address)
-        made = image("warm", layer({"warm": noise("warm", 4 * MIB)}))
+        test_image = image("warm", layer({"warm": noise("warm", 4 * MIB)}))
         for number in range(8):
-            wire.push(f"team/warm-{number}", "latest", made)
-            for digest in made.blobs:
+            wire.push(f"team/warm-{number}", "latest", test_image)
+            for digest in test_image.blobs:
                 wire.blob(f"team/warm-{number}", digest)
         yield running
-    # Gigabytes that nobody needs any more; pytest would keep them for three more sessions.
+    # pytest would keep these gigabytes for three more sessions.
     shutil.rmtree(running.data)
 
 
 class HashingBody:
-    """A long body that is hashed while it is being sent."""
+    """A large request body whose SHA-256 digest is computed while it is sent."""
 
     def __init__(self, seed: str, size: int) -> None:
         self._pieces = noise_stream(seed, size)
-        self._running = hashlib.sha256()
+        self._hash = hashlib.sha256()
 
     def __iter__(self) -> Iterator[bytes]:
         for piece in self._pieces:
-            self._running.update(piece)
+            self._hash.update(piece)
             yield piece
 
     @property
     def digest(self) -> str:
-        return "sha256:" + self._running.hexdigest()
+        return "sha256:" + self._hash.hexdigest()
 
 
 def send(address: str, method: str, path: str, body: Iterator[bytes] | None, headers: dict[str, str]) -> str:
-    """Sends a request with a streamed body (chunked, unless Content-Length is given). Returns the status and the
-    Location."""
+    """Sends a request with a streamed body, which is chunked unless the headers have a Content-Length. Checks that the
+    status is 201 or 202, and returns the Location."""
     with closing(http.client.HTTPConnection(address, timeout=120)) as connection:
         connection.request(method, path, body, headers, encode_chunked="Content-Length" not in headers)
         with connection.getresponse() as reply:
@@ -69,15 +72,15 @@ def send(address: str, method: str, path: str, body: Iterator[bytes] | None, hea
 
 def pull(address: str, digest: str, size: int) -> None:
     """Reads a blob to its end in pieces, and checks its digest."""
-    running, left = hashlib.sha256(), size
+    hasher, left = hashlib.sha256(), size
     with closing(http.client.HTTPConnection(address, timeout=120)) as connection:
         connection.request("GET", f"/v2/{REPO}/blobs/{digest}")
         with connection.getresponse() as reply:
             assert (reply.status, reply.headers["Content-Length"]) == (200, str(size))
             while piece := reply.read(PIECE):
-                running.update(piece)
+                hasher.update(piece)
                 left -= len(piece)
-    assert (left, "sha256:" + running.hexdigest()) == (0, digest)
+    assert (left, "sha256:" + hasher.hexdigest()) == (0, digest)
 
 
 def with_digest(location: str, digest: str) -> str:
@@ -85,35 +88,38 @@ def with_digest(location: str, digest: str) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_a_gib_in_one_chunked_patch(own: RegistryServer) -> None:
-    """A GiB is pushed as docker does (one chunked PATCH, and a PUT without a body) and pulled again. The memory grows
-    by less than 32 MiB."""
+def test_a_gib_in_one_chunked_patch(warm_server: RegistryServer) -> None:
+    """A blob of 1 GiB is pushed as docker does it, with one chunked PATCH and a PUT without a body, and pulled again.
+    The server's memory grows by less than 32 MiB."""
     body = HashingBody("patch", SIZE)
-    with MemoryPeak(own.pids) as push:
-        start = send(own.address, "POST", f"/v2/{REPO}/blobs/uploads/", None, {"Content-Length": "0"})
-        location = send(own.address, "PATCH", start, iter(body), {"Transfer-Encoding": "chunked"})
-        before = time.monotonic()
-        send(own.address, "PUT", with_digest(location, body.digest), None, {"Content-Length": "0"})
-        closing_put = time.monotonic() - before
-    with MemoryPeak(own.pids) as back:
-        pull(own.address, body.digest, SIZE)
-    assert push.samples > 20
-    assert push.growth < LIMIT, f"{push.growth / MIB:.1f} MiB while pushing"
-    assert back.growth < LIMIT, f"{back.growth / MIB:.1f} MiB while pulling"
-    print(f"push {push.growth / MIB:.1f} MiB, pull {back.growth / MIB:.1f} MiB, closing PUT {closing_put:.2f} s")
+    with MemoryPeak(warm_server.pids) as push_peak:
+        start = send(warm_server.address, "POST", f"/v2/{REPO}/blobs/uploads/", None, {"Content-Length": "0"})
+        location = send(warm_server.address, "PATCH", start, iter(body), {"Transfer-Encoding": "chunked"})
+        put_started = time.monotonic()
+        send(warm_server.address, "PUT", with_digest(location, body.digest), None, {"Content-Length": "0"})
+        put_seconds = time.monotonic() - put_started
+    with MemoryPeak(warm_server.pids) as pull_peak:
+        pull(warm_server.address, body.digest, SIZE)
+    assert push_peak.samples > 20
+    assert push_peak.growth < MAX_GROWTH, f"{push_peak.growth / MIB:.1f} MiB while pushing"
+    assert pull_peak.growth < MAX_GROWTH, f"{pull_peak.growth / MIB:.1f} MiB while pulling"
+    print(
+        f"push {push_peak.growth / MIB:.1f} MiB, pull {pull_peak.growth / MIB:.1f} MiB, closing PUT {put_seconds:.2f} s"
+    )
 
 
 @pytest.mark.timeout(300)
-def test_a_large_layer_in_one_put(own: RegistryServer) -> None:
-    """256 MiB are pushed as containerd does (one PUT with the body). The memory grows by less than 32 MiB."""
-    digest = HashingBody("put", SIZE // 4)
-    for _ in digest:
+def test_a_large_layer_in_one_put(warm_server: RegistryServer) -> None:
+    """A blob of 256 MiB is pushed as containerd does it, with one PUT, and pulled again. The server's memory grows by
+    less than 32 MiB."""
+    hashed = HashingBody("put", SIZE // 4)
+    for _ in hashed:
         pass
-    with MemoryPeak(own.pids) as push:
-        start = send(own.address, "POST", f"/v2/{REPO}/blobs/uploads/", None, {"Content-Length": "0"})
+    with MemoryPeak(warm_server.pids) as push_peak:
+        start = send(warm_server.address, "POST", f"/v2/{REPO}/blobs/uploads/", None, {"Content-Length": "0"})
         headers = {"Content-Length": str(SIZE // 4)}
-        send(own.address, "PUT", with_digest(start, digest.digest), noise_stream("put", SIZE // 4), headers)
-    with MemoryPeak(own.pids) as back:
-        pull(own.address, digest.digest, SIZE // 4)
-    assert push.growth < LIMIT, f"{push.growth / MIB:.1f} MiB while pushing"
-    assert back.growth < LIMIT, f"{back.growth / MIB:.1f} MiB while pulling"
+        send(warm_server.address, "PUT", with_digest(start, hashed.digest), noise_stream("put", SIZE // 4), headers)
+    with MemoryPeak(warm_server.pids) as pull_peak:
+        pull(warm_server.address, hashed.digest, SIZE // 4)
+    assert push_peak.growth < MAX_GROWTH, f"{push_peak.growth / MIB:.1f} MiB while pushing"
+    assert pull_peak.growth < MAX_GROWTH, f"{pull_peak.growth / MIB:.1f} MiB while pulling"

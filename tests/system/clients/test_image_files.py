@@ -1,4 +1,5 @@
-"""docker and skopeo read the output of `entrepot export`, and `entrepot import` reads theirs."""
+"""Tests in which docker and skopeo read the files of `entrepot export`, and `entrepot import` reads files of docker and
+skopeo."""
 
 from __future__ import annotations
 
@@ -19,27 +20,38 @@ from tests.fakes.server_process import RegistryServer
 
 
 def run(server: RegistryServer, *args: str | Path) -> str:
+    """Runs an entrepot command on the data directory of the server, and returns its output."""
     return entrepot_output(*args, "--data", server.data, folder=server.data.parent)
 
 
 def test_docker_load(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+    docker: DockerEngine,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    small_image: ClientImage,
+    tmp_path: Path,
 ) -> None:
     """docker loads an exported image under its name and with the same id, and runs it."""
-    wire.push(repo, "v1", fresh)
+    wire.push(repo, "v1", small_image)
     run(server, "export", f"{repo}:v1", "--to", tmp_path / "x.tar", "--format", "docker-archive")
     assert f"Loaded image: {repo}:v1" in docker("load", "--input", str(tmp_path / "x.tar")).out
-    assert fresh.config is not None
-    assert docker.image_id(f"{repo}:v1") == fresh.config.digest
+    assert small_image.config is not None
+    assert docker.image_id(f"{repo}:v1") == small_image.config.digest
     assert docker.output_of(f"{repo}:v1") == f"hello from {repo}\n"
 
 
 def test_docker_load_of_a_download(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+    docker: DockerEngine,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    small_image: ClientImage,
+    tmp_path: Path,
 ) -> None:
-    """docker loads an image that was downloaded over the API in two parts. skopeo reads the file in both of its
-    formats."""
-    wire.push(repo, "v1", fresh)
+    """docker loads an image file that was downloaded over the API in two ranges. skopeo can read the same file as a
+    docker-archive and as an oci-archive."""
+    wire.push(repo, "v1", small_image)
     url = f"{server.url}/api/v1/repositories/{repo}/manifests/v1/archive"
     first = httpx2.get(url, headers={"range": "bytes=0-99999"})
     rest = httpx2.get(url, headers={"range": "bytes=100000-", "if-range": first.headers["etag"]})
@@ -47,31 +59,42 @@ def test_docker_load_of_a_download(
     archive = tmp_path / "x.tar"
     archive.write_bytes(first.content + rest.content)
     assert f"Loaded image: {repo}:v1" in docker("load", "--input", str(archive)).out
-    assert fresh.config is not None
-    assert docker.image_id(f"{repo}:v1") == fresh.config.digest
+    assert small_image.config is not None
+    assert docker.image_id(f"{repo}:v1") == small_image.config.digest
     assert docker.output_of(f"{repo}:v1") == f"hello from {repo}\n"
     for form in (f"docker-archive:{archive}", f"oci-archive:{archive}:v1"):
         found = subprocess.run(["skopeo", "inspect", "--config", form], capture_output=True, check=True)
-        assert json.loads(found.stdout) == json.loads(fresh.config.body)
+        assert json.loads(found.stdout) == json.loads(small_image.config.body)
 
 
 def test_docker_load_of_one_platform(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
+    docker: DockerEngine,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    multi_platform: ClientImage,
+    tmp_path: Path,
 ) -> None:
-    """Without --platform, an archive for docker has this machine's platform."""
-    wire.push(repo, "v1", multi)
+    """If `entrepot export` gets no --platform, a docker-archive of an index has the image for this machine's
+    platform."""
+    wire.push(repo, "v1", multi_platform)
     run(server, "export", f"{repo}:v1", "--to", tmp_path / "x.tar", "--format", "docker-archive")
     docker("load", "--input", str(tmp_path / "x.tar"))
     assert docker.output_of(f"{repo}:v1") == "on amd64\n"
 
 
 def test_docker_save(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+    docker: DockerEngine,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    small_image: ClientImage,
+    tmp_path: Path,
 ) -> None:
-    """An archive of `docker save` is imported under the names that docker has for the image. docker pulls the same
-    image id."""
+    """An archive of `docker save` is imported under the names that docker has for the image. docker can then pull an
+    image with the same id."""
     archive = tmp_path / "saved.tar"
-    docker.load(fresh, f"{repo}:v1")
+    docker.load(small_image, f"{repo}:v1")
     docker("tag", f"{repo}:v1", f"{server.address}/{repo}:v2")
     image_id = docker.image_id(f"{repo}:v1")
     docker("save", "--output", str(archive), f"{repo}:v1", f"{server.address}/{repo}:v2")
@@ -85,10 +108,15 @@ def test_docker_save(
 
 
 def test_docker_save_of_old_versions(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+    docker: DockerEngine,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    small_image: ClientImage,
+    tmp_path: Path,
 ) -> None:
-    """An archive of docker before version 25, without `index.json`, can be imported."""
-    docker.load(fresh, f"{repo}:v1")
+    """An archive of a docker version before 25, which has no `index.json`, can be imported."""
+    docker.load(small_image, f"{repo}:v1")
     docker("save", "--output", str(tmp_path / "saved.tar"), f"{repo}:v1")
     with tarfile.open(tmp_path / "saved.tar") as saved, tarfile.open(tmp_path / "old.tar", "w") as old:
         for member in saved:
@@ -109,47 +137,54 @@ def test_skopeo_reads_exports(
     server: RegistryServer,
     wire: RegistryClient,
     repo: str,
-    multi: ClientImage,
+    multi_platform: ClientImage,
     tmp_path: Path,
     form: str,
 ) -> None:
-    """skopeo copies an exported index with all platforms to a registry, byte by byte."""
-    wire.push(repo, "v1", multi)
-    wire.push(repo, (signature := artifact(multi, repo, "application/vnd.test.signature")).digest, signature)
+    """skopeo copies an exported index with all its platforms to a registry without a change."""
+    wire.push(repo, "v1", multi_platform)
+    wire.push(repo, (signature := artifact(multi_platform, repo, "application/vnd.test.signature")).digest, signature)
     path = tmp_path / ("x.tar" if form == "oci-archive" else "x")
     run(server, "export", f"{repo}:v1", "--to", path)
     tools.copy(f"{form}:{path}:v1", f"docker://{server.address}/{repo}-copy:v1", "--all")
-    assert_same_image(wire, f"{repo}-copy", "v1", multi)
+    assert_same_image(wire, f"{repo}-copy", "v1", multi_platform)
 
 
 @pytest.mark.parametrize("form", ["oci", "oci-archive", "docker-archive"])
-def test_what_skopeo_writes(
+def test_import_of_skopeo_files(
     tools: ContainerTools,
     server: RegistryServer,
     wire: RegistryClient,
     repo: str,
-    fresh: ClientImage,
+    small_image: ClientImage,
     tmp_path: Path,
     form: str,
 ) -> None:
-    """Layouts and archives of skopeo can be imported. The manifest of a layout keeps its bytes."""
-    wire.push(repo, "v1", fresh)
+    """OCI layouts and archives that skopeo has written can be imported. In the OCI formats, the manifest keeps its
+    bytes."""
+    wire.push(repo, "v1", small_image)
     path = tmp_path / ("x" if form == "oci" else "x.tar")
     name = f"{repo}-copy:v1" if form == "docker-archive" else "v1"
     tools.copy(f"docker://{server.address}/{repo}:v1", f"{form}:{path}:{name}", exact=form != "docker-archive")
     run(server, "import", path, "--as", f"{repo}-copy")
     if form != "docker-archive":
-        assert_same_image(wire, f"{repo}-copy", "v1", fresh)
+        assert_same_image(wire, f"{repo}-copy", "v1", small_image)
     pull_all(wire, f"{repo}-copy", "v1")
-    assert fresh.config is not None
+    assert small_image.config is not None
     config = json.loads(wire.manifest(f"{repo}-copy", "v1").body)["config"]["digest"]
-    assert json.loads(wire.blob(f"{repo}-copy", config))["rootfs"] == json.loads(fresh.config.body)["rootfs"]
+    assert json.loads(wire.blob(f"{repo}-copy", config))["rootfs"] == json.loads(small_image.config.body)["rootfs"]
 
 
 def test_skopeo_reads_docker_archives(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    small_image: ClientImage,
+    tmp_path: Path,
 ) -> None:
-    wire.push(repo, "v1", fresh)
+    """skopeo copies an exported docker-archive to the registry."""
+    wire.push(repo, "v1", small_image)
     run(server, "export", f"{repo}:v1", "--to", tmp_path / "x.tar", "--format", "docker-archive")
     source = f"docker-archive:{tmp_path / 'x.tar'}:{repo}:v1"
     tools.copy(source, f"docker://{server.address}/{repo}-copy:v1", exact=False)

@@ -1,4 +1,4 @@
-"""What clients show when they push another image to an immutable tag."""
+"""Tests of the errors that clients show when they push another image to an immutable tag."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tests.fakes.clients.container_tools import INSECURE, ContainerTools
 from tests.fakes.clients.docker_engine import DockerEngine
 from tests.fakes.server_process import RegistryServer, running_server
 
-RULES = json.dumps([{"repositories": ["fixed/**"], "tags": ["v*"]}])
+IMMUTABLE_RULES = json.dumps([{"repositories": ["fixed/**"], "tags": ["v*"]}])
 
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A server on which the tags `v…` below `fixed` are immutable."""
-    with running_server(tmp_path_factory.mktemp("strict"), env={"ENTREPOT_IMMUTABLE": RULES}) as running:
+    """A server on which tags that begin with `v` are immutable in the repositories below `fixed/`."""
+    with running_server(tmp_path_factory.mktemp("strict"), env={"ENTREPOT_IMMUTABLE": IMMUTABLE_RULES}) as running:
         yield running
 
 
-def test_docker_shows_why(docker: DockerEngine, strict: RegistryServer) -> None:
+def test_docker_shows_the_error(docker: DockerEngine, strict: RegistryServer) -> None:
     """A push of the same image succeeds. A push of another image is refused with an error that names the tag and its
     digest."""
     name = f"{strict.address}/fixed/docker:v1"
@@ -38,7 +38,8 @@ def test_docker_shows_why(docker: DockerEngine, strict: RegistryServer) -> None:
     assert f"denied: fixed/docker:v1 is immutable and points at {digest}; push another tag" in refused.text
 
 
-def test_skopeo_and_podman_show_why(tools: ContainerTools, strict: RegistryServer, tmp_path: Path) -> None:
+def test_skopeo_and_podman_show_the_error(tools: ContainerTools, strict: RegistryServer, tmp_path: Path) -> None:
+    """skopeo can push the same image again. skopeo and podman show the registry's error when they push another one."""
     first, second = image("first"), image("second")
     layout = write_layout(tmp_path / "layout", {"first": first, "second": second})
     name = f"{strict.address}/fixed/skopeo:v1"

@@ -1,4 +1,4 @@
-"""Pushes that take longer than the lifetime of a token."""
+"""A test with pushes that take longer than the lifetime of a bearer token."""
 
 from __future__ import annotations
 
@@ -23,27 +23,29 @@ from .test_login_docker import log_in
 from .test_podman import loaded
 
 LIFETIME = 60.0
-"""Seconds; the shortest that a token can be given, since docker takes none to live less."""
+"""The lifetime of a bearer token in seconds. It cannot be shorter, because docker treats every token as valid for at
+least 60 s."""
 
 
 @pytest.mark.timeout(300)
 def test_a_token_that_expires_in_the_middle_of_a_push(
-    docker: DockerEngine, tools: ContainerTools, ctr: Containerd, club: MemberSite, repo: str, tmp_path: Path
+    docker: DockerEngine, tools: ContainerTools, ctr: Containerd, site: MemberSite, repo: str, tmp_path: Path
 ) -> None:
-    """docker, podman, skopeo and containerd each push a layer over a connection that is very slow until their token has
-    expired. The running request continues. For the next request they get another token, and the image is complete."""
-    login = club.person({f"{repo}/**": "pull,push"})
-    made = image(repo, layer({"heavy": noise(repo, 4 * MIB)}))
-    user, layout = f"{login.name}:{login.secret}", write_layout(tmp_path / "in", {"x": made})
+    """docker, podman, skopeo and containerd each push a layer over a connection that stays very slow until the client's
+    token has expired. The running request continues. For the next request, the client requests a new token. The pushed
+    image is complete."""
+    login = site.person({f"{repo}/**": "pull,push"})
+    test_image = image(repo, layer({"heavy": noise(repo, 4 * MIB)}))
+    user, layout = f"{login.name}:{login.secret}", write_layout(tmp_path / "in", {"x": test_image})
     (tmp_path / "docker").mkdir()
-    me, tools = logged_out(docker, tmp_path / "docker"), tools_logged_out(tools, tmp_path)
-    ctr.load(made, "localhost/slow:1", tmp_path / "ctr")
-    loaded(tools, made, "localhost/slow", tmp_path / "podman")
+    my_docker, tools = logged_out(docker, tmp_path / "docker"), tools_logged_out(tools, tmp_path)
+    ctr.load(test_image, "localhost/slow:1", tmp_path / "ctr")
+    loaded(tools, test_image, "localhost/slow", tmp_path / "podman")
 
     def docker_push(name: str) -> None:
-        log_in(me, name.partition("/")[0], login)
-        me.load(made, name)
-        me("push", name)
+        log_in(my_docker, name.partition("/")[0], login)
+        my_docker.load(test_image, name)
+        my_docker("push", name)
 
     pushes: dict[str, Callable[[str], object]] = {
         "docker": docker_push,
@@ -52,24 +54,26 @@ def test_a_token_that_expires_in_the_middle_of_a_push(
         "ctr": lambda name: ctr.push(name, "localhost/slow:1", "--user", user),
     }
     with ExitStack() as stack, ThreadPoolExecutor(len(pushes)) as pool:
-        lines = {client: stack.enter_context(cutting_proxy(club.address)) for client in pushes}
-        for line in lines.values():
-            line.slow_upload_after(2 * MIB)
-        done = [pool.submit(push, f"{lines[client].address}/{repo}/{client}:1") for client, push in pushes.items()]
-        for line in lines.values():
-            assert line.slow.wait(60), (line.sent, line.asked)
-        asked_before = {client: tokens_asked_for(line) for client, line in lines.items()}
-        expired = time.time() + LIFETIME
-        wait_until(lambda: time.time() > expired, LIFETIME + 30, lambda: "the clock stands still")
-        for line in lines.values():
-            line.speed_up()
-        for each in done:
-            each.result()
-        for client, line in lines.items():
-            assert tokens_asked_for(line) > asked_before[client] > 0, client
-            assert_same_files(club.wire(), f"{repo}/{client}", "1", made)
+        proxies = {client: stack.enter_context(cutting_proxy(site.address)) for client in pushes}
+        for proxy in proxies.values():
+            proxy.slow_upload_after(2 * MIB)
+        running_pushes = [
+            pool.submit(push, f"{proxies[client].address}/{repo}/{client}:1") for client, push in pushes.items()
+        ]
+        for proxy in proxies.values():
+            assert proxy.slow.wait(60), (proxy.sent, proxy.asked)
+        token_requests_before = {client: token_requests(proxy) for client, proxy in proxies.items()}
+        expires_at = time.time() + LIFETIME
+        wait_until(lambda: time.time() > expires_at, LIFETIME + 30, lambda: "the clock stands still")
+        for proxy in proxies.values():
+            proxy.speed_up()
+        for running in running_pushes:
+            running.result()
+        for client, proxy in proxies.items():
+            assert token_requests(proxy) > token_requests_before[client] > 0, client
+            assert_same_files(site.wire(), f"{repo}/{client}", "1", test_image)
     ctr.forget("localhost/slow:1")
 
 
-def tokens_asked_for(line: CuttingProxy) -> int:
-    return sum("/token" in request for request in line.asked)
+def token_requests(proxy: CuttingProxy) -> int:
+    return sum("/token" in request for request in proxy.asked)

@@ -1,4 +1,5 @@
-"""Real clients and a mirror with accounts: everyone may pull some of the mirrored content, and not the rest."""
+"""Tests with real clients and a mirror with accounts. Everyone may pull Docker Hub's official images. All other
+mirrored content needs a grant (a right of an account)."""
 
 from __future__ import annotations
 
@@ -19,31 +20,33 @@ from tests.fakes.commands import entrepot_output
 from tests.fakes.server_process import RegistryServer
 
 HUB = "https://index.docker.io/v1/"
-"""Where docker keeps its login for Docker Hub."""
-STRAY: list[dict[str, Any]] = [
+"""The key of the login for Docker Hub in docker's config.json."""
+HUB_LOGINS: list[dict[str, Any]] = [
     {},
     {"auth": ClientLogin("someone", "a password at Hub").encoded},
     {"auth": ClientLogin("a.name_that-is-none.", "a password at Hub").encoded},
     {"auth": ClientLogin("someone", "").encoded, "identitytoken": "a-refresh-token-of-hub"},
 ]
+"""No login for Docker Hub, and logins for Docker Hub that are not valid at the mirror."""
 
 
 @pytest.fixture(scope="module")
-def beyond(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRegistries]:
+def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRegistries]:
+    """The two real registries of which the mirror is a mirror."""
     with two_registries(tmp_path_factory.mktemp("upstreams")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def mirror(tmp_path_factory: pytest.TempPathFactory, beyond: TwoRegistries) -> Iterator[MemberSite]:
+def mirror(tmp_path_factory: pytest.TempPathFactory, upstreams: TwoRegistries) -> Iterator[MemberSite]:
     """A mirror from which everyone may pull Docker Hub's official images. Other repositories of Docker Hub, and another
     upstream, need a grant."""
     folder = tmp_path_factory.mktemp("mirror")
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
-    with beyond.mirror(folder) as running:
-        club = MemberSite(running, folder)
-        club.allow_everyone("docker.io/library/**")
-        yield club
+    with upstreams.mirror(folder) as running:
+        site = MemberSite(running, folder)
+        site.allow_everyone("docker.io/library/**")
+        yield site
 
 
 @pytest.fixture(scope="module")
@@ -52,106 +55,112 @@ def docker(short_folder: Path, mirror: MemberSite) -> Iterator[DockerEngine]:
         yield running
 
 
-def me(docker: DockerEngine, folder: Path, **logins: dict[str, Any]) -> DockerEngine:
-    """A docker command with these logins."""
-    (folder / "config.json").write_text(json.dumps({"auths": {place: kept for place, kept in logins.items() if kept}}))
+def docker_with(docker: DockerEngine, folder: Path, **logins: dict[str, Any]) -> DockerEngine:
+    """Returns a docker command with these logins in its config.json."""
+    (folder / "config.json").write_text(json.dumps({"auths": {key: entry for key, entry in logins.items() if entry}}))
     return logged_out(docker, folder)
 
 
-@pytest.mark.parametrize("stray", STRAY, ids=["none", "password", "odd name", "refresh token"])
-def test_docker_shows_a_mirror_its_login_at_hub(docker: DockerEngine, tmp_path: Path, stray: dict[str, Any]) -> None:
-    """docker sends its login for Docker Hub to every mirror. The login is not valid here, and docker can still pull
-    what everyone may pull."""
-    mine = me(docker, tmp_path, **{HUB: stray})
-    for _ in range(4):  # on either worker
-        mine("pull", "--quiet", "ubuntu:18.04")
-        assert mine.output_of("ubuntu:18.04") == "bionic amd64\n"
-        mine.forget("ubuntu:18.04")
-
-
-@pytest.mark.parametrize("stray", STRAY, ids=["none", "password", "odd name", "refresh token"])
-def test_docker_is_told_nothing_of_the_rest(
-    docker: DockerEngine, mirror: MemberSite, beyond: TwoRegistries, tmp_path: Path, stray: dict[str, Any]
+@pytest.mark.parametrize("hub_login", HUB_LOGINS, ids=["none", "password", "odd name", "refresh token"])
+def test_docker_pulls_public_images_with_a_docker_hub_login(
+    docker: DockerEngine, tmp_path: Path, hub_login: dict[str, Any]
 ) -> None:
-    """An image that needs a grant cannot be pulled with this login, whether or not it is cached, and is not requested
-    from the upstream."""
+    """docker sends its login for Docker Hub to every mirror. This login is not valid at Entrepot, but docker can still
+    pull images that everyone may pull."""
+    my_client = docker_with(docker, tmp_path, **{HUB: hub_login})
+    for _ in range(4):  # often enough to reach both workers
+        my_client("pull", "--quiet", "ubuntu:18.04")
+        assert my_client.output_of("ubuntu:18.04") == "bionic amd64\n"
+        my_client.forget("ubuntu:18.04")
+
+
+@pytest.mark.parametrize("hub_login", HUB_LOGINS, ids=["none", "password", "odd name", "refresh token"])
+def test_docker_cannot_pull_images_that_need_a_grant(
+    docker: DockerEngine, mirror: MemberSite, upstreams: TwoRegistries, tmp_path: Path, hub_login: dict[str, Any]
+) -> None:
+    """An image that needs a grant cannot be pulled with a login for Docker Hub, whether or not the image is cached. The
+    mirror does not request it from the upstream."""
     mirror.wire().manifest("far.example/library/ubuntu", "18.04")
-    before = beyond.hub.read() + beyond.far.read()
-    mine = me(docker, tmp_path, **{HUB: stray})
+    before = upstreams.hub.read() + upstreams.far.read()
+    my_client = docker_with(docker, tmp_path, **{HUB: hub_login})
     for name in ("org/app:1", f"{mirror.address}/org/app:1", f"{mirror.address}/far.example/library/ubuntu:18.04"):
-        assert mine.call.attempt("pull", name).code != 0
-    assert beyond.hub.read() + beyond.far.read() == before
+        assert my_client.call.attempt("pull", name).code != 0
+    assert upstreams.hub.read() + upstreams.far.read() == before
 
 
-def test_docker_shows_a_mirror_a_login_that_counts(docker: DockerEngine, mirror: MemberSite, tmp_path: Path) -> None:
-    """If docker has an API token of this registry in place of its login for Docker Hub, it can pull repositories of
+def test_docker_with_an_api_token_as_its_docker_hub_login(
+    docker: DockerEngine, mirror: MemberSite, tmp_path: Path
+) -> None:
+    """If docker's login for Docker Hub is replaced by an API token of this registry, docker can pull repositories of
     Docker Hub that need a grant."""
     robot = mirror.machine({"docker.io/org/**": "pull"})
-    mine = me(docker, tmp_path, **{HUB: {"auth": robot.encoded}})
-    mine("pull", "--quiet", "org/app:1")
-    assert mine.output_of("org/app:1") == "org/app\n"
-    mine.forget("org/app:1")
+    my_client = docker_with(docker, tmp_path, **{HUB: {"auth": robot.encoded}})
+    my_client("pull", "--quiet", "org/app:1")
+    assert my_client.output_of("org/app:1") == "org/app\n"
+    my_client.forget("org/app:1")
     mirror.done("PATCH", f"/robots/{robot.name}", {"enabled": False})
-    assert mine.call.attempt("pull", "org/app:1").code != 0
-    mine("pull", "--quiet", "ubuntu:18.04")
-    mine.forget("ubuntu:18.04")
+    assert my_client.call.attempt("pull", "org/app:1").code != 0
+    my_client("pull", "--quiet", "ubuntu:18.04")
+    my_client.forget("ubuntu:18.04")
 
 
 def test_docker_logged_in_at_the_mirror(docker: DockerEngine, mirror: MemberSite, tmp_path: Path) -> None:
-    """At the mirror's own address, each person pulls with their own login. Nobody can push there."""
+    """At the mirror's own address, each account can pull only the repositories for which it has a grant."""
     login = mirror.person({"docker.io/org/**": "pull,push", "far.example/**": "pull"})
-    mine = me(docker, tmp_path)
-    mine.call("login", mirror.address, "-u", login.name, "--password-stdin", given=login.secret)
-    for name, said in {"org/app:1": "org/app", "far.example/library/ubuntu:18.04": "far amd64"}.items():
-        mine("pull", "--quiet", f"{mirror.address}/{name}")
-        assert mine.output_of(f"{mirror.address}/{name}") == f"{said}\n"
-        mine.forget(f"{mirror.address}/{name}")
+    my_client = docker_with(docker, tmp_path)
+    my_client.call("login", mirror.address, "-u", login.name, "--password-stdin", given=login.secret)
+    for name, output in {"org/app:1": "org/app", "far.example/library/ubuntu:18.04": "far amd64"}.items():
+        my_client("pull", "--quiet", f"{mirror.address}/{name}")
+        assert my_client.output_of(f"{mirror.address}/{name}") == f"{output}\n"
+        my_client.forget(f"{mirror.address}/{name}")
     other = mirror.person({"docker.io/org/**": "pull"})
-    mine.call("login", mirror.address, "-u", other.name, "--password-stdin", given=other.secret)
-    refused = mine.call.attempt("pull", f"{mirror.address}/far.example/library/ubuntu:18.04")
+    my_client.call("login", mirror.address, "-u", other.name, "--password-stdin", given=other.secret)
+    refused = my_client.call.attempt("pull", f"{mirror.address}/far.example/library/ubuntu:18.04")
     assert "manifest unknown" in refused.err
 
 
-def test_podman(short_folder: Path, mirror: MemberSite, beyond: TwoRegistries, tmp_path: Path) -> None:
-    """podman and skopeo, set up with `entrepot client`, send to a mirror their login for its address."""
-    mine = tools_logged_out(tools_for(mirror.server, beyond, short_folder), tmp_path)
-    mine.podman("pull", "--quiet", "docker.io/library/ubuntu:18.04")
-    assert mine.output_of("docker.io/library/ubuntu:18.04") == "bionic amd64\n"
+def test_podman(short_folder: Path, mirror: MemberSite, upstreams: TwoRegistries, tmp_path: Path) -> None:
+    """podman and skopeo are set up with `entrepot client`. They send the login for the mirror's address to the mirror,
+    also when they pull by the upstream's name."""
+    my_client = tools_logged_out(tools_for(mirror.server, upstreams, short_folder), tmp_path)
+    my_client.podman("pull", "--quiet", "docker.io/library/ubuntu:18.04")
+    assert my_client.output_of("docker.io/library/ubuntu:18.04") == "bionic amd64\n"
     for name in ("docker.io/org/app:1", "far.example/library/ubuntu:18.04"):
-        assert mine.podman.attempt("pull", name).code != 0
+        assert my_client.podman.attempt("pull", name).code != 0
     login = mirror.person({"docker.io/**": "pull", "far.example/**": "pull"})
-    mine.podman("login", INSECURE, "-u", login.name, "--password-stdin", mirror.address, given=login.secret)
-    for name, said in {"docker.io/org/app:1": "org/app", "far.example/library/ubuntu:18.04": "far amd64"}.items():
-        mine.podman("pull", "--quiet", name)
-        assert mine.output_of(name) == f"{said}\n"
-        mine.skopeo("copy", "--quiet", f"docker://{name}", f"dir:{tmp_path / said.partition('/')[0]}")
+    my_client.podman("login", INSECURE, "-u", login.name, "--password-stdin", mirror.address, given=login.secret)
+    for name, output in {"docker.io/org/app:1": "org/app", "far.example/library/ubuntu:18.04": "far amd64"}.items():
+        my_client.podman("pull", "--quiet", name)
+        assert my_client.output_of(name) == f"{output}\n"
+        my_client.skopeo("copy", "--quiet", f"docker://{name}", f"dir:{tmp_path / output.partition('/')[0]}")
 
 
-def hosts_dir(mirror: RegistryServer, beyond: TwoRegistries, folder: Path) -> tuple[str, str]:
-    """Writes the output of `entrepot client` for containerd where ctr looks for it."""
+def hosts_dir(mirror: RegistryServer, upstreams: TwoRegistries, folder: Path) -> tuple[str, str]:
+    """Writes the output of `entrepot client` for containerd into a folder, and returns the option of ctr for this
+    folder."""
     for upstream in ("docker.io", "far.example"):
         (folder / upstream).mkdir(parents=True)
-        printed = beyond.printed(mirror, "containerd", "--upstream", upstream)
+        printed = upstreams.printed(mirror, "containerd", "--upstream", upstream)
         (folder / upstream / "hosts.toml").write_text(printed)
     return "--hosts-dir", str(folder)
 
 
-def test_containerd(ctr: Containerd, mirror: MemberSite, beyond: TwoRegistries, tmp_path: Path) -> None:
-    """The same path exists at two upstreams, and only `?ns=` tells them apart. The rights of the named upstream
-    count."""
-    pull = ("images", "pull", "--snapshotter", "native", *hosts_dir(mirror.server, beyond, tmp_path / "certs.d"))
+def test_containerd(ctr: Containerd, mirror: MemberSite, upstreams: TwoRegistries, tmp_path: Path) -> None:
+    """Two upstreams have a repository with the same path, and containerd names the upstream with `?ns=`. The rights for
+    the named upstream apply."""
+    pull = ("images", "pull", "--snapshotter", "native", *hosts_dir(mirror.server, upstreams, tmp_path / "certs.d"))
     hub, far = (f"{upstream}/library/ubuntu:18.04" for upstream in ("docker.io", "far.example"))
-    some, none = mirror.person({"far.example/**": "pull"}), mirror.person()
+    with_grant, without_grant = mirror.person({"far.example/**": "pull"}), mirror.person()
 
     def logged_in(login: ClientLogin) -> tuple[str, str]:
         return "--user", f"{login.name}:{login.secret}"
 
     ctr(*pull, hub)
     ctr(*pull, *logged_in(ClientLogin("someone", WRONG)), hub)
-    ctr(*pull, *logged_in(some), far)
-    held = beyond.far.content.repositories["library/ubuntu"]
-    assert held.tags["18.04"] in ctr("images", "ls", f"name=={far}").out
+    ctr(*pull, *logged_in(with_grant), far)
+    far_ubuntu = upstreams.far.content.repositories["library/ubuntu"]
+    assert far_ubuntu.tags["18.04"] in ctr("images", "ls", f"name=={far}").out
     ctr.forget(hub, far)
-    for login in ((), logged_in(none), logged_in(ClientLogin("someone", WRONG))):
+    for login in ((), logged_in(without_grant), logged_in(ClientLogin("someone", WRONG))):
         assert ctr.call.attempt(*pull, *login, far).code != 0
         assert ctr.call.attempt(*pull, *login, "docker.io/org/app:1").code != 0

@@ -1,4 +1,4 @@
-"""podman, skopeo and buildah with a registry that has accounts."""
+"""Tests with podman, skopeo and buildah, and a registry that has accounts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .test_podman import loaded
 
 
 @pytest.fixture
-def mine(tools: ContainerTools, tmp_path: Path) -> ContainerTools:
-    """The three programs of a person without any login. They share their logins."""
+def my_tools(tools: ContainerTools, tmp_path: Path) -> ContainerTools:
+    """podman, skopeo and buildah, without any stored login. They share one file with logins."""
     return tools_logged_out(tools, tmp_path)
 
 
@@ -28,132 +28,145 @@ def attempt_login(program: ForeignProgram, address: str, login: ClientLogin) -> 
 
 
 def refused(program: ForeignProgram, *args: str) -> str:
-    """Returns the error of a command that must fail."""
-    done = program.attempt(*args)
-    assert done.code != 0, done.text
-    return done.err
+    """Runs a command that must fail. Returns its error."""
+    result = program.attempt(*args)
+    assert result.code != 0, result.text
+    return result.err
 
 
 def test_login_push_pull_and_logout(
-    mine: ContainerTools, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
+    my_tools: ContainerTools, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
-    """skopeo and buildah use podman's login until the logout."""
-    name = f"{club.address}/{repo}/app"
-    loaded(mine, fresh, name, tmp_path / "in")
-    assert "unauthorized" in refused(mine.podman, "push", INSECURE, name)
-    login = club.person({f"{repo}/**": "pull,push"})
-    assert "Login Succeeded" in attempt_login(mine.podman, club.address, login).demand().out
-    mine.podman("push", INSECURE, name)
-    assert_same_files(club.wire(), f"{repo}/app", "latest", fresh)
-    mine.podman("rmi", "--force", mine.image_id(name))
-    mine.podman("pull", INSECURE, name)
-    assert mine.output_of(name) == f"hello from {repo}\n"
-    mine.copy(f"docker://{name}", f"docker://{name}:copied")
-    container = mine.buildah("from", "--quiet", INSECURE, f"{name}:copied").out.split()[-1]
-    mine.buildah("config", "--label", "made=by buildah", container)
-    mine.buildah("commit", "--quiet", "--rm", container, f"{name}:built")
-    mine.buildah("push", INSECURE, f"{name}:built")
-    assert club.wire().tags(f"{repo}/app") == ["built", "copied", "latest"]
-    mine.podman("logout", club.address)
-    words = f"unauthorized: log in to pull from {repo}/app"
-    assert words in refused(mine.podman, "pull", INSECURE, f"{name}:copied")
-    assert words in refused(mine.buildah, "pull", "--policy", "always", INSECURE, f"{name}:copied")
-    assert "log in to pull" in refused(mine.skopeo, "inspect", INSECURE, f"docker://{name}")
+    """After `podman login`, podman, skopeo and buildah can push and pull. After `podman logout`, all three are
+    refused."""
+    name = f"{site.address}/{repo}/app"
+    loaded(my_tools, small_image, name, tmp_path / "in")
+    assert "unauthorized" in refused(my_tools.podman, "push", INSECURE, name)
+    login = site.person({f"{repo}/**": "pull,push"})
+    assert "Login Succeeded" in attempt_login(my_tools.podman, site.address, login).demand().out
+    my_tools.podman("push", INSECURE, name)
+    assert_same_files(site.wire(), f"{repo}/app", "latest", small_image)
+    my_tools.podman("rmi", "--force", my_tools.image_id(name))
+    my_tools.podman("pull", INSECURE, name)
+    assert my_tools.output_of(name) == f"hello from {repo}\n"
+    my_tools.copy(f"docker://{name}", f"docker://{name}:copied")
+    container = my_tools.buildah("from", "--quiet", INSECURE, f"{name}:copied").out.split()[-1]
+    my_tools.buildah("config", "--label", "made=by buildah", container)
+    my_tools.buildah("commit", "--quiet", "--rm", container, f"{name}:built")
+    my_tools.buildah("push", INSECURE, f"{name}:built")
+    assert site.wire().tags(f"{repo}/app") == ["built", "copied", "latest"]
+    my_tools.podman("logout", site.address)
+    error = f"unauthorized: log in to pull from {repo}/app"
+    assert error in refused(my_tools.podman, "pull", INSECURE, f"{name}:copied")
+    assert error in refused(my_tools.buildah, "pull", "--policy", "always", INSECURE, f"{name}:copied")
+    assert "log in to pull" in refused(my_tools.skopeo, "inspect", INSECURE, f"docker://{name}")
 
 
-def test_bad_logins(mine: ContainerTools, club: MemberSite) -> None:
-    """All three show the same error for a wrong password and for a missing account. No login is stored."""
-    login = club.person()
-    for bad in (ClientLogin(login.name, WRONG), ClientLogin(club.name("nobody"), WRONG)):
-        for program in (mine.podman, mine.skopeo, mine.buildah):
-            failed = attempt_login(program, club.address, bad)
+def test_bad_logins(my_tools: ContainerTools, site: MemberSite) -> None:
+    """podman, skopeo and buildah show the same error for a wrong password as for a missing account. They store no
+    login."""
+    login = site.person()
+    for bad in (ClientLogin(login.name, WRONG), ClientLogin(site.name("nobody"), WRONG)):
+        for program in (my_tools.podman, my_tools.skopeo, my_tools.buildah):
+            failed = attempt_login(program, site.address, bad)
             assert failed.code != 0
             assert "invalid username/password" in failed.err
-    assert club.address not in Path(mine.podman.env["REGISTRY_AUTH_FILE"]).read_text()
+    assert site.address not in Path(my_tools.podman.env["REGISTRY_AUTH_FILE"]).read_text()
 
 
-def test_anonymous_pull(mine: ContainerTools, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """They pull public images without a login, and with the login of an account that has no rights."""
-    club.wire().push(f"{repo}/open", "1", fresh)
-    club.allow_everyone(f"{repo}/open")
-    name = f"{club.address}/{repo}/open:1"
-    mine.podman("pull", INSECURE, name)
-    assert mine.output_of(name) == f"hello from {repo}\n"
-    mine.copy(f"docker://{name}", f"oci:{tmp_path / 'out'}:1")
-    attempt_login(mine.skopeo, club.address, club.person()).demand()
-    assert json.loads(mine.skopeo("list-tags", INSECURE, f"docker://{club.address}/{repo}/open").out)["Tags"] == ["1"]
-    assert "denied" in refused(mine.podman, "push", INSECURE, name)
+def test_anonymous_pull(
+    my_tools: ContainerTools, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
+) -> None:
+    """podman pulls a public image without a login, and skopeo lists its tags with the login of an account without
+    rights."""
+    site.wire().push(f"{repo}/open", "1", small_image)
+    site.allow_everyone(f"{repo}/open")
+    name = f"{site.address}/{repo}/open:1"
+    my_tools.podman("pull", INSECURE, name)
+    assert my_tools.output_of(name) == f"hello from {repo}\n"
+    my_tools.copy(f"docker://{name}", f"oci:{tmp_path / 'out'}:1")
+    attempt_login(my_tools.skopeo, site.address, site.person()).demand()
+    assert json.loads(my_tools.skopeo("list-tags", INSECURE, f"docker://{site.address}/{repo}/open").out)["Tags"] == [
+        "1"
+    ]
+    assert "denied" in refused(my_tools.podman, "push", INSECURE, name)
 
 
-def test_denied(mine: ContainerTools, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """If an account may not push, the error of all three names the account and the repository. A repository from which
-    the account may not pull looks like a missing one."""
-    login = club.person({f"{repo}/read": "pull"})
+def test_denied(
+    my_tools: ContainerTools, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
+) -> None:
+    """If an account may not push to a repository, the errors of podman and skopeo name the account and the repository.
+    A repository from which the account may not pull looks like a missing one."""
+    login = site.person({f"{repo}/read": "pull"})
     for path in ("read", "private"):
-        club.wire().push(f"{repo}/{path}", "1", fresh)
-    made, who = image(f"another {repo}"), f"{login.name}:{login.secret}"
-    loaded(mine, made, "localhost/denied", tmp_path / "in")
-    name = f"docker://{club.address}/{repo}"
+        site.wire().push(f"{repo}/{path}", "1", small_image)
+    test_image, credentials = image(f"another {repo}"), f"{login.name}:{login.secret}"
+    loaded(my_tools, test_image, "localhost/denied", tmp_path / "in")
+    name = f"docker://{site.address}/{repo}"
     for path in ("read", "private", "new"):
-        words = f"denied: {login.name} may not push to {repo}/{path}"
-        assert words in refused(mine.podman, "push", INSECURE, "--creds", who, "localhost/denied", f"{name}/{path}:2")
-        copy = ("copy", "--dest-tls-verify=false", "--dest-creds", who, f"oci:{tmp_path / 'in'}:x")
-        assert words in refused(mine.skopeo, *copy, f"{name}/{path}:2")
+        error = f"denied: {login.name} may not push to {repo}/{path}"
+        assert error in refused(
+            my_tools.podman, "push", INSECURE, "--creds", credentials, "localhost/denied", f"{name}/{path}:2"
+        )
+        copy = ("copy", "--dest-tls-verify=false", "--dest-creds", credentials, f"oci:{tmp_path / 'in'}:x")
+        assert error in refused(my_tools.skopeo, *copy, f"{name}/{path}:2")
     for path in ("private", "new"):
-        pulled = refused(mine.podman, "pull", INSECURE, "--creds", who, f"{name}/{path}:1")
+        pulled = refused(my_tools.podman, "pull", INSECURE, "--creds", credentials, f"{name}/{path}:1")
         assert f"manifest unknown: {repo}/{path} has no manifest 1" in pulled
-        assert "404" in refused(mine.skopeo, "list-tags", INSECURE, "--creds", who, f"{name}/{path}")
-    deleted = refused(mine.skopeo, "delete", INSECURE, "--creds", who, f"{name}/read:1")
+        assert "404" in refused(my_tools.skopeo, "list-tags", INSECURE, "--creds", credentials, f"{name}/{path}")
+    deleted = refused(my_tools.skopeo, "delete", INSECURE, "--creds", credentials, f"{name}/read:1")
     assert f"{login.name} may not delete from {repo}/read" in deleted
-    assert club.wire().tags(f"{repo}/read") == ["1"]
+    assert site.wire().tags(f"{repo}/read") == ["1"]
 
 
-def test_a_copy_between_repositories_mounts(mine: ContainerTools, club: MemberSite, repo: str, tmp_path: Path) -> None:
-    """skopeo mounts layers from a repository from which the login may pull, and sends none. From another repository it
-    cannot mount, and sends the layers."""
-    made = image("mounted", layer({"heavy": noise(repo, 4 * MIB)}))
-    write_layout(tmp_path / "in", {"x": made})
-    both = club.person({f"{repo}/one": "pull,push", f"{repo}/two": "pull,push"})
-    other = club.person({f"{repo}/three": "pull,push"})
-    with cutting_proxy(club.address) as line:
-        name = f"docker://{line.address}/{repo}"
-        who = f"{both.name}:{both.secret}"
-        mine.copy(f"oci:{tmp_path / 'in'}:x", f"{name}/one:1", "--dest-creds", who)
-        sent = line.sent
-        mine.copy(f"{name}/one:1", f"{name}/two:1", "--src-creds", who, "--dest-creds", who)
-        assert line.sent - sent < 64 * 1024
-        assert_same_image(club.wire(), f"{repo}/two", "1", made)
-        mine.copy(f"oci:{tmp_path / 'in'}:x", f"{name}/three:1", "--dest-creds", f"{other.name}:{other.secret}")
-        assert line.sent - sent > 4 * MIB
-        assert_same_image(club.wire(), f"{repo}/three", "1", made)
+def test_skopeo_copy_mounts_layers(my_tools: ContainerTools, site: MemberSite, repo: str, tmp_path: Path) -> None:
+    """When skopeo copies an image between two repositories, the registry mounts the layers, if the login may pull from
+    the source. With a login that may not, skopeo has to send the layers."""
+    test_image = image("mounted", layer({"heavy": noise(repo, 4 * MIB)}))
+    write_layout(tmp_path / "in", {"x": test_image})
+    both = site.person({f"{repo}/one": "pull,push", f"{repo}/two": "pull,push"})
+    other = site.person({f"{repo}/three": "pull,push"})
+    with cutting_proxy(site.address) as proxy:
+        name = f"docker://{proxy.address}/{repo}"
+        credentials = f"{both.name}:{both.secret}"
+        my_tools.copy(f"oci:{tmp_path / 'in'}:x", f"{name}/one:1", "--dest-creds", credentials)
+        sent = proxy.sent
+        my_tools.copy(f"{name}/one:1", f"{name}/two:1", "--src-creds", credentials, "--dest-creds", credentials)
+        assert proxy.sent - sent < 64 * 1024
+        assert_same_image(site.wire(), f"{repo}/two", "1", test_image)
+        my_tools.copy(f"oci:{tmp_path / 'in'}:x", f"{name}/three:1", "--dest-creds", f"{other.name}:{other.secret}")
+        assert proxy.sent - sent > 4 * MIB
+        assert_same_image(site.wire(), f"{repo}/three", "1", test_image)
 
 
 def test_a_robot_logs_in_until_it_is_disabled(
-    mine: ContainerTools, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
+    my_tools: ContainerTools, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
-    """An API token works as the password. After the robot was disabled, the next command is refused."""
-    robot, name = club.machine({f"{repo}/**": "pull,push"}), f"docker://{club.address}/{repo}/app:1"
-    write_layout(tmp_path / "in", {"x": fresh})
-    attempt_login(mine.skopeo, club.address, robot).demand()
-    mine.copy(f"oci:{tmp_path / 'in'}:x", name)
-    club.done("PATCH", f"/robots/{robot.name}", {"enabled": False})
-    for _ in range(4):  # on either worker
-        assert "credentials are not valid" in refused(mine.skopeo, "inspect", INSECURE, name)
-        assert "credentials are not valid" in refused(mine.podman, "pull", INSECURE, name)
-    assert "invalid username/password" in attempt_login(mine.podman, club.address, robot).err
+    """skopeo can use a robot's API token as its password. After the robot (an account for a program) is disabled, the
+    next command is refused."""
+    robot, name = site.machine({f"{repo}/**": "pull,push"}), f"docker://{site.address}/{repo}/app:1"
+    write_layout(tmp_path / "in", {"x": small_image})
+    attempt_login(my_tools.skopeo, site.address, robot).demand()
+    my_tools.copy(f"oci:{tmp_path / 'in'}:x", name)
+    site.done("PATCH", f"/robots/{robot.name}", {"enabled": False})
+    for _ in range(4):  # often enough to reach both workers
+        assert "credentials are not valid" in refused(my_tools.skopeo, "inspect", INSECURE, name)
+        assert "credentials are not valid" in refused(my_tools.podman, "pull", INSECURE, name)
+    assert "invalid username/password" in attempt_login(my_tools.podman, site.address, robot).err
 
 
-def test_a_token_that_docker_keeps(
-    mine: ContainerTools, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
+def test_skopeo_uses_the_identity_token_of_docker(
+    my_tools: ContainerTools, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
-    """skopeo reads the identity token of a `docker login` from a config.json, and exchanges it for tokens by POST."""
-    login, name = club.person({f"{repo}/**": "pull,push"}), f"docker://{club.address}/{repo}/app:1"
-    write_layout(tmp_path / "in", {"x": fresh})
+    """skopeo reads the identity token that `docker login` has stored in a config.json, and exchanges it for bearer
+    tokens by POST."""
+    login, name = site.person({f"{repo}/**": "pull,push"}), f"docker://{site.address}/{repo}/app:1"
+    write_layout(tmp_path / "in", {"x": small_image})
     query = f"/token?service=entrepot&offline_token=true&client_id=tests&account={login.name}"
-    refresh = club.wire(login).ask("GET", query).json()["refresh_token"]
-    kept = {"auth": ClientLogin(login.name, "").encoded, "identitytoken": refresh}
-    Path(mine.skopeo.env["REGISTRY_AUTH_FILE"]).write_text(json.dumps({"auths": {club.address: kept}}))
-    mine.copy(f"oci:{tmp_path / 'in'}:x", name)
-    assert_same_image(club.wire(), f"{repo}/app", "1", fresh)
-    club.command("token", "revoke", refresh.split("_")[1])
-    assert "credentials are not valid" in refused(mine.skopeo, "inspect", INSECURE, name)
+    refresh = site.wire(login).ask("GET", query).json()["refresh_token"]
+    stored_login = {"auth": ClientLogin(login.name, "").encoded, "identitytoken": refresh}
+    Path(my_tools.skopeo.env["REGISTRY_AUTH_FILE"]).write_text(json.dumps({"auths": {site.address: stored_login}}))
+    my_tools.copy(f"oci:{tmp_path / 'in'}:x", name)
+    assert_same_image(site.wire(), f"{repo}/app", "1", small_image)
+    site.command("token", "revoke", refresh.split("_")[1])
+    assert "credentials are not valid" in refused(my_tools.skopeo, "inspect", INSECURE, name)

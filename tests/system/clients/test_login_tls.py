@@ -1,4 +1,5 @@
-"""Real clients that log in over TLS, with an authority of the tests."""
+"""Tests with real clients that log in over TLS. A certificate authority of the tests has signed the server's
+certificate."""
 
 from __future__ import annotations
 
@@ -24,15 +25,15 @@ from tests.fakes.server_process import RegistryServer, running_server
 
 from .test_podman import loaded
 
-FAR = "192.0.2.10"
-"""docker trusts whatever is on this machine, whoever has signed for it. So it comes by a proxy to an address for
-documents (RFC 5737)."""
+DOCUMENTATION_ADDRESS = "192.0.2.10"
+"""An address for documentation (RFC 5737), at which docker reaches the registry through a proxy. At a local address,
+docker would accept any certificate."""
 ALICE, EVE = ClientLogin("alice", "a password of alice"), ClientLogin("eve", "a password of eve's own")
 
 
 @dataclass(frozen=True)
 class TlsServer:
-    """A server with TLS. `trusted`: a folder with ca.crt, as docker's certs.d has for each registry."""
+    """A server with TLS. `trusted`: a folder with the file ca.crt, like those in docker's certs.d."""
 
     server: RegistryServer
     trusted: Path
@@ -47,11 +48,12 @@ class TlsServer:
 
 
 @pytest.fixture(scope="module")
-def secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
-    """alice may push below `team`, everyone may pull below `team/open`, and eve has an account without grants."""
+def tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
+    """A server with TLS and accounts. alice may push below `team`, everyone may pull below `team/open`, and eve has an
+    account without rights."""
     folder = tmp_path_factory.mktemp("secret")
     authority = CertificateAuthority(folder)
-    pair, trusted = authority.sign("localhost", also=FAR), folder / "trusted"
+    pair, trusted = authority.sign("localhost", also=DOCUMENTATION_ADDRESS), folder / "trusted"
     trusted.mkdir()
     (trusted / "ca.crt").write_bytes(authority.certificate.read_bytes())
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
@@ -65,68 +67,73 @@ def secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
 
 
 @pytest.fixture(scope="module")
-def far_docker(secret: TlsServer, short_folder: Path) -> Iterator[DockerEngine]:
-    """A dockerd that connects to the registry as FAR. It has the registry's authority for port 5000 only."""
+def far_docker(tls_server: TlsServer, short_folder: Path) -> Iterator[DockerEngine]:
+    """A dockerd that reaches the registry at the address FAR. It trusts the certificate authority for port 5000
+    only."""
     folder = Path(tempfile.mkdtemp(prefix="s", dir=short_folder))
-    certs = folder / "etc" / "certs.d" / f"{FAR}:5000"
+    certs = folder / "etc" / "certs.d" / f"{DOCUMENTATION_ADDRESS}:5000"
     certs.mkdir(parents=True)
-    (certs / "ca.crt").write_text(Path(secret.authority).read_text())
+    (certs / "ca.crt").write_text(Path(tls_server.authority).read_text())
     with (
-        cutting_proxy(secret.address, tunnel=True) as way,
-        running_docker(folder, etc=folder / "etc", proxy=f"http://{way.address}") as running,
+        cutting_proxy(tls_server.address, tunnel=True) as proxy,
+        running_docker(folder, etc=folder / "etc", proxy=f"http://{proxy.address}") as running,
     ):
         yield running
-        assert f"CONNECT {FAR}:5000" in way.asked
+        assert f"CONNECT {DOCUMENTATION_ADDRESS}:5000" in proxy.asked
 
 
 def log_in(docker: DockerEngine, address: str, login: ClientLogin) -> tuple[int, str]:
-    done = docker.call.attempt("login", address, "-u", login.name, "--password-stdin", given=login.secret)
-    return done.code, done.text
+    result = docker.call.attempt("login", address, "-u", login.name, "--password-stdin", given=login.secret)
+    return result.code, result.text
 
 
-def test_docker(far_docker: DockerEngine, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """With certs.d, docker logs in, pushes, is refused, and pulls without a login. Without the authority's certificate,
-    it says that the authority is unknown."""
-    me, name, opened = logged_out(far_docker, tmp_path), f"{FAR}:5000/{repo}:1", f"{FAR}:5000/team/open/docker:1"
-    code, said = log_in(me, f"{FAR}:5001", ALICE)
-    assert (code, "certificate signed by unknown authority" in said) == (1, True), said
-    code, said = log_in(me, f"{FAR}:5000", ClientLogin("alice", WRONG))
-    assert (code, "unauthorized: the credentials are not valid" in said) == (1, True), said
-    assert log_in(me, f"{FAR}:5000", ALICE)[0] == 0
-    for each in (name, opened):
-        me.load(fresh, each)
-        me("push", each)
-    me.forget(name)
-    me("pull", name)
-    assert me.output_of(name) == f"hello from {repo}\n"
-    me.forget(name)
-    me("logout", f"{FAR}:5000")
-    me("pull", opened)
-    assert f"unauthorized: log in to pull from {repo}" in me.call.attempt("pull", name).err
-    assert log_in(me, f"{FAR}:5000", EVE)[0] == 0
-    assert f"denied: eve may not push to {repo}" in _push(me, fresh, name)
-    me.forget(opened)
+def test_docker(far_docker: DockerEngine, repo: str, small_image: ClientImage, tmp_path: Path) -> None:
+    """With the authority's certificate in certs.d, docker can log in, push and pull. Requests without the right or with
+    a wrong password are refused. Without the authority's certificate, docker's error is an unknown authority."""
+    my_docker, name, public_image = (
+        logged_out(far_docker, tmp_path),
+        f"{DOCUMENTATION_ADDRESS}:5000/{repo}:1",
+        f"{DOCUMENTATION_ADDRESS}:5000/team/open/docker:1",
+    )
+    code, output = log_in(my_docker, f"{DOCUMENTATION_ADDRESS}:5001", ALICE)
+    assert (code, "certificate signed by unknown authority" in output) == (1, True), output
+    code, output = log_in(my_docker, f"{DOCUMENTATION_ADDRESS}:5000", ClientLogin("alice", WRONG))
+    assert (code, "unauthorized: the credentials are not valid" in output) == (1, True), output
+    assert log_in(my_docker, f"{DOCUMENTATION_ADDRESS}:5000", ALICE)[0] == 0
+    for each in (name, public_image):
+        my_docker.load(small_image, each)
+        my_docker("push", each)
+    my_docker.forget(name)
+    my_docker("pull", name)
+    assert my_docker.output_of(name) == f"hello from {repo}\n"
+    my_docker.forget(name)
+    my_docker("logout", f"{DOCUMENTATION_ADDRESS}:5000")
+    my_docker("pull", public_image)
+    assert f"unauthorized: log in to pull from {repo}" in my_docker.call.attempt("pull", name).err
+    assert log_in(my_docker, f"{DOCUMENTATION_ADDRESS}:5000", EVE)[0] == 0
+    assert f"denied: eve may not push to {repo}" in _push(my_docker, small_image, name)
+    my_docker.forget(public_image)
 
 
-def test_docker_search(far_docker: DockerEngine, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """Over TLS, docker sends the login itself with a search. It finds what this login may pull; without a login it
-    finds what everyone may pull."""
-    me, term = logged_out(far_docker, tmp_path), repo.removeprefix("team/")
-    opened = f"team/open/{term}"
+def test_docker_search(far_docker: DockerEngine, repo: str, small_image: ClientImage, tmp_path: Path) -> None:
+    """Over TLS, docker sends its login with a search, and finds the repositories from which this login may pull.
+    Without a login, it finds those from which everyone may pull."""
+    my_docker, term = logged_out(far_docker, tmp_path), repo.removeprefix("team/")
+    public_image = f"team/open/{term}"
 
     def found() -> set[str]:
-        return set(me("search", "--format", "{{.Name}}", f"{FAR}:5000/{term}").out.split())
+        return set(my_docker("search", "--format", "{{.Name}}", f"{DOCUMENTATION_ADDRESS}:5000/{term}").out.split())
 
-    assert log_in(me, f"{FAR}:5000", ALICE)[0] == 0
-    for name in (repo, opened):
-        me.load(fresh, f"{FAR}:5000/{name}:1")
-        me("push", f"{FAR}:5000/{name}:1")
-    wait_until(lambda: found() == {repo, opened}, 60, lambda: f"docker finds {found()}")
-    me("logout", f"{FAR}:5000")
-    assert found() == {opened}
-    assert log_in(me, f"{FAR}:5000", EVE)[0] == 0
-    assert found() == {opened}
-    me.forget(f"{FAR}:5000/{repo}:1")
+    assert log_in(my_docker, f"{DOCUMENTATION_ADDRESS}:5000", ALICE)[0] == 0
+    for name in (repo, public_image):
+        my_docker.load(small_image, f"{DOCUMENTATION_ADDRESS}:5000/{name}:1")
+        my_docker("push", f"{DOCUMENTATION_ADDRESS}:5000/{name}:1")
+    wait_until(lambda: found() == {repo, public_image}, 60, lambda: f"docker finds {found()}")
+    my_docker("logout", f"{DOCUMENTATION_ADDRESS}:5000")
+    assert found() == {public_image}
+    assert log_in(my_docker, f"{DOCUMENTATION_ADDRESS}:5000", EVE)[0] == 0
+    assert found() == {public_image}
+    my_docker.forget(f"{DOCUMENTATION_ADDRESS}:5000/{repo}:1")
 
 
 def _push(docker: DockerEngine, image: ClientImage, name: str) -> str:
@@ -135,73 +142,79 @@ def _push(docker: DockerEngine, image: ClientImage, name: str) -> str:
 
 
 def test_podman_and_skopeo(
-    tools: ContainerTools, secret: TlsServer, repo: str, fresh: ClientImage, tmp_path: Path
+    tools: ContainerTools, tls_server: TlsServer, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
-    """With `--cert-dir`, podman and skopeo log in, push, pull and are refused. Without it, the TLS handshake fails."""
-    mine, cert, name = tools_logged_out(tools, tmp_path), str(secret.trusted), f"{secret.address}/{repo}:1"
-    loaded(mine, fresh, name, tmp_path / "in")
-    login = ("login", "-u", ALICE.name, "--password-stdin", secret.address)
-    assert "unknown authority" in mine.podman.attempt(*login, given=ALICE.secret).err
-    wrong = mine.podman.attempt(*login, "--cert-dir", cert, given=WRONG)
+    """With `--cert-dir`, podman and skopeo can log in, push and pull, and get the registry's errors. Without it, the
+    TLS handshake fails."""
+    my_tools, cert, name = tools_logged_out(tools, tmp_path), str(tls_server.trusted), f"{tls_server.address}/{repo}:1"
+    loaded(my_tools, small_image, name, tmp_path / "in")
+    login = ("login", "-u", ALICE.name, "--password-stdin", tls_server.address)
+    assert "unknown authority" in my_tools.podman.attempt(*login, given=ALICE.secret).err
+    wrong = my_tools.podman.attempt(*login, "--cert-dir", cert, given=WRONG)
     assert "invalid username/password" in wrong.err
-    mine.podman(*login, "--cert-dir", cert, given=ALICE.secret)
-    mine.podman("push", "--cert-dir", cert, name)
-    opened = f"docker://{secret.address}/team/open/podman:1"
+    my_tools.podman(*login, "--cert-dir", cert, given=ALICE.secret)
+    my_tools.podman("push", "--cert-dir", cert, name)
+    public_image = f"docker://{tls_server.address}/team/open/podman:1"
     both = ("--src-cert-dir", cert, "--dest-cert-dir", cert)
-    mine.skopeo("copy", "--quiet", *both, f"docker://{name}", opened)
-    mine.podman("rmi", "--force", mine.image_id(name))
-    mine.podman("pull", "--cert-dir", cert, name)
-    assert mine.output_of(name) == f"hello from {repo}\n"
-    mine.podman("logout", secret.address)
-    assert json.loads(mine.skopeo("inspect", "--cert-dir", cert, opened).out)["Architecture"] == "amd64"
-    assert "log in to pull" in mine.skopeo.attempt("inspect", "--cert-dir", cert, f"docker://{name}").err
+    my_tools.skopeo("copy", "--quiet", *both, f"docker://{name}", public_image)
+    my_tools.podman("rmi", "--force", my_tools.image_id(name))
+    my_tools.podman("pull", "--cert-dir", cert, name)
+    assert my_tools.output_of(name) == f"hello from {repo}\n"
+    my_tools.podman("logout", tls_server.address)
+    assert json.loads(my_tools.skopeo("inspect", "--cert-dir", cert, public_image).out)["Architecture"] == "amd64"
+    assert "log in to pull" in my_tools.skopeo.attempt("inspect", "--cert-dir", cert, f"docker://{name}").err
     eve = ("--creds", f"{EVE.name}:{EVE.secret}")
-    assert f"denied: eve may not push to {repo}" in mine.podman.attempt("push", "--cert-dir", cert, *eve, name).err
+    assert f"denied: eve may not push to {repo}" in my_tools.podman.attempt("push", "--cert-dir", cert, *eve, name).err
 
 
-def test_podman_search(tools: ContainerTools, secret: TlsServer, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """podman finds what everyone may pull, and with a login what the login may pull. It knows the authority from the
-    system's store, because a search takes no `--cert-dir`; without the authority it goes no further than the
-    handshake."""
-    strange = tools_logged_out(tools, tmp_path)
-    podman, cert = strange.podman.with_variables(SSL_CERT_FILE=secret.authority), str(secret.trusted)
-    opened, term = f"team/open/{repo.removeprefix('team/')}", f"{secret.address}/{repo.removeprefix('team/')}"
-    loaded(strange, fresh, f"{secret.address}/{repo}", tmp_path / "in")
+def test_podman_search(
+    tools: ContainerTools, tls_server: TlsServer, repo: str, small_image: ClientImage, tmp_path: Path
+) -> None:
+    """Without a login, podman finds the repositories from which everyone may pull. With a login, it also finds those
+    from which the login may pull. `podman search` has no `--cert-dir`, so the test sets the system's certificates.
+    Without the authority, the TLS handshake fails."""
+    my_tools = tools_logged_out(tools, tmp_path)
+    podman, cert = my_tools.podman.with_variables(SSL_CERT_FILE=tls_server.authority), str(tls_server.trusted)
+    public_image, term = f"team/open/{repo.removeprefix('team/')}", f"{tls_server.address}/{repo.removeprefix('team/')}"
+    loaded(my_tools, small_image, f"{tls_server.address}/{repo}", tmp_path / "in")
     login = ("--creds", f"{ALICE.name}:{ALICE.secret}")
-    for name in (repo, opened):
-        source, target = f"{secret.address}/{repo}", f"docker://{secret.address}/{name}:1"
-        strange.podman("push", "--quiet", "--cert-dir", cert, *login, source, target)
+    for name in (repo, public_image):
+        source, target = f"{tls_server.address}/{repo}", f"docker://{tls_server.address}/{name}:1"
+        my_tools.podman("push", "--quiet", "--cert-dir", cert, *login, source, target)
 
     def found(term: str) -> list[str]:
         entries = json.loads(podman.attempt("search", "--format", "json", term).out or "[]")
-        return [entry["Name"].removeprefix(f"{secret.address}/") for entry in entries]
+        return [entry["Name"].removeprefix(f"{tls_server.address}/") for entry in entries]
 
-    assert "unknown authority" in strange.podman.attempt("search", term).err
-    wait_until(lambda: found(term) == [opened], 60, lambda: f"podman finds {found(term)}")
-    hidden = f"{secret.address}/{repo}"
+    assert "unknown authority" in my_tools.podman.attempt("search", term).err
+    wait_until(lambda: found(term) == [public_image], 60, lambda: f"podman finds {found(term)}")
+    hidden = f"{tls_server.address}/{repo}"
     assert found(hidden) == []
-    podman("login", "-u", ALICE.name, "--password-stdin", secret.address, given=ALICE.secret)
+    podman("login", "-u", ALICE.name, "--password-stdin", tls_server.address, given=ALICE.secret)
     assert found(hidden) == [repo]
 
 
-def test_containerd(ctr: Containerd, secret: TlsServer, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
-    """With `ca` in hosts.toml, containerd pushes, pulls and is refused."""
-    host, name = f'[host."https://{secret.address}"]\n', f"{secret.address}/{repo}:1"
-    strange, trusting = (
-        _hosts(tmp_path / which, secret.address, lines)
-        for which, lines in {"strange": host, "trusting": f'{host}ca = "{secret.authority}"\n'}.items()
+def test_containerd(
+    ctr: Containerd, tls_server: TlsServer, repo: str, small_image: ClientImage, tmp_path: Path
+) -> None:
+    """With `ca` in hosts.toml, containerd can push and pull, and gets the registry's errors. Without it, the TLS
+    handshake fails."""
+    host, name = f'[host."https://{tls_server.address}"]\n', f"{tls_server.address}/{repo}:1"
+    without_ca, with_ca = (
+        _hosts(tmp_path / which, tls_server.address, lines)
+        for which, lines in {"without_ca": host, "with_ca": f'{host}ca = "{tls_server.authority}"\n'}.items()
     )
     alice, eve = (("--user", f"{login.name}:{login.secret}") for login in (ALICE, EVE))
-    ctr.load(fresh, f"localhost/{repo}:1", tmp_path / "in")
+    ctr.load(small_image, f"localhost/{repo}:1", tmp_path / "in")
     push, pull = ("images", "push"), ("images", "pull", "--snapshotter", "native")
-    assert "unknown authority" in ctr.call.attempt(*push, *strange, *alice, name, f"localhost/{repo}:1").err
-    ctr(*push, *trusting, *alice, name, f"localhost/{repo}:1")
+    assert "unknown authority" in ctr.call.attempt(*push, *without_ca, *alice, name, f"localhost/{repo}:1").err
+    ctr(*push, *with_ca, *alice, name, f"localhost/{repo}:1")
     ctr.forget(f"localhost/{repo}:1")
-    assert "401 Unauthorized" in ctr.call.attempt(*pull, *trusting, name).err
-    assert "http.StatusNotFound" in ctr.call.attempt(*pull, *trusting, *eve, name).err
-    ctr(*pull, *trusting, *alice, name)
-    assert ctr.has_same_bytes(fresh)
-    assert "403 Forbidden" in ctr.call.attempt(*push, *trusting, *eve, f"{secret.address}/{repo}:2", name).err
+    assert "401 Unauthorized" in ctr.call.attempt(*pull, *with_ca, name).err
+    assert "http.StatusNotFound" in ctr.call.attempt(*pull, *with_ca, *eve, name).err
+    ctr(*pull, *with_ca, *alice, name)
+    assert ctr.has_same_bytes(small_image)
+    assert "403 Forbidden" in ctr.call.attempt(*push, *with_ca, *eve, f"{tls_server.address}/{repo}:2", name).err
     ctr.forget(name)
 
 
@@ -212,20 +225,22 @@ def _hosts(folder: Path, host: str, lines: str) -> tuple[str, str]:
 
 
 def test_curl_and_skopeo_by_an_identity_token(
-    tools: ContainerTools, secret: TlsServer, repo: str, tmp_path: Path
+    tools: ContainerTools, tls_server: TlsServer, repo: str, tmp_path: Path
 ) -> None:
-    """curl logs in with a password at the registry itself, and gets a refresh token with which skopeo logs in. The
-    realm of the challenge begins with https."""
-    curl = ForeignProgram(("curl", "--silent", "--show-error", "--cacert", secret.authority), {"PATH": PATH})
-    root = f"https://{secret.address}"
+    """curl sends a password to the registry itself, and gets a refresh token from the token endpoint. skopeo can use
+    this token as its login. The realm of the challenge begins with https."""
+    curl = ForeignProgram(("curl", "--silent", "--show-error", "--cacert", tls_server.authority), {"PATH": PATH})
+    root = f"https://{tls_server.address}"
     assert f'realm="{root}/token"' in curl("--include", f"{root}/v2/").out
     assert curl("--user", f"{ALICE.name}:{ALICE.secret}", f"{root}/v2/").out == "{}"
     form = {"grant_type": "password", "service": "entrepot", "client_id": "curl", "access_type": "offline"}
     form |= {"username": ALICE.name, "password": ALICE.secret}
     fields = [word for name, value in form.items() for word in ("--data-urlencode", f"{name}={value}")]
     refresh = json.loads(curl(*fields, f"{root}/token").out)["refresh_token"]
-    mine = tools_logged_out(tools, tmp_path)
-    kept = {secret.address: {"auth": ClientLogin(ALICE.name, "").encoded, "identitytoken": refresh}}
-    Path(mine.skopeo.env["REGISTRY_AUTH_FILE"]).write_text(json.dumps({"auths": kept}))
-    missing = mine.skopeo.attempt("list-tags", "--cert-dir", str(secret.trusted), f"docker://{secret.address}/{repo}")
+    my_tools = tools_logged_out(tools, tmp_path)
+    stored_logins = {tls_server.address: {"auth": ClientLogin(ALICE.name, "").encoded, "identitytoken": refresh}}
+    Path(my_tools.skopeo.env["REGISTRY_AUTH_FILE"]).write_text(json.dumps({"auths": stored_logins}))
+    missing = my_tools.skopeo.attempt(
+        "list-tags", "--cert-dir", str(tls_server.trusted), f"docker://{tls_server.address}/{repo}"
+    )
     assert "404" in missing.err

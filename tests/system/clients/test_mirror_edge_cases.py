@@ -1,5 +1,5 @@
-"""Special cases of a mirror of a real registry: stray logins, one platform of many, referrers, lists, tags that move,
-and pushes that are refused."""
+"""Tests of special cases of a mirror, with real clients and a real upstream: logins for another registry, one platform
+of an index, referrers, lists of tags, tags that move, and refused pushes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from tests.fakes.upstream_content import fallback_index, fallback_tag, image_tre
 
 
 @pytest.fixture(scope="module")
-def beyond(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRegistries]:
+def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRegistries]:
+    """The two real registries of which the mirror is a mirror."""
     with two_registries(tmp_path_factory.mktemp("upstreams")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def mirror(tmp_path_factory: pytest.TempPathFactory, beyond: TwoRegistries) -> Iterator[RegistryServer]:
-    with beyond.mirror(tmp_path_factory.mktemp("mirror")) as running:
+def mirror(tmp_path_factory: pytest.TempPathFactory, upstreams: TwoRegistries) -> Iterator[RegistryServer]:
+    """A mirror without accounts and without cached content, which all tests of this module share."""
+    with upstreams.mirror(tmp_path_factory.mktemp("mirror")) as running:
         yield running
 
 
@@ -44,8 +46,8 @@ def docker(short_folder: Path, mirror: RegistryServer) -> Iterator[DockerEngine]
 
 
 @pytest.fixture
-def tools(short_folder: Path, mirror: RegistryServer, beyond: TwoRegistries) -> ContainerTools:
-    return tools_for(mirror, beyond, short_folder)
+def tools(short_folder: Path, mirror: RegistryServer, upstreams: TwoRegistries) -> ContainerTools:
+    return tools_for(mirror, upstreams, short_folder)
 
 
 def test_docker_with_a_login_at_hub(docker: DockerEngine, mirror: RegistryServer, tmp_path: Path) -> None:
@@ -59,16 +61,16 @@ def test_docker_with_a_login_at_hub(docker: DockerEngine, mirror: RegistryServer
 
 
 @pytest.mark.parametrize("header", [f"Basic {base64.b64encode(b'somebody:secret').decode()}", "Bearer of-docker-hub"])
-def test_a_stray_login(wire: RegistryClient, header: str) -> None:
-    """If the registry has no accounts, a login is neither used nor refused."""
+def test_login_is_ignored_without_accounts(wire: RegistryClient, header: str) -> None:
+    """If the registry has no accounts, it ignores a login."""
     for path in ("/v2/", "/v2/library/ubuntu/manifests/18.04"):
         assert wire.ask("GET", path, headers={"Authorization": header}).status == 200
 
 
-def test_one_platform_of_many(docker: DockerEngine, mirror: RegistryServer, beyond: TwoRegistries) -> None:
-    """Of an index, only the content that docker requests is fetched from the upstream, once. The mirror prefetches no
-    other platform."""
-    held = {
+def test_one_platform_of_many(docker: DockerEngine, mirror: RegistryServer, upstreams: TwoRegistries) -> None:
+    """When docker pulls an index, the mirror fetches only the manifests and blobs that docker needs, each once. It does
+    not prefetch the other platform."""
+    images = {
         architecture: image(
             f"many {architecture}",
             *[layer({"file": noise(f"many {architecture} {number}", MIB)}) for number in range(3)],
@@ -76,67 +78,67 @@ def test_one_platform_of_many(docker: DockerEngine, mirror: RegistryServer, beyo
         )
         for architecture in ("amd64", "arm64")
     }
-    both = index(*[(each, architecture) for architecture, each in held.items()])
-    beyond.hub.add("org/many", image_tree_of(both), "1")
+    both = index(*[(each, architecture) for architecture, each in images.items()])
+    upstreams.hub.add("org/many", image_tree_of(both), "1")
     name = f"{mirror.address}/org/many:1"
     docker("pull", "--quiet", name)
     assert docker.output_of(name) == "many amd64\n"
     docker.forget(name)
-    # The two have a layer in common, which is here already if another test pulled it.
-    wanted = requests("org/many", held["amd64"]) - requests("org/many", held["arm64"])
-    wait_until(lambda: wanted <= set(beyond.hub.read()), 30, lambda: f"asked for: {beyond.hub.read()}")
-    seen = beyond.hub.read()
-    assert {asked: seen[asked] for asked in wanted} == dict.fromkeys(wanted, 1)
-    assert not set(seen) & (requests("org/many", held["arm64"]) - requests("org/many", held["amd64"]))
+    # The two images have a layer in common. The mirror may have it already, because another test has pulled it.
+    amd64_requests = requests("org/many", images["amd64"]) - requests("org/many", images["arm64"])
+    wait_until(lambda: amd64_requests <= set(upstreams.hub.read()), 30, lambda: f"requests: {upstreams.hub.read()}")
+    counts = upstreams.hub.read()
+    assert {request: counts[request] for request in amd64_requests} == dict.fromkeys(amd64_requests, 1)
+    assert not set(counts) & (requests("org/many", images["arm64"]) - requests("org/many", images["amd64"]))
 
 
 def requests(repo: str, of: ClientImage) -> set[str]:
-    """Returns the requests that fetch an image."""
+    """Returns the requests with which a client or a mirror fetches the image."""
     manifests = {f"GET /v2/{repo}/manifests/{digest}" for digest in of.manifests}
     return manifests | {f"GET /v2/{repo}/blobs/{digest}" for digest in of.blobs}
 
 
-def test_referrers(wire: RegistryClient, beyond: TwoRegistries) -> None:
-    """A signature that the upstream has under its fallback tag is listed by the referrers API, and can be pulled
-    completely."""
+def test_referrers(wire: RegistryClient, upstreams: TwoRegistries) -> None:
+    """The upstream lists a signature under the fallback tag of its subject. The mirror's referrers API lists the
+    signature, and the signature can be pulled completely."""
     subject = image("signed")
     signature = artifact(subject, "a signature", "application/vnd.example.signature")
-    signed = beyond.hub.add("org/signed", image_tree_of(subject), "1")
-    made = beyond.hub.add("org/signed", image_tree_of(signature))
-    beyond.hub.add("org/signed", fallback_index(made), fallback_tag(signed.digest))
+    signed = upstreams.hub.add("org/signed", image_tree_of(subject), "1")
+    pushed_signature = upstreams.hub.add("org/signed", image_tree_of(signature))
+    upstreams.hub.add("org/signed", fallback_index(pushed_signature), fallback_tag(signed.digest))
     reply = wire.ask("GET", f"/v2/org/signed/referrers/{signed.digest}")
     assert reply.status == 200
-    assert reply.json()["manifests"] == [referrer_descriptor(made.body, made.media_type)]
-    assert pull_all(wire, "org/signed", made.digest) == {made.digest, *made.blobs}
+    assert reply.json()["manifests"] == [referrer_descriptor(pushed_signature.body, pushed_signature.media_type)]
+    assert pull_all(wire, "org/signed", pushed_signature.digest) == {pushed_signature.digest, *pushed_signature.blobs}
 
 
 @pytest.mark.parametrize("name", ["org/listed", "docker.io/org/listed"])
-def test_list_of_tags(tools: ContainerTools, mirror: RegistryServer, beyond: TwoRegistries, name: str) -> None:
-    """All tags of the upstream are listed, in order, also those that were never pulled."""
-    beyond.hub.add("org/listed", image_tree_of(image("listed")), "b", "a", "v10", "v9")
+def test_list_of_tags(tools: ContainerTools, mirror: RegistryServer, upstreams: TwoRegistries, name: str) -> None:
+    """The mirror lists all tags of the upstream in order, including tags that were never pulled."""
+    upstreams.hub.add("org/listed", image_tree_of(image("listed")), "b", "a", "v10", "v9")
     listed = tools.skopeo("list-tags", INSECURE, f"docker://{mirror.address}/{name}").out
     assert json.loads(listed)["Tags"] == ["a", "b", "v10", "v9"]
 
 
-def test_a_tag_that_moves(docker: DockerEngine, beyond: TwoRegistries, tmp_path: Path) -> None:
-    """While the upstream is off, docker pulls what the tag pointed at before. When it is on again, docker pulls what
-    the tag points at now, and new tags."""
+def test_a_tag_that_moves(docker: DockerEngine, upstreams: TwoRegistries, tmp_path: Path) -> None:
+    """While the upstream is off, docker gets the image at which the tag pointed before. After the upstream is on again,
+    docker gets the image at which the tag points now, and can pull new tags."""
     old, new = (image_tree_of(image(f"the {age} one")) for age in ("old", "new"))
-    beyond.hub.add("org/moving", old, "1")
-    # A mirror of its own: it takes a while to trust an upstream that was off.
-    with beyond.mirror(tmp_path) as server:
+    upstreams.hub.add("org/moving", old, "1")
+    # This test has its own mirror, because a mirror waits for a while before it uses an upstream again that was off.
+    with upstreams.mirror(tmp_path) as server:
         name = f"{server.address}/org/moving"
 
         def pulled(tag: str) -> str:
             docker("pull", "--quiet", f"{name}:{tag}")
-            said = docker.output_of(f"{name}:{tag}")
+            output = docker.output_of(f"{name}:{tag}")
             docker.forget(f"{name}:{tag}")
-            return said
+            return output
 
         assert pulled("1") == "the old one\n"
-        with beyond.off():
+        with upstreams.off():
             assert pulled("1") == "the old one\n"
-            beyond.hub.content.add("org/moving", new, "1", "2")
+            upstreams.hub.content.add("org/moving", new, "1", "2")
         wire = RegistryClient(server.address)
         wait_until(lambda: wire.digest("org/moving", "1") == new.digest, 60, server.log_text)
         assert pulled("1") == "the new one\n"
@@ -145,7 +147,7 @@ def test_a_tag_that_moves(docker: DockerEngine, beyond: TwoRegistries, tmp_path:
 
 @pytest.mark.parametrize("path", ["library/ubuntu", "docker.io/library/ubuntu", "far.example/team/app"])
 def test_a_push_to_a_mirrored_name(docker: DockerEngine, mirror: RegistryServer, path: str) -> None:
-    """docker shows why the push is refused, and what to do instead."""
+    """A push to the name of a mirrored repository is refused. docker shows the reason, and a name that can be used."""
     name = f"{mirror.address}/{path}:mine"
     docker.load(image("mine"), name)
     refused = docker.call.attempt("push", name)

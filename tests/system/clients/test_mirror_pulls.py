@@ -1,5 +1,5 @@
-"""Real clients pull through a mirror of a real registry: while the upstream is on, and from the cache while it is
-off."""
+"""Tests with real clients that pull through a mirror of a real registry. Each test runs twice: while the upstream is
+on, and from the mirror's cache while the upstream is off."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ from tests.fakes.server_process import RegistryServer
 
 
 @pytest.fixture(scope="module")
-def beyond(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRegistries]:
+def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRegistries]:
+    """The two real registries of which the mirror is a mirror."""
     with two_registries(tmp_path_factory.mktemp("upstreams")) as running:
         yield running
 
 
 @pytest.fixture(scope="module", params=["on", "off"])
 def mirror(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, beyond: TwoRegistries
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, upstreams: TwoRegistries
 ) -> Iterator[RegistryServer]:
-    """A mirror without cached content; or one with all of `HELD` in its cache, whose upstreams are off."""
-    with beyond.mirror(tmp_path_factory.mktemp("mirror")) as running:
+    """For the parameter `on`, a mirror without cached content. For `off`, a mirror that has cached all images in `HELD`
+    and whose upstreams are off."""
+    with upstreams.mirror(tmp_path_factory.mktemp("mirror")) as running:
         if request.param == "on":
             yield running
             return
         for name in HELD:
             pull_all(RegistryClient(running.address), *name.split(":"))
-        with beyond.off():
+        with upstreams.off():
             yield running
 
 
@@ -53,12 +55,12 @@ def docker(short_folder: Path, mirror: RegistryServer) -> Iterator[DockerEngine]
 
 
 @pytest.fixture
-def tools(short_folder: Path, mirror: RegistryServer, beyond: TwoRegistries) -> ContainerTools:
-    return tools_for(mirror, beyond, short_folder)
+def tools(short_folder: Path, mirror: RegistryServer, upstreams: TwoRegistries) -> ContainerTools:
+    return tools_for(mirror, upstreams, short_folder)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "output"),
     [
         ("ubuntu:18.04", "bionic amd64"),
         ("{mirror}/ubuntu:18.04", "bionic amd64"),
@@ -68,18 +70,18 @@ def tools(short_folder: Path, mirror: RegistryServer, beyond: TwoRegistries) -> 
         ("org/app:1", "org/app"),
     ],
 )
-def test_docker(docker: DockerEngine, mirror: RegistryServer, name: str, said: str) -> None:
-    """dockerd pulls Docker Hub's names through `registry-mirrors`, other names at the mirror's address, and runs the
-    images."""
+def test_docker(docker: DockerEngine, mirror: RegistryServer, name: str, output: str) -> None:
+    """dockerd pulls images of Docker Hub by their usual names, through the setting `registry-mirrors`. It pulls other
+    images by names with the mirror's address. All pulled images run."""
     name = name.format(mirror=mirror.address)
     docker("pull", "--quiet", name)
-    assert docker.output_of(name) == f"{said}\n"
+    assert docker.output_of(name) == f"{output}\n"
     docker.forget(name)
 
 
-def test_docker_by_digest(docker: DockerEngine, beyond: TwoRegistries) -> None:
-    """The digest that docker shows is the upstream's digest, and can be used for a pull."""
-    digest = beyond.hub.content.repositories["library/ubuntu"].tags["18.04"]
+def test_docker_by_digest(docker: DockerEngine, upstreams: TwoRegistries) -> None:
+    """docker shows the upstream's digest of the image, and can pull by this digest."""
+    digest = upstreams.hub.content.repositories["library/ubuntu"].tags["18.04"]
     docker("pull", "--quiet", "ubuntu:18.04")
     assert docker.inspect("ubuntu:18.04")["RepoDigests"] == [f"ubuntu@{digest}"]
     docker.forget("ubuntu:18.04")
@@ -88,28 +90,33 @@ def test_docker_by_digest(docker: DockerEngine, beyond: TwoRegistries) -> None:
     docker.forget(f"ubuntu@{digest}")
 
 
-def test_containerd(short_folder: Path, tmp_path: Path, mirror: RegistryServer, beyond: TwoRegistries) -> None:
-    """containerd requests the same path of two upstreams, which only `?ns=` tells apart, and gets the bytes of each."""
+def test_containerd(short_folder: Path, tmp_path: Path, mirror: RegistryServer, upstreams: TwoRegistries) -> None:
+    """containerd pulls a repository with the same path from two upstreams, which it names with `?ns=`. It gets the
+    bytes of the named upstream."""
     certs = tmp_path / "certs.d"
     for upstream in ("docker.io", "far.example"):
         (certs / upstream).mkdir(parents=True)
-        hosts = beyond.printed(mirror, "containerd", "--upstream", upstream)
+        hosts = upstreams.printed(mirror, "containerd", "--upstream", upstream)
         (certs / upstream / "hosts.toml").write_text(hosts)
     folder = Path(tempfile.mkdtemp(prefix="c", dir=short_folder))
     with running_containerd(folder) as ctr:
-        for upstream, registry in {"docker.io": beyond.hub, "far.example": beyond.far}.items():
+        for upstream, registry in {"docker.io": upstreams.hub, "far.example": upstreams.far}.items():
             name = f"{upstream}/library/ubuntu:18.04"
             ctr("images", "pull", "--hosts-dir", str(certs), "--snapshotter", "native", name)
-            held = registry.content.repositories["library/ubuntu"]
-            assert held.tags["18.04"] in ctr("images", "ls", f"name=={name}").out
-            amd64 = json.loads(held.manifests[held.tags["18.04"]][0])["manifests"][0]["digest"]
-            assert ctr("content", "get", amd64).out.encode() == held.manifests[amd64][0]
-            assert {each["digest"] for each in json.loads(held.manifests[amd64][0])["layers"]} <= ctr.held()
+            repository_content = registry.content.repositories["library/ubuntu"]
+            assert repository_content.tags["18.04"] in ctr("images", "ls", f"name=={name}").out
+            amd64 = json.loads(repository_content.manifests[repository_content.tags["18.04"]][0])["manifests"][0][
+                "digest"
+            ]
+            assert ctr("content", "get", amd64).out.encode() == repository_content.manifests[amd64][0]
+            assert {
+                each["digest"] for each in json.loads(repository_content.manifests[amd64][0])["layers"]
+            } <= ctr.held()
             ctr.forget(name)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "output"),
     [
         ("docker.io/library/ubuntu:18.04", "bionic amd64"),
         ("docker.io/org/app:1", "org/app"),
@@ -117,35 +124,37 @@ def test_containerd(short_folder: Path, tmp_path: Path, mirror: RegistryServer, 
         ("{mirror}/ubuntu:18.04", "bionic amd64"),
     ],
 )
-def test_podman(tools: ContainerTools, mirror: RegistryServer, name: str, said: str) -> None:
-    """podman pulls from all upstreams through registries.conf, and at the mirror's address."""
+def test_podman(tools: ContainerTools, mirror: RegistryServer, name: str, output: str) -> None:
+    """podman pulls images of all upstreams by their usual names, through registries.conf, and by names with the
+    mirror's address."""
     name = name.format(mirror=mirror.address)
     tools.podman("pull", "--quiet", name)
-    assert tools.output_of(name) == f"{said}\n"
+    assert tools.output_of(name) == f"{output}\n"
 
 
 def test_buildah(tools: ContainerTools) -> None:
-    """buildah builds from an image of the upstream."""
+    """buildah pulls an image of the upstream and runs a command in it."""
     container = tools.buildah("from", "--quiet", "docker.io/library/ubuntu:18.04").out.split()[-1]
-    said = tools.buildah("run", "--isolation", "chroot", container, "/bin/cat", "/greeting").out
-    assert said == "bionic amd64\n"
+    output = tools.buildah("run", "--isolation", "chroot", container, "/bin/cat", "/greeting").out
+    assert output == "bionic amd64\n"
     tools.buildah("rm", container)
 
 
-def test_skopeo(tools: ContainerTools, beyond: TwoRegistries, tmp_path: Path) -> None:
-    """A copy of all platforms has the same bytes as at the upstream."""
+def test_skopeo(tools: ContainerTools, upstreams: TwoRegistries, tmp_path: Path) -> None:
+    """skopeo copies an index with all platforms. The copy has the same bytes as the upstream."""
     tools.skopeo("copy", "--quiet", "--all", "docker://docker.io/library/ubuntu:18.04", f"dir:{tmp_path / 'copy'}")
-    held = beyond.hub.content.repositories["library/ubuntu"]
+    repository_content = upstreams.hub.content.repositories["library/ubuntu"]
     files = {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()}
-    assert files["manifest.json"] == held.manifests[held.tags["18.04"]][0]
-    for digest, blob in held.blobs.items():
+    assert files["manifest.json"] == repository_content.manifests[repository_content.tags["18.04"]][0]
+    for digest, blob in repository_content.blobs.items():
         assert files[digest.partition(":")[2]] == blob.read()
 
 
-def test_a_private_image_beside_the_mirror(
-    docker: DockerEngine, tools: ContainerTools, mirror: RegistryServer, beyond: TwoRegistries, is_on: bool
+def test_hosted_image_on_a_mirror(
+    docker: DockerEngine, tools: ContainerTools, mirror: RegistryServer, upstreams: TwoRegistries, is_on: bool
 ) -> None:
-    """docker pushes an image under a hosted name, podman pulls it, and the upstream gets no request for this name."""
+    """docker pushes an image to a repository that is not mirrored, and podman pulls it. The upstream gets no request
+    for this repository."""
     path = f"team/{'on' if is_on else 'off'}"
     name = f"{mirror.address}/{path}:1"
     docker.load(image(f"hello from {path}"), name)
@@ -153,11 +162,12 @@ def test_a_private_image_beside_the_mirror(
     tools.podman("pull", "--quiet", INSECURE, name)
     assert tools.output_of(name) == f"hello from {path}\n"
     docker.forget(name)
-    assert not [asked for asked in beyond.hub.read() if path in asked]
+    assert not [request for request in upstreams.hub.read() if path in request]
 
 
-def test_what_is_told_of_an_old_tag(mirror: RegistryServer, is_on: bool) -> None:
-    """While the upstream is off, the response has a warning. While it is on, it has none."""
+def test_cached_tag_has_a_warning_while_the_upstream_is_off(mirror: RegistryServer, is_on: bool) -> None:
+    """While the upstream is off, the response for a cached tag has a Warning header. While the upstream is on, the
+    response has none."""
     wire = RegistryClient(mirror.address)
     for reply in (wire.ask("HEAD", "/v2/library/ubuntu/manifests/18.04"), wire.manifest("library/ubuntu", "18.04")):
         warning = reply.headers["Warning"]

@@ -1,4 +1,5 @@
-"""A registry:2 filled by docker, skopeo and buildah moves in: its directory, or its content over the network."""
+"""Tests that import the content of a registry:2 server, which docker, skopeo and buildah have pushed: from its data
+directory, or over the network."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ from tests.fakes.server_process import RegistryServer, running_server
 
 @dataclass(frozen=True)
 class OldRegistry:
-    """Debian's docker-registry with what three clients have pushed. `deleted`: the digest of a manifest that was
-    deleted there."""
+    """A running server of Debian's package docker-registry, with images that three clients have pushed. `deleted`: the
+    digest of a manifest that was deleted on this server."""
 
     program: RunningProgram
     deleted: str
@@ -37,9 +38,10 @@ class OldRegistry:
 
 
 @pytest.fixture(scope="module")
-def old(
+def old_registry(
     tmp_path_factory: pytest.TempPathFactory, docker: DockerEngine, tools: ContainerTools, layout: Path
 ) -> Iterator[OldRegistry]:
+    """The old registry, to which docker, skopeo and buildah have pushed images."""
     folder = tmp_path_factory.mktemp("old")
     with docker_registry(folder) as program:
         address, wire = program.address, RegistryClient(program.address)
@@ -62,55 +64,68 @@ def old(
 
 
 @pytest.fixture
-def new(tmp_path: Path) -> Iterator[RegistryServer]:
+def new_server(tmp_path: Path) -> Iterator[RegistryServer]:
     """A running server without content."""
     with running_server(tmp_path / "new") as running:
         yield running
 
 
-def assert_moved(old: OldRegistry, new: RegistryServer, docker: DockerEngine) -> None:
-    """Checks that the new server has what the old one serves, and not what was deleted there. docker runs an image of
-    it."""
-    wire = RegistryClient(new.address)
-    assert assert_same_content(old.wire, wire) >= 18
+def assert_moved(old_registry: OldRegistry, new_server: RegistryServer, docker: DockerEngine) -> None:
+    """Checks that the new server has all images of the old one, and that the deleted image is missing. Checks that
+    docker can run an image of the new server."""
+    wire = RegistryClient(new_server.address)
+    assert assert_same_content(old_registry.wire, wire) >= 18
     assert catalog(wire) == ["by/buildah", "by/docker", "by/skopeo", "other/docker"]
-    assert wire.ask("GET", f"/v2/by/skopeo/manifests/{old.deleted}").status == 404
-    name = f"{new.address}/by/docker:1"
+    assert wire.ask("GET", f"/v2/by/skopeo/manifests/{old_registry.deleted}").status == 404
+    name = f"{new_server.address}/by/docker:1"
     docker("pull", name)
     assert docker.output_of(name) == "from docker\n"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_directory(old: OldRegistry, new: RegistryServer, docker: DockerEngine, tmp_path: Path) -> None:
-    """The directory is imported while both servers run. Files are linked, and a second run changes nothing."""
-    command = ("import-registry", old.directory, "--data", new.data)
-    count = sum(len(tags(old.wire, repo)) for repo in catalog(old.wire))
-    done = entrepot(*command, folder=tmp_path)
-    assert (done.returncode, "copied" in done.stdout) == (0, False), (done.stdout, done.stderr)
-    assert done.stdout.startswith(f"repositories: 4; tags: {count} imported, 0 unchanged\n")
-    assert "left out: " in done.stderr  # the blobs of the deleted image
-    assert_moved(old, new, docker)
+def test_import_of_a_registry_directory(
+    old_registry: OldRegistry, new_server: RegistryServer, docker: DockerEngine, tmp_path: Path
+) -> None:
+    """`entrepot import-registry` imports the data directory while both servers run. It links the files instead of
+    copying them. A second run changes nothing."""
+    command = ("import-registry", old_registry.directory, "--data", new_server.data)
+    count = sum(len(tags(old_registry.wire, repo)) for repo in catalog(old_registry.wire))
+    first_run = entrepot(*command, folder=tmp_path)
+    assert (first_run.returncode, "copied" in first_run.stdout) == (0, False), (first_run.stdout, first_run.stderr)
+    assert first_run.stdout.startswith(f"repositories: 4; tags: {count} imported, 0 unchanged\n")
+    assert "left out: " in first_run.stderr  # this line reports the blobs of the deleted image
+    assert_moved(old_registry, new_server, docker)
 
-    again = json.loads(entrepot(*command, "--json", folder=tmp_path).stdout.splitlines()[-1])
-    assert (again["event"], again["tags"], again["present"], again["manifests"]) == ("done", 0, count, 0)
-    assert (again["linked"], again["copied"], again["problems"]) == (0, 0, 0)
+    second_run = json.loads(entrepot(*command, "--json", folder=tmp_path).stdout.splitlines()[-1])
+    assert (second_run["event"], second_run["tags"], second_run["present"], second_run["manifests"]) == (
+        "done",
+        0,
+        count,
+        0,
+    )
+    assert (second_run["linked"], second_run["copied"], second_run["problems"]) == (0, 0, 0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_over_the_network(
-    old: OldRegistry, new: RegistryServer, docker: DockerEngine, tools: ContainerTools, tmp_path: Path, big: ClientImage
+def test_import_over_the_network(
+    old_registry: OldRegistry,
+    new_server: RegistryServer,
+    docker: DockerEngine,
+    tools: ContainerTools,
+    tmp_path: Path,
+    large_image: ClientImage,
 ) -> None:
-    """The same content is imported over the network, by the list of repositories. A second run imports what was pushed
-    meanwhile."""
-    command = ("import", old.program.url, "--data", new.data)
-    done = entrepot(*command, folder=tmp_path)
-    assert done.returncode == 0, (done.stdout, done.stderr)
-    assert done.stdout.startswith("repositories: 4; tags: 6 imported, 0 unchanged\n")
-    assert_moved(old, new, docker)
+    """`entrepot import` imports all repositories that the old registry lists, over the network. A second run imports
+    only the image that was pushed meanwhile."""
+    command = ("import", old_registry.program.url, "--data", new_server.data)
+    first_run = entrepot(*command, folder=tmp_path)
+    assert first_run.returncode == 0, (first_run.stdout, first_run.stderr)
+    assert first_run.stdout.startswith("repositories: 4; tags: 6 imported, 0 unchanged\n")
+    assert_moved(old_registry, new_server, docker)
 
-    old.wire.push("by/skopeo", "big", big)
-    again = json.loads(entrepot(*command, "--json", folder=tmp_path).stdout.splitlines()[-1])
-    assert (again["tags"], again["present"], again["manifests"]) == (1, 6, 1)
-    assert_moved(old, new, docker)
+    old_registry.wire.push("by/skopeo", "big", large_image)
+    second_run = json.loads(entrepot(*command, "--json", folder=tmp_path).stdout.splitlines()[-1])
+    assert (second_run["tags"], second_run["present"], second_run["manifests"]) == (1, 6, 1)
+    assert_moved(old_registry, new_server, docker)

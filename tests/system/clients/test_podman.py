@@ -1,4 +1,4 @@
-"""podman and buildah."""
+"""Tests with podman and buildah."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ def loaded(tools: ContainerTools, image: ClientImage, name: str, folder: Path) -
 
 
 def test_push_pull_and_run(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    small_image: ClientImage,
+    tmp_path: Path,
 ) -> None:
-    """podman pushes, and pulls without a tag, by tag and by digest. The container prints the text of the image."""
+    """podman pushes an image, and pulls it without a tag, by tag and by digest. The pulled image runs."""
     name = f"{server.address}/{repo}"
-    loaded(tools, fresh, name, tmp_path)
+    loaded(tools, small_image, name, tmp_path)
     image_id = tools.image_id(name)
     for pushed in (name, f"{name}:v1"):
         tools.podman("push", INSECURE, name, f"docker://{pushed}")
     assert wire.tags(repo) == ["latest", "v1"]
-    assert_same_files(wire, repo, "latest", fresh)
+    assert_same_files(wire, repo, "latest", small_image)
     for reference in (name, f"{name}:v1", f"{name}@{wire.digest(repo)}"):
         tools.podman("rmi", "--force", image_id)
         tools.podman("pull", INSECURE, reference)
@@ -40,10 +45,11 @@ def test_push_pull_and_run(
 def test_push_again_and_mount(
     tools: ContainerTools, proxy: CuttingProxy, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """A second push sends no layer. Neither does a push to another repository, which mounts the layers."""
-    made = image("again", layer({"heavy": noise(repo, 4 * MIB)}))
+    """A second push sends no layer. A push to another repository sends no layer either, because the registry mounts the
+    layers."""
+    test_image = image("again", layer({"heavy": noise(repo, 4 * MIB)}))
     name = f"{proxy.address}/{repo}"
-    loaded(tools, made, name, tmp_path)
+    loaded(tools, test_image, name, tmp_path)
     tools.podman("push", INSECURE, name)
     assert proxy.sent > 4 * MIB
     first, sent = wire.manifest(repo, "latest").body, proxy.sent
@@ -51,15 +57,20 @@ def test_push_again_and_mount(
     assert wire.manifest(repo, "latest").body == first
     tools.podman("push", INSECURE, name, f"docker://{name}/other:x")
     assert proxy.sent - sent < 64 * 1024
-    assert_same_files(wire, f"{repo}/other", "x", made)
+    assert_same_files(wire, f"{repo}/other", "x", test_image)
 
 
 def test_manifest_push_all(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    multi_platform: ClientImage,
+    tmp_path: Path,
 ) -> None:
-    """`podman manifest` joins two pushed platforms. `push --all` pushes the index and its children."""
+    """`podman manifest` makes an index of two pushed images, and `push --all` pushes the index with both images."""
     name, index = f"{server.address}/{repo}", f"localhost/{repo}:index"
-    for child, tag in zip(multi.children, ("amd64", "arm64"), strict=True):
+    for child, tag in zip(multi_platform.children, ("amd64", "arm64"), strict=True):
         wire.push(f"{repo}/parts", tag, child)
     tools.podman("manifest", "create", index)
     for tag in ("amd64", "arm64"):
@@ -67,20 +78,25 @@ def test_manifest_push_all(
     tools.podman("manifest", "push", INSECURE, "--all", "--format", "oci", index, f"docker://{name}:both")
     reply = wire.manifest(repo, "both")
     assert reply.headers["Content-Type"] == OCI_INDEX
-    # podman may take a layer in another compressed form, so what is compared is what the layers unpack to.
-    for entry, child in zip(reply.json()["manifests"], multi.children, strict=True):
+    # podman may push a layer that it has in another compression, so the test compares the unpacked layers.
+    for entry, child in zip(reply.json()["manifests"], multi_platform.children, strict=True):
         assert_same_files(wire, repo, entry["digest"], child)
     tools.podman("pull", INSECURE, f"{name}:both")
     assert tools.output_of(f"{name}:both") == "on amd64\n"
 
 
 def test_buildah_builds_on_a_pulled_image(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    small_image: ClientImage,
+    tmp_path: Path,
 ) -> None:
-    """buildah starts from a pulled image, adds a file, commits and pushes. podman then pulls an image with both
-    files."""
+    """buildah pulls a base image, adds a file, commits and pushes. The built image can be pulled again, and has the
+    files of the base image and the added file."""
     base, name = f"{server.address}/{repo}/base", f"{server.address}/{repo}/built:2"
-    wire.push(f"{repo}/base", "latest", fresh)
+    wire.push(f"{repo}/base", "latest", small_image)
     container = tools.buildah("from", "--quiet", INSECURE, base).out.split()[-1]
     (tmp_path / "added").write_text(f"added to {repo}\n")
     tools.buildah("copy", "--quiet", container, str(tmp_path / "added"), "/added")
@@ -94,19 +110,20 @@ def test_buildah_builds_on_a_pulled_image(
     pull_all(wire, f"{repo}/built", "2")
 
 
-def test_podman_and_docker_share(
+def test_podman_and_docker_pull_each_others_images(
     tools: ContainerTools, docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
 ) -> None:
-    """docker runs images that podman has pushed, and the other way round, with the same image id."""
+    """docker can run an image that podman has pushed, and podman can run an image that docker has pushed. Both show the
+    same image id."""
     for number, greeting in enumerate(["from podman", "from docker"]):
         name = f"{server.address}/{repo}:{number}"
-        made = image(f"{greeting} {repo}")
+        test_image = image(f"{greeting} {repo}")
         if number == 0:
-            loaded(tools, made, name, tmp_path)
+            loaded(tools, test_image, name, tmp_path)
             tools.podman("push", INSECURE, name)
             docker("pull", name)
         else:
-            docker.load(made, name)
+            docker.load(test_image, name)
             docker("push", name)
             tools.podman("pull", INSECURE, name)
         assert docker.image_id(name) == tools.image_id(name)

@@ -1,4 +1,4 @@
-"""`docker search` and `podman search` at this registry."""
+"""Tests of `docker search` and `podman search`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def until_found(wire: RegistryClient, repo: str) -> None:
 
 
 def test_docker_search(
-    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, small_image: ClientImage
 ) -> None:
-    wire.push(repo, "v1", fresh)
+    """docker finds a repository by a part of its name."""
+    wire.push(repo, "v1", small_image)
     until_found(wire, repo)
     term = repo.removeprefix("team/")
     for options in ((), ("--limit", "5"), ("--filter", "stars=0")):
@@ -37,30 +38,31 @@ def test_docker_search(
 
 
 def test_docker_search_with_a_login(
-    docker: DockerEngine, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
+    docker: DockerEngine, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
-    """docker finds what its login may pull, also without TLS, because it gets a token with the refresh token of its
-    login. Without a login it finds what everyone may pull. If that is nothing, it is asked to log in."""
-    mine, term = logged_out(docker, tmp_path), repo.removeprefix("team/")
-    opened, hidden = f"{repo}/open", f"{repo}/hidden"
-    for name in (repo, opened, hidden):
-        club.wire().push(name, "v1", fresh)
-        until_found(club.wire(), name)
-    search = ("search", "--format", "{{.Name}}", f"{club.address}/{term}")
-    refused = mine.call.attempt(*search)
+    """docker finds the repositories from which its login may pull. This works without TLS as well, because docker
+    exchanges the refresh token of its login for a bearer token. Without a login, it finds the repositories from which
+    everyone may pull. If there are none, the search gets 401."""
+    my_client, term = logged_out(docker, tmp_path), repo.removeprefix("team/")
+    public_repo, hidden_repo = f"{repo}/open", f"{repo}/hidden"
+    for name in (repo, public_repo, hidden_repo):
+        site.wire().push(name, "v1", small_image)
+        until_found(site.wire(), name)
+    search = ("search", "--format", "{{.Name}}", f"{site.address}/{term}")
+    refused = my_client.call.attempt(*search)
     assert (refused.code, "status code 401" in refused.err) == (1, True), refused.err
-    login = club.person({repo: "pull"})
-    club.allow_everyone(opened)
-    assert mine(*search).out.split() == [opened]
-    mine("login", club.address, "-u", login.name, "-p", login.secret)
-    assert mine(*search).out.split() == [repo, opened]
+    login = site.person({repo: "pull"})
+    site.allow_everyone(public_repo)
+    assert my_client(*search).out.split() == [public_repo]
+    my_client("login", site.address, "-u", login.name, "-p", login.secret)
+    assert my_client(*search).out.split() == [repo, public_repo]
 
 
 def test_podman_search(
-    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, small_image: ClientImage
 ) -> None:
     """podman finds repositories by name, and lists the tags of a repository."""
-    wire.push(repo, "v1", fresh)
+    wire.push(repo, "v1", small_image)
     until_found(wire, repo)
     name = f"{server.address}/{repo}"
     found = json.loads(tools.podman("search", INSECURE, "--format", "json", f"{server.address}/{repo}").out)
@@ -70,14 +72,14 @@ def test_podman_search(
 
 
 def test_podman_search_with_a_login(
-    tools: ContainerTools, club: MemberSite, repo: str, fresh: ClientImage, tmp_path: Path
+    tools: ContainerTools, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
-    """podman sends no login to the old API and gets a 401 there. It then reads the list of repositories with its
-    login."""
-    mine = tools_logged_out(tools, tmp_path)
-    club.wire().push(repo, "v1", fresh)
-    until_found(club.wire(), repo)
-    login = club.person({f"{repo}": "pull"})
-    mine.podman("login", INSECURE, "-u", login.name, "-p", login.secret, club.address)
-    found = json.loads(mine.podman("search", INSECURE, "--format", "json", f"{club.address}/{repo}").out)
-    assert [entry["Name"] for entry in found] == [f"{club.address}/{repo}"]
+    """podman sends no login to the search API of registry version 1, and gets a 401. It then reads the list of
+    repositories with its login."""
+    my_client = tools_logged_out(tools, tmp_path)
+    site.wire().push(repo, "v1", small_image)
+    until_found(site.wire(), repo)
+    login = site.person({f"{repo}": "pull"})
+    my_client.podman("login", INSECURE, "-u", login.name, "-p", login.secret, site.address)
+    found = json.loads(my_client.podman("search", INSECURE, "--format", "json", f"{site.address}/{repo}").out)
+    assert [entry["Name"] for entry in found] == [f"{site.address}/{repo}"]

@@ -1,4 +1,5 @@
-"""A script of changes to accounts and rights, and the facts that hold after each of its steps."""
+"""The account part of the workload of the crash tests: a fixed list of changes to accounts and rights, and the facts
+that hold after each change."""
 
 from __future__ import annotations
 
@@ -11,15 +12,19 @@ from storage.content import Actor
 from storage.patterns import NamePattern
 
 BY = Actor(name="root")
+"""The account that makes all changes."""
 ALICE, DEV = AccountName("alice"), AccountName("dev")
 GRANT = Grant(Grantee.parse("group:dev"), NamePattern("team/**"), Action.PULL)
 
 Fact = tuple[str, ...]
+"""Something that is true of the accounts, such as `("account", "alice")` or `("line", "group.add")`: the audit log has
+an entry for this action. `("closed",)`: an account was added at some time, so that anonymous clients no longer have all
+rights."""
 
 
 @dataclass(frozen=True)
 class AccountStep:
-    """A change, and the facts that it makes and ends."""
+    """A change of the accounts. After it, the facts `makes` are true and the facts `ends` are false."""
 
     change: Callable[[Accounts], Awaitable[object]]
     makes: frozenset[Fact] = frozenset()
@@ -60,17 +65,17 @@ STEPS = {
         ends=frozenset({("group", "dev"), ("member", "alice"), ("grant", "group:dev")}),
     ),
 }
-"""By the action of its line in the audit log, which is a fact that each makes."""
+"""The steps in their order. The key is the action in the audit log's entry for the step. This entry is a fact, too."""
 
 
 def after(before: frozenset[Fact], name: str) -> frozenset[Fact]:
-    """Returns the facts that hold after a step."""
+    """Returns the facts that are true after the step `name`, if the facts `before` were true before it."""
     step = STEPS[name]
     return (before - step.ends) | step.makes | {("line", name)}
 
 
 def facts(accounts: Accounts) -> frozenset[Fact]:
-    """Returns the facts that hold now."""
+    """Returns the facts that are true of the stored accounts now."""
     found: set[Fact] = {("closed",)} if accounts.has_had_account() else set()
     for account in accounts.accounts(None, None, 10).items:
         found |= {("account", account.name), ("password", str(accounts.password_hash(account.name)))}

@@ -1,8 +1,11 @@
-"""Work that ends at a durable step, by SIGKILL or by a power cut, and what must hold after each end.
+"""Functions that interrupt work at its durable steps, by SIGKILL or by a simulated power cut, and call a check after
+each interruption.
 
-A *run* is a coroutine function that does the work on a data directory with a given `System`. For SIGKILL, a program
-forks one process for each tried durable step (`die_before_each_step`), and the test checks what each has left
-(`check_killed_runs`). For a power cut, the test records one run and replays it (`check_power_cuts`).
+A *durable step* is one change of the disk, such as a write, a sync, a rename, or a commit of the database. A *run* is a
+coroutine function that does the work on a data directory with a given `System`. For SIGKILL, a program forks one
+process for each tried durable step (`die_before_each_step`), and the test checks the data directory that each process
+has left (`check_killed_runs`). For a power cut, the test records one run and computes the disks that a power cut could
+leave (`check_power_cuts`).
 """
 
 from __future__ import annotations
@@ -29,13 +32,13 @@ from tests.system.crash.durable_steps import KillingSystem, StepRecorder, choose
 from tests.system.crash.power_cut_disk import DiskAfterCut, RecordingSystem, ReplayedDisk
 
 Run = Callable[[Path, System], Awaitable[object]]
-NOTHING: frozenset[ProblemCode] = frozenset()
+NO_PROBLEMS: frozenset[ProblemCode] = frozenset()
 CHOICE = "ENTREPOT_CHOICE"
-"""The environment variable with the seed for a program that chooses the steps of a run."""
+"""The environment variable with the random seed for the choice of the steps that are tried."""
 
 
 async def find_problems(store: StoredRegistry, options: CheckOptions | None = None) -> list[Finding]:
-    """Checks the store and the bytes in it, as `entrepot fsck --hash` does."""
+    """Checks the store and the bytes in it, as `entrepot fsck --hash` does. Returns the problems."""
     found: list[Finding] = []
 
     async def on_finding(finding: Finding) -> None:
@@ -49,7 +52,7 @@ async def find_problems(store: StoredRegistry, options: CheckOptions | None = No
 
 
 async def assert_consistent(
-    store: StoredRegistry, expected: Set[ProblemCode] = NOTHING, options: CheckOptions | None = None
+    store: StoredRegistry, expected: Set[ProblemCode] = NO_PROBLEMS, options: CheckOptions | None = None
 ) -> None:
     """Checks that the store has no problems except those of the kinds in `expected`."""
     found = [finding.problem for finding in await find_problems(store, options)]
@@ -70,9 +73,10 @@ async def pulled_blobs(store: StoredRegistry, repo: RepositoryName, reference: R
 
 
 def die_before_each_step(folder: Path, run: Run, steps: Iterator[int] | None = None) -> None:
-    """For each tried step n (`steps`, or those that `durable_steps` chooses), a forked process does the work on
-    FOLDER/n, a copy of FOLDER/start if there is one, and kills itself with SIGKILL before its nth durable step. Prints
-    one line for each process, with n and the exit code. The last process completes the work."""
+    """For each tried step n, forks a process that does the work on the directory FOLDER/n and kills itself with SIGKILL
+    before its nth durable step. FOLDER/n is a copy of FOLDER/start, if that exists. The tried steps are `steps`, or
+    those that the module `durable_steps` chooses. Prints one line for each process, with n and the exit code. The last
+    process completes the work."""
     for number in steps or _chosen_steps(folder, run):
         data = folder / str(number)
         if (folder / "start").exists():
@@ -91,8 +95,8 @@ def die_before_each_step(folder: Path, run: Run, steps: Iterator[int] | None = N
 
 
 def _chosen_steps(folder: Path, run: Run) -> Iterator[int]:
-    """Returns the numbers of the steps before which processes die. Then follow numbers beyond the last step, so that
-    the last process completes the work."""
+    """Returns the numbers of the steps before which processes are killed. After them come numbers beyond the last step,
+    so that the last process completes the work."""
     data = folder / "recorded"
     if (folder / "start").exists():
         shutil.copytree(folder / "start", data)
@@ -109,8 +113,9 @@ async def _run_in_child(run: Run, data: Path, system: System) -> None:
 def check_killed_runs(
     module: str, folder: Path, *arguments: str, check: Callable[[Path, int], Coroutine[Any, Any, None]]
 ) -> int:
-    """Runs `python -m module FOLDER ARGUMENTS…`, which calls `die_before_each_step`, and awaits `check(FOLDER/n, n)`
-    for each of its processes. Returns the number of durable steps."""
+    """Runs the program `python -m module FOLDER ARGUMENTS…`, which calls `die_before_each_step`. For each process that
+    the program kills, and for the last one, awaits `check(FOLDER/n, n)` with its data directory. Returns the number of
+    durable steps."""
     command = [sys.executable, "-m", module, str(folder), *arguments]
     environment = {**os.environ, CHOICE: str(random.random())}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as helper:
@@ -126,12 +131,12 @@ def check_killed_runs(
                 raise
             shutil.rmtree(data)
     assert helper.returncode == 0
-    assert code == 0, "the last process should have come through"
+    assert code == 0, "the last process should have completed the work"
     return number - 1
 
 
 async def check_power_cuts(
-    made: Path,
+    recorded_data: Path,
     run: Run,
     check: Callable[[Path, int], Awaitable[None]],
     *,
@@ -142,39 +147,41 @@ async def check_power_cuts(
     look_at: Callable[[DiskAfterCut], None] = lambda _: None,
     check_end: Callable[[Path], Awaitable[None]] | None = None,
 ) -> int:
-    """Does the work on the directory `made`. Then awaits `check(data, n)` for the disks that a power cut after any
-    durable step could leave: `data` has the content of the nth disk. Skips a disk that equals an earlier one. Of the
-    different disks, checks each `every`th one, and those after the last step. Returns the number of different disks.
+    """Does the work on the directory `recorded_data`. Then computes the disks that a power cut after each durable step
+    could leave, and awaits `check(data, n)` for the nth disk, with its content in the directory `data`. A disk that
+    equals an earlier one is skipped. Returns the number of different disks.
 
-    `look_at` is called with all disks. `check_end` is awaited with the disk that has the least content after a power
-    cut at the end of the work. `lay_out` gives a directory the content of a disk. `system` records the work."""
-    data = made.with_name(f"{made.name} after a cut")
-    shutil.copytree(made, data)
-    system = system or RecordingSystem(made)
+    `mixtures`: the number of random disks per step. `every`: of the different disks, only each `every`th one is
+    checked, and all those after the last step. `system` records the work. `lay_out` writes the content of a disk into a
+    directory. `look_at` is called with every different disk. `check_end` is awaited at the end, with the disk that has
+    the least content after a power cut at the end of the work."""
+    data = recorded_data.with_name(f"{recorded_data.name} after a cut")
+    shutil.copytree(recorded_data, data)
+    system = system or RecordingSystem(recorded_data)
     system.record_existing()
     disk = ReplayedDisk(system.snapshot())
-    before = len(system.log)
-    await run(made, system)
-    done: set[object] = set()
+    entries_before_run = len(system.log)
+    await run(recorded_data, system)
+    different_disks: set[object] = set()
     for number, entry in enumerate(system.log):
         disk.follow(entry)
-        if number < before - 1:
+        if number < entries_before_run - 1:
             continue
-        for left in disk.cuts(number, mixtures):
-            mark = (tuple(sorted(left.names.items())), left.metadata)
-            if mark in done:
+        for disk_after_cut in disk.cuts(number, mixtures):
+            disk_identity = (tuple(sorted(disk_after_cut.names.items())), disk_after_cut.metadata)
+            if disk_identity in different_disks:
                 continue
-            done.add(mark)
+            different_disks.add(disk_identity)
             try:
-                look_at(left)
-                if len(done) % every and number + 1 < len(system.log):
+                look_at(disk_after_cut)
+                if len(different_disks) % every and number + 1 < len(system.log):
                     continue
-                lay_out(left, data)
-                await check(data, len(done))
+                lay_out(disk_after_cut, data)
+                await check(data, len(different_disks))
             except BaseException as error:
-                error.add_note(f"power cut after step {number}, {entry[:3]!r:.200}; left: {left.how}")
+                error.add_note(f"power cut after step {number}, {entry[:3]!r:.200}; disk: {disk_after_cut.how}")
                 raise
     if check_end is not None:
         lay_out(next(disk.cuts(0, 0)), data)
         await check_end(data)
-    return len(done)
+    return len(different_disks)

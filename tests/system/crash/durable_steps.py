@@ -1,9 +1,10 @@
-"""The durable steps of a run: which there are, which of them are tried, and a `System` that kills its process at one of
-them.
+"""Records the durable steps of a run, chooses those at which the crash tests interrupt the run, and kills a process at
+one of its steps. A durable step is one change of the disk, such as a write, a sync or a commit of the database.
 
-Many steps of a run are alike, such as the first write of each of ten uploads. Of four consecutive steps of a kind, one
-is tried, chosen at random. A step that is the only one of its kind is always tried. The seed of the test run decides,
-so runs with other seeds try other steps. With the environment variable ENTREPOT_EVERY_STEP, a run tries all of them.
+Many steps of a run are of the same kind, such as the first write of each of ten uploads. Of four consecutive steps of a
+kind, the tests try one, chosen at random. A step that is the only one of its kind is always tried. The choice depends
+on the random seed of the test run, so runs with different seeds try different steps. With the environment variable
+ENTREPOT_EVERY_STEP, a run tries all steps.
 """
 
 from __future__ import annotations
@@ -22,28 +23,30 @@ T = TypeVar("T")
 Place = Path | int | None
 """The path or the descriptor of the file that a step changes. None: the database."""
 BOOT = "first run of the machine"
+"""The boot ID that the tests pass to the store. After a power cut they pass another one."""
 EVERY_STEP = "ENTREPOT_EVERY_STEP"
-ALIKE = 4
+"""The environment variable with which all steps are tried."""
+STEPS_PER_CHOICE = 4
 """Of this many consecutive steps of a kind, one is tried."""
 
 
 class KillingSystem(System):
-    """Kills its process before or after the durable step `number`, counted from 1. Opening a file counts as a step if
-    it may create the file."""
+    """Kills its process with SIGKILL before or after the durable step `number`, counted from 1. Opening a file counts
+    as a step if O_EXCL is set, so that it creates the file. `steps_left`: the number of steps until the kill."""
 
     def __init__(self, number: int, after: bool) -> None:
         super().__init__()
-        self.left = number
+        self.steps_left = number
         self._after = after
 
     def _step(self, name: str, place: Place, step: Callable[[], T]) -> T:
-        self.left -= 1
-        if self.left == 0 and not self._after:
+        self.steps_left -= 1
+        if self.steps_left == 0 and not self._after:
             os.kill(os.getpid(), signal.SIGKILL)
         try:
             return step()
         finally:
-            if self.left == 0:
+            if self.steps_left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def open(self, path: Path, flags: int, mode: int = 0o644) -> int:
@@ -82,8 +85,8 @@ class KillingSystem(System):
 
 
 class StepRecorder(KillingSystem):
-    """Kills nothing. Records the kind of each durable step: what it does, with which kind of file below `root`, and
-    `during` which part of the work, which the caller sets."""
+    """Records the kind of each durable step, and never kills its process. A kind consists of the current part of the
+    work (`during`, which the caller sets), the operation, and the kind of file below `root`."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(0, after=False)
@@ -97,7 +100,7 @@ class StepRecorder(KillingSystem):
 
 
 def kind_of_place(place: Place, root: Path) -> Hashable:
-    """Returns the same value for files that are alike: the first directory, the depth and the suffix."""
+    """Returns the kind of a file: its first directory below `root`, its depth and its suffix."""
     path = Path(os.readlink(f"/proc/self/fd/{place}")) if isinstance(place, int) else place
     if path is None or not path.is_relative_to(root):
         return None
@@ -106,12 +109,15 @@ def kind_of_place(place: Place, root: Path) -> Hashable:
 
 
 def choose_steps(kinds: Sequence[Hashable], chance: random.Random) -> list[int]:
-    """Returns the numbers of the steps to try, counted from 1, in order. `kinds`: the kind of each step of a run."""
+    """Returns the numbers of the steps to try, counted from 1, in order. `kinds`: the kind of each step of a run, in
+    order."""
     if os.environ.get(EVERY_STEP):
         return list(range(1, len(kinds) + 1))
     numbers = defaultdict[Hashable, list[int]](list)
     for number, kind in enumerate(kinds, 1):
         numbers[kind].append(number)
     return sorted(
-        chance.choice(alike[at : at + ALIKE]) for alike in numbers.values() for at in range(0, len(alike), ALIKE)
+        chance.choice(same_kind[at : at + STEPS_PER_CHOICE])
+        for same_kind in numbers.values()
+        for at in range(0, len(same_kind), STEPS_PER_CHOICE)
     )

@@ -1,6 +1,8 @@
-"""A real server on a real disk of 24 MiB: `python -m tests.system.crash.full_disk RESULTS_FOLDER`.
+"""Fills the disk of a running server with pushes, and checks its responses: `python -m tests.system.crash.full_disk
+FOLDER`.
 
-Run it in its own mount namespace (`unshare --mount`), because it mounts a tmpfs on FOLDER/data.
+Run this program in its own mount namespace (`unshare --mount`), because it mounts a tmpfs of 24 MiB on FOLDER/data.
+Other crash tests use its functions for requests.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from tests.fakes.server_process import RegistryServer, running_server
 
 MIB = 1024 * 1024
 Answer = tuple[int, bytes, dict[str, str]]
+"""A response: its status, body and headers."""
 
 
 def ask(server: RegistryServer, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
-    """Sends one request on a new connection. A response before the whole body was sent counts as well."""
+    """Sends one request on a new connection, and returns the response. The server may send the response before it has
+    read the whole body."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     try:
         connection.connect()
@@ -39,24 +43,27 @@ def ask(server: RegistryServer, method: str, path: str, body: bytes = b"", **hea
 
 
 def start(server: RegistryServer, repo: str) -> str:
+    """Starts an upload session. Returns its location."""
     status, _, headers = ask(server, "POST", f"/v2/{repo}/blobs/uploads/")
     assert status == 202, status
     return headers["location"]
 
 
 def push(server: RegistryServer, repo: str, body: bytes) -> Answer:
-    """Sends a POST, and then one PUT with the whole body."""
+    """Pushes a blob: sends a POST, and then one PUT with the whole body."""
     location = start(server, repo)
     joined = location + ("&" if "?" in location else "?")
     return ask(server, "PUT", f"{joined}digest=sha256:{hashlib.sha256(body).hexdigest()}", body)
 
 
 def pull(server: RegistryServer, repo: str, body: bytes) -> bytes | None:
+    """Pulls the blob that was pushed with this body. Returns None if the status is not 200."""
     status, got, _ = ask(server, "GET", f"/v2/{repo}/blobs/sha256:{hashlib.sha256(body).hexdigest()}")
     return got if status == 200 else None
 
 
 def free(folder: Path) -> int:
+    """Returns the number of free bytes on the disk."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
 
@@ -75,26 +82,26 @@ def main(folder: Path) -> None:
     with running_server(folder, workers=2) as server:
         small, large = random.Random(1).randbytes(50_000), random.Random(2).randbytes(40 * MIB)
         assert push(server, "team/app", small)[0] == 201
-        before = free(data)
-        _whole(server, large, data, before)
-        _in_chunks(server, large, data, before)
-        after = random.Random(3).randbytes(3 * MIB)
-        assert push(server, "team/app", after)[0] == 201
-        assert pull(server, "team/app", after) == after
-        _metadata(server, data, small)
+        free_before = free(data)
+        _push_in_one_body(server, large, data, free_before)
+        _push_in_chunks(server, large, data, free_before)
+        small_enough = random.Random(3).randbytes(3 * MIB)
+        assert push(server, "team/app", small_enough)[0] == 201
+        assert pull(server, "team/app", small_enough) == small_enough
+        _push_manifest(server, data, small)
         assert pull(server, "team/app", small) == small
         assert "Traceback" not in server.log_text(), server.log_text()
 
 
-def _whole(server: RegistryServer, large: bytes, data: Path, before: int) -> None:
-    """Pushes one body that is larger than the disk."""
+def _push_in_one_body(server: RegistryServer, large: bytes, data: Path, free_before: int) -> None:
+    """Checks that a body larger than the disk is refused, and that its space is freed."""
     assert_storage_full(push(server, "team/app", large))
-    assert before - free(data) < MIB, "the refused push still takes room"
+    assert free_before - free(data) < MIB, "the refused push still takes space"
     assert pull(server, "team/app", large) is None
 
 
-def _in_chunks(server: RegistryServer, large: bytes, data: Path, before: int) -> None:
-    """Pushes chunks until the disk is full."""
+def _push_in_chunks(server: RegistryServer, large: bytes, data: Path, free_before: int) -> None:
+    """Pushes chunks until the disk is full. Checks that the space of the upload is then freed."""
     location = start(server, "team/app")
     for at in range(0, len(large), 2 * MIB):
         chunk = large[at : at + 2 * MIB]
@@ -104,11 +111,11 @@ def _in_chunks(server: RegistryServer, large: bytes, data: Path, before: int) ->
         location = answer[2]["location"]
     assert_storage_full(answer)
     assert at >= 16 * MIB, "the disk was not full yet"
-    assert before - free(data) < MIB, "the refused upload still takes room"
+    assert free_before - free(data) < MIB, "the refused upload still takes space"
 
 
-def _metadata(server: RegistryServer, data: Path, config: bytes) -> None:
-    """If there is no room for the database, a manifest is refused. Once there is room, it can be pushed."""
+def _push_manifest(server: RegistryServer, data: Path, config: bytes) -> None:
+    """Checks that a manifest is refused if there is no space for the database, and accepted once there is space."""
     part = {"mediaType": "application/json", "digest": digest_of(config), "size": len(config)}
     body = json.dumps(
         {
@@ -126,7 +133,7 @@ def _metadata(server: RegistryServer, data: Path, config: bytes) -> None:
     assert_storage_full(ask(server, "PUT", "/v2/team/app/manifests/1", body, Content_Type=OCI_MANIFEST))
     assert ask(server, "GET", "/v2/team/app/manifests/1")[0] == 404
     assert_storage_full(ask(server, "PUT", "/v2/team/app/manifests/1", body, Content_Type=OCI_MANIFEST))
-    assert pull(server, "team/app", config) == config, "a full disk does not keep anybody from reading"
+    assert pull(server, "team/app", config) == config, "a full disk must not prevent reads"
     filler.unlink()
     assert ask(server, "PUT", "/v2/team/app/manifests/1", body, Content_Type=OCI_MANIFEST)[0] == 201
     assert ask(server, "GET", "/v2/team/app/manifests/1")[1] == body

@@ -1,7 +1,8 @@
-"""A full disk is emptied through the registry: `python -m tests.system.crash.full_disk_emptied RESULTS_FOLDER KIND`.
+"""Fills the disk of a server and frees it again with DELETE requests: `python -m tests.system.crash.full_disk_emptied
+FOLDER KIND`.
 
-KIND is `tmpfs`, or `ext4` for an image of that file system (which needs root). Run it in its own mount namespace
-(`unshare --mount`), because it mounts a file system on FOLDER/data.
+KIND is the file system: `tmpfs`, or `ext4` (which needs root). Run this program in its own mount namespace (`unshare
+--mount`), because it mounts the file system on FOLDER/data. Other tests of full disks use its functions.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from storage.content import OCI_MANIFEST, digest_of
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.system.crash.full_disk import MIB, ask, assert_storage_full, free, push
 
-LAYER = 2 * MIB
+LAYER_BYTES = 2 * MIB
 TIMEOUT_SECONDS = 60.0
-COLLECTING = {"ENTREPOT_GC__GRACE": "0s", "ENTREPOT_GC__INTERVAL": "1s"}
+COLLECT_EVERY_SECOND = {"ENTREPOT_GC__GRACE": "0s", "ENTREPOT_GC__INTERVAL": "1s"}
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,14 @@ class OneLayerImage:
 
 
 def make_image(number: int) -> OneLayerImage:
-    layer = random.Random(number).randbytes(LAYER)
+    layer = random.Random(number).randbytes(LAYER_BYTES)
     part = {"mediaType": "application/octet-stream", "digest": digest_of(layer), "size": len(layer)}
     manifest = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": part, "layers": [part]}
     return OneLayerImage(f"v{number}", layer, json.dumps(manifest).encode())
 
 
 def mount(data: Path, kind: str, size: str = "48m", options: str = "") -> None:
+    """Creates the directory `data`, and mounts a new file system on it."""
     data.mkdir()
     if kind == "tmpfs":
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}{options}", "none", str(data)], check=True)
@@ -55,7 +57,7 @@ def mount(data: Path, kind: str, size: str = "48m", options: str = "") -> None:
 
 
 def fill(data: Path, name: str = "filler") -> Path:
-    """Fills the disk to the last byte with a file that is not the registry's."""
+    """Fills the disk to the last byte with a file that does not belong to the registry."""
     filler = data / name
     with filler.open("ab", buffering=0) as file:
         for size in (MIB, 65536, 4096, 512, 1):
@@ -66,10 +68,11 @@ def fill(data: Path, name: str = "filler") -> Path:
     return filler
 
 
-def until(true: Callable[[], bool], what: str) -> None:
-    ends = time.monotonic() + TIMEOUT_SECONDS
-    while not true():
-        assert time.monotonic() < ends, f"not in {TIMEOUT_SECONDS:.0f} s: {what}"
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Waits until `condition()` returns True. `what` describes the expected state."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {TIMEOUT_SECONDS:.0f} s: {what}"
         time.sleep(0.02)
 
 
@@ -88,6 +91,7 @@ def push_image(server: RegistryServer, image: OneLayerImage) -> int:
 
 
 def push_until_full(server: RegistryServer) -> list[OneLayerImage]:
+    """Pushes images until the registry refuses one. Returns the stored images."""
     images: list[OneLayerImage] = []
     while (status := push_image(server, image := make_image(len(images)))) == 201:
         images.append(image)
@@ -96,6 +100,7 @@ def push_until_full(server: RegistryServer) -> list[OneLayerImage]:
 
 
 def check_reads(server: RegistryServer, images: list[OneLayerImage]) -> None:
+    """Checks that every fourth image can be pulled, and that the lists of repositories and tags can be read."""
     for image in images[::4]:
         for path, body in ((f"manifests/{image.tag}", image.body), (f"blobs/{digest_of(image.layer)}", image.layer)):
             assert ask(server, "GET", f"/v2/team/app/{path}")[:2] == (200, body), path
@@ -105,20 +110,22 @@ def check_reads(server: RegistryServer, images: list[OneLayerImage]) -> None:
     assert sorted(tags) == sorted(image.tag for image in images)
 
 
-def check_told(server: RegistryServer) -> None:
-    """Checks that health checks report the full disk, and that a push gets an error that explains it."""
-    status, told = health(server, "ready")
-    assert (status, told["status"]) == (200, "disk full"), told
-    assert "disk" in told["reason"]
+def check_full_disk_is_reported(server: RegistryServer) -> None:
+    """Checks that the health check and the log report the full disk, and that a push gets 507."""
+    status, document = health(server, "ready")
+    assert (status, document["status"]) == (200, "disk full"), document
+    assert "disk" in document["reason"]
     assert health(server, "live") == (200, {"status": "ok"})
     until(lambda: "disk is full" in server.log_text(), "the log says that the disk is full")
     refused = ask(server, "POST", "/v2/team/app/blobs/uploads/")
     assert_storage_full(
-        refused if refused[0] == 507 else push(server, "team/app", random.Random(9999).randbytes(LAYER))
+        refused if refused[0] == 507 else push(server, "team/app", random.Random(9999).randbytes(LAYER_BYTES))
     )
 
 
 def delete(server: RegistryServer, images: list[OneLayerImage]) -> None:
+    """Deletes the tag, the manifest and the layer of each image. Garbage collection may have removed the layer
+    first."""
     for image in images:
         for what in (f"manifests/{image.tag}", f"manifests/{image.digest}", f"blobs/{digest_of(image.layer)}"):
             status, body, _ = ask(server, "DELETE", f"/v2/team/app/{what}")
@@ -127,42 +134,46 @@ def delete(server: RegistryServer, images: list[OneLayerImage]) -> None:
 
 
 def restarted(folder: Path) -> contextlib.AbstractContextManager[RegistryServer]:
-    """Starts a server whose log of the database is still empty."""
-    return running_server(folder, workers=2, env=COLLECTING)
+    """Starts a server that collects garbage every second, without a grace period. Its database has an empty write-ahead
+    log."""
+    return running_server(folder, workers=2, env=COLLECT_EVERY_SECOND)
 
 
 def main(folder: Path, kind: str) -> None:
     data = folder / "data"
     mount(data, kind)
-    with running_server(folder, workers=2) as server:  # one that collects at once could take a blob before its manifest
+    # This server does not collect without a grace period: it could then remove a blob before its manifest is pushed.
+    with running_server(folder, workers=2) as server:
         images = push_until_full(server)
         assert len(images) > 10, len(images)
     with restarted(folder) as server:
         fill(data)
         check_reads(server, images)
-        check_told(server)
-        gone, images = images[:5], images[5:]
-        delete(server, gone)
-        until(lambda: free(data) > 3 * LAYER, "what was deleted is free")
+        check_full_disk_is_reported(server)
+        deleted, images = images[:5], images[5:]
+        delete(server, deleted)
+        until(lambda: free(data) > 3 * LAYER_BYTES, "the space of the deleted images is free")
         check_reads(server, images)
-        until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is room again")
-        until(lambda: push_image(server, gone[0]) == 201, "no restart is needed")
-        images.append(gone[0])
+        until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is free space again")
+        until(lambda: push_image(server, deleted[0]) == 201, "pushes work without a restart")
+        images.append(deleted[0])
         fill(data)
     fill(data, "more")
     with restarted(folder) as server:
         fill(data, "still more")
         check_reads(server, images)
-        check_told(server)
+        check_full_disk_is_reported(server)
         delete(server, images)
-        until(lambda: free(data) > 8 * LAYER, "what was deleted is free")
-        until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is room again")
+        until(lambda: free(data) > 8 * LAYER_BYTES, "the space of the deleted images is free")
+        until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is free space again")
         images = [make_image(0)]
-        until(lambda: push_image(server, images[0]) == 201, "no restart is needed")
+        until(lambda: push_image(server, images[0]) == 201, "pushes work without a restart")
         check_reads(server, images)
         assert "Traceback" not in server.log_text(), server.log_text()
     reserve = data / "reserve"
-    assert reserve.stat().st_blocks * 512 >= reserve.stat().st_size > MIB, "the reserve was taken back"
+    assert reserve.stat().st_blocks * 512 >= reserve.stat().st_size > MIB, (
+        "the file with the reserved space should have its size again"
+    )
 
 
 if __name__ == "__main__":

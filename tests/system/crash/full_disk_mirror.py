@@ -1,7 +1,7 @@
-"""A mirror on a disk of 24 MiB that fills up in the middle of a blob: `python -m tests.system.crash.full_disk_mirror
-RESULTS_FOLDER`.
+"""Fills the disk of a mirror while it downloads a blob from its upstream: `python -m
+tests.system.crash.full_disk_mirror FOLDER`.
 
-Run it in its own mount namespace (`unshare --mount`), because it mounts a tmpfs on FOLDER/data.
+Run this program in its own mount namespace (`unshare --mount`), because it mounts a tmpfs of 24 MiB on FOLDER/data.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.fakes.client_images import MIB
 from tests.fakes.mirror_site import MirrorSite
 from tests.system.crash.full_disk import free
 
-SIZE = 12 * MIB
+BLOB_BYTES = 12 * MIB
 
 
 def fill(data: Path) -> Path:
@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(data)], check=True)
     with ExitStack() as stack:
         site = MirrorSite(folder, stack)
-        site.start(1000, SIZE, settings='prefetch = "off"\nconnections = 1')
+        site.start(1000, BLOB_BYTES, settings='prefetch = "off"\nconnections = 1')
         manifest = site.inspect().content
         small = f"/v2/library/app/blobs/{site.image.layers[0].digest}"
         assert site.get(small).ended().body == site.image.layers[0].read()
@@ -44,7 +44,7 @@ def main(folder: Path) -> None:
         filler = fill(data)
         site.hub.release()
         for reader in readers:
-            assert not reader.ended().whole, "it has no place to be"
+            assert not reader.ended().whole, "a blob without space on the disk should be cut off"
             assert site.blob.startswith(reader.body)
         for pid in workers:
             assert site.get(worker=pid).ended().body == site.blob
@@ -53,8 +53,7 @@ def main(folder: Path) -> None:
             assert site.get(small, worker=pid).ended().body == site.image.layers[0].read()
         assert site.inspect().content == manifest
         filler.unlink()
-        room = free(data)
-        assert room > SIZE, "what had come still takes room"
+        assert free(data) > BLOB_BYTES, "the partial download still takes space"
         for pid in workers:
             assert site.get(worker=pid).ended().body == site.blob
 

@@ -1,6 +1,7 @@
-"""Starts, commands and logs on a full disk: `python -m tests.system.crash.full_disk_starts RESULTS_FOLDER SCENARIO`.
+"""Starts servers and commands on a full disk, one scenario per call: `python -m tests.system.crash.full_disk_starts
+FOLDER SCENARIO`. Each scenario is a function below.
 
-Run it in its own mount namespace (`unshare --mount`), because it mounts a tmpfs on FOLDER/data.
+Run this program in its own mount namespace (`unshare --mount`), because it mounts a tmpfs on FOLDER/data.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from tests.fakes.server_process import ROOT, RegistryServer, ServerFailed, runni
 from tests.system.crash.full_disk import MIB, ask, assert_storage_full, free
 from tests.system.crash.full_disk_emptied import (
     OneLayerImage,
+    check_full_disk_is_reported,
     check_reads,
-    check_told,
     delete,
     fill,
     health,
@@ -37,7 +38,7 @@ PASSWORD = "correct horse battery staple"
 
 
 def stored(folder: Path, count: int = 4) -> list[OneLayerImage]:
-    """Makes a data directory with images. No server runs on it."""
+    """Makes a data directory with images, and stops the server that stored them."""
     images = [make_image(number) for number in range(count)]
     with running_server(folder) as server:
         for image in images:
@@ -46,11 +47,13 @@ def stored(folder: Path, count: int = 4) -> list[OneLayerImage]:
 
 
 def release(filler: Path, count: int) -> None:
+    """Frees `count` bytes of the disk."""
     os.truncate(filler, filler.stat().st_size - count)
 
 
 def without_reserve(folder: Path) -> None:
-    """A data directory of an earlier version, without a reserve, lock files, a log, or an index of the log."""
+    """The data directory comes from an earlier version: it has no reserve (the file whose space is used on a full
+    disk), no lock files, and no write-ahead log of the database. Reads work. Deletes work once 1 MiB is free."""
     data = folder / "data"
     mount(data, "tmpfs", "24m")
     images = stored(folder)
@@ -61,7 +64,7 @@ def without_reserve(folder: Path) -> None:
     filler = fill(data)
     with restarted(folder) as server:
         check_reads(server, images)
-        check_told(server)
+        check_full_disk_is_reported(server)
         assert ask(server, "GET", "/readyz")[0] == 503
         assert ask(server, "GET", "/readyz?exclude=disk")[0] == 200
         until(lambda: json.loads(command(folder, "status", "--json").stdout)["running"], "the status shows the server")
@@ -70,14 +73,15 @@ def without_reserve(folder: Path) -> None:
         until(lambda: ask(server, "DELETE", f"/v2/team/app/manifests/{images[0].tag}")[0] == 202, "deletes work again")
         check_reads(server, images[1:])
         release(filler, 8 * MIB)
-        until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is room again")
+        until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is free space again")
         until(lambda: push_image(server, images[0]) == 201, "pushes work again")
         check_reads(server, images)
         assert "Traceback" not in server.log_text(), server.log_text()
 
 
 def killed(folder: Path) -> None:
-    """A data directory after a kill, with a log that has to be read first."""
+    """The server was killed, so the next server has to recover the write-ahead log of the database first. It can then
+    read, and delete images."""
     data = folder / "data"
     mount(data, "tmpfs", "24m")
     images = [make_image(number) for number in range(4)]
@@ -89,13 +93,13 @@ def killed(folder: Path) -> None:
     assert (data / "entrepot.db-wal").stat().st_size
     with restarted(folder) as server:
         check_reads(server, images)
-        check_told(server)
+        check_full_disk_is_reported(server)
         delete(server, images)
-        until(lambda: free(data) > 3 * MIB, "what was deleted is free")
+        until(lambda: free(data) > 3 * MIB, "the space of the deleted images is free")
 
 
 def no_inodes(folder: Path) -> None:
-    """A disk with free bytes on which no file can be created."""
+    """The disk has free bytes, but no free inode, so no file can be created."""
     data = folder / "data"
     mount(data, "tmpfs", "48m", ",nr_inodes=2000")
     images = stored(folder)
@@ -106,12 +110,12 @@ def no_inodes(folder: Path) -> None:
         number += 1
     with restarted(folder) as server:
         check_reads(server, images)
-        check_told(server)
+        check_full_disk_is_reported(server)
         delete(server, images)
-        until(lambda: os.statvfs(data).f_favail >= 4, "what was deleted is gone")
-        for other in range(100):
-            (data / "more" / str(other)).unlink()
-        until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is room again")
+        until(lambda: os.statvfs(data).f_favail >= 4, "the files of the deleted images are removed")
+        for freed in range(100):
+            (data / "more" / str(freed)).unlink()
+        until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is free space again")
         until(lambda: push_image(server, images[0]) == 201, "pushes work again")
 
 
@@ -120,22 +124,22 @@ def command(folder: Path, *args: str, stdin: str = "") -> subprocess.CompletedPr
     return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=60)
 
 
-def rights(folder: Path) -> None:
-    """Commands and requests that remove rights work, with and without a server, and failed logins are counted."""
+def account_commands(folder: Path) -> None:
+    """The command that disables an account works, whether a server runs or not. Failed logins are counted."""
     data = folder / "data"
     mount(data, "tmpfs", "24m")
     for name in ("admin", "anna", "bert"):
         flags = ["--admin"] if name == "admin" else []
-        done = command(folder, "user", "add", name, *flags, "--password-file", "-", stdin=f"{PASSWORD}\n")
-        assert done.returncode == 0, done.stderr
+        result = command(folder, "user", "add", name, *flags, "--password-file", "-", stdin=f"{PASSWORD}\n")
+        assert result.returncode == 0, result.stderr
     fill(data)
-    done = command(folder, "user", "disable", "anna")
-    assert done.returncode == 0, done.stderr
+    result = command(folder, "user", "disable", "anna")
+    assert result.returncode == 0, result.stderr
     with restarted(folder) as server:
         assert _login(server, "anna") == 401
         assert _login(server, "bert") == 200
-        done = command(folder, "user", "disable", "bert")
-        assert done.returncode == 0, done.stderr
+        result = command(folder, "user", "disable", "bert")
+        assert result.returncode == 0, result.stderr
         assert _login(server, "bert") == 401
         answers = [_login(server, "admin", f"guess {number}") for number in range(12)]
         assert answers == [401] * 10 + [429] * 2, "failed logins are counted"
@@ -147,28 +151,28 @@ def _login(server: RegistryServer, name: str, password: str = PASSWORD) -> int:
     return ask(server, "GET", "/v2/", Authorization=f"Basic {basic}")[0]
 
 
-def log_beside(folder: Path) -> None:
-    """The output of the server goes to a file on the full disk."""
+def log_on_full_disk(folder: Path) -> None:
+    """The output of the server goes to a file on the full disk. The server starts, serves, and exits with 0."""
     data = folder / "data"
     mount(data, "tmpfs", "24m")
     images = stored(folder)
     output = data / "server.log"
     for workers in (1, 2):
-        with output.open("ab", buffering=0) as log, socket.socket() as held:
+        with output.open("ab", buffering=0) as log, socket.socket() as reserved_port:
             fill(data)
-            # Held, but not listened on, the port is the server's alone.
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            held.bind(("127.0.0.1", 0))
-            port = held.getsockname()[1]
+            # This socket reserves a free port without listening on it, so that no other process takes the port.
+            reserved_port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reserved_port.bind(("127.0.0.1", 0))
+            port = reserved_port.getsockname()[1]
             flags = ["--data", str(data), "--listen", f"127.0.0.1:{port}", "--workers", str(workers)]
             process = subprocess.Popen(
                 [sys.executable, "-m", "registry", "serve", *flags], cwd=ROOT, stdout=log, stderr=log, text=True
             )
             server = RegistryServer(process, data, output, f"http://127.0.0.1:{port}")
             try:
-                until(lambda server=server: _answers(server), "it serves")  # type: ignore[misc]
+                until(lambda server=server: _answers(server), "the server answers")  # type: ignore[misc]
                 check_reads(server, images)
-                until(lambda server=server: _is_full(server, data), "it says that the disk is full")  # type: ignore[misc]
+                until(lambda server=server: _reports_full_disk(server, data), "a report of the full disk")  # type: ignore[misc]
                 delete(server, images[:1])
                 images = images[1:]
             finally:
@@ -176,8 +180,9 @@ def log_beside(folder: Path) -> None:
                 assert process.wait(60) == 0
 
 
-def _is_full(server: RegistryServer, data: Path) -> bool:
-    """Fills the disk again if garbage collection has freed space."""
+def _reports_full_disk(server: RegistryServer, data: Path) -> bool:
+    """Returns whether the server reports a full disk. If not, fills the disk again, because garbage collection may have
+    freed space."""
     if health(server, "ready")[1]["status"] == "disk full":
         return True
     fill(data)
@@ -185,15 +190,15 @@ def _is_full(server: RegistryServer, data: Path) -> bool:
 
 
 def _answers(server: RegistryServer) -> bool:
-    assert server.process.poll() is None, f"it ended with {server.process.returncode}"
+    assert server.process.poll() is None, f"the server exited with {server.process.returncode}"
     try:
         return health(server, "live")[0] == 200
     except OSError:
         return False
 
 
-def empty(folder: Path) -> None:
-    """The first start on an empty data directory is refused in one line, and works once there is room."""
+def empty_directory(folder: Path) -> None:
+    """The first start on an empty data directory fails with an error of one line. It works once there is space."""
     data = folder / "data"
     mount(data, "tmpfs", "24m")
     filler = fill(data)
@@ -208,7 +213,8 @@ def empty(folder: Path) -> None:
 
 
 SCENARIOS: dict[str, Callable[[Path], None]] = {
-    each.__name__: each for each in (without_reserve, killed, no_inodes, rights, log_beside, empty)
+    each.__name__: each
+    for each in (without_reserve, killed, no_inodes, account_commands, log_on_full_disk, empty_directory)
 }
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Processes that are killed at a durable step: `python -m tests.system.crash.killed_at_step RESULTS_FOLDER before|after
-SEED`.
+"""Kills processes at the durable steps of the workload (the module `workload`): `python -m
+tests.system.crash.killed_at_step FOLDER before|after SEED`.
 
-For each tried step (`durable_steps`), a new process runs the script on its own data directory, FOLDER/n, and kills
-itself with SIGKILL before (after) its nth durable step. One JSON line for each process says what it had acknowledged
-until then. The last line is that of a process that completed the script.
+For each step n that `durable_steps` chooses, a new process runs the workload on its own data directory, FOLDER/n, and
+kills itself with SIGKILL before (or after) its nth durable step. The program prints one JSON line for each process,
+with the requests that the process had begun and acknowledged. The last line is for a process that completed the
+workload.
 """
 
 from __future__ import annotations
@@ -21,61 +22,65 @@ from pathlib import Path
 from storage.composition import open_registry, prepare_data_dir
 from storage.data_dir.system import System
 from tests.system.crash.durable_steps import BOOT, KillingSystem, StepRecorder, choose_steps
-from tests.system.crash.workload import Event, Workload
+from tests.system.crash.workload import Request, Workload
 
 
-async def _day(data: Path, system: System, tell: Callable[[str, Event], None]) -> None:
+async def _run_workload(data: Path, system: System, announce: Callable[[str, Request], None]) -> None:
     async with open_registry(data, grace=0, system=system, boot=BOOT) as registry:
-        await Workload(registry, tell).run()
+        await Workload(registry, announce).run()
 
 
-def _live(data: Path, number: int, after: bool, report: int) -> None:
-    def tell(kind: str, event: Event) -> None:
-        os.write(report, json.dumps([kind, event]).encode() + b"\n")
+def _run_until_killed(data: Path, number: int, after: bool, report: int) -> None:
+    """Runs the workload, and writes its announcements to the descriptor `report`."""
+
+    def announce(kind: str, request: Request) -> None:
+        os.write(report, json.dumps([kind, request]).encode() + b"\n")
 
     prepare_data_dir(data)
-    asyncio.run(_day(data, KillingSystem(number, after), tell))
+    asyncio.run(_run_workload(data, KillingSystem(number, after), announce))
 
 
-def _chosen(data: Path, after: bool, chance: random.Random) -> tuple[list[int], int]:
+def _choose_steps(data: Path, after: bool, chance: random.Random) -> tuple[list[int], int]:
     """Returns the numbers of the tried steps, and the number of all steps.
 
-    A death after a step leaves the same disk as a death before the next step. But the last step of an event is then
-    done and not acknowledged. So deaths after a step are tried only at the last steps of events."""
+    A kill after a step leaves the same disk as a kill before the next step. Only the last step of a request differs: it
+    is done, but the request is not acknowledged. So kills after a step are tried only at the last steps of requests."""
     prepare_data_dir(data)
-    recorder, ends = StepRecorder(data), list[int]()
+    recorder, last_steps = StepRecorder(data), list[int]()
 
-    def tell(kind: str, event: Event) -> None:
-        recorder.during = tuple(event[: 2 if event[0] == "right" else 1]) if kind == "begin" else None
+    def announce(kind: str, request: Request) -> None:
+        recorder.during = tuple(request[: 2 if request[0] == "right" else 1]) if kind == "begin" else None
         if kind == "done" and recorder.kinds:
-            ends.append(len(recorder.kinds))
+            last_steps.append(len(recorder.kinds))
 
-    asyncio.run(_day(data, recorder, tell))
+    asyncio.run(_run_workload(data, recorder, announce))
     steps = len(recorder.kinds)
     if not after:
         return choose_steps(recorder.kinds, chance), steps
-    ends = sorted(set(ends))
-    return [ends[number - 1] for number in choose_steps([recorder.kinds[end - 1] for end in ends], chance)], steps
+    last_steps = sorted(set(last_steps))
+    return [
+        last_steps[number - 1] for number in choose_steps([recorder.kinds[end - 1] for end in last_steps], chance)
+    ], steps
 
 
 def main(folder: Path, after: bool, chance: random.Random) -> None:
-    chosen, steps = _chosen(folder / "recorded", after, chance)
+    chosen, steps = _choose_steps(folder / "recorded", after, chance)
     for number in chain(chosen, count(steps + 1)):
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
             try:
                 os.close(reading)
-                _live(folder / str(number), number, after, writing)
+                _run_until_killed(folder / str(number), number, after, writing)
                 os._exit(0)
             finally:
                 os._exit(1)
         os.close(writing)
         with open(reading, "rb") as pipe:
-            told = [json.loads(line) for line in pipe]
+            announcements = [json.loads(line) for line in pipe]
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
-        print(json.dumps({"number": number, "code": code, "told": told}), flush=True)
+        print(json.dumps({"number": number, "code": code, "announcements": announcements}), flush=True)
         if code != -signal.SIGKILL:
             return
 

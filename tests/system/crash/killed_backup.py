@@ -1,7 +1,8 @@
-"""Backups and restores that are killed at a durable step: `python -m tests.system.crash.killed_backup FOLDER SOURCE
-backup|restore` (see `crash_runs`).
+"""Kills processes before the durable steps of a backup or a restore: `python -m tests.system.crash.killed_backup FOLDER
+SOURCE backup|restore` (see `crash_runs`).
 
-Many steps are alike, because each makes or syncs one of the 512 directories of blobs. Only some of these are tried.
+Many steps are of the same kind, because each makes or syncs one of the 512 directories of blobs. Only some of these are
+tried.
 """
 
 from __future__ import annotations
@@ -25,41 +26,41 @@ from tests.fakes.upkeep_store import APP
 from tests.system.crash.crash_runs import die_before_each_step
 from tests.system.crash.durable_steps import BOOT, KillingSystem
 
-FIRST, SECOND = 1e9, 2e9
-"""When the backups are made, in seconds since 1970."""
+FIRST_TIME, SECOND_TIME = 1e9, 2e9
+"""The times of the two backups, in seconds since 1970."""
 LARGE = bytes(range(256)) * 1000
-"""A blob that is too large to be read at once."""
+"""The content of a blob that is too large to be read at once."""
 
 
 async def make_source(data: Path, backups: Path) -> Manifest:
-    """Makes a store, backs it up, and changes it after that: one image is deleted, another one added. Returns an image
-    that the store has before and after the change."""
+    """Makes a store and backs it up. Then deletes one of its images and pushes a new one. Returns an image that the
+    store has before and after this change."""
     prepare_data_dir(data)
     async with open_registry(data, grace=0, boot=BOOT) as store:
         large = await push_blob(store, APP, LARGE)
-        kept = image_of(await push_blob(store, APP, b"config"), [large])
-        await store.put_manifest(APP, kept, [Tag("kept")], by=BY)
+        kept_image = image_of(await push_blob(store, APP, b"config"), [large])
+        await store.put_manifest(APP, kept_image, [Tag("kept")], by=BY)
         old = await push_image(store, APP, "old", "old")
-    await back_up(data, backups, System(), FIRST)
+    await back_up(data, backups, System(), FIRST_TIME)
     async with open_registry(data, grace=0, boot=BOOT) as store:
         await store.delete_manifest(APP, old.digest, by=BY)
         await store.collector.collect()
         await push_blob(store, APP, LARGE[1:])
         new = await push_image(store, APP, "new", "new")
         await store.put_manifest(APP, new, [Tag("again")], by=BY)
-    return kept
+    return kept_image
 
 
 def quiet_reporter() -> PlainReporter:
     return PlainReporter(lambda _: None, lambda _: None)
 
 
-async def back_up(source: Path, backups: Path, system: System, now: float = SECOND) -> None:
+async def back_up(source: Path, backups: Path, system: System, now: float = SECOND_TIME) -> None:
     """Backs up the data directory `source`, and keeps only this backup."""
     async with open_registry(source, grace=0, system=system, boot=BOOT) as store:
         parts = store.snapshots, store.blobs, store.leases, BackupOptions(backups, keep=1), quiet_reporter()
-        made: Any = await make_backup(*parts, clock=lambda: now, holder="test", system=system)
-    assert made["missing"] == []
+        result: Any = await make_backup(*parts, clock=lambda: now, holder="test", system=system)
+    assert result["missing"] == []
 
 
 async def back_up_in(source: Path, folder: Path, system: System) -> None:
@@ -82,7 +83,7 @@ def main(folder: Path, source: Path, what: str) -> None:
     counting = KillingSystem(10**9, after=False)
     shutil.copytree(folder / "start", folder / "whole")
     asyncio.run(run(folder / "whole", counting))
-    die_before_each_step(folder, run, iter(chosen_steps(10**9 - counting.left)))
+    die_before_each_step(folder, run, iter(chosen_steps(10**9 - counting.steps_left)))
 
 
 if __name__ == "__main__":

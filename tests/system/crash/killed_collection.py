@@ -1,5 +1,5 @@
-"""Collections that are killed at a durable step, in a store with deleted manifests, with tags that are restored and
-moved, and with garbage: `python -m tests.system.crash.killed_collection FOLDER` (see `crash_runs`)."""
+"""Kills processes before the durable steps of garbage collections and of changes of tags: `python -m
+tests.system.crash.killed_collection FOLDER` (see `crash_runs`). The store has deleted manifests and garbage."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.system.crash.durable_steps import BOOT
 
 WEB = RepositoryName("team/web")
 GRACE = 100.0
-"""Seconds for which a deleted manifest can be put back."""
+"""The number of seconds for which a deleted manifest can be restored."""
 RESTORED = ("deleted", "family", "overwritten")
-"""Tags of WEB that `run` gives back what they pointed at."""
+"""The tags of WEB that `run` restores to the manifest at which they pointed earlier."""
 
 
 def tag_changes(store: StoredRegistry) -> TagChanges:
@@ -29,16 +29,16 @@ def tag_changes(store: StoredRegistry) -> TagChanges:
 
 
 async def make_store(data: Path) -> tuple[dict[str, Digest], Digest]:
-    """Makes a store with everything that a collection can remove. Returns what the tags in `RESTORED` pointed at, and
-    the digest of a manifest without a tag."""
+    """Makes a store with everything that a collection can remove. Returns the digests to which the tags in `RESTORED`
+    are restored, and the digest of a manifest without a tag."""
     clock = Clock()
     prepare_data_dir(data)
     async with open_registry(data, boot=BOOT, clock=clock) as store:
         await push_image(store, APP, "kept", "kept")
-        await push_image(store, WEB, "kept", "same")  # all of it is in both repositories
+        await push_image(store, WEB, "kept", "same")  # the same content in both repositories
         for number in range(2):
-            gone = await push_image(store, APP, f"gone {number}", "gone")
-            await store.delete_manifest(APP, gone.digest, by=BY)
+            expired = await push_image(store, APP, f"gone {number}", "gone")
+            await store.delete_manifest(APP, expired.digest, by=BY)
         await push_blob(store, APP, b"without a manifest")
         writer = await store.start_upload(APP)
         await writer.write(b"abandoned")
@@ -46,7 +46,8 @@ async def make_store(data: Path) -> tuple[dict[str, Digest], Digest]:
         partial = await store.partials.claim(digest_of(b"half a blob"), 11)
         partial.write_at(0, b"half")
         partial.close()
-        clock.now += 2 * GRACE  # what was deleted before can no longer be put back, what is deleted now can
+        # The manifests that were deleted above can no longer be restored. Those that are deleted below can.
+        clock.now += 2 * GRACE
         deleted = await push_image(store, WEB, "deleted", "deleted")
         await push_image(store, WEB, "signature", subject=deleted.digest)
         child = await push_image(store, WEB, "child")
@@ -62,8 +63,8 @@ async def make_store(data: Path) -> tuple[dict[str, Digest], Digest]:
 
 
 async def run(data: Path, system: System) -> None:
-    """Collects garbage before, between and after the changes of tags, the last time when every grace period has
-    ended."""
+    """Collects garbage before the changes of tags, between them and after them. At the last collection, every grace
+    period has ended."""
     clock = Clock(START + 2.5 * GRACE)
     async with open_registry(data, grace=GRACE, expire=GRACE, system=system, boot=BOOT, clock=clock) as store:
         await store.collector.collect()

@@ -1,4 +1,5 @@
-"""Evictions that are killed: `python -m tests.system.crash.killed_eviction FOLDER` (see `crash_runs`)."""
+"""Kills processes before the durable steps of an eviction (the removal of cached images of a mirror): `python -m
+tests.system.crash.killed_eviction FOLDER` (see `crash_runs`)."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from tests.system.crash.crash_runs import die_before_each_step
 from tests.system.crash.durable_steps import BOOT
 
 NOW = 2_000_000_000.0
-"""What the clock says, in seconds since 1970."""
-EVERYTHING = Budget("cache hub", ("hub",), 0)
+"""The time at which the eviction runs, in seconds since 1970."""
+NO_BYTES = Budget("cache hub", ("hub",), 0)
+"""A budget of 0 bytes, so that every cached image of the upstream `hub` is evicted."""
 
 
 def evictor_of(store: StoredRegistry, now: float) -> Evictor:
@@ -28,7 +30,7 @@ def evictor_of(store: StoredRegistry, now: float) -> Evictor:
         store.usage,
         store.collector,
         store.leases,
-        CacheLimits(("hub",), (EVERYTHING,)),
+        CacheLimits(("hub",), (NO_BYTES,)),
         list_downloads=list_downloads,
         free_bytes=store.free_bytes,
         clock=lambda: now,
@@ -38,7 +40,7 @@ def evictor_of(store: StoredRegistry, now: float) -> Evictor:
 async def evict_all(data: Path, system: System | None = None, now: float = NOW, boot: str = BOOT) -> None:
     """Evicts all mirrored images."""
     async with open_registry(data, system=system, boot=boot, clock=lambda: now) as store:
-        await evictor_of(store, now).evict_to(EVERYTHING)
+        await evictor_of(store, now).evict_to(NO_BYTES)
 
 
 if __name__ == "__main__":

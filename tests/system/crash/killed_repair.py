@@ -1,4 +1,4 @@
-"""Processes that repair a damaged store and collect its garbage, and are killed before a durable step:
+"""Kills processes before the durable steps of the repair of a damaged store and of the garbage collection after it:
 `python -m tests.system.crash.killed_repair FOLDER` (see `crash_runs`)."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.system.crash.durable_steps import BOOT
 async def repair_and_collect(
     data: Path, system: System, clock: Callable[[], float] = time.time, boot: str = BOOT
 ) -> list[Finding]:
-    """Repairs the store and collects its garbage. Returns what the check found."""
+    """Repairs the store and collects its garbage. Returns the problems that the check found."""
     async with open_registry(data, grace=0, expire=0, system=system, boot=boot, clock=clock) as registry:
         found = await find_problems(registry, CheckOptions(repair=True))
         await registry.collector.collect(all_shards=True)

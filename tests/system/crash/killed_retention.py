@@ -1,5 +1,5 @@
-"""Runs of retention that are killed at a durable step: `python -m tests.system.crash.killed_retention FOLDER` (see
-`crash_runs`)."""
+"""Kills processes before the durable steps of retention (the job that deletes old tags by rules): `python -m
+tests.system.crash.killed_retention FOLDER` (see `crash_runs`)."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ RULES = [RetentionRule(repositories=["team/**"], keep_last=2, keep_tags=["v*"], 
 
 
 async def fill(store: StoredRegistry, clock: Clock) -> None:
-    """Pushes images of several platforms with signatures, some of them with blobs in common, and one without a tag."""
+    """Pushes indexes with two images each, and a signature for each index. All indexes of a repository share one image.
+    One index has no tag."""
     for repo in (APP, WEB):
         shared = await push_image(store, repo, "shared")
         for number, tag in enumerate(("v1", "a", "b", "c", "d", "")):
             clock.now += 60
-            own = await push_image(store, repo, f"{repo} {number}")
-            index = index_of([shared.descriptor, own.descriptor])
+            platform_image = await push_image(store, repo, f"{repo} {number}")
+            index = index_of([shared.descriptor, platform_image.descriptor])
             await store.put_manifest(repo, index, [Tag(tag)] if tag else [], by=BY)
             await push_image(store, repo, f"signature {number}", subject=index.digest)
 
 
 async def run_retention(store: StoredRegistry, clock: Clock) -> None:
-    """Runs the job to its end."""
+    """Runs the retention job to its end."""
     judge = RetentionJudge(RULES, NamingRules(), store.metadata, store.retention)
     work = RetentionWork(judge, store.retention, clock)
     await run_in_command(store.jobs, store.leases, KIND, {}, work, actor="test")
@@ -51,7 +52,7 @@ async def make_store(data: Path) -> None:
 
 
 async def run(data: Path, system: System) -> None:
-    """Opens the store a few days later, and runs the job."""
+    """Opens the store a few days later, and runs the retention job."""
     clock = Clock(START + 1_000_000)
     async with open_registry(data, system=system, clock=clock) as store:
         await run_retention(store, clock)

@@ -1,4 +1,5 @@
-"""Processes that are killed while they scrub: `python -m tests.system.crash.killed_scrub FOLDER` (see `crash_runs`)."""
+"""Kills processes before the durable steps of a scrub (the job that reads all blobs and moves damaged ones to the
+quarantine): `python -m tests.system.crash.killed_scrub FOLDER` (see `crash_runs`)."""
 
 from __future__ import annotations
 
@@ -18,9 +19,11 @@ from tests.system.crash.durable_steps import BOOT
 
 APP = RepositoryName("team/app")
 BODIES = {name: random.Random(name).randbytes(20_000) for name in ("whole", "flipped", "cut", "deleted", "last")}
+"""The content of the blobs, by the damage that the test does to them."""
 QUARANTINE_BYTES = 30_000
-"""Room for one damaged blob, so that the scrub has to delete others."""
+"""The size of the quarantine. It holds one damaged blob, so the scrub has to delete the others."""
 DAMAGE = {"flipped": flip_byte, "cut": cut, "deleted": delete}
+"""The functions that damage the file of a blob, by the name of the blob."""
 
 
 def digest(name: str) -> Digest:
@@ -28,7 +31,7 @@ def digest(name: str) -> Digest:
 
 
 async def push_all(registry: StoredRegistry) -> Manifest:
-    """Pushes an image of all blobs."""
+    """Pushes an image whose config and layers are all blobs of `BODIES`."""
     layers = [await push_blob(registry, APP, body) for body in BODIES.values()]
     manifest = image_of(layers[0], layers[1:])
     await registry.put_manifest(APP, manifest, [Tag("latest")], by=BY)
@@ -36,8 +39,8 @@ async def push_all(registry: StoredRegistry) -> Manifest:
 
 
 async def make_damaged_store(data: Path) -> None:
-    """Stores an image with three damaged layers. One of them was damaged before: the earlier process was killed after
-    it had recorded the damage, and before it moved the bytes."""
+    """Stores an image with four damaged blobs. The damage of the blob `last` is recorded already, but its bytes are not
+    in the quarantine, as if an earlier process had been killed between these two steps."""
     prepare_data_dir(data)
     async with open_registry(data, boot=BOOT) as registry:
         await push_all(registry)
@@ -50,7 +53,7 @@ async def make_damaged_store(data: Path) -> None:
 
 
 async def run(data: Path, system: System) -> None:
-    """Scrubs the store."""
+    """Scrubs the damaged store."""
     async with open_registry(data, boot=BOOT, system=system) as registry:
         await scrub(registry, quarantine_bytes=QUARANTINE_BYTES)
 

@@ -1,4 +1,5 @@
-"""Records durable steps, and computes the disks that a power cut after any of them could leave.
+"""Records the durable steps of a run (such as writes, syncs and commits), and computes the disks that a power cut after
+any of these steps could leave.
 
 Assumptions about a disk: a sync of a file makes durable all bytes that were written to it so far, and nothing else. A
 sync of a directory makes durable the entries that were created, moved and removed in it so far, and nothing else.
@@ -25,14 +26,15 @@ import apsw
 
 from storage.data_dir.system import System
 from tests.system.crash.durable_steps import kind_of_place
-from tests.system.crash.workload import Event, StepLog
+from tests.system.crash.workload import Request, RequestLog
 
 Entry = tuple[Any, ...]
+"""An entry of the recorded log: the name of a step and its arguments (`ReplayedDisk.follow` lists all kinds)."""
 
 
 class RecordingSystem(System):
-    """Makes every step for real, below `data`, and records the steps and acknowledgements in order. A file that other
-    code writes, such as a copy of the database, is recorded completely when it is synced."""
+    """Performs every step below `data`, and records the steps and acknowledgements in order. Some files are not written
+    through this class, such as a copy of the database. Such a file is recorded completely when it is synced."""
 
     def __init__(self, data: Path) -> None:
         super().__init__()
@@ -44,10 +46,10 @@ class RecordingSystem(System):
         self._made = 0
         self._lock = threading.RLock()
 
-    def tell(self, kind: str, event: Event) -> None:
-        """Adds an entry `told` to the log: the step `event` of the workload begins or has ended (`StepLog`)."""
+    def announce(self, kind: str, request: Request) -> None:
+        """Adds an entry `announced` to the log: the request `request` has begun or ended (`RequestLog`)."""
         with self._lock:
-            self.log.append(("told", kind, event))
+            self.log.append(("announced", kind, request))
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self._data))
@@ -82,7 +84,7 @@ class RecordingSystem(System):
             self.log.append(("sync directory", self._name(here)))
 
     def trust(self, folder: Path) -> None:
-        """Treats the bytes of all files in `folder` as durable. `folder` is outside `data`."""
+        """Treats the bytes of all files in `folder`, which is outside `data`, as durable."""
         self._synced.update(file.stat().st_ino for file in folder.rglob("*") if file.is_file())
 
     def _record_whole_file(self, inode: int, file: Path) -> None:
@@ -135,7 +137,7 @@ class RecordingSystem(System):
         with self._lock:
             is_same = target.exists() and target.samefile(source)
             super().rename(source, target)
-            if not is_same:  # otherwise it does nothing
+            if not is_same:  # a rename of a file onto itself changes nothing
                 self.log.append(("rename", self._name(source), self._name(target)))
 
     def unlink(self, path: Path) -> None:
@@ -159,7 +161,7 @@ class RecordingSystem(System):
             self.log.append(("commit", self.snapshot(), durable))
 
     def snapshot(self) -> bytes:
-        """Returns the current metadata; empty if there is none."""
+        """Returns the bytes of the current metadata database, or no bytes if there is none."""
         if not (self._data / "entrepot.db").exists():
             return b""
         db = apsw.Connection(str(self._data / "entrepot.db"))
@@ -171,24 +173,28 @@ class RecordingSystem(System):
 
 @dataclass
 class ReplayedFile:
-    """The bytes of a file, on the disk and as processes see them."""
+    """The bytes of a file: `durable_bytes` on the disk, and `visible_bytes` as seen by running processes."""
 
-    durable: bytes = b""
-    seen: bytes = b""
+    durable_bytes: bytes = b""
+    visible_bytes: bytes = b""
 
     def left(self, rng: random.Random | None, *, zeros: bool) -> bytes:
-        """Returns the bytes after the power cut. With `rng`, a random part of the unsynced bytes is there as well.
-        Without it, only the synced bytes are there; `zeros`: with zeros up to the length that processes saw."""
+        """Returns the bytes of the file after a power cut. With `rng`, they include a random part of the unsynced
+        bytes. Without `rng`, they are only the synced bytes. With `zeros`, zeros follow up to the length that processes
+        saw."""
         if rng is None:
-            return self.durable.ljust(len(self.seen), b"\0") if zeros else self.durable
-        kept = self.durable + self.seen[len(self.durable) :]
-        cut = rng.randint(len(self.durable), max(len(kept), len(self.durable)))
-        return rng.choice((self.durable, self.seen, kept[:cut], kept[:cut].ljust(len(self.seen), b"\0")))
+            return self.durable_bytes.ljust(len(self.visible_bytes), b"\0") if zeros else self.durable_bytes
+        kept = self.durable_bytes + self.visible_bytes[len(self.durable_bytes) :]
+        cut = rng.randint(len(self.durable_bytes), max(len(kept), len(self.durable_bytes)))
+        return rng.choice(
+            (self.durable_bytes, self.visible_bytes, kept[:cut], kept[:cut].ljust(len(self.visible_bytes), b"\0"))
+        )
 
 
 @dataclass
 class DiskAfterCut:
-    """A disk after a power cut: names with their bytes (None: a directory), and the database."""
+    """The content of a disk after a power cut. `how`: how it was computed. `names`: the bytes of each file (None for a
+    directory). `metadata`: the bytes of the database."""
 
     how: str
     names: dict[str, bytes | None]
@@ -223,104 +229,110 @@ class DiskAfterCut:
 
 @dataclass
 class ReplayedDisk:
-    """Replays a log. `entries`: changes of directories that no sync has made durable yet."""
+    """Replays the log of a `RecordingSystem`, and computes the disks that a power cut at this point could leave."""
 
     metadata: bytes
-    maybe: list[bytes] = field(default_factory=list)
-    """The database after each commit since the last durable one."""
+    not_durable: list[bytes] = field(default_factory=list)
+    """The database after each commit since the last durable commit. A power cut may leave any of these states."""
     files: dict[int, ReplayedFile] = field(default_factory=dict)
-    seen: dict[str, int] = field(default_factory=dict)
-    """The number of the file behind each name, as processes see the disk. 0: the name is that of a directory."""
-    durable: dict[str, int] = field(default_factory=dict)
-    """The same for the names that syncs of directories have made durable."""
-    entries: list[tuple[str, int | None]] = field(default_factory=list)
-    made: set[str] = field(default_factory=set)
-    """The directories that were ever made."""
-    told: StepLog = field(default_factory=StepLog)
+    visible_names: dict[str, int] = field(default_factory=dict)
+    """The number of the file behind each name, as running processes see the disk. 0: the name is that of a
+    directory."""
+    durable_names: dict[str, int] = field(default_factory=dict)
+    """Like `visible_names`, but only the names that syncs of directories have made durable."""
+    unsynced_names: list[tuple[str, int | None]] = field(default_factory=list)
+    """Names that were added or removed since the last sync of their directory. None: the name was removed."""
+    made_directories: set[str] = field(default_factory=set)
+    """All directories that were ever made, including those that were removed."""
+    request_log: RequestLog = field(default_factory=RequestLog)
 
     def follow(self, entry: Entry) -> None:
+        """Applies the next entry of the log."""
         match entry:
-            case ("told", kind, event):
-                self.told.note(kind, event)
+            case ("announced", kind, request):
+                self.request_log.note(kind, request)
             case ("create" | "link", name, number):
                 self.files.setdefault(number, ReplayedFile())
                 self._enter(name, number)
             case ("mkdir", name):
-                self.made.add(name)
+                self.made_directories.add(name)
                 self._enter(name, 0)
             case ("write", number, offset, data):
                 file = self.files[number]
-                file.seen = file.seen[:offset].ljust(offset, b"\0") + data + file.seen[offset + len(data) :]
+                before, after = file.visible_bytes[:offset], file.visible_bytes[offset + len(data) :]
+                file.visible_bytes = before.ljust(offset, b"\0") + data + after
             case ("truncate", number, size):
-                self.files[number].seen = self.files[number].seen[:size]
+                self.files[number].visible_bytes = self.files[number].visible_bytes[:size]
             case ("sync", number):
-                self.files[number].durable = self.files[number].seen
+                self.files[number].durable_bytes = self.files[number].visible_bytes
             case ("sync directory", folder):
                 self._make_durable("" if folder == "." else folder)
             case ("rename", source, target):
-                self._enter(target, self.seen[source])
+                self._enter(target, self.visible_names[source])
                 self._enter(source, None)
             case ("unlink", name) | ("rmdir", name):
                 self._enter(name, None)
             case ("commit", snapshot, True):
-                self.metadata, self.maybe = snapshot, []
+                self.metadata, self.not_durable = snapshot, []
             case ("commit", snapshot, False):
-                self.maybe.append(snapshot)
+                self.not_durable.append(snapshot)
             case _:
                 raise AssertionError(entry)
 
     def _enter(self, name: str, number: int | None) -> None:
-        self.entries.append((name, number))
-        _change(self.seen, name, number)
+        self.unsynced_names.append((name, number))
+        _change(self.visible_names, name, number)
 
     def _make_durable(self, folder: str) -> None:
         rest = []
-        for name, number in self.entries:
+        for name, number in self.unsynced_names:
             if os.path.dirname(name) == folder:
-                _change(self.durable, name, number)
+                _change(self.durable_names, name, number)
             else:
                 rest.append((name, number))
-        self.entries = rest
+        self.unsynced_names = rest
 
     def cuts(self, seed: int, mixtures: int) -> Iterator[DiskAfterCut]:
-        """Returns disks that a power cut now could leave: the one with the least content, those with all names and the
-        fewest bytes (none, or zeros), and some random combinations."""
-        latest = self.maybe[-1] if self.maybe else self.metadata
-        yield self._left("least", self.durable, self.metadata, None, zeros=False)
-        yield self._left("names without bytes", self.seen, latest, None, zeros=False)
-        yield self._left("names with zeros", self.seen, self.metadata, None, zeros=True)
+        """Returns disks that a power cut at this point could leave. The first has the least content. Two have all
+        names, but only the synced bytes (followed by zeros on one of them). The others (`mixtures`) are random
+        combinations."""
+        latest = self.not_durable[-1] if self.not_durable else self.metadata
+        yield self._left("least", self.durable_names, self.metadata, None, zeros=False)
+        yield self._left("names without bytes", self.visible_names, latest, None, zeros=False)
+        yield self._left("names with zeros", self.visible_names, self.metadata, None, zeros=True)
         for number in range(mixtures):
             rng = random.Random(f"{seed} {number}")
-            names = dict(self.durable)
-            for name, to in self.entries:
+            names = dict(self.durable_names)
+            for name, to in self.unsynced_names:
                 if rng.random() < 0.6:
                     _change(names, name, to)
-            yield self._left(f"mixture {number}", names, rng.choice([self.metadata, *self.maybe]), rng, zeros=False)
+            metadata = rng.choice([self.metadata, *self.not_durable])
+            yield self._left(f"mixture {number}", names, metadata, rng, zeros=False)
 
     def _left(
         self, how: str, names: dict[str, int], metadata: bytes, rng: random.Random | None, *, zeros: bool
     ) -> DiskAfterCut:
         bytes_of = {number: file.left(rng, zeros=zeros) for number, file in self.files.items()}
         kept = {name: bytes_of[number] if number else None for name, number in names.items()}
-        missing = self.made.difference(kept)
-        if missing:  # what is in a missing directory is missing as well
+        missing = self.made_directories.difference(kept)
+        if missing:  # the content of a missing directory is missing as well
             kept = {name: body for name, body in kept.items() if missing.isdisjoint(_directories_of(name))}
         return DiskAfterCut(how, kept, metadata)
 
 
 @cache
 def _directories_of(name: str) -> tuple[str, ...]:
-    """Returns the directories that contain the entry."""
+    """Returns all directories above this name."""
     return tuple(str(folder) for folder in Path(name).parents[:-1])
 
 
 def kinds_of(log: Sequence[Entry]) -> list[Hashable]:
-    """Returns the same value for entries of a log that are alike: the same step with the same kind of file in the same
-    kind of event."""
+    """Returns the kind of each entry of a log. Two entries are of the same kind if they are the same step with the same
+    kind of file in the same kind of request."""
     kinds, files, during = list[Hashable](), dict[int, Hashable](), None
     for entry in log:
         what, place, *_ = entry
-        if what == "told":
+        if what == "announced":
             during = tuple(entry[2][: 2 if entry[2][0] == "right" else 1]) if place == "begin" else None
         elif what == "commit":
             place = entry[2]

@@ -1,5 +1,5 @@
-"""An import that ends at a durable step, by SIGKILL or by a power cut: no image is incomplete, and the next import
-completes the work."""
+"""Tests that interrupt an import from another registry's data directory, by SIGKILL or by a power cut at a durable
+step. No stored image is incomplete, and the next import completes the work."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ REPOSITORIES = ("team/app", "team/copy")
 
 @pytest.fixture
 def images() -> list[ImageTree]:
+    """An index of two platforms, and a Docker image."""
     return [
         index_of((noise_image("amd64", 3000), "amd64"), (noise_image("arm64", 10), "arm64")),
         noise_image("plain", 3000, 20, docker=True),
@@ -34,20 +35,20 @@ def images() -> list[ImageTree]:
 
 
 @pytest.fixture
-def old(quick: Path, images: list[ImageTree]) -> OldDirectory:
-    """An old registry with two repositories with the same images. Some of its files cannot be linked, so they are
-    copied."""
-    made = OldDirectory(quick / "old")
+def old_registry(memory_folder: Path, images: list[ImageTree]) -> OldDirectory:
+    """The data directory of an old registry. Two repositories have the same images. Some of the files cannot be
+    hard-linked because others may write them, so the import copies them."""
+    directory = OldDirectory(memory_folder / "old")
     for repo in REPOSITORIES:
         for number, image in enumerate(images):
-            made.push(repo, image, str(number))
+            directory.push(repo, image, str(number))
     for digest in list(images[0].blobs)[:2]:
-        made.data(digest).chmod(0o666)
-    return made
+        directory.data(digest).chmod(0o666)
+    return directory
 
 
-async def assert_nothing_half(store: StoredRegistry, images: list[ImageTree]) -> None:
-    """Checks that each stored manifest has everything to which it refers."""
+async def assert_images_complete(store: StoredRegistry, images: list[ImageTree]) -> None:
+    """Checks that all blobs and manifests to which a stored manifest refers exist."""
     trees = [tree for image in images for tree in (image, *image.children)]
     for repo in REPOSITORIES:
         for image in trees:
@@ -58,15 +59,15 @@ async def assert_nothing_half(store: StoredRegistry, images: list[ImageTree]) ->
             await assert_whole(store, repo, image)
 
 
-async def check_next_import(data: Path, old: OldDirectory, images: list[ImageTree], boot: str) -> None:
+async def check_next_import(data: Path, old_registry: OldDirectory, images: list[ImageTree], boot: str) -> None:
     """Checks that the stored images are complete, that the next import completes the work, and that garbage collection
     then leaves only needed content."""
     async with open_registry(data, grace=0, boot=boot) as store:
-        # A linked file is as old as the one it was linked from. So a link whose row is missing may be old enough to be
-        # reported; the collection below removes it.
+        # A hard link has the age of the old registry's file. If its database row is missing, it may be old enough to be
+        # reported as stray. The collection below removes it.
         await assert_consistent(store, {ProblemCode.STRAY})
-        await assert_nothing_half(store, images)
-    await import_once(old.path, data, boot=boot)
+        await assert_images_complete(store, images)
+    await import_once(old_registry.path, data, boot=boot)
     clock = lambda: time.time() + 3600  # noqa: E731
     async with open_registry(data, grace=0, expire=60, boot=boot, clock=clock) as store:
         await store.collector.collect(all_shards=True)
@@ -80,29 +81,35 @@ async def check_next_import(data: Path, old: OldDirectory, images: list[ImageTre
 
 
 @pytest.mark.slow
-def test_an_import_that_is_killed_at_a_durable_step(quick: Path, old: OldDirectory, images: list[ImageTree]) -> None:
-    folder, before = quick / "killed", old.snapshot()
+def test_next_import_completes_a_killed_import(
+    memory_folder: Path, old_registry: OldDirectory, images: list[ImageTree]
+) -> None:
+    """After a SIGKILL, the stored images are complete, the next import completes the work, and the old registry is
+    unchanged."""
+    folder, before = memory_folder / "killed", old_registry.snapshot()
     prepare_data_dir(folder / "start")
 
     async def check(data: Path, _: int) -> None:
-        await check_next_import(data, old, images, BOOT)
+        await check_next_import(data, old_registry, images, BOOT)
 
-    assert check_killed_runs("tests.system.crash.killed_import", folder, str(old.path), check=check) > 40
-    assert old.snapshot() == before
+    assert check_killed_runs("tests.system.crash.killed_import", folder, str(old_registry.path), check=check) > 40
+    assert old_registry.snapshot() == before
 
 
 @pytest.mark.slow
-async def test_an_import_that_a_power_cut_ends(quick: Path, old: OldDirectory, images: list[ImageTree]) -> None:
+async def test_next_import_completes_an_import_after_a_power_cut(
+    memory_folder: Path, old_registry: OldDirectory, images: list[ImageTree]
+) -> None:
     """On every disk that a power cut could leave, the stored images are complete. On every seventh disk, the test also
     checks that the next import completes the work."""
-    start = quick / "start"
+    start = memory_folder / "start"
     prepare_data_dir(start)
 
     async def check(data: Path, number: int) -> None:
         if number % 7:
             async with open_registry(data, grace=0, boot="second run") as store:
-                await assert_nothing_half(store, images)
+                await assert_images_complete(store, images)
         else:
-            await check_next_import(data, old, images, "second run")
+            await check_next_import(data, old_registry, images, "second run")
 
-    assert await check_power_cuts(start, partial(import_once, old.path), check, mixtures=0) > 60
+    assert await check_power_cuts(start, partial(import_once, old_registry.path), check, mixtures=0) > 60

@@ -1,5 +1,5 @@
-"""A backup or a restore is interrupted, by SIGKILL before a durable step or by a power cut after one. A snapshot that
-counts as complete can be restored completely, and the next run completes the interrupted work."""
+"""Tests that interrupt a backup or a restore, by SIGKILL before a durable step or by a power cut after one. A snapshot
+that is listed as complete can be restored completely, and the next run completes the interrupted work."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from tests.system.crash.power_cut_disk import DiskAfterCut, RecordingSystem
 from tests.system.crash.workload import files_below
 
 OLD_TAGS, NEW_TAGS = ["kept", "old"], ["again", "kept", "new"]
+"""The tags in the first backup of `make_source`, and the tags after its last change."""
 
 
 def snapshot_names(folder: Path) -> list[str]:
@@ -42,7 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files_below(folder)}
 
 
-async def check_data(data: Path, kept: Manifest) -> list[str]:
+async def check_data(data: Path, kept_image: Manifest) -> list[str]:
     """Checks that a restored store is complete. Returns its tags."""
     prepare_data_dir(data)
     async with open_registry(data) as store:
@@ -50,26 +51,26 @@ async def check_data(data: Path, kept: Manifest) -> list[str]:
         tags = await all_tags(store, APP)
         for tag in tags:
             await pulled_blobs(store, APP, Tag(tag))
-        assert (await store.get_manifest(APP, Tag("kept"))).body == kept.body
+        assert (await store.get_manifest(APP, Tag("kept"))).body == kept_image.body
     return tags
 
 
-async def check_newest(folder: Path, kept: Manifest, tags: list[str]) -> None:
-    """Restores the newest snapshot, and checks that it is complete and has these tags."""
+async def check_newest(folder: Path, kept_image: Manifest, tags: list[str]) -> None:
+    """Restores the newest snapshot, and checks that the restored store is complete and has these tags."""
     await restore_in(folder / "backups", folder / "restored", System())
-    assert await check_data(folder / "restored" / "data", kept) == tags
+    assert await check_data(folder / "restored" / "data", kept_image) == tags
     shutil.rmtree(folder / "restored")
 
 
-async def check_backups(folder: Path, source: Path, kept: Manifest) -> None:
+async def check_backups(folder: Path, source: Path, kept_image: Manifest) -> None:
     """Checks that there is a complete snapshot, that it can be restored, and that the next backup succeeds."""
     names = snapshot_names(folder)
     assert names
-    await check_newest(folder, kept, OLD_TAGS if names[-1].startswith("2001") else NEW_TAGS)
-    await check_next(folder, source)
+    await check_newest(folder, kept_image, OLD_TAGS if names[-1].startswith("2001") else NEW_TAGS)
+    await check_next_backup(folder, source)
 
 
-async def check_next(folder: Path, source: Path) -> None:
+async def check_next_backup(folder: Path, source: Path) -> None:
     """Checks that the next backup has all blobs of the store byte for byte, and no other files."""
     await back_up_in(source, folder, System())
     assert len(snapshot_names(folder)) == 1
@@ -78,16 +79,17 @@ async def check_next(folder: Path, source: Path) -> None:
     assert contents(folder / "backups" / "blobs") == contents(source / "blobs")
 
 
-async def check_restored(folder: Path, backups: Path, kept: Manifest) -> None:
-    """Checks that the restore is complete, or that the next one completes it."""
+async def check_restored(folder: Path, backups: Path, kept_image: Manifest) -> None:
+    """Checks that the restored store is complete. If the interrupted restore is not, restores again first."""
     data = folder / "data"
     if not has_data(data) or Layout(data).restore_marker.exists():
         await restore_in(backups, folder, System())
-    assert await check_data(data, kept) == OLD_TAGS
+    assert await check_data(data, kept_image) == OLD_TAGS
 
 
 def look_at_backups(disk: DiskAfterCut) -> None:
-    """Checks that a complete snapshot has its database, byte for byte, and all blobs that it names."""
+    """Checks that each snapshot with a manifest file has its database, byte for byte, and all blobs that the database
+    names."""
     manifests = [name for name in disk.names if name.startswith("backups/snapshots/") and name.endswith(".json")]
     for name in manifests:
         fields = json.loads(disk.names[name] or b"")
@@ -102,37 +104,38 @@ def look_at_backups(disk: DiskAfterCut) -> None:
 
 
 def look_at_restored(disk: DiskAfterCut) -> None:
-    """Checks that a directory with any content is marked as unfinished, or has its database."""
+    """Checks that a data directory that is not empty either has its database or is marked as unfinished."""
     if any(name.startswith("data/") for name in disk.names):
         assert "data/restore.json" in disk.names or "data/entrepot.db" in disk.names
 
 
 @pytest.mark.slow
-def test_a_backup_that_is_killed(quick: Path) -> None:
-    source = quick / "source"
-    kept = asyncio.run(make_source(source, quick / "start" / "backups"))
+def test_next_backup_completes_a_killed_backup(memory_folder: Path) -> None:
+    """After a SIGKILL, a complete snapshot exists and can be restored, and the next backup succeeds."""
+    source = memory_folder / "source"
+    kept_image = asyncio.run(make_source(source, memory_folder / "start" / "backups"))
 
     async def check(folder: Path, _: int) -> None:
-        await check_backups(folder, source, kept)
+        await check_backups(folder, source, kept_image)
 
-    assert check_killed_runs("tests.system.crash.killed_backup", quick, str(source), "backup", check=check) > 15
+    assert check_killed_runs("tests.system.crash.killed_backup", memory_folder, str(source), "backup", check=check) > 15
 
 
 @pytest.mark.slow
-async def test_a_backup_that_a_power_cut_ends(quick: Path) -> None:
-    """A backup that has returned is there after a power cut. The checks that take long run only for a sample of the
-    disks."""
-    source, start = quick / "source", quick / "start"
-    kept = await make_source(source, start / "backups")
+async def test_snapshots_are_complete_after_a_power_cut(memory_folder: Path) -> None:
+    """After a power cut during a backup, the complete snapshots can be restored and the next backup succeeds. A backup
+    that was reported as finished survives the power cut. The slow checks run only for a sample of the disks."""
+    source, start = memory_folder / "source", memory_folder / "start"
+    kept_image = await make_source(source, start / "backups")
     system = RecordingSystem(start)
     system.trust(source)
 
     async def check(folder: Path, _: int) -> None:
-        await check_backups(folder, source, kept)
+        await check_backups(folder, source, kept_image)
 
     async def check_end(folder: Path) -> None:
         assert len(snapshot_names(folder)) == 1
-        await check_newest(folder, kept, NEW_TAGS)
+        await check_newest(folder, kept_image, NEW_TAGS)
 
     cuts = await check_power_cuts(
         start, partial(back_up_in, source), check,
@@ -142,22 +145,23 @@ async def test_a_backup_that_a_power_cut_ends(quick: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_the_first_backup_that_a_power_cut_ends(quick: Path) -> None:
-    """The first backup is complete or absent. If it has returned, it is complete."""
-    source, start = quick / "source", quick / "start"
-    kept = await make_source(source, quick / "other backups")
+async def test_first_backup_is_complete_or_absent_after_a_power_cut(memory_folder: Path) -> None:
+    """After a power cut, the first backup is either complete or absent. A backup that was reported as finished is
+    complete."""
+    source, start = memory_folder / "source", memory_folder / "start"
+    kept_image = await make_source(source, memory_folder / "other backups")
     start.mkdir()
     system = RecordingSystem(start)
     system.trust(source)
 
     async def check(folder: Path, _: int) -> None:
         if snapshot_names(folder):
-            await check_newest(folder, kept, NEW_TAGS)
+            await check_newest(folder, kept_image, NEW_TAGS)
         else:
-            await check_next(folder, source)
+            await check_next_backup(folder, source)
 
     async def check_end(folder: Path) -> None:
-        await check_newest(folder, kept, NEW_TAGS)
+        await check_newest(folder, kept_image, NEW_TAGS)
 
     cuts = await check_power_cuts(
         start, partial(back_up_in, source), check,
@@ -167,31 +171,34 @@ async def test_the_first_backup_that_a_power_cut_ends(quick: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_restore_that_is_killed(quick: Path) -> None:
-    backups = quick / "backups"
-    kept = asyncio.run(make_source(quick / "source", backups))
-    (quick / "start").mkdir()
+def test_next_restore_completes_a_killed_restore(memory_folder: Path) -> None:
+    """After a SIGKILL, the restore is complete or marked as unfinished, and the next restore completes it."""
+    backups = memory_folder / "backups"
+    kept_image = asyncio.run(make_source(memory_folder / "source", backups))
+    (memory_folder / "start").mkdir()
 
     async def check(folder: Path, _: int) -> None:
-        await check_restored(folder, backups, kept)
+        await check_restored(folder, backups, kept_image)
 
-    assert check_killed_runs("tests.system.crash.killed_backup", quick, str(backups), "restore", check=check) > 15
+    assert (
+        check_killed_runs("tests.system.crash.killed_backup", memory_folder, str(backups), "restore", check=check) > 15
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("may_link", [False, True])
-async def test_a_restore_that_a_power_cut_ends(quick: Path, *, may_link: bool) -> None:
-    """No server starts on an unfinished restore. For a sample of the disks, the next restore completes it. A restore
-    that has returned is there after a power cut."""
-    backups, start = quick / "backups", quick / "start"
-    kept = await make_source(quick / "source", backups)
+async def test_next_restore_completes_a_restore_after_a_power_cut(memory_folder: Path, *, may_link: bool) -> None:
+    """After a power cut, an unfinished restore is marked, so that no server starts on it. For a sample of the disks,
+    the next restore completes it. A restore that was reported as finished survives the power cut."""
+    backups, start = memory_folder / "backups", memory_folder / "start"
+    kept_image = await make_source(memory_folder / "source", backups)
     start.mkdir()
 
     async def check(folder: Path, _: int) -> None:
-        await check_restored(folder, backups, kept)
+        await check_restored(folder, backups, kept_image)
 
     async def check_end(folder: Path) -> None:
-        assert await check_data(folder / "data", kept) == OLD_TAGS
+        assert await check_data(folder / "data", kept_image) == OLD_TAGS
 
     async def run(folder: Path, system: System) -> None:
         layout = Layout(folder / "data")

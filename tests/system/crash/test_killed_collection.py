@@ -1,5 +1,5 @@
-"""A garbage collection is interrupted, by SIGKILL before a durable step or by a power cut after one. What can be put
-back is complete, and the next collection leaves only needed content."""
+"""Tests that interrupt a garbage collection, by SIGKILL before a durable step or by a power cut after one. Images that
+can be restored are complete, and the next collection leaves only needed content."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from tests.system.crash.workload import files_below
 
 
 async def check_store(data: Path, restored: dict[str, Digest], untagged: Digest, boot: str) -> None:
-    """Checks whatever the process has left: all tags can be pulled, those in `restored` can be put back unless they
-    were already, and the next collection then leaves nothing else."""
+    """Checks the store that an interrupted run has left. All tags can be pulled. The tags in `restored` can be restored
+    to these digests, unless the run has restored them already. The next collection then leaves only the content of the
+    tags and the manifest `untagged`."""
     prepare_data_dir(data)
     clock = Clock(START + 2.6 * GRACE)
     async with open_registry(data, grace=GRACE, boot=boot, clock=clock) as store:
@@ -48,31 +49,31 @@ async def check_store(data: Path, restored: dict[str, Digest], untagged: Digest,
             needed |= await pulled_blobs(store, WEB, Tag(name))
         for name, digest in restored.items():
             assert (await store.get_manifest(WEB, Tag(name))).digest == digest
-        needed |= await pulled_blobs(store, WEB, untagged)  # only a rule of retention deletes it
+        needed |= await pulled_blobs(store, WEB, untagged)  # only retention rules delete untagged manifests
     assert {file.name for file in files_below(data / "blobs")} == {digest.encoded for digest in needed}
     for folder in ("trash", "uploads", "partials"):
         assert not list((data / folder).iterdir())
 
 
 @pytest.mark.slow
-def test_a_collection_is_completed_after_a_kill(quick: Path) -> None:
-    """A process is killed before each durable step that the test tries, at least one of each kind. The next collection
+def test_a_collection_is_completed_after_a_kill(memory_folder: Path) -> None:
+    """A process is killed before each of the tried durable steps, which include each kind of step. The next collection
     completes the work."""
-    restored, untagged = asyncio.run(make_store(quick / "start"))
+    restored, untagged = asyncio.run(make_store(memory_folder / "start"))
 
     async def check(data: Path, _: int) -> None:
         await check_store(data, restored, untagged, BOOT)
 
-    assert check_killed_runs("tests.system.crash.killed_collection", quick, check=check) > 30
+    assert check_killed_runs("tests.system.crash.killed_collection", memory_folder, check=check) > 30
 
 
 @pytest.mark.slow
-async def test_a_collection_is_completed_after_a_power_cut(quick: Path) -> None:
-    """The next collection completes the work. Of all disks that a power cut after any durable step could leave, the
-    test checks every ninth one."""
-    restored, untagged = await make_store(quick / "start")
+async def test_a_collection_is_completed_after_a_power_cut(memory_folder: Path) -> None:
+    """After a power cut, the next collection completes the work. Of all disks that a power cut after any durable step
+    could leave, the test checks every ninth one."""
+    restored, untagged = await make_store(memory_folder / "start")
 
     async def check(data: Path, _: int) -> None:
         await check_store(data, restored, untagged, "second run")
 
-    assert await check_power_cuts(quick / "start", run, check, every=9) > 30
+    assert await check_power_cuts(memory_folder / "start", run, check, every=9) > 30

@@ -1,5 +1,5 @@
-"""An eviction is interrupted, by SIGKILL before a durable step or by a power cut after one. The counts stay exact, and
-the next eviction completes the work."""
+"""Tests that interrupt an eviction of cached images, by SIGKILL before a durable step or by a power cut after one. The
+counted use of the cache stays exact, and the next eviction completes the work."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from tests.system.crash.crash_runs import assert_consistent, check_killed_runs, 
 from tests.system.crash.durable_steps import BOOT
 from tests.system.crash.killed_eviction import NOW, evict_all
 
+# Two mirrored repositories, and one that is not mirrored.
 HUB, OTHER, HOSTED = RepositoryName("hub/app"), RepositoryName("hub/web"), RepositoryName("team/app")
 SCOPES = [ScopeDefinition("cache hub", ("hub/",), upstream="hub")]
 CHECKS = CheckOptions(hash_bytes=True, is_mirrored=lambda name: name.startswith("hub/"))
 
 
 async def fill(data: Path) -> Digest:
-    """Stores three mirrored images and an index, which share a layer, and mounts one of their layers in a hosted
-    repository. Returns the digest of that layer."""
+    """Stores three mirrored images, which share a layer, and an index of two of them. Mounts a layer of the third image
+    in a hosted repository. Returns the digest of the mounted layer."""
     prepare_data_dir(data)
     async with open_registry(data, boot=BOOT, clock=lambda: NOW - 100) as store:
         await count_scopes(store.usage, store.leases, SCOPES)
@@ -47,11 +48,12 @@ async def fill(data: Path) -> Digest:
 
 
 async def check(data: Path, mounted: Digest, boot: str) -> None:
-    """Checks that the remaining content is complete. After one more eviction and a collection, only the hosted blob is
-    left."""
+    """Checks that the remaining content is complete. Then evicts again and collects garbage, and checks that only the
+    mounted blob is left."""
     prepare_data_dir(data)
     async with open_registry(data, boot=boot, clock=lambda: NOW) as store:
-        # The clock is ahead of the files, so bytes that the next collection removes count as strays already.
+        # The clock is ahead of the times of the files. So files that the next collection removes count as stray
+        # already.
         await assert_consistent(store, {ProblemCode.STRAY}, CHECKS)
         assert await store.usage.scope("cache hub") == await store.usage.recount("cache hub")
         for repo in (HUB, OTHER):
@@ -70,29 +72,31 @@ async def check(data: Path, mounted: Digest, boot: str) -> None:
             assert list((await store.tags(repo, None, 10)).items) == []
         assert await read_blob(store, HOSTED, mounted) == b"three"
     async with open_registry(data, grace=0, boot=boot, clock=lambda: time.time() + 3600) as store:
-        await store.collector.collect(all_shards=True)  # a file whose row is gone already is garbage for the collector
+        # If the database row of a file was removed before the kill, the collector removes the file.
+        await store.collector.collect(all_shards=True)
     files = [path for path in (data / "blobs").rglob("*") if path.is_file()]
     assert files == [data / Layout.blob_place(mounted)]
     assert list((data / "trash").iterdir()) == []
 
 
 @pytest.mark.slow
-def test_an_eviction_that_is_killed_goes_on(quick: Path) -> None:
-    mounted = asyncio.run(fill(quick / "start"))
+def test_next_eviction_completes_a_killed_eviction(memory_folder: Path) -> None:
+    """After a SIGKILL before any of the tried durable steps, the next eviction completes the work."""
+    mounted = asyncio.run(fill(memory_folder / "start"))
 
     async def check_run(data: Path, _: int) -> None:
         await check(data, mounted, BOOT)
 
-    assert check_killed_runs("tests.system.crash.killed_eviction", quick, check=check_run) > 8
+    assert check_killed_runs("tests.system.crash.killed_eviction", memory_folder, check=check_run) > 8
 
 
 @pytest.mark.slow
-async def test_an_eviction_that_a_power_cut_ends_goes_on(quick: Path) -> None:
-    """The next eviction completes the work. Of all disks that a power cut after any durable step could leave, the test
-    checks every fourth one."""
-    mounted = await fill(quick / "start")
+async def test_next_eviction_completes_an_eviction_after_a_power_cut(memory_folder: Path) -> None:
+    """After a power cut, the next eviction completes the work. Of all disks that a power cut after any durable step
+    could leave, the test checks every fourth one."""
+    mounted = await fill(memory_folder / "start")
 
     async def check_cut(data: Path, _: int) -> None:
         await check(data, mounted, "second run")
 
-    assert await check_power_cuts(quick / "start", evict_all, check_cut, every=4) > 8
+    assert await check_power_cuts(memory_folder / "start", evict_all, check_cut, every=4) > 8

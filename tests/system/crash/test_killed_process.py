@@ -1,5 +1,5 @@
-"""SIGKILL at durable steps: acknowledged content is there, no partial content is visible, and later work is not
-disturbed."""
+"""A test that kills a process at the durable steps of its requests. Acknowledged content is complete afterwards, no
+partial content is visible, and later requests work."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from storage.composition import open_registry, prepare_data_dir
 from tests.fakes.server_process import ROOT
 from tests.system.crash.crash_runs import assert_consistent
 from tests.system.crash.durable_steps import BOOT
-from tests.system.crash.workload import StateCheck, StepLog, files_below, referred_files, sweep
+from tests.system.crash.workload import RequestLog, StateCheck, files_below, referred_files, sweep
 
 
-async def _check(data: Path, told: StepLog, *, thorough: bool) -> None:
+async def _check(data: Path, request_log: RequestLog, *, thorough: bool) -> None:
+    """Checks the data directory of a killed process. `request_log`: the requests that the process had begun and
+    acknowledged."""
     prepare_data_dir(data)
     async with open_registry(data, grace=0, boot=BOOT) as registry:
         if thorough:
             await assert_consistent(registry)
-        check = StateCheck(registry, told)
+        check = StateCheck(registry, request_log)
         await check.everything()
     async with open_registry(data, grace=0, expire=60, boot=BOOT, clock=lambda: time.time() + 3600) as registry:
         referred = referred_files(data, sorted({key for state in check.states for key in state.referred()}))
@@ -35,7 +37,7 @@ async def _check(data: Path, told: StepLog, *, thorough: bool) -> None:
             await registry.collector.collect()
         if thorough or not set(files_below(data / "blobs")) <= referred:
             await sweep(registry)
-        await StateCheck(registry, told).manifests()
+        await StateCheck(registry, request_log).manifests()
         assert set(files_below(data / "blobs")) <= referred, "garbage is left"
         assert not list((data / "trash").iterdir())
         assert not list((data / "uploads").iterdir())
@@ -43,30 +45,40 @@ async def _check(data: Path, told: StepLog, *, thorough: bool) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_nothing_acknowledged_is_lost_when_the_process_is_killed_at_a_durable_step(when: str, quick: Path) -> None:
-    """Kills a process at each of the tried durable steps of the script, which include each kind of step. What the
-    process has acknowledged is then there, byte for byte. No partial blob is visible, the status of upload sessions is
-    true, and the collector finds all garbage. After every fourth kill, a check of the whole store finds no problem."""
-    command = [sys.executable, "-m", "tests.system.crash.killed_at_step", str(quick), when, str(random.random())]
-    deaths = 0
+def test_nothing_acknowledged_is_lost_when_the_process_is_killed_at_a_durable_step(
+    when: str, memory_folder: Path
+) -> None:
+    """Kills a process at each of the tried durable steps of the workload, which include each kind of step. The content
+    that the process has acknowledged is then there, byte for byte. No partial blob is visible, the reported offset of
+    upload sessions is true, and the collector finds all garbage. After every fourth kill, a check of the whole store
+    finds no problem."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.system.crash.killed_at_step",
+        str(memory_folder),
+        when,
+        str(random.random()),
+    ]
+    kills = 0
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as helper:
         assert helper.stdout is not None
         for line in helper.stdout:
             report = json.loads(line)
-            told = StepLog()
-            for kind, event in report["told"]:
-                told.note(kind, event)
-            data = quick / str(report["number"])
+            request_log = RequestLog()
+            for kind, request in report["announcements"]:
+                request_log.note(kind, request)
+            data = memory_folder / str(report["number"])
             try:
-                asyncio.run(_check(data, told, thorough=deaths % 4 == 0))
+                asyncio.run(_check(data, request_log, thorough=kills % 4 == 0))
             except BaseException as error:
                 helper.kill()
-                error.add_note(f"killed {when} step {report['number']}; under way: {told.open}")
+                error.add_note(f"killed {when} step {report['number']}; under way: {request_log.unacknowledged}")
                 raise
             shutil.rmtree(data)
-            deaths += report["code"] == -signal.SIGKILL
+            kills += report["code"] == -signal.SIGKILL
     assert helper.returncode == 0
-    assert report["code"] == 0, "the last process should have come through"
-    assert not told.open
-    assert report["number"] > 100, "the day has fewer durable steps than it should"
-    assert deaths > (60 if when == "before" else 20), "too few of them were tried"
+    assert report["code"] == 0, "the last process should have completed the workload"
+    assert not request_log.unacknowledged
+    assert report["number"] > 100, "the workload has fewer durable steps than expected"
+    assert kills > (60 if when == "before" else 20), "too few steps were tried"

@@ -1,5 +1,5 @@
-"""Scrub is interrupted, by SIGKILL before a durable step or by a power cut after one. Damaged bytes are never served,
-and nothing is lost."""
+"""Tests that interrupt a scrub (the job that reads all blobs and moves damaged ones to the quarantine), by SIGKILL
+before a durable step or by a power cut after one. Damaged bytes are never served, and no undamaged blob is lost."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ async def _is_served(registry: StoredRegistry, name: str) -> bool:
 
 
 async def _check(data: Path, boot: str, *, kept: tuple[int, ...] = (1,), thorough: bool) -> None:
-    """Checks that the next scrub completes the work and that a push of the image heals it. With `thorough`, also checks
-    that there is no garbage that the collector does not find. `kept`: the possible numbers of blobs in the
+    """Checks that the next scrub completes the work, and that a new push of the image replaces the damaged blobs. With
+    `thorough`, also checks that the collector finds all garbage. `kept`: the possible numbers of blobs in the
     quarantine."""
     prepare_data_dir(data)
     async with open_registry(data, grace=0, boot=boot) as registry:
@@ -62,24 +62,25 @@ async def _check(data: Path, boot: str, *, kept: tuple[int, ...] = (1,), thoroug
 
 
 @pytest.mark.slow
-def test_scrub_killed_before_a_durable_step(quick: Path) -> None:
-    asyncio.run(make_damaged_store(quick / "start"))
+def test_scrub_killed_before_a_durable_step(memory_folder: Path) -> None:
+    """The next scrub completes the work, and a new push replaces the damaged blobs."""
+    asyncio.run(make_damaged_store(memory_folder / "start"))
 
     async def check(data: Path, _: int) -> None:
         await _check(data, BOOT, thorough=True)
 
-    steps = check_killed_runs("tests.system.crash.killed_scrub", quick, check=check)
-    assert steps >= 10, "scrub has fewer durable steps than it should"
+    steps = check_killed_runs("tests.system.crash.killed_scrub", memory_folder, check=check)
+    assert steps >= 10, "scrub has fewer durable steps than expected"
 
 
 @pytest.mark.slow
-async def test_a_power_cut_after_each_durable_step_of_scrub(quick: Path) -> None:
-    """The next scrub completes the work, and a push heals the image. Of all disks that a power cut after any durable
-    step could leave, the test checks every third one."""
-    await make_damaged_store(quick / "start")
+async def test_a_power_cut_after_each_durable_step_of_scrub(memory_folder: Path) -> None:
+    """The next scrub completes the work, and a new push replaces the damaged blobs. Of all disks that a power cut after
+    any durable step could leave, the test checks every third one."""
+    await make_damaged_store(memory_folder / "start")
 
     async def check(data: Path, number: int) -> None:
-        # The cut may undo the move of the bytes, or only a half of it.
+        # The power cut may undo the move of the bytes into the quarantine, completely or in part.
         await _check(data, "second run", kept=(0, 1), thorough=number % 6 == 0)
 
-    assert await check_power_cuts(quick / "start", run, check, every=3) > 10
+    assert await check_power_cuts(memory_folder / "start", run, check, every=3) > 10

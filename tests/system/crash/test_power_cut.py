@@ -1,5 +1,5 @@
-"""A power cut after a durable step, replayed on the disks that it could leave (see `power_cut_disk` for the
-assumptions)."""
+"""A test of power cuts: computes the disks that a power cut after each tried durable step of the workload could leave,
+and checks the registry on each of them (see `power_cut_disk` for the assumptions)."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from storage.composition import open_registry, prepare_data_dir
 from tests.system.crash.crash_runs import assert_consistent
 from tests.system.crash.durable_steps import choose_steps
 from tests.system.crash.power_cut_disk import RecordingSystem, ReplayedDisk, kinds_of
-from tests.system.crash.workload import StateCheck, StepLog, Workload, files_below, referred_files, sweep
+from tests.system.crash.workload import RequestLog, StateCheck, Workload, files_below, referred_files, sweep
 
 MIXTURES = 2
+"""The number of random disks for each step, besides the three fixed ones."""
 
 
 async def _record(data: Path) -> tuple[ReplayedDisk, RecordingSystem]:
+    """Runs the workload. Returns the disk before it, and the system that has recorded the steps."""
     prepare_data_dir(data)
     system = RecordingSystem(data)
     disk = ReplayedDisk(system.snapshot())
     async with open_registry(data, grace=0, system=system, boot="first run") as registry:
-        await Workload(registry, system.tell).run()
+        await Workload(registry, system.announce).run()
     return disk, system
 
 
-async def _check(data: Path, told: StepLog, thorough: bool) -> None:
+async def _check(data: Path, request_log: RequestLog, thorough: bool) -> None:
+    """Checks the registry on a disk after a power cut. `request_log`: the requests that had begun and were
+    acknowledged."""
     async with open_registry(data, grace=0, boot="second run") as registry:
         if thorough:
             await assert_consistent(registry)
-        check = StateCheck(registry, told, survived=False)
+        check = StateCheck(registry, request_log, survived=False)
         await check.blobs()
         await check.manifests()
         await check.uploads()
@@ -40,7 +44,7 @@ async def _check(data: Path, told: StepLog, thorough: bool) -> None:
         clock = lambda: time.time() + 3600  # noqa: E731
         async with open_registry(data, grace=0, expire=60, boot="second run", clock=clock) as registry:
             await sweep(registry)
-            await StateCheck(registry, told).manifests()
+            await StateCheck(registry, request_log).manifests()
         referred = {key for state in check.states for key in state.referred()}
         assert set(files_below(data / "blobs")) <= referred_files(data, sorted(referred)), "garbage is left"
         assert not list((data / "trash").iterdir())
@@ -48,36 +52,45 @@ async def _check(data: Path, told: StepLog, thorough: bool) -> None:
         assert not list((data / "partials").iterdir())
 
 
-async def test_nothing_acknowledged_is_lost_in_a_power_cut_after_any_step(quick: Path) -> None:
-    """Checks each disk that a power cut after one of the tried durable steps of the script could leave. The tried steps
-    include each kind of step. Acknowledged content is there, byte for byte. No partial content is served. The status of
-    upload sessions is true, and the sessions can be completed."""
-    disk, system = await _record(quick / "recorded")
-    data = quick / "data"
+async def test_nothing_acknowledged_is_lost_in_a_power_cut_after_any_step(memory_folder: Path) -> None:
+    """Checks the disks that a power cut after each of the tried durable steps of the workload could leave. The tried
+    steps include each kind of step. Acknowledged content is there, byte for byte. No partial content is served. The
+    reported offset of upload sessions is true, and the sessions can be completed."""
+    disk, system = await _record(memory_folder / "recorded")
+    data = memory_folder / "data"
     prepare_data_dir(data)
-    done: set[object] = set()
+    different_disks: set[object] = set()
     log = system.log
-    ends = [number for number, (after, *_) in enumerate([*log[1:], ("end",)]) if after != "told"]
+    # The entries after which the power is cut: not those just before an `announced` entry, which changes nothing on the
+    # disk.
+    cut_points = [number for number, (after, *_) in enumerate([*log[1:], ("end",)]) if after != "announced"]
     kinds = kinds_of(log)
-    chosen = {ends[step - 1] for step in choose_steps([kinds[end] for end in ends], random.Random(random.random()))}
+    chosen = {
+        cut_points[step - 1]
+        for step in choose_steps([kinds[cut_point] for cut_point in cut_points], random.Random(random.random()))
+    }
     for number, entry in enumerate(log):
         disk.follow(entry)
         if number not in chosen:
             continue
-        for left in disk.cuts(number, MIXTURES):
-            mark = (tuple(sorted(left.names.items())), left.metadata, len(disk.told.acknowledged), len(disk.told.open))
-            if mark in done:
+        for disk_after_cut in disk.cuts(number, MIXTURES):
+            disk_identity = (
+                tuple(sorted(disk_after_cut.names.items())),
+                disk_after_cut.metadata,
+                len(disk.request_log.acknowledged),
+                len(disk.request_log.unacknowledged),
+            )
+            if disk_identity in different_disks:
                 continue
-            done.add(mark)
-            left.lay_out(data)
+            different_disks.add(disk_identity)
+            disk_after_cut.lay_out(data)
             try:
-                await _check(data, disk.told, thorough=len(done) % 16 == 0)
+                await _check(data, disk.request_log, thorough=len(different_disks) % 16 == 0)
             except BaseException as error:
-                error.add_note(
-                    f"power cut after step {number}, {entry[:3]!r:.100}; left: {left.how}: {sorted(left.names)}"
-                )
-                error.add_note(f"under way: {disk.told.open}")
+                names = sorted(disk_after_cut.names)
+                error.add_note(f"power cut after step {number}, {entry[:3]!r:.100}; {disk_after_cut.how}: {names}")
+                error.add_note(f"under way: {disk.request_log.unacknowledged}")
                 raise
-    assert not disk.told.open
-    assert len(ends) > 100
-    assert len(done) > 80
+    assert not disk.request_log.unacknowledged
+    assert len(cut_points) > 100
+    assert len(different_disks) > 80

@@ -1,5 +1,5 @@
-"""A disk that refuses one durable step: the caller gets an error, no partial content is visible, and the next push
-works."""
+"""Tests with a disk that refuses one durable step (such as a write), because it is full or broken. The request gets an
+error, no partial content is visible, and the next push works."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from storage.composition import open_registry, prepare_data_dir
 from storage.data_dir.system import System
 from storage.errors import RegistryError, StorageFailed, StorageFull
 from tests.system.crash.durable_steps import choose_steps
-from tests.system.crash.workload import Event, ExpectedState, StateCheck, StepLog, Workload, files_below, sweep
+from tests.system.crash.workload import ExpectedState, Request, RequestLog, StateCheck, Workload, files_below, sweep
 
 T = TypeVar("T")
-SPARE = ("tell", "tidy")
-"""Steps on a partial blob that may fail at the end, when the blob is one: that its lock falls tells others as well."""
+OPTIONAL_STEPS = ("write state", "remove partial")
+"""Steps that may fail without an error for the client: a write of the state file of a partial blob (an unfinished
+download), and the removal of its files. Other processes learn the end of the download from its lock as well."""
 
 
 class RefusingSystem(System):
-    """Refuses the step `number`, counted from 1, with the error number `code`. Of a refused write, half is done.
-    `refused`: the refused step. Refuses only what a disk could refuse: on a full disk, no step that frees bytes, and no
-    creation of a directory that exists. `kinds`: the kind of each step so far that it could have refused; the caller
-    sets `during`."""
+    """Refuses the step `number`, counted from 1, with the error number `code`. A refused write writes half of its
+    bytes. Counts only steps that a real disk could refuse: on a full disk, not those that free bytes, and not the
+    creation of a directory that exists. `refused`: the name of the refused step. `kinds`: the kind of each step so far.
+    `during`: the current request, which the caller sets."""
 
     def __init__(self, number: int, code: int) -> None:
         super().__init__()
-        self._left = number
+        self._steps_left = number
         self._code = code
         self.refused: str | None = None
         self.during = ""
@@ -41,15 +42,15 @@ class RefusingSystem(System):
         self._is_stopped = False
 
     def stop(self) -> None:
-        """Refuses nothing from now on."""
-        self._left = 0
+        """Lets every later step succeed."""
+        self._steps_left = 0
         self._is_stopped = True
 
     def _step(self, name: str, step: Callable[[], T], error: type[Exception] | None = None) -> T:
-        self._left -= 1
+        self._steps_left -= 1
         if not self._is_stopped:
             self.kinds.append((self.during, name))
-        if self._left == 0:
+        if self._steps_left == 0:
             self.refused = name
             if error is not None:
                 raise error("refused by the test")
@@ -62,10 +63,10 @@ class RefusingSystem(System):
         return super().open(path, flags, mode)
 
     def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
-        if self._left == 1:
+        if self._steps_left == 1:
             super().write(fd, [chunks[0][: len(chunks[0]) // 2]], offset)
-        told = os.readlink(f"/proc/self/fd/{fd}").endswith((".state", ".state (deleted)"))
-        return self._step("tell" if told else "write", lambda: System.write(self, fd, chunks, offset))
+        is_state = os.readlink(f"/proc/self/fd/{fd}").endswith((".state", ".state (deleted)"))
+        return self._step("write state" if is_state else "write", lambda: System.write(self, fd, chunks, offset))
 
     def sync(self, fd: int) -> None:
         self._step("sync", lambda: System.sync(self, fd))
@@ -80,7 +81,8 @@ class RefusingSystem(System):
 
     def unlink(self, path: Path) -> None:
         if self._code != errno.ENOSPC:
-            self._step("tidy" if path.parent.name == "partials" else "unlink", lambda: System.unlink(self, path))
+            name = "remove partial" if path.parent.name == "partials" else "unlink"
+            self._step(name, lambda: System.unlink(self, path))
         else:
             super().unlink(path)
 
@@ -89,19 +91,22 @@ class RefusingSystem(System):
         self._step("commit", lambda: System.commit(self, commit, durable=durable), error)
 
 
-async def _day(data: Path, system: RefusingSystem, code: int, thorough: bool) -> tuple[StepLog, list[RegistryError]]:
-    told, failures = StepLog(), list[RegistryError]()
+async def _run_workload(
+    data: Path, system: RefusingSystem, code: int, thorough: bool
+) -> tuple[RequestLog, list[RegistryError]]:
+    """Runs the workload and checks the registry afterwards. Returns the log of the requests, and their errors."""
+    request_log, failures = RequestLog(), list[RegistryError]()
 
-    def tell(kind: str, event: Event) -> None:
-        told.note(kind, event)
-        system.during = str(event[1] if event[0] == "right" else event[0]) if kind == "begin" else ""
-        if kind == "failed" and code == errno.ENOSPC and len(failures) == 1 and event[0] != "collect":
-            _freed(data, told, event, system.refused or "")
+    def announce(kind: str, request: Request) -> None:
+        request_log.note(kind, request)
+        system.during = str(request[1] if request[0] == "right" else request[0]) if kind == "begin" else ""
+        if kind == "failed" and code == errno.ENOSPC and len(failures) == 1 and request[0] != "collect":
+            _check_freed(data, request_log, request, system.refused or "")
 
     async with open_registry(data, grace=0, boot="boot", system=system) as registry:
-        await Workload(registry, tell, failures).run()
+        await Workload(registry, announce, failures).run()
         system.stop()
-        check = StateCheck(registry, told, faults=True)
+        check = StateCheck(registry, request_log, faults=True)
         if thorough:
             await check.everything()
         else:
@@ -109,62 +114,68 @@ async def _day(data: Path, system: RefusingSystem, code: int, thorough: bool) ->
             await check.manifests()
             await check.uploads()
     async with open_registry(data, grace=0, boot="boot") as registry:
-        await StateCheck(registry, told, faults=True).manifests()
+        await StateCheck(registry, request_log, faults=True).manifests()
         if thorough:
             await sweep(registry)
-            await StateCheck(registry, told, faults=True).manifests()
+            await StateCheck(registry, request_log, faults=True).manifests()
             assert not list((data / "trash").iterdir())
-    return told, failures
+    return request_log, failures
 
 
-def _freed(data: Path, told: StepLog, event: Event, refused: str) -> None:
-    """Checks that a session which met the full disk has freed its bytes. A session that could not even be taken over,
-    because that needs a rename, keeps its bytes."""
+def _check_freed(data: Path, request_log: RequestLog, request: Request, refused: str) -> None:
+    """Checks that the bytes of an upload session are freed after a request of the session has met the full disk. If the
+    refused step is a rename, the registry could not open the session, and the session keeps its bytes."""
     state = ExpectedState()
-    for acknowledged in told.acknowledged:
+    for acknowledged in request_log.acknowledged:
         state.apply(acknowledged)
-    others = {key: offset for key, (_, offset) in state.uploads.items() if key[1] not in event or refused == "rename"}
-    kept = sum(others.values())
-    left = [path for path in files_below(data / "uploads") if path.stat().st_size]
-    assert sum(path.stat().st_size for path in left) <= kept, f"{event}: {left}"
+    other_offsets = {
+        key: offset for key, (_, offset) in state.uploads.items() if key[1] not in request or refused == "rename"
+    }
+    kept_bytes = sum(other_offsets.values())
+    leftover_files = [path for path in files_below(data / "uploads") if path.stat().st_size]
+    assert sum(path.stat().st_size for path in leftover_files) <= kept_bytes, f"{request}: {leftover_files}"
     assert not list((data / "trash").iterdir())
-    texts = [str(word).partition(":")[2] for word in event]
-    assert not [path for path in files_below(data / "partials") if any(text and text in path.name for text in texts)]
-    if event[0] in ("blob", "finish"):
-        wanted = str(event[-1])
-        there = any(digest == wanted for _, digest in state.blobs)
-        assert there or not [path for path in files_below(data / "blobs") if path.name == wanted.partition(":")[2]]
+    hashes = [str(word).partition(":")[2] for word in request]
+    assert not [
+        path for path in files_below(data / "partials") if any(digest and digest in path.name for digest in hashes)
+    ]
+    if request[0] in ("blob", "finish"):
+        digest_of_request = str(request[-1])
+        is_acknowledged = any(digest == digest_of_request for _, digest in state.blobs)
+        assert is_acknowledged or not [
+            path for path in files_below(data / "blobs") if path.name == digest_of_request.partition(":")[2]
+        ]
 
 
 @pytest.mark.parametrize(("code", "error"), [(errno.ENOSPC, StorageFull), (errno.EIO, StorageFailed)])
-async def test_a_refused_step_is_told_and_leaves_nothing_partial(
-    code: int, error: type[RegistryError], quick: Path, caplog: pytest.LogCaptureFixture
+async def test_refused_step_fails_the_request_and_leaves_no_partial_content(
+    code: int, error: type[RegistryError], memory_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Lets a disk that is full or broken refuse each of the tried durable steps, which include each kind of step. The
+    """A disk that is full or broken refuses one of the tried durable steps, which include each kind of step. The
     running request then fails with an error. If the disk is full, the bytes of the upload session are freed. Other
     acknowledged content stays, and the same content can be pushed again. On a full disk, a delete succeeds: its commit
-    gets space from the reserve, and its file is deleted at once."""
+    uses reserved space, and its file is deleted at once."""
     refusals: set[str] = set()
-    reliefs = 0
-    every = 3 if code == errno.ENOSPC else 9  # a broken disk gives nothing back that a thorough check could find
-    prepare_data_dir(quick / "recorded")
+    successes_from_reserve = 0
+    thorough_every = 3 if code == errno.ENOSPC else 9  # a thorough check finds less after EIO, which frees no bytes
+    prepare_data_dir(memory_folder / "recorded")
     recorder = RefusingSystem(0, code)
-    await _day(quick / "recorded", recorder, code, thorough=True)
+    await _run_workload(memory_folder / "recorded", recorder, code, thorough=True)
     steps = len(recorder.kinds)
     chosen = [*choose_steps(recorder.kinds, random.Random(random.random())), steps + 1]
     for tried, number in enumerate(chosen):
-        data = quick / str(number)
+        data = memory_folder / str(number)
         prepare_data_dir(data)
         system = RefusingSystem(number, code)
         try:
-            told, failures = await _day(data, system, code, thorough=tried % every == 0)
+            request_log, failures = await _run_workload(data, system, code, thorough=tried % thorough_every == 0)
             if system.refused is None:
                 break
             refusals.add(system.refused)
-            relieved = code == errno.ENOSPC and system.refused in ("commit", "rename") and not failures
-            if relieved:
-                reliefs += 1
-            elif system.refused not in SPARE:
+            used_reserve = code == errno.ENOSPC and system.refused in ("commit", "rename") and not failures
+            if used_reserve:
+                successes_from_reserve += 1
+            elif system.refused not in OPTIONAL_STEPS:
                 assert failures, "the request was acknowledged although a step of it failed"
                 assert isinstance(failures[0], error)
             assert all(isinstance(failure, error) for failure in failures), failures
@@ -174,6 +185,6 @@ async def test_a_refused_step_is_told_and_leaves_nothing_partial(
         shutil.rmtree(data)
     assert refusals >= {"create", "write", "sync", "rename", "mkdir", "commit"}
     assert steps > 90
-    assert (reliefs > 0) == (code == errno.ENOSPC)
-    assert system.refused is None, "the last day should have come through"
-    assert not told.open
+    assert (successes_from_reserve > 0) == (code == errno.ENOSPC)
+    assert system.refused is None, "the last run should have completed without a refused step"
+    assert not request_log.unacknowledged

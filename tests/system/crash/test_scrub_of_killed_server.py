@@ -1,4 +1,5 @@
-"""SIGKILL of a server that scrubs: the next server continues the job at the same place."""
+"""A test that kills a server with SIGKILL while it scrubs (reads all blobs to find damage). The next server continues
+the job at the same place."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from tests.fakes.raw_pushes import RawPushes
 from tests.fakes.server_process import RegistryServer, running_server, start_server
 
 BLOBS = 12
+"""The number of stored blobs."""
 RATE = 5 * 64 * 1024
-"""Bytes per second: five small blobs."""
+"""The limit of the scrub in bytes per second. A small blob counts as 64 KiB, so this is five blobs per second."""
 
 
 def api(server: RegistryServer, method: str, path: str, body: object | None = None) -> Any:
@@ -27,13 +29,14 @@ def api(server: RegistryServer, method: str, path: str, body: object | None = No
 
 
 def scrub_round(server: RegistryServer) -> Any:
+    """Returns the state of the newest round of scrub, with the number of blobs read so far."""
     rounds = api(server, "GET", "/scrub")["rounds"]
     return rounds[0] if rounds else {"blobs": 0}
 
 
 @pytest.mark.slow
-def test_the_next_server_continues(tmp_path: Path) -> None:
-    """The same job completes the same round, and counts each blob once."""
+def test_next_server_continues_the_scrub(tmp_path: Path) -> None:
+    """After the restart, the same job completes the same round of scrub, and counts each blob once."""
     server = start_server(tmp_path)
     try:
         with closing(RawConnection(("127.0.0.1", server.port))) as connection:
@@ -50,5 +53,9 @@ def test_the_next_server_continues(tmp_path: Path) -> None:
         wait_until(lambda: api(server, "GET", f"/jobs/{job['id']}")["ended"], "the job does not end")
         ended = api(server, "GET", f"/jobs/{job['id']}")
         assert (ended["state"], ended["result"]["blobs"]) == ("done", BLOBS)
-        [only] = api(server, "GET", "/scrub")["rounds"]
-        assert (only["id"], only["started"], only["blobs"]) == (before["id"], before["started"], BLOBS)
+        [finished_round] = api(server, "GET", "/scrub")["rounds"]
+        assert (finished_round["id"], finished_round["started"], finished_round["blobs"]) == (
+            before["id"],
+            before["started"],
+            BLOBS,
+        )

@@ -1,7 +1,8 @@
-"""A script of requests to a registry, step by step, and what must hold whenever it is interrupted.
+"""The workload of the crash tests: a fixed sequence of requests to a registry (`Workload`), and a check of the registry
+after the sequence was interrupted (`StateCheck`).
 
-Each step is announced before it starts, and acknowledged after it has returned. From these two lists a checker knows
-what must exist, what must not exist, and what may or may not exist (the one step that was running).
+Each request is announced before it starts, and acknowledged after it has returned. From these two lists the check
+computes which content must exist, which must not exist, and which may exist (that of the request that was running).
 """
 
 from __future__ import annotations
@@ -36,28 +37,34 @@ BY = Actor(name="tester")
 MIB = 1024 * 1024
 APP, WEB = RepositoryName("team/app"), RepositoryName("team/web")
 FRESH = RepositoryName("team/later")
-SIZES = {
+"""A repository to which only the checks push."""
+SIZES = {  # bytes of each blob, by its name in this workload
     "config": 200, "small": 7000, "big": 2 * MIB + 17, "chunked": 70_001, "long": 40_000, "loose": 900, "gone": 5000,
     "left": 30_000, "cancelled": 20_000, "twice": 1234, "filled": 90_001, "half": 60_000,
 }  # fmt: skip
 CUTS = (0, 1, 30_000, 50_000, 70_001)
+"""The bounds of the chunks of the blob `chunked`."""
 
-Event = list[str | int]
-Tell = Callable[[str, Event], None]
+Request = list[str | int]
+"""A request of the workload: its kind and its arguments (see `ExpectedState.apply`)."""
+Announce = Callable[[str, Request], None]
+"""A function that gets `begin`, `done` or `failed`, and the request."""
 
 
 @cache
 def content(name: str) -> bytes:
-    """The bytes of a blob of the script."""
+    """Returns the bytes of a blob, by its name in `SIZES`."""
     return random.Random(name).randbytes(SIZES[name])
 
 
 @cache
 def digest(name: str, algorithm: str = "sha256") -> Digest:
+    """Returns the digest of a blob, by its name in `SIZES`."""
     return digest_of(content(name), algorithm)
 
 
 DIGESTS = {digest(name, algorithm): name for name in SIZES for algorithm in ("sha256", "sha512")}
+"""The name of the blob for each digest."""
 
 
 def image(*layers: Digest) -> Manifest:
@@ -74,56 +81,61 @@ IMAGES = {
     "second": image(digest("chunked"), digest("long", "sha512")),
     "third": image(digest("gone")),
 }
-BY_DIGEST = {manifest.digest: manifest for manifest in IMAGES.values()}
+IMAGES_BY_DIGEST = {manifest.digest: manifest for manifest in IMAGES.values()}
 
 
 @dataclass
-class StepLog:
-    """What an interrupted run has announced and acknowledged."""
+class RequestLog:
+    """The requests that an interrupted run has announced. `acknowledged`: those that have returned without an error."""
 
-    acknowledged: list[Event] = field(default_factory=list)
-    open: list[Event] = field(default_factory=list)
-    """Steps that were under way, or that failed: they may have happened or not."""
+    acknowledged: list[Request] = field(default_factory=list)
+    unacknowledged: list[Request] = field(default_factory=list)
+    """Requests that were running or have failed. They may or may not have taken effect."""
 
-    def note(self, kind: str, event: Event) -> None:
+    def note(self, kind: str, request: Request) -> None:
         if kind == "begin":
-            self.open.append(event)
+            self.unacknowledged.append(request)
         elif kind == "done":
-            self.open.pop()
-            self.acknowledged.append(event)
+            self.unacknowledged.pop()
+            self.acknowledged.append(request)
 
 
 class Workload:
-    """Runs the script. `tell("begin" | "done" | "failed", event)`. If the storage fails in a step, the step is told as
-    failed, and the script continues with the steps that do not need it."""
+    """Sends the requests. Calls `announce("begin", request)` before each request, and `announce("done" or "failed",
+    request)` after it. With a list `failures`, a failed request adds its error to the list, and the workload
+    continues."""
 
-    def __init__(self, registry: StoredRegistry, tell: Tell, failures: list[RegistryError] | None = None) -> None:
+    def __init__(
+        self, registry: StoredRegistry, announce: Announce, failures: list[RegistryError] | None = None
+    ) -> None:
         self.registry = registry
-        self._tell = tell
+        self._announce = announce
         self.failures = failures
 
-    async def _step(self, event: Event, step: Callable[[], object]) -> bool:
-        self._tell("begin", event)
+    async def _send(self, request: Request, send: Callable[[], object]) -> bool:
+        self._announce("begin", request)
         try:
-            await step()  # type: ignore[misc]
+            await send()  # type: ignore[misc]
         except RegistryError as error:
             if self.failures is None:
                 raise
-            # What a step needs of an earlier one that failed is not there, and that is no failure of its own.
+            # After a failure of the storage, later requests may fail because they need the content of the failed one.
+            # Such errors are not recorded.
             if isinstance(error, StorageFull | StorageFailed) or not self.failures:
                 self.failures.append(error)
-            self._tell("failed", event)
+            self._announce("failed", request)
             return False
-        self._tell("done", event)
+        self._announce("done", request)
         return True
 
     async def push(
         self, repo: RepositoryName, name: str, pieces: int = 1, algorithm: str = "sha256", declared: bool = True
     ) -> None:
+        """Pushes a blob. `declared`: the upload session is started with the digest algorithm."""
         body = content(name)
         length = -(-len(body) // pieces)
 
-        async def step() -> None:
+        async def send() -> None:
             writer = await self.registry.start_upload(repo, algorithm if declared else "sha256")
             try:
                 for at in range(0, len(body), length):
@@ -132,30 +144,35 @@ class Workload:
             finally:
                 await _close(writer)
 
-        await self._step(["blob", repo, digest(name, algorithm)], step)
+        await self._send(["blob", repo, digest(name, algorithm)], send)
 
     async def start(self, repo: RepositoryName) -> UploadID | None:
-        made: list[UploadID] = []
+        """Starts an upload session. Returns its ID, or None if the request has failed."""
+        started: list[UploadID] = []
 
-        async def step() -> None:
+        async def send() -> None:
             writer = await self.registry.start_upload(repo)
-            made.append(writer.id)
+            started.append(writer.id)
             await writer.aclose()
 
-        return made[0] if await self._step(["start"], step) else None
+        return started[0] if await self._send(["start"], send) else None
 
     async def append(self, repo: RepositoryName, upload: UploadID, name: str, start: int, stop: int) -> None:
-        async def step() -> None:
+        """Sends a chunk of a blob to an upload session."""
+
+        async def send() -> None:
             writer = await self.registry.resume_upload(repo, upload, start)
             try:
                 await writer.write(content(name)[start:stop])
             finally:
                 await writer.aclose()
 
-        await self._step(["upload", repo, upload, name, stop], step)
+        await self._send(["upload", repo, upload, name, stop], send)
 
     async def finish(self, repo: RepositoryName, upload: UploadID, name: str, start: int) -> None:
-        async def step() -> None:
+        """Sends the rest of a blob to an upload session, and completes the session."""
+
+        async def send() -> None:
             writer = await self.registry.resume_upload(repo, upload)
             try:
                 await writer.write(content(name)[start:])
@@ -163,20 +180,20 @@ class Workload:
             finally:
                 await _close(writer)
 
-        await self._step(["finish", repo, upload, digest(name)], step)
+        await self._send(["finish", repo, upload, digest(name)], send)
 
     async def cancel(self, repo: RepositoryName, upload: UploadID) -> None:
-        async def step() -> None:
+        async def send() -> None:
             writer = await self.registry.resume_upload(repo, upload)
             await writer.cancel()
             await writer.aclose()
 
-        await self._step(["cancel", repo, upload], step)
+        await self._send(["cancel", repo, upload], send)
 
-    async def bring(self, name: str, *pieces: tuple[int, int]) -> None:
-        """Writes bytes from an upstream into a partial blob."""
+    async def write_partial(self, name: str, *pieces: tuple[int, int]) -> None:
+        """Writes pieces of a blob into a partial blob, as a mirror does during a download from its upstream."""
 
-        async def step() -> None:
+        async def send() -> None:
             partial = await self.registry.partials.claim(digest(name), SIZES[name])
             try:
                 for start, stop in pieces:
@@ -184,12 +201,12 @@ class Workload:
             finally:
                 partial.close()
 
-        await self._step(["partial", digest(name), *(bound for piece in pieces for bound in piece)], step)
+        await self._send(["partial", digest(name), *(bound for piece in pieces for bound in piece)], send)
 
-    async def keep(self, repo: RepositoryName, name: str) -> None:
-        """Makes the partial blob a blob. First writes the bytes that an earlier step could not write."""
+    async def commit_partial(self, repo: RepositoryName, name: str) -> None:
+        """Makes a partial blob a complete blob. First writes the bytes that an earlier request could not write."""
 
-        async def step() -> None:
+        async def send() -> None:
             partial = await self.registry.partials.claim(digest(name), SIZES[name])
             try:
                 for start, stop in partial.missing():
@@ -198,22 +215,22 @@ class Workload:
             finally:
                 partial.close()
 
-        await self._step(["blob", repo, digest(name)], step)
+        await self._send(["blob", repo, digest(name)], send)
 
     async def manifest(self, repo: RepositoryName, name: str, *tags: str) -> None:
-        made = IMAGES[name]
-        await self._step(
-            ["manifest", repo, made.digest, *tags],
-            lambda: self.registry.put_manifest(repo, made, [Tag(tag) for tag in tags], by=BY),
+        image_manifest = IMAGES[name]
+        await self._send(
+            ["manifest", repo, image_manifest.digest, *tags],
+            lambda: self.registry.put_manifest(repo, image_manifest, [Tag(tag) for tag in tags], by=BY),
         )
 
     async def manage(self) -> None:
         """Changes accounts and rights."""
         for name, step in account_workload.STEPS.items():
-            await self._step(["right", name], partial(step.change, self.registry.accounts))
+            await self._send(["right", name], partial(step.change, self.registry.accounts))
 
     async def run(self) -> None:
-        """Runs the whole script."""
+        """Sends all requests in their order."""
         registry = self.registry
         for name, pieces in (("config", 1), ("small", 3), ("big", 5)):
             await self.push(APP, name, pieces)
@@ -224,7 +241,7 @@ class Workload:
             await self.finish(APP, upload, "chunked", CUTS[-2])
         await self.push(APP, "long", 2, "sha512", declared=False)
         await self.manifest(APP, "second", "latest")
-        await self._step(["blob", WEB, digest("config")], lambda: registry.mount_blob(WEB, digest("config"), APP, BY))
+        await self._send(["blob", WEB, digest("config")], lambda: registry.mount_blob(WEB, digest("config"), APP, BY))
         await self.push(WEB, "gone")
         await self.manifest(WEB, "third", "x", "y")
         await self.push(WEB, "loose")
@@ -233,23 +250,23 @@ class Workload:
         if (upload := await self.start(WEB)) is not None:
             await self.append(WEB, upload, "cancelled", 0, 9000)
             await self.cancel(WEB, upload)
-        await self._step(["untag", WEB, "y"], lambda: registry.delete_tag(WEB, Tag("y"), by=BY))
-        await self._step(["unblob", WEB, digest("twice")], lambda: registry.delete_blob(WEB, digest("twice"), by=BY))
+        await self._send(["untag", WEB, "y"], lambda: registry.delete_tag(WEB, Tag("y"), by=BY))
+        await self._send(["unblob", WEB, digest("twice")], lambda: registry.delete_blob(WEB, digest("twice"), by=BY))
         third = IMAGES["third"].digest
-        await self._step(["unmanifest", WEB, third], lambda: registry.delete_manifest(WEB, third, by=BY))
+        await self._send(["unmanifest", WEB, third], lambda: registry.delete_manifest(WEB, third, by=BY))
         if (upload := await self.start(WEB)) is not None:
             await self.append(WEB, upload, "left", 0, 11_000)
             await self.append(WEB, upload, "left", 11_000, 12_000)
-        await self.bring("filled", (30_000, 60_000), (0, 30_000), (60_000, 90_001))
-        await self.keep(APP, "filled")
-        await self.bring("half", (0, 10_000), (30_000, 40_000))
-        await self._step(["collect"], registry.collector.collect)
+        await self.write_partial("filled", (30_000, 60_000), (0, 30_000), (60_000, 90_001))
+        await self.commit_partial(APP, "filled")
+        await self.write_partial("half", (0, 10_000), (30_000, 40_000))
+        await self._send(["collect"], registry.collector.collect)
         await self.push(WEB, "gone", 2)
         await self.push(WEB, "config")
         await self.manifest(WEB, "third", "z")
-        await self._step(["unmanifest", WEB, third], lambda: registry.delete_manifest(WEB, third, by=BY))
+        await self._send(["unmanifest", WEB, third], lambda: registry.delete_manifest(WEB, third, by=BY))
         changes = TagChanges(registry.tag_history, registry.immutable_tags)
-        await self._step(["manifest", WEB, third, "z"], lambda: changes.restore(WEB, Tag("z"), by=BY))
+        await self._send(["manifest", WEB, third, "z"], lambda: changes.restore(WEB, Tag("z"), by=BY))
         await self.manage()
 
 
@@ -257,22 +274,25 @@ async def _close(writer: BlobWriter) -> None:
     try:
         await writer.aclose()
     except (BlobUploadUnknown, StorageFull, StorageFailed):
-        # The commit has failed and said so already.
+        # The commit has failed before and has raised the error already.
         return
 
 
 @dataclass
 class ExpectedState:
-    """The content that the registry must have after the acknowledged steps."""
+    """The content that the registry must have after the acknowledged requests. The keys are pairs of a repository and a
+    digest, tag or upload ID."""
 
     blobs: set[tuple[str, str]] = field(default_factory=set)
     manifests: set[tuple[str, str]] = field(default_factory=set)
     tags: dict[tuple[str, str], str] = field(default_factory=dict)
     uploads: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
-    standing: frozenset[account_workload.Fact] = frozenset()
+    """The name of the blob and the acknowledged number of bytes of each upload session."""
+    account_facts: frozenset[account_workload.Fact] = frozenset()
+    """The facts that are true of the accounts."""
 
-    def apply(self, event: Event) -> None:
-        kind, *words = event
+    def apply(self, request: Request) -> None:
+        kind, *words = request
         texts = [str(word) for word in words]
         match kind:
             case "blob":
@@ -296,36 +316,37 @@ class ExpectedState:
             case "cancel":
                 self.uploads.pop((texts[0], texts[1]), None)
             case "right":
-                self.standing = account_workload.after(self.standing, texts[0])
+                self.account_facts = account_workload.after(self.account_facts, texts[0])
             case "collect":
                 self.blobs = {key for key in self.blobs if key in self.referred()}
 
     def referred(self) -> set[tuple[str, str]]:
-        return {(repo, str(d.digest)) for repo, of in self.manifests for d in BY_DIGEST[Digest(of)].blobs}
+        """Returns the blobs to which manifests refer, as pairs of repository and digest."""
+        return {(repo, str(d.digest)) for repo, of in self.manifests for d in IMAGES_BY_DIGEST[Digest(of)].blobs}
 
 
 @dataclass
 class StateCheck:
-    """Compares a registry with the acknowledged steps. `survived`: the machine kept running, so acknowledged bytes of
-    upload sessions are there; after a power cut a session may have fewer bytes, but its status must be true. `faults`:
-    the storage refused a step, and the session of this step may have been deleted."""
+    """Compares a registry with the acknowledged requests. `survived`: the machine kept running, so all acknowledged
+    bytes of upload sessions are there. After a power cut a session may have fewer bytes, but its reported offset must
+    be true. `faults`: the storage refused a step, so the upload session of that request may have been deleted."""
 
     registry: StoredRegistry
-    told: StepLog
+    request_log: RequestLog
     survived: bool = True
     faults: bool = False
 
     def __post_init__(self) -> None:
         self.states = [ExpectedState()]
-        for event in self.told.acknowledged:
-            self.states[0].apply(event)
-        for event in self.told.open:
-            # Every one of them may have happened or not; they touch different things.
+        for request in self.request_log.acknowledged:
+            self.states[0].apply(request)
+        for request in self.request_log.unacknowledged:
+            # Each of these requests may or may not have taken effect. They change different content.
             after = ExpectedState(
                 set(self.states[-1].blobs), set(self.states[-1].manifests), dict(self.states[-1].tags),
-                dict(self.states[-1].uploads), self.states[-1].standing,
+                dict(self.states[-1].uploads), self.states[-1].account_facts,
             )  # fmt: skip
-            after.apply(event)
+            after.apply(request)
             self.states.append(after)
 
     async def everything(self) -> None:
@@ -337,26 +358,30 @@ class StateCheck:
         await self.push_again()
 
     async def blobs(self) -> None:
-        """Acknowledged blobs exist, and every blob has the bytes of its digest."""
+        """Checks that acknowledged blobs exist, and that every blob has the bytes of its digest."""
         for repo in (APP, WEB):
             for wanted, name in DIGESTS.items():
-                have = await read(self.registry, repo, wanted)
-                may = {(repo, wanted) in state.blobs for state in self.states}
-                assert have is None or have == content(name), f"{repo} serves wrong bytes for {name}"
-                assert (have is not None) in may, f"{name} in {repo}: {have is not None}; {self.told.open}"
+                stored = await read(self.registry, repo, wanted)
+                allowed = {(repo, wanted) in state.blobs for state in self.states}
+                assert stored is None or stored == content(name), f"{repo} serves wrong bytes for {name}"
+                assert (stored is not None) in allowed, (
+                    f"{name} in {repo}: {stored is not None}; {self.request_log.unacknowledged}"
+                )
 
     async def manifests(self) -> None:
-        """Manifests and tags are as acknowledged, and every blob that they need exists."""
+        """Checks that manifests and tags are as acknowledged, and that every blob that they need exists."""
         for repo in (APP, WEB):
-            for made in IMAGES.values():
-                may = {(repo, made.digest) in state.manifests for state in self.states}
+            for image_manifest in IMAGES.values():
+                allowed = {(repo, image_manifest.digest) in state.manifests for state in self.states}
                 try:
-                    assert (await self.registry.get_manifest(repo, made.digest)).body == made.body
-                    have = True
+                    assert (await self.registry.get_manifest(repo, image_manifest.digest)).body == image_manifest.body
+                    stored = True
                 except ManifestUnknown:
-                    have = False
-                assert have in may, f"manifest {made.digest} in {repo}: {have}; {self.told.open}"
-                for part in made.blobs if have else ():
+                    stored = False
+                assert stored in allowed, (
+                    f"manifest {image_manifest.digest} in {repo}: {stored}; {self.request_log.unacknowledged}"
+                )
+                for part in image_manifest.blobs if stored else ():
                     assert await read(self.registry, repo, part.digest) is not None
             try:
                 tags = (await self.registry.tags(repo, None, 100)).items
@@ -366,44 +391,50 @@ class StateCheck:
             assert found in [{t: to for (r, t), to in state.tags.items() if r == repo} for state in self.states]
 
     async def uploads(self) -> None:
-        """The status of a session is true, its bytes are those that were sent, and it can be finished."""
+        """Checks that the offset of each upload session is true, that its bytes are those that were sent, and that the
+        session can be finished."""
         for repo, upload in {key for state in self.states for key in state.uploads}:
             name = next(state.uploads[repo, upload][0] for state in self.states if (repo, upload) in state.uploads)
-            known = [state.uploads.get((repo, upload)) for state in self.states]
-            where, session = RepositoryName(repo), UploadID(upload)
+            expected = [state.uploads.get((repo, upload)) for state in self.states]
+            repository, session = RepositoryName(repo), UploadID(upload)
             try:
-                offset = await self.registry.upload_offset(where, session)
+                offset = await self.registry.upload_offset(repository, session)
             except BlobUploadUnknown:
-                dropped = self.faults and any(upload in event for event in self.told.open)
-                assert None in known or dropped or not self.survived, "an acknowledged session is gone"
+                may_be_deleted = self.faults and any(upload in request for request in self.request_log.unacknowledged)
+                assert None in expected or may_be_deleted or not self.survived, "an acknowledged session is gone"
                 continue
-            least = known[0][1] if known[0] is not None else 0
-            committing = any(event[0] in ("finish", "cancel") and event[2] == upload for event in self.told.open)
-            assert offset >= least or not self.survived or committing, f"{least} bytes acknowledged, {offset} are left"
+            acknowledged_bytes = expected[0][1] if expected[0] is not None else 0
+            committing = any(
+                request[0] in ("finish", "cancel") and request[2] == upload
+                for request in self.request_log.unacknowledged
+            )
+            assert offset >= acknowledged_bytes or not self.survived or committing, (
+                f"{acknowledged_bytes} bytes acknowledged, {offset} are left"
+            )
             assert offset <= SIZES[name]
-            writer = await self.registry.resume_upload(where, session, offset)
+            writer = await self.registry.resume_upload(repository, session, offset)
             assert await writer.read_at(0, SIZES[name]) == content(name)[:offset], "these are not the bytes sent"
             await writer.write(content(name)[offset : offset + 10])
             await writer.aclose()
-            writer = await self.registry.resume_upload(where, session, min(offset + 10, SIZES[name]))
+            writer = await self.registry.resume_upload(repository, session, min(offset + 10, SIZES[name]))
             await writer.write(content(name)[offset + 10 :])
             await writer.commit(digest(name))
             await writer.aclose()
-            assert await read(self.registry, where, digest(name)) == content(name)
+            assert await read(self.registry, repository, digest(name)) == content(name)
 
     async def partials(self) -> None:
-        """The bytes of a partial blob are there while the machine runs, and it can be completed."""
-        acknowledged = self.told.acknowledged
-        for event in [event for event in acknowledged if event[0] == "partial"]:
-            of, bounds = Digest(str(event[1])), [int(bound) for bound in event[2:]]
+        """Checks that a partial blob has its bytes if the machine kept running, and that it can be completed."""
+        acknowledged = self.request_log.acknowledged
+        for request in [request for request in acknowledged if request[0] == "partial"]:
+            of, bounds = Digest(str(request[1])), [int(bound) for bound in request[2:]]
             name, pieces = DIGESTS[of], list(zip(bounds[::2], bounds[1::2], strict=True))
             if ["blob", APP, of] in acknowledged or await read(self.registry, APP, of):
                 continue
             partial = await self.registry.partials.claim(of, SIZES[name])
             assert partial.is_owner
             missing = partial.missing()
-            again = [gap for gap in missing for piece in pieces if gap[0] < piece[1] and piece[0] < gap[1]]
-            assert not again or self.faults or not self.survived, f"{again} of {name} would be fetched again"
+            lost = [gap for gap in missing for piece in pieces if gap[0] < piece[1] and piece[0] < gap[1]]
+            assert not lost or self.faults or not self.survived, f"{lost} of {name} would be fetched again"
             if name == "filled":
                 for start, stop in missing:
                     await asyncio.to_thread(partial.write_at, start, content(name)[start:stop])
@@ -412,16 +443,16 @@ class StateCheck:
             partial.close()
 
     def accounts(self) -> None:
-        """Accounts and rights are as acknowledged. An interrupted step is either done, with its entry in the audit log,
-        or not done at all."""
-        found, may = account_workload.facts(self.registry.accounts), [state.standing for state in self.states]
+        """Checks that accounts and rights are as acknowledged. An interrupted change is either done, with its entry in
+        the audit log, or not done at all."""
+        found, allowed = account_workload.facts(self.registry.accounts), [state.account_facts for state in self.states]
         if not self.faults:
-            assert found in may, f"{sorted(found)}; {self.told.open}"
-        for fact in found.union(*may):
-            assert (fact in found) in {fact in state for state in may}, f"{fact}; {self.told.open}"
+            assert found in allowed, f"{sorted(found)}; {self.request_log.unacknowledged}"
+        for fact in found.union(*allowed):
+            assert (fact in found) in {fact in state for state in allowed}, f"{fact}; {self.request_log.unacknowledged}"
 
     async def push_again(self) -> None:
-        """The same content can be pushed again, whatever files are left."""
+        """Checks that the same content can be pushed again, in spite of leftover files."""
         for wanted, name in DIGESTS.items():
             if wanted.algorithm == "sha512" and name != "long":
                 continue
@@ -433,7 +464,7 @@ class StateCheck:
 
 
 async def read(registry: Registry, repo: RepositoryName, wanted: Digest) -> bytes | None:
-    """Returns the bytes of a blob; None if the repository does not have it."""
+    """Returns the bytes of a blob, or None if the repository does not have it."""
     try:
         reader = await registry.open_blob(repo, wanted)
     except BlobUnknown:

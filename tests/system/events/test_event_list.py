@@ -1,4 +1,4 @@
-"""The list and the stream of events in a registry with accounts: over HTTP and with `entrepot events`."""
+"""Tests of the list and the stream of events in a registry with accounts, over the API and with `entrepot events`."""
 
 from __future__ import annotations
 
@@ -26,27 +26,31 @@ from tests.fakes.event_site import digest_named, event_site, push
 from tests.fakes.forked_process import ForkedProcess
 from tests.fakes.plain_client import plain_client
 
-KEPT = '[events]\nkeep = "1h"\n'
+KEEP_EVENTS = '[events]\nkeep = "1h"\n'
 ESTABLISHED = b"\x01"
-"""The state of a connection in TCP_INFO (tcp(7))."""
+"""The first byte of TCP_INFO for an open connection (see tcp(7))."""
 MIB = 1024 * 1024
-ROOT = (ADMIN, PASSWORD)
+ADMIN_LOGIN = (ADMIN, PASSWORD)
 SETTINGS = ("--config", "entrepot.toml", "--data", "data")
+"""The options with which commands use the settings and the data directory of the server."""
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
+    """A server with accounts that keeps its events for an hour."""
     folder = tmp_path_factory.mktemp("events")
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
-    with event_site(folder, KEPT) as server:
+    with event_site(folder, KEEP_EVENTS) as server:
         yield AdminSite(server, folder)
 
 
-def pushed(site: AdminSite, repo: str, tag: str, name: str, auth: tuple[str, str] = ROOT) -> None:
+def pushed(site: AdminSite, repo: str, tag: str, name: str, auth: tuple[str, str] = ADMIN_LOGIN) -> None:
+    """Pushes an image, which must succeed."""
     assert push(site.server, repo, tag, name, auth=auth).status_code == 201
 
 
 def reader_of(site: AdminSite, repo: str, *actions: str) -> tuple[str, str]:
+    """Adds a user who has these actions (by default only pull) on the repository. Returns the login."""
     user = site.user()
     site.done("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": repo, "actions": actions or ["pull"]})
     return user
@@ -54,7 +58,8 @@ def reader_of(site: AdminSite, repo: str, *actions: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def stream(site: AdminSite, auth: Auth, after: int | None = None, **query: Any) -> Iterator[Iterator[dict[str, Any]]]:
-    """Opens a stream and yields its messages, each as a dictionary of its fields."""
+    """Opens a stream of events, and yields an iterator over its messages. Each message is a dictionary of its fields.
+    `after`: the number of the last event that the client has got."""
     headers = {"accept": "text/event-stream"} | ({} if after is None else {"last-event-id": str(after)})
     with (
         plain_client(site.server.url, timeout=60) as client,
@@ -63,16 +68,17 @@ def stream(site: AdminSite, auth: Auth, after: int | None = None, **query: Any) 
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = answer.iter_lines()
-        assert next(lines).startswith("retry: ")  # the stream has begun
+        assert next(lines).startswith("retry: ")  # the first line of every stream
         assert next(lines) == ""
         yield _messages(lines)
 
 
 def _messages(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """Parses the lines of a server-sent event stream. Skips comments."""
     fields: dict[str, Any] = {}
     for line in lines:
         if line.startswith(":"):
-            continue  # a comment
+            continue
         if line:
             name, _, value = line.partition(": ")
             fields[name] = json.loads(value) if name == "data" else value
@@ -82,29 +88,37 @@ def _messages(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
 
 
 def last_number(site: AdminSite) -> int:
+    """Returns the number of the newest event, or 0 if there is none."""
     items = site.done("GET", "/events", limit=1)["items"]
     return int(items[0]["number"]) if items else 0
 
 
-def test_an_admin_lists_all_and_a_reader_what_it_may_pull(site: AdminSite) -> None:
-    """An account gets the events of repositories from which it may pull, without the address of the client. If it may
-    push, the events have the address."""
-    mine, other = f"team/{site.name('repo')}", f"team/{site.name('repo')}"
-    pushed(site, mine, "v1", "first")
-    pushed(site, other, "v1", "second")
-    reader, pusher = reader_of(site, mine), reader_of(site, mine, "pull", "push")
-    every = site.done("GET", "/events")["items"]
-    assert [(event["action"], event["repository"]) for event in every[:2]] == [("push", other), ("push", mine)]
-    assert (every[0]["digest"], every[0]["tag"], every[0]["actor"]) == (digest_named("second"), "v1", ADMIN)
-    (seen,) = site.done("GET", "/events", auth=reader)["items"]
-    assert (seen["repository"], seen["address"], seen["user_agent"]) == (mine, None, None)
-    (seen,) = site.done("GET", "/events", auth=pusher)["items"]
-    assert seen["address"] == "127.0.0.1"
+def test_list_depends_on_the_rights_of_the_account(site: AdminSite) -> None:
+    """The list for an admin has all events. The list for another account has the events of repositories from which the
+    account may pull. The events have the address of the client only if the account may push."""
+    readable_repo, other_repo = f"team/{site.name('repo')}", f"team/{site.name('repo')}"
+    pushed(site, readable_repo, "v1", "first")
+    pushed(site, other_repo, "v1", "second")
+    reader, pusher = reader_of(site, readable_repo), reader_of(site, readable_repo, "pull", "push")
+    all_events = site.done("GET", "/events")["items"]
+    assert [(event["action"], event["repository"]) for event in all_events[:2]] == [
+        ("push", other_repo),
+        ("push", readable_repo),
+    ]
+    assert (all_events[0]["digest"], all_events[0]["tag"], all_events[0]["actor"]) == (
+        digest_named("second"),
+        "v1",
+        ADMIN,
+    )
+    (event,) = site.done("GET", "/events", auth=reader)["items"]
+    assert (event["repository"], event["address"], event["user_agent"]) == (readable_repo, None, None)
+    (event,) = site.done("GET", "/events", auth=pusher)["items"]
+    assert event["address"] == "127.0.0.1"
     assert site.done("GET", "/events", auth=site.user())["items"] == []
 
 
 def test_pages_and_filters(site: AdminSite) -> None:
-    """The pages have every event once. Filters select an action and a repository."""
+    """The pages of the list have every event once. The list can be filtered by repository and action."""
     repo = f"team/{site.name('repo')}"
     for number in range(5):
         pushed(site, repo, "v1", f"{repo} {number}")
@@ -124,10 +138,11 @@ def test_pages_and_filters(site: AdminSite) -> None:
         assert site.call("GET", "/events", **wrong).status_code in (400, 422)
 
 
-def test_a_stream_sends_what_happens_next_and_goes_on_after_a_break(site: AdminSite) -> None:
-    """A stream begins with the next event. A stream that names the last event that the client got misses none."""
+def test_stream_continues_after_the_last_event_id(site: AdminSite) -> None:
+    """A stream begins with the next event. If the client sends the number of the last event that it has got, the stream
+    continues after this event."""
     repo = f"team/{site.name('repo')}"
-    with stream(site, ROOT) as messages:
+    with stream(site, ADMIN_LOGIN) as messages:
         pushed(site, repo, "v1", f"{repo} 1")
         pushed(site, repo, "v1", f"{repo} 2")
         first, second = next(messages), next(messages)
@@ -136,27 +151,27 @@ def test_a_stream_sends_what_happens_next_and_goes_on_after_a_break(site: AdminS
     )
     assert second["data"]["previous"] == first["data"]["digest"]
     pushed(site, repo, "v1", f"{repo} 3")
-    with stream(site, ROOT, after=int(first["id"])) as messages:
+    with stream(site, ADMIN_LOGIN, after=int(first["id"])) as messages:
         assert [next(messages)["data"]["digest"] for _ in range(2)] == [digest_named(f"{repo} {n}") for n in (2, 3)]
 
 
-def test_a_stream_has_what_the_reader_may_pull_and_ends_with_its_account(site: AdminSite) -> None:
-    """A stream has only events of repositories from which the account may pull. It ends when the account is
+def test_stream_depends_on_the_rights_of_the_account(site: AdminSite) -> None:
+    """A stream has only the events of repositories from which the account may pull. It ends when the account is
     disabled."""
-    mine, other = f"team/{site.name('repo')}", f"team/{site.name('repo')}"
-    reader = reader_of(site, mine)
+    readable_repo, other_repo = f"team/{site.name('repo')}", f"team/{site.name('repo')}"
+    reader = reader_of(site, readable_repo)
     with stream(site, reader) as messages:
-        pushed(site, other, "v1", "not yours")
-        pushed(site, mine, "v1", "yours")
-        assert next(messages)["data"]["repository"] == mine
+        pushed(site, other_repo, "v1", "not yours")
+        pushed(site, readable_repo, "v1", "yours")
+        assert next(messages)["data"]["repository"] == readable_repo
         site.done("PATCH", f"/users/{reader[0]}", {"enabled": False})
         assert list(messages) == []
 
 
 @pytest.mark.slow
-async def test_a_reader_that_stops_reading_is_cut_off(tmp_path: Path) -> None:
-    """If a client stops reading a stream of 20 MB, the server does not keep it in memory. It closes the connection, and
-    answers other clients meanwhile."""
+async def test_client_that_does_not_read_is_disconnected(tmp_path: Path) -> None:
+    """If a client does not read a stream of 20 MB, the server does not load the stream into memory, and closes the
+    connection after a while. Other clients are served meanwhile."""
     prepare_data_dir(tmp_path / "data")
     async with open_registry(tmp_path / "data") as store:
         await store.outbox.configure([EventReader(LIST_READER, frozenset(EventAction), ("**",))])
@@ -164,7 +179,7 @@ async def test_a_reader_that_stops_reading_is_cut_off(tmp_path: Path) -> None:
         for _ in range(60):
             events = [NewEvent(EventAction.PULL, "team/app", time.time(), by, reason="x" * 256)] * MAX_ADDED_EVENTS
             await store.outbox.add(events)
-    with event_site(tmp_path, KEPT, workers=1) as server, socket.socket() as sock:
+    with event_site(tmp_path, KEEP_EVENTS, workers=1) as server, socket.socket() as sock:
         (worker,) = server.worker_pids()
         memory = resident_bytes(worker)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -180,12 +195,14 @@ async def test_a_reader_that_stops_reading_is_cut_off(tmp_path: Path) -> None:
 
 
 def resident_bytes(pid: int) -> int:
+    """Returns the resident memory of a process in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def test_a_server_that_stops_ends_its_streams(tmp_path: Path) -> None:
-    """A stop of the server ends the streams, and so takes less time than running requests would be given."""
-    with event_site(tmp_path, KEPT, workers=1) as server:
+def test_streams_end_when_the_server_stops(tmp_path: Path) -> None:
+    """When the server stops, it ends its streams at once. So the stop takes less time than `shutdown_grace`, the time
+    that running requests are given."""
+    with event_site(tmp_path, KEEP_EVENTS, workers=1) as server:
         with plain_client(server.url, timeout=60) as client:
             headers = {"accept": "text/event-stream"}
             with client.stream("GET", "/api/v1/events", headers=headers) as answer:
@@ -200,19 +217,19 @@ def test_a_server_that_stops_ends_its_streams(tmp_path: Path) -> None:
 
 
 def test_without_kept_events(tmp_path: Path) -> None:
-    """If the registry keeps no events, the error names the setting that keeps them."""
+    """If the registry keeps no events, the API and the commands fail, and the error names the setting `events.keep`."""
     with event_site(tmp_path, 'log_level = "info"\n', workers=1) as server, plain_client(server.url) as client:
         answer = client.get("/api/v1/events")
         assert (answer.status_code, code_of(answer)) == (405, "UNSUPPORTED")
         assert "events.keep" in answer.text
         for command in ("list", "tail"):
-            done = entrepot("events", command, *SETTINGS, folder=tmp_path)
-            assert done.returncode == 1
-            assert "events.keep" in done.stderr
+            result = entrepot("events", command, *SETTINGS, folder=tmp_path)
+            assert result.returncode == 1
+            assert "events.keep" in result.stderr
 
 
 def test_the_command_lists_events(site: AdminSite) -> None:
-    """`events list` prints a table. With --json, it prints the fields of the API."""
+    """`events list` prints a table. With --json, it prints the same document as the API."""
     repo = f"team/{site.name('repo')}"
     pushed(site, repo, "v1", f"{repo} 1")
     table = entrepot_output("events", "list", "--repository", repo, *SETTINGS, folder=site.folder)
@@ -241,15 +258,16 @@ def test_the_command_follows_events(site: AdminSite) -> None:
 
 
 def test_retry_without_dead_letters(site: AdminSite) -> None:
-    """Without dead letters, `events retry` sends nothing. It needs to be told which ones to send."""
+    """Without dead letters (events whose delivery was given up), `events retry` has nothing to send again. The command
+    needs the numbers of events, or --all."""
     assert site.done("POST", "/events/retry", {}) == {"retried": 0}
     assert entrepot("events", "retry", "--all", *SETTINGS, folder=site.folder).returncode == 1
     assert entrepot("events", "retry", *SETTINGS, folder=site.folder).returncode == 2
 
 
 def test_bad_stream_requests(site: AdminSite) -> None:
-    """A position that is no number is refused; so is a stream without a login."""
+    """A stream with a Last-Event-ID that is no number gets 400. A stream without a login gets 401."""
     headers = {"accept": "text/event-stream", "last-event-id": "x"}
     with httpx2.Client(base_url=site.server.url, trust_env=False, verify=False) as client:
-        assert client.get("/api/v1/events", headers=headers, auth=ROOT).status_code == 400
+        assert client.get("/api/v1/events", headers=headers, auth=ADMIN_LOGIN).status_code == 400
         assert client.get("/api/v1/events", headers=headers).status_code == 401

@@ -1,4 +1,5 @@
-"""SIGKILL of a real server while clients push: no event of an acknowledged change is lost."""
+"""Tests that kill a running server with SIGKILL while clients push. The event of every acknowledged push still reaches
+the webhook."""
 
 from __future__ import annotations
 
@@ -16,12 +17,13 @@ from tests.fakes.server_process import RegistryServer, start_server
 from tests.fakes.webhook_receiver import first_events, receiver_running
 
 PUSHERS = 4
+"""The number of clients that push at the same time."""
 
 
 @dataclass
 class Pushes:
-    """The pushes of a client to its repository until the server was killed. `acknowledged`: those with a response, in
-    order. `started`: also those without a response."""
+    """The pushes of one client to its own repository. `started`: the names of all pushed images, in order.
+    `acknowledged`: the names of those whose push got a response."""
 
     repository: str
     started: list[str] = field(default_factory=list)
@@ -29,7 +31,7 @@ class Pushes:
     failure: BaseException | None = None
 
     def run(self, server: RegistryServer, killing: threading.Event, done: threading.Semaphore) -> None:
-        """Pushes until the server ends."""
+        """Pushes images until the server is killed. Releases `done` after each push, and at the end."""
         try:
             with plain_client(server.url, timeout=60) as client:
                 while True:
@@ -48,7 +50,8 @@ class Pushes:
 
 
 def kill_under_load(folder: Path, kills: int) -> None:
-    """Kills the server `kills` times while clients push and a receiver gets events, and checks the events."""
+    """Kills the server `kills` times while clients push, and checks the events that the receiver of the webhook
+    gets."""
     pushes = [Pushes(f"team/app{number}") for number in range(PUSHERS)]
     chance = random.Random(kills)
     with receiver_running() as receiver:
@@ -69,27 +72,28 @@ def kill_under_load(folder: Path, kills: int) -> None:
                 thread.join()
             assert [each.failure for each in pushes] == [None] * PUSHERS
         server = start_server(folder, *config)
-        wanted = {digest_named(name) for each in pushes for name in each.acknowledged}
+        expected = {digest_named(name) for each in pushes for name in each.acknowledged}
 
-        def told() -> list[str]:
+        def event_digests() -> list[str]:
             return [body["data"]["digest"] for body in first_events(receiver.accepted())]
 
-        receiver.wait_for(lambda: wanted <= set(told()), "event of each acknowledged push")
+        receiver.wait_for(lambda: expected <= set(event_digests()), "event of each acknowledged push")
         assert server.stop() == 0
-    assert set(told()) <= {digest_named(name) for each in pushes for name in each.started}
-    assert len(told()) == len(set(told()))
+    assert set(event_digests()) <= {digest_named(name) for each in pushes for name in each.started}
+    assert len(event_digests()) == len(set(event_digests()))
     for each in pushes:
         order = {digest_named(name): number for number, name in enumerate(each.started)}
-        numbers = [order[digest] for digest in told() if digest in order]
+        numbers = [order[digest] for digest in event_digests() if digest in order]
         assert numbers == sorted(numbers)
 
 
-def test_a_server_that_is_killed_three_times_loses_no_event(tmp_path: Path) -> None:
-    """Each acknowledged push has its event, in the order of its repository. A push without a response may have one."""
+def test_no_event_is_lost_in_three_kills(tmp_path: Path) -> None:
+    """The receiver gets one event for each acknowledged push, in order for each repository. A push without a response
+    may or may not have an event."""
     kill_under_load(tmp_path, 3)
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_twenty_times_loses_no_event(tmp_path: Path) -> None:
-    """The same holds for 20 kills."""
+def test_no_event_is_lost_in_twenty_kills(tmp_path: Path) -> None:
+    """After 20 kills as well, the receiver has got the event of each acknowledged push."""
     kill_under_load(tmp_path, 20)

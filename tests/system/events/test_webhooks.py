@@ -1,4 +1,5 @@
-"""Webhooks, with a real server of two workers and receivers on loopback."""
+"""Tests of webhooks, with a running server of two workers. HTTP servers of the tests, called receivers, get the
+events."""
 
 from __future__ import annotations
 
@@ -20,10 +21,11 @@ from tests.fakes.server_process import RegistryServer
 from tests.fakes.webhook_receiver import WebhookReceiver, first_events, receiver_running
 
 SETTINGS = ("--config", "entrepot.toml", "--data", "data")
+"""The options with which commands use the settings and the data directory of the server."""
 
 
 def deliveries(folder: Path, *more: str) -> list[dict[str, Any]]:
-    """Returns the pending deliveries as the command lists them."""
+    """Returns the deliveries that `entrepot events list` lists, by default the pending ones."""
     found: list[dict[str, Any]] = json.loads(
         entrepot_output("events", "list", "--json", *(more or ("--pending",)), *SETTINGS, folder=folder)
     )
@@ -31,16 +33,18 @@ def deliveries(folder: Path, *more: str) -> list[dict[str, Any]]:
 
 
 def pushed(server: RegistryServer, repo: str, tag: str, name: str) -> None:
+    """Pushes an image, which must succeed."""
     assert push(server, repo, tag, name).status_code == 201
 
 
 def subjects(receiver: WebhookReceiver) -> list[str]:
+    """Returns the subjects of the events that the receiver has accepted, without repetitions."""
     return [body["subject"] for body in first_events(receiver.accepted())]
 
 
-def test_a_webhook_is_told_of_pushes_moves_and_deletes(tmp_path: Path) -> None:
-    """A push, a push that moves a tag, and a delete reach the receiver in this order, as CloudEvents with a
-    signature."""
+def test_events_of_pushes_moves_and_deletes(tmp_path: Path) -> None:
+    """The receiver gets the events of a push, of a push that moves a tag, and of a delete, in this order. They are
+    CloudEvents, and each request is signed with the secret."""
     (tmp_path / "secret").write_text("s3cret\n")
     settings = webhook_table("URL", secret_file=str(tmp_path / "secret"))
     with receiver_running() as receiver, event_site(tmp_path, settings.replace("URL", receiver.url)) as server:
@@ -49,8 +53,8 @@ def test_a_webhook_is_told_of_pushes_moves_and_deletes(tmp_path: Path) -> None:
         with plain_client(server.url) as client:
             assert client.delete(f"/v2/team/app/manifests/{digest_named('second')}").status_code == 202
         receiver.wait_for(lambda: len(receiver.requests) >= 4, "fourth event")
-    told = [(body["type"], body["subject"], body["data"].get("previous")) for body in receiver.accepted()]
-    assert told == [
+    events = [(body["type"], body["subject"], body["data"].get("previous")) for body in receiver.accepted()]
+    assert events == [
         ("entrepot.image.pushed", "team/app:v1", None),
         ("entrepot.image.pushed", "team/app:v1", digest_named("first")),
         ("entrepot.image.deleted", "team/app:v1", None),
@@ -65,12 +69,12 @@ def test_a_webhook_is_told_of_pushes_moves_and_deletes(tmp_path: Path) -> None:
 def openssl_hmac(body: bytes, secret: str) -> str:
     """Returns the HMAC-SHA256 in hexadecimal, as openssl computes it."""
     command = ["openssl", "dgst", "-sha256", "-hmac", secret, "-hex"]
-    done = subprocess.run(command, input=body, capture_output=True, check=True)
-    return done.stdout.decode().split()[-1]
+    result = subprocess.run(command, input=body, capture_output=True, check=True)
+    return result.stdout.decode().split()[-1]
 
 
-def test_the_form_of_distribution(tmp_path: Path) -> None:
-    """An endpoint with this format gets the envelope of CNCF Distribution, with its field names."""
+def test_format_of_distribution(tmp_path: Path) -> None:
+    """A webhook with the format `distribution` gets events in the format of CNCF Distribution (registry:2)."""
     settings = 'public_url = "https://registry.example.com"\ninsecure_open = true\n' + webhook_table(
         "URL", format="distribution"
     )
@@ -100,7 +104,7 @@ def test_the_form_of_distribution(tmp_path: Path) -> None:
 
 
 def test_filters(tmp_path: Path) -> None:
-    """A webhook gets only events with its actions and repositories. A push that moves a tag counts as a move."""
+    """A webhook gets only the events with its actions and repositories. A push that moves a tag is a move as well."""
     with receiver_running() as moves, receiver_running() as other:
         settings = webhook_table(moves.url, "moves", actions=["move"], repositories=["team/**"])
         settings += webhook_table(other.url, "other", repositories=["other/*"])
@@ -121,9 +125,9 @@ def test_filters(tmp_path: Path) -> None:
     assert subjects(other) == ["other/app:v1"]
 
 
-def test_pulls_where_wanted(tmp_path: Path) -> None:
-    """A webhook that wants pulls gets an event for each pull, also for those that the response cache answers. A webhook
-    that does not want them gets none."""
+def test_events_of_pulls(tmp_path: Path) -> None:
+    """A webhook with the action `pull` gets an event for each pull, including pulls that are served from the cache of
+    responses. Other webhooks get no events of pulls."""
     with receiver_running() as pulls, receiver_running() as other:
         settings = webhook_table(pulls.url, "pulls", actions=["pull"]) + webhook_table(other.url, "other")
         with event_site(tmp_path, settings) as server, plain_client(server.url) as client:
@@ -131,38 +135,42 @@ def test_pulls_where_wanted(tmp_path: Path) -> None:
             for _ in range(5):
                 assert client.get("/v2/team/app/manifests/v1", headers={"user-agent": "x"}).status_code == 200
             pulls.wait_for(lambda: len(pulls.requests) >= 5, "fifth pull")
-    told = [(body["type"], body["data"]["digest"], body["data"]["address"]) for body in pulls.accepted()]
-    assert told == [("entrepot.image.pulled", digest_named("first"), "127.0.0.1")] * 5
+    events = [(body["type"], body["data"]["digest"], body["data"]["address"]) for body in pulls.accepted()]
+    assert events == [("entrepot.image.pulled", digest_named("first"), "127.0.0.1")] * 5
     assert subjects(other) == ["team/app:v1"]
 
 
 @pytest.mark.parametrize("fault", ["answers 500", "never answers", "redirects", "is not there"])
-def test_a_receiver_with_a_fault_harms_no_push(tmp_path: Path, fault: str) -> None:
-    """While one receiver has a fault, pushes succeed, another receiver gets its events, and the log has a line that
-    says what is wrong."""
-    with receiver_running() as bad, receiver_running() as good, receiver_running() as elsewhere:
-        url = bad.url
+def test_failing_receiver_does_not_disturb_pushes(tmp_path: Path, fault: str) -> None:
+    """While one receiver does not accept events, pushes succeed and another receiver gets its events. The log has a
+    line with the reason. A redirect is not followed."""
+    with (
+        receiver_running() as failing_receiver,
+        receiver_running() as working_receiver,
+        receiver_running() as redirect_target,
+    ):
+        url = failing_receiver.url
         if fault == "answers 500":
-            bad.status = lambda _: 500
+            failing_receiver.status = lambda _: 500
         elif fault == "never answers":
-            bad.open.clear()
+            failing_receiver.open.clear()
         elif fault == "redirects":
-            bad.status, bad.location = (lambda _: 307), elsewhere.url
+            failing_receiver.status, failing_receiver.location = (lambda _: 307), redirect_target.url
         else:
             with socket.socket() as unused:
                 unused.bind(("127.0.0.1", 0))
                 url = f"http://127.0.0.1:{unused.getsockname()[1]}/hook"
-        settings = webhook_table(url, "bad", timeout=1) + webhook_table(good.url, "good")
+        settings = webhook_table(url, "bad", timeout=1) + webhook_table(working_receiver.url, "good")
         with event_site(tmp_path, settings) as server:
             for number in range(20):
                 pushed(server, "team/app", f"v{number}", f"image {number}")
-            good.wait_for(lambda: len(good.requests) >= 20, "20 events")
+            working_receiver.wait_for(lambda: len(working_receiver.requests) >= 20, "20 events")
             wait_until(lambda: "webhook bad: " in server.log_text(), "a line about the fault")
-            waiting = deliveries(tmp_path)
-    assert subjects(good) == [f"team/app:v{number}" for number in range(20)]
-    assert {delivery["webhook"] for delivery in waiting} == {"bad"}
-    assert len(waiting) == 20
-    assert elsewhere.requests == []
+            pending = deliveries(tmp_path)
+    assert subjects(working_receiver) == [f"team/app:v{number}" for number in range(20)]
+    assert {delivery["webhook"] for delivery in pending} == {"bad"}
+    assert len(pending) == 20
+    assert redirect_target.requests == []
     expected = {
         "answers 500": "it answered 500",
         "never answers": "it did not answer within 1 s",
@@ -172,8 +180,9 @@ def test_a_receiver_with_a_fault_harms_no_push(tmp_path: Path, fault: str) -> No
     assert expected[fault] in server.log_text()
 
 
-def test_a_private_address_needs_the_setting(tmp_path: Path) -> None:
-    """Without `private_network`, nothing is sent to an address of this machine, even if the URL has a host name."""
+def test_private_addresses_need_the_setting(tmp_path: Path) -> None:
+    """Without the setting `private_network`, the server sends no event to an address of its own machine, whether the
+    URL has the address or a host name."""
     with receiver_running() as receiver:
         by_name = receiver.url.replace("127.0.0.1", "localhost")
         settings = webhook_table(receiver.url, "address", private_network=False)
@@ -187,9 +196,9 @@ def test_a_private_address_needs_the_setting(tmp_path: Path) -> None:
     assert receiver.requests == []
 
 
-def test_tls_with_an_own_authority(tmp_path: Path) -> None:
-    """A receiver gets events if the authority in `ca_file` has signed its certificate. Without `ca_file`, it gets
-    none."""
+def test_tls_with_a_private_authority(tmp_path: Path) -> None:
+    """A receiver with TLS gets events if `ca_file` has the authority that has signed its certificate. Without
+    `ca_file`, this receiver gets no events."""
     authority = CertificateAuthority(tmp_path)
     with receiver_running(pair=authority.sign("receiver")) as receiver:
         settings = webhook_table(receiver.url, "trusted", ca_file=str(authority.certificate))
@@ -202,9 +211,10 @@ def test_tls_with_an_own_authority(tmp_path: Path) -> None:
     assert len(receiver.requests) == 1
 
 
-def test_a_refused_event_becomes_a_dead_letter_and_can_be_sent_again(tmp_path: Path) -> None:
-    """An event that the receiver refuses repeatedly becomes a dead letter, and later events of the repository are
-    delivered. `events retry` sends it again. The metrics count this."""
+def test_dead_letters_can_be_sent_again(tmp_path: Path) -> None:
+    """If the receiver refuses an event repeatedly, the delivery is given up, and the event becomes a dead letter. Later
+    events of the repository are delivered. `events retry` sends the dead letter again. The metrics count all of
+    this."""
     with receiver_running() as receiver:
         receiver.status = lambda body: 400 if body["subject"] == "team/app:bad" else 200
         settings = '[metrics]\nallow = ["127.0.0.1"]\n' + webhook_table(receiver.url, max_attempts=2)
@@ -222,15 +232,15 @@ def test_a_refused_event_becomes_a_dead_letter_and_can_be_sent_again(tmp_path: P
             assert 'entrepot_events_given_up_total{webhook="hook"} 1.0' in metrics
             assert 'entrepot_events_dead_letters{webhook="hook"} 1.0' in metrics
             receiver.status = lambda _: 200
-            done = entrepot("events", "retry", str(dead["event"]["number"]), *SETTINGS, folder=tmp_path)
-            assert (done.returncode, done.stderr) == (0, "1 event will be sent again\n")
+            result = entrepot("events", "retry", str(dead["event"]["number"]), *SETTINGS, folder=tmp_path)
+            assert (result.returncode, result.stderr) == (0, "1 event will be sent again\n")
             receiver.wait_for(lambda: subjects(receiver) == ["team/app:good", "team/app:bad"], "event again")
             wait_until(lambda: deliveries(tmp_path, "--dead") == [], "the dead letter to go")
 
 
-def test_more_events_than_may_wait(tmp_path: Path) -> None:
-    """If a receiver is down for so long that too many events wait, the oldest are deleted with an error in the log, and
-    pushes succeed."""
+def test_oldest_events_are_deleted_above_the_limit(tmp_path: Path) -> None:
+    """If more than `max_pending` events wait for a receiver that is down, the oldest events are deleted, and the log
+    has an error. Pushes still succeed."""
     with receiver_running() as receiver:
         receiver.status = lambda _: 503
         settings = "[events]\nmax_pending = 100\n" + webhook_table(receiver.url)
@@ -244,8 +254,9 @@ def test_more_events_than_may_wait(tmp_path: Path) -> None:
     assert subjects(receiver) == [f"team/app:v{number}" for number in range(20, 120)]
 
 
-def down_for(tmp_path: Path, seconds: float) -> None:
-    """Checks that a receiver that was down for `seconds` gets every event, in order for each repository."""
+def check_receiver_after_outage(tmp_path: Path, seconds: float) -> None:
+    """Checks that a receiver that responds with 503 for `seconds` gets every event afterwards, in order for each
+    repository."""
     repositories = [f"team/app{number}" for number in range(5)]
     expected: dict[str, list[tuple[str, str]]] = {name: [] for name in repositories}
     with receiver_running() as receiver, event_site(tmp_path, webhook_table(receiver.url)) as server:
@@ -275,12 +286,12 @@ def down_for(tmp_path: Path, seconds: float) -> None:
         assert [(body["type"].rpartition(".")[2], body["subject"]) for body in bodies] == expected[name]
 
 
-def test_a_receiver_that_is_down_for_a_moment_misses_nothing(tmp_path: Path) -> None:
-    """A receiver that answers 503 for two seconds gets every event after that."""
-    down_for(tmp_path, 2)
+def test_receiver_that_is_down_for_two_seconds(tmp_path: Path) -> None:
+    """A receiver that responds with 503 for two seconds gets every event afterwards."""
+    check_receiver_after_outage(tmp_path, 2)
 
 
 @pytest.mark.slow
-def test_a_receiver_that_is_down_for_a_minute_misses_nothing(tmp_path: Path) -> None:
-    """A receiver that answers 503 for a minute gets every event after that."""
-    down_for(tmp_path, 60)
+def test_receiver_that_is_down_for_a_minute(tmp_path: Path) -> None:
+    """A receiver that responds with 503 for a minute gets every event afterwards."""
+    check_receiver_after_outage(tmp_path, 60)

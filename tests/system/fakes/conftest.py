@@ -1,4 +1,5 @@
-"""A fake Hub with one image, a client, and requests that are written byte by byte."""
+"""Fixtures and helpers for the tests of the fake Docker Hub: a running fake Hub with one image, an HTTP client, and
+requests over plain sockets."""
 
 from __future__ import annotations
 
@@ -16,17 +17,19 @@ from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
 
 REPO = "library/app"
 SIZE = 3 * MIB + 11
+"""The size of the second layer in bytes."""
 
 
 @pytest.fixture(scope="module")
-def held() -> ImageTree:
+def hub_image() -> ImageTree:
+    """The image of the fake Hub, with a layer of 1000 bytes and one of SIZE bytes."""
     return noise_image("app", 1000, SIZE)
 
 
 @pytest.fixture
-def content(held: ImageTree) -> UpstreamContent:
+def content(hub_image: ImageTree) -> UpstreamContent:
     made = UpstreamContent()
-    made.add(REPO, held, "1", "latest")
+    made.add(REPO, hub_image, "1", "latest")
     return made
 
 
@@ -51,7 +54,8 @@ def manifest_url(upstream: Hub, reference: str = "1", repo: str = REPO) -> str:
 
 
 def ask(upstream: Hub, path: str, *lines: str) -> socket.socket:
-    """Sends a GET that is written byte by byte."""
+    """Sends a GET with these header lines over a new connection. Returns the socket, from which the response can be
+    read."""
     host, port = upstream.address.split(":")
     sock = socket.create_connection((host, int(port)), 30)
     sock.sendall("\r\n".join([f"GET {path} HTTP/1.1", "Host: hub", *lines, "", ""]).encode())
@@ -59,24 +63,25 @@ def ask(upstream: Hub, path: str, *lines: str) -> socket.socket:
 
 
 def rest(sock: socket.socket) -> tuple[bytes, bool]:
-    """Returns all bytes that follow, and whether a reset ended the connection."""
-    found = b""
+    """Reads until the connection ends. Returns the bytes, and whether the connection was reset."""
+    received = b""
     try:
         while piece := sock.recv(1 << 20):
-            found += piece
+            received += piece
     except ConnectionResetError:
-        return found, True
+        return received, True
     finally:
         sock.close()
-    return found, False
+    return received, False
 
 
 def body_of(answer: bytes) -> bytes:
+    """Returns the body of a response."""
     return answer.partition(b"\r\n\r\n")[2]
 
 
 def token_for(client: httpx2.Client, refused: httpx2.Response, auth: tuple[str, str] | None = None) -> httpx2.Response:
-    """Requests a token from the token service that a 401 names, for the scope that it names."""
+    """Requests a token from the token service and for the scope that the 401 response `refused` names."""
     scheme, _, text = refused.headers["WWW-Authenticate"].partition(" ")
     assert scheme == "Bearer"
     challenge = {name: value.strip('"') for name, _, value in (part.partition("=") for part in text.split(","))}
@@ -85,4 +90,5 @@ def token_for(client: httpx2.Client, refused: httpx2.Response, auth: tuple[str, 
 
 
 def bearer(answer: httpx2.Response) -> dict[str, str]:
+    """Returns the Authorization header with the token of a response."""
     return {"Authorization": f"Bearer {answer.raise_for_status().json()['token']}"}

@@ -1,5 +1,5 @@
-"""The fake Hub has the faults that a test sets: connections that break or stall, wrong bytes, limits, and other
-responses."""
+"""Tests of the faults that a test can set in the fake Docker Hub: connections that break or stall, wrong bytes, limits
+of requests, and other statuses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tests.system.fakes.conftest import REPO, SIZE, ask, blob_url, body_of, mani
 
 
 def test_the_rate_limit_counts_gets(upstream: Hub, client: httpx2.Client) -> None:
-    """HEADs do not count. After two GETs, there is 429 with Retry-After, until the limit is set again."""
+    """With a limit of two, the third GET gets 429 with Retry-After. HEAD requests do not count. Setting the limit again
+    resets the count."""
     upstream.set(limit=2, retry_after=7)
     assert client.head(manifest_url(upstream)).headers["ratelimit-remaining"] == "2;w=21600"
     answers = [client.get(manifest_url(upstream)) for _ in range(3)]
@@ -27,16 +28,19 @@ def test_the_rate_limit_counts_gets(upstream: Hub, client: httpx2.Client) -> Non
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_drop_ends_the_connection_after_so_many_bytes(upstream: Hub, held: ImageTree, reset: bool) -> None:
-    """All sent bytes arrive, and then the connection is closed by FIN or RST. The next request succeeds."""
-    layer = held.layers[1]
+def test_connection_ends_after_a_number_of_bytes(upstream: Hub, hub_image: ImageTree, reset: bool) -> None:
+    """A connection can be set to end after a number of bytes of a body, normally or with a RST. All sent bytes arrive,
+    and the next request succeeds."""
+    layer = hub_image.layers[1]
     upstream.fault(drop_after=1_000_001, reset=reset)
-    rest(ask(upstream, f"/v2/{REPO}/blobs/{held.layers[0].digest}", "Connection: close"))  # too short for it
+    rest(
+        ask(upstream, f"/v2/{REPO}/blobs/{hub_image.layers[0].digest}", "Connection: close")
+    )  # this layer is shorter, so the fault does not apply
     answer, was_reset = rest(ask(upstream, f"/v2/{REPO}/blobs/{layer.digest}", "Range: bytes=9-"))
     assert was_reset is reset
     assert body_of(answer) == layer.read(9, 1_000_010)
     assert upstream.sent(layer.digest) == [(9, 1_000_010)]
-    assert [seen.end for seen in upstream.requests("blob")] == ["whole", "dropped"]
+    assert [request.end for request in upstream.requests("blob")] == ["whole", "dropped"]
     answer, was_reset = rest(
         ask(upstream, f"/v2/{REPO}/blobs/{layer.digest}", "Range: bytes=1000010-", "Connection: close")
     )
@@ -45,54 +49,55 @@ def test_a_drop_ends_the_connection_after_so_many_bytes(upstream: Hub, held: Ima
     assert union(upstream.sent(layer.digest)) == [(9, SIZE)]
 
 
-def test_a_wrong_byte_is_at_its_place(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """Only responses with this byte are changed, and only as many as the fault says. The same holds for manifests."""
-    layer = held.layers[1]
+def test_wrong_bytes(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
+    """A byte at one position can be made wrong. Only responses that contain this byte are changed, and only as many as
+    `times` says. The same works for manifests."""
+    layer = hub_image.layers[1]
     upstream.fault(corrupt=2_000_000, times=2)
     url = blob_url(upstream, layer.digest)
     assert client.get(url, headers={"Range": "bytes=0-1999999"}).content == layer.read(0, 2_000_000)
-    for asked, start in (("0-", 0), ("1999990-", 1_999_990)):
-        got, right = client.get(url, headers={"Range": f"bytes={asked}"}).content, layer.read(start)
+    for requested, start in (("0-", 0), ("1999990-", 1_999_990)):
+        got, right = client.get(url, headers={"Range": f"bytes={requested}"}).content, layer.read(start)
         assert [start + at for at, (a, b) in enumerate(zip(got, right, strict=True)) if a != b] == [2_000_000]
     assert client.get(url).content == layer.read()
     upstream.fault(on="manifest", corrupt=3, times=None)
-    assert client.get(manifest_url(upstream)).content[3] == held.body[3] ^ 0xFF
+    assert client.get(manifest_url(upstream)).content[3] == hub_image.body[3] ^ 0xFF
     upstream.clear()
-    assert client.get(manifest_url(upstream)).content == held.body
+    assert client.get(manifest_url(upstream)).content == hub_image.body
 
 
-def test_statuses_and_hangups(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """The next requests of a kind get a status, or no response. `skip` leaves some of them out, and requests of other
-    kinds are not affected."""
+def test_statuses_and_hangups(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
+    """The next requests of one kind can get an error status, or no response at all. `skip` lets the first of them
+    succeed. Requests of other kinds are not affected."""
     upstream.fault(on="manifest", method="", status=503, times=2, skip=1, retry_after="3")
     answers = [client.head(manifest_url(upstream)) for _ in range(4)]
     assert [answer.status_code for answer in answers] == [200, 503, 503, 200]
     assert answers[1].headers["Retry-After"] == "3"
     assert upstream.faults == 0
-    upstream.fault(on="blob", match=held.layers[0].digest, hangup=True)
-    assert client.get(blob_url(upstream, held.layers[1].digest)).status_code == 200
+    upstream.fault(on="blob", match=hub_image.layers[0].digest, hangup=True)
+    assert client.get(blob_url(upstream, hub_image.layers[1].digest)).status_code == 200
     with pytest.raises(httpx2.RemoteProtocolError):
-        client.get(blob_url(upstream, held.layers[0].digest))
-    assert client.get(blob_url(upstream, held.layers[0].digest)).status_code == 200
+        client.get(blob_url(upstream, hub_image.layers[0].digest))
+    assert client.get(blob_url(upstream, hub_image.layers[0].digest)).status_code == 200
 
 
-def test_stalls_hold_until_they_are_released(upstream: Hub, held: ImageTree) -> None:
-    """A response can stall before its headers and in the middle of its body. A client that disconnects meanwhile is
-    noticed."""
-    layer = held.layers[1]
+def test_stalled_responses(upstream: Hub, hub_image: ImageTree) -> None:
+    """A response can stall before its headers or in the middle of its body, until the test releases it. The fake Hub
+    notices if the client disconnects meanwhile."""
+    layer = hub_image.layers[1]
     path = f"/v2/{REPO}/blobs/{layer.digest}"
     upstream.fault(stall=True, times=2)
-    left, held_up = ask(upstream, path, "Connection: close"), ask(upstream, path, "Connection: close")
+    leaving, waiting = ask(upstream, path, "Connection: close"), ask(upstream, path, "Connection: close")
     upstream.wait(2, "blob")
-    left.close()
+    leaving.close()
     upstream.until(lambda: upstream.open == 1)
-    held_up.settimeout(0.1)
+    waiting.settimeout(0.1)
     with pytest.raises(TimeoutError):
-        held_up.recv(1)
-    held_up.settimeout(30)
+        waiting.recv(1)
+    waiting.settimeout(30)
     upstream.release()
-    assert body_of(rest(held_up)[0]) == layer.read()
-    assert sorted(seen.end for seen in upstream.requests("blob")) == ["gone", "whole"]
+    assert body_of(rest(waiting)[0]) == layer.read()
+    assert sorted(request.end for request in upstream.requests("blob")) == ["gone", "whole"]
     upstream.forget()
     upstream.fault(stall_after=70_000)
     sock = ask(upstream, path, "Connection: close")
@@ -101,9 +106,9 @@ def test_stalls_hold_until_they_are_released(upstream: Hub, held: ImageTree) -> 
     assert body_of(rest(sock)[0]) == layer.read()
 
 
-def test_connections_are_refused_and_taken_again(upstream: Hub, client: httpx2.Client) -> None:
-    """Connections are refused and later accepted again at the same port. Open connections are reset, unless the test
-    wants to keep them."""
+def test_refused_connections(upstream: Hub, client: httpx2.Client) -> None:
+    """The fake Hub can refuse new connections, and later accept them again at the same port. Open connections are
+    reset, unless the test sets `cut=False`."""
     assert client.get(manifest_url(upstream)).status_code == 200
     upstream.refuse(cut=False)
     assert client.get(manifest_url(upstream)).status_code == 200
@@ -117,30 +122,31 @@ def test_connections_are_refused_and_taken_again(upstream: Hub, client: httpx2.C
     assert (upstream.open, upstream.opened) == (1, 2)
 
 
-def test_the_rate_is_kept_per_connection(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """A connection gets no more than its rate, without bursts. The record has the times at which the response began and
-    ended."""
+def test_rate_of_a_connection(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
+    """With the switch `rate`, a connection gets no more bytes per second than this rate. The fake Hub records the times
+    at which a response began and ended."""
     upstream.set(rate=8 * MIB)
-    digest = held.layers[1].digest
+    digest = hub_image.layers[1].digest
     client.get(blob_url(upstream, digest), headers={"Range": f"bytes=0-{2 * MIB - 1}"})
-    [seen] = upstream.requests("blob")
-    assert seen.ended - seen.first_byte >= 0.2
-    # A burst may hold what three slices of 10 ms carry.
-    assert seen.sent / (seen.ended - seen.first_byte + 0.04) < 8.5 * MIB
+    [request] = upstream.requests("blob")
+    assert request.ended - request.first_byte >= 0.2
+    # A burst may have as many bytes as the rate allows in 30 ms. The 40 ms are this and a margin.
+    assert request.sent / (request.ended - request.first_byte + 0.04) < 8.5 * MIB
 
 
-def test_latency_comes_before_each_answer(upstream: Hub, client: httpx2.Client) -> None:
-    """The first byte of no response is sent before the latency is over."""
+def test_latency(upstream: Hub, client: httpx2.Client) -> None:
+    """With the switch `latency`, the first byte of each response is sent only after this number of seconds."""
     upstream.set(latency=0.05)
     client.get(manifest_url(upstream))
-    [seen] = upstream.requests()
-    assert seen.first_byte - seen.begun >= 0.05
+    [request] = upstream.requests()
+    assert request.first_byte - request.begun >= 0.05
 
 
-def test_answers_without_a_length(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """Responses without a length end with their connection. One that is dropped looks like a complete one."""
+def test_responses_without_a_length(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
+    """With the switch `lengths` off, responses have no Content-Length and end with their connection. A client cannot
+    distinguish a dropped response from a complete one."""
     upstream.set(lengths=False)
-    layer = held.layers[1]
+    layer = hub_image.layers[1]
     got = client.get(blob_url(upstream, layer.digest), headers={"Range": "bytes=7-"})
     assert got.content == layer.read(7)
     assert "Content-Length" not in got.headers
@@ -149,9 +155,10 @@ def test_answers_without_a_length(upstream: Hub, client: httpx2.Client, held: Im
     assert client.get(blob_url(upstream, layer.digest)).content == layer.read(0, 99)
 
 
-def test_a_range_may_begin_elsewhere(upstream: Hub, client: httpx2.Client, held: ImageTree) -> None:
-    """A shifted range has its real offset in Content-Range, and the record has the sent bytes."""
-    layer = held.layers[1]
+def test_ranges_at_another_offset(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
+    """A response can begin at another offset than requested. Content-Range has the real offset, and the fake Hub
+    records the bytes that it has sent."""
+    layer = hub_image.layers[1]
     upstream.fault(shift=10)
     got = client.get(blob_url(upstream, layer.digest), headers={"Range": "bytes=7-99"})
     assert got.headers["Content-Range"] == f"bytes 17-99/{SIZE}"
@@ -159,7 +166,7 @@ def test_a_range_may_begin_elsewhere(upstream: Hub, client: httpx2.Client, held:
     assert upstream.sent(layer.digest) == [(17, 100)]
 
 
-def test_a_mistake_in_a_test_is_told(upstream: Hub) -> None:
+def test_unknown_switches_and_faults_are_errors(upstream: Hub) -> None:
     """An unknown switch or fault raises an error in the call that sets it."""
     with pytest.raises(HubFailed, match="no switch ratte"):
         upstream.set(ratte=1)

@@ -1,4 +1,5 @@
-"""The real upstreams have the content that was pushed to them, and are as slow as a test sets."""
+"""Tests of the real registries that other tests use as upstreams: they serve the content that was pushed to them, and a
+proxy can make them slow or add TLS."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def client() -> Iterator[httpx2.Client]:
 
 
 def check(client: httpx2.Client, url: str, content: UpstreamContent) -> None:
-    """Checks that every manifest, by tag and digest, and every blob is there byte by byte."""
+    """Checks that the registry at `url` serves every manifest, by tag and by digest, and every blob with the right
+    bytes."""
     for repo, held in content.repositories.items():
         for reference in (*held.manifests, *held.tags):
             body, media_type = held.manifests[held.tags.get(reference, reference)]
@@ -46,8 +48,9 @@ def check(client: httpx2.Client, url: str, content: UpstreamContent) -> None:
             assert "sha256:" + hashlib.sha256(got.content).hexdigest() == digest
 
 
-def test_docker_registry_holds_what_was_pushed(tmp_path: Path, client: httpx2.Client, content: UpstreamContent) -> None:
-    """docker-registry has images in the formats of docker and OCI. After a stop, its port refuses connections."""
+def test_docker_registry_serves_pushed_content(tmp_path: Path, client: httpx2.Client, content: UpstreamContent) -> None:
+    """Debian's docker-registry serves images in the formats of docker and OCI. After it is stopped, its port refuses
+    connections."""
     with docker_registry(tmp_path, content) as far:
         check(client, far.url, content)
         far.stop()
@@ -55,27 +58,27 @@ def test_docker_registry_holds_what_was_pushed(tmp_path: Path, client: httpx2.Cl
             client.get(f"{far.url}/v2/")
 
 
-def test_docker_registry_as_a_cache_before_the_stand_in(
+def test_docker_registry_as_a_mirror_of_the_fake_hub(
     tmp_path: Path, client: httpx2.Client, content: UpstreamContent
 ) -> None:
-    """A real client of Docker Hub works with the fake Hub: with tokens, with a realm at another host, and with
-    redirects to a port that refuses tokens."""
+    """docker-registry can be a mirror of the fake Docker Hub. So the fake Hub works with a client that was made for the
+    real one: with tokens, with a token service at another host, and with redirects to a port that refuses tokens."""
     with hub(tmp_path, content, auth="bearer", redirects=True, limit=100) as upstream:
         upstream.set(realm=f"{upstream.auth_url}/token")
         with docker_registry(tmp_path, remote=upstream.url) as proxy:
             check(client, proxy.url, content)
         assert upstream.count("token") > 0
-        assert not [seen for seen in upstream.requests("blob") if seen.authorization]
+        assert not [request for request in upstream.requests("blob") if request.authorization]
 
 
-def test_entrepot_holds_what_was_pushed(tmp_path: Path, client: httpx2.Client, content: UpstreamContent) -> None:
-    """Entrepot itself can be the upstream in a test."""
+def test_entrepot_serves_pushed_content(tmp_path: Path, client: httpx2.Client, content: UpstreamContent) -> None:
+    """Entrepot itself can be the upstream in a test, and serves the pushed content."""
     with entrepot(tmp_path, content) as url:
         check(client, url, content)
 
 
-def test_a_link_by_tls(tmp_path: Path, client: httpx2.Client, content: UpstreamContent) -> None:
-    """A client that trusts the authority gets everything. Others fail."""
+def test_link_with_tls(tmp_path: Path, client: httpx2.Client, content: UpstreamContent) -> None:
+    """With TLS in front of an upstream, a client that trusts the authority gets all content. Another client fails."""
     made = certificates(tmp_path)
     with hub(tmp_path, content) as upstream, slow_link(tmp_path, upstream.url, certificates=made) as link:
         assert link.url.startswith("https://")
@@ -86,12 +89,12 @@ def test_a_link_by_tls(tmp_path: Path, client: httpx2.Client, content: UpstreamC
 
 
 def test_a_slow_link(tmp_path: Path, client: httpx2.Client) -> None:
-    """nginx limits each request to its rate, and changes no byte."""
+    """nginx in front of an upstream limits the rate of each response, and changes no byte."""
     content = UpstreamContent()
     held: ImageTree = content.add(REPO, noise_image("slow", 3 * MIB), "1")
     with docker_registry(tmp_path, content) as far, slow_link(tmp_path, far.url, "4m") as link:
         check(client, link.url, content)
-        begun = time.monotonic()
+        started = time.monotonic()
         client.get(f"{link.url}/v2/{REPO}/blobs/{held.layers[0].digest}")
-        # nginx counts whole seconds: it may be one ahead.
-        assert time.monotonic() - begun > 0.2
+        # 3 MiB at 4 MiB/s. nginx measures in whole seconds, so the response may be much faster than the rate.
+        assert time.monotonic() - started > 0.2

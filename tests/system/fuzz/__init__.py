@@ -1,1 +1,1 @@
-"""Bad input: thousands of generated malformed requests, and tests for each kind of them."""
+"""Tests with malformed requests: thousands of generated requests, and hand-written requests of each kind."""

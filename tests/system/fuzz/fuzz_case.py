@@ -1,4 +1,4 @@
-"""One malformed request, and the allowed responses."""
+"""The class for one malformed request with its allowed responses, which the fuzz tests send."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ CODES = frozenset(
         "TOOMANYREQUESTS",
     }
 )
-"""Spec, "Error Codes"."""
+"""The error codes of the OCI distribution spec, section "Error Codes"."""
 
 SESSION = b"{session}"
-"""Stands for the path of an upload session, which is opened before and cancelled after."""
+"""A placeholder for the path of an upload session. The session is started before the request, and cancelled after
+it."""
 
 
 @dataclass(frozen=True)
 class FuzzCase:
-    """`raw`: the bytes to send. Every response must have one of `statuses`, and the format of errors.
-
-    `end`: what the client does after that:
+    """A malformed request. `kind`: its name in reports. `raw`: the bytes to send. Every response must have one of
+    `statuses`, and be an error in the format of the OCI spec. `end`: what the client does after it has sent the bytes:
 
     - answer: it reads one response, and uses the connection again if it stays open;
     - all: it closes its sending side and reads responses, at least one, until the server closes the connection;
-    - maybe: the same, but no response is also allowed, because the request was not complete;
+    - maybe: as `all`, but the server may also send no response, because the request is incomplete;
     - leave, reset: it closes the connection at once, normally or with a RST, and reads nothing;
-    - hold: it keeps the connection open, sends nothing more, and closes it much later."""
+    - hold: it keeps the connection open, sends nothing more, and closes the connection much later."""
 
     kind: str
     raw: bytes = field(repr=False)

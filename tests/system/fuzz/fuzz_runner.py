@@ -1,4 +1,4 @@
-"""Sends malformed requests and checks the responses."""
+"""Sends the generated malformed requests to a server over several connections, and checks the responses."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tests.system.fuzz.malformed_content import BLOB, CONTENTS, REPO, TAG
 from tests.system.fuzz.malformed_http import FRAMINGS
 
 GENERATORS: Sequence[Callable[[random.Random], FuzzCase]] = (*CONTENTS, *FRAMINGS)
-LANES = 4
-"""Connections in parallel."""
-CANARY = 7
-"""After every so many cases the same connection has to serve a sound request."""
+PARALLEL_CONNECTIONS = 4
+"""The number of connections over which the cases are sent at the same time."""
+VALID_REQUEST_INTERVAL = 7
+"""After each such number of cases, a valid request on the same connection must succeed."""
 
 
 def make_case(seed: int, index: int) -> FuzzCase:
-    """Returns the case with this number. It is the same each time, whatever cases were made before."""
+    """Returns the case with this number. It depends only on the seed and the number, not on earlier cases."""
     rng = random.Random(f"{seed}/{index}")
     return GENERATORS[index % len(GENERATORS)](rng)
 
 
-def judge(case: FuzzCase, answer: RawAnswer) -> None:
-    """Raises AssertionError if the response is not as the case allows."""
+def check_response(case: FuzzCase, answer: RawAnswer) -> None:
+    """Checks that the response has an allowed status and the format of errors, and that no header was injected."""
     assert answer.status in case.statuses, f"status {answer.status}: {answer.body[:300]!r}"
     assert answer["docker-distribution-api-version"] == "registry/2.0"
     for name, value in answer.fields:
@@ -46,28 +46,31 @@ def judge(case: FuzzCase, answer: RawAnswer) -> None:
     assert set(document) == {"errors"}
     assert document["errors"]
     for error in document["errors"]:
-        assert error["code"] in CODES, f"{error['code']} is none of the spec's codes"
+        assert error["code"] in CODES, f"{error['code']} is not a code of the spec"
         assert isinstance(error["message"], str)
         assert error["message"]
 
 
 @dataclass
 class FuzzConnection:
-    """One connection at a time, which is used again as long as the server keeps it open."""
+    """Sends cases one after another. Uses the same connection as long as the server keeps it open, then opens a new
+    one."""
 
     server: RegistryServer
     seed: int
     wire: RawConnection | None = None
-    held: list[RawConnection] = field(default_factory=list)
+    held_connections: list[RawConnection] = field(default_factory=list)
+    """Connections that stay open without further requests (the end `hold` of a case)."""
     history: list[int] = field(default_factory=list)
-    """Cases this connection has carried."""
+    """The numbers of the cases that were sent on the current connection."""
 
     def run(self, indices: Sequence[int]) -> None:
+        """Sends the cases with these numbers. Raises AssertionError with all that is needed to repeat a failed case."""
         for index in indices:
             case = make_case(self.seed, index)
             self.history.append(index)
             try:
-                self._one(case, canary=index % CANARY == 0)
+                self._run_case(case, with_valid_request=index % VALID_REQUEST_INTERVAL == 0)
             except (AssertionError, OSError, ConnectionClosed, ValueError) as error:
                 raise AssertionError(
                     f"seed {self.seed}, case {index} ({case.kind}), on a connection that carried {self.history}:\n"
@@ -75,12 +78,13 @@ class FuzzConnection:
                 ) from error
 
     def close(self) -> None:
-        for wire in (*self.held, *([self.wire] if self.wire else [])):
+        for wire in (*self.held_connections, *([self.wire] if self.wire else [])):
             wire.close()
-        self.held.clear()
+        self.held_connections.clear()
         self._drop()
 
     def _drop(self) -> None:
+        """Closes the current connection."""
         if self.wire is not None:
             self.wire.close()
         self.wire = None
@@ -91,7 +95,7 @@ class FuzzConnection:
             self.wire = RawConnection(("127.0.0.1", self.server.port))
         return self.wire
 
-    def _one(self, case: FuzzCase, *, canary: bool) -> None:
+    def _run_case(self, case: FuzzCase, *, with_valid_request: bool) -> None:
         if not case.needs_session:
             self._send(case, case.raw)
         else:
@@ -103,22 +107,24 @@ class FuzzConnection:
                 finally:
                     answer = other.ask("DELETE", session)
                     assert answer.status in (204, 404), f"DELETE: {answer.status} {answer.body!r}"
-        if canary and self.wire is not None:
+        if with_valid_request and self.wire is not None:
             assert self.wire.ask("GET", "/v2/").status == 200
 
     def _send(self, case: FuzzCase, raw: bytes) -> None:
+        """Sends the bytes of a case, and checks the response."""
         wire = self._open()
-        assert not wire.received, f"unasked-for bytes on the connection: {bytes(wire.received)!r}"
-        with suppress(BrokenPipeError, ConnectionResetError):  # answered early; the answer is there to be read
+        assert not wire.received, f"unexpected bytes on the connection: {bytes(wire.received)!r}"
+        # If the server has responded early and closed the connection, the response can still be read.
+        with suppress(BrokenPipeError, ConnectionResetError):
             wire.send(raw)
         if case.end == "answer":
             answer = wire.answer(case.method)
-            judge(case, answer)
-            assert not answer.interim, "100 was said to a request that is refused"
+            check_response(case, answer)
+            assert not answer.interim, "the server has sent 100 for a request that it refuses"
             if answer.closes:
                 self._drop()
         elif case.end == "hold":
-            self.held.append(wire)
+            self.held_connections.append(wire)
             self.wire = None
             self.history.clear()
         else:
@@ -127,6 +133,7 @@ class FuzzConnection:
 
     @staticmethod
     def _finish(case: FuzzCase, wire: RawConnection) -> None:
+        """Ends the connection as the case says. Checks the responses if the case reads them."""
         if case.end == "reset":
             wire.reset()
         if case.end in ("reset", "leave"):
@@ -136,30 +143,32 @@ class FuzzConnection:
         count = 0
         with suppress(ConnectionClosed, ConnectionResetError):
             while True:
-                judge(case, wire.answer(case.method))
+                check_response(case, wire.answer(case.method))
                 count += 1
-        assert count or case.end == "maybe", "no answer"
+        assert count or case.end == "maybe", "no response"
 
 
-def run_batch(server: RegistryServer, seed: int, indices: Sequence[int], lanes: int = LANES) -> None:
-    """Sends these cases over `lanes` connections. Raises AssertionError with everything that is needed to repeat a
-    failure."""
-    with ExitStack() as stack, ThreadPoolExecutor(lanes) as pool:
-        opened = [FuzzConnection(server, seed) for _ in range(lanes)]
-        for lane in opened:
-            stack.callback(lane.close)
-        running = [pool.submit(lane.run, indices[number::lanes]) for number, lane in enumerate(opened)]
+def run_batch(
+    server: RegistryServer, seed: int, indices: Sequence[int], connections: int = PARALLEL_CONNECTIONS
+) -> None:
+    """Sends the cases with these numbers over several connections in parallel. Raises AssertionError if a response is
+    wrong."""
+    with ExitStack() as stack, ThreadPoolExecutor(connections) as pool:
+        senders = [FuzzConnection(server, seed) for _ in range(connections)]
+        for sender in senders:
+            stack.callback(sender.close)
+        running = [pool.submit(sender.run, indices[number::connections]) for number, sender in enumerate(senders)]
         for future in running:
             future.result()
 
 
 def prepare(server: RegistryServer) -> None:
-    """Pushes the content that the cases expect."""
+    """Pushes the content to which the malformed requests refer."""
     push_and_pull(server)
 
 
 def push_and_pull(server: RegistryServer) -> None:
-    """Pushes valid content, always the same, and pulls it."""
+    """Pushes the same valid content at each call, pulls it, and checks it."""
     with RawConnection(("127.0.0.1", server.port)) as wire:
         steps = RawPushes(wire, REPO)
         path = steps.blob(BLOB)
@@ -181,8 +190,9 @@ class StoreCounts:
 
 
 def store_counts(server: RegistryServer) -> StoreCounts:
-    """Counts the files of content and uploads, and the rows of each table of the metadata. Leaves out history, which
-    may grow, and what is stored some time later: pulls and the search index."""
+    """Counts the files of content and uploads, and the rows of each table of the database. Leaves out tables that may
+    grow (the history of tags, the audit log), and tables that are written some time after a request (pulls, the search
+    index)."""
     data = server.data
     db = apsw.Connection(str(data / "entrepot.db"), flags=apsw.SQLITE_OPEN_READONLY)
     try:
@@ -190,14 +200,14 @@ def store_counts(server: RegistryServer) -> StoreCounts:
         counts = [(name, int(db.execute(f'SELECT count(*) FROM "{name}"').get)) for name in names]
     finally:
         db.close()
-    growing = ("sqlite_", "tag_history", "audit", "manifest_pull", "search")
-    rows = tuple((name, count) for name, count in counts if not name.startswith(growing))
+    left_out = ("sqlite_", "tag_history", "audit", "manifest_pull", "search")
+    rows = tuple((name, count) for name, count in counts if not name.startswith(left_out))
     return StoreCounts(files_below(data / "blobs", data / "uploads", data / "trash"), rows)
 
 
-def settled(server: RegistryServer) -> StoreCounts:
-    """Returns the same counts, at a moment without an upload session of a request for which an earlier test did not
-    wait."""
+def counts_without_sessions(server: RegistryServer) -> StoreCounts:
+    """Returns the counts as soon as no upload session is left. An earlier test may not have waited until the server
+    ended the session of its last request."""
     counts = store_counts(server)
 
     def has_no_session() -> bool:
@@ -209,7 +219,8 @@ def settled(server: RegistryServer) -> StoreCounts:
     return counts
 
 
-def sound_request(server: RegistryServer) -> None:
+def send_valid_request(server: RegistryServer) -> None:
+    """Sends a valid request on a new connection."""
     with RawConnection(("127.0.0.1", server.port)) as wire:
         wire.send(message("GET", "/v2/"))
         assert json.loads(wire.answer().body) == {}

@@ -1,4 +1,5 @@
-"""Malformed content in valid HTTP requests: names, digests, tags, queries, ranges, manifests."""
+"""Generators of requests that are valid HTTP, but have malformed content: names, digests, tags, queries, ranges,
+manifests. Each function in `CONTENTS` returns one random case of its kind, for the fuzz tests."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from tests.fakes.raw_pushes import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFES
 from tests.system.fuzz.fuzz_case import SESSION, FuzzCase
 
 REPO = "fuzz/there"
-"""A repository that holds BLOB, and a manifest of it at TAG."""
+"""A repository that has BLOB, and a manifest with this blob under TAG."""
 BLOB = b"{}"
 TAG = "tag"
 BLOB_DIGEST = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
 UNKNOWN = "sha256:" + "12" * 32
+"""A digest that the repository does not have."""
 
 Random = random.Random
 Document = dict[str, Any]
@@ -37,6 +39,7 @@ def _spoil(rng: Random, text: str, spoilers: list[str]) -> str:
     return text[:at] + rng.choice(spoilers) + text[at:]
 
 
+# Texts that make a name invalid if they are inserted.
 NAME_SPOILERS = ["A", "..", "%20", "%2F", "%2f", "%00", "%ff", "%C3%A4", "~", ":", "@", "+", "$", "___", ".-", "%0d%0a"]
 NAME_SPOILERS += ["*", "%5c", "n" * 256, "%2e%2e", "%E2%80%AE", "!", "'", "(", "|", "`", "^", "%25"]
 
@@ -140,7 +143,7 @@ def bad_closing_digest(rng: Random) -> FuzzCase:
 
 
 def other_digest(rng: Random) -> FuzzCase:
-    """Returns a valid digest that is not that of the content."""
+    """A push whose digest is valid, but is not that of the pushed content."""
     body = rng.randbytes(rng.choice([0, 1, 100, 70_000]))
     digest = rng.choice([UNKNOWN, "sha512:" + "34" * 64])
     target = rng.choice([f"{SESSION.decode()}?digest={digest}", f"/v2/{REPO}/blobs/uploads/?digest={digest}"])
@@ -204,12 +207,12 @@ def bad_content_range(rng: Random) -> FuzzCase:
 
 def bad_range(rng: Random) -> FuzzCase:
     if rng.random() < 0.2:
-        asked = "bytes=" + ",".join(["0-0"] * rng.randint(1025, 3000))
+        ranges = "bytes=" + ",".join(["0-0"] * rng.randint(1025, 3000))
         return FuzzCase(
-            "bad range", message("GET", f"/v2/{REPO}/blobs/{BLOB_DIGEST}", {"Range": asked}), _statuses(400)
+            "bad range", message("GET", f"/v2/{REPO}/blobs/{BLOB_DIGEST}", {"Range": ranges}), _statuses(400)
         )
-    asked = rng.choice(["2-", "1-0", "-0", "999-", f"{10**40}-", "2-3,5-9", "1-0,2-1", f"{'9' * 4000}-"])
-    raw = message("GET", f"/v2/{REPO}/blobs/{BLOB_DIGEST}", {"Range": f"bytes={asked}"})
+    ranges = rng.choice(["2-", "1-0", "-0", "999-", f"{10**40}-", "2-3,5-9", "1-0,2-1", f"{'9' * 4000}-"])
+    raw = message("GET", f"/v2/{REPO}/blobs/{BLOB_DIGEST}", {"Range": f"bytes={ranges}"})
     return FuzzCase("bad range", raw, _statuses(416))
 
 
@@ -324,11 +327,11 @@ def bad_condition(rng: Random) -> FuzzCase:
             {"If-Match": "\xff\xfe"},
         ]
     )
-    raw = message("PUT", f"/v2/{REPO}/manifests/{TAG}", {"Content-Type": OCI_MANIFEST, **headers}, sound_manifest())
+    raw = message("PUT", f"/v2/{REPO}/manifests/{TAG}", {"Content-Type": OCI_MANIFEST, **headers}, valid_manifest())
     return FuzzCase("bad condition", raw, _statuses(400, 412))
 
 
-def sound_document() -> Document:
+def valid_document() -> Document:
     return {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
@@ -337,19 +340,35 @@ def sound_document() -> Document:
     }
 
 
-def sound_manifest() -> bytes:
-    return json.dumps(sound_document()).encode()
+def valid_manifest() -> bytes:
+    return json.dumps(valid_document()).encode()
 
 
-WRONG: list[Any] = [None, True, -1, 1.5, "", "text", [], {}, [[]], {"a": {}}, 10**30, "\ud800", "sha256:x", 1e308]
+WRONG_VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    1.5,
+    "",
+    "text",
+    [],
+    {},
+    [[]],
+    {"a": {}},
+    10**30,
+    "\ud800",
+    "sha256:x",
+    1e308,
+]
 UNKNOWN_LAYER = {"mediaType": OCI_LAYER, "digest": UNKNOWN, "size": 2}
 
 Spoiler = Callable[[Random, Document], None]
+"""A function that makes a valid manifest invalid."""
 
 
 def _wrong(rng: Random, *fine: Any) -> Any:
-    """Returns a JSON value of a wrong type. Values of the types in `fine` would be accepted."""
-    return rng.choice([value for value in WRONG if not any(value is one or value == one for one in fine)])
+    """Returns a JSON value of a wrong type. `fine`: the values that would be accepted, which are left out."""
+    return rng.choice([value for value in WRONG_VALUES if not any(value is one or value == one for one in fine)])
 
 
 DOCUMENT_SPOILERS: list[Spoiler] = [
@@ -379,7 +398,7 @@ DOCUMENT_SPOILERS: list[Spoiler] = [
 
 
 def bad_manifest(rng: Random) -> FuzzCase:
-    document = copy.deepcopy(sound_document())
+    document = copy.deepcopy(valid_document())
     rng.choice(DOCUMENT_SPOILERS)(rng, document)
     body = json.dumps(document).encode()
     reference = rng.choice([TAG, "other", UNKNOWN])
@@ -388,26 +407,26 @@ def bad_manifest(rng: Random) -> FuzzCase:
 
 
 def _bad_json(rng: Random) -> bytes:
-    sound = sound_manifest()
+    valid = valid_manifest()
     depth = rng.choice([65, 500, 5000, 60_000])
     return rng.choice(
         [
-            sound[: rng.randint(0, len(sound) - 1)],
-            sound + rng.choice([b"x", b"{}", b"\0", b","]),
-            sound[:-1] + b',"a":' + b"[" * depth + b"]" * depth + b"}",
-            sound[:-1] + b',"a":' + b'{"a":' * depth + b"1" + b"}" * depth + b"}",
+            valid[: rng.randint(0, len(valid) - 1)],
+            valid + rng.choice([b"x", b"{}", b"\0", b","]),
+            valid[:-1] + b',"a":' + b"[" * depth + b"]" * depth + b"}",
+            valid[:-1] + b',"a":' + b'{"a":' * depth + b"1" + b"}" * depth + b"}",
             b"[" * depth,
-            sound[:-1] + b',"schemaVersion":2}',
-            sound[:-1] + b',"annotations":{"a":"1","a":"2"}}',
-            sound[:-1] + rng.choice([b',"x":NaN}', b',"x":Infinity}', b',"x":-Infinity}', b',"x":01}', b',"x":.5}']),
-            sound[:-1] + b',"x":' + b"1" * 5000 + b"}",
-            sound[:-1] + b',"annotations":{"a":"\\ud800"}}',
-            sound[:-1] + b',"x":"\xff"}',
-            sound[:-1] + b',"x":"\x00"}',
-            sound[:-1] + b',"x":"a\nb"}',
-            b"\xef\xbb\xbf" + sound,
-            sound.decode().encode("utf-16"),
-            sound.decode().encode("utf-32"),
+            valid[:-1] + b',"schemaVersion":2}',
+            valid[:-1] + b',"annotations":{"a":"1","a":"2"}}',
+            valid[:-1] + rng.choice([b',"x":NaN}', b',"x":Infinity}', b',"x":-Infinity}', b',"x":01}', b',"x":.5}']),
+            valid[:-1] + b',"x":' + b"1" * 5000 + b"}",
+            valid[:-1] + b',"annotations":{"a":"\\ud800"}}',
+            valid[:-1] + b',"x":"\xff"}',
+            valid[:-1] + b',"x":"\x00"}',
+            valid[:-1] + b',"x":"a\nb"}',
+            b"\xef\xbb\xbf" + valid,
+            valid.decode().encode("utf-16"),
+            valid.decode().encode("utf-32"),
             rng.choice([b"", b"null", b"[]", b"1", b'"x"', b"{}", b"true", b"\0", b"{'a':1}", b"<xml/>", b"{//\n}"]),
             rng.randbytes(rng.randint(1, 3000)),
         ]
@@ -427,12 +446,13 @@ def bad_media_type(rng: Random) -> FuzzCase:
     headers = [("Content-Type", given)]
     if rng.random() < 0.2:
         headers = [("Content-Type", OCI_MANIFEST), ("Content-Type", given)]
-    raw = message("PUT", f"/v2/{REPO}/manifests/{TAG}", headers, sound_manifest())
+    raw = message("PUT", f"/v2/{REPO}/manifests/{TAG}", headers, valid_manifest())
     return FuzzCase("bad media type", raw, _statuses(400))
 
 
 def too_large_manifest(rng: Random) -> FuzzCase:
-    """Declares a body that is too large, and does not send it: the request is refused before any byte of it."""
+    """A request that declares a too large body and does not send it. The server refuses it before it has read the
+    body."""
     headers = {"Content-Type": OCI_MANIFEST, "Content-Length": str(rng.choice([8 * 2**20 + 1, 10**9, 2**62]))}
     return FuzzCase("too large manifest", message("PUT", f"/v2/{REPO}/manifests/{TAG}", headers), _statuses(413))
 

@@ -1,4 +1,5 @@
-"""Malformed HTTP: request lines, headers, lengths, chunks, other protocols, requests that end early."""
+"""Generators of requests that are malformed HTTP: request lines, headers, lengths, chunks, other protocols, requests
+that end early. Each function in `FRAMINGS` returns one random case of its kind, for the fuzz tests."""
 
 from __future__ import annotations
 
@@ -7,13 +8,14 @@ import random
 from tests.fakes.raw_http import chunked, message
 from tests.fakes.raw_pushes import OCI_MANIFEST, digest_of
 from tests.system.fuzz.fuzz_case import SESSION, End, FuzzCase
-from tests.system.fuzz.malformed_content import BLOB_DIGEST, REPO, UNKNOWN, sound_manifest
+from tests.system.fuzz.malformed_content import BLOB_DIGEST, REPO, UNKNOWN, valid_manifest
 
 Random = random.Random
 HOST = b"Host: registry.test\r\n"
 NOT_FOUND = f"/v2/{REPO}/manifests/missing"
 PING = b"GET /v2/ HTTP/1.1\r\n" + HOST
-"""With another header and an empty line it would be answered 200, so nothing hides behind a 404."""
+"""The beginning of a valid request. If a wrong header after it were ignored, the response would be 200, and the test
+would fail."""
 
 
 def _statuses(*numbers: int) -> frozenset[int]:
@@ -43,10 +45,10 @@ def bad_length(rng: Random) -> FuzzCase:
 
 
 def length_and_coding(rng: Random) -> FuzzCase:
-    both = [b"Content-Length: %d" % rng.choice([0, 5, 100]), b"Transfer-Encoding: chunked"]
-    rng.shuffle(both)
+    headers = [b"Content-Length: %d" % rng.choice([0, 5, 100]), b"Transfer-Encoding: chunked"]
+    rng.shuffle(headers)
     return FuzzCase(
-        "Content-Length with Transfer-Encoding", PING + b"\r\n".join(both) + b"\r\n\r\n0\r\n\r\n", _statuses(400)
+        "Content-Length with Transfer-Encoding", PING + b"\r\n".join(headers) + b"\r\n\r\n0\r\n\r\n", _statuses(400)
     )
 
 
@@ -293,8 +295,8 @@ def garbage(rng: Random) -> FuzzCase:
 
 
 def garbage_after_a_request(rng: Random) -> FuzzCase:
-    """The first request is valid, but requests missing content. Garbage follows."""
-    body = sound_manifest()
+    """A valid request that gets an error, followed by garbage on the same connection."""
+    body = valid_manifest()
     first = rng.choice(
         [
             message("GET", NOT_FOUND),
@@ -324,7 +326,7 @@ def injection(rng: Random) -> FuzzCase:
 
 
 def early_answer(rng: Random) -> FuzzCase:
-    """A request with `Expect` or with a large body, whose response is known before the body arrives."""
+    """A request with `Expect` or with a large body that is refused because of its headers. The body is not sent."""
     method, target = rng.choice(
         [
             ("PUT", f"/v2/{REPO}/blobs/uploads/00000000-0000-4000-8000-000000000000?digest={UNKNOWN}"),
@@ -341,20 +343,20 @@ def early_answer(rng: Random) -> FuzzCase:
 
 
 def odd_expect(rng: Random) -> FuzzCase:
-    given = rng.choice(["200-ok", "100-continue, x", "", "\xff", "a" * 1000])
+    expect = rng.choice(["200-ok", "100-continue, x", "", "\xff", "a" * 1000])
     return FuzzCase(
-        "odd Expect", message("PUT", f"/v2/{REPO}/manifests/x", {"Expect": given}, b"no JSON"), _statuses(400, 417)
+        "odd Expect", message("PUT", f"/v2/{REPO}/manifests/x", {"Expect": expect}, b"no JSON"), _statuses(400, 417)
     )
 
 
-def _sound(rng: Random) -> bytes:
+def _valid_request(rng: Random) -> bytes:
     """Returns a request that would succeed if it were complete."""
     body = rng.randbytes(rng.choice([1, 100, 70_000]))
     return rng.choice(
         [
             PING + b"\r\n",
             message("GET", f"/v2/{REPO}/blobs/{BLOB_DIGEST}"),
-            message("PUT", f"/v2/{REPO}/manifests/cut", {"Content-Type": OCI_MANIFEST}, sound_manifest()),
+            message("PUT", f"/v2/{REPO}/manifests/cut", {"Content-Type": OCI_MANIFEST}, valid_manifest()),
             message("POST", f"/v2/{REPO}/blobs/uploads/?digest={digest_of(body)}", body=body),
             message("PATCH", SESSION.decode(), body=body),
             message("PATCH", SESSION.decode(), {"Transfer-Encoding": "chunked"}) + chunked(body),
@@ -364,7 +366,7 @@ def _sound(rng: Random) -> bytes:
 
 
 def truncated(rng: Random) -> FuzzCase:
-    raw = _sound(rng)
+    raw = _valid_request(rng)
     inside = raw.find(SESSION)
     raw = raw[: rng.randint(1, len(raw) - 1)]
     if inside >= 0 and len(raw) < inside + len(SESSION):
@@ -374,7 +376,7 @@ def truncated(rng: Random) -> FuzzCase:
 
 
 def slow(rng: Random) -> FuzzCase:
-    """A request that begins and never ends, while others are served."""
+    """A request that begins and never ends. The connection stays open while other cases run."""
     raw = rng.choice(
         [PING, PING + b"X: y", b"G", b"", b"POST /v2/ HTTP/1.1\r\n" + HOST + b"Content-Length: 100\r\n\r\nabc"]
     )
@@ -382,7 +384,7 @@ def slow(rng: Random) -> FuzzCase:
 
 
 def left_alone(rng: Random) -> FuzzCase:
-    """The client disconnects while the response, an error or a blob, is being sent."""
+    """A valid request, whose client disconnects without reading the response."""
     raw = rng.choice([message("GET", NOT_FOUND), message("GET", f"/v2/{REPO}/blobs/{BLOB_DIGEST}"), PING + b"\r\n"])
     return FuzzCase("left alone", raw * rng.choice([1, 5]), end=rng.choice(["leave", "reset"]))
 

@@ -1,4 +1,5 @@
-"""An OpenID provider, a registry that uses it, and the browsers of two people."""
+"""Fixtures for the tests of single sign-on: a fake OpenID provider, a registry that uses this provider, and the
+browsers of two people."""
 
 from __future__ import annotations
 
@@ -18,68 +19,72 @@ from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import running_server
 
 SESSION, ATTEMPT = "entrepot-session", "entrepot-login"
+"""The names of the cookies of a session, and of a login that has begun and not ended."""
 
 
 @dataclass
 class Browser:
-    """A client that keeps cookies and follows redirects."""
+    """A client that keeps cookies, as a browser does. It does not follow redirects by itself."""
 
     site: AdminSite
     client: httpx2.Client
 
     def get(self, path: str, **more: Any) -> httpx2.Response:
-        """Gets one page, without following redirects."""
+        """Gets one page of the registry, or of any site if `path` is a URL."""
         return self.client.get(path if path.startswith("http") else self.site.server.url + path, **more)
 
     def to_provider(self, path: str = "/login/openid") -> httpx2.Response:
-        """Follows the redirect to the provider, and returns the parameters of the provider's redirect back to the
+        """Begins a login, and logs in at the provider. Returns the provider's response, which redirects back to the
         registry."""
-        begun = self.get(path)
-        assert begun.status_code == 303, begun.text
-        answer = self.get(begun.headers["location"])
+        redirect = self.get(path)
+        assert redirect.status_code == 303, redirect.text
+        answer = self.get(redirect.headers["location"])
         assert answer.status_code == 302
         return answer
 
     def login(self, path: str = "/login/openid") -> httpx2.Response:
-        """Logs in at the provider. Returns the registry's answer to the provider's redirect."""
+        """Logs in at the provider, and follows its redirect back to the registry. Returns the registry's response."""
         return self.get(self.to_provider(path).headers["location"])
 
     def submit(self, user: str, password: str, *, origin: str | None = None, **fields: str) -> httpx2.Response:
-        """Sends the form of the login page. `origin`: the site of the page that sends it; None: this registry."""
-        headers = {"origin": self.own if origin is None else origin}
+        """Sends the form of the login page with a user name and a password. `origin`: the site of the page that has the
+        form (None: this registry)."""
+        headers = {"origin": self.registry_url if origin is None else origin}
         form = {"user": user, "password": password, **fields}
-        return self.client.post(f"{self.own}/login", data=form, headers=headers)
+        return self.client.post(f"{self.registry_url}/login", data=form, headers=headers)
 
     def call(self, method: str, path: str, body: object = None, **headers: str) -> httpx2.Response:
+        """Sends a request to the management API, with the cookies of the browser."""
         return self.client.request(method, f"{self.site.server.url}/api/v1{path}", json=body, headers=headers)
 
     @property
-    def own(self) -> str:
+    def registry_url(self) -> str:
         return self.site.server.url
 
     @property
     def session(self) -> str | None:
+        """The value of the session cookie, or None without a session."""
         return self.client.cookies.get(SESSION)
 
 
-def variables(sso: FakeOpenIDProvider, folder: Path, **more: str) -> dict[str, str]:
-    """Returns the environment variables of a registry that uses the provider."""
+def variables(provider: FakeOpenIDProvider, folder: Path, **more: str) -> dict[str, str]:
+    """Returns the environment variables for a registry that uses the provider."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "secret").write_text(SECRET)
-    given = {"ISSUER": sso.url, "CLIENT_ID": CLIENT, "CLIENT_SECRET_FILE": str(folder / "secret"), **more}
-    return {f"ENTREPOT_OIDC__{name}": value for name, value in given.items()}
+    settings = {"ISSUER": provider.url, "CLIENT_ID": CLIENT, "CLIENT_SECRET_FILE": str(folder / "secret"), **more}
+    return {f"ENTREPOT_OIDC__{name}": value for name, value in settings.items()}
 
 
-def failed(site: AdminSite, part: str) -> list[dict[str, Any]]:
-    """Waits for failed logins in the audit log whose reason contains a text, and returns them."""
+def failed_logins(site: AdminSite, reason: str) -> list[dict[str, Any]]:
+    """Waits until the audit log has a failed login whose details contain `reason`. Returns all such entries."""
     while True:
         lines = site.done("GET", "/audit", action="login", outcome="failed", limit=1000)["items"]
-        if found := [line for line in lines if part in json.dumps(line["detail"])]:
+        if found := [line for line in lines if reason in json.dumps(line["detail"])]:
             return found
 
 
 def assert_refused(browser: Browser, answer: httpx2.Response, status: int = 403) -> None:
-    """Checks that the response is a short page and starts no session."""
+    """Checks that the response is a short error page, and that the browser has no session."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert (
@@ -94,19 +99,21 @@ def assert_refused(browser: Browser, answer: httpx2.Response, status: int = 403)
 
 @pytest.fixture(scope="package")
 def made_provider() -> Iterator[FakeOpenIDProvider]:
-    with openid_provider() as made:
-        yield made
+    """One provider for all tests of this folder."""
+    with openid_provider() as running:
+        yield running
 
 
 @pytest.fixture
-def sso(made_provider: FakeOpenIDProvider) -> FakeOpenIDProvider:
+def provider(made_provider: FakeOpenIDProvider) -> FakeOpenIDProvider:
+    """The provider, without the faults and changes of earlier tests."""
     made_provider.clear_faults()
     return made_provider
 
 
 @pytest.fixture(scope="package")
 def site(made_provider: FakeOpenIDProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
-    """Yields a site with the admin root and the user alice."""
+    """Yields a registry that uses the provider. It has the admin root and the user alice."""
     folder = tmp_path_factory.mktemp("login")
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
     entrepot_output("user", "add", "alice", "--password-file", "-", folder=folder, given=PASSWORD)
@@ -116,12 +123,13 @@ def site(made_provider: FakeOpenIDProvider, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def browser(site: AdminSite) -> Iterator[Browser]:
+    """Yields a browser without cookies."""
     with plain_client(timeout=60) as client:
         yield Browser(site, client)
 
 
 @pytest.fixture
-def other(site: AdminSite) -> Iterator[Browser]:
-    """Yields another person's browser."""
+def other_browser(site: AdminSite) -> Iterator[Browser]:
+    """Yields the browser of another person, without cookies."""
     with plain_client(timeout=60) as client:
         yield Browser(site, client)

@@ -1,4 +1,5 @@
-"""`/login` with a browser, a real provider and a real server."""
+"""Tests of logins with an OpenID provider: `/login/openid` of a running server, with a client that acts as a
+browser."""
 
 from __future__ import annotations
 
@@ -14,84 +15,86 @@ from tests.fakes.commands import entrepot_output
 from tests.fakes.openid_server import SECRET, FakeOpenIDProvider, openid_provider
 from tests.fakes.plain_client import plain_client, plain_request
 from tests.fakes.server_process import running_server
-from tests.system.admin.sso.conftest import ATTEMPT, SESSION, Browser, failed, variables
+from tests.system.admin.sso.conftest import ATTEMPT, SESSION, Browser, failed_logins, variables
 
 
-def test_a_login(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """After a login, the browser is at the documentation of the API, and every worker accepts its session at the
-    API."""
+def test_login_starts_a_session(browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """After a login, the browser is redirected to the documentation of the API. Every worker accepts its session, and
+    the audit log has an entry."""
     answer = browser.login()
     assert (answer.status_code, answer.headers["location"]) == (303, "/api/docs")
     assert browser.get("/api/docs").status_code == 200
     assert browser.client.cookies.get(ATTEMPT) is None
     for _ in range(4):
-        with plain_client(cookies={SESSION: browser.session or ""}) as again:
-            me = again.get(f"{browser.own}/api/v1/me")
+        with plain_client(cookies={SESSION: browser.session or ""}) as client:
+            me = client.get(f"{browser.registry_url}/api/v1/me")
             assert (me.status_code, me.json()["name"], me.json()["admin"]) == (200, "alice", False)
     assert browser.call("GET", "/users").status_code == 403
     lines: list[dict[str, Any]] = []
     while not lines:
-        every = browser.site.done("GET", "/audit", action="login", actor="alice", outcome="ok", limit=1000)["items"]
-        lines = [line for line in every if line["detail"] == {"how": "openid"}]
+        entries = browser.site.done("GET", "/audit", action="login", actor="alice", outcome="ok", limit=1000)["items"]
+        lines = [line for line in entries if line["detail"] == {"how": "openid"}]
     assert lines[0]["address"] == "127.0.0.1"
 
 
-def test_an_admin(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """An account that is an admin has admin rights in its session."""
-    sso.person = {"preferred_username": ADMIN}
+def test_session_of_an_admin(browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """If the account is an admin, its session has admin rights."""
+    provider.person = {"preferred_username": ADMIN}
     browser.login()
     assert browser.call("GET", "/users").status_code == 200
 
 
-def test_what_the_provider_is_asked(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """State, nonce and challenge belong to one login. The secret and the verifier are sent to the token endpoint
-    only."""
-    sso.asked.clear()
+def test_each_login_has_its_own_state_and_nonce(browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """Each login sends the provider another state, nonce and code challenge. The code verifier is not in the URL to
+    which the browser is redirected."""
+    provider.asked.clear()
     browser.login()
     browser.login()
-    first, second = sso.asked
+    first, second = provider.asked
     for name in ("state", "nonce", "code_challenge"):
         assert first[name] != second[name]
         assert len(first[name]) >= 43
-    assert first["redirect_uri"] == f"{browser.own}/login/callback"
+    assert first["redirect_uri"] == f"{browser.registry_url}/login/callback"
     assert first["scope"] == "openid profile email"
     assert "code_verifier" not in first
 
 
-def test_cookies(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """The cookies are HttpOnly, SameSite, for this host only, and expire with what they hold."""
-    begun = browser.get("/login/openid")
-    assert_kept(begun, ATTEMPT, 600)
-    assert begun.headers["cache-control"] == "no-store"
-    back = browser.get(browser.get(begun.headers["location"]).headers["location"])
-    assert_kept(back, SESSION, 8 * 3600)
+def test_cookies(browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """The cookies are HttpOnly, SameSite and for this host only. They expire together with the login attempt or session
+    that they identify."""
+    redirect = browser.get("/login/openid")
+    assert_cookie(redirect, ATTEMPT, 600)
+    assert redirect.headers["cache-control"] == "no-store"
+    back = browser.get(browser.get(redirect.headers["location"]).headers["location"])
+    assert_cookie(back, SESSION, 8 * 3600)
     assert back.headers["cache-control"] == "no-store"
 
 
-def assert_kept(answer: httpx2.Response, name: str, seconds: int) -> None:
+def assert_cookie(answer: httpx2.Response, name: str, seconds: int) -> None:
+    """Checks that the response sets this cookie, with this lifetime and the right attributes."""
     (line,) = (line for line in answer.headers.get_list("set-cookie") if line.startswith(f"{name}="))
     parts = {part.strip().lower() for part in line.split(";")[1:]}
     assert parts == {"httponly", "samesite=lax", "path=/", f"max-age={seconds}"}
 
 
-def test_https(sso: FakeOpenIDProvider, tmp_path: Path) -> None:
-    """If `public_url` begins with https, the cookies have the prefix `__Host-`, and cookies that were set over plain
-    http do not count."""
+def test_cookies_with_an_https_url(provider: FakeOpenIDProvider, tmp_path: Path) -> None:
+    """If `public_url` begins with https, the names of the cookies have the prefix `__Host-`, and cookies without this
+    prefix, which can be set over plain HTTP, are not accepted."""
     public = "https://registry.example.com"
-    sso.person = {"preferred_username": ADMIN}
+    provider.person = {"preferred_username": ADMIN}
     entrepot_output("user", "add", ADMIN, "--admin", "--generate", folder=tmp_path)
-    env = {**variables(sso, tmp_path), "ENTREPOT_PUBLIC_URL": public}
+    env = {**variables(provider, tmp_path), "ENTREPOT_PUBLIC_URL": public}
     with running_server(tmp_path, workers=1, env=env) as server, plain_client() as client:
         begun = client.get(f"{server.url}/login/openid")
         assert f"__Host-{ATTEMPT}=" in begun.headers["set-cookie"]
         assert "; Secure" in begun.headers["set-cookie"]
         back = client.get(begun.headers["location"]).headers["location"]
         assert back.startswith(f"{public}/login/callback?")
-        kept = begun.headers["set-cookie"].partition(";")[0]
-        plain = kept.removeprefix("__Host-")
-        here = back.replace(public, server.url)
-        assert client.get(here, headers={"cookie": plain}).status_code == 400
-        session = client.get(here, headers={"cookie": kept}).headers.get_list("set-cookie")[1].partition(";")[0]
+        cookie = begun.headers["set-cookie"].partition(";")[0]
+        without_prefix = cookie.removeprefix("__Host-")
+        callback = back.replace(public, server.url)
+        assert client.get(callback, headers={"cookie": without_prefix}).status_code == 400
+        session = client.get(callback, headers={"cookie": cookie}).headers.get_list("set-cookie")[1].partition(";")[0]
         assert session.startswith(f"__Host-{SESSION}=")
         url = f"{server.url}/api/v1/me"
         assert plain_request("GET", url, headers={"cookie": session}).status_code == 200
@@ -102,8 +105,8 @@ def test_https(sso: FakeOpenIDProvider, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["/", "/api/docs#/tokens", "/api/v1/me?a=b&c=d", "/%2F/evil.example.com"])
-def test_places_to_come_back_to(browser: Browser, sso: FakeOpenIDProvider, place: str) -> None:
-    """After the login, the browser can return to any path of this registry."""
+def test_redirects_within_the_registry(browser: Browser, provider: FakeOpenIDProvider, place: str) -> None:
+    """With the parameter `next`, the browser is redirected to any path of this registry after the login."""
     begun = browser.get("/login/openid", params={"next": place})
     answer = browser.get(browser.get(begun.headers["location"]).headers["location"])
     assert answer.headers["location"] == place
@@ -125,8 +128,8 @@ def test_places_to_come_back_to(browser: Browser, sso: FakeOpenIDProvider, place
         "/" + "x" * 2000,
     ],
 )
-def test_other_places(browser: Browser, place: str) -> None:
-    """A login never redirects to another site."""
+def test_redirects_to_other_sites_are_refused(browser: Browser, place: str) -> None:
+    """If `next` leads to another site, or is no path of this registry, the login is refused."""
     for answer in (
         browser.get("/login", params={"next": place}),
         browser.get("/login/openid", params={"next": place}),
@@ -138,26 +141,26 @@ def test_other_places(browser: Browser, place: str) -> None:
         assert "evil" not in answer.text
 
 
-def test_groups(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """A grant to a group that the provider names counts in the session."""
+def test_groups_from_the_provider(browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """The session has the rights of the groups that the provider names for the person."""
     group = browser.site.name("group")
     browser.site.done("POST", "/groups", {"name": group})
     browser.site.done("PUT", "/grants", {"subject": f"group:{group}", "pattern": "team/**", "actions": ["admin"]})
     browser.login()
     assert browser.call("GET", "/me").json()["grants"] == []
-    sso.person["groups"] = [group, "none"]
+    provider.person["groups"] = [group, "none"]
     browser.login()
     (grant,) = browser.call("GET", "/me").json()["grants"]
     assert grant["subject"] == f"group:{group}"
     body = {"subject": "user:alice", "pattern": "team/x", "actions": ["pull"]}
-    assert browser.call("PUT", "/grants", body, origin=browser.own).status_code == 200
+    assert browser.call("PUT", "/grants", body, origin=browser.registry_url).status_code == 200
     browser.site.done("DELETE", "/grants", subject="user:alice", pattern="team/x")
 
 
 def test_a_provider_that_is_down(tmp_path: Path) -> None:
-    """The server starts and serves while the provider is down. A login gets an error that says to try again."""
-    with openid_provider() as gone:
-        env = variables(gone, tmp_path)
+    """While the provider is down, the server starts and serves other requests. A login gets 502."""
+    with openid_provider() as stopped_provider:
+        env = variables(stopped_provider, tmp_path)
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=tmp_path, given=PASSWORD)
     with running_server(tmp_path, workers=1, env=env) as server:
         answer = plain_request("GET", f"{server.url}/login/openid")
@@ -166,9 +169,10 @@ def test_a_provider_that_is_down(tmp_path: Path) -> None:
         assert plain_request("GET", f"{server.url}/api/v1/me", auth=(ADMIN, PASSWORD)).status_code == 200
 
 
-def test_first_login(sso: FakeOpenIDProvider, tmp_path: Path) -> None:
-    """With `create`, the first login creates an account, which is no admin. A registry with a provider is closed."""
-    with running_server(tmp_path, workers=1, env=variables(sso, tmp_path, CREATE="true")) as server:
+def test_first_login_creates_an_account(provider: FakeOpenIDProvider, tmp_path: Path) -> None:
+    """With the setting `create`, the first login of a person creates an account, which is no admin. Without any
+    account, a registry with a provider still refuses requests without a login."""
+    with running_server(tmp_path, workers=1, env=variables(provider, tmp_path, CREATE="true")) as server:
         assert plain_request("GET", f"{server.url}/v2/").status_code == 401
         with plain_client(follow_redirects=True) as client:
             assert client.get(f"{server.url}/login/openid?next=/api/v1/me").json()["name"] == "alice"
@@ -177,15 +181,14 @@ def test_first_login(sso: FakeOpenIDProvider, tmp_path: Path) -> None:
         assert "alice" in entrepot_output("user", "list", folder=tmp_path)
 
 
-def test_no_secret_is_in_the_log(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """No code, state, token or secret is in the log or the audit log, after logins that succeeded and logins that
-    failed."""
+def test_logs_contain_no_secrets(browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """After a successful and a failed login, the log and the audit log contain no code, state, token or secret."""
     answers = [browser.to_provider().headers["location"]]
     assert browser.get(answers[0]).status_code == 303
-    sso.altered = lambda claims: {**claims, "aud": "other"}
+    provider.altered = lambda claims: {**claims, "aud": "other"}
     answers.append(browser.to_provider().headers["location"])
     assert browser.get(answers[1]).status_code == 403
-    assert failed(browser.site, "a claim aud")
+    assert failed_logins(browser.site, "a claim aud")
     session = browser.session
     assert session
     text = browser.site.server.log_text() + browser.site.command("audit", "--limit", "1000", "--json")
@@ -193,5 +196,5 @@ def test_no_secret_is_in_the_log(browser: Browser, sso: FakeOpenIDProvider) -> N
         query = parse_qs(urlsplit(answer).query)
         for secret in (query["code"][0], query["state"][0]):
             assert secret not in text
-    for secret in (SECRET, session, *sso.tokens[-2:], sso.forms[-1]["code_verifier"]):
+    for secret in (SECRET, session, *provider.tokens[-2:], provider.forms[-1]["code_verifier"]):
         assert secret not in text

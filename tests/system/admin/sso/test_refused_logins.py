@@ -1,4 +1,5 @@
-"""Logins that are refused: altered responses and ID tokens, people without an account, a provider that fails."""
+"""Tests of logins at a provider that are refused: altered responses and ID tokens, people without an account, and a
+provider that fails."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from joserfc.jwk import OctKey
 from tests.fakes.openid_server import CLIENT, DAY, SECRET, FakeOpenIDProvider
 from tests.fakes.plain_client import plain_request
 from tests.fakes.token_issuer import IssuerKey, signed_token
-from tests.system.admin.sso.conftest import Browser, assert_refused, failed
+from tests.system.admin.sso.conftest import Browser, assert_refused, failed_logins
 
-ALTERED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+ALTERED_CLAIMS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "another login's nonce": lambda claims: {**claims, "nonce": "x" * 43},
     "no nonce": lambda claims: without(claims, "nonce"),
     "nonce that is no text": lambda claims: {**claims, "nonce": 5},
@@ -34,49 +35,56 @@ ALTERED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "no time": lambda claims: without(claims, "iat"),
     "no subject": lambda claims: without(claims, "sub"),
 }
+"""Changes of the claims of an ID token. The provider signs the changed claims."""
 
 
 def without(claims: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns the claims except one."""
     return {key: value for key, value in claims.items() if key != name}
 
 
-@pytest.mark.parametrize("fault", ALTERED)
-def test_id_tokens_that_are_refused(browser: Browser, sso: FakeOpenIDProvider, fault: str) -> None:
-    """ID tokens of another login, client, provider or time are refused, although the provider signed them."""
-    sso.altered = ALTERED[fault]
+@pytest.mark.parametrize("fault", ALTERED_CLAIMS)
+def test_id_tokens_that_are_refused(browser: Browser, provider: FakeOpenIDProvider, fault: str) -> None:
+    """An ID token for another login, client, provider or time is refused, although the provider has signed it."""
+    provider.altered = ALTERED_CLAIMS[fault]
     assert_refused(browser, browser.login())
 
 
-def test_several_audiences(browser: Browser, sso: FakeOpenIDProvider) -> None:
+def test_several_audiences(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """An ID token with several audiences is accepted if its `azp` is this client."""
-    sso.altered = lambda claims: {**claims, "aud": ["other", CLIENT], "azp": CLIENT}
+    provider.altered = lambda claims: {**claims, "aud": ["other", CLIENT], "azp": CLIENT}
     assert browser.login().status_code == 303
 
 
-def unsigned(sso: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
-    return signed_token({"alg": "none", "kid": sso.key.id}, claims)
+def unsigned(provider: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
+    """Returns a token with the algorithm `none`."""
+    return signed_token({"alg": "none", "kid": provider.key.id}, claims)
 
 
-def with_public_key(sso: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
-    """Returns a token signed with HMAC and the public key."""
-    pem = sso.key.private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return signed_token({"alg": "HS256", "kid": sso.key.id}, claims, OctKey(pem, pem))
+def with_public_key(provider: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
+    """Returns a token that is signed with HMAC, with the provider's public key as the secret."""
+    pem = provider.key.private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return signed_token({"alg": "HS256", "kid": provider.key.id}, claims, OctKey(pem, pem))
 
 
-def with_secret(sso: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
-    return signed_token({"alg": "HS256", "kid": sso.key.id}, claims, OctKey.import_key(SECRET * 3))
+def with_secret(provider: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
+    """Returns a token that is signed with HMAC, with the client's secret."""
+    return signed_token({"alg": "HS256", "kid": provider.key.id}, claims, OctKey.import_key(SECRET * 3))
 
 
-def with_another_key(sso: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
-    return IssuerKey(sso.key.id, "RS256").sign(claims)
+def with_another_key(provider: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
+    """Returns a token that is signed with another key, under the ID of the provider's key."""
+    return IssuerKey(provider.key.id, "RS256").sign(claims)
 
 
-def with_unknown_key(sso: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
+def with_unknown_key(provider: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
+    """Returns a token that is signed with a key whose ID the provider does not have."""
     return IssuerKey("other", "RS256").sign(claims)
 
 
-def with_crit(sso: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
-    return sso.key.sign(claims, crit=["exp"])
+def with_crit(provider: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
+    """Returns a token with a critical header parameter."""
+    return provider.key.sign(claims, crit=["exp"])
 
 
 @pytest.mark.parametrize(
@@ -85,97 +93,98 @@ def with_crit(sso: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
     ids=["none", "public key", "secret", "another key", "unknown key", "crit", "no token"],
 )
 def test_signatures_that_are_refused(
-    browser: Browser, sso: FakeOpenIDProvider, sign: Callable[[FakeOpenIDProvider, dict[str, Any]], str]
+    browser: Browser, provider: FakeOpenIDProvider, sign: Callable[[FakeOpenIDProvider, dict[str, Any]], str]
 ) -> None:
-    """Only a signature by a key of the provider's key set, with an asymmetric algorithm, is accepted."""
-    sso.signed = lambda claims: sign(sso, claims)
+    """An ID token is refused unless it is signed with an asymmetric algorithm and a key of the provider's key set."""
+    provider.signed = lambda claims: sign(provider, claims)
     assert_refused(browser, browser.login())
-    assert failed(browser.site, "the ID token: ")
+    assert failed_logins(browser.site, "the ID token: ")
 
 
 @pytest.mark.parametrize("name", ["nobody", "Alice", "", "alice ", "system", None, 5, ["alice"], "<b>alice</b>"])
-def test_who_has_no_account(browser: Browser, sso: FakeOpenIDProvider, name: object) -> None:
-    """A name without an account, or one that no account can have, is refused. Case matters: Alice is not alice."""
-    sso.person = {"preferred_username": name}
+def test_names_without_an_account(browser: Browser, provider: FakeOpenIDProvider, name: object) -> None:
+    """A person whose name at the provider is not exactly the name of an account is refused. `Alice` is not `alice`."""
+    provider.person = {"preferred_username": name}
     answer = browser.login()
     assert_refused(browser, answer)
     assert "<b>" not in answer.text
 
 
-def test_who_may_not_log_in(browser: Browser, sso: FakeOpenIDProvider) -> None:
+def test_disabled_accounts_and_robots(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """A disabled account and a robot get the same response as a missing account."""
     user, robot = browser.site.user()[0], browser.site.robot()
     browser.site.done("PATCH", f"/users/{user}", {"enabled": False})
     for name, reason in ((user, "the account is disabled"), (robot, "the account is a robot's")):
-        sso.person = {"preferred_username": name}
+        provider.person = {"preferred_username": name}
         answer = browser.login()
         assert_refused(browser, answer)
         assert f"{name} has no account here that may log in".lower() in answer.text.lower()
-        (line,) = (line for line in failed(browser.site, reason) if line["target"] == name)
+        (line,) = (line for line in failed_logins(browser.site, reason) if line["target"] == name)
         assert (line["address"], line["detail"]["how"]) == ("127.0.0.1", "openid")
 
 
-def test_the_provider_says_no(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """The page says what to do, and shows nothing of the request. The audit log has the provider's error code."""
-    sso.error = "access_denied"
+def test_errors_of_the_provider(browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """If the provider responds with an error, the login is refused, and the audit log has the provider's error code.
+    The page and the log do not repeat an unknown code."""
+    provider.error = "access_denied"
     assert_refused(browser, browser.login())
-    assert failed(browser.site, "the provider says access_denied")
-    sso.error = "<script>alert(1)</script>"
+    assert failed_logins(browser.site, "the provider says access_denied")
+    provider.error = "<script>alert(1)</script>"
     answer = browser.login()
     assert_refused(browser, answer)
     assert "script" not in answer.text
-    assert failed(browser.site, "the provider says unnamed")
+    assert failed_logins(browser.site, "the provider says unnamed")
 
 
-def test_another_state(browser: Browser, other: Browser, sso: FakeOpenIDProvider) -> None:
-    """A response with the state of another login is refused, whether or not this browser has begun a login. A login
-    that has begun can still be finished."""
-    theirs = other.to_provider().headers["location"]
-    assert_refused(browser, browser.get(theirs), 400)
-    own = browser.to_provider().headers["location"]
-    assert_refused(browser, browser.get(theirs), 400)
+def test_state_of_another_login(browser: Browser, other_browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """A response of the provider with the state of another browser's login is refused, whether or not this browser has
+    begun a login. The login that this browser has begun can still be finished."""
+    other_callback = other_browser.to_provider().headers["location"]
+    assert_refused(browser, browser.get(other_callback), 400)
+    own_callback = browser.to_provider().headers["location"]
+    assert_refused(browser, browser.get(other_callback), 400)
     assert_refused(browser, browser.get("/login/callback?code=x&state=%3Cb%3E"), 400)
     assert_refused(browser, browser.get("/login/callback"), 400)
-    assert failed(browser.site, "another login")
-    assert browser.get(own).status_code == 303
+    assert failed_logins(browser.site, "another login")
+    assert browser.get(own_callback).status_code == 303
 
 
-def test_another_code(browser: Browser, other: Browser, sso: FakeOpenIDProvider) -> None:
-    """A code of another login is refused (PKCE)."""
-    theirs = parse_qs(urlsplit(other.to_provider().headers["location"]).query)["code"][0]
-    own = browser.to_provider().headers["location"]
-    assert_refused(browser, browser.get(re.sub(r"code=[^&]+", f"code={theirs}", own)))
-    assert failed(browser.site, "the provider refuses the code: invalid_grant")
+def test_code_of_another_login(browser: Browser, other_browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """A code that the provider has issued for another login is refused, because of PKCE."""
+    other_code = parse_qs(urlsplit(other_browser.to_provider().headers["location"]).query)["code"][0]
+    own_callback = browser.to_provider().headers["location"]
+    assert_refused(browser, browser.get(re.sub(r"code=[^&]+", f"code={other_code}", own_callback)))
+    assert failed_logins(browser.site, "the provider refuses the code: invalid_grant")
 
 
-def test_an_answer_counts_once(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """The same response a second time is refused."""
+def test_response_can_be_used_once(browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """If the browser sends the same response of the provider a second time, the login is refused."""
     back = browser.to_provider().headers["location"]
-    kept = dict(browser.client.cookies)
+    cookies_before = dict(browser.client.cookies)
     assert browser.get(back).status_code == 303
     assert browser.get(back).status_code == 400
-    # With the cookie of the first attempt, the provider refuses the code.
-    assert plain_request("GET", back, cookies=kept).status_code == 403
+    # If the cookie of the first attempt is sent again, the provider refuses the code.
+    assert plain_request("GET", back, cookies=cookies_before).status_code == 403
 
 
-def test_answers_of_another_issuer(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """A response with an issuer has to name the provider (RFC 9207)."""
-    sso.sends_issuer = "https://other.example.com"
+def test_response_of_another_issuer(browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """If the response has the parameter `iss`, it must be the issuer of the provider (RFC 9207)."""
+    provider.sends_issuer = "https://other.example.com"
     assert_refused(browser, browser.login())
-    sso.sends_issuer = sso.url
+    provider.sends_issuer = provider.url
     assert browser.login().status_code == 303
 
 
 @pytest.mark.parametrize("query", ["code=a&code=b&state=x", "state=%zz", "code=a&state=x&state=y", "state=%ff"])
-def test_answers_that_cannot_be_read(browser: Browser, query: str) -> None:
-    """A response with a repeated parameter is refused."""
+def test_invalid_responses(browser: Browser, query: str) -> None:
+    """A response with a repeated or invalid parameter is refused."""
     assert_refused(browser, browser.get(f"/login/callback?{query}"), 400)
 
 
 @pytest.mark.parametrize("status", [200, 302, 500, 503])
-def test_a_provider_that_fails(browser: Browser, sso: FakeOpenIDProvider, status: int) -> None:
-    """If the provider returns no token, nobody is logged in, and the login can be repeated."""
-    sso.statuses["/token"] = status
+def test_a_provider_that_fails(browser: Browser, provider: FakeOpenIDProvider, status: int) -> None:
+    """If the provider returns no ID token, the login gets 502. A later login succeeds."""
+    provider.statuses["/token"] = status
     assert_refused(browser, browser.login(), 502)
-    sso.clear_faults()
+    provider.clear_faults()
     assert browser.login().status_code == 303

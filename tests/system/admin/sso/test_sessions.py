@@ -1,4 +1,5 @@
-"""The session after a login: where it counts, what ends it, and that no page of another site can use it."""
+"""Tests of the session after a login: which requests accept it, what ends it, and that no page of another site can use
+it."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from tests.fakes.token_issuer import claims_of
 from tests.system.admin.sso.conftest import SESSION, Browser
 
 
-def test_where_it_counts(browser: Browser, sso: FakeOpenIDProvider) -> None:
+def test_session_is_accepted_only_by_the_management_api(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """A session is accepted only as a cookie, and only by the management API: not at `/v2` or `/token`."""
     browser.login()
     assert browser.call("GET", "/me").status_code == 200
@@ -24,32 +25,43 @@ def test_where_it_counts(browser: Browser, sso: FakeOpenIDProvider) -> None:
     for path in ("/v2/", "/v2/_catalog"):
         assert browser.get(path).status_code == 401
         assert (
-            plain_request("GET", browser.own + path, headers={"authorization": f"Bearer {session}"}).status_code == 401
+            plain_request(
+                "GET", browser.registry_url + path, headers={"authorization": f"Bearer {session}"}
+            ).status_code
+            == 401
         )
     token = browser.get("/token?scope=repository:team/app:pull&service=entrepot").json()["token"]
     assert claims_of(token)["sub"] == ""
     for auth in (("alice", session), ("entrepot", session)):
-        assert plain_request("GET", f"{browser.own}/token", auth=auth).status_code == 401
-        assert plain_request("GET", f"{browser.own}/api/v1/me", auth=auth).status_code == 401
+        assert plain_request("GET", f"{browser.registry_url}/token", auth=auth).status_code == 401
+        assert plain_request("GET", f"{browser.registry_url}/api/v1/me", auth=auth).status_code == 401
     form = {"grant_type": "refresh_token", "refresh_token": session, "service": "entrepot"}
-    assert plain_request("POST", f"{browser.own}/token", data=form).status_code == 401
+    assert plain_request("POST", f"{browser.registry_url}/token", data=form).status_code == 401
     headers = {"authorization": f"Bearer {session}"}
-    assert plain_request("GET", f"{browser.own}/api/v1/me", headers=headers).status_code == 401
+    assert plain_request("GET", f"{browser.registry_url}/api/v1/me", headers=headers).status_code == 401
 
 
-def test_a_token_is_no_session(browser: Browser, sso: FakeOpenIDProvider) -> None:
+def test_tokens_are_refused_as_sessions(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """A bearer token, an ID token and an altered session are refused as sessions."""
     browser.login()
-    token = plain_request("GET", f"{browser.own}/token", auth=(ADMIN, PASSWORD)).json()["token"]
+    token = plain_request("GET", f"{browser.registry_url}/token", auth=(ADMIN, PASSWORD)).json()["token"]
     session = browser.session or ""
     api_token = browser.site.token("alice")
-    for wrong in (token, sso.tokens[-1], api_token, f"{session[:-4]}0000", session.partition(".")[0], "x", "x" * 5000):
-        answer = plain_request("GET", f"{browser.own}/api/v1/me", headers={"cookie": f"{SESSION}={wrong}"})
+    for wrong in (
+        token,
+        provider.tokens[-1],
+        api_token,
+        f"{session[:-4]}0000",
+        session.partition(".")[0],
+        "x",
+        "x" * 5000,
+    ):
+        answer = plain_request("GET", f"{browser.registry_url}/api/v1/me", headers={"cookie": f"{SESSION}={wrong}"})
         assert answer.status_code == 401
 
 
-def test_what_ends_it(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """After the account was disabled, got a new password or was removed, the next request with the session is
+def test_changes_of_the_account_end_the_session(browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """After the account is disabled, gets a new password or is removed, the next request with the session is
     refused."""
     changes: list[Callable[[str], Any]] = [
         lambda name: browser.site.done("PATCH", f"/users/{name}", {"enabled": False}),
@@ -58,7 +70,7 @@ def test_what_ends_it(browser: Browser, sso: FakeOpenIDProvider) -> None:
     ]
     for change in changes:
         name = browser.site.user()[0]
-        sso.person = {"preferred_username": name}
+        provider.person = {"preferred_username": name}
         browser.login()
         assert browser.call("GET", "/me").json()["name"] == name
         change(name)
@@ -66,10 +78,10 @@ def test_what_ends_it(browser: Browser, sso: FakeOpenIDProvider) -> None:
             assert browser.call("GET", "/me").status_code == 401
 
 
-def test_a_login_goes_before_it(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """Credentials in a header have precedence over the session, even if they are wrong."""
+def test_credentials_have_precedence_over_the_session(browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """Credentials in the Authorization header have precedence over the session cookie, even if they are wrong."""
     browser.login()
-    me = f"{browser.own}/api/v1/me"
+    me = f"{browser.registry_url}/api/v1/me"
     assert browser.client.get(me, auth=(ADMIN, PASSWORD)).json()["name"] == ADMIN
     assert browser.client.get(me, auth=(ADMIN, "wrong")).status_code == 401
 
@@ -88,98 +100,115 @@ def test_a_login_goes_before_it(browser: Browser, sso: FakeOpenIDProvider) -> No
     ],
     ids=str,
 )
-def test_other_sites_change_nothing(browser: Browser, sso: FakeOpenIDProvider, headers: dict[str, str]) -> None:
-    """With a session, a request from a page of another site changes nothing, and does not log the person out."""
+def test_requests_of_other_sites_are_refused(
+    browser: Browser, provider: FakeOpenIDProvider, headers: dict[str, str]
+) -> None:
+    """Requests from a page of another site with the session cookie are refused: they change nothing, and do not end the
+    session."""
     browser.login()
     for method, path, body in (("POST", "/tokens", {}), ("DELETE", "/tokens/none", None), ("PUT", "/grants", {})):
         assert browser.call(method, path, body, **headers).status_code == 403
-    refused = browser.client.post(f"{browser.own}/logout", headers=headers)
+    refused = browser.client.post(f"{browser.registry_url}/logout", headers=headers)
     assert refused.status_code == 403
     assert "set-cookie" not in refused.headers
     assert browser.call("GET", "/me").status_code == 200
 
 
-def test_another_site_lies_in_neither(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """If Sec-Fetch-Site names another site, the request is refused, whatever Origin says."""
+def test_sec_fetch_site_has_precedence_over_origin(browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """If Sec-Fetch-Site says that the request comes from another site, it is refused, even if Origin is this
+    registry."""
     browser.login()
-    headers = {"sec-fetch-site": "same-site", "origin": browser.own}
+    headers = {"sec-fetch-site": "same-site", "origin": browser.registry_url}
     assert browser.call("POST", "/tokens", {}, **headers).status_code == 403
 
 
 @pytest.mark.parametrize("how", ["origin", "sec-fetch-site"])
-def test_a_person_makes_api_tokens(browser: Browser, sso: FakeOpenIDProvider, how: str) -> None:
-    """With a session, a page of this registry may do what the person may do. docker can log in with an API token made
-    there."""
+def test_session_can_make_api_tokens(browser: Browser, provider: FakeOpenIDProvider, how: str) -> None:
+    """With a session, a page of this registry can make an API token for the person, with which docker can log in. It
+    cannot make one for another account, or set a new password without the old one."""
     browser.login()
-    headers = {"origin": browser.own} if how == "origin" else {"sec-fetch-site": "same-origin"}
-    made = browser.call("POST", "/tokens", {"note": "laptop"}, **headers)
-    assert made.status_code == 201
-    assert plain_request("GET", f"{browser.own}/token", auth=("alice", made.json()["secret"])).status_code == 200
+    headers = {"origin": browser.registry_url} if how == "origin" else {"sec-fetch-site": "same-origin"}
+    added_token = browser.call("POST", "/tokens", {"note": "laptop"}, **headers)
+    assert added_token.status_code == 201
+    assert (
+        plain_request("GET", f"{browser.registry_url}/token", auth=("alice", added_token.json()["secret"])).status_code
+        == 200
+    )
     assert browser.call("POST", "/tokens", {"account": ADMIN}, **headers).status_code == 404
-    # Their password still takes the old one.
+    # A new password still needs the old one.
     assert browser.call("PUT", "/users/alice/password", {"new": "another long one"}, **headers).status_code == 403
 
 
-def test_logout(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """The logout button ends the session. The person can log in again."""
+def test_logout(browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """A POST to `/logout` from a page of this registry ends the session on every worker. The person can log in
+    again."""
     browser.login()
     page = browser.get("/logout")
     assert page.status_code == 200
     assert '<form method="post" action="/logout">' in page.text
     assert page.headers["referrer-policy"] == "same-origin"
-    foreign = browser.client.post(f"{browser.own}/logout", headers={"origin": "https://evil.example"})
-    assert foreign.status_code == 403
-    for answer in (page, foreign, browser.client.put(f"{browser.own}/logout")):
+    from_other_site = browser.client.post(f"{browser.registry_url}/logout", headers={"origin": "https://evil.example"})
+    assert from_other_site.status_code == 403
+    for answer in (page, from_other_site, browser.client.put(f"{browser.registry_url}/logout")):
         assert "form-action 'self'" in answer.headers["content-security-policy"] or answer is not page
         for name in ("content-security-policy", "x-frame-options", "x-content-type-options", "cache-control"):
             assert len(answer.headers.get_list(name)) == 1, name
     assert browser.call("GET", "/me").status_code == 200
-    kept = browser.session or ""
-    out = browser.client.post(f"{browser.own}/logout", headers={"origin": browser.own})
+    cookie = browser.session or ""
+    out = browser.client.post(f"{browser.registry_url}/logout", headers={"origin": browser.registry_url})
     assert out.status_code == 200
     assert browser.session is None
-    for _ in range(4):  # also for somebody who has a copy of the cookie
+    for _ in range(4):  # a copy of the cookie is refused as well, on every worker
         assert (
-            plain_request("GET", f"{browser.own}/api/v1/me", headers={"cookie": f"{SESSION}={kept}"}).status_code == 401
+            plain_request(
+                "GET", f"{browser.registry_url}/api/v1/me", headers={"cookie": f"{SESSION}={cookie}"}
+            ).status_code
+            == 401
         )
     assert browser.call("GET", "/me").status_code == 401
     assert browser.login().status_code == 303
 
 
-def test_list_and_end_one_by_one(browser: Browser, other: Browser, sso: FakeOpenIDProvider) -> None:
-    """A person sees the browsers in which they are logged in, and can end each session. An admin can do so for others,
-    and nobody else can."""
+def test_list_and_end_sessions(browser: Browser, other_browser: Browser, provider: FakeOpenIDProvider) -> None:
+    """A person can list the sessions of their account, and end each of them. An admin can do this for every account.
+    Other accounts and API tokens cannot."""
     name, password = browser.site.user()
-    sso.person = {"preferred_username": name}
+    provider.person = {"preferred_username": name}
     browser.login()
-    assert other.submit(name, password).status_code == 303
+    assert other_browser.submit(name, password).status_code == 303
     listed = browser.call("GET", "/sessions").json()
-    theirs, own = listed["items"]
-    assert (own["id"], own["method"], theirs["method"]) == (listed["current"], "openid", "password")
-    assert own["address"] == "127.0.0.1"
-    assert own["user_agent"].startswith("python-httpx")
+    other_session, own_session = listed["items"]
+    assert (own_session["id"], own_session["method"], other_session["method"]) == (
+        listed["current"],
+        "openid",
+        "password",
+    )
+    assert own_session["address"] == "127.0.0.1"
+    assert own_session["user_agent"].startswith("python-httpx")
     stranger = browser.site.user()
     assert browser.site.call("GET", "/sessions", auth=stranger, account=name).status_code == 404
-    assert browser.site.call("DELETE", f"/sessions/{own['id']}", auth=stranger).status_code == 404
+    assert browser.site.call("DELETE", f"/sessions/{own_session['id']}", auth=stranger).status_code == 404
     assert browser.site.call("DELETE", "/sessions", auth=stranger, account=name).status_code == 404
     token = (name, browser.site.token(name))
-    assert browser.site.call("DELETE", f"/sessions/{own['id']}", auth=token).status_code == 403
-    assert browser.call("DELETE", f"/sessions/{theirs['id']}").status_code == 403  # from no page of this registry
-    assert browser.call("DELETE", f"/sessions/{theirs['id']}", origin=browser.own).status_code == 204
-    assert browser.call("DELETE", f"/sessions/{theirs['id']}", origin=browser.own).status_code == 404
+    assert browser.site.call("DELETE", f"/sessions/{own_session['id']}", auth=token).status_code == 403
+    assert (
+        browser.call("DELETE", f"/sessions/{other_session['id']}").status_code == 403
+    )  # not sent by a page of this registry
+    assert browser.call("DELETE", f"/sessions/{other_session['id']}", origin=browser.registry_url).status_code == 204
+    assert browser.call("DELETE", f"/sessions/{other_session['id']}", origin=browser.registry_url).status_code == 404
     for _ in range(4):
-        with plain_client(cookies={SESSION: other.session or ""}) as again:
-            assert again.get(f"{browser.own}/api/v1/me").status_code == 401
-    assert other.submit(name, password).status_code == 303
-    assert browser.call("DELETE", "/sessions", origin=browser.own).json() == {"ended": 1}
-    assert other.call("GET", "/me").status_code == 401
+        with plain_client(cookies={SESSION: other_browser.session or ""}) as client:
+            assert client.get(f"{browser.registry_url}/api/v1/me").status_code == 401
+    assert other_browser.submit(name, password).status_code == 303
+    assert browser.call("DELETE", "/sessions", origin=browser.registry_url).json() == {"ended": 1}
+    assert other_browser.call("GET", "/me").status_code == 401
     assert browser.call("GET", "/me").status_code == 200
     assert browser.site.done("DELETE", "/sessions", account=name) == {"ended": 1}
     assert browser.call("GET", "/me").status_code == 401
     assert browser.site.done("GET", "/sessions", account=name) == {"current": None, "items": []}
 
 
-def test_commands(browser: Browser, sso: FakeOpenIDProvider) -> None:
+def test_sessions_by_command(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """`entrepot user sessions` lists and ends sessions while the server runs."""
     name, password = browser.site.user()
     empty = browser.site.command("user", "sessions", name, "--json")

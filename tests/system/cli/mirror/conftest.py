@@ -1,4 +1,5 @@
-"""An upstream over HTTP with two repositories, and the command `entrepot mirror` on a data directory."""
+"""Fixtures and helpers for the tests of `entrepot mirror`: a fake upstream with two repositories, and functions that
+run the command in a folder with settings for this upstream."""
 
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ def images() -> dict[str, ImageTree]:
 
 @pytest.fixture
 def upstream(tmp_path: Path, images: dict[str, ImageTree]) -> Iterator[Hub]:
+    """A running upstream. Writes settings for a mirror of it into the folder of the test."""
     content = UpstreamContent()
     content.add("library/app", images["index"], "1", "latest")
     content.add("team/tool", noise_image("tool", 500), "2")
@@ -39,31 +41,35 @@ def upstream(tmp_path: Path, images: dict[str, ImageTree]) -> Iterator[Hub]:
 
 
 def settings(upstream: Hub, more: str = "") -> str:
+    """Returns the settings for a mirror of this upstream, followed by `more`."""
     return f'[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = ["{upstream.url}"]\ntag_ttl = "1h"\n{more}'
 
 
-def mirror(folder: Path, *args: str | Path) -> subprocess.CompletedProcess[str]:
+def run_mirror(folder: Path, *args: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs `entrepot mirror` with these arguments to its end."""
     return entrepot("mirror", *args, "--config", "entrepot.toml", folder=folder)
 
 
-def done(folder: Path, *args: str | Path) -> list[str]:
-    """Returns the output lines of a command that must succeed."""
-    ended = mirror(folder, *args)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    return ended.stdout.splitlines()
+def output_of(folder: Path, *args: str | Path) -> list[str]:
+    """Runs `entrepot mirror`, which must succeed without errors. Returns the lines of its output."""
+    result = run_mirror(folder, *args)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout.splitlines()
 
 
 def status(folder: Path) -> dict[str, Any]:
-    seen: dict[str, Any] = json.loads("\n".join(done(folder, "status", "--json")))
-    return seen
+    """Returns the JSON output of `entrepot mirror status`."""
+    document: dict[str, Any] = json.loads("\n".join(output_of(folder, "status", "--json")))
+    return document
 
 
-def blobs_asked_for(upstream: Hub) -> set[str | None]:
-    return {seen.digest for seen in upstream.requests("blob", "GET")}
+def requested_blobs(upstream: Hub) -> set[str | None]:
+    """Returns the digests of the blobs that were requested from the upstream."""
+    return {request.digest for request in upstream.requests("blob", "GET")}
 
 
-def started(folder: Path, *args: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
-    """Starts the command."""
+def start_mirror(folder: Path, *args: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    """Starts `entrepot mirror` with these arguments, and does not wait for its end."""
     return subprocess.Popen(
         [sys.executable, "-m", "registry", "mirror", *args, "--config", "entrepot.toml"],
         cwd=folder,
@@ -82,7 +88,8 @@ def started(folder: Path, *args: str, stderr: int = subprocess.PIPE) -> subproce
 
 
 def digests_served(server: RegistryServer, path: str = "/v2/app/manifests/1") -> set[str]:
-    """Returns the digests in the responses of all workers, over several connections."""
+    """Returns the digests in the responses of the server. Sends so many requests that every worker gets some. No
+    response may have a warning."""
     found = set()
     for _ in range(16):
         answer = plain_request("HEAD", f"{server.url}{path}")

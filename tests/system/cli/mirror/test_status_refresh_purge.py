@@ -1,4 +1,4 @@
-"""`entrepot mirror status|refresh|purge`, with an upstream over HTTP and with a running server."""
+"""Tests of `entrepot mirror status`, `refresh` and `purge` with a fake upstream, some of them while a server runs."""
 
 from __future__ import annotations
 
@@ -14,61 +14,72 @@ from tests.fakes.hub.hub import Hub
 from tests.fakes.plain_client import plain_client, plain_request
 from tests.fakes.server_process import running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
-from tests.system.cli.mirror.conftest import FOR_AMD64, digests_served, done, mirror, settings, status
+from tests.system.cli.mirror.conftest import FOR_AMD64, digests_served, output_of, run_mirror, settings, status
 
 
-def size(*holdings: ImageTree) -> int:
-    return sum({digest: blob.size for each in holdings for digest, blob in each.blobs.items()}.values())
+def size(*images: ImageTree) -> int:
+    """Returns the size of the blobs of these images in bytes. A blob that several images have counts once."""
+    return sum({digest: blob.size for each in images for digest, blob in each.blobs.items()}.values())
 
 
 # status
 
 
 def test_status(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """The status shows what is cached of each upstream and how many requests are left, as JSON and as a table."""
+    """The status shows the cached content of each upstream and the number of requests that the upstream still allows,
+    as JSON and as a table."""
     upstream.set(limit=100)
-    done(tmp_path, "warm", "app:1", "team/tool:2", *FOR_AMD64)
-    (seen,) = status(tmp_path)["upstreams"]
+    output_of(tmp_path, "warm", "app:1", "team/tool:2", *FOR_AMD64)
+    (upstream_status,) = status(tmp_path)["upstreams"]
     tool = noise_image("tool", 500)
-    assert (seen["name"], seen["default"], seen["endpoints"]) == ("docker.io", True, [upstream.url])
-    assert (seen["repositories"], seen["tags"], seen["stale"], seen["manifests"]) == (2, 2, 0, 3)
-    assert (seen["blobs"], seen["size"]) == (5, size(images["amd64"], tool))
-    assert seen["allowance"]["limit"] == 100
-    assert seen["allowance"]["remaining"] == 97
-    table = "\n".join(done(tmp_path, "status"))
+    assert (upstream_status["name"], upstream_status["default"], upstream_status["endpoints"]) == (
+        "docker.io",
+        True,
+        [upstream.url],
+    )
+    assert (
+        upstream_status["repositories"],
+        upstream_status["tags"],
+        upstream_status["stale"],
+        upstream_status["manifests"],
+    ) == (2, 2, 0, 3)
+    assert (upstream_status["blobs"], upstream_status["size"]) == (5, size(images["amd64"], tool))
+    assert upstream_status["allowance"]["limit"] == 100
+    assert upstream_status["allowance"]["remaining"] == 97
+    table = "\n".join(output_of(tmp_path, "status"))
     assert "docker.io (default)" in table
     assert "97 of 100" in table
     assert "\x1b" not in table
 
 
-def test_status_of_a_limit(tmp_path: Path, upstream: Hub) -> None:
-    """After a 429, all commands show the pause until it is over. An upstream with several endpoints is paused only if
-    all of them are."""
+def test_status_shows_the_pause_after_a_429(tmp_path: Path, upstream: Hub) -> None:
+    """After a 429 from the upstream, the status shows until when the mirror sends it no requests. An upstream with two
+    endpoints counts as paused only if both are paused."""
     upstream.set(limit=0, retry_after=600)
     before = time.time()
-    assert "wants fewer requests" in error_line(mirror(tmp_path, "refresh", "app:1"), 1)
-    (seen,) = status(tmp_path)["upstreams"]
-    assert before + 599 < seen["allowance"]["until"] < time.time() + 600
-    assert seen["allowance"]["remaining"] == 0
-    assert "none until " in "\n".join(done(tmp_path, "status"))
+    assert "wants fewer requests" in error_line(run_mirror(tmp_path, "refresh", "app:1"), 1)
+    (upstream_status,) = status(tmp_path)["upstreams"]
+    assert before + 599 < upstream_status["allowance"]["until"] < time.time() + 600
+    assert upstream_status["allowance"]["remaining"] == 0
+    assert "none until " in "\n".join(output_of(tmp_path, "status"))
     text = (tmp_path / "entrepot.toml").read_text()
     (tmp_path / "entrepot.toml").write_text(text.replace("endpoints = [", 'endpoints = ["http://127.0.0.2:1", '))
-    (seen,) = status(tmp_path)["upstreams"]
-    assert seen["allowance"]["until"] is None
+    (upstream_status,) = status(tmp_path)["upstreams"]
+    assert upstream_status["allowance"]["until"] is None
 
 
 def test_status_counts_stale_tags(tmp_path: Path, upstream: Hub) -> None:
-    """A tag past its time to live counts as stale. The command does not ask the upstream."""
-    done(tmp_path, "warm", "app:1", *FOR_AMD64)
+    """A tag past its time to live counts as stale. The command sends no request to the upstream."""
+    output_of(tmp_path, "warm", "app:1", *FOR_AMD64)
     (tmp_path / "entrepot.toml").write_text(settings(upstream).replace('"1h"', '"0s"'))
     upstream.forget()
     assert status(tmp_path)["upstreams"][0]["stale"] == 1
     assert upstream.requests() == []
 
 
-def test_status_of_nothing(tmp_path: Path, upstream: Hub) -> None:
-    """Without a data directory, the command creates none."""
-    assert "no data directory" in error_line(mirror(tmp_path, "status"), 1)
+def test_status_without_a_data_directory(tmp_path: Path, upstream: Hub) -> None:
+    """Without a data directory, the command fails and creates none."""
+    assert "no data directory" in error_line(run_mirror(tmp_path, "status"), 1)
     assert not (tmp_path / "data").exists()
 
 
@@ -76,25 +87,29 @@ def test_status_of_nothing(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_refresh(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """The command asks the upstream although the tag is fresh. From then on, the new manifest is served."""
+    """The command requests the tag from the upstream although the cached tag is fresh, and reports whether it has
+    changed. The content of a digest never changes, so it is not requested again."""
     first, second = images["index"].digest, noise_image("second", 10)
-    assert done(tmp_path, "refresh", "app:1") == [f"app:1: new here: {first}"]
+    assert output_of(tmp_path, "refresh", "app:1") == [f"app:1: new here: {first}"]
     upstream.forget()
-    assert done(tmp_path, "refresh", "app:1") == [f"app:1: unchanged: {first}"]
-    assert [seen.method for seen in upstream.requests("manifest")] == ["HEAD"]
+    assert output_of(tmp_path, "refresh", "app:1") == [f"app:1: unchanged: {first}"]
+    assert [request.method for request in upstream.requests("manifest")] == ["HEAD"]
     content = UpstreamContent()
     content.add("library/app", second, "1")
     upstream.put(content)
-    assert done(tmp_path, "refresh", "app:1") == [f"app:1: changed: {first} -> {second.digest}"]
-    assert done(tmp_path, "refresh", f"app@{first}") == [f"app@{first}: cached; the content of a digest never changes"]
+    assert output_of(tmp_path, "refresh", "app:1") == [f"app:1: changed: {first} -> {second.digest}"]
+    assert output_of(tmp_path, "refresh", f"app@{first}") == [
+        f"app@{first}: cached; the content of a digest never changes"
+    ]
 
 
 @pytest.mark.parametrize("by_digest", [False, True])
-def test_refresh_after_wrong_bytes(
+def test_refresh_allows_a_new_request_after_corrupt_bytes(
     tmp_path: Path, upstream: Hub, images: dict[str, ImageTree], by_digest: bool
 ) -> None:
-    """A layer that came with corrupt bytes several times is not fetched for a while. After the command, every worker
-    can fetch it at once. The command accepts the image, or the reference in the error."""
+    """The upstream has sent a layer with corrupt bytes several times, so the mirror does not request the layer again
+    for a while. After `refresh`, the mirror can request it at once. `refresh` accepts the tag of the image, or the
+    reference that the error names."""
     layer = images["amd64"].layers[1].digest
     upstream.fault(on="blob", match=layer, corrupt=5, times=None)
     with (
@@ -104,47 +119,49 @@ def test_refresh_after_wrong_bytes(
         client.get("/v2/app/manifests/1").raise_for_status()
         client.get(f"/v2/app/manifests/{images['amd64'].digest}").raise_for_status()
         refused = None
-        while refused is None or int(refused.headers["retry-after"]) < 4:  # seconds; after the third fetch
+        while refused is None or int(refused.headers["retry-after"]) < 4:  # 4 seconds or more after the third failure
             refused = get(client, f"/v2/app/blobs/{layer}")
         upstream.clear()
         assert client.get(f"/v2/app/blobs/{layer}").status_code == 502
-        sentence = refused.json()["errors"][0]["message"]
-        reference = sentence.split()[-1] if by_digest else "app:1"
-        (said,) = done(tmp_path, "refresh", reference)
-        assert "1 blob that came with corrupt bytes can be requested again at once" in said
+        message = refused.json()["errors"][0]["message"]
+        reference = message.split()[-1] if by_digest else "app:1"
+        (line,) = output_of(tmp_path, "refresh", reference)
+        assert "1 blob that came with corrupt bytes can be requested again at once" in line
         got = client.get(f"/v2/app/blobs/{layer}")
         assert got.content == images["amd64"].layers[1].read()
 
 
 def get(client: httpx2.Client, path: str) -> httpx2.Response | None:
-    """Returns the response; None if it was cut off."""
+    """Returns the response, or None if the connection broke."""
     with suppress(httpx2.TransportError):
         return client.get(path)
     return None
 
 
-def test_refresh_of_a_tag_that_is_gone(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """If the upstream has deleted the tag, the error is one line, and the cached tag is deleted."""
-    done(tmp_path, "refresh", "app:1")
+def test_refresh_of_a_tag_that_the_upstream_has_deleted(
+    tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]
+) -> None:
+    """If the upstream has deleted the tag, the error is one line, and the mirror deletes its cached tag."""
+    output_of(tmp_path, "refresh", "app:1")
     upstream.remove("library/app", "1")
-    said = error_line(mirror(tmp_path, "refresh", "app:1"), 1)
-    assert said.startswith("app:1: it is gone: ")
-    assert said.endswith(f"it was {images['index'].digest}")
+    error = error_line(run_mirror(tmp_path, "refresh", "app:1"), 1)
+    assert error.startswith("app:1: it is gone: ")
+    assert error.endswith(f"it was {images['index'].digest}")
     assert status(tmp_path)["upstreams"][0]["tags"] == 0
 
 
 def test_refresh_when_the_upstream_is_off(tmp_path: Path, upstream: Hub) -> None:
     """If the upstream is down, the error is one line. The cached tag stays, and is as fresh as before."""
-    done(tmp_path, "refresh", "app:1")
+    output_of(tmp_path, "refresh", "app:1")
     upstream.refuse()
-    assert "is served as it was" in error_line(mirror(tmp_path, "refresh", "app:1"), 1)
-    (seen,) = status(tmp_path)["upstreams"]
-    assert (seen["tags"], seen["stale"]) == (1, 0)
+    assert "is served as it was" in error_line(run_mirror(tmp_path, "refresh", "app:1"), 1)
+    (upstream_status,) = status(tmp_path)["upstreams"]
+    assert (upstream_status["tags"], upstream_status["stale"]) == (1, 0)
 
 
-def test_refresh_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """All workers of a server on the same data directory serve the result of the refresh without asking the upstream. A
-    tag that the upstream has deleted is gone there as well."""
+def test_refresh_while_a_server_runs(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
+    """After a refresh, all workers of a server on the same data directory serve the new manifest without a request to
+    the upstream. If the upstream has deleted the tag, all workers respond with 404."""
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml"), "--workers", "2") as server:
         assert digests_served(server) == {images["index"].digest}
         second = noise_image("second", 10)
@@ -152,11 +169,11 @@ def test_refresh_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str
         content.add("library/app", second, "1")
         upstream.put(content)
         assert digests_served(server) == {images["index"].digest}
-        done(tmp_path, "refresh", "app:1")
+        output_of(tmp_path, "refresh", "app:1")
         upstream.forget()
         assert digests_served(server) == {second.digest}
         upstream.remove("library/app", "1")
-        assert mirror(tmp_path, "refresh", "app:1").returncode == 1
+        assert run_mirror(tmp_path, "refresh", "app:1").returncode == 1
         upstream.forget()
         assert {plain_request("HEAD", f"{server.url}/v2/app/manifests/1").status_code for _ in range(16)} == {404}
         assert upstream.count() == 0
@@ -166,33 +183,33 @@ def test_refresh_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str
 
 
 def test_purge_a_tag(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """The cached copy is deleted. The output says how many bytes are freed, and when. The next pull fetches the tag
-    again."""
-    done(tmp_path, "warm", "app:1", *FOR_AMD64)
-    (line,) = done(tmp_path, "purge", "app:1")
+    """`purge` deletes the cached tag and its manifests. The output says how many bytes will be freed, and when. The
+    next request for the tag fetches it from the upstream again."""
+    output_of(tmp_path, "warm", "app:1", *FOR_AMD64)
+    (line,) = output_of(tmp_path, "purge", "app:1")
     assert line.startswith("app:1: dropped 1 tag and 2 manifests; 3.0 MiB are freed after ")
     assert line.endswith("(gc.grace is 24h), unless a pull uses them again before")
     assert status(tmp_path)["upstreams"][0]["manifests"] == 0
     upstream.forget()
-    done(tmp_path, "refresh", "app:1")
+    output_of(tmp_path, "refresh", "app:1")
     assert upstream.count("manifest", "GET") == 1
 
 
-def test_purge_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """A server on the same data directory no longer has the deleted tag and manifests, and fetches them at the next
-    request. A client that is reading a layer gets all of it."""
+def test_purge_while_a_server_runs(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
+    """While a server runs on the same data directory, `purge` deletes a tag and its manifests. The server fetches them
+    from the upstream at the next request. A client that is reading a layer at that moment gets the whole layer."""
     layer = images["amd64"].layers[1]
     with (
         running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml"), "--workers", "2") as server,
         plain_client(server.url) as client,
     ):
-        done(tmp_path, "warm", "app:1", *FOR_AMD64)
+        output_of(tmp_path, "warm", "app:1", *FOR_AMD64)
         upstream.forget()
         with client.stream("GET", f"/v2/app/blobs/{layer.digest}") as reading:
             body = reading.iter_raw()
-            begun = next(body)
-            done(tmp_path, "purge", "app:1")
-            assert begun + b"".join(body) == layer.read()
+            first_bytes = next(body)
+            output_of(tmp_path, "purge", "app:1")
+            assert first_bytes + b"".join(body) == layer.read()
         assert upstream.count() == 0
         assert digests_served(server) == {images["index"].digest}
         assert digests_served(server, f"/v2/app/manifests/{images['amd64'].digest}") == {images["amd64"].digest}
@@ -201,39 +218,39 @@ def test_purge_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str, 
 
 
 def test_purge_a_repository(tmp_path: Path, upstream: Hub) -> None:
-    """With --all, the whole repository is deleted from the cache. Other repositories stay."""
-    done(tmp_path, "warm", "app:1", "app:latest", "team/tool:2", "--all-platforms")
-    (line,) = done(tmp_path, "purge", "--all", "app")
+    """`purge --all` deletes all cached tags and manifests of a repository. Other repositories stay."""
+    output_of(tmp_path, "warm", "app:1", "app:latest", "team/tool:2", "--all-platforms")
+    (line,) = output_of(tmp_path, "purge", "--all", "app")
     assert line.startswith("app: dropped 2 tags and 3 manifests; 4.0 MiB are freed after ")
-    (seen,) = status(tmp_path)["upstreams"]
-    assert (seen["repositories"], seen["tags"]) == (1, 1)
+    (upstream_status,) = status(tmp_path)["upstreams"]
+    assert (upstream_status["repositories"], upstream_status["tags"]) == (1, 1)
 
 
-def test_purge_what_is_not_here(tmp_path: Path, upstream: Hub) -> None:
-    """Each error is one line, and the upstream is not asked."""
-    done(tmp_path, "warm", "app:1", *FOR_AMD64)
+def test_purge_of_content_that_is_not_cached(tmp_path: Path, upstream: Hub) -> None:
+    """`purge` of a tag or a repository that is not cached fails with one line, and sends no request to the upstream."""
+    output_of(tmp_path, "warm", "app:1", *FOR_AMD64)
     upstream.forget()
-    assert "has no manifest 2" in error_line(mirror(tmp_path, "purge", "app:2"), 1)
-    assert "there is no repository" in error_line(mirror(tmp_path, "purge", "--all", "team/tool"), 1)
+    assert "has no manifest 2" in error_line(run_mirror(tmp_path, "purge", "app:2"), 1)
+    assert "there is no repository" in error_line(run_mirror(tmp_path, "purge", "--all", "team/tool"), 1)
     assert upstream.requests() == []
 
 
-# what is wrong
+# errors
 
 
-def test_hosted_names_are_left_alone(tmp_path: Path, upstream: Hub) -> None:
+def test_hosted_repositories_are_refused(tmp_path: Path, upstream: Hub) -> None:
     """The commands refuse hosted repositories, because these have no upstream."""
     (tmp_path / "entrepot.toml").write_text(settings(upstream, '[hosted]\nprefixes = ["ours/**"]\n'))
     for command in ("warm", "refresh"):
-        ended = mirror(tmp_path, command, "ours/app:1")
-        assert ended.returncode == 1
-        assert "ours/app is hosted here" in ended.stderr
-    assert "ours/app is hosted here" in error_line(mirror(tmp_path, "purge", "ours/app:1"), 1)
+        result = run_mirror(tmp_path, command, "ours/app:1")
+        assert result.returncode == 1
+        assert "ours/app is hosted here" in result.stderr
+    assert "ours/app is hosted here" in error_line(run_mirror(tmp_path, "purge", "ours/app:1"), 1)
     assert upstream.requests() == []
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "error"),
     [
         (["warm"], "name what to fetch"),
         (["warm", "App:1"], "App:1: 'App' is not a repository name"),
@@ -245,16 +262,16 @@ def test_hosted_names_are_left_alone(tmp_path: Path, upstream: Hub) -> None:
         (["purge", "--all", "app:1"], "app:1: --all takes a name without tag and digest"),
     ],
 )
-def test_wrong_use_in_one_line(tmp_path: Path, args: list[str], said: str) -> None:
+def test_wrong_use_in_one_line(tmp_path: Path, args: list[str], error: str) -> None:
     """For an invalid reference, platform or file, the error is one line and the exit code is 2. The data directory is
     not opened."""
     (tmp_path / "two.txt").write_text("# two\napp:1 app:2\n")
-    assert said in error_line(entrepot("mirror", *args, "--mirror", "docker.io", folder=tmp_path), 2)
+    assert error in error_line(entrepot("mirror", *args, "--mirror", "docker.io", folder=tmp_path), 2)
     assert not (tmp_path / "data").exists()
 
 
-def test_nothing_is_mirrored(tmp_path: Path) -> None:
-    """Without an upstream in the settings, the error of each command says how to name one."""
+def test_commands_fail_without_an_upstream(tmp_path: Path) -> None:
+    """If the settings have no upstream, each command fails, and the error says how to name an upstream."""
     for command in (["warm", "app"], ["status"], ["refresh", "app"], ["purge", "app"]):
-        said = error_line(entrepot("mirror", *command, folder=tmp_path), 2)
-        assert said.startswith("nothing is mirrored: name an upstream with --mirror docker.io")
+        error = error_line(entrepot("mirror", *command, folder=tmp_path), 2)
+        assert error.startswith("nothing is mirrored: name an upstream with --mirror docker.io")

@@ -1,1 +1,1 @@
-"""Requests of newer clients, replayed byte by byte, because these clients cannot be installed here."""
+"""Tests that send the requests of newer clients byte by byte, because these clients cannot be installed here."""

@@ -1,4 +1,5 @@
-"""One server with two workers for all replayed clients, connections to it, and a repository for each test."""
+"""Fixtures for tests that send the requests of clients byte by byte: one server with two workers for all tests, and
+connections and a repository for each test."""
 
 from __future__ import annotations
 
@@ -28,21 +29,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
 
 @pytest.fixture
 def connect(server: RegistryServer) -> Iterator[Connect]:
-    """Opens connections to the server. Those that are still open at the end of the test are closed."""
+    """A function that opens a connection to the server. The connections are closed at the end of the test."""
     with ExitStack() as stack:
 
-        def open_wire(*, receive_buffer: int | None = None) -> RawConnection:
+        def open_connection(*, receive_buffer: int | None = None) -> RawConnection:
             return stack.enter_context(RawConnection(("127.0.0.1", server.port), receive_buffer=receive_buffer))
 
-        yield open_wire
+        yield open_connection
 
 
 @pytest.fixture
 def repo() -> str:
+    """A new repository name."""
     return f"replay/r{uuid.uuid4().hex[:16]}"
 
 
 @pytest.fixture
 def steps(connect: Connect, repo: str) -> RawPushes:
-    """Plain requests, on a separate connection, with which a test prepares content and checks the result."""
+    """Requests on a separate connection, with which a test prepares content and checks the result."""
     return RawPushes(connect(), repo)

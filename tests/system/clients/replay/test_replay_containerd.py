@@ -1,4 +1,4 @@
-"""containerd 2.3 and newer, and Docker 29 with its containerd image store."""
+"""Tests with the requests of containerd 2.3 and newer, and of Docker 29 with its containerd image store."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from tests.fakes.server_process import RegistryServer
 from tests.system.clients.replay.conftest import Connect
 
 AGENT = {"User-Agent": "containerd/v2.3.0"}
-DOCKER = {"User-Agent": "docker/29.0.0 go/go1.25 git-commit/abc kernel/6.1 os/linux arch/amd64 containerd-client/2.2.0"}
+DOCKER_AGENT = {
+    "User-Agent": "docker/29.0.0 go/go1.25 git-commit/abc kernel/6.1 os/linux arch/amd64 containerd-client/2.2.0"
+}
 ENCODINGS = "zstd;q=1.0, gzip;q=0.8, deflate;q=0.5"
 ACCEPT = f"application/vnd.docker.distribution.manifest.v2+json, {OCI_MANIFEST}, {OCI_INDEX}, */*"
 
 
 def push_blob(connect: Connect, repo: str, data: bytes, query: str = "") -> None:
-    """Sends a HEAD, which has to get 404, then a POST, then one PUT with the whole body."""
+    """Pushes a blob that the registry does not have: sends a HEAD, a POST, and one PUT with the whole body."""
     digest = digest_of(data)
     wire = connect()
     head = wire.ask("HEAD", f"/v2/{repo}/blobs/{digest}{query and '?' + query}", AGENT)
@@ -34,7 +36,8 @@ def push_blob(connect: Connect, repo: str, data: bytes, query: str = "") -> None
 
 @pytest.mark.parametrize("query", ["", "ns=docker.io"])
 def test_push(connect: Connect, repo: str, query: str) -> None:
-    """Each blob is pushed with one PUT, then the manifest by digest and by tag. `ns` changes nothing."""
+    """containerd pushes each blob with one PUT, then the manifest by digest, then the index by tag. The parameter `ns`,
+    which names the registry to mirrors, has no effect."""
     config, layer = os.urandom(600), os.urandom(5 << 20)
     for data in (config, layer):
         push_blob(connect, repo, data, query)
@@ -49,7 +52,7 @@ def test_push(connect: Connect, repo: str, query: str) -> None:
         assert wire.ask("HEAD", path, AGENT)["docker-content-digest"] == digest_of(content)
 
 
-def test_a_blob_that_is_there_is_not_sent(connect: Connect, steps: RawPushes) -> None:
+def test_head_finds_an_existing_blob(connect: Connect, steps: RawPushes) -> None:
     """A HEAD of an existing blob gets 200 with its size and digest, so the client does not send the blob."""
     data = os.urandom(100)
     path = steps.blob(data)
@@ -57,10 +60,10 @@ def test_a_blob_that_is_there_is_not_sent(connect: Connect, steps: RawPushes) ->
     assert (head.status, head["content-length"], head["docker-content-digest"]) == (200, "100", digest_of(data))
 
 
-@pytest.mark.parametrize("agent", [AGENT, DOCKER])
+@pytest.mark.parametrize("agent", [AGENT, DOCKER_AGENT])
 def test_pull_with_ns(connect: Connect, steps: RawPushes, agent: dict[str, str]) -> None:
-    """A registry that clients use as a mirror gets `?ns=docker.io` in each request, and serves the content that it
-    has."""
+    """Clients that use the registry as a mirror send `?ns=docker.io` in each request. The registry serves its content
+    as without this parameter."""
     config, layer = os.urandom(300), os.urandom(1 << 20)
     for data in (config, layer):
         steps.blob(data)
@@ -80,8 +83,8 @@ def test_pull_with_ns(connect: Connect, steps: RawPushes, agent: dict[str, str])
 
 
 @pytest.mark.parametrize("encodings", [ENCODINGS, "zstd, gzip, deflate", "gzip", "*", "identity;q=0, *;q=1", "br"])
-def test_nothing_is_ever_encoded(connect: Connect, steps: RawPushes, encodings: str) -> None:
-    """Whatever Accept-Encoding says, blobs and manifests are sent as they are: without Content-Encoding, and with the
+def test_content_is_never_encoded(connect: Connect, steps: RawPushes, encodings: str) -> None:
+    """Whatever Accept-Encoding says, blobs and manifests are sent unchanged: without Content-Encoding, and with the
     same length."""
     data = b"compressible " * 10_000
     blob = steps.blob(data)
@@ -97,8 +100,8 @@ def test_nothing_is_ever_encoded(connect: Connect, steps: RawPushes, encodings: 
 
 
 def test_headers_come_before_the_body(connect: Connect, steps: RawPushes) -> None:
-    """The headers of a large blob are sent before the client reads any byte of the body. The client waits 30 seconds
-    for the headers, and any time for the body."""
+    """The server sends the headers of a large blob before the client reads any byte of the body. containerd needs this:
+    it waits at most 30 seconds for the headers."""
     data = os.urandom(16 << 20)
     path = steps.blob(data)
     wire = connect(receive_buffer=4096)
@@ -110,11 +113,12 @@ def test_headers_come_before_the_body(connect: Connect, steps: RawPushes) -> Non
 
 
 def test_parallel_ranged_fetch(connect: Connect, steps: RawPushes, server: RegistryServer) -> None:
-    """Many connections request `bytes=offset-`, and the client closes each one when it has its part. The parts are the
-    whole blob. After that, the server holds none of it in memory, and still serves."""
+    """The client sends `Range: bytes=offset-` on 24 connections, and closes each connection after it has read 1 MiB.
+    The parts together are the whole blob. After that, the server has closed the files and connections, and still
+    serves."""
     data = os.urandom(24 << 20)
     path = steps.blob(data)
-    size, part = len(data), 1 << 20
+    size, part = len(data), 1 << 20  # bytes
 
     def fetch() -> list[bytes]:
         wires = [connect(receive_buffer=65536) for _ in range(0, size, part)]
@@ -133,17 +137,17 @@ def test_parallel_ranged_fetch(connect: Connect, steps: RawPushes, server: Regis
     assert b"".join(fetch()) == data
     workers = server.worker_pids()
     assert eventually(lambda: sum(open_files(workers).values()) < 200)
-    settled = sum(open_files(workers).values())
+    open_files_before = sum(open_files(workers).values())
     for _ in range(3):
         assert b"".join(fetch()) == data
-    assert eventually(lambda: sum(open_files(workers).values()) <= settled)
+    assert eventually(lambda: sum(open_files(workers).values()) <= open_files_before)
     assert server.worker_pids() == workers
     assert steps.get(path).body == data
     assert "Traceback" not in server.log_text()
 
 
-def test_a_range_on_a_kept_connection(connect: Connect, steps: RawPushes) -> None:
-    """After a range was read completely, the connection can be used for the next request."""
+def test_several_ranges_on_one_connection(connect: Connect, steps: RawPushes) -> None:
+    """After the client has read a range completely, it can send the next request on the same connection."""
     data = os.urandom(100_000)
     path = steps.blob(data)
     wire = connect()

@@ -1,4 +1,5 @@
-"""The docker engine with its classic image store: versions 20.10 to 28, and hosts that were upgraded since."""
+"""Tests with the requests of the docker engine with its classic image store. Versions 20.10 to 28 use this store, and
+so do hosts that were upgraded from these versions."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ AGENT = {"User-Agent": "docker/27.5.1 go/go1.22.11 kernel/6.1 os/linux arch/amd6
 
 
 def push_layer(connect: Connect, repo: str, data: bytes) -> None:
-    """Sends HEAD, POST, one streaming PATCH in chunked transfer coding, PUT and HEAD, and checks each response as the
-    engine does."""
+    """Pushes a layer with a HEAD, a POST, one PATCH in chunked transfer coding, a PUT and a HEAD. Checks each response
+    as the engine does."""
     root, digest = f"/v2/{repo}", digest_of(data)
     wire = connect()
     assert wire.ask("HEAD", f"{root}/blobs/{digest}", AGENT).status == 404
@@ -40,6 +41,7 @@ def push_layer(connect: Connect, repo: str, data: bytes) -> None:
 
 
 def schema2(config: bytes, *layers: bytes) -> bytes:
+    """Returns a Docker schema 2 manifest."""
     return encode(
         {
             "schemaVersion": 2,
@@ -51,8 +53,8 @@ def schema2(config: bytes, *layers: bytes) -> bytes:
 
 
 def test_push_and_pull(connect: Connect, repo: str) -> None:
-    """The engine pushes with streaming PATCHes. It pulls with a HEAD of the tag and a GET by the digest in the
-    response."""
+    """The engine pushes each layer with one chunked PATCH. It pulls with a HEAD of the tag, and a GET of the digest in
+    the response."""
     config, layer = os.urandom(700), os.urandom(3 << 20)
     for data in (layer, config):
         push_layer(connect, repo, data)
@@ -74,23 +76,23 @@ def test_push_and_pull(connect: Connect, repo: str) -> None:
 
 
 def test_an_interrupted_download_is_resumed(connect: Connect, steps: RawPushes) -> None:
-    """After a broken connection, the engine requests a layer from the first missing byte, and gets 206 with the exact
-    Content-Range."""
+    """After a connection broke, the engine requests the rest of the layer from the first missing byte, and gets 206
+    with the exact Content-Range."""
     data = os.urandom(4 << 20)
     path = steps.blob(data)
     first = connect()
     first.send(message("GET", path, AGENT))
     assert first.head().status == 200
-    kept = first.read(1_000_003)
+    received = first.read(1_000_003)
     first.reset()
-    answer = connect().ask("GET", path, {**AGENT, "Range": f"bytes={len(kept)}-"})
+    answer = connect().ask("GET", path, {**AGENT, "Range": f"bytes={len(received)}-"})
     assert answer.status == 206
-    assert answer["content-range"] == f"bytes {len(kept)}-{len(data) - 1}/{len(data)}"
-    assert kept + answer.body == data
+    assert answer["content-range"] == f"bytes {len(received)}-{len(data) - 1}/{len(data)}"
+    assert received + answer.body == data
 
 
 def test_a_cross_repository_mount(connect: Connect, steps: RawPushes) -> None:
-    """A layer of another repository is mounted: the response is 201 with the digest, and there is no session."""
+    """A POST mounts a layer of another repository: the response is 201 with the digest, without an upload session."""
     data = os.urandom(1000)
     steps.blob(data)
     answer = connect().ask(
@@ -104,8 +106,8 @@ def test_a_cross_repository_mount(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_pushing_a_manifest_list(connect: Connect, steps: RawPushes) -> None:
-    """`docker manifest push` mounts the blobs of each platform, pushes each manifest by digest, and then the list under
-    the tag."""
+    """`docker manifest push` mounts the blobs of each platform and pushes each manifest by digest. Then it pushes the
+    list by tag."""
     platforms = []
     for architecture in ("amd64", "arm64"):
         source = RawPushes(steps.wire, f"{steps.repo}/{architecture}")
@@ -118,18 +120,18 @@ def test_pushing_a_manifest_list(connect: Connect, steps: RawPushes) -> None:
         source.manifest(body, "latest", MANIFEST)
         steps.manifest(body, digest_of(body), MANIFEST)
         platforms.append(describe(body, MANIFEST, platform={"architecture": architecture, "os": "linux"}))
-    both = encode({"schemaVersion": 2, "mediaType": LIST, "manifests": platforms})
-    path = steps.manifest(both, "latest", LIST)
+    manifest_list = encode({"schemaVersion": 2, "mediaType": LIST, "manifests": platforms})
+    path = steps.manifest(manifest_list, "latest", LIST)
     found = connect().ask("GET", path, {"Accept": f"{LIST}, {MANIFEST}"})
     assert found["content-type"] == LIST
-    assert found.body == both
+    assert found.body == manifest_list
     for platform in found.json()["manifests"]:
         assert digest_of(steps.get(f"{steps.root}/manifests/{platform['digest']}").body) == platform["digest"]
 
 
 def test_five_uploads_at_once(connect: Connect, repo: str) -> None:
-    """The engine pushes five layers at the same time. Each request is sent in small pieces, and all sessions are open
-    together."""
+    """The engine pushes five layers at the same time. It sends pieces of the five bodies alternately, so all five
+    upload sessions are open at once."""
     layers = [os.urandom(400_000) for _ in range(5)]
     wires = [connect() for _ in layers]
     locations = [wire.ask("POST", f"/v2/{repo}/blobs/uploads/", AGENT)["location"] for wire in wires]

@@ -1,4 +1,4 @@
-"""Logins as newer clients make them, and as curl makes them: crane (ggcr), BuildKit, containerd 2, oras."""
+"""Tests with the login requests of newer clients (crane, BuildKit, containerd 2, oras), and with curl itself."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from tests.fakes.raw_http import RawAnswer, RawConnection
 from tests.fakes.raw_pushes import OCI_MANIFEST, RawPushes, digest_of, image
 
 CONNECTIONS = 24
-"""So many at once come to both workers."""
-CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
+"""The number of simultaneous connections. With so many, both workers of the server get some."""
+CHALLENGE_PARAMETER = re.compile(r'(\w+)="([^"]*)"')
 
-Open = Callable[[], RawConnection]
+Connect = Callable[[], RawConnection]
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
 @pytest.fixture
-def opened(club: MemberSite) -> Iterator[Open]:
-    """Opens connections to the registry with accounts."""
+def connect(site: MemberSite) -> Iterator[Connect]:
+    """A function that opens a connection to the registry with accounts."""
     with ExitStack() as stack:
-        yield lambda: stack.enter_context(RawConnection(("127.0.0.1", club.server.port)))
+        yield lambda: stack.enter_context(RawConnection(("127.0.0.1", site.server.port)))
 
 
-class Signed(RawConnection):
+class AuthorizedConnection(RawConnection):
     """A connection whose requests all have the same Authorization header."""
 
     def __init__(self, port: int, authorization: str) -> None:
@@ -50,12 +50,13 @@ class Signed(RawConnection):
 def challenge(answer: RawAnswer) -> dict[str, str]:
     """Returns the parameters of the Bearer challenge in a 401."""
     assert answer.status == 401
-    shown = answer["www-authenticate"]
-    assert shown.startswith("Bearer ")
-    return dict(CHALLENGE.findall(shown))
+    header = answer["www-authenticate"]
+    assert header.startswith("Bearer ")
+    return dict(CHALLENGE_PARAMETER.findall(header))
 
 
 def bearer(answer: RawAnswer) -> dict[str, str]:
+    """Returns the Authorization header with the token of a response."""
     assert answer.status == 200, answer.body
     token = answer.json()
     assert token["token"] == token["access_token"]
@@ -63,62 +64,62 @@ def bearer(answer: RawAnswer) -> dict[str, str]:
     return {"Authorization": f"Bearer {token['token']}"}
 
 
-def get_token(wire: RawConnection, shown: dict[str, str], login: ClientLogin | None, *scopes: str) -> RawAnswer:
-    """Requests a token as ggcr and oras do: a GET of the realm with Basic authentication, and a parameter for each
-    scope."""
-    query = urlencode([("service", shown["service"]), *(("scope", scope) for scope in scopes)])
+def get_token(wire: RawConnection, parameters: dict[str, str], login: ClientLogin | None, *scopes: str) -> RawAnswer:
+    """Requests a token as crane and oras do: with a GET of the realm, Basic authentication, and one query parameter for
+    each scope. `parameters`: those of the challenge."""
+    query = urlencode([("service", parameters["service"]), *(("scope", scope) for scope in scopes)])
     headers = {"Authorization": login.basic} if login else {}
-    return wire.ask("GET", f"{urlsplit(shown['realm']).path}?{query}", headers)
+    return wire.ask("GET", f"{urlsplit(parameters['realm']).path}?{query}", headers)
 
 
 def post_token(wire: RawConnection, **fields: str) -> RawAnswer:
-    """Requests a token as BuildKit and containerd do: a form with all scopes in one field."""
+    """Requests a token as BuildKit and containerd do: with a POST of a form, which has all scopes in one field."""
     head = {"Content-Type": "application/x-www-form-urlencoded", "User-Agent": "buildkit/v0.26"}
     return wire.ask("POST", "/token", head, urlencode({"service": "entrepot", **fields}).encode())
 
 
-def fill(club: MemberSite, repo: str) -> bytes:
+def fill(site: MemberSite, repo: str) -> bytes:
     """Pushes a manifest with its blob under the tag `v1`."""
-    with Signed(club.server.port, club.person({repo: "pull,push"}).basic) as wire:
+    with AuthorizedConnection(site.server.port, site.person({repo: "pull,push"}).basic) as wire:
         steps = RawPushes(wire, repo)
         steps.blob(b"{}")
         steps.manifest(image(b"{}"), "v1")
     return image(b"{}")
 
 
-def test_crane_pull(club: MemberSite, opened: Open, repo: str) -> None:
-    """crane sends a ping, requests a token, and pulls. The realm is at the host to which the client connected, and one
-    connection is enough for all requests."""
-    body = fill(club, repo)
-    login, wire = club.person({repo: "pull"}), opened()
-    shown = challenge(wire.ask("GET", "/v2/", {"Host": club.address}))
-    assert shown == {"realm": f"http://{club.address}/token", "service": "entrepot"}
-    token = bearer(get_token(wire, shown, login, f"repository:{repo}:pull"))
+def test_crane_pull(site: MemberSite, connect: Connect, repo: str) -> None:
+    """crane sends GET /v2/, requests a token, and pulls. The realm in the challenge has the host of the request, and
+    all requests can use one connection."""
+    body = fill(site, repo)
+    login, wire = site.person({repo: "pull"}), connect()
+    parameters = challenge(wire.ask("GET", "/v2/", {"Host": site.address}))
+    assert parameters == {"realm": f"http://{site.address}/token", "service": "entrepot"}
+    token = bearer(get_token(wire, parameters, login, f"repository:{repo}:pull"))
     assert wire.ask("GET", f"/v2/{repo}/manifests/v1", {**token, "Accept": OCI_MANIFEST}).body == body
     assert wire.ask("GET", f"/v2/{repo}/blobs/{digest_of(b'{}')}", token).body == b"{}"
     assert wire.ask("GET", "/v2/", token).status == 200
 
 
-def test_crane_pull_of_what_is_for_everybody(club: MemberSite, opened: Open, repo: str) -> None:
+def test_crane_pull_of_public_content(site: MemberSite, connect: Connect, repo: str) -> None:
     """Without a login, crane pulls public content with an anonymous token."""
-    body = fill(club, repo)
-    club.allow_everyone(repo)
-    wire = opened()
+    body = fill(site, repo)
+    site.allow_everyone(repo)
+    wire = connect()
     token = bearer(get_token(wire, challenge(wire.ask("GET", "/v2/")), None, f"repository:{repo}:pull"))
     assert wire.ask("GET", f"/v2/{repo}/manifests/v1", token).body == body
     refused = wire.ask("POST", f"/v2/{repo}/blobs/uploads/", token)
     assert challenge(refused)["scope"] == f"repository:{repo}:pull,push"
 
 
-def test_crane_asks_for_more_when_it_is_told_to(club: MemberSite, opened: Open, repo: str) -> None:
-    """With a token for pulls only, a push is refused with the scope that it needs. With a token of this scope, the push
-    succeeds."""
-    login, wire = club.person({repo: "pull,push"}), opened()
-    shown = challenge(wire.ask("GET", "/v2/"))
-    token = bearer(get_token(wire, shown, login, f"repository:{repo}:pull"))
-    more = challenge(wire.ask("POST", f"/v2/{repo}/blobs/uploads/", token))
-    assert (more["error"], more["scope"]) == ("insufficient_scope", f"repository:{repo}:pull,push")
-    token = bearer(get_token(wire, shown, login, more["scope"]))
+def test_crane_requests_a_wider_scope_after_a_challenge(site: MemberSite, connect: Connect, repo: str) -> None:
+    """With a token for pulls only, a push is refused, and the challenge names the scope that the push needs. With a
+    token for this scope, the push succeeds."""
+    login, wire = site.person({repo: "pull,push"}), connect()
+    parameters = challenge(wire.ask("GET", "/v2/"))
+    token = bearer(get_token(wire, parameters, login, f"repository:{repo}:pull"))
+    wider = challenge(wire.ask("POST", f"/v2/{repo}/blobs/uploads/", token))
+    assert (wider["error"], wider["scope"]) == ("insufficient_scope", f"repository:{repo}:pull,push")
+    token = bearer(get_token(wire, parameters, login, wider["scope"]))
     started = wire.ask("POST", f"/v2/{repo}/blobs/uploads/", token)
     assert started.status == 202
     data = os.urandom(1000)
@@ -126,28 +127,28 @@ def test_crane_asks_for_more_when_it_is_told_to(club: MemberSite, opened: Open, 
     assert closed.status == 201
 
 
-def test_crane_copy_mounts_with_a_scope_for_the_source(club: MemberSite, opened: Open, repo: str) -> None:
-    """If the token's scope includes the source, the blob is mounted. Otherwise an upload session starts, as for any
-    push."""
-    fill(club, f"{repo}/one")
-    login = club.person({f"{repo}/one": "pull", f"{repo}/two": "pull,push"})
-    wire, digest = opened(), digest_of(b"{}")
-    shown = challenge(wire.ask("GET", "/v2/"))
+def test_crane_copy_mounts_with_a_scope_for_the_source(site: MemberSite, connect: Connect, repo: str) -> None:
+    """If the token's scope includes the source repository, the registry mounts the blob. Otherwise it starts an upload
+    session."""
+    fill(site, f"{repo}/one")
+    login = site.person({f"{repo}/one": "pull", f"{repo}/two": "pull,push"})
+    wire, digest = connect(), digest_of(b"{}")
+    parameters = challenge(wire.ask("GET", "/v2/"))
     target = f"/v2/{repo}/two/blobs/uploads/?from={quote(f'{repo}/one', safe='')}&mount={quote(digest, safe='')}"
-    named = challenge(wire.ask("POST", target))
-    assert named["scope"] == f"repository:{repo}/two:pull,push repository:{repo}/one:pull"
-    alone = bearer(get_token(wire, shown, login, f"repository:{repo}/two:pull,push"))
-    assert wire.ask("POST", target, alone).status == 202
-    both = bearer(get_token(wire, shown, login, *named["scope"].split()))
+    required = challenge(wire.ask("POST", target))
+    assert required["scope"] == f"repository:{repo}/two:pull,push repository:{repo}/one:pull"
+    target_only = bearer(get_token(wire, parameters, login, f"repository:{repo}/two:pull,push"))
+    assert wire.ask("POST", target, target_only).status == 202
+    both = bearer(get_token(wire, parameters, login, *required["scope"].split()))
     assert wire.ask("POST", target, both).status == 201
 
 
-def test_buildkit_asks_for_several_repositories_at_once(club: MemberSite, opened: Open, repo: str) -> None:
-    """One POST gets one token for several repositories. Actions that the account may not do are left out, and the
-    response lists the granted scopes."""
+def test_buildkit_requests_one_token_for_several_repositories(site: MemberSite, connect: Connect, repo: str) -> None:
+    """BuildKit gets one token for several repositories with one POST. Actions that the account may not do are left out,
+    and the response lists the granted scopes."""
     for path in ("base", "cache", "secret"):
-        fill(club, f"{repo}/{path}")
-    login, wire = club.person({f"{repo}/base": "pull", f"{repo}/cache": "pull,push"}), opened()
+        fill(site, f"{repo}/{path}")
+    login, wire = site.person({f"{repo}/base": "pull", f"{repo}/cache": "pull,push"}), connect()
     scope = f"repository:{repo}/base:pull,push repository:{repo}/cache:pull,push repository:{repo}/secret:pull"
     fields = {"grant_type": "password", "client_id": "buildkit-client", "scope": scope}
     answer = post_token(wire, **fields, username=login.name, password=login.secret)
@@ -159,11 +160,11 @@ def test_buildkit_asks_for_several_repositories_at_once(club: MemberSite, opened
     assert wire.ask("GET", f"/v2/{repo}/secret/manifests/v1", token).status == 404
 
 
-def test_a_refresh_token_is_changed_for_tokens(club: MemberSite, opened: Open, repo: str) -> None:
-    """`access_type=offline` gets a refresh token. It can be exchanged for tokens of any scope, and cannot be used as a
-    password."""
-    body = fill(club, repo)
-    login, wire = club.person({repo: "pull"}), opened()
+def test_refresh_token_is_exchanged_for_tokens(site: MemberSite, connect: Connect, repo: str) -> None:
+    """A request with `access_type=offline` gets a refresh token. The client can exchange it for tokens of any scope,
+    but cannot use it as a password or as a bearer token."""
+    body = fill(site, repo)
+    login, wire = site.person({repo: "pull"}), connect()
     first = post_token(
         wire,
         grant_type="password",
@@ -181,57 +182,57 @@ def test_a_refresh_token_is_changed_for_tokens(club: MemberSite, opened: Open, r
     assert wire.ask("GET", "/v2/", {"Authorization": f"Bearer {refresh}"}).status == 401
 
 
-def test_bad_logins_are_told_in_both_ways(club: MemberSite, opened: Open) -> None:
-    """A wrong login gets an error in the registry's format by GET, and by POST also in OAuth's format, so that both
-    kinds of clients understand it."""
-    wire, shown = opened(), {"realm": "/token", "service": "entrepot"}
-    login = club.person()
-    for bad in (ClientLogin(login.name, WRONG), ClientLogin(club.name("nobody"), WRONG)):
-        got = get_token(wire, shown, bad)
+def test_wrong_logins_get_errors_in_both_formats(site: MemberSite, connect: Connect) -> None:
+    """A token request with a wrong login gets an error in the registry's format. The response to a POST has the error
+    in OAuth's format as well, so that both kinds of clients understand it."""
+    wire, parameters = connect(), {"realm": "/token", "service": "entrepot"}
+    login = site.person()
+    for bad in (ClientLogin(login.name, WRONG), ClientLogin(site.name("nobody"), WRONG)):
+        got = get_token(wire, parameters, bad)
         assert (got.status, got.codes) == (401, ["UNAUTHORIZED"])
         form = {"grant_type": "password", "client_id": "containerd-client"}
         posted = post_token(wire, **form, username=bad.name, password=bad.secret)
         assert (posted.status, posted.codes, posted.json()["error"]) == (401, ["UNAUTHORIZED"], "invalid_grant")
 
 
-def test_what_is_revoked_is_refused_on_every_worker(club: MemberSite, opened: Open, repo: str) -> None:
-    """On open connections to both workers, an API token, and tokens that were made with it, are accepted until the API
-    token is revoked, and refused from the next request on. So is a password, until the account is disabled."""
-    fill(club, repo)
-    robot, login = club.machine({repo: "pull"}), club.person({repo: "pull"})
-    wires = [opened() for _ in range(CONNECTIONS)]
-    shown = challenge(wires[0].ask("GET", "/v2/"))
+def test_revoked_credentials_are_refused_on_every_worker(site: MemberSite, connect: Connect, repo: str) -> None:
+    """After an API token is revoked, both workers refuse it from the next request on, also on open connections, and
+    they refuse bearer tokens that were issued for it. The same holds for a password after its account is disabled."""
+    fill(site, repo)
+    robot, login = site.machine({repo: "pull"}), site.person({repo: "pull"})
+    wires = [connect() for _ in range(CONNECTIONS)]
+    parameters = challenge(wires[0].ask("GET", "/v2/"))
     scope = f"repository:{repo}:pull"
-    for who, path, change in (
+    for owner, path, change in (
         (robot, f"/tokens/{robot.secret.split('_')[1]}", ("DELETE", None)),
         (login, f"/users/{login.name}", ("PATCH", {"enabled": False})),
     ):
-        shows = [bearer(get_token(wires[0], shown, who, scope)), {"Authorization": who.basic}]
+        credentials = [bearer(get_token(wires[0], parameters, owner, scope)), {"Authorization": owner.basic}]
 
-        def statuses(shows: list[dict[str, str]]) -> set[int]:
+        def statuses(credentials: list[dict[str, str]]) -> set[int]:
             target = f"/v2/{repo}/manifests/v1"
-            return {wire.ask("HEAD", target, each).status for wire in wires for each in shows}
+            return {wire.ask("HEAD", target, each).status for wire in wires for each in credentials}
 
-        assert statuses(shows) == {200}
-        club.done(change[0], path, change[1])
-        assert statuses(shows) == {401}
-        assert {get_token(wire, shown, who, scope).status for wire in wires} == {401}
+        assert statuses(credentials) == {200}
+        site.done(change[0], path, change[1])
+        assert statuses(credentials) == {401}
+        assert {get_token(wire, parameters, owner, scope).status for wire in wires} == {401}
 
 
-def test_no_guess_is_told_from_another(club: MemberSite, repo: str) -> None:
-    """A client that has guessed too often is refused even with the right password, at the registry and at `/token`, on
-    every worker. The owner at another address can log in meanwhile."""
-    fill(club, repo)
-    login = club.person({repo: "pull"})
+def test_guessing_address_is_refused_even_with_the_right_password(site: MemberSite, repo: str) -> None:
+    """After too many wrong passwords, a client address is refused even with the right password, at the registry and at
+    `/token`, on every worker. The owner of the account can log in from another address meanwhile."""
+    fill(site, repo)
+    login = site.person({repo: "pull"})
 
     def statuses(source: str, secret: str, path: str) -> set[int]:
-        found, shown = set(), {"Authorization": ClientLogin(login.name, secret).basic}
+        found, headers = set(), {"Authorization": ClientLogin(login.name, secret).basic}
         with ExitStack() as stack:
             for _ in range(CONNECTIONS):
-                one = HTTPConnection(club.address, timeout=30, source_address=(source, 0))
-                stack.callback(one.close)
-                one.request("GET", path, headers=shown)
-                found.add(one.getresponse().status)
+                connection = HTTPConnection(site.address, timeout=30, source_address=(source, 0))
+                stack.callback(connection.close)
+                connection.request("GET", path, headers=headers)
+                found.add(connection.getresponse().status)
         return found
 
     for number in range(10):
@@ -242,23 +243,24 @@ def test_no_guess_is_told_from_another(club: MemberSite, repo: str) -> None:
         assert statuses("127.0.7.7", "another guess", path) == {429}
 
 
-def test_curl(club: MemberSite, repo: str) -> None:
-    """curl logs in with a password or an API token at the registry itself, without the token endpoint."""
-    login, robot = club.person({f"{repo}/**": "pull,push"}), club.machine({f"{repo}/**": "pull"})
+def test_curl(site: MemberSite, repo: str) -> None:
+    """curl sends a password or an API token to the registry itself, without a request to the token endpoint."""
+    login, robot = site.person({f"{repo}/**": "pull,push"}), site.machine({f"{repo}/**": "pull"})
     curl = ForeignProgram(("curl", "--silent", "--show-error", "--fail-with-body"), {"PATH": PATH})
-    root = f"http://{club.address}/v2/{repo}/app"
-    who, ci = ("--user", f"{login.name}:{login.secret}"), ("--user", f"{robot.name}:{robot.secret}")
-    assert curl(*who, f"http://{club.address}/v2/").out == "{}"
-    started = curl(*who, "--request", "POST", "--include", f"{root}/blobs/uploads/").out
+    root = f"http://{site.address}/v2/{repo}/app"
+    as_person, as_robot = ("--user", f"{login.name}:{login.secret}"), ("--user", f"{robot.name}:{robot.secret}")
+    assert curl(*as_person, f"http://{site.address}/v2/").out == "{}"
+    started = curl(*as_person, "--request", "POST", "--include", f"{root}/blobs/uploads/").out
     location = re.search(r"(?im)^location: (\S+)", started)
     assert location is not None
     data = f"pushed with curl to {repo}"
     digest = digest_of(data.encode())
-    target = f"http://{club.address}{location[1]}?digest={digest}"
-    curl(*who, "--request", "PUT", "--header", "Content-Type: application/octet-stream", "--data-binary", data, target)
-    for each in (who, ci):
+    target = f"http://{site.address}{location[1]}?digest={digest}"
+    binary = "Content-Type: application/octet-stream"
+    curl(*as_person, "--request", "PUT", "--header", binary, "--data-binary", data, target)
+    for each in (as_person, as_robot):
         assert curl(*each, f"{root}/blobs/{digest}").out == data
-    refused = curl.attempt(*ci, "--request", "POST", f"{root}/blobs/uploads/")
+    refused = curl.attempt(*as_robot, "--request", "POST", f"{root}/blobs/uploads/")
     assert json.loads(refused.out)["errors"][0]["message"] == f"{robot.name} may not push to {repo}/app"
     wrong = ("--user", f"{login.name}:{WRONG}")
     assert json.loads(curl.attempt(*wrong, f"{root}/blobs/{digest}").out)["errors"][0]["code"] == "UNAUTHORIZED"

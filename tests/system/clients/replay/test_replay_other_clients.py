@@ -1,4 +1,4 @@
-"""ggcr (crane, kaniko, ko), BuildKit, oras, cosign, regclient."""
+"""Tests with the requests of go-containerregistry (crane, kaniko, ko), BuildKit, oras, cosign and regclient."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
 
 
 def test_crane_push(connect: Connect, server: RegistryServer, repo: str) -> None:
-    """crane sends HEAD, a POST with a mount that fails, a streamed PATCH, and PUT. Every Location is relative or at the
-    same host, which crane requires."""
+    """crane pushes a blob with a HEAD, a POST with a mount that fails, a chunked PATCH, and a PUT. Every Location is
+    relative or has the host of the registry, as crane requires."""
     data = os.urandom(1 << 20)
     base, digest = server.url, digest_of(data)
     wire = connect()
 
     def follow(location: str) -> str:
+        """Returns the path and the query of a Location, and checks its host."""
         parts = urlsplit(urljoin(base + "/", location))
         assert parts.netloc == urlsplit(base).netloc
         return parts.path + (f"?{parts.query}" if parts.query else "")
@@ -52,9 +53,9 @@ def test_crane_push(connect: Connect, server: RegistryServer, repo: str) -> None
     assert connect().ask("GET", follow(closed["location"]), CRANE).body == data
 
 
-def test_crane_head(connect: Connect, steps: RawPushes) -> None:
-    """A HEAD of a manifest has Content-Type, Content-Length and Docker-Content-Digest. Without one of them, crane
-    fails."""
+def test_crane_head_needs_three_headers(connect: Connect, steps: RawPushes) -> None:
+    """The response to a HEAD of a manifest has Content-Type, Content-Length and Docker-Content-Digest. crane fails
+    without any one of these headers."""
     steps.blob(b"{}")
     body = image(b"{}")
     path = steps.manifest(body, "v1")
@@ -63,26 +64,27 @@ def test_crane_head(connect: Connect, steps: RawPushes) -> None:
     assert head["docker-content-digest"] == digest_of(body)
 
 
-def test_crane_retries(connect: Connect, steps: RawPushes) -> None:
-    """If a response was lost, the blob is stored nevertheless. The same PUT again gets 404, and a complete new push
-    gets 201."""
+def test_crane_retries_after_a_lost_response(connect: Connect, steps: RawPushes) -> None:
+    """The response to a PUT is lost, but the blob is stored. If crane sends the same PUT again, it gets 404. A complete
+    new push then gets 201."""
     data = os.urandom(5000)
     location = steps.start()
     target = f"{location}?digest={digest_of(data)}"
-    lost = connect()
-    lost.send(message("PUT", target, CRANE, data))
-    assert lost.head().status == 201
-    lost.reset()
+    first = connect()
+    first.send(message("PUT", target, CRANE, data))
+    assert first.head().status == 201
+    first.reset()
     wire = connect()
-    again = wire.ask("PUT", target, CRANE, data)
-    assert again.status == 404
-    assert again.codes == ["BLOB_UPLOAD_UNKNOWN"]
+    repeated_put = wire.ask("PUT", target, CRANE, data)
+    assert repeated_put.status == 404
+    assert repeated_put.codes == ["BLOB_UPLOAD_UNKNOWN"]
     assert wire.ask("HEAD", f"{steps.root}/blobs/{digest_of(data)}", CRANE).status == 200
     steps.blob(data)
 
 
 def test_buildkit_cache_export(connect: Connect, steps: RawPushes) -> None:
-    """`--cache-to type=registry` pushes an index whose entries are layers and a config, and no manifests."""
+    """BuildKit with `--cache-to type=registry` pushes an index whose entries are layers and a config instead of
+    manifests."""
     layers, config = [os.urandom(2000), os.urandom(3000)], b'{"layers":[],"records":[]}'
     for data in (*layers, config):
         steps.blob(data)
@@ -98,7 +100,7 @@ def test_buildkit_cache_export(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_buildkit_cache_with_a_missing_layer(connect: Connect, steps: RawPushes) -> None:
-    """A cache is refused if one of its layers was not pushed, like any manifest."""
+    """Like any manifest, a cache index is refused if one of its layers was not pushed."""
     entry = describe(os.urandom(20), OCI_LAYER)
     body = encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]})
     answer = connect().ask("PUT", f"{steps.root}/manifests/buildcache", {"Content-Type": OCI_INDEX}, body)
@@ -107,7 +109,7 @@ def test_buildkit_cache_with_a_missing_layer(connect: Connect, steps: RawPushes)
 
 
 def test_buildkit_cache_as_a_manifest(connect: Connect, steps: RawPushes) -> None:
-    """With `image-manifest=true`, the cache is an image manifest with a cacheconfig as its config."""
+    """BuildKit with `image-manifest=true` pushes the cache as an image manifest, whose config is a cacheconfig."""
     layer, config = os.urandom(2000), b'{"layers":[]}'
     for data in (layer, config):
         steps.blob(data)
@@ -122,7 +124,8 @@ def test_buildkit_cache_as_a_manifest(connect: Connect, steps: RawPushes) -> Non
 
 
 def signed(steps: RawPushes) -> tuple[bytes, bytes]:
-    """Returns an image that was pushed, and an artifact with this image as its subject that was not pushed yet."""
+    """Pushes an image and the blobs of a signature. Returns the image, and the manifest of the signature, which has the
+    image as its subject and is not pushed yet."""
     for data in (b"{}", b"a signature"):
         steps.blob(data)
     target = image(b"{}")
@@ -140,7 +143,8 @@ def signed(steps: RawPushes) -> tuple[bytes, bytes]:
 
 
 def test_oras_attach(connect: Connect, steps: RawPushes) -> None:
-    """OCI-Subject tells `oras attach` that no fallback tag is needed. `oras discover` finds the artifact."""
+    """`oras attach` pushes an artifact with a subject. The header OCI-Subject in the response means that no fallback
+    tag is needed. `oras discover` then finds the artifact."""
     target, artifact = signed(steps)
     wire = connect()
     path = f"{steps.root}/manifests/{digest_of(artifact)}"
@@ -152,9 +156,9 @@ def test_oras_attach(connect: Connect, steps: RawPushes) -> None:
     assert [entry["digest"] for entry in found.json()["manifests"]] == [digest_of(artifact)]
 
 
-def test_a_client_that_knows_only_the_fallback_tag(connect: Connect, steps: RawPushes) -> None:
-    """An older client pushes its own index under the tag `sha256-<hex>`. This index is stored, and each referrer is
-    listed once."""
+def test_client_that_uses_only_the_fallback_tag(connect: Connect, steps: RawPushes) -> None:
+    """An older client pushes its own index of referrers under the fallback tag `sha256-<hex>`. The registry stores this
+    index, and the referrers API lists each referrer once."""
     target, artifact = signed(steps)
     tag = digest_of(target).replace(":", "-")
     wire = connect()
@@ -169,8 +173,8 @@ def test_a_client_that_knows_only_the_fallback_tag(connect: Connect, steps: RawP
 
 
 def test_cosign_tags(connect: Connect, steps: RawPushes) -> None:
-    """`cosign sign` without referrers pushes a manifest under the tag `sha256-<hex>.sig`, with a payload of its own
-    media type."""
+    """If `cosign sign` does not use the referrers API, it pushes a manifest under the tag `sha256-<hex>.sig`. Its layer
+    has cosign's own media type."""
     target, _ = signed(steps)
     payload = encode({"critical": {"image": {"docker-manifest-digest": digest_of(target)}}})
     steps.blob(payload)
@@ -189,8 +193,8 @@ def test_cosign_tags(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_oras_artifact_manifest(connect: Connect, steps: RawPushes) -> None:
-    """The artifact manifest of the release candidates of version 1.1 is still in use. It has blobs and a subject, and
-    no config."""
+    """oras may push the artifact manifest of the release candidates of OCI 1.1. It has blobs and a subject, but no
+    config. The registry stores it and lists it as a referrer."""
     target, _ = signed(steps)
     document: Document = {
         "mediaType": ARTIFACT,
@@ -206,8 +210,8 @@ def test_oras_artifact_manifest(connect: Connect, steps: RawPushes) -> None:
 
 @pytest.mark.parametrize("cut", [0, 1, 300_000, 2_500_000])
 def test_regclient_resumes_after_a_broken_connection(connect: Connect, steps: RawPushes, cut: int) -> None:
-    """After a connection broke in the middle of a chunk, a GET tells how many bytes the session has, and the upload
-    continues after them."""
+    """After a connection broke in the middle of a chunk, the client asks with a GET how many bytes the session has, and
+    continues the upload after these bytes."""
     data = os.urandom(3_000_000)
     location = steps.start()
     broken = begin(connect, location, {"Content-Length": str(len(data)), "Content-Range": f"0-{len(data) - 1}"})
@@ -218,7 +222,7 @@ def test_regclient_resumes_after_a_broken_connection(connect: Connect, steps: Ra
 
 
 def begin(connect: Connect, location: str, headers: dict[str, str]) -> RawConnection:
-    """Sends the head of a PATCH, and waits for the 100 with which the server says that it waits for the body."""
+    """Sends the headers of a PATCH, and waits for the response 100 with which the server requests the body."""
     wire = connect()
     wire.send(message("PATCH", location, headers | {"Expect": "100-continue"}))
     assert wire.read(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -226,14 +230,14 @@ def begin(connect: Connect, location: str, headers: dict[str, str]) -> RawConnec
 
 
 def finish(connect: Connect, location: str, data: bytes) -> None:
-    """Continues a session after its last byte. Asks again if the session has moved, because bytes of a broken
-    connection may still arrive."""
+    """Continues an upload session after its last byte, and completes it. If the offset of the session has changed
+    meanwhile, because bytes of a broken connection still arrived, asks for the offset again."""
     wire = connect()
     for attempt in range(20):
         status = wire.ask("GET", location)
         assert status.status == 204
         last = int(status["range"].removeprefix("0-"))
-        # `0-0` is said of no byte and of one: nothing in the spec tells the two apart, so a client tries both.
+        # The range `0-0` may mean no byte or one byte. The spec does not say which, so a client tries both.
         at = last + 1 if last else attempt % 2
         assert at <= len(data)
         if at == len(data):
@@ -247,9 +251,9 @@ def finish(connect: Connect, location: str, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("sent", [10, 300_000, 2_500_000])
-def test_a_newer_request_takes_over(connect: Connect, steps: RawPushes, sent: int) -> None:
-    """An old connection still exists and sends nothing. A newer request does not wait for it, and bytes that the old
-    one sends later change nothing."""
+def test_newer_request_continues_the_session_of_an_older_one(connect: Connect, steps: RawPushes, sent: int) -> None:
+    """An old PATCH request is still open, but sends nothing. A newer request on the same session does not wait for it,
+    and bytes that the old request sends later have no effect."""
     data = os.urandom(3_000_000)
     location = steps.start()
     old = begin(connect, location, {"Content-Length": str(len(data))})

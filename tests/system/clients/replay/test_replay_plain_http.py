@@ -1,4 +1,4 @@
-"""Features of HTTP that clients may use: old versions, pipelining, Expect, persistent connections."""
+"""Tests of features of HTTP that clients may use: HTTP/1.0, pipelining, Expect, persistent connections."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_http_1_0(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_pipelined_requests(connect: Connect, steps: RawPushes) -> None:
-    """Pipelined requests are answered in their order, also if some of them fail."""
+    """Pipelined requests get their responses in the same order, even if some of the requests fail."""
     blobs = [os.urandom(50_000 * number + 1) for number in range(6)]
     paths = [steps.blob(data) for data in blobs]
     missing = f"{steps.root}/blobs/{digest_of(b'missing')}"
@@ -54,9 +54,9 @@ def test_pipelined_pushes(connect: Connect, steps: RawPushes) -> None:
         assert wire.answer("POST")["docker-content-digest"] == digest_of(data)
 
 
-def test_expect_as_curl_does(connect: Connect, steps: RawPushes) -> None:
-    """For a PUT with `Expect: 100-continue`, 100 is sent before the body, then the response, and the connection stays
-    open."""
+def test_expect_with_the_body_after_the_100(connect: Connect, steps: RawPushes) -> None:
+    """For a PUT with `Expect: 100-continue`, the server sends 100 before the client sends the body, and the final
+    response after the body. The connection stays open."""
     data = os.urandom(200_000)
     target = f"{steps.start()}?digest={digest_of(data)}"
     wire = connect()
@@ -67,9 +67,9 @@ def test_expect_as_curl_does(connect: Connect, steps: RawPushes) -> None:
     assert wire.ask("GET", "/v2/").status == 200
 
 
-def test_expect_in_vain(connect: Connect, steps: RawPushes) -> None:
-    """If a PUT with `Expect: 100-continue` fails anyway, the final response is sent at once and without a 100. The
-    connection is closed, because the server cannot know whether the body follows."""
+def test_expect_with_a_refused_request(connect: Connect, steps: RawPushes) -> None:
+    """If a PUT with `Expect: 100-continue` is refused because of its headers, the server sends the final response at
+    once, without a 100. It then closes the connection, because it cannot know whether the client sends the body."""
     wire = connect()
     target = f"{steps.root}/blobs/uploads/00000000-0000-4000-8000-000000000000?digest={digest_of(b'')}"
     wire.send(message("PUT", target, {"Expect": "100-continue", "Content-Length": "1000000"}))
@@ -81,7 +81,7 @@ def test_expect_in_vain(connect: Connect, steps: RawPushes) -> None:
 
 
 def test_expect_with_the_body_at_once(connect: Connect, steps: RawPushes) -> None:
-    """A client that sends the body without waiting for the 100 is served as well."""
+    """A client may send `Expect: 100-continue` and the body at once, without waiting for the 100."""
     data = os.urandom(100_000)
     target = f"{steps.start()}?digest={digest_of(data)}"
     wire = connect()
@@ -90,8 +90,8 @@ def test_expect_with_the_body_at_once(connect: Connect, steps: RawPushes) -> Non
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_a_large_body_to_nowhere(connect: Connect, steps: RawPushes, framing: str) -> None:
-    """A client that sends a large body to an unknown session gets the 404 while it is still sending, and no reset."""
+def test_large_body_to_an_unknown_session(connect: Connect, steps: RawPushes, framing: str) -> None:
+    """A client that sends a large body to an unknown session gets the response 404, and its connection is not reset."""
     size = 8 << 20
     target = f"{steps.root}/blobs/uploads/00000000-0000-4000-8000-000000000000"
     wire = connect()
@@ -107,9 +107,9 @@ def test_a_large_body_to_nowhere(connect: Connect, steps: RawPushes, framing: st
     assert wire.answer("PATCH").status == 404
 
 
-def test_a_kept_connection(connect: Connect, steps: RawPushes) -> None:
-    """After 404, 416, 405, 304, 204, HEAD, and refused requests with small bodies, the connection can be used for the
-    next request."""
+def test_connection_stays_open_after_refused_requests(connect: Connect, steps: RawPushes) -> None:
+    """After responses with an error or without a body, and after refused requests with small bodies, the connection can
+    be used for the next request."""
     path = steps.blob(b"0123456789")
     steps.blob(b"{}")
     etag = steps.get(path)["etag"]
@@ -132,7 +132,7 @@ def test_a_kept_connection(connect: Connect, steps: RawPushes) -> None:
     for method, target, headers, body, status in script * 3:
         answer = wire.ask(method, target, headers, body)
         if target == session and status != 404 and answer.status == 404:
-            continue  # cancelled in the first round
+            continue  # the DELETE of the first round has cancelled the session
         assert answer.status == status, (method, target)
         assert not answer.closes, (method, target)
 
@@ -149,7 +149,7 @@ def test_connection_close(connect: Connect, steps: RawPushes) -> None:
         wire.answer()
 
 
-def test_a_client_that_shuts_its_side(connect: Connect, steps: RawPushes) -> None:
+def test_client_closes_its_sending_side(connect: Connect, steps: RawPushes) -> None:
     """A client that closes its sending side after the request still gets the complete response."""
     data = os.urandom(1 << 20)
     path = steps.blob(data)
@@ -159,8 +159,8 @@ def test_a_client_that_shuts_its_side(connect: Connect, steps: RawPushes) -> Non
     assert wire.answer().body == data
 
 
-def test_a_request_in_single_bytes(connect: Connect, steps: RawPushes) -> None:
-    """A request that arrives in single bytes is the same request."""
+def test_request_that_arrives_byte_by_byte(connect: Connect, steps: RawPushes) -> None:
+    """A request that arrives byte by byte is served like any other."""
     data = os.urandom(50)
     target = f"{steps.start()}?digest={digest_of(data)}"
     wire = connect()
@@ -181,14 +181,16 @@ def test_chunk_extensions_and_trailers(connect: Connect, steps: RawPushes) -> No
 
 
 def test_absolute_form(connect: Connect, steps: RawPushes) -> None:
-    """A request target with scheme and host, as for a proxy, means its path (RFC 9112, 3.2.2)."""
+    """A request target may have a scheme and a host, as for a proxy. The server uses only its path (RFC 9112,
+    3.2.2)."""
     path = steps.blob(b"absolute")
     wire = connect()
     assert wire.ask("GET", f"http://registry.test{path}").body == b"absolute"
 
 
 def test_an_upgrade_is_ignored(connect: Connect, steps: RawPushes) -> None:
-    """A client that offers h2c is served over HTTP/1.1, with the body of its request (RFC 9110, 7.8)."""
+    """A client that offers an upgrade to h2c is served over HTTP/1.1, and the body of its request is used (RFC 9110,
+    7.8)."""
     data = os.urandom(1000)
     target = f"{steps.start()}?digest={digest_of(data)}"
     headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
