@@ -98,8 +98,8 @@ async def _add_and_remove(data: Path) -> None:
 def test_when_an_open_registry_is_refused(
     loopback: bool, values: dict[str, object], reachable: bool, closed: bool, insecure: bool
 ) -> None:
-    """The start is refused only if the registry has no accounts, other machines reach it directly or through a proxy, and
-    `insecure_open` is not set."""
+    """The start is refused only if the registry has no accounts, other machines reach it directly or through a proxy,
+    and `insecure_open` is not set."""
     settings = Settings.model_validate({**values, "insecure_open": insecure})
     allowed = not reachable or closed or insecure
     with nullcontext() if allowed else pytest.raises(InsecureOpenError, match="there are no accounts: add one"):
