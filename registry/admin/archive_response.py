@@ -55,8 +55,9 @@ class RunningDownload:
             self._bytes, self._waited = 0, 0.0
 
     def slow_seconds(self, now: float) -> float:
-        """Returns how many seconds the client has needed so far to receive the current `_SLOW_BYTES`. The time in which
-        the registry fetches the bytes does not count. `now`: the time of the event loop."""
+        """Returns how many seconds the client has needed so far to receive the current portion of the archive.
+        `sending` begins a new portion after every `_SLOW_BYTES` bytes. The time in which the registry fetches the bytes
+        does not count. `now`: the time of the event loop."""
         return self._waited + (0.0 if self._waiting_since is None else now - self._waiting_since)
 
     def end(self) -> None:

@@ -40,7 +40,8 @@ _BY_TYPE: Final[Mapping[str, Purpose]] = MappingProxyType(
     }
 )
 _BUNDLE_PREFIX: Final = "application/vnd.dev.sigstore.bundle"
-"""Artifact types of Sigstore bundles begin with this. cosign 3 writes a bundle for signatures and for attestations."""
+"""Artifact types of Sigstore bundles begin with this. cosign 3 writes bundles for signatures and for attestations. Only
+the predicate type of the bundle tells them apart; if it is not known, the bundle counts as a signature."""
 _BY_TAG: Final[Mapping[str, Purpose]] = MappingProxyType(
     {".sig": Purpose.SIGNATURE, ".sbom": Purpose.SBOM, ".att": Purpose.ATTESTATION}
 )

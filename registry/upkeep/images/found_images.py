@@ -32,7 +32,8 @@ from storage.errors import RegistryError
 from storage.names import Digest
 
 CHUNK_BYTES: Final = 1 << 20
-"""Number of bytes of a file that are read, and largest number that are decompressed, at a time."""
+"""Number of bytes that are read from a file at once. Also the largest number of bytes that one call of the
+decompressor returns."""
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 """The first bytes of a layer that is compressed with gzip, and of one that is compressed with zstd."""
 
@@ -212,7 +213,8 @@ def _check_diff_ids(source: FileSource, config_file: str, config: bytes, layers:
         raise ImageFileFailed(f"{source.label}: the config {config_file} states no layers") from error
     if len(stated_digests) != len(layers):
         raise ImageFileFailed(
-            f"{source.label}: the config {config_file} has {len(stated_digests)} layers, not {len(layers)}"
+            f"{source.label}: the config {config_file} has {len(stated_digests)} layers, but {DOCKER_FILE} "
+            f"lists {len(layers)}"
         )
     for digest, layer in zip(stated_digests, layers, strict=True):
         if layer.diff_id is not None and layer.diff_id != digest:
