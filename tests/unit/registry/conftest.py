@@ -45,7 +45,7 @@ async def put_blob(registry: MemoryRegistry, data: bytes, repo: str = REPO, algo
 
 
 def image(config: bytes = b"{}", **more: Any) -> bytes:
-    """An image manifest without layers."""
+    """Returns the bytes of an image manifest without layers."""
     document = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,

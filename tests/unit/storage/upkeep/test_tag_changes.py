@@ -1,5 +1,4 @@
-"""The history of tags, and the restore of tags that were moved or deleted. A restore also puts back deleted manifests,
-until their grace period ends."""
+"""The history of tags, and restores of tags that were moved or deleted, with their deleted manifests."""
 
 from __future__ import annotations
 
@@ -84,8 +83,7 @@ async def assert_complete(store: StoredRegistry, *manifests: Manifest) -> None:
 
 
 async def test_every_change_has_an_entry(store: StoredRegistry, clock: Clock) -> None:
-    """Each change of a tag has an entry in its history, the newest first. The entry has the digests before and after
-    the change, the time, the actor and the actor's address."""
+    """Each change of a tag has an entry in its history: the digests before and after it, the time and the actor."""
     first = await push_image(store, APP, "first", "latest")
     await store.put_manifest(APP, first, [V1], by=ALICE)
     clock.now += 1
@@ -106,8 +104,7 @@ async def test_every_change_has_an_entry(store: StoredRegistry, clock: Clock) ->
 
 
 async def test_the_history_is_listed_in_pages(store: StoredRegistry, clock: Clock) -> None:
-    """The history of one tag, or of all tags, is listed in pages. They have each entry once, also if several changes
-    have the same time."""
+    """The pages of a history have each entry once, even if several changes have the same time."""
     for number in range(12):
         await push_image(store, APP, str(number), "v1", "latest")
         clock.now += number % 3
@@ -152,8 +149,7 @@ async def test_restore_of_a_tag_that_was_deleted_and_pushed_again(store: StoredR
 
 
 async def test_restore_to_a_time(store: StoredRegistry, changes: TagChanges, clock: Clock) -> None:
-    """A tag can be restored to the digest that it had at a given time. If it did not exist at that time, the restore
-    fails."""
+    """A tag can be restored to the digest that it had at a given time, unless it did not exist at that time."""
     start = clock.now
     images = []
     for number in range(3):
@@ -213,9 +209,8 @@ async def test_a_move_creates_a_new_tag(store: StoredRegistry, changes: TagChang
 
 
 async def push_nested_index(store: StoredRegistry) -> list[Manifest]:
-    """Pushes an outer index, which lists an inner index, which lists two images. The images and the outer index have
-    signatures, and one signature has an attestation. The outer index has the tag v1. Returns all manifests, the outer
-    index last."""
+    """Pushes an index of an index of two images, and tags it v1. The images and the outer index have signatures, and
+    one signature has an attestation. Returns all manifests, the outer index last."""
     children = [await push_image(store, APP, name) for name in ("amd64", "arm64")]
     inner = index_of([child.descriptor for child in children])
     await store.put_manifest(APP, inner, by=BY)
@@ -227,11 +222,8 @@ async def push_nested_index(store: StoredRegistry) -> list[Manifest]:
     return [attestation, *signatures, *children, inner, outer]
 
 
-async def test_restore_of_a_deleted_index_with_all_its_manifests(
-    store: StoredRegistry, changes: TagChanges, clock: Clock
-) -> None:
-    """Until the grace period ends, a restore puts back a deleted index, all manifests that it lists, their signatures
-    and all blobs. After the restore, garbage collection deletes none of them."""
+async def test_restore_of_a_deleted_nested_index(store: StoredRegistry, changes: TagChanges, clock: Clock) -> None:
+    """Until the grace period ends, a restore puts back a deleted index with its manifests, signatures and blobs."""
     manifests = await push_nested_index(store)
     outer = manifests[-1]
     for manifest in manifests:
@@ -271,8 +263,7 @@ async def test_restore_of_a_deleted_manifest_of_an_index(store: StoredRegistry, 
 
 
 async def test_no_restore_after_the_grace_period(store: StoredRegistry, changes: TagChanges, clock: Clock) -> None:
-    """After the grace period, garbage collection deletes the manifest for good. The history shows this, and a restore
-    fails."""
+    """After the grace period, garbage collection deletes the manifest for good, and a restore fails."""
     first = await push_image(store, APP, "first", "v1")
     await store.delete_manifest(APP, first.digest, by=BY)
     clock.now += GRACE
@@ -285,8 +276,7 @@ async def test_no_restore_after_the_grace_period(store: StoredRegistry, changes:
 
 
 async def test_restore_names_a_missing_blob(store: StoredRegistry, changes: TagChanges) -> None:
-    """If a client has deleted a blob of one of the manifests, the restore fails with an error that names the blob.
-    Nothing is put back."""
+    """If a client has deleted a blob of a manifest, the restore puts nothing back. The error names the blob."""
     manifests = await push_nested_index(store)
     for manifest in manifests:
         await store.delete_manifest(APP, manifest.digest, by=BY)
@@ -341,8 +331,7 @@ async def test_a_deleted_manifest_is_not_restorable_without_its_links(store: Sto
 
 
 async def test_a_manifest_that_is_pushed_again_is_no_longer_deleted(store: StoredRegistry, clock: Clock) -> None:
-    """If a deleted manifest is pushed again, it no longer counts as deleted, and garbage collection does not remove
-    it."""
+    """If a deleted manifest is pushed again, garbage collection does not remove it."""
     await push_image(store, APP, "first", "v1")
     image = await push_image(store, APP, "first", "v1")
     await store.delete_manifest(APP, image.digest, by=BY)
@@ -399,9 +388,7 @@ async def test_a_manifest_is_deleted_without_a_copy_on_a_full_disk(tmp_path: Pat
         assert await all_tags(store, APP) == []
 
 
-async def test_without_grace_period_the_next_collection_removes_a_deleted_manifest(
-    tmp_path: Path, clock: Clock
-) -> None:
+async def test_restore_without_a_grace_period(tmp_path: Path, clock: Clock) -> None:
     """With a grace period of 0, a deleted manifest can be restored only until the next garbage collection."""
     prepare_data_dir(tmp_path)
     async with open_registry(tmp_path, grace=0, clock=clock) as store:
