@@ -85,9 +85,8 @@ async def test_replaced_applications_are_freed(tmp_path: Path) -> None:
         await change(live, Settings(data=tmp_path))
     await wait_until_old_apps_are_closed(live)
     async with asyncio.timeout(60):
-        while any(
-            app() is not None for app in app_references[:3]
-        ):  # `gc.collect` does nothing while another thread runs it
+        # `gc.collect` does nothing while another thread runs it.
+        while any(app() is not None for app in app_references[:3]):
             gc.collect()
             await asyncio.sleep(0.01)
     assert app_references[3]() is not None

@@ -393,9 +393,8 @@ async def test_a_manifest_with_an_unknown_blob(router_setup: RouterSetup, down: 
     """A manifest with a blob that neither the store nor the upstream has is refused, whether or not the upstream
     answers."""
     router_setup.hub.down = down
-    router_setup.hosted.add_blob(
-        RepositoryName("docker.io/someone/app"), descriptor_of(b"x").digest, b"x"
-    )  # this blob was pulled before
+    # This blob was pulled before.
+    router_setup.hosted.add_blob(RepositoryName("docker.io/someone/app"), descriptor_of(b"x").digest, b"x")
     blob = await push_blob(MemoryRegistry(), NOWHERE, b"nowhere")
     with pytest.raises(ManifestBlobUnknown):
         await router_setup.router.put_manifest(RepositoryName("someone/app"), image_of(blob), by=BY)

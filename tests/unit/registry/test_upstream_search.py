@@ -74,8 +74,8 @@ async def test_answers_are_cached() -> None:
     cached for a while."""
     clock = Clock()
     async with search_setup(clock) as (fake, search):
-        found = await asyncio.gather(*(search.find("nginx & co", 25, 1) for _ in range(5)))
-        assert [[each.name for each in results] for results in found] == [["nginx"]] * 5
+        results_of_searches = await asyncio.gather(*(search.find("nginx & co", 25, 1) for _ in range(5)))
+        assert [[each.name for each in results] for results in results_of_searches] == [["nginx"]] * 5
         assert fake.requests == ["/v1/search?q=nginx+%26+co&n=25&page=1"]
         clock.now += CACHED_SECONDS
         await search.find("nginx & co", 25, 1)
@@ -177,8 +177,8 @@ async def test_results_have_the_names_of_this_registry(tmp_path: Path) -> None:
             (open_principal(["docker.io"]), [], 0),
             (open_principal(), ["docker.io/library/nginx", "docker.io/bitnami/nginx"], 1),
         ):
-            found = await searches.at_upstream(principal, "nginx", 25, 1)
-            assert ([name for name, _ in found], len(fake.requests)) == (names, requests_before)
+            results = await searches.at_upstream(principal, "nginx", 25, 1)
+            assert ([name for name, _ in results], len(fake.requests)) == (names, requests_before)
     server.close()
     await server.wait_closed()
 
@@ -198,11 +198,11 @@ async def test_labels_of_a_private_upstream(tmp_path: Path, is_private: bool) ->
         await store.metadata.put_manifest(repo, image_of(config), [Tag("v1")], BY, True, None)
         await store.mount_blob(repo, config.digest, RepositoryName("hub.example/other/app"), by=BY)
 
-        async def found() -> int:
+        async def count_found_labels() -> int:
             await indexer.run()
             await indexer.look_again()
             return len((await store.search.labels(["red"], ALL_NAMES, 0, 10)).items)
 
-        assert await found() == (0 if is_private else 1)
+        assert await count_found_labels() == (0 if is_private else 1)
         await store.records.confirm(repo, config.digest)
-        assert await found() == 1
+        assert await count_found_labels() == 1

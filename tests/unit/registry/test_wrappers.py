@@ -39,7 +39,7 @@ def calls_of(*protocols: type) -> list[str]:
 
 def arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns valid arguments for a call."""
-    given: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    arguments_of_calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         "resolve_blob": ((REPO, DIGEST), {}),
         "open_blob": ((REPO, DIGEST), {}),
         "resolve_manifest": ((REPO, TAG), {}),
@@ -56,7 +56,7 @@ def arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         "tags": ((REPO, None, 1), {}),
         "referrers": ((REPO, DIGEST, None, None, 1), {}),
     }
-    return given[name]
+    return arguments_of_calls[name]
 
 
 async def outcome(registry: Registry, name: str) -> str:

@@ -25,9 +25,9 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 
 async def wait_for_end(store: StoredRegistry, job: Job) -> Job:
     for _ in range(1000):
-        found = await store.jobs.job(job.id)
-        if found.ended is not None:
-            return found
+        stored_job = await store.jobs.job(job.id)
+        if stored_job.ended is not None:
+            return stored_job
         await asyncio.sleep(0.02)
     pytest.fail(f"job {job.id} has not ended")
 
@@ -144,8 +144,8 @@ async def test_a_job_of_a_dead_command_is_marked_as_failed(store: StoredRegistry
 
     await run_in_command(store.jobs, store.leases, "count", {}, work, actor="cli:bob")
 
-    found = await store.jobs.job(dead_job.id)
-    assert (found.state, found.progress.message) == (JobState.FAILED, "the process that ran it has ended")
+    stored_job = await store.jobs.job(dead_job.id)
+    assert (stored_job.state, stored_job.progress.message) == (JobState.FAILED, "the process that ran it has ended")
 
 
 @pytest.mark.parametrize(

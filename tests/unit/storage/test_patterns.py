@@ -170,7 +170,7 @@ def test_sets_match_by_their_definition(
 
 
 @pytest.mark.parametrize(
-    ("patterns", "name", "found"),
+    ("patterns", "name", "expected"),
     [
         (["*"], "team/app", "team0"),
         (["te*", "web/**"], "tez/app", "tez0"),
@@ -185,10 +185,10 @@ def test_sets_match_by_their_definition(
         (["team/a*c"], "team/b", None),
     ],
 )
-def test_seek_skips_names_that_cannot_match(patterns: list[str], name: str, found: str | None) -> None:
-    """`found` is the first text after `name` with which a name of the set can begin. `seek` skips all names before
+def test_seek_skips_names_that_cannot_match(patterns: list[str], name: str, expected: str | None) -> None:
+    """`expected` is the first text after `name` with which a name of the set can begin. `seek` skips all names before
     it."""
-    assert NameSet.of(patterns).seek(name + "\0") == found
+    assert NameSet.of(patterns).seek(name + "\0") == expected
 
 
 def test_seek_skips_guarded_segments() -> None:

@@ -79,16 +79,16 @@ async def test_content_of_the_previous_release_is_served(
 
 async def test_a_check_finds_no_problem(registry: StoredRegistry) -> None:
     """A check finds no problem in what the previous release has written."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
 
     async def on_finding(finding: Finding) -> None:
-        found.append(finding)
+        findings.append(finding)
 
     async def on_progress(done: int, total: int, message: str) -> None:
         pass
 
     await registry.checker.check(CheckOptions(hash_bytes=True), on_finding, on_progress)
-    assert found == []
+    assert findings == []
 
 
 async def test_uploads_of_the_previous_release_continue(registry: StoredRegistry) -> None:

@@ -288,12 +288,8 @@ async def test_broken_content_is_reported(
     assert (await store.tags(APP, None, 20)).items == ["sound"]
     await assert_whole(store, APP, sound_image)
 
-    for image in (
-        incomplete_image,
-        corrupt_config,
-        missing_manifest,
-        corrupt_manifest,
-    ):  # the old registry is repaired from a backup
+    # The old registry is repaired from a backup.
+    for image in (incomplete_image, corrupt_config, missing_manifest, corrupt_manifest):
         old_registry.push(APP, image)
     result = await run_import()
     assert {name.rpartition(":")[2] for name, _ in run_import.told()} >= {

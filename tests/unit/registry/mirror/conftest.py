@@ -59,15 +59,15 @@ class SlowDisk(System):
 
 
 class MirrorWorker:
-    """A mirror and its store, as a worker process opens them."""
+    """The mirror and the store of a worker process."""
 
     def __init__(self, mirror: Mirror, store: StoredRegistry) -> None:
         self.mirror = mirror
         self.store = store
 
 
-class MirrorStore:
-    """A data directory, and what the mirrors of its workers need: their upstream, clocks and settings."""
+class MirrorSite:
+    """A server site: a data directory, and the upstream, clocks and settings for the mirrors of its workers."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
@@ -111,7 +111,7 @@ class MirrorStore:
                 await mirror.aclose()
 
 
-def source_of_another_worker(site: MirrorStore) -> FakeSource:
+def source_of_another_worker(site: MirrorSite) -> FakeSource:
     """Returns a second client of the site's upstream, for another worker. The two clients share the content and the
     faults of the upstream, but each counts its own requests."""
     upstream = FakeSource(site.upstream.connections, site.upstream.endpoints)
@@ -125,17 +125,17 @@ def source_of_another_worker(site: MirrorStore) -> FakeSource:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> MirrorStore:
-    return MirrorStore(tmp_path / "data")
+def site(tmp_path: Path) -> MirrorSite:
+    return MirrorSite(tmp_path / "data")
 
 
 @pytest.fixture
-async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
+async def worker(site: MirrorSite) -> AsyncIterator[MirrorWorker]:
     async with site.worker() as opened:
         yield opened
 
 
-async def begin_pull(site: MirrorStore, worker: MirrorWorker, *layers: bytes) -> None:
+async def begin_pull(site: MirrorSite, worker: MirrorWorker, *layers: bytes) -> None:
     """Adds an image with these layers to the upstream, and pulls its manifest."""
     site.upstream.add_image(UPSTREAM_REPO, *(layers or (BIG,)))
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
@@ -148,7 +148,7 @@ async def read_to_end(reader: BlobReader) -> bytes:
         await reader.aclose()
 
 
-def assert_each_byte_sent_once(site: MirrorStore, digest: Digest, size: int) -> None:
+def assert_each_byte_sent_once(site: MirrorSite, digest: Digest, size: int) -> None:
     """Checks that the upstream sent every byte of the blob exactly once."""
     spans = sorted(site.upstream.sent[digest])
     assert spans[0][0] == 0

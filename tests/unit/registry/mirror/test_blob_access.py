@@ -21,7 +21,7 @@ from tests.unit.registry.mirror.conftest import (
     MIRRORED_REPO,
     OTHER,
     UPSTREAM_REPO,
-    MirrorStore,
+    MirrorSite,
     MirrorWorker,
     assert_each_byte_sent_once,
     begin_pull,
@@ -33,7 +33,7 @@ from tests.unit.registry.mirror.conftest import (
 pytestmark = pytest.mark.slow
 
 
-async def test_unknown_blobs(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_unknown_blobs(site: MirrorSite, worker: MirrorWorker) -> None:
     """A blob that the upstream does not have is unknown. This answer is cached for a short time, in which no worker
     requests the blob from the upstream."""
     async with site.worker() as other:
@@ -50,7 +50,7 @@ async def test_unknown_blobs(site: MirrorStore, worker: MirrorWorker) -> None:
         assert site.upstream.calls == {"head blob": 2}
 
 
-async def test_a_manifest_names_a_blob_that_the_upstream_does_not_have(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_manifest_names_a_blob_that_the_upstream_does_not_have(site: MirrorSite, worker: MirrorWorker) -> None:
     """If a manifest names a blob that the upstream does not have, the client gets "blob unknown" before any header is
     sent."""
     await begin_pull(site, worker)
@@ -61,7 +61,7 @@ async def test_a_manifest_names_a_blob_that_the_upstream_does_not_have(site: Mir
     assert site.upstream.calls["get blob"] == 1
 
 
-async def test_an_unknown_manifest_does_not_make_a_blob_unknown(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_an_unknown_manifest_does_not_make_a_blob_unknown(site: MirrorSite, worker: MirrorWorker) -> None:
     """The mirror records that a manifest is unknown. This record never makes a blob unknown, even if the requested tag
     looks like the key of a blob's record."""
     await begin_pull(site, worker)
@@ -74,7 +74,7 @@ async def test_an_unknown_manifest_does_not_make_a_blob_unknown(site: MirrorStor
 
 
 async def test_a_mirrored_repository_does_not_serve_blobs_of_hosted_repositories(
-    site: MirrorStore, worker: MirrorWorker
+    site: MirrorSite, worker: MirrorWorker
 ) -> None:
     """A blob of a hosted repository or of another upstream cannot be read through a mirrored repository, even if a
     manifest in the mirrored repository names the blob's digest. If the upstream has the same blob, its bytes are
@@ -95,7 +95,7 @@ async def test_a_mirrored_repository_does_not_serve_blobs_of_hosted_repositories
     await wait_until_stored(worker, DIGEST, MIRRORED_REPO)
 
 
-async def test_repositories_of_one_upstream_share_stored_blobs(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_repositories_of_one_upstream_share_stored_blobs(site: MirrorSite, worker: MirrorWorker) -> None:
     """A stored blob is served without another fetch from a second repository of the same upstream, if a manifest in
     this repository names the blob. It is not served from a repository in which the upstream does not have the blob."""
     await begin_pull(site, worker)
@@ -110,7 +110,7 @@ async def test_repositories_of_one_upstream_share_stored_blobs(site: MirrorStore
 
 
 @pytest.mark.parametrize("private", [False, True])
-async def test_stored_blobs_are_shared_on_a_full_disk(site: MirrorStore, private: bool) -> None:
+async def test_stored_blobs_are_shared_on_a_full_disk(site: MirrorSite, private: bool) -> None:
     """A stored blob is served from a second repository that has access to it, even if the disk is too full to record
     the link from this repository to the blob."""
     site.configure(require_grant=private)
@@ -126,7 +126,7 @@ async def test_stored_blobs_are_shared_on_a_full_disk(site: MirrorStore, private
     assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_a_private_upstream_is_asked_for_each_repository(site: MirrorStore) -> None:
+async def test_a_private_upstream_is_asked_for_each_repository(site: MirrorSite) -> None:
     """With `require_grant`, a repository gets a stored blob or joins the fill of another repository only after the
     upstream has confirmed that this repository has the blob. The upstream is asked once for each repository, over all
     readers and workers. A fill is the download of a blob from an upstream into the cache."""
@@ -138,24 +138,24 @@ async def test_a_private_upstream_is_asked_for_each_repository(site: MirrorStore
         "library/third", image_of(site.upstream.add_blob("library/third", b"{}"), [descriptor_of(BIG)]), "1"
     )
     gate = site.upstream.faults.gates[MIB] = threading.Event()
-    async with site.worker() as one, site.worker(source_of_another_worker(site)) as two:
+    async with site.worker() as worker_1, site.worker(source_of_another_worker(site)) as worker_2:
         for repo in (MIRRORED_REPO, OTHER, third):
-            await one.mirror.get_manifest(repo, Tag("1"))
-        first = await one.mirror.open_blob(MIRRORED_REPO, DIGEST)
-        for worker in (one, two):
+            await worker_1.mirror.get_manifest(repo, Tag("1"))
+        first = await worker_1.mirror.open_blob(MIRRORED_REPO, DIGEST)
+        for worker in (worker_1, worker_2):
             with pytest.raises(BlobUnknown):
                 await worker.mirror.open_blob(third, DIGEST)
             with pytest.raises(BlobUnknown):
                 await worker.mirror.resolve_blob(third, DIGEST)
         reading = [
-            asyncio.create_task(read_blob(one.mirror, repo, DIGEST))
+            asyncio.create_task(read_blob(worker_1.mirror, repo, DIGEST))
             for repo in (MIRRORED_REPO, OTHER, OTHER, MIRRORED_REPO)
         ]
         await wait_until(lambda: site.upstream.calls["head blob"] == 3)
         gate.set()
         assert await asyncio.gather(read_to_end(first), *reading) == [BIG] * 5
         site.upstream.faults.down = UpstreamUnavailable()
-        for worker in (one, two):
+        for worker in (worker_1, worker_2):
             for repo in (MIRRORED_REPO, OTHER):
                 assert await read_blob(worker.mirror, repo, DIGEST) == BIG
         assert site.upstream.calls["head blob"] == 3
@@ -163,7 +163,7 @@ async def test_a_private_upstream_is_asked_for_each_repository(site: MirrorStore
 
 
 @pytest.mark.parametrize("stored", [True, False])
-async def test_a_head_response_with_a_wrong_size_gives_no_access(site: MirrorStore, stored: bool) -> None:
+async def test_a_head_response_with_a_wrong_size_gives_no_access(site: MirrorSite, stored: bool) -> None:
     """An upstream may redirect the request for a blob to a login page if the repository does not have the blob. The
     response then has status 200 and the length of the page. It gives access neither to the stored blob nor to a fill
     that runs for another repository."""
@@ -196,7 +196,7 @@ async def test_a_head_response_with_a_wrong_size_gives_no_access(site: MirrorSto
         assert await worker.store.records.is_confirmed(MIRRORED_REPO, DIGEST)
 
 
-async def test_an_unconfirmed_blob_unknown_is_not_cached(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_an_unconfirmed_blob_unknown_is_not_cached(site: MirrorSite, worker: MirrorWorker) -> None:
     """If a firewall answers in place of the upstream, the client gets `BlobUnknown`. This answer is not cached: the
     next request asks the upstream again. This holds for HEAD and for GET requests to the upstream."""
     site.upstream.faults.down = UnconfirmedBlobUnknown()
@@ -213,7 +213,7 @@ async def test_an_unconfirmed_blob_unknown_is_not_cached(site: MirrorStore, work
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
 
 
-async def test_two_repositories_share_a_fill(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_two_repositories_share_a_fill(site: MirrorSite, worker: MirrorWorker) -> None:
     """A layer requested in two repositories at once is fetched once and stored for both."""
     await begin_pull(site, worker)
     site.upstream.add_image("library/other", BIG)

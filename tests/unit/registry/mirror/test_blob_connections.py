@@ -20,7 +20,7 @@ from tests.unit.registry.mirror.conftest import (
     MIB,
     MIRRORED_REPO,
     UPSTREAM_REPO,
-    MirrorStore,
+    MirrorSite,
     MirrorWorker,
     assert_each_byte_sent_once,
     begin_pull,
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 
 async def test_one_slow_connection_does_not_delay_a_blob(
-    site: MirrorStore, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
+    site: MirrorSite, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection stalls in the middle of a piece. When all other bytes of the blob are stored, the rest of this piece
     is fetched over another connection. No stored byte is fetched again."""
@@ -49,7 +49,7 @@ async def test_one_slow_connection_does_not_delay_a_blob(
     assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_fills_share_a_limited_number_of_connections(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_fills_share_a_limited_number_of_connections(site: MirrorSite, worker: MirrorWorker) -> None:
     """Six blobs that are fetched at the same time share the three connections that the settings allow. All six blobs
     arrive complete."""
     site.upstream.connections = 3
@@ -62,7 +62,7 @@ async def test_fills_share_a_limited_number_of_connections(site: MirrorStore, wo
     assert site.upstream.most_at_once <= 3
 
 
-async def test_a_second_blob_gets_a_connection_of_a_large_blob(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_second_blob_gets_a_connection_of_a_large_blob(site: MirrorSite, worker: MirrorWorker) -> None:
     """A large blob may use all connections. When a client requests a second blob, the large blob gives up the first
     connection on which a piece ends, and the second blob is fetched over this connection."""
     site.upstream.connections = 2
@@ -79,7 +79,7 @@ async def test_a_second_blob_gets_a_connection_of_a_large_blob(site: MirrorStore
     assert site.upstream.most_at_once == 2
 
 
-async def test_a_large_fill_lets_another_worker_use_the_connection(site: MirrorStore) -> None:
+async def test_a_large_fill_lets_another_worker_use_the_connection(site: MirrorSite) -> None:
     """A fill of many pieces releases the only connection between two pieces, so that another worker can use it."""
     site.upstream.connections = 1
     small = BIG[: 3 * MIB]
@@ -87,19 +87,19 @@ async def test_a_large_fill_lets_another_worker_use_the_connection(site: MirrorS
     gate = site.upstream.faults.gates[5 * MIB] = threading.Event()
     order: list[Digest] = []
     site.upstream.on_fetch = order.append
-    async with site.worker() as one, site.worker() as two:
-        await one.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
-        first = await one.mirror.open_blob(MIRRORED_REPO, DIGEST)
+    async with site.worker() as worker_1, site.worker() as worker_2:
+        await worker_1.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
+        first = await worker_1.mirror.open_blob(MIRRORED_REPO, DIGEST)
         reading = asyncio.create_task(read_to_end(first))
         await wait_until(lambda: order.count(DIGEST) > 1)
-        reading_small_blob = asyncio.create_task(read_blob(two.mirror, MIRRORED_REPO, digest_of(small)))
-        await wait_until(lambda: bool(two.mirror.running_fills))
+        reading_small_blob = asyncio.create_task(read_blob(worker_2.mirror, MIRRORED_REPO, digest_of(small)))
+        await wait_until(lambda: bool(worker_2.mirror.running_fills))
         gate.set()
         assert (await reading, await reading_small_blob) == (BIG, small)
     assert order[-1] == DIGEST
 
 
-async def test_headers_in_time_when_all_connections_are_busy(site: MirrorStore) -> None:
+async def test_headers_in_time_when_all_connections_are_busy(site: MirrorSite) -> None:
     """If all connections are busy, a client that requests a blob gets the headers of the response before the start
     timeout. The bytes follow as soon as a connection is free."""
     site.upstream.connections, site.start_timeout = 1, 1.0
@@ -113,7 +113,7 @@ async def test_headers_in_time_when_all_connections_are_busy(site: MirrorStore) 
         assert await asyncio.gather(*map(read_to_end, readers)) == [BIG, small]
 
 
-async def test_an_upstream_that_does_not_answer_a_head_request(site: MirrorStore) -> None:
+async def test_an_upstream_that_does_not_answer_a_head_request(site: MirrorSite) -> None:
     """If the upstream does not answer the HEAD request for a blob's size, the client gets an error after the start
     timeout."""
     site.start_timeout = 1.0
@@ -129,7 +129,7 @@ async def test_an_upstream_that_does_not_answer_a_head_request(site: MirrorStore
 
 
 @pytest.mark.parametrize("size", [1000, 12 * MIB])
-async def test_an_upstream_that_does_not_answer(site: MirrorStore, size: int) -> None:
+async def test_an_upstream_that_does_not_answer(site: MirrorSite, size: int) -> None:
     """If the upstream does not answer the request for a blob, the client gets an error after the start timeout. The
     fill continues: bytes that arrive later are stored."""
     site.start_timeout = 0.5

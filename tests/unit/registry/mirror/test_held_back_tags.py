@@ -19,7 +19,7 @@ from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.mirror.conftest import (
     MIRRORED_REPO,
     UPSTREAM_REPO,
-    MirrorStore,
+    MirrorSite,
     MirrorWorker,
     source_of_another_worker,
 )
@@ -31,25 +31,25 @@ BY = Actor(name="alice")
 
 
 @pytest.fixture
-async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
+async def worker(site: MirrorSite) -> AsyncIterator[MirrorWorker]:
     site.configure(tag_ttl=HOUR, miss_ttl=60, cooldown=3 * DAY)
     async with site.worker() as opened:
         yield opened
 
 
-def move_tag(site: MirrorStore, layer: bytes) -> Manifest:
+def move_tag(site: MirrorSite, layer: bytes) -> Manifest:
     """Moves the tag at the upstream to a new image with this layer, and returns the image's manifest."""
     return site.upstream.add_image(UPSTREAM_REPO, layer)
 
 
 async def served(worker: MirrorWorker, tag: Tag = TAG, repo: RepositoryName = MIRRORED_REPO) -> str:
     """Returns the digest that the mirror serves for the tag. Checks that GET and HEAD agree on it."""
-    found = await worker.mirror.get_manifest(repo, tag)
-    assert (await worker.mirror.resolve_manifest(repo, tag)).digest == found.digest
-    return found.digest
+    manifest = await worker.mirror.get_manifest(repo, tag)
+    assert (await worker.mirror.resolve_manifest(repo, tag)).digest == manifest.digest
+    return manifest.digest
 
 
-async def test_a_tag_that_moves_three_times(site: MirrorStore) -> None:
+async def test_a_tag_that_moves_three_times(site: MirrorSite) -> None:
     """At each moment, the newest digest that has held the tag for the cooldown is served. This also holds for a new
     process, and while the upstream is down. If a digest is held back, the notice in the response names this digest and
     the time until which it is held back."""
@@ -83,7 +83,7 @@ async def test_a_tag_that_moves_three_times(site: MirrorStore) -> None:
             assert "cooldown of 3d holds back until 20" in str(notice)
 
 
-async def test_time_passes_while_the_upstream_is_down(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_time_passes_while_the_upstream_is_down(site: MirrorSite, worker: MirrorWorker) -> None:
     """While the upstream is down, a digest is served as soon as it has held the tag for the cooldown. The notice in the
     response says until when the digest is held back, and that the upstream is down."""
     enter_request(request := RequestContext())
@@ -102,7 +102,7 @@ async def test_time_passes_while_the_upstream_is_down(site: MirrorStore, worker:
     assert "holds back" not in str(request.notice)
 
 
-async def test_a_pull_by_digest_is_not_held_back(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_pull_by_digest_is_not_held_back(site: MirrorSite, worker: MirrorWorker) -> None:
     """A digest that the cooldown holds back for pulls by tag can be pulled by digest, without a notice."""
     enter_request(request := RequestContext())
     move_tag(site, b"first")
@@ -113,7 +113,7 @@ async def test_a_pull_by_digest_is_not_held_back(site: MirrorStore, worker: Mirr
     assert request.notice is None
 
 
-async def test_a_served_digest_that_is_not_cached(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_served_digest_that_is_not_cached(site: MirrorSite, worker: MirrorWorker) -> None:
     """If the manifest that must be served was removed from the cache, it is fetched by digest. If the upstream does not
     have this manifest any more, the tag is unknown. The newer digest is still held back."""
     first = move_tag(site, b"first")
@@ -129,7 +129,7 @@ async def test_a_served_digest_that_is_not_cached(site: MirrorStore, worker: Mir
         await served(worker)
 
 
-async def test_an_older_cached_digest_is_served_instead(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_an_older_cached_digest_is_served_instead(site: MirrorSite, worker: MirrorWorker) -> None:
     """If the digest that should be served cannot be fetched, an older cached digest is served, with a notice. The
     upstream is down in the first case, and has deleted the digest in the second case."""
     enter_request(request := RequestContext())
@@ -155,7 +155,7 @@ async def test_an_older_cached_digest_is_served_instead(site: MirrorStore, worke
     assert third.digest in str(request.notice)
 
 
-async def test_new_tags_are_refused(site: MirrorStore) -> None:
+async def test_new_tags_are_refused(site: MirrorSite) -> None:
     """With `cooldown_new = "refuse"`, pulls of a tag are denied until a digest has held the tag for the cooldown. The
     error names the time from which the tag is served. The upstream is asked once per time to live of the tag. Pulls by
     digest work."""
@@ -171,7 +171,7 @@ async def test_new_tags_are_refused(site: MirrorStore) -> None:
         assert await served(worker) == image.digest
 
 
-async def test_cooldown_applies_to_matching_tags_that_are_not_exempt(site: MirrorStore) -> None:
+async def test_cooldown_applies_to_matching_tags_that_are_not_exempt(site: MirrorSite) -> None:
     """The cooldown applies only to tags that match `cooldown_tags` and do not match `cooldown_exempt`. Repositories of
     Docker Hub can be exempted by their short names as well."""
     site.configure(
@@ -198,11 +198,11 @@ async def test_cooldown_applies_to_matching_tags_that_are_not_exempt(site: Mirro
         site.clock.now += 10 * DAY
         for (repo, tag), is_delayed in is_delayed_by_tag.items():
             second = site.upstream.add_image(repo, b"second", tags=(tag,))
-            found = await served(worker, Tag(tag), RepositoryName(f"docker.io/{repo}"))
-            assert (found != second.digest) is is_delayed, (repo, tag)
+            served_digest = await served(worker, Tag(tag), RepositoryName(f"docker.io/{repo}"))
+            assert (served_digest != second.digest) is is_delayed, (repo, tag)
 
 
-async def test_young_tags_are_checked_without_pulls(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_young_tags_are_checked_without_pulls(site: MirrorSite, worker: MirrorWorker) -> None:
     """Tags that have moved within the cooldown are checked at the upstream even if no client pulls them, so that the
     mirror notices when the upstream withdraws a digest. No tag is checked while the upstream's rate limit leaves only
     few requests."""
@@ -239,7 +239,7 @@ async def test_young_tags_are_checked_without_pulls(site: MirrorStore, worker: M
         await worker.mirror.recheck_young_tags()
 
 
-async def test_one_process_checks_young_tags(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_one_process_checks_young_tags(site: MirrorSite, worker: MirrorWorker) -> None:
     """Only one of two processes checks young tags. This process continues after a round in which the upstream was down.
     When it ends, the other process takes over the checks."""
     move_tag(site, b"first")
@@ -267,7 +267,7 @@ def test_the_time_between_rounds() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", ".sig"])
-async def test_signatures_are_not_held_back(site: MirrorStore, suffix: str) -> None:
+async def test_signatures_are_not_held_back(site: MirrorSite, suffix: str) -> None:
     """The tags of signatures and other referrers of a digest are neither refused nor delayed."""
     site.configure(tag_ttl=HOUR, cooldown=3 * DAY, cooldown_new="refuse")
     tag = Tag(f"sha256-{'0a' * 32}{suffix}")
@@ -278,7 +278,7 @@ async def test_signatures_are_not_held_back(site: MirrorStore, suffix: str) -> N
             site.clock.now += DAY
 
 
-async def test_a_cooldown_that_is_set_later(site: MirrorStore) -> None:
+async def test_a_cooldown_that_is_set_later(site: MirrorSite) -> None:
     """The mirror records the moves of a tag even without a cooldown. If a cooldown is configured later, the moves that
     were recorded before count."""
     site.configure(tag_ttl=HOUR)
@@ -296,7 +296,7 @@ async def test_a_cooldown_that_is_set_later(site: MirrorStore) -> None:
         assert await served(worker) == second.digest
 
 
-async def test_a_tag_that_the_upstream_has_deleted(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_tag_that_the_upstream_has_deleted(site: MirrorSite, worker: MirrorWorker) -> None:
     """A tag that the upstream has deleted is unknown at once, in spite of the cooldown. If the upstream creates the tag
     again with another digest, this digest is held back."""
     first = move_tag(site, b"first")
@@ -312,7 +312,7 @@ async def test_a_tag_that_the_upstream_has_deleted(site: MirrorStore, worker: Mi
     assert await served(worker) == second.digest
 
 
-async def test_a_full_disk(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_full_disk(site: MirrorSite, worker: MirrorWorker) -> None:
     """A move of a tag that cannot be recorded because the disk is full has no effect. Its cooldown starts when the move
     is recorded."""
     first = move_tag(site, b"first")
@@ -329,7 +329,7 @@ async def test_a_full_disk(site: MirrorStore, worker: MirrorWorker) -> None:
     assert await served(worker) == second.digest
 
 
-async def test_a_frozen_tag(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_frozen_tag(site: MirrorSite, worker: MirrorWorker) -> None:
     """All processes serve a frozen tag at its digest, without a request to the upstream and regardless of the cooldown.
     After the tag is unfrozen, the cooldown decides again which digest is served."""
     enter_request(request := RequestContext())
@@ -352,7 +352,7 @@ async def test_a_frozen_tag(site: MirrorStore, worker: MirrorWorker) -> None:
     assert await served(worker) == second.digest
 
 
-async def test_a_frozen_digest_is_fetched(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_frozen_digest_is_fetched(site: MirrorSite, worker: MirrorWorker) -> None:
     """If the manifest of a frozen tag is not cached, it is fetched by digest, even if the upstream does not have the
     tag."""
     image = site.upstream.add_image(UPSTREAM_REPO, b"layer", tags=())
@@ -360,7 +360,7 @@ async def test_a_frozen_digest_is_fetched(site: MirrorStore, worker: MirrorWorke
     assert await served(worker) == image.digest
 
 
-async def test_content_of_a_frozen_tag_cannot_be_deleted(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_content_of_a_frozen_tag_cannot_be_deleted(site: MirrorSite, worker: MirrorWorker) -> None:
     """While a tag is frozen, the tag and its manifest cannot be deleted, nor can the manifests and blobs to which this
     manifest refers. The error says how to unfreeze the tag. Other content of the repository can be deleted. After the
     tag is unfrozen, all content can be deleted."""
@@ -397,7 +397,7 @@ async def test_content_of_a_frozen_tag_cannot_be_deleted(site: MirrorStore, work
     await mirror.delete_manifest(MIRRORED_REPO, child.digest, by=BY)
 
 
-async def test_frozen_tags_are_listed_in_pages(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_frozen_tags_are_listed_in_pages(site: MirrorSite, worker: MirrorWorker) -> None:
     """Frozen tags are listed in pages, in order. If a tag is frozen again at the same digest, nothing changes. If it is
     frozen at another digest, the record names the new digest, the user and the time."""
     first_digest, second_digest = move_tag(site, b"first").digest, move_tag(site, b"second").digest
@@ -409,9 +409,9 @@ async def test_frozen_tags_are_listed_in_pages(site: MirrorStore, worker: Mirror
     page = await tags.frozen_tags(None, 3)
     assert (list(page.items), page.more) == (frozen[:3], True)
     assert list((await tags.frozen_tags(str(frozen[2]), 3)).items) == frozen[3:]
-    again = await tags.freeze(MIRRORED_REPO, TAG, second_digest, by=Actor(name="bob"))
-    assert (again.digest, again.actor, again.at) == (second_digest, "bob", site.clock.now)
+    refrozen = await tags.freeze(MIRRORED_REPO, TAG, second_digest, by=Actor(name="bob"))
+    assert (refrozen.digest, refrozen.actor, refrozen.at) == (second_digest, "bob", site.clock.now)
     assert [each.digest for each in await tags.frozen_in(MIRRORED_REPO)] == [second_digest, first_digest]
-    assert await tags.unfreeze(MIRRORED_REPO, TAG, by=BY) == again
+    assert await tags.unfreeze(MIRRORED_REPO, TAG, by=BY) == refrozen
     with pytest.raises(TagNotFrozen, match=r"docker\.io/library/app:1 is not frozen"):
         await tags.unfreeze(MIRRORED_REPO, TAG, by=BY)

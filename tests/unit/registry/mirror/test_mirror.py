@@ -13,12 +13,12 @@ from storage.names import RepositoryName, Tag, UploadID
 from storage.patterns import ALL_NAMES
 from storage.tag_history import Availability
 from tests.fakes.registry_content import BY, image_of, push_image, read_blob
-from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorStore, MirrorWorker
+from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorSite, MirrorWorker
 
 TAG = Tag("1")
 
 
-async def test_writes_are_denied(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_writes_are_denied(site: MirrorSite, worker: MirrorWorker) -> None:
     """Pushes to a mirrored repository are denied. The error says why, and what the client can do instead."""
     image = site.upstream.add_image(UPSTREAM_REPO, b"layer")
     upload = UploadID.random()
@@ -33,7 +33,7 @@ async def test_writes_are_denied(site: MirrorStore, worker: MirrorWorker) -> Non
             await write
 
 
-async def test_a_blob_in_use_can_be_deleted_from_the_cache(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_blob_in_use_can_be_deleted_from_the_cache(site: MirrorSite, worker: MirrorWorker) -> None:
     """A mirrored blob can be deleted although cached manifests refer to it. When the next client requests the blob, it
     is fetched again."""
     site.upstream.add_image(UPSTREAM_REPO, b"layer")
@@ -45,7 +45,7 @@ async def test_a_blob_in_use_can_be_deleted_from_the_cache(site: MirrorStore, wo
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"layer")) == b"layer"
 
 
-async def test_a_delete_removes_the_cached_copy(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_delete_removes_the_cached_copy(site: MirrorSite, worker: MirrorWorker) -> None:
     """A DELETE of a mirrored tag, manifest or blob deletes the cached copy. The next client gets the content that the
     upstream has at that time."""
     old = site.upstream.add_image(UPSTREAM_REPO, b"old")
@@ -67,7 +67,7 @@ async def test_a_delete_removes_the_cached_copy(site: MirrorStore, worker: Mirro
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"old")) == b"old"
 
 
-async def test_a_delete_clears_a_cached_not_found(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_delete_clears_a_cached_not_found(site: MirrorSite, worker: MirrorWorker) -> None:
     """The mirror caches for a while that the upstream does not have a tag. A DELETE of this tag clears this record."""
     with pytest.raises(ManifestUnknown):
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
@@ -77,7 +77,7 @@ async def test_a_delete_clears_a_cached_not_found(site: MirrorStore, worker: Mir
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
 
 
-async def test_tags(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_tags(site: MirrorSite, worker: MirrorWorker) -> None:
     """The upstream's tags are listed. While the upstream is down, the cached tags are listed, with a notice."""
     enter_request(request := RequestContext())
     site.upstream.add_image(UPSTREAM_REPO, b"layer", tags=("1", "2", "3"))
@@ -92,7 +92,7 @@ async def test_tags(site: MirrorStore, worker: MirrorWorker) -> None:
         await worker.mirror.tags(RepositoryName("docker.io/library/never"), None, 10)
 
 
-async def test_referrers(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_referrers(site: MirrorSite, worker: MirrorWorker) -> None:
     """The upstream's referrers are listed. While the upstream is down, the cached referrers are listed, with a
     notice."""
     enter_request(request := RequestContext())
@@ -112,7 +112,7 @@ async def test_referrers(site: MirrorStore, worker: MirrorWorker) -> None:
     assert request.notice is not None
 
 
-async def test_repositories(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_repositories(site: MirrorSite, worker: MirrorWorker) -> None:
     """The mirror lists the mirrored repositories that have cached content, and no hosted repositories."""
     for name in ("a/hosted", "docker.io", "docker.iox/y", "team/app"):
         await push_image(worker.store, RepositoryName(name), "seed", "1")
@@ -133,7 +133,7 @@ async def test_a_name_of_another_upstream(worker: MirrorWorker) -> None:
         await worker.mirror.get_manifest(RepositoryName("team/app"), TAG)
 
 
-def test_a_mirror_implements_the_registry_interface(site: MirrorStore) -> None:
+def test_a_mirror_implements_the_registry_interface(site: MirrorSite) -> None:
     """`Mirror` implements all methods of `Registry`."""
     from registry.mirror.mirror import Mirror
 

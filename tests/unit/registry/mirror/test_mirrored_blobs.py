@@ -18,7 +18,7 @@ from tests.unit.registry.mirror.conftest import (
     MIB,
     MIRRORED_REPO,
     UPSTREAM_REPO,
-    MirrorStore,
+    MirrorSite,
     MirrorWorker,
     assert_each_byte_sent_once,
     begin_pull,
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 1000, 65536, 65537, 3 * MIB, 12 * MIB])
-async def test_blobs_of_any_size_arrive_intact(site: MirrorStore, worker: MirrorWorker, size: int) -> None:
+async def test_blobs_of_any_size_arrive_intact(site: MirrorSite, worker: MirrorWorker, size: int) -> None:
     """A blob of any size arrives intact and is stored. The upstream sends it once."""
     data = BIG[:size]
     await begin_pull(site, worker, data)
@@ -41,20 +41,20 @@ async def test_blobs_of_any_size_arrive_intact(site: MirrorStore, worker: Mirror
     assert site.upstream.bytes_sent(digest) == size
 
 
-async def test_many_readers_of_two_workers(site: MirrorStore) -> None:
+async def test_many_readers_of_two_workers(site: MirrorSite) -> None:
     """32 clients of two workers read the same blob, which is not cached. All clients get the right bytes, and the
     upstream sends each byte once."""
     site.upstream.add_image(UPSTREAM_REPO, BIG)
-    async with site.worker() as one, site.worker() as two:
-        await one.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
+    async with site.worker() as worker_1, site.worker() as worker_2:
+        await worker_1.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
         received = await asyncio.gather(
-            *(read_blob(w.mirror, MIRRORED_REPO, DIGEST) for w in (one, two) for _ in range(16))
+            *(read_blob(w.mirror, MIRRORED_REPO, DIGEST) for w in (worker_1, worker_2) for _ in range(16))
         )
         assert all(data == BIG for data in received)
     assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_ranges_of_a_blob_that_is_being_fetched(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_ranges_of_a_blob_that_is_being_fetched(site: MirrorSite, worker: MirrorWorker) -> None:
     """Any range of a blob can be read while the blob is being fetched. If clients read several ranges at the same time,
     each byte is fetched once."""
     await begin_pull(site, worker)
@@ -69,7 +69,7 @@ async def test_ranges_of_a_blob_that_is_being_fetched(site: MirrorStore, worker:
     assert_each_byte_sent_once(site, DIGEST, size)
 
 
-async def test_a_range_ahead_is_fetched_early(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_range_ahead_is_fetched_early(site: MirrorSite, worker: MirrorWorker) -> None:
     """A client that requests the end of a large blob does not wait until all bytes before this range are fetched."""
     await begin_pull(site, worker)
     gate = site.upstream.faults.gates[0] = threading.Event()  # the first connection delivers no bytes
@@ -81,7 +81,7 @@ async def test_a_range_ahead_is_fetched_early(site: MirrorStore, worker: MirrorW
     await first
 
 
-async def test_headers_do_not_wait_for_the_body(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_headers_do_not_wait_for_the_body(site: MirrorSite, worker: MirrorWorker) -> None:
     """A blob that is not cached is opened as soon as the upstream starts to send it. The stored bytes can be read while
     the rest is fetched."""
     await begin_pull(site, worker)
@@ -97,7 +97,7 @@ async def test_headers_do_not_wait_for_the_body(site: MirrorStore, worker: Mirro
     assert await read_to_end(reader) == BIG
 
 
-async def test_the_last_byte_waits_for_the_digest(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_the_last_byte_waits_for_the_digest(site: MirrorSite, worker: MirrorWorker) -> None:
     """No reader gets the last byte of a blob before the digest is checked, not even a reader that requests only this
     byte."""
     await begin_pull(site, worker)
@@ -117,7 +117,7 @@ async def test_the_last_byte_waits_for_the_digest(site: MirrorStore, worker: Mir
     assert await read_to_end(tail) == BIG[-1:]
 
 
-async def test_a_fill_continues_when_its_client_disconnects(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_fill_continues_when_its_client_disconnects(site: MirrorSite, worker: MirrorWorker) -> None:
     """A blob that a client has requested is fetched to its end, even if the client disconnects."""
     await begin_pull(site, worker)
     gate = site.upstream.faults.gates[MIB] = threading.Event()
@@ -129,7 +129,7 @@ async def test_a_fill_continues_when_its_client_disconnects(site: MirrorStore, w
     assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_an_upstream_that_ignores_ranges(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_an_upstream_that_ignores_ranges(site: MirrorSite, worker: MirrorWorker) -> None:
     """If an upstream ignores the Range header and sends the whole blob, the blob is fetched over one connection, and
     each byte is sent once."""
     await begin_pull(site, worker)
@@ -140,7 +140,7 @@ async def test_an_upstream_that_ignores_ranges(site: MirrorStore, worker: Mirror
 
 
 @pytest.mark.parametrize("size", [1000, 12 * MIB])
-async def test_an_upstream_that_refuses_ranges(site: MirrorStore, worker: MirrorWorker, size: int) -> None:
+async def test_an_upstream_that_refuses_ranges(site: MirrorSite, worker: MirrorWorker, size: int) -> None:
     """If an upstream answers a range request with an error, the whole blob is requested instead."""
     data = BIG[:size]
     await begin_pull(site, worker, data)
@@ -149,7 +149,7 @@ async def test_an_upstream_that_refuses_ranges(site: MirrorStore, worker: Mirror
     assert_each_byte_sent_once(site, digest_of(data), size)
 
 
-async def test_a_head_request_fetches_no_blob(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_head_request_fetches_no_blob(site: MirrorSite, worker: MirrorWorker) -> None:
     """A HEAD request for a blob that a cached manifest names causes no request to the upstream. For any other blob, the
     mirror asks the upstream with HEAD whether the repository has the blob."""
     await begin_pull(site, worker)
@@ -160,7 +160,7 @@ async def test_a_head_request_fetches_no_blob(site: MirrorStore, worker: MirrorW
     assert site.upstream.calls == {"get manifest": 1, "head blob": 1}
 
 
-async def test_a_restart_fetches_only_the_missing_bytes(site: MirrorStore) -> None:
+async def test_a_restart_fetches_only_the_missing_bytes(site: MirrorSite) -> None:
     """If a server stops during a fill, the responses to the blob's readers are cut off. After the next start, only the
     bytes that are not stored yet are fetched."""
     async with site.worker() as worker:

@@ -22,7 +22,7 @@ from tests.unit.registry.mirror.conftest import (
     MIB,
     MIRRORED_REPO,
     UPSTREAM_REPO,
-    MirrorStore,
+    MirrorSite,
     MirrorWorker,
     assert_each_byte_sent_once,
     wait_until_stored,
@@ -34,13 +34,13 @@ TAG = Tag("1")
 
 
 @pytest.fixture
-async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
+async def worker(site: MirrorSite) -> AsyncIterator[MirrorWorker]:
     site.configure(prefetch="layers")
     async with site.worker() as opened:
         yield opened
 
 
-def add_image(site: MirrorStore) -> Manifest:
+def add_image(site: MirrorSite) -> Manifest:
     """Adds the image with `CONFIG` and `LAYERS` to the upstream."""
     return site.upstream.add_image(UPSTREAM_REPO, *LAYERS, config=CONFIG)
 
@@ -50,7 +50,7 @@ async def wait_until_idle(worker: MirrorWorker) -> None:
     await wait_until(lambda: not worker.mirror.busy)
 
 
-async def test_a_pull_of_a_manifest_prefetches_the_config(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_pull_of_a_manifest_prefetches_the_config(site: MirrorSite, worker: MirrorWorker) -> None:
     """When a client pulls the manifest of an image, the config is fetched at once, and no other blob."""
     add_image(site)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
@@ -63,7 +63,7 @@ async def test_a_pull_of_a_manifest_prefetches_the_config(site: MirrorStore, wor
     assert site.upstream.calls == {"get manifest": 1, "get blob": 1}
 
 
-async def test_a_request_for_a_layer_prefetches_the_other_layers(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_request_for_a_layer_prefetches_the_other_layers(site: MirrorSite, worker: MirrorWorker) -> None:
     """When a client requests a layer, the other layers of the image are fetched, each once."""
     add_image(site)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
@@ -74,7 +74,7 @@ async def test_a_request_for_a_layer_prefetches_the_other_layers(site: MirrorSto
     assert site.upstream.calls == {"get manifest": 1, "get blob": 4}
 
 
-async def test_head_requests_prefetch_no_layer(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_head_requests_prefetch_no_layer(site: MirrorSite, worker: MirrorWorker) -> None:
     """HEAD requests, and requests for an index or a config, prefetch no layer."""
     manifest = add_image(site)
     site.upstream.add_manifest(UPSTREAM_REPO, index_of([manifest.descriptor]), "list")
@@ -89,7 +89,7 @@ async def test_head_requests_prefetch_no_layer(site: MirrorStore, worker: Mirror
 
 
 @pytest.mark.parametrize(("mode", "prefetched_blobs"), [("off", set()), ("config", {digest_of(CONFIG)})])
-async def test_modes(site: MirrorStore, mode: str, prefetched_blobs: set[str]) -> None:
+async def test_modes(site: MirrorSite, mode: str, prefetched_blobs: set[str]) -> None:
     """The setting `prefetch` determines whether nothing or only the config is prefetched."""
     site.configure(prefetch=mode)
     async with site.worker() as worker:
@@ -100,7 +100,7 @@ async def test_modes(site: MirrorStore, mode: str, prefetched_blobs: set[str]) -
     assert set(site.upstream.sent) == {digest_of(LAYERS[0]), *prefetched_blobs}
 
 
-async def test_few_requests_left(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_few_requests_left(site: MirrorSite, worker: MirrorWorker) -> None:
     """Nothing is prefetched while the upstream's rate limit leaves only few requests."""
     site.upstream.faults.few_left = True
     add_image(site)
@@ -110,7 +110,7 @@ async def test_few_requests_left(site: MirrorStore, worker: MirrorWorker) -> Non
     assert set(site.upstream.sent) == {digest_of(LAYERS[0])}
 
 
-async def test_foreign_layers_are_not_prefetched(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_foreign_layers_are_not_prefetched(site: MirrorSite, worker: MirrorWorker) -> None:
     """Foreign layers are not requested, because they are stored outside the registry."""
     foreign_type = "application/vnd.oci.image.layer.nondistributable.v1.tar"
     first, second = (site.upstream.add_blob(UPSTREAM_REPO, layer) for layer in LAYERS[:2])
@@ -126,7 +126,7 @@ async def test_foreign_layers_are_not_prefetched(site: MirrorStore, worker: Mirr
     assert digest_of(b"elsewhere") not in site.upstream.asked
 
 
-async def test_only_layers_of_the_image_being_pulled_are_prefetched(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_only_layers_of_the_image_being_pulled_are_prefetched(site: MirrorSite, worker: MirrorWorker) -> None:
     """Several images share a base layer. A request for this layer prefetches only the layers of the image whose
     manifest was pulled."""
     for number in range(3):
@@ -140,7 +140,7 @@ async def test_only_layers_of_the_image_being_pulled_are_prefetched(site: Mirror
 
 
 async def test_a_request_for_a_stored_layer_prefetches_the_missing_layers(
-    site: MirrorStore, worker: MirrorWorker
+    site: MirrorSite, worker: MirrorWorker
 ) -> None:
     """If a client first requests a layer that is stored already, the missing layers are prefetched while the client
     reads this layer."""
@@ -160,7 +160,7 @@ async def test_a_request_for_a_stored_layer_prefetches_the_missing_layers(
 
 
 async def test_nothing_is_prefetched_for_a_stored_image_or_after_the_pull(
-    site: MirrorStore, worker: MirrorWorker
+    site: MirrorSite, worker: MirrorWorker
 ) -> None:
     """A pull of an image that is completely stored prefetches nothing. A request for a layer long after the pull of the
     manifest prefetches nothing either."""
@@ -179,7 +179,7 @@ async def test_nothing_is_prefetched_for_a_stored_image_or_after_the_pull(
     assert digest_of(b"another") not in site.upstream.sent
 
 
-async def test_prefetch_without_readers_stops_when_the_pull_is_over(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_prefetch_without_readers_stops_when_the_pull_is_over(site: MirrorSite, worker: MirrorWorker) -> None:
     """When the pull is over, the prefetch of a layer without readers stops. The bytes that are stored are kept, so that
     only the rest is fetched when a client requests the layer later."""
     site.upstream.add_image(UPSTREAM_REPO, LAYERS[0], BIG)
@@ -197,7 +197,7 @@ async def test_prefetch_without_readers_stops_when_the_pull_is_over(site: Mirror
     assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_prefetch_continues_while_a_client_reads(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_prefetch_continues_while_a_client_reads(site: MirrorSite, worker: MirrorWorker) -> None:
     """While a client reads a blob of the image, even slowly, the other layers of the image are prefetched."""
     site.upstream.connections = 8
     slow_layer = BIG[: 9 * MIB]
@@ -211,7 +211,7 @@ async def test_prefetch_continues_while_a_client_reads(site: MirrorStore, worker
     await reader.aclose()
 
 
-async def test_prefetch_leaves_connections_for_requested_blobs(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_prefetch_leaves_connections_for_requested_blobs(site: MirrorSite, worker: MirrorWorker) -> None:
     """Prefetching leaves some connections free, so that a blob that a client requests is fetched at once."""
     site.upstream.connections = 3
     layers = [BIG[start : start + 100_000] for start in range(10)]
@@ -231,7 +231,7 @@ async def test_prefetch_leaves_connections_for_requested_blobs(site: MirrorStore
     await wait_until_stored(worker, digest_of(layers[9]))
 
 
-async def test_a_shutdown_stops_prefetching(site: MirrorStore) -> None:
+async def test_a_shutdown_stops_prefetching(site: MirrorSite) -> None:
     """A server that stops does not wait until prefetched blobs are complete. It closes its connections to the
     upstream."""
     site.configure(prefetch="layers")

@@ -17,7 +17,7 @@ from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.mirror.conftest import (
     MIRRORED_REPO,
     UPSTREAM_REPO,
-    MirrorStore,
+    MirrorSite,
     MirrorWorker,
     wait_until_stored,
 )
@@ -36,14 +36,14 @@ async def take_connections(worker: MirrorWorker, stack: AsyncExitStack, count: i
         assert await stack.enter_async_context(worker.store.leases.try_slot("upstream-docker.io", 4))
 
 
-def record_fetches(site: MirrorStore) -> list[Digest]:
+def record_fetches(site: MirrorSite) -> list[Digest]:
     """Returns a list to which the upstream adds each blob that is requested, in order."""
     requested_digests: list[Digest] = []
     site.upstream.on_fetch = requested_digests.append
     return requested_digests
 
 
-async def test_queued_blobs_use_no_files_and_no_fills(site: MirrorStore) -> None:
+async def test_queued_blobs_use_no_files_and_no_fills(site: MirrorSite) -> None:
     """While other fills hold all connections, the queued blobs have no open files and no fills of their own. When
     connections are free again, the queued blobs are fetched a few at a time, in the order of the manifest."""
     site.configure(prefetch="layers")
@@ -72,7 +72,7 @@ async def test_queued_blobs_use_no_files_and_no_fills(site: MirrorStore) -> None
     assert all(abs(position - number) <= 2 * MAX_RUNNING_FILLS for number, position in enumerate(positions, start=2))
 
 
-async def test_a_blob_is_not_fetched_twice_for_two_images(site: MirrorStore) -> None:
+async def test_a_blob_is_not_fetched_twice_for_two_images(site: MirrorSite) -> None:
     """If images of one or two repositories share layers, each shared layer is fetched once."""
     site.configure(prefetch="layers")
     other = RepositoryName("docker.io/library/other")
@@ -92,7 +92,7 @@ async def test_a_blob_is_not_fetched_twice_for_two_images(site: MirrorStore) -> 
             assert site.upstream.bytes_sent(digest_of(layer)) == len(layer)
 
 
-async def test_queue_drops_blobs_of_an_image_whose_pull_is_over(site: MirrorStore) -> None:
+async def test_queue_drops_blobs_of_an_image_whose_pull_is_over(site: MirrorSite) -> None:
     """When the pull of an image is over, its queued blobs are dropped from the queue. If a client pulls the manifest of
     the image again in time, its queued blobs stay in the queue."""
     site.configure(prefetch="layers")
@@ -114,7 +114,7 @@ async def test_queue_drops_blobs_of_an_image_whose_pull_is_over(site: MirrorStor
 
 
 @pytest.mark.slow
-async def test_queue_length_is_limited_for_huge_images(site: MirrorStore) -> None:
+async def test_queue_length_is_limited_for_huge_images(site: MirrorSite) -> None:
     """A manifest with tens of thousands of layers adds at most `MAX_IMAGE_BLOBS` blobs to the queue. The whole queue
     has at most `MAX_QUEUED_BLOBS` blobs."""
     site.configure(prefetch="layers")

@@ -16,19 +16,19 @@ from storage.errors import BlobUnknown, Denied, ManifestUnknown, TooManyRequests
 from storage.names import Digest, Tag
 from tests.fakes.registry_content import index_of
 from tests.unit.registry.conftest import wait_until
-from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorStore, MirrorWorker
+from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorSite, MirrorWorker
 
 TAG = Tag("1")
 
 
 @pytest.fixture
-async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
+async def worker(site: MirrorSite) -> AsyncIterator[MirrorWorker]:
     site.configure(tag_ttl=300, miss_ttl=60)
     async with site.worker() as opened:
         yield opened
 
 
-async def test_a_new_tag_costs_one_get(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_new_tag_costs_one_get(site: MirrorSite, worker: MirrorWorker) -> None:
     """The first HEAD of a tag, and the GETs by tag and digest after it, cost one upstream request."""
     image = site.upstream.add_image(UPSTREAM_REPO, b"layer")
     assert (await worker.mirror.resolve_manifest(MIRRORED_REPO, TAG)).digest == image.digest
@@ -37,15 +37,15 @@ async def test_a_new_tag_costs_one_get(site: MirrorStore, worker: MirrorWorker) 
     assert site.upstream.calls == {"get manifest": 1}
 
 
-async def test_simultaneous_requests_for_a_tag_cost_one_upstream_request(site: MirrorStore) -> None:
+async def test_simultaneous_requests_for_a_tag_cost_one_upstream_request(site: MirrorSite) -> None:
     """Many clients of two workers request a new tag at the same time. The mirror sends one request to the upstream, and
     all clients get the manifest."""
     image = site.upstream.add_image(UPSTREAM_REPO, b"layer")
     site.upstream.faults.hold = asyncio.Event()
-    async with site.worker() as one, site.worker() as two:
+    async with site.worker() as worker_1, site.worker() as worker_2:
         requests = [
             asyncio.create_task(worker.mirror.get_manifest(MIRRORED_REPO, TAG))
-            for worker in (one, two)
+            for worker in (worker_1, worker_2)
             for _ in range(16)
         ]
         await wait_until(lambda: site.upstream.calls["get manifest"] == 1)
@@ -54,7 +54,7 @@ async def test_simultaneous_requests_for_a_tag_cost_one_upstream_request(site: M
         assert site.upstream.calls == {"get manifest": 1}
 
 
-async def test_upstream_request_continues_when_one_client_disconnects(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_upstream_request_continues_when_one_client_disconnects(site: MirrorSite, worker: MirrorWorker) -> None:
     """Two clients wait for the same upstream request. If one client disconnects, the request continues for the other
     client."""
     site.upstream.add_image(UPSTREAM_REPO, b"layer")
@@ -70,7 +70,7 @@ async def test_upstream_request_continues_when_one_client_disconnects(site: Mirr
     assert site.upstream.calls == {"get manifest": 1}
 
 
-async def test_a_fresh_tag_causes_no_upstream_request(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_fresh_tag_causes_no_upstream_request(site: MirrorSite, worker: MirrorWorker) -> None:
     """A fresh tag is served from the cache, without a notice and without a request to the upstream."""
     enter_request(request := RequestContext())
     await pull_new_image(site, worker)
@@ -81,13 +81,13 @@ async def test_a_fresh_tag_causes_no_upstream_request(site: MirrorStore, worker:
     assert request.notice is None
 
 
-async def pull_new_image(site: MirrorStore, worker: MirrorWorker) -> Manifest:
+async def pull_new_image(site: MirrorSite, worker: MirrorWorker) -> Manifest:
     image = site.upstream.add_image(UPSTREAM_REPO, b"layer")
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     return image
 
 
-async def test_a_stale_tag_is_served_and_checked_in_the_background(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_stale_tag_is_served_and_checked_in_the_background(site: MirrorSite, worker: MirrorWorker) -> None:
     """A stale tag is served at once from the cache, while the mirror checks it at the upstream. The next client gets
     the new manifest."""
     image = await pull_new_image(site, worker)
@@ -101,7 +101,7 @@ async def test_a_stale_tag_is_served_and_checked_in_the_background(site: MirrorS
 
 
 async def test_a_tag_that_expired_long_ago_is_checked_before_it_is_served(
-    site: MirrorStore, worker: MirrorWorker
+    site: MirrorSite, worker: MirrorWorker
 ) -> None:
     """A tag that expired long ago is checked at the upstream before it is served. If the tag has not moved, the check
     is one HEAD request. If it has moved, the new manifest is fetched as well."""
@@ -116,7 +116,7 @@ async def test_a_tag_that_expired_long_ago_is_checked_before_it_is_served(
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, image.digest)).digest == image.digest
 
 
-async def test_time_to_live_by_pattern(site: MirrorStore) -> None:
+async def test_time_to_live_by_pattern(site: MirrorSite) -> None:
     """The first pattern that matches a tag sets its time to live."""
     site.configure(tag_ttls={"v*": 3600, "*": 10})
     site.upstream.add_image(UPSTREAM_REPO, b"layer", tags=("v1", "nightly"))
@@ -140,7 +140,7 @@ async def test_time_to_live_by_pattern(site: MirrorStore) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_stale_if_error(site: MirrorStore, worker: MirrorWorker, error: Exception) -> None:
+async def test_stale_if_error(site: MirrorSite, worker: MirrorWorker, error: Exception) -> None:
     """A cached tag of any age is served with a notice, and stays in the cache, in these cases: the upstream fails, it
     refuses the mirror's login, or it answers "unknown" in a way that may come from a firewall."""
     enter_request(request := RequestContext())
@@ -160,7 +160,7 @@ async def test_stale_if_error(site: MirrorStore, worker: MirrorWorker, error: Ex
 
 
 @pytest.mark.parametrize("by", ["tag", "digest"])
-async def test_an_unconfirmed_manifest_unknown_is_not_cached(site: MirrorStore, worker: MirrorWorker, by: str) -> None:
+async def test_an_unconfirmed_manifest_unknown_is_not_cached(site: MirrorSite, worker: MirrorWorker, by: str) -> None:
     """An "unknown" answer that may come from a firewall instead of the upstream registry is not cached. The next
     request asks the upstream again."""
     image = site.upstream.add_image(UPSTREAM_REPO, b"layer")
@@ -172,7 +172,7 @@ async def test_an_unconfirmed_manifest_unknown_is_not_cached(site: MirrorStore, 
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, reference)).digest == image.digest
 
 
-async def test_a_slow_upstream_is_not_waited_for(site: MirrorStore) -> None:
+async def test_a_slow_upstream_is_not_waited_for(site: MirrorSite) -> None:
     """If the upstream does not answer for a while and a stale copy is cached, the client gets the stale copy with a
     notice."""
     enter_request(request := RequestContext())
@@ -187,7 +187,7 @@ async def test_a_slow_upstream_is_not_waited_for(site: MirrorStore) -> None:
     assert "slow" in notice
 
 
-async def test_upstream_error_without_a_cached_copy(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_upstream_error_without_a_cached_copy(site: MirrorSite, worker: MirrorWorker) -> None:
     """If nothing is cached, the client gets the upstream's error. The error is not cached as "unknown"."""
     site.upstream.add_image(UPSTREAM_REPO, b"layer")
     for error in (UpstreamUnavailable(), UpstreamTimeout(), TooManyRequests(retry_after=7), Denied()):
@@ -198,7 +198,7 @@ async def test_upstream_error_without_a_cached_copy(site: MirrorStore, worker: M
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
 
 
-async def test_few_requests_left(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_few_requests_left(site: MirrorSite, worker: MirrorWorker) -> None:
     """While the upstream's rate limit leaves only few requests, a stale tag is served with a notice, without asking the
     upstream. A tag that is not cached is still requested."""
     enter_request(request := RequestContext())
@@ -215,7 +215,7 @@ async def test_few_requests_left(site: MirrorStore, worker: MirrorWorker) -> Non
 
 @pytest.mark.parametrize("reference", [TAG, digest_of(b"no manifest")])
 async def test_an_unknown_manifest_is_cached_for_a_short_time(
-    site: MirrorStore, worker: MirrorWorker, reference: Tag | Digest
+    site: MirrorSite, worker: MirrorWorker, reference: Tag | Digest
 ) -> None:
     """After the upstream has answered that it does not have a manifest, no worker requests this manifest again for a
     short time."""
@@ -230,7 +230,7 @@ async def test_an_unknown_manifest_is_cached_for_a_short_time(
         assert site.upstream.calls == {"get manifest": 2}
 
 
-async def test_a_tag_that_the_upstream_has_deleted(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_tag_that_the_upstream_has_deleted(site: MirrorSite, worker: MirrorWorker) -> None:
     """When a check finds that the upstream has deleted a tag, the tag is removed from the cache. Its manifest can still
     be pulled by digest."""
     image = await pull_new_image(site, worker)
@@ -242,7 +242,7 @@ async def test_a_tag_that_the_upstream_has_deleted(site: MirrorStore, worker: Mi
     assert site.upstream.calls == {"get manifest": 1, "head manifest": 1}
 
 
-async def test_a_digest_never_expires(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_digest_never_expires(site: MirrorSite, worker: MirrorWorker) -> None:
     """A cached manifest is served by digest at any age, without a request to the upstream."""
     image = await pull_new_image(site, worker)
     site.clock.now += 10 * 365 * 86400
@@ -251,17 +251,17 @@ async def test_a_digest_never_expires(site: MirrorStore, worker: MirrorWorker) -
     assert site.upstream.calls == {"get manifest": 1}
 
 
-async def test_a_pull_of_an_index_fetches_no_other_manifest(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_pull_of_an_index_fetches_no_other_manifest(site: MirrorSite, worker: MirrorWorker) -> None:
     """When a client pulls an index, the manifests in the index are not fetched until a client requests them."""
-    one, two = (site.upstream.add_image(UPSTREAM_REPO, text, tags=()) for text in (b"amd64", b"arm64"))
-    index = site.upstream.add_manifest(UPSTREAM_REPO, index_of([one.descriptor, two.descriptor]), "1")
+    amd64, arm64 = (site.upstream.add_image(UPSTREAM_REPO, text, tags=()) for text in (b"amd64", b"arm64"))
+    index = site.upstream.add_manifest(UPSTREAM_REPO, index_of([amd64.descriptor, arm64.descriptor]), "1")
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == index.digest
-    assert (await worker.mirror.get_manifest(MIRRORED_REPO, two.digest)).digest == two.digest
+    assert (await worker.mirror.get_manifest(MIRRORED_REPO, arm64.digest)).digest == arm64.digest
     with pytest.raises(ManifestUnknown):
-        await worker.store.get_manifest(MIRRORED_REPO, one.digest)
+        await worker.store.get_manifest(MIRRORED_REPO, amd64.digest)
 
 
-async def test_cached_tags_are_served_after_a_restart(site: MirrorStore) -> None:
+async def test_cached_tags_are_served_after_a_restart(site: MirrorSite) -> None:
     """After a restart, a cached tag is served without a request to the upstream, which is down."""
     async with site.worker() as worker:
         image = await pull_new_image(site, worker)
@@ -272,7 +272,7 @@ async def test_cached_tags_are_served_after_a_restart(site: MirrorStore) -> None
         assert site.upstream.calls == {"get manifest": 1}
 
 
-async def test_a_clock_set_back(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_clock_set_back(site: MirrorSite, worker: MirrorWorker) -> None:
     """A tag that was checked in the future, because the clock was set back, counts as stale and is checked again."""
     await pull_new_image(site, worker)
     site.clock.now -= 10 * 86400
@@ -280,7 +280,7 @@ async def test_a_clock_set_back(site: MirrorStore, worker: MirrorWorker) -> None
     assert site.upstream.calls["head manifest"] == 1
 
 
-async def test_a_forced_check(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_forced_check(site: MirrorSite, worker: MirrorWorker) -> None:
     """With `force`, even a fresh tag is checked at the upstream. The result is None if the upstream answered, and the
     error otherwise."""
     await pull_new_image(site, worker)
@@ -298,14 +298,16 @@ async def test_a_forced_check(site: MirrorStore, worker: MirrorWorker) -> None:
         await worker.mirror.revalidate(MIRRORED_REPO, TAG, force=True)
 
 
-async def test_workers_that_wait_for_the_same_check_fail_together(site: MirrorStore) -> None:
+async def test_workers_that_wait_for_the_same_check_fail_together(site: MirrorSite) -> None:
     """One worker asks the upstream while the other workers wait for its lease. If the request fails, the waiting
     workers fail at once as well, and do not ask the upstream themselves."""
     site.stale_wait = 0.02
     site.upstream.faults.hold = asyncio.Event()
     site.upstream.faults.down = UpstreamTimeout()
-    async with site.worker() as one, site.worker() as two:
-        requests = [asyncio.create_task(worker.mirror.get_manifest(MIRRORED_REPO, TAG)) for worker in (one, two)]
+    async with site.worker() as worker_1, site.worker() as worker_2:
+        requests = [
+            asyncio.create_task(worker.mirror.get_manifest(MIRRORED_REPO, TAG)) for worker in (worker_1, worker_2)
+        ]
         await wait_until(lambda: site.upstream.calls["get manifest"] == 1)
         wait_end = asyncio.get_running_loop().time() + 2 * site.stale_wait
         await wait_until(lambda: asyncio.get_running_loop().time() > wait_end)
@@ -315,7 +317,7 @@ async def test_workers_that_wait_for_the_same_check_fail_together(site: MirrorSt
     assert site.upstream.calls == {"get manifest": 1}
 
 
-async def test_cached_tags_are_served_on_a_full_disk(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_cached_tags_are_served_on_a_full_disk(site: MirrorSite, worker: MirrorWorker) -> None:
     """While the disk is full, a cached tag is served. If the upstream has moved the tag, the old manifest is served
     with a notice. A tag or blob that the upstream does not have is unknown."""
     enter_request(request := RequestContext())

@@ -63,7 +63,7 @@ class CountingServer:
         self.recorder = RequestRecorder(self.metrics)
         self.counts = self.metrics.activity
 
-    def answer(self, method: str, status: int, sent: int = 0, *, whole: bool = True, **noted: str) -> None:
+    def answer(self, method: str, status: int, sent: int = 0, *, is_complete: bool = True, **notes: str) -> None:
         """Counts a request with this method and this status of its response."""
         scope: Scope = {
             "type": "http",
@@ -72,9 +72,9 @@ class CountingServer:
             "raw_path": b"/v2/",
             "headers": [],
             "client": None,
-            "extensions": {REQUEST_NOTES_EXTENSION: {"exchange": NotedRequest(**noted)}},
+            "extensions": {REQUEST_NOTES_EXTENSION: {"exchange": NotedRequest(**notes)}},
         }
-        self.recorder.on_request_end(scope, RequestEnd(status, 0, sent, 0.0, is_complete=whole))
+        self.recorder.on_request_end(scope, RequestEnd(status, 0, sent, 0.0, is_complete=is_complete))
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_which_requests_count(server: CountingServer) -> None:
     a miss if its content had to be fetched, and as a hit otherwise."""
     for method, status in (("GET", 200), ("HEAD", 200), ("GET", 304), ("GET", 404), ("PUT", 201), ("PUT", 400)):
         server.answer(method, status)
-    server.answer("GET", 200, whole=False)
+    server.answer("GET", 200, is_complete=False)
     server.answer("GET", 200, 50, kind="blobs")
     server.answer("PUT", 201, kind="session")
     assert server.counts.unstored() == Activity(pulls=3, pushes=1)

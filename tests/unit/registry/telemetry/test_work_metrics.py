@@ -204,17 +204,17 @@ def test_size_histograms_of_distribution(metrics: Metrics) -> None:
         noted = SimpleNamespace(kind=kind, repo="", item="", request_id="", name="", cache_state="", upstream="")
         scope["extensions"] = {REQUEST_NOTES_EXTENSION: {"exchange": noted}}
         recorder.on_request_end(scope, RequestEnd(200, 7, sent, 0.1, is_complete=True))
-    found = {
+    values = {
         (name.removeprefix("registry_http_"), labels.get("le")): value
         for name, labels, value in samples(metrics)
         if labels.get("handler") == "blob" and "_size_bytes" in name
     }
-    assert found["response_size_bytes_bucket", "1024"] == 1
-    assert found["response_size_bytes_bucket", str(2 << 20)] == 1
-    assert found["response_size_bytes_bucket", str(4 << 20)] == 2
-    assert found["response_size_bytes_sum", None] == 3_001_024
-    assert (found["request_size_bytes_bucket", "1024"], found["request_size_bytes_sum", None]) == (2, 14)
-    assert len([bound for name, bound in found if name == "request_size_bytes_bucket"]) == 23
+    assert values["response_size_bytes_bucket", "1024"] == 1
+    assert values["response_size_bytes_bucket", str(2 << 20)] == 1
+    assert values["response_size_bytes_bucket", str(4 << 20)] == 2
+    assert values["response_size_bytes_sum", None] == 3_001_024
+    assert (values["request_size_bytes_bucket", "1024"], values["request_size_bytes_sum", None]) == (2, 14)
+    assert len([bound for name, bound in values if name == "request_size_bytes_bucket"]) == 23
 
 
 def test_proxy_counts_of_distribution(metrics: Metrics) -> None:
@@ -225,8 +225,8 @@ def test_proxy_counts_of_distribution(metrics: Metrics) -> None:
         metrics.mirror.count_answer(own, upstream, "blobs", cache, 10)
     metrics.mirror.count_answer(own, "a", "tags", "miss", 10)
     UpstreamCounts(metrics.mirror, metrics.cells, "a").on_fetched("blob", 4)
-    found = {name: value for name, labels, value in samples(metrics) if labels.get("type") == "blob"}
-    assert found == {
+    values = {name: value for name, labels, value in samples(metrics) if labels.get("type") == "blob"}
+    assert values == {
         "registry_proxy_requests_total": 4,
         "registry_proxy_hits_total": 3,
         "registry_proxy_misses_total": 1,

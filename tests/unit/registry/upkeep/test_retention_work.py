@@ -72,17 +72,17 @@ class RetentionRun:
 
 
 class HookedRetention:
-    """A `Retention` that calls `before` before each deletion of a tag."""
+    """A `Retention` that calls `before_delete` before each deletion of a tag."""
 
-    def __init__(self, inner: Retention, before: Callable[[TagFacts], Awaitable[None]]) -> None:
+    def __init__(self, inner: Retention, before_delete: Callable[[TagFacts], Awaitable[None]]) -> None:
         self._inner = inner
-        self._before = before
+        self._before_delete = before_delete
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     async def delete_tag(self, repo: RepositoryName, judged: TagFacts, *arguments: Any) -> bool:
-        await self._before(judged)
+        await self._before_delete(judged)
         return await self._inner.delete_tag(repo, judged, *arguments)
 
 
@@ -210,9 +210,9 @@ async def test_content_of_an_immutable_tag_is_kept(store: StoredRegistry, clock:
     signature = await push_image(store, APP, "signature", subject=child.digest)
     deleted_image = await push_image(store, APP, "gone", "a")
     clock.pass_days(100)
-    everything = rule(delete_all=True, delete_untagged_after="0s")
+    delete_everything = rule(delete_all=True, delete_untagged_after="0s")
     immutable_tags = ImmutableTags([TagRule((NamePattern("team/app"),), (TagPattern("v*"),))])
-    run = RetentionRun(store, clock, everything, immutable_tags=immutable_tags)
+    run = RetentionRun(store, clock, delete_everything, immutable_tags=immutable_tags)
 
     lines: list[PreviewLine] = []
     await RetentionPreview(run.judge, store.retention, clock).run(lines.append)
@@ -237,8 +237,8 @@ async def test_a_deleted_image_can_be_restored(store: StoredRegistry, clock: Clo
     signature = await push_image(store, APP, "signature", subject=children[1].digest)
     image = [index, *children, signature]
     clock.pass_days(100)
-    everything = RetentionRun(store, clock, rule(delete_all=True, delete_untagged_after="0s"))
-    assert (await everything())["manifests_deleted"] == 4
+    delete_everything = RetentionRun(store, clock, rule(delete_all=True, delete_untagged_after="0s"))
+    assert (await delete_everything())["manifests_deleted"] == 4
     clock.now += DAY / 2
     await store.collector.collect()
     changes = TagChanges(store.tag_history, store.immutable_tags)
@@ -249,7 +249,7 @@ async def test_a_deleted_image_can_be_restored(store: StoredRegistry, clock: Clo
             await store.resolve_blob(APP, blob.digest)
 
     clock.pass_days(1)
-    await everything()
+    await delete_everything()
     clock.now += DAY + 1
     await store.collector.collect()
     with pytest.raises(ManifestUnknown):
@@ -330,9 +330,8 @@ async def test_a_preview_predicts_a_run(store: StoredRegistry, clock: Clock) -> 
     assert await all_tags(store, APP) == ["new", "old"]
 
     _, app_summary = await run.preview(APP)
-    assert app_summary.bytes_freed == sum(
-        blob.size for blob in untagged.blobs
-    )  # the other repository has the same image
+    # The other repository has the same image.
+    assert app_summary.bytes_freed == sum(blob.size for blob in untagged.blobs)
     result = await run()
     assert (result["tags_deleted"], result["manifests_deleted"]) == (2, 1)
     clock.pass_days(8)
@@ -375,13 +374,13 @@ async def test_a_preview_of_all_repositories(
         result = await retention_preview.repositories(after, limit)
         return [(each.repository, each.tags_kept, each.tags_deleted) for each in result.items], result.more
 
-    everything = [(APP, 1, 2), (OTHER, 1, 0), (third, 1, 1)]
-    assert await page(None) == (everything, False)
-    assert await page(None, 2) == (everything[:2], True)
-    assert await page(OTHER) == (everything[2:], False)
+    all_previews = [(APP, 1, 2), (OTHER, 1, 0), (third, 1, 1)]
+    assert await page(None) == (all_previews, False)
+    assert await page(None, 2) == (all_previews[:2], True)
+    assert await page(OTHER) == (all_previews[2:], False)
     monkeypatch.setattr(preview, "MAX_JUDGED_TAGS", 3)
-    assert await page(None) == (everything[:1], True)
-    assert await page(APP) == (everything[1:], False)
+    assert await page(None) == (all_previews[:1], True)
+    assert await page(APP) == (all_previews[1:], False)
 
 
 async def test_a_preview_of_a_repository_without_a_rule(store: StoredRegistry, clock: Clock) -> None:
@@ -395,12 +394,12 @@ async def test_a_preview_of_a_repository_without_a_rule(store: StoredRegistry, c
 async def test_manifests_are_kept_until_their_index_is_pushed(store: StoredRegistry, clock: Clock) -> None:
     """A client pushes the manifests of an index before the index, so they have no tag at first. They are kept for a
     while, until the index is pushed."""
-    everything = rule(delete_all=True, delete_untagged_after="0s")
+    delete_everything = rule(delete_all=True, delete_untagged_after="0s")
     child = await push_image(store, APP, "child")
     clock.now += 600
-    await RetentionRun(store, clock, everything)()
+    await RetentionRun(store, clock, delete_everything)()
     await store.put_manifest(APP, index_of([child.descriptor]), [Tag("1")], by=BY)
     assert await has_manifest(store, APP, child)
     clock.pass_days(1)
-    await RetentionRun(store, clock, everything)()
+    await RetentionRun(store, clock, delete_everything)()
     assert not await has_manifest(store, APP, child)

@@ -35,11 +35,11 @@ class Clock:
 async def wait_for_state(store: StoredRegistry, job: Job, state: JobState) -> Job:
     """Waits until the job has this state, and returns the job."""
     for _ in range(2000):
-        found = await store.jobs.job(job.id)
-        if found.state is state:
-            return found
+        stored_job = await store.jobs.job(job.id)
+        if stored_job.state is state:
+            return stored_job
         await asyncio.sleep(0.01)
-    pytest.fail(f"job {job.id} is {found.state}, not {state}")
+    pytest.fail(f"job {job.id} is {stored_job.state}, not {state}")
 
 
 def router_of(store: StoredRegistry) -> Router:

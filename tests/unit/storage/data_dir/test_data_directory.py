@@ -278,9 +278,8 @@ async def test_a_data_directory_of_an_earlier_version_is_migrated(tmp_path: Path
         assert await registry.upload_offset(APP, writer.id, by=Actor("somebody")) == 4
         assert not registry.accounts.has_had_account()
         is_confirmed = await registry.records.is_confirmed(APP, digest_of(b"hello"))
-        assert is_confirmed == (
-            version >= CONFIRMED_LINKS_VERSION
-        )  # for links of older versions, the upstream has to confirm the blob
+        # For links of older versions, the upstream has to confirm the blob.
+        assert is_confirmed == (version >= CONFIRMED_LINKS_VERSION)
         partial = await registry.partials.claim(digest_of(b"far"), 3)
         partial.write_at(0, b"far")
         await partial.commit(APP)

@@ -35,15 +35,16 @@ APP = RepositoryName("team/app")
 
 
 class QuotaSystem(System):
-    """A system in which a file can have at most `most` bytes. More bytes are refused with the error number `code`."""
+    """A system in which a file can have at most `max_bytes` bytes. More bytes are refused with the error number
+    `code`."""
 
-    def __init__(self, most: int = RESERVE_BYTES, code: int = errno.EDQUOT) -> None:
+    def __init__(self, max_bytes: int = RESERVE_BYTES, code: int = errno.EDQUOT) -> None:
         super().__init__()
-        self.most = most
+        self.max_bytes = max_bytes
         self.code = code
 
     def allocate(self, fd: int, size: int) -> None:
-        if size > self.most:
+        if size > self.max_bytes:
             raise OSError(self.code, os.strerror(self.code))
         super().allocate(fd, size)
 
@@ -108,17 +109,17 @@ def test_nothing_is_stored_until_the_reserve_has_its_full_size(code: int, quota:
     """After a change, the reserve is extended as far as there is free space. Until it has its full size, changes that
     store content are refused, small changes may use one half of the reserve, and changes that free space may use all of
     it. When there is free space again, the next check extends the reserve to its full size."""
-    quota.most, quota.code = RESERVE_BYTES * 3 // 4, code
+    quota.max_bytes, quota.code = RESERVE_BYTES * 3 // 4, code
     reserve.spend(lambda: None, StorageFull)
     assert [reserve.allows(need) for need in ReserveUse] == [False, True, True]
     assert "disk is full" in str(reserve.disk_full_reason())
-    quota.most = RESERVE_BYTES // 4
+    quota.max_bytes = RESERVE_BYTES // 4
     with pytest.raises(StorageFull):  # so the whole reserve is released
         reserve.spend(_refuse, StorageFull)
     assert [reserve.allows(need) for need in ReserveUse] == [False, False, True]
     with pytest.raises(StorageFull):
         reserve.require_room()
-    quota.most = RESERVE_BYTES
+    quota.max_bytes = RESERVE_BYTES
     reserve.require_room()
     assert reserve.is_whole
     assert reserve.disk_full_reason() is None

@@ -51,8 +51,8 @@ class TwoWorkers:
         """Returns whether the epoch has changed since the last call. Checks that both workers have the same epoch."""
         epoch = self.first.epoch()
         assert self.second.epoch() == epoch
-        before, self._last_epoch = self._last_epoch, epoch
-        return epoch != before
+        epoch_before, self._last_epoch = self._last_epoch, epoch
+        return epoch != epoch_before
 
     def audit_entries(self, **query: str | float) -> list[tuple[str, str]]:
         """Returns the action and the target of each entry of the audit log, oldest first."""

@@ -76,10 +76,10 @@ async def test_each_change_of_content_has_an_entry(registry: StoredRegistry, clo
         ("bob", "tag.delete", "team/app:v1", None),
         ("bob", "manifest.delete", f"team/app@{tagged.digest}", None),
     ]
-    found = entries(registry)
-    assert sorted((e.actor, e.action, e.target) for e in found) == sorted(line[:3] for line in expected)
-    assert {(e.action, e.target): e.detail for e in found} == {line[1:3]: line[3] for line in expected}
-    assert {(e.actor, e.address, e.request_id, e.user_agent, e.outcome, e.count) for e in found} == {
+    recorded_entries = entries(registry)
+    assert sorted((e.actor, e.action, e.target) for e in recorded_entries) == sorted(line[:3] for line in expected)
+    assert {(e.action, e.target): e.detail for e in recorded_entries} == {line[1:3]: line[3] for line in expected}
+    assert {(e.actor, e.address, e.request_id, e.user_agent, e.outcome, e.count) for e in recorded_entries} == {
         (by.name, by.address, by.request_id, by.user_agent, "ok", 1) for by in (ALICE, BOB)
     }
 
@@ -97,13 +97,13 @@ async def test_entries_of_both_tables_are_sorted_by_time(registry: StoredRegistr
     assert [entry.at for entry in all_entries] == sorted((entry.at for entry in all_entries), reverse=True)
     assert len({entry.id for entry in all_entries}) == 24
     for limit in (1, 2, 5, 23, 24, 25):
-        found: list[AuditEntry] = []
+        entries_of_pages: list[AuditEntry] = []
         more, before = True, None
         while more:
             page = registry.accounts.audit(AuditQuery(before=before), limit)
-            found += page.items
+            entries_of_pages += page.items
             more, before = page.more, page.items[-1].id
-        assert found == all_entries, limit
+        assert entries_of_pages == all_entries, limit
 
 
 async def test_a_page_begins_where_the_previous_one_ended(registry: StoredRegistry, clock: AccountsClock) -> None:

@@ -99,22 +99,22 @@ async def test_a_head_request_reads_no_annotations(registry: StoredRegistry) -> 
     """The descriptor that a HEAD request reads has no annotations and no artifact type, which may be large."""
     large = image(annotations={"a": "x" * 500_000}, artifactType="a/c")
     await registry.put_manifest(APP, large, [Tag("large")], by=BY, sparse=True)
-    found = await registry.resolve_manifest(APP, Tag("large"))
-    assert (found.digest, found.size, found.media_type) == (large.digest, len(large.body), OCI_MANIFEST)
-    assert (found.annotations, found.artifact_type) == (None, None)
+    descriptor = await registry.resolve_manifest(APP, Tag("large"))
+    assert (descriptor.digest, descriptor.size, descriptor.media_type) == (large.digest, len(large.body), OCI_MANIFEST)
+    assert (descriptor.annotations, descriptor.artifact_type) == (None, None)
 
 
 async def referrer_pages(registry: StoredRegistry, kind: str | None = None) -> list[list[Digest]]:
     """Returns the referrers of SUBJECT as pages of digests. Checks that no page is too large."""
-    found: list[list[Digest]] = []
+    pages: list[list[Digest]] = []
     after: str | None = None
     while True:
         page = await registry.referrers(APP, SUBJECT, kind, after, 1000)
         size = sum(len(each.as_json_text()) for each in page.items)
         assert size <= PAGE_BYTES + MAX_ANNOTATIONS_BYTES + 1000
-        found.append([each.digest for each in page.items])
+        pages.append([each.digest for each in page.items])
         if not page.more:
-            return found
+            return pages
         after = page.items[-1].digest
 
 
@@ -123,9 +123,9 @@ async def test_pages_of_referrers_are_limited_in_bytes(registry: StoredRegistry)
     stored = [referrer(n, annotations={"a": "é" * 150_000}) for n in range(12)]
     for each in stored:
         await registry.put_manifest(APP, each, by=BY, sparse=True)
-    found = await referrer_pages(registry)
-    assert len(found) > 2
-    assert sorted(digest for page in found for digest in page) == sorted(each.digest for each in stored)
+    pages = await referrer_pages(registry)
+    assert len(pages) > 2
+    assert sorted(digest for page in pages for digest in page) == sorted(each.digest for each in stored)
 
 
 async def test_annotations_that_are_too_large_for_a_list(registry: StoredRegistry) -> None:

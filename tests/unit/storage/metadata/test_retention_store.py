@@ -172,8 +172,8 @@ async def test_how_long_a_manifest_has_been_unused(store: StoredRegistry, clock:
     await pull(store, APP, pulled.digest, clock)
     assert await unused_manifests(store, clock() - DAY) == [pushed.digest]
     clock.pass_days(2)
-    found = await unused_manifests(store, clock() - DAY)
-    assert sorted(found) == sorted([pushed.digest, moved.digest, deleted.digest, pulled.digest])
+    unused = await unused_manifests(store, clock() - DAY)
+    assert sorted(unused) == sorted([pushed.digest, moved.digest, deleted.digest, pulled.digest])
 
 
 async def test_untagged_manifests_are_listed_in_pages(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,16 +182,16 @@ async def test_untagged_manifests_are_listed_in_pages(store: StoredRegistry, mon
     monkeypatch.setattr("storage.metadata.sqlite.upkeep.sqlite_retention.MAX_PAGE_ROWS", 2)
     tagged = [(await push_image(store, APP, f"tagged {n}", f"t{n}")).digest for n in range(4)]
     untagged = [(await push_image(store, APP, f"untagged {n}")).digest for n in range(3)]
-    found: list[Digest] = []
+    listed: list[Digest] = []
     after: Digest | None = None
     while True:
         page = await store.retention.untagged(APP, UnusedLimits(START, START, START), after)
-        found += [manifest.digest for manifest in page.items]
+        listed += [manifest.digest for manifest in page.items]
         if page.next_after is None:
             break
         after = page.next_after
-    assert found == sorted(untagged)
-    assert not set(found) & set(tagged)
+    assert listed == sorted(untagged)
+    assert not set(listed) & set(tagged)
 
 
 async def test_an_untagged_index_is_deleted_with_its_manifests(store: StoredRegistry, clock: Clock) -> None:
@@ -309,8 +309,8 @@ async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path
         since = clock() - 5 * DAY
         assert {new.digest, untagged.digest} <= set(await unused_manifests(store, since))
         limits = UnusedLimits(pushed=since, untagged=since, pulled=started - DAY)
-        found = {manifest.digest for manifest in (await store.retention.untagged(APP, limits, None)).items}
-        assert old_tag.digest not in found
+        listed = {manifest.digest for manifest in (await store.retention.untagged(APP, limits, None)).items}
+        assert old_tag.digest not in listed
         assert old_tag.digest in await unused_manifests(store, since)
 
 

@@ -39,10 +39,10 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
 async def all_pages(
     store: StoredRegistry, query: TagQuery, limit: int = 2, repo: RepositoryName = APP
 ) -> list[TagPage]:
-    found = [await store.tag_listing.page(repo, query, None, limit)]
-    while (after := found[-1].next_after) is not None:
-        found.append(await store.tag_listing.page(repo, query, TagCursor.parse(str(after)), limit))
-    return found
+    page_list = [await store.tag_listing.page(repo, query, None, limit)]
+    while (after := page_list[-1].next_after) is not None:
+        page_list.append(await store.tag_listing.page(repo, query, TagCursor.parse(str(after)), limit))
+    return page_list
 
 
 async def listed_names(
@@ -123,9 +123,9 @@ async def test_facts_about_a_tag(store: StoredRegistry, clock: Clock) -> None:
     for number, kind in enumerate(["application/spdx+json", "application/vnd.cncf.notary.signature"] * 2):
         await push_image(store, APP, str(number), subject=image.digest, artifactType=kind)
     await push_image(store, APP, "signature", f"{image.digest.replace(':', '-')}.sig")
-    found = await listed_tag(store, "v1")
-    facts = found.manifest
-    assert (found.pushed, found.pushed_by, facts.stored) == (START + 10, BY.name, START)
+    listed = await listed_tag(store, "v1")
+    facts = listed.manifest
+    assert (listed.pushed, listed.pushed_by, facts.stored) == (START + 10, BY.name, START)
     assert (facts.last_pulled, facts.pulls) == (START + 10, 1)
     assert facts.stored_bytes == sum(blob.size for blob in image.blobs)
     assert facts.referrer_types == ("application/spdx+json", "application/vnd.cncf.notary.signature")

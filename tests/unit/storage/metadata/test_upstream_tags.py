@@ -64,8 +64,8 @@ async def test_moves_are_listed_in_pages(registry: StoredRegistry) -> None:
             await tags.save_sightings(repo, tag, [Sighting(at, A), Sighting(at + 1000, B)])
             expected += [TagMove(at, repo, tag), TagMove(at + 1000, repo, tag)]
     expected = [move for move in sorted(expected) if move.since >= 1002.0]
-    found: list[TagMove] = []
-    while page := await tags.moves(1002.0, found[-1] if found else None, 7):
-        found += page
-    assert found == expected
+    listed_moves: list[TagMove] = []
+    while page := await tags.moves(1002.0, listed_moves[-1] if listed_moves else None, 7):
+        listed_moves += page
+    assert listed_moves == expected
     assert list(await tags.moves(5000.0, None, 7)) == []

@@ -46,16 +46,16 @@ class SearchedStore:
 
     async def tags(self, text: str, within: NameSet = ALL_NAMES) -> list[str]:
         page = await self.store.search.tags(search_words(text), within, 0, RESULT_LIMIT)
-        return [f"{found.repository}:{found.tag}" for found in page.items]
+        return [f"{result.repository}:{result.tag}" for result in page.items]
 
     async def labels(self, text: str, within: NameSet = ALL_NAMES) -> list[str]:
         page = await self.store.search.labels(search_words(text), within, 0, RESULT_LIMIT)
-        return [f"{found.repository}:{found.tag}" for found in page.items]
+        return [f"{result.repository}:{result.tag}" for result in page.items]
 
     async def digests(self, text: str, within: NameSet = ALL_NAMES) -> list[tuple[str, bool]]:
         """Searches for digests. Returns for each result the repository, and whether it is a manifest."""
         page = await self.store.search.digests(text, within, 0, RESULT_LIMIT)
-        return [(found.repository, found.is_manifest) for found in page.items]
+        return [(result.repository, result.is_manifest) for result in page.items]
 
 
 @pytest.fixture

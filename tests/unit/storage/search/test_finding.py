@@ -29,23 +29,23 @@ async def test_repository_names(searched: SearchedStore) -> None:
         assert await searched.names(text) == [], text
 
 
-@pytest.mark.parametrize(("text", "found"), [("o", ["other/app"]), ("ot", ["other/app"]), ("ap", ["other/app"])])
-async def test_words_of_one_or_two_letters(searched: SearchedStore, text: str, found: list[str]) -> None:
+@pytest.mark.parametrize(("text", "expected"), [("o", ["other/app"]), ("ot", ["other/app"]), ("ap", ["other/app"])])
+async def test_words_of_one_or_two_letters(searched: SearchedStore, text: str, expected: list[str]) -> None:
     """A word of one letter finds names that begin with this letter. A word of two letters finds names with a part that
     begins with these letters."""
     await searched.push("other/app", "x/yz")
-    assert await searched.names(text) == found
+    assert await searched.names(text) == expected
 
 
 async def test_pages_of_names(searched: SearchedStore) -> None:
     """Pages of results have each name once. A page after the last result is empty."""
     await searched.push(*(f"team/app{number}" for number in range(5)))
-    found: list[str] = []
+    names: list[str] = []
     for offset in (0, 2, 4):
         page = await searched.store.search.repositories(["app"], ALL_NAMES, offset, 2)
         assert page.more == (offset < 4)
-        found += page.items
-    assert found == [f"team/app{number}" for number in range(5)]
+        names += page.items
+    assert names == [f"team/app{number}" for number in range(5)]
     assert (await searched.store.search.repositories(["app"], ALL_NAMES, 2000, 2)).items == []
 
 
@@ -99,9 +99,9 @@ async def test_labels(searched: SearchedStore) -> None:
     await searched.index()
     for text in ("alice", "ALICE maintainer", "git.example.com/team/app", "org.source", "two lines"):
         assert await searched.labels(text) == ["team/app:multi"], text
-    [found] = (await store.search.labels(["alice"], ALL_NAMES, 0, 10)).items
-    assert found.labels == {"maintainer": "Alice <alice@example.com>"}
-    assert found.digest in [platform_image.digest for platform_image in platform_images]
+    [result] = (await store.search.labels(["alice"], ALL_NAMES, 0, 10)).items
+    assert result.labels == {"maintainer": "Alice <alice@example.com>"}
+    assert result.digest in [platform_image.digest for platform_image in platform_images]
     for text in ("lice", "bob", "", "=", '"', "alice AND", "NOT alice bob", "text:alice"):
         assert await searched.labels(text) == [], text
 
@@ -127,8 +127,8 @@ async def test_large_and_odd_labels(searched: SearchedStore) -> None:
     assert await searched.labels("label00000") == ["team/app:v0"]
     assert await searched.labels("label01999") == []
     assert await searched.labels("surrogate") == ["team/app:lone"]
-    [found] = (await store.search.labels(["label00000"], ALL_NAMES, 0, 1)).items
-    assert sum(map(len, found.labels.values())) < MAX_TEXT_CHARACTERS
+    [result] = (await store.search.labels(["label00000"], ALL_NAMES, 0, 1)).items
+    assert sum(map(len, result.labels.values())) < MAX_TEXT_CHARACTERS
 
 
 async def test_a_config_that_comes_later(searched: SearchedStore) -> None:

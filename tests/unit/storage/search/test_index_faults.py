@@ -69,8 +69,9 @@ async def background(searched: SearchedStore, indexer: SearchIndexer | None = No
         await cancel_all([task])
 
 
-async def wait_until_found(searched: SearchedStore, text: str, found: list[str]) -> None:
-    while await searched.labels(text) != found:  # noqa: ASYNC110 - another task writes the index
+async def wait_until_found(searched: SearchedStore, text: str, expected: list[str]) -> None:
+    """Waits until the search for labels with `text` has the expected result."""
+    while await searched.labels(text) != expected:  # noqa: ASYNC110 - another task writes the index
         await asyncio.sleep(0.02)
 
 

@@ -27,10 +27,10 @@ async def push_images(searched: SearchedStore) -> dict[str, str]:
     names += [f"ghcr.io/{second}/{third}" for second in NAME_PARTS for third in ("app", "web")]
     digests = {}
     for name in names:
-        made = await push_image(
+        image = await push_image(
             searched.store, RepositoryName(name), name, "v1", "v2-app", annotations={"color": "red", "name": name}
         )
-        digests[name] = str(made.digest)
+        digests[name] = str(image.digest)
     await searched.index()
     return digests
 

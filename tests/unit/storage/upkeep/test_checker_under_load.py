@@ -62,10 +62,10 @@ async def test_checks_of_a_busy_store_find_no_problem(tmp_path: Path) -> None:
     """Clients push, mount and delete content, and garbage collection runs without a grace period. Checks during this
     time find no problem, and repairs do no damage."""
     prepare_data_dir(tmp_path)
-    found: list[Finding] = []
+    findings: list[Finding] = []
 
     async def on_finding(finding: Finding) -> None:
-        found.append(finding)
+        findings.append(finding)
 
     async def on_progress(done: int, total: int, message: str) -> None:
         if done % 50 == 0:
@@ -83,7 +83,7 @@ async def test_checks_of_a_busy_store_find_no_problem(tmp_path: Path) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await checked.checker.check(CheckOptions(hash_bytes=True), on_finding, on_progress)
-    assert found == []
+    assert findings == []
 
 
 class Interruption:
@@ -132,10 +132,10 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 
 async def check_during(store: StoredRegistry, **parts: Interruption) -> list[Finding]:
     """Checks and repairs the store, while `parts` take the place of parts of the checker. Returns the findings."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
 
     async def on_finding(finding: Finding) -> None:
-        found.append(finding)
+        findings.append(finding)
 
     async def on_progress(done: int, total: int, message: str) -> None:
         pass
@@ -143,7 +143,7 @@ async def check_during(store: StoredRegistry, **parts: Interruption) -> list[Fin
     checker = replace(store.checker, **parts)  # type: ignore[arg-type]
     await checker.check(CheckOptions(hash_bytes=True, repair=True), on_finding, on_progress)
     assert all(part.has_happened for part in parts.values())
-    return found
+    return findings
 
 
 async def collect_blob(store: StoredRegistry) -> None:

@@ -135,9 +135,9 @@ async def test_a_dry_run_reports_the_removals_of_a_run(store: StoredRegistry, da
 
     assert set(planned) == set(done)
     assert len(planned) == len(done)
-    found = {(removal.kind, removal.repository, removal.item) for removal in done}
+    reported_removals = {(removal.kind, removal.repository, removal.item) for removal in done}
     blobs = [descriptor.digest for descriptor in garbage["deleted"].blobs]
-    assert found == {
+    assert reported_removals == {
         (RemovalKind.TRASH, "", ""),
         (RemovalKind.PARTIAL, "", digest_of(b"x" * 5000)),
         (RemovalKind.UPLOAD, APP, garbage["upload"]),

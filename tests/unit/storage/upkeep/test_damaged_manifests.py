@@ -76,10 +76,8 @@ async def test_a_damaged_manifest_can_be_deleted(data: Path) -> None:
         planned = await registry.collector.collect(dry_run=True)
         report = await registry.collector.collect()
         assert planned == report
-        assert (report.blobs, report.count(RemovalKind.MANIFEST)) == (
-            2,
-            0,
-        )  # a damaged body is not stored for a restore
+        # A damaged body is not stored for a restore.
+        assert (report.blobs, report.count(RemovalKind.MANIFEST)) == (2, 0)
         with pytest.raises(ManifestUnknown):
             await TagChanges(registry.tag_history, registry.immutable_tags).restore(APP, Tag("latest"), by=BY)
 

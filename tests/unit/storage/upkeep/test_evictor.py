@@ -319,9 +319,8 @@ async def test_pulls_of_a_deleted_manifest_do_not_count_for_a_new_one(cache: Cac
     await cache.store.delete_manifest(APP, first.digest, by=BY, restorable=restorable)
     for table in ("manifest_pull", "cached_manifest"):
         assert cache.db.execute(f"SELECT count(*) FROM {table}").get == 0
-    await cache.store.pulls.save(
-        [PullCount(APP, first.digest, "hub", cache.clock.now, 1)]
-    )  # this pull was counted before the delete
+    # This pull was counted before the delete.
+    await cache.store.pulls.save([PullCount(APP, first.digest, "hub", cache.clock.now, 1)])
     second = await cache.fetch(APP, "second")
     record = await cache.store.pulls.record(APP, second.digest)
     assert record is not None
@@ -332,14 +331,14 @@ async def test_pulls_of_a_deleted_manifest_do_not_count_for_a_new_one(cache: Cac
 async def test_free_space_of_the_disk(cache: Cache) -> None:
     """If less than `low_free` bytes of the disk are free, images are evicted until `high_free` bytes are free."""
     images = [await cache.fetch(APP, f"layer {n}") for n in range(4)]
-    before = await cache.stored_bytes()
+    bytes_before = await cache.stored_bytes()
     cache.clock.now += 1
     evictor = cache.evictor(low_free=1500, high_free=2500)
     evicted_images: list[EvictedImage] = []
 
     async def on_evicted(image: EvictedImage) -> None:
         evicted_images.append(image)
-        cache.free = 1000 + before - await cache.stored_bytes()
+        cache.free = 1000 + bytes_before - await cache.stored_bytes()
 
     cache.free = 1500
     assert await evictor.evict(on_evicted) == 0
@@ -363,14 +362,14 @@ async def test_the_plan_lists_the_images_that_an_eviction_evicts(cache: Cache) -
         evictor, budget = cache.evictor(), Budget("cache", ("hub", "other"), max_bytes)
         evicted: list[EvictedImage] = []
         planned = await evictor.plan(budget)
-        before = await cache.used()
+        used_before = await cache.used()
 
         async def on_evicted(image: EvictedImage, evicted: list[EvictedImage] = evicted) -> None:
             evicted.append(image)
 
         await evictor.evict_to(budget, on_evicted)
         assert evicted == planned
-        assert before - await cache.used() == sum(image.bytes for image in planned)
+        assert used_before - await cache.used() == sum(image.bytes for image in planned)
     assert await cache.used() == await cache.stored_bytes() == 0
 
 
@@ -469,12 +468,12 @@ async def test_remaining_content_is_complete(cache: Cache, seed: int) -> None:
             cache.pull(rng.choice(images)[1])
         if number % 10 == 9:
             cache.clock.now += 1
-            before = blobs_of_manifests(cache)
+            blobs_before = blobs_of_manifests(cache)
             target = (await cache.used()) * 2 // 3
             await cache.evictor().evict_to(Budget("cache", ("hub", "other"), target))
             assert await cache.used() <= target
             remaining_ids = {manifest for (manifest,) in cache.db.execute("SELECT id FROM manifest")}
-            assert {link for link in before if link[0] in remaining_ids} <= blobs_of_manifests(cache)
+            assert {link for link in blobs_before if link[0] in remaining_ids} <= blobs_of_manifests(cache)
             lost = cache.db.execute(
                 "SELECT count(*) FROM manifest_child c WHERE NOT EXISTS (SELECT 1 FROM manifest m "
                 "WHERE m.repository = c.repository AND m.digest = c.digest)"

@@ -224,9 +224,9 @@ async def test_a_round_continues_where_it_stopped(data: Path, monkeypatch: pytes
 
 
 async def _current_round(registry: StoredRegistry) -> ScrubRound:
-    found = await registry.damage.current_round()
-    assert found is not None
-    return found
+    current_round = await registry.damage.current_round()
+    assert current_round is not None
+    return current_round
 
 
 async def test_a_scrub_keeps_to_its_rate(registry: StoredRegistry) -> None:

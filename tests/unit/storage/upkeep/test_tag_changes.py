@@ -111,14 +111,14 @@ async def test_the_history_is_listed_in_pages(store: StoredRegistry, clock: Cloc
     for tag in (V1, None):
         all_entries = await history(store, tag)
         assert len(all_entries) == (12 if tag else 24)
-        found: list[TagChange] = []
+        entries: list[TagChange] = []
         while True:
-            page = await store.tag_history.changes(APP, tag, found[-1].id if found else None, 5)
-            found += page.items
+            page = await store.tag_history.changes(APP, tag, entries[-1].id if entries else None, 5)
+            entries += page.items
             if not page.more:
                 break
-        assert found == all_entries
-        assert [entry.at for entry in found] == sorted((entry.at for entry in found), reverse=True)
+        assert entries == all_entries
+        assert [entry.at for entry in entries] == sorted((entry.at for entry in entries), reverse=True)
 
 
 async def test_restore_of_a_moved_tag(store: StoredRegistry, changes: TagChanges) -> None:
@@ -472,9 +472,8 @@ async def test_an_immutable_tag_changes_only_by_force(store: StoredRegistry, cha
     await changes.delete(APP, immutable_tag, by=ALICE, force=True)
     line = ("alice", "team/app:fixed-1", {"previous": first.digest})
     assert forced_changes() == [line, ("alice", "team/app:fixed-1", {"previous": second.digest}), line]
-    await changes.restore(
-        APP, immutable_tag, to=second.digest, by=ALICE
-    )  # the tag does not exist, so nothing is overwritten
+    # The tag does not exist, so nothing is overwritten.
+    await changes.restore(APP, immutable_tag, to=second.digest, by=ALICE)
     assert await digest_of_tag(store, immutable_tag) == second.digest
 
 

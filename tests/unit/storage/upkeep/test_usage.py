@@ -209,9 +209,8 @@ async def test_other_changes_of_a_transaction_succeed(store: StoredRegistry) -> 
     await set_quota(store, size=10)
     pushes = [push_blob(store, NAMES[index % 2 * 3], bytes([index]) * 6) for index in range(20)]
     results = await asyncio.gather(*pushes, return_exceptions=True)
-    assert (
-        sum(isinstance(result, QuotaExceeded) for result in results) == 9
-    )  # 10 of the pushes are to team/, and one of them fits into the quota
+    # 10 of the pushes are to team/, and one of them fits into the quota
+    assert sum(isinstance(result, QuotaExceeded) for result in results) == 9
     assert not [result for result in results if isinstance(result, Exception) and not isinstance(result, QuotaExceeded)]
     await assert_exact(store)
 

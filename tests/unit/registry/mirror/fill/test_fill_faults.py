@@ -26,7 +26,7 @@ from tests.unit.registry.mirror.conftest import (
     MIRRORED_REPO,
     OTHER,
     UPSTREAM_REPO,
-    MirrorStore,
+    MirrorSite,
     MirrorWorker,
     assert_each_byte_sent_once,
     read_to_end,
@@ -39,14 +39,14 @@ OTHER_UPSTREAM_REPO = "library/other"
 SMALL = random.Random(5).randbytes(3 * MIB)
 
 
-async def pull_manifest_of_new_image(site: MirrorStore, worker: MirrorWorker, layer: bytes) -> None:
+async def pull_manifest_of_new_image(site: MirrorSite, worker: MirrorWorker, layer: bytes) -> None:
     """Adds an image with this layer to the upstream, and pulls its manifest."""
     site.upstream.add_image(UPSTREAM_REPO, layer)
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
 
 
 @pytest.mark.parametrize("data", [SMALL, BIG])
-async def test_broken_connections_resume(site: MirrorStore, worker: MirrorWorker, data: bytes) -> None:
+async def test_broken_connections_resume(site: MirrorSite, worker: MirrorWorker, data: bytes) -> None:
     """After a connection breaks, the download resumes at the first missing byte. No byte is sent twice, and readers
     notice nothing."""
     site.upstream.faults.drops = [MIB, 100_000, 70_000, 500_000]
@@ -56,7 +56,7 @@ async def test_broken_connections_resume(site: MirrorStore, worker: MirrorWorker
     assert not site.upstream.faults.drops
 
 
-async def test_fill_without_progress_fails_after_the_stall_timeout(site: MirrorStore) -> None:
+async def test_fill_without_progress_fails_after_the_stall_timeout(site: MirrorSite) -> None:
     """A fill that receives no new bytes is given up after the stall timeout. Its readers get an error, and the bytes
     that are stored already are kept."""
     site.stall_timeout = 0.5
@@ -73,7 +73,7 @@ async def test_fill_without_progress_fails_after_the_stall_timeout(site: MirrorS
 
 
 @pytest.mark.parametrize("error", [UpstreamUnavailable(), TooManyRequests(retry_after=1)], ids=lambda e: e.code)
-async def test_fill_continues_after_the_upstream_restarts(site: MirrorStore, error: RegistryError) -> None:
+async def test_fill_continues_after_the_upstream_restarts(site: MirrorSite, error: RegistryError) -> None:
     """The fill of a blob that has readers continues when the upstream is back after a restart, however many attempts
     fail meanwhile."""
     site.stall_timeout = 2.0  # with this timeout, two attempts are a tenth of a second apart
@@ -93,7 +93,7 @@ async def test_fill_continues_after_the_upstream_restarts(site: MirrorStore, err
     assert_each_byte_sent_once(site, digest_of(SMALL), len(SMALL))
 
 
-async def test_a_worker_that_takes_over_waits_for_the_whole_stall_timeout(site: MirrorStore) -> None:
+async def test_a_worker_that_takes_over_waits_for_the_whole_stall_timeout(site: MirrorSite) -> None:
     """A worker that takes over a fill while the upstream is away waits for the whole stall timeout before it gives
     up."""
     site.stall_timeout = 2.0
@@ -122,7 +122,7 @@ async def test_a_worker_that_takes_over_waits_for_the_whole_stall_timeout(site: 
     "error", [UpstreamUnavailable(), Denied(), TooManyRequests(retry_after=60), BlobUnknown()], ids=lambda e: e.code
 )
 async def test_upstream_error_is_raised_before_any_header(
-    site: MirrorStore, worker: MirrorWorker, error: RegistryError
+    site: MirrorSite, worker: MirrorWorker, error: RegistryError
 ) -> None:
     """An upstream error in place of a blob is raised before any header is sent. Of these errors, only BlobUnknown
     is cached."""
@@ -136,7 +136,7 @@ async def test_upstream_error_is_raised_before_any_header(
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL)) == SMALL
 
 
-async def test_corrupt_blob_is_not_stored(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_corrupt_blob_is_not_stored(site: MirrorSite, worker: MirrorWorker) -> None:
     """Readers of a corrupt blob get an error instead of its last byte, and the blob is not stored. The next attempt
     downloads the blob from another endpoint of the upstream."""
     site.upstream.endpoints = ("https://one", "https://two")
@@ -154,7 +154,7 @@ async def test_corrupt_blob_is_not_stored(site: MirrorStore, worker: MirrorWorke
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest) == SMALL
 
 
-async def test_corrupt_small_blob_is_fetched_again_before_it_is_served(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_corrupt_small_blob_is_fetched_again_before_it_is_served(site: MirrorSite, worker: MirrorWorker) -> None:
     """The digest of a small blob is checked before the blob is served. If its bytes are corrupt, they are fetched from
     another endpoint, and the client gets no error."""
     site.upstream.endpoints = ("https://one", "https://two")
@@ -163,7 +163,7 @@ async def test_corrupt_small_blob_is_fetched_again_before_it_is_served(site: Mir
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"a small layer")) == b"a small layer"
 
 
-async def test_pause_grows_while_an_upstream_sends_only_corrupt_bytes(site: MirrorStore) -> None:
+async def test_pause_grows_while_an_upstream_sends_only_corrupt_bytes(site: MirrorSite) -> None:
     """If an upstream sends only corrupt bytes, the fill is repeated once. After that, no worker requests the blob from
     the upstream until a pause has ended. Each fetch with corrupt bytes makes the next pause longer, up to 30 seconds.
     The error names the endpoint and the blob, and says when to retry."""
@@ -183,7 +183,7 @@ async def test_pause_grows_while_an_upstream_sends_only_corrupt_bytes(site: Mirr
 
 
 async def test_paused_endpoint_is_not_used_even_if_the_other_one_is_down(
-    site: MirrorStore, worker: MirrorWorker
+    site: MirrorSite, worker: MirrorWorker
 ) -> None:
     """An endpoint that sent corrupt bytes is paused. Until the pause is over, no bytes are requested from this
     endpoint, even if the upstream's other endpoint is down."""
@@ -203,7 +203,7 @@ async def test_paused_endpoint_is_not_used_even_if_the_other_one_is_down(
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL)) == SMALL
 
 
-async def test_record_of_corrupt_bytes_expires_or_can_be_deleted(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_record_of_corrupt_bytes_expires_or_can_be_deleted(site: MirrorSite, worker: MirrorWorker) -> None:
     """The record that an endpoint sent corrupt bytes is deleted after some time, or on request."""
     site.upstream.faults.corrupt = {"https://one"}
     layers = [b"a small layer", b"another"]
@@ -224,7 +224,7 @@ async def test_record_of_corrupt_bytes_expires_or_can_be_deleted(site: MirrorSto
 
 @pytest.mark.parametrize("follows", [False, True])
 async def test_client_can_retry_at_once_after_corrupt_bytes(
-    site: MirrorStore, worker: MirrorWorker, follows: bool
+    site: MirrorSite, worker: MirrorWorker, follows: bool
 ) -> None:
     """When a reader gets the error for corrupt bytes, the fill has ended in the reader's worker. If the client opens
     the blob again, a new fill starts. `follows`: the reader is in a worker that follows the fill of another worker."""
@@ -250,7 +250,7 @@ async def test_client_can_retry_at_once_after_corrupt_bytes(
             await reader.aclose()
 
 
-async def test_wrong_size_in_a_manifest(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_wrong_size_in_a_manifest(site: MirrorSite, worker: MirrorWorker) -> None:
     """If the manifest that was pulled last states a wrong size for a blob, opening the blob raises an error. After a
     manifest with the right size was pulled, the blob can be read."""
     right_descriptor = site.upstream.add_blob(UPSTREAM_REPO, BIG)
@@ -266,7 +266,7 @@ async def test_wrong_size_in_a_manifest(site: MirrorStore, worker: MirrorWorker)
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
 
 
-async def test_a_wrong_size_does_not_delay_other_readers(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_wrong_size_does_not_delay_other_readers(site: MirrorSite, worker: MirrorWorker) -> None:
     """If an image states a wrong size for a blob, the stored part of the blob is not deleted. Readers that use the
     right size are not delayed, even while the request with the wrong size waits for the upstream."""
     await pull_manifest_of_new_image(site, worker, BIG)
@@ -295,7 +295,7 @@ async def test_a_wrong_size_does_not_delay_other_readers(site: MirrorStore, work
         await waiting
 
 
-async def test_another_worker_takes_over_a_fill(site: MirrorStore) -> None:
+async def test_another_worker_takes_over_a_fill(site: MirrorSite) -> None:
     """When the worker that owns a fill stops, another worker that has a reader continues the fill. No stored byte is
     fetched again."""
     leaving_source = FakeSource()

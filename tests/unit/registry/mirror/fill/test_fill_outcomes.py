@@ -14,14 +14,14 @@ from storage.errors import BlobUnknown, RegistryError
 from storage.names import Tag
 from tests.fakes.registry_content import read_blob
 from tests.unit.registry.conftest import wait_until
-from tests.unit.registry.mirror.conftest import BIG, DIGEST, MIB, MIRRORED_REPO, UPSTREAM_REPO, MirrorStore
+from tests.unit.registry.mirror.conftest import BIG, DIGEST, MIB, MIRRORED_REPO, UPSTREAM_REPO, MirrorSite
 
 TAG = Tag("1")
 SMALL = b"a first layer"
 
 
 @pytest.fixture
-def metrics(site: MirrorStore) -> Metrics:
+def metrics(site: MirrorSite) -> Metrics:
     """Metrics that count the fills of the mirrors of `site`."""
     mirror_metrics = Metrics(["docker.io"], workers=1)
     mirror_metrics.start_worker()
@@ -36,7 +36,7 @@ def fills_by_outcome(metrics: Metrics) -> dict[str, float]:
     return {outcome: count for outcome, count in counts.items() if count}
 
 
-async def test_a_blob_that_the_upstream_does_not_have(site: MirrorStore, metrics: Metrics) -> None:
+async def test_a_blob_that_the_upstream_does_not_have(site: MirrorSite, metrics: Metrics) -> None:
     """A fill of a blob that the upstream does not have counts as "unknown", not as a failure."""
     site.upstream.add_image(UPSTREAM_REPO, SMALL)
     async with site.worker() as worker:
@@ -47,7 +47,7 @@ async def test_a_blob_that_the_upstream_does_not_have(site: MirrorStore, metrics
         assert fills_by_outcome(metrics) == {"unknown": 1}
 
 
-async def test_corrupt_bytes(site: MirrorStore, metrics: Metrics) -> None:
+async def test_corrupt_bytes(site: MirrorSite, metrics: Metrics) -> None:
     """Each fill that receives corrupt bytes counts as a failure, also if it repeats an earlier fill."""
     site.upstream.add_image(UPSTREAM_REPO, SMALL)
     site.upstream.faults.corrupt = {"https://one"}
@@ -59,7 +59,7 @@ async def test_corrupt_bytes(site: MirrorStore, metrics: Metrics) -> None:
         assert set(fills_by_outcome(metrics)) == {"failed"}
 
 
-async def test_a_prefetch_that_nobody_reads(site: MirrorStore, metrics: Metrics) -> None:
+async def test_a_prefetch_that_nobody_reads(site: MirrorSite, metrics: Metrics) -> None:
     """A prefetch is a fill that starts before a client requests the blob. If no client reads the blob until the pull of
     the image is over, the fill counts as abandoned."""
     site.configure(prefetch="layers")
@@ -76,7 +76,7 @@ async def test_a_prefetch_that_nobody_reads(site: MirrorStore, metrics: Metrics)
         assert fills_by_outcome(metrics) == {"stored": 2, "abandoned": 1}
 
 
-async def test_a_worker_that_stops(site: MirrorStore, metrics: Metrics) -> None:
+async def test_a_worker_that_stops(site: MirrorSite, metrics: Metrics) -> None:
     """The fills of a worker that stops count as abandoned."""
     site.upstream.add_image(UPSTREAM_REPO, BIG)
     gate = site.upstream.faults.gates[MIB] = threading.Event()

@@ -32,7 +32,7 @@ from tests.unit.registry.mirror.conftest import (
     MIRRORED_REPO,
     OTHER,
     UPSTREAM_REPO,
-    MirrorStore,
+    MirrorSite,
     MirrorWorker,
     assert_each_byte_sent_once,
     read_to_end,
@@ -51,7 +51,7 @@ async def take_connections(worker: MirrorWorker, stack: AsyncExitStack, count: i
         assert await stack.enter_async_context(worker.store.leases.try_slot("upstream-docker.io", 4))
 
 
-async def begin_prefetch(site: MirrorStore, worker: MirrorWorker) -> threading.Event:
+async def begin_prefetch(site: MirrorSite, worker: MirrorWorker) -> threading.Event:
     """Starts the prefetch of a layer that no client has requested. Only its first MiB arrives until the returned event
     is set."""
     site.upstream.add_image(UPSTREAM_REPO, FIRST, BIG)
@@ -62,28 +62,32 @@ async def begin_prefetch(site: MirrorStore, worker: MirrorWorker) -> threading.E
     return gate
 
 
-async def test_a_prefetch_becomes_urgent_when_another_worker_reads_it(site: MirrorStore) -> None:
+async def test_a_prefetch_becomes_urgent_when_another_worker_reads_it(site: MirrorSite) -> None:
     """A prefetch does not use the last free connections to the upstream. If a client of another worker requests the
     layer, the prefetching worker treats the layer as requested and completes it even over the last connection."""
     site.configure(prefetch="layers")
-    async with site.worker() as one, site.worker(source_of_another_worker(site)) as two, AsyncExitStack() as stack:
-        gate = await begin_prefetch(site, one)
-        await take_connections(one, stack, 3)
-        reader = await two.mirror.open_blob(MIRRORED_REPO, DIGEST)
+    async with (
+        site.worker() as worker_1,
+        site.worker(source_of_another_worker(site)) as worker_2,
+        AsyncExitStack() as stack,
+    ):
+        gate = await begin_prefetch(site, worker_1)
+        await take_connections(worker_1, stack, 3)
+        reader = await worker_2.mirror.open_blob(MIRRORED_REPO, DIGEST)
         gate.set()
         async with asyncio.timeout(60):
             assert await read_to_end(reader) == BIG
     assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_a_prefetch_that_only_another_worker_reads_is_completed(site: MirrorStore) -> None:
+async def test_a_prefetch_that_only_another_worker_reads_is_completed(site: MirrorSite) -> None:
     """A worker prefetches a layer that only a client of another worker reads. The worker fetches the layer to its end,
     although the pull in this worker is over."""
     site.configure(prefetch="layers")
     other = source_of_another_worker(site)
-    async with site.worker() as one, site.worker(other) as two:
-        gate = await begin_prefetch(site, one)
-        reader = await two.mirror.open_blob(MIRRORED_REPO, DIGEST)
+    async with site.worker() as worker_1, site.worker(other) as worker_2:
+        gate = await begin_prefetch(site, worker_1)
+        reader = await worker_2.mirror.open_blob(MIRRORED_REPO, DIGEST)
         site.monotonic.now += PULL_IDLE_SECONDS + 1
         gate.set()
         assert await read_to_end(reader) == BIG
@@ -91,29 +95,29 @@ async def test_a_prefetch_that_only_another_worker_reads_is_completed(site: Mirr
     assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_followers_are_answered_while_the_fill_waits_for_a_connection(site: MirrorStore) -> None:
+async def test_followers_are_answered_while_the_fill_waits_for_a_connection(site: MirrorSite) -> None:
     """While a fill waits for a free connection, clients of every worker get the headers of the response in time. The
     bytes follow when a connection is free."""
     site.start_timeout = 0.2
     site.upstream.add_image(UPSTREAM_REPO, BIG)
-    async with site.worker() as one, site.worker(source_of_another_worker(site)) as two:
-        await one.mirror.get_manifest(MIRRORED_REPO, TAG)
+    async with site.worker() as worker_1, site.worker(source_of_another_worker(site)) as worker_2:
+        await worker_1.mirror.get_manifest(MIRRORED_REPO, TAG)
         async with AsyncExitStack() as stack:
-            await take_connections(one, stack, 4)
-            readers = [await worker.mirror.open_blob(MIRRORED_REPO, DIGEST) for worker in (one, two)]
+            await take_connections(worker_1, stack, 4)
+            readers = [await worker.mirror.open_blob(MIRRORED_REPO, DIGEST) for worker in (worker_1, worker_2)]
         assert await asyncio.gather(*map(read_to_end, readers)) == [BIG, BIG]
     assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_followers_get_an_error_if_the_upstream_does_not_answer(site: MirrorStore) -> None:
+async def test_followers_get_an_error_if_the_upstream_does_not_answer(site: MirrorSite) -> None:
     """If the upstream does not answer the request for a blob, clients of all workers get an error after the start
     timeout."""
     site.start_timeout = 0.2
     site.upstream.add_image(UPSTREAM_REPO, BIG)
     stall = site.upstream.faults.stall = asyncio.Event()
-    async with site.worker() as one, site.worker(source_of_another_worker(site)) as two:
-        await one.mirror.get_manifest(MIRRORED_REPO, TAG)
-        for worker in (one, two):
+    async with site.worker() as worker_1, site.worker(source_of_another_worker(site)) as worker_2:
+        await worker_1.mirror.get_manifest(MIRRORED_REPO, TAG)
+        for worker in (worker_1, worker_2):
             with pytest.raises(UpstreamTimeout):
                 await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
     stall.set()
@@ -122,7 +126,7 @@ async def test_followers_get_an_error_if_the_upstream_does_not_answer(site: Mirr
         assert await read_blob(later_worker.mirror, MIRRORED_REPO, DIGEST) == BIG
 
 
-async def test_followers_fail_at_once_when_the_owner_gives_up(site: MirrorStore) -> None:
+async def test_followers_fail_at_once_when_the_owner_gives_up(site: MirrorSite) -> None:
     """When the owner of a fill gives up, the readers of all workers get its error at once. Their workers do not start
     attempts of their own. A later request starts a new attempt."""
     site.stall_timeout = 1.0
@@ -144,18 +148,18 @@ async def test_followers_fail_at_once_when_the_owner_gives_up(site: MirrorStore)
     assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_a_failure_for_one_repository_does_not_count_for_another(site: MirrorStore) -> None:
+async def test_a_failure_for_one_repository_does_not_count_for_another(site: MirrorSite) -> None:
     """If the owner of a fill fails, a follower that reads the blob from another repository takes over the fill."""
     site.stall_timeout = 0.5
     site.upstream.add_image(UPSTREAM_REPO, BIG)
     site.upstream.add_image("library/other", BIG)
     other = source_of_another_worker(site)
-    async with site.worker() as one, site.worker(other) as two:
-        await one.mirror.get_manifest(MIRRORED_REPO, TAG)
-        await two.mirror.get_manifest(OTHER, TAG)
+    async with site.worker() as worker_1, site.worker(other) as worker_2:
+        await worker_1.mirror.get_manifest(MIRRORED_REPO, TAG)
+        await worker_2.mirror.get_manifest(OTHER, TAG)
         site.upstream.faults.drops = [MIB, *[0] * 20]
-        first = await one.mirror.open_blob(MIRRORED_REPO, DIGEST)
-        second = await two.mirror.open_blob(OTHER, DIGEST)
+        first = await worker_1.mirror.open_blob(MIRRORED_REPO, DIGEST)
+        second = await worker_2.mirror.open_blob(OTHER, DIGEST)
         reading = asyncio.create_task(read_to_end(second))
         with pytest.raises(UpstreamUnavailable):
             await read_to_end(first)
@@ -164,7 +168,7 @@ async def test_a_failure_for_one_repository_does_not_count_for_another(site: Mir
     assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_all_workers_avoid_an_endpoint_that_sent_corrupt_bytes(site: MirrorStore) -> None:
+async def test_all_workers_avoid_an_endpoint_that_sent_corrupt_bytes(site: MirrorSite) -> None:
     """Before the readers of a corrupt blob can retry, the endpoint that sent the corrupt bytes is recorded for all
     workers. No worker requests the blob from this endpoint again."""
     site.upstream.endpoints = ("https://one", "https://two")
@@ -213,13 +217,13 @@ async def test_a_server_on_a_full_disk_does_not_warm(
 
 
 @pytest.fixture
-def partial_files(site: MirrorStore) -> Callable[[], list[str]]:
+def partial_files(site: MirrorSite) -> Callable[[], list[str]]:
     """Returns a function that lists the files of partial blobs (blobs that are not complete yet)."""
     return lambda: sorted(os.listdir(site.data / "partials"))
 
 
 async def test_a_blob_that_another_worker_has_just_stored(
-    site: MirrorStore, monkeypatch: pytest.MonkeyPatch, partial_files: Callable[[], list[str]]
+    site: MirrorSite, monkeypatch: pytest.MonkeyPatch, partial_files: Callable[[], list[str]]
 ) -> None:
     """If a worker claims a blob just after another worker has stored this blob, no partial blob is left behind."""
     site.upstream.add_image(UPSTREAM_REPO, FIRST)
@@ -243,9 +247,7 @@ async def test_a_blob_that_another_worker_has_just_stored(
     assert_each_byte_sent_once(site, digest_of(FIRST), len(FIRST))
 
 
-async def test_a_follower_of_a_discarded_partial_blob(
-    site: MirrorStore, partial_files: Callable[[], list[str]]
-) -> None:
+async def test_a_follower_of_a_discarded_partial_blob(site: MirrorSite, partial_files: Callable[[], list[str]]) -> None:
     """A worker waits for a partial blob that another worker owns. If the owner discards the partial blob, the waiting
     worker claims the blob itself and fetches it."""
     site.upstream.add_image(UPSTREAM_REPO, FIRST)

@@ -32,12 +32,12 @@ def test_every_byte_is_assigned_once(gaps: list[tuple[int, int]], takes: list[tu
         at += space + length + 1
     plan, downloaded = PiecePlan(missing_spans), set[tuple[int, int]]()
     for length, share, wanted in takes:
-        before = plan.remaining
+        remaining_before = plan.remaining
         piece = plan.take(length * MIB, [offset * MIB for offset in wanted])
         if piece is None:
-            assert before == 0
+            assert remaining_before == 0
             break
-        assert plan.remaining == before - (piece.stop - piece.start)
+        assert plan.remaining == remaining_before - (piece.stop - piece.start)
         piece.next_offset = piece.start + (piece.stop - piece.start) * share // 3
         downloaded.add((piece.start, piece.next_offset))
         plan.give_back(piece)

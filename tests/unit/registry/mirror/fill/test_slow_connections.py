@@ -9,20 +9,22 @@ KIB = 1024
 
 
 def time_of_cut(
-    rates: dict[str, float], left: dict[str, int], ended: tuple[float, ...] = (), seconds: float = 30.0
+    rates: dict[str, float], bytes_left: dict[str, int], ended: tuple[float, ...] = (), seconds: float = 30.0
 ) -> float:
     """Returns the time in seconds at which the connection "slow" is cut; `seconds` if no connection is cut. `rates`:
-    the bytes per second of each connection; `left`: the bytes that each connection has to fetch; `ended`: the bytes
-    per second of the pieces that ended before."""
+    the bytes per second of each connection; `bytes_left`: the bytes that each connection has to fetch; `ended`: the
+    bytes per second of the pieces that ended before."""
     stragglers: StragglerDetector[str] = StragglerDetector()
     for rate in ended:
         stragglers.note_piece(0.0, int(rate), 1.0)
     now = 0.0
     while now < seconds:
         stragglers.observe(now, {key: int(rate * now) for key, rate in rates.items()})
-        found = stragglers.find(now, {key: left[key] - int(rates[key] * now) for key in rates if key in left})
-        if found:
-            assert found == ["slow"]
+        cut_connections = stragglers.find(
+            now, {key: bytes_left[key] - int(rates[key] * now) for key in rates if key in bytes_left}
+        )
+        if cut_connections:
+            assert cut_connections == ["slow"]
             return now
         now += 0.02
     return seconds
@@ -63,10 +65,10 @@ def test_a_link_that_became_slow_costs_one_request() -> None:
     connection is cut."""
     stragglers: StragglerDetector[int] = StragglerDetector()
     stragglers.note_piece(0.0, 8 * MIB, 1.0)
-    now, cuts, name, begun = 0.0, 0, 0, 0.0
+    now, cuts, name, begun_at = 0.0, 0, 0, 0.0
     while now < 60:
-        stragglers.observe(now, {name: int((now - begun) * 20 * KIB)})
+        stragglers.observe(now, {name: int((now - begun_at) * 20 * KIB)})
         if stragglers.find(now, {name: 60 * MIB}):
-            cuts, name, begun = cuts + 1, name + 1, now
+            cuts, name, begun_at = cuts + 1, name + 1, now
         now += 0.02
     assert cuts == 1

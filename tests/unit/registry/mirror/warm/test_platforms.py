@@ -30,7 +30,7 @@ INDEX_ENTRIES = [
 
 
 @pytest.mark.parametrize(
-    ("wanted", "found"),
+    ("platform", "expected"),
     [
         ("linux/amd64", ["linux/amd64"]),
         ("linux/amd64/v1", ["linux/amd64"]),
@@ -43,11 +43,11 @@ INDEX_ENTRIES = [
         ("linux/arm/v5", []),
     ],
 )
-def test_entries_for_a_platform(wanted: str, found: list[str]) -> None:
+def test_entries_for_a_platform(platform: str, expected: list[str]) -> None:
     """A platform without a variant, in the request or in the index, means the usual variant of its architecture."""
-    chosen, missing = choose_manifests(INDEX_ENTRIES, [Platform.parse(wanted)])
-    assert [platform_name(each) for each in chosen] == found
-    assert [str(each) for each in missing] == ([] if found else [wanted])
+    chosen, missing = choose_manifests(INDEX_ENTRIES, [Platform.parse(platform)])
+    assert [platform_name(each) for each in chosen] == expected
+    assert [str(each) for each in missing] == ([] if expected else [platform])
 
 
 def test_only_unusual_variants() -> None:
@@ -61,8 +61,8 @@ def test_only_unusual_variants() -> None:
 
 def test_several_platforms_keep_the_order_of_the_index() -> None:
     """If several platforms are requested, each matching entry is returned once, in the order of the index."""
-    wanted = [Platform.parse(text) for text in ("linux/arm64", "linux/amd64", "linux/amd64/v1")]
-    assert [platform_name(each) for each in choose_manifests(INDEX_ENTRIES, wanted)[0]] == [
+    platform = [Platform.parse(text) for text in ("linux/arm64", "linux/amd64", "linux/amd64/v1")]
+    assert [platform_name(each) for each in choose_manifests(INDEX_ENTRIES, platform)[0]] == [
         "linux/amd64",
         "linux/arm64/v8",
     ]

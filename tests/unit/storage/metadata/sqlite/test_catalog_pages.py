@@ -81,18 +81,18 @@ def test_the_cost_of_a_page_is_limited(store: CountingConnection) -> None:
     """If no names can be skipped, a page ends when its cost reaches a limit. The page then has the position at which
     the next page begins. All pages together have every name of the set."""
     names = NameSet.of(["**"], limits=[f"*/*{'*a*p' * 40}*{number}" for number in range(50)] + ["**/app07*"])
-    found: list[str] = []
+    listed_names: list[str] = []
     page_starts: list[str] = []
     after: str | None = None
     while True:
         page = lookups.repositories(store.db, after, 10_000, names)
-        found += page.items
+        listed_names += page.items
         if not page.more:
             break
         after = page.next_after or page.items[-1]
         assert not page_starts or after > page_starts[-1]
         page_starts.append(after)
-    assert found == [name for name in NAMES if "/app07" in name]
+    assert listed_names == [name for name in NAMES if "/app07" in name]
     assert len(page_starts) > 3
 
 

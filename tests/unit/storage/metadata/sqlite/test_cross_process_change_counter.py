@@ -47,14 +47,14 @@ def test_reads_and_rollbacks_do_not_change_the_version(
 ) -> None:
     """The data version is not changed by a read, by a transaction that is rolled back, or by a transaction that is
     still open."""
-    before = version()
+    version_before = version()
     assert reading.execute(COUNT_WORDS).get == 0
-    assert version() == before
+    assert version() == version_before
     writing.execute("BEGIN IMMEDIATE")
     writing.execute(INSERT_WORD)
-    assert version() == before
+    assert version() == version_before
     writing.execute("ROLLBACK")
-    assert version() == before
+    assert version() == version_before
 
 
 def test_a_commit_changes_the_version_before_it_returns(
@@ -102,11 +102,11 @@ def test_a_commit_of_another_process_changes_the_version(
         assert other.stdin
         assert other.stdout
         for number in range(1, 20):
-            before = version()
+            version_before = version()
             other.stdin.write("\n")
             other.stdin.flush()
             other.stdout.readline()
-            assert version() != before
+            assert version() != version_before
             assert reading.execute(COUNT_WORDS).get == number
         other.stdin.close()
 
@@ -121,24 +121,24 @@ def test_a_killed_writer_does_not_change_the_version(
         "db = connect(Path(sys.argv[1])); db.execute('BEGIN IMMEDIATE')\n"
         f"db.execute({INSERT_WORD!r}); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    before = version()
+    version_before = version()
     assert subprocess.run([sys.executable, "-c", script, str(file)]).returncode == -signal.SIGKILL
-    assert version() == before
+    assert version() == version_before
     writing.execute(INSERT_WORD)
-    assert version() != before
+    assert version() != version_before
 
 
 def test_a_half_written_header_changes_the_version(version: DataVersion, reading: apsw.Connection, file: Path) -> None:
     """The index of the log begins with two copies of a header. If a writer dies between the writes of the two copies,
     only one copy has the commit. Readers may see the commit from then on, so the data version must change."""
-    before = version()
+    version_before = version()
     with open(f"{file}-shm", "r+b") as shared:
         # The descriptor is duplicated, because closing the file would drop this process's locks on it.
         descriptor = os.dup(shared.fileno())
     try:
         assert os.pread(descriptor, 4, 8) == os.pread(descriptor, 4, 48 + 8)
         os.pwrite(descriptor, b"\xff\xff\xff\x7f", 48 + 8)  # the count of commits in the second copy
-        assert version() != before
+        assert version() != version_before
     finally:
         os.close(descriptor)
 
@@ -201,25 +201,25 @@ def test_exactly_one_commit_between_two_versions(version: DataVersion, writing: 
         if checkpoint is not None:
             writing.wal_checkpoint(mode=checkpoint)  # the next transaction starts the log again from its beginning
         writing.execute("BEGIN IMMEDIATE")
-        before = version()
+        version_before = version()
         writing.execute(INSERT_WORD)
-        assert not is_exactly_one_commit_later(before, version())
+        assert not is_exactly_one_commit_later(version_before, version())
         writing.execute("COMMIT")
         after = version()
-        assert is_exactly_one_commit_later(before, after)
+        assert is_exactly_one_commit_later(version_before, after)
         writing.execute(INSERT_WORD)
-        assert not is_exactly_one_commit_later(before, version())
+        assert not is_exactly_one_commit_later(version_before, version())
         assert is_exactly_one_commit_later(after, version())
 
 
 def test_versions_after_close_never_count_as_one_commit(version: DataVersion, writing: apsw.Connection) -> None:
     """If one of the two versions was read after `close`, the function does not report exactly one commit."""
-    before = version()
+    version_before = version()
     version.close()
     writing.execute(INSERT_WORD)
-    assert not is_exactly_one_commit_later(before, version())
+    assert not is_exactly_one_commit_later(version_before, version())
     assert not is_exactly_one_commit_later(version(), version())
-    assert not is_exactly_one_commit_later(None, before)
+    assert not is_exactly_one_commit_later(None, version_before)
 
 
 @pytest.fixture
@@ -263,11 +263,11 @@ def test_pragma_is_used_if_the_layout_is_unknown(
     assert isinstance(version, PragmaDataVersion)
     assert "unknown layout" in caplog.text
     for number in range(1, 10):
-        before = version()
-        assert version() == before
+        version_before = version()
+        assert version() == version_before
         writing.execute(INSERT_WORD)
-        assert version() != before
-        assert not is_exactly_one_commit_later(before, version())
+        assert version() != version_before
+        assert not is_exactly_one_commit_later(version_before, version())
         assert reading.execute(COUNT_WORDS).get == number
     versions_in_thread: list[object] = []
     thread = threading.Thread(target=lambda: versions_in_thread.append(version()))

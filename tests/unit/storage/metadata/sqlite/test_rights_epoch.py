@@ -91,11 +91,11 @@ async def test_outside_change_right_after_a_commit_is_seen(data: Path, outside_c
     system = HookedSystem()
     with opened(data, system) as database:
         for number in range(3):
-            before = database.accounts.epoch()
+            epoch_before = database.accounts.epoch()
             system.after_commit = lambda: outside_connection.execute(INCREASE_EPOCH)
             await start_upload(database, number)
             system.after_commit = None
-            assert database.accounts.epoch() == before + 1
+            assert database.accounts.epoch() == epoch_before + 1
 
 
 @pytest.mark.parametrize("seed", range(6))
