@@ -164,21 +164,21 @@ async def test_results_have_the_names_of_this_registry(tmp_path: Path) -> None:
     """Results have the names under which they can be pulled from this registry. Results that the user may not pull are
     left out, and so are invalid names. If the user may pull nothing from the upstream, no request is sent to it."""
     fake = SearchServer()
-    results = [{"name": name} for name in ("nginx", "bitnami/nginx", "No Name", "x" * 300)]
-    fake.answer = json.dumps({"results": results}).encode()
+    upstream_results = [{"name": name} for name in ("nginx", "bitnami/nginx", "No Name", "x" * 300)]
+    fake.answer = json.dumps({"results": upstream_results}).encode()
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     hub = Upstream(name="docker.io", endpoints=[url], search=f"{url}/v1/search", default=True)
     prepare_data_dir(tmp_path)
     async with open_backend(Settings(data=tmp_path, upstream=[hub])) as backend:
         searches = ContentSearches(backend.store, backend.router, backend.upstream_search)
-        for principal, names, requests_before in (
+        for principal, names, total_requests in (
             (UNPRIVILEGED, [], 0),
             (open_principal(["docker.io"]), [], 0),
             (open_principal(), ["docker.io/library/nginx", "docker.io/bitnami/nginx"], 1),
         ):
             results = await searches.at_upstream(principal, "nginx", 25, 1)
-            assert ([name for name, _ in results], len(fake.requests)) == (names, requests_before)
+            assert ([name for name, _ in results], len(fake.requests)) == (names, total_requests)
     server.close()
     await server.wait_closed()
 

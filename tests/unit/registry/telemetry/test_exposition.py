@@ -106,7 +106,8 @@ def test_openmetrics_if_the_client_accepts_it(metrics: Metrics) -> None:
     metrics.seconds.observe(metrics.cells.own, metrics.seconds.cell("ping", "GET"), 0.1)
     body, media_type = render_metrics([CellCollector(metrics)], "application/openmetrics-text;version=1.0.0")
     assert media_type.startswith("application/openmetrics-text")
-    assert any(family.name == "entrepot_http_requests" for family in parse_openmetrics(body.decode()))  # type: ignore[no-untyped-call]
+    families = parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]
+    assert any(family.name == "entrepot_http_requests" for family in families)
     body, media_type = render_metrics([CellCollector(metrics)], "*/*")
     assert media_type.startswith("text/plain")
     assert b"# EOF" not in body

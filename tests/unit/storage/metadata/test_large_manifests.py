@@ -39,7 +39,8 @@ def image(**more: object) -> Manifest:
 
 def referrer(number: int, **more: object) -> Manifest:
     subject = {"mediaType": OCI_MANIFEST, "digest": SUBJECT, "size": 1}
-    return image(subject=subject, annotations={"n": str(number), **more.pop("annotations", {})}, **more)  # type: ignore[dict-item]
+    annotations = {"n": str(number), **more.pop("annotations", {})}  # type: ignore[dict-item]
+    return image(subject=subject, annotations=annotations, **more)
 
 
 @pytest.mark.slow

@@ -68,7 +68,8 @@ async def test_a_commit_of_another_process_is_seen_in_the_same_iteration(
     """A lookup sees an earlier commit of another process in the same iteration of the event loop."""
     assert reading.connection_at(version()).execute(COUNT_WORDS).get == 0
     script = f"import apsw, sys; apsw.Connection(sys.argv[1]).execute({INSERT_WORD!r})"
-    subprocess.run([sys.executable, "-c", script, file], check=True, timeout=30)  # noqa: ASYNC221  blocks the event loop on purpose
+    # this blocks the event loop, so both lookups are in the same iteration
+    subprocess.run([sys.executable, "-c", script, file], check=True, timeout=30)  # noqa: ASYNC221
     assert reading.connection_at(version()).execute(COUNT_WORDS).get == 1
 
 
