@@ -34,7 +34,7 @@ async def may_push(live: LiveApp) -> bool:
     return (await AsgiClient(live)("POST", "/v2/a/blobs/uploads/")).status == 202
 
 
-async def test_change(tmp_path: Path) -> None:
+async def test_a_prepared_application_answers_only_after_the_switch(tmp_path: Path) -> None:
     """A prepared application answers requests only after the switch. If it was discarded or cannot be opened, the old
     application continues to answer."""
     prepare_data_dir(tmp_path / "data")

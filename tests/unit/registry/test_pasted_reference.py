@@ -28,6 +28,6 @@ DIGEST = "sha256:" + "ab" * 32
         ("", []),
     ],
 )
-def test_pasted(text: str, expected: list[tuple[str, str | None]]) -> None:
+def test_references_in_a_pasted_text(text: str, expected: list[tuple[str, str | None]]) -> None:
     """All references that the text can mean are found. A text that is not a reference has none."""
     assert [(found.repository, found.reference) for found in pasted_references(text)] == expected

@@ -132,7 +132,7 @@ def test_restrict_adds_no_wrapper_without_restrictions() -> None:
 
 @pytest.mark.parametrize("name", calls_of(Registry))
 @pytest.mark.parametrize(("read_only", "delete"), [(False, True), (False, False), (True, True), (True, False)])
-async def test_restricted(name: str, read_only: bool, delete: bool) -> None:
+async def test_only_restricted_calls_are_refused(name: str, read_only: bool, delete: bool) -> None:
     """Only the restricted calls are refused. All other calls return what the inner registry returns."""
     is_refused = (read_only and name in calls_of(Writer, Deleter)) or (not delete and name in calls_of(Deleter))
     expected = "Unsupported" if is_refused else await outcome(MemoryRegistry(), name)

@@ -32,7 +32,7 @@ from tests.fakes.instruction_count import count_instructions
         ("a.b/c", ["a.b/c"], ["axb/c", "a.b/c/d"]),
     ],
 )
-def test_patterns(pattern: str, matches: list[str], not_matches: list[str]) -> None:
+def test_what_stars_in_a_pattern_match(pattern: str, matches: list[str], not_matches: list[str]) -> None:
     """`*` matches within a segment, `**` over segments, and all other characters match themselves."""
     name_pattern = NamePattern(pattern)
     assert [name for name in matches if not name_pattern.matches(name)] == []
@@ -111,14 +111,14 @@ def test_malformed_patterns_are_refused(pattern: str) -> None:
         ("a/**/c", "a/", False),
     ],
 )
-def test_prefixes(pattern: str, prefix: str, is_prefix_match: bool) -> None:
+def test_the_prefix_of_a_pattern(pattern: str, prefix: str, is_prefix_match: bool) -> None:
     """`prefix` is the text before the first star. `is_prefix_match` states whether the pattern matches every name with
     this prefix."""
     name_pattern = NamePattern(pattern)
     assert (name_pattern.prefix, name_pattern.is_prefix_match) == (prefix, is_prefix_match)
 
 
-def test_sets() -> None:
+def test_which_names_are_in_a_set() -> None:
     """A name is in a set if one of the set's patterns matches it. If the first segment of the name is guarded, only
     patterns that begin with this segment count."""
     names = NameSet.of(["**", "ghcr.io/team/**"], guarded=["ghcr.io", "quay.io"])

@@ -113,7 +113,9 @@ async def test_files_are_linked(
     assert list((tmp_path / "data" / "uploads").iterdir()) == []
 
 
-async def test_copies(store: StoredRegistry, old_registry: OldDirectory, run_import: ImportRun, tmp_path: Path) -> None:
+async def test_files_are_copied_on_request(
+    store: StoredRegistry, old_registry: OldDirectory, run_import: ImportRun, tmp_path: Path
+) -> None:
     """With `copy`, the file of a blob is a copy."""
     image = old_registry.push(APP, noise_image("copied", 5_000_000), "1")
     result = await run_import(copy=True)

@@ -77,7 +77,7 @@ async def test_a_delete_clears_a_cached_not_found(site: MirrorSite, worker: Mirr
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
 
 
-async def test_tags(site: MirrorSite, worker: MirrorWorker) -> None:
+async def test_tags_are_listed_by_the_upstream_or_from_the_cache(site: MirrorSite, worker: MirrorWorker) -> None:
     """The upstream's tags are listed. While the upstream is down, the cached tags are listed, with a notice."""
     enter_request(request := RequestContext())
     site.upstream.add_image(UPSTREAM_REPO, b"layer", tags=("1", "2", "3"))
@@ -92,7 +92,7 @@ async def test_tags(site: MirrorSite, worker: MirrorWorker) -> None:
         await worker.mirror.tags(RepositoryName("docker.io/library/never"), None, 10)
 
 
-async def test_referrers(site: MirrorSite, worker: MirrorWorker) -> None:
+async def test_referrers_are_listed_by_the_upstream_or_from_the_cache(site: MirrorSite, worker: MirrorWorker) -> None:
     """The upstream's referrers are listed. While the upstream is down, the cached referrers are listed, with a
     notice."""
     enter_request(request := RequestContext())
@@ -112,7 +112,7 @@ async def test_referrers(site: MirrorSite, worker: MirrorWorker) -> None:
     assert request.notice is not None
 
 
-async def test_repositories(site: MirrorSite, worker: MirrorWorker) -> None:
+async def test_only_repositories_with_cached_content_are_listed(site: MirrorSite, worker: MirrorWorker) -> None:
     """The mirror lists the mirrored repositories that have cached content, and no hosted repositories."""
     for name in ("a/hosted", "docker.io", "docker.iox/y", "team/app"):
         await push_image(worker.store, RepositoryName(name), "seed", "1")
@@ -127,7 +127,7 @@ async def test_repositories(site: MirrorSite, worker: MirrorWorker) -> None:
     assert list(page.items) == ["docker.io/library/two"]
 
 
-async def test_a_name_of_another_upstream(worker: MirrorWorker) -> None:
+async def test_a_name_of_another_upstream_is_unknown(worker: MirrorWorker) -> None:
     """A repository name that does not belong to the mirror's upstream is unknown."""
     with pytest.raises(NameUnknown):
         await worker.mirror.get_manifest(RepositoryName("team/app"), TAG)

@@ -87,7 +87,7 @@ async def test_all_bytes_reach_the_client(size: int) -> None:
 
 
 @pytest.mark.parametrize("span", [(0, 1), (0, 999), (500, 2500), (2999, 3000), (1000, 3000)])
-async def test_ranges(span: tuple[int, int]) -> None:
+async def test_the_client_gets_the_requested_range(span: tuple[int, int]) -> None:
     """A client that requests a range gets the bytes of this range."""
     data = bytes(index % 251 for index in range(3000))
     assert await read(reader_of(Sender(data), span)) == data[slice(*span)]

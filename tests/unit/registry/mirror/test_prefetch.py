@@ -89,7 +89,7 @@ async def test_head_requests_prefetch_no_layer(site: MirrorSite, worker: MirrorW
 
 
 @pytest.mark.parametrize(("mode", "prefetched_blobs"), [("off", set()), ("config", {digest_of(CONFIG)})])
-async def test_modes(site: MirrorSite, mode: str, prefetched_blobs: set[str]) -> None:
+async def test_what_the_prefetch_setting_allows(site: MirrorSite, mode: str, prefetched_blobs: set[str]) -> None:
     """The setting `prefetch` determines whether nothing or only the config is prefetched."""
     site.configure(prefetch=mode)
     async with site.worker() as worker:
@@ -100,7 +100,7 @@ async def test_modes(site: MirrorSite, mode: str, prefetched_blobs: set[str]) ->
     assert set(site.upstream.sent) == {digest_of(LAYERS[0]), *prefetched_blobs}
 
 
-async def test_few_requests_left(site: MirrorSite, worker: MirrorWorker) -> None:
+async def test_nothing_is_prefetched_if_few_requests_are_left(site: MirrorSite, worker: MirrorWorker) -> None:
     """Nothing is prefetched while the upstream's rate limit leaves only few requests."""
     site.upstream.faults.few_left = True
     add_image(site)

@@ -140,7 +140,9 @@ async def test_time_to_live_by_pattern(site: MirrorSite) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_stale_if_error(site: MirrorSite, worker: MirrorWorker, error: Exception) -> None:
+async def test_a_cached_tag_is_served_if_the_upstream_fails(
+    site: MirrorSite, worker: MirrorWorker, error: Exception
+) -> None:
     """A cached tag of any age is served with a notice, and stays in the cache, in these cases: the upstream fails, it
     refuses the mirror's login, or it answers "unknown" in a way that may come from a firewall."""
     enter_request(request := RequestContext())
@@ -198,7 +200,7 @@ async def test_upstream_error_without_a_cached_copy(site: MirrorSite, worker: Mi
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
 
 
-async def test_few_requests_left(site: MirrorSite, worker: MirrorWorker) -> None:
+async def test_a_stale_tag_is_served_if_few_requests_are_left(site: MirrorSite, worker: MirrorWorker) -> None:
     """While the upstream's rate limit leaves only few requests, a stale tag is served with a notice, without asking the
     upstream. A tag that is not cached is still requested."""
     enter_request(request := RequestContext())
@@ -280,7 +282,7 @@ async def test_a_clock_set_back(site: MirrorSite, worker: MirrorWorker) -> None:
     assert site.upstream.calls["head manifest"] == 1
 
 
-async def test_a_forced_check(site: MirrorSite, worker: MirrorWorker) -> None:
+async def test_force_checks_even_a_fresh_tag(site: MirrorSite, worker: MirrorWorker) -> None:
     """With `force`, even a fresh tag is checked at the upstream. The result is None if the upstream answered, and the
     error otherwise."""
     await pull_new_image(site, worker)

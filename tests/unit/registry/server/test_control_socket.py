@@ -59,7 +59,7 @@ ACTIONS: dict[str, Action] = {
 }
 
 
-def test_requests(tmp_path: Path) -> None:
+def test_each_request_gets_the_outcome_of_its_action(tmp_path: Path) -> None:
     """Each request gets the outcome of its action. An unknown request is refused, with a list of the known requests."""
     path = tmp_path / "control"
     with serve(path, ACTIONS):
@@ -92,7 +92,7 @@ def test_a_second_server_does_not_take_over_the_socket(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"no line", b"\xff\n", b"[]\n", b"x" * 5000 + b"\n", b"[" * 4000 + b"\n"])
-def test_bad_requests(tmp_path: Path, data: bytes) -> None:
+def test_the_socket_works_after_malformed_requests(tmp_path: Path, data: bytes) -> None:
     """A malformed request gets an error or a closed connection. The socket keeps working."""
     path = tmp_path / "control"
     with serve(path, ACTIONS):

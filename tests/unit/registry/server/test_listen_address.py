@@ -31,7 +31,7 @@ def test_port_in_use() -> None:
 @pytest.mark.parametrize(
     "text", ["", "5000", "localhost", "a:b", "127.0.0.1:70000", "::1:5000", "[::1]", "http://a:80", "a b:1", ":-1"]
 )
-def test_bad_text(text: str) -> None:
+def test_text_of_another_form_is_refused(text: str) -> None:
     """A text that does not have the form HOST:PORT is refused. The error names this form."""
     with pytest.raises(ListenError, match="HOST:PORT"):
         bind(text)

@@ -108,7 +108,7 @@ def test_a_line_of_a_refused_or_failed_request(
     assert ("reason=\"a 'long'?head\" agent=" in lines[0]) == bool(reason)
 
 
-def test_json(stream: io.StringIO) -> None:
+def test_json_lines_have_the_same_fields(stream: io.StringIO) -> None:
     """In the log format `json`, a line has the same fields as in the text format."""
     logging.getLogger().handlers[0].setFormatter(JsonFormatter())
     write_cached_answer(SCOPES[1], answer_for(SCOPES[1]), "r1")

@@ -188,7 +188,7 @@ async def test_a_stronger_password_hash_ends_no_login(workers: TwoWorkers) -> No
     assert workers.second.account(BOB).version == version
 
 
-async def test_groups(workers: TwoWorkers) -> None:
+async def test_members_of_groups(workers: TwoWorkers) -> None:
     """A member of a group can be a user without an account in the store. A group cannot be a member. A member that is
     added twice is in the group once."""
     await add_people(workers.first)
@@ -235,7 +235,7 @@ async def test_grants_of_a_removed_group_are_deleted(workers: TwoWorkers) -> Non
         await workers.first.remove_group(ALICE, by=BY_ROOT)
 
 
-async def test_grants(workers: TwoWorkers) -> None:
+async def test_grants_are_stored_by_subject_and_pattern(workers: TwoWorkers) -> None:
     """There is at most one grant for each subject and pattern: a second grant replaces the first. Grants are found by
     their subject."""
     await add_people(workers.first)

@@ -250,7 +250,7 @@ async def test_garbage_collection_deletes_old_entries(tmp_path: Path) -> None:
         ) as registry,
         asyncio.timeout(60),
     ):
-        # no event tells when an entry was removed
+        # No event tells when an entry was removed.
         while len(remaining := registry.accounts.audit(AuditQuery(), 10).items) > 1:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         assert [entry.actor for entry in remaining] == ["bob"]

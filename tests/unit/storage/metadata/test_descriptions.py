@@ -26,7 +26,7 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
         yield opened
 
 
-async def test_changes(store: StoredRegistry, tmp_path: Path) -> None:
+async def test_each_change_has_a_revision_and_an_audit_entry(store: StoredRegistry, tmp_path: Path) -> None:
     """Each change of a description has a new revision and an entry in the audit log. Other processes see the change. A
     change of an old revision is refused."""
     descriptions = store.descriptions
@@ -45,7 +45,7 @@ async def test_changes(store: StoredRegistry, tmp_path: Path) -> None:
     ]
 
 
-async def test_unknown_repository(store: StoredRegistry) -> None:
+async def test_an_unknown_repository_has_no_description(store: StoredRegistry) -> None:
     """An unknown repository has no description, and none can be written."""
     assert await store.descriptions.description(NOWHERE) is None
     with pytest.raises(NameUnknown):

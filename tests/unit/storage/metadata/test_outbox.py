@@ -76,7 +76,7 @@ async def push_index(store: StoredRegistry, seed: str, *tags: str, repo: Reposit
     return index.digest
 
 
-async def test_pushes(store: StoredRegistry) -> None:
+async def test_events_of_pushes(store: StoredRegistry) -> None:
     """A push adds one event for each of its tags, or one event if it has no tag, even if the push changes nothing. The
     event of a tag that moves has the previous digest."""
     first = await push_index(store, "first")
@@ -106,7 +106,7 @@ async def test_a_change_that_fails_has_no_event(store: StoredRegistry) -> None:
     assert len(await recorded_events(store)) == 1
 
 
-async def test_deletes_and_moves(store: StoredRegistry) -> None:
+async def test_events_of_deletes_and_moves(store: StoredRegistry) -> None:
     """When a manifest is deleted, each of its tags has a delete event before the delete event of the manifest. If a tag
     is moved back to a deleted manifest, which is thereby restored, the event is a move. A move to the same digest adds
     no event."""
@@ -126,7 +126,7 @@ async def test_deletes_and_moves(store: StoredRegistry) -> None:
     ]
 
 
-async def test_deletes_by_retention(store: StoredRegistry, clock: Clock) -> None:
+async def test_events_of_deletes_by_retention(store: StoredRegistry, clock: Clock) -> None:
     """The events of tags and manifests that retention deletes have the action `retention`."""
     first = await push_index(store, "first", "v1")
     (tag_facts,) = await store.retention.tags(APP, None)
@@ -137,7 +137,7 @@ async def test_deletes_by_retention(store: StoredRegistry, clock: Clock) -> None
     assert (await recorded_events(store))[1:] == [("retention", "v1", first, None), ("retention", None, first, None)]
 
 
-async def test_damage(store: StoredRegistry) -> None:
+async def test_an_event_of_damage_has_the_reason(store: StoredRegistry) -> None:
     """When a scrub finds damaged content, it adds an event with the reason."""
     image = await push_image(store, APP, "image", "v1")
     change_body(store, image.digest, image.body.replace(b"layer", b"lawyer"))
@@ -147,7 +147,7 @@ async def test_damage(store: StoredRegistry) -> None:
     assert event.reason.startswith("its stored body has the digest sha256:")
 
 
-async def test_fills(store: StoredRegistry) -> None:
+async def test_events_of_content_that_a_mirror_stores(store: StoredRegistry) -> None:
     """The event of a manifest or blob that a mirror stores has the action `fill`, not `push`."""
     repo = RepositoryName("hub.test/app")
     manifest = manifest_from({"schemaVersion": 2, "manifests": []}, "application/vnd.oci.image.index.v1+json")
@@ -158,7 +158,7 @@ async def test_fills(store: StoredRegistry) -> None:
     assert await recorded_events(store) == [("fill", "v1", manifest.digest, None), ("fill", None, blob, None)]
 
 
-async def test_filters(store: StoredRegistry) -> None:
+async def test_a_webhook_gets_only_events_that_match_its_settings(store: StoredRegistry) -> None:
     """A webhook gets only events with the actions and repositories of its settings. A push that moves a tag also counts
     as a move. An event that matches no webhook and not the list is not stored."""
     moves = EventReader("moves", frozenset({EventAction.MOVE}), ("team/app*",))
@@ -207,7 +207,7 @@ async def test_a_list_that_is_enabled_again_begins_with_the_next_event(store: St
     assert [event.number for event in await store.outbox.after(1, 100)] == [3]
 
 
-async def test_blobs(store: StoredRegistry) -> None:
+async def test_events_of_blobs_name_the_client(store: StoredRegistry) -> None:
     """A push, a mount and a delete of a blob add events that name the client, whether or not a manifest refers to the
     blob."""
     image = await push_image(store, APP, "image", "v1")
@@ -238,7 +238,7 @@ async def test_event_of_a_blob_names_the_client_that_completed_the_upload(store:
     assert (event.content.action, event.content.by, event.content.size) == (EventAction.BLOB_PUSH, completing_client, 9)
 
 
-async def test_removed_webhooks(store: StoredRegistry) -> None:
+async def test_deliveries_of_a_removed_webhook_are_deleted(store: StoredRegistry) -> None:
     """The deliveries of a webhook that is no longer in the settings are deleted. If the same list and webhooks are
     configured again, nothing is written."""
     await push_index(store, "first", "v1")
@@ -257,7 +257,7 @@ async def test_no_events_without_list_and_webhooks(tmp_path: Path, clock: Clock)
         assert await recorded_events(store) == []
 
 
-async def test_the_order_of_a_repository(store: StoredRegistry) -> None:
+async def test_events_of_a_repository_are_delivered_in_order(store: StoredRegistry) -> None:
     """If the delivery of an event has failed, later events of the same repository wait until its next attempt. Events
     of other repositories do not wait. After the event has become a dead letter (its delivery was given up), no event
     waits for it."""
@@ -274,7 +274,7 @@ async def test_the_order_of_a_repository(store: StoredRegistry) -> None:
     assert await store.outbox.backlog() == [WebhookBacklog(HOOK, 4, 1, (await store.outbox.after(2, 1))[0].content.at)]
 
 
-async def test_dead_letters(store: StoredRegistry) -> None:
+async def test_dead_letters_are_listed_and_retried(store: StoredRegistry) -> None:
     """Dead letters (deliveries that were given up) are listed, the newest event first. One of them, or all of a
     webhook, can be retried."""
     for number in range(3):
@@ -307,7 +307,7 @@ def stored_numbers(folder: Path) -> list[int]:
     return [number for (number,) in rows]
 
 
-async def test_limits(store: StoredRegistry, clock: Clock, tmp_path: Path) -> None:
+async def test_old_and_excess_events_are_deleted(store: StoredRegistry, clock: Clock, tmp_path: Path) -> None:
     """Old events are deleted, except events that still have to be delivered to a webhook. If there are too many
     deliveries or dead letters, the oldest are deleted. The newest event stays in the database, so that its number is
     never used again."""

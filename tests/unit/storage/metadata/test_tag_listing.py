@@ -65,7 +65,7 @@ async def listed_tag(store: StoredRegistry, name: str) -> ListedTag:
     return await store.tag_listing.tag(APP, Tag(name))
 
 
-async def test_orders(store: StoredRegistry, clock: Clock) -> None:
+async def test_tags_are_listed_in_each_order(store: StoredRegistry, clock: Clock) -> None:
     """Tags are listed in the order of their names, versions, push times or sizes. Pages of two tags have each tag once,
     in both directions."""
     for size, name in enumerate(["1.10", "latest", "1.9", "1.10-rc1", "Beta"]):
@@ -85,7 +85,7 @@ async def test_equal_values_are_sorted_by_name(store: StoredRegistry, order: Tag
 
 
 @pytest.mark.parametrize("order", TagOrder)
-async def test_filter(store: StoredRegistry, order: TagOrder) -> None:
+async def test_tags_are_filtered_by_text(store: StoredRegistry, order: TagOrder) -> None:
     """If the query has a text, only tags that contain the text are listed, regardless of case. Characters such as `%`
     have no special meaning. Tags of signatures are listed only if the query asks for them."""
     await push_image(store, APP, "one", "v1-Alpine", "v1_debian", "alpine", "other", SIGNATURE_TAG, SIGNATURE_TAG[:71])
@@ -215,7 +215,7 @@ async def test_cached_content(store: StoredRegistry) -> None:
     assert await store.tag_listing.present(MIRRORED, [], []) == {}
 
 
-async def test_unknown(store: StoredRegistry) -> None:
+async def test_an_unknown_repository_tag_or_digest(store: StoredRegistry) -> None:
     """A repository that never had content is unknown. A repository whose tags were all deleted has an empty list. An
     unknown tag or digest raises an error."""
     image = await push_image(store, APP, "one", "v1")

@@ -17,7 +17,7 @@ TAG_1, TAG_2 = Tag("1"), Tag("2")
 A, B, C = (digest_of(name.encode()) for name in "ABC")
 
 
-async def test_sightings(registry: StoredRegistry, data: Path) -> None:
+async def test_each_tag_has_its_own_sightings(registry: StoredRegistry, data: Path) -> None:
     """Each tag has its own sightings, in the order of their times. Saved sightings replace the tag's previous
     sightings, and other processes see them."""
     tags = registry.upstream_tags

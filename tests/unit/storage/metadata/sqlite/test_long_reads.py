@@ -18,9 +18,9 @@ MAX_COMMIT_SECONDS = 3.0
 
 @pytest.mark.slow
 async def test_commits_are_fast_during_a_long_read(registry: StoredRegistry, data: Path) -> None:
-    """A long read prevents that the write-ahead log starts again from its beginning, so the log grows. Even when the
-    log is longer than `RESTART_LOG_PAGES`, commits do not wait for the reader. After the read, the log starts again and
-    no longer grows."""
+    """During a long read, the write-ahead log cannot start again from its beginning, so it grows. Even when the log is
+    longer than `RESTART_LOG_PAGES`, commits do not wait for the reader. After the read, the log starts again and no
+    longer grows."""
     time = asyncio.get_running_loop().time
     large_job = {"text": "x" * (400 * PAGE_BYTES)}
 

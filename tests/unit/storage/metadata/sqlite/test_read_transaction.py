@@ -68,7 +68,7 @@ async def test_a_commit_of_another_process_is_seen_in_the_same_iteration(
     """A lookup sees an earlier commit of another process in the same iteration of the event loop."""
     assert reading.connection_at(version()).execute(COUNT_WORDS).get == 0
     script = f"import apsw, sys; apsw.Connection(sys.argv[1]).execute({INSERT_WORD!r})"
-    # this blocks the event loop, so both lookups are in the same iteration
+    # This blocks the event loop, so both lookups are in the same iteration.
     subprocess.run([sys.executable, "-c", script, file], check=True, timeout=30)  # noqa: ASYNC221
     assert reading.connection_at(version()).execute(COUNT_WORDS).get == 1
 
@@ -76,8 +76,8 @@ async def test_a_commit_of_another_process_is_seen_in_the_same_iteration(
 async def test_the_log_can_start_again_after_the_iteration(
     reading: SharedReadTransaction, version: DataVersion, writing: apsw.Connection
 ) -> None:
-    """The read transaction prevents that the write-ahead log starts again from its beginning, but only until the end of
-    the event loop's iteration."""
+    """During the read transaction, the write-ahead log cannot start again from its beginning. It can do so again at the
+    end of the event loop's iteration."""
     writing.set_busy_timeout(0)
     writing.execute(INSERT_WORD)
     reading.connection_at(version()).execute(COUNT_WORDS).get  # noqa: B018  reads
