@@ -1,1 +1,1 @@
-"""Tests of one part in one process."""
+"""Unit tests: each tests one part of the program, within one process."""

@@ -1,4 +1,4 @@
-"""What all unit tests share."""
+"""Fixtures for all unit tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fakes.upkeep_store import Clock, clocked_store
 
 @pytest.fixture(autouse=True)
 def no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spares the tests reading the certificates of the system."""
+    """Sets environment variables so that no time is spent on reading the certificates of the system."""
     for name, value in NO_CERTIFICATES.items():
         monkeypatch.setenv(name, value)
 

@@ -1,5 +1,5 @@
-"""What the tests of the registry share: the API over the reference registry, functions that push content, and a wait
-for a condition."""
+"""Fixtures and helpers of the registry's tests: the API over a registry in memory, functions that push content to this
+registry, and a function that waits for a condition."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ V2 = f"/v2/{REPO}"
 
 
 async def wait_until(holds: Callable[[], object]) -> None:
-    """Waits for a condition that another task or thread brings about."""
+    """Waits until another task or thread has made the condition true."""
     async with asyncio.timeout(60):
-        while not holds():  # noqa: ASYNC110  the other side knows nothing of who waits
+        while not holds():  # noqa: ASYNC110  the other task or thread does not signal the change
             await asyncio.sleep(0.001)
 
 
@@ -45,7 +45,7 @@ async def put_blob(registry: MemoryRegistry, data: bytes, repo: str = REPO, algo
 
 
 def image(config: bytes = b"{}", **more: Any) -> bytes:
-    """An image manifest without layers."""
+    """Returns the bytes of an image manifest without layers."""
     document = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,

@@ -1,4 +1,4 @@
-"""The whole application: routes outside `/v2`, and that FastAPI does not handle `/v2`."""
+"""The whole application. The distribution API serves `/v2`; FastAPI serves all other routes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def browser(app: Entrepot, *, raises: bool = True) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(transport=transport, base_url="http://registry.test")
 
 
-async def test_v2_is_served_before_the_framework(app: Entrepot, registry: MemoryRegistry) -> None:
-    """`/v2` and all paths below it belong to the distribution API, also those that get 404. `/v2x` does not."""
+async def test_v2_is_served_by_the_distribution_api(app: Entrepot, registry: MemoryRegistry) -> None:
+    """`/v2` and all paths below it are served by the distribution API, also unknown paths. `/v2x` is not. Only the
+    distribution API adds the header X-Request-Id."""
     await put_image(registry, "1")
     client = AsgiClient(app)
     for path in ("/v2", "/v2/", f"{V2}/manifests/1"):
@@ -44,17 +45,17 @@ async def test_v2_is_served_before_the_framework(app: Entrepot, registry: Memory
 @pytest.mark.parametrize(
     ("method", "path", "status"), [("GET", "/nothing", 404), ("GET", "/v2x", 404), ("POST", "/health/live", 405)]
 )
-async def test_the_frameworks_errors_have_the_shape_of_the_spec(
+async def test_errors_of_fastapi_have_the_format_of_the_spec(
     app: Entrepot, method: str, path: str, status: int
 ) -> None:
-    """The errors 404 and 405 outside `/v2` have the format of the spec. 405 has an Allow header."""
+    """The errors 404 and 405 outside `/v2` have the format of the distribution spec. 405 has an Allow header."""
     answer = await AsgiClient(app)(method, path)
     assert (answer.status, answer.code) == (status, "UNSUPPORTED")
     assert ("allow" in answer) == (status == 405)
 
 
-async def test_bad_parameters_of_the_framework_are_422_in_the_shape_of_the_spec(app: Entrepot) -> None:
-    """The error for an invalid parameter has the format of the spec, and names the parameter."""
+async def test_invalid_parameters_get_422_in_the_format_of_the_spec(app: Entrepot) -> None:
+    """The error for an invalid parameter has the format of the distribution spec, and names the parameter."""
 
     @app.get("/count")
     async def count(n: int) -> int:
@@ -65,8 +66,8 @@ async def test_bad_parameters_of_the_framework_are_422_in_the_shape_of_the_spec(
     assert answer.json["errors"][0]["detail"][0]["where"] == "query.n"
 
 
-async def test_a_failure_in_the_framework_is_500_in_the_shape_of_the_spec(app: Entrepot) -> None:
-    """A 500 has the format of the spec, and nothing of the traceback."""
+async def test_unexpected_errors_get_500_in_the_format_of_the_spec(app: Entrepot) -> None:
+    """The response to an unexpected error has the format of the distribution spec, and no text of the exception."""
 
     @app.get("/broken")
     async def broken() -> None:
@@ -80,7 +81,7 @@ async def test_a_failure_in_the_framework_is_500_in_the_shape_of_the_spec(app: E
 
 
 async def test_health(app: Entrepot, tmp_path: Path) -> None:
-    """The process is live as long as it answers, and ready as long as the registry works."""
+    """`/health/live` is OK as long as the process answers. `/health/ready` is OK only if the registry works."""
     async with browser(app) as client:
         assert (await client.get("/health/live")).json() == {"status": "ok"}
         assert (await client.get("/health/ready")).json() == {"status": "ok"}
@@ -90,14 +91,14 @@ async def test_health(app: Entrepot, tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["status"]) == (503, "failing")
 
 
-async def test_the_root_says_what_to_do(app: Entrepot) -> None:
-    """`/` shows a command to try, with the address that the client used."""
+async def test_the_root_page_shows_a_command(app: Entrepot) -> None:
+    """The page `/` shows a `docker push` command with the address that the client used."""
     async with browser(app) as client:
         answer = await client.get("/")
     assert "docker push registry.test/team/app" in answer.text
 
 
-async def test_the_api_is_described(app: Entrepot) -> None:
+async def test_the_openapi_document_is_served(app: Entrepot) -> None:
     """The OpenAPI document is served. FastAPI's own pages, which load scripts from the internet, are not."""
     async with browser(app) as client:
         assert "/health/ready" in (await client.get("/api/openapi.json")).json()["paths"]
@@ -108,7 +109,7 @@ async def test_the_api_is_described(app: Entrepot) -> None:
 async def test_settings_reach_the_api(
     tmp_path: Path, registry: MemoryRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The settings `read_only`, `delete`, `public_url` and the manifest limit take effect, and calls are logged."""
+    """The settings `read_only`, `delete`, `public_url` and `limits.manifest` take effect, and calls are logged."""
     await put_image(registry, "1")
     app = create_app(Settings(data=tmp_path, delete=False, public_url="https://registry.example.com"), registry)
     client = AsgiClient(app)
@@ -123,8 +124,8 @@ async def test_settings_reach_the_api(
 
 
 async def test_the_application_opens_the_store_itself(tmp_path: Path) -> None:
-    """Without a registry, the application opens the store in the prepared data directory when it starts, and closes it
-    when it ends. Pushed content is there after the next start."""
+    """If no registry is passed to `create_app`, the application opens the store in the data directory when it starts,
+    and closes it when it ends. Pushed content is available after the next start."""
     prepare_data_dir(tmp_path / "data")
     for status in (404, 200):
         app = create_app(Settings(data=tmp_path / "data"))
@@ -138,45 +139,43 @@ async def test_the_application_opens_the_store_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_store_is_opened_again_however_that_failed_before(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A worker that started on a full disk reads a frozen database, and no process can write meanwhile. The worker
-    tries to open the store for writing until that succeeds. An error that is not about the full disk does not end the
-    attempts."""
+async def test_opening_the_store_for_writing_is_retried(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A worker that was started on a full disk has opened the database read-only, and no process can write. The worker
+    tries to open the store for writing until it succeeds. Errors other than a full disk do not end the attempts."""
     data = tmp_path / "data"
     prepare_data_dir(data)
-    frozen = ImmutableDatabase(layout_of(data))
+    read_only_database = ImmutableDatabase(layout_of(data))
     app = create_app(Settings(data=data))
     (data / "entrepot.db").rename(data / "elsewhere")
     async with AsyncExitStack() as stack:
-        stack.callback(frozen.close)
-        refused = asyncio.Event()
+        stack.callback(read_only_database.close)
+        first_failure = asyncio.Event()
 
-        def note(_: logging.LogRecord) -> bool:
-            refused.set()
+        def on_log_record(_: logging.LogRecord) -> bool:
+            first_failure.set()
             return True
 
-        logging.getLogger("registry").addFilter(note)
-        stack.callback(logging.getLogger("registry").removeFilter, note)
-        thawing = asyncio.create_task(reopen_store(app, stack, frozen.retire))
+        logging.getLogger("registry").addFilter(on_log_record)
+        stack.callback(logging.getLogger("registry").removeFilter, on_log_record)
+        reopening = asyncio.create_task(reopen_store(app, stack, read_only_database.retire))
         async with asyncio.timeout(20):
-            failed = asyncio.create_task(refused.wait())
-            await asyncio.wait([thawing, failed], return_when=asyncio.FIRST_COMPLETED)
-            failed.cancel()
+            waiting_for_failure = asyncio.create_task(first_failure.wait())
+            await asyncio.wait([reopening, waiting_for_failure], return_when=asyncio.FIRST_COMPLETED)
+            waiting_for_failure.cancel()
             assert "cannot be opened again" in caplog.text
             (data / "elsewhere").rename(data / "entrepot.db")
-            await thawing
+            await reopening
         with pytest.raises(StorageFull):
-            frozen.connection_at(None)
+            read_only_database.connection_at(None)
 
 
-@pytest.mark.parametrize(("is_replaced", "starts_work", "works"), [(0, 1, True), (1, 1, False), (0, 0, False)])
+@pytest.mark.parametrize(("is_replaced", "starts_work", "work_starts"), [(0, 1, True), (1, 1, False), (0, 0, False)])
 async def test_work_of_a_store_that_is_opened_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool, starts_work: bool, works: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool, starts_work: bool, work_starts: bool
 ) -> None:
-    """After the store was opened for writing, the background work starts only if the settings of the application are in
-    force: not after a reload has replaced the application, and not before its settings are in force."""
+    """When the store was opened for writing, the background work starts only if the settings of the application are in
+    force. It does not start if a reload has replaced the application (`is_replaced`), or if the settings are not in
+    force yet (`starts_work` is false)."""
     monkeypatch.setattr("registry.app.REOPEN_SECONDS", 0.0)
     prepare_data_dir(tmp_path)
     app = create_app(Settings(data=tmp_path), starts_work=bool(starts_work))
@@ -184,4 +183,4 @@ async def test_work_of_a_store_that_is_opened_again(
     async with AsyncExitStack() as stack:
         await reopen_store(app, stack, lambda: None)
         assert app.work is not None
-        assert app.work._is_started is works
+        assert app.work._is_started is work_starts

@@ -1,4 +1,4 @@
-"""Client addresses in the forms that limits and checks use."""
+"""Checks whether an address or a host name means the local machine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def test_loopback(address: str) -> None:
 
 @pytest.mark.parametrize("address", ["", "192.0.2.1", "2001:db8::1", "localhost.example.com", "127.0.0.1.example.com"])
 def test_not_loopback(address: str) -> None:
-    """A host name is not a loopback address, however it begins."""
+    """Other addresses, and host names that only begin like a loopback address, are not loopback addresses."""
     assert not is_loopback(address)
     assert not is_loopback_host(address)
 
 
-def test_localhost_is_a_host() -> None:
-    """`localhost` is not a loopback address, but it is a loopback host."""
+def test_localhost_is_a_loopback_host() -> None:
+    """`localhost` is a loopback host, but not a loopback address."""
     assert not is_loopback("localhost")
     assert is_loopback_host("localhost")

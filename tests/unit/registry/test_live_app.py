@@ -1,4 +1,5 @@
-"""The application of a worker while its settings change."""
+"""`LiveApp` replaces the application of a worker when the settings change. It prepares a new application with the new
+settings, switches to it, and closes the old one."""
 
 from __future__ import annotations
 
@@ -33,9 +34,9 @@ async def may_push(live: LiveApp) -> bool:
     return (await AsgiClient(live)("POST", "/v2/a/blobs/uploads/")).status == 202
 
 
-async def test_change(tmp_path: Path) -> None:
-    """A prepared application answers requests after the switch and not before. It never does if it was discarded or
-    cannot be opened."""
+async def test_a_prepared_application_answers_only_after_the_switch(tmp_path: Path) -> None:
+    """A prepared application answers requests only after the switch. If it was discarded or cannot be opened, the old
+    application continues to answer."""
     prepare_data_dir(tmp_path / "data")
     settings, other = Settings(data=tmp_path / "data"), Settings(data=tmp_path / "data", read_only=True)
     live = LiveApp(settings, make_app)
@@ -57,7 +58,8 @@ async def test_change(tmp_path: Path) -> None:
 
 
 def test_applications_share_their_routes(tmp_path: Path) -> None:
-    """An application builds only the route of `/metrics`, which differs. `include_router` would build all of them."""
+    """A new application uses the route objects of the previous one, except the route of `/metrics`, which differs. This
+    saves time, because `include_router` would build all routes again."""
     routes, others = (create_app(Settings(data=tmp_path)).routes for _ in range(2))
     assert len(routes) > 50
     assert [route for route, other in zip(routes, others, strict=True) if route is not other] == [
@@ -66,14 +68,13 @@ def test_applications_share_their_routes(tmp_path: Path) -> None:
 
 
 async def test_replaced_applications_are_freed(tmp_path: Path) -> None:
-    """A replaced application is freed after its last request, so the memory does not grow with the number of
-    changes."""
+    """A replaced application is freed after its last request, so memory does not grow with the number of changes."""
     prepare_data_dir(tmp_path)
-    made: list[weakref.ref[Entrepot]] = []
+    app_references: list[weakref.ref[Entrepot]] = []
 
     def make_and_remember(settings: Settings, starts_work: bool) -> Entrepot:
         app = make_app(settings, starts_work)
-        made.append(weakref.ref(app))
+        app_references.append(weakref.ref(app))
         return app
 
     live = LiveApp(Settings(data=tmp_path), make_and_remember)
@@ -82,23 +83,25 @@ async def test_replaced_applications_are_freed(tmp_path: Path) -> None:
     for _ in range(3):
         await AsgiClient(live)("GET", "/v2/")
         await change(live, Settings(data=tmp_path))
-    await all_closed(live)
+    await wait_until_old_apps_are_closed(live)
     async with asyncio.timeout(60):
-        while any(app() is not None for app in made[:3]):  # a collection does nothing while a thread runs another one
+        # `gc.collect` does nothing while another thread runs it.
+        while any(app() is not None for app in app_references[:3]):
             gc.collect()
             await asyncio.sleep(0.01)
-    assert made[3]() is not None
+    assert app_references[3]() is not None
     await lifespan.stop()
 
 
-async def all_closed(live: LiveApp) -> None:
+async def wait_until_old_apps_are_closed(live: LiveApp) -> None:
     async with asyncio.timeout(60):
-        while live._old:  # noqa: ASYNC110 - there is no event for the end of the last one
+        while live._old:  # noqa: ASYNC110 - no event signals that the last one is closed
             await asyncio.sleep(0.01)
 
 
-async def test_the_first_application_is_emptied(tmp_path: Path) -> None:
-    """A worker never frees the first application, but drops its caches."""
+async def test_the_first_application_drops_its_caches(tmp_path: Path) -> None:
+    """A worker keeps its first application in memory until it ends. When the application is replaced, its distribution
+    API with the caches is freed."""
     prepare_data_dir(tmp_path)
     apps: list[Entrepot] = []
 
@@ -112,7 +115,7 @@ async def test_the_first_application_is_emptied(tmp_path: Path) -> None:
     distribution = weakref.ref(apps[0].service.distribution)
     await AsgiClient(live)("GET", "/v2/")
     await change(live, Settings(data=tmp_path))
-    await all_closed(live)
+    await wait_until_old_apps_are_closed(live)
     gc.collect()
     assert distribution() is None
     await lifespan.stop()
@@ -124,8 +127,9 @@ def open_stores(data: Path) -> int:
     return sum(file == f"{data}/locks/turns" for file in files)
 
 
-async def test_a_preparation_that_is_cut_off(tmp_path: Path) -> None:
-    """An application whose start takes too long is closed as soon as it has started."""
+async def test_a_cancelled_preparation(tmp_path: Path) -> None:
+    """If the preparation of an application is cancelled, for example because it takes too long, the application is
+    closed as soon as it has started."""
     prepare_data_dir(tmp_path)
     starting = asyncio.Event()
 
@@ -143,14 +147,15 @@ async def test_a_preparation_that_is_cut_off(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await preparing
     assert live._old
-    await all_closed(live)
+    await wait_until_old_apps_are_closed(live)
     assert open_stores(tmp_path) == 1
     assert await may_push(live)
     await lifespan.stop()
 
 
-async def test_work_that_takes_long_to_hand_over(tmp_path: Path) -> None:
-    """New requests get the new settings even before the new background work has started."""
+async def test_new_settings_apply_before_background_work_is_handed_over(tmp_path: Path) -> None:
+    """After a switch, the new settings apply to new requests at once, even if the background work of the old
+    application has not been handed over yet."""
     prepare_data_dir(tmp_path)
     live = LiveApp(Settings(data=tmp_path), make_app)
     lifespan = Lifespan(live)
@@ -158,7 +163,7 @@ async def test_work_that_takes_long_to_hand_over(tmp_path: Path) -> None:
     async with live._passing_work:
         await change(live, Settings(data=tmp_path, read_only=True))
         assert not await may_push(live)
-    await all_closed(live)
+    await wait_until_old_apps_are_closed(live)
     assert live._current.app.work is not None
     assert live._current.app.work._is_started
     await lifespan.stop()

@@ -1,4 +1,4 @@
-"""Log lines and how they are written to stderr."""
+"""The format of log lines, and how they are buffered and written to stderr."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ def log(stream: io.StringIO) -> Iterator[logging.Logger]:
     handler.close()
 
 
-def test_a_line_without_a_loop_is_written_at_once(log: logging.Logger, stream: io.StringIO) -> None:
-    """Without a running event loop, each line is written at once, so a command loses no line when it ends."""
+def test_without_an_event_loop_lines_are_written_at_once(log: logging.Logger, stream: io.StringIO) -> None:
+    """If no event loop runs, each line is written at once, so that a command loses no line when it ends."""
     log.info("one %s", "fact")
     assert stream.getvalue().endswith(f" INFO a.logger[{os.getpid()}] one fact\n")
 
 
-async def test_information_is_gathered_and_a_warning_is_not(log: logging.Logger, stream: io.StringIO) -> None:
-    """Lines below WARNING are buffered. A warning is written at once, together with all buffered lines before it, in
-    order."""
+async def test_only_lines_below_warning_are_buffered(log: logging.Logger, stream: io.StringIO) -> None:
+    """Lines below WARNING are buffered. A warning is written at once, after the buffered lines."""
     log.info("first")
     log.info("second")
     assert stream.getvalue() == ""
@@ -47,7 +46,7 @@ async def test_information_is_gathered_and_a_warning_is_not(log: logging.Logger,
     assert [line.rsplit(" ", 1)[1] for line in stream.getvalue().splitlines()] == ["first", "second", "third"]
 
 
-async def test_gathered_lines_are_written_soon(log: logging.Logger, stream: io.StringIO) -> None:
+async def test_buffered_lines_are_written_soon(log: logging.Logger, stream: io.StringIO) -> None:
     """Buffered lines are written soon, even if no other line follows."""
     written = asyncio.Event()
     stream.flush = written.set  # type: ignore[method-assign]
@@ -57,12 +56,12 @@ async def test_gathered_lines_are_written_soon(log: logging.Logger, stream: io.S
     assert stream.getvalue().endswith(" alone\n")
 
 
-async def test_many_lines_do_not_pile_up(log: logging.Logger, stream: io.StringIO) -> None:
-    """The buffer has a largest size, however many lines are added before the event loop continues."""
+async def test_the_buffer_is_limited_in_size(log: logging.Logger, stream: io.StringIO) -> None:
+    """When the buffer is full, its lines are written, even if the event loop does not run in between."""
     for number in range(3000):
         log.info("line %04d", number)
-    line = len(stream.getvalue().splitlines()[0])
-    assert (3000 - stream.getvalue().count("\n")) * line <= BUFFER_CHARACTERS + line
+    line_length = len(stream.getvalue().splitlines()[0])
+    assert (3000 - stream.getvalue().count("\n")) * line_length <= BUFFER_CHARACTERS + line_length
 
 
 async def test_an_error_shows_its_traceback(log: logging.Logger, stream: io.StringIO) -> None:
@@ -95,8 +94,9 @@ def _raised() -> Any:
         ("stands", (), {"sinfo": "Stack (most recent call last):\n  here"}),
     ],
 )
-def test_a_short_record_gives_the_line_of_a_whole_one(text: object, args: Any, more: dict[str, Any]) -> None:
-    """A short log record gives the same line as a full one: the fields that it leaves out are not in the line."""
+def test_a_short_record_gives_the_same_line_as_a_full_one(text: object, args: Any, more: dict[str, Any]) -> None:
+    """A `LineRecord`, which has fewer fields than a `logging.LogRecord`, gives the same line, because the line does not
+    have the missing fields."""
     exception, stack = _raised() if more.get("exc_info") else None, more.get("sinfo")
     lines = []
     for kind in (logging.LogRecord, LineRecord):
@@ -106,11 +106,12 @@ def test_a_short_record_gives_the_line_of_a_whole_one(text: object, args: Any, m
     assert lines[0] == lines[1]
 
 
-def test_other_formatters_find_what_they_ask_for() -> None:
-    """If the handler of a library shows a field that a short record leaves out, it gets a placeholder, and no error."""
+def test_other_formatters_get_placeholders() -> None:
+    """If a library's formatter uses a field that a `LineRecord` does not have, it gets a placeholder instead of an
+    error."""
     record = LineRecord("a.logger", logging.INFO, "path", 7, "one %s", ("fact",), None)
-    asked = "%(filename)s %(funcName)s %(lineno)d %(threadName)s %(relativeCreated)d %(message)s"
-    assert logging.Formatter(asked).format(record) == "unknown unknown 0 None 0 one fact"
+    format_text = "%(filename)s %(funcName)s %(lineno)d %(threadName)s %(relativeCreated)d %(message)s"
+    assert logging.Formatter(format_text).format(record) == "unknown unknown 0 None 0 one fact"
 
 
 def json_line(message: str, *args: Any, error: bool = False) -> dict[str, Any]:
@@ -123,25 +124,26 @@ def json_line(message: str, *args: Any, error: bool = False) -> dict[str, Any]:
             record.exc_info = (ValueError, raised, raised.__traceback__)
     line = JsonFormatter().format(record)
     assert "\n" not in line
-    found: dict[str, Any] = json.loads(line)
-    return found
+    fields: dict[str, Any] = json.loads(line)
+    return fields
 
 
 def test_a_json_line_has_time_level_logger_process_and_message() -> None:
-    """The time is in UTC, in the format of RFC 3339."""
-    found = json_line("said %s", 'a "quote" \x1b')
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
+    """A line in the JSON format has the time in UTC in the format of RFC 3339, the level, the logger, the process and
+    the message."""
+    fields = json_line("said %s", 'a "quote" \x1b')
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", fields.pop("time"))
     expected = {"level": "info", "logger": "a.logger", "process": os.getpid(), "message": 'said a "quote" \x1b'}
-    assert found == expected
+    assert fields == expected
 
 
 def test_a_json_line_has_the_fields_of_a_mapping() -> None:
-    """If the argument is a mapping, its fields take the place of the message. Numbers stay numbers, and values that
-    JSON does not know become text."""
-    found = json_line("%(status)s %(path)s", {"status": 200, "ms": 1.5, "path": Path("/v2")})
-    assert (found["status"], found["ms"], found["path"], "message" in found) == (200, 1.5, "/v2", False)
+    """If the argument of a log call is a mapping, the JSON line has its fields instead of a message. Numbers stay
+    numbers. Values that have no JSON type become text."""
+    fields = json_line("%(status)s %(path)s", {"status": 200, "ms": 1.5, "path": Path("/v2")})
+    assert (fields["status"], fields["ms"], fields["path"], "message" in fields) == (200, 1.5, "/v2", False)
 
 
 def test_a_json_line_holds_an_exception() -> None:
-    """An exception with all its lines is in one line of the log."""
+    """An exception with several lines of text is in one line of the log."""
     assert "ValueError: a\nb" in json_line("failed", error=True)["exception"]

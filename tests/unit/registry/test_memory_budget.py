@@ -1,4 +1,5 @@
-"""The memory budget for request bodies and responses: who gets a share, who waits, and who is cut off."""
+"""The memory budget for the bodies of requests and responses. Each body has a share of the budget. If the budget is
+used up, shares wait, and slow requests may be cut off."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ from tests.fakes.instruction_count import count_instructions
 from tests.unit.registry.conftest import wait_until
 
 
-async def test_what_is_kept_in_a_block_is_held_until_it_ends() -> None:
-    """A share is held until the end of the block. A share that is added after the end is closed at once."""
+async def test_shares_of_a_scope_are_released_at_its_end() -> None:
+    """The shares that a `ShareScope` holds are released at the end of its `with` block. A share that is added after the
+    end is released at once."""
     memory = MemoryBudget(SMALL_SHARE_BYTES, "bodies")
 
     async def fetch(scope: ShareScope) -> None:
@@ -31,8 +33,8 @@ async def test_what_is_kept_in_a_block_is_held_until_it_ends() -> None:
     assert memory.used == 0
 
 
-async def test_a_cancelled_wait_leaves_no_trace() -> None:
-    """After a waiting share was cancelled, the shares behind it are served."""
+async def test_a_cancelled_wait_does_not_block_other_shares() -> None:
+    """If the wait of a share is cancelled, the shares that wait behind it still get memory."""
     memory = MemoryBudget(4 * SMALL_SHARE_BYTES, "bodies", wait_seconds=30)
     first, second, third = memory.share(), memory.share(), memory.share()
     await first.grow(3 * SMALL_SHARE_BYTES)
@@ -46,8 +48,8 @@ async def test_a_cancelled_wait_leaves_no_trace() -> None:
 
 
 async def test_small_shares_do_not_starve_a_large_one() -> None:
-    """While a large share waits, small shares get only the last quarter of the budget, so that the large share gets
-    what others release."""
+    """While a large share waits, small shares may use only the last quarter of the budget, so that the large share gets
+    the memory that others release."""
     memory = MemoryBudget(16 * SMALL_SHARE_BYTES, "bodies", wait_seconds=30, slow_seconds=60)
     small = [memory.share() for _ in range(16)]
     for share in small:
@@ -55,7 +57,7 @@ async def test_small_shares_do_not_starve_a_large_one() -> None:
     large = memory.share()
     waiting = asyncio.create_task(large.grow(8 * SMALL_SHARE_BYTES))
     await asyncio.sleep(0)
-    for share in small:  # each leaves, and comes again at once
+    for share in small:  # each share is released and requested again at once
         share.close()
         share.try_grow(SMALL_SHARE_BYTES)
         await asyncio.sleep(0)
@@ -64,39 +66,38 @@ async def test_small_shares_do_not_starve_a_large_one() -> None:
     assert memory.used <= memory.size
 
 
-async def test_slow_bodies_make_way_together() -> None:
-    """As many slow requests are cut off at once as the waiting share needs, those that have held memory for the longest
-    time first."""
-    memory = MemoryBudget(
-        16 * SMALL_SHARE_BYTES, "bodies", wait_seconds=1, slow_seconds=0.0
-    )  # one at a look would need two seconds
+async def test_several_slow_requests_are_cut_off_at_once() -> None:
+    """If a share waits, as many slow requests are cut off at the same time as the share needs. The requests that have
+    held memory for the longest time are cut off first."""
+    # If only one request was cut off at a time, the share would have to wait two seconds.
+    memory = MemoryBudget(16 * SMALL_SHARE_BYTES, "bodies", wait_seconds=1, slow_seconds=0.0)
     small = [memory.share() for _ in range(16)]
-    cut: list[Share] = []
+    cut_off: list[Share] = []
 
-    def end(share: Share) -> None:
-        cut.append(share)
+    def cut_off_request(share: Share) -> None:
+        cut_off.append(share)
         share.close()
 
     for share in small:
         await share.grow(SMALL_SHARE_BYTES)
-        share.on_cut = partial(end, share)
-        await asyncio.sleep(0.001)  # they have to differ in age
+        share.on_cut = partial(cut_off_request, share)
+        await asyncio.sleep(0.001)  # each share gets a different age
     async with asyncio.timeout(10):
         await memory.share().grow(4 * SMALL_SHARE_BYTES)
-    assert cut == small[:8]
+    assert cut_off == small[:8]
 
 
 @pytest.mark.slow
-async def test_many_who_wait_do_not_hold_the_loop() -> None:
-    """A limited number of shares may wait, and further ones are refused at once. The cost of a new share does not grow
-    with the number of waiting ones."""
+async def test_many_waiting_shares_do_not_block_the_event_loop() -> None:
+    """A limited number of shares may wait; further shares are refused at once. The cost of a request for a share does
+    not grow with the number of waiting shares."""
     memory = MemoryBudget(16 * SMALL_SHARE_BYTES, "bodies", wait_seconds=1, slow_seconds=60)
     held = [memory.share() for _ in range(16)]
     for share in held:
         await share.grow(SMALL_SHARE_BYTES)
         share.on_cut = share.close
 
-    async def come() -> bool:
+    async def request_share() -> bool:
         try:
             await memory.share().grow(SMALL_SHARE_BYTES)
         except TooManyRequests:
@@ -104,9 +105,9 @@ async def test_many_who_wait_do_not_hold_the_loop() -> None:
         return True
 
     with count_instructions() as count:
-        tasks = [asyncio.create_task(come()) for _ in range(2000)]
+        tasks = [asyncio.create_task(request_share()) for _ in range(2000)]
         await wait_until(lambda: sum(task.done() for task in tasks) >= 2000 - MAX_WAITING)
         assert sum(task.done() for task in tasks) == 2000 - MAX_WAITING
         assert not any(await asyncio.gather(*tasks))
-    assert count.total < 10_000_000  # looking at each one who waits for each one who comes takes four times as many
+    assert count.total < 10_000_000  # a loop over all waiting shares for each new one would take four times as many
     assert memory.used == 16 * SMALL_SHARE_BYTES

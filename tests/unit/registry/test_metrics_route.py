@@ -1,4 +1,4 @@
-"""`/metrics` while the disk hangs."""
+"""The route `/metrics` while a read of the store hangs."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from tests.fakes.metrics_reader import Scrape, parse
 
 
 class HangingClock:
-    """A clock that advances by the time that a read from a hanging disk takes."""
+    """A clock whose reads block until `continues` is set. The metrics of the store read it, so it stands for a disk
+    that hangs."""
 
     def __init__(self) -> None:
         self.reads = 0
-        self.continues = threading.Event()
+        self.may_continue = threading.Event()
 
     def __call__(self) -> float:
         self.reads += 1
-        assert self.continues.wait(60)
+        assert self.may_continue.wait(60)
         return time.time()
 
 
-async def test_scrapes_do_not_pile_up(tmp_path: Path) -> None:
-    """While one read of the store hangs, no second read starts. Scrapes meanwhile have all metrics except those of the
-    store."""
+async def test_only_one_read_of_the_store_at_a_time(tmp_path: Path) -> None:
+    """While one read of the store hangs, no second read starts. Scrapes during this time have all metrics except those
+    of the store."""
     prepare_data_dir(tmp_path)
     settings, clock, app = Settings(data=tmp_path), HangingClock(), FastAPI()
     telemetry = Telemetry(settings)
@@ -42,19 +43,19 @@ async def test_scrapes_do_not_pile_up(tmp_path: Path) -> None:
     app.include_router(metrics_router(telemetry, ["0.0.0.0/0"], store, store_wait_seconds=0.05))
     client = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test")
 
-    async def scraped() -> Scrape:
+    async def scrape() -> Scrape:
         answer = await client.get(METRICS_PATH)
         assert answer.status_code == 200
         return parse(answer.text)
 
     try:
-        for found in await asyncio.gather(*(scraped() for _ in range(20))):
-            assert not list(found.values("entrepot_store_readable"))
-            assert found.total("entrepot_build_info") == 1
+        for metrics in await asyncio.gather(*(scrape() for _ in range(20))):
+            assert not list(metrics.values("entrepot_store_readable"))
+            assert metrics.total("entrepot_build_info") == 1
         assert clock.reads <= 1
     finally:
-        clock.continues.set()
+        clock.may_continue.set()
     async with asyncio.timeout(60):
-        while not (await scraped()).total("entrepot_store_readable"):
+        while not (await scrape()).total("entrepot_store_readable"):
             pass
     assert clock.reads == 1

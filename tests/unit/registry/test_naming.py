@@ -1,4 +1,5 @@
-"""The stored names that a name in a request can mean."""
+"""The rules for repository names. A name in a request, such as `ubuntu`, can mean one or several stored names, such as
+`docker.io/library/ubuntu`."""
 
 from __future__ import annotations
 
@@ -52,37 +53,41 @@ def test_without_a_default_upstream() -> None:
 
 
 def test_without_upstreams() -> None:
-    """Without upstreams, every name is a stored name."""
+    """Without upstreams, each name means the stored name with the same text."""
     assert candidates("docker.io/ubuntu", NamingRules()) == ["docker.io/ubuntu"]
     assert NamingRules().possible_names("ubuntu") == ()
 
 
-def test_the_bare_name_of_an_upstream_is_no_repository() -> None:
+def test_the_name_of_an_upstream_is_no_repository() -> None:
+    """A name that is only the name of an upstream is not a repository."""
     with pytest.raises(NameUnknown):
         RULES.mirrored_name(RepositoryName("ghcr.io"), "ghcr.io")
 
 
-def test_below() -> None:
-    """A name that begins with the upstream's name already is not changed."""
+def test_with_upstream() -> None:
+    """`with_upstream` adds the upstream's name to the beginning of a name, unless the name already begins with it. If
+    the result is too long, it raises an error."""
     assert RULES.with_upstream("ghcr.io", RepositoryName("a/b")) == "ghcr.io/a/b"
     assert RULES.with_upstream("ghcr.io", RepositoryName("ghcr.io/a")) == "ghcr.io/a"
     with pytest.raises(NameInvalid):
         RULES.with_upstream("ghcr.io", RepositoryName("a" * MAX_NAME_LENGTH))
 
 
-PARTS = st.sampled_from(["library", "ubuntu", "team", "own", "docker.io", "ghcr.io", "quay.io", "localhost", "a" * 120])
-NAMES = st.lists(PARTS, min_size=1, max_size=3).map("/".join).filter(lambda name: len(name) <= MAX_NAME_LENGTH)
+NAME_PARTS = st.sampled_from(
+    ["library", "ubuntu", "team", "own", "docker.io", "ghcr.io", "quay.io", "localhost", "a" * 120]
+)
+NAMES = st.lists(NAME_PARTS, min_size=1, max_size=3).map("/".join).filter(lambda name: len(name) <= MAX_NAME_LENGTH)
 
 
 @given(NAMES, st.sampled_from([None, *UPSTREAMS]), st.sampled_from([None, *UPSTREAMS]))
-def test_a_token_covers_whatever_a_request_may_lead_to(name: str, named: str | None, default: str | None) -> None:
-    """A token is granted on the names of `possible_names`. For each name and each upstream that a request can name,
-    every stored name that the guard checks is the requested name or one of these."""
+def test_possible_names_include_all_candidates(name: str, named: str | None, default: str | None) -> None:
+    """A token grants rights to the requested name and to the names of `possible_names`. For each name and each upstream
+    that a request can have, these names include every stored name for which rights are checked."""
     rules = NamingRules(UPSTREAMS, default=default)
     requested = RepositoryName(name)
     try:
-        asked = requested if named is None else rules.with_upstream(named, requested)
-        stored = rules.candidates(asked)
+        full_name = requested if named is None else rules.with_upstream(named, requested)
+        stored = rules.candidates(full_name)
     except (NameInvalid, NameUnknown):
         return
-    assert set(stored) <= {name, *rules.possible_names(name), *((asked,) if asked in UPSTREAMS else ())}
+    assert set(stored) <= {name, *rules.possible_names(name), *((full_name,) if full_name in UPSTREAMS else ())}

@@ -1,4 +1,4 @@
-"""The references that a pasted text can mean."""
+"""References to images in a text that a user has pasted into the search, such as a `docker pull` command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DIGEST = "sha256:" + "ab" * 32
 
 
 @pytest.mark.parametrize(
-    ("text", "meant"),
+    ("text", "expected"),
     [
         ("docker pull localhost:5000/team/app:v1", [("team/app", "v1")]),
         ("docker pull reg.example.com/team/app", [("reg.example.com/team/app", None), ("team/app", None)]),
@@ -28,5 +28,6 @@ DIGEST = "sha256:" + "ab" * 32
         ("", []),
     ],
 )
-def test_pasted(text: str, meant: list[tuple[str, str | None]]) -> None:
-    assert [(found.repository, found.reference) for found in pasted_references(text)] == meant
+def test_references_in_a_pasted_text(text: str, expected: list[tuple[str, str | None]]) -> None:
+    """All references that the text can mean are found. A text that is not a reference has none."""
+    assert [(found.repository, found.reference) for found in pasted_references(text)] == expected

@@ -1,4 +1,4 @@
-"""The context of a request, and tasks that leave it."""
+"""The context of a request, which holds the rights and the address of its client. Detached tasks run outside it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tests.fakes.asgi_client import AsgiClient
 from tests.unit.registry.conftest import V2, put_image
 
 
-async def test_without_a_request_nothing_is_allowed_or_kept() -> None:
-    """Outside a request, the principal has no rights, a notice is dropped, and no code can give rights to background
-    work."""
+async def test_outside_a_request_nothing_is_allowed() -> None:
+    """Outside a request, the principal has no rights, and code cannot change the principal, so background work cannot
+    get rights. A notice to the client is dropped."""
     assert current_request() is NO_REQUEST
     assert NO_REQUEST.principal is UNAUTHENTICATED
     assert not NO_REQUEST.may_pull("team/app")
@@ -40,8 +40,8 @@ async def test_without_a_request_nothing_is_allowed_or_kept() -> None:
     assert not NO_REQUEST.may_pull("team/app")
 
 
-async def test_a_request_is_entered_and_left() -> None:
-    """Between `enter_request` and `leave_request`, the context is the current one, with a notice of its own."""
+async def test_enter_and_leave_a_request() -> None:
+    """Between `enter_request` and `leave_request`, the context is the current one, and a notice is stored in it."""
     request = RequestContext(UNRESTRICTED, "team/app", "192.0.2.1", "r1")
     token = enter_request(request)
     set_notice("may be outdated")
@@ -55,7 +55,7 @@ async def test_a_request_is_entered_and_left() -> None:
 
 
 async def test_a_detached_task_sees_no_request() -> None:
-    """A detached task acts for no client, and its notices reach no client."""
+    """A task in a detached context has no request: it has no rights of a client, and its notices reach no client."""
     enter_request(request := RequestContext(UNRESTRICTED))
 
     async def work() -> bool:
@@ -68,24 +68,27 @@ async def test_a_detached_task_sees_no_request() -> None:
     assert current_request() is request
 
 
-class Watching(ForwardingRegistry):
-    """Records the context in which each manifest is read."""
+class ContextRecordingRegistry(ForwardingRegistry):
+    """A registry that records the request context of each read of a manifest."""
 
     def __init__(self, inner: MemoryRegistry) -> None:
         super().__init__(inner)
-        self.seen: list[RequestContext] = []
+        self.contexts: list[RequestContext] = []
 
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        self.seen.append(current_request())
+        self.contexts.append(current_request())
         return await super().get_manifest(repo, reference)
 
 
-async def test_a_call_sees_the_request_it_is_made_for(registry: MemoryRegistry) -> None:
-    """A call sees the id, the address and the name in its own request."""
+async def test_each_call_has_the_context_of_its_request(registry: MemoryRegistry) -> None:
+    """Each call to the registry runs in the context of its own request, with the request's id, address and repository
+    name."""
     await put_image(registry, "1")
-    watching = Watching(registry)
-    client = AsgiClient(DistributionAPI(watching))
+    recording_registry = ContextRecordingRegistry(registry)
+    client = AsgiClient(DistributionAPI(recording_registry))
     answers = await asyncio.gather(*(client("GET", f"{V2}/manifests/1") for _ in range(3)))
-    assert {answer["x-request-id"] for answer in answers} == {request.request_id for request in watching.seen}
-    assert len({id(request) for request in watching.seen}) == 3
-    assert all(request.requested_name == "team/app" and request.address for request in watching.seen)
+    assert {answer["x-request-id"] for answer in answers} == {
+        request.request_id for request in recording_registry.contexts
+    }
+    assert len({id(request) for request in recording_registry.contexts}) == 3
+    assert all(request.requested_name == "team/app" and request.address for request in recording_registry.contexts)

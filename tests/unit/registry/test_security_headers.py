@@ -1,4 +1,4 @@
-"""The security headers for browsers and caches in responses outside `/v2`."""
+"""The security headers in responses outside `/v2`, which restrict what browsers and caches may do with them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from registry.app import Entrepot, create_app
 from registry.config import Settings
 from storage.memory_registry import MemoryRegistry
 
-WANTED = {
+REQUIRED_HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "x-frame-options": "DENY",
@@ -23,7 +23,7 @@ WANTED = {
 HSTS = "strict-transport-security"
 
 
-def made(tmp_path: Path, registry: MemoryRegistry, **settings: Any) -> Entrepot:
+def make_app(tmp_path: Path, registry: MemoryRegistry, **settings: Any) -> Entrepot:
     return create_app(Settings(data=tmp_path, **settings), registry)
 
 
@@ -32,9 +32,9 @@ def browser(app: Entrepot, url: str = "http://registry.test") -> httpx2.AsyncCli
 
 
 @pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/api/openapi.json", "/nothing", "/broken"])
-async def test_every_answer_has_them(tmp_path: Path, registry: MemoryRegistry, path: str) -> None:
-    """Every response has each header once: pages, data, 404s and errors."""
-    app = made(tmp_path, registry)
+async def test_every_response_has_the_security_headers(tmp_path: Path, registry: MemoryRegistry, path: str) -> None:
+    """Every response outside `/v2` has each security header once. This includes pages, data and errors."""
+    app = make_app(tmp_path, registry)
 
     @app.get("/broken")
     async def broken() -> None:
@@ -42,13 +42,15 @@ async def test_every_answer_has_them(tmp_path: Path, registry: MemoryRegistry, p
 
     async with browser(app) as client:
         answer = await client.get(path)
-    assert {name: answer.headers.get_list(name) for name in WANTED} == {name: [WANTED[name]] for name in WANTED}
+    assert {name: answer.headers.get_list(name) for name in REQUIRED_HEADERS} == {
+        name: [REQUIRED_HEADERS[name]] for name in REQUIRED_HEADERS
+    }
     assert HSTS not in answer.headers
 
 
-async def test_a_route_has_its_own(tmp_path: Path, registry: MemoryRegistry) -> None:
+async def test_a_route_can_set_its_own_values(tmp_path: Path, registry: MemoryRegistry) -> None:
     """If a route sets one of the headers, only the route's value is sent."""
-    app = made(tmp_path, registry)
+    app = make_app(tmp_path, registry)
 
     @app.get("/page")
     async def page() -> Response:
@@ -61,9 +63,9 @@ async def test_a_route_has_its_own(tmp_path: Path, registry: MemoryRegistry) -> 
     assert headers.get_list("x-frame-options") == ["DENY"]
 
 
-async def test_v2_is_left_alone(tmp_path: Path, registry: MemoryRegistry) -> None:
+async def test_v2_does_not_get_the_security_headers(tmp_path: Path, registry: MemoryRegistry) -> None:
     """The responses of the distribution API do not get these headers."""
-    async with browser(made(tmp_path, registry, public_url="https://registry.test")) as client:
+    async with browser(make_app(tmp_path, registry, public_url="https://registry.test")) as client:
         headers = (await client.get("/v2/")).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert "content-security-policy" not in headers
@@ -71,18 +73,19 @@ async def test_v2_is_left_alone(tmp_path: Path, registry: MemoryRegistry) -> Non
 
 
 @pytest.mark.parametrize(
-    ("settings", "url", "told"),
+    ("settings", "url", "has_hsts"),
     [
         ({}, "http://registry.test", False),
-        ({}, "https://registry.test", True),  # TLS, or a trusted proxy's word
+        ({}, "https://registry.test", True),  # the scheme is known from TLS or from a trusted proxy
         ({"public_url": "https://registry.test"}, "http://registry.test", True),
         ({"public_url": "http://registry.test"}, "http://registry.test", False),
         ({"tls": {"certificate": "c.pem"}}, "http://registry.test", True),
     ],
 )
-async def test_https_only_where_there_is_https(
-    tmp_path: Path, registry: MemoryRegistry, settings: dict[str, Any], url: str, told: bool
+async def test_hsts_if_all_clients_use_https(
+    tmp_path: Path, registry: MemoryRegistry, settings: dict[str, Any], url: str, has_hsts: bool
 ) -> None:
-    """Browsers are told to use only https if all clients use https."""
-    async with browser(made(tmp_path, registry, **settings), url) as client:
-        assert (HSTS in (await client.get("/")).headers) == told
+    """The header Strict-Transport-Security, with which browsers use only https, is sent if the request or the settings
+    show that clients use https."""
+    async with browser(make_app(tmp_path, registry, **settings), url) as client:
+        assert (HSTS in (await client.get("/")).headers) == has_hsts

@@ -1,4 +1,5 @@
-"""Single flight: one task per key, independent of its callers."""
+"""`SingleFlight` runs work for a key in one task. All callers with the same key get the result of this task, which does
+not end if a caller is cancelled."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from storage.errors import UpstreamUnavailable
 
 
 class GatedWork:
-    """Work that counts its runs, sets `begun`, and ends when `gate` is set."""
+    """Work that counts its runs, sets `begun` when it starts, and ends when `gate` is set."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.begun, self.gate = asyncio.Event(), asyncio.Event()
@@ -29,7 +30,8 @@ class GatedWork:
 
 
 async def test_callers_with_one_key_share_a_task() -> None:
-    """Concurrent callers get the result of one run; a caller after its end starts another run."""
+    """Concurrent callers with the same key get the result of one run. A caller after the end of this run starts a new
+    run."""
     flights, work = SingleFlight[int](), GatedWork()
     callers = [asyncio.create_task(flights.run("a", work)) for _ in range(3)]
     await asyncio.sleep(0)
@@ -41,18 +43,18 @@ async def test_callers_with_one_key_share_a_task() -> None:
 
 
 async def test_keys_are_independent() -> None:
-    """Different keys run at the same time."""
-    flights, one, two = SingleFlight[int](), GatedWork(), GatedWork()
-    callers = [asyncio.create_task(flights.run(key, work)) for key, work in (("a", one), ("b", two))]
+    """Work for different keys runs at the same time."""
+    flights, first_work, second_work = SingleFlight[int](), GatedWork(), GatedWork()
+    callers = [asyncio.create_task(flights.run(key, work)) for key, work in (("a", first_work), ("b", second_work))]
     await asyncio.sleep(0)
     assert len(flights) == 2
-    one.gate.set()
-    two.gate.set()
+    first_work.gate.set()
+    second_work.gate.set()
     assert await asyncio.gather(*callers) == [1, 1]
 
 
 async def test_an_error_reaches_every_caller() -> None:
-    """All callers get the error, and `settle` raises nothing."""
+    """All callers of `run` get the error of the work. `settle`, which only waits for the end, raises no error."""
     flights, work = SingleFlight[int](), GatedWork(ValueError("no"))
     callers = [asyncio.create_task(flights.run("a", work)) for _ in range(2)]
     settled = asyncio.create_task(flights.settle("a", work))
@@ -64,7 +66,7 @@ async def test_an_error_reaches_every_caller() -> None:
 
 
 async def test_a_cancelled_caller_leaves_the_task_running() -> None:
-    """The caller that starts the task may be cancelled: the others get the result."""
+    """If the caller that has started the task is cancelled, the other callers still get the result."""
     flights, work = SingleFlight[int](), GatedWork()
     first = asyncio.create_task(flights.run("a", work))
     second = asyncio.create_task(flights.run("a", work))
@@ -76,9 +78,9 @@ async def test_a_cancelled_caller_leaves_the_task_running() -> None:
     assert await second == 1
 
 
-async def test_closing_ends_tasks_and_starts_no_more() -> None:
-    """After `aclose`, waiting and later callers get the error that the server is stopping. `settle` does not raise it
-    for a task that was cancelled."""
+async def test_close_cancels_tasks_and_refuses_new_ones() -> None:
+    """When `aclose` is called, waiting callers get the error that the server is stopping, and so do later callers.
+    `settle` does not raise this error."""
     flights, work = SingleFlight[int](), GatedWork()
     caller = asyncio.create_task(flights.run("a", work))
     settled = asyncio.create_task(flights.settle("a", work))
@@ -94,7 +96,7 @@ async def test_closing_ends_tasks_and_starts_no_more() -> None:
 
 
 async def test_the_error_after_closing_can_be_chosen() -> None:
-    """Callers outside the mirror may raise an error of their own."""
+    """The error after `aclose` can be set, because callers outside the mirror need an error of their own."""
     flights, work = SingleFlight[int](lambda: LookupError("closed")), GatedWork()
     caller = asyncio.create_task(flights.run("a", work))
     await asyncio.sleep(0)
@@ -106,7 +108,7 @@ async def test_the_error_after_closing_can_be_chosen() -> None:
 
 
 async def test_a_task_does_not_see_the_request_that_starts_it() -> None:
-    """The task has no request, although its caller has one."""
+    """The task has no request context, although its caller has one."""
 
     async def work() -> RequestContext:
         return current_request()

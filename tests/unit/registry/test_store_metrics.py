@@ -1,4 +1,5 @@
-"""The metrics of the store: how often they are read, and what happens if the store cannot be read."""
+"""The metrics of the store, such as the number of manifests. The tests check how often they are read, and what is
+exposed if the store cannot be read."""
 
 from __future__ import annotations
 
@@ -16,45 +17,50 @@ from tests.fakes.upkeep_store import Clock
 APP = RepositoryName("team/app")
 
 
-def values(metrics: StoreMetrics) -> dict[str, float]:
-    """Returns the samples without labels, by name."""
+def unlabelled_values(metrics: StoreMetrics) -> dict[str, float]:
+    """Returns the values of all samples without labels, by name."""
     return {sample.name: sample.value for metric in metrics.collect() for sample in metric.samples if not sample.labels}
 
 
-async def test_figures_are_used_again_for_some_time(tmp_path: Path) -> None:
-    """A scrape uses the figures of an earlier scrape, but not for long."""
+async def test_values_are_cached_for_some_time(tmp_path: Path) -> None:
+    """A scrape uses the values of an earlier scrape for `MIN_CACHED_SECONDS`. After that, they are read again."""
     prepare_data_dir(tmp_path)
     now = 0.0
     metrics = StoreMetrics(Settings(data=tmp_path), monotonic=lambda: now)
-    assert values(metrics)["entrepot_manifests"] == 0
+    assert unlabelled_values(metrics)["entrepot_manifests"] == 0
     async with open_registry(tmp_path) as registry:
         await push_image(registry, APP, "x", "latest")
     now = MIN_CACHED_SECONDS - 0.1
-    assert values(metrics)["entrepot_manifests"] == 0
+    assert unlabelled_values(metrics)["entrepot_manifests"] == 0
     now = MIN_CACHED_SECONDS
-    found = values(metrics)
-    assert (found["entrepot_manifests"], found["entrepot_tags"], found["entrepot_repositories"]) == (1, 1, 1)
-    assert found["entrepot_blobs"] == 2
-    assert found["entrepot_blob_bytes"] > 0
+    current_values = unlabelled_values(metrics)
+    assert (
+        current_values["entrepot_manifests"],
+        current_values["entrepot_tags"],
+        current_values["entrepot_repositories"],
+    ) == (1, 1, 1)
+    assert current_values["entrepot_blobs"] == 2
+    assert current_values["entrepot_blob_bytes"] > 0
 
 
-def test_figures_that_take_long_are_read_seldom(tmp_path: Path) -> None:
-    """If reading the figures takes long, they are read more rarely, so that reading takes a small part of the time."""
+def test_values_that_take_long_to_read_are_cached_longer(tmp_path: Path) -> None:
+    """If reading the values takes long, they are cached for longer, so that reads take only a small part of the
+    time."""
     prepare_data_dir(tmp_path)
     times = itertools.chain([0.0, 10.0], itertools.repeat(10.0 + CACHED_PER_READ * 10.0 - 1), [1e9])
     metrics = StoreMetrics(Settings(data=tmp_path), monotonic=lambda: next(times))
-    first = values(metrics)
-    assert values(metrics)["entrepot_manifests"] == first["entrepot_manifests"]
+    first_values = unlabelled_values(metrics)
+    assert unlabelled_values(metrics)["entrepot_manifests"] == first_values["entrepot_manifests"]
 
 
 def test_a_store_that_cannot_be_read(tmp_path: Path) -> None:
-    """If the store cannot be read, a metric says so, and all other metrics of the scrape are there."""
-    assert values(StoreMetrics(Settings(data=tmp_path / "missing"))) == {"entrepot_store_readable": 0}
+    """If the store cannot be read, the only metric of the store states this."""
+    assert unlabelled_values(StoreMetrics(Settings(data=tmp_path / "missing"))) == {"entrepot_store_readable": 0}
 
 
-async def test_what_waits_for_webhooks(tmp_path: Path) -> None:
-    """Each webhook in the settings has metrics of its backlog, with the age of its oldest event, or 0 if there is
-    none."""
+async def test_backlog_of_webhooks(tmp_path: Path) -> None:
+    """Each webhook in the settings has metrics for its pending events, for its dead letters (deliveries that were given
+    up) and for the age of its oldest pending event. All of them are 0 if there are none."""
     prepare_data_dir(tmp_path)
     clock = Clock()
     webhooks = [{"name": name, "url": "http://hook.test"} for name in ("slow", "idle")]
@@ -65,13 +71,13 @@ async def test_what_waits_for_webhooks(tmp_path: Path) -> None:
             await push_image(registry, APP, "x", tag)
         await registry.outbox.settle("slow", [], [FailedDelivery(1, 10, 0.0, clock.now, "no")])
         clock.now += 7
-    found = {
+    current_values = {
         (sample.name.removeprefix("entrepot_events_"), sample.labels["webhook"]): sample.value
         for metric in metrics.collect()
         for sample in metric.samples
         if sample.name.startswith("entrepot_events_")
     }
-    assert found == {
+    assert current_values == {
         ("pending", "slow"): 2,
         ("dead_letters", "slow"): 1,
         ("oldest_pending_age_seconds", "slow"): 7,

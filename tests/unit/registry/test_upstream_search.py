@@ -1,4 +1,4 @@
-"""Searches that are passed on to an upstream."""
+"""Searches for images that this registry passes on to the search of an upstream, such as Docker Hub."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from tests.fakes.upkeep_store import Clock
 
 
 class SearchServer:
-    """The search of an upstream. `answer`: the body of its responses; None: it never responds. It responds only while
-    `gate` is set."""
+    """The search server of an upstream. `answer`: the body of its responses; None: it does not respond. It responds
+    only while `gate` is set."""
 
     def __init__(self) -> None:
         self.answer: bytes | None = json.dumps({"results": [{"name": "nginx", "star_count": 5}]}).encode()
@@ -55,7 +55,7 @@ class SearchServer:
 
 
 @asynccontextmanager
-async def searched(clock: Clock) -> AsyncIterator[tuple[SearchServer, UpstreamSearch]]:
+async def search_setup(clock: Clock) -> AsyncIterator[tuple[SearchServer, UpstreamSearch]]:
     fake = SearchServer()
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -70,39 +70,47 @@ async def searched(clock: Clock) -> AsyncIterator[tuple[SearchServer, UpstreamSe
 
 
 async def test_answers_are_cached() -> None:
-    """The same search sends one request until the response is old, also if several searches run at the same time."""
+    """Several searches for the same text, even at the same time, cause one request to the upstream. The results are
+    cached for a while."""
     clock = Clock()
-    async with searched(clock) as (fake, search):
-        found = await asyncio.gather(*(search.find("nginx & co", 25, 1) for _ in range(5)))
-        assert [[each.name for each in results] for results in found] == [["nginx"]] * 5
+    async with search_setup(clock) as (fake, search):
+        results_of_searches = await asyncio.gather(*(search.find("nginx & co", 25, 1) for _ in range(5)))
+        assert [[each.name for each in results] for results in results_of_searches] == [["nginx"]] * 5
         assert fake.requests == ["/v1/search?q=nginx+%26+co&n=25&page=1"]
         clock.now += CACHED_SECONDS
         await search.find("nginx & co", 25, 1)
         assert len(fake.requests) == 2
 
 
-async def test_bad_answers() -> None:
-    """After a malformed response, the search finds nothing, and no request is sent for a while."""
+async def test_malformed_responses() -> None:
+    """Malformed results in a response are ignored. After an error or a malformed response, searches find nothing, and
+    no request is sent for a while."""
     clock = Clock()
-    async with searched(clock) as (fake, search):
+    async with search_setup(clock) as (fake, search):
         fake.answer = json.dumps(
             {"results": [{"name": 7}, "x", {"name": "a", "description": 1, "star_count": -1}]}
         ).encode()
-        [only] = await search.find("odd", 25, 1)
-        assert (only.name, only.description, only.stars, only.is_official) == ("a", "", 0, False)
+        [valid_result] = await search.find("odd", 25, 1)
+        assert (valid_result.name, valid_result.description, valid_result.stars, valid_result.is_official) == (
+            "a",
+            "",
+            0,
+            False,
+        )
         for number, (status, answer) in enumerate(((500, b""), (200, b"no JSON"), (200, b"[]"), (200, b"x" * 2**21))):
             fake.status, fake.answer = status, answer
-            asked = len(fake.requests)
+            requests_before = len(fake.requests)
             assert list(await search.find(f"x{number}", 25, 1)) == []
             assert list(await search.find(f"y{number}", 25, 1)) == []
-            assert len(fake.requests) == asked + 1
+            assert len(fake.requests) == requests_before + 1
             clock.now += PAUSE_SECONDS
 
 
 async def test_an_upstream_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first search waits for a moment. The next ones do not wait."""
-    async with searched(Clock()) as (fake, search):
-        assert await search.find("warm up", 25, 1)  # the first request makes the HTTP client
+    """If the upstream does not answer, the first search ends after a short timeout. The next searches find nothing at
+    once, without a request."""
+    async with search_setup(Clock()) as (fake, search):
+        assert await search.find("warm up", 25, 1)  # the first request also creates the HTTP client, which takes time
         monkeypatch.setattr(hub_search, "TIMEOUT_SECONDS", 0.2)
         fake.answer = None
         assert list(await search.find("x", 25, 1)) == []
@@ -110,9 +118,9 @@ async def test_an_upstream_that_does_not_answer(monkeypatch: pytest.MonkeyPatch)
         assert fake.requests[1:] == ["/v1/search?q=x&n=25&page=1"]
 
 
-async def test_a_refused_search_stops_no_other() -> None:
-    """If the upstream refuses one search, other searches are still passed on."""
-    async with searched(Clock()) as (fake, search):
+async def test_a_refused_search_does_not_affect_other_searches() -> None:
+    """If the upstream refuses a search because of its text, other searches are still passed on."""
+    async with search_setup(Clock()) as (fake, search):
         for status in REFUSED_SEARCHES:
             fake.status = status
             assert list(await search.find(f"x{status}", 25, 1)) == []
@@ -120,14 +128,14 @@ async def test_a_refused_search_stops_no_other() -> None:
             assert await search.find(f"y{status}", 25, 1)
 
 
-async def test_many_searches_stop_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If too many searches run, a further one finds nothing. Later searches are passed on again."""
+async def test_too_many_searches_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If too many searches run and wait, a further search finds nothing. Later searches are passed on again."""
     monkeypatch.setattr(hub_search, "MAX_WAITING", 1)
     monkeypatch.setattr(hub_search, "TIMEOUT_SECONDS", 60)
-    async with searched(Clock()) as (fake, search):
+    async with search_setup(Clock()) as (fake, search):
         fake.gate.clear()
         running = [asyncio.create_task(search.find(f"x{number}", 25, 1)) for number in range(MAX_AT_ONCE + 1)]
-        while len(fake.requests) < MAX_AT_ONCE:  # noqa: ASYNC110 - the fake has no event for it
+        while len(fake.requests) < MAX_AT_ONCE:  # noqa: ASYNC110 - the fake server does not signal it
             await asyncio.sleep(0.01)
         assert list(await search.find("too many", 25, 1)) == []
         fake.gate.set()
@@ -135,50 +143,51 @@ async def test_many_searches_stop_no_other(monkeypatch: pytest.MonkeyPatch) -> N
         assert await search.find("too many", 25, 1)
 
 
-async def test_the_wait_for_a_turn_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a search waits too long for its turn, it finds nothing. This does not count as a failure of the upstream, so
-    other searches are still passed on."""
+async def test_a_timeout_in_the_queue_is_no_failure_of_the_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a search waits too long while others run, it finds nothing. This does not count as a failure of the upstream,
+    so later searches are still passed on."""
     monkeypatch.setattr(hub_search, "TIMEOUT_SECONDS", 60)
-    async with searched(Clock()) as (fake, search):
+    async with search_setup(Clock()) as (fake, search):
         fake.gate.clear()
         running = [asyncio.create_task(search.find(f"x{number}", 25, 1)) for number in range(MAX_AT_ONCE)]
-        while len(fake.requests) < MAX_AT_ONCE:  # noqa: ASYNC110 - the fake has no event for it
+        while len(fake.requests) < MAX_AT_ONCE:  # noqa: ASYNC110 - the fake server does not signal it
             await asyncio.sleep(0.01)
         with monkeypatch.context() as patched:
-            patched.setattr(hub_search, "TIMEOUT_SECONDS", 0.01)  # the running ones have theirs already
+            patched.setattr(hub_search, "TIMEOUT_SECONDS", 0.01)  # the running searches keep the longer timeout
             assert list(await search.find("in vain", 25, 1)) == []
         fake.gate.set()
         assert all(await asyncio.gather(*running))
         assert await search.find("in vain", 25, 1)
 
 
-async def test_results_have_the_names_of_here(tmp_path: Path) -> None:
-    """Results have the names under which they can be pulled here. Results that the principal may not pull are left out,
-    and so are invalid names. If the principal may pull nothing of the upstream, it is not asked."""
+async def test_results_have_the_names_of_this_registry(tmp_path: Path) -> None:
+    """Results have the names under which they can be pulled from this registry. Results that the user may not pull are
+    left out, and so are invalid names. If the user may pull nothing from the upstream, no request is sent to it."""
     fake = SearchServer()
-    results = [{"name": name} for name in ("nginx", "bitnami/nginx", "No Name", "x" * 300)]
-    fake.answer = json.dumps({"results": results}).encode()
+    upstream_results = [{"name": name} for name in ("nginx", "bitnami/nginx", "No Name", "x" * 300)]
+    fake.answer = json.dumps({"results": upstream_results}).encode()
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     hub = Upstream(name="docker.io", endpoints=[url], search=f"{url}/v1/search", default=True)
     prepare_data_dir(tmp_path)
     async with open_backend(Settings(data=tmp_path, upstream=[hub])) as backend:
         searches = ContentSearches(backend.store, backend.router, backend.upstream_search)
-        for principal, names, asked in (
+        for principal, names, total_requests in (
             (UNPRIVILEGED, [], 0),
             (open_principal(["docker.io"]), [], 0),
             (open_principal(), ["docker.io/library/nginx", "docker.io/bitnami/nginx"], 1),
         ):
-            found = await searches.at_upstream(principal, "nginx", 25, 1)
-            assert ([name for name, _ in found], len(fake.requests)) == (names, asked)
+            results = await searches.at_upstream(principal, "nginx", 25, 1)
+            assert ([name for name, _ in results], len(fake.requests)) == (names, total_requests)
     server.close()
     await server.wait_closed()
 
 
 @pytest.mark.parametrize("is_private", [True, False])
 async def test_labels_of_a_private_upstream(tmp_path: Path, is_private: bool) -> None:
-    """Labels of an image of a private upstream can be found only after the upstream has confirmed that its repository
-    has the config. A link is not enough, because any manifest that names the digest creates a link."""
+    """Labels of an image of a private upstream can be found only after the upstream has confirmed that the image's
+    repository has the config. The repository's link to the config is not enough, because any manifest that names the
+    digest creates such a link."""
     upstream = Upstream(name="hub.example", endpoints=["http://127.0.0.1:9"], require_grant=is_private)
     settings = Settings(data=tmp_path, upstream=[upstream])
     repo, data = RepositoryName("hub.example/team/app"), b'{"config": {"Labels": {"color": "red"}}}'
@@ -189,11 +198,11 @@ async def test_labels_of_a_private_upstream(tmp_path: Path, is_private: bool) ->
         await store.metadata.put_manifest(repo, image_of(config), [Tag("v1")], BY, True, None)
         await store.mount_blob(repo, config.digest, RepositoryName("hub.example/other/app"), by=BY)
 
-        async def found() -> int:
+        async def count_found_labels() -> int:
             await indexer.run()
             await indexer.look_again()
             return len((await store.search.labels(["red"], ALL_NAMES, 0, 10)).items)
 
-        assert await found() == (0 if is_private else 1)
+        assert await count_found_labels() == (0 if is_private else 1)
         await store.records.confirm(repo, config.digest)
-        assert await found() == 1
+        assert await count_found_labels() == 1

@@ -1,4 +1,5 @@
-"""The wrappers around a registry: those that refuse calls, those that restrict them, and those that write log lines."""
+"""The wrappers around a registry. Each wrapper has the same methods as the registry, and refuses, restricts, logs or
+forwards the calls."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def calls_of(*protocols: type) -> list[str]:
 
 def arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns valid arguments for a call."""
-    given: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    arguments_of_calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         "resolve_blob": ((REPO, DIGEST), {}),
         "open_blob": ((REPO, DIGEST), {}),
         "resolve_manifest": ((REPO, TAG), {}),
@@ -55,11 +56,11 @@ def arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         "tags": ((REPO, None, 1), {}),
         "referrers": ((REPO, DIGEST, None, None, 1), {}),
     }
-    return given[name]
+    return arguments_of_calls[name]
 
 
 async def outcome(registry: Registry, name: str) -> str:
-    """Returns the error with which a call ends; None if it succeeds."""
+    """Returns the type of the error that a call raises; an empty text if it succeeds."""
     positional, named = arguments(name)
     try:
         await getattr(registry, name)(*positional, **named)
@@ -69,7 +70,7 @@ async def outcome(registry: Registry, name: str) -> str:
 
 
 @pytest.mark.parametrize("wrapper", [RefusingRegistry, ForwardingRegistry, Restricted, Observed, Guarded, Router])
-def test_no_call_of_the_interface_is_inherited_from_the_protocol(wrapper: type) -> None:
+def test_each_wrapper_defines_all_methods(wrapper: type) -> None:
     """Each wrapper defines every method of the interface, because the method of the Protocol itself would return
     None."""
     for name in calls_of(Registry):
@@ -77,19 +78,19 @@ def test_no_call_of_the_interface_is_inherited_from_the_protocol(wrapper: type) 
 
 
 @pytest.mark.parametrize("name", calls_of(Registry))
-async def test_refusing_refuses(name: str) -> None:
+async def test_refusing_registry_refuses_all_calls(name: str) -> None:
     """`RefusingRegistry` raises Unsupported for each call."""
     assert await outcome(RefusingRegistry(), name) == "Unsupported"
 
 
 @pytest.mark.parametrize("name", calls_of(Registry))
-async def test_forwarding_answers_alike(name: str) -> None:
+async def test_forwarding_registry_returns_the_same(name: str) -> None:
     """`ForwardingRegistry` returns what the inner registry returns."""
     assert await outcome(ForwardingRegistry(MemoryRegistry()), name) == await outcome(MemoryRegistry(), name)
 
 
-class Recording(RefusingRegistry):
-    """Records the calls it refuses."""
+class RecordingRegistry(RefusingRegistry):
+    """A registry that records all calls and refuses them."""
 
     def __init__(self) -> None:
         self.calls: list[Call[Any]] = []
@@ -100,24 +101,30 @@ class Recording(RefusingRegistry):
 
 
 @pytest.mark.parametrize("name", calls_of(Registry))
-async def test_a_call_says_what_it_does(name: str) -> None:
-    """A call has the action of the Protocol that declares its method, so that no wrapper mistakes a write for a read.
-    It names the repository. If the call is made again, it has the same arguments."""
+async def test_a_call_has_its_action_and_arguments(name: str) -> None:
+    """A `Call` has the action (pull, push or delete) of the Protocol that declares its method, so that no wrapper
+    treats a write as a read. It has the name of the repository. `invoke_on` makes the same call, with the same
+    arguments, on another registry."""
     protocols = {Reader: Action.PULL, Lister: Action.PULL, Writer: Action.PUSH, Deleter: Action.DELETE}
-    first, again = Recording(), Recording()
-    await outcome(first, name)
-    (call,) = first.calls
+    first_registry, second_registry = RecordingRegistry(), RecordingRegistry()
+    await outcome(first_registry, name)
+    (call,) = first_registry.calls
     assert call.operation == name
     assert [action for protocol, action in protocols.items() if name in calls_of(protocol)] == [call.action]
     assert call.repo == ("" if name == "repositories" else REPO)
     with pytest.raises(Unsupported):
-        await call.invoke_on(again)
-    (same,) = again.calls
-    assert (same.operation, same.repo, same.args, same.options) == (call.operation, call.repo, call.args, call.options)
+        await call.invoke_on(second_registry)
+    (second_call,) = second_registry.calls
+    assert (second_call.operation, second_call.repo, second_call.args, second_call.options) == (
+        call.operation,
+        call.repo,
+        call.args,
+        call.options,
+    )
 
 
-def test_nothing_is_wrapped_where_nothing_is_switched_off() -> None:
-    """If nothing is restricted, `restrict` adds no wrapper."""
+def test_restrict_adds_no_wrapper_without_restrictions() -> None:
+    """If the settings restrict no calls, `restrict` returns the registry itself."""
     inner = MemoryRegistry()
     assert restrict(inner, read_only=False, delete=True) is inner
     assert isinstance(restrict(inner, read_only=False, delete=False), Restricted)
@@ -125,19 +132,20 @@ def test_nothing_is_wrapped_where_nothing_is_switched_off() -> None:
 
 @pytest.mark.parametrize("name", calls_of(Registry))
 @pytest.mark.parametrize(("read_only", "delete"), [(False, True), (False, False), (True, True), (True, False)])
-async def test_restricted(name: str, read_only: bool, delete: bool) -> None:
-    """Only the restricted calls are refused. All others return what the inner registry returns."""
-    off = (read_only and name in calls_of(Writer, Deleter)) or (not delete and name in calls_of(Deleter))
-    expected = "Unsupported" if off else await outcome(MemoryRegistry(), name)
+async def test_only_restricted_calls_are_refused(name: str, read_only: bool, delete: bool) -> None:
+    """Only the restricted calls are refused. All other calls return what the inner registry returns."""
+    is_refused = (read_only and name in calls_of(Writer, Deleter)) or (not delete and name in calls_of(Deleter))
+    expected = "Unsupported" if is_refused else await outcome(MemoryRegistry(), name)
     assert await outcome(Restricted(MemoryRegistry(), read_only=read_only, delete=delete), name) == expected
 
 
 @pytest.mark.parametrize("name", calls_of(Registry))
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
-async def test_observed_answers_alike_and_writes_one_line(
+async def test_observed_registry_returns_the_same_and_logs_each_call(
     name: str, level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each call returns what the inner registry returns, and writes one DEBUG line with its operation and outcome."""
+    """Each call returns what the inner registry returns. At the level DEBUG, it writes one line with its operation and
+    outcome."""
     with caplog.at_level(level, "registry.calls"):
         failed = await outcome(Observed(MemoryRegistry()), name)
     assert failed == await outcome(MemoryRegistry(), name)
@@ -148,8 +156,9 @@ async def test_observed_answers_alike_and_writes_one_line(
         assert (" outcome=OK " in line) == (not failed)
 
 
-async def test_a_line_says_whose_call_it_was(caplog: pytest.LogCaptureFixture) -> None:
-    """The line has the client's address and the request id that the response has, also for reads."""
+async def test_the_log_line_of_a_call_names_the_request(caplog: pytest.LogCaptureFixture) -> None:
+    """The log line of a call has the address of the client and the id of the request, which is also in the
+    response."""
     registry = MemoryRegistry()
     digest = await put_blob(registry, b"x")
     with caplog.at_level(logging.DEBUG, "registry.calls"):
@@ -161,7 +170,7 @@ async def test_a_line_says_whose_call_it_was(caplog: pytest.LogCaptureFixture) -
 
 
 async def test_an_upload_has_lines_for_its_start_and_end(caplog: pytest.LogCaptureFixture) -> None:
-    """An upload writes a line at its start and one at its end, and none for each chunk."""
+    """An upload has log lines for its start, its resumption and its end, but not for each chunk."""
     observed = Observed(MemoryRegistry())
     with caplog.at_level(logging.DEBUG, "registry.calls"):
         writer = await observed.start_upload(REPO)
@@ -176,9 +185,9 @@ async def test_an_upload_has_lines_for_its_start_and_end(caplog: pytest.LogCaptu
     assert operations == ["start_upload", "resume_upload", "commit_upload", "start_upload", "cancel_upload"]
 
 
-async def test_switched_off_over_http(registry: MemoryRegistry) -> None:
-    """A restricted call gets 405 with the reason, in the format of the spec (the spec allows 400 and 405 for a disabled
-    delete)."""
+async def test_refused_calls_over_http(registry: MemoryRegistry) -> None:
+    """A request that needs a restricted call gets 405 in the format of the distribution spec. The spec allows 400 and
+    405 for disabled deletes."""
     await put_image(registry, "1")
     client = AsgiClient(DistributionAPI(Restricted(registry, delete=False)))
     answer = await client("DELETE", f"{V2}/manifests/1")

@@ -1,4 +1,4 @@
-"""What the tests of storage share: a data directory and a small database."""
+"""Fixtures of the storage tests: a data directory, a registry over it, and a small SQLite database."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def registry(data: Path) -> AsyncIterator[StoredRegistry]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A database with a log, and a table `word` with one column."""
+    """Returns the path of a SQLite database with a write-ahead log and a table `word` with one column."""
     db = create(tmp_path / "some.db")
     db.execute("CREATE TABLE word (text TEXT)")
     db.close()
@@ -38,7 +38,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def writing(file: Path) -> Iterator[apsw.Connection]:
-    """A connection that may change the database."""
+    """A connection to the database `file` that may change it."""
     db = connect(file)
     yield db
     db.close()

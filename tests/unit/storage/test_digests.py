@@ -1,4 +1,4 @@
-"""Digests whose state is saved and restored."""
+"""Running digests: the state of a digest over the bytes so far can be saved, restored and continued."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from storage.running_digest import Data, HashlibDigest, restore_digest, start_di
 BODY = random.Random(1).randbytes(100_003)
 
 
-def _cuts(seed: int, most: int = 12) -> list[int]:
-    mood = random.Random(seed)
-    near = [mood.choice((64, 128)) * mood.randrange(700) + mood.randint(-1, 1) for _ in range(mood.randrange(most))]
-    return [0, *sorted(min(max(cut, 0), len(BODY)) for cut in near), len(BODY)]
+def _random_offsets(seed: int, most: int = 12) -> list[int]:
+    """Returns ascending offsets in BODY, most of them at or near the end of a block of the hash function."""
+    rng = random.Random(seed)
+    offsets = [rng.choice((64, 128)) * rng.randrange(700) + rng.randint(-1, 1) for _ in range(rng.randrange(most))]
+    return [0, *sorted(min(max(offset, 0), len(BODY)) for offset in offsets), len(BODY)]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("seed", range(40))
-def test_a_digest_saved_and_restored_at_any_place_is_that_of_all_bytes(algorithm: str, seed: int) -> None:
-    """However the bytes are cut, and whether or not the state is saved and restored at a cut, the digest at each cut
-    equals that of hashlib."""
-    running, at = start_digest(algorithm), 0
-    for cut in _cuts(seed):
-        running.update(BODY[at:cut])
-        at = cut
-        assert running.digest().encoded == hashlib.new(algorithm, BODY[:at]).hexdigest()
+def test_a_digest_saved_and_restored_at_any_offset_is_correct(algorithm: str, seed: int) -> None:
+    """The state of a digest is saved and restored at random offsets. At each offset, the digest equals that of
+    hashlib."""
+    running, position = start_digest(algorithm), 0
+    for offset in _random_offsets(seed):
+        running.update(BODY[position:offset])
+        position = offset
+        assert running.digest().encoded == hashlib.new(algorithm, BODY[:position]).hexdigest()
         restored = restore_digest(algorithm, running.save())
         assert restored is not None
         running = restored
@@ -38,8 +39,8 @@ def test_a_digest_saved_and_restored_at_any_place_is_that_of_all_bytes(algorithm
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_digest_that_goes_on_does_not_change_what_was_saved(algorithm: str) -> None:
-    """A saved state does not change when its digest is updated."""
+def test_a_saved_state_does_not_change(algorithm: str) -> None:
+    """A saved state does not change when the digest is updated afterwards."""
     running = start_digest(algorithm)
     running.update(BODY[:1000])
     saved = running.save()
@@ -51,8 +52,9 @@ def test_a_digest_that_goes_on_does_not_change_what_was_saved(algorithm: str) ->
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data))])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_kind_of_buffer_is_digested_alike(algorithm: str, kind: Callable[[bytes], Data]) -> None:
-    """bytes, bytearray and memoryviews, writable or not, and empty buffers, give the same digest."""
+def test_every_kind_of_buffer_gives_the_same_digest(algorithm: str, kind: Callable[[bytes], Data]) -> None:
+    """The bytes may be given as bytes, as a bytearray, or as a memoryview that is writable or not. An empty buffer does
+    not change the digest."""
     running = start_digest(algorithm)
     running.update(kind(b""))
     running.update(kind(BODY[:777]))
@@ -60,9 +62,9 @@ def test_every_kind_of_buffer_is_digested_alike(algorithm: str, kind: Callable[[
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_state_that_is_none_is_not_restored(algorithm: str) -> None:
-    """An empty state, one of a wrong length, and one of another algorithm are not restored: the bytes have to be read
-    again."""
+def test_an_invalid_state_is_not_restored(algorithm: str) -> None:
+    """A state that is missing, has a wrong length or is of another algorithm is not restored, so the bytes have to be
+    read again."""
     state = start_digest("sha512" if algorithm == "sha256" else "sha256").save()
     assert restore_digest(algorithm, None) is None
     assert restore_digest(algorithm, b"short") is None
@@ -70,8 +72,8 @@ def test_a_state_that_is_none_is_not_restored(algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_digest_that_cannot_be_saved_is_right_as_well(algorithm: str) -> None:
-    """The digest over hashlib gives the same result, and has no state."""
+def test_hashlib_digest_is_correct_and_cannot_be_saved(algorithm: str) -> None:
+    """`HashlibDigest` gives the right digest. Its state cannot be saved."""
     running = HashlibDigest(algorithm)
     running.update(BODY[:10])
     running.update(memoryview(BODY)[10:])

@@ -1,4 +1,5 @@
-"""Jobs: a server process runs queued jobs, one of a kind at a time. A command runs its own job."""
+"""Jobs, such as garbage collection. A server process runs queued jobs, at most one of each kind at a time. A command
+line command runs its own job."""
 
 from __future__ import annotations
 
@@ -24,14 +25,15 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 
 async def wait_for_end(store: StoredRegistry, job: Job) -> Job:
     for _ in range(1000):
-        found = await store.jobs.job(job.id)
-        if found.ended is not None:
-            return found
+        stored_job = await store.jobs.job(job.id)
+        if stored_job.ended is not None:
+            return stored_job
         await asyncio.sleep(0.02)
     pytest.fail(f"job {job.id} has not ended")
 
 
-async def test_a_job_tells_what_it_did(store: StoredRegistry) -> None:
+async def test_a_job_reports_its_steps_progress_and_result(store: StoredRegistry) -> None:
+    """The progress of a running job and the result of a finished job are stored. The command gets each step."""
     steps: list[Mapping[str, JSON]] = []
 
     async def work(context: JobContext) -> object:
@@ -53,7 +55,9 @@ async def test_a_job_tells_what_it_did(store: StoredRegistry) -> None:
     assert steps == [{"event": "removed", "blob": "one"}]
 
 
-async def test_a_second_command_says_who_is_at_work(store: StoredRegistry) -> None:
+async def test_a_second_command_is_refused_while_a_job_runs(store: StoredRegistry) -> None:
+    """While a command runs a job, a second command of the same kind is refused. The error names the first actor."""
+
     async def work(_: JobContext) -> object:
         with pytest.raises(JobRunning, match="cli:alice is running count already"):
             await run_in_command(store.jobs, store.leases, "count", {}, work, actor="cli:bob")
@@ -64,6 +68,8 @@ async def test_a_second_command_says_who_is_at_work(store: StoredRegistry) -> No
 
 @pytest.mark.slow
 async def test_a_server_runs_queued_jobs(store: StoredRegistry) -> None:
+    """A server runs all queued jobs of the kinds that it can run. Jobs of other kinds stay in the queue."""
+
     async def work(context: JobContext) -> object:
         return context.job.arguments["number"]
 
@@ -77,6 +83,7 @@ async def test_a_server_runs_queued_jobs(store: StoredRegistry) -> None:
 
 
 async def test_a_job_can_be_stopped(store: StoredRegistry) -> None:
+    """A queued job is stopped at once. A running job is stopped when it reports its progress."""
     started = asyncio.Event()
 
     async def work(context: JobContext) -> object:
@@ -99,6 +106,7 @@ async def test_a_job_can_be_stopped(store: StoredRegistry) -> None:
 
 
 async def test_a_resumable_job_continues_after_a_restart(store: StoredRegistry) -> None:
+    """If a server ends while it runs a resumable job, the next server continues the job at its stored position."""
     started = asyncio.Event()
 
     async def work(context: JobContext) -> object:
@@ -127,16 +135,17 @@ async def test_a_resumable_job_continues_after_a_restart(store: StoredRegistry) 
     runner.cancel()
 
 
-async def test_a_job_of_a_dead_command_is_not_left_running(store: StoredRegistry) -> None:
-    dead = await store.jobs.add("count", {}, actor="cli:alice", holder="command, process 1")
+async def test_a_job_of_a_dead_command_is_marked_as_failed(store: StoredRegistry) -> None:
+    """If a command was killed while it ran a job, the next job of the same kind marks the killed one as failed."""
+    dead_job = await store.jobs.add("count", {}, actor="cli:alice", holder="command, process 1")
 
     async def work(_: JobContext) -> object:
         return None
 
     await run_in_command(store.jobs, store.leases, "count", {}, work, actor="cli:bob")
 
-    found = await store.jobs.job(dead.id)
-    assert (found.state, found.progress.message) == (JobState.FAILED, "the process that ran it has ended")
+    stored_job = await store.jobs.job(dead_job.id)
+    assert (stored_job.state, stored_job.progress.message) == (JobState.FAILED, "the process that ran it has ended")
 
 
 @pytest.mark.parametrize(
@@ -147,9 +156,11 @@ async def test_a_job_of_a_dead_command_is_not_left_running(store: StoredRegistry
         (JobStopped(), JobState.STOPPED, "the job was stopped"),
     ],
 )
-async def test_a_job_that_fails_says_why(
+async def test_a_failed_job_states_the_reason(
     store: StoredRegistry, error: Exception, state: JobState, message: str
 ) -> None:
+    """If a job raises an error, its state and its message state what happened."""
+
     async def work(_: JobContext) -> object:
         raise error
 
@@ -161,15 +172,16 @@ async def test_a_job_that_fails_says_why(
 
 
 async def test_lists_of_jobs(store: StoredRegistry) -> None:
+    """Jobs of all kinds, or of one kind, are listed in pages, the newest first. An unknown job raises an error."""
     jobs = [await store.jobs.add("count" if number % 2 else "sort", {}, actor="alice") for number in range(5)]
 
     page = await store.jobs.jobs(None, 3)
-    rest = await store.jobs.jobs(page.items[-1].id, 3)
-    odd = await store.jobs.jobs(None, 10, "count")
+    second_page = await store.jobs.jobs(page.items[-1].id, 3)
+    count_jobs = await store.jobs.jobs(None, 10, "count")
 
-    assert [job.id for job in [*page.items, *rest.items]] == [job.id for job in reversed(jobs)]
-    assert (page.more, rest.more) == (True, False)
-    assert [job.id for job in odd.items] == [jobs[3].id, jobs[1].id]
+    assert [job.id for job in [*page.items, *second_page.items]] == [job.id for job in reversed(jobs)]
+    assert (page.more, second_page.more) == (True, False)
+    assert [job.id for job in count_jobs.items] == [jobs[3].id, jobs[1].id]
     with pytest.raises(JobUnknown, match="there is no job 999"):
         await store.jobs.job(999)
     with pytest.raises(JobUnknown):
@@ -177,22 +189,22 @@ async def test_lists_of_jobs(store: StoredRegistry) -> None:
     assert slot_name("count") != slot_name("sort")
 
 
-async def test_a_runner_that_takes_no_more(store: StoredRegistry) -> None:
-    """A runner that was told to stop completes its job, and leaves later jobs to other processes."""
-    begun, go_on = asyncio.Event(), asyncio.Event()
+async def test_a_runner_that_stops_completes_its_job(store: StoredRegistry) -> None:
+    """After `take_no_more`, a runner completes its running job, and leaves later jobs to other processes."""
+    has_begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def work(_: JobContext) -> object:
-        begun.set()
-        await go_on.wait()
+        has_begun.set()
+        await may_end.wait()
         return None
 
     runner = JobRunner(store.jobs, store.leases, {"count": work, "other": work})
     task = asyncio.create_task(runner.run())
     job = await store.jobs.add("count", {}, actor="alice")
-    await begun.wait()
+    await has_begun.wait()
     runner.take_no_more()
     later = await store.jobs.add("other", {}, actor="alice")
-    go_on.set()
+    may_end.set()
     await runner.wait_until_idle()
     assert (await store.jobs.job(job.id)).state is JobState.DONE
     assert (await store.jobs.job(later.id)).state is JobState.QUEUED

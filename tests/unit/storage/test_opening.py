@@ -1,4 +1,4 @@
-"""A store is opened without blocking the event loop."""
+"""The registry's store is opened without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from storage.composition import layout_of, open_registry, prepare_data_dir
 
 
 def lock_database(data: Path) -> apsw.Connection:
-    """Locks the database as another program would that uses it alone, until the connection is closed."""
+    """Locks the database exclusively, as another program may do. The lock ends when the returned connection is
+    closed."""
     db = apsw.Connection(str(layout_of(data).metadata))
     db.pragma("locking_mode", "exclusive")
     db.execute("BEGIN EXCLUSIVE; COMMIT")
@@ -27,31 +28,32 @@ def open_files_below(data: Path) -> list[str]:
 
 
 async def test_a_locked_database(tmp_path: Path) -> None:
-    """The open waits while another program has locked the database. The event loop runs meanwhile: in this test, it is
-    what ends the lock."""
+    """While another program has locked the database, opening the store waits. The event loop keeps running: the test
+    ends the lock from it."""
     prepare_data_dir(tmp_path)
-    locked = lock_database(tmp_path)
+    locking_connection = lock_database(tmp_path)
     context = open_registry(tmp_path)
     opening = asyncio.create_task(context.__aenter__())
     await asyncio.sleep(0.05)
     assert not opening.done()
-    locked.close()
+    locking_connection.close()
     registry = await opening
     assert (await registry.repositories(None, 1)).items == []
     await context.__aexit__(None, None, None)
 
 
 async def test_a_cancelled_open(tmp_path: Path) -> None:
-    """A cancelled open ends when SQLite no longer waits, and leaves no file open."""
+    """If opening the store is cancelled while SQLite waits for a lock, it ends when the lock ends. It leaves no file
+    open."""
     prepare_data_dir(tmp_path)
-    before = open_files_below(tmp_path)
-    locked = lock_database(tmp_path)
+    open_files_before = open_files_below(tmp_path)
+    locking_connection = lock_database(tmp_path)
     opening = asyncio.create_task(open_registry(tmp_path).__aenter__())
     await asyncio.sleep(0.05)
     opening.cancel()
     await asyncio.sleep(0)
     assert not opening.done()
-    locked.close()
+    locking_connection.close()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    assert open_files_below(tmp_path) == before
+    assert open_files_below(tmp_path) == open_files_before

@@ -1,4 +1,5 @@
-"""Patterns of repository names, sets of names, and which patterns cover which."""
+"""Patterns of repository names, such as `team/**`, and sets of names that are made of patterns. A set *covers* a
+pattern if it surely has every name that the pattern matches."""
 
 from __future__ import annotations
 
@@ -31,22 +32,23 @@ from tests.fakes.instruction_count import count_instructions
         ("a.b/c", ["a.b/c"], ["axb/c", "a.b/c/d"]),
     ],
 )
-def test_patterns(pattern: str, matches: list[str], not_matches: list[str]) -> None:
+def test_what_stars_in_a_pattern_match(pattern: str, matches: list[str], not_matches: list[str]) -> None:
     """`*` matches within a segment, `**` over segments, and all other characters match themselves."""
-    compiled = NamePattern(pattern)
-    assert [name for name in matches if not compiled.matches(name)] == []
-    assert [name for name in not_matches if compiled.matches(name)] == []
+    name_pattern = NamePattern(pattern)
+    assert [name for name in matches if not name_pattern.matches(name)] == []
+    assert [name for name in not_matches if name_pattern.matches(name)] == []
 
 
-def matches_as_said(pattern: str, name: str) -> bool:
-    """Returns whether a name matches, by the definition of the stars: tries every text that a star may stand for."""
+def matches_by_definition(pattern: str, name: str) -> bool:
+    """Returns whether a pattern matches a name. This is a slow reference implementation: it tries every text for which
+    a star may stand."""
     if not pattern:
         return not name
     star = next((star for star in ("**", "*") if pattern.startswith(star)), "")
     if not star:
-        return name[:1] == pattern[0] and matches_as_said(pattern[1:], name[1:])
+        return name[:1] == pattern[0] and matches_by_definition(pattern[1:], name[1:])
     ends = range(len(name) + 1) if star == "**" or "/" not in name else range(name.index("/") + 1)
-    return any(matches_as_said(pattern[len(star) :], name[end:]) for end in ends)
+    return any(matches_by_definition(pattern[len(star) :], name[end:]) for end in ends)
 
 
 @given(
@@ -57,14 +59,15 @@ def matches_as_said(pattern: str, name: str) -> bool:
 )
 @example("**a*b", "a/ab")
 @example("a*b/a*b**b*a", "aab/abb/ba")
-def test_meaning(pattern: str, name: str) -> None:
-    """A pattern matches what the definition says, whatever stars follow each other."""
-    assert NamePattern(pattern).matches(name) is matches_as_said(pattern, name)
+def test_patterns_match_by_their_definition(pattern: str, name: str) -> None:
+    """Any pattern matches exactly the names that the reference implementation matches."""
+    assert NamePattern(pattern).matches(name) is matches_by_definition(pattern, name)
 
 
 @pytest.mark.parametrize("pattern", ["*a" * 100 + "*b", "**a" * 84 + "b", "*/" * 100 + "**a*a*b", "**a*a*a*a*a*b"])
 def test_no_pattern_is_slow(pattern: str) -> None:
-    """No pattern is slow, because users write patterns. Backtracking would take years for these patterns."""
+    """Users write patterns, so no pattern may be slow. A matcher with backtracking would take years for these
+    patterns."""
     name = "a" * 255
     with count_instructions() as count:
         assert not NamePattern(pattern).matches(name)
@@ -74,7 +77,7 @@ def test_no_pattern_is_slow(pattern: str) -> None:
 
 
 def test_many_patterns_are_not_slow() -> None:
-    """The largest number of patterns of one subject, with many stars, is matched in one pass."""
+    """As many patterns as one user may have, with many stars, are matched in one pass over the name."""
     kinds = (
         [f"team{number}/**" for number in range(5000)],
         [f"team{number}/*" for number in range(5000)],
@@ -86,20 +89,20 @@ def test_many_patterns_are_not_slow() -> None:
         names.prepare()
         for name in ("team4999/app", "a" * 255, "a/" * 127 + "a"):
             with count_instructions() as count:
-                found = name in names
-            assert found is NamePattern(patterns[-1]).matches(name)
-            assert count.total < 50 * 255  # one step of some 22 instructions for each character of the name
+                is_in_set = name in names
+            assert is_in_set is NamePattern(patterns[-1]).matches(name)
+            assert count.total < 50 * 255  # each character of the name takes a step of some 22 instructions
 
 
 @pytest.mark.parametrize("pattern", ["", "/", "team/", "/team", "a//b", "Team/**", "a***", "team/?", "a b", "a\n"])
-def test_what_is_no_pattern(pattern: str) -> None:
-    """The error has an example of a pattern."""
+def test_malformed_patterns_are_refused(pattern: str) -> None:
+    """The error for a malformed pattern has an example of a right one."""
     with pytest.raises(ValueError, match=r"is not a pattern of names like team/\*\*"):
         NamePattern(pattern)
 
 
 @pytest.mark.parametrize(
-    ("pattern", "prefix", "whole"),
+    ("pattern", "prefix", "is_prefix_match"),
     [
         ("team/**", "team/", True),
         ("**", "", True),
@@ -108,15 +111,16 @@ def test_what_is_no_pattern(pattern: str) -> None:
         ("a/**/c", "a/", False),
     ],
 )
-def test_prefixes(pattern: str, prefix: str, whole: bool) -> None:
-    """A pattern tells its prefix, and whether every name with that prefix matches."""
-    made = NamePattern(pattern)
-    assert (made.prefix, made.is_prefix_match) == (prefix, whole)
+def test_the_prefix_of_a_pattern(pattern: str, prefix: str, is_prefix_match: bool) -> None:
+    """`prefix` is the text before the first star. `is_prefix_match` states whether the pattern matches every name with
+    this prefix."""
+    name_pattern = NamePattern(pattern)
+    assert (name_pattern.prefix, name_pattern.is_prefix_match) == (prefix, is_prefix_match)
 
 
-def test_sets() -> None:
-    """A name is in a set if one of the patterns matches. Below a guarded segment, only patterns that begin with this
-    segment count."""
+def test_which_names_are_in_a_set() -> None:
+    """A name is in a set if one of the set's patterns matches it. If the first segment of the name is guarded, only
+    patterns that begin with this segment count."""
     names = NameSet.of(["**", "ghcr.io/team/**"], guarded=["ghcr.io", "quay.io"])
     inside = ["app", "docker.io/library/ubuntu", "ghcr.io/team/app"]
     outside = ["ghcr.io/other/app", "quay.io/team/app", "quay.io"]
@@ -144,28 +148,29 @@ _PATTERNS = st.lists(st.sampled_from(_PATTERN_SEGMENTS), min_size=1, max_size=3)
 @example({"a"}, {"a"}, None, {"a"}, "")
 @example({"**", "a/b**"}, {"a"}, None, {"a", "a/b", "a/a", "a-b", "a0"}, "a/a")
 @example({"a/**"}, {"b"}, {"*/b"}, {"a/a", "a/b", "b/b"}, "")
-def test_sets_as_said(
+def test_sets_match_by_their_definition(
     patterns: set[str], guarded: set[str], limits: set[str] | None, names: set[str], first: str
 ) -> None:
-    """A set has the names that match one of its patterns and one of its limits. Below a guarded segment, only patterns
-    that begin with this segment count. `seek` skips no name of the set."""
-    made = NameSet.of(patterns, guarded, limits)
+    """A set has the names that match one of its patterns and, if it has limits, one of its limits. Below a guarded
+    segment, only patterns that begin with this segment count. `seek` skips no name of the set."""
+    name_set = NameSet.of(patterns, guarded, limits)
 
     def inside(name: str) -> bool:
         segment = name.partition("/")[0]
-        reaching = [p for p in patterns if segment not in guarded or p.startswith(f"{segment}/")]
-        allowed = any(matches_as_said(pattern, name) for pattern in reaching)
-        return allowed and (limits is None or any(matches_as_said(pattern, name) for pattern in limits))
+        applicable = [p for p in patterns if segment not in guarded or p.startswith(f"{segment}/")]
+        allowed = any(matches_by_definition(pattern, name) for pattern in applicable)
+        return allowed and (limits is None or any(matches_by_definition(pattern, name) for pattern in limits))
 
-    assert {name for name in names if name in made} == {name for name in names if inside(name)}
+    assert {name for name in names if name in name_set} == {name for name in names if inside(name)}
     for start in (first, first + "\0", *names):
-        found = made.seek(start)
-        assert found is None or found >= start
-        assert not [name for name in names if name >= start and (found is None or name < found) and inside(name)]
+        next_start = name_set.seek(start)
+        assert next_start is None or next_start >= start
+        skipped = [name for name in names if name >= start and (next_start is None or name < next_start)]
+        assert not [name for name in skipped if inside(name)]
 
 
 @pytest.mark.parametrize(
-    ("patterns", "name", "found"),
+    ("patterns", "name", "expected"),
     [
         (["*"], "team/app", "team0"),
         (["te*", "web/**"], "tez/app", "tez0"),
@@ -180,12 +185,13 @@ def test_sets_as_said(
         (["team/a*c"], "team/b", None),
     ],
 )
-def test_where_a_set_goes_on(patterns: list[str], name: str, found: str | None) -> None:
-    """After a name that is not in the set, `seek` skips names that no pattern can match."""
-    assert NameSet.of(patterns).seek(name + "\0") == found
+def test_seek_skips_names_that_cannot_match(patterns: list[str], name: str, expected: str | None) -> None:
+    """`expected` is the first text after `name` with which a name of the set can begin. `seek` skips all names before
+    it."""
+    assert NameSet.of(patterns).seek(name + "\0") == expected
 
 
-def test_a_set_goes_on_below_a_guarded_segment() -> None:
+def test_seek_skips_guarded_segments() -> None:
     """`seek` skips a guarded segment unless a pattern begins with it."""
     names = NameSet.of(["**", "b/x/**"], ["a", "b"])
     assert names.seek("a/x") == "a0"
@@ -194,26 +200,27 @@ def test_a_set_goes_on_below_a_guarded_segment() -> None:
     assert names.seek("a-") == "a-"
 
 
-SIMPLE = ["team/app", "a", "team/app-*", "team/*", "team/**", "te**", "*", "**"]
-OLD = ["*/app", "**/app", "team/*/app", "a*b", "team/**x", "*/*", "team/*/**", "**a**"]
+SIMPLE_PATTERNS = ["team/app", "a", "team/app-*", "team/*", "team/**", "te**", "*", "**"]
+OTHER_PATTERNS = ["*/app", "**/app", "team/*/app", "a*b", "team/**x", "*/*", "team/*/**", "**a**"]
 
 
-@pytest.mark.parametrize("pattern", SIMPLE)
+@pytest.mark.parametrize("pattern", SIMPLE_PATTERNS)
 def test_simple_patterns(pattern: str) -> None:
-    """An exact name is a simple pattern. So is a prefix with `*` or `**` at its end."""
+    """A pattern is simple if it is an exact name, or a prefix with `*` or `**` at its end."""
     assert require_simple(NamePattern(pattern)) == pattern
 
 
-@pytest.mark.parametrize("pattern", OLD)
+@pytest.mark.parametrize("pattern", OTHER_PATTERNS)
 def test_patterns_that_are_not_simple(pattern: str) -> None:
-    """For a pattern that is not simple, the error shows the simple forms. The pattern itself still matches."""
+    """`require_simple` refuses a pattern that is not simple, and its error shows the simple forms. Such patterns, which
+    older versions accepted, can still match names."""
     with pytest.raises(ValueError, match=r"star before its end; .* team/app-\*, team/\*, team/\*\* or \*\*"):
         require_simple(NamePattern(pattern))
     assert any(NamePattern(pattern).matches(name) for name in ("a/app", "team/x/app", "ab", "team/x", "a/b/c"))
 
 
 def _all_names() -> list[RepositoryName]:
-    """Returns every name of up to five of these characters."""
+    """Returns every valid name of up to five characters from `ab/-`."""
     names = []
     for length in range(1, 6):
         for letters in product("ab/-", repeat=length):
@@ -223,43 +230,54 @@ def _all_names() -> list[RepositoryName]:
 
 
 _SHORT_NAMES = _all_names()
-_PARTS = st.sampled_from(["a", "b", "ab", "*", "**", "a*", "*b", "a**", "-", "a-*", "*a*"])
-_ANY = st.lists(_PARTS, min_size=1, max_size=3).map("/".join).filter(lambda text: "***" not in text).map(NamePattern)
-_ENDS = st.sampled_from(["", "*", "**"])
-_SIMPLE = st.builds(lambda text, end: text + end, st.text("ab/-", max_size=4), _ENDS).filter(
+_PATTERN_PARTS = st.sampled_from(["a", "b", "ab", "*", "**", "a*", "*b", "a**", "-", "a-*", "*a*"])
+_ANY_PATTERN = (
+    st.lists(_PATTERN_PARTS, min_size=1, max_size=3)
+    .map("/".join)
+    .filter(lambda text: "***" not in text)
+    .map(NamePattern)
+)
+_PATTERN_ENDS = st.sampled_from(["", "*", "**"])
+_SIMPLE_PATTERN = st.builds(lambda text, end: text + end, st.text("ab/-", max_size=4), _PATTERN_ENDS).filter(
     lambda text: bool(re.fullmatch(r"[ab*-]+(/[ab*-]+)*", text))
 )
 
 
-@given(st.sets(_ANY | _SIMPLE, max_size=3), _ANY, st.sets(st.sampled_from(["a", "b"])), st.none() | st.sets(_ANY))
+@given(
+    st.sets(_ANY_PATTERN | _SIMPLE_PATTERN, max_size=3),
+    _ANY_PATTERN,
+    st.sets(st.sampled_from(["a", "b"])),
+    st.none() | st.sets(_ANY_PATTERN),
+)
 @example({"a/**"}, NamePattern("a/*/b"), set(), None)
 @example({"**"}, NamePattern("a/*"), {"a"}, None)
 @example({"a*"}, NamePattern("a*/b"), set(), None)
 def test_covering_is_never_wrong(
     patterns: set[str], inner: NamePattern, guarded: set[str], limits: set[str] | None
 ) -> None:
-    """If a set covers a pattern, it holds every name that the pattern matches."""
+    """If `covers` reports that a set covers a pattern, the set has every name that the pattern matches."""
     outer = NameSet.of(patterns, guarded, limits)
     if outer.covers(inner):
-        reached = NameSet.of([inner], guarded)
-        assert [name for name in _SHORT_NAMES if name in reached and name not in outer] == []
+        matched_names = NameSet.of([inner], guarded)
+        assert [name for name in _SHORT_NAMES if name in matched_names and name not in outer] == []
 
 
-@given(_SIMPLE, _SIMPLE)
+@given(_SIMPLE_PATTERN, _SIMPLE_PATTERN)
 @example("a*", "ab*")
 @example("a/**", "a/*")
 def test_covering_of_simple_patterns_is_complete(outer: str, inner: str) -> None:
-    """If one simple pattern does not cover another, there is a name that only the other one matches."""
+    """If the simple pattern `outer` does not cover the simple pattern `inner`, there is a name that only `inner`
+    matches."""
     if not NameSet.of([outer]).covers(NamePattern(inner)):
         names = {inner.rstrip("*") + rest for rest in ("", "b", "b/b")}
         assert [name for name in names if NamePattern(inner).matches(name) and not NamePattern(outer).matches(name)]
 
 
-@given(_ANY, st.sets(_ANY, max_size=3))
-def test_covering_is_an_order(one: NamePattern, others: set[NamePattern]) -> None:
+@given(_ANY_PATTERN, st.sets(_ANY_PATTERN, max_size=3))
+def test_a_set_covers_its_own_patterns(pattern: NamePattern, others: set[NamePattern]) -> None:
     """A set covers its own patterns, and `**` covers every pattern."""
-    assert all(NameSet(frozenset(others)).covers(pattern) for pattern in others)
-    assert ALL_NAMES.covers(one)
+    assert all(NameSet(frozenset(others)).covers(other) for other in others)
+    assert ALL_NAMES.covers(pattern)
 
 
 @pytest.mark.parametrize(
@@ -286,8 +304,8 @@ def test_covering_is_an_order(one: NamePattern, others: set[NamePattern]) -> Non
     ],
 )
 def test_covering(outer: str, inner: str, expected: bool) -> None:
-    """In the last case, the set has every name of the pattern, but does not cover it: among different patterns, only a
-    simple one covers another."""
+    """A pattern covers itself, and a simple pattern may cover other patterns. In the last case, the set has every name
+    of the pattern, but `covers` does not find this, because `**/app` is not simple."""
     assert NameSet.of([outer]).covers(NamePattern(inner)) is expected
 
 
@@ -305,12 +323,13 @@ def test_covering(outer: str, inner: str, expected: bool) -> None:
     ],
 )
 def test_covering_below_guarded_segments(outer: str, inner: str, expected: bool) -> None:
-    """Below a guarded segment, only a pattern that begins with this segment matches names."""
+    """With the guarded segment `docker.io`, a set covers a pattern below this segment only if one of its own patterns
+    begins with `docker.io/`."""
     assert NameSet.of([outer], ["docker.io"]).covers(NamePattern(inner)) is expected
 
 
-def test_limits_cover_too() -> None:
-    """A set with limits covers what its patterns and its limits cover."""
+def test_covering_with_limits() -> None:
+    """A set with limits covers a pattern if both the set's patterns and its limits cover the pattern."""
     names = NameSet.of(["team/**"], limits=["team/a/**", "other/**"])
     assert names.covers(NamePattern("team/a/*"))
     assert names.covers(NamePattern("team/a/b"))
@@ -319,18 +338,19 @@ def test_limits_cover_too() -> None:
 
 
 def test_covering_is_quick() -> None:
-    """Whatever patterns a set has, `covers` needs one lookup for each character of the pattern."""
+    """However many patterns a set has, `covers` needs one lookup for each character of the given pattern."""
     names = NameSet.of([*(f"*{'a*' * 50}{number}" for number in range(200)), *(f"team{n}/**" for n in range(5000))])
-    for question in (f"team/*{'b*' * 50}0", "a" * 250 + "0*"):
-        pattern = NamePattern(question)
+    for pattern_text in (f"team/*{'b*' * 50}0", "a" * 250 + "0*"):
+        pattern = NamePattern(pattern_text)
         with count_instructions() as count:
             assert not names.covers(pattern)
-        assert count.total < 50 * len(question)
+        assert count.total < 50 * len(pattern_text)
     assert names.covers(NamePattern("team4999/app-*"))
 
 
-def _kept_by(make: Callable[[int], NameSet]) -> float:
-    """Returns how many megabytes 100 sets of names use after each was asked for names with every letter."""
+def _megabytes_of_sets(make: Callable[[int], NameSet]) -> float:
+    """Makes 100 sets of names and looks up names with every letter in each set. Returns the memory in megabytes that
+    the sets use."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -343,19 +363,19 @@ def _kept_by(make: Callable[[int], NameSet]) -> float:
         tracemalloc.stop()
 
 
-def _large(seed: str) -> frozenset[NamePattern]:
+def _large_patterns(seed: str) -> frozenset[NamePattern]:
     return frozenset(NamePattern(f"team/*{seed}-{number}-{'x' * 230}") for number in range(128))
 
 
 @pytest.mark.slow
-def test_equal_sets_share_what_matches_them() -> None:
-    """Equal sets share one matcher, because a thousand tokens may have many patterns each, which are mostly the
-    same."""
-    assert _kept_by(lambda _: NameSet(_large("a"), limits=_large("b"))) < 12
+def test_equal_sets_share_one_matcher() -> None:
+    """Equal sets share one matcher. This saves memory if a thousand tokens have many patterns each and most of them
+    have the same patterns."""
+    assert _megabytes_of_sets(lambda _: NameSet(_large_patterns("a"), limits=_large_patterns("b"))) < 12
 
 
 @pytest.mark.slow
-def test_what_matches_large_sets_is_bounded() -> None:
-    """A process keeps a limited number of large matchers, however many different sets there are."""
-    patterns = [_large(str(number)) for number in range(100)]
-    assert _kept_by(lambda number: NameSet(patterns[number])) < 15
+def test_the_number_of_large_matchers_is_limited() -> None:
+    """A process keeps a limited number of large matchers in memory, even if there are many different sets."""
+    patterns = [_large_patterns(str(number)) for number in range(100)]
+    assert _megabytes_of_sets(lambda number: NameSet(patterns[number])) < 15

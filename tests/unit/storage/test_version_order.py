@@ -1,4 +1,4 @@
-"""Tags in the order of versions."""
+"""The order of tags by version, such as 1.9 before 1.10."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VERSIONS = [
 ]
 
 
-def test_versions_are_sorted_as_people_do() -> None:
+def test_tags_are_sorted_by_version() -> None:
     """Numbers are compared by value, pre-releases come before the release, and a leading `v` makes no difference."""
     expected = [version for version in VERSIONS if version != "1.0-rc2-2"]
     shuffled = random.Random(1).sample(expected, len(expected))
@@ -33,8 +33,9 @@ def test_versions_are_sorted_as_people_do() -> None:
 
 
 def test_different_tags_have_different_keys() -> None:
-    """Otherwise a page could end between two tags that a cursor cannot tell apart."""
+    """Different tags have different keys. If two tags had the same key, a page could end between them, and the next
+    page could not begin after the first one."""
     tags = ["1", "01", "001", "v1", "V1", "vv1", "1-", "1.", "1_", "1.0", "1.00", "1-rc1", "1-RC1"]
-    letters = random.Random(2)
-    tags += {"".join(letters.choices("v10.-_rc" + string.ascii_uppercase[:3], k=6)) for _ in range(500)}
+    rng = random.Random(2)
+    tags += {"".join(rng.choices("v10.-_rc" + string.ascii_uppercase[:3], k=6)) for _ in range(500)}
     assert len({version_key(tag) for tag in tags}) == len(set(tags))

@@ -1,4 +1,4 @@
-"""A cache of answers that are valid until the thing from which they were made changes."""
+"""A cache of answers that were made from versioned data. An answer is valid until the version of the data changes."""
 
 from __future__ import annotations
 
@@ -6,91 +6,91 @@ import pytest
 
 from storage.versioned_cache import MAX_REMEMBERED_KEYS, MAX_VALUE_DIVISOR, VersionedCache
 
-ROOM = 100 * MAX_VALUE_DIVISOR
+CAPACITY = 100 * MAX_VALUE_DIVISOR
+"""The capacity of the cache. Each answer states how much of the capacity it uses."""
 
 
-class VersionedThing:
-    """A thing that changes, with a version for each of its states."""
+class DataVersion:
+    """The version of the data from which the answers are made. A test changes it."""
 
     def __init__(self) -> None:
-        self.state = 0
+        self.number = 0
 
     def __call__(self) -> object:
-        return self.state
+        return self.number
 
 
 @pytest.fixture
-def thing() -> VersionedThing:
-    return VersionedThing()
+def data_version() -> DataVersion:
+    return DataVersion()
 
 
 @pytest.fixture
-def remembered(thing: VersionedThing) -> VersionedCache[str]:
-    return VersionedCache(thing, ROOM)
+def cache(data_version: DataVersion) -> VersionedCache[str]:
+    return VersionedCache(data_version, CAPACITY)
 
 
-def test_what_was_kept_is_given_while_nothing_changes(remembered: VersionedCache[str]) -> None:
-    """An answer is returned under its own key only, as long as nothing changes."""
-    remembered.put("key", "answer", 1, version=0)
-    assert remembered.get("key") == remembered.get("key") == "answer"
-    assert remembered.get("other") is None
+def test_an_answer_is_valid_while_the_version_stays_the_same(cache: VersionedCache[str]) -> None:
+    """An answer is returned for its own key only, as long as the version does not change."""
+    cache.put("key", "answer", 1, version=0)
+    assert cache.get("key") == cache.get("key") == "answer"
+    assert cache.get("other") is None
 
 
-def test_a_change_ends_all_answers(thing: VersionedThing, remembered: VersionedCache[str]) -> None:
-    """After a change, no old answer is returned, whether or not it is still right. A return to an old state does not
-    bring old answers back."""
-    remembered.put("key", "answer", 1, version=0)
-    thing.state = 1
-    assert remembered.get("key") is None
-    thing.state = 0
-    assert remembered.get("key") is None
+def test_a_new_version_invalidates_all_answers(data_version: DataVersion, cache: VersionedCache[str]) -> None:
+    """After the version has changed, no earlier answer is returned. This also holds if the version changes back to an
+    earlier value."""
+    cache.put("key", "answer", 1, version=0)
+    data_version.number = 1
+    assert cache.get("key") is None
+    data_version.number = 0
+    assert cache.get("key") is None
 
 
-def test_an_answer_from_before_a_change_is_not_kept(thing: VersionedThing, remembered: VersionedCache[str]) -> None:
-    """An answer that was looked up before a change and offered after it is not cached, because it may be out of
-    date."""
-    assert remembered.get("key") is None
-    thing.state = 1
-    remembered.put("key", "stale", 1, version=0)
-    assert remembered.get("key") is None
-    remembered.put("key", "stale", 1, version=0)
-    assert remembered.get("key") is None
-    remembered.put("key", "fresh", 1, version=1)
-    assert remembered.get("key") == "fresh"
+def test_an_answer_of_an_earlier_version_is_not_cached(data_version: DataVersion, cache: VersionedCache[str]) -> None:
+    """If an answer was made from an earlier version of the data, it is not cached, because it may be out of date."""
+    assert cache.get("key") is None
+    data_version.number = 1
+    cache.put("key", "stale", 1, version=0)
+    assert cache.get("key") is None
+    cache.put("key", "stale", 1, version=0)
+    assert cache.get("key") is None
+    cache.put("key", "fresh", 1, version=1)
+    assert cache.get("key") == "fresh"
 
 
-def test_what_is_kept_has_a_bound(remembered: VersionedCache[str]) -> None:
-    """The size of the cache is limited: the oldest answers are evicted, and the newest stays."""
+def test_the_size_of_the_cache_is_limited(cache: VersionedCache[str]) -> None:
+    """When the cache is full, the oldest answers are evicted, and the newest answer is cached."""
     for number in range(3 * MAX_VALUE_DIVISOR):
-        remembered.put(number, str(number), ROOM // MAX_VALUE_DIVISOR, version=0)
-        assert remembered.get(number) == str(number)
-        assert sum(remembered.get(other) is not None for other in range(3 * MAX_VALUE_DIVISOR)) <= MAX_VALUE_DIVISOR
-    assert remembered.get(2 * MAX_VALUE_DIVISOR) == str(2 * MAX_VALUE_DIVISOR)
-    assert remembered.get(0) is None
+        cache.put(number, str(number), CAPACITY // MAX_VALUE_DIVISOR, version=0)
+        assert cache.get(number) == str(number)
+        assert sum(cache.get(other) is not None for other in range(3 * MAX_VALUE_DIVISOR)) <= MAX_VALUE_DIVISOR
+    assert cache.get(2 * MAX_VALUE_DIVISOR) == str(2 * MAX_VALUE_DIVISOR)
+    assert cache.get(0) is None
 
 
-def test_one_large_answer_does_not_drive_out_all_others(remembered: VersionedCache[str]) -> None:
-    """A very large answer is not cached."""
-    remembered.put("small", "answer", 1, version=0)
-    remembered.put("large", "answer", ROOM // MAX_VALUE_DIVISOR + 1, version=0)
-    assert remembered.get("large") is None
-    assert remembered.get("small") == "answer"
+def test_a_very_large_answer_is_not_cached(cache: VersionedCache[str]) -> None:
+    """A very large answer is not cached, so that it does not evict all other answers."""
+    cache.put("small", "answer", 1, version=0)
+    cache.put("large", "answer", CAPACITY // MAX_VALUE_DIVISOR + 1, version=0)
+    assert cache.get("large") is None
+    assert cache.get("small") == "answer"
 
 
-def test_keeping_an_answer_twice_takes_its_room_once(remembered: VersionedCache[str]) -> None:
-    """If two callers offer the same answer, its size counts once."""
-    remembered.put("first", "answer", ROOM // MAX_VALUE_DIVISOR, version=0)
+def test_the_size_of_a_repeated_answer_counts_once(cache: VersionedCache[str]) -> None:
+    """If the same answer is put into the cache several times, its size counts once."""
+    cache.put("first", "answer", CAPACITY // MAX_VALUE_DIVISOR, version=0)
     for _ in range(3 * MAX_VALUE_DIVISOR):
-        remembered.put("again", "answer", ROOM // MAX_VALUE_DIVISOR, version=0)
-    assert remembered.get("first") == remembered.get("again") == "answer"
+        cache.put("again", "answer", CAPACITY // MAX_VALUE_DIVISOR, version=0)
+    assert cache.get("first") == cache.get("again") == "answer"
 
 
-def test_what_was_asked_once_is_not_wanted_yet(thing: VersionedThing, remembered: VersionedCache[str]) -> None:
-    """An answer is worth caching from the second request for it on, even if there was a change in between. Requests
-    that were long ago do not count."""
-    assert not remembered.should_cache("key")
-    thing.state = 1
-    assert remembered.should_cache("key")
-    assert not any(remembered.should_cache(number) for number in range(MAX_REMEMBERED_KEYS))
-    assert not remembered.should_cache("key")
-    assert remembered.should_cache(MAX_REMEMBERED_KEYS - 1)
+def test_answers_are_cached_from_the_second_request_on(data_version: DataVersion, cache: VersionedCache[str]) -> None:
+    """An answer should be cached when it is requested for the second time, even if the version has changed since the
+    first request. The first request no longer counts after many requests for other answers."""
+    assert not cache.should_cache("key")
+    data_version.number = 1
+    assert cache.should_cache("key")
+    assert not any(cache.should_cache(number) for number in range(MAX_REMEMBERED_KEYS))
+    assert not cache.should_cache("key")
+    assert cache.should_cache(MAX_REMEMBERED_KEYS - 1)

@@ -1,5 +1,5 @@
-"""This release opens a data directory that the previous release has written, serves its content, and continues its
-uploads and downloads."""
+"""A data directory that the previous release has written can be used with this release. Its content is served, and its
+uploads and downloads continue."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ async def read(registry: StoredRegistry, repo: RepositoryName, digest: Digest) -
         await reader.aclose()
 
 
-def test_a_server_brings_it_up_to_date(written: previous_release.Written, tmp_path: Path) -> None:
-    """Commands ask the user to start the server once, which migrates the directory. Before and after the migration, the
-    partial blob is listed, and `has_had_account` is true."""
+def test_the_server_migrates_the_data_directory(written: previous_release.Written, tmp_path: Path) -> None:
+    """Before the migration, commands ask the user to start the server once, which migrates the directory. The partial
+    blob is listed and `has_had_account` is true, both before and after the migration."""
     with pytest.raises(DataDirectoryError, match="start `entrepot serve` once to bring it up to date"):
         check_version(tmp_path / "data")
     check_partials_and_accounts(tmp_path)
@@ -63,7 +63,9 @@ def check_partials_and_accounts(tmp_path: Path) -> None:
     assert (partial.received, partial.is_owned) == (previous_release.PARTIAL_STOP, False)
 
 
-async def test_its_content_is_served(registry: StoredRegistry, written: previous_release.Written) -> None:
+async def test_content_of_the_previous_release_is_served(
+    registry: StoredRegistry, written: previous_release.Written
+) -> None:
     """Hosted and mirrored images are served by tag, byte for byte."""
     assert (await registry.get_manifest(APP, LATEST)).body == written.manifest
     assert (await registry.get_manifest(UBUNTU, LATEST)).body == written.far_manifest
@@ -75,36 +77,37 @@ async def test_its_content_is_served(registry: StoredRegistry, written: previous
         assert await read(registry, repo, digest_of(blob)) == blob
 
 
-async def test_nothing_is_wrong_with_it(registry: StoredRegistry) -> None:
+async def test_a_check_finds_no_problem(registry: StoredRegistry) -> None:
     """A check finds no problem in what the previous release has written."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
 
     async def on_finding(finding: Finding) -> None:
-        found.append(finding)
+        findings.append(finding)
 
     async def on_progress(done: int, total: int, message: str) -> None:
         pass
 
     await registry.checker.check(CheckOptions(hash_bytes=True), on_finding, on_progress)
-    assert found == []
+    assert findings == []
 
 
-async def test_its_uploads_go_on(registry: StoredRegistry) -> None:
-    """An upload session that has bytes continues after them. A session without bytes continues at offset 0."""
-    rest = b"and the other half"
+async def test_uploads_of_the_previous_release_continue(registry: StoredRegistry) -> None:
+    """An upload session continues after the bytes that it has. A session without bytes continues at offset 0."""
+    remaining_bytes = b"and the other half"
     upload = UploadID(previous_release.UPLOAD)
     assert await registry.upload_offset(APP, upload, by=ALICE) == len(previous_release.HALF)
-    for number, had in ((previous_release.UPLOAD, previous_release.HALF), (previous_release.BARE_UPLOAD, b"")):
-        writer = await registry.resume_upload(APP, UploadID(number), len(had), by=ALICE)
-        await writer.write(rest)
-        await writer.commit(digest_of(had + rest))
+    for number, stored_bytes in ((previous_release.UPLOAD, previous_release.HALF), (previous_release.BARE_UPLOAD, b"")):
+        writer = await registry.resume_upload(APP, UploadID(number), len(stored_bytes), by=ALICE)
+        await writer.write(remaining_bytes)
+        await writer.commit(digest_of(stored_bytes + remaining_bytes))
         await writer.aclose()
-        assert await read(registry, APP, digest_of(had + rest)) == had + rest
+        assert await read(registry, APP, digest_of(stored_bytes + remaining_bytes)) == stored_bytes + remaining_bytes
     assert await registry.blobs.list_uploads() == []
 
 
-async def test_its_partial_blob_is_completed(registry: StoredRegistry, tmp_path: Path) -> None:
-    """Only the missing bytes of the partial blob are downloaded."""
+async def test_the_partial_blob_of_the_previous_release_is_completed(registry: StoredRegistry, tmp_path: Path) -> None:
+    """A partial blob is a file with the bytes of a mirror's download that have arrived. Only the missing bytes have to
+    be downloaded."""
     size = len(previous_release.PARTIAL)
     partial = await registry.partials.claim(digest_of(previous_release.PARTIAL), size, "docker.io")
     assert partial.missing() == [(previous_release.PARTIAL_STOP, size)]
@@ -115,8 +118,10 @@ async def test_its_partial_blob_is_completed(registry: StoredRegistry, tmp_path:
     assert list((tmp_path / "data" / "partials").iterdir()) == []
 
 
-async def test_its_accounts_and_records_are_known(registry: StoredRegistry, written: previous_release.Written) -> None:
-    """Accounts, groups, grants and keys are there, and the mirror's records of its upstreams."""
+async def test_accounts_and_records_of_the_previous_release_are_available(
+    registry: StoredRegistry, written: previous_release.Written
+) -> None:
+    """Accounts, groups, grants and signing keys are available, and so are the mirror's records about its upstreams."""
     accounts, records = registry.accounts, registry.records
     assert (accounts.has_had_account(), accounts.epoch()) == (True, 5)
     assert accounts.account(AccountName("alice")).admin
@@ -129,13 +134,13 @@ async def test_its_accounts_and_records_are_known(registry: StoredRegistry, writ
     assert await records.token("docker.io pull ubuntu") == ("a token", 4e9)
     assert await records.allowance("docker.io") == Allowance(previous_release.NOW, 97, 100, 0.0)
     assert await records.is_confirmed(UBUNTU, digest_of(previous_release.FAR_LAYER))
-    seen = [Sighting(previous_release.NOW, digest_of(written.far_manifest))]
-    assert await registry.upstream_tags.sightings(UBUNTU, LATEST) == seen
-    assert await registry.upstream_tags.sightings(APP, LATEST) == []  # it was pushed
+    sightings = [Sighting(previous_release.NOW, digest_of(written.far_manifest))]
+    assert await registry.upstream_tags.sightings(UBUNTU, LATEST) == sightings
+    assert await registry.upstream_tags.sightings(APP, LATEST) == []  # this tag was pushed, not mirrored
 
 
-async def test_its_garbage_is_collected(registry: StoredRegistry, tmp_path: Path) -> None:
-    """The trash and a deleted image are collected. Content that is in use stays."""
+async def test_garbage_of_the_previous_release_is_collected(registry: StoredRegistry, tmp_path: Path) -> None:
+    """Garbage collection empties the trash and deletes the blobs of a deleted image. Content in use stays."""
     manifest = await registry.resolve_manifest(UBUNTU, LATEST)
     await registry.delete_manifest(UBUNTU, manifest.digest, by=ALICE)
     registry.collector.grace = 0.0
@@ -146,8 +151,8 @@ async def test_its_garbage_is_collected(registry: StoredRegistry, tmp_path: Path
 
 
 def test_partial_records_are_written_as_before(tmp_path: Path) -> None:
-    """Records of partial blobs have the same bytes as before, because a process of the previous release that still runs
-    reads them."""
+    """The records of partial blobs have the same format as in the previous release, because a process of the previous
+    release may still run and read them."""
     from storage.blobs.files.partial_state_format import Progress, decode_progress
 
     record = Progress("boot", 10, extents=[(0, 4)]).encode()

@@ -1,5 +1,5 @@
-"""Translation of the settings of a registry:2 into settings of this registry. A key without a counterpart becomes a
-comment that says why."""
+"""The translation of the settings of a CNCF Distribution registry (the image registry:2) into settings of this
+registry. A key without a counterpart becomes a comment that states the reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from registry.config.settings_sources import load_settings
 from registry.migration.config_translation import translate
 from storage.imports import ImportInvalid
 
-DEBIAN = """
+DEBIAN_SETTINGS = """
 version: 0.1
 log:
   fields:
@@ -39,7 +39,7 @@ health:
     threshold: 3
 """
 
-FULL = """
+FULL_SETTINGS = """
 version: 0.1
 log: {level: warn, formatter: json, accesslog: {disabled: true}, hooks: [{type: mail, levels: [panic]}]}
 storage:
@@ -84,7 +84,8 @@ def comments(text: str) -> dict[str, str]:
 
 
 def test_the_settings_of_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = translate(DEBIAN, {})
+    """The settings that Debian ships are translated. Keys without a counterpart are listed as comments."""
+    text = translate(DEBIAN_SETTINGS, {})
     settings = load(tmp_path, text, monkeypatch)
     assert (settings.listen, settings.delete, settings.insecure_open) == ("0.0.0.0:5000", True, False)
     assert settings.auth.htpasswd == Path("/etc/docker/registry")
@@ -102,7 +103,9 @@ def test_the_settings_of_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_all_kinds_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = translate(FULL, {})
+    """Settings of logs, storage, HTTP, TLS, logins, notifications and mirrors are translated, or a comment states what
+    to do instead."""
+    text = translate(FULL_SETTINGS, {})
     settings = load(tmp_path, text, monkeypatch)
     assert settings.log_level == "warning"
     assert (settings.delete, settings.read_only, settings.uploads.expire) == (False, True, 72 * 3600)
@@ -114,22 +117,23 @@ def test_all_kinds_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [upstream] = settings.upstream
     assert (upstream.name, upstream.default, upstream.username) == ("docker.io", True, "ann")
     assert upstream.endpoints == ["https://registry-1.docker.io"]
-    said = comments(text)
-    assert "entrepot import http://OLD:5000" in said["storage.s3.bucket"]
-    assert "[[issuer]]" in said["auth.token.realm"]
-    assert "write a [[webhook]]" in said["notifications.endpoints.0.url"]
-    assert said["nonsense.key"] == "no key of a CNCF Distribution registry, as far as is known"
-    assert "append the other files" in said["http.tls.clientcas"]
+    comment_texts = comments(text)
+    assert "entrepot import http://OLD:5000" in comment_texts["storage.s3.bucket"]
+    assert "[[issuer]]" in comment_texts["auth.token.realm"]
+    assert "write a [[webhook]]" in comment_texts["notifications.endpoints.0.url"]
+    assert comment_texts["nonsense.key"] == "no key of a CNCF Distribution registry, as far as is known"
+    assert "append the other files" in comment_texts["http.tls.clientcas"]
 
 
 def test_no_secret_is_written() -> None:
-    assert "SECRET" in FULL
-    assert "SECRET" not in translate(FULL, {})
+    """Passwords and other secrets in the old settings are not in the translated file."""
+    assert "SECRET" in FULL_SETTINGS
+    assert "SECRET" not in translate(FULL_SETTINGS, {})
 
 
 def test_variables_override_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Variables override the file. As for the old registry, their values are YAML, and `REGISTRY_AUTH=htpasswd` chooses
-    the kind of login."""
+    """Environment variables override the file, as in the old registry. Their values are YAML, and
+    `REGISTRY_AUTH=htpasswd` chooses the kind of login."""
     variables = {
         "REGISTRY_HTTP_ADDR": "[::]:443",
         "REGISTRY_STORAGE_DELETE_ENABLED": "false",
@@ -137,11 +141,11 @@ def test_variables_override_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "REGISTRY_AUTH_HTPASSWD_PATH": "/auth/htpasswd",
         "REGISTRY_AUTH_HTPASSWD_REALM": "x",
         "REGISTRY_LOG_LEVEL": "debug",
-        "REGISTRY_PORT_5000_TCP_ADDR": "10.0.0.1",  # by Kubernetes
+        "REGISTRY_PORT_5000_TCP_ADDR": "10.0.0.1",  # set by Kubernetes, not by the operator
         "REGISTRY_SERVICE_HOST": "10.0.0.1",
         "PATH": "/bin",
     }
-    text = translate(DEBIAN, variables)
+    text = translate(DEBIAN_SETTINGS, variables)
     settings = load(tmp_path, text, monkeypatch)
     assert (settings.listen, settings.delete, settings.log_level) == ("[::]:443", False, "debug")
     assert settings.auth.htpasswd == Path("/auth/htpasswd")
@@ -152,15 +156,16 @@ def test_variables_override_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_an_open_registry_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without logins, everybody may push to the old registry. The translated settings allow the same, which this
-    registry needs a setting for."""
+    """If the old registry has no logins, everybody may push to it. The translated settings have `insecure_open`, which
+    allows the same. A registry that listens only on localhost does not need this setting."""
     text = translate("version: 0.1\nhttp: {addr: ':5000'}", {})
     assert load(tmp_path, text, monkeypatch).insecure_open
     text = translate("version: 0.1\nhttp: {addr: 'localhost:5000'}", {})
     assert not load(tmp_path, text, monkeypatch).insecure_open
 
 
-def test_another_upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upstream_other_than_docker_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upstream other than Docker Hub gets the name of its host."""
     text = translate("proxy: {remoteurl: 'http://mirror.corp:5000/'}", {})
     [upstream] = load(tmp_path, text, monkeypatch).upstream
     assert (upstream.name, upstream.endpoints) == ("mirror.corp", ["http://mirror.corp:5000"])
@@ -183,6 +188,7 @@ def test_another_upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_values_without_a_counterpart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, key: str) -> None:
+    """A value that this registry does not support becomes a comment, and the translated file can be loaded."""
     text = translate(line, {})
     assert key in comments(text)
     load(tmp_path, text, monkeypatch)
@@ -200,7 +206,8 @@ def test_values_without_a_counterpart(tmp_path: Path, monkeypatch: pytest.Monkey
          "d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d]", "more than 10000 keys"),
     ],
 )  # fmt: skip
-def test_bad_files(text: str, reason: str) -> None:
+def test_malformed_files_are_refused(text: str, reason: str) -> None:
+    """A file that cannot be translated is refused with an error of one line."""
     with pytest.raises(ImportInvalid, match=reason) as raised:
         translate(text, {})
     assert "\n" not in raised.value.message

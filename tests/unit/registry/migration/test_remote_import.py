@@ -1,5 +1,5 @@
-"""Import of content over the network, from registries with various faults. A second run fetches only what has
-changed."""
+"""The import of content over the network from another registry, which the tests call the old registry. It may have
+faults. A second import fetches only what has changed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.fakes.upstream_source import ScriptedServer
 
 APP = RepositoryName("team/app")
 CONFIGURED: list[Upstream] = []
-"""The upstreams in the settings."""
+"""The upstreams in the settings of this registry."""
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def content() -> UpstreamContent:
 
 
 @pytest.fixture
-def old(tmp_path: Path) -> Iterator[Hub]:
-    """A registry without content that lists no repositories."""
+def old_registry(tmp_path: Path) -> Iterator[Hub]:
+    """An old registry without content, which does not list its repositories."""
     with hub(tmp_path, UpstreamContent()) as running:
         yield running
 
@@ -63,7 +63,7 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 
 
 class Pauses(list[float]):
-    """Records the pauses before retries, and ends them at once."""
+    """Records the lengths of the pauses before retries, in seconds, and ends each pause at once."""
 
     async def __call__(self, seconds: float) -> None:
         self.append(seconds)
@@ -76,303 +76,321 @@ def pauses() -> Pauses:
 
 
 @pytest.fixture
-def run(store: StoredRegistry, old: Hub, pauses: Pauses) -> ImportRun:
-    return import_into(store, old, pauses)
+def run_import(store: StoredRegistry, old_registry: Hub, pauses: Pauses) -> ImportRun:
+    return import_into(store, old_registry, pauses)
 
 
-def import_into(store: StoredRegistry, old: Hub, pauses: Pauses) -> ImportRun:
+def import_into(store: StoredRegistry, old_registry: Hub, pauses: Pauses) -> ImportRun:
     async def work(store: StoredRegistry, router: Router, context: JobContext) -> JSON:
         return await import_remote(store, router, context, CONFIGURED, pauses)
 
-    return ImportRun(store, KIND, work, url=old.url, repositories=[str(APP)])
+    return ImportRun(store, KIND, work, url=old_registry.url, repositories=[str(APP)])
 
 
-async def test_images_come_with_all_platforms_and_signatures(
-    store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent
+async def test_images_are_imported_with_all_platforms_and_signatures(
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
-    """Referrers of the index and of its children, and their referrers, come through the referrers API."""
+    """An index is imported with all manifests that it lists. Their referrers (such as signatures), and the referrers of
+    these referrers, are found by the referrers API and imported as well."""
     amd64, arm64 = noise_image("amd64", 1000), noise_image("arm64", 3 * MIB)
     image = content.add(APP, index_of((amd64, "amd64"), (arm64, "arm64")), "1", "latest")
     docker = content.add(APP, noise_image("docker", 10, docker=True), "docker")
     signature = content.add(APP, noise_image("signature", 10, subject=image))
     sbom = content.add(APP, noise_image("sbom", 10, subject=arm64))
     signed_sbom = content.add(APP, noise_image("signed sbom", 10, subject=sbom))
-    old.put(content)
+    old_registry.put(content)
 
-    result = await run()
+    result = await run_import()
 
     for each in (image, docker, signature, sbom, signed_sbom):
         await assert_whole(store, APP, each)
-    assert (result["tags"], result["manifests"], run.told()) == (3, 7, [])
+    assert (result["tags"], result["manifests"], run_import.told()) == (3, 7, [])
     assert (await store.tags(APP, None, 10)).items == ["1", "docker", "latest"]
     referrers = (await store.referrers(APP, Digest(arm64.digest), None, None, 10)).items
     assert [each.digest for each in referrers] == [sbom.digest]
 
 
-async def test_an_immutable_tag_is_a_problem_of_that_tag(
-    tmp_path: Path, old: Hub, content: UpstreamContent, pauses: Pauses
+async def test_an_immutable_tag_is_reported_as_a_problem(
+    tmp_path: Path, old_registry: Hub, content: UpstreamContent, pauses: Pauses
 ) -> None:
-    """An immutable tag is reported and its content is not fetched. The import continues with the other tags."""
+    """If an immutable tag points at another manifest, the tag is reported and its content is not fetched. The import
+    continues with the other tags."""
     first = content.add(APP, noise_image("first", 10), "v1")
-    old.put(content)
+    old_registry.put(content)
     rules = ImmutableTags([TagRule((NamePattern("team/**"),), (TagPattern("v*"),))])
     prepare_data_dir(tmp_path / "fixed")
     async with open_registry(tmp_path / "fixed", immutable_tags=rules) as store:
-        run = import_into(store, old, pauses)
-        await run()
+        run_import = import_into(store, old_registry, pauses)
+        await run_import()
         second = content.add(APP, noise_image("second", 10), "v1")
         third = content.add(APP, noise_image("third", 10), "v2")
-        old.put(content)
-        old.forget()
-        result = await run()
-        assert run.told() == [
+        old_registry.put(content)
+        old_registry.forget()
+        result = await run_import()
+        assert run_import.told() == [
             ("team/app:v1", f"team/app:v1 is immutable and points at {first.digest}; push another tag")
         ]
         assert (result["problems"], result["tags"]) == (1, 1)
         await assert_whole(store, APP, third)
-        assert {seen.digest for seen in old.requests("blob", "GET")} == set(third.blobs) - set(first.blobs)
+        assert {request.digest for request in old_registry.requests("blob", "GET")} == set(third.blobs) - set(
+            first.blobs
+        )
         assert (await store.resolve_manifest(APP, Tag("v1"))).digest == first.digest != second.digest
 
 
-async def test_fallback_tags_are_tags(
-    store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent
+async def test_referrers_are_imported_by_fallback_tags(
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
-    """From a registry without the referrers API, referrers are imported with the fallback tags."""
+    """If the old registry has no referrers API, referrers are imported with the fallback tags that list them."""
     image = content.add(APP, noise_image("image", 10), "1")
     signature = noise_image("signature", 10, subject=image)
     content.add(APP, fallback_index(signature), fallback_tag(image.digest))
-    old.put(content)
-    old.set(referrers=False)
+    old_registry.put(content)
+    old_registry.set(referrers=False)
 
-    await run()
+    await run_import()
 
     referrers = (await store.referrers(APP, Digest(image.digest), None, None, 10)).items
     assert [each.digest for each in referrers] == [signature.digest]
-    assert old.count("referrers") == 1  # which showed that there is no such API
+    assert old_registry.count("referrers") == 1  # this request showed that there is no referrers API
 
 
-async def test_a_second_run_fetches_what_changed(
-    store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent
+async def test_a_second_import_fetches_only_changes(
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
+    """A second import fetches only new manifests and blobs. Unchanged tags cost one HEAD request each."""
     first = content.add(APP, noise_image("first", 1000), "1", "latest")
-    old.put(content)
-    await run()
+    old_registry.put(content)
+    await run_import()
     second = content.add(APP, noise_image("second", 1000), "2", "latest")
     signature = content.add(APP, noise_image("signature", 10, subject=first))
-    old.put(content)
-    old.forget()
+    old_registry.put(content)
+    old_registry.forget()
 
-    result = await run()
+    result = await run_import()
 
     assert (result["tags"], result["present"], result["manifests"], result["fetched"]) == (2, 1, 2, 4)
-    assert old.count("manifest", "GET") == 2
-    assert old.count("manifest", "HEAD") == 3
-    assert all(not old.sent(digest) for digest in first.blobs)
+    assert old_registry.count("manifest", "GET") == 2
+    assert old_registry.count("manifest", "HEAD") == 3
+    assert all(not old_registry.sent(digest) for digest in first.blobs)
     for image in (second, signature):
         await assert_whole(store, APP, image)
 
 
-async def test_a_tag_that_was_changed_here_stays(
-    store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent
+async def test_a_tag_that_was_deleted_after_the_import_stays_deleted(
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
+    """If a user has deleted an imported tag, the next import does not set it again, unless it has the argument
+    `overwrite`."""
     image = content.add(APP, noise_image("image", 10), "1")
-    old.put(content)
-    await run()
+    old_registry.put(content)
+    await run_import()
     await store.delete_tag(APP, Tag("1"), by=Actor("ann"))
 
-    result = await run()
-    assert run.told("note") == [("team/app:1", "the tag stays as it is: ann has deleted it here")]
+    result = await run_import()
+    assert run_import.told("note") == [("team/app:1", "the tag stays as it is: ann has deleted it here")]
     assert result["tags"] == 0
-    await run(overwrite=True)
+    await run_import(overwrite=True)
     assert (await store.resolve_manifest(APP, Tag("1"))).digest == image.digest
 
 
-async def test_blobs_come_once(store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent) -> None:
-    """A layer of several images in several repositories is downloaded once, although the images are imported at the
-    same time."""
+async def test_a_shared_blob_is_downloaded_once(
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
+) -> None:
+    """A layer of images in several repositories is downloaded once, although the images are imported at the same
+    time."""
     image = noise_image("common", 2 * MIB)
     names = ["a", "b", "c"]
     for name in names:
         content.add(name, image, "1", "2")
-    old.put(content)
+    old_registry.put(content)
 
-    result = await run(repositories=names)
+    result = await run_import(repositories=names)
 
     layer = image.layers[0].digest
-    assert sum(stop - start for start, stop in old.sent(layer)) == 2 * MIB
+    assert sum(stop - start for start, stop in old_registry.sent(layer)) == 2 * MIB
     assert (result["fetched"], result["shared"]) == (2, 4)
     for name in names:
         await assert_whole(store, name, image)
 
 
 async def test_faults_are_retried(
-    store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent, pauses: Pauses
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent, pauses: Pauses
 ) -> None:
-    """Requests with temporary errors, broken connections or wrong bytes are repeated after pauses. An interrupted
-    download continues where it stopped."""
+    """After temporary errors and broken connections, requests are repeated after a pause. An interrupted download
+    continues where it stopped."""
     image = content.add(APP, noise_image("image", 9 * MIB), "1")
     layer = image.layers[0].digest
-    old.put(content)
-    old.fault(on="tags", status=503)
-    old.fault(on="manifest", method="HEAD", status=500)
-    old.fault(on="manifest", method="GET", hangup=True, times=3)
-    old.fault(on="blob", match=layer, drop_after=500_000, times=3)
+    old_registry.put(content)
+    old_registry.fault(on="tags", status=503)
+    old_registry.fault(on="manifest", method="HEAD", status=500)
+    old_registry.fault(on="manifest", method="GET", hangup=True, times=3)
+    old_registry.fault(on="blob", match=layer, drop_after=500_000, times=3)
 
-    result = await run()
+    result = await run_import()
 
-    assert (result["tags"], run.told()) == (1, [])
+    assert (result["tags"], run_import.told()) == (1, [])
     assert pauses
-    assert union(old.sent(layer)) == [(0, 9 * MIB)]
+    assert union(old_registry.sent(layer)) == [(0, 9 * MIB)]
     await assert_whole(store, APP, image)
 
 
-async def test_what_does_not_pass_is_told(
-    store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent
+async def test_permanent_errors_are_reported(
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
-    """A permanent error is reported, the rest is imported, and the next run fetches what is missing."""
-    sound = content.add(APP, noise_image("sound", 10), "sound")
-    broken = content.add(APP, noise_image("broken", 10), "broken")
-    gone = content.add(APP, noise_image("gone", 10), "gone")
-    wrong = content.add(APP, noise_image("wrong", 1000), "wrong")
-    failing = content.add(APP, noise_image("failing", 10), "failing")
-    old.put(content)
-    old.remove(APP, gone.layers[0].digest)
-    old.fault(on="manifest", match=broken.digest, status=500, times=None)
-    old.fault(on="manifest", match="/failing", method="", status=500, times=None)
-    old.fault(on="blob", match=wrong.layers[0].digest, corrupt=5, times=None)
+    """If an image cannot be imported because of a permanent error, it is reported, and all other images are imported.
+    After the error is repaired, the next import adds the missing images."""
+    sound_image = content.add(APP, noise_image("sound", 10), "sound")
+    broken_manifest = content.add(APP, noise_image("broken", 10), "broken")
+    incomplete_image = content.add(APP, noise_image("gone", 10), "gone")
+    corrupt_image = content.add(APP, noise_image("wrong", 1000), "wrong")
+    failing_tag = content.add(APP, noise_image("failing", 10), "failing")
+    old_registry.put(content)
+    old_registry.remove(APP, incomplete_image.layers[0].digest)
+    old_registry.fault(on="manifest", match=broken_manifest.digest, status=500, times=None)
+    old_registry.fault(on="manifest", match="/failing", method="", status=500, times=None)
+    old_registry.fault(on="blob", match=corrupt_image.layers[0].digest, corrupt=5, times=None)
 
-    await run(jobs=1)
+    await run_import(jobs=1)
 
-    told = dict(run.told())
-    assert set(told) == {"team/app:broken", "team/app:gone", "team/app:wrong", "team/app:failing"}
-    assert told["team/app:gone"] == f"{old.address} does not have the blob {gone.layers[0].digest}"
-    assert told["team/app:wrong"] == f"{old.address} sends other bytes for the blob {wrong.layers[0].digest}"
-    assert told["team/app:broken"] == f"the upstream registry {old.url} answers 500"
+    problems = dict(run_import.told())
+    assert set(problems) == {"team/app:broken", "team/app:gone", "team/app:wrong", "team/app:failing"}
+    missing_layer, corrupt_layer = incomplete_image.layers[0].digest, corrupt_image.layers[0].digest
+    assert problems["team/app:gone"] == f"{old_registry.address} does not have the blob {missing_layer}"
+    assert problems["team/app:wrong"] == f"{old_registry.address} sends other bytes for the blob {corrupt_layer}"
+    assert problems["team/app:broken"] == f"the upstream registry {old_registry.url} answers 500"
     assert (await store.tags(APP, None, 10)).items == ["sound"]
 
-    old.clear()
-    old.put(content)
-    result = await run()
-    assert (result["tags"], result["present"], run.told()) == (4, 1, [])
-    for image in (sound, broken, gone, wrong, failing):
+    old_registry.clear()
+    old_registry.put(content)
+    result = await run_import()
+    assert (result["tags"], result["present"], run_import.told()) == (4, 1, [])
+    for image in (sound_image, broken_manifest, incomplete_image, corrupt_image, failing_tag):
         await assert_whole(store, APP, image)
 
 
 @pytest.mark.slow
 async def test_manifests_that_are_not_accepted(
-    store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent, pauses: Pauses
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent, pauses: Pauses
 ) -> None:
     """A schema 1 manifest is reported without a retry, because a retry cannot help."""
     body = b'{"schemaVersion": 1, "name": "team/app", "tag": "old", "fsLayers": [], "history": []}'
     content.add(APP, ImageTree(body, "application/vnd.docker.distribution.manifest.v1+json"), "old")
-    old.put(content)
-    result = await run()
-    [(name, reason)] = run.told()
+    old_registry.put(content)
+    result = await run_import()
+    [(name, reason)] = run_import.told()
     assert (name, result["tags"], pauses) == ("team/app:old", 0, [])
     assert "schema 1 manifests are not accepted here" in reason
 
 
 async def test_foreign_layers_may_be_missing(
-    store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
-    """Foreign layers need not be imported, because clients fetch them from other servers. Those that the old registry
-    has are imported."""
-    foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+    """An image can be imported without its foreign layers, because clients fetch these from other servers. Foreign
+    layers that the old registry has are imported."""
+    foreign_type = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
     config = UpstreamBlob(b"{}", "application/vnd.oci.image.config.v1+json")
-    there, elsewhere = UpstreamBlob(b"there", foreign), UpstreamBlob(b"elsewhere", foreign)
-    image = content.add(APP, manifest_of(config, there, elsewhere), "windows")
-    old.put(content)
-    old.remove(APP, elsewhere.digest)
-    result = await run()
-    assert (result["tags"], result["fetched"], run.told()) == (1, 2, [])
+    available_layer, foreign_layer = UpstreamBlob(b"there", foreign_type), UpstreamBlob(b"elsewhere", foreign_type)
+    image = content.add(APP, manifest_of(config, available_layer, foreign_layer), "windows")
+    old_registry.put(content)
+    old_registry.remove(APP, foreign_layer.digest)
+    result = await run_import()
+    assert (result["tags"], result["fetched"], run_import.told()) == (1, 2, [])
     assert (await store.get_manifest(APP, Tag("windows"))).body == image.body
-    assert (await store.resolve_blob(APP, Digest(there.digest))).size == 5
+    assert (await store.resolve_blob(APP, Digest(available_layer.digest))).size == 5
 
 
 @pytest.mark.slow
-async def test_a_dead_registry_ends_the_import(
-    store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent
+async def test_the_import_ends_if_the_old_registry_does_not_answer(
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
-    """After many failed requests in a row, the import ends with an error. The next import continues."""
+    """After many failed requests in a row, the import ends with an error. When the old registry answers again, the next
+    import adds the rest."""
     for number in range(2 * FAILURES_TO_END):
         content.add(APP, noise_image(f"image {number}", 10), f"{number:02}")
-    old.put(content)
-    old.fault(on="manifest", method="", skip=6, status=502, times=None)
+    old_registry.put(content)
+    old_registry.fault(on="manifest", method="", skip=6, status=502, times=None)
     with pytest.raises(SourceDown, match="the old registry does not answer; run the import again later"):
-        await run(jobs=1)
+        await run_import(jobs=1)
     imported = len((await store.tags(APP, None, 100)).items)
     assert 1 <= imported < 8
 
-    old.clear()
-    result = await run()
+    old_registry.clear()
+    result = await run_import()
     assert (result["present"], result["tags"]) == (imported, 2 * FAILURES_TO_END - imported)
 
 
-async def test_repositories_that_are_not_listed(run: ImportRun, old: Hub) -> None:
-    """If the old registry does not list its repositories, the error says what to do. An unknown repository is reported
-    and does not end the import."""
+async def test_repositories_that_are_not_listed(run_import: ImportRun, old_registry: Hub) -> None:
+    """If the old registry does not list its repositories, the import fails with an error that states what to do. If the
+    operator names an unknown repository, it is reported and the import continues."""
     with pytest.raises(ImportInvalid, match=r"does not give out the list .* pass it with --repositories FILE"):
-        await run(repositories=None)
-    result = await run(repositories=["team/none", "UPPER"])
+        await run_import(repositories=None)
+    result = await run_import(repositories=["team/none", "UPPER"])
     assert result["problems"] == 2
-    assert [name for name, _ in run.told()] == ["team/none:", "UPPER:"]
+    assert [name for name, _ in run_import.told()] == ["team/none:", "UPPER:"]
 
 
-async def test_a_list_that_leads_in_a_circle(run: ImportRun) -> None:
-    """If the pages of the list lead in a circle, its repositories are imported once. Then the import ends with an error
-    that says what to do."""
+async def test_a_list_that_leads_in_a_circle(run_import: ImportRun) -> None:
+    """The old registry lists its repositories in pages. If the link to the next page leads back to an earlier page, the
+    repositories are imported once, and the import ends with an error."""
     body = b'{"repositories": ["UPPER"]}'
 
     def reply(head: str) -> bytes:
         link = "" if "/_catalog" not in head else 'Link: </v2/_catalog?last=x>; rel="next"\r\n'
         return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n{link}\r\n".encode() + body
 
-    old = ScriptedServer(reply)
-    server = await asyncio.start_server(old.serve, "127.0.0.1", 0)
+    old_registry = ScriptedServer(reply)
+    server = await asyncio.start_server(old_registry.serve, "127.0.0.1", 0)
     try:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(ImportInvalid, match="leads in a circle"):
-            await run(url=f"http://127.0.0.1:{port}", repositories=None)
+            await run_import(url=f"http://127.0.0.1:{port}", repositories=None)
     finally:
         server.close()
-        await old.stop()
-    assert len(run.told()) == 2
+        await old_registry.stop()
+    assert len(run_import.told()) == 2
 
 
 async def test_login(
-    store: StoredRegistry, old: Hub, run: ImportRun, content: UpstreamContent, monkeypatch: pytest.MonkeyPatch
+    store: StoredRegistry,
+    old_registry: Hub,
+    run_import: ImportRun,
+    content: UpstreamContent,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A private repository is imported with a login, by tokens. A wrong login is reported."""
+    """A private repository is imported with a login, for which the old registry issues a token. A wrong login is
+    reported."""
     image = content.add(APP, noise_image("image", 1000), "1")
-    old.put(content)
-    old.set(auth="bearer", username="ann", password="right", private=(str(APP),), redirects=True)
+    old_registry.put(content)
+    old_registry.set(auth="bearer", username="ann", password="right", private=(str(APP),), redirects=True)
     login: dict[str, Any] = {"username": "ann", "password_env": "OLD_PASSWORD"}
 
     monkeypatch.setenv("OLD_PASSWORD", "wrong")
-    result = await run(**login)
+    result = await run_import(**login)
     assert (result["tags"], result["problems"]) == (0, 1)
-    assert "refuses the login" in run.told()[0][1]
+    assert "refuses the login" in run_import.told()[0][1]
 
     monkeypatch.setenv("OLD_PASSWORD", "right")
-    await run(**login)
+    await run_import(**login)
     await assert_whole(store, APP, image)
 
 
 async def test_the_login_of_an_upstream_in_the_settings(
     store: StoredRegistry,
-    old: Hub,
-    run: ImportRun,
+    old_registry: Hub,
+    run_import: ImportRun,
     content: UpstreamContent,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If the URL is an endpoint of an upstream, its login is used."""
+    """If the URL of the old registry is an endpoint of an upstream in the settings, the login of this upstream is
+    used."""
     image = content.add(APP, noise_image("image", 1000), "1")
-    old.put(content)
-    old.set(auth="basic", username="ann", password="right")
+    old_registry.put(content)
+    old_registry.set(auth="basic", username="ann", password="right")
     monkeypatch.setenv("OLD_PASSWORD", "right")
-    upstream = {"name": "old.test", "endpoints": [old.url], "username": "ann", "password_env": "OLD_PASSWORD"}
+    upstream = {"name": "old.test", "endpoints": [old_registry.url], "username": "ann", "password_env": "OLD_PASSWORD"}
     monkeypatch.setattr(f"{__name__}.CONFIGURED", [Upstream.model_validate(upstream)])
-    await run()
+    await run_import()
     await assert_whole(store, APP, image)
 
 
@@ -384,6 +402,7 @@ async def test_the_login_of_an_upstream_in_the_settings(
         ({"username": "ann"}, "has no password"),
     ],
 )
-async def test_bad_arguments(run: ImportRun, arguments: dict[str, Any], reason: str) -> None:
+async def test_invalid_arguments_are_refused(run_import: ImportRun, arguments: dict[str, Any], reason: str) -> None:
+    """A URL with a login or a path is refused, and so is a user name without a password."""
     with pytest.raises(ImportInvalid, match=reason):
-        await run(**arguments)
+        await run_import(**arguments)

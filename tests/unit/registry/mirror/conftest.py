@@ -1,4 +1,4 @@
-"""Mirrors over a real store, in front of an upstream in memory, and a large blob that they fill."""
+"""Fixtures of the mirror tests: mirrors over a real store, with an upstream in memory, and a large test blob."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ OTHER = RepositoryName("docker.io/library/other")
 
 
 class MirrorClock:
+    """A clock that stands still until a test moves it."""
+
     def __init__(self) -> None:
         self.now = NOW
 
@@ -43,7 +45,8 @@ class MirrorClock:
 
 
 class SlowDisk(System):
-    """The real disk, but it can be full for metadata, or slow: each commit takes `pause` seconds longer."""
+    """The real disk with two faults. If `full` is set, no metadata can be written. Each commit of metadata takes
+    `pause` seconds longer."""
 
     full = False
     pause = 0.0
@@ -56,19 +59,19 @@ class SlowDisk(System):
 
 
 class MirrorWorker:
-    """A mirror and its store, as one process has them."""
+    """The mirror and the store of a worker process."""
 
     def __init__(self, mirror: Mirror, store: StoredRegistry) -> None:
         self.mirror = mirror
         self.store = store
 
 
-class MirrorStore:
-    """A data directory, its upstream, the clocks, and the settings of its mirrors."""
+class MirrorSite:
+    """A server site: a data directory, and the upstream, clocks and settings for the mirrors of its workers."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
-        self.far = FakeSource()
+        self.upstream = FakeSource()
         self.clock = MirrorClock()
         self.disk = SlowDisk()
         self.monotonic = MirrorClock()
@@ -83,13 +86,13 @@ class MirrorStore:
         self.settings = Upstream.model_validate({**self.settings.model_dump(), **changes})
 
     @asynccontextmanager
-    async def worker(self, far: FakeSource | None = None) -> AsyncIterator[MirrorWorker]:
-        """Runs a mirror over the data directory, as one process does. `far`: the upstream; None: the one of the
-        site."""
+    async def worker(self, upstream: FakeSource | None = None) -> AsyncIterator[MirrorWorker]:
+        """Runs a mirror over the data directory, as a worker process does. If `upstream` is None, the mirror uses
+        `self.upstream`."""
         async with open_registry(self.data, clock=self.clock, system=self.disk) as store:
             mirror = Mirror(
                 store,
-                far or self.far,
+                upstream or self.upstream,
                 store.partials,
                 store.records,
                 store.leases,
@@ -108,46 +111,52 @@ class MirrorStore:
                 await mirror.aclose()
 
 
-def source_of_another_worker(site: MirrorStore) -> FakeSource:
-    """Returns the same upstream, as another worker reaches it."""
-    far = FakeSource(site.far.connections, site.far.endpoints)
-    far.blobs, far.manifests, far.sent, far.faults = site.far.blobs, site.far.manifests, site.far.sent, site.far.faults
-    return far
+def source_of_another_worker(site: MirrorSite) -> FakeSource:
+    """Returns a second client of the site's upstream, for another worker. The two clients share the content and the
+    faults of the upstream, but each counts its own requests."""
+    upstream = FakeSource(site.upstream.connections, site.upstream.endpoints)
+    upstream.blobs, upstream.manifests, upstream.sent, upstream.faults = (
+        site.upstream.blobs,
+        site.upstream.manifests,
+        site.upstream.sent,
+        site.upstream.faults,
+    )
+    return upstream
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> MirrorStore:
-    return MirrorStore(tmp_path / "data")
+def site(tmp_path: Path) -> MirrorSite:
+    return MirrorSite(tmp_path / "data")
 
 
 @pytest.fixture
-async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
+async def worker(site: MirrorSite) -> AsyncIterator[MirrorWorker]:
     async with site.worker() as opened:
         yield opened
 
 
-async def begin_pull(site: MirrorStore, worker: MirrorWorker, *layers: bytes) -> None:
+async def begin_pull(site: MirrorSite, worker: MirrorWorker, *layers: bytes) -> None:
     """Adds an image with these layers to the upstream, and pulls its manifest."""
-    site.far.add_image(UPSTREAM_REPO, *(layers or (BIG,)))
+    site.upstream.add_image(UPSTREAM_REPO, *(layers or (BIG,)))
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
 
 
-async def read(reader: BlobReader) -> bytes:
+async def read_to_end(reader: BlobReader) -> bytes:
     try:
         return b"".join([chunk async for chunk in reader])
     finally:
         await reader.aclose()
 
 
-def sent_once(site: MirrorStore, digest: Digest, size: int) -> None:
-    """Checks that the upstream sent every byte once."""
-    spans = sorted(site.far.sent[digest])
+def assert_each_byte_sent_once(site: MirrorSite, digest: Digest, size: int) -> None:
+    """Checks that the upstream sent every byte of the blob exactly once."""
+    spans = sorted(site.upstream.sent[digest])
     assert spans[0][0] == 0
     assert spans[-1][1] == size
-    assert all(one[1] == two[0] for one, two in pairwise(spans))
+    assert all(span[1] == following[0] for span, following in pairwise(spans))
 
 
-async def stored(worker: MirrorWorker, digest: Digest, repo: RepositoryName = MIRRORED_REPO) -> None:
+async def wait_until_stored(worker: MirrorWorker, digest: Digest, repo: RepositoryName = MIRRORED_REPO) -> None:
     """Waits until the blob is in the store."""
     async with asyncio.timeout(60):
         while True:

@@ -1,4 +1,5 @@
-"""Which blobs a repository of a mirror has: only those that its upstream confirms or that its manifests name."""
+"""Which blobs can be read through a repository of a mirror: only blobs that the upstream has in this repository, or
+that a manifest of this repository names."""
 
 from __future__ import annotations
 
@@ -20,20 +21,21 @@ from tests.unit.registry.mirror.conftest import (
     MIRRORED_REPO,
     OTHER,
     UPSTREAM_REPO,
-    MirrorStore,
+    MirrorSite,
     MirrorWorker,
+    assert_each_byte_sent_once,
     begin_pull,
-    read,
-    sent_once,
+    read_to_end,
     source_of_another_worker,
-    stored,
+    wait_until_stored,
 )
 
 pytestmark = pytest.mark.slow
 
 
-async def test_unknown_blobs(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A blob that the upstream does not have is unknown. No worker asks for it again for a short time."""
+async def test_unknown_blobs(site: MirrorSite, worker: MirrorWorker) -> None:
+    """A blob that the upstream does not have is unknown. This answer is cached for a short time, in which no worker
+    requests the blob from the upstream."""
     async with site.worker() as other:
         for _ in range(2):
             for mirror in (worker.mirror, other.mirror):
@@ -41,25 +43,27 @@ async def test_unknown_blobs(site: MirrorStore, worker: MirrorWorker) -> None:
                     await mirror.open_blob(MIRRORED_REPO, missing_digest())
                 with pytest.raises(BlobUnknown):
                     await mirror.resolve_blob(MIRRORED_REPO, missing_digest())
-        assert site.far.calls == {"head blob": 1}
+        assert site.upstream.calls == {"head blob": 1}
         site.clock.now += 61
         with pytest.raises(BlobUnknown):
             await worker.mirror.open_blob(MIRRORED_REPO, missing_digest())
-        assert site.far.calls == {"head blob": 2}
+        assert site.upstream.calls == {"head blob": 2}
 
 
-async def test_a_manifest_names_what_is_not_there(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A blob that a manifest names and the upstream does not have is reported as unknown before any header is sent."""
+async def test_a_manifest_names_a_blob_that_the_upstream_does_not_have(site: MirrorSite, worker: MirrorWorker) -> None:
+    """If a manifest names a blob that the upstream does not have, the client gets "blob unknown" before any header is
+    sent."""
     await begin_pull(site, worker)
-    del site.far.blobs[UPSTREAM_REPO, DIGEST]
+    del site.upstream.blobs[UPSTREAM_REPO, DIGEST]
     for _ in range(2):
         with pytest.raises(BlobUnknown):
             await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
-    assert site.far.calls["get blob"] == 1
+    assert site.upstream.calls["get blob"] == 1
 
 
-async def test_no_manifest_hides_a_blob(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Unknown manifests, by tag or digest, never make a blob of the repository unknown."""
+async def test_an_unknown_manifest_does_not_make_a_blob_unknown(site: MirrorSite, worker: MirrorWorker) -> None:
+    """The mirror records that a manifest is unknown. This record never makes a blob unknown, even if the requested tag
+    looks like the key of a blob's record."""
     await begin_pull(site, worker)
     names = [Tag(f"{before}{DIGEST.algorithm}{dot}{DIGEST.encoded}") for before in ("_blob.", "blob.") for dot in ".-_"]
     references: list[Reference] = [DIGEST, *names]
@@ -69,45 +73,49 @@ async def test_no_manifest_hides_a_blob(site: MirrorStore, worker: MirrorWorker)
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
 
 
-async def test_what_is_hosted_here_is_not_given_out(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_a_mirrored_repository_does_not_serve_blobs_of_hosted_repositories(
+    site: MirrorSite, worker: MirrorWorker
+) -> None:
     """A blob of a hosted repository or of another upstream cannot be read through a mirrored repository, even if a
-    manifest there names its digest. If the upstream has the blob, it sends it itself."""
+    manifest in the mirrored repository names the blob's digest. If the upstream has the same blob, its bytes are
+    fetched from the upstream."""
     await push_blob(worker.store, RepositoryName("team/secret"), BIG)
     await push_blob(worker.store, RepositoryName("docker.io.example/secret"), BIG)
     with pytest.raises(BlobUnknown):
         await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
     await begin_pull(site, worker)
-    del site.far.blobs[UPSTREAM_REPO, DIGEST]
+    del site.upstream.blobs[UPSTREAM_REPO, DIGEST]
     site.clock.now += 61
     with pytest.raises(BlobUnknown):
         await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
     site.clock.now += 61
-    site.far.add_blob(UPSTREAM_REPO, BIG)
+    site.upstream.add_blob(UPSTREAM_REPO, BIG)
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
-    sent_once(site, DIGEST, len(BIG))
-    await stored(worker, DIGEST, MIRRORED_REPO)
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
+    await wait_until_stored(worker, DIGEST, MIRRORED_REPO)
 
 
-async def test_repositories_of_one_upstream_share_what_is_stored(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A stored blob is served from another repository of the same upstream if a manifest there names it, without
-    another fetch. It is not served from a repository that does not have it, as the upstream says."""
+async def test_repositories_of_one_upstream_share_stored_blobs(site: MirrorSite, worker: MirrorWorker) -> None:
+    """A stored blob is served without another fetch from a second repository of the same upstream, if a manifest in
+    this repository names the blob. It is not served from a repository in which the upstream does not have the blob."""
     await begin_pull(site, worker)
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
-    await stored(worker, DIGEST, MIRRORED_REPO)
+    await wait_until_stored(worker, DIGEST, MIRRORED_REPO)
     with pytest.raises(BlobUnknown):
         await worker.mirror.open_blob(RepositoryName("docker.io/library/third"), DIGEST)
-    site.far.add_image("library/other", BIG)
+    site.upstream.add_image("library/other", BIG)
     await worker.mirror.get_manifest(OTHER, Tag("1"))
     assert await read_blob(worker.mirror, OTHER, DIGEST) == BIG
-    sent_once(site, DIGEST, len(BIG))
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
 @pytest.mark.parametrize("private", [False, True])
-async def test_what_is_stored_is_shared_on_a_full_disk(site: MirrorStore, private: bool) -> None:
-    """A stored blob is served from a repository that may have it, even if the disk is too full to record the link."""
+async def test_stored_blobs_are_shared_on_a_full_disk(site: MirrorSite, private: bool) -> None:
+    """A stored blob is served from a second repository that has access to it, even if the disk is too full to record
+    the link from this repository to the blob."""
     site.configure(require_grant=private)
-    site.far.add_image(UPSTREAM_REPO, BIG)
-    site.far.add_image("library/other", BIG)
+    site.upstream.add_image(UPSTREAM_REPO, BIG)
+    site.upstream.add_image("library/other", BIG)
     async with site.worker() as worker:
         for repo in (MIRRORED_REPO, OTHER):
             await worker.mirror.get_manifest(repo, Tag("1"))
@@ -115,55 +123,57 @@ async def test_what_is_stored_is_shared_on_a_full_disk(site: MirrorStore, privat
         site.disk.full = True
         assert await read_blob(worker.mirror, OTHER, DIGEST) == BIG
         site.disk.full = False
-    sent_once(site, DIGEST, len(BIG))
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_a_private_upstream_is_asked_for_each_repository(site: MirrorStore) -> None:
-    """The upstream is asked once for each repository, over all readers and workers, before a reader joins a fill of
-    another repository."""
+async def test_a_private_upstream_is_asked_for_each_repository(site: MirrorSite) -> None:
+    """With `require_grant`, a repository gets a stored blob or joins the fill of another repository only after the
+    upstream has confirmed that this repository has the blob. The upstream is asked once for each repository, over all
+    readers and workers. A fill is the download of a blob from an upstream into the cache."""
     site.configure(require_grant=True)
-    site.far.add_image(UPSTREAM_REPO, BIG)
-    site.far.add_image("library/other", BIG)
+    site.upstream.add_image(UPSTREAM_REPO, BIG)
+    site.upstream.add_image("library/other", BIG)
     third = RepositoryName("docker.io/library/third")
-    site.far.add_manifest(
-        "library/third", image_of(site.far.add_blob("library/third", b"{}"), [descriptor_of(BIG)]), "1"
+    site.upstream.add_manifest(
+        "library/third", image_of(site.upstream.add_blob("library/third", b"{}"), [descriptor_of(BIG)]), "1"
     )
-    gate = site.far.faults.gates[MIB] = threading.Event()
-    async with site.worker() as one, site.worker(source_of_another_worker(site)) as two:
+    gate = site.upstream.faults.gates[MIB] = threading.Event()
+    async with site.worker() as worker_1, site.worker(source_of_another_worker(site)) as worker_2:
         for repo in (MIRRORED_REPO, OTHER, third):
-            await one.mirror.get_manifest(repo, Tag("1"))
-        first = await one.mirror.open_blob(MIRRORED_REPO, DIGEST)
-        for worker in (one, two):
+            await worker_1.mirror.get_manifest(repo, Tag("1"))
+        first = await worker_1.mirror.open_blob(MIRRORED_REPO, DIGEST)
+        for worker in (worker_1, worker_2):
             with pytest.raises(BlobUnknown):
                 await worker.mirror.open_blob(third, DIGEST)
             with pytest.raises(BlobUnknown):
                 await worker.mirror.resolve_blob(third, DIGEST)
         reading = [
-            asyncio.create_task(read_blob(one.mirror, repo, DIGEST))
+            asyncio.create_task(read_blob(worker_1.mirror, repo, DIGEST))
             for repo in (MIRRORED_REPO, OTHER, OTHER, MIRRORED_REPO)
         ]
-        await wait_until(lambda: site.far.calls["head blob"] == 3)
+        await wait_until(lambda: site.upstream.calls["head blob"] == 3)
         gate.set()
-        assert await asyncio.gather(read(first), *reading) == [BIG] * 5
-        site.far.faults.down = UpstreamUnavailable()
-        for worker in (one, two):
+        assert await asyncio.gather(read_to_end(first), *reading) == [BIG] * 5
+        site.upstream.faults.down = UpstreamUnavailable()
+        for worker in (worker_1, worker_2):
             for repo in (MIRRORED_REPO, OTHER):
                 assert await read_blob(worker.mirror, repo, DIGEST) == BIG
-        assert site.far.calls["head blob"] == 3
-    sent_once(site, DIGEST, len(BIG))
+        assert site.upstream.calls["head blob"] == 3
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
 @pytest.mark.parametrize("stored", [True, False])
-async def test_a_size_that_is_not_the_blob_s_entitles_nobody(site: MirrorStore, stored: bool) -> None:
-    """For a repository without the blob, the upstream redirects to a login page: status 200, with the length of this
-    page. Such a response gives access neither to the stored blob nor to a running fill of another repository."""
+async def test_a_head_response_with_a_wrong_size_gives_no_access(site: MirrorSite, stored: bool) -> None:
+    """An upstream may redirect the request for a blob to a login page if the repository does not have the blob. The
+    response then has status 200 and the length of the page. It gives access neither to the stored blob nor to a fill
+    that runs for another repository."""
     site.configure(require_grant=True)
-    site.far.add_image(UPSTREAM_REPO, BIG)
-    page = b"<html>log in</html>"
-    site.far.add_manifest(
-        "library/other", image_of(site.far.add_blob("library/other", b"{}"), [descriptor_of(BIG)]), "1"
+    site.upstream.add_image(UPSTREAM_REPO, BIG)
+    login_page = b"<html>log in</html>"
+    site.upstream.add_manifest(
+        "library/other", image_of(site.upstream.add_blob("library/other", b"{}"), [descriptor_of(BIG)]), "1"
     )
-    site.far.blobs["library/other", DIGEST] = page
+    site.upstream.blobs["library/other", DIGEST] = login_page
     gate = threading.Event()
     async with site.worker() as worker:
         for repo in (MIRRORED_REPO, OTHER):
@@ -171,7 +181,7 @@ async def test_a_size_that_is_not_the_blob_s_entitles_nobody(site: MirrorStore, 
         if stored:
             assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
         else:
-            site.far.faults.gates[MIB] = gate
+            site.upstream.faults.gates[MIB] = gate
             first = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
         assert not (await worker.mirror.resolve_blob(OTHER, DIGEST)).verified
         with pytest.raises(RegistryError):
@@ -179,37 +189,37 @@ async def test_a_size_that_is_not_the_blob_s_entitles_nobody(site: MirrorStore, 
         assert not await worker.store.records.is_confirmed(OTHER, DIGEST)
         if not stored:
             gate.set()
-            assert await read(first) == BIG
+            assert await read_to_end(first) == BIG
             with pytest.raises(RegistryError):
                 await read_blob(worker.mirror, OTHER, DIGEST)
         assert not await worker.store.records.is_confirmed(OTHER, DIGEST)
         assert await worker.store.records.is_confirmed(MIRRORED_REPO, DIGEST)
 
 
-async def test_a_doubtful_no_is_not_remembered(site: MirrorStore, worker: MirrorWorker) -> None:
-    """If a firewall answers in place of the upstream, the client gets BlobUnknown, but the next request asks the
-    upstream again, for the size and for the blob."""
-    site.far.faults.down = UnconfirmedBlobUnknown()
-    loose = site.far.add_blob(UPSTREAM_REPO, b"named by no manifest here")
+async def test_an_unconfirmed_blob_unknown_is_not_cached(site: MirrorSite, worker: MirrorWorker) -> None:
+    """If a firewall answers in place of the upstream, the client gets `BlobUnknown`. This answer is not cached: the
+    next request asks the upstream again. This holds for HEAD and for GET requests to the upstream."""
+    site.upstream.faults.down = UnconfirmedBlobUnknown()
+    unnamed_blob = site.upstream.add_blob(UPSTREAM_REPO, b"named by no manifest here")
     with pytest.raises(UnconfirmedBlobUnknown):
-        await worker.mirror.open_blob(MIRRORED_REPO, loose.digest)
-    site.far.faults.down = None
-    assert await read_blob(worker.mirror, MIRRORED_REPO, loose.digest) == b"named by no manifest here"
+        await worker.mirror.open_blob(MIRRORED_REPO, unnamed_blob.digest)
+    site.upstream.faults.down = None
+    assert await read_blob(worker.mirror, MIRRORED_REPO, unnamed_blob.digest) == b"named by no manifest here"
     await begin_pull(site, worker)
-    site.far.faults.down = UnconfirmedBlobUnknown()
+    site.upstream.faults.down = UnconfirmedBlobUnknown()
     with pytest.raises(UnconfirmedBlobUnknown):
         await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
-    site.far.faults.down = None
+    site.upstream.faults.down = None
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
 
 
-async def test_two_repositories_share_a_fill(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_two_repositories_share_a_fill(site: MirrorSite, worker: MirrorWorker) -> None:
     """A layer requested in two repositories at once is fetched once and stored for both."""
     await begin_pull(site, worker)
-    site.far.add_image("library/other", BIG)
+    site.upstream.add_image("library/other", BIG)
     await worker.mirror.get_manifest(OTHER, Tag("1"))
     got = await asyncio.gather(*(read_blob(worker.mirror, repo, DIGEST) for repo in (MIRRORED_REPO, OTHER)))
     assert got == [BIG, BIG]
     for repo in (MIRRORED_REPO, OTHER):
-        await stored(worker, DIGEST, repo)
-    sent_once(site, DIGEST, len(BIG))
+        await wait_until_stored(worker, DIGEST, repo)
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))

@@ -1,5 +1,5 @@
-"""Connections to an upstream during fills: all workers share a limited number of them, and one slow connection does not
-delay a blob."""
+"""Connections to an upstream during fills (downloads of blobs into the cache). All workers share a limited number of
+connections, and one slow connection does not delay a blob."""
 
 from __future__ import annotations
 
@@ -20,117 +20,121 @@ from tests.unit.registry.mirror.conftest import (
     MIB,
     MIRRORED_REPO,
     UPSTREAM_REPO,
-    MirrorStore,
+    MirrorSite,
     MirrorWorker,
+    assert_each_byte_sent_once,
     begin_pull,
-    read,
-    sent_once,
+    read_to_end,
 )
 
 pytestmark = pytest.mark.slow
 
 
-async def test_one_slow_connection_does_not_hold_a_blob_up(
-    site: MirrorStore, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
+async def test_one_slow_connection_does_not_delay_a_blob(
+    site: MirrorSite, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When all other bytes are stored, the rest of a piece on a nearly stalled connection is fetched over another one.
-    No stored byte is fetched again."""
+    """A connection stalls in the middle of a piece. When all other bytes of the blob are stored, the rest of this piece
+    is fetched over another connection. No stored byte is fetched again."""
     monkeypatch.setattr(pieces, "STRAGGLER_WINDOW_SECONDS", 0.2)
     await begin_pull(site, worker)
-    gate = site.far.faults.gates[MIB] = threading.Event()
+    gate = site.upstream.faults.gates[MIB] = threading.Event()
 
     def open_gate_on_second_request(digest: Digest) -> None:
-        if any(span.start == MIB for span in site.far.asked[digest]):
+        if any(span.start == MIB for span in site.upstream.asked[digest]):
             gate.set()
 
-    site.far.on_fetch = open_gate_on_second_request
+    site.upstream.on_fetch = open_gate_on_second_request
     async with asyncio.timeout(60):
         assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
-    sent_once(site, DIGEST, len(BIG))
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_connections_are_bounded(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Six blobs that are fetched at the same time share the three connections that the settings allow. All arrive."""
-    site.far.connections = 3
+async def test_fills_share_a_limited_number_of_connections(site: MirrorSite, worker: MirrorWorker) -> None:
+    """Six blobs that are fetched at the same time share the three connections that the settings allow. All six blobs
+    arrive complete."""
+    site.upstream.connections = 3
     layers = [BIG[start : start + 9 * MIB] for start in range(0, 6000, 1000)]
     await begin_pull(site, worker, *layers)
-    got = await asyncio.gather(*(read_blob(worker.mirror, MIRRORED_REPO, digest_of(layer)) for layer in layers))
-    assert got == layers
-    assert site.far.most_at_once <= 3
+    received_layers = await asyncio.gather(
+        *(read_blob(worker.mirror, MIRRORED_REPO, digest_of(layer)) for layer in layers)
+    )
+    assert received_layers == layers
+    assert site.upstream.most_at_once <= 3
 
 
-async def test_one_blob_does_not_keep_the_connections(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A large blob may use all connections. When a client requests a second blob, the second blob gets the connection
-    on which the next piece of the large one ends."""
-    site.far.connections = 2
+async def test_a_second_blob_gets_a_connection_of_a_large_blob(site: MirrorSite, worker: MirrorWorker) -> None:
+    """A large blob may use all connections. When a client requests a second blob, the large blob gives up the first
+    connection on which a piece ends, and the second blob is fetched over this connection."""
+    site.upstream.connections = 2
     small = BIG[1 : 3 * MIB]
     await begin_pull(site, worker, BIG, small)
-    first, second = (site.far.faults.gates.setdefault(at * MIB, threading.Event()) for at in (3, 5))
+    first, second = (site.upstream.faults.gates.setdefault(at * MIB, threading.Event()) for at in (3, 5))
     reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
-    await wait_until(lambda: site.far.at_once == 2)
-    other = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, digest_of(small)))
+    await wait_until(lambda: site.upstream.at_once == 2)
+    reading_small_blob = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, digest_of(small)))
     second.set()
-    assert await other == small
+    assert await reading_small_blob == small
     first.set()
-    assert await read(reader) == BIG
-    assert site.far.most_at_once == 2
+    assert await read_to_end(reader) == BIG
+    assert site.upstream.most_at_once == 2
 
 
-async def test_workers_take_turns_at_the_connections(site: MirrorStore) -> None:
-    """A fill of many pieces lets a fill of another worker use the connection in between."""
-    site.far.connections = 1
+async def test_a_large_fill_lets_another_worker_use_the_connection(site: MirrorSite) -> None:
+    """A fill of many pieces releases the only connection between two pieces, so that another worker can use it."""
+    site.upstream.connections = 1
     small = BIG[: 3 * MIB]
-    site.far.add_image(UPSTREAM_REPO, BIG, small)
-    gate = site.far.faults.gates[5 * MIB] = threading.Event()
+    site.upstream.add_image(UPSTREAM_REPO, BIG, small)
+    gate = site.upstream.faults.gates[5 * MIB] = threading.Event()
     order: list[Digest] = []
-    site.far.on_fetch = order.append
-    async with site.worker() as one, site.worker() as two:
-        await one.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
-        first = await one.mirror.open_blob(MIRRORED_REPO, DIGEST)
-        reading = asyncio.create_task(read(first))
+    site.upstream.on_fetch = order.append
+    async with site.worker() as worker_1, site.worker() as worker_2:
+        await worker_1.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
+        first = await worker_1.mirror.open_blob(MIRRORED_REPO, DIGEST)
+        reading = asyncio.create_task(read_to_end(first))
         await wait_until(lambda: order.count(DIGEST) > 1)
-        other = asyncio.create_task(read_blob(two.mirror, MIRRORED_REPO, digest_of(small)))
-        await wait_until(lambda: bool(two.mirror.running_fills))
+        reading_small_blob = asyncio.create_task(read_blob(worker_2.mirror, MIRRORED_REPO, digest_of(small)))
+        await wait_until(lambda: bool(worker_2.mirror.running_fills))
         gate.set()
-        assert (await reading, await other) == (BIG, small)
+        assert (await reading, await reading_small_blob) == (BIG, small)
     assert order[-1] == DIGEST
 
 
-async def test_headers_in_time_when_all_connections_are_busy(site: MirrorStore) -> None:
-    """If all connections are busy, a client that requests a blob gets the headers of the response in time. The bytes
-    follow as soon as a connection is free."""
-    site.far.connections, site.start_timeout = 1, 1.0
+async def test_headers_in_time_when_all_connections_are_busy(site: MirrorSite) -> None:
+    """If all connections are busy, a client that requests a blob gets the headers of the response before the start
+    timeout. The bytes follow as soon as a connection is free."""
+    site.upstream.connections, site.start_timeout = 1, 1.0
     small = BIG[: 3 * MIB]
-    site.far.add_image(UPSTREAM_REPO, BIG, small)
-    gate = site.far.faults.gates[0] = threading.Event()
+    site.upstream.add_image(UPSTREAM_REPO, BIG, small)
+    gate = site.upstream.faults.gates[0] = threading.Event()
     async with site.worker() as worker:
         await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
         readers = [await worker.mirror.open_blob(MIRRORED_REPO, digest) for digest in (DIGEST, digest_of(small))]
         gate.set()
-        assert await asyncio.gather(*map(read, readers)) == [BIG, small]
+        assert await asyncio.gather(*map(read_to_end, readers)) == [BIG, small]
 
 
-async def test_an_upstream_that_does_not_tell_a_size(site: MirrorStore) -> None:
-    """If the upstream does not answer the request for the blob's size, the client gets an error in time."""
+async def test_an_upstream_that_does_not_answer_a_head_request(site: MirrorSite) -> None:
+    """If the upstream does not answer the HEAD request for a blob's size, the client gets an error after the start
+    timeout."""
     site.start_timeout = 1.0
-    loose = site.far.add_blob(UPSTREAM_REPO, b"named by no manifest here")
-    hold = site.far.faults.hold = asyncio.Event()
+    unnamed_blob = site.upstream.add_blob(UPSTREAM_REPO, b"named by no manifest here")
+    hold = site.upstream.faults.hold = asyncio.Event()
     async with site.worker() as worker:
         with pytest.raises(UpstreamTimeout):
-            await worker.mirror.open_blob(MIRRORED_REPO, loose.digest)
+            await worker.mirror.open_blob(MIRRORED_REPO, unnamed_blob.digest)
         with pytest.raises(UpstreamTimeout):
-            await worker.mirror.resolve_blob(MIRRORED_REPO, loose.digest)
+            await worker.mirror.resolve_blob(MIRRORED_REPO, unnamed_blob.digest)
         hold.set()
-        assert await read_blob(worker.mirror, MIRRORED_REPO, loose.digest) == b"named by no manifest here"
+        assert await read_blob(worker.mirror, MIRRORED_REPO, unnamed_blob.digest) == b"named by no manifest here"
 
 
 @pytest.mark.parametrize("size", [1000, 12 * MIB])
-async def test_an_upstream_that_says_nothing(site: MirrorStore, size: int) -> None:
-    """If the upstream does not answer at all, the client gets an error before the client gives up. Bytes that arrive
-    later are stored."""
+async def test_an_upstream_that_does_not_answer(site: MirrorSite, size: int) -> None:
+    """If the upstream does not answer the request for a blob, the client gets an error after the start timeout. The
+    fill continues: bytes that arrive later are stored."""
     site.start_timeout = 0.5
     data = BIG[:size]
-    stall = site.far.faults.stall = asyncio.Event()
+    stall = site.upstream.faults.stall = asyncio.Event()
     async with site.worker() as worker:
         await begin_pull(site, worker, data)
         with pytest.raises(UpstreamTimeout):
@@ -138,4 +142,4 @@ async def test_an_upstream_that_says_nothing(site: MirrorStore, size: int) -> No
         stall.set()
         await wait_until(lambda: not worker.mirror.running_fills)
         assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(data)) == data
-    sent_once(site, digest_of(data), size)
+    assert_each_byte_sent_once(site, digest_of(data), size)

@@ -1,4 +1,7 @@
-"""Which digest of a tag a cooldown lets through, for any history of the tag."""
+"""Which digest of a mirrored tag is served while a cooldown delays the tag's moves.
+
+A *sighting* is the first time that the mirror saw the tag point at a digest. A digest is *mature* if it has held the
+tag for at least the cooldown. The newest mature digest is served. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -24,103 +27,111 @@ moves_strategy = st.lists(
     min_size=1,
     max_size=20,
 )
-"""Moves of a tag: how many seconds after the previous one, and to which digest."""
+"""Moves of a tag. Each move has the seconds since the previous move, and a number that stands for the digest."""
 
 
 def history(*moves: tuple[float, Digest]) -> list[Sighting]:
-    """Returns sightings of the tag at these times after `START`."""
+    """Returns sightings of the tag. `moves`: the seconds after `START`, and the digest at which the tag then points."""
     return [Sighting(START + at, digest) for at, digest in moves]
 
 
 def choice(sightings: Sequence[Sighting], at: float, *, serves_new: bool = True) -> TagChoice:
-    """Returns which digest is served at the time `at` after `START`. Later sightings are not yet known then."""
-    known = [seen for seen in sightings if seen.since <= START + at]
+    """Returns what is served for the tag `at` seconds after `START`. Ignores later sightings."""
+    known = [sighting for sighting in sightings if sighting.since <= START + at]
     return choose_digest(known, COOLDOWN, START + at, serves_new=serves_new)
 
 
 def served(sightings: Sequence[Sighting], at: float, *, serves_new: bool = True) -> Digest | None:
+    """Returns the digest that is served `at` seconds after `START`; None if no digest may be served."""
     return next(iter(choice(sightings, at, serves_new=serves_new).candidates), None)
 
 
 def test_a_move_takes_effect_after_the_cooldown() -> None:
-    """A new digest is served from the moment at which it has held the tag for the cooldown."""
-    seen = history((0, A), (10 * DAY, B))
-    assert served(seen, 10 * DAY) == A
-    assert served(seen, 13 * DAY - 1) == A
-    assert choice(seen, 12 * DAY).newest_matures_at == START + 13 * DAY
-    assert served(seen, 13 * DAY) == B
-    assert choice(seen, 13 * DAY).newest_matures_at is None
+    """A new digest is served as soon as it has held the tag for the cooldown."""
+    sightings = history((0, A), (10 * DAY, B))
+    assert served(sightings, 10 * DAY) == A
+    assert served(sightings, 13 * DAY - 1) == A
+    assert choice(sightings, 12 * DAY).newest_matures_at == START + 13 * DAY
+    assert served(sightings, 13 * DAY) == B
+    assert choice(sightings, 13 * DAY).newest_matures_at is None
 
 
 def test_a_digest_that_held_the_tag_too_briefly_is_never_served() -> None:
-    """A digest that was replaced before the end of its cooldown, as a withdrawn release is, is skipped for good."""
-    seen = history((0, A), (10 * DAY, B), (11 * DAY, C))
+    """A digest that was replaced before the end of its cooldown is never served. An example is a release that was
+    withdrawn soon."""
+    sightings = history((0, A), (10 * DAY, B), (11 * DAY, C))
     for at, expected in ((10.5, A), (11, A), (13, A), (13.9, A), (14, C), (40, C)):
-        assert served(seen, at * DAY) == expected
+        assert served(sightings, at * DAY) == expected
 
 
 def test_a_move_back_takes_effect_at_once() -> None:
-    """A digest that has held the tag for the cooldown before is served again as soon as the tag points at it."""
-    seen = history((0, A), (10 * DAY, B), (20 * DAY, A))
-    assert served(seen, 19 * DAY) == B
-    assert served(seen, 20 * DAY) == A
-    assert choice(seen, 20 * DAY).newest_matures_at is None
+    """If a digest has held the tag for the cooldown before, it is served again as soon as the tag moves back to it."""
+    sightings = history((0, A), (10 * DAY, B), (20 * DAY, A))
+    assert served(sightings, 19 * DAY) == B
+    assert served(sightings, 20 * DAY) == A
+    assert choice(sightings, 20 * DAY).newest_matures_at is None
 
 
 def test_a_new_tag() -> None:
-    """Depending on the setting, the first digest of a tag is served at once, or only after it has held the tag for the
-    cooldown. A second digest waits in both cases."""
-    seen = history((0, A), (DAY, B))
-    assert served(seen[:1], 0) == A
-    assert served(seen, DAY) == A
-    assert served(seen, 4 * DAY) == B
-    assert served(seen[:1], 2 * DAY, serves_new=False) is None
-    assert served(seen[:1], 3 * DAY, serves_new=False) == A
-    assert served(seen, 3 * DAY, serves_new=False) is None
-    assert choice(seen, 3 * DAY, serves_new=False).newest_matures_at == START + 4 * DAY
-    assert served(seen, 4 * DAY, serves_new=False) == B
+    """With `serves_new`, the first digest of a tag is served at once. Without it, the first digest is served only after
+    it has held the tag for the cooldown. A second digest is held back in both cases."""
+    sightings = history((0, A), (DAY, B))
+    assert served(sightings[:1], 0) == A
+    assert served(sightings, DAY) == A
+    assert served(sightings, 4 * DAY) == B
+    assert served(sightings[:1], 2 * DAY, serves_new=False) is None
+    assert served(sightings[:1], 3 * DAY, serves_new=False) == A
+    assert served(sightings, 3 * DAY, serves_new=False) is None
+    assert choice(sightings, 3 * DAY, serves_new=False).newest_matures_at == START + 4 * DAY
+    assert served(sightings, 4 * DAY, serves_new=False) == B
 
 
-def test_the_second_best() -> None:
-    """The alternatives to the served digest are the older mature digests, each once. A digest is *mature* if it has
-    held the tag for the cooldown."""
-    seen = history((0, A), (4 * DAY, B), (8 * DAY, A), (12 * DAY, C))
-    assert choice(seen, 12 * DAY).candidates == (A, B)
-    assert choice(seen, 15 * DAY).candidates == (C, A, B)
+def test_older_mature_digests_are_alternatives() -> None:
+    """If the served digest cannot be fetched, the alternatives are the older mature digests, the newest first. Each
+    digest is listed once."""
+    sightings = history((0, A), (4 * DAY, B), (8 * DAY, A), (12 * DAY, C))
+    assert choice(sightings, 12 * DAY).candidates == (A, B)
+    assert choice(sightings, 15 * DAY).candidates == (C, A, B)
 
 
 @given(moves_strategy, st.floats(min_value=0, max_value=10 * DAY))
-def test_the_newest_mature_digest_is_served(moves: list[tuple[float, int]], rest: float) -> None:
-    """The served digest has held the tag for the cooldown, and no digest that came later has."""
-    at, seen = START, list[Sighting]()
-    for pause, number in moves:
-        at += pause
-        seen.append(Sighting(at, digest_of(b"%d" % number)))
-    now = at + rest
-    stretches = [(s.digest, end - s.since) for s, end in zip(seen, [*(s.since for s in seen[1:]), now], strict=True)]
-    found = next(iter(choose_digest(seen, COOLDOWN, now, serves_new=False).candidates), None)
-    mature = {digest for digest, held in stretches if held >= COOLDOWN}
-    assert (found in mature) if mature else (found is None)
-    after = len(seen) if found is None else max(i for i, (digest, _) in enumerate(stretches) if digest == found) + 1
-    assert not mature & {digest for digest, _ in stretches[after:]}
+def test_the_newest_mature_digest_is_served(moves: list[tuple[float, int]], seconds_since_last_move: float) -> None:
+    """The served digest has held the tag for the cooldown, and no later digest has done so."""
+    at, sightings = START, list[Sighting]()
+    for seconds_later, number in moves:
+        at += seconds_later
+        sightings.append(Sighting(at, digest_of(b"%d" % number)))
+    now = at + seconds_since_last_move
+    holding_times = [
+        (s.digest, end - s.since) for s, end in zip(sightings, [*(s.since for s in sightings[1:]), now], strict=True)
+    ]
+    served_digest = next(iter(choose_digest(sightings, COOLDOWN, now, serves_new=False).candidates), None)
+    mature = {digest for digest, held in holding_times if held >= COOLDOWN}
+    assert (served_digest in mature) if mature else (served_digest is None)
+    next_index = (
+        len(sightings)
+        if served_digest is None
+        else max(i for i, (digest, _) in enumerate(holding_times) if digest == served_digest) + 1
+    )
+    assert not mature & {digest for digest, _ in holding_times[next_index:]}
 
 
 @pytest.mark.parametrize("serves_new", [True, False])
 @settings(max_examples=12)
 @given(moves=st.lists(st.floats(min_value=0.01, max_value=4 * DAY), min_size=MAX_SIGHTINGS, max_size=3 * MAX_SIGHTINGS))
 def test_pruning_changes_nothing_that_is_served(moves: list[float], serves_new: bool) -> None:
-    """Only few sightings of a tag are kept. If the tag moves to ever new digests, the served digest is the same as with
-    all sightings."""
-    now, whole, kept = START, list[Sighting](), list[Sighting]()
-    for number, pause in enumerate(moves):
-        now += pause
+    """The mirror keeps only a limited number of sightings of a tag. If every move of the tag is to a new digest, the
+    served digest is the same as if all sightings were kept."""
+    now, all_sightings, kept_sightings = START, list[Sighting](), list[Sighting]()
+    for number, seconds_later in enumerate(moves):
+        now += seconds_later
         digest = digest_of(b"%d" % number)
-        whole.append(Sighting(now, digest))
-        kept = list(add_sighting(kept, digest, now, COOLDOWN, serves_new=serves_new))
-        assert len(kept) <= MAX_SIGHTINGS
+        all_sightings.append(Sighting(now, digest))
+        kept_sightings = list(add_sighting(kept_sightings, digest, now, COOLDOWN, serves_new=serves_new))
+        assert len(kept_sightings) <= MAX_SIGHTINGS
         for later in (0.0, COOLDOWN / 2, COOLDOWN):
-            expected = choose_digest(whole, COOLDOWN, now + later, serves_new=serves_new)
-            actual = choose_digest(kept, COOLDOWN, now + later, serves_new=serves_new)
+            expected = choose_digest(all_sightings, COOLDOWN, now + later, serves_new=serves_new)
+            actual = choose_digest(kept_sightings, COOLDOWN, now + later, serves_new=serves_new)
             assert actual.candidates[:1] == expected.candidates[:1]
             assert (actual.newest, actual.newest_matures_at) == (expected.newest, expected.newest_matures_at)
 
@@ -129,38 +140,38 @@ def test_pruning_changes_nothing_that_is_served(moves: list[float], serves_new: 
 @settings(max_examples=12)
 @given(moves=st.lists(st.integers(min_value=0, max_value=3), min_size=60, max_size=150))
 def test_pruning_makes_no_digest_mature(moves: list[int], serves_new: bool) -> None:
-    """If a tag moves back and forth, a digest that is served by the kept sightings is also mature by the whole
-    history."""
-    now, whole, kept = START, list[Sighting](), list[Sighting]()
+    """A tag moves back and forth between a few digests. Every digest that may be served according to the kept sightings
+    may also be served according to all sightings."""
+    now, all_sightings, kept_sightings = START, list[Sighting](), list[Sighting]()
     for step, number in enumerate(moves):
         now += HOUR if step != 5 else 4 * DAY  # one digest becomes mature
         digest = digest_of(b"%d" % number)
-        if not whole or whole[-1].digest != digest:
-            whole.append(Sighting(now, digest))
-        kept = list(add_sighting(kept, digest, now, COOLDOWN, serves_new=serves_new))
-        allowed = set(choose_digest(whole, COOLDOWN, now, serves_new=serves_new).candidates)
-        assert set(choose_digest(kept, COOLDOWN, now, serves_new=serves_new).candidates) <= allowed
+        if not all_sightings or all_sightings[-1].digest != digest:
+            all_sightings.append(Sighting(now, digest))
+        kept_sightings = list(add_sighting(kept_sightings, digest, now, COOLDOWN, serves_new=serves_new))
+        allowed = set(choose_digest(all_sightings, COOLDOWN, now, serves_new=serves_new).candidates)
+        assert set(choose_digest(kept_sightings, COOLDOWN, now, serves_new=serves_new).candidates) <= allowed
 
 
 def test_the_same_digest_again() -> None:
-    """A sighting of the same digest as the last one changes nothing."""
-    seen = history((0, A))
-    assert add_sighting(seen, A, START + DAY, COOLDOWN, serves_new=True) is seen
+    """If the tag still points at the digest of the last sighting, no sighting is added."""
+    sightings = history((0, A))
+    assert add_sighting(sightings, A, START + DAY, COOLDOWN, serves_new=True) is sightings
 
 
 def test_a_clock_set_back() -> None:
-    """Sightings from before the clock was set back keep their order. They become mature after the cooldown, and not
-    only when the clock reaches the old time again."""
-    seen = history((0, A), (100 * DAY, B), (200 * DAY, C))
-    after = add_sighting(seen, C, START + 10 * DAY, COOLDOWN, serves_new=True)
-    assert [sighting.digest for sighting in after] == [A, B, C]
-    assert served(after, 10 * DAY + 1) == A
-    assert served(after, 13 * DAY + 1) == C
-    times = [sighting.since for sighting in after]
+    """After the clock was set back, earlier sightings are in the future. They keep their order, and their digests
+    become mature when the cooldown has passed, not only when the clock reaches the old times again."""
+    sightings = history((0, A), (100 * DAY, B), (200 * DAY, C))
+    next_index = add_sighting(sightings, C, START + 10 * DAY, COOLDOWN, serves_new=True)
+    assert [sighting.digest for sighting in next_index] == [A, B, C]
+    assert served(next_index, 10 * DAY + 1) == A
+    assert served(next_index, 13 * DAY + 1) == C
+    times = [sighting.since for sighting in next_index]
     assert times == sorted(set(times))
 
 
-def test_two_answers_at_the_same_time() -> None:
-    """Two moves within the resolution of the clock get different times."""
-    seen = add_sighting(history((0, A)), B, START, COOLDOWN, serves_new=True)
-    assert seen[0].since < seen[1].since
+def test_two_moves_at_the_same_time() -> None:
+    """Two moves that are seen at the same time of the clock are recorded with different times."""
+    sightings = add_sighting(history((0, A)), B, START, COOLDOWN, serves_new=True)
+    assert sightings[0].since < sightings[1].since

@@ -1,4 +1,5 @@
-"""Tags with a cooldown, and frozen tags, through a mirror over a real store: what is served at each moment."""
+"""What a mirror over a real store serves for tags with a cooldown, and for frozen tags. The cooldown is the time for
+which a digest must hold a tag before the mirror serves it. A frozen tag is always served at the same digest."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.mirror.conftest import (
     MIRRORED_REPO,
     UPSTREAM_REPO,
-    MirrorStore,
+    MirrorSite,
     MirrorWorker,
     source_of_another_worker,
 )
@@ -30,49 +31,51 @@ BY = Actor(name="alice")
 
 
 @pytest.fixture
-async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
+async def worker(site: MirrorSite) -> AsyncIterator[MirrorWorker]:
     site.configure(tag_ttl=HOUR, miss_ttl=60, cooldown=3 * DAY)
     async with site.worker() as opened:
         yield opened
 
 
-def moved(site: MirrorStore, layer: bytes) -> Manifest:
-    """Moves the tag at the upstream to an image with this layer."""
-    return site.far.add_image(UPSTREAM_REPO, layer)
+def move_tag(site: MirrorSite, layer: bytes) -> Manifest:
+    """Moves the tag at the upstream to a new image with this layer, and returns the image's manifest."""
+    return site.upstream.add_image(UPSTREAM_REPO, layer)
 
 
 async def served(worker: MirrorWorker, tag: Tag = TAG, repo: RepositoryName = MIRRORED_REPO) -> str:
-    """Returns the digest of the tag, on which GET and HEAD agree."""
-    found = await worker.mirror.get_manifest(repo, tag)
-    assert (await worker.mirror.resolve_manifest(repo, tag)).digest == found.digest
-    return found.digest
+    """Returns the digest that the mirror serves for the tag. Checks that GET and HEAD agree on it."""
+    manifest = await worker.mirror.get_manifest(repo, tag)
+    assert (await worker.mirror.resolve_manifest(repo, tag)).digest == manifest.digest
+    return manifest.digest
 
 
-async def test_a_tag_that_moves_three_times(site: MirrorStore) -> None:
-    """At each moment the newest digest that has held the tag for the cooldown is served, also by a new process, and
-    while the upstream is down. The answer says what is held back, and until when."""
+async def test_a_tag_that_moves_three_times(site: MirrorSite) -> None:
+    """At each moment, the newest digest that has held the tag for the cooldown is served. This also holds for a new
+    process, and while the upstream is down. If a digest is held back, the notice in the response names this digest and
+    the time until which it is held back."""
     site.configure(tag_ttl=HOUR, cooldown=3 * DAY)
     enter_request(request := RequestContext())
-    images = [moved(site, b"first")]
+    images = [move_tag(site, b"first")]
     moves = {10.0: b"second", 11.0: b"third", 20.0: b"fourth"}
+    # Days, and the index of the image that is served on this day.
     before_third = [(0.0, 0), (5.0, 0), (10.0, 0), (10.5, 0)]
-    after_third = [(11.0, 0), (13.5, 0), (13.9, 0), (14.0, 2), (19.0, 2)]  # the second one was replaced after a day
+    after_third = [(11.0, 0), (13.5, 0), (13.9, 0), (14.0, 2), (19.0, 2)]  # the second image was replaced after a day
     after_fourth = [(20.0, 2), (22.9, 2), (23.0, 3), (60.0, 3)]
     started = site.clock.now
     for day, number in before_third + after_third + after_fourth:
         site.clock.now = started + day * DAY
         if day in moves:
-            images.append(moved(site, moves[day]))
-        site.far.closed = False
+            images.append(move_tag(site, moves[day]))
+        site.upstream.closed = False
         async with site.worker() as worker, site.worker() as other:
             request.notice = None
             assert await served(worker) == images[number].digest, day
             notice = request.notice
-            site.far.faults.down = UpstreamUnavailable("it refuses connections")
+            site.upstream.faults.down = UpstreamUnavailable("it refuses connections")
             site.clock.now += 2.1 * HOUR
             for each in (worker, other):
                 assert await served(each) == images[number].digest, day
-            site.far.faults.down = None
+            site.upstream.faults.down = None
         if images[number] is images[-1]:
             assert notice is None, day
         else:
@@ -80,15 +83,16 @@ async def test_a_tag_that_moves_three_times(site: MirrorStore) -> None:
             assert "cooldown of 3d holds back until 20" in str(notice)
 
 
-async def test_time_passes_while_the_upstream_is_down(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A digest that has held the tag long enough is served although the upstream does not answer, with both notices."""
+async def test_time_passes_while_the_upstream_is_down(site: MirrorSite, worker: MirrorWorker) -> None:
+    """While the upstream is down, a digest is served as soon as it has held the tag for the cooldown. The notice in the
+    response says until when the digest is held back, and that the upstream is down."""
     enter_request(request := RequestContext())
-    first = moved(site, b"first")
+    first = move_tag(site, b"first")
     await served(worker)
     site.clock.now += 10 * DAY
-    second = moved(site, b"second")
+    second = move_tag(site, b"second")
     assert await served(worker) == first.digest
-    site.far.faults.down = UpstreamUnavailable("it refuses connections")
+    site.upstream.faults.down = UpstreamUnavailable("it refuses connections")
     site.clock.now += 2 * DAY
     assert await served(worker) == first.digest
     assert "holds back until" in str(request.notice)
@@ -98,84 +102,85 @@ async def test_time_passes_while_the_upstream_is_down(site: MirrorStore, worker:
     assert "holds back" not in str(request.notice)
 
 
-async def test_a_digest_is_not_held_back(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A pull by digest gets what the cooldown holds back, without a notice."""
+async def test_a_pull_by_digest_is_not_held_back(site: MirrorSite, worker: MirrorWorker) -> None:
+    """A digest that the cooldown holds back for pulls by tag can be pulled by digest, without a notice."""
     enter_request(request := RequestContext())
-    moved(site, b"first")
+    move_tag(site, b"first")
     await served(worker)
     site.clock.now += 10 * DAY
-    second = moved(site, b"second")
+    second = move_tag(site, b"second")
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, second.digest)).body == second.body
     assert request.notice is None
 
 
-async def test_a_served_digest_that_is_not_cached(site: MirrorStore, worker: MirrorWorker) -> None:
-    """If the served digest was removed from the cache, it is fetched by digest. If the upstream does not have it any
-    more, the tag is unknown, and the newer digest is still held back."""
-    first = moved(site, b"first")
+async def test_a_served_digest_that_is_not_cached(site: MirrorSite, worker: MirrorWorker) -> None:
+    """If the manifest that must be served was removed from the cache, it is fetched by digest. If the upstream does not
+    have this manifest any more, the tag is unknown. The newer digest is still held back."""
+    first = move_tag(site, b"first")
     await served(worker)
     site.clock.now += 10 * DAY
-    moved(site, b"second")
+    move_tag(site, b"second")
     await served(worker)
     await worker.mirror.delete_manifest(MIRRORED_REPO, first.digest, by=BY)
     assert await served(worker) == first.digest
     await worker.mirror.delete_manifest(MIRRORED_REPO, first.digest, by=BY)
-    del site.far.manifests[UPSTREAM_REPO, first.digest]
+    del site.upstream.manifests[UPSTREAM_REPO, first.digest]
     with pytest.raises(ManifestUnknown):
         await served(worker)
 
 
-async def test_the_second_best_is_served(site: MirrorStore, worker: MirrorWorker) -> None:
-    """If the digest that should be served cannot be fetched, an older cached digest is served, with a notice. This
-    holds while the upstream is down, and if the upstream does not have the digest any more."""
+async def test_an_older_cached_digest_is_served_instead(site: MirrorSite, worker: MirrorWorker) -> None:
+    """If the digest that should be served cannot be fetched, an older cached digest is served, with a notice. The
+    upstream is down in the first case, and has deleted the digest in the second case."""
     enter_request(request := RequestContext())
-    first = moved(site, b"first")
+    first = move_tag(site, b"first")
     await served(worker)
     site.clock.now += 10 * DAY
-    second = moved(site, b"second")
+    second = move_tag(site, b"second")
     await served(worker)
     await worker.mirror.delete_manifest(MIRRORED_REPO, second.digest, by=BY)
     await served(worker)
-    await worker.store.delete_manifest(MIRRORED_REPO, second.digest, by=BY)  # the tag is not cached any more, either
+    await worker.store.delete_manifest(MIRRORED_REPO, second.digest, by=BY)  # now the tag is not cached, either
     site.clock.now += 3 * DAY
-    site.far.faults.down = UpstreamUnavailable("it refuses connections")
+    site.upstream.faults.down = UpstreamUnavailable("it refuses connections")
     assert await served(worker) == first.digest
     assert f"{second.digest} cannot be had" in str(request.notice)
     assert "asking docker.io failed: it refuses connections" in str(request.notice)
-    site.far.faults.down = None
-    third = moved(site, b"third")
-    del site.far.manifests[UPSTREAM_REPO, second.digest]
+    site.upstream.faults.down = None
+    third = move_tag(site, b"third")
+    del site.upstream.manifests[UPSTREAM_REPO, second.digest]
     await worker.mirror.revalidate(MIRRORED_REPO, TAG, force=True)
     assert await served(worker) == first.digest
     assert f"{second.digest} cannot be had" in str(request.notice)
     assert third.digest in str(request.notice)
 
 
-async def test_new_tags_are_refused(site: MirrorStore) -> None:
-    """With `refuse`, a tag is unknown until a digest has held it for the cooldown. The error says until when. The
-    upstream is asked once per time to live. Pulls by digest work."""
+async def test_new_tags_are_refused(site: MirrorSite) -> None:
+    """With `cooldown_new = "refuse"`, pulls of a tag are denied until a digest has held the tag for the cooldown. The
+    error names the time from which the tag is served. The upstream is asked once per time to live of the tag. Pulls by
+    digest work."""
     site.configure(tag_ttl=HOUR, cooldown=3 * DAY, cooldown_new="refuse")
-    image = moved(site, b"first")
+    image = move_tag(site, b"first")
     async with site.worker() as worker:
         for _ in range(3):
             with pytest.raises(Denied, match=r"is served from 2025-06-18 15:06:40 UTC on; until then, pull it by dig"):
                 await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-        assert site.far.calls == {"get manifest": 1}
+        assert site.upstream.calls == {"get manifest": 1}
         assert (await worker.mirror.get_manifest(MIRRORED_REPO, image.digest)).digest == image.digest
         site.clock.now += 3 * DAY
         assert await served(worker) == image.digest
 
 
-async def test_what_the_cooldown_applies_to(site: MirrorStore) -> None:
-    """The cooldown applies only to the tags in `cooldown_tags` that are not exempt. Repositories of Docker Hub can be
-    exempt by their short names as well."""
+async def test_cooldown_applies_to_matching_tags_that_are_not_exempt(site: MirrorSite) -> None:
+    """The cooldown applies only to tags that match `cooldown_tags` and do not match `cooldown_exempt`. Repositories of
+    Docker Hub can be exempted by their short names as well."""
     site.configure(
         tag_ttl=HOUR,
         cooldown=3 * DAY,
         cooldown_tags=["v*", "1"],
         cooldown_exempt=["app:v2-*", "team/**", "docker.io/other/app", "**:v9"],
     )
-    cases = {
+    is_delayed_by_tag = {
         ("library/app", "1"): True,
         ("library/app", "v1"): True,
         ("library/app", "v2-rc"): False,
@@ -185,103 +190,105 @@ async def test_what_the_cooldown_applies_to(site: MirrorStore) -> None:
         ("team/app", "v1"): False,
         ("other/app", "v1"): False,
     }
-    for repo, tag in cases:
-        site.far.add_image(repo, b"first", tags=(tag,))
+    for repo, tag in is_delayed_by_tag:
+        site.upstream.add_image(repo, b"first", tags=(tag,))
     async with site.worker() as worker:
-        for repo, tag in cases:
+        for repo, tag in is_delayed_by_tag:
             await served(worker, Tag(tag), RepositoryName(f"docker.io/{repo}"))
         site.clock.now += 10 * DAY
-        for (repo, tag), is_delayed in cases.items():
-            second = site.far.add_image(repo, b"second", tags=(tag,))
-            found = await served(worker, Tag(tag), RepositoryName(f"docker.io/{repo}"))
-            assert (found != second.digest) is is_delayed, (repo, tag)
+        for (repo, tag), is_delayed in is_delayed_by_tag.items():
+            second = site.upstream.add_image(repo, b"second", tags=(tag,))
+            served_digest = await served(worker, Tag(tag), RepositoryName(f"docker.io/{repo}"))
+            assert (served_digest != second.digest) is is_delayed, (repo, tag)
 
 
-async def test_young_tags_are_looked_at(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Tags that have moved within the cooldown are checked even if nobody pulls them, so that a digest which the
-    upstream withdraws does not become mature. No tag is checked while few requests are left."""
-    first = moved(site, b"first")
-    site.far.add_image(UPSTREAM_REPO, b"other", tags=("old",))
+async def test_young_tags_are_checked_without_pulls(site: MirrorSite, worker: MirrorWorker) -> None:
+    """Tags that have moved within the cooldown are checked at the upstream even if no client pulls them, so that the
+    mirror notices when the upstream withdraws a digest. No tag is checked while the upstream's rate limit leaves only
+    few requests."""
+    first = move_tag(site, b"first")
+    site.upstream.add_image(UPSTREAM_REPO, b"other", tags=("old",))
     await served(worker)
     await served(worker, Tag("old"))
     site.clock.now += 10 * DAY
-    moved(site, b"second")
+    move_tag(site, b"second")
     assert await served(worker) == first.digest
-    third = moved(site, b"third")
-    site.far.calls.clear()
-    site.far.faults.few_left = True
+    third = move_tag(site, b"third")
+    site.upstream.calls.clear()
+    site.upstream.faults.few_left = True
     await worker.mirror.recheck_young_tags()
-    assert site.far.calls == {}
-    site.far.faults.few_left = False
+    assert site.upstream.calls == {}
+    site.upstream.faults.few_left = False
     for _ in range(3):
         site.clock.now += DAY
         await worker.mirror.recheck_young_tags()
-    assert site.far.calls == {"head manifest": 3, "get manifest": 1}
+    assert site.upstream.calls == {"head manifest": 3, "get manifest": 1}
     assert await served(worker) == first.digest
     site.clock.now += 2 * DAY
     await worker.mirror.recheck_young_tags()
     assert await served(worker) == third.digest
-    moved(site, b"fourth")
+    move_tag(site, b"fourth")
     await worker.mirror.revalidate(MIRRORED_REPO, TAG, force=True)
-    del site.far.manifests[UPSTREAM_REPO, TAG]
+    del site.upstream.manifests[UPSTREAM_REPO, TAG]
     site.clock.now += HOUR
     await worker.mirror.recheck_young_tags()
     with pytest.raises(ManifestUnknown):
         await served(worker)
-    site.far.faults.down = UpstreamUnavailable("it refuses connections")
+    site.upstream.faults.down = UpstreamUnavailable("it refuses connections")
     with pytest.raises(UpstreamUnavailable):
         await worker.mirror.recheck_young_tags()
 
 
-async def test_one_process_looks_at_young_tags(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Only one of two processes checks young tags. It continues after a round in which the upstream was down. If it
-    ends, the other process takes over."""
-    moved(site, b"first")
+async def test_one_process_checks_young_tags(site: MirrorSite, worker: MirrorWorker) -> None:
+    """Only one of two processes checks young tags. This process continues after a round in which the upstream was down.
+    When it ends, the other process takes over the checks."""
+    move_tag(site, b"first")
     await served(worker)
     site.clock.now += HOUR
-    far = source_of_another_worker(site)
-    async with site.worker(far) as other, AsyncExitStack() as first:
+    other_upstream = source_of_another_worker(site)
+    async with site.worker(other_upstream) as other, AsyncExitStack() as first:
         await first.enter_async_context(watch_young_tags([worker.mirror], 0.01, worker.store.leases))
-        await wait_until(lambda: site.far.calls["head manifest"] > 0)
+        await wait_until(lambda: site.upstream.calls["head manifest"] > 0)
         async with watch_young_tags([other.mirror], 0.01, other.store.leases):
-            site.far.faults.down = UpstreamUnavailable("it refuses connections")
-            failed = site.far.calls["head manifest"]
-            await wait_until(lambda: site.far.calls["head manifest"] > failed + 5)
-            site.far.faults.down = None
-            assert far.calls == {}
+            site.upstream.faults.down = UpstreamUnavailable("it refuses connections")
+            calls_before_failure = site.upstream.calls["head manifest"]
+            await wait_until(lambda: site.upstream.calls["head manifest"] > calls_before_failure + 5)
+            site.upstream.faults.down = None
+            assert other_upstream.calls == {}
             await first.aclose()
-            await wait_until(lambda: far.calls["head manifest"] > 1)
+            await wait_until(lambda: other_upstream.calls["head manifest"] > 1)
 
 
 def test_the_time_between_rounds() -> None:
-    """The time between two rounds of checks follows from the shortest cooldown, within limits."""
+    """The time between two rounds of checks depends on the shortest cooldown. It is between a minute and an hour."""
     assert round_interval([3 * DAY, 30 * DAY]) == HOUR
     assert round_interval([30 * DAY, 10 * HOUR]) == HOUR / 2
     assert round_interval([1.0]) == 60
 
 
 @pytest.mark.parametrize("suffix", ["", ".sig"])
-async def test_signatures_are_not_held_back(site: MirrorStore, suffix: str) -> None:
+async def test_signatures_are_not_held_back(site: MirrorSite, suffix: str) -> None:
     """The tags of signatures and other referrers of a digest are neither refused nor delayed."""
     site.configure(tag_ttl=HOUR, cooldown=3 * DAY, cooldown_new="refuse")
     tag = Tag(f"sha256-{'0a' * 32}{suffix}")
     async with site.worker() as worker:
         for layer in (b"first", b"second"):
-            image = site.far.add_image(UPSTREAM_REPO, layer, tags=(tag,))
+            image = site.upstream.add_image(UPSTREAM_REPO, layer, tags=(tag,))
             assert await served(worker, tag) == image.digest
             site.clock.now += DAY
 
 
-async def test_a_cooldown_that_is_set_later(site: MirrorStore) -> None:
-    """Sightings from before the cooldown was set count."""
+async def test_a_cooldown_that_is_set_later(site: MirrorSite) -> None:
+    """The mirror records the moves of a tag even without a cooldown. If a cooldown is configured later, the moves that
+    were recorded before count."""
     site.configure(tag_ttl=HOUR)
-    first = moved(site, b"first")
+    first = move_tag(site, b"first")
     async with site.worker() as worker:
         await served(worker)
         site.clock.now += 10 * DAY
-        second = moved(site, b"second")
+        second = move_tag(site, b"second")
         assert await served(worker) == second.digest
-    site.far.closed = False
+    site.upstream.closed = False
     site.configure(cooldown=3 * DAY)
     async with site.worker() as worker:
         assert await served(worker) == first.digest
@@ -289,28 +296,29 @@ async def test_a_cooldown_that_is_set_later(site: MirrorStore) -> None:
         assert await served(worker) == second.digest
 
 
-async def test_a_tag_that_is_gone_at_the_upstream(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A tag that the upstream has deleted is unknown at once, in spite of the cooldown. If the tag comes back with
-    other content, this content is held back."""
-    first = moved(site, b"first")
+async def test_a_tag_that_the_upstream_has_deleted(site: MirrorSite, worker: MirrorWorker) -> None:
+    """A tag that the upstream has deleted is unknown at once, in spite of the cooldown. If the upstream creates the tag
+    again with another digest, this digest is held back."""
+    first = move_tag(site, b"first")
     await served(worker)
     site.clock.now += 10 * DAY
-    del site.far.manifests[UPSTREAM_REPO, TAG]
+    del site.upstream.manifests[UPSTREAM_REPO, TAG]
     with pytest.raises(ManifestUnknown):
         await served(worker)
     site.clock.now += DAY
-    second = moved(site, b"second")
+    second = move_tag(site, b"second")
     assert await served(worker) == first.digest
     site.clock.now += 3 * DAY
     assert await served(worker) == second.digest
 
 
-async def test_a_full_disk(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A move of a tag takes no effect if the full disk does not allow to record it."""
-    first = moved(site, b"first")
+async def test_a_full_disk(site: MirrorSite, worker: MirrorWorker) -> None:
+    """A move of a tag that cannot be recorded because the disk is full has no effect. Its cooldown starts when the move
+    is recorded."""
+    first = move_tag(site, b"first")
     await served(worker)
     site.clock.now += 10 * DAY
-    second = moved(site, b"second")
+    second = move_tag(site, b"second")
     site.disk.full = True
     assert await served(worker) == first.digest
     site.clock.now += 10 * DAY
@@ -321,44 +329,45 @@ async def test_a_full_disk(site: MirrorStore, worker: MirrorWorker) -> None:
     assert await served(worker) == second.digest
 
 
-async def test_a_frozen_tag(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A frozen tag is served at its digest by all processes, whatever the upstream and the cooldown say, and without a
-    request to the upstream. After it is unfrozen, the cooldown decides again."""
+async def test_a_frozen_tag(site: MirrorSite, worker: MirrorWorker) -> None:
+    """All processes serve a frozen tag at its digest, without a request to the upstream and regardless of the cooldown.
+    After the tag is unfrozen, the cooldown decides again which digest is served."""
     enter_request(request := RequestContext())
-    first = moved(site, b"first")
+    first = move_tag(site, b"first")
     await served(worker)
     site.clock.now += 10 * DAY
-    second = moved(site, b"second")
+    second = move_tag(site, b"second")
     await served(worker)
     site.clock.now += 3 * DAY
     await worker.store.upstream_tags.freeze(MIRRORED_REPO, TAG, first.digest, by=BY)
-    site.far.calls.clear()
+    site.upstream.calls.clear()
     async with site.worker() as other:
         for each in (worker, other):
             assert await served(each) == first.digest
             assert await each.mirror.revalidate(MIRRORED_REPO, TAG, force=True) is None
-    site.far.closed = False
-    assert site.far.calls == {}
+    site.upstream.closed = False
+    assert site.upstream.calls == {}
     assert request.notice == f"{MIRRORED_REPO}:1 is frozen at {first.digest} since 2025-06-28 15:06:40 UTC"
     await worker.store.upstream_tags.unfreeze(MIRRORED_REPO, TAG, by=BY)
     assert await served(worker) == second.digest
 
 
-async def test_a_frozen_digest_is_fetched(site: MirrorStore, worker: MirrorWorker) -> None:
-    """The manifest of a frozen tag is fetched by digest if it is not cached, although the upstream has no such tag."""
-    image = site.far.add_image(UPSTREAM_REPO, b"layer", tags=())
+async def test_a_frozen_digest_is_fetched(site: MirrorSite, worker: MirrorWorker) -> None:
+    """If the manifest of a frozen tag is not cached, it is fetched by digest, even if the upstream does not have the
+    tag."""
+    image = site.upstream.add_image(UPSTREAM_REPO, b"layer", tags=())
     await worker.store.upstream_tags.freeze(MIRRORED_REPO, TAG, image.digest, by=BY)
     assert await served(worker) == image.digest
 
 
-async def test_what_a_frozen_tag_needs_cannot_be_deleted(site: MirrorStore, worker: MirrorWorker) -> None:
-    """While a tag is frozen, neither the tag, nor its manifest, nor manifests and blobs below it can be deleted, and
-    the error says what to do. Other content of the repository can be deleted, and all of it after the tag is
-    unfrozen."""
-    other = site.far.add_image(UPSTREAM_REPO, b"other", tags=("2",))
-    child = site.far.add_image(UPSTREAM_REPO, b"child", tags=())
-    inner = site.far.add_manifest(UPSTREAM_REPO, index_of([child.descriptor]))
-    index = site.far.add_manifest(UPSTREAM_REPO, index_of([inner.descriptor]), "1")
+async def test_content_of_a_frozen_tag_cannot_be_deleted(site: MirrorSite, worker: MirrorWorker) -> None:
+    """While a tag is frozen, the tag and its manifest cannot be deleted, nor can the manifests and blobs to which this
+    manifest refers. The error says how to unfreeze the tag. Other content of the repository can be deleted. After the
+    tag is unfrozen, all content can be deleted."""
+    other = site.upstream.add_image(UPSTREAM_REPO, b"other", tags=("2",))
+    child = site.upstream.add_image(UPSTREAM_REPO, b"child", tags=())
+    inner = site.upstream.add_manifest(UPSTREAM_REPO, index_of([child.descriptor]))
+    index = site.upstream.add_manifest(UPSTREAM_REPO, index_of([inner.descriptor]), "1")
     mirror = worker.mirror
     for reference in (Tag("1"), inner.digest, child.digest, Tag("2")):
         image = await mirror.get_manifest(MIRRORED_REPO, reference)
@@ -376,7 +385,7 @@ async def test_what_a_frozen_tag_needs_cannot_be_deleted(site: MirrorStore, work
             await mirror.delete_manifest(MIRRORED_REPO, manifest.digest, by=BY)
     with pytest.raises(TagFrozen, match=refusal):
         await mirror.delete_blob(MIRRORED_REPO, layer, by=BY)
-    site.far.faults.down = UpstreamUnavailable()
+    site.upstream.faults.down = UpstreamUnavailable()
     assert await served(worker) == index.digest
     assert (await mirror.resolve_blob(MIRRORED_REPO, layer)).size == len(b"child")
     await mirror.delete_blob(MIRRORED_REPO, other_layer, by=BY)
@@ -388,21 +397,21 @@ async def test_what_a_frozen_tag_needs_cannot_be_deleted(site: MirrorStore, work
     await mirror.delete_manifest(MIRRORED_REPO, child.digest, by=BY)
 
 
-async def test_the_frozen_tags(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Frozen tags are listed in pages, in order. To freeze a tag again at the same digest changes nothing. The audit
-    log names who froze and unfroze a tag."""
-    one, two = moved(site, b"first").digest, moved(site, b"second").digest
+async def test_frozen_tags_are_listed_in_pages(site: MirrorSite, worker: MirrorWorker) -> None:
+    """Frozen tags are listed in pages, in order. If a tag is frozen again at the same digest, nothing changes. If it is
+    frozen at another digest, the record names the new digest, the user and the time."""
+    first_digest, second_digest = move_tag(site, b"first").digest, move_tag(site, b"second").digest
     tags = worker.store.upstream_tags
     other = RepositoryName("docker.io/library/other")
-    frozen = [await tags.freeze(repo, Tag(tag), one, by=BY) for repo in (MIRRORED_REPO, other) for tag in "12"]
+    frozen = [await tags.freeze(repo, Tag(tag), first_digest, by=BY) for repo in (MIRRORED_REPO, other) for tag in "12"]
     site.clock.now += 5
-    assert await tags.freeze(MIRRORED_REPO, TAG, one, by=Actor(name="bob")) == frozen[0]
+    assert await tags.freeze(MIRRORED_REPO, TAG, first_digest, by=Actor(name="bob")) == frozen[0]
     page = await tags.frozen_tags(None, 3)
     assert (list(page.items), page.more) == (frozen[:3], True)
     assert list((await tags.frozen_tags(str(frozen[2]), 3)).items) == frozen[3:]
-    again = await tags.freeze(MIRRORED_REPO, TAG, two, by=Actor(name="bob"))
-    assert (again.digest, again.actor, again.at) == (two, "bob", site.clock.now)
-    assert [each.digest for each in await tags.frozen_in(MIRRORED_REPO)] == [two, one]
-    assert await tags.unfreeze(MIRRORED_REPO, TAG, by=BY) == again
+    refrozen = await tags.freeze(MIRRORED_REPO, TAG, second_digest, by=Actor(name="bob"))
+    assert (refrozen.digest, refrozen.actor, refrozen.at) == (second_digest, "bob", site.clock.now)
+    assert [each.digest for each in await tags.frozen_in(MIRRORED_REPO)] == [second_digest, first_digest]
+    assert await tags.unfreeze(MIRRORED_REPO, TAG, by=BY) == refrozen
     with pytest.raises(TagNotFrozen, match=r"docker\.io/library/app:1 is not frozen"):
         await tags.unfreeze(MIRRORED_REPO, TAG, by=BY)

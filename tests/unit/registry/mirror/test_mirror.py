@@ -1,4 +1,5 @@
-"""What a mirror refuses, lists and deletes."""
+"""Writes, deletions and lists of a mirror. Writes are refused, deletions remove the cached copy, and lists come from
+the upstream or from the cache."""
 
 from __future__ import annotations
 
@@ -12,16 +13,16 @@ from storage.names import RepositoryName, Tag, UploadID
 from storage.patterns import ALL_NAMES
 from storage.tag_history import Availability
 from tests.fakes.registry_content import BY, image_of, push_image, read_blob
-from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorStore, MirrorWorker
+from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorSite, MirrorWorker
 
 TAG = Tag("1")
 
 
-async def test_writes_are_denied(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Pushes to a mirrored name are denied. The message says why, and what to do instead."""
-    image = site.far.add_image(UPSTREAM_REPO, b"layer")
+async def test_writes_are_denied(site: MirrorSite, worker: MirrorWorker) -> None:
+    """Pushes to a mirrored repository are denied. The error says why, and what the client can do instead."""
+    image = site.upstream.add_image(UPSTREAM_REPO, b"layer")
     upload = UploadID.random()
-    for attempt in (
+    for write in (
         worker.mirror.start_upload(MIRRORED_REPO),
         worker.mirror.resume_upload(MIRRORED_REPO, upload),
         worker.mirror.upload_offset(MIRRORED_REPO, upload),
@@ -29,13 +30,13 @@ async def test_writes_are_denied(site: MirrorStore, worker: MirrorWorker) -> Non
         worker.mirror.put_manifest(MIRRORED_REPO, image, [TAG], by=BY),
     ):
         with pytest.raises(Denied, match=r"library/app is mirrored from docker\.io; push under another name"):
-            await attempt
+            await write
 
 
-async def test_a_delete_drops_a_blob_in_use(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A mirrored blob can be deleted although cached manifests refer to it. For the next client, it is fetched
-    again."""
-    site.far.add_image(UPSTREAM_REPO, b"layer")
+async def test_a_blob_in_use_can_be_deleted_from_the_cache(site: MirrorSite, worker: MirrorWorker) -> None:
+    """A mirrored blob can be deleted although cached manifests refer to it. When the next client requests the blob, it
+    is fetched again."""
+    site.upstream.add_image(UPSTREAM_REPO, b"layer")
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"layer")) == b"layer"
     await worker.mirror.delete_blob(MIRRORED_REPO, digest_of(b"layer"), by=BY)
@@ -44,13 +45,13 @@ async def test_a_delete_drops_a_blob_in_use(site: MirrorStore, worker: MirrorWor
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"layer")) == b"layer"
 
 
-async def test_a_delete_drops_the_copy(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A DELETE of a mirrored tag, manifest or blob deletes the cached copy. The next client gets what the upstream has
-    now."""
-    old = site.far.add_image(UPSTREAM_REPO, b"old")
+async def test_a_delete_removes_the_cached_copy(site: MirrorSite, worker: MirrorWorker) -> None:
+    """A DELETE of a mirrored tag, manifest or blob deletes the cached copy. The next client gets the content that the
+    upstream has at that time."""
+    old = site.upstream.add_image(UPSTREAM_REPO, b"old")
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"old")) == b"old"
-    new = site.far.add_image(UPSTREAM_REPO, b"new")
+    new = site.upstream.add_image(UPSTREAM_REPO, b"new")
     await worker.mirror.delete_tag(MIRRORED_REPO, TAG, by=BY)
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == new.digest
     await worker.mirror.delete_manifest(MIRRORED_REPO, new.digest, by=BY)
@@ -66,54 +67,57 @@ async def test_a_delete_drops_the_copy(site: MirrorStore, worker: MirrorWorker) 
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"old")) == b"old"
 
 
-async def test_a_delete_forgets_what_was_unknown(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Deleting something that is not cached clears its cached "not found"."""
+async def test_a_delete_clears_a_cached_not_found(site: MirrorSite, worker: MirrorWorker) -> None:
+    """The mirror caches for a while that the upstream does not have a tag. A DELETE of this tag clears this record."""
     with pytest.raises(ManifestUnknown):
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-    site.far.add_image(UPSTREAM_REPO, b"layer")
+    site.upstream.add_image(UPSTREAM_REPO, b"layer")
     with pytest.raises((ManifestUnknown, NameUnknown)):
         await worker.mirror.delete_tag(MIRRORED_REPO, TAG, by=BY)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
 
 
-async def test_tags(site: MirrorStore, worker: MirrorWorker) -> None:
-    """The upstream's tags are listed. While it is down, the cached tags are listed, with a notice."""
+async def test_tags_are_listed_by_the_upstream_or_from_the_cache(site: MirrorSite, worker: MirrorWorker) -> None:
+    """The upstream's tags are listed. While the upstream is down, the cached tags are listed, with a notice."""
     enter_request(request := RequestContext())
-    site.far.add_image(UPSTREAM_REPO, b"layer", tags=("1", "2", "3"))
+    site.upstream.add_image(UPSTREAM_REPO, b"layer", tags=("1", "2", "3"))
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("2"))
     page = await worker.mirror.tags(MIRRORED_REPO, "1", 1)
     assert (list(page.items), page.more) == (["2"], True)
     assert request.notice is None
-    site.far.faults.down = UpstreamUnavailable()
+    site.upstream.faults.down = UpstreamUnavailable()
     assert list((await worker.mirror.tags(MIRRORED_REPO, None, 10)).items) == ["2"]
     assert request.notice is not None
     with pytest.raises(UpstreamUnavailable):
         await worker.mirror.tags(RepositoryName("docker.io/library/never"), None, 10)
 
 
-async def test_referrers(site: MirrorStore, worker: MirrorWorker) -> None:
-    """The upstream's referrers are listed. While it is down, the cached ones are listed."""
+async def test_referrers_are_listed_by_the_upstream_or_from_the_cache(site: MirrorSite, worker: MirrorWorker) -> None:
+    """The upstream's referrers are listed. While the upstream is down, the cached referrers are listed, with a
+    notice."""
     enter_request(request := RequestContext())
-    image = site.far.add_image(UPSTREAM_REPO, b"layer")
+    image = site.upstream.add_image(UPSTREAM_REPO, b"layer")
     signatures = [
-        site.far.add_manifest(UPSTREAM_REPO, image_of(site.far.add_blob(UPSTREAM_REPO, text), subject=image.digest))
+        site.upstream.add_manifest(
+            UPSTREAM_REPO, image_of(site.upstream.add_blob(UPSTREAM_REPO, text), subject=image.digest)
+        )
         for text in (b"a", b"b")
     ]
     page = await worker.mirror.referrers(MIRRORED_REPO, image.digest, None, None, 10)
-    assert {found.digest for found in page.items} == {made.digest for made in signatures}
+    assert {referrer.digest for referrer in page.items} == {signature.digest for signature in signatures}
     await worker.mirror.get_manifest(MIRRORED_REPO, signatures[0].digest)
-    site.far.faults.down = UpstreamUnavailable()
+    site.upstream.faults.down = UpstreamUnavailable()
     page = await worker.mirror.referrers(MIRRORED_REPO, image.digest, None, None, 10)
-    assert [found.digest for found in page.items] == [signatures[0].digest]
+    assert [referrer.digest for referrer in page.items] == [signatures[0].digest]
     assert request.notice is not None
 
 
-async def test_repositories(site: MirrorStore, worker: MirrorWorker) -> None:
-    """The mirror lists its repositories with cached content, and no hosted ones."""
+async def test_only_repositories_with_cached_content_are_listed(site: MirrorSite, worker: MirrorWorker) -> None:
+    """The mirror lists the mirrored repositories that have cached content, and no hosted repositories."""
     for name in ("a/hosted", "docker.io", "docker.iox/y", "team/app"):
         await push_image(worker.store, RepositoryName(name), "seed", "1")
     for name in ("one", "two"):
-        site.far.add_image(f"library/{name}", b"layer")
+        site.upstream.add_image(f"library/{name}", b"layer")
         await worker.mirror.get_manifest(RepositoryName(f"docker.io/library/{name}"), TAG)
     page = await worker.mirror.repositories(None, 10)
     assert (list(page.items), page.more) == (["docker.io/library/one", "docker.io/library/two"], False)
@@ -123,14 +127,14 @@ async def test_repositories(site: MirrorStore, worker: MirrorWorker) -> None:
     assert list(page.items) == ["docker.io/library/two"]
 
 
-async def test_a_name_of_another_upstream(worker: MirrorWorker) -> None:
-    """A name outside the upstream is never requested there."""
+async def test_a_name_of_another_upstream_is_unknown(worker: MirrorWorker) -> None:
+    """A repository name that does not belong to the mirror's upstream is unknown."""
     with pytest.raises(NameUnknown):
         await worker.mirror.get_manifest(RepositoryName("team/app"), TAG)
 
 
-def test_it_is_a_registry(site: MirrorStore) -> None:
-    """The mirror implements all of `Registry`."""
+def test_a_mirror_implements_the_registry_interface(site: MirrorSite) -> None:
+    """`Mirror` implements all methods of `Registry`."""
     from registry.mirror.mirror import Mirror
 
     assert issubclass(Mirror, Registry)

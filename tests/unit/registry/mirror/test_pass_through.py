@@ -1,4 +1,4 @@
-"""Blobs that pass through a mirror without being stored."""
+"""Blobs that a mirror passes on to a client without storing them, because the disk is full."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ APP = RepositoryName("library/app")
 
 
 class Sender:
-    """An upstream that sends `data` in pieces of `piece` bytes, from a thread as the real client does, and then fails
-    with `error`."""
+    """An upstream that sends `data` in pieces of `piece` bytes. It calls the sink in a thread, as the real client does.
+    After the last piece, it raises `error`, if there is one. `size`: the size that it states for the blob."""
 
     name = "hub"
 
@@ -50,7 +50,7 @@ class Sender:
 
 
 class Slots:
-    """Slots of which one is always free."""
+    """Slots for connections to the upstream. A slot is always free."""
 
     @asynccontextmanager
     async def primary(self, demand: object, *, is_new_connection: bool) -> Any:
@@ -65,6 +65,7 @@ def reader_of(sender: Sender, span: tuple[int, int] | None = None, expected: byt
 
 
 async def read(reader: PassThroughReader) -> bytes:
+    """Reads all bytes. If the reader raises an error, the number of bytes before it is added as a note to the error."""
     received = b""
     try:
         await reader.start()
@@ -79,27 +80,31 @@ async def read(reader: PassThroughReader) -> bytes:
 
 
 @pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 100_000])
-async def test_all_bytes_pass(size: int) -> None:
+async def test_all_bytes_reach_the_client(size: int) -> None:
+    """The client gets all bytes of a blob of any size."""
     data = bytes(index % 251 for index in range(size))
     assert await read(reader_of(Sender(data))) == data
 
 
 @pytest.mark.parametrize("span", [(0, 1), (0, 999), (500, 2500), (2999, 3000), (1000, 3000)])
-async def test_spans(span: tuple[int, int]) -> None:
+async def test_the_client_gets_the_requested_range(span: tuple[int, int]) -> None:
+    """A client that requests a range gets the bytes of this range."""
     data = bytes(index % 251 for index in range(3000))
     assert await read(reader_of(Sender(data), span)) == data[slice(*span)]
 
 
 @pytest.mark.parametrize("piece", [1, 1000, 5000])
-async def test_wrong_bytes_are_never_complete(piece: int) -> None:
-    """If a blob has another digest, the client does not get its last byte."""
+async def test_client_does_not_get_the_last_byte_of_corrupt_bytes(piece: int) -> None:
+    """If the bytes from the upstream do not have the blob's digest, the client gets an error instead of the last
+    byte."""
     with pytest.raises(DigestInvalid) as failed:
         await read(reader_of(Sender(b"x" * 2000, piece), expected=b"y" * 2000))
     assert failed.value.__notes__ == ["1999"]
 
 
 async def test_errors_of_the_upstream() -> None:
-    """The upstream fails before the first byte or in the middle, sends another size, or sends too few bytes."""
+    """The client gets an error if the upstream fails before the first byte or in the middle, states a wrong size, or
+    sends too few bytes."""
     error = UpstreamUnavailable("broken")
     with pytest.raises(UpstreamUnavailable, match="broken"):
         await read(reader_of(Sender(b"", size=5, error=error), expected=b"12345"))
@@ -111,20 +116,20 @@ async def test_errors_of_the_upstream() -> None:
         await read(reader_of(Sender(b"123", size=5), expected=b"12345"))
 
 
-async def test_a_slow_client_bounds_the_memory() -> None:
-    """The bytes are read from the upstream only as fast as the client receives them. Reading stops when the client
-    disconnects."""
+async def test_memory_for_a_slow_client_is_limited() -> None:
+    """Bytes are received from the upstream only as fast as the client receives them, so only a limited number of bytes
+    is in memory. When the client disconnects, no more bytes are received."""
     sender = Sender(bytes(8 * MAX_BUFFERED_BYTES), 100_000)
     reader = reader_of(sender)
     await reader.start()
-    iterating = aiter(reader)
-    assert len(await anext(iterating)) == 100_000
+    chunks = aiter(reader)
+    assert len(await anext(chunks)) == 100_000
     await reader.aclose()
     assert sender.sent <= MAX_BUFFERED_BYTES + 2 * 100_000
 
 
-async def test_nothing_stays_to_wait_for() -> None:
-    """A caller that needs the blob in the store, such as a mount, gets the error that there is no room."""
+async def test_a_blob_that_is_passed_through_cannot_be_waited_for() -> None:
+    """A caller that waits until the blob is in the store, such as a mount, gets the error that the disk is full."""
     reader = reader_of(Sender(b"123"))
     with pytest.raises(StorageFull):
         await reader.readable_until(2)

@@ -1,4 +1,4 @@
-"""What is prefetched, and what is not."""
+"""Which blobs of an image a mirror prefetches: downloads from the upstream before the client requests them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tests.unit.registry.mirror.conftest import (
     MIB,
     MIRRORED_REPO,
     UPSTREAM_REPO,
-    MirrorStore,
+    MirrorSite,
     MirrorWorker,
-    sent_once,
-    stored,
+    assert_each_byte_sent_once,
+    wait_until_stored,
 )
 
 CONFIG = b'{"architecture":"amd64"}'
@@ -34,205 +34,214 @@ TAG = Tag("1")
 
 
 @pytest.fixture
-async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
+async def worker(site: MirrorSite) -> AsyncIterator[MirrorWorker]:
     site.configure(prefetch="layers")
     async with site.worker() as opened:
         yield opened
 
 
-def image(site: MirrorStore) -> Manifest:
-    return site.far.add_image(UPSTREAM_REPO, *LAYERS, config=CONFIG)
+def add_image(site: MirrorSite) -> Manifest:
+    """Adds the image with `CONFIG` and `LAYERS` to the upstream."""
+    return site.upstream.add_image(UPSTREAM_REPO, *LAYERS, config=CONFIG)
 
 
-async def idle(worker: MirrorWorker) -> None:
-    """Waits until nothing is being fetched."""
+async def wait_until_idle(worker: MirrorWorker) -> None:
+    """Waits until the worker fetches nothing and has nothing more to fetch."""
     await wait_until(lambda: not worker.mirror.busy)
 
 
-async def test_a_manifest_brings_its_config(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Pulling an image's manifest fetches its config at once, and nothing else."""
-    image(site)
+async def test_a_pull_of_a_manifest_prefetches_the_config(site: MirrorSite, worker: MirrorWorker) -> None:
+    """When a client pulls the manifest of an image, the config is fetched at once, and no other blob."""
+    add_image(site)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-    await stored(worker, digest_of(CONFIG))
-    await idle(worker)
-    assert set(site.far.sent) == {digest_of(CONFIG)}
+    await wait_until_stored(worker, digest_of(CONFIG))
+    await wait_until_idle(worker)
+    assert set(site.upstream.sent) == {digest_of(CONFIG)}
     for _ in range(3):
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-    await idle(worker)
-    assert site.far.calls == {"get manifest": 1, "get blob": 1}
+    await wait_until_idle(worker)
+    assert site.upstream.calls == {"get manifest": 1, "get blob": 1}
 
 
-async def test_a_layer_brings_the_others(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Requesting a layer fetches the image's other layers, each once."""
-    image(site)
+async def test_a_request_for_a_layer_prefetches_the_other_layers(site: MirrorSite, worker: MirrorWorker) -> None:
+    """When a client requests a layer, the other layers of the image are fetched, each once."""
+    add_image(site)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(LAYERS[1])) == LAYERS[1]
     for data in (*LAYERS, CONFIG):
-        await stored(worker, digest_of(data))
+        await wait_until_stored(worker, digest_of(data))
         assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(data)) == data
-    assert site.far.calls == {"get manifest": 1, "get blob": 4}
+    assert site.upstream.calls == {"get manifest": 1, "get blob": 4}
 
 
-async def test_looking_starts_nothing(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_head_requests_prefetch_no_layer(site: MirrorSite, worker: MirrorWorker) -> None:
     """HEAD requests, and requests for an index or a config, prefetch no layer."""
-    made = image(site)
-    site.far.add_manifest(UPSTREAM_REPO, index_of([made.descriptor]), "list")
+    manifest = add_image(site)
+    site.upstream.add_manifest(UPSTREAM_REPO, index_of([manifest.descriptor]), "list")
     await worker.mirror.resolve_manifest(MIRRORED_REPO, TAG)
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("list"))
     await worker.mirror.resolve_blob(MIRRORED_REPO, digest_of(LAYERS[0]))
-    await idle(worker)
-    assert site.far.sent == {}
+    await wait_until_idle(worker)
+    assert site.upstream.sent == {}
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(CONFIG)) == CONFIG
-    await idle(worker)
-    assert set(site.far.sent) == {digest_of(CONFIG)}
+    await wait_until_idle(worker)
+    assert set(site.upstream.sent) == {digest_of(CONFIG)}
 
 
-@pytest.mark.parametrize(("mode", "brought"), [("off", set()), ("config", {digest_of(CONFIG)})])
-async def test_modes(site: MirrorStore, mode: str, brought: set[str]) -> None:
-    """`prefetch` sets how much is prefetched."""
+@pytest.mark.parametrize(("mode", "prefetched_blobs"), [("off", set()), ("config", {digest_of(CONFIG)})])
+async def test_what_the_prefetch_setting_allows(site: MirrorSite, mode: str, prefetched_blobs: set[str]) -> None:
+    """The setting `prefetch` determines whether nothing or only the config is prefetched."""
     site.configure(prefetch=mode)
     async with site.worker() as worker:
-        image(site)
+        add_image(site)
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
         await read_blob(worker.mirror, MIRRORED_REPO, digest_of(LAYERS[0]))
-        await idle(worker)
-    assert set(site.far.sent) == {digest_of(LAYERS[0]), *brought}
+        await wait_until_idle(worker)
+    assert set(site.upstream.sent) == {digest_of(LAYERS[0]), *prefetched_blobs}
 
 
-async def test_few_requests_left(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Nothing is prefetched when few requests are left at the upstream."""
-    site.far.faults.few_left = True
-    image(site)
+async def test_nothing_is_prefetched_if_few_requests_are_left(site: MirrorSite, worker: MirrorWorker) -> None:
+    """Nothing is prefetched while the upstream's rate limit leaves only few requests."""
+    site.upstream.faults.few_left = True
+    add_image(site)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     await read_blob(worker.mirror, MIRRORED_REPO, digest_of(LAYERS[0]))
-    await idle(worker)
-    assert set(site.far.sent) == {digest_of(LAYERS[0])}
+    await wait_until_idle(worker)
+    assert set(site.upstream.sent) == {digest_of(LAYERS[0])}
 
 
-async def test_foreign_layers_are_left_alone(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Foreign layers, which are stored elsewhere, are not requested."""
-    foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar"
-    first, second = (site.far.add_blob(UPSTREAM_REPO, layer) for layer in LAYERS[:2])
-    made = image_of(
-        site.far.add_blob(UPSTREAM_REPO, CONFIG), [first, type(second)(foreign, digest_of(b"elsewhere"), 9), second]
+async def test_foreign_layers_are_not_prefetched(site: MirrorSite, worker: MirrorWorker) -> None:
+    """Foreign layers are not requested, because they are stored outside the registry."""
+    foreign_type = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+    first, second = (site.upstream.add_blob(UPSTREAM_REPO, layer) for layer in LAYERS[:2])
+    manifest = image_of(
+        site.upstream.add_blob(UPSTREAM_REPO, CONFIG),
+        [first, type(second)(foreign_type, digest_of(b"elsewhere"), 9), second],
     )
-    site.far.add_manifest(UPSTREAM_REPO, made, "1")
+    site.upstream.add_manifest(UPSTREAM_REPO, manifest, "1")
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     await read_blob(worker.mirror, MIRRORED_REPO, first.digest)
-    await stored(worker, second.digest)
-    await idle(worker)
-    assert digest_of(b"elsewhere") not in site.far.asked
+    await wait_until_stored(worker, second.digest)
+    await wait_until_idle(worker)
+    assert digest_of(b"elsewhere") not in site.upstream.asked
 
 
-async def test_of_many_images_the_one_being_pulled(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A request for a base layer of many images prefetches only the layers of the image that is being pulled."""
+async def test_only_layers_of_the_image_being_pulled_are_prefetched(site: MirrorSite, worker: MirrorWorker) -> None:
+    """Several images share a base layer. A request for this layer prefetches only the layers of the image whose
+    manifest was pulled."""
     for number in range(3):
-        site.far.add_image(UPSTREAM_REPO, LAYERS[0], b"top %d" % number, tags=(str(number),))
+        site.upstream.add_image(UPSTREAM_REPO, LAYERS[0], b"top %d" % number, tags=(str(number),))
         await worker.mirror.resolve_manifest(MIRRORED_REPO, Tag(str(number)))
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
     await read_blob(worker.mirror, MIRRORED_REPO, digest_of(LAYERS[0]))
-    await stored(worker, digest_of(b"top 1"))
-    await idle(worker)
-    assert set(site.far.sent) == {digest_of(data) for data in (b"{}", LAYERS[0], b"top 1")}
+    await wait_until_stored(worker, digest_of(b"top 1"))
+    await wait_until_idle(worker)
+    assert set(site.upstream.sent) == {digest_of(data) for data in (b"{}", LAYERS[0], b"top 1")}
 
 
-async def test_a_layer_that_is_here_brings_the_others(site: MirrorStore, worker: MirrorWorker) -> None:
-    """If a client starts with layers that are stored already, the missing layers are prefetched meanwhile."""
-    site.far.add_image("library/base", LAYERS[0], tags=("1",))
-    base = type(MIRRORED_REPO)("docker.io/library/base")
-    await worker.mirror.get_manifest(base, TAG)
-    assert await read_blob(worker.mirror, base, digest_of(LAYERS[0])) == LAYERS[0]
-    image(site)
+async def test_a_request_for_a_stored_layer_prefetches_the_missing_layers(
+    site: MirrorSite, worker: MirrorWorker
+) -> None:
+    """If a client first requests a layer that is stored already, the missing layers are prefetched while the client
+    reads this layer."""
+    site.upstream.add_image("library/base", LAYERS[0], tags=("1",))
+    base_repo = type(MIRRORED_REPO)("docker.io/library/base")
+    await worker.mirror.get_manifest(base_repo, TAG)
+    assert await read_blob(worker.mirror, base_repo, digest_of(LAYERS[0])) == LAYERS[0]
+    add_image(site)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-    await worker.store.mount_blob(MIRRORED_REPO, digest_of(LAYERS[0]), base, MIRROR_ACTOR)
+    await worker.store.mount_blob(MIRRORED_REPO, digest_of(LAYERS[0]), base_repo, MIRROR_ACTOR)
     reader = await worker.mirror.open_blob(MIRRORED_REPO, digest_of(LAYERS[0]))
     for data in LAYERS[1:]:
-        await stored(worker, digest_of(data))
+        await wait_until_stored(worker, digest_of(data))
     await reader.aclose()
-    await idle(worker)
-    assert site.far.bytes_sent(digest_of(LAYERS[0])) == len(LAYERS[0])
+    await wait_until_idle(worker)
+    assert site.upstream.bytes_sent(digest_of(LAYERS[0])) == len(LAYERS[0])
 
 
-async def test_an_image_that_is_here_is_looked_at_once(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A pull of an image that is completely stored prefetches nothing. Neither does a request for a layer without a
-    request for the manifest, or long after it."""
-    image(site)
+async def test_nothing_is_prefetched_for_a_stored_image_or_after_the_pull(
+    site: MirrorSite, worker: MirrorWorker
+) -> None:
+    """A pull of an image that is completely stored prefetches nothing. A request for a layer long after the pull of the
+    manifest prefetches nothing either."""
+    add_image(site)
     for _ in range(3):
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
         for data in (CONFIG, *LAYERS):
             assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(data)) == data
-        await idle(worker)
-        assert site.far.calls == {"get manifest": 1, "get blob": 4}
-    site.far.add_image(UPSTREAM_REPO, LAYERS[0], b"another", config=CONFIG, tags=("2",))
+        await wait_until_idle(worker)
+        assert site.upstream.calls == {"get manifest": 1, "get blob": 4}
+    site.upstream.add_image(UPSTREAM_REPO, LAYERS[0], b"another", config=CONFIG, tags=("2",))
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("2"))
     site.monotonic.now += PULL_IDLE_SECONDS + 1
     await read_blob(worker.mirror, MIRRORED_REPO, digest_of(LAYERS[0]))
-    await idle(worker)
-    assert digest_of(b"another") not in site.far.sent
+    await wait_until_idle(worker)
+    assert digest_of(b"another") not in site.upstream.sent
 
 
-async def test_what_nobody_reads_stops(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Once the pull is over, a prefetched layer without readers is not fetched further. Its stored bytes are kept, so
-    that for a later client only the rest is fetched."""
-    site.far.add_image(UPSTREAM_REPO, LAYERS[0], BIG)
+async def test_prefetch_without_readers_stops_when_the_pull_is_over(site: MirrorSite, worker: MirrorWorker) -> None:
+    """When the pull is over, the prefetch of a layer without readers stops. The bytes that are stored are kept, so that
+    only the rest is fetched when a client requests the layer later."""
+    site.upstream.add_image(UPSTREAM_REPO, LAYERS[0], BIG)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-    gate = site.far.faults.gates[MIB] = threading.Event()
+    gate = site.upstream.faults.gates[MIB] = threading.Event()
     await read_blob(worker.mirror, MIRRORED_REPO, digest_of(LAYERS[0]))
-    await wait_until(lambda: site.far.bytes_sent(DIGEST) >= MIB)
+    await wait_until(lambda: site.upstream.bytes_sent(DIGEST) >= MIB)
     site.monotonic.now += PULL_IDLE_SECONDS + 1
     gate.set()
-    await idle(worker)
-    assert MIB < site.far.bytes_sent(DIGEST) < len(BIG)
+    await wait_until_idle(worker)
+    assert MIB < site.upstream.bytes_sent(DIGEST) < len(BIG)
     with pytest.raises(BlobUnknown):
         await worker.store.resolve_blob(MIRRORED_REPO, DIGEST)
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
-    sent_once(site, DIGEST, len(BIG))
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_a_reader_keeps_the_pull_alive(site: MirrorStore, worker: MirrorWorker) -> None:
-    """While a client reads a blob of the image, however slowly, its other layers are fetched."""
-    site.far.connections = 8
-    slow = BIG[: 9 * MIB]
-    site.far.add_image(UPSTREAM_REPO, slow, BIG)
+async def test_prefetch_continues_while_a_client_reads(site: MirrorSite, worker: MirrorWorker) -> None:
+    """While a client reads a blob of the image, even slowly, the other layers of the image are prefetched."""
+    site.upstream.connections = 8
+    slow_layer = BIG[: 9 * MIB]
+    site.upstream.add_image(UPSTREAM_REPO, slow_layer, BIG)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-    gate = site.far.faults.gates[9 * MIB + 1] = threading.Event()
-    reader = await worker.mirror.open_blob(MIRRORED_REPO, digest_of(slow))
+    gate = site.upstream.faults.gates[9 * MIB + 1] = threading.Event()
+    reader = await worker.mirror.open_blob(MIRRORED_REPO, digest_of(slow_layer))
     site.monotonic.now += PULL_IDLE_SECONDS + 1
     gate.set()
-    await stored(worker, DIGEST)
+    await wait_until_stored(worker, DIGEST)
     await reader.aclose()
 
 
-async def test_what_somebody_waits_for_goes_first(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Prefetching leaves some connections free, so that the fill of a blob that a client requests starts at once."""
-    site.far.connections = 3
+async def test_prefetch_leaves_connections_for_requested_blobs(site: MirrorSite, worker: MirrorWorker) -> None:
+    """Prefetching leaves some connections free, so that a blob that a client requests is fetched at once."""
+    site.upstream.connections = 3
     layers = [BIG[start : start + 100_000] for start in range(10)]
-    site.far.add_image(UPSTREAM_REPO, *layers)
-    other = site.far.add_image("library/other", BIG[: 2 * MIB], tags=("1",))
-    repo = type(MIRRORED_REPO)("docker.io/library/other")
-    await worker.mirror.get_manifest(repo, TAG)
+    site.upstream.add_image(UPSTREAM_REPO, *layers)
+    other = site.upstream.add_image("library/other", BIG[: 2 * MIB], tags=("1",))
+    other_repo = type(MIRRORED_REPO)("docker.io/library/other")
+    await worker.mirror.get_manifest(other_repo, TAG)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-    gate = site.far.faults.gates[70_000] = threading.Event()
+    gate = site.upstream.faults.gates[70_000] = threading.Event()
     first = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, digest_of(layers[0]), Span(0, 10)))
     assert len(await first) == 10
     async with asyncio.timeout(60):
-        reader = await worker.mirror.open_blob(repo, other.layers[0].digest)
+        reader = await worker.mirror.open_blob(other_repo, other.layers[0].digest)
         assert await reader.readable_until(0) > 0
     await reader.aclose()
     gate.set()
-    await stored(worker, digest_of(layers[9]))
+    await wait_until_stored(worker, digest_of(layers[9]))
 
 
-async def test_a_shutdown_ends_it(site: MirrorStore) -> None:
-    """A server that stops does not wait for prefetched blobs, and closes the connections properly."""
+async def test_a_shutdown_stops_prefetching(site: MirrorSite) -> None:
+    """A server that stops does not wait until prefetched blobs are complete. It closes its connections to the
+    upstream."""
     site.configure(prefetch="layers")
-    far: FakeSource = site.far
+    upstream: FakeSource = site.upstream
     async with site.worker() as worker:
-        image(site)
+        add_image(site)
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-        far.faults.gates[0] = threading.Event()
+        upstream.faults.gates[0] = threading.Event()
         waiting = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, digest_of(LAYERS[1])))
-        await wait_until(lambda: far.at_once >= 2)  # the others of the image may have begun as well
+        await wait_until(lambda: upstream.at_once >= 2)  # the fills of the image's other layers may have begun as well
     with pytest.raises(UpstreamUnavailable):
         await waiting
-    assert far.closed
+    assert upstream.closed

@@ -1,4 +1,4 @@
-"""The queue of blobs to prefetch."""
+"""The queue of blobs that a mirror prefetches: downloads from the upstream before a client requests them."""
 
 from __future__ import annotations
 
@@ -14,68 +14,74 @@ from storage.content import digest_of
 from storage.names import Digest, RepositoryName, Tag
 from tests.fakes.registry_content import read_blob
 from tests.unit.registry.conftest import wait_until
-from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorStore, MirrorWorker, stored
+from tests.unit.registry.mirror.conftest import (
+    MIRRORED_REPO,
+    UPSTREAM_REPO,
+    MirrorSite,
+    MirrorWorker,
+    wait_until_stored,
+)
 
 FIRST = b"a first layer"
 TAG = Tag("1")
 
 
-def layers(count: int, of: str = "layer") -> list[bytes]:
-    return [f"{of} {number}".encode() * 20_000 for number in range(count)]
+def layers(count: int, prefix: str = "layer") -> list[bytes]:
+    return [f"{prefix} {number}".encode() * 20_000 for number in range(count)]
 
 
-async def take(worker: MirrorWorker, stack: AsyncExitStack, count: int) -> None:
-    """Takes connections as other fills would."""
+async def take_connections(worker: MirrorWorker, stack: AsyncExitStack, count: int) -> None:
+    """Takes `count` of the 4 upstream connections, as other fills (downloads of blobs into the cache) would."""
     for _ in range(count):
         assert await stack.enter_async_context(worker.store.leases.try_slot("upstream-docker.io", 4))
 
 
-def fetched(site: MirrorStore) -> list[Digest]:
-    """Returns the blobs in the order in which they were fetched."""
-    order: list[Digest] = []
-    site.far.on_fetch = order.append
-    return order
+def record_fetches(site: MirrorSite) -> list[Digest]:
+    """Returns a list to which the upstream adds each blob that is requested, in order."""
+    requested_digests: list[Digest] = []
+    site.upstream.on_fetch = requested_digests.append
+    return requested_digests
 
 
-async def test_what_waits_costs_nothing(site: MirrorStore) -> None:
-    """While other fills hold all connections, queued blobs have no open file and no fill. After that, they are fetched
-    a few at a time, in the order of the image."""
+async def test_queued_blobs_use_no_files_and_no_fills(site: MirrorSite) -> None:
+    """While other fills hold all connections, the queued blobs have no open files and no fills of their own. When
+    connections are free again, the queued blobs are fetched a few at a time, in the order of the manifest."""
     site.configure(prefetch="layers")
-    made = site.far.add_image(UPSTREAM_REPO, FIRST, *layers(40))
-    site.far.connections = 8
-    order = fetched(site)
+    manifest = site.upstream.add_image(UPSTREAM_REPO, FIRST, *layers(40))
+    site.upstream.connections = 8
+    requested_digests = record_fetches(site)
     async with site.worker() as worker, AsyncExitStack() as stack:
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
         await wait_until(lambda: not worker.mirror.busy)
         for _ in range(7):
             assert await stack.enter_async_context(worker.store.leases.try_slot("upstream-docker.io", 8))
-        before = len(os.listdir("/proc/self/fd"))
+        open_files_before = len(os.listdir("/proc/self/fd"))
         await read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST))
         await wait_until(lambda: not worker.mirror.running_fills)
         assert worker.mirror.busy
-        assert len(os.listdir("/proc/self/fd")) <= before
-        gate = site.far.faults.gates[0] = threading.Event()
+        assert len(os.listdir("/proc/self/fd")) <= open_files_before
+        gate = site.upstream.faults.gates[0] = threading.Event()
         await stack.aclose()
-        await wait_until(lambda: site.far.at_once == MAX_RUNNING_FILLS)
+        await wait_until(lambda: site.upstream.at_once == MAX_RUNNING_FILLS)
         assert len(worker.mirror.running_fills) == MAX_RUNNING_FILLS
         gate.set()
-        await stored(worker, made.layers[-1].digest)
+        await wait_until_stored(worker, manifest.layers[-1].digest)
         await wait_until(lambda: not worker.mirror.busy)
-    assert site.far.most_at_once <= MAX_RUNNING_FILLS
-    places = [order.index(layer.digest) for layer in made.layers[1:]]
-    assert all(abs(place - number) <= 2 * MAX_RUNNING_FILLS for number, place in enumerate(places, start=2))
+    assert site.upstream.most_at_once <= MAX_RUNNING_FILLS
+    positions = [requested_digests.index(layer.digest) for layer in manifest.layers[1:]]
+    assert all(abs(position - number) <= 2 * MAX_RUNNING_FILLS for number, position in enumerate(positions, start=2))
 
 
-async def test_a_blob_is_not_fetched_twice_for_two_images(site: MirrorStore) -> None:
-    """Images that share layers, in one repository or two, fetch each layer once."""
+async def test_a_blob_is_not_fetched_twice_for_two_images(site: MirrorSite) -> None:
+    """If images of one or two repositories share layers, each shared layer is fetched once."""
     site.configure(prefetch="layers")
     other = RepositoryName("docker.io/library/other")
     shared = layers(6)
-    site.far.add_image(UPSTREAM_REPO, FIRST, *shared, tags=("1",))
-    site.far.add_image(UPSTREAM_REPO, FIRST, *shared, b"one more", tags=("2",))
-    site.far.add_image("library/other", FIRST, *shared)
+    site.upstream.add_image(UPSTREAM_REPO, FIRST, *shared, tags=("1",))
+    site.upstream.add_image(UPSTREAM_REPO, FIRST, *shared, b"one more", tags=("2",))
+    site.upstream.add_image("library/other", FIRST, *shared)
     async with site.worker() as worker, AsyncExitStack() as stack:
-        await take(worker, stack, 3)
+        await take_connections(worker, stack, 3)
         for repo, tag in ((MIRRORED_REPO, "1"), (MIRRORED_REPO, "2"), (other, "1")):
             await worker.mirror.get_manifest(repo, Tag(tag))
             await read_blob(worker.mirror, repo, digest_of(FIRST))
@@ -83,46 +89,49 @@ async def test_a_blob_is_not_fetched_twice_for_two_images(site: MirrorStore) -> 
         await wait_until(lambda: not worker.mirror.busy)
         for layer in shared:
             assert await read_blob(worker.mirror, other, digest_of(layer)) == layer
-            assert site.far.bytes_sent(digest_of(layer)) == len(layer)
+            assert site.upstream.bytes_sent(digest_of(layer)) == len(layer)
 
 
-async def test_what_is_stale_is_dropped(site: MirrorStore) -> None:
-    """Queued blobs of an image whose pull is over are dropped. A newer pull of the image keeps them."""
+async def test_queue_drops_blobs_of_an_image_whose_pull_is_over(site: MirrorSite) -> None:
+    """When the pull of an image is over, its queued blobs are dropped from the queue. If a client pulls the manifest of
+    the image again in time, its queued blobs stay in the queue."""
     site.configure(prefetch="layers")
-    site.far.add_image(UPSTREAM_REPO, FIRST, *layers(10, "old"), tags=("1",))
-    site.far.add_image(UPSTREAM_REPO, FIRST, *layers(10, "new"), tags=("2",))
+    site.upstream.add_image(UPSTREAM_REPO, FIRST, *layers(10, "old"), tags=("1",))
+    site.upstream.add_image(UPSTREAM_REPO, FIRST, *layers(10, "new"), tags=("2",))
     async with site.worker() as worker, AsyncExitStack() as stack:
         for tag in ("1", "2"):
             await worker.mirror.get_manifest(MIRRORED_REPO, Tag(tag))
         await wait_until(lambda: not worker.mirror.busy)
-        await take(worker, stack, 3)
+        await take_connections(worker, stack, 3)
         await read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST))
         site.monotonic.now += PULL_IDLE_SECONDS - 1
         await worker.mirror.get_manifest(MIRRORED_REPO, Tag("2"))
         site.monotonic.now += 2
         await stack.aclose()
         await wait_until(lambda: not worker.mirror.busy)
-        assert not any(digest_of(layer) in site.far.sent for layer in layers(10, "old"))
-        assert all(digest_of(layer) in site.far.sent for layer in layers(10, "new"))
+        assert not any(digest_of(layer) in site.upstream.sent for layer in layers(10, "old"))
+        assert all(digest_of(layer) in site.upstream.sent for layer in layers(10, "new"))
 
 
 @pytest.mark.slow
-async def test_a_monstrous_image(site: MirrorStore) -> None:
-    """A manifest with tens of thousands of layers queues only as many blobs as one image may queue. The length of the
-    queue is limited as well."""
+async def test_queue_length_is_limited_for_huge_images(site: MirrorSite) -> None:
+    """A manifest with tens of thousands of layers adds at most `MAX_IMAGE_BLOBS` blobs to the queue. The whole queue
+    has at most `MAX_QUEUED_BLOBS` blobs."""
     site.configure(prefetch="layers")
     assert MAX_IMAGE_BLOBS < MAX_QUEUED_BLOBS
-    many = [b"%d" % number for number in range(2 * MAX_IMAGE_BLOBS)]
+    layer_texts = [b"%d" % number for number in range(2 * MAX_IMAGE_BLOBS)]
     for number in range(6):
-        site.far.add_image(UPSTREAM_REPO, FIRST, *(each + b" of %d" % number for each in many), tags=(str(number),))
+        site.upstream.add_image(
+            UPSTREAM_REPO, FIRST, *(each + b" of %d" % number for each in layer_texts), tags=(str(number),)
+        )
     async with site.worker() as worker, AsyncExitStack() as stack:
         for number in range(6):
             await worker.mirror.get_manifest(MIRRORED_REPO, Tag(str(number)))
         await wait_until(lambda: not worker.mirror.busy)
-        await take(worker, stack, 3)
+        await take_connections(worker, stack, 3)
         await read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST))
         await stack.aclose()
         await wait_until(lambda: not worker.mirror.busy)
-    ahead = len(site.far.sent) - 2  # without the config, which they share, and the layer asked for
-    assert MAX_IMAGE_BLOBS < ahead <= MAX_QUEUED_BLOBS + MAX_RUNNING_FILLS
-    assert sum(digest_of(each + b" of 0") in site.far.sent for each in many) <= MAX_IMAGE_BLOBS
+    prefetched = len(site.upstream.sent) - 2  # without the config, which all images share, and the requested layer
+    assert MAX_IMAGE_BLOBS < prefetched <= MAX_QUEUED_BLOBS + MAX_RUNNING_FILLS
+    assert sum(digest_of(each + b" of 0") in site.upstream.sent for each in layer_texts) <= MAX_IMAGE_BLOBS

@@ -1,4 +1,4 @@
-"""Connections that are closed before they are set up."""
+"""The acceptor of a worker: how it counts connections that are closed before they are set up."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class NewConnections(set[PendingConnection]):
 
 
 async def test_an_evicted_connection_is_no_longer_counted() -> None:
+    """A connection that is evicted (closed in favour of other connections) before it is set up no longer counts for the
+    limit of its client's address."""
     loop = asyncio.get_running_loop()
     pending = NewConnections()
     per_address = PerAddressLimit(1, workers=1)
@@ -39,7 +41,7 @@ async def test_an_evicted_connection_is_no_longer_counted() -> None:
         pending,
     )
     try:
-        for _ in range(3):  # with one connection left in the count, the limit would refuse the next one
+        for _ in range(3):  # if an evicted connection still counted, the limit would refuse the next one
             with socket.create_connection(listening.getsockname()) as client:
                 client.setblocking(False)
                 async with asyncio.timeout(5):

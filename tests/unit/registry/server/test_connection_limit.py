@@ -1,4 +1,4 @@
-"""Which connections are closed to make room for others, and in which order."""
+"""Which connections a worker closes when it has as many open files as it may have, and in which order."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from registry.server.gate.connection_limit import (
 NOW = 1000.0
 
 
-class SilentPeer:
-    """A connection as the limit sees it. Without a kind, a request of the connection is in progress."""
+class FakeConnection:
+    """A connection to a client, in place of the real protocol object. If `kind` is None, a request of the connection is
+    in progress, and the connection must not be closed."""
 
     def __init__(
-        self, there: set[EvictableConnection], kind: EvictionKind | None, since: float, address: str | None
+        self, open_connections: set[EvictableConnection], kind: EvictionKind | None, since: float, address: str | None
     ) -> None:
-        self._silence = None if kind is None else EvictionCandidate(kind, since, address)
-        self._there = there
-        there.add(self)
+        self._candidate = None if kind is None else EvictionCandidate(kind, since, address)
+        self._open_connections = open_connections
+        open_connections.add(self)
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        return self._silence if self in self._there else None
+        return self._candidate if self in self._open_connections else None
 
     def evict(self) -> None:
-        self._there.remove(self)
+        self._open_connections.remove(self)
 
 
 class StillClock:
@@ -44,129 +45,130 @@ class StillClock:
 
 
 class LimitedWorker:
-    """A worker with a limit of 400 descriptors, some of which this process has open."""
+    """A worker with a limit of 400 file descriptors. The descriptors that the test process has open count as well."""
 
     def __init__(self) -> None:
-        self.there: set[EvictableConnection] = set()
+        self.open_connections: set[EvictableConnection] = set()
         self.requests: set[object] = set()
         self.clock = StillClock()
-        self.limit = ConnectionLimit(self.there, set(), self.requests, self.clock, limit=400)
+        self.limit = ConnectionLimit(self.open_connections, set(), self.requests, self.clock, limit=400)
 
     def add(
         self, count: int, kind: EvictionKind | None, since: float = 0.0, address: str | None = "a"
-    ) -> list[SilentPeer]:
-        return [SilentPeer(self.there, kind, since + number, address) for number in range(count)]
+    ) -> list[FakeConnection]:
+        return [FakeConnection(self.open_connections, kind, since + number, address) for number in range(count)]
 
-    def closed(self, *groups: list[SilentPeer]) -> list[int]:
+    def closed(self, *groups: list[FakeConnection]) -> list[int]:
         """Returns how many connections of each group were closed."""
-        return [sum(peer not in self.there for peer in group) for group in groups]
+        return [sum(connection not in self.open_connections for connection in group) for group in groups]
 
 
-def test_the_longest_silent_go_first() -> None:
+def test_longest_silent_connections_are_closed_first() -> None:
     """Of connections of the same kind, the one that has been silent for the longest time is closed first."""
-    site = LimitedWorker()
-    peers = site.add(10, "idle")
-    assert site.limit.evict_connections(3)
-    assert [peer in site.there for peer in peers] == [False] * 3 + [True] * 7
+    worker = LimitedWorker()
+    connections = worker.add(10, "idle")
+    assert worker.limit.evict_connections(3)
+    assert [connection in worker.open_connections for connection in connections] == [False] * 3 + [True] * 7
 
 
-def test_new_ones_go_before_idle_ones() -> None:
-    """Many new connections do not make the limit close idle ones, and many idle connections do not make it close new
-    ones."""
-    site = LimitedWorker()
-    idle, new = site.add(10, "idle", address="b"), site.add(30, "new", since=500, address=None)
-    site.limit.evict_connections(15)
-    assert site.closed(idle, new) == [0, 15]
-    site = LimitedWorker()
-    idle, new = site.add(60, "idle", since=500, address=None), site.add(3, "new", address="b")
-    site.limit.evict_connections(15)
-    assert site.closed(idle, new) == [15, 0]
+def test_new_and_idle_connections_do_not_displace_each_other() -> None:
+    """A *new* connection has not sent a request yet, an *idle* one waits between two requests. If there are many new
+    connections, only new ones are closed. If there are many idle connections, only idle ones are closed."""
+    worker = LimitedWorker()
+    idle, new = worker.add(10, "idle", address="b"), worker.add(30, "new", since=500, address=None)
+    worker.limit.evict_connections(15)
+    assert worker.closed(idle, new) == [0, 15]
+    worker = LimitedWorker()
+    idle, new = worker.add(60, "idle", since=500, address=None), worker.add(3, "new", address="b")
+    worker.limit.evict_connections(15)
+    assert worker.closed(idle, new) == [15, 0]
 
 
-def test_an_address_loses_its_own_first() -> None:
-    """If an address has more connections than its share, its oldest connections are closed before those of other
-    addresses. A trusted proxy has no such share."""
-    site = LimitedWorker()
-    others = site.add(FAIR_SHARE, "idle", address="b")
-    proxied = site.add(40, "idle", since=100, address=None)
-    many = site.add(FAIR_SHARE + 20, "idle", since=500)
-    site.limit.evict_connections(20)
-    assert site.closed(others, proxied, many) == [0, 0, 20]
-    site.limit.evict_connections(1)
-    assert site.closed(others, proxied, many) == [1, 0, 20]
+def test_an_address_with_many_connections_loses_its_own_first() -> None:
+    """If an address has more connections than its fair share, its connections are closed before those of other
+    addresses. Connections of a trusted proxy, whose address is None, are not limited to a share."""
+    worker = LimitedWorker()
+    others = worker.add(FAIR_SHARE, "idle", address="b")
+    proxied = worker.add(40, "idle", since=100, address=None)
+    many = worker.add(FAIR_SHARE + 20, "idle", since=500)
+    worker.limit.evict_connections(20)
+    assert worker.closed(others, proxied, many) == [0, 0, 20]
+    worker.limit.evict_connections(1)
+    assert worker.closed(others, proxied, many) == [1, 0, 20]
 
 
-def test_who_is_at_work_stays() -> None:
-    """A connection with a request in progress is closed only if it has stalled, and only after all other kinds of
+def test_connections_with_a_request_in_progress_stay_open() -> None:
+    """A connection with a request in progress is closed only if it has stalled, and only after all new and idle
     connections."""
-    site = LimitedWorker()
-    busy, stalled, new = site.add(5, None), site.add(2, "stalled", NOW - STALLED_SECONDS), site.add(2, "new")
-    site.limit.evict_connections(2)
-    assert site.closed(busy, stalled, new) == [0, 0, 2]
-    site.limit.evict_connections(10)
-    assert site.closed(busy, stalled, new) == [0, 2, 2]
-    assert not site.limit.evict_connections(1)
+    worker = LimitedWorker()
+    busy, stalled, new = worker.add(5, None), worker.add(2, "stalled", NOW - STALLED_SECONDS), worker.add(2, "new")
+    worker.limit.evict_connections(2)
+    assert worker.closed(busy, stalled, new) == [0, 0, 2]
+    worker.limit.evict_connections(10)
+    assert worker.closed(busy, stalled, new) == [0, 2, 2]
+    assert not worker.limit.evict_connections(1)
 
 
 def test_a_request_makes_room_for_its_files() -> None:
-    """A request that begins closes as many silent connections as its files need descriptors."""
-    site = LimitedWorker()
-    peers = site.add(site.limit.capacity, "idle", address=None)
-    site.requests.add(object())
-    site.limit.make_room_for_request()
-    assert site.closed(peers) == [FILES_PER_REQUEST]
+    """A request may need file descriptors. When a request begins on a full worker, as many silent connections are
+    closed as the request may need descriptors."""
+    worker = LimitedWorker()
+    connections = worker.add(worker.limit.capacity, "idle", address=None)
+    worker.requests.add(object())
+    worker.limit.make_room_for_request()
+    assert worker.closed(connections) == [FILES_PER_REQUEST]
 
 
-def test_a_full_worker_stands_back_first() -> None:
-    """A worker at its limit first leaves new connections to other workers. Then it closes silent connections. If it has
-    none, it accepts no connections for a while."""
-    site = LimitedWorker()
-    assert site.limit.accept_delay() == 0.0
-    silent = site.add(site.limit.capacity, "new", address=None)
-    assert site.limit.accept_delay() > 0
-    assert site.limit.accept_delay() == 0.0
-    assert site.closed(silent) == [1]
-    for peer in silent:
-        site.there.discard(peer)
-    site.add(site.limit.capacity, None)
-    assert site.limit.accept_delay() > 0
-    assert site.limit.accept_delay() > 0
+def test_a_full_worker_first_leaves_connections_to_other_workers() -> None:
+    """A worker at its limit first delays accepting, so that other workers can accept the new connections. Then it
+    closes a silent connection. If it has no silent connections, it delays accepting again."""
+    worker = LimitedWorker()
+    assert worker.limit.accept_delay() == 0.0
+    silent_connections = worker.add(worker.limit.capacity, "new", address=None)
+    assert worker.limit.accept_delay() > 0
+    assert worker.limit.accept_delay() == 0.0
+    assert worker.closed(silent_connections) == [1]
+    for connection in silent_connections:
+        worker.open_connections.discard(connection)
+    worker.add(worker.limit.capacity, None)
+    assert worker.limit.accept_delay() > 0
+    assert worker.limit.accept_delay() > 0
 
 
-def test_a_choice_looks_at_a_bounded_number() -> None:
-    """Of 16,000 connections, one choice examines some, and the next choices examine the others, until all were
-    examined."""
+def test_one_eviction_examines_a_limited_number_of_connections() -> None:
+    """With 16,000 open connections, each eviction examines at most about `MAX_EXAMINED` of them. The next evictions
+    continue with the other connections, until the only silent connection is found."""
     limit = 20_000
-    looked: list[SilentPeer] = []
+    examined: list[FakeConnection] = []
 
-    class Looked(SilentPeer):
+    class RecordedConnection(FakeConnection):
         def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-            looked.append(self)
+            examined.append(self)
             return super().eviction_candidate(now)
 
-    there: set[EvictableConnection] = set()
-    peers = [Looked(there, None, 0.0, "a") for _ in range(15_999)]
-    silent = Looked(there, "idle", 0.0, "a")
+    open_connections: set[EvictableConnection] = set()
+    connections = [RecordedConnection(open_connections, None, 0.0, "a") for _ in range(15_999)]
+    silent_connection = RecordedConnection(open_connections, "idle", 0.0, "a")
     clock = StillClock()
-    made = ConnectionLimit(there, set(), set(), clock, limit=limit)
-    most = 0
+    connection_limit = ConnectionLimit(open_connections, set(), set(), clock, limit=limit)
+    most_examined = 0
     for _ in range(20):
-        looked.clear()
-        made.evict_connections(1)
-        most = max(most, len(looked))
+        examined.clear()
+        connection_limit.evict_connections(1)
+        most_examined = max(most_examined, len(examined))
         clock.now += 1.0
-    assert most <= MAX_EXAMINED + 10
-    assert silent not in there
-    assert all(peer in there for peer in peers)
+    assert most_examined <= MAX_EXAMINED + 10
+    assert silent_connection not in open_connections
+    assert all(connection in open_connections for connection in connections)
 
 
-def test_that_nobody_is_silent_is_remembered_for_a_moment() -> None:
-    """If no connection was silent, this result is cached for a quarter of a second."""
-    site = LimitedWorker()
-    site.add(10, None)
-    assert not site.limit.evict_connections(1)
-    idle = site.add(1, "idle")
-    assert not site.limit.evict_connections(1)
-    site.clock.now += 0.3
-    assert site.limit.evict_connections(1)
-    assert site.closed(idle) == [1]
+def test_absence_of_silent_connections_is_cached_briefly() -> None:
+    """If no silent connection was found, the limit does not search again for a quarter of a second."""
+    worker = LimitedWorker()
+    worker.add(10, None)
+    assert not worker.limit.evict_connections(1)
+    idle = worker.add(1, "idle")
+    assert not worker.limit.evict_connections(1)
+    worker.clock.now += 0.3
+    assert worker.limit.evict_connections(1)
+    assert worker.closed(idle) == [1]

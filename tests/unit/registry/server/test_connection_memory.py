@@ -1,4 +1,4 @@
-"""The memory that remains when a connection is lost."""
+"""The server frees the memory of a connection as soon as the connection is lost."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class RecordingTransport(asyncio.Transport):
         return False
 
     def abort(self) -> None:
-        """The test ends the connection."""
+        """Does nothing: the test calls `connection_lost` itself."""
 
     def pause_reading(self) -> None:
-        """The test decides when something comes."""
+        """Does nothing: the test delivers all bytes itself."""
 
     def resume_reading(self) -> None:
-        """The test decides when something comes."""
+        """Does nothing: the test delivers all bytes itself."""
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +54,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @pytest.fixture
-def no_collector() -> Iterator[None]:
+def no_automatic_collection() -> Iterator[None]:
     """Disables automatic garbage collection."""
     gc.disable()
     yield
@@ -62,8 +62,8 @@ def no_collector() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", GET, GET * 3, POST], ids=["nothing", "half", "one", "many", "body"])
-async def test_a_lost_connection_is_freed_at_once(no_collector: None, sent: bytes) -> None:
-    """A lost connection leaves no cycle of references and no task, whatever it was doing."""
+async def test_a_lost_connection_is_freed_at_once(no_automatic_collection: None, sent: bytes) -> None:
+    """A lost connection leaves neither a reference cycle nor a task, whatever part of a request it had received."""
     loop = asyncio.get_running_loop()
     worker = WorkerContext(app, loop, ServerLimits(), UnsentBudget(0, loop.time))
     connection = RegistryProtocol(worker)
@@ -79,6 +79,6 @@ async def test_a_lost_connection_is_freed_at_once(no_collector: None, sent: byte
         await asyncio.sleep(0)
     assert not worker.state.tasks
     assert not worker.state.connections
-    gone = weakref.ref(connection)
+    lost_connection = weakref.ref(connection)
     del connection
-    assert gone() is None
+    assert lost_connection() is None

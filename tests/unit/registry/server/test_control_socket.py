@@ -1,3 +1,5 @@
+"""The control socket of a server: commands such as `entrepot reload` send their requests to it."""
+
 from __future__ import annotations
 
 import selectors
@@ -20,7 +22,7 @@ from registry.server.process.live_change import Outcome
 
 
 @contextmanager
-def served(path: Path, actions: dict[str, Action]) -> Iterator[None]:
+def serve(path: Path, actions: dict[str, Action]) -> Iterator[None]:
     """Serves the socket at `path` in a thread."""
     listener = listen_for_control(path)
     assert listener is not None
@@ -57,10 +59,10 @@ ACTIONS: dict[str, Action] = {
 }
 
 
-def test_requests(tmp_path: Path) -> None:
-    """Each request gets the outcome of its action. An unknown request is refused, with a list of the known ones."""
+def test_each_request_gets_the_outcome_of_its_action(tmp_path: Path) -> None:
+    """Each request gets the outcome of its action. An unknown request is refused, with a list of the known requests."""
     path = tmp_path / "control"
-    with served(path, ACTIONS):
+    with serve(path, ACTIONS):
         assert ask_server(path, {"do": "reload"}) == {"ok": True, "message": "done"}
         assert ask_server(path, {"do": "restart"}) == {"ok": False, "message": "no"}
         message = "this server does not know the request; it knows reload, restart"
@@ -68,31 +70,32 @@ def test_requests(tmp_path: Path) -> None:
         assert ask_server(path, {}) == {"ok": False, "message": message}
 
 
-def test_long_path(tmp_path: Path) -> None:
-    """A path that is too long for a socket address works as well."""
+def test_path_longer_than_a_socket_address(tmp_path: Path) -> None:
+    """The control socket works even if its path is too long for a socket address. Without a server, the client gets an
+    error that says so."""
     path = tmp_path / ("d" * 120) / "control"
     path.parent.mkdir()
-    with served(path, ACTIONS):
+    with serve(path, ACTIONS):
         assert ask_server(path, {"do": "reload"})["ok"]
     with pytest.raises(ControlUnavailable, match="no server uses the data directory"):
         ask_server(path, {"do": "reload"})
-    with served(path, ACTIONS):  # in place of the socket that was left behind
+    with serve(path, ACTIONS):  # replaces the file of the previous socket
         assert ask_server(path, {"do": "reload"})["ok"]
 
 
-def test_second_server(tmp_path: Path) -> None:
-    """A second server cannot take over the socket of a server that runs."""
+def test_a_second_server_does_not_take_over_the_socket(tmp_path: Path) -> None:
+    """A second server cannot take over the control socket of a running server."""
     path = tmp_path / "control"
-    with served(path, ACTIONS):
+    with serve(path, ACTIONS):
         assert listen_for_control(path) is None
         assert ask_server(path, {"do": "reload"})["ok"]
 
 
 @pytest.mark.parametrize("data", [b"", b"no line", b"\xff\n", b"[]\n", b"x" * 5000 + b"\n", b"[" * 4000 + b"\n"])
-def test_bad_requests(tmp_path: Path, data: bytes) -> None:
+def test_the_socket_works_after_malformed_requests(tmp_path: Path, data: bytes) -> None:
     """A malformed request gets an error or a closed connection. The socket keeps working."""
     path = tmp_path / "control"
-    with served(path, ACTIONS):
+    with serve(path, ACTIONS):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(path))
             sock.sendall(data)
@@ -105,10 +108,10 @@ def test_bad_requests(tmp_path: Path, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])
-def test_the_file_is_removed_by_its_owner(tmp_path: Path, is_replaced: bool) -> None:
-    """A server that stops removes the file of its socket, but not one that another server has put in its place."""
+def test_a_server_removes_only_its_own_socket_file(tmp_path: Path, is_replaced: bool) -> None:
+    """When a server stops, it removes the file of its socket. If another file is at this path by then, it stays."""
     path = tmp_path / "control"
-    with served(path, ACTIONS):
+    with serve(path, ACTIONS):
         if is_replaced:
             path.rename(tmp_path / "elsewhere")
             path.write_text("")

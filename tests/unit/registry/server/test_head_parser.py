@@ -1,4 +1,5 @@
-"""Parsing the heads of requests into ASGI scopes, whatever pieces the bytes arrive in."""
+"""The parser that turns the heads of HTTP requests into ASGI scopes. A head is the request line and the headers. Its
+bytes may arrive in any number of pieces."""
 
 from __future__ import annotations
 
@@ -25,6 +26,8 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class NoConnection:
+    """A placeholder for a connection. It is never closed to make room for others."""
+
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
         return None
 
@@ -32,8 +35,8 @@ class NoConnection:
         """Does nothing, because there is no connection to close."""
 
 
-class Begun:
-    """Counts the requests that begin. Refuses those after `last`."""
+class RequestCounter:
+    """The parser's callback for new requests: counts them, and refuses each request after the first `last` ones."""
 
     def __init__(self, last: int = 100) -> None:
         self.count = 0
@@ -53,7 +56,7 @@ async def context() -> ConnectionContext:
 
 
 def feed(parser: HeadParser, data: bytes) -> list[RequestHead]:
-    """Feeds all of `data` to the parser, and returns the complete heads."""
+    """Feeds all of `data` to the parser, and returns the heads that are complete."""
     heads, at = [], 0
     while at < len(data):
         at, head = parser.feed(data, at)
@@ -62,10 +65,10 @@ def feed(parser: HeadParser, data: bytes) -> list[RequestHead]:
     return heads
 
 
-async def test_a_head_cut_anywhere(context: ConnectionContext) -> None:
-    """A head becomes the same scope, whatever pieces it arrives in."""
+async def test_a_head_in_two_pieces(context: ConnectionContext) -> None:
+    """A head that arrives in two pieces becomes the same scope, wherever it is cut."""
     for cut in range(1, len(HEAD)):
-        parser = HeadParser(context, Begun())
+        parser = HeadParser(context, RequestCounter())
         (head,) = feed(parser, HEAD[:cut]) + feed(parser, HEAD[cut:])
         assert (head.body_length, head.keep_alive, head.expects_continue) == (5, True, True)
         assert {key: head.scope[key] for key in ("method", "path", "raw_path", "query_string", "http_version")} == {
@@ -78,13 +81,13 @@ async def test_a_head_cut_anywhere(context: ConnectionContext) -> None:
         assert not parser.is_in_head
 
 
-async def test_heads_behind_each_other(context: ConnectionContext) -> None:
-    """The parser stops at the end of a head, and parses the next one only when it is asked to."""
-    begun = Begun()
+async def test_several_heads_in_one_piece(context: ConnectionContext) -> None:
+    """If several heads arrive in one piece, each call of `feed` parses one head and stops at its end."""
+    requests = RequestCounter()
     get = b"GET /%d HTTP/1.1\r\nHost: test\r\n\r\n"
-    heads = feed(HeadParser(context, begun), b"".join(get % number for number in range(5)))
+    heads = feed(HeadParser(context, requests), b"".join(get % number for number in range(5)))
     assert [head.scope["raw_path"] for head in heads] == [b"/%d" % number for number in range(5)]
-    assert begun.count == 5
+    assert requests.count == 5
 
 
 GET = b"GET /v2/a%20b?x=1 HTTP/1.1\r\nHost: test\r\nAccept: */*\r\n\r\n"
@@ -170,19 +173,19 @@ async def test_the_cache_is_bounded(context: ConnectionContext) -> None:
 async def test_a_head_that_is_too_large(context: ConnectionContext, head: bytes, status: int) -> None:
     """A head that is too large is refused with 431, or with 414 if the request's target is too long."""
     with pytest.raises(RefusedRequest) as refused:
-        feed(HeadParser(context, Begun()), head + b"\r\n\r\n")
+        feed(HeadParser(context, RequestCounter()), head + b"\r\n\r\n")
     assert refused.value.status == status
 
 
 async def test_a_malformed_head(context: ConnectionContext) -> None:
     """A malformed head is refused with 400."""
     with pytest.raises(RefusedRequest) as refused:
-        feed(HeadParser(context, Begun()), b"GET / HTTP/1.1\nHost: test\n\n")
+        feed(HeadParser(context, RequestCounter()), b"GET / HTTP/1.1\nHost: test\n\n")
     assert refused.value.status == 400
 
 
 async def test_a_request_after_the_last(context: ConnectionContext) -> None:
-    """An exception of the callback for a new request passes through the parser."""
-    parser = HeadParser(context, Begun(last=1))
+    """If the callback for a new request raises an exception, `feed` raises this exception."""
+    parser = HeadParser(context, RequestCounter(last=1))
     with pytest.raises(RequestAfterLast):
         feed(parser, b"GET / HTTP/1.1\r\nHost: test\r\n\r\n" * 2)

@@ -1,3 +1,5 @@
+"""The address at which the server listens, and the errors if it cannot listen there."""
+
 from __future__ import annotations
 
 import socket
@@ -9,7 +11,8 @@ from registry.server.gate.listener import ListenError, address_of, bind
 
 
 def test_free_port() -> None:
-    """Port 0 takes a free port, whose number is known and which accepts connections at once."""
+    """If the port is 0, the server listens on a free port. The number of this port is known, and the port accepts
+    connections at once."""
     with closing(bind("127.0.0.1:0")) as sock:
         host, _, port = address_of(sock).rpartition(":")
         assert host == "127.0.0.1"
@@ -17,7 +20,7 @@ def test_free_port() -> None:
 
 
 def test_port_in_use() -> None:
-    """The error for a port in use says in one line what to do."""
+    """The error for a port that is in use is one line and suggests another port."""
     with closing(bind("127.0.0.1:0")) as sock:
         port = sock.getsockname()[1]
         with pytest.raises(ListenError, match=rf"in use .*--listen 127.0.0.1:{port % 65535 + 1}") as caught:
@@ -28,30 +31,30 @@ def test_port_in_use() -> None:
 @pytest.mark.parametrize(
     "text", ["", "5000", "localhost", "a:b", "127.0.0.1:70000", "::1:5000", "[::1]", "http://a:80", "a b:1", ":-1"]
 )
-def test_bad_text(text: str) -> None:
-    """Text that is not HOST:PORT is refused with an example."""
+def test_text_of_another_form_is_refused(text: str) -> None:
+    """A text that does not have the form HOST:PORT is refused. The error names this form."""
     with pytest.raises(ListenError, match="HOST:PORT"):
         bind(text)
 
 
-def test_unknown_host() -> None:
-    """The error names a host without an address."""
+def test_host_without_an_address() -> None:
+    """If no address is found for a host, the error names the host."""
     with pytest.raises(ListenError, match=r"no\.such\.host\.invalid"):
         bind("no.such.host.invalid:5000")
 
 
-def test_foreign_address() -> None:
-    """The error for another machine's address says how to listen on all local ones."""
+def test_address_of_another_machine() -> None:
+    """The error for an address of another machine says how to listen on all addresses of this machine."""
     with pytest.raises(ListenError, match=r"no such address.*0\.0\.0\.0:5000"):
         bind("192.0.2.1:5000")
 
 
 def test_ipv6_is_bracketed() -> None:
-    """An IPv6 address is printed with brackets, as it is typed."""
+    """An IPv6 address is printed in brackets, as users type it."""
     with socket.socket(socket.AF_INET6) as sock:
         try:
             sock.bind(("::1", 0))
-        except OSError:  # a machine without IPv6: the refusal is what can be seen there
+        except OSError:  # the machine has no IPv6: only the error can be checked
             with pytest.raises(ListenError, match="cannot listen on"):
                 bind("[::1]:0")
             return

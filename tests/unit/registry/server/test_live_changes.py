@@ -1,4 +1,5 @@
-"""The changes of a running server, as its supervisor sees them."""
+"""Reloads and restarts of a running server, in the supervisor (the parent of the workers) and in a server that is a
+single process."""
 
 from __future__ import annotations
 
@@ -27,9 +28,9 @@ from registry.server.process.worker_process import WorkerProcess
 from registry.server.server_limits import ServerLimits
 
 
-class Source:
-    """A source of configurations. `error`: is raised when the configuration is read; `accept_error`: when it is put in
-    force."""
+class FakeConfigurationSource:
+    """A source of configurations. `error`: raised when the configuration is read. `accept_error`: raised when the
+    configuration is put in force."""
 
     def __init__(self, error: Exception | None = None, accept_error: Exception | None = None) -> None:
         self.error = error
@@ -75,38 +76,39 @@ def pool() -> Iterator[WorkerPool]:
         os.close(end)
 
 
-def changes(pool: WorkerPool, source: Source) -> LiveChanges:
+def changes(pool: WorkerPool, source: FakeConfigurationSource) -> LiveChanges:
     return LiveChanges(cast(ChangingSupervisor, BrokenSupervisor()), pool, source, None, Notifier(None))
 
 
-async def test_a_single_process_drops_what_it_cannot_put_in_force() -> None:
-    """If a single process cannot put the new settings in force, it closes the application that it has prepared."""
+async def test_a_single_process_closes_an_application_it_cannot_put_in_force() -> None:
+    """A server that is a single process prepares an application with the new settings. If it cannot put the settings in
+    force, it closes this application."""
     commands, done = list[str](), asyncio.get_running_loop().create_future()
 
     async def run_command(name: str, payload: bytes) -> None:
         commands.append(name)
 
-    source = Source(accept_error=ValueError("it is wrong"))
+    source = FakeConfigurationSource(accept_error=ValueError("it is wrong"))
     live = SingleProcessChanges(LiveOptions(source), lambda: None)
-    end = live.start(asyncio.get_running_loop(), run_command)
+    stop = live.start(asyncio.get_running_loop(), run_command)
     try:
         live._request_reload(done.set_result)
         async with asyncio.timeout(60):
             assert await done == Outcome(False, "it is wrong")
     finally:
-        end()
+        stop()
     assert commands == ["prepare", "discard"]
 
 
 def test_old_workers_refuse_the_reload(pool: WorkerPool) -> None:
-    """After an abandoned restart, workers with the old settings still serve. A reload is refused until these workers
-    have ended, because it would compare the new settings with those of this process, and not with theirs."""
-    (ours, commands), (status, writer) = socket.socketpair(), os.pipe()
-    fields = describe_worker(WorkerProcess(7, 1, status, 5.0, None, ours, ready=True))
+    """After an abandoned restart, workers with the old settings still serve. Until these workers have ended, a reload
+    is refused, because the supervisor would compare the new settings with its own, not with those of the workers."""
+    (supervisor_end, worker_end), (status, writer) = socket.socketpair(), os.pipe()
+    fields = describe_worker(WorkerProcess(7, 1, status, 5.0, None, supervisor_end, ready=True))
     (worker,) = Handover([], (0, 1), None, [], [fields], {}).adopted_workers()
-    ours.detach()
+    supervisor_end.detach()
     pool.adopt(worker)
-    source, outcomes = Source(), list[Outcome]()
+    source, outcomes = FakeConfigurationSource(), list[Outcome]()
     live = changes(pool, source)
     live.request_reload(outcomes.append)
     live.step(time.monotonic())
@@ -116,16 +118,16 @@ def test_old_workers_refuse_the_reload(pool: WorkerPool) -> None:
     live.request_reload(outcomes.append)
     live.step(time.monotonic())
     assert [outcome.ok for outcome in outcomes] == [False, True]
-    for end in (worker.commands, commands):
+    for end in (worker.commands, worker_end):
         end.close()
     for file in (status, writer):
         os.close(file)
 
 
 @pytest.mark.parametrize("error", [ChangeRefused("it is wrong"), OSError(5, "it is wrong"), ValueError("it is wrong")])
-def test_errors_refuse_the_reload(pool: WorkerPool, error: Exception) -> None:
+def test_a_failed_reload_leaves_the_server_running(pool: WorkerPool, error: Exception) -> None:
     """If a step of a reload fails, the server keeps running, and the next reload works."""
-    source, outcomes = Source(error), list[Outcome]()
+    source, outcomes = FakeConfigurationSource(error), list[Outcome]()
     live = changes(pool, source)
     live.request_reload(outcomes.append)
     live.step(time.monotonic())
@@ -140,16 +142,16 @@ def test_errors_refuse_the_reload(pool: WorkerPool, error: Exception) -> None:
 def test_a_configuration_that_cannot_be_put_in_force(pool: WorkerPool) -> None:
     """If the new configuration cannot be put in force, the reload is refused."""
     outcomes = list[Outcome]()
-    live = changes(pool, Source(accept_error=ValueError("it is wrong")))
+    live = changes(pool, FakeConfigurationSource(accept_error=ValueError("it is wrong")))
     live.request_reload(outcomes.append)
     live.step(time.monotonic())
     assert outcomes == [Outcome(False, "it is wrong")]
 
 
-def test_errors_refuse_the_restart(pool: WorkerPool) -> None:
-    """If a step of a restart fails, the server keeps running, and the next restart works."""
+def test_a_failed_restart_leaves_the_server_running(pool: WorkerPool) -> None:
+    """If a step of a restart fails, the restart is over and the server keeps running."""
     outcomes = list[Outcome]()
-    live = changes(pool, Source())
+    live = changes(pool, FakeConfigurationSource())
     live.request_restart(outcomes.append)
     live.step(time.monotonic())
     assert outcomes == [Outcome(False, "a bug")]
@@ -157,8 +159,8 @@ def test_errors_refuse_the_restart(pool: WorkerPool) -> None:
 
 
 def test_reload_without_workers(pool: WorkerPool) -> None:
-    """If no worker runs, a reload takes effect at once: the next workers have the new configuration."""
-    source, outcomes = Source(), list[Outcome]()
+    """If no worker runs, a reload takes effect at once, because the next workers start with the new configuration."""
+    source, outcomes = FakeConfigurationSource(), list[Outcome]()
     live = changes(pool, source)
     live.request_reload(outcomes.append)
     live.step(time.monotonic())
@@ -168,29 +170,30 @@ def test_reload_without_workers(pool: WorkerPool) -> None:
 
 
 @pytest.mark.parametrize("free", range(4))
-def test_no_process_can_be_started(pool: WorkerPool, free: int) -> None:
-    """If a worker cannot be started, no file stays open. `free`: how many more files the process may open; a worker
-    needs four."""
+def test_a_worker_that_cannot_be_started_leaves_no_open_file(pool: WorkerPool, free: int) -> None:
+    """If a worker cannot be started because too many files are open, no file stays open. `free`: the number of files
+    that the process may still open. A worker needs four."""
     limit = pool._options.listener_options.per_address_limit
     assert limit is not None
-    columns = len(limit._free_columns)
-    before = sorted(os.listdir("/proc/self/fd"))
+    free_columns = len(limit._free_columns)
+    open_files_before = sorted(os.listdir("/proc/self/fd"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + free, hard))
+    lowest_free_descriptor = os.dup(0)
+    os.close(lowest_free_descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free_descriptor + free, hard))
     try:
         with pytest.raises(OSError, match="Too many open files"):
             pool.fork(0)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert sorted(os.listdir("/proc/self/fd")) == before
-    assert len(limit._free_columns) == columns
+    assert sorted(os.listdir("/proc/self/fd")) == open_files_before
+    assert len(limit._free_columns) == free_columns
 
 
 @pytest.mark.parametrize("ready", [False, True])
-def test_handed_over_worker(ready: bool) -> None:
-    """The new version of the program knows whether a worker that it takes over is ready."""
+def test_a_handed_over_worker_keeps_its_readiness(ready: bool) -> None:
+    """During a restart, the new supervisor takes over the running workers. The handover states for each worker whether
+    it is ready."""
     ends = socket.socketpair()
     worker = WorkerProcess(7, 1, 99, 5.0, None, ends[0], ready=ready)
     handover = Handover([], (0, 1), None, [], [describe_worker(worker)], {})

@@ -1,4 +1,5 @@
-"""Freed memory is returned to the system without blocking the event loop."""
+"""When a worker collects garbage and returns free memory to the operating system, without long pauses of the event
+loop."""
 
 from __future__ import annotations
 
@@ -22,9 +23,9 @@ class Cycle:
 
 
 @pytest.fixture
-def by_hand() -> Iterator[None]:
-    """Disables automatic garbage collection, and returns the free memory of earlier tests to the system, so that the
-    memory of this test makes the process grow."""
+def no_automatic_collection() -> Iterator[None]:
+    """Disables automatic garbage collection. First returns the free memory of earlier tests to the system, so that the
+    process grows when the test uses memory."""
     trim_memory()
     gc.disable()
     yield
@@ -32,23 +33,26 @@ def by_hand() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("connections", "collected"), [(FEW_CONNECTIONS, True), (FEW_CONNECTIONS + 1, False)])
-async def test_a_busy_worker_collects_only_what_is_new(by_hand: None, connections: int, collected: bool) -> None:
-    """A worker with many connections collects only new garbage, because to examine all objects of thousands of
-    connections would take 100 ms."""
+async def test_a_worker_with_many_connections_collects_only_new_garbage(
+    no_automatic_collection: None, connections: int, collected: bool
+) -> None:
+    """A worker with many connections collects only new garbage, because a collection that examines all objects of
+    thousands of connections would take 100 ms. `collected`: whether old garbage is collected."""
     memory = MemoryTrimmer(asyncio.get_running_loop(), range(connections))
     old, new = Cycle(), None
-    gc.collect()  # it is old now
+    gc.collect()  # `old` is in the oldest generation now
     new = Cycle()
-    gone = weakref.ref(old), weakref.ref(new)
+    references = weakref.ref(old), weakref.ref(new)
     del old, new
     large = b"x" * (2 * TRIM_BYTES)
     memory.release_if_due(1000.0)
     del large
-    assert [each() is None for each in gone] == [collected, True]
+    assert [each() is None for each in references] == [collected, True]
 
 
-async def test_memory_that_comes_and_goes_is_given_back_soon(by_hand: None) -> None:
-    """Attempts to release memory become rare while they find nothing, and frequent again after memory was used."""
+async def test_memory_is_released_soon_after_it_was_used(no_automatic_collection: None) -> None:
+    """While attempts to release memory find nothing to release, the pauses between them grow. After the process has
+    used more memory, the pauses are short again."""
     memory = MemoryTrimmer(asyncio.get_running_loop(), ())
     held, now = [b"x" * (2 * TRIM_BYTES)], 1000.0
     for _ in range(10):
@@ -57,7 +61,7 @@ async def test_memory_that_comes_and_goes_is_given_back_soon(by_hand: None) -> N
     held.append(b"x" * TRIM_BYTES)
     memory.release_if_due(now + 1)
     garbage = Cycle()
-    gone = weakref.ref(garbage)
+    references = weakref.ref(garbage)
     del garbage
     memory.release_if_due(now + 1 + TRIM_PAUSES[0])
-    assert gone() is None
+    assert references() is None

@@ -1,4 +1,5 @@
-"""The server reports to the application each request that it refuses without calling the application."""
+"""The server refuses some requests without calling the application. It reports each of them to the application's
+request recorder, which writes the log and counts metrics."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from registry.server.gate.listener import ListenerOptions, bind
 from registry.server.gate.per_address_limit import PerAddressLimit
 from registry.server.server_limits import ServerLimits
 
-Seen = tuple[str, bytes, int, str]
-"""Method, path, status and reason."""
+RequestReport = tuple[str, bytes, int, str]
+"""The method, path, status and reason of a request."""
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -32,12 +33,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class App:
-    """An application that reads the body, sends a response, and keeps the reports of refused requests."""
+    """An application that reads the body and sends a response. It is its own request recorder: it keeps the reports of
+    refused requests and of requests that have ended."""
 
     def __init__(self) -> None:
         self.request_recorder = self
-        self.refused: list[Seen] = []
-        self.ended: list[Seen] = []
+        self.refused: list[RequestReport] = []
+        self.ended: list[RequestReport] = []
         self.agents: list[list[tuple[bytes, bytes]]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,8 +58,8 @@ class App:
         self.ended.append((scope["method"], scope["raw_path"], end.status, end.reason))
 
 
-class Site:
-    """A listening server. The test checks the timeouts itself, at the time that the clock of the site shows."""
+class ListeningServer:
+    """A listening server. It does not check timeouts by itself: the tests call `check_timeouts`."""
 
     def __init__(self, app: App, worker: WorkerContext, port: int) -> None:
         self.app = app
@@ -65,7 +67,8 @@ class Site:
         self.port = port
 
     async def talk(self, sent: bytes) -> bytes:
-        """Sends bytes, and returns all bytes that the server sends until it ends the connection."""
+        """Sends `sent` over a new connection, and returns all bytes that the server sends until it closes the
+        connection."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(sent)
         answer = await reader.read()
@@ -83,18 +86,18 @@ class Site:
 
 
 @pytest.fixture
-async def site() -> AsyncIterator[Site]:
+async def server() -> AsyncIterator[ListeningServer]:
     loop, app = asyncio.get_running_loop(), App()
     worker = WorkerContext(app, loop, ServerLimits(header_bytes=2000), UnsentBudget(1 << 20, loop.time))
     server = await loop.create_server(lambda: RegistryProtocol(worker), "127.0.0.1", 0)
     async with server, asyncio.timeout(60):
-        yield Site(app, worker, server.sockets[0].getsockname()[1])
+        yield ListeningServer(app, worker, server.sockets[0].getsockname()[1])
         for connection in list(worker.state.connections):
             connection.abort()
 
 
 @pytest.mark.parametrize(
-    ("sent", "seen"),
+    ("sent", "expected"),
     [
         (b"\x16\x03\x01\r\n\r\n", ("", b"", 400, "this is not a valid HTTP/1.1 request")),
         (b"GET /a b HTTP/1.1\r\n\r\n", ("GET", b"/a", 400, "this is not a valid HTTP/1.1 request")),
@@ -109,28 +112,34 @@ async def site() -> AsyncIterator[Site]:
     ],
     ids=["no HTTP", "request line", "no host", "password in the target", "long head", "long target", "coding"],
 )
-async def test_a_malformed_head(site: Site, sent: bytes, seen: Seen) -> None:
-    """A malformed head is reported once, with the method and the path as far as they are known, and without secrets."""
-    assert (await site.talk(sent)).startswith(f"HTTP/1.1 {seen[2]} ".encode())
-    ((method, path, status, reason),) = site.app.refused
-    assert (method, path[:2000], status) == (seen[0], path[:2000] if seen[2] == 414 else seen[1], seen[2])
-    assert reason.startswith(seen[3])
-    assert site.app.ended == []
+async def test_a_malformed_head(server: ListeningServer, sent: bytes, expected: RequestReport) -> None:
+    """A request with a malformed head is reported once. The report has the method and the path as far as they are
+    known, and no secrets from the request."""
+    assert (await server.talk(sent)).startswith(f"HTTP/1.1 {expected[2]} ".encode())
+    ((method, path, status, reason),) = server.app.refused
+    assert (method, path[:2000], status) == (
+        expected[0],
+        path[:2000] if expected[2] == 414 else expected[1],
+        expected[2],
+    )
+    assert reason.startswith(expected[3])
+    assert server.app.ended == []
 
 
-async def test_the_headers_that_came_are_known(site: Site) -> None:
-    """The report has the headers that have arrived, so that the log line has the client's program and the request
-    id."""
-    await site.talk(b"GET / HTTP/1.1\r\nUser-Agent: docker/29\r\nAccept: */*\r\nbad\r\n\r\n")
-    assert site.app.agents == [[(b"user-agent", b"docker/29")]]
+async def test_the_report_has_the_headers_that_have_arrived(server: ListeningServer) -> None:
+    """The report of a malformed request has the headers that have arrived, such as User-Agent, so that the log line
+    has them as well."""
+    await server.talk(b"GET / HTTP/1.1\r\nUser-Agent: docker/29\r\nAccept: */*\r\nbad\r\n\r\n")
+    assert server.app.agents == [[(b"user-agent", b"docker/29")]]
 
 
-async def test_a_request_in_a_queue(site: Site) -> None:
-    """A malformed request after a good one on the same connection is reported after the response to the good one."""
-    answer = await site.talk(b"GET /good HTTP/1.1\r\nHost: x\r\n\r\nGET /bad HTTP/1.1\r\n\r\n")
+async def test_a_malformed_request_after_a_good_one(server: ListeningServer) -> None:
+    """If a malformed request follows a good one on the same connection, the good one is answered first. Then the
+    malformed request is refused and reported."""
+    answer = await server.talk(b"GET /good HTTP/1.1\r\nHost: x\r\n\r\nGET /bad HTTP/1.1\r\n\r\n")
     assert (answer.count(b"HTTP/1.1 200 "), answer.count(b"HTTP/1.1 400 ")) == (1, 1)
-    assert site.app.ended == [("GET", b"/good", 200, "")]
-    assert [seen[:3] for seen in site.app.refused] == [("GET", b"/bad", 400)]
+    assert server.app.ended == [("GET", b"/good", 200, "")]
+    assert [report[:3] for report in server.app.refused] == [("GET", b"/bad", 400)]
 
 
 @pytest.mark.parametrize(
@@ -145,29 +154,32 @@ async def test_a_request_in_a_queue(site: Site) -> None:
     ],
     ids=["head", "body"],
 )
-async def test_a_request_that_does_not_come_in_time(site: Site, sent: bytes, is_refused: bool, reason: str) -> None:
-    """A request that does not arrive in time is reported with this reason. If only its body is missing, the application
-    was called already, and is told that the request has ended."""
-    talk = asyncio.create_task(site.talk(sent))
-    connection = await site.until_received()
+async def test_a_request_that_does_not_come_in_time(
+    server: ListeningServer, sent: bytes, is_refused: bool, reason: str
+) -> None:
+    """If the head of a request does not arrive in time, the request is reported as refused. If only its body is
+    missing, the application was called already, so the request is reported as ended."""
+    talk = asyncio.create_task(server.talk(sent))
+    connection = await server.until_received()
     await until(lambda: is_refused or (connection._active is not None and connection._active.body.is_awaited))
-    now = site.worker.loop.time()
+    now = server.worker.loop.time()
     connection.check_timeouts(now)
     connection.check_timeouts(now + 1000)
     assert (await talk).startswith(b"HTTP/1.1 408 ")
     method = "GET" if is_refused else "PUT"
-    seen = [(method, b"/a", 408, reason)]
-    await until(lambda: bool(site.app.refused or site.app.ended))
-    assert (site.app.refused, site.app.ended) == ((seen, []) if is_refused else ([], seen))
+    expected = [(method, b"/a", 408, reason)]
+    await until(lambda: bool(server.app.refused or server.app.ended))
+    assert (server.app.refused, server.app.ended) == ((expected, []) if is_refused else ([], expected))
 
 
-async def test_a_request_that_makes_room_for_others(site: Site) -> None:
-    """If a connection is closed in the middle of a head, to make room for others, its request is reported."""
-    talk = asyncio.create_task(site.talk(b"GET /a HTTP/1.1\r\nHost"))
-    (await site.until_received()).evict()
+async def test_a_connection_that_is_closed_in_the_middle_of_a_head(server: ListeningServer) -> None:
+    """If the server closes a connection in the middle of a head, in favour of other connections, the request is
+    reported."""
+    talk = asyncio.create_task(server.talk(b"GET /a HTTP/1.1\r\nHost"))
+    (await server.until_received()).evict()
     with suppress(ConnectionResetError):
         assert await talk == b""
-    ((method, path, status, reason),) = site.app.refused
+    ((method, path, status, reason),) = server.app.refused
     assert (method, path, status) == ("GET", b"/a", 0)
     assert reason.endswith("to make room for another one")
 

@@ -1,4 +1,4 @@
-"""The memory budget for responses that clients have not received yet."""
+"""The memory budget for responses that clients have not received yet. All connections share it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from registry.server.connection.unsent_budget import UnsentBudget, UnsentShare
 from registry.server.gate.connection_limit import EvictionCandidate, EvictionKind
 
 LIMIT = 100
+"""The budget in bytes."""
 
 
 class BufferedTransport(asyncio.Transport):
-    """A transport that buffers as many bytes as the test says."""
+    """A transport that reports `held` bytes in its write buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,9 +31,10 @@ class Client:
         self.share = UnsentShare(budget, self, self.transport, is_tls=False)
 
     def send(self, size: int) -> bool:
-        held = self.share.reserve(size)
-        self.transport.held += size if held else 0
-        return held
+        """Sends a response of `size` bytes, if the budget allows it. Returns whether it was sent."""
+        is_reserved = self.share.reserve(size)
+        self.transport.held += size if is_reserved else 0
+        return is_reserved
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
         return None if self.kind is None else EvictionCandidate(self.kind, now, None)
@@ -42,22 +44,23 @@ class Client:
         self.share.close()
 
 
-def budget() -> UnsentBudget:
+def new_budget() -> UnsentBudget:
     return UnsentBudget(LIMIT, lambda: 0.0)
 
 
 def test_responses_fit_up_to_the_limit() -> None:
-    """The shares of the budget add up to the limit at most."""
-    made = budget()
-    assert Client(made).send(60)
-    assert Client(made).send(40)
-    assert not Client(made).send(1)
+    """Responses can be sent until the unsent bytes of all connections reach the limit."""
+    budget = new_budget()
+    assert Client(budget).send(60)
+    assert Client(budget).send(40)
+    assert not Client(budget).send(1)
 
 
-def test_sent_bytes_leave_the_budget() -> None:
-    """The bytes of a response count while the transport buffers some of them and the share keeps them."""
-    made = budget()
-    first, second = Client(made), Client(made)
+def test_sent_bytes_no_longer_count() -> None:
+    """The bytes of a response no longer count when the transport has sent all of them, or when the connection releases
+    its share of the budget."""
+    budget = new_budget()
+    first, second = Client(budget), Client(budget)
     assert first.send(100)
     first.transport.held = 0
     assert second.send(100)
@@ -67,22 +70,23 @@ def test_sent_bytes_leave_the_budget() -> None:
     assert first.send(100)
 
 
-def test_stalled_clients_are_dropped_first() -> None:
-    """If the budget has no room, connections that have stalled are closed. Connections that are only slow stay."""
-    made = budget()
-    stalled, slow = Client(made, "stalled"), Client(made, "idle")
+def test_connections_of_stalled_clients_are_closed() -> None:
+    """If the budget is used up, connections that have stalled are closed. Connections that are only slow stay open."""
+    budget = new_budget()
+    stalled, slow = Client(budget, "stalled"), Client(budget, "idle")
     assert stalled.send(50)
     assert slow.send(50)
-    assert Client(made).send(50)
+    assert Client(budget).send(50)
     assert (stalled.transport.held, slow.transport.held) == (0, 50)
 
 
-def test_a_lost_connection_holds_nothing() -> None:
-    """When a connection is lost, its share of the budget is free, and the share cannot close the connection later."""
-    made = budget()
-    client = Client(made, "stalled")
+def test_a_lost_connection_uses_no_budget() -> None:
+    """When a connection is lost, its share of the budget is released. After that, the share never closes the
+    connection."""
+    budget = new_budget()
+    client = Client(budget, "stalled")
     assert client.send(100)
     client.share.close()
     client.share.evict_if_stalled(0.0)
     assert client.transport.held == 100
-    assert Client(made).send(100)
+    assert Client(budget).send(100)

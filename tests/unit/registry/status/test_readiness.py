@@ -1,4 +1,5 @@
-"""Whether a process can serve, and the reason if it cannot."""
+"""The health checks `/readyz` and `/livez`: whether a server process can serve requests, and the reason if it
+cannot."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ def visitor(app: Entrepot) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://registry.test")
 
 
-async def test_everything_is_there(tmp_path: Path) -> None:
-    """A started server is ready and lists its checks. `/livez` has the id of the run."""
+async def test_a_started_server_is_ready(tmp_path: Path) -> None:
+    """A started server is ready, and `/readyz` lists its checks. `/livez` has the id of this run of the server."""
     prepare_data_dir(tmp_path / "data")
     app = create_app(Settings(data=tmp_path / "data"), run=ServerRun("one", 1.0))
     async with app.router.lifespan_context(app), visitor(app) as client:
@@ -41,9 +42,9 @@ async def test_everything_is_there(tmp_path: Path) -> None:
         assert (answer.json(), answer.headers[INSTANCE_HEADER]) == ({"status": "ok"}, "one")
 
 
-async def test_the_reason_is_told(tmp_path: Path) -> None:
-    """A disk with too little free space, and a database of another version, are each reported with a reason. A probe
-    may exclude a check."""
+async def test_failed_checks_have_a_reason(tmp_path: Path) -> None:
+    """If the disk has too little free space, or if the database has another schema version, the check fails with a
+    reason. A probe may exclude a check."""
     prepare_data_dir(tmp_path / "data")
     app = create_app(Settings(data=tmp_path / "data", disk=DiskSettings(min_free=ByteSize(1 << 60))))
     async with app.router.lifespan_context(app), visitor(app) as client:
@@ -54,9 +55,9 @@ async def test_the_reason_is_told(tmp_path: Path) -> None:
         assert (reasons["database"], reasons["migrations"]) == ("", "")
         assert (await client.get("/readyz?exclude=disk")).status_code == 200
         assert (await client.get("/health/ready")).status_code == 200
-        other = apsw.Connection(str(layout_of(tmp_path / "data").metadata))
-        other.pragma("user_version", 999)
-        other.close()
+        connection = apsw.Connection(str(layout_of(tmp_path / "data").metadata))
+        connection.pragma("user_version", 999)
+        connection.close()
         answer = await client.get("/readyz?exclude=disk")
         assert answer.status_code == 503
         assert "newer Entrepot" in answer.json()["checks"][1]["reason"]
@@ -68,36 +69,36 @@ async def test_an_application_without_a_store(tmp_path: Path, registry: MemoryRe
         assert [check["name"] for check in (await client.get("/readyz")).json()["checks"]] == ["database"]
 
 
-async def test_what_hangs_has_failed() -> None:
-    """If the database does not answer, the check fails after its time limit. No second check of the database starts
-    meanwhile."""
-    asked, release = 0, asyncio.Event()
+async def test_a_check_that_hangs_fails() -> None:
+    """If the database does not answer, the check fails after its time limit. While the first query hangs, no second
+    query is started."""
+    queries, release = 0, asyncio.Event()
 
-    class Hanging(MemoryRegistry):
+    class HangingRegistry(MemoryRegistry):
         async def repositories(self, *_: object, **__: object) -> Page[RepositoryName]:
-            nonlocal asked
-            asked += 1
+            nonlocal queries
+            queries += 1
             await release.wait()
             return Page([])
 
-    readiness = Readiness(Hanging(), seconds=0.01)
+    readiness = Readiness(HangingRegistry(), seconds=0.01)
     for _ in range(2):
         (result,) = await readiness.check()
         assert "hangs" in (result.reason or "")
-    assert asked == 1
+    assert queries == 1
     release.set()
     while (await readiness.check())[0].reason is not None:
         pass
 
 
-def test_a_directory_that_takes_no_file() -> None:
-    """The reason names the directory and has the system's error."""
+def test_a_directory_without_write_access() -> None:
+    """If no file can be written to the directory, the reason names the directory and has the system's error."""
     assert "cannot write to /proc" in (write_problem(Path("/proc")) or "")
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
 async def test_probes_count_as_health_checks(tmp_path: Path, registry: MemoryRegistry, path: str) -> None:
-    """Probes count under the rate limit of health checks."""
+    """Requests to `/livez` and `/readyz` count for the rate limit of health checks."""
     keys: list[str] = []
 
     def count(key: str) -> float:

@@ -1,4 +1,5 @@
-"""The reports of workers, and the status that is made from them and from the store."""
+"""The reports that worker processes write, and the server's status, which is made from these reports and from the
+store."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ from registry.mirror.upstream_client import EndpointHealth
 from registry.status.worker_report import WorkerReporter, new_server_run, read_worker_reports
 from storage.composition import layout_of, prepare_data_dir
 
-DEADLINE = 60.0
+TIMEOUT_SECONDS = 60.0
 
 
 @pytest.mark.full_store
-async def test_an_error_of_the_store_leaves_the_rest(tmp_path: Path) -> None:
-    """If a part of the store cannot be read, the status has what could be read, and says why."""
+async def test_status_without_the_store(tmp_path: Path) -> None:
+    """If the store cannot be read, the status states the reason, and has all values that could be read."""
     prepare_data_dir(tmp_path)
     async with open_backend(Settings(data=tmp_path)) as backend:
         assert (await read_server_status(backend.upkeep)).store_problem is None
@@ -37,7 +38,7 @@ async def test_an_error_of_the_store_leaves_the_rest(tmp_path: Path) -> None:
     assert status.disk.free > 0
 
 
-async def test_a_reporter_goes_on_after_an_error(tmp_path: Path) -> None:
+async def test_a_reporter_continues_after_an_error(tmp_path: Path) -> None:
     """After an unexpected error, for example that no thread can be started, a worker still writes reports."""
     prepare_data_dir(tmp_path)
     calls = 0
@@ -53,7 +54,7 @@ async def test_a_reporter_goes_on_after_an_error(tmp_path: Path) -> None:
         tmp_path, new_server_run(), counts=ServerCounts, endpoints=endpoints, is_read_only=lambda: False
     )
     task = asyncio.create_task(reporter.run())
-    deadline = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not read_worker_reports(tmp_path):
         assert not task.done()
         assert time.monotonic() < deadline

@@ -1,4 +1,5 @@
-"""The lines of the access log: their text is the same whether or not a log record is made for them."""
+"""The access log. If possible, a line is written without a `logging.LogRecord`, which is faster. Its text is the same
+as with a record."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ TRACE = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 @pytest.fixture
 def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """Returns what is written to stderr by the only log handler. pytest adds handlers to the root logger before each
-    test, so the test gives the logger another root."""
+    """Returns the stream to which the only log handler writes. pytest adds handlers to the root logger before each
+    test, so the access logger gets a root logger of its own."""
     stream = io.StringIO()
     handler = BufferedHandler(stream)
     own_root = logging.RootLogger(logging.INFO)
@@ -57,7 +58,7 @@ def answer_for(scope: Scope, *, repo: str = "team/app", item: str = "1.0") -> Ca
 
 
 def text_of(stream: io.StringIO) -> str:
-    """Returns the message of the only line that was written since the last call."""
+    """Returns the message of the only line that was written since the last call, and empties the stream."""
     (line,) = stream.getvalue().splitlines()
     stream.seek(0)
     stream.truncate()
@@ -69,16 +70,17 @@ def text_of(stream: io.StringIO) -> str:
 def test_a_line_without_a_record(
     scope: Scope, repo: str, item: str, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A line without a log record has the same text as one with a record, for cached answers and for other requests."""
+    """A line without a log record has the same text as a line with a record. This holds for cached answers and for
+    other responses."""
     answer = answer_for(scope, repo=repo, item=item)
     lines = []
     assert direct_handler(log) is not None
-    for _ in range(2):  # the second time, with the parts that the answer keeps
+    for _ in range(2):  # the second line uses text that the cached answer has stored
         write_cached_answer(scope, answer, "r1")
         lines.append(text_of(stream))
     write_request(scope, 200, "", 4, 0, 0.0, "alice", repo, item, "answer", "r1")
     lines.append(text_of(stream))
-    monkeypatch.setattr(log, "filters", [lambda record: True])  # so that it makes records
+    monkeypatch.setattr(log, "filters", [lambda record: True])  # with a filter, the logger has to make records
     assert direct_handler(log) is None
     write_cached_answer(scope, answer, "r1")
     lines.append(text_of(stream))
@@ -90,10 +92,11 @@ def test_a_line_without_a_record(
 @pytest.mark.parametrize(
     ("status", "note", "reason"), [(0, "(cut off)", ""), (431, "", 'a "long"\nhead'), (404, "", "")]
 )
-def test_a_line_of_another_request(
+def test_a_line_of_a_refused_or_failed_request(
     scope: Scope, status: int, note: str, reason: str, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The text is also the same if the server has refused the request."""
+    """The text with and without a record is also the same if the response was cut off, or if the server has refused the
+    request."""
     lines = []
     for is_direct in (True, False):
         if not is_direct:
@@ -105,8 +108,8 @@ def test_a_line_of_another_request(
     assert ("reason=\"a 'long'?head\" agent=" in lines[0]) == bool(reason)
 
 
-def test_json(stream: io.StringIO) -> None:
-    """In the log format json, a line has the fields of the text."""
+def test_json_lines_have_the_same_fields(stream: io.StringIO) -> None:
+    """In the log format `json`, a line has the same fields as in the text format."""
     logging.getLogger().handlers[0].setFormatter(JsonFormatter())
     write_cached_answer(SCOPES[1], answer_for(SCOPES[1]), "r1")
     line = json.loads(stream.getvalue())
@@ -118,24 +121,24 @@ def test_json(stream: io.StringIO) -> None:
     )
 
 
-def test_a_handler_that_takes_warnings_only(stream: io.StringIO) -> None:
-    """A handler for warnings only gets no line."""
+def test_a_handler_for_warnings_only(stream: io.StringIO) -> None:
+    """If the log handler accepts only warnings, no line is written."""
     logging.getLogger().handlers[0].setLevel(logging.WARNING)
     write_cached_answer(SCOPES[1], answer_for(SCOPES[1]), "r1")
     assert stream.getvalue() == ""
 
 
 def test_a_line_that_cannot_be_written(stream: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
-    """If a line cannot be written, the request still gets its response. The error is shown like the errors of other log
-    lines."""
+    """If a line cannot be written, no exception is raised, so the request still gets its response. The error is written
+    to stderr, as for other log lines."""
     stream.close()
     write_cached_answer(SCOPES[1], answer_for(SCOPES[1]), "r1")
     assert "I/O operation on closed file" in capsys.readouterr().err
 
 
-async def test_a_line_that_cannot_be_made(stream: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
-    """If the text of a line cannot be made, the line is left out and the error is shown. The lines before and after it
-    are written."""
+async def test_a_line_that_cannot_be_formatted(stream: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
+    """If the text of a line cannot be formatted, the line is not written, and the error is written to stderr. The lines
+    before and after it are written."""
     handler = direct_handler(log)
     assert handler is not None
     for message in ("{}: first", "{1}", "{}: last"):

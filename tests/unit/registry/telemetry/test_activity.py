@@ -1,4 +1,5 @@
-"""What counts as activity, and when it is stored."""
+"""Activity is the number of pulls, pushes and mirror requests in each hour. The tests check which requests count, and
+when the processes of a server store the counts."""
 
 from __future__ import annotations
 
@@ -18,11 +19,12 @@ from storage.errors import StorageFull
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.upkeep_store import Clock
 
-NOON = 1_700_000_000 // HOUR_SECONDS * HOUR_SECONDS
+FULL_HOUR = 1_700_000_000 // HOUR_SECONDS * HOUR_SECONDS
+"""A time in seconds at which an hour begins."""
 
 
 @dataclass
-class Noted:
+class NotedRequest:
     """What the distribution API notes about a request."""
 
     kind: str = "manifests"
@@ -35,7 +37,7 @@ class Noted:
 
 
 class FullDisk(ActivityLog):
-    """An activity log that stores nothing until there is room."""
+    """A store of activity whose disk is full while `is_full` is true. `added`: all stored activity."""
 
     def __init__(self) -> None:
         self.is_full = True
@@ -51,7 +53,7 @@ class FullDisk(ActivityLog):
 
 
 @dataclass
-class Server:
+class CountingServer:
     """The counts of a server, and requests to it."""
 
     metrics: Metrics = field(default_factory=lambda: Metrics(["docker.io"], workers=1))
@@ -61,7 +63,7 @@ class Server:
         self.recorder = RequestRecorder(self.metrics)
         self.counts = self.metrics.activity
 
-    def answer(self, method: str, status: int, sent: int = 0, *, whole: bool = True, **noted: str) -> None:
+    def answer(self, method: str, status: int, sent: int = 0, *, is_complete: bool = True, **notes: str) -> None:
         """Counts a request with this method and this status of its response."""
         scope: Scope = {
             "type": "http",
@@ -70,22 +72,22 @@ class Server:
             "raw_path": b"/v2/",
             "headers": [],
             "client": None,
-            "extensions": {REQUEST_NOTES_EXTENSION: {"exchange": Noted(**noted)}},
+            "extensions": {REQUEST_NOTES_EXTENSION: {"exchange": NotedRequest(**notes)}},
         }
-        self.recorder.on_request_end(scope, RequestEnd(status, 0, sent, 0.0, is_complete=whole))
+        self.recorder.on_request_end(scope, RequestEnd(status, 0, sent, 0.0, is_complete=is_complete))
 
 
 @pytest.fixture
-def server() -> Server:
-    return Server()
+def server() -> CountingServer:
+    return CountingServer()
 
 
-def test_what_is_counted(server: Server) -> None:
-    """Pulls and pushes are successful requests for manifests. A response of a mirror is a hit unless its content had to
-    be fetched."""
+def test_which_requests_count(server: CountingServer) -> None:
+    """A successful GET of a manifest counts as a pull, and a successful PUT as a push. A response of a mirror counts as
+    a miss if its content had to be fetched, and as a hit otherwise."""
     for method, status in (("GET", 200), ("HEAD", 200), ("GET", 304), ("GET", 404), ("PUT", 201), ("PUT", 400)):
         server.answer(method, status)
-    server.answer("GET", 200, whole=False)
+    server.answer("GET", 200, is_complete=False)
     server.answer("GET", 200, 50, kind="blobs")
     server.answer("PUT", 201, kind="session")
     assert server.counts.unstored() == Activity(pulls=3, pushes=1)
@@ -98,39 +100,43 @@ def test_what_is_counted(server: Server) -> None:
     assert server.counts.unstored() == Activity(3, 1, hits=3, misses=1, fetched_bytes=808, saved_bytes=111)
 
 
-async def test_activity_is_stored_once(server: Server, store: StoredRegistry, clock: Clock) -> None:
-    """Whichever process stores the activity, it is stored once. Later activity is stored the next time. Without
+async def test_activity_is_stored_once(server: CountingServer, store: StoredRegistry, clock: Clock) -> None:
+    """Activity is stored once, whichever process stores it. Later activity is stored the next time. If there is no new
     activity, nothing is written."""
-    clock.now = NOON + 600.0
+    clock.now = FULL_HOUR + 600.0
     server.answer("GET", 200)
     await ActivityRecorder(store.activity, store.leases, server.counts, clock).store()
     assert server.counts.unstored() == Activity()
     server.answer("GET", 200)
-    other = ActivityRecorder(store.activity, store.leases, server.counts, clock)
-    await other.store()
+    other_recorder = ActivityRecorder(store.activity, store.leases, server.counts, clock)
+    await other_recorder.store()
     version = store.metadata.version()
-    await other.store()
+    await other_recorder.store()
     assert store.metadata.version() == version
-    assert await store.activity.buckets(NOON, HOUR_SECONDS) == [ActivityBucket(NOON, Activity(pulls=2))]
+    assert await store.activity.buckets(FULL_HOUR, HOUR_SECONDS) == [ActivityBucket(FULL_HOUR, Activity(pulls=2))]
 
 
-async def test_a_new_version_of_the_program_goes_on(server: Server, store: StoredRegistry, clock: Clock) -> None:
-    """A new version of the program takes over the counts, and knows how much of them is stored."""
+async def test_a_new_version_of_the_program_takes_over_the_counts(
+    server: CountingServer, store: StoredRegistry, clock: Clock
+) -> None:
+    """After an update without a restart, the new version of the program takes over the counts in shared memory. It
+    stores only the activity that the old version has not stored."""
     server.answer("GET", 200)
     await ActivityRecorder(store.activity, store.leases, server.counts, clock).store()
     server.answer("PUT", 201)
-    after = Metrics(["docker.io"], 1, server.metrics.memory._replace(descriptor=_copy(server)))
-    assert after.activity.unstored() == Activity(pushes=1)
+    new_metrics = Metrics(["docker.io"], 1, server.metrics.memory._replace(descriptor=_copy(server)))
+    assert new_metrics.activity.unstored() == Activity(pushes=1)
 
 
-def _copy(server: Server) -> int:
+def _copy(server: CountingServer) -> int:
     import os
 
     return os.dup(server.metrics.memory.descriptor)
 
 
-async def test_a_full_disk_loses_nothing(server: Server, store: StoredRegistry, clock: Clock) -> None:
-    """Activity that could not be stored is stored once there is room, together with the activity since then."""
+async def test_a_full_disk_loses_nothing(server: CountingServer, store: StoredRegistry, clock: Clock) -> None:
+    """Activity that could not be stored because the disk was full is stored when the disk has space again, together
+    with later activity."""
     disk = FullDisk()
     recorder = ActivityRecorder(disk, store.leases, server.counts, clock)
     server.answer("GET", 200)
@@ -143,34 +149,34 @@ async def test_a_full_disk_loses_nothing(server: Server, store: StoredRegistry, 
     assert [activity for _, activity in disk.added] == [Activity(pulls=2)]
 
 
-async def test_a_process_without_memory_of_its_own_stores_nothing(store: StoredRegistry, clock: Clock) -> None:
-    """If too many processes run, a process without cells of its own cannot know what it has stored. It leaves the
-    storing to the others."""
-    server = Server()
+async def test_a_process_without_cells_of_its_own_stores_nothing(store: StoredRegistry, clock: Clock) -> None:
+    """Each process has cells in the shared memory. If too many processes run, a process gets no cells, so it cannot
+    record what it has stored. It stores nothing, and the other processes store the activity."""
+    server = CountingServer()
     server.answer("GET", 200)
-    stranger = Metrics(["docker.io"], 1, server.metrics.memory._replace(descriptor=_copy(server)))
-    assert stranger.activity.unstored() == Activity(pulls=1)
-    await ActivityRecorder(store.activity, store.leases, stranger.activity, clock).store()
+    metrics_without_cells = Metrics(["docker.io"], 1, server.metrics.memory._replace(descriptor=_copy(server)))
+    assert metrics_without_cells.activity.unstored() == Activity(pulls=1)
+    await ActivityRecorder(store.activity, store.leases, metrics_without_cells.activity, clock).store()
     assert await store.activity.buckets(0, HOUR_SECONDS) == []
 
 
-async def test_one_process_stores_at_fixed_times(
-    server: Server, store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
+async def test_one_process_stores_the_activity_of_the_last_hour(
+    server: CountingServer, store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the end of an hour, one process stores the activity of that hour."""
+    """After the end of an hour, one of the processes stores the activity of this hour."""
     monkeypatch.setattr(activity_recorder, "STORE_SECONDS", 0.01)
-    clock.now = NOON + HOUR_SECONDS + 0.005
+    clock.now = FULL_HOUR + HOUR_SECONDS + 0.005
     disk = FullDisk()
     disk.is_full = False
     recorders = [ActivityRecorder(disk, store.leases, server.counts, clock) for _ in range(2)]
     tasks = [asyncio.create_task(recorder.run()) for recorder in recorders]
     server.answer("GET", 200)
     async with asyncio.timeout(60):
-        while not disk.added:  # noqa: ASYNC110 - nothing tells of it
+        while not disk.added:  # noqa: ASYNC110 - no event signals it
             await asyncio.sleep(0.005)
     await recorders[1].store_last()
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     ((at, activity),) = disk.added
-    assert (at // HOUR_SECONDS * HOUR_SECONDS, activity) == (NOON, Activity(pulls=1))
+    assert (at // HOUR_SECONDS * HOUR_SECONDS, activity) == (FULL_HOUR, Activity(pulls=1))

@@ -1,4 +1,5 @@
-"""When container clients last sent a request."""
+"""The server remembers when container clients, such as Docker, last sent a request from an address. The setup pages
+show this."""
 
 from __future__ import annotations
 
@@ -20,15 +21,17 @@ def request(address: str, agent: bytes, port: int = 40000) -> Scope:
 
 
 class Clock:
+    """A clock that stands still until a test moves it."""
+
     now = 1_000_000.0
 
     def __call__(self) -> float:
         return self.now
 
 
-def test_a_client_is_seen_from_its_own_network() -> None:
-    """A client program is found for up to an hour after its last request from the same address. For IPv6, the network
-    counts as the address. Each program counts separately."""
+def test_a_client_is_found_by_program_and_address() -> None:
+    """A client program is found for up to an hour after its last request from the same address. For IPv6, all addresses
+    of a network count as the same address. Each program is recorded separately."""
     clock = Clock()
     recent = RecentClients(clock)
     for port, (program, agent) in enumerate(AGENTS.items()):
@@ -43,21 +46,22 @@ def test_a_client_is_seen_from_its_own_network() -> None:
     assert recent.last_seen("192.0.2.1", "docker") is None
 
 
-def test_a_connection_that_stays_is_noted_again() -> None:
-    """A connection that stays open is noted again, even if the process has seen more connections than it remembers."""
+def test_requests_on_an_open_connection_are_recorded_again() -> None:
+    """A later request on the same connection updates the time, and the time is kept even if the process then sees more
+    connections than it can remember."""
     clock = Clock()
-    recent, docker = RecentClients(clock), request("192.0.2.1", AGENTS["docker"])
-    recent.note(docker)
+    recent, docker_request = RecentClients(clock), request("192.0.2.1", AGENTS["docker"])
+    recent.note(docker_request)
     clock.now += 60
-    recent.note(docker)
+    recent.note(docker_request)
     for port in range(5000):
         recent.note(request("192.0.2.9", b"curl/8", port))
     assert recent.last_seen("192.0.2.1", "docker") == clock.now
 
 
-def test_what_no_client_sends_is_not_noted() -> None:
-    """Other programs, requests without a User-Agent, and clients at a Unix socket, which have no address, are not
-    noted."""
+def test_requests_of_other_programs_are_not_recorded() -> None:
+    """Requests of other programs, requests without a User-Agent, and requests over a Unix socket, which have no
+    address, are not recorded."""
     recent = RecentClients()
     recent.note(request("192.0.2.1", b"Mozilla/5.0 docker/29"))
     recent.note({"client": ("192.0.2.1", 1), "headers": []})
@@ -65,7 +69,8 @@ def test_what_no_client_sends_is_not_noted() -> None:
     assert {recent.last_seen("192.0.2.1", program) for program in AGENTS} == {None}
 
 
-def test_forks_share_what_they_have_seen() -> None:
+def test_worker_processes_share_the_records() -> None:
+    """A request to one worker process is seen by all worker processes."""
     recent = RecentClients()
     child = os.fork()
     if not child:

@@ -1,4 +1,4 @@
-"""The recorder of requests: what it counts, and the log lines that it writes."""
+"""The recorder of requests, which counts each request in the metrics and writes its line to the access log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CUT_OFF = RequestEnd(200, 10, 20, 0.004, is_complete=False)
 
 
 class NotedRequest:
-    """What the distribution API notes about a request."""
+    """The data that the distribution API records about a request."""
 
     kind = "manifests"
     repo = "ubuntu"
@@ -34,9 +34,9 @@ class NotedRequest:
 
 @pytest.fixture
 def metrics() -> Metrics:
-    found = Metrics(["docker.io"], workers=1)
-    found.start_worker()
-    return found
+    metrics = Metrics(["docker.io"], workers=1)
+    metrics.start_worker()
+    return metrics
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def counts(metrics: Metrics, family: Family) -> dict[tuple[str, ...], float]:
 
 
 def test_a_complete_request(metrics: Metrics, recorder: RequestRecorder) -> None:
-    """A complete request counts by route, method and status, with its bytes, and with the state of the mirror's
-    cache."""
+    """A complete request is counted by route, method and status. Its bytes and the state of the mirror's cache are
+    counted as well."""
     recorder.on_request_end(scope_for("/v2/ubuntu/manifests/24.04", NotedRequest()), ENDED)
     assert counts(metrics, metrics.requests) == {("manifests", "GET", "200"): 1}
     assert counts(metrics, metrics.received_bytes) == {("manifests",): 10}
@@ -73,27 +73,27 @@ def test_a_complete_request(metrics: Metrics, recorder: RequestRecorder) -> None
 
 
 def test_a_request_that_was_cut_off(metrics: Metrics, recorder: RequestRecorder) -> None:
-    """A response that was cut off does not count as complete, but its bytes count."""
+    """A response that was cut off counts as aborted, not as a request. Its bytes count."""
     recorder.on_request_end(scope_for("/v2/ubuntu/manifests/24.04", NotedRequest()), CUT_OFF)
     assert counts(metrics, metrics.requests) == {}
     assert counts(metrics, metrics.aborted) == {("manifests", "GET"): 1}
     assert counts(metrics, metrics.sent_bytes) == {("manifests",): 20}
 
 
-def test_what_the_server_refuses_itself(metrics: Metrics, recorder: RequestRecorder) -> None:
-    """A request that the server refuses itself counts as well. A connection without a response does not count as a
-    request."""
+def test_requests_that_the_server_refuses(metrics: Metrics, recorder: RequestRecorder) -> None:
+    """A request that the server refuses without calling the application counts as a request. A connection that is
+    closed without a response does not."""
     recorder.on_refused(partial_scope(None), RequestEnd(400, 0, 5, 0.0, is_complete=True, reason="bad"))
     recorder.on_refused(partial_scope(None), RequestEnd(0, 0, 0, 0.0, is_complete=False, reason="too many"))
     assert counts(metrics, metrics.requests) == {("other", "other", "400"): 1}
     assert counts(metrics, metrics.aborted) == {}
 
 
-def test_the_line_of_what_the_server_refuses_itself(
+def test_log_line_of_a_request_that_the_server_refuses(
     recorder: RequestRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The line of a request that the server refuses itself has the reason before the agent, because the client writes
-    the agent. Unknown values are `-`."""
+    """The log line of a request that the server refuses has the reason before the user agent, because the client
+    chooses the user agent and could add a false reason to it. Unknown values are `-`."""
     known = partial_scope(
         ("192.0.2.7", 1), "GET", b"/v2/", [(b"user-agent", b'a reason="none"'), (b"x-request-id", b"r2")]
     )
@@ -118,13 +118,15 @@ def test_the_line_of_what_the_server_refuses_itself(
     ],
 )
 def test_routes_outside_v2(metrics: Metrics, recorder: RequestRecorder, path: str, route: str) -> None:
-    """A path that does not exist counts as the route `other`, so that clients cannot create series."""
+    """Paths outside `/v2` are counted by the kind of route. A path that does not exist counts as the route `other`, so
+    that clients cannot create series."""
     recorder.on_request_end(scope_for(path, method="BREW"), ENDED)
     assert counts(metrics, metrics.requests) == {(route, "other", "200"): 1}
 
 
-def test_the_line_of_a_request(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
-    """The line of a request has all fields that operators search for."""
+def test_log_line_of_a_request(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
+    """The log line of a request has its method, path, status, bytes, duration, principal, address, repository,
+    reference, cache state, ids and user agent."""
     with caplog.at_level(logging.INFO, "registry.access"):
         recorder.on_request_end(scope_for("/v2/ubuntu/manifests/24.04", NotedRequest()), ENDED)
     assert caplog.messages == [
@@ -133,9 +135,9 @@ def test_the_line_of_a_request(recorder: RequestRecorder, caplog: pytest.LogCapt
     ]
 
 
-def test_the_line_of_an_incomplete_response(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
-    """The line of an incomplete response says so after the status. It names the account that the management API has
-    authenticated."""
+def test_log_line_of_an_incomplete_response(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
+    """The log line of an incomplete response has the text "(cut off)" after the status. The line of a request to the
+    management API names the authenticated account."""
     scope: Any = scope_for("/api/v1/users")
     scope["state"] = {"actor": Actor("bob", "192.0.2.7", "r3"), "request_id": "r3"}
     with caplog.at_level(logging.INFO, "registry.access"):
@@ -143,8 +145,11 @@ def test_the_line_of_an_incomplete_response(recorder: RequestRecorder, caplog: p
     assert re.search(r"status=200\(cut off\) .* principal=bob .* request=r3 ", caplog.text)
 
 
-def test_a_user_agent_cannot_act_on_a_terminal(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
-    """A User-Agent cannot contain control characters in the log, start a second line, or fill the disk."""
+def test_control_characters_of_a_user_agent_are_replaced(
+    recorder: RequestRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the log line, control characters and line breaks of a User-Agent are replaced, and a long User-Agent is cut
+    off."""
     with caplog.at_level(logging.INFO, "registry.access"):
         recorder.on_request_end(scope_for("/", agent=b"a\x1b[2Jb\x9bc\n" + b"x" * 1000), ENDED)
     (line,) = caplog.messages
@@ -153,7 +158,7 @@ def test_a_user_agent_cannot_act_on_a_terminal(recorder: RequestRecorder, caplog
 
 
 def test_a_cached_answer(metrics: Metrics, recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
-    """A response from the response cache counts as a request, and as a cached answer. Its line says that it was
+    """A response from the response cache counts as a request and as a cached answer. Its log line states that it was
     cached."""
     answer = CachedAnswer([], [], b"12345", "alice", True, None, "manifests", "team/app", "1")
     with caplog.at_level(logging.INFO, "registry.access"):
@@ -168,9 +173,9 @@ def test_a_cached_answer(metrics: Metrics, recorder: RequestRecorder, caplog: py
 
 @pytest.mark.parametrize("size", [0, 1, 1024, 1025, 64 * 1024])
 @pytest.mark.parametrize(("kind", "method"), [("ping", "GET"), ("manifests", "HEAD"), ("session", "GET")])
-def test_a_cached_answer_counts_like_any_other(kind: str, method: str, size: int) -> None:
-    """A cached answer counts in the same series and with the same numbers as any other response, and also as a cached
-    answer."""
+def test_a_cached_answer_counts_like_other_responses(kind: str, method: str, size: int) -> None:
+    """A cached answer is counted in the same series and with the same values as another response. In addition, it
+    counts as a cached answer."""
     cached, answered = Metrics([], workers=1), Metrics([], workers=1)
     for metrics in (cached, answered):
         metrics.start_worker()
@@ -183,15 +188,15 @@ def test_a_cached_answer_counts_like_any_other(kind: str, method: str, size: int
         RequestRecorder(answered).on_request_end(scope_for("/", noted, method=method), end)
     assert counts(cached, cached.cached_answers) == {(kind,): 2}
     assert counts(answered, answered.cached_answers) == {}
-    for ours, theirs in zip(cached.plan.families, answered.plan.families, strict=True):
-        if ours is not cached.cached_answers:
-            numbers = dict(ours.counted(cached.totals()))
-            assert numbers == dict(theirs.counted(answered.totals())), ours.name
+    for cached_family, answered_family in zip(cached.plan.families, answered.plan.families, strict=True):
+        if cached_family is not cached.cached_answers:
+            numbers = dict(cached_family.counted(cached.totals()))
+            assert numbers == dict(answered_family.counted(answered.totals())), cached_family.name
 
 
-def test_a_reference_cannot_begin_a_line(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
-    """A reference with a line break cannot begin a line of the log. The last part of a path is decoded, and is logged
-    before it is checked."""
+def test_a_reference_cannot_start_a_new_log_line(recorder: RequestRecorder, caplog: pytest.LogCaptureFixture) -> None:
+    """A reference with a line break cannot start a new log line. The reference is the decoded last part of a path, and
+    is logged even if it is invalid."""
     noted = NotedRequest()
     noted.item = "x\n2026-01-01 00:00:00,000 INFO forged \x1b[31m" + 300 * "y"
     with caplog.at_level(logging.INFO, "registry.access"):

@@ -1,4 +1,5 @@
-"""Numbers and names in memory that processes share. Nothing is lost when a process dies."""
+"""Numbers (cells) and names in memory that the processes of a server share. Each process counts in a column of its own.
+No counts are lost when a process dies."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from registry.telemetry.shared_cells import SharedCells, SharedNames
 
 
 def in_child(work: Callable[[], None], *, killed: bool = False) -> int:
-    """Runs `work` in a forked process, which then ends, or is killed by SIGKILL. Returns its wait status."""
+    """Runs `work` in a forked process and waits for its end. If `killed` is true, the process is killed by SIGKILL
+    after `work`. Returns the wait status of the process."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -29,8 +31,8 @@ def in_child(work: Callable[[], None], *, killed: bool = False) -> int:
 
 
 def test_numbers_of_all_processes_add_up() -> None:
-    """The numbers of all processes add up, including those of killed processes and of processes that took over their
-    columns."""
+    """The totals include the numbers of all processes: processes that run, have ended or were killed, and processes
+    that use the column of an earlier process."""
     cells = SharedCells(3, columns=2)
 
     def count() -> None:
@@ -45,8 +47,8 @@ def test_numbers_of_all_processes_add_up() -> None:
 
 
 def test_no_two_running_processes_share_a_column() -> None:
-    """No two running processes have the same column. If all columns are taken, a process counts for itself, and nothing
-    fails."""
+    """No two running processes have the same column. If all columns are in use, a process counts in memory of its own,
+    which is not in the totals."""
     cells = SharedCells(1, columns=1)
     assert cells.claim_column()
 
@@ -58,15 +60,16 @@ def test_no_two_running_processes_share_a_column() -> None:
     assert cells.totals() == [0]
 
 
-def test_before_a_column_is_claimed_nothing_is_counted() -> None:
-    """A parent process that only forks workers counts nothing."""
+def test_counts_before_a_column_is_claimed_are_ignored() -> None:
+    """A process that has not claimed a column, such as a parent that only forks workers, does not change the totals."""
     cells = SharedCells(1, columns=1)
     cells.own[0] += 1
     assert cells.totals() == [0]
 
 
 def test_names_keep_their_numbers() -> None:
-    """A name has the same number in all processes, also if one of them adds it later."""
+    """A name has the same number in all processes, also if one of the processes adds the name later. If there is no
+    capacity for a name, it has no number."""
     names = SharedNames(["docker.io", "ghcr.io"], capacity=3)
 
     def add() -> None:
@@ -80,13 +83,14 @@ def test_names_keep_their_numbers() -> None:
 
 
 @pytest.mark.parametrize("name", ["ä.example", "x" * 255])
-def test_long_and_foreign_names(name: str) -> None:
-    """Long names and names in any script are read as they were written."""
+def test_long_and_non_ascii_names(name: str) -> None:
+    """Long names and names with non-ASCII characters are read as they were written."""
     assert SharedNames([name], capacity=1).names() == [name]
 
 
-def test_what_a_dead_process_left_in_a_gauge_does_not_count() -> None:
-    """The values of a dead process in a gauge do not count, also when its column is claimed again."""
+def test_gauges_of_dead_processes_do_not_count() -> None:
+    """The totals of a gauge do not include the values of dead processes, even if another process claims the column of a
+    dead process."""
     cells = SharedCells(2, columns=2)
 
     def count() -> None:
@@ -104,24 +108,24 @@ def test_what_a_dead_process_left_in_a_gauge_does_not_count() -> None:
     assert cells.totals() == [3, 0]
 
 
-def test_running_processes_are_seen_from_all_others() -> None:
-    """Each process sees which processes run. Looking does not take a column away from the process that looks."""
+def test_each_process_sees_all_running_processes() -> None:
+    """Each process can list all running processes. The process that lists them keeps its own column."""
     cells = SharedCells(1, columns=3)
     assert cells.claim_column()
 
-    def look() -> None:
+    def list_processes() -> None:
         assert cells.claim_column()
         assert {pid for _, pid in cells.processes()} == {os.getppid(), os.getpid()}
         assert len(cells.processes()) == 2
 
     for _ in range(2):
-        assert in_child(look) == 0
+        assert in_child(list_processes) == 0
         assert [pid for _, pid in cells.processes()] == [os.getpid()]
 
 
-def test_the_counts_go_on_in_a_new_version() -> None:
-    """A new version of the program maps the memory of the old version, whose workers still count until they end. Names
-    keep their numbers."""
+def test_counts_continue_in_a_new_version_of_the_program() -> None:
+    """After an update without a restart, the new version of the program uses the memory of the old version, whose
+    workers count in it until they end. Names keep their numbers."""
     old = Metrics(["docker.io", "ghcr.io"], workers=2)
 
     def count() -> None:
@@ -137,21 +141,21 @@ def test_the_counts_go_on_in_a_new_version() -> None:
 
 
 @pytest.mark.parametrize(("layout", "workers"), [("another", 2), ("", 1000)], ids=["layout", "number of workers"])
-def test_memory_that_does_not_suit(layout: str, workers: int, caplog: pytest.LogCaptureFixture) -> None:
-    """If the cells in the memory have another meaning, or are too few, the counts begin at 0, the log says so, and the
-    file is closed."""
+def test_memory_with_another_layout_is_not_used(layout: str, workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    """If the cells in the memory of the old version have another meaning, or if there are too few of them, all counts
+    begin at 0. This is logged, and the file of the memory is closed."""
     old = Metrics([], workers=2)
     assert in_child(old.start_worker) == 0
     descriptor = os.dup(old.memory.descriptor)
     new = Metrics([], workers, CountsMemory(descriptor, layout or old.memory.layout))
     assert new.cells.totals()[new.worker_starts.first] == 0
     assert ["all metrics begin at 0" in message for message in caplog.messages] == [True]
-    path = Path(f"/proc/self/fd/{descriptor}")  # another file may have got the number
+    path = Path(f"/proc/self/fd/{descriptor}")  # another file may have this descriptor number now
     assert not path.exists() or not path.samefile(f"/proc/self/fd/{old.memory.descriptor}")
 
 
-def test_the_layout_names_what_each_cell_means() -> None:
-    """Another label value, another bucket or another order makes another layout."""
+def test_the_layout_differs_if_cells_have_another_meaning() -> None:
+    """The layout text differs if label values, bounds of buckets, or the order of the metrics differ."""
 
     def layout(
         names: tuple[str, ...] = ("a_total", "b_total"), values: tuple[str, ...] = ("x",), bound: int = 1

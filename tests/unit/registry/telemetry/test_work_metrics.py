@@ -1,4 +1,5 @@
-"""The metrics of calls, mirrors, the database and upkeep: their label values, and what counts in which series."""
+"""The metrics of registry calls, mirrors, the database, webhooks and upkeep: which label values they have, and which
+events are counted in which series."""
 
 from __future__ import annotations
 
@@ -47,27 +48,28 @@ from tests.fakes.registry_content import push_image
 
 @pytest.fixture
 def metrics() -> Metrics:
-    found = Metrics(["docker.io"], workers=1)
-    found.start_worker()
-    return found
+    metrics = Metrics(["docker.io"], workers=1)
+    metrics.start_worker()
+    return metrics
 
 
 def test_each_call_of_the_interface_has_a_series() -> None:
-    """No call of the interface counts as `other`, and the calls that are listed for Distribution's actions exist."""
+    """Each method of the `Registry` interface has a label value of its own. The methods that are mapped to actions of
+    the CNCF Distribution registry exist."""
     calls = {name for name, _ in inspect.getmembers(Registry, inspect.isfunction) if name[0] != "_"}
     assert set(OPERATIONS) == {*calls, "other"}
     assert set(ACTIONS) <= calls
 
 
 async def test_each_kind_of_job_has_a_series(tmp_path: Path) -> None:
-    """No kind of job counts as `other`."""
+    """Each kind of job has a label value of its own."""
     prepare_data_dir(tmp_path)
     async with open_backend(Settings(data=tmp_path)) as backend:
         assert set(JOB_KINDS) == {*backend.upkeep.works, "other"}
 
 
-def test_distributions_handlers_are_routes_of_ours() -> None:
-    """Each handler in Distribution's metrics has a route of this registry."""
+def test_handlers_of_distribution_are_mapped_to_routes() -> None:
+    """Each handler in the metrics of the CNCF Distribution registry is mapped to a different route of this registry."""
     assert set(HANDLERS) <= set(ROUTES)
     assert len(set(HANDLERS.values())) == len(HANDLERS)
 
@@ -86,14 +88,14 @@ def test_distributions_handlers_are_routes_of_ours() -> None:
     ],
 )
 def test_kinds_of_upstream_errors(metrics: Metrics, error: RegistryError, kind: str | None) -> None:
-    """That content does not exist does not count as an error of an upstream."""
+    """Errors of an upstream are counted by kind. The answer that content does not exist does not count as an error."""
     UpstreamCounts(metrics.mirror, metrics.cells, "docker.io").on_error(error)
     totals, family = metrics.totals(), metrics.mirror.errors
     assert [values for values, cell in family.series() if totals[cell]] == ([] if kind is None else [("0", kind)])
 
 
-def test_an_observer_that_counts_nothing_does_nothing() -> None:
-    """An observer that counts nothing accepts each call."""
+def test_the_empty_observer_accepts_all_calls() -> None:
+    """`UNOBSERVED`, the observer that counts nothing, accepts each call."""
     observer: MirrorObserver = UNOBSERVED
     with observer.request("https://registry.example.com", "team/app"):
         pass
@@ -106,13 +108,14 @@ def test_an_observer_that_counts_nothing_does_nothing() -> None:
     observer.on_fill_ended(None, is_abandoned=False)
 
 
-def test_fills_come_and_go(metrics: Metrics) -> None:
-    """A failed fill counts as failed, and wrong bytes count as an error of the upstream."""
+def test_running_and_ended_fills_are_counted(metrics: Metrics) -> None:
+    """A fill is the download of a blob from an upstream into the cache. Running fills are counted, and ended fills by
+    outcome. A fill with a wrong digest also counts as an error of the upstream."""
     counts, mirror = UpstreamCounts(metrics.mirror, metrics.cells, "docker.io"), metrics.mirror
     counts.on_fill_started()
     counts.on_fill_started()
-    running = mirror.fills_running.cell("0")
-    assert metrics.cells.live_totals([running]) == {running: 2}
+    running_fills = mirror.fills_running.cell("0")
+    assert metrics.cells.live_totals([running_fills]) == {running_fills: 2}
     counts.on_fill_ended(None, is_abandoned=False)
     counts.on_fill_ended(DigestInvalid("x"), is_abandoned=False)
     totals = metrics.totals()
@@ -122,7 +125,7 @@ def test_fills_come_and_go(metrics: Metrics) -> None:
 
 
 def test_work_is_counted(metrics: Metrics) -> None:
-    """Each kind of work counts in its own series."""
+    """Commits, denials, logins, removals, jobs and retention are counted, each in its own series."""
     work = metrics.work
     work.on_commit(7, 0.001, 0.002)
     work.on_denied(["pull", "push"])
@@ -144,8 +147,8 @@ def test_work_is_counted(metrics: Metrics) -> None:
         assert totals[cell] == value
 
 
-def test_what_webhooks_are_told_is_counted() -> None:
-    """Deliveries count by the name of the webhook, also for a webhook that a reload has added."""
+def test_webhook_deliveries_are_counted() -> None:
+    """Deliveries are counted by the name of the webhook, also for a webhook that a reload has added."""
     metrics = Metrics([], workers=1, webhooks=["ci"])
     metrics.start_worker()
     observer: DeliveryObserver = metrics.events
@@ -170,7 +173,7 @@ def test_what_webhooks_are_told_is_counted() -> None:
 
 
 async def test_scrub_counts_the_bytes_that_it_reads(tmp_path: Path) -> None:
-    """Scrub counts the bytes of blobs and of manifests."""
+    """A scrub reads all content and checks its digests. It counts the bytes of blobs and of manifests that it reads."""
     prepare_data_dir(tmp_path)
     settings = Settings(data=tmp_path)
     telemetry = Telemetry(settings)
@@ -179,11 +182,11 @@ async def test_scrub_counts_the_bytes_that_it_reads(tmp_path: Path) -> None:
         store = backend.store
         manifest = await push_image(store, RepositoryName("team/app"), "text", "latest")
         work, arguments = backend.upkeep.works[SCRUB_KIND], scrub_arguments(None, keep_going=False)
-        done = await run_in_command(store.jobs, store.leases, SCRUB_KIND, arguments, work, actor="test")
-    assert isinstance(done, dict)
-    assert isinstance(done["bytes"], int)
-    counted = telemetry.metrics.totals()[telemetry.work.scrubbed_bytes.first]
-    assert counted == done["bytes"] + len(manifest.body) > len(manifest.body)
+        result = await run_in_command(store.jobs, store.leases, SCRUB_KIND, arguments, work, actor="test")
+    assert isinstance(result, dict)
+    assert isinstance(result["bytes"], int)
+    scrubbed_bytes = telemetry.metrics.totals()[telemetry.work.scrubbed_bytes.first]
+    assert scrubbed_bytes == result["bytes"] + len(manifest.body) > len(manifest.body)
 
 
 def samples(metrics: Metrics) -> Iterator[tuple[str, dict[str, str], float]]:
@@ -192,37 +195,38 @@ def samples(metrics: Metrics) -> Iterator[tuple[str, dict[str, str], float]]:
             yield sample.name, sample.labels, sample.value
 
 
-def test_distributions_sizes(metrics: Metrics) -> None:
-    """Distribution's histograms have the sizes of requests and responses by handler, with Distribution's buckets."""
+def test_size_histograms_of_distribution(metrics: Metrics) -> None:
+    """The histograms with the names of the CNCF Distribution registry have the sizes of requests and responses by
+    handler, with Distribution's buckets."""
     recorder = RequestRecorder(metrics)
     scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "extensions": {}}
     for sent, kind in ((1024, "blobs"), (3_000_000, "blobs"), (5, "api")):
         noted = SimpleNamespace(kind=kind, repo="", item="", request_id="", name="", cache_state="", upstream="")
         scope["extensions"] = {REQUEST_NOTES_EXTENSION: {"exchange": noted}}
         recorder.on_request_end(scope, RequestEnd(200, 7, sent, 0.1, is_complete=True))
-    found = {
+    values = {
         (name.removeprefix("registry_http_"), labels.get("le")): value
         for name, labels, value in samples(metrics)
         if labels.get("handler") == "blob" and "_size_bytes" in name
     }
-    assert found["response_size_bytes_bucket", "1024"] == 1
-    assert found["response_size_bytes_bucket", str(2 << 20)] == 1
-    assert found["response_size_bytes_bucket", str(4 << 20)] == 2
-    assert found["response_size_bytes_sum", None] == 3_001_024
-    assert (found["request_size_bytes_bucket", "1024"], found["request_size_bytes_sum", None]) == (2, 14)
-    assert len([bound for name, bound in found if name == "request_size_bytes_bucket"]) == 23
+    assert values["response_size_bytes_bucket", "1024"] == 1
+    assert values["response_size_bytes_bucket", str(2 << 20)] == 1
+    assert values["response_size_bytes_bucket", str(4 << 20)] == 2
+    assert values["response_size_bytes_sum", None] == 3_001_024
+    assert (values["request_size_bytes_bucket", "1024"], values["request_size_bytes_sum", None]) == (2, 14)
+    assert len([bound for name, bound in values if name == "request_size_bytes_bucket"]) == 23
 
 
-def test_distributions_proxy_counts(metrics: Metrics) -> None:
-    """Distribution's proxy metrics count all upstreams together. A hit is a request for content that need not be
-    fetched."""
+def test_proxy_counts_of_distribution(metrics: Metrics) -> None:
+    """The proxy metrics with the names of the CNCF Distribution registry count all upstreams together. A request counts
+    as a hit if its content did not have to be fetched."""
     own = metrics.cells.own
     for upstream, cache in (("a", "miss"), ("b", "hit"), ("b", "stale"), ("b", "revalidated")):
         metrics.mirror.count_answer(own, upstream, "blobs", cache, 10)
     metrics.mirror.count_answer(own, "a", "tags", "miss", 10)
     UpstreamCounts(metrics.mirror, metrics.cells, "a").on_fetched("blob", 4)
-    found = {name: value for name, labels, value in samples(metrics) if labels.get("type") == "blob"}
-    assert found == {
+    values = {name: value for name, labels, value in samples(metrics) if labels.get("type") == "blob"}
+    assert values == {
         "registry_proxy_requests_total": 4,
         "registry_proxy_hits_total": 3,
         "registry_proxy_misses_total": 1,

@@ -1,4 +1,5 @@
-"""Eviction keeps the images that a cooldown serves, with a real store and the settings of an upstream."""
+"""Eviction deletes mirrored images if the cache is larger than its budget, but not images that are served because of a
+cooldown. A cooldown is the time for which a digest must hold an upstream's tag before the mirror serves it."""
 
 from __future__ import annotations
 
@@ -24,61 +25,63 @@ TAG = Tag("1")
 
 
 async def evictor_of(store: StoredRegistry, clock: Clock, cooldown: float) -> Evictor:
-    """Returns the evictor of a server whose cache may have one byte."""
+    """Returns the evictor of a server whose cache has a budget of one byte."""
     settings = Settings(upstream=[Upstream(name="docker.io", cache_max=ByteSize(1), cooldown=cooldown)])
     router = Router(store, {}, store.is_known_repository, NamingRules(["docker.io"]))
     await count_scopes(store.usage, store.leases, scope_definitions(settings))
     return upkeep_components(settings, store, router, clock).evictor
 
 
-async def mirror(store: StoredRegistry, clock: Clock, seed: str) -> Manifest:
-    """Stores an index of one image and points the upstream's tag at it. Returns the index."""
+async def store_mirrored_index(store: StoredRegistry, clock: Clock, seed: str) -> Manifest:
+    """Stores an index of one image, and records that the upstream's tag points at it. Returns the index."""
     child = image_of(await push_blob(store, APP, f"config of {seed}".encode()), [])
     index = index_of([child.descriptor])
     await store.put_manifest(APP, child, by=BY, sparse=True)
     await store.put_manifest(APP, index, [TAG], by=BY, sparse=True)
-    before = await store.upstream_tags.sightings(APP, TAG)
-    await store.upstream_tags.save_sightings(APP, TAG, [*before, Sighting(clock(), index.digest)])
+    sightings = await store.upstream_tags.sightings(APP, TAG)
+    await store.upstream_tags.save_sightings(APP, TAG, [*sightings, Sighting(clock(), index.digest)])
     clock.now += 1
     return index
 
 
-async def cached(store: StoredRegistry, *indexes: Manifest) -> list[bool]:
-    """Returns for each index whether it is cached with its image."""
-    found = []
+async def are_cached(store: StoredRegistry, *indexes: Manifest) -> list[bool]:
+    """Returns for each index whether the index and its image are cached."""
+    results = []
     for index in indexes:
         try:
             for digest in (index.digest, *(child.digest for child in index.manifests)):
                 for blob in (await store.get_manifest(APP, digest)).blobs:
                     await store.resolve_blob(APP, blob.digest)
         except (ManifestUnknown, BlobUnknown):
-            found.append(False)
+            results.append(False)
         else:
-            found.append(True)
-    return found
+            results.append(True)
+    return results
 
 
-async def test_what_a_cooldown_serves_stays(store: StoredRegistry, clock: Clock) -> None:
-    """An older image stays until the newest digest is served. Images that are not served are evicted."""
+async def test_an_image_that_a_cooldown_serves_is_not_evicted(store: StoredRegistry, clock: Clock) -> None:
+    """While the cooldown holds back the newest digest of a tag, the older image that is served stays. Images that are
+    not served are evicted."""
     evictor = await evictor_of(store, clock, 3 * DAY)
-    oldest = await mirror(store, clock, "oldest")
+    oldest = await store_mirrored_index(store, clock, "oldest")
     clock.pass_days(10)
-    served = await mirror(store, clock, "served")
+    served = await store_mirrored_index(store, clock, "served")
     clock.pass_days(10)
-    newest = await mirror(store, clock, "newest")
+    newest = await store_mirrored_index(store, clock, "newest")
     clock.pass_days(1)
     assert await evictor.evict() == 2
-    assert await cached(store, oldest, served, newest) == [False, True, False]
+    assert await are_cached(store, oldest, served, newest) == [False, True, False]
     clock.pass_days(1.9)
     assert await evictor.evict() == 0
     clock.pass_days(0.2)
     assert await evictor.evict() == 1
-    assert await cached(store, served) == [False]
+    assert await are_cached(store, served) == [False]
 
 
-async def test_without_a_cooldown_it_goes(store: StoredRegistry, clock: Clock) -> None:
+async def test_without_a_cooldown_all_images_are_evicted(store: StoredRegistry, clock: Clock) -> None:
+    """Without a cooldown, the images of all digests of a tag can be evicted."""
     evictor = await evictor_of(store, clock, 0.0)
-    images = [await mirror(store, clock, seed) for seed in ("older", "newer")]
+    images = [await store_mirrored_index(store, clock, seed) for seed in ("older", "newer")]
     clock.pass_days(1)
     assert await evictor.evict() == 2
-    assert await cached(store, *images) == [False, False]
+    assert await are_cached(store, *images) == [False, False]

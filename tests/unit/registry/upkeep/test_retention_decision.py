@@ -1,4 +1,5 @@
-"""The decision on a tag: it is kept if any condition keeps it, and the reason names the condition."""
+"""How a retention rule decides about a tag. A tag is kept if at least one condition of the rule keeps it. The reason
+names the condition."""
 
 from __future__ import annotations
 
@@ -23,76 +24,87 @@ def rule(**conditions: Any) -> RetentionRule:
     return RetentionRule(repositories=["team/**"], delete_all=not conditions, **conditions)
 
 
-def tag(name: str = "tag", *, pushed: float = 50, pulled: float | None = None) -> TagFacts:
-    """Returns the facts of a tag that was pushed and pulled this many days ago."""
+def tag_facts(name: str = "tag", *, pushed: float = 50, pulled: float | None = None) -> TagFacts:
+    """Returns the facts of a tag that was pushed `pushed` days ago and pulled `pulled` days ago."""
     when_pulled = None if pulled is None else NOW - pulled * DAY
     return TagFacts(Tag(name), digest_of(name.encode()), 1, NOW - pushed * DAY, when_pulled)
 
 
 @pytest.mark.parametrize(
-    ("conditions", "judged", "reason"),
+    ("conditions", "facts", "reason"),
     [
-        ({"keep_tags": ["v*", "latest"]}, tag("v1.0"), "matches v*"),
-        ({"keep_tags": ["v*", "latest"]}, tag("latest"), "matches latest"),
-        ({"keep_tags": ["[0-9]*"]}, tag("1.0"), "matches [0-9]*"),
-        ({"keep_pushed_within": "30d"}, tag(pushed=29), "pushed within 30d"),
-        ({"keep_pulled_within": "14d"}, tag(pulled=13), "pulled within 14d"),
-        ({"keep_pushed_within": "1h", "keep_pulled_within": "14d"}, tag(pulled=0), "pulled within 14d"),
+        ({"keep_tags": ["v*", "latest"]}, tag_facts("v1.0"), "matches v*"),
+        ({"keep_tags": ["v*", "latest"]}, tag_facts("latest"), "matches latest"),
+        ({"keep_tags": ["[0-9]*"]}, tag_facts("1.0"), "matches [0-9]*"),
+        ({"keep_pushed_within": "30d"}, tag_facts(pushed=29), "pushed within 30d"),
+        ({"keep_pulled_within": "14d"}, tag_facts(pulled=13), "pulled within 14d"),
+        ({"keep_pushed_within": "1h", "keep_pulled_within": "14d"}, tag_facts(pulled=0), "pulled within 14d"),
     ],
 )
-def test_a_condition_keeps_a_tag(conditions: dict[str, Any], judged: TagFacts, reason: str) -> None:
-    assert decide(rule(**conditions), judged, NOW, newest=None) == Decision(True, reason)
+def test_a_condition_keeps_a_tag(conditions: dict[str, Any], facts: TagFacts, reason: str) -> None:
+    """A tag that a condition keeps is kept, and the reason names this condition."""
+    assert decide(rule(**conditions), facts, NOW, newest=None) == Decision(True, reason)
 
 
 @pytest.mark.parametrize(
-    ("conditions", "judged", "reason"),
+    ("conditions", "facts", "reason"),
     [
-        ({"keep_tags": ["v*"]}, tag("V1"), "pushed 2024-01-03, never pulled"),
-        ({"keep_pushed_within": "30d"}, tag(pushed=31), "never pulled"),
-        ({"keep_pulled_within": "14d"}, tag(pushed=50, pulled=15), "last pulled 2024-02-07"),
-        ({"keep_pulled_within": "14d"}, tag(pushed=1), "never pulled"),
-        ({"delete_untagged_after": "7d", "keep_tags": ["other"]}, tag(), "never pulled"),
+        ({"keep_tags": ["v*"]}, tag_facts("V1"), "pushed 2024-01-03, never pulled"),
+        ({"keep_pushed_within": "30d"}, tag_facts(pushed=31), "never pulled"),
+        ({"keep_pulled_within": "14d"}, tag_facts(pushed=50, pulled=15), "last pulled 2024-02-07"),
+        ({"keep_pulled_within": "14d"}, tag_facts(pushed=1), "never pulled"),
+        ({"delete_untagged_after": "7d", "keep_tags": ["other"]}, tag_facts(), "never pulled"),
     ],
 )
-def test_a_tag_without_a_condition_that_keeps_it_is_deleted(
-    conditions: dict[str, Any], judged: TagFacts, reason: str
-) -> None:
-    decision = decide(rule(**conditions), judged, NOW, newest=None)
+def test_a_tag_that_no_condition_keeps_is_deleted(conditions: dict[str, Any], facts: TagFacts, reason: str) -> None:
+    """A tag that no condition keeps is deleted. The reason states when it was pushed and pulled."""
+    decision = decide(rule(**conditions), facts, NOW, newest=None)
     assert not decision.is_kept
     assert decision.reason.endswith(reason)
 
 
-def test_the_reason_of_a_deletion_says_all() -> None:
+def test_the_reason_of_a_deletion_has_all_facts() -> None:
+    """The reason of a deletion states that the tag is not one of the newest, when it was pushed, and when it was
+    pulled."""
     newest = TagPosition(NOW - DAY, "newer")
-    decision = decide(rule(keep_last=10), tag(pushed=50, pulled=20), NOW, newest=newest)
+    decision = decide(rule(keep_last=10), tag_facts(pushed=50, pulled=20), NOW, newest=newest)
     assert decision == Decision(False, "not one of the newest 10, pushed 2024-01-03, last pulled 2024-02-02")
 
 
 def test_the_newest_tags_are_kept() -> None:
-    """The newest tags are kept, which are all tags if there are no more than `keep_last`."""
+    """`keep_last` keeps the newest tags, by their push time and name. `newest` is the oldest of them; None: the
+    repository has no more than `keep_last` tags, and all are kept."""
     newest = TagPosition(NOW - 5 * DAY, "m")
-    judged = {
-        (name, pushed): decide(rule(keep_last=3), tag(name, pushed=pushed), NOW, newest=newest).is_kept
+    facts = {
+        (name, pushed): decide(rule(keep_last=3), tag_facts(name, pushed=pushed), NOW, newest=newest).is_kept
         for name in ("a", "m", "z")
         for pushed in (4, 5, 6)
     }
-    assert {key for key, is_kept in judged.items() if is_kept} == {("a", 4), ("m", 4), ("z", 4), ("a", 5), ("m", 5)}
-    assert decide(rule(keep_last=3), tag(pushed=99), NOW, newest=None) == Decision(True, "one of the newest 3")
+    assert {key for key, is_kept in facts.items() if is_kept} == {
+        ("a", 4),
+        ("m", 4),
+        ("z", 4),
+        ("a", 5),
+        ("m", 5),
+    }
+    assert decide(rule(keep_last=3), tag_facts(pushed=99), NOW, newest=None) == Decision(True, "one of the newest 3")
 
 
 def test_a_tag_that_may_have_been_pulled_is_kept() -> None:
-    """A tag is kept as long as pulls from before the update of the program, which were not recorded, could keep it."""
-    judged = replace(tag(pushed=50), unrecorded=NOW - 5 * DAY)
-    decision = decide(rule(keep_pulled_within="14d"), judged, NOW, newest=None)
+    """Pulls are recorded only since an update of the program. A tag is kept as long as an earlier pull, which was not
+    recorded, could keep it."""
+    facts = replace(tag_facts(pushed=50), unrecorded=NOW - 5 * DAY)
+    decision = decide(rule(keep_pulled_within="14d"), facts, NOW, newest=None)
     assert decision == Decision(True, "may have been pulled within 14d: pulls are recorded since 2024-02-17")
-    decision = decide(rule(keep_pulled_within="4d"), judged, NOW, newest=None)
+    decision = decide(rule(keep_pulled_within="4d"), facts, NOW, newest=None)
     assert decision == Decision(False, "pushed 2024-01-03, not pulled since 2024-02-17")
-    assert not decide(rule(keep_pushed_within="1d"), judged, NOW, newest=None).is_kept
+    assert not decide(rule(keep_pushed_within="1d"), facts, NOW, newest=None).is_kept
 
 
-def test_an_immutable_tag_is_kept_whatever_the_rule_says() -> None:
-    assert decide(rule(), tag(), NOW, newest=None, is_protected=True) == Decision(True, "it is immutable")
-    assert not decide(rule(), tag(), NOW, newest=None).is_kept
+def test_an_immutable_tag_is_always_kept() -> None:
+    """An immutable tag is kept even if the rule deletes all tags."""
+    assert decide(rule(), tag_facts(), NOW, newest=None, is_protected=True) == Decision(True, "it is immutable")
+    assert not decide(rule(), tag_facts(), NOW, newest=None).is_kept
 
 
 DAYS = st.floats(min_value=0, max_value=99, allow_nan=False)
@@ -116,17 +128,18 @@ CONDITIONS = st.fixed_dictionaries(
 def test_each_condition_alone_is_enough(
     conditions: dict[str, Any], name: str, pushed: float, pulled: float | None, newest: TagPosition | None
 ) -> None:
-    """A rule keeps exactly the tags that one of its conditions would keep as the only one."""
-    judged = tag(name, pushed=pushed, pulled=pulled)
-    alone = [rule(**{condition: value}) for condition, value in conditions.items() if value]
-    if alone:
-        is_kept = decide(rule(**conditions), judged, NOW, newest=newest).is_kept
-        assert is_kept == any(decide(one, judged, NOW, newest=newest).is_kept for one in alone)
+    """A rule keeps a tag exactly if at least one rule with only one of its conditions keeps the tag."""
+    facts = tag_facts(name, pushed=pushed, pulled=pulled)
+    single_condition_rules = [rule(**{condition: value}) for condition, value in conditions.items() if value]
+    if single_condition_rules:
+        is_kept = decide(rule(**conditions), facts, NOW, newest=newest).is_kept
+        assert is_kept == any(decide(each, facts, NOW, newest=newest).is_kept for each in single_condition_rules)
 
 
-def test_when_untagged_manifests_go() -> None:
-    """Untagged manifests are not deleted by default, and never within an hour of their push. A pull within
-    `keep_pulled_within` keeps them as well."""
+def test_limits_for_untagged_manifests() -> None:
+    """By default, untagged manifests are not deleted. With `delete_untagged_after`, they are deleted when they have
+    been untagged and not pulled for this time, but not within an hour of their push. A pull within `keep_pulled_within`
+    keeps them as well."""
     assert unused_limits(rule(keep_last=1), NOW) is None
     assert unused_limits(rule(keep_last=1, delete_untagged_after="0s"), NOW) == UnusedLimits(NOW - 3600, NOW, NOW)
     week, fortnight = NOW - 7 * DAY, NOW - 14 * DAY
@@ -136,10 +149,10 @@ def test_when_untagged_manifests_go() -> None:
 
 
 def test_a_tag_that_belongs_to_a_manifest_stays_with_it() -> None:
-    """The tag of a cosign signature or of a list of referrers is kept as long as its manifest exists, and deleted after
-    that. It does not count as one of the newest tags."""
+    """The name of a cosign signature's tag has the digest of the signed manifest. Such a tag is kept as long as this
+    manifest exists, and deleted after that. `keep_last` does not keep it."""
     subject = digest_of(b"signed")
-    signature = tag(f"sha256-{subject.encoded}.sig", pushed=0)
+    signature = tag_facts(f"sha256-{subject.encoded}.sig", pushed=0)
     assert decide(rule(keep_last=5), replace(signature, subject=subject), NOW, newest=None).is_kept
     assert not decide(rule(keep_last=5), signature, NOW, newest=None).is_kept
-    assert decide(rule(keep_last=5), tag("sha256-of-mine"), NOW, newest=None).is_kept
+    assert decide(rule(keep_last=5), tag_facts("sha256-of-mine"), NOW, newest=None).is_kept

@@ -1,4 +1,5 @@
-"""Retention and garbage collection in one process, while the clients of another process push, move, delete and pull."""
+"""Retention (rules that delete old tags and manifests) and garbage collection run while clients of two processes push,
+move, delete and pull images. No image that has a tag becomes incomplete."""
 
 from __future__ import annotations
 
@@ -21,16 +22,15 @@ from storage.upkeep.job_runner import run_in_command
 from tests.fakes.registry_content import BY, all_tags, index_of, push_image
 from tests.fakes.upkeep_store import APP, Clock, pull
 
-PUSHES = 12
-"""Of each client."""
-CLIENTS = 6
+PUSHES_PER_CLIENT = 12
+CLIENT_COUNT = 6
 TAGS = [Tag(name) for name in ("a", "b", "c", "v1")]
 RULE = RetentionRule(repositories=["**"], keep_last=1, keep_tags=["v*"], delete_untagged_after=0.0)
 
 
 class Client:
-    """Pushes images of two platforms that share some content with those of other clients. If content was collected
-    before a manifest referred to it, pushes it again, as real clients do after the error."""
+    """A client that pushes images with two platforms. The images share some content with those of other clients. If
+    content was collected before a manifest referred to it, the client pushes the content again."""
 
     def __init__(self, store: StoredRegistry, number: int, clock: Clock) -> None:
         self._store = store
@@ -40,21 +40,21 @@ class Client:
         self.pushed = 0
 
     async def run(self) -> None:
-        for number in range(PUSHES):
+        for number in range(PUSHES_PER_CLIENT):
             tag = self._random.choice(TAGS)
             while not await self._push(number, tag):
                 pass
             with suppress(ManifestUnknown):
-                found = await self._store.resolve_manifest(APP, self._random.choice(TAGS))
-                await pull(self._store, APP, found.digest, self._clock)
+                manifest = await self._store.resolve_manifest(APP, self._random.choice(TAGS))
+                await pull(self._store, APP, manifest.digest, self._clock)
                 if self._random.random() < 0.2:
                     await self._store.delete_tag(APP, self._random.choice(TAGS), by=BY)
 
     async def _push(self, number: int, tag: Tag) -> bool:
         try:
-            shared = await push_image(self._store, APP, f"shared {number % 3}")
-            own = await push_image(self._store, APP, f"{self._number} {number}")
-            index = index_of([shared.descriptor, own.descriptor])
+            shared_image = await push_image(self._store, APP, f"shared {number % 3}")
+            platform_image = await push_image(self._store, APP, f"{self._number} {number}")
+            index = index_of([shared_image.descriptor, platform_image.descriptor])
             await self._store.put_manifest(APP, index, [tag], by=BY)
         except (ManifestBlobUnknown, BlobUnknown):
             return False
@@ -62,8 +62,9 @@ class Client:
         return True
 
 
-async def retain(store: StoredRegistry, clock: Clock) -> int:
-    """Runs the job once, then garbage collection. Returns the number of deleted manifests."""
+async def run_retention(store: StoredRegistry, clock: Clock) -> int:
+    """Runs the retention job once, and then garbage collection. Returns the number of manifests that retention has
+    deleted."""
     judge = RetentionJudge([RULE], NamingRules(), store.metadata, store.retention)
     work = RetentionWork(judge, store.retention, clock)
     result: dict[str, int] = await run_in_command(store.jobs, store.leases, KIND, {}, work, actor="test")
@@ -71,40 +72,41 @@ async def retain(store: StoredRegistry, clock: Clock) -> int:
     return result["manifests_deleted"]
 
 
-async def check_whole(store: StoredRegistry, repo: RepositoryName, reference: Reference) -> None:
+async def check_complete(store: StoredRegistry, repo: RepositoryName, reference: Reference) -> None:
+    """Checks that a manifest, all its blobs, and all manifests that it lists exist."""
     manifest = await store.get_manifest(repo, reference)
     for blob in manifest.blobs:
         await store.resolve_blob(repo, blob.digest)
     for child in manifest.manifests:
-        await check_whole(store, repo, child.digest)
+        await check_complete(store, repo, child.digest)
 
 
 @pytest.mark.slow
-async def test_what_has_a_tag_is_whole(tmp_path: Path) -> None:
-    """An image with a tag is complete, whatever runs at the same time. The clock runs fast, so that everything without
-    a tag is old."""
+async def test_an_image_with_a_tag_is_complete(tmp_path: Path) -> None:
+    """Every image with a tag is complete, although retention and garbage collection run during the pushes. The clock
+    runs fast, so that all untagged content is old enough to be deleted."""
     clock = Clock()
     prepare_data_dir(tmp_path)
     async with (
         open_registry(tmp_path, grace=0, clock=clock) as first,
         open_registry(tmp_path, grace=0, clock=clock) as second,
     ):
-        clients = [Client((first, second)[number % 2], number, clock) for number in range(CLIENTS)]
+        clients = [Client((first, second)[number % 2], number, clock) for number in range(CLIENT_COUNT)]
         pushing = asyncio.gather(*(client.run() for client in clients))
         deleted = 0
         while not pushing.done():
             clock.now += 4000
-            deleted += await retain(first, clock)
+            deleted += await run_retention(first, clock)
             for tag in await all_tags(second, APP):
-                with suppress(ManifestUnknown):  # the tag was deleted, or moved and its image deleted
+                with suppress(ManifestUnknown):  # the tag was deleted, or was moved and its old image deleted
                     await second.get_manifest(APP, Tag(tag))
         await pushing
-        assert sum(client.pushed for client in clients) == CLIENTS * PUSHES
+        assert sum(client.pushed for client in clients) == CLIENT_COUNT * PUSHES_PER_CLIENT
         for tag in await all_tags(second, APP):
-            await check_whole(second, APP, Tag(tag))
+            await check_complete(second, APP, Tag(tag))
         clock.now += 4000
-        deleted += await retain(second, clock)
+        deleted += await run_retention(second, clock)
         for tag in await all_tags(first, APP):
-            await check_whole(first, APP, Tag(tag))
+            await check_complete(first, APP, Tag(tag))
         assert deleted > 20
         assert len(await all_tags(first, APP)) <= 2

@@ -1,4 +1,5 @@
-"""The job `retention` over a real store: what it deletes and keeps, and how it continues after a restart."""
+"""The retention job, which deletes tags and manifests by rules, over a real store. The tests check what it deletes and
+keeps, its preview, and how it continues after a restart."""
 
 from __future__ import annotations
 
@@ -37,8 +38,9 @@ def rule(repositories: str = "team/**", **conditions: Any) -> RetentionRule:
     return RetentionRule(repositories=repositories.split(","), **conditions)
 
 
-class Run:
-    """Runs the job and keeps its steps. Checks that the counted deletions are those of the result."""
+class RetentionRun:
+    """Runs the retention job and collects its steps. Checks that the counted deletions equal those in the job's
+    result."""
 
     def __init__(self, store: StoredRegistry, clock: Clock, *rules: RetentionRule, **options: Any) -> None:
         self.store = store
@@ -63,29 +65,29 @@ class Run:
         return result
 
     async def preview(self, repo: RepositoryName | None = None) -> tuple[dict[str, bool], PreviewSummary]:
-        """Returns for each tag or digest whether it would be kept, and the totals."""
+        """Returns for each tag or digest whether the job would keep it, and the totals of the preview."""
         lines: list[PreviewLine] = []
         summary = await RetentionPreview(self.judge, self.retention, self._clock).run(lines.append, repo)
-        return {line.tag or line.digest: line.is_kept for line in lines}, summary
+        return {entry.tag or entry.digest: entry.is_kept for entry in lines}, summary
 
 
-class Interrupted:
-    """A `Retention` that calls a function before each deletion of a tag."""
+class HookedRetention:
+    """A `Retention` that calls `before_delete` before each deletion of a tag."""
 
-    def __init__(self, inner: Retention, before: Callable[[TagFacts], Awaitable[None]]) -> None:
+    def __init__(self, inner: Retention, before_delete: Callable[[TagFacts], Awaitable[None]]) -> None:
         self._inner = inner
-        self._before = before
+        self._before_delete = before_delete
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     async def delete_tag(self, repo: RepositoryName, judged: TagFacts, *arguments: Any) -> bool:
-        await self._before(judged)
+        await self._before_delete(judged)
         return await self._inner.delete_tag(repo, judged, *arguments)
 
 
 async def push_daily(store: StoredRegistry, clock: Clock, repo: RepositoryName, *tags: str) -> list[Manifest]:
-    """Pushes one image a day with these tags."""
+    """Pushes an image for each of these tags, one per day."""
     images = []
     for tag in tags:
         images.append(await push_image(store, repo, f"{repo} {tag}", tag))
@@ -93,7 +95,7 @@ async def push_daily(store: StoredRegistry, clock: Clock, repo: RepositoryName, 
     return images
 
 
-async def has(store: StoredRegistry, repo: RepositoryName, manifest: Manifest) -> bool:
+async def has_manifest(store: StoredRegistry, repo: RepositoryName, manifest: Manifest) -> bool:
     try:
         await store.resolve_manifest(repo, manifest.digest)
     except ManifestUnknown:
@@ -102,204 +104,223 @@ async def has(store: StoredRegistry, repo: RepositoryName, manifest: Manifest) -
 
 
 async def test_tags_that_no_condition_keeps_are_deleted(store: StoredRegistry, clock: Clock) -> None:
-    """Tags that no condition keeps are deleted. Their manifests stay, the audit log names the actor, and other
-    repositories do not change."""
+    """Tags that no condition keeps are deleted, and their manifests stay. The audit log names retention as the actor.
+    Repositories that do not match the rule do not change."""
     images = await push_daily(store, clock, APP, "v1", "a", "b", "c", "d")
     await push_daily(store, clock, RepositoryName("private/app"), "a", "b")
     await pull(store, APP, images[1].digest, clock)
-    run = Run(store, clock, rule(keep_last=2, keep_tags=["v*"], keep_pulled_within="1d"))
+    run = RetentionRun(store, clock, rule(keep_last=2, keep_tags=["v*"], keep_pulled_within="1d"))
 
     result = await run()
 
     assert await all_tags(store, APP) == ["a", "c", "d", "v1"]
     assert await all_tags(store, RepositoryName("private/app")) == ["a", "b"]
-    assert await has(store, APP, images[2])
+    assert await has_manifest(store, APP, images[2])
     counts = {"repositories": 1, "tags_kept": 4, "tags_deleted": 1, "manifests_deleted": 0}
     assert result == {**counts, "warnings": []}
     [step] = run.steps
     assert (step["action"], step["repository"], step["tag"], step["rule"]) == ("delete", APP, "b", 1)
-    [line] = store.accounts.audit(AuditQuery(actor=ACTOR.name), 10).items
-    assert (line.action, line.target) == ("tag.delete", f"{APP}:b")
+    [entry] = store.accounts.audit(AuditQuery(actor=ACTOR.name), 10).items
+    assert (entry.action, entry.target) == ("tag.delete", f"{APP}:b")
 
 
 async def test_the_first_rule_that_matches_applies(store: StoredRegistry, clock: Clock) -> None:
+    """If several rules match a repository, only the first one applies."""
     await push_daily(store, clock, APP, "a", "b", "c")
     await push_daily(store, clock, OTHER, "a", "b", "c")
-    await Run(store, clock, rule("team/app", keep_last=2), rule("**", keep_last=1))()
+    await RetentionRun(store, clock, rule("team/app", keep_last=2), rule("**", keep_last=1))()
     assert await all_tags(store, APP) == ["b", "c"]
     assert await all_tags(store, OTHER) == ["c"]
 
 
-async def test_mirrored_repositories_are_left_alone(store: StoredRegistry, clock: Clock) -> None:
-    """Tags of mirrored repositories are kept, whatever pattern the rule has, because they follow the upstream."""
+async def test_tags_of_mirrored_repositories_are_kept(store: StoredRegistry, clock: Clock) -> None:
+    """Tags of mirrored repositories are kept even if a rule matches the repository, because they follow the
+    upstream."""
     await push_daily(store, clock, MIRRORED, "a", "b")
-    result = await Run(store, clock, rule("**", keep_last=1))()
+    result = await RetentionRun(store, clock, rule("**", keep_last=1))()
     assert await all_tags(store, MIRRORED) == ["a", "b"]
     assert result["repositories"] == 0
 
 
-async def test_a_multi_platform_image_stays_whole(store: StoredRegistry, clock: Clock) -> None:
-    """A pull of one platform keeps the index with all its children and referrers."""
+async def test_a_pull_of_one_platform_keeps_the_whole_image(store: StoredRegistry, clock: Clock) -> None:
+    """If a client pulls one platform of an image, the index, the manifests of all platforms and their referrers are
+    kept."""
     children = [await push_image(store, APP, platform) for platform in ("amd64", "arm64")]
     index = index_of([child.descriptor for child in children])
     await store.put_manifest(APP, index, [Tag("1")], by=BY)
     signature = await push_image(store, APP, "signature", subject=children[1].digest)
     clock.pass_days(30)
     await pull(store, APP, children[0].digest, clock)
-    kept = rule(keep_pulled_within="14d", delete_untagged_after="0s")
+    retention_rule = rule(keep_pulled_within="14d", delete_untagged_after="0s")
 
-    await Run(store, clock, kept)()
-    assert [await has(store, APP, manifest) for manifest in (index, *children, signature)] == [True] * 4
+    await RetentionRun(store, clock, retention_rule)()
+    assert [await has_manifest(store, APP, manifest) for manifest in (index, *children, signature)] == [True] * 4
 
     clock.pass_days(15)
-    result = await Run(store, clock, kept)()
-    assert [await has(store, APP, manifest) for manifest in (index, *children, signature)] == [False] * 4
+    result = await RetentionRun(store, clock, retention_rule)()
+    assert [await has_manifest(store, APP, manifest) for manifest in (index, *children, signature)] == [False] * 4
     assert (result["tags_deleted"], result["manifests_deleted"]) == (1, 4)
     assert await store.metadata.queued_links(clock() + 1, 100)  # garbage collection frees the space
 
 
 async def test_a_manifest_stays_for_a_while_after_its_tag(store: StoredRegistry, clock: Clock) -> None:
-    """`delete_untagged_after` counts from the deletion of the tag, so that the tag can be restored meanwhile."""
+    """The time of `delete_untagged_after` begins when the manifest's tag is deleted. Until it ends, the tag can be
+    restored."""
     old, _ = await push_daily(store, clock, APP, "old", "new")
     clock.pass_days(100)
-    run = Run(store, clock, rule(keep_last=1, delete_untagged_after="7d"))
+    run = RetentionRun(store, clock, rule(keep_last=1, delete_untagged_after="7d"))
     assert (await run())["manifests_deleted"] == 0
     clock.pass_days(6)
     assert (await run())["manifests_deleted"] == 0
-    assert await has(store, APP, old)
+    assert await has_manifest(store, APP, old)
     clock.pass_days(2)
     assert (await run())["manifests_deleted"] == 1
-    assert not await has(store, APP, old)
+    assert not await has_manifest(store, APP, old)
 
 
 async def test_untagged_manifests_stay_by_default(store: StoredRegistry, clock: Clock) -> None:
     """Without `delete_untagged_after`, untagged manifests are kept, because deployments may name them by digest."""
     image = await push_image(store, APP, "untagged")
     clock.pass_days(1000)
-    await Run(store, clock, rule(keep_last=1))()
-    assert await has(store, APP, image)
+    await RetentionRun(store, clock, rule(keep_last=1))()
+    assert await has_manifest(store, APP, image)
 
 
-async def test_a_push_between_judgement_and_deletion_wins(store: StoredRegistry, clock: Clock) -> None:
+async def test_a_tag_that_is_pushed_before_its_deletion_is_kept(store: StoredRegistry, clock: Clock) -> None:
+    """If a client pushes a tag after retention has decided to delete it, the tag is kept."""
     await push_daily(store, clock, APP, "a", "b", "c")
 
     async def push(judged: TagFacts) -> None:
         if judged.name == "a":
             await push_image(store, APP, "a, again", "a")
 
-    run = Run(store, clock, rule(keep_last=1), retention=Interrupted(store.retention, push))
+    run = RetentionRun(store, clock, rule(keep_last=1), retention=HookedRetention(store.retention, push))
     result = await run()
     assert await all_tags(store, APP) == ["a", "c"]
     assert [(step["tag"], step["action"]) for step in run.steps] == [("a", "keep"), ("b", "delete")]
     assert (result["tags_kept"], result["tags_deleted"]) == (2, 1)
 
 
-async def test_what_an_immutable_tag_needs_stays(store: StoredRegistry, clock: Clock) -> None:
-    """The manifest of an immutable tag is kept, with the manifests below it and their referrers. The preview gives this
-    reason."""
+async def test_content_of_an_immutable_tag_is_kept(store: StoredRegistry, clock: Clock) -> None:
+    """An immutable tag is kept, with its manifest, the manifests that it lists and their referrers. The preview states
+    that the tag is immutable."""
     child = await push_image(store, APP, "child")
     index = index_of([child.descriptor])
     await store.put_manifest(APP, index, [Tag("v1"), Tag("other")], by=BY)
     signature = await push_image(store, APP, "signature", subject=child.digest)
-    gone = await push_image(store, APP, "gone", "a")
+    deleted_image = await push_image(store, APP, "gone", "a")
     clock.pass_days(100)
-    everything = rule(delete_all=True, delete_untagged_after="0s")
+    delete_everything = rule(delete_all=True, delete_untagged_after="0s")
     immutable_tags = ImmutableTags([TagRule((NamePattern("team/app"),), (TagPattern("v*"),))])
-    run = Run(store, clock, everything, immutable_tags=immutable_tags)
+    run = RetentionRun(store, clock, delete_everything, immutable_tags=immutable_tags)
 
     lines: list[PreviewLine] = []
     await RetentionPreview(run.judge, store.retention, clock).run(lines.append)
-    assert {line.tag: line.reason for line in lines if line.is_kept} == {"v1": "it is immutable"}
+    assert {entry.tag: entry.reason for entry in lines if entry.is_kept} == {"v1": "it is immutable"}
     result = await run()
     assert await all_tags(store, APP) == ["v1"]
-    assert [await has(store, APP, each) for each in (index, child, signature, gone)] == [True, True, True, False]
+    assert [await has_manifest(store, APP, each) for each in (index, child, signature, deleted_image)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert (result["tags_kept"], result["tags_deleted"], result["manifests_deleted"]) == (1, 2, 1)
 
 
-async def test_what_retention_deletes_can_be_put_back(store: StoredRegistry, clock: Clock) -> None:
-    """During the grace period, a deleted multi-platform image can be put back completely, with its signatures."""
+async def test_a_deleted_image_can_be_restored(store: StoredRegistry, clock: Clock) -> None:
+    """Until the end of the grace period, an image that retention has deleted can be restored with all platforms and
+    signatures."""
     children = [await push_image(store, APP, platform) for platform in ("amd64", "arm64")]
     index = index_of([child.descriptor for child in children])
     await store.put_manifest(APP, index, [Tag("1")], by=BY)
     signature = await push_image(store, APP, "signature", subject=children[1].digest)
     image = [index, *children, signature]
     clock.pass_days(100)
-    everything = Run(store, clock, rule(delete_all=True, delete_untagged_after="0s"))
-    assert (await everything())["manifests_deleted"] == 4
+    delete_everything = RetentionRun(store, clock, rule(delete_all=True, delete_untagged_after="0s"))
+    assert (await delete_everything())["manifests_deleted"] == 4
     clock.now += DAY / 2
     await store.collector.collect()
     changes = TagChanges(store.tag_history, store.immutable_tags)
     await changes.restore(APP, Tag("1"), by=BY)
-    assert [await has(store, APP, manifest) for manifest in image] == [True] * 4
+    assert [await has_manifest(store, APP, manifest) for manifest in image] == [True] * 4
     for manifest in image:
         for blob in manifest.blobs:
             await store.resolve_blob(APP, blob.digest)
 
     clock.pass_days(1)
-    await everything()
+    await delete_everything()
     clock.now += DAY + 1
     await store.collector.collect()
     with pytest.raises(ManifestUnknown):
         await changes.restore(APP, Tag("1"), by=BY)
 
 
-async def test_a_job_goes_on_where_it_was_stopped(
+async def test_a_stopped_job_continues_with_the_next_repository(
     store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a restart, the job skips the repositories that it has finished. Its result counts them."""
+    """If the job is stopped and started again, it skips the repositories that it has finished. Its result counts all
+    repositories."""
     monkeypatch.setattr("storage.upkeep.job_runner.SAVE_SECONDS", 0.0)
     names = [RepositoryName(f"team/{name}") for name in ("a", "b", "c")]
     for name in names:
         await push_daily(store, clock, name, "old", "new")
     job = await store.jobs.add(KIND, {}, actor="test", is_resumable=True)
 
-    async def stop_in_b(judged: TagFacts) -> None:
+    async def stop_in_second_repository(judged: TagFacts) -> None:
         if await all_tags(store, names[0]) == ["new"]:
             raise JobStopped
 
-    interrupted = Run(store, clock, rule(keep_last=1), retention=Interrupted(store.retention, stop_in_b))
+    interrupted = RetentionRun(
+        store, clock, rule(keep_last=1), retention=HookedRetention(store.retention, stop_in_second_repository)
+    )
     with pytest.raises(JobStopped):
         await interrupted.work(JobContext(job, store.jobs))
-    stopped: Job = await store.jobs.job(job.id)
+    stopped_job: Job = await store.jobs.job(job.id)
     assert await all_tags(store, names[1]) == ["new", "old"]
 
-    for tag in ("later", "latest"):  # the job has done this repository
+    for tag in ("later", "latest"):  # the job has finished this repository
         await push_image(store, names[0], tag, tag)
-    result = await run_job(JobContext(stopped, store.jobs), store.jobs, Run(store, clock, rule(keep_last=1)).work)
+    result = await run_job(
+        JobContext(stopped_job, store.jobs), store.jobs, RetentionRun(store, clock, rule(keep_last=1)).work
+    )
     assert [len(await all_tags(store, name)) for name in names] == [3, 1, 1]
     assert (result["repositories"], result["tags_deleted"]) == (3, 3)
     assert (await store.jobs.job(job.id)).state is JobState.DONE
 
 
 async def test_a_killed_deletion_of_an_index_is_completed(store: StoredRegistry, clock: Clock) -> None:
-    """If the process is killed after the index was deleted, the next run deletes the manifests that belonged to it."""
+    """If the process is killed after it has deleted an index, the next run deletes the manifests that the index
+    listed."""
     children = [await push_image(store, APP, platform) for platform in ("amd64", "arm64")]
     index = index_of([child.descriptor for child in children])
     await store.put_manifest(APP, index, by=BY)
     clock.pass_days(2)
     await store.retention.delete_untagged(APP, index.digest, UnusedLimits(clock(), clock(), clock()), clock(), ACTOR)
-    result = await Run(store, clock, rule(keep_last=1, delete_untagged_after="1d"))()
+    result = await RetentionRun(store, clock, rule(keep_last=1, delete_untagged_after="1d"))()
     assert result["manifests_deleted"] == 2
 
 
-async def test_a_large_untagged_index_goes_in_steps(store: StoredRegistry, clock: Clock) -> None:
-    """One transaction deletes only a limited number of the children of an index."""
+async def test_a_large_untagged_index_is_deleted_in_steps(store: StoredRegistry, clock: Clock) -> None:
+    """One transaction deletes only a limited number of the manifests that an index lists. The job deletes all of them
+    in several transactions."""
     children = [await push_image(store, APP, str(number)) for number in range(25)]
     await store.put_manifest(APP, index_of([child.descriptor for child in children]), by=BY)
     clock.pass_days(2)
-    result = await Run(store, clock, rule(keep_last=1, delete_untagged_after="1d"))()
+    result = await RetentionRun(store, clock, rule(keep_last=1, delete_untagged_after="1d"))()
     assert result["manifests_deleted"] == 26
 
 
-async def test_a_preview_says_what_a_run_does(store: StoredRegistry, clock: Clock) -> None:
-    """A preview predicts what a run deletes, deletes nothing itself, and counts shared blobs once."""
+async def test_a_preview_predicts_a_run(store: StoredRegistry, clock: Clock) -> None:
+    """A preview states what a run would delete and how many bytes this would free. It deletes nothing. Shared blobs
+    count once."""
     old, new = await push_daily(store, clock, APP, "old", "new")
     await push_image(store, OTHER, f"{APP} old", "old")
     await push_image(store, OTHER, f"{APP} new", "new")
     clock.pass_days(100)
     untagged = await push_image(store, APP, "untagged")
     clock.pass_days(10)
-    run = Run(store, clock, rule(keep_tags=["new"], delete_untagged_after="7d"))
+    run = RetentionRun(store, clock, rule(keep_tags=["new"], delete_untagged_after="7d"))
 
     decisions, summary = await run.preview()
     assert decisions == {"old": False, "new": True, untagged.digest: False}
@@ -308,27 +329,29 @@ async def test_a_preview_says_what_a_run_does(store: StoredRegistry, clock: Cloc
     assert summary.bytes_left == 0
     assert await all_tags(store, APP) == ["new", "old"]
 
-    _, alone = await run.preview(APP)
-    assert alone.bytes_freed == sum(blob.size for blob in untagged.blobs)  # the other repository has the same image
+    _, app_summary = await run.preview(APP)
+    # The other repository has the same image.
+    assert app_summary.bytes_freed == sum(blob.size for blob in untagged.blobs)
     result = await run()
     assert (result["tags_deleted"], result["manifests_deleted"]) == (2, 1)
     clock.pass_days(8)
     assert (await run())["manifests_deleted"] == 2
-    assert await has(store, APP, new)
+    assert await has_manifest(store, APP, new)
 
 
-async def test_a_preview_says_what_stays_without_a_tag(store: StoredRegistry, clock: Clock) -> None:
-    """Without `delete_untagged_after`, the preview says that deleting tags frees no space."""
+async def test_a_preview_counts_content_that_stays_without_a_tag(store: StoredRegistry, clock: Clock) -> None:
+    """Without `delete_untagged_after`, the manifests of deleted tags stay. The preview counts their bytes as not
+    freed."""
     old, _ = await push_daily(store, clock, APP, "old", "new")
-    _, summary = await Run(store, clock, rule(keep_last=1)).preview()
+    _, summary = await RetentionRun(store, clock, rule(keep_last=1)).preview()
     assert (summary.bytes_freed, summary.bytes_left) == (0, sum(blob.size for blob in old.blobs))
 
 
-async def test_patterns_that_apply_to_nothing_are_said(store: StoredRegistry, clock: Clock) -> None:
-    """A pattern that matches no repository is reported. So is one that matches only repositories for which an earlier
-    rule decides."""
+async def test_patterns_that_apply_to_no_repository_are_reported(store: StoredRegistry, clock: Clock) -> None:
+    """A warning names each pattern that applies to no repository. This includes patterns that match only repositories
+    to which an earlier rule applies."""
     await push_daily(store, clock, APP, "a")
-    run = Run(store, clock, rule("team/**,taem/**", keep_last=1), rule("team/app", keep_last=1))
+    run = RetentionRun(store, clock, rule("team/**,taem/**", keep_last=1), rule("team/app", keep_last=1))
     _, summary = await run.preview()
     assert summary.warnings == [
         "rule 1: the pattern taem/** applies to no hosted repository with content",
@@ -340,40 +363,43 @@ async def test_patterns_that_apply_to_nothing_are_said(store: StoredRegistry, cl
 async def test_a_preview_of_all_repositories(
     store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It counts what goes and stays in each repository with a rule. A page ends when enough tags were judged."""
+    """The preview of all repositories counts the deleted and kept tags of each repository with a rule, in pages. A page
+    ends when a limited number of tags was judged."""
     third = RepositoryName("team/third")
     for repo, count in ((APP, 3), (OTHER, 1), (third, 2), (RepositoryName("private/app"), 1)):
         await push_daily(store, clock, repo, *(f"t{number}" for number in range(count)))
-    looked = RetentionPreview(Run(store, clock, rule(keep_last=1)).judge, store.retention, clock)
+    retention_preview = RetentionPreview(RetentionRun(store, clock, rule(keep_last=1)).judge, store.retention, clock)
 
     async def page(after: str | None, limit: int = 10) -> tuple[list[tuple[str, int, int]], bool]:
-        found = await looked.repositories(after, limit)
-        return [(each.repository, each.tags_kept, each.tags_deleted) for each in found.items], found.more
+        result = await retention_preview.repositories(after, limit)
+        return [(each.repository, each.tags_kept, each.tags_deleted) for each in result.items], result.more
 
-    everything = [(APP, 1, 2), (OTHER, 1, 0), (third, 1, 1)]
-    assert await page(None) == (everything, False)
-    assert await page(None, 2) == (everything[:2], True)
-    assert await page(OTHER) == (everything[2:], False)
+    all_previews = [(APP, 1, 2), (OTHER, 1, 0), (third, 1, 1)]
+    assert await page(None) == (all_previews, False)
+    assert await page(None, 2) == (all_previews[:2], True)
+    assert await page(OTHER) == (all_previews[2:], False)
     monkeypatch.setattr(preview, "MAX_JUDGED_TAGS", 3)
-    assert await page(None) == (everything[:1], True)
-    assert await page(APP) == (everything[1:], False)
+    assert await page(None) == (all_previews[:1], True)
+    assert await page(APP) == (all_previews[1:], False)
 
 
 async def test_a_preview_of_a_repository_without_a_rule(store: StoredRegistry, clock: Clock) -> None:
-    run = Run(store, clock, rule(keep_last=1))
+    """There is no preview for a repository without a rule or for a mirrored repository."""
+    run = RetentionRun(store, clock, rule(keep_last=1))
     for name in ("private/app", MIRRORED):
         with pytest.raises(NameUnknown, match=r"no .* rule in the settings applies to"):
             await run.preview(RepositoryName(name))
 
 
-async def test_a_push_of_an_index_is_not_disturbed(store: StoredRegistry, clock: Clock) -> None:
-    """Manifests that are pushed before their index have no tag yet. They are kept until the index is pushed."""
-    everything = rule(delete_all=True, delete_untagged_after="0s")
+async def test_manifests_are_kept_until_their_index_is_pushed(store: StoredRegistry, clock: Clock) -> None:
+    """A client pushes the manifests of an index before the index, so they have no tag at first. They are kept for a
+    while, until the index is pushed."""
+    delete_everything = rule(delete_all=True, delete_untagged_after="0s")
     child = await push_image(store, APP, "child")
     clock.now += 600
-    await Run(store, clock, everything)()
+    await RetentionRun(store, clock, delete_everything)()
     await store.put_manifest(APP, index_of([child.descriptor]), [Tag("1")], by=BY)
-    assert await has(store, APP, child)
+    assert await has_manifest(store, APP, child)
     clock.pass_days(1)
-    await Run(store, clock, everything)()
-    assert not await has(store, APP, child)
+    await RetentionRun(store, clock, delete_everything)()
+    assert not await has_manifest(store, APP, child)

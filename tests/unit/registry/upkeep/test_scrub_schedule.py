@@ -1,4 +1,4 @@
-"""When a server starts a round of scrub by itself."""
+"""The schedule of scrubs. A scrub reads all content and checks its digests. One pass over all content is a round."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ DAY = 86400.0
 
 
 class Clock:
+    """A clock that stands still until a test moves it."""
+
     now = 1_000_000_000.0
 
     def __call__(self) -> float:
         return self.now
 
 
-async def reached(store: StoredRegistry, job: Job, state: JobState) -> Job:
-    """Waits until the job is in this state."""
+async def wait_for_state(store: StoredRegistry, job: Job, state: JobState) -> Job:
+    """Waits until the job has this state, and returns the job."""
     for _ in range(2000):
-        found = await store.jobs.job(job.id)
-        if found.state is state:
-            return found
+        stored_job = await store.jobs.job(job.id)
+        if stored_job.state is state:
+            return stored_job
         await asyncio.sleep(0.01)
-    pytest.fail(f"job {job.id} is {found.state}, not {state}")
+    pytest.fail(f"job {job.id} is {stored_job.state}, not {state}")
 
 
 def router_of(store: StoredRegistry) -> Router:
@@ -45,14 +47,14 @@ def router_of(store: StoredRegistry) -> Router:
 
 
 async def test_rounds_start_on_schedule(tmp_path: Path) -> None:
-    """The first round starts when the oldest blob is one interval old, each further round one interval after the end of
-    the last. Two rounds never run at the same time."""
+    """The first round starts when the oldest blob is one interval old. Each further round starts one interval after the
+    end of the previous round. If several processes check the schedule at the same time, only one starts a round."""
     prepare_data_dir(tmp_path)
     clock, settings = Clock(), ScrubSettings(every=30 * DAY)
     async with open_registry(tmp_path, clock=clock) as store:
         assert await start_if_due(settings, store, clock) is None
         clock.now += 100 * DAY
-        assert await start_if_due(settings, store, clock) is None  # there is nothing to read
+        assert await start_if_due(settings, store, clock) is None  # the store has no content
         await push_blob(store, APP, b"first")
         clock.now += 30 * DAY - 1
         assert await start_if_due(settings, store, clock) is None
@@ -63,7 +65,7 @@ async def test_rounds_start_on_schedule(tmp_path: Path) -> None:
         assert await start_if_due(settings, store, clock) is None
         works = {KIND: scrub_work(settings, store, router_of(store))}
         runner = asyncio.create_task(JobRunner(store.jobs, store.leases, works).run())
-        assert ((await reached(store, job, JobState.DONE)).result or {})["blobs"] == 1
+        assert ((await wait_for_state(store, job, JobState.DONE)).result or {})["blobs"] == 1
         runner.cancel()
         [done] = await store.damage.rounds(5)
         assert (done.ended, done.blobs) == (clock.now, 1)
@@ -74,7 +76,7 @@ async def test_rounds_start_on_schedule(tmp_path: Path) -> None:
 
 
 async def test_a_stopped_round_continues_after_a_day(tmp_path: Path) -> None:
-    """A stopped round continues after a day, or after the interval if that is shorter."""
+    """A stopped round continues a day later, or one interval later if the interval is shorter than a day."""
     prepare_data_dir(tmp_path)
     clock = Clock()
     async with open_registry(tmp_path, clock=clock) as store:
@@ -86,7 +88,7 @@ async def test_a_stopped_round_continues_after_a_day(tmp_path: Path) -> None:
 
 
 async def test_a_server_continues_after_a_restart(tmp_path: Path) -> None:
-    """If a process ends in the middle of a round, the next process continues the job at the same place."""
+    """If a process ends in the middle of a round, the next process continues the same job and the same round."""
     prepare_data_dir(tmp_path)
     settings = ScrubSettings(every=30 * DAY, rate=1)  # type: ignore[arg-type]  # slow enough to be interrupted
     async with open_registry(tmp_path) as store:
@@ -95,13 +97,13 @@ async def test_a_server_continues_after_a_restart(tmp_path: Path) -> None:
         job = await store.jobs.add(KIND, {}, actor="alice", is_resumable=True)
         works = {KIND: scrub_work(settings, store, router_of(store))}
         runner = asyncio.create_task(JobRunner(store.jobs, store.leases, works).run())
-        await reached(store, job, JobState.RUNNING)
+        await wait_for_state(store, job, JobState.RUNNING)
         runner.cancel()
         await asyncio.gather(runner, return_exceptions=True)
         assert (await store.jobs.job(job.id)).ended is None
     async with open_registry(tmp_path) as store:
         works = {KIND: scrub_work(ScrubSettings(), store, router_of(store))}
         runner = asyncio.create_task(JobRunner(store.jobs, store.leases, works).run())
-        assert ((await reached(store, job, JobState.DONE)).result or {})["blobs"] == 3
+        assert ((await wait_for_state(store, job, JobState.DONE)).result or {})["blobs"] == 3
         runner.cancel()
         assert len(await store.damage.rounds(5)) == 1

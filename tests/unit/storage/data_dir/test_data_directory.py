@@ -1,4 +1,4 @@
-"""The data directory: creation, migration, and what is refused."""
+"""The data directory of a registry: how it is created and migrated, and which directories are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.full_store
 APP = RepositoryName("team/app")
 
 
-def _version(data: Path) -> int:
+def _schema_version(data: Path) -> int:
     db = apsw.Connection(str(data / "entrepot.db"))
     try:
         return int(db.pragma("user_version"))
@@ -46,14 +46,15 @@ async def _push(data: Path, body: bytes) -> None:
         await writer.aclose()
 
 
-async def test_prepare_can_be_repeated_and_keeps_what_is_there(tmp_path: Path) -> None:
-    """A second prepare changes nothing. Content that was pushed between the two stays."""
+async def test_prepare_can_be_repeated_and_keeps_content(tmp_path: Path) -> None:
+    """If a data directory is prepared twice, the second call changes nothing. Content that was pushed between the two
+    calls stays."""
     prepare_data_dir(tmp_path / "data")
     await _push(tmp_path / "data", b"hello")
     prepare_data_dir(tmp_path / "data")
     async with open_registry(tmp_path / "data") as registry:
         assert (await registry.resolve_blob(APP, digest_of(b"hello"))).size == 5
-    assert _version(tmp_path / "data") == migrations()[-1][0]
+    assert _schema_version(tmp_path / "data") == migrations()[-1][0]
 
 
 @pytest.mark.slow
@@ -61,8 +62,8 @@ def test_prepare_may_run_in_several_processes_at_once(tmp_path: Path) -> None:
     """Four processes that prepare the same data directory at the same time all succeed."""
     script = "import sys; from pathlib import Path; from storage.composition import prepare_data_dir\n"
     script += "sys.stdin.readline(); prepare_data_dir(Path(sys.argv[1]))"
-    for turn in range(3):
-        data = tmp_path / f"data {turn}"
+    for attempt in range(3):
+        data = tmp_path / f"data {attempt}"
         processes = [
             subprocess.Popen([sys.executable, "-c", script, str(data)], cwd=ROOT, stdin=subprocess.PIPE, text=True)
             for _ in range(4)
@@ -72,11 +73,11 @@ def test_prepare_may_run_in_several_processes_at_once(tmp_path: Path) -> None:
             process.stdin.write("go\n")
             process.stdin.close()
         assert [process.wait(60) for process in processes] == [0] * 4
-        assert _version(data) == migrations()[-1][0]
+        assert _schema_version(data) == migrations()[-1][0]
 
 
 def test_the_migrations_are_numbered_without_a_gap() -> None:
-    """The migrations have the numbers 1, 2, 3 and so on."""
+    """The migrations are numbered from 1, without a gap."""
     assert [number for number, _ in migrations()] == list(range(1, len(migrations()) + 1))
 
 
@@ -85,15 +86,15 @@ def _schema(data: Path) -> list[str]:
         return [sql for (sql,) in db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")]
 
 
-@pytest.mark.parametrize("earlier", [0, 7], ids=["new", "of version 7"])
-def test_other_programs_can_open_the_database(tmp_path: Path, earlier: int) -> None:
-    """Programs with an older SQLite can open the database, such as the `sqlite3` of Debian 12. Before version 3.47,
-    `raise` accepts only a constant message, and one trigger that SQLite cannot parse makes the whole database
-    unreadable."""
+@pytest.mark.parametrize("earlier_version", [0, 7], ids=["new", "of version 7"])
+def test_other_programs_can_open_the_database(tmp_path: Path, earlier_version: int) -> None:
+    """Programs with an older SQLite, such as the `sqlite3` of Debian 12, can open the database. Before version 3.47,
+    `raise` in a trigger accepts only a constant message. One trigger that SQLite cannot parse would make the whole
+    database unreadable."""
     data = tmp_path / "data"
     prepare_data_dir(data)
-    if earlier:
-        _made_older(data / "entrepot.db", earlier)
+    if earlier_version:
+        _downgrade(data / "entrepot.db", earlier_version)
         prepare_data_dir(data)
     messages = [message for sql in _schema(data) for message in re.findall(r"raise\s*\(\s*\w+\s*,([^)]*)\)", sql)]
     assert messages
@@ -103,8 +104,8 @@ def test_other_programs_can_open_the_database(tmp_path: Path, earlier: int) -> N
         assert db.execute("PRAGMA user_version").fetchone() == (migrations()[-1][0],)
 
 
-def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
-    """The error says in one line what to do. The database does not change."""
+def test_a_database_of_a_newer_version_is_refused_and_unchanged(tmp_path: Path) -> None:
+    """A database of a newer version of Entrepot is refused. The error is one line, and the database does not change."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     db = apsw.Connection(str(data / "entrepot.db"))
@@ -113,11 +114,11 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path)
     with pytest.raises(DataDirectoryError, match="newer Entrepot") as caught:
         prepare_data_dir(data)
     assert "\n" not in str(caught.value)
-    assert _version(data) == 999
+    assert _schema_version(data) == 999
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
-    """The error is one line, and the file does not change."""
+    """If the database file is not a SQLite database, it is refused and does not change."""
     data = tmp_path / "data"
     data.mkdir()
     (data / "entrepot.db").write_bytes(b"this is something else altogether" * 100)
@@ -127,46 +128,47 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 class _Interrupted(System):
-    """Stops before the sync of directory `number`. Records which directories were synced."""
+    """A system that raises an error instead of the sync number `number`. If `number` is 0, it raises none. Records
+    which paths were synced."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
-        self._left = number
+        self._syncs_left = number
         self.synced: set[str] = set()
 
     def sync(self, fd: int) -> None:
-        self._left -= 1
-        if self._left == 0:
+        self._syncs_left -= 1
+        if self._syncs_left == 0:
             raise OSError(5, "stopped by the test")
         self.synced.add(os.readlink(f"/proc/self/fd/{fd}"))
         super().sync(fd)
 
 
 @pytest.mark.parametrize("number", range(1, 8))
-def test_a_prepare_that_was_broken_off_is_made_good_by_the_next(number: int, tmp_path: Path) -> None:
-    """If a prepare stopped after it had created directories and before it had synced them, the next prepare syncs
-    them."""
+def test_interrupted_prepare_is_completed_by_the_next(number: int, tmp_path: Path) -> None:
+    """If the preparation of a data directory stops after it has created directories and before it has synced them, the
+    next preparation syncs them."""
     data = tmp_path / "data"
-    first, second = _Interrupted(number), _Interrupted(0)
+    interrupted_system, next_system = _Interrupted(number), _Interrupted(0)
     try:
-        prepare_data_dir(data, first)
+        prepare_data_dir(data, interrupted_system)
     except DataDirectoryError:
         assert number
-    prepare_data_dir(data, second)
-    wanted = {tmp_path, data, data / "blobs", data / "blobs/sha256", data / "blobs/sha512"}
-    assert {str(path) for path in wanted} <= second.synced
+    prepare_data_dir(data, next_system)
+    required_paths = {tmp_path, data, data / "blobs", data / "blobs/sha256", data / "blobs/sha512"}
+    assert {str(path) for path in required_paths} <= next_system.synced
 
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "ext4", "tmpfs", "overlay"])
 @pytest.mark.parametrize("name", ["plain", "with space", "Bücher", "back\\slash"])
-def test_the_file_system_is_told_from_mountinfo(kind: str, name: str, tmp_path: Path) -> None:
-    """The innermost mount of a path is found, with its optional fields and escaped characters, on whichever line it
-    is."""
-    inner = str(tmp_path / name).replace("\\", "\\134").replace(" ", "\\040")
+def test_file_system_type_is_read_from_mountinfo(kind: str, name: str, tmp_path: Path) -> None:
+    """The type of a path's file system is that of the innermost mount in /proc/self/mountinfo. The mount is found on
+    any line, with optional fields, and with escaped characters in its path."""
+    mount = str(tmp_path / name).replace("\\", "\\134").replace(" ", "\\040")
     lines = [
         "22 1 8:1 / / rw,relatime shared:1 - xfs /dev/sda1 rw",
-        f"30 22 0:40 / {inner} rw,relatime shared:2 master:3 propagate_from:4 - {kind} server:/export rw,vers=4.2",
-        f"31 22 0:41 / {inner}-other rw - btrfs /dev/sdb rw",
+        f"30 22 0:40 / {mount} rw,relatime shared:2 master:3 propagate_from:4 - {kind} server:/export rw,vers=4.2",
+        f"31 22 0:41 / {mount}-other rw - btrfs /dev/sdb rw",
         "a line that is none",
         "",
     ]
@@ -176,46 +178,46 @@ def test_the_file_system_is_told_from_mountinfo(kind: str, name: str, tmp_path: 
         assert filesystem_of(tmp_path / f"{name}s", text) == "xfs"
 
 
-def test_a_file_system_that_is_mounted_over_counts(tmp_path: Path) -> None:
-    """Of two mounts at the same path, the later one is found."""
+def test_the_last_mount_at_a_path_counts(tmp_path: Path) -> None:
+    """If two file systems are mounted at the same path, the type is that of the later mount."""
     text = f"1 0 8:1 / / rw - ext4 a rw\n2 1 0:1 / {tmp_path} rw - nfs b rw\n3 1 0:2 / {tmp_path} rw - tmpfs c rw"
     assert filesystem_of(tmp_path, text) == "tmpfs"
 
 
-def _file(path: Path) -> Path:
+def _make_file(path: Path) -> Path:
     path.write_text("")
     return path
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "error_text"),
     [
-        (lambda tmp: _file(tmp / "file"), "is not a directory"),
-        (lambda tmp: _file(tmp / "file") / "below", "cannot make the data directory"),
+        (lambda tmp: _make_file(tmp / "file"), "is not a directory"),
+        (lambda tmp: _make_file(tmp / "file") / "below", "cannot make the data directory"),
         (lambda _: Path("/proc/self/data"), "cannot make the data directory"),
         (lambda _: Path("/proc/self"), "cannot write to the data directory"),
     ],
 )
 def test_a_directory_that_cannot_be_used_is_refused_in_one_line(
-    make: Callable[[Path], Path], says: str, tmp_path: Path
+    make: Callable[[Path], Path], error_text: str, tmp_path: Path
 ) -> None:
-    """The error names the directory and says what is wrong with it."""
+    """The error is one line, names the directory, and says what is wrong with it."""
     path = make(tmp_path)
-    with pytest.raises(DataDirectoryError, match=says) as caught:
+    with pytest.raises(DataDirectoryError, match=error_text) as caught:
         ensure_usable(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_directory_without_the_right_to_write_is_refused(tmp_path: Path) -> None:
-    """A directory that this user may not write is refused before anything is created in it."""
+def test_a_directory_without_write_permission_is_refused(tmp_path: Path) -> None:
+    """A directory to which the server's user may not write is refused before anything is created in it."""
     data = tmp_path / "data"
     data.mkdir(mode=0o555)
     data.chmod(0o555)
     tmp_path.chmod(0o755)
     script = "import os, sys; from pathlib import Path; from storage.data_dir.check import ensure_usable\n"
     script += "os.geteuid() or os.setuid(65534)\nensure_usable(Path('.'))"
-    run = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script],
         cwd=data,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -223,26 +225,26 @@ def test_a_directory_without_the_right_to_write_is_refused(tmp_path: Path) -> No
         text=True,
     )
     data.chmod(0o755)
-    assert "DataDirectoryError: cannot write to the data directory" in run.stderr
+    assert "DataDirectoryError: cannot write to the data directory" in process.stderr
     assert not list(data.iterdir())
 
 
-CONFIRMED = 5
-"""The version from which on links say whether the repository itself brought its blob."""
+CONFIRMED_LINKS_VERSION = 5
+"""The first schema version that records for each link whether its blob was pushed to this repository."""
 
 
-def _made_older(database: Path, version: int) -> None:
-    """Returns a database with the tables of an earlier version and with the same rows, as far as that version has
-    them."""
-    old = database.with_suffix(".old")
-    db = apsw.Connection(str(old))
+def _downgrade(database: Path, version: int) -> None:
+    """Replaces the database by one with the tables of an earlier version. The rows stay, as far as the earlier version
+    has their tables and columns."""
+    old_database = database.with_suffix(".old")
+    db = apsw.Connection(str(old_database))
     for _, sql in migrations()[:version]:
         db.execute(sql)
     tables = [name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
     db.execute("ATTACH ? AS new", (str(database),))
     for table in tables:
         columns = ", ".join(name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", (table,)))
-        db.execute(f"DELETE FROM {table}")  # what a migration itself puts there
+        db.execute(f"DELETE FROM {table}")  # deletes rows that a migration has inserted
         db.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM new.{table}")
     db.execute("DETACH new")
     db.pragma("user_version", version)
@@ -250,14 +252,14 @@ def _made_older(database: Path, version: int) -> None:
     db.close()
     for name in (f"{database}-wal", f"{database}-shm"):
         Path(name).unlink(missing_ok=True)
-    old.rename(database)
+    old_database.rename(database)
 
 
 @pytest.mark.parametrize("version", range(1, len(migrations())))
 @pytest.mark.slow
-async def test_a_data_directory_of_an_earlier_version_becomes_one_of_this(tmp_path: Path, version: int) -> None:
-    """After the migration, pushed content is there, an upload session can continue, new features work, and other users
-    of the machine can no longer read the database."""
+async def test_a_data_directory_of_an_earlier_version_is_migrated(tmp_path: Path, version: int) -> None:
+    """After the migration, pushed content can be read, an upload session can continue, and new features work. Other
+    users of the machine can no longer read the database."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     await _push(data, b"hello")
@@ -268,15 +270,16 @@ async def test_a_data_directory_of_an_earlier_version_becomes_one_of_this(tmp_pa
     if version == 1:
         (data / "partials").rmdir()
     (data / "blobs").chmod(0o755)
-    _made_older(data / "entrepot.db", version)
+    _downgrade(data / "entrepot.db", version)
     (data / "entrepot.db").chmod(0o644)
     prepare_data_dir(data)
     async with open_registry(data, boot="one") as registry:
         assert (await registry.resolve_blob(APP, digest_of(b"hello"))).size == 5
         assert await registry.upload_offset(APP, writer.id, by=Actor("somebody")) == 4
         assert not registry.accounts.has_had_account()
-        pushed = await registry.records.is_confirmed(APP, digest_of(b"hello"))
-        assert pushed == (version >= CONFIRMED)  # links of older versions have to be asked about
+        is_confirmed = await registry.records.is_confirmed(APP, digest_of(b"hello"))
+        # For links of older versions, the upstream has to confirm the blob.
+        assert is_confirmed == (version >= CONFIRMED_LINKS_VERSION)
         partial = await registry.partials.claim(digest_of(b"far"), 3)
         partial.write_at(0, b"far")
         await partial.commit(APP)
@@ -285,11 +288,11 @@ async def test_a_data_directory_of_an_earlier_version_becomes_one_of_this(tmp_pa
         await registry.records.save_token("key", "token", 2e9)
         modes = {file.name: file.stat().st_mode & 0o007 for file in data.glob("entrepot.db*")}
     assert modes == {"entrepot.db": 0, "entrepot.db-wal": 0, "entrepot.db-shm": 0}
-    assert [found.name for found in data.iterdir() if found.is_dir() and _others(found)] == []
+    assert [path.name for path in data.iterdir() if path.is_dir() and _permissions_of_others(path)] == []
 
 
-async def test_others_on_the_machine_read_nothing(tmp_path: Path) -> None:
-    """Other users of the machine cannot read the data, whatever umask the server has."""
+async def test_other_users_of_the_machine_cannot_read_the_data(tmp_path: Path) -> None:
+    """Other users of the machine cannot read the data, even if the server's umask is 0."""
     data = tmp_path / "data"
     umask = os.umask(0)
     try:
@@ -299,22 +302,22 @@ async def test_others_on_the_machine_read_nothing(tmp_path: Path) -> None:
             await writer.write(b"hello")
             await writer.commit(digest_of(b"hello"))
             await writer.aclose()
-            left = await registry.start_upload(APP)
-            await left.write(b"half")
-            await left.aclose()
-            open_to_others = [found for found in data.iterdir() if found.is_dir() and _others(found)]
-            files = [found for found in (data / "blobs").rglob("*") if found.is_file()]
-            assert (len(files), [found for found in files if _others(found)], open_to_others) == (1, [], [])
+            unfinished_upload = await registry.start_upload(APP)
+            await unfinished_upload.write(b"half")
+            await unfinished_upload.aclose()
+            open_to_others = [path for path in data.iterdir() if path.is_dir() and _permissions_of_others(path)]
+            files = [path for path in (data / "blobs").rglob("*") if path.is_file()]
+            assert (len(files), [path for path in files if _permissions_of_others(path)], open_to_others) == (1, [], [])
     finally:
         os.umask(umask)
 
 
-def _others(path: Path) -> int:
+def _permissions_of_others(path: Path) -> int:
     """Returns the permission bits of other users on a path."""
     return path.stat().st_mode & 0o007
 
 
-class _NoTurns(System):
+class _NoLeasesFile(System):
     """A system that cannot open the file of the leases."""
 
     def open(self, path: Path, flags: int, mode: int = 0o640) -> int:
@@ -323,29 +326,29 @@ class _NoTurns(System):
         return super().open(path, flags, mode)
 
 
-async def test_what_cannot_be_opened_leaves_nothing_open(data: Path) -> None:
+async def test_a_registry_that_cannot_be_opened_leaves_nothing_open(data: Path) -> None:
     """If the last part of the registry cannot be opened, the other parts are closed: no file stays open and no thread
     runs."""
 
-    def held() -> tuple[list[str], list[str]]:
-        fds = [os.readlink(found) for found in Path("/proc/self/fd").iterdir() if found.is_symlink()]
+    def open_resources() -> tuple[list[str], list[str]]:
+        files = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
         threads = [thread.name for thread in threading.enumerate() if thread.name == "metadata"]
-        return [name for name in fds if name.startswith(str(data))], threads
+        return [name for name in files if name.startswith(str(data))], threads
 
-    kept = []
+    errors = []
     with pytest.raises(StorageFailed) as caught:
-        async with open_registry(data, system=_NoTurns()):
+        async with open_registry(data, system=_NoLeasesFile()):
             pass
-    kept.append(caught)  # and with it every frame of the attempt
-    assert held() == ([], [])
+    errors.append(caught)  # also keeps every stack frame of the attempt alive
+    assert open_resources() == ([], [])
 
 
-def test_a_frozen_database_is_not_read_once_it_thawed(data: Path) -> None:
-    """A frozen database is opened read-only on a full disk. Once other processes may write again, the cached pages of
-    its connection are out of date. So the connection raises an error, and never returns old or broken rows."""
-    with closing(ImmutableDatabase(layout_of(data))) as frozen:
-        assert frozen.db.execute("SELECT count(*) FROM repository").get == 0
-        frozen.retire()
+def test_a_read_only_database_is_not_read_after_retire(data: Path) -> None:
+    """On a full disk, the database is opened read-only. Once other processes may write again, the cached pages of this
+    connection are out of date. So after `retire`, the connection raises an error and never returns old rows."""
+    with closing(ImmutableDatabase(layout_of(data))) as database:
+        assert database.db.execute("SELECT count(*) FROM repository").get == 0
+        database.retire()
         for sql in ("SELECT count(*) FROM repository", "SELECT name FROM sqlite_schema"):
             with pytest.raises(StorageFull):
-                frozen.db.execute(sql)
+                database.db.execute(sql)

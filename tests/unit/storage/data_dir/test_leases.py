@@ -1,5 +1,5 @@
-"""Leases and slots, in one process and over several. A *lease* is the exclusive right to do some work, a *slot* one of
-a limited number of permits."""
+"""Leases and slots, within one process and between processes. A *lease* is the exclusive right to do some work. A
+*slot* is one of a limited number of permits."""
 
 from __future__ import annotations
 
@@ -23,51 +23,53 @@ async def leases(tmp_path: Path) -> AsyncIterator[FileLeases]:
     opened.close()
 
 
-async def test_a_lease_is_had_by_one_at_a_time_in_the_order_of_asking(leases: FileLeases) -> None:
-    """Twenty tasks that take the lease of one key get it one at a time, in the order of their calls. The lease of
-    another key is free meanwhile."""
+async def test_a_lease_has_one_owner_at_a_time_in_the_order_of_requests(leases: FileLeases) -> None:
+    """Twenty tasks request the lease of the same key. They get it one at a time, in the order of their calls. Meanwhile
+    the lease of another key is free."""
     order: list[int] = []
-    inside = 0
+    owners = 0
 
-    async def one(number: int) -> None:
-        nonlocal inside
+    async def take_both(number: int) -> None:
+        nonlocal owners
         async with leases.take("token docker.io"):
-            inside += 1
-            assert inside == 1
+            owners += 1
+            assert owners == 1
             async with leases.take("token ghcr.io"):
                 await asyncio.sleep(0)
             order.append(number)
-            inside -= 1
+            owners -= 1
 
-    await asyncio.gather(*map(one, range(20)))
+    await asyncio.gather(*map(take_both, range(20)))
     assert order == list(range(20))
 
 
-async def test_two_openings_of_the_file_exclude_each_other(leases: FileLeases, tmp_path: Path) -> None:
-    """Two openings of the file in one process exclude each other, as those of two processes do."""
-    neighbour = FileLeases(tmp_path / "leases", System())
-    async with neighbour.take("a"), neighbour.slot("n", 1):
+async def test_two_instances_for_the_same_file_exclude_each_other(leases: FileLeases, tmp_path: Path) -> None:
+    """Two instances of `FileLeases` that open the same file in one process exclude each other, as the instances of two
+    processes do."""
+    other_leases = FileLeases(tmp_path / "leases", System())
+    async with other_leases.take("a"), other_leases.slot("n", 1):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.02), leases.take("a"):
                 pass
-        async with leases.try_slot("n", 1) as have:
-            assert not have
-        waiting = asyncio.create_task(_had(leases, "a"))
+        async with leases.try_slot("n", 1) as has_slot:
+            assert not has_slot
+        waiting = asyncio.create_task(_take_and_release(leases, "a"))
         await asyncio.sleep(0)
         assert not waiting.done()
     await waiting
-    neighbour.close()
+    other_leases.close()
 
 
-async def _had(leases: FileLeases, key: str) -> None:
+async def _take_and_release(leases: FileLeases, key: str) -> None:
     async with leases.take(key):
         pass
 
 
-async def test_who_is_cancelled_leaves_the_lease_to_the_next(leases: FileLeases) -> None:
-    """A task that is cancelled while it waits, and a block that raises, leave the lease to the next task."""
+async def test_a_cancelled_task_leaves_the_lease_to_the_next(leases: FileLeases) -> None:
+    """If a task is cancelled while it waits for a lease, the next task gets the lease. If the owner of a lease raises
+    an error, the lease is released."""
     async with leases.take("a"):
-        waiting = [asyncio.create_task(_had(leases, "a")) for _ in range(3)]
+        waiting = [asyncio.create_task(_take_and_release(leases, "a")) for _ in range(3)]
         await asyncio.sleep(0)
         waiting[0].cancel()
         waiting[1].cancel()
@@ -80,48 +82,49 @@ async def test_who_is_cancelled_leaves_the_lease_to_the_next(leases: FileLeases)
         pass
 
 
-async def test_as_many_have_a_slot_as_there_are(leases: FileLeases) -> None:
-    """Of thirty tasks that take one of four slots, never more than four have one, and all get one in the end."""
-    inside = most = done = 0
+async def test_no_more_tasks_have_a_slot_than_there_are_slots(leases: FileLeases) -> None:
+    """Thirty tasks share four slots. At most four tasks have a slot at the same time, and every task gets one in the
+    end."""
+    owners = most_owners = done = 0
 
-    async def one() -> None:
-        nonlocal inside, most, done
+    async def take_slot() -> None:
+        nonlocal owners, most_owners, done
         async with leases.slot("docker.io", 4):
-            inside += 1
-            most = max(most, inside)
+            owners += 1
+            most_owners = max(most_owners, owners)
             await asyncio.sleep(0.002)
-            inside -= 1
+            owners -= 1
             done += 1
 
-    await asyncio.gather(*(one() for _ in range(30)))
-    assert most == 4
+    await asyncio.gather(*(take_slot() for _ in range(30)))
+    assert most_owners == 4
     assert done == 30
 
 
-async def test_who_leaves_some_free_lets_the_urgent_through(leases: FileLeases) -> None:
-    """With `keep_free=2`, only one of three slots can be taken. A task without `keep_free` gets the other two at once,
-    also before tasks that wait with `keep_free`."""
+async def test_slots_that_are_kept_free_are_for_urgent_tasks(leases: FileLeases) -> None:
+    """There are three slots. Tasks with `keep_free=2` can take only one of them. A task without `keep_free` gets the
+    other two slots at once, even if a task with `keep_free` waits already."""
     async with AsyncExitStack() as stack:
         assert await stack.enter_async_context(leases.try_slot("n", 3, keep_free=2))
-        async with leases.try_slot("n", 3, keep_free=2) as second:
-            assert not second
-        prefetch = asyncio.create_task(_slot(leases, 3, 2))
+        async with leases.try_slot("n", 3, keep_free=2) as has_slot:
+            assert not has_slot
+        prefetch = asyncio.create_task(_take_and_release_slot(leases, 3, 2))
         await asyncio.sleep(0)
         async with asyncio.timeout(60), leases.slot("n", 3), leases.slot("n", 3):
-            async with leases.try_slot("n", 3) as third:
-                assert not third
+            async with leases.try_slot("n", 3) as has_slot:
+                assert not has_slot
             assert not prefetch.done()
     async with asyncio.timeout(60):
         await prefetch
 
 
-async def _slot(leases: FileLeases, count: int, leave: int) -> None:
-    async with leases.slot("n", count, leave):
+async def _take_and_release_slot(leases: FileLeases, count: int, keep_free: int) -> None:
+    async with leases.slot("n", count, keep_free):
         pass
 
 
-async def test_nothing_is_kept_of_keys_that_nobody_uses(leases: FileLeases) -> None:
-    """After a thousand keys were used, no memory is used for them."""
+async def test_unused_keys_use_no_memory(leases: FileLeases) -> None:
+    """After the leases of a thousand keys were taken and released, no data about these keys is in memory."""
     for number in range(1000):
         async with leases.take(f"manifest {number}"):
             pass
@@ -130,17 +133,17 @@ async def test_nothing_is_kept_of_keys_that_nobody_uses(leases: FileLeases) -> N
 
 
 @pytest.mark.slow
-async def test_turns_and_slots_hold_over_processes_and_fall_with_them(registry: StoredRegistry, data: Path) -> None:
-    """A lease or slot of another process cannot be taken here. After the other process was killed, it can, within a
-    moment."""
+async def test_leases_and_slots_of_a_killed_process_are_released(registry: StoredRegistry, data: Path) -> None:
+    """While one process has a lease or a slot, no other process can take it. After the process was killed, other
+    processes can take its lease and slot."""
     leases = registry.leases
     async with partial_peer(data) as first, partial_peer(data) as second:
         await first.ask("take", "tag docker.io/library/ubuntu:18.04")
         await first.ask("slot", "docker.io", 2)
         assert await second.ask("try", "docker.io", 2, 1) is False
         assert await second.ask("try", "docker.io", 2) is True
-        async with leases.try_slot("docker.io", 2) as have:
-            assert not have
+        async with leases.try_slot("docker.io", 2) as has_slot:
+            assert not has_slot
         await second.start("take", "tag docker.io/library/ubuntu:18.04")
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05), leases.take("tag docker.io/library/ubuntu:18.04"):

@@ -1,4 +1,5 @@
-"""Which bytes of a file are in memory. The answer is exact, and the question has no side effects."""
+"""`MappedFile` counts exactly which bytes of a file are in memory, without side effects. It also returns views of the
+file's bytes."""
 
 from __future__ import annotations
 
@@ -26,83 +27,84 @@ def fd(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
-def counts(fd: int, start: int, at: int, stop: int) -> int:
-    mapped = MappedFile.try_map(fd, start, max(stop, SIZE))
-    assert mapped is not None
+def count_resident(fd: int, start: int, at: int, stop: int) -> int:
+    """Maps the file from the offset `start`, and returns how many bytes from `at` to `stop` are in memory."""
+    mapped_file = MappedFile.try_map(fd, start, max(stop, SIZE))
+    assert mapped_file is not None
     try:
-        return mapped.count_resident(at, stop)
+        return mapped_file.count_resident(at, stop)
     finally:
-        mapped.close()
+        mapped_file.close()
 
 
 @pytest.mark.parametrize("start", [0, 5, PAGESIZE, 3 * PAGESIZE + 7])
-def test_what_was_just_written(fd: int, start: int) -> None:
+def test_written_bytes_are_in_memory(fd: int, start: int) -> None:
     """All bytes of a file that was just written are in memory."""
     for at in (start, start + 1, start + PAGESIZE):
         for stop in (at + 1, at + PAGESIZE, SIZE - 1, SIZE):
-            assert counts(fd, start, at, stop) == stop - at
+            assert count_resident(fd, start, at, stop) == stop - at
 
 
 def test_beyond_the_end(fd: int) -> None:
     """Bytes beyond the end of the file are not in memory."""
-    assert counts(fd, 0, 10, SIZE + 10 * PAGESIZE) == PAGES * PAGESIZE - 10
-    assert counts(fd, 0, SIZE + PAGESIZE, SIZE + 2 * PAGESIZE) == 0
+    assert count_resident(fd, 0, 10, SIZE + 10 * PAGESIZE) == PAGES * PAGESIZE - 10
+    assert count_resident(fd, 0, SIZE + PAGESIZE, SIZE + 2 * PAGESIZE) == 0
 
 
-def test_what_the_kernel_has_dropped(fd: int) -> None:
-    """Pages that the kernel has dropped are not in memory, however often the question is asked. After a read, the pages
-    that were read are in memory."""
+def test_dropped_pages_are_not_in_memory(fd: int) -> None:
+    """Pages that the kernel has dropped are not in memory, and counting them does not load them. After a read, the
+    pages that were read are in memory."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    if counts(fd, 0, 0, SIZE) == SIZE:
-        return  # the file system lives in memory
+    if count_resident(fd, 0, 0, SIZE) == SIZE:
+        return  # the file system is in memory
     for _ in range(5):
-        assert counts(fd, 0, 0, SIZE) == 0
+        assert count_resident(fd, 0, 0, SIZE) == 0
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
     os.pread(fd, 10 * PAGESIZE, 100 * PAGESIZE)
-    assert counts(fd, 0, 0, SIZE) == 0
-    assert 10 * PAGESIZE - 7 <= counts(fd, 0, 100 * PAGESIZE + 7, SIZE) < 500 * PAGESIZE
+    assert count_resident(fd, 0, 0, SIZE) == 0
+    assert 10 * PAGESIZE - 7 <= count_resident(fd, 0, 100 * PAGESIZE + 7, SIZE) < 500 * PAGESIZE
 
 
-def test_what_is_viewed(fd: int) -> None:
-    """A view has the bytes of the file, for any range, also after its pages were released."""
+def test_views_have_the_bytes_of_the_file(fd: int) -> None:
+    """A view of any range has the bytes of the file, also after the pages of this range were released."""
     data = os.pread(fd, SIZE, 0)
     for start in (0, 5, 3 * PAGESIZE + 7):
-        mapped = MappedFile.try_map(fd, start, SIZE)
-        assert mapped is not None
+        mapped_file = MappedFile.try_map(fd, start, SIZE)
+        assert mapped_file is not None
         for at, stop in ((start, SIZE), (start + 1, start + PAGESIZE), (SIZE - 1, SIZE)):
-            with mapped.view(at, stop) as view:
+            with mapped_file.view(at, stop) as view:
                 assert view.readonly
                 assert view == data[at:stop]
-            mapped.release_before(stop)
-        with mapped.view(start, SIZE) as view:
+            mapped_file.release_before(stop)
+        with mapped_file.view(start, SIZE) as view:
             assert view == data[start:]
-        mapped.close()
+        mapped_file.close()
 
 
-def test_what_is_let_go(fd: int) -> None:
+def test_released_pages_no_longer_count_as_memory(fd: int) -> None:
     """The pages of a view count as memory of this process until they are released."""
     file = MappedFile.try_map(fd, 0, SIZE)
     assert file is not None
     with file.view(0, SIZE) as view:
         assert len(bytes(view)) == SIZE
-    assert mapped(fd) >= SIZE // 1024
+    assert resident_kib(fd) >= SIZE // 1024
     file.release_before(SIZE)
-    assert mapped(fd) <= PAGESIZE // 1024
+    assert resident_kib(fd) <= PAGESIZE // 1024
     file.close()
 
 
-def mapped(fd: int) -> int:
+def resident_kib(fd: int) -> int:
     """Returns how many KiB of the file this process has in its memory."""
     path = os.readlink(f"/proc/self/fd/{fd}")
     lines = iter(Path("/proc/self/smaps").read_text().splitlines())
-    found = 0
+    kib = 0
     for line in lines:
         if line.endswith(path):
-            found += next(int(value.split()[1]) for value in lines if value.startswith("Rss:"))
-    return found
+            kib += next(int(value.split()[1]) for value in lines if value.startswith("Rss:"))
+    return kib
 
 
-def test_nobody_can_tell() -> None:
-    """For a file that cannot be mapped, the answer is None."""
+def test_a_file_that_cannot_be_mapped() -> None:
+    """`try_map` returns None for a file that cannot be mapped."""
     with open("/proc/version", "rb") as file:
         assert MappedFile.try_map(file.fileno(), 0, 10) is None

@@ -1,5 +1,5 @@
-"""The free space that the settings keep on the disk: below it, pushes and new downloads are refused, before the disk is
-full."""
+"""The minimum of free disk space in the settings. If less space is free, pushes and new downloads of mirrors are
+refused, so that the disk does not become full."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TIB = 1 << 40
 
 
 @pytest.fixture
-async def low(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
-    """A store with an image, on a disk with less free space than the settings keep."""
+async def low_space_store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
+    """A store with an image, on a disk that has less free space than the minimum."""
     prepare_data_dir(tmp_path)
     async with open_registry(tmp_path) as store:
         await push_image(store, APP, "seed", "latest")
@@ -31,31 +31,33 @@ async def low(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 
 
 def test_the_greater_limit_counts() -> None:
+    """The minimum can be given as a size and as a percentage of the disk. The greater of the two counts."""
     assert MinFreeSpace(size=100, percent=10).of(500) == 100
     assert MinFreeSpace(size=100, percent=10).of(5000) == 500
     assert [str(MinFreeSpace(1 << 30)), str(MinFreeSpace(0, 2.5))] == ["1 GiB", "2.5 %"]
     assert str(MinFreeSpace(1 << 30, 2.5)) == "1 GiB or 2.5 %"
 
 
-async def test_new_bytes_are_refused(low: StoredRegistry) -> None:
-    """An upload and a new download of a mirror are refused. The error names the limit."""
+async def test_new_bytes_are_refused(low_space_store: StoredRegistry) -> None:
+    """Below the minimum, uploads and new downloads of a mirror are refused. The error names the minimum."""
     with pytest.raises(StorageFull, match="the disk is almost full: less than 1000 TiB would stay free"):
-        await push_blob(low, APP, b"more")
+        await push_blob(low_space_store, APP, b"more")
     with pytest.raises(StorageFull, match="almost full"):
-        await low.partials.claim(descriptor_of(b"more").digest, 4)
-    assert low.push_refusal() == low.storage_problem()
-    assert "almost full" in (low.push_refusal() or "")
+        await low_space_store.partials.claim(descriptor_of(b"more").digest, 4)
+    assert low_space_store.push_refusal() == low_space_store.storage_problem()
+    assert "almost full" in (low_space_store.push_refusal() or "")
 
 
-async def test_reads_deletes_and_collection_work(low: StoredRegistry) -> None:
-    manifest = await low.get_manifest(APP, Tag("latest"))
-    await low.delete_manifest(APP, manifest.digest, by=BY)
-    low.collector.grace = 0.0
-    assert (await low.collector.collect()).blobs == 2
+async def test_reads_deletes_and_collection_work(low_space_store: StoredRegistry) -> None:
+    """Below the minimum, content can be read and deleted, and garbage collection works."""
+    manifest = await low_space_store.get_manifest(APP, Tag("latest"))
+    await low_space_store.delete_manifest(APP, manifest.digest, by=BY)
+    low_space_store.collector.grace = 0.0
+    assert (await low_space_store.collector.collect()).blobs == 2
 
 
 async def test_the_announced_size_counts(tmp_path: Path) -> None:
-    """A push is refused if its announced size would leave less free space."""
+    """A push or download is refused if less space than the minimum would be free after its announced size is stored."""
     prepare_data_dir(tmp_path)
     async with open_registry(tmp_path, min_free=MinFreeSpace(size=1)) as store:
         free = store.free_bytes()
@@ -68,7 +70,8 @@ async def test_the_announced_size_counts(tmp_path: Path) -> None:
 
 
 async def test_a_running_download_is_finished(tmp_path: Path) -> None:
-    """A download that has begun is finished, because its size was admitted at its beginning."""
+    """A download that has begun before the space became low can be finished, because its size was checked when it
+    began."""
     prepare_data_dir(tmp_path)
     data = b"downloaded"
     async with open_registry(tmp_path) as store:

@@ -1,4 +1,5 @@
-"""The files in which processes report. Only reports of running processes count, and a reader gets no partial report."""
+"""Report files: each process of the server writes its state to a file, and other processes read all reports. Only the
+reports of running processes count. Readers get only complete reports."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from storage.data_dir.system import System
 
 
 class FullDisk(System):
-    """A system without room for files in one directory."""
+    """A system with no space for files in the directory `full`."""
 
     def __init__(self, full: Path) -> None:
         super().__init__()
@@ -35,8 +36,8 @@ class FullDisk(System):
         super().allocate(fd, size)
 
 
-def test_the_last_report_counts(tmp_path: Path) -> None:
-    """A shorter report replaces a longer one completely. A closed file is deleted."""
+def test_a_report_replaces_the_previous_one(tmp_path: Path) -> None:
+    """A new report replaces the previous report completely, also if it is shorter. `close` deletes the file."""
     file = ReportFile(tmp_path / "workers", System())
     assert read_reports(tmp_path / "workers") == []
     file.write(b"a" * MAX_REPORT_BYTES)
@@ -50,7 +51,8 @@ def test_the_last_report_counts(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_reports_nothing(tmp_path: Path) -> None:
-    """The report of a killed process does not count. Its file stays until a later process deletes it."""
+    """The report of a killed process does not count. A process that starts later deletes its file once the file is
+    old."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -63,19 +65,19 @@ def test_a_killed_process_reports_nothing(tmp_path: Path) -> None:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert read_reports(tmp_path) == []
-    (left,) = tmp_path.iterdir()
-    young = ReportFile(tmp_path, System())
-    assert left.exists()
-    os.utime(left, (0, 0))
+    (leftover_file,) = tmp_path.iterdir()
+    first_report_file = ReportFile(tmp_path, System())
+    assert leftover_file.exists()
+    os.utime(leftover_file, (0, 0))
     ReportFile(tmp_path, System()).close()
-    assert not left.exists()
-    young.close()
+    assert not leftover_file.exists()
+    first_report_file.close()
     for end in (reader, writer):
         os.close(end)
 
 
-def test_no_half_of_a_report(tmp_path: Path) -> None:
-    """Every report that a reader gets is complete, while another thread writes reports without a pause."""
+def test_readers_get_only_complete_reports(tmp_path: Path) -> None:
+    """While a thread writes reports without a pause, every report that a reader gets is complete."""
     file, ended = ReportFile(tmp_path, System()), threading.Event()
     reports = [bytes([65 + number]) * (number * 1000 + 1) for number in range(8)]
     file.write(reports[0])
@@ -97,8 +99,9 @@ def test_no_half_of_a_report(tmp_path: Path) -> None:
 
 
 def test_a_foreign_directory_in_memory_is_refused(tmp_path: Path) -> None:
-    """Any user may create the directory in memory first: as a link to another directory, as a directory in which others
-    may write, or as a directory of another user. The server uses none of these, and deletes nothing in them."""
+    """If the disk is full, reports are written to a directory in memory. Another user may create this directory first:
+    as a link to another directory, with write permission for all, or as its owner. The server refuses such a directory
+    and deletes nothing in it."""
     layout = Layout(tmp_path / "data")
     layout.root.mkdir()
     other = tmp_path / "other"
@@ -114,7 +117,7 @@ def test_a_foreign_directory_in_memory_is_refused(tmp_path: Path) -> None:
         layout.workers_in_memory.chmod(0o777)
         with pytest.raises(PermissionError):
             open_report_file(layout, FullDisk(layout.workers))
-        if os.geteuid() == 0:  # only root can give directories away
+        if os.geteuid() == 0:  # only root can change the owner of a directory
             layout.workers_in_memory.chmod(0o700)
             os.chown(layout.workers_in_memory, 12345, 12345)
             with pytest.raises(PermissionError):
@@ -127,8 +130,8 @@ def test_a_foreign_directory_in_memory_is_refused(tmp_path: Path) -> None:
     assert (other / "old").exists()
 
 
-def test_no_report_is_a_pipe_or_a_link(tmp_path: Path) -> None:
-    """A pipe in the directory does not block the reader, and links are not followed."""
+def test_pipes_and_links_are_no_reports(tmp_path: Path) -> None:
+    """A pipe in the directory does not block readers, and links in it are not followed."""
     directory = tmp_path / "workers"
     other = ReportFile(tmp_path / "other", System())
     other.write(b"other")
@@ -136,22 +139,22 @@ def test_no_report_is_a_pipe_or_a_link(tmp_path: Path) -> None:
     file.write(b"here")
     os.mkfifo(directory / "pipe")
     (directory / "link").symlink_to(next((tmp_path / "other").iterdir()))
-    ended: list[list[bytes]] = []
+    results: list[list[bytes]] = []
 
-    def use() -> None:
+    def read() -> None:
         ReportFile(directory, System()).close()
-        ended.append(read_reports(directory))
+        results.append(read_reports(directory))
 
-    thread = threading.Thread(target=use, daemon=True)
+    thread = threading.Thread(target=read, daemon=True)
     thread.start()
     thread.join(10)
-    assert ended == [[b"here"]]
+    assert results == [[b"here"]]
     file.close()
     other.close()
 
 
 def test_a_short_write_is_a_full_disk(tmp_path: Path) -> None:
-    """If only a part of a report can be written, the error is that of a full disk."""
+    """If the system writes only a part of a report, `write` raises the error of a full disk."""
 
     class ShortWrite(System):
         def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
@@ -163,15 +166,16 @@ def test_a_short_write_is_a_full_disk(tmp_path: Path) -> None:
     file.close()
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    """If there is no room for a file, an error is raised, and the file is deleted."""
+def test_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
+    """If there is no space for a report file, an error is raised and the file is deleted."""
     with pytest.raises(OSError, match="No space"):
         ReportFile(tmp_path, FullDisk(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_reported_from_memory(tmp_path: Path) -> None:
-    """If there is no room for the file on the disk, the process writes its report in memory, where readers find it."""
+def test_reports_are_in_memory_if_the_disk_is_full(tmp_path: Path) -> None:
+    """If there is no space for the report file on the disk, the process writes its report to a directory in memory.
+    `read_all_reports` reads it there."""
     layout = Layout(tmp_path)
     file = open_report_file(layout, FullDisk(layout.workers))
     try:

@@ -1,5 +1,5 @@
-"""The reserve: a file that occupies space, which is given up for changes that free space on a full disk. A fake file
-system tells how much room there is."""
+"""The disk reserve: a file that occupies space. On a full disk, the file is truncated to make space for changes such as
+deletes, and extended again afterwards. A fake system determines how much space is free."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ APP = RepositoryName("team/app")
 
 
 class QuotaSystem(System):
-    """A system that gives a file at most `most` bytes, and refuses more with the error number `code`."""
+    """A system in which a file can have at most `max_bytes` bytes. More bytes are refused with the error number
+    `code`."""
 
-    def __init__(self, most: int = RESERVE_BYTES, code: int = errno.EDQUOT) -> None:
+    def __init__(self, max_bytes: int = RESERVE_BYTES, code: int = errno.EDQUOT) -> None:
         super().__init__()
-        self.most = most
+        self.max_bytes = max_bytes
         self.code = code
 
     def allocate(self, fd: int, size: int) -> None:
-        if size > self.most:
+        if size > self.max_bytes:
             raise OSError(self.code, os.strerror(self.code))
         super().allocate(fd, size)
 
@@ -55,36 +56,38 @@ def quota() -> QuotaSystem:
 
 @pytest.fixture
 def reserve(tmp_path: Path, quota: QuotaSystem) -> Iterator[Reserve]:
-    with closing(Reserve(tmp_path / "reserve", quota)) as made:
-        made.establish()
-        yield made
+    with closing(Reserve(tmp_path / "reserve", quota)) as reserve:
+        reserve.establish()
+        yield reserve
 
 
-def allocated(file: Path) -> int:
+def allocated_bytes(file: Path) -> int:
     return file.stat().st_blocks * 512
 
 
-def test_it_takes_its_room_when_it_is_made(tmp_path: Path, reserve: Reserve) -> None:
-    """The reserve has its full size from the start, and its blocks are allocated. The disk has no problem."""
+def test_the_reserve_is_allocated_when_it_is_created(tmp_path: Path, reserve: Reserve) -> None:
+    """A new reserve has its full size, and its blocks are allocated. All changes are allowed, and the disk does not
+    count as full."""
     assert reserve.is_whole
-    assert allocated(tmp_path / "reserve") >= reserve.size == RESERVE_BYTES
+    assert allocated_bytes(tmp_path / "reserve") >= reserve.size == RESERVE_BYTES
     assert [reserve.allows(need) for need in ReserveUse] == [True, True, True]
     assert reserve.disk_full_reason() is None
     reserve.require_room()
 
 
-def test_a_hole_in_its_place_is_filled(tmp_path: Path, quota: QuotaSystem) -> None:
-    """If a copy of a data directory has a reserve without blocks, its blocks are allocated."""
+def test_a_sparse_reserve_is_allocated(tmp_path: Path, quota: QuotaSystem) -> None:
+    """A copied data directory may have a sparse reserve: a file of full size without blocks. `establish` allocates its
+    blocks."""
     (tmp_path / "reserve").touch()
     os.truncate(tmp_path / "reserve", RESERVE_BYTES)
     with closing(Reserve(tmp_path / "reserve", quota)) as reserve:
         reserve.establish()
-    assert allocated(tmp_path / "reserve") >= RESERVE_BYTES
+    assert allocated_bytes(tmp_path / "reserve") >= RESERVE_BYTES
 
 
-def test_little_is_given_up_first_and_taken_back(tmp_path: Path, reserve: Reserve) -> None:
-    """A change that needs little space gets a small part of the reserve, one that needs more gets a larger part, and at
-    most all of it. After the change, also after a failed one, the reserve takes the free space back."""
+def test_the_reserve_is_released_in_steps_and_restored(tmp_path: Path, reserve: Reserve) -> None:
+    """For the first attempt of a change, a small part of the reserve is released. If this is not enough, a larger part
+    is released, and finally all of it. After the change, even if it has failed, the reserve has its full size again."""
     sizes: list[int] = []
 
     def attempt() -> str:
@@ -102,21 +105,21 @@ def test_little_is_given_up_first_and_taken_back(tmp_path: Path, reserve: Reserv
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_while_it_is_not_whole_nothing_is_stored(code: int, quota: QuotaSystem, reserve: Reserve) -> None:
-    """After a change, the reserve takes back the space that is free. Until it has its full size, changes that store
-    content are refused, small changes may use one half of it, and changes that free space all of it. Once there is
-    space, the next question takes it back."""
-    quota.most, quota.code = RESERVE_BYTES * 3 // 4, code
+def test_nothing_is_stored_until_the_reserve_has_its_full_size(code: int, quota: QuotaSystem, reserve: Reserve) -> None:
+    """After a change, the reserve is extended as far as there is free space. Until it has its full size, changes that
+    store content are refused, small changes may use one half of the reserve, and changes that free space may use all of
+    it. When there is free space again, the next check extends the reserve to its full size."""
+    quota.max_bytes, quota.code = RESERVE_BYTES * 3 // 4, code
     reserve.spend(lambda: None, StorageFull)
     assert [reserve.allows(need) for need in ReserveUse] == [False, True, True]
     assert "disk is full" in str(reserve.disk_full_reason())
-    quota.most = RESERVE_BYTES // 4
-    with pytest.raises(StorageFull):  # so all of it is given up
+    quota.max_bytes = RESERVE_BYTES // 4
+    with pytest.raises(StorageFull):  # so the whole reserve is released
         reserve.spend(_refuse, StorageFull)
     assert [reserve.allows(need) for need in ReserveUse] == [False, False, True]
     with pytest.raises(StorageFull):
         reserve.require_room()
-    quota.most = RESERVE_BYTES
+    quota.max_bytes = RESERVE_BYTES
     reserve.require_room()
     assert reserve.is_whole
     assert reserve.disk_full_reason() is None
@@ -126,9 +129,9 @@ def _refuse() -> None:
     raise StorageFull
 
 
-def test_who_died_in_between_left_nothing_behind(tmp_path: Path, reserve: Reserve) -> None:
-    """If a process is killed while it has given the reserve up, the file is too short. The next process that looks at
-    it takes the space back."""
+def test_reserve_of_a_killed_process_is_restored(tmp_path: Path, reserve: Reserve) -> None:
+    """If a process is killed after it has released the reserve, the file is too short. The next process that calls
+    `restore` extends it to its full size."""
     os.truncate(tmp_path / "reserve", 0)
     with closing(Reserve(tmp_path / "reserve", System())) as other:
         assert not other.is_whole
@@ -136,19 +139,20 @@ def test_who_died_in_between_left_nothing_behind(tmp_path: Path, reserve: Reserv
     assert reserve.is_whole
 
 
-def test_one_at_a_time_over_all_processes(tmp_path: Path, reserve: Reserve) -> None:
-    """While one process has given the reserve up, another process neither takes the space back nor waits."""
+def test_only_one_process_uses_the_reserve_at_a_time(tmp_path: Path, reserve: Reserve) -> None:
+    """While one process has released the reserve for a change, `restore` in another process returns at once and does
+    not extend the file."""
     with closing(Reserve(tmp_path / "reserve", System())) as other:
-        reserve.spend(lambda: _holds(not other.restore() and not other.is_whole), StorageFull)
+        reserve.spend(lambda: _assert_true(not other.restore() and not other.is_whole), StorageFull)
         assert other.is_whole
 
 
-def _holds(fact: bool) -> None:
-    assert fact
+def _assert_true(condition: bool) -> None:
+    assert condition
 
 
-class FullAt(System):
-    """A system that has no room for a commit while the reserve has its full size."""
+class FullDiskOutsideReserve(System):
+    """A system that has no space for a commit while the reserve has its full size."""
 
     def __init__(self, reserve: Path) -> None:
         super().__init__()
@@ -161,21 +165,22 @@ class FullAt(System):
         commit()
 
 
-async def test_what_was_wrong_can_be_forgotten(tmp_path: Path) -> None:
-    """`entrepot mirror refresh` deletes records, so it works on a full disk."""
+async def test_records_of_corrupt_bytes_can_be_deleted_on_a_full_disk(tmp_path: Path) -> None:
+    """The mirror records which upstream endpoints have sent corrupt bytes. `entrepot mirror refresh` deletes such
+    records, and this works on a full disk."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     digest = digest_of(b"x")
     async with open_registry(data) as registry:
         await registry.records.save_bad_senders("far.test", digest, ["https://far.test"], 60)
-    async with open_registry(data, system=FullAt(data / "reserve")) as registry:
+    async with open_registry(data, system=FullDiskOutsideReserve(data / "reserve")) as registry:
         assert await registry.records.forget_bad_senders("far.test", [digest]) == 1
         assert not await registry.records.bad_senders("far.test", digest, 60)
 
 
-async def test_deletes_use_it_and_pushes_do_not(tmp_path: Path) -> None:
-    """On a disk that has room for a commit only from the reserve, a push is refused, and a manifest can be deleted and
-    an account disabled. The reserve has its full size afterwards."""
+async def test_deletes_use_the_reserve_and_pushes_do_not(tmp_path: Path) -> None:
+    """On a disk without space outside the reserve, a push is refused, but tags and manifests can be deleted. Afterwards
+    the reserve has its full size again."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     manifest = Manifest.parse(
@@ -185,7 +190,7 @@ async def test_deletes_use_it_and_pushes_do_not(tmp_path: Path) -> None:
     by = Actor("somebody")
     async with open_registry(data) as registry:
         await registry.put_manifest(APP, manifest, [Tag("1")], by=by)
-    async with open_registry(data, system=FullAt(data / "reserve")) as registry:
+    async with open_registry(data, system=FullDiskOutsideReserve(data / "reserve")) as registry:
         with pytest.raises(StorageFull):
             await registry.put_manifest(APP, manifest, [Tag("2")], by=by)
         assert (data / "reserve").stat().st_size == RESERVE_BYTES, "it was not given up for that"
@@ -195,18 +200,18 @@ async def test_deletes_use_it_and_pushes_do_not(tmp_path: Path) -> None:
     assert (data / "reserve").stat().st_size == RESERVE_BYTES
 
 
-class Broken(System):
-    """A system with faults. While `full` is true, it refuses room for the reserve. While `broken` is true, it cannot
-    sync a directory. The next `strange` calls for room raise an unexpected error."""
+class FaultySystem(System):
+    """A system with faults. While `full` is true, it allocates no space for the reserve. While `broken` is true, it
+    cannot sync a directory. The next `unexpected_errors` calls of `allocate` raise an unexpected error."""
 
     def __init__(self) -> None:
         super().__init__()
         self.full = self.broken = False
-        self.strange = 0
+        self.unexpected_errors = 0
 
     def allocate(self, fd: int, size: int) -> None:
-        if self.strange:
-            self.strange -= 1
+        if self.unexpected_errors:
+            self.unexpected_errors -= 1
             raise MemoryError("raised by the test")
         if self.full:
             raise OSError(errno.ENOSPC, "refused by the test")
@@ -219,7 +224,7 @@ class Broken(System):
 
 
 @contextmanager
-def writing(data: Path, system: System) -> Iterator[CommitThread]:
+def running_commit_thread(data: Path, system: System) -> Iterator[CommitThread]:
     layout = layout_of(data)
     with (
         closing(Reserve(layout.reserve, system)) as reserve,
@@ -230,77 +235,79 @@ def writing(data: Path, system: System) -> Iterator[CommitThread]:
         yield writer
 
 
-async def came_to(step: UncancellableFuture[object]) -> object:
-    """Returns the outcome of a change. A change cannot be cancelled, so one that does not end is left running."""
-    await asyncio.wait([step], timeout=10)
-    assert step.done(), "nobody ends the wait"
-    return step.exception() or step.result()
+async def outcome_of(change: UncancellableFuture[object]) -> object:
+    """Waits up to 10 s for a change, and returns its result or its error. A change cannot be cancelled, so a change
+    that takes longer is left running."""
+    await asyncio.wait([change], timeout=10)
+    assert change.done(), "nobody ends the wait"
+    return change.exception() or change.result()
 
 
 def _insert(name: str) -> Callable[[apsw.Connection], object]:
     return lambda db: db.execute("INSERT INTO repository (name, created) VALUES (?, 0)", (name,)).fetchall()
 
 
-async def test_a_refused_change_leaves_the_database_alone(data: Path) -> None:
-    """On a full disk, a change that stores content is refused before it touches the database. So a failure of the
-    database at that moment does no harm, and later changes succeed."""
-    system = Broken()
-    with writing(data, system) as writer:
+async def test_a_refused_change_does_not_touch_the_database(data: Path) -> None:
+    """On a full disk, a change that stores content is refused before it touches the database. So a fault of the
+    database at this time has no effect, and later changes succeed."""
+    system = FaultySystem()
+    with running_commit_thread(data, system) as writer:
         system.full = system.broken = True
         os.truncate(data / "reserve", 4096)
-        assert isinstance(await came_to(writer.run(_insert("a"))), StorageFull)
+        assert isinstance(await outcome_of(writer.run(_insert("a"))), StorageFull)
         system.broken = False
-        assert await came_to(writer.run(_insert("b"), reserve_use=ReserveUse.RELIEF)) == []
+        assert await outcome_of(writer.run(_insert("b"), reserve_use=ReserveUse.RELIEF)) == []
 
 
-async def test_the_writer_survives_what_nobody_foresaw(data: Path) -> None:
-    """After an unexpected error, all changes of the batch get an error, and later changes succeed."""
-    system = Broken()
-    with writing(data, system) as writer:
-        system.strange = 1
+async def test_the_commit_thread_survives_unexpected_errors(data: Path) -> None:
+    """After an unexpected error, all changes of the same transaction get an error. Later changes succeed."""
+    system = FaultySystem()
+    with running_commit_thread(data, system) as writer:
+        system.unexpected_errors = 1
         os.truncate(data / "reserve", 4096)
-        assert isinstance(await came_to(writer.run(_insert("a"))), StorageFailed)
-        assert await came_to(writer.run(_insert("a"))) == []
+        assert isinstance(await outcome_of(writer.run(_insert("a"))), StorageFailed)
+        assert await outcome_of(writer.run(_insert("a"))) == []
 
 
-class FailsAfterwards(Broken):
-    """A system that has room for a commit at the second attempt. After that commit, nothing works."""
+class FailsAfterCommit(FaultySystem):
+    """A system whose disk is full at the first attempt to commit. The second attempt succeeds, and the next allocation
+    after it raises an unexpected error."""
 
-    tries = 0
+    attempts = 0
 
     def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
-        self.tries += 1
-        if self.tries == 1:
+        self.attempts += 1
+        if self.attempts == 1:
             raise apsw.FullError("refused by the test")
         super().commit(commit, durable=durable)
-        self.strange = self.tries == 2
+        self.unexpected_errors = self.attempts == 2
 
 
-async def test_what_is_committed_succeeds_whatever_follows(data: Path) -> None:
-    """An error after the commit, when the reserve takes its space back, does not make the committed change fail."""
-    system = FailsAfterwards()
-    with writing(data, system) as writer:
-        assert await came_to(writer.run(_insert("a"), reserve_use=ReserveUse.RELIEF)) == []
-        assert system.tries == 2
-        assert not system.strange, "the error was not raised"
-        assert await came_to(writer.run(_insert("b"))) == []
+async def test_error_after_the_commit_does_not_fail_the_change(data: Path) -> None:
+    """If an error occurs after the commit, when the reserve is extended again, the committed change still succeeds."""
+    system = FailsAfterCommit()
+    with running_commit_thread(data, system) as writer:
+        assert await outcome_of(writer.run(_insert("a"), reserve_use=ReserveUse.RELIEF)) == []
+        assert system.attempts == 2
+        assert not system.unexpected_errors, "the error was not raised"
+        assert await outcome_of(writer.run(_insert("b"))) == []
 
 
-async def test_an_error_after_the_commit_is_not_the_changes(data: Path) -> None:
-    """If the version of the database cannot be read after the commit, the changes succeed, and are not made a second
-    time."""
-    layout, marks = layout_of(data), iter([0])
+async def test_unreadable_version_after_the_commit_does_not_fail_the_change(data: Path) -> None:
+    """If the data version of the database cannot be read after the commit, the changes succeed and are not made a
+    second time."""
+    layout, versions = layout_of(data), iter([0])
     with (
         closing(Reserve(layout.reserve, System())) as reserve,
-        closing(CommitThread(layout, System(), lambda: next(marks), reserve)) as writer,
+        closing(CommitThread(layout, System(), lambda: next(versions), reserve)) as writer,
     ):
-        assert await came_to(writer.run(_insert("a"))) == []
+        assert await outcome_of(writer.run(_insert("a"))) == []
 
 
-async def test_what_adds_rights_leaves_half_of_the_reserve(data: Path) -> None:
-    """With less than half of the reserve left, accounts, groups and grants cannot be added. Rights can be removed, and
-    a password can be changed, because this may lock an attacker out."""
-    system, by = Broken(), Actor("admin")
+async def test_changes_that_add_rights_leave_half_of_the_reserve(data: Path) -> None:
+    """If less than half of the reserve is left, accounts, groups and grants cannot be added. Rights can be removed, and
+    a password can be changed, because this may be needed to lock out an attacker."""
+    system, by = FaultySystem(), Actor("admin")
     alice, bob, dev, ops = map(AccountName, ("alice", "bob", "dev", "ops"))
     grant = Grant(Grantee(GranteeKind.GROUP, "dev"), NamePattern("team/*"), Action.PULL)
     async with open_registry(data, system=system) as registry:
@@ -311,7 +318,7 @@ async def test_what_adds_rights_leaves_half_of_the_reserve(data: Path) -> None:
         await accounts.put_grant(grant, by=by)
         system.full = True
         os.truncate(data / "reserve", RESERVE_BYTES // 2 - 4096)
-        for adding in (
+        for addition in (
             accounts.add_account(bob, AccountKind.USER, password_hash=None, by=by),
             accounts.set_admin(alice, True, by=by),
             accounts.set_enabled(alice, True, by=by),
@@ -320,7 +327,7 @@ async def test_what_adds_rights_leaves_half_of_the_reserve(data: Path) -> None:
             accounts.put_grant(grant, by=by),
         ):
             with pytest.raises(StorageFull):
-                await adding
+                await addition
         await accounts.set_password(alice, "new", by=by)
         await accounts.set_admin(alice, False, by=by)
         await accounts.remove_grant(grant.subject, grant.pattern, by=by)
@@ -331,9 +338,11 @@ async def test_what_adds_rights_leaves_half_of_the_reserve(data: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
-def test_without_a_reserve_where_none_can_be(code: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file system that cannot allocate blocks in advance has no reserve. Changes are admitted, the log says so once,
-    and the disk counts as having no problem."""
+def test_a_file_system_without_preallocation_has_no_reserve(
+    code: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If a file system cannot allocate blocks in advance, there is no reserve. All changes are allowed, and the disk
+    does not count as full. Each process logs once that there is no reserve."""
     with closing(Reserve(tmp_path / "reserve", QuotaSystem(0, code))) as reserve:
         reserve.establish()
         for _ in range(3):
@@ -341,6 +350,6 @@ def test_without_a_reserve_where_none_can_be(code: int, tmp_path: Path, caplog: 
         assert [reserve.allows(need) for need in ReserveUse] == [True, True, True]
         assert reserve.disk_full_reason() is None
         assert reserve.spend(lambda: "done", StorageFull) == "done"
-    with closing(Reserve(tmp_path / "reserve", QuotaSystem(0, code))) as another:
-        another.require_room()
+    with closing(Reserve(tmp_path / "reserve", QuotaSystem(0, code))) as other_reserve:
+        other_reserve.require_room()
     assert caplog.text.count("cannot reserve space") == 2, "one for each process"

@@ -1,4 +1,5 @@
-"""Two workers with accounts over one data directory, and short functions for tests."""
+"""Helpers for tests of accounts: two workers over one data directory, and functions that make accounts, grants, tokens
+and keys."""
 
 from __future__ import annotations
 
@@ -27,6 +28,8 @@ ALICE, BOB, CI, DEV = map(AccountName, ("alice", "bob", "ci", "dev"))
 
 
 class AccountsClock:
+    """A clock that stands still until a test moves it."""
+
     def __init__(self) -> None:
         self.now = 1_000_000.0
 
@@ -35,32 +38,33 @@ class AccountsClock:
 
 
 class TwoWorkers:
-    """Two workers over one database, each with its own connections."""
+    """Two workers over one database, each with its own connections. The *epoch* is a number in the database that grows
+    with each change of rights."""
 
-    def __init__(self, one: Accounts, two: Accounts, clock: AccountsClock) -> None:
-        self.one = one
-        self.two = two
+    def __init__(self, first: Accounts, second: Accounts, clock: AccountsClock) -> None:
+        self.first = first
+        self.second = second
         self.clock = clock
-        self._seen = one.epoch()
+        self._last_epoch = first.epoch()
 
-    def changed(self) -> bool:
+    def epoch_changed(self) -> bool:
         """Returns whether the epoch has changed since the last call. Checks that both workers have the same epoch."""
-        epoch = self.one.epoch()
-        assert self.two.epoch() == epoch
-        before, self._seen = self._seen, epoch
-        return epoch != before
+        epoch = self.first.epoch()
+        assert self.second.epoch() == epoch
+        epoch_before, self._last_epoch = self._last_epoch, epoch
+        return epoch != epoch_before
 
-    def told(self, **query: str | float) -> list[tuple[str, str]]:
+    def audit_entries(self, **query: str | float) -> list[tuple[str, str]]:
         """Returns the action and the target of each entry of the audit log, oldest first."""
-        page = self.two.audit(AuditQuery(**query), 1000)  # type: ignore[arg-type]
+        page = self.second.audit(AuditQuery(**query), 1000)  # type: ignore[arg-type]
         return [(entry.action, entry.target) for entry in reversed(page.items)]
 
 
 @asynccontextmanager
 async def two_workers(data: Path) -> AsyncIterator[TwoWorkers]:
     clock = AccountsClock()
-    async with open_accounts(data, clock=clock) as one, open_accounts(data, clock=clock) as two:
-        yield TwoWorkers(one, two, clock)
+    async with open_accounts(data, clock=clock) as first, open_accounts(data, clock=clock) as second:
+        yield TwoWorkers(first, second, clock)
 
 
 async def add_people(accounts: Accounts) -> None:
@@ -87,5 +91,5 @@ def api_token(
     return ApiToken(token_id, account, "login" if login else "personal", "laptop", 1_000_000.0, expires, limits)
 
 
-def key(key_id: str) -> SigningKey:
+def signing_key(key_id: str) -> SigningKey:
     return SigningKey(key_id, f"secret of {key_id}".encode(), 1_000_000.0)

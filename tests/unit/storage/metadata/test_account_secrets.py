@@ -1,4 +1,6 @@
-"""API tokens, signing keys and the throttle of logins in the store, as two workers see them."""
+"""API tokens, signing keys and the throttling of failed logins in the store. Two workers use the same database, and
+each sees the changes of the other one. The *epoch* is a number in the database that grows with each change of
+rights."""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import pytest
 from storage.access import AccountExists, AccountInvalid, AccountName, AccountUnknown, Action, SigningKey, TokenLimit
 from storage.metadata.sqlite.access.api_token_table import MOST_TOKENS
 from storage.patterns import NamePattern
-from tests.fakes.server_process import ROOT as PROJECT
+from tests.fakes.server_process import ROOT as PROJECT_ROOT
 from tests.unit.storage.metadata.account_views import (
     ALICE,
     BOB,
@@ -22,120 +24,123 @@ from tests.unit.storage.metadata.account_views import (
     TwoWorkers,
     add_people,
     api_token,
-    key,
+    signing_key,
     two_workers,
 )
 
 
 @pytest.fixture
-async def both(data: Path) -> AsyncIterator[TwoWorkers]:
+async def workers(data: Path) -> AsyncIterator[TwoWorkers]:
     async with two_workers(data) as opened:
-        await add_people(opened.one)
-        opened.changed()
+        await add_people(opened.first)
+        opened.epoch_changed()
         yield opened
 
 
-async def test_a_token_is_stored_as_it_was_made(both: TwoWorkers) -> None:
-    """A token is stored with the hash of its secret and with its limits. A new token does not change the epoch, so a
-    login clears no caches."""
+async def test_a_token_is_stored_as_it_was_made(workers: TwoWorkers) -> None:
+    """A token is stored with the hash of its secret and with its limits. A new token does not change the epoch of
+    rights, so the caches of rights stay valid after a login."""
     limits = (
         TokenLimit(NamePattern("team/**"), Action.PULL | Action.PUSH),
         TokenLimit(NamePattern("web"), Action.PULL),
     )
-    for made in (api_token("t1"), api_token("t2", limits=limits, expires=2_000_000.0), api_token("t3", limits=())):
-        await both.one.add_token(made, made.id.encode(), by=BY_ROOT)
-        assert both.two.token(made.id) == (made, made.id.encode())
-    assert not both.changed()
+    for token in (api_token("t1"), api_token("t2", limits=limits, expires=2_000_000.0), api_token("t3", limits=())):
+        await workers.first.add_token(token, token.id.encode(), by=BY_ROOT)
+        assert workers.second.token(token.id) == (token, token.id.encode())
+    assert not workers.epoch_changed()
     with pytest.raises(AccountExists):
-        await both.two.add_token(api_token("t1", BOB), b"other", by=BY_ROOT)
+        await workers.second.add_token(api_token("t1", BOB), b"other", by=BY_ROOT)
     with pytest.raises(AccountUnknown):
-        await both.two.add_token(api_token("t4", AccountName("nobody")), b"hash", by=BY_ROOT)
-    assert both.one.token("t1")[0].account == CI
-    assert both.told(target="ci", action="token.add") == [("token.add", "ci")] * 3
+        await workers.second.add_token(api_token("t4", AccountName("nobody")), b"hash", by=BY_ROOT)
+    assert workers.first.token("t1")[0].account == CI
+    assert workers.audit_entries(target="ci", action="token.add") == [("token.add", "ci")] * 3
 
 
-async def test_a_revoked_token_is_gone_at_once(both: TwoWorkers) -> None:
-    """A revoked token is unknown to every process at once, and the epoch changes."""
-    await both.one.add_token(api_token("t1"), b"hash", by=BY_ROOT)
-    await both.two.revoke_token("t1", by=BY_ROOT)
-    assert both.changed()
+async def test_a_revoked_token_is_unknown_at_once(workers: TwoWorkers) -> None:
+    """A revoked token is unknown in every process at once. The epoch of rights changes."""
+    await workers.first.add_token(api_token("t1"), b"hash", by=BY_ROOT)
+    await workers.second.revoke_token("t1", by=BY_ROOT)
+    assert workers.epoch_changed()
     with pytest.raises(AccountUnknown):
-        both.one.token("t1")
+        workers.first.token("t1")
     with pytest.raises(AccountUnknown):
-        await both.one.revoke_token("t1", by=BY_ROOT)
-    assert both.told(action="token.revoke") == [("token.revoke", "ci")]
+        await workers.first.revoke_token("t1", by=BY_ROOT)
+    assert workers.audit_entries(action="token.revoke") == [("token.revoke", "ci")]
 
 
-async def test_an_expired_token_is_unknown(both: TwoWorkers) -> None:
-    """A token is unknown from the second of its expiry. The next change deletes its row."""
-    await both.one.add_token(api_token("t1", expires=1_000_100.0), b"hash", by=BY_ROOT)
-    await both.one.add_token(api_token("t2"), b"hash", by=BY_ROOT)
-    both.clock.now = 1_000_099.9
-    assert both.two.token("t1")[0].expires == 1_000_100.0
-    both.clock.now = 1_000_100.0
+async def test_an_expired_token_is_unknown(workers: TwoWorkers) -> None:
+    """A token is unknown from the time at which it expires. A new token can then have the same id."""
+    await workers.first.add_token(api_token("t1", expires=1_000_100.0), b"hash", by=BY_ROOT)
+    await workers.first.add_token(api_token("t2"), b"hash", by=BY_ROOT)
+    workers.clock.now = 1_000_099.9
+    assert workers.second.token("t1")[0].expires == 1_000_100.0
+    workers.clock.now = 1_000_100.0
     with pytest.raises(AccountUnknown):
-        both.two.token("t1")
-    assert [made.id for made in both.two.tokens(None, None, 10).items] == ["t2"]
-    assert [made.id for made in both.two.tokens(CI, None, 10).items] == ["t2"]
+        workers.second.token("t1")
+    assert [token.id for token in workers.second.tokens(None, None, 10).items] == ["t2"]
+    assert [token.id for token in workers.second.tokens(CI, None, 10).items] == ["t2"]
     with pytest.raises(AccountUnknown):
-        await both.two.revoke_token("t1", by=BY_ROOT)
-    await both.one.add_token(api_token("t1"), b"again", by=BY_ROOT)
-    assert both.two.token("t1") == (api_token("t1"), b"again")
+        await workers.second.revoke_token("t1", by=BY_ROOT)
+    await workers.first.add_token(api_token("t1"), b"again", by=BY_ROOT)
+    assert workers.second.token("t1") == (api_token("t1"), b"again")
 
 
-async def test_lists_of_tokens_go_by_id_in_pages(both: TwoWorkers) -> None:
+async def test_tokens_are_listed_by_id_in_pages(workers: TwoWorkers) -> None:
     """The tokens of all accounts, or of one account, are listed in pages, in the order of their ids."""
     for token_id, account in (("t3", CI), ("t1", BOB), ("t2", CI), ("t4", CI)):
-        await both.one.add_token(api_token(token_id, account), b"hash", by=BY_ROOT)
-    page = both.two.tokens(None, None, 3)
-    assert ([made.id for made in page.items], page.more) == (["t1", "t2", "t3"], True)
-    page = both.two.tokens(CI, "t2", 2)
-    assert ([made.id for made in page.items], page.more) == (["t3", "t4"], False)
-    assert both.two.tokens(ALICE, None, 2).items == []
+        await workers.first.add_token(api_token(token_id, account), b"hash", by=BY_ROOT)
+    page = workers.second.tokens(None, None, 3)
+    assert ([token.id for token in page.items], page.more) == (["t1", "t2", "t3"], True)
+    page = workers.second.tokens(CI, "t2", 2)
+    assert ([token.id for token in page.items], page.more) == (["t3", "t4"], False)
+    assert workers.second.tokens(ALICE, None, 2).items == []
 
 
-async def test_a_new_password_ends_logins(both: TwoWorkers) -> None:
-    """A new password deletes the refresh tokens that were made with the old one. Tokens that the person made, and
-    tokens of others, stay."""
-    await both.one.add_token(api_token("login", BOB, login=True), b"hash", by=BY_ROOT)
-    await both.one.add_token(api_token("made", BOB), b"hash", by=BY_ROOT)
-    await both.one.add_token(api_token("other", ALICE, login=True), b"hash", by=BY_ROOT)
-    await both.two.set_password(BOB, "$new", by=BY_ROOT)
-    assert both.changed()
-    assert [made.id for made in both.one.tokens(None, None, 10).items] == ["made", "other"]
+async def test_a_new_password_deletes_refresh_tokens(workers: TwoWorkers) -> None:
+    """A new password deletes the account's refresh tokens, which were made by logins with the old password. API tokens
+    that the user has made, and tokens of other accounts, stay."""
+    await workers.first.add_token(api_token("login", BOB, login=True), b"hash", by=BY_ROOT)
+    await workers.first.add_token(api_token("made", BOB), b"hash", by=BY_ROOT)
+    await workers.first.add_token(api_token("other", ALICE, login=True), b"hash", by=BY_ROOT)
+    await workers.second.set_password(BOB, "$new", by=BY_ROOT)
+    assert workers.epoch_changed()
+    assert [token.id for token in workers.first.tokens(None, None, 10).items] == ["made", "other"]
 
 
-async def test_the_use_of_a_token_is_noted(both: TwoWorkers) -> None:
-    """The time of the last use is stored. This does not change the epoch, and adds no entry to the audit log."""
-    await both.one.add_token(api_token("t1"), b"hash", by=BY_ROOT)
-    lines = both.told()
-    await both.one.save_token_use("t1", 1_000_050.0)
-    await both.two.save_token_use("t1", 1_000_040.0)
-    await both.two.save_token_use("unknown", 1_000_040.0)
-    assert both.one.token("t1")[0].used == 1_000_050.0
-    assert not both.changed()
-    assert both.told() == lines
+async def test_the_last_use_of_a_token_is_stored(workers: TwoWorkers) -> None:
+    """The time of the last use of a token is stored. This does not change the epoch of rights, and adds no entry to the
+    audit log."""
+    await workers.first.add_token(api_token("t1"), b"hash", by=BY_ROOT)
+    entries_before = workers.audit_entries()
+    await workers.first.save_token_use("t1", 1_000_050.0)
+    await workers.second.save_token_use("t1", 1_000_040.0)
+    await workers.second.save_token_use("unknown", 1_000_040.0)
+    assert workers.first.token("t1")[0].used == 1_000_050.0
+    assert not workers.epoch_changed()
+    assert workers.audit_entries() == entries_before
 
 
-async def test_the_first_key_is_made_once(both: TwoWorkers) -> None:
-    """The first call creates the signing key, later calls do not."""
-    assert both.one.signing_keys() == []
+async def test_the_first_signing_key_is_made_once(workers: TwoWorkers) -> None:
+    """If two workers need the first signing key at the same time, one key is created and both use it. Later calls
+    create no key."""
+    assert workers.first.signing_keys() == []
     first, second = await asyncio.gather(
-        both.one.ensure_key(lambda: key("k1"), by=BY_ROOT), both.two.ensure_key(lambda: key("k2"), by=BY_ROOT)
+        workers.first.ensure_key(lambda: signing_key("k1"), by=BY_ROOT),
+        workers.second.ensure_key(lambda: signing_key("k2"), by=BY_ROOT),
     )
     assert first == second
-    assert both.two.signing_keys() == [first]
-    assert both.changed()
+    assert workers.second.signing_keys() == [first]
+    assert workers.epoch_changed()
 
     def make() -> SigningKey:
         raise AssertionError("there is a key")
 
-    assert await both.two.ensure_key(make, by=BY_ROOT) == first
-    assert not both.changed()
-    assert both.told(action="key.make") == [("key.make", first.id)]
+    assert await workers.second.ensure_key(make, by=BY_ROOT) == first
+    assert not workers.epoch_changed()
+    assert workers.audit_entries(action="key.make") == [("key.make", first.id)]
 
 
-RACER = """
+KEY_PROCESS = """
 import asyncio, sys
 from pathlib import Path
 from storage.access import SigningKey
@@ -156,106 +161,106 @@ asyncio.run(main())
 
 
 @pytest.mark.slow
-async def test_processes_that_race_for_the_first_key_get_the_same(data: Path) -> None:
+async def test_processes_that_race_for_the_first_key_get_the_same_key(data: Path) -> None:
     """Four processes propose their own keys at the same time. One of these keys becomes the signing key of all four."""
-    racers = [
+    processes = [
         await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", RACER, str(data), f"k{number}"),
-            cwd=PROJECT,
+            *(sys.executable, "-c", KEY_PROCESS, str(data), f"k{number}"),
+            cwd=PROJECT_ROOT,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
         for number in range(4)
     ]
     try:
-        for racer in racers:
-            assert racer.stdout is not None
-            assert await racer.stdout.readline() == b"ready\n"
-        for racer in racers:
-            assert racer.stdin is not None
-            racer.stdin.write(b"go\n")
-        # All have been told before the first is waited for.
-        said = [(await racer.communicate())[0].split() for racer in racers]
+        for process in processes:
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(b"go\n")
+        # All processes are started before the first output is read.
+        key_ids = [(await process.communicate())[0].split() for process in processes]
     finally:
-        for racer in racers:
-            if racer.returncode is None:
-                racer.kill()
-                await racer.wait()
-    assert [racer.returncode for racer in racers] == [0] * 4
-    assert {word for words in said for word in words} == {said[0][0]}
-    assert [len(words) for words in said] == [5] * 4
+        for process in processes:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    assert [process.returncode for process in processes] == [0] * 4
+    assert {key_id for ids in key_ids for key_id in ids} == {key_ids[0][0]}
+    assert [len(ids) for ids in key_ids] == [5] * 4
 
 
-async def test_a_rotated_key_is_accepted_until_it_expires(both: TwoWorkers) -> None:
+async def test_a_rotated_key_is_accepted_until_it_expires(workers: TwoWorkers) -> None:
     """After a rotation, the new key signs and is first in the list. The old key is accepted until it expires."""
-    await both.one.ensure_key(lambda: key("k1"), by=BY_ROOT)
-    both.changed()
-    both.clock.now += 10
-    await both.two.rotate_key(key("k2"), keep=300.0, by=BY_ROOT)
-    assert both.changed()
-    assert [(k.id, k.retired, k.until) for k in both.one.signing_keys()] == [
+    await workers.first.ensure_key(lambda: signing_key("k1"), by=BY_ROOT)
+    workers.epoch_changed()
+    workers.clock.now += 10
+    await workers.second.rotate_key(signing_key("k2"), keep=300.0, by=BY_ROOT)
+    assert workers.epoch_changed()
+    assert [(k.id, k.retired, k.until) for k in workers.first.signing_keys()] == [
         ("k2", None, None),
         ("k1", 1_000_010.0, 1_000_310.0),
     ]
-    assert both.one.signing_keys()[1].secret == b"secret of k1"
-    both.clock.now += 299
-    await both.one.rotate_key(key("k3"), keep=300.0, by=BY_ROOT)
-    assert [k.id for k in both.two.signing_keys()] == ["k3", "k2", "k1"]
-    both.clock.now += 1
-    assert [k.id for k in both.two.signing_keys()] == ["k3", "k2"]
-    assert both.told(action="key.rotate") == [("key.rotate", "k2"), ("key.rotate", "k3")]
+    assert workers.first.signing_keys()[1].secret == b"secret of k1"
+    workers.clock.now += 299
+    await workers.first.rotate_key(signing_key("k3"), keep=300.0, by=BY_ROOT)
+    assert [k.id for k in workers.second.signing_keys()] == ["k3", "k2", "k1"]
+    workers.clock.now += 1
+    assert [k.id for k in workers.second.signing_keys()] == ["k3", "k2"]
+    assert workers.audit_entries(action="key.rotate") == [("key.rotate", "k2"), ("key.rotate", "k3")]
 
 
-async def test_a_key_that_others_know_is_dropped_at_once(both: TwoWorkers) -> None:
-    """A rotation with immediate effect deletes all older keys, whatever time they had left. Their secrets are in no row
-    any more."""
-    await both.one.ensure_key(lambda: key("k1"), by=BY_ROOT)
-    await both.one.rotate_key(key("k2"), keep=300.0, by=BY_ROOT)
-    await both.two.rotate_key(key("k3"), keep=0.0, by=BY_ROOT)
-    assert [k.id for k in both.one.signing_keys()] == ["k3"]
-    both.clock.now -= 100
-    assert [k.id for k in both.one.signing_keys()] == ["k3"]
+async def test_a_rotation_can_delete_old_keys_at_once(workers: TwoWorkers) -> None:
+    """With `keep=0`, as after a leak, a rotation deletes all older keys, even if they have not expired yet. They stay
+    deleted if the clock is set back."""
+    await workers.first.ensure_key(lambda: signing_key("k1"), by=BY_ROOT)
+    await workers.first.rotate_key(signing_key("k2"), keep=300.0, by=BY_ROOT)
+    await workers.second.rotate_key(signing_key("k3"), keep=0.0, by=BY_ROOT)
+    assert [k.id for k in workers.first.signing_keys()] == ["k3"]
+    workers.clock.now -= 100
+    assert [k.id for k in workers.first.signing_keys()] == ["k3"]
 
 
-async def test_failures_add_up_for_all_processes(both: TwoWorkers) -> None:
-    """Failed logins of all processes add up. Each failure adds seconds to the time that is left from earlier ones. Time
-    or a successful login reduces it."""
-    await both.one.add_failures({"address": 10.0, "account": 3.0})
-    await both.two.add_failures({"address": 10.0})
-    assert both.one.throttled_until("address") == 1_000_020.0
-    assert both.two.throttled_until("account") == 1_000_003.0
-    assert both.two.throttled_until("another") == 0.0
-    both.clock.now += 15
-    await both.one.add_failures({"address": 10.0, "account": 3.0})
-    assert both.two.throttled_until("address") == 1_000_030.0
-    assert both.two.throttled_until("account") == 1_000_018.0
-    both.clock.now += 15
-    assert both.two.throttled_until("address") == 0.0
-    await both.two.add_failures({"address": 10.0, "account": 3.0})
-    await both.one.clear_failures(["address", "another"])
-    assert (both.two.throttled_until("address"), both.two.throttled_until("account")) == (0.0, 1_000_033.0)
-    assert not both.changed()
+async def test_failed_logins_of_all_processes_add_up(workers: TwoWorkers) -> None:
+    """After failed logins, further logins from an address or for an account are throttled for some time. Each failure
+    adds seconds to this time, in whichever process it occurs. A successful login ends the throttling."""
+    await workers.first.add_failures({"address": 10.0, "account": 3.0})
+    await workers.second.add_failures({"address": 10.0})
+    assert workers.first.throttled_until("address") == 1_000_020.0
+    assert workers.second.throttled_until("account") == 1_000_003.0
+    assert workers.second.throttled_until("another") == 0.0
+    workers.clock.now += 15
+    await workers.first.add_failures({"address": 10.0, "account": 3.0})
+    assert workers.second.throttled_until("address") == 1_000_030.0
+    assert workers.second.throttled_until("account") == 1_000_018.0
+    workers.clock.now += 15
+    assert workers.second.throttled_until("address") == 0.0
+    await workers.second.add_failures({"address": 10.0, "account": 3.0})
+    await workers.first.clear_failures(["address", "another"])
+    assert (workers.second.throttled_until("address"), workers.second.throttled_until("account")) == (0.0, 1_000_033.0)
+    assert not workers.epoch_changed()
 
 
-async def test_failures_are_not_kept_without_end(data: Path, both: TwoWorkers) -> None:
-    """Failures whose time is over are deleted at the next failure."""
+async def test_old_failed_logins_are_deleted(data: Path, workers: TwoWorkers) -> None:
+    """When a login fails, the records of failures whose throttling is over are deleted."""
     for number in range(50):
-        await both.one.add_failures({f"address {number}": 1.0})
-        both.clock.now += 1
-    await both.one.add_failures({"last": 1.0})
+        await workers.first.add_failures({f"address {number}": 1.0})
+        workers.clock.now += 1
+    await workers.first.add_failures({"last": 1.0})
     db = apsw.Connection(str(data / "entrepot.db"))
     assert db.execute("SELECT key FROM login_pace").fetchall() == [("last",)]
     db.close()
 
 
-async def test_an_account_has_so_many_api_tokens_at_the_most(both: TwoWorkers) -> None:
-    """An account has a largest number of API tokens. Another one is refused until one is revoked. Tokens of other
-    accounts, and refresh tokens, do not count."""
+async def test_the_number_of_api_tokens_of_an_account_is_limited(workers: TwoWorkers) -> None:
+    """An account can have at most `MOST_TOKENS` API tokens. A further token is refused until one is revoked. Tokens of
+    other accounts, and refresh tokens, do not count."""
     for number in range(MOST_TOKENS):
-        await both.one.add_token(api_token(f"t{number}"), b"hash", by=BY_ROOT)
+        await workers.first.add_token(api_token(f"t{number}"), b"hash", by=BY_ROOT)
     with pytest.raises(AccountInvalid, match="revoke some first"):
-        await both.two.add_token(api_token("more"), b"hash", by=BY_ROOT)
-    await both.two.add_token(api_token("login", login=True), b"hash", by=BY_ROOT)
-    await both.two.add_token(api_token("bobs", BOB), b"hash", by=BY_ROOT)
-    await both.two.revoke_token("t0", by=BY_ROOT)
-    await both.one.add_token(api_token("more"), b"hash", by=BY_ROOT)
+        await workers.second.add_token(api_token("more"), b"hash", by=BY_ROOT)
+    await workers.second.add_token(api_token("login", login=True), b"hash", by=BY_ROOT)
+    await workers.second.add_token(api_token("bobs", BOB), b"hash", by=BY_ROOT)
+    await workers.second.revoke_token("t0", by=BY_ROOT)
+    await workers.first.add_token(api_token("more"), b"hash", by=BY_ROOT)

@@ -1,4 +1,4 @@
-"""The audit log: its own entries and those of the tag history, as one list."""
+"""The audit log: one list of the entries in its own table and of the entries in the tag history."""
 
 from __future__ import annotations
 
@@ -51,58 +51,59 @@ def entry_texts(registry: StoredRegistry, **query: object) -> list[str]:
 
 
 async def test_each_change_of_content_has_an_entry(registry: StoredRegistry, clock: AccountsClock) -> None:
-    """Pushes of manifests and tags, mounts and deletes each have an entry, with who made them and from where. A change
-    that changes nothing, or was refused, has none. A manifest that was pushed with tags has no entry of its own: the
-    entries of its tags have its digest."""
-    one, two = await _image(registry, b"one"), await _image(registry, b"two")
+    """Each push of a manifest or tag, each mount and each delete has an entry with its author and the author's address.
+    A request that changes nothing or is refused has no entry. A manifest that is pushed with tags has no entry of its
+    own: the entries of its tags have its digest."""
+    untagged, tagged = await _image(registry, b"one"), await _image(registry, b"two")
     for _ in range(2):
-        await registry.put_manifest(APP, one, by=ALICE)
-        await registry.put_manifest(APP, two, [Tag("v1"), Tag("v2")], by=ALICE)
-    layer = one.layers[0].digest
+        await registry.put_manifest(APP, untagged, by=ALICE)
+        await registry.put_manifest(APP, tagged, [Tag("v1"), Tag("v2")], by=ALICE)
+    layer = untagged.layers[0].digest
     await registry.mount_blob(WEB, layer, ALL_NAMES, BOB)
     await registry.delete_blob(WEB, layer, by=BOB)
     await registry.delete_tag(APP, Tag("v2"), by=BOB)
-    await registry.delete_manifest(APP, two.digest, by=BOB)
-    for refused in (registry.delete_blob(WEB, layer, by=BOB), registry.delete_manifest(APP, two.digest, by=BOB)):
+    await registry.delete_manifest(APP, tagged.digest, by=BOB)
+    for refused in (registry.delete_blob(WEB, layer, by=BOB), registry.delete_manifest(APP, tagged.digest, by=BOB)):
         with pytest.raises(Exception, match="has no"):
             await refused
     expected = [
-        ("alice", "manifest.put", f"team/app@{one.digest}", None),
-        ("alice", "tag.put", "team/app:v1", {"digest": two.digest}),
-        ("alice", "tag.put", "team/app:v2", {"digest": two.digest}),
+        ("alice", "manifest.put", f"team/app@{untagged.digest}", None),
+        ("alice", "tag.put", "team/app:v1", {"digest": tagged.digest}),
+        ("alice", "tag.put", "team/app:v2", {"digest": tagged.digest}),
         ("bob", "blob.mount", f"team/web@{layer}", {"from": "team/app"}),
         ("bob", "blob.delete", f"team/web@{layer}", None),
         ("bob", "tag.delete", "team/app:v2", None),
         ("bob", "tag.delete", "team/app:v1", None),
-        ("bob", "manifest.delete", f"team/app@{two.digest}", None),
+        ("bob", "manifest.delete", f"team/app@{tagged.digest}", None),
     ]
-    found = entries(registry)
-    assert sorted((e.actor, e.action, e.target) for e in found) == sorted(line[:3] for line in expected)
-    assert {(e.action, e.target): e.detail for e in found} == {line[1:3]: line[3] for line in expected}
-    assert {(e.actor, e.address, e.request_id, e.user_agent, e.outcome, e.count) for e in found} == {
+    recorded_entries = entries(registry)
+    assert sorted((e.actor, e.action, e.target) for e in recorded_entries) == sorted(line[:3] for line in expected)
+    assert {(e.action, e.target): e.detail for e in recorded_entries} == {line[1:3]: line[3] for line in expected}
+    assert {(e.actor, e.address, e.request_id, e.user_agent, e.outcome, e.count) for e in recorded_entries} == {
         (by.name, by.address, by.request_id, by.user_agent, "ok", 1) for by in (ALICE, BOB)
     }
 
 
-async def test_both_tables_are_one_list_by_time(registry: StoredRegistry, clock: AccountsClock) -> None:
-    """The list has the entries of both tables, newest first, for any page size, also if many have the same time."""
+async def test_entries_of_both_tables_are_sorted_by_time(registry: StoredRegistry, clock: AccountsClock) -> None:
+    """The log has the entries of both tables, newest first. Pages of any size have each entry once, also if many
+    entries have the same time."""
     manifest = await _image(registry, b"one")
     for number in range(12):
         clock.now += number % 3 == 0
         await registry.put_manifest(APP, manifest, [Tag(f"t{number}")], by=ALICE)
         await registry.accounts.add_audit_entries([AuditEntry(clock.now, "bob", "login", f"n{number}")])
-    whole = entries(registry)
-    assert len(whole) == 24
-    assert [entry.at for entry in whole] == sorted((entry.at for entry in whole), reverse=True)
-    assert len({entry.id for entry in whole}) == 24
+    all_entries = entries(registry)
+    assert len(all_entries) == 24
+    assert [entry.at for entry in all_entries] == sorted((entry.at for entry in all_entries), reverse=True)
+    assert len({entry.id for entry in all_entries}) == 24
     for limit in (1, 2, 5, 23, 24, 25):
-        found: list[AuditEntry] = []
+        entries_of_pages: list[AuditEntry] = []
         more, before = True, None
         while more:
             page = registry.accounts.audit(AuditQuery(before=before), limit)
-            found += page.items
+            entries_of_pages += page.items
             more, before = page.more, page.items[-1].id
-        assert found == whole, limit
+        assert entries_of_pages == all_entries, limit
 
 
 async def test_a_page_begins_where_the_previous_one_ended(registry: StoredRegistry, clock: AccountsClock) -> None:
@@ -116,14 +117,14 @@ async def test_a_page_begins_where_the_previous_one_ended(registry: StoredRegist
     assert await registry.accounts.prune_audit(1_000_003.0) == 2
     second = registry.accounts.audit(AuditQuery(before=first.items[-1].id), 10)
     assert ([entry.target for entry in second.items], second.more) == (["n3", "n2"], False)
-    for wrong in ("", "7", "x" * 20, f"{first.items[0].id}0" * 20):
+    for malformed in ("", "7", "x" * 20, f"{first.items[0].id}0" * 20):
         with pytest.raises(AccountInvalid):
-            registry.accounts.audit(AuditQuery(before=wrong), 10)
+            registry.accounts.audit(AuditQuery(before=malformed), 10)
 
 
 async def test_entries_are_found_by_each_of_their_fields(registry: StoredRegistry, clock: AccountsClock) -> None:
-    """Entries are found by each field, alone or combined. A repository's name as the target finds all entries in it. A
-    tag or digest finds only its own entries."""
+    """Entries are found by each field, and by several fields together. If the target is a repository, all entries about
+    its content are found. If the target is a tag or digest, only the entries about it are found."""
     manifest = await _image(registry, b"one")
     await registry.put_manifest(APP, manifest, [Tag("v1"), Tag("v2")], by=ALICE)
     clock.now += 10
@@ -166,7 +167,7 @@ async def test_entries_are_found_by_each_of_their_fields(registry: StoredRegistr
 
 
 async def test_old_entries_are_deleted(registry: StoredRegistry, clock: AccountsClock) -> None:
-    """Old entries are deleted, in steps if they are many. The tag history stays."""
+    """Old entries are deleted, even if there are many. The entries of the tag history stay."""
     manifest = await _image(registry, b"one")
     await registry.put_manifest(APP, manifest, [Tag("v1")], by=ALICE)
     await registry.accounts.add_audit_entries([AuditEntry(float(number), "bob", "login") for number in range(12_000)])
@@ -192,8 +193,8 @@ QUERIES = {
 }
 
 
-@pytest.mark.parametrize("asked", sorted(QUERIES))
-def test_each_query_uses_an_index(data: Path, asked: str) -> None:
+@pytest.mark.parametrize("query_name", sorted(QUERIES))
+def test_each_query_uses_an_index(data: Path, query_name: str) -> None:
     """No query of the audit log reads or sorts a whole table."""
     db = apsw.Connection(str(data / "entrepot.db"))
     plans: list[str] = []
@@ -205,7 +206,7 @@ def test_each_query_uses_an_index(data: Path, asked: str) -> None:
         return True
 
     db.exec_trace = trace
-    audit_table.page(db, AuditQuery(**QUERIES[asked]), 10)  # type: ignore[arg-type]
+    audit_table.page(db, AuditQuery(**QUERIES[query_name]), 10)  # type: ignore[arg-type]
     db.exec_trace = None
     db.close()
     table_plans = [plan for plan in plans if "audit" in plan or " h" in plan]
@@ -216,7 +217,7 @@ def test_each_query_uses_an_index(data: Path, asked: str) -> None:
     assert [plan for plan in plans if "TEMP B-TREE" in plan and "LAST TERM" not in plan] == []
 
 
-async def test_a_change_of_a_tag_needs_no_statement_for_the_audit_log(data: Path, registry: StoredRegistry) -> None:
+async def test_a_tag_change_writes_nothing_to_the_audit_table(data: Path, registry: StoredRegistry) -> None:
     """A change of a tag does not write to the table `audit`, because its entry in the tag history is also its entry in
     the audit log."""
     manifest = await _image(registry, b"one")
@@ -239,14 +240,17 @@ async def test_a_change_of_a_tag_needs_no_statement_for_the_audit_log(data: Path
 async def test_garbage_collection_deletes_old_entries(tmp_path: Path) -> None:
     """A round of garbage collection deletes exactly the entries that are older than `keep_audit` seconds."""
     prepare_data_dir(tmp_path)
-    year = 365 * 86400.0
-    old, young = AuditEntry(1.0, "alice", "login"), AuditEntry(year, "bob", "login")
+    year_seconds = 365 * 86400.0
+    old, young = AuditEntry(1.0, "alice", "login"), AuditEntry(year_seconds, "bob", "login")
     async with open_registry(tmp_path) as registry:
         await registry.accounts.add_audit_entries([old, young])
     async with (
-        open_registry(tmp_path, collect_every=0.001, keep_audit=year / 2, clock=lambda: year + 1.0) as registry,
+        open_registry(
+            tmp_path, collect_every=0.001, keep_audit=year_seconds / 2, clock=lambda: year_seconds + 1.0
+        ) as registry,
         asyncio.timeout(60),
     ):
-        while len(left := registry.accounts.audit(AuditQuery(), 10).items) > 1:  # noqa: ASYNC110  no event signals it
+        # No event tells when an entry was removed.
+        while len(remaining := registry.accounts.audit(AuditQuery(), 10).items) > 1:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
-        assert [entry.actor for entry in left] == ["bob"]
+        assert [entry.actor for entry in remaining] == ["bob"]

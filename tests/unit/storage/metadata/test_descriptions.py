@@ -1,4 +1,4 @@
-"""Descriptions of repositories in the store."""
+"""The descriptions of repositories in the store, which users write."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
         yield opened
 
 
-async def test_changes(store: StoredRegistry, tmp_path: Path) -> None:
-    """Each change of a description has a new revision and an entry in the audit log. Other processes see it."""
+async def test_each_change_has_a_revision_and_an_audit_entry(store: StoredRegistry, tmp_path: Path) -> None:
+    """Each change of a description has a new revision and an entry in the audit log. Other processes see the change. A
+    change of an old revision is refused."""
     descriptions = store.descriptions
     assert await descriptions.description(APP) is None
     await descriptions.put_description(APP, "one", by=ALICE, revision=0)
@@ -37,14 +38,15 @@ async def test_changes(store: StoredRegistry, tmp_path: Path) -> None:
             await other.descriptions.put_description(APP, "two", by=ALICE, revision=0)
         assert (await other.descriptions.put_description(APP, "", by=ALICE, revision=1)).revision == 2
     assert await descriptions.description(APP) == Description("", 2, START, "alice")
-    lines = store.accounts.audit(AuditQuery(action="description.put"), 10).items
-    assert [(line.target, line.detail) for line in lines] == [
+    entries = store.accounts.audit(AuditQuery(action="description.put"), 10).items
+    assert [(entry.target, entry.detail) for entry in entries] == [
         (APP, {"revision": 2, "bytes": 0}),
         (APP, {"revision": 1, "bytes": 3}),
     ]
 
 
-async def test_unknown(store: StoredRegistry) -> None:
+async def test_an_unknown_repository_has_no_description(store: StoredRegistry) -> None:
+    """An unknown repository has no description, and none can be written."""
     assert await store.descriptions.description(NOWHERE) is None
     with pytest.raises(NameUnknown):
         await store.descriptions.put_description(NOWHERE, "x", by=ALICE)

@@ -1,4 +1,4 @@
-"""Manifests that are large or refer to many blobs: what they cost other requests."""
+"""Manifests that are large or refer to many blobs must not delay other requests or use much memory."""
 
 from __future__ import annotations
 
@@ -39,19 +39,20 @@ def image(**more: object) -> Manifest:
 
 def referrer(number: int, **more: object) -> Manifest:
     subject = {"mediaType": OCI_MANIFEST, "digest": SUBJECT, "size": 1}
-    return image(subject=subject, annotations={"n": str(number), **more.pop("annotations", {})}, **more)  # type: ignore[dict-item]
+    annotations = {"n": str(number), **more.pop("annotations", {})}  # type: ignore[dict-item]
+    return image(subject=subject, annotations=annotations, **more)
 
 
 @pytest.mark.slow
-async def test_many_references_are_few_steps(registry: StoredRegistry) -> None:
-    """A manifest with as many references as allowed is stored, deleted and queued for collection in few steps, so that
-    other changes do not wait long."""
+async def test_a_manifest_with_many_references_takes_little_time(registry: StoredRegistry) -> None:
+    """A manifest with as many references as allowed is stored and deleted within two seconds of CPU time, so that other
+    changes do not wait long. All its blobs are queued for garbage collection."""
     layers = [{"mediaType": "a/b", "digest": f"sha256:{n:064x}", "size": 1} for n in range(MAX_REFERENCES - 1)]
     large, small = image(layers=layers), image()
-    began = time.process_time()
+    cpu_time_before = time.process_time()
     await registry.put_manifest(APP, large, [Tag("large")], by=BY, sparse=True)
     await registry.delete_manifest(APP, large.digest, by=BY)
-    assert time.process_time() - began < 2.0
+    assert time.process_time() - cpu_time_before < 2.0
     queued = await registry.metadata.queued_links(time.time() + 1, 2 * MAX_REFERENCES)
     assert len(queued) == MAX_REFERENCES
     await registry.put_manifest(APP, small, by=BY, sparse=True)
@@ -59,8 +60,8 @@ async def test_many_references_are_few_steps(registry: StoredRegistry) -> None:
         await registry.get_manifest(APP, Tag("large"))
 
 
-async def test_what_others_refer_to_is_not_queued(registry: StoredRegistry) -> None:
-    """When a manifest is deleted, only blobs to which nothing else refers are queued for collection."""
+async def test_blobs_of_other_manifests_are_not_queued_for_collection(registry: StoredRegistry) -> None:
+    """When a manifest is deleted, a blob is queued for garbage collection only if no other manifest refers to it."""
     layer = [{"mediaType": "a/b", "digest": f"sha256:{n:064x}", "size": 1} for n in range(2)]
     both, one = image(layers=layer), image(layers=layer[:1])
     for manifest in (both, one):
@@ -70,8 +71,8 @@ async def test_what_others_refer_to_is_not_queued(registry: StoredRegistry) -> N
     assert [entry.digest for entry in queued] == [layer[1]["digest"]]
 
 
-async def test_an_index_of_blobs_and_manifests(registry: StoredRegistry) -> None:
-    """Entries of an index with an unknown media type may be blobs or manifests."""
+async def test_an_index_may_list_blobs_and_manifests(registry: StoredRegistry) -> None:
+    """An index is accepted if it lists a stored blob with an unknown media type and a stored manifest."""
     blob = digest_of(b"layer")
     writer = await registry.start_upload(APP)
     await writer.write(b"layer")
@@ -86,83 +87,84 @@ async def test_an_index_of_blobs_and_manifests(registry: StoredRegistry) -> None
     await registry.put_manifest(APP, Manifest.parse(index, OCI_INDEX), by=BY)
 
 
-async def test_those_who_read_the_same_large_manifest_share_it(registry: StoredRegistry) -> None:
-    """Concurrent reads of the same manifest, by tag or by digest, have its bytes in memory once."""
+async def test_reads_of_the_same_large_manifest_share_its_bytes(registry: StoredRegistry) -> None:
+    """If several readers hold the same manifest, read by tag or by digest, its bytes are in memory once."""
     large = image(annotations={"a": "x" * 500_000})
     await registry.put_manifest(APP, large, [Tag("large")], by=BY, sparse=True)
-    one = await registry.get_manifest(APP, Tag("large"))
-    assert one == large
-    assert (await registry.get_manifest(APP, large.digest)).body is one.body
+    by_tag = await registry.get_manifest(APP, Tag("large"))
+    assert by_tag == large
+    assert (await registry.get_manifest(APP, large.digest)).body is by_tag.body
 
 
-async def test_a_head_holds_no_annotations(registry: StoredRegistry) -> None:
-    """A HEAD of a manifest does not read its annotations."""
+async def test_a_head_request_reads_no_annotations(registry: StoredRegistry) -> None:
+    """The descriptor that a HEAD request reads has no annotations and no artifact type, which may be large."""
     large = image(annotations={"a": "x" * 500_000}, artifactType="a/c")
     await registry.put_manifest(APP, large, [Tag("large")], by=BY, sparse=True)
-    found = await registry.resolve_manifest(APP, Tag("large"))
-    assert (found.digest, found.size, found.media_type) == (large.digest, len(large.body), OCI_MANIFEST)
-    assert (found.annotations, found.artifact_type) == (None, None)
+    descriptor = await registry.resolve_manifest(APP, Tag("large"))
+    assert (descriptor.digest, descriptor.size, descriptor.media_type) == (large.digest, len(large.body), OCI_MANIFEST)
+    assert (descriptor.annotations, descriptor.artifact_type) == (None, None)
 
 
-async def pages(registry: StoredRegistry, kind: str | None = None) -> list[list[Digest]]:
-    found: list[list[Digest]] = []
+async def referrer_pages(registry: StoredRegistry, kind: str | None = None) -> list[list[Digest]]:
+    """Returns the referrers of SUBJECT as pages of digests. Checks that no page is too large."""
+    pages: list[list[Digest]] = []
     after: str | None = None
     while True:
         page = await registry.referrers(APP, SUBJECT, kind, after, 1000)
         size = sum(len(each.as_json_text()) for each in page.items)
         assert size <= PAGE_BYTES + MAX_ANNOTATIONS_BYTES + 1000
-        found.append([each.digest for each in page.items])
+        pages.append([each.digest for each in page.items])
         if not page.more:
-            return found
+            return pages
         after = page.items[-1].digest
 
 
-async def test_pages_of_referrers_are_bounded_by_what_they_hold(registry: StoredRegistry) -> None:
-    """A page of referrers is limited by the size of annotations and types. All pages together have every referrer."""
-    put = [referrer(n, annotations={"a": "é" * 150_000}) for n in range(12)]
-    for each in put:
+async def test_pages_of_referrers_are_limited_in_bytes(registry: StoredRegistry) -> None:
+    """The annotations and types on a page of referrers are limited in bytes. All pages together have every referrer."""
+    stored = [referrer(n, annotations={"a": "é" * 150_000}) for n in range(12)]
+    for each in stored:
         await registry.put_manifest(APP, each, by=BY, sparse=True)
-    found = await pages(registry)
-    assert len(found) > 2
-    assert sorted(digest for page in found for digest in page) == sorted(each.digest for each in put)
+    pages = await referrer_pages(registry)
+    assert len(pages) > 2
+    assert sorted(digest for page in pages for digest in page) == sorted(each.digest for each in stored)
 
 
-async def test_annotations_that_no_list_can_show(registry: StoredRegistry) -> None:
-    """A referrer whose annotations are too large for a list is listed without them. Its manifest has them."""
-    put = [referrer(1, annotations={"a": "x" * MAX_ANNOTATIONS_BYTES}), referrer(2)]
-    for each in put:
+async def test_annotations_that_are_too_large_for_a_list(registry: StoredRegistry) -> None:
+    """A referrer whose annotations are too large for a list is listed without annotations."""
+    stored = [referrer(1, annotations={"a": "x" * MAX_ANNOTATIONS_BYTES}), referrer(2)]
+    for each in stored:
         await registry.put_manifest(APP, each, by=BY, sparse=True)
     listed = (await registry.referrers(APP, SUBJECT, None, None, 10)).items
-    shown = {each.digest: each.annotations for each in listed}
-    assert shown[put[0].digest] is None
-    assert dict(shown[put[1].digest] or {}) == {"n": "2"}
+    annotations = {each.digest: each.annotations for each in listed}
+    assert annotations[stored[0].digest] is None
+    assert dict(annotations[stored[1].digest] or {}) == {"n": "2"}
 
 
-async def test_types_of_any_length_that_came_before(tmp_path: Path) -> None:
-    """A store of an earlier version may have types of megabytes. Lists leave these types out and stay limited in
-    size."""
+async def test_long_artifact_types_of_earlier_versions_are_not_listed(tmp_path: Path) -> None:
+    """A store of an earlier version may have artifact types of several megabytes. Lists leave out these types, so that
+    their size stays limited."""
     data = tmp_path / "data"
     prepare_data_dir(data)
-    put = [referrer(n, artifactType="a/c") for n in range(20)]
+    stored = [referrer(n, artifactType="a/c") for n in range(20)]
     async with open_registry(data) as registry:
-        for each in put:
+        for each in stored:
             await registry.put_manifest(APP, each, by=BY, sparse=True)
     db = apsw.Connection(str(data / "entrepot.db"))
     db.execute("UPDATE manifest SET artifact_type = ?", ("x" * 1_000_000,))
     db.close()
     async with open_registry(data) as registry:
         listed = await registry.referrers(APP, SUBJECT, None, None, 1000)
-        assert {each.digest for each in listed.items} == {each.digest for each in put}
+        assert {each.digest for each in listed.items} == {each.digest for each in stored}
         assert {each.artifact_type for each in listed.items} == {None}
-        assert await pages(registry, "a/c") == [[]]
-        assert (await registry.get_manifest(APP, put[0].digest)).body == put[0].body
+        assert await referrer_pages(registry, "a/c") == [[]]
+        assert (await registry.get_manifest(APP, stored[0].digest)).body == stored[0].body
 
 
-async def test_referrers_of_one_type_read_no_others(registry: StoredRegistry) -> None:
-    """An index finds the referrers of one type, however many others there are."""
+async def test_referrers_of_one_type_are_found_by_an_index(registry: StoredRegistry) -> None:
+    """The database has an index for the referrers of one artifact type, so referrers of other types are not read."""
     for number in range(30):
         await registry.put_manifest(APP, referrer(number, artifactType=f"a/{number % 3}"), by=BY, sparse=True)
-    assert len((await pages(registry, "a/1"))[0]) == 10
+    assert len((await referrer_pages(registry, "a/1"))[0]) == 10
     assert isinstance(registry.metadata, SqliteMetadata)
     rows = registry.metadata._db.execute(
         "EXPLAIN QUERY PLAN SELECT 1 FROM manifest m WHERE m.repository = 1 AND m.subject = 'x' "

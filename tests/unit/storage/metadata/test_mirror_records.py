@@ -1,4 +1,5 @@
-"""The records of a mirror about its upstreams."""
+"""The records that a mirror keeps about its upstreams: its last checks, endpoints that sent corrupt bytes, tokens, rate
+limits, and which repositories have which blobs."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import pytest
 
 from storage.composition import open_registry
 from storage.content import OCI_MANIFEST, Actor, Allowance, CorruptionRecord, Manifest, UpstreamCheck, digest_of
-from storage.metadata.sqlite import sqlite_upstream_records as kept
+from storage.metadata.sqlite import sqlite_upstream_records
 from storage.metadata.sqlite.database import connect
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
@@ -23,6 +24,8 @@ BY = Actor(name="mirror")
 
 
 class RecordsClock:
+    """A clock that stands still until a test moves it."""
+
     def __init__(self) -> None:
         self.now = 1000.0
 
@@ -50,11 +53,11 @@ def _manifest(layers: list[Digest], number: int = 0) -> Manifest:
     return Manifest.parse(json.dumps(document).encode(), OCI_MANIFEST)
 
 
-async def test_a_check_is_remembered_with_its_time_and_outcome(
+async def test_a_check_is_stored_with_its_time_and_outcome(
     registry: StoredRegistry, data: Path, clock: RecordsClock
 ) -> None:
-    """The last check at the upstream is stored with its time and outcome, for each tag, digest and repository. Other
-    processes see it, and it survives a restart."""
+    """The last check of each tag and digest at the upstream is stored with its time and outcome. Other processes see
+    the record."""
     records = registry.records
     digest = digest_of(b"1")
     assert await records.last_check(UBUNTU, LATEST) is None
@@ -75,8 +78,9 @@ async def test_a_check_is_remembered_with_its_time_and_outcome(
     assert await records.last_check(DEBIAN, LATEST) == UpstreamCheck(1001.5, False)
 
 
-async def test_checks_of_blobs_and_manifests_are_separate(registry: StoredRegistry) -> None:
-    """The same digest has separate checks as a blob and as a manifest. Both are deleted with the repository."""
+async def test_checks_of_blobs_and_of_manifests_are_separate(registry: StoredRegistry) -> None:
+    """The check of a digest as a blob and the check of the same digest as a manifest are separate records. If all
+    checks of a repository are deleted, both records are deleted."""
     records, digest = registry.records, digest_of(b"1")
     await records.save_check(UBUNTU, digest, False, blob=True)
     assert await records.last_check(UBUNTU, digest) is None
@@ -92,8 +96,8 @@ async def test_checks_of_blobs_and_manifests_are_separate(registry: StoredRegist
 
 
 async def test_a_check_does_not_make_a_repository_known(registry: StoredRegistry) -> None:
-    """A check of a repository does not make its name known. A name is known once content was stored under it, and then
-    for ever."""
+    """A repository becomes known when content is stored in it, not when it is checked at the upstream. It stays known
+    after its content is deleted."""
     repo = RepositoryName("team/app")
     await registry.records.save_check(repo, LATEST, False)
     await registry.records.save_check(repo, LATEST, True)
@@ -106,79 +110,80 @@ async def test_a_check_does_not_make_a_repository_known(registry: StoredRegistry
 
 
 async def test_old_negative_checks_are_deleted(registry: StoredRegistry, data: Path, clock: RecordsClock) -> None:
-    """Of too many negative checks, the oldest are deleted. Positive checks stay."""
+    """If there are too many negative checks (content that the upstream does not have), the oldest are deleted. Positive
+    checks stay."""
     records = registry.records
     await records.save_check(UBUNTU, LATEST, True)
     db = apsw.Connection(str(data / "entrepot.db"))
     with db:
         db.executemany(
             "INSERT INTO upstream_check VALUES ('docker.io/library/ubuntu', ?, ?, 0)",
-            ((f"t{number}", 500 + number / 1000) for number in range(kept.MAX_NOT_FOUND_CHECKS)),
+            ((f"t{number}", 500 + number / 1000) for number in range(sqlite_upstream_records.MAX_NOT_FOUND_CHECKS)),
         )
-    for number in range(kept.CHECKS_PER_PRUNE + 1):
+    for number in range(sqlite_upstream_records.CHECKS_PER_PRUNE + 1):
         clock.now += 1
         await records.save_check(UBUNTU, Tag(f"n{number}"), False)
-    found = db.execute("SELECT count(*) FROM upstream_check WHERE known = 0").get
+    negative_checks = db.execute("SELECT count(*) FROM upstream_check WHERE known = 0").get
     db.close()
-    assert found == kept.MAX_NOT_FOUND_CHECKS
+    assert negative_checks == sqlite_upstream_records.MAX_NOT_FOUND_CHECKS
     assert await records.last_check(UBUNTU, Tag("t0")) is None
-    assert await records.last_check(UBUNTU, Tag(f"t{kept.MAX_NOT_FOUND_CHECKS - 1}")) is not None
+    assert await records.last_check(UBUNTU, Tag(f"t{sqlite_upstream_records.MAX_NOT_FOUND_CHECKS - 1}")) is not None
     assert await records.last_check(UBUNTU, Tag("n0")) is not None
     assert await records.last_check(UBUNTU, LATEST) is not None
 
 
-async def test_the_manifests_that_name_a_blob_are_found_newest_first(
-    registry: StoredRegistry, clock: RecordsClock
-) -> None:
-    """The manifests of a repository that name the blob as config or layer are found, newest first, at most eight."""
+async def test_manifests_that_name_a_blob_are_found_newest_first(registry: StoredRegistry, clock: RecordsClock) -> None:
+    """The manifests of a repository that name a blob as config or layer are found. The result has at most the eight
+    newest of them, newest first."""
     layer = digest_of(b"layer")
     manifests = [_manifest([layer], number) for number in range(10)]
     for manifest in manifests:
         clock.now += 1
         await registry.put_manifest(UBUNTU, manifest, by=BY, sparse=True)
-    only = _manifest([digest_of(b"other")])
-    await registry.put_manifest(UBUNTU, only, by=BY, sparse=True)
+    other_manifest = _manifest([digest_of(b"other")])
+    await registry.put_manifest(UBUNTU, other_manifest, by=BY, sparse=True)
     records = registry.records
     assert await records.referring_manifests(UBUNTU, layer) == manifests[:1:-1]
-    assert await records.referring_manifests(UBUNTU, digest_of(b"other")) == [only]
-    assert only in await records.referring_manifests(UBUNTU, digest_of(b"config"))
+    assert await records.referring_manifests(UBUNTU, digest_of(b"other")) == [other_manifest]
+    assert other_manifest in await records.referring_manifests(UBUNTU, digest_of(b"config"))
     assert await records.referring_manifests(UBUNTU, digest_of(b"nothing")) == []
     assert await records.referring_manifests(DEBIAN, layer) == []
 
 
-async def test_senders_of_wrong_bytes_are_recorded_for_a_while(
+async def test_senders_of_corrupt_bytes_are_recorded_for_a_while(
     registry: StoredRegistry, data: Path, clock: RecordsClock
 ) -> None:
-    """For each endpoint, the number of corrupt responses is stored for all processes, until a time without a further
-    one has passed. Old records are deleted. A record with a time in the future, after the clock was set back, counts as
-    old."""
-    records, digest, other = registry.records, digest_of(b"1"), digest_of(b"2")
+    """The number of corrupt responses of each endpoint is stored for all processes. The record is valid for some
+    seconds after the last corrupt response, and is deleted after that. If the clock is set back, so that the record is
+    in the future, it is no longer valid."""
+    records, digest, other_digest = registry.records, digest_of(b"1"), digest_of(b"2")
     await records.save_bad_senders("docker.io", digest, ["https://one", "https://two"], 60)
     clock.now += 59
     await records.save_bad_senders("docker.io", digest, ["https://one"], 60)
     await records.save_bad_senders("ghcr.io", digest, ["https://three"], 60)
-    async with open_registry(data, clock=clock) as there:
-        assert await there.records.bad_senders("docker.io", digest, 60) == {
+    async with open_registry(data, clock=clock) as other_process:
+        assert await other_process.records.bad_senders("docker.io", digest, 60) == {
             "https://one": CorruptionRecord(2, 1059.0),
             "https://two": CorruptionRecord(1, 1000.0),
         }
-    assert await records.bad_senders("docker.io", other, 60) == {}
+    assert await records.bad_senders("docker.io", other_digest, 60) == {}
     clock.now += 2
     assert await records.bad_senders("docker.io", digest, 60) == {"https://one": CorruptionRecord(2, 1059.0)}
-    await records.save_bad_senders("docker.io", other, [], 60)
+    await records.save_bad_senders("docker.io", other_digest, [], 60)
     clock.now -= 10
     assert await records.bad_senders("docker.io", digest, 60) == {}
     clock.now += 100
-    await records.save_bad_senders("docker.io", other, ["https://one"], 60)
+    await records.save_bad_senders("docker.io", other_digest, ["https://one"], 60)
     db = apsw.Connection(str(data / "entrepot.db"))
-    assert db.execute("SELECT digest, times FROM upstream_wrong").fetchall() == [(other, 1)]
+    assert db.execute("SELECT digest, times FROM upstream_wrong").fetchall() == [(other_digest, 1)]
     db.close()
 
 
-async def test_a_token_is_kept_until_it_expires_or_is_refused(
+async def test_a_token_is_stored_until_it_expires_or_is_refused(
     registry: StoredRegistry, data: Path, clock: RecordsClock
 ) -> None:
-    """All processes share a token. If an older token is refused, a newer one stays. Expired tokens are deleted."""
+    """All processes use the same token for an upstream. When an upstream refuses a token, only this token is deleted,
+    and a newer token stays. Expired tokens are deleted."""
     records = registry.records
     assert await records.token("docker.io pull ubuntu") is None
     await records.save_token("docker.io pull ubuntu", "old", 1300.0)
@@ -197,8 +202,9 @@ async def test_a_token_is_kept_until_it_expires_or_is_refused(
     db.close()
 
 
-async def test_an_allowance_is_the_newest_that_was_noted(registry: StoredRegistry, data: Path) -> None:
-    """The newest allowance counts, whichever process has stored it. Unknown values stay unknown."""
+async def test_the_newest_allowance_counts(registry: StoredRegistry, data: Path) -> None:
+    """An allowance states how many requests an upstream still allows. The newest allowance counts, whichever process
+    stored it and in whatever order. Unknown values stay unknown."""
     records = registry.records
     assert await records.allowance("docker.io") is None
     await records.save_allowance("docker.io", Allowance(10.0, 99, 100))
@@ -210,9 +216,9 @@ async def test_an_allowance_is_the_newest_that_was_noted(registry: StoredRegistr
         assert await other.records.allowance("ghcr.io") == Allowance(5.0)
 
 
-async def test_a_pause_is_never_made_shorter(registry: StoredRegistry, data: Path) -> None:
-    """If an upstream has asked for a pause, a process that does not know of the pause cannot end it or make it shorter:
-    the later end stays, whichever process stores its value last."""
+async def test_a_requested_pause_is_never_shortened(registry: StoredRegistry, data: Path) -> None:
+    """An upstream has requested a pause. If a process that does not know about the pause stores an allowance, the pause
+    does not end earlier: the latest end of all stored allowances counts."""
     async with open_registry(data) as other:
         await registry.records.save_allowance("docker.io", Allowance(12.0, 5, 100, until=72.0))
         await other.records.save_allowance("docker.io", Allowance(13.0, 4, 100))
@@ -221,10 +227,10 @@ async def test_a_pause_is_never_made_shorter(registry: StoredRegistry, data: Pat
         assert await registry.records.allowance("docker.io") == Allowance(13.0, 4, 100, 90.0)
 
 
-async def test_a_repository_is_confirmed_for_its_own_bytes(registry: StoredRegistry, data: Path) -> None:
-    """A repository is confirmed for a blob whose bytes came for it, or that the upstream has said it has. The
-    confirmation is deleted with the blob's link. A mount alone confirms nothing, and a blob without a link cannot be
-    confirmed."""
+async def test_which_blobs_are_confirmed_for_a_repository(registry: StoredRegistry, data: Path) -> None:
+    """A blob is confirmed for a repository if its bytes were downloaded for this repository, or if the upstream has
+    stated that the repository has the blob. The confirmation is deleted with the repository's link to the blob. A mount
+    does not confirm a blob, and a blob without a link cannot be confirmed."""
     digest, records = digest_of(b"layer"), registry.records
     partial = await registry.partials.claim(digest, 5)
     partial.write_at(0, b"layer")
@@ -245,9 +251,9 @@ async def test_a_repository_is_confirmed_for_its_own_bytes(registry: StoredRegis
     assert not await records.is_confirmed(DEBIAN, digest)
 
 
-async def test_of_many_large_manifests_few_are_read(registry: StoredRegistry, data: Path) -> None:
+async def test_few_of_many_large_manifests_are_read(registry: StoredRegistry, data: Path) -> None:
     """If many large manifests of a repository name a blob, only few of their bodies are read, because the event loop
-    waits for this."""
+    waits for these reads."""
     layer = digest_of(b"layer")
     db = connect(data / "entrepot.db")
     with closing(db), db:
@@ -264,9 +270,9 @@ async def test_of_many_large_manifests_few_are_read(registry: StoredRegistry, da
                 "INSERT INTO manifest_blob (repository, digest, manifest) VALUES (?, ?, ?)",
                 (repository, layer, manifest),
             )
-    before = bytes_read()
+    bytes_before = bytes_read()
     assert await registry.records.referring_manifests(UBUNTU, layer) == []
-    assert bytes_read() - before < 4_000_000
+    assert bytes_read() - bytes_before < 4_000_000
 
 
 def bytes_read() -> int:

@@ -1,5 +1,5 @@
-"""The outbox: each change adds its events in its own transaction, and the deliveries to each webhook are kept in
-order."""
+"""The outbox stores events of changes for the event list and for webhooks. The events of a change are added in the
+transaction of the change. Each webhook gets the events of a repository in order."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.unit.storage.upkeep.test_damaged_manifests import change_body
 
 HOOK = "hook"
 OTHER = RepositoryName("team/other")
-EVERYTHING = ("**",)
+ALL_REPOSITORIES = ("**",)
 NO_LIMITS = EventLimits(keep_since=0.0, events=10**9, pending=10**9, dead=10**9)
 
 
@@ -55,35 +55,35 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
 
 
 def reader(name: str, actions: frozenset[EventAction] = frozenset(EventAction), *patterns: str) -> EventReader:
-    return EventReader(name, actions, patterns or EVERYTHING)
+    return EventReader(name, actions, patterns or ALL_REPOSITORIES)
 
 
-async def told(store: StoredRegistry) -> list[tuple[str, str | None, str | None, str | None]]:
-    """Returns action, tag, digest and previous digest of all events, oldest first."""
+async def recorded_events(store: StoredRegistry) -> list[tuple[str, str | None, str | None, str | None]]:
+    """Returns the action, tag, digest and previous digest of all events, oldest first."""
     events = [event.content for event in await store.outbox.after(0, 1000)]
     return [(str(event.action), event.tag, event.digest, event.previous) for event in events]
 
 
-async def waiting(store: StoredRegistry, webhook: str = HOOK, now: float = 0.0) -> list[list[int]]:
-    """Returns the numbers of the events that are due for a webhook, as one list for each repository."""
+async def due_events(store: StoredRegistry, webhook: str = HOOK, now: float = 0.0) -> list[list[int]]:
+    """Returns the numbers of the events that are due for a webhook, with one list for each repository."""
     due = await store.outbox.due(webhook, now, 100, 100)
     return [[delivery.event.number for delivery in queue] for queue in due.queues]
 
 
-async def push(store: StoredRegistry, seed: str, *tags: str, repo: RepositoryName = APP) -> Digest:
+async def push_index(store: StoredRegistry, seed: str, *tags: str, repo: RepositoryName = APP) -> Digest:
     index = index_of([], annotations={"seed": seed})
     await store.put_manifest(repo, index, [Tag(tag) for tag in tags], by=BY)
     return index.digest
 
 
-async def test_pushes(store: StoredRegistry) -> None:
-    """A push has one event for each tag, or one event without a tag, even if it changes nothing. The event of a tag
-    that moves has the previous digest."""
-    first = await push(store, "first")
-    await push(store, "first", "v1", "v2")
-    await push(store, "first", "v1")
-    second = await push(store, "second", "v1")
-    assert await told(store) == [
+async def test_events_of_pushes(store: StoredRegistry) -> None:
+    """A push adds one event for each of its tags, or one event if it has no tag, even if the push changes nothing. The
+    event of a tag that moves has the previous digest."""
+    first = await push_index(store, "first")
+    await push_index(store, "first", "v1", "v2")
+    await push_index(store, "first", "v1")
+    second = await push_index(store, "second", "v1")
+    assert await recorded_events(store) == [
         ("push", None, first, None),
         ("push", "v1", first, None),
         ("push", "v2", first, None),
@@ -96,27 +96,28 @@ async def test_pushes(store: StoredRegistry) -> None:
 
 
 async def test_a_change_that_fails_has_no_event(store: StoredRegistry) -> None:
-    """A push whose condition does not hold, and a delete of an immutable tag, have no event."""
-    await push(store, "first", "v1")
+    """A push whose condition is not met adds no event, and neither does the refused delete of an immutable tag."""
+    await push_index(store, "first", "v1")
     index = index_of([], annotations={"seed": "second"})
     with pytest.raises(PreconditionFailed):
         await store.put_manifest(APP, index, [Tag("v1")], by=BY, condition=Condition(negated=True))
     with pytest.raises(Denied):
         await store.metadata.delete_tag(APP, Tag("v1"), BY, lambda _: True)
-    assert len(await told(store)) == 1
+    assert len(await recorded_events(store)) == 1
 
 
-async def test_deletes_and_moves(store: StoredRegistry) -> None:
-    """When a manifest is deleted, its tags have events of their own before that of the manifest. If moving a tag back
-    puts its manifest back, the event is a move."""
-    first = await push(store, "first", "v1", "v2")
-    second = await push(store, "second", "v1")
+async def test_events_of_deletes_and_moves(store: StoredRegistry) -> None:
+    """When a manifest is deleted, each of its tags has a delete event before the delete event of the manifest. If a tag
+    is moved back to a deleted manifest, which is thereby restored, the event is a move. A move to the same digest adds
+    no event."""
+    first = await push_index(store, "first", "v1", "v2")
+    second = await push_index(store, "second", "v1")
     await store.delete_manifest(APP, second, by=BY)
     await TagChanges(store.tag_history, ImmutableTags()).move(APP, Tag("v1"), second, by=BY)
     await TagChanges(store.tag_history, ImmutableTags()).move(APP, Tag("v2"), second, by=BY)
     await TagChanges(store.tag_history, ImmutableTags()).move(APP, Tag("v2"), second, by=BY)
     await store.delete_tag(APP, Tag("v2"), by=BY)
-    assert (await told(store))[3:] == [
+    assert (await recorded_events(store))[3:] == [
         ("delete", "v1", second, None),
         ("delete", None, second, None),
         ("move", "v1", second, None),
@@ -125,19 +126,19 @@ async def test_deletes_and_moves(store: StoredRegistry) -> None:
     ]
 
 
-async def test_what_retention_deletes(store: StoredRegistry, clock: Clock) -> None:
+async def test_events_of_deletes_by_retention(store: StoredRegistry, clock: Clock) -> None:
     """The events of tags and manifests that retention deletes have the action `retention`."""
-    first = await push(store, "first", "v1")
-    (facts,) = await store.retention.tags(APP, None)
+    first = await push_index(store, "first", "v1")
+    (tag_facts,) = await store.retention.tags(APP, None)
     clock.pass_days(1)
-    assert await store.retention.delete_tag(APP, facts, BY)
+    assert await store.retention.delete_tag(APP, tag_facts, BY)
     now = clock.now
     assert await store.retention.delete_untagged(APP, first, UnusedLimits(now, now, now), now, BY) is not None
-    assert (await told(store))[1:] == [("retention", "v1", first, None), ("retention", None, first, None)]
+    assert (await recorded_events(store))[1:] == [("retention", "v1", first, None), ("retention", None, first, None)]
 
 
-async def test_damage(store: StoredRegistry) -> None:
-    """Damaged content has an event with the reason."""
+async def test_an_event_of_damage_has_the_reason(store: StoredRegistry) -> None:
+    """When a scrub finds damaged content, it adds an event with the reason."""
     image = await push_image(store, APP, "image", "v1")
     change_body(store, image.digest, image.body.replace(b"layer", b"lawyer"))
     await scrub(store)
@@ -146,38 +147,40 @@ async def test_damage(store: StoredRegistry) -> None:
     assert event.reason.startswith("its stored body has the digest sha256:")
 
 
-async def test_fills(store: StoredRegistry) -> None:
-    """Manifests and blobs that a mirror stores have the action `fill`, and not `push`."""
+async def test_events_of_content_that_a_mirror_stores(store: StoredRegistry) -> None:
+    """The event of a manifest or blob that a mirror stores has the action `fill`, not `push`."""
     repo = RepositoryName("hub.test/app")
     manifest = manifest_from({"schemaVersion": 2, "manifests": []}, "application/vnd.oci.image.index.v1+json")
     await store.put_manifest(repo, manifest, [Tag("v1")], by=Actor("mirror"), sparse=True)
     blob = digest_of(b"blob")
     await store.metadata.adopt_blob(repo, blob, 4, "place", is_fill=True)
     await store.metadata.adopt_blob(repo, digest_of(b"imported"), 8, "place")
-    assert await told(store) == [("fill", "v1", manifest.digest, None), ("fill", None, blob, None)]
+    assert await recorded_events(store) == [("fill", "v1", manifest.digest, None), ("fill", None, blob, None)]
 
 
-async def test_filters(store: StoredRegistry) -> None:
-    """A webhook gets only events with its actions and repositories. A push that moves a tag also counts as a move. An
-    event that no reader wants is not stored."""
+async def test_a_webhook_gets_only_events_that_match_its_settings(store: StoredRegistry) -> None:
+    """A webhook gets only events with the actions and repositories of its settings. A push that moves a tag also counts
+    as a move. An event that matches no webhook and not the list is not stored."""
     moves = EventReader("moves", frozenset({EventAction.MOVE}), ("team/app*",))
     pushes = EventReader("pushes", frozenset({EventAction.PUSH}), ("team/other",))
     await store.outbox.configure([moves, pushes])
-    await push(store, "first", "v1")
-    await push(store, "second", "v1")
-    await push(store, "first", "v1", repo=OTHER)
-    await push(store, "first", "v1", repo=RepositoryName("alone"))
+    await push_index(store, "first", "v1")
+    await push_index(store, "second", "v1")
+    await push_index(store, "first", "v1", repo=OTHER)
+    await push_index(store, "first", "v1", repo=RepositoryName("alone"))
     assert await store.outbox.newest() == 2
-    assert (await waiting(store, "moves"), await waiting(store, "pushes")) == ([[1]], [[2]])
+    assert (await due_events(store, "moves"), await due_events(store, "pushes")) == ([[1]], [[2]])
 
 
-async def test_the_list_has_only_events_that_it_wants(store: StoredRegistry, tmp_path: Path, clock: Clock) -> None:
-    """Events that only a webhook wants are not in the list, and do not take the place of others in it. They are deleted
-    once the webhook has got them."""
+async def test_the_list_has_only_events_that_match_its_settings(
+    store: StoredRegistry, tmp_path: Path, clock: Clock
+) -> None:
+    """An event that matches only a webhook is not in the event list, and does not count for the size of the list. It is
+    deleted after it was delivered to the webhook."""
     deletes = frozenset({EventAction.DELETE})
     await store.outbox.configure([reader(LIST_READER, deletes), reader(HOOK)])
     for number in range(3):
-        await push(store, f"{number}", "v1")
+        await push_index(store, f"{number}", "v1")
         await store.delete_tag(APP, Tag("v1"), by=BY)
     listed = [event.number for event in await store.outbox.after(0, 100)]
     assert listed == [2, 4, 6]
@@ -185,27 +188,28 @@ async def test_the_list_has_only_events_that_it_wants(store: StoredRegistry, tmp
     limits = EventLimits(clock.now, 2, 100, 100)
     await store.outbox.tidy(limits)
     assert [event.number for event in await store.outbox.after(0, 100)] == [4, 6]
-    assert (await waiting(store), await store.outbox.oldest()) == ([[1, 2, 3, 4, 5, 6]], 3)
+    assert (await due_events(store), await store.outbox.oldest()) == ([[1, 2, 3, 4, 5, 6]], 3)
     await store.outbox.settle(HOOK, [1, 2, 3, 5], [])
     await store.outbox.tidy(limits)
     assert stored_numbers(tmp_path) == [4, 6]
-    assert await store.outbox.oldest() == 3  # the list has lost nothing that came after event 2
+    assert await store.outbox.oldest() == 3  # the list has lost no event after event 2
 
 
-async def test_a_list_that_is_wanted_again_begins_with_the_next_event(store: StoredRegistry, clock: Clock) -> None:
-    """If the list was switched off for a while, the events of that time are missing, and the list says so."""
-    await push(store, "first", "v1")
+async def test_a_list_that_is_enabled_again_begins_with_the_next_event(store: StoredRegistry, clock: Clock) -> None:
+    """If the event list was disabled for a while, the events of this time are missing. `oldest` states the first event
+    after the gap."""
+    await push_index(store, "first", "v1")
     await store.outbox.configure([reader(HOOK)])
-    await push(store, "second", "v1")
+    await push_index(store, "second", "v1")
     await store.outbox.configure([reader(LIST_READER), reader(HOOK)])
-    await push(store, "third", "v1")
+    await push_index(store, "third", "v1")
     assert await store.outbox.oldest() == 3
     assert [event.number for event in await store.outbox.after(1, 100)] == [3]
 
 
-async def test_blobs(store: StoredRegistry) -> None:
-    """A push, a mount and a delete of a blob have events with the client, if a reader wants them. Whether a manifest
-    refers to the blob does not matter."""
+async def test_events_of_blobs_name_the_client(store: StoredRegistry) -> None:
+    """A push, a mount and a delete of a blob add events that name the client, whether or not a manifest refers to the
+    blob."""
     image = await push_image(store, APP, "image", "v1")
     layer = image.blobs[1].digest
     await store.mount_blob(OTHER, layer, APP, BY)
@@ -220,77 +224,79 @@ async def test_blobs(store: StoredRegistry) -> None:
     ]
 
 
-async def test_who_pushes_a_blob(store: StoredRegistry) -> None:
+async def test_event_of_a_blob_names_the_client_that_completed_the_upload(store: StoredRegistry) -> None:
     """The event of a pushed blob names the client that completed the upload."""
     writer = await store.start_upload(APP, by=BY)
     await writer.write(b"half")
     await writer.aclose()
-    completing = Actor(BY.name, "192.0.2.9", "request", "other client")
-    writer = await store.resume_upload(APP, writer.id, by=completing)
+    completing_client = Actor(BY.name, "192.0.2.9", "request", "other client")
+    writer = await store.resume_upload(APP, writer.id, by=completing_client)
     await writer.write(b"whole")
     await writer.commit(digest_of(b"halfwhole"))
     await writer.aclose()
     (event,) = await store.outbox.after(0, 100)
-    assert (event.content.action, event.content.by, event.content.size) == (EventAction.BLOB_PUSH, completing, 9)
+    assert (event.content.action, event.content.by, event.content.size) == (EventAction.BLOB_PUSH, completing_client, 9)
 
 
-async def test_removed_webhooks(store: StoredRegistry) -> None:
-    """The deliveries of a webhook that is no longer in the settings are deleted. Setting the same readers again writes
-    nothing."""
-    await push(store, "first", "v1")
+async def test_deliveries_of_a_removed_webhook_are_deleted(store: StoredRegistry) -> None:
+    """The deliveries of a webhook that is no longer in the settings are deleted. If the same list and webhooks are
+    configured again, nothing is written."""
+    await push_index(store, "first", "v1")
     dropped = await store.outbox.configure([reader(LIST_READER), reader("new")])
     assert dropped == [DroppedDeliveries(HOOK, 1, 0)]
-    assert await waiting(store) == []
+    assert await due_events(store) == []
     version = store.metadata.version()
     await store.outbox.configure([reader("new"), reader(LIST_READER)])
     assert store.metadata.version() == version
 
 
-async def test_without_readers(tmp_path: Path, clock: Clock) -> None:
-    """Without readers, no event is stored."""
+async def test_no_events_without_list_and_webhooks(tmp_path: Path, clock: Clock) -> None:
+    """If neither the event list nor a webhook is configured, no event is stored."""
     async with clocked_store(tmp_path, clock) as store:
-        await push(store, "first", "v1")
-        assert await told(store) == []
+        await push_index(store, "first", "v1")
+        assert await recorded_events(store) == []
 
 
-async def test_the_order_of_a_repository(store: StoredRegistry) -> None:
-    """If the oldest event of a repository is not due, no later event of this repository is. Events of other
-    repositories are. A dead letter delays no event."""
+async def test_events_of_a_repository_are_delivered_in_order(store: StoredRegistry) -> None:
+    """If the delivery of an event has failed, later events of the same repository wait until its next attempt. Events
+    of other repositories do not wait. After the event has become a dead letter (its delivery was given up), no event
+    waits for it."""
     for number in range(3):
-        await push(store, f"{number}", "v1")
-        await push(store, f"{number}", "v1", repo=OTHER)
-    assert await waiting(store) == [[1, 3, 5], [2, 4, 6]]
+        await push_index(store, f"{number}", "v1")
+        await push_index(store, f"{number}", "v1", repo=OTHER)
+    assert await due_events(store) == [[1, 3, 5], [2, 4, 6]]
     await store.outbox.settle(HOOK, [2], [FailedDelivery(1, 1, 100.0, None, "it answered 500")])
-    assert await waiting(store) == [[4, 6]]
+    assert await due_events(store) == [[4, 6]]
     assert (await store.outbox.due(HOOK, 0.0, 100, 100)).next_at == 100.0
-    assert await waiting(store, now=100.0) == [[1, 3, 5], [4, 6]]
+    assert await due_events(store, now=100.0) == [[1, 3, 5], [4, 6]]
     await store.outbox.settle(HOOK, [], [FailedDelivery(1, 2, 100.0, 50.0, "it answered 500")])
-    assert await waiting(store) == [[3, 5], [4, 6]]
+    assert await due_events(store) == [[3, 5], [4, 6]]
     assert await store.outbox.backlog() == [WebhookBacklog(HOOK, 4, 1, (await store.outbox.after(2, 1))[0].content.at)]
 
 
-async def test_dead_letters(store: StoredRegistry) -> None:
-    """Dead letters are listed, newest event first. They can be retried: one, all of a webhook, or all."""
+async def test_dead_letters_are_listed_and_retried(store: StoredRegistry) -> None:
+    """Dead letters (deliveries that were given up) are listed, the newest event first. One of them, or all of a
+    webhook, can be retried."""
     for number in range(3):
-        await push(store, f"{number}", "v1")
-    dead = [FailedDelivery(number, 10, 0.0, 50.0, "no") for number in (1, 2, 3)]
-    await store.outbox.settle(HOOK, [], dead)
-    found = await store.outbox.deliveries(None, None, 10, only_dead=True)
-    assert [(delivery.event.number, delivery.dead, delivery.error) for delivery in found] == [
+        await push_index(store, f"{number}", "v1")
+    dead_letters = [FailedDelivery(number, 10, 0.0, 50.0, "no") for number in (1, 2, 3)]
+    await store.outbox.settle(HOOK, [], dead_letters)
+    listed = await store.outbox.deliveries(None, None, 10, only_dead=True)
+    assert [(delivery.event.number, delivery.dead, delivery.error) for delivery in listed] == [
         *((3, 50.0, "no"), (2, 50.0, "no"), (1, 50.0, "no")),
     ]
     assert [d.event.number for d in await store.outbox.deliveries(HOOK, 3, 1, only_dead=True)] == [2]
-    await push(store, "4", "v1")
-    await push(store, "5", "v1")
+    await push_index(store, "4", "v1")
+    await push_index(store, "5", "v1")
     await store.outbox.settle(HOOK, [], [FailedDelivery(5, 10, 0.0, 50.0, "no")])
     pending = await store.outbox.deliveries(HOOK, None, 1, only_dead=False, only_pending=True)
     assert [delivery.event.number for delivery in pending] == [4]
     await store.outbox.settle(HOOK, [4, 5], [])
     assert await store.outbox.retry("other", None) == 0
     assert await store.outbox.retry(None, 2) == 1
-    assert await waiting(store) == [[2]]
+    assert await due_events(store) == [[2]]
     assert await store.outbox.retry(HOOK, None) == 2
-    assert await waiting(store) == [[1, 2, 3]]
+    assert await due_events(store) == [[1, 2, 3]]
 
 
 def stored_numbers(folder: Path) -> list[int]:
@@ -301,11 +307,12 @@ def stored_numbers(folder: Path) -> list[int]:
     return [number for (number,) in rows]
 
 
-async def test_limits(store: StoredRegistry, clock: Clock, tmp_path: Path) -> None:
-    """Old events are deleted, except those that a webhook still has to get. Of too many deliveries and dead letters,
-    the oldest are deleted. The number of the newest event is never used again."""
+async def test_old_and_excess_events_are_deleted(store: StoredRegistry, clock: Clock, tmp_path: Path) -> None:
+    """Old events are deleted, except events that still have to be delivered to a webhook. If there are too many
+    deliveries or dead letters, the oldest are deleted. The newest event stays in the database, so that its number is
+    never used again."""
     for number in range(6):
-        await push(store, f"{number}", "v1")
+        await push_index(store, f"{number}", "v1")
     await store.outbox.settle(HOOK, [1, 2], [FailedDelivery(number, 1, 0.0, 50.0, "no") for number in (3, 4)])
     assert await store.outbox.tidy(NO_LIMITS) == []
     limits = EventLimits(keep_since=clock.now + 1, events=100, pending=1, dead=1)
@@ -317,15 +324,15 @@ async def test_limits(store: StoredRegistry, clock: Clock, tmp_path: Path) -> No
     await store.outbox.settle(HOOK, [4, 6], [])
     assert await store.outbox.tidy(limits) == []
     assert (stored_numbers(tmp_path), await store.outbox.newest()) == ([6], 6)
-    await push(store, "more", "v1")
+    await push_index(store, "more", "v1")
     assert await store.outbox.newest() == 7
 
 
 async def test_the_number_of_kept_events(store: StoredRegistry) -> None:
-    """Of too many events, the oldest are deleted."""
+    """If there are more events than may be kept, the oldest are deleted."""
     await store.outbox.configure([reader(LIST_READER)])
     for number in range(5):
-        await push(store, f"{number}", "v1")
+        await push_index(store, f"{number}", "v1")
     await store.outbox.tidy(EventLimits(0.0, 2, 10, 10))
     assert ([event.number for event in await store.outbox.after(0, 10)], await store.outbox.oldest()) == ([4, 5], 4)
     assert [event.number for event in await store.outbox.before(None, 1)] == [5]
@@ -338,7 +345,7 @@ class FullDisk(System):
 
     is_full = False
     refused = 0
-    """How many commits have failed."""
+    """The number of commits that have failed."""
 
     def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
         if self.is_full:
@@ -348,26 +355,26 @@ class FullDisk(System):
 
 
 async def test_a_full_disk(tmp_path: Path, clock: Clock) -> None:
-    """If there is no space for its event, a push fails completely: neither the tag nor the event is stored."""
+    """If there is no space for the event of a push, the whole push fails: neither its tag nor its event is stored."""
     prepare_data_dir(tmp_path)
     system = FullDisk()
     async with open_registry(tmp_path, clock=clock, system=system) as store:
         await store.outbox.configure([reader(LIST_READER)])
-        await push(store, "first", "v1")
+        await push_index(store, "first", "v1")
         system.is_full = True
         with pytest.raises(StorageFull):
-            await push(store, "second", "v2")
+            await push_index(store, "second", "v2")
         with pytest.raises(StorageFull):
             await store.outbox.add([NewEvent(EventAction.PULL, APP, clock.now, BY)])
         system.is_full = False
-        assert len(await told(store)) == 1
+        assert len(await recorded_events(store)) == 1
         assert list((await store.tags(APP, None, 10)).items) == ["v1"]
 
 
 async def test_a_backup_has_no_events(store: StoredRegistry, tmp_path: Path) -> None:
-    """A restored registry has no events from before the backup, and stores none until its server has read its
-    settings."""
-    await push(store, "first", "v1")
+    """A backup of the database has no events, deliveries or readers. So a restored registry stores no events until its
+    server has read its settings."""
+    await push_index(store, "first", "v1")
     copy = tmp_path / "copy.db"
     await store.snapshots.write(copy, lambda _done, _total: None)
     db: Any = apsw.Connection(str(copy), flags=apsw.SQLITE_OPEN_READONLY)
@@ -376,8 +383,8 @@ async def test_a_backup_has_no_events(store: StoredRegistry, tmp_path: Path) -> 
     db.close()
 
 
-def test_what_webhooks_get_by_default() -> None:
-    """By default, a webhook gets no pulls, no fills of mirrors, and no events of blobs."""
+def test_default_actions_of_a_webhook() -> None:
+    """By default, a webhook gets no events of pulls, of fills (content that a mirror stores), and of blobs."""
     others = {EventAction.PULL, EventAction.FILL}
     blobs = {EventAction.BLOB_PUSH, EventAction.BLOB_MOUNT, EventAction.BLOB_DELETE}
     assert frozenset(EventAction) - CHANGES == others | blobs

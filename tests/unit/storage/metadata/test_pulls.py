@@ -1,4 +1,4 @@
-"""The store of pulls: when a manifest was last pulled, and how often."""
+"""The store of pulls: for each manifest, the time of its last pull and the number of its pulls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UBUNTU = RepositoryName("docker.io/library/ubuntu")
 
 
 async def test_pulls_add_up(store: StoredRegistry) -> None:
-    """Pulls add up, and the latest time counts, whichever process stores its pulls last."""
+    """The numbers of pulls are added up. The latest time of a pull counts, in whatever order pulls are stored."""
     image = await push_image(store, APP, "a", "1")
     assert await store.pulls.record(APP, image.digest) is None
     await store.pulls.save([PullCount(APP, image.digest, "", START + 50, 2)])
@@ -32,8 +32,8 @@ async def test_pulls_add_up(store: StoredRegistry) -> None:
     assert await store.pulls.record(APP, image.digest) == PullRecord("", START + 50, 5)
 
 
-async def test_pulls_of_what_is_gone_are_ignored(store: StoredRegistry) -> None:
-    """Pulls of a manifest or repository that was deleted before they are stored are ignored."""
+async def test_pulls_of_deleted_content_are_ignored(store: StoredRegistry) -> None:
+    """If a manifest or repository is unknown when its pulls are stored, these pulls are ignored."""
     unknown = digest_of(b"unknown")
     image = await push_image(store, APP, "a", "1")
     nowhere = RepositoryName("never/pushed/to")
@@ -43,8 +43,8 @@ async def test_pulls_of_what_is_gone_are_ignored(store: StoredRegistry) -> None:
     assert await store.pulls.record(APP, image.digest) is None
 
 
-async def test_pulls_go_with_their_manifest(store: StoredRegistry) -> None:
-    """When a manifest is deleted, its pulls are. If it is pushed again, it has no pulls."""
+async def test_pulls_are_deleted_with_their_manifest(store: StoredRegistry) -> None:
+    """When a manifest is deleted, its pulls are deleted as well. If the manifest is pushed again, it has no pulls."""
     image = await push_image(store, APP, "a", "1")
     await store.pulls.save([PullCount(APP, image.digest, "", START, 1)])
     await store.delete_manifest(APP, image.digest, by=BY)
@@ -53,8 +53,8 @@ async def test_pulls_go_with_their_manifest(store: StoredRegistry) -> None:
 
 
 async def test_a_mirrored_manifest_has_a_record_from_the_start(store: StoredRegistry, clock: Clock) -> None:
-    """A mirrored manifest has a record of pulls from the beginning. The record names the upstream, and stays when the
-    mirror stores the manifest again or a client pulls it."""
+    """A mirrored manifest has a record of pulls as soon as it is stored. The record names the upstream, and stays when
+    the mirror stores the manifest again or a client pulls it."""
     image = image_of(descriptor_of(b"config"))
     await store.put_manifest(UBUNTU, image, [Tag("1")], by=Actor("mirror"), sparse=True)
     assert await store.pulls.record(UBUNTU, image.digest) == PullRecord("docker.io", START, 0)
@@ -65,7 +65,7 @@ async def test_a_mirrored_manifest_has_a_record_from_the_start(store: StoredRegi
     assert await store.pulls.record(UBUNTU, image.digest) == PullRecord("docker.io", clock(), 1)
 
 
-KILLED = """
+KILLED_PROCESS = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from storage.composition import open_registry
@@ -86,28 +86,29 @@ asyncio.run(main(sys.argv[1], RepositoryName(sys.argv[2]), Digest(sys.argv[3])))
 """
 
 
-async def test_a_kill_loses_only_what_was_not_stored(tmp_path: Path, clock: Clock) -> None:
-    """Pulls that were stored before SIGKILL are there afterwards."""
+async def test_stored_pulls_survive_sigkill(tmp_path: Path, clock: Clock) -> None:
+    """A process stores one pull, counts a second one, and is killed. The stored pull is kept; the second one is
+    lost."""
     async with clocked_store(tmp_path, clock) as store:
         image = await push_image(store, APP, "a", "1")
-    killed = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", KILLED, str(tmp_path), APP, image.digest),
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", KILLED_PROCESS, str(tmp_path), APP, image.digest),
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     async with asyncio.timeout(60):
-        assert await killed.wait() == -signal.SIGKILL
+        assert await process.wait() == -signal.SIGKILL
     async with open_registry(tmp_path) as store:
         assert await store.pulls.record(APP, image.digest) == PullRecord("", START + 100, 1)
 
 
-async def test_what_an_earlier_version_mirrored_has_a_record(tmp_path: Path, clock: Clock) -> None:
+async def test_content_mirrored_by_an_earlier_version_has_a_record(tmp_path: Path, clock: Clock) -> None:
     """Content that an earlier version has mirrored gets a record with the time of the migration, so that it can be
     evicted later. Pushed content gets none."""
     written = previous_release.write_data_dir(tmp_path / "data", boot_id())
     started = time.time()
     async with clocked_store(tmp_path / "data", clock) as store:
-        found = await store.pulls.record(UBUNTU, digest_of(written.far_manifest))
-        assert found is not None
-        assert (found.upstream, found.pulls) == ("docker.io", 0)
-        assert started <= found.last <= time.time()
+        record = await store.pulls.record(UBUNTU, digest_of(written.far_manifest))
+        assert record is not None
+        assert (record.upstream, record.pulls) == ("docker.io", 0)
+        assert started <= record.last <= time.time()
         assert await store.pulls.record(APP, digest_of(written.manifest)) is None

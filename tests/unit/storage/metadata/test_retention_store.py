@@ -1,4 +1,5 @@
-"""What retention reads and deletes in the store: each delete checks that nothing has changed since the decision."""
+"""How retention (the rules that delete old tags and manifests) reads and deletes in the store. Each delete checks that
+the content was not pushed or pulled since it was read."""
 
 from __future__ import annotations
 
@@ -44,17 +45,18 @@ async def push_index(store: StoredRegistry, children: list[Manifest], *tags: str
     return index
 
 
-async def facts(store: StoredRegistry, name: str) -> TagFacts:
+async def tag_facts(store: StoredRegistry, name: str) -> TagFacts:
     return next(tag for tag in await store.retention.tags(APP, None) if tag.name == name)
 
 
-async def unused(store: StoredRegistry, since: float) -> list[Digest]:
+async def unused_manifests(store: StoredRegistry, since: float) -> list[Digest]:
+    """Returns the untagged manifests that have not been used since this time."""
     page = await store.retention.untagged(APP, UnusedLimits(since, since, since), None)
     assert page.next_after is None
     return [manifest.digest for manifest in page.items]
 
 
-async def has(store: StoredRegistry, reference: Reference) -> bool:
+async def has_manifest(store: StoredRegistry, reference: Reference) -> bool:
     try:
         await store.resolve_manifest(APP, reference)
     except ManifestUnknown:
@@ -63,8 +65,8 @@ async def has(store: StoredRegistry, reference: Reference) -> bool:
 
 
 async def test_the_newest_tags(store: StoredRegistry, clock: Clock) -> None:
-    """Tags that were pushed at the same time are in the order of their names. A push of the same content makes a tag
-    new again."""
+    """The newest tags are found by the time of their last push. Tags with the same time are ordered by name. A push of
+    the same content to a tag makes it the newest tag."""
     await push_image(store, APP, "a", "b", "a")
     clock.pass_days(1)
     await push_image(store, APP, "c", "c")
@@ -80,7 +82,8 @@ async def test_the_newest_tags(store: StoredRegistry, clock: Clock) -> None:
     assert await store.retention.newest(APP, 1) == TagPosition(START + 2 * DAY, "b")
 
 
-async def test_tags_come_in_pages(store: StoredRegistry) -> None:
+async def test_tags_are_listed_in_pages(store: StoredRegistry) -> None:
+    """All tags of a repository are listed in pages, in the order of their names."""
     await push_image(store, APP, "a", *(f"{number:02}" for number in range(5)))
     pages, after = [], None
     while page := await store.retention.tags(APP, after, limit=2):
@@ -91,43 +94,46 @@ async def test_tags_come_in_pages(store: StoredRegistry) -> None:
 
 
 async def test_a_pull_of_a_child_counts_for_its_indexes(store: StoredRegistry, clock: Clock) -> None:
-    """A pull of a child counts for its indexes, at any depth. A pull of the index does not count for a child with a tag
-    of its own."""
+    """A pull of a manifest also counts for the indexes that list it, directly or through other indexes. A pull of an
+    index does not count for a listed manifest that has a tag of its own."""
     child = await push_image(store, APP, "child", "child")
     index = await push_index(store, [child], "index")
     outer = await push_index(store, [index], "outer")
     clock.pass_days(1)
     await pull(store, APP, child.digest, clock)
-    assert [(await facts(store, name)).pulled for name in ("child", "index", "outer")] == [clock()] * 3
+    assert [(await tag_facts(store, name)).pulled for name in ("child", "index", "outer")] == [clock()] * 3
     clock.pass_days(1)
     await pull(store, APP, outer.digest, clock)
-    assert (await facts(store, "child")).pulled == clock() - DAY
-    assert (await facts(store, "outer")).pulled == clock()
+    assert (await tag_facts(store, "child")).pulled == clock() - DAY
+    assert (await tag_facts(store, "outer")).pulled == clock()
 
 
-async def test_a_judged_tag_is_deleted(store: StoredRegistry) -> None:
-    """The tag is deleted, its manifest stays, and the history names the actor."""
+async def test_an_unchanged_tag_is_deleted(store: StoredRegistry) -> None:
+    """Retention deletes a tag that has not changed since the decision. The tag's manifest stays, and the audit log
+    names retention as the actor."""
     image = await push_image(store, APP, "a", "old", "new")
-    assert await store.retention.delete_tag(APP, await facts(store, "old"), RETENTION)
+    assert await store.retention.delete_tag(APP, await tag_facts(store, "old"), RETENTION)
     assert await all_tags(store, APP) == ["new"]
-    assert await has(store, image.digest)
+    assert await has_manifest(store, image.digest)
     [line] = store.accounts.audit(AuditQuery(actor=RETENTION.name), 10).items
     assert (line.action, line.target) == ("tag.delete", f"{APP}:old")
 
 
 async def test_an_immutable_tag_is_not_deleted(store: StoredRegistry) -> None:
+    """Retention does not delete an immutable tag."""
     await push_image(store, APP, "a", "v1", "old")
     for name in ("v1", "old"):
-        judged = await facts(store, name)
-        await store.retention.delete_tag(APP, judged, RETENTION, is_immutable=lambda tag: tag.startswith("v"))
+        judged_tag = await tag_facts(store, name)
+        await store.retention.delete_tag(APP, judged_tag, RETENTION, is_immutable=lambda tag: tag.startswith("v"))
     assert await all_tags(store, APP) == ["v1"]
 
 
 @pytest.mark.parametrize("change", ["moved", "pushed again", "pulled", "deleted"])
 async def test_a_tag_in_use_stays(store: StoredRegistry, clock: Clock, change: str) -> None:
-    """A push or pull between the decision and the delete keeps the tag, even a push of the same content."""
+    """If a tag is pushed or pulled after the decision to delete it, retention does not delete it. This also holds for a
+    push of the same content."""
     image = await push_image(store, APP, "a", "tag")
-    judged = await facts(store, "tag")
+    judged_tag = await tag_facts(store, "tag")
     clock.now += 1
     match change:
         case "moved":
@@ -138,25 +144,24 @@ async def test_a_tag_in_use_stays(store: StoredRegistry, clock: Clock, change: s
             await pull(store, APP, image.digest, clock)
         case "deleted":
             await store.delete_tag(APP, Tag("tag"), by=BY)
-    assert not await store.retention.delete_tag(APP, judged, RETENTION)
+    assert not await store.retention.delete_tag(APP, judged_tag, RETENTION)
     assert await all_tags(store, APP) == ([] if change == "deleted" else ["tag"])
 
 
-async def test_only_roots_are_untagged(store: StoredRegistry, clock: Clock) -> None:
-    """The children of an index, and the referrers of an existing manifest, do not count as untagged. A referrer without
-    its subject does."""
+async def test_listed_manifests_and_referrers_are_not_untagged(store: StoredRegistry, clock: Clock) -> None:
+    """Manifests that an index lists, and referrers of an existing manifest, do not count as untagged. A referrer counts
+    as untagged if its subject does not exist."""
     child = await push_image(store, APP, "child")
     index = await push_index(store, [child])
     await push_image(store, APP, "signature", subject=index.digest)
     orphan = await push_image(store, APP, "orphan", subject=digest_of(b"never pushed"))
     await push_image(store, APP, "tagged", "tag")
     clock.pass_days(1)
-    assert sorted(await unused(store, clock())) == sorted([index.digest, orphan.digest])
+    assert sorted(await unused_manifests(store, clock())) == sorted([index.digest, orphan.digest])
 
 
 async def test_how_long_a_manifest_has_been_unused(store: StoredRegistry, clock: Clock) -> None:
-    """A manifest is unused since its push, since the loss of its last tag, or since its last pull, whichever was
-    last."""
+    """A manifest is unused since the latest of these times: its push, the loss of its last tag, and its last pull."""
     pushed = await push_image(store, APP, "pushed")
     moved = await push_image(store, APP, "moved", "a")
     deleted = await push_image(store, APP, "deleted", "b")
@@ -165,32 +170,33 @@ async def test_how_long_a_manifest_has_been_unused(store: StoredRegistry, clock:
     await push_image(store, APP, "newer", "a")
     await store.delete_tag(APP, Tag("b"), by=BY)
     await pull(store, APP, pulled.digest, clock)
-    assert await unused(store, clock() - DAY) == [pushed.digest]
+    assert await unused_manifests(store, clock() - DAY) == [pushed.digest]
     clock.pass_days(2)
-    found = await unused(store, clock() - DAY)
-    assert sorted(found) == sorted([pushed.digest, moved.digest, deleted.digest, pulled.digest])
+    unused = await unused_manifests(store, clock() - DAY)
+    assert sorted(unused) == sorted([pushed.digest, moved.digest, deleted.digest, pulled.digest])
 
 
-async def test_untagged_manifests_come_in_pages(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page may be empty although more pages follow."""
+async def test_untagged_manifests_are_listed_in_pages(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All untagged manifests are listed in pages. A page may be empty although more pages follow, because it also reads
+    tagged manifests."""
     monkeypatch.setattr("storage.metadata.sqlite.upkeep.sqlite_retention.MAX_PAGE_ROWS", 2)
     tagged = [(await push_image(store, APP, f"tagged {n}", f"t{n}")).digest for n in range(4)]
     untagged = [(await push_image(store, APP, f"untagged {n}")).digest for n in range(3)]
-    found: list[Digest] = []
+    listed: list[Digest] = []
     after: Digest | None = None
     while True:
         page = await store.retention.untagged(APP, UnusedLimits(START, START, START), after)
-        found += [manifest.digest for manifest in page.items]
+        listed += [manifest.digest for manifest in page.items]
         if page.next_after is None:
             break
         after = page.next_after
-    assert found == sorted(untagged)
-    assert not set(found) & set(tagged)
+    assert listed == sorted(untagged)
+    assert not set(listed) & set(tagged)
 
 
-async def test_an_untagged_index_goes_with_its_children(store: StoredRegistry, clock: Clock) -> None:
-    """An untagged index is deleted with its children and referrers. A child with a tag, or one that another index
-    lists, stays."""
+async def test_an_untagged_index_is_deleted_with_its_manifests(store: StoredRegistry, clock: Clock) -> None:
+    """When an untagged index is deleted, its referrers and the manifests that it lists are deleted as well. A listed
+    manifest stays if it has a tag or if another index lists it."""
     exclusive = await push_image(store, APP, "exclusive")
     tagged = await push_image(store, APP, "tagged", "tag")
     shared = await push_image(store, APP, "shared")
@@ -206,17 +212,18 @@ async def test_an_untagged_index_goes_with_its_children(store: StoredRegistry, c
     orphans = await store.retention.delete_orphans(APP, dependents, RETENTION)
     assert set(orphans.deleted) == {exclusive.digest, signature.digest}
     assert (orphans.dependents, orphans.is_restorable) == ([], True)
-    assert [await has(store, image.digest) for image in (index, exclusive, signature)] == [False] * 3
-    assert [await has(store, image.digest) for image in (tagged, shared)] == [True] * 2
+    assert [await has_manifest(store, image.digest) for image in (index, exclusive, signature)] == [False] * 3
+    assert [await has_manifest(store, image.digest) for image in (tagged, shared)] == [True] * 2
 
 
 @pytest.mark.parametrize("change", ["tagged", "listed", "pulled", "untagged again"])
 async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, change: str) -> None:
-    """A push or pull between the decision and the delete keeps the manifest."""
+    """If a manifest is pushed with a tag, listed by an index or pulled after the decision to delete it, retention does
+    not delete it."""
     image = await push_image(store, APP, "a")
     clock.pass_days(2)
     judged_at, limits = clock(), UnusedLimits(*[clock() - DAY] * 3)
-    assert await unused(store, limits.untagged) == [image.digest]
+    assert await unused_manifests(store, limits.untagged) == [image.digest]
     clock.now += 1
     match change:
         case "tagged":
@@ -229,14 +236,14 @@ async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, chan
             await store.put_manifest(APP, image, [Tag("tag")], by=BY)
             await store.delete_tag(APP, Tag("tag"), by=BY)
     assert await store.retention.delete_untagged(APP, image.digest, limits, judged_at, RETENTION) is None
-    assert await has(store, image.digest)
+    assert await has_manifest(store, image.digest)
 
 
-async def test_a_full_disk_does_not_keep_what_is_deleted(
+async def test_manifests_are_deleted_on_a_full_disk(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a full disk, a manifest is deleted even if there is no space to store what is needed to put it back, because
-    retention has to free space."""
+    """Retention normally stores the data with which a deleted manifest can be put back. If the disk is too full for
+    this, the manifest is deleted without the data, because retention has to free space."""
     disk = FullDisk()
     monkeypatch.setattr(sqlite_retention.log, "warning", lambda *_: setattr(disk, "is_full", False))
     prepare_data_dir(tmp_path / "full")
@@ -246,7 +253,7 @@ async def test_a_full_disk_does_not_keep_what_is_deleted(
         limits = UnusedLimits(clock(), clock(), clock())
         disk.is_full = True
         assert await store.retention.delete_untagged(APP, image.digest, limits, clock(), RETENTION) == []
-        assert not await has(store, image.digest)
+        assert not await has_manifest(store, image.digest)
         with pytest.raises(ManifestUnknown, match="put back"):
             await store.tag_history.move(APP, Tag("tag"), image.digest, by=BY, is_immutable=nothing_immutable)
         other = await push_image(store, APP, "b")
@@ -255,8 +262,8 @@ async def test_a_full_disk_does_not_keep_what_is_deleted(
 
 
 async def test_freed_bytes_count_shared_blobs_once(store: StoredRegistry) -> None:
-    """A blob counts as freed only if all manifests that refer to it, in all repositories, are deleted. It counts
-    once."""
+    """The bytes of a blob are freed only if all manifests that refer to it are deleted, in all repositories. The bytes
+    count once."""
     first = await push_image(store, APP, "same", "1")
     second = await push_image(store, OTHER, "same", "1")
     size = sum(blob.size for blob in first.blobs)
@@ -267,11 +274,12 @@ async def test_freed_bytes_count_shared_blobs_once(store: StoredRegistry) -> Non
     assert await store.retention.freed_bytes([]) == 0
 
 
-async def test_what_would_be_unused_without_some_tags(store: StoredRegistry) -> None:
-    """An index with two tags is unused only without both of them, and its children only without the index."""
+async def test_manifests_that_are_unused_without_some_tags(store: StoredRegistry) -> None:
+    """An index with two tags is unused only if both tags are removed. The manifests that it lists are unused only if
+    the index is."""
     child = await push_image(store, APP, "child")
     await push_index(store, [child], "1", "2")
-    index = (await facts(store, "1")).manifest
+    index = (await tag_facts(store, "1")).manifest
     unused: set[int] = set()
     await store.retention.add_unused(APP, [index], {Tag("1")}, unused)
     assert unused == set()
@@ -281,46 +289,47 @@ async def test_what_would_be_unused_without_some_tags(store: StoredRegistry) -> 
 
 
 async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path) -> None:
-    """Pulls are recorded only since the migration of the data directory, so older content may have been pulled before.
-    Content that was pushed later is judged as in a new data directory."""
+    """An earlier version did not record pulls. So content from before the migration may have been pulled at an unknown
+    time until the migration, and is treated like that. This does not affect content that was pushed later."""
     previous_release.write_data_dir(tmp_path / "data", boot_id())
     started = time.time()
     clock = Clock()
     async with clocked_store(tmp_path / "data", clock) as store:
-        [old, *_] = [tag for tag in await store.retention.tags(APP, None) if tag.pushed < started]
-        assert old.pulled is None
-        assert old.unrecorded is not None
-        assert started <= old.unrecorded <= time.time()
+        [old_tag, *_] = [tag for tag in await store.retention.tags(APP, None) if tag.pushed < started]
+        assert old_tag.pulled is None
+        assert old_tag.unrecorded is not None
+        assert started <= old_tag.unrecorded <= time.time()
         clock.now = started + DAY
         new = await push_image(store, APP, "new", "new")
-        assert (await facts(store, "new")).unrecorded is None
+        assert (await tag_facts(store, "new")).unrecorded is None
         untagged = await push_image(store, APP, "untagged")
         for tag in await store.retention.tags(APP, None):
             await store.delete_tag(APP, tag.name, by=BY)
         clock.pass_days(10)
         since = clock() - 5 * DAY
-        assert {new.digest, untagged.digest} <= set(await unused(store, since))
+        assert {new.digest, untagged.digest} <= set(await unused_manifests(store, since))
         limits = UnusedLimits(pushed=since, untagged=since, pulled=started - DAY)
-        found = {manifest.digest for manifest in (await store.retention.untagged(APP, limits, None)).items}
-        assert old.digest not in found
-        assert old.digest in await unused(store, since)
+        listed = {manifest.digest for manifest in (await store.retention.untagged(APP, limits, None)).items}
+        assert old_tag.digest not in listed
+        assert old_tag.digest in await unused_manifests(store, since)
 
 
-async def test_signatures_are_told_apart(store: StoredRegistry, clock: Clock) -> None:
-    """A tag of cosign or a fallback tag of the spec belongs to the manifest that it names, as long as the repository
-    has this manifest. It does not count as one of the newest tags."""
+async def test_tags_of_signatures_belong_to_their_manifest(store: StoredRegistry, clock: Clock) -> None:
+    """A tag that cosign creates, or a fallback tag of the distribution spec, contains the digest of another manifest.
+    As long as the repository has this manifest, the tag belongs to the manifest and is not deleted. It does not count
+    as one of the newest tags."""
     signed = await push_image(store, APP, "signed", "v1")
     for suffix in (".sig", ".att", ""):
         clock.now += 1
         await push_image(store, APP, f"about{suffix}", f"sha256-{signed.digest.encoded}{suffix}")
     assert await store.retention.newest(APP, 1) == TagPosition(START, "v1")
     assert await store.retention.newest(APP, 2) is None
-    signature = await facts(store, f"sha256-{signed.digest.encoded}.sig")
+    signature = await tag_facts(store, f"sha256-{signed.digest.encoded}.sig")
     assert (signature.subject, signature.is_referrer) == (signed.digest, True)
-    assert (await facts(store, "v1")).subject is None
+    assert (await tag_facts(store, "v1")).subject is None
     assert not await store.retention.delete_tag(APP, signature, RETENTION)
 
     await store.delete_manifest(APP, signed.digest, by=BY)
-    signature = await facts(store, signature.name)
+    signature = await tag_facts(store, signature.name)
     assert (signature.subject, signature.is_referrer) == (None, True)
     assert await store.retention.delete_tag(APP, signature, RETENTION)

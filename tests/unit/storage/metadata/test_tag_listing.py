@@ -1,4 +1,4 @@
-"""Lists of tags with facts about their manifests."""
+"""Lists of tags with facts about their manifests, such as size and last pull. The web pages show these lists."""
 
 from __future__ import annotations
 
@@ -36,82 +36,96 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
         yield opened
 
 
-async def pages(store: StoredRegistry, query: TagQuery, limit: int = 2, repo: RepositoryName = APP) -> list[TagPage]:
-    found = [await store.tag_listing.page(repo, query, None, limit)]
-    while (after := found[-1].next_after) is not None:
-        found.append(await store.tag_listing.page(repo, query, TagCursor.parse(str(after)), limit))
-    return found
+async def all_pages(
+    store: StoredRegistry, query: TagQuery, limit: int = 2, repo: RepositoryName = APP
+) -> list[TagPage]:
+    page_list = [await store.tag_listing.page(repo, query, None, limit)]
+    while (after := page_list[-1].next_after) is not None:
+        page_list.append(await store.tag_listing.page(repo, query, TagCursor.parse(str(after)), limit))
+    return page_list
 
 
-async def names(store: StoredRegistry, order: TagOrder = TagOrder.NAME, text: str = "", limit: int = 2) -> list[str]:
-    """Returns the names on all pages. Checks that both directions have the same names."""
+async def listed_names(
+    store: StoredRegistry, order: TagOrder = TagOrder.NAME, text: str = "", limit: int = 2
+) -> list[str]:
+    """Returns the tag names on all pages in ascending order. Checks that the descending order is the reverse of it."""
     listed = [
-        [tag.name for page in await pages(store, TagQuery(text, order, is_descending), limit) for tag in page.items]
+        [
+            listed_tag.name
+            for page in await all_pages(store, TagQuery(text, order, is_descending), limit)
+            for listed_tag in page.items
+        ]
         for is_descending in (False, True)
     ]
     assert listed[0] == listed[1][::-1]
     return [str(name) for name in listed[0]]
 
 
-async def tag(store: StoredRegistry, name: str) -> ListedTag:
+async def listed_tag(store: StoredRegistry, name: str) -> ListedTag:
     return await store.tag_listing.tag(APP, Tag(name))
 
 
-async def test_orders(store: StoredRegistry, clock: Clock) -> None:
-    """Pages of two tags, in each order and direction, have each tag once."""
+async def test_tags_are_listed_in_each_order(store: StoredRegistry, clock: Clock) -> None:
+    """Tags are listed in the order of their names, versions, push times or sizes. Pages of two tags have each tag once,
+    in both directions."""
     for size, name in enumerate(["1.10", "latest", "1.9", "1.10-rc1", "Beta"]):
         clock.now += 1
         await push_image(store, APP, size * "x", name)
-    assert await names(store) == ["1.10", "1.10-rc1", "1.9", "Beta", "latest"]
-    assert await names(store, TagOrder.VERSION) == ["Beta", "latest", "1.9", "1.10-rc1", "1.10"]
-    assert await names(store, TagOrder.PUSHED) == ["1.10", "latest", "1.9", "1.10-rc1", "Beta"]
-    assert await names(store, TagOrder.SIZE) == ["1.10", "latest", "1.9", "1.10-rc1", "Beta"]
+    assert await listed_names(store) == ["1.10", "1.10-rc1", "1.9", "Beta", "latest"]
+    assert await listed_names(store, TagOrder.VERSION) == ["Beta", "latest", "1.9", "1.10-rc1", "1.10"]
+    assert await listed_names(store, TagOrder.PUSHED) == ["1.10", "latest", "1.9", "1.10-rc1", "Beta"]
+    assert await listed_names(store, TagOrder.SIZE) == ["1.10", "latest", "1.9", "1.10-rc1", "Beta"]
 
 
 @pytest.mark.parametrize("order", TagOrder)
 async def test_equal_values_are_sorted_by_name(store: StoredRegistry, order: TagOrder) -> None:
-    """Tags that were pushed at the same time, or have the same size, appear once."""
+    """Tags with the same push time, size or version are ordered by name, and each of them is listed once."""
     await push_image(store, APP, "one", *(f"t{number}" for number in range(5)))
-    assert await names(store, order) == [f"t{number}" for number in range(5)]
+    assert await listed_names(store, order) == [f"t{number}" for number in range(5)]
 
 
 @pytest.mark.parametrize("order", TagOrder)
-async def test_filter(store: StoredRegistry, order: TagOrder) -> None:
-    """A text selects the tags that contain it, regardless of case. Characters such as `%` have no special meaning."""
+async def test_tags_are_filtered_by_text(store: StoredRegistry, order: TagOrder) -> None:
+    """If the query has a text, only tags that contain the text are listed, regardless of case. Characters such as `%`
+    have no special meaning. Tags of signatures are listed only if the query asks for them."""
     await push_image(store, APP, "one", "v1-Alpine", "v1_debian", "alpine", "other", SIGNATURE_TAG, SIGNATURE_TAG[:71])
-    assert await names(store, order, "ALPINE") == ["alpine", "v1-Alpine"]
-    assert await names(store, order, "1_d") == ["v1_debian"]
-    assert await names(store, order, "%") == await names(store, order, "*") == []
-    assert await names(store, order, "sha256") == []
-    with_referrers = await pages(store, TagQuery("sha256", order, has_referrer_tags=True))
-    assert {tag.name for page in with_referrers for tag in page.items} == {SIGNATURE_TAG, SIGNATURE_TAG[:71]}
+    assert await listed_names(store, order, "ALPINE") == ["alpine", "v1-Alpine"]
+    assert await listed_names(store, order, "1_d") == ["v1_debian"]
+    assert await listed_names(store, order, "%") == await listed_names(store, order, "*") == []
+    assert await listed_names(store, order, "sha256") == []
+    with_referrers = await all_pages(store, TagQuery("sha256", order, has_referrer_tags=True))
+    assert {listed_tag.name for page in with_referrers for listed_tag in page.items} == {
+        SIGNATURE_TAG,
+        SIGNATURE_TAG[:71],
+    }
 
 
-async def test_versions_follow_changes(store: StoredRegistry) -> None:
-    """The list in memory is up to date after a push and a delete, also by another process. Changes of other
-    repositories have no influence."""
+async def test_order_by_version_is_up_to_date_after_changes(store: StoredRegistry) -> None:
+    """The order by version is kept in memory. It is up to date after each push and delete of a tag. Pushes to other
+    repositories do not change it."""
     await push_image(store, APP, "one", "1.9", "1.10")
-    assert await names(store, TagOrder.VERSION) == ["1.9", "1.10"]
+    assert await listed_names(store, TagOrder.VERSION) == ["1.9", "1.10"]
     await push_image(store, RepositoryName("team/other"), "one", "3")
     await push_image(store, APP, "one", "1.9.1")
-    assert await names(store, TagOrder.VERSION) == ["1.9", "1.9.1", "1.10"]
+    assert await listed_names(store, TagOrder.VERSION) == ["1.9", "1.9.1", "1.10"]
     await store.delete_tag(APP, Tag("1.9"), by=BY)
-    assert await names(store, TagOrder.VERSION) == ["1.9.1", "1.10"]
+    assert await listed_names(store, TagOrder.VERSION) == ["1.9.1", "1.10"]
 
 
 async def test_facts_about_a_tag(store: StoredRegistry, clock: Clock) -> None:
-    """The facts are who pushed the tag and when, when it was pulled, what refers to its manifest, and its size."""
+    """The facts about a tag are: who pushed it and when, the last pull and the number of pulls, the size of the
+    manifest's blobs, and the types and tags of its referrers."""
     image = await push_image(store, APP, "one", "v1", "other")
-    assert (await tag(store, "v1")).manifest.last_pulled is None
+    assert (await listed_tag(store, "v1")).manifest.last_pulled is None
     clock.now += 10
     await store.put_manifest(APP, image, [Tag("v1")], by=Actor("bob"))
     await pull(store, APP, image.digest, clock)
     for number, kind in enumerate(["application/spdx+json", "application/vnd.cncf.notary.signature"] * 2):
         await push_image(store, APP, str(number), subject=image.digest, artifactType=kind)
     await push_image(store, APP, "signature", f"{image.digest.replace(':', '-')}.sig")
-    found = await tag(store, "v1")
-    facts = found.manifest
-    assert (found.pushed, found.pushed_by, facts.stored) == (START + 10, BY.name, START)
+    listed = await listed_tag(store, "v1")
+    facts = listed.manifest
+    assert (listed.pushed, listed.pushed_by, facts.stored) == (START + 10, BY.name, START)
     assert (facts.last_pulled, facts.pulls) == (START + 10, 1)
     assert facts.stored_bytes == sum(blob.size for blob in image.blobs)
     assert facts.referrer_types == ("application/spdx+json", "application/vnd.cncf.notary.signature")
@@ -120,65 +134,71 @@ async def test_facts_about_a_tag(store: StoredRegistry, clock: Clock) -> None:
 
 
 async def test_facts_about_an_index(store: StoredRegistry, clock: Clock) -> None:
-    """The facts about an index cover all stored manifests below it. A blob that several of them have counts once."""
+    """The facts about an index include all stored manifests that the index lists. A blob of several manifests counts
+    once."""
     layer = await push_blob(store, APP, b"shared")
     children = [image_of(await push_blob(store, APP, f"config {n}".encode()), [layer]) for n in range(2)]
     for child in children:
         await store.put_manifest(APP, child, by=BY)
     await store.put_manifest(APP, index_of([child.descriptor for child in children]), [Tag("v1")], by=BY)
     await pull(store, APP, children[1].digest, clock)
-    facts = (await tag(store, "v1")).manifest
+    facts = (await listed_tag(store, "v1")).manifest
     assert facts.stored_bytes == layer.size + 2 * len("config 0")
     assert (facts.last_pulled, facts.pulls) == (START, 1)
 
 
-async def test_what_is_too_large_is_not_added_up(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page reads a limited number of references to blobs. Tags after that have no size."""
+async def test_sizes_are_added_up_for_a_limited_number_of_blobs(
+    store: StoredRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page reads a limited number of references to blobs. The tags after this limit are listed without a size."""
     for name in ("a", "b"):
         await push_image(store, APP, name, name)
     monkeypatch.setattr(sqlite_tag_listing, "_MAX_BLOB_ROWS", 3)
-    [page] = await pages(store, TagQuery())
-    assert [tag.manifest.stored_bytes is None for tag in page.items] == [False, True]
+    [page] = await all_pages(store, TagQuery())
+    assert [listed_tag.manifest.stored_bytes is None for listed_tag in page.items] == [False, True]
 
 
-async def test_many_manifests_are_not_looked_at(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page reads a limited number of manifests below indexes. A list that would need more is not sorted by size.
-    Pulls of the manifest itself are counted nevertheless."""
+async def test_a_page_reads_a_limited_number_of_manifests(
+    store: StoredRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page reads a limited number of manifests that indexes list. If an order by size would need more of them, the
+    list is ordered by name instead."""
     for name in ("a", "b"):
         children = [await push_image(store, APP, f"{name}{number}") for number in range(3)]
         await store.put_manifest(APP, index_of([each.descriptor for each in children]), [Tag(name)], by=BY)
     await push_image(store, APP, "c", "c")
     monkeypatch.setattr(sqlite_tag_listing, "MAX_LOOKED_AT_MANIFESTS", 6)
     page = await store.tag_listing.page(APP, TagQuery(order=TagOrder.SIZE), None, 10)
-    assert (page.order, [tag.name for tag in page.items]) == (TagOrder.NAME, ["a", "b", "c"])
-    assert [tag.manifest.stored_bytes is None for tag in page.items] == [False, True, True]
+    assert (page.order, [listed_tag.name for listed_tag in page.items]) == (TagOrder.NAME, ["a", "b", "c"])
+    assert [listed_tag.manifest.stored_bytes is None for listed_tag in page.items] == [False, True, True]
     monkeypatch.setattr(sqlite_tag_listing, "MAX_LOOKED_AT_MANIFESTS", 10)
     page = await store.tag_listing.page(APP, TagQuery(order=TagOrder.SIZE), None, 10)
     assert (page.order, page.items[0].name) == (TagOrder.SIZE, "c")
 
 
-async def test_lists_do_not_wait_for_other_lookups(store: StoredRegistry) -> None:
-    """The lists of `/v2` and those for people are read in different threads."""
+async def test_other_lookups_do_not_wait_for_tag_lists(store: StoredRegistry) -> None:
+    """The tag lists of the web pages are read in a thread of their own, so other lookups do not wait for them."""
     await push_image(store, APP, "one", "v1")
-    in_list, go_on = threading.Event(), threading.Event()
+    is_reading, may_continue = threading.Event(), threading.Event()
 
     def block(_: object) -> None:
-        in_list.set()
-        assert go_on.wait(60)
+        is_reading.set()
+        assert may_continue.wait(60)
 
     listing: Any = store.tag_listing
     blocked = asyncio.create_task(listing._scans.run(block))
-    await asyncio.to_thread(in_list.wait, 60)
+    await asyncio.to_thread(is_reading.wait, 60)
     try:
         await store.retention.tags(APP, None)
         assert not blocked.done()
     finally:
-        go_on.set()
+        may_continue.set()
         await blocked
 
 
 async def test_cached_content(store: StoredRegistry) -> None:
-    """Of mirrored content, only what is stored is present and counts."""
+    """In a mirrored repository, only manifests and blobs that are cached are present. Only their bytes count for the
+    size."""
     layers = [descriptor_of(b"stored"), descriptor_of(b"not stored")]
     await push_blob(store, MIRRORED, b"stored")
     image = image_of(descriptor_of(b"config"), layers)
@@ -195,13 +215,14 @@ async def test_cached_content(store: StoredRegistry) -> None:
     assert await store.tag_listing.present(MIRRORED, [], []) == {}
 
 
-async def test_unknown(store: StoredRegistry) -> None:
-    """A repository that never had content is unknown. One whose tags were all deleted has an empty list."""
+async def test_an_unknown_repository_tag_or_digest(store: StoredRegistry) -> None:
+    """A repository that never had content is unknown. A repository whose tags were all deleted has an empty list. An
+    unknown tag or digest raises an error."""
     image = await push_image(store, APP, "one", "v1")
     await store.delete_manifest(APP, image.digest, by=BY)
-    assert [page.items for page in await pages(store, TagQuery())] == [[]]
+    assert [page.items for page in await all_pages(store, TagQuery())] == [[]]
     with pytest.raises(ManifestUnknown):
-        await tag(store, "v1")
+        await listed_tag(store, "v1")
     with pytest.raises(ManifestUnknown):
         await store.tag_listing.manifest(APP, image.digest)
     with pytest.raises(NameUnknown):
@@ -209,7 +230,7 @@ async def test_unknown(store: StoredRegistry) -> None:
 
 
 def add_tags(folder: Path, count: int) -> None:
-    """Adds `count` tags `v1.N.M` of the newest manifest, with their history, as pushes would."""
+    """Adds `count` tags with names `v1.N.M` to the newest manifest, with their history, as pushes would do."""
     db = connect(layout_of(folder / "data").metadata)
     numbers = f"WITH n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < {count - 1})"
     target = "(SELECT id, repository, digest FROM manifest ORDER BY id DESC LIMIT 1) m"
@@ -224,8 +245,8 @@ def add_tags(folder: Path, count: int) -> None:
 
 @pytest.mark.slow
 async def test_a_hundred_thousand_tags(store: StoredRegistry, tmp_path: Path) -> None:
-    """Each order has the right first page, and the right page after a position in the middle. So many tags are not
-    sorted by size, and the page says so."""
+    """In each order, the first page and a page in the middle of 100,000 tags have the right tags. So many tags are not
+    ordered by size but by name, and the page states this."""
     await push_image(store, APP, "one")
     add_tags(tmp_path, 100_000)
     middle = TagCursor("v1.499.99", START + 49_999)

@@ -1,4 +1,4 @@
-"""What a removal of tags would delete."""
+"""The plan for a removal of tags: which tags and manifests would be deleted, and how many bytes would be freed."""
 
 from __future__ import annotations
 
@@ -21,26 +21,30 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
         yield opened
 
 
-async def test_what_others_use_stays(store: StoredRegistry) -> None:
-    """An image stays if it has another tag, if an index with a tag lists it, or if its subject stays."""
+async def test_manifests_in_use_are_not_removed(store: StoredRegistry) -> None:
+    """A manifest stays if it has another tag, if an index with a tag lists it, or if it refers to a manifest that
+    stays."""
     tagged = await push_image(store, APP, "tagged", "a", "kept")
     child = await push_image(store, APP, "child", "b")
     referrer = await push_image(store, APP, "referrer", "c", subject=tagged.digest)
-    own = await push_image(store, APP, "own", "d")
+    removed_image = await push_image(store, APP, "own", "d")
     await store.put_manifest(APP, index_of([child.descriptor]), [Tag("index")], by=BY)
     plan = await store.tag_removals.plan(APP, [Tag(name) for name in ("d", "a", "b", "c", "none")])
     assert [(tag.name, tag.digest) for tag in plan.tags] == [
         ("a", tagged.digest),
         ("b", child.digest),
         ("c", referrer.digest),
-        ("d", own.digest),
+        ("d", removed_image.digest),
     ]
-    assert (list(plan.manifests), plan.freed_bytes) == ([own.digest], sum(blob.size for blob in own.blobs))
+    assert (list(plan.manifests), plan.freed_bytes) == (
+        [removed_image.digest],
+        sum(blob.size for blob in removed_image.blobs),
+    )
 
 
-async def test_signatures_of_signatures(store: StoredRegistry) -> None:
-    """The tag of a referrer is deleted with its image, and so are the referrers of its manifest. Other tags that begin
-    with the same text stay."""
+async def test_signatures_are_removed_with_their_image(store: StoredRegistry) -> None:
+    """If an image is removed, the tag of its signature is removed as well, and so is the signature of this signature.
+    Other tags that begin with the same text stay."""
     image = await push_image(store, APP, "image", "v1")
     prefix = image.digest.replace(":", "-")
     first = await push_image(store, APP, "first", f"{prefix}.sig")
@@ -51,7 +55,8 @@ async def test_signatures_of_signatures(store: StoredRegistry) -> None:
     assert len(plan.manifests) == 3
 
 
-async def test_large_removals_are_counted_in_part(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_plan_of_a_large_removal_is_not_complete(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a removal deletes more manifests than the plan can list, the plan states that it is not complete."""
     for number in range(5):
         await push_image(store, APP, str(number), f"v{number}")
     tags = [Tag(f"v{number}") for number in range(5)]
@@ -61,6 +66,7 @@ async def test_large_removals_are_counted_in_part(store: StoredRegistry, monkeyp
     assert (len(plan.tags), len(plan.manifests), plan.is_complete) == (5, 3, False)
 
 
-async def test_unknown(store: StoredRegistry) -> None:
+async def test_unknown_repository(store: StoredRegistry) -> None:
+    """There is no plan for an unknown repository."""
     with pytest.raises(NameUnknown):
         await store.tag_removals.plan(NOWHERE, [Tag("v1")])

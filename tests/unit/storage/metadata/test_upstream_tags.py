@@ -1,4 +1,5 @@
-"""The records of mirrored tags: the digests that they pointed at, and their moves in order."""
+"""The records of mirrored tags. A *sighting* is the first time that the mirror saw a tag point at a digest. A *move* is
+a change of a tag's digest."""
 
 from __future__ import annotations
 
@@ -12,47 +13,48 @@ from storage.upstream_tags import Sighting, TagMove
 from tests.fakes.registry_content import descriptor_of, image_of
 
 APP, TOOL = RepositoryName("docker.io/library/app"), RepositoryName("ghcr.io/org/tool")
-ONE, TWO = Tag("1"), Tag("2")
+TAG_1, TAG_2 = Tag("1"), Tag("2")
 A, B, C = (digest_of(name.encode()) for name in "ABC")
 
 
-async def test_sightings(registry: StoredRegistry, data: Path) -> None:
-    """Each tag has its own sightings, in the order of their times. New ones replace the old ones. Other processes see
-    them, and they survive a restart."""
+async def test_each_tag_has_its_own_sightings(registry: StoredRegistry, data: Path) -> None:
+    """Each tag has its own sightings, in the order of their times. Saved sightings replace the tag's previous
+    sightings, and other processes see them."""
     tags = registry.upstream_tags
-    assert list(await tags.sightings(APP, ONE)) == []
+    assert list(await tags.sightings(APP, TAG_1)) == []
     first = [Sighting(100.25, A), Sighting(200.0, B)]
-    await tags.save_sightings(APP, ONE, first)
-    await tags.save_sightings(APP, TWO, [Sighting(5.0, C)])
-    await tags.save_sightings(TOOL, ONE, [Sighting(6.0, C)])
+    await tags.save_sightings(APP, TAG_1, first)
+    await tags.save_sightings(APP, TAG_2, [Sighting(5.0, C)])
+    await tags.save_sightings(TOOL, TAG_1, [Sighting(6.0, C)])
     async with open_registry(data) as other:
-        assert list(await other.upstream_tags.sightings(APP, ONE)) == first
+        assert list(await other.upstream_tags.sightings(APP, TAG_1)) == first
         second = [Sighting(200.0, B), Sighting(300.0, A)]
-        await other.upstream_tags.save_sightings(APP, ONE, second)
-    assert list(await tags.sightings(APP, ONE)) == second
-    assert list(await tags.sightings(APP, TWO)) == [Sighting(5.0, C)]
+        await other.upstream_tags.save_sightings(APP, TAG_1, second)
+    assert list(await tags.sightings(APP, TAG_1)) == second
+    assert list(await tags.sightings(APP, TAG_2)) == [Sighting(5.0, C)]
 
 
-async def test_unused_tags_are_forgotten(registry: StoredRegistry) -> None:
-    """Only tags that are not cached and have not moved for long are forgotten."""
+async def test_sightings_of_unused_tags_are_deleted(registry: StoredRegistry) -> None:
+    """The sightings of a tag are deleted only if the tag is not cached and has not moved since the given time."""
     tags = registry.upstream_tags
     manifest = image_of(descriptor_of(b"{}"), [])
-    await registry.put_manifest(APP, manifest, [ONE], by=Actor(name="mirror"), sparse=True)
+    await registry.put_manifest(APP, manifest, [TAG_1], by=Actor(name="mirror"), sparse=True)
     old = [Sighting(100.0, A), Sighting(200.0, B)]
-    for repo, tag in ((APP, ONE), (APP, TWO), (TOOL, ONE)):
+    for repo, tag in ((APP, TAG_1), (APP, TAG_2), (TOOL, TAG_1)):
         await tags.save_sightings(repo, tag, old)
-    await tags.save_sightings(TOOL, TWO, [*old, Sighting(1000.0, C)])
+    await tags.save_sightings(TOOL, TAG_2, [*old, Sighting(1000.0, C)])
     assert await tags.forget_unused(200.0) == 0
     assert await tags.forget_unused(500.0) == 2
-    assert list(await tags.sightings(APP, ONE)) == old  # it is cached
-    assert len(await tags.sightings(TOOL, TWO)) == 3  # it has moved since
-    for repo, tag in ((APP, TWO), (TOOL, ONE)):
+    assert list(await tags.sightings(APP, TAG_1)) == old  # this tag is cached
+    assert len(await tags.sightings(TOOL, TAG_2)) == 3  # this tag has moved since the given time
+    for repo, tag in ((APP, TAG_2), (TOOL, TAG_1)):
         assert list(await tags.sightings(repo, tag)) == []
     assert await tags.forget_unused(500.0) == 0
 
 
-async def test_moves_in_pages(registry: StoredRegistry) -> None:
-    """The moves of all tags since a time are listed in order, each once, also if several have the same time."""
+async def test_moves_are_listed_in_pages(registry: StoredRegistry) -> None:
+    """The moves of all tags since a given time are listed in pages. They are in order, and each move is listed once,
+    also if several moves have the same time."""
     tags = registry.upstream_tags
     expected = []
     for number in range(50):
@@ -62,8 +64,8 @@ async def test_moves_in_pages(registry: StoredRegistry) -> None:
             await tags.save_sightings(repo, tag, [Sighting(at, A), Sighting(at + 1000, B)])
             expected += [TagMove(at, repo, tag), TagMove(at + 1000, repo, tag)]
     expected = [move for move in sorted(expected) if move.since >= 1002.0]
-    found: list[TagMove] = []
-    while page := await tags.moves(1002.0, found[-1] if found else None, 7):
-        found += page
-    assert found == expected
+    listed_moves: list[TagMove] = []
+    while page := await tags.moves(1002.0, listed_moves[-1] if listed_moves else None, 7):
+        listed_moves += page
+    assert listed_moves == expected
     assert list(await tags.moves(5000.0, None, 7)) == []

@@ -1,4 +1,4 @@
-"""A store with a search index, and searches that return short descriptions of what they find."""
+"""Fixtures of the search tests: a store with a search index, and searches that return their results as short texts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from storage.patterns import ALL_NAMES, NameSet
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.registry_content import push_image
 
-EVERYTHING = 100
-"""More entries than a test stores."""
+RESULT_LIMIT = 100
+"""More results than a search in a test has."""
 
 
 @dataclass
 class SearchedStore:
-    """A store and its search index."""
+    """A store and its search index. `names`, `tags`, `labels` and `digests` search in it. `within`: the repositories
+    that the user who searches may see."""
 
     store: StoredRegistry
 
@@ -39,22 +40,22 @@ class SearchedStore:
         assert not await self.store.search.is_indexing()
 
     async def names(self, text: str, within: NameSet = ALL_NAMES) -> list[str]:
-        page = await self.store.search.repositories(search_words(text), within, 0, EVERYTHING)
+        page = await self.store.search.repositories(search_words(text), within, 0, RESULT_LIMIT)
         assert (page.more, page.is_complete) == (False, True)
         return list(page.items)
 
     async def tags(self, text: str, within: NameSet = ALL_NAMES) -> list[str]:
-        page = await self.store.search.tags(search_words(text), within, 0, EVERYTHING)
-        return [f"{found.repository}:{found.tag}" for found in page.items]
+        page = await self.store.search.tags(search_words(text), within, 0, RESULT_LIMIT)
+        return [f"{result.repository}:{result.tag}" for result in page.items]
 
     async def labels(self, text: str, within: NameSet = ALL_NAMES) -> list[str]:
-        page = await self.store.search.labels(search_words(text), within, 0, EVERYTHING)
-        return [f"{found.repository}:{found.tag}" for found in page.items]
+        page = await self.store.search.labels(search_words(text), within, 0, RESULT_LIMIT)
+        return [f"{result.repository}:{result.tag}" for result in page.items]
 
     async def digests(self, text: str, within: NameSet = ALL_NAMES) -> list[tuple[str, bool]]:
         """Searches for digests. Returns for each result the repository, and whether it is a manifest."""
-        page = await self.store.search.digests(text, within, 0, EVERYTHING)
-        return [(found.repository, found.is_manifest) for found in page.items]
+        page = await self.store.search.digests(text, within, 0, RESULT_LIMIT)
+        return [(result.repository, result.is_manifest) for result in page.items]
 
 
 @pytest.fixture
@@ -66,6 +67,6 @@ async def searched(tmp_path: Path) -> AsyncIterator[SearchedStore]:
 
 @pytest.fixture(params=[search_scope.MAX_LISTED_REPOSITORIES, 0], ids=["few", "many"])
 def listed_repositories(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a test twice. Searches either list the repositories that a principal may see, or compare all results with
-    the rights, as they do if these repositories are many."""
+    """Runs a test twice. In the first run, a search lists the repositories that the user may see. In the second run, it
+    compares each result with the user's rights, as it does if the user may see many repositories."""
     monkeypatch.setattr(search_scope, "MAX_LISTED_REPOSITORIES", request.param)

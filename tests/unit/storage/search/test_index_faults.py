@@ -1,4 +1,5 @@
-"""The search index stays right although row ids are used again, files and rows are damaged, and documents are large."""
+"""The search index stays correct if SQLite uses row ids again, if files or rows are damaged, and if documents are
+large."""
 
 from __future__ import annotations
 
@@ -30,11 +31,12 @@ APP, MIRRORED = RepositoryName("team/app"), RepositoryName("hub.example/team/app
 
 @pytest.fixture(autouse=True)
 def frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the background task look for new content every 0.02 seconds."""
     monkeypatch.setattr(search_indexing, "CHECK_SECONDS", 0.02)
 
 
 def run_sql(searched: SearchedStore, sql: str, *values: Any) -> None:
-    """Runs SQL on the database, without the store."""
+    """Runs SQL directly on the database of the store."""
     with closing(apsw.Connection(str(layout_behind(searched.store).metadata))) as db:
         db.execute(sql, values)
 
@@ -44,7 +46,7 @@ def config_with(color: str) -> bytes:
 
 
 async def push_colored(searched: SearchedStore, color: str, *tags: str) -> Manifest:
-    """Pushes an image whose config has the label `color`. Does not index it."""
+    """Pushes an image whose config has the label `color`. Does not update the index."""
     config = await push_blob(searched.store, APP, config_with(color))
     manifest = image_of(config)
     await searched.store.put_manifest(APP, manifest, [Tag(tag) for tag in tags], by=BY)
@@ -52,14 +54,14 @@ async def push_colored(searched: SearchedStore, color: str, *tags: str) -> Manif
 
 
 async def add_mirrored(searched: SearchedStore, config: bytes, tag: str, **fields: Any) -> None:
-    """Adds a manifest as a mirror does, which stores the manifest before its blobs."""
+    """Adds a manifest without its blobs, as a mirror does."""
     manifest = image_of(descriptor_of(config), **fields)
     await searched.store.metadata.put_manifest(MIRRORED, manifest, [Tag(tag)], BY, True, None)
 
 
 @asynccontextmanager
 async def background(searched: SearchedStore, indexer: SearchIndexer | None = None) -> AsyncIterator[None]:
-    """A context manager that runs the task which updates the index."""
+    """A context manager that runs the background task which updates the index."""
     task = asyncio.create_task(keep_indexed(indexer or searched.store.search_indexer, searched.store.leases))
     try:
         yield
@@ -67,26 +69,28 @@ async def background(searched: SearchedStore, indexer: SearchIndexer | None = No
         await cancel_all([task])
 
 
-async def until_found(searched: SearchedStore, text: str, found: list[str]) -> None:
-    while await searched.labels(text) != found:  # noqa: ASYNC110 - another task writes the index
+async def wait_until_found(searched: SearchedStore, text: str, expected: list[str]) -> None:
+    """Waits until the search for labels with `text` has the expected result."""
+    while await searched.labels(text) != expected:  # noqa: ASYNC110 - another task writes the index
         await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("is_ascending", [True, False])
-async def test_several_row_ids_that_are_used_again(searched: SearchedStore, is_ascending: bool) -> None:
-    """SQLite uses all ids after the highest remaining one again, in whatever order the rows were deleted."""
+async def test_several_reused_row_ids(searched: SearchedStore, is_ascending: bool) -> None:
+    """After the newest manifests are deleted, in any order, SQLite uses their row ids again. A new manifest is
+    indexed although the index knows its row id already."""
     store = searched.store
-    made = [await push_image(store, APP, str(number), "v1") for number in range(4)]
+    images = [await push_image(store, APP, str(number), "v1") for number in range(4)]
     await searched.index()
-    for each in made[1:] if is_ascending else made[:0:-1]:
+    for each in images[1:] if is_ascending else images[:0:-1]:
         await store.delete_manifest(APP, each.digest, by=BY, restorable=False)
     await push_image(store, APP, "new", "new", annotations={"color": "blue"})
     await searched.index()
     assert await searched.labels("blue") == ["team/app:new"]
 
 
-async def test_blob_ids_that_are_used_again(searched: SearchedStore) -> None:
-    """A config whose row gets the id of a deleted blob is indexed when it is stored."""
+async def test_reused_blob_ids(searched: SearchedStore) -> None:
+    """When a config is stored, its row may get the id of a deleted blob. The config is indexed nevertheless."""
     store = searched.store
     await add_mirrored(searched, config_with("purple"), "v1")
     for number in range(3):
@@ -99,17 +103,19 @@ async def test_blob_ids_that_are_used_again(searched: SearchedStore) -> None:
     assert await searched.labels("purple") == ["hub.example/team/app:v1"]
 
 
-async def test_large_annotations_are_left_out(searched: SearchedStore) -> None:
-    """A manifest with large annotations is indexed without them."""
-    made = await push_image(searched.store, APP, "seed", "v1", annotations={"color": "red", "text": "x" * 70_000})
+async def test_large_annotations_are_not_indexed(searched: SearchedStore) -> None:
+    """A manifest with large annotations is indexed without its annotations."""
+    image = await push_image(searched.store, APP, "seed", "v1", annotations={"color": "red", "text": "x" * 70_000})
     [manifest] = (await searched.store.search_index.unindexed_manifests()).manifests
     assert manifest.annotations is None
     await searched.index()
     assert await searched.labels("red") == []
-    assert await searched.digests(made.digest) == [("team/app", True)]
+    assert await searched.digests(image.digest) == [("team/app", True)]
 
 
-async def test_a_batch_is_bounded_in_bytes(searched: SearchedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_batch_is_limited_in_bytes(searched: SearchedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manifests that are read at once have at most about `MAX_BATCH_BYTES`. The other manifests are indexed in the
+    next batches."""
     monkeypatch.setattr(index_tables, "MAX_BATCH_BYTES", 1000)
     for number in range(5):
         await push_image(searched.store, APP, str(number), f"v{number}", annotations={"color": "red", "x": "y" * 600})
@@ -120,7 +126,8 @@ async def test_a_batch_is_bounded_in_bytes(searched: SearchedStore, monkeypatch:
 
 
 async def test_many_manifests_wait_for_one_config(searched: SearchedStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a config is stored for which many manifests wait, a few of them are indexed at once and the others later."""
+    """Many manifests refer to a config that is not stored yet. When the config is stored, a few of the manifests are
+    indexed with its labels at once, and the others later."""
     monkeypatch.setattr(index_tables, "MANIFESTS_PER_BATCH", 2)
     monkeypatch.setattr(index_tables, "INCOMPLETE_PER_PAGE", 2)
     config = config_with("purple")
@@ -134,32 +141,32 @@ async def test_many_manifests_wait_for_one_config(searched: SearchedStore, monke
     assert len(await searched.labels("purple")) == 5
 
 
-async def test_other_work_goes_on_between_two_manifests(searched: SearchedStore) -> None:
-    """The event loop runs other work between two manifests, even if all files are small and cached, so that nothing
-    waits for a disk."""
+async def test_the_event_loop_runs_between_two_manifests(searched: SearchedStore) -> None:
+    """The indexer lets the event loop run other tasks between two manifests. This holds even if all files are small and
+    cached, so that the indexer never waits for the disk."""
     for number in range(5):
         await push_colored(searched, f"red{number}")
-    turns, seen = 0, []
+    iterations, iterations_at_reads = 0, []
 
     async def may_read(repo: RepositoryName, digest: Digest) -> bool:
-        seen.append(turns)
+        iterations_at_reads.append(iterations)
         return True
 
-    async def take_turns() -> None:
-        nonlocal turns
+    async def count_iterations() -> None:
+        nonlocal iterations
         while True:
-            turns += 1
+            iterations += 1
             await asyncio.sleep(0)
 
-    others = [asyncio.create_task(take_turns())]
+    other_tasks = [asyncio.create_task(count_iterations())]
     store = searched.store
     await SearchIndexer(store.search_index, store.metadata, store.blobs, may_read).run()
-    await cancel_all(others)
-    assert len(set(seen)) == 5
+    await cancel_all(other_tasks)
+    assert len(set(iterations_at_reads)) == 5
 
 
 async def test_a_config_that_cannot_be_read(searched: SearchedStore) -> None:
-    """A config whose file is too short does not keep other content out of the index. It is read again later."""
+    """If the file of a config is too short, other content is still indexed. The config is read again later."""
     config = config_with("red") + b" " * 100_000  # too large to be read as one piece
     for data in (config_with("dark"), config):
         blob = await push_blob(searched.store, APP, data)
@@ -175,7 +182,7 @@ async def test_a_config_that_cannot_be_read(searched: SearchedStore) -> None:
 
 @pytest.mark.parametrize("column", ["body", "annotations", "digest"])
 async def test_a_row_that_is_damaged(searched: SearchedStore, column: str) -> None:
-    """A row whose text is not UTF-8 does not keep other content out of the index."""
+    """If the text in a row is not UTF-8, other content is still indexed."""
     damaged = await push_image(searched.store, APP, "damaged", "v1", annotations={"color": "red"})
     value = b'{"config": {"digest": "\xff"}}'
     kind = "BLOB" if column == "body" else "TEXT"
@@ -185,8 +192,10 @@ async def test_a_row_that_is_damaged(searched: SearchedStore, column: str) -> No
     assert await searched.labels("blue") == ["team/app:v2"]
 
 
-async def test_an_error_that_nobody_foresaw(searched: SearchedStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unexpected error is logged, and the task continues."""
+async def test_the_background_task_continues_after_an_unexpected_error(
+    searched: SearchedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an unexpected error, the background task tries again and indexes the content."""
     monkeypatch.setattr(search_indexing, "RETRY_SECONDS", 0.01)
     failures = iter((True, True))
 
@@ -198,37 +207,38 @@ async def test_an_error_that_nobody_foresaw(searched: SearchedStore, monkeypatch
     store = searched.store
     await push_colored(searched, "red", "v1")
     async with background(searched, SearchIndexer(store.search_index, store.metadata, store.blobs, may_read)):
-        await until_found(searched, "red", ["team/app:v1"])
+        await wait_until_found(searched, "red", ["team/app:v1"])
 
 
 async def test_a_blob_that_the_repository_gets_later(searched: SearchedStore) -> None:
-    """A config is also indexed if its repository gets a link to a blob that the store has already."""
+    """A repository has a manifest but not its config. If the repository then gets a link to the config, which the store
+    has already, the config's labels are indexed."""
     await push_colored(searched, "red", "v1")
     await add_mirrored(searched, config_with("red"), "v2")
     await searched.index()
-    before = await searched.labels("red")
+    labels_before = await searched.labels("red")
     await searched.store.mount_blob(MIRRORED, descriptor_of(config_with("red")).digest, APP, by=BY)
     await searched.store.search_indexer.look_again()
-    assert (before, len(await searched.labels("red"))) == (["team/app:v1"], 2)
+    assert (labels_before, len(await searched.labels("red"))) == (["team/app:v1"], 2)
 
 
-async def test_a_damaged_manifest_that_is_healed(searched: SearchedStore) -> None:
-    """When a damaged manifest is healed, its config, which only its body names, is indexed. A task that starts looks
-    for such manifests first."""
+async def test_config_of_a_repaired_manifest_is_indexed(searched: SearchedStore) -> None:
+    """The config of a manifest is named only in the manifest's body. If the body was damaged and is repaired by a push,
+    the background task indexes the config at its next start."""
     image = await push_colored(searched, "red", "v1")
     run_sql(searched, "UPDATE manifest SET body = ? WHERE digest = ?", b"{}" + image.body[2:], image.digest)
     await scrub(searched.store)
     await searched.index()
     await searched.store.search_indexer.look_again()
-    before = await searched.labels("red")
+    labels_before = await searched.labels("red")
     await searched.store.put_manifest(APP, image, by=BY)
     async with background(searched):
-        await until_found(searched, "red", ["team/app:v1"])
-    assert before == []
+        await wait_until_found(searched, "red", ["team/app:v1"])
+    assert labels_before == []
 
 
 async def test_a_config_that_clients_may_not_read(searched: SearchedStore) -> None:
-    """The labels of a config are found only once clients may read the config."""
+    """The labels of a config are indexed only when clients may read the config."""
     allowed: set[RepositoryName] = set()
 
     async def may_read(repo: RepositoryName, digest: Digest) -> bool:
@@ -239,13 +249,13 @@ async def test_a_config_that_clients_may_not_read(searched: SearchedStore) -> No
     await push_colored(searched, "red", "v1")
     await indexer.run()
     await indexer.look_again()
-    before = await searched.labels("red")
+    labels_before = await searched.labels("red")
     allowed.add(APP)
     await indexer.look_again()
-    assert (before, await searched.labels("red")) == ([], ["team/app:v1"])
+    assert (labels_before, await searched.labels("red")) == ([], ["team/app:v1"])
 
 
-DAMAGES = (
+SQL_DAMAGES = (
     "DELETE FROM search_word_data",
     "DELETE FROM search_word_config",  # the table cannot be opened
     "UPDATE search_word_data SET block = x'00' WHERE id = 10",
@@ -253,20 +263,20 @@ DAMAGES = (
 )
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-async def test_a_damaged_index_is_built_again(searched: SearchedStore, damage: str) -> None:
-    """The task that updates the index builds it again when it finds that the index is damaged."""
+@pytest.mark.parametrize("sql", SQL_DAMAGES)
+async def test_a_damaged_index_is_built_again(searched: SearchedStore, sql: str) -> None:
+    """If the background task finds that the index is damaged, it builds the index again."""
     await searched.push("team/app:v1", annotations={"color": "red"})
-    run_sql(searched, damage)
+    run_sql(searched, sql)
     async with background(searched):
         await push_image(searched.store, RepositoryName("other/app"), "second", "v2", annotations={"color": "blue"})
-        await until_found_at_last(searched, lambda found: len(found) == 2)
+        await wait_until_index_is_rebuilt(searched, lambda found: len(found) == 2)
     assert await searched.labels("red") == ["team/app:v1"]
     assert await searched.names("app") == ["other/app", "team/app"]
 
 
-async def until_found_at_last(searched: SearchedStore, is_done: Callable[[list[str]], bool]) -> None:
-    """Waits until the search for colors succeeds and `is_done` accepts its result."""
+async def wait_until_index_is_rebuilt(searched: SearchedStore, is_done: Callable[[list[str]], bool]) -> None:
+    """Waits until a search for the label `color` succeeds and `is_done` accepts its result."""
     while True:
         try:
             if is_done(await searched.labels("color")):
@@ -277,7 +287,7 @@ async def until_found_at_last(searched: SearchedStore, is_done: Callable[[list[s
 
 
 async def test_a_search_in_a_damaged_index(searched: SearchedStore) -> None:
-    """A search in a damaged index raises an error of the store. Other calls work."""
+    """A search that reads a damaged table of the index raises `SearchIndexDamaged`. Searches in other tables work."""
     await searched.push("team/app:v1", annotations={"color": "red"})
     run_sql(searched, "DELETE FROM search_word_data")
     with pytest.raises(SearchIndexDamaged, match="fsck --repair"):

@@ -1,4 +1,4 @@
-"""How content gets into the search index."""
+"""How the content of a store gets into its search index."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ async def opened(folder: Path) -> AsyncIterator[SearchedStore]:
 
 
 async def test_a_store_that_is_older_than_the_index(tmp_path: Path) -> None:
-    """After the migration that adds the index, all old content is indexed. Until then, searches say that the index is
-    incomplete."""
+    """After the migration that adds the index, all existing content is indexed. Until then, the store reports that it
+    is still indexing."""
     async with opened(tmp_path) as searched:
         await searched.push("team/app:v1", "team/app:v2-x", "other/db:v1", annotations={"color": "red"})
         digest = (await searched.store.resolve_manifest(APP, Tag("v1"))).digest
@@ -45,13 +45,15 @@ async def test_a_store_that_is_older_than_the_index(tmp_path: Path) -> None:
         assert await searched.digests(digest) == [("team/app", True)]
 
 
-async def test_more_than_a_batch(tmp_path: Path) -> None:
-    """Old and new tags, manifests and repositories are indexed if there are more than one batch of them."""
+async def test_content_of_several_batches_is_indexed(tmp_path: Path) -> None:
+    """All tags, manifests and repositories are indexed, even if there are too many for one batch."""
     async with opened(tmp_path) as searched:
-        made = await push_image(searched.store, APP, "seed", annotations={"color": "red"})
+        image = await push_image(searched.store, APP, "seed", annotations={"color": "red"})
         for number in range(120):
             repo = RepositoryName(f"many/app{number}")
-            await searched.store.metadata.put_manifest(repo, made, [Tag(f"t{tag}") for tag in range(3)], BY, True, None)
+            await searched.store.metadata.put_manifest(
+                repo, image, [Tag(f"t{tag}") for tag in range(3)], BY, True, None
+            )
         await searched.store.search_index.rebuild()
         await searched.index()
         for text, find, count in (
@@ -59,13 +61,14 @@ async def test_more_than_a_batch(tmp_path: Path) -> None:
             ("t", searched.store.search.tags, 360),
             ("red", searched.store.search.labels, 121),
         ):
-            found = await find([text], ALL_NAMES, 0, 1000)
-            assert (len(found.items), found.is_complete) == (count, True), text
+            page = await find([text], ALL_NAMES, 0, 1000)
+            assert (len(page.items), page.is_complete) == (count, True), text
 
 
 @pytest.mark.slow
 async def test_the_background_task(tmp_path: Path) -> None:
-    """Two processes update the index together. If one ends, the other one continues."""
+    """Each process has a background task that updates the index. If the task of one process ends, the task of the other
+    process continues."""
     async with opened(tmp_path) as searched, opened(tmp_path) as other:
         tasks = [
             asyncio.create_task(keep_indexed(each.store.search_indexer, each.store.leases))
@@ -73,15 +76,15 @@ async def test_the_background_task(tmp_path: Path) -> None:
         ]
         try:
             await push_image(searched.store, APP, "first", "v1")
-            await until(searched, lambda found: found == ["team/app:v1"])
+            await wait_until_found(searched, lambda found: found == ["team/app:v1"])
             await cancel_all(tasks[:1])
             await push_image(other.store, APP, "second", "v2")
-            await until(searched, lambda found: found == ["team/app:v1", "team/app:v2"])
+            await wait_until_found(searched, lambda found: found == ["team/app:v1", "team/app:v2"])
         finally:
             await cancel_all(tasks)
 
 
-async def until(searched: SearchedStore, is_found: Callable[[list[str]], bool]) -> None:
+async def wait_until_found(searched: SearchedStore, is_found: Callable[[list[str]], bool]) -> None:
     """Waits until `is_found` accepts the result of the search for tags."""
     while not is_found(await searched.tags("v")):  # noqa: ASYNC110 - another task writes the index
         await asyncio.sleep(0.02)

@@ -1,4 +1,5 @@
-"""A partial blob of a bit more than 3 MiB, and functions that write and read it."""
+"""Content for tests of partial blobs (files with the bytes of a mirror's download that have arrived): a blob of a bit
+more than 3 MiB, and functions that write and read its bytes."""
 
 from __future__ import annotations
 
@@ -10,15 +11,15 @@ from tests.fakes.partial_peer import content, digest
 
 SIZE = 3 * 1024 * 1024 + 17
 BODY, DIGEST = content(1, SIZE), digest(1, SIZE)
-STEP = 64 * 1024
+PIECE_BYTES = 64 * 1024
 
 
-async def fill(partial: Partial, body: bytes = BODY) -> None:
+async def write_missing(partial: Partial, body: bytes = BODY) -> None:
     """Writes all missing bytes of the partial blob."""
     for start, stop in partial.missing():
         await asyncio.to_thread(partial.write_at, start, body[start:stop])
 
 
-def bytes_of(partial: Partial, start: int, stop: int) -> bytes:
+def read_bytes(partial: Partial, start: int, stop: int) -> bytes:
     """Returns the bytes from `start` to `stop` of the partial blob's file."""
     return os.pread(partial.file.fd, stop - start, partial.file.offset + start)

@@ -1,5 +1,5 @@
-"""Claims of partial blobs in one process: who is the owner, what the owner learns, and when a partial blob expires. A
-*partial blob* is a file with the bytes of a mirror's download that have arrived. Its *owner* downloads it."""
+"""Claims of partial blobs within one process. A *partial blob* is a file with the bytes of a mirror's download that
+have arrived. One of its claims is the *owner*, which downloads the blob. The other claims are readers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from storage.errors import DigestInvalid, PartialLost, SizeInvalid, StorageFull
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.partial_peer import BOOT, UBUNTU, digest
 from tests.system.crash.workload import files_below, read
-from tests.unit.storage.store.conftest import BODY, DIGEST, SIZE, STEP, fill
+from tests.unit.storage.store.conftest import BODY, DIGEST, PIECE_BYTES, SIZE, write_missing
 
 
-async def test_the_next_owner_goes_on_with_what_is_there(registry: StoredRegistry) -> None:
-    """When the owner closes a partial blob, a reader that waits for a missing byte gets PartialLost and can become the
-    owner. The new owner needs only the missing bytes. Of two such readers, one becomes the owner."""
+async def test_the_next_owner_continues_with_the_existing_bytes(registry: StoredRegistry) -> None:
+    """When the owner closes a partial blob, a reader that waits for a missing byte gets PartialLost. One of the readers
+    can then become the owner, and downloads only the missing bytes."""
     owner, second, third = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
-    await asyncio.to_thread(owner.write_at, STEP, BODY[STEP : 2 * STEP])
+    await asyncio.to_thread(owner.write_at, PIECE_BYTES, BODY[PIECE_BYTES : 2 * PIECE_BYTES])
     waiting = asyncio.create_task(second.wait(0))
     await asyncio.sleep(0)
     owner.close()
@@ -32,12 +32,12 @@ async def test_the_next_owner_goes_on_with_what_is_there(registry: StoredRegistr
     with pytest.raises(PartialLost):
         await asyncio.to_thread(owner.write_at, 0, b"x")
     assert not owner.take_ownership()
-    assert await second.wait(STEP) == 2 * STEP, "what is there can be read"
+    assert await second.wait(PIECE_BYTES) == 2 * PIECE_BYTES, "the stored bytes can be read"
     assert second.take_ownership()
     assert second.is_owner
     assert not third.take_ownership()
-    assert second.missing() == [(0, STEP), (2 * STEP, SIZE)]
-    await fill(second)
+    assert second.missing() == [(0, PIECE_BYTES), (2 * PIECE_BYTES, SIZE)]
+    await write_missing(second)
     await second.commit(UBUNTU)
     assert await third.wait(SIZE) == SIZE
     second.close()
@@ -45,9 +45,9 @@ async def test_the_next_owner_goes_on_with_what_is_there(registry: StoredRegistr
     assert await read(registry, UBUNTU, DIGEST) == BODY
 
 
-async def test_sizes_that_cannot_be_are_refused(registry: StoredRegistry, data: Path) -> None:
-    """A negative size, and bytes outside the size, are refused. A size for which the disk has no room is refused before
-    the download, and leaves no file."""
+async def test_impossible_sizes_are_refused(registry: StoredRegistry, data: Path) -> None:
+    """A negative size is refused, and so are bytes beyond the size. If the disk has no space for the size, the claim is
+    refused and leaves no file."""
     partial = await registry.partials.claim(DIGEST, SIZE)
     for offset, piece in ((SIZE - 1, b"xy"), (-1, b"xy"), (SIZE + 5, b"x")):
         with pytest.raises(SizeInvalid):
@@ -60,32 +60,32 @@ async def test_sizes_that_cannot_be_are_refused(registry: StoredRegistry, data: 
     partial.close()
 
 
-async def test_a_partial_of_another_size_is_another(registry: StoredRegistry, data: Path) -> None:
-    """A claim with a wrong size does not disturb other claims: its partial blob has its own owner and its own bytes,
-    and cannot become a blob. The bytes of the right one stay."""
+async def test_claims_with_different_sizes_are_separate(registry: StoredRegistry, data: Path) -> None:
+    """A claim with a wrong size gets a partial blob of its own, with its own owner and bytes. This partial blob cannot
+    become a blob, because its digest is wrong. The bytes of the claim with the right size stay."""
     partial = await registry.partials.claim(DIGEST, SIZE)
-    await asyncio.to_thread(partial.write_at, 0, BODY[:STEP])
+    await asyncio.to_thread(partial.write_at, 0, BODY[:PIECE_BYTES])
     partial.close()
-    for size in (SIZE + 1, STEP):
-        wrong = await registry.partials.claim(DIGEST, size)
-        assert wrong.is_owner
-        assert wrong.missing() == [(0, size)]
-        await fill(wrong, BODY + b"x")
+    for size in (SIZE + 1, PIECE_BYTES):
+        wrong_partial = await registry.partials.claim(DIGEST, size)
+        assert wrong_partial.is_owner
+        assert wrong_partial.missing() == [(0, size)]
+        await write_missing(wrong_partial, BODY + b"x")
         with pytest.raises(DigestInvalid):
-            await wrong.commit(UBUNTU)
-        wrong.close()
+            await wrong_partial.commit(UBUNTU)
+        wrong_partial.close()
     partial = await registry.partials.claim(DIGEST, SIZE)
-    assert partial.missing() == [(STEP, SIZE)]
-    await fill(partial)
+    assert partial.missing() == [(PIECE_BYTES, SIZE)]
+    await write_missing(partial)
     await partial.commit(UBUNTU)
     partial.close()
     assert await read(registry, UBUNTU, DIGEST) == BODY
     assert files_below(data / "partials") == []
 
 
-async def test_the_owner_learns_that_somebody_waits(registry: StoredRegistry) -> None:
-    """The owner sees that readers want the blob, until they close it. Its own interest does not count. Readers see
-    whether the download has begun."""
+async def test_the_owner_sees_that_readers_wait(registry: StoredRegistry) -> None:
+    """The owner sees whether readers wait for the blob, until these readers close it. The owner itself does not count
+    as waiting. Readers see whether the download has begun."""
     owner, first, second = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
     owner.add_waiter()
     assert not owner.has_waiters
@@ -99,32 +99,33 @@ async def test_the_owner_learns_that_somebody_waits(registry: StoredRegistry) ->
     second.close()
     assert not owner.has_waiters
     owner.close()
-    again = await registry.partials.claim(DIGEST, SIZE)
-    assert again.is_owner
-    assert not again.has_started
-    again.close()
+    new_claim = await registry.partials.claim(DIGEST, SIZE)
+    assert new_claim.is_owner
+    assert not new_claim.has_started
+    new_claim.close()
 
 
-async def test_a_partial_that_was_dropped_is_claimed_anew(registry: StoredRegistry, data: Path) -> None:
-    """A reader that still has a discarded partial blob open gets PartialLost, and cannot become its owner."""
+async def test_an_expired_partial_is_claimed_anew(registry: StoredRegistry, data: Path) -> None:
+    """If a partial blob is deleted because it has expired, a reader that still has it open gets PartialLost and cannot
+    become its owner. The next claim starts without bytes."""
     first = await registry.partials.claim(DIGEST, SIZE)
-    await asyncio.to_thread(first.write_at, 0, BODY[:STEP])
+    await asyncio.to_thread(first.write_at, 0, BODY[:PIECE_BYTES])
     reader = await registry.partials.claim(DIGEST, SIZE)
     first.close()
     assert await registry.partials.expire(time.time() + 60)
     assert not reader.take_ownership()
     with pytest.raises(PartialLost):
-        await reader.wait(STEP)
-    again = await registry.partials.claim(DIGEST, SIZE)
-    assert again.is_owner
-    assert again.missing() == [(0, SIZE)]
+        await reader.wait(PIECE_BYTES)
+    new_claim = await registry.partials.claim(DIGEST, SIZE)
+    assert new_claim.is_owner
+    assert new_claim.missing() == [(0, SIZE)]
     reader.close()
-    again.close()
+    new_claim.close()
 
 
 async def test_only_idle_partials_without_an_owner_expire(registry: StoredRegistry, data: Path) -> None:
-    """A partial blob that has an owner, or was written recently, stays. Files that an interrupted start or end has left
-    are deleted when they are old."""
+    """A partial blob stays if it has an owner or was written recently. Old files that an interrupted claim or an
+    interrupted deletion has left behind are deleted."""
     owned = await registry.partials.claim(DIGEST, SIZE)
     idle = await registry.partials.claim(digest(2, 10), 10)
     idle.close()
@@ -141,7 +142,7 @@ async def test_only_idle_partials_without_an_owner_expire(registry: StoredRegist
     owned.close()
 
 
-async def test_the_collector_drops_idle_partials(data: Path) -> None:
+async def test_garbage_collection_deletes_idle_partials(data: Path) -> None:
     """Garbage collection deletes idle partial blobs after the same time as idle upload sessions."""
     async with open_registry(data, boot=BOOT) as registry:
         (await registry.partials.claim(DIGEST, SIZE)).close()
@@ -151,7 +152,7 @@ async def test_the_collector_drops_idle_partials(data: Path) -> None:
     assert files_below(data / "partials") == []
 
 
-async def test_partials_of_another_run_of_the_machine_are_collected_at_once(data: Path) -> None:
+async def test_partials_from_before_a_reboot_are_deleted_at_once(data: Path) -> None:
     """Partial blobs from before a reboot are deleted at once, because they cannot be continued."""
     async with open_registry(data, boot="before") as registry:
         (await registry.partials.claim(DIGEST, SIZE)).close()
@@ -161,39 +162,40 @@ async def test_partials_of_another_run_of_the_machine_are_collected_at_once(data
 
 
 async def test_many_claims_at_once_have_one_owner_and_one_file(registry: StoredRegistry) -> None:
-    """Of a hundred claims at the same time, one is the owner. Together they have two files open."""
-    before = len(os.listdir("/proc/self/fd"))
+    """If a blob is claimed a hundred times at the same time, one claim is the owner. All claims together have two files
+    open."""
+    open_files_before = len(os.listdir("/proc/self/fd"))
     partials = await asyncio.gather(*(registry.partials.claim(DIGEST, SIZE) for _ in range(100)))
     assert sum(partial.is_owner for partial in partials) == 1
-    assert len(os.listdir("/proc/self/fd")) == before + 2
+    assert len(os.listdir("/proc/self/fd")) == open_files_before + 2
     for partial in partials:
         partial.close()
         partial.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) == open_files_before
 
 
-async def test_a_claim_that_is_cancelled_holds_nothing(registry: StoredRegistry) -> None:
-    """A cancelled claim leaves no file open and does not own the partial blob."""
-    before = len(os.listdir("/proc/self/fd"))
-    for turns in range(6):
+async def test_a_cancelled_claim_leaves_nothing_open(registry: StoredRegistry) -> None:
+    """A claim that is cancelled at any step leaves no file open and does not own the partial blob."""
+    open_files_before = len(os.listdir("/proc/self/fd"))
+    for steps in range(6):
         claiming = asyncio.create_task(registry.partials.claim(DIGEST, SIZE))
-        for _ in range(turns):
+        for _ in range(steps):
             await asyncio.sleep(0)
         claiming.cancel()
         await asyncio.wait([claiming])
         if not claiming.cancelled():
             claiming.result().close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) == open_files_before
     partial = await registry.partials.claim(DIGEST, SIZE)
     assert partial.is_owner
     partial.close()
 
 
-async def test_why_an_owner_gave_up_is_told(data: Path) -> None:
-    """When an owner gives up, followers in all processes learn the reason, with a count that tells them whether it is
-    new. The bytes stay. The reason of the next owner replaces the old one."""
-    async with open_registry(data, boot=BOOT) as one, open_registry(data, boot=BOOT) as two:
-        owner, follower = await one.partials.claim(DIGEST, SIZE), await two.partials.claim(DIGEST, SIZE)
+async def test_followers_learn_why_an_owner_gave_up(data: Path) -> None:
+    """When an owner gives up, it reports the reason, and followers in all processes can read it. A count tells them
+    whether the reason is new. The downloaded bytes stay. The reason of the next owner replaces the previous one."""
+    async with open_registry(data, boot=BOOT) as first, open_registry(data, boot=BOOT) as second:
+        owner, follower = await first.partials.claim(DIGEST, SIZE), await second.partials.claim(DIGEST, SIZE)
         assert follower.owner_failures == PartialFailures()
         await follower.report_failure("not its owner's")
         assert follower.owner_failures == PartialFailures()
@@ -205,7 +207,7 @@ async def test_why_an_owner_gave_up_is_told(data: Path) -> None:
         assert follower.missing() == [(1000, SIZE)]
         follower.write_at(1000, BODY[1000:])
         await follower.report_failure("long " * 1000)
-        later = await one.partials.claim(DIGEST, SIZE)
+        later = await first.partials.claim(DIGEST, SIZE)
         assert later.owner_failures.times == 2
         assert 1000 < len(later.owner_failures.reason) < 4096
         await follower.commit(UBUNTU)

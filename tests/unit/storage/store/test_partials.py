@@ -1,5 +1,5 @@
-"""Partial blobs (mirrored blobs that are being downloaded) in one process: what is written, read, committed and
-kept."""
+"""Partial blobs within one process. A *partial blob* is a file with the bytes of a mirror's download that have arrived.
+Its *owner* writes the bytes and commits the blob; others read the bytes."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.partial_peer import UBUNTU
 from tests.system.crash.workload import files_below, read
-from tests.unit.storage.store.conftest import BODY, DIGEST, SIZE, STEP, bytes_of, fill
+from tests.unit.storage.store.conftest import BODY, DIGEST, PIECE_BYTES, SIZE, read_bytes, write_missing
 
 
-async def test_what_was_written_in_any_order_becomes_a_blob(registry: StoredRegistry, data: Path) -> None:
-    """Pieces that four threads write in any order, one of them twice, become the blob with its bytes. No file of the
-    partial blob stays."""
+async def test_pieces_written_in_any_order_become_a_blob(registry: StoredRegistry, data: Path) -> None:
+    """Four threads write the pieces of a blob in any order, and one piece twice. After the commit, the blob has the
+    right bytes, and no file of the partial blob stays."""
     partial = await registry.partials.claim(DIGEST, SIZE)
     assert partial.is_owner
     assert partial.missing() == [(0, SIZE)]
-    starts = [*range(0, SIZE, STEP), 0]
+    starts = [*range(0, SIZE, PIECE_BYTES), 0]
     random.Random(2).shuffle(starts)
 
-    def write(mine: list[int]) -> None:
-        for start in mine:
-            partial.write_at(start, memoryview(BODY)[start : start + STEP])
+    def write(piece_starts: list[int]) -> None:
+        for start in piece_starts:
+            partial.write_at(start, memoryview(BODY)[start : start + PIECE_BYTES])
 
     await asyncio.gather(*(asyncio.to_thread(write, starts[number::4]) for number in range(4)))
     assert partial.missing() == []
     assert (await partial.commit(UBUNTU)).size == SIZE
     assert await read(registry, UBUNTU, DIGEST) == BODY
-    assert bytes_of(partial, 0, SIZE) == BODY, "it stays open"
+    assert read_bytes(partial, 0, SIZE) == BODY, "the partial blob stays open"
     assert await partial.wait(0) == await partial.wait(SIZE) == SIZE
     assert not partial.is_owner
     assert files_below(data / "partials") == []
@@ -49,8 +49,8 @@ async def test_what_was_written_in_any_order_becomes_a_blob(registry: StoredRegi
         await registry.resolve_blob(RepositoryName("docker.io/library/other"), DIGEST)
 
 
-async def test_an_empty_blob_can_come_in(registry: StoredRegistry) -> None:
-    """An empty partial blob has no missing bytes, and is a blob after its commit."""
+async def test_an_empty_blob(registry: StoredRegistry) -> None:
+    """An empty partial blob has no missing bytes and can be committed."""
     partial = await registry.partials.claim(digest_of(b""), 0)
     assert partial.missing() == []
     await partial.commit(UBUNTU)
@@ -59,52 +59,52 @@ async def test_an_empty_blob_can_come_in(registry: StoredRegistry) -> None:
     assert await read(registry, UBUNTU, digest_of(b"")) == b""
 
 
-async def test_readers_follow_what_is_there_without_a_gap(registry: StoredRegistry) -> None:
-    """A reader learns up to which byte it can read without a gap from its position. It reaches the last byte only after
-    the digest was checked."""
+async def test_readers_wait_for_bytes_without_a_gap(registry: StoredRegistry) -> None:
+    """`wait` returns the offset up to which a reader can read from its position without a gap. This is the end of the
+    blob only after the digest was checked."""
     owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
     assert not reader.is_owner
     assert not reader.take_ownership()
     first = asyncio.create_task(reader.wait(0))
-    inner = asyncio.create_task(reader.wait(2 * STEP + 5))
+    middle = asyncio.create_task(reader.wait(2 * PIECE_BYTES + 5))
     end = asyncio.create_task(reader.wait(SIZE))
-    await asyncio.to_thread(owner.write_at, STEP, BODY[STEP : 2 * STEP])
-    await asyncio.to_thread(owner.write_at, 2 * STEP, BODY[2 * STEP : 3 * STEP])
-    assert await inner == 3 * STEP
+    await asyncio.to_thread(owner.write_at, PIECE_BYTES, BODY[PIECE_BYTES : 2 * PIECE_BYTES])
+    await asyncio.to_thread(owner.write_at, 2 * PIECE_BYTES, BODY[2 * PIECE_BYTES : 3 * PIECE_BYTES])
+    assert await middle == 3 * PIECE_BYTES
     assert not first.done()
-    await asyncio.to_thread(owner.write_at, 0, BODY[:STEP])
-    assert await first in (STEP, 3 * STEP)
-    assert await reader.wait(0) == 3 * STEP
-    assert bytes_of(reader, 0, 3 * STEP) == BODY[: 3 * STEP]
-    await fill(owner)
-    assert await reader.wait(3 * STEP) == SIZE
-    assert not end.done(), "not content before its digest is checked"
+    await asyncio.to_thread(owner.write_at, 0, BODY[:PIECE_BYTES])
+    assert await first in (PIECE_BYTES, 3 * PIECE_BYTES)
+    assert await reader.wait(0) == 3 * PIECE_BYTES
+    assert read_bytes(reader, 0, 3 * PIECE_BYTES) == BODY[: 3 * PIECE_BYTES]
+    await write_missing(owner)
+    assert await reader.wait(3 * PIECE_BYTES) == SIZE
+    assert not end.done(), "the end is not readable before the digest is checked"
     await owner.commit(UBUNTU)
     assert await end == SIZE
     owner.close()
-    assert bytes_of(reader, 0, SIZE) == BODY
+    assert read_bytes(reader, 0, SIZE) == BODY
     reader.close()
 
 
-async def test_a_reader_that_goes_away_leaves_the_others_waiting(registry: StoredRegistry) -> None:
-    """Of two readers that wait for the same byte, one is cancelled, and the other one gets the byte."""
+async def test_a_cancelled_wait_does_not_affect_other_waits(registry: StoredRegistry) -> None:
+    """Two readers wait for the same byte. If one wait is cancelled, the other reader still gets the byte."""
     owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
-    gone, stays = [asyncio.create_task(reader.wait(0)) for _ in range(2)]
+    cancelled, remaining = [asyncio.create_task(reader.wait(0)) for _ in range(2)]
     await asyncio.sleep(0)
-    gone.cancel()
-    await asyncio.wait([gone])
-    await asyncio.to_thread(owner.write_at, 0, BODY[:STEP])
-    assert await stays == STEP
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    await asyncio.to_thread(owner.write_at, 0, BODY[:PIECE_BYTES])
+    assert await remaining == PIECE_BYTES
     reader.close()
     owner.close()
 
 
-async def test_wrong_bytes_keep_nothing(registry: StoredRegistry, data: Path) -> None:
-    """With wrong bytes, the commit and all readers get DigestInvalid, no repository has the blob, no file stays, and
-    the next claim starts with no bytes."""
+async def test_corrupt_bytes_are_deleted(registry: StoredRegistry, data: Path) -> None:
+    """If the bytes do not have the blob's digest, the commit and all readers get DigestInvalid. No repository has the
+    blob, no file stays, and the next claim starts without bytes."""
     owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
     waiting = asyncio.create_task(reader.wait(SIZE))
-    await fill(owner, b"x" + BODY[1:])
+    await write_missing(owner, b"x" + BODY[1:])
     with pytest.raises(DigestInvalid):
         await owner.commit(UBUNTU)
     with pytest.raises(DigestInvalid):
@@ -115,44 +115,45 @@ async def test_wrong_bytes_keep_nothing(registry: StoredRegistry, data: Path) ->
         await registry.resolve_blob(UBUNTU, DIGEST)
     assert files_below(data / "partials") == []
     assert DIGEST.encoded not in {path.name for path in files_below(data / "blobs")}
-    again = await registry.partials.claim(DIGEST, SIZE)
-    assert again.is_owner
-    assert again.missing() == [(0, SIZE)]
-    for partial in (owner, reader, again):
+    new_claim = await registry.partials.claim(DIGEST, SIZE)
+    assert new_claim.is_owner
+    assert new_claim.missing() == [(0, SIZE)]
+    for partial in (owner, reader, new_claim):
         partial.close()
 
 
-async def test_bytes_that_are_there_are_never_changed(registry: StoredRegistry) -> None:
-    """Of bytes that arrive a second time, for example from another endpoint, only the new part is written. So bytes
-    never change after they were read or hashed."""
+async def test_stored_bytes_are_never_changed(registry: StoredRegistry) -> None:
+    """If bytes arrive a second time, for example from another endpoint, only the bytes that are still missing are
+    written. So bytes never change after they were read or hashed."""
     partial = await registry.partials.claim(DIGEST, SIZE)
-    await asyncio.to_thread(partial.write_at, 0, BODY[: 2 * STEP])
-    await asyncio.to_thread(partial.write_at, STEP, b"\0" * STEP + BODY[2 * STEP :])
-    assert bytes_of(partial, 0, SIZE) == BODY
+    await asyncio.to_thread(partial.write_at, 0, BODY[: 2 * PIECE_BYTES])
+    await asyncio.to_thread(partial.write_at, PIECE_BYTES, b"\0" * PIECE_BYTES + BODY[2 * PIECE_BYTES :])
+    assert read_bytes(partial, 0, SIZE) == BODY
     await partial.commit(UBUNTU)
     partial.close()
     assert await read(registry, UBUNTU, DIGEST) == BODY
 
 
-async def test_what_has_come_survives_the_process_and_not_the_machine(data: Path) -> None:
-    """After a restart of the process, all bytes are there. After a reboot of the machine, none are."""
-    for boot, missing in (("one", [(0, SIZE)]), ("one", [(STEP, SIZE)]), ("two", [(0, SIZE)])):
+async def test_bytes_are_kept_over_a_restart_but_not_over_a_reboot(data: Path) -> None:
+    """After a restart of the process, the next owner has all bytes. After a reboot of the machine, it has none."""
+    for boot, missing in (("one", [(0, SIZE)]), ("one", [(PIECE_BYTES, SIZE)]), ("two", [(0, SIZE)])):
         async with open_registry(data, boot=boot) as registry:
             partial = await registry.partials.claim(DIGEST, SIZE)
             assert partial.is_owner
             assert partial.missing() == missing
-            await asyncio.to_thread(partial.write_at, 0, BODY[:STEP])
+            await asyncio.to_thread(partial.write_at, 0, BODY[:PIECE_BYTES])
             partial.close()
 
 
 async def test_a_commit_needs_all_bytes_and_the_owner(registry: StoredRegistry) -> None:
-    """Neither a reader, nor an owner while bytes are missing, can commit. The attempt loses nothing."""
+    """A reader cannot commit a blob, and an owner cannot commit it while bytes are missing. After a refused commit, the
+    stored bytes are still there."""
     owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
     await asyncio.to_thread(owner.write_at, 1, BODY[1:])
     for partial in (owner, reader):
         with pytest.raises(PartialLost):
             await partial.commit(UBUNTU)
-    await fill(owner)
+    await write_missing(owner)
     with pytest.raises(PartialLost):
         await reader.commit(UBUNTU)
     await owner.commit(UBUNTU)
@@ -160,10 +161,11 @@ async def test_a_commit_needs_all_bytes_and_the_owner(registry: StoredRegistry) 
     reader.close()
 
 
-async def test_a_commit_whose_caller_is_cancelled_is_made_all_the_same(registry: StoredRegistry) -> None:
-    """A commit whose caller is cancelled is completed, also if the partial blob is closed at once."""
+async def test_a_commit_is_completed_if_its_caller_is_cancelled(registry: StoredRegistry) -> None:
+    """If the caller of a commit is cancelled, the commit is still completed, even if the partial blob is closed at
+    once."""
     owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
-    await fill(owner)
+    await write_missing(owner)
     committing = asyncio.create_task(owner.commit(UBUNTU))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -175,10 +177,10 @@ async def test_a_commit_whose_caller_is_cancelled_is_made_all_the_same(registry:
     assert await read(registry, UBUNTU, DIGEST) == BODY
 
 
-async def test_a_blob_that_was_pushed_meanwhile_does_no_harm(registry: StoredRegistry) -> None:
+async def test_a_commit_of_a_blob_that_was_pushed_meanwhile(registry: StoredRegistry) -> None:
     """If the same blob was pushed meanwhile, the commit still adds it to the repository."""
     partial = await registry.partials.claim(DIGEST, SIZE)
-    await fill(partial)
+    await write_missing(partial)
     writer = await registry.start_upload(RepositoryName("team/app"))
     await writer.write(BODY)
     await writer.commit(DIGEST)
@@ -189,59 +191,66 @@ async def test_a_blob_that_was_pushed_meanwhile_does_no_harm(registry: StoredReg
     assert await read(registry, RepositoryName("team/app"), DIGEST) == BODY
 
 
-async def test_who_sent_wrong_bytes_is_noted_before_anybody_learns_of_them(registry: StoredRegistry) -> None:
-    """The endpoint that sent corrupt bytes is recorded before readers get the error, so that the next download knows
-    it. If it cannot be recorded, the bytes are deleted nevertheless."""
+async def test_the_sender_of_corrupt_bytes_is_recorded_before_readers_get_the_error(registry: StoredRegistry) -> None:
+    """The endpoint that sent corrupt bytes is recorded before readers get the error, so that the next download can
+    avoid this endpoint. If it cannot be recorded, the bytes are deleted nevertheless."""
     for failing in (False, True):
         owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
         waiting = asyncio.create_task(reader.wait(SIZE))
-        await fill(owner, b"x" + BODY[1:])
-        told: list[bool] = []
+        await write_missing(owner, b"x" + BODY[1:])
+        reader_had_error: list[bool] = []
 
-        async def blame(waiting: asyncio.Task[int] = waiting, told: list[bool] = told, *, fail: bool = failing) -> None:
-            told.append(waiting.done())
+        async def record_sender(
+            waiting: asyncio.Task[int] = waiting,
+            reader_had_error: list[bool] = reader_had_error,
+            *,
+            fail: bool = failing,
+        ) -> None:
+            reader_had_error.append(waiting.done())
             if fail:
                 raise StorageFailed
 
         with pytest.raises(StorageFailed if failing else DigestInvalid):
-            await owner.commit(UBUNTU, blame)
+            await owner.commit(UBUNTU, record_sender)
         with pytest.raises(DigestInvalid):
             await waiting
-        assert told == [False]
+        assert reader_had_error == [False]
         owner.close()
         reader.close()
 
 
-async def test_closing_while_threads_write_lets_them_finish(registry: StoredRegistry) -> None:
-    """The partial blob has no owner only after the last write has ended. No write goes to a closed file."""
+async def test_close_waits_for_running_writes(registry: StoredRegistry) -> None:
+    """If the owner closes a partial blob while threads write, running writes are completed before the next owner can
+    take over. Later writes get PartialLost."""
     partial = await registry.partials.claim(DIGEST, SIZE)
-    begun = threading.Barrier(5)
+    all_started = threading.Barrier(5)
 
     def write(number: int) -> int:
-        begun.wait()
-        for done, start in enumerate(range(number * STEP, SIZE, 4 * STEP)):
+        all_started.wait()
+        for done, start in enumerate(range(number * PIECE_BYTES, SIZE, 4 * PIECE_BYTES)):
             try:
-                partial.write_at(start, BODY[start : start + STEP])
+                partial.write_at(start, BODY[start : start + PIECE_BYTES])
             except PartialLost:
                 return done
         return done + 1
 
     writing = [asyncio.create_task(asyncio.to_thread(write, number)) for number in range(4)]
-    await asyncio.to_thread(begun.wait)
+    await asyncio.to_thread(all_started.wait)
     partial.close()
     written = sum(await asyncio.gather(*writing))
-    again = await registry.partials.claim(DIGEST, SIZE)
-    assert again.is_owner
-    assert sum(stop - start for start, stop in again.missing()) in (
-        SIZE - written * STEP, SIZE - (written - 1) * STEP - SIZE % STEP,
+    new_claim = await registry.partials.claim(DIGEST, SIZE)
+    assert new_claim.is_owner
+    assert sum(stop - start for start, stop in new_claim.missing()) in (
+        SIZE - written * PIECE_BYTES, SIZE - (written - 1) * PIECE_BYTES - SIZE % PIECE_BYTES,
     )  # fmt: skip
-    await fill(again)
-    await again.commit(UBUNTU)
-    again.close()
+    await write_missing(new_claim)
+    await new_claim.commit(UBUNTU)
+    new_claim.close()
 
 
-async def test_more_extents_than_are_kept_cost_only_the_last_ones(registry: StoredRegistry) -> None:
-    """If there are more extents than are recorded, the next owner has the first ones, and the blob is completed."""
+async def test_only_a_limited_number_of_extents_is_recorded(registry: StoredRegistry) -> None:
+    """The written ranges of a partial blob are recorded as extents. If there are too many, only the first ones are
+    recorded, and the next owner downloads the bytes of the others again."""
     partial = await registry.partials.claim(DIGEST, SIZE)
 
     def write() -> None:
@@ -250,50 +259,52 @@ async def test_more_extents_than_are_kept_cost_only_the_last_ones(registry: Stor
 
     await asyncio.to_thread(write)
     partial.close()
-    again = await registry.partials.claim(DIGEST, SIZE)
-    assert len(again.missing()) == MAX_STORED_EXTENTS
-    await fill(again)
-    await again.commit(UBUNTU)
-    again.close()
+    new_claim = await registry.partials.claim(DIGEST, SIZE)
+    assert len(new_claim.missing()) == MAX_STORED_EXTENTS
+    await write_missing(new_claim)
+    await new_claim.commit(UBUNTU)
+    new_claim.close()
     assert await read(registry, UBUNTU, DIGEST) == BODY
 
 
-async def test_a_file_that_was_cut_short_is_told(registry: StoredRegistry, data: Path) -> None:
-    """If the file of the bytes is shortened from outside, the commit fails, and the next claim starts with no bytes."""
+async def test_a_truncated_file_is_not_committed(registry: StoredRegistry, data: Path) -> None:
+    """If another program truncates the file of a partial blob, the commit fails and the next claim starts without
+    bytes."""
     partial = await registry.partials.claim(DIGEST, SIZE)
-    await fill(partial)
+    await write_missing(partial)
     os.truncate(data / "partials" / f"sha256-{DIGEST.encoded}.{SIZE}.data", 2 * 1024 * 1024)
     with pytest.raises((StorageFailed, DigestInvalid)):
         await partial.commit(UBUNTU)
-    again = await registry.partials.claim(DIGEST, SIZE)
-    assert again.missing() == [(0, SIZE)]
-    again.close()
+    new_claim = await registry.partials.claim(DIGEST, SIZE)
+    assert new_claim.missing() == [(0, SIZE)]
+    new_claim.close()
     partial.close()
 
 
-def test_a_state_that_is_not_whole_is_seen() -> None:
-    """A record that is cut short or has a changed byte is not used. Bytes after the record do not matter."""
-    whole = Progress("boot", 100, extents=[(0, 5), (10, 20)])
-    encoded = whole.encode()
-    assert decode_progress(encoded + b"rest") == whole
+def test_a_damaged_state_record_is_ignored() -> None:
+    """The record of a partial blob's state is not used if it is cut short or a byte was changed. Bytes after the record
+    do not matter."""
+    progress = Progress("boot", 100, extents=[(0, 5), (10, 20)])
+    encoded = progress.encode()
+    assert decode_progress(encoded + b"rest") == progress
     assert decode_progress(bytes(4096)) is None
     for at in range(len(encoded)):
         assert decode_progress(encoded[:at]) is None
         assert decode_progress(encoded[:at] + bytes([encoded[at] ^ 1]) + encoded[at + 1 :]) is None
 
 
-async def test_a_poke_that_comes_late_finds_nobody(registry: StoredRegistry) -> None:
-    """If a reader stops waiting and closes the file in the moment in which the owner closes its own, no error
-    follows."""
+async def test_a_late_notification_causes_no_error(registry: StoredRegistry) -> None:
+    """The owner notifies a waiting reader when it closes a partial blob. If the reader stops waiting and closes the
+    partial blob at the same time, no error occurs."""
     errors: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
     owner = await registry.partials.claim(DIGEST, len(BODY))
-    other = await registry.partials.claim(DIGEST, len(BODY))
-    waiting = asyncio.create_task(other.wait(0))
+    reader = await registry.partials.claim(DIGEST, len(BODY))
+    waiting = asyncio.create_task(reader.wait(0))
     await asyncio.sleep(0)
-    owner.close()  # wakes whoever waits
+    owner.close()  # notifies the waiting reader
     waiting.cancel()
-    other.close()
+    reader.close()
     with suppress(asyncio.CancelledError, PartialLost):
         await waiting
     for _ in range(5):

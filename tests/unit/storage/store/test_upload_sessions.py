@@ -1,4 +1,4 @@
-"""What upload sessions cost, and what they survive."""
+"""Upload sessions: how much work they cause, and whether they can continue after restarts and crashes."""
 
 from __future__ import annotations
 
@@ -29,66 +29,65 @@ MIB = 1024 * 1024
 
 
 @pytest.mark.slow
-def test_uploads_work_in_a_python_whose_digests_cannot_be_saved(tmp_path: Path) -> None:
-    """In a Python without libcrypto's hashes, chunks on two workers, with declared and undeclared algorithms, become
-    the right blobs. After a power cut, a session starts again without bytes."""
+def test_uploads_work_if_digest_states_cannot_be_saved(tmp_path: Path) -> None:
+    """In a Python without libcrypto's hashes, the state of a digest cannot be saved. Uploads in chunks to two workers
+    still become the right blobs. After a reboot, a session starts again without bytes."""
     command = [sys.executable, "-m", "tests.unit.storage.store.uploads_without_libcrypto", str(tmp_path / "data")]
-    run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
-    assert run.returncode == 0, run.stdout
+    process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+    assert process.returncode == 0, process.stdout
 
 
-def _read(pids: list[int]) -> int:
+def _bytes_read(pids: list[int]) -> int:
     """Returns how many bytes the processes have read with read calls, from files or sockets."""
-    found = 0
+    total = 0
     for pid in pids:
         counts = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
-        found += int(counts["rchar"])
-    return found
+        total += int(counts["rchar"])
+    return total
 
 
 @pytest.mark.slow
 def test_a_closing_put_without_a_body_does_not_read_the_blob_again(tmp_path: Path) -> None:
-    """After a chunk of 64 MiB, the PUT that closes the session reads less than a MiB, whichever worker gets it."""
+    """After a chunk of 64 MiB, the PUT that completes the upload reads less than a MiB, whichever worker gets the
+    request."""
     body = random.Random(1).randbytes(64 * MIB)
     with running_server(tmp_path, workers=2) as server:
-        for turn in range(3):
+        for attempt in range(3):
             location = start(server, "team/app")
             status, _, headers = ask(server, "PATCH", location, body)
             assert status == 202
             location = headers["location"]
-            joined = location + ("&" if "?" in location else "?")
-            before = _read(server.worker_pids())
-            assert ask(server, "PUT", f"{joined}digest=sha256:{hashlib.sha256(body).hexdigest()}")[0] == 201
-            assert _read(server.worker_pids()) - before < MIB, f"turn {turn}"
+            query_start = location + ("&" if "?" in location else "?")
+            read_before = _bytes_read(server.worker_pids())
+            assert ask(server, "PUT", f"{query_start}digest=sha256:{hashlib.sha256(body).hexdigest()}")[0] == 201
+            assert _bytes_read(server.worker_pids()) - read_before < MIB, f"attempt {attempt}"
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-async def test_a_session_in_chunks_of_any_size_survives_a_reboot_that_lost_nothing(
-    algorithm: str, tmp_path: Path
-) -> None:
-    """If the disk kept all bytes, a session has the same bytes after a reboot as before, whatever the chunks were."""
+async def test_a_session_continues_after_a_reboot_that_lost_no_bytes(algorithm: str, tmp_path: Path) -> None:
+    """If the disk has all bytes of a session after a reboot, the session continues, whatever sizes its chunks had."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     body = random.Random(2).randbytes(300_000)
-    cuts = [0, 1, 70, 127, 128, 129, 1000, 70_001, 70_130, 200_000]
+    chunk_starts = [0, 1, 70, 127, 128, 129, 1000, 70_001, 70_130, 200_000]
     async with open_registry(data, boot="first") as before:
         writer = await before.start_upload(APP, algorithm)
-        for start_at, stop in itertools.pairwise(cuts):
+        for start_at, stop in itertools.pairwise(chunk_starts):
             await writer.write(body[start_at:stop])
             await writer.aclose()
             writer = await before.resume_upload(APP, writer.id, stop)
         await writer.aclose()
     async with open_registry(data, boot="second") as after:
-        assert await after.upload_offset(APP, writer.id) == cuts[-1]
-        writer = await after.resume_upload(APP, writer.id, cuts[-1])
-        await writer.write(body[cuts[-1] :])
+        assert await after.upload_offset(APP, writer.id) == chunk_starts[-1]
+        writer = await after.resume_upload(APP, writer.id, chunk_starts[-1])
+        await writer.write(body[chunk_starts[-1] :])
         await writer.commit(digest_of(body, algorithm))
         await writer.aclose()
 
 
-async def test_a_session_whose_bytes_a_commit_took_is_unknown(tmp_path: Path) -> None:
-    """If a commit stops between the rename and the row, the session is unknown, and does not start again with the
-    digest that it had saved."""
+async def test_a_session_is_unknown_after_an_interrupted_commit(tmp_path: Path) -> None:
+    """A commit renames the session's file and then writes a row to the database. If the commit is interrupted between
+    these steps, the session is unknown and cannot be resumed."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     async with open_registry(data, boot="one") as registry:
@@ -108,19 +107,19 @@ async def test_a_session_whose_bytes_a_commit_took_is_unknown(tmp_path: Path) ->
 async def test_a_large_file_is_not_closed_on_the_event_loop(
     end: str, registry: StoredRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A large file is closed in a thread, because the file system may let the close wait until everything is
-    written."""
+    """A large file is closed in a thread, because the file system may block the close until all bytes are written to
+    the disk."""
     layout, close, body = layout_behind(registry), os.close, bytes(3 * MIB)
-    places = (f"{layout.uploads}/", f"{layout.root}/blobs/")
-    on_the_loop: list[bool] = []
+    content_folders = (f"{layout.uploads}/", f"{layout.root}/blobs/")
+    closed_on_the_loop: list[bool] = []
 
-    def note(number: int) -> None:
-        of_content = os.readlink(f"/proc/self/fd/{number}").startswith(places)
-        if of_content and stat.S_ISREG(os.fstat(number).st_mode):
-            on_the_loop.append(threading.current_thread() is threading.main_thread())
-        close(number)
+    def record_close(fd: int) -> None:
+        is_content = os.readlink(f"/proc/self/fd/{fd}").startswith(content_folders)
+        if is_content and stat.S_ISREG(os.fstat(fd).st_mode):
+            closed_on_the_loop.append(threading.current_thread() is threading.main_thread())
+        close(fd)
 
-    monkeypatch.setattr(os, "close", note)
+    monkeypatch.setattr(os, "close", record_close)
     writer = await registry.start_upload(APP)
     await writer.write(body)
     if end == "commit":
@@ -129,6 +128,6 @@ async def test_a_large_file_is_not_closed_on_the_event_loop(
         await writer.cancel()
     await writer.aclose()
     async with asyncio.timeout(60):
-        while not on_the_loop:  # noqa: ASYNC110  a thread does it
+        while not closed_on_the_loop:  # noqa: ASYNC110  a thread changes the list
             await asyncio.sleep(0.001)
-    assert on_the_loop == [False]
+    assert closed_on_the_loop == [False]

@@ -1,4 +1,5 @@
-"""A backup is complete and small, and a restore from it gives the same registry."""
+"""Backups of a registry and restores from them. A backup has all content but copies only what is new. A restored
+registry has the same content as the original."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ from tests.fakes.scrub_runs import file_of, flip_byte, scrub
 
 REPO = RepositoryName("team/app")
 LARGE = os.urandom(200_000)  # large enough to stay in its file
-ROTTEN = bytes([LARGE[0] ^ 1]) + LARGE[1:]
+CORRUPT = bytes([LARGE[0] ^ 1]) + LARGE[1:]
 """`LARGE` with another first byte."""
 
 
@@ -49,11 +50,15 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 async def backup(
     store: StoredRegistry, target: Path, *, now: float = 1e9, system: System | None = None, **options: Any
 ) -> tuple[Any, list[Mapping[str, JSON]]]:
+    """Makes a backup. Returns its result, and the steps that it has reported."""
     steps: list[Mapping[str, JSON]] = []
     reporter = PlainReporter(steps.append, lambda _: None)
-    made = BackupOptions(target, **options)
+    backup_options = BackupOptions(target, **options)
     result: Any = await make_backup(
-        *(store.snapshots, store.blobs, store.leases, made, reporter), clock=lambda: now, holder="a test", system=system
+        *(store.snapshots, store.blobs, store.leases, backup_options, reporter),
+        clock=lambda: now,
+        holder="a test",
+        system=system,
     )
     return result, steps
 
@@ -73,8 +78,9 @@ async def check_image(data: Path, tag: str, digest: Digest) -> None:
 
 
 async def test_a_backup_restores(store: StoredRegistry, tmp_path: Path) -> None:
-    """The restored registry has the same tags and blobs. It has no unfinished jobs or uploads, and no browser sessions,
-    because a session that was ended after the backup would be valid again."""
+    """The restored registry has the same tags and blobs. Unfinished jobs are stopped, and unfinished uploads are not
+    restored. Browser sessions are not restored, because a session that was ended after the backup would be valid
+    again."""
     manifest = await push_image(store, REPO, "one", "v1")
     large = await push_blob(store, REPO, LARGE)
     upload = await store.start_upload(REPO)
@@ -98,7 +104,9 @@ async def test_a_backup_restores(store: StoredRegistry, tmp_path: Path) -> None:
         await push_image(opened, REPO, "after the restore", "v2")
 
 
-async def test_a_second_backup_copies_what_is_new(store: StoredRegistry, tmp_path: Path) -> None:
+async def test_a_second_backup_copies_only_new_blobs(store: StoredRegistry, tmp_path: Path) -> None:
+    """A second backup to the same directory copies only the blobs that the directory does not have. It writes a
+    snapshot of its own."""
     await push_image(store, REPO, "one", "v1")
     first, _ = await backup(store, tmp_path / "backups")
     await push_image(store, REPO, "two", "v2")
@@ -106,13 +114,18 @@ async def test_a_second_backup_copies_what_is_new(store: StoredRegistry, tmp_pat
 
     assert (first["copied_blobs"], second["copied_blobs"], second["present_blobs"]) == (2, 2, 2)
     assert [first["snapshot"], second["snapshot"]] == ["2001-09-09T01-46-40Z", "2033-05-18T03-33-20Z"]
-    written = json.loads((tmp_path / "backups/snapshots" / second["snapshot"] / "manifest.json").read_text())
-    assert (written["version"], written["blobs"], written["tags"], written["missing"]) == (1, 4, 2, [])
+    snapshot_manifest = json.loads((tmp_path / "backups/snapshots" / second["snapshot"] / "manifest.json").read_text())
+    assert (
+        snapshot_manifest["version"],
+        snapshot_manifest["blobs"],
+        snapshot_manifest["tags"],
+        snapshot_manifest["missing"],
+    ) == (1, 4, 2, [])
 
 
 async def test_files_on_one_file_system_are_linked(store: StoredRegistry, tmp_path: Path) -> None:
-    """Files on the same file system are hard-linked, but only if the caller allows it. Only the owner can read the
-    backup."""
+    """If the backup is on the same file system as the data, its files are hard links, unless `may_link` is False. Only
+    the owner can read the backup."""
     large = await push_blob(store, REPO, LARGE)
     row = await store.metadata.blob(REPO, large.digest)
     await backup(store, tmp_path / "linked")
@@ -125,7 +138,8 @@ async def test_files_on_one_file_system_are_linked(store: StoredRegistry, tmp_pa
     assert stat.S_IMODE((tmp_path / "linked").stat().st_mode) == 0o700
 
 
-async def test_old_snapshots_and_their_blobs_go(store: StoredRegistry, tmp_path: Path) -> None:
+async def test_old_snapshots_and_their_blobs_are_deleted(store: StoredRegistry, tmp_path: Path) -> None:
+    """With `keep=1`, a backup deletes all older snapshots, and the blobs that only these snapshots need."""
     old = await push_image(store, REPO, "old", "v1")
     await backup(store, tmp_path / "backups", now=1e9)
     await store.delete_manifest(REPO, old.digest, by=BY)
@@ -141,25 +155,25 @@ async def test_old_snapshots_and_their_blobs_go(store: StoredRegistry, tmp_path:
 
 
 async def test_collection_leaves_the_blobs_of_a_running_backup(store: StoredRegistry, tmp_path: Path) -> None:
-    """An image that is deleted after the database was copied is in the backup. It is collected after the end of the
-    backup."""
+    """A backup first copies the database and then the blobs. If an image is deleted in between, garbage collection
+    deletes its blobs only after the end of the backup, so the backup has the image."""
     manifest = await push_image(store, REPO, "one", "v1")
     blobs = [await store.metadata.blob(REPO, blob.digest) for blob in manifest.blobs]
-    reports: list[int] = []
+    collected_counts: list[int] = []
 
-    class Deleting(PlainReporter):
+    class DeletingReporter(PlainReporter):
         async def report(self, *args: Any, **fields: Any) -> None:
             if fields.get("message") == "copying blobs":
                 await store.delete_manifest(REPO, manifest.digest, by=BY)
-                reports.append((await store.collector.collect()).blobs)
+                collected_counts.append((await store.collector.collect()).blobs)
 
-    reporter = Deleting(lambda _: None, lambda _: None)
+    reporter = DeletingReporter(lambda _: None, lambda _: None)
     options = BackupOptions(tmp_path / "backups")
     await make_backup(
         *(store.snapshots, store.blobs, store.leases, options, reporter), clock=lambda: 1e9, holder="a test"
     )
 
-    assert reports == [0]
+    assert collected_counts == [0]
     assert (await store.collector.collect()).blobs == 2
     assert not [row for row in blobs if (tmp_path / "data" / row.place).exists()]
     await restore(tmp_path / "backups", tmp_path / "new")
@@ -167,8 +181,8 @@ async def test_collection_leaves_the_blobs_of_a_running_backup(store: StoredRegi
 
 
 async def test_a_blob_without_bytes_is_reported(store: StoredRegistry, tmp_path: Path) -> None:
-    """A backup without one blob is complete except for this blob, and names it. A restore has to be told that it may
-    leave it out."""
+    """If the file of a blob is missing, the backup names the blob and has all other content. A restore from this backup
+    needs `skip_damaged`. In the restored registry, the blob counts as damaged until it is pushed again."""
     large = await push_blob(store, REPO, LARGE)
     manifest = await push_image(store, REPO, "one", "v1")
     (tmp_path / "data" / (await store.metadata.blob(REPO, large.digest)).place).unlink()
@@ -192,36 +206,43 @@ async def test_a_blob_without_bytes_is_reported(store: StoredRegistry, tmp_path:
         assert await read_blob(opened, REPO, large.digest) == LARGE
 
 
-async def test_damage_that_is_known_is_left_out(store: StoredRegistry, tmp_path: Path) -> None:
-    """The backup names a blob that is known to be damaged, and ends without an error. So does a restore, and the
-    restored registry knows of the damage. If the backup has the blob's right bytes from before, it keeps them."""
+async def test_known_damage_does_not_fail_a_backup(store: StoredRegistry, tmp_path: Path) -> None:
+    """If a scrub has marked blobs as damaged, a backup names these blobs and succeeds. A restore from it succeeds as
+    well, and the blobs are also marked as damaged in the restored registry. If an earlier backup to the same directory
+    has the right bytes of a blob, they are kept and restored."""
     linked = await push_blob(store, REPO, LARGE + b"linked")
     await backup(store, tmp_path / "backups")
-    before = await push_blob(store, REPO, LARGE + b"copied")
+    copied_before_damage = await push_blob(store, REPO, LARGE + b"copied")
     await backup(store, tmp_path / "backups", now=15e8, may_link=False)
-    after = await push_blob(store, REPO, LARGE)
+    damaged_later = await push_blob(store, REPO, LARGE)
     manifest = await push_image(store, REPO, "one", "v1")
-    broken = await push_image(store, REPO, "two", "v2")
-    for blob in (linked, before, after):
+    damaged_manifest = await push_image(store, REPO, "two", "v2")
+    for blob in (linked, copied_before_damage, damaged_later):
         flip_byte(file_of(store, blob.digest))
-    change_manifest(tmp_path / "data", broken.digest)
+    change_manifest(tmp_path / "data", damaged_manifest.digest)
     await scrub(store)
     result, steps = await backup(store, tmp_path / "backups", now=2e9)
 
-    assert (sorted(result["damaged"]), result["missing"]) == (sorted([linked.digest, after.digest]), [])
-    assert {"event": "damaged", "digest": after.digest, "reason": "the registry knows that it is damaged"} in steps
+    assert (sorted(result["damaged"]), result["missing"]) == (sorted([linked.digest, damaged_later.digest]), [])
+    assert {
+        "event": "damaged",
+        "digest": damaged_later.digest,
+        "reason": "the registry knows that it is damaged",
+    } in steps
     for target in ("backups", "other"):
         if target == "other":
             result, _ = await backup(store, tmp_path / target)
-            assert sorted(result["damaged"]) == sorted([linked.digest, before.digest, after.digest])
+            assert sorted(result["damaged"]) == sorted(
+                [linked.digest, copied_before_damage.digest, damaged_later.digest]
+            )
         restored = await restore(tmp_path / target, tmp_path / f"new from {target}")
         assert (restored["damaged"], restored["healed_blobs"]) == ([], 1 if target == "backups" else 0)
         await check_image(tmp_path / f"new from {target}", "v1", manifest.digest)
     await push_blob(store, REPO, LARGE + b"linked")
     result, _ = await backup(store, tmp_path / "backups", now=3e9)
-    assert (result["damaged"], result["copied_blobs"]) == ([after.digest], 1)
+    assert (result["damaged"], result["copied_blobs"]) == ([damaged_later.digest], 1)
     async with open_registry(tmp_path / "new from backups") as opened:
-        assert await read_blob(opened, REPO, before.digest) == LARGE + b"copied"
+        assert await read_blob(opened, REPO, copied_before_damage.digest) == LARGE + b"copied"
         assert await opened.damage.damaged_count() == 3
     async with open_registry(tmp_path / "new from other") as opened:
         assert await opened.damage.damaged_count() == 4
@@ -235,51 +256,52 @@ async def test_damage_that_is_known_is_left_out(store: StoredRegistry, tmp_path:
 async def test_right_bytes_of_a_damaged_blob_are_restored(
     store: StoredRegistry, tmp_path: Path, is_interrupted: bool
 ) -> None:
-    """If the snapshot says that a blob is damaged, but the backup has its right bytes, the restored registry serves the
-    blob and knows of no damage, also after an interrupted restore. Wrong bytes are not restored."""
+    """A blob is marked as damaged in the database of a backup, but the backup has the right bytes of the blob. The
+    restored registry serves the blob, and the blob is not marked as damaged, also after an interrupted restore. Wrong
+    bytes are not restored."""
     image = await push_image(store, REPO, "one", "v1")
-    healed, left = await push_blob(store, REPO, LARGE), await push_blob(store, REPO, LARGE + b"left")
-    for blob in (healed, left):
+    healed, still_damaged = await push_blob(store, REPO, LARGE), await push_blob(store, REPO, LARGE + b"left")
+    for blob in (healed, still_damaged):
         flip_byte(file_of(store, blob.digest))
     await scrub(store)
     result, _ = await backup(store, tmp_path / "backups")
-    assert sorted(result["damaged"]) == sorted([healed.digest, left.digest])
+    assert sorted(result["damaged"]) == sorted([healed.digest, still_damaged.digest])
     directory = BackupDirectory(tmp_path / "backups", System())
     directory.blob(healed.digest).write_bytes(LARGE)
-    directory.blob(left.digest).write_bytes(LARGE + b"LEFT")
+    directory.blob(still_damaged.digest).write_bytes(LARGE + b"LEFT")
     if is_interrupted:
-        rotten = directory.blob(image.blobs[0].digest)
-        content = rotten.read_bytes()
-        rotten.unlink()
+        missing_file = directory.blob(image.blobs[0].digest)
+        content = missing_file.read_bytes()
+        missing_file.unlink()
         with pytest.raises(BackupFailed, match="1 blobs of this backup are missing"):
             await restore(tmp_path / "backups", tmp_path / "new")
-        rotten.write_bytes(content)
+        missing_file.write_bytes(content)
     restored = await restore(tmp_path / "backups", tmp_path / "new")
 
     assert (restored["damaged"], restored["healed_blobs"]) == ([], 1)
     await check_image(tmp_path / "new", "v1", image.digest)
     async with open_registry(tmp_path / "new") as opened:
         assert await read_blob(opened, REPO, healed.digest) == LARGE
-        assert [blob.digest for blob in (await opened.damage.damaged_blobs(None, 10)).items] == [left.digest]
+        assert [blob.digest for blob in (await opened.damage.damaged_blobs(None, 10)).items] == [still_damaged.digest]
         result, _ = await scrub(opened)
         assert result["damaged"] == 0
 
 
 def change_manifest(data: Path, digest: Digest) -> None:
-    """Damages a stored manifest."""
+    """Replaces the body of a stored manifest, so that the manifest is damaged."""
     db = apsw.Connection(str(data / "entrepot.db"))
     db.execute("UPDATE manifest SET body = X'7b7d' WHERE digest = ?", (digest,))
     assert db.changes()
     db.close()
 
 
-async def test_verify_finds_rotten_bytes(store: StoredRegistry, tmp_path: Path) -> None:
-    """A restore refuses wrong bytes by their digest. A backup with `verify` replaces wrong bytes in the backup, and
-    never copies wrong bytes from the store."""
+async def test_verify_replaces_corrupt_bytes_in_a_backup(store: StoredRegistry, tmp_path: Path) -> None:
+    """A restore checks the digests and refuses corrupt bytes. A backup with `verify` replaces corrupt bytes in the
+    backup. No backup copies corrupt bytes from the store, and a backup with `verify` does not link them either."""
     large = await push_blob(store, REPO, LARGE)
     await backup(store, tmp_path / "backups", may_link=False)
     copy = BackupDirectory(tmp_path / "backups", System()).blob(large.digest)
-    copy.write_bytes(ROTTEN)
+    copy.write_bytes(CORRUPT)
 
     with pytest.raises(BackupFailed, match=large.digest):
         await restore(tmp_path / "backups", tmp_path / "new")
@@ -288,23 +310,23 @@ async def test_verify_finds_rotten_bytes(store: StoredRegistry, tmp_path: Path) 
     assert (result["copied_blobs"], copy.read_bytes() == LARGE) == (1, True)
     assert steps[1]["event"] == "damaged in the backup"
 
-    (tmp_path / "data" / (await store.metadata.blob(REPO, large.digest)).place).write_bytes(ROTTEN)
+    (tmp_path / "data" / (await store.metadata.blob(REPO, large.digest)).place).write_bytes(CORRUPT)
     copied, _ = await backup(store, tmp_path / "copied", may_link=False)
     linked, _ = await backup(store, tmp_path / "linked", verify=True)
     assert copied["missing"] == linked["missing"] == [large.digest]
 
 
-async def test_two_at_once(store: StoredRegistry, tmp_path: Path) -> None:
-    """A second backup at the same time is refused, with the name of who runs the first, in the same store and in the
-    same directory."""
+async def test_only_one_backup_at_a_time(store: StoredRegistry, tmp_path: Path) -> None:
+    """While a backup runs, a second backup of the same store or to the same directory is refused. The error names who
+    runs the first backup."""
     await push_image(store, REPO, "one", "v1")
 
     async def work(context: JobContext) -> JSON:
-        async def again() -> None:
+        async def start_second_backup() -> None:
             await run_in_command(store.jobs, store.leases, "backup", {}, work, actor="cli:bob")
 
         with pytest.raises(JobRunning, match="cli:alice is running backup already"):
-            await again()
+            await start_second_backup()
         return None
 
     await run_in_command(store.jobs, store.leases, "backup", {}, work, actor="cli:alice")
@@ -316,8 +338,9 @@ async def test_two_at_once(store: StoredRegistry, tmp_path: Path) -> None:
             await restore(tmp_path / "backups", tmp_path / "new")
 
 
-async def test_bad_directories(store: StoredRegistry, tmp_path: Path) -> None:
-    """A backup needs a new directory or one with backups. A restore needs an empty one."""
+async def test_unsuitable_directories_are_refused(store: StoredRegistry, tmp_path: Path) -> None:
+    """A backup needs a new directory or a directory with backups. A restore needs an empty data directory, an existing
+    snapshot, and a copy of the database with the recorded SHA-256."""
     await push_image(store, REPO, "one", "v1")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").touch()
@@ -337,6 +360,7 @@ async def test_bad_directories(store: StoredRegistry, tmp_path: Path) -> None:
 
 
 async def test_a_backup_of_a_newer_version_is_refused(store: StoredRegistry, tmp_path: Path) -> None:
+    """A backup whose database has a newer schema version than this program supports is not restored."""
     result, _ = await backup(store, tmp_path / "backups")
     folder = tmp_path / "backups/snapshots" / result["snapshot"]
     db = apsw.Connection(str(folder / "entrepot.db"))
@@ -350,49 +374,50 @@ async def test_a_backup_of_a_newer_version_is_refused(store: StoredRegistry, tmp
 
 
 class Ended(BaseException):
-    """Takes the place of the end of the process."""
+    """Raised in place of a kill of the process."""
 
 
 class EndingSystem(System):
-    """A system that ends its process before step `number`, and makes no step after that."""
+    """A system that raises `Ended` instead of step number `number`, and instead of every later step. A step is a call
+    that changes files."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
-        self.left = number
+        self.steps_left = number
 
     def _step(self) -> None:
-        self.left -= 1
-        if self.left <= 0:
+        self.steps_left -= 1
+        if self.steps_left <= 0:
             raise Ended
 
     def __getattribute__(self, name: str) -> Any:
         if name in ("open", "write", "sync", "rename", "unlink", "mkdir", "link", "clone"):
             call: Callable[..., Any] = super().__getattribute__(name)
 
-            def stepping(*args: Any, **options: Any) -> Any:
+            def count_step_and_call(*args: Any, **options: Any) -> Any:
                 if name != "open" or args[1] & (os.O_CREAT):
                     self._step()
                 return call(*args, **options)
 
-            return stepping
+            return count_step_and_call
         return super().__getattribute__(name)
 
 
 def chosen_steps(count: int) -> list[int]:
-    """Returns the numbers of the steps before which a run is ended: the first and the last ones, and a few of those in
-    the middle, which are alike."""
+    """Returns the numbers of the steps before which the tests end a run of `count` steps: the first and the last steps,
+    and a few steps in the middle, because the steps in the middle are alike."""
     return sorted({*range(1, min(30, count)), *range(30, count, 211), *range(max(count - 12, 30), count + 1)})
 
 
 @pytest.mark.slow
-async def test_ended_at_any_step(store: StoredRegistry, tmp_path: Path) -> None:
-    """If a backup ends before any of its durable steps, the next backup is complete, and each snapshot that counts as
-    complete can be restored."""
+async def test_a_backup_that_is_killed_at_any_step(store: StoredRegistry, tmp_path: Path) -> None:
+    """Ends a backup before each of the chosen steps, as a kill would. The next backup is complete, and each snapshot
+    that is listed can be restored."""
     manifest = await push_image(store, REPO, "one", "v1")
     await push_blob(store, REPO, LARGE)
     counting = EndingSystem(10**9)
     await backup(store, tmp_path / "whole", system=counting)
-    for number in chosen_steps(10**9 - counting.left):
+    for number in chosen_steps(10**9 - counting.steps_left):
         target = tmp_path / f"backups{number}"
         with pytest.raises(Ended):
             await backup(store, target, system=EndingSystem(number))
@@ -400,26 +425,29 @@ async def test_ended_at_any_step(store: StoredRegistry, tmp_path: Path) -> None:
             await restore(target, tmp_path / f"early{number}")
             await check_image(tmp_path / f"early{number}", "v1", manifest.digest)
         await backup(store, target, now=2e9)
-        assert [made.name for made in BackupDirectory(target, System()).snapshots()][-1] == "2033-05-18T03-33-20Z"
+        assert [snapshot.name for snapshot in BackupDirectory(target, System()).snapshots()][
+            -1
+        ] == "2033-05-18T03-33-20Z"
         shutil.rmtree(target)
 
 
 @pytest.mark.slow
-async def test_a_restore_ended_at_any_step(store: StoredRegistry, tmp_path: Path) -> None:
-    """No server starts on an incomplete restore. The next restore continues it."""
+async def test_a_restore_that_is_killed_at_any_step(store: StoredRegistry, tmp_path: Path) -> None:
+    """Ends a restore before each of the chosen steps, as a kill would. No server starts with the incomplete data
+    directory. The next restore completes it."""
     manifest = await push_image(store, REPO, "one", "v1")
     await push_blob(store, REPO, LARGE)
     await backup(store, tmp_path / "backups")
     counting = EndingSystem(10**9)
     await restore(tmp_path / "backups", tmp_path / "whole", system=counting)
-    steps = chosen_steps(10**9 - counting.left)
-    ended = 0
+    steps = chosen_steps(10**9 - counting.steps_left)
+    ended_runs = 0
     for number in steps:
         data = tmp_path / f"new{number}"
         ending = EndingSystem(number)
         with suppress(Ended):
             await restore(tmp_path / "backups", data, system=ending)
-        ended += ending.left <= 0
+        ended_runs += ending.steps_left <= 0
         if not (data / "entrepot.db").exists() or (data / "restore.json").exists():
             if (data / "restore.json").exists():
                 with pytest.raises(DataDirectoryError):
@@ -428,28 +456,28 @@ async def test_a_restore_ended_at_any_step(store: StoredRegistry, tmp_path: Path
         prepare_data_dir(data)
         await check_image(data, "v1", manifest.digest)
         shutil.rmtree(data)
-    # Threads that start at the same time may all try to share blocks before the first finds that this is impossible. So
-    # a run can have a few steps more or less.
-    assert ended >= len(steps) - THREADS
+    # The number of steps varies a little: threads that start at the same time may all try to clone a file before one of
+    # them finds that the file system cannot do this.
+    assert ended_runs >= len(steps) - THREADS
 
 
-async def test_stopped_in_the_middle(store: StoredRegistry, tmp_path: Path) -> None:
-    """A stopped backup leaves no snapshot, and no longer delays garbage collection."""
+async def test_a_cancelled_backup_leaves_no_snapshot(store: StoredRegistry, tmp_path: Path) -> None:
+    """A backup that is cancelled in the middle leaves no snapshot, and no longer prevents garbage collection."""
     manifest = await push_image(store, REPO, "one", "v1")
     for blob in range(20):
         await push_blob(store, REPO, LARGE + bytes([blob]))
-    reached = asyncio.Event()
+    first_blob_copied = asyncio.Event()
 
-    class Waiting(PlainReporter):
+    class WaitingReporter(PlainReporter):
         def step(self, event: str, /, **fields: JSON) -> None:
             if event == "blob":
-                reached.set()
+                first_blob_copied.set()
 
-    reporter = Waiting(lambda _: None, lambda _: None)
+    reporter = WaitingReporter(lambda _: None, lambda _: None)
     options = BackupOptions(tmp_path / "backups")
-    parts = store.snapshots, store.blobs, store.leases, options, reporter
-    running = asyncio.create_task(make_backup(*parts, clock=lambda: 1e9, holder="a test"))
-    await reached.wait()
+    arguments = store.snapshots, store.blobs, store.leases, options, reporter
+    running = asyncio.create_task(make_backup(*arguments, clock=lambda: 1e9, holder="a test"))
+    await first_blob_copied.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

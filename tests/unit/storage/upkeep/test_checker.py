@@ -1,5 +1,5 @@
-"""The check of a store: it finds each kind of damage and reports its code, repairs what can be repaired without losing
-content, and finds nothing after that."""
+"""The consistency check of a store. It reports each kind of damage with a problem code. A repair mends the damage that
+can be repaired without loss of content, and a check after it finds no problem."""
 
 from __future__ import annotations
 
@@ -74,36 +74,36 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 async def findings(store: StoredRegistry, *, damaged: int | None = None, **options: Any) -> list[Finding]:
     """Checks the store, and returns the findings. `damaged`: the expected number of blobs and manifests that are known
     to be damaged."""
-    found: list[Finding] = []
+    reported: list[Finding] = []
     progress: list[tuple[int, int]] = []
 
     async def on_finding(finding: Finding) -> None:
-        found.append(finding)
+        reported.append(finding)
 
     async def on_progress(done: int, total: int, message: str) -> None:
         progress.append((done, total))
 
     report = await store.checker.check(CheckOptions(**options), on_finding, on_progress)
-    assert sum(report.found.values()) == len(found)
+    assert sum(report.found.values()) == len(reported)
     assert damaged in (None, report.damaged)
-    assert report.repaired == sum(finding.repair is not None for finding in found)
+    assert report.repaired == sum(finding.repair is not None for finding in reported)
     assert progress == sorted(progress)
     assert all(done <= total for done, total in progress)
-    return found
+    return reported
 
 
 def codes(found: list[Finding]) -> set[ProblemCode]:
     return {finding.problem.code for finding in found}
 
 
-async def test_nothing_is_wrong_with_a_sound_store(site: Site) -> None:
-    """A store without damage has no findings, also if all bytes are hashed. A repair then changes nothing."""
-    before = site.rows()
+async def test_a_sound_store_has_no_findings(site: Site) -> None:
+    """A check of a store without damage finds no problem, even if all bytes are hashed. A repair changes nothing."""
+    rows_before = site.rows()
     assert await findings(site.store, hash_bytes=True, repair=True) == []
-    assert site.rows() == before
+    assert site.rows() == rows_before
 
 
-REPAIRABLE: dict[Callable[[Site], None], ProblemCode] = {
+REPAIRABLE_DAMAGE: dict[Callable[[Site], None], ProblemCode] = {
     lose_file: ProblemCode.BLOB_FILE_MISSING,
     cut_file: ProblemCode.BLOB_FILE_SIZE,
     wrong_size: ProblemCode.BLOB_FILE_SIZE,
@@ -129,24 +129,24 @@ REPAIRABLE: dict[Callable[[Site], None], ProblemCode] = {
 }
 
 
-@pytest.mark.parametrize("damage", REPAIRABLE, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", REPAIRABLE_DAMAGE, ids=lambda damage: damage.__name__)
 @pytest.mark.slow
 async def test_damage_is_found_and_repaired(site: Site, damage: Callable[[Site], None]) -> None:
-    """A check without `--repair` changes nothing. After a repair, there are no findings, and all manifests are still
-    there."""
+    """A check without `repair` reports the damage and changes nothing. A repair mends the damage. After it, a check
+    finds no problem, and all manifests and tags exist."""
     hash_bytes = damage is flip_byte
     manifests = site.run("SELECT count(*) FROM manifest")
     damage(site)
     manifests = max(manifests, site.run("SELECT count(*) FROM manifest"))
-    before = site.rows()
+    rows_before = site.rows()
 
-    found = await findings(site.store, hash_bytes=hash_bytes)
-    assert REPAIRABLE[damage] in codes(found)
-    assert all(finding.repair is None and finding.problem.text for finding in found)
-    assert site.rows() == before
+    reported = await findings(site.store, hash_bytes=hash_bytes)
+    assert REPAIRABLE_DAMAGE[damage] in codes(reported)
+    assert all(finding.repair is None and finding.problem.text for finding in reported)
+    assert site.rows() == rows_before
 
     repaired = await findings(site.store, hash_bytes=hash_bytes, repair=True)
-    assert REPAIRABLE[damage] in codes(repaired)
+    assert REPAIRABLE_DAMAGE[damage] in codes(repaired)
     assert all(finding.repair for finding in repaired), repaired
     assert await findings(site.store, hash_bytes=hash_bytes) == []
     assert site.run("SELECT count(*) FROM manifest") == manifests
@@ -157,7 +157,7 @@ async def test_damage_is_found_and_repaired(site: Site, damage: Callable[[Site],
 
 
 async def test_a_repaired_tag_has_an_event(site: Site) -> None:
-    """When a repair makes a tag point at a manifest again, webhooks get an event with the reason."""
+    """When a repair makes a tag point at a manifest again, it adds an event with the reason."""
     await site.store.outbox.configure([EventReader(LIST_READER, CHANGES, ("**",))])
     lose_tagged_manifest(site)
     await findings(site.store, repair=True)
@@ -167,26 +167,30 @@ async def test_a_repaired_tag_has_an_event(site: Site) -> None:
     assert event.reason
 
 
-async def test_a_corrected_size_is_counted(site: Site) -> None:
-    """After the size of a blob was corrected, the usage counts are right as well."""
+async def test_a_corrected_size_corrects_the_usage_counts(site: Site) -> None:
+    """When a repair corrects the recorded size of a blob, it also corrects the counts of used bytes."""
     wrong_size(site)
     count_usage(site)
     assert codes(await findings(site.store, repair=True)) == {ProblemCode.BLOB_FILE_SIZE}
     assert await findings(site.store) == []
 
 
-async def test_a_repair_that_a_rule_forbids_is_left_undone(site: Site) -> None:
-    """A repair that is not allowed, such as a link beyond a quota, is not made. The other repairs are."""
+async def test_a_repair_that_the_database_refuses_is_skipped(site: Site) -> None:
+    """If the database refuses a repair, for example a link that would exceed a quota, the repair is skipped and the
+    problem is reported. Other problems are repaired."""
     lose_link(site)
     wrong_count(site)
     site.run("CREATE TRIGGER quota BEFORE INSERT ON blob_link BEGIN SELECT raise(ABORT, 'quota'); END")
-    found = await findings(site.store, repair=True)
-    assert {finding.problem.code for finding in found if finding.repair is None} == {ProblemCode.MANIFEST_BLOB_MISSING}
+    reported = await findings(site.store, repair=True)
+    assert {finding.problem.code for finding in reported if finding.repair is None} == {
+        ProblemCode.MANIFEST_BLOB_MISSING
+    }
     assert codes(await findings(site.store)) == {ProblemCode.MANIFEST_BLOB_MISSING}
 
 
-async def test_a_repaired_index_keeps_its_children(site: Site) -> None:
-    """After a repair, an index has its children, and a referrer is listed again."""
+async def test_a_repaired_index_has_all_its_manifests(site: Site) -> None:
+    """After a repair, the store has the relation of an index to all manifests that it lists, and a referrer is listed
+    for its subject again."""
     lose_child_reference(site)
     wrong_fields(site)
     await findings(site.store, repair=True)
@@ -221,7 +225,7 @@ def lose_history(site: Site) -> None:
     lose_tagged_manifest(site)
 
 
-BEYOND_REPAIR: dict[Callable[[Site], None], set[ProblemCode]] = {
+UNREPAIRABLE_DAMAGE: dict[Callable[[Site], None], set[ProblemCode]] = {
     bad_digest: {ProblemCode.MANIFEST_DIGEST},
     lose_child: {ProblemCode.INDEX_CHILD_MISSING},
     lose_repository: {
@@ -233,33 +237,33 @@ BEYOND_REPAIR: dict[Callable[[Site], None], set[ProblemCode]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", BEYOND_REPAIR, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", UNREPAIRABLE_DAMAGE, ids=lambda damage: damage.__name__)
 @pytest.mark.slow
-async def test_what_cannot_be_repaired_is_left_as_it_is(site: Site, damage: Callable[[Site], None]) -> None:
-    """A problem that cannot be repaired is reported again, and its rows do not change."""
+async def test_unrepairable_damage_is_not_changed(site: Site, damage: Callable[[Site], None]) -> None:
+    """A problem that cannot be repaired is reported by each check, and a repair does not change its rows."""
     damage(site)
-    before = {name: rows for name, rows in site.rows().items() if name in ("manifest", "tag", "blob_link")}
+    rows_before = {name: rows for name, rows in site.rows().items() if name in ("manifest", "tag", "blob_link")}
     for repair in (False, True, True):
-        left = [finding for finding in await findings(site.store, repair=repair) if finding.repair is None]
-        assert codes(left) >= BEYOND_REPAIR[damage]
-    assert {name: rows for name, rows in site.rows().items() if name in before} == before
+        unrepaired = [finding for finding in await findings(site.store, repair=repair) if finding.repair is None]
+        assert codes(unrepaired) >= UNREPAIRABLE_DAMAGE[damage]
+    assert {name: rows for name, rows in site.rows().items() if name in rows_before} == rows_before
 
 
 @pytest.mark.parametrize("damage", [lose_file, cut_file, flip_byte])
 @pytest.mark.slow
-async def test_the_next_push_stores_damaged_bytes_again(site: Site, damage: Callable[[Site], None]) -> None:
-    """After the repair, the damaged bytes are not served, the blob is known to be damaged, and its bytes are in the
-    quarantine. Later checks do not report it."""
+async def test_a_push_replaces_damaged_bytes_after_a_repair(site: Site, damage: Callable[[Site], None]) -> None:
+    """After a repair, a damaged blob is marked as damaged and not served, and its bytes are in the quarantine. Later
+    checks do not report the blob. A push of the blob stores the right bytes again."""
     damage(site)
     bytes_before = None if damage is lose_file else site.file(digest_of(LAYER)).read_bytes()
     [finding] = await findings(site.store, hash_bytes=True, repair=True)
     [damaged] = (await site.store.damage.damaged_blobs(None, 10)).items
-    kept = await site.store.blobs.list_quarantine()
+    quarantined = await site.store.blobs.list_quarantine()
 
     assert finding.repair is not None
     assert (damaged.digest, damaged.size, set(damaged.repositories)) == (digest_of(LAYER), len(LAYER), {APP, OTHER})
-    assert [(site.data / item.place).read_bytes() for item in kept] == ([bytes_before] if bytes_before else [])
-    assert damaged.place == (kept[0].place if kept else "")
+    assert [(site.data / item.place).read_bytes() for item in quarantined] == ([bytes_before] if bytes_before else [])
+    assert damaged.place == (quarantined[0].place if quarantined else "")
     assert site.data / damaged.former_place == site.file(digest_of(LAYER))
     assert site.run("SELECT count(*) FROM audit WHERE action = 'blob.damaged'") == 2
     assert not site.file(digest_of(LAYER)).exists()
@@ -273,8 +277,9 @@ async def test_the_next_push_stores_damaged_bytes_again(site: Site, damage: Call
     assert await findings(site.store, hash_bytes=True) == []
 
 
-async def test_a_damaged_manifest_is_known_after_a_repair(site: Site) -> None:
-    """After a repair, a damaged manifest is known, as after a scrub. Its blobs stay, and a push heals it."""
+async def test_a_repair_marks_a_damaged_manifest(site: Site) -> None:
+    """A repair marks a damaged manifest as damaged, as a scrub does. Its blobs stay. A push of the manifest makes it
+    available again."""
     rot_manifest(site)
     [finding] = await findings(site.store, repair=True)
     [damaged] = await site.store.damage.damaged_manifests(10)
@@ -289,9 +294,9 @@ async def test_a_damaged_manifest_is_known_after_a_repair(site: Site) -> None:
     assert await findings(site.store) == []
 
 
-async def test_what_scrub_has_found_is_no_problem(site: Site) -> None:
-    """A check counts damage that scrub has found, and does not report it. After a repair, the next scrub finds nothing
-    new."""
+async def test_damage_that_scrub_has_marked_is_not_reported(site: Site) -> None:
+    """A check counts content that a scrub has marked as damaged, but does not report it as a problem. After a repair,
+    the next scrub finds no new damage."""
     flip_byte(site)
     rot_manifest(site)
     await scrub(site.store)
@@ -301,8 +306,8 @@ async def test_what_scrub_has_found_is_no_problem(site: Site) -> None:
     assert (result["damaged"], await site.store.damage.damaged_count()) == (0, 2)
 
 
-async def test_a_repair_bounds_the_quarantine(site: Site) -> None:
-    """A repair deletes the oldest bytes in the quarantine if it is too large, as scrub does."""
+async def test_a_repair_limits_the_size_of_the_quarantine(site: Site) -> None:
+    """If the quarantine becomes too large during a repair, the oldest bytes in it are deleted."""
     for blob in (LAYER, b"layer of child 0", b"layer of child 1"):
         site.file(digest_of(blob)).write_bytes(b"X" + blob[1:])
     size = len(b"layer of child 1")
@@ -312,7 +317,8 @@ async def test_a_repair_bounds_the_quarantine(site: Site) -> None:
 
 @pytest.mark.full_store
 async def test_an_unmounted_directory_is_no_damage(site: Site) -> None:
-    """If the directory of the blobs is not mounted, a repair ends with an error, and no blob counts as damaged."""
+    """If the directory of a blob does not exist, for example because its file system is not mounted, a repair ends with
+    an error. No blob is marked as damaged."""
     folder = site.file(digest_of(LAYER)).parent
     folder.rename(site.data / "elsewhere")
     with pytest.raises(StorageFailed, match="is its file system mounted"):
@@ -321,9 +327,9 @@ async def test_an_unmounted_directory_is_no_damage(site: Site) -> None:
     assert await findings(site.store) == []
 
 
-async def test_a_mirror_may_lack_content(site: Site) -> None:
-    """Missing content of a mirrored repository is no problem, whether its upstream is in the settings or only the store
-    knows that it was mirrored."""
+async def test_missing_content_of_a_mirrored_repository_is_no_problem(site: Site) -> None:
+    """A mirrored repository may lack content, because a mirror fetches it on request. This holds if the repository's
+    upstream is in the settings, and also if only the records in the store show that it was mirrored."""
     lose_whole_blob(site)
     lose_child(site)
     assert await findings(site.store, is_mirrored=lambda name: name == APP) == []
@@ -332,34 +338,35 @@ async def test_a_mirror_may_lack_content(site: Site) -> None:
     assert await findings(site.store) == []
 
 
-async def test_young_bytes_without_a_row_are_no_problem(site: Site) -> None:
-    """Young files without a row are no problem, because they may belong to a push that adds the row in a moment."""
+async def test_new_files_without_a_row_are_no_problem(site: Site) -> None:
+    """A file that was just written may have no row in the database, because a push that is in progress adds the row
+    later."""
     path = site.file(digest_of(b"just written"))
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"just written")
     assert await findings(site.store, repair=True) == []
 
 
-async def test_a_damaged_database_is_reported_and_nothing_else(site: Site) -> None:
-    """If SQLite finds that the database is damaged, its error is the only finding. The check ends, because further
-    answers of the database cannot be trusted."""
+async def test_a_damaged_database_is_the_only_finding(site: Site) -> None:
+    """If SQLite finds that the database is damaged, the check reports this and ends, because further results from the
+    database cannot be trusted."""
     site.db.execute("PRAGMA writable_schema = ON")
     site.db.execute("UPDATE sqlite_schema SET rootpage = 2 WHERE name = 'tag_manifest'")
     site.db.execute("PRAGMA writable_schema = RESET")
-    found = await findings(site.store)
-    assert codes(found) == {ProblemCode.DATABASE}
-    assert all("restore the database from a backup" in finding.problem.text for finding in found)
+    reported = await findings(site.store)
+    assert codes(reported) == {ProblemCode.DATABASE}
+    assert all("restore the database from a backup" in finding.problem.text for finding in reported)
 
 
 @pytest.mark.parametrize("damage", ["DELETE FROM search_word_data", "DELETE FROM search_word_config"])
 async def test_a_damaged_search_index(site: Site, damage: str) -> None:
-    """A damaged search index needs no backup: a repair deletes it, and the server builds it again. Everything else is
-    checked."""
+    """If only the search index is damaged, the check also reports other problems. A repair deletes the index, and the
+    server builds it again."""
     await site.store.search_indexer.run()
     site.db.execute(damage)
     site.run("DELETE FROM collect_queue")
-    found = await findings(site.store)
-    assert codes(found) >= {ProblemCode.SEARCH_INDEX, ProblemCode.LINK_NOT_QUEUED}
+    reported = await findings(site.store)
+    assert codes(reported) >= {ProblemCode.SEARCH_INDEX, ProblemCode.LINK_NOT_QUEUED}
     await findings(site.store, repair=True)
     assert await findings(site.store) == []
     await site.store.search_indexer.run()
@@ -367,7 +374,7 @@ async def test_a_damaged_search_index(site: Site, damage: str) -> None:
 
 
 async def test_a_check_can_be_stopped(site: Site) -> None:
-    """A check can be stopped between two pages of rows."""
+    """A check can be stopped while it runs, when it reports its progress."""
 
     async def stop(done: int, total: int, message: str) -> None:
         if done:
@@ -381,25 +388,26 @@ async def test_a_check_can_be_stopped(site: Site) -> None:
 
 
 @pytest.fixture
-def many(site: Site) -> int:
-    """Adds so many wrong rows that each table has several pages."""
-    number = 1300
+def wrong_row_count(site: Site) -> int:
+    """Adds so many wrong rows to several tables that the check reads several pages of each table. Returns the number of
+    rows."""
+    count = 1300
     with site.db:
-        for row in range(number):
+        for row in range(count):
             digest = digest_of(str(row).encode())
             site.run("INSERT INTO blob VALUES (?, ?, 1, '', 0)", 1000 + row, digest)
             site.run("INSERT INTO blob_link VALUES (2, ?, 0, 1)", 1000 + row)
             site.run("INSERT INTO damaged_blob VALUES (?, 0, '', '', '')", digest)
             site.run("INSERT INTO tag VALUES (2, ?, 9999, 0)", f"t{row}")
-    return number
+    return count
 
 
 @pytest.mark.slow
-async def test_every_page_is_checked(site: Site, many: int) -> None:
-    """All pages of each table are checked, and the event loop serves requests meanwhile."""
+async def test_every_page_is_checked(site: Site, wrong_row_count: int) -> None:
+    """All pages of each table are checked. Meanwhile the event loop is not blocked for long."""
     async with watch_loop() as held:
-        found = await findings(site.store)
+        reported = await findings(site.store)
     assert held.longest < MAX_LOOP_SECONDS
     for code in (ProblemCode.LINK_NOT_QUEUED, ProblemCode.TAG_WITHOUT_MANIFEST):
-        items = [finding.problem.item for finding in found if finding.problem.code is code]
-        assert len(items) == len(set(items)) == many
+        items = [finding.problem.item for finding in reported if finding.problem.code is code]
+        assert len(items) == len(set(items)) == wrong_row_count

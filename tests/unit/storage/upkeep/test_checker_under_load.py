@@ -1,4 +1,4 @@
-"""A check of a store that other processes change at the same time reports no false problems."""
+"""A consistency check of a store reports no false problems while other processes change the store."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from storage.upkeep.checker import CheckOptions, Finding
 from tests.fakes.registry_content import BY, image_of, index_of, push_blob, push_image, read_blob
 
 NAMES = [RepositoryName(f"team/{number}") for number in range(3)]
-CHECKS = 4
+CHECK_COUNT = 4
 LAYER = b"a layer"
 
 
-async def work(registry: StoredRegistry, seed: int) -> None:
-    """Pushes, mounts and deletes images with a few shared layers, as clients do, until it is cancelled."""
-    choose = random.Random(seed)
+async def change_store(registry: StoredRegistry, seed: int) -> None:
+    """Pushes, mounts and deletes images with a few shared layers, as clients do, until the task is cancelled."""
+    rng = random.Random(seed)
     while True:
-        name, other = choose.choice(NAMES), choose.choice(NAMES)
+        name, other = rng.choice(NAMES), rng.choice(NAMES)
         with suppress(BlobUnknown, ManifestUnknown, ManifestBlobUnknown, NameUnknown):
-            layer = await push_blob(registry, name, bytes([choose.randrange(6)]) * 100)
+            layer = await push_blob(registry, name, bytes([rng.randrange(6)]) * 100)
             image = image_of(layer, [layer])
             await registry.put_manifest(name, image, [Tag("image")], by=BY)
             await registry.mount_blob(other, layer.digest, name, by=BY)
             await registry.put_manifest(name, index_of([layer]), [Tag("index")], by=BY)
-            if choose.random() < 0.5:
+            if rng.random() < 0.5:
                 await registry.delete_manifest(name, image.digest, by=BY)
                 await registry.delete_manifest(name, index_of([layer]).digest, by=BY)
 
 
-async def collect(registry: StoredRegistry) -> None:
-    """Collects garbage again and again."""
+async def collect_repeatedly(registry: StoredRegistry) -> None:
+    """Collects garbage without a pause, until the task is cancelled."""
     while True:
         await registry.collector.collect(all_shards=True)
         await asyncio.sleep(0)
 
 
 def age_files(data: Path) -> None:
-    """Makes all blob files old, so that a file without a row would be a stray."""
+    """Makes all blob files old. An old file without a row in the database counts as a stray."""
     for path in (data / "blobs").rglob("*"):
         with suppress(FileNotFoundError):
             if path.is_file():
@@ -58,14 +58,14 @@ def age_files(data: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_busy_store_is_sound(tmp_path: Path) -> None:
-    """While clients push, mount and delete, and the garbage collector has no grace period, checks find nothing, and a
-    repair does no damage."""
+async def test_checks_of_a_busy_store_find_no_problem(tmp_path: Path) -> None:
+    """Clients push, mount and delete content, and garbage collection runs without a grace period. Checks during this
+    time find no problem, and repairs do no damage."""
     prepare_data_dir(tmp_path)
-    found: list[Finding] = []
+    findings: list[Finding] = []
 
     async def on_finding(finding: Finding) -> None:
-        found.append(finding)
+        findings.append(finding)
 
     async def on_progress(done: int, total: int, message: str) -> None:
         if done % 50 == 0:
@@ -73,9 +73,9 @@ async def test_a_busy_store_is_sound(tmp_path: Path) -> None:
 
     async with open_registry(tmp_path, grace=0) as checked, open_registry(tmp_path, grace=0) as busy:
         await push_image(busy, NAMES[0], "stays", "stays")
-        tasks = [asyncio.create_task(work(busy, seed)) for seed in range(3)]
-        tasks.append(asyncio.create_task(collect(busy)))
-        for number in range(CHECKS):
+        tasks = [asyncio.create_task(change_store(busy, seed)) for seed in range(3)]
+        tasks.append(asyncio.create_task(collect_repeatedly(busy)))
+        for number in range(CHECK_COUNT):
             options = CheckOptions(repair=number % 2 == 1, hash_bytes=number > 1)
             await checked.checker.check(options, on_finding, on_progress)
         assert [task for task in tasks if task.done()] == []
@@ -83,12 +83,13 @@ async def test_a_busy_store_is_sound(tmp_path: Path) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await checked.checker.check(CheckOptions(hash_bytes=True), on_finding, on_progress)
-    assert found == []
+    assert findings == []
 
 
 class Interruption:
-    """Wraps a part of the registry, and changes the registry at one call of one of its methods. `change` runs before
-    the call or, with `after`, after it. `is_due` returns for the arguments of a call whether this is the call."""
+    """Wraps a part of the registry, and changes the registry once, at a call of the method `method`. `change`: makes
+    the change, before the call or, with `after`, after the call. `is_due`: returns for the arguments of a call whether
+    the change is made at this call."""
 
     def __init__(
         self,
@@ -130,11 +131,11 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 
 
 async def check_during(store: StoredRegistry, **parts: Interruption) -> list[Finding]:
-    """Checks the store with these parts of the checker replaced."""
-    found: list[Finding] = []
+    """Checks and repairs the store, while `parts` take the place of parts of the checker. Returns the findings."""
+    findings: list[Finding] = []
 
     async def on_finding(finding: Finding) -> None:
-        found.append(finding)
+        findings.append(finding)
 
     async def on_progress(done: int, total: int, message: str) -> None:
         pass
@@ -142,7 +143,7 @@ async def check_during(store: StoredRegistry, **parts: Interruption) -> list[Fin
     checker = replace(store.checker, **parts)  # type: ignore[arg-type]
     await checker.check(CheckOptions(hash_bytes=True, repair=True), on_finding, on_progress)
     assert all(part.has_happened for part in parts.values())
-    return found
+    return findings
 
 
 async def collect_blob(store: StoredRegistry) -> None:
@@ -150,16 +151,16 @@ async def collect_blob(store: StoredRegistry) -> None:
 
 
 @pytest.mark.parametrize("method", ["stored_sizes", "check"])
-async def test_a_blob_that_is_collected_after_its_row_was_read_is_not_missing(
-    store: StoredRegistry, method: str
-) -> None:
-    """The check looks again, and finds that the blob's row is gone as well."""
+async def test_a_blob_that_is_collected_during_the_check_is_not_missing(store: StoredRegistry, method: str) -> None:
+    """A blob is collected after the check has read its row. The check reads the row again, finds that it was deleted as
+    well, and reports no problem."""
     blobs = Interruption(store.blobs, method, lambda: collect_blob(store))
     assert await check_during(store, blobs=blobs) == []
 
 
-async def test_a_blob_that_is_collected_after_its_file_was_listed_is_no_stray(store: StoredRegistry) -> None:
-    """The check looks again, and finds that the blob's file is gone as well."""
+async def test_a_file_that_is_collected_during_the_check_is_no_stray(store: StoredRegistry) -> None:
+    """A blob is collected after the check has listed its file. The check looks for the file again, finds that it was
+    deleted as well, and reports no problem."""
     [shard] = [number for number in range(store.blobs.shard_count) if await store.blobs.list_shard(number)]
     blobs = Interruption(
         store.blobs, "list_shard", lambda: collect_blob(store), after=True, is_due=lambda number: number == shard
@@ -167,8 +168,9 @@ async def test_a_blob_that_is_collected_after_its_file_was_listed_is_no_stray(st
     assert await check_during(store, blobs=blobs) == []
 
 
-async def test_a_stray_that_becomes_a_blob_before_the_second_look_stays(store: StoredRegistry, tmp_path: Path) -> None:
-    """A check with `--repair` does not delete the file if it has become a blob meanwhile."""
+async def test_a_stray_that_becomes_a_blob_during_the_check_stays(store: StoredRegistry, tmp_path: Path) -> None:
+    """A file without a row (a stray) becomes a blob while a repair runs, because a client pushes the blob. The repair
+    does not delete the file."""
     stray = digest_of(b"stray")
     path = tmp_path / "blobs" / stray.algorithm / stray.encoded[:2] / stray.encoded
     path.write_bytes(b"stray")

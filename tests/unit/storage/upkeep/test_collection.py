@@ -1,4 +1,4 @@
-"""A full round of garbage collection reports what it removes. A dry run reports the same and removes nothing."""
+"""A full round of garbage collection reports each removal. A dry run reports the same removals and removes nothing."""
 
 from __future__ import annotations
 
@@ -57,20 +57,21 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-async def round_of(store: StoredRegistry, *, dry_run: bool) -> list[Removal]:
+async def collect_all(store: StoredRegistry, *, dry_run: bool) -> list[Removal]:
+    """Runs a full round of garbage collection, and returns the reported removals."""
     removals: list[Removal] = []
 
-    async def note(removal: Removal) -> None:
+    async def add_removal(removal: Removal) -> None:
         removals.append(removal)
 
-    report = await store.collector.collect(note, dry_run=dry_run, all_shards=True)
+    report = await store.collector.collect(add_removal, dry_run=dry_run, all_shards=True)
     assert sum(report.counts.values()) == len(removals)
     assert report.freed_bytes == sum(removal.size for removal in removals)
     return removals
 
 
 def write_stray(data: Path, content: bytes, written: float) -> Digest:
-    """Writes a blob file that no row names."""
+    """Writes a blob file without a row in the database. `written`: the file's time of modification."""
     digest = digest_of(content)
     path = data / "blobs" / digest.algorithm / digest.encoded[:2] / digest.encoded
     path.parent.mkdir(exist_ok=True)
@@ -80,108 +81,119 @@ def write_stray(data: Path, content: bytes, written: float) -> Digest:
 
 
 async def make_garbage(store: StoredRegistry, data: Path, clock: Clock) -> dict[str, Any]:
-    """Makes one thing of each kind that the next round may remove, and similar things that must stay."""
+    """Makes garbage of each kind that the next round removes, and similar content that must stay. Returns the content
+    that the tests need."""
     await push_image(store, APP, "kept", "latest")
-    gone = await push_image(store, APP, "gone")
+    deleted = await push_image(store, APP, "gone")
     shared = await push_blob(store, APP, b"in two repositories")
     await push_blob(store, OTHER, b"in two repositories")
-    half = await push_blob(store, APP, b"needed in one of two repositories")
+    needed_once = await push_blob(store, APP, b"needed in one of two repositories")
     await push_blob(store, OTHER, b"needed in one of two repositories")
-    await store.put_manifest(OTHER, index_of([half]), [], by=BY)  # an index that lists a blob
-    await store.delete_manifest(APP, gone.digest, by=BY)
+    await store.put_manifest(OTHER, index_of([needed_once]), [], by=BY)  # an index that lists a blob
+    await store.delete_manifest(APP, deleted.digest, by=BY)
     writer = await store.start_upload(APP)
     await writer.write(b"an upload that nobody goes on with")
     await writer.aclose()
-    abandoned = data / "uploads" / writer.id
+    abandoned_upload = data / "uploads" / writer.id
     partial = await store.partials.claim(digest_of(b"x" * 5000), 5000)
     await asyncio.to_thread(partial.write_at, 0, b"x" * 4096)
     partial.close()
-    lost = write_stray(data, b"bytes without a row", clock.now - 2 * HOUR)
+    old_stray = write_stray(data, b"bytes without a row", clock.now - 2 * HOUR)
     (data / "trash" / "left").write_bytes(b"by a round that was killed")
     db = apsw.Connection(str(data / "entrepot.db"))
     db.execute(
         "INSERT OR REPLACE INTO deleted_manifest (repository, digest, media_type, pushed, deleted, body) "
         "SELECT id, ?, 'type', ?, ?, ? FROM repository WHERE name = ?",
-        (gone.digest, clock.now, clock.now, gone.body, APP),
+        (deleted.digest, clock.now, clock.now, deleted.body, APP),
     )
     db.close()
     clock.now += HOUR + 1
-    young = write_stray(data, b"bytes whose row is about to be stored", clock.now)
-    for path in files(abandoned):
+    new_stray = write_stray(data, b"bytes whose row is about to be stored", clock.now)
+    for path in files(abandoned_upload):
         os.utime(path, (clock.now, clock.now))
     for path in files(data / "partials"):
         os.utime(path, (clock.now - HOUR - 1, clock.now - HOUR - 1))
     await push_blob(store, APP, b"pushed just now")
-    return {"gone": gone, "shared": shared, "half": half, "lost": lost, "young": young, "upload": writer.id}
+    return {
+        "deleted": deleted,
+        "shared": shared,
+        "needed once": needed_once,
+        "old stray": old_stray,
+        "new stray": new_stray,
+        "upload": writer.id,
+    }
 
 
-async def test_a_dry_run_reports_what_a_run_removes(store: StoredRegistry, data: Path, clock: Clock) -> None:
-    """The dry run and the run report the same records. The dry run changes no file and no row."""
-    made = await make_garbage(store, data, clock)
-    before = {path: path.stat().st_size for path in files(data)}
+async def test_a_dry_run_reports_the_removals_of_a_run(store: StoredRegistry, data: Path, clock: Clock) -> None:
+    """A dry run and the run after it report the same removals. The dry run changes no file."""
+    garbage = await make_garbage(store, data, clock)
+    sizes_before = {path: path.stat().st_size for path in files(data)}
 
-    planned = await round_of(store, dry_run=True)
-    assert {path: path.stat().st_size for path in files(data)} == before
-    done = await round_of(store, dry_run=False)
+    planned = await collect_all(store, dry_run=True)
+    assert {path: path.stat().st_size for path in files(data)} == sizes_before
+    done = await collect_all(store, dry_run=False)
 
     assert set(planned) == set(done)
     assert len(planned) == len(done)
-    found = {(removal.kind, removal.repository, removal.item) for removal in done}
-    blobs = [descriptor.digest for descriptor in made["gone"].blobs]
-    assert found == {
+    reported_removals = {(removal.kind, removal.repository, removal.item) for removal in done}
+    blobs = [descriptor.digest for descriptor in garbage["deleted"].blobs]
+    assert reported_removals == {
         (RemovalKind.TRASH, "", ""),
         (RemovalKind.PARTIAL, "", digest_of(b"x" * 5000)),
-        (RemovalKind.UPLOAD, APP, made["upload"]),
-        (RemovalKind.MANIFEST, APP, made["gone"].digest),
-        *((RemovalKind.LINK, APP, digest) for digest in [*blobs, made["shared"].digest, made["half"].digest]),
-        (RemovalKind.LINK, OTHER, made["shared"].digest),
-        *((RemovalKind.BLOB, "", digest) for digest in [*blobs, made["shared"].digest]),
-        (RemovalKind.STRAY, "", made["lost"]),
+        (RemovalKind.UPLOAD, APP, garbage["upload"]),
+        (RemovalKind.MANIFEST, APP, garbage["deleted"].digest),
+        *(
+            (RemovalKind.LINK, APP, digest)
+            for digest in [*blobs, garbage["shared"].digest, garbage["needed once"].digest]
+        ),
+        (RemovalKind.LINK, OTHER, garbage["shared"].digest),
+        *((RemovalKind.BLOB, "", digest) for digest in [*blobs, garbage["shared"].digest]),
+        (RemovalKind.STRAY, "", garbage["old stray"]),
     }
-    assert await round_of(store, dry_run=False) == []
+    assert await collect_all(store, dry_run=False) == []
     assert files(data / "trash") == files(data / "uploads") == files(data / "partials") == []
 
 
 async def test_bytes_of_a_shared_blob_count_once(store: StoredRegistry, data: Path, clock: Clock) -> None:
-    """The bytes of a shared blob are freed with its last link. A link itself frees no bytes."""
+    """If all links of a shared blob are removed, its bytes count once, for the blob itself. The removal of a link
+    counts no bytes."""
     for number in range(4):
         await push_blob(store, RepositoryName(f"team/{number}"), b"the same layer")
     clock.now += HOUR + 1
     for dry_run in (True, False):
-        removals = await round_of(store, dry_run=dry_run)
+        removals = await collect_all(store, dry_run=dry_run)
         assert [removal.size for removal in removals if removal.kind is RemovalKind.BLOB] == [len(b"the same layer")]
         assert [removal.size for removal in removals if removal.kind is RemovalKind.LINK] == [0] * 4
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])
-async def test_a_blob_that_one_repository_still_needs_is_not_counted(
-    store: StoredRegistry, clock: Clock, kept: int
-) -> None:
-    """A blob does not count as freed while any repository needs it."""
+async def test_a_blob_that_a_repository_needs_is_not_removed(store: StoredRegistry, clock: Clock, kept: int) -> None:
+    """If one of three repositories still needs a blob, the links of the other two are removed, but not the blob."""
     names = [RepositoryName(f"team/{number}") for number in range(3)]
     for name in names:
         layer = await push_blob(store, name, b"the same layer")
     clock.now += HOUR + 1
     await store.metadata.touch_blob(names[kept], layer.digest)
     for dry_run in (True, False):
-        removals = await round_of(store, dry_run=dry_run)
+        removals = await collect_all(store, dry_run=dry_run)
         assert {(removal.kind, removal.repository) for removal in removals} == {
             (RemovalKind.LINK, name) for name in names if name != names[kept]
         }
 
 
 async def test_the_reason_names_the_repository_and_the_time(store: StoredRegistry, clock: Clock) -> None:
+    """The reason of a removed link names the repository, and the time since which no manifest has needed the blob."""
     await push_blob(store, APP, b"a layer")
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(clock.now))
     clock.now += HOUR + 1
-    link, blob = await round_of(store, dry_run=False)
+    link, blob = await collect_all(store, dry_run=False)
     assert link.reason == f"no manifest of {APP} has referred to it since {since}"
     assert blob.reason == "no repository has it any more"
 
 
 @pytest.mark.slow
-async def test_many_things_are_listed_in_batches(store: StoredRegistry, data: Path, clock: Clock) -> None:
-    """A dry run over more garbage than one batch reports each thing once."""
+async def test_a_dry_run_over_several_batches(store: StoredRegistry, data: Path, clock: Clock) -> None:
+    """If there is more garbage than one batch, a dry run reports each removal once."""
     db = apsw.Connection(str(data / "entrepot.db"))
     with db:
         db.execute("INSERT INTO repository (id, name, created) VALUES (7, 'team/many', 0)")
@@ -195,7 +207,7 @@ async def test_many_things_are_listed_in_batches(store: StoredRegistry, data: Pa
             db.execute("INSERT INTO deleted_manifest (repository, digest, media_type, pushed, deleted, body) "
                        "VALUES (7, ?, 'type', 5, 5, X'00')", (digest,))  # fmt: skip
     db.close()
-    planned, done = await round_of(store, dry_run=True), await round_of(store, dry_run=False)
+    planned, done = await collect_all(store, dry_run=True), await collect_all(store, dry_run=False)
     assert set(planned) == set(done)
     counts = {kind: sum(removal.kind is kind for removal in planned) for kind in RemovalKind}
     assert (counts[RemovalKind.LINK], counts[RemovalKind.BLOB]) == (260, 521)
@@ -213,8 +225,9 @@ async def run_job(store: StoredRegistry, steps: list[Mapping[str, JSON]], **argu
     )  # fmt: skip
 
 
-async def test_the_job_gives_records_and_totals(store: StoredRegistry, data: Path, clock: Clock) -> None:
-    """Each removal is a step of the job. The result has the totals by kind, and after a dry run also the records."""
+async def test_the_job_reports_removals_and_totals(store: StoredRegistry, data: Path, clock: Clock) -> None:
+    """The garbage collection job reports each removal as a step. Its result has the totals by kind. The result of a dry
+    run also has the removals."""
     await make_garbage(store, data, clock)
     planned: list[Mapping[str, JSON]] = []
     removed: list[Mapping[str, JSON]] = []
@@ -232,7 +245,8 @@ async def test_the_job_gives_records_and_totals(store: StoredRegistry, data: Pat
     assert set(removed[0]) == {"event", "kind", "repository", "item", "bytes", "reason"}
 
 
-async def test_a_second_collection_says_who_is_at_work(store: StoredRegistry) -> None:
+async def test_a_second_collection_is_refused_while_one_runs(store: StoredRegistry) -> None:
+    """While a garbage collection runs, a second one is refused. The error names the actor and the job of the first."""
     async with store.leases.try_slot(slot_name(GC), count=1):
         await store.jobs.add(GC, {}, actor="cli:alice", holder="command, process 1")
         with pytest.raises(JobRunning, match=r"cli:alice is running gc already \(job 1, command, process 1\)"):
@@ -240,27 +254,31 @@ async def test_a_second_collection_says_who_is_at_work(store: StoredRegistry) ->
 
 
 async def test_a_stopped_collection_is_finished_by_the_next(store: StoredRegistry, clock: Clock) -> None:
-    """What a stopped round has removed stays removed. Nothing is counted or removed twice."""
+    """If a round is stopped, the next round removes the rest of the garbage. Both rounds together report each removal
+    once."""
     for number in range(5):
         await push_blob(store, APP, str(number).encode())
     clock.now += HOUR + 1
-    seen: list[Removal] = []
+    reported: list[Removal] = []
 
     async def stop_after_two(removal: Removal) -> None:
-        seen.append(removal)
-        if len(seen) == 2:
+        reported.append(removal)
+        if len(reported) == 2:
             raise JobStopped
 
     with pytest.raises(JobStopped):
         await store.collector.collect(stop_after_two)
-    rest = await round_of(store, dry_run=False)
-    assert sorted(removal.kind for removal in [*seen, *rest]) == [RemovalKind.BLOB] * 5 + [RemovalKind.LINK] * 5
-    assert await round_of(store, dry_run=False) == []
+    remaining = await collect_all(store, dry_run=False)
+    assert (
+        sorted(removal.kind for removal in [*reported, *remaining]) == [RemovalKind.BLOB] * 5 + [RemovalKind.LINK] * 5
+    )
+    assert await collect_all(store, dry_run=False) == []
 
 
-async def test_large_deleted_manifests_go_in_several_transactions(store: StoredRegistry, data: Path) -> None:
-    """Large deleted manifests are removed in several transactions, so that no push waits long for one of them. One
-    round removes all of them."""
+async def test_large_deleted_manifests_are_removed_in_several_transactions(store: StoredRegistry, data: Path) -> None:
+    """A deleted manifest is stored until the end of the grace period, so that it can be restored. Large deleted
+    manifests are removed in several transactions, so that no push waits long for a transaction. One round removes all
+    of them."""
     db = apsw.Connection(str(data / "entrepot.db"))
     with db:
         for number in range(3):
@@ -272,11 +290,11 @@ async def test_large_deleted_manifests_go_in_several_transactions(store: StoredR
             )
     db.close()
     assert len(await store.metadata.drop_deleted_manifests(10, 500)) == 1
-    assert [removal.size for removal in await round_of(store, dry_run=False)] == [600_000] * 2
+    assert [removal.size for removal in await collect_all(store, dry_run=False)] == [600_000] * 2
 
 
 async def test_untagged_manifests_stay(store: StoredRegistry, clock: Clock) -> None:
-    """Untagged manifests stay with their blobs, however old they are."""
+    """Garbage collection does not remove untagged manifests and their blobs, even if they are old."""
     await push_image(store, APP, "untagged")
     clock.now += 1000 * HOUR
-    assert await round_of(store, dry_run=False) == []
+    assert await collect_all(store, dry_run=False) == []

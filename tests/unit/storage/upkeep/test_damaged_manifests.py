@@ -1,4 +1,5 @@
-"""Manifests whose stored body is damaged: they are not served, and a push of the same manifest heals them."""
+"""A manifest whose stored body is damaged is not served. A push of the same manifest heals it: the manifest is stored
+and served again."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ APP = RepositoryName("team/app")
 
 
 def change_body(registry: StoredRegistry, digest: Digest, body: bytes) -> None:
-    """Changes a stored body in the database, without the registry."""
+    """Changes the stored body of a manifest directly in the database."""
     db = apsw.Connection(str(layout_behind(registry).metadata))
     db.execute("UPDATE manifest SET body = ? WHERE digest = ?", (body, digest))
     assert db.changes()
@@ -30,8 +31,8 @@ def change_body(registry: StoredRegistry, digest: Digest, body: bytes) -> None:
 
 
 async def test_a_damaged_manifest_is_healed_by_a_push(registry: StoredRegistry) -> None:
-    """A damaged manifest is unknown by tag and by digest, is not listed as a referrer, and an index that lists it is
-    refused. Its tags stay. A push heals it."""
+    """After a scrub, a damaged manifest is unknown by tag and by digest and is not listed as a referrer. An index that
+    lists it is refused. Its tags stay. After a push of the manifest, all of this works again."""
     base = await push_image(registry, APP, "base", "base")
     signature = await push_image(registry, APP, "signature", "latest", subject=base.digest)
     change_body(registry, signature.digest, signature.body.replace(b"layer", b"lawyer"))
@@ -51,7 +52,7 @@ async def test_a_damaged_manifest_is_healed_by_a_push(registry: StoredRegistry) 
         await registry.put_manifest(APP, index, by=BY)
     [damaged] = await registry.damage.damaged_manifests(10)
     assert (damaged.repository, damaged.digest) == (APP, signature.digest)
-    assert (await scrub(registry))[0]["damaged"] == 0  # it is known
+    assert (await scrub(registry))[0]["damaged"] == 0  # the damage was reported before
 
     await registry.put_manifest(APP, signature, by=BY)
 
@@ -64,7 +65,8 @@ async def test_a_damaged_manifest_is_healed_by_a_push(registry: StoredRegistry) 
 
 
 async def test_a_damaged_manifest_can_be_deleted(data: Path) -> None:
-    """After the delete, its blobs are collected, and the record of the damage is deleted."""
+    """When a damaged manifest is deleted, the record of its damage is deleted as well. Its blobs are collected, and it
+    cannot be restored."""
     async with open_registry(data, grace=0) as registry:
         image = await push_image(registry, APP, "one", "latest")
         change_body(registry, image.digest, b"{}")
@@ -74,14 +76,15 @@ async def test_a_damaged_manifest_can_be_deleted(data: Path) -> None:
         planned = await registry.collector.collect(dry_run=True)
         report = await registry.collector.collect()
         assert planned == report
-        assert (report.blobs, report.count(RemovalKind.MANIFEST)) == (2, 0)  # a damaged body is not kept
+        # A damaged body is not stored for a restore.
+        assert (report.blobs, report.count(RemovalKind.MANIFEST)) == (2, 0)
         with pytest.raises(ManifestUnknown):
             await TagChanges(registry.tag_history, registry.immutable_tags).restore(APP, Tag("latest"), by=BY)
 
 
-async def test_a_manifest_is_served_again_once_its_body_is_right(registry: StoredRegistry) -> None:
-    """A manifest that scrub has marked as damaged because of faulty memory is served again once its body has the right
-    hash."""
+async def test_a_manifest_with_the_right_body_is_served_again(registry: StoredRegistry) -> None:
+    """A scrub may mark a manifest as damaged although its stored body is right, because of faulty memory. The next
+    scrub finds that the body is right, and the manifest is served again."""
     image = await push_image(registry, APP, "one", "latest")
     change_body(registry, image.digest, b"{}")
     await scrub(registry)

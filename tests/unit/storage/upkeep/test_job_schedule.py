@@ -1,4 +1,4 @@
-"""Jobs are queued at an interval, which does not start again after a restart of the server."""
+"""Scheduled jobs are queued at an interval. A restart of the server does not start the interval again."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from storage.upkeep.job_schedule import queue_jobs
 from tests.fakes.upkeep_store import DAY, Clock
 
 
-async def checked(store: StoredRegistry, clock: Clock) -> list[Job]:
-    """Returns the jobs after the schedules of two processes have checked many times whether one is due."""
-    looks, has_looked = 0, asyncio.Event()
+async def jobs_after_checks(store: StoredRegistry, clock: Clock) -> list[Job]:
+    """Runs the schedules of two processes until they have checked several times whether a job is due. Returns all
+    jobs."""
+    clock_reads, has_checked = 0, asyncio.Event()
 
     def counting_clock() -> float:
-        nonlocal looks
-        looks += 1
-        if looks == 10:
-            has_looked.set()
+        nonlocal clock_reads
+        clock_reads += 1
+        if clock_reads == 10:
+            has_checked.set()
         return clock()
 
     schedules = [
@@ -28,7 +29,7 @@ async def checked(store: StoredRegistry, clock: Clock) -> list[Job]:
         for _ in range(2)
     ]
     async with asyncio.timeout(20):
-        await has_looked.wait()
+        await has_checked.wait()
     for schedule in schedules:
         schedule.cancel()
     await asyncio.gather(*schedules, return_exceptions=True)
@@ -36,19 +37,21 @@ async def checked(store: StoredRegistry, clock: Clock) -> list[Job]:
 
 
 async def test_a_job_is_queued_once_in_the_interval(store: StoredRegistry, clock: Clock) -> None:
-    [first] = await checked(store, clock)
+    """A job is queued when the interval has passed since the previous job. No job is queued while the previous one has
+    not ended."""
+    [first] = await jobs_after_checks(store, clock)
     assert (first.kind, first.state, first.actor, first.is_resumable) == ("tidy", JobState.QUEUED, "entrepot", True)
     clock.pass_days(2)
-    assert len(await checked(store, clock)) == 1  # it has not ended yet
+    assert len(await jobs_after_checks(store, clock)) == 1  # the first job has not ended yet
     await store.jobs.end(first.id, JobState.DONE, "")
-    assert len(await checked(store, clock)) == 2
+    assert len(await jobs_after_checks(store, clock)) == 2
 
 
 async def test_a_restart_does_not_start_the_interval_again(store: StoredRegistry, clock: Clock) -> None:
-    """The interval begins with the newest job, whoever started it and however it ended."""
+    """The interval begins when the newest job was queued, even if a user queued the job and even if it failed."""
     started = await store.jobs.add("tidy", {}, actor="alice")
     await store.jobs.end(started.id, JobState.FAILED, "")
     clock.pass_days(0.9)
-    assert len(await checked(store, clock)) == 1
+    assert len(await jobs_after_checks(store, clock)) == 1
     clock.pass_days(0.2)
-    assert len(await checked(store, clock)) == 2
+    assert len(await jobs_after_checks(store, clock)) == 2

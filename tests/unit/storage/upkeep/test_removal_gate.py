@@ -1,4 +1,5 @@
-"""While a backup holds removals back, no process removes blobs. Otherwise many may remove blobs at the same time."""
+"""The gate for removals of blobs. While a backup blocks removals, no process removes blobs. Otherwise several processes
+may remove blobs at the same time."""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ from storage.upkeep.removal_gate import SLOT_COUNT, removal_slot, removals_held_
 
 @pytest.fixture
 def collector(tmp_path: Path) -> Iterator[FileLeases]:
-    """The leases of one process."""
+    """The leases of a process that collects garbage."""
     with closing(FileLeases(tmp_path / "leases", System())) as leases:
         yield leases
 
 
 @pytest.fixture
 def backup(tmp_path: Path) -> Iterator[FileLeases]:
-    """The leases of another process."""
+    """The leases of a process that makes a backup."""
     with closing(FileLeases(tmp_path / "leases", System())) as leases:
         yield leases
 
@@ -33,7 +34,8 @@ async def may_remove(leases: FileLeases) -> bool:
         return has_slot
 
 
-async def test_removals_are_held_back(collector: FileLeases, backup: FileLeases) -> None:
+async def test_a_backup_blocks_removals(collector: FileLeases, backup: FileLeases) -> None:
+    """While a backup blocks removals, neither another process nor the process of the backup may remove blobs."""
     assert await may_remove(collector)
     async with removals_held_back(backup):
         assert not await may_remove(collector)
@@ -41,35 +43,37 @@ async def test_removals_are_held_back(collector: FileLeases, backup: FileLeases)
     assert await may_remove(collector)
 
 
-async def test_several_remove_at_the_same_time(collector: FileLeases) -> None:
+async def test_a_limited_number_of_removals_at_the_same_time(collector: FileLeases) -> None:
+    """Up to `SLOT_COUNT` removals can run at the same time."""
     async with AsyncExitStack() as stack:
         slots = [await stack.enter_async_context(removal_slot(collector)) for _ in range(SLOT_COUNT + 1)]
     assert slots == [True] * SLOT_COUNT + [False]
 
 
-async def test_holding_back_waits_for_a_running_removal(collector: FileLeases, backup: FileLeases) -> None:
-    """A backup waits until running removals have ended. No further removal begins during this wait."""
-    held = asyncio.Event()
+async def test_a_backup_waits_for_a_running_removal(collector: FileLeases, backup: FileLeases) -> None:
+    """A backup waits until running removals have ended. While it waits, no other removal can begin."""
+    are_blocked = asyncio.Event()
 
-    async def hold() -> None:
+    async def block_removals() -> None:
         async with removals_held_back(backup):
-            held.set()
+            are_blocked.set()
 
     async with removal_slot(collector) as has_slot:
         assert has_slot
-        holding = asyncio.create_task(hold())
+        blocking = asyncio.create_task(block_removals())
         for _ in range(100):
             if not await may_remove(collector):
                 break
             await asyncio.sleep(0.01)
         assert not await may_remove(collector)
-        assert not held.is_set()
+        assert not are_blocked.is_set()
     async with asyncio.timeout(10):
-        await holding
-    assert held.is_set()
+        await blocking
+    assert are_blocked.is_set()
 
 
-async def test_a_dead_process_holds_nothing_back(collector: FileLeases, tmp_path: Path) -> None:
+async def test_a_dead_process_does_not_block_removals(collector: FileLeases, tmp_path: Path) -> None:
+    """If the process of a backup ends without releasing its lock, removals are possible again."""
     backup = FileLeases(tmp_path / "leases", System())
     async with removals_held_back(backup):
         assert not await may_remove(collector)

@@ -1,4 +1,4 @@
-"""Rounds of upkeep."""
+"""Rounds of upkeep, such as garbage collection, which one of the server's processes runs at a time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from storage.errors import StorageFailed
 from storage.upkeep.schedule import cancel_all, run_rounds
 
 
-async def test_one_process_does_the_work_and_another_takes_it_over(tmp_path: Path) -> None:
-    """Of two processes with the same file of leases, only one works at a time. When it ends, the other one works."""
+async def test_one_process_runs_rounds_and_another_takes_over(tmp_path: Path) -> None:
+    """Two processes use the same file of leases. Only one of them runs rounds. When it ends, the other process runs the
+    next rounds."""
     working: set[str] = set()
     rounds = {"one": 0, "two": 0}
     changed = asyncio.Event()
 
     async def work(name: str) -> None:
-        assert not working, f"{name} works beside {working}"
+        assert not working, f"{name} runs a round at the same time as {working}"
         working.add(name)
         await asyncio.sleep(0.01)
         working.discard(name)
@@ -30,41 +31,39 @@ async def test_one_process_does_the_work_and_another_takes_it_over(tmp_path: Pat
         changed.set()
 
     path = tmp_path / "leases"
-    with closing(FileLeases(path, System())) as one, closing(FileLeases(path, System())) as two:
+    with closing(FileLeases(path, System())) as first, closing(FileLeases(path, System())) as second:
         tasks = {
             name: asyncio.create_task(run_rounds(partial(work, name), leases, 0.001, lambda: False))
-            for name, leases in (("one", one), ("two", two))
+            for name, leases in (("one", first), ("two", second))
         }
         async with asyncio.timeout(60):
             while sum(rounds.values()) < 5:
                 changed.clear()
                 await changed.wait()
             await cancel_all([tasks.pop("one")])
-            before = rounds["two"]
+            rounds_before = rounds["two"]
             working.clear()
-            while rounds["two"] < before + 2:
+            while rounds["two"] < rounds_before + 2:
                 changed.clear()
                 await changed.wait()
         await cancel_all(list(tasks.values()))
 
 
-async def test_an_error_of_the_store_ends_a_round_and_not_the_rounds(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """An error of the store ends the round and is logged. The next round starts as usual."""
+async def test_rounds_continue_after_an_error_of_the_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If a round raises an error of the store, the error is logged. The next round starts as usual."""
     rounds = 0
-    second = asyncio.Event()
+    second_round = asyncio.Event()
 
     async def work() -> None:
         nonlocal rounds
         rounds += 1
         if rounds == 1:
             raise StorageFailed("the disk failed")
-        second.set()
+        second_round.set()
 
     with closing(FileLeases(tmp_path / "leases", System())) as leases:
         task = asyncio.create_task(run_rounds(work, leases, 0.001, lambda: False))
         async with asyncio.timeout(60):
-            await second.wait()
+            await second_round.wait()
         await cancel_all([task])
     assert "upkeep stopped with an error: the disk failed" in caplog.text

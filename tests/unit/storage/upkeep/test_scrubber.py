@@ -1,4 +1,5 @@
-"""Scrub finds damaged content. It is not served until it is stored again, which heals it."""
+"""A scrub reads all content of a store and checks its digests. Damaged content is marked and no longer served. When a
+client pushes the content again, it is healed: stored and served again."""
 
 from __future__ import annotations
 
@@ -38,11 +39,12 @@ BODY = random.Random(3).randbytes(2_500_000)
     ],
     ids=["flipped", "cut", "deleted"],
 )
-async def test_a_damaged_blob_is_taken_out_of_use_and_healed_by_a_push(
+async def test_a_damaged_blob_is_not_served_until_it_is_pushed_again(
     registry: StoredRegistry, damage: Callable[[Path], None], reason: str, is_kept: bool
 ) -> None:
-    """GET, HEAD, a mount and the push of a manifest treat a damaged blob as missing. Its links and manifests stay. A
-    push of the same bytes heals it for every repository that has it."""
+    """For GET, HEAD, mounts and pushes of manifests, a damaged blob is unknown. Its links and manifests stay. After a
+    push of the right bytes to one repository, the blob is available again in every repository that has it. `is_kept`:
+    whether the damaged bytes are in the quarantine."""
     config = await push_blob(registry, APP, b"{}")
     layer = await push_blob(registry, APP, BODY)
     manifest = image_of(config, [layer])
@@ -78,18 +80,18 @@ async def test_a_damaged_blob_is_taken_out_of_use_and_healed_by_a_push(
     assert not (await registry.damage.damaged_blobs(None, 10)).items
     assert (await scrub(registry))[0]["damaged"] == 0
     audit = registry.accounts.audit(AuditQuery(), 20)
-    assert {line.action: line.target for line in audit.items if line.action.startswith("blob.h")} == {
+    assert {entry.action: entry.target for entry in audit.items if entry.action.startswith("blob.h")} == {
         "blob.healed": f"{APP}@{layer.digest}"
     }
-    assert {line.target for line in audit.items if line.action == "blob.damaged"} == {
+    assert {entry.target for entry in audit.items if entry.action == "blob.damaged"} == {
         f"{APP}@{layer.digest}",
         f"{WEB}@{layer.digest}",
     }
 
 
 async def test_a_read_finds_that_the_file_is_missing(registry: StoredRegistry) -> None:
-    """The first GET of a blob whose file is missing marks the blob as damaged. GET and HEAD then answer that the blob
-    is unknown, and a push heals it."""
+    """If the file of a blob is missing, the first GET marks the blob as damaged. After that, GET and HEAD answer that
+    the blob is unknown, until a client pushes it again."""
     layer = await push_blob(registry, APP, BODY)
     delete(file_of(registry, layer.digest))
     with pytest.raises(BlobUnknown, match="push the image again"):
@@ -100,8 +102,9 @@ async def test_a_read_finds_that_the_file_is_missing(registry: StoredRegistry) -
     assert await read_blob(registry, APP, layer.digest) == BODY
 
 
-async def test_bytes_that_come_back_make_the_blob_whole(registry: StoredRegistry) -> None:
-    """If a lost file is put back in its place, the next scrub serves the blob again."""
+async def test_a_blob_whose_file_was_put_back_is_served_again(registry: StoredRegistry) -> None:
+    """If the missing file of a damaged blob is put back in its place, the next scrub heals the blob, and it is served
+    again."""
     layer = await push_blob(registry, APP, BODY)
     delete(file_of(registry, layer.digest))
     assert (await scrub(registry))[0]["damaged"] == 1
@@ -113,34 +116,35 @@ async def test_bytes_that_come_back_make_the_blob_whole(registry: StoredRegistry
 
 @pytest.mark.full_store
 async def test_an_unmounted_directory_is_not_damage(registry: StoredRegistry) -> None:
-    """If the directory of a file does not exist, scrub stops and a GET fails. No blob counts as damaged."""
+    """If the directory of a blob's file does not exist, for example because its file system is not mounted, a scrub
+    stops and a GET fails. No blob is marked as damaged."""
     layer = await push_blob(registry, APP, BODY)
     shard = file_of(registry, layer.digest).parent
     shard.rename(shard.with_name("away"))
-    for attempt in (scrub(registry), registry.open_blob(APP, layer.digest)):
+    for call in (scrub(registry), registry.open_blob(APP, layer.digest)):
         with pytest.raises(StorageFailed, match="is its file system mounted"):
-            await attempt
+            await call
     shard.with_name("away").rename(shard)
     assert await read_blob(registry, APP, layer.digest) == BODY
 
 
-async def test_scrub_stops_when_all_is_damaged(registry: StoredRegistry) -> None:
-    """After many damaged blobs in a row, scrub stops and asks the operator to check the disk. With `keep_going`, it
-    continues."""
+async def test_scrub_stops_after_many_damaged_blobs(registry: StoredRegistry) -> None:
+    """After 20 damaged blobs in a row, a scrub stops with an error, because the disk may be faulty. With `keep_going`,
+    it continues."""
     digests = [(await push_blob(registry, APP, b"%d" % number)).digest for number in range(30)]
     for digest in digests:
         delete(file_of(registry, digest))
     with pytest.raises(StorageFailed, match=r"the last 20 blobs are all damaged.*--keep-going"):
         await scrub(registry)
     assert len((await registry.damage.damaged_blobs(None, 100)).items) == 20
-    found: list[Digest] = []
-    result, steps = await scrub(registry, keep_going=True, on_damaged=found.append)
+    reported: list[Digest] = []
+    result, steps = await scrub(registry, keep_going=True, on_damaged=reported.append)
     assert (result["damaged"], len(steps)) == (30, 10)
-    assert set(found) == set(digests)
+    assert set(reported) == set(digests)
 
 
-async def test_the_quarantine_is_bounded(registry: StoredRegistry) -> None:
-    """The oldest bytes in the quarantine are deleted first. With the limit `0`, none are kept."""
+async def test_the_quarantine_is_limited(registry: StoredRegistry) -> None:
+    """If the quarantine exceeds its limit, the oldest bytes in it are deleted. With the limit 0, no bytes are kept."""
     for number, body in enumerate((b"a" * 600, b"b" * 600)):
         digest = (await push_blob(registry, APP, body)).digest
         flip_byte(file_of(registry, digest))
@@ -152,7 +156,8 @@ async def test_the_quarantine_is_bounded(registry: StoredRegistry) -> None:
     assert await registry.blobs.list_quarantine() == []
 
 
-async def test_a_deleted_quarantine_is_made_again(registry: StoredRegistry) -> None:
+async def test_a_deleted_quarantine_directory_is_created_again(registry: StoredRegistry) -> None:
+    """If the quarantine directory was deleted, a scrub creates it again when it needs it."""
     (layout_behind(registry).root / "quarantine").rmdir()
     digest = (await push_blob(registry, APP, BODY)).digest
     assert await registry.blobs.list_quarantine() == []
@@ -161,9 +166,9 @@ async def test_a_deleted_quarantine_is_made_again(registry: StoredRegistry) -> N
     assert [item.digest for item in await registry.blobs.list_quarantine()] == [digest]
 
 
-async def test_the_collector_removes_a_damaged_blob(data: Path) -> None:
-    """A damaged blob without references is collected like any other. Its bytes stay in the quarantine, so its removal
-    frees no bytes. A dry run reports the same."""
+async def test_garbage_collection_removes_a_damaged_blob(data: Path) -> None:
+    """Garbage collection removes a damaged blob to which no manifest refers, like any other blob. Its bytes stay in the
+    quarantine, so the removal frees no bytes. A dry run reports the same."""
     async with open_registry(data, grace=0) as registry:
         layer = await push_blob(registry, APP, BODY)
         flip_byte(file_of(registry, layer.digest))
@@ -179,69 +184,70 @@ async def test_the_collector_removes_a_damaged_blob(data: Path) -> None:
 
 
 async def test_a_round_continues_where_it_stopped(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a stop, the next run reads the rest of the round and nothing twice. The end of the round is recorded."""
+    """If a scrub is stopped in the middle of a round, the next scrub reads only the rest of the round. The end of the
+    round is recorded."""
     monkeypatch.setattr(scrubber, "SAVE_SECONDS", 0.0)
     async with open_registry(data) as registry:
         for number in range(20):
             await push_blob(registry, APP, b"%d" % number)
-        waits = 0
+        pauses = 0
 
         async def stop_in_the_middle(_: float) -> None:
-            nonlocal waits
-            waits += 1
-            if waits == 20:  # two for each blob
+            nonlocal pauses
+            pauses += 1
+            if pauses == 20:  # there are two pauses for each blob
                 [job] = await registry.jobs.active()
                 await registry.jobs.request_stop(job.id)
             await asyncio.sleep(0)
 
         with pytest.raises(JobStopped):
             await scrub(registry, sleep=stop_in_the_middle)
-        done = await _current_round(registry)
-        assert 8 <= done.blobs <= 12
-        assert done.ended is None
+        stopped_round = await _current_round(registry)
+        assert 8 <= stopped_round.blobs <= 12
+        assert stopped_round.ended is None
 
     async with open_registry(data) as registry:
-        read = 0
+        later_pauses = 0
 
         async def count(_: float) -> None:
-            nonlocal read
-            read += 1
+            nonlocal later_pauses
+            later_pauses += 1
             await asyncio.sleep(0)
 
         await push_blob(registry, APP, b"after the round began")
         result, _ = await scrub(registry, sleep=count)
-        assert (result["round"], result["blobs"]) == (done.id, 20)
-        assert read == 2 * (20 - done.blobs)
+        assert (result["round"], result["blobs"]) == (stopped_round.id, 20)
+        assert later_pauses == 2 * (20 - stopped_round.blobs)
         [ended] = await registry.damage.rounds(10)
         assert ended.ended is not None
         assert (await scrub(registry))[0]["blobs"] == 21
 
 
 async def _current_round(registry: StoredRegistry) -> ScrubRound:
-    found = await registry.damage.current_round()
-    assert found is not None
-    return found
+    current_round = await registry.damage.current_round()
+    assert current_round is not None
+    return current_round
 
 
-async def test_the_rate_is_kept(registry: StoredRegistry) -> None:
-    """Reading 2.5 MB at 100 kB a second takes 25 s of the test's clock, which advances only during pauses. No pause is
-    longer than a second, so a scrub at a low rate can be stopped soon too."""
+async def test_a_scrub_keeps_to_its_rate(registry: StoredRegistry) -> None:
+    """At a rate of 100 kB per second, a scrub of 2.5 MB takes 25 s. The test's clock advances only during the scrub's
+    pauses. No pause is longer than a second, so that even a slow scrub can be stopped soon."""
     await push_blob(registry, APP, BODY)
-    now, longest = 0.0, 0.0
+    now, longest_pause = 0.0, 0.0
 
     async def sleep(seconds: float) -> None:
-        nonlocal now, longest
+        nonlocal now, longest_pause
         now += seconds
-        longest = max(longest, seconds)
+        longest_pause = max(longest_pause, seconds)
         await asyncio.sleep(0)
 
     await scrub(registry, rate=100_000, monotonic=lambda: now, sleep=sleep)
     assert 24.9 < now < 25.1
-    assert longest <= 1
+    assert longest_pause <= 1
 
 
-async def test_a_slow_reader_catches_up_by_one_second() -> None:
-    """A reader that was slower than the rate may read faster afterwards, but catches up by one second at most."""
+async def test_a_slow_scrub_makes_up_for_at_most_one_second() -> None:
+    """If a scrub was slower than its rate, it may read faster afterwards, but it makes up for at most one second."""
     now, waited = 0.0, 0.0
 
     async def sleep(seconds: float) -> None:
@@ -257,25 +263,28 @@ async def test_a_slow_reader_catches_up_by_one_second() -> None:
 
 
 @pytest.mark.slow
-async def test_a_busy_registry_gives_no_false_alarm(data: Path) -> None:
-    """While blobs are pushed, deleted and collected, scrub finds no damage."""
+async def test_a_scrub_of_a_busy_registry_finds_no_damage(data: Path) -> None:
+    """A scrub finds no damage while blobs are pushed, deleted and collected."""
     async with open_registry(data, grace=0) as registry:
         bodies = [random.Random(number).randbytes(20_000) for number in range(12)]
         await push_image(registry, WEB, "kept", "1")
         ended = False
 
-        async def churn(number: int) -> None:
+        async def push_and_delete(number: int) -> None:
             while not ended:
                 for body in bodies[number::3]:
                     await push_blob(registry, APP, body)
-                    with suppress(BlobUnknown):  # without grace, the collector may be faster
+                    with suppress(BlobUnknown):  # garbage collection may have deleted the blob already
                         await registry.delete_blob(APP, digest_of(body), by=BY)
 
         async def collect() -> None:
             while not ended:
                 await registry.collector.collect()
 
-        busy = [asyncio.create_task(each) for each in (churn(0), churn(1), churn(2), collect())]
+        busy = [
+            asyncio.create_task(each)
+            for each in (push_and_delete(0), push_and_delete(1), push_and_delete(2), collect())
+        ]
         steps = []
         for _ in range(25):
             steps += (await scrub(registry))[1]
@@ -287,8 +296,8 @@ async def test_a_busy_registry_gives_no_false_alarm(data: Path) -> None:
 
 @pytest.mark.parametrize("push_in_second_read", [False, True])
 async def test_a_replaced_file_is_no_damage(registry: StoredRegistry, push_in_second_read: bool) -> None:
-    """When scrub finds damaged bytes, it reads them a second time. If a push stores the right bytes during either read,
-    the blob does not count as damaged."""
+    """When a scrub finds damaged bytes, it reads them a second time. If a push stores the right bytes during the first
+    or the second read, the blob is not marked as damaged."""
     layer = await push_blob(registry, APP, BODY)
     flip_byte(file_of(registry, layer.digest))
     [stored] = await registry.damage.blobs_after(0, 1000, 10)

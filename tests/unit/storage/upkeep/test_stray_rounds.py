@@ -1,6 +1,6 @@
-"""A round of garbage collection looks for strays in a few shards, and in fewer if they have many blobs, so that its
-cost does not depend on the size of the store. Several rounds cover all shards. A *stray* is a stored file without a
-row."""
+"""How garbage collection looks for strays: blob files without a row in the database. The files are in directories
+(shards). A round looks into a few shards, and into fewer if they have many files, so that its cost does not depend on
+the size of the store. Several rounds together look into all shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from storage.store.stored_registry import StoredRegistry
 from storage.upkeep import collector
 
 NOW = 512 * 10_000.0
-"""A time at which the first round begins with shard 0."""
+"""A time in seconds at which the first round begins with shard 0."""
 
 
 @pytest.fixture
@@ -33,10 +33,11 @@ def add_strays(data: Path, shard: int, count: int) -> None:
         os.utime(path, (1, 1))
 
 
-async def test_a_round_stops_after_enough_blobs(
+async def test_a_round_stops_after_a_limited_number_of_files(
     store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A round ends with the shard in which the limit is reached. The next round begins with the shard after it."""
+    """A round ends after the shard in which it has listed `BLOBS_LISTED_PER_ROUND` files. The next round begins with
+    the following shard."""
     monkeypatch.setattr(collector, "BLOBS_LISTED_PER_ROUND", 5)
     for shard, count in ((1, 3), (2, 4), (3, 1), (30, 2)):
         add_strays(tmp_path, shard, count)
@@ -47,7 +48,7 @@ async def test_a_round_stops_after_enough_blobs(
 async def test_all_shards_are_listed_on_request(
     store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On request, a round looks into all shards, however many blobs they have."""
+    """With `all_shards`, a round looks into all shards, even if they have many files."""
     monkeypatch.setattr(collector, "BLOBS_LISTED_PER_ROUND", 5)
     for shard in (1, 100, 255):
         add_strays(tmp_path, shard, 9)

@@ -1,5 +1,5 @@
-"""The counts of what repositories use, and the quotas, in a real database. A usage scope is a set of repositories that
-are counted together."""
+"""The counts of the blobs, bytes and tags that repositories use, and quotas for them, in a real database. A *usage
+scope* is a set of repositories that are counted together."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ from tests.fakes.registry_content import BY, CONFIG_TYPE, descriptor_of, image_o
 TEAM = ScopeDefinition("quota team/", ("team/",))
 MIRROR = ScopeDefinition("cache hub", ("hub/",), upstream="hub")
 HOSTED = ScopeDefinition("quota ", ("",), excluded=("hub/",))
-ALL = (TEAM, MIRROR, HOSTED)
+ALL_SCOPES = (TEAM, MIRROR, HOSTED)
 NAMES = [RepositoryName(name) for name in ("team/a", "team/b", "team", "teams/a", "hub/a", "other")]
 
 
-class Time:
+class StillClock:
+    """A clock that stands still until a test moves it."""
+
     now = 1_000_000.0
 
     def __call__(self) -> float:
@@ -40,7 +42,7 @@ class Time:
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
     prepare_data_dir(tmp_path)
-    async with open_registry(tmp_path, grace=10.0, clock=Time()) as opened:
+    async with open_registry(tmp_path, grace=10.0, clock=StillClock()) as opened:
         yield opened
 
 
@@ -56,11 +58,12 @@ async def assert_exact(store: StoredRegistry) -> None:
         assert use == await store.usage.recount(use.definition.name)
 
 
-async def change_at_random(store: StoredRegistry, choice: random.Random) -> None:
-    """Makes one change of any kind. Many of these changes find nothing to change."""
-    repo, data = choice.choice(NAMES), bytes([choice.randrange(8)]) * choice.randrange(1, 4)
-    other, tag = choice.choice(NAMES), Tag(f"t{choice.randrange(4)}")
-    source: RepositoryName | NameSet = other if choice.random() < 0.5 else ALL_NAMES
+async def change_at_random(store: StoredRegistry, rng: random.Random) -> None:
+    """Makes one random change to the content of the store. Many of these changes fail, for example because the content
+    to delete does not exist."""
+    repo, data = rng.choice(NAMES), bytes([rng.randrange(8)]) * rng.randrange(1, 4)
+    other, tag = rng.choice(NAMES), Tag(f"t{rng.randrange(4)}")
+    source: RepositoryName | NameSet = other if rng.random() < 0.5 else ALL_NAMES
     digest = digest_of(data)
     image = image_of(descriptor_of(data, CONFIG_TYPE))
     changes: dict[str, Callable[[], Awaitable[object]]] = {
@@ -72,10 +75,10 @@ async def change_at_random(store: StoredRegistry, choice: random.Random) -> None
         "delete blob": lambda: store.delete_blob(repo, digest, by=BY, even_if_referenced=True),
         "delete manifest": lambda: store.delete_manifest(repo, image.digest, by=BY),
         "delete tag": lambda: store.delete_tag(repo, tag, by=BY),
-        "collect": lambda: collect_later(store, choice.choice([0.0, 5.0, 20.0])),
+        "collect": lambda: collect_later(store, rng.choice([0.0, 5.0, 20.0])),
     }
     try:
-        await changes[choice.choice(list(changes))]()
+        await changes[rng.choice(list(changes))]()
     except Exception as error:
         if not hasattr(error, "code"):
             raise
@@ -83,73 +86,74 @@ async def change_at_random(store: StoredRegistry, choice: random.Random) -> None
 
 async def collect_later(store: StoredRegistry, seconds: float) -> None:
     clock = store.collector._clock
-    assert isinstance(clock, Time)
+    assert isinstance(clock, StillClock)
     clock.now += seconds
     await store.collector.collect()
 
 
 @pytest.mark.parametrize("seed", range(2))
 async def test_counts_equal_a_recount_after_any_changes(store: StoredRegistry, seed: int) -> None:
-    """The counts are right after any pushes, mounts, tags, deletes and collections."""
-    choice = random.Random(seed)
-    await store.usage.configure(ALL)
+    """After random pushes, mounts, changes of tags, deletes and garbage collections, the counts equal a recount."""
+    rng = random.Random(seed)
+    await store.usage.configure(ALL_SCOPES)
     await count_all(store)
     for _ in range(120):
-        await change_at_random(store, choice)
+        await change_at_random(store, rng)
     await assert_exact(store)
 
 
 @pytest.mark.parametrize("seed", range(2))
-async def test_a_store_is_counted_while_it_changes(
+async def test_a_changing_store_is_counted_exactly(
     store: StoredRegistry, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The counts of scopes that are defined, changed and removed become exact while content changes."""
+    """A store is counted in batches, while its content changes and while usage scopes are added, changed and removed.
+    After the last batch, the counts equal a recount."""
     monkeypatch.setattr(usage_tables, "BATCH_ROWS", 2)
     monkeypatch.setattr(usage_tables, "_REPOSITORIES_PER_BATCH", 1)
-    choice = random.Random(seed)
+    rng = random.Random(seed)
     for _ in range(60):
-        await change_at_random(store, choice)
-    definitions = [ALL, ALL, ALL[:1], (MIRROR, ScopeDefinition("quota team/", ("team/", "other")))]
+        await change_at_random(store, rng)
+    definitions = [ALL_SCOPES, ALL_SCOPES, ALL_SCOPES[:1], (MIRROR, ScopeDefinition("quota team/", ("team/", "other")))]
     for _ in range(120):
-        await change_at_random(store, choice)
-        if choice.random() < 0.05:
-            await store.usage.configure(choice.choice(definitions))
-        if choice.random() < 0.6:
+        await change_at_random(store, rng)
+        if rng.random() < 0.05:
+            await store.usage.configure(rng.choice(definitions))
+        if rng.random() < 0.6:
             await store.usage.count_batch()
-    await store.usage.configure(ALL)
+    await store.usage.configure(ALL_SCOPES)
     await count_all(store)
-    assert [use.definition for use in await store.usage.scopes()] == sorted(ALL, key=lambda scope: scope.name)
+    assert [use.definition for use in await store.usage.scopes()] == sorted(ALL_SCOPES, key=lambda scope: scope.name)
     await assert_exact(store)
 
 
-async def test_counting_goes_on_in_another_process(
+async def test_another_process_continues_the_count(
     store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that continues the count of a dead process counts nothing twice."""
+    """If a process ends while it counts, another process continues the count and counts nothing twice."""
     monkeypatch.setattr(usage_tables, "BATCH_ROWS", 2)
     for number in range(7):
         await push_blob(store, NAMES[0], bytes([number]))
-    await store.usage.configure(ALL)
+    await store.usage.configure(ALL_SCOPES)
     for _ in range(4):
         assert await store.usage.count_batch()
-    async with open_registry(tmp_path) as second:
-        await second.usage.configure(ALL)
-        await count_all(second)
-        await assert_exact(second)
-        use = await second.usage.scope(TEAM.name)
+    async with open_registry(tmp_path) as second_store:
+        await second_store.usage.configure(ALL_SCOPES)
+        await count_all(second_store)
+        await assert_exact(second_store)
+        use = await second_store.usage.scope(TEAM.name)
         assert use is not None
         assert (use.blobs, use.bytes) == (7, 7)
 
 
-async def quota_of(store: StoredRegistry, *, size: int | None = None, tags: int | None = None) -> None:
+async def set_quota(store: StoredRegistry, *, size: int | None = None, tags: int | None = None) -> None:
     await store.usage.configure([ScopeDefinition("quota team/", ("team/",), max_bytes=size, max_tags=tags)])
     await count_all(store)
 
 
 async def test_a_blob_that_does_not_fit_is_refused(store: StoredRegistry) -> None:
-    """A blob that exceeds a quota is refused with a text that has the numbers. No row, no link, no bytes and no upload
-    session of it stay."""
-    await quota_of(store, size=2500)
+    """A blob that would exceed a quota is refused. The error has the quota, the use and the blob's size. No row, link,
+    file or upload session of the blob stays."""
+    await set_quota(store, size=2500)
     await push_blob(store, NAMES[0], b"a" * 2048)
     blob = b"b" * 1024
     with pytest.raises(QuotaExceeded, match=r"team/ may hold 2.4 KiB and holds 2 KiB; this blob of 1 KiB does not"):
@@ -162,13 +166,13 @@ async def test_a_blob_that_does_not_fit_is_refused(store: StoredRegistry) -> Non
     await assert_exact(store)
 
 
-async def test_a_blob_that_the_scope_has_costs_nothing(store: StoredRegistry) -> None:
-    """A blob that the scope has already can be added to another repository, even if the quota is used up or was lowered
-    below the use."""
-    await quota_of(store, size=100)
+async def test_a_blob_that_the_scope_has_already_is_not_refused(store: StoredRegistry) -> None:
+    """A blob that a usage scope has already can be added to further repositories of the scope, even if the quota is
+    used up or was lowered below the use."""
+    await set_quota(store, size=100)
     blob = await push_blob(store, NAMES[0], b"a" * 100)
     await push_blob(store, NAMES[1], b"a" * 100)
-    await quota_of(store, size=10)
+    await set_quota(store, size=10)
     await push_blob(store, NAMES[0], b"a" * 100)
     await store.mount_blob(RepositoryName("team/new"), blob.digest, NAMES[0], BY)
     await store.usage.check_room(NAMES[0], 100, blob.digest)
@@ -179,9 +183,10 @@ async def test_a_blob_that_the_scope_has_costs_nothing(store: StoredRegistry) ->
     await assert_exact(store)
 
 
-async def test_mounts_and_tags_count(store: StoredRegistry) -> None:
-    """A mount from outside the scope, and a new tag, count. A move of an existing tag does not."""
-    await quota_of(store, size=100, tags=1)
+async def test_mounts_and_new_tags_count_for_the_quota(store: StoredRegistry) -> None:
+    """A mount from a repository outside the scope counts for the quota, and so does a new tag. A move of an existing
+    tag does not count."""
+    await set_quota(store, size=100, tags=1)
     config = await push_blob(store, NAMES[3], b"c" * 101)
     with pytest.raises(Denied, match="team/ may hold 100 bytes"):
         await store.mount_blob(NAMES[0], config.digest, NAMES[3], BY)
@@ -199,27 +204,28 @@ async def test_mounts_and_tags_count(store: StoredRegistry) -> None:
     await assert_exact(store)
 
 
-async def test_other_changes_of_the_transaction_are_kept(store: StoredRegistry) -> None:
-    """Changes that share a transaction with a refused one succeed."""
-    await quota_of(store, size=10)
+async def test_other_changes_of_a_transaction_succeed(store: StoredRegistry) -> None:
+    """If a quota refuses a change, the other changes of the same transaction succeed."""
+    await set_quota(store, size=10)
     pushes = [push_blob(store, NAMES[index % 2 * 3], bytes([index]) * 6) for index in range(20)]
     results = await asyncio.gather(*pushes, return_exceptions=True)
-    assert sum(isinstance(result, QuotaExceeded) for result in results) == 9  # 10 to team/, of which one fits
+    # 10 of the pushes are to team/, and one of them fits into the quota
+    assert sum(isinstance(result, QuotaExceeded) for result in results) == 9
     assert not [result for result in results if isinstance(result, Exception) and not isinstance(result, QuotaExceeded)]
     await assert_exact(store)
 
 
-async def test_a_refused_statement_leaves_nothing(store: StoredRegistry, tmp_path: Path) -> None:
-    """A trigger that refuses a statement undoes what the statement has changed, and the transaction can continue. The
-    counts of a scope that was not exceeded are changed before those of the scope that is."""
+async def test_a_refused_statement_is_undone(store: StoredRegistry, tmp_path: Path) -> None:
+    """If a quota's trigger refuses a statement, all changes of this statement are undone, also the changed counts of
+    other scopes. The transaction can continue."""
     config = await push_blob(store, NAMES[0], b"{}")
     await store.put_manifest(NAMES[0], image_of(descriptor_of(b"{}", CONFIG_TYPE)), [Tag("one")], by=BY)
     await push_blob(store, NAMES[5], b"a" * 100)
     await store.usage.configure([HOSTED, ScopeDefinition(TEAM.name, TEAM.prefixes, max_bytes=100, max_tags=1)])
     await count_all(store)
     with closing(connect(tmp_path / "entrepot.db")) as db:
-        counts = "SELECT * FROM usage_scope ORDER BY id", "SELECT * FROM usage_blob ORDER BY scope, blob"
-        before = [db.execute(sql).fetchall() for sql in counts]
+        count_queries = "SELECT * FROM usage_scope ORDER BY id", "SELECT * FROM usage_blob ORDER BY scope, blob"
+        counts_before = [db.execute(sql).fetchall() for sql in count_queries]
         repository, manifest = db.execute("SELECT repository, id FROM manifest").fetchall()[0]
         large = db.execute("SELECT id FROM blob WHERE digest != ?", (config.digest,)).get
         db.execute("BEGIN")
@@ -227,12 +233,13 @@ async def test_a_refused_statement_leaves_nothing(store: StoredRegistry, tmp_pat
             db.execute("INSERT INTO tag VALUES (?, 'two', ?, 0)", (repository, manifest))
         with pytest.raises(apsw.ConstraintError, match="a quota is exceeded"):
             db.execute("INSERT INTO blob_link VALUES (?, ?, 0, 1)", (repository, large))
-        assert [db.execute(sql).fetchall() for sql in counts] == before
+        assert [db.execute(sql).fetchall() for sql in count_queries] == counts_before
         db.execute("COMMIT")
     await assert_exact(store)
 
 
 async def test_a_quota_is_not_enforced_before_its_scope_is_counted(store: StoredRegistry) -> None:
+    """Until all content of a usage scope is counted, its quota does not refuse pushes."""
     await store.usage.configure([ScopeDefinition("quota team/", ("team/",), max_bytes=1)])
     await push_blob(store, NAMES[0], b"12")
     use = await store.usage.scope("quota team/")

@@ -1,4 +1,5 @@
-"""Fills when upstreams break connections, send corrupt bytes or are away, and when processes die."""
+"""How a fill (the download of a blob from an upstream into the cache) copes with faults: broken connections, corrupt
+bytes, an upstream that is down, and workers that stop."""
 
 from __future__ import annotations
 
@@ -25,144 +26,148 @@ from tests.unit.registry.mirror.conftest import (
     MIRRORED_REPO,
     OTHER,
     UPSTREAM_REPO,
-    MirrorStore,
+    MirrorSite,
     MirrorWorker,
-    read,
-    sent_once,
+    assert_each_byte_sent_once,
+    read_to_end,
     source_of_another_worker,
 )
 
 pytestmark = pytest.mark.slow
 
-OTHER_FAR = "library/other"
+OTHER_UPSTREAM_REPO = "library/other"
 SMALL = random.Random(5).randbytes(3 * MIB)
 
 
-async def pull_manifest_of_new_image(site: MirrorStore, worker: MirrorWorker, layer: bytes) -> None:
+async def pull_manifest_of_new_image(site: MirrorSite, worker: MirrorWorker, layer: bytes) -> None:
     """Adds an image with this layer to the upstream, and pulls its manifest."""
-    site.far.add_image(UPSTREAM_REPO, layer)
+    site.upstream.add_image(UPSTREAM_REPO, layer)
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
 
 
 @pytest.mark.parametrize("data", [SMALL, BIG])
-async def test_broken_connections_resume(site: MirrorStore, worker: MirrorWorker, data: bytes) -> None:
-    """A broken connection is resumed where it stopped: no byte is requested twice, and readers notice nothing."""
-    site.far.faults.drops = [MIB, 100_000, 70_000, 500_000]
+async def test_broken_connections_resume(site: MirrorSite, worker: MirrorWorker, data: bytes) -> None:
+    """After a connection breaks, the download resumes at the first missing byte. No byte is sent twice, and readers
+    notice nothing."""
+    site.upstream.faults.drops = [MIB, 100_000, 70_000, 500_000]
     await pull_manifest_of_new_image(site, worker, data)
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(data)) == data
-    sent_once(site, digest_of(data), len(data))
-    assert not site.far.faults.drops
+    assert_each_byte_sent_once(site, digest_of(data), len(data))
+    assert not site.upstream.faults.drops
 
 
-async def test_an_upstream_that_keeps_breaking(site: MirrorStore) -> None:
-    """A fill without new bytes is given up after the stall timeout: its readers get an error, and the stored bytes
-    are kept."""
+async def test_fill_without_progress_fails_after_the_stall_timeout(site: MirrorSite) -> None:
+    """A fill that receives no new bytes is given up after the stall timeout. Its readers get an error, and the bytes
+    that are stored already are kept."""
     site.stall_timeout = 0.5
     async with site.worker() as worker:
         await pull_manifest_of_new_image(site, worker, SMALL)
-        site.far.faults.drops = [MIB, *[0] * 1000]
+        site.upstream.faults.drops = [MIB, *[0] * 1000]
         reader = await worker.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
         with pytest.raises(UpstreamUnavailable):
-            await read(reader)
-        assert 2 < site.far.calls["get blob"] < 10
-        site.far.faults.drops = []
+            await read_to_end(reader)
+        assert 2 < site.upstream.calls["get blob"] < 10
+        site.upstream.faults.drops = []
         assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL)) == SMALL
-        sent_once(site, digest_of(SMALL), len(SMALL))
+        assert_each_byte_sent_once(site, digest_of(SMALL), len(SMALL))
 
 
 @pytest.mark.parametrize("error", [UpstreamUnavailable(), TooManyRequests(retry_after=1)], ids=lambda e: e.code)
-async def test_an_upstream_that_is_started_anew(site: MirrorStore, error: RegistryError) -> None:
+async def test_fill_continues_after_the_upstream_restarts(site: MirrorSite, error: RegistryError) -> None:
     """The fill of a blob that has readers continues when the upstream is back after a restart, however many attempts
     fail meanwhile."""
-    site.stall_timeout = 2.0  # a tenth of a second between two attempts
+    site.stall_timeout = 2.0  # with this timeout, two attempts are a tenth of a second apart
     async with site.worker() as worker:
         await pull_manifest_of_new_image(site, worker, SMALL)
-        gate = site.far.faults.gates[MIB] = threading.Event()
+        gate = site.upstream.faults.gates[MIB] = threading.Event()
         reader = await worker.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
-        reading = asyncio.create_task(read(reader))
-        await wait_until(lambda: site.far.bytes_sent(digest_of(SMALL)) == MIB)
-        site.far.faults.down = error
-        site.far.cut()
+        reading = asyncio.create_task(read_to_end(reader))
+        await wait_until(lambda: site.upstream.bytes_sent(digest_of(SMALL)) == MIB)
+        site.upstream.faults.down = error
+        site.upstream.cut()
         gate.set()
         attempts = 2 if isinstance(error, TooManyRequests) else 10
-        await wait_until(lambda: site.far.calls["get blob"] >= attempts)
-        site.far.faults.down = None
+        await wait_until(lambda: site.upstream.calls["get blob"] >= attempts)
+        site.upstream.faults.down = None  # the upstream is up again
         assert await reading == SMALL
-    sent_once(site, digest_of(SMALL), len(SMALL))
+    assert_each_byte_sent_once(site, digest_of(SMALL), len(SMALL))
 
 
-async def test_a_worker_that_takes_over_waits_for_the_whole_stall_timeout(site: MirrorStore) -> None:
+async def test_a_worker_that_takes_over_waits_for_the_whole_stall_timeout(site: MirrorSite) -> None:
     """A worker that takes over a fill while the upstream is away waits for the whole stall timeout before it gives
     up."""
     site.stall_timeout = 2.0
     leaving_source = FakeSource()
-    leaving_source.blobs, leaving_source.manifests = site.far.blobs, site.far.manifests
-    leaving_source.sent = site.far.sent
+    leaving_source.blobs, leaving_source.manifests = site.upstream.blobs, site.upstream.manifests
+    leaving_source.sent = site.upstream.sent
     leaving_source.faults.gates[MIB] = threading.Event()
-    site.far.faults.down = UpstreamUnavailable()
+    site.upstream.faults.down = UpstreamUnavailable()
     async with site.worker() as staying:
         async with site.worker(leaving_source) as leaving:
-            site.far.add_image(UPSTREAM_REPO, SMALL)
+            site.upstream.add_image(UPSTREAM_REPO, SMALL)
             await leaving.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
             first = await leaving.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
             await wait_until(lambda: leaving_source.bytes_sent(digest_of(SMALL)) == MIB)
             second = await staying.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
-            reading = asyncio.create_task(read(second))
+            reading = asyncio.create_task(read_to_end(second))
             await leaving.mirror.aclose()
             await first.aclose()
-        await wait_until(lambda: site.far.calls["get blob"] >= 6)
-        site.far.faults.down = None
+        await wait_until(lambda: site.upstream.calls["get blob"] >= 6)
+        site.upstream.faults.down = None
         assert await reading == SMALL
-    sent_once(site, digest_of(SMALL), len(SMALL))
+    assert_each_byte_sent_once(site, digest_of(SMALL), len(SMALL))
 
 
 @pytest.mark.parametrize(
     "error", [UpstreamUnavailable(), Denied(), TooManyRequests(retry_after=60), BlobUnknown()], ids=lambda e: e.code
 )
-async def test_errors_before_headers(site: MirrorStore, worker: MirrorWorker, error: RegistryError) -> None:
+async def test_upstream_error_is_raised_before_any_header(
+    site: MirrorSite, worker: MirrorWorker, error: RegistryError
+) -> None:
     """An upstream error in place of a blob is raised before any header is sent. Of these errors, only BlobUnknown
     is cached."""
     await pull_manifest_of_new_image(site, worker, SMALL)
-    site.far.faults.down = error
+    site.upstream.faults.down = error
     with pytest.raises(type(error)):
         await worker.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
-    assert site.far.calls["get blob"] <= 2
-    site.far.faults.down = None
+    assert site.upstream.calls["get blob"] <= 2
+    site.upstream.faults.down = None
     site.clock.now += 61
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL)) == SMALL
 
 
-async def test_wrong_bytes_are_kept_nowhere(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Readers of a corrupt blob get an error before its last byte. The blob is not stored. The next attempt asks
-    another endpoint."""
-    site.far.endpoints = ("https://one", "https://two")
-    site.far.faults.corrupt = {"https://one"}
+async def test_corrupt_blob_is_not_stored(site: MirrorSite, worker: MirrorWorker) -> None:
+    """Readers of a corrupt blob get an error instead of its last byte, and the blob is not stored. The next attempt
+    downloads the blob from another endpoint of the upstream."""
+    site.upstream.endpoints = ("https://one", "https://two")
+    site.upstream.faults.corrupt = {"https://one"}
     await pull_manifest_of_new_image(site, worker, SMALL)
     digest = digest_of(SMALL)
-    gate = site.far.faults.gates[MIB] = threading.Event()
+    gate = site.upstream.faults.gates[MIB] = threading.Event()
     readers = [await worker.mirror.open_blob(MIRRORED_REPO, digest, span) for span in (None, Span(10), Span(-1))]
-    reading = [asyncio.create_task(read(reader)) for reader in readers]
+    reading = [asyncio.create_task(read_to_end(reader)) for reader in readers]
     gate.set()
-    ends = await asyncio.gather(*reading, return_exceptions=True)
-    assert all(isinstance(end, DigestInvalid) for end in ends)
+    outcomes = await asyncio.gather(*reading, return_exceptions=True)
+    assert all(isinstance(outcome, DigestInvalid) for outcome in outcomes)
     with pytest.raises(BlobUnknown):
         await worker.store.open_blob(MIRRORED_REPO, digest)
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest) == SMALL
 
 
-async def test_wrong_bytes_of_a_small_blob(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A small blob is verified before it is served, so the client does not notice corrupt bytes."""
-    site.far.endpoints = ("https://one", "https://two")
-    site.far.faults.corrupt = {"https://one"}
+async def test_corrupt_small_blob_is_fetched_again_before_it_is_served(site: MirrorSite, worker: MirrorWorker) -> None:
+    """The digest of a small blob is checked before the blob is served. If its bytes are corrupt, they are fetched from
+    another endpoint, and the client gets no error."""
+    site.upstream.endpoints = ("https://one", "https://two")
+    site.upstream.faults.corrupt = {"https://one"}
     await pull_manifest_of_new_image(site, worker, b"a small layer")
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"a small layer")) == b"a small layer"
 
 
-async def test_only_wrong_bytes(site: MirrorStore) -> None:
+async def test_pause_grows_while_an_upstream_sends_only_corrupt_bytes(site: MirrorSite) -> None:
     """If an upstream sends only corrupt bytes, the fill is repeated once. After that, no worker requests the blob from
     the upstream until a pause has ended. Each fetch with corrupt bytes makes the next pause longer, up to 30 seconds.
     The error names the endpoint and the blob, and says when to retry."""
-    site.far.faults.corrupt = {"https://one"}
+    site.upstream.faults.corrupt = {"https://one"}
     digest = digest_of(b"a small layer")
     async with site.worker() as worker, site.worker() as other:
         await pull_manifest_of_new_image(site, worker, b"a small layer")
@@ -171,43 +176,46 @@ async def test_only_wrong_bytes(site: MirrorStore) -> None:
                 with pytest.raises(UpstreamUnavailable, match=rf"docker\.io \(https://one\).*{digest}") as raised:
                     await mirror.open_blob(MIRRORED_REPO, digest)
                 assert raised.value.retry_after == pause
-            assert site.far.calls["get blob"] == fetches
+            assert site.upstream.calls["get blob"] == fetches
             site.clock.now += pause
-        site.far.faults.corrupt = set()
+        site.upstream.faults.corrupt = set()
         assert await read_blob(worker.mirror, MIRRORED_REPO, digest) == b"a small layer"
 
 
-async def test_only_wrong_bytes_while_the_other_endpoint_is_away(site: MirrorStore, worker: MirrorWorker) -> None:
-    """No bytes are requested from a paused endpoint before its pause is over, even if the other endpoint is down."""
-    site.far.endpoints, site.far.faults.away = ("https://one", "https://two"), {"https://two"}
-    site.far.faults.corrupt = {"https://one"}
+async def test_paused_endpoint_is_not_used_even_if_the_other_one_is_down(
+    site: MirrorSite, worker: MirrorWorker
+) -> None:
+    """An endpoint that sent corrupt bytes is paused. Until the pause is over, no bytes are requested from this
+    endpoint, even if the upstream's other endpoint is down."""
+    site.upstream.endpoints, site.upstream.faults.away = ("https://one", "https://two"), {"https://two"}
+    site.upstream.faults.corrupt = {"https://one"}
     await pull_manifest_of_new_image(site, worker, SMALL)
     for _ in range(2):
         with pytest.raises(DigestInvalid):
             await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL))
-    site.far.sent.clear()
+    site.upstream.sent.clear()
     for _ in range(3):
         with pytest.raises(UpstreamUnavailable, match=r"docker\.io \(https://one\) sent wrong bytes") as raised:
             await worker.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
         assert raised.value.retry_after == 2
-    assert site.far.sent == {}
-    site.far.faults.away = set()
+    assert site.upstream.sent == {}
+    site.upstream.faults.away = set()
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL)) == SMALL
 
 
-async def test_wrong_bytes_are_forgotten(site: MirrorStore, worker: MirrorWorker) -> None:
+async def test_record_of_corrupt_bytes_expires_or_can_be_deleted(site: MirrorSite, worker: MirrorWorker) -> None:
     """The record that an endpoint sent corrupt bytes is deleted after some time, or on request."""
-    site.far.faults.corrupt = {"https://one"}
+    site.upstream.faults.corrupt = {"https://one"}
     layers = [b"a small layer", b"another"]
-    site.far.add_image(UPSTREAM_REPO, *layers)
+    site.upstream.add_image(UPSTREAM_REPO, *layers)
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
     for layer in layers:
         with pytest.raises(UpstreamUnavailable, match="wrong bytes"):
             await worker.mirror.open_blob(MIRRORED_REPO, digest_of(layer))
-    site.far.faults.corrupt = set()
-    found = [digest_of(layers[0]), digest_of(b"something else")]
-    assert await worker.store.records.forget_bad_senders("docker.io", found) == 1
-    assert await read_blob(worker.mirror, MIRRORED_REPO, found[0]) == layers[0]
+    site.upstream.faults.corrupt = set()
+    forgotten = [digest_of(layers[0]), digest_of(b"something else")]
+    assert await worker.store.records.forget_bad_senders("docker.io", forgotten) == 1
+    assert await read_blob(worker.mirror, MIRRORED_REPO, forgotten[0]) == layers[0]
     with pytest.raises(UpstreamUnavailable, match="wrong bytes"):
         await worker.mirror.open_blob(MIRRORED_REPO, digest_of(layers[1]))
     site.clock.now += 601
@@ -215,38 +223,40 @@ async def test_wrong_bytes_are_forgotten(site: MirrorStore, worker: MirrorWorker
 
 
 @pytest.mark.parametrize("follows", [False, True])
-async def test_a_reader_can_ask_again_after_wrong_bytes(site: MirrorStore, worker: MirrorWorker, follows: bool) -> None:
-    """When a reader of any worker gets the error for corrupt bytes, the fill has ended in that worker, and the next
-    open starts a new one."""
+async def test_client_can_retry_at_once_after_corrupt_bytes(
+    site: MirrorSite, worker: MirrorWorker, follows: bool
+) -> None:
+    """When a reader gets the error for corrupt bytes, the fill has ended in the reader's worker. If the client opens
+    the blob again, a new fill starts. `follows`: the reader is in a worker that follows the fill of another worker."""
     await pull_manifest_of_new_image(site, worker, SMALL)
-    site.far.faults.corrupt = {"https://one"}
-    gate = site.far.faults.gates[len(SMALL) - 1] = threading.Event()
+    site.upstream.faults.corrupt = {"https://one"}
+    gate = site.upstream.faults.gates[len(SMALL) - 1] = threading.Event()
     async with site.worker(source_of_another_worker(site)) as other:
         readers = [await each.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL)) for each in (worker, other)]
-        await wait_until(lambda: site.far.bytes_sent(digest_of(SMALL)) > 2 * MIB)
+        await wait_until(lambda: site.upstream.bytes_sent(digest_of(SMALL)) > 2 * MIB)
         site.disk.pause = 0.05  # commits are slow, so the error comes some time after the last byte
 
-        async def ask_again() -> bytes:
+        async def retry_after_error() -> bytes:
             with pytest.raises(DigestInvalid):
                 await readers[follows].readable_until(len(SMALL) - 1)
-            site.far.faults.corrupt = set()
+            site.upstream.faults.corrupt = set()
             return await read_blob((worker, other)[follows].mirror, MIRRORED_REPO, digest_of(SMALL))
 
-        asking = asyncio.create_task(ask_again())
+        retrying = asyncio.create_task(retry_after_error())
         await asyncio.sleep(0)
         gate.set()
-        assert await asking == SMALL
+        assert await retrying == SMALL
         for reader in readers:
             await reader.aclose()
 
 
-async def test_a_manifest_that_names_another_size(site: MirrorStore, worker: MirrorWorker) -> None:
-    """While a manifest states a wrong size for a blob, opening the blob raises an error. After the pull of a manifest
-    with the right size, the blob can be read."""
-    real = site.far.add_blob(UPSTREAM_REPO, BIG)
+async def test_wrong_size_in_a_manifest(site: MirrorSite, worker: MirrorWorker) -> None:
+    """If the manifest that was pulled last states a wrong size for a blob, opening the blob raises an error. After a
+    manifest with the right size was pulled, the blob can be read."""
+    right_descriptor = site.upstream.add_blob(UPSTREAM_REPO, BIG)
     for size in (9 * MIB, len(BIG) + 1, 100):
-        wrong = image_of(site.far.add_blob(UPSTREAM_REPO, b"{}"), [replace(real, size=size)])
-        site.far.add_manifest(UPSTREAM_REPO, wrong, "wrong")
+        wrong_manifest = image_of(site.upstream.add_blob(UPSTREAM_REPO, b"{}"), [replace(right_descriptor, size=size)])
+        site.upstream.add_manifest(UPSTREAM_REPO, wrong_manifest, "wrong")
         site.clock.now += 3600
         await worker.mirror.get_manifest(MIRRORED_REPO, Tag("wrong"))
         with pytest.raises(UpstreamUnavailable, match="bytes were expected"):
@@ -256,38 +266,41 @@ async def test_a_manifest_that_names_another_size(site: MirrorStore, worker: Mir
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
 
 
-async def test_a_wrong_size_does_not_delay_other_readers(site: MirrorStore, worker: MirrorWorker) -> None:
-    """If an image states a wrong size for a blob, no stored bytes are deleted and no other reader is delayed, also
-    while the upstream does not answer."""
+async def test_a_wrong_size_does_not_delay_other_readers(site: MirrorSite, worker: MirrorWorker) -> None:
+    """If an image states a wrong size for a blob, the stored part of the blob is not deleted. Readers that use the
+    right size are not delayed, even while the request with the wrong size waits for the upstream."""
     await pull_manifest_of_new_image(site, worker, BIG)
-    gate = site.far.faults.gates[5 * MIB] = threading.Event()
+    gate = site.upstream.faults.gates[5 * MIB] = threading.Event()
     async with site.worker() as other:
         reader = await other.mirror.open_blob(MIRRORED_REPO, DIGEST)
-        await wait_until(lambda: site.far.bytes_sent(DIGEST) >= 5 * MIB)
+        await wait_until(lambda: site.upstream.bytes_sent(DIGEST) >= 5 * MIB)
         await other.mirror.aclose()
         await reader.aclose()
-    site.far.closed = False
+    site.upstream.closed = False
     gate.set()
-    wrong = image_of(site.far.add_blob(OTHER_FAR, b"{}"), [replace(site.far.add_blob(OTHER_FAR, BIG), size=9 * MIB)])
-    site.far.add_manifest(OTHER_FAR, wrong, "1")
+    wrong_manifest = image_of(
+        site.upstream.add_blob(OTHER_UPSTREAM_REPO, b"{}"),
+        [replace(site.upstream.add_blob(OTHER_UPSTREAM_REPO, BIG), size=9 * MIB)],
+    )
+    site.upstream.add_manifest(OTHER_UPSTREAM_REPO, wrong_manifest, "1")
     await worker.mirror.get_manifest(OTHER, Tag("1"))
-    stall = site.far.faults.stall = asyncio.Event()
+    stall = site.upstream.faults.stall = asyncio.Event()
     waiting = asyncio.create_task(worker.mirror.open_blob(OTHER, DIGEST))
-    await wait_until(lambda: site.far.calls["get blob"] > 0 and bool(worker.mirror.running_fills))
-    site.far.faults.stall = None
+    await wait_until(lambda: site.upstream.calls["get blob"] > 0 and bool(worker.mirror.running_fills))
+    site.upstream.faults.stall = None
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
-    sent_once(site, DIGEST, len(BIG))
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
     stall.set()
     with pytest.raises(UpstreamUnavailable, match="bytes were expected"):
         await waiting
 
 
-async def test_another_worker_takes_over(site: MirrorStore) -> None:
-    """When the worker that owns a fill ends, a reader of another worker continues, and no stored byte is fetched
-    again."""
+async def test_another_worker_takes_over_a_fill(site: MirrorSite) -> None:
+    """When the worker that owns a fill stops, another worker that has a reader continues the fill. No stored byte is
+    fetched again."""
     leaving_source = FakeSource()
-    leaving_source.blobs, leaving_source.manifests = site.far.blobs, site.far.manifests
-    leaving_source.sent = site.far.sent
+    leaving_source.blobs, leaving_source.manifests = site.upstream.blobs, site.upstream.manifests
+    leaving_source.sent = site.upstream.sent
     gate = leaving_source.faults.gates[5 * MIB] = threading.Event()
     async with site.worker() as staying:
         await pull_manifest_of_new_image(site, staying, BIG)
@@ -302,9 +315,9 @@ async def test_another_worker_takes_over(site: MirrorStore) -> None:
                 at = await first.readable_until(at)
             second = await staying.mirror.open_blob(MIRRORED_REPO, DIGEST)
             assert await second.readable_until(0) >= 5 * MIB
-            reading = asyncio.create_task(read(second))
+            reading = asyncio.create_task(read_to_end(second))
             await leaving.aclose()
             await first.aclose()
         gate.set()
         assert await reading == BIG
-    sent_once(site, DIGEST, len(BIG))
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))

@@ -1,4 +1,5 @@
-"""What the workers of one server know about each other's fills."""
+"""How the worker processes of a server share fills. A fill is the download of a blob from an upstream into the cache.
+One worker owns the fill. Other workers follow it: they serve the bytes that the owner has stored."""
 
 from __future__ import annotations
 
@@ -31,10 +32,10 @@ from tests.unit.registry.mirror.conftest import (
     MIRRORED_REPO,
     OTHER,
     UPSTREAM_REPO,
-    MirrorStore,
+    MirrorSite,
     MirrorWorker,
-    read,
-    sent_once,
+    assert_each_byte_sent_once,
+    read_to_end,
     source_of_another_worker,
 )
 
@@ -44,150 +45,158 @@ FIRST = b"a first layer"
 TAG = Tag("1")
 
 
-async def take(worker: MirrorWorker, stack: AsyncExitStack, count: int) -> None:
-    """Takes `count` connections, as other fills would."""
+async def take_connections(worker: MirrorWorker, stack: AsyncExitStack, count: int) -> None:
+    """Takes `count` of the 4 upstream connections, as other fills would."""
     for _ in range(count):
         assert await stack.enter_async_context(worker.store.leases.try_slot("upstream-docker.io", 4))
 
 
-async def prefetched(site: MirrorStore, worker: MirrorWorker) -> threading.Event:
-    """Prefetches a layer that no client has requested. Its second MiB arrives once the event is set."""
-    site.far.add_image(UPSTREAM_REPO, FIRST, BIG)
+async def begin_prefetch(site: MirrorSite, worker: MirrorWorker) -> threading.Event:
+    """Starts the prefetch of a layer that no client has requested. Only its first MiB arrives until the returned event
+    is set."""
+    site.upstream.add_image(UPSTREAM_REPO, FIRST, BIG)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-    gate = site.far.faults.gates[MIB] = threading.Event()
+    gate = site.upstream.faults.gates[MIB] = threading.Event()
     await read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST))
-    await wait_until(lambda: site.far.bytes_sent(DIGEST) == MIB)
+    await wait_until(lambda: site.upstream.bytes_sent(DIGEST) == MIB)
     return gate
 
 
-async def test_a_prefetch_becomes_urgent_when_another_worker_reads_it(site: MirrorStore) -> None:
-    """If a client of another worker requests a layer that is being prefetched, the prefetching worker treats the layer
-    as requested, even if few connections are left."""
+async def test_a_prefetch_becomes_urgent_when_another_worker_reads_it(site: MirrorSite) -> None:
+    """A prefetch does not use the last free connections to the upstream. If a client of another worker requests the
+    layer, the prefetching worker treats the layer as requested and completes it even over the last connection."""
     site.configure(prefetch="layers")
-    async with site.worker() as one, site.worker(source_of_another_worker(site)) as two, AsyncExitStack() as stack:
-        gate = await prefetched(site, one)
-        await take(one, stack, 3)
-        reader = await two.mirror.open_blob(MIRRORED_REPO, DIGEST)
+    async with (
+        site.worker() as worker_1,
+        site.worker(source_of_another_worker(site)) as worker_2,
+        AsyncExitStack() as stack,
+    ):
+        gate = await begin_prefetch(site, worker_1)
+        await take_connections(worker_1, stack, 3)
+        reader = await worker_2.mirror.open_blob(MIRRORED_REPO, DIGEST)
         gate.set()
         async with asyncio.timeout(60):
-            assert await read(reader) == BIG
-    sent_once(site, DIGEST, len(BIG))
+            assert await read_to_end(reader) == BIG
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_a_prefetch_that_only_another_worker_reads_is_completed(site: MirrorStore) -> None:
-    """A prefetched layer is fetched to its end if only clients of another worker read it."""
+async def test_a_prefetch_that_only_another_worker_reads_is_completed(site: MirrorSite) -> None:
+    """A worker prefetches a layer that only a client of another worker reads. The worker fetches the layer to its end,
+    although the pull in this worker is over."""
     site.configure(prefetch="layers")
     other = source_of_another_worker(site)
-    async with site.worker() as one, site.worker(other) as two:
-        gate = await prefetched(site, one)
-        reader = await two.mirror.open_blob(MIRRORED_REPO, DIGEST)
+    async with site.worker() as worker_1, site.worker(other) as worker_2:
+        gate = await begin_prefetch(site, worker_1)
+        reader = await worker_2.mirror.open_blob(MIRRORED_REPO, DIGEST)
         site.monotonic.now += PULL_IDLE_SECONDS + 1
         gate.set()
-        assert await read(reader) == BIG
+        assert await read_to_end(reader) == BIG
         assert other.calls["get blob"] == 0
-    sent_once(site, DIGEST, len(BIG))
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_followers_are_answered_while_the_fill_waits_for_a_connection(site: MirrorStore) -> None:
-    """While a fill waits for a connection, clients of every worker are answered in time. The blob follows when there is
-    a connection."""
+async def test_followers_are_answered_while_the_fill_waits_for_a_connection(site: MirrorSite) -> None:
+    """While a fill waits for a free connection, clients of every worker get the headers of the response in time. The
+    bytes follow when a connection is free."""
     site.start_timeout = 0.2
-    site.far.add_image(UPSTREAM_REPO, BIG)
-    async with site.worker() as one, site.worker(source_of_another_worker(site)) as two:
-        await one.mirror.get_manifest(MIRRORED_REPO, TAG)
+    site.upstream.add_image(UPSTREAM_REPO, BIG)
+    async with site.worker() as worker_1, site.worker(source_of_another_worker(site)) as worker_2:
+        await worker_1.mirror.get_manifest(MIRRORED_REPO, TAG)
         async with AsyncExitStack() as stack:
-            await take(one, stack, 4)
-            readers = [await worker.mirror.open_blob(MIRRORED_REPO, DIGEST) for worker in (one, two)]
-        assert await asyncio.gather(*map(read, readers)) == [BIG, BIG]
-    sent_once(site, DIGEST, len(BIG))
+            await take_connections(worker_1, stack, 4)
+            readers = [await worker.mirror.open_blob(MIRRORED_REPO, DIGEST) for worker in (worker_1, worker_2)]
+        assert await asyncio.gather(*map(read_to_end, readers)) == [BIG, BIG]
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_followers_get_an_error_if_the_upstream_does_not_answer(site: MirrorStore) -> None:
-    """When the upstream does not answer a request, clients of all workers get an error in time."""
+async def test_followers_get_an_error_if_the_upstream_does_not_answer(site: MirrorSite) -> None:
+    """If the upstream does not answer the request for a blob, clients of all workers get an error after the start
+    timeout."""
     site.start_timeout = 0.2
-    site.far.add_image(UPSTREAM_REPO, BIG)
-    stall = site.far.faults.stall = asyncio.Event()
-    async with site.worker() as one, site.worker(source_of_another_worker(site)) as two:
-        await one.mirror.get_manifest(MIRRORED_REPO, TAG)
-        for worker in (one, two):
+    site.upstream.add_image(UPSTREAM_REPO, BIG)
+    stall = site.upstream.faults.stall = asyncio.Event()
+    async with site.worker() as worker_1, site.worker(source_of_another_worker(site)) as worker_2:
+        await worker_1.mirror.get_manifest(MIRRORED_REPO, TAG)
+        for worker in (worker_1, worker_2):
             with pytest.raises(UpstreamTimeout):
                 await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
     stall.set()
     site.start_timeout = 30.0
-    async with site.worker(source_of_another_worker(site)) as patient:
-        assert await read_blob(patient.mirror, MIRRORED_REPO, DIGEST) == BIG
+    async with site.worker(source_of_another_worker(site)) as later_worker:
+        assert await read_blob(later_worker.mirror, MIRRORED_REPO, DIGEST) == BIG
 
 
-async def test_an_owner_that_gives_up_tells_its_followers(site: MirrorStore) -> None:
-    """When the owner gives up, readers of all workers fail at once instead of trying for as long themselves. A later
-    request is a new attempt."""
+async def test_followers_fail_at_once_when_the_owner_gives_up(site: MirrorSite) -> None:
+    """When the owner of a fill gives up, the readers of all workers get its error at once. Their workers do not start
+    attempts of their own. A later request starts a new attempt."""
     site.stall_timeout = 1.0
-    site.far.add_image(UPSTREAM_REPO, BIG)
-    others = [source_of_another_worker(site) for _ in range(3)]
+    site.upstream.add_image(UPSTREAM_REPO, BIG)
+    other_sources = [source_of_another_worker(site) for _ in range(3)]
     async with AsyncExitStack() as stack:
         owner = await stack.enter_async_context(site.worker())
-        workers = [await stack.enter_async_context(site.worker(far)) for far in others]
+        workers = [await stack.enter_async_context(site.worker(upstream)) for upstream in other_sources]
         await owner.mirror.get_manifest(MIRRORED_REPO, TAG)
-        site.far.faults.drops = [MIB, *[0] * 1000]
+        site.upstream.faults.drops = [MIB, *[0] * 1000]
         readers = [await worker.mirror.open_blob(MIRRORED_REPO, DIGEST) for worker in (owner, *workers)]
-        ends = await asyncio.gather(*map(read, readers), return_exceptions=True)
-        assert [type(end) for end in ends] == [UpstreamUnavailable] * 4
-        assert {str(end) for end in ends} == {"the connection broke"}
-        assert [far.calls["get blob"] for far in others] == [0, 0, 0]
-        site.far.faults.drops = []
+        outcomes = await asyncio.gather(*map(read_to_end, readers), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [UpstreamUnavailable] * 4
+        assert {str(outcome) for outcome in outcomes} == {"the connection broke"}
+        assert [upstream.calls["get blob"] for upstream in other_sources] == [0, 0, 0]
+        site.upstream.faults.drops = []
         assert await read_blob(workers[0].mirror, MIRRORED_REPO, DIGEST) == BIG
-        assert others[0].calls["get blob"] > 0
-    sent_once(site, DIGEST, len(BIG))
+        assert other_sources[0].calls["get blob"] > 0
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_a_failure_for_one_repository_does_not_count_for_another(site: MirrorStore) -> None:
-    """If the owner of a fill fails for its repository, a follower for another repository takes over."""
+async def test_a_failure_for_one_repository_does_not_count_for_another(site: MirrorSite) -> None:
+    """If the owner of a fill fails, a follower that reads the blob from another repository takes over the fill."""
     site.stall_timeout = 0.5
-    site.far.add_image(UPSTREAM_REPO, BIG)
-    site.far.add_image("library/other", BIG)
+    site.upstream.add_image(UPSTREAM_REPO, BIG)
+    site.upstream.add_image("library/other", BIG)
     other = source_of_another_worker(site)
-    async with site.worker() as one, site.worker(other) as two:
-        await one.mirror.get_manifest(MIRRORED_REPO, TAG)
-        await two.mirror.get_manifest(OTHER, TAG)
-        site.far.faults.drops = [MIB, *[0] * 20]
-        first = await one.mirror.open_blob(MIRRORED_REPO, DIGEST)
-        second = await two.mirror.open_blob(OTHER, DIGEST)
-        reading = asyncio.create_task(read(second))
+    async with site.worker() as worker_1, site.worker(other) as worker_2:
+        await worker_1.mirror.get_manifest(MIRRORED_REPO, TAG)
+        await worker_2.mirror.get_manifest(OTHER, TAG)
+        site.upstream.faults.drops = [MIB, *[0] * 20]
+        first = await worker_1.mirror.open_blob(MIRRORED_REPO, DIGEST)
+        second = await worker_2.mirror.open_blob(OTHER, DIGEST)
+        reading = asyncio.create_task(read_to_end(second))
         with pytest.raises(UpstreamUnavailable):
-            await read(first)
-        site.far.faults.drops.clear()
+            await read_to_end(first)
+        site.upstream.faults.drops.clear()
         assert await reading == BIG
-    sent_once(site, DIGEST, len(BIG))
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
-async def test_wrong_bytes_are_fetched_once(site: MirrorStore) -> None:
-    """All workers know who sent corrupt bytes before their readers retry: no worker asks that endpoint again."""
-    site.far.endpoints = ("https://one", "https://two")
-    site.far.faults.corrupt = {"https://one"}
-    site.far.add_image(UPSTREAM_REPO, BIG)
+async def test_all_workers_avoid_an_endpoint_that_sent_corrupt_bytes(site: MirrorSite) -> None:
+    """Before the readers of a corrupt blob can retry, the endpoint that sent the corrupt bytes is recorded for all
+    workers. No worker requests the blob from this endpoint again."""
+    site.upstream.endpoints = ("https://one", "https://two")
+    site.upstream.faults.corrupt = {"https://one"}
+    site.upstream.add_image(UPSTREAM_REPO, BIG)
     async with AsyncExitStack() as stack:
         workers = [await stack.enter_async_context(site.worker(source_of_another_worker(site))) for _ in range(4)]
         await workers[0].mirror.get_manifest(MIRRORED_REPO, TAG)
-        gate = site.far.faults.gates[MIB] = threading.Event()
+        gate = site.upstream.faults.gates[MIB] = threading.Event()
         readers = [await worker.mirror.open_blob(MIRRORED_REPO, DIGEST) for worker in workers]
-        reading = [asyncio.create_task(read(reader)) for reader in readers]
+        reading = [asyncio.create_task(read_to_end(reader)) for reader in readers]
         gate.set()
-        ends = await asyncio.gather(*reading, return_exceptions=True)
-        assert [type(end) for end in ends] == [DigestInvalid] * 4
-        site.far.sent[DIGEST].clear()
+        outcomes = await asyncio.gather(*reading, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [DigestInvalid] * 4
+        site.upstream.sent[DIGEST].clear()
         got = await asyncio.gather(*(read_blob(worker.mirror, MIRRORED_REPO, DIGEST) for worker in workers))
         assert got == [BIG] * 4
-    sent_once(site, DIGEST, len(BIG))
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
 @pytest.mark.parametrize("full", [True, False])
-async def test_a_start_on_a_full_disk_warms_nothing(
+async def test_a_server_on_a_full_disk_does_not_warm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
 ) -> None:
-    """A service that opened its database read-only does not take the lease for warming, because the service that
-    replaces it later needs this lease."""
+    """On a full disk, the database is opened read-only. A service in this state does not warm its cache (pull
+    configured images in advance): it would take a lease that the service which replaces it needs."""
 
-    def without_room(*args: Any, immutable: Any = None, **more: Any) -> Any:
+    def open_on_full_disk(*args: Any, immutable: Any = None, **more: Any) -> Any:
         if full and immutable is None:
             raise apsw.FullError("database or disk is full")
         return SqliteDatabase(*args, immutable=immutable, **more)
@@ -200,24 +209,24 @@ async def test_a_start_on_a_full_disk_warms_nothing(
         }
     )
     prepare_data_dir(settings.data)
-    monkeypatch.setattr("storage.composition.SqliteDatabase", without_room)
+    monkeypatch.setattr("storage.composition.SqliteDatabase", open_on_full_disk)
     async with open_backend(settings, serving=True, may_open_read_only=True) as backend:
         assert backend.store.is_read_only == full
-        rounds = [task for task in asyncio.all_tasks() if "_rounds" in repr(task.get_coro())]
-        assert len(rounds) == (0 if full else 1)
+        warming_tasks = [task for task in asyncio.all_tasks() if "_rounds" in repr(task.get_coro())]
+        assert len(warming_tasks) == (0 if full else 1)
 
 
 @pytest.fixture
-def partial_files(site: MirrorStore) -> Callable[[], list[str]]:
-    """Returns the names of the files of partial blobs."""
+def partial_files(site: MirrorSite) -> Callable[[], list[str]]:
+    """Returns a function that lists the files of partial blobs (blobs that are not complete yet)."""
     return lambda: sorted(os.listdir(site.data / "partials"))
 
 
 async def test_a_blob_that_another_worker_has_just_stored(
-    site: MirrorStore, monkeypatch: pytest.MonkeyPatch, partial_files: Callable[[], list[str]]
+    site: MirrorSite, monkeypatch: pytest.MonkeyPatch, partial_files: Callable[[], list[str]]
 ) -> None:
-    """A worker that claims a blob just after another one has stored it leaves no partial blob behind."""
-    site.far.add_image(UPSTREAM_REPO, FIRST)
+    """If a worker claims a blob just after another worker has stored this blob, no partial blob is left behind."""
+    site.upstream.add_image(UPSTREAM_REPO, FIRST)
     async with site.worker() as early, site.worker(source_of_another_worker(site)) as late:
         is_claiming, may_claim = asyncio.Event(), asyncio.Event()
         claim = late.store.partials.claim
@@ -235,14 +244,13 @@ async def test_a_blob_that_another_worker_has_just_stored(
         may_claim.set()
         assert await reading == FIRST
         assert partial_files() == []
-    sent_once(site, digest_of(FIRST), len(FIRST))
+    assert_each_byte_sent_once(site, digest_of(FIRST), len(FIRST))
 
 
-async def test_a_follower_of_a_discarded_partial_blob(
-    site: MirrorStore, partial_files: Callable[[], list[str]]
-) -> None:
-    """A worker that waits for a partial blob which its owner discards claims the blob anew."""
-    site.far.add_image(UPSTREAM_REPO, FIRST)
+async def test_a_follower_of_a_discarded_partial_blob(site: MirrorSite, partial_files: Callable[[], list[str]]) -> None:
+    """A worker waits for a partial blob that another worker owns. If the owner discards the partial blob, the waiting
+    worker claims the blob itself and fetches it."""
+    site.upstream.add_image(UPSTREAM_REPO, FIRST)
     async with site.worker() as worker, open_registry(site.data) as other:
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
         owner = await other.partials.claim(digest_of(FIRST), len(FIRST), "docker.io")

@@ -1,4 +1,4 @@
-"""How long a blob's download is retried."""
+"""How long, and at which intervals, the download of a blob from an upstream is retried."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from storage.errors import RegistryError, TooManyRequests, UpstreamTimeout, Upst
 
 
 def attempts(
-    breaks: RetryPolicy, error: RegistryError, *, has_response: bool, received: int = 0, now: float = 0.0
+    policy: RetryPolicy, error: RegistryError, *, has_response: bool, received: int = 0, now: float = 0.0
 ) -> list[float]:
-    """Returns the times of all attempts, if each fails at once. The last value is the time at which the download is
-    given up."""
+    """Returns the times of all retries, in seconds, if each retry fails at once. The last value is repeated: it is the
+    time at which the download is given up."""
     times = []
-    while breaks.should_retry(error, now, received, has_response=has_response):
-        assert breaks.resume_at > now
-        now = breaks.resume_at
+    while policy.should_retry(error, now, received, has_response=has_response):
+        assert policy.resume_at > now
+        now = policy.resume_at
         times.append(now)
     return [*times, now]
 
@@ -28,34 +28,34 @@ def test_a_download_that_has_begun_is_retried_until_the_stall_timeout() -> None:
     in all. This is longer than a restart of an upstream and the first pause of a circuit breaker."""
     times = attempts(RetryPolicy(), UpstreamUnavailable(), has_response=True)
     assert times[0] == 0.1
-    assert max(two - one for one, two in pairwise(times)) == pytest.approx(LONGEST_RETRY_SECONDS)
+    assert max(following - time for time, following in pairwise(times)) == pytest.approx(LONGEST_RETRY_SECONDS)
     assert STALL_TIMEOUT_SECONDS - LONGEST_RETRY_SECONDS < times[-1] <= STALL_TIMEOUT_SECONDS
 
 
 def test_progress_starts_the_time_anew() -> None:
-    """Progress restarts the stall timeout. A few bytes are not enough for that."""
-    breaks, error = RetryPolicy(), UpstreamUnavailable()
-    assert breaks.should_retry(error, 0.0, 0, has_response=True)
-    assert breaks.should_retry(error, 40.0, MIN_PROGRESS_BYTES, has_response=True)
-    assert breaks.should_retry(error, 80.0, MIN_PROGRESS_BYTES + 100, has_response=True)
-    assert not breaks.should_retry(error, 90.0, MIN_PROGRESS_BYTES + 200, has_response=True)
+    """Progress restarts the stall timeout. A few bytes do not count as progress."""
+    policy, error = RetryPolicy(), UpstreamUnavailable()
+    assert policy.should_retry(error, 0.0, 0, has_response=True)
+    assert policy.should_retry(error, 40.0, MIN_PROGRESS_BYTES, has_response=True)
+    assert policy.should_retry(error, 80.0, MIN_PROGRESS_BYTES + 100, has_response=True)
+    assert not policy.should_retry(error, 90.0, MIN_PROGRESS_BYTES + 200, has_response=True)
 
 
 def test_a_short_retry_after_is_waited_for() -> None:
-    """If Retry-After ends before the stall timeout, the retry waits until then. Otherwise the download is given up at
-    once."""
-    breaks = RetryPolicy()
-    assert breaks.should_retry(TooManyRequests(retry_after=20), 0.0, 0, has_response=True)
-    assert breaks.resume_at == 20.0
-    assert not breaks.should_retry(TooManyRequests(retry_after=30), 20.0, 0, has_response=True)
+    """If the time in a Retry-After header ends before the stall timeout, the download waits for it and retries.
+    Otherwise the download is given up at once."""
+    policy = RetryPolicy()
+    assert policy.should_retry(TooManyRequests(retry_after=20), 0.0, 0, has_response=True)
+    assert policy.resume_at == 20.0
+    assert not policy.should_retry(TooManyRequests(retry_after=30), 20.0, 0, has_response=True)
     assert not RetryPolicy().should_retry(TooManyRequests(retry_after=60), 0.0, 0, has_response=True)
     assert not RetryPolicy().should_retry(TooManyRequests(retry_after=5), 0.0, 0, has_response=False)
 
 
 @pytest.mark.parametrize(("error", "most"), [(UpstreamUnavailable(), 2), (UpstreamTimeout(), 1)])
 def test_a_download_without_a_first_byte_is_given_up_soon(error: RegistryError, most: int) -> None:
-    """Before the first byte has arrived, the download is given up soon, because the client can then use another
-    source."""
+    """If no byte has arrived, the download is given up after at most one retry, because the client can still use
+    another registry."""
     times = attempts(RetryPolicy(), error, has_response=False)
     assert len(times) == most
     assert times[-1] < 0.5

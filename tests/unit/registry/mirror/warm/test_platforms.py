@@ -1,4 +1,4 @@
-"""Which entries of an index match a platform."""
+"""Which manifests of an image index are chosen for a platform such as linux/arm64/v8."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from registry.mirror.warm.targets import Platform, choose_manifests, platform_na
 from storage.content import OCI_MANIFEST, Descriptor, digest_of
 
 
-def entry(text: str) -> Descriptor:
+def index_entry(text: str) -> Descriptor:
+    """Returns an entry of an index for the platform "os/architecture/variant"; without a platform if `text` is
+    empty."""
     platform = dict(zip(("os", "architecture", "variant"), text.split("/"), strict=False)) if text else None
     return Descriptor(OCI_MANIFEST, digest_of(text.encode()), 2, platform=platform)
 
 
-HUB = [
-    entry(text)
+INDEX_ENTRIES = [
+    index_entry(text)
     for text in (
         "linux/amd64",
         "linux/arm/v6",
@@ -28,7 +30,7 @@ HUB = [
 
 
 @pytest.mark.parametrize(
-    ("wanted", "found"),
+    ("platform", "expected"),
     [
         ("linux/amd64", ["linux/amd64"]),
         ("linux/amd64/v1", ["linux/amd64"]),
@@ -41,33 +43,38 @@ HUB = [
         ("linux/arm/v5", []),
     ],
 )
-def test_the_entries_of_a_platform(wanted: str, found: list[str]) -> None:
-    """A missing variant, in the requested platform or in the index, means the usual variant."""
-    chosen, missing = choose_manifests(HUB, [Platform.parse(wanted)])
-    assert [platform_name(each) for each in chosen] == found
-    assert [str(each) for each in missing] == ([] if found else [wanted])
+def test_entries_for_a_platform(platform: str, expected: list[str]) -> None:
+    """A platform without a variant, in the request or in the index, means the usual variant of its architecture."""
+    chosen, missing = choose_manifests(INDEX_ENTRIES, [Platform.parse(platform)])
+    assert [platform_name(each) for each in chosen] == expected
+    assert [str(each) for each in missing] == ([] if expected else [platform])
 
 
 def test_only_unusual_variants() -> None:
-    """If an index has only unusual variants of a platform, all of them match."""
-    chosen, missing = choose_manifests([entry("linux/arm/v5"), entry("linux/arm/v6")], [Platform.parse("linux/arm")])
+    """If an index has only unusual variants of a platform, a request without a variant matches all of them."""
+    chosen, missing = choose_manifests(
+        [index_entry("linux/arm/v5"), index_entry("linux/arm/v6")], [Platform.parse("linux/arm")]
+    )
     assert [platform_name(each) for each in chosen] == ["linux/arm/v5", "linux/arm/v6"]
     assert not missing
 
 
 def test_several_platforms_keep_the_order_of_the_index() -> None:
-    """Each entry is returned once, in the index's order."""
-    wanted = [Platform.parse(text) for text in ("linux/arm64", "linux/amd64", "linux/amd64/v1")]
-    assert [platform_name(each) for each in choose_manifests(HUB, wanted)[0]] == ["linux/amd64", "linux/arm64/v8"]
+    """If several platforms are requested, each matching entry is returned once, in the order of the index."""
+    platform = [Platform.parse(text) for text in ("linux/arm64", "linux/amd64", "linux/amd64/v1")]
+    assert [platform_name(each) for each in choose_manifests(INDEX_ENTRIES, platform)[0]] == [
+        "linux/amd64",
+        "linux/arm64/v8",
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "linux", "linux/", "Linux/amd64", "linux/arm/v7/x", "linux amd64"])
-def test_what_is_no_platform(text: str) -> None:
+def test_malformed_platforms_are_refused(text: str) -> None:
     """A text that is not a platform is refused, with an example in the error."""
     with pytest.raises(ValueError, match="is not a platform like linux/amd64"):
         Platform.parse(text)
 
 
-def test_this_machine() -> None:
-    """This machine's platform can be written as text and parsed again."""
+def test_platform_of_this_machine() -> None:
+    """The platform of this machine, written as text, can be parsed again."""
     assert Platform.parse(str(Platform.of_machine())) == Platform.of_machine()

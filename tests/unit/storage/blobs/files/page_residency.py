@@ -1,4 +1,4 @@
-"""Which pages of a file are in memory."""
+"""Finds out, for tests, which pages of a file are in the kernel's page cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def resident_pages(fd: int, size: int) -> set[int]:
     library.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
     address = library.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
     count = -(-size // mmap.PAGESIZE)
-    found = ctypes.create_string_buffer(count)
-    assert library.mincore(address, size, found) == 0
+    residency = ctypes.create_string_buffer(count)
+    assert library.mincore(address, size, residency) == 0
     library.munmap(address, size)
-    return {number for number in range(count) if found.raw[number] & 1}
+    return {number for number in range(count) if residency.raw[number] & 1}

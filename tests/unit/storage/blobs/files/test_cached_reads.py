@@ -1,5 +1,5 @@
-"""Opening and reading files without waiting for the disk: what the kernel has in memory is used at once, everything
-else is left to a call that may wait."""
+"""Opening and reading files without waiting for the disk. A call succeeds if the kernel has the needed data in memory.
+Otherwise it returns None, and the caller makes another call, which may wait for the disk."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ DATA = os.urandom(100_000)
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     (tmp_path / "folder").mkdir()
-    made = tmp_path / "folder" / "file"
-    made.write_bytes(DATA)
-    return made
+    path = tmp_path / "folder" / "file"
+    path.write_bytes(DATA)
+    return path
 
 
 @pytest.fixture
@@ -33,8 +33,9 @@ def opener(tmp_path: Path) -> Iterator[CachedOpener]:
     opener.close()
 
 
-def test_a_known_name_is_opened(opener: CachedOpener, file: Path) -> None:
-    """The descriptor reads the file, and no child process inherits it."""
+def test_a_name_in_memory_is_opened(opener: CachedOpener, file: Path) -> None:
+    """If the kernel has the file's name in memory, the file is opened. The descriptor is for reading only, and child
+    processes do not inherit it."""
     assert file.exists()
     fd = opener.open("folder/file")
     assert fd is not None
@@ -49,11 +50,11 @@ def test_a_known_name_is_opened(opener: CachedOpener, file: Path) -> None:
 
 
 def test_a_missing_name_is_missing_or_unknown(opener: CachedOpener, file: Path) -> None:
-    """If the kernel knows that there is no such file, the open raises FileNotFoundError. If it does not know, the open
-    returns nothing, and a call that may wait has to look."""
+    """If the kernel has in memory that the file does not exist, the open raises FileNotFoundError. If it would have to
+    read the directory from the disk, the open returns None."""
     with contextlib.suppress(FileNotFoundError):
         assert opener.open("folder/missing") is None
-    assert not (file.parent / "missing").exists()  # now it is known
+    assert not (file.parent / "missing").exists()  # now the kernel has in memory that the file does not exist
     with pytest.raises(FileNotFoundError) as caught:
         opener.open("folder/missing")
     assert caught.value.filename == "folder/missing"
@@ -61,34 +62,34 @@ def test_a_missing_name_is_missing_or_unknown(opener: CachedOpener, file: Path) 
 
 def test_a_closed_opener_opens_nothing(tmp_path: Path, file: Path) -> None:
     """After `close`, the opener opens no file, and its own descriptor is closed."""
-    before = os.listdir("/proc/self/fd")
+    descriptors_before = os.listdir("/proc/self/fd")
     opener = CachedOpener(tmp_path)
     opener.close()
     assert opener.open("folder/file") is None
-    assert os.listdir("/proc/self/fd") == before
+    assert os.listdir("/proc/self/fd") == descriptors_before
 
 
-def test_cold_bytes_are_not_waited_for(file: Path) -> None:
-    """If some of the bytes are not in memory, the result is None, and not fewer bytes, until another call has read
-    them."""
+def test_read_of_uncached_bytes_does_not_wait(file: Path) -> None:
+    """If some of the bytes are not in memory, the result is None instead of fewer bytes. After another call has read
+    the bytes from the disk, the result is all bytes."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        assert read_cached(opened.fileno(), 0, len(DATA)) in (None, DATA)  # DATA: the file system lives in memory
+        assert read_cached(opened.fileno(), 0, len(DATA)) in (None, DATA)  # DATA if the file system is in memory
         os.pread(opened.fileno(), len(DATA), 0)
         assert read_cached(opened.fileno(), 0, len(DATA)) in (None, DATA)
 
 
-def test_a_file_system_that_cannot_tell() -> None:
-    """If the file system cannot tell what is in memory, nothing counts as in memory."""
+def test_a_file_system_without_reads_from_memory_only() -> None:
+    """If the file system cannot read only from memory, the result is None, as if the bytes were not in memory."""
     with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
         file.write(DATA)
         file.flush()
         assert read_cached(file.fileno(), 0, 10) in (None, DATA[:10])
 
 
-def test_beyond_the_end_is_for_who_reads(file: Path) -> None:
-    """A file that is shorter than expected looks like one that is not in memory. A read that may wait finds out which
-    it is."""
+def test_a_read_beyond_the_end_of_the_file(file: Path) -> None:
+    """If the file ends before the requested range ends, the result is None, as if the bytes were not in memory. The
+    next read, which may wait for the disk, finds out that the file is too short."""
     with file.open("rb") as opened:
         assert read_cached(opened.fileno(), 99_999, 2) is None

@@ -1,5 +1,5 @@
-"""The check of a blob's file: the pages that it reads from the disk do not stay in memory, and pages that were in
-memory before stay."""
+"""The check of a blob's file, which compares the file with the blob's digest. Pages that the check reads from the disk
+do not stay in memory. Pages that were in memory before stay there."""
 
 from __future__ import annotations
 
@@ -18,42 +18,46 @@ from tests.unit.storage.blobs.files.page_residency import resident_pages
 BODY = os.urandom(3 * PART_BYTES + 5000)
 
 
-def run(file: Path, body: bytes = BODY, *, read_again: bool = False) -> FileCheck:
+def check_file(file: Path, body: bytes = BODY, *, read_again: bool = False) -> FileCheck:
     check = FileCheck(file, digest_of(body), len(body), read_again=read_again)
-    total = 0
+    bytes_read = 0
     while count := check.read_part():
         assert count <= PART_BYTES
-        total += count
+        bytes_read += count
     check.close()
-    assert total == len(body) or check.problem
+    assert bytes_read == len(body) or check.problem
     return check
 
 
 def test_right_bytes(tmp_path: Path) -> None:
-    """The check accepts right bytes, also those of an empty blob and of a blob that is exactly as long as one part."""
+    """The check finds no problem in a file with the right bytes. The blob may be empty, or exactly as long as one of
+    the parts in which the file is read."""
     for body in (BODY, b"", BODY[:PART_BYTES]):
         (tmp_path / "blob").write_bytes(body)
-        assert run(tmp_path / "blob", body).problem is None
+        assert check_file(tmp_path / "blob", body).problem is None
 
 
 @pytest.mark.parametrize("stored", [b"", BODY[:-1], BODY + b"x", BODY[:-1] + bytes([BODY[-1] ^ 1])])
 def test_wrong_bytes(tmp_path: Path, stored: bytes) -> None:
+    """The check finds a problem if the file is empty, too short or too long, or if one bit is wrong."""
     (tmp_path / "blob").write_bytes(stored)
-    assert run(tmp_path / "blob").problem is not None
+    assert check_file(tmp_path / "blob").problem is not None
 
 
-def test_no_file(tmp_path: Path) -> None:
-    """If the file's directory does not exist, the check does not say that the blob is lost."""
+def test_a_missing_file(tmp_path: Path) -> None:
+    """If the blob's file does not exist, the check raises `BytesMissing`. If the directory does not exist either, it
+    raises another error, because the disk may not be mounted and the blob may not be lost."""
     with pytest.raises(BytesMissing):
-        run(tmp_path / "blob")
+        check_file(tmp_path / "blob")
     with pytest.raises(StorageFailed, match="mounted"):
-        run(tmp_path / "away" / "blob")
+        check_file(tmp_path / "away" / "blob")
 
 
 @pytest.mark.real_disk
-def test_pages_stay_as_they_were(tmp_path: Path) -> None:
-    """Before the check, the first 8 pages of the file are in memory, as for a blob that is being pulled. After the
-    check they still are, and no others. A second check of the bytes on the disk drops all pages."""
+def test_check_leaves_the_page_cache_unchanged(tmp_path: Path) -> None:
+    """Before the check, the first 8 pages of the file are in memory, as for a blob that a client pulls. After the
+    check, no other pages are in memory. A check with `read_again`, which reads all bytes from the disk, leaves no pages
+    in memory."""
     file = tmp_path / "blob"
     file.write_bytes(BODY)
     fd = os.open(file, os.O_RDONLY)
@@ -63,12 +67,12 @@ def test_pages_stay_as_they_were(tmp_path: Path) -> None:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         assert resident_pages(fd, len(BODY)) == set()
         os.pread(fd, 8 * mmap.PAGESIZE, 0)
-        before = resident_pages(fd, len(BODY))
-        assert set(range(8)) <= before
-        assert run(file).problem is None
-        assert resident_pages(fd, len(BODY)) <= before
+        pages_before = resident_pages(fd, len(BODY))
+        assert set(range(8)) <= pages_before
+        assert check_file(file).problem is None
+        assert resident_pages(fd, len(BODY)) <= pages_before
         assert 0 in resident_pages(fd, len(BODY))
-        assert run(file, read_again=True).problem is None
+        assert check_file(file, read_again=True).problem is None
         assert resident_pages(fd, len(BODY)) == set()
     finally:
         os.close(fd)

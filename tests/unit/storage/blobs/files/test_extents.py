@@ -1,4 +1,5 @@
-"""Sets of bytes as extents, compared with sets of numbers."""
+"""Extents describe a set of byte offsets as ranges, such as the bytes of a file that are stored. The tests compare them
+with Python sets of numbers."""
 
 from __future__ import annotations
 
@@ -10,37 +11,37 @@ from hypothesis import strategies as st
 from storage.blobs.files.extents import Extents
 
 SIZE = 40
+"""The largest offset in the tests."""
 _EXTENT = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda pair: (min(pair), max(pair)))
 
 
 @given(st.lists(st.tuples(st.booleans(), _EXTENT), max_size=12), _EXTENT)
-def test_extents_say_of_every_byte_whether_it_is_there(
-    changes: list[tuple[bool, tuple[int, int]]], within: tuple[int, int]
-) -> None:
-    """After any additions and removals, the extents are merged and in order. The extents, their gaps and their reach
-    describe exactly the bytes that were added."""
-    extents, there = Extents(), set[int]()
+def test_extents_equal_a_set_of_offsets(changes: list[tuple[bool, tuple[int, int]]], within: tuple[int, int]) -> None:
+    """After any additions and removals, the extents are in order and no two of them touch. They contain exactly the
+    bytes that were added and not removed. `gaps` returns the missing bytes of a range, and `reach` the end of the
+    stored bytes that start at an offset."""
+    extents, offsets = Extents(), set[int]()
     for add, (start, stop) in changes:
         if add:
             extents.add(start, stop)
-            there |= set(range(start, stop))
+            offsets |= set(range(start, stop))
         else:
             extents.remove(start, stop)
-            there -= set(range(start, stop))
+            offsets -= set(range(start, stop))
     pairs = list(extents)
     assert len(extents) == len(pairs)
     assert all(start < stop for start, stop in pairs)
     assert all(before[1] < after[0] for before, after in pairwise(pairs))
-    assert {at for pair in pairs for at in range(*pair)} == there
+    assert {at for pair in pairs for at in range(*pair)} == offsets
     gaps = extents.gaps(*within)
-    assert {at for gap in gaps for at in range(*gap)} == set(range(*within)) - there
+    assert {at for gap in gaps for at in range(*gap)} == set(range(*within)) - offsets
     assert all(before[1] < after[0] for before, after in pairwise(gaps))
     for at in range(SIZE + 1):
         reached = extents.reach(at)
-        assert set(range(at, reached)) <= there
-        assert reached not in there
+        assert set(range(at, reached)) <= offsets
+        assert reached not in offsets
 
 
 def test_extents_that_touch_are_one() -> None:
-    """[0, 5) and [5, 9) become [0, 9)."""
+    """The extents [0, 5) and [5, 9) are merged to [0, 9)."""
     assert list(Extents([(5, 9), (0, 5)])) == [(0, 9)]

@@ -1,4 +1,4 @@
-"""Writing at an offset of a file, for any chunks, and for a disk that may write only a part of them."""
+"""Writing chunks of bytes at an offset of a file, also if the system writes only a part of the bytes in each call."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from storage.data_dir.system import System
 
 
 class PartialWrites(System):
-    """Writes at most `most` bytes in a call, and fails after `calls` calls."""
+    """A system that writes at most `max_bytes` bytes in a call. After `calls` calls, the disk is full."""
 
-    def __init__(self, most: int, calls: int = 1 << 30) -> None:
+    def __init__(self, max_bytes: int, calls: int = 1 << 30) -> None:
         super().__init__()
-        self.most = most
+        self.max_bytes = max_bytes
         self.calls = calls
 
     def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
         self.calls -= 1
         if self.calls < 0:
             raise OSError(28, "No space left on device")
-        return super().write(fd, [b"".join(chunks)[: self.most]], offset)
+        return super().write(fd, [b"".join(chunks)[: self.max_bytes]], offset)
 
 
 def _chunks(*sizes: int) -> list[bytes | memoryview]:
-    made = [os.urandom(size) for size in sizes]
-    return [memoryview(chunk) if place % 2 else chunk for place, chunk in enumerate(made)]
+    """Returns random chunks of these sizes. Every second chunk is a memoryview."""
+    chunks = [os.urandom(size) for size in sizes]
+    return [memoryview(chunk) if index % 2 else chunk for index, chunk in enumerate(chunks)]
 
 
 @pytest.fixture
@@ -37,21 +38,22 @@ def fd(tmp_path: Path) -> int:
     return os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
 
 
-@pytest.mark.parametrize("most", [1 << 30, 100_000, 4097])
+@pytest.mark.parametrize("max_bytes", [1 << 30, 100_000, 4097])
 @pytest.mark.parametrize(
     "sizes", [(), (0,), (1,), (0, 5, 0), (800_001,), (262_144, 262_144), (70_000,) * 30, (1,) * 2000 + (0, 9)]
 )
-def test_every_byte_in_its_place(fd: int, sizes: tuple[int, ...], most: int) -> None:
-    """Large, tiny and empty chunks are written to the right offsets, by a disk that writes all bytes, and by one that
-    writes a part each time."""
+def test_every_byte_is_written_at_its_offset(fd: int, sizes: tuple[int, ...], max_bytes: int) -> None:
+    """Large, tiny and empty chunks are written at the right offsets, whether the system writes all bytes in one call or
+    only a part of them in each call."""
     chunks = _chunks(*sizes)
     os.pwrite(fd, b"before", 0)
-    assert append_chunks(PartialWrites(most), fd, chunks, 6) == 6 + sum(sizes)
+    assert append_chunks(PartialWrites(max_bytes), fd, chunks, 6) == 6 + sum(sizes)
     assert os.pread(fd, 6 + sum(sizes) + 1, 0) == b"before" + b"".join(chunks)
 
 
-def test_a_full_disk_leaves_what_was_there(fd: int) -> None:
-    """A write that fails in the middle is undone. What was written before it stays."""
+def test_a_failed_write_is_undone(fd: int) -> None:
+    """If the disk becomes full in the middle of a write, this write is undone. Bytes that earlier calls have written
+    stay."""
     os.pwrite(fd, b"before", 0)
     with pytest.raises(OSError, match="No space"):
         append_chunks(PartialWrites(100_000, calls=2), fd, _chunks(900_000), 6)

@@ -1,4 +1,5 @@
-"""Pages of repositories whose names are in a set: the cost of a page does not depend on the names outside the set."""
+"""Pages of the catalog for a user who may see only some repositories. The names of these repositories are a set. The
+cost of a page depends on the names in the set, not on the other names."""
 
 from __future__ import annotations
 
@@ -17,13 +18,13 @@ from tests.fakes.instruction_count import count_instructions
 
 pytestmark = pytest.mark.slow
 
-TEAMS, EACH = 100, 200
-NAMES = sorted(f"team{team:02}/app{number:03}" for team in range(TEAMS) for number in range(EACH))
+TEAMS, REPOSITORIES_PER_TEAM = 100, 200
+NAMES = sorted(f"team{team:02}/app{number:03}" for team in range(TEAMS) for number in range(REPOSITORIES_PER_TEAM))
 
 
-class Counting:
-    """A connection to a store with 20,000 repositories. Counts the steps of SQLite: each row that is read takes at
-    least three."""
+class CountingConnection:
+    """A connection to a store with 20,000 repositories. Counts the steps of SQLite's virtual machine. Each row that is
+    read takes at least three steps."""
 
     def __init__(self, db: apsw.Connection) -> None:
         self.db = db
@@ -36,37 +37,37 @@ class Counting:
     def page(self, names: NameSet, after: str | None, limit: int) -> tuple[list[str], bool, int]:
         """Returns the items of a page, whether more follow, and the number of steps."""
         self.steps = 0
-        found = lookups.repositories(self.db, after, limit, names)
-        return list(found.items), found.more, self.steps
+        page = lookups.repositories(self.db, after, limit, names)
+        return list(page.items), page.more, self.steps
 
 
 @pytest.fixture
-def store(data: Path) -> Iterator[Counting]:
+def store(data: Path) -> Iterator[CountingConnection]:
     db = connect(data / "entrepot.db")
     with db:
         db.executemany("INSERT INTO repository (name, created, manifests) VALUES (?, 0, 1)", ((n,) for n in NAMES))
-    yield Counting(db)
+    yield CountingConnection(db)
     db.close()
 
 
-def test_a_page_looks_at_what_is_in_the_set(store: Counting) -> None:
-    """With three small prefixes among many names, the first, the last and other pages cost as much as the names that
-    they have."""
+def test_a_page_reads_only_names_in_the_set(store: CountingConnection) -> None:
+    """The set has three prefixes, and few of all names have one of them. The cost of each page depends on the number of
+    names on the page."""
     names = NameSet.of(["team03/**", "team55/**", "team97/**"])
-    inside = [name for name in NAMES if name in names]
+    names_in_set = [name for name in NAMES if name in names]
     for after in (None, "team03/app120", "team03/app199", "team60", "team97/app150", "zzz"):
-        following = [name for name in inside if after is None or name > after]
+        following = [name for name in names_in_set if after is None or name > after]
         items, more, steps = store.page(names, after, 100)
         assert (items, more) == (following[:100], len(following) > 100)
         assert steps < 300 + 20 * 100, after
 
 
-def test_a_page_of_a_set_that_asks_more_looks_inside_its_prefixes(store: Counting) -> None:
-    """A pattern with text after its first star is tried only on names with its prefix. Names of a guarded segment, and
-    names below one that the pattern does not match, are skipped."""
+def test_a_page_skips_names_that_cannot_match(store: CountingConnection) -> None:
+    """A pattern with text after its first star is compared only with names that have its prefix. Names below a guarded
+    segment are skipped, and so are names in which the first segment does not match the pattern."""
     items, more, steps = store.page(NameSet.of(["team4*/app007", "team77/*1"]), None, 100)
     assert (items, more) == ([name for name in NAMES if name in NameSet.of(["team4*/app007", "team77/*1"])], False)
-    assert steps < 100 + 10 * 11 * EACH
+    assert steps < 100 + 10 * 11 * REPOSITORIES_PER_TEAM
     items, more, steps = store.page(NameSet.of(["*", "team0"]), None, 100)
     assert (items, more) == ([], False)
     assert steps < TEAMS * 120
@@ -76,27 +77,27 @@ def test_a_page_of_a_set_that_asks_more_looks_inside_its_prefixes(store: Countin
     assert steps < 2 * len(guarded) * 25
 
 
-def test_a_page_has_a_price(store: Counting) -> None:
-    """If no names can be skipped, a page ends after a bounded cost, with the position at which the next page begins.
-    All pages together have every name."""
+def test_the_cost_of_a_page_is_limited(store: CountingConnection) -> None:
+    """If no names can be skipped, a page ends when its cost reaches a limit. The page then has the position at which
+    the next page begins. All pages together have every name of the set."""
     names = NameSet.of(["**"], limits=[f"*/*{'*a*p' * 40}*{number}" for number in range(50)] + ["**/app07*"])
-    found: list[str] = []
-    places: list[str] = []
+    listed_names: list[str] = []
+    page_starts: list[str] = []
     after: str | None = None
     while True:
         page = lookups.repositories(store.db, after, 10_000, names)
-        found += page.items
+        listed_names += page.items
         if not page.more:
             break
         after = page.next_after or page.items[-1]
-        assert not places or after > places[-1]
-        places.append(after)
-    assert found == [name for name in NAMES if "/app07" in name]
-    assert len(places) > 3
+        assert not page_starts or after > page_starts[-1]
+        page_starts.append(after)
+    assert listed_names == [name for name in NAMES if "/app07" in name]
+    assert len(page_starts) > 3
 
 
-def test_a_page_of_all_looks_at_no_more(store: Counting) -> None:
-    """A page of all names costs no more, wherever it begins."""
+def test_a_page_of_all_names_costs_the_same_everywhere(store: CountingConnection) -> None:
+    """If the set has all names, each page costs the same, wherever it begins."""
     for after in (None, "team50", "team99/app198"):
         items, _, steps = store.page(NameSet.of(["**"]), after, 50)
         assert items == [name for name in NAMES if after is None or name > after][:50]
@@ -113,13 +114,13 @@ def test_a_page_of_all_looks_at_no_more(store: Counting) -> None:
         ),
     ],
 )
-def test_what_nearly_matches_costs_no_more(names: list[str], within: NameSet, data: Path) -> None:
-    """For names that differ from a pattern only near their end, and for sets with many branches, the search for the
-    next name costs about as much as reading a name, and counts towards the cost of the page."""
+def test_names_that_nearly_match_cost_little(names: list[str], within: NameSet, data: Path) -> None:
+    """Some names differ from a pattern only near their end, and some sets have many patterns. In both cases, the search
+    for the next name of the set costs about as much as reading a name, and counts towards the cost of the page."""
     db = connect(data / "entrepot.db")
     with closing(db), db:
         db.executemany("INSERT INTO repository (name, created, manifests) VALUES (?, 0, 1)", ((n,) for n in names))
-        lookups.repositories(db, None, 100, within)  # makes what matches
+        lookups.repositories(db, None, 100, within)  # builds the matcher of the set, which is cached
         with count_instructions() as count:
             assert lookups.repositories(db, None, 100, within).more
         assert count.total < 3_000_000

@@ -1,4 +1,4 @@
-"""The writer of the metadata: a thread that makes many changes in one transaction."""
+"""The thread that writes to the metadata database. It makes several changes in one transaction (a batch)."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ async def writer(tmp_path: Path) -> AsyncIterator[CommitThread]:
     db.close()
 
 
-def _repository(name: str, then: Exception | None = None) -> Change:
+def _add_repository(name: str, error: Exception | None = None) -> Change:
+    """Returns a change that adds a repository. If there is an `error`, the change then raises it."""
+
     def change(db: apsw.Connection) -> None:
         db.execute("INSERT INTO repository (name, created) VALUES (?, 0)", (name,))
-        if then is not None:
-            raise then
+        if error is not None:
+            raise error
 
     return change
 
@@ -52,40 +54,47 @@ async def _names(writer: CommitThread) -> set[str]:
     return await writer.run(read)
 
 
-async def test_a_change_that_fails_takes_nothing_of_its_batch_along(writer: CommitThread) -> None:
-    """If changes in one transaction raise errors, only these changes are undone, and each gets its own error."""
+async def test_a_failed_change_does_not_affect_its_batch(writer: CommitThread) -> None:
+    """If some changes of a transaction raise errors, only these changes are undone. Each of their callers gets its own
+    error."""
     changes = [
-        _repository("one"),
-        _repository("two", BlobUnknown()),
-        _repository("three"),
-        _repository("four", ValueError("a bug")),
-        _repository("one"),
+        _add_repository("one"),
+        _add_repository("two", BlobUnknown()),
+        _add_repository("three"),
+        _add_repository("four", ValueError("a bug")),
+        _add_repository("one"),
     ]
     results = await asyncio.gather(*map(writer.run, changes), return_exceptions=True)
     assert [type(result) for result in results] == [type(None), BlobUnknown, type(None), StorageFailed, StorageFailed]
     assert await _names(writer) == {"one", "three"}
 
 
-async def test_a_change_for_which_there_is_no_room_takes_nothing_of_its_batch_along(writer: CommitThread) -> None:
-    """If the disk becomes full during a transaction, SQLite undoes all of it. The changes for which there is room are
-    then made once, and the other one gets StorageFull."""
+async def test_a_change_that_does_not_fit_on_the_disk_does_not_affect_its_batch(writer: CommitThread) -> None:
+    """If the disk becomes full during a transaction, SQLite undoes the whole transaction. The changes for which there
+    is space are then made again, each once. The callers of the others get StorageFull."""
     await writer.run(lambda db: db.pragma("max_page_count", db.pragma("page_count") + 40))
 
-    def large(db: apsw.Connection) -> None:
+    def add_large_name(db: apsw.Connection) -> None:
         db.execute("INSERT INTO repository (name, created) VALUES (?, 0)", ("x" * 1_000_000,))
 
-    changes: list[Change] = [_repository("one"), large, _repository("two"), large, _repository("three")]
+    changes: list[Change] = [
+        _add_repository("one"),
+        add_large_name,
+        _add_repository("two"),
+        add_large_name,
+        _add_repository("three"),
+    ]
     results = await asyncio.gather(*map(writer.run, changes), return_exceptions=True)
     assert [type(result) for result in results] == [type(None), StorageFull, type(None), StorageFull, type(None)]
     assert await _names(writer) == {"one", "two", "three"}
 
 
 async def test_changes_are_made_in_order_and_survive_their_callers(writer: CommitThread) -> None:
-    """A change whose caller is cancelled is made nevertheless, before later changes. The caller's cancellation takes
-    effect once the change is made."""
+    """If the caller of a change is cancelled, the change is still made, before later changes. The cancellation takes
+    effect after the change is made."""
 
     async def call() -> None:
-        await writer.run(_repository("one"))
+        await writer.run(_add_repository("one"))
 
     first = asyncio.create_task(call())
     await asyncio.sleep(0)
@@ -95,33 +104,32 @@ async def test_changes_are_made_in_order_and_survive_their_callers(writer: Commi
     assert "one" in await _names(writer)
 
 
-async def test_without_the_lock_nothing_is_changed_and_nobody_waits_for_ever(
-    writer: CommitThread, tmp_path: Path
-) -> None:
-    """If the lock cannot be taken, the changes get an error. Once it can be taken again, changes succeed."""
+async def test_changes_fail_while_the_lock_cannot_be_taken(writer: CommitThread, tmp_path: Path) -> None:
+    """While the thread cannot take the lock of the database's writers, changes fail with an error. When it can take the
+    lock again, changes succeed."""
     path = tmp_path / "data/locks/metadata"
-    (number,) = (fd for fd in map(int, os.listdir("/proc/self/fd")) if _leads_to(fd, path))
-    kept, useless = os.dup(number), os.open(path, os.O_PATH)
+    (number,) = (fd for fd in map(int, os.listdir("/proc/self/fd")) if _is_descriptor_of(fd, path))
+    original_lock, unlockable = os.dup(number), os.open(path, os.O_PATH)
     try:
-        os.dup2(useless, number)  # a descriptor that cannot be locked
-        results = await asyncio.gather(*(writer.run(_repository(name)) for name in "abc"), return_exceptions=True)
+        os.dup2(unlockable, number)  # a descriptor that cannot be locked
+        results = await asyncio.gather(*(writer.run(_add_repository(name)) for name in "abc"), return_exceptions=True)
         assert [type(result) for result in results] == [StorageFailed] * 3
-        os.dup2(kept, number)
+        os.dup2(original_lock, number)
     finally:
-        os.close(kept)
-        os.close(useless)
-    await writer.run(_repository("one"))
+        os.close(original_lock)
+        os.close(unlockable)
+    await writer.run(_add_repository("one"))
     assert await _names(writer) == {"one"}
 
 
-def _leads_to(fd: int, path: Path) -> bool:
+def _is_descriptor_of(fd: int, path: Path) -> bool:
     with suppress(FileNotFoundError):
         return os.readlink(f"/proc/self/fd/{fd}") == str(path)
     return False
 
 
-async def test_the_log_of_changes_is_kept_short(writer: CommitThread, tmp_path: Path) -> None:
-    """The write-ahead log is checkpointed while changes continue, so it does not grow with their number."""
+async def test_the_write_ahead_log_is_kept_short(writer: CommitThread, tmp_path: Path) -> None:
+    """The write-ahead log is checkpointed while changes continue, so its size is limited."""
 
     def change(db: apsw.Connection) -> None:
         db.execute("INSERT OR REPLACE INTO repository (id, name, created) VALUES (1, ?, 0)", ("x" * 500_000,))

@@ -1,4 +1,4 @@
-"""The check for damage adds no statement to a lookup."""
+"""A lookup of a blob or manifest must report damaged content. This check needs no SQL statement of its own."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.fakes.registry_content import push_image
 APP = RepositoryName("team/app")
 
 
-async def test_a_lookup_is_one_statement(data: Path) -> None:
-    """A lookup of a blob, of a manifest or of its descriptor is one statement, which does not read the tables of
-    damage."""
+async def test_a_lookup_takes_one_statement(data: Path) -> None:
+    """A lookup of a blob, of a manifest or of a manifest's descriptor takes one SQL statement. The statement does not
+    read the tables of damaged content."""
     async with open_registry(data) as registry:
         image = await push_image(registry, APP, "one", "latest")
     db = connect(data / "entrepot.db", read_only=True)

@@ -1,4 +1,5 @@
-"""The epoch of rights, which each process caches. A process does not read it again after each commit of its own."""
+"""The epoch of rights: a number in the database that grows with each change of rights. Each process caches it. After a
+commit of its own that does not change rights, a process does not read the epoch again."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ from storage.names import RepositoryName, UploadID
 from tests.unit.storage.metadata.account_views import BY_ROOT
 
 REPO = RepositoryName("team/app")
-RAISE = "UPDATE access SET epoch = epoch + 1"
-OTHER = "INSERT INTO repository (name, created) VALUES (?, 0)"
+INCREASE_EPOCH = "UPDATE access SET epoch = epoch + 1"
+ADD_REPOSITORY = "INSERT INTO repository (name, created) VALUES (?, 0)"
 
 
 @contextmanager
@@ -34,24 +35,24 @@ def opened(data: Path, system: System | None = None) -> Iterator[SqliteDatabase]
 
 
 @pytest.fixture
-def outside(data: Path) -> Iterator[apsw.Connection]:
-    """A connection of a person with a shell, who does not take the lock of the writers."""
+def outside_connection(data: Path) -> Iterator[apsw.Connection]:
+    """A connection of another program, such as the `sqlite3` shell, which does not take the writers' lock."""
     db = connect(Layout(data).metadata)
     yield db
     db.close()
 
 
-class Interrupted(System):
-    """A system that calls a function directly after each commit."""
+class HookedSystem(System):
+    """A system that calls `after_commit` directly after each commit."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.then: Callable[[], object] | None = None
+        self.after_commit: Callable[[], object] | None = None
 
     def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
         super().commit(commit, durable=durable)
-        if self.then:
-            self.then()
+        if self.after_commit:
+            self.after_commit()
 
 
 async def start_upload(database: SqliteDatabase, number: int) -> None:
@@ -59,63 +60,65 @@ async def start_upload(database: SqliteDatabase, number: int) -> None:
     await database.metadata.start_upload(UploadID(str(UUID(int=number))), REPO, "sha256", "boot", "")
 
 
-async def test_after_a_change_of_ones_own_nothing_is_looked_up(data: Path) -> None:
+async def test_epoch_is_not_read_again_after_own_changes(data: Path) -> None:
     """After a commit or a failed change of its own, a process does not read the epoch again. After a change of rights,
-    it does."""
+    it reads the epoch once."""
     with opened(data) as database:
         first = database.accounts.epoch()
-        looked: list[str] = []
+        statements: list[str] = []
 
-        def note(_cursor: object, statement: str, _values: object) -> bool:
-            looked.append(statement)
+        def record_statement(_cursor: object, statement: str, _values: object) -> bool:
+            statements.append(statement)
             return True
 
-        database._db.set_exec_trace(note)
+        database._db.set_exec_trace(record_statement)
         for number in range(5):
             await start_upload(database, number)
             assert database.accounts.epoch() == first
         with pytest.raises(StorageFailed):
             await start_upload(database, 0)
         assert database.accounts.epoch() == first
-        assert looked == []
+        assert statements == []
         await database.accounts.add_account(AccountName("bob"), AccountKind.USER, password_hash=None, by=BY_ROOT)
         assert database.accounts.epoch() > first
         assert database.accounts.has_had_account()
-        assert len(looked) == 1
+        assert len(statements) == 1
 
 
-async def test_rights_that_somebody_changes_right_after_our_commit_are_seen(
-    data: Path, outside: apsw.Connection
-) -> None:
-    """A change of rights from outside, between a commit and the moment at which the process records it, is seen."""
-    system = Interrupted()
+async def test_outside_change_right_after_a_commit_is_seen(data: Path, outside_connection: apsw.Connection) -> None:
+    """Another program may change rights after a commit of a process and before the process records its commit. The
+    process sees this change."""
+    system = HookedSystem()
     with opened(data, system) as database:
         for number in range(3):
-            before = database.accounts.epoch()
-            system.then = lambda: outside.execute(RAISE)
+            epoch_before = database.accounts.epoch()
+            system.after_commit = lambda: outside_connection.execute(INCREASE_EPOCH)
             await start_upload(database, number)
-            system.then = None
-            assert database.accounts.epoch() == before + 1
+            system.after_commit = None
+            assert database.accounts.epoch() == epoch_before + 1
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_the_epoch_is_the_databases_whoever_committed_what(
-    data: Path, outside: apsw.Connection, seed: int
+async def test_cached_epoch_equals_the_epoch_in_the_database(
+    data: Path, outside_connection: apsw.Connection, seed: int
 ) -> None:
-    """The cached epoch is that of the database, in whatever order two processes and an outsider change rights and other
-    rows, and however often the epoch is read."""
-    chance = random.Random(seed)
-    with opened(data) as one, opened(data) as two:
+    """Two processes and another program change rights and other rows in a random order. The cached epoch of both
+    processes always equals the epoch in the database."""
+    rng = random.Random(seed)
+    with opened(data) as first, opened(data) as second:
         for number in range(150):
-            who = chance.choice((one, two, outside))
-            rights = chance.random() < 0.3
-            if isinstance(who, apsw.Connection):
-                who.execute(RAISE) if rights else who.execute(OTHER, (f"repository-{number}",))
-            elif rights:
-                await who.accounts.add_account(
+            writer = rng.choice((first, second, outside_connection))
+            changes_rights = rng.random() < 0.3
+            if isinstance(writer, apsw.Connection):
+                if changes_rights:
+                    writer.execute(INCREASE_EPOCH)
+                else:
+                    writer.execute(ADD_REPOSITORY, (f"repository-{number}",))
+            elif changes_rights:
+                await writer.accounts.add_account(
                     AccountName(f"user-{number}"), AccountKind.USER, password_hash=None, by=BY_ROOT
                 )
             else:
-                await start_upload(who, number)
-            for asked in chance.sample((one, two), chance.randint(0, 2)):
-                assert asked.accounts.epoch() == outside.execute("SELECT epoch FROM access").get
+                await start_upload(writer, number)
+            for reader in rng.sample((first, second), rng.randint(0, 2)):
+                assert reader.accounts.epoch() == outside_connection.execute("SELECT epoch FROM access").get
