@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from registry.asgi import Message, Receive, Scope, Send
 from registry.browse.image_archive import ImageArchive
-from registry.browse.repository_browser import acting, visitor_of
+from registry.browse.repository_browser import as_current_request, visitor_of
 from registry.memory_budget import MemoryBudget, ShareScope
 from registry.request import RequestContext
 from storage.errors import RangeInvalid, RegistryError, TooManyRequests
@@ -147,7 +147,7 @@ class ArchiveResponse(Response):
                 return
             span = _requested_span(archive, self._request_headers)
             await send(self._start(archive, span))
-            with acting(self._request):
+            with as_current_request(self._request):
                 async with aclosing(archive.read(*(span or (0, archive.size)))) as pieces:
                     try:
                         async for piece in pieces:
