@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from registry.config import Settings
 from registry.events.attempts import DeliveryObserver
-from registry.events.delivery import EventDelivery
+from registry.events.delivery_leader import EventDelivery
 from registry.events.pull_events import PullEvents
 from registry.router import Router
 from registry.telemetry.activity import ActivityCounts
