@@ -50,22 +50,23 @@ class FoundImage:
 
 @dataclass(slots=True)
 class FoundContent:
-    """The images and other content of a file source. `made`: manifests that are not in the source but were made from
-    its content. `files`: by digest, the file names of the blobs whose files are not named after the digest."""
+    """The images and other content of a file source. `generated_manifests`: manifests that are not in the source but
+    were made from its content. `file_names`: by digest, the file names of the blobs whose files are not named after the
+    digest."""
 
     source: FileSource
     images: list[FoundImage] = field(default_factory=list)
-    made: dict[Digest, bytes] = field(default_factory=dict)
-    files: dict[Digest, str] = field(default_factory=dict)
+    generated_manifests: dict[Digest, bytes] = field(default_factory=dict)
+    file_names: dict[Digest, str] = field(default_factory=dict)
 
     def file_of(self, digest: Digest) -> str:
         """Returns the name of the file with a blob."""
-        return self.files.get(digest) or blob_file(digest)
+        return self.file_names.get(digest) or blob_file(digest)
 
     def manifest(self, digest: Digest, media_type: str) -> Manifest | None:
         """Reads a manifest, checks its digest, and returns it; None if the file does not contain the manifest. Blocks.
         Raises ImageFileFailed."""
-        body = self.made.get(digest) or read_small(self.source, blob_file(digest))
+        body = self.generated_manifests.get(digest) or read_small(self.source, blob_file(digest))
         if body is None:
             return None
         try:
@@ -155,9 +156,9 @@ def _read_docker_archive(content: FoundContent, images: Any) -> None:
             separators=(",", ":"),
         ).encode()
         digest = digest_of(body)
-        content.made[digest] = body
-        content.files[config_descriptor.digest] = config_file
-        content.files.update((layers_by_file[name].descriptor.digest, name) for name in layers)
+        content.generated_manifests[digest] = body
+        content.file_names[config_descriptor.digest] = config_file
+        content.file_names.update((layers_by_file[name].descriptor.digest, name) for name in layers)
         content.images.append(FoundImage(digest, OCI_MANIFEST, tuple(map(str, names))))
 
 
