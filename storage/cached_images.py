@@ -29,7 +29,7 @@ IsKept = Callable[[RepositoryName], bool]
 """Returns whether the images of a repository are never evicted."""
 
 
-ServedInstead = Callable[[RepositoryName, Tag, Sequence[Sighting]], Digest | None]
+DigestDuringCooldown = Callable[[RepositoryName, Tag, Sequence[Sighting]], Digest | None]
 """Called with a mirrored repository, a tag and the tag's sightings. Returns the older digest that clients get while a
 cooldown holds back the newest digest. Returns None if no cooldown holds back the newest digest, or if clients may not
 get any digest yet. Called in a thread."""
@@ -40,7 +40,7 @@ class Cooldowns:
     """The cooldowns of all upstreams. `longest`: the longest of them, in seconds."""
 
     longest: float
-    served_instead: ServedInstead
+    served_instead: DigestDuringCooldown
 
 
 @dataclass(frozen=True, slots=True)

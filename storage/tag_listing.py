@@ -22,7 +22,7 @@ MAX_SORTED_BY_SIZE: Final = 2_000
 """Largest number of tags that are sorted by size, because each size is the sum over a tree."""
 MAX_TREE_MANIFESTS: Final = 200
 """Largest number of manifests that a call reads in one tree."""
-MAX_LOOKED_AT_MANIFESTS: Final = 20_000
+MAX_READ_MANIFESTS: Final = 20_000
 """Largest number of manifests that one call reads in all trees together. The remaining trees then count as too
 large."""
 MAX_TAGS_OF_MANIFEST: Final = 100
@@ -110,7 +110,7 @@ class ListedTag:
 @dataclass(frozen=True, slots=True)
 class TagPage:
     """A page of a list. `order`: the order of the list. If the query asks for SIZE, the order is nevertheless NAME if
-    more than MAX_SORTED_BY_SIZE tags match, or if their trees have more than MAX_LOOKED_AT_MANIFESTS manifests.
+    more than MAX_SORTED_BY_SIZE tags match, or if their trees have more than MAX_READ_MANIFESTS manifests.
     `next_after`: where the next page begins; None: this is the last page."""
 
     items: Sequence[ListedTag]

@@ -20,8 +20,8 @@ from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.version_lists import VersionLists
 from storage.names import Digest, RepositoryName, Tag
 from storage.tag_listing import (
-    MAX_LOOKED_AT_MANIFESTS,
     MAX_PAGE_TAGS,
+    MAX_READ_MANIFESTS,
     MAX_SORTED_BY_SIZE,
     MAX_TAGS_OF_MANIFEST,
     MAX_TREE_MANIFESTS,
@@ -205,13 +205,13 @@ def _by_size(sizes: Sequence[tuple[int, str]], query: TagQuery, after: TagCursor
 class _FactsReader:
     """Reads the facts about tags and manifests of one repository, for one call. A *tree* is a manifest with all
     manifests that it lists, directly or through other indexes. In total, the call reads at most `_MAX_BLOB_ROWS`
-    references to blobs, and at most `MAX_LOOKED_AT_MANIFESTS` manifests of trees."""
+    references to blobs, and at most `MAX_READ_MANIFESTS` manifests of trees."""
 
     def __init__(self, db: apsw.Connection, repository: int) -> None:
         self._db = db
         self._repository = repository
         self._remaining_rows = _MAX_BLOB_ROWS
-        self._remaining_manifests = MAX_LOOKED_AT_MANIFESTS
+        self._remaining_manifests = MAX_READ_MANIFESTS
         self._trees: dict[int, tuple[str, bool]] = {}
         self._sizes: dict[int, int | None] = {}
         self._manifests: dict[int, ManifestFacts | None] = {}

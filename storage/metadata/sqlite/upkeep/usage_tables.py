@@ -239,7 +239,7 @@ def recount(db: apsw.Connection, name: str) -> ScopeUse | None:
     return ScopeUse(stored.definition, blobs, size, tags, stored.is_complete)
 
 
-def check_room(db: apsw.Connection, repo: RepositoryName, size: int, digest: Digest | None) -> None:
+def check_quota(db: apsw.Connection, repo: RepositoryName, size: int, digest: Digest | None) -> None:
     """Raises QuotaExceeded if a blob of `size` bytes does not fit into the quotas of `repo`, unless the scope has the
     blob with this digest."""
     rows: list[Any] = db.execute(

@@ -72,7 +72,7 @@ def test_the_reserve_is_allocated_when_it_is_created(tmp_path: Path, reserve: Re
     assert allocated_bytes(tmp_path / "reserve") >= reserve.size == RESERVE_BYTES
     assert [reserve.allows(need) for need in ReserveUse] == [True, True, True]
     assert reserve.disk_full_reason() is None
-    reserve.require_room()
+    reserve.require_free_space()
 
 
 def test_a_sparse_reserve_is_allocated(tmp_path: Path, quota: QuotaSystem) -> None:
@@ -118,9 +118,9 @@ def test_nothing_is_stored_until_the_reserve_has_its_full_size(code: int, quota:
         reserve.spend(_refuse, StorageFull)
     assert [reserve.allows(need) for need in ReserveUse] == [False, False, True]
     with pytest.raises(StorageFull):
-        reserve.require_room()
+        reserve.require_free_space()
     quota.max_bytes = RESERVE_BYTES
-    reserve.require_room()
+    reserve.require_free_space()
     assert reserve.is_whole
     assert reserve.disk_full_reason() is None
 
@@ -346,10 +346,10 @@ def test_a_file_system_without_preallocation_has_no_reserve(
     with closing(Reserve(tmp_path / "reserve", QuotaSystem(0, code))) as reserve:
         reserve.establish()
         for _ in range(3):
-            reserve.require_room()
+            reserve.require_free_space()
         assert [reserve.allows(need) for need in ReserveUse] == [True, True, True]
         assert reserve.disk_full_reason() is None
         assert reserve.spend(lambda: "done", StorageFull) == "done"
     with closing(Reserve(tmp_path / "reserve", QuotaSystem(0, code))) as other_reserve:
-        other_reserve.require_room()
+        other_reserve.require_free_space()
     assert caplog.text.count("cannot reserve space") == 2, "one for each process"
