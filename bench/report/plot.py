@@ -1,4 +1,4 @@
-"""Plots as SVG: bars of ratios, and curves."""
+"""Draws plots as SVG: bars of ratios, and curves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.report.tables import number_text
 
 WIDTH, LEFT, RIGHT, STEP, TOP = 760, 270, 90, 26, 56
 CHARACTER = 5.8
-"""Approximate width of a character of a label."""
+"""Approximate width of a character of a label, in pixels."""
 INK, BAR, GRID = "#1f2933", "#2f6f9f", "#cfd8e0"
 COLOURS = ("#2f6f9f", "#c2571a", "#4b8b3b", "#8a4fa3", "#7a7a7a")
 
@@ -19,8 +19,8 @@ COLOURS = ("#2f6f9f", "#c2571a", "#4b8b3b", "#8a4fa3", "#7a7a7a")
 def ratio_bars(
     lines: Sequence[RowSamples], ours: str, theirs: str, *, drawn: Collection[Figure] = (RATE, SPEED)
 ) -> str:
-    """Returns a bar for each figure in `drawn` of each row: the ratio of one subject to the other, on a logarithmic
-    scale."""
+    """Returns a plot as SVG. Each row has a bar for each of its figures that is in `drawn`. The bar shows the ratio of
+    the subject `ours` to the subject `theirs` on a logarithmic scale."""
     bars = [
         (f"{line.title}, {figure.unit}", ratio)
         for line in lines
@@ -49,7 +49,8 @@ def ratio_bars(
 
 
 def curves(title: str, sizes: Sequence[int], series: Mapping[str, Sequence[float]]) -> str:
-    """Returns a curve for each series: its ratio to its own first value, over the sizes on a logarithmic scale."""
+    """Returns a plot as SVG with a curve for each series. The curve shows the ratio of each value to the first value of
+    the series. The horizontal axis shows the sizes on a logarithmic scale."""
     relative = {
         name: [value / values[0] for value in values] for name, values in series.items() if values and values[0]
     }
@@ -57,7 +58,7 @@ def curves(title: str, sizes: Sequence[int], series: Mapping[str, Sequence[float
     height, left, right = 420, 60, 520
     low, high = math.log10(sizes[0]), math.log10(max(sizes[-1], sizes[0] * 10))
 
-    def at(size: int, value: float) -> tuple[float, float]:
+    def point(size: int, value: float) -> tuple[float, float]:
         return left + (right - left) * (math.log10(size) - low) / (high - low), height - 40 - (
             height - 100
         ) * value / top
@@ -65,12 +66,14 @@ def curves(title: str, sizes: Sequence[int], series: Mapping[str, Sequence[float
     parts = [_text(left, 24, title, size=15)]
     for mark in (0.0, 0.5, 1.0, 1.3, 2.0, 3.0, 5.0, 10.0):
         if mark <= top:
-            y = at(sizes[0], mark)[1]
+            y = point(sizes[0], mark)[1]
             parts += [_line(left, y, right, y, GRID), _text(left - 8, y + 4, f"{mark:g}x", anchor="end")]
-    parts += [_text(at(size, 0)[0], height - 18, f"{size:,}", anchor="middle") for size in sizes]
+    parts += [_text(point(size, 0)[0], height - 18, f"{size:,}", anchor="middle") for size in sizes]
     for place, (name, values) in enumerate(relative.items()):
         colour = COLOURS[place % len(COLOURS)]
-        points = " ".join("{:.1f},{:.1f}".format(*at(size, value)) for size, value in zip(sizes, values, strict=False))
+        points = " ".join(
+            "{:.1f},{:.1f}".format(*point(size, value)) for size, value in zip(sizes, values, strict=False)
+        )
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts.append(_text(right + 16, 70 + 20 * place, name, colour=colour))
     return _svg(height, parts)
