@@ -1,7 +1,8 @@
-"""The stored registry returns the same as the reference model, for any calls in any order.
+"""A Hypothesis test that makes the same calls in random order on the stored registry and on the reference model, and
+compares their results.
 
-`ENTREPOT_MODEL_RUNS=2000` makes this a run of several hours with random steps; otherwise the steps are the same each
-time.
+With `ENTREPOT_MODEL_RUNS=2000`, the calls differ in each run, and a run takes several hours. By default, each run makes
+the same calls.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ spans = st.none() | st.builds(Span, st.integers(-20, 60), st.none()) | st.builds
 
 
 class Agreement(UploadAgreement):
-    """Drives both registries through blobs, manifests, lists and collection as well."""
+    """Makes random calls for blobs, manifests, lists and garbage collection, in addition to those for uploads."""
 
     manifests: Bundle[Manifest] = Bundle("manifests")
 
@@ -122,7 +123,7 @@ class Agreement(UploadAgreement):
 
     @rule(repo=repos, manifest=manifests, names=st.lists(tags, max_size=2))
     def push_image(self, repo: RepositoryName, manifest: Manifest, names: list[Tag]) -> None:
-        """Pushes the blobs first, as a client does."""
+        """Pushes the blobs of a manifest and then the manifest, as a client does."""
         self.push_blobs(repo, manifest)
         self.put_manifest(repo, manifest, names, sparse=False)
 
@@ -152,7 +153,7 @@ class Agreement(UploadAgreement):
 
     @rule(repo=repos, manifest=manifests)
     def delete_manifest(self, repo: RepositoryName, manifest: Manifest) -> None:
-        """Deletes a manifest, which mostly does not exist."""
+        """Deletes a manifest, which in most cases does not exist."""
         self.change(lambda registry: registry.delete_manifest(repo, manifest.digest, by=BY))
 
     @precondition(lambda self: self.placed)
@@ -164,7 +165,8 @@ class Agreement(UploadAgreement):
     @precondition(lambda self: self.placed)
     @rule(number=st.integers(0, 100))
     def ask_for_its_blobs(self, number: int) -> None:
-        """Asks for the blobs of a manifest. A client that finds a blob relies on it for the grace period."""
+        """Looks up the blobs of a manifest. This protects them from garbage collection for the grace period, because a
+        client relies on a blob that it has found."""
         repo, manifest = self.placed[number % len(self.placed)]
         for part in manifest.blobs:
             self.resolve_blob(repo, part.digest)
@@ -205,7 +207,7 @@ class Agreement(UploadAgreement):
 
     @rule(hours=st.sampled_from([0, 0, 1, 5]), grace=st.sampled_from([0.0, 0.5 * HOUR, 3.5 * HOUR]))
     def collect(self, hours: int, grace: float) -> None:
-        """Collects in both: they delete the same blobs from the same repositories, and keep the same ones."""
+        """Runs a garbage collection on both registries. They must remove the same blobs from the same repositories."""
         self.wait(hours)
         self.model.collect(grace)
         expire = 1000 * 24 * HOUR
@@ -222,8 +224,8 @@ class Agreement(UploadAgreement):
         grace=st.sampled_from([0.5 * HOUR, 3.5 * HOUR]),
     )
     def age(self, repo: RepositoryName, manifest: Manifest, needed: str, grace: float) -> None:
-        """Lets an image or its blobs grow old. Then something uses the blobs once more, and they are collected in
-        time."""
+        """Lets an image or its blobs grow old, then touches the blobs once more as `needed` says, and runs a garbage
+        collection."""
         if needed == "deleted":
             self.push_image(repo, manifest, [])
         else:
@@ -242,7 +244,7 @@ class Agreement(UploadAgreement):
 
 
 class AgreementInObjects(Agreement):
-    """The same test with an object store. A layer of the model has several parts."""
+    """The same test with blobs in an object store. Parts are small, so that a layer has several parts."""
 
     def content(self) -> OpenContent:
         return open_objects(self.data / "bucket", min_part_bytes=100)
