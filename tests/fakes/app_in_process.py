@@ -1,4 +1,4 @@
-"""The whole application over a real store, in this process, with accounts that log in with API tokens."""
+"""Runs the whole application with a real store inside the test process. Its accounts log in with API tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from tests.fakes.store_accounts import BY, add_account
 
 
 class AppInProcess:
-    """A running application. `client` sends requests to it; `accounts` and `hosted` are its stores."""
+    """A running application. `client` sends requests to it. `accounts` is its store of accounts; `hosted` is its
+    registry of pushed content, without access checks."""
 
     def __init__(self, app: Entrepot, data: Path) -> None:
         assert app.service.access is not None
@@ -47,7 +48,8 @@ class AppInProcess:
         return "Basic " + base64.b64encode(f"{name}:{made.text}".encode()).decode()
 
     async def bearer(self, login: str | None, *scopes: str) -> str:
-        """Gets a bearer token from `/token` for these scopes, and returns its Authorization header."""
+        """Gets a bearer token for `scopes` from `/token`, and returns the Authorization header for it. `login`: the
+        Authorization header of the request; None: no login."""
         query = "&".join(f"scope={quote(scope)}" for scope in scopes)
         answer = await self.client("GET", f"/token?service=entrepot&{query}", {"authorization": login} if login else {})
         assert answer.status == 200, answer.body
@@ -59,7 +61,7 @@ class AppInProcess:
 async def running_app(
     folder: Path, clock: Callable[[], float] = time.time, **settings: Any
 ) -> AsyncIterator[AppInProcess]:
-    """Runs the application over a new store in `folder`."""
+    """Runs the application with a new store in `folder` until the block ends."""
     prepare_data_dir(folder)
     made = Settings(data=folder, **settings)
     app = create_app(made, rate_limit=shared_rate_limit(made), clock=clock)

@@ -1,4 +1,4 @@
-"""A store with accounts, and the objects that check credentials, as one process has them."""
+"""A store with accounts, and the objects with which one worker process checks credentials."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ from storage.store.stored_registry import StoredRegistry
 
 ADMIN = Actor("operator")
 AT_HOME = Actor(address="192.0.2.1", user_agent="docker/29")
+"""A client at the usual address."""
 ELSEWHERE = Actor(address="198.51.100.7", user_agent="docker/29")
+"""A client at another address."""
 PASSWORD = "correct horse battery"
 ALICE, BOB, CI = AccountName("alice"), AccountName("bob"), AccountName("ci")
 
 
 class AuthClock:
-    """Returns seconds since 1970, which the test sets."""
+    """A clock that the test sets: a call returns `now`, in seconds since 1970."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:
         self.now = now
@@ -43,7 +45,7 @@ class AuthClock:
 
 @dataclass
 class AuthWorker:
-    """One worker: its view of the store, and its caches."""
+    """One worker: its connection to the store, and its objects that check credentials, with their caches."""
 
     registry: StoredRegistry
     access: AuthComponents
@@ -73,15 +75,16 @@ class AuthWorker:
         await self.accounts.put_grant(given, by=ADMIN)
 
     async def audited(self, action: str = "login") -> list[AuditEntry]:
-        """Returns the entries of the audit log, newest first, including those that are not written yet."""
+        """Returns the entries of the audit log for an action, newest first. Writes buffered entries to the log
+        first."""
         await self.access.audit_buffer.flush()
         return list(self.accounts.audit(AuditQuery(action=action), 100).items)
 
 
 @functools.cache
 def _hash_for(_: AccountName, password: str) -> str:
-    """Returns a password hash. Made once for each account name in a test process, because hashing is slow on
-    purpose."""
+    """Returns a hash of the password. Computes it only once for each account name and password in a test process,
+    because hashing is slow on purpose."""
     return hash_password(password)
 
 
@@ -89,7 +92,8 @@ def _hash_for(_: AccountName, password: str) -> str:
 async def auth_worker(
     data: Path, clock: AuthClock, settings: Mapping[str, Any] | None = None
 ) -> AsyncIterator[AuthWorker]:
-    """Opens a worker on this data directory. A second call for the same directory opens a second worker."""
+    """Opens a worker on the data directory `data` until the block ends. A second call for the same directory opens a
+    second worker."""
     prepare_data_dir(data)
     made = Settings(data=data, **(settings or {}))
     async with (
@@ -100,5 +104,5 @@ async def auth_worker(
 
 
 def basic(user: str, secret: str) -> str:
-    """Returns the value of the Authorization header."""
+    """Returns the value of the Authorization header for HTTP basic authentication."""
     return "Basic " + base64.b64encode(f"{user}:{secret}".encode()).decode()

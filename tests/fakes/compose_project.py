@@ -1,4 +1,4 @@
-"""docker-compose on the repository's own docker-compose.yml."""
+"""Runs docker-compose with the docker-compose.yml of this repository."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tests.fakes.server_process import ROOT
 
 @dataclass(frozen=True)
 class ComposeProject:
-    """The services of the file, run by a dockerd of the tests."""
+    """The services of docker-compose.yml, run by a dockerd of the tests."""
 
     call: ForeignProgram
     variables: Path
-    """The file that stands for `.env`."""
+    """The file with environment variables that takes the place of `.env`."""
 
     def __call__(self, *args: str, given: str = "") -> ProgramResult:
         """Runs `docker-compose ARGS`; raises CommandFailed unless it ends with 0."""
         return self.call(*args, given=given)
 
     def set_variables(self, **variables: str) -> None:
-        """Writes the variables that count from the next call on, and no others."""
+        """Replaces all variables in the file. The next call of docker-compose uses the new ones."""
         self.variables.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
 
     def container(self, service: str) -> str:
@@ -32,7 +32,7 @@ class ComposeProject:
 
 
 def compose_project(docker: DockerEngine, program: str) -> ComposeProject:
-    """`program`: that of compose, such as `docker-compose`."""
+    """Returns the project. `program`: the name of the compose program, such as `docker-compose`."""
     variables = docker.folder / "compose.env"
     command = (program, "--project-name", "entrepot", "--file", str(ROOT / "docker-compose.yml"))
     call = ForeignProgram((*command, "--env-file", str(variables)), docker.call.env)

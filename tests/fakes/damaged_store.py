@@ -1,4 +1,5 @@
-"""A store with content of every kind, and functions that damage it, each in one way that a check finds."""
+"""A store with content of every kind, and functions that damage it. Each function damages the store in one way that the
+consistency check must find."""
 
 from __future__ import annotations
 
@@ -17,12 +18,13 @@ from storage.store.stored_registry import StoredRegistry
 APP, OTHER = RepositoryName("team/app"), RepositoryName("team/other")
 LAYER = b"layer of image"
 MAX_LOOP_SECONDS = 0.05
+"""Longest time for which a check may block the event loop."""
 
 
 @dataclass
 class Site:
-    """A store with an image, an index of two images, and a referrer of the image. `db`: a connection that changes rows
-    without any check."""
+    """A store with an image, an index of two images, and a referrer of the image. `db`: a connection to the database,
+    with which tests change rows."""
 
     store: StoredRegistry
     data: Path
@@ -157,7 +159,7 @@ def wrong_usage_totals(site: Site) -> None:
 
 
 def count_usage(site: Site) -> None:
-    """Counts a usage scope as the code does that maintains the counts."""
+    """Inserts the rows with the counts of a usage scope, as the code that maintains these counts would."""
     site.run("INSERT INTO usage_scope (id, name, prefixes, excluded, complete, blobs) VALUES "
              "(1, 'quota', '[\"team/\"]', '[]', 1, 0), (2, 'uncounted', '[\"team/\"]', '[]', 0, 7)")  # fmt: skip
     site.run("INSERT INTO usage_member (repository, scope) SELECT id, 1 FROM repository")
