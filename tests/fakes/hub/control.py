@@ -1,7 +1,7 @@
-"""The process of the fake Hub, and the socket by which a test controls it.
+"""The process of the fake Hub, and the socket through which a test controls it.
 
-`hub.py` starts it, with its set-up on the first line of stdin. It ends when stdin is closed, so it never outlives the
-test.
+`hub.py` starts this process and writes its set-up to the first line of stdin. The process ends when stdin is closed, so
+it never outlives the test.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONTROL_LIMIT = 64 << 20
 
 
 class Control:
-    """The calls of the test: a line of JSON `[name, arguments]` gets a line of JSON in response."""
+    """Carries out the calls of the test. A call is a line of JSON, `[name, arguments]`. The reply is a line of JSON."""
 
     def __init__(self, front: HubServer) -> None:
         self._front = front
@@ -77,10 +77,10 @@ class Control:
 
     def _remove(self, repo: str, reference: str) -> None:
         """Removes a tag, a manifest with its tags, or a blob."""
-        room = self._front.registry.shelf.repositories[repo]
-        room.blobs.discard(reference)
-        room.manifests.pop(reference, None)
-        room.tags = {tag: digest for tag, digest in room.tags.items() if reference not in (tag, digest)}
+        repository = self._front.registry.shelf.repositories[repo]
+        repository.blobs.discard(reference)
+        repository.manifests.pop(reference, None)
+        repository.tags = {tag: digest for tag, digest in repository.tags.items() if reference not in (tag, digest)}
 
     def _state(self) -> dict[str, object]:
         front = self._front
@@ -97,9 +97,9 @@ async def _run(setup: dict[str, Any]) -> None:
     ports = {role: front.url(role) for role in HOSTS}
     print(json.dumps({**ports, "control": control.sockets[0].getsockname()[1]}), flush=True)
     loop = asyncio.get_running_loop()
-    over: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(sys.stdin.fileno(), lambda: None if over.done() else over.set_result(None))
-    await over
+    ended: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sys.stdin.fileno(), lambda: None if ended.done() else ended.set_result(None))
+    await ended
 
 
 if __name__ == "__main__":

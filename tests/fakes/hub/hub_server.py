@@ -1,4 +1,5 @@
-"""The fake Hub's three ports for clients. Records every request, and applies faults."""
+"""The fake Hub's three ports for clients: the registry, the target of redirects (`cdn`), and the token service. Records
+every request, and applies faults."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ BACKLOG = 1024
 
 @dataclass
 class PendingFault:
-    """A fault that still applies to some requests."""
+    """A fault, the number of requests to skip before it applies (`skip`), and the number of requests to which it still
+    applies (`left`; None: no limit)."""
 
     fault: Fault
     skip: int
@@ -50,7 +52,7 @@ class PendingFault:
 
 
 class HubServer:
-    """All ports, and the record of requests."""
+    """Serves all three ports, and keeps the record of requests."""
 
     def __init__(self, registry: HubApi) -> None:
         self.registry = registry
@@ -58,7 +60,7 @@ class HubServer:
         self.seen: list[SeenRequest] = []
         self.errors: list[str] = []
         self.opened = 0
-        """Connections that were accepted so far."""
+        """Number of connections accepted so far."""
         self._released = asyncio.Event()
         self._connections: dict[asyncio.Task[None], HubConnection] = {}
         self._reserved_ports: dict[Role, socket.socket] = {role: _bound(host, 0) for role, host in HOSTS.items()}
@@ -87,7 +89,7 @@ class HubServer:
             self._listening[asyncio.ensure_future(self._accept(listener, role))] = listener
 
     async def refuse(self) -> None:
-        """Refuses connections from now on. Existing ones go on."""
+        """Refuses new connections from now on. Existing connections stay open."""
         for task, listener in self._listening.items():
             task.cancel()
             await asyncio.wait([task])
@@ -103,7 +105,7 @@ class HubServer:
             await asyncio.wait(connections)
 
     def release(self) -> None:
-        """Continues the stalled responses. Responses that stall later wait for the next release."""
+        """Continues the responses that are stalled now. Responses that stall later wait for the next call."""
         self._released.set()
         self._released = asyncio.Event()
 
@@ -203,12 +205,12 @@ class HubServer:
         return self.registry.answer(request, target, seen, self.url("cdn")), True
 
     async def _send(self, connection: HubConnection, answer: HubAnswer, fault: Fault, seen: SeenRequest) -> None:
-        """Sends the body, with its faults."""
+        """Sends the body, and stalls or breaks off as the fault says."""
         stalls = sorted({answer.start + each for each in (fault.stall_after, fault.drop_after) if each is not None})
         position = answer.start
         for stop in [*(each for each in stalls if each < answer.stop), answer.stop]:
             for piece in answer.body.pieces(position, stop):
-                # The test may change the rate meanwhile, so it is read for every piece.
+                # Reads the rate again for every piece, because the test may change it during the response.
                 await connection.send(piece, seen, self.switches.rate)
             position = stop
             if position == answer.stop:
@@ -234,8 +236,8 @@ def _faulty(answer: HubAnswer, fault: Fault) -> HubAnswer:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Returns a socket that holds its port without listening. Two sockets may hold the same port, and one of them may
-    listen."""
+    """Returns a socket that is bound to the port but does not listen, so that no other program gets the port. A second
+    socket may be bound to the same port and listen."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((host, port))

@@ -1,7 +1,8 @@
-"""A bucket as an S3 client sees it (`Bucket`).
+"""A fake of an S3 bucket (`Bucket`).
 
-An object appears completely or not at all, and every later call of every process sees it. It cannot be appended to,
-renamed, or changed in place. Each object is one file in a folder, so that several processes can share the bucket.
+An object is created completely or not at all. After that, every call of every process sees it. An object cannot be
+appended to, renamed, or changed in place. Each object is one file in a folder, so that several processes can share the
+bucket.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import BinaryIO, NamedTuple
 from urllib.parse import quote, unquote
 
 MIN_PART_BYTES = 5 * 1024 * 1024
-"""Least size of every part of a multipart upload but the last (Amazon S3, "Multipart upload limits")."""
+"""Smallest allowed size of a part of a multipart upload, except the last part (Amazon S3, "Multipart upload
+limits")."""
 MOST_PARTS = 10_000
 
 
@@ -43,7 +45,8 @@ class ObjectInfo(NamedTuple):
 
 
 class Bucket:
-    """All calls block. `before(operation, key)` runs before each call that changes something."""
+    """A bucket whose objects are files below `folder`. All calls block. `before`: called with the operation and the key
+    before each call that changes the bucket."""
 
     def __init__(
         self,
@@ -59,11 +62,11 @@ class Bucket:
             directory.mkdir(parents=True, exist_ok=True)
 
     def put(self, key: str, data: bytes) -> None:
-        """PutObject with `If-None-Match: *`. Raises PreconditionFailed."""
+        """PutObject with `If-None-Match: *`. Raises PreconditionFailed if the object exists."""
         self._before("put", key)
         temporary = self._temporary()
         temporary.write_bytes(data)
-        self._appear(temporary, key)
+        self._create_object(temporary, key)
 
     def get(self, key: str, start: int = 0) -> BinaryIO:
         """GetObject from the byte `start` on. The returned stream continues even if the object is deleted. Raises
@@ -129,15 +132,16 @@ class Bucket:
         return upload
 
     def copy_part(self, upload: str, number: int, source: str) -> str:
-        """UploadPartCopy of a whole object, from 1 on. Returns the part's ETag. Raises NoSuchKey."""
+        """UploadPartCopy of a whole object. `number`: the number of the part, from 1 on. Returns the part's ETag.
+        Raises NoSuchKey."""
         assert 1 <= number <= MOST_PARTS
         data = self.read(source)
         (self._uploads / upload / str(number)).write_bytes(data)
         return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
     def complete_multipart(self, upload: str, key: str, tags: list[str]) -> None:
-        """CompleteMultipartUpload with `If-None-Match: *`: makes the object of the parts with these ETags. Raises
-        EntityTooSmall, PreconditionFailed."""
+        """CompleteMultipartUpload with `If-None-Match: *`: creates the object from all parts. `tags`: the ETags of the
+        parts. Raises EntityTooSmall, PreconditionFailed."""
         self._before("complete", key)
         temporary = self._temporary()
         with temporary.open("wb") as whole:
@@ -148,7 +152,7 @@ class Bucket:
                     temporary.unlink()
                     raise EntityTooSmall(f"part {number} has {len(data)} bytes")
                 whole.write(data)
-        self._appear(temporary, key)
+        self._create_object(temporary, key)
         self.abort_multipart(upload)
 
     def abort_multipart(self, upload: str) -> None:
@@ -165,7 +169,7 @@ class Bucket:
     def _temporary(self) -> Path:
         return self._uploads / f"{os.getpid()}-{id(self)}-{next(self._count)}.temporary"
 
-    def _appear(self, temporary: Path, key: str) -> None:
+    def _create_object(self, temporary: Path, key: str) -> None:
         try:
             os.link(temporary, self._file(key))
         except FileExistsError:
