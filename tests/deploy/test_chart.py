@@ -124,7 +124,7 @@ def test_kubernetes_accepts_each_object(shape: tuple[list[Document], set[str]]) 
             validate(found, version)
 
 
-def test_what_the_objects_name_exists(shape: tuple[list[Document], set[str]]) -> None:
+def test_references_between_objects_are_valid(shape: tuple[list[Document], set[str]]) -> None:
     """Mounts have volumes, ports have names, selectors find the pod, and backends are ports of the Service."""
     objects, _ = shape
     workload = of_kind(objects, "StatefulSet")
@@ -168,7 +168,7 @@ def test_the_pod_is_restricted(shape: tuple[list[Document], set[str]]) -> None:
 
 
 @pytest.mark.parametrize("values", [values for values, _ in SHAPES.values()], ids=SHAPES)
-def test_helm_finds_no_fault(values: dict[str, Any]) -> None:
+def test_helm_lint_finds_no_problem(values: dict[str, Any]) -> None:
     """`helm lint --strict` has no warning and no error."""
     report = helm_python.lint(CHART, values, strict=True)
     assert [message for message in report["messages"] if message["severity"] > 1] == []
@@ -190,7 +190,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("values", "said"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_work_is_refused(values: dict[str, Any], said: str) -> None:
+def test_invalid_values_are_refused(values: dict[str, Any], said: str) -> None:
     """With an error that names the value, and says what to do."""
     with pytest.raises(helm_python.HelmError, match=re.escape(said)):
         render(values)

@@ -176,7 +176,7 @@ def wait_for_health(docker: DockerEngine, container: str) -> None:
     wait_until(lambda: health(docker, container) == "healthy", DEADLINE_SECONDS, lambda: docker("logs", container).text)
 
 
-def test_the_image_says_what_it_is(docker: DockerEngine, built: str) -> None:
+def test_the_image_has_labels_and_a_user(docker: DockerEngine, built: str) -> None:
     """It has the labels of the OCI's image spec, and runs as a user who is not root."""
     config = docker.inspect(built)["Config"]
     labels = {name.rpartition(".")[2]: value for name, value in config["Labels"].items()}
@@ -199,7 +199,7 @@ def test_the_image_has_only_what_it_needs(docker: DockerEngine, built: str) -> N
     assert docker.inspect(built)["Size"] < 1.5 * docker.inspect("python:3.11-slim")["Size"]
 
 
-def test_it_runs_read_only(docker: DockerEngine, built: str, hello: ClientImage) -> None:
+def test_the_container_runs_with_a_read_only_root(docker: DockerEngine, built: str, hello: ClientImage) -> None:
     """With a read-only root and without any capability it turns healthy and takes a push. The content survives a
     restart. SIGTERM ends it with exit code 0."""
     options = ("--publish", "127.0.0.1::5000", "--env", "ENTREPOT_INSECURE_OPEN=true", *HEALTH_EVERY_SECOND)
@@ -217,7 +217,7 @@ def test_it_runs_read_only(docker: DockerEngine, built: str, hello: ClientImage)
     docker("rm", "--volumes", container)
 
 
-def test_it_asks_for_an_account(docker: DockerEngine, built: str) -> None:
+def test_the_container_requires_an_account(docker: DockerEngine, built: str) -> None:
     """Without accounts it does not start, and says what to do; after that it starts."""
     volume = ("--volume", "accounts:/var/lib/entrepot")
     refused = docker.call.attempt("run", "--rm", *HARDENED, *volume, built)

@@ -68,7 +68,7 @@ def test_each_alert_has_a_section_in_the_runbook() -> None:
         assert alert["labels"]["severity"] in ("critical", "warning", "info")
 
 
-def test_the_dashboard_is_whole() -> None:
+def test_the_dashboard_is_valid() -> None:
     """Panels have ids of their own and do not lie on each other, and each query names the chosen data source."""
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(ids)) == len(ids)

@@ -135,7 +135,7 @@ def test_a_stream_of_events(proxy: str, authority: CertificateAuthority) -> None
             assert line
 
 
-def test_plain_http_leads_to_tls(proxy: str) -> None:
+def test_plain_http_redirects_to_tls(proxy: str) -> None:
     """A browser that asks without TLS is sent to the same page with TLS."""
     with closing(http.client.HTTPConnection(HOST, 80, timeout=60)) as client:
         client.request("GET", "/ui/", headers={"Host": HOST})
