@@ -1,4 +1,4 @@
-"""The wheel is all that there is to install: with pip, pipx and uv, each as its users do."""
+"""Tests that a user needs only the wheel to install Entrepot with pip, pipx or uv."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from tests.fakes.deployment.release_files import ReleaseFiles, run_in
 from tests.fakes.server_process import RegistryServer, running_program
 
 SERVE = ("serve", "--data", "data", "--listen", "127.0.0.1:0")
-INSTALLING = 300.0
-"""Seconds that a command may take which installs everything before it starts."""
+INSTALL_SECONDS = 300.0
+"""Longest time for a command that installs everything before it starts."""
 TOOLS = Path(sys.executable).parent
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """This process's, with the homes of pipx and uv in `folder`, and without the packages of the tests."""
+    """Returns the environment of this process without the packages of the tests. The folders of pipx and uv are below
+    `folder`."""
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("ENTREPOT_", "PYTHON", "VIRTUAL"))
     }
@@ -32,49 +33,50 @@ def environment(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def serving(folder: Path, *command: str | Path) -> Iterator[RegistryServer]:
-    with running_program(folder, *command, *SERVE, env=environment(folder), timeout=INSTALLING) as server:
+    with running_program(folder, *command, *SERVE, env=environment(folder), timeout=INSTALL_SECONDS) as server:
         yield server
 
 
 def assert_serves(server: RegistryServer) -> None:
-    """The server takes a push, gives it back, and shows its pages, in Chinese as well."""
+    """Checks that clients can push to the server and pull from it, and that it serves its web pages, also in
+    Chinese."""
     wire, pushed = RegistryClient(server.address), image("installed")
     wire.push("team/app", "1", pushed)
     assert_same_image(wire, "team/app", "1", pushed)
-    for language, said in (("en", "Repositories"), ("zh-CN", "仓库")):
+    for language, page_title in (("en", "Repositories"), ("zh-CN", "仓库")):
         page = wire.ask("GET", "/ui/repositories", headers={"Accept": "text/html", "Accept-Language": language})
         assert page.status == 200
-        assert said in page.body.decode()
+        assert page_title in page.body.decode()
     assert wire.ask("GET", "/api/docs", headers={"Accept": "text/html"}).status == 200
 
 
-@pytest.mark.timeout(INSTALLING * 2)
+@pytest.mark.timeout(INSTALL_SECONDS * 2)
 def test_pip(released: ReleaseFiles, tmp_path: Path) -> None:
-    """`pip install` of the wheel in a new environment brings the command `entrepot`."""
+    """`pip install` of the wheel in a new environment installs the command `entrepot`, and the server works."""
     run_in(tmp_path, sys.executable, "-m", "venv", "env")
     run_in(tmp_path, "env/bin/pip", "install", "--quiet", released.wheel, env={"PYTHONPATH": ""})
     with serving(tmp_path, tmp_path / "env" / "bin" / "entrepot") as server:
         assert_serves(server)
 
 
-@pytest.mark.timeout(INSTALLING * 2)
+@pytest.mark.timeout(INSTALL_SECONDS * 2)
 def test_pipx(released: ReleaseFiles, tmp_path: Path) -> None:
-    """`pipx install` brings the command."""
+    """`pipx install` installs the command `entrepot`, and the server works."""
     run_in(tmp_path, TOOLS / "pipx", "install", released.wheel, env=environment(tmp_path))
     with serving(tmp_path, tmp_path / "bin" / "entrepot") as server:
         assert_serves(server)
 
 
-@pytest.mark.timeout(INSTALLING * 2)
+@pytest.mark.timeout(INSTALL_SECONDS * 2)
 def test_pipx_run(released: ReleaseFiles, tmp_path: Path) -> None:
-    """`pipx run` serves without an installation that stays."""
+    """`pipx run` runs the server without a permanent installation."""
     with serving(tmp_path, TOOLS / "pipx", "run", "--spec", released.wheel, "entrepot") as server:
         assert_serves(server)
 
 
-@pytest.mark.timeout(INSTALLING * 2)
+@pytest.mark.timeout(INSTALL_SECONDS * 2)
 def test_uvx(released: ReleaseFiles, tmp_path: Path) -> None:
-    """`uvx` serves without an installation that stays."""
+    """`uvx` runs the server without a permanent installation."""
     python = ("--python", sys.executable)
     with serving(tmp_path, TOOLS / "uvx", *python, "--from", released.wheel, "entrepot") as server:
         assert_serves(server)
