@@ -79,8 +79,10 @@ def size_bench(options: Options, plan: SizePlan[StoreT]) -> Bench:
 
     def find(folder: Path) -> Findings:
         stores = [plan.build(folder, ENTREPOT, size) for size in options.sizes]
-        lines, names = plan.measure(stores), [one.name for one in stores]
-        about = {"stores": {one.name: {"bytes": one.disk_bytes, "built_in": one.build_seconds} for one in stores}}
+        lines, names = plan.measure(stores), [store.name for store in stores]
+        about = {
+            "stores": {store.name: {"bytes": store.disk_bytes, "built_in": store.build_seconds} for store in stores}
+        }
         series = {line.title: [line.median(name, line.figures[0].key) or 0 for name in names] for line in lines}
         plot = curves("As the store grows, against the smallest", options.sizes, series)
         subjects = names[::-1] if plan.is_largest_first else names
@@ -98,7 +100,7 @@ def _measure_by_size(
     split = list[RowSamples]()
     for line in plan.measure(stores):
         for size in sizes:
-            samples = {one.program.name: line.samples.get(one.name, []) for one in stores if one.count == size}
+            samples = {store.program.name: line.samples.get(store.name, []) for store in stores if store.count == size}
             title = f"{line.title}, {size:,} {plan.unit}"
             split.append(RowSamples(f"{line.name}-{size}", title, line.figures, samples, line.failure))
     return split

@@ -60,9 +60,9 @@ def _shorten_header() -> None:
     messages change."""
     lines = CATALOGUE.read_text(encoding="utf-8").splitlines(keepends=True)
     start = lines.index('msgid ""\n')
-    kept = ("Language:", "Plural-Forms:", "MIME-Version:", "Content-Type:", "Content-Transfer-Encoding:")
+    kept_fields = ("Language:", "Plural-Forms:", "MIME-Version:", "Content-Type:", "Content-Transfer-Encoding:")
     end = lines.index("\n", start)
-    header = [line for line in lines[start:end] if not line.startswith('"') or line[1:].startswith(kept)]
+    header = [line for line in lines[start:end] if not line.startswith('"') or line[1:].startswith(kept_fields)]
     CATALOGUE.write_text("".join(header + lines[end:]), encoding="utf-8")
 
 

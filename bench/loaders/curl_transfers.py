@@ -113,9 +113,9 @@ class BackgroundUpload:
 
     def _upload(self) -> None:
         with HttpClient(self._port) as client:
-            where = client.start_upload(self._repo)
+            location = client.start_upload(self._repo)
             self._process = subprocess.Popen(
-                stream_upload_command(local_url(self._port) + where, self._file),
+                stream_upload_command(local_url(self._port) + location, self._file),
                 env=clean_environment(self._file.parent),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -125,7 +125,9 @@ class BackgroundUpload:
             out = self._process.communicate()[0]
             self._process = None
             self._finished_bytes += self._file.stat().st_size
-            client.request("DELETE", where if self._stopping and not out else next_upload_path(where, out), expect=204)
+            client.request(
+                "DELETE", location if self._stopping and not out else next_upload_path(location, out), expect=204
+            )
 
 
 @contextlib.contextmanager
@@ -142,8 +144,8 @@ def background_transfers(
         stack.callback(upload.stop)
         counters.append(upload.moved_bytes)
         deadline = time.perf_counter() + START_TIMEOUT
-        while min(moved() for moved in counters) < MIN_STARTED_BYTES:
+        while min(count_bytes() for count_bytes in counters) < MIN_STARTED_BYTES:
             if time.perf_counter() > deadline:
                 raise TrialFailed("a background transfer does not start")
             time.sleep(0.05)
-        yield lambda: sum(moved() for moved in counters)
+        yield lambda: sum(count_bytes() for count_bytes in counters)

@@ -87,20 +87,20 @@ class HttpClient:
         response = self.request("POST", f"/v2/{repo}/blobs/uploads/", b"", expect=202)
         return location_path(response.headers.get("location", ""))
 
-    def close_upload(self, where: str, digest: str, body: bytes | IO[bytes] = b"", size: int = 0) -> None:
+    def close_upload(self, location: str, digest: str, body: bytes | IO[bytes] = b"", size: int = 0) -> None:
         """Closes an upload session with a PUT that names the digest. `body`: the last `size` bytes of the blob."""
-        mark = "&" if "?" in where else "?"
+        mark = "&" if "?" in location else "?"
         headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
-        self.request("PUT", f"{where}{mark}digest={digest}", body, headers, expect=201)
+        self.request("PUT", f"{location}{mark}digest={digest}", body, headers, expect=201)
 
     def push_blob(self, repo: str, digest: str, content: bytes | Path) -> None:
         """Pushes a blob from memory or from a file, with a POST and a PUT."""
-        where = self.start_upload(repo)
+        location = self.start_upload(repo)
         if isinstance(content, bytes):
-            self.close_upload(where, digest, content, len(content))
+            self.close_upload(location, digest, content, len(content))
             return
         with content.open("rb") as file:
-            self.close_upload(where, digest, file, content.stat().st_size)
+            self.close_upload(location, digest, file, content.stat().st_size)
 
     def put_manifest(self, repo: str, reference: str, body: bytes) -> None:
         """Pushes an OCI manifest under a tag or its digest."""

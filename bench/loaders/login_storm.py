@@ -54,7 +54,7 @@ def send_logins(port: int, token: str, logins: int, number: int) -> None:
     probe_request = f"GET /v2/ HTTP/1.1\r\nHost: {HOST}:{port}\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
     times, open_logins = list[float](), logins
     with Connections(port) as opened:
-        guessers = [opened.open(f"127.0.{number % 200 + 1}.{place % ADDRESSES + 2}") for place in range(CONNECTIONS)]
+        guessers = [opened.open(f"127.0.{number % 200 + 1}.{index % ADDRESSES + 2}") for index in range(CONNECTIONS)]
         probe, probing, next_probe = opened.open(), False, 0.0
         begun = time.perf_counter()
         for connection, guess in zip(guessers, guesses, strict=False):

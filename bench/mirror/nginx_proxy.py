@@ -73,8 +73,8 @@ def count_traffic(lines: Iterable[str], repo: str) -> UpstreamTraffic:
     content = blobs = gets = heads = 0
     for line in lines:
         request = json.loads(line)
-        where, _, kind = request["path"].rpartition("/")[0].rpartition("/")
-        if where != f"/v2/{repo}" or kind not in ("manifests", "blobs") or request["status"] not in (200, 206):
+        repo_path, _, kind = request["path"].rpartition("/")[0].rpartition("/")
+        if repo_path != f"/v2/{repo}" or kind not in ("manifests", "blobs") or request["status"] not in (200, 206):
             continue
         content += request["body"]
         if kind == "blobs":

@@ -45,8 +45,8 @@ def relay_connections(port: int, target: int, rate: int) -> None:
             client.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, rate)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             server = socket.create_connection((HOST, target))
-            for one in (client, server):
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for connection in (client, server):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for source, sink in ((client, server), (server, client)):
                 threading.Thread(target=_copy, args=(source, sink), daemon=True).start()
 
@@ -60,9 +60,9 @@ def _copy(source: socket.socket, sink: socket.socket) -> None:
                 count -= os.splice(outlet, sink.fileno(), count)
         sink.shutdown(socket.SHUT_WR)
     except OSError:
-        for one in (source, sink):
+        for connection in (source, sink):
             with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
     finally:
         os.close(outlet)
         os.close(inlet)

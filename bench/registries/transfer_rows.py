@@ -47,9 +47,9 @@ def _push_large(trial: RegistryTrial) -> Sample:
     prefault_memory(GIB)  # right before the measurement: free memory goes back to the host in 1 to 2 s
     with HttpClient(trial.server.port) as client:
         meter = Meter(trial.server)
-        where = client.start_upload(PUSH_REPO)
-        where = stream_upload(trial.server.url + where, trial.content.upload_file)
-        client.close_upload(where, content.digest)
+        location = client.start_upload(PUSH_REPO)
+        location = stream_upload(trial.server.url + location, trial.content.upload_file)
+        client.close_upload(location, content.digest)
         sample = {SPEED.key: content.size / MIB / meter.seconds(), **_bulk_costs(meter, content.size)}
         path = f"/v2/{PUSH_REPO}/blobs/{content.digest}"
         client.request("HEAD", path, headers={"Accept": "*/*"}, expect=200)

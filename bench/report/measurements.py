@@ -61,10 +61,10 @@ def spread(samples: Sequence[float]) -> Spread:
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Returns the ratio of the median of `ours` to the median of `theirs`. The ratio is infinite if only the median of
     `theirs` is 0, and 1 if both medians are 0."""
-    mine, other = spread(ours).median, spread(theirs).median
-    if other == 0:
-        return 1.0 if mine == 0 else float("inf")
-    return mine / other
+    our_median, their_median = spread(ours).median, spread(theirs).median
+    if their_median == 0:
+        return 1.0 if our_median == 0 else float("inf")
+    return our_median / their_median
 
 
 @dataclass
@@ -89,8 +89,8 @@ class RowSamples:
 
     def ratio(self, ours: str, theirs: str, key: str) -> float | None:
         """Returns the ratio of the medians of two subjects; None if one of them has no samples."""
-        mine, other = self.values(ours, key), self.values(theirs, key)
-        return median_ratio(mine, other) if mine and other else None
+        our_values, their_values = self.values(ours, key), self.values(theirs, key)
+        return median_ratio(our_values, their_values) if our_values and their_values else None
 
 
 def results_document(

@@ -31,7 +31,7 @@ def spread_text(values: Spread) -> str:
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns a table with aligned columns. The text in the first column is aligned to the left, all other text to the
     right."""
-    widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
 
     def line(cells: Sequence[str]) -> str:

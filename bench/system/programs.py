@@ -34,10 +34,10 @@ def running_program(
     the folder of `log` is its working directory. It imports Python code from the checkout `code`. Raises BenchFailed
     when the program ends, or START_TIMEOUT passes, before `ready` returns true."""
     env = clean_environment(log.parent, PYTHONPATH=str(code), PYTHONUNBUFFERED="1")
-    nothing = subprocess.DEVNULL
+    devnull = subprocess.DEVNULL
     with log.open("ab") as out:
         process = subprocess.Popen(
-            command, env=env, cwd=log.parent, stdin=nothing, stdout=out, stderr=out, start_new_session=True
+            command, env=env, cwd=log.parent, stdin=devnull, stdout=out, stderr=out, start_new_session=True
         )
     try:
         deadline = time.monotonic() + START_TIMEOUT

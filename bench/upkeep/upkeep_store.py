@@ -189,11 +189,11 @@ class UpkeepStore:
 
     def _spread(self, layers: Sequence[BlobContent], *, mirrored: bool) -> Iterator[tuple[str, Sequence[BlobContent]]]:
         """Distributes the layers over repositories all over the store. Yields each repository's name and layers."""
-        places = min(self.size.repositories, max(1, len(layers) // TAGS_PER_REPOSITORY))
-        step = self.size.repositories // places
-        for place in range(places):
-            name = mirrored_name(place * step) if mirrored else repository_name(place * step)
-            yield name, layers[place::places]
+        count = min(self.size.repositories, max(1, len(layers) // TAGS_PER_REPOSITORY))
+        step = self.size.repositories // count
+        for index in range(count):
+            name = mirrored_name(index * step) if mirrored else repository_name(index * step)
+            yield name, layers[index::count]
 
     def _write_files(self, layers: Sequence[BlobContent], changed: float) -> None:
         for layer in layers:

@@ -142,8 +142,8 @@ def test_time_withheld_by_the_host_is_stored_and_printed() -> None:
     for sample, share in zip(disturbed.samples["Entrepot"], (0.0, 7.25, 3.5), strict=True):
         sample[STEAL.key] = share
     names = ["Entrepot", "docker-registry"]
-    kept = results_document([disturbed], names, {})["rows"]
-    assert isinstance(kept, dict)
-    assert kept["row"]["figures"]["stolen"]["Entrepot"]["samples"] == [0.0, 7.25, 3.5]
+    rows = results_document([disturbed], names, {})["rows"]
+    assert isinstance(rows, dict)
+    assert rows["row"]["figures"]["stolen"]["Entrepot"]["samples"] == [0.0, 7.25, 3.5]
     assert steal_note([disturbed], names).splitlines()[1:] == ["- a row: 3.5 % (Entrepot), 0.0 % (docker-registry)"]
     assert steal_note([quiet], names) == ""

@@ -45,11 +45,11 @@ ROWS = {
 }
 
 
-async def push_blob(registry: Registry, repo: RepositoryName, one: BlobContent) -> None:
+async def push_blob(registry: Registry, repo: RepositoryName, blob: BlobContent) -> None:
     writer = await registry.start_upload(repo)
-    assert isinstance(one.content, bytes)
-    await writer.write(one.content)
-    await writer.commit(Digest(one.digest))
+    assert isinstance(blob.content, bytes)
+    await writer.write(blob.content)
+    await writer.commit(Digest(blob.digest))
 
 
 async def push_all(registry: Registry) -> None:

@@ -26,7 +26,7 @@ from bench.system.process_tree import (
 from bench.system.programs import REPOSITORY_ROOT
 
 BURN = "import time\nwhile time.process_time() < 0.3: pass"
-GOOD = '{"requests":100,"microseconds":2000000,"bytes":5000,"errors":0,"p50":1500,"p99":9000}'
+GOOD_REPORT = '{"requests":100,"microseconds":2000000,"bytes":5000,"errors":0,"p50":1500,"p99":9000}'
 
 
 def test_cpu_time_counts_reaped_children() -> None:
@@ -68,13 +68,17 @@ def test_time_withheld_by_the_host() -> None:
 
 def test_report_of_a_loader() -> None:
     """The rate is the number of requests per second. Latencies are in milliseconds."""
-    report = parse_report(f"Running 2s test\nBENCH {GOOD}\n", size=50)
+    report = parse_report(f"Running 2s test\nBENCH {GOOD_REPORT}\n", size=50)
     assert (report.rate, report.p50, report.p99) == (50, 1.5, 9)
 
 
 @pytest.mark.parametrize(
     "out",
-    ["nothing", "BENCH " + GOOD.replace('"errors":0', '"errors":1'), "BENCH " + GOOD.replace(":100,", ":0,")],
+    [
+        "nothing",
+        "BENCH " + GOOD_REPORT.replace('"errors":0', '"errors":1'),
+        "BENCH " + GOOD_REPORT.replace(":100,", ":0,"),
+    ],
 )
 def test_report_of_failed_requests_fails(out: str) -> None:
     """A report with a failed request, a report without requests, and output without a report raise TrialFailed."""
@@ -85,7 +89,7 @@ def test_report_of_failed_requests_fails(out: str) -> None:
 def test_report_of_short_bodies_fails() -> None:
     """A report with fewer received bytes than the expected bodies have raises TrialFailed."""
     with pytest.raises(TrialFailed, match="more than 5000 bytes"):
-        parse_report(f"BENCH {GOOD}", size=51)
+        parse_report(f"BENCH {GOOD_REPORT}", size=51)
 
 
 def test_upload_continues_at_the_location() -> None:

@@ -43,8 +43,8 @@ def run(rounds: int, *rows: Row[Trial]) -> list[RowSamples]:
 
 
 def recorder(trials: list[Trial]) -> Callable[[Trial], Sample]:
-    def trial(this: Trial) -> Sample:
-        trials.append(this)
+    def trial(current: Trial) -> Sample:
+        trials.append(current)
         return {RATE.key: 1.0}
 
     return trial
@@ -74,10 +74,10 @@ def test_a_failed_row_does_not_stop_other_rows() -> None:
     on."""
     trials = list[Trial]()
 
-    def fail_at_peer(this: Trial) -> Sample:
-        if this[0] == PEER.name:
+    def fail_at_peer(current: Trial) -> Sample:
+        if current[0] == PEER.name:
             raise TrialFailed("a wrong status")
-        return recorder(trials)(this)
+        return recorder(trials)(current)
 
     failed, whole = run(3, Row("a", "", (RATE,), fail_at_peer), Row("b", "", (RATE,), recorder([])))
     assert (failed.failure, trials) == ("docker-registry: a wrong status", [(OURS.name, 0)])

@@ -68,11 +68,11 @@ ROWS = {
 }
 
 
-async def push_blob(store: StoredRegistry, repo: RepositoryName, one: BlobContent) -> None:
+async def push_blob(store: StoredRegistry, repo: RepositoryName, blob: BlobContent) -> None:
     writer = await store.start_upload(repo)
-    assert isinstance(one.content, bytes)
-    await writer.write(one.content)
-    await writer.commit(Digest(one.digest))
+    assert isinstance(blob.content, bytes)
+    await writer.write(blob.content)
+    await writer.commit(Digest(blob.digest))
 
 
 async def push_images(store: StoredRegistry, name: str, *, mirrored: bool) -> None:

@@ -291,8 +291,8 @@ def test_enabling_the_referrers_api(push: Pusher, algorithm: str, order: str) ->
         push.put(target, algorithm=algorithm)
     found = listed(push, digest_of(target, algorithm))
     assert sorted(entry["digest"] for entry in found) == sorted(entry["digest"] for entry in entries)
-    kept = push.client.get(f"{push.root}/manifests/{tag}").json()
-    assert kept["manifests"] == entries
+    stored_index = push.client.get(f"{push.root}/manifests/{tag}").json()
+    assert stored_index["manifests"] == entries
 
 
 def test_the_fallback_tag_is_an_ordinary_tag(push: Pusher) -> None:

@@ -42,8 +42,8 @@ def test_mount_of_a_missing_blob(push: Pusher, algorithm: str, source: str | Non
     session (end-11)."""
     data = os.urandom(100)
     digest = digest_of(data, algorithm)
-    given = {"this": push.repo, "empty": f"{push.repo}/never", None: None}[source]
-    answer = push.client.post(mount_path(push, digest, given))
+    source_name = {"this": push.repo, "empty": f"{push.repo}/never", None: None}[source]
+    answer = push.client.post(mount_path(push, digest, source_name))
     assert answer.status_code == 202
     path = f"{push.root}/mounted/blobs/{digest}"
     assert push.client.get(path).status_code == 404

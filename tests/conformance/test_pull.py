@@ -80,8 +80,8 @@ def test_pulling_docker_manifests(push: Pusher) -> None:
         "layers": [describe(layer, DOCKER_LAYER)],
     }
     listed = describe(encode(manifest), DOCKER_MANIFEST, platform={"os": "linux", "architecture": "amd64"})
-    both: Document = {"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": [listed]}
-    for document, kind in ((manifest, DOCKER_MANIFEST), (both, DOCKER_LIST)):
+    manifest_list: Document = {"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": [listed]}
+    for document, kind in ((manifest, DOCKER_MANIFEST), (manifest_list, DOCKER_LIST)):
         digest = push.put(document)
         answer = push.client.get(f"{push.root}/manifests/{digest}")
         assert answer.headers["content-type"] == kind
@@ -188,8 +188,8 @@ def test_head_has_the_status_and_headers_of_get(push: Pusher, algorithm: str) ->
         "/v2/nothing",
     ]
     for path in paths:
-        got, head = push.client.get(path), push.client.head(path)
-        assert head.status_code == got.status_code, path
+        get, head = push.client.get(path), push.client.head(path)
+        assert head.status_code == get.status_code, path
         assert head.content == b"", path
-        if got.status_code < 400 or path.endswith(("missing", ".bad")) or "/tags" in path or "/v2/n" in path:
-            assert _steady_headers(head) == _steady_headers(got), path
+        if get.status_code < 400 or path.endswith(("missing", ".bad")) or "/tags" in path or "/v2/n" in path:
+            assert _steady_headers(head) == _steady_headers(get), path

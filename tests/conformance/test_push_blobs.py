@@ -108,9 +108,9 @@ def test_every_form(push: Pusher, form: Form, size: int, algorithm: str) -> None
     answer = form(push, data, digest)
     assert answer.status_code == 201, answer.text
     assert answer.headers["docker-content-digest"] == digest
-    got = push.client.get(answer.headers["location"])
-    assert got.status_code == 200
-    assert got.content == data
+    pulled = push.client.get(answer.headers["location"])
+    assert pulled.status_code == 200
+    assert pulled.content == data
     assert everywhere(push.client, "HEAD", f"{push.root}/blobs/{digest}") == {200}
 
 
@@ -180,16 +180,16 @@ def test_a_digest_of_another_algorithm_than_declared(push: Pusher) -> None:
     assert push.client.put(with_query(location, digest=digest_of(data))).status_code == 201
 
 
-@pytest.mark.parametrize("where", ["PATCH", "PUT"])
+@pytest.mark.parametrize("method", ["PATCH", "PUT"])
 @pytest.mark.parametrize("at", [0, 50, 101, 5000])
-def test_chunks_out_of_order(push: Pusher, where: str, at: int) -> None:
+def test_chunks_out_of_order(push: Pusher, method: str, at: int) -> None:
     """A chunk that does not begin at the end of the chunk before gets 416, also in the closing PUT. GET of the session
     returns where to continue (Pushing a blob in chunks)."""
     data = os.urandom(200)
     location = send_chunks(push, [data[:100]])
-    target = with_query(location, digest=digest_of(data)) if where == "PUT" else location
+    target = with_query(location, digest=digest_of(data)) if method == "PUT" else location
     headers = {"Content-Range": f"{at}-{at + 99}"}
-    answer = push.client.request(where, target, content=data[100:], headers=headers)
+    answer = push.client.request(method, target, content=data[100:], headers=headers)
     assert answer.status_code == 416
     error_codes(answer)
     status = push.client.get(location)
@@ -215,22 +215,24 @@ def test_the_first_chunk_starts_at_zero(push: Pusher) -> None:
     assert push.client.get(location).headers["range"] == "0-0"
 
 
-@pytest.mark.parametrize("given", ["bytes 0-9/10", "bytes=0-9", "0-9/10", "9-0", "-9", "0-", "a-b", "", "0-9,20-29"])
-def test_a_malformed_content_range(push: Pusher, given: str) -> None:
+@pytest.mark.parametrize(
+    "content_range", ["bytes 0-9/10", "bytes=0-9", "0-9/10", "9-0", "-9", "0-", "a-b", "", "0-9,20-29"]
+)
+def test_a_malformed_content_range(push: Pusher, content_range: str) -> None:
     """A Content-Range that does not match `^[0-9]+-[0-9]+$` gets 400, and nothing is stored (Pushing a blob in
     chunks)."""
     location = push.start()
-    answer = push.client.patch(location, content=b"0123456789", headers={"Content-Range": given})
+    answer = push.client.patch(location, content=b"0123456789", headers={"Content-Range": content_range})
     assert answer.status_code == 400
     assert error_codes(answer) == ["BLOB_UPLOAD_INVALID"]
     assert push.client.get(location).headers["range"] == "0-0"
 
 
-@pytest.mark.parametrize("given", ["0-4", "0-19"])
-def test_a_content_range_of_another_length(push: Pusher, given: str) -> None:
+@pytest.mark.parametrize("content_range", ["0-4", "0-19"])
+def test_a_content_range_of_another_length(push: Pusher, content_range: str) -> None:
     """A Content-Range whose length differs from Content-Length gets SIZE_INVALID (Pushing a blob in chunks)."""
     location = push.start()
-    answer = push.client.patch(location, content=b"0123456789", headers={"Content-Range": given})
+    answer = push.client.patch(location, content=b"0123456789", headers={"Content-Range": content_range})
     assert answer.status_code == 400
     assert error_codes(answer) == ["SIZE_INVALID"]
 

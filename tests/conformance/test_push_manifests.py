@@ -153,8 +153,8 @@ def test_shapes(push: Pusher, shape: str, algorithm: str) -> None:
     assert push.client.get(f"{push.root}/manifests/{digest}").content == body
 
 
-@pytest.mark.parametrize("what", ["config", "layer", "child"])
-def test_missing_references(push: Pusher, what: str, algorithm: str) -> None:
+@pytest.mark.parametrize("reference_kind", ["config", "layer", "child"])
+def test_missing_references(push: Pusher, reference_kind: str, algorithm: str) -> None:
     """A manifest whose config, layer or child is not in the repository gets MANIFEST_BLOB_UNKNOWN (Pushing
     Manifests)."""
     missing = os.urandom(20)
@@ -162,7 +162,7 @@ def test_missing_references(push: Pusher, what: str, algorithm: str) -> None:
         "config": push.image() | {"config": describe(missing, OCI_CONFIG, algorithm)},
         "layer": push.image() | {"layers": [describe(missing, OCI_LAYER, algorithm)]},
         "child": push.index(describe(missing, OCI_MANIFEST, algorithm)),
-    }[what]
+    }[reference_kind]
     answer = put(push, "broken", encode(document), document["mediaType"])
     assert answer.status_code == 404
     assert error_codes(answer) == ["MANIFEST_BLOB_UNKNOWN"]
@@ -222,9 +222,9 @@ def test_tag_parameters(push: Pusher, algorithm: str, count: int) -> None:
     named = [tag.strip() for field in answer.headers.get_list("oci-tag") for tag in field.split(",")]
     assert sorted(named) == sorted(tags)
     for tag in tags:
-        got = push.client.get(f"{push.root}/manifests/{tag}")
-        assert got.content == body
-        assert got.headers["docker-content-digest"] == digest
+        pulled = push.client.get(f"{push.root}/manifests/{tag}")
+        assert pulled.content == body
+        assert pulled.headers["docker-content-digest"] == digest
 
 
 def test_too_many_tag_parameters(push: Pusher) -> None:
@@ -254,12 +254,12 @@ def test_no_tag_parameters(push: Pusher) -> None:
 
 
 @pytest.mark.parametrize("shape", ["image", "index"])
-@pytest.mark.parametrize("there", [True, False])
-def test_subject(push: Pusher, algorithm: str, shape: str, there: bool) -> None:
+@pytest.mark.parametrize("is_subject_stored", [True, False])
+def test_subject(push: Pusher, algorithm: str, shape: str, is_subject_stored: bool) -> None:
     """OCI-Subject names the subject of the pushed manifest, whether or not the subject is stored (Pushing Manifests
     with Subject)."""
     target = encode(push.image())
-    if there:
+    if is_subject_stored:
         push.put(target, algorithm=algorithm)
     subject = describe(target, OCI_MANIFEST, algorithm)
     document = push.artifact(subject, "a/b") if shape == "image" else push.index(subject=subject)

@@ -113,8 +113,8 @@ async def _stored(data: Path) -> AsyncIterator[Registry]:
 @asynccontextmanager
 async def _stored_twice(data: Path) -> AsyncIterator[Any]:
     prepare_data_dir(data)
-    async with open_registry(data) as one, open_registry(data) as two:
-        yield InTurns(one, two)
+    async with open_registry(data) as first, open_registry(data) as second:
+        yield InTurns(first, second)
 
 
 @asynccontextmanager
@@ -130,8 +130,8 @@ async def _in_objects(data: Path) -> AsyncIterator[Registry]:
 async def _in_objects_twice(data: Path) -> AsyncIterator[Any]:
     prepare_data_dir(data)
     content = open_objects(data / "bucket", PART_BYTES)
-    async with open_registry(data, open_content=content) as one, open_registry(data, open_content=content) as two:
-        yield InTurns(one, two)
+    async with open_registry(data, open_content=content) as first, open_registry(data, open_content=content) as second:
+        yield InTurns(first, second)
 
 
 KINDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Registry]]] = {
@@ -172,8 +172,8 @@ def other() -> RepositoryName:
 
 async def assert_is(registry: Registry, repo: RepositoryName, reference: Tag | Digest, manifest: Manifest) -> None:
     """Checks that the reference resolves to the manifest."""
-    got = await registry.get_manifest(repo, reference)
-    assert (got.body, got.media_type, got.digest) == (manifest.body, manifest.media_type, manifest.digest)
+    pulled = await registry.get_manifest(repo, reference)
+    assert (pulled.body, pulled.media_type, pulled.digest) == (manifest.body, manifest.media_type, manifest.digest)
     resolved = await registry.resolve_manifest(repo, reference)
     assert (resolved.digest, resolved.media_type, resolved.size) == (
         manifest.digest,

@@ -90,9 +90,9 @@ class RegistryPair:
         self.loop = loop
         self.both: list[Registry] = [model, tested]
 
-    def ask(self, call: Callable[..., Awaitable[Any]], *what: object) -> Any:
+    def ask(self, call: Callable[..., Awaitable[Any]], *arguments: object) -> Any:
         """Makes the call on both registries. Returns their common result."""
-        return self.compare([call(registry, *what) for registry in self.both])
+        return self.compare([call(registry, *arguments) for registry in self.both])
 
     def compare(self, calls: list[Awaitable[Any]]) -> Any:
         expected, actual = [self.loop.run_until_complete(answer_of(call)) for call in calls]
@@ -115,22 +115,22 @@ class RegistryPair:
 
     def compare_all(self, repos: list[RepositoryName], digests: list[Digest], tags: list[Tag]) -> None:
         """Checks that both registries return the same for all blobs, manifests, tags and lists."""
-        questions: list[tuple[Callable[..., Awaitable[Any]], tuple[object, ...]]] = [(_repositories, ())]
+        calls: list[tuple[Callable[..., Awaitable[Any]], tuple[object, ...]]] = [(_repositories, ())]
         for repo in repos:
-            questions.append((_tags, (repo,)))
+            calls.append((_tags, (repo,)))
             for digest in digests:
-                questions += [(read_blob, (repo, digest, None)), (_manifest, (repo, digest))]
-                questions += [(_referrers, (repo, digest, kind)) for kind in (None, *ARTIFACT_TYPES)]
-            questions += [(described, (repo, tag)) for tag in tags]
+                calls += [(read_blob, (repo, digest, None)), (_manifest, (repo, digest))]
+                calls += [(_referrers, (repo, digest, kind)) for kind in (None, *ARTIFACT_TYPES)]
+            calls += [(described, (repo, tag)) for tag in tags]
 
-        async def answers(registry: Registry) -> list[Any]:
-            return [await answer_of(call(registry, *what)) for call, what in questions]
+        async def results(registry: Registry) -> list[Any]:
+            return [await answer_of(call(registry, *arguments)) for call, arguments in calls]
 
         # All calls run in one run of the event loop, because the start of a run costs more than most calls.
-        expected, actual = [self.loop.run_until_complete(answers(registry)) for registry in self.both]
-        for (call, what), model, tested in zip(questions, expected, actual, strict=True):
+        expected, actual = [self.loop.run_until_complete(results(registry)) for registry in self.both]
+        for (call, arguments), model, tested in zip(calls, expected, actual, strict=True):
             assert tested == model, (
-                f"{call.__name__}{what}: the model says {model!r}, the registry under test {tested!r}"
+                f"{call.__name__}{arguments}: the model says {model!r}, the registry under test {tested!r}"
             )
 
 

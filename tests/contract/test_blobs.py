@@ -89,17 +89,17 @@ async def test_readers_do_not_disturb_each_other(registry: Registry, repo: Repos
     data = os.urandom(3_000_000)
     await push_blob(registry, repo, data)
     first, second, third = [await registry.open_blob(repo, digest_of(data)) for _ in range(3)]
-    got: list[list[bytes]] = [[], []]
+    chunks_read: list[list[bytes]] = [[], []]
     iterators = [aiter(first), aiter(second)]
-    live = [0, 1]
+    unfinished = [0, 1]
     await third.aclose()
-    while live:
-        for place in tuple(live):
+    while unfinished:
+        for index in tuple(unfinished):
             try:
-                got[place].append(await anext(iterators[place]))
+                chunks_read[index].append(await anext(iterators[index]))
             except StopAsyncIteration:
-                live.remove(place)
-    assert [b"".join(chunks) for chunks in got] == [data, data]
+                unfinished.remove(index)
+    assert [b"".join(chunks) for chunks in chunks_read] == [data, data]
     await first.aclose()
     await second.aclose()
 
@@ -281,13 +281,13 @@ async def test_a_deleted_blob_is_gone_at_once(registry: Registry, repo: Reposito
 async def test_a_blob_in_use_stays(registry: Registry, repo: RepositoryName) -> None:
     """Deleting a layer or a config to which a manifest of the repository refers raises Unsupported. The error names a
     manifest that has to be deleted first. Once all such manifests are deleted, the blob can be deleted."""
-    one = await push_image(registry, repo, "one", "latest")
-    layer, config = one.layers[0].digest, one.config.digest if one.config else one.layers[0].digest
+    image = await push_image(registry, repo, "one", "latest")
+    layer, config = image.layers[0].digest, image.config.digest if image.config else image.layers[0].digest
     for digest in (layer, config):
-        with pytest.raises(Unsupported, match=f"such as {one.digest}, refer to the blob {digest}; delete"):
+        with pytest.raises(Unsupported, match=f"such as {image.digest}, refer to the blob {digest}; delete"):
             await registry.delete_blob(repo, digest, by=BY)
     assert await read_blob(registry, repo, layer) == b"layer of one"
-    await registry.delete_manifest(repo, one.digest, by=BY)
+    await registry.delete_manifest(repo, image.digest, by=BY)
     await registry.delete_blob(repo, layer, by=BY)
     with pytest.raises(BlobUnknown):
         await registry.resolve_blob(repo, layer)

@@ -39,10 +39,10 @@ async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
         return
     prepare_data_dir(tmp_path)
     async with (
-        open_registry(tmp_path, immutable_tags=RULES) as one,
-        open_registry(tmp_path, immutable_tags=RULES) as two,
+        open_registry(tmp_path, immutable_tags=RULES) as first,
+        open_registry(tmp_path, immutable_tags=RULES) as second,
     ):
-        yield one if request.param == "stored" else InTurns(one, two)
+        yield first if request.param == "stored" else InTurns(first, second)
 
 
 async def test_other_content_is_denied(registry: Registry, repo: RepositoryName) -> None:
@@ -59,8 +59,8 @@ async def test_other_content_is_denied(registry: Registry, repo: RepositoryName)
 async def test_the_same_content_can_be_pushed_again(registry: Registry, repo: RepositoryName) -> None:
     """A push of the same manifest to an immutable tag succeeds, so that a client can repeat an interrupted push."""
     first = await push_image(registry, repo, "first", "v1")
-    again = await push_image(registry, repo, "first", "v1", "v1.0")
-    assert first.digest == again.digest
+    second = await push_image(registry, repo, "first", "v1", "v1.0")
+    assert first.digest == second.digest
     assert await all_tags(registry, repo) == ["v1", "v1.0"]
 
 

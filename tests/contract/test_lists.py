@@ -56,8 +56,8 @@ CURSORS = [
 async def tag_all(registry: Registry, repo: RepositoryName) -> list[str]:
     names = TAGS.copy()
     random.Random(3).shuffle(names)
-    for place in range(0, len(names), 5):
-        await push_image(registry, repo, str(place), *names[place : place + 5])
+    for start in range(0, len(names), 5):
+        await push_image(registry, repo, str(start), *names[start : start + 5])
     return in_bytes_order(TAGS)
 
 
@@ -69,12 +69,12 @@ async def push_all(registry: Registry) -> list[str]:
     return in_bytes_order(NAMES)
 
 
-async def walk(ask: Callable[[str | None], Awaitable[Page[Any]]], limit: int) -> list[str]:
+async def walk(request_page: Callable[[str | None], Awaitable[Page[Any]]], limit: int) -> list[str]:
     """Returns the items of all pages. Each page is requested with the last item of the page before. `ask`: requests the
     page that begins after an item. `limit`: largest allowed number of items in a page."""
     found: list[str] = []
     while True:
-        page = await ask(found[-1] if found else None)
+        page = await request_page(found[-1] if found else None)
         assert len(page.items) <= limit
         found += page.items
         if not page.more:
@@ -369,10 +369,10 @@ async def test_a_deleted_referrer_is_listed_no_more(registry: Registry, repo: Re
     subject = digest_of(b"subject")
     kept = await push_image(registry, repo, "stays", subject=subject)
     deleted = await push_image(registry, repo, "goes", "signature", subject=subject)
-    both = sorted([kept.digest, deleted.digest])
+    digests = sorted([kept.digest, deleted.digest])
     await registry.delete_tag(repo, Tag("signature"), by=BY)
-    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == both
+    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == digests
     await registry.delete_manifest(repo, deleted.digest, by=BY)
     assert names_of(await registry.referrers(repo, subject, None, None, 10)) == [kept.digest]
     await registry.put_manifest(repo, deleted, by=BY)
-    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == both
+    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == digests

@@ -187,13 +187,13 @@ async def test_a_layer_pushed_as_a_manifest_does_not_count(registry: Registry, r
 
 async def test_missing_blobs_are_named(registry: Registry, repo: RepositoryName) -> None:
     """A manifest with missing blobs is refused and not stored. The detail of the error names every missing blob."""
-    there = await push_blob(registry, repo, b"there")
+    stored_blob = await push_blob(registry, repo, b"there")
     missing = [descriptor_of(b"config"), descriptor_of(b"layer 1"), descriptor_of(b"layer 2", algorithm="sha512")]
-    manifest = image_of(missing[0], [there, *missing[1:]])
+    manifest = image_of(missing[0], [stored_blob, *missing[1:]])
     with pytest.raises(ManifestBlobUnknown) as refused:
         await registry.put_manifest(repo, manifest, [LATEST], by=BY)
     assert all(part.digest in named_in(refused.value.detail) for part in missing)
-    assert there.digest not in named_in(refused.value.detail)
+    assert stored_blob.digest not in named_in(refused.value.detail)
     await assert_unknown(registry, repo, manifest.digest)
     await assert_unknown(registry, repo, LATEST)
     assert await all_tags(registry, repo) == []

@@ -128,10 +128,10 @@ class Agreement(UploadAgreement):
         self.put_manifest(repo, manifest, names, sparse=False)
 
     def push_blobs(self, repo: RepositoryName, manifest: Manifest) -> None:
-        wanted = {part.digest for part in manifest.blobs} | manifest.blob_children
+        needed_digests = {part.digest for part in manifest.blobs} | manifest.blob_children
         for data in BLOBS:
             for algorithm in ALGORITHMS:
-                if digest_of(data, algorithm) in wanted:
+                if digest_of(data, algorithm) in needed_digests:
                     self.push_blob(repo, data, algorithm)
 
     @rule(

@@ -31,9 +31,9 @@ def some_bytes(size: int, seed: int = 0) -> bytes:
 
 
 async def write_in_chunks(writer: BlobWriter, data: bytes, chunk: int) -> None:
-    for place in range(0, len(data), chunk):
-        await writer.write(data[place : place + chunk])
-        assert writer.offset == min(place + chunk, len(data))
+    for start in range(0, len(data), chunk):
+        await writer.write(data[start : start + chunk])
+        assert writer.offset == min(start + chunk, len(data))
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
@@ -68,19 +68,19 @@ async def test_writing_nothing_changes_nothing(registry: Registry, repo: Reposit
     assert await read_blob(registry, repo, digest_of(b"abcdef")) == b"abcdef"
 
 
-@pytest.mark.parametrize(("declared", "asked"), [("sha256", "sha512"), ("sha512", "sha256")])
+@pytest.mark.parametrize(("declared_algorithm", "commit_algorithm"), [("sha256", "sha512"), ("sha512", "sha256")])
 async def test_a_commit_with_an_undeclared_algorithm(
-    registry: Registry, repo: RepositoryName, declared: str, asked: str
+    registry: Registry, repo: RepositoryName, declared_algorithm: str, commit_algorithm: str
 ) -> None:
     """A commit may have a digest of an algorithm that was not declared at the start of the session. The blob exists
     only under the digest of the commit."""
     data = some_bytes(200_000)
-    writer = await registry.start_upload(repo, declared)
+    writer = await registry.start_upload(repo, declared_algorithm)
     await write_in_chunks(writer, data, 70_001)
-    await writer.commit(digest_of(data, asked))
-    assert await read_blob(registry, repo, digest_of(data, asked)) == data
+    await writer.commit(digest_of(data, commit_algorithm))
+    assert await read_blob(registry, repo, digest_of(data, commit_algorithm)) == data
     with pytest.raises(BlobUnknown):
-        await registry.resolve_blob(repo, digest_of(data, declared))
+        await registry.resolve_blob(repo, digest_of(data, declared_algorithm))
 
 
 async def test_an_undeclared_algorithm_after_a_resume(registry: Registry, repo: RepositoryName) -> None:
@@ -133,12 +133,12 @@ async def test_a_session_is_kept_after_aclose(registry: Registry, repo: Reposito
     digest = digest_of(data)
     writer = await registry.start_upload(repo)
     upload = writer.id
-    for place in range(0, len(data), 99_991):
-        assert await registry.upload_offset(repo, upload) == place
-        writer = await registry.resume_upload(repo, upload, place)
-        assert (writer.id, writer.offset) == (upload, place)
-        assert await writer.read_at(0, place) == data[:place]
-        await writer.write(data[place : place + 99_991])
+    for start in range(0, len(data), 99_991):
+        assert await registry.upload_offset(repo, upload) == start
+        writer = await registry.resume_upload(repo, upload, start)
+        assert (writer.id, writer.offset) == (upload, start)
+        assert await writer.read_at(0, start) == data[:start]
+        await writer.write(data[start : start + 99_991])
         await writer.aclose()
     assert await registry.upload_offset(repo, upload) == len(data)
     await (await registry.resume_upload(repo, upload)).commit(digest)
@@ -181,15 +181,15 @@ async def test_read_at_gives_what_was_written(registry: Registry, repo: Reposito
     assert await read_blob(registry, repo, digest_of(b"0123456789ab")) == b"0123456789ab"
 
 
-@pytest.mark.parametrize("wrong", [0, 3, 5, 4_000_000_000])
-async def test_a_resume_at_the_wrong_offset(registry: Registry, repo: RepositoryName, wrong: int) -> None:
+@pytest.mark.parametrize("wrong_offset", [0, 3, 5, 4_000_000_000])
+async def test_a_resume_at_the_wrong_offset(registry: Registry, repo: RepositoryName, wrong_offset: int) -> None:
     """A resume at a wrong offset raises RangeInvalid with the right offset. The current writer keeps the session."""
     first = await registry.start_upload(repo)
     await first.write(b"0123")
     await first.aclose()
     second = await registry.resume_upload(repo, first.id, 4)
     with pytest.raises(RangeInvalid) as refused:
-        await registry.resume_upload(repo, first.id, wrong)
+        await registry.resume_upload(repo, first.id, wrong_offset)
     assert refused.value.offset == 4
     await second.write(b"45")
     await second.commit(digest_of(b"012345"))

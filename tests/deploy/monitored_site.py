@@ -98,9 +98,9 @@ class MonitoredSite:
         answer = self.ask("query", query=expression)
         return [*answer["result"]]
 
-    def ask(self, what: str, **parameters: str) -> Any:
+    def ask(self, path: str, **parameters: str) -> Any:
         """Sends a request to the API of Prometheus, and returns the data of the response."""
-        answer = plain_request("GET", f"{self.prometheus}/api/v1/{what}", params=parameters).json()
+        answer = plain_request("GET", f"{self.prometheus}/api/v1/{path}", params=parameters).json()
         assert answer["status"] == "success", (parameters, answer)
         return answer["data"]
 

@@ -105,5 +105,5 @@ class PodRun:
                 yield found[1].replace("0.0.0.0", "127.0.0.1")
             finally:
                 process.terminate()
-                rest, _ = process.communicate(timeout=TIMEOUT)
-            assert process.returncode == 0, rest
+                remaining_output, _ = process.communicate(timeout=TIMEOUT)
+            assert process.returncode == 0, remaining_output

@@ -370,10 +370,10 @@ def test_plain_manifests_build(tmp_path: Path) -> None:
 @pytest.fixture
 def pod_folder() -> Iterator[Path]:
     """Yields a folder that every user can enter. Other users cannot enter pytest's own temporary folders."""
-    made = Path(tempfile.mkdtemp(prefix="entrepot-pod-", dir=memory_root()))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made)
+    created = Path(tempfile.mkdtemp(prefix="entrepot-pod-", dir=memory_root()))
+    created.chmod(0o755)
+    yield created
+    shutil.rmtree(created)
 
 
 def test_the_pod_runs(pod_folder: Path) -> None:

@@ -60,8 +60,8 @@ pytestmark = pytest.mark.timeout(1800)
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    with system_folder() as made:
-        yield made
+    with system_folder() as created:
+        yield created
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,9 @@ def programs_tree(python_tree: DebianTree, folder: Path) -> DebianTree:
 def packages(python_tree: DebianTree, folder: Path) -> Path:
     """Downloads the packages of the lock files for the Python version of the base image, and returns their folder."""
     version = python_tree.run("python", "-c", "import sys; print(*sys.version_info[:2], sep='.')").strip()
-    made = folder / "packages"
-    download_packages(made, version, ROOT / "requirements" / "build.txt", ROOT / "requirements" / "runtime.txt")
-    return made
+    target = folder / "packages"
+    download_packages(target, version, ROOT / "requirements" / "build.txt", ROOT / "requirements" / "runtime.txt")
+    return target
 
 
 @pytest.fixture(scope="module")

@@ -38,9 +38,9 @@ PROXIES = {"nginx": running_nginx, "caddy": running_caddy}
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """Yields a folder with a short absolute path, because the path of a socket can have at most 107 bytes."""
-    made = Path(tempfile.mkdtemp(prefix="ent-", dir="/tmp"))
-    yield made
-    shutil.rmtree(made)
+    created = Path(tempfile.mkdtemp(prefix="ent-", dir="/tmp"))
+    yield created
+    shutil.rmtree(created)
 
 
 @pytest.fixture(scope="module")

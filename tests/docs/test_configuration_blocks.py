@@ -56,8 +56,8 @@ SETUPS = [(place, block) for place, block in CONFIGURATION if block.mark.startsw
 def test_the_book_has_blocks_of_each_kind() -> None:
     """The tests find many blocks of each kind. Each client of the registry's set-up page has a file in the book."""
     assert (len(CONFIGURATION) > 40, len(SETTINGS) > 20) == (True, True)
-    shown = {block.mark.removeprefix(SETUP).split()[0] for _, block in SETUPS}
-    assert shown == set(PROGRAM_SETUPS)
+    programs_in_book = {block.mark.removeprefix(SETUP).split()[0] for _, block in SETUPS}
+    assert programs_in_book == set(PROGRAM_SETUPS)
 
 
 @pytest.mark.parametrize(("place", "block"), CONFIGURATION, ids=[place for place, _ in CONFIGURATION])
@@ -85,5 +85,5 @@ def test_clients_get_what_the_registry_makes_for_them(place: str, block: Block) 
     """A file for a client in the book is one that the registry's set-up page shows for this client, with the address
     and the upstreams of the book."""
     program, *more = block.mark.removeprefix(SETUP).split()
-    made = PROGRAM_SETUPS[program](ADDRESS, HOSTS, more == ["accounts"])
-    assert essence(block.text) in [essence(text) for _, text in made.files], place
+    client_setup = PROGRAM_SETUPS[program](ADDRESS, HOSTS, more == ["accounts"])
+    assert essence(block.text) in [essence(text) for _, text in client_setup.files], place

@@ -44,13 +44,13 @@ class AnswerCacheSite:
     async def ready(self, target: str, method: str = "GET", headers: dict[str, str] | None = None) -> AsgiAnswer:
         """Sends the same request again and again until the response comes from the cache. Checks that all responses
         equal the first one."""
-        found = await self.ask(method, target, headers)
+        first = await self.ask(method, target, headers)
         for _ in range(MANY):
-            again = await self.ask(method, target, headers)
-            assert plain(again) == plain(found)
-            assert again["x-request-id"] != found["x-request-id"]
+            repeated = await self.ask(method, target, headers)
+            assert plain(repeated) == plain(first)
+            assert repeated["x-request-id"] != first["x-request-id"]
             if self.ask.ready:
-                return again
+                return repeated
         raise AssertionError("no answer was ever ready")
 
     async def never_ready(self, target: str, method: str = "GET", headers: dict[str, str] | None = None) -> AsgiAnswer:

@@ -43,9 +43,9 @@ class AppInProcess:
 
     async def token(self, name: str, limits: Iterable[TokenLimit] | None = None) -> str:
         """Adds an API token, with `limits` if given, and returns the Authorization header of a login with it."""
-        made = api_tokens.make(AccountName(name), now=0.0, limits=None if limits is None else tuple(limits))
-        await self.accounts.add_token(made.token, made.secret_hash, by=BY)
-        return "Basic " + base64.b64encode(f"{name}:{made.text}".encode()).decode()
+        new_token = api_tokens.make(AccountName(name), now=0.0, limits=None if limits is None else tuple(limits))
+        await self.accounts.add_token(new_token.token, new_token.secret_hash, by=BY)
+        return "Basic " + base64.b64encode(f"{name}:{new_token.text}".encode()).decode()
 
     async def bearer(self, login: str | None, *scopes: str) -> str:
         """Gets a bearer token for `scopes` from `/token`, and returns the Authorization header for it. `login`: the
@@ -63,7 +63,7 @@ async def running_app(
 ) -> AsyncIterator[AppInProcess]:
     """Runs the application with a new store in `folder` until the block ends."""
     prepare_data_dir(folder)
-    made = Settings(data=folder, **settings)
-    app = create_app(made, rate_limit=shared_rate_limit(made), clock=clock)
+    loaded_settings = Settings(data=folder, **settings)
+    app = create_app(loaded_settings, rate_limit=shared_rate_limit(loaded_settings), clock=clock)
     async with app.router.lifespan_context(app):
         yield AppInProcess(app, folder)

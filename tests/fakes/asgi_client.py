@@ -148,16 +148,16 @@ class AsgiClient:
     ) -> AsgiAnswer:
         """Sends a request and returns the response. `body`: bytes are sent with Content-Length, a list is sent in
         chunks. With `leaves`, the client disconnects after the body, and the response may be incomplete."""
-        given = list((headers or {}).items()) if isinstance(headers, dict) or headers is None else list(headers)
-        names = {name.lower() for name, _ in given}
+        all_headers = list((headers or {}).items()) if isinstance(headers, dict) or headers is None else list(headers)
+        names = {name.lower() for name, _ in all_headers}
         parts = [body] if isinstance(body, bytes) else list(body)
         if isinstance(body, bytes):
             if body and "content-length" not in names:
-                given.append(("content-length", str(len(body))))
+                all_headers.append(("content-length", str(len(body))))
         else:
-            given.append(("transfer-encoding", "chunked"))
+            all_headers.append(("transfer-encoding", "chunked"))
         connection = AsgiConnection(method, [part for part in parts if part], leaves=leaves, after=after)
-        scope = scope_of(method, target, given)
+        scope = scope_of(method, target, all_headers)
         scope["client"] = (self.address, 40000)
         if self.zero_copy:
             scope["extensions"] = {ZERO_COPY: {}}

@@ -59,20 +59,20 @@ class AuthWorker:
         return self.access.token_service(Policy(self.accounts, identity_check=self.access.revocation_check, **policy))
 
     async def add_user(self, name: AccountName, password: str | None = PASSWORD, *, admin: bool = False) -> None:
-        held = None if password is None else _hash_for(name, password)
-        await self.accounts.add_account(name, AccountKind.USER, password_hash=held, admin=admin, by=ADMIN)
+        stored_hash = None if password is None else _hash_for(name, password)
+        await self.accounts.add_account(name, AccountKind.USER, password_hash=stored_hash, admin=admin, by=ADMIN)
 
     async def add_robot(self, name: AccountName = CI) -> None:
         await self.accounts.add_account(name, AccountKind.ROBOT, password_hash=None, by=ADMIN)
 
     async def add_token(self, account: AccountName, **more: Any) -> NewApiToken:
-        made = api_tokens.make(account, now=self.clock(), **more)
-        await self.accounts.add_token(made.token, made.secret_hash, by=ADMIN)
-        return made
+        new_token = api_tokens.make(account, now=self.clock(), **more)
+        await self.accounts.add_token(new_token.token, new_token.secret_hash, by=ADMIN)
+        return new_token
 
     async def grant(self, subject: str, pattern: str, actions: str) -> None:
-        given = Grant(Grantee.parse(subject), NamePattern(pattern), Action.parse(actions))
-        await self.accounts.put_grant(given, by=ADMIN)
+        new_grant = Grant(Grantee.parse(subject), NamePattern(pattern), Action.parse(actions))
+        await self.accounts.put_grant(new_grant, by=ADMIN)
 
     async def audited(self, action: str = "login") -> list[AuditEntry]:
         """Returns the entries of the audit log for an action, newest first. Writes buffered entries to the log
@@ -95,10 +95,12 @@ async def auth_worker(
     """Opens a worker on the data directory `data` until the block ends. A second call for the same directory opens a
     second worker."""
     prepare_data_dir(data)
-    made = Settings(data=data, **(settings or {}))
+    loaded_settings = Settings(data=data, **(settings or {}))
     async with (
         open_registry(data, clock=clock) as registry,
-        open_auth_components(made, registry.accounts, registry.leases, clock=clock, monotonic=clock) as access,
+        open_auth_components(
+            loaded_settings, registry.accounts, registry.leases, clock=clock, monotonic=clock
+        ) as access,
     ):
         yield AuthWorker(registry, access, clock)
 

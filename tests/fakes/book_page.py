@@ -133,18 +133,18 @@ class PageRun:
         (self.folder / "entrepot.toml").symlink_to(self._settings)
 
     def _run(self, command: Command, *, starts_server: bool) -> None:
-        if found := re.fullmatch(r"(?:export )?(\w+)=(\S+)", command.line):
-            self._variables[found[1]] = self._with_local_paths(found[2])
+        if match := re.fullmatch(r"(?:export )?(\w+)=(\S+)", command.line):
+            self._variables[match[1]] = self._with_local_paths(match[2])
             return
         if command.line.startswith("entrepot serve") or starts_server:
             assert self.server
         if command.line.startswith("entrepot serve"):
             return
-        found = _COMMAND.fullmatch(command.line)
-        done = self._entrepot(found) if found and _is_plain(found["words"]) else self._shell(command.line)
+        match = _COMMAND.fullmatch(command.line)
+        done = self._entrepot(match) if match and _is_plain(match["words"]) else self._shell(command.line)
         output = done.stderr + done.stdout
-        shown = "\n".join(command.output)
-        message = f"$ {command.line}\n{output}(exit code {done.returncode}), but the page has:\n{shown}"
+        expected_output = "\n".join(command.output)
+        message = f"$ {command.line}\n{output}(exit code {done.returncode}), but the page has:\n{expected_output}"
         assert done.returncode == command.exit_code, message
         expected = [line for line in command.output if not _PROMPTS.match(line)]
         printed = joined_lines(self._as_on_the_page(output).splitlines())

@@ -72,9 +72,9 @@ class ClientImage:
     @property
     def blobs(self) -> dict[str, ImagePart]:
         """The config and the layers of this manifest and of all manifests below it, by digest."""
-        own = [*([self.config] if self.config else []), *self.layers]
+        own_parts = [*([self.config] if self.config else []), *self.layers]
         found = {digest: content for child in self.children for digest, content in child.blobs.items()}
-        return {**found, **{content.digest: content for content in own}}
+        return {**found, **{content.digest: content for content in own_parts}}
 
 
 def digest_of(body: bytes) -> str:
@@ -180,22 +180,22 @@ def write_layout(folder: Path, images: Mapping[str, ClientImage]) -> Path:
     return folder
 
 
-def write_dir(folder: Path, one: ClientImage) -> Path:
+def write_dir(folder: Path, client_image: ClientImage) -> Path:
     """Writes skopeo's format `dir:`, which keeps a manifest of any media type without changes."""
     folder.mkdir(parents=True, exist_ok=True)
-    for digest, content in one.blobs.items():
+    for digest, content in client_image.blobs.items():
         (folder / digest.partition(":")[2]).write_bytes(content.body)
-    (folder / "manifest.json").write_bytes(one.manifest.body)
+    (folder / "manifest.json").write_bytes(client_image.manifest.body)
     (folder / "version").write_text("Directory Transport Version: 1.1\n")
     return folder
 
 
-def write_archive(path: Path, one: ClientImage, name: str) -> Path:
+def write_archive(path: Path, client_image: ClientImage, name: str) -> Path:
     """Writes an archive for `docker load` that gives the image the name `name`."""
-    assert one.config is not None
-    members = {f"{one.config.digest.partition(':')[2]}.json": one.config.body}
+    assert client_image.config is not None
+    members = {f"{client_image.config.digest.partition(':')[2]}.json": client_image.config.body}
     names = []
-    for each in one.layers:
+    for each in client_image.layers:
         names.append(f"{digest_of(each.tar).partition(':')[2]}/layer.tar")
         members[names[-1]] = each.tar
     members["manifest.json"] = _json([{"Config": next(iter(members)), "RepoTags": [name], "Layers": names}])

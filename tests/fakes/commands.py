@@ -99,8 +99,8 @@ def command_environment(**variables: str) -> dict[str, str]:
     """Returns the environment of this process with `variables` added and all other ENTREPOT_* variables removed. A
     command with this environment can show its stacks to `wait_for_output`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
-    own = {"PYTHONPATH": f"{STACK_DUMP}:{ROOT}", "COLUMNS": "200"}
-    return {**inherited, **NO_CERTIFICATES, **own, **variables}
+    needed = {"PYTHONPATH": f"{STACK_DUMP}:{ROOT}", "COLUMNS": "200"}
+    return {**inherited, **NO_CERTIFICATES, **needed, **variables}
 
 
 def entrepot_output(*args: str | Path, folder: Path, given: str | None = None, **variables: str) -> str:

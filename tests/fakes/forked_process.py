@@ -153,10 +153,10 @@ class ForkServer:
     def fork(self, request: ForkRequest, files: list[int]) -> socket.socket:
         """Requests a child with these files as its stdin, stdout and stderr. Returns a socket that receives the pid and
         later the exit code of the child."""
-        ours, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        our_end, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with server_end:
             socket.send_fds(self._control, [request.to_message()], [*files, server_end.fileno()])
-        return ours
+        return our_end
 
     def close(self) -> None:
         """Ends the fork server and its remaining children."""
@@ -167,9 +167,9 @@ class ForkServer:
 @functools.cache
 def _fork_server() -> ForkServer:
     """Returns the fork server of this process. The first call starts it."""
-    made = ForkServer()
-    atexit.register(made.close)
-    return made
+    server = ForkServer()
+    atexit.register(server.close)
+    return server
 
 
 def _open_end(kind: int, child_files: list[int], *, writing: bool = False) -> tuple[int, IO[str] | None]:
@@ -177,9 +177,9 @@ def _open_end(kind: int, child_files: list[int], *, writing: bool = False) -> tu
     it to `child_files`: this process closes these files once the child has them."""
     if kind == subprocess.PIPE:
         reader, writer = os.pipe()
-        child, own = (reader, writer) if writing else (writer, reader)
+        child, our_end = (reader, writer) if writing else (writer, reader)
         child_files.append(child)
-        return child, open(own, "w" if writing else "r", encoding="utf-8", errors="replace")
+        return child, open(our_end, "w" if writing else "r", encoding="utf-8", errors="replace")
     if kind == subprocess.DEVNULL:
         child = os.open(os.devnull, os.O_RDWR)
         child_files.append(child)

@@ -33,19 +33,19 @@ async def watch_loop() -> AsyncIterator[LoopHold]:
     does when it starts. Otherwise, one garbage collection in a process with thousands of tests would take a second and
     spoil the measurement."""
     gc.freeze()
-    held = LoopHold()
+    hold = LoopHold()
 
     async def watch() -> None:
         while True:
-            held.tick()
+            hold.tick()
             await asyncio.sleep(0.001)
 
     task = asyncio.create_task(watch())
     await asyncio.sleep(0)
     try:
-        yield held
+        yield hold
     finally:
-        held.tick()
+        hold.tick()
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task

@@ -18,9 +18,9 @@ class Scrape:
 
     def values(self, name: str, **labels: str) -> Iterator[tuple[dict[str, str], float]]:
         """Yields the labels and the value of each sample with this name and these labels."""
-        for found, with_labels, value in self.samples:
-            if found == name and labels.items() <= with_labels.items():
-                yield with_labels, value
+        for sample_name, sample_labels, value in self.samples:
+            if sample_name == name and labels.items() <= sample_labels.items():
+                yield sample_labels, value
 
     def total(self, name: str, **labels: str) -> float:
         """Returns the sum of all samples with this name and these labels."""

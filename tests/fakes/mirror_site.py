@@ -78,10 +78,12 @@ class BackgroundGet:
             self._connection.sock.shutdown(socket.SHUT_RDWR)
         self.ended()
 
-    def _until(self, true: Callable[[], bool]) -> BackgroundGet:
+    def _until(self, condition: Callable[[], bool]) -> BackgroundGet:
         with self._changed:
-            assert self._changed.wait_for(lambda: self._ended or true(), TIMEOUT), f"nothing after {len(self.body)}"
-        assert true(), f"it ended with status {self.status} after {len(self.body)} bytes"
+            assert self._changed.wait_for(lambda: self._ended or condition(), TIMEOUT), (
+                f"nothing after {len(self.body)}"
+            )
+        assert condition(), f"it ended with status {self.status} after {len(self.body)} bytes"
         return self
 
     def _run(self, path: str, headers: Mapping[str, str], hold: threading.Event | None) -> None:
@@ -251,11 +253,11 @@ class MirrorSite:
         """Returns the paths of all files of the blob in the data directory."""
         return [str(path) for path in self.server.data.rglob(f"*{self.encoded}*")]
 
-    def refetched(self, here: Collection[Interval], since: float) -> list[Interval]:
-        """Returns which bytes of the intervals in `here` the upstream has sent again, in responses to requests after
+    def refetched(self, intervals: Collection[Interval], since: float) -> list[Interval]:
+        """Returns which bytes of `intervals` the upstream has sent again, in responses to requests after
         the time `since`."""
-        asked = [seen for seen in self.hub.requests("blob", digest=self.digest) if seen.begun > since]
-        return overlap((seen.interval for seen in asked), here)
+        later_requests = [seen for seen in self.hub.requests("blob", digest=self.digest) if seen.begun > since]
+        return overlap((seen.interval for seen in later_requests), intervals)
 
 
 def overlap(first: Iterable[Interval], second: Collection[Interval]) -> list[Interval]:
@@ -264,10 +266,10 @@ def overlap(first: Iterable[Interval], second: Collection[Interval]) -> list[Int
     return [each for each in found if each[0] < each[1]]
 
 
-def wait_until(true: Callable[[], bool], what: str) -> None:
-    """Calls `true` again and again until it returns True. `what`: the awaited fact, for the error message."""
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Calls `condition` again and again until it returns True. `what`: the awaited fact, for the error message."""
     deadline = time.monotonic() + TIMEOUT
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline, f"waited in vain: {what}"
         time.sleep(0.005)
 

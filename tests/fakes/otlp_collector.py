@@ -58,5 +58,5 @@ class Collector:
         return [span for span in self.spans if span.name == name]
 
 
-def attributes(thing: Any) -> dict[str, str | int]:
-    return {each.key: each.value.string_value or each.value.int_value for each in thing.attributes}
+def attributes(resource_or_span: Any) -> dict[str, str | int]:
+    return {each.key: each.value.string_value or each.value.int_value for each in resource_or_span.attributes}

@@ -67,8 +67,8 @@ def record(archive: Path) -> None:
         folder = Path(name)
         entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
         with (
-            hub(folder, upstream) as far,
-            running_server(folder, "--config", str(settings(folder, far.url))) as server,
+            hub(folder, upstream) as upstream_hub,
+            running_server(folder, "--config", str(settings(folder, upstream_hub.url))) as server,
         ):
             content = _fill(AdminSite(server, folder))
         _pack(folder / "data", content, archive)

@@ -81,7 +81,7 @@ def accepts_connections(port: int) -> bool:
     return False
 
 
-def _read_with_replacement(file: Path, what: str, instead: str) -> str:
+def _read_with_replacement(file: Path, old: str, new: str) -> str:
     text = file.read_text()
-    assert what in text
-    return text.replace(what, instead)
+    assert old in text
+    return text.replace(old, new)

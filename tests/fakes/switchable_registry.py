@@ -81,6 +81,6 @@ class SwitchableRegistry:
 @contextlib.contextmanager
 def switchable_registry(tmp_path: Path, content: UpstreamContent) -> Iterator[SwitchableRegistry]:
     """Runs the registry until the block ends."""
-    with contextlib.closing(SwitchableRegistry(tmp_path, content)) as far:
-        far._start()
-        yield far
+    with contextlib.closing(SwitchableRegistry(tmp_path, content)) as registry:
+        registry._start()
+        yield registry

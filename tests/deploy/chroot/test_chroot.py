@@ -36,9 +36,9 @@ pytestmark = pytest.mark.timeout(SETUP_SECONDS + 300)
 
 @pytest.fixture(scope="module", params=RELEASES, ids=[f"debian{number}" for number in RELEASES.values()])
 def debian(request: pytest.FixtureRequest) -> Iterator[DebianRoot]:
-    with debian_root(request.param) as made:
-        made.copy_checkout()
-        yield made
+    with debian_root(request.param) as root:
+        root.copy_checkout()
+        yield root
 
 
 @pytest.fixture(scope="module")

@@ -41,16 +41,16 @@ OrasClient(insecure=True).pull(sys.argv[1], outdir=sys.argv[2])
 
 @contextlib.contextmanager
 def helm(place: Place) -> Iterator[CompatibleClient]:
-    run, where = _python(place), f"oci://{place.server.address}/helm"
+    run, repository_url = _python(place), f"oci://{place.server.address}/helm"
 
     def push() -> None:
-        run("-c", HELM_PUSH, str(_chart(place.new_folder(), "pushed")), where)
+        run("-c", HELM_PUSH, str(_chart(place.new_folder(), "pushed")), repository_url)
         pull_all(place.wire, "helm/pushed", "1.0.0")
 
     def pull() -> None:
         chart, target = _chart(place.new_folder(), "pulled"), place.new_folder()
-        run("-c", HELM_PUSH, str(chart), where)
-        run("-c", HELM_PULL, f"{where}/pulled", str(target))
+        run("-c", HELM_PUSH, str(chart), repository_url)
+        run("-c", HELM_PULL, f"{repository_url}/pulled", str(target))
         assert (target / chart.name).read_bytes() == chart.read_bytes()
 
     yield CompatibleClient(_version(run, "helm_python_sdk"), {"push": push, "pull": pull})

@@ -20,8 +20,8 @@ OnImage = Callable[[ClientImage, str], None]
 """A function that pushes or pulls an image under a name."""
 
 UBUNTU = "ubuntu:18.04"
-"""An image of the upstream `docker.io`. Its container prints `SAID`."""
-SAID = "bionic amd64\n"
+"""An image of the upstream `docker.io`. Its container prints UBUNTU_GREETING."""
+UBUNTU_GREETING = "bionic amd64\n"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.deploy.compatibility.client_steps import (
-    SAID,
     UBUNTU,
+    UBUNTU_GREETING,
     CompatibleClient,
     Place,
     image_steps,
@@ -37,7 +37,7 @@ def docker(place: Place) -> Iterator[CompatibleClient]:
 
         def mirror() -> None:
             engine("pull", UBUNTU)
-            assert engine.output_of(UBUNTU) == SAID
+            assert engine.output_of(UBUNTU) == UBUNTU_GREETING
 
         version = engine("version", "--format", "{{.Server.Version}}").out
         yield CompatibleClient(version_in(version), image_steps(place, "docker", push, pull, mirror))
@@ -70,7 +70,7 @@ def buildkit(place: Place) -> Iterator[CompatibleClient]:
             assert greeting == "pulled by BuildKit\n"
 
         def mirror() -> None:
-            assert built_on(UBUNTU, "mirrored:1") == SAID
+            assert built_on(UBUNTU, "mirrored:1") == UBUNTU_GREETING
 
         version = version_in(engine("version", "--format", "{{.Server.Version}}").out)
         yield CompatibleClient(f"in docker {version}", {"push": push, "pull": pull, "mirror": mirror})
@@ -92,7 +92,7 @@ def podman(place: Place) -> Iterator[CompatibleClient]:
 
     def mirror() -> None:
         tools.podman("pull", "--quiet", f"docker.io/library/{UBUNTU}")
-        assert tools.output_of(f"docker.io/library/{UBUNTU}") == SAID
+        assert tools.output_of(f"docker.io/library/{UBUNTU}") == UBUNTU_GREETING
 
     yield CompatibleClient(version_in(tools.podman("--version").out), image_steps(place, "podman", push, pull, mirror))
 
@@ -114,7 +114,7 @@ def buildah(place: Place) -> Iterator[CompatibleClient]:
     def mirror() -> None:
         container = tools.buildah("from", "--quiet", f"docker.io/library/{UBUNTU}").out.split()[-1]
         mounted = Path(tools.buildah("mount", container).out.strip())
-        assert (mounted / "greeting").read_text() == SAID
+        assert (mounted / "greeting").read_text() == UBUNTU_GREETING
 
     yield CompatibleClient(
         version_in(tools.buildah("--version").out), image_steps(place, "buildah", push, pull, mirror)

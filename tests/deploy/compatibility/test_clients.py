@@ -39,8 +39,8 @@ def client(
     beyond: TwoRegistries,
 ) -> Iterator[CompatibleClient]:
     folder = Path(tempfile.mkdtemp(prefix="p", dir=short_folder))
-    with CLIENT_FACTORIES[request.param](Place(folder, server, mirror, beyond)) as made:
-        yield made
+    with CLIENT_FACTORIES[request.param](Place(folder, server, mirror, beyond)) as ready_client:
+        yield ready_client
 
 
 @pytest.mark.parametrize(

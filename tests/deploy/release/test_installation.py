@@ -24,11 +24,11 @@ TOOLS = Path(sys.executable).parent
 def environment(folder: Path) -> dict[str, str]:
     """Returns the environment of this process without the packages of the tests. The folders of pipx and uv are below
     `folder`."""
-    kept = {
+    inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("ENTREPOT_", "PYTHON", "VIRTUAL"))
     }
     homes = {"PIPX_HOME": "pipx", "PIPX_BIN_DIR": "bin", "UV_TOOL_DIR": "uv", "UV_CACHE_DIR": "uv-cache"}
-    return {**kept, "PYTHONUNBUFFERED": "1", **{name: str(folder / value) for name, value in homes.items()}}
+    return {**inherited, "PYTHONUNBUFFERED": "1", **{name: str(folder / value) for name, value in homes.items()}}
 
 
 @contextmanager

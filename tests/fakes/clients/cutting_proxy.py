@@ -143,14 +143,14 @@ class CuttingProxy:
         self.cuts += cut
         return cut
 
-    def _has_reached(self, what: str, size: int) -> bool:
+    def _has_reached(self, limit: str, size: int) -> bool:
         with self._lock:
-            if what not in self._remaining:
+            if limit not in self._remaining:
                 return False
-            self._remaining[what] -= size
-            if self._remaining[what] > 0:
+            self._remaining[limit] -= size
+            if self._remaining[limit] > 0:
                 return False
-            del self._remaining[what]
+            del self._remaining[limit]
             return True
 
 

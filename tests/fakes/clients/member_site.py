@@ -79,9 +79,9 @@ def logged_out(docker: DockerEngine, folder: Path) -> DockerEngine:
 
 def tools_logged_out(tools: ContainerTools, folder: Path) -> ContainerTools:
     """Returns podman, buildah and skopeo without a login to any registry. They store logins in `folder`."""
-    kept = str(folder / "auth.json")
+    auth_file = str(folder / "auth.json")
     (folder / "auth.json").write_text("{}")
     podman, buildah, skopeo = (
-        each.with_variables(REGISTRY_AUTH_FILE=kept) for each in (tools.podman, tools.buildah, tools.skopeo)
+        each.with_variables(REGISTRY_AUTH_FILE=auth_file) for each in (tools.podman, tools.buildah, tools.skopeo)
     )
     return ContainerTools(podman, buildah, skopeo, tools.folder)

@@ -96,10 +96,10 @@ def tools_for(mirror: RegistryServer, beyond: TwoRegistries, short_folder: Path)
     them."""
     # With a longer path, podman would wait 20 s for the end of each container.
     folder = Path(tempfile.mkdtemp(prefix="t", dir=short_folder))
-    made = container_tools(folder)
+    tools = container_tools(folder)
     dropped_in = folder / "home" / ".config" / "containers" / "registries.conf.d"
     dropped_in.mkdir()
     # podman and buildah read the first file, which an environment variable names. skopeo reads the second file.
     for file in (folder / "registries.conf", dropped_in / "50-entrepot.conf"):
         file.write_text(beyond.printed(mirror, "podman"))
-    return made
+    return tools

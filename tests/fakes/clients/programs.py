@@ -98,15 +98,15 @@ def running_daemon(
 
 
 def wait_until(
-    true: Callable[[], bool],
+    condition: Callable[[], bool],
     timeout: float,
     complaint: Callable[[], str],
     process: subprocess.Popen[bytes] | None = None,
 ) -> None:
-    """Calls `true` again and again until it returns True. Raises AssertionError with the text of `complaint` when
+    """Calls `condition` again and again until it returns True. Raises AssertionError with the text of `complaint` when
     `timeout` seconds have passed or the process has ended."""
     deadline = time.monotonic() + timeout
-    while not true():
+    while not condition():
         if time.monotonic() > deadline or (process is not None and process.poll() is not None):
             raise AssertionError(complaint())
         time.sleep(0.05)

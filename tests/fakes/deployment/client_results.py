@@ -126,9 +126,9 @@ def page() -> str:
 
 
 def _line(result: ClientResult, debian: str) -> str:
-    said = {"works": "yes", "fails": "no", None: ""}
+    cell_text = {"works": "yes", "fails": "no", None: ""}
     cells = [result.client, result.version, f"Debian {RELEASES[debian]}"]
-    cells += [said[result.steps.get(step)] for step in STEPS]
+    cells += [cell_text[result.steps.get(step)] for step in STEPS]
     return f"| {' | '.join([*cells, CLIENTS[result.client].settings])} |\n"
 
 

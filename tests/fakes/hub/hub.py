@@ -172,10 +172,10 @@ class Hub:
         self.until(lambda: self.count(kind, **filters) >= count)
         return self.requests(kind, **filters)
 
-    def until(self, true: Callable[[], bool], timeout: float = WAIT_TIMEOUT) -> None:
-        """Blocks until `true` returns True. Raises HubFailed after `timeout` seconds."""
+    def until(self, condition: Callable[[], bool], timeout: float = WAIT_TIMEOUT) -> None:
+        """Blocks until `condition` returns True. Raises HubFailed after `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        while not true():
+        while not condition():
             if time.monotonic() > deadline:
                 raise HubFailed(f"waited in vain; there were {self.requests()}")
             time.sleep(0.005)
@@ -185,10 +185,10 @@ class Hub:
         await self.until_async(lambda: self.count(kind, **filters) >= count)
         return self.requests(kind, **filters)
 
-    async def until_async(self, true: Callable[[], bool]) -> None:
+    async def until_async(self, condition: Callable[[], bool]) -> None:
         """Like `until`, without blocking the event loop."""
         deadline = time.monotonic() + WAIT_TIMEOUT
-        while not true():
+        while not condition():
             if time.monotonic() > deadline:
                 raise HubFailed(f"waited in vain; there were {self.requests()}")
             await asyncio.sleep(0.005)

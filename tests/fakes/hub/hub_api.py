@@ -46,10 +46,10 @@ def target_of(path: str, *, redirects: bool) -> HubTarget:
 
 @dataclass
 class HubApi:
-    """Answers requests with the content `shelf`, as the switches say. Counts the GETs of manifests for the rate limit,
-    and the requests to each redirect target."""
+    """Answers requests with the content `content`, as the switches demand. Counts the GETs of manifests for the rate
+    limit, and the requests to each redirect target."""
 
-    shelf: HubContent
+    content: HubContent
     switches: Switches
     tokens: HubTokens = field(default_factory=HubTokens)
     manifests_given: int = 0
@@ -59,7 +59,7 @@ class HubApi:
         """Returns a 401 response if the request is not authorized, and None if it is."""
         repo = target.repo
         refusal = self.tokens.refuse(request, repo, self.switches)
-        hidden = self.switches.hide_unknown and repo and repo not in self.shelf.repositories
+        hidden = self.switches.hide_unknown and repo and repo not in self.content.repositories
         if refusal is None and not hidden:
             return None
         if self.switches.auth == "basic":
@@ -79,26 +79,28 @@ class HubApi:
             return text(401, '{"details": "incorrect username or password"}\n', "application/json")
         return text(200, json.dumps(given), "application/json")
 
-    def answer(self, request: HubRequest, target: HubTarget, seen: SeenRequest, cdn: str) -> HubAnswer:
+    def answer(self, request: HubRequest, target: HubTarget, record: SeenRequest, cdn: str) -> HubAnswer:
         """Returns the response to an authorized request, without faults."""
         if target.kind == "ping":
             return text(200, "{}", "application/json", {"Docker-Distribution-Api-Version": "registry/2.0"})
         if request.method not in ("GET", "HEAD"):
             return error(405, "this registry is read only", code="UNSUPPORTED")
-        repository = self.shelf.repositories.get(target.repo)
+        repository = self.content.repositories.get(target.repo)
         if repository is None:
             return error(404, "repository name not known to registry")
         if target.kind == "manifest":
-            return self._manifest(request, repository, target.reference, seen)
+            return self._manifest(request, repository, target.reference, record)
         if target.kind == "tags":
             return self._tags(request, target.repo, repository)
         if target.kind == "referrers":
             return self._referrers(request, target, repository)
         if target.kind in ("blob", "redirect"):
-            return self._blob(request, repository, target.reference, seen, cdn)
+            return self._blob(request, repository, target.reference, record, cdn)
         return error(404, "no such page")
 
-    def _manifest(self, request: HubRequest, repository: HubRepository, reference: str, seen: SeenRequest) -> HubAnswer:
+    def _manifest(
+        self, request: HubRequest, repository: HubRepository, reference: str, record: SeenRequest
+    ) -> HubAnswer:
         if request.method == "HEAD" and not self.switches.heads:
             return error(405, "no HEAD here", code="UNSUPPORTED")
         manifest = repository.manifest(reference)
@@ -110,7 +112,7 @@ class HubApi:
         if headers is None:
             retry_header = {} if self.switches.retry_after is None else {"Retry-After": str(self.switches.retry_after)}
             return error(429, "you have reached your pull rate limit", {**retry_header, **self._limit_headers()})
-        seen.digest = manifest.digest
+        record.digest = manifest.digest
         return self._encoded(request, self._described(manifest, headers))
 
     def _described(self, manifest: HubManifest, headers: Mapping[str, str]) -> HubAnswer:
@@ -172,26 +174,26 @@ class HubApi:
         return page, {"Link": f'<{url}>; rel="next"'}
 
     def _blob(
-        self, request: HubRequest, repository: HubRepository, digest: str, seen: SeenRequest, cdn: str
+        self, request: HubRequest, repository: HubRepository, digest: str, record: SeenRequest, cdn: str
     ) -> HubAnswer:
-        seen.digest = digest
+        record.digest = digest
         if digest not in repository.blobs:
             return error(404, "blob unknown to registry", code="BLOB_UNKNOWN")
-        if seen.kind == "redirect":
+        if record.kind == "redirect":
             key = f"{len(self.links)}"
             self.links[key] = 0
             location = f"{self.switches.cdn or cdn}/registry-v2/blobs/{digest.replace(':', '/')}/data?verify={key}"
             return text(307, f'<a href="{location}">moved</a>\n', "text/html", {"Location": location})
         return self.bytes_of(request, digest, {"Docker-Content-Digest": digest})
 
-    def stored(self, request: HubRequest, digest: str, seen: SeenRequest) -> HubAnswer:
+    def stored(self, request: HubRequest, digest: str, record: SeenRequest) -> HubAnswer:
         """Returns the response of the second port, to which requests for blobs are redirected."""
-        seen.digest = digest
+        record.digest = digest
         if "authorization" in request.headers:
             return text(400, "<Error><Code>InvalidRequest</Code></Error>", "application/xml")
         key = request.query.get("verify", "")
         uses = self.links.get(key)
-        if uses is None or digest not in self.shelf.bodies:
+        if uses is None or digest not in self.content.bodies:
             return text(403, "<Error><Code>AccessDenied</Code></Error>", "application/xml")
         if self.switches.link_uses is not None and uses >= self.switches.link_uses:
             return text(403, "<Error><Code>AccessDenied</Code><Message>expired</Message></Error>", "application/xml")
@@ -200,7 +202,7 @@ class HubApi:
 
     def bytes_of(self, request: HubRequest, digest: str, headers: Mapping[str, str]) -> HubAnswer:
         """Returns a response with a blob, or with the requested range of the blob (RFC 9110, 14)."""
-        body = self.shelf.bodies[digest]
+        body = self.content.bodies[digest]
         etag = f'"{digest}"'
         described = {"Content-Type": "application/octet-stream", **headers, "ETag": etag}
         if not self.switches.ranges:

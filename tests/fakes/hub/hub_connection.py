@@ -112,9 +112,9 @@ class HubConnection:
         self._buffer += data
         return bool(data)
 
-    async def send(self, data: bytes | memoryview, seen: SeenRequest | None = None, rate: float = 0.0) -> None:
-        """Hands all bytes to the socket. Adds the number of bytes that the socket has accepted to `seen.sent`. `rate`:
-        bytes per second; 0: no limit. Raises PeerGone."""
+    async def send(self, data: bytes | memoryview, record: SeenRequest | None = None, rate: float = 0.0) -> None:
+        """Hands all bytes to the socket. Adds the number of bytes that the socket has accepted to `record.sent`.
+        `rate`: bytes per second; 0: no limit. Raises PeerGone."""
         view = memoryview(data)
         while view:
             piece = view[:SLICE]
@@ -129,9 +129,9 @@ class HubConnection:
             except OSError as error:
                 raise PeerGone from error
             view = view[taken:]
-            if seen is not None:
-                seen.first_byte = seen.first_byte or time.monotonic()
-                seen.sent += taken
+            if record is not None:
+                record.first_byte = record.first_byte or time.monotonic()
+                record.sent += taken
             if rate:
                 self._next_send += taken / rate
             self._turn_bytes += taken

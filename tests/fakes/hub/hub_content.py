@@ -80,10 +80,10 @@ class HubContent:
     def put(self, saved: dict[str, Any]) -> None:
         """Adds the content that `UpstreamContent.save` has written. Existing content stays."""
         folder = Path(saved["folder"])
-        for digest, where in saved["blobs"].items():
+        for digest, source in saved["blobs"].items():
             if digest not in self.bodies:
                 plain = folder / digest.replace(":", "-")
-                self.bodies[digest] = MappedBody.file(plain) if isinstance(where, str) else Noise(*where)
+                self.bodies[digest] = MappedBody.file(plain) if isinstance(source, str) else Noise(*source)
         for name, saved_repository in saved["repositories"].items():
             repository = self.repositories.setdefault(name, HubRepository())
             repository.blobs.update(saved_repository["blobs"])
