@@ -58,8 +58,11 @@ def _get_manifests_with_token(trial: RegistryTrial) -> Sample:
     """Compares the CPU time of a request with a token to the CPU time of a request to a registry without accounts. Each
     is measured for half of a trial. Both servers are new for each trial: two processes of the same program can differ
     by up to a tenth during their whole lives, and the check of a token costs no more than a tenth."""
-    without, within = _folders(trial)
-    with started_server(trial.program, without) as open_server, started_server(trial.program, within) as closed_server:
+    open_folder, closed_folder = _folders(trial)
+    with (
+        started_server(trial.program, open_folder) as open_server,
+        started_server(trial.program, closed_folder) as closed_server,
+    ):
         token = _bearer_token(closed_server, trial.content.api_tokens[trial.server.name])
         with_token = DEFAULT_HEADERS | {"Authorization": f"Bearer {token}"}
         loads = [(open_server, DEFAULT_HEADERS), (closed_server, with_token)]
@@ -72,8 +75,8 @@ def _get_manifests_with_token(trial: RegistryTrial) -> Sample:
 
 
 def _load_latest(trial: RegistryTrial, server: RunningServer, seconds: float, headers: dict[str, str]) -> Sample:
-    other = RegistryTrial(trial.content, server, seconds, trial.round)
-    return measure_load(server, lambda: load_target(other, latest_manifest, seconds, headers))
+    half_trial = RegistryTrial(trial.content, server, seconds, trial.round)
+    return measure_load(server, lambda: load_target(half_trial, latest_manifest, seconds, headers))
 
 
 def _bearer_token(server: RunningServer, api_token: str) -> str:

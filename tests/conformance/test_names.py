@@ -43,13 +43,13 @@ def test_valid_names_hold_content(client: httpx2.Client, name: str) -> None:
 
 @pytest.mark.parametrize("name", [*INVALID_NAMES, "n" * 256])
 @pytest.mark.parametrize(
-    ("method", "rest"),
+    ("method", "endpoint"),
     [("GET", "manifests/tag"), ("PUT", "manifests/tag"), ("POST", "blobs/uploads/"), ("GET", "tags/list")],
 )
-def test_invalid_names_are_refused(client: httpx2.Client, name: str, method: str, rest: str) -> None:
+def test_invalid_names_are_refused(client: httpx2.Client, name: str, method: str, endpoint: str) -> None:
     """A name that is invalid or longer than 255 characters gets NAME_INVALID (Pulling manifests). A name that starts
     with `_` may get 404 instead, because such paths are reserved for extensions."""
-    answer = client.request(method, f"{client.base_url}/v2/{name}/{rest}", content=b"")
+    answer = client.request(method, f"{client.base_url}/v2/{name}/{endpoint}", content=b"")
     if name.startswith("_"):
         assert answer.status_code in (400, 404)
     else:

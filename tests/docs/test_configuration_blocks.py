@@ -74,16 +74,16 @@ def test_settings_are_valid(tmp_path: Path, place: str, block: Block) -> None:
     assert load_settings({}, file).settings, place
 
 
-def essence(text: str) -> str:
+def without_comments(text: str) -> str:
     """Returns a file without comments and without empty lines at its beginning and end. The book may leave these
     out."""
     return re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE).strip()
 
 
 @pytest.mark.parametrize(("place", "block"), SETUPS, ids=[place for place, _ in SETUPS])
-def test_clients_get_what_the_registry_makes_for_them(place: str, block: Block) -> None:
+def test_client_files_are_the_generated_ones(place: str, block: Block) -> None:
     """A file for a client in the book is one that the registry's set-up page shows for this client, with the address
     and the upstreams of the book."""
     program, *more = block.mark.removeprefix(SETUP).split()
     client_setup = PROGRAM_SETUPS[program](ADDRESS, HOSTS, more == ["accounts"])
-    assert essence(block.text) in [essence(text) for _, text in client_setup.files], place
+    assert without_comments(block.text) in [without_comments(text) for _, text in client_setup.files], place

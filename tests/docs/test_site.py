@@ -56,7 +56,7 @@ def test_links_and_anchors() -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_pages_as_the_generator_takes_them(tmp_path: Path, language: Language) -> None:
+def test_copied_pages(tmp_path: Path, language: Language) -> None:
     """A copied page has no marks. It links only to pages and pictures that exist in the copy, and to other sites."""
     copy_pages(language, tmp_path / "pages")
     copies = sorted((tmp_path / "pages").glob("*.md"))

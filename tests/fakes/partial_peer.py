@@ -88,6 +88,9 @@ async def partial_peer(data: Path) -> AsyncIterator[PartialPeer]:
 
 
 class _Actor:
+    """Carries out the commands in the second process. A command that is not listed in `act` is the name of a method of
+    `Partial`."""
+
     def __init__(self, registry: StoredRegistry, stack: AsyncExitStack) -> None:
         self._registry = registry
         self._stack = stack
@@ -124,6 +127,8 @@ class _Actor:
                 return getattr(self._partial, name)()
 
     async def _take(self, name: str, *arguments: Any) -> object:
+        """Takes a lease or a slot, and keeps it until the command `leave`. Only `try` returns something: whether a slot
+        was free."""
         leases = self._registry.leases
         if name == "take":
             await self._stack.enter_async_context(leases.take(*arguments))

@@ -46,16 +46,16 @@ def page(status: int, message: str, headers: Mapping[str, str] | None = None) ->
 
 def text(status: int, body: str, media_type: str, headers: Mapping[str, str] | None = None) -> HubAnswer:
     data = body.encode()
-    described = {"Content-Type": media_type, "Content-Length": str(len(data)), **(headers or {})}
-    return HubAnswer(status, described, MappedBody(data), 0, len(data))
+    all_headers = {"Content-Type": media_type, "Content-Length": str(len(data)), **(headers or {})}
+    return HubAnswer(status, all_headers, MappedBody(data), 0, len(data))
 
 
 def part(status: int, headers: Mapping[str, str], body: ReadableBody, start: int, stop: int) -> HubAnswer:
     """Returns a response with the bytes `start` to `stop` of a body, and with the headers for this range."""
-    described = {**headers, "Content-Length": str(stop - start)}
+    all_headers = {**headers, "Content-Length": str(stop - start)}
     if status == 206:
-        described["Content-Range"] = f"bytes {start}-{stop - 1}/{body.size}"
-    return HubAnswer(status, described, body, start, stop)
+        all_headers["Content-Range"] = f"bytes {start}-{stop - 1}/{body.size}"
+    return HubAnswer(status, all_headers, body, start, stop)
 
 
 def without_length(answer: HubAnswer) -> HubAnswer:
