@@ -192,10 +192,10 @@ async def test_an_incomplete_or_excessive_removal_fails_the_trial(filled: tuple[
     with pytest.raises(TrialFailed, match="2 rows and 2 files are left"):
         content.check_gone(added)
     await store.collector.collect()
-    other = AddedContent(added.digests, added.before._replace(blobs=added.before.blobs + 1))
+    wrong_count = AddedContent(added.digests, added.before._replace(blobs=added.before.blobs + 1))
     with pytest.raises(TrialFailed, match="0 rows and 0 files are left"):
-        content.check_gone(other)
-    content.check_gone(replace(other, before=added.before))
+        content.check_gone(wrong_count)
+    content.check_gone(replace(wrong_count, before=added.before))
 
 
 async def test_seconds_of_a_job_leave_out_the_queue(filled: tuple[UpkeepStore, StoredRegistry]) -> None:

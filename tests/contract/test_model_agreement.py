@@ -68,15 +68,16 @@ class Agreement(UploadAgreement):
 
     # Manifests
 
-    def made(self, manifest: Manifest) -> Manifest:
+    def remembered(self, manifest: Manifest) -> Manifest:
+        """Adds the digest of a new manifest to those that are compared, and returns the manifest."""
         self.known.add(manifest.digest)
         return manifest
 
     @initialize(target=manifests)
     def first_manifests(self) -> Any:
         config, layer = descriptor_of(BLOBS[1]), descriptor_of(BLOBS[2])
-        image = self.made(image_of(config, [layer]))
-        return multiple(image, self.made(index_of([image.descriptor])), self.made(index_of([])))
+        image = self.remembered(image_of(config, [layer]))
+        return multiple(image, self.remembered(index_of([image.descriptor])), self.remembered(index_of([])))
 
     @rule(
         target=manifests,
@@ -94,8 +95,8 @@ class Agreement(UploadAgreement):
     ) -> Manifest:
         config, *layers = [descriptor_of(data, algorithm=of) for data, of in parts]
         fields = {"artifactType": artifact_type} if artifact_type else {}
-        below = subject.digest if subject else None
-        return self.made(image_of(config, layers, subject=below, algorithm=algorithm, **fields))
+        subject_digest = subject.digest if subject else None
+        return self.remembered(image_of(config, layers, subject=subject_digest, algorithm=algorithm, **fields))
 
     @rule(
         target=manifests,
@@ -108,8 +109,8 @@ class Agreement(UploadAgreement):
         self, children: list[Manifest], blobs: list[bytes], subject: Manifest | None, algorithm: str
     ) -> Manifest:
         parts = [*(child.descriptor for child in children), *map(descriptor_of, blobs)]
-        below = subject.digest if subject else None
-        return self.made(index_of(parts, subject=below, algorithm=algorithm))
+        subject_digest = subject.digest if subject else None
+        return self.remembered(index_of(parts, subject=subject_digest, algorithm=algorithm))
 
     @rule(
         repo=repos,
@@ -252,15 +253,15 @@ class AgreementInObjects(Agreement):
 
 pytestmark = pytest.mark.slow
 RUNS = int(os.environ.get("ENTREPOT_MODEL_RUNS", "50"))
-NIGHT = "ENTREPOT_MODEL_RUNS" in os.environ
+IS_LONG_RUN = "ENTREPOT_MODEL_RUNS" in os.environ
 
 SETTINGS = settings(
     max_examples=RUNS,
     stateful_step_count=40,
-    derandomize=not NIGHT,
+    derandomize=not IS_LONG_RUN,
     database=None,
     deadline=None,
-    phases=[Phase.generate, Phase.shrink] if NIGHT else [Phase.generate],
+    phases=[Phase.generate, Phase.shrink] if IS_LONG_RUN else [Phase.generate],
     # Each step goes to a real disk; how long that takes says nothing about the strategies.
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -53,11 +53,11 @@ class UploadAgreement(RuleBasedStateMachine):
         prepare_data_dir(self.data)
         self.model = MemoryRegistry(self.clock)
         self.pair = RegistryPair(self.loop, self.model, self.open())
-        self.held: list[UploadPair] = []
+        self.all_uploads: list[UploadPair] = []
         self.changed = False
 
     @invariant()
-    def alike(self) -> None:
+    def registries_agree(self) -> None:
         """Checks after each change that both registries have the same content."""
         if self.changed:
             self.changed = False
@@ -88,9 +88,9 @@ class UploadAgreement(RuleBasedStateMachine):
         """Restarts the stored registry at the end, and checks that both registries have the same content."""
         try:
             self.restart()
-            self.alike()
+            self.registries_agree()
         finally:
-            for upload in self.held:
+            for upload in self.all_uploads:
                 for writers in upload.lost_writers:
                     self.loop.run_until_complete(self.drop(writers))
             self.close()
@@ -111,7 +111,7 @@ class UploadAgreement(RuleBasedStateMachine):
     def begin(self, repo: RepositoryName, algorithm: str, by: Actor | None = None) -> UploadPair:
         writers = self.pair.get([registry.start_upload(repo, algorithm, by=by) for registry in self.pair.both])
         upload = UploadPair(repo, [writer.id for writer in writers], writers)
-        self.held.append(upload)
+        self.all_uploads.append(upload)
         return upload
 
     @rule(repo=repos, data=contents, algorithm=algorithms)
@@ -136,6 +136,7 @@ class UploadAgreement(RuleBasedStateMachine):
 
     @rule(upload=uploads)
     def let_go(self, upload: UploadPair) -> None:
+        """Closes the writers of a session. The session stays open, and another request can resume it."""
         if upload.writers is not None:
             self.pair.compare([writer.aclose() for writer in upload.writers])
             upload.lost_writers.append(upload.writers)
@@ -179,6 +180,7 @@ class UploadAgreement(RuleBasedStateMachine):
 
     @rule(upload=uploads, repo=repos)
     def ask_for_it_elsewhere(self, upload: UploadPair, repo: RepositoryName) -> None:
+        """Requests the session through a repository to which it does not belong. Both calls must fail."""
         if repo != upload.repo:
             pairs = list(zip(self.pair.both, upload.ids, strict=True))
             assert isinstance(self.pair.compare([registry.upload_offset(repo, n) for registry, n in pairs]), Raised)
@@ -229,6 +231,7 @@ class UploadAgreement(RuleBasedStateMachine):
             self.end(upload, [writer.cancel() for writer in upload.writers])
 
     def end(self, upload: UploadPair, calls: list[Any]) -> None:
+        """Ends a session with `calls`, a commit or a cancel. Afterwards the session is unknown."""
         self.changed = True
         self.pair.compare(calls)
         assert isinstance(self.ask_status(upload), Raised)
@@ -255,6 +258,7 @@ class UploadAgreement(RuleBasedStateMachine):
 
     @rule(repo=repos)
     def resume_nothing(self, repo: RepositoryName) -> None:
+        """Resumes a session that never existed. Both calls must fail."""
         unknown = UploadID.random()
         assert isinstance(self.pair.ask(lambda registry: registry.resume_upload(repo, unknown)), Raised)
         assert isinstance(self.pair.ask(lambda registry: registry.upload_offset(repo, unknown)), Raised)
@@ -262,7 +266,7 @@ class UploadAgreement(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         """Closes the stored registry and opens it again. Open sessions can be resumed afterwards."""
-        for upload in self.held:
+        for upload in self.all_uploads:
             self.let_go(upload)
             upload.lost_writers.clear()
         self.close()

@@ -69,7 +69,7 @@ def write_data_dir(data: Path, boot: str) -> Written:
     for lock in ("metadata", "collect", "turns", *(f"{stripe:02x}" for stripe in range(256))):
         (data / "locks" / lock).touch()
     for blob in (CONFIG, LAYER, FAR_LAYER):
-        _place(data, blob).write_bytes(blob)
+        _blob_path(data, blob).write_bytes(blob)
     (data / "trash" / ("0" * 64)).write_bytes(b"was being deleted")
     (data / "uploads" / UPLOAD).mkdir()
     (data / "uploads" / UPLOAD / "3").write_bytes(HALF)  # the number is that of the third request of the session
@@ -87,7 +87,7 @@ def write_data_dir(data: Path, boot: str) -> Written:
     return written
 
 
-def _place(data: Path, blob: bytes) -> Path:
+def _blob_path(data: Path, blob: bytes) -> Path:
     encoded = hashlib.sha256(blob).hexdigest()
     return data / "blobs" / "sha256" / encoded[:2] / encoded
 
@@ -108,8 +108,8 @@ def _write_rows(db: apsw.Connection, written: Written, boot: str) -> None:
         db.execute("INSERT INTO repository VALUES (?, ?, ?, 1)", (repository, name, NOW))
     for number, blob in enumerate((CONFIG, LAYER, FAR_LAYER), 1):
         encoded = hashlib.sha256(blob).hexdigest()
-        place = f"blobs/sha256/{encoded[:2]}/{encoded}"
-        db.execute("INSERT INTO blob VALUES (?, ?, ?, ?, ?)", (number, digest(blob), len(blob), place, NOW))
+        path = f"blobs/sha256/{encoded[:2]}/{encoded}"
+        db.execute("INSERT INTO blob VALUES (?, ?, ?, ?, ?)", (number, digest(blob), len(blob), path, NOW))
     for repository, number in ((1, 1), (1, 2), (2, 3)):
         db.execute("INSERT INTO blob_link VALUES (?, ?, ?, 1)", (repository, number, NOW))
     kind = "application/vnd.oci.image.manifest.v1+json"

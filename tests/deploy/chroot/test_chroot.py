@@ -53,9 +53,9 @@ def assert_serves(debian: DebianRoot, folder: Path, script: str) -> None:
     """Starts a server on the Debian system with a shell script. Checks that clients can push and pull, and that SIGTERM
     ends the server with exit code 0."""
     with running_program(folder, *debian.command(script), env=debian.environment(), timeout=SETUP_SECONDS) as server:
-        wire, pushed = RegistryClient(server.address), image(f"pushed to {debian.name}")
-        wire.push("team/app", "1", pushed)
-        assert_same_image(wire, "team/app", "1", pushed)
+        client, pushed = RegistryClient(server.address), image(f"pushed to {debian.name}")
+        client.push("team/app", "1", pushed)
+        assert_same_image(client, "team/app", "1", pushed)
         os.kill(pid_of_parent(server), signal.SIGTERM)
         assert server.process.wait(60) == 0
 
