@@ -91,41 +91,46 @@ class Rounds(Generic[TrialT, SubjectT]):
         """`open_trial`: returns a context manager that prepares the trial of a subject in a round, and cleans up after
         the trial."""
         self._rows, self._subjects, self._open_trial = rows, subjects, open_trial
-        self.lines = [RowSamples(row.name, row.title, row.figures) for row in rows]
+        self.measured_rows = [RowSamples(row.name, row.title, row.figures) for row in rows]
 
     def prepare(self) -> None:
         """Prepares all rows for all subjects."""
-        for row, line in zip(self._rows, self.lines, strict=True):
+        for row, row_samples in zip(self._rows, self.measured_rows, strict=True):
             if row.prepare is not None:
                 for subject in self._subjects:
-                    self._attempt(line, row, row.prepare, subject, 0)
+                    self._attempt(row_samples, row, row.prepare, subject, 0)
 
     def run(self, rounds: int) -> list[RowSamples]:
         """Runs `rounds` rounds and returns the samples."""
         for number in range(rounds):
-            for row, line in zip(self._rows, self.lines, strict=True):
+            for row, row_samples in zip(self._rows, self.measured_rows, strict=True):
                 for subject in self._subjects if number % 2 == 0 else self._subjects[::-1]:
                     os.sync()  # the next trial must not be slowed down by data that is still to be written to the disk
                     steal = start_steal_meter()
-                    sample = self._attempt(line, row, row.trial, subject, number)
+                    sample = self._attempt(row_samples, row, row.trial, subject, number)
                     if sample is not None:
-                        line.samples.setdefault(subject.name, []).append({**sample, STEAL.key: steal()})
+                        row_samples.samples.setdefault(subject.name, []).append({**sample, STEAL.key: steal()})
             print(f"round {number + 1} of {rounds} done", flush=True)
-        return self.lines
+        return self.measured_rows
 
     def _attempt(
-        self, line: RowSamples, row: Row[TrialT], step: Callable[[TrialT], ResultT], subject: SubjectT, number: int
+        self,
+        row_samples: RowSamples,
+        row: Row[TrialT],
+        step: Callable[[TrialT], ResultT],
+        subject: SubjectT,
+        number: int,
     ) -> ResultT | None:
         """Runs a step of a row and returns its result. If the step fails, the row is no longer measured. Returns None
         if the step fails or has failed before, or if the row is not measured with the subject in this round."""
-        if line.failure or not row.takes_part(subject, number):
+        if row_samples.failure or not row.takes_part(subject, number):
             return None
         try:
             with self._open_trial(subject, number) as trial:
                 return step(trial)
         except BenchFailed as error:
-            line.failure = f"{subject.name}: {error}"
-            print(f"FAILED {line.name}: {line.failure}", flush=True)
+            row_samples.failure = f"{subject.name}: {error}"
+            print(f"FAILED {row_samples.name}: {row_samples.failure}", flush=True)
             return None
 
 
@@ -152,7 +157,7 @@ class Options:
 class Findings:
     """The results of a bench."""
 
-    lines: Sequence[RowSamples]
+    measured_rows: Sequence[RowSamples]
     subjects: Sequence[str]
     goals: Sequence[Goal]
     plot: str
@@ -192,10 +197,10 @@ def comparison(
     programs = (ENTREPOT, peer)
 
     def find(folder: Path) -> Findings:
-        lines = measure(programs, folder)
-        wanted = no_slower_goals(lines, peer.name) if options.against else goals
+        measured_rows = measure(programs, folder)
+        wanted = no_slower_goals(measured_rows, peer.name) if options.against else goals
         subjects = [program.name for program in programs]
-        return Findings(lines, subjects, wanted, ratio_bars(lines, *subjects, drawn=drawn))
+        return Findings(measured_rows, subjects, wanted, ratio_bars(measured_rows, *subjects, drawn=drawn))
 
     required = dict(packages) if options.against else {**packages, **DOCKER_REGISTRY_PACKAGES}
     return Bench(names[1 if options.against else 0], programs, required, disk_bytes, find)
@@ -224,17 +229,17 @@ def run_bench(bench: Bench, options: Options) -> bool:
 
 
 def _publish(name: str, about: Mapping[str, object], found: Findings, options: Options) -> bool:
-    results = judge_goals({line.name: line for line in found.lines}, found.goals)
-    document = {**results_document(found.lines, found.subjects, about), "goals": goals_document(results)}
+    results = judge_goals({row_samples.name: row_samples for row_samples in found.measured_rows}, found.goals)
+    document = {**results_document(found.measured_rows, found.subjects, about), "goals": goals_document(results)}
     write_json(document, _targets(f"{name}.json", options.json))
     for path in _targets(f"{name}.svg", options.plot):
         path.write_text(found.plot)
-    print(f"\n{found.table(found.lines, found.subjects)}\n\n{goals_table(results)}")
-    if note := steal_note(found.lines, found.subjects):
+    print(f"\n{found.table(found.measured_rows, found.subjects)}\n\n{goals_table(results)}")
+    if note := steal_note(found.measured_rows, found.subjects):
         print(f"\n{note}")
-    failed = [line for line in found.lines if line.failure]
-    for line in failed:
-        print(f"\nFAILED {line.name}: {line.failure}")
+    failed = [row_samples for row_samples in found.measured_rows if row_samples.failure]
+    for row_samples in failed:
+        print(f"\nFAILED {row_samples.name}: {row_samples.failure}")
     return not failed and (are_all_met(results) or not options.strict)
 
 

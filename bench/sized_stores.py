@@ -79,14 +79,17 @@ def size_bench(options: Options, plan: SizePlan[StoreT]) -> Bench:
 
     def find(folder: Path) -> Findings:
         stores = [plan.build(folder, ENTREPOT, size) for size in options.sizes]
-        lines, names = plan.measure(stores), [store.name for store in stores]
+        measured_rows, names = plan.measure(stores), [store.name for store in stores]
         about = {
             "stores": {store.name: {"bytes": store.disk_bytes, "built_in": store.build_seconds} for store in stores}
         }
-        series = {line.title: [line.median(name, line.figures[0].key) or 0 for name in names] for line in lines}
+        series = {
+            row_samples.title: [row_samples.median(name, row_samples.figures[0].key) or 0 for name in names]
+            for row_samples in measured_rows
+        }
         plot = curves("As the store grows, against the smallest", options.sizes, series)
         subjects = names[::-1] if plan.is_largest_first else names
-        return Findings(lines, subjects, plan.goals(names[0], names[-1]), plot, about, plan.table)
+        return Findings(measured_rows, subjects, plan.goals(names[0], names[-1]), plot, about, plan.table)
 
     return Bench(plan.name, [ENTREPOT], PACKAGES, disk_bytes, find)
 
@@ -97,13 +100,17 @@ def _measure_by_size(
     """Builds and measures stores of all sizes for all programs. Splits each measured row into one row for each size,
     and returns these rows. Their samples are sorted by program."""
     stores = [plan.build(folder, program, size) for size in sizes for program in programs]
-    split = list[RowSamples]()
-    for line in plan.measure(stores):
+    split_rows = list[RowSamples]()
+    for row_samples in plan.measure(stores):
         for size in sizes:
-            samples = {store.program.name: line.samples.get(store.name, []) for store in stores if store.count == size}
-            title = f"{line.title}, {size:,} {plan.unit}"
-            split.append(RowSamples(f"{line.name}-{size}", title, line.figures, samples, line.failure))
-    return split
+            samples = {
+                store.program.name: row_samples.samples.get(store.name, []) for store in stores if store.count == size
+            }
+            title = f"{row_samples.title}, {size:,} {plan.unit}"
+            split_rows.append(
+                RowSamples(f"{row_samples.name}-{size}", title, row_samples.figures, samples, row_samples.failure)
+            )
+    return split_rows
 
 
 class BuildCost(NamedTuple):

@@ -1,4 +1,4 @@
-"""What each trial of the bench `mirror` needs: the upstream, the program that runs as a mirror, and a folder."""
+"""A trial of the bench `mirror`. It has the upstream, the program that runs as a mirror, and a folder."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def _measure(
         rounds = Rounds(rows, servers, open_trial)
         rounds.prepare()
         peaks.clear()
-        lines = rounds.run(options.rounds)
+        measured_rows = rounds.run(options.rounds)
     peak = RowSamples(PEAK_MEMORY_ROW, "memory at its peak", (PSS,))
     peak.samples = {name: [{PSS.key: size / MIB}] for name, size in peaks.items()}
-    return [*lines, peak]
+    return [*measured_rows, peak]

@@ -30,11 +30,11 @@ class Goal:
         sign = "≥" if self.at_least else "≤"
         return f"{sign} {self.limit:g}{'x' if self.relative else ''}"
 
-    def measured(self, line: RowSamples) -> float | None:
+    def measured(self, row_samples: RowSamples) -> float | None:
         """Returns the median or the ratio that the goal limits; None if it was not measured."""
         if self.relative:
-            return line.ratio(self.subject, self.peer, self.key)
-        return line.median(self.subject, self.key)
+            return row_samples.ratio(self.subject, self.peer, self.key)
+        return row_samples.median(self.subject, self.key)
 
     def met(self, value: float) -> bool:
         return value >= self.limit if self.at_least else value <= self.limit
@@ -155,13 +155,13 @@ COST_FIGURES = (CPU, CPU_GIB, CPU_SECONDS, P99)
 MAX_COST_RATIO = 1.1
 
 
-def no_slower_goals(lines: Sequence[RowSamples], peer: str) -> tuple[Goal, ...]:
+def no_slower_goals(measured_rows: Sequence[RowSamples], peer: str) -> tuple[Goal, ...]:
     """Returns the goals of a comparison with an older Entrepot, whose name is `peer`: no cost of a row is more than
     MAX_COST_RATIO times the cost in the older version."""
     return tuple(
-        Goal(line.name, each.key, f"{line.title}, {each.unit}", MAX_COST_RATIO, False, True, peer=peer)
-        for line in lines
-        for each in line.figures
+        Goal(row_samples.name, each.key, f"{row_samples.title}, {each.unit}", MAX_COST_RATIO, False, True, peer=peer)
+        for row_samples in measured_rows
+        for each in row_samples.figures
         if each in COST_FIGURES
     )
 
@@ -170,9 +170,9 @@ GoalResult = tuple[Goal, float | None]
 """A goal and the measured value; None if the measurement failed."""
 
 
-def judge_goals(lines: Mapping[str, RowSamples], goals: Sequence[Goal] = REGISTRY_GOALS) -> list[GoalResult]:
-    """Returns the result of each goal whose row is in `lines`, which has the measured rows by name."""
-    return [(goal, goal.measured(lines[goal.row])) for goal in goals if goal.row in lines]
+def judge_goals(measured_rows: Mapping[str, RowSamples], goals: Sequence[Goal] = REGISTRY_GOALS) -> list[GoalResult]:
+    """Returns the result of each goal whose row is in `measured_rows`, which has the measured rows by name."""
+    return [(goal, goal.measured(measured_rows[goal.row])) for goal in goals if goal.row in measured_rows]
 
 
 def are_all_met(results: Sequence[GoalResult]) -> bool:

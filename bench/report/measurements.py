@@ -94,23 +94,23 @@ class RowSamples:
 
 
 def results_document(
-    lines: Sequence[RowSamples], subjects: Sequence[str], about: Mapping[str, object]
+    measured_rows: Sequence[RowSamples], subjects: Sequence[str], about: Mapping[str, object]
 ) -> dict[str, object]:
     """Returns all results as a document for JSON: facts about the run, medians, quartiles, and each sample. With two
     subjects, each figure has the ratio of the first subject to the second."""
     rows: dict[str, object] = {}
-    for line in lines:
+    for row_samples in measured_rows:
         figures: dict[str, object] = {}
-        has_steal = any(line.values(subject, STEAL.key) for subject in subjects)
-        for figure in (*line.figures, *([STEAL] if has_steal else [])):
+        has_steal = any(row_samples.values(subject, STEAL.key) for subject in subjects)
+        for figure in (*row_samples.figures, *([STEAL] if has_steal else [])):
             entry: dict[str, object] = {"unit": figure.unit}
             for subject in subjects:
-                if values := line.values(subject, figure.key):
+                if values := row_samples.values(subject, figure.key):
                     entry[subject] = {**asdict(spread(values)), "samples": values}
             if len(subjects) == 2 and figure is not STEAL:
-                entry["ratio"] = line.ratio(subjects[0], subjects[1], figure.key)
+                entry["ratio"] = row_samples.ratio(subjects[0], subjects[1], figure.key)
             figures[figure.key] = entry
-        rows[line.name] = {"title": line.title, "figures": figures, "failure": line.failure}
+        rows[row_samples.name] = {"title": row_samples.title, "figures": figures, "failure": row_samples.failure}
     return {**about, "rows": rows}
 
 

@@ -10,24 +10,24 @@ from bench.report.measurements import RATE, SPEED, Figure, RowSamples
 from bench.report.tables import number_text
 
 WIDTH, LEFT, RIGHT, STEP, TOP = 760, 270, 90, 26, 56
-CHARACTER = 5.8
-"""Approximate width of a character of a label, in pixels."""
+CHARACTER_WIDTH = 5.8
+"""Approximate width of a character of a label. All lengths are in pixels."""
 INK, BAR, GRID = "#1f2933", "#2f6f9f", "#cfd8e0"
 COLOURS = ("#2f6f9f", "#c2571a", "#4b8b3b", "#8a4fa3", "#7a7a7a")
 
 
 def ratio_bars(
-    lines: Sequence[RowSamples], ours: str, theirs: str, *, drawn: Collection[Figure] = (RATE, SPEED)
+    measured_rows: Sequence[RowSamples], ours: str, theirs: str, *, drawn: Collection[Figure] = (RATE, SPEED)
 ) -> str:
     """Returns a plot as SVG. Each row has a bar for each of its figures that is in `drawn`. The bar shows the ratio of
     the subject `ours` to the subject `theirs` on a logarithmic scale."""
     bars = [
-        (f"{line.title}, {figure.unit}", ratio)
-        for line in lines
-        for figure in line.figures
-        if figure in drawn and (ratio := line.ratio(ours, theirs, figure.key))
+        (f"{row_samples.title}, {figure.unit}", ratio)
+        for row_samples in measured_rows
+        for figure in row_samples.figures
+        if figure in drawn and (ratio := row_samples.ratio(ours, theirs, figure.key))
     ]
-    left = max([LEFT, *(20 + round(CHARACTER * len(label)) for label, _ in bars)])
+    left = max([LEFT, *(20 + round(CHARACTER_WIDTH * len(label)) for label, _ in bars)])
     low = min([0.5, *(ratio for _, ratio in bars)])
     high = max([2.0, *(ratio for _, ratio in bars)])
 
@@ -39,8 +39,8 @@ def ratio_bars(
     for mark in (mark for power in range(-2, 4) for mark in (10.0**power, 3 * 10.0**power) if low <= mark <= high):
         parts.append(_line(x(mark), TOP - 8, x(mark), height - 24, INK if mark == 1 else GRID))
         parts.append(_text(x(mark), height - 8, f"{mark:g}x", anchor="middle"))
-    for place, (label, ratio) in enumerate(bars):
-        y = TOP + STEP * place
+    for index, (label, ratio) in enumerate(bars):
+        y = TOP + STEP * index
         start, stop = sorted((x(1.0), x(ratio)))
         parts.append(_text(left - 10, y + 13, label, anchor="end"))
         parts.append(f'<rect x="{start:.1f}" y="{y}" width="{stop - start:.1f}" height="16" fill="{BAR}"/>')
@@ -69,13 +69,13 @@ def curves(title: str, sizes: Sequence[int], series: Mapping[str, Sequence[float
             y = point(sizes[0], mark)[1]
             parts += [_line(left, y, right, y, GRID), _text(left - 8, y + 4, f"{mark:g}x", anchor="end")]
     parts += [_text(point(size, 0)[0], height - 18, f"{size:,}", anchor="middle") for size in sizes]
-    for place, (name, values) in enumerate(relative.items()):
-        colour = COLOURS[place % len(COLOURS)]
+    for index, (name, values) in enumerate(relative.items()):
+        colour = COLOURS[index % len(COLOURS)]
         points = " ".join(
             "{:.1f},{:.1f}".format(*point(size, value)) for size, value in zip(sizes, values, strict=False)
         )
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(_text(right + 16, 70 + 20 * place, name, colour=colour))
+        parts.append(_text(right + 16, 70 + 20 * index, name, colour=colour))
     return _svg(height, parts)
 
 
@@ -85,8 +85,8 @@ def _svg(height: float, parts: Sequence[str]) -> str:
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12, colour: str = INK) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}"'
-    return f"<text {place}>{escape(text)}</text>"
+    attributes = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}"'
+    return f"<text {attributes}>{escape(text)}</text>"
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:

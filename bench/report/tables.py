@@ -41,42 +41,49 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
 
 
-def figures_table(lines: Sequence[RowSamples], subjects: Sequence[str]) -> str:
+def figures_table(measured_rows: Sequence[RowSamples], subjects: Sequence[str]) -> str:
     """Returns a table with a line for each figure. The line has the median and the quartiles of each subject, and the
     ratios of the first subject to all other subjects."""
     first, *others = subjects
 
-    def cells(line: RowSamples, key: str) -> list[str]:
-        samples = [line.values(subject, key) for subject in subjects]
+    def cells(row_samples: RowSamples, key: str) -> list[str]:
+        samples = [row_samples.values(subject, key) for subject in subjects]
         spreads = [spread_text(spread(values)) if values else "-" for values in samples]
-        return [*spreads, *(ratio_text(line.ratio(first, other, key)) for other in others)]
+        return [*spreads, *(ratio_text(row_samples.ratio(first, other, key)) for other in others)]
 
     names = [f"{name}: median [quartiles]" for name in subjects]
-    rows = [[line.title, figure.unit, *cells(line, figure.key)] for line in lines for figure in line.figures]
+    rows = [
+        [row_samples.title, figure.unit, *cells(row_samples, figure.key)]
+        for row_samples in measured_rows
+        for figure in row_samples.figures
+    ]
     return text_table(["what", "unit", *names, *(f"{first} / {other}" for other in others)], rows)
 
 
-def growth_table(lines: Sequence[RowSamples], stores: Sequence[str]) -> str:
+def growth_table(measured_rows: Sequence[RowSamples], stores: Sequence[str]) -> str:
     """Returns a table with a line for each row and a column for each store. A cell has the median of the row's first
     figure, and its ratio to the median on the smallest store."""
 
-    def cell(line: RowSamples, store: str) -> str:
-        key = line.figures[0].key
-        return f"{number_text(line.median(store, key))} ({ratio_text(line.ratio(store, stores[0], key))})"
+    def cell(row_samples: RowSamples, store: str) -> str:
+        key = row_samples.figures[0].key
+        return f"{number_text(row_samples.median(store, key))} ({ratio_text(row_samples.ratio(store, stores[0], key))})"
 
-    rows = [[line.title, line.figures[0].unit, *(cell(line, store) for store in stores)] for line in lines]
+    rows = [
+        [row_samples.title, row_samples.figures[0].unit, *(cell(row_samples, store) for store in stores)]
+        for row_samples in measured_rows
+    ]
     return text_table(["manifests in the store", "unit", *stores], rows)
 
 
-def steal_note(lines: Sequence[RowSamples], subjects: Sequence[str]) -> str:
+def steal_note(measured_rows: Sequence[RowSamples], subjects: Sequence[str]) -> str:
     """Returns a note about the rows during which the host withheld much CPU time; an empty text if there are no such
     rows."""
     found = []
-    for line in lines:
-        medians = [line.median(subject, STEAL.key) or 0 for subject in subjects]
+    for row_samples in measured_rows:
+        medians = [row_samples.median(subject, STEAL.key) or 0 for subject in subjects]
         if max(medians) >= TOLERABLE_STEAL:
             shares = ", ".join(f"{share:.1f} % ({name})" for name, share in zip(subjects, medians, strict=True))
-            found.append(f"- {line.title}: {shares}")
+            found.append(f"- {row_samples.title}: {shares}")
     head = "The host withheld processor time during these rows, which costs latency and speed; medians:"
     return "\n".join([head, *found]) if found else ""
 

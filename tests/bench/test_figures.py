@@ -13,7 +13,7 @@ from bench.report.plot import curves, ratio_bars
 from bench.report.tables import number_text, steal_note, text_table
 
 
-def line(ours: list[float], theirs: list[float]) -> RowSamples:
+def row_samples(ours: list[float], theirs: list[float]) -> RowSamples:
     samples = {"Entrepot": [{"rate": v} for v in ours], "docker-registry": [{"rate": v} for v in theirs]}
     return RowSamples("row", "a row", (RATE, CPU), samples)
 
@@ -72,7 +72,7 @@ def test_names_of_rows_differ() -> None:
 def test_goal_is_judged_by_the_ratio_of_medians() -> None:
     """A relative goal is met if the ratio of medians is on the right side of the bound. A ratio equal to the bound
     meets the goal."""
-    measured = {"row": line([20, 30, 40], [10])}
+    measured = {"row": row_samples([20, 30, 40], [10])}
     for limit, at_least, met in ((3, True, True), (3.1, True, False), (3, False, True), (2.9, False, False)):
         goal = Goal("row", "rate", "", limit, at_least=at_least, relative=True)
         assert are_all_met(judge_goals(measured, (goal,))) is met
@@ -88,7 +88,7 @@ def test_an_older_version_sets_the_goals() -> None:
 
 def test_goal_without_a_measurement_is_not_met() -> None:
     """A goal of a failed row is not met."""
-    verdicts = judge_goals({"row": line([], [10])}, (Goal("row", "rate", "", 1, at_least=True, relative=True),))
+    verdicts = judge_goals({"row": row_samples([], [10])}, (Goal("row", "rate", "", 1, at_least=True, relative=True),))
     assert verdicts[0][1] is None
     assert not are_all_met(verdicts)
 
@@ -101,7 +101,7 @@ def test_goals_of_unmeasured_rows_are_left_out() -> None:
 def test_results_keep_every_sample() -> None:
     """The JSON document has the samples, the quartiles and the ratio of each figure. A figure without samples has
     neither samples nor a ratio."""
-    document = results_document([line([2, 4], [1])], ["Entrepot", "docker-registry"], {"rounds": 2})
+    document = results_document([row_samples([2, 4], [1])], ["Entrepot", "docker-registry"], {"rounds": 2})
     rows = document["rows"]
     assert isinstance(rows, dict)
     assert rows["row"]["figures"]["rate"] == {
@@ -129,8 +129,8 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
 
 def test_plots_are_complete_with_and_without_figures() -> None:
     """The plots are complete SVG documents, also with a single row or without any samples."""
-    for lines in ([], [line([], [])], [line([40], [1])]):
-        assert ratio_bars(lines, "Entrepot", "docker-registry").endswith("</svg>\n")
+    for measured_rows in ([], [row_samples([], [])], [row_samples([40], [1])]):
+        assert ratio_bars(measured_rows, "Entrepot", "docker-registry").endswith("</svg>\n")
     assert "<polyline" in curves("title", [100, 10_000], {"a": [10.0, 9.0]})
     assert curves("title", [100], {"a": [10.0], "none": [0.0]}).endswith("</svg>\n")
 
@@ -138,7 +138,7 @@ def test_plots_are_complete_with_and_without_figures() -> None:
 def test_time_withheld_by_the_host_is_stored_and_printed() -> None:
     """The JSON document has the withheld CPU time of each row. The note below the table names only rows for which it is
     large."""
-    quiet, disturbed = line([1], [2]), line([1, 1, 1], [2])
+    quiet, disturbed = row_samples([1], [2]), row_samples([1, 1, 1], [2])
     for sample, share in zip(disturbed.samples["Entrepot"], (0.0, 7.25, 3.5), strict=True):
         sample[STEAL.key] = share
     names = ["Entrepot", "docker-registry"]

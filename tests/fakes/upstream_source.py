@@ -140,8 +140,8 @@ class ScriptedServer:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 self.heads.append(head)
-                given = self.reply(head)
-                answer = given if isinstance(given, bytes) else await given
+                reply = self.reply(head)
+                answer = reply if isinstance(reply, bytes) else await reply
                 writer.write(answer)
                 await writer.drain()
                 if b"connection: close" in answer.partition(b"\r\n\r\n")[0].lower() or not answer:
@@ -182,6 +182,6 @@ def answer(status: int, body: bytes | str = b"", **headers: str) -> bytes:
     return f"HTTP/1.1 {status} Said\r\n{lines}\r\n".encode() + body
 
 
-def always(given: bytes) -> Reply:
+def always(response: bytes) -> Reply:
     """Returns a `reply` that always gives the same response."""
-    return lambda head: given
+    return lambda head: response
