@@ -115,8 +115,8 @@ def _hold_run_lock(folder: Path, *, alone: bool) -> Iterator[None]:
 
 @pytest.fixture
 def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """pytest's temporary folder, which is in memory in most cases. For a test with the marker `real_disk`, a folder on
-    a disk."""
+    """Yields pytest's temporary folder, which is in memory in most cases. A test with the marker `real_disk` gets a
+    folder on a disk."""
     if request.node.get_closest_marker("real_disk") is None:
         yield tmp_path
         return

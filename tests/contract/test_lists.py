@@ -70,8 +70,8 @@ async def push_all(registry: Registry) -> list[str]:
 
 
 async def walk(request_page: Callable[[str | None], Awaitable[Page[Any]]], limit: int) -> list[str]:
-    """Returns the items of all pages. Each page is requested with the last item of the page before. `ask`: requests the
-    page that begins after an item. `limit`: largest allowed number of items in a page."""
+    """Returns the items of all pages. Each page is requested with the last item of the page before. `request_page`:
+    requests the page that begins after an item. `limit`: largest allowed number of items in a page."""
     found: list[str] = []
     while True:
         page = await request_page(found[-1] if found else None)

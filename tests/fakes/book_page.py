@@ -74,7 +74,7 @@ def runnable_blocks(file: Path) -> list[Block]:
 
 
 def needs_clients(block: Block) -> bool:
-    """Whether a block has commands of docker, podman or skopeo."""
+    """Returns whether a block has commands of docker, podman or skopeo."""
     return block.mark.startswith(WITH_DOCKER)
 
 

@@ -19,7 +19,7 @@ class ComposeProject:
     """The file with environment variables that takes the place of `.env`."""
 
     def __call__(self, *args: str, given: str = "") -> ProgramResult:
-        """Runs `docker-compose ARGS`; raises CommandFailed unless it ends with 0."""
+        """Runs `docker-compose ARGS`. Raises CommandFailed if the exit code is not 0."""
         return self.call(*args, given=given)
 
     def set_variables(self, **variables: str) -> None:
@@ -27,7 +27,7 @@ class ComposeProject:
         self.variables.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
 
     def container(self, service: str) -> str:
-        """The id of the service's only container."""
+        """Returns the id of the service's only container."""
         return self("ps", "--quiet", service).out.strip()
 
 

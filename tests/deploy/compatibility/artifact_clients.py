@@ -85,7 +85,7 @@ def oras_of_python(place: Place) -> Iterator[CompatibleClient]:
 
 @contextlib.contextmanager
 def cosign(place: Place) -> Iterator[CompatibleClient]:
-    """Returns cosign as a client. Its push step signs an image, which pushes the signature. Its pull step verifies an
+    """Yields cosign as a client. Its push step signs an image, which pushes the signature. Its pull step verifies an
     image, which pulls the signature. The key is in a file, and no transparency log is used."""
     keys = place.new_folder()
     run = ForeignProgram(("cosign",), environment(place.new_folder() / "home", COSIGN_PASSWORD="secret"))

@@ -45,7 +45,7 @@ def docker(place: Place) -> Iterator[CompatibleClient]:
 
 @contextlib.contextmanager
 def buildkit(place: Place) -> Iterator[CompatibleClient]:
-    """Returns the BuildKit that is part of dockerd as a client (`docker build`). BuildKit pulls the base image of a
+    """Yields the BuildKit that is part of dockerd as a client (`docker build`). BuildKit pulls the base image of a
     build. docker pushes the built image."""
     with docker_for(place.mirror, place.folder) as engine:
         build = engine.call.with_variables(DOCKER_BUILDKIT="1")

@@ -24,13 +24,13 @@ class CuttingProxy:
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
-        self._remaining: dict[str, int] = {}
+        self._remaining: dict[str, int] = {}  # bytes until a connection is cut ("up", "down") or slowed down ("crawl")
         self.sent = 0  # bytes from clients to the server
         self.received = 0  # bytes from the server to clients
         self.cuts = 0
         self.asked: list[str] = []  # requests such as `GET /v2/`; only those with which a received piece began
         self.slow = threading.Event()  # set once an upload is slowed down
-        self._fast = threading.Event()
+        self._full_speed = threading.Event()
         self._start(threading.Thread(target=self._accept, daemon=True))
 
     @property
@@ -58,7 +58,7 @@ class CuttingProxy:
 
     def speed_up(self) -> None:
         """Lets the slow connection pass at full speed again."""
-        self._fast.set()
+        self._full_speed.set()
 
     def close(self) -> None:
         """Closes all connections and waits for the end of the threads."""
@@ -128,7 +128,7 @@ class CuttingProxy:
     def _crawl(self, piece: bytes, target: socket.socket) -> bytes:
         """Sends a piece at one byte per second. Returns the rest of the piece once `speed_up` is called."""
         self.slow.set()
-        while len(piece) > 1 and not self._fast.wait(1.0):
+        while len(piece) > 1 and not self._full_speed.wait(1.0):
             target.sendall(piece[:1])
             piece = piece[1:]
         return piece

@@ -181,12 +181,12 @@ class Hub:
             time.sleep(0.005)
 
     async def arrival(self, count: int = 1, kind: HubRequestKind | None = None, **filters: Any) -> list[SeenRequest]:
-        """Like `wait`, without blocking the event loop."""
+        """Does what `wait` does, without blocking the event loop."""
         await self.until_async(lambda: self.count(kind, **filters) >= count)
         return self.requests(kind, **filters)
 
     async def until_async(self, condition: Callable[[], bool]) -> None:
-        """Like `until`, without blocking the event loop."""
+        """Does what `until` does, without blocking the event loop."""
         deadline = time.monotonic() + WAIT_TIMEOUT
         while not condition():
             if time.monotonic() > deadline:

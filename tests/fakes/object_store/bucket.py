@@ -45,8 +45,9 @@ class ObjectInfo(NamedTuple):
 
 
 class Bucket:
-    """A bucket whose objects are files below `folder`. All calls block. `before`: called with the operation and the key
-    before each call that changes the bucket."""
+    """A bucket whose objects are files below `folder`. The docstring of a method begins with the name of the S3
+    operation that the method imitates. All calls block. `before`: called with `put`, `copy`, `delete`, `create` or
+    `complete` and the key, before each operation of this kind."""
 
     def __init__(
         self,
@@ -62,15 +63,15 @@ class Bucket:
             directory.mkdir(parents=True, exist_ok=True)
 
     def put(self, key: str, data: bytes) -> None:
-        """PutObject with `If-None-Match: *`. Raises PreconditionFailed if the object exists."""
+        """PutObject with `If-None-Match: *`: creates an object. Raises PreconditionFailed if the object exists."""
         self._before("put", key)
         temporary = self._temporary()
         temporary.write_bytes(data)
         self._create_object(temporary, key)
 
     def get(self, key: str, start: int = 0) -> BinaryIO:
-        """GetObject from the byte `start` on. The returned stream continues even if the object is deleted. Raises
-        NoSuchKey."""
+        """GetObject: opens an object from the byte `start` on. The returned stream continues even if the object is
+        deleted. Raises NoSuchKey."""
         try:
             stream = open(self._file(key), "rb")  # noqa: SIM115  the caller closes it
         except FileNotFoundError:
@@ -79,23 +80,23 @@ class Bucket:
         return stream
 
     def read(self, key: str, start: int = 0, length: int = -1) -> bytes:
-        """GetObject of a range. Raises NoSuchKey."""
+        """GetObject of a range: returns its bytes. Raises NoSuchKey."""
         with self.get(key, start) as stream:
             return stream.read(length)
 
     def exists(self, key: str) -> bool:
-        """HeadObject."""
+        """HeadObject: returns whether an object exists."""
         return self._file(key).exists()
 
     def size(self, key: str) -> int | None:
-        """HeadObject: the length of an object; None if it does not exist."""
+        """HeadObject: returns the length of an object; None if it does not exist."""
         try:
             return self._file(key).stat().st_size
         except FileNotFoundError:
             return None
 
     def version(self, key: str) -> str | None:
-        """HeadObject: the version id; None if there is no such object."""
+        """HeadObject: returns the version id; None if the object does not exist."""
         try:
             status = self._file(key).stat()
         except FileNotFoundError:
@@ -103,19 +104,19 @@ class Bucket:
         return f"{status.st_ino}-{status.st_mtime_ns}"
 
     def copy(self, source: str, target: str) -> None:
-        """CopyObject. Replaces an object at `target`. Raises NoSuchKey."""
+        """CopyObject: copies an object, and replaces an object at `target`. Raises NoSuchKey."""
         self._before("copy", target)
         temporary = self._temporary()
         temporary.write_bytes(self.read(source))
         temporary.replace(self._file(target))
 
     def delete(self, key: str) -> None:
-        """DeleteObject. An object that does not exist is no error."""
+        """DeleteObject: deletes an object. Does nothing if it does not exist."""
         self._before("delete", key)
         self._file(key).unlink(missing_ok=True)
 
     def list_objects(self, prefix: str) -> list[ObjectInfo]:
-        """ListObjectsV2, all pages, in the order of the keys."""
+        """ListObjectsV2: returns the entries of all pages, in the order of the keys."""
         found = []
         for entry in os.scandir(self._objects):
             if (key := unquote(entry.name)).startswith(prefix):
@@ -125,15 +126,15 @@ class Bucket:
         return sorted(found)
 
     def create_multipart(self, key: str) -> str:
-        """CreateMultipartUpload. Returns the upload's id."""
+        """CreateMultipartUpload: starts an upload, and returns its id."""
         self._before("create", key)
         upload = uuid.uuid4().hex
         (self._uploads / upload).mkdir()
         return upload
 
     def copy_part(self, upload: str, number: int, source: str) -> str:
-        """UploadPartCopy of a whole object. `number`: the number of the part, from 1 on. Returns the part's ETag.
-        Raises NoSuchKey."""
+        """UploadPartCopy: adds a whole object as a part. `number`: the number of the part, from 1 on. Returns the
+        part's ETag. Raises NoSuchKey."""
         assert 1 <= number <= MOST_PARTS
         data = self.read(source)
         (self._uploads / upload / str(number)).write_bytes(data)
@@ -156,11 +157,11 @@ class Bucket:
         self.abort_multipart(upload)
 
     def abort_multipart(self, upload: str) -> None:
-        """AbortMultipartUpload."""
+        """AbortMultipartUpload: discards an upload and its parts."""
         shutil.rmtree(self._uploads / upload, ignore_errors=True)
 
     def open_multiparts(self) -> int:
-        """ListMultipartUploads: the number of open uploads."""
+        """ListMultipartUploads: returns the number of open uploads."""
         return sum(entry.is_dir() for entry in os.scandir(self._uploads))
 
     def _file(self, key: str) -> Path:
