@@ -25,7 +25,7 @@ IMAGE = ImageSpec("team/bench", [200_000, 3_000_000, 10_000])
 REPO = "library/app"
 
 
-def line(method: str, path: str, status: int, body: int) -> str:
+def log_line(method: str, path: str, status: int, body: int) -> str:
     return json.dumps({"method": method, "path": path, "status": status, "body": body})
 
 
@@ -38,11 +38,11 @@ def pushed_image(server: RegistryServer, tmp_path: Path) -> PushedImage:
 def test_bytes_of_manifests_and_blobs_are_counted() -> None:
     """The sent bytes of manifests, whole blobs and ranges are added up. GETs and HEADs of manifests are counted."""
     log = [
-        line("GET", f"/v2/{REPO}/manifests/latest", 200, 500),
-        line("GET", f"/v2/{REPO}/manifests/sha256:ab", 200, 500),
-        line("HEAD", f"/v2/{REPO}/manifests/latest", 200, 0),
-        line("GET", f"/v2/{REPO}/blobs/sha256:cd", 200, 40),
-        line("GET", f"/v2/{REPO}/blobs/sha256:ef", 206, 2),
+        log_line("GET", f"/v2/{REPO}/manifests/latest", 200, 500),
+        log_line("GET", f"/v2/{REPO}/manifests/sha256:ab", 200, 500),
+        log_line("HEAD", f"/v2/{REPO}/manifests/latest", 200, 0),
+        log_line("GET", f"/v2/{REPO}/blobs/sha256:cd", 200, 40),
+        log_line("GET", f"/v2/{REPO}/blobs/sha256:ef", 206, 2),
     ]
     assert count_traffic(log, REPO) == UpstreamTraffic(content=1042, blobs=42, manifest_gets=2, manifest_heads=1)
 
@@ -51,13 +51,13 @@ def test_other_requests_are_not_counted() -> None:
     """Requests for `/v2/`, errors, lists of tags, and requests for other repositories, even with similar names, do not
     count."""
     log = [
-        line("GET", "/v2/", 200, 2),
-        line("GET", f"/v2/{REPO}/blobs/sha256:cd", 404, 90),
-        line("GET", f"/v2/{REPO}/manifests/latest", 304, 0),
-        line("GET", f"/v2/{REPO}/tags/list", 200, 70),
-        line("GET", f"/v2/other/{REPO}/blobs/sha256:cd", 200, 40),
-        line("GET", f"/v2/{REPO}/more/blobs/sha256:cd", 200, 40),
-        line("GET", f"/v2/{REPO}/blobs/blobs/sha256:cd", 200, 40),
+        log_line("GET", "/v2/", 200, 2),
+        log_line("GET", f"/v2/{REPO}/blobs/sha256:cd", 404, 90),
+        log_line("GET", f"/v2/{REPO}/manifests/latest", 304, 0),
+        log_line("GET", f"/v2/{REPO}/tags/list", 200, 70),
+        log_line("GET", f"/v2/other/{REPO}/blobs/sha256:cd", 200, 40),
+        log_line("GET", f"/v2/{REPO}/more/blobs/sha256:cd", 200, 40),
+        log_line("GET", f"/v2/{REPO}/blobs/blobs/sha256:cd", 200, 40),
     ]
     assert count_traffic(log, REPO) == UpstreamTraffic()
 

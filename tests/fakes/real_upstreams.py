@@ -1,11 +1,11 @@
 """Runs real registries as upstreams: Debian's docker-registry, nginx in front of a registry as a slow link, and
 Entrepot itself.
 
-with docker_registry(tmp_path, content) as far, slow_link(tmp_path, far.url, "8m") as link: ...
-# link.url: the same registry at 8 MiB/s for each request with slow_link(tmp_path, far.url,
-certificates=certificates(tmp_path)) as link:     # the same with TLS with docker_registry(tmp_path,
-remote=upstream.url) as proxy:      # docker-registry as a pull-through cache with entrepot(tmp_path, content) as far:
-# `entrepot serve`, two workers
+    with docker_registry(tmp_path, content) as far, slow_link(tmp_path, far.url, "8m") as link:
+        ...                                    # link.url: the same registry at 8 MiB/s for each request
+    with slow_link(tmp_path, far.url, certificates=certificates(tmp_path)) as link:     # the same registry with TLS
+    with docker_registry(tmp_path, remote=upstream.url) as proxy:      # docker-registry as a pull-through cache
+    with entrepot(tmp_path, content) as far:                           # `entrepot serve` with two workers
 
 All programs listen on free loopback ports. They end with their block, or with the process that started them.
 """

@@ -197,10 +197,8 @@ def running_server(
     soft_descriptors: int | None = None,
     own_interpreter: bool = False,
 ) -> Iterator[RegistryServer]:
-    """Runs a server (`start_server`) until the block ends. Then stops it with SIGTERM and checks that the exit code is
-    0.
-
-    Skips this if the block has stopped the server itself (`stop`, `kill`). If the block fails, prints the log."""
+    """Runs a server (`start_server`) until the block ends. Then stops it with SIGTERM, and checks that the exit code is
+    0. Does neither if the block has stopped the server itself (`stop`, `kill`). If the block fails, prints the log."""
     server = start_server(
         tmp_path,
         *args,

@@ -3,7 +3,7 @@
 with switchable_registry(tmp_path, content) as far:
     with far.off():
         ...                                # the port of the registry refuses connections
-    far.add("library/app", holding, "2")   # pushes an image to the running registry
+    far.add("library/app", tree, "2")      # pushes an image to the running registry
 """
 
 from __future__ import annotations

@@ -72,11 +72,11 @@ class TwoRegistries:
 @contextlib.contextmanager
 def two_registries(folder: Path) -> Iterator[TwoRegistries]:
     """Runs both upstreams until the block ends."""
-    for_hub, for_far = UpstreamContent(), UpstreamContent()
+    for_hub, for_second = UpstreamContent(), UpstreamContent()
     for_hub.add("library/ubuntu", ubuntu(), "18.04")
     for_hub.add("org/app", image_tree_of(image("org/app")), "1")
-    for_far.add("library/ubuntu", ubuntu("far"), "18.04")
-    with switchable_registry(folder, for_hub) as hub, switchable_registry(folder, for_far) as far:
+    for_second.add("library/ubuntu", ubuntu("far"), "18.04")
+    with switchable_registry(folder, for_hub) as hub, switchable_registry(folder, for_second) as far:
         settings = folder / "entrepot.toml"
         settings.write_text(SETTINGS.format(hub=hub.url, far=far.url))
         yield TwoRegistries(hub, far, settings)
@@ -97,9 +97,9 @@ def tools_for(mirror: RegistryServer, beyond: TwoRegistries, short_folder: Path)
     # With a longer path, podman would wait 20 s for the end of each container.
     folder = Path(tempfile.mkdtemp(prefix="t", dir=short_folder))
     tools = container_tools(folder)
-    dropped_in = folder / "home" / ".config" / "containers" / "registries.conf.d"
-    dropped_in.mkdir()
+    drop_in_folder = folder / "home" / ".config" / "containers" / "registries.conf.d"
+    drop_in_folder.mkdir()
     # podman and buildah read the first file, which an environment variable names. skopeo reads the second file.
-    for file in (folder / "registries.conf", dropped_in / "50-entrepot.conf"):
+    for file in (folder / "registries.conf", drop_in_folder / "50-entrepot.conf"):
         file.write_text(beyond.printed(mirror, "podman"))
     return tools

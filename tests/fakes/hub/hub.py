@@ -1,26 +1,32 @@
 """A fake of Docker Hub's front end. It runs in a separate process and can fail in every way that a test needs.
 
-content = Content() held = content.add("library/app", noise_image("a", 1000, 5 * MIB), "1", "latest") with hub(tmp_path,
-content, auth="bearer", redirects=True, rate=8 * MIB) as upstream: ...                                  # upstream.url
-is what an [[upstream]] names as its endpoint upstream.fault(on="blob", drop_after=100_000, times=3)   # the next three
-responses with blobs break off upstream.set(latency=0.2, ranges=False)                  # any field of
-`switches.Switches`, at any time digest = held.layers[1].digest assert upstream.count("manifest", "GET") == 1 assert
-repeated(upstream.sent(digest)) == []             # no byte was sent twice assert union(upstream.sent(digest)) == [(0, 5
-* MIB)]    # and every byte was
+    content = UpstreamContent()
+    tree = content.add("library/app", noise_image("a", 1000, 5 * MIB), "1", "latest")
+    with hub(tmp_path, content, auth="bearer", redirects=True, rate=8 * MIB) as upstream:
+        ...                                  # upstream.url: the endpoint for the settings of an [[upstream]]
+        upstream.fault(on="blob", drop_after=100_000, times=3)   # the next three responses with blobs break off
+        upstream.set(latency=0.2, ranges=False)                  # any field of `switches.Switches`, at any time
+        digest = tree.layers[1].digest
+        assert upstream.count("manifest", "GET") == 1
+        assert repeated(upstream.sent(digest)) == []             # no byte was sent twice
+        assert union(upstream.sent(digest)) == [(0, 5 * MIB)]    # every byte was sent
 
 - A switch (`switches.Switches`: tokens, redirects, ranges, rate limit, latency, gzip, ...) sets permanent behaviour.
-Switches are passed to `hub(...)` or `set(...)`. A fault (`switches.Fault`: status, hangup, stall, stall_after,
-drop_after, ...) applies to one request, or to as many as `times` says. `fault(...)` adds a fault, and `clear()` removes
-all faults that are not used up. - `fault(stall=True)` and `fault(stall_after=N)` hold a response until `release()`, so
-no test needs to sleep. `wait(...)` blocks until a number of requests have arrived. If the requests are sent on the
-test's own event loop, use `await upstream.arrival(...)` instead. - `requests(...)` and `count(...)` return the requests
-so far. `sent(digest)` returns which bytes were handed to sockets. `forget()` empties this record. If a client
-disconnects, some bytes that were handed to a socket may not have reached it; `send_buffer=65536` keeps their number
-small. A `drop_after` waits until all sent bytes have reached the client. - `refuse()` makes all ports refuse
-connections, and `listen()` makes the same ports accept them again. `cut()` resets all connections. `put(content)`,
-`tag(...)`, `remove(...)` change the content; `revoke()` revokes all tokens. - With `redirects=True`, blobs come from a
-second port, which answers 400 to requests with Authorization. `auth_url` is the URL of a third port, on another host
-(127.0.0.2), which also has /token: `set(realm=upstream.auth_url + "/token")`.
+  Switches are passed to `hub(...)` or `set(...)`.
+- A fault (`switches.Fault`: status, hangup, stall, stall_after, drop_after, ...) applies to one request, or to as many
+  as `times` says. `fault(...)` adds a fault, and `clear()` removes all faults that are not used up.
+- `fault(stall=True)` and `fault(stall_after=N)` hold a response until `release()`, so no test needs to sleep.
+  `wait(...)` blocks until a number of requests have arrived. If the requests are sent on the test's own event loop, use
+  `await upstream.arrival(...)` instead.
+- `requests(...)` and `count(...)` return the requests so far. `sent(digest)` returns which bytes were handed to
+  sockets. `forget()` empties this record. If a client disconnects, some bytes that were handed to a socket may not have
+  reached it; `send_buffer=65536` keeps their number small. A `drop_after` waits until all sent bytes have reached the
+  client.
+- `refuse()` makes all ports refuse connections, and `listen()` makes the same ports accept them again. `cut()` resets
+  all connections. `put(content)`, `tag(...)` and `remove(...)` change the content. `revoke()` revokes all tokens.
+- With `redirects=True`, blobs come from a second port, which answers 400 to requests with Authorization. `auth_url` is
+  the URL of a third port, on another host (127.0.0.2), which also has /token: use
+  `set(realm=upstream.auth_url + "/token")`.
 
 All calls except the waiting ones take less than a millisecond and start no thread, so coroutines may make them. If an
 error occurs in the fake itself, HubFailed is raised when the block ends.

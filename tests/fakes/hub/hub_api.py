@@ -74,10 +74,10 @@ class HubApi:
     def token(self, request: HubRequest) -> HubAnswer:
         if request.method not in ("GET", "POST"):
             return error(405, "method not allowed")
-        given = self.tokens.issue(request, self.switches)
-        if given is None:
+        token_document = self.tokens.issue(request, self.switches)
+        if token_document is None:
             return text(401, '{"details": "incorrect username or password"}\n', "application/json")
-        return text(200, json.dumps(given), "application/json")
+        return text(200, json.dumps(token_document), "application/json")
 
     def answer(self, request: HubRequest, target: HubTarget, record: SeenRequest, cdn: str) -> HubAnswer:
         """Returns the response to an authorized request, without faults."""
@@ -117,11 +117,11 @@ class HubApi:
 
     def _described(self, manifest: HubManifest, headers: Mapping[str, str]) -> HubAnswer:
         size = len(manifest.body)
-        described = {"Content-Type": manifest.media_type, "Content-Length": str(size), **headers}
-        described["Docker-Distribution-Api-Version"] = "registry/2.0"
+        all_headers = {"Content-Type": manifest.media_type, "Content-Length": str(size), **headers}
+        all_headers["Docker-Distribution-Api-Version"] = "registry/2.0"
         if self.switches.digests:
-            described |= {"Docker-Content-Digest": manifest.digest, "ETag": f'"{manifest.digest}"'}
-        return HubAnswer(200, described, MappedBody(manifest.body), 0, size)
+            all_headers |= {"Docker-Content-Digest": manifest.digest, "ETag": f'"{manifest.digest}"'}
+        return HubAnswer(200, all_headers, MappedBody(manifest.body), 0, size)
 
     def _quota(self, *, counts: bool) -> dict[str, str] | None:
         """Returns the headers of the rate limit; None if the limit is used up. `counts`: whether the request counts."""
@@ -165,12 +165,12 @@ class HubApi:
         query = request.query
         wanted = int(query["n"]) if query.get("n", "").isdecimal() else self.switches.page
         size, last = min(wanted, self.switches.page), query.get("last", "")
-        rest = [each for each in entries if not last or key(each) > last]
-        page = rest[:size]
-        if len(rest) <= size or not page:
+        following = [each for each in entries if not last or key(each) > last]
+        page = following[:size]
+        if len(following) <= size or not page:
             return page, {}
-        more = {**query, "n": str(size), "last": key(page[-1])}
-        url = path + "?" + "&".join(f"{name}={quote(value, safe='')}" for name, value in more.items())
+        next_query = {**query, "n": str(size), "last": key(page[-1])}
+        url = path + "?" + "&".join(f"{name}={quote(value, safe='')}" for name, value in next_query.items())
         return page, {"Link": f'<{url}>; rel="next"'}
 
     def _blob(
@@ -204,18 +204,18 @@ class HubApi:
         """Returns a response with a blob, or with the requested range of the blob (RFC 9110, 14)."""
         body = self.content.bodies[digest]
         etag = f'"{digest}"'
-        described = {"Content-Type": "application/octet-stream", **headers, "ETag": etag}
+        all_headers = {"Content-Type": "application/octet-stream", **headers, "ETag": etag}
         if not self.switches.ranges:
-            return self._encoded(request, part(200, described, body, 0, body.size))
-        described["Accept-Ranges"] = "bytes"
+            return self._encoded(request, part(200, all_headers, body, 0, body.size))
+        all_headers["Accept-Ranges"] = "bytes"
         range_match = _RANGE.fullmatch(request.headers.get("range", ""))
         current = request.headers.get("if-range", etag) == etag
         if request.method != "GET" or not range_match or not any(range_match.groups()) or not current:
-            return self._encoded(request, part(200, described, body, 0, body.size))
+            return self._encoded(request, part(200, all_headers, body, 0, body.size))
         start, stop = _bounds(range_match[1], range_match[2], body.size)
         if start >= stop:
             return text(416, "", "text/plain", {"Content-Range": f"bytes */{body.size}"})
-        return part(206, described, body, start, stop)
+        return part(206, all_headers, body, start, stop)
 
     def _encoded(self, request: HubRequest, answer: HubAnswer) -> HubAnswer:
         accepted = [each.strip().partition(";")[0] for each in request.headers.get("accept-encoding", "").split(",")]
