@@ -126,6 +126,6 @@ def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RegistryServer]:
-    """`entrepot serve` with two workers and an empty data directory."""
+    """Runs `entrepot serve` with two workers and an empty data directory."""
     with running_server(tmp_path) as started:
         yield started

@@ -28,7 +28,7 @@ from bench.upkeep.upkeep_store import (
     small_layer,
 )
 
-REMOVED = 1000
+REMOVAL_COUNT = 1000
 """Number of blobs that a garbage collection removes, and of images that an eviction removes."""
 JOB_TIMEOUT = 600.0
 CHECKED_SAMPLES = 20
@@ -73,8 +73,8 @@ class UpkeepTrial:
 
 @dataclass(frozen=True)
 class Removal:
-    """A job that removes REMOVED blobs or images. `add`: adds the blobs or images to a store. `start`: starts the job
-    that removes exactly the added ones, and returns the id of the job."""
+    """A job that removes REMOVAL_COUNT blobs or images. `add`: adds the blobs or images to a store. `start`: starts the
+    job that removes exactly the added ones, and returns the id of the job."""
 
     name: str
     add: Callable[[UpkeepStore], AddedContent]
@@ -96,8 +96,8 @@ def _post(trial: UpkeepTrial, path: str, body: dict[str, object]) -> int:
     return int(json.loads(response.body)["id"])
 
 
-COLLECTION = Removal("collect", lambda store: store.add_garbage(REMOVED), _start_collection)
-EVICTION = Removal("evict", lambda store: store.add_stale_images(REMOVED), _start_eviction)
+COLLECTION = Removal("collect", lambda store: store.add_garbage(REMOVAL_COUNT), _start_collection)
+EVICTION = Removal("evict", lambda store: store.add_stale_images(REMOVAL_COUNT), _start_eviction)
 
 
 def prepare_store(store: FilledStore, server: RunningServer) -> None:
@@ -169,8 +169,8 @@ def upkeep_rows() -> list[Row[UpkeepTrial]]:
     """Returns the rows, in the order in which they are measured."""
     costs, load, beside = (SECONDS, CPU_SECONDS), (P99, P50, RATE), (P99, IDLE_P99, SLOWDOWN, P50, RATE, SECONDS)
     return [
-        Row("collect", f"collection of {REMOVED:,} blobs", costs, partial(_time_removal, removal=COLLECTION)),
-        Row("evict", f"eviction of {REMOVED:,} images", costs, partial(_time_removal, removal=EVICTION)),
+        Row("collect", f"collection of {REMOVAL_COUNT:,} blobs", costs, partial(_time_removal, removal=COLLECTION)),
+        Row("evict", f"eviction of {REMOVAL_COUNT:,} images", costs, partial(_time_removal, removal=EVICTION)),
         Row("manifest", "manifest by tag, all over", load, _time_manifests),
         Row(
             "manifest-beside-collect",

@@ -51,7 +51,7 @@ def test_unknown_paths_are_not_found(push: Pusher) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "rest", "allowed"),
+    ("method", "endpoint", "allowed"),
     [
         ("POST", "manifests/x", "GET, HEAD, PUT, DELETE, OPTIONS"),
         ("PUT", "blobs/sha256:" + "0" * 64, "GET, HEAD, DELETE, OPTIONS"),
@@ -60,9 +60,9 @@ def test_unknown_paths_are_not_found(push: Pusher) -> None:
         ("PATCH", "referrers/sha256:" + "0" * 64, "GET, HEAD, OPTIONS"),
     ],
 )
-def test_other_methods_are_not_allowed(push: Pusher, method: str, rest: str, allowed: str) -> None:
+def test_other_methods_are_not_allowed(push: Pusher, method: str, endpoint: str, allowed: str) -> None:
     """A method that an endpoint does not support gets 405. Allow lists the supported methods (RFC 9110, 15.5.6)."""
-    answer = push.client.request(method, f"{push.root}/{rest}")
+    answer = push.client.request(method, f"{push.root}/{endpoint}")
     assert answer.status_code == 405
     assert answer.headers["allow"] == allowed
     assert error_codes(answer) == ["UNSUPPORTED"]

@@ -37,9 +37,9 @@ def clients() -> Iterator[PageClients]:
     tools = container_tools(folder / "tools")
     printed = entrepot("client", "podman", "--url", url, "--config", folder / "entrepot.toml", folder=folder)
     assert printed.returncode == 0, printed.stderr
-    dropped_in = folder / "tools" / "home" / ".config" / "containers" / "registries.conf.d"
-    dropped_in.mkdir()
-    for file in (folder / "tools" / "registries.conf", dropped_in / "50-entrepot.conf"):
+    drop_in_folder = folder / "tools" / "home" / ".config" / "containers" / "registries.conf.d"
+    drop_in_folder.mkdir()
+    for file in (folder / "tools" / "registries.conf", drop_in_folder / "50-entrepot.conf"):
         file.write_text(printed.stdout)
     with running_docker(folder / "docker", "--config-file", str(folder / "daemon.json")) as docker:
         yield PageClients(docker, tools, port)

@@ -41,7 +41,7 @@ MESSAGE_LIMIT = 1 << 17
 _LIBRARIES = ("registry", "storage")
 _PROGRAMS = ("tests.fakes.hub.hub_api", "tests.fakes.hub.hub_server", "tests.fakes.registry_content")
 """Modules that the most frequently started fakes import."""
-_LATE = ("encodings.idna", "importlib.resources.readers", "typer._adapters", "typer._click.decorators")
+_LATE_IMPORTS = ("encodings.idna", "importlib.resources.readers", "typer._adapters", "typer._click.decorators")
 """Modules that libraries import only when a function is first called. Most programs call these functions."""
 
 
@@ -68,7 +68,7 @@ def import_everything() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{library}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    for module_name in (*_PROGRAMS, *_LATE):
+    for module_name in (*_PROGRAMS, *_LATE_IMPORTS):
         importlib.import_module(module_name)
 
 

@@ -81,8 +81,8 @@ class FakeSource:
         return manifest
 
     def add_image(self, repo: str, *layers: bytes, config: bytes = b"{}", tags: tuple[str, ...] = ("1",)) -> Manifest:
-        made = image_of(self.add_blob(repo, config), [self.add_blob(repo, layer) for layer in layers])
-        return self.add_manifest(repo, made, *tags)
+        manifest = image_of(self.add_blob(repo, config), [self.add_blob(repo, layer) for layer in layers])
+        return self.add_manifest(repo, manifest, *tags)
 
     def bytes_sent(self, digest: Digest) -> int:
         return sum(stop - start for start, stop in self.sent.get(digest, ()))
@@ -117,8 +117,8 @@ class FakeSource:
         found = sorted(ref for name, ref in self.manifests if name == repo and isinstance(ref, Tag))
         if not found:
             raise NameUnknown
-        rest = [tag for tag in found if after is None or tag > after]
-        return Page(rest[:limit], len(rest) > limit)
+        following = [tag for tag in found if after is None or tag > after]
+        return Page(following[:limit], len(following) > limit)
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int

@@ -187,15 +187,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def openid_provider(**settings: Any) -> Iterator[FakeOpenIDProvider]:
-    made = FakeOpenIDProvider(**settings)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"provider": made}))
-    made.url = f"http://127.0.0.1:{server.server_address[1]}"
+    provider = FakeOpenIDProvider(**settings)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"provider": provider}))
+    provider.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield made
+        yield provider
     finally:
-        made.open.set()
+        provider.open.set()
         server.shutdown()
         thread.join()
         server.server_close()

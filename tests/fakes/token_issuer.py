@@ -96,9 +96,9 @@ class KeySetServer:
 
 @contextlib.asynccontextmanager
 async def key_set_server() -> AsyncIterator[KeySetServer]:
-    made = KeySetServer()
-    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
-    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/keys"
+    key_server = KeySetServer()
+    server = await asyncio.start_server(key_server.serve, "127.0.0.1", 0)
+    key_server.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/keys"
     async with server:
-        yield made
-        made.open.set()
+        yield key_server
+        key_server.open.set()

@@ -51,7 +51,7 @@ class DockerEngine:
         return self("run", "--rm", "--network", "host", name, *args).out
 
 
-WITH_ITS_OWN = 'mkdir -p /etc/docker && mount --bind "$0" /etc/docker && exec "$@"'
+MOUNT_ETC_SCRIPT = 'mkdir -p /etc/docker && mount --bind "$0" /etc/docker && exec "$@"'
 """A shell script that runs a program with another folder in place of /etc/docker."""
 
 
@@ -73,7 +73,7 @@ def running_docker(
     env |= {"DOCKER_CLI_EXPERIMENTAL": "enabled", "DOCKER_BUILDKIT": "0"}
     docker = DockerEngine(ForeignProgram(("docker", "-H", socket), env), folder)
     if etc is not None:
-        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", WITH_ITS_OWN, str(etc), *command]
+        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", MOUNT_ETC_SCRIPT, str(etc), *command]
     if proxy:
         env |= {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "NO_PROXY": ""}
     containerd = 0
