@@ -1,4 +1,4 @@
-"""`python -m bench registries`, `mirror`, `growth` and `upkeep`."""
+"""The command line of the benchmarks: `python -m bench registries`, `mirror`, `growth` or `upkeep`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from bench.upkeep.upkeep_run import upkeep_bench
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 after a complete run; 1 if something failed or, with `--strict`, a goal is not met; 130 when
-    interrupted. Exits with 2 on bad arguments."""
+    """Runs the bench that the command line names, and returns the exit status: 0 after a complete run, 1 after a
+    failure, 130 after an interrupt. With `--strict`, it is 1 also when a goal is not met. Exits with 2 on bad
+    arguments."""
     signal.signal(signal.SIGTERM, _interrupt)
     parsed = _parser().parse_args(arguments)
     bench: Callable[[Options], Bench] = parsed.bench
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """Makes SIGTERM unwind as Ctrl-C does, so that all started programs are stopped."""
+    """Handles SIGTERM as Python handles Ctrl-C: the exception leaves all blocks, which stop the started programs."""
     raise KeyboardInterrupt
 
 

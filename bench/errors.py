@@ -1,4 +1,4 @@
-"""The errors of a benchmark."""
+"""The exceptions that benchmarks raise."""
 
 from __future__ import annotations
 

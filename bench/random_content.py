@@ -1,4 +1,5 @@
-"""The content that fills the registries: random bytes, new in each run, in images of a usual shape."""
+"""The content with which the benchmarks fill the registries: small valid images, and layers of random bytes that differ
+in each run."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def make_blob(body: bytes, media_type: str = LAYER_TYPE) -> BlobContent:
 
 
 def small_layers(count: int) -> tuple[BlobContent, ...]:
-    """Returns so many random layers of 4 KiB."""
+    """Returns `count` random layers of 4 KiB."""
     return tuple(make_blob(os.urandom(SMALL_SIZE)) for _ in range(count))
 
 
@@ -66,8 +67,8 @@ def make_unique(path: Path) -> BlobContent:
 
 
 def write_tar_layer(folder: Path, name: str, size: int) -> BlobContent:
-    """Writes a layer that docker can unpack: one file of random bytes, not compressed, so that most of a client's time
-    is the transfer."""
+    """Writes a layer that docker can unpack: a tar archive with one file of random bytes. It is not compressed, so that
+    a client spends most of its time on the transfer."""
     noise, path = write_random(folder / f"{name}.noise", size), folder / f"{name}.tar"
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         tar.add(noise, arcname=f"{name}.noise")
@@ -87,7 +88,8 @@ def make_config(layers: Sequence[BlobContent]) -> BlobContent:
 
 
 def make_manifest(config: BlobContent, layers: Sequence[BlobContent], note: str = "") -> bytes:
-    """Returns an OCI manifest. Another note gives another digest."""
+    """Returns an OCI manifest. `note`: the text of an annotation; manifests that differ only in their note have
+    different digests."""
     document: dict[str, object] = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": config.descriptor}
     document["layers"] = [layer.descriptor for layer in layers]
     if note:

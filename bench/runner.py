@@ -1,4 +1,4 @@
-"""The runner that all benches share: measures rows in rounds, prints tables, and writes results and plots."""
+"""The runner that all benches share. It measures rows in rounds, prints tables, and writes results and plots."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RESULTS_FOLDER = Path(__file__).resolve().parent / "results"
 
 
 class Subject(Protocol):
-    """What is measured: a server, a program, or a store."""
+    """The thing that a bench measures: a server, a program, or a store."""
 
     @property
     def name(self) -> str: ...
@@ -40,17 +40,17 @@ class Subject(Protocol):
 
 
 TrialT = TypeVar("TrialT")
-"""All that one trial needs: each bench has its own class for it."""
+"""The class with the data that one trial needs. Each bench has its own class."""
 SubjectT = TypeVar("SubjectT", bound=Subject)
 ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
 class Row(Generic[TrialT]):
-    """A row of the table, which may have several figures."""
+    """A row of the table of results. A row may have several figures."""
 
     name: str
-    """The name for `--only`."""
+    """The name of the row for the option `--only`."""
     title: str
     figures: tuple[Figure, ...]
     trial: Callable[[TrialT], Sample]
@@ -58,9 +58,10 @@ class Row(Generic[TrialT]):
     prepare: Callable[[TrialT], object] | None = None
     """Prepares one subject before the first round. Raises BenchFailed."""
     rounds: int | None = None
-    """The most rounds that this row takes part in; None: all."""
+    """The largest number of rounds in which the row is measured; None: all rounds."""
     peer_rounds: int | None = None
-    """The most rounds for docker-registry; 0: it cannot do what the row measures."""
+    """The largest number of rounds in which the row is measured with docker-registry; 0: docker-registry cannot do what
+    the row measures."""
 
     def takes_part(self, subject: Subject, number: int) -> bool:
         """Returns whether the row measures the subject in round `number`."""
@@ -78,7 +79,8 @@ def pick_rows(rows: Sequence[Row[TrialT]], only: str | None) -> list[Row[TrialT]
 
 
 class Rounds(Generic[TrialT, SubjectT]):
-    """Measures rows: each round makes one trial of each row with each subject, in alternating order."""
+    """Measures rows in rounds. In each round, each row is measured once with each subject. Every second round takes the
+    subjects in reverse order."""
 
     def __init__(
         self,
@@ -86,43 +88,49 @@ class Rounds(Generic[TrialT, SubjectT]):
         subjects: Sequence[SubjectT],
         open_trial: Callable[[SubjectT, int], AbstractContextManager[TrialT]],
     ) -> None:
-        """`open_trial`: makes the trial of a subject in a round, and cleans up after it."""
+        """`open_trial`: returns a context manager that prepares the trial of a subject in a round, and cleans up after
+        the trial."""
         self._rows, self._subjects, self._open_trial = rows, subjects, open_trial
-        self.lines = [RowSamples(row.name, row.title, row.figures) for row in rows]
+        self.measured_rows = [RowSamples(row.name, row.title, row.figures) for row in rows]
 
     def prepare(self) -> None:
         """Prepares all rows for all subjects."""
-        for row, line in zip(self._rows, self.lines, strict=True):
+        for row, row_samples in zip(self._rows, self.measured_rows, strict=True):
             if row.prepare is not None:
                 for subject in self._subjects:
-                    self._attempt(line, row, row.prepare, subject, 0)
+                    self._attempt(row_samples, row, row.prepare, subject, 0)
 
     def run(self, rounds: int) -> list[RowSamples]:
-        """Runs so many rounds and returns the samples."""
+        """Runs `rounds` rounds and returns the samples."""
         for number in range(rounds):
-            for row, line in zip(self._rows, self.lines, strict=True):
+            for row, row_samples in zip(self._rows, self.measured_rows, strict=True):
                 for subject in self._subjects if number % 2 == 0 else self._subjects[::-1]:
-                    os.sync()  # data that one trial leaves unwritten must not slow down the next
+                    os.sync()  # the next trial must not be slowed down by data that is still to be written to the disk
                     steal = start_steal_meter()
-                    sample = self._attempt(line, row, row.trial, subject, number)
+                    sample = self._attempt(row_samples, row, row.trial, subject, number)
                     if sample is not None:
-                        line.samples.setdefault(subject.name, []).append({**sample, STEAL.key: steal()})
+                        row_samples.samples.setdefault(subject.name, []).append({**sample, STEAL.key: steal()})
             print(f"round {number + 1} of {rounds} done", flush=True)
-        return self.lines
+        return self.measured_rows
 
     def _attempt(
-        self, line: RowSamples, row: Row[TrialT], step: Callable[[TrialT], ResultT], subject: SubjectT, number: int
+        self,
+        row_samples: RowSamples,
+        row: Row[TrialT],
+        step: Callable[[TrialT], ResultT],
+        subject: SubjectT,
+        number: int,
     ) -> ResultT | None:
-        """Runs a step of a row. After a failure, the row is not measured any more. Returns None if the step failed or
-        the subject does not take part."""
-        if line.failure or not row.takes_part(subject, number):
+        """Runs a step of a row and returns its result. If the step fails, the row is no longer measured. Returns None
+        if the step fails or has failed before, or if the row is not measured with the subject in this round."""
+        if row_samples.failure or not row.takes_part(subject, number):
             return None
         try:
             with self._open_trial(subject, number) as trial:
                 return step(trial)
         except BenchFailed as error:
-            line.failure = f"{subject.name}: {error}"
-            print(f"FAILED {line.name}: {line.failure}", flush=True)
+            row_samples.failure = f"{subject.name}: {error}"
+            print(f"FAILED {row_samples.name}: {row_samples.failure}", flush=True)
             return None
 
 
@@ -132,14 +140,14 @@ class Options:
 
     rounds: int
     seconds: float
-    """The length of a trial, where it does not end by itself."""
+    """The length of a trial in seconds. Some trials end by themselves and ignore it."""
     quick: bool
     strict: bool
     against: Path | None
-    """The checkout to compare with, in place of docker-registry."""
+    """The checkout of another Entrepot version to compare with, instead of docker-registry."""
     only: str | None
     sizes: Sequence[int]
-    """Manifests in each store of the growth bench, or blobs in each of the upkeep bench."""
+    """The sizes of the stores: the number of manifests for the bench `growth`, the number of blobs for `upkeep`."""
     folder: Path | None
     json: Path | None
     plot: Path | None
@@ -147,24 +155,24 @@ class Options:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a bench has measured."""
+    """The results of a bench."""
 
-    lines: Sequence[RowSamples]
+    measured_rows: Sequence[RowSamples]
     subjects: Sequence[str]
     goals: Sequence[Goal]
     plot: str
-    """An SVG."""
+    """The plot as SVG."""
     about: Mapping[str, object] = field(default_factory=dict)
-    """Facts for the results file."""
+    """Facts about the run for the file of results."""
     table: Callable[[Sequence[RowSamples], Sequence[str]], str] = figures_table
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A bench, ready to run."""
+    """A bench that is ready to run."""
 
     name: str
-    """Of its files in the folder of results."""
+    """The name of the bench's files in the folder of results."""
     programs: Sequence[ServerProgram]
     packages: Mapping[str, str]
     disk_bytes: int
@@ -181,25 +189,26 @@ def comparison(
     measure: Callable[[Sequence[ServerProgram], Path], list[RowSamples]],
     drawn: Collection[Figure] = (RATE, SPEED),
 ) -> Bench:
-    """Returns a bench that compares Entrepot with docker-registry or, with `--against`, with an older Entrepot, for
-    which no row may cost more. `names`: of the results for the one and the other. `goals`: beside docker-registry.
-    `drawn`: the figures of the plot. Raises BenchFailed for a folder that is not a checkout."""
+    """Returns a bench that compares Entrepot with docker-registry or, with the option `--against`, with an older
+    Entrepot. `names`: the name of the files of results for docker-registry, and the one for an older Entrepot. `goals`:
+    the goals for docker-registry; against an older Entrepot, the goal is that no row costs more. `drawn`: the figures
+    of the plot. Raises BenchFailed if the folder of `--against` is not a checkout of Entrepot."""
     peer = entrepot_checkout(options.against) if options.against else DOCKER_REGISTRY
     programs = (ENTREPOT, peer)
 
     def find(folder: Path) -> Findings:
-        lines = measure(programs, folder)
-        wanted = no_slower_goals(lines, peer.name) if options.against else goals
+        measured_rows = measure(programs, folder)
+        wanted = no_slower_goals(measured_rows, peer.name) if options.against else goals
         subjects = [program.name for program in programs]
-        return Findings(lines, subjects, wanted, ratio_bars(lines, *subjects, drawn=drawn))
+        return Findings(measured_rows, subjects, wanted, ratio_bars(measured_rows, *subjects, drawn=drawn))
 
     required = dict(packages) if options.against else {**packages, **DOCKER_REGISTRY_PACKAGES}
     return Bench(names[1 if options.against else 0], programs, required, disk_bytes, find)
 
 
 def run_bench(bench: Bench, options: Options) -> bool:
-    """Measures, prints and writes everything. Returns whether all trials gave figures and, with `--strict`, all goals
-    are met. Raises BenchFailed."""
+    """Runs the bench, prints the results, and writes the files of results. Returns whether all trials succeeded and,
+    with `--strict`, all goals are met. Raises BenchFailed."""
     require_packages(bench.packages)
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=options.folder))
     try:
@@ -220,17 +229,17 @@ def run_bench(bench: Bench, options: Options) -> bool:
 
 
 def _publish(name: str, about: Mapping[str, object], found: Findings, options: Options) -> bool:
-    results = judge_goals({line.name: line for line in found.lines}, found.goals)
-    document = {**results_document(found.lines, found.subjects, about), "goals": goals_document(results)}
+    results = judge_goals({row_samples.name: row_samples for row_samples in found.measured_rows}, found.goals)
+    document = {**results_document(found.measured_rows, found.subjects, about), "goals": goals_document(results)}
     write_json(document, _targets(f"{name}.json", options.json))
     for path in _targets(f"{name}.svg", options.plot):
         path.write_text(found.plot)
-    print(f"\n{found.table(found.lines, found.subjects)}\n\n{goals_table(results)}")
-    if note := steal_note(found.lines, found.subjects):
+    print(f"\n{found.table(found.measured_rows, found.subjects)}\n\n{goals_table(results)}")
+    if note := steal_note(found.measured_rows, found.subjects):
         print(f"\n{note}")
-    failed = [line for line in found.lines if line.failure]
-    for line in failed:
-        print(f"\nFAILED {line.name}: {line.failure}")
+    failed = [row_samples for row_samples in found.measured_rows if row_samples.failure]
+    for row_samples in failed:
+        print(f"\nFAILED {row_samples.name}: {row_samples.failure}")
     return not failed and (are_all_met(results) or not options.strict)
 
 

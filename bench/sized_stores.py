@@ -1,5 +1,5 @@
-"""Stores of growing size, which are served side by side: how the figures change with the size or, with another
-checkout, how the programs differ at each size."""
+"""Benches on stores of several sizes. They measure how the figures change with the size of the store. With `--against`,
+they compare two versions of Entrepot at each size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BASE_DISK_BYTES = 1 << 30
 
 
 class SizedStore(Protocol):
-    """A store of one program. `count`: how many manifests or blobs it has."""
+    """The data directory of one registry program. `count`: the number of manifests or blobs in it."""
 
     @property
     def name(self) -> str: ...
@@ -46,12 +46,12 @@ StoreT = TypeVar("StoreT", bound=SizedStore)
 
 @dataclass(frozen=True)
 class SizePlan(Generic[StoreT]):
-    """What a bench does with its stores."""
+    """The description of a bench: how to build its stores, and what to measure on them."""
 
     name: str
-    """The name of the bench and of its files."""
+    """The name of the bench and of its files of results."""
     unit: str
-    """What the size of a store counts, such as `blobs`."""
+    """The objects that the size of a store counts, such as `blobs`."""
     disk_bytes_per_unit: int
     build: Callable[[Path, ServerProgram, int], StoreT]
     """Builds a store of this size in a subfolder."""
@@ -59,15 +59,15 @@ class SizePlan(Generic[StoreT]):
     goals: Callable[[str, str], Sequence[Goal]]
     """Returns the goals for the smallest and the largest store, by their names."""
     drawn: Collection[Figure]
-    """The figures of the plot beside another checkout."""
+    """The figures of the plot that compares two versions of Entrepot."""
     is_largest_first: bool = False
-    """The order of the stores in the table."""
+    """Whether the table begins with the largest store."""
     table: Callable[[Sequence[RowSamples], Sequence[str]], str] = figures_table
 
 
 def size_bench(options: Options, plan: SizePlan[StoreT]) -> Bench:
-    """Returns the bench. With another checkout, each program has stores of all sizes, and each row is compared at each
-    size. Raises BenchFailed for a folder that is not a checkout."""
+    """Returns the bench, ready to run. With `--against`, both versions of Entrepot get stores of all sizes, and each
+    row is compared at each size. Raises BenchFailed if the folder of `--against` is not a checkout of Entrepot."""
     disk_bytes = BASE_DISK_BYTES + plan.disk_bytes_per_unit * sum(options.sizes)
     if options.against:
 
@@ -79,12 +79,17 @@ def size_bench(options: Options, plan: SizePlan[StoreT]) -> Bench:
 
     def find(folder: Path) -> Findings:
         stores = [plan.build(folder, ENTREPOT, size) for size in options.sizes]
-        lines, names = plan.measure(stores), [one.name for one in stores]
-        about = {"stores": {one.name: {"bytes": one.disk_bytes, "built_in": one.build_seconds} for one in stores}}
-        series = {line.title: [line.median(name, line.figures[0].key) or 0 for name in names] for line in lines}
+        measured_rows, names = plan.measure(stores), [store.name for store in stores]
+        about = {
+            "stores": {store.name: {"bytes": store.disk_bytes, "built_in": store.build_seconds} for store in stores}
+        }
+        series = {
+            row_samples.title: [row_samples.median(name, row_samples.figures[0].key) or 0 for name in names]
+            for row_samples in measured_rows
+        }
         plot = curves("As the store grows, against the smallest", options.sizes, series)
         subjects = names[::-1] if plan.is_largest_first else names
-        return Findings(lines, subjects, plan.goals(names[0], names[-1]), plot, about, plan.table)
+        return Findings(measured_rows, subjects, plan.goals(names[0], names[-1]), plot, about, plan.table)
 
     return Bench(plan.name, [ENTREPOT], PACKAGES, disk_bytes, find)
 
@@ -92,19 +97,24 @@ def size_bench(options: Options, plan: SizePlan[StoreT]) -> Bench:
 def _measure_by_size(
     sizes: Sequence[int], plan: SizePlan[StoreT], programs: Sequence[ServerProgram], folder: Path
 ) -> list[RowSamples]:
-    """Measures stores of all programs. Returns a row for each row and size, with samples by program."""
+    """Builds and measures stores of all sizes for all programs. Splits each measured row into one row for each size,
+    and returns these rows. Their samples are sorted by program."""
     stores = [plan.build(folder, program, size) for size in sizes for program in programs]
-    split = list[RowSamples]()
-    for line in plan.measure(stores):
+    split_rows = list[RowSamples]()
+    for row_samples in plan.measure(stores):
         for size in sizes:
-            samples = {one.program.name: line.samples.get(one.name, []) for one in stores if one.count == size}
-            title = f"{line.title}, {size:,} {plan.unit}"
-            split.append(RowSamples(f"{line.name}-{size}", title, line.figures, samples, line.failure))
-    return split
+            samples = {
+                store.program.name: row_samples.samples.get(store.name, []) for store in stores if store.count == size
+            }
+            title = f"{row_samples.title}, {size:,} {plan.unit}"
+            split_rows.append(
+                RowSamples(f"{row_samples.name}-{size}", title, row_samples.figures, samples, row_samples.failure)
+            )
+    return split_rows
 
 
 class BuildCost(NamedTuple):
-    """What a store takes on the disk, and how long it took to build."""
+    """The disk space of a store, and the time that it took to build."""
 
     disk_bytes: int
     seconds: float
@@ -117,8 +127,8 @@ def build_data(
     image: tuple[BlobContent, Sequence[BlobContent]],
     fill: Callable[[Path], object],
 ) -> BuildCost:
-    """Builds a data directory in `folder`: pushes an image, which is a config and layers, to the program's server, and
-    then calls `fill` with the directory. Prints the cost below the title."""
+    """Builds a data directory in `folder`: pushes `image`, a config and layers, to a server of the program, stops the
+    server, and calls `fill` with the directory. Prints `title` and the cost."""
     config, layers = image
     begun = time.perf_counter()
     with started_server(program, folder) as server, HttpClient(server.port) as client:
@@ -134,8 +144,8 @@ def build_data(
 def served(
     stores: Sequence[StoreT], prepare: Callable[[StoreT, RunningServer], object]
 ) -> Iterator[Mapping[str, RunningServer]]:
-    """Serves all stores inside the block, and prepares each for its measurement. Yields the servers by the names of
-    their stores."""
+    """Runs a server for each store until the block ends, and calls `prepare` with each store and its server. Yields the
+    servers by the names of their stores."""
     with contextlib.ExitStack() as stack:
         servers: dict[str, RunningServer] = {}
         for store in stores:

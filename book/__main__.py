@@ -1,4 +1,4 @@
-"""`python -m book FOLDER` builds the site of the book into a folder."""
+"""`python -m book FOLDER` builds the documentation site (the book) into a folder."""
 
 from __future__ import annotations
 

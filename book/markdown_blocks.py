@@ -1,13 +1,14 @@
-"""Reads a page's Markdown: its blocks of code, its headings and its links.
+"""Reads the Markdown of a page of the book: its blocks of code, its headings and its links.
 
-A block of code may have a mark behind its language. The mark says how the block is tested (`tests/docs`), and the site
+A block of code may have a mark after its language. The mark says how the block is tested (`tests/docs`), and the site
 does not show it:
 
-    ```console test: NAME            the test prepares what NAME stands for before it runs the block
+    ```console test: NAME            the test runs the preparation NAME before it runs the block
     ```console with docker           the block needs docker, podman or skopeo
-    ```console not run here: REASON  the test does not run the block; REASON is a test that does, or says why none can
-    ```yaml setup PROGRAM            the block is a file that the registry makes for this client
-    ```toml client                   the block is a file of another program, and has no settings of the registry
+    ```console not run here: REASON  the test does not run the block; REASON names a test that runs it, or says why
+                                     no test can run it
+    ```yaml setup PROGRAM            the block is a configuration file that the registry generates for this client
+    ```toml client                   the block is a configuration file of another program, not of the registry
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _CODE_SPAN: Final = re.compile(r"(`+)(.+?)\1")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of code. `mark` is what follows the language; empty if nothing does. `line`: number of its first line in
-    the page, from 1."""
+    """A block of code. `mark`: the text after the language; empty if there is none. `line`: the number of the block's
+    first line in the page, from 1."""
 
     language: str
     mark: str
@@ -39,7 +40,7 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    """Returns the blocks of code of a page, in their order."""
+    """Returns the blocks of code of a page, in the order of the page."""
     return [
         Block(
             found["language"] or "",
@@ -52,14 +53,14 @@ def blocks(page: str) -> list[Block]:
 
 
 def without_marks(page: str) -> str:
-    """Returns the page with blocks that have a language and no mark."""
+    """Returns the page with the marks of all blocks removed."""
     return _FENCE.sub(
         lambda found: f"{found['indent']}```{found['language'] or ''}\n{found['text']}{found['indent']}```", page
     )
 
 
 def without_blocks(page: str) -> str:
-    """Returns the page's text without its blocks of code, and with as many lines."""
+    """Returns the page with empty lines in place of its blocks of code, so that the number of lines stays the same."""
     return _FENCE.sub(lambda found: "\n" * found[0].count("\n"), page)
 
 
@@ -69,8 +70,8 @@ def headings(page: str) -> list[tuple[int, str]]:
 
 
 def anchors(page: str) -> set[str]:
-    """Returns the anchors of the page's headings, as the site and code hosts make them: in lower case, without
-    punctuation, with `-` for spaces. Chinese characters stay."""
+    """Returns the anchors that the site and code hosts generate for the page's headings: in lower case, without
+    punctuation, with `-` in place of spaces. Chinese characters stay."""
     found: dict[str, int] = {}
     names = set()
     for _, text in headings(page):
@@ -94,8 +95,8 @@ def links(page: str) -> list[str]:
 
 
 def replace_links(page: str, replace: dict[str, str | None]) -> str:
-    """Returns the page with other targets of links: `replace` has the new target by the old one. A link whose new
-    target is None becomes its text."""
+    """Returns the page with changed targets of links. `replace`: the new target for each old target. A link whose new
+    target is None is replaced by its text."""
 
     def change(found: re.Match[str]) -> str:
         if found["target"] not in replace:

@@ -1,4 +1,4 @@
-"""The pages of the book: their order, their groups, and where they are.
+"""The pages of the book (the documentation site): their order, their groups, and their files.
 
 A page has the same file name in every language: `docs/en/quick-start.md` and `docs/zh/quick-start.md` are one page.
 """
@@ -19,8 +19,8 @@ LANGUAGES: Final[Sequence[Language]] = ("en", "zh")
 
 @dataclass(frozen=True, slots=True)
 class PageGroup:
-    """Pages that stand together in the navigation. `titles`: the title of the group by language; empty: the pages stand
-    on the top level. `pages`: the names of their files without `.md`."""
+    """A group of pages in the navigation. `titles`: the title of the group by language; empty: the pages are on the top
+    level of the navigation. `pages`: the names of the pages' files without `.md`."""
 
     titles: Mapping[Language, str]
     pages: Sequence[str]

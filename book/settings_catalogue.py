@@ -1,7 +1,7 @@
-"""The catalogue of the settings page's Chinese: reads it, adds the messages that the page has got, and removes those
-that it no longer has.
+"""Reads and updates the catalogue with the Chinese translations of the settings page. An update adds the new messages
+of the page, and removes messages that the page no longer has.
 
-`python -m book.settings_catalogue` does so and writes the page in both languages; `make docs` runs it.
+`python -m book.settings_catalogue` updates the catalogue and writes the page in both languages. `make docs` runs it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from book.settings_page import render_settings_page
 ROOT = Path(__file__).parent.parent
 CATALOGUE = ROOT / "book" / "locale" / "zh.po"
 PAGES = {language: ROOT / "docs" / language / "settings.md" for language in ("en", "zh")}
-"""The page by its language."""
+"""The file of the settings page for each language."""
 
 
 def settings_messages() -> list[str]:
-    """Returns the messages of the page, in its order and each once."""
+    """Returns the messages of the page without repetitions, in the order of the page."""
     messages: dict[str, None] = {}
 
     def collect(text: str) -> str:
@@ -32,7 +32,7 @@ def settings_messages() -> list[str]:
 
 
 def translations() -> dict[str, str]:
-    """Returns the translation of each message; empty for a message that has none yet."""
+    """Returns the translation of each message in the catalogue; an empty text if it is not translated yet."""
     with CATALOGUE.open("rb") as file:
         catalogue = read_po(file, locale="zh_Hans")
     return {str(message.id): str(message.string or "") for message in catalogue if message.id}
@@ -45,8 +45,7 @@ def render_in_chinese() -> str:
 
 
 def update_catalogue() -> None:
-    """Writes the catalogue with all messages of the page, in the page's order, and with the translations that are
-    known."""
+    """Writes the catalogue with all messages of the page, in the order of the page. Keeps the existing translations."""
     known = translations() if CATALOGUE.exists() else {}
     catalogue = Catalog(locale="zh_Hans", fuzzy=False)
     for message in settings_messages():
@@ -57,12 +56,13 @@ def update_catalogue() -> None:
 
 
 def _shorten_header() -> None:
-    """Leaves those lines of the header that say something about the file, so that it changes only with the texts."""
+    """Removes lines such as dates and versions from the header of the catalogue, so that the file changes only when its
+    messages change."""
     lines = CATALOGUE.read_text(encoding="utf-8").splitlines(keepends=True)
     start = lines.index('msgid ""\n')
-    kept = ("Language:", "Plural-Forms:", "MIME-Version:", "Content-Type:", "Content-Transfer-Encoding:")
+    kept_fields = ("Language:", "Plural-Forms:", "MIME-Version:", "Content-Type:", "Content-Transfer-Encoding:")
     end = lines.index("\n", start)
-    header = [line for line in lines[start:end] if not line.startswith('"') or line[1:].startswith(kept)]
+    header = [line for line in lines[start:end] if not line.startswith('"') or line[1:].startswith(kept_fields)]
     CATALOGUE.write_text("".join(header + lines[end:]), encoding="utf-8")
 
 

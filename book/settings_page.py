@@ -1,9 +1,9 @@
 """Generates the page settings.md in each language from the pydantic model of the settings. `make docs` writes the
 files, and a test checks that they are up to date.
 
-The model has its texts in English. Each paragraph of the page and each description of a setting is one message of the
-catalogue `locale/zh.po`, which has the page's Chinese. A message that is not translated yet stays in English, which a
-test reports.
+The texts in the model are English. Each paragraph of the page and each description of a setting is one message of the
+catalogue `locale/zh.po`, which has the Chinese translations. A message without a translation stays in English. A test
+fails if there is such a message.
 
 The *path* of a setting is its name as a tuple: `("gc", "grace")` for `gc.grace`.
 """
@@ -87,11 +87,12 @@ only if content was pulled under the same name before.
 
 
 Translate = Callable[[str], str]
-"""Returns a text of the page in the language of the page."""
+"""A function that translates a text of the page into the language of the page."""
 
 
 def render_settings_page(translate: Translate = str) -> str:
-    """Returns the whole page as Markdown, in the language of `translate`; by default in English."""
+    """Returns the whole page as Markdown, with all texts translated by `translate`. By default, the page is in
+    English."""
     parts = [_paragraphs(_INTRODUCTION, translate), "\n", _group_table((), translate)]
     for name, field in Settings.model_fields.items():
         group = field.annotation
@@ -105,7 +106,7 @@ def render_settings_page(translate: Translate = str) -> str:
 
 
 def _paragraphs(text: str, translate: Translate) -> str:
-    """Returns a text whose paragraphs are translated one by one. Blocks of code stay as they are."""
+    """Returns the text with each paragraph translated. Blocks of code stay as they are."""
     is_code = False
     paragraphs = []
     for paragraph in text.split("\n\n"):
@@ -117,7 +118,7 @@ def _paragraphs(text: str, translate: Translate) -> str:
 
 
 def _documentation(model: type[BaseModel], translate: Translate) -> str:
-    """Returns what a group or a list of settings is for."""
+    """Returns the translated docstring of a model, which says what a group or a list of settings is for."""
     return "\n\n".join(translate(paragraph) for paragraph in (getdoc(model) or "").split("\n\n"))
 
 
@@ -148,7 +149,8 @@ def _list_item_table(model: type[BaseModel], translate: Translate) -> str:
 
 
 def _description(path: SettingPath, field: FieldInfo, translate: Translate) -> str:
-    """Returns what a setting does, and when a change takes effect if a reload is not enough."""
+    """Returns the description of a setting. If a reload is not enough for a change of the setting, adds a note that
+    says what is needed."""
     note = {
         "reload": "{text}",
         "restart": translate("{text}. *Needs a restart*"),
@@ -158,15 +160,15 @@ def _description(path: SettingPath, field: FieldInfo, translate: Translate) -> s
 
 
 def _default_cell(path: SettingPath, field: FieldInfo, translate: Translate) -> str:
-    """Returns the text of a table cell with the default: a value as code, a description in words as plain text, `none`
-    if there is no default."""
+    """Returns the table cell with the default of a setting: a value in code style, a description in words as plain
+    text, or `none` if there is no default."""
     text = default_text(path, field)
     return f"`{text}`" if text and " " not in text else translate(text or "none")
 
 
 def default_text(path: SettingPath, field: FieldInfo) -> str:
-    """Returns a setting's default as it is written in a settings file. Returns a description in words if the default
-    depends on the machine, and an empty string if there is no default."""
+    """Returns the default of a setting as a settings file would have it. If the default depends on the machine, returns
+    a description in words. If there is no default, returns an empty string."""
     if path == ("workers",):
         return "one for each core, at most 4"
     value = field.default
@@ -188,8 +190,8 @@ def _example_file() -> str:
 
 
 def _example_line(path: SettingPath, field: FieldInfo) -> str:
-    """Returns the line of one setting. A setting without a default, or whose default is described in words, becomes a
-    comment."""
+    """Returns the line of one setting in the example file. If the setting has no default, or its default is described
+    in words, the line is a comment."""
     name, text = path[-1], default_text(path, field)
     if isinstance(field.default, list):
         return f"{name} = {toml_value(field.default)}"

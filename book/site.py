@@ -1,7 +1,7 @@
-"""Builds the site of the book: one site for each language, below one folder, with a page that leads to both.
+"""Builds the documentation site: one site for each language in one folder, and a front page with links to both.
 
-The generator is Zensical (docs/adr/0021-the-book.md). It gets a copy of the pages without the marks for tests. What
-a page shows is copied beside it, and a link that leads out of the book, such as one to the code, becomes plain text.
+The site generator is Zensical (docs/adr/0021-the-book.md). It gets a copy of the pages without the marks for tests.
+Pictures are copied together with the pages. A link to a file that is no page, such as code, becomes plain text.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _IMPORT: Final = re.compile(r"""(?:@import|url\()\s*["']?(?P<url>(?:https?:)?//[
 
 
 class BuildFailed(Exception):
-    """The site cannot be built, or is not as it has to be. The text says why."""
+    """The site could not be built, or the built site is faulty. The text says why."""
 
 
 def build_site(target: Path) -> None:
-    """Builds the site into `target`, which is emptied first. Raises BuildFailed if the generator warns of anything, and
-    if a page would load something from another server."""
+    """Builds the site in the folder `target`, which is emptied first. Raises BuildFailed if the generator prints a
+    warning, or if a page would load a file from another server."""
     shutil.rmtree(target, ignore_errors=True)
     source = target.with_name(f"{target.name}-source")
     shutil.rmtree(source, ignore_errors=True)
@@ -58,23 +58,24 @@ def _build_language(language: Language, source: Path, target: Path) -> None:
     if done.returncode or re.search(r"\b(warning|error)\b", output, re.IGNORECASE):
         raise BuildFailed(f"docs/{language}:\n{output}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(source / "site", target)  # the generator writes below its configuration only
+    shutil.move(source / "site", target)  # the generator can write only below the folder of its configuration
 
 
 def copy_pages(language: Language, folder: Path) -> None:
-    """Copies the pages of a language into `folder` as the generator takes them, and the pictures that they show."""
+    """Copies the pages of a language and their pictures into `folder`, in the form that the generator needs."""
     folder.mkdir(parents=True)
     for file in sorted((DOCS / language).glob("*.md")):
         text = without_marks(file.read_text(encoding="utf-8"))
         targets: dict[str, str | None] = {}
         for link in links(text):
             if link.startswith("../"):
-                targets[link] = _bring_picture(file.parent / link, folder)
+                targets[link] = _copy_picture(file.parent / link, folder)
         (folder / file.name).write_text(replace_links(text, targets), encoding="utf-8")
 
 
-def _bring_picture(file: Path, folder: Path) -> str | None:
-    """Copies a picture beside the pages, and returns where it is. Returns None for a file that is no picture."""
+def _copy_picture(file: Path, folder: Path) -> str | None:
+    """Copies a picture into the folder of the pages, and returns its new path relative to the pages. Returns None if
+    the file is no picture."""
     if file.suffix not in _PICTURES:
         return None
     target = folder / "pictures" / file.name
@@ -84,7 +85,7 @@ def _bring_picture(file: Path, folder: Path) -> str | None:
 
 
 def _configuration(language: Language) -> str:
-    """Returns the settings of the generator, in TOML. Strings of JSON are strings of TOML as well."""
+    """Returns the settings of the generator as TOML. Strings are written as JSON strings, which are valid in TOML."""
     alternates = [
         f'  {{ name = "{NAMES[other]}", link = "../{other}/index.html", lang = "{other}" }},' for other in LANGUAGES
     ]
@@ -130,7 +131,8 @@ def _configuration(language: Language) -> str:
 
 
 def _navigation(language: Language) -> str:
-    """Returns the navigation as a list in TOML. A page has the title of its first heading."""
+    """Returns the navigation as a TOML list. It has no titles of pages, because the generator uses the first heading of
+    a page as its title."""
     items: list[str] = []
     for group in NAVIGATION:
         pages = [json.dumps(f"{page}.md") for page in group.pages if page_file(page, language).exists()]
@@ -142,7 +144,7 @@ def _navigation(language: Language) -> str:
 
 
 def _front_page() -> str:
-    """Returns the page that leads to the languages."""
+    """Returns the HTML of the front page, which has a link to the site in each language."""
     items = "".join(
         f'<li><a href="{language}/index.html" lang="{language}" hreflang="{language}">{NAMES[language]}</a></li>'
         for language in LANGUAGES
@@ -153,8 +155,8 @@ def _front_page() -> str:
 
 
 def external_addresses(site: Path) -> Iterator[str]:
-    """Yields what the pages of a built site load from other servers, each with its page. Links that people may click
-    are not loaded."""
+    """Yields each address on another server from which a page of a built site would load a file, together with the
+    page. Leaves out links that people can click, because a browser does not load them."""
     for file in sorted(site.rglob("*")):
         if file.suffix in (".html", ".css"):
             pattern = _EXTERNAL if file.suffix == ".html" else _IMPORT

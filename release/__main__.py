@@ -1,4 +1,4 @@
-"""`python -m release`: all files of a release, from the last commit, into one folder."""
+"""`python -m release` makes all files of a release from the last commit and writes them into one folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ CHECKSUMS = "SHA256SUMS"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 if everything was made, 1 if something failed. Exits with 2 on bad arguments."""
+    """Makes a release. Returns the exit status: 0 if all files were made, 1 after a failure. Exits with 2 on bad
+    arguments."""
     parser = argparse.ArgumentParser(prog="python -m release", description="Makes the files of a release.")
     parser.add_argument("--into", type=Path, default=Path("dist"), help="the folder, which is emptied first")
     parser.add_argument("--no-image", action="store_true", help="do not build the container image")
@@ -43,11 +44,11 @@ def _make_release(checkout: Path, into: Path, scratch: Path, *, with_image: bool
     if found := disagreements(source.folder):
         raise ReleaseFailed("; ".join(found))
     check_chart_version(checkout, source.folder)
-    made = scratch / "made"
-    _write_files(source, version, made, scratch)
+    release_folder = scratch / "made"
+    _write_files(source, version, release_folder, scratch)
     if into.exists():
         shutil.rmtree(into)
-    shutil.copytree(made, into)
+    shutil.copytree(release_folder, into)
     for file in sorted(into.iterdir()):
         print(file)
     if with_image:
@@ -56,15 +57,17 @@ def _make_release(checkout: Path, into: Path, scratch: Path, *, with_image: bool
         print(f"CHANGELOG.md has no section [{version}] with a date: this is not the release {version} yet.")
 
 
-def _write_files(source: SourceTree, version: str, made: Path, scratch: Path) -> None:
-    for folder in (made, scratch / "unpacked", scratch / "bill"):
+def _write_files(source: SourceTree, version: str, release_folder: Path, scratch: Path) -> None:
+    for folder in (release_folder, scratch / "unpacked", scratch / "bill"):
         folder.mkdir()
-    build_packages(source, made, scratch / "unpacked")
-    if pack_chart(source, made) is None:
+    build_packages(source, release_folder, scratch / "unpacked")
+    if pack_chart(source, release_folder) is None:
         print("There is no Helm chart, so none is packed.")
-    write_bill(source, version, made, scratch / "bill")
-    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in sorted(made.iterdir())]
-    (made / CHECKSUMS).write_text("".join(lines))
+    write_bill(source, version, release_folder, scratch / "bill")
+    lines = [
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in sorted(release_folder.iterdir())
+    ]
+    (release_folder / CHECKSUMS).write_text("".join(lines))
 
 
 def _try_image(source: SourceTree, version: str) -> None:

@@ -1,4 +1,5 @@
-"""The bill of materials (SBOM): which packages an installation of the release holds, as CycloneDX JSON."""
+"""Makes the bill of materials (SBOM) of a release: the list of the packages that an installation has, as CycloneDX
+JSON."""
 
 from __future__ import annotations
 
@@ -13,11 +14,11 @@ from release.source_tree import SourceTree
 
 
 def write_bill(source: SourceTree, version: str, into: Path, scratch: Path) -> Path:
-    """Installs the pinned dependencies into an environment of their own below `scratch`, and writes what is in it, with
-    licenses and who needs whom, into `into`.
+    """Installs the pinned dependencies into a new environment below the folder `scratch`. Writes the bill of materials
+    of this environment into the folder `into`, with the licenses and the dependencies of each package.
 
-    Serial number and time depend on the commit alone: the same commit gives the same bytes with the same Python.
-    Raises ReleaseFailed if a package cannot be installed.
+    The serial number and the time depend only on the commit, so the same commit gives the same bytes with the same
+    Python. Raises ReleaseFailed if a package cannot be installed.
     """
     environment = scratch / "environment"
     run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=scratch)

@@ -1,4 +1,4 @@
-"""The container image, on a machine where a docker daemon runs."""
+"""Builds the container image of a release, if a docker daemon runs on this machine."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from release.source_tree import SourceTree
 
 
 def daemon_answers() -> bool:
-    """Whether there is a docker with a daemon."""
+    """Returns whether docker is installed and its daemon answers."""
     if shutil.which("docker") is None:
         return False
     return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
 
 
 def build_image(source: SourceTree, version: str) -> str:
-    """Builds `deploy/Dockerfile` and returns the image's name. Raises ReleaseFailed if it cannot be built."""
+    """Builds the image of `deploy/Dockerfile` and returns its name. Raises ReleaseFailed if the build fails."""
     name = f"entrepot:{version}"
     labels = {"org.opencontainers.image.version": version, "org.opencontainers.image.revision": source.commit}
     options = [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]

@@ -1,4 +1,5 @@
-"""The source distribution, the wheel and the archive of the Helm chart. The same commit gives the same bytes."""
+"""Builds the source distribution, the wheel and the archive of the Helm chart. The same commit always gives the same
+bytes."""
 
 from __future__ import annotations
 
@@ -16,9 +17,10 @@ from release.versions import CHART, chart_field
 
 
 def build_packages(source: SourceTree, into: Path, scratch: Path) -> None:
-    """Writes the source distribution into `into`, and the wheel, which is made of the unpacked source distribution.
+    """Writes the source distribution and the wheel into the folder `into`. The wheel is built from the unpacked source
+    distribution.
 
-    `scratch` is an empty folder. Raises ReleaseFailed if one cannot be built.
+    `scratch`: an empty folder for temporary files. Raises ReleaseFailed if one of them cannot be built.
     """
     _build(source, source.folder, "sdist", into)
     (archive,) = into.glob("*.tar.gz")
@@ -31,7 +33,8 @@ def _build(source: SourceTree, folder: Path, target: str, into: Path) -> None:
 
 
 def pack_chart(source: SourceTree, into: Path) -> Path | None:
-    """Packs the Helm chart as `helm package` does, with the time of the commit, and root as the owner.
+    """Packs the Helm chart as `helm package` does. All files in the archive have the time of the commit, and root as
+    their owner.
 
     Returns the archive, or None if there is no chart.
     """
@@ -51,8 +54,8 @@ def pack_chart(source: SourceTree, into: Path) -> Path | None:
 
 
 def _chart_files(chart: Path) -> list[Path]:
-    """The files of the chart in the order of their names, without those that `.helmignore` names. Patterns with a `!`,
-    or with a `/` in the middle, are not understood."""
+    """Returns the files of the chart in the order of their names, without those that match a pattern in `.helmignore`.
+    Does not support patterns with a `!`, or with a `/` in the middle."""
     ignore = chart / ".helmignore"
     lines = ignore.read_text().splitlines() if ignore.exists() else []
     patterns = [line.strip().strip("/") for line in lines if line.strip() and not line.startswith("#")]

@@ -1,4 +1,4 @@
-"""Programs that a release runs."""
+"""Runs the programs that make a release."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from release.errors import ReleaseFailed
 
 
 def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> bytes:
-    """Runs a program in `cwd` and returns what it wrote to stdout. `env`: its environment; None: the caller's.
+    """Runs a program in the folder `cwd` and returns its stdout. `env`: the environment of the program; None: that of
+    this process.
 
-    Raises ReleaseFailed with its output if it cannot be started or does not end with 0.
+    Raises ReleaseFailed if the program cannot be started, or if its exit code is not 0. The message has its output.
     """
     words = [str(word) for word in command]
     try:

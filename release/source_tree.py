@@ -1,4 +1,4 @@
-"""The files of a commit, without anything else that is in the checkout."""
+"""Exports the files of a commit, without the other files in the checkout."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from release.programs import run
 
 @dataclass(frozen=True)
 class SourceTree:
-    """The files of one commit in a folder of their own."""
+    """The files of one commit, exported into `folder`."""
 
     folder: Path
     commit: str
-    """The commit's id."""
+    """The id of the commit."""
     committed_at: int
-    """When the commit was made, in seconds since 1970: the time of all that is made from it (`SOURCE_DATE_EPOCH`)."""
+    """The time of the commit, in seconds since 1970. All files of the release have this time (`SOURCE_DATE_EPOCH`)."""
 
     @property
     def commit_time(self) -> str:
-        """`committed_at` as ISO 8601 writes it, in UTC."""
+        """`committed_at` in the format of ISO 8601, in UTC."""
         return datetime.fromtimestamp(self.committed_at, UTC).isoformat()
 
 
 def export_commit(checkout: Path, folder: Path) -> SourceTree:
-    """Writes the files of the checkout's last commit into `folder`, which does not exist yet.
+    """Writes the files of the checkout's last commit into `folder`, which must not exist yet.
 
-    Raises ReleaseFailed if `checkout` is no checkout of git.
+    Raises ReleaseFailed if `checkout` is not a git checkout.
     """
     commit, seconds = run("git", "log", "-1", "--format=%H %ct", cwd=checkout).decode().split()
     archive = run("git", "-c", "tar.umask=0022", "archive", "--format=tar", commit, cwd=checkout)
@@ -41,13 +41,14 @@ def export_commit(checkout: Path, folder: Path) -> SourceTree:
 
 
 def changed_files(checkout: Path) -> list[str]:
-    """The files of the checkout that differ from the last commit, or are not in it and not ignored."""
+    """Returns the files of the checkout that differ from the last commit, and the files that git neither tracks nor
+    ignores."""
     lines = run("git", "status", "--porcelain", cwd=checkout).decode().splitlines()
     return [line[3:] for line in lines]
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpacks a source distribution into `folder` and returns the one folder that is in it."""
+    """Unpacks a source distribution into the empty folder `folder`. Returns the top folder of the distribution."""
     with tarfile.open(archive) as tar:
         _extract(tar, folder)
     (unpacked,) = folder.iterdir()

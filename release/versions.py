@@ -1,4 +1,5 @@
-"""The version, which stands in `registry/__init__.py` alone, and what has to agree with it."""
+"""Reads the version of the program from `registry/__init__.py`, and checks that CHANGELOG.md and the Helm chart agree
+with it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ _SECTION = re.compile(r"^## \[(\d[^]]*)\] - \d{4}-\d\d-\d\d$", re.MULTILINE)
 
 
 def program_version(source: Path) -> str:
-    """The version that the program has. Raises ReleaseFailed if the file does not say it."""
+    """Returns the version of the program. Raises ReleaseFailed if `registry/__init__.py` does not have it."""
     found = _VERSION.search((source / "registry" / "__init__.py").read_text())
     if found is None:
         raise ReleaseFailed('registry/__init__.py has no line __version__ = "…"')
@@ -25,18 +26,18 @@ def program_version(source: Path) -> str:
 
 
 def released_versions(source: Path) -> list[str]:
-    """The versions that have a section with a date in CHANGELOG.md, the newest first."""
+    """Returns the versions that have a section with a date in CHANGELOG.md, the newest first."""
     return _SECTION.findall((source / "CHANGELOG.md").read_text())
 
 
 def is_released(source: Path) -> bool:
-    """Whether the newest section of the changelog is about the program's version. Before that, the version is the one
-    to come, and what changes is in the section `Unreleased`."""
+    """Returns whether the program's version has been released: the newest section with a date in the changelog is about
+    this version. Before a release, the changes are in the section `Unreleased`."""
     return released_versions(source)[:1] == [program_version(source)]
 
 
 def disagreements(source: Path) -> list[str]:
-    """What contradicts the program's version, one sentence each."""
+    """Returns a sentence for each file that contradicts the program's version."""
     version, found = program_version(source), []
     if version in released_versions(source)[1:]:
         found.append(f"CHANGELOG.md has a newer section than that of the program's version {version}")
@@ -47,7 +48,7 @@ def disagreements(source: Path) -> list[str]:
 
 
 def chart_field(source: Path, name: str) -> str:
-    """A field of the Helm chart, such as `version`, which counts the changes of the chart itself."""
+    """Returns a field of the Helm chart, such as `version`, the version of the chart itself."""
     chart: dict[str, Any] = yaml.safe_load((source / CHART / "Chart.yaml").read_text())
     return str(chart.get(name))
 

@@ -1,8 +1,9 @@
-"""What every suite shares: where temporary files are, what runs together in a parallel run, and a running server.
+"""Configuration and fixtures of all tests: the place of temporary files, the groups of tests in a parallel run, and a
+running server.
 
-`make test` runs several pytest-xdist workers. A worker takes whole groups of tests, so that what a module's or a
-folder's fixtures start is started once. Tests with the marker `alone` measure times that a busy machine would spoil;
-while one runs, the other workers wait.
+`make test` runs several pytest-xdist workers (test processes). A worker gets whole groups of tests, so that the
+fixtures of a module or a folder are started only once. Tests with the marker `alone` measure times, which would be
+wrong on a busy machine. While such a test runs, the other workers wait.
 """
 
 from __future__ import annotations
@@ -21,17 +22,21 @@ from xdist.scheduler.loadscope import LoadScopeScheduling  # type: ignore[import
 from tests.fakes.server_process import ROOT, RegistryServer, running_server
 from tests.fakes.temporary_files import disk_folder, memory_root
 
-TOGETHER = (
+GROUP_FOLDERS = (
     "tests/system/clients/replay/",
     "tests/system/clients/",
     "tests/system/admin/",
     "tests/conformance/",
     "tests/deploy/release/",
 )
-"""Folders whose tests share fixtures of the session: each is a group. Elsewhere each module is one."""
-ALONE = tuple(f"tests/system/hostile/test_{name}.py" for name in ("stalls", "collection_stalls", "ping_watcher"))
-"""The modules with the marker `alone` are one group, which begins last, so that they keep no other group waiting."""
-LONG = (
+"""Folders whose tests share fixtures of the session. Each of these folders is a group. In other folders, each module is
+a group."""
+ALONE_MODULES = tuple(
+    f"tests/system/hostile/test_{name}.py" for name in ("stalls", "collection_stalls", "ping_watcher")
+)
+"""The modules with the marker `alone`. They are one group, which begins last, so that few other groups have to wait for
+it."""
+LONGEST_GROUPS = (
     "tests/system/clients/",
     "tests/system/hostile/",
     "tests/system/events/",
@@ -42,13 +47,13 @@ LONG = (
     "tests/system/mirror/",
     "tests/system/",
 )
-"""Where the groups are that take longest. They begin first, so that none is left over for the end. Groups of the
-same rank have a random order."""
+"""Path prefixes of the groups that take longest, in the order in which they begin. They begin before all others, so
+that no long group is left at the end of the run. The order of groups with the same prefix is random."""
 
 
 def pytest_configure() -> None:
-    """Puts temporary files into memory where there is room and nobody asked for another place. Hypothesis measures no
-    times: on a busy machine they say nothing."""
+    """Puts temporary files into memory if there is enough free space and the environment names no other place. Disables
+    the time limits of Hypothesis, which would fail on a busy machine."""
     hypothesis.settings.register_profile(
         "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
@@ -58,13 +63,13 @@ def pytest_configure() -> None:
 
 
 class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Hands whole groups to the processes of a parallel run, in the order in which the tests were collected."""
+    """Distributes whole groups to the workers of a parallel run, in the order in which the tests were collected."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        if path in ALONE:
+        if path in ALONE_MODULES:
             return "alone"
-        return next((group for group in TOGETHER if path.startswith(group)), path)
+        return next((group for group in GROUP_FOLDERS if path.startswith(group)), path)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -73,42 +78,45 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupSchedul
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In a worker of a parallel run: puts the groups in the order of their start."""
+    """Sorts the tests by the order in which their groups begin. Does this only in a worker of a parallel run."""
     if hasattr(config, "workerinput"):
         items.sort(key=_rank)
 
 
 def _rank(item: pytest.Item) -> int:
     if item.get_closest_marker("alone"):
-        return len(LONG) + 1
+        return len(LONGEST_GROUPS) + 1
     path = item.path.relative_to(ROOT).as_posix()
-    return next((rank for rank, folder in enumerate(LONG) if path.startswith(folder)), len(LONG))
+    return next((rank for rank, folder in enumerate(LONGEST_GROUPS) if path.startswith(folder)), len(LONGEST_GROUPS))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """In a worker of a parallel run: lets tests that are to run alone do so. Outside of each test's time limit."""
+    """Makes tests with the marker `alone` run while no other test runs. Does this only in a worker of a parallel run.
+    The wait does not count for the time limit of a test."""
     if not hasattr(item.config, "workerinput"):
         return (yield)
     folder_of_run = Path(item.config.option.basetemp).parent
-    with _turn(folder_of_run, alone=item.get_closest_marker("alone") is not None):
+    with _hold_run_lock(folder_of_run, alone=item.get_closest_marker("alone") is not None):
         return (yield)
 
 
 @contextmanager
-def _turn(folder: Path, *, alone: bool) -> Iterator[None]:
-    """Holds a lock on `room`, alone or with others. A waiting `alone` keeps the `door` shut, so that others cannot keep
-    it out for ever."""
-    with (folder / "room").open("a") as room:
-        with (folder / "door").open("a") as door:
-            fcntl.flock(door, fcntl.LOCK_EX)
-            fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+def _hold_run_lock(folder: Path, *, alone: bool) -> Iterator[None]:
+    """Holds a lock on the file `room`: an exclusive lock if `alone`, otherwise a shared lock. To wait for this lock, a
+    process must have the lock on the file `door`. So while a test with `alone` waits, no other test can begin, and the
+    wait ends."""
+    with (folder / "room").open("a") as run_lock:
+        with (folder / "door").open("a") as queue_lock:
+            fcntl.flock(queue_lock, fcntl.LOCK_EX)
+            fcntl.flock(run_lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield
 
 
 @pytest.fixture
 def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """pytest's, which is in memory in most cases, or a folder on a disk for a test with the marker `real_disk`."""
+    """Yields pytest's temporary folder, which is in memory in most cases. A test with the marker `real_disk` gets a
+    folder on a disk."""
     if request.node.get_closest_marker("real_disk") is None:
         yield tmp_path
         return
@@ -118,6 +126,6 @@ def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RegistryServer]:
-    """`entrepot serve` with two workers and an empty data directory."""
+    """Runs `entrepot serve` with two workers and an empty data directory."""
     with running_server(tmp_path) as started:
         yield started

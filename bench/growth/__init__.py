@@ -1,1 +1,1 @@
-"""Stores of growing size, and how that changes requests and the start."""
+"""The bench `growth`: measures how request latencies and the start time change as the store grows."""

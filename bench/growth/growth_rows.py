@@ -1,4 +1,5 @@
-"""The rows that are measured on each store for programs: requests for manifests, tag PUTs, and pages of lists."""
+"""Rows of the table of the bench `growth` for requests that programs send: GETs of manifests, PUTs of tags, and pages
+of lists. Each row is measured on stores of several sizes."""
 
 from __future__ import annotations
 
@@ -30,8 +31,11 @@ from bench.runner import Row
 from bench.system.servers import RunningServer, ServerProgram, started_server
 
 CHECKED_SAMPLES = 20
+"""Number of manifests whose content is checked before a store is measured."""
 PAGE_TRIALS = 50
+"""Number of requests whose median is the figure of a row for pages."""
 PAGE_SIZE = 100
+"""Number of items that a page of a list may have."""
 SPREAD_REPOSITORIES = 10
 """Number of repositories, spread over the store, that get the tag PUTs. They hold the hundred manifests of the row "the
 same hundred"."""
@@ -51,7 +55,7 @@ LOAD_RATES = (HOT_MANIFESTS, SPREAD_MANIFESTS, UNCACHED_MANIFESTS, CACHED_MANIFE
 
 @dataclass(frozen=True)
 class GrownStore:
-    """A store of one program, and its content."""
+    """The data directory of one registry program, and the content in it."""
 
     name: str
     program: ServerProgram
@@ -64,7 +68,7 @@ class GrownStore:
 
     @property
     def count(self) -> int:
-        """Number of its manifests."""
+        """Number of manifests in the store."""
         return self.size.manifests
 
     @property
@@ -73,7 +77,7 @@ class GrownStore:
 
     @property
     def bodies(self) -> tuple[bytes, bytes]:
-        """The two manifests that tags move between."""
+        """Two manifests. The PUTs of the bench move tags from one to the other and back."""
         return make_manifest(self.config, self.layers, "first"), make_manifest(self.config, self.layers, "second")
 
     def spread_repositories(self) -> list[str]:
@@ -96,8 +100,8 @@ Load = Callable[[GrowthTrial], LoadReport]
 
 
 def prepare_store(store: GrownStore, server: RunningServer) -> None:
-    """Checks some manifests of the store, pushes the two manifests that tags move between, and warms up the server.
-    Raises TrialFailed."""
+    """Checks some manifests of the store, waits for the search index, pushes the two manifests between which PUTs move
+    tags, and warms up the server. Raises TrialFailed."""
     _check_store(store, server)
     if store.is_entrepot:
         _wait_for_index(server)
@@ -111,13 +115,13 @@ def prepare_store(store: GrownStore, server: RunningServer) -> None:
 
 
 def _check_store(store: GrownStore, server: RunningServer) -> None:
-    """Reads some of the manifests, whose rows were inserted in bulk, through the API. Raises TrialFailed if one of them
-    or one of their blobs is not right."""
-    chance = random.Random(1)
+    """Reads some manifests and their layers through the API, because their rows were inserted into the database in
+    bulk. Raises TrialFailed if a manifest or a layer has wrong content."""
+    rng = random.Random(1)
     with HttpClient(server.port) as client:
         for _ in range(CHECKED_SAMPLES):
-            repo = repository_name(chance.randrange(store.size.repositories))
-            tag = f"t{chance.randrange(TAGS_PER_REPOSITORY)}"
+            repo = repository_name(rng.randrange(store.size.repositories))
+            tag = f"t{rng.randrange(TAGS_PER_REPOSITORY)}"
             wanted = manifest_of_tag(repo, tag, store.config, store.layers)
             for reference in (tag, wanted.digest):
                 answer = client.get_manifest(repo, reference)
@@ -127,9 +131,9 @@ def _check_store(store: GrownStore, server: RunningServer) -> None:
 
 
 def _get_manifests(trial: GrowthTrial, *, repositories: int | None = None, uncached: bool = False) -> LoadReport:
-    """Gets manifests by random tags. `repositories`: the number of repositories, spread over the store, that have these
-    tags; None: all repositories. `uncached`: whether the requests have an If-None-Match that no manifest matches, so
-    that the registry does not cache the responses."""
+    """Gets manifests by random tags. `repositories`: the number of repositories, spread over the store, whose tags are
+    requested; None: all repositories. `uncached`: send an If-None-Match that no manifest matches, so that the registry
+    does not cache the responses."""
     store = trial.store
     count = repositories or store.size.repositories
     step = store.size.repositories // count
@@ -161,23 +165,24 @@ def _measure_load(trial: GrowthTrial, *, key: str, load: Load) -> Sample:
 
 
 def _tags_pages(trial: GrowthTrial) -> Sample:
-    chance, middle = random.Random(trial.round), trial.store.size.many // 2
-    after = [f"t{chance.randrange(middle):07d}" for _ in range(PAGE_TRIALS)]
+    rng, middle = random.Random(trial.round), trial.store.size.many // 2
+    after = [f"t{rng.randrange(middle):07d}" for _ in range(PAGE_TRIALS)]
     return {"tags": _time_pages(trial.server, f"/v2/{MANY_TAGS_REPO}/tags/list", "tags", after)}
 
 
 def _catalog_pages(trial: GrowthTrial) -> Sample:
-    chance, middle = random.Random(trial.round), max(1, trial.store.size.repositories // 2)
-    after = [repository_name(chance.randrange(middle)) for _ in range(PAGE_TRIALS)]
+    rng, middle = random.Random(trial.round), max(1, trial.store.size.repositories // 2)
+    after = [repository_name(rng.randrange(middle)) for _ in range(PAGE_TRIALS)]
     return {"catalog": _time_pages(trial.server, "/v2/_catalog", "repositories", after)}
 
 
 def _search_pages(trial: GrowthTrial) -> Sample:
-    """Measures the first page of a search: by turns for a whole name, and for a text that many names contain."""
-    chance, times = random.Random(trial.round), []
+    """Returns the median time for the first page of a search. The searched text alternates between a whole repository
+    name and a text that many names contain."""
+    rng, times = random.Random(trial.round), []
     with HttpClient(trial.server.port) as client:
         for number in range(PAGE_TRIALS):
-            name = repository_name(chance.randrange(trial.store.size.repositories))
+            name = repository_name(rng.randrange(trial.store.size.repositories))
             word = "r/0" if number % 2 else name
             begun = time.perf_counter()
             answer = client.request("GET", f"/api/v1/search?q={quote(word, safe='')}", expect=200)
@@ -189,8 +194,8 @@ def _search_pages(trial: GrowthTrial) -> Sample:
 
 
 def _wait_for_index(server: RunningServer) -> None:
-    """Waits until the store is in the search index, so that no row is measured beside the indexing. Raises
-    TrialFailed."""
+    """Waits until the server has added the whole store to its search index, so that the indexing slows down no
+    measurement. Raises TrialFailed."""
     deadline = time.monotonic() + INDEXING_SECONDS
     with HttpClient(server.port) as client:
         while json.loads(client.request("GET", "/api/v1/search?q=", expect=200).body)["indexing"]:
@@ -219,7 +224,8 @@ def _load_row(rate: Figure, title: str, load: Load, *costs: Figure) -> Row[Growt
 
 
 def growth_rows() -> list[Row[GrowthTrial]]:
-    """Returns the rows that are measured on running servers, before those of `page_rows`, in this order."""
+    """Returns the rows that are measured on running servers, in the order of measurement. The rows of `page_rows` come
+    after them."""
     hundred = partial(_get_manifests, repositories=SPREAD_REPOSITORIES)
     uncached = partial(_get_manifests, uncached=True)
     return [

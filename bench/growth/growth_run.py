@@ -1,4 +1,5 @@
-"""Builds stores with more and more manifests, serves them side by side, and measures them in turn."""
+"""The bench `growth`: builds stores of several sizes, runs a server for each, and measures one server after the
+other."""
 
 from __future__ import annotations
 
@@ -19,14 +20,16 @@ from bench.sized_stores import SizePlan, build_data, served, size_bench
 from bench.system.servers import ENTREPOT, ServerProgram
 
 DISK_BYTES_PER_MANIFEST = 6000
-"""A generous estimate: rows, indexes, and the WAL while they are inserted."""
+"""A generous estimate of the disk space for rows, indexes, and the WAL while the rows are inserted."""
 START_COUNT = 3
+"""How often the start of a server is measured on each store."""
 USUAL_SIZE = 10_000
-"""Manifests in the store that pages for people are compared with."""
+"""Number of manifests in a store of usual size. The pages of the web UI are compared with their times in this store."""
 
 
 def growth_bench(options: Options) -> Bench:
-    """Returns the bench. Raises BenchFailed for an unknown row, and for a folder that is not a checkout."""
+    """Returns the bench, ready to run. Raises BenchFailed if the options name an unknown row, or a folder that is not a
+    checkout of Entrepot."""
     measure = partial(_measure, options=options, rows=pick_rows([*growth_rows(), *page_rows()], options.only))
     goals = partial(growth_goals, usual=_store_name(USUAL_SIZE) if USUAL_SIZE in options.sizes else None)
     plan = SizePlan(
@@ -36,7 +39,7 @@ def growth_bench(options: Options) -> Bench:
 
 
 def _build(parent: Path, program: ServerProgram, count: int) -> GrownStore:
-    """Builds a store: pushes its blobs and first repository to the program's server, then inserts the other rows."""
+    """Builds a store: pushes its blobs and one repository to a server of the program, then inserts all other rows."""
     name = _store_name(count) if program is ENTREPOT else f"{_store_name(count)}, {program.name}"
     size, layers, folder = StoreSize(count), small_layers(2), parent / name
     config = make_config(layers)
@@ -47,12 +50,12 @@ def _build(parent: Path, program: ServerProgram, count: int) -> GrownStore:
 
 
 def _store_name(count: int) -> str:
-    """Returns the name of Entrepot's store with so many manifests."""
+    """Returns the name of Entrepot's store with `count` manifests."""
     return f"{count:,}"
 
 
 def _measure(stores: Sequence[GrownStore], options: Options, rows: Sequence[Row[GrowthTrial]]) -> list[RowSamples]:
-    """Measures `rows`, and the start unless other rows were asked for."""
+    """Measures `rows`. Measures the start of the servers first, unless the option `--only` names rows."""
     start: list[RowSamples] = []
     if options.only is None:
         start = Rounds([START_ROW], stores, lambda store, _number: contextlib.nullcontext(store)).run(START_COUNT)

@@ -1,4 +1,5 @@
-"""The rows of pages for people that are measured on each store, and what people who look at them cost others."""
+"""Rows of the table of the bench `growth` for the pages of the web UI, and for the latency of manifest requests while
+people use these pages. Each row is measured on stores of several sizes."""
 
 from __future__ import annotations
 
@@ -22,12 +23,12 @@ from bench.report.measurements import P50, P99, Figure, Sample
 from bench.runner import Row
 
 LEAD_SECONDS = 1.0
-"""For how long people click before the manifests are requested, and after it."""
+"""Seconds for which the browsers click before the first manifest is requested, and again after the last one."""
 PAGES = Figure("pages", "pages/s meanwhile")
 PAGE_P50 = Figure("page_p50", "p50 ms of a page with all its parts")
 FROM_ELSEWHERE = {"Via": "1.1 proxy"}
-"""The header of a request that a proxy has forwarded. While a registry has no accounts, only requests from its own
-machine may see what admins see."""
+"""A header that marks a request as forwarded by a proxy. While a registry has no accounts, it shows the pages of admins
+only to requests that come directly from its own machine."""
 
 
 def _overview_pages(trial: GrowthTrial, *, key: str, headers: Mapping[str, str], text: str) -> Sample:
@@ -35,15 +36,17 @@ def _overview_pages(trial: GrowthTrial, *, key: str, headers: Mapping[str, str],
 
 
 def _repository_pages(trial: GrowthTrial) -> Sample:
-    """Opens the page with the first repositories, and by turns the first with a prefix."""
+    """Returns the median time for the page with the list of repositories. The requests alternate between the list of
+    all repositories and the list of those with a prefix."""
     paths = ["/ui/repositories", "/ui/repositories?q=r%2F0"] * (PAGE_TRIALS // 2)
     return {"repository_page": _time_pages(trial, paths, [_link(repository_name(0))] * len(paths))}
 
 
 def _search_pages(trial: GrowthTrial) -> Sample:
-    """Opens the page with what was found, by turns for a word in every name and for one in few."""
-    chance, count = random.Random(trial.round), trial.store.size.repositories
-    names = [repository_name(chance.randrange(count) if number % 2 else 0) for number in range(PAGE_TRIALS)]
+    """Returns the median time for the page with search results. The requests alternate between a text that every
+    repository name contains and a whole name."""
+    rng, count = random.Random(trial.round), trial.store.size.repositories
+    names = [repository_name(rng.randrange(count) if number % 2 else 0) for number in range(PAGE_TRIALS)]
     paths = [f"/ui/search?q={quote(name if number % 2 else 'r/0', safe='')}" for number, name in enumerate(names)]
     return {"search_page": _time_pages(trial, paths, list(map(_link, names)))}
 
@@ -55,7 +58,8 @@ def _link(repository: str) -> str:
 def _time_pages(
     trial: GrowthTrial, paths: Sequence[str], texts: Sequence[str], headers: Mapping[str, str] | None = None
 ) -> float:
-    """Returns the median of the milliseconds for one of the pages. Raises TrialFailed for a page without its text."""
+    """Requests each path and returns the median time in milliseconds. Raises TrialFailed if a page does not contain
+    the text at the same position in `texts`."""
     times = []
     with HttpClient(trial.server.port) as client:
         for path, text in zip(paths, texts, strict=True):

@@ -1,7 +1,7 @@
-"""A store with many repositories, tags and manifests, whose rows are inserted in bulk.
+"""Fills a store with many repositories, tags and manifests by inserting rows in bulk.
 
-Its blobs and one repository were pushed through the API before. The inserted rows equal those that pushes create, which
-a test checks; only the queue of the garbage collector is empty, as after a collection.
+The blobs and one repository must have been pushed through the API before. A test checks that the inserted rows equal
+those that pushes create. One difference remains: the queue of the garbage collector is empty, as after a collection.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from bench.random_content import BlobContent, digest_of, make_manifest
 from storage.composition import layout_of
 
 TAGS_PER_REPOSITORY = 10
-"""Tags in a repository, each with a manifest of its own."""
+"""Number of tags in a repository. Each tag has a manifest of its own."""
 MANY_TAGS_REPO = "many/tags"
 MIN_MANY_TAGS = 200
+"""Least number of tags in MANY_TAGS_REPO."""
 BATCH_REPOSITORIES = 2000
-"""Repositories in one transaction."""
+"""Number of repositories that are inserted in one transaction."""
 
 
 @dataclass(frozen=True)
 class StoreSize:
-    """The size of a store: `manifests` in repositories of ten, and one more repository with many tags."""
+    """The size of a store: `manifests` in repositories with ten tags each, and MANY_TAGS_REPO in addition."""
 
     manifests: int
 
@@ -39,7 +40,7 @@ class StoreSize:
 
     @property
     def many(self) -> int:
-        """Tags of the repository with many: a tenth of the manifests, but enough for a page of 100 in every store."""
+        """Number of tags in MANY_TAGS_REPO: a tenth of `manifests`, but enough for a page of 100 in every store."""
         return max(MIN_MANY_TAGS, self.manifests // 10)
 
 
@@ -50,11 +51,11 @@ class PushedManifest(NamedTuple):
     digest: str
     body: bytes
     annotations: str
-    """The annotations as the metadata stores them."""
+    """The annotations as the metadata database stores them."""
 
 
 def manifest_of_tag(repo: str, tag: str, config: BlobContent, layers: tuple[BlobContent, ...]) -> PushedManifest:
-    """Returns the manifest of one tag, which differs from all others by its note."""
+    """Returns the manifest of one tag. Its annotation names the tag, so it differs from all other manifests."""
     body = make_manifest(config, layers, f"{repo}:{tag}")
     annotations = json.dumps({"org.example.note": f"{repo}:{tag}"}, separators=(",", ":"))
     return PushedManifest(tag, digest_of(body), body, annotations)
@@ -65,8 +66,8 @@ def repository_name(number: int) -> str:
 
 
 def fill_store(data: Path, size: StoreSize, config: BlobContent, layers: tuple[BlobContent, ...]) -> None:
-    """Inserts the rows into a data directory that has the blobs and that no server uses. The schema is that of the
-    version which created the directory."""
+    """Inserts the rows into the data directory `data`. The directory must have the blobs, and no server may use it. The
+    database has the schema of the Entrepot version that created the directory."""
     db = apsw.Connection(str(layout_of(data).metadata))
     try:
         db.pragma("synchronous", "OFF")  # the checkpoint at the end makes it durable
@@ -84,7 +85,7 @@ def fill_store(data: Path, size: StoreSize, config: BlobContent, layers: tuple[B
 
 
 class _RowInserter:
-    """Inserts the rows of a push of each manifest, after mounts of the blobs."""
+    """Inserts the rows that a client would create if it mounted the blobs and then pushed each manifest."""
 
     def __init__(self, db: apsw.Connection, config: BlobContent, layers: tuple[BlobContent, ...], now: float) -> None:
         self._db, self._config, self._layers, self._now = db, config, layers, now
@@ -93,7 +94,7 @@ class _RowInserter:
         self._next_id = int(db.execute("SELECT coalesce(max(id), 0) FROM manifest").get) + 1
 
     def add(self, name: str, tags: Sequence[str]) -> None:
-        """Inserts a repository with those tags."""
+        """Inserts the repository `name` with `tags`, and a manifest for each tag."""
         insert, now, kind = self._db.executemany, self._now, self._config.media_type
         pushed = [manifest_of_tag(name, tag, self._config, self._layers) for tag in tags]
         sql = "INSERT INTO repository (name, created, manifests) VALUES (?, ?, ?) RETURNING id"

@@ -1,1 +1,1 @@
-"""Load generators. Each is a separate program, and all servers are measured with the same programs."""
+"""Load generators (loaders). Each loader runs as a separate program. All servers are measured with the same loaders."""

@@ -1,4 +1,4 @@
-"""Keep-alive connections to a registry in one thread, with at most one request in flight on each."""
+"""Keep-alive connections to a registry, served by one thread. Each connection has at most one request in flight."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ HEAD_END = b"\r\n\r\n"
 
 
 class Connections:
-    """A set of connections, each known by its file descriptor; a context manager."""
+    """A set of connections, identified by their file descriptors. A context manager that closes them."""
 
     def __init__(self, port: int, *, head_only: bool = False) -> None:
-        """`head_only`: responses have no body, as those to HEAD."""
+        """`head_only`: all requests are HEAD requests, so that responses have no body."""
         self._port, self._head_only = port, head_only
         self._poll = select.epoll()
         self._sockets: dict[int, socket.socket] = {}
@@ -46,7 +46,7 @@ class Connections:
         return opened.fileno()
 
     def send(self, connection: int, request: bytes) -> None:
-        """Sends a request; the connection must have none in flight."""
+        """Sends a request. The connection must have no request in flight."""
         self._sent_at[connection] = time.perf_counter()
         self._sockets[connection].send(request)
 

@@ -1,5 +1,5 @@
-"""Transfers large blobs with curl, which itself needs little CPU time. A trial measures the transfers, or they run in
-the background while the trial measures something else."""
+"""Transfers large blobs with curl, which itself needs little CPU time. A trial either measures the transfers, or runs
+them in the background while it measures other requests."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ MIN_STARTED_BYTES = 1 << 20
 """Bytes after which a background transfer counts as started."""
 START_TIMEOUT = 20.0
 REPEATS = 500
+"""How often one curl process of a background transfer downloads the blob: more often than a trial lasts."""
 
 
 def download_blob(url: str, size: int, times: int, parallel: int = 1) -> float:
@@ -40,8 +41,8 @@ def download_blob(url: str, size: int, times: int, parallel: int = 1) -> float:
 
 
 def stream_upload(url: str, file: Path) -> str:
-    """Streams a file as docker does, in one PATCH in chunked transfer coding, and returns path and query of the URL
-    that takes the next request. Raises TrialFailed."""
+    """Streams a file as docker does, in one PATCH in chunked transfer coding. Returns path and query of the URL for the
+    next request of the upload. Raises TrialFailed."""
     return next_upload_path(url, run_to_end(stream_upload_command(url, file), TRANSFER_TIMEOUT))
 
 
@@ -55,7 +56,7 @@ def next_upload_path(url: str, out: str) -> str:
 
 
 def stream_upload_command(url: str, file: Path) -> list[str]:
-    """Returns the command of `stream_upload`."""
+    """Returns the curl command that `stream_upload` runs."""
     headers = ["Transfer-Encoding: chunked", "Content-Type: application/octet-stream", "Expect:"]
     options = [part for header in headers for part in ("-H", header)]
     options += ["-w", "%{http_code} %header{location}", "-o", "/dev/null"]
@@ -64,7 +65,8 @@ def stream_upload_command(url: str, file: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _background_download(url: str, folder: Path) -> Iterator[Callable[[], int]]:
-    """Downloads a URL again and again until the block ends, which gets a function that returns the bytes so far."""
+    """Downloads a URL again and again until the block ends. Gives the block a function that returns the number of bytes
+    downloaded so far."""
     with running_program([*CURL_COMMAND, *(["-o", "/dev/null", url] * REPEATS)], folder / "curl.log") as process:
 
         def moved_bytes() -> int:
@@ -88,7 +90,7 @@ class BackgroundUpload:
         self._thread.start()
 
     def moved_bytes(self) -> int:
-        """Returns the bytes so far. Raises TrialFailed when an upload has failed."""
+        """Returns the number of bytes uploaded so far. Raises TrialFailed when an upload has failed."""
         if self._failure:
             raise self._failure
         process = self._process
@@ -106,14 +108,14 @@ class BackgroundUpload:
             while not self._stopping:
                 self._upload()
         except TrialFailed as error:
-            if not self._stopping:  # an interrupted upload may leave its session to the server
+            if not self._stopping:  # the upload that stop() interrupts may fail, and its session remain on the server
                 self._failure = error
 
     def _upload(self) -> None:
         with HttpClient(self._port) as client:
-            where = client.start_upload(self._repo)
+            location = client.start_upload(self._repo)
             self._process = subprocess.Popen(
-                stream_upload_command(local_url(self._port) + where, self._file),
+                stream_upload_command(local_url(self._port) + location, self._file),
                 env=clean_environment(self._file.parent),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -123,7 +125,9 @@ class BackgroundUpload:
             out = self._process.communicate()[0]
             self._process = None
             self._finished_bytes += self._file.stat().st_size
-            client.request("DELETE", where if self._stopping and not out else next_upload_path(where, out), expect=204)
+            client.request(
+                "DELETE", location if self._stopping and not out else next_upload_path(location, out), expect=204
+            )
 
 
 @contextlib.contextmanager
@@ -131,8 +135,8 @@ def background_transfers(
     server: RunningServer, repo: str, digest: str, pulls: int, file: Path
 ) -> Iterator[Callable[[], int]]:
     """Downloads a blob with `pulls` programs and uploads a file, again and again, until the block ends. The block
-    begins once all transfers have started and gets a function that returns the bytes moved so far. Raises
-    TrialFailed."""
+    begins once all transfers have started. It gets a function that returns the number of bytes transferred so far.
+    Raises TrialFailed."""
     with contextlib.ExitStack() as stack:
         url = f"{server.url}/v2/{repo}/blobs/{digest}"
         counters = [stack.enter_context(_background_download(url, file.parent)) for _ in range(pulls)]
@@ -140,8 +144,8 @@ def background_transfers(
         stack.callback(upload.stop)
         counters.append(upload.moved_bytes)
         deadline = time.perf_counter() + START_TIMEOUT
-        while min(moved() for moved in counters) < MIN_STARTED_BYTES:
+        while min(count_bytes() for count_bytes in counters) < MIN_STARTED_BYTES:
             if time.perf_counter() > deadline:
                 raise TrialFailed("a background transfer does not start")
             time.sleep(0.05)
-        yield lambda: sum(moved() for moved in counters)
+        yield lambda: sum(count_bytes() for count_bytes in counters)

@@ -1,7 +1,8 @@
-"""A loader for HEAD, run as a program: `python -m bench.loaders.head_requests PORT PATH SECONDS CONNECTIONS`.
+"""A loader for HEAD requests, run as a program: `python -m bench.loaders.head_requests PORT PATH SECONDS CONNECTIONS`.
 
-wrk and h2load wait for the body that a HEAD's Content-Length announces, and ab speaks HTTP/1.0. As wrk does, this
-loader sends the next request on a connection when the response is complete.
+Other loaders do not work: wrk and h2load wait for a body of Content-Length bytes, which a response to HEAD does not
+have, and ab speaks HTTP/1.0. Like wrk, this loader sends the next request on a connection once the response is
+complete.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ STATUS_OK = b"HTTP/1.1 200"
 
 
 def run_head_load(port: int, path: str, seconds: float, connections: int) -> LoadReport:
-    """Runs this module as a program. Raises TrialFailed."""
+    """Runs this module as a program, and returns its report. Raises TrialFailed."""
     command = [sys.executable, "-m", "bench.loaders.head_requests", str(port), path, str(seconds), str(connections)]
     return run_loader(command, seconds)
 

@@ -1,4 +1,5 @@
-"""A small HTTP client for a registry on this machine: fills it before a trial and checks it."""
+"""A small HTTP client for a registry on this machine. The bench fills the registry with it before a trial, and checks
+responses."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ MANIFEST_ACCEPT = ", ".join(
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """A complete response. The names of the headers are in lower case."""
+    """A complete response. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -38,7 +39,7 @@ class HttpResponse:
 
 
 class HttpClient:
-    """One keep-alive connection; a context manager."""
+    """A client with one keep-alive connection. A context manager that closes the connection."""
 
     def __init__(self, port: int, source: str = HOST) -> None:
         """`source`: the address that the connection comes from."""
@@ -63,7 +64,8 @@ class HttpClient:
         *,
         expect: int,
     ) -> HttpResponse:
-        """Sends a request and reads the response. Raises TrialFailed on another status or a broken connection."""
+        """Sends a request and reads the response. Raises TrialFailed if the status is not `expect` or the connection
+        breaks."""
         try:
             self._connection.request(method, path, body, dict(headers or {}))
             response = self._connection.getresponse()
@@ -85,28 +87,28 @@ class HttpClient:
         response = self.request("POST", f"/v2/{repo}/blobs/uploads/", b"", expect=202)
         return location_path(response.headers.get("location", ""))
 
-    def close_upload(self, where: str, digest: str, body: bytes | IO[bytes] = b"", size: int = 0) -> None:
-        """Closes a session with the PUT that names the digest and may carry the last `size` bytes."""
-        mark = "&" if "?" in where else "?"
+    def close_upload(self, location: str, digest: str, body: bytes | IO[bytes] = b"", size: int = 0) -> None:
+        """Closes an upload session with a PUT that names the digest. `body`: the last `size` bytes of the blob."""
+        mark = "&" if "?" in location else "?"
         headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
-        self.request("PUT", f"{where}{mark}digest={digest}", body, headers, expect=201)
+        self.request("PUT", f"{location}{mark}digest={digest}", body, headers, expect=201)
 
     def push_blob(self, repo: str, digest: str, content: bytes | Path) -> None:
-        """Pushes bytes, or a file, in two requests."""
-        where = self.start_upload(repo)
+        """Pushes a blob from memory or from a file, with a POST and a PUT."""
+        location = self.start_upload(repo)
         if isinstance(content, bytes):
-            self.close_upload(where, digest, content, len(content))
+            self.close_upload(location, digest, content, len(content))
             return
         with content.open("rb") as file:
-            self.close_upload(where, digest, file, content.stat().st_size)
+            self.close_upload(location, digest, file, content.stat().st_size)
 
     def put_manifest(self, repo: str, reference: str, body: bytes) -> None:
         """Pushes an OCI manifest under a tag or its digest."""
         self.request("PUT", f"/v2/{repo}/manifests/{reference}", body, {"Content-Type": MANIFEST_TYPE}, expect=201)
 
     def open_blob(self, repo: str, digest: str) -> http.client.HTTPResponse:
-        """Returns a blob's response with its body unread, once the headers are there. Raises TrialFailed on a status
-        other than 200, and OSError and HTTPException."""
+        """Requests a blob and returns the response once its headers have arrived, with the body unread. Raises
+        TrialFailed on a status other than 200, and OSError or HTTPException on a broken connection."""
         path = f"/v2/{repo}/blobs/{digest}"
         self._connection.request("GET", path)
         response = self._connection.getresponse()
@@ -115,7 +117,7 @@ class HttpClient:
         return response
 
     def check_blob(self, repo: str, digest: str, size: int) -> None:
-        """Reads a blob. Raises TrialFailed unless it has that size and digest."""
+        """Reads a blob. Raises TrialFailed unless the blob has the size and the digest."""
         running, received = hashlib.sha256(), 0
         try:
             response = self.open_blob(repo, digest)
@@ -128,7 +130,8 @@ class HttpClient:
 
 
 def check_content(digest: str, size: int, received: int, computed: str) -> None:
-    """Raises TrialFailed unless a blob came with its size and its SHA-256."""
+    """Raises TrialFailed unless the received bytes have the blob's size and SHA-256. `computed`: the SHA-256 of the
+    received bytes, in hex."""
     if received != size or f"sha256:{computed}" != digest:
         raise TrialFailed(f"blob {digest} of {size} bytes came as {received} bytes of sha256:{computed}")
 

@@ -1,8 +1,9 @@
 """Clients that pull an image as docker does, run as a program: `python -m bench.loaders.image_pull ORDER`.
 
-Each client asks for the digest of the tag (HEAD), gets the manifest by it, then config and layers, a few in parallel,
-each on a keep-alive connection of its own. All clients begin together. They are threads: receiving and hashing release
-Python's lock.
+ORDER is a PullOrder as JSON. Each client requests the digest of the tag (HEAD), gets the manifest by this digest, and
+then gets the config and the layers, a few in parallel. Each parallel download has a keep-alive connection of its own.
+All clients start at the same time. They are threads, which run in parallel because receiving and hashing release the
+GIL.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from bench.system.programs import run_to_end
 BARRIER_TIMEOUT = 60.0
 PULL_TIMEOUT = 900.0
 PARALLEL_BLOBS = 3
-"""Blobs that a client fetches in parallel: docker's default."""
+"""Number of blobs that a client fetches in parallel: docker's default."""
 
 
 class PullOrder(NamedTuple):
-    """What to pull."""
+    """The image to pull, the registry, and the number of clients."""
 
     port: int
     repo: str
@@ -36,27 +37,28 @@ class PullOrder(NamedTuple):
     clients: int = 1
     parallel: int = PARALLEL_BLOBS
     verified: int | None = None
-    """How many clients compute digests; None: all. Every client checks sizes."""
+    """Number of clients that compute digests; None: all. Every client checks sizes."""
 
 
 class BlobTimes(NamedTuple):
-    """A blob at one client. Times are seconds since its request."""
+    """The times of one blob's download by one client, in seconds since the request."""
 
     size: int
     headers: float
-    """Until status line and headers arrived."""
+    """When the status line and the headers had arrived."""
     first: float
-    """Until the first byte of the body arrived."""
+    """When the first byte of the body had arrived."""
     whole: float
+    """When the whole body had arrived."""
 
 
 class PullResult(NamedTuple):
-    """What all clients of an order measured."""
+    """The measurements of all clients of one order."""
 
     seconds: float
-    """From the common beginning to the last byte of the last client."""
+    """Seconds from the common start to the last byte of the last client."""
     size: int
-    """Bytes of all clients together."""
+    """Number of bytes that all clients together received."""
     blobs: list[BlobTimes]
 
     def largest(self) -> BlobTimes:
@@ -71,7 +73,8 @@ def pull_image(order: PullOrder) -> PullResult:
 
 
 def pull_in_process(order: PullOrder) -> PullResult:
-    """Runs the clients in threads. Raises TrialFailed when one fails, and OSError and HTTPException."""
+    """Runs the clients in threads of this process. When a client fails, raises TrialFailed, OSError or
+    HTTPException."""
     ready = threading.Barrier(order.clients)
     with ThreadPoolExecutor(order.clients) as threads:
         done = [threads.submit(_pull_as_client, order, number, ready) for number in range(order.clients)]
@@ -83,7 +86,7 @@ def pull_in_process(order: PullOrder) -> PullResult:
 def _pull_as_client(
     order: PullOrder, number: int, ready: threading.Barrier
 ) -> tuple[float, float, int, list[BlobTimes]]:
-    """Returns when the pull began and ended, the number of bytes of all blobs, and the times of each blob."""
+    """Returns the start and the end of the pull, the number of received bytes, and the times of each blob."""
     verify = order.verified is None or number < order.verified
     ready.wait(BARRIER_TIMEOUT)
     begun = time.perf_counter()

@@ -13,12 +13,12 @@ from bench.system.programs import run_to_end
 from bench.system.servers import Meter, RunningServer
 
 MARGIN_SECONDS = 30.0
-"""Seconds a loader may take beyond its measuring time."""
+"""Seconds that a loader may run longer than its measurement, for its start and its report."""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a loader measured. All its requests had a good response."""
+    """The measurements of a loader. All its requests got the expected response."""
 
     requests: int
     seconds: float
@@ -32,13 +32,13 @@ class LoadReport:
 
 
 def run_loader(command: Sequence[str], seconds: float, size: int = 0) -> LoadReport:
-    """Runs a loader that measures for `seconds`. `size`: bytes of each body. Raises TrialFailed when the loader or a
-    request failed."""
+    """Runs a loader that measures for `seconds`. `size`: number of bytes that each response body must have. Raises
+    TrialFailed when the loader or a request failed."""
     return parse_report(run_to_end(command, seconds + MARGIN_SECONDS), size)
 
 
 def measure_load(server: RunningServer, run: Callable[[], LoadReport]) -> Sample:
-    """Runs a load and returns its figures, with the server's CPU time for each request."""
+    """Runs a loader and returns its figures, together with the server's CPU time for each request."""
     meter = Meter(server)
     report = run()
     cpu = meter.cpu() / report.requests * 1e6
@@ -59,10 +59,10 @@ def parse_report(out: str, size: int) -> LoadReport:
     lines = [line.removeprefix("BENCH ") for line in out.splitlines() if line.startswith("BENCH ")]
     if not lines:
         raise TrialFailed(f"the loader printed no report: {out[-300:]!r}")
-    seen = json.loads(lines[-1])
-    if seen["errors"] or not seen["requests"]:
-        raise TrialFailed(f"{seen['errors']} of {seen['requests']} requests failed")
-    if seen["bytes"] < size * seen["requests"]:
-        wanted = f"{seen['requests']} bodies of {size} bytes"
-        raise TrialFailed(f"the bodies are too short: {wanted} make more than {seen['bytes']} bytes")
-    return LoadReport(seen["requests"], seen["microseconds"] / 1e6, seen["p50"] / 1e3, seen["p99"] / 1e3)
+    report = json.loads(lines[-1])
+    if report["errors"] or not report["requests"]:
+        raise TrialFailed(f"{report['errors']} of {report['requests']} requests failed")
+    if report["bytes"] < size * report["requests"]:
+        wanted = f"{report['requests']} bodies of {size} bytes"
+        raise TrialFailed(f"the bodies are too short: {wanted} make more than {report['bytes']} bytes")
+    return LoadReport(report["requests"], report["microseconds"] / 1e6, report["p50"] / 1e3, report["p99"] / 1e3)

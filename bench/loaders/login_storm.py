@@ -1,8 +1,9 @@
-"""Wrong logins at full speed, run as a program: `python -m bench.loaders.login_storm PORT TOKEN LOGINS ROUND`.
+"""Sends wrong logins as fast as it can, run as a program:
+`python -m bench.loaders.login_storm PORT TOKEN LOGINS ROUND`.
 
-64 connections from 16 addresses send logins, so that slowing down one address helps little. One half guesses at one
-account, the other at accounts that do not exist. Another client, which has a token, requests `/v2/` every few
-milliseconds; the report has its latencies.
+64 connections from 16 addresses send logins, so a server that slows down one address gains little. Half of the logins
+guess the password of one account, the other half name accounts that do not exist. Meanwhile, a client with a token
+requests `/v2/` every few milliseconds. The report has the latencies of this client.
 """
 
 from __future__ import annotations
@@ -20,25 +21,26 @@ from bench.system.servers import HOST
 CONNECTIONS = 64
 ADDRESSES = 16
 LOGINS = 10_000
+"""Number of logins that are sent."""
 GUESSED_ACCOUNT = "bench"
 PROBE_PAUSE_SECONDS = 0.005
-"""Seconds between a response for `/v2/` and the next request."""
+"""Seconds between a response for `/v2/` and the next request for it."""
 STORM_TIMEOUT = 300.0
 """Seconds in which all logins must be refused."""
 REFUSED_STATUSES = (b"HTTP/1.1 401", b"HTTP/1.1 429")
 
 
 def run_login_storm(port: int, token: str, number: int, logins: int = LOGINS) -> tuple[LoadReport, float]:
-    """Runs this module as a program. Returns the report of the client with the token, and the refused logins a second.
-    `number`: the round's number; the logins of each round come from other addresses. Raises TrialFailed, also when a
-    login was not refused."""
+    """Runs this module as a program. Returns the report of the client with the token, and the number of refused logins
+    per second. `number`: the number of the round; each round sends its logins from other addresses. Raises TrialFailed
+    on a failure, and when the server accepts a login."""
     command = [sys.executable, "-m", "bench.loaders.login_storm", str(port), token, str(logins), str(number)]
     report = run_loader(command, STORM_TIMEOUT)
     return report, logins / report.seconds
 
 
 def _wrong_logins(port: int, logins: int, number: int) -> Iterator[bytes]:
-    """Yields token requests, no two of them alike."""
+    """Yields requests for a token, each with a different wrong login."""
     for guess in range(logins):
         name = GUESSED_ACCOUNT if guess % 2 else f"nobody-{number}-{guess}"
         login = base64.b64encode(f"{name}:a wrong password {number}.{guess}".encode()).decode()
@@ -52,7 +54,7 @@ def send_logins(port: int, token: str, logins: int, number: int) -> None:
     probe_request = f"GET /v2/ HTTP/1.1\r\nHost: {HOST}:{port}\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
     times, open_logins = list[float](), logins
     with Connections(port) as opened:
-        guessers = [opened.open(f"127.0.{number % 200 + 1}.{place % ADDRESSES + 2}") for place in range(CONNECTIONS)]
+        guessers = [opened.open(f"127.0.{number % 200 + 1}.{index % ADDRESSES + 2}") for index in range(CONNECTIONS)]
         probe, probing, next_probe = opened.open(), False, 0.0
         begun = time.perf_counter()
         for connection, guess in zip(guessers, guesses, strict=False):

@@ -1,4 +1,5 @@
-"""Runs wrk: many small requests over keep-alive connections from one thread, so that it takes at most one core."""
+"""Runs the loader wrk, which sends many small requests over keep-alive connections. wrk uses one thread, so it takes at
+most one core."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from bench.system.programs import clean_environment
 LUA_SCRIPTS = Path(__file__).parent / "lua"
 WRK_CONNECTIONS = 16
 ENDLESS_SECONDS = 3600.0
+"""Duration for wrk when the end of `work` ends the run."""
 DEFAULT_HEADERS = {"Accept": MANIFEST_ACCEPT}
 
 
@@ -30,8 +32,9 @@ def run_wrk(
     arguments: Sequence[str] = (),
     work: Callable[[], object] | None = None,
 ) -> LoadReport:
-    """Requests `url`, or what `script` makes of it, for that time, or for as long as `work` takes. `size`: bytes of
-    each body. Raises TrialFailed when a request failed or a body was short, and what `work` raises."""
+    """Requests `url` for `seconds` or, with `work`, for as long as `work` runs. `script`: the name of a Lua script that
+    makes the requests, with its `arguments`. `size`: number of bytes that each response body must have. Raises
+    TrialFailed when a request failed or a body was too short; exceptions of `work` pass through."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write("".join((LUA_SCRIPTS / f"{name}.lua").read_text() for name in ("report", script) if name))
         file.flush()
@@ -43,7 +46,7 @@ def run_wrk(
 
 
 def _run_during(command: Sequence[str], work: Callable[[], object]) -> str:
-    """Runs wrk for as long as `work` takes, and returns its output."""
+    """Runs wrk for as long as `work` runs, and returns wrk's output."""
     env, nothing, pipe = clean_environment(Path(tempfile.gettempdir())), subprocess.DEVNULL, subprocess.PIPE
     with subprocess.Popen(command, env=env, stdin=nothing, stdout=pipe, stderr=pipe, text=True) as process:
         try:

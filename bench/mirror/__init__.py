@@ -1,1 +1,1 @@
-"""Entrepot as a mirror, beside docker-registry in proxy mode, both with the same upstream."""
+"""The bench `mirror`: compares Entrepot as a mirror with docker-registry in proxy mode. Both have the same upstream."""

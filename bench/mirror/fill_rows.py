@@ -1,5 +1,7 @@
-"""The rows about large blobs that a mirror fetches: the time until a response begins, the CPU time and memory that the
-fetch costs, and how it slows down other requests."""
+"""Rows of the table of the bench `mirror` for large blobs that the mirror downloads from the upstream: the time until
+the response to the client begins, the CPU time and memory of the download, and the latency of other requests during it.
+
+A fill is such a download into the mirror's cache. A cold blob is a blob that the mirror does not have yet."""
 
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ FIRST = Figure("first", "first byte, ms beyond upstream's")
 GROWTH = Figure("growth", "MiB PSS growth")
 HEADERS = Figure("headers", "headers, ms beyond upstream's")
 READERS = 16
+"""Number of clients that download the blob while the mirror downloads it."""
 MEMORY_INTERVAL_SECONDS = 0.1
 
 
@@ -52,7 +55,8 @@ def _fill(trial: MirrorTrial) -> Sample:
 
 
 def _get_manifests_beside_fill(trial: MirrorTrial, *, hosted: bool) -> Sample:
-    """Gets manifests for as long as a blob of 2 GiB comes in from a fast upstream."""
+    """Gets manifests for as long as the mirror downloads a blob of 2 GiB from a fast upstream. `hosted`: get a manifest
+    that was pushed to the mirror, instead of a mirrored one."""
     pulled = list[PullResult]()
     with trial.cold_mirror(trial.upstream.url) as server:
         path, body = _hosted_manifest(server) if hosted else _mirrored_manifest(trial)
@@ -73,18 +77,18 @@ def _hosted_manifest(server: RunningServer) -> tuple[str, bytes]:
 
 
 def _mirrored_manifest(trial: MirrorTrial) -> tuple[str, bytes]:
-    """Returns the path for a manifest that the mirror has, by digest, and the body of the manifest."""
+    """Returns the path, by digest, for a manifest that the mirror has cached, and the body of the manifest."""
     body = trial.image(WARM_UP_IMAGE).body
     return f"/v2/{WARM_UP_IMAGE.repo}/manifests/{digest_of(body)}", body
 
 
 def _measure_fill_memory(trial: MirrorTrial) -> Sample:
-    """Measures the memory growth of the process tree while many readers follow a blob of 2 GiB."""
+    """Measures how much the memory of the process tree grows while many clients download a cold blob of 2 GiB."""
     with trial.cold_mirror(trial.upstream.url) as server:
         before = server.pss()
         peaks = dict[str, int]()
         with sampled_memory(server, MEMORY_INTERVAL_SECONDS, peaks):
-            # One client computes digests: hashing for all of them would take the processor from the server.
+            # Only one client verifies the digest: if all did, hashing would leave too little CPU time for the server.
             pulled = trial.pull(server, HUGE_IMAGE, READERS, verified=1)
     return {GROWTH.key: (peaks[server.name] - before) / MIB, BULK.key: pulled.size / MIB / pulled.seconds}
 
@@ -97,10 +101,10 @@ def fill_rows() -> list[Row[MirrorTrial]]:
     return [
         Row("first-byte", "cold blob of 256 MiB", (FIRST, HEADERS), _time_first_byte),
         Row("fill", "cold blob of 1 GiB", (HEADERS, SPEED, CPU_GIB), _fill),
-        # docker-registry hosts nothing while it is a mirror.
+        # docker-registry takes no part, because it accepts no pushes while it is a mirror.
         Row("hosted-beside-fill", "hosted manifest beside a fill of 2 GiB", beside, hosted, peer_rounds=0),
         Row("cached-beside-fill", "mirrored manifest beside a fill of 2 GiB", beside, mirrored),
-        # One round for docker-registry, because it takes long: it fetches the blob once for each reader.
+        # docker-registry takes part in one round only: it needs long, because it fetches the blob once for each reader.
         Row(
             "fill-memory", f"cold blob of 2 GiB, {READERS} readers", (GROWTH, BULK), _measure_fill_memory, peer_rounds=1
         ),

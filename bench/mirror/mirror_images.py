@@ -1,4 +1,4 @@
-"""The images that the upstream holds."""
+"""The images that the bench `mirror` pushes to the upstream."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ImageSpec:
 
 
 WARM_UP_IMAGE = ImageSpec("bench/prime", [64 << 10] * 3)
-"""Pulled before each trial, so that no trial measures the first request to a program."""
+"""Pulled before each trial, so that no trial measures the first requests to a new server."""
 SHARED_IMAGE = ImageSpec("bench/crowd", [256 * MIB, 4 * MIB, MIB, 64 << 10])
 LINK_IMAGE = ImageSpec("bench/link", [10 * MIB, 160 * MIB, 10 * MIB, 10 * MIB, 10 * MIB])
 FIRST_BYTE_IMAGES = [ImageSpec(f"bench/first{number}", [256 * MIB]) for number in range(3)]
@@ -39,11 +39,11 @@ ROW_IMAGES = {
     "cached-beside-fill": [HUGE_IMAGE],
     "fill-memory": [HUGE_IMAGE],
 }
-"""The images of each row; LINK_IMAGE for all other rows."""
+"""The images that a row of the table needs, by the name of the row. All rows that are not listed need LINK_IMAGE."""
 
 
 def images_of(rows: Sequence[str]) -> list[ImageSpec]:
-    """Returns the images that the rows need, each once."""
+    """Returns the images that the rows need, without repetitions, and WARM_UP_IMAGE."""
     found = {WARM_UP_IMAGE.repo: WARM_UP_IMAGE}
     found |= {image.repo: image for row in rows for image in ROW_IMAGES.get(row, [LINK_IMAGE])}
     return list(found.values())
@@ -63,7 +63,8 @@ class PushedImage:
 
 
 def push_image(image: ImageSpec, port: int, folder: Path) -> PushedImage:
-    """Pushes an image of random bytes, with one layer on disk at a time. Raises TrialFailed."""
+    """Pushes an image of random bytes. Each layer is removed from `folder` before the next one is written. Raises
+    TrialFailed."""
     layers = list[BlobContent]()
     with HttpClient(port) as client:
         for size in image.layers:

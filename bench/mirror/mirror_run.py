@@ -1,4 +1,5 @@
-"""Entrepot as a mirror beside docker-registry, or beside an older Entrepot. Each trial has a new mirror."""
+"""The bench `mirror`: compares Entrepot as a mirror with docker-registry, or with an older Entrepot. Each trial starts
+a new mirror."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ from bench.system.servers import DOCKER_REGISTRY, ServerProgram, started_server
 
 PLOTTED = (SENT, SECONDS, SPEED, CPU_GIB, GROWTH)
 BASE_DISK_BYTES = 2 << 30
-"""Bytes of disk beside the images, which the upstream and a mirror hold."""
+"""Bytes of disk that are needed in addition to the images. The upstream and a mirror hold the images."""
 QUICK_DIVISOR = 16
-"""How many times smaller the layers are in a quick run."""
+"""The divisor of all layer sizes in a quick run."""
 
 
 def all_mirror_rows() -> list[Row[MirrorTrial]]:
@@ -31,7 +32,8 @@ def all_mirror_rows() -> list[Row[MirrorTrial]]:
 
 
 def mirror_bench(options: Options) -> Bench:
-    """Returns the bench. Raises BenchFailed for an unknown row, or a folder that is not a checkout."""
+    """Returns the bench, ready to run. Raises BenchFailed if the options name an unknown row, or a folder that is not a
+    checkout of Entrepot."""
     rows = pick_rows(all_mirror_rows(), options.only)
     images = images_of([row.name for row in rows])
     if options.quick:
@@ -57,7 +59,7 @@ def _measure(
             with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own_folder:
                 yield MirrorTrial(upstream, pushed, program, Path(own_folder))
 
-        # Pulling each image once checks its bytes and brings them into the page cache.
+        # Pulls each image once to check its bytes and to bring them into the page cache.
         warm = MirrorTrial(upstream, pushed, DOCKER_REGISTRY, folder)
         for image in images:
             warm.pull(upstream, image)

@@ -1,4 +1,4 @@
-"""All that a trial of a mirror needs: the upstream, the program, and a folder of its own."""
+"""A trial of the bench `mirror`. It has the upstream, the program that runs as a mirror, and a folder."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from bench.system.process_tree import CLOCK_TICKS
 from bench.system.servers import RunningServer, ServerProgram, started_server
 
 WARM_UP_CLIENTS = 8
-"""Clients that pull the first image, so that each worker has served some."""
+"""Number of clients that pull WARM_UP_IMAGE: enough that each worker process serves some requests."""
 IDLE_SECONDS = 0.3
-"""Seconds without work after which a mirror counts as idle."""
+"""A mirror that uses no CPU time for this many seconds counts as idle."""
 IDLE_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
 class MirrorTrial:
-    """One trial of a row: a program in a round."""
+    """One trial: the measurement of one row with one program in one round."""
 
     upstream: RunningServer
     images: Mapping[str, PushedImage]
@@ -41,7 +41,8 @@ class MirrorTrial:
 
     @contextlib.contextmanager
     def cold_mirror(self, upstream: str) -> Iterator[RunningServer]:
-        """Runs a mirror of that URL, which has only a small image. Raises BenchFailed."""
+        """Runs a mirror of the URL `upstream` until the block ends. Its cache has only WARM_UP_IMAGE. Raises
+        BenchFailed."""
         with started_server(self.program, self.folder / "mirror", upstream) as server:
             self.pull(server, WARM_UP_IMAGE, clients=WARM_UP_CLIENTS)
             yield server
@@ -49,7 +50,7 @@ class MirrorTrial:
     def pull(
         self, server: RunningServer, image: ImageSpec, clients: int = 1, verified: int | None = None
     ) -> PullResult:
-        """Pulls an image. Raises TrialFailed unless every client gets all of it."""
+        """Pulls an image with `clients` clients. Raises TrialFailed unless every client gets the whole image."""
         pulled = pull_image(PullOrder(server.port, image.repo, TAG, clients, verified=verified))
         if pulled.size != self.image(image).size * clients:
             raise TrialFailed(f"{clients} clients got {pulled.size} bytes of {image.repo}")
@@ -57,11 +58,11 @@ class MirrorTrial:
 
 
 def wait_until_idle(server: RunningServer) -> None:
-    """Waits until a mirror uses no more CPU time: docker-registry goes on storing what it has sent. Raises TrialFailed
-    after IDLE_TIMEOUT."""
-    last, deadline = -1.0, time.monotonic() + IDLE_TIMEOUT
-    while (now := server.cpu()) > last + 1 / CLOCK_TICKS:
+    """Waits until a mirror uses no CPU time: docker-registry may still be storing a blob after it has sent the blob to
+    the client. Raises TrialFailed after IDLE_TIMEOUT."""
+    last_cpu, deadline = -1.0, time.monotonic() + IDLE_TIMEOUT
+    while (cpu := server.cpu()) > last_cpu + 1 / CLOCK_TICKS:
         if time.monotonic() > deadline:
             raise TrialFailed(f"{server.name} is still busy {IDLE_TIMEOUT:.0f} s after its last request")
-        last = now
+        last_cpu = cpu
         time.sleep(IDLE_SECONDS)

@@ -1,4 +1,5 @@
-"""nginx in front of the upstream: it logs what the upstream sends, and can limit the rate of each request."""
+"""Runs nginx as a proxy in front of the upstream. nginx logs how many bytes the upstream sends, and can limit the rate
+of each response."""
 
 from __future__ import annotations
 
@@ -55,30 +56,30 @@ http {{
 
 @dataclass(frozen=True)
 class UpstreamTraffic:
-    """What the upstream sent for one repository."""
+    """The bytes that the upstream sent for one repository, and the number of requests that it answered."""
 
     content: int = 0
     """Bytes of manifests and blobs."""
     blobs: int = 0
     """Bytes of blobs."""
     manifest_gets: int = 0
-    """GETs of manifests that succeeded."""
+    """Number of successful GETs of manifests."""
     manifest_heads: int = 0
 
 
 def count_traffic(lines: Iterable[str], repo: str) -> UpstreamTraffic:
-    """Sums up the lines of an access log for one repository. An interrupted request counts with the bytes that were
-    sent; a refused one does not count."""
+    """Sums up the lines of an access log for one repository. For an interrupted request, the bytes count that were
+    sent. A refused request does not count."""
     content = blobs = gets = heads = 0
     for line in lines:
-        seen = json.loads(line)
-        where, _, kind = seen["path"].rpartition("/")[0].rpartition("/")
-        if where != f"/v2/{repo}" or kind not in ("manifests", "blobs") or seen["status"] not in (200, 206):
+        request = json.loads(line)
+        repo_path, _, kind = request["path"].rpartition("/")[0].rpartition("/")
+        if repo_path != f"/v2/{repo}" or kind not in ("manifests", "blobs") or request["status"] not in (200, 206):
             continue
-        content += seen["body"]
+        content += request["body"]
         if kind == "blobs":
-            blobs += seen["body"]
-        elif seen["method"] == "GET":
+            blobs += request["body"]
+        elif request["method"] == "GET":
             gets += 1
         else:
             heads += 1
@@ -97,8 +98,8 @@ class NginxProxy:
         return local_url(self.port)
 
     def sent(self, repo: str) -> UpstreamTraffic:
-        """Returns the traffic so far. It is complete once the block of `running_nginx` has ended, since nginx logs a
-        request at its end."""
+        """Returns the traffic of all requests that have ended, because nginx logs a request when it ends. The traffic
+        is complete once the block of `running_nginx` has ended."""
         return count_traffic(self.log.read_text().splitlines(), repo)
 
 

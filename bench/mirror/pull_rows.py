@@ -1,5 +1,5 @@
-"""Rows of the bench table for pulls of whole images: by many clients, over slow and fast links, and of an image that
-the mirror has."""
+"""Rows of the table of the bench `mirror` for pulls of whole images: pulls by many clients, pulls over slow and fast
+links to the upstream, and pulls of an image that the mirror has cached."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ CLIENTS, PEER_CLIENTS = 32, 8
 for each client."""
 LINK_BYTES_PER_SECOND = 8 << 20
 WARM_PULLS = 5
+"""Number of measured pulls of a cached image."""
 WARM_TRIES = 20
+"""Number of pulls after which a mirror must have cached the whole image."""
 
 
 def _pull_with_many_clients(trial: MirrorTrial) -> Sample:
-    """Many clients pull the same image at the same time. The mirror does not have this image yet."""
+    """Measures what the upstream sends while many clients pull the same image at the same time. The mirror does not
+    have this image yet."""
     clients = CLIENTS if trial.program.is_entrepot else PEER_CLIENTS
     with trial.running_proxy() as proxy, trial.cold_mirror(proxy.url) as server:
         pulled = trial.pull(server, SHARED_IMAGE, clients)
@@ -48,21 +51,21 @@ def _pull_with_many_clients(trial: MirrorTrial) -> Sample:
 
 @contextlib.contextmanager
 def limited_requests(trial: MirrorTrial) -> Iterator[str]:
-    """Gives the URL of nginx with `limit_rate`, which limits each request."""
+    """Yields the URL of an nginx in front of the upstream. nginx limits the rate of each response (`limit_rate`)."""
     with trial.running_proxy(limit=str(LINK_BYTES_PER_SECOND)) as proxy:
         yield proxy.url
 
 
 @contextlib.contextmanager
 def paced_connections(trial: MirrorTrial) -> Iterator[str]:
-    """Gives the URL of a relay whose connections the kernel paces."""
+    """Yields the URL of a relay in front of the upstream. The kernel limits the rate of each connection."""
     with running_relay(trial.upstream.port, trial.folder / "relay", LINK_BYTES_PER_SECOND) as port:
         yield local_url(port)
 
 
 @contextlib.contextmanager
 def direct_link(trial: MirrorTrial) -> Iterator[str]:
-    """Gives the URL of the upstream itself."""
+    """Yields the URL of the upstream itself."""
     yield trial.upstream.url
 
 
@@ -70,7 +73,7 @@ Link = Callable[[MirrorTrial], contextlib.AbstractContextManager[str]]
 
 
 def _pull_cold(trial: MirrorTrial, *, link: Link) -> Sample:
-    """One client pulls an image that the mirror does not have."""
+    """Measures how long one client takes to pull an image that the mirror does not have yet."""
     with link(trial) as url, trial.cold_mirror(url) as server:
         meter = Meter(server)
         pulled = trial.pull(server, LINK_IMAGE)
@@ -79,27 +82,28 @@ def _pull_cold(trial: MirrorTrial, *, link: Link) -> Sample:
 
 
 def _pull_warm(trial: MirrorTrial) -> Sample:
-    """One client pulls an image that the mirror has."""
+    """Measures how long one client takes to pull an image that the mirror has cached."""
     with trial.running_proxy() as proxy, trial.cold_mirror(proxy.url) as server:
-        known = _warm_up(trial, server, proxy)
+        warm_traffic = _warm_up(trial, server, proxy)
         meter = Meter(server)
         pulls = [trial.pull(server, LINK_IMAGE) for _ in range(WARM_PULLS)]
         used = meter.cpu()
-    if proxy.sent(LINK_IMAGE.repo).blobs != known.blobs:
+    if proxy.sent(LINK_IMAGE.repo).blobs != warm_traffic.blobs:
         raise TrialFailed(f"{server.name} requested blobs upstream that it had")
     size = sum(pulled.size for pulled in pulls)
     return {SECONDS.key: statistics.median(each.seconds for each in pulls), CPU_GIB.key: used * GIB / size}
 
 
 def _warm_up(trial: MirrorTrial, server: RunningServer, proxy: NginxProxy) -> UpstreamTraffic:
-    """Pulls until a pull requests no blob upstream, and returns the traffic until then. Raises TrialFailed."""
-    seen = UpstreamTraffic()
+    """Pulls the image again and again until a pull makes the mirror request no more blobs from the upstream. Returns
+    the upstream's traffic so far. Raises TrialFailed."""
+    traffic = UpstreamTraffic()
     for _ in range(WARM_TRIES):
         trial.pull(server, LINK_IMAGE)
         wait_until_idle(server)
-        last, seen = seen, proxy.sent(LINK_IMAGE.repo)
-        if seen.blobs == last.blobs:
-            return seen
+        previous, traffic = traffic, proxy.sent(LINK_IMAGE.repo)
+        if traffic.blobs == previous.blobs:
+            return traffic
     raise TrialFailed(f"{server.name} requested the same blobs upstream {WARM_TRIES} times")
 
 

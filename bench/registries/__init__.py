@@ -1,1 +1,1 @@
-"""Entrepot beside another registry."""
+"""The bench `registries`: compares Entrepot with docker-registry, or with an older Entrepot."""

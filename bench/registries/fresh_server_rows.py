@@ -1,5 +1,5 @@
-"""Rows of the bench table for which each trial starts servers of its own: start time and idle memory, and the costs of
-accounts."""
+"""Rows of the table of the bench `registries` for which each trial starts its own servers: start time and idle memory,
+and the costs of accounts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from bench.system.servers import Meter, RunningServer, ServerProgram, run_entrep
 
 ACCOUNT = "bench"
 IDLE_AFTER_SECONDS = 1.0
-"""Seconds after its first response until a server counts as idle."""
+"""A server counts as idle this many seconds after its first response."""
 
 
 def _start(trial: RegistryTrial) -> Sample:
-    """Measures the time from exec to the first response with status 200, with an empty data folder, and the memory a
-    second later. The trial that prepares the row compiles the program's modules and brings them into the page cache."""
+    """Starts a server on an empty data folder. Measures the time from exec to the first response with status 200, and
+    the memory a second later. The row also runs this function as its preparation: the first start compiles the
+    program's modules and brings them into the page cache."""
     folder = trial.content.folder / f"start-{trial.server.name}"
     try:
         with started_server(trial.program, folder) as fresh:
@@ -44,7 +45,8 @@ def _folders(trial: RegistryTrial) -> tuple[Path, Path]:
 
 
 def _fill_with_and_without_accounts(trial: RegistryTrial) -> None:
-    """Fills both registries, then adds an account to one: content can be pushed while there is no account."""
+    """Pushes the content to both registries, and then adds an account to one of them. Anyone can push only as long as a
+    registry has no account."""
     folders = _folders(trial)
     for folder in folders:
         with started_server(trial.program, folder) as filled:
@@ -53,11 +55,14 @@ def _fill_with_and_without_accounts(trial: RegistryTrial) -> None:
 
 
 def _get_manifests_with_token(trial: RegistryTrial) -> Sample:
-    """Compares the CPU time of a request with a token to that of a request to a registry without accounts, and measures
-    each for half of a trial. Both servers are new for each trial, because two processes of the same program can differ
-    by up to a tenth for as long as they live, and a token costs no more than that."""
-    without, within = _folders(trial)
-    with started_server(trial.program, without) as open_server, started_server(trial.program, within) as closed_server:
+    """Compares the CPU time of a request with a token to the CPU time of a request to a registry without accounts. Each
+    is measured for half of a trial. Both servers are new for each trial: two processes of the same program can differ
+    by up to a tenth during their whole lives, and the check of a token costs no more than a tenth."""
+    open_folder, closed_folder = _folders(trial)
+    with (
+        started_server(trial.program, open_folder) as open_server,
+        started_server(trial.program, closed_folder) as closed_server,
+    ):
         token = _bearer_token(closed_server, trial.content.api_tokens[trial.server.name])
         with_token = DEFAULT_HEADERS | {"Authorization": f"Bearer {token}"}
         loads = [(open_server, DEFAULT_HEADERS), (closed_server, with_token)]
@@ -70,8 +75,8 @@ def _get_manifests_with_token(trial: RegistryTrial) -> Sample:
 
 
 def _load_latest(trial: RegistryTrial, server: RunningServer, seconds: float, headers: dict[str, str]) -> Sample:
-    other = RegistryTrial(trial.content, server, seconds, trial.round)
-    return measure_load(server, lambda: load_target(other, latest_manifest, seconds, headers))
+    half_trial = RegistryTrial(trial.content, server, seconds, trial.round)
+    return measure_load(server, lambda: load_target(half_trial, latest_manifest, seconds, headers))
 
 
 def _bearer_token(server: RunningServer, api_token: str) -> str:
@@ -85,16 +90,17 @@ def _bearer_token(server: RunningServer, api_token: str) -> str:
 
 
 def _add_account(program: ServerProgram, folder: Path) -> str:
-    """Adds a robot that may pull the measured images, so that the registry needs a login from now on. Returns an API
-    token of the robot. Runs the measured version's own commands, since another version may not know its store."""
+    """Adds a robot account that may pull the measured images. From then on, the registry requires a login. Returns an
+    API token of the robot. Runs the commands of the measured version, because another version may not be able to open
+    the store."""
     run_entrepot(program, folder, "robot", "add", ACCOUNT)
     run_entrepot(program, folder, "grant", "add", "bench/**", "pull", f"robot:{ACCOUNT}")
     return run_entrepot(program, folder, "token", "add", ACCOUNT).strip()
 
 
 def _storm_logins(trial: RegistryTrial) -> Sample:
-    """Sends wrong logins to a server that has seen none before. The rate is that of refused logins; p50 and p99 are of
-    `GET /v2/` with a token meanwhile."""
+    """Sends wrong logins to a new server. The rate is the number of refused logins per second. p50 and p99 are the
+    latencies of `GET /v2/` with a token during these logins."""
     folder = trial.content.folder / f"storm-{trial.round}-{trial.server.name}"
     with started_server(trial.program, folder) as server:
         token = _bearer_token(server, _add_account(trial.program, folder))
@@ -106,7 +112,7 @@ def _storm_logins(trial: RegistryTrial) -> Sample:
 
 
 START_ROW = Row("start", "start on an empty store; idle", (SECONDS, PSS), _start, _start)
-# docker-registry has no token service and no accounts to compare these with.
+# The next two rows are measured with Entrepot only: docker-registry has no token service and no accounts.
 BEARER_ROW = Row(
     "manifest-tag-bearer",
     "manifest by tag, with a token",
@@ -115,7 +121,7 @@ BEARER_ROW = Row(
     _fill_with_and_without_accounts,
     peer_rounds=0,
 )
-# One round: it takes half a minute, and all rounds give the same.
+# Measured in one round only: a trial takes half a minute, and more rounds give the same result.
 LOGIN_STORM_ROW = Row(
     "login-storm", "10,000 wrong logins", (RATE, P50, P99, SECONDS, CPU_SECONDS), _storm_logins, rounds=1, peer_rounds=0
 )

@@ -1,4 +1,5 @@
-"""Entrepot beside docker-registry, or beside an older Entrepot: both run side by side and are measured in turn."""
+"""The bench `registries`: compares Entrepot with docker-registry, or with an older Entrepot. Both servers run during
+the whole bench, and are measured one after the other."""
 
 from __future__ import annotations
 
@@ -28,9 +29,9 @@ from bench.system.machine import DOCKER_PACKAGES, LOADER_PACKAGES
 from bench.system.servers import RunningServer, ServerProgram, sampled_memory, started_server
 
 BASE_DISK_BYTES = 12 << 30
-"""Bytes of disk for docker and for content that stays."""
+"""Bytes of disk for docker and for the content that is pushed before the first round."""
 ROUND_DISK_BYTES = 1 << 30
-"""Bytes of disk for what a round pushes and logs."""
+"""Bytes of disk for the content and the logs of one round."""
 MEMORY_INTERVAL_SECONDS = 1.0
 
 
@@ -54,7 +55,8 @@ def all_rows() -> list[Row[RegistryTrial]]:
 
 
 def registry_bench(options: Options) -> Bench:
-    """Returns the bench. Raises BenchFailed for an unknown row, or a folder that is not a checkout."""
+    """Returns the bench, ready to run. Raises BenchFailed if the options name an unknown row, or a folder that is not a
+    checkout of Entrepot."""
     rows = pick_rows(all_rows(), options.only)
     packages = LOADER_PACKAGES | (DOCKER_PACKAGES if any(row.name == "docker-pull" for row in rows) else {})
     disk_bytes = BASE_DISK_BYTES + options.rounds * ROUND_DISK_BYTES
@@ -80,7 +82,7 @@ def _measure(
         rounds = Rounds(rows, servers, open_trial)
         rounds.prepare()
         peaks.clear()
-        lines = rounds.run(options.rounds)
+        measured_rows = rounds.run(options.rounds)
     peak = RowSamples(PEAK_MEMORY_ROW, "memory at its peak", (PSS,))
     peak.samples = {name: [{PSS.key: size / MIB}] for name, size in peaks.items()}
-    return [*lines, peak]
+    return [*measured_rows, peak]

@@ -1,4 +1,4 @@
-"""The content that both registries hold, and all that a trial of one of them needs."""
+"""The content that the bench `registries` pushes to both servers, and the data that one trial needs."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ LAYER_COUNT = 6
 
 
 class RegistryContent:
-    """The content, and whatever else the trials of a run share."""
+    """The content to push and to request, and other data that all trials of a run share."""
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
-        """`stack` ends with the run."""
+        """`stack`: closed at the end of the run."""
         self.folder, self._stack = folder, stack
         self.api_tokens: dict[str, str] = {}
-        """The API token of the account on a server that has one, by the server's name."""
+        """The API token of the account, by the name of the server that has this account."""
         self._layers = small_layers(LAYER_COUNT)
         self.small, self._config = self._layers[0], make_config(self._layers)
         self.bodies = [make_manifest(self._config, self._layers, note) for note in ("first", "second")]
-        """Two manifests, for tags that move; `latest` points to the first."""
+        """Two manifests. PUTs move tags from one to the other; the tag `latest` points to the first."""
         self.manifest_files = [folder / "first.json", folder / "second.json"]
         for file, body in zip(self.manifest_files, self.bodies, strict=True):
             file.write_bytes(body)
 
     @cached_property
     def large(self) -> BlobContent:
-        """The blob of the large pulls."""
+        """The large blob that the trials download."""
         return blob_from_file(write_random(self.folder / "large", BULK_SIZE))
 
     @cached_property
     def upload_file(self) -> Path:
-        """The file of the large pushes; each push may change it."""
+        """The large file that the trials push. A trial may change its content first."""
         return write_random(self.folder / "pushed", BULK_SIZE)
 
     @cached_property
@@ -60,7 +60,7 @@ class RegistryContent:
         return self._stack.enter_context(DockerDaemon.running(self.folder / "docker"))
 
     def fill(self, server: RunningServer) -> None:
-        """Pushes the small content. Raises TrialFailed."""
+        """Pushes all content except the large blob. Raises TrialFailed."""
         with HttpClient(server.port) as client:
             push_content(client, APP_REPO, "latest", self._config, self._layers, "first")
             push_content(client, TAGS_REPO, "v000", self._config, self._layers, "first")
@@ -76,7 +76,7 @@ class RegistryContent:
 
 @dataclass(frozen=True)
 class RegistryTrial:
-    """One trial of a row: a server in a round."""
+    """One trial: the measurement of one row with one server in one round."""
 
     content: RegistryContent
     server: RunningServer

@@ -1,4 +1,4 @@
-"""Rows of the bench table for small requests, of which many are sent in parallel."""
+"""Rows of the table of the bench `registries` for small requests, which are sent in parallel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.runner import Row
 REQUEST_FIGURES = (RATE, CPU, P50, P99)
 WARM_UP_SECONDS = 1.0
 PUT_TAG_COUNT = 50
-"""Tags that are put in turn."""
+"""Number of tags that the PUTs create and then move, one after the other."""
 Target = Callable[[RegistryContent], tuple[str, bytes]]
 """Returns the path of a resource and the body of its response; an empty body is not checked."""
 
@@ -49,13 +49,13 @@ def tags_list(_content: RegistryContent) -> tuple[str, bytes]:
 def load_target(
     trial: RegistryTrial, target: Target, seconds: float, headers: Mapping[str, str] = DEFAULT_HEADERS
 ) -> LoadReport:
-    """Gets a target with wrk for that time."""
+    """Gets the target with wrk for `seconds`."""
     path, body = target(trial.content)
     return run_wrk(trial.server.url + path, seconds, size=len(body), headers=headers)
 
 
 def load_heads(trial: RegistryTrial, target: Target, seconds: float) -> LoadReport:
-    """Sends HEAD for a target for that time."""
+    """Sends HEAD requests for the target for `seconds`."""
     return run_head_load(trial.server.port, target(trial.content)[0], seconds, WRK_CONNECTIONS)
 
 
@@ -63,14 +63,14 @@ Load = Callable[[RegistryTrial, Target, float], LoadReport]
 
 
 def _check_and_warm_up(trial: RegistryTrial, *, target: Target, load: Load) -> None:
-    """Checks one response. Then sends requests that are not measured, which fill caches."""
+    """Checks one response. Then sends requests that are not measured but fill the server's caches."""
     path, body = target(trial.content)
     with HttpClient(trial.server.port) as client:
-        seen = client.request("GET", path, headers={"Accept": MANIFEST_ACCEPT}, expect=200).body
+        received = client.request("GET", path, headers={"Accept": MANIFEST_ACCEPT}, expect=200).body
     if target is tags_list:  # docker-registry 2.8 lists tags in no order
-        seen, body = (json.dumps(sorted(json.loads(text)["tags"])).encode() for text in (seen, body))
-    if body and seen != body:
-        raise TrialFailed(f"{trial.server.name} gave something else for GET {path}: {seen[:200]!r}")
+        received, body = (json.dumps(sorted(json.loads(text)["tags"])).encode() for text in (received, body))
+    if body and received != body:
+        raise TrialFailed(f"{trial.server.name} gave something else for GET {path}: {received[:200]!r}")
     load(trial, target, WARM_UP_SECONDS)
 
 

@@ -1,5 +1,5 @@
-"""Rows of the bench table for large blobs, for small requests while large blobs are transferred, and for
-`docker pull`."""
+"""Rows of the table of the bench `registries` for large blobs, for small requests while large blobs are transferred,
+and for `docker pull`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bench.system.servers import HOST, Meter
 
 BULK_FIGURES = (SPEED, CPU_GIB, LOADER_GIB)
 PULL_COUNT = 4
+"""Number of downloads that run in the background while manifests are requested."""
 PUSH_REPO = "bench/pushed"
 DOCKER_REPO = "bench/large"
 DOCKER_LAYERS = 4
@@ -46,9 +47,9 @@ def _push_large(trial: RegistryTrial) -> Sample:
     prefault_memory(GIB)  # right before the measurement: free memory goes back to the host in 1 to 2 s
     with HttpClient(trial.server.port) as client:
         meter = Meter(trial.server)
-        where = client.start_upload(PUSH_REPO)
-        where = stream_upload(trial.server.url + where, trial.content.upload_file)
-        client.close_upload(where, content.digest)
+        location = client.start_upload(PUSH_REPO)
+        location = stream_upload(trial.server.url + location, trial.content.upload_file)
+        client.close_upload(location, content.digest)
         sample = {SPEED.key: content.size / MIB / meter.seconds(), **_bulk_costs(meter, content.size)}
         path = f"/v2/{PUSH_REPO}/blobs/{content.digest}"
         client.request("HEAD", path, headers={"Accept": "*/*"}, expect=200)
@@ -57,12 +58,12 @@ def _push_large(trial: RegistryTrial) -> Sample:
 
 def _prepare_beside_bulk(trial: RegistryTrial) -> None:
     _fill_large(trial)
-    _ = trial.content.upload_file  # created now: writing it during a trial would disturb that
+    _ = trial.content.upload_file  # creates the file now, because writing it during a trial would slow down the trial
 
 
 def _get_manifests_beside_bulk(trial: RegistryTrial) -> Sample:
-    """Gets manifests by tag during four pulls and a push. Does not prefault memory: the host would take back
-    the memory that the pushes do not use during the trial, and this can stop the whole machine for 30 ms at a time."""
+    """Gets manifests by tag while four downloads and a push run in the background. Does not prefault memory: the host
+    would take back unused memory during the trial, and this can stop the whole machine for 30 ms at a time."""
     content = trial.content
     transfers = background_transfers(trial.server, APP_REPO, content.large.digest, PULL_COUNT, content.upload_file)
     with transfers as moved_bytes:
@@ -73,7 +74,7 @@ def _get_manifests_beside_bulk(trial: RegistryTrial) -> Sample:
 
 
 def _push_docker_image(trial: RegistryTrial) -> None:
-    _ = trial.content.docker  # starts it, or fails before anything is pushed
+    _ = trial.content.docker  # starts docker, so that a failure occurs before anything is pushed
     folder = trial.content.folder / "layers"
     folder.mkdir(exist_ok=True)
     layers = [write_tar_layer(folder, f"layer{number}", BULK_SIZE) for number in range(DOCKER_LAYERS)]

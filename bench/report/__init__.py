@@ -1,1 +1,1 @@
-"""Figures, goals, tables and plots."""
+"""The report of a bench: figures, goals, tables and plots."""

@@ -1,4 +1,4 @@
-"""The goals of each bench: bounds on figures."""
+"""The goals of each bench. A goal is an upper or lower bound on a measured figure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from bench.system.servers import DOCKER_REGISTRY, ENTREPOT
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on the median of one figure, or on its ratio to that of a peer."""
+    """A bound on the median of one figure of `subject`, or on the ratio of this median to the median of `peer`."""
 
     row: str
     key: str
     """The key of the figure."""
     text: str
-    """What the figure means, for people."""
+    """The meaning of the figure, as the report prints it."""
     limit: float
     at_least: bool
     relative: bool
-    """The bound is on the ratio to `peer`."""
+    """Whether the bound is on the ratio to `peer`."""
     peer: str = DOCKER_REGISTRY.name
     subject: str = ENTREPOT.name
 
@@ -30,28 +30,28 @@ class Goal:
         sign = "≥" if self.at_least else "≤"
         return f"{sign} {self.limit:g}{'x' if self.relative else ''}"
 
-    def measured(self, line: RowSamples) -> float | None:
-        """Returns None if it was not measured."""
+    def measured(self, row_samples: RowSamples) -> float | None:
+        """Returns the median or the ratio that the goal limits; None if it was not measured."""
         if self.relative:
-            return line.ratio(self.subject, self.peer, self.key)
-        return line.median(self.subject, self.key)
+            return row_samples.ratio(self.subject, self.peer, self.key)
+        return row_samples.median(self.subject, self.key)
 
     def met(self, value: float) -> bool:
         return value >= self.limit if self.at_least else value <= self.limit
 
 
 def at_least_times(row: str, key: str, text: str, limit: float) -> Goal:
-    """Returns a goal: at least `limit` times what docker-registry has."""
+    """Returns the goal that Entrepot's figure is at least `limit` times the figure of docker-registry."""
     return Goal(row, key, text, limit, at_least=True, relative=True)
 
 
 def at_most_times(row: str, key: str, text: str, limit: float) -> Goal:
-    """Returns a goal: at most `limit` times what docker-registry has."""
+    """Returns the goal that Entrepot's figure is at most `limit` times the figure of docker-registry."""
     return Goal(row, key, text, limit, at_least=False, relative=True)
 
 
 def at_most(row: str, key: str, text: str, limit: float, subject: str = ENTREPOT.name) -> Goal:
-    """Returns a goal: at most `limit`."""
+    """Returns the goal that the figure of `subject` is at most `limit`."""
     return Goal(row, key, text, limit, at_least=False, relative=False, subject=subject)
 
 
@@ -92,16 +92,16 @@ MIRROR_GOALS = (
     at_most("fill-memory", "growth", "memory growth, 2 GiB with 16 readers, MiB", 32),
 )
 MAX_SLOWDOWN = 1.3
-"""How many times the rate of the largest store the rate of the smallest may be."""
+"""The largest allowed ratio of the request rate on the smallest store to the rate on the largest store."""
 
 
 MAX_PAGE_GROWTH = 2
-"""How many times as long as in a store of usual size a page for people may take in the largest."""
+"""The largest allowed ratio of a web page's time on the largest store to its time on a store of usual size."""
 
 
 def growth_goals(smallest: str, largest: str, usual: str | None = None) -> tuple[Goal, ...]:
-    """Returns the goals for stores by their names. `usual`: the store of usual size, which people's pages are compared
-    with; None: the smallest."""
+    """Returns the goals of the bench `growth`. The arguments are names of stores. `usual`: the store of usual size with
+    which the times of web pages are compared; None: the smallest store."""
 
     def at_most_slower(row: str, text: str) -> Goal:
         return Goal(row, row, f"{text}, slower by", MAX_SLOWDOWN, False, True, peer=largest, subject=smallest)
@@ -130,11 +130,12 @@ def growth_goals(smallest: str, largest: str, usual: str | None = None) -> tuple
 
 
 MAX_UPKEEP_GROWTH = 1.5
-"""How many times as long as in the smallest store the same upkeep may take in the largest."""
+"""The largest allowed ratio of the time that a job takes on the largest store to its time on the smallest store. The
+job removes the same number of blobs or images in both."""
 
 
 def upkeep_goals(smallest: str, largest: str) -> tuple[Goal, ...]:
-    """Returns the goals for stores by their names."""
+    """Returns the goals of the bench `upkeep`. The arguments are names of stores."""
 
     def at_most_longer(row: str, text: str) -> Goal:
         return Goal(row, SECONDS.key, text, MAX_UPKEEP_GROWTH, False, True, peer=smallest, subject=largest)
@@ -154,23 +155,24 @@ COST_FIGURES = (CPU, CPU_GIB, CPU_SECONDS, P99)
 MAX_COST_RATIO = 1.1
 
 
-def no_slower_goals(lines: Sequence[RowSamples], peer: str) -> tuple[Goal, ...]:
-    """Returns the goals of a comparison with an older Entrepot, called `peer`: no row costs more than it did."""
+def no_slower_goals(measured_rows: Sequence[RowSamples], peer: str) -> tuple[Goal, ...]:
+    """Returns the goals of a comparison with an older Entrepot, whose name is `peer`: no cost of a row is more than
+    MAX_COST_RATIO times the cost in the older version."""
     return tuple(
-        Goal(line.name, each.key, f"{line.title}, {each.unit}", MAX_COST_RATIO, False, True, peer=peer)
-        for line in lines
-        for each in line.figures
+        Goal(row_samples.name, each.key, f"{row_samples.title}, {each.unit}", MAX_COST_RATIO, False, True, peer=peer)
+        for row_samples in measured_rows
+        for each in row_samples.figures
         if each in COST_FIGURES
     )
 
 
 GoalResult = tuple[Goal, float | None]
-"""A goal and what was measured; None if that failed."""
+"""A goal and the measured value; None if the measurement failed."""
 
 
-def judge_goals(lines: Mapping[str, RowSamples], goals: Sequence[Goal] = REGISTRY_GOALS) -> list[GoalResult]:
-    """Returns the result of each goal whose row was asked for."""
-    return [(goal, goal.measured(lines[goal.row])) for goal in goals if goal.row in lines]
+def judge_goals(measured_rows: Mapping[str, RowSamples], goals: Sequence[Goal] = REGISTRY_GOALS) -> list[GoalResult]:
+    """Returns the result of each goal whose row is in `measured_rows`, which has the measured rows by name."""
+    return [(goal, goal.measured(measured_rows[goal.row])) for goal in goals if goal.row in measured_rows]
 
 
 def are_all_met(results: Sequence[GoalResult]) -> bool:
@@ -179,7 +181,7 @@ def are_all_met(results: Sequence[GoalResult]) -> bool:
 
 
 def goals_document(results: Sequence[GoalResult]) -> list[dict[str, object]]:
-    """Returns the results for JSON."""
+    """Returns the results as a document for JSON."""
     return [
         {"goal": goal.text, "wanted": goal.wanted, "measured": value, "met": are_all_met([(goal, value)])}
         for goal, value in results

@@ -1,4 +1,5 @@
-"""Figures, samples, and their statistics: medians, quartiles and ratios; and the JSON that keeps them."""
+"""Figures and their samples, the statistics of samples (medians, quartiles and ratios), and the JSON file of
+results."""
 
 from __future__ import annotations
 
@@ -11,10 +12,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Figure:
-    """Something that is measured."""
+    """A quantity that the bench measures."""
 
     key: str
-    """Its name in samples and results."""
+    """The name of the figure in samples and in the file of results."""
     unit: str
 
 
@@ -31,15 +32,15 @@ SECONDS = Figure("seconds", "s")
 CPU_SECONDS = Figure("cpu_seconds", "server CPU s")
 PSS = Figure("pss", "MiB PSS")
 STEAL = Figure("stolen", "% of the processors taken by the host")
-"""Measured in every trial. A busy host, or one that enforces a quota, stops a virtual machine for tens of ms."""
+"""Measured in every trial, because a host that is busy or enforces a quota stops a virtual machine for tens of ms."""
 
 Sample = dict[str, float]
-"""The values of one trial, by the key of the figure. A trial that cannot be made with a server gives none."""
+"""The values of one trial, by the key of the figure."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of samples, with the first quartile (low) and the third (high)."""
+    """The median of samples, the first quartile (`low`) and the third quartile (`high`)."""
 
     low: float
     median: float
@@ -47,8 +48,8 @@ class Spread:
 
 
 def spread(samples: Sequence[float]) -> Spread:
-    """Returns median and quartiles, which lie within the samples (inclusive method). Raises ValueError without a
-    sample."""
+    """Returns the median and the quartiles. With the inclusive method, the quartiles lie between the smallest and the
+    largest sample. Raises ValueError if there are no samples."""
     if not samples:
         raise ValueError("no sample")
     if len(samples) == 1:
@@ -58,57 +59,58 @@ def spread(samples: Sequence[float]) -> Spread:
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Returns the ratio of the medians: infinite against 0, and 1 if both are 0."""
-    mine, other = spread(ours).median, spread(theirs).median
-    if other == 0:
-        return 1.0 if mine == 0 else float("inf")
-    return mine / other
+    """Returns the ratio of the median of `ours` to the median of `theirs`. The ratio is infinite if only the median of
+    `theirs` is 0, and 1 if both medians are 0."""
+    our_median, their_median = spread(ours).median, spread(theirs).median
+    if their_median == 0:
+        return 1.0 if our_median == 0 else float("inf")
+    return our_median / their_median
 
 
 @dataclass
 class RowSamples:
-    """A row of the table with all its samples."""
+    """A row of the table of results, with all samples of its figures."""
 
     name: str
     title: str
     figures: tuple[Figure, ...]
     samples: dict[str, list[Sample]] = field(default_factory=dict)
-    """Samples by the name of the subject."""
+    """The samples of each subject, by the name of the subject: a server, a program, or a store."""
     failure: str = ""
-    """The reason why measuring stopped; empty if it did not."""
+    """The error after which the row was no longer measured; empty if there was none."""
 
     def values(self, subject: str, key: str) -> list[float]:
         return [sample[key] for sample in self.samples.get(subject, []) if key in sample]
 
     def median(self, subject: str, key: str) -> float | None:
-        """Returns None without a sample."""
+        """Returns the median of a figure; None if there are no samples."""
         values = self.values(subject, key)
         return spread(values).median if values else None
 
     def ratio(self, ours: str, theirs: str, key: str) -> float | None:
-        """Returns the ratio of the medians; None if one of the two has no sample."""
-        mine, other = self.values(ours, key), self.values(theirs, key)
-        return median_ratio(mine, other) if mine and other else None
+        """Returns the ratio of the medians of two subjects; None if one of them has no samples."""
+        our_values, their_values = self.values(ours, key), self.values(theirs, key)
+        return median_ratio(our_values, their_values) if our_values and their_values else None
 
 
 def results_document(
-    lines: Sequence[RowSamples], subjects: Sequence[str], about: Mapping[str, object]
+    measured_rows: Sequence[RowSamples], subjects: Sequence[str], about: Mapping[str, object]
 ) -> dict[str, object]:
-    """Returns all results for JSON: facts about the run, medians, quartiles, and each sample. With two subjects, each
-    figure has the ratio of the first to the second."""
+    """Returns all results as a document for JSON: facts about the run, medians, quartiles, and each sample. With two
+    subjects, each figure has the ratio of the first subject to the second."""
     rows: dict[str, object] = {}
-    for line in lines:
+    for row_samples in measured_rows:
         figures: dict[str, object] = {}
-        has_steal = any(line.values(subject, STEAL.key) for subject in subjects)
-        for figure in (*line.figures, *([STEAL] if has_steal else [])):
+        has_steal = any(row_samples.values(subject, STEAL.key) for subject in subjects)
+        for figure in (*row_samples.figures, *([STEAL] if has_steal else [])):
             entry: dict[str, object] = {"unit": figure.unit}
             for subject in subjects:
-                if values := line.values(subject, figure.key):
+                if values := row_samples.values(subject, figure.key):
                     entry[subject] = {**asdict(spread(values)), "samples": values}
             if len(subjects) == 2 and figure is not STEAL:
-                entry["ratio"] = line.ratio(subjects[0], subjects[1], figure.key)
+                entry["ratio"] = row_samples.ratio(subjects[0], subjects[1], figure.key)
             figures[figure.key] = entry
-        rows[line.name] = {"title": line.title, "figures": figures, "failure": line.failure}
+        rows[row_samples.name] = {"title": row_samples.title, "figures": figures, "failure": row_samples.failure}
     return {**about, "rows": rows}
 
 

@@ -1,4 +1,4 @@
-"""Plots as SVG: bars of ratios, and curves."""
+"""Draws plots as SVG: bars of ratios, and curves."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from bench.report.measurements import RATE, SPEED, Figure, RowSamples
 from bench.report.tables import number_text
 
 WIDTH, LEFT, RIGHT, STEP, TOP = 760, 270, 90, 26, 56
-CHARACTER = 5.8
-"""Approximate width of a character of a label."""
+CHARACTER_WIDTH = 5.8
+"""Approximate width of a character of a label. All lengths are in pixels."""
 INK, BAR, GRID = "#1f2933", "#2f6f9f", "#cfd8e0"
 COLOURS = ("#2f6f9f", "#c2571a", "#4b8b3b", "#8a4fa3", "#7a7a7a")
 
 
 def ratio_bars(
-    lines: Sequence[RowSamples], ours: str, theirs: str, *, drawn: Collection[Figure] = (RATE, SPEED)
+    measured_rows: Sequence[RowSamples], ours: str, theirs: str, *, drawn: Collection[Figure] = (RATE, SPEED)
 ) -> str:
-    """Returns a bar for each figure in `drawn` of each row: the ratio of one subject to the other, on a logarithmic
-    scale."""
+    """Returns a plot as SVG. Each row has a bar for each of its figures that is in `drawn`. The bar shows the ratio of
+    the subject `ours` to the subject `theirs` on a logarithmic scale."""
     bars = [
-        (f"{line.title}, {figure.unit}", ratio)
-        for line in lines
-        for figure in line.figures
-        if figure in drawn and (ratio := line.ratio(ours, theirs, figure.key))
+        (f"{row_samples.title}, {figure.unit}", ratio)
+        for row_samples in measured_rows
+        for figure in row_samples.figures
+        if figure in drawn and (ratio := row_samples.ratio(ours, theirs, figure.key))
     ]
-    left = max([LEFT, *(20 + round(CHARACTER * len(label)) for label, _ in bars)])
+    left = max([LEFT, *(20 + round(CHARACTER_WIDTH * len(label)) for label, _ in bars)])
     low = min([0.5, *(ratio for _, ratio in bars)])
     high = max([2.0, *(ratio for _, ratio in bars)])
 
@@ -39,8 +39,8 @@ def ratio_bars(
     for mark in (mark for power in range(-2, 4) for mark in (10.0**power, 3 * 10.0**power) if low <= mark <= high):
         parts.append(_line(x(mark), TOP - 8, x(mark), height - 24, INK if mark == 1 else GRID))
         parts.append(_text(x(mark), height - 8, f"{mark:g}x", anchor="middle"))
-    for place, (label, ratio) in enumerate(bars):
-        y = TOP + STEP * place
+    for index, (label, ratio) in enumerate(bars):
+        y = TOP + STEP * index
         start, stop = sorted((x(1.0), x(ratio)))
         parts.append(_text(left - 10, y + 13, label, anchor="end"))
         parts.append(f'<rect x="{start:.1f}" y="{y}" width="{stop - start:.1f}" height="16" fill="{BAR}"/>')
@@ -49,7 +49,8 @@ def ratio_bars(
 
 
 def curves(title: str, sizes: Sequence[int], series: Mapping[str, Sequence[float]]) -> str:
-    """Returns a curve for each series: its ratio to its own first value, over the sizes on a logarithmic scale."""
+    """Returns a plot as SVG with a curve for each series. The curve shows the ratio of each value to the first value of
+    the series. The horizontal axis shows the sizes on a logarithmic scale."""
     relative = {
         name: [value / values[0] for value in values] for name, values in series.items() if values and values[0]
     }
@@ -57,7 +58,7 @@ def curves(title: str, sizes: Sequence[int], series: Mapping[str, Sequence[float
     height, left, right = 420, 60, 520
     low, high = math.log10(sizes[0]), math.log10(max(sizes[-1], sizes[0] * 10))
 
-    def at(size: int, value: float) -> tuple[float, float]:
+    def point(size: int, value: float) -> tuple[float, float]:
         return left + (right - left) * (math.log10(size) - low) / (high - low), height - 40 - (
             height - 100
         ) * value / top
@@ -65,14 +66,16 @@ def curves(title: str, sizes: Sequence[int], series: Mapping[str, Sequence[float
     parts = [_text(left, 24, title, size=15)]
     for mark in (0.0, 0.5, 1.0, 1.3, 2.0, 3.0, 5.0, 10.0):
         if mark <= top:
-            y = at(sizes[0], mark)[1]
+            y = point(sizes[0], mark)[1]
             parts += [_line(left, y, right, y, GRID), _text(left - 8, y + 4, f"{mark:g}x", anchor="end")]
-    parts += [_text(at(size, 0)[0], height - 18, f"{size:,}", anchor="middle") for size in sizes]
-    for place, (name, values) in enumerate(relative.items()):
-        colour = COLOURS[place % len(COLOURS)]
-        points = " ".join("{:.1f},{:.1f}".format(*at(size, value)) for size, value in zip(sizes, values, strict=False))
+    parts += [_text(point(size, 0)[0], height - 18, f"{size:,}", anchor="middle") for size in sizes]
+    for index, (name, values) in enumerate(relative.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        points = " ".join(
+            "{:.1f},{:.1f}".format(*point(size, value)) for size, value in zip(sizes, values, strict=False)
+        )
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(_text(right + 16, 70 + 20 * place, name, colour=colour))
+        parts.append(_text(right + 16, 70 + 20 * index, name, colour=colour))
     return _svg(height, parts)
 
 
@@ -82,8 +85,8 @@ def _svg(height: float, parts: Sequence[str]) -> str:
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12, colour: str = INK) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}"'
-    return f"<text {place}>{escape(text)}</text>"
+    attributes = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}"'
+    return f"<text {attributes}>{escape(text)}</text>"
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:

@@ -1,4 +1,4 @@
-"""Text tables for a terminal, which are Markdown as well."""
+"""Formats results as text tables for a terminal. The tables are also valid Markdown."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from bench.report.goals import GoalResult, are_all_met
 from bench.report.measurements import STEAL, RowSamples, Spread, spread
 
 TOLERABLE_STEAL = 1.0
-"""Percentage of CPU time that a host may withhold without a note."""
+"""The report has a note when the host withheld at least this percentage of CPU time."""
 
 
 def number_text(value: float | None) -> str:
-    """Returns about three digits, which is the precision of a measurement; `-` for None."""
+    """Returns the number with about three digits, because measurements are no more precise; `-` for None."""
     if value is None:
         return "-"
     if value >= 100:
@@ -24,13 +24,14 @@ def ratio_text(ratio: float | None) -> str:
     return "-" if ratio is None else f"{number_text(ratio)}x"
 
 
-def spread_text(seen: Spread) -> str:
-    return f"{number_text(seen.median)} [{number_text(seen.low)} to {number_text(seen.high)}]"
+def spread_text(values: Spread) -> str:
+    return f"{number_text(values.median)} [{number_text(values.low)} to {number_text(values.high)}]"
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table with aligned columns: the first to the left, the others to the right."""
-    widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
+    """Returns a table with aligned columns. The text in the first column is aligned to the left, all other text to the
+    right."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
 
     def line(cells: Sequence[str]) -> str:
@@ -40,46 +41,55 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
 
 
-def figures_table(lines: Sequence[RowSamples], subjects: Sequence[str]) -> str:
-    """Returns a line for each figure: median and quartiles of each subject, and the ratio of the first subject to each
-    other."""
+def figures_table(measured_rows: Sequence[RowSamples], subjects: Sequence[str]) -> str:
+    """Returns a table with a line for each figure. The line has the median and the quartiles of each subject, and the
+    ratios of the first subject to all other subjects."""
     first, *others = subjects
 
-    def cells(line: RowSamples, key: str) -> list[str]:
-        seen = [line.values(subject, key) for subject in subjects]
-        spreads = [spread_text(spread(values)) if values else "-" for values in seen]
-        return [*spreads, *(ratio_text(line.ratio(first, other, key)) for other in others)]
+    def cells(row_samples: RowSamples, key: str) -> list[str]:
+        samples = [row_samples.values(subject, key) for subject in subjects]
+        spreads = [spread_text(spread(values)) if values else "-" for values in samples]
+        return [*spreads, *(ratio_text(row_samples.ratio(first, other, key)) for other in others)]
 
     names = [f"{name}: median [quartiles]" for name in subjects]
-    rows = [[line.title, figure.unit, *cells(line, figure.key)] for line in lines for figure in line.figures]
+    rows = [
+        [row_samples.title, figure.unit, *cells(row_samples, figure.key)]
+        for row_samples in measured_rows
+        for figure in row_samples.figures
+    ]
     return text_table(["what", "unit", *names, *(f"{first} / {other}" for other in others)], rows)
 
 
-def growth_table(lines: Sequence[RowSamples], stores: Sequence[str]) -> str:
-    """Returns a column for each store: the median of a row's first figure, and its ratio to the smallest store's."""
+def growth_table(measured_rows: Sequence[RowSamples], stores: Sequence[str]) -> str:
+    """Returns a table with a line for each row and a column for each store. A cell has the median of the row's first
+    figure, and its ratio to the median on the smallest store."""
 
-    def cell(line: RowSamples, store: str) -> str:
-        key = line.figures[0].key
-        return f"{number_text(line.median(store, key))} ({ratio_text(line.ratio(store, stores[0], key))})"
+    def cell(row_samples: RowSamples, store: str) -> str:
+        key = row_samples.figures[0].key
+        return f"{number_text(row_samples.median(store, key))} ({ratio_text(row_samples.ratio(store, stores[0], key))})"
 
-    rows = [[line.title, line.figures[0].unit, *(cell(line, store) for store in stores)] for line in lines]
+    rows = [
+        [row_samples.title, row_samples.figures[0].unit, *(cell(row_samples, store) for store in stores)]
+        for row_samples in measured_rows
+    ]
     return text_table(["manifests in the store", "unit", *stores], rows)
 
 
-def steal_note(lines: Sequence[RowSamples], subjects: Sequence[str]) -> str:
-    """Returns a note about the rows during which the host withheld much CPU time; empty if there are none."""
+def steal_note(measured_rows: Sequence[RowSamples], subjects: Sequence[str]) -> str:
+    """Returns a note about the rows during which the host withheld much CPU time; an empty text if there are no such
+    rows."""
     found = []
-    for line in lines:
-        seen = [line.median(subject, STEAL.key) or 0 for subject in subjects]
-        if max(seen) >= TOLERABLE_STEAL:
-            shares = ", ".join(f"{share:.1f} % ({name})" for name, share in zip(subjects, seen, strict=True))
-            found.append(f"- {line.title}: {shares}")
+    for row_samples in measured_rows:
+        medians = [row_samples.median(subject, STEAL.key) or 0 for subject in subjects]
+        if max(medians) >= TOLERABLE_STEAL:
+            shares = ", ".join(f"{share:.1f} % ({name})" for name, share in zip(subjects, medians, strict=True))
+            found.append(f"- {row_samples.title}: {shares}")
     head = "The host withheld processor time during these rows, which costs latency and speed; medians:"
     return "\n".join([head, *found]) if found else ""
 
 
 def goals_table(results: Sequence[GoalResult]) -> str:
-    """Returns a line for each goal: the bound, what was measured, and whether it is met."""
+    """Returns a table with a line for each goal: the bound, the measured value, and whether the goal is met."""
     rows = []
     for goal, value in results:
         verdict = "not measured" if value is None else "met" if are_all_met([(goal, value)]) else "not met"

@@ -1,1 +1,1 @@
-"""Servers, programs and the machine they run on."""
+"""Runs servers and other programs, and measures them and the machine."""

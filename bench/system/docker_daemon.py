@@ -1,4 +1,4 @@
-"""A docker daemon with its own folder and socket, and without networking."""
+"""Runs a docker daemon with its own folder and socket, and without networking for containers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CALL_TIMEOUT = 300.0
 
 @dataclass(frozen=True)
 class DockerDaemon:
-    """A running daemon. Calling it runs a docker command against it."""
+    """A running docker daemon. A call of this object runs a docker command against the daemon."""
 
     socket: str
     home: Path
@@ -45,5 +45,5 @@ class DockerDaemon:
         return True
 
     def __call__(self, *args: str) -> str:
-        """Runs a docker command and returns its output. Raises TrialFailed when it fails."""
+        """Runs a docker command and returns its output. Raises TrialFailed when the command fails."""
         return run_to_end(["docker", "-H", self.socket, *args], CALL_TIMEOUT, env=clean_environment(self.home))

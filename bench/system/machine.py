@@ -1,4 +1,5 @@
-"""The machine: its Debian packages, its hardware, its disk space, and the CPU time that its host takes away."""
+"""Facts about the machine on which the bench runs: Debian packages, hardware, disk space, and the CPU time that the
+host withholds from a virtual machine."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from bench.system.process_tree import CLOCK_TICKS, PROC
 from bench.system.programs import PROGRAM_PATH, run_to_end
 
 LOADER_PACKAGES = {"wrk": "wrk", "curl": "curl"}
-"""Package by the program that shows it is installed."""
+"""The Debian package of each program. The package counts as installed if the program exists."""
 DOCKER_REGISTRY_PACKAGES = {"docker-registry": "docker-registry"}
 NGINX_PACKAGES = {"nginx": "nginx"}
 DOCKER_PACKAGES = {"dockerd": "docker.io", "docker": "docker.io"}
@@ -23,7 +24,8 @@ INSTALL_TIMEOUT = 900.0
 
 
 def require_packages(wanted: Mapping[str, str]) -> None:
-    """Installs missing packages if this is root on Debian. Otherwise raises BenchFailed with the command to run."""
+    """Installs missing packages if this process is root on Debian. Otherwise raises BenchFailed; its message has the
+    command that installs them."""
     missing = sorted({package for name, package in wanted.items() if shutil.which(name, path=PROGRAM_PATH) is None})
     if not missing:
         return
@@ -74,7 +76,8 @@ def parse_steal_seconds(stat: str) -> float:
 
 
 def start_steal_meter() -> Callable[[], float]:
-    """Returns a function that returns the percentage of CPU time that the host has withheld since now."""
+    """Starts a measurement. Returns a function that returns the percentage of CPU time that the host has withheld since
+    the start."""
     stat = PROC / "stat"
     before, begun = parse_steal_seconds(stat.read_text()), time.perf_counter()
 

@@ -1,8 +1,10 @@
-"""Makes the host back free memory with real pages, run as a program: `python -m bench.system.memory_prefault BYTES`.
+"""Makes the host assign real memory to the free memory of a virtual machine, run as a program:
+`python -m bench.system.memory_prefault BYTES`.
 
-A virtual machine may get its memory from the host only at the first touch, and may return it, in blocks of 2 MiB and
-more, a few seconds after it was freed. Each such block costs 3 CPU s/GiB, twice what a push costs. The kernel would
-charge that to the server that writes first and in large pieces, so the bench touches the memory before the trial.
+A virtual machine may get a block of memory from the host only when a program first touches the block. It may return
+free blocks of 2 MiB and more after a few seconds. Getting a block back costs CPU time: 3 s/GiB, twice as much as a push
+costs. The kernel would count this time as time of the server that first writes large pieces. So the bench touches the
+memory before the trial.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
 from bench.system.programs import run_to_end
 
 MAX_SHARE = 0.6
-"""The largest part of the available memory that is touched."""
+"""The largest share of the available memory that is touched."""
 PREFAULT_TIMEOUT = 120.0
 
 
 def prefault_memory(size: int) -> None:
-    """Touches `size` bytes in a process of its own, whose end frees them. Call it right before a trial that writes
-    that much: memory that is not used goes back to the host during the trial."""
+    """Touches `size` bytes of memory in a separate process, which then ends and frees the memory. Call this right
+    before a trial that writes about `size` bytes: memory that the trial does not use goes back to the host during the
+    trial."""
     run_to_end([sys.executable, "-m", "bench.system.memory_prefault", str(size)], PREFAULT_TIMEOUT)
 
 
@@ -32,7 +35,7 @@ def available_memory() -> int:
 def touch_pages(size: int) -> None:
     """Writes to each page of `size` bytes of new memory."""
     memory = mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-    memory.madvise(MADV_HUGEPAGE)  # large blocks are those that the kernel returns to the host
+    memory.madvise(MADV_HUGEPAGE)  # uses large blocks, because the kernel returns only large blocks to the host
     for at in range(0, size, PAGESIZE):
         memory[at] = 1
 

@@ -1,4 +1,4 @@
-"""CPU time, memory and file I/O of processes, read from /proc (proc(5))."""
+"""Reads the CPU time, the memory and the file I/O of processes from /proc (proc(5))."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def parse_cpu_ticks(stat: str) -> int:
-    """Returns utime + stime + cutime + cstime from the text of /proc/PID/stat: the process and the children it has
-    reaped. The program's name, which comes before them, may contain spaces and parentheses."""
+    """Returns utime + stime + cutime + cstime from the text of /proc/PID/stat: the CPU time of the process and of the
+    children that it has waited for. These fields follow the program's name, which may contain spaces and
+    parentheses."""
     fields = stat.rpartition(")")[2].split()
     return sum(int(field) for field in fields[11:15])
 
@@ -37,12 +38,13 @@ def process_tree(pid: int) -> list[int]:
 
 
 def tree_cpu_seconds(pid: int) -> float:
-    """Returns the CPU time of the tree. A reaped process counts with its parent, so no time is lost."""
+    """Returns the CPU time of the process and all its descendants. The time of a process that has ended counts as time
+    of its parent, so no time is lost."""
     return sum(parse_cpu_ticks(text) for text in _read_each(pid, "stat")) / CLOCK_TICKS
 
 
 def tree_pss(pid: int) -> int:
-    """Returns the memory of the tree in bytes, shared pages counted once."""
+    """Returns the memory of the process and all its descendants in bytes. Shared pages are counted once."""
     return sum(parse_pss(text) for text in _read_each(pid, "smaps_rollup"))
 
 

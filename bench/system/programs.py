@@ -1,4 +1,4 @@
-"""Runs programs: in the background until a block ends, or to their end."""
+"""Runs programs. A program runs in the background until a `with` block ends, or the caller waits for its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.errors import BenchFailed, TrialFailed
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 PROGRAM_PATH = "/usr/bin:/usr/sbin:/bin:/sbin"
-"""Debian's own programs first; dockerd and its helpers are in sbin."""
+"""The search path for programs. It has only the folders of Debian's packages; dockerd and its helpers are in sbin."""
 POLL_SECONDS = 0.002
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 40.0
@@ -30,14 +30,14 @@ def clean_environment(home: Path, **extra: str) -> dict[str, str]:
 def running_program(
     command: Sequence[str], log: Path, *, ready: Callable[[], bool] = lambda: True, code: Path = REPOSITORY_ROOT
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a program until the block ends, which begins once `ready` returns true. Its output goes to `log`, its
-    working directory is the log's, and Python code comes from the checkout `code`. Raises BenchFailed when the program
-    ends or START_TIMEOUT passes before it is ready."""
+    """Runs a program until the block ends. The block begins once `ready` returns true. The program writes to `log`, and
+    the folder of `log` is its working directory. It imports Python code from the checkout `code`. Raises BenchFailed
+    when the program ends, or START_TIMEOUT passes, before `ready` returns true."""
     env = clean_environment(log.parent, PYTHONPATH=str(code), PYTHONUNBUFFERED="1")
-    nothing = subprocess.DEVNULL
+    devnull = subprocess.DEVNULL
     with log.open("ab") as out:
         process = subprocess.Popen(
-            command, env=env, cwd=log.parent, stdin=nothing, stdout=out, stderr=out, start_new_session=True
+            command, env=env, cwd=log.parent, stdin=devnull, stdout=out, stderr=out, start_new_session=True
         )
     try:
         deadline = time.monotonic() + START_TIMEOUT
@@ -51,7 +51,8 @@ def running_program(
 
 
 def stop_program(process: subprocess.Popen[bytes]) -> None:
-    """Sends SIGTERM to a program that leads its own session, and SIGKILL to the session if it does not end in time."""
+    """Stops a program that leads its own session: sends SIGTERM to the program and, if it does not end within
+    STOP_TIMEOUT, SIGKILL to the whole session."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     try:
@@ -63,15 +64,16 @@ def stop_program(process: subprocess.Popen[bytes]) -> None:
 
 
 def log_tail(log: Path, size: int = 4000) -> str:
-    """Returns the last characters of a log; nothing if there is no log."""
+    """Returns the last characters of a log file; an empty text if the file does not exist."""
     return log.read_text(errors="replace")[-size:] if log.exists() else ""
 
 
 def run_to_end(command: Sequence[str], timeout: float, *, env: Mapping[str, str] | None = None) -> str:
-    """Runs a program and returns its output. Raises TrialFailed when it fails or does not end in time.
+    """Runs a program to its end and returns its output. Raises TrialFailed when the program fails, or does not end
+    within `timeout` seconds.
 
-    The program runs in the folder of temporary files: `python -m` imports from the current folder first, and must not
-    find the code of this checkout when `env` names another one.
+    The program runs in the folder of temporary files. `python -m` imports from the current folder first, so it must not
+    run in this checkout when `env` names the code of another checkout.
     """
     environment = env or clean_environment(Path(tempfile.gettempdir()), PYTHONPATH=str(REPOSITORY_ROOT))
     try:
@@ -88,5 +90,5 @@ def run_to_end(command: Sequence[str], timeout: float, *, env: Mapping[str, str]
         raise TrialFailed(f"{command[0]} did not end within {timeout:.0f} s") from None
     if done.returncode != 0:
         reason = (done.stderr or done.stdout).strip()[-300:]
-        raise TrialFailed(f"{' '.join(command[:3])} failed ({done.returncode}): {reason}")  # not its arguments: tokens
+        raise TrialFailed(f"{' '.join(command[:3])} failed ({done.returncode}): {reason}")  # arguments may be secret
     return done.stdout

@@ -1,4 +1,4 @@
-"""The servers under test. Each is a process tree of its own on a free loopback port."""
+"""Starts the registries that the bench measures. Each server is a process tree on a free loopback port."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bench.system.programs import REPOSITORY_ROOT, START_TIMEOUT, clean_environm
 
 HOST = "127.0.0.1"
 HOSTED_PREFIX = "team"
-"""Names below this prefix can be pushed to an Entrepot that mirrors an upstream."""
+"""Clients can push repositories below this prefix to an Entrepot that mirrors an upstream."""
 COMMAND_TIMEOUT = 60.0
 
 
@@ -33,9 +33,10 @@ class ServerProgram:
     name: str
     version: Callable[[], str]
     command: Callable[[Path, int, str | None], list[str]]
-    """Returns the command for a folder, a port, and the URL of the upstream to mirror, if any."""
+    """Returns the command that starts a server. Its arguments are the server's folder, the port, and the URL of the
+    upstream to mirror; None: mirror no upstream."""
     root: Path = REPOSITORY_ROOT
-    """The checkout whose code runs, if the program is an Entrepot."""
+    """The checkout from which the code comes, if the program is an Entrepot."""
     is_entrepot: bool = True
 
 
@@ -47,7 +48,7 @@ class RunningServer:
     port: int
     process: subprocess.Popen[bytes]
     start_seconds: float
-    """Seconds from exec to the first 200 on /v2/."""
+    """Seconds from exec to the first good response to GET /v2/."""
 
     @property
     def name(self) -> str:
@@ -71,22 +72,22 @@ class RunningServer:
 
 
 class Meter:
-    """Measures what a server and its loaders use from now on."""
+    """Measures the time, and the CPU time of a server and of the loaders, from the creation of this object on."""
 
     def __init__(self, server: RunningServer) -> None:
         self._server = server
         self._cpu, self._loader_cpu, self._begun = server.cpu(), children_cpu(), time.perf_counter()
 
     def cpu(self) -> float:
-        """Returns CPU seconds of the server."""
+        """Returns the CPU seconds that the server has used."""
         return self._server.cpu() - self._cpu
 
     def loader_cpu(self) -> float:
-        """Returns CPU seconds of the loaders that have ended."""
+        """Returns the CPU seconds of all loaders that have ended."""
         return children_cpu() - self._loader_cpu
 
     def seconds(self) -> float:
-        """Returns the elapsed time."""
+        """Returns the elapsed time in seconds."""
         return time.perf_counter() - self._begun
 
 
@@ -97,7 +98,8 @@ def _entrepot_version() -> str:
 
 
 def _entrepot_command(folder: Path, port: int, upstream: str | None) -> list[str]:
-    """Uses the defaults with two workers. As a mirror, it has one upstream and a prefix for pushed images."""
+    """Returns the command for an Entrepot with two workers and default settings. A mirror also gets the upstream, and
+    the prefix HOSTED_PREFIX for pushed images."""
     command = [sys.executable, "-m", "registry", "serve", "--workers", "2", "--listen", f"{HOST}:{port}"]
     command += ["--data", str(folder / "data")]
     if upstream is None:
@@ -111,7 +113,8 @@ def _entrepot_command(folder: Path, port: int, upstream: str | None) -> list[str
 
 
 def _docker_registry_command(folder: Path, port: int, upstream: str | None) -> list[str]:
-    """Uses Debian's set-up (descriptors cached in memory) with less logging than its default, which is its fastest."""
+    """Returns the command for docker-registry with the fastest configuration: Debian's (descriptors cached in memory),
+    but with less logging."""
     config: dict[str, object] = {
         "version": "0.1",
         "log": {"level": "error", "accesslog": {"disabled": True}},
@@ -135,8 +138,8 @@ DOCKER_REGISTRY = ServerProgram(
 
 
 def entrepot_checkout(root: Path) -> ServerProgram:
-    """Returns the Entrepot of another checkout, to compare two versions in one run. Raises BenchFailed if the folder
-    is not a checkout of Entrepot."""
+    """Returns the Entrepot of another checkout. A bench compares it with the Entrepot of this checkout. Raises
+    BenchFailed if the folder is not a checkout of Entrepot."""
     root = root.resolve()
     if not (root / "registry" / "__main__.py").is_file():
         raise BenchFailed(f"{root} holds no checkout of Entrepot")
@@ -146,7 +149,8 @@ def entrepot_checkout(root: Path) -> ServerProgram:
 
 
 def run_entrepot(program: ServerProgram, folder: Path, *arguments: str) -> str:
-    """Runs a command of that Entrepot on the data directory in `folder` and returns its output. Raises TrialFailed."""
+    """Runs an Entrepot command of `program` on the data directory in `folder`, and returns its output. Raises
+    TrialFailed."""
     command = [sys.executable, "-m", "registry", *arguments, "--data", str(folder / "data")]
     return run_to_end(command, COMMAND_TIMEOUT, env=clean_environment(folder, PYTHONPATH=str(program.root)))
 
@@ -166,7 +170,8 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def started_server(program: ServerProgram, folder: Path, upstream: str | None = None) -> Iterator[RunningServer]:
-    """Runs a registry on `folder` until the block ends, which begins after its first 200. Raises BenchFailed."""
+    """Runs a registry on `folder` until the block ends. The block begins once the registry answers GET /v2/. Raises
+    BenchFailed."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     command = program.command(folder, port, upstream)
@@ -176,7 +181,7 @@ def started_server(program: ServerProgram, folder: Path, upstream: str | None = 
 
 
 def is_serving(port: int) -> bool:
-    """Returns whether a registry answers on the port, with 200 or with a request to log in."""
+    """Returns whether a registry answers GET /v2/ on the port, with 200 or with 401 (login required)."""
     connection = http.client.HTTPConnection(HOST, port, timeout=START_TIMEOUT)
     try:
         connection.request("GET", "/v2/")
@@ -189,8 +194,8 @@ def is_serving(port: int) -> bool:
 
 @contextlib.contextmanager
 def sampled_memory(server: RunningServer, interval: float, peaks: dict[str, int]) -> Iterator[None]:
-    """Samples the memory of a server every `interval` seconds and at the end of the block, and keeps the highest value,
-    in bytes, in `peaks` by the server's name. Each sample takes some milliseconds of kernel time."""
+    """Reads the memory of a server every `interval` seconds and at the end of the block. Stores the highest value, in
+    bytes, in `peaks` under the server's name. Each reading takes some milliseconds of kernel time."""
     ended = threading.Event()
 
     def sample() -> None:

@@ -1,1 +1,2 @@
-"""Garbage collection and eviction in stores of growing size, and what they cost clients meanwhile."""
+"""The bench `upkeep`: measures garbage collection and cache eviction on stores of several sizes, and the latency of
+clients' requests meanwhile."""

@@ -1,4 +1,5 @@
-"""The rows that are measured on each store: a collection, an eviction, and requests for manifests alone and beside."""
+"""Rows of the table of the bench `upkeep`: a garbage collection, an eviction of cached images, and requests for
+manifests, alone and during each of these jobs. Each row is measured on stores of several sizes."""
 
 from __future__ import annotations
 
@@ -27,21 +28,21 @@ from bench.upkeep.upkeep_store import (
     small_layer,
 )
 
-REMOVED = 1000
-"""Blobs of a collection, and images of an eviction."""
+REMOVAL_COUNT = 1000
+"""Number of blobs that a garbage collection removes, and of images that an eviction removes."""
 JOB_TIMEOUT = 600.0
 CHECKED_SAMPLES = 20
 WARM_UP_SECONDS = 1.0
 PAUSE_MILLISECONDS = 10
-"""Pause of each of wrk's connections after a response. Without it, wrk would take all processor time that there is: the
-latencies would be those of a queue, and the jobs would wait for their turn behind it."""
+"""Each of wrk's connections waits this long after a response before it sends the next request. Without a pause, wrk's
+requests would take all CPU time: requests would queue up, and the jobs would get no CPU time."""
 IDLE_P99 = Figure("idle", "p99 ms just before")
 SLOWDOWN = Figure("slowdown", "p99 to that just before")
 
 
 @dataclass(frozen=True)
 class FilledStore:
-    """A store of one program, and its content."""
+    """The data directory of one registry program, and the content in it."""
 
     name: str
     program: ServerProgram
@@ -53,7 +54,7 @@ class FilledStore:
 
     @property
     def count(self) -> int:
-        """Number of its blobs."""
+        """Number of blobs in the store."""
         return self.content.size.blobs
 
     @property
@@ -63,7 +64,7 @@ class FilledStore:
 
 @dataclass(frozen=True)
 class UpkeepTrial:
-    """One trial of a row: a store, which a server serves."""
+    """One trial: the measurement of one row on one store. `server`: the server of this store."""
 
     store: FilledStore
     server: RunningServer
@@ -72,8 +73,8 @@ class UpkeepTrial:
 
 @dataclass(frozen=True)
 class Removal:
-    """A job of upkeep that removes a thousand things. `add`: adds them to a store. `start`: starts the job that removes
-    just these, and returns its id."""
+    """A job that removes REMOVAL_COUNT blobs or images. `add`: adds the blobs or images to a store. `start`: starts the
+    job that removes exactly the added ones, and returns the id of the job."""
 
     name: str
     add: Callable[[UpkeepStore], AddedContent]
@@ -95,17 +96,18 @@ def _post(trial: UpkeepTrial, path: str, body: dict[str, object]) -> int:
     return int(json.loads(response.body)["id"])
 
 
-COLLECTION = Removal("collect", lambda store: store.add_garbage(REMOVED), _start_collection)
-EVICTION = Removal("evict", lambda store: store.add_stale_images(REMOVED), _start_eviction)
+COLLECTION = Removal("collect", lambda store: store.add_garbage(REMOVAL_COUNT), _start_collection)
+EVICTION = Removal("evict", lambda store: store.add_stale_images(REMOVAL_COUNT), _start_eviction)
 
 
 def prepare_store(store: FilledStore, server: RunningServer) -> None:
-    """Checks some of the bulk-made content through the API, and sends requests to warm up. Raises TrialFailed."""
-    chance = random.Random(1)
+    """Checks some of the store's content through the API, because its rows were inserted into the database in bulk.
+    Then sends requests to warm up the server. Raises TrialFailed."""
+    rng = random.Random(1)
     with HttpClient(server.port) as client:
         for _ in range(CHECKED_SAMPLES):
-            repo = repository_name(chance.randrange(store.content.size.repositories))
-            tag = chance.randrange(TAGS_PER_REPOSITORY)
+            repo = repository_name(rng.randrange(store.content.size.repositories))
+            tag = rng.randrange(TAGS_PER_REPOSITORY)
             layer = small_layer(f"{repo}:{tag}")
             wanted = manifest_of_layer(store.config, layer)
             for reference in (f"t{tag}", digest_of(wanted)):
@@ -116,7 +118,8 @@ def prepare_store(store: FilledStore, server: RunningServer) -> None:
 
 
 def _get_manifests(trial: UpkeepTrial, work: Callable[[], object] | None = None) -> LoadReport:
-    """Gets pushed manifests by random tags of the whole store, for the time of a trial or as long as `work` takes."""
+    """Gets pushed manifests by random tags of the whole store. Goes on for as long as `work` runs or, without `work`,
+    for the length of a trial."""
     store = trial.store
     repositories, pause = str(store.content.size.repositories), str(PAUSE_MILLISECONDS)
     arguments = [MANIFEST_ACCEPT, repositories, "1", str(TAGS_PER_REPOSITORY), "", pause]
@@ -128,7 +131,8 @@ def _get_manifests(trial: UpkeepTrial, work: Callable[[], object] | None = None)
 
 
 def _remove(trial: UpkeepTrial, added: AddedContent, removal: Removal) -> float:
-    """Runs the job and returns its seconds. Raises TrialFailed unless it removes what was added, and nothing else."""
+    """Runs the job and returns how many seconds it took. Raises TrialFailed unless the job removes all content in
+    `added`, and nothing else."""
     seconds, _ = trial.store.content.wait_for_job(removal.start(trial, added), JOB_TIMEOUT)
     trial.store.content.check_gone(added)
     return seconds
@@ -165,8 +169,8 @@ def upkeep_rows() -> list[Row[UpkeepTrial]]:
     """Returns the rows, in the order in which they are measured."""
     costs, load, beside = (SECONDS, CPU_SECONDS), (P99, P50, RATE), (P99, IDLE_P99, SLOWDOWN, P50, RATE, SECONDS)
     return [
-        Row("collect", f"collection of {REMOVED:,} blobs", costs, partial(_time_removal, removal=COLLECTION)),
-        Row("evict", f"eviction of {REMOVED:,} images", costs, partial(_time_removal, removal=EVICTION)),
+        Row("collect", f"collection of {REMOVAL_COUNT:,} blobs", costs, partial(_time_removal, removal=COLLECTION)),
+        Row("evict", f"eviction of {REMOVAL_COUNT:,} images", costs, partial(_time_removal, removal=EVICTION)),
         Row("manifest", "manifest by tag, all over", load, _time_manifests),
         Row(
             "manifest-beside-collect",

@@ -1,4 +1,5 @@
-"""Builds stores with more and more blobs, serves them side by side, and measures what upkeep takes there."""
+"""The bench `upkeep`: builds stores of several sizes, runs a server for each, and measures garbage collection and cache
+eviction on one server after the other."""
 
 from __future__ import annotations
 
@@ -19,18 +20,22 @@ from bench.upkeep.upkeep_rows import FilledStore, UpkeepTrial, prepare_store, up
 from bench.upkeep.upkeep_store import UPSTREAM, BlobCount, UpkeepStore
 
 DISK_BYTES_PER_BLOB = 10_000
-"""A generous estimate: the file and its inode, rows and indexes, and the WAL while they are inserted."""
+"""A generous estimate of the disk space for the file and its inode, for rows and indexes, and for the WAL while the
+rows are inserted."""
 DRAWN = (P99, CPU_SECONDS)
+"""The figures of the plot that compares two versions of Entrepot."""
 CONFIG = f"""
 [[upstream]]
 name = "{UPSTREAM}"
 endpoints = ["http://{HOST}:9"]
 """
-"""Nobody asks for something that is not cached, so nothing has to listen there."""
+"""The configuration of the measured servers. Clients request only cached content, so no server listens on the
+endpoint."""
 
 
 def upkeep_bench(options: Options) -> Bench:
-    """Returns the bench. Raises BenchFailed for a folder that is not a checkout, and for an unknown row."""
+    """Returns the bench, ready to run. Raises BenchFailed if the options name an unknown row, or a folder that is not a
+    checkout of Entrepot."""
     pick_rows(upkeep_rows(), options.only)
     measure = partial(_measure, options=options)
     plan = SizePlan("upkeep", "blobs", DISK_BYTES_PER_BLOB, _build, measure, upkeep_goals, DRAWN, is_largest_first=True)
@@ -38,7 +43,8 @@ def upkeep_bench(options: Options) -> Bench:
 
 
 def _build(parent: Path, program: ServerProgram, count: int) -> FilledStore:
-    """Builds a store: pushes its config to the program's server, then inserts the other content."""
+    """Builds a store: pushes an image, whose config all other images share, to a server of the program. Then inserts
+    all other content."""
     name = f"{count:,} blobs" if program is ENTREPOT else f"{count:,} blobs, {program.name}"
     mirror, folder = replace(program, command=_mirror_command), parent / name
     layers = small_layers(1)
@@ -49,7 +55,7 @@ def _build(parent: Path, program: ServerProgram, count: int) -> FilledStore:
 
 
 def _mirror_command(folder: Path, port: int, _: str | None) -> list[str]:
-    """Uses the defaults with two workers, and a mirrored upstream."""
+    """Returns the command for an Entrepot with two workers and default settings that mirrors an upstream."""
     path = folder / "config.toml"
     path.write_text(CONFIG)
     command = [sys.executable, "-m", "registry", "serve", "--workers", "2", "--listen", f"{HOST}:{port}"]

@@ -1,9 +1,11 @@
-"""A store with many blobs, half of them pushed and half of them mirrored, and what upkeep removes from it.
+"""Fills a store with many blobs, half of them pushed and half of them mirrored. Later adds content to the store that a
+garbage collection or a cache eviction then removes.
 
-Each manifest has a tag and a layer of its own; all share one config. The rows are inserted in bulk and equal those that
-pushes and the mirror create, which a test checks; only the queue of the garbage collector is empty, as after a
-collection. The layers are real files, small, and older than the collector's grace period. The triggers of the schema
-count what the mirrored repositories use, so a server with the mirror's settings must have served the directory before.
+Each manifest has a tag and a layer of its own; all manifests share one config. The rows are inserted in bulk. A test
+checks that they equal the rows that pushes and the mirror create. One difference remains: the queue of the garbage
+collector is empty, as after a collection. The layers are small real files that are older than the collector's grace
+period. Triggers of the database schema count the bytes of mirrored repositories. They need rows that a server with the
+mirror's settings creates, so such a server must have served the directory before.
 """
 
 from __future__ import annotations
@@ -29,49 +31,53 @@ from storage.names import Digest
 UPSTREAM = "hub.example"
 TAGS_PER_REPOSITORY = 10
 BATCH_REPOSITORIES = 1000
-"""Repositories in one transaction."""
+"""Number of repositories that are inserted in one transaction."""
 LAYER_BYTES = 32
 AGE_SECONDS = 30 * 86400.0
-"""Age of all content. It is more than the collector's grace period."""
+"""Age of all content that stays in the store. It is more than the collector's grace period."""
 GARBAGE_AGE_SECONDS = 5 * 86400.0
-"""How long ago the last reference to the garbage was removed."""
+"""Time since the last reference to the garbage was removed."""
 STALE_AGE_SECONDS = 365 * 86400.0
-"""Age of the images that are evicted, and time since their last pull. No other image was not pulled for so long."""
+"""Age of the images that are evicted, and time since their last pull. All other images were pulled later."""
 CACHE_KIB = 512 * 1024
+"""Size of SQLite's page cache."""
 BUSY_MILLISECONDS = 30_000
 CHECKPOINT_PAGES = 20_000
-"""Pages in the WAL after which it is copied into the database while a store is filled. A long WAL slows down reads."""
+"""While a store is filled, SQLite copies the WAL into the database whenever the WAL has this many pages. A longer WAL
+would slow down reads."""
 
 
 @dataclass(frozen=True)
 class BlobCount:
-    """The size of a store: so many layers, in repositories of ten."""
+    """The size of a store: the number of its blobs (layers). Each repository has TAGS_PER_REPOSITORY of them."""
 
     blobs: int
 
     @property
     def repositories(self) -> int:
-        """Number of pushed repositories; there are as many mirrored ones."""
+        """Number of pushed repositories. The number of mirrored repositories is the same."""
         return self.blobs // (2 * TAGS_PER_REPOSITORY)
 
 
 class StoreCounts(NamedTuple):
-    """How much a store holds, from its tables."""
+    """The numbers of rows in the tables of a store's database."""
 
     blobs: int
     manifests: int
     cached_manifests: int
     queued: int
     mirrored_bytes: int
-    """Bytes that the counters of use have for all mirrored repositories."""
+    """Size of all mirrored repositories according to the usage counters in the database."""
 
 
 @dataclass(frozen=True)
 class AddedContent:
-    """Blobs that were added to a store to be removed, and the store before that."""
+    """Content that was added to a store so that a job can remove it."""
 
     digests: tuple[str, ...]
+    """The digests of the added layers."""
     before: StoreCounts
+    """The counts of the store before the content was added."""
 
 
 def mirrored_name(number: int) -> str:
@@ -83,20 +89,20 @@ def manifest_of_layer(config: BlobContent, layer: BlobContent) -> bytes:
 
 
 def small_layer(seed: str) -> BlobContent:
-    """Returns a layer of LAYER_BYTES that only this seed has."""
+    """Returns a layer of LAYER_BYTES bytes. Different seeds give different layers."""
     return make_blob(digest_of(seed.encode())[-LAYER_BYTES:].encode())
 
 
 class UpkeepStore:
-    """The data directory of a server, changed beside it."""
+    """Changes the data directory of a server directly, without requests to the server."""
 
     def __init__(self, data: Path, size: BlobCount, config: BlobContent) -> None:
-        """The directory has the blob `config`."""
+        """`config`: the config of all images. The blob must be in the directory already."""
         self._layout = layout_of(data)
         self.size, self._config = size, config
 
     def fill(self) -> None:
-        """Inserts all repositories. No server may use the directory."""
+        """Inserts all repositories and their images. No server may use the directory meanwhile."""
         with self._connected() as db:
             db.pragma("synchronous", "OFF")  # the checkpoint at the end makes it durable
             db.wal_autocheckpoint(CHECKPOINT_PAGES)
@@ -115,7 +121,8 @@ class UpkeepStore:
             db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
     def add_garbage(self, count: int) -> AddedContent:
-        """Adds blobs to which no manifest has referred for a long time, to pushed repositories all over the store."""
+        """Adds `count` blobs without references to pushed repositories all over the store. The database says that the
+        last reference was removed long ago, so a garbage collection removes these blobs."""
         now, layers = time.time(), self._new_layers(count)
         with self._connected() as db:
             before = _read_counts(db)
@@ -127,7 +134,8 @@ class UpkeepStore:
         return AddedContent(tuple(layer.digest for layer in layers), before)
 
     def add_stale_images(self, count: int) -> AddedContent:
-        """Adds images that were not pulled for longer than all others, to mirrored repositories all over the store."""
+        """Adds `count` images to mirrored repositories all over the store. Their last pull was before the last pull of
+        all other images, so an eviction removes them first."""
         old, layers, mark = time.time() - STALE_AGE_SECONDS, self._new_layers(count), os.urandom(4).hex()
         with self._connected() as db:
             before = _read_counts(db)
@@ -139,7 +147,7 @@ class UpkeepStore:
         return AddedContent(tuple(layer.digest for layer in layers), before)
 
     def check_gone(self, added: AddedContent) -> None:
-        """Raises TrialFailed unless all that was added is gone, rows and files, and nothing else."""
+        """Raises TrialFailed unless the rows and files of all added content are removed, and nothing else is."""
         with self._connected() as db:
             after = _read_counts(db)
             sql = "SELECT count(*) FROM json_each(?) d JOIN blob b ON b.digest = d.value"
@@ -156,9 +164,9 @@ class UpkeepStore:
             return _read_counts(db)
 
     def wait_for_job(self, job: int, timeout: float) -> tuple[float, dict[str, Any]]:
-        """Waits for the end of a job. Returns the seconds from its start to its end, without the time in which it was
-        queued, and its result. Reads the database, which costs the server nothing. Raises TrialFailed if the job does
-        not end well and in time."""
+        """Waits for the end of a job. Returns the seconds from its start to its end, and its result. The time in which
+        the job was queued does not count. Reads the state of the job from the database, so that the server need not
+        answer requests for it. Raises TrialFailed if the job fails, or does not end within `timeout` seconds."""
         deadline, started = time.monotonic() + timeout, 0.0
         with self._connected() as db:
             while True:
@@ -180,12 +188,12 @@ class UpkeepStore:
         return [small_layer(f"{mark}:{number}") for number in range(count)]
 
     def _spread(self, layers: Sequence[BlobContent], *, mirrored: bool) -> Iterator[tuple[str, Sequence[BlobContent]]]:
-        """Yields repositories all over the store, each with its part of the layers."""
-        places = min(self.size.repositories, max(1, len(layers) // TAGS_PER_REPOSITORY))
-        step = self.size.repositories // places
-        for place in range(places):
-            name = mirrored_name(place * step) if mirrored else repository_name(place * step)
-            yield name, layers[place::places]
+        """Distributes the layers over repositories all over the store. Yields each repository's name and layers."""
+        count = min(self.size.repositories, max(1, len(layers) // TAGS_PER_REPOSITORY))
+        step = self.size.repositories // count
+        for index in range(count):
+            name = mirrored_name(index * step) if mirrored else repository_name(index * step)
+            yield name, layers[index::count]
 
     def _write_files(self, layers: Sequence[BlobContent], changed: float) -> None:
         for layer in layers:
@@ -202,7 +210,7 @@ class UpkeepStore:
         with closing(apsw.Connection(str(self._layout.metadata))) as db:
             db.set_busy_timeout(BUSY_MILLISECONDS)
             db.pragma("foreign_keys", True)
-            db.pragma("wal_autocheckpoint", 0)  # the server does it
+            db.pragma("wal_autocheckpoint", 0)  # the server checkpoints the WAL
             db.pragma("cache_size", -CACHE_KIB)
             yield db
 
@@ -220,27 +228,30 @@ def _repository_id(db: apsw.Connection, name: str) -> int:
 
 
 class _RowInserter:
-    """Inserts rows as a push and the mirror do, in the transaction of the caller. `at`: the time in all rows."""
+    """Inserts the rows that a push or the mirror would insert, in the transaction of the caller. `at`: the timestamp of
+    all rows."""
 
     def __init__(self, db: apsw.Connection, config: BlobContent, at: float) -> None:
         self._db, self._config, self._at = db, config, at
         self._config_id = int(db.execute("SELECT id FROM blob WHERE digest = ?", (config.digest,)).get)
 
     def add_repository(self, name: str) -> int:
-        """Inserts a repository that has the config, and returns its row id."""
+        """Inserts a repository and links the config to it. Returns the row id of the repository."""
         sql = "INSERT INTO repository (name, created) VALUES (?, ?) RETURNING id"
         repository = int(self._db.execute(sql, (name, self._at)).get)
         self._add_links(repository, [self._config_id])
         return repository
 
     def add_garbage(self, repository: int, layers: Sequence[BlobContent], since: float) -> None:
-        """Inserts blobs to which no manifest refers, and queues them as of the time `since`."""
+        """Inserts blobs to which no manifest refers, and adds them to the garbage collector's queue with the timestamp
+        `since`."""
         self._add_links(repository, self._add_blobs(layers))
         sql = "INSERT INTO collect_queue (repository, digest, since) VALUES (?, ?, ?)"
         self._db.executemany(sql, [(repository, layer.digest, since) for layer in layers])
 
     def add_images(self, repository: int, layers: Sequence[BlobContent], prefix: str, upstream: str) -> None:
-        """Inserts an image for each layer, with the tags `prefix` and a number."""
+        """Inserts an image with a tag for each layer. The tags are `prefix` followed by a number. `upstream`: the
+        upstream of a mirrored repository; empty for a pushed repository."""
         insert, at, kind = self._db.executemany, self._at, self._config.media_type
         self._add_links(repository, self._add_blobs(layers))
         bodies = [manifest_of_layer(self._config, layer) for layer in layers]

@@ -1,13 +1,14 @@
-"""The commands and the API can do the same."""
+"""Checks that the management API has a route for each command, and that there is a command for each route. The module
+lists the exceptions, most with a reason."""
 
 from __future__ import annotations
 
 from tests.system.admin.test_api_refusals import ROUTES
 from tests.system.cli.test_command import EVERY_COMMAND
 
-NOT_ABOUT_ACCOUNTS = {
+COMMANDS_WITHOUT_ROUTE = {
     "serve",
-    "reload",  # whoever may change the settings file runs it
+    "reload",  # it is run by people who can change the settings file
     "restart",
     "config",
     "inspect",
@@ -24,7 +25,7 @@ NOT_ABOUT_ACCOUNTS = {
     "import-config",
 }
 
-TWINS = {
+ROUTE_OF_COMMAND = {
     "user add": ("POST", "/users"),
     "user list": ("GET", "/users"),
     "user show": ("GET", "/users/{name}"),
@@ -82,12 +83,12 @@ TWINS = {
     "scrub quarantine list": ("GET", "/quarantine"),
     "scrub quarantine delete": ("DELETE", "/quarantine/{digest}"),
     "backup": ("POST", "/backups"),
-    "restore": ("GET", "/backups"),  # `restore --list`; what is restored is not a running server
+    "restore": ("GET", "/backups"),  # only for `restore --list`: a server cannot restore its own data while it runs
     "import": ("POST", "/imports/remote"),
     "import-registry": ("POST", "/imports/directory"),
 }
 
-ONLY_API = {
+ROUTES_WITHOUT_COMMAND = {
     ("DELETE", "/sessions"),  # `user sessions --end-all`
     ("DELETE", "/sessions/{id}"),  # `user sessions --end`
     ("GET", "/repositories/{name}/tag-list"),  # for the pages; `inspect` shows images
@@ -107,10 +108,10 @@ ONLY_API = {
     ("GET", "/retention/repositories"),  # for the page; `retention preview` counts over all repositories
     ("GET", "/mirror/downloads"),  # `mirror status` shows them
     ("GET", "/mirror/images"),  # for the page; `cache evict --dry-run` lists them in its order
-    ("GET", "/me"),  # there is nobody at the command line who would have to ask
+    ("GET", "/me"),  # about the account that is logged in; the command line needs no login
     ("GET", "/robots/{name}"),  # `robot list` and `grant list --for` show it
     ("GET", "/groups/{name}"),  # `group list` shows it
-    ("POST", "/scrub"),  # `scrub` itself, a group of commands that runs
+    ("POST", "/scrub"),  # the command `scrub`, which is also a group of commands and so not in the list
     ("GET", "/damaged"),  # `scrub status` shows it
     ("GET", "/activity"),  # for the pages; programs that watch the server read its metrics
     ("GET", "/search"),  # a person at the command line can list everything with other programs
@@ -118,7 +119,7 @@ ONLY_API = {
 }
 
 
-def test_every_command_has_a_twin() -> None:
-    """And every route belongs to a command, but for what a person at the command line has no use for."""
-    assert set(EVERY_COMMAND) == set(TWINS) | NOT_ABOUT_ACCOUNTS
-    assert set(ROUTES) == set(TWINS.values()) | ONLY_API
+def test_every_command_has_an_api_route() -> None:
+    """Every command has a route of the API, and every route has a command, except those in the lists of exceptions."""
+    assert set(EVERY_COMMAND) == set(ROUTE_OF_COMMAND) | COMMANDS_WITHOUT_ROUTE
+    assert set(ROUTES) == set(ROUTE_OF_COMMAND.values()) | ROUTES_WITHOUT_COMMAND

@@ -1,4 +1,4 @@
-"""docs/en/compatibility.md says what the tests of the clients found."""
+"""Checks that docs/en/compatibility.md has the recorded results of the compatibility tests."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from tests.fakes.deployment.debian_root import RELEASES
 
 
 def test_page() -> None:
-    """The page is what `make compatibility` makes of the recorded results."""
+    """The page is the one that `make compatibility` generates from the recorded results."""
     assert PAGE.read_text() == page()
 
 
 def test_every_client_was_tried() -> None:
-    """The results of each Debian have every client that the tests run, and each of its steps."""
+    """The results of each Debian release have all clients that the tests run, and all their steps."""
     for name in RELEASES:
         results = load(RESULTS / f"{name}.json")
         assert {each.client: set(each.steps) for each in results} == {

@@ -1,4 +1,4 @@
-"""Which modules may import which, and the rules of the project that a program can check."""
+"""Checks which modules of the product may import which others, and other rules for the code."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tests.fakes.server_process import ROOT
 
-LINES = 400
-VOCABULARY = {
+MAX_MODULE_LINES = 400
+SHARED_STORAGE_MODULES = {
     *("storage.interface", "storage.names", "storage.patterns", "storage.content", "storage.errors", "storage.access"),
     *("storage.jobs", "storage.backups", "storage.upstream_tags"),  # for their errors
     *("storage.versioned_cache", "storage.imports", "storage.tag_history"),
@@ -21,7 +21,7 @@ MODULES = sorted(path for part in ("registry", "storage") for path in (ROOT / pa
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Returns the modules that a file imports, wherever in the file it does so."""
+    """Yields the modules that a file imports, at its top or in functions."""
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -33,7 +33,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def test_contracts_of_import_linter_hold() -> None:
-    """The layers defined in pyproject.toml are kept."""
+    """import-linter finds no import that breaks the layers defined in pyproject.toml."""
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -49,17 +49,19 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-def test_http_imports_the_vocabulary_alone() -> None:
-    """Of `storage`, `registry/http` imports only the interface, the types of content, the errors, and a few more."""
+def test_http_imports_only_shared_modules_of_storage() -> None:
+    """`registry/http` imports only SHARED_STORAGE_MODULES of the package `storage`: the interface, types of content,
+    errors, and a few others."""
 
     def imports_more(path: Path, _: ast.Module) -> bool:
-        return not {name for name in imports(path) if name.partition(".")[0] == "storage"} <= VOCABULARY
+        return not {name for name in imports(path) if name.partition(".")[0] == "storage"} <= SHARED_STORAGE_MODULES
 
     assert offenders(imports_more, (ROOT / "registry" / "http").rglob("*.py")) == []
 
 
 def test_only_what_uvicorn_documents_is_imported() -> None:
-    """Of uvicorn, product code imports `Config` and `Server` from the package itself, and none of its modules."""
+    """The product imports only `Config` and `Server` from uvicorn, because these are documented. It imports none of
+    uvicorn's modules."""
 
     def imports_more(_: Path, tree: ast.Module) -> bool:
         for node in ast.walk(tree):
@@ -76,11 +78,12 @@ def test_only_what_uvicorn_documents_is_imported() -> None:
 
 def test_modules_are_small() -> None:
     """No module is longer than 400 lines. A module above 300 lines should be checked for a second purpose."""
-    assert offenders(lambda path, _: len(path.read_text().splitlines()) > LINES) == []
+    assert offenders(lambda path, _: len(path.read_text().splitlines()) > MAX_MODULE_LINES) == []
 
 
 def test_print_belongs_to_the_command() -> None:
-    """Only the command writes to stdout; all other modules log. stderr is for a start that fails."""
+    """Only the modules of the command line print to stdout. Other modules log, and may print to stderr if the start of
+    the server fails."""
 
     def prints(path: Path, tree: ast.Module) -> bool:
         return (ROOT / "registry" / "cli") not in path.parents and any(
@@ -95,8 +98,8 @@ def test_print_belongs_to_the_command() -> None:
 
 
 def test_signals_can_end_every_event_loop() -> None:
-    """A command runs its event loop with `registry.cli.interrupts.run_interruptible`, so a signal ends it whatever is
-    stuck."""
+    """Commands run their event loops with `registry.cli.interrupts.run_interruptible`, so that a signal ends a command
+    even if a task hangs."""
 
     def runs_loop(path: Path, tree: ast.Module) -> bool:
         calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
@@ -108,7 +111,7 @@ def test_signals_can_end_every_event_loop() -> None:
 
 
 def test_there_is_one_context_variable() -> None:
-    """Values reach a function through its arguments, or through the request's context."""
+    """The only ContextVar of the product is that of the request's context. All other values are passed as arguments."""
     found = [path for path in MODULES if "ContextVar(" in path.read_text()]
     assert found == [ROOT / "registry" / "request.py"]
     assert found[0].read_text().count("ContextVar(") == 1

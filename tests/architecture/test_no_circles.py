@@ -1,4 +1,5 @@
-"""No two modules import each other, directly or through others."""
+"""Checks that the imports of the product have no cycles: no two modules import each other, directly or through other
+modules."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ MODULES = {module_name(path): path for part in ("registry", "storage") for path 
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Returns the modules of the product that a file imports: at its top, in functions, and only for types."""
+    """Yields the modules of the product that a file imports: at its top, in functions, and for type annotations
+    only."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names if name.name in MODULES)
@@ -29,8 +31,8 @@ def imported(path: Path) -> Iterator[str]:
                 yield inner if inner in MODULES else node.module
 
 
-def test_no_module_imports_itself_through_others() -> None:
-    """The imports form no circle, so every module can be read, tested and moved without those above it."""
+def test_imports_have_no_cycles() -> None:
+    """The imports have no cycle, so each module can be read, tested and moved without the modules that import it."""
     graph = {name: {other for other in imported(path) if other != name} for name, path in MODULES.items()}
     try:
         TopologicalSorter(graph).prepare()
@@ -38,7 +40,8 @@ def test_no_module_imports_itself_through_others() -> None:
         raise AssertionError(" -> ".join(error.args[1])) from None
 
 
-def test_the_circles_would_be_found() -> None:
-    """The test above reads the files, and understands their imports."""
+def test_imports_are_read_from_the_files() -> None:
+    """`MODULES` has the modules of the product, and `imported` finds their imports. Otherwise the test of cycles would
+    check nothing."""
     assert "registry.http.exchange" in set(imported(MODULES["registry.http.blobs"]))
     assert len(MODULES) > 150

@@ -1,4 +1,4 @@
-"""docs/en/security.md names tests that exist."""
+"""Checks that docs/en/security.md names a test for each promise, and that these tests exist."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def functions(path: str) -> set[str]:
 
 
 def test_the_page_names_tests() -> None:
-    """The regular expression finds the names of the tests in the page."""
+    """The regular expression finds the names of tests in the page."""
     assert len(NAMED) > 60
 
 
-def test_promises_are_held() -> None:
-    """Each test that the page names is there, and pytest finds it."""
+def test_named_tests_exist() -> None:
+    """Each test that the page names exists, and pytest can find it."""
     assert [f"{path}::{name}" for path, name in NAMED if not _is_found(path, name)] == []
 
 

@@ -1,4 +1,5 @@
-"""The version stands in `registry/__init__.py` alone; the changelog and the chart agree with it."""
+"""Tests of `release.versions`: the version is in `registry/__init__.py`, and the changelog and the chart must agree
+with it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ CHART = "name: entrepot\nversion: 1.7.0\nappVersion: {version}\n"
 
 
 def project(folder: Path, version: str, *sections: str, chart: str = "") -> Path:
-    """A folder with what has a version."""
+    """Writes a folder with the files that have a version: `__init__.py`, the changelog and the chart."""
     (folder / "registry").mkdir()
     (folder / "registry" / "__init__.py").write_text(f'"""Text."""\n\n__version__ = "{version}"\n')
     (folder / "CHANGELOG.md").write_text("# Changelog\n\n## [Unreleased]\n\n" + "".join(f"{s}\n\n" for s in sections))
@@ -27,7 +28,7 @@ def project(folder: Path, version: str, *sections: str, chart: str = "") -> Path
 
 
 def test_this_repository() -> None:
-    """Nothing contradicts the version of the program."""
+    """In this repository, no file contradicts the version of the program."""
     assert program_version(ROOT) == __version__
     assert disagreements(ROOT) == []
 
@@ -41,21 +42,21 @@ def test_this_repository() -> None:
     ],
 )
 def test_released(tmp_path: Path, version: str, sections: list[str], released: bool) -> None:
-    """A version is released when the newest section with a date is its own."""
-    made = project(tmp_path, version, *sections, chart=version)
-    assert is_released(made) is released
-    assert released_versions(made) == [section.split()[1].strip("[]") for section in sections]
-    assert disagreements(made) == []
+    """A version counts as released if the newest section with a date in the changelog is about this version."""
+    folder = project(tmp_path, version, *sections, chart=version)
+    assert is_released(folder) is released
+    assert released_versions(folder) == [section.split()[1].strip("[]") for section in sections]
+    assert disagreements(folder) == []
 
 
 def test_a_section_of_a_newer_version(tmp_path: Path) -> None:
-    """A changelog that goes on after the program's version contradicts it."""
-    made = project(tmp_path, "0.1.0", "## [0.2.0] - 2026-12-01", "## [0.1.0] - 2026-11-01")
-    assert disagreements(made) == ["CHANGELOG.md has a newer section than that of the program's version 0.1.0"]
+    """A changelog with a section about a newer version contradicts the program's version."""
+    folder = project(tmp_path, "0.1.0", "## [0.2.0] - 2026-12-01", "## [0.1.0] - 2026-11-01")
+    assert disagreements(folder) == ["CHANGELOG.md has a newer section than that of the program's version 0.1.0"]
 
 
 def test_a_chart_of_another_version(tmp_path: Path) -> None:
-    """The chart installs the program's version."""
+    """A chart whose appVersion differs contradicts the program's version."""
     assert disagreements(project(tmp_path, "0.2.0", chart="0.1.0")) == [
         "deploy/helm/entrepot/Chart.yaml has the appVersion 0.1.0, but the program's version is 0.2.0"
     ]

@@ -1,4 +1,5 @@
-"""docs/en/architecture.md leads to code that exists."""
+"""Checks that the functions and classes that docs/en/architecture.md names exist. The page walks through the code in
+steps such as `registry.app:create_app`."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ def test_the_walk_has_steps() -> None:
 
 
 def test_steps_exist() -> None:
-    """Each `module:function` of the walk can be imported, from the module that defines it."""
+    """Each step `module:name` of the page can be imported, and the module defines the name itself."""
     assert [f"{module}:{name}" for module, name in STEPS if not _is_defined(module, name)] == []
 
 

@@ -1,1 +1,1 @@
-"""Tests of the bench's own arithmetic: a wrong figure would be believed."""
+"""Tests of the benchmarks in `bench`: their arithmetic, their parsers, and the stores that they make."""

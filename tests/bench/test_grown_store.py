@@ -1,4 +1,4 @@
-"""Tests that bulk-inserted rows equal those of pushes."""
+"""Tests of the stores of the bench `growth`: rows that are inserted in bulk equal the rows that pushes create."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ BY = Actor("anonymous", "127.0.0.1", "", "bench")
 CONFIG = make_blob(b"{}", CONFIG_TYPE)
 LAYERS = (make_blob(b"one"), make_blob(b"two"))
 BASE = RepositoryName("base/app")
-# Ids and times are not compared. Neither is the audit log: the bulk rows stand for blob pushes, which it does not
-# record. This test mounts blobs instead, which is faster, and the log records mounts.
+# Ids and times are not compared. The audit log is not compared either: the inserted rows are those of blob pushes,
+# which the log does not record. The test mounts blobs instead, because this is faster, and the log does record mounts.
 ROWS = {
     "repository": "SELECT name, manifests FROM repository",
     "blob_link": "SELECT r.name, b.digest FROM blob_link l JOIN repository r ON r.id = l.repository "
@@ -45,11 +45,11 @@ ROWS = {
 }
 
 
-async def push_blob(registry: Registry, repo: RepositoryName, one: BlobContent) -> None:
+async def push_blob(registry: Registry, repo: RepositoryName, blob: BlobContent) -> None:
     writer = await registry.start_upload(repo)
-    assert isinstance(one.content, bytes)
-    await writer.write(one.content)
-    await writer.commit(Digest(one.digest))
+    assert isinstance(blob.content, bytes)
+    await writer.write(blob.content)
+    await writer.commit(Digest(blob.digest))
 
 
 async def push_all(registry: Registry) -> None:
@@ -74,8 +74,8 @@ def rows(data: Path) -> dict[str, list[Any]]:
         db.close()
 
 
-async def test_grown_rows_are_pushed_rows(tmp_path: Path) -> None:
-    """Every table has the same rows, except for ids and times."""
+async def test_inserted_rows_equal_pushed_rows(tmp_path: Path) -> None:
+    """Bulk insertion and pushes give the same rows in every compared table, except for ids and times."""
     for name in ("grown", "pushed"):
         prepare_data_dir(tmp_path / name)
         async with open_registry(tmp_path / name) as registry:
@@ -87,8 +87,9 @@ async def test_grown_rows_are_pushed_rows(tmp_path: Path) -> None:
     assert rows(tmp_path / "grown") == rows(tmp_path / "pushed")
 
 
-async def test_grown_store_takes_pushes(tmp_path: Path) -> None:
-    """In a bulk-made repository a tag can move, and a new manifest can use its blobs."""
+async def test_pushes_to_a_filled_store(tmp_path: Path) -> None:
+    """In a repository whose rows were inserted in bulk, a push can move a tag, and a new manifest can refer to the
+    repository's blobs."""
     prepare_data_dir(tmp_path)
     async with open_registry(tmp_path) as registry:
         for each in (CONFIG, *LAYERS):

@@ -1,4 +1,5 @@
-"""Tests of the rounds: their order, the rows that stop, and the rows of the growth bench."""
+"""Tests of the benchmarks' runner: the order of trials, the number of rounds, rows that fail, and the goals of the
+bench `growth`."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from bench.runner import Rounds, Row
 
 @dataclass(frozen=True)
 class Subject:
-    """A subject that is not started."""
+    """A subject of the bench that runs no program."""
 
     name: str
     is_entrepot: bool
@@ -41,24 +42,25 @@ def run(rounds: int, *rows: Row[Trial]) -> list[RowSamples]:
     return runner.run(rounds)
 
 
-def recorder(seen: list[Trial]) -> Callable[[Trial], Sample]:
-    def trial(this: Trial) -> Sample:
-        seen.append(this)
+def recorder(trials: list[Trial]) -> Callable[[Trial], Sample]:
+    def trial(current: Trial) -> Sample:
+        trials.append(current)
         return {RATE.key: 1.0}
 
     return trial
 
 
 def test_order_of_servers_alternates() -> None:
-    """The order alternates, so a machine that becomes slower during a round does not slow down one server more than the
-    other."""
-    seen = list[Trial]()
-    run(2, Row("row", "a row", (RATE,), recorder(seen)))
-    assert seen == [(OURS.name, 0), (PEER.name, 0), (PEER.name, 1), (OURS.name, 1)]
+    """The order of the servers is reversed in every second round. So if the machine becomes slower during a round, this
+    does not always affect the same server."""
+    trials = list[Trial]()
+    run(2, Row("row", "a row", (RATE,), recorder(trials)))
+    assert trials == [(OURS.name, 0), (PEER.name, 0), (PEER.name, 1), (OURS.name, 1)]
 
 
 def test_rounds_of_a_row_are_bounded() -> None:
-    """`rounds` bounds both servers, `peer_rounds` only docker-registry, whose row is not prepared either at 0."""
+    """`rounds` limits the rounds of both servers, `peer_rounds` only those of docker-registry. With 0 rounds, the row
+    is not prepared either."""
     bounded, unequal, prepared = list[Trial](), list[Trial](), list[Trial]()
     first = Row("a", "", (RATE,), recorder(bounded), rounds=1)
     run(2, first, Row("b", "", (RATE,), recorder(unequal), recorder(prepared), peer_rounds=0))
@@ -67,22 +69,23 @@ def test_rounds_of_a_row_are_bounded() -> None:
     assert prepared == [(OURS.name, 0)]
 
 
-def test_a_failed_row_stops_alone() -> None:
-    """A failure ends its row, with its reason, and no other row. The samples from before it stay."""
-    seen = list[Trial]()
+def test_a_failed_row_does_not_stop_other_rows() -> None:
+    """After a failure, a row is not measured any more. It keeps the reason and its earlier samples. Other rows go
+    on."""
+    trials = list[Trial]()
 
-    def fail_at_peer(this: Trial) -> Sample:
-        if this[0] == PEER.name:
+    def fail_at_peer(current: Trial) -> Sample:
+        if current[0] == PEER.name:
             raise TrialFailed("a wrong status")
-        return recorder(seen)(this)
+        return recorder(trials)(current)
 
     failed, whole = run(3, Row("a", "", (RATE,), fail_at_peer), Row("b", "", (RATE,), recorder([])))
-    assert (failed.failure, seen) == ("docker-registry: a wrong status", [(OURS.name, 0)])
+    assert (failed.failure, trials) == ("docker-registry: a wrong status", [(OURS.name, 0)])
     assert (whole.failure, len(whole.values(OURS.name, RATE.key))) == ("", 3)
 
 
 def test_growth_goals_name_rows_and_figures_that_are_measured() -> None:
-    """Every goal of the growth bench has its row, and the names of the rows differ."""
+    """Every goal of the bench `growth` names an existing row and figure. The names of the rows differ."""
     rows = [(row.name, figure.key) for row in (*growth_rows(), *page_rows()) for figure in row.figures]
     rows += [(START_ROW.name, figure.key) for figure in START_ROW.figures]
     assert {(goal.row, goal.key) for goal in growth_goals("100", "1,000")} <= set(rows)
@@ -90,7 +93,8 @@ def test_growth_goals_name_rows_and_figures_that_are_measured() -> None:
 
 
 def test_a_response_in_pieces_is_one_response() -> None:
-    """A loader counts a response once, when its body is complete, and fails when the server closes the connection."""
+    """`Connections` returns a response that arrives in pieces once, when its body is complete. It raises TrialFailed
+    when the server closes the connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
         accepted = pool.submit(listener.accept)
         with Connections(listener.getsockname()[1]) as opened:

@@ -1,5 +1,5 @@
-"""Tests of the stores of the upkeep bench: their rows equal those of pushes and mirrors, and upkeep removes what the
-bench adds, and nothing else."""
+"""Tests of the stores of the bench `upkeep`: their rows equal those of pushes and mirrors, and a collection or an
+eviction removes exactly the content that the bench has added for it."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ SCOPES = [
     ScopeDefinition(f"cache {UPSTREAM}", (f"{UPSTREAM}/",), upstream=UPSTREAM),
     ScopeDefinition("cache", (f"{UPSTREAM}/",)),
 ]
-# Ids and times are not compared. Neither is the queue of the collector, which a collection empties after pushes, nor
-# the audit log, which records the requests of a test's clients.
+# Ids and times are not compared. The queue of the collector is not compared, because pushes fill it until the next
+# collection. The audit log is not compared, because only the pushes of the test are in it.
 IN_REPOSITORY = "JOIN repository r ON r.id = x.repository"
 OF_MANIFEST = f"JOIN manifest m ON m.id = x.manifest {IN_REPOSITORY.replace('x.', 'm.')}"
 ROWS = {
@@ -68,11 +68,11 @@ ROWS = {
 }
 
 
-async def push_blob(store: StoredRegistry, repo: RepositoryName, one: BlobContent) -> None:
+async def push_blob(store: StoredRegistry, repo: RepositoryName, blob: BlobContent) -> None:
     writer = await store.start_upload(repo)
-    assert isinstance(one.content, bytes)
-    await writer.write(one.content)
-    await writer.commit(Digest(one.digest))
+    assert isinstance(blob.content, bytes)
+    await writer.write(blob.content)
+    await writer.commit(Digest(blob.digest))
 
 
 async def push_images(store: StoredRegistry, name: str, *, mirrored: bool) -> None:
@@ -86,7 +86,7 @@ async def push_images(store: StoredRegistry, name: str, *, mirrored: bool) -> No
 
 
 async def prepare(data: Path) -> None:
-    """Makes a store that a server with the mirror's settings has run on, and that has the config."""
+    """Prepares a data directory as a server with the mirror's settings would, and pushes the config."""
     prepare_data_dir(data)
     async with open_registry(data) as store:
         await count_scopes(store.usage, store.leases, SCOPES)
@@ -96,7 +96,7 @@ async def prepare(data: Path) -> None:
 
 @pytest.fixture
 async def filled(tmp_path: Path) -> AsyncIterator[tuple[UpkeepStore, StoredRegistry]]:
-    """Returns a filled store, and the same store as a server opens it."""
+    """Fills a store. Yields its `UpkeepStore`, and the same store as a server opens it."""
     await prepare(tmp_path)
     content = UpkeepStore(tmp_path, SIZE, CONFIG)
     content.fill()
@@ -141,8 +141,8 @@ async def evict_to(store: StoredRegistry, size: int) -> int:
     return await evictor.evict_to(Budget("cache", (UPSTREAM,), size))
 
 
-async def test_inserted_rows_are_those_of_pushes(tmp_path: Path) -> None:
-    """Every table has the same rows as after pushes and fetches, except for ids and times."""
+async def test_inserted_rows_equal_rows_of_pushes(tmp_path: Path) -> None:
+    """Bulk insertion gives the same rows as pushes and a mirror, in every compared table, except for ids and times."""
     for name in ("filled", "pushed"):
         await prepare(tmp_path / name)
     UpkeepStore(tmp_path / "filled", SIZE, CONFIG).fill()
@@ -153,8 +153,8 @@ async def test_inserted_rows_are_those_of_pushes(tmp_path: Path) -> None:
     assert rows(tmp_path / "filled") == rows(tmp_path / "pushed")
 
 
-async def test_nothing_is_wrong_in_a_filled_store(filled: tuple[UpkeepStore, StoredRegistry]) -> None:
-    """A check of rows, counts and bytes finds nothing, and neither collection nor eviction has anything to do."""
+async def test_a_filled_store_is_consistent(filled: tuple[UpkeepStore, StoredRegistry]) -> None:
+    """A consistency check of a filled store finds no fault. A collection and an eviction remove no content."""
     content, store = filled
     before = content.counts()
     assert await check(store) == []
@@ -165,7 +165,7 @@ async def test_nothing_is_wrong_in_a_filled_store(filled: tuple[UpkeepStore, Sto
 
 
 async def test_a_collection_removes_the_garbage_alone(filled: tuple[UpkeepStore, StoredRegistry]) -> None:
-    """Garbage is a valid part of the store until a collection removes it with its files."""
+    """A store with added garbage is consistent. A collection removes the garbage with its files, and nothing else."""
     content, store = filled
     added = content.add_garbage(25)
     assert await check(store) == []
@@ -176,7 +176,7 @@ async def test_a_collection_removes_the_garbage_alone(filled: tuple[UpkeepStore,
 
 
 async def test_an_eviction_removes_the_stale_images_alone(filled: tuple[UpkeepStore, StoredRegistry]) -> None:
-    """The added images are evicted before all others, and only the bytes that they added are freed."""
+    """An eviction down to the former size of the cache removes exactly the added images."""
     content, store = filled
     added = content.add_stale_images(25)
     assert await check(store) == []
@@ -185,22 +185,22 @@ async def test_an_eviction_removes_the_stale_images_alone(filled: tuple[UpkeepSt
     assert await check(store) == []
 
 
-async def test_what_stays_or_goes_too_much_fails_the_trial(filled: tuple[UpkeepStore, StoredRegistry]) -> None:
-    """A trial fails if a blob is left, if only its file is left, or if another blob is missing."""
+async def test_an_incomplete_or_excessive_removal_fails_the_trial(filled: tuple[UpkeepStore, StoredRegistry]) -> None:
+    """`check_gone` raises TrialFailed if an added blob is not removed, or if another blob is missing."""
     content, store = filled
     added = content.add_garbage(2)
     with pytest.raises(TrialFailed, match="2 rows and 2 files are left"):
         content.check_gone(added)
     await store.collector.collect()
-    other = AddedContent(added.digests, added.before._replace(blobs=added.before.blobs + 1))
+    wrong_count = AddedContent(added.digests, added.before._replace(blobs=added.before.blobs + 1))
     with pytest.raises(TrialFailed, match="0 rows and 0 files are left"):
-        content.check_gone(other)
-    content.check_gone(replace(other, before=added.before))
+        content.check_gone(wrong_count)
+    content.check_gone(replace(wrong_count, before=added.before))
 
 
 async def test_seconds_of_a_job_leave_out_the_queue(filled: tuple[UpkeepStore, StoredRegistry]) -> None:
-    """The time of a job does not include its wait in the queue, even if it ended before the first look. A failed job
-    fails the trial."""
+    """The time of a job does not include its wait in the queue, even if the job ended before `wait_for_job` first reads
+    its state. A job that fails, or does not end in time, raises TrialFailed."""
     content, store = filled
     done = await store.jobs.add("gc", {}, actor="bench")
     await store.jobs.start(done.id, "test")
@@ -217,7 +217,7 @@ async def test_seconds_of_a_job_leave_out_the_queue(filled: tuple[UpkeepStore, S
 
 
 def test_goals_name_rows_and_figures_that_are_measured() -> None:
-    """Every goal of the upkeep bench has its row, and the names of the rows differ."""
+    """Every goal of the bench `upkeep` names an existing row and figure. The names of the rows differ."""
     measured = [(row.name, figure.key) for row in upkeep_rows() for figure in row.figures]
     assert {(goal.row, goal.key) for goal in upkeep_goals("10", "1,000")} <= set(measured)
     assert len(set(measured)) == len(measured)

@@ -1,4 +1,4 @@
-"""One server with two workers for the whole suite, and a repository of its own for each test."""
+"""Fixtures of the conformance tests: one server with two workers for all tests, and a new repository for each test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Content for the tests, and the plain requests that push it."""
+"""Helpers of the conformance tests: they make content, push it with plain HTTP requests, and read error responses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
 MIB = 1024 * 1024
 CONNECTIONS = 8
-"""So many new connections together reach every worker."""
+"""Number of new connections of which at least one reaches each worker."""
 
 Document = dict[str, Any]
 
@@ -33,7 +33,7 @@ def digest_of(data: bytes, algorithm: str = "sha256") -> str:
 
 
 def encode(document: Document) -> bytes:
-    """Encodes a document, not in the most compact form, because its bytes have to be kept as they are."""
+    """Encodes a document with white space, because a registry must keep the bytes of a manifest as they are."""
     return json.dumps(document, indent=3).encode()
 
 
@@ -42,22 +42,22 @@ def describe(data: bytes, media_type: str, algorithm: str = "sha256", **more: An
 
 
 def with_query(location: str, **parameters: str) -> str:
-    """Adds parameters to `location`, as clients do: the query that it has stays."""
+    """Adds query parameters to `location`, as clients do. Keeps the query that `location` may have already."""
     return location + ("&" if "?" in location else "?") + urlencode(parameters)
 
 
 def make_client(url: str | httpx2.URL) -> httpx2.Client:
-    """Returns a client for plain HTTP. Without `verify` it does not load every certificate authority."""
+    """Returns a client for plain HTTP. `verify=False` spares it the loading of all certificate authorities."""
     return httpx2.Client(base_url=url, timeout=60, trust_env=False, verify=False)
 
 
 def fresh(client: httpx2.Client) -> httpx2.Client:
-    """Returns a client with a connection of its own."""
+    """Returns a new client of the same server. Its first request opens a new connection."""
     return make_client(client.base_url)
 
 
 def everywhere(client: httpx2.Client, method: str, path: str) -> set[int]:
-    """Returns the statuses that several new connections get, so that each worker is asked."""
+    """Sends the request on several new connections, so that it reaches each worker. Returns the set of all statuses."""
     statuses = set()
     for _ in range(CONNECTIONS):
         with fresh(client) as other:
@@ -66,7 +66,7 @@ def everywhere(client: httpx2.Client, method: str, path: str) -> set[int]:
 
 
 def error_codes(answer: httpx2.Response) -> list[str]:
-    """Returns the codes of an error. The response must have the spec's form ("Error Codes")."""
+    """Returns the codes in an error response. Checks that the response has the form of the spec ("Error Codes")."""
     assert answer.headers["content-type"] == "application/json"
     document = answer.json()
     assert set(document) == {"errors"}
@@ -80,7 +80,7 @@ def error_codes(answer: httpx2.Response) -> list[str]:
 
 @dataclass
 class Pusher:
-    """Pushes content to one repository. Each step must succeed."""
+    """Pushes content to one repository. Each method checks that its requests succeed."""
 
     client: httpx2.Client
     repo: str
@@ -96,7 +96,7 @@ class Pusher:
         return answer.headers["location"]
 
     def blob(self, data: bytes | None = None, algorithm: str = "sha256") -> str:
-        """Pushes a blob. Returns its digest. Without `data` the blob is one that nobody else has pushed."""
+        """Pushes a blob and returns its digest. Without `data`, pushes random bytes."""
         data = os.urandom(64) if data is None else data
         digest = digest_of(data, algorithm)
         answer = self.client.put(with_query(self.start(), digest=digest), content=data)
@@ -104,7 +104,7 @@ class Pusher:
         return digest
 
     def put(self, document: Document | bytes, reference: str | None = None, algorithm: str = "sha256") -> str:
-        """Pushes a manifest under its digest, or a tag. Returns the digest."""
+        """Pushes a manifest under `reference`, or under its digest if `reference` is None. Returns the digest."""
         body = document if isinstance(document, bytes) else encode(document)
         digest = digest_of(body, algorithm)
         kind = json.loads(body).get("mediaType", OCI_MANIFEST)
@@ -115,7 +115,8 @@ class Pusher:
         return digest
 
     def image(self, algorithm: str = "sha256", **more: Any) -> Document:
-        """Returns an image manifest, after pushing its config and layer."""
+        """Pushes a config and a layer. Returns an image manifest that refers to them. `more`: other fields of the
+        manifest."""
         config, layer = encode({"nonce": os.urandom(8).hex()}), os.urandom(100)
         self.blob(config, algorithm)
         self.blob(layer, algorithm)
@@ -128,7 +129,8 @@ class Pusher:
         return document | more
 
     def artifact(self, subject: Document | None = None, artifact_type: str | None = None, **more: Any) -> Document:
-        """Returns an artifact's manifest with the empty config."""
+        """Pushes the empty config. Returns an artifact manifest that refers to it. `more`: other fields of the
+        manifest."""
         self.blob(b"{}")
         document: Document = {
             "schemaVersion": 2,
@@ -147,7 +149,7 @@ class Pusher:
         return document | more
 
     def tag(self, *tags: str) -> bytes:
-        """Pushes a new image under each of `tags`. Returns its bytes."""
+        """Pushes a new image under each of `tags`. Returns the bytes of its manifest."""
         body = encode(self.image())
         for tag in tags:
             self.put(body, tag)

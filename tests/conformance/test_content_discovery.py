@@ -32,7 +32,7 @@ TAGS = ["0", "A", "B", "_", "a", "a-b", "a.b", "a0", "b", "v1.10", "v1.9", "z"]
 
 
 def next_of(answer: httpx2.Response) -> str | None:
-    """Returns the target of Link (RFC 8288)."""
+    """Returns the target of the header Link with `rel="next"` (RFC 8288); None without this header."""
     if "link" not in answer.headers:
         return None
     found = NEXT.fullmatch(answer.headers["link"])
@@ -41,7 +41,7 @@ def next_of(answer: httpx2.Response) -> str | None:
 
 
 def pages(client: httpx2.Client, path: str | None) -> list[Any]:
-    """Returns each page's document. Follows Link, with a new connection for each page."""
+    """Returns the document of each page of a list. Follows the header Link, with a new connection for each page."""
     found: list[Any] = []
     while path is not None:
         with fresh(client) as other:
@@ -72,7 +72,7 @@ def test_listing_tags(tagged: Pusher) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5, 11, 12, 13, 1000, 10**17])
 def test_listing_tags_in_pages(tagged: Pusher, count: int) -> None:
-    """`n` limits a page, Link leads to the next one, and the pages together are the list (end-8b)."""
+    """`n` limits the size of a page. Link leads to the next page. All pages together are the whole list (end-8b)."""
     found = [page["tags"] for page in pages(tagged.client, f"{tagged.root}/tags/list?n={count}")]
     assert [tag for page in found for tag in page] == sorted(TAGS)
     assert all(len(page) == count for page in found[:-1])
@@ -96,8 +96,8 @@ def test_listing_tags_after(tagged: Pusher, last: str, count: int | None) -> Non
     assert tagged.client.get(f"{tagged.root}/tags/list?last={last}{size}").json()["tags"] == expected
 
 
-def test_listing_tags_of_a_repository_without(push: Pusher) -> None:
-    """If all tags were deleted, the list is empty and never null (end-8a)."""
+def test_listing_tags_of_a_repository_without_tags(push: Pusher) -> None:
+    """If all tags were deleted, the list is an empty array, not null (end-8a)."""
     push.tag("only")
     assert push.client.delete(f"{push.root}/manifests/only").status_code == 202
     assert push.client.get(f"{push.root}/tags/list").json() == {"name": push.repo, "tags": []}
@@ -136,12 +136,13 @@ def test_the_catalog(push: Pusher) -> None:
 
 
 def listed(push: Pusher, subject: str, artifact_type: str | None = None) -> list[Document]:
+    """Returns the descriptors of all listed referrers of the digest `subject`."""
     parameters = {"artifactType": artifact_type} if artifact_type else {}
     path = with_query(f"{push.root}/referrers/{subject}", **parameters)
     return [entry for page in pages(push.client, path) for entry in page["manifests"]]
 
 
-def test_listing_referrers_of_nothing(push: Pusher, algorithm: str) -> None:
+def test_listing_no_referrers(push: Pusher, algorithm: str) -> None:
     """The response is 200 with an empty index, whether or not subject and repository exist (end-12a)."""
     missing = digest_of(b"missing", algorithm)
     for _ in range(2):
@@ -178,21 +179,28 @@ def test_listing_referrers(push: Pusher, algorithm: str, order: str) -> None:
 
 
 def test_artifact_types_of_referrers(push: Pusher) -> None:
-    """artifactType is that of the manifest. Otherwise an image has its config's mediaType, and an index has none
-    (end-12a)."""
+    """The artifactType of a referrer is that of its manifest. If the manifest has none, it is the mediaType of the
+    config for an image, and absent for an index (end-12a)."""
     target = encode(push.image())
     subject = describe(target, OCI_MANIFEST)
-    own = push.put(push.artifact(subject, "a/own"))
-    config = push.put(push.artifact(subject))
+    with_own_type = push.put(push.artifact(subject, "a/own"))
+    with_empty_config = push.put(push.artifact(subject))
     image = push.put(push.image(subject=subject))
     empty = push.put(push.image(subject=subject, artifactType=""))
     index = push.put(push.index(subject=subject))
     found = {entry["digest"]: entry.get("artifactType", "(absent)") for entry in listed(push, digest_of(target))}
-    assert found == {own: "a/own", config: OCI_EMPTY, image: OCI_CONFIG, empty: OCI_CONFIG, index: "(absent)"}
+    assert found == {
+        with_own_type: "a/own",
+        with_empty_config: OCI_EMPTY,
+        image: OCI_CONFIG,
+        empty: OCI_CONFIG,
+        index: "(absent)",
+    }
 
 
 def test_filtering_referrers(push: Pusher) -> None:
-    """`artifactType` filters, and OCI-Filters-Applied says so; without it there is no such header (end-12b)."""
+    """`artifactType` filters the list, and the response has OCI-Filters-Applied. Without the filter, the response lacks
+    this header (end-12b)."""
     target = encode(push.image())
     subject = describe(target, OCI_MANIFEST)
     wanted = push.put(push.artifact(subject, "application/vnd.test.a+json"))
@@ -239,16 +247,18 @@ def test_many_referrers_come_in_pages(push: Pusher) -> None:
 
 
 def test_referrers_of_deleted_manifests(push: Pusher) -> None:
-    """A deleted referrer is not listed any more, at once. The referrers of a deleted subject stay (end-12a, end-9)."""
+    """A referrer is not listed any more right after its deletion. The referrers of a deleted subject are still listed
+    (end-12a, end-9)."""
     target = encode(push.image())
     push.put(target)
     subject = describe(target, OCI_MANIFEST)
-    stays, goes = push.put(push.artifact(subject, "a/stays")), push.put(push.artifact(subject, "a/goes"))
-    assert push.client.delete(f"{push.root}/manifests/{goes}").status_code == 202
+    kept_digest = push.put(push.artifact(subject, "a/stays"))
+    deleted_digest = push.put(push.artifact(subject, "a/goes"))
+    assert push.client.delete(f"{push.root}/manifests/{deleted_digest}").status_code == 202
     for _ in range(8):
-        assert [entry["digest"] for entry in listed(push, digest_of(target))] == [stays]
+        assert [entry["digest"] for entry in listed(push, digest_of(target))] == [kept_digest]
     assert push.client.delete(f"{push.root}/manifests/{digest_of(target)}").status_code == 202
-    assert [entry["digest"] for entry in listed(push, digest_of(target))] == [stays]
+    assert [entry["digest"] for entry in listed(push, digest_of(target))] == [kept_digest]
 
 
 def test_referrers_belong_to_a_repository(push: Pusher) -> None:
@@ -262,8 +272,8 @@ def test_referrers_belong_to_a_repository(push: Pusher) -> None:
 
 @pytest.mark.parametrize("order", ["index last", "index first"])
 def test_enabling_the_referrers_api(push: Pusher, algorithm: str, order: str) -> None:
-    """Clients of registries without the API list manifests in an index at the fallback tag of their subject. The
-    response has these manifests as well (Enabling the Referrers API)."""
+    """Clients of registries without the referrers API push an index with the referrers to the fallback tag of the
+    subject. The referrers API also lists the manifests in this index (Enabling the Referrers API)."""
     target = encode(push.image())
     subject = describe(target, OCI_MANIFEST, algorithm)
     kind, _, encoded = digest_of(target, algorithm).partition(":")
@@ -281,12 +291,13 @@ def test_enabling_the_referrers_api(push: Pusher, algorithm: str, order: str) ->
         push.put(target, algorithm=algorithm)
     found = listed(push, digest_of(target, algorithm))
     assert sorted(entry["digest"] for entry in found) == sorted(entry["digest"] for entry in entries)
-    kept = push.client.get(f"{push.root}/manifests/{tag}").json()
-    assert kept["manifests"] == entries
+    stored_index = push.client.get(f"{push.root}/manifests/{tag}").json()
+    assert stored_index["manifests"] == entries
 
 
-def test_the_fallback_tag_is_a_tag_like_any(push: Pusher) -> None:
-    """A client may keep its own index at the fallback tag; it is stored and listed like any (Referrers Tag Schema)."""
+def test_the_fallback_tag_is_an_ordinary_tag(push: Pusher) -> None:
+    """A client may push its own index to the fallback tag. The index is stored, and the tag is listed, like any other
+    (Referrers Tag Schema)."""
     target = push.tag("image")
     tag = digest_of(target).replace(":", "-")
     body = encode(push.index())
@@ -297,7 +308,8 @@ def test_the_fallback_tag_is_a_tag_like_any(push: Pusher) -> None:
 
 
 def test_a_subject_of_any_kind(push: Pusher) -> None:
-    """The subject may itself be an artifact with a subject: each level has its own list (end-12a)."""
+    """The subject may itself be an artifact that has a subject. Each subject has its own list of referrers
+    (end-12a)."""
     image = encode(push.image())
     signature = push.artifact(describe(image, OCI_MANIFEST), "a/signature", annotations={"nonce": os.urandom(8).hex()})
     witness = push.artifact(describe(encode(signature), OCI_MANIFEST), "a/witness")

@@ -21,7 +21,7 @@ from tests.fakes.server_process import running_server
 
 
 def test_deleting_tags(push: Pusher) -> None:
-    """DELETE of a tag gets 202. Then the tag is 404 on every worker, and the manifest stays (end-9)."""
+    """DELETE of a tag gets 202. Then every worker answers 404 for the tag. The manifest stays (end-9)."""
     body = push.tag("one", "two")
     assert push.client.delete(f"{push.root}/manifests/one").status_code == 202
     assert everywhere(push.client, "GET", f"{push.root}/manifests/one") == {404}
@@ -31,7 +31,8 @@ def test_deleting_tags(push: Pusher) -> None:
 
 
 def test_deleting_manifests(push: Pusher, algorithm: str) -> None:
-    """DELETE by digest gets 202. Then the digest and every tag that points at it are 404 on every worker (end-9)."""
+    """DELETE of a digest gets 202. Then every worker answers 404 for the digest and for the tags that pointed at it
+    (end-9)."""
     body = encode(push.image())
     digest = digest_of(body, algorithm)
     path = f"{push.root}/manifests/{digest}?tag=one&tag=two"
@@ -46,7 +47,7 @@ def test_deleting_manifests(push: Pusher, algorithm: str) -> None:
 
 
 def test_deleting_blobs(push: Pusher, algorithm: str) -> None:
-    """DELETE of a blob gets 202. Then it is 404 on every worker (end-10)."""
+    """DELETE of a blob gets 202. Then every worker answers 404 for the blob (end-10)."""
     path = f"{push.root}/blobs/{push.blob(algorithm=algorithm)}"
     assert push.client.delete(path).status_code == 202
     for method in ("GET", "HEAD"):
@@ -54,9 +55,9 @@ def test_deleting_blobs(push: Pusher, algorithm: str) -> None:
 
 
 def test_deleting_blobs_in_use(push: Pusher) -> None:
-    """DELETE of a blob that a manifest refers to gets 405, with a sentence that says what to do, and breaks no image.
-    Once the manifest is deleted, it gets 202. The specification's conformance program accepts 405 where it does not
-    delete the manifest first."""
+    """DELETE of a blob that a manifest refers to gets 405, and the blob stays. The message names the manifest that has
+    to be deleted first. Once this manifest is deleted, DELETE of the blob gets 202. The spec's conformance program
+    accepts 405 for a blob whose manifest it has not deleted."""
     image = push.image()
     digest, config = push.put(encode(image), "used"), image["config"]["digest"]
     answer = push.client.delete(f"{push.root}/blobs/{config}")
@@ -68,7 +69,7 @@ def test_deleting_blobs_in_use(push: Pusher) -> None:
     assert push.client.delete(f"{push.root}/blobs/{config}").status_code == 202
 
 
-def test_pushing_what_was_deleted(push: Pusher) -> None:
+def test_pushing_deleted_content_again(push: Pusher) -> None:
     """Deleted content can be pushed again at once (Content Management)."""
     data, body = b"again " + push.repo.encode(), encode(push.image())
     for _ in range(3):
@@ -79,8 +80,8 @@ def test_pushing_what_was_deleted(push: Pusher) -> None:
         assert push.client.delete(f"{push.root}/manifests/{manifest}").status_code == 202
 
 
-def test_deleting_what_is_missing(push: Pusher, algorithm: str) -> None:
-    """An unknown tag, manifest or blob, or an unknown repository, is 404 (end-9, end-10)."""
+def test_deleting_missing_content(push: Pusher, algorithm: str) -> None:
+    """DELETE of an unknown tag, manifest or blob, or in an unknown repository, gets 404 (end-9, end-10)."""
     missing = digest_of(b"missing", algorithm)
     for _ in range(2):
         for path in ("manifests/missing", f"manifests/{missing}", f"blobs/{missing}"):
@@ -91,7 +92,7 @@ def test_deleting_what_is_missing(push: Pusher, algorithm: str) -> None:
 
 
 def test_deleting_twice(push: Pusher) -> None:
-    """A second DELETE gets 404 (end-9, end-10)."""
+    """A second DELETE of the same tag or blob gets 404 (end-9, end-10)."""
     push.tag("once")
     blob = push.blob()
     for path in ("manifests/once", f"blobs/{blob}"):
@@ -109,7 +110,7 @@ def test_deleting_an_index_keeps_its_manifests(push: Pusher) -> None:
 
 @pytest.fixture(scope="module")
 def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
-    """Yields a client of a server that deletes nothing."""
+    """Yields a client of a server with deletion disabled."""
     with (
         running_server(tmp_path_factory.mktemp("keeping"), env={"ENTREPOT_DELETE": "false"}) as server,
         make_client(server.url) as client,
@@ -118,7 +119,8 @@ def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]
 
 
 def test_disabled_deletes(keeping: httpx2.Client, repo: str) -> None:
-    """With deletion disabled, DELETE of tags, manifests and blobs gets 405, and they stay (Content Management)."""
+    """With deletion disabled, DELETE of a tag, a manifest or a blob gets 405, and the content stays (Content
+    Management)."""
     push = Pusher(keeping, repo)
     body = push.tag("kept")
     blob = push.blob()
@@ -130,6 +132,6 @@ def test_disabled_deletes(keeping: httpx2.Client, repo: str) -> None:
 
 
 def test_disabled_deletes_leave_uploads_alone(keeping: httpx2.Client, repo: str) -> None:
-    """With deletion disabled, an upload can still be cancelled, since that deletes no content (Cancel a blob
+    """With deletion disabled, a client can still cancel an upload, because no content is deleted (Cancel a blob
     upload)."""
     assert keeping.delete(Pusher(keeping, repo).start()).status_code == 204

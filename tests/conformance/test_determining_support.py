@@ -1,4 +1,4 @@
-"""Spec, "Determining Support", and headers of every response."""
+"""Spec, "Determining Support": the API base `/v2/`, the header that every response has, and unknown paths."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.conformance.pusher import Pusher, error_codes
 
 
 @pytest.mark.parametrize("path", ["/v2/", "/v2"])
-def test_the_endpoint_says_yes(client: httpx2.Client, path: str) -> None:
+def test_the_api_base_gets_200(client: httpx2.Client, path: str) -> None:
     """GET /v2/ gets 200 (end-1)."""
     assert client.get(path).status_code == 200
     assert client.head(path).status_code == 200
@@ -35,14 +35,15 @@ def test_every_answer_names_the_api_version(client: httpx2.Client, path: str) ->
     ],
 )
 def test_extensions_are_not_repositories(client: httpx2.Client, path: str) -> None:
-    """Paths with a part that starts with `_` are reserved for extensions; unknown ones get 404 (Endpoints)."""
+    """A path with a component that starts with `_` is reserved for extensions. If the extension is unknown, the
+    response is 404 (Endpoints)."""
     answer = client.get(path)
     assert answer.status_code == 404
     error_codes(answer)
 
 
 def test_unknown_paths_are_not_found(push: Pusher) -> None:
-    """Paths that are no endpoint get 404 in the form of errors (Endpoints)."""
+    """A path that is no endpoint gets 404 with an error document (Endpoints)."""
     for path in ("/v2/a", "/v2/a/b", f"{push.root}/tags", f"{push.root}/tags/other", f"{push.root}/blob/x"):
         answer = push.client.get(path)
         assert answer.status_code == 404, path
@@ -50,7 +51,7 @@ def test_unknown_paths_are_not_found(push: Pusher) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "rest", "allowed"),
+    ("method", "endpoint", "allowed"),
     [
         ("POST", "manifests/x", "GET, HEAD, PUT, DELETE, OPTIONS"),
         ("PUT", "blobs/sha256:" + "0" * 64, "GET, HEAD, DELETE, OPTIONS"),
@@ -59,9 +60,9 @@ def test_unknown_paths_are_not_found(push: Pusher) -> None:
         ("PATCH", "referrers/sha256:" + "0" * 64, "GET, HEAD, OPTIONS"),
     ],
 )
-def test_other_methods_are_not_allowed(push: Pusher, method: str, rest: str, allowed: str) -> None:
-    """A method that an endpoint does not have gets 405 with the list of those it has (RFC 9110, 15.5.6)."""
-    answer = push.client.request(method, f"{push.root}/{rest}")
+def test_other_methods_are_not_allowed(push: Pusher, method: str, endpoint: str, allowed: str) -> None:
+    """A method that an endpoint does not support gets 405. Allow lists the supported methods (RFC 9110, 15.5.6)."""
+    answer = push.client.request(method, f"{push.root}/{endpoint}")
     assert answer.status_code == 405
     assert answer.headers["allow"] == allowed
     assert error_codes(answer) == ["UNSUPPORTED"]

@@ -79,7 +79,8 @@ CAUSES: dict[str, tuple[int, str, Cause]] = {
 
 @pytest.mark.parametrize("cause", CAUSES)
 def test_error_codes(push: Pusher, cause: str) -> None:
-    """Each error has its status, the spec's JSON, and one of its codes with a message for people (Error Codes)."""
+    """Each error response has the expected status, the JSON form of the spec, a code of the spec, and a message (Error
+    Codes)."""
     status, code, run = CAUSES[cause]
     answer = run(push)
     assert answer.status_code == status
@@ -87,14 +88,15 @@ def test_error_codes(push: Pusher, cause: str) -> None:
     assert re.fullmatch("[A-Z_]+", code)
 
 
-def test_errors_are_not_kept(push: Pusher) -> None:
-    """No cache may store an error: missing content may be pushed a moment later (RFC 9111, 5.2.2.5)."""
+def test_errors_must_not_be_cached(push: Pusher) -> None:
+    """An error response forbids caches to store it, because missing content may be pushed a moment later (RFC 9111,
+    5.2.2.5)."""
     for cause in ("unknown blob", "unknown manifest", "unknown name", "bad name"):
         assert CAUSES[cause][2](push).headers["cache-control"] == "no-store"
 
 
 def test_errors_keep_the_connection(push: Pusher) -> None:
-    """An error ends the request, not the connection (RFC 9112, 9.3)."""
+    """An error response does not close the connection (RFC 9112, 9.3)."""
     push.tag("there")
     for cause in ("unknown blob", "unknown manifest", "unknown session", "bad name", "wrong method"):
         answer = CAUSES[cause][2](push)
@@ -103,7 +105,7 @@ def test_errors_keep_the_connection(push: Pusher) -> None:
 
 
 def test_messages_do_not_echo_control_characters(push: Pusher) -> None:
-    """Text that a client sent is escaped in messages (Error Codes)."""
+    """Control characters that a client sent do not appear in the error message, nor as a header (Error Codes)."""
     answer = push.client.get(f"{push.client.base_url}{push.root}/manifests/%1b%5b31m%0d%0aX-Evil:%201")
     assert answer.status_code == 400
     assert not re.search(rb"[\x00-\x09\x0b-\x1f\x7f-\xff]", answer.content)
@@ -111,7 +113,8 @@ def test_messages_do_not_echo_control_characters(push: Pusher) -> None:
 
 
 def test_warnings(push: Pusher) -> None:
-    """A Warning is `299 - "text"` without a date, and all together have at most 4096 bytes. A hosted image has none."""
+    """Each Warning header has the form `299 - "text"` without a date. All Warning headers of a response together have
+    at most 4096 bytes."""
     push.tag("plain")
     for path in ("/v2/", f"{push.root}/manifests/plain", f"{push.root}/tags/list", f"{push.root}/manifests/missing"):
         found = push.client.get(path).headers.get_list("warning")

@@ -15,7 +15,7 @@ def mount_path(push: Pusher, digest: str, source: str | None = None) -> str:
 
 
 def test_mount(push: Pusher, algorithm: str) -> None:
-    """A blob of the repository that `from` names is mounted: 201 with a Location that can be pulled (end-11)."""
+    """A mount of a blob of the repository that `from` names gets 201. The blob can be pulled from Location (end-11)."""
     data = os.urandom(100)
     digest = push.blob(data, algorithm)
     answer = push.client.post(mount_path(push, digest, push.repo))
@@ -28,7 +28,7 @@ def test_mount(push: Pusher, algorithm: str) -> None:
 
 @pytest.mark.parametrize("source", [None, ""])
 def test_mount_without_from(push: Pusher, algorithm: str, source: str | None) -> None:
-    """Without `from`, a blob of any repository is mounted (end-11)."""
+    """Without `from`, a blob of any repository can be mounted (end-11)."""
     data = os.urandom(100)
     digest = push.blob(data, algorithm)
     answer = push.client.post(mount_path(push, digest, source))
@@ -37,12 +37,13 @@ def test_mount_without_from(push: Pusher, algorithm: str, source: str | None) ->
 
 
 @pytest.mark.parametrize("source", ["this", "empty", None])
-def test_mount_of_what_is_missing(push: Pusher, algorithm: str, source: str | None) -> None:
-    """If a blob cannot be mounted, the response is 202 with a session to upload it (end-11)."""
+def test_mount_of_a_missing_blob(push: Pusher, algorithm: str, source: str | None) -> None:
+    """If the source repository does not have the blob, the response is 202, and Location is that of a new upload
+    session (end-11)."""
     data = os.urandom(100)
     digest = digest_of(data, algorithm)
-    given = {"this": push.repo, "empty": f"{push.repo}/never", None: None}[source]
-    answer = push.client.post(mount_path(push, digest, given))
+    source_name = {"this": push.repo, "empty": f"{push.repo}/never", None: None}[source]
+    answer = push.client.post(mount_path(push, digest, source_name))
     assert answer.status_code == 202
     path = f"{push.root}/mounted/blobs/{digest}"
     assert push.client.get(path).status_code == 404
@@ -51,14 +52,15 @@ def test_mount_of_what_is_missing(push: Pusher, algorithm: str, source: str | No
 
 
 def test_mount_from_the_wrong_repository(push: Pusher) -> None:
-    """A blob that only another repository than `from` has is not mounted (end-11)."""
+    """A blob is not mounted if `from` names a repository without this blob, even if another repository has it
+    (end-11)."""
     digest = push.blob()
     assert push.client.post(mount_path(push, digest, f"{push.repo}/elsewhere")).status_code == 202
     assert push.client.head(f"{push.root}/mounted/blobs/{digest}").status_code == 404
 
 
 def test_mount_into_the_same_repository(push: Pusher) -> None:
-    """A repository can mount a blob that it has (end-11)."""
+    """A mount of a blob that the target repository already has succeeds (end-11)."""
     digest = push.blob()
     path = with_query(f"{push.root}/blobs/uploads/", mount=digest, **{"from": push.repo})
     assert push.client.post(path).status_code == 201
@@ -79,7 +81,7 @@ def test_mount_of_a_deleted_blob(push: Pusher) -> None:
 
 
 def test_a_mounted_blob_stays(push: Pusher) -> None:
-    """A mounted blob does not depend on the repository it came from (end-11)."""
+    """A mounted blob stays in the target repository when it is deleted from the source repository (end-11)."""
     data = os.urandom(100)
     digest = push.blob(data)
     location = push.client.post(mount_path(push, digest, push.repo)).headers["location"]

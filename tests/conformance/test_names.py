@@ -32,7 +32,8 @@ INVALID_TAGS = [".a", "-a", "a" * 129, "a+b", "a b", "ä", "a@b", "a%b"]
 
 @pytest.mark.parametrize("name", [*VALID_NAMES, "n" * 255, "/".join(["abcdefg"] * 31) + "/abcdefg"])
 def test_valid_names_hold_content(client: httpx2.Client, name: str) -> None:
-    """A name of the grammar, up to 255 characters, can be pushed to and pulled from (Pulling manifests)."""
+    """Clients can push to and pull from a repository with any name that matches the grammar and has at most 255
+    characters (Pulling manifests)."""
     push = Pusher(client, name)
     digest = push.put(push.image(), "here")
     answer = client.get(f"/v2/{name}/manifests/here")
@@ -42,13 +43,13 @@ def test_valid_names_hold_content(client: httpx2.Client, name: str) -> None:
 
 @pytest.mark.parametrize("name", [*INVALID_NAMES, "n" * 256])
 @pytest.mark.parametrize(
-    ("method", "rest"),
+    ("method", "endpoint"),
     [("GET", "manifests/tag"), ("PUT", "manifests/tag"), ("POST", "blobs/uploads/"), ("GET", "tags/list")],
 )
-def test_invalid_names_are_refused(client: httpx2.Client, name: str, method: str, rest: str) -> None:
-    """An invalid name, or one longer than 255 characters, gets NAME_INVALID (Pulling manifests). It gets 404 if the
-    path is no endpoint: a part that starts with `_` is reserved for extensions."""
-    answer = client.request(method, f"{client.base_url}/v2/{name}/{rest}", content=b"")
+def test_invalid_names_are_refused(client: httpx2.Client, name: str, method: str, endpoint: str) -> None:
+    """A name that is invalid or longer than 255 characters gets NAME_INVALID (Pulling manifests). A name that starts
+    with `_` may get 404 instead, because such paths are reserved for extensions."""
+    answer = client.request(method, f"{client.base_url}/v2/{name}/{endpoint}", content=b"")
     if name.startswith("_"):
         assert answer.status_code in (400, 404)
     else:
@@ -98,7 +99,7 @@ BAD_DIGESTS = [
 
 @pytest.mark.parametrize("digest", BAD_DIGESTS)
 def test_bad_digests_are_refused_on_push(push: Pusher, digest: str) -> None:
-    """An invalid digest, or one of an unsupported algorithm, gets 400 in every form of upload (Pushing blobs)."""
+    """A digest that is invalid or has an unsupported algorithm gets 400 in every form of upload (Pushing blobs)."""
     client = push.client
     answers = [
         client.put(with_query(push.start(), digest=digest), content=b"data"),

@@ -26,7 +26,7 @@ from tests.conformance.pusher import (
 
 
 def test_pulling_manifests_gives_the_pushed_bytes(push: Pusher, algorithm: str) -> None:
-    """GET by tag and by digest gives the manifest's exact bytes with 200 (Pulling manifests)."""
+    """GET by tag and by digest gets 200 with the exact bytes of the manifest (Pulling manifests)."""
     body = encode(push.image(algorithm))
     digest = push.put(body, algorithm=algorithm)
     push.put(body, "tagged")
@@ -39,7 +39,8 @@ def test_pulling_manifests_gives_the_pushed_bytes(push: Pusher, algorithm: str) 
 
 
 def test_pulling_manifests_names_the_digest(push: Pusher, algorithm: str) -> None:
-    """GET and HEAD have Docker-Content-Digest with the requested digest, in its algorithm (Pulling manifests)."""
+    """The responses to GET and HEAD have the requested digest in Docker-Content-Digest, whether it is a sha256 or a
+    sha512 digest (Pulling manifests)."""
     body = encode(push.image(algorithm))
     digest = push.put(body, algorithm=algorithm)
     for method in ("GET", "HEAD"):
@@ -48,7 +49,7 @@ def test_pulling_manifests_names_the_digest(push: Pusher, algorithm: str) -> Non
 
 
 def test_pulling_manifests_keeps_the_content_type(push: Pusher) -> None:
-    """Content-Type is that of the push, without its parameters (Pulling manifests)."""
+    """The Content-Type of the response is the Content-Type of the push without parameters (Pulling manifests)."""
     body = encode(push.image())
     path = f"{push.root}/manifests/typed"
     headers = {"Content-Type": f"{OCI_MANIFEST}; charset=utf-8"}
@@ -79,8 +80,8 @@ def test_pulling_docker_manifests(push: Pusher) -> None:
         "layers": [describe(layer, DOCKER_LAYER)],
     }
     listed = describe(encode(manifest), DOCKER_MANIFEST, platform={"os": "linux", "architecture": "amd64"})
-    both: Document = {"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": [listed]}
-    for document, kind in ((manifest, DOCKER_MANIFEST), (both, DOCKER_LIST)):
+    manifest_list: Document = {"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": [listed]}
+    for document, kind in ((manifest, DOCKER_MANIFEST), (manifest_list, DOCKER_LIST)):
         digest = push.put(document)
         answer = push.client.get(f"{push.root}/manifests/{digest}")
         assert answer.headers["content-type"] == kind
@@ -88,7 +89,7 @@ def test_pulling_docker_manifests(push: Pusher) -> None:
 
 
 def test_pulling_manifests_that_are_missing(push: Pusher) -> None:
-    """An unknown manifest, or one in an unknown repository, is 404 on GET and HEAD (Pulling manifests)."""
+    """GET and HEAD of an unknown manifest, or of a manifest in an unknown repository, get 404 (Pulling manifests)."""
     push.tag("there")
     for reference in ("missing", digest_of(b"missing"), digest_of(b"missing", "sha512")):
         for root in (push.root, f"{push.root}/unknown"):
@@ -100,7 +101,7 @@ def test_pulling_manifests_that_are_missing(push: Pusher) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 100, 3 * MIB + 17])
 def test_pulling_blobs(push: Pusher, algorithm: str, size: int) -> None:
-    """GET gives the blob with 200, its digest and its length (Pulling blobs)."""
+    """GET gets 200 with the bytes of the blob. The headers have its digest and length (Pulling blobs)."""
     data = os.urandom(size)
     digest = push.blob(data, algorithm)
     answer = push.client.get(f"{push.root}/blobs/{digest}")
@@ -112,13 +113,13 @@ def test_pulling_blobs(push: Pusher, algorithm: str, size: int) -> None:
 
 
 def test_pulling_blobs_on_any_worker(push: Pusher) -> None:
-    """A blob pushed to one worker is served by all workers at once (Pulling blobs)."""
+    """Right after a push to one worker, all workers serve the blob (Pulling blobs)."""
     digest = push.blob()
     assert everywhere(push.client, "GET", f"{push.root}/blobs/{digest}") == {200}
 
 
 def test_pulling_blobs_that_are_missing(push: Pusher, algorithm: str) -> None:
-    """An unknown blob is 404 on GET and HEAD (Pulling blobs)."""
+    """GET and HEAD of an unknown blob get 404 (Pulling blobs)."""
     path = f"{push.root}/blobs/{digest_of(b'missing', algorithm)}"
     answer = push.client.get(path)
     assert answer.status_code == 404
@@ -127,13 +128,14 @@ def test_pulling_blobs_that_are_missing(push: Pusher, algorithm: str) -> None:
 
 
 def test_pulling_blobs_of_another_repository(push: Pusher) -> None:
-    """A blob can be pulled from the repository that it was pushed to, and from no other (Pulling blobs)."""
+    """A blob can be pulled only from the repository to which it was pushed (Pulling blobs)."""
     digest = push.blob()
     assert push.client.get(f"{push.root}/other/blobs/{digest}").status_code == 404
 
 
 def test_checking_existence(push: Pusher, algorithm: str) -> None:
-    """HEAD of a blob or manifest is 200 with Docker-Content-Digest and Content-Length (Checking if content exists)."""
+    """HEAD of a blob or manifest gets 200 with Docker-Content-Digest and Content-Length (Checking if content
+    exists)."""
     data = os.urandom(1234)
     blob = push.blob(data, algorithm)
     body = encode(push.image(algorithm))
@@ -150,14 +152,16 @@ def test_checking_existence(push: Pusher, algorithm: str) -> None:
 
 
 VOLATILE = {"date", "x-request-id", "docker-upload-uuid"}
+"""Headers that differ between any two responses."""
 
 
-def _steady(answer: httpx2.Response) -> dict[str, str]:
+def _steady_headers(answer: httpx2.Response) -> dict[str, str]:
     return {name: value for name, value in answer.headers.items() if name not in VOLATILE}
 
 
-def test_head_says_what_get_says(push: Pusher, algorithm: str) -> None:
-    """HEAD has GET's status and headers, and no body, at every endpoint that has a GET (RFC 9110, 9.3.2)."""
+def test_head_has_the_status_and_headers_of_get(push: Pusher, algorithm: str) -> None:
+    """At every endpoint with GET, the response to HEAD has the status and the headers of the response to GET, but no
+    body (RFC 9110, 9.3.2)."""
     blob = push.blob(os.urandom(100), algorithm)
     digest = push.put(push.image(algorithm), algorithm=algorithm)
     push.tag("tagged")
@@ -184,8 +188,8 @@ def test_head_says_what_get_says(push: Pusher, algorithm: str) -> None:
         "/v2/nothing",
     ]
     for path in paths:
-        got, head = push.client.get(path), push.client.head(path)
-        assert head.status_code == got.status_code, path
+        get, head = push.client.get(path), push.client.head(path)
+        assert head.status_code == get.status_code, path
         assert head.content == b"", path
-        if got.status_code < 400 or path.endswith(("missing", ".bad")) or "/tags" in path or "/v2/n" in path:
-            assert _steady(head) == _steady(got), path
+        if get.status_code < 400 or path.endswith(("missing", ".bad")) or "/tags" in path or "/v2/n" in path:
+            assert _steady_headers(head) == _steady_headers(get), path

@@ -1,4 +1,4 @@
-"""Spec, "Pushing blobs": monolithically, in chunks, cancelled."""
+"""Spec, "Pushing blobs": monolithic uploads, uploads in chunks, and cancelled uploads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def single_post(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
 
 
 def chunks(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
-    """Pushes each chunk on a connection of its own, so to any worker."""
+    """Pushes each chunk on a new connection, so that any worker may receive it."""
     return push.client.put(with_query(send_chunks(push, pieces(data)), digest=digest))
 
 
@@ -102,22 +102,22 @@ forms = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 @forms
 @pytest.mark.parametrize("size", SIZES)
 def test_every_form(push: Pusher, form: Form, size: int, algorithm: str) -> None:
-    """Every form of upload, with blobs of every size, gets 201 with a Location that the blob can be pulled from
-    (Pushing blobs)."""
+    """Every form of upload gets 201, with blobs of every size. The blob can be pulled from Location (Pushing blobs)."""
     data = os.urandom(size)
     digest = digest_of(data, algorithm)
     answer = form(push, data, digest)
     assert answer.status_code == 201, answer.text
     assert answer.headers["docker-content-digest"] == digest
-    got = push.client.get(answer.headers["location"])
-    assert got.status_code == 200
-    assert got.content == data
+    pulled = push.client.get(answer.headers["location"])
+    assert pulled.status_code == 200
+    assert pulled.content == data
     assert everywhere(push.client, "HEAD", f"{push.root}/blobs/{digest}") == {200}
 
 
 @forms
 def test_a_wrong_digest(push: Pusher, form: Form, algorithm: str) -> None:
-    """Content with another digest than declared gets 400 in every form of upload, and is not stored (Pushing blobs)."""
+    """If the content does not match the declared digest, every form of upload gets 400, and nothing is stored (Pushing
+    blobs)."""
     data, claimed = os.urandom(3000), digest_of(b"something else", algorithm)
     answer = form(push, data, claimed)
     assert answer.status_code == 400
@@ -143,14 +143,16 @@ def test_a_session_has_its_own_location(push: Pusher) -> None:
 
 
 def test_a_location_stays_on_the_host(push: Pusher) -> None:
-    """Locations are relative, because the registry does not know the host that a client sees (POST then PUT)."""
+    """Locations are relative, because the registry does not know under which host name a client reaches it (POST then
+    PUT)."""
     location = push.start()
     assert location.startswith("/v2/")
     assert push.client.put(with_query(location, digest=digest_of(b""))).headers["location"].startswith("/v2/")
 
 
 def test_an_upload_without_trailing_slash(push: Pusher) -> None:
-    """POST to `…/blobs/uploads` starts an upload as well, because some clients omit the slash (Endpoints, end-4a)."""
+    """POST to `…/blobs/uploads` also starts an upload, because some clients omit the trailing slash (Endpoints,
+    end-4a)."""
     assert push.client.post(f"{push.root}/blobs/uploads").status_code == 202
 
 
@@ -171,22 +173,23 @@ def test_an_unknown_digest_algorithm(push: Pusher) -> None:
 
 
 def test_a_digest_of_another_algorithm_than_declared(push: Pusher) -> None:
-    """A session that was declared for sha512 can be closed with a sha256 digest: the digest counts (end-4c, end-6)."""
+    """A session that was started for sha512 can be closed with a sha256 digest. The digest of the closing PUT counts
+    (end-4c, end-6)."""
     data = os.urandom(2000)
     location = send_chunks(push, pieces(data), push.start(**{"digest-algorithm": "sha512"}))
     assert push.client.put(with_query(location, digest=digest_of(data))).status_code == 201
 
 
-@pytest.mark.parametrize("where", ["PATCH", "PUT"])
+@pytest.mark.parametrize("method", ["PATCH", "PUT"])
 @pytest.mark.parametrize("at", [0, 50, 101, 5000])
-def test_chunks_out_of_order(push: Pusher, where: str, at: int) -> None:
-    """A chunk that does not follow the last one gets 416, also in the closing PUT. GET says where to continue (Pushing
-    a blob in chunks)."""
+def test_chunks_out_of_order(push: Pusher, method: str, at: int) -> None:
+    """A chunk that does not begin at the end of the chunk before gets 416, also in the closing PUT. GET of the session
+    returns where to continue (Pushing a blob in chunks)."""
     data = os.urandom(200)
     location = send_chunks(push, [data[:100]])
-    target = with_query(location, digest=digest_of(data)) if where == "PUT" else location
+    target = with_query(location, digest=digest_of(data)) if method == "PUT" else location
     headers = {"Content-Range": f"{at}-{at + 99}"}
-    answer = push.client.request(where, target, content=data[100:], headers=headers)
+    answer = push.client.request(method, target, content=data[100:], headers=headers)
     assert answer.status_code == 416
     error_codes(answer)
     status = push.client.get(location)
@@ -212,28 +215,31 @@ def test_the_first_chunk_starts_at_zero(push: Pusher) -> None:
     assert push.client.get(location).headers["range"] == "0-0"
 
 
-@pytest.mark.parametrize("given", ["bytes 0-9/10", "bytes=0-9", "0-9/10", "9-0", "-9", "0-", "a-b", "", "0-9,20-29"])
-def test_a_malformed_content_range(push: Pusher, given: str) -> None:
+@pytest.mark.parametrize(
+    "content_range", ["bytes 0-9/10", "bytes=0-9", "0-9/10", "9-0", "-9", "0-", "a-b", "", "0-9,20-29"]
+)
+def test_a_malformed_content_range(push: Pusher, content_range: str) -> None:
     """A Content-Range that does not match `^[0-9]+-[0-9]+$` gets 400, and nothing is stored (Pushing a blob in
     chunks)."""
     location = push.start()
-    answer = push.client.patch(location, content=b"0123456789", headers={"Content-Range": given})
+    answer = push.client.patch(location, content=b"0123456789", headers={"Content-Range": content_range})
     assert answer.status_code == 400
     assert error_codes(answer) == ["BLOB_UPLOAD_INVALID"]
     assert push.client.get(location).headers["range"] == "0-0"
 
 
-@pytest.mark.parametrize("given", ["0-4", "0-19"])
-def test_a_content_range_of_another_length(push: Pusher, given: str) -> None:
+@pytest.mark.parametrize("content_range", ["0-4", "0-19"])
+def test_a_content_range_of_another_length(push: Pusher, content_range: str) -> None:
     """A Content-Range whose length differs from Content-Length gets SIZE_INVALID (Pushing a blob in chunks)."""
     location = push.start()
-    answer = push.client.patch(location, content=b"0123456789", headers={"Content-Range": given})
+    answer = push.client.patch(location, content=b"0123456789", headers={"Content-Range": content_range})
     assert answer.status_code == 400
     assert error_codes(answer) == ["SIZE_INVALID"]
 
 
 def test_the_status_of_a_session(push: Pusher) -> None:
-    """GET of a session gets 204 with Location and Range on each worker. The Range of a new session is 0-0 (end-13)."""
+    """GET of a session gets 204 with Location and Range from each worker. The Range of a new session is 0-0
+    (end-13)."""
     location = push.start()
     answer = push.client.get(location)
     assert answer.status_code == 204
@@ -260,7 +266,8 @@ def test_a_session_survives_status_requests(push: Pusher) -> None:
 
 @pytest.mark.parametrize("sent", [0, 1000])
 def test_cancel(push: Pusher, sent: int) -> None:
-    """DELETE of a session gets 204. Then the session is unknown to every method and worker (Cancel a blob upload)."""
+    """DELETE of a session gets 204. Then every method and every worker answers 404 for the session (Cancel a blob
+    upload)."""
     location = send_chunks(push, [os.urandom(sent)]) if sent else push.start()
     assert push.client.delete(location).status_code == 204
     assert everywhere(push.client, "GET", location) == {404}
@@ -272,7 +279,7 @@ def test_cancel(push: Pusher, sent: int) -> None:
 
 
 def test_a_closed_session_is_gone(push: Pusher) -> None:
-    """After the closing PUT the session is unknown (Pushing a blob in chunks)."""
+    """After the closing PUT, every worker answers 404 for the session (Pushing a blob in chunks)."""
     location = push.start()
     assert push.client.put(with_query(location, digest=digest_of(b"")), content=b"").status_code == 201
     assert everywhere(push.client, "GET", location) == {404}
@@ -280,7 +287,7 @@ def test_a_closed_session_is_gone(push: Pusher) -> None:
 
 @pytest.mark.parametrize("upload", ["00000000-0000-4000-8000-000000000000", "no-uuid", "..", "%2e%2e", "a" * 500])
 def test_unknown_sessions(push: Pusher, upload: str) -> None:
-    """A session that was never started is 404 for every method (end-5, end-6, end-13, end-14)."""
+    """Requests for a session that was never started get an error for every method (end-5, end-6, end-13, end-14)."""
     url = f"{push.client.base_url}{push.root}/blobs/uploads/{upload}"
     for method in ("GET", "PATCH", "PUT", "DELETE"):
         answer = push.client.request(method, f"{url}?digest={digest_of(b'')}")
@@ -289,14 +296,14 @@ def test_unknown_sessions(push: Pusher, upload: str) -> None:
 
 
 def test_a_session_belongs_to_its_repository(push: Pusher) -> None:
-    """A session is known only in the repository that it was started in (POST then PUT)."""
+    """A session exists only in the repository in which it was started (POST then PUT)."""
     location = push.start().replace(push.root, f"{push.root}/other")
     assert push.client.get(location).status_code == 404
     assert push.client.put(with_query(location, digest=digest_of(b""))).status_code == 404
 
 
 def test_a_closing_put_without_digest(push: Pusher) -> None:
-    """A closing PUT without the digest of the whole blob gets 400, and the session stays."""
+    """A closing PUT without a digest gets 400. The session stays and can still be closed."""
     data = os.urandom(10)
     location = send_chunks(push, [data])
     answer = push.client.put(location)
@@ -314,7 +321,7 @@ def test_query_parameters_of_a_location_are_kept(push: Pusher) -> None:
 
 
 def test_sessions_time_out(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A session that nobody continues is deleted with its bytes (Cancel a blob upload)."""
+    """A session that receives no requests for some time is deleted together with its bytes (Cancel a blob upload)."""
     env = {"ENTREPOT_UPLOADS__EXPIRE": "100ms", "ENTREPOT_GC__INTERVAL": "200ms"}
     with running_server(tmp_path_factory.mktemp("expiry"), env=env) as server:
         with make_client(server.url) as client:

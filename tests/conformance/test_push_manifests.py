@@ -28,11 +28,11 @@ from tests.conformance.pusher import (
 )
 
 LIMIT = 8 * MIB
-"""Default limit of a manifest."""
+"""The default limit for the size of a manifest, in bytes."""
 
 
 def padded(document: Document, size: int) -> bytes:
-    """Returns the document in exactly `size` bytes."""
+    """Encodes the document with an annotation that makes it exactly `size` bytes long."""
     empty = len(encode(document | {"annotations": {"padding": ""}}))
     body = encode(document | {"annotations": {"padding": "x" * (size - empty)}})
     assert len(body) == size
@@ -46,7 +46,7 @@ def put(push: Pusher, reference: str, body: bytes, kind: str | None = OCI_MANIFE
 
 @pytest.mark.parametrize("by", ["tag", "digest"])
 def test_push(push: Pusher, algorithm: str, by: str) -> None:
-    """A push gets 201 with the digest and a Location. The same bytes can be pulled from there, on each worker
+    """A push gets 201 with the digest and a Location. The same bytes can be pulled from Location, from each worker
     (end-7a)."""
     body = encode(push.image(algorithm))
     digest = digest_of(body, algorithm if by == "digest" else "sha256")
@@ -58,7 +58,7 @@ def test_push(push: Pusher, algorithm: str, by: str) -> None:
 
 
 def test_exact_bytes(push: Pusher) -> None:
-    """Spaces, the order of names, escapes and a final line end are kept, since the bytes are the manifest (Pushing
+    """The registry keeps a manifest byte by byte, including white space, escapes and the order of fields (Pushing
     Manifests)."""
     text = json.dumps(push.image() | {"annotations": {"a": "\u00e4\U0001f40b", "z": "/"}})
     body = b" \n" + text.replace("/", "\\/").encode() + b"\r\n\t "
@@ -69,7 +69,7 @@ def test_exact_bytes(push: Pusher) -> None:
 
 
 def test_a_wrong_digest(push: Pusher, algorithm: str) -> None:
-    """A manifest under another digest than its own gets 400, and is not stored (Pushing Manifests)."""
+    """A push of a manifest under a digest that is not its own gets 400, and nothing is stored (Pushing Manifests)."""
     body, claimed = encode(push.image()), digest_of(b"other", algorithm)
     answer = put(push, claimed, body)
     assert answer.status_code == 400
@@ -79,8 +79,8 @@ def test_a_wrong_digest(push: Pusher, algorithm: str) -> None:
 
 
 def test_a_tag_moves(push: Pusher) -> None:
-    """A tag points at the manifest that was pushed last. The former manifest can be pulled by its digest (Pushing
-    Manifests)."""
+    """A tag points at the manifest that was last pushed to it. The manifest before can still be pulled by its digest
+    (Pushing Manifests)."""
     first, second = push.tag("latest"), push.tag("latest")
     assert push.client.get(f"{push.root}/manifests/latest").content == second
     assert push.client.get(f"{push.root}/manifests/{digest_of(first)}").content == first
@@ -103,7 +103,7 @@ def test_content_type_against_media_type(push: Pusher, kind: str) -> None:
 
 
 def test_a_manifest_without_media_type(push: Pusher) -> None:
-    """The body may lack mediaType, which is a SHOULD; then Content-Type counts (Pushing Manifests)."""
+    """The body may lack mediaType, which the spec only recommends. Then Content-Type counts (Pushing Manifests)."""
     document = push.image()
     del document["mediaType"]
     assert put(push, "untyped", encode(document)).status_code == 201
@@ -153,8 +153,8 @@ def test_shapes(push: Pusher, shape: str, algorithm: str) -> None:
     assert push.client.get(f"{push.root}/manifests/{digest}").content == body
 
 
-@pytest.mark.parametrize("what", ["config", "layer", "child"])
-def test_missing_references(push: Pusher, what: str, algorithm: str) -> None:
+@pytest.mark.parametrize("reference_kind", ["config", "layer", "child"])
+def test_missing_references(push: Pusher, reference_kind: str, algorithm: str) -> None:
     """A manifest whose config, layer or child is not in the repository gets MANIFEST_BLOB_UNKNOWN (Pushing
     Manifests)."""
     missing = os.urandom(20)
@@ -162,7 +162,7 @@ def test_missing_references(push: Pusher, what: str, algorithm: str) -> None:
         "config": push.image() | {"config": describe(missing, OCI_CONFIG, algorithm)},
         "layer": push.image() | {"layers": [describe(missing, OCI_LAYER, algorithm)]},
         "child": push.index(describe(missing, OCI_MANIFEST, algorithm)),
-    }[what]
+    }[reference_kind]
     answer = put(push, "broken", encode(document), document["mediaType"])
     assert answer.status_code == 404
     assert error_codes(answer) == ["MANIFEST_BLOB_UNKNOWN"]
@@ -171,7 +171,7 @@ def test_missing_references(push: Pusher, what: str, algorithm: str) -> None:
 
 
 def test_references_of_another_repository(push: Pusher) -> None:
-    """Content of another repository has to be mounted before a manifest can refer to it (Pushing Manifests)."""
+    """A manifest that refers to blobs of another repository gets MANIFEST_BLOB_UNKNOWN (Pushing Manifests)."""
     body = encode(push.image())
     other = Pusher(push.client, f"{push.repo}/other")
     assert error_codes(put(other, "x", body)) == ["MANIFEST_BLOB_UNKNOWN"]
@@ -184,15 +184,16 @@ def test_references_of_another_repository(push: Pusher) -> None:
         "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
     ],
 )
-def test_layers_held_elsewhere(push: Pusher, kind: str) -> None:
-    """Non-distributable layers need not be stored (Pushing Manifests; image spec, layer media types)."""
+def test_nondistributable_layers(push: Pusher, kind: str) -> None:
+    """The registry accepts a manifest whose non-distributable layers are not stored (Pushing Manifests; image spec,
+    layer media types)."""
     layer = describe(os.urandom(20), kind, urls=["https://example.test/layer"])
     assert put(push, "windows", encode(push.image() | {"layers": [layer]})).status_code == 201
 
 
 @pytest.mark.parametrize("size", [4 * MIB, LIMIT])
 def test_large_manifests(push: Pusher, size: int) -> None:
-    """A manifest of 4 MiB is accepted, and so is one of exactly the limit (Pushing Manifests)."""
+    """The registry accepts a manifest of 4 MiB, and a manifest of exactly the size limit (Pushing Manifests)."""
     body = padded(push.image(), size)
     digest = push.put(body, "large")
     assert push.client.get(f"{push.root}/manifests/{digest}").content == body
@@ -200,7 +201,8 @@ def test_large_manifests(push: Pusher, size: int) -> None:
 
 @pytest.mark.parametrize("framing", ["Content-Length", "chunked"])
 def test_too_large_manifests(push: Pusher, framing: str) -> None:
-    """A manifest of one byte more than the limit gets 413, however its length is declared (Pushing Manifests)."""
+    """A manifest one byte larger than the limit gets 413, with Content-Length and with chunked transfer coding (Pushing
+    Manifests)."""
     body = padded(push.image(), LIMIT + 1)
     content = body if framing == "Content-Length" else (body[at : at + MIB] for at in range(0, len(body), MIB))
     answer = push.client.put(f"{push.root}/manifests/large", content=content, headers={"Content-Type": OCI_MANIFEST})
@@ -211,7 +213,7 @@ def test_too_large_manifests(push: Pusher, framing: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 10, 64])
 def test_tag_parameters(push: Pusher, algorithm: str, count: int) -> None:
-    """`?tag=` sets each tag, also ten and more at once. OCI-Tag names each tag that was set (end-7b)."""
+    """A push with several `tag` parameters sets all these tags. OCI-Tag names each of them (end-7b)."""
     body = encode(push.image())
     digest = digest_of(body, algorithm)
     tags = [f"v{number}" for number in range(count)]
@@ -220,13 +222,13 @@ def test_tag_parameters(push: Pusher, algorithm: str, count: int) -> None:
     named = [tag.strip() for field in answer.headers.get_list("oci-tag") for tag in field.split(",")]
     assert sorted(named) == sorted(tags)
     for tag in tags:
-        got = push.client.get(f"{push.root}/manifests/{tag}")
-        assert got.content == body
-        assert got.headers["docker-content-digest"] == digest
+        pulled = push.client.get(f"{push.root}/manifests/{tag}")
+        assert pulled.content == body
+        assert pulled.headers["docker-content-digest"] == digest
 
 
 def test_too_many_tag_parameters(push: Pusher) -> None:
-    """Too many tags get 414, and none of them is set (end-7b)."""
+    """A push with too many `tag` parameters gets 414, and no tag is set (end-7b)."""
     body = encode(push.image())
     query = "&".join(f"tag=v{number}" for number in range(500))
     answer = put(push, f"{digest_of(body)}?{query}", body)
@@ -236,7 +238,7 @@ def test_too_many_tag_parameters(push: Pusher) -> None:
 
 
 def test_an_invalid_tag_parameter(push: Pusher) -> None:
-    """One invalid tag gets 400, and neither the manifest nor any tag is stored (end-7b)."""
+    """A push with one invalid `tag` parameter gets 400. Neither the manifest nor any tag is stored (end-7b)."""
     body = encode(push.image())
     answer = put(push, f"{digest_of(body)}?tag=good&tag=.bad", body)
     assert answer.status_code == 400
@@ -246,17 +248,18 @@ def test_an_invalid_tag_parameter(push: Pusher) -> None:
 
 
 def test_no_tag_parameters(push: Pusher) -> None:
-    """Without `?tag=` there is no OCI-Tag (end-7b)."""
+    """The response to a push without `tag` parameters has no OCI-Tag (end-7b)."""
     body = encode(push.image())
     assert "oci-tag" not in put(push, digest_of(body), body).headers
 
 
 @pytest.mark.parametrize("shape", ["image", "index"])
-@pytest.mark.parametrize("there", [True, False])
-def test_subject(push: Pusher, algorithm: str, shape: str, there: bool) -> None:
-    """OCI-Subject names the subject, which need not be stored (Pushing Manifests with Subject)."""
+@pytest.mark.parametrize("is_subject_stored", [True, False])
+def test_subject(push: Pusher, algorithm: str, shape: str, is_subject_stored: bool) -> None:
+    """OCI-Subject names the subject of the pushed manifest, whether or not the subject is stored (Pushing Manifests
+    with Subject)."""
     target = encode(push.image())
-    if there:
+    if is_subject_stored:
         push.put(target, algorithm=algorithm)
     subject = describe(target, OCI_MANIFEST, algorithm)
     document = push.artifact(subject, "a/b") if shape == "image" else push.index(subject=subject)
@@ -266,13 +269,13 @@ def test_subject(push: Pusher, algorithm: str, shape: str, there: bool) -> None:
 
 
 def test_no_subject(push: Pusher) -> None:
-    """Without a subject there is no OCI-Subject (Pushing Manifests with Subject)."""
+    """The response to a push of a manifest without a subject has no OCI-Subject (Pushing Manifests with Subject)."""
     assert "oci-subject" not in put(push, "plain", encode(push.image())).headers
 
 
 def test_conditional_push(push: Pusher) -> None:
-    """If-Match and If-None-Match protect a tag: if it has moved, the push gets 412 (Referrers Tag Schema; RFC 9110,
-    13.1)."""
+    """A push to a tag that does not meet If-Match or If-None-Match gets 412 and changes nothing (Referrers Tag Schema;
+    RFC 9110, 13.1)."""
     path = f"{push.root}/manifests/guarded"
     first, second = encode(push.image()), encode(push.image())
 
@@ -308,7 +311,7 @@ def test_conditional_push(push: Pusher) -> None:
     ],
     ids=lambda body: body[:30].decode("latin-1") or "empty",
 )
-def test_what_is_no_manifest(push: Pusher, body: bytes) -> None:
+def test_bodies_that_are_no_manifests(push: Pusher, body: bytes) -> None:
     """A body that cannot be read as a manifest gets 400 MANIFEST_INVALID (Pushing Manifests)."""
     answer = put(push, "bad", body)
     assert answer.status_code == 400

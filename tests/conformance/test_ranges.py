@@ -19,13 +19,13 @@ def blob(push: Pusher, algorithm: str) -> str:
     return f"{push.root}/blobs/{push.blob(DATA, algorithm)}"
 
 
-def get(client: httpx2.Client, path: str, asked: str, **more: str) -> httpx2.Response:
+def get(client: httpx2.Client, path: str, range_header: str, **more: str) -> httpx2.Response:
     headers = {name.replace("_", "-"): value for name, value in more.items()}
-    return client.get(path, headers={"Range": asked, **headers})
+    return client.get(path, headers={"Range": range_header, **headers})
 
 
 def parts_of(answer: httpx2.Response) -> list[Message]:
-    """Returns the parts, as a MIME parser finds them."""
+    """Returns the parts of a multipart response, as Python's MIME parser reads them."""
     kind = answer.headers["content-type"]
     document = BytesParser().parsebytes(b"Content-Type: " + kind.encode() + b"\r\n\r\n" + answer.content)
     assert document.get_content_type() == "multipart/byteranges"
@@ -35,7 +35,7 @@ def parts_of(answer: httpx2.Response) -> list[Message]:
 
 
 @pytest.mark.parametrize(
-    ("asked", "start", "stop"),
+    ("range_header", "start", "stop"),
     [
         ("bytes=500-1499", 500, 1500),
         ("bytes=500-", 500, SIZE),
@@ -48,10 +48,10 @@ def parts_of(answer: httpx2.Response) -> list[Message]:
         (f"bytes=-{SIZE * 2}", 0, SIZE),
     ],
 )
-def test_a_range(client: httpx2.Client, blob: str, asked: str, start: int, stop: int) -> None:
-    """A range gets 206 with those bytes, Content-Range and Content-Length. An end beyond the blob is cut to it (14.1.2,
-    15.3.7)."""
-    answer = get(client, blob, asked)
+def test_a_range(client: httpx2.Client, blob: str, range_header: str, start: int, stop: int) -> None:
+    """A request for a range gets 206 with its bytes, Content-Range and Content-Length. A range that ends after the end
+    of the blob is shortened to the blob's end (14.1.2, 15.3.7)."""
+    answer = get(client, blob, range_header)
     assert answer.status_code == 206
     assert answer.content == DATA[start:stop]
     assert answer.headers["content-range"] == f"bytes {start}-{stop - 1}/{SIZE}"
@@ -59,28 +59,29 @@ def test_a_range(client: httpx2.Client, blob: str, asked: str, start: int, stop:
     assert answer.headers["docker-content-digest"] in blob
 
 
-@pytest.mark.parametrize("asked", ["bytes=500-0", f"bytes={SIZE}-", f"bytes={SIZE * 9}-{SIZE * 10}", "bytes=-0"])
-def test_a_range_outside(client: httpx2.Client, blob: str, asked: str) -> None:
-    """A range that ends before it starts, or starts beyond the end, gets 416 with the blob's size (15.5.17)."""
-    answer = get(client, blob, asked)
+@pytest.mark.parametrize("range_header", ["bytes=500-0", f"bytes={SIZE}-", f"bytes={SIZE * 9}-{SIZE * 10}", "bytes=-0"])
+def test_a_range_outside(client: httpx2.Client, blob: str, range_header: str) -> None:
+    """A range that ends before its start, or starts after the end of the blob, gets 416. The response has the size of
+    the blob (15.5.17)."""
+    answer = get(client, blob, range_header)
     assert answer.status_code == 416
     assert answer.headers["content-range"] == f"bytes */{SIZE}"
     assert client.get(blob).content == DATA
 
 
 @pytest.mark.parametrize(
-    "asked", ["lines=1-2", "bytes", "bytes=", "bytes=a-b", "bytes=1", "bytes=1-2-3", "bytes=--1", "0-5"]
+    "range_header", ["lines=1-2", "bytes", "bytes=", "bytes=a-b", "bytes=1", "bytes=1-2-3", "bytes=--1", "0-5"]
 )
-def test_a_range_that_cannot_be_read(client: httpx2.Client, blob: str, asked: str) -> None:
+def test_a_range_that_cannot_be_read(client: httpx2.Client, blob: str, range_header: str) -> None:
     """A Range with an unknown unit or of a malformed form is ignored: the response is 200 with the whole blob
     (14.2)."""
-    answer = get(client, blob, asked)
+    answer = get(client, blob, range_header)
     assert answer.status_code == 200
     assert answer.content == DATA
 
 
 def test_an_empty_blob_has_no_range(push: Pusher, algorithm: str) -> None:
-    """No range lies inside a blob of zero bytes: 416 (14.1.2)."""
+    """Any range of an empty blob gets 416 (14.1.2)."""
     path = f"{push.root}/blobs/{push.blob(b'', algorithm)}"
     answer = get(push.client, path, "bytes=0-")
     assert answer.status_code == 416
@@ -100,7 +101,7 @@ def test_several_ranges(client: httpx2.Client, blob: str) -> None:
 
 
 def test_several_ranges_of_which_one_lies_inside(client: httpx2.Client, blob: str) -> None:
-    """Ranges outside the blob are left out if another one lies inside. If only one is left, the response is a plain 206
+    """Of several ranges, those outside the blob are ignored. If only one range is left, the response is not multipart
     (14.2, 15.3.7.2)."""
     answer = get(client, blob, f"bytes={SIZE}-,3-4")
     assert answer.status_code == 206
@@ -109,28 +110,29 @@ def test_several_ranges_of_which_one_lies_inside(client: httpx2.Client, blob: st
 
 
 def test_several_ranges_outside(client: httpx2.Client, blob: str) -> None:
-    """If none of several ranges lies inside the blob, the response is 416 (15.5.17)."""
+    """If all of several ranges are outside the blob, the response is 416 (15.5.17)."""
     answer = get(client, blob, f"bytes={SIZE}-,{SIZE + 5}-{SIZE + 9}")
     assert answer.status_code == 416
     assert answer.headers["content-range"] == f"bytes */{SIZE}"
 
 
-def test_ranges_that_ask_for_more_than_all(client: httpx2.Client, blob: str) -> None:
-    """Overlapping ranges that add up to more than the blob get the blob once, so that no client can make the server
-    send more (17.15)."""
+def test_overlapping_ranges_larger_than_the_blob(client: httpx2.Client, blob: str) -> None:
+    """If overlapping ranges have more bytes than the blob, the response is 200 with the whole blob. So no client can
+    make the server send more bytes than the blob has (17.15)."""
     answer = get(client, blob, "bytes=0-,0-,0-")
     assert answer.status_code == 200
     assert answer.content == DATA
 
 
 def test_too_many_ranges(client: httpx2.Client, blob: str) -> None:
-    """A thousand ranges and more get 400; clients then request fewer (17.15)."""
+    """A request with more than 1024 ranges gets 400 (17.15)."""
     assert get(client, blob, "bytes=" + ",".join(["0-0"] * 1025)).status_code == 400
     assert get(client, blob, "bytes=" + ",".join(f"{n}-{n}" for n in range(1024))).status_code == 206
 
 
 def test_if_range(client: httpx2.Client, blob: str) -> None:
-    """Range counts only if If-Range names this content; otherwise the whole blob is sent (13.1.5)."""
+    """With If-Range, Range counts only if If-Range has the ETag of the blob. Otherwise the response is the whole blob
+    (13.1.5)."""
     etag = client.head(blob).headers["etag"]
     assert get(client, blob, "bytes=1-2", If_Range=etag).status_code == 206
     for validator in ('"other"', f"W/{etag}", "Thu, 01 Jan 1970 00:00:00 GMT"):
@@ -139,8 +141,8 @@ def test_if_range(client: httpx2.Client, blob: str) -> None:
         assert answer.content == DATA
 
 
-def test_head_knows_no_range(client: httpx2.Client, blob: str) -> None:
-    """Range is for GET: the response to HEAD describes the whole blob (14.2)."""
+def test_head_describes_the_whole_blob(client: httpx2.Client, blob: str) -> None:
+    """HEAD ignores Range: its response describes the whole blob (14.2)."""
     answer = client.head(blob, headers={"Range": "bytes=1-2"})
     assert answer.status_code == 200
     assert answer.headers["content-length"] == str(SIZE)
@@ -149,7 +151,7 @@ def test_head_knows_no_range(client: httpx2.Client, blob: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_if_none_match(push: Pusher, algorithm: str, method: str) -> None:
-    """The ETag is the quoted digest. A request with it in If-None-Match gets 304 without a body (13.1.2)."""
+    """The ETag is the digest in quotes. A request with this ETag in If-None-Match gets 304 without a body (13.1.2)."""
     blob = push.blob(DATA, algorithm)
     manifest = push.put(push.image(algorithm), algorithm=algorithm)
     push.tag("moving")
@@ -168,7 +170,7 @@ def test_if_none_match(push: Pusher, algorithm: str, method: str) -> None:
 
 
 def test_a_moved_tag_is_sent_again(push: Pusher) -> None:
-    """If-None-Match with the former content of a tag gets the new content (13.1.2)."""
+    """If a tag has moved, a request with the old ETag in If-None-Match gets 200 with the new manifest (13.1.2)."""
     push.tag("moving")
     path = f"{push.root}/manifests/moving"
     etag = push.client.head(path).headers["etag"]
@@ -178,8 +180,9 @@ def test_a_moved_tag_is_sent_again(push: Pusher) -> None:
     assert answer.content == body
 
 
-def test_caches(push: Pusher, algorithm: str) -> None:
-    """Content requested by digest may be cached for ever; a tag has to be revalidated each time (RFC 9111, 5.2.2)."""
+def test_cache_control_of_content(push: Pusher, algorithm: str) -> None:
+    """Caches may store content that was requested by digest for ever. They must revalidate tags and lists for each
+    request, and must not store errors (RFC 9111, 5.2.2)."""
     blob = push.blob(DATA, algorithm)
     manifest = push.put(push.image(algorithm), algorithm=algorithm)
     push.tag("moving")

@@ -1,4 +1,4 @@
-"""Spec, "Registry Proxying", for hosted content."""
+"""Spec, "Registry Proxying": the parameter `ns` in requests for content that was pushed to this registry."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tests.conformance.pusher import Pusher, describe, digest_of, encode
 
 @pytest.mark.parametrize("host", ["docker.io", "registry.example.org:5000", "", "NOT A HOST"])
 def test_ns_is_ignored(push: Pusher, host: str) -> None:
-    """`ns` names the host in a client's reference. A registry that hosts the name may ignore it, and then sends no
-    OCI-Namespace."""
+    """`ns` is the host name in the image reference that a client pulls. The registry ignores it for pushed content, and
+    sends no OCI-Namespace."""
     body = encode(push.image())
     digest = push.put(body, "here")
     blob = push.blob(b"{}")
@@ -22,7 +22,7 @@ def test_ns_is_ignored(push: Pusher, host: str) -> None:
 
 
 def test_ns_on_a_push(push: Pusher) -> None:
-    """Clients also add `ns` to pushes if the host differs: it changes nothing."""
+    """Some clients also send `ns` in pushes. The registry ignores it."""
     data = b"with ns"
     answer = push.client.post(f"{push.root}/blobs/uploads/?ns=docker.io")
     assert answer.status_code == 202
@@ -37,7 +37,7 @@ def test_ns_on_a_push(push: Pusher) -> None:
 
 
 def test_stray_credentials_are_ignored(push: Pusher) -> None:
-    """Credentials for another registry are neither required nor refused (Registry Proxying)."""
+    """A registry without accounts ignores the credentials that a client sends (Registry Proxying)."""
     push.tag("open")
     for value in ("Basic dXNlcjpwYXNz", "Bearer abc.def.ghi", "Negotiate x", "", "no scheme at all ="):
         answer = push.client.get(f"{push.root}/manifests/open", headers={"Authorization": value})

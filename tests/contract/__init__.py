@@ -1,4 +1,4 @@
-"""Facts that hold for every `storage.interface.Registry`, whatever is behind it.
+"""Tests of the contract of `storage.interface.Registry`. They run on every implementation of this interface.
 
-The stored registry against the reference model, driven by random steps.
+Other tests here make random calls on the stored registry and on a reference model, and compare the results.
 """

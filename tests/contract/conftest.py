@@ -1,5 +1,5 @@
-"""The kinds of registry that the contract holds for. Each test runs once on each kind. Checks that several modules
-use."""
+"""Fixtures of the contract tests: the implementations of the registry interface ("kinds"). Each test runs once on each
+kind. Also has checks that several test modules use."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ from tests.fakes.small_store import small_store as small_store
 from tests.fakes.store_accounts import acting_as
 
 PART_BYTES = 64 * 1024
+"""Smallest size of a part of a multipart upload to the object store."""
 LATEST = Tag("latest")
 
 
 class InTurns:
-    """Several registries over one data directory: each call goes to the next one, as requests go to several workers."""
+    """Several registries on one data directory. Each call goes to the next registry in turn, as the requests of clients
+    go to several worker processes."""
 
     def __init__(self, *registries: Registry) -> None:
         self._next = itertools.cycle(registries)
@@ -69,18 +71,20 @@ def _router(hosted: MemoryRegistry, default: str | None = None) -> Router:
 
 @asynccontextmanager
 async def _routed(_: Path) -> AsyncIterator[Registry]:
-    """Yields a router that treats names as hosted unless they are an upstream's."""
+    """Yields a router without a default upstream. It sends calls to the hosted registry, unless the repository name
+    begins with the name of an upstream."""
     yield _router(MemoryRegistry())
 
 
 @asynccontextmanager
 async def _routed_with_default(_: Path) -> AsyncIterator[Registry]:
-    """Yields a router with a default upstream that has no content: names lead to it until they are pushed."""
+    """Yields a router with a default upstream that has no content. The router sends calls for a repository to this
+    upstream until a client pushes to the repository."""
     yield _router(MemoryRegistry(), default="docker.io")
 
 
 class AsAdmin:
-    """A guarded registry on which every call is made with all rights."""
+    """A registry that checks access rights (`Guarded`). Every call is made by an account with all rights."""
 
     def __init__(self, guarded: Guarded) -> None:
         self._guarded = guarded
@@ -109,13 +113,14 @@ async def _stored(data: Path) -> AsyncIterator[Registry]:
 @asynccontextmanager
 async def _stored_twice(data: Path) -> AsyncIterator[Any]:
     prepare_data_dir(data)
-    async with open_registry(data) as one, open_registry(data) as two:
-        yield InTurns(one, two)
+    async with open_registry(data) as first, open_registry(data) as second:
+        yield InTurns(first, second)
 
 
 @asynccontextmanager
 async def _in_objects(data: Path) -> AsyncIterator[Registry]:
-    """Yields a registry with its blobs in an object store, whose parts are small enough that a test fills several."""
+    """Yields a registry that keeps blobs in an object store. The parts of its multipart uploads are small, so that the
+    blobs of the tests have several parts."""
     prepare_data_dir(data)
     async with open_registry(data, open_content=open_objects(data / "bucket", PART_BYTES)) as registry:
         yield registry
@@ -125,8 +130,8 @@ async def _in_objects(data: Path) -> AsyncIterator[Registry]:
 async def _in_objects_twice(data: Path) -> AsyncIterator[Any]:
     prepare_data_dir(data)
     content = open_objects(data / "bucket", PART_BYTES)
-    async with open_registry(data, open_content=content) as one, open_registry(data, open_content=content) as two:
-        yield InTurns(one, two)
+    async with open_registry(data, open_content=content) as first, open_registry(data, open_content=content) as second:
+        yield InTurns(first, second)
 
 
 KINDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Registry]]] = {
@@ -144,7 +149,7 @@ KINDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Registry]]] = {
 
 
 DAILY = ("memory", "stored")
-"""The kinds that `make check` runs: the others wrap these or pass calls on to them."""
+"""The kinds on which `make check` runs the tests. The other kinds pass their calls on to one of these."""
 
 
 @pytest.fixture(
@@ -166,9 +171,9 @@ def other() -> RepositoryName:
 
 
 async def assert_is(registry: Registry, repo: RepositoryName, reference: Tag | Digest, manifest: Manifest) -> None:
-    """Checks that the reference leads to the manifest."""
-    got = await registry.get_manifest(repo, reference)
-    assert (got.body, got.media_type, got.digest) == (manifest.body, manifest.media_type, manifest.digest)
+    """Checks that the reference resolves to the manifest."""
+    pulled = await registry.get_manifest(repo, reference)
+    assert (pulled.body, pulled.media_type, pulled.digest) == (manifest.body, manifest.media_type, manifest.digest)
     resolved = await registry.resolve_manifest(repo, reference)
     assert (resolved.digest, resolved.media_type, resolved.size) == (
         manifest.digest,
@@ -178,7 +183,7 @@ async def assert_is(registry: Registry, repo: RepositoryName, reference: Tag | D
 
 
 async def assert_unknown(registry: Registry, repo: RepositoryName, reference: Tag | Digest) -> None:
-    """Checks that the reference leads to no manifest."""
+    """Checks that the reference resolves to no manifest."""
     with pytest.raises(ManifestUnknown):
         await registry.get_manifest(repo, reference)
     with pytest.raises(ManifestUnknown):

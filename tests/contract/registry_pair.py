@@ -13,32 +13,34 @@ from storage.interface import BlobWriter, Registry
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 EVERYTHING = 10_000
+"""A page size that is larger than any list."""
 ARTIFACT_TYPES = ["sig/x", "application/vnd.oci.image.layer.v1.tar"]
-"""A type that manifests state themselves, and one that their config states."""
+"""Artifact types of the test's manifests. Some manifests state the first type; for others, the media type of their
+config (the second one) counts."""
 
 
 @dataclass(frozen=True)
 class Raised:
-    """The error of a call, as far as the interface specifies it."""
+    """The error of a call, reduced to the facts that the interface specifies."""
 
     kind: str
     position: int | None = None
 
 
-def _told(error: RegistryError) -> Raised:
+def _comparable_error(error: RegistryError) -> Raised:
     if isinstance(error, RangeInvalid):
         return Raised("RangeInvalid", error.size if error.offset is None else error.offset)
-    # The interface does not say which of the two a writer raises whose session has ended.
+    # When a session has ended, a writer may raise either error: the interface does not specify which.
     if isinstance(error, BlobUploadInvalid | BlobUploadUnknown):
         return Raised("the session is not this caller's")
     return Raised(type(error).__name__)
 
 
-def _plain(answer: Any) -> Any:
-    """Returns the part of a result that must be equal, as values that can be compared."""
+def _comparable(answer: Any) -> Any:
+    """Returns the part of a result that must be equal on both registries, as values that can be compared."""
     match answer:
         case Page():
-            return [_plain(item) for item in answer.items], answer.more
+            return [_comparable(item) for item in answer.items], answer.more
         case Manifest():
             return answer.body, answer.media_type, answer.digest
         case Descriptor():
@@ -48,11 +50,11 @@ def _plain(answer: Any) -> Any:
 
 
 async def answer_of(call: Awaitable[Any]) -> Any:
-    """Returns the call's result or error in a form that can be compared."""
+    """Awaits a call. Returns its result or its error in a form that can be compared."""
     try:
-        return _plain(await call)
+        return _comparable(await call)
     except RegistryError as error:
-        return _told(error)
+        return _comparable_error(error)
 
 
 async def read_blob(registry: Registry, repo: RepositoryName, digest: Digest, span: Span | None) -> bytes:
@@ -70,25 +72,27 @@ async def described(registry: Registry, repo: RepositoryName, reference: Referen
 
 @dataclass
 class UploadPair:
-    """One session in each registry. `writers`: those that own it; None: no writer does. `old`: those that lost it."""
+    """An upload session on each of the two registries. `writers`: the writer that owns the session, for each registry;
+    None: no writer owns it. `accepted`: the bytes that were written so far. `lost_writers`: pairs of writers that owned
+    the session before."""
 
     repo: RepositoryName
     ids: list[Any]
     writers: list[BlobWriter] | None
-    taken: bytes = b""
-    old: list[list[BlobWriter]] = field(default_factory=list)
+    accepted: bytes = b""
+    lost_writers: list[list[BlobWriter]] = field(default_factory=list)
 
 
 class RegistryPair:
-    """The model and the registry under test, on an event loop of their own."""
+    """The reference model and the registry under test. Calls run on the event loop `loop`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, model: Registry, tested: Registry) -> None:
         self.loop = loop
         self.both: list[Registry] = [model, tested]
 
-    def ask(self, call: Callable[..., Awaitable[Any]], *what: object) -> Any:
+    def ask(self, call: Callable[..., Awaitable[Any]], *arguments: object) -> Any:
         """Makes the call on both registries. Returns their common result."""
-        return self.compare([call(registry, *what) for registry in self.both])
+        return self.compare([call(registry, *arguments) for registry in self.both])
 
     def compare(self, calls: list[Awaitable[Any]]) -> Any:
         expected, actual = [self.loop.run_until_complete(answer_of(call)) for call in calls]
@@ -96,36 +100,37 @@ class RegistryPair:
         return expected
 
     def get(self, calls: list[Awaitable[Any]]) -> list[Any]:
-        """Returns the results as they are. Either both calls raise or none does."""
+        """Makes one call on each registry and returns the two results; an empty list if the calls raise. Checks that
+        both calls raise the same error, or none."""
         answers: list[Any] = []
-        told: list[Raised | None] = []
+        errors: list[Raised | None] = []
         for call in calls:
             try:
                 answers.append(self.loop.run_until_complete(call))
-                told.append(None)
+                errors.append(None)
             except RegistryError as error:
-                told.append(_told(error))
-        assert told[0] == told[1], f"the model says {told[0]!r}, the registry under test {told[1]!r}"
+                errors.append(_comparable_error(error))
+        assert errors[0] == errors[1], f"the model says {errors[0]!r}, the registry under test {errors[1]!r}"
         return answers
 
     def compare_all(self, repos: list[RepositoryName], digests: list[Digest], tags: list[Tag]) -> None:
-        """Checks that everything that can be read is the same in both registries."""
-        questions: list[tuple[Callable[..., Awaitable[Any]], tuple[object, ...]]] = [(_repositories, ())]
+        """Checks that both registries return the same for all blobs, manifests, tags and lists."""
+        calls: list[tuple[Callable[..., Awaitable[Any]], tuple[object, ...]]] = [(_repositories, ())]
         for repo in repos:
-            questions.append((_tags, (repo,)))
+            calls.append((_tags, (repo,)))
             for digest in digests:
-                questions += [(read_blob, (repo, digest, None)), (_manifest, (repo, digest))]
-                questions += [(_referrers, (repo, digest, kind)) for kind in (None, *ARTIFACT_TYPES)]
-            questions += [(described, (repo, tag)) for tag in tags]
+                calls += [(read_blob, (repo, digest, None)), (_manifest, (repo, digest))]
+                calls += [(_referrers, (repo, digest, kind)) for kind in (None, *ARTIFACT_TYPES)]
+            calls += [(described, (repo, tag)) for tag in tags]
 
-        async def answers(registry: Registry) -> list[Any]:
-            return [await answer_of(call(registry, *what)) for call, what in questions]
+        async def results(registry: Registry) -> list[Any]:
+            return [await answer_of(call(registry, *arguments)) for call, arguments in calls]
 
-        # One run of the loop for all questions: each run costs more than most answers.
-        expected, actual = [self.loop.run_until_complete(answers(registry)) for registry in self.both]
-        for (call, what), model, tested in zip(questions, expected, actual, strict=True):
+        # All calls run in one run of the event loop, because the start of a run costs more than most calls.
+        expected, actual = [self.loop.run_until_complete(results(registry)) for registry in self.both]
+        for (call, arguments), model, tested in zip(calls, expected, actual, strict=True):
             assert tested == model, (
-                f"{call.__name__}{what}: the model says {model!r}, the registry under test {tested!r}"
+                f"{call.__name__}{arguments}: the model says {model!r}, the registry under test {tested!r}"
             )
 
 

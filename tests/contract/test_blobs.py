@@ -1,4 +1,5 @@
-"""Blobs: read in spans, served through a repository's own link only, mounted, deleted."""
+"""Contract tests for blobs: reads of whole blobs and of byte ranges (spans), access by repository, mounts, and deletes.
+They run on every implementation of the registry interface."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from tests.fakes.registry_content import BY, NOWHERE, all_tags, image_of, push_b
 DATA = bytes(range(256)) * 4 + b"tail"
 SIZE = len(DATA)
 
-INSIDE = {
+INSIDE = {  # requested spans, with the first byte and the end of the bytes that the registry returns
     "the first byte": (Span(0, 1), (0, 1)),
     "the whole": (Span(0, SIZE), (0, SIZE)),
     "all from the start": (Span(0), (0, SIZE)),
@@ -39,7 +40,8 @@ OUTSIDE = {
 
 @pytest.mark.parametrize("case", INSIDE)
 async def test_a_span_gives_its_bytes(registry: Registry, repo: RepositoryName, case: str) -> None:
-    """A span inside the blob yields exactly its bytes, cut at the blob's end; the descriptor is the whole blob's."""
+    """The reader of a span yields exactly the bytes of the span, up to the end of the blob. Its descriptor has the
+    digest and the size of the whole blob."""
     span, (start, stop) = INSIDE[case]
     await push_blob(registry, repo, DATA)
     reader = await registry.open_blob(repo, digest_of(DATA), span)
@@ -51,7 +53,7 @@ async def test_a_span_gives_its_bytes(registry: Registry, repo: RepositoryName, 
 
 @pytest.mark.parametrize("case", OUTSIDE)
 async def test_a_span_outside_is_refused_on_opening(registry: Registry, repo: RepositoryName, case: str) -> None:
-    """A span with no byte in the blob raises RangeInvalid when it is opened, and says the size."""
+    """Opening a span outside the blob raises RangeInvalid. The error has the size of the blob."""
     await push_blob(registry, repo, DATA)
     with pytest.raises(RangeInvalid) as refused:
         await registry.open_blob(repo, digest_of(DATA), OUTSIDE[case])
@@ -61,7 +63,7 @@ async def test_a_span_outside_is_refused_on_opening(registry: Registry, repo: Re
 
 @pytest.mark.parametrize("span", [Span(0), Span(0, 1), Span(-1), Span(1)])
 async def test_a_blob_of_no_bytes(registry: Registry, repo: RepositoryName, span: Span) -> None:
-    """The empty blob opens and yields nothing; every span of it is outside."""
+    """The reader of an empty blob yields no bytes. Every span is outside an empty blob."""
     await push_blob(registry, repo, b"")
     assert (await registry.resolve_blob(repo, digest_of(b""))).size == 0
     assert await read_blob(registry, repo, digest_of(b"")) == b""
@@ -70,8 +72,9 @@ async def test_a_blob_of_no_bytes(registry: Registry, repo: RepositoryName, span
     assert refused.value.size == 0
 
 
-async def test_where_there_is_a_file_it_holds_the_bytes(registry: Registry, repo: RepositoryName) -> None:
-    """A reader's file, where it has one, holds the blob from `offset` on: the same bytes as iterating gives."""
+async def test_the_file_of_a_reader_holds_the_bytes(registry: Registry, repo: RepositoryName) -> None:
+    """If a reader has a file, the file holds the blob from `offset` on. Iterating over the reader yields the same
+    bytes."""
     await push_blob(registry, repo, DATA)
     reader = await registry.open_blob(repo, digest_of(DATA), Span(100, 300))
     if reader.file is not None:
@@ -81,27 +84,28 @@ async def test_where_there_is_a_file_it_holds_the_bytes(registry: Registry, repo
 
 
 async def test_readers_do_not_disturb_each_other(registry: Registry, repo: RepositoryName) -> None:
-    """Two readers of one blob, read in turns, both yield all of it; one closed early does not end the other."""
+    """Two readers of one blob that are read alternately both yield the whole blob, even if a third reader is closed
+    before its end."""
     data = os.urandom(3_000_000)
     await push_blob(registry, repo, data)
     first, second, third = [await registry.open_blob(repo, digest_of(data)) for _ in range(3)]
-    got: list[list[bytes]] = [[], []]
+    chunks_read: list[list[bytes]] = [[], []]
     iterators = [aiter(first), aiter(second)]
-    live = [0, 1]
+    unfinished = [0, 1]
     await third.aclose()
-    while live:
-        for place in tuple(live):
+    while unfinished:
+        for index in tuple(unfinished):
             try:
-                got[place].append(await anext(iterators[place]))
+                chunks_read[index].append(await anext(iterators[index]))
             except StopAsyncIteration:
-                live.remove(place)
-    assert [b"".join(chunks) for chunks in got] == [data, data]
+                unfinished.remove(index)
+    assert [b"".join(chunks) for chunks in chunks_read] == [data, data]
     await first.aclose()
     await second.aclose()
 
 
 async def test_a_reader_may_be_closed_at_any_time(registry: Registry, repo: RepositoryName) -> None:
-    """Closing an unread, a half-read and a closed reader is no error."""
+    """A reader can be closed before it is read, while it is read, and when it is closed already."""
     data = os.urandom(3_000_000)
     await push_blob(registry, repo, data)
     unread = await registry.open_blob(repo, digest_of(data))
@@ -141,9 +145,11 @@ async def test_an_unknown_blob(registry: Registry, repo: RepositoryName) -> None
                 await registry.delete_blob(name, digest, by=BY)
 
 
-async def test_knowing_a_digest_opens_nothing(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
-    """A blob of one repository is unknown in another one, even in one whose name is nested in the first and that has
-    content."""
+async def test_a_blob_of_another_repository_is_unknown(
+    registry: Registry, repo: RepositoryName, other: RepositoryName
+) -> None:
+    """A blob of one repository is unknown in another repository, even if the other name begins with the first name and
+    the other repository has content of its own."""
     await push_blob(registry, repo, DATA)
     await push_image(registry, other, "something of its own", "latest")
     with pytest.raises(BlobUnknown):
@@ -154,10 +160,11 @@ async def test_knowing_a_digest_opens_nothing(registry: Registry, repo: Reposito
         await registry.delete_blob(other, digest_of(DATA), by=BY)
 
 
-async def test_a_manifest_does_not_lend_its_blobs(
+async def test_a_sparse_manifest_does_not_make_blobs_readable(
     registry: Registry, repo: RepositoryName, other: RepositoryName
 ) -> None:
-    """A sparse manifest that names another repository's blob does not make it readable."""
+    """A sparse put stores a manifest without its blobs. If the manifest refers to a blob of another repository, clients
+    still cannot read that blob."""
     layer = await push_blob(registry, repo, DATA)
     await registry.put_manifest(other, image_of(layer), by=BY, sparse=True)
     with pytest.raises(BlobUnknown):
@@ -167,14 +174,15 @@ async def test_a_manifest_does_not_lend_its_blobs(
 
 
 async def test_a_manifest_is_no_blob(registry: Registry, repo: RepositoryName) -> None:
-    """A manifest's digest names no blob of the repository."""
+    """The digest of a manifest cannot be resolved as a blob."""
     manifest = await push_image(registry, repo, "one", "latest")
     with pytest.raises(BlobUnknown):
         await registry.resolve_blob(repo, manifest.digest)
 
 
 async def test_a_mount_from_a_repository(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
-    """A mount gives the target a blob without an upload. Afterwards both repositories have it."""
+    """A mount adds a blob of the source repository to the target without an upload. Afterwards both repositories have
+    the blob."""
     await push_blob(registry, repo, DATA)
     mounted = await registry.mount_blob(other, digest_of(DATA), repo, BY)
     assert (mounted.digest, mounted.size) == (digest_of(DATA), SIZE)
@@ -192,7 +200,7 @@ async def test_a_mount_from_anywhere(registry: Registry, repo: RepositoryName, o
 
 
 async def test_a_mount_from_a_set(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
-    """With a set of names, only repositories in the set are a source, however many others have the blob."""
+    """If the source is a set of names, a blob is mounted only if a repository in the set has it."""
     for name in (repo, other):
         await push_blob(registry, name, DATA)
     target = RepositoryName("target")
@@ -206,8 +214,10 @@ async def test_a_mount_from_a_set(registry: Registry, repo: RepositoryName, othe
         assert mounted.size == SIZE
 
 
-async def test_a_mount_of_what_is_there(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
-    """A mount of a blob that the target has already succeeds, whatever its source."""
+async def test_a_mount_of_a_blob_that_the_target_has(
+    registry: Registry, repo: RepositoryName, other: RepositoryName
+) -> None:
+    """A mount of a blob that the target already has succeeds with any source."""
     await push_blob(registry, repo, DATA)
     await push_blob(registry, other, DATA)
     for source in (repo, other, ALL_NAMES):
@@ -215,11 +225,11 @@ async def test_a_mount_of_what_is_there(registry: Registry, repo: RepositoryName
     assert await read_blob(registry, repo, digest_of(DATA)) == DATA
 
 
-async def test_a_mount_of_what_the_source_has_not(
+async def test_a_mount_from_a_repository_without_the_blob(
     registry: Registry, repo: RepositoryName, other: RepositoryName
 ) -> None:
-    """A mount from a repository without the blob fails, even if a third repository has it, and leaves the target
-    unknown."""
+    """A mount from a repository without the blob fails, even if a third repository has the blob. The mount does not
+    create the target repository."""
     await push_blob(registry, repo, DATA)
     await push_blob(registry, other, b"something else")
     target = RepositoryName("target")
@@ -239,8 +249,8 @@ async def test_a_mount_of_what_the_source_has_not(
 async def test_a_mounted_blob_outlives_its_source(
     registry: Registry, repo: RepositoryName, other: RepositoryName
 ) -> None:
-    """A mounted blob stays in the target when it is deleted from the source. When it is deleted everywhere, it cannot
-    be mounted any more."""
+    """A mounted blob stays in the target when it is deleted from the source. Once it is deleted from all repositories,
+    it cannot be mounted any more."""
     await push_blob(registry, repo, DATA)
     await registry.mount_blob(other, digest_of(DATA), repo, BY)
     await registry.delete_blob(repo, digest_of(DATA), by=BY)
@@ -255,7 +265,7 @@ async def test_a_mounted_blob_outlives_its_source(
 
 
 async def test_a_deleted_blob_is_gone_at_once(registry: Registry, repo: RepositoryName) -> None:
-    """After its deletion a blob is unknown to every call, also to another deletion. Other blobs stay."""
+    """Right after its deletion, a blob is unknown to every call, also to a second deletion. Other blobs stay."""
     await push_blob(registry, repo, DATA)
     await push_blob(registry, repo, b"another")
     await registry.delete_blob(repo, digest_of(DATA), by=BY)
@@ -269,15 +279,15 @@ async def test_a_deleted_blob_is_gone_at_once(registry: Registry, repo: Reposito
 
 
 async def test_a_blob_in_use_stays(registry: Registry, repo: RepositoryName) -> None:
-    """A blob that a manifest of the repository refers to, as a layer or as its config, is not deleted: the error names
-    a manifest that has to be deleted first. Once all of these are deleted, the blob can be deleted."""
-    one = await push_image(registry, repo, "one", "latest")
-    layer, config = one.layers[0].digest, one.config.digest if one.config else one.layers[0].digest
+    """Deleting a layer or a config to which a manifest of the repository refers raises Unsupported. The error names a
+    manifest that has to be deleted first. Once all such manifests are deleted, the blob can be deleted."""
+    image = await push_image(registry, repo, "one", "latest")
+    layer, config = image.layers[0].digest, image.config.digest if image.config else image.layers[0].digest
     for digest in (layer, config):
-        with pytest.raises(Unsupported, match=f"such as {one.digest}, refer to the blob {digest}; delete"):
+        with pytest.raises(Unsupported, match=f"such as {image.digest}, refer to the blob {digest}; delete"):
             await registry.delete_blob(repo, digest, by=BY)
     assert await read_blob(registry, repo, layer) == b"layer of one"
-    await registry.delete_manifest(repo, one.digest, by=BY)
+    await registry.delete_manifest(repo, image.digest, by=BY)
     await registry.delete_blob(repo, layer, by=BY)
     with pytest.raises(BlobUnknown):
         await registry.resolve_blob(repo, layer)
@@ -286,7 +296,8 @@ async def test_a_blob_in_use_stays(registry: Registry, repo: RepositoryName) -> 
 async def test_a_blob_that_another_repository_uses(
     registry: Registry, repo: RepositoryName, other: RepositoryName
 ) -> None:
-    """A blob that another repository uses is deleted from this one, and stays in the other one."""
+    """A blob can be deleted from a repository whose manifests do not refer to it, even if manifests of another
+    repository do. It stays in the other repository."""
     image = await push_image(registry, other, "one", "latest")
     layer = image.layers[0].digest
     await registry.mount_blob(repo, layer, other, BY)

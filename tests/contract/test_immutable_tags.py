@@ -1,4 +1,4 @@
-"""Immutable tags keep what they point at, whoever pushes or deletes."""
+"""Contract tests for immutable tags: no push and no delete may change the manifest at which such a tag points."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
         return
     prepare_data_dir(tmp_path)
     async with (
-        open_registry(tmp_path, immutable_tags=RULES) as one,
-        open_registry(tmp_path, immutable_tags=RULES) as two,
+        open_registry(tmp_path, immutable_tags=RULES) as first,
+        open_registry(tmp_path, immutable_tags=RULES) as second,
     ):
-        yield one if request.param == "stored" else InTurns(one, two)
+        yield first if request.param == "stored" else InTurns(first, second)
 
 
 async def test_other_content_is_denied(registry: Registry, repo: RepositoryName) -> None:
-    """A push of other content changes nothing, and says what the tag points at."""
+    """A push of another manifest to an immutable tag is denied and moves none of its tags. The error names the manifest
+    at which the tag points."""
     first = await push_image(registry, repo, "first", "v1", "latest")
     with pytest.raises(Denied) as denied:
         await push_image(registry, repo, "second", "latest", "v1")
@@ -55,25 +56,25 @@ async def test_other_content_is_denied(registry: Registry, repo: RepositoryName)
         assert (await registry.resolve_manifest(repo, tag)).digest == first.digest
 
 
-async def test_the_same_content_again_is_fine(registry: Registry, repo: RepositoryName) -> None:
-    """An interrupted push of the same content can be repeated."""
+async def test_the_same_content_can_be_pushed_again(registry: Registry, repo: RepositoryName) -> None:
+    """A push of the same manifest to an immutable tag succeeds, so that a client can repeat an interrupted push."""
     first = await push_image(registry, repo, "first", "v1")
-    again = await push_image(registry, repo, "first", "v1", "v1.0")
-    assert first.digest == again.digest
+    second = await push_image(registry, repo, "first", "v1", "v1.0")
+    assert first.digest == second.digest
     assert await all_tags(registry, repo) == ["v1", "v1.0"]
 
 
 async def test_a_condition_is_checked_first(registry: Registry, repo: RepositoryName) -> None:
-    """A client that pushes only if the tag is absent learns that it exists."""
+    """A push that requires an absent tag fails with PreconditionFailed, not with Denied, if the tag exists."""
     await push_image(registry, repo, "first", "v1")
     second = await push_image(registry, repo, "second")
     with pytest.raises(PreconditionFailed):
         await registry.put_manifest(repo, second, [V1], by=BY, condition=Condition(negated=True))
 
 
-async def test_it_cannot_be_deleted(registry: Registry, repo: RepositoryName) -> None:
-    """Neither the tag, nor its manifest, nor a manifest of the index that it points at can be deleted. Other content
-    can."""
+async def test_an_immutable_tag_cannot_be_deleted(registry: Registry, repo: RepositoryName) -> None:
+    """An immutable tag cannot be deleted. The manifest at which it points, and the manifests that this index lists,
+    cannot be deleted either. Other tags and manifests can."""
     child = await push_image(registry, repo, "child")
     inner = index_of([child.descriptor])
     await registry.put_manifest(repo, inner, by=BY)
@@ -90,8 +91,8 @@ async def test_it_cannot_be_deleted(registry: Registry, repo: RepositoryName) ->
     assert await all_tags(registry, repo) == ["v1"]
 
 
-async def test_what_does_not_exist_is_unknown(registry: Registry, repo: RepositoryName) -> None:
-    """A missing tag is unknown, also if its name would be immutable."""
+async def test_deleting_a_missing_immutable_tag(registry: Registry, repo: RepositoryName) -> None:
+    """Deleting a missing tag raises ManifestUnknown, also if a rule would make the tag immutable."""
     image = await push_image(registry, repo, "first", "latest")
     with pytest.raises(ManifestUnknown):
         await registry.delete_tag(repo, V1, by=BY)
@@ -104,7 +105,8 @@ async def test_what_does_not_exist_is_unknown(registry: Registry, repo: Reposito
     ("name", "tag"), [("team/app", "latest"), ("team/app", "release-10"), ("other", "v1"), ("docker.io/x/y", "always")]
 )
 async def test_other_tags_move(registry: Registry, name: str, tag: str) -> None:
-    """A rule matches whole names and whole tags. A mirrored repository follows its upstream."""
+    """Tags that no rule matches can move and be deleted: a pattern must match the whole repository name and the whole
+    tag. Rules do not apply to mirrored repositories, because their tags follow the upstream."""
     repo = RepositoryName(name)
     await push_image(registry, repo, "first", tag)
     second = await push_image(registry, repo, "second", tag)
@@ -114,7 +116,7 @@ async def test_other_tags_move(registry: Registry, name: str, tag: str) -> None:
 
 
 async def test_one_of_two_pushes_wins(registry: Registry, repo: RepositoryName) -> None:
-    """Of concurrent pushes, one creates the tag, and all others are denied."""
+    """Of concurrent pushes of different manifests to a new immutable tag, one succeeds, and all others are denied."""
     images = [await push_image(registry, repo, str(number)) for number in range(20)]
     outcomes = await asyncio.gather(
         *(registry.put_manifest(repo, image, [V1], by=BY) for image in images), return_exceptions=True
@@ -126,6 +128,8 @@ async def test_one_of_two_pushes_wins(registry: Registry, repo: RepositoryName) 
 
 
 async def test_a_router_passes_the_error_on(registry: Registry, repo: RepositoryName) -> None:
+    """A router raises the same error as the registry to which it sends the push."""
+
     async def is_used(_: RepositoryName) -> bool:
         return True
 

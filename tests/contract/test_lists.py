@@ -1,4 +1,5 @@
-"""Lists: in byte order, strictly after, a page at a time, nothing lost and nothing twice."""
+"""Contract tests for lists of tags, repositories and referrers. Lists are in byte order, begin strictly after a given
+item, and come in pages that together have each item once."""
 
 from __future__ import annotations
 
@@ -55,8 +56,8 @@ CURSORS = [
 async def tag_all(registry: Registry, repo: RepositoryName) -> list[str]:
     names = TAGS.copy()
     random.Random(3).shuffle(names)
-    for place in range(0, len(names), 5):
-        await push_image(registry, repo, str(place), *names[place : place + 5])
+    for start in range(0, len(names), 5):
+        await push_image(registry, repo, str(start), *names[start : start + 5])
     return in_bytes_order(TAGS)
 
 
@@ -68,11 +69,12 @@ async def push_all(registry: Registry) -> list[str]:
     return in_bytes_order(NAMES)
 
 
-async def walk(ask: Callable[[str | None], Awaitable[Page[Any]]], limit: int) -> list[str]:
-    """Returns all pages. Each is requested after the last item of the one before."""
+async def walk(request_page: Callable[[str | None], Awaitable[Page[Any]]], limit: int) -> list[str]:
+    """Returns the items of all pages. Each page is requested with the last item of the page before. `request_page`:
+    requests the page that begins after an item. `limit`: largest allowed number of items in a page."""
     found: list[str] = []
     while True:
-        page = await ask(found[-1] if found else None)
+        page = await request_page(found[-1] if found else None)
         assert len(page.items) <= limit
         found += page.items
         if not page.more:
@@ -82,7 +84,8 @@ async def walk(ask: Callable[[str | None], Awaitable[Page[Any]]], limit: int) ->
 
 
 async def test_tags_are_in_byte_order(registry: Registry, repo: RepositoryName) -> None:
-    """Tags are listed in the order of their bytes, capitals before small letters, and on one page if they fit."""
+    """Tags are listed in byte order, so capital letters come before small letters. If all tags fit into one page, no
+    page follows."""
     expected = await tag_all(registry, repo)
     page = await registry.tags(repo, None, 1000)
     assert (list(page.items), page.more) == (expected, False)
@@ -90,7 +93,7 @@ async def test_tags_are_in_byte_order(registry: Registry, repo: RepositoryName) 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, len(TAGS) - 1, len(TAGS), len(TAGS) + 1])
 async def test_a_walk_through_the_tags(registry: Registry, repo: RepositoryName, limit: int) -> None:
-    """Pages of any size together hold every tag once; the last page says that nothing follows."""
+    """Pages of any size together have every tag once. Only the last page says that no page follows."""
     expected = await tag_all(registry, repo)
     assert await walk(lambda after: registry.tags(repo, after, limit), limit) == expected
     first = await registry.tags(repo, None, limit)
@@ -99,7 +102,7 @@ async def test_a_walk_through_the_tags(registry: Registry, repo: RepositoryName,
 
 @pytest.mark.parametrize("limit", [1, 2, 5, len(NAMES) - 1, len(NAMES), len(NAMES) + 1])
 async def test_a_walk_through_the_repositories(registry: Registry, limit: int) -> None:
-    """Pages of any size together hold every repository once, in the order of their bytes."""
+    """Pages of any size together have every repository once, in byte order."""
     expected = await push_all(registry)
     assert await walk(lambda after: registry.repositories(after, limit), limit) == expected
 
@@ -117,8 +120,8 @@ SETS = [
 
 @pytest.mark.parametrize("limit", [1, 3, len(NAMES)])
 async def test_a_walk_through_the_repositories_of_a_set(registry: Registry, limit: int) -> None:
-    """Repositories outside the set are treated as missing: pages are full and in order, and the last page says that
-    nothing follows."""
+    """A list within a set of names has only the repositories in the set. Its pages are full and in order, and only the
+    last page says that no page follows."""
     names = await push_all(registry)
     for within in SETS:
         inside = [name for name in names if name in within]
@@ -136,7 +139,8 @@ async def test_a_walk_through_the_repositories_of_a_set(registry: Registry, limi
 
 
 async def test_lists_start_strictly_after(registry: Registry, repo: RepositoryName) -> None:
-    """`after` may be an item, no item, or no valid name at all: the list starts with what follows it in byte order."""
+    """`after` may be any text, also one that is no tag of the repository or no valid tag. The list begins with the
+    first tag that follows this text in byte order."""
     tags = await tag_all(registry, repo)
     for after in (*CURSORS, *tags):
         following = [tag for tag in tags if tag.encode() > after.encode()]
@@ -145,7 +149,7 @@ async def test_lists_start_strictly_after(registry: Registry, repo: RepositoryNa
 
 
 async def test_repositories_start_strictly_after(registry: Registry) -> None:
-    """The list of repositories accepts any `after` as well."""
+    """`after` may be any text. The list begins with the first repository that follows this text in byte order."""
     names = await push_all(registry)
     for after in (*CURSORS, *names):
         following = [name for name in names if name.encode() > after.encode()]
@@ -154,14 +158,15 @@ async def test_repositories_start_strictly_after(registry: Registry) -> None:
 
 
 async def test_a_page_of_nothing(registry: Registry, repo: RepositoryName) -> None:
-    """A limit of 0 gives no item (`n=0`)."""
+    """A page with the limit 0 (`n=0`) is empty."""
     await push_image(registry, repo, "one", "latest")
     assert list((await registry.tags(repo, None, 0)).items) == []
     assert list((await registry.repositories(None, 0)).items) == []
 
 
 async def test_a_list_while_it_changes(registry: Registry, repo: RepositoryName) -> None:
-    """Tags that exist during the whole walk are listed once, even if the last listed tag was deleted meanwhile."""
+    """A client that requests page after page gets each tag once, even if the last tag of a page is deleted before the
+    client requests the next page."""
     await tag_all(registry, repo)
     found: list[Tag] = []
     while True:
@@ -174,7 +179,8 @@ async def test_a_list_while_it_changes(registry: Registry, repo: RepositoryName)
 
 
 async def test_a_registry_without_content(registry: Registry) -> None:
-    """A new registry lists no repository and has no referrer; an unknown repository's tags raise NameUnknown."""
+    """A new registry lists no repositories and no referrers. Listing the tags of an unknown repository raises
+    NameUnknown."""
     page = await registry.repositories(None, 100)
     assert (list(page.items), page.more) == ([], False)
     with pytest.raises(NameUnknown):
@@ -185,7 +191,7 @@ async def test_a_registry_without_content(registry: Registry) -> None:
 
 
 async def test_an_upload_alone_makes_no_repository(registry: Registry, repo: RepositoryName) -> None:
-    """A session that is open, failed or cancelled leaves the repository unknown."""
+    """An upload session that is open, failed or cancelled does not create its repository."""
     writer = await registry.start_upload(repo)
     await writer.write(b"bytes")
     with pytest.raises(NameUnknown):
@@ -201,7 +207,8 @@ async def test_an_upload_alone_makes_no_repository(registry: Registry, repo: Rep
 
 
 async def test_a_blob_makes_a_repository_without_tags(registry: Registry, repo: RepositoryName) -> None:
-    """With a blob alone, pushed or mounted, a repository has an empty list of tags and is not in the catalog."""
+    """A repository that has only a pushed or mounted blob has an empty list of tags, and is not in the list of
+    repositories."""
     await push_blob(registry, repo, b"bytes")
     mounted = RepositoryName("mounted")
     await registry.mount_blob(mounted, digest_of(b"bytes"), repo, BY)
@@ -212,7 +219,7 @@ async def test_a_blob_makes_a_repository_without_tags(registry: Registry, repo: 
 
 
 async def test_a_repository_emptied(registry: Registry, repo: RepositoryName) -> None:
-    """A repository whose whole content was deleted is not in the catalog, and its list of tags is empty."""
+    """A repository whose whole content was deleted is not in the list of repositories. Its list of tags is empty."""
     manifest = await push_image(registry, repo, "one", "latest")
     assert list((await registry.repositories(None, 10)).items) == [repo]
     await registry.delete_manifest(repo, manifest.digest, by=BY)
@@ -226,14 +233,16 @@ async def test_a_repository_emptied(registry: Registry, repo: RepositoryName) ->
 
 
 async def test_an_untagged_manifest_is_in_the_catalog(registry: Registry, repo: RepositoryName) -> None:
-    """A repository with a manifest and no tag is listed; its tags are an empty list."""
+    """A repository with a manifest but no tag is in the list of repositories. Its list of tags is empty."""
     await push_image(registry, repo, "one", "latest")
     await registry.delete_tag(repo, Tag("latest"), by=BY)
     assert list((await registry.repositories(None, 10)).items) == [repo]
     assert await all_tags(registry, repo) == []
 
 
-async def test_lists_of_tags_do_not_mix(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
+async def test_each_repository_has_its_own_tags(
+    registry: Registry, repo: RepositoryName, other: RepositoryName
+) -> None:
     """Each repository lists its own tags."""
     await push_image(registry, repo, "one", "mine")
     await push_image(registry, other, "one", "yours")
@@ -254,7 +263,8 @@ async def push_referrers(registry: Registry, repo: RepositoryName, subject: Dige
 
 
 async def test_referrers_are_listed_by_digest(registry: Registry, repo: RepositoryName) -> None:
-    """All manifests with the subject are listed, by digest, and no other."""
+    """The referrers of a subject are the manifests of the repository with this subject. They are listed in the order of
+    their digests."""
     subject = (await push_image(registry, repo, "subject", "latest")).digest
     expected = await push_referrers(registry, repo, subject, 6)
     await push_referrers(registry, RepositoryName("elsewhere"), subject, 2)
@@ -264,8 +274,8 @@ async def test_referrers_are_listed_by_digest(registry: Registry, repo: Reposito
 
 
 async def test_a_referrers_descriptor_is_whole(registry: Registry, repo: RepositoryName) -> None:
-    """A listed referrer has type, size, artifact type and annotations. An image without an artifact type has that of
-    its config, an index without one has none."""
+    """The descriptor of a referrer has its media type, size, artifact type and annotations. If the manifest states no
+    artifact type, it is the media type of the config for an image, and absent for an index."""
     subject = digest_of(b"subject")
     config = descriptor_of(b"{}", CONFIG_TYPE)
     await push_blob(registry, repo, b"{}")
@@ -295,8 +305,8 @@ async def test_a_referrers_descriptor_is_whole(registry: Registry, repo: Reposit
 
 
 async def test_referrers_by_artifact_type(registry: Registry, repo: RepositoryName) -> None:
-    """With an artifact type only referrers of this type are listed. For a manifest without one, its config's type
-    counts."""
+    """A list filtered by artifact type has only the referrers of this type. For an image that states no artifact type,
+    the media type of its config counts."""
     subject = digest_of(b"subject")
     expected = await push_referrers(registry, repo, subject, 5)
     config = descriptor_of(b"{}", CONFIG_TYPE)
@@ -320,7 +330,7 @@ async def test_referrers_by_artifact_type(registry: Registry, repo: RepositoryNa
 async def test_a_walk_through_the_referrers(
     registry: Registry, repo: RepositoryName, limit: int, artifact_type: str | None
 ) -> None:
-    """Pages of any size together hold every referrer once, with a filter and without."""
+    """Pages of any size together have every referrer once, with and without a filter."""
     subject = digest_of(b"subject", "sha512")
     await push_referrers(registry, repo, subject, 7)
 
@@ -333,15 +343,15 @@ async def test_a_walk_through_the_referrers(
     assert await walk(ask, limit) == whole == sorted(whole)
 
 
-async def test_referrers_of_what_nobody_refers_to(registry: Registry, repo: RepositoryName) -> None:
-    """A manifest without referrers has an empty list, and so has a digest that is not stored."""
+async def test_a_subject_without_referrers(registry: Registry, repo: RepositoryName) -> None:
+    """The list of referrers is empty for a manifest without referrers, and for a digest that is not stored."""
     manifest = await push_image(registry, repo, "one", "latest")
     for subject in (manifest.digest, digest_of(b"not here"), digest_of(b"not here", "sha512")):
         page = await registry.referrers(repo, subject, None, None, 10)
         assert (list(page.items), page.more) == ([], False)
 
 
-async def test_a_referrer_comes_before_its_subject_and_stays_after_it(registry: Registry, repo: RepositoryName) -> None:
+async def test_a_referrer_is_listed_without_its_subject(registry: Registry, repo: RepositoryName) -> None:
     """A referrer is listed before its subject is pushed, while the subject is stored, and after it was deleted."""
     subject = await push_image(registry, RepositoryName("elsewhere"), "subject")
     referrer = await push_image(registry, repo, "signature", subject=subject.digest)
@@ -354,15 +364,15 @@ async def test_a_referrer_comes_before_its_subject_and_stays_after_it(registry: 
 
 
 async def test_a_deleted_referrer_is_listed_no_more(registry: Registry, repo: RepositoryName) -> None:
-    """A deleted referrer is not listed any more, at once. Deleting only its tag does not remove it, and a repeated push
-    lists it again."""
+    """A referrer is listed until it is deleted, and again after a second push. The deletion of its tag changes
+    nothing."""
     subject = digest_of(b"subject")
-    stays = await push_image(registry, repo, "stays", subject=subject)
-    goes = await push_image(registry, repo, "goes", "signature", subject=subject)
-    both = sorted([stays.digest, goes.digest])
+    kept = await push_image(registry, repo, "stays", subject=subject)
+    deleted = await push_image(registry, repo, "goes", "signature", subject=subject)
+    digests = sorted([kept.digest, deleted.digest])
     await registry.delete_tag(repo, Tag("signature"), by=BY)
-    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == both
-    await registry.delete_manifest(repo, goes.digest, by=BY)
-    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == [stays.digest]
-    await registry.put_manifest(repo, goes, by=BY)
-    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == both
+    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == digests
+    await registry.delete_manifest(repo, deleted.digest, by=BY)
+    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == [kept.digest]
+    await registry.put_manifest(repo, deleted, by=BY)
+    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == digests

@@ -1,4 +1,4 @@
-"""Deletes of manifests and tags: what they remove, and what stays."""
+"""Contract tests for deletes of manifests and tags: which content they remove, and which content stays."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tests.fakes.registry_content import BY, NOWHERE, all_tags, index_of, push_b
 
 
 async def test_deleting_a_manifest_takes_its_tags(registry: Registry, repo: RepositoryName) -> None:
-    """A delete of a manifest removes it and every tag that points at it at once. Other manifests and their tags
-    stay."""
-    gone = await push_image(registry, repo, "gone", "latest", "v1", "v1.2")
-    stays = await push_image(registry, repo, "stays", "v2")
-    await registry.delete_manifest(repo, gone.digest, by=BY)
-    for reference in (gone.digest, Tag("latest"), Tag("v1"), Tag("v1.2")):
+    """A delete of a manifest immediately removes the manifest and all tags that point at it. Other manifests and their
+    tags stay."""
+    deleted = await push_image(registry, repo, "gone", "latest", "v1", "v1.2")
+    kept = await push_image(registry, repo, "stays", "v2")
+    await registry.delete_manifest(repo, deleted.digest, by=BY)
+    for reference in (deleted.digest, Tag("latest"), Tag("v1"), Tag("v1.2")):
         await assert_unknown(registry, repo, reference)
-    await assert_is(registry, repo, Tag("v2"), stays)
+    await assert_is(registry, repo, Tag("v2"), kept)
     assert await all_tags(registry, repo) == ["v2"]
     with pytest.raises(ManifestUnknown):
-        await registry.delete_manifest(repo, gone.digest, by=BY)
+        await registry.delete_manifest(repo, deleted.digest, by=BY)
     with pytest.raises(ManifestUnknown):
         await registry.delete_tag(repo, LATEST, by=BY)
 
@@ -51,7 +51,7 @@ async def test_a_deleted_manifest_can_be_pushed_again(registry: Registry, repo: 
 
 
 async def test_a_child_can_be_deleted(registry: Registry, repo: RepositoryName) -> None:
-    """A client may delete an index's child; the index stays as it is."""
+    """A manifest that an index lists can be deleted. The index stays as it is."""
     child = await push_image(registry, repo, "child")
     index = index_of([child.descriptor])
     await registry.put_manifest(repo, index, [LATEST], by=BY)
@@ -61,7 +61,7 @@ async def test_a_child_can_be_deleted(registry: Registry, repo: RepositoryName) 
 
 
 async def test_deleting_a_tag_takes_only_the_tag(registry: Registry, repo: RepositoryName) -> None:
-    """A delete of a tag removes it at once; the manifest and its other tags stay."""
+    """A delete of a tag immediately removes the tag. The manifest and its other tags stay."""
     manifest = await push_image(registry, repo, "one", "latest", "v1")
     await registry.delete_tag(repo, LATEST, by=BY)
     await assert_unknown(registry, repo, LATEST)
@@ -87,7 +87,7 @@ async def test_deleting_a_tag_that_has_moved(registry: Registry, repo: Repositor
 
 
 async def test_deleting_in_an_unknown_repository(registry: Registry) -> None:
-    """In a repository that was never pushed to, deleting a manifest or a tag raises NameUnknown."""
+    """Deleting a manifest or a tag of a repository that does not exist raises NameUnknown."""
     with pytest.raises(NameUnknown):
         await registry.delete_manifest(NOWHERE, digest_of(b"x"), by=BY)
     with pytest.raises(NameUnknown):
@@ -96,8 +96,8 @@ async def test_deleting_in_an_unknown_repository(registry: Registry) -> None:
         await registry.tags(NOWHERE, None, 10)
 
 
-async def test_deleting_what_is_unknown_in_a_known_repository(registry: Registry, repo: RepositoryName) -> None:
-    """In a repository that has content, an unknown manifest or tag raises ManifestUnknown."""
+async def test_deleting_unknown_content_of_a_known_repository(registry: Registry, repo: RepositoryName) -> None:
+    """Deleting an unknown manifest or tag of a repository that has content raises ManifestUnknown."""
     await push_blob(registry, repo, b"content")
     with pytest.raises(ManifestUnknown):
         await registry.delete_manifest(repo, digest_of(b"x"), by=BY)

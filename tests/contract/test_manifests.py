@@ -1,4 +1,5 @@
-"""Manifests are kept byte for byte, found by tag and by digest, and refused if what they refer to is missing."""
+"""Contract tests for pushes of manifests. A manifest is kept byte by byte, is found by tag and by digest, and is
+refused if content to which it refers is missing. A "put" is a call of `put_manifest`."""
 
 from __future__ import annotations
 
@@ -40,6 +41,7 @@ NONDISTRIBUTABLE = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip
 
 
 def named_in(detail: object) -> str:
+    """Returns the text of an error's detail, in which the test looks for digests."""
     return json.dumps(detail)
 
 
@@ -50,15 +52,15 @@ async def test_a_manifest_is_found_by_tag_and_digest(registry: Registry, repo: R
     await assert_is(registry, repo, manifest.digest, manifest)
 
 
-async def test_putting_says_what_was_put(registry: Registry, repo: RepositoryName) -> None:
-    """A put returns the manifest's descriptor."""
+async def test_a_put_returns_the_descriptor(registry: Registry, repo: RepositoryName) -> None:
+    """A put returns the descriptor of the manifest."""
     manifest = image_of(await push_blob(registry, repo, b"{}"))
     put = await registry.put_manifest(repo, manifest, [LATEST], by=BY)
     assert (put.digest, put.media_type, put.size) == (manifest.digest, OCI_MANIFEST, len(manifest.body))
 
 
 async def test_a_manifest_without_a_tag(registry: Registry, repo: RepositoryName) -> None:
-    """A manifest pushed by digest alone is found by digest, and no tag appears."""
+    """A manifest that was pushed without a tag is found by digest. The push creates no tag."""
     manifest = await push_image(registry, repo, "one")
     await assert_is(registry, repo, manifest.digest, manifest)
     await assert_unknown(registry, repo, LATEST)
@@ -66,7 +68,7 @@ async def test_a_manifest_without_a_tag(registry: Registry, repo: RepositoryName
 
 
 async def test_many_tags_in_one_put(registry: Registry, repo: RepositoryName) -> None:
-    """One put can set many tags, and naming a tag twice is no error."""
+    """One put can set many tags. A put may name the same tag twice."""
     manifest = image_of(await push_blob(registry, repo, b"{}"))
     names = [f"v{number:02}" for number in range(30)]
     await registry.put_manifest(repo, manifest, [Tag(name) for name in (*names, "v00")], by=BY)
@@ -96,7 +98,7 @@ async def test_the_bytes_are_kept_exactly(registry: Registry, repo: RepositoryNa
 
 
 async def test_a_manifest_of_four_mebibytes(registry: Registry, repo: RepositoryName) -> None:
-    """The store keeps a manifest of 4 MiB (spec: registries should accept at least that much)."""
+    """The registry accepts a manifest of 4 MiB, as the spec recommends."""
     config = await push_blob(registry, repo, b"{}")
     manifest = image_of(config, annotations={"padding": "x" * (4 << 20)})
     await registry.put_manifest(repo, manifest, [LATEST], by=BY)
@@ -105,7 +107,7 @@ async def test_a_manifest_of_four_mebibytes(registry: Registry, repo: Repository
 
 @pytest.mark.parametrize("media_type", [OCI_MANIFEST, DOCKER_MANIFEST])
 async def test_image_manifests_of_both_families(registry: Registry, repo: RepositoryName, media_type: str) -> None:
-    """OCI's and Docker's image manifests are returned with their own type."""
+    """An image manifest of OCI or of Docker is returned with its own media type."""
     config, layer = await push_blob(registry, repo, b"{}"), await push_blob(registry, repo, b"layer")
     manifest = image_of(config, [layer], media_type=media_type)
     await registry.put_manifest(repo, manifest, [LATEST], by=BY)
@@ -114,7 +116,7 @@ async def test_image_manifests_of_both_families(registry: Registry, repo: Reposi
 
 @pytest.mark.parametrize("media_type", [OCI_INDEX, DOCKER_LIST])
 async def test_indexes_of_both_families(registry: Registry, repo: RepositoryName, media_type: str) -> None:
-    """OCI's index and Docker's list are returned with their own type, also if they are empty."""
+    """An OCI index or a Docker manifest list is returned with its own media type, also if it is empty."""
     children = [(await push_image(registry, repo, seed)).descriptor for seed in ("amd64", "arm64")]
     for name, parts in (("full", children), ("empty", [])):
         manifest = index_of(parts, media_type=media_type)
@@ -123,7 +125,7 @@ async def test_indexes_of_both_families(registry: Registry, repo: RepositoryName
 
 
 async def test_an_artifact_manifest(registry: Registry, repo: RepositoryName) -> None:
-    """The artifact manifest of OCI 1.1's release candidates is accepted. Its blobs must exist."""
+    """The artifact manifest of the release candidates of OCI 1.1 is accepted if its blobs are stored."""
     blob = descriptor_of(b"sbom")
     manifest = manifest_from(
         {"mediaType": OCI_ARTIFACT, "artifactType": "a/b", "blobs": [blob.as_json()]}, OCI_ARTIFACT
@@ -136,7 +138,7 @@ async def test_an_artifact_manifest(registry: Registry, repo: RepositoryName) ->
 
 
 async def test_an_index_of_indexes(registry: Registry, repo: RepositoryName) -> None:
-    """Indexes can be nested. Each level is checked against the content of the repository."""
+    """An index may list another index. The manifests that an index lists directly must be stored in the repository."""
     image = await push_image(registry, repo, "one")
     inner = index_of([image.descriptor])
     outer = index_of([inner.descriptor, image.descriptor])
@@ -151,8 +153,8 @@ async def test_an_index_of_indexes(registry: Registry, repo: RepositoryName) -> 
 
 
 async def test_an_index_that_lists_blobs(registry: Registry, repo: RepositoryName) -> None:
-    """An index's child whose type is not a manifest's may be a blob of the repository: BuildKit's cache index has such
-    children."""
+    """An index may list blobs of the repository: an entry whose media type is not that of a manifest is looked up as a
+    blob. BuildKit's cache index has such entries."""
     layer = await push_blob(registry, repo, b"cached layer")
     config = Descriptor("application/vnd.buildkit.cacheconfig.v0", descriptor_of(b"{}").digest, 2)
     manifest = index_of([layer, config])
@@ -166,7 +168,8 @@ async def test_an_index_that_lists_blobs(registry: Registry, repo: RepositoryNam
 
 
 async def test_a_child_manifest_pushed_as_a_blob_does_not_count(registry: Registry, repo: RepositoryName) -> None:
-    """A child with a manifest's type must be stored as a manifest: a blob with its bytes could not be pulled as one."""
+    """An index that lists a manifest is refused if the manifest's bytes are stored only as a blob, because clients
+    could not pull the manifest."""
     child = image_of(await push_blob(registry, repo, b"{}"))
     await push_blob(registry, repo, child.body)
     with pytest.raises(ManifestBlobUnknown):
@@ -174,8 +177,8 @@ async def test_a_child_manifest_pushed_as_a_blob_does_not_count(registry: Regist
 
 
 async def test_a_layer_pushed_as_a_manifest_does_not_count(registry: Registry, repo: RepositoryName) -> None:
-    """A blob that a manifest refers to must be stored as a blob: a manifest with its bytes could not be pulled as
-    one."""
+    """A manifest that refers to a blob is refused if the blob's bytes are stored only as a manifest, because clients
+    could not pull the blob."""
     inner = image_of(await push_blob(registry, repo, b"{}"))
     await registry.put_manifest(repo, inner, by=BY)
     with pytest.raises(ManifestBlobUnknown):
@@ -183,14 +186,14 @@ async def test_a_layer_pushed_as_a_manifest_does_not_count(registry: Registry, r
 
 
 async def test_missing_blobs_are_named(registry: Registry, repo: RepositoryName) -> None:
-    """A manifest whose blobs are missing is refused and not stored. The error's detail names every missing blob."""
-    there = await push_blob(registry, repo, b"there")
+    """A manifest with missing blobs is refused and not stored. The detail of the error names every missing blob."""
+    stored_blob = await push_blob(registry, repo, b"there")
     missing = [descriptor_of(b"config"), descriptor_of(b"layer 1"), descriptor_of(b"layer 2", algorithm="sha512")]
-    manifest = image_of(missing[0], [there, *missing[1:]])
+    manifest = image_of(missing[0], [stored_blob, *missing[1:]])
     with pytest.raises(ManifestBlobUnknown) as refused:
         await registry.put_manifest(repo, manifest, [LATEST], by=BY)
     assert all(part.digest in named_in(refused.value.detail) for part in missing)
-    assert there.digest not in named_in(refused.value.detail)
+    assert stored_blob.digest not in named_in(refused.value.detail)
     await assert_unknown(registry, repo, manifest.digest)
     await assert_unknown(registry, repo, LATEST)
     assert await all_tags(registry, repo) == []
@@ -212,7 +215,7 @@ async def test_a_refused_put_leaves_tags_and_repository_alone(registry: Registry
 async def test_another_repositorys_content_is_missing_here(
     registry: Registry, repo: RepositoryName, other: RepositoryName
 ) -> None:
-    """Blobs and children of another repository count as missing."""
+    """A put is refused if the blobs or the listed manifests are stored only in another repository."""
     image = await push_image(registry, repo, "one", "latest")
     with pytest.raises(ManifestBlobUnknown):
         await registry.put_manifest(other, image, [LATEST], by=BY)
@@ -228,7 +231,7 @@ async def test_another_repositorys_content_is_missing_here(
 async def test_manifests_of_another_repository_are_unknown(
     registry: Registry, repo: RepositoryName, other: RepositoryName
 ) -> None:
-    """A manifest is found in its own repository only, by tag and by digest."""
+    """A manifest is found only in the repository to which it was pushed, by tag and by digest."""
     image = await push_image(registry, repo, "one", "latest")
     await push_image(registry, other, "two", "other")
     for name in (other, NOWHERE):
@@ -237,7 +240,7 @@ async def test_manifests_of_another_repository_are_unknown(
 
 
 async def test_a_blob_is_no_manifest(registry: Registry, repo: RepositoryName) -> None:
-    """A blob's digest names no manifest, even when the bytes are a manifest's."""
+    """The digest of a blob cannot be resolved as a manifest, even if the blob has the bytes of a manifest."""
     body = image_of(descriptor_of(b"{}")).body
     await push_blob(registry, repo, body)
     await assert_unknown(registry, repo, digest_of(body))
@@ -245,7 +248,7 @@ async def test_a_blob_is_no_manifest(registry: Registry, repo: RepositoryName) -
         await registry.delete_manifest(repo, digest_of(body), by=BY)
 
 
-async def test_sparse_manifests_may_lack_everything(registry: Registry, repo: RepositoryName) -> None:
+async def test_a_sparse_manifest_needs_no_stored_content(registry: Registry, repo: RepositoryName) -> None:
     """A sparse put accepts a manifest whose blobs and children are not stored."""
     image = image_of(descriptor_of(b"config", CONFIG_TYPE), [descriptor_of(b"layer")])
     await registry.put_manifest(repo, image, [LATEST], by=BY, sparse=True)
@@ -257,7 +260,8 @@ async def test_sparse_manifests_may_lack_everything(registry: Registry, repo: Re
 
 @pytest.mark.parametrize("media_type", [FOREIGN, NONDISTRIBUTABLE])
 async def test_foreign_layers_may_be_missing(registry: Registry, repo: RepositoryName, media_type: str) -> None:
-    """Layers that may not be distributed need not be stored; the others must be."""
+    """A manifest is accepted without its layers that may not be distributed. Its config and other layers must be
+    stored."""
     foreign = descriptor_of(b"windows", media_type)
     with pytest.raises(ManifestBlobUnknown) as refused:
         await registry.put_manifest(repo, image_of(descriptor_of(b"config"), [foreign]), [LATEST], by=BY)
@@ -267,8 +271,8 @@ async def test_foreign_layers_may_be_missing(registry: Registry, repo: Repositor
     await assert_is(registry, repo, LATEST, manifest)
 
 
-async def test_an_unknown_subject_is_fine(registry: Registry, repo: RepositoryName) -> None:
-    """A manifest or an index may have a subject that is not stored (spec: MUST accept)."""
+async def test_an_unknown_subject_is_accepted(registry: Registry, repo: RepositoryName) -> None:
+    """A manifest or an index with a subject that is not stored is accepted (the spec says MUST)."""
     nowhere = digest_of(b"no such subject")
     image = await push_image(registry, repo, "signature", "latest", subject=nowhere)
     index = index_of([], subject=nowhere)
@@ -278,7 +282,7 @@ async def test_an_unknown_subject_is_fine(registry: Registry, repo: RepositoryNa
 
 
 async def test_a_manifest_pushed_twice(registry: Registry, repo: RepositoryName) -> None:
-    """Pushing a manifest again changes nothing. A new tag in the second put is set, and the old one stays."""
+    """A second put of the same manifest succeeds. It sets its new tag, and the old tag stays."""
     manifest = await push_image(registry, repo, "one", "latest")
     await registry.put_manifest(repo, manifest, [LATEST], by=BY)
     await registry.put_manifest(repo, manifest, [Tag("second")], by=BY)
@@ -288,7 +292,7 @@ async def test_a_manifest_pushed_twice(registry: Registry, repo: RepositoryName)
 
 
 async def test_a_tag_moves(registry: Registry, repo: RepositoryName) -> None:
-    """A tag that is put again points at the newest manifest; the older manifest is still found by digest."""
+    """A put moves an existing tag to its manifest. The older manifest is still found by digest and by its other tag."""
     older = await push_image(registry, repo, "older", "latest", "v1")
     newer = await push_image(registry, repo, "newer", "latest")
     await assert_is(registry, repo, LATEST, newer)
@@ -298,7 +302,7 @@ async def test_a_tag_moves(registry: Registry, repo: RepositoryName) -> None:
     await assert_is(registry, repo, LATEST, older)
 
 
-async def test_tags_tell_capitals_apart(registry: Registry, repo: RepositoryName) -> None:
+async def test_tags_are_case_sensitive(registry: Registry, repo: RepositoryName) -> None:
     """`Latest` and `latest` are two tags."""
     lower = await push_image(registry, repo, "lower", "latest")
     upper = await push_image(registry, repo, "upper", "Latest")
@@ -307,7 +311,8 @@ async def test_tags_tell_capitals_apart(registry: Registry, repo: RepositoryName
 
 
 async def test_a_sha512_manifest(registry: Registry, repo: RepositoryName) -> None:
-    """A manifest pushed under sha512 with sha512 blobs is found under that digest and its tag, not under sha256."""
+    """A manifest that was pushed with a sha512 digest is found by this digest and by its tag, but not by its sha256
+    digest."""
     config = descriptor_of(b"{}", CONFIG_TYPE, "sha512")
     await push_blob(registry, repo, b"{}", "sha512")
     manifest = image_of(config, algorithm="sha512")
@@ -319,7 +324,8 @@ async def test_a_sha512_manifest(registry: Registry, repo: RepositoryName) -> No
 
 
 async def test_one_body_under_two_algorithms_is_two_manifests(registry: Registry, repo: RepositoryName) -> None:
-    """The same bytes under sha256 and sha512 are two manifests; deleting one leaves the other and its tags."""
+    """The same bytes pushed with a sha256 and with a sha512 digest are two manifests. When one of them is deleted, the
+    other one and its tags stay."""
     config = await push_blob(registry, repo, b"{}")
     short, long = (image_of(config, algorithm=algorithm) for algorithm in ("sha256", "sha512"))
     assert short.body == long.body
@@ -332,7 +338,7 @@ async def test_one_body_under_two_algorithms_is_two_manifests(registry: Registry
 
 
 async def test_nested_names_are_repositories_of_their_own(registry: Registry) -> None:
-    """`a`, `a/b`, `a/b/c` and names that look like paths of the store hold their own tags."""
+    """Repositories with nested names, and with names that look like paths of the API, have separate tags."""
     names = ["a", "a/b", "a/b/c", "a/tags", "a/manifests", "a/blobs/uploads", "a-b", "a.b", "a_b", "a__b", "n" * 255]
     pushed = {name: await push_image(registry, RepositoryName(name), name, "latest") for name in names}
     for name, manifest in pushed.items():
@@ -358,7 +364,7 @@ async def test_a_condition_that_holds(registry: Registry, repo: RepositoryName, 
 
 
 async def test_if_match_anything(registry: Registry, repo: RepositoryName) -> None:
-    """`If-Match: *` requires that the tag exists, whatever it points at."""
+    """The condition of `If-Match: *` requires only that the tag exists."""
     manifest = await push_image(registry, repo, "old", "latest")
     await registry.put_manifest(repo, manifest, [LATEST], by=BY, condition=Condition())
     with pytest.raises(PreconditionFailed):
@@ -367,7 +373,8 @@ async def test_if_match_anything(registry: Registry, repo: RepositoryName) -> No
 
 @pytest.mark.parametrize("case", ["exists", "moved", "no tag", "one of these", "unknown repository"])
 async def test_a_condition_that_does_not_hold(registry: Registry, repo: RepositoryName, case: str) -> None:
-    """A put whose condition is not met is refused and stores nothing: no manifest, no tag, no repository."""
+    """A put whose tag does not meet the condition is refused. It stores no manifest, sets no tag, and creates no
+    repository."""
     old = await push_image(registry, repo, "old", "old")
     manifest = index_of([], annotations={"made": "now"})
     name, tag, condition = {
@@ -387,7 +394,7 @@ async def test_a_condition_that_does_not_hold(registry: Registry, repo: Reposito
 
 
 async def test_a_condition_is_for_the_first_tag(registry: Registry, repo: RepositoryName) -> None:
-    """Of several tags only the first has to meet the condition; if it does, all are moved."""
+    """If a put sets several tags, only the first tag has to meet the condition. If it does, the put sets all tags."""
     await push_image(registry, repo, "old", "there")
     manifest = await push_image(registry, repo, "new")
     absent = Condition(negated=True)
@@ -398,8 +405,8 @@ async def test_a_condition_is_for_the_first_tag(registry: Registry, repo: Reposi
     assert await all_tags(registry, repo) == ["fresh", "there"]
 
 
-async def test_of_many_puts_that_want_a_new_tag_one_wins(registry: Registry, repo: RepositoryName) -> None:
-    """Of concurrent puts that require the tag to be absent, one succeeds, and the tag points at its manifest."""
+async def test_one_of_concurrent_puts_creates_the_tag(registry: Registry, repo: RepositoryName) -> None:
+    """Of concurrent puts that require an absent tag, one succeeds. The tag then points at the manifest of this put."""
     manifests = [await push_image(registry, repo, f"candidate {number}") for number in range(6)]
     answers = await asyncio.gather(
         *(

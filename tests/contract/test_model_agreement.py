@@ -1,7 +1,8 @@
-"""The stored registry returns the same as the reference model, for any calls in any order.
+"""A Hypothesis test that makes the same calls in random order on the stored registry and on the reference model, and
+compares their results.
 
-`ENTREPOT_MODEL_RUNS=2000` makes this a run of several hours with random steps; otherwise the steps are the same each
-time.
+With `ENTREPOT_MODEL_RUNS=2000`, the calls differ in each run, and a run takes several hours. By default, each run makes
+the same calls.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ spans = st.none() | st.builds(Span, st.integers(-20, 60), st.none()) | st.builds
 
 
 class Agreement(UploadAgreement):
-    """Drives both registries through blobs, manifests, lists and collection as well."""
+    """Makes random calls for blobs, manifests, lists and garbage collection, in addition to those for uploads."""
 
     manifests: Bundle[Manifest] = Bundle("manifests")
 
@@ -67,15 +68,16 @@ class Agreement(UploadAgreement):
 
     # Manifests
 
-    def made(self, manifest: Manifest) -> Manifest:
+    def remembered(self, manifest: Manifest) -> Manifest:
+        """Adds the digest of a new manifest to those that are compared, and returns the manifest."""
         self.known.add(manifest.digest)
         return manifest
 
     @initialize(target=manifests)
     def first_manifests(self) -> Any:
         config, layer = descriptor_of(BLOBS[1]), descriptor_of(BLOBS[2])
-        image = self.made(image_of(config, [layer]))
-        return multiple(image, self.made(index_of([image.descriptor])), self.made(index_of([])))
+        image = self.remembered(image_of(config, [layer]))
+        return multiple(image, self.remembered(index_of([image.descriptor])), self.remembered(index_of([])))
 
     @rule(
         target=manifests,
@@ -93,8 +95,8 @@ class Agreement(UploadAgreement):
     ) -> Manifest:
         config, *layers = [descriptor_of(data, algorithm=of) for data, of in parts]
         fields = {"artifactType": artifact_type} if artifact_type else {}
-        below = subject.digest if subject else None
-        return self.made(image_of(config, layers, subject=below, algorithm=algorithm, **fields))
+        subject_digest = subject.digest if subject else None
+        return self.remembered(image_of(config, layers, subject=subject_digest, algorithm=algorithm, **fields))
 
     @rule(
         target=manifests,
@@ -107,8 +109,8 @@ class Agreement(UploadAgreement):
         self, children: list[Manifest], blobs: list[bytes], subject: Manifest | None, algorithm: str
     ) -> Manifest:
         parts = [*(child.descriptor for child in children), *map(descriptor_of, blobs)]
-        below = subject.digest if subject else None
-        return self.made(index_of(parts, subject=below, algorithm=algorithm))
+        subject_digest = subject.digest if subject else None
+        return self.remembered(index_of(parts, subject=subject_digest, algorithm=algorithm))
 
     @rule(
         repo=repos,
@@ -122,15 +124,15 @@ class Agreement(UploadAgreement):
 
     @rule(repo=repos, manifest=manifests, names=st.lists(tags, max_size=2))
     def push_image(self, repo: RepositoryName, manifest: Manifest, names: list[Tag]) -> None:
-        """Pushes the blobs first, as a client does."""
+        """Pushes the blobs of a manifest and then the manifest, as a client does."""
         self.push_blobs(repo, manifest)
         self.put_manifest(repo, manifest, names, sparse=False)
 
     def push_blobs(self, repo: RepositoryName, manifest: Manifest) -> None:
-        wanted = {part.digest for part in manifest.blobs} | manifest.blob_children
+        needed_digests = {part.digest for part in manifest.blobs} | manifest.blob_children
         for data in BLOBS:
             for algorithm in ALGORITHMS:
-                if digest_of(data, algorithm) in wanted:
+                if digest_of(data, algorithm) in needed_digests:
                     self.push_blob(repo, data, algorithm)
 
     @rule(
@@ -152,7 +154,7 @@ class Agreement(UploadAgreement):
 
     @rule(repo=repos, manifest=manifests)
     def delete_manifest(self, repo: RepositoryName, manifest: Manifest) -> None:
-        """Deletes a manifest, which mostly does not exist."""
+        """Deletes a manifest, which in most cases does not exist."""
         self.change(lambda registry: registry.delete_manifest(repo, manifest.digest, by=BY))
 
     @precondition(lambda self: self.placed)
@@ -164,7 +166,8 @@ class Agreement(UploadAgreement):
     @precondition(lambda self: self.placed)
     @rule(number=st.integers(0, 100))
     def ask_for_its_blobs(self, number: int) -> None:
-        """Asks for the blobs of a manifest. A client that finds a blob relies on it for the grace period."""
+        """Looks up the blobs of a manifest. This protects them from garbage collection for the grace period, because a
+        client relies on a blob that it has found."""
         repo, manifest = self.placed[number % len(self.placed)]
         for part in manifest.blobs:
             self.resolve_blob(repo, part.digest)
@@ -205,7 +208,7 @@ class Agreement(UploadAgreement):
 
     @rule(hours=st.sampled_from([0, 0, 1, 5]), grace=st.sampled_from([0.0, 0.5 * HOUR, 3.5 * HOUR]))
     def collect(self, hours: int, grace: float) -> None:
-        """Collects in both: they delete the same blobs from the same repositories, and keep the same ones."""
+        """Runs a garbage collection on both registries. They must remove the same blobs from the same repositories."""
         self.wait(hours)
         self.model.collect(grace)
         expire = 1000 * 24 * HOUR
@@ -222,8 +225,8 @@ class Agreement(UploadAgreement):
         grace=st.sampled_from([0.5 * HOUR, 3.5 * HOUR]),
     )
     def age(self, repo: RepositoryName, manifest: Manifest, needed: str, grace: float) -> None:
-        """Lets an image or its blobs grow old. Then something uses the blobs once more, and they are collected in
-        time."""
+        """Lets an image or its blobs grow old, then touches the blobs once more as `needed` says, and runs a garbage
+        collection."""
         if needed == "deleted":
             self.push_image(repo, manifest, [])
         else:
@@ -242,7 +245,7 @@ class Agreement(UploadAgreement):
 
 
 class AgreementInObjects(Agreement):
-    """The same test with an object store. A layer of the model has several parts."""
+    """The same test with blobs in an object store. Parts are small, so that a layer has several parts."""
 
     def content(self) -> OpenContent:
         return open_objects(self.data / "bucket", min_part_bytes=100)
@@ -250,15 +253,15 @@ class AgreementInObjects(Agreement):
 
 pytestmark = pytest.mark.slow
 RUNS = int(os.environ.get("ENTREPOT_MODEL_RUNS", "50"))
-NIGHT = "ENTREPOT_MODEL_RUNS" in os.environ
+IS_LONG_RUN = "ENTREPOT_MODEL_RUNS" in os.environ
 
 SETTINGS = settings(
     max_examples=RUNS,
     stateful_step_count=40,
-    derandomize=not NIGHT,
+    derandomize=not IS_LONG_RUN,
     database=None,
     deadline=None,
-    phases=[Phase.generate, Phase.shrink] if NIGHT else [Phase.generate],
+    phases=[Phase.generate, Phase.shrink] if IS_LONG_RUN else [Phase.generate],
     # Each step goes to a real disk; how long that takes says nothing about the strategies.
     suppress_health_check=[HealthCheck.too_slow],
 )

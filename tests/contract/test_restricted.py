@@ -1,4 +1,5 @@
-"""`Restricted` refuses what is switched off, and passes on all other calls."""
+"""Tests of `Restricted`, a registry that refuses writes or deletes if they are switched off, and passes all other calls
+on to another registry."""
 
 from __future__ import annotations
 
@@ -94,8 +95,8 @@ async def test_reading_is_never_switched_off() -> None:
     await assert_readable(Restricted(inner, read_only=True, delete=False))
 
 
-async def test_a_session_may_be_cancelled_where_deletes_are_off() -> None:
-    """Without `delete`, an upload can still be cancelled, since that is no delete."""
+async def test_an_upload_can_be_cancelled_without_delete() -> None:
+    """With `delete=False`, a client can still cancel an upload, because this deletes no content."""
     inner, upload = await filled()
     registry = Restricted(inner, delete=False)
     await (await registry.resume_upload(REPO, upload)).cancel()

@@ -1,4 +1,4 @@
-"""Upload sessions are written, resumed, taken over, committed and cancelled."""
+"""Contract tests for upload sessions: writes, resumes, takeovers by another request, commits, and cancellations."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def some_bytes(size: int, seed: int = 0) -> bytes:
 
 
 async def write_in_chunks(writer: BlobWriter, data: bytes, chunk: int) -> None:
-    for place in range(0, len(data), chunk):
-        await writer.write(data[place : place + chunk])
-        assert writer.offset == min(place + chunk, len(data))
+    for start in range(0, len(data), chunk):
+        await writer.write(data[start : start + chunk])
+        assert writer.offset == min(start + chunk, len(data))
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
@@ -45,7 +45,7 @@ async def write_in_chunks(writer: BlobWriter, data: bytes, chunk: int) -> None:
 async def test_a_blob_reads_back_as_it_was_written(
     registry: Registry, repo: RepositoryName, size: int, chunk: int, algorithm: str
 ) -> None:
-    """A blob of any size, written in chunks of any size, reads back byte for byte under its digest."""
+    """A blob of any size that is written in chunks of any size can be read by its digest with the same bytes."""
     data = some_bytes(size)
     writer = await registry.start_upload(repo, algorithm)
     assert writer.offset == 0
@@ -68,22 +68,23 @@ async def test_writing_nothing_changes_nothing(registry: Registry, repo: Reposit
     assert await read_blob(registry, repo, digest_of(b"abcdef")) == b"abcdef"
 
 
-@pytest.mark.parametrize(("declared", "asked"), [("sha256", "sha512"), ("sha512", "sha256")])
-async def test_a_commit_may_use_another_algorithm_than_was_declared(
-    registry: Registry, repo: RepositoryName, declared: str, asked: str
+@pytest.mark.parametrize(("declared_algorithm", "commit_algorithm"), [("sha256", "sha512"), ("sha512", "sha256")])
+async def test_a_commit_with_an_undeclared_algorithm(
+    registry: Registry, repo: RepositoryName, declared_algorithm: str, commit_algorithm: str
 ) -> None:
-    """The commit may have a digest of another algorithm than declared; the blob exists only under that digest."""
+    """A commit may have a digest of an algorithm that was not declared at the start of the session. The blob exists
+    only under the digest of the commit."""
     data = some_bytes(200_000)
-    writer = await registry.start_upload(repo, declared)
+    writer = await registry.start_upload(repo, declared_algorithm)
     await write_in_chunks(writer, data, 70_001)
-    await writer.commit(digest_of(data, asked))
-    assert await read_blob(registry, repo, digest_of(data, asked)) == data
+    await writer.commit(digest_of(data, commit_algorithm))
+    assert await read_blob(registry, repo, digest_of(data, commit_algorithm)) == data
     with pytest.raises(BlobUnknown):
-        await registry.resolve_blob(repo, digest_of(data, declared))
+        await registry.resolve_blob(repo, digest_of(data, declared_algorithm))
 
 
 async def test_an_undeclared_algorithm_after_a_resume(registry: Registry, repo: RepositoryName) -> None:
-    """A session that was taken over can still be committed with an undeclared sha512 digest."""
+    """A session that was started without an algorithm and then resumed can be committed with a sha512 digest."""
     data = some_bytes(100_000)
     first = await registry.start_upload(repo)
     await first.write(data[:30_000])
@@ -97,7 +98,8 @@ async def test_an_undeclared_algorithm_after_a_resume(registry: Registry, repo: 
 
 
 async def test_the_same_bytes_under_two_algorithms_are_two_blobs(registry: Registry, repo: RepositoryName) -> None:
-    """The same bytes pushed under sha256 and sha512 are two blobs; deleting one leaves the other."""
+    """The same bytes pushed with a sha256 and with a sha512 digest are two blobs. When one of them is deleted, the
+    other one stays."""
     data = b"the same bytes"
     await push_blob(registry, repo, data)
     await push_blob(registry, repo, data, "sha512")
@@ -108,14 +110,14 @@ async def test_the_same_bytes_under_two_algorithms_are_two_blobs(registry: Regis
 
 
 async def test_an_unknown_algorithm_starts_no_session(registry: Registry, repo: RepositoryName) -> None:
-    """A session with an algorithm that is not supported is refused."""
+    """Starting a session with an unsupported algorithm raises DigestInvalid."""
     for algorithm in ("md5", "sha1", "SHA256", "", "sha256:"):
         with pytest.raises(DigestInvalid):
             await registry.start_upload(repo, algorithm)
 
 
-async def test_sessions_have_ids_of_their_own(registry: Registry, repo: RepositoryName) -> None:
-    """Sessions of one repository do not mix: each has its id and its bytes."""
+async def test_concurrent_sessions_do_not_mix(registry: Registry, repo: RepositoryName) -> None:
+    """Concurrent sessions of one repository have different ids, and each has only its own bytes."""
     writers = [await registry.start_upload(repo) for _ in range(5)]
     assert len({writer.id for writer in writers}) == 5
     await asyncio.gather(*(writer.write(b"blob %d" % number) for number, writer in enumerate(writers)))
@@ -125,17 +127,18 @@ async def test_sessions_have_ids_of_their_own(registry: Registry, repo: Reposito
 
 
 async def test_a_session_is_kept_after_aclose(registry: Registry, repo: RepositoryName) -> None:
-    """After `aclose` the session has all accepted bytes, says so, and can be resumed there."""
+    """After `aclose`, the session has all accepted bytes. Its offset is the number of these bytes, and it can be
+    resumed at this offset."""
     data = some_bytes(300_000)
     digest = digest_of(data)
     writer = await registry.start_upload(repo)
     upload = writer.id
-    for place in range(0, len(data), 99_991):
-        assert await registry.upload_offset(repo, upload) == place
-        writer = await registry.resume_upload(repo, upload, place)
-        assert (writer.id, writer.offset) == (upload, place)
-        assert await writer.read_at(0, place) == data[:place]
-        await writer.write(data[place : place + 99_991])
+    for start in range(0, len(data), 99_991):
+        assert await registry.upload_offset(repo, upload) == start
+        writer = await registry.resume_upload(repo, upload, start)
+        assert (writer.id, writer.offset) == (upload, start)
+        assert await writer.read_at(0, start) == data[:start]
+        await writer.write(data[start : start + 99_991])
         await writer.aclose()
     assert await registry.upload_offset(repo, upload) == len(data)
     await (await registry.resume_upload(repo, upload)).commit(digest)
@@ -143,7 +146,7 @@ async def test_a_session_is_kept_after_aclose(registry: Registry, repo: Reposito
 
 
 async def test_a_closing_request_without_a_body(registry: Registry, repo: RepositoryName) -> None:
-    """A handle that wrote nothing itself may commit what other handles wrote."""
+    """A writer that has written nothing itself can commit the bytes that an earlier writer of the session wrote."""
     writer = await registry.start_upload(repo)
     await writer.write(b"all of it")
     await writer.aclose()
@@ -154,7 +157,7 @@ async def test_a_closing_request_without_a_body(registry: Registry, repo: Reposi
 
 
 async def test_an_empty_session_is_kept_too(registry: Registry, repo: RepositoryName) -> None:
-    """A session without bytes can be left, resumed at 0 and committed as the empty blob."""
+    """A session without bytes can be closed, resumed at offset 0, and committed as the empty blob."""
     writer = await registry.start_upload(repo)
     await writer.aclose()
     assert await registry.upload_offset(repo, writer.id) == 0
@@ -163,7 +166,8 @@ async def test_an_empty_session_is_kept_too(registry: Registry, repo: Repository
 
 
 async def test_read_at_gives_what_was_written(registry: Registry, repo: RepositoryName) -> None:
-    """Written bytes can be read from any offset, and none past the end. Afterwards writing continues at the end."""
+    """Written bytes can be read from any offset; a read after the end returns no bytes. After a read, writes continue
+    at the end."""
     writer = await registry.start_upload(repo)
     await writer.write(b"0123456789")
     assert await writer.read_at(0, 10) == b"0123456789"
@@ -177,15 +181,15 @@ async def test_read_at_gives_what_was_written(registry: Registry, repo: Reposito
     assert await read_blob(registry, repo, digest_of(b"0123456789ab")) == b"0123456789ab"
 
 
-@pytest.mark.parametrize("wrong", [0, 3, 5, 4_000_000_000])
-async def test_a_resume_at_the_wrong_offset(registry: Registry, repo: RepositoryName, wrong: int) -> None:
-    """The error of a resume at the wrong offset names the right one, and nobody loses the session."""
+@pytest.mark.parametrize("wrong_offset", [0, 3, 5, 4_000_000_000])
+async def test_a_resume_at_the_wrong_offset(registry: Registry, repo: RepositoryName, wrong_offset: int) -> None:
+    """A resume at a wrong offset raises RangeInvalid with the right offset. The current writer keeps the session."""
     first = await registry.start_upload(repo)
     await first.write(b"0123")
     await first.aclose()
     second = await registry.resume_upload(repo, first.id, 4)
     with pytest.raises(RangeInvalid) as refused:
-        await registry.resume_upload(repo, first.id, wrong)
+        await registry.resume_upload(repo, first.id, wrong_offset)
     assert refused.value.offset == 4
     await second.write(b"45")
     await second.commit(digest_of(b"012345"))
@@ -193,8 +197,8 @@ async def test_a_resume_at_the_wrong_offset(registry: Registry, repo: Repository
 
 
 async def test_a_newer_request_takes_the_session_over(registry: Registry, repo: RepositoryName) -> None:
-    """After another request has resumed the session, every call of the old writer raises BlobUploadInvalid, and the new
-    one is not disturbed."""
+    """When another request resumes a session, it takes the session over. Every call of the old writer then raises
+    BlobUploadInvalid and does not disturb the new writer."""
     data = some_bytes(250_000)
     old = await registry.start_upload(repo)
     await old.write(data[:100_000])
@@ -222,10 +226,11 @@ async def test_a_newer_request_takes_the_session_over(registry: Registry, repo: 
 @pytest.mark.parametrize("before", [0, 10, 3 * MIB])
 @pytest.mark.parametrize("late", [4, 5 * MIB])
 @pytest.mark.slow
-async def test_bytes_that_come_too_late_are_not_acknowledged(
+async def test_writes_after_a_takeover_are_not_acknowledged(
     registry: Registry, repo: RepositoryName, before: int, late: int
 ) -> None:
-    """A write after a takeover fails, at the latest in `aclose`: nobody is told that such bytes are stored."""
+    """A write by a writer whose session was taken over fails, at the latest in `aclose`, so that no client gets a good
+    response for bytes that are not stored."""
     old = await registry.start_upload(repo)
     await old.write(some_bytes(before))
     new = await registry.resume_upload(repo, old.id)
@@ -238,13 +243,13 @@ async def test_bytes_that_come_too_late_are_not_acknowledged(
 
 
 async def write_and_close(writer: BlobWriter, data: bytes) -> None:
-    """Does what a request that sends a chunk does: it gets its response after `aclose`."""
+    """Writes and closes, as the handler of a PATCH does before it sends the response."""
     await writer.write(data)
     await writer.aclose()
 
 
 async def test_a_session_can_be_taken_over_many_times(registry: Registry, repo: RepositoryName) -> None:
-    """Only the newest of many owners may write."""
+    """If a session is taken over many times, only the newest writer can write."""
     writers = [await registry.start_upload(repo)]
     for number in range(10):
         await writers[-1].write(b"%d" % number)
@@ -257,8 +262,8 @@ async def test_a_session_can_be_taken_over_many_times(registry: Registry, repo: 
     assert await read_blob(registry, repo, digest_of(b"0123456789")) == b"0123456789"
 
 
-async def test_of_many_resumes_at_once_one_owns_the_session(registry: Registry, repo: RepositoryName) -> None:
-    """Of concurrent resumes, one writer can commit, and the others raise."""
+async def test_one_of_concurrent_resumes_owns_the_session(registry: Registry, repo: RepositoryName) -> None:
+    """Of several writers from concurrent resumes, one can commit, and the commits of all others raise."""
     first = await registry.start_upload(repo)
     await first.write(b"bytes")
     await first.aclose()
@@ -285,7 +290,7 @@ async def test_an_old_writer_after_the_new_one_committed(registry: Registry, rep
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 async def test_a_commit_under_a_wrong_digest(registry: Registry, repo: RepositoryName, algorithm: str) -> None:
-    """A commit under a wrong digest fails, the blob exists under neither digest, and the session has ended."""
+    """A commit with a wrong digest fails and ends the session. The bytes are stored under neither digest."""
     writer = await registry.start_upload(repo)
     await writer.write(b"what was sent")
     wrong = digest_of(b"what was meant", algorithm)
@@ -304,7 +309,7 @@ async def test_a_commit_under_a_wrong_digest(registry: Registry, repo: Repositor
 
 
 async def test_a_wrong_digest_does_not_touch_the_blob_of_that_digest(registry: Registry, repo: RepositoryName) -> None:
-    """A commit of other bytes under the digest of an existing blob fails and leaves that blob as it was."""
+    """A commit of other bytes with the digest of an existing blob fails. The existing blob keeps its bytes."""
     await push_blob(registry, repo, b"the true bytes")
     writer = await registry.start_upload(repo)
     await writer.write(b"other bytes")
@@ -314,7 +319,7 @@ async def test_a_wrong_digest_does_not_touch_the_blob_of_that_digest(registry: R
 
 
 async def test_nothing_works_after_a_commit(registry: Registry, repo: RepositoryName) -> None:
-    """After `commit` the session is unknown: no write, no second commit, no resume. The blob stays as it is."""
+    """After a commit, the session is unknown: a write, a second commit and a resume fail. The blob keeps its bytes."""
     writer = await registry.start_upload(repo)
     await writer.write(b"once")
     await writer.commit(digest_of(b"once"))
@@ -332,7 +337,7 @@ async def test_nothing_works_after_a_commit(registry: Registry, repo: Repository
 
 
 async def test_a_cancelled_session_is_gone(registry: Registry, repo: RepositoryName) -> None:
-    """After `cancel` the session is unknown, and its bytes are no blob."""
+    """After `cancel`, the session is unknown, and its bytes are not stored as a blob."""
     writer = await registry.start_upload(repo)
     await writer.write(b"never mind")
     await writer.cancel()
@@ -350,7 +355,7 @@ async def test_a_cancelled_session_is_gone(registry: Registry, repo: RepositoryN
 
 
 async def test_a_resumed_session_can_be_cancelled(registry: Registry, repo: RepositoryName) -> None:
-    """A session can be cancelled through another handle than the one that wrote."""
+    """A session can be cancelled by a writer that has resumed it."""
     writer = await registry.start_upload(repo)
     await writer.write(b"never mind")
     await (await registry.resume_upload(repo, writer.id)).cancel()
@@ -360,8 +365,8 @@ async def test_a_resumed_session_can_be_cancelled(registry: Registry, repo: Repo
         await registry.upload_offset(repo, writer.id)
 
 
-async def test_a_session_nobody_started(registry: Registry, repo: RepositoryName) -> None:
-    """An id without a session is unknown."""
+async def test_an_unknown_session(registry: Registry, repo: RepositoryName) -> None:
+    """A session id that was never given out is unknown."""
     with pytest.raises(BlobUploadUnknown):
         await registry.resume_upload(repo, UploadID.random())
     with pytest.raises(BlobUploadUnknown):
@@ -373,7 +378,7 @@ async def test_a_session_nobody_started(registry: Registry, repo: RepositoryName
 async def test_a_session_belongs_to_its_repository(
     registry: Registry, repo: RepositoryName, other: RepositoryName
 ) -> None:
-    """A session is unknown in another repository, and a request for it there does not take it over."""
+    """A session is unknown in another repository. A resume in the other repository does not take the session over."""
     writer = await registry.start_upload(repo)
     await writer.write(b"mine")
     with pytest.raises(BlobUploadUnknown):
@@ -386,9 +391,9 @@ async def test_a_session_belongs_to_its_repository(
         await registry.resolve_blob(other, digest_of(b"mine"))
 
 
-async def test_a_session_belongs_to_who_started_it(registry: Registry, repo: RepositoryName) -> None:
-    """A session is unknown to another account, and a request of that account does not take it over. Another request of
-    the owner continues it, from any address, and so does code without an account."""
+async def test_a_session_belongs_to_the_account_that_started_it(registry: Registry, repo: RepositoryName) -> None:
+    """A session is unknown to another account, and a resume by that account does not take the session over. The account
+    that started it can resume it from any address. Code that gives no account can resume any session."""
     writer = await registry.start_upload(repo, by=BY)
     await writer.write(b"mine")
     somebody = Actor("somebody else", BY.address)
@@ -406,8 +411,8 @@ async def test_a_session_belongs_to_who_started_it(registry: Registry, repo: Rep
     assert (await writer.commit(digest_of(b"mine still"))).size == 10
 
 
-async def test_a_session_of_nobody(registry: Registry, repo: RepositoryName) -> None:
-    """A session that was started without an account can be continued by every account."""
+async def test_a_session_started_without_an_account(registry: Registry, repo: RepositoryName) -> None:
+    """A session that was started without an account can be resumed by every account."""
     writer = await registry.start_upload(repo)
     await writer.aclose()
     assert await registry.upload_offset(repo, writer.id, by=BY) == 0
@@ -415,7 +420,7 @@ async def test_a_session_of_nobody(registry: Registry, repo: RepositoryName) -> 
 
 
 async def test_a_blob_pushed_twice_is_one_blob(registry: Registry, repo: RepositoryName) -> None:
-    """Pushing an existing blob succeeds, one push after the other and concurrently."""
+    """A blob can be pushed several times, one push after the other and at the same time."""
     data = some_bytes(100_000)
     await push_blob(registry, repo, data)
     await push_blob(registry, repo, data)
@@ -444,7 +449,8 @@ async def test_a_blob_can_be_pushed_again_after_its_deletion(registry: Registry,
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13])
 async def test_a_cancelled_commit_is_done_or_not(registry: Registry, repo: RepositoryName, turns: int) -> None:
-    """A client that disconnects during the commit leaves the whole blob or none, and the next push of it succeeds."""
+    """If a commit is cancelled, as when the client disconnects, either the whole blob is stored or nothing. The next
+    push of the blob succeeds. `turns`: turns of the event loop before the cancellation."""
     data = some_bytes(400_000, turns)
     writer = await registry.start_upload(repo)
     await writer.write(data)
@@ -464,8 +470,9 @@ async def test_a_cancelled_commit_is_done_or_not(registry: Registry, repo: Repos
 async def test_a_cancelled_write_keeps_what_was_written_before(
     registry: Registry, repo: RepositoryName, turns: int
 ) -> None:
-    """A client that disconnects during a write can resume. Earlier bytes are stored, and those of that write which are
-    stored are correct."""
+    """If a write is cancelled, as when the client disconnects, the session can be resumed. The bytes of earlier writes
+    are stored. Bytes of the cancelled write may be stored, and are correct if they are. `turns`: turns of the event
+    loop before the cancellation."""
     data = some_bytes(1_500_000, turns)
     writer = await registry.start_upload(repo)
     await writer.write(data[:500_000])
@@ -475,10 +482,10 @@ async def test_a_cancelled_write_keeps_what_was_written_before(
     write.cancel()
     await asyncio.gather(write, return_exceptions=True)
     await writer.aclose()
-    stands = await registry.upload_offset(repo, writer.id)
-    assert 500_000 <= stands <= len(data)
-    resumed = await registry.resume_upload(repo, writer.id, stands)
-    assert await resumed.read_at(0, stands) == data[:stands]
-    await resumed.write(data[stands:])
+    offset = await registry.upload_offset(repo, writer.id)
+    assert 500_000 <= offset <= len(data)
+    resumed = await registry.resume_upload(repo, writer.id, offset)
+    assert await resumed.read_at(0, offset) == data[:offset]
+    await resumed.write(data[offset:])
     await resumed.commit(digest_of(data))
     assert await read_blob(registry, repo, digest_of(data)) == data

@@ -1,4 +1,5 @@
-"""Drives the stored registry and the reference model through uploads and restarts, and compares their results."""
+"""A Hypothesis state machine that makes the same random uploads and restarts on the stored registry and on the
+reference model, and compares their results."""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ people = st.sampled_from([None, BY, Actor("somebody else")])
 
 
 class UploadAgreement(RuleBasedStateMachine):
-    """Drives both registries through uploads; each rule compares their results. Time passes only in rules that say
-    so."""
+    """Makes the same random calls for uploads on both registries. Each rule compares their results. The clock stands
+    still except in rules that move it."""
 
     uploads: Bundle[UploadPair] = Bundle("uploads")
 
@@ -52,12 +53,12 @@ class UploadAgreement(RuleBasedStateMachine):
         prepare_data_dir(self.data)
         self.model = MemoryRegistry(self.clock)
         self.pair = RegistryPair(self.loop, self.model, self.open())
-        self.held: list[UploadPair] = []
+        self.all_uploads: list[UploadPair] = []
         self.changed = False
 
     @invariant()
-    def alike(self) -> None:
-        """Checks after each change that everything that can be read is the same."""
+    def registries_agree(self) -> None:
+        """Checks after each change that both registries have the same content."""
         if self.changed:
             self.changed = False
             self.pair.compare_all(REPOS, sorted(self.known), TAGS)
@@ -70,7 +71,7 @@ class UploadAgreement(RuleBasedStateMachine):
         return self.now
 
     def content(self) -> OpenContent:
-        """Returns the store of the bytes."""
+        """Returns the function that opens the store for the bytes of blobs."""
         return open_files
 
     def open(self) -> StoredRegistry:
@@ -84,13 +85,13 @@ class UploadAgreement(RuleBasedStateMachine):
         self.loop.run_until_complete(self.opened.__aexit__(None, None, None))
 
     def teardown(self) -> None:
-        """Checks at the end, after a restart, that everything that can be read is the same."""
+        """Restarts the stored registry at the end, and checks that both registries have the same content."""
         try:
             self.restart()
-            self.alike()
+            self.registries_agree()
         finally:
-            for upload in self.held:
-                for writers in upload.old:
+            for upload in self.all_uploads:
+                for writers in upload.lost_writers:
                     self.loop.run_until_complete(self.drop(writers))
             self.close()
             self.loop.close()
@@ -110,7 +111,7 @@ class UploadAgreement(RuleBasedStateMachine):
     def begin(self, repo: RepositoryName, algorithm: str, by: Actor | None = None) -> UploadPair:
         writers = self.pair.get([registry.start_upload(repo, algorithm, by=by) for registry in self.pair.both])
         upload = UploadPair(repo, [writer.id for writer in writers], writers)
-        self.held.append(upload)
+        self.all_uploads.append(upload)
         return upload
 
     @rule(repo=repos, data=contents, algorithm=algorithms)
@@ -124,27 +125,29 @@ class UploadAgreement(RuleBasedStateMachine):
         if upload.writers is None:
             return
         if not isinstance(self.pair.compare([writer.write(data) for writer in upload.writers]), Raised):
-            upload.taken += data
-        assert [writer.offset for writer in upload.writers] == [len(upload.taken)] * 2
+            upload.accepted += data
+        assert [writer.offset for writer in upload.writers] == [len(upload.accepted)] * 2
 
     @rule(upload=uploads, start=st.integers(0, 20), length=st.integers(0, 1000))
     def read_at(self, upload: UploadPair, start: int, length: int) -> None:
         if upload.writers is not None:
             read = self.pair.compare([writer.read_at(start, length) for writer in upload.writers])
-            assert read == upload.taken[start : start + length]
+            assert read == upload.accepted[start : start + length]
 
     @rule(upload=uploads)
     def let_go(self, upload: UploadPair) -> None:
+        """Closes the writers of a session. The session stays open, and another request can resume it."""
         if upload.writers is not None:
             self.pair.compare([writer.aclose() for writer in upload.writers])
-            upload.old.append(upload.writers)
+            upload.lost_writers.append(upload.writers)
             upload.writers = None
 
     @rule(upload=uploads, asked=st.sampled_from(["right", "right", "none", "wrong"]))
     def resume(self, upload: UploadPair, asked: str) -> None:
-        """Another request resumes the session. Its owner loses it, with the bytes that are not in the store yet."""
-        self.land(upload)
-        offset = {"right": len(upload.taken), "none": None, "wrong": len(upload.taken) + 1}[asked]
+        """Resumes the session as another request would. `asked`: which offset the request gives. The writer that owned
+        the session loses it."""
+        self.flush_writers(upload)
+        offset = {"right": len(upload.accepted), "none": None, "wrong": len(upload.accepted) + 1}[asked]
         resumed = self.pair.get(
             [
                 registry.resume_upload(upload.repo, number, offset)
@@ -152,19 +155,19 @@ class UploadAgreement(RuleBasedStateMachine):
             ]
         )
         if resumed:
-            assert [writer.offset for writer in resumed] == [len(upload.taken)] * 2
+            assert [writer.offset for writer in resumed] == [len(upload.accepted)] * 2
             if upload.writers is not None:
-                upload.old.append(upload.writers)
+                upload.lost_writers.append(upload.writers)
             upload.writers = resumed
 
-    def land(self, upload: UploadPair) -> None:
-        """Reads back, which makes a writer store the bytes that it has gathered."""
+    def flush_writers(self, upload: UploadPair) -> None:
+        """Makes both writers store the bytes that they have buffered: a read has this effect."""
         if upload.writers is not None:
             self.pair.compare([writer.read_at(0, 0) for writer in upload.writers])
 
     @rule(upload=uploads)
     def status(self, upload: UploadPair) -> None:
-        self.land(upload)
+        self.flush_writers(upload)
         self.ask_status(upload)
 
     def ask_status(self, upload: UploadPair) -> Any:
@@ -177,6 +180,7 @@ class UploadAgreement(RuleBasedStateMachine):
 
     @rule(upload=uploads, repo=repos)
     def ask_for_it_elsewhere(self, upload: UploadPair, repo: RepositoryName) -> None:
+        """Requests the session through a repository to which it does not belong. Both calls must fail."""
         if repo != upload.repo:
             pairs = list(zip(self.pair.both, upload.ids, strict=True))
             assert isinstance(self.pair.compare([registry.upload_offset(repo, n) for registry, n in pairs]), Raised)
@@ -184,33 +188,35 @@ class UploadAgreement(RuleBasedStateMachine):
 
     @rule(upload=uploads, by=people)
     def ask_for_it_as(self, upload: UploadPair, by: Actor | None) -> None:
-        """Asks for the session as an account. No owner loses it by that, whoever asks."""
-        self.land(upload)
+        """Requests the session as the account `by`, at a wrong offset. The writer that owns the session must keep it,
+        whichever account sends the request."""
+        self.flush_writers(upload)
         pairs = list(zip(self.pair.both, upload.ids, strict=True))
         self.pair.compare([registry.upload_offset(upload.repo, number, by=by) for registry, number in pairs])
-        wrong = len(upload.taken) + 1
-        told = self.pair.compare(
+        wrong = len(upload.accepted) + 1
+        answer = self.pair.compare(
             [registry.resume_upload(upload.repo, number, wrong, by=by) for registry, number in pairs]
         )
-        assert isinstance(told, Raised)
+        assert isinstance(answer, Raised)
 
     @rule(upload=uploads, algorithm=algorithms, right=st.sampled_from([True, True, True, False]))
     def commit(self, upload: UploadPair, algorithm: str, right: bool) -> None:
         if upload.writers is not None:
-            digest = digest_of(upload.taken if right else upload.taken + b"?", algorithm)
+            digest = digest_of(upload.accepted if right else upload.accepted + b"?", algorithm)
             self.known.add(digest)
             self.end(upload, [writer.commit(digest) for writer in upload.writers])
 
     @rule(repo=repos, data=contents, algorithm=algorithms)
     def commit_wrongly(self, repo: RepositoryName, data: bytes, algorithm: str) -> None:
-        """Commits other bytes than announced: none of them stay."""
+        """Commits bytes that do not match the digest. Both registries must discard them."""
         upload = self.begin(repo, "sha256")
         self.write(upload, data + b"broken")
         self.end(upload, [writer.commit(digest_of(data, algorithm)) for writer in upload.writers or ()])
 
     @rule(repo=repos, data=contents, call=st.sampled_from(["write", "commit", "read_at"]))
     def take_over(self, repo: RepositoryName, data: bytes, call: str) -> None:
-        """Makes a push that breaks off, is resumed while its old connection is alive, and is ended by the new one."""
+        """Starts a push, resumes it as another request while the first writer is still open, and ends the push with the
+        new writer."""
         upload = self.begin(repo, "sha256")
         self.write(upload, data[:3])
         self.resume(upload, "right")
@@ -225,22 +231,23 @@ class UploadAgreement(RuleBasedStateMachine):
             self.end(upload, [writer.cancel() for writer in upload.writers])
 
     def end(self, upload: UploadPair, calls: list[Any]) -> None:
+        """Ends a session with `calls`, a commit or a cancel. Afterwards the session is unknown."""
         self.changed = True
         self.pair.compare(calls)
         assert isinstance(self.ask_status(upload), Raised)
         writers, upload.writers = upload.writers, None
         if writers is not None:
             self.pair.compare([writer.aclose() for writer in writers])
-            upload.old.append(writers)
+            upload.lost_writers.append(writers)
 
     @rule(upload=uploads, call=st.sampled_from(["write", "commit", "read_at"]))
     def try_what_was_lost(self, upload: UploadPair, call: str) -> None:
-        """Tries a writer that lost its session or closed it: every call fails."""
-        for writers in upload.old[-1:]:
+        """Calls a writer that has lost or closed its session. Every call must fail."""
+        for writers in upload.lost_writers[-1:]:
             calls: dict[str, Callable[[Any], Awaitable[Any]]] = {
                 "write": lambda writer: self.write_and_close(writer),
                 "read_at": lambda writer: writer.read_at(0, 1),
-                "commit": lambda writer: writer.commit(digest_of(upload.taken)),
+                "commit": lambda writer: writer.commit(digest_of(upload.accepted)),
             }
             assert isinstance(self.pair.compare([calls[call](writer) for writer in writers]), Raised)
 
@@ -251,16 +258,17 @@ class UploadAgreement(RuleBasedStateMachine):
 
     @rule(repo=repos)
     def resume_nothing(self, repo: RepositoryName) -> None:
+        """Resumes a session that never existed. Both calls must fail."""
         unknown = UploadID.random()
         assert isinstance(self.pair.ask(lambda registry: registry.resume_upload(repo, unknown)), Raised)
         assert isinstance(self.pair.ask(lambda registry: registry.upload_offset(repo, unknown)), Raised)
 
     @rule()
     def restart(self) -> None:
-        """Closes the store and opens it again. Sessions that had an owner can be resumed."""
-        for upload in self.held:
+        """Closes the stored registry and opens it again. Open sessions can be resumed afterwards."""
+        for upload in self.all_uploads:
             self.let_go(upload)
-            upload.old.clear()
+            upload.lost_writers.clear()
         self.close()
         self.pair.both[1] = self.open()
         self.changed = True

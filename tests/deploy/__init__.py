@@ -1,1 +1,1 @@
-"""What people deploy, run for real. `make test` leaves these tests to `make test-deploy`."""
+"""Tests of the ways to deploy Entrepot, with the real programs. `make test-deploy` runs them; `make test` does not."""

@@ -1,5 +1,5 @@
-"""JSON schemas of the custom resources that the chart makes, for the fields that it can use. `kubernetes-validate` has
-those of Kubernetes' own resources only.
+"""JSON schemas of the custom resources in the Helm chart, limited to the fields that the chart can use.
+`kubernetes-validate` has only the schemas of Kubernetes' own resources.
 
 Sources: the API references of the Prometheus Operator (monitoring.coreos.com/v1) and of the Gateway API
 (gateway.networking.k8s.io/v1).
@@ -87,4 +87,4 @@ CUSTOM_RESOURCES: Final = {
     "PrometheusRule": _resource("monitoring.coreos.com/v1", "PrometheusRule", _PROMETHEUS_RULE),
     "HTTPRoute": _resource("gateway.networking.k8s.io/v1", "HTTPRoute", _HTTP_ROUTE),
 }
-"""By the kind."""
+"""The schema of each kind of custom resource."""

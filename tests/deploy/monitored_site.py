@@ -1,4 +1,4 @@
-"""A registry that has done a little of everything, and a real Prometheus that scrapes it."""
+"""Runs a registry that has done some work of every kind, and a real Prometheus that scrapes its metrics."""
 
 from __future__ import annotations
 
@@ -86,26 +86,28 @@ scrape_configs:
 
 @dataclass(frozen=True)
 class MonitoredSite:
-    """`exposition`: a scrape after all of the work, as text."""
+    """A monitored registry. `prometheus`: the URL of Prometheus. `exposition`: the text of the registry's metrics after
+    all the work."""
 
     prometheus: str
     exposition: str
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """Returns the series that the expression has now. Raises AssertionError if Prometheus does not accept it."""
+        """Returns the current result of a PromQL expression. Raises AssertionError if Prometheus rejects the
+        expression."""
         answer = self.ask("query", query=expression)
         return [*answer["result"]]
 
-    def ask(self, what: str, **parameters: str) -> Any:
-        """Asks the API of Prometheus."""
-        answer = plain_request("GET", f"{self.prometheus}/api/v1/{what}", params=parameters).json()
+    def ask(self, path: str, **parameters: str) -> Any:
+        """Sends a request to the API of Prometheus, and returns the data of the response."""
+        answer = plain_request("GET", f"{self.prometheus}/api/v1/{path}", params=parameters).json()
         assert answer["status"] == "success", (parameters, answer)
         return answer["data"]
 
 
 @contextmanager
 def monitored_site(folder: Path) -> Iterator[MonitoredSite]:
-    """Runs the registry, a fake Hub, webhooks and Prometheus during the block."""
+    """Runs the registry, a fake Hub, webhook receivers and Prometheus until the block ends."""
     with ExitStack() as stack:
         content = UpstreamContent()
         for number in range(4):
@@ -120,7 +122,7 @@ def monitored_site(folder: Path) -> Iterator[MonitoredSite]:
         server = stack.enter_context(running_server(folder, "--config", str(settings)))
         prometheus = stack.enter_context(_running_prometheus(folder, server))
         with plain_client(server.url, auth=ADMIN) as client:
-            _work(server, client)
+            _cause_events(server, client)
             receiver.wait_for(lambda: len(receiver.accepted()) >= 2, "event for the webhook")
             refusing.wait_for(lambda: len(refusing.requests) >= 2, "event for the other webhook")
             yield MonitoredSite(prometheus, client.get("/metrics").text)
@@ -134,9 +136,9 @@ def _write_settings(folder: Path, pair: CertificateBundle, **urls: str) -> Path:
 
 @contextmanager
 def _running_prometheus(folder: Path, server: RegistryServer) -> Iterator[str]:
-    """Debian's Prometheus, with the rules of the repository. Yields its URL."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    """Runs Debian's Prometheus with the alert rules of this repository until the block ends. Yields its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
     (folder / "prometheus.yml").write_text(PROMETHEUS.format(rules=RULES, target=server.address))
     command = [
         "prometheus",
@@ -157,13 +159,13 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def _work(server: RegistryServer, client: httpx2.Client) -> None:
-    """Pulls and pushes, requests that fail, and jobs of upkeep."""
+def _cause_events(server: RegistryServer, client: httpx2.Client) -> None:
+    """Sends pulls, pushes and requests that fail, and runs upkeep jobs, so that all metrics get values."""
     for number in range(3):
         _push(client, str(number))
-    for _ in range(5):  # the response cache answers the last ones
+    for _ in range(5):  # the response cache answers the last of these requests
         assert client.get("/v2/team/app/manifests/2").status_code == 200
-    for tag in ("0", "0", "1", "2"):  # the Hub counts three
+    for tag in ("0", "0", "1", "2"):  # three of these requests reach the fake Hub and use up its rate limit
         manifest = client.get(f"/v2/library/app/manifests/{tag}")
         assert manifest.status_code == 200
         for layer in manifest.json()["layers"]:
@@ -179,7 +181,7 @@ def _work(server: RegistryServer, client: httpx2.Client) -> None:
 
 
 def _push(client: httpx2.Client, tag: str) -> None:
-    """Pushes an image of one layer."""
+    """Pushes an image with one layer."""
     config, layer = b"{}", f"layer {tag}".encode() * 100
     for body in (config, layer):
         location = client.post("/v2/team/app/blobs/uploads/").headers["location"]
@@ -193,7 +195,7 @@ def _push(client: httpx2.Client, tag: str) -> None:
 
 
 def _abort_upload(server: RegistryServer, client: httpx2.Client) -> None:
-    """Closes a connection in the middle of a body."""
+    """Starts an upload, and closes the connection in the middle of the body."""
     credential = base64.b64encode(":".join(ADMIN).encode()).decode()
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -210,7 +212,7 @@ def _abort_upload(server: RegistryServer, client: httpx2.Client) -> None:
 
 
 def _run_job(client: httpx2.Client, name: str, request: dict[str, Any]) -> None:
-    """Starts a job of the server and waits until it has ended."""
+    """Starts an upkeep job on the server, and waits until it has succeeded."""
     started = client.post(f"/api/v1/{name}", json=request)
     assert started.status_code == 202, started.text
     deadline = time.monotonic() + DEADLINE_SECONDS

@@ -1,5 +1,5 @@
-"""Runs the containers of a rendered pod on this machine, without a cluster: with their arguments, variables, user and
-files, on a volume as the kubelet prepares it."""
+"""Runs the containers of a pod from the Helm chart as processes on this machine, without a cluster. The processes have
+the arguments, variables, user and files of the containers, and a volume like the one that the kubelet prepares."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ ADDRESS = "0.0.0.0:5000"
 
 
 class PodRun:
-    """`folder`: where the files of the pod are. `config_map` and `secret`: the contents of their keys."""
+    """A pod whose containers run as processes. `folder`: the folder for the pod's files. `config_map` and `secret`: the
+    values of the ConfigMap and the Secret by key."""
 
     def __init__(self, folder: Path, pod: dict[str, Any], config_map: dict[str, str], secret: dict[str, str]) -> None:
         self._folder = folder
@@ -28,11 +29,12 @@ class PodRun:
         self._user, self._group = context["runAsUser"], context["fsGroup"]
         assert context["runAsGroup"] == self._group
         self._make_volume()
-        self._write("etc/entrepot/settings", {name: self._here(text) for name, text in config_map.items()})
+        self._write("etc/entrepot/settings", {name: self._with_local_paths(text) for name, text in config_map.items()})
         self._write("etc/entrepot/secrets", secret)
 
     def _make_volume(self) -> None:
-        """A new ext4 volume after the kubelet has applied `fsGroup`: it belongs to root and the group."""
+        """Makes a folder like a new ext4 volume after the kubelet has applied `fsGroup`: it belongs to root and to the
+        pod's group."""
         volume = self._folder / "var/lib/entrepot"
         volume.mkdir(parents=True)
         os.chown(volume, 0, self._group)
@@ -47,24 +49,26 @@ class PodRun:
             os.chown(path, 0, self._group)
             path.chmod(0o440)
 
-    def _here(self, text: str) -> str:
-        """The text with the paths of this machine, and with a port that is free."""
+    def _with_local_paths(self, text: str) -> str:
+        """Returns the text with the pod's paths replaced by paths below the folder, and the port replaced by 0, which
+        stands for any free port."""
         for path in ("/var/lib/entrepot", "/etc/entrepot"):
             text = text.replace(path, f"{self._folder}{path}")
         return text.replace(ADDRESS, "0.0.0.0:0")
 
     def _start(self, container: dict[str, Any]) -> subprocess.Popen[str]:
-        """Starts a container. It may read all files, because Python may be installed where only root can read. It may
-        write only where its user and group may."""
-        variables = {entry["name"]: self._here(entry["value"]) for entry in container.get("env", ())}
+        """Starts a container as a process of the pod's user and group. The process may read all files, because Python
+        may be installed in a folder that only root can read. It may write only the files that its user and group may
+        write."""
+        variables = {entry["name"]: self._with_local_paths(entry["value"]) for entry in container.get("env", ())}
         user = ["setpriv", f"--reuid={self._user}", f"--regid={self._group}", "--clear-groups"]
-        only_read = [
+        capabilities = [
             "--inh-caps=-all,+dac_read_search",
             "--ambient-caps=-all,+dac_read_search",
             "--bounding-set=-all,+dac_read_search",
         ]
         return subprocess.Popen(
-            [*user, *only_read, sys.executable, "-m", "registry", *map(self._here, container["args"])],
+            [*user, *capabilities, sys.executable, "-m", "registry", *map(self._with_local_paths, container["args"])],
             cwd="/",
             env={**environment(self._folder / "home"), "PYTHONPATH": str(ROOT), **variables},
             stdin=subprocess.DEVNULL,
@@ -75,18 +79,19 @@ class PodRun:
         )
 
     def run_init_containers(self) -> str:
-        """Runs them one after the other and returns their output. Raises AssertionError if one fails."""
-        said = ""
+        """Runs the init containers one after the other and returns their output. Raises AssertionError if one fails."""
+        all_output = ""
         for container in self._pod["initContainers"]:
             with self._start(container) as process:
                 output, _ = process.communicate(timeout=TIMEOUT)
             assert process.returncode == 0, output
-            said += output
-        return said
+            all_output += output
+        return all_output
 
     @contextmanager
     def running(self) -> Iterator[str]:
-        """Runs the main container during the block. Yields the URL of the registry. It must end with exit code 0."""
+        """Runs the main container until the block ends. Yields the URL of the registry. Raises AssertionError if the
+        exit code is not 0."""
         with self._start(self._pod["containers"][0]) as process:
             assert process.stdout is not None
             try:
@@ -100,5 +105,5 @@ class PodRun:
                 yield found[1].replace("0.0.0.0", "127.0.0.1")
             finally:
                 process.terminate()
-                rest, _ = process.communicate(timeout=TIMEOUT)
-            assert process.returncode == 0, rest
+                remaining_output, _ = process.communicate(timeout=TIMEOUT)
+            assert process.returncode == 0, remaining_output

@@ -1,6 +1,6 @@
-"""Renders the Helm chart with Helm's own engine, and makes the plain manifests of deploy/kubernetes from it.
+"""Renders the Helm chart with Helm's own engine, and makes the plain Kubernetes manifests of deploy/kubernetes from it.
 
-To write the manifests anew after a change of the chart: `make manifests`.
+After a change of the chart, `make manifests` writes these manifests again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ NAMESPACE: Final = "registry"
 Document = dict[str, Any]
 
 WITHOUT_HELM: Final = {"existingSecret": "entrepot", "persistence": {"keep": False}, "restartOnConfigChange": False}
-"""The values of the plain manifests: the defaults, without what only Helm does."""
+"""The chart values for the plain manifests: the defaults, but without features that need Helm."""
 _ONLY_HELM: Final = re.compile(r"# Source: |\s*(helm\.sh/|app\.kubernetes\.io/managed-by: |namespace: )")
-"""Lines that plain manifests do not have. kustomize sets the namespace."""
+"""Matches the lines of the chart that plain manifests do not have. kustomize sets the namespace instead."""
 _KUSTOMIZATION: Final = """\
 # kubectl apply --kustomize deploy/kubernetes
 #
@@ -37,8 +37,8 @@ resources:
 
 
 def render_texts(values: Mapping[str, Any] | None = None, name: str = "entrepot") -> dict[str, str]:
-    """Returns what `helm template` writes, by the name of the template. Raises `helm_python.HelmError`, also if the
-    schema does not allow the values."""
+    """Returns the rendered text of each template by the template's name, as `helm template` does. Raises
+    `helm_python.HelmError`, also if the schema of the values does not allow `values`."""
     with helm_python.Chart.load(CHART) as chart:
         chart.validate_schema(dict(values or {}))
         texts: dict[str, str] = chart.render(dict(values or {}), name=name, namespace=NAMESPACE)
@@ -46,7 +46,7 @@ def render_texts(values: Mapping[str, Any] | None = None, name: str = "entrepot"
 
 
 def render(values: Mapping[str, Any] | None = None, name: str = "entrepot") -> list[Document]:
-    """Returns the rendered objects. Raises `helm_python.HelmError`."""
+    """Returns the rendered Kubernetes objects. Raises `helm_python.HelmError`."""
     texts = render_texts(values, name)
     return [found for file, text in texts.items() if file != "NOTES.txt" for found in documents(text)]
 
@@ -63,7 +63,7 @@ def of_kind(objects: list[Document], kind: str, name: str | None = None) -> Docu
 
 
 def plain_manifests() -> dict[str, str]:
-    """Returns the files of deploy/kubernetes: their names and texts."""
+    """Returns the texts of the files in deploy/kubernetes, by their names."""
     files = {}
     for name, text in sorted(render_texts(WITHOUT_HELM).items()):
         lines = [line for line in text.splitlines() if line.strip() and not _ONLY_HELM.match(line)]

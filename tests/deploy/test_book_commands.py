@@ -1,4 +1,4 @@
-"""The pages of the book whose commands need docker, podman and skopeo, run as a whole with these."""
+"""Runs the commands of those pages of the book that need docker, podman and skopeo."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ UPSTREAMS = '[[upstream]]\nname = "docker.io"\ndefault = true\n[[upstream]]\nnam
 
 @pytest.fixture(scope="module")
 def clients() -> Iterator[PageClients]:
-    """Clients that are set up as accelerator.md says, for a port at which the server of each page listens."""
-    folder = Path(tempfile.mkdtemp(prefix="ent-", dir="/tmp"))  # short, for sockets
+    """Yields clients that are set up as accelerator.md says. They use a registry at a fixed port, at which the server
+    of each page listens."""
+    folder = Path(tempfile.mkdtemp(prefix="ent-", dir="/tmp"))  # the path of a socket must be short
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -36,9 +37,9 @@ def clients() -> Iterator[PageClients]:
     tools = container_tools(folder / "tools")
     printed = entrepot("client", "podman", "--url", url, "--config", folder / "entrepot.toml", folder=folder)
     assert printed.returncode == 0, printed.stderr
-    dropped_in = folder / "tools" / "home" / ".config" / "containers" / "registries.conf.d"
-    dropped_in.mkdir()
-    for file in (folder / "tools" / "registries.conf", dropped_in / "50-entrepot.conf"):
+    drop_in_folder = folder / "tools" / "home" / ".config" / "containers" / "registries.conf.d"
+    drop_in_folder.mkdir()
+    for file in (folder / "tools" / "registries.conf", drop_in_folder / "50-entrepot.conf"):
         file.write_text(printed.stdout)
     with running_docker(folder / "docker", "--config-file", str(folder / "daemon.json")) as docker:
         yield PageClients(docker, tools, port)
@@ -47,6 +48,6 @@ def clients() -> Iterator[PageClients]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_work(tmp_path: Path, clients: PageClients, page: str) -> None:
-    """Each command of the page ends with the exit code, and prints the lines, that the page shows."""
+    """Each command of the page has the exit code that the page shows, and prints the lines that the page shows."""
     with ExitStack() as stack:
         PageRun(tmp_path, stack, clients).run_page(pages_in_english()[page])

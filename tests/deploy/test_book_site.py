@@ -1,4 +1,4 @@
-"""`make book` builds the site of the book."""
+"""Tests that `make book` builds the documentation site."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tests.fakes.server_process import ROOT
 
 
 def test_make_book() -> None:
-    """It builds each page in each language, and fails at a warning, at a broken link, and at anything that a page would
-    load from another server."""
+    """`make book` succeeds and builds each page in each language. It would fail on a warning, on a broken link, and if
+    a page loaded a file from another server."""
     done = subprocess.run(["make", "book"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     site = ROOT / "build" / "book"

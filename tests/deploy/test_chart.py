@@ -1,4 +1,4 @@
-"""The Helm chart, rendered by Helm's own engine, and the plain manifests that are made from it."""
+"""Tests of the Helm chart, which is rendered by Helm's own engine, and of the plain manifests that are made from it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.fakes.server_process import ROOT
 from tests.fakes.temporary_files import memory_root
 
 OLDEST, NEWEST = "1.25", kubernetes_validate.latest_version()
-"""Versions of Kubernetes: the oldest of Chart.yaml, and the newest whose schemas are installed."""
+"""Versions of Kubernetes: the oldest that Chart.yaml allows, and the newest whose schemas are installed."""
 PASSWORD = "correct horse battery"
 
 TEAM: dict[str, Any] = {
@@ -86,47 +86,48 @@ ACCELERATOR: dict[str, Any] = {
     "extraVolumeMounts": [{"name": "backups", "mountPath": "/backups"}],
     "podAnnotations": {"example.com/a": "b"},
 }
-USUAL = {"ConfigMap", "Service", "StatefulSet"}
-SHAPES: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "default": ({}, USUAL | {"Secret", "ServiceAccount", "PersistentVolumeClaim"}),
+USUAL_KINDS = {"ConfigMap", "Service", "StatefulSet"}
+VARIANTS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "default": ({}, USUAL_KINDS | {"Secret", "ServiceAccount", "PersistentVolumeClaim"}),
     "team": (
         TEAM,
-        USUAL
+        USUAL_KINDS
         | {"ServiceAccount", "PersistentVolumeClaim", "Ingress", "ServiceMonitor", "PrometheusRule"}
         | {"PodDisruptionBudget"},
     ),
-    "accelerator": (ACCELERATOR, USUAL | {"HTTPRoute", "NetworkPolicy"}),
+    "accelerator": (ACCELERATOR, USUAL_KINDS | {"HTTPRoute", "NetworkPolicy"}),
 }
-"""Values, and the kinds of objects that they lead to."""
+"""For each variant of the chart: its values, and the kinds of the rendered objects."""
 
 
 def validate(found: Document, version: str) -> None:
-    """Raises an error if Kubernetes would not accept the object, or would ignore a part of it."""
+    """Raises an error if Kubernetes would reject the object or ignore one of its fields."""
     if (schema := CUSTOM_RESOURCES.get(found["kind"])) is not None:
         jsonschema.validate(found, schema)
     else:
         kubernetes_validate.validate(found, version, strict=True)
 
 
-@pytest.fixture(params=SHAPES)
-def shape(request: pytest.FixtureRequest) -> tuple[list[Document], set[str]]:
-    """The objects that one of the shapes renders to, and their kinds."""
-    values, kinds = SHAPES[request.param]
+@pytest.fixture(params=VARIANTS)
+def rendered_variant(request: pytest.FixtureRequest) -> tuple[list[Document], set[str]]:
+    """Returns the rendered objects of one of the variants, and the expected kinds of objects."""
+    values, kinds = VARIANTS[request.param]
     return render(values), kinds
 
 
-def test_kubernetes_accepts_each_object(shape: tuple[list[Document], set[str]]) -> None:
-    """In the oldest and in the newest version of Kubernetes, with no field that it does not know."""
-    objects, kinds = shape
+def test_kubernetes_accepts_each_object(rendered_variant: tuple[list[Document], set[str]]) -> None:
+    """The oldest and the newest version of Kubernetes accept each object, and know all its fields."""
+    objects, kinds = rendered_variant
     assert {found["kind"] for found in objects} == kinds
     for found in objects:
         for version in (OLDEST, NEWEST):
             validate(found, version)
 
 
-def test_what_the_objects_name_exists(shape: tuple[list[Document], set[str]]) -> None:
-    """Mounts have volumes, ports have names, selectors find the pod, and backends are ports of the Service."""
-    objects, _ = shape
+def test_references_between_objects_are_valid(rendered_variant: tuple[list[Document], set[str]]) -> None:
+    """All references between the objects are valid: mounts name existing volumes, Services and probes name existing
+    ports, selectors match the pod, and backends are ports of a Service."""
+    objects, _ = rendered_variant
     workload = of_kind(objects, "StatefulSet")
     pod, labels = workload["spec"]["template"]["spec"], workload["spec"]["template"]["metadata"]["labels"]
     assert workload["spec"]["selector"]["matchLabels"].items() <= labels.items()
@@ -151,9 +152,10 @@ def test_what_the_objects_name_exists(shape: tuple[list[Document], set[str]]) ->
         assert monitor["spec"]["endpoints"][0]["port"] == selected["spec"]["ports"][0]["name"]
 
 
-def test_the_pod_is_restricted(shape: tuple[list[Document], set[str]]) -> None:
-    """It fits the level `restricted` of the Pod Security Standards: no root, no capabilities, no privileges."""
-    pod = of_kind(shape[0], "StatefulSet")["spec"]["template"]["spec"]
+def test_the_pod_is_restricted(rendered_variant: tuple[list[Document], set[str]]) -> None:
+    """The pod meets the level `restricted` of the Pod Security Standards: it does not run as root, and has no
+    capabilities and no privileges."""
+    pod = of_kind(rendered_variant[0], "StatefulSet")["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"]
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
@@ -167,9 +169,9 @@ def test_the_pod_is_restricted(shape: tuple[list[Document], set[str]]) -> None:
         }
 
 
-@pytest.mark.parametrize("values", [values for values, _ in SHAPES.values()], ids=SHAPES)
-def test_helm_finds_no_fault(values: dict[str, Any]) -> None:
-    """`helm lint --strict` has no warning and no error."""
+@pytest.mark.parametrize("values", [values for values, _ in VARIANTS.values()], ids=VARIANTS)
+def test_helm_lint_finds_no_problem(values: dict[str, Any]) -> None:
+    """`helm lint --strict` reports no warnings and no errors."""
     report = helm_python.lint(CHART, values, strict=True)
     assert [message for message in report["messages"] if message["severity"] > 1] == []
     assert report["errors"] == []
@@ -189,15 +191,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("values", "said"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_work_is_refused(values: dict[str, Any], said: str) -> None:
-    """With an error that names the value, and says what to do."""
-    with pytest.raises(helm_python.HelmError, match=re.escape(said)):
+@pytest.mark.parametrize(("values", "message"), REFUSED.values(), ids=REFUSED)
+def test_invalid_values_are_refused(values: dict[str, Any], message: str) -> None:
+    """Values that cannot work are refused. The error names the value or says what to do."""
+    with pytest.raises(helm_python.HelmError, match=re.escape(message)):
         render(values)
 
 
 def test_settings_written_as_yaml(tmp_path: Path) -> None:
-    """Entrepot reads from the chart's settings file what the values say: numbers, texts, lists and tables."""
+    """The chart writes the values under `config` to a settings file. Entrepot reads the same settings from this file:
+    numbers, texts, lists and tables."""
     config = {
         "workers": 3,
         "public_url": "https://registry.example.com",
@@ -231,14 +234,15 @@ def test_settings_written_as_yaml(tmp_path: Path) -> None:
     ],
 )
 def test_the_address_of_the_registry(values: dict[str, Any], url: str | None) -> None:
-    """Comes from the Ingress or the route, unless the settings have it."""
+    """The public URL of the registry comes from the Ingress or the HTTPRoute, unless the settings have it."""
     pod = of_kind(render(values), "StatefulSet")["spec"]["template"]["spec"]
     variables = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
     assert variables.get("ENTREPOT_PUBLIC_URL") == url
 
 
 def test_a_changed_setting_replaces_the_pod() -> None:
-    """A change of `config` does, another one does not; with restartOnConfigChange: false, none does."""
+    """A change of `config` changes the pod's template, so that Kubernetes replaces the pod. Other values do not change
+    it, and neither does `config` with `restartOnConfigChange: false`."""
 
     def template(**values: Any) -> Any:
         return of_kind(render({"existingSecret": "s", **values}), "StatefulSet")["spec"]["template"]
@@ -250,8 +254,8 @@ def test_a_changed_setting_replaces_the_pod() -> None:
 
 
 def test_alerts_are_those_of_the_file() -> None:
-    """The PrometheusRule has the same groups as deploy/prometheus/alerts.yml, without those that are disabled, and with
-    links to the runbook if the values have its URL."""
+    """The PrometheusRule has the alerts of deploy/prometheus/alerts.yml, except those that the values disable. If the
+    values have the URL of a runbook, each alert has a link to it."""
     groups = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())["groups"]
     assert of_kind(render({"prometheusRules": {"enabled": True}}), "PrometheusRule")["spec"]["groups"] == groups
     values = {"enabled": True, "disabled": ["EntrepotSlow"], "runbookUrl": "https://docs.example.com/alerts"}
@@ -268,7 +272,8 @@ def test_the_dashboard_is_that_of_the_file() -> None:
 
 
 def test_a_package_has_all_files(tmp_path: Path) -> None:
-    """Also the alerts and the dashboard, which are links in the repository: the package renders as the folder does."""
+    """A package of the chart has all files, including the alerts and the dashboard, which are symbolic links in the
+    repository. The package and the folder render to the same texts."""
     package = helm_python.package(CHART, destination=tmp_path)
     with tarfile.open(package) as archive:
         assert all(member.isfile() for member in archive.getmembers())
@@ -279,7 +284,8 @@ def test_a_package_has_all_files(tmp_path: Path) -> None:
 
 
 def test_notes_say_how_to_log_in() -> None:
-    """After the installation, Helm prints the address and where the password is."""
+    """The notes that Helm prints after the installation have the login command with the registry's address, and the
+    name of the Secret with the password."""
     notes = render_texts(TEAM)["NOTES.txt"]
     assert "docker login registry.example.com --username admin" in notes
     assert "get secret entrepot-secrets" in notes
@@ -288,39 +294,46 @@ def test_notes_say_how_to_log_in() -> None:
 
 
 def test_the_versions_are_those_of_entrepot() -> None:
-    """The image that the chart runs by default has the version of this repository."""
+    """The appVersion of the chart, which is the default tag of the image, is the version of this repository."""
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == __version__
 
 
 def value_names(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in values.items():
-        if isinstance(value, dict) and value and not prefix and name not in OPAQUE:
+        if isinstance(value, dict) and value and not prefix and name not in KUBERNETES_VALUES:
             yield from value_names(value, f"{name}.")
         else:
             yield prefix + name
 
 
-OPAQUE = {"podSecurityContext", "securityContext", "resources", "startupProbe", "livenessProbe", "readinessProbe"}
-"""Values that are parts of Kubernetes' objects as a whole."""
+KUBERNETES_VALUES = {
+    "podSecurityContext",
+    "securityContext",
+    "resources",
+    "startupProbe",
+    "livenessProbe",
+    "readinessProbe",
+}
+"""Values that the chart copies into Kubernetes objects as a whole, so that their members are not values of the
+chart."""
 
 
 def test_the_readme_has_each_value() -> None:
-    """And no other."""
+    """The README of the chart describes all values of the chart, and no others."""
     names = set(value_names(yaml.safe_load((CHART / "values.yaml").read_text())))
     rows = re.findall(r"^\| (`.+?) \|", (CHART / "README.md").read_text(), re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`([^`]+)`", row)} == names
 
 
 def test_plain_manifests_are_those_of_the_chart() -> None:
-    """deploy/kubernetes has what the chart renders by default, without what only Helm does. `make manifests` writes
-    it."""
+    """deploy/kubernetes has the manifests that `make manifests` generates from the chart."""
     assert {path.name: path.read_text() for path in PLAIN.glob("*.yaml")} == plain_manifests()
 
 
 GUIDE = re.findall(
     r"^```yaml\n(.+?)^```", (ROOT / "docs" / "en" / "kubernetes.md").read_text(), re.MULTILINE | re.DOTALL
 )
-"""The YAML of the guide: values for the chart, and an overlay for kustomize."""
+"""The blocks of YAML in the guide docs/en/kubernetes.md: values for the chart, and an overlay for kustomize."""
 (OVERLAY,) = (text for text in GUIDE if text.startswith("# kustomization.yaml"))
 
 
@@ -328,7 +341,8 @@ GUIDE = re.findall(
     "text", [text for text in GUIDE if text != OVERLAY], ids=lambda text: next(iter(yaml.safe_load(text)))
 )
 def test_the_values_in_the_guide(tmp_path: Path, text: str) -> None:
-    """Each block of docs/en/kubernetes.md renders, Kubernetes accepts the objects, and Entrepot the settings."""
+    """The chart can be rendered with each block of values in docs/en/kubernetes.md. Kubernetes accepts the objects, and
+    Entrepot accepts the settings."""
     objects = render(yaml.safe_load(text))
     for found in objects:
         validate(found, NEWEST)
@@ -337,7 +351,8 @@ def test_the_values_in_the_guide(tmp_path: Path, text: str) -> None:
 
 
 def test_plain_manifests_build(tmp_path: Path) -> None:
-    """kubectl puts them together, also with the overlay that the guide shows, and Kubernetes accepts them."""
+    """`kubectl kustomize` combines the plain manifests with the overlay of the guide, and Kubernetes accepts the
+    objects."""
     (tmp_path / "entrepot" / "deploy").mkdir(parents=True)
     (tmp_path / "entrepot" / "deploy" / "kubernetes").symlink_to(PLAIN)
     (tmp_path / "kustomization.yaml").write_text(OVERLAY)
@@ -354,16 +369,16 @@ def test_plain_manifests_build(tmp_path: Path) -> None:
 
 @pytest.fixture
 def pod_folder() -> Iterator[Path]:
-    """A folder that every user can reach. pytest's own temporary folders are closed to other users."""
-    made = Path(tempfile.mkdtemp(prefix="entrepot-pod-", dir=memory_root()))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made)
+    """Yields a folder that every user can enter. Other users cannot enter pytest's own temporary folders."""
+    created = Path(tempfile.mkdtemp(prefix="entrepot-pod-", dir=memory_root()))
+    created.chmod(0o755)
+    yield created
+    shutil.rmtree(created)
 
 
 def test_the_pod_runs(pod_folder: Path) -> None:
-    """What the chart writes into the pod starts the registry on a new volume, whose user can write only what belongs to
-    its group: the first account can log in, and the probes succeed. Before the second start nothing is added."""
+    """The pod of the chart starts the registry on a new volume. The pod's user can write only files of its group. The
+    first account can log in, and the probes succeed. Before a second start, the init containers add no account."""
     objects = render({"config": {"workers": 1}})
     pod = of_kind(objects, "StatefulSet")["spec"]["template"]["spec"]
     run = PodRun(pod_folder, pod, of_kind(objects, "ConfigMap")["data"], {"admin-password": PASSWORD})

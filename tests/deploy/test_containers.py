@@ -1,8 +1,9 @@
-"""The image and docker-compose.yml, with a real dockerd that reaches nothing but this machine.
+"""Tests of the container image, docker-compose.yml and the systemd units, with a real dockerd that can reach only this
+machine.
 
-The base image is a minimal Debian with Python. It is pushed to a registry of ours as `library/python`, and dockerd has
-that registry as its mirror of Docker Hub, so that the Dockerfile is built as it is. All of it is in a network of its
-own, where the published ports are free and dockerd may change the firewall.
+The base image is a minimal Debian with Python. The tests push it as `library/python` to an Entrepot that dockerd uses
+as its mirror of Docker Hub, so that the Dockerfile can be built without changes. Everything runs in a separate network
+namespace, where the published ports are free and dockerd may change the firewall.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from tests.fakes.server_process import ROOT, RegistryServer, running_server
 from tests.fakes.temporary_files import system_folder
 
 NGINX = "172.30.53.11"
-"""Its address in docker-compose.yml."""
+"""The address of the nginx container in docker-compose.yml."""
 PASSWORD = "correct horse battery"
-HARDENED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+HARDENING_OPTIONS = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 HEALTH_EVERY_SECOND = ("--health-interval", "1s")
 DEADLINE_SECONDS = 60.0
-PROMETHEUS = """
+PROMETHEUS_DOCKERFILE = """
 FROM machine
 COPY prometheus /bin/prometheus
 ENTRYPOINT ["/bin/prometheus"]
@@ -50,15 +51,16 @@ services:
     volumes:
       - {folder}:/backup
 """
-MACHINE = """
+MACHINE_DOCKERFILE = """
 FROM machine
 RUN rm -f /lib/systemd/system/*.target.wants/* /etc/systemd/system/*.target.wants/*
 COPY --from=entrepot:latest /opt/entrepot /opt/entrepot
 COPY . /etc/systemd/system/
 CMD ["/lib/systemd/systemd"]
 """
-"""Nothing runs in it that could change settings of the real machine."""
-AS_A_MACHINE = (
+"""Builds an image of a machine with systemd and Entrepot. Removes all other units, because they could change settings
+of the real machine."""
+SYSTEMD_OPTIONS = (
     *("--network", "host", "--tmpfs", "/run", "--tmpfs", "/tmp", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup"),
     *("--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined", "--env", "container=docker"),
 )
@@ -68,22 +70,22 @@ pytestmark = pytest.mark.timeout(1800)
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    with system_folder() as made:
-        yield made
+    with system_folder() as created:
+        yield created
 
 
 @pytest.fixture(scope="module")
 def python_tree(folder: Path) -> DebianTree:
-    """What `python:3.11-slim` has, as far as it matters."""
+    """Returns a Debian system that takes the place of the image `python:3.11-slim`."""
     return make_debian_tree(folder / "python", "ca-certificates", "python-is-python3", "python3", "python3-venv")
 
 
 @pytest.fixture(scope="module")
 def programs_tree(python_tree: DebianTree, folder: Path) -> DebianTree:
-    """A system that stands for the image of nginx, and for a machine with systemd."""
+    """Returns a Debian system that takes the place of the image of nginx, and of a machine with systemd."""
     tree = python_tree.copy(folder / "programs")
     tree.install("nginx-light", "ssl-cert", "systemd")
-    tree.run("nginx", "-t", "-q")  # makes its folders
+    tree.run("nginx", "-t", "-q")  # creates the folders that nginx needs
     for name in ("access", "error"):
         log = tree.folder / "var" / "log" / "nginx" / f"{name}.log"
         log.unlink(missing_ok=True)
@@ -93,22 +95,23 @@ def programs_tree(python_tree: DebianTree, folder: Path) -> DebianTree:
 
 @pytest.fixture(scope="module")
 def packages(python_tree: DebianTree, folder: Path) -> Path:
-    """The packages of the lock files for the Python of the base image."""
+    """Downloads the packages of the lock files for the Python version of the base image, and returns their folder."""
     version = python_tree.run("python", "-c", "import sys; print(*sys.version_info[:2], sep='.')").strip()
-    made = folder / "packages"
-    download_packages(made, version, ROOT / "requirements" / "build.txt", ROOT / "requirements" / "runtime.txt")
-    return made
+    target = folder / "packages"
+    download_packages(target, version, ROOT / "requirements" / "build.txt", ROOT / "requirements" / "runtime.txt")
+    return target
 
 
 @pytest.fixture(scope="module")
 def compose_2(folder: Path) -> Path:
-    """The program of compose 2, as Debian 13 has it."""
+    """Returns the path of Debian 13's program docker-compose, version 2."""
     return unpack_package(folder / "compose", "docker-compose", "trixie") / "usr" / "bin" / "docker-compose"
 
 
 @pytest.fixture(scope="module")
 def network(python_tree: DebianTree, programs_tree: DebianTree, packages: Path, compose_2: Path) -> Iterator[None]:
-    """Everything that comes from elsewhere is here before."""
+    """Moves the tests into a separate network namespace. All files that have to be downloaded are requested as
+    fixtures, because they cannot be downloaded afterwards."""
     with own_network():
         yield
 
@@ -126,7 +129,7 @@ def authority(folder: Path) -> CertificateAuthority:
 
 @pytest.fixture(scope="module")
 def docker(mirror: RegistryServer, authority: CertificateAuthority, folder: Path) -> Iterator[DockerEngine]:
-    """It trusts the authority for what nginx serves."""
+    """Runs a dockerd that uses the mirror, and that trusts the certificate of nginx."""
     trusted = folder / "etc" / "certs.d" / NGINX
     trusted.mkdir(parents=True)
     shutil.copy(authority.certificate, trusted / "ca.crt")
@@ -138,7 +141,7 @@ def docker(mirror: RegistryServer, authority: CertificateAuthority, folder: Path
 
 @pytest.fixture(scope="module")
 def built(docker: DockerEngine, mirror: RegistryServer, python_tree: DebianTree, packages: Path, folder: Path) -> str:
-    """The image, built from the repository and from nothing that is not on this machine."""
+    """Builds the container image with files of this machine only, and returns its name."""
     base = f"{mirror.address}/library/python:3.11-slim"
     archive = python_tree.write_archive(folder / "python.tar")
     docker("import", str(archive), base)
@@ -187,8 +190,9 @@ def wait_for_health(docker: DockerEngine, container: str) -> None:
     wait_until(lambda: health(docker, container) == "healthy", DEADLINE_SECONDS, lambda: docker("logs", container).text)
 
 
-def test_the_image_says_what_it_is(docker: DockerEngine, built: str) -> None:
-    """It has the labels of the OCI's image spec, and runs as a user who is not root."""
+def test_the_image_has_labels_and_a_user(docker: DockerEngine, built: str) -> None:
+    """The image has the labels of the OCI image spec, runs as a user other than root, and has the version of this
+    repository."""
     config = docker.inspect(built)["Config"]
     labels = {name.rpartition(".")[2]: value for name, value in config["Labels"].items()}
     assert labels["title"] == "Entrepot"
@@ -198,8 +202,8 @@ def test_the_image_says_what_it_is(docker: DockerEngine, built: str) -> None:
 
 
 def test_the_image_has_only_what_it_needs(docker: DockerEngine, built: str) -> None:
-    """It has no pip, compiler or build tool, and no program that gives other rights; all that the server imports has
-    its bytecode; and it is hardly larger than its base image."""
+    """The image has no pip, no compiler, no build tools and no setuid programs. All modules that the server imports are
+    compiled to bytecode. The image is less than 1.5 times as large as its base image."""
     names = " -o ".join(f"-name {name}" for name in ("pip", "pip-*", "ensurepip", "setuptools", "hatchling", "wheel"))
     assert in_image(docker, built, "sh", "-fc", f"find / -xdev {names}") == ""
     assert in_image(docker, built, "sh", "-c", "command -v pip pip3 gcc cc c++ make || true") == ""
@@ -210,11 +214,11 @@ def test_the_image_has_only_what_it_needs(docker: DockerEngine, built: str) -> N
     assert docker.inspect(built)["Size"] < 1.5 * docker.inspect("python:3.11-slim")["Size"]
 
 
-def test_it_runs_read_only(docker: DockerEngine, built: str, hello: ClientImage) -> None:
-    """With a read-only root and without any capability it turns healthy and takes a push. The content survives a
-    restart. SIGTERM ends it with exit code 0."""
+def test_the_container_runs_with_a_read_only_root(docker: DockerEngine, built: str, hello: ClientImage) -> None:
+    """With a read-only root file system and without capabilities, the container becomes healthy and accepts a push. The
+    pushed content survives a restart. SIGTERM ends the container with exit code 0."""
     options = ("--publish", "127.0.0.1::5000", "--env", "ENTREPOT_INSECURE_OPEN=true", *HEALTH_EVERY_SECOND)
-    container = docker("run", "--detach", *HARDENED, *options, built).out.strip()
+    container = docker("run", "--detach", *HARDENING_OPTIONS, *options, built).out.strip()
     wait_for_health(docker, container)
     push_and_pull(docker, f"{published(docker, container, 5000)}/team/hello:1", hello)
     docker.forget(f"{published(docker, container, 5000)}/team/hello:1")
@@ -228,11 +232,11 @@ def test_it_runs_read_only(docker: DockerEngine, built: str, hello: ClientImage)
     docker("rm", "--volumes", container)
 
 
-def test_it_asks_for_an_account(docker: DockerEngine, built: str) -> None:
-    """Without accounts it does not start, and says what to do. With the commands of the page deployment it gets an
-    account and starts."""
+def test_the_container_requires_an_account(docker: DockerEngine, built: str) -> None:
+    """Without accounts, the container does not start, and its error says how to add an account. The commands of the
+    page deployment add one and start it."""
     volume = ("--volume", "entrepot-data:/var/lib/entrepot")
-    refused = docker.call.attempt("run", "--rm", *HARDENED, *volume, built)
+    refused = docker.call.attempt("run", "--rm", *HARDENING_OPTIONS, *volume, built)
     assert refused.code != 0
     assert "entrepot user add NAME --admin" in refused.err
     add = shlex.split(book_command("deployment", "docker run --rm", ("-it", "-i")))
@@ -247,7 +251,7 @@ def test_it_asks_for_an_account(docker: DockerEngine, built: str) -> None:
 
 @pytest.fixture
 def compose(docker: DockerEngine, built: str, compose_2: Path) -> Iterator[ComposeProject]:
-    """What people have today."""
+    """Runs docker-compose.yml with compose 2, the current version."""
     with started_project(docker, str(compose_2)) as project:
         yield project
 
@@ -256,14 +260,15 @@ def compose(docker: DockerEngine, built: str, compose_2: Path) -> Iterator[Compo
 def any_compose(
     request: pytest.FixtureRequest, docker: DockerEngine, built: str, compose_2: Path
 ) -> Iterator[ComposeProject]:
-    """Debian 12 has 1.29."""
+    """Runs docker-compose.yml with the compose of this Debian release (1.29 on Debian 12), and with compose 2."""
     with started_project(docker, str(compose_2) if request.param == "2" else "docker-compose") as project:
         yield project
 
 
 @contextmanager
 def started_project(docker: DockerEngine, program: str, *overrides: Path) -> Iterator[ComposeProject]:
-    """The registry of docker-compose.yml runs, without the profiles. All is removed at the end."""
+    """Runs the registry of docker-compose.yml, without the services of its profiles, until the block ends. Then removes
+    all containers and volumes."""
     project = compose_project(docker, program, *overrides)
     remove = book_command("deployment", "docker compose --profile tls --profile monitoring down", ("down", "down -v"))
     try:
@@ -283,7 +288,7 @@ def machine_image(docker: DockerEngine, programs_tree: DebianTree, folder: Path)
 
 @pytest.fixture(scope="module")
 def other_images(docker: DockerEngine, machine_image: str, folder: Path) -> None:
-    """The images of nginx and Prometheus under the names that docker-compose.yml has for them."""
+    """Makes images of nginx and Prometheus under the names that docker-compose.yml uses."""
     text = (ROOT / "docker-compose.yml").read_text()
     (nginx,) = re.findall(r"image: (nginx:\S+)", text)
     (prometheus,) = re.findall(r"image: (prom/prometheus:\S+)", text)
@@ -292,13 +297,13 @@ def other_images(docker: DockerEngine, machine_image: str, folder: Path) -> None
     assert program
     (folder / "prometheus").mkdir()
     shutil.copy(program, folder / "prometheus" / "prometheus")
-    (folder / "prometheus" / "Dockerfile").write_text(PROMETHEUS)
+    (folder / "prometheus" / "Dockerfile").write_text(PROMETHEUS_DOCKERFILE)
     docker("build", "--tag", prometheus, str(folder / "prometheus"))
 
 
 def test_compose(docker: DockerEngine, any_compose: ComposeProject, hello: ClientImage) -> None:
-    """`up` publishes a registry that mirrors Docker Hub on the loopback address alone. A push survives a new
-    container. Commands in the container reach the running server."""
+    """`up` runs a registry that mirrors Docker Hub, and publishes it only on the loopback address. The content of a
+    push is still there in a new container. Commands in the container reach the running server."""
     compose = any_compose
     assert published(docker, compose.container("entrepot"), 5000) == "127.0.0.1:5000"
     name = "127.0.0.1:5000/team/hello:1"
@@ -336,8 +341,8 @@ def test_compose_with_nginx(
     folder: Path,
     hello: ClientImage,
 ) -> None:
-    """After the steps at the top of the file, docker logs in, pushes and pulls through nginx with TLS. Without a login
-    it gets nothing. The registry sees the address of the client."""
+    """After the steps at the top of docker-compose.yml, docker can log in, push and pull through nginx with TLS.
+    Without a login, a pull fails. The registry logs the address of the client, not that of nginx."""
     add = book_command("deployment", "docker compose exec entrepot entrepot user add", ("exec", "exec -T"))
     compose.run(f"{add} --password-file -", given=PASSWORD)
     pair = authority.sign("nginx", also=NGINX)
@@ -372,7 +377,7 @@ def test_compose_with_nginx(
 
 
 def test_compose_with_prometheus(compose: ComposeProject, other_images: None) -> None:
-    """Prometheus scrapes the registry's metrics."""
+    """The Prometheus of docker-compose.yml scrapes the metrics of the registry."""
     up = book_command("deployment", "docker compose --profile monitoring up")
     compose.run(f"{up} prometheus")  # no image of Grafana can be had
     query = "http://127.0.0.1:9090/api/v1/query?query=entrepot_build_info"
@@ -397,12 +402,13 @@ def answers(url: str) -> bool:
 
 @pytest.fixture
 def machine(docker: DockerEngine, built: str, machine_image: str, folder: Path) -> Iterator[str]:
-    """A container in which systemd runs, with Entrepot and its units where docs/en/deployment.md puts them."""
+    """Runs a container with systemd. Entrepot and its units are in the folders that docs/en/deployment.md names. Yields
+    the id of the container."""
     context = folder / "machine"
     shutil.copytree(ROOT / "deploy" / "systemd", context)
-    (context / "Dockerfile").write_text(MACHINE)
+    (context / "Dockerfile").write_text(MACHINE_DOCKERFILE)
     docker("build", "--tag", "machine-with-entrepot", str(context))
-    container = docker("run", "--detach", *AS_A_MACHINE, "machine-with-entrepot").out.strip()
+    container = docker("run", "--detach", *SYSTEMD_OPTIONS, "machine-with-entrepot").out.strip()
     try:
         wait_until(
             lambda: docker.call.attempt("exec", container, "systemctl", "list-units").code == 0,
@@ -420,14 +426,14 @@ def run_as_root(docker: DockerEngine, machine: str, command: str, given: str = "
 
 
 def test_systemd_runs_the_service(docker: DockerEngine, machine: str, hello: ClientImage) -> None:
-    """The service starts under all its restrictions, takes a push, reloads, and stops cleanly. With the socket, a
-    connection starts it."""
+    """The service starts with all its restrictions, accepts a push, reloads, and stops with exit code 0. With the
+    socket unit, a connection starts the service."""
 
     def systemctl(*args: str) -> str:
         return docker("exec", machine, "systemctl", *args).out
 
     run_as_root(docker, machine, book_command("deployment", "systemctl daemon-reload"))
-    # This command returns when the service has said that it is ready.
+    # This command returns once the service has reported that it is ready.
     run_as_root(docker, machine, book_command("deployment", "systemctl enable"))
     name = "127.0.0.1:5000/team/hello:1"
     push_and_pull(docker, name, hello)

@@ -1,4 +1,4 @@
-"""Helm keeps charts in this registry, as in any OCI registry."""
+"""Tests that Helm can store charts in this registry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PASSWORD = "correct horse battery"
 
 
 def test_helm_pushes_and_pulls_a_chart(tmp_path: Path) -> None:
-    """With a login: the chart comes back byte by byte, and its versions are listed."""
+    """After a login, Helm can push a chart, list its versions, and pull it with the same bytes."""
     entrepot_output("user", "add", "admin", "--admin", "--password-file", "-", folder=tmp_path, given=PASSWORD)
     package = Path(helm_python.package(CHART, destination=tmp_path))
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]

@@ -1,4 +1,4 @@
-"""The alerts and the dashboard, with Debian's Prometheus and its promtool."""
+"""Tests of the alerts and the dashboard with Debian's Prometheus and its promtool."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ MAY_BE_EMPTY = {
     ("Endpoints that are left out", "A"): "no endpoint has failed often enough",
     ("Lost events", "A"): "only more than 100,000 waiting events lose one",
 }
-"""Queries, by panel and letter, that have no data after a little work, and why. A series appears with its first
-count."""
+"""Queries of the dashboard that have no data after the work of the test, with the reason. The keys are the panel's
+title and the letter of the query. A series exists only after its first count."""
 
 
 def promtool(*arguments: str) -> None:
-    """Runs promtool in the folder of the rules. Raises AssertionError with its output if it finds a fault."""
+    """Runs promtool in the folder of the alert rules. Raises AssertionError with its output if it fails."""
     done = subprocess.run(["promtool", *arguments], cwd=RULES.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_promtool_accepts_the_rules() -> None:
-    """They have no error of syntax, also in the texts."""
+    """The alert rules have no syntax errors, also in the templates of their texts."""
     promtool("check", "rules", RULES.name)
 
 
 def test_alerts_fire_when_they_should() -> None:
-    """In the recorded cases of alerts.test.yml."""
+    """The alerts fire in the cases of alerts.test.yml in which they should, and in no others."""
     promtool("test", "rules", CASES.name)
 
 
 def test_each_alert_has_cases() -> None:
-    """Each alert fires in a recorded case, so that none can be wrong unnoticed."""
+    """Each alert fires in at least one case of alerts.test.yml."""
     text = CASES.read_text()
     fired = set(re.findall(r'ALERTS{alertname="(\w+)"', text))
     for case in yaml.safe_load(text)["tests"]:
@@ -58,8 +58,8 @@ def test_each_alert_has_cases() -> None:
 
 
 def test_each_alert_has_a_section_in_the_runbook() -> None:
-    """The annotation leads to it, and no section is about an alert that is gone. Each alert says what is wrong, and how
-    urgent it is."""
+    """The runbook has exactly one section for each alert, and the alert's annotation links to this section. Each alert
+    has a summary, a description and a severity."""
     sections = re.findall(r"^### (Entrepot\w+)$", RUNBOOK.read_text(), re.MULTILINE)
     assert sorted(sections) == sorted(alert["alert"] for alert in ALERTS)
     for alert in ALERTS:
@@ -68,18 +68,18 @@ def test_each_alert_has_a_section_in_the_runbook() -> None:
         assert alert["labels"]["severity"] in ("critical", "warning", "info")
 
 
-def test_the_dashboard_is_whole() -> None:
-    """Panels have ids of their own and do not lie on each other, and each query names the chosen data source."""
+def test_the_dashboard_is_valid() -> None:
+    """Panels have different ids and do not overlap. Each query uses the chosen data source and the chosen instances."""
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(ids)) == len(ids)
-    taken: set[tuple[int, int]] = set()
+    used_cells: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]
         rows, columns = range(place["y"], place["y"] + place["h"]), range(place["x"], place["x"] + place["w"])
         cells = {(row, column) for row in rows for column in columns}
         assert columns.stop <= 24
-        assert not cells & taken, panel["title"]
-        taken |= cells
+        assert not cells & used_cells, panel["title"]
+        used_cells |= cells
     for panel in PANELS:
         for target in panel["targets"]:
             assert target["datasource"]["uid"] == "${datasource}"
@@ -88,13 +88,14 @@ def test_the_dashboard_is_whole() -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MonitoredSite]:
-    """A registry that has done a little of everything, scraped by Prometheus."""
+    """Runs a registry that has done some work of every kind, and a Prometheus that scrapes its metrics."""
     with monitored_site(tmp_path_factory.mktemp("monitored")) as running:
         yield running
 
 
 def queries() -> Iterator[tuple[tuple[str, str], str]]:
-    """Yields the queries of the dashboard by panel and letter, with values for Grafana's variables."""
+    """Yields the queries of the dashboard with values for Grafana's variables. Each comes with its panel's title and
+    its letter."""
     for panel in PANELS:
         for target in panel["targets"]:
             expression = target["expr"].replace("$instance", ".*").replace("$__rate_interval", "1m")
@@ -103,7 +104,7 @@ def queries() -> Iterator[tuple[tuple[str, str], str]]:
 
 
 def test_each_panel_has_data(site: MonitoredSite) -> None:
-    """Prometheus answers each query of the dashboard with data, except those of things that did not happen."""
+    """Each query of the dashboard returns data, except those about events that did not happen in the test."""
     missing = dict(queries())
     deadline = time.monotonic() + DEADLINE_SECONDS
     while missing.keys() - MAY_BE_EMPTY.keys() and time.monotonic() < deadline:
@@ -113,7 +114,7 @@ def test_each_panel_has_data(site: MonitoredSite) -> None:
 
 
 def test_the_metrics_exist(site: MonitoredSite) -> None:
-    """The alerts and the dashboard name no metric that the registry does not have."""
+    """All metrics in the alerts and the dashboard are metrics of the registry."""
     names = {"up"}
     for family in text_string_to_metric_families(site.exposition):
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}.get(family.type, ("",))
@@ -124,8 +125,8 @@ def test_the_metrics_exist(site: MonitoredSite) -> None:
 
 
 def test_prometheus_evaluates_the_rules(site: MonitoredSite) -> None:
-    """Without an error, and none of the critical alerts is active. At its start, before the first scrape, Prometheus
-    has no target, which makes one of them pending for a moment."""
+    """Prometheus evaluates all rules without errors, and no critical alert is active. Before its first scrape,
+    Prometheus has no target, so one critical alert is pending for a moment. The test waits until this is over."""
 
     def is_settled(rule: dict[str, Any]) -> bool:
         return rule["health"] != "unknown" and not (

@@ -1,4 +1,4 @@
-"""nginx and Caddy in front of the registry, with the files in deploy/."""
+"""Tests of nginx and Caddy in front of the registry, with the configuration files in deploy/."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.fakes.reverse_proxies import HOST, running_caddy, running_nginx
 from tests.fakes.server_process import RegistryServer, running_server
 
 CLIENT = "127.0.0.2"
-"""The client's address. The proxies connect from another one, 127.0.0.1."""
+"""The IP address of the client. The proxies connect to the registry from 127.0.0.1."""
 SETTINGS = {
     "ENTREPOT_PUBLIC_URL": f"https://{HOST}",
     "ENTREPOT_TRUSTED_PROXIES": "127.0.0.1",
@@ -37,15 +37,15 @@ PROXIES = {"nginx": running_nginx, "caddy": running_caddy}
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder with a short absolute path, for sockets."""
-    made = Path(tempfile.mkdtemp(prefix="ent-", dir="/tmp"))
-    yield made
-    shutil.rmtree(made)
+    """Yields a folder with a short absolute path, because the path of a socket can have at most 107 bytes."""
+    created = Path(tempfile.mkdtemp(prefix="ent-", dir="/tmp"))
+    yield created
+    shutil.rmtree(created)
 
 
 @pytest.fixture(scope="module")
 def account(folder: Path) -> None:
-    """The registry has an admin."""
+    """Adds an admin account to the data directory of the registry."""
     (folder / "registry").mkdir()
     command = ("user", "add", ADMIN, "--admin", "--password-file", "-")
     entrepot_output(*command, folder=folder / "registry", given=PASSWORD)
@@ -59,7 +59,7 @@ def network(account: None) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def server(network: None, folder: Path) -> Iterator[RegistryServer]:
-    """The registry at the address that the proxies' files name."""
+    """Runs the registry at the address in the configuration files of the proxies."""
     with running_server(folder / "registry", listen="127.0.0.1:5000", env=SETTINGS, own_interpreter=True) as running:
         yield running
 
@@ -78,24 +78,24 @@ def authority(folder: Path) -> CertificateAuthority:
 
 @pytest.fixture(scope="module", params=PROXIES)
 def proxy(request: pytest.FixtureRequest, server: RegistryServer, authority: CertificateAuthority) -> Iterator[str]:
-    """The name of the proxy that runs in front of the server."""
+    """Runs a proxy in front of the server, and yields its name."""
     name = str(request.param)
     log_folder = Path(tempfile.mkdtemp(prefix="ent-", dir="/tmp"))
     with PROXIES[name](authority.sign(name), log_folder) as log:
         yield name
-        # nginx warns when it writes a body to its disk.
+        # nginx logs a warning when it buffers a body on its disk.
         assert "buffered" not in log.read_text()
     shutil.rmtree(log_folder)
 
 
 @pytest.fixture
 def large() -> ClientImage:
-    """An image with a layer that is larger than what proxies take without being told."""
+    """Returns an image with a layer that is larger than the default limit of proxies for a request body."""
     return image("behind a proxy", layer({"large": noise("proxy", 20 * MIB)}))
 
 
 def test_push_and_pull(docker: DockerEngine, proxy: str, large: ClientImage) -> None:
-    """docker logs in, and pushes and pulls an image with a large layer."""
+    """docker can log in through the proxy, and push and pull an image with a large layer."""
     docker("login", "--username", ADMIN, "--password", PASSWORD, HOST)
     name = f"{HOST}/behind/{proxy}:1"
     docker.load(large, name)
@@ -106,7 +106,7 @@ def test_push_and_pull(docker: DockerEngine, proxy: str, large: ClientImage) -> 
 
 
 def test_the_registry_sees_the_client(proxy: str, server: RegistryServer, authority: CertificateAuthority) -> None:
-    """The log has the address of the client, and a client cannot make up another one."""
+    """The registry logs the address of the client. The client cannot change it with an X-Forwarded-For header."""
     path = f"/v2/seen/{proxy}/tags/list"
     with closing(connection(authority)) as client:
         client.request("GET", path, headers={"X-Forwarded-For": "192.0.2.1"})
@@ -121,7 +121,7 @@ def test_the_registry_sees_the_client(proxy: str, server: RegistryServer, author
 
 
 def test_a_stream_of_events(proxy: str, authority: CertificateAuthority) -> None:
-    """The client gets an event while the response goes on."""
+    """The proxy forwards an event of a stream at once, while the response is still open."""
     with closing(connection(authority)) as reader, closing(connection(authority)) as pusher:
         reader.request("GET", "/api/v1/events", headers={"Accept": "text/event-stream", **LOGIN})
         stream = reader.getresponse()
@@ -135,8 +135,8 @@ def test_a_stream_of_events(proxy: str, authority: CertificateAuthority) -> None
             assert line
 
 
-def test_plain_http_leads_to_tls(proxy: str) -> None:
-    """A browser that asks without TLS is sent to the same page with TLS."""
+def test_plain_http_redirects_to_tls(proxy: str) -> None:
+    """A request without TLS is redirected to the same page with TLS."""
     with closing(http.client.HTTPConnection(HOST, 80, timeout=60)) as client:
         client.request("GET", "/ui/", headers={"Host": HOST})
         answer = client.getresponse()
@@ -144,6 +144,6 @@ def test_plain_http_leads_to_tls(proxy: str) -> None:
 
 
 def connection(authority: CertificateAuthority) -> http.client.HTTPSConnection:
-    """A connection to the proxy from an address of the client's own, which checks the certificate."""
+    """Returns a connection to the proxy from the address CLIENT. It verifies the certificate of the proxy."""
     trusted = ssl.create_default_context(cafile=str(authority.certificate))
     return http.client.HTTPSConnection(HOST, 443, context=trusted, timeout=60, source_address=(CLIENT, 0))

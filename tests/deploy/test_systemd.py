@@ -1,4 +1,4 @@
-"""The units in deploy/systemd, judged by systemd itself."""
+"""Tests of the units in deploy/systemd with `systemd-analyze`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def analyze(tmp_path: Path) -> ForeignProgram:
 
 
 def test_the_units_are_valid(analyze: ForeignProgram, tmp_path: Path) -> None:
-    """systemd finds no fault with them: no unknown setting, and no program that is not there."""
+    """`systemd-analyze verify` reports no problem, such as an unknown setting or a missing program."""
     program = Path(sys.executable).with_name("entrepot")
     names = ["entrepot.service", "entrepot.socket"]
     for name in names:
@@ -30,7 +30,8 @@ def test_the_units_are_valid(analyze: ForeignProgram, tmp_path: Path) -> None:
 
 
 def test_the_service_is_confined(analyze: ForeignProgram) -> None:
-    """systemd's measure of what a service could do to its machine, from 0 to 10, is at most 2."""
-    said = analyze("security", "--offline=true", "--no-pager", str(UNITS / "entrepot.service")).out
-    (level,) = re.findall(r"Overall exposure level for entrepot\.service: ([0-9.]+)", said)
+    """The exposure level of the service is at most 2. systemd computes this level, from 0 (confined) to 10
+    (exposed)."""
+    output = analyze("security", "--offline=true", "--no-pager", str(UNITS / "entrepot.service")).out
+    (level,) = re.findall(r"Overall exposure level for entrepot\.service: ([0-9.]+)", output)
     assert float(level) <= 2.0

@@ -1,1 +1,2 @@
-"""What the book says, against the code: every page in both languages, its links, its blocks and its commands."""
+"""Tests of the book (the documentation in docs/): all pages in both languages, their links, their blocks of code, and
+their commands."""

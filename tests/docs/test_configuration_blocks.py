@@ -1,5 +1,5 @@
-"""The configuration files that the book shows: each can be parsed, settings are valid, and what clients need is what
-the registry makes for them."""
+"""Tests of the configuration files in the book. Each can be parsed, settings of the registry are valid, and files for
+clients are the ones that the registry generates."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ PARSERS: dict[str, Callable[[str], object]] = {
 
 
 def is_for_client(block: Block) -> bool:
-    """Whether a block is a file of another program."""
+    """Returns whether a block is a configuration file of another program."""
     return block.mark == CLIENT or block.mark.startswith(SETUP)
 
 
 def found_blocks() -> list[tuple[str, Block]]:
-    """Returns the blocks of all English pages and of the documents in the root, each with its place."""
+    """Returns the blocks of all English pages and of the documents in the root folder, each with its file and line."""
     files = [file for page in page_names() if (file := page_file(page, "en")).exists()]
     return [
         (f"{file.name}:{block.line}", block) for file in [*files, *root_files()] for block in blocks(file.read_text())
@@ -53,36 +53,37 @@ SETTINGS = [(place, block) for place, block in CONFIGURATION if block.language =
 SETUPS = [(place, block) for place, block in CONFIGURATION if block.mark.startswith(SETUP)]
 
 
-def test_the_blocks_are_read_as_their_authors_meant_them() -> None:
-    """There are many of each kind, and each client of the registry's set-up page has a file in the book."""
+def test_the_book_has_blocks_of_each_kind() -> None:
+    """The tests find many blocks of each kind. Each client of the registry's set-up page has a file in the book."""
     assert (len(CONFIGURATION) > 40, len(SETTINGS) > 20) == (True, True)
-    shown = {block.mark.removeprefix(SETUP).split()[0] for _, block in SETUPS}
-    assert shown == set(PROGRAM_SETUPS)
+    programs_in_book = {block.mark.removeprefix(SETUP).split()[0] for _, block in SETUPS}
+    assert programs_in_book == set(PROGRAM_SETUPS)
 
 
 @pytest.mark.parametrize(("place", "block"), CONFIGURATION, ids=[place for place, _ in CONFIGURATION])
-def test_it_can_be_parsed(place: str, block: Block) -> None:
+def test_blocks_can_be_parsed(place: str, block: Block) -> None:
     """A block of TOML, JSON or YAML is valid."""
     assert PARSERS[block.language](block.text), place
 
 
 @pytest.mark.parametrize(("place", "block"), SETTINGS, ids=[place for place, _ in SETTINGS])
 def test_settings_are_valid(tmp_path: Path, place: str, block: Block) -> None:
-    """A block of TOML that is not for another program has settings of the registry, with values that it takes."""
+    """Each block of TOML that is not for another program has valid settings of the registry."""
     file = tmp_path / "entrepot.toml"
     file.write_text(block.text)
     assert load_settings({}, file).settings, place
 
 
-def essence(text: str) -> str:
-    """Returns a file without comments, which the book may leave out, and without empty lines at its ends."""
+def without_comments(text: str) -> str:
+    """Returns a file without comments and without empty lines at its beginning and end. The book may leave these
+    out."""
     return re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE).strip()
 
 
 @pytest.mark.parametrize(("place", "block"), SETUPS, ids=[place for place, _ in SETUPS])
-def test_clients_get_what_the_registry_makes_for_them(place: str, block: Block) -> None:
-    """A file for a client is one that the registry's set-up page shows for it, for the address and the upstreams of the
-    book."""
+def test_client_files_are_the_generated_ones(place: str, block: Block) -> None:
+    """A file for a client in the book is one that the registry's set-up page shows for this client, with the address
+    and the upstreams of the book."""
     program, *more = block.mark.removeprefix(SETUP).split()
-    made = PROGRAM_SETUPS[program](ADDRESS, HOSTS, more == ["accounts"])
-    assert essence(block.text) in [essence(text) for _, text in made.files], place
+    client_setup = PROGRAM_SETUPS[program](ADDRESS, HOSTS, more == ["accounts"])
+    assert without_comments(block.text) in [without_comments(text) for _, text in client_setup.files], place

@@ -1,4 +1,5 @@
-"""The commands of the book: each block is run or has a reason, and each command that a page names exists.
+"""Tests of the commands in the book. The tests run each block of commands, or the block states why not. Each command
+that a page names exists.
 
 Blocks that need docker are run in tests/deploy/test_book_commands.py. The sections of upkeep.md, moving.md,
 air-gapped.md and operations.md are run in tests/system/cli, which also compares what they print.
@@ -30,9 +31,9 @@ from tests.fakes.server_process import ROOT
 from tests.system.cli.test_command import EVERY_COMMAND, ROOT_COMMAND, options_of
 
 RUN_BY_SECTION = ("upkeep", "moving", "air-gapped", "operations")
-TOGETHER = {name: file for name, file in pages_in_english().items() if name not in RUN_BY_SECTION}
-"""The pages whose blocks are run one after the other."""
-PAGES = [name for name, file in TOGETHER.items() if not all(map(needs_clients, runnable_blocks(file)))]
+PAGES_RUN_AS_A_WHOLE = {name: file for name, file in pages_in_english().items() if name not in RUN_BY_SECTION}
+"""The pages whose blocks this module runs, one after the other."""
+PAGES = [name for name, file in PAGES_RUN_AS_A_WHOLE.items() if not all(map(needs_clients, runnable_blocks(file)))]
 NOT_RUN_HERE = {
     "README": {"tests/deploy"},
     "quick-start": {"tests/deploy"},
@@ -45,7 +46,7 @@ NOT_RUN_HERE = {
     "kubernetes": {"a cluster cannot be had in the tests"},
     "alerts": {"tests/system/ops"},
 }
-"""Why blocks of a page are not run: the tests that run their commands, or what no test can have."""
+"""For each page, why some blocks are not run here: the tests that run their commands, or one of `REASONS`."""
 WITHOUT_TEST = {"git pull", "docker compose build --pull"}
 """Commands of docs/en/deployment.md that tests/deploy does not run: they need a remote repository and base images."""
 REASONS = {"a cluster cannot be had in the tests"}
@@ -53,15 +54,15 @@ REASONS = {"a cluster cannot be had in the tests"}
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_work(tmp_path: Path, page: str) -> None:
-    """Each command of the page ends with the exit code, and prints the lines, that the page shows."""
+    """Each command of the page has the exit code that the page shows, and prints the lines that the page shows."""
     with ExitStack() as stack:
-        PageRun(tmp_path, stack).run_page(TOGETHER[page])
+        PageRun(tmp_path, stack).run_page(PAGES_RUN_AS_A_WHOLE[page])
 
 
 def test_the_blocks_that_are_not_run() -> None:
-    """They are those of the list, and the tests that it names exist."""
+    """The blocks that are not run are those in `NOT_RUN_HERE`, and the tests that it names exist."""
     found: dict[str, set[str]] = {}
-    for page, file in TOGETHER.items():
+    for page, file in PAGES_RUN_AS_A_WHOLE.items():
         for block in command_blocks(file):
             assert block.language == "console" or block.mark.startswith(NOT_RUN), f"nobody runs {page}.md:{block.line}"
             if block.mark.startswith(NOT_RUN):
@@ -76,14 +77,14 @@ def test_deployment_commands_are_taken_from_the_pages() -> None:
     of `WITHOUT_TEST`. Or a block that is run here has the same command."""
     run_here = {
         command.line.partition("  #")[0]
-        for file in TOGETHER.values()
+        for file in PAGES_RUN_AS_A_WHOLE.values()
         for block in runnable_blocks(file)
         for command in commands_of(block.text)
     }
     taken = [beginning for _, beginning in taken_commands(ROOT / "tests" / "deploy")]
     left = {
         command
-        for page in TOGETHER | {"air-gapped": None}
+        for page in PAGES_RUN_AS_A_WHOLE | {"air-gapped": None}
         for command in commands_to_run(page)
         if command not in run_here and not any(map(command.startswith, taken))
     }
@@ -91,19 +92,19 @@ def test_deployment_commands_are_taken_from_the_pages() -> None:
 
 
 def test_every_preparation_is_used() -> None:
-    """No preparation is left over, and no page names one that does not exist."""
-    marks = [block.mark for file in TOGETHER.values() for block in runnable_blocks(file)]
+    """Each preparation is named by a page, and each preparation that a page names exists."""
+    marks = [block.mark for file in PAGES_RUN_AS_A_WHOLE.values() for block in runnable_blocks(file)]
     assert {mark.partition("test: ")[2] for mark in marks if "test: " in mark} == set(PREPARATIONS)
 
 
-def test_the_pages_are_read_as_their_authors_meant_them() -> None:
-    """The pages have many commands."""
-    found = [block for file in TOGETHER.values() for block in runnable_blocks(file)]
+def test_the_pages_have_many_commands() -> None:
+    """The tests find many commands in the pages."""
+    found = [block for file in PAGES_RUN_AS_A_WHOLE.values() for block in runnable_blocks(file)]
     assert len([command for block in found for command in commands_of(block.text)]) > 60
 
 
 def named_commands() -> list[tuple[str, str]]:
-    """Returns each `entrepot …` in the sentences and blocks of all documents, with the file that has it."""
+    """Returns each text `entrepot …` in the sentences and blocks of all documents, with its file."""
     files = [file for page in page_names() for language in LANGUAGES if (file := page_file(page, language)).exists()]
     found: set[tuple[str, str]] = set()
     for file in [*files, *root_files()]:
@@ -115,11 +116,12 @@ def named_commands() -> list[tuple[str, str]]:
 
 
 KNOWN_NAMES = {*EVERY_COMMAND, *(name for name, found in ROOT_COMMAND.commands.items() if found.callback)}
-"""The names of all commands, and of groups that run by themselves."""
+"""The names of all commands, and of the groups of commands that are also commands themselves."""
 
 
 def test_named_commands_exist() -> None:
-    """With all their options. A page may name a group of commands, such as `entrepot mirror …`."""
+    """Each command that a document names exists, with all its options. A document may also name a group of commands,
+    such as `entrepot mirror …`."""
     groups = {name.rpartition(" ")[0] for name in EVERY_COMMAND}
     wrong = []
     for line, file in named_commands():

@@ -1,4 +1,5 @@
-"""Every page of the book in both languages, with the same blocks of code, and links that lead somewhere."""
+"""Tests of the pages of the book: each page exists in both languages, with the same headings and blocks of code, and
+its links lead to existing files and headings."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ EXTERNAL = ("https://", "http://", "mailto:")
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_each_page_exists(language: Language) -> None:
-    """The folder of a language has the pages of the navigation, and no others."""
+    """The folder of a language has exactly the pages of the navigation."""
     assert sorted(file.stem for file in (DOCS / language).glob("*.md")) == sorted(page_names())
     assert len(set(page_names())) == len(page_names())
 
@@ -30,22 +31,22 @@ def text_of(page: str, language: Language) -> str:
 
 @pytest.mark.parametrize("page", page_names())
 def test_both_languages_have_the_same_headings(page: str) -> None:
-    """A page has as many headings of each level, in the same order, in both languages."""
+    """In both languages, the headings of a page have the same levels in the same order."""
     levels = [[level for level, _ in headings(text_of(page, language))] for language in LANGUAGES]
     assert levels[0] == levels[1]
     assert levels[0].count(1) == 1
 
 
 def code_of(block: Block) -> str:
-    """Returns a block without what a translation may change: comments, and lines that are no code."""
+    """Returns the lines of a block without comments and empty lines, which a translation may change."""
     lines = [re.sub(r"(^|\s)(#|//) .*$", "", line).rstrip() for line in block.text.splitlines()]
     return "\n".join(line for line in lines if line)
 
 
 @pytest.mark.parametrize("page", ["README", *page_names()])
 def test_both_languages_have_the_same_blocks(page: str) -> None:
-    """Blocks of code are equal but for their comments, so that the tests of the English page count for both. A block
-    without a language is a drawing, which may be translated."""
+    """Both languages have the same blocks of code, except for comments. So the tests of the English page also count for
+    the Chinese page. A block without a language is a drawing, which may be translated."""
     files = READMES if page == "README" else [page_file(page, language) for language in LANGUAGES]
     english, chinese = (blocks(file.read_text()) for file in files)
     assert [block.language for block in english] == [block.language for block in chinese]
@@ -56,7 +57,7 @@ def test_both_languages_have_the_same_blocks(page: str) -> None:
 
 @pytest.mark.parametrize("page", page_names())
 def test_both_languages_name_the_same_things(page: str) -> None:
-    """What English tables have in code, such as settings and metrics, is in the Chinese page as well."""
+    """Names in code style in the English tables, such as settings and metrics, are also in the Chinese page."""
     names = {
         name
         for row in text_of(page, "en").splitlines()
@@ -74,7 +75,7 @@ def documents() -> list[Path]:
 
 @pytest.mark.parametrize("file", documents(), ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_links(file: Path) -> None:
-    """Each link leads to a file of the repository, and its anchor to a heading there."""
+    """The target of each link is an existing file, and the anchor of a link is that of a heading in this file."""
     broken = []
     for link in links(file.read_text()):
         if not link.startswith(EXTERNAL):
@@ -86,7 +87,7 @@ def test_links(file: Path) -> None:
 
 
 def test_pages_link_to_pages_of_their_language() -> None:
-    """A reader stays in one language."""
+    """No page links to a page in the other language."""
     crossing = [
         (file.name, link)
         for language, other in (("en", "zh"), ("zh", "en"))
@@ -97,8 +98,8 @@ def test_pages_link_to_pages_of_their_language() -> None:
     assert crossing == []
 
 
-def test_every_page_can_be_found() -> None:
-    """The front page leads to every other page."""
+def test_the_front_page_links_to_every_page() -> None:
+    """The front page of each language has a link to every other page."""
     for language in LANGUAGES:
         led_to = {link.partition("#")[0] for link in links(text_of("index", language))}
         assert {f"{page}.md" for page in page_names()} - led_to == {"index.md"}

@@ -1,5 +1,5 @@
-"""The pages that describe all of something have all of it, in both languages: settings, metrics, events, errors and
-routes."""
+"""Tests that the reference pages are complete in both languages: they describe all settings, metrics, events, errors
+and routes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.system.admin.test_api_refusals import OWN, ROUTES
 
 pytestmark = pytest.mark.parametrize("language", LANGUAGES)
 ADMIN = ("admin", "管理员")
-"""What the column of http-api.md says of a route that is for admins only."""
+"""The text in the column of http-api.md for a route that is for admins only, in both languages."""
 PLACEHOLDERS = {
     "{name}": "NAME",
     "{tag}": "TAG",
@@ -48,12 +48,12 @@ def rows(page: str, language: Language, start: str) -> list[list[str]]:
 
 
 def code(cell: str) -> list[str]:
-    """Returns the texts in code of a cell."""
+    """Returns the texts in code style in a cell."""
     return re.findall(r"`([^`]+)`", cell)
 
 
 def test_settings(language: Language) -> None:
-    """settings.md is current, and every text of it is translated; `make docs` writes it."""
+    """settings.md is the page that `make docs` generates, and all its texts are translated."""
     expected = render_settings_page() if language == "en" else render_in_chinese()
     assert page_file("settings", language).read_text() == expected
     known = translations()
@@ -63,7 +63,7 @@ def test_settings(language: Language) -> None:
 
 
 def metric_names() -> set[str]:
-    """Returns the names of all metrics, as the code has them."""
+    """Returns the names of all metrics in the code of the registry."""
     sources = [file.read_text() for file in (ROOT / "registry").rglob("*.py")]
     names = {name for source in sources for name in re.findall(r'"(entrepot_[a-z_]+)"', source)}
     return {f"{name}_info" if name == "entrepot_build" else name for name in names}
@@ -84,7 +84,7 @@ def described_metrics(data: Path) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def test_metrics(language: Language, tmp_path: Path) -> None:
-    """metrics.md has a row for each metric, with its type and its labels, and no other rows."""
+    """metrics.md has a row for each metric, with its type and labels, and no rows for other metrics."""
     described = {
         code(name)[0]: (kind, code(labels)) for name, kind, labels, *_ in rows("metrics", language, "`entrepot_")
     }
@@ -95,7 +95,7 @@ def test_metrics(language: Language, tmp_path: Path) -> None:
 
 
 def test_names_of_distribution(language: Language) -> None:
-    """metrics.md names the metrics that have names of CNCF Distribution."""
+    """metrics.md names all metrics that are also published under the names of CNCF Distribution."""
     source = inspect.getsource(distribution_names)
     text = page_file("metrics", language).read_text()
     names = re.findall(r'"(registry_(?:http|storage)_[a-z_]+)"', source)
@@ -104,7 +104,7 @@ def test_names_of_distribution(language: Language) -> None:
 
 
 def test_events(language: Language) -> None:
-    """events.md has a row for each action, with the names that it has in both forms, and the settings of webhooks."""
+    """events.md has a row for each action of an event, with its names in both formats of events."""
     described = {
         code(cells[0])[0]: [code(cell)[0] for cell in cells[1:3]]
         for cells in rows("events", language, "`")
@@ -119,7 +119,7 @@ def test_events(language: Language) -> None:
 
 
 def test_errors(language: Language) -> None:
-    """errors.md has a row for each error code, with each status that an answer with it can have."""
+    """errors.md has a row for each error code, with all statuses that a response with this code can have."""
     described = {
         code(cells[0])[0]: {int(number) for number in re.findall(r"\d{3}", cells[1])}
         for cells in rows("errors", language, "`")
@@ -128,7 +128,7 @@ def test_errors(language: Language) -> None:
     found: dict[str, set[int]] = {}
     for error, status in STATUS.items():
         found.setdefault(error.code, set()).add(status)
-    found["UNSUPPORTED"].add(422)  # a body that is not valid (registry.admin.middleware)
+    found["UNSUPPORTED"].add(422)  # the status for an invalid request body (registry.admin.middleware)
     assert described == found
 
 

@@ -1,5 +1,5 @@
-"""What the site of the book is made from: pages without marks, pictures beside them, no link out of the book, nothing
-from other servers."""
+"""Tests of the source of the documentation site: marks of blocks are removed, pictures are copied, no link leads out of
+the book, and no page loads files from other servers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ $ echo [not a link](there.md)
 
 
 def test_blocks() -> None:
-    """A block has its language, its mark, its text and its line; blocks in lists lose their indent."""
+    """A block has its language, mark, text and line number. The text of a block in a list has no indentation."""
     first, second = blocks(PAGE)
     assert (first.language, first.mark, first.line) == ("console", "test: something", 7)
     assert first.text == "$ echo [not a link](there.md)\n# not a heading\n"
@@ -43,20 +43,21 @@ def test_blocks() -> None:
 
 
 def test_without_marks() -> None:
-    """Marks are gone, and nothing else."""
+    """`without_marks` removes only the marks. `without_blocks` keeps the number of lines."""
     assert without_marks(PAGE) == PAGE.replace(" test: something", "")
     assert without_blocks(PAGE).count("\n") == PAGE.count("\n")
 
 
 def test_links_and_anchors() -> None:
-    """What is in code is no link and no heading. Anchors keep Chinese characters, and are numbered if they repeat."""
+    """Text in code style or in blocks of code is neither a link nor a heading. Anchors keep Chinese characters. Equal
+    anchors get a number."""
     assert links(PAGE) == ["#a-list", "../adr/x.md", "../pages/x.png"]
     assert anchors(PAGE) == {"title", "who-may-push", "a-list", "a-list-1", "磁盘满了怎么办"}
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_pages_as_the_generator_takes_them(tmp_path: Path, language: Language) -> None:
-    """A copied page has no mark, and links only to pages, to pictures that are there, and to other sites."""
+def test_copied_pages(tmp_path: Path, language: Language) -> None:
+    """A copied page has no marks. It links only to pages and pictures that exist in the copy, and to other sites."""
     copy_pages(language, tmp_path / "pages")
     copies = sorted((tmp_path / "pages").glob("*.md"))
     assert [copy.name for copy in copies] == sorted(file.name for file in (DOCS / language).glob("*.md"))
@@ -68,7 +69,7 @@ def test_pages_as_the_generator_takes_them(tmp_path: Path, language: Language) -
 
 
 def test_external_addresses(tmp_path: Path) -> None:
-    """What a page loads from another server is found; what people may click is not."""
+    """`external_addresses` finds files that a page loads from another server, but not links that people can click."""
     (tmp_path / "page.html").write_text(
         '<link rel="stylesheet" href="https://fonts.example/a.css"><script src=//cdn.example/b.js></script>'
         '<img src="pictures/c.png"><a href="https://example.com">a link</a>'

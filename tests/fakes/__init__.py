@@ -1,1 +1,1 @@
-"""What tests share: servers that they start, fake upstreams and providers, clients, and content."""
+"""Helpers that many tests share: servers that tests start, fake upstreams and login providers, clients, and content."""

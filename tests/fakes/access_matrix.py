@@ -1,8 +1,9 @@
-"""Visitors with grants of many patterns, repositories with similar names, and which of the visitors may pull from which
-of the repositories.
+"""Test data for access rights: visitors with different grants, and repositories with similar names. A grant gives a
+visitor the right to certain actions on the repositories that match a pattern.
 
-`may_pull` computes this from the grants alone, with regular expressions. It shares no code with the registry. Some
-grants are written in this module. The others are random, but the same in each run, because the seed is fixed.
+`may_pull` computes from the grants which visitor may pull from which repository. It uses regular expressions and shares
+no code with the registry, so that tests can compare the two. Some grants are written in this module. The others are
+random, but the same in each run, because the seed is fixed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Final
 
 MIRROR: Final = "docker.io"
 PRIVATE: Final = "ghcr.io"
-"""An upstream whose repositories need grants that begin with its name."""
+"""An upstream with `require_grant`: only grants whose pattern begins with its name give access to its repositories."""
 UPSTREAMS: Final = [
     {"name": MIRROR, "default": True, "endpoints": ["http://127.0.0.1:9"]},
     {"name": PRIVATE, "require_grant": True, "endpoints": ["http://127.0.0.1:9"]},
@@ -37,9 +38,10 @@ REPOSITORIES: Final = {
     "ghcr.io/corp/app-tool": "nutmeg",
     "ghcr.io/other/app": "olive",
 }
-"""Each repository, and a word that occurs in its tag, its labels and its description, and nowhere else."""
+"""A word for each repository. The word occurs only in the tag, the labels and the description of this repository."""
 _SEED: Final = 20260711
 _DRAWN_VISITORS: Final = 4
+"""Number of visitors with random grants."""
 Grants = tuple[tuple[str, str], ...]
 
 
@@ -59,18 +61,19 @@ class MatrixVisitor:
 
     @property
     def subject(self) -> str:
-        """The subject of the grants."""
+        """The subject of the visitor's grants, in the notation of the API."""
         return f"group:{self.group}" if self.group else f"{'robot' if self.is_robot else 'user'}:{self.name}"
 
     @property
     def has_session(self) -> bool:
-        """Whether the visitor looks at pages: robots and clients with a limited token cannot."""
+        """Whether the visitor can use the web UI. Robots and clients with a limited token cannot."""
         return not self.is_robot and self.limits is None
 
 
 @dataclass(frozen=True)
 class Everybody:
-    """Grants for more than one visitor: to every client, and to every account."""
+    """Grants that do not belong to one visitor: those for every client (`everyone`), and those for every account
+    (`authenticated`)."""
 
     everyone: Grants = ()
     authenticated: Grants = ()
@@ -83,8 +86,8 @@ PHASES: Final = {
     ),
     "for nobody": Everybody(),
 }
-"""Further grants, which a test applies one phase after the other. In the second phase these grants are removed, while
-sessions and tokens stay."""
+"""The grants for everybody in the two phases of a test. The first phase has such grants. The second phase has none, but
+the sessions and tokens of the first phase still exist."""
 
 
 def matrix_visitors() -> list[MatrixVisitor]:
@@ -109,15 +112,16 @@ def matrix_visitors() -> list[MatrixVisitor]:
     ]
 
 
-def _drawn_visitors(chance: random.Random) -> Iterator[MatrixVisitor]:
-    """Yields visitors with random grants. Each pattern is a whole repository name, or a beginning of one and stars."""
+def _drawn_visitors(rng: random.Random) -> Iterator[MatrixVisitor]:
+    """Yields visitors with random grants. Each pattern is a whole repository name, or the beginning of a name followed
+    by one or two stars."""
     for number in range(_DRAWN_VISITORS):
         grants = {}
-        for _ in range(chance.randint(1, 4)):
-            name = chance.choice(list(REPOSITORIES))
-            cut = chance.randint(1, len(name))
-            star = chance.choice(["*", "**"]) if cut < len(name) else ""
-            grants[name[:cut] + star] = chance.choice(["pull", "pull", "pull,push", "push", "delete"])
+        for _ in range(rng.randint(1, 4)):
+            name = rng.choice(list(REPOSITORIES))
+            cut = rng.randint(1, len(name))
+            star = rng.choice(["*", "**"]) if cut < len(name) else ""
+            grants[name[:cut] + star] = rng.choice(["pull", "pull", "pull,push", "push", "delete"])
         yield MatrixVisitor(f"drawn: {grants}", f"drawn{number}", tuple(grants.items()))
 
 
@@ -143,5 +147,6 @@ def _expression(pattern: str) -> str:
 
 
 def mirrored_name(repo: str) -> str:
-    """Returns the mirrored repository that clients reach under a hosted name, until somebody pushes to that name."""
+    """Returns the name of the mirrored repository from which clients pull under the name `repo`, as long as nobody has
+    pushed to `repo`."""
     return f"{MIRROR}/{repo}" if "/" in repo else f"{MIRROR}/library/{repo}"

@@ -1,4 +1,4 @@
-"""A registry with accounts, and calls of its management API."""
+"""A running registry with accounts, and helpers that call its management API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Auth = tuple[str, str] | None
 
 @dataclass
 class AdminSite:
-    """A running server with the admin `root`. `name` makes names that no other test uses."""
+    """A running server with the admin account `root`. `name` returns a new name at each call."""
 
     server: RegistryServer
     folder: Path
@@ -38,14 +38,14 @@ class AdminSite:
         headers: dict[str, str] | None = None,
         **query: Any,
     ) -> httpx2.Response:
-        """Sends one request on a connection of its own, so that it reaches any of the workers."""
+        """Sends one request on a new connection, which any of the worker processes may accept."""
         with plain_client(f"{self.server.url}/api/v1", timeout=60) as client:
             return client.request(method, path, json=body, auth=auth, headers=headers, params=query or None)
 
     def done(
         self, method: str, path: str, body: object | None = None, *, auth: Auth = (ADMIN, PASSWORD), **query: Any
     ) -> Any:
-        """Sends a request that has to succeed, and returns the JSON of its response."""
+        """Sends a request, checks that it succeeds, and returns the JSON of the response."""
         answer = self.call(method, path, body, auth=auth, **query)
         assert answer.is_success, (answer.status_code, answer.text)
         return answer.json() if answer.content else None

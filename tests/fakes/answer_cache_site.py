@@ -1,5 +1,5 @@
-"""An application over a real store with an image, and requests as our server sends them, which uses the response cache.
-A *ready* answer is a response in this cache."""
+"""An application with a real store and an image, for tests of the response cache. Requests reach the application as
+from our own server, which looks into the cache first. A response in this cache is called a *ready* answer."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ APP = RepositoryName("team/app")
 V2 = "/v2/team/app"
 TAG = f"{V2}/manifests/latest"
 MANY = 20
-"""After this many equal requests, one has to be answered from the cache. Before that, the application's own writes to
-the store can prevent it."""
+"""Number of equal requests of which at least one must be answered from the cache. The first ones may not be, because
+the application's own writes to the store can remove entries from the cache."""
 
 
 class AnswerCacheSite:
-    """`image` and `blob`: the content of the store."""
+    """The application, and the content of its store: the manifest `image`, and `blob`, the digest of one of its
+    blobs."""
 
     def __init__(self, service: AppInProcess, folder: Path, image: Manifest) -> None:
         self.service = service
@@ -36,20 +37,20 @@ class AnswerCacheSite:
 
     @asynccontextmanager
     async def beside(self) -> AsyncIterator[StoredRegistry]:
-        """Opens the same data directory once more, as another process does."""
+        """Opens the data directory a second time, as another process would."""
         async with open_registry(self.folder) as registry:
             yield registry
 
     async def ready(self, target: str, method: str = "GET", headers: dict[str, str] | None = None) -> AsgiAnswer:
-        """Sends the same request until its answer comes from the cache, and checks that it equals the first
-        response."""
-        found = await self.ask(method, target, headers)
+        """Sends the same request again and again until the response comes from the cache. Checks that all responses
+        equal the first one."""
+        first = await self.ask(method, target, headers)
         for _ in range(MANY):
-            again = await self.ask(method, target, headers)
-            assert plain(again) == plain(found)
-            assert again["x-request-id"] != found["x-request-id"]
+            repeated = await self.ask(method, target, headers)
+            assert plain(repeated) == plain(first)
+            assert repeated["x-request-id"] != first["x-request-id"]
             if self.ask.ready:
-                return again
+                return repeated
         raise AssertionError("no answer was ever ready")
 
     async def never_ready(self, target: str, method: str = "GET", headers: dict[str, str] | None = None) -> AsgiAnswer:
@@ -59,11 +60,11 @@ class AnswerCacheSite:
         return answer
 
     def has_ready(self, target: str, headers: dict[str, str] | None = None) -> bool:
-        """Returns whether the cache has an answer. Does not send the request if it has none."""
+        """Returns whether the cache has a response to the request. Does not send the request to the application."""
         scope = {**scope_of("GET", target, headers or {}), "extensions": {CACHED_ANSWER_EXTENSION: {}}}
         return self.service.app.answer_at_once(scope) is not None
 
 
 def plain(answer: AsgiAnswer) -> AsgiAnswer:
-    """Returns a response without the headers that differ each time."""
+    """Returns the response without the header that differs between any two responses."""
     return replace(answer, fields=[field for field in answer.fields if field[0] != "x-request-id"])

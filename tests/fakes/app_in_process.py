@@ -1,4 +1,4 @@
-"""The whole application over a real store, in this process, with accounts that log in with API tokens."""
+"""Runs the whole application with a real store inside the test process. Its accounts log in with API tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from tests.fakes.store_accounts import BY, add_account
 
 
 class AppInProcess:
-    """A running application. `client` sends requests to it; `accounts` and `hosted` are its stores."""
+    """A running application. `client` sends requests to it. `accounts` is its store of accounts; `hosted` is its
+    registry of pushed content, without access checks."""
 
     def __init__(self, app: Entrepot, data: Path) -> None:
         assert app.service.access is not None
@@ -42,12 +43,13 @@ class AppInProcess:
 
     async def token(self, name: str, limits: Iterable[TokenLimit] | None = None) -> str:
         """Adds an API token, with `limits` if given, and returns the Authorization header of a login with it."""
-        made = api_tokens.make(AccountName(name), now=0.0, limits=None if limits is None else tuple(limits))
-        await self.accounts.add_token(made.token, made.secret_hash, by=BY)
-        return "Basic " + base64.b64encode(f"{name}:{made.text}".encode()).decode()
+        new_token = api_tokens.make(AccountName(name), now=0.0, limits=None if limits is None else tuple(limits))
+        await self.accounts.add_token(new_token.token, new_token.secret_hash, by=BY)
+        return "Basic " + base64.b64encode(f"{name}:{new_token.text}".encode()).decode()
 
     async def bearer(self, login: str | None, *scopes: str) -> str:
-        """Gets a bearer token from `/token` for these scopes, and returns its Authorization header."""
+        """Gets a bearer token for `scopes` from `/token`, and returns the Authorization header for it. `login`: the
+        Authorization header of the request; None: no login."""
         query = "&".join(f"scope={quote(scope)}" for scope in scopes)
         answer = await self.client("GET", f"/token?service=entrepot&{query}", {"authorization": login} if login else {})
         assert answer.status == 200, answer.body
@@ -59,9 +61,9 @@ class AppInProcess:
 async def running_app(
     folder: Path, clock: Callable[[], float] = time.time, **settings: Any
 ) -> AsyncIterator[AppInProcess]:
-    """Runs the application over a new store in `folder`."""
+    """Runs the application with a new store in `folder` until the block ends."""
     prepare_data_dir(folder)
-    made = Settings(data=folder, **settings)
-    app = create_app(made, rate_limit=shared_rate_limit(made), clock=clock)
+    loaded_settings = Settings(data=folder, **settings)
+    app = create_app(loaded_settings, rate_limit=shared_rate_limit(loaded_settings), clock=clock)
     async with app.router.lifespan_context(app):
         yield AppInProcess(app, folder)

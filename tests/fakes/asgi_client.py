@@ -20,7 +20,8 @@ Headers = dict[str, str] | Sequence[tuple[str, str]]
 
 @dataclass
 class AsgiAnswer:
-    """A response. `cut`: the exception that the application raised after it had sent the status; None: none."""
+    """A response. `whole`: whether the application has sent the last message of the response. `cut`: the exception that
+    the application raised after it had sent the status; None: no exception."""
 
     status: int = 0
     fields: list[tuple[str, str]] = field(default_factory=list)
@@ -57,9 +58,9 @@ class AsgiAnswer:
 
 
 class AsgiConnection:
-    """The client's end of a connection: it sends the `parts` of a body, then nothing, or disconnects (`leaves`) once
-    `after` is set. `sent`: how many messages had the body of the response, and how many of them were parts of a
-    file."""
+    """The client's end of a connection. It sends the `parts` of a body. With `leaves`, it then disconnects, but not
+    before the event `after` is set. `sent`: the number of messages with bytes of the response body, and the number of
+    those that named a part of a file."""
 
     def __init__(
         self, method: str, parts: Iterable[bytes], *, leaves: bool, after: asyncio.Event | None = None
@@ -126,8 +127,8 @@ def scope_of(method: str, target: str | bytes, headers: Headers) -> Scope:
 
 
 class AsgiClient:
-    """Sends requests to an ASGI application. `zero_copy`: acts as a server that can send files. `sent`: that of the
-    last connection, see `AsgiConnection`."""
+    """Sends requests to an ASGI application. `zero_copy`: tell the application that the server can send files. `sent`:
+    the message counts of the last connection (see `AsgiConnection`)."""
 
     def __init__(self, app: Any, *, zero_copy: bool = False) -> None:
         self.app = app
@@ -145,18 +146,18 @@ class AsgiClient:
         leaves: bool = False,
         after: asyncio.Event | None = None,
     ) -> AsgiAnswer:
-        """Sends a request. `body`: bytes are sent with Content-Length, a list in chunks. With `leaves`, the client
-        disconnects after the body, and the response may be empty."""
-        given = list((headers or {}).items()) if isinstance(headers, dict) or headers is None else list(headers)
-        names = {name.lower() for name, _ in given}
+        """Sends a request and returns the response. `body`: bytes are sent with Content-Length, a list is sent in
+        chunks. With `leaves`, the client disconnects after the body, and the response may be incomplete."""
+        all_headers = list((headers or {}).items()) if isinstance(headers, dict) or headers is None else list(headers)
+        names = {name.lower() for name, _ in all_headers}
         parts = [body] if isinstance(body, bytes) else list(body)
         if isinstance(body, bytes):
             if body and "content-length" not in names:
-                given.append(("content-length", str(len(body))))
+                all_headers.append(("content-length", str(len(body))))
         else:
-            given.append(("transfer-encoding", "chunked"))
+            all_headers.append(("transfer-encoding", "chunked"))
         connection = AsgiConnection(method, [part for part in parts if part], leaves=leaves, after=after)
-        scope = scope_of(method, target, given)
+        scope = scope_of(method, target, all_headers)
         scope["client"] = (self.address, 40000)
         if self.zero_copy:
             scope["extensions"] = {ZERO_COPY: {}}
@@ -178,8 +179,8 @@ class AsgiClient:
 
 
 class CachedAnswerClient(AsgiClient):
-    """Acts as our server: asks for a cached answer first, and calls the application if there is none. Reports cached
-    answers that it has sent. `ready`: whether the last answer came from the cache."""
+    """Acts like our own server: looks for a cached response first, and calls the application only if there is none.
+    Reports each cached response to the application. `ready`: whether the last response came from the cache."""
 
     def __init__(self, app: Any, *, zero_copy: bool = False) -> None:
         super().__init__(app, zero_copy=zero_copy)

@@ -1,4 +1,4 @@
-"""The paths of the files of an opened registry."""
+"""Finds the paths of the files of an opened registry."""
 
 from __future__ import annotations
 

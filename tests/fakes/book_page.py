@@ -1,8 +1,8 @@
-"""Runs the commands of a page of the book as its reader would: one after the other, in one folder, beside one server.
+"""Runs the commands of a page of the book as a reader would: one after the other, in one folder, with one server.
 
-Replaces what a reader has and a test lacks. The registry's address becomes that of the server, and absolute paths
+Adapts the commands to the test. The address of the registry becomes the address of the server, and absolute paths
 become paths below the folder. Each upstream becomes a fake Hub, so `--mirror docker.io` becomes an `[[upstream]]` whose
-endpoint is the fake Hub. A command that would ask a person for a password gets the password without asking.
+endpoint is the fake Hub. A command that would prompt for a password gets the password on its stdin.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _IMAGES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class PageClients:
-    """Real clients. dockerd has the registry at `port` as its mirror of Docker Hub."""
+    """Real clients. dockerd uses the registry at `port` as its mirror of Docker Hub."""
 
     docker: DockerEngine
     tools: ContainerTools
@@ -58,7 +58,7 @@ class PageClients:
 
 
 def pages_in_english() -> dict[str, Path]:
-    """Returns the pages and the README, by their names."""
+    """Returns the files of the English pages and of the README, by the names of the pages."""
     pages = {page: file for page in page_names() if (file := page_file(page, "en")).exists()}
     return {"README": ROOT / "README.md", **pages}
 
@@ -69,12 +69,12 @@ def command_blocks(file: Path) -> list[Block]:
 
 
 def runnable_blocks(file: Path) -> list[Block]:
-    """Returns the blocks that are run."""
+    """Returns the blocks of commands that the tests run: those that are not marked with NOT_RUN."""
     return [block for block in command_blocks(file) if not block.mark.startswith(NOT_RUN)]
 
 
 def needs_clients(block: Block) -> bool:
-    """Whether a block has commands of docker, podman or skopeo."""
+    """Returns whether a block has commands of docker, podman or skopeo."""
     return block.mark.startswith(WITH_DOCKER)
 
 
@@ -82,7 +82,8 @@ class PageRun:
     """The folder, the server and the variables of one run of a page."""
 
     def __init__(self, folder: Path, stack: ExitStack, clients: PageClients | None = None) -> None:
-        """`clients`: what runs docker, podman and skopeo; None: no block needs them. The server ends with `stack`."""
+        """`clients`: the real docker, podman and skopeo; None: blocks that need them are skipped. `stack`: stops the
+        server when it is closed."""
         self.folder = folder
         self.clients = clients
         self._stack = stack
@@ -92,8 +93,8 @@ class PageRun:
         self._write_settings()
 
     def run_page(self, file: Path) -> None:
-        """Runs the blocks of a page, without those that need clients if there are none. Raises AssertionError if a
-        command ends with another code than the page shows, or does not print a line that the page shows."""
+        """Runs the blocks of a page. Skips blocks that need clients if there are no clients. Raises AssertionError if a
+        command ends with another exit code than the page shows, or does not print a line that the page shows."""
         chosen = [block for block in runnable_blocks(file) if self.clients or not needs_clients(block)]
         serves = any("entrepot serve" in block.text for block in chosen)
         for block in chosen:
@@ -115,7 +116,8 @@ class PageRun:
         return self.folder / "etc" / "entrepot" / "entrepot.toml"
 
     def _write_settings(self) -> None:
-        """Settings with the upstreams of the pages, which one fake Hub serves."""
+        """Starts a fake Hub, and writes a settings file in which all upstreams of the pages have this fake Hub as their
+        endpoint."""
         content = UpstreamContent()
         for repo, tags in _IMAGES.items():
             content.add(repo, image_tree_of(image(f"hello from {repo}")), *tags)
@@ -131,26 +133,27 @@ class PageRun:
         (self.folder / "entrepot.toml").symlink_to(self._settings)
 
     def _run(self, command: Command, *, starts_server: bool) -> None:
-        if found := re.fullmatch(r"(?:export )?(\w+)=(\S+)", command.line):
-            self._variables[found[1]] = self._here(found[2])
+        if match := re.fullmatch(r"(?:export )?(\w+)=(\S+)", command.line):
+            self._variables[match[1]] = self._with_local_paths(match[2])
             return
         if command.line.startswith("entrepot serve") or starts_server:
             assert self.server
         if command.line.startswith("entrepot serve"):
             return
-        found = _COMMAND.fullmatch(command.line)
-        done = self._entrepot(found) if found and _is_plain(found["words"]) else self._shell(command.line)
+        match = _COMMAND.fullmatch(command.line)
+        done = self._entrepot(match) if match and _is_plain(match["words"]) else self._shell(command.line)
         output = done.stderr + done.stdout
-        shown = "\n".join(command.output)
-        said = f"$ {command.line}\n{output}(exit code {done.returncode}), but the page has:\n{shown}"
-        assert done.returncode == command.exit_code, said
+        expected_output = "\n".join(command.output)
+        message = f"$ {command.line}\n{output}(exit code {done.returncode}), but the page has:\n{expected_output}"
+        assert done.returncode == command.exit_code, message
         expected = [line for line in command.output if not _PROMPTS.match(line)]
         printed = joined_lines(self._as_on_the_page(output).splitlines())
-        assert all(any(map(partial(_is_printed_as, line), printed)) for line in expected), said
+        assert all(any(map(partial(_is_printed_as, line), printed)) for line in expected), message
 
     def _entrepot(self, command: re.Match[str]) -> subprocess.CompletedProcess[str]:
-        """Runs a command that needs no shell, in a process that starts sooner than an interpreter."""
-        words = shlex.split(self._here(command["words"]), comments=True)
+        """Runs an `entrepot` command that needs no shell. The process is a fork, which starts faster than a new
+        interpreter."""
+        words = shlex.split(self._with_local_paths(command["words"]), comments=True)
         given = None
         if words[:2] == ["user", "add"] and "--generate" not in words:
             words += ["--password-file", "-"]
@@ -171,7 +174,7 @@ class PageRun:
             assert done.returncode == 0, done.stderr
 
     def _shell(self, line: str) -> subprocess.CompletedProcess[str]:
-        text = re.sub(r"(--user|-u) alice\b", rf"\1 alice:'{PASSWORD}'", self._here(line))
+        text = re.sub(r"(--user|-u) alice\b", rf"\1 alice:'{PASSWORD}'", self._with_local_paths(line))
         if "docker login" in text and "--password-stdin" not in text:
             text = f"{text} --password-stdin <<< '{PASSWORD}'"
         if self._digest:
@@ -188,7 +191,8 @@ class PageRun:
         )
 
     def _environment(self) -> dict[str, str]:
-        """The environment of a shell, which finds the programs of the test first."""
+        """Returns the environment of the shell. Its PATH begins with a folder that has `entrepot` and the clients of
+        the test."""
         programs = self.folder / "bin"
         if not programs.exists():
             programs.mkdir()
@@ -208,8 +212,9 @@ class PageRun:
             ):
                 yield name, ["env", *(f"{key}={value}" for key, value in program.env.items()), *program.prefix]
 
-    def _here(self, text: str) -> str:
-        """The text with the address of the server, and paths in the folder."""
+    def _with_local_paths(self, text: str) -> str:
+        """Returns the text with the address of the server in place of the page's address, and with paths below the
+        folder in place of absolute paths."""
         if re.search(r"registry\.example\.com|127\.0\.0\.1:5000|localhost:5000", text):
             address = self.server.address
             text = re.sub(r"https?://registry\.example\.com(:5000)?", f"http://{address}", text)
@@ -221,11 +226,11 @@ class PageRun:
         return output.replace(f"{self.folder}/data", "/srv/entrepot/data").replace(f"{self.folder}/", "/")
 
     def add_people(self) -> None:
-        """Accounts and a group that the page grants rights to."""
+        """Adds the accounts and the group to which the page grants rights."""
         self._prepare_accounts("user add bob", "user add carol", "robot add deploy", "group add dev")
 
     def add_accounts(self) -> None:
-        """The admin alice, and a group."""
+        """Adds the admin alice, and a group."""
         self._prepare_accounts("user add alice --admin", "group add dev")
 
     def remove_group(self) -> None:
@@ -233,17 +238,17 @@ class PageRun:
         self._prepare_accounts("group remove dev")
 
     def read_token(self) -> None:
-        """The secret that the page has written into a file is in the variable TOKEN."""
+        """Sets the variable TOKEN to the secret that an earlier command of the page has written into a file."""
         self._variables["TOKEN"] = (self.folder / "ci.secret").read_text().strip()
 
     def load_image(self, *names: str) -> None:
-        """docker has an image under these names."""
+        """Loads an image into docker under each of `names`."""
         assert self.clients is not None
         for name in names:
-            self.clients.docker.load(image("hello"), self._here(name))
+            self.clients.docker.load(image("hello"), self._with_local_paths(name))
 
     def push_image(self) -> None:
-        """The registry has team/app:v1, which the admin alice may download."""
+        """Pushes team/app:v1 to the registry, and adds the admin alice, who may pull it."""
         pushed = image("hello from team/app")
         RegistryClient(self.server.address).push("team/app", "v1", pushed)
         self._digest = pushed.digest
@@ -251,7 +256,8 @@ class PageRun:
 
 
 def _is_printed_as(shown: str, printed: str) -> bool:
-    """Whether a line of the page stands for a line of output. `...` at its end stands for the rest of the line."""
+    """Returns whether the line `shown` of the page agrees with the line `printed` of the output. `...` at the end of
+    the page's line stands for any text."""
     shape = _shape(printed)
     if shown.endswith(" ..."):
         return shape.startswith(_shape(shown.removesuffix("...")))
@@ -263,7 +269,7 @@ def _shape(line: str) -> str:
 
 
 def _is_plain(words: str) -> bool:
-    """Whether words need no shell: they have special characters in quotes only."""
+    """Returns whether a command needs no shell: it has no special characters outside quotes."""
     return not _SHELL.search(re.sub(r"'[^']*'|#.*$", "", words))
 
 
@@ -281,7 +287,7 @@ PREPARATIONS: Final[dict[str, Callable[[PageRun], None]]] = {
     "image and token": _image_and_token,
     "pushed image": PageRun.push_image,
 }
-"""What a page names with `test:` in the mark of a block."""
+"""The preparations that the mark of a block can name after `test:`. They run before the block."""
 
 
 def root_files() -> list[Path]:

@@ -1,4 +1,4 @@
-"""A certificate authority for tests, and the certificates that it signs with openssl."""
+"""A certificate authority for tests. It signs certificates with openssl."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ policy = anything
 [anything]
 commonName = supplied
 """
-"""For `openssl ca`: what it signs was good on one day, which is over."""
+"""Settings of `openssl ca` for certificates that were valid on one day in the past."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class KeyPair:
 
 
 class CertificateAuthority:
-    """A new authority. All its files are in a folder of its own below `tmp_path`."""
+    """A new authority. It keeps its files in a new folder below `tmp_path`."""
 
     def __init__(self, tmp_path: Path) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="certificates-", dir=tmp_path))
@@ -61,8 +61,8 @@ class CertificateAuthority:
         self._openssl("req", "-x509", *NEW_KEY, *named, "-addext", usage)
 
     def sign(self, name: str, *, client: bool = False, also: str = "") -> KeyPair:
-        """Makes a certificate for a server on this machine (`also`: for the address of another machine as well), or for
-        a client."""
+        """Makes a key and a certificate for a server on this machine or, with `client`, for a client. `also`: another
+        IP address for which the certificate is valid."""
         pair = KeyPair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         signed = ["-CA", str(self.certificate), "-CAkey", str(self._key)]
         files = ["-keyout", str(pair.key), "-out", str(pair.certificate)]
@@ -77,15 +77,15 @@ class CertificateAuthority:
         return pair
 
     def expired(self, pair: KeyPair) -> KeyPair:
-        """Makes a self-signed certificate with the same name and key that has expired."""
+        """Makes a self-signed certificate with the name and the key of `pair`. The certificate has expired."""
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         request, old, settings = folder / "request", pair.certificate.with_suffix(".old.pem"), folder / "settings"
         settings.write_text(PAST_SETTINGS.format(folder=folder))
         (folder / "index").touch()
         key, copied = str(pair.key), ("-copy_extensions", "copyall")
-        asked = ("-in", str(pair.certificate), "-signkey", key, *copied, "-out", str(request))
-        self._openssl("x509", "-x509toreq", *asked)
-        # `openssl x509` cannot state the day in OpenSSL 3.0, and takes no end before the start from 3.5 on.
+        request_options = ("-in", str(pair.certificate), "-signkey", key, *copied, "-out", str(request))
+        self._openssl("x509", "-x509toreq", *request_options)
+        # `openssl x509` is not enough: in OpenSSL 3.0 it cannot set the dates, and from 3.5 on it refuses past ones.
         signed = ("-selfsign", "-keyfile", key, "-in", str(request), "-out", str(old), "-notext")
         self._openssl("ca", "-batch", "-config", str(settings), *signed)
         return KeyPair(old, pair.key)

@@ -1,4 +1,5 @@
-"""Images of real files: busybox, and bytes that cannot be compressed. All bytes are known before a client sees them."""
+"""Makes images for real container clients. Their layers have busybox and bytes that cannot be compressed. Tests know
+all bytes of an image before a client pushes or pulls it."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class ClientImage:
-    """A manifest or index, with everything that it refers to."""
+    """A manifest or an index, with all manifests, configs and layers to which it refers."""
 
     manifest: ImagePart
     config: ImagePart | None = None
@@ -64,16 +65,16 @@ class ClientImage:
 
     @property
     def manifests(self) -> dict[str, ImagePart]:
-        """All manifests of the tree by digest, the top one last."""
+        """This manifest and all manifests below it, by digest. This manifest is the last one."""
         found = {digest: content for child in self.children for digest, content in child.manifests.items()}
         return {**found, self.digest: self.manifest}
 
     @property
     def blobs(self) -> dict[str, ImagePart]:
-        """All configs and layers of the tree by digest."""
-        own = [*([self.config] if self.config else []), *self.layers]
+        """The config and the layers of this manifest and of all manifests below it, by digest."""
+        own_parts = [*([self.config] if self.config else []), *self.layers]
         found = {digest: content for child in self.children for digest, content in child.blobs.items()}
-        return {**found, **{content.digest: content for content in own}}
+        return {**found, **{content.digest: content for content in own_parts}}
 
 
 def digest_of(body: bytes) -> str:
@@ -86,7 +87,7 @@ def noise(seed: str, size: int) -> bytes:
 
 
 def layer(files: Mapping[str, bytes], media_type: str = OCI_LAYER_GZIP) -> ImagePart:
-    """Returns a layer with these files. The same files give the same bytes."""
+    """Returns a layer with `files`. The same files always give the same bytes."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, body in sorted(files.items()):
@@ -98,7 +99,7 @@ def layer(files: Mapping[str, bytes], media_type: str = OCI_LAYER_GZIP) -> Image
 
 @cache
 def rootfs(media_type: str = OCI_LAYER_GZIP) -> ImagePart:
-    """Returns a root filesystem that runs: a static busybox, and links to it."""
+    """Returns a layer with a root filesystem that can run commands: a static busybox, and links to it."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         folder = tarfile.TarInfo("bin")
@@ -122,7 +123,8 @@ def image(
     media_type: str = OCI_MANIFEST,
     layer_type: str = OCI_LAYER_GZIP,
 ) -> ClientImage:
-    """Returns an image that prints its greeting when it is run. The layer with the greeting has a few hundred bytes."""
+    """Returns an image whose container prints the greeting. The layer with the greeting has a few hundred bytes.
+    `more`: further layers."""
     layers = (rootfs(layer_type), layer({"greeting": f"{greeting}\n".encode()}, layer_type), *more)
     config_type = DOCKER_CONFIG if media_type == DOCKER_MANIFEST else OCI_CONFIG
     config = ImagePart(
@@ -142,7 +144,7 @@ def image(
 
 
 def index(*children: tuple[ClientImage, str]) -> ClientImage:
-    """Returns an OCI index. Each child is given with its architecture."""
+    """Returns an OCI index. `children`: pairs of an image and its architecture."""
     entries = [
         child.manifest.descriptor(platform={"architecture": architecture, "os": "linux"})
         for child, architecture in children
@@ -178,22 +180,22 @@ def write_layout(folder: Path, images: Mapping[str, ClientImage]) -> Path:
     return folder
 
 
-def write_dir(folder: Path, one: ClientImage) -> Path:
+def write_dir(folder: Path, client_image: ClientImage) -> Path:
     """Writes skopeo's format `dir:`, which keeps a manifest of any media type without changes."""
     folder.mkdir(parents=True, exist_ok=True)
-    for digest, content in one.blobs.items():
+    for digest, content in client_image.blobs.items():
         (folder / digest.partition(":")[2]).write_bytes(content.body)
-    (folder / "manifest.json").write_bytes(one.manifest.body)
+    (folder / "manifest.json").write_bytes(client_image.manifest.body)
     (folder / "version").write_text("Directory Transport Version: 1.1\n")
     return folder
 
 
-def write_archive(path: Path, one: ClientImage, name: str) -> Path:
+def write_archive(path: Path, client_image: ClientImage, name: str) -> Path:
     """Writes an archive for `docker load` that gives the image the name `name`."""
-    assert one.config is not None
-    members = {f"{one.config.digest.partition(':')[2]}.json": one.config.body}
+    assert client_image.config is not None
+    members = {f"{client_image.config.digest.partition(':')[2]}.json": client_image.config.body}
     names = []
-    for each in one.layers:
+    for each in client_image.layers:
         names.append(f"{digest_of(each.tar).partition(':')[2]}/layer.tar")
         members[names[-1]] = each.tar
     members["manifest.json"] = _json([{"Config": next(iter(members)), "RepoTags": [name], "Layers": names}])
@@ -206,8 +208,8 @@ def write_archive(path: Path, one: ClientImage, name: str) -> Path:
 
 
 def digests_in(body: bytes) -> Iterator[tuple[str, int, bool]]:
-    """Returns every digest that a manifest lists, with its size, and whether it is a manifest. Leaves out the
-    subject."""
+    """Yields every digest to which a manifest refers, except its subject, with the size of the content, and whether the
+    content is a manifest."""
     document = json.loads(body)
     for entry in document.get("manifests", []):
         yield entry["digest"], entry["size"], True
@@ -226,11 +228,11 @@ def _manifest(
 def _compressed(tar: bytes, media_type: str) -> ImagePart:
     if media_type == OCI_LAYER_ZSTD:
         return ImagePart(zstandard.ZstdCompressor(level=1).compress(tar), media_type, tar)
-    # Large layers are noise: compressing those costs seconds and gains nothing.
+    # Large layers have random bytes. Compressing them would take seconds and make them no smaller.
     level = 0 if len(tar) > 4 * MIB else 6
     return ImagePart(gzip.compress(tar, compresslevel=level, mtime=0), media_type, tar)
 
 
 def _json(value: Any) -> bytes:
-    # Indented on purpose: a registry or client that writes JSON anew would change these bytes.
+    # Indented on purpose: if a registry or a client parses and rewrites the JSON, the bytes change, and tests fail.
     return json.dumps(value, indent=3).encode()

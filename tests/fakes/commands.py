@@ -1,6 +1,5 @@
-"""Runs commands and waits for their end. If a command does not end, the error shows what it was doing.
-
-A command runs as a person runs it: as a process with two outputs and an exit code.
+"""Runs `entrepot` commands as separate processes and waits for their end. If a command does not end in time, the error
+has the stacks of its threads.
 """
 
 from __future__ import annotations
@@ -17,16 +16,17 @@ from typing import Any
 from tests.fakes.forked_process import NO_CERTIFICATES, ROOT, ForkedProcess
 
 STACK_DUMP = str(ROOT / "tests" / "fakes" / "stack_dump")
-"""The folder that has to be first in a command's PYTHONPATH, so that `wait_for_output` can show the command's
-stacks."""
+"""A folder that must be the first one in the PYTHONPATH of a command. Its `sitecustomize.py` lets `wait_for_output` get
+the stacks of the command."""
 STACK_DUMP_SITE = f"{STACK_DUMP}/sitecustomize.py"
 
 
 def wait_for_output(
     process: subprocess.Popen[str] | ForkedProcess, timeout: float = 100.0, given: str | None = None
 ) -> tuple[str, str]:
-    """Returns the two outputs of the command after it has ended. If it does not end in time, ends it and raises
-    AssertionError with the stacks of its tasks and threads."""
+    """Waits for the end of the command and returns its stdout and stderr. If the command does not end within `timeout`
+    seconds, kills it and raises AssertionError with the stacks of its tasks and threads. `given`: text for its
+    stdin."""
     try:
         return process.communicate(given, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -40,8 +40,8 @@ def wait_for_output(
 
 
 def has_received_signals(process: subprocess.Popen[Any] | ForkedProcess) -> bool:
-    """Returns whether the kernel has delivered all signals to the process (proc(5)). Two pending signals with the same
-    number count as one."""
+    """Returns whether the kernel has delivered all signals that were sent to the process (proc(5)). If the same signal
+    is sent twice before it is delivered, the kernel delivers it once."""
     status = _status(process.pid)
     return "ShdPnd:\t0000000000000000" in status and "SigPnd:\t0000000000000000" in status
 
@@ -65,9 +65,9 @@ TIMEOUT = 200.0
 def entrepot(
     *args: str | Path, folder: Path, given: str | None = None, site: str = STACK_DUMP_SITE, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `entrepot` in `folder` and waits for its end. Of all ENTREPOT_* variables, it gets only these. `given`: the
-    text on its stdin; None: it has no stdin. `site`: a Python file that the process runs first. The process is a fork
-    of one that has imported the program (`forked_process`)."""
+    """Runs `entrepot` in `folder` and waits for its end. `variables`: environment variables; the command gets no other
+    ENTREPOT_* variables. `given`: the text on its stdin; None: its stdin is empty. `site`: a Python file that the
+    process runs first. The command runs in a fork of a process that has imported the program (`forked_process`)."""
     with ForkedProcess(
         "registry",
         *map(str, args),
@@ -81,7 +81,7 @@ def entrepot(
 
 
 def entrepot_program(*args: str | Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs `entrepot` as a person does: in a new interpreter, without stdin."""
+    """Runs `entrepot` in a new interpreter, as a person would, with an empty stdin."""
     with subprocess.Popen(
         [sys.executable, "-m", "registry", *map(str, args)],
         cwd=folder,
@@ -96,22 +96,22 @@ def entrepot_program(*args: str | Path, folder: Path, **variables: str) -> subpr
 
 
 def command_environment(**variables: str) -> dict[str, str]:
-    """Returns the environment of this process, with only these ENTREPOT_* variables. With it, a command can show its
-    stacks."""
+    """Returns the environment of this process with `variables` added and all other ENTREPOT_* variables removed. A
+    command with this environment can show its stacks to `wait_for_output`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
-    own = {"PYTHONPATH": f"{STACK_DUMP}:{ROOT}", "COLUMNS": "200"}
-    return {**inherited, **NO_CERTIFICATES, **own, **variables}
+    needed = {"PYTHONPATH": f"{STACK_DUMP}:{ROOT}", "COLUMNS": "200"}
+    return {**inherited, **NO_CERTIFICATES, **needed, **variables}
 
 
 def entrepot_output(*args: str | Path, folder: Path, given: str | None = None, **variables: str) -> str:
-    """Runs `entrepot`, which must succeed, and returns what it wrote to stdout."""
+    """Runs `entrepot`, checks that it succeeds, and returns its stdout."""
     done = entrepot(*args, folder=folder, given=given, **variables)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def error_line(done: subprocess.CompletedProcess[str], code: int) -> str:
-    """Returns the error of a failed command. Checks that it is one line on stderr, and that there is no other
+    """Returns the error message of a failed command. Checks the exit code, and that the message is the only line of
     output."""
     assert done.returncode == code, (done.stdout, done.stderr)
     assert done.stdout == ""
@@ -121,8 +121,8 @@ def error_line(done: subprocess.CompletedProcess[str], code: int) -> str:
 
 
 def json_lines(output: str) -> list[dict[str, Any]]:
-    """Returns the lines that an upkeep command has printed with --json. Checks their common form: each line has the key
-    `event`, and only the last one has the event `done`."""
+    """Returns the JSON lines that an upkeep command has printed with --json. Checks that each line has the key `event`,
+    and that the last line, and only this one, has the event `done`."""
     lines: list[dict[str, Any]] = [json.loads(line) for line in output.splitlines()]
     assert [number for number, line in enumerate(lines, 1) if line["event"] == "done"] == [len(lines)]
     return lines

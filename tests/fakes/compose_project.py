@@ -1,4 +1,4 @@
-"""docker-compose on the repository's own docker-compose.yml."""
+"""Runs docker-compose with the docker-compose.yml of this repository."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tests.fakes.server_process import ROOT
 
 @dataclass(frozen=True)
 class ComposeProject:
-    """The services of the file, run by a dockerd of the tests."""
+    """The services of docker-compose.yml, run by a dockerd of the tests."""
 
     call: ForeignProgram
     variables: Path
-    """The file that stands for `.env`."""
+    """The file with environment variables that takes the place of `.env`."""
 
     def __call__(self, *args: str, given: str = "") -> ProgramResult:
-        """Runs `docker-compose ARGS`; raises CommandFailed unless it ends with 0."""
+        """Runs `docker-compose ARGS`. Raises CommandFailed if the exit code is not 0."""
         return self.call(*args, given=given)
 
     def run(self, command: str, given: str = "") -> ProgramResult:
-        """Runs a command line that begins with `docker compose`, with `given` on its stdin. Raises CommandFailed unless
-        it ends with 0."""
+        """Runs a command line that begins with `docker compose`, with `given` on its stdin. Raises CommandFailed if
+        the exit code is not 0."""
         docker, compose, *args = shlex.split(command)
         assert (docker, compose) == ("docker", "compose"), command
         return self(*args, given=given)
@@ -35,7 +35,7 @@ class ComposeProject:
         self.variables.write_text("".join(f"{line}\n" for line in lines))
 
     def container(self, service: str) -> str:
-        """The id of the service's only container."""
+        """Returns the id of the service's only container."""
         return self("ps", "--quiet", service).out.strip()
 
 

@@ -1,4 +1,4 @@
-"""Which process has accepted a connection of this machine to itself, as the kernel knows it."""
+"""Asks the kernel which process has accepted a loopback connection."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ the `inet_diag_sockid`, and four numbers of four bytes each."""
 
 
 def accepting_process(server_port: int, client_port: int, pids: Iterable[int]) -> int | None:
-    """Returns which of the processes has accepted the connection between these ports of 127.0.0.1; None: none of them
-    has, so far."""
+    """Returns the process in `pids` that has accepted the connection between these ports of 127.0.0.1; None if none of
+    them has accepted it yet."""
     inode = _socket_inode(server_port, client_port)
     return next((pid for pid in pids if inode and open_files(pid, f"socket:[{inode}]")), None)
 
 
 def open_files(pid: int, target: str) -> list[str]:
-    """Returns the numbers of the files of a process that are links to `target` (proc(5), fd)."""
+    """Returns the numbers of those file descriptors of a process that refer to `target` (proc(5), fd)."""
     found = []
     with suppress(FileNotFoundError):
         for number in os.listdir(f"/proc/{pid}/fd"):
@@ -43,10 +43,10 @@ def open_files(pid: int, target: str) -> list[str]:
 
 
 def _socket_inode(local_port: int, remote_port: int) -> int:
-    """Returns the inode of the socket at the end of `local_port`; 0: nobody has accepted the connection.
+    """Returns the inode of the socket at `local_port`; 0 if no process has accepted the connection.
 
-    Asks for this one socket. The kernel takes 15 ms to list all of them in /proc/net/tcp, because it goes through the
-    whole hash table, which thousands of closed connections of earlier tests fill."""
+    Requests only this one socket from the kernel. Reading all sockets from /proc/net/tcp would take 15 ms, because the
+    kernel searches its whole hash table, which is full of closed connections of earlier tests."""
     ports = struct.pack(">HH", local_port, remote_port)
     identity = ports + LOOPBACK + LOOPBACK + struct.pack("=I", 0) + NO_COOKIE
     body = REQUEST.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, ALL_STATES) + identity

@@ -1,5 +1,5 @@
-"""`python -m tests.fakes.die_with_parent PARENT PROGRAM …` runs the program in its own place. The kernel kills the
-program when the process PARENT ends."""
+"""`python -m tests.fakes.die_with_parent PARENT PROGRAM …` replaces itself with the program (exec). The kernel kills
+the program when the process PARENT ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from registry.server.kernel import die_with_parent
 
 if __name__ == "__main__":
-    # What prctl(2) sets here stays through the exec.
+    # The kernel keeps this setting of prctl(2) when the process executes the program.
     if not die_with_parent(int(sys.argv[1])):
         sys.exit("the parent is gone")
     os.execvp(sys.argv[2], sys.argv[2:])

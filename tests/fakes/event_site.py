@@ -1,4 +1,4 @@
-"""A running server with webhooks, and pushes whose events they get."""
+"""Runs a server with webhooks, and pushes images whose events the webhooks receive."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tests.fakes.server_process import RegistryServer, running_server
 
 
 def index_named(name: str) -> bytes:
-    """Returns an index without children, which needs no blobs. Each name gives another index."""
+    """Returns an index that lists no manifests, so that it can be pushed without blobs. Different names give different
+    indexes."""
     document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [], "annotations": {"name": name}}
     return json.dumps(document).encode()
 
@@ -26,7 +27,7 @@ def digest_named(name: str) -> str:
 
 
 def push(server: RegistryServer, repo: str, tag: str, name: str, **options: Any) -> httpx2.Response:
-    """Pushes the index of this name under a tag."""
+    """Pushes the index with the name `name` to `repo` under a tag."""
     with plain_client(server.url, timeout=60) as client:
         return push_with(client, repo, tag, name, **options)
 
@@ -37,14 +38,14 @@ def push_with(client: httpx2.Client, repo: str, tag: str, name: str, **options: 
 
 
 def webhook_table(url: str, name: str = "hook", **settings: Any) -> str:
-    """Returns a `[[webhook]]` table of a settings file, for an endpoint on this machine."""
+    """Returns a `[[webhook]]` table for a settings file. Its endpoint may be on this machine."""
     values = {"name": name, "url": url, "private_network": True, **settings}
     return "[[webhook]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
 
 
 @contextlib.contextmanager
 def event_site(folder: Path, settings: str, *args: str, workers: int = 2) -> Iterator[RegistryServer]:
-    """Runs a server with these settings."""
+    """Runs a server until the block ends. `settings`: the text of its settings file."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "entrepot.toml"
     file.write_text(settings)

@@ -3,15 +3,16 @@
 An interpreter needs most of a second to start and to import the service. A fork of a process that has done this needs
 milliseconds. Each request is a message on the socket DESCRIPTOR: a `ForkRequest` as JSON, with the stdin, stdout and
 stderr of the child, and a socket for its state. The child becomes `python -m MODULE …` in a session of its own. The
-socket gets the pid and the pidfd of the child, and later its exit code, as `subprocess` counts it. The process ends
-when DESCRIPTOR is closed.
+fork server sends the pid and the pidfd of the child to the socket for its state, and later its exit code, as
+`subprocess` counts it. The fork server ends when DESCRIPTOR is closed.
 
-Steps that each child would repeat, and that take most of its time, are made before the fork or not at all: the commands
-of the program are built before the fork, and a child does not free its memory at its end. To free memory that it shares
-with this process, it would first have to copy it.
+Slow steps that each child would repeat are done before the fork, or not at all. The commands of the program are built
+before the fork. A child does not free its memory at its end, because it would have to copy memory that it shares with
+the fork server before it could free it.
 
-The process has one thread, so that a fork copies all of it. The kernel kills the children when this process ends, so
-that killed tests leave no processes behind. `forked_process` is the other end of the socket.
+The fork server has only one thread, because a fork copies only the thread that forks. The kernel kills the children
+when the fork server ends, so that killed tests leave no processes behind. The other end of the socket is in
+`forked_process`.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ from registry.server.kernel import die_with_parent
 MESSAGE_LIMIT = 1 << 17
 _LIBRARIES = ("registry", "storage")
 _PROGRAMS = ("tests.fakes.hub.hub_api", "tests.fakes.hub.hub_server", "tests.fakes.registry_content")
-"""What the fakes that are started most often import."""
-_LATE = ("encodings.idna", "importlib.resources.readers", "typer._adapters", "typer._click.decorators")
-"""What libraries import at the first call of a function that most programs call."""
+"""Modules that the most frequently started fakes import."""
+_LATE_IMPORTS = ("encodings.idna", "importlib.resources.readers", "typer._adapters", "typer._click.decorators")
+"""Modules that libraries import only when a function is first called. Most programs call these functions."""
 
 
 @dataclass(frozen=True)
 class ForkRequest:
-    """The program that a child becomes. `env`: its whole environment. `site`: a `sitecustomize.py` to run first; empty:
-    none."""
+    """The program that a child runs. `env`: its whole environment. `site`: a `sitecustomize.py` to run first; empty:
+    run none."""
 
     module: str
     args: list[str]
@@ -67,7 +68,7 @@ def import_everything() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{library}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    for module_name in (*_PROGRAMS, *_LATE):
+    for module_name in (*_PROGRAMS, *_LATE_IMPORTS):
         importlib.import_module(module_name)
 
 
@@ -81,7 +82,8 @@ def build_commands() -> None:
 
 
 def serve(control: socket.socket) -> ForkRequest | None:
-    """Forks until `control` is closed, and then returns None. In each child, returns the request."""
+    """Receives requests from `control` and forks a child for each. Returns None when `control` is closed. In a child,
+    returns the request."""
     waiting: dict[int, tuple[int, socket.socket]] = {}
     poll = select.poll()
     poll.register(control, select.POLLIN)
@@ -112,12 +114,13 @@ def serve(control: socket.socket) -> ForkRequest | None:
 def _report_exit(pidfd: int, pid: int, state: socket.socket) -> None:
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os.close(pidfd)
-    with state, contextlib.suppress(OSError):  # whoever started it has gone
+    with state, contextlib.suppress(OSError):  # the process that requested the child may have ended
         state.send(str(code).encode())
 
 
 def _take_over(request: ForkRequest, files: list[int]) -> None:
-    """Makes a fork look like a process that was just started: no file of the parent stays open."""
+    """Gives a forked child the state of a newly started process: its own session, files, folder and environment. Closes
+    all other files of the parent."""
     os.setsid()
     for number, file in enumerate(files):
         os.dup2(file, number)
@@ -143,11 +146,11 @@ def run(request: ForkRequest) -> None:
         runpy.run_module(request.module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         if not isinstance(end.code, int | None):
-            raise  # the interpreter prints it
+            raise  # the interpreter prints the value
         code = end.code or 0
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
     atexit._run_exitfuncs()
-    gc.collect()  # tells of files and tasks that the program left open
+    gc.collect()  # prints warnings about files and tasks that the program left open
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -160,7 +163,7 @@ def main() -> None:
     import_everything()
     build_commands()
     gc.collect()
-    gc.freeze()  # a collection in a child must not write to what it shares
+    gc.freeze()  # so that a garbage collection in a child does not write to memory that it shares with this process
     request = serve(socket.socket(fileno=int(sys.argv[1])))
     if request is not None:
         run(request)

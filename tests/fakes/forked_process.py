@@ -1,9 +1,9 @@
-"""Python programs as separate processes that need no start of an interpreter: forks of `fork_server`.
+"""Runs Python programs as separate processes without starting an interpreter: as forks of `fork_server`.
 
-`ForkedProcess` takes the place of `subprocess.Popen` for `python -m MODULE …`, as far as tests use it. Each process has
-its own process tree, session, environment and files. It shares with others the memory that was written before the fork,
-and the secret of `hash`. A test that measures the memory of a process, sets its limits or looks at how a command starts
-needs a process of `subprocess` instead.
+`ForkedProcess` replaces `subprocess.Popen` for `python -m MODULE …`, as far as tests use it. Each process has its own
+process tree, session, environment and files. It shares with other forks the memory that was written before the fork,
+and the random seed of `hash`. A test that measures the memory of a process, sets its limits, or checks how a command
+starts must use `subprocess` instead.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from tests.fakes.fork_server import ForkRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_CERTIFICATES = {"SSL_CERT_FILE": "", "SSL_CERT_DIR": str(ROOT)}
-"""Environment of programs that need no certificate of the system: reading them takes 55 ms of CPU in each process."""
+"""Environment of programs that need no certificates of the system. It saves the 55 ms of CPU time that reading them
+takes in each process."""
 _UMASK = re.compile(r"^Umask:\t(\d+)$", re.MULTILINE)
 
 
 class ForkedProcess:
-    """A running `python -m module *args`, with text as its input and output. `stdin`, `stdout`, `stderr`: as for Popen,
-    a file descriptor, PIPE, DEVNULL, or STDOUT for `stderr`. `env`: the whole environment."""
+    """A running `python -m module *args` with text streams. `stdin`, `stdout`, `stderr`: a file descriptor, PIPE or
+    DEVNULL, as for Popen; `stderr` may also be STDOUT. `env`: the whole environment. `site`: a Python file that the
+    process runs first."""
 
     def __init__(
         self,
@@ -52,15 +54,17 @@ class ForkedProcess:
         self.stderr: IO[str] | None = None
         self._readers: list[tuple[threading.Thread, list[str]]] = []
         self._lock = threading.Lock()
-        theirs: list[int] = []
+        child_files: list[int] = []
         try:
-            child_in, self.stdin = _open_end(stdin, theirs, writing=True)
-            child_out, self.stdout = _open_end(stdout, theirs)
-            child_err, self.stderr = (child_out, None) if stderr == subprocess.STDOUT else _open_end(stderr, theirs)
+            child_in, self.stdin = _open_end(stdin, child_files, writing=True)
+            child_out, self.stdout = _open_end(stdout, child_files)
+            child_err, self.stderr = (
+                (child_out, None) if stderr == subprocess.STDOUT else _open_end(stderr, child_files)
+            )
             request = ForkRequest(module, list(args), str(cwd.resolve()), dict(env), _current_umask(), site)
             self._state = _fork_server().fork(request, [child_in, child_out, child_err])
         finally:
-            for file in theirs:
+            for file in child_files:
                 os.close(file)
         message, (self._pidfd,), _, _ = socket.recv_fds(self._state, 100, 1)
         self.pid = int(message)
@@ -86,15 +90,15 @@ class ForkedProcess:
     def send_signal(self, number: int) -> None:
         """Sends a signal. Does nothing if the process has ended."""
         if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):  # it has ended since
+            with contextlib.suppress(ProcessLookupError):  # the process may have ended since the check
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, given: str | None = None, timeout: float | None = None) -> tuple[str, str]:
-        """Writes `given`, reads both outputs to their ends, and waits for the end of the process. Raises
-        subprocess.TimeoutExpired; another call then continues."""
+        """Writes `given` to stdin, reads stdout and stderr to their ends, and waits for the end of the process. Raises
+        subprocess.TimeoutExpired; a later call then continues to read and wait."""
         if not self._readers:
             self._readers = [_read_in_thread(self.stdout), _read_in_thread(self.stderr)]
             if self.stdin is not None:
@@ -102,7 +106,7 @@ class ForkedProcess:
                     with self.stdin:
                         self.stdin.write(given or "")
                 except BrokenPipeError:
-                    pass  # it ended without reading
+                    pass  # the process has ended without reading its stdin
         for thread, _ in self._readers:
             thread.join(timeout)
             if thread.is_alive():
@@ -132,52 +136,53 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """A running `fork_server`, which ends with this process."""
+    """A running `fork_server`. It ends when this process ends."""
 
     def __init__(self) -> None:
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        self._control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with server_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.fakes.fork_server", str(theirs.fileno())],
+                [sys.executable, "-m", "tests.fakes.fork_server", str(server_end.fileno())],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[server_end.fileno()],
                 start_new_session=True,
             )
 
     def fork(self, request: ForkRequest, files: list[int]) -> socket.socket:
-        """Requests a child with these three files, and returns the socket that tells the child's state."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            socket.send_fds(self._control, [request.to_message()], [*files, theirs.fileno()])
-        return ours
+        """Requests a child with these files as its stdin, stdout and stderr. Returns a socket that receives the pid and
+        later the exit code of the child."""
+        our_end, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with server_end:
+            socket.send_fds(self._control, [request.to_message()], [*files, server_end.fileno()])
+        return our_end
 
     def close(self) -> None:
-        """Ends the process and its remaining children."""
+        """Ends the fork server and its remaining children."""
         self._control.close()
         self._process.wait()
 
 
 @functools.cache
 def _fork_server() -> ForkServer:
-    """Returns the fork server of this process, and starts it at the first call."""
-    made = ForkServer()
-    atexit.register(made.close)
-    return made
+    """Returns the fork server of this process. The first call starts it."""
+    server = ForkServer()
+    atexit.register(server.close)
+    return server
 
 
-def _open_end(kind: int, theirs: list[int], *, writing: bool = False) -> tuple[int, IO[str] | None]:
-    """Returns the child's end of a stream, and this process's end of a pipe. Adds to `theirs` what has to be closed
-    once the child has it."""
+def _open_end(kind: int, child_files: list[int], *, writing: bool = False) -> tuple[int, IO[str] | None]:
+    """Returns the child's end of a stream and, for a pipe, this process's end. If it opens a file for the child, adds
+    it to `child_files`: this process closes these files once the child has them."""
     if kind == subprocess.PIPE:
         reader, writer = os.pipe()
-        child, own = (reader, writer) if writing else (writer, reader)
-        theirs.append(child)
-        return child, open(own, "w" if writing else "r", encoding="utf-8", errors="replace")
+        child, our_end = (reader, writer) if writing else (writer, reader)
+        child_files.append(child)
+        return child, open(our_end, "w" if writing else "r", encoding="utf-8", errors="replace")
     if kind == subprocess.DEVNULL:
         child = os.open(os.devnull, os.O_RDWR)
-        theirs.append(child)
+        child_files.append(child)
         return child, None
     return kind, None
 
@@ -189,7 +194,8 @@ def _current_umask() -> int:
 
 
 def _read_in_thread(stream: IO[str] | None) -> tuple[threading.Thread, list[str]]:
-    """Returns a thread that reads the stream, and the place where the text is after the thread has ended."""
+    """Starts a thread that reads the stream to its end. Returns the thread, and a list to which the thread appends the
+    text."""
     text: list[str] = []
 
     def read() -> None:

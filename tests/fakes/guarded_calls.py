@@ -1,4 +1,5 @@
-"""A call of each method of `Registry`, principals with certain rights, and the outcome of such a call for a client."""
+"""For tests of access rights: a call of each method of `Registry`, principals with certain rights, and a function that
+returns the outcome of a call as a client would learn it."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ CALLS = {**READS, **WRITES, **DELETES, **OTHERS}
 def who(
     name: str | None, *access: tuple[str, Action], token: Mapping[str, Action] | None = None, limits: str | None = None
 ) -> Principal:
-    """Returns a principal with these rights, optionally with a token or limits."""
+    """Returns a principal with the rights `access`, pairs of a pattern and an action. `token`: the rights in its bearer
+    token. `limits`: a pattern to which its API token is limited."""
     actions: dict[Action, list[str]] = {}
     for pattern, allowed in access:
         for action in Action:
@@ -71,7 +73,7 @@ ROOT = Principal(Identity("root"), Rights.everything(admin=True))
 
 
 async def outcome(call: Awaitable[object]) -> tuple[object, ...]:
-    """Returns what a client learns from the call: its result, or the class of the error with all that is in it."""
+    """Returns all that a client learns from a call: the result, or the class and the fields of the error."""
     try:
         return ("OK", repr(await call))
     except RegistryError as error:

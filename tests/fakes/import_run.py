@@ -1,4 +1,4 @@
-"""Runs imports into a store as a command does, and collects the steps that they report (`ImportRun`)."""
+"""Runs imports into a store as an `entrepot` command would, and collects the steps that they report (`ImportRun`)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ImportWork = Callable[[StoredRegistry, Router, JobContext], Awaitable[JSON]]
 
 
 class ImportRun:
-    """Runs imports one after another. `arguments`: the arguments of every job. `steps`: the problems and notes of the
-    last import."""
+    """A call runs one import. `arguments`: the arguments that every import gets. `steps`: the problems and notes that
+    the last import has reported."""
 
     def __init__(self, store: StoredRegistry, kind: str, work: ImportWork, **arguments: JSON) -> None:
         self.store = store
@@ -28,20 +28,27 @@ class ImportRun:
         self.steps: list[Mapping[str, JSON]] = []
 
     async def __call__(self, *, upstreams: tuple[str, ...] = (), **arguments: JSON) -> Any:
-        """Runs an import and returns its counts. `upstreams`: the names of the mirrors."""
+        """Runs an import and returns its counts. `upstreams`: the names of the mirrored upstreams."""
         router = Router(self.store, {}, self.store.is_known_repository, NamingRules(upstreams))
 
         async def work(context: JobContext) -> JSON:
             return await self.work(self.store, router, context)
 
         self.steps = []
-        given = {**self.arguments, **arguments}
+        all_arguments = {**self.arguments, **arguments}
         return await run_in_command(
-            self.store.jobs, self.store.leases, self.kind, given, work, actor="cli:ann", on_step=self.steps.append
+            self.store.jobs,
+            self.store.leases,
+            self.kind,
+            all_arguments,
+            work,
+            actor="cli:ann",
+            on_step=self.steps.append,
         )
 
     def told(self, event: str = "problem") -> list[tuple[str, str]]:
-        """Returns the reported problems (or notes) of the last import: the image or repository, and the reason."""
+        """Returns the problems that the last import has reported, or its reports of another kind (`event`). Each is a
+        pair of an image or repository and a reason."""
         return [
             (f"{step['repository']}:{step.get('tag') or step.get('digest') or ''}", str(step["reason"]))
             for step in self.steps
@@ -50,7 +57,7 @@ class ImportRun:
 
 
 async def assert_whole(store: StoredRegistry, repo: str, image: ImageTree) -> None:
-    """Checks that every byte of the image is in the repository."""
+    """Checks that the repository has all manifests and blobs of the image, with their exact bytes."""
     name = RepositoryName(repo)
     for digest, (body, media_type) in image.manifests.items():
         manifest = await store.get_manifest(name, Digest(digest))

@@ -1,4 +1,5 @@
-"""Counts the Python instructions that a piece of work takes: the same number on every machine, however busy it is."""
+"""Counts the Python instructions that a block of code runs. The count is the same on every machine, however busy it
+is."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from typing import Any
 
 
 class InstructionCount:
-    """`total`: number of bytecode instructions that this thread ran while the block was open. Work inside a function
-    written in C, such as `list.count`, counts as the one instruction that calls it."""
+    """A running count. `total`: the number of bytecode instructions that this thread has run since the count began. A
+    call of a function written in C, such as `list.count`, counts as one instruction."""
 
     def __init__(self) -> None:
         self.total = 0

@@ -1,4 +1,4 @@
-"""Measures how long one turn of the event loop takes."""
+"""Measures for how long a task blocks the event loop."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 MAX_SECONDS = 0.1
-"""Largest allowed turn of the event loop, in seconds of processor time. The value is large, because the machine may be
-busy. The errors that these tests prevent took whole seconds."""
+"""Longest time for which a task may block the event loop, in seconds of CPU time. The value is large because the
+machine may be busy. The faults that these tests look for would block the loop for whole seconds."""
 
 
 class LoopHold:
-    """`longest`: the longest processor time in seconds of this thread between two steps of a task that is always ready
-    to run. It is not wall-clock time, so it does not depend on how busy the machine is."""
+    """The result of a measurement. `longest`: the longest CPU time of this thread, in seconds, between two steps of a
+    task that is always ready to run. CPU time does not depend on how busy the machine is."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -29,23 +29,23 @@ class LoopHold:
 
 @asynccontextmanager
 async def watch_loop() -> AsyncIterator[LoopHold]:
-    """Measures the loop while the block runs. The objects that exist before stay frozen from then on, as in the server,
-    which freezes what it inherits. Otherwise a full garbage collection of a process with thousands of tests would take
-    a second and spoil the measurement."""
+    """Measures the event loop until the block ends. Freezes all existing objects first (`gc.freeze`), as the server
+    does when it starts. Otherwise, one garbage collection in a process with thousands of tests would take a second and
+    spoil the measurement."""
     gc.freeze()
-    held = LoopHold()
+    hold = LoopHold()
 
     async def watch() -> None:
         while True:
-            held.tick()
+            hold.tick()
             await asyncio.sleep(0.001)
 
     task = asyncio.create_task(watch())
     await asyncio.sleep(0)
     try:
-        yield held
+        yield hold
     finally:
-        held.tick()
+        hold.tick()
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task

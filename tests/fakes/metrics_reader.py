@@ -1,4 +1,4 @@
-"""Reads metrics as Prometheus does."""
+"""Reads the metrics of a server in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Scrape:
     samples: list[tuple[str, dict[str, str], float]]
 
     def values(self, name: str, **labels: str) -> Iterator[tuple[dict[str, str], float]]:
-        """Returns the values of the samples with this name and these labels."""
-        for found, with_labels, value in self.samples:
-            if found == name and labels.items() <= with_labels.items():
-                yield with_labels, value
+        """Yields the labels and the value of each sample with this name and these labels."""
+        for sample_name, sample_labels, value in self.samples:
+            if sample_name == name and labels.items() <= sample_labels.items():
+                yield sample_labels, value
 
     def total(self, name: str, **labels: str) -> float:
         """Returns the sum of all samples with this name and these labels."""
@@ -28,7 +28,7 @@ class Scrape:
 
 
 def scrape(url: str, path: str = "/metrics") -> Scrape:
-    """Returns the metrics of a server that lets this machine read them."""
+    """Requests the metrics of a server. The server must allow this machine to read them."""
     answer = plain_request("GET", url + path, timeout=60.0)
     assert answer.status_code == 200, answer.text
     return parse(answer.text)

@@ -1,4 +1,4 @@
-"""A real server with two workers and fake Hubs as its upstream, and clients that can choose the worker they reach."""
+"""A real server with two workers that mirrors a fake Hub, and HTTP clients that can choose the worker that answers."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ REPO = "library/app"
 
 
 class BackgroundGet:
-    """A client that sends one GET, over its own connection and in its own thread. `body`: the bytes received so far.
-    While `hold` is not set, it reads none of the body."""
+    """A client that sends one GET on its own connection and in its own thread. `body`: the bytes received so far.
+    `hold`: the client reads the body only after this event is set."""
 
     def __init__(
         self,
@@ -59,11 +59,11 @@ class BackgroundGet:
         return self.status in (200, 206) and len(self.body) == int(self.headers["content-length"])
 
     def answered(self) -> BackgroundGet:
-        """Waits for the headers."""
+        """Waits until the headers have arrived."""
         return self._until(lambda: self.status > 0)
 
     def reached(self, count: int) -> BackgroundGet:
-        """Waits until `count` bytes were received."""
+        """Waits until at least `count` bytes of the body have arrived."""
         return self._until(lambda: len(self.body) >= count)
 
     def ended(self) -> BackgroundGet:
@@ -73,15 +73,17 @@ class BackgroundGet:
         return self
 
     def leave(self) -> None:
-        """Disconnects."""
+        """Closes the connection before the end of the response."""
         with suppress(OSError):
             self._connection.sock.shutdown(socket.SHUT_RDWR)
         self.ended()
 
-    def _until(self, true: Callable[[], bool]) -> BackgroundGet:
+    def _until(self, condition: Callable[[], bool]) -> BackgroundGet:
         with self._changed:
-            assert self._changed.wait_for(lambda: self._ended or true(), TIMEOUT), f"nothing after {len(self.body)}"
-        assert true(), f"it ended with status {self.status} after {len(self.body)} bytes"
+            assert self._changed.wait_for(lambda: self._ended or condition(), TIMEOUT), (
+                f"nothing after {len(self.body)}"
+            )
+        assert condition(), f"it ended with status {self.status} after {len(self.body)} bytes"
         return self
 
     def _run(self, path: str, headers: Mapping[str, str], hold: threading.Event | None) -> None:
@@ -99,7 +101,7 @@ class BackgroundGet:
                     self.body += data
                     self._changed.notify_all()
         except (OSError, http.client.HTTPException):
-            pass  # what has come tells
+            pass  # the test checks the status and the received bytes
         finally:
             self._connection.close()
             with self._changed:
@@ -108,7 +110,7 @@ class BackgroundGet:
 
 
 class MirrorSite:
-    """`image` is at the upstream as `library/app:1`. `blob` is its last layer."""
+    """A mirror and its upstream. The upstream has the image `image` as `library/app:1`; `blob` is its last layer."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder = folder
@@ -121,8 +123,9 @@ class MirrorSite:
         self.http: httpx2.Client
 
     def start(self, *sizes: int, settings: str = "", more: str = "", endpoints: int = 1, **switches: Any) -> MirrorSite:
-        """Starts the upstream and the server. `sizes`: of the layers. `settings`: of the upstream; `more`: further
-        settings before them. With two `endpoints`, the first is `hub` and the second `other`."""
+        """Starts the upstream and the server. `sizes`: the sizes of the layers. `settings`: settings of the upstream;
+        `more`: settings of the server. `endpoints`: the number of fake Hubs that are endpoints of the upstream; the
+        first is `hub`, the last is `other`."""
         self.image = self.content.add(REPO, noise_image("app", *(sizes or (1000, SIZE))), "1", "latest")
         switches = {"auth": "bearer", "redirects": True, "send_buffer": 65536, **switches}
         hubs = [self.upstream(self.content, **switches) for _ in range(endpoints)]
@@ -135,17 +138,17 @@ class MirrorSite:
         return self
 
     def upstream(self, content: UpstreamContent, **switches: Any) -> Hub:
-        """Starts one more fake Hub."""
+        """Starts another fake Hub with this content."""
         return self._stack.enter_context(hub(self.folder, content, **switches))
 
     def serve(self) -> None:
-        """Starts the server, also a second time on the same data."""
+        """Starts the server. May be called again to start it on the same data directory."""
         config = str(self.folder / "entrepot.toml")
         self.server = self._stack.enter_context(running_server(self.folder, "--config", config))
         self.http = self._stack.enter_context(plain_client(self.server.url, timeout=TIMEOUT))
 
     def inspect(self, reference: str = "1") -> httpx2.Response:
-        """Gets the manifest, with which a pull begins."""
+        """Gets the manifest of the image, as a client does at the start of a pull."""
         answer = self.http.get(f"/v2/{REPO}/manifests/{reference}")
         assert answer.status_code == 200, answer.text
         return answer
@@ -164,7 +167,7 @@ class MirrorSite:
 
     @property
     def encoded(self) -> str:
-        """The part of the path of the blob's bytes at the upstream by which requests for them are recognised."""
+        """The encoded part of the blob's digest. It is in the path of all upstream requests for the blob."""
         return self.digest.partition(":")[2]
 
     @property
@@ -180,14 +183,15 @@ class MirrorSite:
         hold: threading.Event | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> BackgroundGet:
-        """Requests the blob, or `path`. `span`: as in `bytes=SPAN`. `worker`: the worker to reach; None: any."""
+        """Requests the blob, or `path`. `span`: a range such as `0-99` for the Range header. `worker`: the process id
+        of the worker that must accept the connection; None: any worker."""
         all_headers = {**(headers or {}), **({"Range": f"bytes={span}"} if span else {})}
         return BackgroundGet(self._connect(worker, slow=hold is not None), path or self.path, all_headers, hold)
 
-    def finish(self, begun: BackgroundGet) -> bytes:
-        """Returns the blob: the bytes that were received, and the rest by Range requests, repeated after each
-        interruption."""
-        body = bytes(begun.ended().body)
+    def finish(self, request: BackgroundGet) -> bytes:
+        """Waits for the end of a request for the blob, and requests the missing bytes with Range until the blob is
+        complete. Returns all bytes."""
+        body = bytes(request.ended().body)
         for _ in range(20):
             if len(body) == self.size:
                 return body
@@ -211,15 +215,16 @@ class MirrorSite:
         raise AssertionError(f"no connection came to worker {worker}")
 
     def asked(self, kind: HubRequestKind | None = None, *, match: str = "", far: Hub | None = None) -> int:
-        """Returns how many requests the upstream has received. Leaves out those that it answered with 401, and HEAD
-        requests for manifests, which Docker Hub does not count."""
+        """Returns how many requests the upstream has received. Requests that it answered with 401 do not count. HEAD
+        requests for manifests do not count either, because Docker Hub does not count them."""
         found = [seen for seen in (far or self.hub).requests(kind, match=match) if seen.status != 401]
         return sum(1 for seen in found if (seen.kind, seen.method) != ("manifest", "HEAD"))
 
-    # What lies on the disk
+    # Files on the disk
 
     def extents(self) -> list[Interval]:
-        """Returns which bytes of the partial blob are stored, as its owner has told all processes."""
+        """Returns which bytes of the partial blob (a blob that is still being downloaded) are stored. The worker that
+        downloads it, its owner, writes this to the state file for all processes."""
         state = self._state()
         for _ in range(1000):
             fd = os.open(state, os.O_RDONLY)
@@ -231,7 +236,8 @@ class MirrorSite:
         raise AssertionError("the state file cannot be read")
 
     def owner(self) -> int:
-        """Returns the worker that has the lock on the first byte of the state of the partial blob (proc(5), fdinfo)."""
+        """Returns the worker that owns the partial blob: it has locked the first byte of the state file (proc(5),
+        fdinfo)."""
         state = str(self._state())
         for pid in self.server.worker_pids():
             for fd in open_files(pid, state):
@@ -244,31 +250,32 @@ class MirrorSite:
         return layout.partial_state(layout.partial_name(Digest(self.digest), self.size, "docker.io"))
 
     def kept(self) -> list[str]:
-        """Returns the files with bytes of the blob."""
+        """Returns the paths of all files of the blob in the data directory."""
         return [str(path) for path in self.server.data.rglob(f"*{self.encoded}*")]
 
-    def refetched(self, here: Collection[Interval], since: float) -> list[Interval]:
-        """Returns which bytes of the intervals in `here` were requested from the upstream after the time `since`."""
-        asked = [seen for seen in self.hub.requests("blob", digest=self.digest) if seen.begun > since]
-        return overlap((seen.interval for seen in asked), here)
+    def refetched(self, intervals: Collection[Interval], since: float) -> list[Interval]:
+        """Returns which bytes of `intervals` the upstream has sent again, in responses to requests after
+        the time `since`."""
+        later_requests = [seen for seen in self.hub.requests("blob", digest=self.digest) if seen.begun > since]
+        return overlap((seen.interval for seen in later_requests), intervals)
 
 
 def overlap(first: Iterable[Interval], second: Collection[Interval]) -> list[Interval]:
-    """Returns the parts that the intervals in `first` and those in `second` have in common."""
+    """Returns the parts of the intervals in `first` that also lie in intervals of `second`."""
     found = [(max(a, c), min(b, d)) for a, b in first for c, d in second]
     return [each for each in found if each[0] < each[1]]
 
 
-def wait_until(true: Callable[[], bool], what: str) -> None:
-    """Calls `true` again and again until it returns True."""
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Calls `condition` again and again until it returns True. `what`: the awaited fact, for the error message."""
     deadline = time.monotonic() + TIMEOUT
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline, f"waited in vain: {what}"
         time.sleep(0.005)
 
 
 def worker_of(server: RegistryServer, port: int) -> int:
-    """Returns the worker that has accepted the connection from this port of the test."""
+    """Returns the process id of the worker that has accepted the connection from the client port `port`."""
     deadline = time.monotonic() + TIMEOUT
     while (pid := accepting_process(server.port, port, server.worker_pids())) is None:
         assert time.monotonic() < deadline, f"no worker has the connection from {port}"

@@ -1,5 +1,4 @@
-"""An upstream in memory, with faults. It takes the place of the HTTP client of a mirror, and checks its arguments
-strictly."""
+"""A fake of a mirror's upstream client, with content in memory and with faults. It checks how the mirror calls it."""
 
 from __future__ import annotations
 
@@ -21,28 +20,30 @@ CHUNK = 64 * 1024
 
 @dataclass
 class SourceFaults:
-    """The faults of the upstream. `drops`: after how many bytes each of the next responses breaks off. `corrupt`:
-    endpoints that send wrong bytes. `gates`: at each of these offsets, a response waits until the event is set. `down`:
-    the error that every call raises."""
+    """The faults of the upstream. `down`: the error that every call raises. `ranges`: whether the upstream supports
+    ranges. `drops`: for each of the next responses, the number of bytes after which it breaks off. `corrupt`: endpoints
+    that send wrong bytes. `gates`: offsets at which a response waits until the event is set. `few_left`: whether the
+    upstream's rate limit is almost used up."""
 
     down: RegistryError | None = None
     ranges: bool = True
     refuses_ranges: bool = False
-    """A request for a range gets an error."""
+    """Whether a request for a range gets an error."""
     drops: list[int] = field(default_factory=list)
     corrupt: set[str] = field(default_factory=set)
     away: set[str] = field(default_factory=set)
     """Endpoints that cannot be reached."""
     gates: dict[int, threading.Event] = field(default_factory=dict)
     hold: asyncio.Event | None = None
-    """Manifest and HEAD requests wait for it."""
+    """All requests except downloads of blobs wait for this event."""
     stall: asyncio.Event | None = None
-    """Blob requests wait for it before they are answered."""
+    """Downloads of blobs wait for this event before they begin."""
     few_left: bool = False
 
 
 class FakeSource:
-    """An `UpstreamClient`. `calls` counts the requests by kind. `sent` has every span of bytes that was sent."""
+    """An `UpstreamClient`. `calls` counts the requests by kind. `asked` has the requested spans, and `sent` the sent
+    spans of each blob. `at_once` is the number of running downloads, `most_at_once` its highest value."""
 
     name = "docker.io"
 
@@ -66,7 +67,7 @@ class FakeSource:
         for sending in list(self._sending):
             sending.cancelled.set()
 
-    # What it holds.
+    # Content
 
     def add_blob(self, repo: str, data: bytes) -> Descriptor:
         found = descriptor_of(data)
@@ -80,13 +81,13 @@ class FakeSource:
         return manifest
 
     def add_image(self, repo: str, *layers: bytes, config: bytes = b"{}", tags: tuple[str, ...] = ("1",)) -> Manifest:
-        made = image_of(self.add_blob(repo, config), [self.add_blob(repo, layer) for layer in layers])
-        return self.add_manifest(repo, made, *tags)
+        manifest = image_of(self.add_blob(repo, config), [self.add_blob(repo, layer) for layer in layers])
+        return self.add_manifest(repo, manifest, *tags)
 
     def bytes_sent(self, digest: Digest) -> int:
         return sum(stop - start for start, stop in self.sent.get(digest, ()))
 
-    # Source.
+    # Methods of UpstreamClient
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
         await self._called("head manifest")
@@ -116,8 +117,8 @@ class FakeSource:
         found = sorted(ref for name, ref in self.manifests if name == repo and isinstance(ref, Tag))
         if not found:
             raise NameUnknown
-        rest = [tag for tag in found if after is None or tag > after]
-        return Page(rest[:limit], len(rest) > limit)
+        following = [tag for tag in found if after is None or tag > after]
+        return Page(following[:limit], len(following) > limit)
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
@@ -165,8 +166,8 @@ class FakeSource:
             raise UpstreamUnavailable("the upstream registry answers 416")
         if not self.faults.ranges and (start, stop) != (0, len(data)):
             raise RangesUnsupported
-        here = [e for e in self.endpoints if e not in self.faults.away]
-        endpoint = next((e for e in here if e not in avoid), here[0])
+        reachable = [e for e in self.endpoints if e not in self.faults.away]
+        endpoint = next((e for e in reachable if e not in avoid), reachable[0])
         sending = _Sending(self, digest, endpoint, data, start, stop, sink)
         self.at_once += 1
         self._sending.add(sending)
@@ -179,18 +180,18 @@ class FakeSource:
 
 
 class _Sending:
-    """One response, in a thread of its own. A cancellation ends it before the next chunk."""
+    """Sends one response in a thread of its own. After a cancellation, it ends before the next chunk."""
 
     def __init__(
-        self, far: FakeSource, digest: Digest, endpoint: str, data: bytes, start: int, stop: int, sink: BlobSink
+        self, source: FakeSource, digest: Digest, endpoint: str, data: bytes, start: int, stop: int, sink: BlobSink
     ) -> None:
-        self._far = far
+        self._source = source
         self._digest = digest
         self._endpoint = endpoint
         self._data = data
         self._start, self._stop = start, stop
         self._sink = sink
-        self._drop = far.faults.drops.pop(0) if far.faults.drops else None
+        self._drop = source.faults.drops.pop(0) if source.faults.drops else None
         self.cancelled = threading.Event()
 
     async def run(self) -> None:
@@ -203,28 +204,28 @@ class _Sending:
             raise
 
     def _send(self) -> None:
-        wrong = self._endpoint in self._far.faults.corrupt
+        wrong = self._endpoint in self._source.faults.corrupt
         self._sink.begin(self._endpoint, self._start, self._stop, len(self._data))
-        at = self._start
-        sent = self._far.sent.setdefault(self._digest, [])
-        while at < self._stop:
-            stop = min(self._stop, at + CHUNK - at % CHUNK)
-            if self._drop is not None and at + self._drop - self._start < stop:
+        position = self._start
+        sent = self._source.sent.setdefault(self._digest, [])
+        while position < self._stop:
+            stop = min(self._stop, position + CHUNK - position % CHUNK)
+            if self._drop is not None and position + self._drop - self._start < stop:
                 stop = self._start + self._drop
-            if stop > at:
-                self._wait(at, stop)
-                chunk = bytearray(self._data[at:stop])
+            if stop > position:
+                self._wait(position, stop)
+                chunk = bytearray(self._data[position:stop])
                 if wrong:
                     chunk[0] ^= 1
-                sent.append((at, stop))
-                self._sink.take(at, memoryview(chunk))
-            at = stop
-            if self._drop is not None and at - self._start >= self._drop:
+                sent.append((position, stop))
+                self._sink.take(position, memoryview(chunk))
+            position = stop
+            if self._drop is not None and position - self._start >= self._drop:
                 raise UpstreamUnavailable("the connection broke")
 
-    def _wait(self, at: int, stop: int) -> None:
-        for offset, gate in list(self._far.faults.gates.items()):
-            while at <= offset < stop and not gate.wait(0.01):
+    def _wait(self, position: int, stop: int) -> None:
+        for offset, gate in list(self._source.faults.gates.items()):
+            while position <= offset < stop and not gate.wait(0.01):
                 if self.cancelled.is_set():
                     raise UpstreamUnavailable("cancelled")
         if self.cancelled.is_set():

@@ -1,7 +1,7 @@
-"""The data directory of a CNCF Distribution registry, in the format in which that registry writes it (`OldDirectory`).
+"""Writes data directories in the format of a CNCF Distribution registry (`OldDirectory`), from which tests import.
 
 Some tests in tests/system/migration import a directory that Debian's real docker-registry has written. This module can
-write directories with faults that the real registry does not make.
+also write directories with faults, which the real registry would not write.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tests.fakes.upstream_content import ImageTree, UpstreamContent
 
 
 class OldDirectory:
-    """A directory at `path`, below which the old registry has its content."""
+    """A data directory of the old registry at `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -21,17 +21,17 @@ class OldDirectory:
         (self.root / "repositories").mkdir(parents=True)
 
     def push(self, repo: str, image: ImageTree, *tags: str) -> ImageTree:
-        """Writes an image with everything below it, and returns it."""
+        """Writes an image with all manifests and blobs to which it refers, and returns the image."""
         content = UpstreamContent()
         content.add(repo, image, *tags)
-        held = content.repositories[repo]
-        for digest, blob in held.blobs.items():
+        repository = content.repositories[repo]
+        for digest, blob in repository.blobs.items():
             self.write_data(digest, blob.read())
             self.write_link(self.layer(repo, digest), digest)
-        for digest, (body, _) in held.manifests.items():
+        for digest, (body, _) in repository.manifests.items():
             self.write_data(digest, body)
             self.write_link(self.revision(repo, digest), digest)
-        for tag, digest in held.tags.items():
+        for tag, digest in repository.tags.items():
             self.write_link(self.tag(repo, tag), digest)
         return image
 
@@ -55,12 +55,12 @@ class OldDirectory:
         path.chmod(0o644)
 
     def write_link(self, path: Path, digest: str, at: float | None = None) -> None:
-        """Writes a link file. `at`: its time; None: now."""
+        """Writes a link file, whose content is a digest. `at`: the file's modification time; None: now."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(digest)
         if at is not None:
             os.utime(path, (at, at))
 
     def snapshot(self) -> dict[str, bytes]:
-        """Returns every file with its bytes."""
+        """Returns the bytes of all files by path."""
         return {str(path): path.read_bytes() for path in sorted(self.path.rglob("*")) if path.is_file()}

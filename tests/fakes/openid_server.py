@@ -1,4 +1,5 @@
-"""An OpenID provider on loopback. It is strict about the protocol, and has faults that tests can set."""
+"""A fake OpenID provider on loopback. It refuses requests that violate the protocol, and has faults that tests can
+set."""
 
 from __future__ import annotations
 
@@ -33,15 +34,19 @@ class CodeGrant:
 
 @functools.cache
 def _provider_key() -> IssuerKey:
-    """Returns the key of all providers of a test process, because RSA keys take long to make."""
+    """Returns the signing key. All providers in a test process share it, because making an RSA key takes long."""
     return IssuerKey("sso-1", "RS256")
 
 
 @dataclass
 class FakeOpenIDProvider:
-    """Logs in the account `person` at once. `altered`: changes the claims of an ID token; `signed`: signs them.
-    `error`: the error with which the browser is sent back. `described`: replaces parts of the metadata. `statuses`: the
-    status for a path. While `open` is clear, requests for the paths in `held` wait."""
+    """A provider that logs every browser in as `person`, without asking for a password.
+
+    `altered`: a function that changes the claims of an ID token; `signed`: a function that signs the claims. `error`:
+    the error with which the browser is redirected back. `described`: replacements for parts of the metadata.
+    `statuses`: the status of the responses for a path. While the event `open` is clear, requests for the paths in
+    `held` wait. `asked`, `forms`, `paths` and `tokens` record the login requests, the token requests, the requested
+    paths and the issued ID tokens."""
 
     secret: str | None = SECRET
     post: bool = False
@@ -87,7 +92,7 @@ class FakeOpenIDProvider:
         return self.altered({**base, **self.person})
 
     def authorize(self, query: dict[str, str]) -> str:
-        """Returns the URL to which the browser is redirected. Refuses invalid requests, as a strict provider does."""
+        """Returns the URL to which the browser is redirected. Raises AssertionError for an invalid request."""
         assert query["response_type"] == "code"
         assert query["client_id"] == CLIENT
         assert "openid" in query["scope"].split(" ")
@@ -106,9 +111,10 @@ class FakeOpenIDProvider:
         return f"{query['redirect_uri']}?{urlencode(answer)}"
 
     def exchange(self, form: dict[str, str], authorization: str) -> tuple[int, dict[str, Any]]:
-        """Returns an ID token for a code, once, if the client has the secret and the verifier."""
+        """Returns the status and the body of the response to a token request. A code gets an ID token only once, and
+        only if the client has sent the right secret and verifier."""
         self.forms.append(form)
-        if not self._knows(form, authorization):
+        if not self._is_client_authentic(form, authorization):
             return 401, {"error": "invalid_client"}
         grant = self.grants.pop(form.get("code", ""), None)
         verifier = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
@@ -123,7 +129,7 @@ class FakeOpenIDProvider:
         self.tokens.append(sign(self.claims(grant.nonce)))
         return 200, {"token_type": "Bearer", "access_token": "x", "id_token": self.tokens[-1]}
 
-    def _knows(self, form: dict[str, str], authorization: str) -> bool:
+    def _is_client_authentic(self, form: dict[str, str], authorization: str) -> bool:
         if self.secret is None or self.post:
             return form.get("client_id") == CLIENT and form.get("client_secret") == self.secret and not authorization
         scheme, _, text = authorization.partition(" ")
@@ -181,15 +187,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def openid_provider(**settings: Any) -> Iterator[FakeOpenIDProvider]:
-    made = FakeOpenIDProvider(**settings)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"provider": made}))
-    made.url = f"http://127.0.0.1:{server.server_address[1]}"
+    provider = FakeOpenIDProvider(**settings)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"provider": provider}))
+    provider.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield made
+        yield provider
     finally:
-        made.open.set()
+        provider.open.set()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -1,4 +1,4 @@
-"""A collector for OpenTelemetry, which accepts what a real server sends."""
+"""An OpenTelemetry collector, which accepts the traces and metrics of a real server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 class Collector:
-    """Accepts OTLP over HTTP. `spans`: the received spans. `metrics`: the last metrics of each service instance, by its
-    id. With the status 503, it accepts nothing."""
+    """Accepts OTLP over HTTP. `spans`: the received spans. `metrics`: the last metrics of each service instance, by the
+    id of the instance. `status`: the status of all responses; the collector stores data only if this is 200."""
 
     def __init__(self, status: int = 200) -> None:
         self.spans: list[Any] = []
@@ -58,5 +58,5 @@ class Collector:
         return [span for span in self.spans if span.name == name]
 
 
-def attributes(thing: Any) -> dict[str, str | int]:
-    return {each.key: each.value.string_value or each.value.int_value for each in thing.attributes}
+def attributes(resource_or_span: Any) -> dict[str, str | int]:
+    return {each.key: each.value.string_value or each.value.int_value for each in resource_or_span.attributes}

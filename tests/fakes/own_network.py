@@ -1,4 +1,4 @@
-"""A network of a test's own, in which every port is free and rules of a firewall disturb nobody."""
+"""Gives a test its own network namespace, in which every port is free and firewall rules do not affect the host."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ _IFF_UP = 1
 
 @contextlib.contextmanager
 def own_network() -> Iterator[None]:
-    """Moves the calling thread into a new network namespace, in which only the loopback device is there and up. The
-    threads and processes that it starts until the end of the block are in it as well. Needs root.
+    """Moves the calling thread into a new network namespace until the block ends. The namespace has only a loopback
+    device, which is up. Threads and processes that are started in the block are in the same namespace. Needs root.
 
-    Start no `ForkedProcess` in the block: their parent process lives on, and would stay in this network.
+    Start no `ForkedProcess` in the block: the first one starts a fork server, which would stay in this namespace after
+    the block.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    previous_namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         _raise_on_error(libc.unshare(_CLONE_NEWNET))
         try:
@@ -32,9 +33,9 @@ def own_network() -> Iterator[None]:
                 fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
             yield
         finally:
-            _raise_on_error(libc.setns(before, _CLONE_NEWNET))
+            _raise_on_error(libc.setns(previous_namespace, _CLONE_NEWNET))
     finally:
-        os.close(before)
+        os.close(previous_namespace)
 
 
 def _raise_on_error(result: int) -> None:

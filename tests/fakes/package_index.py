@@ -1,4 +1,4 @@
-"""A mirror of PyPI with the packages of the lock files, for builds that reach nothing else."""
+"""A local mirror of PyPI with the packages of the lock files, for builds that can reach no other network."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pathlib import Path
 
 
 def download_packages(folder: Path, python_version: str, *lock_files: Path) -> None:
-    """Downloads what the lock files name, as wheels for this machine and a version of Python such as `3.11`, into
-    `folder`, in the layout of an index (PEP 503). Uses the index that pip is set up for."""
+    """Downloads the packages in the lock files into `folder`, as wheels for this machine. `python_version`: the version
+    of Python, such as `3.11`. The files get the layout of a package index (PEP 503). Downloads from the index for which
+    pip is configured."""
     files = [word for each in lock_files for word in ("--requirement", str(each))]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes"]
     command += ["--only-binary", ":all:", "--python-version", python_version, "--dest", str(folder), *files]
@@ -29,13 +30,13 @@ def download_packages(folder: Path, python_version: str, *lock_files: Path) -> N
 
 class _QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """Writes nothing."""
+        """Logs nothing."""
 
 
 @contextlib.contextmanager
 def package_index(folder: Path) -> Iterator[str]:
-    """Serves what `download_packages` wrote into `folder`. Yields the address for PIP_INDEX_URL, on the loopback
-    address of the calling thread's network."""
+    """Serves the packages that `download_packages` has written into `folder`. Yields the URL for PIP_INDEX_URL. It is
+    on the loopback address of the calling thread's network namespace."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()

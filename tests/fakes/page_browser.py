@@ -1,4 +1,4 @@
-"""A real browser for the pages: Debian's Chromium, driven by Playwright.
+"""Opens pages of the web UI in a real browser: Debian's Chromium, controlled by Playwright.
 
 `PageBrowser.tab` opens a tab and records its console and its requests. When the tab is closed, the test fails if the
 console had an error, or if a request went to another site than the registry.
@@ -22,12 +22,13 @@ ARGUMENTS: Final = (
 )
 TIMEOUT_MS: Final = 60_000
 AA_RULES: Final = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-"""The rules that axe checks: those of WCAG 2.2 AA, and what axe recommends besides."""
+"""The rules that axe, the accessibility checker, applies: those of WCAG 2.2 AA, and axe's own recommendations."""
 
 
 @dataclass
 class Tab:
-    """A tab with a profile of its own. `allowed_errors`: texts of console messages that the test causes itself."""
+    """A tab with a profile of its own. `own`: the URL of the registry. `errors` and `urls`: the recorded console errors
+    and requests. `allowed_errors`: parts of console errors that the test expects."""
 
     page: Page
     own: str
@@ -36,11 +37,11 @@ class Tab:
     allowed_errors: list[str] = field(default_factory=list)
 
     def open(self, path: str) -> None:
-        """Opens a page, and waits until its scripts have run."""
+        """Opens a page of the registry, and waits until it is loaded."""
         self.page.goto(f"{self.own}{path}", wait_until="load")
 
     def log_in(self, name: str, password: str) -> None:
-        """Fills in the login form, and waits for the next page."""
+        """Fills in and sends the login form, and waits for the page Overview."""
         self.open("/ui/login")
         self.page.fill("#user", name)
         self.page.fill("#password", password)
@@ -48,11 +49,11 @@ class Tab:
         self.page.wait_for_url("**/ui/overview")
 
     def accessibility_problems(self, *rules: str) -> list[str]:
-        """Returns what axe finds on the page with these rules, or with all rules."""
+        """Returns the violations that axe finds on the page, of these rules or, without arguments, of all rules."""
         chosen = {"type": "rule", "values": list(rules)} if rules else {"type": "tag", "values": AA_RULES}
         devtools = self.page.context.new_cdp_session(self.page)
         try:
-            # By the browser's own protocol, since the page's policy forbids scripts to evaluate text.
+            # Uses the browser's debugging protocol, because the page's Content-Security-Policy forbids `eval`.
             if not self._evaluate(devtools, "typeof axe === 'object'"):
                 self._evaluate(devtools, AXE_SCRIPT)
             options = f"{{runOnly: {chosen!r}, resultTypes: ['violations']}}"
@@ -74,7 +75,7 @@ class Tab:
         return answer["result"].get("value")
 
     def check(self) -> None:
-        """Fails if the console had an error, or if a request went to another site."""
+        """Raises AssertionError if the console had an unexpected error, or if a request went to another site."""
         unexpected = [error for error in self.errors if not any(part in error for part in self.allowed_errors)]
         assert unexpected == []
         foreign = {url for url in self.urls if urlsplit(url).netloc != urlsplit(self.own).netloc}
@@ -105,12 +106,13 @@ class PageBrowser:
         width: int = 1200,
         **more: Any,
     ) -> Iterator[Tab]:
-        """Opens a tab with a new profile. Closes and checks it at the end. `own`: the URL of the registry."""
+        """Opens a tab with a new profile until the block ends, and then checks it (`Tab.check`). `own`: the URL of the
+        registry."""
         context = self._browser.new_context(
             locale=language,
             color_scheme="dark" if dark else "light",
             java_script_enabled=javascript,
-            reduced_motion="reduce",  # colours change at once, so axe measures no colour in between
+            reduced_motion="reduce",  # without animations, so that axe measures only final colours
             viewport={"width": width, "height": 900},
             **more,
         )
@@ -129,8 +131,8 @@ class PageBrowser:
 
 @contextmanager
 def page_browser(*arguments: str) -> Iterator[PageBrowser]:
-    """Starts Chromium with a new profile, and ends it at the end of the block. Meanwhile, this thread cannot run
-    another event loop."""
+    """Runs Chromium with a new profile until the block ends. Inside the block, this thread cannot run another event
+    loop."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *arguments])
         try:

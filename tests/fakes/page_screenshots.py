@@ -1,4 +1,5 @@
-"""`python -m tests.fakes.page_screenshots FOLDER`: pictures of the pages in each language, for the documentation."""
+"""`python -m tests.fakes.page_screenshots FOLDER` writes pictures of the web UI in each language, for the
+documentation."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ PAGES = {
     "system": "/ui/system",
 }
 LANGUAGES = {"en": ("en-US", False), "zh": ("zh-CN", True)}
-"""By the name in the pictures' file names: the browser's language, and whether the picture is dark."""
+"""For each suffix of the pictures' file names: the browser's language, and whether the page has dark colours."""
 
 
 def main(folder: Path) -> None:

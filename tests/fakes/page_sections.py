@@ -1,8 +1,8 @@
-"""The console blocks of a page of docs, and whether a command prints what the page shows.
+"""Reads the console blocks of a page of the documentation, and compares the output of commands with the page.
 
-A page says behind the language of a block, where readers do not see it, what its test has to know:
+A block can have a mark for the tests. The mark follows the language of the block, where readers do not see it:
 
-    ```console test: NAME            before this block the test prepares what NAME stands for
+    ```console test: NAME            before this block, the test runs the preparation NAME
     ```console not run here: FILE    the test does not run this block; FILE is the test that does
 
 A line of output that begins with two spaces continues the line before it. A line `…` stands for any lines.
@@ -49,18 +49,18 @@ class Command:
 
 @dataclass(frozen=True)
 class Section:
-    """What a page has below one heading. `parts` are commands and the names of what the test prepares, in the page's
-    order. `settings` are its TOML blocks, one after another."""
+    """The part of a page below one heading. `parts`: the commands and the names of preparations, in the order of the
+    page. `settings`: the text of all TOML blocks."""
 
     title: str
     settings: str
     parts: tuple[Command | str, ...]
     elsewhere: dict[str, list[str]] = field(hash=False)
-    """The commands that the test does not run, by the test that does."""
+    """The commands that this test does not run, by the name of the test that runs them."""
 
 
 def read_sections(page: Path) -> list[Section]:
-    """Reads the sections of the second level."""
+    """Returns the sections of a page, which begin with headings of the second level."""
     return [_section(text) for text in page.read_text().split("\n## ")[1:]]
 
 
@@ -82,7 +82,8 @@ def _section(text: str) -> Section:
 
 
 def commands_of(block: str) -> Iterator[Command]:
-    """Yields the commands of a console block. A command goes on after a line that ends with a backslash."""
+    """Yields the commands of a console block. A command whose line ends with a backslash continues on the next line.
+    The output of a following `echo $?` is the expected exit code."""
     block = re.sub(r"\\\n\s*", "", block)
     ended = [text.splitlines() for text in re.split(r"^\$ ", block, flags=re.MULTILINE) if text]
     for (line, *output), following in zip(ended, [*ended[1:], [""]], strict=True):
@@ -92,7 +93,7 @@ def commands_of(block: str) -> Iterator[Command]:
 
 
 def joined_lines(lines: Sequence[str]) -> list[str]:
-    """Returns the lines, with those that begin with two spaces at the end of the line before them."""
+    """Returns the lines. Appends each line that begins with two spaces to the line before it."""
     joined: list[str] = []
     for line in lines:
         if line.startswith("  ") and joined:
@@ -103,17 +104,17 @@ def joined_lines(lines: Sequence[str]) -> list[str]:
 
 
 def shape_of(line: str, *, is_loose: bool = False) -> str:
-    """Returns a line of output without the parts that differ between runs: digests, times, sizes, and the widths of
-    tables. `is_loose`: also without numbers."""
+    """Returns the shape of a line of output: fixed words replace digests, times, sizes, and other parts that differ
+    between runs. `is_loose`: also replaces numbers."""
     for pattern, name in [*_SHAPES, *(_LOOSE_SHAPES if is_loose else [])]:
         line = pattern.sub(name, line)
     return line.strip()
 
 
 def has_shape(output: str, expected: Sequence[str], *, is_loose: bool = False) -> bool:
-    """Returns whether a command has printed exactly the lines whose shapes the page shows, in this order, except where
-    the page has `…`. `is_loose`: numbers may differ, and lines that begin with two spaces continue the line before them
-    in the output as well."""
+    """Returns whether the lines of `output` have the shapes of the `expected` lines, in the same order. An expected
+    line `…` stands for any lines. `is_loose`: numbers may differ, and an output line that begins with two spaces
+    continues the line before it."""
     shapes = [
         ".*?" if line == "…" else re.escape(shape_of(line, is_loose=is_loose) + "\n") for line in expected if line
     ]

@@ -1,9 +1,9 @@
-"""A registry with hosted and cached repositories and with accounts, for the pages.
+"""Runs a registry for tests of the web UI. It has pushed repositories, cached repositories, and accounts.
 
-`root` is an admin. `alice`, who is in the group `crew`, may pull and push crew/**, and pull what is cached. `ci` is a
-robot with an API token. Everyone may pull public/** and zoo/**. The texts of `public/described` contain HTML, which the
-pages must not interpret. `public/tools` has images with all their blobs, so deleted tags can be put back. Nothing
-listens at the endpoint of the upstream, because pages need no upstream.
+`root` is an admin. `alice` is in the group `crew`. She may pull and push crew/**, and pull docker.io/**, the cached
+repositories. `ci` is a robot with an API token. Everyone may pull public/** and zoo/**. The texts of `public/described`
+contain HTML, which the pages must not interpret. The images in `public/tools` are stored with all their blobs, so that
+a deleted tag can be restored. No server listens at the endpoint of the upstream, because the pages need no upstream.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.fakes.server_process import running_server
 
 MEMBER = "alice"
 MANY = 60
-"""How many repositories are below `zoo/`: more than a page shows."""
+"""Number of repositories below `zoo/`. It is more than one page shows."""
 HOSTILE = "<script>document.title='taken'</script><img src=x onerror=alert(1)>"
 LINKS = "[link](javascript:alert(1)) ![picture](//evil.example/p.png)"
 DESCRIPTION = f"# Described\n\nWhat it is for. {HOSTILE}\n\n{LINKS}"
@@ -39,8 +39,8 @@ QUOTA = [{"prefix": "crew/", "max_size": 2**30, "max_tags": 100}]
 
 @dataclass(frozen=True)
 class PageVisitor:
-    """Somebody who looks at the pages. `name`: the name of their account; None: they do not log in. `sees` and
-    `sees_not`: repositories that the pages show them, and repositories that the pages do not show them."""
+    """A person who uses the web UI. `name`: the account with which the person logs in; None: no login. `sees`: some
+    repositories that the pages show to this person. `sees_not`: some that they do not show."""
 
     name: str | None
     sees: tuple[str, ...]
@@ -77,7 +77,8 @@ async def _fill(data: Path) -> None:
 
 @contextmanager
 def page_site(folder: Path, **variables: str) -> Iterator[MemberSite]:
-    """Starts the server of the registry, with its data below `folder`. `variables`: further settings."""
+    """Runs the registry with its data below `folder` until the block ends. `variables`: further settings, as
+    environment variables."""
     prepare_data_dir(folder / "data")
     asyncio.run(_fill(folder / "data"))
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)

@@ -1,4 +1,4 @@
-"""Content for the pages, written into the store of a data directory: hosted and cached repositories."""
+"""Writes content for tests of the web UI into an opened store: pushed and cached repositories."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SIGNATURE_TYPE = "application/vnd.cncf.notary.signature"
 
 
 async def add_cached(store: StoredRegistry, repo: str, *tags: str, of: str = "", layers: int = 1) -> Manifest:
-    """Stores an image as a mirror does, which needs none of its blobs. By its manifest, each layer has `LAYER_BYTES`.
-    Another `of` makes another image."""
+    """Stores the manifest of an image without its blobs, as a mirror does. According to the manifest, each layer has
+    LAYER_BYTES bytes. Different values of `of` give different images."""
     manifest = _image(of, layers)
     await store.put_manifest(RepositoryName(repo), manifest, [Tag(tag) for tag in tags], by=BY, sparse=True)
     return manifest
@@ -27,7 +27,7 @@ async def add_cached(store: StoredRegistry, repo: str, *tags: str, of: str = "",
 async def add_index(
     store: StoredRegistry, repo: str, tag: str, platforms: Iterable[tuple[str, str]], *, present: int = 0
 ) -> Manifest:
-    """Stores an index of which only the first `present` images are stored."""
+    """Stores an index with an image for each platform. Stores only the first `present` images."""
     images = [(_image(f"{os} {arch}"), {"os": os, "architecture": arch}) for os, arch in platforms]
     for image, _ in images[:present]:
         await store.put_manifest(RepositoryName(repo), image, [], by=BY, sparse=True)
@@ -37,9 +37,9 @@ async def add_index(
 
 
 async def add_described(store: StoredRegistry, repo: str, tag: str, text: str, *, label_bytes: int = 0) -> Manifest:
-    """Stores an index with one image that is stored completely and one that is not stored. The image has two layers,
-    labels and variables. The index has annotations and a signature. All of them contain `text`. `label_bytes`: the size
-    of another label."""
+    """Stores an index with two images. One image is stored with all its blobs, the other one is not stored. The stored
+    image has two layers, labels and environment variables; the index has annotations and a signature. All these texts
+    contain `text`. `label_bytes`: the size of one more label."""
     name = RepositoryName(repo)
     config = {
         "os": "linux",
@@ -73,8 +73,8 @@ async def add_described(store: StoredRegistry, repo: str, tag: str, text: str, *
 
 
 async def add_image(store: StoredRegistry, repo: str, tag: str, layers: Iterable[bytes], **config: object) -> Manifest:
-    """Stores an image with all its blobs, so that it can be deleted and put back. `config`: members of its config for
-    containers, such as `User`."""
+    """Stores an image with all its blobs, so that its tag can be deleted and restored. `config`: members of the
+    container configuration in its config, such as `User`."""
     name = RepositoryName(repo)
     document = {"os": "linux", "architecture": "amd64", "config": config}
     pushed = await push_blob(store, name, json.dumps(document).encode())

@@ -1,7 +1,8 @@
-"""Another process that fills or follows partial blobs.
+"""A second process for tests of partial blobs. A partial blob is a blob that is still being downloaded from an
+upstream. The process can write a partial blob, or wait for the bytes that another process writes.
 
-It is run as `python -m tests.fakes.partial_peer DATA`. It reads one command in JSON, [name, …], from each line of
-stdin, and answers each with one line. `PartialPeer` is the test's end.
+It is run as `python -m tests.fakes.partial_peer DATA`. Each line of its stdin is a command in JSON, [name, …]. It
+answers each command with one line. In the test, a `PartialPeer` sends the commands.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ def digest(seed: int, size: int) -> Digest:
 
 
 class PartialPeer:
-    """A process that carries out commands."""
+    """Controls the second process: sends commands to it, and returns its answers."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
 
     async def ask(self, *command: object) -> Any:
-        """Returns the result of the command, or the name of the error that it raised."""
+        """Sends a command. Returns its result, or the name of the error that it raised."""
         await self.start(*command)
         return await self.answer()
 
@@ -78,7 +79,7 @@ async def partial_peer(data: Path) -> AsyncIterator[PartialPeer]:
         yield PartialPeer(process)
     except BaseException:
         with suppress(ProcessLookupError):
-            process.kill()  # it may be waiting for what this test will not do any more
+            process.kill()  # the process may be waiting for a step that the failed test will not do any more
         raise
     finally:
         assert process.stdin is not None
@@ -87,30 +88,33 @@ async def partial_peer(data: Path) -> AsyncIterator[PartialPeer]:
 
 
 class _Actor:
+    """Carries out the commands in the second process. A command that is not listed in `act` is the name of a method of
+    `Partial`."""
+
     def __init__(self, registry: StoredRegistry, stack: AsyncExitStack) -> None:
         self._registry = registry
         self._stack = stack
         self._partial: Partial | None = None
         self._body = b""
 
-    async def act(self, name: str, *words: Any) -> object:
+    async def act(self, name: str, *arguments: Any) -> object:
         if name == "claim":
-            self._body = content(*words)
-            self._partial = await self._registry.partials.claim(digest(*words), words[1])
+            self._body = content(*arguments)
+            self._partial = await self._registry.partials.claim(digest(*arguments), arguments[1])
             return self._partial.is_owner
         if name in ("take", "slot", "try"):
-            return await self._take(name, *words)
+            return await self._take(name, *arguments)
         if name == "leave":
             await self._stack.aclose()
             return None
         assert self._partial is not None
         match name:
             case "write":
-                start, stop = words
+                start, stop = arguments
                 await asyncio.to_thread(self._partial.write_at, start, self._body[start:stop])
                 return None
             case "wait":
-                return await self._partial.wait(words[0])
+                return await self._partial.wait(arguments[0])
             case "wanted":
                 return self._partial.has_waiters
             case "own":
@@ -122,15 +126,17 @@ class _Actor:
             case _:
                 return getattr(self._partial, name)()
 
-    async def _take(self, name: str, *words: Any) -> object:
-        turns = self._registry.leases
+    async def _take(self, name: str, *arguments: Any) -> object:
+        """Takes a lease or a slot, and keeps it until the command `leave`. Only `try` returns something: whether a slot
+        was free."""
+        leases = self._registry.leases
         if name == "take":
-            await self._stack.enter_async_context(turns.take(*words))
+            await self._stack.enter_async_context(leases.take(*arguments))
             return None
         if name == "slot":
-            await self._stack.enter_async_context(turns.slot(*words))
+            await self._stack.enter_async_context(leases.slot(*arguments))
             return None
-        return await self._stack.enter_async_context(turns.try_slot(*words))
+        return await self._stack.enter_async_context(leases.try_slot(*arguments))
 
 
 async def _main(data: Path) -> None:

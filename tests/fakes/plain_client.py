@@ -1,4 +1,5 @@
-"""An HTTP client for servers that speak no TLS."""
+"""HTTP clients for servers without TLS. They do not load the system's certificate authorities, which would take longer
+than many tests."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import httpx2
 
 
 def plain_client(base_url: str = "", **options: Any) -> httpx2.Client:
-    """Returns an `httpx2.Client` that does not load the certificate authorities, which takes longer than many tests."""
+    """Returns an `httpx2.Client` that does not load the certificate authorities."""
     return httpx2.Client(base_url=base_url, verify=False, trust_env=False, **options)
 
 

@@ -1,4 +1,4 @@
-"""The memory and the open files of a process tree, as the kernel counts them."""
+"""Measures the memory and the open files of processes with the numbers that the kernel has in /proc."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _OWN_MEMORY = ("Pss_Anon:", "Pss_Shmem:")
 
 
 def pss_of(pids: Iterable[int]) -> int:
-    """Returns the bytes of private and shared memory of the processes (proc(5), smaps_rollup): anonymous pages and
-    pages of shared memory. Pages that several of the processes share count once. Pages of files do not count, because a
-    process's share of them changes whenever another process that maps the same library starts or ends. A process that
-    has ended counts nothing."""
+    """Returns how many bytes of memory the processes use (proc(5), smaps_rollup). Counts anonymous pages and pages of
+    shared memory; a page that several of the processes share counts once. Pages of files do not count, because the
+    share of a process in such a page changes whenever another process with the same library starts or ends. Ignores
+    processes that have ended."""
     total = 0
     for pid in pids:
         try:
@@ -29,7 +29,8 @@ def pss_of(pids: Iterable[int]) -> int:
 
 
 class MemoryPeak:
-    """Samples the memory of a process tree during a `with` block, and keeps the highest value."""
+    """Reads the memory of a process tree again and again until the `with` block ends, and keeps the highest value.
+    `every`: seconds between two readings. `samples`: the number of readings."""
 
     def __init__(self, pids: Callable[[], Sequence[int]], every: float = 0.05) -> None:
         self._pids, self._every = pids, every
@@ -61,21 +62,21 @@ TIMEOUT_SECONDS = 20.0
 
 
 def open_files(pids: Iterable[int]) -> dict[int, int]:
-    """Returns the open file descriptors of each process."""
+    """Returns the number of open file descriptors of each process."""
     return {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in pids}
 
 
 def files_below(*folders: Path) -> int:
-    """Returns the files below these folders."""
+    """Returns the number of files below these folders."""
     return sum(len(files) for folder in folders for _, _, files in os.walk(folder))
 
 
 def eventually(fact: Callable[[], bool], patience: float = TIMEOUT_SECONDS) -> bool:
     """Returns whether `fact` becomes true within `patience` seconds. Calls it again and again, because the kernel does
     not report when another process closes a file or socket."""
-    until = time.monotonic() + patience
+    deadline = time.monotonic() + patience
     while not fact():
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             return False
         time.sleep(0.01)
     return True

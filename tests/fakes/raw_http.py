@@ -1,4 +1,4 @@
-"""The client's side of an HTTP connection, byte for byte. It normalises, retries and hides nothing.
+"""A client's end of an HTTP connection on which tests send exact bytes. It normalises, retries and hides nothing.
 
 Responses are parsed strictly (RFC 9112): a wrong length, a missing line end or bytes between two responses fail the
 test.
@@ -35,7 +35,7 @@ class RawAnswer:
     fields: tuple[tuple[str, str], ...]
     body: bytes = field(repr=False)
     interim: tuple[int, ...] = ()
-    """1xx statuses before it."""
+    """The 1xx statuses that the server sent before this response."""
 
     def all(self, name: str) -> list[str]:
         return [value for key, value in self.fields if key == name]
@@ -57,7 +57,7 @@ class RawAnswer:
 
     @property
     def codes(self) -> list[str]:
-        """Returns the error codes in a body of the spec's format."""
+        """The error codes in the body, which must have the format of the OCI spec."""
         return [error["code"] for error in self.json()["errors"]]
 
 
@@ -70,7 +70,8 @@ def message(
     host: str = "registry.test",
     version: str = "1.1",
 ) -> bytes:
-    """Returns the bytes of a request. Adds Content-Length for a body, and to a PUT, POST or PATCH without framing."""
+    """Returns the bytes of a request. Adds Host and, if the request has a body or the method is PUT, POST or PATCH,
+    Content-Length, unless `headers` has them. Adds no Content-Length if `headers` has Transfer-Encoding."""
     pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
     names = {name.lower() for name, _ in pairs}
     framed = names & {"content-length", "transfer-encoding"}
@@ -88,7 +89,8 @@ def chunked(*pieces: bytes) -> bytes:
 
 
 class RawConnection:
-    """A TCP connection to the server."""
+    """A TCP connection to the server. `receive_buffer`: the size of the socket's receive buffer in bytes; None: the
+    system's default."""
 
     def __init__(
         self, address: tuple[str, int], *, timeout: float = TIMEOUT, receive_buffer: int | None = None
@@ -147,7 +149,7 @@ class RawConnection:
     # -- receiving
 
     def _more(self) -> bool:
-        """Receives the next bytes. Returns False at the end."""
+        """Receives the next bytes. Returns False at the end of the connection."""
         if not self.ended:
             data = self.socket.recv(262144)
             self.received += data
@@ -172,7 +174,7 @@ class RawConnection:
         return data
 
     def rest(self) -> bytes:
-        """Receives everything until the server closes the connection."""
+        """Receives all bytes until the server closes the connection."""
         while self._more():
             pass
         data = bytes(self.received)
@@ -205,7 +207,8 @@ class RawConnection:
         return RawAnswer(version.decode(), int(rest[:3]), tuple(fields), b"", interim)
 
     def answer(self, method: str = "GET") -> RawAnswer:
-        """Receives the next complete response, to a request with `method`. Raises ConnectionClosed, Malformed."""
+        """Receives the next complete response. `method`: the method of the request. Raises ConnectionClosed,
+        Malformed."""
         found = self.head()
         return RawAnswer(found.version, found.status, found.fields, self._body(found, method), found.interim)
 
@@ -227,7 +230,8 @@ class RawConnection:
         return self.rest()
 
     def at_end(self) -> bool:
-        """Waits until the server closes the connection. Returns whether no byte came before that."""
+        """Waits until the server closes or resets the connection. Returns whether the server sent no more bytes
+        before."""
         try:
             return self.rest() == b""
         except ConnectionResetError:

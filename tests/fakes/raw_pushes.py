@@ -1,4 +1,4 @@
-"""Pushes over raw connections, to prepare content for a test and to check it afterwards."""
+"""Pushes content on raw HTTP connections, to prepare it for a test."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def describe(data: bytes, media_type: str, **more: Any) -> Document:
 
 
 def image(config: bytes, *layers: bytes) -> bytes:
-    """Returns an image manifest of these blobs."""
+    """Returns an image manifest with this config and these layers."""
     return encode(
         {
             "schemaVersion": 2,
@@ -45,7 +45,7 @@ def image(config: bytes, *layers: bytes) -> bytes:
 
 @dataclass
 class RawPushes:
-    """Sends requests for one repository on one connection. Each must succeed."""
+    """Sends requests for one repository on one connection. Checks that each request succeeds."""
 
     wire: RawConnection
     repo: str

@@ -1,12 +1,13 @@
-"""Real upstreams: Debian's docker-registry, nginx before one as a slow link, and this project itself.
+"""Runs real registries as upstreams: Debian's docker-registry, nginx in front of a registry as a slow link, and
+Entrepot itself.
 
     with docker_registry(tmp_path, content) as far, slow_link(tmp_path, far.url, "8m") as link:
         ...                                    # link.url: the same registry at 8 MiB/s for each request
-    with slow_link(tmp_path, far.url, certificates=certificates(tmp_path)) as link:     # the same by TLS
+    with slow_link(tmp_path, far.url, certificates=certificates(tmp_path)) as link:     # the same registry with TLS
     with docker_registry(tmp_path, remote=upstream.url) as proxy:      # docker-registry as a pull-through cache
-    with entrepot(tmp_path, content) as far:                           # `entrepot serve`, two workers
+    with entrepot(tmp_path, content) as far:                           # `entrepot serve` with two workers
 
-All listen on free loopback ports and end with their block, or with the process that started them.
+All programs listen on free loopback ports. They end with their block, or with the process that started them.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class RunningProgram:
 def docker_registry(
     tmp_path: Path, content: UpstreamContent | None = None, *, remote: str = "", listen: str = "127.0.0.1:0"
 ) -> Iterator[RunningProgram]:
-    """Runs Debian's docker-registry with this content. `remote`: the URL of the registry of which it is a pull-through
-    cache; empty: it is no cache."""
+    """Runs Debian's docker-registry with this content until the block ends. `remote`: the URL of the registry that it
+    mirrors as a pull-through cache; empty: it mirrors none."""
     folder = Path(tempfile.mkdtemp(prefix="docker-registry-", dir=tmp_path))
     config: dict[str, object] = {
         "version": "0.1",
@@ -94,15 +95,15 @@ def docker_registry(
 def slow_link(
     tmp_path: Path, url: str, rate: str = "0", certificates: CertificateBundle | None = None
 ) -> Iterator[RunningProgram]:
-    """Runs nginx in front of the server at `url`. `rate`: bytes per second for each request, in nginx's notation
-    (`8m`); 0: no limit. `certificates`: it uses TLS with them."""
+    """Runs nginx in front of the server at `url` until the block ends. `rate`: bytes per second for each request, in
+    nginx's notation (`8m`); 0: no limit. `certificates`: the certificates for TLS; None: plain HTTP."""
     folder = Path(tempfile.mkdtemp(prefix="nginx-", dir=tmp_path))
     log = folder / "log"
-    # Held, but not listened on, the port is nginx's alone.
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
+    # This socket is bound to the port but does not listen, so that only nginx can listen on the port.
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
         (folder / "nginx.conf").write_text(_nginx_config(folder, port, urlsplit(url).netloc, rate, certificates))
         command = ["nginx", "-p", str(folder), "-e", str(log), "-c", str(folder / "nginx.conf")]
         with _program(command, folder) as process:
@@ -112,7 +113,7 @@ def slow_link(
 
 @contextlib.contextmanager
 def entrepot(tmp_path: Path, content: UpstreamContent | None = None, *args: str, workers: int = 2) -> Iterator[str]:
-    """Runs `entrepot serve` with this content, and yields its URL."""
+    """Runs `entrepot serve` with this content until the block ends. Yields its URL."""
     with running_server(Path(tempfile.mkdtemp(prefix="entrepot-", dir=tmp_path)), *args, workers=workers) as server:
         if content:
             push(server.address, content)
@@ -122,14 +123,14 @@ def entrepot(tmp_path: Path, content: UpstreamContent | None = None, *args: str,
 def push(address: str, content: UpstreamContent) -> None:
     """Pushes all content to the registry at `host:port`."""
     with contextlib.closing(http.client.HTTPConnection(address, timeout=TIMEOUT)) as connection:
-        for repo, held in content.repositories.items():
-            for blob in held.blobs.values():
+        for repo, repository in content.repositories.items():
+            for blob in repository.blobs.values():
                 _push_blob(connection, repo, blob)
-            # What an index points at has to be there before it: children come first.
-            for digest, (body, media_type) in held.manifests.items():
+            # A registry refuses an index whose manifests are missing. `manifests` has them before the index.
+            for digest, (body, media_type) in repository.manifests.items():
                 _ask(connection, "PUT", f"/v2/{repo}/manifests/{digest}", body, {"Content-Type": media_type})
-            for tag, digest in held.tags.items():
-                body, media_type = held.manifests[digest]
+            for tag, digest in repository.tags.items():
+                body, media_type = repository.manifests[digest]
                 _ask(connection, "PUT", f"/v2/{repo}/manifests/{tag}", body, {"Content-Type": media_type})
 
 
@@ -148,11 +149,11 @@ def _ask(
     body: bytes | Iterator[memoryview],
     headers: Mapping[str, str],
 ) -> str:
-    """Sends a request that must succeed, and returns the Location of the response."""
+    """Sends a request, checks that it succeeds, and returns the Location of the response."""
     connection.request(method, target, body, dict(headers))
     response = connection.getresponse()
-    said = response.read()
-    assert response.status in (201, 202), f"{method} {target}: {response.status} {said!r}"
+    body_text = response.read()
+    assert response.status in (201, 202), f"{method} {target}: {response.status} {body_text!r}"
     return response.headers.get("Location", "")
 
 
@@ -163,7 +164,7 @@ def _nginx_config(folder: Path, port: int, target: str, rate: str, certificates:
     secure = ""
     if certificates:
         secure = f"ssl_certificate {certificates.server}; ssl_certificate_key {certificates.key};"
-    # A single process: nothing is left behind when it is killed.
+    # nginx runs as a single process, so that no process is left behind when it is killed.
     return f"""\
 daemon off;
 master_process off;
@@ -200,7 +201,7 @@ def _listens(port: int) -> bool:
 
 @contextlib.contextmanager
 def _program(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a program until the block ends, with its output in `folder/log`."""
+    """Runs a program until the block ends. The program writes to `folder/log`."""
     env = {**environment(folder / "home"), "PYTHONPATH": str(ROOT)}
     with (folder / "log").open("ab") as output:
         process = subprocess.Popen(

@@ -1,5 +1,5 @@
-"""Content for the contract tests: manifests that are made from documents, and short functions to push and read
-blobs."""
+"""Content for tests that call a `Registry` directly: functions that make manifests, and short functions that push and
+read blobs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def index_of(
 
 
 async def push_blob(registry: Registry, repo: RepositoryName, data: bytes, algorithm: str = "sha256") -> Descriptor:
-    """Pushes `data` in one session, and returns its descriptor as a layer."""
+    """Pushes `data` in one session. Returns its descriptor with the media type of a layer."""
     writer = await registry.start_upload(repo, algorithm)
     await writer.write(data)
     await writer.commit(digest_of(data, algorithm))
@@ -90,7 +90,8 @@ async def push_blob(registry: Registry, repo: RepositoryName, data: bytes, algor
 async def push_image(
     registry: Registry, repo: RepositoryName, seed: str, *tags: str, subject: Digest | None = None, **fields: Any
 ) -> Manifest:
-    """Pushes an image with a config and one layer, whose bytes differ for each `seed`."""
+    """Pushes an image with a config and one layer. Different seeds give different bytes. `fields`: further members of
+    the manifest."""
     config = await push_blob(registry, repo, json.dumps({"seed": seed}).encode())
     layer = await push_blob(registry, repo, f"layer of {seed}".encode())
     manifest = image_of(config, [layer], subject=subject, **fields)

@@ -1,7 +1,8 @@
-"""A data directory of each released version, as a recorded archive.
+"""Archives with a data directory of each released version. Tests check that later versions can read them.
 
-`python -m tests.fakes.released_directory` writes the archive of this version (`make record-data`). It holds `data`, the
-data directory of a server that took pushes, and `content.json`, which says what is in it (`DirectoryContent`).
+`python -m tests.fakes.released_directory` writes the archive of this version (`make record-data`). An archive has
+`data`, the data directory of a server after some pushes, and `content.json`, which lists its content
+(`DirectoryContent`).
 """
 
 from __future__ import annotations
@@ -30,42 +31,44 @@ HOSTED, CACHED = "team/app", "docker.io/library/ubuntu"
 
 @dataclass
 class DirectoryContent:
-    """What a recorded directory has. Later versions may add fields; each needs a default for older archives."""
+    """The content of a recorded directory. Later versions may add fields; a new field needs a default for older
+    archives."""
 
     tags: dict[str, dict[str, str]] = field(default_factory=dict)
     """The digest of each tag of each repository."""
     history: list[str] = field(default_factory=list)
-    """What `team/app:latest` pointed at, the newest first."""
+    """The digests at which `team/app:latest` has pointed, the newest first."""
     referrers: list[str] = field(default_factory=list)
-    """The digests of what refers to `team/app:1`."""
+    """The digests of the manifests that refer to `team/app:1`."""
     deleted: str = ""
-    """The digest that the deleted tag `team/app:old` had."""
+    """The digest at which the deleted tag `team/app:old` pointed."""
     robot: str = ""
     """The secret of an API token of the robot `ci`, which may pull `team/**`."""
 
 
 def basic(name: str, secret: str) -> str:
-    """The header `Authorization` of an account."""
+    """Returns the value of the Authorization header for an account."""
     return "Basic " + base64.b64encode(f"{name}:{secret}".encode()).decode()
 
 
 def settings(folder: Path, upstream: str) -> Path:
-    """Writes the settings of a mirror of `docker.io`, which is at the URL `upstream`."""
+    """Writes a settings file for a mirror of `docker.io`. `upstream`: the URL at which the mirror finds docker.io."""
     file = folder / "entrepot.toml"
     file.write_text(SETTINGS.format(url=upstream))
     return file
 
 
 def record(archive: Path) -> None:
-    """Fills a data directory through a real server of this version, and packs it. The server has ended before."""
+    """Fills a data directory with a real server of this version, stops the server, and packs the directory into an
+    archive."""
     upstream = UpstreamContent()
     upstream.add("library/ubuntu", noise_image("ubuntu", 3000, 20_000), "24.04")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
         with (
-            hub(folder, upstream) as far,
-            running_server(folder, "--config", str(settings(folder, far.url))) as server,
+            hub(folder, upstream) as upstream_hub,
+            running_server(folder, "--config", str(settings(folder, upstream_hub.url))) as server,
         ):
             content = _fill(AdminSite(server, folder))
         _pack(folder / "data", content, archive)
@@ -94,7 +97,7 @@ def _fill(site: AdminSite) -> DirectoryContent:
 
 
 def _push(wire: RegistryClient, repo: str, tags: list[str], config: bytes, *layers: bytes) -> str:
-    """Pushes an image under each of the tags; returns its digest."""
+    """Pushes an image under each of the tags, and returns its digest."""
     for blob in (config, *layers):
         _push_blob(wire, repo, blob)
     body = image(config, *layers)
@@ -138,7 +141,8 @@ def _put(wire: RegistryClient, repo: str, reference: str, body: bytes, media_typ
 
 
 def _pack(data: Path, content: DirectoryContent, archive: Path) -> None:
-    """Packs the directory without the disk reserve, which has 16 MiB and is made again at the next start."""
+    """Packs the data directory and its description into an archive. Leaves out the disk reserve, a file of 16 MiB that
+    the next start of a server creates again."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "w:gz", format=tarfile.PAX_FORMAT) as tar:
         tar.add(data, "data", filter=lambda entry: None if entry.name == "data/reserve" else _of_root(entry))
@@ -155,7 +159,7 @@ def _of_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def unpack(archive: Path, folder: Path) -> DirectoryContent:
-    """Unpacks a recorded directory as `folder`/data, owned by who unpacks it."""
+    """Unpacks a recorded directory as `folder`/data. The files belong to the user who runs this process."""
     with tarfile.open(archive) as tar:
         tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11 has it from 3.11.4 on
         tar.extractall(folder)

@@ -1,7 +1,7 @@
-"""nginx and Caddy with the files in deploy/, in front of a registry on 127.0.0.1:5000.
+"""Runs nginx and Caddy with the configuration files in deploy/, in front of a registry on 127.0.0.1:5000.
 
-Only the host name and the paths of the certificate are put in. So each needs an `own_network`, where the ports 80, 443
-and 5000 are free.
+Changes only the host name and the paths of the certificate in these files. The ports stay the same, so each proxy needs
+an `own_network`, where the ports 80, 443 and 5000 are free.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.fakes.clients.programs import ForeignProgram, environment, running_da
 from tests.fakes.server_process import ROOT
 
 HOST = "localhost"
-"""What the files call `registry.example.com`."""
+"""The host name that replaces `registry.example.com` in the configuration files."""
 NGINX_CONFIG = """\
 user {user} {group};
 pid {folder}/nginx.pid;
@@ -36,18 +36,19 @@ http {{
     include {folder}/entrepot.conf;
 }}
 """
-"""What Debian's nginx.conf has as well, but with all files in a folder of the tests."""
+"""The main configuration of nginx. It has settings of Debian's nginx.conf, but with all files in a folder of the
+test."""
 
 
 @contextlib.contextmanager
 def running_nginx(pair: KeyPair, folder: Path) -> Iterator[Path]:
-    """Runs nginx until the block ends, once `nginx -t` has found no fault with its files. Yields its error log, with
-    warnings and worse. Raises AssertionError if nginx warns of the files."""
+    """Checks the configuration with `nginx -t`, and then runs nginx until the block ends. Yields the path of its error
+    log, which has warnings and errors. Raises AssertionError if the check prints a warning."""
     log, config = folder / "nginx.log", folder / "nginx.conf"
     # Debian's nginx would otherwise change from root to www-data, who has no access to the folder.
     user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
     config.write_text(NGINX_CONFIG.format(folder=folder, log=f"{log} warn", user=user, group=group))
-    text = _put_in(ROOT / "deploy" / "nginx" / "entrepot.conf", "registry.example.com", HOST)
+    text = _read_with_replacement(ROOT / "deploy" / "nginx" / "entrepot.conf", "registry.example.com", HOST)
     text = text.replace("/etc/nginx/tls/fullchain.pem", str(pair.certificate))
     (folder / "entrepot.conf").write_text(text.replace("/etc/nginx/tls/privkey.pem", str(pair.key)))
     env = environment(folder / "home")
@@ -60,10 +61,10 @@ def running_nginx(pair: KeyPair, folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def running_caddy(pair: KeyPair, folder: Path) -> Iterator[Path]:
-    """Runs Caddy until the block ends, with the certificate in place of one that it would get by itself. Yields its
-    log."""
+    """Runs Caddy until the block ends. It uses the certificate `pair` instead of requesting one itself. Yields the path
+    of its log."""
     log, config = folder / "caddy.log", folder / "Caddyfile"
-    text = _put_in(ROOT / "deploy" / "caddy" / "Caddyfile", "registry.example.com", HOST)
+    text = _read_with_replacement(ROOT / "deploy" / "caddy" / "Caddyfile", "registry.example.com", HOST)
     before, commented, after = text.partition("# For a certificate of your own: tls ")
     assert commented
     config.write_text(f"{before}tls {pair.certificate} {pair.key}\n{after.partition(chr(10))[2]}")
@@ -74,13 +75,13 @@ def running_caddy(pair: KeyPair, folder: Path) -> Iterator[Path]:
 
 
 def accepts_connections(port: int) -> bool:
-    """Whether something listens on the port of the loopback address."""
+    """Returns whether a program listens on the port of the loopback address."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
         return True
     return False
 
 
-def _put_in(file: Path, what: str, instead: str) -> str:
+def _read_with_replacement(file: Path, old: str, new: str) -> str:
     text = file.read_text()
-    assert what in text
-    return text.replace(what, instead)
+    assert old in text
+    return text.replace(old, new)

@@ -1,4 +1,5 @@
-"""Compares the content of two running registries: every tag, every manifest below it, and every blob, byte by byte."""
+"""Compares the content of two running registries byte by byte: all tags, and all manifests and blobs to which the tags
+lead."""
 
 from __future__ import annotations
 
@@ -22,31 +23,32 @@ def tags(wire: RegistryClient, repo: str) -> list[str]:
 
 
 def assert_same_content(old: RegistryClient, new: RegistryClient) -> int:
-    """Checks that every repository of `old` with tags is the same in `new`. Returns the numbers of manifests and
-    blobs."""
+    """Checks that each repository with tags has the same content in `old` and `new`. Returns how many manifests and
+    blobs were compared."""
     names = [repo for repo in catalog(old) if tags(old, repo)]
     assert names == catalog(new)
-    seen: set[tuple[str, str]] = set()
+    compared: set[tuple[str, str]] = set()
     for repo in names:
         assert tags(old, repo) == tags(new, repo)
         for tag in tags(old, repo):
-            assert_same_manifest(old, new, repo, tag, seen)
-    return len(seen)
+            assert_same_manifest(old, new, repo, tag, compared)
+    return len(compared)
 
 
 def assert_same_manifest(
-    old: RegistryClient, new: RegistryClient, repo: str, reference: str, seen: set[tuple[str, str]]
+    old: RegistryClient, new: RegistryClient, repo: str, reference: str, compared: set[tuple[str, str]]
 ) -> None:
-    """Checks that a manifest and everything below it is the same. `seen`: the digests that were compared already."""
-    if (repo, reference) in seen:
+    """Checks that a manifest, and all manifests and blobs to which it refers, are the same in both registries.
+    `compared`: pairs of a repository and a digest or tag that were compared already; the function adds to it."""
+    if (repo, reference) in compared:
         return
-    seen.add((repo, reference))
-    was, now = old.manifest(repo, reference), new.manifest(repo, reference)
-    assert (was.body, was.headers["Content-Type"]) == (now.body, now.headers["Content-Type"])
-    assert was.headers["Docker-Content-Digest"] == now.headers["Docker-Content-Digest"]
-    for digest, _, is_manifest in digests_in(was.body):
+    compared.add((repo, reference))
+    old_reply, new_reply = old.manifest(repo, reference), new.manifest(repo, reference)
+    assert (old_reply.body, old_reply.headers["Content-Type"]) == (new_reply.body, new_reply.headers["Content-Type"])
+    assert old_reply.headers["Docker-Content-Digest"] == new_reply.headers["Docker-Content-Digest"]
+    for digest, _, is_manifest in digests_in(old_reply.body):
         if is_manifest:
-            assert_same_manifest(old, new, repo, digest, seen)
-        elif (repo, digest) not in seen:
-            seen.add((repo, digest))
+            assert_same_manifest(old, new, repo, digest, compared)
+        elif (repo, digest) not in compared:
+            compared.add((repo, digest))
             assert old.blob(repo, digest) == new.blob(repo, digest)

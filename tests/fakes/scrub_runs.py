@@ -1,4 +1,5 @@
-"""Runs scrub on an opened registry, and damages its content."""
+"""For tests of scrub, which reads all blobs and looks for damaged ones: runs scrub on an opened registry, and damages
+files of blobs."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ async def scrub(
     monotonic: Callable[[], float] | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> tuple[dict[str, Any], Steps]:
-    """Runs scrub as a command does. Returns the result and the steps."""
+    """Runs scrub as the command `entrepot scrub` would. Returns the result and the reported steps."""
     steps: Steps = []
 
     async def work(context: JobContext) -> dict[str, Any]:

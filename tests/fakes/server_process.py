@@ -1,7 +1,8 @@
-"""A running Entrepot server with real processes, for every test that talks to one over a socket.
+"""Runs an Entrepot server as separate processes, for tests that send requests to a server over a socket.
 
-`running_server` starts `entrepot serve` on a free loopback port with its own data directory, waits until it says where
-it listens, and ends it with SIGTERM. The exit code must be 0, so every test that uses it also tests a clean shutdown.
+`running_server` starts `entrepot serve` on a free loopback port with its own data directory, waits until the server
+prints its address, and stops it with SIGTERM. It checks that the exit code is 0, so every test with `running_server`
+also tests a clean shutdown.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ STOP_TIMEOUT = 60.0
 
 
 class ServerFailed(AssertionError):
-    """The server did not start, did not end, or ended with an exit code that is not 0. The text has its log."""
+    """The server did not start, did not end, or ended with an exit code other than 0. The text has its log."""
 
 
 @dataclass
 class RegistryServer:
-    """A running `entrepot serve`, and the ways to end it."""
+    """A running `entrepot serve`. Its parent process starts the workers and does not serve requests itself, unless
+    there is only one process."""
 
     process: subprocess.Popen[str] | ForkedProcess
     data: Path
@@ -55,7 +57,7 @@ class RegistryServer:
 
     @property
     def pid(self) -> int:
-        """The process id of the parent."""
+        """The process id of the parent process."""
         return self.process.pid
 
     @property
@@ -63,7 +65,7 @@ class RegistryServer:
         return self.process.poll() is not None
 
     def log_text(self) -> str:
-        """Returns what all processes have written so far."""
+        """Returns all output of all processes so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def pids(self) -> list[int]:
@@ -74,18 +76,19 @@ class RegistryServer:
         return found
 
     def worker_pids(self) -> list[int]:
-        """Returns the ids of the processes that serve: all but the parent, or the parent if there is no other."""
+        """Returns the ids of the processes that serve requests: all except the parent, or the parent if there is no
+        other process."""
         return self.pids()[1:] or [self.pid]
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> int:
-        """Sends SIGTERM to the parent, waits for the end of the whole tree, and returns the exit code. Raises
-        ServerFailed if it does not end."""
+        """Sends SIGTERM to the parent, waits until all processes have ended, and returns the exit code. Raises
+        ServerFailed if they do not end within `timeout` seconds."""
         if not self.ended:
             self.process.send_signal(signal.SIGTERM)
         return self._wait(timeout, "after SIGTERM")
 
     def kill(self, timeout: float = STOP_TIMEOUT) -> None:
-        """Sends SIGKILL to every process of the tree at once, as in a crash. Returns when all have ended."""
+        """Sends SIGKILL to all processes, as in a crash. Returns when all have ended."""
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -97,8 +100,8 @@ class RegistryServer:
         self._wait(timeout, "after SIGKILL of the parent: workers still live")
 
     def _wait(self, timeout: float, when: str) -> int:
-        """Waits until all processes of the tree have ended: then no process has the writing end of their output
-        open."""
+        """Waits until all processes have ended. The reading thread then reaches the end of their output, because the
+        last process has closed it."""
         assert self._reader is not None
         self._reader.join(timeout)
         if self._reader.is_alive():
@@ -107,7 +110,7 @@ class RegistryServer:
         return self.process.wait(timeout)
 
     def _end_group(self) -> None:
-        # The server was started as the leader of its own session, so this group holds nothing else.
+        # The server is the leader of its own session, so its process group has only its own processes.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait()
@@ -133,13 +136,12 @@ def start_server(
     soft_descriptors: int | None = None,
     own_interpreter: bool = False,
 ) -> RegistryServer:
-    """Starts `entrepot serve` with its data and log below `folder`, and waits until it listens. The caller ends it.
+    """Starts `entrepot serve` with its data and log below `folder`, and waits until it listens. The caller stops it.
 
-    `args`: further flags, which come last and so override the others. `descriptors`: how many files each process may
-    open; `soft_descriptors`: how many at the start. A second start on the same folder uses the same data and appends to
-    the same log. With `own_interpreter` or `descriptors`, the program is started as a person would start it; otherwise
-    it is a `ForkedProcess`, which starts faster. Raises ServerFailed if the process ends or does not say that it
-    listens."""
+    `args`: further flags. They come last, so they override the others. `descriptors`: the hard limit of open files of
+    each process; `soft_descriptors`: the soft limit. A second start on the same folder uses the same data and appends
+    to the same log. With `own_interpreter` or `descriptors`, the server runs in a new interpreter. Otherwise it is a
+    `ForkedProcess`, which starts faster. Raises ServerFailed if the process ends or does not print its address."""
     data, log = folder / "data", folder / "server.log"
     folder.mkdir(parents=True, exist_ok=True)
     command = ["serve", "--data", str(data), "--listen", listen, "--workers", str(workers), *args]
@@ -155,7 +157,7 @@ def start_server(
 
 
 def _listening(server: RegistryServer, command: Sequence[str], timeout: float = START_TIMEOUT) -> RegistryServer:
-    """Follows the server's output and waits until it says where it listens."""
+    """Starts the thread that reads the server's output, and waits until the server has printed its address."""
     assert server.process.stdout is not None
     server._reader = threading.Thread(target=server._follow, args=(server.process.stdout,), daemon=True)
     server._reader.start()
@@ -169,7 +171,8 @@ def _listening(server: RegistryServer, command: Sequence[str], timeout: float = 
 def _start_program(
     folder: Path, args: list[str], env: Mapping[str, str], *before: str
 ) -> subprocess.Popen[str] | ForkedProcess:
-    """Starts `entrepot` in an interpreter, with `before` in front of the command."""
+    """Starts `entrepot` in a new interpreter. `before`: words in front of the command, such as a shell with a
+    script."""
     return subprocess.Popen(
         [*before, sys.executable, "-m", "registry", *args],
         cwd=folder,
@@ -194,10 +197,8 @@ def running_server(
     soft_descriptors: int | None = None,
     own_interpreter: bool = False,
 ) -> Iterator[RegistryServer]:
-    """Runs `start_server` during a `with` block. Ends the server with SIGTERM and checks that the exit code is 0.
-
-    Does nothing at the end if the block has ended the server itself (`stop`, `kill`). If the block fails, prints the
-    log."""
+    """Runs a server (`start_server`) until the block ends. Then stops it with SIGTERM, and checks that the exit code is
+    0. Does neither if the block has stopped the server itself (`stop`, `kill`). If the block fails, prints the log."""
     server = start_server(
         tmp_path,
         *args,
@@ -216,10 +217,10 @@ def running_server(
 def running_program(
     folder: Path, *command: str | Path, env: Mapping[str, str], timeout: float = START_TIMEOUT
 ) -> Iterator[RegistryServer]:
-    """`running_server` for a server that this command starts, such as an installed `entrepot serve`.
+    """Runs a server like `running_server`, but starts it with `command`, such as an installed `entrepot serve`.
 
-    The command runs in `folder` with the environment `env` and nothing else of ours. The server must say where it
-    listens within `timeout` seconds.
+    The command runs in `folder` with exactly the environment `env`. The server must print its address within `timeout`
+    seconds.
     """
     words = [str(word) for word in command]
     process = subprocess.Popen(
@@ -240,7 +241,8 @@ def running_program(
 
 @contextlib.contextmanager
 def _ending_well(server: RegistryServer) -> Iterator[None]:
-    """Ends the server with the block; when the block fails, its log is printed."""
+    """Stops the server when the block ends, and checks that its exit code is 0. If the block fails, prints the server's
+    log."""
     try:
         yield
     except BaseException:
@@ -256,7 +258,8 @@ def _ending_well(server: RegistryServer) -> Iterator[None]:
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Returns the environment of this process without the settings of the person who runs the tests."""
+    """Returns the environment of this process without ENTREPOT_* variables, which would be settings of the server. Adds
+    `extra`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
     path = os.pathsep.join(filter(None, [str(ROOT), inherited.get("PYTHONPATH", "")]))
     return {**inherited, **NO_CERTIFICATES, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **extra}

@@ -1,10 +1,10 @@
-"""Small data directories for stores that a test opens in its own process.
+"""A fixture that makes data directories small, for stores that a test opens in its own process.
 
-The product creates 512 directories for blob files and 256 lock files with each data directory, reserves 16 MiB, and
-creates the tables of the database one by one. This takes more time than all other steps of a unit test. Here the
-reserve is small, the directory of a blob file and a lock file are created when they are first needed, and the database
-is a copy of an empty one. Tests of full disks and of the data directory itself create all of it: they have the marker
-`full_store`.
+For each data directory, the product creates 512 directories for blob files and 256 lock files, reserves 16 MiB of disk,
+and creates the tables of the database one by one. This takes longer than the rest of a unit test. With this fixture,
+the reserve is small, the directory for a blob file is created when it is first needed, most lock files are not created
+in advance, and the database is a copy of an empty one. Tests of full disks and of the data directory itself have the
+marker `full_store` and get complete data directories.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _existing_shard(layout: Layout, number: int) -> Path:
 
 
 async def _list_existing_shard(blobs: FileBlobStore, number: int) -> list[ListedBlob]:
-    """Lists a shard as the product does. Starts no thread for a directory that no blob has needed so far."""
+    """Lists the blobs in a shard (one of the directories for blob files). Returns an empty list, without starting a
+    thread, if the directory does not exist yet."""
     return await _list_shard(blobs, number) if _shard(blobs.layout, number).exists() else []
 
 

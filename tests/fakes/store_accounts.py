@@ -1,4 +1,4 @@
-"""Accounts and grants in a real store, and calls on behalf of a principal."""
+"""Adds accounts and grants to a real store, and makes calls on behalf of an account."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ BY = Actor("operator")
 
 
 async def add_account(accounts: Accounts, name: str, *, admin: bool = False, robot: bool = False) -> Identity:
-    """Adds an account, and returns the identity that its credentials prove."""
+    """Adds an account. Returns the identity of a client that has logged in with it."""
     kind = AccountKind.ROBOT if robot else AccountKind.USER
     account = await accounts.add_account(AccountName(name), kind, password_hash=None, admin=admin, by=BY)
     return Identity(name, robot=robot, version=account.version)
 
 
 async def add_grant(accounts: Accounts, subject: str, pattern: str, actions: str) -> None:
-    """Adds a grant, as in `add_grant(accounts, "group:dev", "team/**", "pull,push")`."""
+    """Adds a grant, such as `add_grant(accounts, "group:dev", "team/**", "pull,push")`."""
     await accounts.put_grant(Grant(Grantee.parse(subject), NamePattern(pattern), Action.parse(actions)), by=BY)
 
 
@@ -33,7 +33,7 @@ def limit(pattern: str, actions: str) -> TokenLimit:
 
 @contextmanager
 def acting_as(principal: Principal, asked: str = "") -> Iterator[None]:
-    """Within the block, calls are made by `principal`, who used the name `asked`."""
+    """Makes `principal` the caller of all calls in the block. `asked`: the repository name that the request used."""
     token = enter_request(RequestContext(principal, asked))
     try:
         yield

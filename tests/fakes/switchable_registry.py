@@ -1,9 +1,9 @@
-"""A docker-registry that can be switched off and on again.
+"""Runs a docker-registry that a test can switch off and on again.
 
-with switched(tmp_path, content) as far:
+with switchable_registry(tmp_path, content) as far:
     with far.off():
-        ...                                # its port refuses connections
-    far.add("library/app", holding, "2")   # pushed to it while it runs
+        ...                                # the port of the registry refuses connections
+    far.add("library/app", tree, "2")      # pushes an image to the running registry
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ READ = re.compile(r'"((?:GET|HEAD) /v2/[^\s?]+)\S* HTTP/1\.1" \d')
 
 
 class SwitchableRegistry:
-    """A docker-registry that keeps its address. Each time it is switched on, it has all of `content`."""
+    """A docker-registry with a fixed address. Whenever it is switched on, `content` is pushed to it."""
 
     def __init__(self, folder: Path, content: UpstreamContent) -> None:
         self.content = content
         self._folder = folder
-        # Bound, but not listened on, the port is the registry's alone, also while it is off.
-        self._held = socket.socket()
-        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._held.bind(("127.0.0.1", 0))
+        # This socket is bound to the port but does not listen. So no other program gets the port while the registry is
+        # off.
+        self._reserved_port = socket.socket()
+        self._reserved_port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved_port.bind(("127.0.0.1", 0))
         self._logs: list[Path] = []
         self._running = contextlib.ExitStack()
 
     @property
     def address(self) -> str:
         """`host:port`."""
-        host, port = self._held.getsockname()
+        host, port = self._reserved_port.getsockname()
         return f"{host}:{port}"
 
     @property
@@ -53,12 +54,12 @@ class SwitchableRegistry:
         return holding
 
     def read(self) -> Counter[str]:
-        """Returns the requests that were answered, such as `GET /v2/app/tags/list`, with their numbers."""
+        """Returns how often each GET or HEAD request was answered, by texts such as `GET /v2/app/tags/list`."""
         return Counter(READ.findall("".join(log.read_text() for log in self._logs)))
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
-        """Kills the registry, and starts it again at the end of the block."""
+        """Kills the registry, and starts it again when the block ends."""
         self._stop()
         try:
             yield
@@ -74,12 +75,12 @@ class SwitchableRegistry:
 
     def close(self) -> None:
         self._stop()
-        self._held.close()
+        self._reserved_port.close()
 
 
 @contextlib.contextmanager
 def switchable_registry(tmp_path: Path, content: UpstreamContent) -> Iterator[SwitchableRegistry]:
     """Runs the registry until the block ends."""
-    with contextlib.closing(SwitchableRegistry(tmp_path, content)) as far:
-        far._start()
-        yield far
+    with contextlib.closing(SwitchableRegistry(tmp_path, content)) as registry:
+        registry._start()
+        yield registry

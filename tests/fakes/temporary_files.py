@@ -1,6 +1,7 @@
-"""Where tests put their files: in memory, or on a disk if that matters.
+"""Folders for the files of tests. They are in memory, or on a disk if a test needs one.
 
-Most tests make a data directory, which syncs and reserves space. On a disk, this can take longer than the test itself.
+Most tests create a data directory, which syncs files and reserves space. On a disk, this can take longer than the rest
+of the test.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _MEMORY_DISK = Path("/dev/shm")
-_ROOM = 4 << 30
-"""Free bytes in memory that the tests may need together."""
+_MIN_FREE_BYTES = 4 << 30
+"""Number of free bytes that the file system in memory must have, because all tests together may need as many."""
 
 
 def memory_root() -> Path | None:
-    """Returns a file system in memory with enough room; None if there is none."""
-    roomy = _MEMORY_DISK.is_dir() and shutil.disk_usage(_MEMORY_DISK).free > _ROOM
-    return _MEMORY_DISK if roomy else None
+    """Returns the folder of a file system in memory with enough free space; None if there is none."""
+    has_space = _MEMORY_DISK.is_dir() and shutil.disk_usage(_MEMORY_DISK).free > _MIN_FREE_BYTES
+    return _MEMORY_DISK if has_space else None
 
 
 @contextmanager
 def system_folder() -> Iterator[Path]:
-    """An empty folder with a short path, for whole systems and the storage of a dockerd: device nodes work in it. It is
-    in memory if there is room, where a package manager's many syncs cost nothing. Needs root."""
+    """Yields an empty folder with a short path, for whole Debian systems and for the storage of a dockerd. Device nodes
+    work in this folder. It is in memory if there is enough free space, because the many syncs of a package manager take
+    no time there. Needs root."""
     with tempfile.TemporaryDirectory(prefix="ent-", dir="/tmp", ignore_cleanup_errors=True) as name:
         if memory_root() is None:
             yield Path(name)
@@ -40,7 +42,7 @@ def system_folder() -> Iterator[Path]:
 
 @contextmanager
 def disk_folder() -> Iterator[Path]:
-    """Yields an empty folder on the system's disk during the block, for tests of the page cache, and for more data than
-    fits into memory."""
+    """Yields an empty folder on the system's disk, for tests of the page cache and for more data than fits into
+    memory."""
     with tempfile.TemporaryDirectory(prefix="entrepot-", ignore_cleanup_errors=True) as name:
         yield Path(name)

@@ -1,4 +1,5 @@
-"""A trusted issuer of tokens, with its own keys, a key set, and a server for the key set."""
+"""A fake of an external issuer whose tokens the registry trusts: signing keys, a key set, and a server for the key
+set."""
 
 from __future__ import annotations
 
@@ -18,13 +19,14 @@ AUDIENCE = "registry.example.com"
 
 
 def signed_token(header: Mapping[str, Any], claims: Mapping[str, Any], key: Key | None = None) -> str:
-    """Returns a token with any header, even a wrong one, signed as its `alg` says."""
+    """Returns a token (JWT) with this header and these claims, even if they are invalid. `alg` in the header names the
+    algorithm of the signature."""
     text = ".".join(_base64url(json.dumps(part).encode()) for part in (header, claims))
     return f"{text}.{_base64url(JWSRegistry.algorithms[header['alg']].sign(text.encode(), key))}"
 
 
 def claims_of(text: str) -> dict[str, Any]:
-    """Returns the claims of a token without a check."""
+    """Returns the claims of a token. Does not check the signature."""
     found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(text.split(".")[1] + "=="))
     return found
 
@@ -52,7 +54,7 @@ class IssuerKey:
         return {**key.as_dict(), "kid": self.id, **more}
 
     def sign(self, claims: dict[str, Any], **header: Any) -> str:
-        """Returns a signed token. `kid=None`: its header names no key."""
+        """Returns a signed token. `header`: changes to the header; `kid=None` leaves out the id of the key."""
         fields = {"alg": self.algorithm, "typ": "JWT", "kid": self.id, **header}
         named = {name: value for name, value in fields.items() if value is not None}
         key = ECKey if self.algorithm.startswith("ES") else RSAKey
@@ -64,7 +66,8 @@ def key_set(*keys: dict[str, Any]) -> bytes:
 
 
 class KeySetServer:
-    """Serves a key set over HTTP and counts the requests. While `open` is clear, requests wait."""
+    """Serves a key set over HTTP, and counts the requests in `asked`. While the event `open` is clear, requests wait.
+    `waiting` is set when a request arrives."""
 
     def __init__(self) -> None:
         self.body = key_set()
@@ -93,9 +96,9 @@ class KeySetServer:
 
 @contextlib.asynccontextmanager
 async def key_set_server() -> AsyncIterator[KeySetServer]:
-    made = KeySetServer()
-    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
-    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/keys"
+    key_server = KeySetServer()
+    server = await asyncio.start_server(key_server.serve, "127.0.0.1", 0)
+    key_server.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/keys"
     async with server:
-        yield made
-        made.open.set()
+        yield key_server
+        key_server.open.set()

@@ -1,4 +1,4 @@
-"""A store with a clock that tests set, for tests of upkeep."""
+"""A store with a clock that tests set, for tests of upkeep jobs such as garbage collection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ START = 1_700_000_000.0
 
 
 class Clock:
-    """A clock that shows the time to which it is set."""
+    """A clock that a test sets: a call returns `now`, in seconds since 1970."""
 
     def __init__(self, now: float = START) -> None:
         self.now = now
@@ -32,12 +32,12 @@ class Clock:
 
 @asynccontextmanager
 async def clocked_store(folder: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
-    """Opens a store in `folder`, which is created if it is missing."""
+    """Opens a store in `folder` until the block ends. Creates the folder if it is missing."""
     prepare_data_dir(folder)
     async with open_registry(folder, clock=clock) as opened:
         yield opened
 
 
 async def pull(store: StoredRegistry, repo: RepositoryName, digest: Digest, clock: Clock) -> None:
-    """Stores a pull of a hosted manifest."""
+    """Records a pull of a pushed manifest at the current time of the clock."""
     await store.pulls.save([PullCount(repo, digest, "", clock(), 1)])

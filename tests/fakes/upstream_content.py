@@ -1,9 +1,9 @@
-"""The content of an upstream in tests: blobs, manifests and tags with the same bytes in every run.
+"""Content for the upstreams of tests: blobs, manifests and tags with the same bytes in every run.
 
-`UpstreamContent` is filled by hand or with `add(repo, holding, *tags)`. An `ImageTree` is a manifest with everything
-below it. `noise_image` makes one with layers of any size, for clients that look at bytes only; `index_of` makes an
-index; `image_tree_of` makes one from the real images of tests/fakes/client_images.py; `ubuntu` makes an image that
-docker can run. Noise takes no memory: 2 GiB of it are stored as a seed.
+`UpstreamContent.add(repo, holding, *tags)` adds an `ImageTree`: a manifest with all manifests and blobs to which it
+refers. `noise_image` makes an image with layers of any size, for clients that do not unpack layers; `index_of` makes an
+index; `image_tree_of` makes a tree from a real image of tests/fakes/client_images.py; `ubuntu` makes an image that
+docker can run. Noise (random bytes) takes no memory: even 2 GiB are stored as a seed.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def _noise_digest(seed: str, size: int) -> str:
 
 @dataclass(frozen=True)
 class Noise:
-    """Bytes without a pattern, which are generated when they are read."""
+    """Random bytes, which are generated from the seed when they are read."""
 
     seed: str
     size: int
 
     @property
     def digest(self) -> str:
-        """The digest. Reads all bytes, once per process."""
+        """The digest of the bytes. It is computed only once per process."""
         return _noise_digest(self.seed, self.size)
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
@@ -125,7 +125,8 @@ class ImageTree:
 
     @property
     def manifests(self) -> dict[str, tuple[bytes, str]]:
-        """Body and media type of all manifests of the tree by digest, the top one last."""
+        """The body and the media type of this manifest and of all manifests below it, by digest. This manifest is the
+        last one."""
         found = {digest: pair for child in self.children for digest, pair in child.manifests.items()}
         return {**found, self.digest: (self.body, self.media_type)}
 
@@ -150,30 +151,31 @@ class UpstreamContent:
     repositories: dict[str, UpstreamRepository] = field(default_factory=dict)
 
     def add(self, repo: str, holding: ImageTree, *tags: str) -> ImageTree:
-        """Adds a manifest with everything below it to `repo`, and returns it."""
-        held = self.repositories.setdefault(repo, UpstreamRepository())
-        held.blobs.update(holding.blobs)
-        held.manifests.update(holding.manifests)
-        held.tags.update(dict.fromkeys(tags, holding.digest))
+        """Adds an image tree to `repo`, sets the tags to it, and returns it."""
+        repository = self.repositories.setdefault(repo, UpstreamRepository())
+        repository.blobs.update(holding.blobs)
+        repository.manifests.update(holding.manifests)
+        repository.tags.update(dict.fromkeys(tags, holding.digest))
         return holding
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Writes the bytes below `folder`. Returns JSON that says where all content is, for the fake Hub."""
+        """Writes the bytes of all content into files in `folder`. Returns a JSON document with which the fake Hub finds
+        the content."""
         folder.mkdir(parents=True, exist_ok=True)
         blobs: dict[str, Any] = {}
         repositories: dict[str, Any] = {}
-        for name, held in self.repositories.items():
-            for digest, blob in held.blobs.items():
+        for name, repository in self.repositories.items():
+            for digest, blob in repository.blobs.items():
                 noise = isinstance(blob.body, Noise)
                 blobs[digest] = [blob.body.seed, blob.body.size] if isinstance(blob.body, Noise) else digest
                 if not noise:
                     _write(folder / _file_name(digest), blob.read())
-            for digest, (body, _) in held.manifests.items():
+            for digest, (body, _) in repository.manifests.items():
                 _write(folder / _file_name(digest), body)
             repositories[name] = {
-                "blobs": list(held.blobs),
-                "manifests": {digest: media_type for digest, (_, media_type) in held.manifests.items()},
-                "tags": held.tags,
+                "blobs": list(repository.blobs),
+                "manifests": {digest: media_type for digest, (_, media_type) in repository.manifests.items()},
+                "tags": repository.tags,
             }
         return {"folder": str(folder), "blobs": blobs, "repositories": repositories}
 
@@ -183,12 +185,12 @@ def _file_name(digest: str) -> str:
 
 
 def _write(path: Path, body: bytes) -> None:
-    if not path.exists():  # a running fake Hub has the existing file mapped
+    if not path.exists():  # a running fake Hub may have mapped the existing file
         path.write_bytes(body)
 
 
 def noise_blob(seed: str, size: int, media_type: str = OCI_LAYER_GZIP) -> UpstreamBlob:
-    """Returns a layer of noise, which clients cannot unpack."""
+    """Returns a layer of random bytes. Clients cannot unpack it."""
     return UpstreamBlob(Noise(seed, size), media_type)
 
 
@@ -238,7 +240,7 @@ def manifest_of(
 
 
 def index_of(*children: tuple[ImageTree, str], docker: bool = False) -> ImageTree:
-    """Returns an OCI index or a docker manifest list. Each child is given with its architecture."""
+    """Returns an OCI index or a docker manifest list. `children`: pairs of an image and its architecture."""
     media_type = DOCKER_LIST if docker else OCI_INDEX
     entries = [
         child.descriptor(platform={"architecture": architecture, "os": "linux"}) for child, architecture in children
@@ -247,8 +249,8 @@ def index_of(*children: tuple[ImageTree, str], docker: bool = False) -> ImageTre
 
 
 def fallback_index(*referrers: ImageTree) -> ImageTree:
-    """Returns the index under the fallback tag (`fallback_tag`) of a registry without the referrers API (spec:
-    Referrers Tag Schema)."""
+    """Returns the index that clients store at the fallback tag (`fallback_tag`) in a registry without the referrers API
+    (spec: Referrers Tag Schema)."""
     return _index(OCI_INDEX, [referrer_descriptor(each.body, each.media_type) for each in referrers], referrers)
 
 
@@ -259,7 +261,7 @@ def fallback_tag(digest: str) -> str:
 
 
 def referrer_descriptor(body: bytes, media_type: str) -> dict[str, Any]:
-    """Returns the descriptor of this manifest in a list of referrers (spec: Listing Referrers)."""
+    """Returns the descriptor that a list of referrers has for this manifest (spec: Listing Referrers)."""
     document = json.loads(body)
     found = {"mediaType": media_type, "digest": digest_of(body), "size": len(body)}
     artifact_type = document.get("artifactType") or document.get("config", {}).get("mediaType")
@@ -275,8 +277,8 @@ def image_tree_of(real: ClientImage) -> ImageTree:
 
 
 def ubuntu(greeting: str = "bionic") -> ImageTree:
-    """Returns an image in place of ubuntu:18.04: a docker manifest list of two platforms. docker can run it, and it
-    prints its greeting."""
+    """Returns a substitute for ubuntu:18.04: a docker manifest list with images for two platforms. docker can run them.
+    They print a greeting."""
     children = []
     for architecture in ("amd64", "arm64"):
         real = image(
@@ -296,5 +298,5 @@ def _index(media_type: str, entries: list[dict[str, Any]], children: tuple[Image
 
 
 def _json(value: Any) -> bytes:
-    # Indented on purpose: a mirror that writes JSON anew would change these bytes.
+    # Indented on purpose: if a mirror parses and rewrites the JSON, the bytes change, and tests fail.
     return json.dumps(value, indent=3).encode()

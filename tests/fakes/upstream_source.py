@@ -1,5 +1,5 @@
-"""What the tests of upstream clients share: clients that keep their records in a real store, a sink that collects
-bytes, and a server with scripted responses."""
+"""Helpers for tests of upstream clients, with which a mirror downloads from an upstream: upstream clients that keep
+their records in a real store, a sink that collects downloaded bytes, and a server with scripted responses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ LOGIN = {"username": "ann", "password": "correct horse"}
 
 
 class CollectingSink:
-    """A sink that keeps the bytes that it gets. Calls `hook` in the thread before it keeps a piece."""
+    """A sink that keeps all downloaded bytes. `hook`: called with the offset of each piece before the piece is kept, in
+    the thread that downloads."""
 
     def __init__(self, hook: Callable[[int], object] | None = None) -> None:
         self.begun: list[tuple[str, int, int, int]] = []
@@ -52,7 +53,7 @@ class CollectingSink:
 
 
 class UpstreamClock:
-    """Returns seconds since 1970, which the test sets."""
+    """A clock that the test sets: a call returns `now`, in seconds since 1970."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -62,7 +63,7 @@ class UpstreamClock:
 
 
 def logged_in(folder: Path, password: str = LOGIN["password"]) -> dict[str, Any]:
-    """Returns the settings of an upstream with a login, whose password is in a file."""
+    """Writes the password to a file. Returns the settings of an upstream to which the mirror logs in."""
     file = folder / "password"
     file.write_text(f"{password}\n")
     return {"username": LOGIN["username"], "password_file": file}
@@ -70,8 +71,8 @@ def logged_in(folder: Path, password: str = LOGIN["password"]) -> dict[str, Any]
 
 @contextlib.asynccontextmanager
 async def opened_registry(data: Path) -> AsyncIterator[StoredRegistry]:
-    """Opens the registry in this data directory, as one process does. A second call opens it as a second process
-    does."""
+    """Opens the registry in the data directory `data` until the block ends. A second call opens the same directory as a
+    second process would."""
     prepare_data_dir(data)
     async with open_registry(data) as registry:
         yield registry
@@ -79,7 +80,8 @@ async def opened_registry(data: Path) -> AsyncIterator[StoredRegistry]:
 
 @cache
 def system_trust() -> TrustStore:
-    """Returns the certificate authorities of the system. They are read once for all tests, because this takes 30 ms."""
+    """Returns the certificate authorities of the system. Reads them only once for all tests, because this takes 30
+    ms."""
     return TrustStore(None)
 
 
@@ -93,7 +95,7 @@ async def upstream_source(
     observer: MirrorObserver = UNOBSERVED,
     **more: Any,
 ) -> AsyncIterator[UpstreamClient]:
-    """Yields a client of these endpoints, which is closed at the end."""
+    """Yields an upstream client for these endpoints, and closes it when the block ends."""
     settings = Upstream.model_validate({"name": name, "endpoints": list(endpoints), **more})
     trust = system_trust() if settings.ca_file is None else None
     source = HttpUpstreamClient(settings, registry.records, registry.leases, clock, classify, trust, observer)
@@ -104,19 +106,19 @@ async def upstream_source(
 
 
 async def fetch(source: UpstreamClient, digest: str, span: Span | None = None, **more: object) -> CollectingSink:
-    """Fetches a blob and returns the sink."""
+    """Downloads a blob, and returns the sink with its bytes."""
     sink = CollectingSink()
     await source.fetch_blob(REPO, Digest(digest), span or Span(0), sink, **more)  # type: ignore[arg-type]
     return sink
 
 
 Reply = Callable[[str], bytes | Awaitable[bytes]]
-"""Returns the bytes of the response to a request with this head."""
+"""A function that gets the head of a request and returns the bytes of the response."""
 
 
 class ScriptedServer:
-    """A server that answers each request with the bytes that `reply` returns for the request's head. It closes the
-    connection after a response with `Connection: close`."""
+    """A server that calls `reply` with the head of each request and sends the returned bytes. It closes the connection
+    after an empty response, and after a response with `Connection: close`."""
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
@@ -138,8 +140,8 @@ class ScriptedServer:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 self.heads.append(head)
-                given = self.reply(head)
-                answer = given if isinstance(given, bytes) else await given
+                reply = self.reply(head)
+                answer = reply if isinstance(reply, bytes) else await reply
                 writer.write(answer)
                 await writer.drain()
                 if b"connection: close" in answer.partition(b"\r\n\r\n")[0].lower() or not answer:
@@ -159,7 +161,7 @@ class ScriptedServer:
 
 @contextlib.asynccontextmanager
 async def scripted_server(reply: Reply, host: str = "127.0.0.1") -> AsyncIterator[ScriptedServer]:
-    """Runs a scripted server on the event loop of the test."""
+    """Runs a scripted server on the event loop of the test until the block ends."""
     script = ScriptedServer(reply)
     server = await asyncio.start_server(script.serve, host, 0)
     script.url = f"http://{host}:{server.sockets[0].getsockname()[1]}"
@@ -180,6 +182,6 @@ def answer(status: int, body: bytes | str = b"", **headers: str) -> bytes:
     return f"HTTP/1.1 {status} Said\r\n{lines}\r\n".encode() + body
 
 
-def always(given: bytes) -> Reply:
+def always(response: bytes) -> Reply:
     """Returns a `reply` that always gives the same response."""
-    return lambda head: given
+    return lambda head: response

@@ -1,4 +1,4 @@
-"""A receiver of webhooks on loopback: it keeps the requests that it gets, and answers as a test wants."""
+"""A webhook receiver on loopback. It records all requests, and a test chooses its responses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEADLINE = 150.0
 
 @dataclass(frozen=True)
 class Posted:
-    """A request that the receiver got, and the status of its response."""
+    """A request to the receiver, and the status of the response."""
 
     headers: dict[str, str]
     body: bytes
@@ -36,8 +36,9 @@ class Posted:
 
 @dataclass
 class WebhookReceiver:
-    """`status`: returns the status of a response, from the parsed body of the request. While `open` is clear, no
-    request is answered. `location`: a header of each response."""
+    """A running receiver. `status`: a function that gets the parsed body of a request and returns the status of the
+    response. `location`: the Location header of each response; empty: none. While the event `open` is clear, requests
+    get no response. `requests`: all requests so far. `changed`: notified after each request."""
 
     status: Callable[[dict[str, Any]], int] = lambda _: 204
     location: str = ""
@@ -51,12 +52,13 @@ class WebhookReceiver:
         return urlsplit(self.url).port or 0
 
     def accepted(self) -> list[dict[str, Any]]:
-        """The bodies of the requests that were answered with 2xx, in their order."""
+        """Returns the bodies of the requests that got a 2xx response, in the order of their arrival."""
         with self.changed:
             return [posted.document for posted in self.requests if posted.status < 300]
 
     def wait_for(self, done: Callable[[], bool], what: str) -> None:
-        """Waits until `done` returns True. Calls it after each request."""
+        """Waits until `done` returns True. Calls `done` after each request. `what`: the awaited fact, for the error
+        message."""
         deadline = time.monotonic() + DEADLINE
         with self.changed:
             while not done():
@@ -66,13 +68,13 @@ class WebhookReceiver:
 
 
 def first_events(bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the CloudEvents without repeated ones, which have the id of an earlier one."""
+    """Returns the CloudEvents without those that repeat the id of an earlier one."""
     return list({body["id"]: body for body in reversed(bodies)}.values())[::-1]
 
 
 @contextlib.contextmanager
 def receiver_running(port: int = 0, pair: KeyPair | None = None) -> Iterator[WebhookReceiver]:
-    """Runs a receiver until the end of the block. `pair`: it uses TLS with this certificate."""
+    """Runs a receiver until the block ends. `pair`: the certificate and key for TLS; None: plain HTTP."""
     receiver = WebhookReceiver()
     receiver.open.set()
     connections: list[socket.socket] = []

@@ -1,7 +1,7 @@
-"""A data directory as the previous release has written it, made of plain files and SQL.
+"""Writes a data directory in the format of the previous release, with plain files and SQL.
 
-This module uses none of the code that writes such directories. What that code has written is here as text, so that a
-change of a path, of the meaning of a table, or of the bytes of a record makes a test fail.
+This module does not use the product's code that writes data directories. Its paths, tables and records are written out
+here. So if a change of the product alters a path, the meaning of a table or the bytes of a record, a test fails.
 """
 
 from __future__ import annotations
@@ -29,17 +29,21 @@ TABLES = [
 NOW = 1_760_000_000.0
 UPLOAD = "11111111-2222-4333-8444-555555555555"
 BARE_UPLOAD = "66666666-7777-4888-9999-000000000000"
+"""The id of an upload session without bytes."""
 CONFIG, LAYER = b'{"os":"linux"}', bytes(range(256)) * 400
 FAR_LAYER = b"from far away" * 9000
+"""The layer of the cached image."""
 HALF = b"half of an upload" * 1000
+"""The bytes of the upload session `UPLOAD` so far."""
 PARTIAL = b"a blob on its way in" * 5000
+"""The content of a partial blob: a blob whose download from the upstream is not complete."""
 PARTIAL_STOP = 40_000
-"""Bytes of `PARTIAL` that are there, from its start."""
+"""Number of bytes of `PARTIAL` that are downloaded already."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """The content of the directory."""
+    """The bodies of the manifests in the directory: that of the pushed image, and that of the cached image."""
 
     manifest: bytes
     far_manifest: bytes
@@ -56,7 +60,7 @@ def image(*blobs: bytes) -> bytes:
 
 
 def write_data_dir(data: Path, boot: str) -> Written:
-    """Creates the directory. `boot`: the id of the boot of the machine that has written it."""
+    """Creates the data directory `data`. `boot`: the boot id of the machine when the data was written."""
     for name in ("locks", "uploads", "partials", "trash"):
         (data / name).mkdir(parents=True)
     for algorithm in ("sha256", "sha512"):
@@ -65,10 +69,10 @@ def write_data_dir(data: Path, boot: str) -> Written:
     for lock in ("metadata", "collect", "turns", *(f"{stripe:02x}" for stripe in range(256))):
         (data / "locks" / lock).touch()
     for blob in (CONFIG, LAYER, FAR_LAYER):
-        _place(data, blob).write_bytes(blob)
+        _blob_path(data, blob).write_bytes(blob)
     (data / "trash" / ("0" * 64)).write_bytes(b"was being deleted")
     (data / "uploads" / UPLOAD).mkdir()
-    (data / "uploads" / UPLOAD / "3").write_bytes(HALF)  # the third request that had it
+    (data / "uploads" / UPLOAD / "3").write_bytes(HALF)  # the number is that of the third request of the session
     _write_partial(data, boot)
     written = Written(image(CONFIG, LAYER), image(FAR_LAYER))
     db = apsw.Connection(str(data / "entrepot.db"))
@@ -83,7 +87,7 @@ def write_data_dir(data: Path, boot: str) -> Written:
     return written
 
 
-def _place(data: Path, blob: bytes) -> Path:
+def _blob_path(data: Path, blob: bytes) -> Path:
     encoded = hashlib.sha256(blob).hexdigest()
     return data / "blobs" / "sha256" / encoded[:2] / encoded
 
@@ -104,8 +108,8 @@ def _write_rows(db: apsw.Connection, written: Written, boot: str) -> None:
         db.execute("INSERT INTO repository VALUES (?, ?, ?, 1)", (repository, name, NOW))
     for number, blob in enumerate((CONFIG, LAYER, FAR_LAYER), 1):
         encoded = hashlib.sha256(blob).hexdigest()
-        place = f"blobs/sha256/{encoded[:2]}/{encoded}"
-        db.execute("INSERT INTO blob VALUES (?, ?, ?, ?, ?)", (number, digest(blob), len(blob), place, NOW))
+        path = f"blobs/sha256/{encoded[:2]}/{encoded}"
+        db.execute("INSERT INTO blob VALUES (?, ?, ?, ?, ?)", (number, digest(blob), len(blob), path, NOW))
     for repository, number in ((1, 1), (1, 2), (2, 3)):
         db.execute("INSERT INTO blob_link VALUES (?, ?, ?, 1)", (repository, number, NOW))
     kind = "application/vnd.oci.image.manifest.v1+json"

@@ -1,6 +1,6 @@
--- Gets manifests by random tags, all over a large store. Arguments: Accept, the number of repositories, the step between
--- their numbers, the number of tags in each, and optionally If-None-Match (or an empty text) and the milliseconds from a
--- response to the next request of its connection.
+-- Gets manifests by random tags of repositories all over a large store. Arguments: Accept, the number of repositories,
+-- the step between their numbers, and the number of tags in each. Optional arguments: If-None-Match (or an empty text),
+-- and the milliseconds that a connection waits after a response before it sends the next request.
 local headers, repositories, step, tags
 
 function init(args)

@@ -1,5 +1,6 @@
--- Puts COUNT tags in turn, and then again with the other manifest, so that every request changes a tag.
--- Arguments: media type, tag prefix, COUNT, the files of the two manifests, then the repositories, which are used in turn.
+-- Puts COUNT tags one after the other, then the same tags with the other manifest, so that every request changes a tag.
+-- Arguments: media type, tag prefix, COUNT, the files of the two manifests, then the repositories. Each tag is put to the
+-- repository that follows that of the tag before.
 local number, bodies, repositories = 0, {}, {}
 local media_type, prefix, count
 

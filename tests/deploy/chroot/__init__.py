@@ -1,1 +1,1 @@
-"""Entrepot on a plain Debian with nothing but Python and make."""
+"""Tests of Entrepot on a minimal Debian system that has only Python and make."""

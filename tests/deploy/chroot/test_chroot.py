@@ -1,7 +1,7 @@
-"""Entrepot on plain Debian 12 and 13, which have nothing but Python and make: what the README says works there.
+"""Tests that the commands of the README work on minimal Debian 12 and 13 systems, which have only Python and make.
 
-The whole suite takes too long to run three times. So `make test` sets up everything here, and then runs the unit tests
-of one package, and a push and a pull with that Debian's own docker, podman and skopeo.
+Running the whole test suite on each of them would take too long. So `make test` installs everything there, but runs
+only the unit tests of one package, and some pushes and pulls with the docker, podman and skopeo of that Debian release.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ QUICK_PART = (
     f"{CLIENTS}/test_podman.py::test_push_pull_and_run",
     f"{CLIENTS}/test_skopeo.py::test_docker_schema_2_is_kept",
 )
-SETTING_UP = 900.0
-"""Seconds that a command may take which installs everything before it starts."""
+SETUP_SECONDS = 900.0
+"""Longest time for a command that installs everything before it starts."""
 
-pytestmark = pytest.mark.timeout(SETTING_UP + 300)
+pytestmark = pytest.mark.timeout(SETUP_SECONDS + 300)
 
 
 @pytest.fixture(scope="module", params=RELEASES, ids=[f"debian{number}" for number in RELEASES.values()])
 def debian(request: pytest.FixtureRequest) -> Iterator[DebianRoot]:
-    with debian_root(request.param) as made:
-        made.copy_checkout()
-        yield made
+    with debian_root(request.param) as root:
+        root.copy_checkout()
+        yield root
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +52,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_serves(debian: DebianRoot, folder: Path, script: str) -> None:
-    """The script starts a server in the Debian that takes a push and gives it back, and that ends well by SIGTERM."""
-    with running_program(folder, *debian.command(script), env=debian.environment(), timeout=SETTING_UP) as server:
-        wire, pushed = RegistryClient(server.address), image(f"pushed to {debian.name}")
-        wire.push("team/app", "1", pushed)
-        assert_same_image(wire, "team/app", "1", pushed)
+    """Starts a server on the Debian system with a shell script. Checks that clients can push and pull, and that SIGTERM
+    ends the server with exit code 0."""
+    with running_program(folder, *debian.command(script), env=debian.environment(), timeout=SETUP_SECONDS) as server:
+        client, pushed = RegistryClient(server.address), image(f"pushed to {debian.name}")
+        client.push("team/app", "1", pushed)
+        assert_same_image(client, "team/app", "1", pushed)
         os.kill(pid_of_parent(server), signal.SIGTERM)
         assert server.process.wait(60) == 0
 
 
 def pid_of_parent(server: RegistryServer) -> int:
-    """The process of the server that started the others, below those that started it itself."""
+    """Returns the process id of the server's parent process. `make` and shells that started the server are not
+    meant."""
     for pid in server.pids():
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if len(words) > 1 and words[1].endswith(b"/entrepot"):
@@ -71,13 +73,13 @@ def pid_of_parent(server: RegistryServer) -> int:
 
 
 def test_make_serve(debian: DebianRoot, tmp_path: Path) -> None:
-    """`make serve` installs what is missing and serves."""
+    """`make serve` installs all missing packages and runs the server."""
     serve = book_command("README", "make serve", ('docker.io"', 'docker.io --listen 127.0.0.1:0"'))
     assert_serves(debian, tmp_path, f"cd {CHECKOUT} && exec {serve}")
 
 
 def test_wheel(debian: DebianRoot, wheel: Path, tmp_path: Path) -> None:
-    """`pip install` of the wheel in a virtual environment, and `entrepot serve`."""
+    """After `pip install` of the wheel in a virtual environment, `entrepot serve` runs the server."""
     debian.copy_in(wheel, "/srv/release")
     debian.run("apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv")
     debian.run("python3 -m venv /srv/wheel && /srv/wheel/bin/pip install -q /srv/release/*.whl")
@@ -104,22 +106,23 @@ def test_installation_for_systemd(debian: DebianRoot, tmp_path: Path) -> None:
 
 
 def test_make_test(debian: DebianRoot) -> None:
-    """`make test` installs what is missing; the tests pass, those with that release's own clients among them."""
+    """`make test` installs all missing packages. The tests pass, including those with the clients of this Debian
+    release."""
     make_test = book_command("README", "make test", ("test", f"test ARGS='-q {' '.join(QUICK_PART)}'"))
-    said = debian.run(f"cd {CHECKOUT} && {make_test}", timeout=SETTING_UP)
-    assert " passed" in said
-    assert not {" failed", " skipped", " error"} & {f" {word.strip(',')}" for word in said.split()}
+    output = debian.run(f"cd {CHECKOUT} && {make_test}", timeout=SETUP_SECONDS)
+    assert " passed" in output
+    assert not {" failed", " skipped", " error"} & {f" {word.strip(',')}" for word in output.split()}
 
 
 def test_clients(debian: DebianRoot, tmp_path: Path) -> None:
-    """The clients of that Debian can do what docs/en/compatibility.md says. `make compatibility` records instead
-    what they can do, for that page."""
-    if debian.name != "bookworm":  # which has no oras and no cosign; buildx is a part of its docker
+    """The clients of this Debian release have the results that docs/en/compatibility.md shows. With
+    `make compatibility`, the test records the results for this page first."""
+    if debian.name != "bookworm":  # bookworm has no oras and no cosign, and its docker includes buildx
         debian.run("apt-get update -qq && apt-get install -y -qq --no-install-recommends cosign docker-buildx oras")
     results = f"{CHECKOUT}/results.json"
     tests = f"ENTREPOT_COMPATIBILITY={results} .venv/bin/python -m pytest -q tests/deploy/compatibility || :"
-    said = debian.run(f"cd {CHECKOUT} && make .venv/.clients packages && {tests}", timeout=SETTING_UP)
-    print(said)
+    output = debian.run(f"cd {CHECKOUT} && make .venv/.clients packages && {tests}", timeout=SETUP_SECONDS)
+    print(output)
     found, recorded = load(debian.folder / results.lstrip("/")), RESULTS / f"{debian.name}.json"
     if os.environ.get("ENTREPOT_RECORD_COMPATIBILITY"):
         save(found, recorded)

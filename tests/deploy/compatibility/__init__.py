@@ -1,1 +1,1 @@
-"""Which clients work, and with which settings: the table in docs/en/compatibility.md."""
+"""Tests that try container clients and record which of their steps work, for the table in docs/en/compatibility.md."""

@@ -1,4 +1,5 @@
-"""Clients of other artifacts: charts, files and signatures. None has a setting for a mirror."""
+"""The tried clients of artifacts: Helm (charts), oras (files) and cosign (signatures). None of them has a setting for a
+mirror."""
 
 from __future__ import annotations
 
@@ -40,16 +41,16 @@ OrasClient(insecure=True).pull(sys.argv[1], outdir=sys.argv[2])
 
 @contextlib.contextmanager
 def helm(place: Place) -> Iterator[CompatibleClient]:
-    run, where = _python(place), f"oci://{place.server.address}/helm"
+    run, repository_url = _python(place), f"oci://{place.server.address}/helm"
 
     def push() -> None:
-        run("-c", HELM_PUSH, str(_chart(place.new_folder(), "pushed")), where)
+        run("-c", HELM_PUSH, str(_chart(place.new_folder(), "pushed")), repository_url)
         pull_all(place.wire, "helm/pushed", "1.0.0")
 
     def pull() -> None:
         chart, target = _chart(place.new_folder(), "pulled"), place.new_folder()
-        run("-c", HELM_PUSH, str(chart), where)
-        run("-c", HELM_PULL, f"{where}/pulled", str(target))
+        run("-c", HELM_PUSH, str(chart), repository_url)
+        run("-c", HELM_PULL, f"{repository_url}/pulled", str(target))
         assert (target / chart.name).read_bytes() == chart.read_bytes()
 
     yield CompatibleClient(_version(run, "helm_python_sdk"), {"push": push, "pull": pull})
@@ -84,15 +85,16 @@ def oras_of_python(place: Place) -> Iterator[CompatibleClient]:
 
 @contextlib.contextmanager
 def cosign(place: Place) -> Iterator[CompatibleClient]:
-    """It pushes a signature of an image, and pulls it to verify the image. The key is in a file; nothing is logged."""
+    """Yields cosign as a client. Its push step signs an image, which pushes the signature. Its pull step verifies an
+    image, which pulls the signature. The key is in a file, and no transparency log is used."""
     keys = place.new_folder()
     run = ForeignProgram(("cosign",), environment(place.new_folder() / "home", COSIGN_PASSWORD="secret"))
     run("generate-key-pair", "--output-key-prefix", str(keys / "key"))
 
     def signed(repo: str) -> str:
-        own = image(f"signed as {repo}")
-        place.wire.push(repo, "1", own)
-        name = f"{place.server.address}/{repo}@{own.digest}"
+        signed_image = image(f"signed as {repo}")
+        place.wire.push(repo, "1", signed_image)
+        name = f"{place.server.address}/{repo}@{signed_image.digest}"
         run("sign", "--key", str(keys / "key.key"), "--tlog-upload=false", "--yes", name)
         return name
 
@@ -112,7 +114,8 @@ def cosign(place: Place) -> Iterator[CompatibleClient]:
 def _file_steps(
     place: Place, client: str, push: Callable[[Path, str], None], pull: Callable[[str, Path], None]
 ) -> dict[str, Step]:
-    """The steps of a client of files: `push(file, name)`, and `pull(name, folder)`."""
+    """Returns the steps of a client of files. `push`: pushes a file under a name. `pull`: pulls a name into a
+    folder."""
 
     def pushed(repo: str) -> bytes:
         file = place.new_folder() / "report.txt"
@@ -129,14 +132,14 @@ def _file_steps(
     def pull_own() -> None:
         body, target = pushed(f"{client}/pulled"), place.new_folder()
         pull(f"{place.server.address}/{client}/pulled:1", target)
-        (found,) = [path for path in target.rglob("*") if path.is_file()]
-        assert found.read_bytes() == body
+        (pulled_file,) = [path for path in target.rglob("*") if path.is_file()]
+        assert pulled_file.read_bytes() == body
 
     return {"push": push_own, "pull": pull_own}
 
 
 def _python(place: Place) -> ForeignProgram:
-    """This interpreter, which has the packages of requirements/clients.txt."""
+    """Returns this Python interpreter as a program. It has the packages of requirements/clients.txt."""
     return ForeignProgram((sys.executable, "-W", "ignore"), environment(place.new_folder() / "home"))
 
 
@@ -145,7 +148,7 @@ def _version(run: ForeignProgram, package: str) -> str:
 
 
 def _chart(folder: Path, name: str) -> Path:
-    """The archive of a chart that installs nothing."""
+    """Writes the archive of a chart that installs nothing, and returns its path."""
     body = f"apiVersion: v2\nname: {name}\nversion: 1.0.0\n".encode()
     archive = folder / f"{name}-1.0.0.tgz"
     with tarfile.open(archive, "w:gz") as tar:

@@ -1,4 +1,5 @@
-"""What the table is about: the steps of a client, and the place where it takes them."""
+"""The steps (push, pull, mirror) that the compatibility tests try with each client, and the registries that they
+use."""
 
 from __future__ import annotations
 
@@ -14,16 +15,19 @@ from tests.fakes.clients.registry_client import RegistryClient, assert_same_file
 from tests.fakes.server_process import RegistryServer
 
 Step = Callable[[], None]
+"""A function that does the step. It raises an error if the step does not work."""
 OnImage = Callable[[ClientImage, str], None]
+"""A function that pushes or pulls an image under a name."""
 
 UBUNTU = "ubuntu:18.04"
-"""An image of Docker Hub that prints `SAID`."""
-SAID = "bionic amd64\n"
+"""An image of the upstream `docker.io`. Its container prints UBUNTU_GREETING."""
+UBUNTU_GREETING = "bionic amd64\n"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder with a short path, a server for images of one's own, and a mirror of two upstreams."""
+    """The resources for a client: a folder with a short path, a registry for pushed images (`server`), a mirror, and
+    the two upstreams of the mirror (`beyond`)."""
 
     folder: Path
     server: RegistryServer
@@ -40,31 +44,31 @@ class Place:
 
 @dataclass(frozen=True)
 class CompatibleClient:
-    """A client in a place. Each of its steps raises an error if it does not work."""
+    """A client that is ready to be tried: its version, and its steps by name."""
 
     version: str
     steps: Mapping[str, Step]
 
 
 def image_steps(place: Place, client: str, push: OnImage, pull: OnImage, mirror: Step) -> dict[str, Step]:
-    """The steps of a client of images. `push(image, name)` brings an image from a file to the registry;
-    `pull(image, name)` fetches it, and compares what came; `mirror()` fetches `UBUNTU` through the mirror."""
+    """Returns the steps of a client of images. `push`: pushes an image from a file to the registry. `pull`: pulls an
+    image and compares it with the original. `mirror`: pulls `UBUNTU` through the mirror."""
 
     def push_own() -> None:
-        own, repo = image(f"pushed by {client}"), f"{client}/pushed"
-        push(own, f"{place.server.address}/{repo}:1")
-        assert_same_files(place.wire, repo, "1", own)
+        own_image, repo = image(f"pushed by {client}"), f"{client}/pushed"
+        push(own_image, f"{place.server.address}/{repo}:1")
+        assert_same_files(place.wire, repo, "1", own_image)
 
     def pull_own() -> None:
-        own, repo = image(f"pulled by {client}"), f"{client}/pulled"
-        place.wire.push(repo, "1", own)
-        pull(own, f"{place.server.address}/{repo}:1")
+        own_image, repo = image(f"pulled by {client}"), f"{client}/pulled"
+        place.wire.push(repo, "1", own_image)
+        pull(own_image, f"{place.server.address}/{repo}:1")
 
     return {"push": push_own, "pull": pull_own, "mirror": mirror}
 
 
 def version_in(text: str) -> str:
-    """The first version number in the text."""
+    """Returns the first version number in the text."""
     found = re.search(r"\d+(\.\d+)+", text)
     assert found is not None, text
     return found[0]

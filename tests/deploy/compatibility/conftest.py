@@ -1,7 +1,7 @@
-"""A server, a mirror of a stand-in for Docker Hub, and the record of what each client could do.
+"""Fixtures of the compatibility tests (a registry, and a mirror of two upstreams), and hooks that record the results.
 
-The record goes to the file that `ENTREPOT_COMPATIBILITY` names. Without that variable there are no tests here:
-tests/deploy/chroot runs them in each Debian.
+The results are written to the file that `ENTREPOT_COMPATIBILITY` names. Without this variable, the tests are not
+collected: tests/deploy/chroot sets it and runs them on each Debian release.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RECORD = pytest.StashKey[dict[str, ClientResult]]()
 
 @pytest.fixture(scope="session")
 def short_folder() -> Iterator[Path]:
-    """A folder with a short absolute path, for sockets."""
+    """Yields a folder with a short absolute path, because the path of a socket can have at most 107 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="ent-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder)
@@ -53,7 +53,7 @@ def mirror(tmp_path_factory: pytest.TempPathFactory, beyond: TwoRegistries) -> I
 def pytest_runtest_makereport(
     item: pytest.Function, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Notes the outcome of each step of each client."""
+    """Records whether each step of each client works or fails."""
     report = yield
     name, step = str(item.callspec.params["client"]), str(item.callspec.params["step"])
     record = item.config.stash.setdefault(RECORD, {})

@@ -1,4 +1,4 @@
-"""The clients of images: docker and the BuildKit in it, podman, buildah, skopeo, containerd."""
+"""The tried clients of images: docker, the BuildKit in docker, podman, buildah, skopeo and containerd."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.deploy.compatibility.client_steps import (
-    SAID,
     UBUNTU,
+    UBUNTU_GREETING,
     CompatibleClient,
     Place,
     image_steps,
@@ -37,7 +37,7 @@ def docker(place: Place) -> Iterator[CompatibleClient]:
 
         def mirror() -> None:
             engine("pull", UBUNTU)
-            assert engine.output_of(UBUNTU) == SAID
+            assert engine.output_of(UBUNTU) == UBUNTU_GREETING
 
         version = engine("version", "--format", "{{.Server.Version}}").out
         yield CompatibleClient(version_in(version), image_steps(place, "docker", push, pull, mirror))
@@ -45,12 +45,13 @@ def docker(place: Place) -> Iterator[CompatibleClient]:
 
 @contextlib.contextmanager
 def buildkit(place: Place) -> Iterator[CompatibleClient]:
-    """The BuildKit that is part of dockerd, by `docker build`. It fetches the base image; docker pushes the result."""
+    """Yields the BuildKit that is part of dockerd as a client (`docker build`). BuildKit pulls the base image of a
+    build. docker pushes the built image."""
     with docker_for(place.mirror, place.folder) as engine:
         build = engine.call.with_variables(DOCKER_BUILDKIT="1")
 
         def built_on(base: str, name: str) -> str:
-            """Builds an image that has a copy of the base's greeting; returns what is in the copy."""
+            """Builds an image on `base` that copies the greeting of the base image. Returns the copied greeting."""
             folder = place.new_folder()
             (folder / "Dockerfile").write_text(f"FROM {base}\nRUN cat /greeting > /copy\n")
             build("build", "--network", "host", "--tag", name, str(folder))
@@ -65,11 +66,11 @@ def buildkit(place: Place) -> Iterator[CompatibleClient]:
 
         def pull() -> None:
             place.wire.push("buildkit/pulled", "1", image("pulled by BuildKit"))
-            said = built_on(f"{place.server.address}/buildkit/pulled:1", "pulled:1")
-            assert said == "pulled by BuildKit\n"
+            greeting = built_on(f"{place.server.address}/buildkit/pulled:1", "pulled:1")
+            assert greeting == "pulled by BuildKit\n"
 
         def mirror() -> None:
-            assert built_on(UBUNTU, "mirrored:1") == SAID
+            assert built_on(UBUNTU, "mirrored:1") == UBUNTU_GREETING
 
         version = version_in(engine("version", "--format", "{{.Server.Version}}").out)
         yield CompatibleClient(f"in docker {version}", {"push": push, "pull": pull, "mirror": mirror})
@@ -80,7 +81,7 @@ def podman(place: Place) -> Iterator[CompatibleClient]:
     tools = tools_for(place.mirror, place.beyond, place.folder)
 
     def push(image: ClientImage, name: str) -> None:
-        image_id = _layout_pulled(tools, image, place.new_folder())
+        image_id = _import_image(tools, image, place.new_folder())
         tools.podman("push", INSECURE, image_id, f"docker://{name}")
         tools.podman("rmi", "--force", image_id)
 
@@ -91,7 +92,7 @@ def podman(place: Place) -> Iterator[CompatibleClient]:
 
     def mirror() -> None:
         tools.podman("pull", "--quiet", f"docker.io/library/{UBUNTU}")
-        assert tools.output_of(f"docker.io/library/{UBUNTU}") == SAID
+        assert tools.output_of(f"docker.io/library/{UBUNTU}") == UBUNTU_GREETING
 
     yield CompatibleClient(version_in(tools.podman("--version").out), image_steps(place, "podman", push, pull, mirror))
 
@@ -101,7 +102,7 @@ def buildah(place: Place) -> Iterator[CompatibleClient]:
     tools = tools_for(place.mirror, place.beyond, place.folder)
 
     def push(image: ClientImage, name: str) -> None:
-        image_id = _layout_pulled(tools, image, place.new_folder())
+        image_id = _import_image(tools, image, place.new_folder())
         tools.buildah("push", INSECURE, image_id, f"docker://{name}")
         tools.buildah("rmi", "--force", image_id)
 
@@ -113,7 +114,7 @@ def buildah(place: Place) -> Iterator[CompatibleClient]:
     def mirror() -> None:
         container = tools.buildah("from", "--quiet", f"docker.io/library/{UBUNTU}").out.split()[-1]
         mounted = Path(tools.buildah("mount", container).out.strip())
-        assert (mounted / "greeting").read_text() == SAID
+        assert (mounted / "greeting").read_text() == UBUNTU_GREETING
 
     yield CompatibleClient(
         version_in(tools.buildah("--version").out), image_steps(place, "buildah", push, pull, mirror)
@@ -138,8 +139,8 @@ def skopeo(place: Place) -> Iterator[CompatibleClient]:
     def mirror() -> None:
         target = place.new_folder() / "mirrored"
         tools.skopeo("copy", "--quiet", "--all", f"docker://docker.io/library/{UBUNTU}", f"dir:{target}")
-        held = place.beyond.hub.content.repositories["library/ubuntu"]
-        assert (target / "manifest.json").read_bytes() == held.manifests[held.tags["18.04"]][0]
+        repository = place.beyond.hub.content.repositories["library/ubuntu"]
+        assert (target / "manifest.json").read_bytes() == repository.manifests[repository.tags["18.04"]][0]
 
     yield CompatibleClient(version_in(tools.skopeo("--version").out), image_steps(place, "skopeo", push, pull, mirror))
 
@@ -168,6 +169,6 @@ def containerd(place: Place) -> Iterator[CompatibleClient]:
         yield CompatibleClient(version_in(ctr("version").out), image_steps(place, "containerd", push, pull, mirror))
 
 
-def _layout_pulled(tools: ContainerTools, image: ClientImage, folder: Path) -> str:
-    """Brings an image into the storage of podman and buildah without asking any registry; returns its id."""
+def _import_image(tools: ContainerTools, image: ClientImage, folder: Path) -> str:
+    """Imports an image into the storage of podman and buildah without a registry, and returns its id."""
     return tools.podman("pull", "--quiet", f"oci:{write_layout(folder, {'x': image})}:x").out.split()[-1]

@@ -1,4 +1,5 @@
-"""Each client pushes, pulls what somebody else has pushed, and pulls an image of Docker Hub through the mirror."""
+"""Tries each client: it pushes an image, pulls an image that another client has pushed, and pulls an image of Docker
+Hub through the mirror."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from tests.fakes.clients.mirror_clients import TwoRegistries
 from tests.fakes.deployment.client_results import CLIENTS, clients_of, debian_release
 from tests.fakes.server_process import RegistryServer
 
-MADE_BY = {
+CLIENT_FACTORIES = {
     "docker": docker,
     "BuildKit": buildkit,
     "podman": podman,
@@ -38,8 +39,8 @@ def client(
     beyond: TwoRegistries,
 ) -> Iterator[CompatibleClient]:
     folder = Path(tempfile.mkdtemp(prefix="p", dir=short_folder))
-    with MADE_BY[request.param](Place(folder, server, mirror, beyond)) as made:
-        yield made
+    with CLIENT_FACTORIES[request.param](Place(folder, server, mirror, beyond)) as ready_client:
+        yield ready_client
 
 
 @pytest.mark.parametrize(
@@ -48,5 +49,5 @@ def client(
     indirect=["client"],
 )
 def test_step(client: CompatibleClient, step: str) -> None:
-    """The client can do it, with the settings that docs/en/compatibility.md names."""
+    """The client can do the step with the settings that docs/en/compatibility.md names."""
     client.steps[step]()

@@ -1,1 +1,1 @@
-"""The files of a release, and installations of them."""
+"""Tests of the files of a release, and of their installation."""

@@ -1,1 +1,1 @@
-"""Real container clients, each with its own daemon, configuration and storage."""
+"""Real container clients for tests. Each has its own daemon, configuration and storage."""

@@ -1,4 +1,4 @@
-"""podman, buildah and skopeo, with storage, policy and logins of their own."""
+"""podman, buildah and skopeo for tests, with storage, policy and logins that are separate from those of the host."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ tmp_dir = "{folder}/tmp"
 volume_path = "{folder}/volumes"
 """
 
-# Limits that need not be raised, and runc, which takes any mix of control groups: this runs inside a container as well.
+# These options, and runc as the runtime, also work inside a container: the limits are low enough for it, and runc works
+# with any mix of control groups.
 RUN = ("--rm", "--network", "host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000")
 INSECURE = "--tls-verify=false"
 
@@ -41,8 +42,8 @@ class ContainerTools:
     def copy(self, source: str, target: str, *options: str, exact: bool = True) -> None:
         """Runs `skopeo copy`, with plain HTTP on both sides.
 
-        Unless `exact` is true, skopeo may send a layer in another compressed form that it knows from an earlier
-        copy."""
+        With `exact`, skopeo must keep all digests. Otherwise it may send a layer in another compressed form that it has
+        met in an earlier copy."""
         options = ("--src-tls-verify=false", "--dest-tls-verify=false", *options)
         self.skopeo("copy", "--quiet", *(["--preserve-digests"] if exact else []), *options, source, target)
 
@@ -55,7 +56,7 @@ class ContainerTools:
 
 
 def container_tools(folder: Path) -> ContainerTools:
-    """Writes the settings below `folder`, and returns the programs that use them."""
+    """Writes settings below `folder`, and returns the programs with an environment in which they use these settings."""
     home = folder / "home"
     env = environment(
         home,

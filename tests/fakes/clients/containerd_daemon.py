@@ -1,4 +1,4 @@
-"""A containerd for tests, and `ctr` on it."""
+"""Runs a containerd for tests, and its client `ctr`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ address = "{folder}/c.sock"
 
 @dataclass(frozen=True)
 class Containerd:
-    """`ctr` on its own daemon."""
+    """The client `ctr`, connected to a containerd of the tests."""
 
     call: ForeignProgram
     folder: Path
@@ -47,22 +47,22 @@ class Containerd:
         self("images", "push", "--plain-http", *options, name, source)
 
     def load(self, image: ClientImage, name: str, folder: Path) -> None:
-        """Imports an image into the daemon under the name, without a registry. `folder` has to be new."""
+        """Imports an image into the daemon under `name`, without a registry. `folder` must not exist yet."""
         repo, _, tag = name.rpartition(":")
         with tarfile.open(folder.with_suffix(".tar"), "w") as archive:
             archive.add(write_layout(folder, {tag: image}), "")
         self("images", "import", "--base-name", repo, "--snapshotter", "native", str(folder.with_suffix(".tar")))
 
     def forget(self, *names: str) -> None:
-        """Removes the names and their content, so that the next pull has to fetch it."""
+        """Removes images and their content, so that the next pull has to download the content again."""
         self("images", "remove", "--sync", *names)
 
     def held(self) -> set[str]:
-        """Returns the digests of everything in the content store."""
+        """Returns the digests of all content in the daemon's content store."""
         return set(self("content", "ls", "--quiet").out.split())
 
     def has_same_bytes(self, image: ClientImage) -> bool:
-        """Compares the files of the content store with the original bytes. Neither exports nor unpacks the image."""
+        """Returns whether the files in the daemon's content store have the original bytes of the image."""
         store = self.folder / "root" / "io.containerd.content.v1.content" / "blobs" / "sha256"
         return all(
             (store / digest.partition(":")[2]).read_bytes() == content.body
@@ -72,8 +72,8 @@ class Containerd:
 
 @contextlib.contextmanager
 def running_containerd(folder: Path) -> Iterator[Containerd]:
-    """Runs a containerd below `folder`, which has to be absolute and short: the path of a socket has at most 107
-    bytes."""
+    """Runs a containerd below `folder` until the block ends. The path of `folder` must be absolute and short, because
+    the path of a socket can have at most 107 bytes."""
     config, log = folder / "config.toml", folder / "containerd.log"
     config.write_text(CONFIG.format(folder=folder))
     env = environment(folder / "home")
@@ -91,7 +91,8 @@ def running_containerd(folder: Path) -> Iterator[Containerd]:
 
 
 def blobs_of_export(archive: Path) -> dict[str, bytes]:
-    """Returns the blobs of an exported OCI archive by digest. Checks that each has the digest in its name."""
+    """Returns the blobs of an exported OCI archive by digest. Checks that the bytes of each blob match the digest in
+    its file name."""
     found = {}
     with tarfile.open(archive) as tar:
         for member in tar.getmembers():

@@ -1,5 +1,4 @@
-"""A TCP proxy that resets a connection after a given number of bytes, as a broken network would, or slows it down
-there."""
+"""A TCP proxy that imitates a bad network: after a given number of bytes, it resets a connection or slows it down."""
 
 from __future__ import annotations
 
@@ -15,7 +14,8 @@ REQUEST = re.compile(rb"([A-Z]+ [^ ]+) HTTP/1\.[01]\r\n")
 
 
 class CuttingProxy:
-    """Passes bytes between clients and the server, counts them, and resets one connection when it is told to."""
+    """Passes bytes between clients and the server, and counts them. A test can make it reset or slow down one
+    connection."""
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
@@ -24,13 +24,13 @@ class CuttingProxy:
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
-        self._left: dict[str, int] = {}
+        self._remaining: dict[str, int] = {}  # bytes until a connection is cut ("up", "down") or slowed down ("crawl")
         self.sent = 0  # bytes from clients to the server
         self.received = 0  # bytes from the server to clients
         self.cuts = 0
-        self.asked: list[str] = []  # requests that came to the start of a read, such as `GET /v2/`
-        self.slow = threading.Event()  # an upload crawls
-        self._fast = threading.Event()
+        self.asked: list[str] = []  # requests such as `GET /v2/`; only those with which a received piece began
+        self.slow = threading.Event()  # set once an upload is slowed down
+        self._full_speed = threading.Event()
         self._start(threading.Thread(target=self._accept, daemon=True))
 
     @property
@@ -39,27 +39,29 @@ class CuttingProxy:
         return f"{host}:{port}"
 
     def cut_upload_after(self, size: int) -> None:
-        """Resets, once, the connection whose upload brings the total from now on to `size` bytes."""
+        """Resets one connection: the one whose upload brings the number of uploaded bytes, counted from now on, to
+        `size`."""
         with self._lock:
-            self._left["up"] = size
+            self._remaining["up"] = size
 
     def cut_download_after(self, size: int) -> None:
-        """Resets, once, the connection whose download brings the total from now on to `size` bytes."""
+        """Resets one connection: the one whose download brings the number of downloaded bytes, counted from now on, to
+        `size`."""
         with self._lock:
-            self._left["down"] = size
+            self._remaining["down"] = size
 
     def slow_upload_after(self, size: int) -> None:
-        """Slows down, once, the connection whose upload brings the total to `size` bytes: from there on it passes one
-        byte a second, until `speed_up`."""
+        """Slows down one connection: the one whose upload brings the number of uploaded bytes, counted from now on, to
+        `size`. The proxy then passes one byte per second until `speed_up` is called."""
         with self._lock:
-            self._left["crawl"] = size
+            self._remaining["crawl"] = size
 
     def speed_up(self) -> None:
         """Lets the slow connection pass at full speed again."""
-        self._fast.set()
+        self._full_speed.set()
 
     def close(self) -> None:
-        """Ends every connection and waits for the threads."""
+        """Closes all connections and waits for the end of the threads."""
         self.speed_up()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -100,14 +102,14 @@ class CuttingProxy:
         client.close()
         server.close()
 
-    def _pass(self, way: str, source: socket.socket, target: socket.socket) -> None:
+    def _pass(self, direction: str, source: socket.socket, target: socket.socket) -> None:
         try:
             while piece := source.recv(1 << 16):
-                if way == "up":
-                    self._look(piece)
-                    if self._reached("crawl", len(piece)):
+                if direction == "up":
+                    self._record_request(piece)
+                    if self._has_reached("crawl", len(piece)):
                         piece = self._crawl(piece, target)
-                if self._cut_now(way, len(piece)):
+                if self._count_and_check_cut(direction, len(piece)):
                     for each in (source, target):
                         each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                         each.shutdown(socket.SHUT_RDWR)
@@ -119,54 +121,55 @@ class CuttingProxy:
                 with contextlib.suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
 
-    def _look(self, piece: bytes) -> None:
+    def _record_request(self, piece: bytes) -> None:
         if found := REQUEST.match(piece):
             self.asked.append(found[1].decode())
 
     def _crawl(self, piece: bytes, target: socket.socket) -> bytes:
-        """Passes a piece one byte a second. Returns the rest once the connection has full speed again."""
+        """Sends a piece at one byte per second. Returns the rest of the piece once `speed_up` is called."""
         self.slow.set()
-        while len(piece) > 1 and not self._fast.wait(1.0):
+        while len(piece) > 1 and not self._full_speed.wait(1.0):
             target.sendall(piece[:1])
             piece = piece[1:]
         return piece
 
-    def _cut_now(self, way: str, size: int) -> bool:
+    def _count_and_check_cut(self, direction: str, size: int) -> bool:
         with self._lock:
-            if way == "up":
+            if direction == "up":
                 self.sent += size
             else:
                 self.received += size
-        cut = self._reached(way, size)
+        cut = self._has_reached(direction, size)
         self.cuts += cut
         return cut
 
-    def _reached(self, what: str, size: int) -> bool:
+    def _has_reached(self, limit: str, size: int) -> bool:
         with self._lock:
-            if what not in self._left:
+            if limit not in self._remaining:
                 return False
-            self._left[what] -= size
-            if self._left[what] > 0:
+            self._remaining[limit] -= size
+            if self._remaining[limit] > 0:
                 return False
-            del self._left[what]
+            del self._remaining[limit]
             return True
 
 
 class Tunnel(CuttingProxy):
-    """A proxy for clients that ask for a tunnel (CONNECT). Whatever host they name, the tunnel leads to the server."""
+    """A proxy for clients that request a tunnel (CONNECT). It connects every tunnel to the server, whichever host the
+    client names."""
 
     def _serve(self, client: socket.socket, server: socket.socket) -> None:
         head = b""
         while not head.endswith(b"\r\n\r\n") and (letter := client.recv(1)):
             head += letter
-        self._look(head)
+        self._record_request(head)
         client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         super()._serve(client, server)
 
 
 @contextlib.contextmanager
 def cutting_proxy(target: str, *, tunnel: bool = False) -> Iterator[CuttingProxy]:
-    """Runs a proxy in front of `host:port` during the block."""
+    """Runs a proxy in front of the server `target` (`host:port`) until the block ends."""
     proxy = (Tunnel if tunnel else CuttingProxy)(target)
     try:
         yield proxy

@@ -1,4 +1,5 @@
-"""A dockerd for tests, without networking and without the host's storage, and its command line."""
+"""Runs a dockerd for tests, and its client `docker`. By default the dockerd has no networking. It does not share the
+storage of the host's dockerd."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from .programs import ForeignProgram, ProgramResult, environment, is_gone, runni
 
 @dataclass(frozen=True)
 class DockerEngine:
-    """`docker` on its own daemon."""
+    """The client `docker`, connected to a dockerd of the tests."""
 
     call: ForeignProgram
     folder: Path
@@ -25,8 +26,8 @@ class DockerEngine:
         return self.call(*args, timeout=timeout)
 
     def load(self, image: ClientImage, name: str) -> None:
-        """Imports only this image into the daemon, under the name."""
-        # An archive has no default tag.
+        """Imports an image into the daemon under `name`, without a registry."""
+        # In an archive, the name must have a tag.
         name = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
         archive = write_archive(self.folder / f"{image.digest[-12:]}.tar", image, name)
         try:
@@ -42,7 +43,7 @@ class DockerEngine:
         return str(self.inspect(name)["Id"])
 
     def forget(self, name: str) -> None:
-        """Removes an image with all its names, so that the next pull has to fetch it."""
+        """Removes an image with all its names, so that the next pull has to download it again."""
         self("rmi", "--force", self.image_id(name))
 
     def output_of(self, name: str, *args: str) -> str:
@@ -50,17 +51,20 @@ class DockerEngine:
         return self("run", "--rm", "--network", "host", name, *args).out
 
 
-WITH_ITS_OWN = 'mkdir -p /etc/docker && mount --bind "$0" /etc/docker && exec "$@"'
+MOUNT_ETC_SCRIPT = 'mkdir -p /etc/docker && mount --bind "$0" /etc/docker && exec "$@"'
+"""A shell script that runs a program with another folder in place of /etc/docker."""
 
 
 @contextlib.contextmanager
 def running_docker(
     folder: Path, *options: str, etc: Path | None = None, proxy: str = "", networks: bool = False
 ) -> Iterator[DockerEngine]:
-    """A dockerd below `folder` (absolute and short: a socket's path has at most 107 bytes), with further options.
+    """Runs a dockerd below `folder` until the block ends. The path of `folder` must be absolute and short, because the
+    path of a socket can have at most 107 bytes. `options`: further options of dockerd.
 
-    `etc`: what it alone sees as /etc/docker. `proxy`: the way it takes to every registry. `networks`: it makes networks
-    for its containers, with rules of the firewall, as people's dockerd does; only for an `own_network`."""
+    `etc`: the folder that this dockerd, and no other process, sees as /etc/docker. `proxy`: the URL of the HTTP proxy
+    through which dockerd connects to registries. `networks`: let dockerd create networks and firewall rules for its
+    containers, as it does by default; use this only inside an `own_network`."""
     socket, state, log = f"unix://{folder}/d.sock", folder / "exec", folder / "dockerd.log"
     command = ["dockerd", "--data-root", f"{folder}/data", "--exec-root", str(state), "-H", socket]
     command += [] if networks else ["--iptables=false", "--ip6tables=false", "--bridge=none"]
@@ -69,7 +73,7 @@ def running_docker(
     env |= {"DOCKER_CLI_EXPERIMENTAL": "enabled", "DOCKER_BUILDKIT": "0"}
     docker = DockerEngine(ForeignProgram(("docker", "-H", socket), env), folder)
     if etc is not None:
-        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", WITH_ITS_OWN, str(etc), *command]
+        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", MOUNT_ETC_SCRIPT, str(etc), *command]
     if proxy:
         env |= {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "NO_PROXY": ""}
     containerd = 0

@@ -1,4 +1,4 @@
-"""A registry with accounts. Each test makes its own users and robots, who log in with real clients."""
+"""A running registry with accounts for tests of real clients. Each test adds its own users and robots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WRONG = "not the password"
 
 @dataclass(frozen=True)
 class ClientLogin:
-    """A user name and a password, or an API token in its place."""
+    """The name of an account, and its password or an API token."""
 
     name: str
     secret: str
@@ -30,30 +30,31 @@ class ClientLogin:
 
     @property
     def encoded(self) -> str:
-        """The login in the form of docker's config.json."""
+        """The login as docker's config.json stores it."""
         return base64.b64encode(f"{self.name}:{self.secret}".encode()).decode()
 
 
 ROOT = ClientLogin(ADMIN, PASSWORD)
-"""An admin, with which tests check what others have pushed."""
+"""The admin account, with which tests check the content that other accounts have pushed."""
 
 
 @dataclass
 class MemberSite(AdminSite):
-    """A site whose tests add accounts of their own. Rights are given by pattern: `{"team/**": "pull,push"}`."""
+    """A running registry to which tests add accounts. `rights` has the allowed actions by pattern of repository names,
+    such as `{"team/**": "pull,push"}`."""
 
     @property
     def address(self) -> str:
         return self.server.address
 
     def person(self, rights: Mapping[str, str] | None = None) -> ClientLogin:
-        """Adds a user with a password."""
+        """Adds a user with a password and these rights."""
         name, password = self.user()
         self.grant(f"user:{name}", rights or {})
         return ClientLogin(name, password)
 
     def machine(self, rights: Mapping[str, str] | None = None) -> ClientLogin:
-        """Adds a robot with an API token."""
+        """Adds a robot with an API token and these rights."""
         name = self.robot()
         self.grant(f"robot:{name}", rights or {})
         return ClientLogin(name, self.token(name))
@@ -63,7 +64,7 @@ class MemberSite(AdminSite):
             self.done("PUT", "/grants", {"subject": subject, "pattern": pattern, "actions": actions.split(",")})
 
     def allow_everyone(self, pattern: str) -> None:
-        """Lets everyone pull from repositories that match the pattern, also without a login."""
+        """Lets every client pull from repositories that match the pattern, also without a login."""
         self.grant("everyone", {pattern: "pull"})
 
     def wire(self, login: ClientLogin = ROOT) -> RegistryClient:
@@ -71,15 +72,16 @@ class MemberSite(AdminSite):
 
 
 def logged_out(docker: DockerEngine, folder: Path) -> DockerEngine:
-    """Returns docker on the same daemon for a person without any login. Its logins are stored in `folder`."""
+    """Returns a docker client of the same daemon that is not logged in to any registry. It stores logins in
+    `folder`."""
     return replace(docker, call=docker.call.with_variables(DOCKER_CONFIG=str(folder)))
 
 
 def tools_logged_out(tools: ContainerTools, folder: Path) -> ContainerTools:
-    """Returns podman, buildah and skopeo for a person without any login. Their logins are stored in `folder`."""
-    kept = str(folder / "auth.json")
+    """Returns podman, buildah and skopeo without a login to any registry. They store logins in `folder`."""
+    auth_file = str(folder / "auth.json")
     (folder / "auth.json").write_text("{}")
     podman, buildah, skopeo = (
-        each.with_variables(REGISTRY_AUTH_FILE=kept) for each in (tools.podman, tools.buildah, tools.skopeo)
+        each.with_variables(REGISTRY_AUTH_FILE=auth_file) for each in (tools.podman, tools.buildah, tools.skopeo)
     )
     return ContainerTools(podman, buildah, skopeo, tools.folder)

@@ -1,4 +1,4 @@
-"""Two real upstreams, a mirror of both, and clients without images that are set up to use the mirror."""
+"""Runs two real registries as upstreams, a mirror of both, and clients that are set up to use the mirror."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .container_tools import ContainerTools, container_tools
 from .docker_engine import DockerEngine, running_docker
 
 HELD = ("library/ubuntu:18.04", "org/app:1", "far.example/library/ubuntu:18.04")
-"""The content of the upstreams at the start, by its names at the mirror."""
+"""The images of the upstreams at the start, by their names at the mirror."""
 
-# A cached tag is never fresh: each pull asks the upstream, if it can.
+# With `tag_ttl = "0s"`, the mirror sends a request to the upstream for each pull of a tag.
 SETTINGS = """
 [[upstream]]
 name = "docker.io"
@@ -39,10 +39,11 @@ tag_ttl = "0s"
 
 @dataclass(frozen=True)
 class TwoRegistries:
-    """Two docker-registry programs of Debian as the upstreams `docker.io` and `far.example`. The same repository name
-    has different images in the two.
+    """Two docker-registry servers (Debian's) as the upstreams `docker.io` and `far.example`. The repository
+    library/ubuntu has a different image in each of them.
 
-    Neither Docker Hub nor far.example can be reached, so an image that a client gets has come through a mirror."""
+    Tests can reach neither the real Docker Hub nor far.example. So every image that a client pulls has come through a
+    mirror."""
 
     hub: SwitchableRegistry
     far: SwitchableRegistry
@@ -50,18 +51,18 @@ class TwoRegistries:
 
     @contextlib.contextmanager
     def mirror(self, folder: Path) -> Iterator[RegistryServer]:
-        """Starts a mirror of both with an empty store and two workers."""
+        """Runs a mirror of both upstreams, with an empty store and two workers, until the block ends."""
         with running_server(folder, "--config", str(self.settings)) as running:
             yield running
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
-        """Switches both upstreams off during the block."""
+        """Switches both upstreams off until the block ends."""
         with self.hub.off(), self.far.off():
             yield
 
     def printed(self, mirror: RegistryServer, program: str, *args: str) -> str:
-        """Returns what `entrepot client` prints for a program."""
+        """Returns the output of `entrepot client` for a client program: the settings with which it uses the mirror."""
         args = (program, "--url", mirror.url, "--config", str(self.settings), *args)
         done = entrepot("client", *args, folder=self.settings.parent)
         assert done.returncode == 0, done.stderr
@@ -71,11 +72,11 @@ class TwoRegistries:
 @contextlib.contextmanager
 def two_registries(folder: Path) -> Iterator[TwoRegistries]:
     """Runs both upstreams until the block ends."""
-    for_hub, for_far = UpstreamContent(), UpstreamContent()
+    for_hub, for_second = UpstreamContent(), UpstreamContent()
     for_hub.add("library/ubuntu", ubuntu(), "18.04")
     for_hub.add("org/app", image_tree_of(image("org/app")), "1")
-    for_far.add("library/ubuntu", ubuntu("far"), "18.04")
-    with switchable_registry(folder, for_hub) as hub, switchable_registry(folder, for_far) as far:
+    for_second.add("library/ubuntu", ubuntu("far"), "18.04")
+    with switchable_registry(folder, for_hub) as hub, switchable_registry(folder, for_second) as far:
         settings = folder / "entrepot.toml"
         settings.write_text(SETTINGS.format(hub=hub.url, far=far.url))
         yield TwoRegistries(hub, far, settings)
@@ -83,7 +84,7 @@ def two_registries(folder: Path) -> Iterator[TwoRegistries]:
 
 @contextlib.contextmanager
 def docker_for(mirror: RegistryServer, short_folder: Path) -> Iterator[DockerEngine]:
-    """Runs a dockerd without images, whose daemon.json names the mirror as in the README."""
+    """Runs a dockerd without images until the block ends. Its daemon.json names the mirror as in the README."""
     folder = Path(tempfile.mkdtemp(prefix="m", dir=short_folder))
     (folder / "daemon.json").write_text(json.dumps({"registry-mirrors": [mirror.url]}))
     with running_docker(folder, "--config-file", str(folder / "daemon.json")) as running:
@@ -93,12 +94,12 @@ def docker_for(mirror: RegistryServer, short_folder: Path) -> Iterator[DockerEng
 def tools_for(mirror: RegistryServer, beyond: TwoRegistries, short_folder: Path) -> ContainerTools:
     """Returns podman, buildah and skopeo without images, with the registries.conf that `entrepot client` prints for
     them."""
-    # With a long path podman waits 20 s for a container's end.
+    # With a longer path, podman would wait 20 s for the end of each container.
     folder = Path(tempfile.mkdtemp(prefix="t", dir=short_folder))
-    made = container_tools(folder)
-    dropped_in = folder / "home" / ".config" / "containers" / "registries.conf.d"
-    dropped_in.mkdir()
-    # podman and buildah find the first by a variable, skopeo the second.
-    for file in (folder / "registries.conf", dropped_in / "50-entrepot.conf"):
+    tools = container_tools(folder)
+    drop_in_folder = folder / "home" / ".config" / "containers" / "registries.conf.d"
+    drop_in_folder.mkdir()
+    # podman and buildah read the first file, which an environment variable names. skopeo reads the second file.
+    for file in (folder / "registries.conf", drop_in_folder / "50-entrepot.conf"):
         file.write_text(beyond.printed(mirror, "podman"))
-    return made
+    return tools

@@ -1,4 +1,4 @@
-"""Programs of other projects: calls of clients, and daemons that run for a whole test session."""
+"""Runs programs of other projects: clients, and daemons that run until a block ends."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from tests.fakes.server_process import ROOT
 
-# Debian's own programs first: a newer docker in /usr/local would need plugins that are not there.
+# Only the folders of Debian's packages: a newer docker in /usr/local would need plugins that are not installed.
 PATH = "/usr/bin:/usr/sbin:/bin:/sbin"
 CALL_TIMEOUT = 110.0
 
 
 class CommandFailed(AssertionError):
-    """A client ended with an exit code that is not 0. The text has the command and all its output."""
+    """A client ended with an exit code other than 0. The text has the command and all its output."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class ProgramResult:
         return self.out + self.err
 
     def demand(self) -> ProgramResult:
+        """Returns this result. Raises CommandFailed if the exit code is not 0."""
         if self.code != 0:
             raise CommandFailed(f"{' '.join(self.command)}\nexit code {self.code}\n{self.out}\n{self.err}")
         return self
@@ -49,7 +50,7 @@ class ForeignProgram:
     env: Mapping[str, str]
 
     def __call__(self, *args: str, given: str = "", timeout: float = CALL_TIMEOUT) -> ProgramResult:
-        """Runs the program. Raises CommandFailed if its exit code is not 0."""
+        """Runs the program with `given` on its stdin. Raises CommandFailed if its exit code is not 0."""
         return self.attempt(*args, given=given, timeout=timeout).demand()
 
     def attempt(self, *args: str, given: str = "", timeout: float = CALL_TIMEOUT) -> ProgramResult:
@@ -68,7 +69,8 @@ class ForeignProgram:
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
-    """Returns a clean environment: Debian's programs, its own home directory, no proxy, and no settings of the host."""
+    """Returns an environment with Debian's programs and the home directory `home`. It has no proxy and no settings of
+    the host."""
     home.mkdir(parents=True, exist_ok=True)
     return {"PATH": PATH, "HOME": str(home), "LANG": "C.UTF-8", "TMPDIR": str(home), "NO_PROXY": "*", **extra}
 
@@ -77,8 +79,8 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
 def running_daemon(
     command: Sequence[str], env: Mapping[str, str], log: Path, answers: Callable[[], bool], timeout: float = 60.0
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a daemon until the block ends, which begins when `answers` returns True. Ends the daemon by SIGTERM to its
-    process id."""
+    """Runs a daemon until the block ends. The block begins when `answers` returns True. At its end, the daemon gets
+    SIGTERM and, if it does not end within 30 s, SIGKILL."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -96,15 +98,15 @@ def running_daemon(
 
 
 def wait_until(
-    true: Callable[[], bool],
+    condition: Callable[[], bool],
     timeout: float,
     complaint: Callable[[], str],
     process: subprocess.Popen[bytes] | None = None,
 ) -> None:
-    """Calls `true` until it returns True. Raises AssertionError with the complaint when the time is up or the process
-    has ended."""
+    """Calls `condition` again and again until it returns True. Raises AssertionError with the text of `complaint` when
+    `timeout` seconds have passed or the process has ended."""
     deadline = time.monotonic() + timeout
-    while not true():
+    while not condition():
         if time.monotonic() > deadline or (process is not None and process.poll() is not None):
             raise AssertionError(complaint())
         time.sleep(0.05)
@@ -119,7 +121,7 @@ def is_gone(pid: int) -> bool:
 
 
 def unmount_below(folder: Path) -> None:
-    """Unmounts what a daemon has left mounted below its folder, the deepest mounts first."""
+    """Unmounts all file systems that a daemon has left mounted below its folder, the deepest mounts first."""
     points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for point in sorted((p for p in points if p.startswith(f"{folder}/")), key=len, reverse=True):
         subprocess.run(["umount", "--lazy", point], env={**os.environ, "PATH": PATH}, check=True)

@@ -1,4 +1,4 @@
-"""Plain HTTP requests to a registry, and the check at the end of most tests: every byte is as it was pushed."""
+"""Sends plain HTTP requests to a registry, and checks that it serves the same bytes that were pushed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RegistryReply:
 
 @dataclass(frozen=True)
 class RegistryClient:
-    """Sends requests to `host:port`, each on a new connection, with a User-Agent of its own."""
+    """Sends requests to the registry at `address` (`host:port`), each on a new connection."""
 
     address: str
     authorization: str = field(default="", repr=False)
@@ -47,8 +47,8 @@ class RegistryClient:
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> RegistryReply:
         with closing(http.client.HTTPConnection(self.address, timeout=60)) as connection:
-            who = {"Authorization": self.authorization} if self.authorization else {}
-            connection.request(method, path, body, {"Accept": ACCEPT, **who, **(headers or {})})
+            login = {"Authorization": self.authorization} if self.authorization else {}
+            connection.request(method, path, body, {"Accept": ACCEPT, **login, **(headers or {})})
             with connection.getresponse() as reply:
                 return RegistryReply(reply.status, reply.headers, reply.read())
 
@@ -76,7 +76,8 @@ class RegistryClient:
         return list(reply.json()["tags"])
 
     def push(self, repo: str, reference: str, image: ClientImage) -> None:
-        """Pushes each blob with one POST, and each manifest with one PUT, the top manifest under `reference`."""
+        """Pushes all blobs and manifests of the image, each blob with a POST and a PUT. The top manifest is pushed
+        under `reference`, all others under their digests."""
         for digest, content in image.blobs.items():
             start = self.ask("POST", f"/v2/{repo}/blobs/uploads/")
             assert start.status == 202, start.body
@@ -92,7 +93,8 @@ class RegistryClient:
 
 
 def pull_all(wire: RegistryClient, repo: str, reference: str) -> set[str]:
-    """Fetches a manifest and everything below it. Checks every digest and size. Returns all digests."""
+    """Pulls a manifest and all manifests and blobs to which it refers. Checks all digests and sizes. Returns all
+    digests."""
     body = wire.manifest(repo, reference).body
     found = {digest_of(body)}
     for digest, size, is_manifest in digests_in(body):
@@ -118,8 +120,8 @@ def assert_same_image(wire: RegistryClient, repo: str, reference: str, image: Cl
 
 
 def assert_same_files(wire: RegistryClient, repo: str, reference: str, image: ClientImage) -> None:
-    """Checks an image from a client that compresses layers itself: every unpacked layer, and the config, are as they
-    were."""
+    """Checks an image that was pushed by a client that compresses layers itself: the config and all uncompressed layers
+    have their original bytes."""
     assert image.config is not None
     pull_all(wire, repo, reference)
     document = wire.manifest(repo, reference).json()
@@ -131,8 +133,8 @@ def assert_same_files(wire: RegistryClient, repo: str, reference: str, image: Cl
 
 
 def noise_stream(seed: str, size: int) -> Iterator[bytes]:
-    """Yields a long body in pieces of 1 MiB without holding it in memory. The pieces are one block of noise with a
-    number in front."""
+    """Yields a long body in pieces of 1 MiB, so that it need not fit into memory. All pieces are the same block of
+    random bytes, except that each begins with its number."""
     block = bytearray(noise(seed, PIECE))
     for number in range(-(-size // PIECE)):
         block[:8] = number.to_bytes(8, "big")
@@ -140,6 +142,6 @@ def noise_stream(seed: str, size: int) -> Iterator[bytes]:
 
 
 def _uncompressed(layer: bytes) -> bytes:
-    """Returns the tar of a layer. docker pushes a layer as it is stored already if it knows that from an earlier pull,
-    so a layer may be uncompressed."""
+    """Returns the tar archive of a layer. The layer may be uncompressed: if docker has pulled it uncompressed before,
+    it pushes it in the same form."""
     return gzip.decompress(layer) if layer.startswith(b"\x1f\x8b") else layer

@@ -1,4 +1,4 @@
-"""strace on running processes: the system calls that they made, in order."""
+"""Records the system calls of running processes with strace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESUMED = re.compile(r"^<\.\.\. \w+ resumed>(?P<end>.*)$")
 
 @dataclass(frozen=True)
 class SystemCall:
-    """One system call: its text, and the numbers of the lines at which it began and ended."""
+    """One system call: its text in strace's output, and the numbers of the output lines at which it began and ended."""
 
     began: int
     ended: int

@@ -1,1 +1,1 @@
-"""What tests of releases and installations share."""
+"""Helpers that tests of releases and installations share."""

@@ -1,6 +1,7 @@
-"""What each client can do: recorded by tests/deploy/compatibility, shown in docs/en/compatibility.md.
+"""The results of the compatibility tests: which steps work with which container client. tests/deploy/compatibility
+records them; docs/en/compatibility.md shows them.
 
-The results of each Debian are a file in tests/data/compatibility. `make compatibility` records them anew.
+The results of each Debian release are in a file in tests/data/compatibility. `make compatibility` records them again.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ STEPS = ("push", "pull", "mirror")
 
 @dataclass(frozen=True)
 class ClientToTry:
-    """A client of the table: its steps, and what it needs besides the registry's address."""
+    """A client of the table: the steps that it can do, and the settings that it needs besides the registry's
+    address."""
 
     steps: tuple[str, ...]
     settings: str
     without: str = ""
-    """A Debian that does not have it."""
+    """The Debian release that does not have the client; empty: both have it."""
 
 
 CLIENTS = {
@@ -86,18 +88,18 @@ Linux on amd64. Debian 12 and 13 are tried with nothing but Python and make.
 
 
 def debian_release() -> str:
-    """The name of this machine's Debian."""
+    """Returns the code name of the Debian release on this machine."""
     return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
 
 
 def clients_of(release: str) -> list[str]:
-    """The clients that can be tried on a Debian."""
+    """Returns the clients that can be tried on a Debian release."""
     return [name for name, about in CLIENTS.items() if about.without != release]
 
 
 @dataclass
 class ClientResult:
-    """What one client could do on one Debian: `works` or `fails` for each step that it has."""
+    """The results of one client on one Debian release: `works` or `fails` for each of its steps."""
 
     client: str
     version: str
@@ -117,16 +119,16 @@ def load(file: Path) -> list[ClientResult]:
 
 
 def page() -> str:
-    """The text of docs/en/compatibility.md."""
+    """Returns the text of docs/en/compatibility.md."""
     rows = [(result, name) for name in RELEASES for result in load(RESULTS / f"{name}.json")]
     rows.sort(key=lambda row: list(CLIENTS).index(row[0].client))
     return _TOP + "".join(map(_line, *zip(*rows, strict=True))) + _BOTTOM
 
 
 def _line(result: ClientResult, debian: str) -> str:
-    said = {"works": "yes", "fails": "no", None: ""}
+    cell_text = {"works": "yes", "fails": "no", None: ""}
     cells = [result.client, result.version, f"Debian {RELEASES[debian]}"]
-    cells += [said[result.steps.get(step)] for step in STEPS]
+    cells += [cell_text[result.steps.get(step)] for step in STEPS]
     return f"| {' | '.join([*cells, CLIENTS[result.client].settings])} |\n"
 
 

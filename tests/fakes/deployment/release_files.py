@@ -1,4 +1,4 @@
-"""The files of a release, made of the last commit (`make_release`)."""
+"""Makes the files of a release from the last commit (`make_release`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.fakes.server_process import ROOT
 
 @dataclass(frozen=True)
 class ReleaseFiles:
-    """The folder of a release."""
+    """The files of a release in `folder`."""
 
     folder: Path
 
@@ -40,14 +40,14 @@ class ReleaseFiles:
 
 
 def make_release(into: Path) -> ReleaseFiles:
-    """Runs `make release`, which installs its tools when they are missing."""
+    """Makes a release in the folder `into` with `make release`, which installs its tools if they are missing."""
     run_in(ROOT, "make", "release", f"ARGS=--no-image --into {into}")
     return ReleaseFiles(into)
 
 
 def run_in(folder: Path, *command: str | Path, env: Mapping[str, str] | None = None, umask: int = -1) -> str:
-    """Runs a program, which has to end with 0, and returns its output. `env` is added to this process's environment;
-    a `umask` of -1 leaves that as it is."""
+    """Runs a program, checks that its exit code is 0, and returns its output. `env`: variables to add to the
+    environment of this process. `umask`: the umask of the program; -1: that of this process."""
     words = [str(word) for word in command]
     done = subprocess.run(
         words,

@@ -1,7 +1,7 @@
-"""The process of the fake Hub, and the socket by which a test controls it.
+"""The process of the fake Hub, and the socket through which a test controls it.
 
-`hub.py` starts it, with its set-up on the first line of stdin. It ends when stdin is closed, so it never outlives the
-test.
+`hub.py` starts this process and writes its set-up to the first line of stdin. The process ends when stdin is closed, so
+it never outlives the test.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ CONTROL_LIMIT = 64 << 20
 
 
 class Control:
-    """The calls of the test: a line of JSON `[name, arguments]` gets a line of JSON in response."""
+    """Carries out the calls of the test. A call is a line of JSON, `[name, arguments]`. The reply is a line of JSON."""
 
-    def __init__(self, front: HubServer) -> None:
-        self._front = front
+    def __init__(self, server: HubServer) -> None:
+        self._server = server
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
@@ -42,64 +42,64 @@ class Control:
         writer.close()
 
     async def _do(self, name: str, arguments: dict[str, Any]) -> object:
-        front = self._front
+        server = self._server
         if name in ("refuse", "cut"):
-            await (front.refuse() if name == "refuse" else front.cut())
+            await (server.refuse() if name == "refuse" else server.cut())
             return None
         simple: dict[str, Callable[..., object]] = {
             "set": self._set,
             "fault": self._fault,
-            "clear": front.pending.clear,
-            "release": front.release,
-            "listen": front.listen,
-            "seen": lambda: [each.as_json() for each in front.seen],
-            "forget": front.seen.clear,
-            "put": front.registry.shelf.put,
+            "clear": server.pending.clear,
+            "release": server.release,
+            "listen": server.listen,
+            "seen": lambda: [each.as_json() for each in server.seen],
+            "forget": server.seen.clear,
+            "put": server.registry.content.put,
             "tag": self._tag,
             "remove": self._remove,
-            "revoke": front.registry.tokens.issued.clear,
+            "revoke": server.registry.tokens.issued.clear,
             "state": self._state,
         }
         return simple[name](**arguments)
 
     def _set(self, **switches: Any) -> None:
-        registry = self._front.registry
+        registry = self._server.registry
         registry.switches = replace(registry.switches, **switches)
         if "limit" in switches:
             registry.manifests_given = 0
 
     def _fault(self, fault: dict[str, Any]) -> None:
-        made = Fault(**fault)
-        self._front.pending.append(PendingFault(made, made.skip, made.times))
+        new_fault = Fault(**fault)
+        self._server.pending.append(PendingFault(new_fault, new_fault.skip, new_fault.times))
 
     def _tag(self, repo: str, tag: str, digest: str) -> None:
-        self._front.registry.shelf.repositories[repo].tags[tag] = digest
+        self._server.registry.content.repositories[repo].tags[tag] = digest
 
     def _remove(self, repo: str, reference: str) -> None:
         """Removes a tag, a manifest with its tags, or a blob."""
-        room = self._front.registry.shelf.repositories[repo]
-        room.blobs.discard(reference)
-        room.manifests.pop(reference, None)
-        room.tags = {tag: digest for tag, digest in room.tags.items() if reference not in (tag, digest)}
+        repository = self._server.registry.content.repositories[repo]
+        repository.blobs.discard(reference)
+        repository.manifests.pop(reference, None)
+        repository.tags = {tag: digest for tag, digest in repository.tags.items() if reference not in (tag, digest)}
 
     def _state(self) -> dict[str, object]:
-        front = self._front
-        unused = sum(1 for each in front.pending if each.left != 0)
-        return {"open": front.open, "opened": front.opened, "errors": front.errors, "faults": unused}
+        server = self._server
+        unused = sum(1 for each in server.pending if each.left != 0)
+        return {"open": server.open, "opened": server.opened, "errors": server.errors, "faults": unused}
 
 
 async def _run(setup: dict[str, Any]) -> None:
-    shelf = HubContent()
-    shelf.put(setup["content"])
-    front = HubServer(HubApi(shelf, Switches.from_json(setup["switches"])))
-    front.listen()
-    control = await asyncio.start_server(Control(front).serve, "127.0.0.1", 0, limit=CONTROL_LIMIT)
-    ports = {role: front.url(role) for role in HOSTS}
+    content = HubContent()
+    content.put(setup["content"])
+    server = HubServer(HubApi(content, Switches.from_json(setup["switches"])))
+    server.listen()
+    control = await asyncio.start_server(Control(server).serve, "127.0.0.1", 0, limit=CONTROL_LIMIT)
+    ports = {role: server.url(role) for role in HOSTS}
     print(json.dumps({**ports, "control": control.sockets[0].getsockname()[1]}), flush=True)
     loop = asyncio.get_running_loop()
-    over: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(sys.stdin.fileno(), lambda: None if over.done() else over.set_result(None))
-    await over
+    ended: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sys.stdin.fileno(), lambda: None if ended.done() else ended.set_result(None))
+    await ended
 
 
 if __name__ == "__main__":

@@ -1,32 +1,35 @@
-"""A fake of Docker Hub's front end, in a process of its own, that can fail in every way a test needs.
+"""A fake of Docker Hub's front end. It runs in a separate process and can fail in every way that a test needs.
 
-    content = Content()
-    held = content.add("library/app", noise_image("a", 1000, 5 * MIB), "1", "latest")
+    content = UpstreamContent()
+    tree = content.add("library/app", noise_image("a", 1000, 5 * MIB), "1", "latest")
     with hub(tmp_path, content, auth="bearer", redirects=True, rate=8 * MIB) as upstream:
-        ...                                  # upstream.url is what an [[upstream]] names as its endpoint
-        upstream.fault(on="blob", drop_after=100_000, times=3)   # the next three answers with a blob's bytes break
+        ...                                  # upstream.url: the endpoint for the settings of an [[upstream]]
+        upstream.fault(on="blob", drop_after=100_000, times=3)   # the next three responses with blobs break off
         upstream.set(latency=0.2, ranges=False)                  # any field of `switches.Switches`, at any time
-        digest = held.layers[1].digest
+        digest = tree.layers[1].digest
         assert upstream.count("manifest", "GET") == 1
         assert repeated(upstream.sent(digest)) == []             # no byte was sent twice
-        assert union(upstream.sent(digest)) == [(0, 5 * MIB)]    # and every byte was
+        assert union(upstream.sent(digest)) == [(0, 5 * MIB)]    # every byte was sent
 
-- Permanent behaviour is a switch (`switches.Switches`: tokens, redirects, ranges, rate limit, latency, gzip, ...),
-  passed to `hub(...)` or `set(...)`. A fault (`switches.Fault`: status, hangup, stall, stall_after, drop_after, ...)
-  applies to some requests: `fault(...)`; to one unless `times` is given. `clear()` drops the faults that are left.
-- `fault(stall=True)` and `fault(stall_after=N)` hold a response until `release()`, so no test sleeps. `wait(...)`
-  blocks until so many requests have arrived; if they are sent on the test's own event loop, use
-  `await upstream.arrival(...)`.
-- `requests(...)`, `count(...)`, `sent(digest)` return what was requested and handed to the socket so far; `forget()`
-  empties that record. If a client disconnects, not all bytes handed to the socket may have arrived; `send_buffer=65536`
-  keeps the difference small. A `drop_after` waits until the sent bytes have arrived.
-- `refuse()` stops listening (connections are refused) and `listen()` starts again on the same ports; `cut()` resets
-  all connections. `put(content)`, `tag(...)`, `remove(...)` change the content; `revoke()` revokes all tokens.
+- A switch (`switches.Switches`: tokens, redirects, ranges, rate limit, latency, gzip, ...) sets permanent behaviour.
+  Switches are passed to `hub(...)` or `set(...)`.
+- A fault (`switches.Fault`: status, hangup, stall, stall_after, drop_after, ...) applies to one request, or to as many
+  as `times` says. `fault(...)` adds a fault, and `clear()` removes all faults that are not used up.
+- `fault(stall=True)` and `fault(stall_after=N)` hold a response until `release()`, so no test needs to sleep.
+  `wait(...)` blocks until a number of requests have arrived. If the requests are sent on the test's own event loop, use
+  `await upstream.arrival(...)` instead.
+- `requests(...)` and `count(...)` return the requests so far. `sent(digest)` returns which bytes were handed to
+  sockets. `forget()` empties this record. If a client disconnects, some bytes that were handed to a socket may not have
+  reached it; `send_buffer=65536` keeps their number small. A `drop_after` waits until all sent bytes have reached the
+  client.
+- `refuse()` makes all ports refuse connections, and `listen()` makes the same ports accept them again. `cut()` resets
+  all connections. `put(content)`, `tag(...)` and `remove(...)` change the content. `revoke()` revokes all tokens.
 - With `redirects=True`, blobs come from a second port, which answers 400 to requests with Authorization. `auth_url` is
-  a third port, on another host (127.0.0.2), with /token as well: `set(realm=upstream.auth_url + "/token")`.
+  the URL of a third port, on another host (127.0.0.2), which also has /token: use
+  `set(realm=upstream.auth_url + "/token")`.
 
-The calls block for less than a millisecond, start no thread and may be made from a coroutine. A failure of the
-fake itself raises HubFailed when the block ends.
+All calls except the waiting ones take less than a millisecond and start no thread, so coroutines may make them. If an
+error occurs in the fake itself, HubFailed is raised when the block ends.
 """
 
 from __future__ import annotations
@@ -59,7 +62,7 @@ WAIT_TIMEOUT = 60.0
 
 
 class HubFailed(AssertionError):
-    """The fake Hub does not work, or was asked for something that it does not have."""
+    """The fake Hub has failed, or a test has made an invalid call."""
 
 
 @dataclass
@@ -80,17 +83,17 @@ class Hub:
         return urlsplit(self.url).netloc
 
     def set(self, **switches: Any) -> None:
-        """Changes switches. A new `limit` starts to count at zero."""
+        """Changes switches. A new `limit` counts requests from zero again."""
         if unknown := set(switches) - SWITCHES:
             raise HubFailed(f"there is no switch {', '.join(sorted(unknown))}")
         self._call("set", **switches)
 
     def fault(self, **what: Any) -> None:
-        """Adds a `switches.Fault` behind the existing ones."""
+        """Adds a `switches.Fault` to the end of the list of faults."""
         self._call("fault", fault=Fault(**what).as_json())
 
     def clear(self) -> None:
-        """Drops the faults that are left."""
+        """Removes all faults that are not used up."""
         self._call("clear")
 
     def release(self) -> None:
@@ -112,7 +115,7 @@ class Hub:
         self._call("cut")
 
     def put(self, content: UpstreamContent) -> None:
-        """Adds repositories, blobs, manifests and tags. An existing tag moves."""
+        """Adds repositories, blobs, manifests and tags. Moves tags that exist already."""
         self._call("put", saved=content.save(self._folder))
 
     def tag(self, repo: str, tag: str, digest: str) -> None:
@@ -130,8 +133,8 @@ class Hub:
     def requests(
         self, kind: HubRequestKind | None = None, method: str | None = None, digest: str | None = None, match: str = ""
     ) -> list[SeenRequest]:
-        """Returns the requests in order of arrival. `match`: text in the path. A HEAD or GET of a manifest has the
-        digest of the response."""
+        """Returns the matching requests in order of arrival. `match`: text in the path. `digest`: the digest of a blob
+        or a manifest, also if the request named the manifest by tag."""
         return [
             seen
             for seen in (SeenRequest(**each) for each in self._call("seen"))
@@ -146,12 +149,13 @@ class Hub:
         return len(self.requests(kind, method, digest, match))
 
     def sent(self, digest: str) -> list[Interval]:
-        """Returns which bytes of a blob or manifest were handed to sockets: one interval per response with any."""
+        """Returns which bytes of a blob or manifest were handed to sockets: one interval for each response that has
+        sent any bytes."""
         found = [seen.interval for seen in self.requests(digest=digest) if seen.status in (200, 206)]
         return [interval for interval in found if interval[0] < interval[1]]
 
     def forget(self) -> None:
-        """Deletes the record of requests, including the running ones."""
+        """Deletes the record of all requests so far, including those that are still being answered."""
         self._call("forget")
 
     @property
@@ -166,31 +170,31 @@ class Hub:
 
     @property
     def faults(self) -> int:
-        """Returns the number of faults that are not used up."""
+        """The number of faults that are not used up."""
         return int(self._call("state")["faults"])
 
     def wait(self, count: int = 1, kind: HubRequestKind | None = None, **filters: Any) -> list[SeenRequest]:
-        """Blocks until so many matching requests have arrived; they need not be answered yet."""
+        """Blocks until `count` matching requests have arrived, and returns them. They may not be answered yet."""
         self.until(lambda: self.count(kind, **filters) >= count)
         return self.requests(kind, **filters)
 
-    def until(self, true: Callable[[], bool], timeout: float = WAIT_TIMEOUT) -> None:
-        """Blocks and polls until the condition holds. Raises HubFailed at the timeout."""
+    def until(self, condition: Callable[[], bool], timeout: float = WAIT_TIMEOUT) -> None:
+        """Blocks until `condition` returns True. Raises HubFailed after `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        while not true():
+        while not condition():
             if time.monotonic() > deadline:
                 raise HubFailed(f"waited in vain; there were {self.requests()}")
             time.sleep(0.005)
 
     async def arrival(self, count: int = 1, kind: HubRequestKind | None = None, **filters: Any) -> list[SeenRequest]:
-        """Like `wait`, without blocking the event loop."""
+        """Does what `wait` does, without blocking the event loop."""
         await self.until_async(lambda: self.count(kind, **filters) >= count)
         return self.requests(kind, **filters)
 
-    async def until_async(self, true: Callable[[], bool]) -> None:
-        """Like `until`, without blocking the event loop."""
+    async def until_async(self, condition: Callable[[], bool]) -> None:
+        """Does what `until` does, without blocking the event loop."""
         deadline = time.monotonic() + WAIT_TIMEOUT
-        while not true():
+        while not condition():
             if time.monotonic() > deadline:
                 raise HubFailed(f"waited in vain; there were {self.requests()}")
             await asyncio.sleep(0.005)
@@ -204,10 +208,10 @@ class Hub:
                 if not piece:
                     raise HubFailed("the fake Hub has ended")
                 answer += piece
-        said = json.loads(answer)
-        if "error" in said:
-            raise HubFailed(said["error"])
-        return said["result"]
+        reply = json.loads(answer)
+        if "error" in reply:
+            raise HubFailed(reply["error"])
+        return reply["result"]
 
     def _errors(self) -> list[str]:
         return list(self._call("state")["errors"])
@@ -215,7 +219,7 @@ class Hub:
 
 @contextlib.contextmanager
 def hub(tmp_path: Path, content: UpstreamContent | None = None, **switches: Any) -> Iterator[Hub]:
-    """Runs a fake Hub with this content during the block. Several can use the same folder."""
+    """Runs a fake Hub with this content until the block ends. Several fake Hubs can use the same folder."""
     folder = Path(tempfile.mkdtemp(prefix="hub-", dir=tmp_path))
     setup = {"content": (content or UpstreamContent()).save(folder), "switches": _json(Switches(**switches))}
     with (folder / "log").open("ab") as log:
@@ -228,10 +232,10 @@ def hub(tmp_path: Path, content: UpstreamContent | None = None, **switches: Any)
         try:
             process.stdin.write(json.dumps(setup) + "\n")
             process.stdin.flush()
-            said = process.stdout.readline()
-            if not said:
+            reply = process.stdout.readline()
+            if not reply:
                 raise HubFailed(f"the fake Hub did not start:\n{(folder / 'log').read_text()}")
-            ports = json.loads(said)
+            ports = json.loads(reply)
             with socket.create_connection(("127.0.0.1", ports["control"]), START_TIMEOUT) as control:
                 started = Hub(ports["registry"], ports["cdn"], ports["auth"], process.pid, folder, control)
                 yield started

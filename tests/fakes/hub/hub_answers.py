@@ -1,4 +1,4 @@
-"""Responses of the fake Hub, and what can be wrong with them."""
+"""Responses of the fake Hub, and functions that make a response faulty."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from .hub_content import MappedBody, ReadableBody
 
 _REASONS = {200: "OK", 206: "Partial Content", 307: "Temporary Redirect", 429: "Too Many Requests"}
-_CODES = {400: "UNSUPPORTED", 401: "UNAUTHORIZED", 403: "DENIED", 404: "NAME_UNKNOWN", 429: "TOOMANYREQUESTS"}
+_ERROR_CODES = {400: "UNSUPPORTED", 401: "UNAUTHORIZED", 403: "DENIED", 404: "NAME_UNKNOWN", 429: "TOOMANYREQUESTS"}
 
 
 @dataclass(frozen=True)
 class HubAnswer:
-    """A status with headers, and bytes `start` to `stop` of a body."""
+    """A response: a status, headers, and the bytes `start` to `stop` of `body`."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -30,9 +30,9 @@ class HubAnswer:
 
 
 def error(status: int, message: str, headers: Mapping[str, str] | None = None, code: str = "") -> HubAnswer:
-    """Returns an error in the specification's form. A status that it does not define gets an HTML page, as from a load
-    balancer."""
-    code = code or _CODES.get(status, "")
+    """Returns an error response in the form of the distribution spec. If the spec has no error code for the status, the
+    body is an HTML page, as from a load balancer."""
+    code = code or _ERROR_CODES.get(status, "")
     if not code:
         return page(status, message, headers)
     document = {"errors": [{"code": code, "message": message, "detail": None}]}
@@ -46,33 +46,33 @@ def page(status: int, message: str, headers: Mapping[str, str] | None = None) ->
 
 def text(status: int, body: str, media_type: str, headers: Mapping[str, str] | None = None) -> HubAnswer:
     data = body.encode()
-    described = {"Content-Type": media_type, "Content-Length": str(len(data)), **(headers or {})}
-    return HubAnswer(status, described, MappedBody(data), 0, len(data))
+    all_headers = {"Content-Type": media_type, "Content-Length": str(len(data)), **(headers or {})}
+    return HubAnswer(status, all_headers, MappedBody(data), 0, len(data))
 
 
 def part(status: int, headers: Mapping[str, str], body: ReadableBody, start: int, stop: int) -> HubAnswer:
-    """Returns bytes `start` to `stop` of a body, with the matching headers."""
-    described = {**headers, "Content-Length": str(stop - start)}
+    """Returns a response with the bytes `start` to `stop` of a body, and with the headers for this range."""
+    all_headers = {**headers, "Content-Length": str(stop - start)}
     if status == 206:
-        described["Content-Range"] = f"bytes {start}-{stop - 1}/{body.size}"
-    return HubAnswer(status, described, body, start, stop)
+        all_headers["Content-Range"] = f"bytes {start}-{stop - 1}/{body.size}"
+    return HubAnswer(status, all_headers, body, start, stop)
 
 
 def without_length(answer: HubAnswer) -> HubAnswer:
-    """Returns the response without a Content-Length: the client does not know where it ends."""
+    """Returns the response without Content-Length, so that the end of the connection marks the end of the body."""
     headers = {name: value for name, value in answer.headers.items() if name != "Content-Length"}
     return HubAnswer(answer.status, headers, answer.body, answer.start, answer.stop)
 
 
 def shifted(answer: HubAnswer, by: int) -> HubAnswer:
-    """Returns a range that starts later than requested."""
+    """Returns the response with a range that starts `by` bytes later than requested."""
     if answer.status != 206 or answer.start + by >= answer.stop:
         return answer
     return part(206, answer.headers, answer.body, answer.start + by, answer.stop)
 
 
 def corrupted(answer: HubAnswer, offset: int) -> HubAnswer:
-    """Returns the response with another byte at `offset` of the body."""
+    """Returns the response with a wrong byte at `offset` of the body."""
     return HubAnswer(answer.status, answer.headers, _CorruptBody(answer.body, offset), answer.start, answer.stop)
 
 

@@ -1,4 +1,4 @@
-"""The fake Hub's responses: the paths of the distribution API, read-only, like Docker Hub's front end."""
+"""The fake Hub's responses to requests of the distribution API. Like Docker Hub's mirror endpoint, it is read-only."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ def target_of(path: str, *, redirects: bool) -> HubTarget:
 
 @dataclass
 class HubApi:
-    """The content of the fake Hub and the rules for it. Also counts manifests, for the rate limit, and uses of redirect
-    links."""
+    """Answers requests with the content `content`, as the switches demand. Counts the GETs of manifests for the rate
+    limit, and the requests to each redirect target."""
 
-    shelf: HubContent
+    content: HubContent
     switches: Switches
     tokens: HubTokens = field(default_factory=HubTokens)
     manifests_given: int = 0
     links: dict[str, int] = field(default_factory=dict)
 
     def challenge(self, request: HubRequest, target: HubTarget, realm: str) -> HubAnswer | None:
-        """Returns a 401 unless the request is authorized."""
+        """Returns a 401 response if the request is not authorized, and None if it is."""
         repo = target.repo
         refusal = self.tokens.refuse(request, repo, self.switches)
-        hidden = self.switches.hide_unknown and repo and repo not in self.shelf.repositories
+        hidden = self.switches.hide_unknown and repo and repo not in self.content.repositories
         if refusal is None and not hidden:
             return None
         if self.switches.auth == "basic":
@@ -74,63 +74,65 @@ class HubApi:
     def token(self, request: HubRequest) -> HubAnswer:
         if request.method not in ("GET", "POST"):
             return error(405, "method not allowed")
-        given = self.tokens.issue(request, self.switches)
-        if given is None:
+        token_document = self.tokens.issue(request, self.switches)
+        if token_document is None:
             return text(401, '{"details": "incorrect username or password"}\n', "application/json")
-        return text(200, json.dumps(given), "application/json")
+        return text(200, json.dumps(token_document), "application/json")
 
-    def answer(self, request: HubRequest, target: HubTarget, seen: SeenRequest, cdn: str) -> HubAnswer:
+    def answer(self, request: HubRequest, target: HubTarget, record: SeenRequest, cdn: str) -> HubAnswer:
         """Returns the response to an authorized request, without faults."""
         if target.kind == "ping":
             return text(200, "{}", "application/json", {"Docker-Distribution-Api-Version": "registry/2.0"})
         if request.method not in ("GET", "HEAD"):
             return error(405, "this registry is read only", code="UNSUPPORTED")
-        room = self.shelf.repositories.get(target.repo)
-        if room is None:
+        repository = self.content.repositories.get(target.repo)
+        if repository is None:
             return error(404, "repository name not known to registry")
         if target.kind == "manifest":
-            return self._manifest(request, room, target.reference, seen)
+            return self._manifest(request, repository, target.reference, record)
         if target.kind == "tags":
-            return self._tags(request, target.repo, room)
+            return self._tags(request, target.repo, repository)
         if target.kind == "referrers":
-            return self._referrers(request, target, room)
+            return self._referrers(request, target, repository)
         if target.kind in ("blob", "redirect"):
-            return self._blob(request, room, target.reference, seen, cdn)
+            return self._blob(request, repository, target.reference, record, cdn)
         return error(404, "no such page")
 
-    def _manifest(self, request: HubRequest, room: HubRepository, reference: str, seen: SeenRequest) -> HubAnswer:
+    def _manifest(
+        self, request: HubRequest, repository: HubRepository, reference: str, record: SeenRequest
+    ) -> HubAnswer:
         if request.method == "HEAD" and not self.switches.heads:
             return error(405, "no HEAD here", code="UNSUPPORTED")
-        manifest = room.manifest(reference)
+        manifest = repository.manifest(reference)
         if manifest is None:
             return error(404, f"manifest unknown: {reference}", code="MANIFEST_UNKNOWN")
         if self.switches.negotiates and manifest.media_type not in request.headers.get("accept", ""):
             return error(404, f"{manifest.media_type} found, but not accepted", code="MANIFEST_UNKNOWN")
         headers = self._quota(counts=request.method == "GET")
         if headers is None:
-            waiting = {} if self.switches.retry_after is None else {"Retry-After": str(self.switches.retry_after)}
-            return error(429, "you have reached your pull rate limit", {**waiting, **self._left()})
-        seen.digest = manifest.digest
+            retry_header = {} if self.switches.retry_after is None else {"Retry-After": str(self.switches.retry_after)}
+            return error(429, "you have reached your pull rate limit", {**retry_header, **self._limit_headers()})
+        record.digest = manifest.digest
         return self._encoded(request, self._described(manifest, headers))
 
     def _described(self, manifest: HubManifest, headers: Mapping[str, str]) -> HubAnswer:
         size = len(manifest.body)
-        described = {"Content-Type": manifest.media_type, "Content-Length": str(size), **headers}
-        described["Docker-Distribution-Api-Version"] = "registry/2.0"
+        all_headers = {"Content-Type": manifest.media_type, "Content-Length": str(size), **headers}
+        all_headers["Docker-Distribution-Api-Version"] = "registry/2.0"
         if self.switches.digests:
-            described |= {"Docker-Content-Digest": manifest.digest, "ETag": f'"{manifest.digest}"'}
-        return HubAnswer(200, described, MappedBody(manifest.body), 0, size)
+            all_headers |= {"Docker-Content-Digest": manifest.digest, "ETag": f'"{manifest.digest}"'}
+        return HubAnswer(200, all_headers, MappedBody(manifest.body), 0, size)
 
     def _quota(self, *, counts: bool) -> dict[str, str] | None:
-        """Returns the headers of the rate limit; None when it is used up."""
+        """Returns the headers of the rate limit; None if the limit is used up. `counts`: whether the request counts."""
         limit = self.switches.limit
         if limit is not None and counts:
             if self.manifests_given >= limit:
                 return None
             self.manifests_given += 1
-        return self._left()
+        return self._limit_headers()
 
-    def _left(self) -> dict[str, str]:
+    def _limit_headers(self) -> dict[str, str]:
         limit = self.switches.limit
         if limit is None:
             return {}
@@ -141,16 +143,16 @@ class HubApi:
             "docker-ratelimit-source": "127.0.0.1",
         }
 
-    def _tags(self, request: HubRequest, repo: str, room: HubRepository) -> HubAnswer:
-        names = sorted(room.tags)
+    def _tags(self, request: HubRequest, repo: str, repository: HubRepository) -> HubAnswer:
+        names = sorted(repository.tags)
         page, link = self._page(request, names, f"/v2/{repo}/tags/list", lambda each: each)
         return text(200, json.dumps({"name": repo, "tags": page}), "application/json", link)
 
-    def _referrers(self, request: HubRequest, target: HubTarget, room: HubRepository) -> HubAnswer:
+    def _referrers(self, request: HubRequest, target: HubTarget, repository: HubRepository) -> HubAnswer:
         if not self.switches.referrers:
             return text(404, "404 page not found\n", "text/plain")
         wanted = request.query.get("artifactType", "")
-        entries = room.referrers(target.reference, wanted)
+        entries = repository.referrers(target.reference, wanted)
         path = f"/v2/{target.repo}/referrers/{target.reference}"
         page, headers = self._page(request, entries, path, lambda each: str(each["digest"]))
         if wanted:
@@ -163,33 +165,35 @@ class HubApi:
         query = request.query
         wanted = int(query["n"]) if query.get("n", "").isdecimal() else self.switches.page
         size, last = min(wanted, self.switches.page), query.get("last", "")
-        rest = [each for each in entries if not last or key(each) > last]
-        page = rest[:size]
-        if len(rest) <= size or not page:
+        following = [each for each in entries if not last or key(each) > last]
+        page = following[:size]
+        if len(following) <= size or not page:
             return page, {}
-        more = {**query, "n": str(size), "last": key(page[-1])}
-        url = path + "?" + "&".join(f"{name}={quote(value, safe='')}" for name, value in more.items())
+        next_query = {**query, "n": str(size), "last": key(page[-1])}
+        url = path + "?" + "&".join(f"{name}={quote(value, safe='')}" for name, value in next_query.items())
         return page, {"Link": f'<{url}>; rel="next"'}
 
-    def _blob(self, request: HubRequest, room: HubRepository, digest: str, seen: SeenRequest, cdn: str) -> HubAnswer:
-        seen.digest = digest
-        if digest not in room.blobs:
+    def _blob(
+        self, request: HubRequest, repository: HubRepository, digest: str, record: SeenRequest, cdn: str
+    ) -> HubAnswer:
+        record.digest = digest
+        if digest not in repository.blobs:
             return error(404, "blob unknown to registry", code="BLOB_UNKNOWN")
-        if seen.kind == "redirect":
+        if record.kind == "redirect":
             key = f"{len(self.links)}"
             self.links[key] = 0
             location = f"{self.switches.cdn or cdn}/registry-v2/blobs/{digest.replace(':', '/')}/data?verify={key}"
             return text(307, f'<a href="{location}">moved</a>\n', "text/html", {"Location": location})
         return self.bytes_of(request, digest, {"Docker-Content-Digest": digest})
 
-    def stored(self, request: HubRequest, digest: str, seen: SeenRequest) -> HubAnswer:
-        """Returns the response of the second port."""
-        seen.digest = digest
+    def stored(self, request: HubRequest, digest: str, record: SeenRequest) -> HubAnswer:
+        """Returns the response of the second port, to which requests for blobs are redirected."""
+        record.digest = digest
         if "authorization" in request.headers:
             return text(400, "<Error><Code>InvalidRequest</Code></Error>", "application/xml")
         key = request.query.get("verify", "")
         uses = self.links.get(key)
-        if uses is None or digest not in self.shelf.bodies:
+        if uses is None or digest not in self.content.bodies:
             return text(403, "<Error><Code>AccessDenied</Code></Error>", "application/xml")
         if self.switches.link_uses is not None and uses >= self.switches.link_uses:
             return text(403, "<Error><Code>AccessDenied</Code><Message>expired</Message></Error>", "application/xml")
@@ -197,21 +201,21 @@ class HubApi:
         return self.bytes_of(request, digest, {})
 
     def bytes_of(self, request: HubRequest, digest: str, headers: Mapping[str, str]) -> HubAnswer:
-        """Returns a blob, or the requested range of it (RFC 9110, 14)."""
-        body = self.shelf.bodies[digest]
+        """Returns a response with a blob, or with the requested range of the blob (RFC 9110, 14)."""
+        body = self.content.bodies[digest]
         etag = f'"{digest}"'
-        described = {"Content-Type": "application/octet-stream", **headers, "ETag": etag}
+        all_headers = {"Content-Type": "application/octet-stream", **headers, "ETag": etag}
         if not self.switches.ranges:
-            return self._encoded(request, part(200, described, body, 0, body.size))
-        described["Accept-Ranges"] = "bytes"
-        asked = _RANGE.fullmatch(request.headers.get("range", ""))
+            return self._encoded(request, part(200, all_headers, body, 0, body.size))
+        all_headers["Accept-Ranges"] = "bytes"
+        range_match = _RANGE.fullmatch(request.headers.get("range", ""))
         current = request.headers.get("if-range", etag) == etag
-        if request.method != "GET" or not asked or not any(asked.groups()) or not current:
-            return self._encoded(request, part(200, described, body, 0, body.size))
-        start, stop = _bounds(asked[1], asked[2], body.size)
+        if request.method != "GET" or not range_match or not any(range_match.groups()) or not current:
+            return self._encoded(request, part(200, all_headers, body, 0, body.size))
+        start, stop = _bounds(range_match[1], range_match[2], body.size)
         if start >= stop:
             return text(416, "", "text/plain", {"Content-Range": f"bytes */{body.size}"})
-        return part(206, described, body, start, stop)
+        return part(206, all_headers, body, start, stop)
 
     def _encoded(self, request: HubRequest, answer: HubAnswer) -> HubAnswer:
         accepted = [each.strip().partition(";")[0] for each in request.headers.get("accept-encoding", "").split(",")]

@@ -1,7 +1,8 @@
-"""HTTP/1.1 by hand: a connection that knows how many bytes it has handed to its socket, and can break in many ways.
+"""A server's end of an HTTP/1.1 connection, written without an HTTP library. It counts the bytes that it has handed to
+its socket, and can break off a response in many ways.
 
-HTTP libraries do none of this, since a server should not. Supports only what the tests need: requests with a
-Content-Length or without a body.
+HTTP libraries do not support this, because a real server must not do it. The connection supports only the requests that
+tests need: those with Content-Length or without a body.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from .request_log import SeenRequest
 
 MAX_HEAD = 64 << 10
 SLICE = 256 << 10
+"""Largest number of bytes that are handed to the socket at once."""
 TURN_BYTES = 4 << 20
-"""After so many bytes the other connections have their turn."""
+"""After this many bytes, a connection lets the event loop run other connections."""
 TICK = 0.01
+"""Seconds between two slices of a connection with a limited rate."""
 ARRIVAL_TIMEOUT = 30.0
 
 
@@ -66,8 +69,8 @@ class HubConnection:
         self._sock = sock
         self._loop = loop
         self._buffer = bytearray()
-        self._due = 0.0
-        self._turn = 0
+        self._next_send = 0.0
+        self._turn_bytes = 0
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -75,7 +78,8 @@ class HubConnection:
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
     async def request(self) -> HubRequest | None:
-        """Returns the next request; None when the client has sent its last one. Raises PeerGone."""
+        """Returns the next request; None if the client closes the connection after a complete request. Raises
+        PeerGone."""
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
             if len(self._buffer) > MAX_HEAD:
                 raise PeerGone
@@ -86,7 +90,7 @@ class HubConnection:
         first, *lines = bytes(self._buffer[:end]).decode("latin-1").split("\r\n")
         headers: dict[str, str] = {}
         for name, _, value in (line.partition(":") for line in lines):
-            # docker writes one Accept for each media type; together they are a list (RFC 9110 section 5.3).
+            # docker sends an Accept header for each media type. Together they form a list (RFC 9110, section 5.3).
             key = name.strip().lower()
             headers[key] = f"{headers[key]}, {value.strip()}" if key in headers else value.strip()
         length = int(headers.get("content-length", "0"))
@@ -108,8 +112,9 @@ class HubConnection:
         self._buffer += data
         return bool(data)
 
-    async def send(self, data: bytes | memoryview, seen: SeenRequest | None = None, rate: float = 0.0) -> None:
-        """Hands all bytes to the socket; `seen.sent` grows with what the socket has taken. Raises PeerGone."""
+    async def send(self, data: bytes | memoryview, record: SeenRequest | None = None, rate: float = 0.0) -> None:
+        """Hands all bytes to the socket. Adds the number of bytes that the socket has accepted to `record.sent`.
+        `rate`: bytes per second; 0: no limit. Raises PeerGone."""
         view = memoryview(data)
         while view:
             piece = view[:SLICE]
@@ -124,22 +129,22 @@ class HubConnection:
             except OSError as error:
                 raise PeerGone from error
             view = view[taken:]
-            if seen is not None:
-                seen.first_byte = seen.first_byte or time.monotonic()
-                seen.sent += taken
+            if record is not None:
+                record.first_byte = record.first_byte or time.monotonic()
+                record.sent += taken
             if rate:
-                self._due += taken / rate
-            self._turn += taken
-            if self._turn >= TURN_BYTES:
-                self._turn = 0
+                self._next_send += taken / rate
+            self._turn_bytes += taken
+            if self._turn_bytes >= TURN_BYTES:
+                self._turn_bytes = 0
                 await asyncio.sleep(0)
 
     async def _pace(self) -> None:
-        # What a late timer cost is made up for, an idle time is not.
+        # A delay by a late timer is made up for. The time in which nothing was to send is not.
         now = time.monotonic()
-        self._due = max(self._due, now - 3 * TICK)
-        if self._due > now:
-            await asyncio.sleep(self._due - now)
+        self._next_send = max(self._next_send, now - 3 * TICK)
+        if self._next_send > now:
+            await asyncio.sleep(self._next_send - now)
 
     async def _writable(self) -> None:
         ready: asyncio.Future[None] = self._loop.create_future()
@@ -155,7 +160,7 @@ class HubConnection:
             self._loop.remove_writer(self._sock)
 
     async def wait(self, release: asyncio.Event) -> None:
-        """Sends nothing until released. Raises PeerGone if the client closes meanwhile."""
+        """Waits until `release` is set. Raises PeerGone if the client closes the connection before."""
         while not release.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
                 async with asyncio.timeout(TICK):
@@ -169,11 +174,12 @@ class HubConnection:
                 raise PeerGone from error
 
     async def arrived(self) -> None:
-        """Returns when the client's kernel has received all sent bytes, so that a reset destroys none of them."""
+        """Waits until the client's kernel has received all sent bytes, so that a reset of the connection destroys none
+        of them."""
         deadline = time.monotonic() + ARRIVAL_TIMEOUT
         while time.monotonic() < deadline:
-            waiting = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-            if not struct.unpack("i", waiting)[0]:
+            unsent = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+            if not struct.unpack("i", unsent)[0]:
                 return
             await asyncio.sleep(0.001)
 

@@ -1,5 +1,5 @@
-"""The content of the fake Hub, as `UpstreamContent.save` has written it. Bytes come from mapped files, or are generated
-noise."""
+"""The content of the fake Hub, read from the files that `UpstreamContent.save` has written. The bytes of a blob come
+from a mapped file, or are generated noise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ReadableBody(Protocol):
 
 
 class MappedBody:
-    """A file, or bytes."""
+    """Bytes in memory, or a file that is mapped into memory."""
 
     def __init__(self, data: bytes | mmap.mmap) -> None:
         self._view = memoryview(data)
@@ -51,7 +51,7 @@ class HubManifest:
 
 @dataclass
 class HubRepository:
-    """One repository."""
+    """The content of one repository."""
 
     blobs: set[str] = field(default_factory=set)
     manifests: dict[str, HubManifest] = field(default_factory=dict)
@@ -61,7 +61,8 @@ class HubRepository:
         return self.manifests.get(self.tags.get(reference, reference))
 
     def referrers(self, subject: str, artifact_type: str) -> list[dict[str, Any]]:
-        """Returns descriptors of the manifests with this subject, by digest."""
+        """Returns the descriptors of the manifests with this subject and artifact type, in the order of their digests.
+        An empty `artifact_type` matches all."""
         found = []
         for manifest in sorted(self.manifests.values(), key=lambda each: each.digest):
             if json.loads(manifest.body).get("subject", {}).get("digest") == subject:
@@ -70,23 +71,23 @@ class HubRepository:
 
 
 class HubContent:
-    """All repositories."""
+    """All repositories of the fake Hub, and the bytes of all blobs by digest."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, HubRepository] = {}
         self.bodies: dict[str, ReadableBody] = {}
 
     def put(self, saved: dict[str, Any]) -> None:
-        """Adds what `UpstreamContent.save` wrote. Existing content stays."""
+        """Adds the content that `UpstreamContent.save` has written. Existing content stays."""
         folder = Path(saved["folder"])
-        for digest, where in saved["blobs"].items():
+        for digest, source in saved["blobs"].items():
             if digest not in self.bodies:
                 plain = folder / digest.replace(":", "-")
-                self.bodies[digest] = MappedBody.file(plain) if isinstance(where, str) else Noise(*where)
-        for name, held in saved["repositories"].items():
-            room = self.repositories.setdefault(name, HubRepository())
-            room.blobs.update(held["blobs"])
-            for digest, media_type in held["manifests"].items():
+                self.bodies[digest] = MappedBody.file(plain) if isinstance(source, str) else Noise(*source)
+        for name, saved_repository in saved["repositories"].items():
+            repository = self.repositories.setdefault(name, HubRepository())
+            repository.blobs.update(saved_repository["blobs"])
+            for digest, media_type in saved_repository["manifests"].items():
                 body = (folder / digest.replace(":", "-")).read_bytes()
-                room.manifests[digest] = HubManifest(digest, media_type, body)
-            room.tags.update(held["tags"])
+                repository.manifests[digest] = HubManifest(digest, media_type, body)
+            repository.tags.update(saved_repository["tags"])

@@ -1,4 +1,5 @@
-"""The fake Hub's three ports for clients. Records every request, and applies faults."""
+"""The fake Hub's three ports for clients: the registry, the target of redirects (`cdn`), and the token service. Records
+every request, and applies faults."""
 
 from __future__ import annotations
 
@@ -22,18 +23,19 @@ BACKLOG = 1024
 
 @dataclass
 class PendingFault:
-    """A fault that still applies to some requests."""
+    """A fault, the number of requests to skip before it applies (`skip`), and the number of requests to which it still
+    applies (`left`; None: no limit)."""
 
     fault: Fault
     skip: int
     left: int | None
 
-    def take(self, seen: SeenRequest, answer: HubAnswer) -> bool:
+    def take(self, record: SeenRequest, answer: HubAnswer) -> bool:
         """Returns whether the fault applies to this request. If so, counts one use."""
         fault = self.fault
-        if self.left == 0 or fault.on not in ("any", seen.kind) or fault.match not in seen.path:
+        if self.left == 0 or fault.on not in ("any", record.kind) or fault.match not in record.path:
             return False
-        if fault.method and fault.method != seen.method:
+        if fault.method and fault.method != record.method:
             return False
         if fault.corrupt is not None and not (
             answer.status in (200, 206) and answer.start <= fault.corrupt < answer.stop
@@ -50,7 +52,7 @@ class PendingFault:
 
 
 class HubServer:
-    """All ports, and the record of requests."""
+    """Serves all three ports, and keeps the record of requests."""
 
     def __init__(self, registry: HubApi) -> None:
         self.registry = registry
@@ -58,7 +60,7 @@ class HubServer:
         self.seen: list[SeenRequest] = []
         self.errors: list[str] = []
         self.opened = 0
-        """Connections that were accepted so far."""
+        """Number of connections accepted so far."""
         self._released = asyncio.Event()
         self._connections: dict[asyncio.Task[None], HubConnection] = {}
         self._reserved_ports: dict[Role, socket.socket] = {role: _bound(host, 0) for role, host in HOSTS.items()}
@@ -87,7 +89,7 @@ class HubServer:
             self._listening[asyncio.ensure_future(self._accept(listener, role))] = listener
 
     async def refuse(self) -> None:
-        """Refuses connections from now on. Existing ones go on."""
+        """Refuses new connections from now on. Existing connections stay open."""
         for task, listener in self._listening.items():
             task.cancel()
             await asyncio.wait([task])
@@ -103,7 +105,7 @@ class HubServer:
             await asyncio.wait(connections)
 
     def release(self) -> None:
-        """Continues the stalled responses. Responses that stall later wait for the next release."""
+        """Continues the responses that are stalled now. Responses that stall later wait for the next call."""
         self._released.set()
         self._released = asyncio.Event()
 
@@ -141,36 +143,36 @@ class HubServer:
             target = HubTarget("blob")
         headers = {name: value for name, value in request.headers.items() if name != "authorization"}
         authorization = "authorization" in request.headers
-        seen = SeenRequest(target.kind, request.method, request.target, headers, authorization, time.monotonic())
-        self.seen.append(seen)
+        record = SeenRequest(target.kind, request.method, request.target, headers, authorization, time.monotonic())
+        self.seen.append(record)
         try:
-            keep = await self._answer(connection, role, request, target, seen)
+            keep = await self._answer(connection, role, request, target, record)
         except PeerGone:
-            seen.end = "gone"
+            record.end = "gone"
             raise
         except ConnectionDropped:
-            seen.end = "dropped"
+            record.end = "dropped"
             raise
         except asyncio.CancelledError:
-            seen.end = "cut"
+            record.end = "cut"
             raise
         else:
-            seen.end = "whole"
+            record.end = "whole"
             return keep
         finally:
-            seen.ended = time.monotonic()
+            record.ended = time.monotonic()
 
     async def _answer(
-        self, connection: HubConnection, role: Role, request: HubRequest, target: HubTarget, seen: SeenRequest
+        self, connection: HubConnection, role: Role, request: HubRequest, target: HubTarget, record: SeenRequest
     ) -> bool:
         if self.switches.latency:
             await asyncio.sleep(self.switches.latency)
         if self.switches.send_buffer:
             connection.set_send_buffer(self.switches.send_buffer)
-        answer, is_authorized = self._plan(role, request, target, seen)
+        answer, is_authorized = self._plan(role, request, target, record)
         fault = Fault()
         if is_authorized:
-            fault = next((each.fault for each in self.pending if each.take(seen, answer)), fault)
+            fault = next((each.fault for each in self.pending if each.take(record, answer)), fault)
         if fault.stall:
             await connection.wait(self._released)
         if fault.hangup:
@@ -179,18 +181,18 @@ class HubServer:
         close = not self.switches.keep_alive or request.headers.get("connection", "").lower() == "close"
         if not self.switches.lengths and answer.status in (200, 206) and target.kind in ("manifest", "blob"):
             answer, close = without_length(answer), True
-        seen.status = answer.status
+        record.status = answer.status
         await connection.send(answer.head(close=close))
         if request.method != "HEAD":
-            seen.start, seen.stop = answer.start, answer.stop
-            await self._send(connection, answer, fault, seen)
+            record.start, record.stop = answer.start, answer.stop
+            await self._send(connection, answer, fault, record)
         return not close
 
-    def _plan(self, role: Role, request: HubRequest, target: HubTarget, seen: SeenRequest) -> tuple[HubAnswer, bool]:
+    def _plan(self, role: Role, request: HubRequest, target: HubTarget, record: SeenRequest) -> tuple[HubAnswer, bool]:
         """Returns the response without faults, and whether the request was authorized."""
         if role == "cdn":
             _, _, _, algorithm, encoded, _ = (request.path + "//////").split("/", 5)
-            answer = self.registry.stored(request, f"{algorithm}:{encoded}", seen)
+            answer = self.registry.stored(request, f"{algorithm}:{encoded}", record)
             return answer, answer.status < 400
         if target.kind == "token":
             return self.registry.token(request), True
@@ -200,16 +202,16 @@ class HubServer:
         refused = self.registry.challenge(request, target, realm)
         if refused:
             return refused, False
-        return self.registry.answer(request, target, seen, self.url("cdn")), True
+        return self.registry.answer(request, target, record, self.url("cdn")), True
 
-    async def _send(self, connection: HubConnection, answer: HubAnswer, fault: Fault, seen: SeenRequest) -> None:
-        """Sends the body, with its faults."""
+    async def _send(self, connection: HubConnection, answer: HubAnswer, fault: Fault, record: SeenRequest) -> None:
+        """Sends the body, and stalls or breaks off as the fault says."""
         stalls = sorted({answer.start + each for each in (fault.stall_after, fault.drop_after) if each is not None})
         position = answer.start
         for stop in [*(each for each in stalls if each < answer.stop), answer.stop]:
             for piece in answer.body.pieces(position, stop):
-                # The test may change the rate meanwhile, so it is read for every piece.
-                await connection.send(piece, seen, self.switches.rate)
+                # Reads the rate again for every piece, because the test may change it during the response.
+                await connection.send(piece, record, self.switches.rate)
             position = stop
             if position == answer.stop:
                 break
@@ -234,8 +236,8 @@ def _faulty(answer: HubAnswer, fault: Fault) -> HubAnswer:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Returns a socket that holds its port without listening. Two sockets may hold the same port, and one of them may
-    listen."""
+    """Returns a socket that is bound to the port but does not listen, so that no other program gets the port. A second
+    socket may be bound to the same port and listen."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((host, port))

@@ -1,5 +1,5 @@
-"""The fake Hub's token service, and the check of a request's Authorization (CNCF Distribution's token
-specification)."""
+"""The fake Hub's token service, and the check of the Authorization header of requests (token specification of CNCF
+Distribution)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from .switches import Switches
 @dataclass
 class HubToken:
     scopes: frozenset[str]
-    """Such as `repository:library/ubuntu:pull`, each with one action."""
+    """Scopes such as `repository:library/ubuntu:pull`. Each has one action."""
     expires: float
+    """When the token expires, by the monotonic clock."""
     uses: int | None
+    """Number of requests that the token still allows; None: no limit."""
 
 
 @dataclass(frozen=True)
 class TokenRefusal:
-    """Why a request is not authorized."""
+    """The reason why a request is not authorized."""
 
     error: str = ""
     """The `error` of the challenge; empty if the request had no token."""
@@ -36,17 +38,17 @@ class HubTokens:
     issued: dict[str, HubToken] = field(default_factory=dict)
 
     def issue(self, request: HubRequest, switches: Switches) -> dict[str, object] | None:
-        """Returns the token service's response; None: the login is wrong."""
-        asked = request.form if request.method == "POST" else request.query
+        """Issues a token and returns the token service's response; None if the login is wrong."""
+        parameters = request.form if request.method == "POST" else request.query
         login = basic(request.headers.get("authorization", ""))
         if request.method == "POST":
-            login = (asked.get("username", ""), asked.get("password", ""))
+            login = (parameters.get("username", ""), parameters.get("password", ""))
         if login is not None and login != (switches.username, switches.password):
             return None
         if login is None and "authorization" in request.headers:
             return None
         scopes = frozenset(
-            scope for scope in asked.get("scope", "").split() if login is not None or _public(scope, switches)
+            scope for scope in parameters.get("scope", "").split() if login is not None or _public(scope, switches)
         )
         text = secrets.token_urlsafe(24)
         self.issued[text] = HubToken(scopes, time.monotonic() + switches.token_seconds, switches.token_uses)
@@ -55,7 +57,8 @@ class HubTokens:
         return {"token": text, "access_token": text, "expires_in": seconds, "issued_at": issued_at}
 
     def refuse(self, request: HubRequest, repo: str, switches: Switches) -> TokenRefusal | None:
-        """Returns why a request is refused; None: it is authorized. `repo`: empty for paths outside repositories."""
+        """Returns the reason why a request is refused; None if it is authorized. `repo`: the requested repository;
+        empty for paths outside repositories."""
         authorization = request.headers.get("authorization", "")
         scope = f"repository:{repo}:pull" if repo else ""
         if switches.auth == "off":
@@ -77,7 +80,7 @@ class HubTokens:
 
 
 def basic(authorization: str) -> tuple[str, str] | None:
-    """User and password of a Basic header (RFC 7617)."""
+    """Returns the user and the password in a Basic Authorization header (RFC 7617); None if it is not a valid one."""
     scheme, _, text = authorization.partition(" ")
     if scheme.lower() != "basic":
         return None

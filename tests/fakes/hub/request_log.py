@@ -1,4 +1,5 @@
-"""The record of requests to the fake Hub, with the bytes of body it handed to the socket for each."""
+"""The record of requests to the fake Hub. For each request, it has the number of body bytes that were handed to the
+socket."""
 
 from __future__ import annotations
 
@@ -18,36 +19,36 @@ class SeenRequest:
     kind: HubRequestKind
     method: str
     path: str
-    """With the query, as the client sent it."""
+    """The path with the query, as the client sent it."""
     headers: dict[str, str] = field(repr=False)
-    """By name in lower case; Authorization is left out."""
+    """The headers, by name in lower case. Authorization is left out."""
     authorization: bool
-    """Whether it had an Authorization header."""
+    """Whether the request had an Authorization header."""
     begun: float
-    """When it arrived, by the monotonic clock, which is the same in all processes."""
+    """When the request arrived, by the monotonic clock, which is the same in all processes."""
     digest: str = ""
     """The digest of the requested blob, or of the manifest in the response."""
     status: int = 0
     start: int = 0
     stop: int = 0
-    """The bytes from `start` to `stop` of the blob or manifest are in the response, by its headers."""
+    """According to its headers, the response has the bytes from `start` to `stop` of the blob or manifest."""
     sent: int = 0
-    """Number of bytes of the body handed to the socket so far."""
+    """Number of body bytes that were handed to the socket so far."""
     first_byte: float = 0.0
     """When the first byte was handed to the socket."""
     ended: float = 0.0
     end: str = ""
-    """How the response ended: `whole`; `dropped` by a fault; `gone`: the client has closed the connection; `cut` by the
-    test. Empty until it has ended."""
+    """How the response ended. `whole`: it was sent completely. `dropped`: a fault ended it. `gone`: the client closed
+    the connection. `cut`: the test reset the connection. Empty until the response has ended."""
 
     @property
     def range(self) -> str:
-        """The Range header; empty without one."""
+        """The Range header; empty if the request has none."""
         return self.headers.get("range", "")
 
     @property
     def interval(self) -> Interval:
-        """The bytes of the blob or manifest that were sent."""
+        """The first byte of the blob or manifest that was sent, and the end of the sent bytes."""
         return self.start, self.start + self.sent
 
     def as_json(self) -> dict[str, Any]:
@@ -55,18 +56,18 @@ class SeenRequest:
 
 
 def repeated(intervals: Iterable[Interval]) -> list[Interval]:
-    """Returns what is in more than one of the intervals."""
+    """Returns the parts that are in more than one of the intervals."""
     found: list[Interval] = []
-    reach = 0
+    covered_until = 0
     for start, stop in sorted(intervals):
-        if start < reach and start < stop:
-            found.append((start, min(stop, reach)))
-        reach = max(reach, stop)
+        if start < covered_until and start < stop:
+            found.append((start, min(stop, covered_until)))
+        covered_until = max(covered_until, stop)
     return found
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """Returns what is in at least one of the intervals, in as few intervals as possible."""
+    """Returns the union of the intervals, in as few intervals as possible."""
     found: list[Interval] = []
     for start, stop in sorted(intervals):
         if start == stop:

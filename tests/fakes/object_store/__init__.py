@@ -1,1 +1,2 @@
-"""A blob store over an object store such as S3. It checks that the `BlobStore` Protocol does not assume files."""
+"""A blob store that keeps blobs in an object store such as S3. Tests use it to check that the `BlobStore` Protocol does
+not require files."""

@@ -1,7 +1,8 @@
-"""A bucket as an S3 client sees it (`Bucket`).
+"""A fake of an S3 bucket (`Bucket`).
 
-An object appears completely or not at all, and every later call of every process sees it. It cannot be appended to,
-renamed, or changed in place. Each object is one file in a folder, so that several processes can share the bucket.
+An object is created completely or not at all. After that, every call of every process sees it. An object cannot be
+appended to, renamed, or changed in place. Each object is one file in a folder, so that several processes can share the
+bucket.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import BinaryIO, NamedTuple
 from urllib.parse import quote, unquote
 
 MIN_PART_BYTES = 5 * 1024 * 1024
-"""Least size of every part of a multipart upload but the last (Amazon S3, "Multipart upload limits")."""
+"""Smallest allowed size of a part of a multipart upload, except the last part (Amazon S3, "Multipart upload
+limits")."""
 MOST_PARTS = 10_000
 
 
@@ -43,7 +45,9 @@ class ObjectInfo(NamedTuple):
 
 
 class Bucket:
-    """All calls block. `before(operation, key)` runs before each call that changes something."""
+    """A bucket whose objects are files below `folder`. The docstring of a method begins with the name of the S3
+    operation that the method imitates. All calls block. `before`: called with `put`, `copy`, `delete`, `create` or
+    `complete` and the key, before each operation of this kind."""
 
     def __init__(
         self,
@@ -59,15 +63,15 @@ class Bucket:
             directory.mkdir(parents=True, exist_ok=True)
 
     def put(self, key: str, data: bytes) -> None:
-        """PutObject with `If-None-Match: *`. Raises PreconditionFailed."""
+        """PutObject with `If-None-Match: *`: creates an object. Raises PreconditionFailed if the object exists."""
         self._before("put", key)
         temporary = self._temporary()
         temporary.write_bytes(data)
-        self._appear(temporary, key)
+        self._create_object(temporary, key)
 
     def get(self, key: str, start: int = 0) -> BinaryIO:
-        """GetObject from the byte `start` on. The returned stream continues even if the object is deleted. Raises
-        NoSuchKey."""
+        """GetObject: opens an object from the byte `start` on. The returned stream continues even if the object is
+        deleted. Raises NoSuchKey."""
         try:
             stream = open(self._file(key), "rb")  # noqa: SIM115  the caller closes it
         except FileNotFoundError:
@@ -76,23 +80,23 @@ class Bucket:
         return stream
 
     def read(self, key: str, start: int = 0, length: int = -1) -> bytes:
-        """GetObject of a range. Raises NoSuchKey."""
+        """GetObject of a range: returns its bytes. Raises NoSuchKey."""
         with self.get(key, start) as stream:
             return stream.read(length)
 
     def exists(self, key: str) -> bool:
-        """HeadObject."""
+        """HeadObject: returns whether an object exists."""
         return self._file(key).exists()
 
     def size(self, key: str) -> int | None:
-        """HeadObject: the length of an object; None if it does not exist."""
+        """HeadObject: returns the length of an object; None if it does not exist."""
         try:
             return self._file(key).stat().st_size
         except FileNotFoundError:
             return None
 
     def version(self, key: str) -> str | None:
-        """HeadObject: the version id; None if there is no such object."""
+        """HeadObject: returns the version id; None if the object does not exist."""
         try:
             status = self._file(key).stat()
         except FileNotFoundError:
@@ -100,19 +104,19 @@ class Bucket:
         return f"{status.st_ino}-{status.st_mtime_ns}"
 
     def copy(self, source: str, target: str) -> None:
-        """CopyObject. Replaces an object at `target`. Raises NoSuchKey."""
+        """CopyObject: copies an object, and replaces an object at `target`. Raises NoSuchKey."""
         self._before("copy", target)
         temporary = self._temporary()
         temporary.write_bytes(self.read(source))
         temporary.replace(self._file(target))
 
     def delete(self, key: str) -> None:
-        """DeleteObject. An object that does not exist is no error."""
+        """DeleteObject: deletes an object. Does nothing if it does not exist."""
         self._before("delete", key)
         self._file(key).unlink(missing_ok=True)
 
     def list_objects(self, prefix: str) -> list[ObjectInfo]:
-        """ListObjectsV2, all pages, in the order of the keys."""
+        """ListObjectsV2: returns the entries of all pages, in the order of the keys."""
         found = []
         for entry in os.scandir(self._objects):
             if (key := unquote(entry.name)).startswith(prefix):
@@ -122,22 +126,23 @@ class Bucket:
         return sorted(found)
 
     def create_multipart(self, key: str) -> str:
-        """CreateMultipartUpload. Returns the upload's id."""
+        """CreateMultipartUpload: starts an upload, and returns its id."""
         self._before("create", key)
         upload = uuid.uuid4().hex
         (self._uploads / upload).mkdir()
         return upload
 
     def copy_part(self, upload: str, number: int, source: str) -> str:
-        """UploadPartCopy of a whole object, from 1 on. Returns the part's ETag. Raises NoSuchKey."""
+        """UploadPartCopy: adds a whole object as a part. `number`: the number of the part, from 1 on. Returns the
+        part's ETag. Raises NoSuchKey."""
         assert 1 <= number <= MOST_PARTS
         data = self.read(source)
         (self._uploads / upload / str(number)).write_bytes(data)
         return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
     def complete_multipart(self, upload: str, key: str, tags: list[str]) -> None:
-        """CompleteMultipartUpload with `If-None-Match: *`: makes the object of the parts with these ETags. Raises
-        EntityTooSmall, PreconditionFailed."""
+        """CompleteMultipartUpload with `If-None-Match: *`: creates the object from all parts. `tags`: the ETags of the
+        parts. Raises EntityTooSmall, PreconditionFailed."""
         self._before("complete", key)
         temporary = self._temporary()
         with temporary.open("wb") as whole:
@@ -148,15 +153,15 @@ class Bucket:
                     temporary.unlink()
                     raise EntityTooSmall(f"part {number} has {len(data)} bytes")
                 whole.write(data)
-        self._appear(temporary, key)
+        self._create_object(temporary, key)
         self.abort_multipart(upload)
 
     def abort_multipart(self, upload: str) -> None:
-        """AbortMultipartUpload."""
+        """AbortMultipartUpload: discards an upload and its parts."""
         shutil.rmtree(self._uploads / upload, ignore_errors=True)
 
     def open_multiparts(self) -> int:
-        """ListMultipartUploads: the number of open uploads."""
+        """ListMultipartUploads: returns the number of open uploads."""
         return sum(entry.is_dir() for entry in os.scandir(self._uploads))
 
     def _file(self, key: str) -> Path:
@@ -165,7 +170,7 @@ class Bucket:
     def _temporary(self) -> Path:
         return self._uploads / f"{os.getpid()}-{id(self)}-{next(self._count)}.temporary"
 
-    def _appear(self, temporary: Path, key: str) -> None:
+    def _create_object(self, temporary: Path, key: str) -> None:
         try:
             os.link(temporary, self._file(key))
         except FileExistsError:

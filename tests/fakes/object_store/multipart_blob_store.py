@@ -1,4 +1,4 @@
-"""Blobs and upload sessions as objects of a bucket (`BlobStore`)."""
+"""A `BlobStore` that keeps blobs and upload sessions as objects of a bucket."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ from tests.fakes.object_store.bucket import Bucket, NoSuchKey, PreconditionFaile
 from tests.fakes.object_store.upload_objects import PREFIX, UploadObjects
 
 PIECE = 256 * 1024
-SMALL = 64 * 1024
+"""Largest number of bytes that are read at once."""
+MAX_BUFFERED_BYTES = 64 * 1024
 SHARDS = "0123456789abcdef"
 
 
 class ObjectReader:
-    """A GET of a range that has begun (`BlobReader`)."""
+    """A `BlobReader` for a range of an object whose GET has begun. `data`: the bytes of a small range, which are
+    already read; None: the range is larger."""
 
     file: OpenFile | None = None
     location: str | None = None
@@ -61,13 +63,13 @@ class ObjectReader:
             if self.data:
                 yield self.data
             return
-        left = self.span[1] - self.span[0]
-        while left:
-            size = min(PIECE, left)
+        remaining = self.span[1] - self.span[0]
+        while remaining:
+            size = min(PIECE, remaining)
             piece = await self._disk.run(lambda size=size: self._stream.read(size))  # type: ignore[misc]
             if not piece:
                 raise StorageFailed("the object is shorter than its blob")
-            left -= len(piece)
+            remaining -= len(piece)
             yield piece
 
     async def aclose(self) -> None:
@@ -75,23 +77,24 @@ class ObjectReader:
 
 
 class MultipartSession:
-    """Collects a part in memory. Stores it as an object when it is full, or when the session is flushed."""
+    """The writer of an upload session. It collects bytes in memory and stores them as a chunk, an object of its own,
+    when they fill a part of a multipart upload or when the session is flushed."""
 
     def __init__(self, disk: Disk, objects: UploadObjects, running: RunningDigest, stored: int = 0) -> None:
-        """`running`: the digest of the first `stored` bytes."""
+        """`running`: the running digest of the first `stored` bytes."""
         self._disk = disk
         self._objects = objects
         self._running = running
         self._stored = stored
-        """Bytes that are in objects, those of `_part` included."""
+        """Number of bytes that are stored in objects. They may include bytes of `_part`."""
         self._start = stored
-        """Where `_part` begins."""
+        """The offset at which `_part` begins."""
         self._part = bytearray()
 
     @classmethod
     def resumed(cls, disk: Disk, objects: UploadObjects, algorithm: str, checkpoint: Checkpoint) -> MultipartSession:
-        """Resumes a session. Blocks. Reads a last chunk that is smaller than a part into memory, so that it can
-        grow."""
+        """Resumes a session. Blocks. If the last chunk is smaller than a part, reads it into memory, so that a larger
+        chunk can replace it."""
         stored = objects.size()
         checkpoint.check_not_truncated(stored)
         running, covered = restore_digest(algorithm, checkpoint.state), checkpoint.offset
@@ -167,7 +170,7 @@ class MultipartSession:
 
 
 class ClaimedObjects:
-    """A session that was taken over (`ClaimedUpload`)."""
+    """A `ClaimedUpload`: a session that this process has taken over from its former owner."""
 
     def __init__(self, disk: Disk, objects: UploadObjects) -> None:
         self._disk = disk
@@ -181,11 +184,11 @@ class ClaimedObjects:
             await MultipartSession(self._disk, self._objects, start_digest("sha256")).discard()
 
     def release(self) -> None:
-        """Does nothing, because no lock is held."""
+        """Does nothing, because a claim is an object and holds no lock."""
 
 
 class UploadedObjects:
-    """The chunks of a session with a verified digest (`VerifiedContent`)."""
+    """A `VerifiedContent`: the chunks of a session whose digest was verified."""
 
     def __init__(self, disk: Disk, objects: UploadObjects, digest: Digest, size: int) -> None:
         self.digest = digest
@@ -203,7 +206,7 @@ class UploadedObjects:
         try:
             self._store(bucket)
         except PreconditionFailed:
-            if not self._is_stored(bucket):  # what is there is damaged
+            if not self._is_stored(bucket):  # the existing object is damaged
                 bucket.delete(self.place)
                 self._store(bucket)
         self._objects.delete()
@@ -215,7 +218,7 @@ class UploadedObjects:
             self._assemble(bucket)
 
     def _is_stored(self, bucket: Bucket) -> bool:
-        """Returns whether the object at the place has the right bytes. A real store would compare its checksum."""
+        """Returns whether the existing object has the right bytes. A real store would compare its checksum."""
         running = start_digest(self.digest.algorithm)
         running.update(bucket.read(self.place))
         return running.digest() == self.digest
@@ -234,13 +237,14 @@ class UploadedObjects:
 
 
 class MultipartBlobStore:
-    """Blobs in a bucket. Every write is durable at once, so nothing depends on the boot of the machine."""
+    """A `BlobStore` in a bucket. Every write is durable at once. So the store need not know whether the machine was
+    rebooted, and `boot` is empty."""
 
     boot = ""
     shard_count = len(SHARDS)
 
     def __init__(self, disk: Disk, bucket: Bucket) -> None:
-        """`disk`: its threads are used."""
+        """`disk`: runs the blocking calls in its threads."""
         self.bucket = bucket
         self._disk = disk
 
@@ -251,7 +255,7 @@ class MultipartBlobStore:
         except NoSuchKey:
             raise BytesMissing(place) from None
         length = within[1] - within[0]
-        data = await self._disk.run(lambda: stream.read(length)) if length <= SMALL else None
+        data = await self._disk.run(lambda: stream.read(length)) if length <= MAX_BUFFERED_BYTES else None
         return ObjectReader(self._disk, stream, data, Descriptor(BLOB_TYPE, digest, size), within)
 
     def start_upload(self, upload: UploadID, algorithm: str) -> MultipartSession:
@@ -269,7 +273,7 @@ class MultipartBlobStore:
         return await self._disk.run(UploadObjects(self.bucket, upload).size)
 
     async def discard_upload(self, upload: UploadID) -> None:
-        """Deletes the objects of a session, also of one whose commit was interrupted."""
+        """Deletes the objects of a session, also if its commit was interrupted."""
         await self._disk.run(UploadObjects(self.bucket, upload).delete)
 
     async def list_uploads(self) -> list[tuple[UploadID, float]]:
@@ -309,7 +313,7 @@ class MultipartBlobStore:
     async def check(
         self, digest: Digest, size: int, place: str, on_read: OnRead, *, read_again: bool = False
     ) -> ContentCheck:
-        """A GET has no cache to go around, so `read_again` changes nothing."""
+        """Checks the bytes of a blob. Ignores `read_again`, because a GET has no page cache to bypass."""
         version = await self.version(place)
         if version is None:
             raise BytesMissing(place)
@@ -361,8 +365,9 @@ OpenObjects = Callable[[Disk, str, Metadata, DigestLocks], AbstractAsyncContextM
 
 
 def open_objects(folder: Path, min_part_bytes: int, before: Callable[[str, str], None] | None = None) -> OpenObjects:
-    """An argument for `open_registry`: keeps blobs and uploads in the bucket in `folder`. Partial blobs are files,
-    which are copied into the bucket when they are complete."""
+    """Returns a value for the argument `open_content` of `open_registry`. With it, the registry keeps blobs and uploads
+    in the bucket in `folder`. A partial blob (a blob that is still being downloaded from an upstream) is a file, which
+    is copied into the bucket when it is complete."""
 
     @asynccontextmanager
     async def opened(

@@ -1,12 +1,13 @@
-"""The objects of an upload session, and its owner.
+"""The objects of an upload session in a bucket. They also say which process owns the session.
 
-    uploads/UUID/claims/GENERATION                  who may write; the newest claim owns the session
-    uploads/UUID/bases/GENERATION                   the valid chunks when that generation took the session over
-    uploads/UUID/chunks/START-LENGTH-GENERATION     bytes
+    uploads/UUID/claims/GENERATION                  a claim; the process that stored the newest claim owns the session
+    uploads/UUID/bases/GENERATION                   the list of valid chunks when this generation took the session over
+    uploads/UUID/chunks/START-LENGTH-GENERATION     a chunk: bytes of the upload
 
-A claim is stored only if it does not exist. So of several requests that take a session over at once, one succeeds. A
-chunk is valid if the newest base lists it, or if its own generation has written that base. A chunk that a former owner
-stores later is not valid. A commit ends the session with a closed claim.
+A process takes a session over by storing a claim with the next generation number. Storing fails if the claim exists, so
+that only one of several processes succeeds. A chunk is valid if the newest base lists it, or if its generation is that
+of the newest base. So a chunk that a former owner stores later is not valid. A commit ends the session with a claim
+that is closed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ TAKEN_OVER = "a newer request has taken this upload over"
 
 @dataclass(frozen=True)
 class Chunk:
-    """Bytes of a session from `start` on, as an object."""
+    """An object with `length` bytes of a session, from the offset `start` on."""
 
     start: int
     length: int
@@ -46,8 +47,9 @@ class Chunk:
 
 
 class UploadObjects:
-    """The session `upload` as `generation` sees it; 0: the session was not begun. All calls block. Calls that write
-    raise BlobUploadInvalid if the generation is not the owner."""
+    """The objects of the session `upload`, for the process that owns it as `generation`; 0: this process has not
+    claimed the session. All calls block. Calls that write raise BlobUploadInvalid if a newer generation owns the
+    session."""
 
     def __init__(self, bucket: Bucket, upload: UploadID, generation: int = 0) -> None:
         self.bucket = bucket
@@ -57,7 +59,7 @@ class UploadObjects:
 
     @classmethod
     def take_over(cls, bucket: Bucket, upload: UploadID) -> UploadObjects:
-        """Takes the session over. Raises BlobUploadUnknown if the session is being ended."""
+        """Takes the session over. Raises BlobUploadUnknown if another request is ending the session."""
         while True:
             objects = cls(bucket, upload)
             newest, closed = objects._newest_claim()
@@ -68,19 +70,19 @@ class UploadObjects:
                 objects._claim(objects.generation)
             except BlobUploadInvalid:
                 continue
-            objects._put_base(objects.chunks())  # a still newer owner writes its own; then this one counts for nothing
+            objects._put_base(objects.chunks())  # if a newer generation stores a base, this base does not count
             return objects
 
     def begin(self) -> None:
-        """Begins the session, unless it was begun already."""
+        """Stores the first claim of the session, unless this object already has a claim."""
         if not self.generation:
             self._claim(1)
             self.generation = 1
             self._put_base([])
 
     def chunks(self) -> list[Chunk]:
-        """Returns the valid chunks, in order and without a gap. If several begin at the same byte, the longest one
-        counts."""
+        """Returns the valid chunks in order, up to the first gap. If several chunks begin at the same byte, the longest
+        one counts."""
         bases = self.bucket.list_objects(f"{self._prefix}bases/")
         if not bases:
             return []
@@ -110,13 +112,13 @@ class UploadObjects:
         self.check_owner()
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Returns the bytes from `start` to `stop`, or fewer at the end of the session."""
+        """Yields the bytes from `start` to `stop`, or fewer if the session ends before."""
         for chunk in self.chunks():
-            at, end = max(start, chunk.start), min(stop, chunk.stop)
-            while at < end:
-                piece = self._read(self.key(chunk), at - chunk.start, min(PIECE, end - at))
+            position, end = max(start, chunk.start), min(stop, chunk.stop)
+            while position < end:
+                piece = self._read(self.key(chunk), position - chunk.start, min(PIECE, end - position))
                 yield piece
-                at += len(piece)
+                position += len(piece)
 
     def key(self, chunk: Chunk) -> str:
         return f"{self._prefix}chunks/{chunk.name}"
@@ -126,9 +128,9 @@ class UploadObjects:
             raise BlobUploadInvalid(TAKEN_OVER)
 
     def end(self) -> None:
-        """Makes sure that nobody can take the session over any more. If it was taken over and deleted just before, the
-        name of the next claim is free again; but then the claim before it, that of this generation, was deleted
-        first."""
+        """Stores a closed claim, after which nobody can take the session over. If another request has taken the session
+        over and deleted its objects just before, storing the closed claim succeeds by mistake. In this case the claim
+        of this generation is deleted, too. So this method checks for it afterwards, and raises BlobUploadInvalid."""
         self.check_owner()
         self._claim(self.generation + 1, closed=True)
         if not self.bucket.exists(self._claim_key(self.generation)):
@@ -136,7 +138,8 @@ class UploadObjects:
             raise BlobUploadInvalid(TAKEN_OVER)
 
     def delete(self) -> None:
-        """Deletes the claims last: as long as there are bytes, a former owner finds that it does not own them."""
+        """Deletes all objects of the session, the claims last. So as long as there are chunks, a former owner can see
+        that it does not own the session."""
         for kind in ("chunks/", "bases/", "claims/"):
             for listed in self.bucket.list_objects(self._prefix + kind):
                 self.bucket.delete(listed.key)

@@ -1,5 +1,5 @@
-"""A command that a test starts loads this module first. On SIGUSR1, it shows what the tasks of the command wait for.
-When SIGABRT ends it, it shows where its threads are. Both outputs go to stderr."""
+"""Commands that tests start load this module first. It prints stacks to stderr: on SIGUSR1 those of all asyncio tasks,
+and on SIGABRT, which ends the command, those of all threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import sys
 
 
 def show_tasks(*_: object) -> None:
-    """Runs in the main thread, between two steps of the event loop or while it waits."""
+    """Prints the stacks of all tasks. Python calls signal handlers in the main thread, between two steps of the event
+    loop or while the loop waits."""
     loop = asyncio._get_running_loop()
     for task in asyncio.all_tasks(loop) if loop else ():
         print(f"{task!r} cancelling={task.cancelling()}", file=sys.stderr)

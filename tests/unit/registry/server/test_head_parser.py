@@ -96,18 +96,18 @@ GET = b"GET /v2/a%20b?x=1 HTTP/1.1\r\nHost: test\r\nAccept: */*\r\n\r\n"
 async def test_a_repeated_head(context: ConnectionContext) -> None:
     """A head whose bytes were parsed before has the same scope, also on another connection, and counts as a request.
     A change of one scope does not change the next one."""
-    begun = Begun()
-    _, first = feed(HeadParser(context, Begun()), GET * 2)
+    requests = RequestCounter()
+    _, first = feed(HeadParser(context, RequestCounter()), GET * 2)
     assert context.worker.head_cache.find(GET) is not None
     expected = deepcopy(first.scope)
     first.scope["headers"].append((b"x-added", b"1"))
     first.scope["state"]["added"] = True
-    parser = HeadParser(context, begun)
+    parser = HeadParser(context, requests)
     for head in feed(parser, GET * 3):
         assert head.scope == expected
         assert (head.body_length, head.keep_alive, head.expects_continue, head.size) == (0, True, False, first.size)
         head.scope["headers"].clear()
-    assert begun.count == 3
+    assert requests.count == 3
     assert not parser.is_in_head
     (other,) = feed(parser, GET.replace(b"x=1", b"x=2"))
     assert other.scope["query_string"] == b"x=2"
@@ -115,8 +115,8 @@ async def test_a_repeated_head(context: ConnectionContext) -> None:
 
 async def test_a_repeated_head_after_the_last_request(context: ConnectionContext) -> None:
     """The callback for a new request can refuse a head that is in the cache."""
-    feed(HeadParser(context, Begun()), GET * 2)
-    parser = HeadParser(context, Begun(last=1))
+    feed(HeadParser(context, RequestCounter()), GET * 2)
+    parser = HeadParser(context, RequestCounter(last=1))
     with pytest.raises(RequestAfterLast):
         feed(parser, GET * 2)
 
@@ -124,10 +124,10 @@ async def test_a_repeated_head_after_the_last_request(context: ConnectionContext
 @pytest.mark.parametrize("cut", [1, len(GET) - 1])
 async def test_a_repeated_head_in_two_pieces(context: ConnectionContext, cut: int) -> None:
     """Bytes of a cached head that continue an incomplete head are not taken for a head."""
-    whole, _ = feed(HeadParser(context, Begun()), GET * 2)
-    (cut_head,) = feed(parser := HeadParser(context, Begun()), GET[:cut]) + feed(parser, GET[cut:])
+    whole, _ = feed(HeadParser(context, RequestCounter()), GET * 2)
+    (cut_head,) = feed(parser := HeadParser(context, RequestCounter()), GET[:cut]) + feed(parser, GET[cut:])
     assert cut_head.scope == whole.scope
-    parser = HeadParser(context, Begun())
+    parser = HeadParser(context, RequestCounter())
     assert feed(parser, b"POST / HTTP/1.1\r\nX: ") == []
     (continued,) = feed(parser, GET)
     assert (continued.scope["method"], continued.scope["raw_path"]) == ("POST", b"/")
@@ -150,7 +150,7 @@ async def test_a_repeated_head_in_two_pieces(context: ConnectionContext, cut: in
 async def test_heads_that_are_not_cached(context: ConnectionContext, head: bytes) -> None:
     """Heads are not cached if they have a body, a password or many bytes, change something, or end the connection."""
     for _ in range(2):
-        parser = HeadParser(replace(context, worker=replace(context.worker, limits=ServerLimits())), Begun())
+        parser = HeadParser(replace(context, worker=replace(context.worker, limits=ServerLimits())), RequestCounter())
         feed(parser, head)
     assert context.worker.head_cache.find(head) is None
 
@@ -158,8 +158,8 @@ async def test_heads_that_are_not_cached(context: ConnectionContext, head: bytes
 async def test_the_cache_is_bounded(context: ConnectionContext) -> None:
     """If the cache is full, each new head takes the place of the oldest one. A head that arrives once is not added."""
     heads = [GET.replace(b"x=1", b"x=%d" % number) for number in range(MAX_HEADS + 1)]
-    feed(HeadParser(context, Begun(last=1000)), b"".join([*heads, *heads]))
-    feed(HeadParser(context, Begun()), GET.replace(b"x=1", b"once"))
+    feed(HeadParser(context, RequestCounter(last=1000)), b"".join([*heads, *heads]))
+    feed(HeadParser(context, RequestCounter()), GET.replace(b"x=1", b"once"))
     cache = context.worker.head_cache
     assert cache.find(heads[0]) is None
     assert all(cache.find(head) is not None for head in heads[1:])
