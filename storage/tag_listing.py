@@ -28,6 +28,11 @@ large."""
 MAX_TAGS_OF_MANIFEST: Final = 100
 """Largest number of tags of one manifest in `ManifestFacts.tags`."""
 
+BUNDLE_TYPE_PREFIX: Final = "application/vnd.dev.sigstore.bundle"
+"""Artifact types of Sigstore bundles begin with this. cosign 3 writes a bundle for signatures and for attestations."""
+BUNDLE_PREDICATE: Final = "dev.sigstore.bundle.predicateType"
+"""The annotation in which the manifest of a Sigstore bundle states the type of its statement (the predicate)."""
+
 
 class TagOrder(StrEnum):
     """The order of a list. `NAME`: by the bytes of the names. `VERSION`: as people sort versions, `1.9` before `1.10`
@@ -80,6 +85,8 @@ class ManifestFacts:
       pulls of the manifests of its tree.
     - `stored_bytes`: size of the stored blobs of the tree, each counted once; None: the tree is too large to add up.
     - `referrer_types`: the artifact types of its referrers, at most 20.
+    - `bundle_predicates`: the different predicate types that the Sigstore bundles among its referrers state in their
+      annotation; an empty text for a bundle that states none. At most 20 bundles are read.
     - `referrer_tags`: the texts after the digest in the names of its referrer tags, such as `.sig`; at most 20.
     - `tags`: the tags that point at it, sorted, at most MAX_TAGS_OF_MANIFEST."""
 
@@ -92,6 +99,7 @@ class ManifestFacts:
     pulls: int
     stored_bytes: int | None
     referrer_types: tuple[str, ...]
+    bundle_predicates: tuple[str, ...]
     referrer_tags: tuple[str, ...]
     tags: tuple[Tag, ...] = ()
 
