@@ -125,9 +125,13 @@ class AnswerCache:
         exchange.sent_messages = []
         return True
 
-    def save(self, exchange: Exchange) -> None:
+    def save(self, exchange: Exchange, make_credential_key: MakeCredentialKey) -> None:
         """Caches the answer that `exchange` has recorded, if it is complete and small, and if the next request with the
-        same cache key has to get the same answer."""
+        same cache key has to get the same answer.
+
+        Makes the cache key again, and caches nothing if it has changed. `find` makes the key before the request is
+        authenticated. If another process has just added the first account, the key is then one for all clients, but the
+        answer is for the account that has sent the request."""
         if exchange.kind == "blobs" and exchange.method == "HEAD":
             return  # each HEAD has to reach the store, which protects the blob: the client may be about to push
         if exchange.repo and not self._is_always_hosted(exchange.repo):
@@ -136,6 +140,8 @@ class AnswerCache:
         if complete is None or not exchange.headers_read <= self._covered_headers:
             return  # the answer may depend on a header that is not in the cache key
         key, version = exchange.scope["extensions"][CACHED_ANSWER_EXTENSION][_CACHE_AS]
+        if self._key(exchange.scope, make_credential_key) != key:
+            return
         before, after, body = complete
         answer = CachedAnswer(
             *(before, after, body, exchange.name, exchange.is_account, exchange.pull),

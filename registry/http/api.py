@@ -154,7 +154,7 @@ class DistributionAPI:
             # response was sent, `save` caches it.
             if self._answer_cache is not None and self._answer_cache.record(exchange):
                 await self._answer(exchange)
-                self._answer_cache.save(exchange)
+                self._answer_cache.save(exchange, self._make_credential_key)
             else:
                 await self._answer(exchange)
         except ClientGone:

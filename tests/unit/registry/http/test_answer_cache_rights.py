@@ -72,6 +72,24 @@ async def test_the_first_account_makes_all_ready_answers_invalid(open_site: Answ
             assert await status(open_site, login, target) == 401
 
 
+@pytest.mark.parametrize("target", [TAG, f"{V2}/tags/list", CATALOG, "/v2/"])
+async def test_the_first_request_with_a_login_is_not_cached_for_anonymous_clients(
+    open_site: AnswerCacheSite, target: str
+) -> None:
+    """A worker looks for a ready answer before it notices that another process has added the first account. It treats
+    the request like one without a login then. The answer, which the account's rights allow, is not cached as one for
+    clients without a login."""
+    await open_site.ready(target)
+    async with open_site.beside() as other:
+        await add_account(other.accounts, "alice")
+        await add_grant(other.accounts, "user:alice", "team/**", "pull")
+    login = await open_site.service.token("alice")
+    assert (await open_site.ask("GET", "/api/v1/me", {"authorization": login})).status == 200
+    for _ in range(3):
+        assert await status(open_site, login, target) == 200
+        assert await status(open_site, None, target) == 401
+
+
 @pytest.mark.parametrize("scheme", ["basic", "bearer"])
 @pytest.mark.parametrize(
     ("removed", "status_after"), [("token", 401), ("grant", 404), ("account", 401), ("disabled", 401)]
