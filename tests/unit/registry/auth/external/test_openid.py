@@ -36,7 +36,7 @@ from registry.auth.token.signing_keys import SigningKeys
 from registry.config import OIDCSettings
 from storage.access import AccountKind, AccountName
 from storage.errors import Unauthorized
-from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, CI, AuthClock, AuthWorker, auth_worker
+from tests.fakes.auth_worker import ADMIN, ALICE, CI, KNOWN_ADDRESS, AuthClock, AuthWorker, auth_worker
 from tests.fakes.openid_server import CLIENT, SECRET, CodeGrant, FakeOpenIDProvider, openid_provider
 
 REDIRECT_URI = "http://127.0.0.1:5000/login/callback"
@@ -315,7 +315,7 @@ async def log_in(worker: AuthWorker, fake_provider: FakeOpenIDProvider) -> Ident
     state, nonce, challenge = query["state"], query["nonce"], query["code_challenge"]
     code = "code-" + state
     fake_provider.grants[code] = CodeGrant(challenge, REDIRECT_URI, nonce)
-    result = await openid.finish(AuthorizationResponse(state, code), sealed, AT_HOME)
+    result = await openid.finish(AuthorizationResponse(state, code), sealed, KNOWN_ADDRESS)
     return worker.access.login_sessions.verify(result.session)
 
 
@@ -348,7 +348,7 @@ async def test_first_login_creates_an_account(data: Path, clock: AuthClock, fake
         account = worker.accounts.account(ALICE)
         assert (account.kind, account.admin, account.has_password) == (AccountKind.USER, False, False)
         audit_line = (await worker.audited("account.add"))[0]
-        assert (audit_line.actor, audit_line.target, audit_line.address) == ("system", "alice", AT_HOME.address)
+        assert (audit_line.actor, audit_line.target, audit_line.address) == ("system", "alice", KNOWN_ADDRESS.address)
         for name in (CI, "dev", "system", "Alice", "", None, 5, "a b"):
             fake_provider.person["preferred_username"] = name
             with pytest.raises(LoginFailed):
