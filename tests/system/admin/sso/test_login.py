@@ -47,10 +47,10 @@ def test_session_of_an_admin(browser: Browser, provider: FakeOpenIDProvider) -> 
 def test_each_login_has_its_own_state_and_nonce(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """Each login sends the provider another state, nonce and code challenge. The code verifier is not in the URL to
     which the browser is redirected."""
-    provider.asked.clear()
+    provider.login_requests.clear()
     browser.login()
     browser.login()
-    first, second = provider.asked
+    first, second = provider.login_requests
     for name in ("state", "nonce", "code_challenge"):
         assert first[name] != second[name]
         assert len(first[name]) >= 43
@@ -185,7 +185,7 @@ def test_logs_contain_no_secrets(browser: Browser, provider: FakeOpenIDProvider)
     """After a successful and a failed login, the log and the audit log contain no code, state, token or secret."""
     answers = [browser.to_provider().headers["location"]]
     assert browser.get(answers[0]).status_code == 303
-    provider.altered = lambda claims: {**claims, "aud": "other"}
+    provider.change_claims = lambda claims: {**claims, "aud": "other"}
     answers.append(browser.to_provider().headers["location"])
     assert browser.get(answers[1]).status_code == 403
     assert failed_logins(browser.site, "a claim aud")

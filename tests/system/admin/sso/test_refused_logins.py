@@ -46,13 +46,13 @@ def without(claims: dict[str, Any], name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("fault", ALTERED_CLAIMS)
 def test_id_tokens_that_are_refused(browser: Browser, provider: FakeOpenIDProvider, fault: str) -> None:
     """An ID token for another login, client, provider or time is refused, although the provider has signed it."""
-    provider.altered = ALTERED_CLAIMS[fault]
+    provider.change_claims = ALTERED_CLAIMS[fault]
     assert_refused(browser, browser.login())
 
 
 def test_several_audiences(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """An ID token with several audiences is accepted if its `azp` is this client."""
-    provider.altered = lambda claims: {**claims, "aud": ["other", CLIENT], "azp": CLIENT}
+    provider.change_claims = lambda claims: {**claims, "aud": ["other", CLIENT], "azp": CLIENT}
     assert browser.login().status_code == 303
 
 
