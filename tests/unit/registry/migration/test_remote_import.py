@@ -172,7 +172,7 @@ async def test_a_second_import_fetches_only_changes(
     assert (result["tags"], result["present"], result["manifests"], result["fetched"]) == (2, 1, 2, 4)
     assert old_registry.count("manifest", "GET") == 2
     assert old_registry.count("manifest", "HEAD") == 3
-    assert all(not old_registry.sent(digest) for digest in first.blobs)
+    assert all(not old_registry.sent_ranges(digest) for digest in first.blobs)
     for image in (second, signature):
         await assert_whole(store, APP, image)
 
@@ -208,7 +208,7 @@ async def test_a_shared_blob_is_downloaded_once(
     result = await run_import(repositories=names)
 
     layer = image.layers[0].digest
-    assert sum(stop - start for start, stop in old_registry.sent(layer)) == 2 * MIB
+    assert sum(stop - start for start, stop in old_registry.sent_ranges(layer)) == 2 * MIB
     assert (result["fetched"], result["shared"]) == (2, 4)
     for name in names:
         await assert_whole(store, name, image)
@@ -231,7 +231,7 @@ async def test_faults_are_retried(
 
     assert (result["tags"], run_import.told()) == (1, [])
     assert pauses
-    assert union(old_registry.sent(layer)) == [(0, 9 * MIB)]
+    assert union(old_registry.sent_ranges(layer)) == [(0, 9 * MIB)]
     await assert_whole(store, APP, image)
 
 
