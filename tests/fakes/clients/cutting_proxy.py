@@ -28,7 +28,7 @@ class CuttingProxy:
         self.sent = 0  # bytes from clients to the server
         self.received = 0  # bytes from the server to clients
         self.cuts = 0
-        self.asked: list[str] = []  # requests such as `GET /v2/`; only those with which a received piece began
+        self.request_lines: list[str] = []  # requests such as `GET /v2/`; only those with which a received piece began
         self.slow = threading.Event()  # set once an upload is slowed down
         self._full_speed = threading.Event()
         self._start(threading.Thread(target=self._accept, daemon=True))
@@ -123,7 +123,7 @@ class CuttingProxy:
 
     def _record_request(self, piece: bytes) -> None:
         if found := REQUEST.match(piece):
-            self.asked.append(found[1].decode())
+            self.request_lines.append(found[1].decode())
 
     def _crawl(self, piece: bytes, target: socket.socket) -> bytes:
         """Sends a piece at one byte per second. Returns the rest of the piece once `speed_up` is called."""

@@ -145,7 +145,7 @@ def test_refused_requests_are_in_the_audit_log(site: AdminSite) -> None:
     """The audit log has an entry for a refused request, with the account, the operation and the address."""
     user = site.user()
     site.call("DELETE", "/groups/some", auth=user)
-    while not (lines := site.done("GET", "/audit", actor=user[0], outcome="denied")["items"]):
+    while not (lines := site.call_ok("GET", "/audit", actor=user[0], outcome="denied")["items"]):
         pass
     (line,) = lines
     assert (line["action"], line["target"], line["address"]) == ("management.remove_group", "groups/some", "127.0.0.1")
@@ -156,7 +156,7 @@ def test_audit_log_has_no_control_characters(site: AdminSite) -> None:
     a terminal."""
     user = site.user()
     site.call("DELETE", "/groups/%1b[2J%0d", auth=user)
-    while not (lines := site.done("GET", "/audit", actor=user[0], outcome="denied")["items"]):
+    while not (lines := site.call_ok("GET", "/audit", actor=user[0], outcome="denied")["items"]):
         pass
     assert [line["target"] for line in lines] == ["groups/%1b[2J%0d"]
     assert "\x1b" not in site.command("audit", "--actor", user[0])

@@ -236,14 +236,14 @@ def test_backups_by_the_api(tmp_path: Path, is_configured: bool) -> None:
             for answer in (site.call("POST", "/backups", {}), site.call("GET", "/backups")):
                 assert (answer.status_code, code_of(answer)) == (409, "BACKUP_TARGET_UNKNOWN")
             return
-        assert site.done("GET", "/backups")["items"] == []
+        assert site.call_ok("GET", "/backups")["items"] == []
         for _ in range(2):
-            job = site.done("POST", "/backups", {"verify": True})
+            job = site.call_ok("POST", "/backups", {"verify": True})
             while job["ended"] is None:
                 time.sleep(0.05)
-                job = site.done("GET", f"/jobs/{job['id']}")
+                job = site.call_ok("GET", f"/jobs/{job['id']}")
             assert (job["state"], job["started_by"], job["result"]["missing"]) == ("done", ADMIN, [])
-        (made,) = site.done("GET", "/backups")["items"]
+        (made,) = site.call_ok("GET", "/backups")["items"]
         assert (made["name"], made["tags"]) == (job["result"]["snapshot"], 0)
 
 

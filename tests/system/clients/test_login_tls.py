@@ -79,7 +79,7 @@ def far_docker(tls_server: TlsServer, short_folder: Path) -> Iterator[DockerEngi
         running_docker(folder, etc=folder / "etc", proxy=f"http://{proxy.address}") as running,
     ):
         yield running
-        assert f"CONNECT {DOCUMENTATION_ADDRESS}:5000" in proxy.asked
+        assert f"CONNECT {DOCUMENTATION_ADDRESS}:5000" in proxy.request_lines
 
 
 def log_in(docker: DockerEngine, address: str, login: ClientLogin) -> tuple[int, str]:

@@ -78,7 +78,7 @@ def variables(provider: FakeOpenIDProvider, folder: Path, **more: str) -> dict[s
 def failed_logins(site: AdminSite, reason: str) -> list[dict[str, Any]]:
     """Waits until the audit log has a failed login whose details contain `reason`. Returns all such entries."""
     while True:
-        lines = site.done("GET", "/audit", action="login", outcome="failed", limit=1000)["items"]
+        lines = site.call_ok("GET", "/audit", action="login", outcome="failed", limit=1000)["items"]
         if found := [line for line in lines if reason in json.dumps(line["detail"])]:
             return found
 

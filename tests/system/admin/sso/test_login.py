@@ -32,7 +32,9 @@ def test_login_starts_a_session(browser: Browser, provider: FakeOpenIDProvider) 
     assert browser.call("GET", "/users").status_code == 403
     lines: list[dict[str, Any]] = []
     while not lines:
-        entries = browser.site.done("GET", "/audit", action="login", actor="alice", outcome="ok", limit=1000)["items"]
+        entries = browser.site.call_ok("GET", "/audit", action="login", actor="alice", outcome="ok", limit=1000)[
+            "items"
+        ]
         lines = [line for line in entries if line["detail"] == {"how": "openid"}]
     assert lines[0]["address"] == "127.0.0.1"
 
@@ -144,8 +146,8 @@ def test_redirects_to_other_sites_are_refused(browser: Browser, place: str) -> N
 def test_groups_from_the_provider(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """The session has the rights of the groups that the provider names for the person."""
     group = browser.site.name("group")
-    browser.site.done("POST", "/groups", {"name": group})
-    browser.site.done("PUT", "/grants", {"subject": f"group:{group}", "pattern": "team/**", "actions": ["admin"]})
+    browser.site.call_ok("POST", "/groups", {"name": group})
+    browser.site.call_ok("PUT", "/grants", {"subject": f"group:{group}", "pattern": "team/**", "actions": ["admin"]})
     browser.login()
     assert browser.call("GET", "/me").json()["grants"] == []
     provider.person["groups"] = [group, "none"]
@@ -154,7 +156,7 @@ def test_groups_from_the_provider(browser: Browser, provider: FakeOpenIDProvider
     assert grant["subject"] == f"group:{group}"
     body = {"subject": "user:alice", "pattern": "team/x", "actions": ["pull"]}
     assert browser.call("PUT", "/grants", body, origin=browser.registry_url).status_code == 200
-    browser.site.done("DELETE", "/grants", subject="user:alice", pattern="team/x")
+    browser.site.call_ok("DELETE", "/grants", subject="user:alice", pattern="team/x")
 
 
 def test_a_provider_that_is_down(tmp_path: Path) -> None:

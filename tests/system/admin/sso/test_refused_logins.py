@@ -113,7 +113,7 @@ def test_names_without_an_account(browser: Browser, provider: FakeOpenIDProvider
 def test_disabled_accounts_and_robots(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """A disabled account and a robot get the same response as a missing account."""
     user, robot = browser.site.user()[0], browser.site.robot()
-    browser.site.done("PATCH", f"/users/{user}", {"enabled": False})
+    browser.site.call_ok("PATCH", f"/users/{user}", {"enabled": False})
     for name, reason in ((user, "the account is disabled"), (robot, "the account is a robot's")):
         provider.person = {"preferred_username": name}
         answer = browser.login()
