@@ -146,7 +146,7 @@ def built(docker: DockerEngine, mirror: RegistryServer, python_tree: DebianTree,
     archive = python_tree.write_archive(folder / "python.tar")
     docker("import", str(archive), base)
     docker("push", base)
-    docker.forget(base)
+    docker.remove_image(base)
     name = "entrepot:latest"
     with package_index(packages) as index:
         values = {"PIP_INDEX_URL": index, "VERSION": __version__, "REVISION": "0123abc"}
@@ -169,7 +169,7 @@ def push_and_pull(docker: DockerEngine, name: str, pushed: ClientImage) -> None:
 
 
 def pull_again(docker: DockerEngine, name: str) -> None:
-    docker.forget(name)
+    docker.remove_image(name)
     docker("pull", name)
     assert docker.output_of(name) == "hello from a container\n"
 
@@ -221,7 +221,7 @@ def test_the_container_runs_with_a_read_only_root(docker: DockerEngine, built: s
     container = docker("run", "--detach", *HARDENING_OPTIONS, *options, built).out.strip()
     wait_for_health(docker, container)
     push_and_pull(docker, f"{published(docker, container, 5000)}/team/hello:1", hello)
-    docker.forget(f"{published(docker, container, 5000)}/team/hello:1")
+    docker.remove_image(f"{published(docker, container, 5000)}/team/hello:1")
     docker("restart", container)
     wait_for_health(docker, container)
     name = f"{published(docker, container, 5000)}/team/hello:1"
@@ -368,7 +368,7 @@ def test_compose_with_nginx(
     docker("push", name)
     pull_again(docker, name)
     docker("logout", NGINX)
-    docker.forget(name)
+    docker.remove_image(name)
     assert docker.call.attempt("pull", name).code != 0
     log = compose("logs", "entrepot").out
     addresses = re.findall(r"PUT /v2/team/hello/manifests/1 .* address=(\S+)", log)

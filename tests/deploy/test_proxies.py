@@ -100,7 +100,7 @@ def test_push_and_pull(docker: DockerEngine, proxy: str, large: ClientImage) -> 
     name = f"{HOST}/behind/{proxy}:1"
     docker.load(large, name)
     docker("push", name)
-    docker.forget(name)
+    docker.remove_image(name)
     docker("pull", name)
     assert docker.output_of(name) == "behind a proxy\n"
 

@@ -28,7 +28,7 @@ def docker(place: Place) -> Iterator[CompatibleClient]:
         def push(image: ClientImage, name: str) -> None:
             engine.load(image, name)
             engine("push", name)
-            engine.forget(name)
+            engine.remove_image(name)
 
         def pull(image: ClientImage, name: str) -> None:
             engine("pull", name)
@@ -161,7 +161,7 @@ def containerd(place: Place) -> Iterator[CompatibleClient]:
         def mirror() -> None:
             certs = place.new_folder()
             (certs / "docker.io").mkdir()
-            hosts = place.beyond.printed(place.mirror, "containerd", "--upstream", "docker.io")
+            hosts = place.beyond.client_settings(place.mirror, "containerd", "--upstream", "docker.io")
             (certs / "docker.io" / "hosts.toml").write_text(hosts)
             options = ("--hosts-dir", str(certs), "--snapshotter", "native")
             ctr("images", "pull", *options, f"docker.io/library/{UBUNTU}")

@@ -64,11 +64,11 @@ def test_login_and_logout(my_docker: DockerEngine, site: SiteWithAccounts, repo:
     log_in(my_docker, site.address, login)
     my_docker("push", name)
     assert_same_files(site.client(), f"{repo}/app", "1", small_image)
-    my_docker.forget(name)
+    my_docker.remove_image(name)
     my_docker("pull", name)
     assert my_docker.output_of(name) == f"hello from {repo}\n"
     my_docker("logout", site.address)
-    my_docker.forget(name)
+    my_docker.remove_image(name)
     assert f"unauthorized: log in to pull from {repo}/app" in refused(my_docker, "pull", name)
 
 
@@ -98,13 +98,13 @@ def test_push_with_a_login_and_pull_without(
     site.allow_everyone(f"{repo}/open")
     my_docker.load(small_image, name)
     my_docker("push", name)
-    my_docker.forget(name)
+    my_docker.remove_image(name)
     other_docker("pull", name)
     assert other_docker.output_of(name) == f"hello from {repo}\n"
     assert f"unauthorized: log in to push to {repo}/open" in refused(other_docker, "push", name)
     my_docker.load(small_image, f"{site.address}/{repo}/closed:1")
     my_docker("push", f"{site.address}/{repo}/closed:1")
-    other_docker.forget(name)
+    other_docker.remove_image(name)
     assert "unauthorized: log in to pull" in refused(other_docker, "pull", f"{site.address}/{repo}/closed:1")
 
 

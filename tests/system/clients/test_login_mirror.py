@@ -71,7 +71,7 @@ def test_docker_pulls_public_images_with_a_docker_hub_login(
     for _ in range(4):  # often enough to reach both workers
         my_client("pull", "--quiet", "ubuntu:18.04")
         assert my_client.output_of("ubuntu:18.04") == "bionic amd64\n"
-        my_client.forget("ubuntu:18.04")
+        my_client.remove_image("ubuntu:18.04")
 
 
 @pytest.mark.parametrize("hub_login", HUB_LOGINS, ids=["none", "password", "odd name", "refresh token"])
@@ -81,11 +81,11 @@ def test_docker_cannot_pull_images_that_need_a_grant(
     """An image that needs a grant cannot be pulled with a login for Docker Hub, whether or not the image is cached. The
     mirror does not request it from the upstream."""
     mirror.client().manifest("far.example/library/ubuntu", "18.04")
-    before = upstreams.hub.read() + upstreams.far.read()
+    before = upstreams.hub.read() + upstreams.second.read()
     my_client = docker_with(docker, tmp_path, **{HUB: hub_login})
     for name in ("org/app:1", f"{mirror.address}/org/app:1", f"{mirror.address}/far.example/library/ubuntu:18.04"):
         assert my_client.call.attempt("pull", name).code != 0
-    assert upstreams.hub.read() + upstreams.far.read() == before
+    assert upstreams.hub.read() + upstreams.second.read() == before
 
 
 def test_docker_with_an_api_token_as_its_docker_hub_login(
@@ -97,11 +97,11 @@ def test_docker_with_an_api_token_as_its_docker_hub_login(
     my_client = docker_with(docker, tmp_path, **{HUB: {"auth": robot.encoded}})
     my_client("pull", "--quiet", "org/app:1")
     assert my_client.output_of("org/app:1") == "org/app\n"
-    my_client.forget("org/app:1")
+    my_client.remove_image("org/app:1")
     mirror.call_ok("PATCH", f"/robots/{robot.name}", {"enabled": False})
     assert my_client.call.attempt("pull", "org/app:1").code != 0
     my_client("pull", "--quiet", "ubuntu:18.04")
-    my_client.forget("ubuntu:18.04")
+    my_client.remove_image("ubuntu:18.04")
 
 
 def test_docker_logged_in_at_the_mirror(docker: DockerEngine, mirror: SiteWithAccounts, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_docker_logged_in_at_the_mirror(docker: DockerEngine, mirror: SiteWithAc
     for name, output in {"org/app:1": "org/app", "far.example/library/ubuntu:18.04": "far amd64"}.items():
         my_client("pull", "--quiet", f"{mirror.address}/{name}")
         assert my_client.output_of(f"{mirror.address}/{name}") == f"{output}\n"
-        my_client.forget(f"{mirror.address}/{name}")
+        my_client.remove_image(f"{mirror.address}/{name}")
     other = mirror.add_user({"docker.io/org/**": "pull"})
     my_client.call("login", mirror.address, "-u", other.name, "--password-stdin", given=other.secret)
     refused = my_client.call.attempt("pull", f"{mirror.address}/far.example/library/ubuntu:18.04")
@@ -140,7 +140,7 @@ def hosts_dir(mirror: RegistryServer, upstreams: TwoRegistries, folder: Path) ->
     folder."""
     for upstream in ("docker.io", "far.example"):
         (folder / upstream).mkdir(parents=True)
-        printed = upstreams.printed(mirror, "containerd", "--upstream", upstream)
+        printed = upstreams.client_settings(mirror, "containerd", "--upstream", upstream)
         (folder / upstream / "hosts.toml").write_text(printed)
     return "--hosts-dir", str(folder)
 
@@ -158,7 +158,7 @@ def test_containerd(ctr: Containerd, mirror: SiteWithAccounts, upstreams: TwoReg
     ctr(*pull, hub)
     ctr(*pull, *logged_in(ClientLogin("someone", WRONG)), hub)
     ctr(*pull, *logged_in(with_grant), far)
-    far_ubuntu = upstreams.far.content.repositories["library/ubuntu"]
+    far_ubuntu = upstreams.second.content.repositories["library/ubuntu"]
     assert far_ubuntu.tags["18.04"] in ctr("images", "ls", f"name=={far}").out
     ctr.forget(hub, far)
     for login in ((), logged_in(without_grant), logged_in(ClientLogin("someone", WRONG))):

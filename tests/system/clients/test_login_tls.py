@@ -103,16 +103,16 @@ def test_docker(far_docker: DockerEngine, repo: str, small_image: ClientImage, t
     for each in (name, public_image):
         my_docker.load(small_image, each)
         my_docker("push", each)
-    my_docker.forget(name)
+    my_docker.remove_image(name)
     my_docker("pull", name)
     assert my_docker.output_of(name) == f"hello from {repo}\n"
-    my_docker.forget(name)
+    my_docker.remove_image(name)
     my_docker("logout", f"{DOCUMENTATION_ADDRESS}:5000")
     my_docker("pull", public_image)
     assert f"unauthorized: log in to pull from {repo}" in my_docker.call.attempt("pull", name).err
     assert log_in(my_docker, f"{DOCUMENTATION_ADDRESS}:5000", EVE)[0] == 0
     assert f"denied: eve may not push to {repo}" in _push(my_docker, small_image, name)
-    my_docker.forget(public_image)
+    my_docker.remove_image(public_image)
 
 
 def test_docker_search(far_docker: DockerEngine, repo: str, small_image: ClientImage, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_docker_search(far_docker: DockerEngine, repo: str, small_image: ClientI
     assert found() == {public_image}
     assert log_in(my_docker, f"{DOCUMENTATION_ADDRESS}:5000", EVE)[0] == 0
     assert found() == {public_image}
-    my_docker.forget(f"{DOCUMENTATION_ADDRESS}:5000/{repo}:1")
+    my_docker.remove_image(f"{DOCUMENTATION_ADDRESS}:5000/{repo}:1")
 
 
 def _push(docker: DockerEngine, image: ClientImage, name: str) -> str:
