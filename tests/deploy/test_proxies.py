@@ -48,7 +48,7 @@ def account(folder: Path) -> None:
     """Adds an admin account to the data directory of the registry."""
     (folder / "registry").mkdir()
     command = ("user", "add", ADMIN, "--admin", "--password-file", "-")
-    entrepot_output(*command, folder=folder / "registry", given=PASSWORD)
+    entrepot_output(*command, folder=folder / "registry", stdin_text=PASSWORD)
 
 
 @pytest.fixture(scope="module")

@@ -66,9 +66,9 @@ class AdminSite:
         secret: str = self.call_ok("POST", "/tokens", {"account": account, **more})["secret"]
         return secret
 
-    def command(self, *args: str, given: str | None = None) -> str:
+    def command(self, *args: str, stdin_text: str | None = None) -> str:
         """Runs `entrepot` on the data directory of this server, and returns its output."""
-        return entrepot_output(*args, folder=self.folder, given=given)
+        return entrepot_output(*args, folder=self.folder, stdin_text=stdin_text)
 
 
 def code_of(answer: httpx2.Response) -> str:

@@ -81,7 +81,7 @@ def page_site(folder: Path, **variables: str) -> Iterator[SiteWithAccounts]:
     environment variables."""
     prepare_data_dir(folder / "data")
     asyncio.run(_fill(folder / "data"))
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     lists = {"UPSTREAM": UPSTREAM, "RETENTION": RETENTION, "QUOTA": QUOTA}
     env = {f"ENTREPOT_{name}": json.dumps(value) for name, value in lists.items()}
     with running_server(folder, workers=2, env={**env, **variables}) as server:

@@ -65,7 +65,7 @@ def record(archive: Path) -> None:
     upstream.add("library/ubuntu", noise_image("ubuntu", 3000, 20_000), "24.04")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+        entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
         with (
             hub(folder, upstream) as upstream_hub,
             running_server(folder, "--config", str(settings(folder, upstream_hub.url))) as server,

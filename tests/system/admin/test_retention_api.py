@@ -42,7 +42,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
     """A server with retention rules, which it applies only on request."""
     folder = tmp_path_factory.mktemp("retention")
     (folder / "entrepot.toml").write_text(SETTINGS)
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     with running_server(folder, "--config", "entrepot.toml") as server:
         yield AdminSite(server, folder)
 

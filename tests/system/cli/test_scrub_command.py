@@ -28,7 +28,7 @@ def site(tmp_path: Path) -> Iterator[AdminSite]:
     """A server with two workers, the admin root, and a grant for everyone to push. Each test has its own server,
     because images share layers."""
     folder = tmp_path
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     entrepot_output("grant", "add", "**", "pull,push", "everyone", folder=folder)
     with running_server(folder, workers=2) as server:
         yield AdminSite(server, folder)

@@ -45,7 +45,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SiteWithAccounts]
     """A server with two workers and with accounts. Its bearer tokens live for 60 s, which is the shortest lifetime that
     the settings allow."""
     folder = tmp_path_factory.mktemp("club")
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     with running_server(folder, env={"ENTREPOT_AUTH__TOKEN_TTL": "60s"}) as running:
         yield SiteWithAccounts(running, folder)
     shutil.rmtree(running.data)

@@ -35,7 +35,7 @@ def other_docker(docker: DockerEngine, tmp_path: Path) -> DockerEngine:
 
 def attempt_login(docker: DockerEngine, address: str, login: ClientLogin) -> ProgramResult:
     """Runs `echo SECRET | docker login ADDRESS -u NAME --password-stdin`, as CI jobs do."""
-    return docker.call.attempt("login", address, "-u", login.name, "--password-stdin", given=f"{login.secret}\n")
+    return docker.call.attempt("login", address, "-u", login.name, "--password-stdin", stdin_text=f"{login.secret}\n")
 
 
 def log_in(docker: DockerEngine, address: str, login: ClientLogin) -> None:
@@ -206,7 +206,7 @@ def test_new_password_ends_stored_logins(
     log_in(my_docker, site.address, login)
     my_docker.load(small_image, name)
     my_docker("push", name)
-    site.command("user", "password", login.name, "--password-file", "-", given="another password\n")
+    site.command("user", "password", login.name, "--password-file", "-", stdin_text="another password\n")
     assert LOGIN_ERROR in refused(my_docker, "push", name)
     assert LOGIN_ERROR in attempt_login(my_docker, site.address, login).err
     log_in(my_docker, site.address, ClientLogin(login.name, "another password"))

@@ -42,7 +42,7 @@ def mirror(tmp_path_factory: pytest.TempPathFactory, upstreams: TwoRegistries) -
     """A mirror from which everyone may pull Docker Hub's official images. Other repositories of Docker Hub, and another
     upstream, need a grant."""
     folder = tmp_path_factory.mktemp("mirror")
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     with upstreams.mirror(folder) as running:
         site = SiteWithAccounts(running, folder)
         site.allow_everyone("docker.io/library/**")
@@ -108,13 +108,13 @@ def test_docker_logged_in_at_the_mirror(docker: DockerEngine, mirror: SiteWithAc
     """At the mirror's own address, each account can pull only the repositories for which it has a grant."""
     login = mirror.add_user({"docker.io/org/**": "pull,push", "far.example/**": "pull"})
     my_client = docker_with(docker, tmp_path)
-    my_client.call("login", mirror.address, "-u", login.name, "--password-stdin", given=login.secret)
+    my_client.call("login", mirror.address, "-u", login.name, "--password-stdin", stdin_text=login.secret)
     for name, output in {"org/app:1": "org/app", "far.example/library/ubuntu:18.04": "far amd64"}.items():
         my_client("pull", "--quiet", f"{mirror.address}/{name}")
         assert my_client.output_of(f"{mirror.address}/{name}") == f"{output}\n"
         my_client.remove_image(f"{mirror.address}/{name}")
     other = mirror.add_user({"docker.io/org/**": "pull"})
-    my_client.call("login", mirror.address, "-u", other.name, "--password-stdin", given=other.secret)
+    my_client.call("login", mirror.address, "-u", other.name, "--password-stdin", stdin_text=other.secret)
     refused = my_client.call.attempt("pull", f"{mirror.address}/far.example/library/ubuntu:18.04")
     assert "manifest unknown" in refused.err
 
@@ -128,7 +128,7 @@ def test_podman(short_folder: Path, mirror: SiteWithAccounts, upstreams: TwoRegi
     for name in ("docker.io/org/app:1", "far.example/library/ubuntu:18.04"):
         assert my_client.podman.attempt("pull", name).code != 0
     login = mirror.add_user({"docker.io/**": "pull", "far.example/**": "pull"})
-    my_client.podman("login", INSECURE, "-u", login.name, "--password-stdin", mirror.address, given=login.secret)
+    my_client.podman("login", INSECURE, "-u", login.name, "--password-stdin", mirror.address, stdin_text=login.secret)
     for name, output in {"docker.io/org/app:1": "org/app", "far.example/library/ubuntu:18.04": "far amd64"}.items():
         my_client.podman("pull", "--quiet", name)
         assert my_client.output_of(name) == f"{output}\n"

@@ -24,7 +24,7 @@ def my_tools(tools: ContainerTools, tmp_path: Path) -> ContainerTools:
 
 
 def attempt_login(program: ForeignProgram, address: str, login: ClientLogin) -> ProgramResult:
-    return program.attempt("login", INSECURE, "-u", login.name, "--password-stdin", address, given=login.secret)
+    return program.attempt("login", INSECURE, "-u", login.name, "--password-stdin", address, stdin_text=login.secret)
 
 
 def refused(program: ForeignProgram, *args: str) -> str:

@@ -56,9 +56,9 @@ def tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
     pair, trusted = authority.sign("localhost", also=DOCUMENTATION_ADDRESS), folder / "trusted"
     trusted.mkdir()
     (trusted / "ca.crt").write_bytes(authority.certificate.read_bytes())
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     for login in (ALICE, EVE):
-        entrepot_output("user", "add", login.name, "--password-file", "-", folder=folder, given=login.secret)
+        entrepot_output("user", "add", login.name, "--password-file", "-", folder=folder, stdin_text=login.secret)
     entrepot_output("grant", "add", "team/**", "pull,push", "user:alice", folder=folder)
     entrepot_output("grant", "add", "team/open/**", "pull", "everyone", folder=folder)
     variables = {"ENTREPOT_TLS__CERTIFICATE": str(pair.certificate), "ENTREPOT_TLS__KEY": str(pair.key)}
@@ -83,7 +83,7 @@ def far_docker(tls_server: TlsServer, short_folder: Path) -> Iterator[DockerEngi
 
 
 def log_in(docker: DockerEngine, address: str, login: ClientLogin) -> tuple[int, str]:
-    result = docker.call.attempt("login", address, "-u", login.name, "--password-stdin", given=login.secret)
+    result = docker.call.attempt("login", address, "-u", login.name, "--password-stdin", stdin_text=login.secret)
     return result.code, result.text
 
 
@@ -149,10 +149,10 @@ def test_podman_and_skopeo(
     my_tools, cert, name = tools_logged_out(tools, tmp_path), str(tls_server.trusted), f"{tls_server.address}/{repo}:1"
     loaded(my_tools, small_image, name, tmp_path / "in")
     login = ("login", "-u", ALICE.name, "--password-stdin", tls_server.address)
-    assert "unknown authority" in my_tools.podman.attempt(*login, given=ALICE.secret).err
-    wrong = my_tools.podman.attempt(*login, "--cert-dir", cert, given=WRONG)
+    assert "unknown authority" in my_tools.podman.attempt(*login, stdin_text=ALICE.secret).err
+    wrong = my_tools.podman.attempt(*login, "--cert-dir", cert, stdin_text=WRONG)
     assert "invalid username/password" in wrong.err
-    my_tools.podman(*login, "--cert-dir", cert, given=ALICE.secret)
+    my_tools.podman(*login, "--cert-dir", cert, stdin_text=ALICE.secret)
     my_tools.podman("push", "--cert-dir", cert, name)
     public_image = f"docker://{tls_server.address}/team/open/podman:1"
     both = ("--src-cert-dir", cert, "--dest-cert-dir", cert)
@@ -190,7 +190,7 @@ def test_podman_search(
     wait_until(lambda: found(term) == [public_image], 60, lambda: f"podman finds {found(term)}")
     hidden = f"{tls_server.address}/{repo}"
     assert found(hidden) == []
-    podman("login", "-u", ALICE.name, "--password-stdin", tls_server.address, given=ALICE.secret)
+    podman("login", "-u", ALICE.name, "--password-stdin", tls_server.address, stdin_text=ALICE.secret)
     assert found(hidden) == [repo]
 
 

@@ -39,7 +39,7 @@ SETTINGS = ("--config", "entrepot.toml", "--data", "data")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
     """A server with accounts that keeps its events for an hour."""
     folder = tmp_path_factory.mktemp("events")
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     with event_site(folder, KEEP_EVENTS) as server:
         yield AdminSite(server, folder)
 

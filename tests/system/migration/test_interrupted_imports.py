@@ -249,6 +249,8 @@ def test_settings_are_translated(tmp_path: Path) -> None:
     (tmp_path / "config.yml").write_text("version: 0.1\nhttp: {addr: ':5000'}\n")
     out = entrepot_output("import-config", "config.yml", folder=tmp_path, REGISTRY_LOG_LEVEL="warn")
     assert 'log_level = "warning"' in out
-    assert entrepot_output("import-config", "-", folder=tmp_path, given="log: {level: error}").endswith('"error"\n')
-    assert "is not YAML" in error_line(entrepot("import-config", "-", folder=tmp_path, given="{"), 1)
+    assert entrepot_output("import-config", "-", folder=tmp_path, stdin_text="log: {level: error}").endswith(
+        '"error"\n'
+    )
+    assert "is not YAML" in error_line(entrepot("import-config", "-", folder=tmp_path, stdin_text="{"), 1)
     assert "cannot be read" in error_line(entrepot("import-config", "none", folder=tmp_path), 1)

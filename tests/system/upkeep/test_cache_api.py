@@ -24,7 +24,9 @@ def test_cache_and_quotas_in_the_api(site: MirrorSite) -> None:
         for digest in image.blobs:
             assert site.http.get(f"/v2/library/app{number}/blobs/{digest}").status_code == 200
     entrepot_output(
-        *("user", "add", ADMIN, "--admin", "--password-file", "-", "--data", "data"), folder=site.folder, given=PASSWORD
+        *("user", "add", ADMIN, "--admin", "--password-file", "-", "--data", "data"),
+        folder=site.folder,
+        stdin_text=PASSWORD,
     )
     api = AdminSite(site.server, site.folder)
     sizes = [sum(blob.size for blob in image.blobs.values()) for image in images]

@@ -115,8 +115,8 @@ def provider(made_provider: FakeOpenIDProvider) -> FakeOpenIDProvider:
 def site(made_provider: FakeOpenIDProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
     """Yields a registry that uses the provider. It has the admin root and the user alice."""
     folder = tmp_path_factory.mktemp("login")
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
-    entrepot_output("user", "add", "alice", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
+    entrepot_output("user", "add", "alice", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     with running_server(folder, workers=2, env=variables(made_provider, folder, GROUPS_CLAIM="groups")) as server:
         yield AdminSite(server, folder)
 

@@ -163,7 +163,7 @@ def test_a_provider_that_is_down(tmp_path: Path) -> None:
     """While the provider is down, the server starts and serves other requests. A login gets 502."""
     with openid_provider() as stopped_provider:
         env = variables(stopped_provider, tmp_path)
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=tmp_path, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=tmp_path, stdin_text=PASSWORD)
     with running_server(tmp_path, workers=1, env=env) as server:
         answer = plain_request("GET", f"{server.url}/login/openid")
         assert answer.status_code == 502
