@@ -91,7 +91,7 @@ def docker_for(mirror: RegistryServer, short_folder: Path) -> Iterator[DockerEng
         yield running
 
 
-def tools_for(mirror: RegistryServer, beyond: TwoRegistries, short_folder: Path) -> ContainerTools:
+def tools_for(mirror: RegistryServer, upstreams: TwoRegistries, short_folder: Path) -> ContainerTools:
     """Returns podman, buildah and skopeo without images, with the registries.conf that `entrepot client` prints for
     them."""
     # With a longer path, podman would wait 20 s for the end of each container.
@@ -101,5 +101,5 @@ def tools_for(mirror: RegistryServer, beyond: TwoRegistries, short_folder: Path)
     drop_in_folder.mkdir()
     # podman and buildah read the first file, which an environment variable names. skopeo reads the second file.
     for file in (folder / "registries.conf", drop_in_folder / "50-entrepot.conf"):
-        file.write_text(beyond.client_settings(mirror, "podman"))
+        file.write_text(upstreams.client_settings(mirror, "podman"))
     return tools
